@@ -1,0 +1,55 @@
+# Two commands matter first: `make demo` and `make test`. `make check` is the whole gate.
+PYTHON ?= python3
+BIN    := .venv/bin
+READY  := .venv/.ready
+DEV    := .venv/.ready-dev
+
+.PHONY: demo test check lint types imports docs docs-check bench faults lock clean
+
+$(READY): requirements.lock pyproject.toml
+	@echo "Setting up .venv (first time only) …"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(DEV): $(READY) requirements-dev.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+demo: $(READY)   ## set up, start the stack, land real inputs, ask questions; KEEP=1 leaves it running
+	@$(BIN)/python -m apex_memory.cli demo $(if $(KEEP),--keep)
+
+test: $(DEV)     ## the test suite, on real engines
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV)
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench
+
+types: $(DEV)
+	$(BIN)/mypy
+
+imports: $(DEV)
+	$(BIN)/lint-imports
+
+docs: $(DEV)     ## generate the reference pages
+	$(BIN)/python -m apex_memory.cli reference docs/reference
+
+docs-check: $(DEV)
+	$(BIN)/python -m apex_memory.cli reference docs/reference --check
+
+check: lint types imports docs-check test   ## the whole gate; CI runs just this
+
+bench: $(DEV)
+	$(BIN)/python -m bench $(ARGS)
+
+faults: $(DEV)
+	$(BIN)/python -m tests.faults --faults $(or $(FAULTS),20) $(if $(SEED),--seed $(SEED))
+
+lock:            ## refresh the locks (needs uv)
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml --group build -o requirements.lock
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml --group build --group dev -o requirements-dev.lock
+
+clean:
+	rm -rf .venv .apex

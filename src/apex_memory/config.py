@@ -1,0 +1,220 @@
+"""Every setting, read in this one place: environment `APEX_*`, then `apex.toml`, then the defaults here.
+
+`docs/reference/settings.md` is generated from this class.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from apex_memory.errors import Misconfigured
+
+EMBEDDED = "embedded:"
+
+
+class Settings(BaseSettings):
+    """One flat table; sources have tables of their own under `[sources.NAME]`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="APEX_", env_nested_delimiter="__", extra="forbid", validate_default=True
+    )
+
+    data_dir: Path = Field(
+        Path(".apex"),
+        description="Where embedded engines keep their data, and `apex up` its state.",
+    )
+    documents: str = Field(
+        EMBEDDED,
+        description="PostgreSQL 16 or later: `postgresql://user:password@host/database`, or `embedded:`.",
+    )
+    graph: str = Field(
+        EMBEDDED, description="Graph: `falkordb://:password@host:port/graph`, or `embedded:`."
+    )
+    vectors: str = Field(
+        EMBEDDED,
+        description="Vectors: Qdrant server `http://host:6333/collection` (`qdrant_api_key` beside it), or `embedded:`.",
+    )
+    cache: str = Field(
+        EMBEDDED, description="Redis or Valkey: `redis://:password@host:port/0`, or `embedded:`."
+    )
+    temporal: str = Field(
+        EMBEDDED,
+        description="Temporal: `host:port/namespace`, or `embedded:` (the dev server with its UI).",
+    )
+    temporal_ui: str = Field(
+        "",
+        description="Address of the Temporal UI, for links. Filled in by `apex up` for the embedded server.",
+    )
+    qdrant_api_key: SecretStr = Field(SecretStr(""), description="API key of a Qdrant server.")
+
+    host: str = Field(
+        "127.0.0.1",
+        description="Address the gateway listens on. Anything but loopback makes Apex reachable from outside.",
+    )
+    port: int = Field(
+        8460,
+        ge=0,
+        le=65535,
+        description="Port of the gateway; 0 takes a free one. When taken, `apex up` says so and takes a free one.",
+    )
+    api_key: SecretStr = Field(
+        SecretStr(""),
+        description="Key that the command line sends. Empty: the admin key that `apex up` keeps in the data folder.",
+    )
+    url: str = Field(
+        "",
+        description="Gateway the command line talks to. Empty: the one that `apex up` started from this data folder.",
+    )
+
+    embedder: str = Field(
+        "minilm",
+        description="`minilm` (384 d), `wordllama` (256 d, about 20 times faster, weaker), `hashing` (tests), or the URL of an OpenAI-style server (`http://host/v1`).",
+    )
+    embedder_model: str = Field("", description="Model name sent to an embedding server.")
+    embedder_dimension: int = Field(
+        0, ge=0, description="Dimension of an embedding server's vectors (needed for a URL)."
+    )
+    embedder_key: SecretStr = Field(
+        SecretStr(""), description="Bearer key for an embedding server."
+    )
+    embedder_threads: int = Field(
+        0, ge=0, description="Threads of the local model; 0 takes the number of processors."
+    )
+
+    batch_max: int = Field(256, ge=1, le=2000, description="Most events in one batch.")
+    lease_seconds: float = Field(
+        60, gt=0, description="How long a worker owns a batch. After that another may take it over."
+    )
+    retry_waits: list[float] = Field(
+        [1, 2, 4], description="Seconds between tries of one store call inside the saga."
+    )
+    call_timeout_seconds: float = Field(
+        20, gt=0, description="Longest a single call to a store may take."
+    )
+    max_attempts: int = Field(
+        5,
+        ge=1,
+        description="Failed attempts (outages not counted) before an event becomes a dead letter.",
+    )
+    breaker_failures: int = Field(
+        5, ge=1, description="Failures in a row that open a store's circuit breaker."
+    )
+    breaker_open_seconds: float = Field(
+        60, gt=0, description="How long an open breaker waits before it lets one probe through."
+    )
+    snapshot_seconds: float = Field(
+        20, gt=0, description="Longest a reader's snapshot may live. Must be below `grace_seconds`."
+    )
+    grace_seconds: float = Field(
+        60,
+        gt=0,
+        description="How long superseded stages stay in the stores for readers that still see them.",
+    )
+    sweep_seconds: float = Field(
+        5,
+        gt=0,
+        description="How often the sweeper looks for expired stages, parked events and lost wakes.",
+    )
+    collect_seconds: float = Field(
+        30, gt=0, description="How often the collector removes superseded stages."
+    )
+    payload_days: float = Field(365, gt=0, description="How long raw payloads are kept for replay.")
+    tombstone_days: float = Field(
+        90,
+        gt=0,
+        description="How long the mark of a deleted document outlives it. Must exceed every source's replay horizon.",
+    )
+
+    max_body_bytes: int = Field(
+        5_000_000, gt=0, description="Largest webhook or JSON body. Sources may ask for less."
+    )
+    max_upload_bytes: int = Field(50_000_000, gt=0, description="Largest uploaded document.")
+    chunk_chars: int = Field(900, ge=100, description="Most characters in one chunk.")
+    bm25_average_words: float = Field(
+        60,
+        gt=0,
+        description="Average number of words in a chunk, for the word leg's length normalisation.",
+    )
+
+    source_path: Path | None = Field(None, description="Folder with further source files.")
+    sources: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="A table a source: `[sources.frontapp]`, see each source's page.",
+    )
+    log_format: Literal["console", "json"] = Field("console", description="`json` for machines.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level that is logged."
+    )
+
+    @field_validator("graph", "vectors", "cache", "documents")
+    @classmethod
+    def _known_scheme(cls, value: str, info: Any) -> str:
+        schemes = {
+            "documents": ("postgresql://", "postgres://"),
+            "graph": ("falkordb://",),
+            "vectors": ("http://", "https://", "edge://"),
+            "cache": ("redis://", "rediss://", "valkey://"),
+        }[info.field_name]
+        if value != EMBEDDED and not value.startswith(schemes):
+            raise ValueError(
+                f"must be `embedded:` or start with {' or '.join(s for s in schemes if s != 'edge://')}"
+            )
+        return value
+
+    @field_validator("grace_seconds")
+    @classmethod
+    def _grace_above_snapshot(cls, value: float, info: Any) -> float:
+        if value <= info.data.get("snapshot_seconds", 0):
+            raise ValueError(
+                "must be above snapshot_seconds, or a reader could lose what it is reading"
+            )
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, settings_file())
+
+
+def settings_file() -> Path:
+    """The settings file: `$APEX_SETTINGS_FILE`, or `apex.toml` in the working folder."""
+    return Path(os.environ.get("APEX_SETTINGS_FILE", "apex.toml"))
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from overrides, environment and file. Raises `Misconfigured` with the setting's name and the remedy."""
+    known = {f"APEX_{name.upper()}" for name in Settings.model_fields} | {"APEX_SETTINGS_FILE"}
+    for name in os.environ:
+        if name.startswith("APEX_") and name not in known and not name.startswith("APEX_SOURCES__"):
+            raise Misconfigured(
+                f"{name}: no such setting", remedy="see docs/reference/settings.md, or unset it"
+            )
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        name = ".".join(map(str, first["loc"])) or "settings"
+        raise Misconfigured(
+            f"{name}: {first['msg']}", remedy="see docs/reference/settings.md"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise Misconfigured(
+            f"{settings_file()}: {error}", remedy="mend the TOML syntax there"
+        ) from None

@@ -1,0 +1,304 @@
+"""The words of the system: events, documents, manifests, stages. Plain values, no behaviour that needs a store.
+
+Identity is derived, never minted: `event_uuid` and `document_uuid` are uuid5 of natural keys, so
+a redelivery names the same row again. A stage id is the one random id, because every id in the
+graph and the vector store derives from it (docs/discussions/protocol.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import IntEnum, StrEnum
+from typing import Any, NewType
+
+import numpy as np
+from numpy.typing import NDArray
+
+NAMESPACE = uuid.UUID("6f0d4f2c-9d0e-5b39-8f4b-3f6d0c1f7a11")
+
+StageId = NewType("StageId", uuid.UUID)
+Vectors = NDArray[np.float32]  # shape (chunks, dimension), rows of unit length
+
+TOMBSTONE = "application/vnd.apex.tombstone+json"
+"""Content type of a delete that Apex itself lands, for any source: an event with an empty body."""
+
+
+class Priority(IntEnum):
+    """P0 is real time, P1 is soon, P2 is bulk. Lower is claimed first."""
+
+    P0 = 0
+    P1 = 1
+    P2 = 2
+
+
+class EventState(StrEnum):
+    """Where an event is. The first three are open; `parked` waits for a store; the rest are final."""
+
+    RECEIVED = "received"
+    PREPARED = "prepared"
+    STAGED = "staged"  # shown, not stored: prepared, and a stage of it is in `staging`
+    DONE = "done"
+    SUPERSEDED = "superseded"
+    PARKED = "parked"
+    DEAD = "dead"
+
+
+class StageState(StrEnum):
+    """`staging → committed → superseded → reaping → reaped` or `staging → aborted → reaped`. Dead never revives."""
+
+    STAGING = "staging"
+    COMMITTED = "committed"
+    SUPERSEDED = "superseded"
+    REAPING = "reaping"
+    ABORTED = "aborted"
+    REAPED = "reaped"
+
+
+def event_uuid(source: str, event_id: str) -> uuid.UUID:
+    """The public id of an event, the same for every redelivery of it."""
+    return uuid.uuid5(NAMESPACE, f"event\x00{source}\x00{event_id}")
+
+
+def document_uuid(source: str, key: str) -> uuid.UUID:
+    """The id of the document that holds the natural thing `key` of `source`."""
+    return uuid.uuid5(NAMESPACE, f"document\x00{source}\x00{key}")
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def micros(moment: datetime) -> int:
+    """Microseconds since 1970 UTC: the usual version of an event, exact to the microsecond."""
+    delta = moment.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One raw inbound item, as a source hands it to the inbox.
+
+    `event_id` is the natural id of the delivery (unique within the source), `doc_key` the natural
+    key of the thing it is about, `version` orders the versions of that thing (microseconds, or the
+    source's own counter). `payload` is kept byte for byte.
+    """
+
+    source: str
+    event_id: str
+    doc_key: str
+    version: int
+    occurred_at: datetime
+    payload: bytes
+    content_type: str = "application/json"
+    priority: Priority = Priority.P0
+    trace_parent: str | None = None
+
+    @property
+    def id(self) -> uuid.UUID:
+        return event_uuid(self.source, self.event_id)
+
+    @property
+    def doc_id(self) -> uuid.UUID:
+        return document_uuid(self.source, self.doc_key)
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """What the inbox answers for an event: its id, and whether it was there already."""
+
+    id: uuid.UUID
+    source: str
+    event_id: str
+    doc_id: uuid.UUID
+    duplicate: bool
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Entity:
+    """Something the documents speak of. `ref` (`type:key`) is its id in the graph and in filters."""
+
+    type: str
+    key: str
+
+    @property
+    def ref(self) -> str:
+        return f"{self.type}:{self.key}"
+
+    @classmethod
+    def parse(cls, ref: str) -> Entity:
+        kind, _, key = ref.partition(":")
+        return cls(kind, key)
+
+
+def slug(name: str) -> str:
+    """A name as a stable key: folded to ASCII, lower case, words joined by `-` (`Northwind Trucking` → `northwind-trucking`)."""
+    folded = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode() or name
+    return re.sub(r"[^a-z0-9]+", "-", folded.lower()).strip("-")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assertion:
+    """One thing a document says: `subject predicate object` or `subject predicate value`.
+
+    Entities in the graph hold only their key; names, attributes, relations and mentions are
+    assertions, tagged with stage and document, so one delete by stage takes them all away.
+    `subject` and `object` are entity refs; a mention has the document itself as subject
+    (`document:<doc_id>`, filled in by the pipeline where it is empty). `start` is the character
+    offset of the evidence in the document's text, where there is one.
+    """
+
+    predicate: str
+    subject: str = ""
+    object: str | None = None
+    value: str | None = None
+    start: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file inside a payload, for the pipeline to parse."""
+
+    name: str
+    content_type: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """What a source makes of one payload: readable text, and what its structure says.
+
+    `passages` are natural units of `text` as (start, end) character offsets (the turns of a
+    conversation, say); chunks never cross them. `files` are parsed by the pipeline and their text
+    follows `text`. `parent` is the natural key of the document that contains this one: deleting
+    the parent deletes it. `deleted` makes the version a tombstone; all else is then ignored.
+    """
+
+    kind: str
+    title: str
+    occurred_at: datetime
+    text: str = ""
+    passages: tuple[tuple[int, int], ...] = ()
+    files: tuple[File, ...] = ()
+    assertions: tuple[Assertion, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    parent: str | None = None
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A passage of a document's text: the unit of search. Offsets are characters (code points)."""
+
+    n: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The immutable result of the pipeline for one event. Stored before anything is staged."""
+
+    id: uuid.UUID
+    inbox_id: uuid.UUID
+    doc_id: uuid.UUID
+    source: str
+    doc_key: str
+    pipeline: str
+    kind: str
+    title: str
+    text: str
+    occurred_at: datetime
+    metadata: Mapping[str, Any]
+    parent_id: uuid.UUID | None
+    deleted: bool
+    chunks: tuple[Chunk, ...]
+    vectors: Vectors
+    assertions: tuple[Assertion, ...]
+    entities: tuple[str, ...]
+    """Refs of all entities named, sorted: the exact index and the filter."""
+
+    def chunk_text(self, chunk: Chunk) -> str:
+        return self.text[chunk.start : chunk.end]
+
+    def content_hash(self) -> bytes:
+        """sha256 over all that readers can see; equal content has an equal hash, whatever the event."""
+        digest = hashlib.sha256()
+        for part in (
+            self.kind,
+            self.title,
+            self.text,
+            str(self.deleted),
+            repr(self.chunks),
+            repr(self.assertions),
+        ):
+            digest.update(part.encode("utf-8", "surrogatepass"))
+            digest.update(b"\x00")
+        digest.update(np.ascontiguousarray(self.vectors, dtype=np.float32).tobytes())
+        return digest.digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How many items of a stage a store holds, and the sum of their content hashes."""
+
+    count: int = 0
+    checksum: int = 0
+
+
+def content_hash31(*parts: object) -> int:
+    """31-bit hash of an item's content. Sums of up to 2^22 of them stay exact in a double."""
+    body = "\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(body, digest_size=4).digest()) & 0x7FFFFFFF
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorPoint:
+    """A chunk as the vector store holds it. `id` is uuid5(stage, n); `hash` covers text and place."""
+
+    id: uuid.UUID
+    stage: uuid.UUID
+    doc: uuid.UUID
+    n: int
+    start: int
+    end: int
+    text: str
+    """The passage: the words of the word leg. Not stored in the payload."""
+    nearby: str
+    """The passage with its neighbours, for the second word field. Not stored in the payload."""
+    source: str
+    kind: str
+    time: int  # seconds since 1970
+    entities: Sequence[str]
+    hash: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphAssertion:
+    """An assertion as the graph holds it. `id` is uuid5(stage, n)."""
+
+    id: uuid.UUID
+    stage: uuid.UUID
+    doc: uuid.UUID
+    predicate: str
+    subject: str
+    object: str | None
+    value: str | None
+    start: int | None
+    hash: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """What a search is limited to. Empty means everything. Times are inclusive since, exclusive until."""
+
+    sources: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    since: datetime | None = None
+    until: datetime | None = None
+    entities: tuple[str, ...] = ()

@@ -1,0 +1,166 @@
+"""Sources: one file each. A source only turns bytes into events, and an event into a document.
+
+To add one, put a file here (or into a folder named by the setting `source_path`) with a subclass
+of `Source`; its route, settings, docs row and contract tests derive from the class. `receive` runs
+in the gateway before anything is stored: verify first, on the raw bytes, then split into events.
+`document` runs in the worker and is pure: same event, same document.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from apex_memory.errors import Misconfigured
+from apex_memory.model import Document, Event, Priority
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An HTTP request as a source sees it: header names in lower case, the body as it came."""
+
+    body: bytes
+    headers: Mapping[str, str]
+    query: Mapping[str, str]
+    received_at: datetime
+
+    @property
+    def content_type(self) -> str:
+        """Media type without parameters, lower case; empty if not given."""
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    @property
+    def idempotency_key(self) -> str | None:
+        return self.headers.get("idempotency-key")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer that replaces the usual 202, for handshakes."""
+
+    body: bytes
+    content_type: str = "text/plain"
+    status: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What one request holds: events to land, and an own answer if the vendor wants one."""
+
+    events: Sequence[Event] = ()
+    reply: Reply | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A realistic request for this source, unsigned: `Source.sign` adds what authenticates it."""
+
+    name: str
+    body: bytes
+    content_type: str = "application/json"
+    query: Mapping[str, str] = field(default_factory=dict)
+    events: int = 1
+
+
+class SourceSettings(BaseModel):
+    """Settings of one source, from `[sources.NAME]`. Unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Source(ABC):
+    """One vendor or kind of input. The class docstring is its line in the docs."""
+
+    name: ClassVar[str]
+    """Lower case, stable: part of ids, routes and workflow ids."""
+    title: ClassVar[str]
+    priority: ClassVar[Priority]
+    path: ClassVar[str] = ""
+    """Route of an API source (`/v1/conversations`). Empty for a webhook, whose route is `/hooks/NAME`."""
+    max_body_bytes: ClassVar[int] = 5_000_000
+    Settings: ClassVar[type[SourceSettings]] = SourceSettings
+
+    def __init__(self, settings: SourceSettings) -> None:
+        self.settings: Any = settings
+
+    @property
+    def route(self) -> str:
+        return self.path or f"/hooks/{self.name}"
+
+    @property
+    def authenticated_by_key(self) -> bool:
+        """API sources ask for an API key with scope `ingest`; webhooks carry their vendor's signature."""
+        return bool(self.path)
+
+    @abstractmethod
+    def receive(self, request: Request) -> Received:
+        """Verify, then split into events. Raises `Unauthorized` (signature) or `Rejected` (malformed)."""
+
+    @abstractmethod
+    def document(self, event: Event) -> Document:
+        """The document this event makes. Pure. Raises `Rejected` if the payload cannot be understood."""
+
+    @abstractmethod
+    def samples(self) -> Sequence[Sample]:
+        """Requests for tests and the demo."""
+
+    def sign(self, body: bytes, at: datetime) -> Mapping[str, str]:
+        """Headers with which the vendor would send this body. Empty for API sources."""
+        return {}
+
+
+def _modules(extra: Path | None) -> Iterator[Any]:
+    for info in pkgutil.iter_modules(__path__):
+        yield importlib.import_module(f"{__name__}.{info.name}")
+    for file in sorted(extra.glob("*.py")) if extra else ():
+        spec = importlib.util.spec_from_file_location(f"apex_source_{file.stem}", file)
+        if spec is None or spec.loader is None:
+            raise Misconfigured(f"source_path: {file} is not a Python module")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        yield module
+
+
+def classes(extra: Path | None = None) -> list[type[Source]]:
+    """Every source class there is, by name."""
+    found = {
+        item.name: item
+        for module in _modules(extra)
+        for item in vars(module).values()
+        if isinstance(item, type)
+        and issubclass(item, Source)
+        and item.__module__ == module.__name__
+    }
+    return [found[name] for name in sorted(found)]
+
+
+def load(settings: Mapping[str, Mapping[str, Any]], extra: Path | None = None) -> dict[str, Source]:
+    """All sources, configured from the `[sources.NAME]` tables. Refuses unknown names and wrong values."""
+    kinds = {item.name: item for item in classes(extra)}
+    unknown = set(settings) - set(kinds)
+    if unknown:
+        raise Misconfigured(
+            f"sources.{min(unknown)}: no such source", remedy=f"known sources: {', '.join(kinds)}"
+        )
+    loaded: dict[str, Source] = {}
+    for name, kind in kinds.items():
+        try:
+            loaded[name] = kind(kind.Settings.model_validate(settings.get(name, {})))
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            place = ".".join(["sources", name, *map(str, first["loc"])])
+            raise Misconfigured(
+                f"{place}: {first['msg']}", remedy="see docs/reference/settings.md"
+            ) from None
+    return loaded

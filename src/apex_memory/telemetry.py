@@ -1,0 +1,139 @@
+"""Logs, metrics and traces. Every metric of Apex is in the table below, with its line of prose.
+
+`docs/reference/metrics.md` is generated from the table. Logs name events by id; they never hold
+payloads, texts or secrets.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from opentelemetry import trace
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+LANDED = Counter("apex_events_landed", "Events committed to the inbox.", ["source"])
+DUPLICATES = Counter(
+    "apex_events_duplicate", "Redeliveries answered without a second row.", ["source"]
+)
+REFUSED = Counter(
+    "apex_requests_refused", "Requests refused before landing, by reason.", ["source", "reason"]
+)
+ENDED = Counter(
+    "apex_events_ended",
+    "Events that reached an end: done, superseded, dead; or were parked.",
+    ["source", "state"],
+)
+CONFLICTS = Counter(
+    "apex_version_conflicts",
+    "Events with the version of the stored document but other content.",
+    ["source"],
+)
+RETRIES = Counter("apex_store_retries", "Store calls tried again.", ["store"])
+BREAKER = Gauge(
+    "apex_breaker_open",
+    "1 while a store's circuit breaker is open, 0.5 half-open, 0 closed.",
+    ["store"],
+)
+STAGES_SWEPT = Counter(
+    "apex_stages_swept", "Expired or aborted stages removed from the stores.", []
+)
+STAGES_COLLECTED = Counter(
+    "apex_stages_collected", "Superseded stages removed from the stores.", []
+)
+REPAIRED = Counter(
+    "apex_documents_repaired",
+    "Documents staged again because a store had lost part of them.",
+    ["store"],
+)
+STEP_SECONDS = Histogram(
+    "apex_step_seconds", "Duration of a step of a batch.", ["step"], buckets=SECONDS
+)
+BATCH_EVENTS = Histogram(
+    "apex_batch_events",
+    "Events in a batch.",
+    ["source"],
+    buckets=(1, 2, 5, 10, 25, 50, 100, 250, 500),
+)
+SEARCHABLE_SECONDS = Histogram(
+    "apex_searchable_seconds", "From received to searchable.", ["source"], buckets=SECONDS
+)
+SEARCH_SECONDS = Histogram(
+    "apex_search_seconds", "Duration of a search.", ["part"], buckets=SECONDS
+)
+DEGRADED = Counter("apex_search_degraded", "Search answers that lacked a store.", ["store"])
+HTTP_SECONDS = Histogram(
+    "apex_http_seconds",
+    "Duration of an HTTP request.",
+    ["method", "route", "status"],
+    buckets=SECONDS,
+)
+INBOX_OPEN = Gauge(
+    "apex_inbox_open", "Events in the inbox that are not at an end.", ["source", "state"]
+)
+OLDEST_SECONDS = Gauge("apex_inbox_oldest_seconds", "Age of the oldest open event.", ["source"])
+WAKES_FAILED = Counter(
+    "apex_wakes_failed", "Wakes that Temporal did not take; the sweeper makes up for them.", []
+)
+CACHE_FAILURES = Counter(
+    "apex_cache_failures", "Cache calls that failed; answers were right, but slower.", ["call"]
+)
+ENGINE_RESTARTS = Counter(
+    "apex_engine_restarts", "Embedded engines started again by `apex up`.", ["engine"]
+)
+
+tracer = trace.get_tracer("apex_memory")
+
+
+def metric_rows() -> list[tuple[str, str, str]]:
+    """(name, kind, description) of every Apex metric, for the generated page."""
+    rows = {
+        (m.name, m.type, m.documentation) for m in REGISTRY.collect() if m.name.startswith("apex_")
+    }
+    return sorted(rows)
+
+
+def configure_logging(level: str, style: str) -> None:
+    """Structured logs on stderr: `console` for people, `json` for machines."""
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if style == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=28)
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(
+        level=getattr(logging, level.upper()),
+        stream=sys.stderr,
+        format="%(levelname)s %(name)s %(message)s",
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def logger(**context: Any) -> Any:
+    """A structured logger; `context` is on every line of it."""
+    return structlog.get_logger(**context)
+
+
+def trace_carrier() -> Mapping[str, str]:
+    """The W3C trace headers of the current span, to hand over with work."""
+    from opentelemetry.propagate import inject
+
+    carrier: dict[str, str] = {}
+    inject(carrier)
+    return carrier

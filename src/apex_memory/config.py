@@ -92,12 +92,15 @@ class Settings(BaseSettings):
         0, ge=0, description="Threads of the local model; 0 takes the number of processors."
     )
 
-    batch_max: int = Field(256, ge=1, le=2000, description="Most events in one batch.")
+    batch_max: int = Field(256, ge=1, le=500, description="Most events in one batch.")
     lease_seconds: float = Field(
         60, gt=0, description="How long a worker owns a batch. After that another may take it over."
     )
-    retry_waits: list[float] = Field(
-        [1, 2, 4], description="Seconds between tries of one store call inside the saga."
+    retry_attempts: int = Field(4, ge=1, description="Tries of one store call inside the saga.")
+    retry_seconds: float = Field(
+        1,
+        gt=0,
+        description="Wait before the second try; it doubles each time (1, 2, 4) with jitter.",
     )
     call_timeout_seconds: float = Field(
         20, gt=0, description="Longest a single call to a store may take."

@@ -17,9 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import from_json
 
 from apex_memory.errors import Misconfigured
 from apex_memory.model import Document, Event, Priority
@@ -76,6 +77,17 @@ class SourceSettings(BaseModel):
     """Settings of one source, from `[sources.NAME]`. Unknown names are refused."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_from_environment(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The environment knows no lists: `["a", "b"]` and `a` are taken for one where one is due."""
+        found = dict(values)
+        for name, spec in cls.model_fields.items():
+            value = found.get(name)
+            if get_origin(spec.annotation) is list and isinstance(value, str):
+                found[name] = from_json(value) if value.startswith("[") else [value]
+        return found
 
 
 class Source(ABC):

@@ -157,7 +157,7 @@ class VectorStore(Store, Protocol):
         dense: Vectors | None,
         words: str | None,
         limit: int,
-        filters: Filters = Filters(),
+        filters: Filters | None = None,
         exclude: Sequence[UUID] = (),
     ) -> Mapping[str, list[VectorHit]]:
         """Best chunks per leg, best first, at most `limit` each. `dense` is one vector, shape (dimension,). Legs not asked for are left out."""

@@ -76,6 +76,7 @@ CREATE TABLE manifests (
 );
 ALTER TABLE manifests ALTER COLUMN vectors SET STORAGE EXTERNAL;
 CREATE INDEX manifests_document ON manifests (doc_id);
+CREATE INDEX manifests_parent ON manifests (parent_id) WHERE parent_id IS NOT NULL;
 
 -- The saga's journal: one row an attempt to publish a manifest.
 CREATE TABLE stages (

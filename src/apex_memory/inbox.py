@@ -1,0 +1,173 @@
+"""The inbox: raw events, landed before anything else happens to them, and claimed in batches.
+
+Landing is one statement for any number of events and never needs anything but PostgreSQL. A claim
+is a lease: `next_at` moves to its end, and a row whose lease has run out is simply ready again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from apex_memory.errors import NotFound
+from apex_memory.model import Event, Landed, Priority
+from apex_memory.stores.postgres import Postgres
+from apex_memory.telemetry import DUPLICATES, LANDED
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """An event in a batch, without its payload."""
+
+    id: UUID
+    event_id: str
+    attempts: int
+    trace_parent: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The workflow run that carries a batch, for the link from an event's page."""
+
+    workflow_id: str
+    run_id: str
+
+
+class Inbox:
+    def __init__(self, db: Postgres) -> None:
+        self._db = db
+
+    async def land(self, events: Sequence[Event]) -> list[Landed]:
+        """Commit events; answers one `Landed` each, in order. A redelivery keeps the first payload."""
+        if not events:
+            return []
+        distinct = {event.id: event for event in events}
+        rows = await self._db.fetch(
+            """WITH new AS (
+                 SELECT * FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::uuid[], %s::text[], %s::smallint[],
+                                      %s::bigint[], %s::timestamptz[], %s::text[], %s::text[], %s::bytea[])
+                   AS t (id, source, event_id, doc_id, doc_key, priority, version, occurred_at, content_type, trace_parent, body)
+               ), landed AS (
+                 INSERT INTO inbox (id, source, event_id, doc_id, doc_key, priority, version, occurred_at, content_type, trace_parent)
+                 SELECT id, source, event_id, doc_id, doc_key, priority, version, occurred_at, content_type, trace_parent FROM new
+                 ON CONFLICT DO NOTHING RETURNING id
+               ), kept AS (
+                 INSERT INTO payloads (inbox_id, body) SELECT id, body FROM new JOIN landed USING (id)
+               )
+               SELECT id FROM landed""",
+            [list(column) for column in zip(*map(_columns, distinct.values()), strict=True)],
+        )
+        fresh = {row["id"] for row in rows}
+        answers = []
+        for event in events:
+            duplicate = event.id not in fresh
+            fresh.discard(
+                event.id
+            )  # the same event twice in one request: the second is a duplicate
+            (DUPLICATES if duplicate else LANDED).labels(event.source).inc()
+            answers.append(Landed(event.id, event.source, event.event_id, event.doc_id, duplicate))
+        return answers
+
+    async def claim(
+        self, source: str, *, batch: UUID, limit: int, lease: float, run: Run | None = None
+    ) -> list[Claimed]:
+        """Lease up to `limit` ready events of a source under `batch`, most urgent and oldest first."""
+        rows = await self._db.fetch(
+            """WITH ready AS (
+                 SELECT id FROM inbox
+                 WHERE open AND source = %(source)s AND next_at <= clock_timestamp()
+                 ORDER BY priority, seq LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+               )
+               UPDATE inbox SET batch = %(batch)s, next_at = clock_timestamp() + make_interval(secs => %(lease)s),
+                                workflow_id = %(workflow)s, run_id = %(run)s
+               FROM ready WHERE inbox.id = ready.id
+               RETURNING inbox.id, inbox.event_id, inbox.attempts, inbox.trace_parent, inbox.priority, inbox.seq""",
+            {
+                "source": source,
+                "limit": limit,
+                "batch": batch,
+                "lease": lease,
+                "workflow": run.workflow_id if run else None,
+                "run": run.run_id if run else None,
+            },
+        )
+        rows.sort(key=lambda row: (row["priority"], row["seq"]))
+        return [
+            Claimed(row["id"], row["event_id"], row["attempts"], row["trace_parent"])
+            for row in rows
+        ]
+
+    async def events(self, batch: UUID) -> list[tuple[Event, int]]:
+        """The events of a batch that are still to be prepared, with payload and failed attempts."""
+        rows = await self._db.fetch(
+            """SELECT i.*, p.body FROM inbox i JOIN payloads p ON p.inbox_id = i.id
+               WHERE i.open AND i.batch = %s AND i.state = 'received' ORDER BY i.priority, i.seq""",
+            (batch,),
+        )
+        return [(_event(row), row["attempts"]) for row in rows]
+
+    async def event(self, id: UUID) -> Event:
+        """One raw event, as it was landed. `NotFound` if there is none, or its payload was removed by retention."""
+        row = await self._db.fetch_one(
+            "SELECT i.*, p.body FROM inbox i JOIN payloads p ON p.inbox_id = i.id WHERE i.id = %s",
+            (id,),
+        )
+        if row is None:
+            raise NotFound(
+                f"event {id}: no payload here",
+                remedy="check the id; payloads are kept for payload_days",
+            )
+        return _event(row)
+
+    async def ready(self) -> dict[str, int]:
+        """Events a source that could be claimed now."""
+        rows = await self._db.fetch(
+            "SELECT source, count(*) AS n FROM inbox WHERE open AND next_at <= clock_timestamp() GROUP BY source"
+        )
+        return {row["source"]: row["n"] for row in rows}
+
+    async def finished(self, ids: Sequence[UUID]) -> set[UUID]:
+        """Those of the events that are at an end, or parked: nothing more will happen to them by itself soon."""
+        rows = await self._db.fetch(
+            "SELECT id FROM inbox WHERE id = ANY(%s) AND NOT open", (list(ids),)
+        )
+        return {row["id"] for row in rows}
+
+    async def backlog(self) -> list[dict[str, Any]]:
+        """Rows not at an end: source, state, store waited for, count, oldest."""
+        return await self._db.fetch(
+            """SELECT source, state, park_store, count(*) AS events, min(received_at) AS oldest
+               FROM inbox WHERE open OR state = 'parked' GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"""
+        )
+
+
+def _columns(event: Event) -> tuple[Any, ...]:
+    return (
+        event.id,
+        event.source,
+        event.event_id,
+        event.doc_id,
+        event.doc_key,
+        int(event.priority),
+        event.version,
+        event.occurred_at,
+        event.content_type,
+        event.trace_parent,
+        event.payload,
+    )
+
+
+def _event(row: dict[str, Any]) -> Event:
+    return Event(
+        source=row["source"],
+        event_id=row["event_id"],
+        doc_key=row["doc_key"],
+        version=row["version"],
+        occurred_at=row["occurred_at"],
+        payload=bytes(row["body"]),
+        content_type=row["content_type"],
+        priority=Priority(row["priority"]),
+        trace_parent=row["trace_parent"],
+    )

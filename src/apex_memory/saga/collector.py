@@ -1,0 +1,83 @@
+"""The collector: removes superseded stages once no reader can see them, and what retention has outlived."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from uuid import UUID
+
+from apex_memory.config import Settings
+from apex_memory.model import now
+from apex_memory.saga.sweeper import mark_reaped, remove_stages
+from apex_memory.stores import GraphStore, VectorStore
+from apex_memory.stores.postgres import Postgres
+from apex_memory.telemetry import STAGES_COLLECTED, logger
+
+COLLECT_MAX = 500  # stages removed in one call to the stores
+
+
+class Collector:
+    def __init__(
+        self, db: Postgres, graph: GraphStore, vectors: VectorStore, settings: Settings
+    ) -> None:
+        self._db = db
+        self._graph = graph
+        self._vectors = vectors
+        self._grace = settings.grace_seconds
+        self._tombstones = timedelta(days=settings.tombstone_days)
+        self._history = timedelta(days=settings.payload_days)
+        self._log = logger(room="collector")
+
+    async def collect(self) -> int:
+        """Remove what is due; answers the number of stages. Stops early when a store is away."""
+        total = 0
+        while True:
+            stages = await self._due()
+            if not stages or not await remove_stages(stages, self._graph, self._vectors):
+                break
+            total += await mark_reaped(self._db, stages, "reaping")
+            if len(stages) < COLLECT_MAX:
+                break
+        if total:
+            STAGES_COLLECTED.inc(total)
+            self._log.info("collected superseded stages", stages=total)
+        await self._drop_tombstones()
+        await self._drop_history()
+        return total
+
+    async def _due(self) -> list[UUID]:
+        """Superseded longer than the grace, and before the oldest snapshot still running; `reaping` ones are resumed."""
+        rows = await self._db.fetch(
+            """WITH due AS (
+                 SELECT stage_id FROM stages
+                 WHERE state = 'reaping' OR state = 'superseded'
+                   AND ended_at < clock_timestamp() - make_interval(secs => %s)
+                   AND ended_at < coalesce((SELECT min(xact_start) FROM pg_stat_activity
+                                            WHERE backend_xmin IS NOT NULL AND application_name LIKE 'apex-%%'
+                                              AND pid <> pg_backend_pid()), clock_timestamp())
+                 LIMIT %s FOR UPDATE SKIP LOCKED)
+               UPDATE stages SET state = 'reaping' FROM due WHERE stages.stage_id = due.stage_id RETURNING stages.stage_id""",
+            (self._grace, COLLECT_MAX),
+        )
+        return [row["stage_id"] for row in rows]
+
+    async def _drop_tombstones(self) -> None:
+        """A tombstone outlives its source's replay horizon, then goes; its stage goes with it."""
+        await self._db.execute(
+            """WITH old AS (DELETE FROM documents WHERE deleted AND committed_at < %s RETURNING stage_id)
+               UPDATE stages SET state = 'superseded', ended_at = clock_timestamp() FROM old WHERE stages.stage_id = old.stage_id""",
+            (now() - self._tombstones,),
+        )
+
+    async def _drop_history(self) -> None:
+        """Raw payloads and versions that nothing points at any more, past their retention."""
+        before = now() - self._history
+        await self._db.execute(
+            """DELETE FROM manifests m WHERE created_at < %s AND NOT EXISTS (SELECT FROM documents d WHERE d.manifest_id = m.id)
+               AND NOT EXISTS (SELECT FROM stages s WHERE s.manifest_id = m.id AND s.state <> 'reaped')""",
+            (before,),
+        )
+        await self._db.execute(
+            """DELETE FROM payloads p USING inbox i WHERE i.id = p.inbox_id AND i.received_at < %s
+               AND i.state IN ('done', 'superseded')""",
+            (before,),
+        )

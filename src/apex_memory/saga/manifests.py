@@ -1,0 +1,121 @@
+"""Manifests at rest: written once before anything is staged, read by whoever publishes, repairs or rebuilds."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Any
+from uuid import UUID
+
+import msgpack
+import numpy as np
+
+from apex_memory.model import Assertion, Chunk, Manifest
+from apex_memory.stores.postgres import Connection, Postgres, Row
+
+SEPARATOR = "\x1f"
+WARM = (
+    2_000  # manifests kept in memory between prepare and publish; a worker without them reads them
+)
+
+
+class Manifests:
+    """Stores manifests, and keeps the newest few warm so that publishing need not read them back."""
+
+    def __init__(self, db: Postgres) -> None:
+        self._db = db
+        self._warm: OrderedDict[UUID, Manifest] = OrderedDict()
+
+    async def insert(self, connection: Connection, manifests: Sequence[Manifest]) -> None:
+        """Write manifests inside the caller's transaction. One that exists stays as it is."""
+        if not manifests:
+            return
+        await connection.execute(
+            f"""INSERT INTO manifests (id, inbox_id, doc_id, source, doc_key, pipeline, kind, title, text, occurred_at,
+                                       metadata, parent_id, deleted, chunks, vectors, assertions, entities, hash)
+                SELECT id, inbox_id, doc_id, source, doc_key, pipeline, kind, title, text, occurred_at, metadata::jsonb,
+                       parent_id, deleted, chunks, vectors, assertions,
+                       CASE entities WHEN '' THEN '{{}}' ELSE string_to_array(entities, E'{SEPARATOR}') END, hash
+                FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[],
+                            %s::text[], %s::timestamptz[], %s::text[], %s::uuid[], %s::boolean[], %s::bytea[], %s::bytea[],
+                            %s::bytea[], %s::text[], %s::bytea[])
+                  AS t (id, inbox_id, doc_id, source, doc_key, pipeline, kind, title, text, occurred_at, metadata, parent_id,
+                        deleted, chunks, vectors, assertions, entities, hash)
+                ON CONFLICT DO NOTHING""",
+            [list(column) for column in zip(*map(_columns, manifests), strict=True)],
+        )
+        for manifest in manifests:
+            self._warm[manifest.id] = manifest
+        while len(self._warm) > WARM:
+            self._warm.popitem(last=False)
+
+    async def load(self, ids: Iterable[UUID]) -> dict[UUID, Manifest]:
+        """Manifests by id, with text, chunks, vectors and assertions."""
+        wanted = set(ids)
+        found = {id: self._warm[id] for id in wanted if id in self._warm}
+        cold = list(wanted - found.keys())
+        if cold:
+            rows = await self._db.fetch("SELECT * FROM manifests WHERE id = ANY(%s)", (cold,))
+            found |= {row["id"]: from_row(row) for row in rows}
+        return found
+
+    def forget(self, ids: Iterable[UUID]) -> None:
+        """Drop manifests from memory: they are published, or will not be."""
+        for id in ids:
+            self._warm.pop(id, None)
+
+
+def _columns(manifest: Manifest) -> tuple[Any, ...]:
+    return (
+        manifest.id,
+        manifest.inbox_id,
+        manifest.doc_id,
+        manifest.source,
+        manifest.doc_key,
+        manifest.pipeline,
+        manifest.kind,
+        manifest.title,
+        manifest.text,
+        manifest.occurred_at,
+        json.dumps(manifest.metadata, default=str),
+        manifest.parent_id,
+        manifest.deleted,
+        msgpack.packb([(chunk.start, chunk.end) for chunk in manifest.chunks]),
+        np.ascontiguousarray(manifest.vectors, dtype="<f4").tobytes(),
+        msgpack.packb(
+            [(a.predicate, a.subject, a.object, a.value, a.start) for a in manifest.assertions]
+        ),
+        SEPARATOR.join(manifest.entities),
+        manifest.content_hash(),
+    )
+
+
+def from_row(row: Row) -> Manifest:
+    """A manifest from its row."""
+    chunks = tuple(
+        Chunk(n, start, end) for n, (start, end) in enumerate(msgpack.unpackb(row["chunks"]))
+    )
+    vectors = np.frombuffer(row["vectors"], dtype="<f4")
+    return Manifest(
+        id=row["id"],
+        inbox_id=row["inbox_id"],
+        doc_id=row["doc_id"],
+        source=row["source"],
+        doc_key=row["doc_key"],
+        pipeline=row["pipeline"],
+        kind=row["kind"],
+        title=row["title"],
+        text=row["text"],
+        occurred_at=row["occurred_at"],
+        metadata=row["metadata"],
+        parent_id=row["parent_id"],
+        deleted=row["deleted"],
+        chunks=chunks,
+        vectors=vectors.reshape(len(chunks), -1) if chunks else vectors.reshape(0, 0),
+        assertions=tuple(
+            Assertion(predicate=predicate, subject=subject, object=object, value=value, start=start)
+            for predicate, subject, object, value, start in msgpack.unpackb(row["assertions"])
+        ),
+        entities=tuple(row["entities"]),
+    )

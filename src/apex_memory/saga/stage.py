@@ -1,0 +1,99 @@
+"""A stage: one attempt to publish one manifest, and what it puts into the graph and the vector store.
+
+Every id there derives from the random stage id, never from document and version: a late delete or
+a restored backup can then never hit live data.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from uuid import UUID
+
+from apex_memory.model import (
+    Assertion,
+    Chunk,
+    GraphAssertion,
+    Manifest,
+    Tally,
+    VectorPoint,
+    content_hash31,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What the journal's row says, with the manifest it publishes."""
+
+    id: UUID
+    manifest: Manifest
+    version: int
+    event_id: str
+
+    def points(self) -> Iterator[VectorPoint]:
+        manifest = self.manifest
+        seconds = int(manifest.occurred_at.timestamp())
+        for chunk in manifest.chunks:
+            yield VectorPoint(
+                id=uuid.uuid5(self.id, f"c{chunk.n}"),
+                stage=self.id,
+                doc=manifest.doc_id,
+                n=chunk.n,
+                start=chunk.start,
+                end=chunk.end,
+                text=manifest.chunk_text(chunk),
+                nearby=_nearby(manifest, chunk),
+                source=manifest.source,
+                kind=manifest.kind,
+                time=seconds,
+                entities=manifest.entities,
+                hash=_chunk_hash(manifest, chunk),
+            )
+
+    def assertions(self) -> Iterator[GraphAssertion]:
+        for n, assertion in enumerate(self.manifest.assertions):
+            yield GraphAssertion(
+                id=uuid.uuid5(self.id, f"a{n}"),
+                stage=self.id,
+                doc=self.manifest.doc_id,
+                predicate=assertion.predicate,
+                subject=assertion.subject,
+                object=assertion.object,
+                value=assertion.value,
+                start=assertion.start,
+                hash=_assertion_hash(assertion),
+            )
+
+
+def chunks_tally(manifest: Manifest) -> Tally:
+    """What the vector store must hold of any stage of this manifest."""
+    return Tally(
+        len(manifest.chunks), sum(_chunk_hash(manifest, chunk) for chunk in manifest.chunks)
+    )
+
+
+def edges_tally(manifest: Manifest) -> Tally:
+    """What the graph must hold of any stage of this manifest: an edge for each subject and each object."""
+    edges = [
+        (2 if assertion.object else 1, _assertion_hash(assertion))
+        for assertion in manifest.assertions
+    ]
+    return Tally(sum(n for n, _ in edges), sum(n * hash for n, hash in edges))
+
+
+def _nearby(manifest: Manifest, chunk: Chunk) -> str:
+    """The chunk with its neighbours, one on each side."""
+    first = manifest.chunks[max(0, chunk.n - 1)]
+    last = manifest.chunks[min(len(manifest.chunks) - 1, chunk.n + 1)]
+    return manifest.text[first.start : last.end]
+
+
+def _chunk_hash(manifest: Manifest, chunk: Chunk) -> int:
+    return content_hash31(chunk.n, chunk.start, chunk.end, manifest.chunk_text(chunk))
+
+
+def _assertion_hash(assertion: Assertion) -> int:
+    return content_hash31(
+        assertion.predicate, assertion.subject, assertion.object, assertion.value, assertion.start
+    )

@@ -1,0 +1,200 @@
+"""PostgreSQL, the authority: connections, transactions, migrations. SQL stands with the functions that run it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from importlib import resources
+from typing import Any, LiteralString, cast
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from apex_memory.errors import Conflict, Misconfigured, Rejected, RetryLater, Unavailable
+
+Connection = psycopg.AsyncConnection[DictRow]
+Row = Mapping[str, Any]
+
+# Names the advisory lock under which one process at a time migrates.
+MIGRATION_LOCK = 0x41504558
+
+
+@asynccontextmanager
+async def translated() -> AsyncIterator[None]:
+    """PostgreSQL's errors as ours: gone, busy, or too slow. Anything else is a bug and passes."""
+    try:
+        yield
+    except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure) as error:
+        raise RetryLater(f"documents: {type(error).__name__}", after=0.05) from error
+    except (psycopg.errors.QueryCanceled, psycopg.errors.TransactionTimeout) as error:
+        raise RetryLater("documents: the statement took too long", after=1) from error
+    except psycopg.DataError as error:
+        raise Rejected(
+            f"documents: PostgreSQL refuses a value ({type(error).__name__})",
+            remedy="text must be free of NUL, numbers within 64 bits",
+        ) from error
+    except psycopg.errors.DiskFull as error:
+        raise Unavailable(
+            "documents",
+            "the disk is full",
+            remedy="free space for PostgreSQL; all waits until then",
+        ) from error
+    except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
+        raise Unavailable(
+            "documents", f"PostgreSQL does not answer ({type(error).__name__})"
+        ) from error
+
+
+class Postgres:
+    """A pool of connections. Every transaction has a time limit; rows are dictionaries."""
+
+    name = "documents"
+
+    def __init__(self, url: str, *, size: int = 8, timeout: float = 20) -> None:
+        self._timeout = timeout
+        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            url,
+            connection_class=cast(type[Connection], psycopg.AsyncConnection),
+            min_size=1,
+            max_size=size,
+            timeout=min(timeout, 5),
+            open=False,
+            check=AsyncConnectionPool.check_connection,
+            kwargs={
+                "row_factory": dict_row,
+                "application_name": f"apex-{os.getpid()}",
+                "connect_timeout": 5,
+                "options": f"-c transaction_timeout={round(timeout * 1000)}",
+            },
+        )
+
+    async def open(self) -> None:
+        async with translated():
+            await self._pool.open(wait=True, timeout=10)
+
+    async def close(self) -> None:
+        await self._pool.close()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """A read-committed transaction: commits at the end of the block, rolls back on an exception."""
+        async with translated(), self._pool.connection() as connection, connection.transaction():
+            yield connection
+
+    @asynccontextmanager
+    async def snapshot(self, seconds: float) -> AsyncIterator[Connection]:
+        """A repeatable-read, read-only transaction that PostgreSQL ends after `seconds`."""
+        async with translated(), self._pool.connection() as connection, connection.transaction():
+            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            await connection.execute(_timeout(seconds))
+            yield connection
+
+    async def fetch(
+        self, query: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
+    ) -> list[DictRow]:
+        """All rows of one statement in a transaction of its own."""
+        async with self.transaction() as connection:
+            return await (await connection.execute(query, parameters)).fetchall()
+
+    async def fetch_one(
+        self, query: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
+    ) -> DictRow | None:
+        rows = await self.fetch(query, parameters)
+        return rows[0] if rows else None
+
+    async def execute(
+        self, query: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
+    ) -> int:
+        """Run one statement in a transaction of its own; answers the number of rows it touched."""
+        async with self.transaction() as connection:
+            return (await connection.execute(query, parameters)).rowcount
+
+    async def ping(self) -> None:
+        await self.fetch("SELECT 1")
+
+    async def version(self) -> str:
+        row = await self.fetch_one("SELECT current_setting('server_version') AS version")
+        return f"PostgreSQL {row['version'] if row else '?'}"
+
+    async def incarnation(self) -> str:
+        row = await self.fetch_one("SELECT pg_postmaster_start_time()::text AS started")
+        return str(row["started"]) if row else ""
+
+
+def _timeout(seconds: float) -> LiteralString:
+    return cast(LiteralString, f"SET LOCAL transaction_timeout = {round(seconds * 1000)}")
+
+
+def migrations() -> list[tuple[str, str]]:
+    """(name, SQL) of every migration in the package, in order."""
+    folder = resources.files("apex_memory.stores.migrations")
+    files = sorted((item.name, item) for item in folder.iterdir() if item.name.endswith(".sql"))
+    return [(name, item.read_text(encoding="utf-8")) for name, item in files]
+
+
+async def migrate(url: str) -> list[str]:
+    """Apply the migrations that the database lacks, each in its transaction; answers their names.
+
+    Refuses a database that holds a migration this version does not know: it belongs to a newer Apex.
+    """
+    async with (
+        translated(),
+        await psycopg.AsyncConnection.connect(
+            url, autocommit=True, connect_timeout=5
+        ) as connection,
+    ):
+        await connection.execute("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
+        await connection.execute(
+            "CREATE TABLE IF NOT EXISTS migrations (name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+        rows = await (await connection.execute("SELECT name FROM migrations")).fetchall()
+        applied = {row[0] for row in rows}
+        known = migrations()
+        newer = applied - {name for name, _ in known}
+        if newer:
+            raise Misconfigured(
+                f"documents: the database holds {max(newer)}, which this version does not know",
+                remedy="run the newer version of Apex, or name another database",
+            )
+        fresh = [(name, sql) for name, sql in known if name not in applied]
+        for name, sql in fresh:
+            async with connection.transaction():
+                await connection.execute(cast(LiteralString, sql))
+                await connection.execute("INSERT INTO migrations (name) VALUES (%s)", (name,))
+        return [name for name, _ in fresh]
+
+
+async def wait_until_up(url: str, *, seconds: float) -> None:
+    """Return when PostgreSQL takes connections; raise `Unavailable` when it does not within `seconds`."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while True:
+        try:
+            async with translated(), await psycopg.AsyncConnection.connect(url, connect_timeout=2):
+                return
+        except Unavailable:
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(0.05)
+
+
+async def claim_installation(db: Postgres, *, embedder: str, dimension: int) -> UUID:
+    """The id of this installation. The first start fixes the embedder; another one later is refused."""
+    row = await db.fetch_one(
+        """UPDATE installation SET embedder = coalesce(embedder, %s), dimension = coalesce(dimension, %s)
+           RETURNING id, embedder, dimension""",
+        (embedder, dimension),
+    )
+    if row is None:
+        raise Conflict(
+            "documents: the installation row is gone", remedy="restore the database from its backup"
+        )
+    if (row["embedder"], row["dimension"]) != (embedder, dimension):
+        raise Misconfigured(
+            f"embedder: this installation's memory was embedded with {row['embedder']} ({row['dimension']} d), not {embedder} ({dimension} d)",
+            remedy=f"set the embedder back, or start a new data folder for {embedder}",
+        )
+    return cast(UUID, row["id"])

@@ -1,0 +1,126 @@
+"""Real engines for the tests, each started when first asked for and stopped at the end.
+
+The data lies below a folder that PostgreSQL's unprivileged user can pass through when tests run as root.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+import pytest_asyncio
+
+from apex_memory.stores.embedded import Engine, free_port
+from apex_memory.stores.embedded.falkordb import FalkorDB
+from apex_memory.stores.embedded.postgres import PostgreSQL
+from apex_memory.stores.embedded.process import Process, child_of
+from apex_memory.stores.embedded.temporal import Temporal
+from apex_memory.stores.embedded.valkey import Valkey
+from apex_memory.stores.embedded.vectors_engine import Edge
+from apex_memory.stores.postgres import migrate
+
+PASSWORD = "pw"
+TEMPLATE = "apex_template"
+DIMENSION = 32
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _scrubbed_environment() -> Iterator[None]:
+    """No setting of the person who runs the tests reaches them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("APEX_")]:
+            patch.delenv(name)
+        patch.setenv("APEX_SETTINGS_FILE", os.devnull)
+        yield
+
+
+@pytest.fixture(scope="session")
+def engine_data() -> Iterator[Path]:
+    """A folder for engines' data that every user can pass through, removed at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="apex-test-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@asynccontextmanager
+async def running(engine: Engine) -> AsyncIterator[Engine]:
+    """The engine, started and answering; stopped afterwards."""
+    engine.prepare()
+    process = Process(child_of(engine), engine.data_dir / "log" / f"{engine.name}.log")
+    try:
+        await process.until_ready()
+        yield engine
+    finally:
+        await process.stop()
+
+
+session = pytest_asyncio.fixture(scope="session", loop_scope="session")
+
+
+@session
+async def postgres_url(engine_data: Path) -> AsyncIterator[str]:
+    """`postgresql://apex:pw@127.0.0.1:PORT/postgres`, a superuser's."""
+    async with running(PostgreSQL(engine_data, free_port(), PASSWORD)) as engine:
+        yield engine.url.removesuffix("/apex") + "/postgres"
+
+
+@session
+async def falkordb_url(engine_data: Path) -> AsyncIterator[str]:
+    """`falkordb://:pw@127.0.0.1:PORT/apex`."""
+    async with running(FalkorDB(engine_data, free_port(), PASSWORD)) as engine:
+        yield engine.url
+
+
+@session
+async def valkey_url(engine_data: Path) -> AsyncIterator[str]:
+    """`redis://:pw@127.0.0.1:PORT/0`."""
+    async with running(Valkey(engine_data, free_port(), PASSWORD)) as engine:
+        yield engine.url
+
+
+@session
+async def vectors_url(engine_data: Path) -> AsyncIterator[str]:
+    """`edge://:pw@127.0.0.1:PORT`, with `DIMENSION` dimensions."""
+    async with running(Edge(engine_data, free_port(), PASSWORD, DIMENSION)) as engine:
+        yield engine.url
+
+
+@session
+async def temporal_address(engine_data: Path) -> AsyncIterator[str]:
+    """`127.0.0.1:PORT/apex`."""
+    async with running(Temporal(engine_data, free_port(), "", free_port())) as engine:
+        yield engine.url
+
+
+@session
+async def template_database(postgres_url: str) -> str:
+    """Name of a database with all migrations, for others to be copied from."""
+    async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as admin:
+        await admin.execute(f"CREATE DATABASE {TEMPLATE}")
+    await migrate(postgres_url.removesuffix("/postgres") + f"/{TEMPLATE}")
+    return TEMPLATE
+
+
+@pytest.fixture(scope="session")
+def database_numbers() -> Iterator[int]:
+    return itertools.count(1)
+
+
+@pytest_asyncio.fixture
+async def database_url(
+    postgres_url: str, template_database: str, database_numbers: Iterator[int]
+) -> AsyncIterator[str]:
+    """A fresh database with all migrations, dropped afterwards, whoever is still connected."""
+    name = f"test_{next(database_numbers)}"
+    async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as admin:
+        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template_database}")
+        yield postgres_url.removesuffix("/postgres") + f"/{name}"
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")

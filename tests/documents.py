@@ -67,7 +67,9 @@ def docx(*paragraphs: str, table: Sequence[Sequence[str]] = ()) -> bytes:
             for row in table
         )
         body += f"<w:tbl>{rows}</w:tbl>"
-    heading = '<w:style w:type="paragraph" w:styleId="Heading1"><w:name w:val="heading 1"/></w:style>'
+    heading = (
+        '<w:style w:type="paragraph" w:styleId="Heading1"><w:name w:val="heading 1"/></w:style>'
+    )
     return _package(
         "word/document.xml",
         f"{_DOCX_TYPE}.main+xml",
@@ -139,7 +141,9 @@ def archive(files: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as target:
         for name, body in files.items():
-            target.writestr(zipfile.ZipInfo(name, (2026, 1, 1, 0, 0, 0)), body, zipfile.ZIP_DEFLATED)
+            target.writestr(
+                zipfile.ZipInfo(name, (2026, 1, 1, 0, 0, 0)), body, zipfile.ZIP_DEFLATED
+            )
     return buffer.getvalue()
 
 

@@ -46,6 +46,8 @@ def canonical(ref: str) -> str:
 
     Types that are not known here keep their key, case and all.
     """
+    if ":" not in ref:
+        return ref
     entity = Entity.parse(ref)
     kind, key = entity.type, entity.key.strip()
     if kind in IDENTIFIERS:

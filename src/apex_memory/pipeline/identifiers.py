@@ -11,77 +11,86 @@ from collections.abc import Callable, Iterator
 
 from apex_memory.pipeline.entities import Mention, canonical, phone_key
 
-_NUMBER = r"(?:\s?(?:#|no\.?|num\.?|number|nbr\.?|ids?\b)\s?[:.]?|\s?:)?\s{0,2}#?\s?"  # `Load # `, `PO No.: `, `BOL: `
-_CODE = r"(?=[A-Z0-9-]{0,24}\d{3})([A-Z0-9]{1,24}(?:-[A-Z0-9]{1,24}){0,4})(?![\w-])"
 _WORD = r"(?<![\w-])"
+_END = r"(?![\w-])"
+_OWN = r"(?!(?:SHP|LD|INV|PO|BOL|PRO|MC)[-\s]?\d)"  # `Load SHP-100045` names a shipment
+_UNITS = r"(?!\s?(?:lbs?|kgs?|tons?|pallets?|pcs|pieces|skids?|cases|cartons|miles?|mi|ft|hours|hrs|[%'’])(?!\w))"
+_DATE = r"(?!(?:19|20)\d\d-\d\d-\d\d)"
+_CODE = rf"{_OWN}{_DATE}(?=[A-Z0-9-]{{0,24}}\d{{3}})([A-Z0-9]{{1,24}}(?:-[A-Z0-9]{{1,24}}){{0,4}}){_END}{_UNITS}"
+# Between a label and its code: ` `, `: `, ` # `, `-`, ` No.: ` … The group tells that a sign stood there.
+_SIGN = r"(?=[\s#:.-])\s{0,2}((?:#|no\.?|num\.?|number|nbr\.?|id)?\s?[#:-]?)\s{0,2}"
 
 
 def _labelled(label: str, code: str = _CODE) -> re.Pattern[str]:
-    return re.compile(f"{_WORD}(?:{label}){_NUMBER}{code}", re.IGNORECASE)
+    return re.compile(f"{_WORD}(?:{label}){_SIGN}{code}", re.IGNORECASE | re.ASCII)
 
-
-_SHIPMENT = re.compile(rf"{_WORD}(SHP|SHIP|SHPT)[-\s]?(\d{{4,12}})(?![\w-])", re.IGNORECASE)
-_LOAD = re.compile(rf"{_WORD}(LD|LOAD)-(\d{{3,12}})(?![\w-])", re.IGNORECASE)
-_INVOICE = re.compile(
-    rf"{_WORD}(INV-[A-Z0-9]{{1,16}}(?:-[A-Z0-9]{{1,16}}){{0,3}})(?![\w-])", re.IGNORECASE
-)
-_OWN_FORM = re.compile(r"(?:SHP|SHIP|SHPT|LD|LOAD|INV|PO|BOL|PRO|MC)-?\d", re.IGNORECASE)
 
 _LABELLED: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("shipment", _labelled(r"shipment")),
-    ("load", _labelled(r"load")),
-    ("pro", _labelled(r"pro", r"(\d{3}-?\d{5,7}(?:-\d)?|\d{7,11})(?![\w-])")),
-    ("bol", _labelled(r"bol|b/l|bill of lading")),
+    ("shipment", _labelled("shipment")),
+    ("load", _labelled("load")),
+    ("pro", _labelled("pro", rf"(\d{{3}}-?\d{{5,7}}(?:-\d)?|\d{{7,11}}){_END}")),
+    ("bol", _labelled("bol|b/l|bill of lading")),
     ("po", _labelled(r"po|p\.o\.|purchase order")),
-    ("invoice", _labelled(r"invoice|inv")),
-    ("mc", _labelled(r"mc", r"-?(\d{5,7})(?![\w-])")),
-    ("usdot", _labelled(r"usdot|us dot|dot", r"-?(\d{5,8})(?![\w-])")),
-    ("scac", re.compile(rf"{_WORD}(?:SCAC)(?: code)?{_NUMBER}\b([A-Z]{{2,4}})(?![\w-])")),
+    ("invoice", _labelled("invoice|inv(?!-)")),
+    ("mc", _labelled("mc", rf"(\d{{5,7}}){_END}")),
+    ("usdot", _labelled("usdot|us dot|dot", rf"(\d{{5,8}}){_END}")),
+    ("scac", _labelled("scac(?: code)?", rf"([A-Z]{{2,4}}){_END}")),
     (
         "vehicle",
         _labelled(
-            r"unit|truck|tractor|trailer|vehicle", r"([A-Z]{0,3}-?\d{1,6}[A-Z]?)(?![\w-]|[.,:/]\d)"
+            "unit|truck|tractor|trailer|vehicle",
+            rf"([A-Z]{{0,3}}-?\d{{1,6}}[A-Z]?)(?![\w-]|[.,:/]\d){_UNITS}",
         ),
     ),
+)
+_LONG = re.compile(r"\d{4}")  # a bare word before it makes a label only to a number this long
+_BARE = frozenset({"shipment", "load", "bol", "po", "invoice"})
+
+_SHIPMENT = re.compile(rf"{_WORD}SHP[-\s]?(\d{{4,12}}){_END}", re.IGNORECASE | re.ASCII)
+_LOAD = re.compile(rf"{_WORD}LD-(\d{{3,12}}){_END}", re.IGNORECASE | re.ASCII)
+_INVOICE = re.compile(
+    rf"{_WORD}(INV-?(?=[A-Z0-9-]{{0,24}}\d{{2}})[A-Z0-9]{{1,16}}(?:-[A-Z0-9]{{1,16}}){{0,3}}){_END}",
+    re.IGNORECASE | re.ASCII,
 )
 
 # Carriers met daily, by the code of the trade's directory. Only in capitals, and only these.
 _SCACS = (
     "AACT|ABFS|CNWY|CTII|DAFG|EXLA|FXFE|FXNL|HJBT|JBHT|KNIG|ODFL|PITD|RDFS|RLCA|SCNN|SEFL|UPGF|USXI"
 )
-_KNOWN_SCAC = re.compile(rf"{_WORD}({_SCACS})(?![\w-])")
-_CONTAINER = re.compile(rf"{_WORD}([A-Z]{{3}}[UJZ])[-\s]?(\d{{6}})[-\s]?(\d)(?![\w-])")
-_VIN = re.compile(rf"{_WORD}([A-HJ-NPR-Z0-9]{{13}}\d{{4}})(?![\w-])")
+_KNOWN_SCAC = re.compile(rf"{_WORD}({_SCACS}){_END}")
+_CONTAINER = re.compile(rf"{_WORD}([A-Z]{{3}}[UJZ])[-\s]?(\d{{6}})[-\s]?(\d){_END}", re.ASCII)
+_VIN = re.compile(rf"{_WORD}([A-HJ-NPR-Z0-9]{{13}}\d{{4}}){_END}", re.ASCII)
 _EMAIL = re.compile(
-    r"(?<![\w.%+'-])([\w.%+'-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24})(?![\w-]|\.\w)"
+    r"(?<![\w.%+'-])([\w%+][\w.%+'-]{0,63}@(?:[A-Z0-9-]{1,63}\.){1,8}[A-Z]{2,24})(?![\w-]|\.\w)",
+    re.IGNORECASE | re.ASCII,
 )
 _PHONE = re.compile(
-    r"(?<![\w.+-])((?:\+?1[\s.-]?)?(?:\([2-9]\d{2}\)\s?|[2-9]\d{2}[\s.-])[2-9]\d{2}[\s.-]\d{4})(?![\w-])"
+    r"(?<![\w.+-])((?:\+?1[\s.-]?)?(?:\([2-9]\d{2}\)\s?|[2-9]\d{2}[\s.-])[2-9]\d{2}[\s.-]\d{4})(?![\w-])",
+    re.ASCII,
 )
-_FOREIGN_PHONE = re.compile(r"(?<![\w.+-])(\+[2-9]\d{0,2}(?:[\s.-]?\(?\d{1,4}\)?){2,5})(?![\w-])")
+_FOREIGN_PHONE = re.compile(r"(?<![\w.+-])(\+[2-9][\d ().-]{6,18}\d)(?![\w-])", re.ASCII)
 
 
 def find_identifiers(text: str) -> Iterator[Mention]:
     """Every identifier in the text, some perhaps twice, in no order."""
-    yield from _prefixed(text)
     for kind, pattern in _LABELLED:
         for match in pattern.finditer(text):
-            if not _OWN_FORM.match(match[1]) or kind in ("bol", "po", "pro"):
-                yield Mention(canonical(f"{kind}:{match[1]}"), match[1], match.start(1))
-    for find in (_checked, _addresses):
+            sign, code = match[1].strip(), match[2]
+            if sign or kind not in _BARE or _LONG.search(code):
+                yield Mention(canonical(f"{kind}:{code}"), code, match.start(2))
+    for find in (_prefixed, _checked, _addresses):
         yield from find(text)
 
 
 def _prefixed(text: str) -> Iterator[Mention]:
-    for match in _SHIPMENT.finditer(text):
-        yield Mention(f"shipment:SHP-{match[2]}", match[0], match.start())
-    for match in _LOAD.finditer(text):
-        yield Mention(f"load:LD-{match[2]}", match[0], match.start())
-    for match in _INVOICE.finditer(text):
-        if any(letter.isdigit() for letter in match[1]):
-            yield Mention(canonical(f"invoice:{match[1]}"), match[1], match.start())
-    for match in _KNOWN_SCAC.finditer(text):
-        yield Mention(f"scac:{match[1]}", match[1], match.start())
+    for kind, prefix, pattern in (
+        ("shipment", "SHP-", _SHIPMENT),
+        ("load", "LD-", _LOAD),
+        ("invoice", "", _INVOICE),
+        ("scac", "", _KNOWN_SCAC),
+    ):
+        for match in pattern.finditer(text):
+            yield Mention(canonical(f"{kind}:{prefix}{match[1]}"), match[0], match.start())
 
 
 def _checked(text: str) -> Iterator[Mention]:

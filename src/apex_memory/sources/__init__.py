@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import sys
 from abc import ABC, abstractmethod
@@ -153,6 +154,7 @@ def classes(extra: Path | None = None) -> list[type[Source]]:
         if isinstance(item, type)
         and issubclass(item, Source)
         and item.__module__ == module.__name__
+        and not inspect.isabstract(item)
     }
     return [found[name] for name in sorted(found)]
 

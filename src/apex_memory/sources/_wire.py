@@ -21,19 +21,24 @@ MAX_KEY_BYTES = 1000  # keys go into B-tree indexes, whose rows hold about 2,700
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+_ESCAPED = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def parse_json(body: bytes, place: str = "body") -> Any:
-    """The JSON value in `body`, at most 100 levels deep, with NUL and lone surrogates (no database stores them) replaced."""
+    """The JSON value in `body`, at most 100 levels deep, made `storable`; numbers beyond a double are null."""
     try:
-        return storable(json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant))
+        text = body.decode("utf-8-sig")
+        value = json.loads(text, parse_float=_finite, parse_constant=_no_constant)
     except RecursionError:
         raise _too_deep(place) from None
     except ValueError as error:
         raise Rejected(f"{place}: not JSON ({error})", remedy="send valid UTF-8 JSON") from None
+    _check_depth(value, place)
+    # Only an escape can bring what no database stores; most bodies have none and are not walked.
+    return storable(value) if _ESCAPED.search(text) else value
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -49,16 +54,14 @@ def canonical(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
 
 
-def storable(value: Any, depth: int = 0) -> Any:
-    """The same value, with U+FFFD for what no database stores. Vendors cut texts in the middle of an emoji."""
-    if depth > MAX_DEPTH:
-        raise _too_deep("body")
+def storable(value: Any) -> Any:
+    """The same value, with U+FFFD for NUL and lone surrogates: vendors cut texts in the middle of an emoji."""
     if isinstance(value, str):
         return _UNSTORABLE.sub("\ufffd", value)
     if isinstance(value, list):
-        return [storable(item, depth + 1) for item in value]
+        return [storable(item) for item in value]
     if isinstance(value, dict):
-        return {storable(key, depth): storable(item, depth + 1) for key, item in value.items()}
+        return {storable(key): storable(item) for key, item in value.items()}
     return value
 
 
@@ -67,12 +70,13 @@ def checked(model: type[Model], value: object, place: str) -> Model:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        first, *others = error.errors(include_input=False, include_url=False, include_context=False)
-        path = _path(place, first["loc"], value)
-        expected = [first["msg"]]
-        expected += [o["msg"] for o in others if _path(place, o["loc"], value) == path]
+        wrong = error.errors(include_input=False, include_url=False, include_context=False)
+        paths = [_path(place, item["loc"], value, item["type"] == "missing") for item in wrong]
+        expected = [
+            item["msg"] for item, path in zip(wrong, paths, strict=True) if path == paths[0]
+        ]
         raise Rejected(
-            f"{path}: {'; or '.join(dict.fromkeys(expected))}", remedy=f"correct {path}"
+            f"{paths[0]}: {'; or '.join(dict.fromkeys(expected))}", remedy=f"correct {paths[0]}"
         ) from None
 
 
@@ -151,6 +155,26 @@ def sample(name: str) -> bytes:
     return resources.files(__package__).joinpath("samples", *name.split("/")).read_bytes()
 
 
+def _finite(digits: str) -> float | None:
+    number = float(digits)
+    return number if math.isfinite(number) else None
+
+
+def _check_depth(value: Any, place: str) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            item
+            for outer in level
+            if isinstance(outer, dict | list)
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return
+    raise _too_deep(place)
+
+
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number")
 
@@ -174,10 +198,11 @@ def _from_text(text: str) -> datetime:
     return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
 
 
-def _path(place: str, location: Sequence[int | str], value: Any) -> str:
+def _path(place: str, location: Sequence[int | str], value: Any, missing: bool) -> str:
     # The location of a union's error also names the union's branches, which are no part of the body.
-    for step in location:
-        if isinstance(value, dict) and isinstance(step, str):
+    for n, step in enumerate(location, 1):
+        absent = missing and n == len(location)
+        if isinstance(value, dict) and isinstance(step, str) and (step in value or absent):
             place = f"{place}.{step}" if place else step
             value = value.get(step)
         elif isinstance(value, list) and isinstance(step, int) and step < len(value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 from abc import ABC, abstractmethod
@@ -10,11 +11,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from apex_memory.errors import Misconfigured
 
 HOST = "127.0.0.1"
+T = TypeVar("T")
 
 
 @dataclass
@@ -66,23 +68,30 @@ class Engine(ABC):
 
     @abstractmethod
     async def ready(self) -> None:
-        """Return once the engine really answers. Waits for ever: the caller bounds it."""
+        """Return once the engine really answers. Waits for ever: the caller bounds it and sees it exit."""
 
     @abstractmethod
     async def version(self) -> str:
-        """Program and version, for people. The engine must be ready."""
+        """Program and version, for people, as the ready engine tells them."""
 
 
-async def answering(attempt: Callable[[], Awaitable[object]], *passing: type[Exception]) -> None:
-    """Return when `attempt` passes; repeat it while it raises one of `passing`."""
+async def answering(attempt: Callable[[], Awaitable[T]], *passing: type[Exception]) -> T:
+    """The result of `attempt`, repeated while it raises one of `passing`."""
     wait = 0.01
     while True:
         try:
-            await attempt()
-            return
+            return await attempt()
         except passing:
             await asyncio.sleep(wait)
             wait = min(wait * 1.5, 0.2)
+
+
+async def reachable(port: int) -> None:
+    """Return once something listens on the port of this machine."""
+    _, writer = await answering(lambda: asyncio.open_connection(HOST, port), OSError)
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 def free_port(preferred: int | None = None) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from apex_memory.stores.embedded import HOST, Engine, answering, write_private, package_folder
+from apex_memory.stores.embedded import HOST, Engine, answering, package_folder, write_private
 
 GRAPH = "apex"
 
@@ -49,7 +49,7 @@ loadmodule "{module}" EFFECTS_THRESHOLD 0 THREAD_COUNT 2 BOLT_PORT -1
         return [str(_binaries() / "redis-server"), str(self._config)]
 
     async def ready(self) -> None:
-        await answering(lambda: ask(self.port, self.password, "PING"), RedisError, OSError)
+        await ask(self.port, self.password, "PING")
 
     async def version(self) -> str:
         modules = await ask(self.port, self.password, "MODULE", "LIST")
@@ -64,11 +64,15 @@ loadmodule "{module}" EFFECTS_THRESHOLD 0 THREAD_COUNT 2 BOLT_PORT -1
 
 
 async def ask(port: int, password: str, *command: str) -> Any:
-    """The answer of a Redis-speaking server on loopback to one command, over a connection of its own."""
-    async with redis.asyncio.Redis(
-        host=HOST, port=port, password=password, decode_responses=True, socket_timeout=2, retry=None
-    ) as client:
-        return await client.execute_command(*command)
+    """The answer of a Redis-speaking server on loopback to one command. Asks again until it answers."""
+
+    async def attempt() -> Any:
+        async with redis.asyncio.Redis(
+            host=HOST, port=port, password=password, decode_responses=True, socket_timeout=2
+        ) as client:
+            return await client.execute_command(*command)
+
+    return await answering(attempt, RedisError, OSError)
 
 
 def _binaries() -> Path:

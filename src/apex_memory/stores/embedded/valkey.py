@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from redis.exceptions import RedisError
-
 from apex_memory.errors import Misconfigured
-from apex_memory.stores.embedded import HOST, Engine, answering, write_private, package_folder
+from apex_memory.stores.embedded import HOST, Engine, package_folder, write_private
 from apex_memory.stores.embedded.falkordb import ask
 
 
@@ -41,10 +39,11 @@ set-proc-title no
         return [str(_server()), str(self._config)]
 
     async def ready(self) -> None:
-        await answering(lambda: ask(self.port, self.password, "PING"), RedisError, OSError)
+        await ask(self.port, self.password, "PING")
 
     async def version(self) -> str:
-        return f"Valkey {(await ask(self.port, self.password, 'INFO', 'server'))['valkey_version']}"
+        told = await ask(self.port, self.password, "INFO", "server")
+        return f"Valkey {told['valkey_version']}"
 
     @property
     def _config(self) -> Path:

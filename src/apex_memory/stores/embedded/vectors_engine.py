@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from apex_memory.stores.embedded import HOST, Engine, answering
+from apex_memory.stores.embedded import HOST, Engine, reachable
 
 
 @dataclass
@@ -35,14 +35,7 @@ class Edge(Engine):
         }
 
     async def ready(self) -> None:
-        await answering(self._connect, OSError)
+        await reachable(self.port)
 
     async def version(self) -> str:
         return f"Qdrant Edge {version('qdrant-edge-py')}"
-
-    async def _connect(self) -> None:
-        import asyncio
-
-        _, writer = await asyncio.open_connection(HOST, self.port)
-        writer.close()
-        await writer.wait_closed()

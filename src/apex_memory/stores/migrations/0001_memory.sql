@@ -1,7 +1,7 @@
 -- The authority: what came in, what was made of it, what readers see. docs/discussions/protocol.md explains each state.
 
 CREATE TABLE installation (
-  only       boolean PRIMARY KEY DEFAULT true CHECK (only),
+  "only"     boolean PRIMARY KEY DEFAULT true CHECK ("only"),
   id         uuid NOT NULL DEFAULT gen_random_uuid(),
   embedder   text,
   dimension  integer,

@@ -1,0 +1,24 @@
+"""The command line. Everything but `up`, `doctor`, `demo` and `reference` talks to the gateway over HTTP."""
+
+from __future__ import annotations
+
+import sys
+
+from apex_memory.cli.commands import app
+from apex_memory.cli.output import console
+from apex_memory.errors import ApexError
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Run a command; an error becomes one line that says what is wrong and one that says what to do."""
+    try:
+        app()
+    except ApexError as error:
+        console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        if error.remedy:
+            console(stderr=True).print(f"[dim]→ {error.remedy}[/]", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,50 @@
+"""All commands, put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from apex_memory import __version__
+from apex_memory.cli import ask, dead_letters, demo, ingest, keys, operate, reference, up
+
+app = typer.Typer(
+    help="Apex Memory: every event of your tools, in one memory that agents can ask.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"apex {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
+
+
+app.command("up")(up.up)
+app.command("status")(operate.status)
+app.command("doctor")(operate.doctor)
+app.command("hello")(operate.hello)
+app.command("ingest")(ingest.ingest)
+app.command("search")(ask.search)
+app.command("document")(ask.document)
+app.command("entity")(ask.entity)
+app.command("events")(ask.events)
+app.command("event")(ask.event)
+app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(keys.app, name="keys")
+app.command("reconcile")(operate.reconcile)
+app.command("demo")(demo.demo)
+app.command("reference", hidden=True)(reference.reference)

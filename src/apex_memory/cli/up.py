@@ -1,0 +1,198 @@
+"""`apex up`: the whole stack in one command, supervised, on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from time import monotonic
+from typing import Annotated
+
+import httpx2
+import typer
+from rich.table import Table
+
+from apex_memory import __version__
+from apex_memory.cli.client import key_file
+from apex_memory.cli.output import console
+from apex_memory.config import EMBEDDED, Settings, load_settings, settings_file
+from apex_memory.gateway.keys import create_key
+from apex_memory.pipeline import open_embedder
+from apex_memory.stores.embedded import free_port, write_private
+from apex_memory.stores.embedded.engines import embedded_engines, environment_for
+from apex_memory.stores.embedded.process import Child
+from apex_memory.stores.embedded.stack import read_stack
+from apex_memory.stores.embedded.supervisor import Report, Supervisor
+from apex_memory.stores.postgres import Postgres, migrate
+
+WORDS = {
+    "ready": "[green]ready[/]",
+    "died": "[red]died[/]",
+    "restarted": "[green]started again[/]",
+    "failed": "[red]did not start[/]",
+    "leftover": "[yellow]left over[/]",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A stack that answers."""
+
+    url: str
+    temporal_ui: str
+    new_key: str | None
+    """The first admin key, when this start made it."""
+    seconds: float
+    supervisor: Supervisor
+
+
+def up(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say what each process does.")
+    ] = False,
+) -> None:
+    """Start everything and keep it running: engines, gateway, worker. Ctrl-C stops all.
+
+    Example: apex up
+    """
+    asyncio.run(_up(load_settings(), verbose=verbose))
+
+
+async def _up(settings: Settings, *, verbose: bool) -> None:
+    quiet_until_up = not verbose
+    running_now = False
+
+    def report(name: str, what: str, detail: str) -> None:
+        if what == "stopped" or (quiet_until_up and not running_now and what == "ready"):
+            return
+        console().print(f"  {name:>10}  {WORDS.get(what, what)}  [dim]{detail}[/]", highlight=False)
+
+    async with running(settings, report) as stack:
+        running_now = True
+        show_stack(settings, stack)
+        await stack.supervisor.wait()
+        console().print("[dim]Stopping …[/]")
+    console().print("[dim]All stopped.[/]")
+
+
+@asynccontextmanager
+async def running(settings: Settings, report: Report) -> AsyncIterator[Running]:
+    """The stack, up and answering; stopped at the end of the block."""
+    began = monotonic()
+    dimension = await _dimension(settings)
+    async with Supervisor(settings.data_dir, report) as supervisor:
+        engines = await asyncio.to_thread(embedded_engines, settings, dimension)
+        environment = environment_for(engines, settings)
+        await supervisor.start(*engines)
+        documents = environment.get("APEX_DOCUMENTS", settings.documents)
+        await migrate(documents)
+        new_key = await _first_key(settings, documents)
+        port = free_port(settings.port)
+        if settings.port not in (0, port):
+            report(
+                "gateway", "port taken", f"{settings.port} is in use; listening on {port} instead"
+            )
+        url = f"http://{settings.host}:{port}"
+        await supervisor.start(
+            _child("gateway", settings, {**environment, "APEX_PORT": str(port)}, url, port),
+            _child("worker", settings, environment, "", 0),
+        )
+        ui = environment.get("APEX_TEMPORAL_UI", settings.temporal_ui)
+        yield Running(url, ui, new_key, monotonic() - began, supervisor)
+
+
+async def _dimension(settings: Settings) -> int:
+    if settings.vectors != EMBEDDED:
+        return 0
+    embedder = await asyncio.to_thread(
+        open_embedder,
+        settings.embedder,
+        model=settings.embedder_model,
+        dimension=settings.embedder_dimension,
+        key=settings.embedder_key.get_secret_value(),
+    )
+    await embedder.close()
+    return embedder.dimension
+
+
+async def _first_key(settings: Settings, documents: str) -> str | None:
+    """An admin key for this data folder, made once and kept where only its owner reads."""
+    file = key_file(settings)
+    if file.exists():
+        return None
+    db = Postgres(documents, size=1)
+    await db.open()
+    try:
+        key = await create_key(db, "apex up", ["admin"])
+    finally:
+        await db.close()
+    write_private(file, key.key + "\n")
+    return key.key
+
+
+def _child(
+    name: str, settings: Settings, environment: dict[str, str], url: str, port: int
+) -> Child:
+    module = {"gateway": "apex_memory.gateway", "worker": "apex_memory.flows"}[name]
+
+    async def ready() -> None:
+        async with httpx2.AsyncClient(timeout=2) as http:
+            while True:
+                try:
+                    if (await http.get(f"{url}/healthz")).is_success:
+                        return
+                except httpx2.TransportError:
+                    pass
+                await asyncio.sleep(0.05)
+
+    async def at_once() -> None:
+        """The worker waits for what it needs by itself."""
+
+    async def version() -> str:
+        return f"Apex {__version__}"
+
+    return Child(
+        name=name,
+        command=[sys.executable, "-m", module],
+        ready=ready if url else at_once,
+        directory=settings.data_dir.resolve(),
+        environment={
+            **environment,
+            "APEX_SETTINGS_FILE": environment.get("APEX_SETTINGS_FILE", _settings_file()),
+        },
+        url=url,
+        port=port,
+        version=version,
+    )
+
+
+def _settings_file() -> str:
+    return str(settings_file().absolute())
+
+
+def show_stack(settings: Settings, stack: Running) -> None:
+    """One table: what runs where, versions, and the key."""
+    out = console()
+    state = read_stack(settings.data_dir)
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for column in ("", "address", "version"):
+        table.add_column(column)
+    for child in state.children.values() if state else ():
+        table.add_row(f"[green]✓[/] {child.name}", child.url or "[dim]no port[/]", child.version)
+    out.print(
+        f"[bold]Apex Memory {__version__}[/] is up after {stack.seconds:.1f} s, data in {settings.data_dir}",
+        highlight=False,
+    )
+    out.print(table)
+    out.print(f"API       {stack.url}/docs", highlight=False)
+    if stack.temporal_ui:
+        out.print(f"Temporal  {stack.temporal_ui}/namespaces/apex/workflows", highlight=False)
+    if stack.new_key:
+        out.print(
+            f"API key   [bold]{stack.new_key}[/]  [dim](admin, shown once; the command line finds it by itself)[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
+    out.print("[dim]Ctrl-C stops all.[/]")

@@ -1,0 +1,75 @@
+"""`python -m apex_memory.flows`: the worker process, until SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from prometheus_client import start_http_server
+from temporalio.runtime import PrometheusConfig
+
+from apex_memory.app import open_app
+from apex_memory.config import Settings, load_settings
+from apex_memory.errors import ApexError
+from apex_memory.flows.client import quiet_runtime
+from apex_memory.flows.deploy import build_id
+from apex_memory.flows.worker import serve
+from apex_memory.stores.embedded import HOST, free_port, write_private
+from apex_memory.telemetry import configure_logging, logger
+
+
+async def run(settings: Settings) -> None:
+    """Open everything and work until SIGTERM or SIGINT. Raises what `open_app` raises."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    build, temporal_port = build_id(), free_port()
+    runtime = quiet_runtime(PrometheusConfig(bind_address=f"{HOST}:{temporal_port}"))
+    server, _ = start_http_server(0, HOST)
+    card = {
+        "pid": os.getpid(),
+        "build": build,
+        "metrics": f"http://{HOST}:{server.server_port}/metrics",
+        "temporal_metrics": f"http://{HOST}:{temporal_port}/metrics",
+    }
+    with registered(settings.data_dir / "run" / "worker.json", card):
+        logger(room="worker").info("worker starts", **card)
+        async with open_app(settings) as app:
+            await serve(app, build=build, stop=stop, runtime=runtime)
+    logger(room="worker").info("worker stopped")
+
+
+@contextlib.contextmanager
+def registered(path: Path, card: dict[str, object]) -> Iterator[None]:
+    """Keep a file that says where this process is reached, while it lives."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_private(path, json.dumps(card))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def main() -> int:
+    try:
+        settings = load_settings()
+        configure_logging(settings.log_level, settings.log_format)
+        asyncio.run(run(settings))
+    except ApexError as error:
+        logger(room="worker").error(str(error), remedy=error.remedy)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # the Temporal library's threads can crash an interpreter that is shutting down

@@ -1,0 +1,86 @@
+"""The way to Temporal: an address in the settings becomes a client."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from datetime import timedelta
+
+from temporalio.client import Client, WorkflowFailureError
+from temporalio.runtime import (
+    LoggingConfig,
+    PrometheusConfig,
+    Runtime,
+    TelemetryConfig,
+    TelemetryFilter,
+)
+from temporalio.service import RetryConfig, RPCError
+
+from apex_memory.errors import Misconfigured, Unavailable
+from apex_memory.flows.orders import Greeting
+from apex_memory.flows.queues import REALTIME
+
+ADDRESS = re.compile(r"(?P<target>[^/\s]+:\d+)/(?P<namespace>[\w.-]+)")
+
+
+async def connect(
+    address: str, *, lazy: bool = False, patience: float = 5, runtime: Runtime | None = None
+) -> Client:
+    """A client for `host:port/namespace`. It connects again by itself whenever Temporal comes back.
+
+    With `lazy` nothing is sent before the first call. A call that finds nobody is repeated for `patience`
+    seconds. Raises `Misconfigured` for an address that is none, and, unless lazy, `Unavailable` when nobody
+    answers there.
+    """
+    match = ADDRESS.fullmatch(address)
+    if match is None:
+        raise Misconfigured(
+            f"temporal: `{address}` is no address", remedy="write `host:port/namespace`"
+        )
+    try:
+        return await Client.connect(
+            match["target"],
+            namespace=match["namespace"],
+            lazy=lazy,
+            runtime=runtime or quiet_runtime(),
+            retry_config=RetryConfig(
+                max_elapsed_time_millis=round(patience * 1000), max_retries=100
+            ),
+        )
+    except (
+        RuntimeError,
+        RPCError,
+    ) as error:  # the library raises a bare RuntimeError for "no connection"
+        raise Unavailable("temporal", f"nobody answers at {match['target']}") from error
+
+
+def quiet_runtime(metrics: PrometheusConfig | None = None) -> Runtime:
+    """The library's threads; one a process. It logs errors alone: every outage is told by our own callers."""
+    quiet = LoggingConfig(TelemetryFilter(core_level="ERROR", other_level="ERROR"))
+    return Runtime(telemetry=TelemetryConfig(logging=quiet, metrics=metrics))
+
+
+async def hello(client: Client) -> tuple[str, Greeting]:
+    """One round trip through a worker to every store: the id of the workflow that did it, and what it saw.
+
+    Raises `Unavailable` when Temporal does not answer, or when no worker takes the work within 15 s.
+    """
+    id = f"hello:{uuid.uuid4()}"
+    try:
+        greeting = await client.execute_workflow(
+            "Hello",
+            id=id,
+            task_queue=REALTIME,
+            result_type=Greeting,
+            static_summary="Smoke test",
+            execution_timeout=timedelta(seconds=15),
+        )
+    except RPCError as error:
+        raise Unavailable("temporal", f"hello failed ({error.status.name})") from error
+    except WorkflowFailureError as error:
+        raise Unavailable(
+            "temporal",
+            f"{id} did not finish: {error.cause}",
+            remedy="is the worker running? see `apex status`",
+        ) from error
+    return id, greeting

@@ -1,0 +1,72 @@
+"""Apex's errors as Temporal's, in this one place: try again, not before a moment, or never."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from traceback import extract_tb
+from typing import Any
+
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
+
+from apex_memory.errors import (
+    ApexError,
+    Conflict,
+    Misconfigured,
+    Rejected,
+    RetryLater,
+    Unauthorized,
+)
+from apex_memory.telemetry import logger
+
+FINAL = (Rejected, Conflict, Unauthorized, Misconfigured)
+BUG_ATTEMPTS = 5  # an error that is none of ours is a bug: tried again so often, then given up
+
+
+def translate(error: ApexError) -> ApplicationError:
+    """The error with its remedy, under its class's name; never with a body, since ours hold none."""
+    return ApplicationError(
+        f"{error} — {error.remedy}" if error.remedy else str(error),
+        type=type(error).__name__,
+        non_retryable=isinstance(error, FINAL),
+        next_retry_delay=timedelta(seconds=error.after) if isinstance(error, RetryLater) else None,
+    )
+
+
+class Translation(Interceptor):
+    """Translates what activities raise. Install it on every worker."""
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
+        return _Translating(next)
+
+
+class _Translating(ActivityInboundInterceptor):
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+        try:
+            return await super().execute_activity(input)
+        except ApexError as error:
+            raise translate(error) from None
+        except ApplicationError:
+            raise
+        except Exception as error:  # noqa: BLE001 (the outermost frame of a step; it is raised again, without its text)
+            raise _bug(error) from None
+
+
+def _bug(error: Exception) -> ApplicationError:
+    """An error nobody foresaw. Its message may quote data, so class and place alone are told."""
+    info = activity.info()
+    logger(room="flows").error(
+        "step failed unexpectedly",
+        step=info.activity_type,
+        attempt=info.attempt,
+        error=type(error).__name__,
+        where=[
+            f"{frame.filename}:{frame.lineno}" for frame in extract_tb(error.__traceback__)[-4:]
+        ],
+    )
+    return ApplicationError(
+        f"{type(error).__name__} in {info.activity_type}: the worker's log says where",
+        type="Bug",
+        non_retryable=info.attempt >= BUG_ATTEMPTS,
+    )

@@ -1,0 +1,24 @@
+"""Where work waits: real-time and bulk work have task queues of their own, so that neither stands before the other."""
+
+from __future__ import annotations
+
+from apex_memory.model import Priority
+
+REALTIME = "apex-realtime"
+BULK = "apex-bulk"
+QUEUES = (REALTIME, BULK)
+
+
+def queue_of(priority: int) -> str:
+    """The task queue for a source of this priority: P2 is bulk."""
+    return BULK if priority >= Priority.P2 else REALTIME
+
+
+def key_of(priority: int) -> int:
+    """Temporal's priority key, 1 (first) to 5: it orders a queue's backlog and pre-empts nothing."""
+    return 1 + 2 * priority
+
+
+def drain_id(source: str) -> str:
+    """The workflow id of a source's drain."""
+    return f"drain:{source}"

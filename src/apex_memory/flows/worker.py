@@ -1,0 +1,148 @@
+"""The worker: carries what Temporal hands out, and sees to schedules, builds and wakes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from temporalio.client import Client
+from temporalio.runtime import Runtime
+from temporalio.service import RPCError
+from temporalio.worker import Worker
+
+from apex_memory.config import Settings
+from apex_memory.errors import Unavailable
+from apex_memory.flows.activities import Activities
+from apex_memory.flows.client import connect
+from apex_memory.flows.deploy import UNCLAIMED_SECONDS, Deployment
+from apex_memory.flows.drains import Drains, priorities_of
+from apex_memory.flows.errors import Translation
+from apex_memory.flows.queues import BULK, REALTIME, drain_id
+from apex_memory.flows.schedules import ensure_schedules
+from apex_memory.flows.workflows import WORKFLOWS
+from apex_memory.telemetry import logger
+
+if TYPE_CHECKING:
+    from apex_memory.app import App
+
+# Steps at a time: bulk work gets the smaller share of a machine.
+SLOTS = {REALTIME: 16, BULK: 4}
+TEND_SECONDS = 30.0
+STOP_SECONDS = 5.0
+PATIENCE_SECONDS = 60.0  # a finished step's report is worth waiting for
+
+
+async def serve(
+    app: App, *, build: str, stop: asyncio.Event, runtime: Runtime | None = None
+) -> None:
+    """Work until `stop` is set. Waits for Temporal as long as it takes, and goes on when it comes back."""
+    log = logger(room="worker", build=build)
+    while not stop.is_set():
+        try:
+            client = await connect(
+                app.settings.temporal, runtime=runtime, patience=PATIENCE_SECONDS
+            )
+            await _work(app, client, build, stop)
+        except (Unavailable, RPCError, RuntimeError) as error:
+            # RuntimeError is what the library raises for a worker that the server will not have.
+            log.warning("Temporal does not answer; trying again", reason=str(error)[:300])
+            await _either(stop, seconds=2)
+
+
+async def _work(app: App, client: Client, build: str, stop: asyncio.Event) -> None:
+    drains = Drains(client, priorities_of(app.sources))
+    deployment = Deployment(client, build)
+    async with workers(deployment, steps_of(app, drains, build)):
+        tending = asyncio.create_task(tend(app.settings, drains, deployment))
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait((tending, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if tending.done():
+                tending.result()
+        finally:
+            tending.cancel()
+            stopping.cancel()
+
+
+def steps_of(app: App, drains: Drains, build: str) -> list[Callable[..., Any]]:
+    """Every activity of the real application."""
+    steps = Activities(app, drains, build=build)
+    return [
+        *(steps.claim, steps.prepare, steps.publish),
+        *(steps.sweep, steps.collect, steps.reconcile, steps.greet),
+    ]
+
+
+@asynccontextmanager
+async def workers(
+    deployment: Deployment, activities: Sequence[Callable[..., Any]]
+) -> AsyncIterator[None]:
+    """A worker for each task queue, polling inside the block."""
+    async with AsyncExitStack() as stack:
+        for queue, slots in SLOTS.items():
+            worker = Worker(
+                deployment.client,
+                task_queue=queue,
+                workflows=WORKFLOWS,
+                activities=activities,
+                interceptors=[Translation()],
+                deployment_config=deployment.config,
+                max_concurrent_activities=slots,
+                max_cached_workflows=200,
+                # A killed worker's workflows wait for it that long before another gets them.
+                sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
+                graceful_shutdown_timeout=timedelta(seconds=STOP_SECONDS),
+            )
+            await stack.enter_async_context(worker)
+        yield
+
+
+async def tend(
+    settings: Settings,
+    drains: Drains,
+    deployment: Deployment,
+    *,
+    seconds: float = TEND_SECONDS,
+    unclaimed: float = UNCLAIMED_SECONDS,
+) -> None:
+    """Make this build current, start the schedules, wake every source; then see to it that it stays so."""
+    log = logger(room="worker", build=deployment.build)
+    await deployment.make_current()
+    await ensure_schedules(deployment.client, settings)
+    for source in drains.sources:
+        await drains.wake(source)
+    log.info("worker ready", sources=drains.sources)
+    while True:
+        try:
+            await _restart_abandoned(drains, deployment, unclaimed)
+            await asyncio.sleep(seconds)
+            if await deployment.current() is None:  # Temporal came back without its data
+                await deployment.make_current()
+                await ensure_schedules(deployment.client, settings)
+        except (RPCError, Unavailable) as error:
+            log.warning("Temporal does not answer; trying again", reason=str(error)[:300])
+            await asyncio.sleep(1)
+
+
+async def _restart_abandoned(drains: Drains, deployment: Deployment, unclaimed: float) -> None:
+    """End what no worker carries any more, and let this build carry it on: paused stays paused."""
+    by_id = {drain_id(source): source for source in drains.sources}
+    for ended in await deployment.end_abandoned(unclaimed):
+        logger(room="worker").warning(
+            "ended a workflow that no worker carries", workflow=ended.id, run=ended.run_id
+        )
+        if ended.id in by_id:
+            paused = bool(await ended.memo_value("paused", False))
+            await drains.wake(by_id[ended.id], paused=paused)
+
+
+async def _either(stop: asyncio.Event, *, seconds: float) -> None:
+    """Return when `stop` is set, or after a while."""
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        return

@@ -1,0 +1,246 @@
+"""The workflows: what runs when. Every one is pinned to the build it began on (`Deployment.config`), and holds nothing
+that PostgreSQL does not: the order of steps, and what a person wants to see of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
+
+from temporalio import workflow
+from temporalio.common import (
+    RetryPolicy,
+    SearchAttributeKey,
+    SearchAttributePair,
+)
+from temporalio.exceptions import ActivityError, is_cancelled_exception
+
+with workflow.unsafe.imports_passed_through():
+    from apex_memory.flows.activities import Activities
+    from apex_memory.flows.burst import Burst
+    from apex_memory.flows.orders import (
+        BatchOrder,
+        ClaimedBatch,
+        ClaimOrder,
+        DrainOrder,
+        Greeting,
+        ReconcileOrder,
+        ReconcileReport,
+        StepReport,
+        StoreOrder,
+        SweepReport,
+    )
+
+OUTCOME = SearchAttributeKey.for_keyword("ApexOutcome")
+IDLE_RUN = timedelta(hours=1)  # a run that carried nothing hands over then
+
+RETRY = RetryPolicy(
+    initial_interval=timedelta(seconds=1),
+    backoff_coefficient=2,
+    maximum_interval=timedelta(seconds=30),
+)
+SHORT: dict[str, Any] = {"start_to_close_timeout": timedelta(seconds=30), "retry_policy": RETRY}
+# Embedding a batch of long documents takes minutes: the heartbeat says whether the step lives, not the clock.
+LONG: dict[str, Any] = {
+    "start_to_close_timeout": timedelta(hours=1),
+    "heartbeat_timeout": timedelta(seconds=60),
+    "retry_policy": RETRY,
+}
+
+T = TypeVar("T")
+
+
+@workflow.defn
+class Drain:
+    """Carries the events of one source, batch after batch, for as long as there are any; then waits for a wake.
+
+    One run is one burst: when nothing came for a moment, the run hands over to a fresh one, so that the
+    list of runs is the list of bursts. Losing a run loses nothing: leases run out, the next run claims again.
+    """
+
+    @workflow.init
+    def __init__(self, order: DrainOrder) -> None:
+        self._order = order
+        self._dirty = order.look
+        self._paused = order.paused
+        self._burst = Burst()
+
+    @workflow.run
+    async def run(self, order: DrainOrder) -> None:
+        while True:
+            await self._until_due()
+            try:
+                found = await self._carry()
+            except ActivityError as error:
+                if is_cancelled_exception(error):
+                    raise
+                await self._rest(error)
+                continue
+            over = self._burst.batches and not found and not self._dirty
+            if over or self._is_long():
+                self._hand_over()
+
+    @workflow.signal
+    def wake(self) -> None:
+        """Something landed. Carries no data: the inbox knows what."""
+        self._dirty = True
+
+    @workflow.signal
+    def pause(self) -> None:
+        """Finish the batch in hand, then wait for `resume`."""
+        self._paused = True
+        workflow.upsert_memo({"paused": True})
+
+    @workflow.signal
+    def resume(self) -> None:
+        self._paused = False
+        self._dirty = True
+        workflow.upsert_memo({"paused": False})
+
+    async def _until_due(self) -> None:
+        """Return on a wake, or after a while without one; not while paused."""
+        while True:
+            if self._paused:
+                self._show("paused")
+                await workflow.wait_condition(lambda: not self._paused)
+            if not self._dirty:
+                self._show("waits for events")
+                wait = (
+                    self._order.quiet_seconds if self._burst.batches else self._order.idle_seconds
+                )
+                with suppress(asyncio.TimeoutError):
+                    await workflow.wait_condition(
+                        lambda: self._dirty or self._paused, timeout=timedelta(seconds=wait)
+                    )
+            if not self._paused:
+                self._dirty = False
+                return
+
+    async def _carry(self) -> bool:
+        """One batch: claim, prepare, publish. False when nothing was ready."""
+        source = self._order.source
+        batch: ClaimedBatch = await self._timed(
+            "claim", Activities.claim, ClaimOrder(source), SHORT, source
+        )
+        if not batch.count:
+            return False
+        if not self._burst.batches:
+            workflow.upsert_search_attributes([OUTCOME.value_set("working")])
+        self._burst.claimed(batch)
+        self._show("works")
+        order, summary = BatchOrder(source, batch.id), f"{source}: {batch.count} events"
+        prepared = await self._timed("prepare", Activities.prepare, order, LONG, summary)
+        published = await self._timed("publish", Activities.publish, order, LONG, summary)
+        self._settle(prepared, published)
+        if batch.more or published.landed:
+            self._dirty = True
+        return True
+
+    async def _timed(
+        self,
+        step: str,
+        method: Callable[[Activities, Any], Awaitable[T]],
+        order: Any,
+        options: dict[str, Any],
+        summary: str,
+    ) -> T:
+        began = workflow.now()
+        result: T = await workflow.execute_activity_method(
+            method, order, summary=summary, **options
+        )
+        self._burst.took(step, (workflow.now() - began).total_seconds())
+        return result
+
+    def _settle(self, prepared: StepReport, published: StepReport) -> None:
+        """`prepared` is no outcome: what was prepared has its outcome from publishing."""
+        failed = {name: n for name, n in prepared.counts.items() if name != "prepared"}
+        outcomes = {id: name for id, name in prepared.outcomes.items() if name != "prepared"}
+        self._burst.settled(StepReport(failed, outcomes))
+        self._burst.settled(published)
+
+    async def _rest(self, error: ActivityError) -> None:
+        """A step gave up. The batch's lease runs out by itself and its events are claimed again."""
+        reason = f"{error.activity_type} gave up: {error.cause}"
+        workflow.logger.error("drain: %s", reason)
+        self._burst.failed(f"{workflow.now():%H:%M:%S} {reason}")
+        self._show("rests after a failure")
+        await workflow.sleep(timedelta(seconds=self._order.fault_seconds))
+        self._dirty = True
+        if self._is_long():
+            self._hand_over()
+
+    def _is_long(self) -> bool:
+        """Time for a fresh run: the history is long, the code is newer, or the run idled for an hour."""
+        info = workflow.info()
+        return (
+            info.is_continue_as_new_suggested()
+            or info.is_target_worker_deployment_version_changed()
+            or info.get_current_history_length() > self._order.run_events
+            or (not self._burst.batches and workflow.now() - info.start_time > IDLE_RUN)
+        )
+
+    def _hand_over(self) -> NoReturn:
+        if self._burst.batches:
+            workflow.upsert_search_attributes([OUTCOME.value_set(self._burst.outcome)])
+        self._show("over; the next run goes on")
+        order = replace(self._order, paused=self._paused, look=self._dirty)
+        workflow.continue_as_new(
+            order,
+            memo={"paused": self._paused},
+            search_attributes=workflow.info().typed_search_attributes.updated(
+                SearchAttributePair(OUTCOME, "idle")
+            ),
+            initial_versioning_behavior=workflow.ContinueAsNewVersioningBehavior.AUTO_UPGRADE,
+        )
+
+    def _show(self, state: str) -> None:
+        workflow.set_current_details(self._burst.markdown(self._order.source, state))
+
+
+@workflow.defn
+class Sweep:
+    """One pass of the sweeper, and a wake for every source with something ready."""
+
+    @workflow.run
+    async def run(self) -> SweepReport:
+        return await workflow.execute_activity_method(Activities.sweep, **LONG)
+
+
+@workflow.defn
+class Collect:
+    """One pass of the collector; answers the number of stages removed."""
+
+    @workflow.run
+    async def run(self) -> int:
+        return await workflow.execute_activity_method(Activities.collect, **LONG)
+
+
+@workflow.defn
+class Reconcile:
+    """Compares stores with PostgreSQL, one after the other, and repairs them."""
+
+    @workflow.run
+    async def run(self, order: ReconcileOrder) -> list[ReconcileReport]:
+        options = {**LONG, "start_to_close_timeout": timedelta(hours=12)}
+        return [
+            await workflow.execute_activity_method(
+                Activities.reconcile, StoreOrder(store), summary=store, **options
+            )
+            for store in order.stores
+        ]
+
+
+@workflow.defn
+class Hello:
+    """The smoke test: one round trip through the worker to every store. Lands nothing."""
+
+    @workflow.run
+    async def run(self) -> Greeting:
+        return await workflow.execute_activity_method(Activities.greet, **SHORT)
+
+
+WORKFLOWS = (Drain, Sweep, Collect, Reconcile, Hello)

@@ -1,0 +1,70 @@
+"""The gateway's process: `python -m apex_memory.gateway`."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+import uvicorn
+
+from apex_memory.config import Settings, load_settings
+from apex_memory.errors import ApexError, Misconfigured
+from apex_memory.gateway.application import create_app
+from apex_memory.telemetry import configure_logging, logger
+
+SHUTDOWN_SECONDS = 10  # for requests under way; below the time a supervisor gives
+
+
+def main() -> int:
+    """Serve until told to stop. 2 when the settings or the address cannot work, 1 when it ended by a failure."""
+    try:
+        settings = load_settings()
+        configure_logging(settings.log_level, settings.log_format)
+        server = uvicorn.Server(_config(settings))
+        with _bind(settings) as bound:
+            logger(room="gateway").info("listening", url=_url(bound))
+            server.run(sockets=[bound])
+    except ApexError as error:
+        print(f"{error}\n{error.remedy}".rstrip(), file=sys.stderr)
+        return 2
+    return 0 if server.started else 1
+
+
+def _config(settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        create_app(settings),
+        lifespan="on",
+        loop="auto" if sys.platform == "win32" else "uvloop",
+        ws="none",
+        access_log=False,  # ours has no query strings
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=30,  # above the idle time of most proxies would be better still for them
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+
+
+def _bind(settings: Settings) -> socket.socket:
+    """The listening socket, so that port 0 can be told and a taken port is a clear refusal."""
+    host = settings.host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, settings.port))
+    except OSError as error:
+        bound.close()
+        raise Misconfigured(
+            f"host, port: cannot listen on {settings.host}:{settings.port} ({error.strerror})",
+            remedy="stop what listens there, or set another port",
+        ) from None
+    return bound
+
+
+def _url(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""What every request passes first: Host check, request id, duration, access log, and the last `except`."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import uuid
+from time import perf_counter
+from typing import Any
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from apex_memory.config import Settings
+from apex_memory.gateway.errors import problem
+from apex_memory.telemetry import HTTP_SECONDS, logger
+
+METHODS = ("GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH")
+QUIET = ("/healthz", "/readyz", "/metrics")  # asked for every few seconds: logged at debug only
+DISCONNECTED = 499  # the client left before it was answered; no such status goes over the wire
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+class Hosts:
+    """Which Host headers are ours.
+
+    A gateway on loopback answers only to names of loopback: otherwise a web page could, by DNS
+    rebinding, talk to it through the browser of someone on this machine. Webhook routes are exempt:
+    they are called through tunnels with the tunnel's name, and carry their vendor's signature.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._bound_to_loopback = is_loopback(settings.host)
+        self._own = {settings.host.strip("[]").lower(), host_name(settings.url.partition("://")[2])}
+
+    def accept(self, host: str, path: str) -> bool:
+        if not self._bound_to_loopback or path.startswith("/hooks/"):
+            return True
+        name = host_name(host)
+        return bool(name) and (is_loopback(name) or name in self._own)
+
+
+def host_name(host: str) -> str:
+    """The name in `name:port` or `[::1]:port`, lower case."""
+    host = host.partition("/")[0].strip().lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def is_loopback(name: str) -> bool:
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class Entrance:
+    """The outermost ASGI layer of our own."""
+
+    def __init__(self, app: ASGIApp, *, hosts: Hosts) -> None:
+        self._app = app
+        self._hosts = hosts
+        self._log = logger(room="gateway")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange(scope, send)
+        try:
+            if self._hosts.accept(exchange.host, scope["path"]):
+                await self._app(scope, receive, exchange.send)
+            else:
+                await problem(
+                    421,
+                    "wrong_host",
+                    "this Host is not ours",
+                    "call the gateway by a name of loopback, or set `url` to its public address",
+                )(scope, receive, exchange.send)
+        except ClientDisconnect:
+            exchange.status = DISCONNECTED
+        except Exception:  # outermost: nothing may end a request without an answer and a log line
+            self._log.exception("request failed", error_id=exchange.id)
+            if not exchange.started:
+                await problem(
+                    500,
+                    "internal",
+                    "something went wrong here",
+                    "look for the id in the gateway's log",
+                    id=exchange.id,
+                )(scope, receive, exchange.send)
+        finally:
+            self._record(scope, exchange)
+
+    def _record(self, scope: Scope, exchange: Exchange) -> None:
+        seconds = perf_counter() - exchange.began
+        method = scope["method"] if scope["method"] in METHODS else "OTHER"
+        route = getattr(scope.get("route"), "path", "unmatched")
+        HTTP_SECONDS.labels(method, route, str(exchange.status)).observe(seconds)
+        write = self._log.debug if route in QUIET else self._log.info
+        # The path as it came, percent-encoded, and never the query: it may hold names and keys.
+        path = scope.get("raw_path") or scope["path"].encode()
+        write(
+            "request",
+            method=method,
+            path=path.partition(b"?")[0].decode("latin-1")[:200],
+            status=exchange.status,
+            ms=round(seconds * 1000, 1),
+            request=exchange.id,
+        )
+
+
+class Exchange:
+    """One request and what was answered to it."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        found: dict[bytes, bytes] = {}
+        for name, value in scope["headers"]:
+            if name in (b"host", b"x-request-id"):
+                found.setdefault(name, value)
+        self.host = found.get(b"host", b"").decode("latin-1")
+        given = found.get(b"x-request-id", b"")
+        self.id = given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        self.began = perf_counter()
+        self.status = 500
+        self.started = False
+        self._send = send
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            self.status = message["status"]
+            headers: list[Any] = [
+                *message.get("headers", ()),
+                (b"x-request-id", self.id.encode()),
+                (b"x-content-type-options", b"nosniff"),
+            ]
+            message = {**message, "headers": headers}
+        await self._send(message)

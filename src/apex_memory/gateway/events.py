@@ -1,0 +1,179 @@
+"""Read model of events: where each one is, who has it, until when, and which stores hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, LiteralString
+from urllib.parse import quote
+from uuid import UUID
+
+from apex_memory.config import Settings
+from apex_memory.errors import NotFound
+from apex_memory.model import TOMBSTONE
+from apex_memory.stores.postgres import Postgres, Row
+
+# Of an event's stages the one readers see counts, then the one in work, then the last.
+_DETAIL: LiteralString = """
+SELECT i.*, s.state AS stage_state, s.created_at AS staged_at, s.graph_at, s.vectors_at, s.committed_at,
+       l.id AS dead_letter_id, l.status AS dead_letter_status, l.remedy
+FROM chosen i
+LEFT JOIN LATERAL (
+  SELECT * FROM stages s WHERE s.inbox_id = i.id
+  ORDER BY array_position(ARRAY['committed', 'staging', 'superseded', 'reaping'], s.state) NULLS LAST, s.created_at DESC LIMIT 1
+) s ON true
+LEFT JOIN dead_letters l ON l.inbox_id = i.id
+ORDER BY i.seq DESC"""
+
+_STAGING: LiteralString = (
+    "EXISTS (SELECT FROM stages WHERE stages.inbox_id = inbox.id AND stages.state = 'staging')"
+)
+# `open` is in the index of ready rows, `state` is not.
+_STATES: dict[str, LiteralString] = {
+    "received": "open AND state = 'received'",
+    "prepared": f"open AND state = 'prepared' AND NOT {_STAGING}",
+    "staged": f"open AND state = 'prepared' AND {_STAGING}",
+    "done": "state = 'done'",
+    "superseded": "state = 'superseded'",
+    "parked": "state = 'parked'",
+    "dead": "state = 'dead'",
+}
+FINAL = ("done", "superseded", "dead")
+
+
+class Events:
+    def __init__(self, db: Postgres, settings: Settings) -> None:
+        self._db = db
+        self._ui = settings.temporal_ui.rstrip("/")
+        self._namespace = settings.temporal.partition("/")[2] or "default"
+
+    async def find(
+        self,
+        *,
+        source: str | None = None,
+        state: str | None = None,
+        since: datetime | None = None,
+        ids: Sequence[UUID] = (),
+        after: int | None = None,
+        limit: int = 50,
+    ) -> tuple[list[dict[str, Any]], int | None]:
+        """Events, newest first, and the position to go on from (None at the end)."""
+        conditions: list[LiteralString] = ["true"]
+        if source is not None:
+            conditions.append("source = %(source)s")
+        if state is not None:
+            conditions.append(_STATES[state])
+        if since is not None:
+            conditions.append("received_at >= %(since)s")
+        if ids:
+            conditions.append("id = ANY(%(ids)s)")
+        if after is not None:
+            conditions.append("seq < %(after)s")
+        rows = await self._db.fetch(
+            "WITH chosen AS MATERIALIZED (SELECT * FROM inbox WHERE "
+            + " AND ".join(conditions)
+            + " ORDER BY seq DESC LIMIT %(limit)s)"
+            + _DETAIL,
+            {
+                "source": source,
+                "since": since,
+                "ids": list(ids),
+                "after": after,
+                "limit": limit + 1,
+            },
+        )
+        page = [self._event(row) for row in rows[:limit]]
+        return page, rows[limit - 1]["seq"] if len(rows) > limit else None
+
+    async def show(self, id: UUID) -> dict[str, Any]:
+        """One event. `NotFound` if there is none."""
+        found, _ = await self.find(ids=[id], limit=1)
+        if not found:
+            raise NotFound("no such event", remedy="check the id; GET /v1/events lists events")
+        return found[0]
+
+    async def shown(self, ids: Sequence[UUID]) -> dict[UUID, dict[str, Any]]:
+        """Events by id; for the receipt of a request."""
+        found, _ = await self.find(ids=ids, limit=max(1, len(ids)))
+        return {event["id"]: event for event in found}
+
+    async def newest(self, document: UUID) -> Row:
+        """Source, key and version of a document, or of an event about it that is not at its end yet, whichever is newer.
+
+        `NotFound` if there is neither, or if the newest is a deletion.
+        """
+        row = await self._db.fetch_one(
+            """SELECT * FROM (
+                 SELECT source, doc_key, version, event_id, deleted FROM documents WHERE doc_id = %(id)s
+                 UNION ALL
+                 SELECT source, doc_key, version, event_id, content_type = %(tombstone)s FROM inbox
+                 WHERE doc_id = %(id)s AND state IN ('received', 'prepared', 'parked')
+               ) AS known ORDER BY version DESC, event_id COLLATE "C" DESC LIMIT 1""",
+            {"id": document, "tombstone": TOMBSTONE},
+        )
+        if row is None or row["deleted"]:
+            raise NotFound(
+                "no such document, or deleted already", remedy="GET /v1/documents lists documents"
+            )
+        return row
+
+    def _event(self, row: Row) -> dict[str, Any]:
+        state = row["state"]
+        if state == "prepared" and row["stage_state"] == "staging":
+            state = "staged"
+        owned = row["open"] and row["batch"] is not None
+        return {
+            "id": row["id"],
+            "source": row["source"],
+            "event_id": row["event_id"],
+            "document_id": row["doc_id"],
+            "document_key": row["doc_key"],
+            "priority": row["priority"],
+            "version": row["version"],
+            "content_type": row["content_type"],
+            "state": state,
+            "occurred_at": row["occurred_at"],
+            "received_at": row["received_at"],
+            "prepared_at": row["prepared_at"],
+            "staged_at": row["staged_at"],
+            "ended_at": row["ended_at"],
+            "owner": row["batch"] if owned else None,
+            "deadline": None if row["state"] in FINAL else row["next_at"],
+            "attempts": row["attempts"],
+            "last_error": row["last_error"],
+            "waits_for": row["park_store"] if row["state"] == "parked" else None,
+            "dead_letter": row["dead_letter_id"],
+            "remedy": row["remedy"] if row["state"] == "dead" else None,
+            "stores": _stores(row),
+            "workflow": self._workflow(row),
+        }
+
+    def _workflow(self, row: Row) -> dict[str, Any] | None:
+        if not row["workflow_id"]:
+            return None
+        link = (
+            f"{self._ui}/namespaces/{quote(self._namespace, safe='')}/workflows/"
+            f"{quote(row['workflow_id'], safe='')}/{quote(row['run_id'] or '', safe='')}/history"
+        )
+        return {
+            "id": row["workflow_id"],
+            "run_id": row["run_id"],
+            "url": link if self._ui else None,
+        }
+
+
+def _stores(row: Row) -> dict[str, dict[str, Any]]:
+    """What each store has of the event. The cache fills when the document is read, and decides nothing."""
+    held = {
+        None: "none",
+        "staging": "writing",
+        "committed": "held",
+        "superseded": "superseded",
+        "reaping": "superseded",
+    }.get(row["stage_state"], "removed")
+    return {
+        "documents": {"state": held, "at": row["committed_at"]},
+        "graph": {"state": held, "at": row["graph_at"]},
+        "vectors": {"state": held, "at": row["vectors_at"]},
+        "cache": {"state": "on_read", "at": None},
+    }

@@ -1,0 +1,191 @@
+"""API keys: made, checked without SQL on the hot path, revoked.
+
+A key is `apex_<id>_<secret>`. Kept is only its SHA-256 digest. A slow hash such as argon2 protects
+secrets that people choose, because they can be guessed; this one is 256 random bits, which nobody
+guesses at any speed, and a slow hash would cost every request what it costs an attacker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from time import monotonic
+from typing import Any
+
+from apex_memory.errors import Conflict, Forbidden, NotFound, Rejected, Unauthorized, Unavailable
+from apex_memory.model import now
+from apex_memory.stores.postgres import Postgres
+
+SCOPES = ("ingest", "read", "admin")
+FRESH_SECONDS = 5.0  # how long a revoked key may still be taken
+LOOK_SECONDS = 0.2  # least time between two looks into the table, whatever is presented
+STALE_SECONDS = 60.0  # how long known keys are taken while PostgreSQL is away
+USED_SECONDS = 60.0  # how often `used_at` is written
+_HOW = "send `Authorization: Bearer apex_…` with a key from `apex keys create`"
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A key just made. `key` is shown this once and kept nowhere."""
+
+    id: str
+    name: str
+    scopes: tuple[str, ...]
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A valid key, as a request presented it."""
+
+    id: str
+    scopes: frozenset[str]
+    digest: bytes
+
+    @property
+    def actor(self) -> str:
+        """Who it is, in the audit."""
+        return f"key:{self.id}"
+
+    def may(self, scope: str) -> bool:
+        return scope in self.scopes or "admin" in self.scopes
+
+
+async def create_key(
+    db: Postgres, name: str, scopes: Sequence[str], *, actor: str = "apex"
+) -> NewKey:
+    """Make a key. `Rejected` for scopes that do not exist, or none."""
+    wanted = tuple(scope for scope in SCOPES if scope in scopes)
+    if not wanted or set(scopes) - set(SCOPES):
+        raise Rejected("scopes: unknown or none", remedy=f"choose among {', '.join(SCOPES)}")
+    id = secrets.token_hex(6)
+    key = f"apex_{id}_{secrets.token_urlsafe(32)}"
+    async with db.transaction() as connection:
+        await connection.execute(
+            "INSERT INTO api_keys (id, name, digest, scopes) VALUES (%s, %s, %s, %s)",
+            (id, name, _digest(key), list(wanted)),
+        )
+        await connection.execute(
+            "INSERT INTO audit (actor, action, subject, detail) VALUES (%s, 'key created', %s, %s)",
+            (actor, id, json.dumps({"name": name, "scopes": wanted})),
+        )
+    return NewKey(id, name, wanted, key)
+
+
+async def list_keys(db: Postgres) -> list[dict[str, Any]]:
+    """Every key ever made, newest first, without what could be presented."""
+    return await db.fetch(
+        "SELECT id, name, scopes, created_at, used_at, revoked_at FROM api_keys ORDER BY created_at DESC, id"
+    )
+
+
+async def revoke_key(db: Postgres, id: str, *, actor: str) -> dict[str, Any]:
+    """End a key. `NotFound` if there is none, `Conflict` if it is the last admin key."""
+    async with db.transaction() as connection:
+        # One revocation at a time, or two could take the last two admin keys.
+        cursor = await connection.execute(
+            "SELECT * FROM api_keys WHERE revoked_at IS NULL AND (id = %s OR 'admin' = ANY(scopes)) ORDER BY id FOR UPDATE",
+            (id,),
+        )
+        live = {row["id"]: row for row in await cursor.fetchall()}
+        if id not in live:
+            raise NotFound(
+                "no such key, or revoked already", remedy="GET /v1/keys shows those there are"
+            )
+        others = [row for row in live.values() if row["id"] != id]
+        if "admin" in live[id]["scopes"] and not others:
+            raise Conflict("this is the last admin key", remedy="create another admin key first")
+        cursor = await connection.execute(
+            """UPDATE api_keys SET revoked_at = clock_timestamp() WHERE id = %s
+               RETURNING id, name, scopes, created_at, used_at, revoked_at""",
+            (id,),
+        )
+        row = await cursor.fetchone()
+        await connection.execute(
+            "INSERT INTO audit (actor, action, subject) VALUES (%s, 'key revoked', %s)", (actor, id)
+        )
+        assert row is not None
+        return row
+
+
+class KeyRing:
+    """All live keys, in memory; looked up again every few seconds and when an unknown one comes."""
+
+    def __init__(self, db: Postgres) -> None:
+        self._db = db
+        self._keys: dict[str, Key] = {}
+        self._looked_at = -STALE_SECONDS
+        self._looking = asyncio.Lock()
+        self._used: dict[str, datetime] = {}
+
+    async def check(self, presented: str | None, scope: str) -> Key:
+        """The key, if it is valid and has the scope; else `Unauthorized` or `Forbidden`."""
+        if not presented:
+            raise Unauthorized("no API key", remedy=_HOW)
+        id = _id(presented)
+        if monotonic() - self._looked_at > FRESH_SECONDS:
+            await self._look()
+        elif id and id not in self._keys:
+            # Made a moment ago, perhaps. All who ask share one look, so guessing costs no SQL each.
+            await self._look()
+        key = self._keys.get(id)
+        if key is None or not hmac.compare_digest(key.digest, _digest(presented)):
+            raise Unauthorized("this API key is not valid", remedy=_HOW)
+        if not key.may(scope):
+            raise Forbidden(
+                f"this key lacks the scope `{scope}`",
+                remedy=f"use a key with `{scope}`, or create one with `apex keys create`",
+            )
+        self._used[key.id] = now()
+        return key
+
+    def expire(self) -> None:
+        """Look again at the next check: a key of this process was made or revoked."""
+        self._looked_at = min(self._looked_at, monotonic() - FRESH_SECONDS - 1)
+
+    async def _look(self) -> None:
+        asked = monotonic()
+        async with self._looking:
+            if self._looked_at > asked:
+                return  # another look began after this was asked for
+            await asyncio.sleep(max(0.0, self._looked_at + LOOK_SECONDS - asked))
+            began = monotonic()
+            try:
+                rows = await self._db.fetch(
+                    "SELECT id, scopes, digest FROM api_keys WHERE revoked_at IS NULL"
+                )
+            except Unavailable:
+                # Nothing can be revoked without PostgreSQL; the status page must stay readable.
+                if began - self._looked_at > STALE_SECONDS:
+                    raise
+                return
+            self._keys = {
+                row["id"]: Key(row["id"], frozenset(row["scopes"]), bytes(row["digest"]))
+                for row in rows
+            }
+            self._looked_at = began
+
+    async def write_used(self) -> None:
+        """Write when keys were last used since the last call."""
+        used, self._used = self._used, {}
+        if used:
+            await self._db.execute(
+                """UPDATE api_keys SET used_at = u.at FROM unnest(%s::text[], %s::timestamptz[]) AS u (id, at)
+                   WHERE api_keys.id = u.id""",
+                (list(used), list(used.values())),
+            )
+
+
+def _id(presented: str) -> str:
+    parts = presented.split("_", 2)
+    return parts[1] if len(parts) == 3 and parts[0] == "apex" else ""
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

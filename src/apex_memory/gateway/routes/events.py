@@ -1,0 +1,215 @@
+"""Events: where each is, and what came in."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Path, Query, Response
+from pydantic import BaseModel
+
+from apex_memory.errors import Rejected
+from apex_memory.gateway.context import Admin, Here, Reader
+from apex_memory.gateway.events import Events
+from apex_memory.gateway.routes.shared import DOCUMENT, EVENT, example, problems
+
+State = Literal["received", "prepared", "staged", "done", "superseded", "parked", "dead"]
+EventId = Annotated[UUID, Path(description="The event's id.", examples=[EVENT])]
+Limit = Annotated[int, Query(ge=1, le=200, description="Most items in the answer.", examples=[50])]
+
+
+class StoreState(BaseModel):
+    """What a store has of an event: `held`, `writing`, `superseded`, `removed`, `none`; the cache fills `on_read`."""
+
+    model_config = example({"state": "held", "at": "2026-03-03T15:15:00.401Z"})
+    state: Literal["none", "writing", "held", "superseded", "removed", "on_read"]
+    at: datetime | None
+
+
+class WorkflowRun(BaseModel):
+    """The workflow run that carries or carried the event. `url` leads to its history, if a UI is configured."""
+
+    model_config = example(
+        {
+            "id": "drain:frontapp",
+            "run_id": "0197c2a4-9a41-7d0e-b9c4-0d6a3c1f2b10",
+            "url": "http://127.0.0.1:8461/namespaces/default/workflows/drain%3Afrontapp/0197c2a4-9a41-7d0e-b9c4-0d6a3c1f2b10/history",
+        }
+    )
+    id: str
+    run_id: str | None
+    url: str | None
+
+
+_EVENT: dict[str, Any] = {
+    "id": EVENT,
+    "source": "frontapp",
+    "event_id": "evt_55c8c149",
+    "document_id": DOCUMENT,
+    "document_key": "msg_1q15qmtq",
+    "priority": 0,
+    "version": 1772550900000000,
+    "content_type": "application/json",
+    "state": "staged",
+    "occurred_at": "2026-03-03T15:15:00Z",
+    "received_at": "2026-03-03T15:15:00.300Z",
+    "prepared_at": "2026-03-03T15:15:00.352Z",
+    "staged_at": "2026-03-03T15:15:00.360Z",
+    "ended_at": None,
+    "owner": "8f7c7a52-5d3b-4a53-9d57-3d1c1d9b0f6e",
+    "deadline": "2026-03-03T15:16:00.310Z",
+    "attempts": 0,
+    "last_error": None,
+    "waits_for": None,
+    "dead_letter": None,
+    "remedy": None,
+    "stores": {
+        "documents": {"state": "writing", "at": None},
+        "graph": {"state": "writing", "at": None},
+        "vectors": {"state": "writing", "at": None},
+        "cache": {"state": "on_read", "at": None},
+    },
+    "workflow": None,
+}
+
+
+class EventState(BaseModel):
+    """One event, from received to its end.
+
+    While it is not at an end, `deadline` is when somebody looks at it again at the latest: the end
+    of its owner's lease, or the time of its next try. `owner` is the batch that holds it.
+    """
+
+    model_config = example(_EVENT)
+    id: UUID
+    source: str
+    event_id: str
+    document_id: UUID
+    document_key: str
+    priority: int
+    version: int
+    content_type: str
+    state: State
+    occurred_at: datetime
+    received_at: datetime
+    prepared_at: datetime | None
+    staged_at: datetime | None
+    ended_at: datetime | None
+    owner: UUID | None
+    deadline: datetime | None
+    attempts: int
+    last_error: str | None
+    waits_for: str | None
+    dead_letter: int | None
+    remedy: str | None
+    stores: dict[str, StoreState]
+    workflow: WorkflowRun | None
+
+
+class EventPage(BaseModel):
+    """Events, newest first. `next` is the `cursor` of the following page, null on the last."""
+
+    model_config = example({"events": [_EVENT], "next": "10412"})
+    events: list[EventState]
+    next: str | None
+
+
+def routes() -> APIRouter:
+    router = APIRouter(tags=["events"])
+    router.add_api_route(
+        "/v1/events",
+        list_events,
+        summary="List events",
+        response_model=EventPage,
+        responses=problems(401, 403, 422, 503),
+    )
+    router.add_api_route(
+        "/v1/events/{id}",
+        show_event,
+        summary="Show one event",
+        response_model=EventState,
+        responses=problems(401, 403, 404, 422, 503),
+    )
+    router.add_api_route(
+        "/v1/events/{id}/payload",
+        show_payload,
+        summary="Download what came in",
+        response_class=Response,
+        responses={
+            200: {
+                "description": "The payload, byte for byte. `Apex-Content-Type` says what it is.",
+                "content": {
+                    "application/octet-stream": {
+                        "schema": {"type": "string", "format": "binary"},
+                        "example": '{"type": "inbound_received", "id": "evt_55c8c149"}',
+                    }
+                },
+            }
+        }
+        | problems(401, 403, 404, 422, 503),
+    )
+    return router
+
+
+async def list_events(
+    gateway: Here,
+    key: Reader,
+    source: Annotated[
+        str | None, Query(max_length=100, description="Only of this source.", examples=["frontapp"])
+    ] = None,
+    state: Annotated[
+        State | None, Query(description="Only in this state.", examples=["parked"])
+    ] = None,
+    since: Annotated[
+        datetime | None,
+        Query(description="Received at or after.", examples=["2026-03-03T00:00:00Z"]),
+    ] = None,
+    id: Annotated[
+        list[UUID] | None,
+        Query(max_length=100, description="Only these; may be repeated.", examples=[[EVENT]]),
+    ] = None,
+    cursor: Annotated[
+        str | None, Query(description="`next` of the page before.", examples=["10412"])
+    ] = None,
+    limit: Limit = 50,
+) -> dict[str, Any]:
+    """Newest first, with state, owner, deadline and what each store has."""
+    found, after = await Events(gateway.app.db, gateway.app.settings).find(
+        source=source,
+        state=state,
+        since=since,
+        ids=id or (),
+        after=position(cursor),
+        limit=limit,
+    )
+    return {"events": found, "next": None if after is None else str(after)}
+
+
+async def show_event(gateway: Here, key: Reader, id: EventId) -> dict[str, Any]:
+    """Where the event is, who has it until when, and what each store has of it."""
+    return await Events(gateway.app.db, gateway.app.settings).show(id)
+
+
+async def show_payload(gateway: Here, key: Admin, id: EventId) -> Response:
+    """The raw payload as a download. It may hold personal data, so it needs an admin key."""
+    event = await gateway.app.inbox.event(id)
+    kind = event.content_type.encode("ascii", "replace").decode()
+    return Response(
+        event.payload,
+        # Never a type that a browser renders: anybody may have sent this.
+        media_type="application/octet-stream",
+        headers={
+            "Content-Disposition": f'attachment; filename="{id}"',
+            "Apex-Content-Type": "".join(c for c in kind if c.isprintable())[:200],
+        },
+    )
+
+
+def position(cursor: str | None) -> int | None:
+    """The position in a cursor; `Rejected` for what is none of ours."""
+    if cursor is None:
+        return None
+    if not (cursor.isascii() and cursor.isdecimal() and len(cursor) <= 18):
+        raise Rejected("query.cursor: not one of ours", remedy="send `next` of the page before")
+    return int(cursor)

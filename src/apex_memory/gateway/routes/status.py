@@ -1,0 +1,265 @@
+"""How this installation is: for people, for probes, for Prometheus."""
+
+from __future__ import annotations
+
+import inspect
+from datetime import datetime
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
+
+from apex_memory import __version__
+from apex_memory.errors import ApexError
+from apex_memory.gateway import status
+from apex_memory.gateway.bodies import limit_of
+from apex_memory.gateway.context import Here, Reader, presented
+from apex_memory.gateway.entrance import host_name, is_loopback
+from apex_memory.gateway.routes.shared import example, problems
+from apex_memory.telemetry import logger
+
+
+class StoreRow(BaseModel):
+    """A store. `recovering`: it answers, but is being checked after a restart."""
+
+    name: str
+    state: Literal["ready", "recovering", "unavailable"]
+    version: str | None
+    reason: str | None
+
+
+class BacklogRow(BaseModel):
+    """Events not at an end, of one source and state. `waits_for` is the store parked ones wait for."""
+
+    source: str
+    state: str
+    waits_for: str | None
+    events: int
+    oldest: datetime
+
+
+class TemporalState(BaseModel):
+    """Whether Temporal answers. Without it events land and wait."""
+
+    reachable: bool
+    ui: str | None
+
+
+class Status(BaseModel):
+    """How this installation is. Counts are null while PostgreSQL is away."""
+
+    model_config = example(
+        {
+            "version": "0.1.0",
+            "stores": [
+                {
+                    "name": "documents",
+                    "state": "ready",
+                    "version": "PostgreSQL 18.6",
+                    "reason": None,
+                },
+                {"name": "graph", "state": "ready", "version": "FalkorDB 4.14.10", "reason": None},
+                {"name": "vectors", "state": "ready", "version": "Qdrant Edge 0.9", "reason": None},
+                {"name": "cache", "state": "ready", "version": "Valkey 9.1.2", "reason": None},
+            ],
+            "temporal": {"reachable": True, "ui": "http://127.0.0.1:8461"},
+            "backlog": [
+                {
+                    "source": "edi",
+                    "state": "received",
+                    "waits_for": None,
+                    "events": 12,
+                    "oldest": "2026-03-03T15:14:58Z",
+                }
+            ],
+            "open": 12,
+            "parked": 0,
+            "dead_letters": 1,
+            "sources": ["crm", "documents", "edi", "frontapp"],
+        }
+    )
+    version: str
+    stores: list[StoreRow]
+    temporal: TemporalState
+    backlog: list[BacklogRow] | None
+    open: int | None
+    parked: int | None
+    dead_letters: int | None
+    sources: list[str]
+
+
+_SOURCE = {
+    "name": "frontapp",
+    "title": "Front",
+    "priority": "P0",
+    "route": "/hooks/frontapp",
+    "authentication": "signature",
+    "max_body_bytes": 5000000,
+    "description": "E-mails, comments and conversation state from Front's webhooks.",
+}
+
+
+class SourceRow(BaseModel):
+    """A source, and how to send to it."""
+
+    model_config = example(_SOURCE)
+    name: str
+    title: str
+    priority: str
+    route: str
+    authentication: Literal["signature", "key"]
+    max_body_bytes: int
+    description: str
+
+
+class Sources(BaseModel):
+    """All sources, by name."""
+
+    model_config = example({"sources": [_SOURCE]})
+    sources: list[SourceRow]
+
+
+class Health(BaseModel):
+    """It is."""
+
+    model_config = example({"status": "ok"})
+    status: Literal["ok"]
+
+
+def routes() -> APIRouter:
+    router = APIRouter(tags=["status"])
+    add = router.add_api_route
+    add(
+        "/v1/status",
+        show_status,
+        summary="State of the installation",
+        response_model=Status,
+        responses=problems(401, 403, 503),
+    )
+    add(
+        "/v1/sources",
+        list_sources,
+        summary="List sources",
+        response_model=Sources,
+        responses=problems(401, 403, 503),
+    )
+    add(
+        "/healthz",
+        healthz,
+        summary="Is the process up?",
+        response_model=Health,
+        responses=problems(),
+    )
+    add(
+        "/readyz",
+        readyz,
+        summary="Can events land?",
+        response_model=Health,
+        responses=problems(503),
+    )
+    add(
+        "/metrics",
+        metrics,
+        summary="Metrics for Prometheus",
+        response_class=Response,
+        responses={
+            200: {
+                "description": "Prometheus text format.",
+                "content": {
+                    "text/plain": {
+                        "schema": {"type": "string"},
+                        "example": 'apex_events_landed_total{source="frontapp"} 1024.0\n',
+                    }
+                },
+            }
+        }
+        | problems(401, 403, 503),
+    )
+    add("/", root, include_in_schema=False, response_class=RedirectResponse)
+    return router
+
+
+async def show_status(gateway: Here, key: Reader) -> dict[str, Any]:
+    """Stores, backlog, parked events, dead letters, Temporal."""
+    app = gateway.app
+    answer: dict[str, Any] = {
+        "version": __version__,
+        "stores": await status.store_rows(app),
+        "temporal": {
+            "reachable": await status.temporal_reachable(gateway.temporal),
+            "ui": app.settings.temporal_ui or None,
+        },
+        "sources": sorted(app.sources),
+    }
+    return answer | await _counts(gateway, answer["stores"])
+
+
+async def _counts(gateway: Here, stores: list[dict[str, Any]]) -> dict[str, Any]:
+    unknown = dict.fromkeys(("backlog", "open", "parked", "dead_letters"))
+    if any(row["name"] == "documents" and row["state"] == "unavailable" for row in stores):
+        return unknown
+    rows = [
+        {**row, "waits_for": row["park_store"] if row["state"] == "parked" else None}
+        for row in await gateway.app.inbox.backlog()
+    ]
+    return {
+        "backlog": rows,
+        "open": sum(row["events"] for row in rows if row["state"] != "parked"),
+        "parked": sum(row["events"] for row in rows if row["state"] == "parked"),
+        "dead_letters": await status.dead_letters(gateway.app),
+    }
+
+
+async def list_sources(gateway: Here, key: Reader) -> dict[str, Any]:
+    """What each is, where to send to it, and how it is authenticated."""
+    app = gateway.app
+    return {
+        "sources": [
+            {
+                "name": source.name,
+                "title": source.title,
+                "priority": source.priority.name,
+                "route": source.route,
+                "authentication": "key" if source.authenticated_by_key else "signature",
+                "max_body_bytes": limit_of(source, app.settings),
+                "description": inspect.cleandoc(type(source).__doc__ or ""),
+            }
+            for source in app.sources.values()
+        ]
+    }
+
+
+async def healthz() -> dict[str, str]:
+    """No key needed."""
+    return {"status": "ok"}
+
+
+async def readyz(gateway: Here) -> dict[str, str]:
+    """200 while PostgreSQL answers: landing needs nothing else. No key needed."""
+    await gateway.app.db.ping()
+    return {"status": "ok"}
+
+
+async def metrics(gateway: Here, request: Request) -> Response:
+    """From this machine without a key, from elsewhere with an admin key."""
+    if not _local(request):
+        await gateway.keys.check(presented(request), "admin")
+    try:
+        await status.refresh_gauges(gateway.app)
+    except ApexError as error:  # the other metrics are needed most when PostgreSQL is away
+        logger(room="gateway").warning("inbox gauges are stale", reason=str(error)[:200])
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _local(request: Request) -> bool:
+    """Asked by a program on this machine: not through a proxy here, nor by a page in a browser here."""
+    client = request.client.host if request.client else ""
+    forwarded = any(name in request.headers for name in ("forwarded", "x-forwarded-for", "via"))
+    named = is_loopback(host_name(request.headers.get("host", "")))
+    return is_loopback(client) and named and not forwarded
+
+
+async def root() -> RedirectResponse:
+    return RedirectResponse("/docs")

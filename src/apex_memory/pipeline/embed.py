@@ -1,0 +1,102 @@
+"""Embedders: texts → unit vectors. Which one is a setting; its id is part of every manifest's."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+
+from apex_memory.errors import Misconfigured, Rejected
+from apex_memory.model import Vectors
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors of one dimension.
+
+    Raises `Unavailable('embedder', …)` or `RetryLater` when a server cannot answer now, `Rejected`
+    when it refuses a text, `Misconfigured` when it cannot work with these settings.
+    """
+
+    id: str
+    """Stable name of model and dimension (`minilm-int8-384`): vectors of two ids never mix."""
+    dimension: int
+
+    async def passages(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of passages to be found, shape (len(texts), dimension), rows of unit length."""
+
+    async def query(self, text: str) -> Vectors:
+        """Vector of a question, shape (dimension,), of unit length."""
+
+    async def close(self) -> None: ...
+
+
+def unit_rows(rows: Vectors) -> Vectors:
+    """Rows scaled to length one. A row of zeros becomes an even one; NaN and infinity are `Rejected`."""
+    if not np.isfinite(rows).all():
+        raise Rejected(
+            "the embedder gave a vector with NaN or infinity",
+            remedy="look for the text that caused it; redrive it with another embedder",
+        )
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    even = np.float32(1 / math.sqrt(rows.shape[1])) if rows.shape[1] else np.float32(0)
+    return np.where(norms > 0, rows / np.where(norms > 0, norms, 1), even).astype(np.float32)
+
+
+class HashingEmbedder:
+    """Signed feature hashing of words and pairs of words: no model, no dependency; for tests."""
+
+    _WORD = re.compile(r"\w+")
+
+    def __init__(self, dimension: int = 256) -> None:
+        self.id = f"hashing-{dimension}"
+        self.dimension = dimension
+
+    async def passages(self, texts: Sequence[str]) -> Vectors:
+        rows = np.zeros((len(texts), self.dimension), dtype=np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            words = self._WORD.findall(text.lower())
+            for feature in [*words, *map(" ".join, pairwise(words))]:
+                digest = hashlib.blake2b(feature.encode("utf-8", "replace"), digest_size=8).digest()
+                place = int.from_bytes(digest)
+                row[(place >> 1) % self.dimension] += 1 if place & 1 else -1
+        return unit_rows(rows)
+
+    async def query(self, text: str) -> Vectors:
+        row: Vectors = (await self.passages([text]))[0]
+        return row
+
+    async def close(self) -> None:
+        return None
+
+
+def open_embedder(
+    spec: str, *, model: str = "", dimension: int = 0, key: str = "", threads: int = 0
+) -> Embedder:
+    """The embedder that the settings name: `minilm`, `wordllama`, `hashing`, or a server's URL.
+
+    `threads` is for local models, 0 takes the number of processors; `model`, `dimension` and `key`
+    are for a server. Loading a model takes about 0.3 s. Raises `Misconfigured`.
+    """
+    if spec == "hashing":
+        return HashingEmbedder()
+    if spec == "minilm":
+        from apex_memory.pipeline.embed_minilm import MiniLMEmbedder
+
+        return MiniLMEmbedder(threads=threads)
+    if spec == "wordllama":
+        from apex_memory.pipeline.embed_wordllama import WordLlamaEmbedder
+
+        return WordLlamaEmbedder()
+    if spec.startswith(("http://", "https://")):
+        from apex_memory.pipeline.embed_server import ServerEmbedder
+
+        return ServerEmbedder(spec, model=model, dimension=dimension, key=key)
+    raise Misconfigured(
+        f"embedder: {spec!r} is not known",
+        remedy="set APEX_EMBEDDER to `minilm`, `wordllama`, `hashing`, or the URL of a server (`http://host/v1`)",
+    )

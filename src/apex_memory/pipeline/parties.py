@@ -1,0 +1,136 @@
+"""Who and where: companies, the parties that labels name, and places. Rather none than a wrong one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from apex_memory.model import slug
+from apex_memory.pipeline.entities import Mention, company_key
+from apex_memory.pipeline.regions import CODES, NAMES
+from apex_memory.pipeline.words import NOT_NAMES
+
+_LEGAL = r"LLC|L\.L\.C\.|Inc|Incorporated|Corp|Corporation|Co|Company|Ltd|Limited|LP|LLP"
+_TRADE = (
+    "Trucking|Logistics|Freight|Transport|Transportation|Lines|Carriers|Express|Foods|Haulers|Hauling|"
+    "Cartage|Drayage|Brokerage|Warehousing|Distribution|Distributors|Motor|Truckers|Xpress|Freightways"
+)
+_SUFFIX = re.compile(
+    rf"(?<![\w-])(?:{_LEGAL}|{_TRADE}|{_LEGAL.upper()}|{_TRADE.upper()})(?![\w-])", re.ASCII
+)
+_SUFFIX_RUN = re.compile(
+    rf"(?:,? (?:{_LEGAL}|{_TRADE}|Line|{_LEGAL.upper()}|{_TRADE.upper()}|LINE)(?![\w-])){{1,3}}"
+)
+_NAME_WORD = re.compile(r"(?:[A-Z0-9][\w&'’.-]{0,30}|&|of|and|de|la)\Z")
+_BREAK = re.compile(r"[.:;!?|)(\]\[\"/]\Z|\A[\"(\[]")
+
+_ROLES = {
+    "shipper": "shipper", "ship from": "shipper", "consignor": "shipper",
+    "consignee": "consignee", "ship to": "consignee", "deliver to": "consignee",
+    "carrier": "carrier", "broker": "broker", "bill to": "bill_to", "customer": "customer",
+    "vendor": "vendor", "remit to": "remit_to", "notify party": "notify_party",
+    "driver": "driver", "dispatcher": "dispatcher", "contact": "contact", "attn": "contact",
+}  # fmt: skip
+_PEOPLE = frozenset({"driver", "dispatcher", "contact"})
+_LABEL = re.compile(
+    rf"^[ \t|*>-]{{0,6}}({'|'.join(_ROLES)})(?: name)?[*]{{0,2}}[ \t]{{0,3}}[:|][*]{{0,2}}[ \t]{{0,8}}(?:\n[ \t]{{0,8}})?([^\n|]{{2,80}})",
+    re.IGNORECASE | re.MULTILINE,
+)
+_PARTY_END = re.compile(rf",(?! ?(?:{_LEGAL}|{_LEGAL.upper()})\b)|[;(<\t]| {{2}}| - ")
+_PERSON = re.compile(r"[A-Z][\w'’-]{0,20}\.?(?: [A-Z][\w'’-]{0,20}\.?){1,3}\Z")
+_COMPANY = re.compile(r"(?=[^a-z]{0,5}[A-Z0-9])(?=.*[A-Za-z]{2})[\w&'’.,/ -]{2,80}\Z", re.ASCII)
+
+_CITY = re.compile(
+    r"(?<![\w.'-])((?:[A-Z][A-Za-z.'-]{1,20} ){0,3}[A-Z][A-Za-z.'-]{1,20}), ?"
+    rf"({'|'.join(sorted(CODES))}|{'|'.join(sorted(NAMES, key=len, reverse=True))})(?![\w'-])(?: {{1,2}}(\d{{5}}(?:-\d{{4}})?|[A-Z]\d[A-Z] ?\d[A-Z]\d)\b)?"
+)
+_WORDS_TOO = frozenset(
+    {"OR", "IN", "OK", "ME", "HI", "ON", "OH", "MA", "PA", "LA", "CO", "AL", "DE", "ID", "MS"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """Somebody in a role that a label gives: `Consignee: Harbor Foods`."""
+
+    role: str
+    mention: Mention
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A city with its state or province, and its postal code where one stands there."""
+
+    mention: Mention
+    postal_code: str | None
+
+
+def find_companies(text: str) -> Iterator[Mention]:
+    """Names that end as companies' do (`Northwind Trucking LLC`)."""
+    done = 0
+    for match in _SUFFIX.finditer(text):
+        if match.start() < done:
+            continue
+        run = _SUFFIX_RUN.match(text, match.end())
+        end = run.end() if run else match.end()
+        start = _name_start(text, max(done, match.start() - 60), match.start())
+        done = end
+        if start < match.start():
+            surface = text[start:end]
+            yield Mention(f"company:{company_key(surface)}", surface, start)
+
+
+def _name_start(text: str, floor: int, end: int) -> int:
+    """Where the name before a suffix starts; `end` when there is none."""
+    window = text[floor:end]
+    window = window[window.rfind("\n") + 1 :]
+    if not window.endswith(" "):
+        return end
+    words: list[str] = []
+    for word in reversed(window.rstrip(", ").split(" ")):
+        if len(words) == 4 or not _NAME_WORD.match(word) or (_BREAK.search(word) and len(word) > 2):
+            break
+        words.insert(0, word)
+    while words and (words[0].lower().rstrip(".,") in NOT_NAMES or words[0] == "&"):
+        words.pop(0)
+    if all(word.lower() in NOT_NAMES or word.isdigit() for word in words):
+        return end
+    return (
+        text.rindex(words[0], floor, end)
+        if len(words) == 1
+        else text.rindex(" ".join(words), floor, end)
+    )
+
+
+def find_parties(text: str) -> Iterator[Party]:
+    """Companies and persons that stand after a label at the start of a line or table cell."""
+    for match in _LABEL.finditer(text):
+        role = _ROLES[match[1].lower()]
+        cut = _PARTY_END.search(match[2])
+        name = (match[2][: cut.start()] if cut else match[2]).strip(" .*_|,\t")
+        kind = "person" if role in _PEOPLE else "company"
+        shape = _PERSON if kind == "person" else _COMPANY
+        key = slug(name) if kind == "person" else company_key(name)
+        if key and shape.match(name) and not set(key.split("-")) <= NOT_NAMES and "@" not in name:
+            start = match.start(2) + match[2].index(name)
+            yield Party(role, Mention(f"{kind}:{key}", name, start))
+
+
+def find_places(text: str) -> Iterator[Place]:
+    """Cities with a state of the US or a province of Canada: `Columbus, OH 43215` → `location:columbus-oh`."""
+    for match in _CITY.finditer(text):
+        code = NAMES.get(match[2], match[2])
+        words = match[1].split(" ")
+        while words and words[0].lower().rstrip(".") in NOT_NAMES:
+            words.pop(0)
+        city = " ".join(words)
+        shouted = city.isupper() and match[2] in _WORDS_TOO and not match[3]
+        if not words or (
+            shouted
+            and text[match.end() : match.end() + 1] not in {"", "\n", ".", ",", ";", ")", "|"}
+        ):
+            continue
+        start = match.end(1) - len(city)
+        surface = text[start : match.end(2)]
+        yield Place(Mention(f"location:{slug(f'{city} {code}')}", surface, start), match[3])

@@ -1,0 +1,25 @@
+"""Words that are no part of a name."""
+
+_BEFORE_NAMES = """
+a an the this that our your their my his her its we i you they all any no new each both other another some
+hi hello dear thanks thank please fyi re fwd fw from to at by for with via per and or of in on as is was
+carrier shipper consignee broker customer vendor payee driver dispatch attn contact company bill ship sold remit
+air ocean ltl ftl tl inbound outbound total base line freight ground collect prepaid third party intermodal rail
+dry reefer flatbed truck truckload motor common contract private federal parcel standard next day rate sea
+when where what who which how did does has have had will can could should would if but so then
+call email tell ask paid pay load loads shipment invoice regards best sincerely signed
+monday tuesday wednesday thursday friday saturday sunday january february march april may june july august
+september october november december today yesterday tomorrow pickup delivery origin destination near
+"""
+_OF_QUESTIONS = """
+a an the of to in on at by for from with and or is are was were be been do does did has have had what when where
+who whom which why how many much any all about between since until before after during last next this that these
+those it its we our us i me my you your they them their he she his her show find list give tell get latest recent
+status update eta load loads shipment shipments invoice invoices truck trucks carrier carriers email emails
+please can could would should will not no yes there here than then today yesterday tomorrow week month year
+"""
+
+NOT_NAMES = frozenset(_BEFORE_NAMES.split())
+"""They stand before a name in a text, or make a common phrase with its end (`Air Freight`)."""
+NOT_ASKED = frozenset(_OF_QUESTIONS.split())
+"""A name in a question neither starts nor ends with one of them."""

@@ -1,0 +1,95 @@
+"""A store's part in an answer, bounded in time: one that is away or hangs makes the answer poorer, never late."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from apex_memory.errors import RetryLater, Unavailable
+from apex_memory.telemetry import DEGRADED, SEARCH_SECONDS, logger
+
+T = TypeVar("T")
+
+
+class Degraded:
+    """What did not take part in one answer in full; counted once each."""
+
+    def __init__(self) -> None:
+        self._parts: set[str] = set()
+
+    def add(self, part: str) -> None:
+        if part not in self._parts:
+            self._parts.add(part)
+            DEGRADED.labels(part).inc()
+
+    def add_states(self, states: Mapping[str, str]) -> None:
+        """Mark the stores that are not `ready`."""
+        for part, state in states.items():
+            if state != "ready":
+                self.add(part)
+
+    def names(self) -> list[str]:
+        return sorted(self._parts)
+
+
+class Bounded:
+    """Runs one part of an answer within `seconds`. A part that ran out of time is left alone for `rest` seconds."""
+
+    def __init__(
+        self, *, seconds: float, rest: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._seconds = seconds
+        self._rest = rest
+        self._clock = clock
+        self._left_alone: dict[str, float] = {}
+        self._log = logger(room="search")
+
+    async def run(
+        self,
+        part: str,
+        degraded: Degraded,
+        call: Callable[[], Awaitable[T]],
+        *,
+        stores: Sequence[str] = (),
+    ) -> T | None:
+        """What the call answers; None, with `part` degraded, when it is away, too slow or left alone.
+
+        `stores` are degraded in the part's stead. PostgreSQL is no part: without it `Unavailable` passes.
+        """
+        if self._clock() < self._left_alone.get(part, 0):
+            reason = "left alone after it had not answered in time"
+        else:
+            try:
+                async with asyncio.timeout(self._seconds):
+                    return await call()
+            except TimeoutError:
+                self._left_alone[part] = self._clock() + self._rest
+                reason = f"no answer in {self._seconds:g} s"
+            except (Unavailable, RetryLater) as error:
+                if isinstance(error, Unavailable) and error.store == "documents":
+                    raise
+                reason = str(error)
+        self._log.warning("searching without", part=part, reason=reason)
+        for name in stores or (part,):
+            degraded.add(name)
+        return None
+
+
+class Stopwatch:
+    """Milliseconds that each part of an answer took; also observed as `apex_search_seconds`."""
+
+    def __init__(self) -> None:
+        self.took_ms: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - began
+            SEARCH_SECONDS.labels(name).observe(seconds)
+            self.took_ms[name] = round(self.took_ms.get(name, 0) + seconds * 1000, 3)

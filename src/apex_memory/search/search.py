@@ -1,0 +1,292 @@
+"""The question's way: its vector and entities, the snapshot, the legs, one order, the text."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from uuid import UUID
+
+import numpy as np
+
+from apex_memory.errors import Rejected
+from apex_memory.model import Entity, Filters, Vectors, now
+from apex_memory.search.answers import (
+    Answer,
+    DocumentView,
+    EntityView,
+    Hit,
+    Page,
+    Provenance,
+    QueryEntities,
+    Recognised,
+)
+from apex_memory.search.bounded import Bounded, Degraded, Stopwatch
+from apex_memory.search.fuse import Weights
+from apex_memory.search.legs import Legs, Question
+from apex_memory.search.live import Asker, Live
+from apex_memory.search.memory import Memory
+from apex_memory.search.rank import Exact, Ranked, Ranking
+from apex_memory.search.reader import SNIPPET_CHARS, Reader, spans_of
+from apex_memory.search.time_words import time_words
+from apex_memory.stores import GraphStore, VectorStore
+from apex_memory.stores.postgres import Postgres, Row
+from apex_memory.stores.redis import Cache
+
+QUERY_CHARS = 2_000
+LIMIT_MAX = 100
+EXACT_MAX = 20  # identifiers of one question looked up in the exact index
+LEAST_DEPTH = 50  # hits a leg
+VECTOR_SECONDS = 3_600  # a question's vector stays in the cache
+
+# Types whose refs are names, not identifiers: a question about Dallas must not be answered by
+# every document that names Dallas before any other.
+NAMES = frozenset({"company", "person", "location"})
+
+
+class Search:
+    """Answers questions from what one snapshot of PostgreSQL shows, and reads single documents and entities.
+
+    `embed_query` gives a question's vector (shape (dimension,)) and `extract_query` its entities;
+    `states` tells `ready`, `recovering` or `unavailable` for the graph and the vectors.
+    `leg_seconds` bounds each store's part; one that ran out of it is left alone for `rest_seconds`.
+    """
+
+    def __init__(
+        self,
+        db: Postgres,
+        graph: GraphStore,
+        vectors: VectorStore,
+        cache: Cache,
+        *,
+        embed_query: Callable[[str], Awaitable[Vectors]],
+        embedder_id: str,
+        extract_query: Callable[[str], QueryEntities],
+        states: Callable[[], Awaitable[Mapping[str, str]]],
+        snapshot_seconds: float,
+        leg_seconds: float = 2,
+        rest_seconds: float = 5,
+        clock: Callable[[], datetime] = now,
+    ) -> None:
+        self._db = db
+        self._cache = cache
+        self._embed_query = embed_query
+        self._embedder_id = embedder_id
+        self._extract_query = extract_query
+        self._states = states
+        self._snapshot_seconds = snapshot_seconds
+        self._clock = clock
+        self._bounded = Bounded(seconds=leg_seconds, rest=rest_seconds)
+        self._legs = Legs(graph, vectors)
+        self._memory = Memory(
+            db,
+            graph,
+            cache,
+            states=states,
+            bounded=self._bounded,
+            snapshot_seconds=snapshot_seconds,
+        )
+
+    async def search(
+        self,
+        query: str,
+        *,
+        limit: int = 10,
+        filters: Filters | None = None,
+        passages_per_document: int = 3,
+        weights: Weights | None = None,
+    ) -> Answer:
+        """The best passages for a question; without one, the newest documents that pass the filters.
+
+        Raises `Rejected` for a question over 2,000 characters or a limit outside 1 to 100, and
+        `Unavailable` when PostgreSQL is not there. Any other store that is away makes the answer
+        `degraded`.
+        """
+        text = query.encode("utf-8", "replace").decode().replace("\x00", " ").strip()
+        _check(text, limit, passages_per_document)
+        watch, degraded = Stopwatch(), Degraded()
+        with watch.part("total"):
+            if not text:
+                answer = await self._newest(limit, filters, watch)
+            else:
+                answer = await self._ask(
+                    text,
+                    limit,
+                    filters,
+                    passages_per_document,
+                    weights or Weights(),
+                    watch,
+                    degraded,
+                )
+        answer.degraded = degraded.names()
+        answer.took_ms = watch.took_ms
+        return answer
+
+    async def _newest(self, limit: int, filters: Filters | None, watch: Stopwatch) -> Answer:
+        with watch.part("read"):
+            async with self._db.snapshot(self._snapshot_seconds) as connection:
+                reader = Reader(connection, filters)
+                ranked = []
+                for row in await reader.newest(limit):
+                    start, end = next(iter(spans_of(row)), (0, 0))
+                    ranked.append(Ranked(row=row, start=start, end=end, score=0.0, legs={}, why=()))
+                return Answer(hits=await _hits(reader, ranked))
+
+    async def _ask(
+        self,
+        text: str,
+        limit: int,
+        filters: Filters | None,
+        passages_per_document: int,
+        weights: Weights,
+        watch: Stopwatch,
+        degraded: Degraded,
+    ) -> Answer:
+        entities = self._extract_query(text)
+        certain = [ref for ref in entities.certain if Entity.parse(ref).type not in NAMES]
+        # No connection is held here: what waits for an embedder must not keep one from others.
+        with watch.part("embed"):
+            vector, _ = await asyncio.gather(self._vector(text, degraded), self._mark(degraded))
+        async with self._db.snapshot(self._snapshot_seconds) as connection:
+            reader, exact = Reader(connection, filters), Exact()
+            live = Live(reader)
+            with watch.part("identifiers"):
+                for ref, row in await reader.identified(certain[:EXACT_MAX]):
+                    exact.add(ref, row["doc_id"])
+            question = Question(
+                text=text,
+                vector=vector,
+                exact=list(exact.counts),
+                refs=[*entities.certain, *entities.candidates],
+                filters=filters,
+                depth=max(LEAST_DEPTH, 3 * limit),
+            )
+            with watch.part("stores"):
+                found, linked = await self._legs.find(
+                    question, Asker(live, self._bounded, degraded)
+                )
+                await live.look_up(exact.refs)
+            with watch.part("read"):
+                passages = {doc for doc, _ in found.spans}
+                told = exact.refs.keys() | {hit.doc for hit in linked.hits} - passages
+                ranking = Ranking(
+                    rows=live.rows,
+                    vectors=found,
+                    graph=linked,
+                    exact=exact,
+                    contents=await reader.contents([live.rows[doc]["manifest_id"] for doc in told]),
+                    time=time_words(text, self._clock()),
+                    weights=weights,
+                )
+                ranked = ranking.order(limit=limit, passages_per_document=passages_per_document)
+                hits = await _hits(reader, ranked)
+        with watch.part("states"):
+            # Again: a store that restarted meanwhile, and lost something, must not pass for whole.
+            await self._mark(degraded)
+        recognised = [Recognised(ref, True, exact.counts[ref]) for ref in certain] + [
+            Recognised(ref, False, count)
+            for ref, count in linked.known.items()
+            if ref not in certain
+        ]
+        return Answer(hits=hits, entities=recognised)
+
+    async def _vector(self, text: str, degraded: Degraded) -> Vectors | None:
+        key = f"query:{self._embedder_id}:{hashlib.sha256(text.encode()).hexdigest()}"
+        cached = (await self._cache.get_many([key])).get(key)
+        if cached:
+            return np.frombuffer(cached, dtype="<f4")
+        vector = await self._bounded.run("embedder", degraded, lambda: self._embed_query(text))
+        if vector is not None:
+            held = np.ascontiguousarray(vector, dtype="<f4").tobytes()
+            await self._cache.put_many({key: held}, VECTOR_SECONDS)
+        return vector
+
+    async def _mark(self, degraded: Degraded) -> None:
+        states = await self._bounded.run(
+            "states", degraded, self._states, stores=("graph", "vectors")
+        )
+        degraded.add_states(states or {})
+
+    async def document(self, doc_id: UUID) -> DocumentView:
+        """The version that readers see. Raises `NotFound` for one that never was, or is deleted."""
+        return await self._memory.document(doc_id)
+
+    async def document_version(
+        self, doc_id: UUID, version: int, event_id: str | None = None
+    ) -> DocumentView:
+        """A version that readers see or have seen, while its manifest is kept; else `NotFound`.
+
+        Versions with the same number differ by `event_id`; without it the last of them is meant.
+        """
+        return await self._memory.document_version(doc_id, version, event_id)
+
+    async def entity(self, ref: str, *, limit: int = 50) -> EntityView:
+        """What live documents say of an entity; `NotFound` when none names it."""
+        return await self._memory.entity(ref, limit=limit)
+
+    async def documents(
+        self,
+        *,
+        sources: Sequence[str] = (),
+        kinds: Sequence[str] = (),
+        deleted: bool | None = False,
+        limit: int = 50,
+        after: str | None = None,
+    ) -> Page:
+        """Documents by time of their last commit, newest first, from the cursor `after` on.
+
+        `deleted` None lists the deleted ones too, True them alone. Raises `Rejected` for a cursor
+        that no page gave.
+        """
+        return await self._memory.documents(
+            sources=sources, kinds=kinds, deleted=deleted, limit=limit, after=after
+        )
+
+
+def _check(text: str, limit: int, passages_per_document: int) -> None:
+    if len(text) > QUERY_CHARS:
+        raise Rejected(
+            f"the question has {len(text)} characters",
+            remedy=f"ask in at most {QUERY_CHARS} characters",
+        )
+    if not 1 <= limit <= LIMIT_MAX or passages_per_document < 1:
+        raise Rejected(
+            f"limit {limit}, {passages_per_document} passages a document",
+            remedy=f"ask for 1 to {LIMIT_MAX} hits, and at least one passage a document",
+        )
+
+
+async def _hits(reader: Reader, ranked: Sequence[Ranked]) -> list[Hit]:
+    """Ranked passages with their text and origin."""
+    texts = await reader.snippets([(one.row["manifest_id"], one.start, one.end) for one in ranked])
+    return [
+        _hit(rank, one, text)
+        for rank, (one, text) in enumerate(zip(ranked, texts, strict=True), start=1)
+    ]
+
+
+def _hit(rank: int, one: Ranked, text: Row) -> Hit:
+    row = one.row
+    return Hit(
+        rank=rank,
+        doc_id=row["doc_id"],
+        title=row["title"],
+        source=row["source"],
+        kind=row["kind"],
+        occurred_at=row["occurred_at"],
+        snippet=text["snippet"],
+        start=one.start,
+        end=min(one.end, one.start + SNIPPET_CHARS),
+        score=one.score,
+        legs=one.legs,
+        why=one.why,
+        provenance=Provenance(
+            inbox_id=text["inbox_id"],
+            event_id=row["event_id"],
+            version=row["version"],
+            received_at=text["received_at"],
+            manifest_id=row["manifest_id"],
+            stage_id=row["stage_id"],
+        ),
+    )

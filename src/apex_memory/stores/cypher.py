@@ -1,0 +1,279 @@
+"""The graph in Cypher that FalkorDB and Neo4j both speak; adapters add transport and their errors.
+
+    (:Assertion {id, stage, doc, predicate, value, start, hash, at})-[:SUBJECT]->(:Entity {id, type})
+    (:Assertion)-[:OBJECT]->(:Entity)     both ends are things: a relation, which hop 1 follows
+    (:Assertion)-[:MENTIONS]->(:Entity)   one end is a document
+
+Relations have an edge type of their own so that hop 1 never walks through the mentions of a hub.
+Patterns name a label only where they enter the graph: FalkorDB starts at any label it sees, and
+would scan all assertions instead of following one entity's edges.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+from uuid import UUID
+
+from apex_memory.errors import Rejected
+from apex_memory.model import GraphAssertion, Tally
+from apex_memory.stores import GraphFact, GraphHit, StageTally
+
+Row = Sequence[Any]
+Found = dict[tuple[UUID, UUID], int | None]
+
+UPSERT_ROWS = 500
+DELETE_ROWS = 5_000
+WALK_ROWS = 5_000  # about as many assertions a page
+REF_BYTES = 2_000  # FalkorDB's index loses strings above 4,096 bytes, Neo4j's above 8,000
+OVERFETCH = 3  # rows read for each hit wanted, as a document may say several things of one entity
+
+UPSERT = """
+UNWIND $rows AS r
+MERGE (s:Entity {id: r[4]}) ON CREATE SET s.type = split(r[4], ':')[0]
+MERGE (a:Assertion {id: r[0]}) ON CREATE SET
+  a.stage = r[1], a.doc = r[2], a.predicate = r[3], a.value = r[7], a.start = r[8], a.hash = r[9],
+  a.at = timestamp()
+MERGE (a)-[:SUBJECT]->(s)
+FOREACH (ref IN r[5] |
+  MERGE (o:Entity {id: ref}) ON CREATE SET o.type = split(ref, ':')[0]
+  MERGE (a)-[:OBJECT]->(o))
+FOREACH (ref IN r[6] |
+  MERGE (m:Entity {id: ref}) ON CREATE SET m.type = split(ref, ':')[0]
+  MERGE (a)-[:MENTIONS]->(m))
+"""
+TALLY = """
+MATCH (a:Assertion) WHERE a.stage IN $stages
+MATCH (a)-[r]->(e)
+RETURN a.stage, count(r), toInteger(sum(a.hash))
+"""
+DELETE = """
+MATCH (a:Assertion) WHERE a.stage IN $stages
+WITH a LIMIT $rows
+DETACH DELETE a
+RETURN count(*)
+"""
+COUNT = "MATCH (a:Assertion) RETURN count(a)"
+PAGE = """
+MATCH (a:Assertion) WHERE a.stage >= $low AND a.stage < $high AND a.stage STARTS WITH $low
+OPTIONAL MATCH (a)-[r]->(e)
+RETURN a.stage, count(r), toInteger(sum(CASE WHEN r IS NULL THEN 0 ELSE a.hash END))
+"""
+KNOWN = """
+UNWIND $refs AS ref
+MATCH (e:Entity {id: ref})
+RETURN ref, DEGREE(e)
+"""
+NAMING = """
+UNWIND $refs AS ref
+MATCH (e:Entity {id: ref})
+CALL {
+  WITH e
+  MATCH (e)<--(a) WHERE NOT a.stage IN $exclude
+  WITH DISTINCT a.doc AS doc, a.stage AS stage, EVIDENCE AS start
+  LIMIT $rows
+  RETURN doc, stage, start
+}
+RETURN ref, doc, stage, start
+"""
+# Neighbours that few speak of come first: they tell more. 32 are looked at, for a hub has thousands.
+NEAR = """
+UNWIND $refs AS ref
+MATCH (e:Entity {id: ref})
+CALL {
+  WITH e
+  MATCH (e)<-[:SUBJECT|OBJECT]-(r)-[:SUBJECT|OBJECT]->(n) WHERE n <> e AND NOT r.stage IN $exclude
+  WITH DISTINCT n LIMIT 32
+  WITH n, DEGREE(n) AS degree ORDER BY degree LIMIT 8
+  MATCH (n)<--(a) WHERE NOT a.stage IN $exclude
+  WITH DISTINCT a.doc AS doc, a.stage AS stage, EVIDENCE AS start
+  LIMIT $rows
+  RETURN doc, stage, start
+}
+RETURN ref, doc, stage, start
+"""
+FACTS = """
+MATCH (e:Entity {id: $ref})<--(a) WHERE NOT a.stage IN $exclude
+WITH DISTINCT a, a.at AS at ORDER BY at DESC LIMIT $rows
+MATCH (a)-[:SUBJECT]->(s)
+OPTIONAL MATCH (a)-[:OBJECT|MENTIONS]->(o)
+RETURN a.doc, a.stage, a.predicate, s.id, o.id, a.value, a.start, at, a.id ORDER BY at DESC, a.id
+"""
+FORGET = """
+UNWIND $refs AS ref
+MATCH (e:Entity {id: ref}) WHERE NOT (e)<--()
+DELETE e
+"""
+
+
+class CypherGraph(ABC):
+    """`GraphStore` in Cypher, but for the connection."""
+
+    name = "graph"
+    degree: ClassVar[str]
+    """The dialect's expression for the number of edges into the node `{}`."""
+
+    @abstractmethod
+    async def _read(self, statement: str, **parameters: Any) -> Sequence[Row]: ...
+
+    @abstractmethod
+    async def _write(self, statement: str, **parameters: Any) -> Sequence[Row]: ...
+
+    async def upsert(self, assertions: Sequence[GraphAssertion]) -> None:
+        rows = sorted(map(_row, assertions))
+        for start in range(0, len(rows), UPSERT_ROWS):
+            await self._write(UPSERT, rows=rows[start : start + UPSERT_ROWS])
+
+    async def tally(self, stages: Sequence[UUID]) -> Mapping[UUID, Tally]:
+        if not stages:
+            return {}
+        rows = await self._read(TALLY, stages=_texts(stages))
+        return {UUID(stage): Tally(count, checksum) for stage, count, checksum in rows}
+
+    async def delete_stages(self, stages: Sequence[UUID]) -> None:
+        """In statements of bounded size, so that a huge stage does not keep other writers waiting."""
+        deleted = DELETE_ROWS if stages else 0
+        while deleted == DELETE_ROWS:
+            ((deleted,),) = await self._write(DELETE, stages=_texts(stages), rows=DELETE_ROWS)
+
+    async def walk(self) -> AsyncIterator[StageTally]:
+        """Pages by prefix of the stage id, which is random: each reads its own part of the index only."""
+        ((held,),) = await self._read(COUNT) or [(0,)]
+        digits = next(n for n in range(8) if 16**n * WALK_ROWS >= held)
+        for low, high in _prefixes(digits):
+            for stage, count, checksum in await self._read(PAGE, low=low, high=high):
+                yield StageTally(UUID(stage), Tally(count, checksum))
+
+    async def known(self, refs: Sequence[str]) -> Mapping[str, int]:
+        """A leftover entity that nothing touches any more is there with 0."""
+        asked = _askable(refs)
+        rows = await self._read(self._dialect(KNOWN), refs=asked) if asked else []
+        return {ref: touching for ref, touching in rows}
+
+    async def linked(
+        self, refs: Sequence[str], *, limit: int, exclude: Sequence[UUID] = ()
+    ) -> list[GraphHit]:
+        """`entity` of a hit is always the one asked for. Of a hub's documents, any `limit` are given."""
+        asked = _askable(refs)
+        naming, near = await asyncio.gather(
+            self._documents(NAMING, asked, limit, exclude),
+            self._documents(NEAR, asked, limit, exclude),
+        )
+        for ref, found in near.items():
+            for place in naming[ref]:
+                found.pop(place, None)
+        return [
+            GraphHit(doc=doc, stage=stage, entity=ref, hops=hops, start=start)
+            for hops, answers in enumerate((naming, near))
+            for ref, found in answers.items()
+            for (doc, stage), start in list(found.items())[:limit]
+        ]
+
+    async def _documents(
+        self, statement: str, refs: Sequence[str], limit: int, exclude: Sequence[UUID]
+    ) -> dict[str, Found]:
+        """At least `limit` documents for each entity, if there are, with the earliest evidence among the rows read.
+
+        Where one document says so much of an entity that it crowds others out, a second reading
+        lists documents alone.
+        """
+        found: dict[str, Found] = {ref: {} for ref in refs}
+        for evidence, rows in (("a.start", limit * OVERFETCH), ("null", limit)):
+            if not refs:
+                break
+            text = self._dialect(statement).replace("EVIDENCE", evidence)
+            answer = await self._read(text, refs=refs, rows=rows, exclude=_texts(exclude))
+            for ref, doc, stage, start in answer:
+                place = UUID(doc), UUID(stage)
+                starts = [at for at in (found[ref].get(place), start) if at is not None]
+                found[ref][place] = min(starts, default=None)
+            seen = Counter(row[0] for row in answer)
+            refs = [ref for ref in refs if seen[ref] == rows and len(found[ref]) < limit]
+        return found
+
+    async def facts(self, ref: str, *, limit: int, exclude: Sequence[UUID] = ()) -> list[GraphFact]:
+        """Newest first by the time of writing to the graph."""
+        if not _askable([ref]):
+            return []
+        rows = await self._read(FACTS, ref=ref, rows=limit, exclude=_texts(exclude))
+        return [GraphFact(UUID(doc), UUID(stage), *rest) for doc, stage, *rest, _, _ in rows]
+
+    async def forget_entities(self, refs: Sequence[str]) -> None:
+        if asked := _askable(refs):
+            await self._write(FORGET, refs=asked)
+
+    def _dialect(self, statement: str) -> str:
+        return re.sub(r"DEGREE\((\w+)\)", lambda m: self.degree.format(m[1]), statement)
+
+
+def _row(item: GraphAssertion) -> list[Any]:
+    """An assertion as the upsert takes it; raises `Rejected` for what a graph would garble."""
+    ends = [end for end in (item.subject, item.object) if end is not None]
+    if not all(map(_storable, ends)):
+        raise _rejected(
+            item,
+            f"an entity ref is empty, over {REF_BYTES} bytes, or holds \\x00, \\x01 or space at an end",
+        )
+    if not all(map(_text, (item.predicate, item.value or ""))):
+        raise _rejected(item, "its predicate or value holds NUL or a lone surrogate")
+    if not (item.start is None or -(2**63) <= item.start < 2**63):
+        raise _rejected(item, "its start is over 64 bits")
+    if not 0 <= item.hash < 2**31:
+        raise _rejected(item, "its hash is over 31 bits")
+    objects = [] if item.object is None else [item.object]
+    relation = not any(end.startswith("document:") for end in ends)
+    return [
+        str(item.id),
+        str(item.stage),
+        str(item.doc),
+        item.predicate,
+        item.subject,
+        objects if relation else [],
+        [] if relation else objects,
+        item.value,
+        item.start,
+        item.hash,
+    ]
+
+
+def _rejected(item: GraphAssertion, reason: str) -> Rejected:
+    return Rejected(
+        f"assertion {item.id} ({item.predicate!a:.40}): {reason}",
+        remedy="mend what the source or the extractor makes of this event, then redrive it",
+    )
+
+
+def _text(text: str) -> bool:
+    return "\x00" not in text and not re.search(r"[\ud800-\udfff]", text)
+
+
+def _storable(ref: str) -> bool:
+    """Whether an index finds the ref again: FalkorDB's trims ends, splits at \\x01 and drops long ones.
+
+    What the index does not find, MERGE creates a second time.
+    """
+    whole = ref != "" and ref.strip(" \t\n\v\f\r") == ref and "\x01" not in ref
+    return whole and _text(ref) and len(ref.encode()) <= REF_BYTES
+
+
+def _askable(refs: Sequence[str]) -> list[str]:
+    """The refs that can be in the graph at all, each once."""
+    return [ref for ref in dict.fromkeys(refs) if _storable(ref)]
+
+
+def _texts(ids: Sequence[UUID]) -> list[str]:
+    return [str(one) for one in ids]
+
+
+def _prefixes(digits: int) -> Iterator[tuple[str, str]]:
+    """All hexadecimal prefixes of a length, each with a bound above what starts with it.
+
+    Prefix and `g`, not the next prefix: between `0f` and `10` FalkorDB's index finds all of `1…` too.
+    """
+    for n in range(16**digits):
+        prefix = f"{n:0{digits}x}" if digits else ""
+        yield prefix, prefix + "g"

@@ -1,0 +1,240 @@
+"""All shards as one corpus: where writes go, how searches merge, how shards are sealed and indexed.
+
+One small active shard takes the writes. It is sealed when it is full; then a copy of it is indexed by
+another process while the original goes on answering, the deletes made meanwhile are repeated on the
+copy, and the manifest swaps the two. What the manifest does not list is removed at start, so a
+crash at any moment leaves one shard or the other, never both.
+
+Writes are one at a time and in slices; searches run at once, between two slices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from uuid import UUID
+
+from qdrant_edge import Point, UpdateOperation
+
+from apex_memory.model import Tally
+from apex_memory.stores.embedded.edge_builder import build_copy
+from apex_memory.stores.embedded.edge_manifest import Entry, read_manifest, write_manifest
+from apex_memory.stores.embedded.edge_shard import (
+    CATALOGUE,
+    Catalogue,
+    Shard,
+    breathe,
+    create_shard,
+    open_shard,
+    sync,
+    sync_log,
+    sync_tree,
+)
+from apex_memory.telemetry import logger
+
+REBUILD_SECONDS = 60  # until an indexing that failed is tried again
+SLICE = 250  # points written, or stages deleted or counted, between two looks at what has arrived
+
+
+class Corpus:
+    """The shards in one folder, owned by this process. Open with `open_corpus`."""
+
+    def __init__(self, folder: Path, dimension: int, seal_points: int, shards: list[Shard]) -> None:
+        self.folder = folder
+        self.dimension = dimension
+        self.shards = shards
+        self._seal_points = seal_points
+        self._writing = asyncio.Lock()
+        self._syncing = asyncio.Lock()
+        self._sealed = asyncio.Event()
+        self._failures = 0
+        self._sealed.set()  # a shard may be waiting since the last run
+
+    @property
+    def active(self) -> Shard:
+        return self.shards[-1]
+
+    @property
+    def points(self) -> int:
+        return sum(shard.points for shard in self.shards)
+
+    def stats(self) -> dict[str, int]:
+        """Points, shards, sealed points that await indexing, and indexings that failed in a row."""
+        waiting = [shard for shard in self.shards if shard.sealed and not shard.built]
+        return {
+            "points": self.points,
+            "shards": len(self.shards),
+            "unindexed": sum(shard.points for shard in waiting),
+            "failures": self._failures,
+        }
+
+    async def upsert(self, points: Sequence[Point], stages: Sequence[str], terms: Sequence[list[int]]) -> None:
+        """Write points; `stages` and `terms` are those of each, for the catalogue. Not durable before `flush`."""
+        async with self._writing:
+            for first in range(0, len(points), SLICE):
+                part = slice(first, first + SLICE)
+                await self._write(points[part], stages[part], terms[part])
+                await breathe()
+                if self.active.points >= self._seal_points:
+                    await self._seal()
+
+    async def delete_stages(self, stages: Sequence[UUID]) -> None:
+        """Remove all points of the stages. Durable on return."""
+        async with self._writing:
+            for part in slices(stages):
+                for shard in list(self.shards):
+                    await shard.delete_stages(part)
+                    await breathe()
+        await self.flush()
+
+    def tally(self, stages: Sequence[UUID]) -> dict[UUID, Tally]:
+        """Count and sum of hashes of each stage that has points."""
+        found: dict[UUID, tuple[str, int]] = {}
+        for shard in self.shards:  # by id: a point may be in two for the moment between write and delete
+            found |= shard.hashes(stages)
+        sums: dict[str, tuple[int, int]] = {}
+        for stage, value in found.values():
+            count, checksum = sums.get(stage, (0, 0))
+            sums[stage] = (count + 1, checksum + value)
+        return {UUID(stage): Tally(*numbers) for stage, numbers in sums.items()}
+
+    def stages_after(self, cursor: int, limit: int) -> list[UUID]:
+        """The next stages in order of their high 64 bits, from above `cursor` on; some may be gone. Empty at the end."""
+        found = {stage for shard in self.shards for stage in shard.catalogue.after(cursor, limit)}
+        return sorted(found, key=lambda stage: stage.int)[:limit]
+
+    async def flush(self) -> None:
+        """Put all that was written on the disk. Searches go on meanwhile. Raises `OSError`."""
+        async with self._syncing:  # so that the second of two returns no sooner than the first
+            for shard in [shard for shard in self.shards if shard.dirty]:
+                shard.dirty = False
+                try:
+                    await asyncio.to_thread(sync_log, shard.path)
+                except FileNotFoundError:
+                    if shard in self.shards:  # else it was swapped for its indexed copy, which is durable
+                        shard.dirty = True
+                        raise
+                except OSError:
+                    shard.dirty = True
+                    raise
+
+    async def close(self) -> None:
+        """Write everything and release the folder's engines."""
+        async with self._writing:
+            for shard in self.shards:
+                shard.flush()
+                shard.close()
+
+    async def build(self) -> None:
+        """Index sealed shards, one after another, for ever."""
+        while True:
+            self._sealed.clear()
+            waiting = [shard for shard in self.shards if shard.sealed and not shard.built]
+            if not waiting:
+                await self._sealed.wait()
+                continue
+            try:
+                await self._replace(waiting[0])
+                self._failures = 0
+            except Exception as error:  # noqa: BLE001 (outermost loop; the engine raises no narrower type)
+                self._failures += 1
+                logger(store="vectors").error(
+                    "indexing_failed", shard=waiting[0].name, error=str(error), failures=self._failures
+                )
+                await asyncio.sleep(REBUILD_SECONDS)
+
+    async def _write(self, points: Sequence[Point], stages: Sequence[str], terms: Sequence[list[int]]) -> None:
+        catalogue = self.active.catalogue
+        assert isinstance(catalogue, Catalogue)
+        known = [UUID(stage) for stage in set(stages)]
+        again: set[str] = set()
+        elsewhere: list[tuple[Shard, list[UUID]]] = []
+        ids = [str(point.id) for point in points]
+        for shard in self.shards:
+            if shard.catalogue.held(known) and (here := shard.have(ids)):
+                again.update(map(str, here))
+                if shard is not self.active:
+                    elsewhere.append((shard, here))
+        self.active.write(UpdateOperation.upsert_points(list(points)))
+        for identity, stage, words in zip(ids, stages, terms, strict=True):
+            if identity not in again:
+                catalogue.add(UUID(stage), words)
+        for shard, here in elsewhere:  # last, so that a crash leaves the point twice rather than not at all
+            await shard.delete(UpdateOperation.delete_points(here))
+
+    async def _seal(self) -> None:
+        """Start a new active shard. The old one waits for its index."""
+        full = self.active
+        fresh = await create_shard(self._new_path(), self.dimension)
+        assert isinstance(full.catalogue, Catalogue)
+        packed = full.catalogue.packed()
+        await asyncio.to_thread(packed.save, full.path / CATALOGUE)
+        await asyncio.to_thread(sync_tree, full.path)  # first, so that the flush has little left to do
+        full.flush()
+        await asyncio.to_thread(sync, full.path.parent)
+        full.catalogue, full.sealed, full.dirty = packed, True, False
+        self.shards.append(fresh)
+        self._list()
+        self._sealed.set()
+
+    async def _replace(self, shard: Shard) -> None:
+        """Index a copy of the shard and put it in the shard's place."""
+        target = self._new_path()
+        try:
+            async with shard.settled:
+                await asyncio.to_thread(shutil.copytree, shard.path, target)
+                shard.replay = []
+            await build_copy(target, self.dimension)
+            async with self._writing:
+                await self._swap(shard, target)
+        except BaseException:
+            shard.replay = None
+            await asyncio.to_thread(shutil.rmtree, target, ignore_errors=True)
+            raise
+        shard.close()
+        await asyncio.to_thread(shutil.rmtree, shard.path)
+
+    async def _swap(self, shard: Shard, target: Path) -> None:
+        built = await open_shard(target, sealed=True, built=True)
+        for operation in shard.replay or ():
+            built.write(operation)
+        await asyncio.to_thread(sync_log, target)
+        await asyncio.to_thread(sync, target.parent)
+        self.shards[self.shards.index(shard)] = built
+        self._list()
+
+    def _new_path(self) -> Path:
+        return self.folder / "shards" / secrets.token_hex(4)
+
+    def _list(self) -> None:
+        entries = [Entry(shard.name, shard.sealed, shard.built) for shard in self.shards]
+        write_manifest(self.folder, self.dimension, entries)
+
+
+async def open_corpus(folder: Path, dimension: int, seal_points: int) -> Corpus:
+    """The corpus in a folder that this process owns. Raises `Misconfigured` when it has another dimension."""
+    entries = read_manifest(folder, dimension)
+    (folder / "shards").mkdir(exist_ok=True)
+    listed = {entry.name for entry in entries}
+    for path in (folder / "shards").iterdir():
+        if path.name not in listed:  # unfinished, or replaced
+            shutil.rmtree(path)
+    shards = [
+        await open_shard(folder / "shards" / e.name, sealed=e.sealed, built=e.built) for e in entries
+    ]
+    corpus = Corpus(folder, dimension, seal_points, shards)
+    if not shards:
+        shards.append(await create_shard(corpus._new_path(), dimension))
+        corpus._list()
+    for shard in shards:
+        shard.flush()  # what the log held need not be read again next time
+    return corpus
+
+
+def slices(stages: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
+    return (stages[first : first + SLICE] for first in range(0, len(stages), SLICE))
+
+

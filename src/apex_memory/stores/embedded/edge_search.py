@@ -1,0 +1,105 @@
+"""Searching all shards as one: the question in the engine's words, answers merged by score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+from qdrant_edge import (
+    FieldCondition,
+    Filter,
+    MatchAny,
+    Query,
+    QueryRequest,
+    RangeFloat,
+    SparseVector,
+)
+
+from apex_memory.stores.embedded.edge_catalogue import inverse_frequencies
+from apex_memory.stores.embedded.edge_shard import NEARBY, Shard, of_stages
+
+Hit = tuple[UUID, float, str, str]
+"""Point, score, stage, place."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A search as it comes over the wire. Legs whose vector is missing are not searched."""
+
+    dense: list[float] | None
+    terms: NDArray[np.uint32] | None
+    limit: int
+    tags: Sequence[Sequence[str]] = ()
+    """Of each group, a point must have at least one."""
+    since: float | None = None
+    until: float | None = None
+    exclude: Sequence[UUID] = ()
+
+
+def search(shards: Sequence[Shard], question: Question) -> dict[str, list[Hit]]:
+    """The best `limit` points of each leg, best first."""
+    queries = _queries(shards, question)
+    if not queries or question.limit < 1:
+        return {leg: [] for leg in queries}
+    best: dict[str, dict[UUID, tuple[float, Shard]]] = {leg: {} for leg in queries}
+    for shard in shards:
+        only = _filter(shard, question)
+        requests = [
+            QueryRequest(limit=question.limit, query=query, filter=only, with_payload=False)
+            for query in queries.values()
+        ]
+        for leg, hits in zip(best.values(), shard.query(requests), strict=True):
+            leg |= {hit.id: (hit.score, shard) for hit in hits}
+    winners = {leg: _first(found, question.limit) for leg, found in best.items()}
+    places = _places(row for leg in winners.values() for row in leg)
+    return {
+        leg: [(point, score, *places[point]) for point, score, _ in found if point in places]
+        for leg, found in winners.items()
+    }
+
+
+def _queries(shards: Sequence[Shard], question: Question) -> dict[str, Query]:
+    queries: dict[str, Query] = {}
+    if question.dense is not None:
+        queries["dense"] = Query.Nearest(question.dense, "dense")
+    if question.terms is not None:
+        catalogues = [shard.catalogue for shard in shards]
+        for leg, mark in (("words", 0), ("nearby", NEARBY)):
+            terms = question.terms | np.uint32(mark)
+            weights = inverse_frequencies(terms, catalogues)
+            queries[leg] = Query.Nearest(SparseVector(terms.tolist(), weights), "terms")
+    return queries
+
+
+def _filter(shard: Shard, question: Question) -> Filter | None:
+    """What of this shard may be found. Stages that it does not hold need no excluding, which is what costs."""
+    must = [FieldCondition("tags", match=MatchAny(list(group))) for group in question.tags]
+    if question.since is not None or question.until is not None:
+        must.append(
+            FieldCondition("time", range=RangeFloat(gte=question.since, lt=question.until))
+        )
+    excluded = shard.catalogue.held(question.exclude)
+    must_not = [of_stages(excluded)] if excluded else []
+    return Filter(must=must, must_not=must_not) if must or must_not else None
+
+
+def _first(
+    found: Mapping[UUID, tuple[float, Shard]], limit: int
+) -> list[tuple[UUID, float, Shard]]:
+    rows = [(point, score, shard) for point, (score, shard) in found.items()]
+    return sorted(rows, key=itemgetter(1), reverse=True)[:limit]
+
+
+def _places(rows: Iterable[tuple[UUID, float, Shard]]) -> dict[UUID, tuple[str, str]]:
+    """Stage and place of the winners alone: reading them for every hit of every shard would cost more than the search."""
+    by_shard: dict[str, tuple[Shard, dict[UUID, None]]] = {}
+    for point, _, shard in rows:
+        by_shard.setdefault(shard.name, (shard, {}))[1][point] = None
+    places: dict[UUID, tuple[str, str]] = {}
+    for shard, points in by_shard.values():
+        places |= shard.places(list(points))
+    return places

@@ -1,0 +1,227 @@
+"""The embedded vector store's client. The store itself is `stores/embedded/vectors.py`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from uuid import UUID
+
+import numpy as np
+
+from apex_memory.errors import Misconfigured, Rejected, Unavailable
+from apex_memory.model import Filters, Tally, VectorPoint, Vectors
+from apex_memory.stores import StageTally, VectorHit
+from apex_memory.stores.embedded.edge_connection import Connection, connect
+from apex_memory.stores.embedded.edge_wire import BrokenFrame
+from apex_memory.stores.words import Terms, Words
+
+SCHEMES = ("edge",)
+SLICE = 250  # points a request: the process looks at waiting searches between them
+NEARBY = np.uint32(1 << 31)  # marks a term as one of `nearby`; see embedded/edge_shard.py
+
+
+class EdgeVectors:
+    """Vectors in our own process at `edge://:password@host:port`.
+
+    Two connections: one for searches, one for all else, so that no search waits behind a large write.
+    Deletes are durable on return, upserts after `flush`.
+    """
+
+    name = "vectors"
+
+    def __init__(
+        self, url: str, dimension: int, *, timeout: float, bm25_average_words: float
+    ) -> None:
+        """`timeout` is in seconds a call. Nothing is connected yet."""
+        parts = urlsplit(url)
+        if not parts.hostname or not parts.port:
+            raise Misconfigured(
+                "vectors: the address lacks host or port",
+                remedy="use edge://:password@127.0.0.1:port, or embedded:",
+            )
+        self._address = (parts.hostname, parts.port, unquote(parts.password or ""))
+        self.dimension = dimension
+        self._timeout = timeout
+        self._words = Words(bm25_average_words)
+        self._connections: dict[str, Connection] = {}
+        self._connecting = asyncio.Lock()
+
+    async def ping(self) -> None:
+        await self._call("ping")
+
+    async def version(self) -> str:
+        return str((await self._greeting())["version"])
+
+    async def incarnation(self) -> str:
+        return str((await self._greeting())["incarnation"])
+
+    async def close(self) -> None:
+        while self._connections:
+            await self._connections.popitem()[1].close()
+
+    async def prepare(self) -> None:
+        held = (await self._greeting())["dimension"]
+        if held != self.dimension:
+            raise Misconfigured(
+                f"vectors: the store holds {held} dimensions, the embedder makes {self.dimension}",
+                remedy="go back to the former embedder, or move the vectors away and run `apex rebuild vectors`",
+            )
+
+    async def upsert(self, points: Sequence[VectorPoint], vectors: Vectors) -> None:
+        check_vectors(points, vectors, self.dimension)
+        for first in range(0, len(points), SLICE):
+            part = slice(first, first + SLICE)
+            await self._call("upsert", self._batch(points[part], vectors[part]))
+
+    async def flush(self) -> None:
+        await self._call("flush")
+
+    async def tally(self, stages: Sequence[UUID]) -> Mapping[UUID, Tally]:
+        if not stages:
+            return {}
+        rows = await self._call("tally", [stage.bytes for stage in stages])
+        return {row.stage: row.tally for row in _stage_tallies(rows)}
+
+    async def delete_stages(self, stages: Sequence[UUID]) -> None:
+        if stages:
+            await self._call("delete", [stage.bytes for stage in stages])
+
+    async def walk(self) -> AsyncIterator[StageTally]:
+        cursor: int | None = None
+        while True:
+            rows, cursor = await self._call("walk", cursor)
+            for row in _stage_tallies(rows):
+                yield row
+            if cursor is None:
+                return
+
+    async def search(
+        self,
+        *,
+        dense: Vectors | None,
+        words: str | None,
+        limit: int,
+        filters: Filters | None = None,
+        exclude: Sequence[UUID] = (),
+    ) -> Mapping[str, list[VectorHit]]:
+        if dense is not None:
+            check_vectors((None,), dense[np.newaxis], self.dimension)
+        asked = {
+            "dense": None if dense is None else dense.astype("<f4").tobytes(),
+            "terms": None if words is None else self._words.question(words).ids.tobytes(),
+            "limit": limit,
+            "exclude": [stage.bytes for stage in exclude],
+            **_only(filters or Filters()),
+        }
+        found = await self._call("search", asked, over="searches")
+        return {leg: [_hit(*row) for row in rows] for leg, rows in found.items()}
+
+    async def points(self) -> int:
+        return (await self.stats())["points"]
+
+    async def stats(self) -> dict[str, int]:
+        """`points`, `shards`, `unindexed` (points that wait for their index), `failures` of indexing in a row."""
+        return dict(await self._call("stats"))
+
+    def _batch(self, points: Sequence[VectorPoint], vectors: Vectors) -> dict[str, Any]:
+        terms = [self._terms(point) for point in points]
+        return {
+            "points": [
+                (str(p.id), str(p.stage), _place(p), p.time, list(_tags(p))) for p in points
+            ],
+            "dense": vectors.astype("<f4").tobytes(),
+            "lengths": np.array([len(t.ids) for t in terms], dtype="<u4").tobytes(),
+            "ids": b"".join(t.ids.tobytes() for t in terms),
+            "weights": b"".join(t.weights.tobytes() for t in terms),
+        }
+
+    def _terms(self, point: VectorPoint) -> Terms:
+        try:
+            passage, nearby = self._words.passage(point.text), self._words.nearby(point.nearby)
+        except UnicodeEncodeError as error:
+            raise Rejected(
+                f"vectors: the text of point {point.id} is not Unicode ({error.reason})",
+                remedy="replace lone surrogates in the payload",
+            ) from error
+        return Terms(
+            np.concatenate((passage.ids, nearby.ids | NEARBY)),
+            np.concatenate((passage.weights, nearby.weights)),
+        )
+
+    async def _greeting(self) -> dict[str, Any]:
+        with self._bounded("connect"):
+            async with asyncio.timeout(self._timeout):
+                return (await self._connection("writes")).greeting
+
+    async def _call(self, method: str, argument: Any = None, *, over: str = "writes") -> Any:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await (await self._connection(over)).call(method, argument)
+        except TimeoutError as error:
+            raise Unavailable(
+                self.name, f"no answer to {method} within {self._timeout:g} s"
+            ) from error
+        except (BrokenFrame, UnicodeEncodeError) as error:
+            raise Rejected(
+                f"vectors: {method} cannot be sent ({error})", remedy="send less at once"
+            ) from error
+
+    async def _connection(self, use: str) -> Connection:
+        async with self._connecting:
+            known = self._connections.get(use)
+            if known and known.alive:
+                return known
+            if known:
+                await self._connections.pop(use).close()
+            fresh = await connect(*self._address)
+            self._connections[use] = fresh
+            return fresh
+
+
+def check_vectors(points: Sequence[object], vectors: Vectors, dimension: int) -> None:
+    """Raise `Rejected` unless there is one finite vector of the right dimension for every point: the engines take NaN, and a whole batch suffers from one wrong shape."""
+    if vectors.shape != (len(points), dimension):
+        raise Rejected(
+            f"vectors: shape {vectors.shape} for {len(points)} points of {dimension} dimensions",
+            remedy="use the embedder that this store was made with",
+        )
+    if not np.isfinite(vectors).all():
+        row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+        raise Rejected(
+            f"vectors: vector {row} holds NaN or infinity",
+            remedy="mend the embedder; the text is not at fault",
+        )
+
+
+def _tags(point: VectorPoint) -> Iterator[str]:
+    yield f"source={point.source}"
+    yield f"kind={point.kind}"
+    yield from (f"entity={entity}" for entity in point.entities)
+
+
+def _place(point: VectorPoint) -> str:
+    return f"{point.doc} {point.n} {point.start} {point.end} {point.hash}"
+
+
+def _only(filters: Filters) -> dict[str, Any]:
+    groups = {"source": filters.sources, "kind": filters.kinds, "entity": filters.entities}
+    return {
+        "tags": [[f"{name}={value}" for value in group] for name, group in groups.items() if group],
+        # Points know whole seconds: the second that `since` falls in belongs to the answer.
+        "since": filters.since and float(int(filters.since.timestamp())),
+        "until": filters.until and filters.until.timestamp(),
+    }
+
+
+def _hit(point: bytes, score: float, stage: str, place: str) -> VectorHit:
+    doc, n, start, end, _ = place.split(" ")
+    return VectorHit(
+        UUID(bytes=point), UUID(stage), UUID(doc), int(n), int(start), int(end), score
+    )
+
+
+def _stage_tallies(rows: Sequence[tuple[bytes, int, int]]) -> Iterator[StageTally]:
+    for stage, count, checksum in rows:
+        yield StageTally(UUID(bytes=stage), Tally(count, checksum))

@@ -1,0 +1,193 @@
+"""The cache: Redis or Valkey. It decides nothing, so it may be gone, empty or stale without harm."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from apex_memory import telemetry
+from apex_memory.errors import Misconfigured, Unavailable
+from apex_memory.stores.resp import RespServer
+
+SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
+PAUSE_SECONDS = 2.0
+LOG_SECONDS = 30.0
+SEEN_SECONDS = 86_400
+CONNECTIONS = 16
+
+T = TypeVar("T")
+
+UNLOCK = """
+for i, key in ipairs(KEYS) do
+  if redis.call('GET', key) == ARGV[1] then redis.call('DEL', key) end
+end
+"""
+
+
+class Cache:
+    """Hints, locks and cached answers. `url` is `redis://user:password@host:port/0`; Redis 7 or later, or Valkey.
+
+    Every method answers "don't know" when the server does not, within `timeout` seconds; after a failure
+    nothing is tried for `PAUSE_SECONDS`, so a dead cache costs microseconds. Only `ping`, `version`
+    and `incarnation` raise `Unavailable`.
+    """
+
+    name = "cache"
+
+    def __init__(
+        self, url: str, *, timeout: float = 0.25, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in SCHEMES:
+            raise Misconfigured(
+                f"cache: {parts.scheme}:// is not Redis",
+                remedy="write redis://:password@host:port/0",
+            )
+        self._server = RespServer(
+            self.name,
+            parts._replace(scheme=SCHEMES[parts.scheme]).geturl(),
+            timeout=timeout,
+            connections=CONNECTIONS,
+            decode=False,
+        )
+        self._unlock = self._server.client.register_script(UNLOCK)
+        self._clock = clock
+        self._paused_until = 0.0
+        self._logged_at = float("-inf")
+        self._log = telemetry.logger(store=self.name)
+
+    async def seen(self, ids: Sequence[UUID]) -> set[UUID]:
+        """Which of these were remembered in the last day. A hint: one that is missing may have been seen too."""
+
+        async def ask(client: Redis) -> set[UUID]:
+            marks = await client.mget([_mark(one) for one in ids])
+            return {one for one, mark in zip(ids, marks, strict=True) if mark is not None}
+
+        return await self._answer("seen", ask, otherwise=set()) if ids else set()
+
+    async def remember(self, ids: Sequence[UUID]) -> None:
+        async def ask(client: Redis) -> None:
+            async with client.pipeline(transaction=False) as batch:
+                for one in ids:
+                    batch.set(_mark(one), b"", ex=SEEN_SECONDS)
+                await batch.execute()
+
+        if ids:
+            await self._answer("remember", ask, otherwise=None)
+
+    async def lock(self, doc_ids: Sequence[UUID], owner: UUID, seconds: float) -> set[UUID]:
+        """Which locks `owner` holds now, for `seconds` since it first got them; all, when the cache does not answer.
+
+        They save work that would lose anyway. Nothing may depend on them.
+        """
+
+        async def ask(client: Redis) -> set[UUID]:
+            async with client.pipeline(transaction=False) as batch:
+                for one in doc_ids:
+                    batch.set(_lock(one), owner.bytes, nx=True, get=True, px=_millis(seconds))
+                holders = await batch.execute()
+            ours = (None, owner.bytes)  # GET answers who held it before: nobody, or we
+            return {one for one, who in zip(doc_ids, holders, strict=True) if who in ours}
+
+        return await self._answer("lock", ask, otherwise=set(doc_ids)) if doc_ids else set()
+
+    async def unlock(self, doc_ids: Sequence[UUID], owner: UUID) -> None:
+        """Give back the locks that are still the owner's."""
+
+        async def ask(client: Redis) -> None:
+            await self._unlock(
+                keys=[_lock(one) for one in doc_ids], args=[owner.bytes], client=client
+            )
+
+        if doc_ids:
+            await self._answer("unlock", ask, otherwise=None)
+
+    async def get_many(self, keys: Sequence[str]) -> dict[str, bytes]:
+        async def ask(client: Redis) -> dict[str, bytes]:
+            values = await client.mget([_cached(key) for key in keys])
+            return {k: v for k, v in zip(keys, values, strict=True) if v is not None}
+
+        return await self._answer("get_many", ask, otherwise={}) if keys else {}
+
+    async def put_many(self, items: Mapping[str, bytes], seconds: float) -> None:
+        async def ask(client: Redis) -> None:
+            async with client.pipeline(transaction=False) as batch:
+                for key, value in items.items():
+                    batch.set(_cached(key), value, px=_millis(seconds))
+                await batch.execute()
+
+        if items:
+            await self._answer("put_many", ask, otherwise=None)
+
+    async def drop(self, keys: Sequence[str]) -> None:
+        async def ask(client: Redis) -> None:
+            await client.unlink(*map(_cached, keys))
+
+        if keys:
+            await self._answer("drop", ask, otherwise=None)
+
+    async def ping(self) -> None:
+        """Tries even in a pause, and ends it when the server answers."""
+        await self._server.ping()
+        self._paused_until = 0.0
+
+    async def version(self) -> str:
+        facts = await self._server.facts()
+        if "valkey_version" in facts:
+            return f"Valkey {facts['valkey_version']}"
+        return f"Redis {facts['redis_version']}"
+
+    async def incarnation(self) -> str:
+        return (await self._server.facts())["run_id"]
+
+    async def close(self) -> None:
+        await self._server.close()
+
+    async def _answer(self, call: str, ask: Callable[[Redis], Awaitable[T]], *, otherwise: T) -> T:
+        """What the cache answers, or `otherwise`. After a failure and its pause, one caller probes for all."""
+        now = self._clock()
+        if now < self._paused_until:
+            telemetry.CACHE_FAILURES.labels(call=call).inc()
+            return otherwise
+        if self._paused_until:
+            self._paused_until = now + PAUSE_SECONDS
+        try:
+            async with self._server.bounded() as client:
+                answer = await ask(client)
+        except (Unavailable, ResponseError) as error:
+            self._fail(call, error)
+            return otherwise
+        self._paused_until = 0.0
+        return answer
+
+    def _fail(self, call: str, error: Exception) -> None:
+        telemetry.CACHE_FAILURES.labels(call=call).inc()
+        now = self._clock()
+        self._paused_until = now + PAUSE_SECONDS
+        if now - self._logged_at >= LOG_SECONDS:
+            self._logged_at = now
+            self._log.warning(
+                "cache does not answer; going on without", call=call, error=str(error)
+            )
+
+
+def _mark(one: UUID) -> str:
+    return f"apex:seen:{one}"
+
+
+def _lock(doc_id: UUID) -> str:
+    return f"apex:lock:{doc_id}"
+
+
+def _cached(key: str) -> str:
+    return f"apex:cache:{key}"
+
+
+def _millis(seconds: float) -> int:
+    return max(1, round(seconds * 1000))

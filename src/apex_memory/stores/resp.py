@@ -1,0 +1,134 @@
+"""A server that speaks the Redis protocol: a pool, one time-out a call, no retries.
+
+FalkorDB and the cache share it. Each connection learns the server's `run_id` when it is made. When
+one breaks, all that are older go too, so nothing is ever read from the memory of a server that is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from redis import exceptions
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from apex_memory.errors import Misconfigured, Unavailable
+
+
+class Pool(BlockingConnectionPool):  # type: ignore[misc]  # redis is not followed by mypy
+    """Connections of earlier generations are renewed when they are next taken."""
+
+    generation = 0
+
+    async def ensure_connection(self, connection: Any) -> None:
+        if getattr(connection, "generation", self.generation) != self.generation:
+            await connection.disconnect(nowait=True)
+        await super().ensure_connection(connection)
+
+
+class RespServer:
+    """`client` runs commands inside `bounded()`, which turns every failure to answer into `Unavailable`.
+
+    `timeout` is in seconds and covers the whole call: waiting for a connection, connecting, the answer.
+    Raises `Misconfigured` when the URL cannot be read.
+    """
+
+    def __init__(
+        self, store: str, url: str, *, timeout: float, connections: int, decode: bool
+    ) -> None:
+        try:
+            address = parse_url(url)
+        except ValueError:
+            raise Misconfigured(
+                f"{store}: the URL cannot be read",
+                remedy="write it as scheme://user:password@host:port/name",
+            ) from None
+        self._store = store
+        self._timeout = timeout
+        self._where = f"{address.get('host', 'localhost')}:{address.get('port', 6379)}"
+        ours = {
+            "max_connections": connections,
+            "timeout": None,  # `bounded` is the limit of everything
+            "socket_timeout": None,
+            "socket_connect_timeout": timeout,
+            "retry": Retry(NoBackoff(), 0),
+            "protocol": 2,
+            "decode_responses": decode,
+            "redis_connect_func": self._greet,
+        }
+        self._pool = Pool(**{**address, **ours})
+        self.client = Redis(connection_pool=self._pool)
+
+    async def _greet(self, connection: Any) -> None:
+        """The client's own handshake, and whom we are talking to."""
+        try:
+            await connection.on_connect()
+            await connection.send_command("INFO", "server")
+            answer = await connection.read_response()
+        except (exceptions.AuthenticationError, exceptions.NoPermissionError):
+            raise
+        except exceptions.ResponseError as error:
+            raise exceptions.ConnectionError(f"refused at greeting: {error}") from None
+        text = answer if isinstance(answer, str) else answer.decode()
+        connection.facts = dict(re.findall(r"^(\w+):(.*?)\r?$", text, re.MULTILINE))
+        connection.generation = self._pool.generation
+
+    @asynccontextmanager
+    async def bounded(self) -> AsyncIterator[Redis]:
+        """Run commands on `client`; other errors than a failure to answer pass through."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                yield self.client
+        except (
+            exceptions.AuthenticationError,
+            exceptions.AuthorizationError,
+            exceptions.NoPermissionError,
+        ) as error:
+            raise Unavailable(
+                self._store,
+                f"{self._where} refuses us: {error}",
+                remedy="check user and password in the URL, and the user's rights",
+            ) from None
+        except (exceptions.OutOfMemoryError, exceptions.ReadOnlyError) as error:
+            raise Unavailable(
+                self._store,
+                f"{self._where} takes no writes: {error}",
+                remedy="give the server memory, or point the URL at the primary",
+            ) from None
+        except (TimeoutError, exceptions.TimeoutError):
+            self._pool.generation += 1
+            raise Unavailable(
+                self._store, f"{self._where} gave no answer within {self._timeout:g} s"
+            ) from None
+        except (exceptions.ConnectionError, exceptions.InvalidResponse, OSError) as error:
+            self._pool.generation += 1
+            raise Unavailable(
+                self._store, f"{self._where} cannot be reached: {error!s:.200}"
+            ) from None
+
+    async def facts(self) -> dict[str, str]:
+        """What the server said of itself on a connection that still stands (section `server` of INFO)."""
+        # Two turns of the loop let it notice a server that hung up, even if nothing else ran since.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        async with self.bounded():
+            connection = await self._pool.get_connection()
+            try:
+                found: dict[str, str] = connection.facts
+            finally:
+                await self._pool.release(connection)
+        return found
+
+    async def ping(self) -> None:
+        async with self.bounded() as client:
+            await client.ping()
+
+    async def close(self) -> None:
+        await self.client.aclose()
+        await self._pool.aclose()

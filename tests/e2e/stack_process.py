@@ -1,0 +1,30 @@
+"""A supervisor as a process of its own, for tests that kill it: `python stack_process.py FOLDER [untied]`.
+
+`untied` leaves out what ends children with their parent, as on systems that cannot do it. Prints a JSON line for each event, then one named `up`; runs until a signal ends it.
+"""
+
+import asyncio
+import json
+import sys
+
+from apex_memory.config import Settings
+from apex_memory.stores.embedded import process
+from apex_memory.stores.embedded.engines import embedded_engines
+from apex_memory.stores.embedded.supervisor import Supervisor
+
+
+def report(name: str, what: str, detail: str) -> None:
+    print(json.dumps([name, what, detail]), flush=True)
+
+
+async def main(folder: str) -> None:
+    settings = Settings(data_dir=folder)
+    async with Supervisor(settings.data_dir, report) as supervisor:
+        await supervisor.start(*embedded_engines(settings, 32))
+        report("stack", "up", "")
+        await supervisor.wait()
+
+
+if "untied" in sys.argv:
+    process.die_with_parent = lambda number: None
+asyncio.run(main(sys.argv[1]))

@@ -1,0 +1,350 @@
+"""The saga on real engines: an update, a redelivery, a late older version, a delete, and what crashes leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.faulty import Faulty
+
+from apex_memory.app import App, open_app
+from apex_memory.errors import Rejected, Unavailable
+from apex_memory.model import Tally
+from tests.e2e.conftest import MakeSettings, delete_event, land, live, state, text_event
+
+
+async def stages(app: App, state: str) -> list[dict[str, Any]]:
+    return await app.db.fetch("SELECT * FROM stages WHERE state = %s", (state,))
+
+
+async def held(app: App, stage: uuid.UUID) -> tuple[int, int]:
+    """Items of a stage in (graph, vectors)."""
+    graph = (await app.graph.tally([stage])).get(stage, Tally())
+    vectors = (await app.vectors.tally([stage])).get(stage, Tally())
+    return graph.count, vectors.count
+
+
+async def test_one_event_becomes_one_document_in_all_stores(app: App) -> None:
+    [landed] = await land(
+        app, text_event(app, "a", "Shipment SHP-100045 left Columbus, OH.", version=1)
+    )
+    assert await app.drain("documents") == 1
+    assert await state(app, landed) == "done"
+    document = await live(app, "a")
+    assert document and "shipment:SHP-100045" in document["entities"]
+    edges, points = await held(app, document["stage_id"])
+    assert edges > 0 and points == 1
+
+
+async def test_an_update_replaces_the_version_and_the_old_stage_is_collected_after_the_grace(
+    app: App,
+) -> None:
+    await land(app, text_event(app, "a", "first text", version=1))
+    await app.drain("documents")
+    first = await live(app, "a")
+    await land(app, text_event(app, "a", "second text", version=2))
+    await app.drain("documents")
+    second = await live(app, "a")
+    assert (
+        first
+        and second
+        and second["text"] == "second text"
+        and second["stage_id"] != first["stage_id"]
+    )
+    assert await app.collect() == 0, "within the grace a reader may still see it"
+    assert (await held(app, first["stage_id"]))[1] == 1
+    await asyncio.sleep(app.settings.grace_seconds + 0.1)  # the grace itself is what is tested
+    assert await app.collect() == 1
+    assert await held(app, first["stage_id"]) == (0, 0)
+    assert (await held(app, second["stage_id"]))[1] == 1
+
+
+async def test_a_redelivery_changes_nothing(app: App) -> None:
+    event = text_event(app, "a", "text", version=1)
+    [first] = await land(app, event)
+    await app.drain("documents")
+    before = await live(app, "a")
+    [again] = await land(app, event)
+    assert again.duplicate and again.id == first.id
+    assert await app.drain("documents") == 0
+    assert await live(app, "a") == before
+
+
+async def test_a_late_older_version_is_superseded(app: App) -> None:
+    await land(app, text_event(app, "a", "newer", version=2))
+    await app.drain("documents")
+    [late] = await land(app, text_event(app, "a", "older", version=1))
+    await app.drain("documents")
+    document = await live(app, "a")
+    assert await state(app, late) == "superseded"
+    assert document and document["text"] == "newer"
+
+
+async def test_versions_in_one_batch_end_with_the_newest(app: App) -> None:
+    events = [text_event(app, "a", f"text {n}", version=n) for n in (3, 1, 5, 2, 4)]
+    landed = await land(app, *events)
+    await app.drain("documents")
+    document = await live(app, "a")
+    assert document and document["text"] == "text 5"
+    states = [await state(app, item) for item in landed]
+    assert sorted(states) == ["done"] + ["superseded"] * 4
+
+
+async def test_equal_versions_are_decided_by_event_id_in_either_order(app: App) -> None:
+    for key, order in (("a", ("x", "y")), ("b", ("y", "x"))):
+        for name in order:
+            await land(
+                app, text_event(app, key, f"text of {name}", version=7, event_id=f"{key}-{name}")
+            )
+            await app.drain("documents")
+        document = await live(app, key)
+        assert document and document["text"] == "text of y"
+
+
+async def test_a_delete_hides_and_an_older_version_does_not_revive(app: App) -> None:
+    event = text_event(app, "a", "text", version=1)
+    await land(app, event)
+    await app.drain("documents")
+    [gone] = await land(app, delete_event(event, version=5))
+    await app.drain("documents")
+    assert await state(app, gone) == "done"
+    assert await live(app, "a") is None
+    [late] = await land(app, text_event(app, "a", "late", version=3))
+    await app.drain("documents")
+    assert await state(app, late) == "superseded" and await live(app, "a") is None
+    await land(app, text_event(app, "a", "again", version=9))
+    await app.drain("documents")
+    document = await live(app, "a")
+    assert document and document["text"] == "again"
+
+
+async def test_poison_ends_as_dead_letter_and_its_neighbours_go_on(app: App) -> None:
+    good = [text_event(app, f"g{n}", f"good {n}", version=1) for n in range(5)]
+    poison = replace(good[2], event_id="poison", doc_key="p", payload=b"\x00not an envelope")
+    landed = await land(app, *good, poison)
+    await app.drain("documents")
+    assert [await state(app, item) for item in landed] == ["done"] * 5 + ["dead"]
+    [letter] = await app.dead_letters.find()
+    assert letter["step"] == "prepare" and letter["event_id"] == "poison" and letter["message"]
+    assert "not an envelope" not in letter["message"], "payloads stay out of messages"
+
+
+async def test_a_dead_letter_is_redriven_or_superseded(app: App) -> None:
+    poison = replace(text_event(app, "p", "x", version=1), payload=b"junk")
+    [landed] = await land(app, poison)
+    await app.drain("documents")
+    [letter] = await app.dead_letters.find()
+    assert [
+        row["id"]
+        for row in await app.dead_letters.redrive([letter["id"]], actor="test", dry_run=True)
+    ] == [letter["id"]]
+    assert await state(app, landed) == "dead", "a dry run changes nothing"
+    await app.dead_letters.redrive([letter["id"]], actor="test")
+    await app.drain("documents")
+    assert (await app.dead_letters.show(letter["id"]))["status"] == "open", (
+        "still poison: open again"
+    )
+    await land(app, text_event(app, "p", "healthy", version=2))
+    await app.drain("documents")
+    assert (await app.dead_letters.show(letter["id"]))["status"] == "superseded"
+
+
+async def test_a_crash_before_commit_leaves_the_prior_version_and_is_swept(app: App) -> None:
+    await land(app, text_event(app, "a", "good", version=1))
+    await app.drain("documents")
+    [landed] = await land(app, text_event(app, "a", "update", version=2))
+    batch = await app.claim("documents")
+    await app.prepare("documents", batch.id)
+    begun = await app.publication.journal.begin(batch.id)
+    assert not await app.publication.stage_and_verify(begun.stages)
+    # The worker dies here: staged, verified, not committed.
+    document = await live(app, "a")
+    assert document and document["text"] == "good"
+    assert (await held(app, begun.stages[0].id))[1] == 1
+    await app.db.execute(
+        "UPDATE stages SET lease_until = now() - interval '1 s' WHERE state = 'staging'"
+    )
+    swept = await app.sweep()
+    assert (swept.expired, swept.removed) == (1, 1)
+    assert await held(app, begun.stages[0].id) == (0, 0)
+    assert not (
+        await app.publication.journal.commit(
+            batch.id,
+            begun.stages,
+            graph_at=document["committed_at"],
+            vectors_at=document["committed_at"],
+        )
+    ).done, "dead never revives"
+    await app.db.execute("UPDATE inbox SET next_at = now() WHERE id = %s", (landed.id,))
+    await app.drain("documents")
+    document = await live(app, "a")
+    assert document and document["text"] == "update"
+
+
+async def test_a_worker_that_wakes_late_finds_its_commit_refused(app: App) -> None:
+    [landed] = await land(app, text_event(app, "a", "text", version=1))
+    slow = await app.claim("documents")
+    await app.prepare("documents", slow.id)
+    begun = await app.publication.journal.begin(slow.id)
+    await app.db.execute("UPDATE inbox SET next_at = now()")  # its lease has run out
+    await app.cache.unlock([landed.doc_id], slow.id)
+    assert await app.drain("documents") == 1
+    winner = await live(app, "a")
+    assert winner
+    assert not await app.publication.stage_and_verify(begun.stages)
+    late = await app.publication.journal.commit(
+        slow.id, begun.stages, graph_at=winner["committed_at"], vectors_at=winner["committed_at"]
+    )
+    assert late.done == [] and late.lost == [landed.id]
+    assert await live(app, "a") == winner
+
+
+@pytest.mark.parametrize("store", ["graph", "vectors"])
+async def test_a_store_that_is_gone_parks_events_and_they_go_on_by_themselves(
+    make_settings: MakeSettings, store: str
+) -> None:
+    async with open_app(make_settings(retry_attempts=1)) as app:
+        await app.recovery.gate()
+        real = getattr(app, store)
+        gone = Faulty(real)
+        gone.fail("upsert", Unavailable(store, "gone"), times=1_000)
+        gone.fail("ping", Unavailable(store, "gone"), times=1_000)
+        setattr(app.publication, f"_{store}", gone)
+        app.sweeper._stores = {**app.sweeper._stores, store: gone}
+        landed = await land(
+            app, *(text_event(app, f"d{n}", f"text {n}", version=1) for n in range(25))
+        )
+        await app.drain("documents")
+        rows = await app.db.fetch("SELECT state, park_store, attempts FROM inbox")
+        assert {(row["state"], row["park_store"], row["attempts"]) for row in rows} == {
+            ("parked", store, 0)
+        }
+        assert (await app.sweep()).unparked == {}, "it does not answer: nothing is let out"
+        gone.heal()
+        freed = []
+        for _ in range(4):
+            await asyncio.sleep(app.settings.breaker_open_seconds)  # the breaker's own wait
+            freed.append((await app.sweep()).unparked.get(store, 0))
+            await app.drain("documents")
+        assert freed[:3] == [1, 10, 14], "one probe, then a ramp"
+        assert {await state(app, item) for item in landed} == {"done"}
+
+
+async def test_what_a_store_acknowledged_but_does_not_hold_is_not_committed(
+    make_settings: MakeSettings,
+) -> None:
+    """The verify step; and the control: without it the lie becomes visible."""
+    async with open_app(make_settings()) as app:
+        lying = Faulty(app.vectors)
+        lying.drop("upsert", times=1)
+        app.publication._vectors = lying
+        [landed] = await land(app, text_event(app, "a", "text", version=1))
+        await app.drain("documents")
+        assert await live(app, "a") is None
+        assert await state(app, landed) in ("received", "prepared")
+        await app.db.execute("UPDATE inbox SET next_at = now()")
+        await app.drain("documents")
+        assert await state(app, landed) == "done"
+
+        lying.drop("upsert", times=1)
+        app.publication.verify = _believe  # type: ignore[method-assign]
+        await land(app, text_event(app, "b", "text", version=1))
+        await app.drain("documents")
+        document = await live(app, "b")
+        assert document and (await held(app, document["stage_id"]))[1] == 0, (
+            "control: unverified, a document without vectors is visible"
+        )
+
+
+async def _believe(stages: object) -> dict[uuid.UUID, Any]:
+    return {}
+
+
+async def test_a_refused_document_is_found_by_bisection(make_settings: MakeSettings) -> None:
+    async with open_app(make_settings()) as app:
+        picky = _Picky(app.graph, {str(text_event(app, "d3", "", version=1).doc_id)})
+        app.publication._graph = picky  # type: ignore[assignment]
+        landed = await land(
+            app, *(text_event(app, f"d{n}", f"SHP-10004{n}", version=1) for n in range(8))
+        )
+        await app.drain("documents")
+        states = [await state(app, item) for item in landed]
+        assert states == ["done"] * 3 + ["dead"] + ["done"] * 4
+
+
+async def test_many_refusals_alike_park_the_batch(make_settings: MakeSettings) -> None:
+    async with open_app(make_settings()) as app:
+        events = [text_event(app, f"d{n}", f"SHP-10004{n}", version=1) for n in range(8)]
+        app.publication._graph = _Picky(app.graph, {str(event.doc_id) for event in events[:4]})  # type: ignore[assignment]
+        landed = await land(app, *events)
+        await app.drain("documents")
+        assert [await state(app, item) for item in landed] == ["parked"] * 4 + ["done"] * 4
+        assert await app.dead_letters.find() == []
+
+
+class _Picky:
+    """A graph that refuses certain documents, as a server with a broken constraint would."""
+
+    def __init__(self, graph: Any, refused: set[str]) -> None:
+        self._graph = graph
+        self._refused = refused
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._graph, name)
+
+    async def upsert(self, assertions: Any) -> None:
+        if any(str(item.doc) in self._refused for item in assertions):
+            raise Rejected("graph: refuses a value")
+        await self._graph.upsert(assertions)
+
+
+async def test_a_store_that_lost_data_is_repaired_from_manifests(app: App) -> None:
+    await land(app, *(text_event(app, f"d{n}", f"SHP-10004{n} text", version=1) for n in range(6)))
+    await app.drain("documents")
+    before = {row["stage_id"] for row in await stages(app, "committed")}
+    lost = sorted(before)[:2]
+    await app.vectors.delete_stages(lost)
+    await app.vectors.flush()
+    assert (await app.store_states())["vectors"] == "ready"
+    await app.db.execute("UPDATE store_state SET incarnation = 'another' WHERE store = 'vectors'")
+    assert (await app.store_states())["vectors"] == "recovering", "until it is checked"
+    [checked] = await app.recovery.gate()
+    assert (checked.store, checked.repaired, checked.errors) == ("vectors", 2, [])
+    assert (await app.store_states())["vectors"] == "ready"
+    now_live = {row["stage_id"] for row in await stages(app, "committed")}
+    assert len(now_live) == 6 and not now_live & set(lost)
+    for stage in now_live:
+        assert (await held(app, stage))[1] == 1
+
+
+async def test_deleting_a_parent_takes_its_children_and_restoring_brings_them_back(
+    app: App,
+) -> None:
+    front = app.sources["frontapp"]
+    from tests.e2e.front import conversation, message, request
+
+    events = [
+        message("msg_1", "cnv_1", at=10),
+        message("msg_2", "cnv_1", at=11),
+        conversation("cnv_1", "archive", at=12),
+    ]
+    for body in events:
+        await app.land(front.receive(request(front, body)).events)
+    await app.drain("frontapp")
+    assert await live(app, "message:msg_1") and await live(app, "message:msg_2")
+    await app.land(front.receive(request(front, conversation("cnv_1", "trash", at=20))).events)
+    await app.drain("frontapp")
+    assert (
+        await live(app, "message:msg_1") is None and await live(app, "conversation:cnv_1") is None
+    )
+    # One that comes late finds its conversation deleted.
+    await app.land(front.receive(request(front, message("msg_3", "cnv_1", at=15))).events)
+    await app.drain("frontapp")
+    assert await live(app, "message:msg_3") is None
+    await app.land(front.receive(request(front, conversation("cnv_1", "restore", at=30))).events)
+    await app.drain("frontapp")
+    for key in ("message:msg_1", "message:msg_2", "message:msg_3", "conversation:cnv_1"):
+        assert await live(app, key), key

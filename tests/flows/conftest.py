@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest_asyncio
+from temporalio.client import Client, WorkflowHandle
+from temporalio.worker import Worker
+
+from apex_memory.flows.client import connect
+from apex_memory.flows.errors import Translation
+from apex_memory.flows.orders import DrainOrder
+from apex_memory.flows.workflows import Drain
+from tests.flows.scripted import Steps
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def client(temporal_address: str) -> Client:
+    return await connect(temporal_address)
+
+
+class Bench:
+    """A worker with scripted steps on a queue of its own, and one drain on it."""
+
+    def __init__(self, client: Client, steps: Steps) -> None:
+        self.client = client
+        self.steps = steps
+        self.name = f"test-{uuid.uuid4().hex[:12]}"
+        self.handle: WorkflowHandle[Drain, None]
+
+    async def start(self, **changes: object) -> WorkflowHandle[Drain, None]:
+        order = DrainOrder("frontapp", 0, quiet_seconds=0.3, idle_seconds=600, fault_seconds=0.2)
+        self.handle = await self.client.start_workflow(
+            Drain.run, replace(order, **changes), id=self.name, task_queue=self.name
+        )
+        return self.handle
+
+    async def wake(self) -> None:
+        await self.client.get_workflow_handle(self.name).signal("wake")
+
+    async def runs(self) -> list[str]:
+        """Run ids, as the runs say it themselves: each names the one it went on as."""
+        chain, run = [], self.handle.first_execution_run_id
+        while run:
+            chain.append(run)
+            history = await self.client.get_workflow_handle(self.name, run_id=run).fetch_history()
+            last = history.events[-1].workflow_execution_continued_as_new_event_attributes
+            run = last.new_execution_run_id
+        return chain
+
+
+@asynccontextmanager
+async def bench_for(client: Client, steps: Steps) -> AsyncIterator[Bench]:
+    bench = Bench(client, steps)
+    async with Worker(
+        client,
+        task_queue=bench.name,
+        workflows=[Drain],
+        activities=steps.activities,
+        interceptors=[Translation()],
+    ):
+        try:
+            yield bench
+        finally:
+            await client.get_workflow_handle(bench.name).terminate("the test is over")
+
+
+@pytest_asyncio.fixture
+async def bench(client: Client) -> AsyncIterator[Bench]:
+    async with bench_for(client, Steps()) as bench:
+        yield bench

@@ -1,0 +1,96 @@
+"""Steps that a test scripts, for what the workflows themselves decide. What steps do is tested with the real ones."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from temporalio import activity
+
+from apex_memory.flows.orders import (
+    SHOWN,
+    BatchOrder,
+    ClaimedBatch,
+    ClaimOrder,
+    EventName,
+    StepReport,
+)
+
+T = TypeVar("T")
+
+
+async def until(condition: Callable[[], Awaitable[T] | T], what: str, *, seconds: float = 15) -> T:
+    """The first true answer of `condition`; fails with `what` when there is none in time."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while True:
+        answer = condition()
+        if asyncio.iscoroutine(answer):
+            answer = await answer
+        if answer:
+            return answer
+        assert asyncio.get_running_loop().time() < deadline, f"not in {seconds} s: {what}"
+        await asyncio.sleep(0.01)
+
+
+@dataclass
+class Steps:
+    """An inbox of numbered events, and what each step answers for them."""
+
+    limit: int = 10
+    outcome: str = "done"
+    fail: dict[str, list[Exception]] = field(default_factory=dict)
+    """Errors by step, raised one a call."""
+    land_more: int = 0
+    """Events that the next publish lands by itself."""
+    gate: asyncio.Event | None = None
+    """Publishing waits for it."""
+    ready: list[str] = field(default_factory=list)
+    published: list[str] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+    looks: int = 0
+    held: dict[str, list[str]] = field(default_factory=dict)
+    landed: int = 0
+
+    def land(self, count: int) -> None:
+        self.ready += [f"e{self.landed + n}" for n in range(count)]
+        self.landed += count
+
+    def _maybe_fail(self, step: str) -> None:
+        if self.fail.get(step):
+            raise self.fail[step].pop(0)
+
+    @activity.defn
+    async def claim(self, order: ClaimOrder) -> ClaimedBatch:
+        self._maybe_fail("claim")
+        taken, self.ready = self.ready[: self.limit], self.ready[self.limit :]
+        batch = str(uuid.uuid4())
+        self.held[batch] = taken
+        self.looks += 1
+        if taken:
+            self.batches.append(len(taken))
+        names = [EventName(f"id-{name}", name) for name in taken[:SHOWN]]
+        return ClaimedBatch(batch, len(taken), len(taken) >= self.limit, names)
+
+    @activity.defn
+    async def prepare(self, order: BatchOrder) -> StepReport:
+        self._maybe_fail("prepare")
+        return StepReport({"prepared": len(self.held[order.batch])})
+
+    @activity.defn
+    async def publish(self, order: BatchOrder) -> StepReport:
+        if self.gate:
+            await self.gate.wait()
+        self._maybe_fail("publish")
+        events = self.held[order.batch]
+        self.published += events
+        landed, self.land_more = self.land_more, 0
+        self.land(landed)
+        named = {f"id-{name}": self.outcome for name in events[:SHOWN]}
+        return StepReport({self.outcome: len(events)}, named, landed)
+
+    @property
+    def activities(self) -> list[Callable[..., Awaitable[object]]]:
+        return [self.claim, self.prepare, self.publish]

@@ -1,0 +1,246 @@
+"""Supervision with small processes in the engines' place: ends, restarts, signals, and what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from apex_memory.errors import Unavailable
+from apex_memory.stores.embedded import free_port, supervisor
+from apex_memory.stores.embedded.process import Child, Process, words
+from apex_memory.stores.embedded.stack import (
+    ChildState,
+    Stack,
+    last_ports,
+    leftovers,
+    ownership,
+    read_stack,
+    secret,
+    write_stack,
+)
+from apex_memory.stores.embedded.supervisor import Supervisor
+
+Event = tuple[str, str, str]
+
+
+def silent(*event: str) -> None:
+    pass
+
+
+async def at_once() -> None:
+    pass
+
+
+async def never() -> None:
+    await asyncio.Event().wait()
+
+
+def shell(script: str, folder: Path, **options: object) -> Child:
+    """A child that runs a line of shell and counts as ready at once."""
+    options.setdefault("name", "small")
+    options.setdefault("ready", at_once)
+    return Child(command=["/bin/sh", "-c", script], directory=folder, **options)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    return bool(words(pid))
+
+
+async def test_a_child_that_ends_at_its_start_leaves_its_last_words(tmp_path: Path) -> None:
+    child = shell("echo former; exit 0", tmp_path, ready=never)
+    with pytest.raises(Unavailable, match="former"):
+        await Process(child, tmp_path / "small.log").until_ready()
+
+    child = shell("echo no such table; exit 3", tmp_path, ready=never)
+    with pytest.raises(Unavailable, match=r"exit code 3\): no such table$") as caught:
+        await Process(child, tmp_path / "small.log").until_ready()
+    assert str(tmp_path / "small.log") in caught.value.remedy
+
+
+async def test_a_child_that_never_answers_is_not_left_behind(tmp_path: Path) -> None:
+    child = shell("echo $$; exec sleep 1000", tmp_path, ready=never, ready_seconds=0.2)
+    async with Supervisor(tmp_path / "data", silent) as supervisor:
+        with pytest.raises(Unavailable, match="did not answer within"):
+            await supervisor.start(child)
+        assert not alive(int((tmp_path / "data/log/small.log").read_text()))
+
+
+async def test_a_missing_program_is_named(tmp_path: Path) -> None:
+    child = Child(name="small", command=["/nowhere/x"], ready=at_once, directory=tmp_path)
+    with pytest.raises(Unavailable, match="/nowhere/x"):
+        Process(child, tmp_path / "small.log")
+
+
+async def test_an_engine_gets_another_try_at_its_first_start(tmp_path: Path) -> None:
+    script = "[ -e seen ] && { touch seen2; exec sleep 1000; }; touch seen; exit 1"
+    events: list[Event] = []
+
+    async def second_time() -> None:
+        await until((tmp_path / "seen2").exists)
+
+    child = shell(script, tmp_path, ready=second_time, start_waits=(0.01,))
+    async with Supervisor(tmp_path / "data", lambda *e: events.append(e)) as supervisor:
+        await supervisor.start(child)
+        assert [what for _, what, _ in events] == ["failed", "ready"]
+
+
+async def test_waits_double_while_a_child_keeps_dying_and_start_over_once_it_lived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(supervisor, "LONGEST_WAIT", 0.04)
+    assert await waits_before_restarts(tmp_path, 5) == [0.01, 0.02, 0.04, 0.04, 0.04]
+    monkeypatch.setattr(supervisor, "HEALTHY_SECONDS", 0)
+    assert await waits_before_restarts(tmp_path, 3) == [0.01, 0.01, 0.01]
+
+
+async def waits_before_restarts(folder: Path, count: int) -> list[float]:
+    """The waits announced when a child dies again and again."""
+    died: list[float] = []
+
+    def note(name: str, what: str, detail: str) -> None:
+        if what == "died":
+            died.append(float(detail.partition("again in ")[2].partition(" s")[0]))
+
+    async with Supervisor(folder / "data", note) as supervisor:
+        await supervisor.start(shell("sleep 0.01; exit 3", folder))
+        await until(lambda: len(died) >= count)
+        stack = read_stack(folder / "data")
+        assert stack and stack.children["small"].last_exit == "exit code 3"
+        assert stack.children["small"].restarts >= count
+    return died[:count]
+
+
+async def test_a_stubborn_child_is_killed_with_its_group(tmp_path: Path) -> None:
+    child = shell(
+        "trap '' TERM; echo $$; sleep 1000 & echo $!; while :; do wait; done",
+        tmp_path,
+        stop_seconds=0.2,
+    )
+    async with Supervisor(tmp_path / "data", silent) as supervisor:
+        await supervisor.start(child)
+        log = tmp_path / "data/log/small.log"
+        await until(lambda: len(log.read_text().split()) == 2)
+        pids = [int(word) for word in log.read_text().split()]
+        assert all(alive(pid) for pid in pids)
+    await until(lambda: not any(alive(pid) for pid in pids))
+
+
+async def test_children_stop_in_reverse_order_of_their_start(tmp_path: Path) -> None:
+    events: list[Event] = []
+    async with Supervisor(tmp_path / "data", lambda *e: events.append(e)) as supervisor:
+        await supervisor.start(*(shell("exec sleep 99", tmp_path, name=n) for n in ("a", "b")))
+        await supervisor.start(shell("exec sleep 99", tmp_path, name="c"))
+    assert [(n, d) for n, what, d in events if what == "stopped"] == [
+        (name, "SIGTERM") for name in ("c", "b", "a")
+    ]
+
+
+async def test_one_signal_ends_the_wait_and_a_second_one_kills(tmp_path: Path) -> None:
+    child = shell("trap '' TERM; echo up; while :; do sleep 1; done", tmp_path, stop_seconds=60)
+    events: list[Event] = []
+    loop = asyncio.get_running_loop()
+    async with Supervisor(tmp_path / "data", lambda *e: events.append(e)) as supervisor:
+        await supervisor.start(child)
+        await until(lambda: (tmp_path / "data/log/small.log").read_text() == "up\n")
+        loop.call_later(0.05, os.kill, os.getpid(), signal.SIGTERM)
+        await supervisor.wait()
+        begun = loop.time()
+        loop.call_later(0.05, os.kill, os.getpid(), signal.SIGTERM)
+    assert loop.time() - begun < 10
+    assert events[-1] == ("small", "stopped", "SIGKILL")
+
+
+async def test_a_signal_during_the_start_ends_it(tmp_path: Path) -> None:
+    asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGTERM)
+    task = asyncio.current_task()
+    assert task
+    with pytest.raises(asyncio.CancelledError):
+        async with Supervisor(tmp_path / "data", silent) as supervisor:
+            await supervisor.start(shell("echo $$; exec sleep 1000", tmp_path, ready=never))
+    task.uncancel()
+    assert not alive(int((tmp_path / "data/log/small.log").read_text()))
+    assert read_stack(tmp_path / "data") is None
+
+
+async def test_engines_do_not_see_the_settings_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APEX_API_KEY", "hush")
+    for private, seen in ((True, ":mine"), (False, "hush:mine")):
+        child = shell(
+            "echo $APEX_API_KEY:$APEX_OWN",
+            tmp_path,
+            private=private,
+            environment={"APEX_OWN": "mine"},
+        )
+        log = tmp_path / f"{private}.log"
+        await Process(child, log).exited()
+        assert log.read_text().strip() == seen
+
+
+async def test_a_log_is_turned_over_when_it_is_long(tmp_path: Path) -> None:
+    log = tmp_path / "small.log"
+    with log.open("wb") as file:
+        file.truncate(10_000_001)
+    await Process(shell("echo fresh", tmp_path), log).exited()
+    assert log.read_text() == "fresh\n"
+    assert (tmp_path / "small.log.1").stat().st_size == 10_000_001
+
+
+def test_only_processes_of_the_folder_are_leftovers(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    ours = {"APEX_DATA_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", "input()"]
+    processes = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, env=os.environ | more)
+        for more in (ours, {"APEX_DATA_DIR": f"{tmp_path}2"})
+    ]
+    try:
+        children = {
+            str(p.pid): ChildState(name=str(p.pid), pid=p.pid, port=n)
+            for n, p in enumerate(processes, 1)
+        }
+        write_stack(tmp_path, Stack(pid=1, since=datetime.now(UTC), children=children))
+        assert [pid for _, pid in leftovers(tmp_path)] == [processes[0].pid]
+    finally:
+        for process in processes:
+            process.communicate()
+
+
+def test_what_is_kept_for_the_next_start(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    assert read_stack(folder) is None
+    with ownership(folder):
+        first = secret(folder, "documents")
+        assert secret(folder, "graph") != first
+        assert secret(folder, "documents") == first
+        write_stack(folder, Stack(pid=1, since=datetime.now(UTC), ports={"postgres": 7}))
+        assert read_stack(folder) is not None
+    assert read_stack(folder) is None
+    assert last_ports(folder) == {"postgres": 7}
+    private = [folder / "secrets.json", folder / "run/stack.json"]
+    assert [path.stat().st_mode & 0o777 for path in private] == [0o600, 0o600]
+
+
+def test_a_port_in_use_is_not_taken_again() -> None:
+    import socket
+
+    port = free_port()
+    assert free_port(port) == port
+    with socket.create_server(("127.0.0.1", port)):
+        assert free_port(port) != port

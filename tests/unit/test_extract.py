@@ -1,0 +1,201 @@
+"""What the rules find, and what they must leave alone."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apex_memory.model import Assertion
+from apex_memory.pipeline.entities import canonical
+from apex_memory.pipeline.extract import MAX_CANDIDATES, MAX_MENTIONS, extract, extract_query
+from apex_memory.pipeline.identifiers import container_digit, vin_digit
+
+
+def mentioned(text: str) -> set[str]:
+    return {a.object or "" for a in extract(text, ()) if a.predicate == "mentions"}
+
+
+def valued(text: str, predicate: str) -> list[str]:
+    return [a.value or "" for a in extract(text, ()) if a.predicate == predicate and not a.subject]
+
+
+@pytest.mark.parametrize(
+    ("text", "refs"),
+    [
+        ("ETA for SHP-100045?", {"shipment:SHP-100045"}),
+        ("eta for shp 100045 and SHP100045", {"shipment:SHP-100045"}),
+        ("Load SHP-100045 is late", {"shipment:SHP-100045"}),
+        ("Shipment # 778812 left", {"shipment:778812"}),
+        ("Load # 12345, load 12346, LOAD-12347", {"load:12345", "load:12346", "load:12347"}),
+        ("covered LD-55012", {"load:LD-55012"}),
+        ("PRO 123456789 / Pro No. 123-4567890", {"pro:123456789", "pro:1234567890"}),
+        ("BOL 8812345; B/L# 771-22A; Bill of Lading No.: 990011", {"bol:8812345", "bol:771-22A", "bol:990011"}),
+        ("PO 4500123456 and P.O. # 88123 and PO-4500999", {"po:4500123456", "po:88123", "po:4500999"}),
+        ("INV-2026-0042, Invoice # 88121", {"invoice:INV-2026-0042", "invoice:88121"}),
+        ("MC# 123456, MC-654321, USDOT 1234567, DOT # 7654321", {"mc:123456", "mc:654321", "usdot:1234567", "usdot:7654321"}),
+        ("SCAC: NWTK, tendered to ODFL", {"scac:NWTK", "scac:ODFL"}),
+        ("CSQU3054383 and MSKU 123456-5", {"container:CSQU3054383", "container:MSKU1234565"}),
+        ("VIN 1M8GDM9AXKP042788", {"vin:1M8GDM9AXKP042788"}),
+        ("Unit 204 and truck #12, Trailer TR-5301", {"vehicle:204", "vehicle:12", "vehicle:TR-5301"}),
+        ("write Dana.Ortiz+ops@Northwind.example.", {"email:dana.ortiz+ops@northwind.example"}),
+        ("call (614) 555-0123 or +1 312.555.0188", {"phone:+16145550123", "phone:+13125550188"}),
+        ("ring +49 30 901820 55", {"phone:+493090182055"}),
+        ("from Columbus, OH 43215 to St. Louis, MO", {"location:columbus-oh", "location:st-louis-mo"}),
+        ("Portland, Oregon and Toronto, ON M5V 2T6", {"location:portland-or", "location:toronto-on"}),
+        ("Northwind Trucking LLC hired Blue Ridge Paper Co.", {"company:northwind-trucking", "company:blue-ridge-paper"}),
+        ("Thanks to Old Dominion Freight Line, Inc. again", {"company:old-dominion-freight-line"}),
+        ("Carrier: Northwind Trucking, LLC", {"company:northwind-trucking"}),
+        ("Consignee:\n  Harbor Foods, Dallas, TX", {"company:harbor-foods", "location:dallas-tx"}),
+        ("| Shipper | Acme Widgets |", {"company:acme-widgets"}),
+        ("Driver: John Smith", {"person:john-smith"}),
+    ],
+)  # fmt: skip
+def test_found(text: str, refs: set[str]) -> None:
+    assert mentioned(text) == refs
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CSQU3054384 MSKU1234567",  # wrong check digits
+        "1M8GDM9A1KP042788",
+        "11111111111111111",  # a number of 17 digits is no VIN, whatever its check digit
+        "ponies12345 LOADTEST1234 download 4",
+        "Load: 44000 lbs, load 2026-03-03, load 40 pallets",
+        "trailer 53' and truck 3,000",
+        "PO Box 12345",
+        "the pro 2024 edition, boldly 8812345x",
+        "SAIA ABCD WORD",  # a SCAC needs its label or our list
+        "Air Freight and Ocean Freight cost more; Thanks, Freight",
+        "The Company and Our Logistics",
+        "Driver: tbd\nShipper: \nCarrier: ??",
+        "PLEASE CONFIRM, OR CALL US. YES, IN TIME",
+        "Hello, I am here",
+        "a@b @x.com x@y",
+        "999-555-1234567 and 2026-03-03",
+    ],
+)
+def test_left_alone(text: str) -> None:
+    assert mentioned(text) == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "predicate", "values"),
+    [
+        ("$2,450.00 or USD 300.5", "amount", ["2450.00 USD", "300.50 USD"]),
+        ("CAD $1,200 and 1.250,00", "amount", ["1200.00 CAD"]),
+        ("$45k for 3 loads, €99, 12.00 EUR", "amount", ["45000.00 USD", "99.00 EUR", "12.00 EUR"]),
+        ("12 USDA inspectors, 5 $", "amount", []),
+        ("due March 3, 2026 or 4 Apr 2026", "date", ["2026-03-03", "2026-04-04"]),
+        ("3/4/26, 13/4/2026, 2026-05-06T10:00", "date", ["2026-03-04", "2026-04-13", "2026-05-06"]),
+        ("2026-02-30, 99/99/2026, March 45, 2026, 1/2/3/2026", "date", []),
+    ],
+)
+def test_values(text: str, predicate: str, values: list[str]) -> None:
+    assert sorted(valued(text, predicate)) == sorted(values)
+
+
+def test_roles_names_and_postal_codes_keep_their_place() -> None:
+    text = "Shipper: Northwind Trucking, LLC\nShips from Columbus, OH 43215"
+    found = extract(text, ())
+    at = text.index("Northwind")
+    assert Assertion(predicate="shipper", object="company:northwind-trucking", start=at) in found
+    name = Assertion(
+        predicate="name",
+        subject="company:northwind-trucking",
+        value="Northwind Trucking, LLC",
+        start=at,
+    )
+    assert name in found
+    postal = [a for a in found if a.predicate == "zip"]
+    assert [(a.subject, a.value) for a in postal] == [("location:columbus-oh", "43215")]
+    assert all(text[a.start :].startswith(a.value or "") for a in found if a.predicate == "name")
+
+
+def test_an_entity_is_mentioned_once_a_passage_and_not_too_often() -> None:
+    turn = "SHP-100045 and again SHP-100045\n"
+    text = turn * 8
+    size = len(turn)
+    passages = [(n * size, (n + 1) * size) for n in range(8)]
+    starts = [a.start for a in extract(text, passages) if a.predicate == "mentions"]
+    assert starts == [n * size for n in range(MAX_MENTIONS)]
+    assert len([a for a in extract(text, ()) if a.predicate == "mentions"]) == 1
+
+
+def test_check_digits() -> None:
+    assert container_digit("CSQU305438") == 3
+    assert vin_digit("1M8GDM9AXKP042788") == "X"
+    assert vin_digit("11111111111111111") == "1"
+
+
+@pytest.mark.parametrize(
+    ("given_ref", "ref"),
+    [
+        ("shipment:shp-100045", "shipment:SHP-100045"),
+        ("company:Northwind Trucking, LLC", "company:northwind-trucking"),
+        ("company:northwind-trucking-llc", "company:northwind-trucking"),
+        ("company:Co", "company:co"),
+        ("email:Dana@X.example", "email:dana@x.example"),
+        ("phone:614-555-0123", "phone:+16145550123"),
+        ("vehicle:Truck 12", "vehicle:12"),
+        ("vehicle:truck", "vehicle:TRUCK"),
+        ("container:csqu 305438-3", "container:CSQU3054383"),
+        ("account:aBcD", "account:aBcD"),
+        ("cnv_1a", "cnv_1a"),
+        ("", ""),
+    ],
+)
+def test_one_spelling_whoever_says_it(given_ref: str, ref: str) -> None:
+    assert canonical(given_ref) == ref
+    assert canonical(ref) == ref
+
+
+@pytest.mark.parametrize(
+    ("question", "certain", "candidate"),
+    [
+        ("where is shp-100045?", "shipment:SHP-100045", None),
+        ("status of csqu3054383 please", "container:CSQU3054383", None),
+        ("what did Northwind Trucking say", "company:northwind-trucking", "company:northwind"),
+        ("anything from john smith today", None, "person:john-smith"),
+        ("deliveries to columbus ohio", None, "location:columbus-oh"),
+        ("what about 8812345", None, "bol:8812345"),
+    ],
+)
+def test_questions(question: str, certain: str | None, candidate: str | None) -> None:
+    found = extract_query(question)
+    assert certain in {*found.certain, None}
+    assert candidate in {*found.candidates, None}
+    assert not set(found.certain) & set(found.candidates)
+
+
+@given(st.text(max_size=600))
+def test_questions_of_any_kind_stay_small(text: str) -> None:
+    found = extract_query(text)
+    assert len(found.candidates) <= MAX_CANDIDATES
+    assert all(ref.partition(":")[2] for ref in (*found.certain, *found.candidates))
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_taken(text: str) -> None:
+    for one in extract(text, ()):
+        assert one.start is None or 0 <= one.start < len(text)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["a", "9", "Ab ", "a@", "a@b.", "$1,111", "Co ", "load # ", "A-1-", "+22 ", " ", "Shipper:\n", "City, ", "March 3 ", "(", "614-"],
+)  # fmt: skip
+def test_time_grows_with_length_alone(piece: str) -> None:
+    """Four times the text takes about four times the time; quadratic rules would take sixteen."""
+
+    def seconds(length: int) -> float:
+        text = piece * (length // len(piece))
+        start = time.process_time()
+        extract(text, ())
+        return time.process_time() - start
+
+    short, long = min(seconds(25_000) for _ in range(2)), seconds(100_000)
+    assert long < 10 * short + 0.05

@@ -1,0 +1,123 @@
+"""Landing and claiming, on a real PostgreSQL."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+
+import pytest
+
+from apex_memory.errors import Rejected, Unavailable
+from apex_memory.inbox import Inbox, Run
+from apex_memory.model import Event, Priority, now
+from apex_memory.stores.postgres import Postgres
+
+
+@pytest.fixture
+async def db(database_url: str) -> AsyncIterator[Postgres]:
+    db = Postgres(database_url)
+    await db.open()
+    yield db
+    await db.close()
+
+
+def event(
+    n: int, *, priority: Priority = Priority.P0, source: str = "toy", payload: bytes = b"{}"
+) -> Event:
+    return Event(
+        source=source,
+        event_id=f"e{n}",
+        doc_key=f"d{n}",
+        version=n,
+        occurred_at=now(),
+        payload=payload,
+        priority=priority,
+    )
+
+
+async def test_landing_answers_in_order_and_marks_redeliveries(db: Postgres) -> None:
+    inbox = Inbox(db)
+    first = await inbox.land([event(1), event(2), event(1)])
+    assert [item.duplicate for item in first] == [False, False, True]
+    again = await inbox.land([event(2, payload=b"other"), event(3)])
+    assert [item.duplicate for item in again] == [True, False]
+    assert (await inbox.event(again[0].id)).payload == b"{}", "a redelivery keeps the first payload"
+    assert await inbox.land([]) == []
+
+
+async def test_many_landers_of_one_event_make_one_row(db: Postgres) -> None:
+    inbox = Inbox(db)
+    answers = await asyncio.gather(*(inbox.land([event(1)]) for _ in range(8)))
+    assert sorted(answer[0].duplicate for answer in answers) == [False] + [True] * 7
+
+
+async def test_claims_are_exclusive_and_most_urgent_first(db: Postgres) -> None:
+    inbox = Inbox(db)
+    await inbox.land([event(n, priority=Priority.P2) for n in range(5)])
+    await inbox.land([event(9, priority=Priority.P0)])
+    one = await inbox.claim(
+        "toy", batch=uuid.uuid4(), limit=3, lease=30, run=Run("drain:toy", "r1")
+    )
+    two = await inbox.claim("toy", batch=uuid.uuid4(), limit=10, lease=30)
+    assert [item.event_id for item in one] == ["e9", "e0", "e1"]
+    assert [item.event_id for item in two] == ["e2", "e3", "e4"]
+    assert await inbox.claim("toy", batch=uuid.uuid4(), limit=10, lease=30) == []
+
+
+async def test_a_lease_that_ran_out_is_claimed_again_by_another_batch(db: Postgres) -> None:
+    inbox = Inbox(db)
+    await inbox.land([event(1)])
+    lost, found = uuid.uuid4(), uuid.uuid4()
+    await inbox.claim("toy", batch=lost, limit=1, lease=-1)
+    assert [item.event_id for item in await inbox.claim("toy", batch=found, limit=1, lease=30)] == [
+        "e1"
+    ]
+    assert await inbox.events(lost) == [], "the first owner has nothing left to do"
+    assert [item.event_id for item, _ in await inbox.events(found)] == ["e1"]
+
+
+async def test_what_postgresql_refuses_is_rejected_and_its_absence_is_unavailable(
+    db: Postgres,
+) -> None:
+    with pytest.raises(Rejected):
+        await Inbox(db).land(
+            [
+                Event(
+                    source="toy",
+                    event_id="a\x00b",
+                    doc_key="d",
+                    version=1,
+                    occurred_at=now(),
+                    payload=b"",
+                )
+            ]
+        )
+    with pytest.raises(Rejected):
+        await Inbox(db).land(
+            [
+                Event(
+                    source="toy",
+                    event_id="a",
+                    doc_key="d",
+                    version=2**63,
+                    occurred_at=now(),
+                    payload=b"",
+                )
+            ]
+        )
+    gone = Postgres("postgresql://nobody:x@127.0.0.1:9/none", timeout=1)
+    with pytest.raises(Unavailable):
+        await asyncio.wait_for(gone.open(), 15)
+    await gone.close()
+
+
+async def test_the_claim_uses_its_index(db: Postgres) -> None:
+    inbox = Inbox(db)
+    await inbox.land([event(n, source=f"s{n % 7}") for n in range(20_000)])
+    await db.execute("UPDATE inbox SET state = 'done' WHERE mod(version, 3) = 0")
+    await db.execute("ANALYZE inbox")
+    plan = await db.fetch(
+        """EXPLAIN SELECT id FROM inbox WHERE open AND source = 's1' AND next_at <= clock_timestamp()
+           ORDER BY priority, seq LIMIT 10 FOR UPDATE SKIP LOCKED"""
+    )
+    text = "\n".join(row["QUERY PLAN"] for row in plan)
+    assert "inbox_ready" in text and "Sort" not in text, text

@@ -1,0 +1,314 @@
+"""Conversations with language models: four formats, identity, and what is told of them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from apex_memory.errors import Rejected
+from apex_memory.model import Assertion, Document, Event, micros
+from apex_memory.sources import Request, load
+from apex_memory.sources._wire import sample
+
+AT = datetime(2025, 11, 20, 12, tzinfo=UTC)
+SOURCE = load({})["llm"]
+ASK = {"role": "user", "content": "Where is SHP-100045?"}
+TELL = {"role": "assistant", "content": "En route."}
+MORE = {"role": "user", "content": "And now?"}
+
+
+def receive(
+    body: Any,
+    *,
+    at: datetime = AT,
+    key: str | None = None,
+    content_type: str = "application/json",
+    **query: str,
+) -> list[Event]:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"content-type": content_type} | ({"idempotency-key": key} if key else {})
+    return list(SOURCE.receive(Request(raw, headers, query, at)).events)
+
+
+def one(body: Any, **more: Any) -> Event:
+    (event,) = receive(body, **more)
+    return event
+
+
+def told(body: Any, **more: Any) -> Document:
+    return SOURCE.document(one(body, **more))
+
+
+def turns(document: Document) -> list[str]:
+    return [document.text[start:end] for start, end in document.passages]
+
+
+def chat(*messages: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"conversation_id": "c1", "format": "openai.chat", "messages": [*messages], **more}
+
+
+def test_the_same_body_is_a_duplicate_and_a_longer_one_a_new_version() -> None:
+    first, again = one(chat(ASK, TELL)), one(chat(ASK, TELL), at=AT + timedelta(hours=1))
+    longer = one(chat(ASK, TELL, MORE), at=AT + timedelta(hours=2))
+    assert first.event_id == again.event_id
+    assert first.doc_key == longer.doc_key == "openai:c1"
+    assert longer.event_id != first.event_id
+    assert longer.version > first.version == micros(AT)
+
+
+def test_key_order_and_spaces_make_no_new_event() -> None:
+    spaced = json.dumps(dict(reversed(chat(ASK, TELL).items())), indent=3).encode()
+    assert one(spaced) == one(chat(ASK, TELL))
+
+
+def test_stated_times_order_the_versions() -> None:
+    stated = chat(ASK, TELL, updated_at="2025-11-03T16:20:05.25Z")
+    event = one(stated)
+    assert event.version == micros(event.occurred_at) == 1762186805250000
+    assert one(stated, at=AT + timedelta(days=1)) == event
+    for more in (1, 8):
+        longer = one(chat(ASK, TELL, *[MORE] * more, updated_at="2025-11-03T16:20:05.25"))
+        assert longer.version == event.version
+        assert longer.event_id > event.event_id  # the tie goes to the longer one
+    assert one(chat(ASK, updated_at=1762186805.25)).version == event.version
+
+
+def test_the_idempotency_key_is_the_event_id() -> None:
+    assert one(chat(ASK), key="k-1").event_id == "k-1"
+    many = receive([chat(ASK), chat(TELL)], key="k-1")
+    assert [event.event_id for event in many] == ["k-1#0", "k-1#1"]
+    with pytest.raises(Rejected, match="Idempotency-Key"):
+        receive([chat(ASK), chat(TELL)], key="k" * 2000)
+
+
+def test_without_an_id_the_first_question_and_answer_stand_for_it() -> None:
+    short, longer = ({"messages": messages} for messages in ([ASK, TELL], [ASK, TELL, MORE]))
+    assert one(short).doc_key == one(longer).doc_key
+    assert one(short).doc_key.startswith("openai:sha256:")
+    other = {"messages": [ASK, {**TELL, "content": "Delivered."}]}
+    assert one(other).doc_key != one(short).doc_key
+    assert one({**short, "user": "morgan"}).doc_key != one(short).doc_key
+
+
+@pytest.mark.parametrize(
+    ("body", "form"),
+    [
+        ({"messages": [ASK]}, "openai.chat"),
+        ({"messages": [ASK], "model": "claude-x"}, "anthropic.messages"),
+        ({"messages": [ASK], "system": "Be brief."}, "anthropic.messages"),
+        ({"messages": [{"role": "assistant", "content": [{"type": "tool_use"}]}]}, "anthropic.messages"),
+        ({"choices": [{"message": TELL}]}, "openai.chat"),
+        ({"type": "message", "role": "assistant", "content": "Hi"}, "anthropic.messages"),
+        ({"request": {"messages": [ASK]}, "response": {"type": "message", "content": "Hi"}}, "anthropic.messages"),
+        ({"request": {"messages": [ASK]}, "response": {"choices": [{"message": TELL}]}}, "openai.chat"),
+        ({"mapping": {}}, "chatgpt.export"),
+        ({"chat_messages": []}, "claude.export"),
+    ],
+)  # fmt: skip
+def test_formats_are_found_out(body: dict[str, Any], form: str) -> None:
+    assert one(body).content_type.endswith(f"; format={form}")
+
+
+def test_a_format_can_be_named() -> None:
+    plain = {"messages": [ASK, TELL]}
+    assert one(plain, format="anthropic.messages").doc_key.startswith("anthropic:")
+    assert one({**plain, "format": "openai.chat"}, format="anthropic.messages").doc_key.startswith(
+        "openai:"
+    )
+
+
+def test_many_come_as_array_lines_page_or_wrapped() -> None:
+    both = [chat(ASK), chat(TELL, conversation_id="c2")]
+    rows = "\n".join(json.dumps(item) for item in both).encode() + b"\n\n"
+    expected = receive(both)
+    assert [event.doc_key for event in expected] == ["openai:c1", "openai:c2"]
+    assert receive(rows, content_type="application/x-ndjson") == expected
+    assert receive({"conversations": both}) == expected
+    assert receive({"object": "list", "data": both}) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (chat({"role": "user", "content": 5}), r"messages\[0\]\.content: .*string.*list"),
+        (chat(ASK, {"content": "x"}), r"messages\[1\]\.role: Field required"),
+        (chat(ASK, {"role": "robot", "content": "x"}), r"messages\[1\]\.role: .*'assistant'"),
+        ([chat(ASK), chat(ASK, 7)], r"^\[1\]\.messages\[1\]: "),
+        (chat(), "messages: expected at least one"),
+        (chat(ASK, conversation_id={}), "conversation_id: "),
+        (chat(ASK, conversation_id=" "), "conversation_id: "),
+        (chat(ASK, updated_at="yesterday"), "updated_at: expected a time"),
+        (chat(ASK, format="word"), r"format: expected one of openai\.chat"),
+        ({"chat_messages": [{"sender": "dog"}]}, r"chat_messages\[0\]\.sender: .*'human'"),
+        ({"mapping": {"a": {"message": 3}}}, r"mapping\.a\.message: "),
+        ({"mapping": {"a": {"parent": "b"}, "b": {"parent": "a"}}}, "mapping: .*no tree"),
+        ({"mapping": {"a": {"parent": "a"}}, "current_node": "a"}, "own ancestor"),
+        ([ASK, TELL], r"^\[0\]: no conversation format"),
+        ([], "0 conversations"),
+        ([5], r"^\[0\]: expected a conversation"),
+        ("hello", "^body: expected a conversation"),
+        ({"request": {"messages": [ASK]}, "response": {"body": "oops"}}, r"response\.body: "),
+    ],
+)
+def test_malformed_bodies_are_refused_by_place(body: Any, message: str) -> None:
+    with pytest.raises(Rejected, match=message) as refused:
+        receive(body)
+    assert refused.value.remedy
+
+
+def test_lines_are_named_too() -> None:
+    with pytest.raises(Rejected, match=r"^line 2: not JSON"):
+        receive(json.dumps(chat(ASK)).encode() + b"\n{", content_type="application/x-ndjson")
+
+
+def test_turns_and_depth_are_limited() -> None:
+    assert one(chat(*[ASK] * 10_000))
+    with pytest.raises(Rejected, match="10001 turns"):
+        receive(chat(*[ASK] * 10_001))
+    deep: Any = "x"
+    for _ in range(120):
+        deep = [deep]
+    with pytest.raises(Rejected, match="deep"):
+        receive(chat(ASK, metadata={"x": deep}))
+
+
+def test_a_talk_with_tools_reads_well() -> None:
+    document = told(json.loads(sample("llm.json"))[0]["body"])
+    assert turns(document) == [
+        "User: Where is SHP-100045?",
+        'Assistant: [calls track {"shipment":"SHP-100045"}]',
+        'Tool track: {"status":"En route","near":"Knoxville TN"}',
+        "Assistant: SHP-100045 is en route with Northwind Trucking, near Knoxville TN.",
+    ]
+    assert document.text == "\n\n".join(turns(document))
+    assert document.title == "Where is SHP-100045?"
+    assert document.kind == "conversation"
+    assert set(document.assertions) == {
+        Assertion(predicate="agent", object="agent:dispatch-agent"),
+        Assertion(subject="agent:dispatch-agent", predicate="name", value="Dispatch agent"),
+        Assertion(predicate="user", object="email:morgan@brightline.example"),
+    }
+    assert document.metadata["tools"] == ["track"]
+
+
+def test_long_results_are_cut_and_titles_too() -> None:
+    result = {"role": "tool", "tool_call_id": "x", "content": "9" * 5_000}
+    document = told(chat({"role": "user", "content": "word " * 50}, result))
+    assert len(turns(document)[1]) < 1_100
+    assert len(document.title) <= 80 and document.title.endswith("…")
+
+
+def test_thinking_and_system_are_shown_on_request() -> None:
+    body = json.loads(sample("llm.json"))[1]["body"]
+    everything = load({"llm": {"include_thinking": True, "include_system": True}})["llm"]
+    event = one(body)
+    quiet, loud = SOURCE.document(event), everything.document(event)
+    assert "dock times." in quiet.text and "I need the dock times." not in quiet.text
+    assert turns(loud)[0] == "System: You check carrier invoices."
+    assert turns(loud)[2] == "Thinking: I need the dock times."
+
+
+def test_the_recorded_stream_is_put_together() -> None:
+    document = told(json.loads(sample("third_party/anthropic_exchange.json")))
+    assert turns(document)[1] == "Assistant: [12345,67890]"
+    assert document.metadata["model"] == "claude-sonnet-4-5-20250929"
+
+
+def test_tool_calls_in_a_stream_are_put_together() -> None:
+    rows = [
+        {"type": "message_start", "message": {"type": "message", "role": "assistant"}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "tool_use", "id": "t", "name": "track", "input": {}}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "input_json_delta", "partial_json": '{"id":'}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "input_json_delta", "partial_json": " 7}"}},
+        {"type": "content_block_delta", "index": [], "delta": {}},
+        {"type": "message_stop"},
+    ]  # fmt: skip
+    stream = "\n\n".join(f"event: x\ndata: {json.dumps(row)}" for row in rows)
+    pair = {"request": {"messages": [ASK], "model": "claude-x"}, "response": {"body": stream}}
+    assert turns(told(pair))[1] == 'Assistant: [calls track {"id": 7}]'
+
+
+def test_chatgpt_tells_the_current_branch() -> None:
+    export = json.loads(sample("third_party/chatgpt_export.json"))
+    document = told(export)
+    assert [turn.partition("\n")[0] for turn in turns(document)] == [
+        "User: Analyze the attached fixture and create an artifact.",
+        'Assistant: [calls browser.search {"query":"fixture evidence"}]',
+        "Tool browser.search: Privacy-safe tool result.",
+        "Assistant: Final answer. [Download artifact](sandbox:/mnt/data/fixture-result.zip)",
+    ]
+    assert "[image]\n[file input.txt]" in document.text
+    assert document.metadata["branches"] == 1
+    assert document.title == export["title"]
+    for hidden in ("Superseded", "reasoning", "fixture profile"):
+        assert hidden not in document.text
+
+
+def test_chatgpt_without_a_current_node_takes_the_latest_leaf() -> None:
+    export = json.loads(sample("third_party/chatgpt_export.json"))
+    del export["current_node"]
+    assert "Final answer" in told(export).text
+    early = copy.deepcopy(export)
+    early["mapping"]["answer-inactive"]["message"]["create_time"] = 1784169999.0
+    assert turns(told(early))[-1] == "Assistant: Superseded answer."
+
+
+def test_chatgpt_kinds_of_content() -> None:
+    def node(n: int, **message: Any) -> dict[str, Any]:
+        return {"parent": f"n{n - 1}", "message": message}
+
+    mapping = {
+        "n0": {"parent": None, "message": None},
+        "n1": node(1, author={"role": "user"}, content={"content_type": "text", "parts": ["Q"]}),
+        "n2": node(2, author={"role": "assistant"}, recipient="python", content={"content_type": "code", "text": "1+1"}),
+        "n3": node(3, author={"role": "tool", "name": "python"}, content={"content_type": "execution_output", "text": "2"}),
+        "n4": node(4, author={"role": "assistant"}, content={"content_type": "thoughts", "thoughts": [{"content": "hm"}]}),
+        "n5": node(5, author={"role": "user"}, weight=0, content={"content_type": "text", "parts": ["hidden"]}),
+        "n6": node(6, author=None, content=None),
+        "n7": node(7, author={"role": "assistant"}, content={"content_type": "brand_new", "parts": ["A", {"content_type": "audio_x"}, None]}),
+    }  # fmt: skip
+    assert turns(told({"mapping": mapping})) == [
+        "User: Q",
+        "Assistant: [calls python 1+1]",
+        "Tool python: 2",
+        "Assistant: A\n[audio]",
+    ]
+
+
+def test_claude_exports_fall_back_to_blocks_and_bring_attachments() -> None:
+    document = told(json.loads(sample("llm.json"))[5]["body"])
+    assert turns(document) == [
+        "User: Score Northwind Trucking on SHP-100045.\n[file loads.csv]",
+        "Assistant: On time, no damage, one justified detention claim: 92 of 100.",
+    ]
+    assert [(file.name, file.data[:8]) for file in document.files] == [("loads.csv", b"shipment")]
+    assert document.title == "Carrier scorecard"
+
+
+def test_claude_times_without_zone_are_utc() -> None:
+    talk = {"uuid": "u", "chat_messages": [], "updated_at": "2025-11-05T09:04:30.25"}
+    zoned = {**talk, "updated_at": "2025-11-05T10:04:30.250+01:00"}
+    assert one(talk).version == one(zoned).version == 1762333470250000
+
+
+def test_without_a_stated_time_the_latest_turn_gives_the_version() -> None:
+    said = {"sender": "human", "text": "Hi", "created_at": "2025-11-05T09:00:00Z"}
+    first = one({"uuid": "u", "chat_messages": [said]})
+    assert first.version == micros(datetime(2025, 11, 5, 9, tzinfo=UTC))
+    later = {**said, "created_at": "2025-11-05T09:01:00Z"}
+    assert one({"uuid": "u", "chat_messages": [said, later]}).version > first.version
+
+
+def test_an_export_may_hold_empty_talks() -> None:
+    document = told({"uuid": "u", "name": "Never begun", "chat_messages": []})
+    assert (document.title, document.text, document.passages) == ("Never begun", "", ())
+
+
+def test_half_an_emoji_is_no_obstacle() -> None:
+    body = b'{"messages":[{"role":"user","content":"cut \\ud83d off\\u0000"}]}'
+    assert turns(told(body)) == ["User: cut \ufffd off\ufffd"]
+    assert one(body).payload.decode()

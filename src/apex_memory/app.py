@@ -6,17 +6,22 @@ in a plain loop: the direct path, without Temporal.
 
 from __future__ import annotations
 
+import asyncio
+import math
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
 from uuid import UUID
 
 from apex_memory import sources
 from apex_memory.config import Settings
+from apex_memory.errors import ApexError
 from apex_memory.inbox import Claimed, Inbox, Run
 from apex_memory.model import Event, Landed
-from apex_memory.pipeline import Pipeline, open_embedder
+from apex_memory.pipeline import Embedder, Pipeline, extract_query, open_embedder
 from apex_memory.saga import recovery
 from apex_memory.saga.collector import Collector
 from apex_memory.saga.dead_letters import DeadLetters
@@ -24,13 +29,14 @@ from apex_memory.saga.guard import Guard
 from apex_memory.saga.publication import Publication, Report
 from apex_memory.saga.recovery import Recovery
 from apex_memory.saga.sweeper import Sweeper, Swept
+from apex_memory.search import Search
 from apex_memory.sources import Source
 from apex_memory.stores import GraphStore, Store, VectorStore
 from apex_memory.stores.graph import open_graph
 from apex_memory.stores.postgres import Postgres, claim_installation, migrate
 from apex_memory.stores.redis import Cache
 from apex_memory.stores.vectors import open_vectors
-from apex_memory.telemetry import BATCH_EVENTS, STEP_SECONDS
+from apex_memory.telemetry import BATCH_EVENTS, STEP_SECONDS, logger
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,28 @@ class Batch:
     id: UUID
     source: str
     events: list[Claimed]
+    more: bool
+    """The batch came back full: there is probably more."""
+
+
+@dataclass(slots=True)
+class Pace:
+    """How many events make a batch: as many as are prepared in about `seconds`, so that an urgent one waits no longer."""
+
+    most: int
+    seconds: float
+    _rates: dict[str, float] = field(default_factory=dict)
+
+    def limit(self, source: str) -> int:
+        rate = self._rates.get(source)
+        return self.most if rate is None else max(1, min(self.most, math.ceil(rate * self.seconds)))
+
+    def took(self, source: str, events: int, seconds: float) -> None:
+        """Learn from a batch. Small ones say little about large ones: they never lower the pace."""
+        rate = events / max(seconds, 1e-6)
+        known = self._rates.get(source, rate)
+        if seconds > self.seconds / 4 or rate > known:
+            self._rates[source] = (known + rate) / 2
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,7 +87,10 @@ class App:
     collector: Collector
     recovery: Recovery
     dead_letters: DeadLetters
+    search: Search
     guards: dict[str, Guard]
+    pace: Pace
+    log: Any
 
     async def land(self, events: Sequence[Event]) -> list[Landed]:
         """Commit events to the inbox; only then may a source be answered 2xx."""
@@ -67,34 +98,59 @@ class App:
         await self.cache.remember([item.id for item in landed])
         return landed
 
-    async def claim(self, source: str, *, run: Run | None = None) -> Batch:
-        """Lease what is ready of a source, up to `batch_max`. An empty batch means nothing is."""
-        batch = uuid.uuid4()
+    async def claim(
+        self, source: str, *, batch: UUID | None = None, run: Run | None = None
+    ) -> Batch:
+        """Lease what is ready of a source, up to `batch_max`; the same `batch` again answers the same events.
+
+        An empty batch means nothing is ready.
+        """
+        batch = batch or uuid.uuid4()
+        limit = self.pace.limit(source)
         events = await self.inbox.claim(
-            source,
-            batch=batch,
-            limit=self.settings.batch_max,
-            lease=self.settings.lease_seconds,
-            run=run,
+            source, batch=batch, limit=limit, lease=self.settings.lease_seconds, run=run
         )
         if events:
             BATCH_EVENTS.labels(source).observe(len(events))
-        return Batch(batch, source, events)
+        return Batch(batch, source, events, more=len(events) >= limit)
 
     async def prepare(self, source: str, batch: UUID) -> Report:
         """Parse, extract and embed the events of a batch that have no manifest yet, and store the manifests."""
         events = [event for event, _ in await self.inbox.events(batch)]
-        with STEP_SECONDS.labels("prepare").time():
-            results = await self.pipeline.prepare(
-                [(event, self.sources[source].document) for event in events]
+        if not events:
+            return Report()
+        began = monotonic()
+        async with self._held(batch):
+            with STEP_SECONDS.labels("prepare").time():
+                document = self.sources[source].document
+                results = await self.pipeline.prepare([(event, document) for event in events])
+            report = await self.publication.store_manifests(
+                batch, list(zip(events, results, strict=True))
             )
-        return await self.publication.store_manifests(
-            batch, list(zip(events, results, strict=True))
-        )
+        self.pace.took(source, len(events), monotonic() - began)
+        return report
 
     async def publish(self, batch: UUID) -> Report:
         """Stage, verify and flip the prepared events of a batch."""
-        return await self.publication.publish(batch)
+        async with self._held(batch):
+            return await self.publication.publish(batch)
+
+    @asynccontextmanager
+    async def _held(self, batch: UUID) -> AsyncIterator[None]:
+        """Renew the batch's lease while a step works on it, however long the embedding takes."""
+        keeping = asyncio.create_task(self._keep(batch))
+        try:
+            yield
+        finally:
+            keeping.cancel()
+
+    async def _keep(self, batch: UUID) -> None:
+        while True:
+            await asyncio.sleep(self.settings.lease_seconds / 3)
+            try:
+                await self.inbox.renew(batch, lease=self.settings.lease_seconds)
+            except ApexError as error:
+                self.log.warning("lease not renewed", batch=str(batch), reason=str(error))
 
     async def drain(self, source: str, *, run: Run | None = None) -> int:
         """The direct path: batches until nothing is ready; answers the number of events carried."""
@@ -159,15 +215,9 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         stack.push_async_callback(vectors.close)
         cache = Cache(settings.cache)
         stack.push_async_callback(cache.close)
-        yield _wire(
-            settings,
-            db,
-            graph,
-            vectors,
-            cache,
-            loaded,
-            Pipeline(embedder, chunk_chars=settings.chunk_chars),
-        )
+        pipeline = Pipeline(embedder, chunk_chars=settings.chunk_chars)
+        stack.push_async_callback(pipeline.close)
+        yield _wire(settings, db, graph, vectors, cache, loaded, pipeline, embedder)
 
 
 def _wire(
@@ -178,6 +228,7 @@ def _wire(
     cache: Cache,
     loaded: dict[str, Source],
     pipeline: Pipeline,
+    embedder: Embedder,
 ) -> App:
     guards = {name: Guard(name, settings) for name in ("graph", "vectors")}
     publication = Publication(
@@ -198,5 +249,18 @@ def _wire(
         collector=Collector(db, graph, vectors, settings),
         recovery=Recovery(db, graph, vectors, publication),
         dead_letters=DeadLetters(db),
+        search=Search(
+            db,
+            graph,
+            vectors,
+            cache,
+            embed_query=embedder.query,
+            embedder_id=embedder.id,
+            extract_query=extract_query,
+            states=lambda: recovery.states(db, [graph, vectors]),
+            snapshot_seconds=settings.snapshot_seconds,
+        ),
         guards=guards,
+        pace=Pace(most=settings.batch_max, seconds=settings.batch_seconds),
+        log=logger(room="app"),
     )

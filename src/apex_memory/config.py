@@ -93,6 +93,11 @@ class Settings(BaseSettings):
     )
 
     batch_max: int = Field(256, ge=1, le=500, description="Most events in one batch.")
+    batch_seconds: float = Field(
+        2,
+        gt=0,
+        description="How long preparing a batch should take: batches shrink to that when embedding is slow.",
+    )
     lease_seconds: float = Field(
         60, gt=0, description="How long a worker owns a batch. After that another may take it over."
     )

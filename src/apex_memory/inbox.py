@@ -73,16 +73,21 @@ class Inbox:
     async def claim(
         self, source: str, *, batch: UUID, limit: int, lease: float, run: Run | None = None
     ) -> list[Claimed]:
-        """Lease up to `limit` ready events of a source under `batch`, most urgent and oldest first."""
+        """Lease up to `limit` ready events of a source under `batch`, most urgent and oldest first.
+
+        The same batch again leases the same events again, so a claim whose answer was lost can be repeated.
+        """
         rows = await self._db.fetch(
-            """WITH ready AS (
+            """WITH mine AS (
+                 SELECT id FROM inbox WHERE open AND batch = %(batch)s FOR UPDATE
+               ), ready AS (
                  SELECT id FROM inbox
-                 WHERE open AND source = %(source)s AND next_at <= clock_timestamp()
+                 WHERE open AND source = %(source)s AND next_at <= clock_timestamp() AND NOT EXISTS (SELECT FROM mine)
                  ORDER BY priority, seq LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-               )
+               ), picked AS (SELECT id FROM mine UNION ALL SELECT id FROM ready)
                UPDATE inbox SET batch = %(batch)s, next_at = clock_timestamp() + make_interval(secs => %(lease)s),
                                 workflow_id = %(workflow)s, run_id = %(run)s
-               FROM ready WHERE inbox.id = ready.id
+               FROM picked WHERE inbox.id = picked.id
                RETURNING inbox.id, inbox.event_id, inbox.attempts, inbox.trace_parent, inbox.priority, inbox.seq""",
             {
                 "source": source,
@@ -98,6 +103,20 @@ class Inbox:
             Claimed(row["id"], row["event_id"], row["attempts"], row["trace_parent"])
             for row in rows
         ]
+
+    async def renew(self, batch: UUID, *, lease: float) -> None:
+        """Move the end of a batch's lease, and that of its stages."""
+        async with self._db.transaction() as connection:
+            await connection.execute(
+                """UPDATE inbox SET next_at = clock_timestamp() + make_interval(secs => %s)
+                   WHERE open AND batch = %s""",
+                (lease, batch),
+            )
+            await connection.execute(
+                """UPDATE stages SET lease_until = clock_timestamp() + make_interval(secs => %s)
+                   WHERE state = 'staging' AND owner = %s""",
+                (lease, batch),
+            )
 
     async def events(self, batch: UUID) -> list[tuple[Event, int]]:
         """The events of a batch that are still to be prepared, with payload and failed attempts."""

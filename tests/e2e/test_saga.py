@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.faulty import Faulty
+from tests.faulty import Fault, Faulty
 
 from apex_memory.app import App, open_app
-from apex_memory.errors import Rejected, Unavailable
+from apex_memory.errors import Rejected
 from apex_memory.model import Tally
 from tests.e2e.conftest import MakeSettings, delete_event, land, live, state, text_event
 
@@ -210,12 +210,11 @@ async def test_a_store_that_is_gone_parks_events_and_they_go_on_by_themselves(
         await app.recovery.gate()
         real = getattr(app, store)
         gone = Faulty(real)
-        gone.fail("upsert", Unavailable(store, "gone"), times=1_000)
-        gone.fail("ping", Unavailable(store, "gone"), times=1_000)
+        gone.plan(Fault.FAIL, "upsert", "tally", "ping")
         setattr(app.publication, f"_{store}", gone)
         app.sweeper._stores = {**app.sweeper._stores, store: gone}
         landed = await land(
-            app, *(text_event(app, f"d{n}", f"text {n}", version=1) for n in range(25))
+            app, *(text_event(app, f"d{n}", f"SHP-20004{n}", version=1) for n in range(25))
         )
         await app.drain("documents")
         rows = await app.db.fetch("SELECT state, park_store, attempts FROM inbox")
@@ -239,7 +238,7 @@ async def test_what_a_store_acknowledged_but_does_not_hold_is_not_committed(
     """The verify step; and the control: without it the lie becomes visible."""
     async with open_app(make_settings()) as app:
         lying = Faulty(app.vectors)
-        lying.drop("upsert", times=1)
+        lying.plan(Fault.DROP, "upsert", times=1)
         app.publication._vectors = lying
         [landed] = await land(app, text_event(app, "a", "text", version=1))
         await app.drain("documents")
@@ -249,7 +248,7 @@ async def test_what_a_store_acknowledged_but_does_not_hold_is_not_committed(
         await app.drain("documents")
         assert await state(app, landed) == "done"
 
-        lying.drop("upsert", times=1)
+        lying.plan(Fault.DROP, "upsert", times=1)
         app.publication.verify = _believe  # type: ignore[method-assign]
         await land(app, text_event(app, "b", "text", version=1))
         await app.drain("documents")
@@ -265,7 +264,7 @@ async def _believe(stages: object) -> dict[uuid.UUID, Any]:
 
 async def test_a_refused_document_is_found_by_bisection(make_settings: MakeSettings) -> None:
     async with open_app(make_settings()) as app:
-        picky = _Picky(app.graph, {str(text_event(app, "d3", "", version=1).doc_id)})
+        picky = _Picky(app.graph, {str(text_event(app, "d3", "x", version=1).doc_id)})
         app.publication._graph = picky  # type: ignore[assignment]
         landed = await land(
             app, *(text_event(app, f"d{n}", f"SHP-10004{n}", version=1) for n in range(8))

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
+from temporalio.client import Client, WorkflowExecutionStatus
 
 from apex_memory.config import Settings
 from apex_memory.flows.client import connect
 from apex_memory.flows.deploy import Deployment, build_id
 from apex_memory.flows.drains import Drains
-from apex_memory.flows.worker import tend, workers
+from apex_memory.flows.worker import take_over, tend, workers
 from apex_memory.stores.embedded import free_port
 from apex_memory.stores.embedded.temporal import Temporal
 from tests.conftest import running
@@ -42,28 +42,18 @@ async def build(client: Client, name: str, steps: Steps) -> AsyncIterator[Drains
     deployment, drains = Deployment(client, name), Drains(client, {"frontapp": 0, "edi": 2})
     settings = Settings(sweep_seconds=3600, collect_seconds=3600)
     async with workers(deployment, steps.activities):
-        task = asyncio.create_task(tend(settings, drains, deployment, seconds=0.2, unclaimed=2.5))
-
-        async def current() -> bool:
-            if task.done():
-                task.result()
-            return await deployment.current() == name
-
+        await take_over(settings, drains, deployment)
+        task = asyncio.create_task(tend(settings, drains, deployment, seconds=1, unclaimed=2.5))
         try:
-            await until(current, f"{name} is current")
             yield drains
         finally:
             task.cancel()
 
 
-async def handle_of(client: Client) -> WorkflowHandle[object, object]:
-    return client.get_workflow_handle("drain:frontapp")
-
-
-async def run_and_version(client: Client) -> tuple[str, str]:
+async def version_of(client: Client) -> str:
+    """The build that the newest run of the drain is on."""
     found = await client.get_workflow_handle("drain:frontapp").describe()
-    info = found.raw_info.versioning_info
-    return found.run_id, info.deployment_version.build_id
+    return str(found.raw_info.versioning_info.deployment_version.build_id)
 
 
 async def test_events_are_carried_after_an_upgrade_of_the_only_worker(own: Client) -> None:
@@ -72,8 +62,7 @@ async def test_events_are_carried_after_an_upgrade_of_the_only_worker(own: Clien
         old.land(1)
         await drains.wake("frontapp")
         await until(lambda: old.published == ["e0"], "the old build carries it")
-        run, version = await run_and_version(own)
-        assert version == "a"
+        assert await version_of(own) == "a"
 
     async with build(own, "b", new) as drains:
         new.land(1)
@@ -81,7 +70,7 @@ async def test_events_are_carried_after_an_upgrade_of_the_only_worker(own: Clien
         await until(lambda: new.published == ["e0"], "the new build carries it")
 
         async def on_new_build() -> bool:
-            return (await run_and_version(own))[1] == "b"
+            return await version_of(own) == "b"
 
         await until(on_new_build, "the drain is on the new build")
     ended = [item async for item in own.list_workflows("WorkflowId = 'drain:frontapp'")]
@@ -98,7 +87,7 @@ async def test_a_drain_of_a_living_old_worker_moves_by_itself(own: Client) -> No
             await drains.wake("frontapp")
 
             async def moved() -> bool:
-                return (await run_and_version(own))[1] == "b"
+                return await version_of(own) == "b"
 
             await until(moved, "the drain is on the new build")
             new.land(1)
@@ -124,7 +113,7 @@ async def test_paused_stays_paused_over_an_upgrade(own: Client) -> None:
         new.land(1)
 
         async def moved() -> bool:
-            return (await run_and_version(own))[1] == "b" and await paused()
+            return await version_of(own) == "b" and await paused()
 
         await until(moved, "the drain is on the new build, paused")
         assert new.published == []

@@ -205,7 +205,7 @@ async def test_a_log_is_turned_over_when_it_is_long(tmp_path: Path) -> None:
 def test_only_processes_of_the_folder_are_leftovers(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     ours = {"APEX_DATA_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", "input()"]
+    command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, env=os.environ | more)
         for more in (ours, {"APEX_DATA_DIR": f"{tmp_path}2"})

@@ -75,6 +75,17 @@ async def test_a_lease_that_ran_out_is_claimed_again_by_another_batch(db: Postgr
     assert [item.event_id for item, _ in await inbox.events(found)] == ["e1"]
 
 
+async def test_a_claim_whose_answer_was_lost_can_be_repeated(db: Postgres) -> None:
+    inbox = Inbox(db)
+    await inbox.land([event(n) for n in range(4)])
+    batch = uuid.uuid4()
+    first = await inbox.claim("toy", batch=batch, limit=2, lease=30)
+    again = await inbox.claim("toy", batch=batch, limit=2, lease=30)
+    assert [item.id for item in again] == [item.id for item in first]
+    rest = await inbox.claim("toy", batch=uuid.uuid4(), limit=5, lease=30)
+    assert [item.event_id for item in rest] == ["e2", "e3"]
+
+
 async def test_what_postgresql_refuses_is_rejected_and_its_absence_is_unavailable(
     db: Postgres,
 ) -> None:

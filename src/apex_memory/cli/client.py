@@ -87,13 +87,13 @@ def gateway_url(settings: Settings) -> str:
     if settings.url:
         return settings.url.rstrip("/")
     stack = read_stack(settings.data_dir)
-    if stack is None or not stack.url:
+    if stack is None or "gateway" not in stack.urls:
         raise Unavailable(
             "gateway",
             f"nothing runs from {settings.data_dir}",
             remedy="start it with `apex up`, or set APEX_URL",
         )
-    return stack.url
+    return stack.urls["gateway"]
 
 
 def admin_key(settings: Settings) -> str:

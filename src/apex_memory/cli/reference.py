@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from apex_memory import sources
@@ -145,15 +144,16 @@ def _cli() -> str:
     return "\n".join(_commands(root, "apex")) + "\n"
 
 
-def _commands(command: click.Command, path: str) -> Iterator[str]:
+def _commands(command: Any, path: str) -> Iterator[str]:
     subcommands = getattr(command, "commands", None)
     if subcommands:
         for name, sub in subcommands.items():
             if not sub.hidden:
                 yield from _commands(sub, f"{path} {name}")
         return
-    context = click.Context(command, info_name=path)
-    usage = " ".join(command.collect_usage_pieces(context))
+    usage = " ".join(
+        command.collect_usage_pieces(command.make_context(path, [], resilient_parsing=True))
+    )
     yield f"## {path}\n\n```\n{path} {usage}\n```\n\n{_help(command)}\n"
     rows = [
         _option(parameter)
@@ -164,7 +164,7 @@ def _commands(command: click.Command, path: str) -> Iterator[str]:
         yield "\n".join(["| Option | Meaning |", "|---|---|", *rows]) + "\n"
 
 
-def _help(command: click.Command) -> str:
+def _help(command: Any) -> str:
     return "\n".join(line.strip() for line in (command.help or "").strip().splitlines())
 
 

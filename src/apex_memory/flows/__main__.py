@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -30,6 +31,8 @@ async def run(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    # The library would log each failed step with its trace; `errors` says it in a line.
+    logging.getLogger("temporalio.activity").setLevel(logging.ERROR)
     build, temporal_port = build_id(), free_port()
     runtime = quiet_runtime(PrometheusConfig(bind_address=f"{HOST}:{temporal_port}"))
     server, _ = start_http_server(0, HOST)

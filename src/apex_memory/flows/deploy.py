@@ -33,6 +33,12 @@ UNCLAIMED_SECONDS = (
 RUNNING = WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_RUNNING
 UNCLAIMED = PendingWorkflowTaskState.PENDING_WORKFLOW_TASK_STATE_SCHEDULED
 
+NOT_YET = (  # how the server says that it has not seen the build, or is asked too often
+    RPCStatusCode.NOT_FOUND,
+    RPCStatusCode.FAILED_PRECONDITION,
+    RPCStatusCode.RESOURCE_EXHAUSTED,
+)
+
 
 def build_id() -> str:
     """Version and hash of the package's source files: any change of code is another build."""
@@ -90,16 +96,14 @@ class Deployment:
             build_id=self.build,
             ignore_missing_task_queues=True,
         )
-        while await self.current() != self.build:
+        while True:
             try:
                 await self.client.workflow_service.set_worker_deployment_current_version(request)
+                return
             except RPCError as error:
-                if error.status not in (
-                    RPCStatusCode.NOT_FOUND,
-                    RPCStatusCode.FAILED_PRECONDITION,
-                ):
+                if error.status not in NOT_YET:
                     raise
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.25)
 
     async def end_abandoned(self, seconds: float = UNCLAIMED_SECONDS) -> list[WorkflowExecution]:
         """End workflows of other builds that no worker carries any more; answers them.

@@ -46,6 +46,15 @@ class _Translating(ActivityInboundInterceptor):
         try:
             return await super().execute_activity(input)
         except ApexError as error:
+            info = activity.info()
+            logger(room="flows").warning(
+                "step failed",
+                step=info.activity_type,
+                workflow=info.workflow_id,
+                attempt=info.attempt,
+                error=type(error).__name__,
+                reason=str(error)[:300],
+            )
             raise translate(error) from None
         except ApplicationError:
             raise

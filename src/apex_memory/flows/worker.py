@@ -56,7 +56,7 @@ async def _work(app: App, client: Client, build: str, stop: asyncio.Event) -> No
     drains = Drains(client, priorities_of(app.sources))
     deployment = Deployment(client, build)
     async with workers(deployment, steps_of(app, drains, build)):
-        tending = asyncio.create_task(tend(app.settings, drains, deployment))
+        tending = asyncio.create_task(_tend(app.settings, drains, deployment))
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait((tending, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -65,6 +65,11 @@ async def _work(app: App, client: Client, build: str, stop: asyncio.Event) -> No
         finally:
             tending.cancel()
             stopping.cancel()
+
+
+async def _tend(settings: Settings, drains: Drains, deployment: Deployment) -> None:
+    await take_over(settings, drains, deployment)
+    await tend(settings, drains, deployment)
 
 
 def steps_of(app: App, drains: Drains, build: str) -> list[Callable[..., Any]]:
@@ -100,6 +105,15 @@ async def workers(
         yield
 
 
+async def take_over(settings: Settings, drains: Drains, deployment: Deployment) -> None:
+    """Make this build current, start the schedules, wake every source."""
+    await deployment.make_current()
+    await ensure_schedules(deployment.client, settings)
+    for source in drains.sources:
+        await drains.wake(source)
+    logger(room="worker", build=deployment.build).info("worker ready", sources=drains.sources)
+
+
 async def tend(
     settings: Settings,
     drains: Drains,
@@ -108,20 +122,14 @@ async def tend(
     seconds: float = TEND_SECONDS,
     unclaimed: float = UNCLAIMED_SECONDS,
 ) -> None:
-    """Make this build current, start the schedules, wake every source; then see to it that it stays so."""
+    """See to it, for ever, that every workflow has a worker, and that Temporal knows what it should."""
     log = logger(room="worker", build=deployment.build)
-    await deployment.make_current()
-    await ensure_schedules(deployment.client, settings)
-    for source in drains.sources:
-        await drains.wake(source)
-    log.info("worker ready", sources=drains.sources)
     while True:
         try:
             await _restart_abandoned(drains, deployment, unclaimed)
             await asyncio.sleep(seconds)
             if await deployment.current() is None:  # Temporal came back without its data
-                await deployment.make_current()
-                await ensure_schedules(deployment.client, settings)
+                await take_over(settings, drains, deployment)
         except (RPCError, Unavailable) as error:
             log.warning("Temporal does not answer; trying again", reason=str(error)[:300])
             await asyncio.sleep(1)

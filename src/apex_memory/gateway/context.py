@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Protocol, cast
 
 from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
-
 from temporalio.client import Client
 
 from apex_memory.app import App
@@ -30,6 +29,7 @@ class Gateway:
     waiting: Waiting
     landings: Landings
     temporal: Client
+    reconciling: set[str] = field(default_factory=set)
 
 
 def here(request: Request) -> Gateway:

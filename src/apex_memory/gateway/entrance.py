@@ -82,7 +82,7 @@ class Entrance:
                 )(scope, receive, exchange.send)
         except ClientDisconnect:
             exchange.status = DISCONNECTED
-        except Exception:  # outermost: nothing may end a request without an answer and a log line
+        except Exception:  # noqa: BLE001 (outermost: nothing may end a request without an answer and a log line)
             self._log.exception("request failed", error_id=exchange.id)
             if not exchange.started:
                 await problem(

@@ -92,6 +92,16 @@ class Events:
             raise NotFound("no such event", remedy="check the id; GET /v1/events lists events")
         return found[0]
 
+    async def states(self, ids: Sequence[UUID]) -> dict[UUID, str]:
+        """States by id, of those that exist."""
+        rows = await self._db.fetch(
+            "SELECT id, CASE WHEN state = 'prepared' AND "
+            + _STAGING
+            + " THEN 'staged' ELSE state END AS state FROM inbox WHERE id = ANY(%s)",
+            (list(ids),),
+        )
+        return {row["id"]: row["state"] for row in rows}
+
     async def shown(self, ids: Sequence[UUID]) -> dict[UUID, dict[str, Any]]:
         """Events by id; for the receipt of a request."""
         found, _ = await self.find(ids=ids, limit=max(1, len(ids)))
@@ -141,25 +151,21 @@ class Events:
             "deadline": None if row["state"] in FINAL else row["next_at"],
             "attempts": row["attempts"],
             "last_error": row["last_error"],
-            "waits_for": row["park_store"] if row["state"] == "parked" else None,
+            "park_store": row["park_store"] if row["state"] == "parked" else None,
             "dead_letter": row["dead_letter_id"],
             "remedy": row["remedy"] if row["state"] == "dead" else None,
             "stores": _stores(row),
-            "workflow": self._workflow(row),
+            "workflow_id": row["workflow_id"],
+            "run_id": row["run_id"],
+            "workflow_url": self.workflow_url(row["workflow_id"], row["run_id"]),
         }
 
-    def _workflow(self, row: Row) -> dict[str, Any] | None:
-        if not row["workflow_id"]:
+    def workflow_url(self, workflow_id: str | None, run_id: str | None) -> str | None:
+        """The run's history in the Temporal UI; None where either is not known."""
+        if not workflow_id or not self._ui:
             return None
-        link = (
-            f"{self._ui}/namespaces/{quote(self._namespace, safe='')}/workflows/"
-            f"{quote(row['workflow_id'], safe='')}/{quote(row['run_id'] or '', safe='')}/history"
-        )
-        return {
-            "id": row["workflow_id"],
-            "run_id": row["run_id"],
-            "url": link if self._ui else None,
-        }
+        place = f"{self._ui}/namespaces/{quote(self._namespace, safe='')}/workflows/{quote(workflow_id, safe='')}"
+        return f"{place}/{quote(run_id, safe='')}/history" if run_id else place
 
 
 def _stores(row: Row) -> dict[str, dict[str, Any]]:

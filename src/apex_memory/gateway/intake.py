@@ -136,7 +136,15 @@ def _landed(item: Landed) -> dict[str, Any]:
 
 
 def _progress(shown: dict[str, Any]) -> dict[str, Any]:
-    names = ("state", "received_at", "ended_at", "stores", "waits_for", "last_error", "dead_letter")
+    names = (
+        "state",
+        "received_at",
+        "ended_at",
+        "stores",
+        "park_store",
+        "last_error",
+        "dead_letter",
+    )
     return {name: shown.get(name) for name in names}
 
 

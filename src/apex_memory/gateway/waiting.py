@@ -59,7 +59,7 @@ class Waiting:
         asked = {id for ids in self._waiters.values() for id in ids}
         finished = await self._inbox.finished(list(asked))
         for ended, ids in list(self._waiters.items()):
-            ids -= finished
+            ids.difference_update(finished)
             if not ids:
                 ended.set()
                 self._waiters.pop(ended, None)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
 
-from apex_memory.errors import ApexError, Rejected, Unavailable
+from apex_memory.errors import ApexError, Misconfigured, Rejected, Unavailable
 from apex_memory.stores.postgres import Connection, Postgres
 from apex_memory.telemetry import ENDED, logger
 
@@ -55,7 +55,7 @@ class Outcomes:
                     ENDED.labels(row["source"], fates[failure.inbox_id]).inc()
                 self._log.warning(
                     "event did not go on",
-                    event=str(failure.inbox_id),
+                    event_id=str(failure.inbox_id),
                     source=row["source"],
                     step=step,
                     fate=fates[failure.inbox_id],
@@ -68,6 +68,8 @@ class Outcomes:
         self, connection: Connection, step: str, failure: Failure, attempts: int
     ) -> Fate:
         error = failure.error
+        if isinstance(error, Misconfigured):  # ours, not the event's: it waits until that is mended
+            error = Unavailable("settings", str(error), remedy=error.remedy)
         if isinstance(error, Unavailable):
             await _park(connection, failure.inbox_id, error)
             return "parked"

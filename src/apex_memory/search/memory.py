@@ -167,26 +167,35 @@ class Memory:
     ) -> Page:
         if not 1 <= limit <= PAGE_MAX:
             raise Rejected(f"limit {limit}", remedy=f"ask for 1 to {PAGE_MAX} documents")
-        parts: list[LiteralString] = ["true"]
-        values: dict[str, Any] = {"limit": limit + 1}
-        if sources:
-            parts.append("d.source = ANY(%(sources)s)")
-            values["sources"] = list(sources)
-        if kinds:
-            parts.append("d.kind = ANY(%(kinds)s)")
-            values["kinds"] = list(kinds)
-        if deleted is not None:
-            parts.append("d.deleted" if deleted else "NOT d.deleted")
-        if after:
-            parts.append("(d.committed_at, d.doc_id) < (%(at)s, %(id)s)")
-            values["at"], values["id"] = _position(after)
-        rows = await self._db.fetch(
-            f"""SELECT {_LIST} FROM documents d WHERE {" AND ".join(parts)}
-                ORDER BY d.committed_at DESC, d.doc_id DESC LIMIT %(limit)s""",
-            values,
-        )
+        query, values = _list_query(sources, kinds, deleted, limit + 1, after)
+        rows = await self._db.fetch(query, values)
         shown = [_row(row) for row in rows[:limit]]
         return Page(shown, _cursor(shown[-1]) if len(rows) > limit else None)
+
+
+def _list_query(
+    sources: Sequence[str],
+    kinds: Sequence[str],
+    deleted: bool | None,
+    limit: int,
+    after: str | None,
+) -> tuple[LiteralString, dict[str, Any]]:
+    parts: list[LiteralString] = ["true"]
+    values: dict[str, Any] = {"limit": limit}
+    if sources:
+        parts.append("d.source = ANY(%(sources)s)")
+        values["sources"] = list(sources)
+    if kinds:
+        parts.append("d.kind = ANY(%(kinds)s)")
+        values["kinds"] = list(kinds)
+    if deleted is not None:
+        parts.append("d.deleted" if deleted else "NOT d.deleted")
+    if after:
+        parts.append("(d.committed_at, d.doc_id) < (%(at)s, %(id)s)")
+        values["at"], values["id"] = _position(after)
+    query: LiteralString = f"""SELECT {_LIST} FROM documents d WHERE {" AND ".join(parts)}
+        ORDER BY d.committed_at DESC, d.doc_id DESC LIMIT %(limit)s"""
+    return query, values
 
 
 async def _one(

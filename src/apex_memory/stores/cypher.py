@@ -124,7 +124,7 @@ class CypherGraph(ABC):
     async def _write(self, statement: str, **parameters: Any) -> Sequence[Row]: ...
 
     async def upsert(self, assertions: Sequence[GraphAssertion]) -> None:
-        rows = sorted(map(_row, assertions))
+        rows = sorted(map(_row, assertions), key=_order)
         for start in range(0, len(rows), UPSERT_ROWS):
             await self._write(UPSERT, rows=rows[start : start + UPSERT_ROWS])
 
@@ -238,6 +238,11 @@ def _row(item: GraphAssertion) -> list[Any]:
         item.start,
         item.hash,
     ]
+
+
+def _order(row: Row) -> Row:
+    """By entity, then id: writers that meet at the same entities take them in the same order."""
+    return row[4], row[5], row[6], row[0]
 
 
 def _rejected(item: GraphAssertion, reason: str) -> Rejected:

@@ -122,7 +122,7 @@ class Postgres:
 
     async def incarnation(self) -> str:
         row = await self.fetch_one("SELECT pg_postmaster_start_time()::text AS started")
-        return str(row["started"]) if row else ""
+        return row["started"] if row else ""
 
 
 def _timeout(seconds: float) -> LiteralString:

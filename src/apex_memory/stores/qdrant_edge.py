@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import unquote, urlsplit
 from uuid import UUID
@@ -151,14 +153,18 @@ class EdgeVectors:
         )
 
     async def _greeting(self) -> dict[str, Any]:
-        with self._bounded("connect"):
-            async with asyncio.timeout(self._timeout):
-                return (await self._connection("writes")).greeting
+        async with self._bounded("connect"):
+            return (await self._connection("writes")).greeting
 
     async def _call(self, method: str, argument: Any = None, *, over: str = "writes") -> Any:
+        async with self._bounded(method):
+            return await (await self._connection(over)).call(method, argument)
+
+    @asynccontextmanager
+    async def _bounded(self, method: str) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(self._timeout):
-                return await (await self._connection(over)).call(method, argument)
+                yield
         except TimeoutError as error:
             raise Unavailable(
                 self.name, f"no answer to {method} within {self._timeout:g} s"
@@ -210,16 +216,14 @@ def _only(filters: Filters) -> dict[str, Any]:
     return {
         "tags": [[f"{name}={value}" for value in group] for name, group in groups.items() if group],
         # Points know whole seconds: the second that `since` falls in belongs to the answer.
-        "since": filters.since and float(int(filters.since.timestamp())),
-        "until": filters.until and filters.until.timestamp(),
+        "since": math.floor(filters.since.timestamp()) if filters.since else None,
+        "until": filters.until.timestamp() if filters.until else None,
     }
 
 
 def _hit(point: bytes, score: float, stage: str, place: str) -> VectorHit:
     doc, n, start, end, _ = place.split(" ")
-    return VectorHit(
-        UUID(bytes=point), UUID(stage), UUID(doc), int(n), int(start), int(end), score
-    )
+    return VectorHit(UUID(bytes=point), UUID(stage), UUID(doc), int(n), int(start), int(end), score)
 
 
 def _stage_tallies(rows: Sequence[tuple[bytes, int, int]]) -> Iterator[StageTally]:

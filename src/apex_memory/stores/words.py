@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from qdrant_edge import Bm25, Bm25Config
+from qdrant_edge import Bm25, Bm25Config, SparseVector
 
-NEARBY_PASSAGES = 3  # a passage and its two neighbours: the length that `nearby` texts are held against
+NEARBY_PASSAGES = (
+    3  # a passage and its two neighbours: the length that `nearby` texts are held against
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +31,7 @@ class Words:
 
     def __init__(self, average_words: float) -> None:
         self._passage = Bm25(Bm25Config(avg_len=average_words, language="english"))
-        self._nearby = Bm25(
-            Bm25Config(avg_len=average_words * NEARBY_PASSAGES, language="english")
-        )
+        self._nearby = Bm25(Bm25Config(avg_len=average_words * NEARBY_PASSAGES, language="english"))
 
     def passage(self, text: str) -> Terms:
         return _terms(self._passage.embed_document(text))
@@ -43,8 +43,8 @@ class Words:
         return _terms(self._passage.embed_query(text))
 
 
-def _terms(vector: object) -> Terms:
+def _terms(vector: SparseVector) -> Terms:
     return Terms(
-        np.array(vector.indices, dtype=np.uint32),  # type: ignore[attr-defined]
-        np.array(vector.values, dtype=np.float32),  # type: ignore[attr-defined]
+        np.array(vector.indices, dtype=np.uint32),
+        np.array(vector.values, dtype=np.float32),
     )

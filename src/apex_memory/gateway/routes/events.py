@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Query, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 from apex_memory.errors import Rejected
 from apex_memory.gateway.context import Admin, Here, Reader
@@ -25,21 +25,6 @@ class StoreState(BaseModel):
     model_config = example({"state": "held", "at": "2026-03-03T15:15:00.401Z"})
     state: Literal["none", "writing", "held", "superseded", "removed", "on_read"]
     at: datetime | None
-
-
-class WorkflowRun(BaseModel):
-    """The workflow run that carries or carried the event. `url` leads to its history, if a UI is configured."""
-
-    model_config = example(
-        {
-            "id": "drain:frontapp",
-            "run_id": "0197c2a4-9a41-7d0e-b9c4-0d6a3c1f2b10",
-            "url": "http://127.0.0.1:8461/namespaces/default/workflows/drain%3Afrontapp/0197c2a4-9a41-7d0e-b9c4-0d6a3c1f2b10/history",
-        }
-    )
-    id: str
-    run_id: str | None
-    url: str | None
 
 
 _EVENT: dict[str, Any] = {
@@ -61,7 +46,7 @@ _EVENT: dict[str, Any] = {
     "deadline": "2026-03-03T15:16:00.310Z",
     "attempts": 0,
     "last_error": None,
-    "waits_for": None,
+    "park_store": None,
     "dead_letter": None,
     "remedy": None,
     "stores": {
@@ -70,7 +55,9 @@ _EVENT: dict[str, Any] = {
         "vectors": {"state": "writing", "at": None},
         "cache": {"state": "on_read", "at": None},
     },
-    "workflow": None,
+    "workflow_id": "drain:frontapp",
+    "run_id": "0197c2a4-9a41-7d0e-b9c4-0d6a3c1f2b10",
+    "workflow_url": "http://127.0.0.1:8461/namespaces/apex/workflows/drain%3Afrontapp/0197c2a4-9a41-7d0e-b9c4-0d6a3c1f2b10/history",
 }
 
 
@@ -78,7 +65,8 @@ class EventState(BaseModel):
     """One event, from received to its end.
 
     While it is not at an end, `deadline` is when somebody looks at it again at the latest: the end
-    of its owner's lease, or the time of its next try. `owner` is the batch that holds it.
+    of its owner's lease, or the time of its next try. `owner` is the batch that holds it. `workflow_url`
+    leads to the history of the run that carries or carried it, if there is a UI.
     """
 
     model_config = example(_EVENT)
@@ -100,11 +88,13 @@ class EventState(BaseModel):
     deadline: datetime | None
     attempts: int
     last_error: str | None
-    waits_for: str | None
+    park_store: str | None
     dead_letter: int | None
     remedy: str | None
     stores: dict[str, StoreState]
-    workflow: WorkflowRun | None
+    workflow_id: str | None
+    run_id: str | None
+    workflow_url: str | None
 
 
 class EventPage(BaseModel):
@@ -115,6 +105,20 @@ class EventPage(BaseModel):
     next: str | None
 
 
+class Watched(BaseModel):
+    """Which events to look at."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"ids": [EVENT]}]})
+    ids: list[UUID] = Field(min_length=1, max_length=500)
+
+
+class States(BaseModel):
+    """State by event id. Ids that do not exist are left out."""
+
+    model_config = example({"states": {EVENT: "done"}})
+    states: dict[UUID, State]
+
+
 def routes() -> APIRouter:
     router = APIRouter(tags=["events"])
     router.add_api_route(
@@ -123,6 +127,14 @@ def routes() -> APIRouter:
         summary="List events",
         response_model=EventPage,
         responses=problems(401, 403, 422, 503),
+    )
+    router.add_api_route(
+        "/v1/events/states",
+        list_states,
+        methods=["POST"],
+        summary="States of many events",
+        response_model=States,
+        responses=problems(400, 401, 403, 413, 422, 503),
     )
     router.add_api_route(
         "/v1/events/{id}",
@@ -136,7 +148,8 @@ def routes() -> APIRouter:
         show_payload,
         summary="Download what came in",
         response_class=Response,
-        responses={
+        responses=problems(401, 403, 404, 422, 503)
+        | {
             200: {
                 "description": "The payload, byte for byte. `Apex-Content-Type` says what it is.",
                 "content": {
@@ -146,8 +159,7 @@ def routes() -> APIRouter:
                     }
                 },
             }
-        }
-        | problems(401, 403, 404, 422, 503),
+        },
     )
     return router
 
@@ -184,6 +196,11 @@ async def list_events(
         limit=limit,
     )
     return {"events": found, "next": None if after is None else str(after)}
+
+
+async def list_states(gateway: Here, key: Reader, watched: Watched) -> dict[str, Any]:
+    """For following up to 500 events at little cost."""
+    return {"states": await Events(gateway.app.db, gateway.app.settings).states(watched.ids)}
 
 
 async def show_event(gateway: Here, key: Reader, id: EventId) -> dict[str, Any]:

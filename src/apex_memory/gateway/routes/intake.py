@@ -62,7 +62,7 @@ class EventReceipt(LandedEvent):
     received_at: datetime | None
     ended_at: datetime | None
     stores: dict[str, StoreState] | None
-    waits_for: str | None
+    park_store: str | None
     last_error: str | None
     dead_letter: int | None
 
@@ -79,7 +79,7 @@ class Receipt(BaseModel):
                     "received_at": "2026-03-03T15:15:00.300Z",
                     "ended_at": "2026-03-03T15:15:00.412Z",
                     "stores": _STORES,
-                    "waits_for": None,
+                    "park_store": None,
                     "last_error": None,
                     "dead_letter": None,
                 }
@@ -122,7 +122,10 @@ _IDEMPOTENCY = {
     "example": "mail-2026-03-03-0012",
 }
 LANDED_ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"model": Receipt, "description": "With `wait`: all events are at an end."},
+    200: {
+        "model": Receipt,
+        "description": "With `wait`: all events are at an end. A vendor's handshake is answered as it asks.",
+    },
     202: {
         "model": Accepted | Receipt,
         "description": "Landed. With `wait`: time was up before all were at an end. A redelivery is answered alike.",
@@ -158,10 +161,10 @@ def _add(router: APIRouter, source: Source, limit: int) -> None:
         status_code=202,
         response_model=None,
         responses=LANDED_ANSWERS
-        | problems(400, 401, *([403] if keyed else []), 408, 413, 422, 503),
+        | problems(400, 401, *([403] if keyed else []), 408, 413, 422, 503, host=keyed),
         openapi_extra={
             "requestBody": _body(source.samples()),
-            "parameters": [*WAIT_PARAMETERS, *([_IDEMPOTENCY] if keyed else [])],
+            "parameters": [*WAIT_PARAMETERS, *_parameters(source)],
             **({"security": [{"bearer": []}, {"header": []}]} if keyed else {}),
         },
     )
@@ -172,6 +175,26 @@ def _endpoint(name: str) -> Callable[[Request], Awaitable[Response]]:
         return await take_in(request, name)
 
     return receive
+
+
+def _parameters(source: Source) -> list[dict[str, Any]]:
+    """The source's own query parameters, as far as its samples use them."""
+    if not source.authenticated_by_key:
+        return []
+    query: dict[str, str] = {}
+    for sample in source.samples():
+        query = {**sample.query, **query}
+    own = [
+        {
+            "name": name,
+            "in": "query",
+            "description": "See above.",
+            "schema": {"type": "string"},
+            "example": value,
+        }
+        for name, value in query.items()
+    ]
+    return [*own, _IDEMPOTENCY]
 
 
 def _body(samples: Iterable[Sample]) -> dict[str, Any]:

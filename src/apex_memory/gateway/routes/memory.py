@@ -17,32 +17,24 @@ from apex_memory.gateway.routes.events import Limit
 from apex_memory.gateway.routes.intake import LANDED_ANSWERS, WAIT_PARAMETERS
 from apex_memory.gateway.routes.shared import DOCUMENT, problems
 from apex_memory.gateway.routes.views import AnswerView, DocumentFull, DocumentPage, EntityFull
-from apex_memory.model import TOMBSTONE, Event, Filters, Priority, micros, now
+from apex_memory.model import TOMBSTONE, Entity, Event, Filters, Priority, micros, now
+from apex_memory.search.search import LIMIT_MAX, QUERY_CHARS
 
-MAX_HITS = 100
 Name = Annotated[str, Field(max_length=400)]
 DocumentId = Annotated[UUID, Path(description="The document's id.", examples=[DOCUMENT])]
 Names = Annotated[list[Name], Field(max_length=100)]
+OnlySources = Annotated[
+    Names | None, Query(description="Only these sources; may be repeated.", examples=[["turvo"]])
+]
+OnlyKinds = Annotated[
+    Names | None, Query(description="Only these kinds; may be repeated.", examples=[["email"]])
+]
 
 
-class Question(BaseModel):
-    """What to search for, and what to limit it to. Times are inclusive since, exclusive until."""
+class Limits(BaseModel):
+    """What to limit a search to; empty means everything. Times are inclusive since, exclusive until."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {
-                    "query": "why is SHP-100045 late?",
-                    "limit": 5,
-                    "sources": ["frontapp", "turvo"],
-                    "since": "2026-03-01T00:00:00Z",
-                }
-            ]
-        },
-    )
-    query: str = Field(min_length=1, max_length=4_000)
-    limit: int = Field(10, ge=1, le=MAX_HITS)
+    model_config = ConfigDict(extra="forbid")
     sources: Names = []
     kinds: Names = []
     entities: Names = []
@@ -57,6 +49,30 @@ class Question(BaseModel):
             since=self.since,
             until=self.until,
         )
+
+
+class Question(BaseModel):
+    """A question, words or an identifier. Without a query: the newest documents that pass the filters."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "query": "why is SHP-100045 late?",
+                    "limit": 5,
+                    "filters": {
+                        "sources": ["frontapp", "turvo"],
+                        "since": "2026-03-01T00:00:00Z",
+                    },
+                }
+            ]
+        },
+    )
+    query: str = Field("", max_length=QUERY_CHARS)
+    limit: int = Field(10, ge=1, le=LIMIT_MAX)
+    passages_per_document: int = Field(3, ge=1, le=LIMIT_MAX)
+    filters: Limits = Limits()
 
 
 def routes() -> APIRouter:
@@ -123,7 +139,10 @@ def routes() -> APIRouter:
 async def search(gateway: Here, key: Reader, question: Question) -> Any:
     """Passages by meaning, words, identifiers and links, best first, with each leg's score and the provenance."""
     return await gateway.app.search.search(
-        question.query, limit=question.limit, filters=question.filters()
+        question.query,
+        limit=question.limit,
+        passages_per_document=question.passages_per_document,
+        filters=question.filters.filters(),
     )
 
 
@@ -133,20 +152,17 @@ async def search_by_query(
     q: Annotated[
         str,
         Query(
-            min_length=1,
-            max_length=4_000,
+            max_length=QUERY_CHARS,
             description="What to search for.",
             examples=["why is SHP-100045 late?"],
         ),
-    ],
-    limit: Annotated[int, Query(ge=1, le=MAX_HITS, description="Most hits.", examples=[5])] = 10,
-    source: Annotated[
-        Names | None,
-        Query(description="Only these sources; may be repeated.", examples=[["turvo"]]),
-    ] = None,
-    kind: Annotated[
-        Names | None, Query(description="Only these kinds; may be repeated.", examples=[["email"]])
-    ] = None,
+    ] = "",
+    limit: Annotated[int, Query(ge=1, le=LIMIT_MAX, description="Most hits.", examples=[5])] = 10,
+    passages_per_document: Annotated[
+        int, Query(ge=1, le=LIMIT_MAX, description="Most hits of one document.", examples=[1])
+    ] = 3,
+    source: OnlySources = None,
+    kind: OnlyKinds = None,
     entity: Annotated[
         Names | None,
         Query(
@@ -164,14 +180,11 @@ async def search_by_query(
     ] = None,
 ) -> Any:
     """The same as the POST, for links and quick tries."""
+    limits = Limits(
+        sources=source or [], kinds=kind or [], entities=entity or [], since=since, until=until
+    )
     question = Question(
-        query=q,
-        limit=limit,
-        sources=source or [],
-        kinds=kind or [],
-        entities=entity or [],
-        since=since,
-        until=until,
+        query=q, limit=limit, passages_per_document=passages_per_document, filters=limits
     )
     return await search(gateway, key, question)
 
@@ -179,23 +192,22 @@ async def search_by_query(
 async def list_documents(
     gateway: Here,
     key: Reader,
-    source: Annotated[
-        str | None, Query(max_length=100, description="Only of this source.", examples=["turvo"])
-    ] = None,
-    kind: Annotated[
-        str | None, Query(max_length=100, description="Only of this kind.", examples=["shipment"])
-    ] = None,
+    source: OnlySources = None,
+    kind: OnlyKinds = None,
+    deleted: Annotated[bool, Query(description="Also those deleted.", examples=[False])] = False,
     cursor: Annotated[
         str | None, Query(max_length=400, description="`next` of the page before.")
     ] = None,
     limit: Limit = 50,
 ) -> Any:
     """The newest commit first."""
-    filters = Filters(
-        sources=(source,) if source else (),
-        kinds=(kind,) if kind else (),
+    return await gateway.app.search.documents(
+        sources=source or (),
+        kinds=kind or (),
+        deleted=None if deleted else False,
+        limit=limit,
+        after=cursor,
     )
-    return await gateway.app.search.documents(filters=filters, cursor=cursor, limit=limit)
 
 
 async def show_document(gateway: Here, key: Reader, id: DocumentId) -> Any:
@@ -249,4 +261,4 @@ async def show_entity(
     name: Annotated[str, Path(alias="key", max_length=400, examples=["SHP-100045"])],
 ) -> Any:
     """Names, attributes, relations and documents of a person, company, shipment, …"""
-    return await gateway.app.search.entity(type, name)
+    return await gateway.app.search.entity(Entity(type, name).ref)

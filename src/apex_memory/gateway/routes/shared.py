@@ -104,10 +104,10 @@ _KNOWN = {
 }
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI responses for refusals with these statuses; 421 is always among them."""
+def problems(*statuses: int, host: bool = True) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI responses for refusals with these statuses, and for a Host that is not ours, where that is checked."""
     documented: dict[int | str, dict[str, Any]] = {}
-    for status in (*statuses, 421):
+    for status in (*statuses, *([421] if host else [])):
         description, code, message, remedy = _KNOWN[status]
         refusal = {"error": {"code": code, "message": message, "remedy": remedy}}
         documented[status] = {

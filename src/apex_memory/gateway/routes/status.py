@@ -31,11 +31,11 @@ class StoreRow(BaseModel):
 
 
 class BacklogRow(BaseModel):
-    """Events not at an end, of one source and state. `waits_for` is the store parked ones wait for."""
+    """Events not at an end, of one source and state. `park_store` is the store parked ones wait for."""
 
     source: str
     state: str
-    waits_for: str | None
+    park_store: str | None
     events: int
     oldest: datetime
 
@@ -43,6 +43,7 @@ class BacklogRow(BaseModel):
 class TemporalState(BaseModel):
     """Whether Temporal answers. Without it events land and wait."""
 
+    address: str
     reachable: bool
     ui: str | None
 
@@ -64,12 +65,16 @@ class Status(BaseModel):
                 {"name": "vectors", "state": "ready", "version": "Qdrant Edge 0.9", "reason": None},
                 {"name": "cache", "state": "ready", "version": "Valkey 9.1.2", "reason": None},
             ],
-            "temporal": {"reachable": True, "ui": "http://127.0.0.1:8461"},
+            "temporal": {
+                "address": "127.0.0.1:7233/apex",
+                "reachable": True,
+                "ui": "http://127.0.0.1:8461",
+            },
             "backlog": [
                 {
                     "source": "edi",
                     "state": "received",
-                    "waits_for": None,
+                    "park_store": None,
                     "events": 12,
                     "oldest": "2026-03-03T15:14:58Z",
                 }
@@ -164,7 +169,8 @@ def routes() -> APIRouter:
         metrics,
         summary="Metrics for Prometheus",
         response_class=Response,
-        responses={
+        responses=problems(401, 403, 503)
+        | {
             200: {
                 "description": "Prometheus text format.",
                 "content": {
@@ -174,8 +180,7 @@ def routes() -> APIRouter:
                     }
                 },
             }
-        }
-        | problems(401, 403, 503),
+        },
     )
     add("/", root, include_in_schema=False, response_class=RedirectResponse)
     return router
@@ -188,6 +193,7 @@ async def show_status(gateway: Here, key: Reader) -> dict[str, Any]:
         "version": __version__,
         "stores": await status.store_rows(app),
         "temporal": {
+            "address": app.settings.temporal,
             "reachable": await status.temporal_reachable(gateway.temporal),
             "ui": app.settings.temporal_ui or None,
         },
@@ -201,7 +207,7 @@ async def _counts(gateway: Here, stores: list[dict[str, Any]]) -> dict[str, Any]
     if any(row["name"] == "documents" and row["state"] == "unavailable" for row in stores):
         return unknown
     rows = [
-        {**row, "waits_for": row["park_store"] if row["state"] == "parked" else None}
+        {**row, "park_store": row["park_store"] if row["state"] == "parked" else None}
         for row in await gateway.app.inbox.backlog()
     ]
     return {

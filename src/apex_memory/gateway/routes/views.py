@@ -14,7 +14,7 @@ from apex_memory.gateway.routes.shared import DOCUMENT, EVENT
 _AT = "2026-03-03T15:15:00Z"
 _TEXT = "SHP-100045 was delayed at the Laredo border crossing; new ETA is Thursday 14:00."
 _PROVENANCE = {
-    "event": EVENT,
+    "id": EVENT,
     "event_id": "evt_55c8c149",
     "version": 1772550900000000,
     "received_at": _AT,
@@ -45,9 +45,9 @@ def _example(value: dict[str, Any]) -> ConfigDict:
 
 
 class ProvenanceView(View):
-    """Where a version comes from. `event` is its id at `/v1/events/{id}`."""
+    """Where a version comes from: `id` is the event at `/v1/events/{id}`."""
 
-    event: UUID = Field(validation_alias="inbox_id")
+    id: UUID = Field(validation_alias="inbox_id")
     event_id: str
     version: int
     received_at: datetime
@@ -115,11 +115,11 @@ class AnswerView(View):
 
 
 class VersionView(View):
-    """One version of a document. `kept` says whether its text can still be read."""
+    """One version of a document, made by the event `id`. `kept` says whether its text can still be read."""
 
     version: int
+    id: UUID = Field(validation_alias="inbox_id")
     event_id: str
-    event: UUID = Field(validation_alias="inbox_id")
     state: str
     committed_at: datetime | None
     received_at: datetime | None
@@ -146,8 +146,8 @@ class DocumentFull(View):
             "versions": [
                 {
                     "version": 1772550900000000,
+                    "id": EVENT,
                     "event_id": "evt_55c8c149",
-                    "event": EVENT,
                     "state": "committed",
                     "committed_at": "2026-03-03T15:15:00.412Z",
                     "received_at": _AT,

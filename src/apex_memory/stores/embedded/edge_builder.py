@@ -20,7 +20,11 @@ from apex_memory.stores.embedded.process import die_with_parent
 
 NICENESS = 10
 THRESHOLD_KB = 1  # index whatever is there
-LINKS, EFFORT, FULL_SCAN_KB = 16, 100, 10_000  # the engine's own defaults, which it wants spelled out
+LINKS, EFFORT, FULL_SCAN_KB = (
+    16,
+    100,
+    10_000,
+)  # the engine's own defaults, which it wants spelled out
 
 
 async def build_copy(folder: Path, dimension: int) -> None:
@@ -28,7 +32,7 @@ async def build_copy(folder: Path, dimension: int) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", __name__, str(folder), str(dimension)),
         stdin=asyncio.subprocess.DEVNULL,
-        preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509 (two system calls, no lock)
+        preexec_fn=die_with_parent(signal.SIGKILL),
     )
     try:
         code = await process.wait()

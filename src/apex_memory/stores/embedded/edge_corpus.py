@@ -15,16 +15,17 @@ import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from qdrant_edge import Point, UpdateOperation
 
 from apex_memory.model import Tally
 from apex_memory.stores.embedded.edge_builder import build_copy
+from apex_memory.stores.embedded.edge_catalogue import Catalogue
 from apex_memory.stores.embedded.edge_manifest import Entry, read_manifest, write_manifest
 from apex_memory.stores.embedded.edge_shard import (
     CATALOGUE,
-    Catalogue,
     Shard,
     breathe,
     create_shard,
@@ -71,7 +72,9 @@ class Corpus:
             "failures": self._failures,
         }
 
-    async def upsert(self, points: Sequence[Point], stages: Sequence[str], terms: Sequence[list[int]]) -> None:
+    async def upsert(
+        self, points: Sequence[Point], stages: Sequence[str], terms: Sequence[list[int]]
+    ) -> None:
         """Write points; `stages` and `terms` are those of each, for the catalogue. Not durable before `flush`."""
         async with self._writing:
             for first in range(0, len(points), SLICE):
@@ -93,7 +96,9 @@ class Corpus:
     def tally(self, stages: Sequence[UUID]) -> dict[UUID, Tally]:
         """Count and sum of hashes of each stage that has points."""
         found: dict[UUID, tuple[str, int]] = {}
-        for shard in self.shards:  # by id: a point may be in two for the moment between write and delete
+        for (
+            shard
+        ) in self.shards:  # by id: a point may be in two for the moment between write and delete
             found |= shard.hashes(stages)
         sums: dict[str, tuple[int, int]] = {}
         for stage, value in found.values():
@@ -114,7 +119,9 @@ class Corpus:
                 try:
                     await asyncio.to_thread(sync_log, shard.path)
                 except FileNotFoundError:
-                    if shard in self.shards:  # else it was swapped for its indexed copy, which is durable
+                    if (
+                        shard in self.shards
+                    ):  # else it was swapped for its indexed copy, which is durable
                         shard.dirty = True
                         raise
                 except OSError:
@@ -142,16 +149,21 @@ class Corpus:
             except Exception as error:  # noqa: BLE001 (outermost loop; the engine raises no narrower type)
                 self._failures += 1
                 logger(store="vectors").error(
-                    "indexing_failed", shard=waiting[0].name, error=str(error), failures=self._failures
+                    "indexing_failed",
+                    shard=waiting[0].name,
+                    error=str(error),
+                    failures=self._failures,
                 )
                 await asyncio.sleep(REBUILD_SECONDS)
 
-    async def _write(self, points: Sequence[Point], stages: Sequence[str], terms: Sequence[list[int]]) -> None:
+    async def _write(
+        self, points: Sequence[Point], stages: Sequence[str], terms: Sequence[list[int]]
+    ) -> None:
         catalogue = self.active.catalogue
         assert isinstance(catalogue, Catalogue)
         known = [UUID(stage) for stage in set(stages)]
         again: set[str] = set()
-        elsewhere: list[tuple[Shard, list[UUID]]] = []
+        elsewhere: list[tuple[Shard, list[Any]]] = []
         ids = [str(point.id) for point in points]
         for shard in self.shards:
             if shard.catalogue.held(known) and (here := shard.have(ids)):
@@ -162,7 +174,10 @@ class Corpus:
         for identity, stage, words in zip(ids, stages, terms, strict=True):
             if identity not in again:
                 catalogue.add(UUID(stage), words)
-        for shard, here in elsewhere:  # last, so that a crash leaves the point twice rather than not at all
+        for (
+            shard,
+            here,
+        ) in elsewhere:  # last, so that a crash leaves the point twice rather than not at all
             await shard.delete(UpdateOperation.delete_points(here))
 
     async def _seal(self) -> None:
@@ -172,7 +187,9 @@ class Corpus:
         assert isinstance(full.catalogue, Catalogue)
         packed = full.catalogue.packed()
         await asyncio.to_thread(packed.save, full.path / CATALOGUE)
-        await asyncio.to_thread(sync_tree, full.path)  # first, so that the flush has little left to do
+        await asyncio.to_thread(
+            sync_tree, full.path
+        )  # first, so that the flush has little left to do
         full.flush()
         await asyncio.to_thread(sync, full.path.parent)
         full.catalogue, full.sealed, full.dirty = packed, True, False
@@ -223,7 +240,8 @@ async def open_corpus(folder: Path, dimension: int, seal_points: int) -> Corpus:
         if path.name not in listed:  # unfinished, or replaced
             shutil.rmtree(path)
     shards = [
-        await open_shard(folder / "shards" / e.name, sealed=e.sealed, built=e.built) for e in entries
+        await open_shard(folder / "shards" / e.name, sealed=e.sealed, built=e.built)
+        for e in entries
     ]
     corpus = Corpus(folder, dimension, seal_points, shards)
     if not shards:
@@ -236,5 +254,3 @@ async def open_corpus(folder: Path, dimension: int, seal_points: int) -> Corpus:
 
 def slices(stages: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
     return (stages[first : first + SLICE] for first in range(0, len(stages), SLICE))
-
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
+from typing import Any
 from uuid import UUID
 
 import numpy as np
@@ -43,8 +44,11 @@ class Question:
 def search(shards: Sequence[Shard], question: Question) -> dict[str, list[Hit]]:
     """The best `limit` points of each leg, best first."""
     queries = _queries(shards, question)
+    silent: dict[str, list[Hit]] = (
+        {} if question.terms is None or "words" in queries else {"words": [], "nearby": []}
+    )
     if not queries or question.limit < 1:
-        return {leg: [] for leg in queries}
+        return silent | {leg: [] for leg in queries}
     best: dict[str, dict[UUID, tuple[float, Shard]]] = {leg: {} for leg in queries}
     for shard in shards:
         only = _filter(shard, question)
@@ -56,7 +60,7 @@ def search(shards: Sequence[Shard], question: Question) -> dict[str, list[Hit]]:
             leg |= {hit.id: (hit.score, shard) for hit in hits}
     winners = {leg: _first(found, question.limit) for leg, found in best.items()}
     places = _places(row for leg in winners.values() for row in leg)
-    return {
+    return silent | {
         leg: [(point, score, *places[point]) for point, score, _ in found if point in places]
         for leg, found in winners.items()
     }
@@ -66,7 +70,7 @@ def _queries(shards: Sequence[Shard], question: Question) -> dict[str, Query]:
     queries: dict[str, Query] = {}
     if question.dense is not None:
         queries["dense"] = Query.Nearest(question.dense, "dense")
-    if question.terms is not None:
+    if question.terms is not None and len(question.terms):
         catalogues = [shard.catalogue for shard in shards]
         for leg, mark in (("words", 0), ("nearby", NEARBY)):
             terms = question.terms | np.uint32(mark)
@@ -77,13 +81,13 @@ def _queries(shards: Sequence[Shard], question: Question) -> dict[str, Query]:
 
 def _filter(shard: Shard, question: Question) -> Filter | None:
     """What of this shard may be found. Stages that it does not hold need no excluding, which is what costs."""
-    must = [FieldCondition("tags", match=MatchAny(list(group))) for group in question.tags]
+    must: list[Any] = [
+        FieldCondition("tags", match=MatchAny(list(group))) for group in question.tags
+    ]
     if question.since is not None or question.until is not None:
-        must.append(
-            FieldCondition("time", range=RangeFloat(gte=question.since, lt=question.until))
-        )
+        must.append(FieldCondition("time", range=RangeFloat(gte=question.since, lt=question.until)))
     excluded = shard.catalogue.held(question.exclude)
-    must_not = [of_stages(excluded)] if excluded else []
+    must_not: list[Any] = [of_stages(excluded)] if excluded else []
     return Filter(must=must, must_not=must_not) if must or must_not else None
 
 

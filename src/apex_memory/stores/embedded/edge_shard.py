@@ -34,7 +34,6 @@ from qdrant_edge import (
     Point,
     QueryBatchRequest,
     QueryRequest,
-    ScoredPoint,
     ScrollRequest,
     UpdateOperation,
     UuidIndexParams,
@@ -72,7 +71,8 @@ class Shard:
     """An open shard. `built` means indexed; `sealed` means that it takes deletes only."""
 
     path: Path
-    engine: EdgeShard
+    engine: Any
+    """An `EdgeShard`. Its stubs allow for far more kinds of ids and vectors than ours."""
     catalogue: Catalogue | PackedCatalogue
     sealed: bool = False
     built: bool = False
@@ -107,11 +107,11 @@ class Shard:
             only = Filter(must=[of_stages(held)])
             await self.delete(UpdateOperation.delete_points_by_filter(only))
 
-    def have(self, ids: Sequence[str]) -> list[UUID]:
+    def have(self, ids: Sequence[str]) -> list[Any]:
         """Those of the points that are here."""
         return [record.id for record in self.engine.retrieve(ids, False, False)]
 
-    def query(self, requests: list[QueryRequest]) -> list[list[ScoredPoint]]:
+    def query(self, requests: list[QueryRequest]) -> list[list[Any]]:
         return list(self.engine.query_batch(QueryBatchRequest(requests)))
 
     def places(self, ids: list[UUID]) -> dict[UUID, tuple[str, str]]:
@@ -149,10 +149,9 @@ class Shard:
 
 async def create_shard(path: Path, dimension: int) -> Shard:
     """A new empty shard, on the disk when this returns. Two calls of it take some 50 ms."""
-    path.mkdir(parents=True)
-    (path / ENGINE).mkdir()
-    engine = EdgeShard.create(str(path / ENGINE), layout(dimension))
-    indexes = {
+    (path / ENGINE).mkdir(parents=True)
+    engine: Any = EdgeShard.create(str(path / ENGINE), layout(dimension))
+    indexes: dict[str, Any] = {
         # Links in the vector index for each value would double the time to build it.
         "stage": UuidIndexParams(enable_hnsw=False),
         "tags": KeywordIndexParams(enable_hnsw=False),
@@ -169,7 +168,7 @@ async def create_shard(path: Path, dimension: int) -> Shard:
 
 async def open_shard(path: Path, *, sealed: bool, built: bool) -> Shard:
     """Open a shard that exists. What its log holds beyond its files is applied first."""
-    engine = EdgeShard.load(str(path / ENGINE))
+    engine: Any = EdgeShard.load(str(path / ENGINE))
     if sealed and (path / CATALOGUE).exists():
         catalogue: Catalogue | PackedCatalogue = PackedCatalogue.load(path / CATALOGUE)
     else:
@@ -177,7 +176,7 @@ async def open_shard(path: Path, *, sealed: bool, built: bool) -> Shard:
     return Shard(path, engine, catalogue, sealed=sealed, built=built)
 
 
-def _read_catalogue(engine: EdgeShard) -> Catalogue:
+def _read_catalogue(engine: Any) -> Catalogue:
     """Make the catalogue from the points themselves: 35 µs a point."""
     catalogue = Catalogue()
     page: UUID | None = None
@@ -193,7 +192,7 @@ def _read_catalogue(engine: EdgeShard) -> Catalogue:
 
 
 def to_point(
-    identity: str, stage: str, place: str, time: int, tags: list[str], vectors: dict[str, Any]
+    vectors: dict[str, Any], identity: str, stage: str, place: str, time: int, tags: list[str]
 ) -> Point:
     return Point(identity, vectors, {"stage": stage, "place": place, "time": time, "tags": tags})
 

@@ -144,7 +144,9 @@ class VectorProcess:
                 remedy="use the embedder that this store was made with",
             )
         ends = np.cumsum(np.frombuffer(batch["lengths"], dtype="<u4")).tolist()
-        ids, weights = (np.frombuffer(batch[n], dtype=t) for n, t in (("ids", "<u4"), ("weights", "<f4")))
+        ids, weights = (
+            np.frombuffer(batch[n], dtype=t) for n, t in (("ids", "<u4"), ("weights", "<f4"))
+        )
         points: list[Point] = []
         terms: list[list[int]] = []
         for row, vector, first, end in zip(rows, dense, [0, *ends], ends, strict=False):
@@ -152,7 +154,7 @@ class VectorProcess:
             vectors: dict[str, Any] = {"dense": vector.tolist()}
             if words:
                 vectors["terms"] = SparseVector(words, weights[first:end].tolist())
-            points.append(to_point(*row, vectors))
+            points.append(to_point(vectors, *row))
             terms.append(words)
             if len(points) % 100 == 0:
                 await breathe()
@@ -179,7 +181,9 @@ class VectorProcess:
             return [], None
         return await self._tallies(stages), stages[-1].int >> 64
 
-    async def _search(self, asked: dict[str, Any]) -> dict[str, list[tuple[bytes, float, str, str]]]:
+    async def _search(
+        self, asked: dict[str, Any]
+    ) -> dict[str, list[tuple[bytes, float, str, str]]]:
         dense, terms = asked.pop("dense"), asked.pop("terms")
         question = Question(
             dense=None if dense is None else np.frombuffer(dense, dtype="<f4").tolist(),
@@ -199,7 +203,9 @@ def is_fault(error: Exception) -> bool:
     return str(error).startswith("Service ") or "os error" in str(error)
 
 
-async def serve(folder: Path, host: str, port: int, *, password: str, dimension: int, seal_points: int) -> None:
+async def serve(
+    folder: Path, host: str, port: int, *, password: str, dimension: int, seal_points: int
+) -> None:
     """Own the folder and answer on the port until SIGTERM or SIGINT."""
     with own(folder):
         corpus = await open_corpus(folder, dimension, seal_points)

@@ -6,7 +6,9 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from apex_memory.stores.embedded import HOST, Engine, reachable
+from apex_memory.errors import Unavailable
+from apex_memory.stores.embedded import HOST, Engine, answering
+from apex_memory.stores.qdrant_edge import EdgeVectors
 
 
 @dataclass
@@ -35,7 +37,12 @@ class Edge(Engine):
         }
 
     async def ready(self) -> None:
-        await reachable(self.port)
+        # Nothing is searched here: the length of texts does not matter.
+        client = EdgeVectors(self.url, self.dimension, timeout=5, bm25_average_words=60)
+        try:
+            await answering(client.ping, Unavailable)
+        finally:
+            await client.close()
 
     async def version(self) -> str:
         return f"Qdrant Edge {version('qdrant-edge-py')}"

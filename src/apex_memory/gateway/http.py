@@ -1,4 +1,4 @@
-"""The gateway's application: its layers, its routes, and what is open while it runs."""
+"""The HTTP application: its layers, its routes, and what is open while it runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,15 @@ from apex_memory.gateway.context import Gateway
 from apex_memory.gateway.entrance import Entrance, Hosts
 from apex_memory.gateway.keys import USED_SECONDS, KeyRing
 from apex_memory.gateway.landing import Landings
-from apex_memory.gateway.routes import dead_letters, events, intake, keys, memory, status
+from apex_memory.gateway.routes import (
+    dead_letters,
+    events,
+    intake,
+    keys,
+    memory,
+    operations,
+    status,
+)
 from apex_memory.gateway.waiting import Waiting
 from apex_memory.telemetry import logger
 
@@ -42,6 +50,7 @@ TAGS = [
     {"name": "dead letters", "description": "Events that could not go on, and the way out."},
     {"name": "keys", "description": "API keys and their scopes."},
     {"name": "status", "description": "How the installation is."},
+    {"name": "operations", "description": "What an operator sets off."},
 ]
 
 
@@ -68,6 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
         dead_letters.routes(),
         keys.routes(),
         status.routes(),
+        operations.routes(),
         reference.routes(),
     ):
         api.include_router(router)

@@ -1,0 +1,134 @@
+"""What an operator sets off: the smoke test, and the comparison of a store with PostgreSQL."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path
+from pydantic import BaseModel, ConfigDict
+
+from apex_memory.errors import Conflict
+from apex_memory.flows.client import hello
+from apex_memory.gateway.context import Admin, Here, Reader
+from apex_memory.gateway.events import Events
+from apex_memory.gateway.routes.shared import example, problems
+
+
+class Part(BaseModel):
+    """What one store, or the worker, answered."""
+
+    name: str
+    state: Literal["ready", "unavailable"]
+    answer: str
+
+
+class Hello(BaseModel):
+    """A round trip through Temporal and a worker to every store."""
+
+    model_config = example(
+        {
+            "workflow_id": "hello:6d3e1c1e-1c0e-4b0f-9a55-2f4e3d2c1b0a",
+            "workflow_url": None,
+            "milliseconds": 84.2,
+            "parts": [
+                {"name": "worker", "state": "ready", "answer": "0.1.0+7e2f"},
+                {"name": "documents", "state": "ready", "answer": "PostgreSQL 18.6"},
+            ],
+        }
+    )
+    workflow_id: str
+    workflow_url: str | None
+    milliseconds: float
+    parts: list[Part]
+
+
+class Comparison(BaseModel):
+    """How to compare. `prune` also removes stages that PostgreSQL does not know, without waiting a day."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"prune": False}]})
+    prune: bool = False
+
+
+class Compared(BaseModel):
+    """Stages looked at, documents repaired, stray stages removed or left alone."""
+
+    model_config = ConfigDict(
+        from_attributes=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "store": "vectors",
+                    "stages": 10412,
+                    "repaired": 3,
+                    "removed": 0,
+                    "left": 0,
+                    "errors": [],
+                }
+            ]
+        },
+    )
+    store: str
+    stages: int
+    repaired: int
+    removed: int
+    left: int
+    errors: list[str]
+
+
+def routes() -> APIRouter:
+    router = APIRouter(tags=["operations"])
+    router.add_api_route(
+        "/v1/hello",
+        say_hello,
+        methods=["POST"],
+        summary="Smoke test",
+        response_model=Hello,
+        responses=problems(401, 403, 503),
+    )
+    router.add_api_route(
+        "/v1/stores/{store}/reconcile",
+        reconcile,
+        methods=["POST"],
+        summary="Compare a store with PostgreSQL",
+        response_model=Compared,
+        responses=problems(400, 401, 403, 409, 413, 422, 503),
+    )
+    return router
+
+
+async def say_hello(gateway: Here, key: Reader) -> dict[str, Any]:
+    """One small workflow through Temporal, a worker and every store. 503 when no worker takes it within 15 s."""
+    began = perf_counter()
+    id, greeting = await hello(gateway.temporal)
+    parts = [{"name": "worker", "state": "ready", "answer": greeting.build}]
+    parts += [
+        {"name": name, "state": "ready", "answer": version}
+        for name, version in greeting.stores.items()
+    ]
+    parts += [
+        {"name": name, "state": "unavailable", "answer": reason}
+        for name, reason in greeting.away.items()
+    ]
+    return {
+        "workflow_id": id,
+        "workflow_url": Events(gateway.app.db, gateway.app.settings).workflow_url(id, None),
+        "milliseconds": round((perf_counter() - began) * 1000, 1),
+        "parts": parts,
+    }
+
+
+async def reconcile(
+    gateway: Here,
+    key: Admin,
+    store: Annotated[Literal["graph", "vectors"], Path(description="Which.", examples=["vectors"])],
+    order: Comparison,
+) -> Any:
+    """Both ways: repair what the store lost, remove what is left over in it. Restores an empty store too. One at a time."""
+    if store in gateway.reconciling:
+        raise Conflict(f"{store} is being compared already", remedy="wait for that one to end")
+    gateway.reconciling.add(store)
+    try:
+        return await gateway.app.recovery.reconcile(store, prune_unknown=order.prune)
+    finally:
+        gateway.reconciling.discard(store)

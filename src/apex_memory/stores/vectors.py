@@ -1,0 +1,36 @@
+"""The vector store behind a URL."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from apex_memory.errors import Misconfigured
+from apex_memory.stores import VectorStore, qdrant, qdrant_edge
+
+
+def open_vectors(
+    url: str,
+    dimension: int,
+    *,
+    timeout: float,
+    bm25_average_words: float,
+    api_key: str = "",
+) -> VectorStore:
+    """The adapter for the URL's scheme. Nothing is connected yet; `timeout` is in seconds a call."""
+    scheme = urlsplit(url).scheme
+    if scheme in qdrant_edge.SCHEMES:
+        return qdrant_edge.EdgeVectors(
+            url, dimension, timeout=timeout, bm25_average_words=bm25_average_words
+        )
+    if scheme in qdrant.SCHEMES:
+        return qdrant.QdrantVectors(
+            url,
+            dimension,
+            timeout=timeout,
+            bm25_average_words=bm25_average_words,
+            api_key=api_key,
+        )
+    raise Misconfigured(
+        f"vectors: no adapter for {scheme or 'an empty'}://",
+        remedy="use http://host:6333/collection for a Qdrant server, or embedded:",
+    )

@@ -1,0 +1,375 @@
+"""One suite over every vector store: Qdrant Edge in its own process, and the Qdrant adapter on local mode."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+from qdrant_client import AsyncQdrantClient
+
+from apex_memory.errors import Misconfigured, Rejected
+from apex_memory.model import Filters, Tally, Vectors
+from apex_memory.stores import VectorStore
+from apex_memory.stores.qdrant import QdrantVectors
+from apex_memory.stores.qdrant_edge import EdgeVectors
+from tests.edge_process import DIMENSION, EdgeProcess, edge_client, edge_process
+from tests.points import axis, point, stage_points, tally_of, unit
+
+LEGS = {"dense", "words", "nearby"}
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EdgeProcess]:
+    with edge_process(tmp_path_factory.mktemp("vectors") / "edge") as started:
+        yield started
+
+
+@pytest_asyncio.fixture(params=["edge", "qdrant"])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[VectorStore]:
+    """An empty store."""
+    if request.param == "edge":
+        edge: EdgeProcess = request.getfixturevalue("process")
+        opened: VectorStore = edge_client(edge)
+        assert isinstance(opened, EdgeVectors)
+        await edge.ready(opened)
+    else:
+        opened = local_qdrant(DIMENSION, AsyncQdrantClient(":memory:"))
+    await opened.prepare()
+    await opened.delete_stages([row.stage async for row in opened.walk()])
+    yield opened
+    await opened.close()
+
+
+def local_qdrant(dimension: int, client: AsyncQdrantClient) -> QdrantVectors:
+    return QdrantVectors(
+        "http://127.0.0.1:6333/apex", dimension, timeout=20, bm25_average_words=10, client=client
+    )
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
+
+
+async def put(store: VectorStore, *texts: str, vectors: Vectors | None = None) -> uuid.UUID:
+    stage = uuid.uuid4()
+    rows = unit(len(texts), DIMENSION, seed=stage.int % 1000) if vectors is None else vectors
+    await store.upsert(stage_points(stage, texts), rows)
+    await store.flush()
+    return stage
+
+
+async def stages_for(store: VectorStore, words: str, **options: object) -> list[uuid.UUID]:
+    found = await store.search(dense=None, words=words, limit=10, **options)  # type: ignore[arg-type]
+    return [hit.stage for hit in found["words"]]
+
+
+async def test_a_point_comes_back_as_it_was_written(store: VectorStore) -> None:
+    stage = uuid.uuid4()
+    written = point(stage, 7, "The reefer broke down")
+    await store.upsert([written], axis(3, DIMENSION)[np.newaxis])
+    found = await store.search(dense=axis(3, DIMENSION), words="reefers breaking", limit=5)
+    assert set(found) == LEGS
+    for leg, (hit,) in found.items():
+        told = (hit.id, hit.stage, hit.doc, hit.n, hit.start, hit.end)
+        assert told == (written.id, stage, written.doc, 7, 70, 80), leg
+    assert found["dense"][0].score == pytest.approx(1, abs=1e-5)
+
+
+async def test_the_same_upsert_twice_is_once(store: VectorStore) -> None:
+    stage, rows = uuid.uuid4(), unit(300, DIMENSION)
+    points = stage_points(stage, ["a truck"] * 300)
+    for _ in range(2):
+        await store.upsert(points, rows)
+    await store.flush()
+    assert await store.tally([stage]) == {stage: tally_of(points)}
+    assert await store.points() == 300
+    found = await store.search(dense=rows[5], words="truck", limit=400)
+    assert all(len({hit.id for hit in hits}) == len(hits) == 300 for hits in found.values())
+
+
+async def test_a_rewritten_point_holds_the_new_content(store: VectorStore) -> None:
+    stage = uuid.uuid4()
+    await store.upsert([point(stage, 0, "pallet")], axis(0, DIMENSION)[np.newaxis])
+    await store.upsert([point(stage, 0, "invoice", hash=5)], axis(1, DIMENSION)[np.newaxis])
+    assert await store.tally([stage]) == {stage: Tally(1, 5)}
+    assert await stages_for(store, "pallet") == []
+    assert await stages_for(store, "invoice") == [stage]
+
+
+async def test_a_tally_leaves_out_stages_with_nothing(store: VectorStore) -> None:
+    stage = await put(store, "one", "two")
+    other = await put(store, "three")
+    assert await store.tally([stage, uuid.uuid4(), other]) == {
+        stage: Tally(2, 1000 + 1001),
+        other: Tally(1, 1000),
+    }
+
+
+async def test_a_partly_written_stage_shows_in_its_tally(store: VectorStore) -> None:
+    stage = uuid.uuid4()
+    points = stage_points(stage, ["one", "two", "three"])
+    await store.upsert(points[:2], unit(2, DIMENSION))
+    assert (await store.tally([stage]))[stage] == tally_of(points[:2]) != tally_of(points)
+
+
+async def test_large_checksums_are_exact(store: VectorStore) -> None:
+    stage = uuid.uuid4()
+    points = stage_points(stage, ["x"] * 20, hash=0x7FFFFFFF)
+    await store.upsert(points, unit(20, DIMENSION))
+    assert await store.tally([stage]) == {stage: Tally(20, 20 * 0x7FFFFFFF)}
+
+
+async def test_many_stages_are_tallied_at_once(store: VectorStore) -> None:
+    stages = [uuid.uuid4() for _ in range(600)]
+    await store.upsert([point(stage, 0) for stage in stages], unit(600, DIMENSION))
+    assert await store.tally(stages) == dict.fromkeys(stages, Tally(1, 1000))
+
+
+async def test_a_delete_takes_its_stages_alone(store: VectorStore) -> None:
+    gone, kept, gone_too = [await put(store, "one", "two") for _ in range(3)]
+    await store.delete_stages([gone, gone_too, uuid.uuid4()])
+    await store.delete_stages([gone])  # again: nothing left to do
+    assert set(await store.tally([gone, kept, gone_too])) == {kept}
+    assert await store.points() == 2
+    assert set(await stages_for(store, "one two")) == {kept}
+
+
+async def test_a_walk_meets_every_stage_once(store: VectorStore) -> None:
+    stages = [uuid.uuid4() for _ in range(600)]
+    points = [point(stage, n) for stage in stages for n in (0, 1)]
+    await store.upsert(points, unit(len(points), DIMENSION))
+    await store.delete_stages(stages[:1])
+    seen = [row async for row in store.walk()]
+    assert len(seen) == 599
+    assert {row.stage: row.tally for row in seen} == dict.fromkeys(stages[1:], Tally(2, 2001))
+
+
+async def test_the_dense_leg_ranks_by_cosine(store: VectorStore) -> None:
+    near, far = axis(0, DIMENSION), axis(1, DIMENSION)
+    rows = np.stack([far, 5 * near, near + far])  # length does not count
+    stage = await put(store, "far", "near", "between", vectors=rows)
+    found = await store.search(dense=near, words=None, limit=3)
+    assert set(found) == {"dense"}
+    assert [(hit.n, round(hit.score, 3)) for hit in found["dense"]] == [
+        (1, 1.0),
+        (2, 0.707),
+        (0, 0.0),
+    ]
+    assert {hit.stage for hit in found["dense"]} == {stage}
+
+
+async def test_the_word_leg_ranks_rare_words_above_common_ones(store: VectorStore) -> None:
+    common = [await put(store, "the driver of the truck called") for _ in range(20)]
+    rare = await put(store, "demurrage for the truck")
+    ranked = await stages_for(store, "truck driver demurrage")
+    assert ranked[0] == rare
+    assert set(ranked[1:]) <= set(common)
+
+
+async def test_the_word_leg_prefers_more_mentions_in_less_text(store: VectorStore) -> None:
+    texts = ["lumper", "lumper and many other words of no use for this", "lumper lumper"]
+    stage = uuid.uuid4()
+    await store.upsert(stage_points(stage, texts), unit(3, DIMENSION))
+    found = await store.search(dense=None, words="Lumpers", limit=3)
+    assert [hit.n for hit in found["words"]] == [2, 0, 1]
+
+
+async def test_the_idf_is_the_whole_corpus(store: VectorStore) -> None:
+    """The score of one passage with one match, by BM25's own formula."""
+    for _ in range(9):
+        await put(store, "empty trailer")
+    await put(store, "chassis " * 10)  # of average length
+    (hit,) = (await store.search(dense=None, words="chassis", limit=5))["words"]
+    idf = np.log((10 - 1 + 0.5) / (1 + 0.5) + 1)
+    assert hit.score == pytest.approx(idf * 10 * 2.2 / (10 + 1.2), rel=1e-4)
+
+
+async def test_neighbours_words_are_a_leg_of_their_own(store: VectorStore) -> None:
+    stage = uuid.uuid4()
+    told = point(stage, 0, "It was late.", nearby="Where is the reefer? It was late. By how much?")
+    await store.upsert([told], unit(1, DIMENSION))
+    found = await store.search(dense=None, words="reefer", limit=5)
+    assert [hit.id for hit in found["nearby"]] == [told.id]
+    assert found["words"] == []
+
+
+async def test_identifiers_are_found_whatever_their_case_and_dashes(store: VectorStore) -> None:
+    stage = await put(store, "Update on SHP-100045, please")
+    await put(store, "Update on SHP-100046, please")
+    assert (await stages_for(store, "shp 100045"))[0] == stage
+
+
+async def test_words_that_say_nothing_find_nothing(store: VectorStore) -> None:
+    await put(store, "the truck", "")
+    nothing: dict[str, list[object]] = {"words": [], "nearby": []}
+    for words in ("", "the of and", "zymurgy"):
+        assert await store.search(dense=None, words=words, limit=5) == nothing
+    assert await store.search(dense=None, words=None, limit=5) == {}
+
+
+async def test_a_passage_without_words_is_found_by_its_vector(store: VectorStore) -> None:
+    stage = await put(store, "", vectors=axis(2, DIMENSION)[np.newaxis])
+    found = await store.search(dense=axis(2, DIMENSION), words="truck", limit=5)
+    assert [hit.stage for hit in found["dense"]] == [stage]
+
+
+def moment(second: float) -> datetime:
+    return datetime.fromtimestamp(second, UTC)
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (Filters(), {0, 1, 2, 3}),
+        (Filters(sources=("turvo",)), {1}),
+        (Filters(sources=("turvo", "edi")), {1, 2}),
+        (Filters(kinds=("email",)), {0, 3}),
+        (Filters(kinds=("shipment", "email"), sources=("frontapp",)), {0, 3}),
+        (Filters(entities=("shipment:SHP-1",)), {0, 1}),
+        (Filters(entities=("shipment:SHP-1", "carrier:x")), {0, 1, 2}),
+        (Filters(entities=("SHP-1",)), set()),
+        (Filters(since=moment(200)), {1, 2, 3}),
+        (Filters(since=moment(200.5)), {1, 2, 3}),
+        (Filters(until=moment(300)), {0, 1}),
+        (Filters(since=moment(200), until=moment(300)), {1}),
+        (Filters(since=moment(0), until=moment(1)), set()),
+        (Filters(sources=("frontapp",), entities=("shipment:SHP-1",), until=moment(999)), {0}),
+        (Filters(sources=("email",)), set()),
+    ],
+)
+async def test_filters_hold_for_every_leg(
+    store: VectorStore, filters: Filters, expected: set[int]
+) -> None:
+    stage = uuid.uuid4()
+    points = [
+        point(stage, 0, time=100, entities=("shipment:SHP-1",)),
+        point(stage, 1, time=200, source="turvo", kind="shipment", entities=("shipment:SHP-1",)),
+        point(stage, 2, time=300, source="edi", kind="tender", entities=("carrier:x", "city:y")),
+        point(stage, 3, time=400),
+    ]
+    await store.upsert(points, unit(4, DIMENSION))
+    found = await store.search(
+        dense=axis(0, DIMENSION), words="truck", limit=10, filters=filters
+    )
+    assert {leg: {hit.n for hit in hits} for leg, hits in found.items()} == dict.fromkeys(
+        LEGS, expected
+    )
+
+
+async def test_excluded_stages_are_not_found(store: VectorStore) -> None:
+    stages = [await put(store, "a truck") for _ in range(4)]
+    hidden = [*stages[:3], *(uuid.uuid4() for _ in range(300))]
+    found = await store.search(
+        dense=axis(0, DIMENSION), words="truck", limit=10, exclude=hidden
+    )
+    assert {leg: [hit.stage for hit in hits] for leg, hits in found.items()} == dict.fromkeys(
+        LEGS, [stages[3]]
+    )
+
+
+async def test_exclusion_and_filters_work_together(store: VectorStore) -> None:
+    stage = await put(store, "a truck")
+    only = Filters(sources=("frontapp",))
+    assert await stages_for(store, "truck", filters=only) == [stage]
+    assert await stages_for(store, "truck", filters=only, exclude=[stage]) == []
+
+
+async def test_the_limit_holds_for_each_leg(store: VectorStore) -> None:
+    await put(store, *["a truck"] * 20)
+    found = await store.search(dense=axis(0, DIMENSION), words="truck", limit=7)
+    assert {leg: len(hits) for leg, hits in found.items()} == dict.fromkeys(LEGS, 7)
+    for hits in found.values():
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        np.full((2, DIMENSION), np.nan, dtype=np.float32),
+        np.full((2, DIMENSION), np.inf, dtype=np.float32),
+        np.zeros((2, DIMENSION + 1), dtype=np.float32),
+        np.zeros((1, DIMENSION), dtype=np.float32),
+        np.zeros(DIMENSION, dtype=np.float32),
+    ],
+    ids=["nan", "inf", "dimension", "too few", "flat"],
+)
+async def test_bad_vectors_are_refused_and_leave_nothing(
+    store: VectorStore, vectors: Vectors
+) -> None:
+    stage = uuid.uuid4()
+    with pytest.raises(Rejected) as refused:
+        await store.upsert(stage_points(stage, ["one", "two"]), vectors)
+    assert refused.value.remedy
+    assert await store.tally([stage]) == {}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+async def test_a_question_with_nan_is_refused(store: VectorStore, bad: float) -> None:
+    with pytest.raises(Rejected):
+        await store.search(
+            dense=np.full(DIMENSION, bad, dtype=np.float32), words=None, limit=1
+        )
+
+
+async def test_a_question_of_another_dimension_is_refused(store: VectorStore) -> None:
+    with pytest.raises(Rejected):
+        await store.search(dense=axis(0, DIMENSION + 1), words=None, limit=1)
+
+
+async def test_text_that_is_not_unicode_is_refused(store: VectorStore) -> None:
+    with pytest.raises(Rejected):
+        await store.upsert([point(uuid.uuid4(), 0, "half \ud800")], unit(1, DIMENSION))
+
+
+async def test_empty_inputs_do_nothing(store: VectorStore) -> None:
+    await store.upsert([], np.zeros((0, DIMENSION), dtype=np.float32))
+    await store.flush()
+    await store.delete_stages([])
+    assert await store.tally([]) == {}
+    assert [row async for row in store.walk()] == []
+    assert await store.points() == 0
+    empty: dict[str, list[object]] = {leg: [] for leg in LEGS}
+    assert await store.search(dense=axis(0, DIMENSION), words="truck", limit=5) == empty
+    assert await store.search(dense=axis(0, DIMENSION), words="truck", limit=0) == empty
+
+
+async def test_it_says_who_it_is(store: VectorStore) -> None:
+    await store.ping()
+    await store.prepare()  # again
+    assert store.name == "vectors"
+    assert (await store.version()).startswith("Qdrant")
+    assert await store.incarnation() == await store.incarnation() != ""
+
+
+async def test_another_dimension_is_refused_by_name(
+    process: EdgeProcess, store: VectorStore
+) -> None:
+    if isinstance(store, QdrantVectors):
+        other: VectorStore = local_qdrant(DIMENSION * 2, store._client)
+    else:
+        other = EdgeVectors(process.url, DIMENSION * 2, timeout=20, bm25_average_words=10)
+    try:
+        with pytest.raises(Misconfigured, match=f"{DIMENSION} dimensions") as refused:
+            await other.prepare()
+        assert "rebuild" in refused.value.remedy
+    finally:
+        if isinstance(other, EdgeVectors):
+            await other.close()
+
+
+async def test_a_point_of_every_kind_keeps_its_text_out_of_the_store(
+    store: VectorStore, process: EdgeProcess
+) -> None:
+    if not isinstance(store, EdgeVectors):
+        pytest.skip("local mode keeps no files")
+    secret = dataclasses.replace(point(uuid.uuid4(), 0), text="xyzzy plugh", nearby="xyzzy plugh")
+    await store.upsert([secret], unit(1, DIMENSION))
+    await store.flush()
+    files = [file for file in Path(process.folder).rglob("*") if file.is_file()]
+    assert files
+    assert not any(b"xyzzy" in file.read_bytes() for file in files)

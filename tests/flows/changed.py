@@ -1,0 +1,25 @@
+"""A drain whose code changed in a way that running workflows cannot follow: the replay test must notice."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from apex_memory.flows.orders import DrainOrder
+    from apex_memory.flows.workflows import Drain
+
+
+@workflow.defn(name="Drain")
+class HastyDrain(Drain):
+    """Rests before it begins."""
+
+    @workflow.init
+    def __init__(self, order: DrainOrder) -> None:
+        super().__init__(order)
+
+    @workflow.run
+    async def run(self, order: DrainOrder) -> None:
+        await workflow.sleep(timedelta(seconds=1))
+        await super().run(order)

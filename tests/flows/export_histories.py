@@ -1,0 +1,165 @@
+"""Writes `histories/*.json` anew: `python -m tests.flows.export_histories`.
+
+Run it when a workflow changed on purpose. Histories of the builds that are out there should be replayed as long as
+those builds may have runs that are open, so keep the old files until then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from temporalio import activity
+from temporalio.client import Client, WorkflowHandle
+from temporalio.worker import Worker
+
+from apex_memory.errors import Misconfigured, RetryLater
+from apex_memory.flows.client import connect
+from apex_memory.flows.errors import Translation
+from apex_memory.flows.orders import (
+    Greeting,
+    ReconcileOrder,
+    ReconcileReport,
+    StoreOrder,
+    SweepReport,
+)
+from apex_memory.flows.workflows import WORKFLOWS, Collect, Hello, Reconcile, Sweep
+from apex_memory.stores.embedded import free_port
+from apex_memory.stores.embedded.temporal import Temporal
+from tests.conftest import running
+from tests.flows.conftest import Bench, bench_for
+from tests.flows.scripted import Steps, until
+
+HISTORIES = Path(__file__).parent / "histories"
+
+
+@activity.defn
+async def sweep() -> SweepReport:
+    return SweepReport(1, 1, {"graph": 1}, {"frontapp": 2})
+
+
+@activity.defn
+async def collect() -> int:
+    return 3
+
+
+@activity.defn
+async def reconcile(order: StoreOrder) -> ReconcileReport:
+    return ReconcileReport(order.store, 10, 0, 0, 0, 0)
+
+
+@activity.defn
+async def greet() -> Greeting:
+    return Greeting("build", {"documents": "PostgreSQL 18"}, {"cache": "away"})
+
+
+async def carried(bench: Bench, count: int) -> None:
+    await bench.wake()
+    await until(lambda: len(bench.steps.published) == count, f"{count} events published")
+
+
+async def handed_over(bench: Bench) -> None:
+    async def two_runs() -> bool:
+        return len(await bench.runs()) > 1
+
+    await until(two_runs, "the run handed over")
+
+
+async def burst(bench: Bench) -> None:
+    bench.steps.land(25)
+    await bench.start()
+    await carried(bench, 25)
+    await handed_over(bench)
+
+
+async def faults(bench: Bench) -> None:
+    bench.steps.fail = {
+        "claim": [RetryLater("busy", after=0.01)],
+        "publish": [Misconfigured("wrong", remedy="mend it")],
+    }
+    bench.steps.land(1)
+    await bench.start()
+    await bench.wake()
+    await until(lambda: not bench.steps.fail["publish"], "a step gave up")
+    bench.steps.land(2)
+    await carried(bench, 2)
+    await handed_over(bench)
+
+
+async def pause(bench: Bench) -> None:
+    handle = await bench.start()
+    await handle.signal("pause")
+    bench.steps.land(2)
+    await bench.wake()
+    await handle.signal("resume")
+    await carried(bench, 2)
+    await handed_over(bench)
+
+
+async def idle(bench: Bench) -> None:
+    await bench.start(idle_seconds=0.1)
+    await until(lambda: bench.steps.looks >= 3, "three looks")
+
+
+async def export_drains(client: Client) -> None:
+    for scenario in (burst, faults, pause, idle):
+        async with bench_for(client, Steps()) as bench:
+            await scenario(bench)
+            first = bench.handle.first_execution_run_id
+            await write(
+                f"drain-{scenario.__name__}", client.get_workflow_handle(bench.name, run_id=first)
+            )
+
+
+async def export_others(client: Client) -> None:
+    calls: list[tuple[Any, list[Any]]] = [
+        (Sweep, []),
+        (Collect, []),
+        (Reconcile, [ReconcileOrder(["graph", "vectors"])]),
+        (Hello, []),
+    ]
+    async with Worker(
+        client,
+        task_queue="export",
+        workflows=WORKFLOWS,
+        activities=[sweep, collect, reconcile, greet],
+        interceptors=[Translation()],
+    ):
+        for workflow, arguments in calls:
+            name = workflow.__name__.lower()
+            handle = await client.start_workflow(
+                workflow.run, args=arguments, id=name, task_queue="export"
+            )
+            await handle.result()
+            await write(name, handle)
+
+
+async def write(name: str, handle: WorkflowHandle[Any, Any]) -> None:
+    history = json.loads((await handle.fetch_history()).to_json())
+    text = json.dumps(_anonymous(history), indent=1, sort_keys=True)
+    text = re.sub(r"\d+@[\w.-]+", "worker", text)
+    (HISTORIES / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _anonymous(value: Any) -> Any:
+    """Without the names of machines and folders it was made on."""
+    if isinstance(value, dict):
+        return {key: _anonymous(item) for key, item in value.items() if key != "stackTrace"}
+    return [_anonymous(item) for item in value] if isinstance(value, list) else value
+
+
+async def main() -> None:
+    HISTORIES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        async with running(Temporal(Path(folder), free_port(), "", free_port())) as engine:
+            client = await connect(engine.url)
+            await export_drains(client)
+            await export_others(client)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

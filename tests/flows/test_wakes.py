@@ -1,0 +1,180 @@
+"""Wakes: few, cheap, and harmless when Temporal is away."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from temporalio.client import Client, WorkflowExecutionStatus
+
+from apex_memory.errors import NotFound, Unavailable
+from apex_memory.flows import wakes
+from apex_memory.flows.client import connect
+from apex_memory.flows.drains import Drains
+from apex_memory.flows.queues import drain_id
+from apex_memory.flows.wakes import Waker
+from apex_memory.stores.embedded import free_port
+from apex_memory.stores.embedded.temporal import Temporal
+from apex_memory.telemetry import WAKES_FAILED
+from tests.conftest import running
+from tests.flows.scripted import until
+
+SOURCES = {"wake-p0": 0, "wake-p2": 2}
+
+
+@pytest_asyncio.fixture
+async def waker(client: Client) -> AsyncIterator[Waker]:
+    waker = Waker(Drains(client, SOURCES))
+    yield waker
+    await waker.close()
+    for source in SOURCES:
+        handle = client.get_workflow_handle(drain_id(source))
+        if await exists(client, source):
+            await handle.terminate("the test is over")
+
+
+async def exists(client: Client, source: str) -> bool:
+    found = client.list_workflows(f"WorkflowId = '{drain_id(source)}'")
+    return any([item.status is WorkflowExecutionStatus.RUNNING async for item in found])
+
+
+async def signals(client: Client, source: str) -> int:
+    history = await client.get_workflow_handle(drain_id(source)).fetch_history()
+    return sum(
+        event.HasField("workflow_execution_signaled_event_attributes") for event in history.events
+    )
+
+
+async def started(client: Client, source: str) -> bool:
+    try:
+        return await signals(client, source) > 0
+    except Exception as error:
+        assert "not found" in str(error).lower()
+        return False
+
+
+@pytest.fixture
+def unreachable() -> str:
+    return f"127.0.0.1:{free_port()}/apex"
+
+
+def failed() -> float:
+    return WAKES_FAILED._value.get()
+
+
+async def test_a_thousand_wakes_are_a_few_signals(waker: Waker, client: Client) -> None:
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    for _ in range(1000):
+        waker.wake("wake-p0")
+        await asyncio.sleep(0)
+    lasted = loop.time() - began
+    await until(lambda: not waker._tasks, "all sent")
+    sent = await signals(client, "wake-p0")
+    assert 1 <= sent <= 3 + lasted / wakes.LEAST_SECONDS
+
+
+async def test_the_last_wake_is_never_swallowed(waker: Waker, client: Client) -> None:
+    waker.wake("wake-p0")
+    await until(lambda: started(client, "wake-p0"), "the first wake")
+    before = await signals(client, "wake-p0")
+    waker.wake("wake-p0")
+
+    async def one_more() -> bool:
+        return await signals(client, "wake-p0") > before
+
+    await until(one_more, "the second wake, though it came at once")
+
+
+async def test_sustained_load_is_spread_wider(
+    waker: Waker, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wakes, "CREDIT", 3)
+    loop = asyncio.get_running_loop()
+    end = loop.time() + 1
+    while loop.time() < end:
+        waker.wake("wake-p0")
+        await asyncio.sleep(0.005)
+    await until(lambda: not waker._tasks, "all sent")
+    assert 5 <= await signals(client, "wake-p0") <= 18  # at 20 ms it would be 40 or so
+
+
+async def test_each_source_has_its_queue_priority_and_attributes(
+    waker: Waker, client: Client
+) -> None:
+    waker.wake("wake-p0")
+    waker.wake("wake-p2")
+    for source, queue, key in (("wake-p0", "apex-realtime", 1), ("wake-p2", "apex-bulk", 5)):
+        await until(lambda source=source: started(client, source), f"{source} started")
+        found = await client.get_workflow_handle(drain_id(source)).describe()
+        assert found.task_queue == queue
+        assert found.raw_info.priority.priority_key == key
+        assert found.raw_info.priority.fairness_key == source
+        attributes = {pair.key.name: pair.value for pair in found.typed_search_attributes}
+        assert attributes["ApexSource"] == source
+        assert attributes["ApexPriority"] == f"P{SOURCES[source]}"
+        assert attributes["ApexOutcome"] == "idle"
+
+
+async def test_unreachable_temporal_costs_landing_nothing(unreachable: str) -> None:
+    waker = Waker(Drains(await connect(unreachable, lazy=True), SOURCES))
+    before, loop = failed(), asyncio.get_running_loop()
+    began = loop.time()
+    for _ in range(10_000):
+        waker.wake("wake-p0")
+        waker.wake("wake-p2")
+    assert loop.time() - began < 0.5
+    assert len(waker._tasks) == 2
+    await until(lambda: failed() > before, "the failure is counted")
+    assert len(waker._tasks) <= 2
+    await waker.close()
+    assert not waker._tasks
+
+
+async def test_a_stranger_is_refused_by_commands_and_passed_over_by_wakes(unreachable: str) -> None:
+    drains = Drains(await connect(unreachable, lazy=True), SOURCES)
+    with pytest.raises(NotFound):
+        await drains.pause("stranger")
+    with pytest.raises(Unavailable):
+        await drains.pause("wake-p0")
+    waker = Waker(drains)
+    waker.wake("stranger")
+    assert not waker._tasks
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="apex-test-") as name:
+        yield Path(name)
+
+
+async def test_wakes_arrive_again_when_temporal_comes_and_comes_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wakes, "FAULT_SECONDS", 0.05)
+    engine = Temporal(folder, free_port(), "", free_port())
+    waker = Waker(Drains(await connect(engine.url, lazy=True, patience=0.2), SOURCES))
+    before = failed()
+    waker.wake("wake-p0")
+    await until(lambda: failed() > before, "it fails while nobody is there")
+    async with running(engine):
+        client = await connect(engine.url)
+        waker.wake("wake-p0")
+        await until(lambda: started(client, "wake-p0"), "the drain is started")
+    away = failed()
+    waker.wake("wake-p0")
+    await until(lambda: failed() > away, "it fails while Temporal is away")
+    async with running(engine):
+        client = await connect(engine.url)
+        count = await signals(client, "wake-p0")
+        waker.wake("wake-p0")
+
+        async def one_more() -> bool:
+            return await signals(client, "wake-p0") > count
+
+        await until(one_more, "it arrives again")
+    await waker.close()

@@ -1,0 +1,294 @@
+"""The layers around the routes: Host check, request ids, limits of bodies, the last `except`, places to land."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI, Request
+
+from apex_memory.config import Settings
+from apex_memory.errors import (
+    ApexError,
+    Conflict,
+    Forbidden,
+    Misconfigured,
+    NotFound,
+    Rejected,
+    RetryLater,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+)
+from apex_memory.gateway import bodies, errors
+from apex_memory.gateway.bodies import Bodies
+from apex_memory.gateway.entrance import Entrance, Hosts
+from apex_memory.gateway.errors import Malformed
+from apex_memory.gateway.landing import Landings
+from apex_memory.telemetry import HTTP_SECONDS, REFUSED
+
+ANSWERS = {
+    "unauthorized": (Unauthorized("no"), 401),
+    "forbidden": (Forbidden("no"), 403),
+    "not_found": (NotFound("no"), 404),
+    "too_large": (TooLarge("no"), 413),
+    "rejected": (Rejected("no"), 422),
+    "malformed": (Malformed("no"), 400),
+    "conflict": (Conflict("no"), 409),
+    "retry_later": (RetryLater("no", after=1.2), 503),
+    "unavailable": (Unavailable("graph", "no"), 503),
+    "misconfigured": (Misconfigured("no"), 500),
+}
+
+
+def application(settings: Settings, limit: int = 1_000) -> FastAPI:
+    """A small application under the gateway's layers; `/hooks/toy` is a source's route."""
+    api = FastAPI(redirect_slashes=False)
+    api.state.routes = {"/hooks/toy": "toy"}
+    errors.install(api)
+
+    @api.post("/hooks/toy")
+    async def hook(request: Request) -> int:
+        return len(await request.body())
+
+    @api.get("/raise/{code}")
+    async def fail(code: str) -> None:
+        if code == "bug":
+            raise ZeroDivisionError("the body said: secret")
+        raise ANSWERS[code][0]
+
+    @api.post("/numbers")
+    async def numbers(body: list[int]) -> int:
+        return sum(body)
+
+    api.add_middleware(Bodies, limits={"/hooks/toy": limit}, names=api.state.routes)
+    api.add_middleware(Entrance, hosts=Hosts(settings))
+    return api
+
+
+def client_of(api: FastAPI, base: str = "http://127.0.0.1:8460") -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=api), base_url=base)
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx2.AsyncClient]:
+    async with client_of(application(Settings())) as client:
+        yield client
+
+
+@pytest.mark.parametrize("code", ANSWERS)
+async def test_every_error_has_its_status_and_the_one_shape(
+    client: httpx2.AsyncClient, code: str
+) -> None:
+    answer = await client.get(f"/raise/{code}")
+    assert answer.status_code == ANSWERS[code][1]
+    assert answer.json()["error"]["code"] == code
+    assert set(answer.json()["error"]) == {"code", "message", "remedy"}
+    assert ("retry-after" in answer.headers) == (answer.status_code == 503)
+    assert ("www-authenticate" in answer.headers) == (answer.status_code == 401)
+
+
+async def test_every_class_of_error_has_an_answer() -> None:
+    assert {kind for kind, _, _ in errors.ANSWERS} == {type(e) for e, _ in ANSWERS.values()} - {
+        Malformed
+    }
+    assert errors.answer(ApexError("no")) == (500, "internal")
+    assert (await client_of(application(Settings())).get("/raise/retry_later")).headers[
+        "retry-after"
+    ] == "2", "seconds are rounded up"
+
+
+async def test_a_bug_is_answered_with_an_id_and_nothing_else(
+    client: httpx2.AsyncClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = await client.get("/raise/bug")
+    assert answer.status_code == 500
+    assert answer.json()["error"]["id"] == answer.headers["x-request-id"]
+    assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [(b"[1,", 400, "malformed"), (b'["x"]', 422, "invalid"), (b"[1, 2]", 200, None)],
+)
+async def test_bodies_are_validated_in_the_same_shape(
+    client: httpx2.AsyncClient, sent: bytes, status: int, code: str | None
+) -> None:
+    answer = await client.post(
+        "/numbers", content=sent, headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == status
+    if code:
+        assert answer.json()["error"]["code"] == code
+
+
+async def test_unknown_routes_and_methods(client: httpx2.AsyncClient) -> None:
+    assert (await client.get("/nothing")).json()["error"]["code"] == "not_found"
+    answer = await client.get("/hooks/toy")
+    assert answer.status_code == 405 and answer.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("abc-1.2_3", True), ("a b", False), ("x" * 65, False), (None, False)]
+)
+async def test_a_request_id_is_taken_over_or_made(
+    client: httpx2.AsyncClient, given: str | None, kept: bool
+) -> None:
+    answer = await client.get("/nothing", headers={"x-request-id": given} if given else {})
+    assert (answer.headers["x-request-id"] == given) is kept
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    ("bound", "host", "path", "accepted"),
+    [
+        ("127.0.0.1", "127.0.0.1:8460", "/", True),
+        ("127.0.0.1", "localhost", "/", True),
+        ("127.0.0.1", "[::1]:8460", "/", True),
+        ("::1", "[::1]:8460", "/", True),
+        ("127.0.0.1", "evil.example:8460", "/", False),
+        ("127.0.0.1", "127.0.0.1.evil.example", "/", False),
+        ("127.0.0.1", "", "/", False),
+        ("localhost", "evil.example", "/v1/search", False),
+        ("127.0.0.1", "tunnel.example", "/hooks/toy", True),
+        ("127.0.0.1", "tunnel.example", "/hooks", False),
+        ("127.0.0.1", "apex.acme.example", "/", True),  # the setting `url`
+        ("0.0.0.0", "evil.example", "/", True),
+    ],
+)
+async def test_hosts(bound: str, host: str, path: str, accepted: bool) -> None:
+    hosts = Hosts(Settings(host=bound, url="https://apex.acme.example/x"))
+    assert hosts.accept(host, path) is accepted
+
+
+async def test_a_foreign_host_is_misdirected() -> None:
+    async with client_of(application(Settings()), "http://rebound.example:8460") as client:
+        answer = await client.get("/nothing")
+        assert answer.status_code == 421 and answer.json()["error"]["code"] == "wrong_host"
+
+
+def refused(reason: str) -> float:
+    return REFUSED.labels("toy", reason)._value.get()
+
+
+async def chunks(count: int, size: int) -> AsyncIterator[bytes]:
+    for _ in range(count):
+        yield b"x" * size
+
+
+async def test_a_body_within_the_limit_passes(client: httpx2.AsyncClient) -> None:
+    assert (await client.post("/hooks/toy", content=b"x" * 1_000)).json() == 1_000
+    assert (await client.post("/hooks/toy", content=chunks(10, 100))).json() == 1_000
+
+
+async def test_a_body_over_the_limit_is_refused_unread(client: httpx2.AsyncClient) -> None:
+    before = refused("too_large")
+
+    async def unread() -> AsyncIterator[bytes]:
+        raise AssertionError("read")
+        yield b""
+
+    answer = await client.post("/hooks/toy", content=unread(), headers={"content-length": "1001"})
+    assert answer.status_code == 413 and answer.headers["connection"] == "close"
+    assert refused("too_large") == before + 1
+
+
+async def test_a_body_that_grows_over_the_limit_is_refused(client: httpx2.AsyncClient) -> None:
+    before = refused("too_large")
+    answer = await client.post("/hooks/toy", content=chunks(11, 100))
+    assert answer.status_code == 413 and answer.json()["error"]["code"] == "too_large"
+    assert refused("too_large") == before + 1
+
+
+async def test_json_routes_have_a_limit_too(
+    client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "JSON_BYTES", 100)
+    headers = {"content-type": "application/json"}
+    assert (await client.post("/numbers", content=b"x" * 101, headers=headers)).status_code == 413
+    streamed = await client.post("/numbers", content=chunks(2, 60), headers=headers)
+    assert streamed.status_code == 413
+
+
+async def test_all_bodies_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "HELD_BYTES", 0)
+    layer = Bodies(application(Settings()), limits={"/hooks/toy": 100}, names={"/hooks/toy": "toy"})
+    gate = asyncio.Event()
+
+    async def holding(parts: list[bytes]) -> int:
+        """Status of a request that sends some parts, then the end once the gate opens."""
+        status = []
+
+        async def receive() -> dict[str, Any]:
+            if parts:
+                return {"type": "http.request", "body": parts.pop(), "more_body": True}
+            await gate.wait()
+            return {"type": "http.request", "body": b""}
+
+        async def send(message: Any) -> None:
+            status.append(message.get("status"))
+
+        scope = {"type": "http", "method": "POST", "path": "/hooks/toy", "headers": []}
+        await layer(scope | {"query_string": b"", "app": layer._app}, receive, send)
+        return int(status[0])
+
+    held = [asyncio.create_task(holding([b"x" * 100])) for _ in range(2)]
+    while layer._held < 200:
+        await asyncio.sleep(0)
+    assert await holding([b"x"]) == 503
+    gate.set()
+    assert await asyncio.gather(*held) == [200, 200]
+    assert layer._held == 0
+    assert await holding([b"x"]) == 200
+
+
+async def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.01)
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.Event().wait()
+
+    async with client_of(application(Settings())) as client:
+        answer = await client.post("/hooks/toy", content=slow())
+        assert answer.status_code == 408 and answer.json()["error"]["code"] == "timeout"
+
+
+async def test_requests_are_measured_by_route(client: httpx2.AsyncClient) -> None:
+    measured = HTTP_SECONDS.labels("GET", "/raise/{code}", "409")
+    before = measured._sum.get()
+    await client.get("/raise/conflict?key=secret")
+    assert measured._sum.get() > before
+
+
+async def test_places_to_land_are_bounded() -> None:
+    landings = Landings(at_once=1, queued=1, seconds=5)
+    gate, inside = asyncio.Event(), asyncio.Event()
+
+    async def land() -> None:
+        async with landings.slot():
+            inside.set()
+            await gate.wait()
+
+    first, second = asyncio.create_task(land()), asyncio.create_task(land())
+    await inside.wait()
+    with pytest.raises(RetryLater):
+        async with landings.slot():
+            pass
+    gate.set()
+    await asyncio.gather(first, second)
+    async with landings.slot():
+        pass
+
+
+async def test_who_waits_too_long_for_a_place_is_sent_away() -> None:
+    landings = Landings(at_once=1, queued=5, seconds=0.01)
+    async with landings.slot():
+        with pytest.raises(RetryLater):
+            async with landings.slot():
+                pass
+    async with landings.slot():
+        pass

@@ -1,0 +1,102 @@
+"""Waiting for events: one question for all, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from uuid import UUID, uuid4
+
+import pytest
+
+from apex_memory.errors import RetryLater
+from apex_memory.gateway import waiting as module
+from apex_memory.gateway.waiting import Waiting
+from apex_memory.inbox import Inbox
+from apex_memory.model import Event, now
+from apex_memory.stores.postgres import Postgres
+
+
+class Asked(Inbox):
+    """An inbox that notes what it was asked for."""
+
+    def __init__(self, db: Postgres) -> None:
+        super().__init__(db)
+        self.questions: list[int] = []
+
+    async def finished(self, ids: Sequence[UUID]) -> set[UUID]:
+        self.questions.append(len(ids))
+        return await super().finished(ids)
+
+
+@pytest.fixture
+async def db(database_url: str) -> AsyncIterator[Postgres]:
+    db = Postgres(database_url, size=2)
+    await db.open()
+    yield db
+    await db.close()
+
+
+@pytest.fixture
+async def waiting(db: Postgres) -> AsyncIterator[Waiting]:
+    waiting = Waiting(Asked(db))
+    task = asyncio.create_task(waiting.run())
+    yield waiting
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def landed(db: Postgres, count: int) -> list[UUID]:
+    events = [
+        Event(
+            source="toy",
+            event_id=f"e{n}",
+            doc_key=f"d{n}",
+            version=n,
+            occurred_at=now(),
+            payload=b"{}",
+        )
+        for n in range(count)
+    ]
+    return [item.id for item in await Inbox(db).land(events)]
+
+
+async def test_a_hundred_waiters_share_two_connections_and_their_questions(
+    db: Postgres, waiting: Waiting
+) -> None:
+    ids = await landed(db, 100)
+    waits = [asyncio.create_task(waiting.until_ended([id], 20)) for id in ids]
+    while not any(count == 100 for count in waiting._inbox.questions):  # type: ignore[attr-defined]
+        await asyncio.sleep(0.005)
+    assert not any(wait.done() for wait in waits)
+    await db.execute("UPDATE inbox SET state = 'done'")
+    assert await asyncio.gather(*waits) == [True] * 100
+    assert waiting._waiters == {}
+
+
+async def test_time_runs_out_for_one_alone(db: Postgres, waiting: Waiting) -> None:
+    one, two = await landed(db, 2)
+    both = asyncio.create_task(waiting.until_ended([one, two], 20))
+    await db.execute("UPDATE inbox SET state = 'done' WHERE id = %s", (one,))
+    assert await waiting.until_ended([one], 20) is True
+    assert await waiting.until_ended([two], 0.05) is False
+    assert not both.done()
+    await db.execute("UPDATE inbox SET state = 'parked' WHERE id = %s", (two,))
+    assert await both is True
+    assert await waiting.until_ended([], 0) is True
+
+
+async def test_nobody_waits_nobody_asks(db: Postgres, waiting: Waiting) -> None:
+    [one] = await landed(db, 1)
+    assert await waiting.until_ended([one], 0.05) is False
+    asked = len(waiting._inbox.questions)  # type: ignore[attr-defined]
+    await asyncio.sleep(5 * module.TURN_SECONDS)  # that nothing happens is what is tested
+    assert len(waiting._inbox.questions) <= asked + 1  # type: ignore[attr-defined]
+
+
+async def test_waiters_are_bounded(waiting: Waiting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_WAITERS", 1)
+    first = asyncio.create_task(waiting.until_ended([uuid4()], 0.1))
+    await asyncio.sleep(0)
+    with pytest.raises(RetryLater):
+        await waiting.until_ended([uuid4()], 1)
+    assert await first is False

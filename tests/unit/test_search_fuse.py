@@ -1,0 +1,186 @@
+"""Fusion and ranking, without any store."""
+
+import math
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import msgpack
+import pytest
+
+from apex_memory.search.fuse import Leg, Weights, fuse, smooth
+from apex_memory.search.legs import GraphFinds, VectorFinds
+from apex_memory.search.rank import Exact, Ranked, Ranking
+from apex_memory.search.time_words import Span
+from apex_memory.stores import GraphHit
+from apex_memory.stores.postgres import Row
+
+A, B, C, D = (uuid.UUID(int=n) for n in range(1, 5))
+DAY = datetime(2025, 11, 3, tzinfo=UTC)
+
+
+def test_scales_do_not_matter_but_distances_do() -> None:
+    dense = {(A, 0): 0.80, (B, 0): 0.79, (C, 0): 0.30}
+    words = {(A, 0): 2.0, (B, 0): 14.0, (C, 0): 1.0}
+    weights = Weights(dense=1, words=1, nearby=0, dense_nearby=0)
+    legs = {"dense": Leg(dense, 0.3), "words": Leg(words)}
+    fused = fuse(dense, legs, weights)
+    assert sorted(fused, key=fused.__getitem__, reverse=True) == [(B, 0), (A, 0), (C, 0)]
+    thousand = Leg({place: score * 1000 for place, score in words.items()})
+    assert fuse(dense, legs | {"words": thousand}, weights) == pytest.approx(fused)
+
+
+def test_a_passage_that_a_leg_did_not_bring_gets_its_floor() -> None:
+    legs = {"words": Leg({(A, 0): 4.0, (B, 0): 2.0}, floor=0.0)}
+    fused = fuse([(A, 0), (B, 0), (C, 0)], legs, Weights())
+    spread = math.sqrt(8 / 3)
+    assert fused == pytest.approx({(A, 0): 2 / spread, (B, 0): 0, (C, 0): -2 / spread})
+
+
+def test_a_leg_of_equal_scores_or_weight_zero_changes_nothing() -> None:
+    legs = {"dense": Leg({(A, 0): 0.5, (B, 0): 0.5}, floor=0.5), "words": Leg({(A, 0): 3.0})}
+    assert fuse([(A, 0), (B, 0)], legs, Weights(words=0)) == {(A, 0): 0, (B, 0): 0}
+    assert fuse([(A, 0)], {}, Weights()) == {(A, 0): 0}
+
+
+def test_boosts_are_shares_of_their_weight() -> None:
+    fused = fuse([(A, 0), (B, 0)], {"graph": Leg({(A, 0): 0.5})}, Weights(graph=2))
+    assert fused == {(A, 0): 1.0, (B, 0): 0.0}
+
+
+def test_smoothing_takes_in_the_neighbours_that_exist() -> None:
+    leg = Leg({(A, 0): 0.9, (A, 1): 0.6, (B, 0): 0.9, (C, 1): 0.9}, floor=0.3)
+    smoothed = smooth(leg, {A: 2, B: 1, C: 3})
+    assert smoothed.scores == pytest.approx({(A, 0): 0.75, (A, 1): 0.75, (B, 0): 0.9, (C, 1): 0.5})
+
+
+def row(doc: uuid.UUID, *, passages: int = 1, days: int = 0) -> Row:
+    return {"doc_id": doc, "passages": passages, "occurred_at": DAY + timedelta(days=days)}
+
+
+def content(*spans: tuple[int, int], ref: str = "", starts: tuple[int | None, ...] = ()) -> Row:
+    said = [("mentions", "document:x", ref, None, start) for start in starts]
+    return {"spans": msgpack.packb(spans), "assertions": msgpack.packb(said)}
+
+
+def ranking(**changes: object) -> Ranking:
+    """Documents A, B, C of one passage, found by the word leg in this order."""
+    words = {(A, 0): 9.0, (B, 0): 6.0, (C, 0): 3.0}
+    given = {
+        "rows": {doc: row(doc) for doc in (A, B, C)},
+        "vectors": VectorFinds({"words": words}, {"words": 0.0}, dict.fromkeys(words, (0, 10))),
+        "graph": GraphFinds(),
+        "exact": Exact(),
+        "contents": {},
+        "time": None,
+        "weights": Weights(),
+    }
+    return Ranking(**given | changes)  # type: ignore[arg-type]
+
+
+def docs(ranked: list[Ranked]) -> list[uuid.UUID]:
+    return [one.row["doc_id"] for one in ranked]
+
+
+def exact(*named: tuple[str, uuid.UUID]) -> Exact:
+    found = Exact()
+    for ref, doc in named:
+        found.add(ref, doc)
+    return found
+
+
+def test_fused_order_without_anything_else() -> None:
+    ranked = ranking().order(limit=2, passages_per_document=1)
+    assert docs(ranked) == [A, B]
+    assert ranked[0].legs == {"words": 9.0} and ranked[0].score > ranked[1].score
+
+
+def test_an_identifier_wins_outright_and_its_passage_leads() -> None:
+    ref = "shipment:SHP-100045"
+    held = content((0, 10), (10, 20), (20, 30), ref=ref, starts=(12, 25))
+    ranked = ranking(
+        rows={doc: row(doc) for doc in (A, B, C, D)},
+        exact=exact((ref, D)),
+        contents={D: held},
+    ).order(limit=9, passages_per_document=3)
+    assert docs(ranked) == [D, D, A, B, C]
+    assert (ranked[0].start, ranked[0].end) == (10, 20), "the first passage that holds it"
+    assert ranked[0].why == (ref,) and ranked[0].legs["identifier"] == 1
+    assert ranked[0].score < ranked[2].score, "not by its score"
+
+
+def test_rare_identifiers_outweigh_common_ones() -> None:
+    common = [("scac:JBHT", doc) for doc in (A, B, C)]
+    found = exact(*common, ("shipment:SHP-1", D))
+    contents = {doc: content((0, 10)) for doc in (A, B, C, D)}
+    rows = {doc: row(doc) for doc in (A, B, C, D)}
+    ranked = ranking(rows=rows, exact=found, contents=contents)
+    assert docs(ranked.order(limit=2, passages_per_document=1)) == [D, A]
+
+
+def test_an_identifier_without_a_place_takes_the_best_passage_of_its_document() -> None:
+    held = content((0, 10), ref="po:1", starts=(None,))
+    ranked = ranking(exact=exact(("po:1", C)), contents={C: held})
+    assert docs(ranked.order(limit=3, passages_per_document=1)) == [C, A, B]
+
+
+def test_a_document_without_text_can_be_found_by_identifier() -> None:
+    ranked = ranking(
+        rows={D: row(D, passages=0)},
+        vectors=VectorFinds(),
+        exact=exact(("po:1", D)),
+        contents={D: content(ref="po:1", starts=(None,))},
+    ).order(limit=3, passages_per_document=1)
+    assert docs(ranked) == [D] and (ranked[0].start, ranked[0].end) == (0, 0)
+
+
+def test_the_graph_lifts_what_it_links_and_rare_entities_more() -> None:
+    hits = [
+        GraphHit(A, A, "company:common", 0, 3),
+        GraphHit(B, B, "company:rare", 0, 3),
+        GraphHit(C, C, "company:rare", 1, 3),
+    ]
+    finds = GraphFinds(hits, {"company:rare": 2, "company:common": 5_000})
+    shares = finds.scores()
+    assert shares[B] > shares[A] > 0 and shares[B] > shares[C] > 0
+    lifted = ranking(graph=finds, weights=Weights(graph=9))
+    assert docs(lifted.order(limit=3, passages_per_document=1))[0] == B
+
+
+def test_a_document_that_only_the_graph_knows_is_shown_at_its_evidence() -> None:
+    ranked = ranking(
+        rows={doc: row(doc) for doc in (A, B, C, D)},
+        graph=GraphFinds([GraphHit(D, D, "person:dana-ortiz", 0, 14)], {"person:dana-ortiz": 1}),
+        contents={D: content((0, 10), (10, 20))},
+    ).order(limit=9, passages_per_document=1)
+    assert (ranked[-1].row["doc_id"], ranked[-1].start) == (D, 10)
+    assert ranked[-1].why == ("person:dana-ortiz",)
+
+
+def test_time_words_lift_softly() -> None:
+    rows = {A: row(A, days=60), B: row(B, days=0), C: row(C, days=60)}
+    span = Span(DAY, DAY + timedelta(days=1))
+    near = ranking(rows=rows, time=span, weights=Weights(time=2))
+    assert docs(near.order(limit=3, passages_per_document=1)) == [B, A, C]
+    assert docs(
+        ranking(rows=rows, time=span, weights=Weights(time=0)).order(
+            limit=3, passages_per_document=1
+        )
+    ) == [A, B, C]
+
+
+def test_no_document_takes_more_than_its_share_of_the_answer() -> None:
+    words = {(A, n): 9.0 - n for n in range(5)} | {(B, 0): 1.0}
+    finds = VectorFinds({"words": words}, {"words": 0.0}, dict.fromkeys(words, (0, 10)))
+    ranked = ranking(vectors=finds).order(limit=3, passages_per_document=2)
+    assert docs(ranked) == [A, A, B]
+
+
+def test_equal_scores_are_ordered_by_time_then_place() -> None:
+    words = {(doc, 0): 1.0 for doc in (A, B, C)}
+    finds = VectorFinds({"words": words}, {"words": 0.0}, dict.fromkeys(words, (0, 10)))
+    rows = {A: row(A), B: row(B, days=1), C: row(C)}
+    assert docs(ranking(vectors=finds, rows=rows).order(limit=3, passages_per_document=1)) == [
+        B,
+        A,
+        C,
+    ]

@@ -1,0 +1,165 @@
+"""The statements of the read path use their indexes, on 20,000 documents."""
+
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import psycopg
+import pytest
+import pytest_asyncio
+from psycopg.rows import dict_row
+
+from apex_memory.model import Filters
+from apex_memory.search.answers import DocumentRow
+from apex_memory.search.memory import _cursor, _list_query
+from apex_memory.search.reader import EXACT_LIMIT, Reader
+from apex_memory.stores.postgres import Connection
+
+DOCUMENTS = 20_000
+
+# Document n has its own shipment and one of 40 trucks; all have the one carrier. One in 50 was replaced once.
+FILL = """
+CREATE TEMP TABLE made AS
+  SELECT n, md5('doc' || n)::uuid AS doc, md5('stage' || n)::uuid AS stage, md5('event' || n)::uuid AS event,
+         md5('manifest' || n)::uuid AS manifest, now() - make_interval(mins => n) AS at
+  FROM generate_series(1, {n}) AS n;
+INSERT INTO inbox (id, source, event_id, doc_id, doc_key, priority, version, occurred_at, content_type, state)
+  SELECT event, 'turvo', 'e' || n, doc, 'd' || n, 0, n, at, 'application/json', 'done' FROM made;
+INSERT INTO manifests (id, inbox_id, doc_id, source, doc_key, pipeline, kind, title, text, occurred_at, metadata,
+                       deleted, chunks, vectors, assertions, entities, hash)
+  SELECT manifest, event, doc, 'turvo', 'd' || n, 'p', 'shipment', 't', repeat('x ', 200), at, '{{}}', false,
+         '\\x9192c2c2', '', '\\x90', '{{}}', '' FROM made;
+INSERT INTO stages (stage_id, inbox_id, doc_id, version, event_id, manifest_id, state, owner, lease_until, chunks,
+                    chunks_sum, edges, edges_sum, committed_at)
+  SELECT stage, event, doc, n, 'e' || n, manifest, 'committed', event, at, 1, 1, 1, 1, at FROM made;
+INSERT INTO stages (stage_id, inbox_id, doc_id, version, event_id, manifest_id, state, owner, lease_until, chunks,
+                    chunks_sum, edges, edges_sum)
+  SELECT md5('old' || n)::uuid, event, doc, n, 'e' || n, manifest, 'superseded', event, at, 1, 1, 1, 1
+  FROM made WHERE n % 50 = 0;
+INSERT INTO documents (doc_id, source, doc_key, kind, title, version, event_id, stage_id, manifest_id, deleted,
+                       occurred_at, entities, hash, committed_at)
+  SELECT doc, 'turvo', 'd' || n, 'shipment', 't', n, 'e' || n, stage, manifest, false, at,
+         ARRAY['scac:JBHT', 'shipment:SHP-' || n, 'vehicle:' || n % 40], '', at FROM made;
+"""
+
+
+class Explaining:
+    """A connection that also asks for the plan of each statement, with the values it runs with."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.plans: list[dict[str, Any]] = []
+
+    async def execute(self, query: Any, values: Any = (), **options: Any) -> Any:
+        cursor = await self._connection.execute(f"EXPLAIN (FORMAT JSON) {query}", values)
+        row = await cursor.fetchone()
+        assert row
+        self.plans.append(row["QUERY PLAN"][0]["Plan"])
+        return await self._connection.execute(query, values, **options)
+
+    def indexes(self) -> set[str]:
+        return {node["Index Name"] for node in self.nodes() if "Index Name" in node}
+
+    def walked(self) -> set[str]:
+        """Tables read from end to end."""
+        return {node["Relation Name"] for node in self.nodes() if node["Node Type"] == "Seq Scan"}
+
+    def nodes(self) -> Iterator[dict[str, Any]]:
+        waiting = list(self.plans)
+        while waiting:
+            node = waiting.pop()
+            waiting += node.get("Plans", [])
+            yield node
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def filled(
+    postgres_url: str, template_database: str, database_numbers: Iterator[int]
+) -> AsyncIterator[Connection]:
+    name = f"test_{next(database_numbers)}"
+    async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as admin:
+        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template_database}")
+        url = postgres_url.removesuffix("/postgres") + f"/{name}"
+        async with await psycopg.AsyncConnection.connect(
+            url, autocommit=True, row_factory=dict_row
+        ) as connection:
+            await connection.execute(FILL.format(n=DOCUMENTS))
+            await connection.execute("VACUUM ANALYZE")
+            yield cast(Connection, connection)
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def explaining(filled: Connection) -> Explaining:
+    return Explaining(filled)
+
+
+def reader(explaining: Explaining, filters: Filters | None = None) -> Reader:
+    return Reader(cast(Connection, explaining), filters)
+
+
+async def test_an_identifier_is_found_by_the_index_over_entities(explaining: Explaining) -> None:
+    found = await reader(explaining).identified(["shipment:SHP-77", "shipment:SHP-1", "po:NONE"])
+    assert sorted(ref for ref, _ in found) == ["shipment:SHP-1", "shipment:SHP-77"]
+    assert explaining.indexes() == {"documents_entities"} and not explaining.walked()
+
+
+async def test_a_common_identifier_is_found_among_the_newest(explaining: Explaining) -> None:
+    found = await reader(explaining).identified(["scac:JBHT"])
+    assert len(found) == EXACT_LIMIT and found[0][1]["event_id"] == "e1"
+    assert explaining.indexes() == {"documents_recent"} and not explaining.walked()
+
+
+async def test_an_identifier_within_filters(explaining: Explaining) -> None:
+    for filters, n in ((Filters(sources=("turvo",)), 1), (Filters(kinds=("email",)), 0)):
+        assert len(await reader(explaining, filters).identified(["shipment:SHP-5"])) == n
+    assert explaining.indexes() == {"documents_entities"}
+
+
+@pytest.mark.parametrize(
+    "filters", [None, Filters(sources=("turvo",), since=datetime(2020, 1, 1, tzinfo=UTC))]
+)
+async def test_live_documents_are_read_by_key(
+    explaining: Explaining, filters: Filters | None
+) -> None:
+    cursor = await explaining._connection.execute(
+        "SELECT doc_id FROM documents ORDER BY md5(doc_key) LIMIT 100"
+    )
+    ids = [row["doc_id"] for row in await cursor.fetchall()]
+    live = await reader(explaining, filters).live([*ids, uuid.uuid4()])
+    assert set(live) == set(ids) and live[ids[0]]["passages"] == 1
+    assert explaining.indexes() == {"documents_pkey", "stages_pkey"} and not explaining.walked()
+
+
+async def test_stages_that_readers_do_not_see_are_read_from_their_index(
+    explaining: Explaining,
+) -> None:
+    assert len(await reader(explaining).unsettled(1_000)) == DOCUMENTS // 50
+    assert await reader(explaining).unsettled(100) == [], "too many to leave out by name"
+    assert explaining.indexes() == {"stages_unsettled"}
+
+
+async def test_text_is_read_by_key(explaining: Explaining) -> None:
+    cursor = await explaining._connection.execute("SELECT id FROM manifests LIMIT 10")
+    ids = [row["id"] for row in await cursor.fetchall()]
+    texts = await reader(explaining).snippets([(id, 2, 7) for id in ids])
+    assert [row["snippet"] for row in texts] == ["x x x"] * 10
+    assert explaining.indexes() == {"manifests_pkey", "inbox_pkey"} and not explaining.walked()
+
+
+async def test_the_newest_documents_are_read_from_their_index(explaining: Explaining) -> None:
+    newest = await reader(explaining, Filters(kinds=("shipment",))).newest(5)
+    assert [row["event_id"] for row in newest] == ["e1", "e2", "e3", "e4", "e5"]
+    assert explaining.indexes() == {"documents_recent", "manifests_pkey"}
+
+
+async def test_every_page_of_the_list_is_read_from_its_index(explaining: Explaining) -> None:
+    query, values = _list_query((), (), False, 50, None)
+    first = await (await explaining.execute(query, values)).fetchall()
+    last = DocumentRow(key="", **{k: v for k, v in first[-1].items() if k != "doc_key"})
+    query, values = _list_query(("turvo",), ("shipment",), None, 50, _cursor(last))
+    second = await (await explaining.execute(query, values)).fetchall()
+    assert second[0]["version"] == 51
+    assert explaining.indexes() == {"documents_recent"} and not explaining.walked()
+    assert "committed_at" in next(node["Index Cond"] for node in explaining.nodes() if "Index Cond" in node)

@@ -28,11 +28,17 @@ from tests.faulty import Fault, Faulty
 SHIPMENT, CARRIER, INVOICE = "shipment:SHP-100045", "carrier:MC-123456", "invoice:INV-9"
 
 
-@pytest_asyncio.fixture(params=["falkordb"])
-async def graph(request: pytest.FixtureRequest) -> AsyncIterator[GraphStore]:
+@pytest.fixture(params=["falkordb"])
+def graph_url(request: pytest.FixtureRequest) -> str:
+    """Of a graph that nobody else uses."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url.rpartition("/")[0] + f"/t{uuid4().hex}"
+
+
+@pytest_asyncio.fixture
+async def graph(graph_url: str) -> AsyncIterator[GraphStore]:
     """An empty graph, prepared."""
-    url = request.getfixturevalue(f"{request.param}_url")
-    store = open_graph(url.rpartition("/")[0] + f"/t{uuid4().hex}", timeout=10)
+    store = open_graph(graph_url, timeout=10)
     await store.prepare()
     yield store
     await store.close()

@@ -24,6 +24,7 @@ from apex_memory.flows.orders import (
     Greeting,
     ReconcileOrder,
     ReconcileReport,
+    RoundsOrder,
     StoreOrder,
     SweepReport,
 )
@@ -117,8 +118,8 @@ async def export_drains(client: Client) -> None:
 
 async def export_others(client: Client) -> None:
     calls: list[tuple[Any, list[Any]]] = [
-        (Sweep, []),
-        (Collect, []),
+        (Sweep, [RoundsOrder(0.05, 0.2)]),
+        (Collect, [RoundsOrder(30, 10)]),
         (Reconcile, [ReconcileOrder(["graph", "vectors"])]),
         (Hello, []),
     ]

@@ -70,6 +70,16 @@ def test_a_link_to_nowhere_is_refused(outside: Path, tmp_path: Path) -> None:
 
 
 @as_root
+def test_a_folder_closed_since_is_refused(engine_data: Path, tmp_path: Path) -> None:
+    folder = engine_data / tmp_path.name / "postgres"
+    folder.parent.mkdir()
+    settle(folder, NOBODY)
+    folder.parent.chmod(0o700)
+    with pytest.raises(Misconfigured, match="cannot reach"):
+        settle(folder, NOBODY)
+
+
+@as_root
 def test_programs_out_of_reach_are_copied_once(outside: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     package = tmp_path / "package"

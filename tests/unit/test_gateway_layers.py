@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import FastAPI, Request
+from structlog.testing import capture_logs
 
 from apex_memory.config import Settings
 from apex_memory.errors import (
@@ -101,13 +102,18 @@ async def test_every_class_of_error_has_an_answer() -> None:
     ] == "2", "seconds are rounded up"
 
 
-async def test_a_bug_is_answered_with_an_id_and_nothing_else(
-    client: httpx2.AsyncClient, capsys: pytest.CaptureFixture[str]
+async def test_a_bug_is_answered_with_an_id_that_is_in_the_log_and_nothing_else(
+    client: httpx2.AsyncClient,
 ) -> None:
-    answer = await client.get("/raise/bug")
+    with capture_logs() as log:
+        answer = await client.get("/raise/bug?key=hidden")
     assert answer.status_code == 500
     assert answer.json()["error"]["id"] == answer.headers["x-request-id"]
     assert "secret" not in answer.text
+    [bug] = [line for line in log if line["log_level"] == "error"]
+    assert bug["error_id"] == answer.headers["x-request-id"] and bug["exc_info"]
+    [access] = [line for line in log if line["event"] == "request"]
+    assert access["path"] == "/raise/bug" and "hidden" not in str(access)
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,14 @@ class StepReport:
 
 
 @dataclass(frozen=True)
+class RoundsOrder:
+    """Work every so many seconds, for so many seconds."""
+
+    every_seconds: float
+    run_seconds: float
+
+
+@dataclass(frozen=True)
 class SweepReport:
     """Stages expired and removed, events by store let out of parking, and the sources that were woken."""
 

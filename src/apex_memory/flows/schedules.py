@@ -22,38 +22,49 @@ from temporalio.client import (
 )
 
 from apex_memory.config import Settings
-from apex_memory.flows.orders import ReconcileOrder
+from apex_memory.flows.orders import ReconcileOrder, RoundsOrder
 from apex_memory.flows.queues import BULK, REALTIME
 
-SWEEP_LEAST_SECONDS = (
-    10  # a scheduled run costs the server far more than the sweep costs PostgreSQL
-)
+RUN_SECONDS = 300.0  # how long one run of `sweep` or `collect` goes on in rounds
 RECONCILE_HOUR = 3  # UTC
 
 
 def schedules(settings: Settings) -> dict[str, Schedule]:
     """Every schedule by id."""
-    sweep = ScheduleSpec(intervals=[_every(max(settings.sweep_seconds, SWEEP_LEAST_SECONDS))])
-    collect = ScheduleSpec(intervals=[_every(settings.collect_seconds)])
+    order = ReconcileOrder(["graph", "vectors"])
     nightly = ScheduleSpec(
         calendars=[ScheduleCalendarSpec(hour=[ScheduleRange(RECONCILE_HOUR)])],
         jitter=timedelta(minutes=10),
     )
-    order = ReconcileOrder(["graph", "vectors"])
     return {
-        "sweep": _schedule(sweep, "Sweep", REALTIME),
-        "collect": _schedule(collect, "Collect", BULK),
-        "reconcile": _schedule(nightly, "Reconcile", BULK, order, catch_up=timedelta(hours=12)),
+        "sweep": _rounds("Sweep", REALTIME, settings.sweep_seconds),
+        "collect": _rounds("Collect", BULK, settings.collect_seconds),
+        "reconcile": Schedule(
+            action=_start("Reconcile", BULK, order),
+            spec=nightly,
+            policy=SchedulePolicy(
+                overlap=ScheduleOverlapPolicy.SKIP, catchup_window=timedelta(hours=12)
+            ),
+        ),
     }
 
 
 async def ensure_schedules(client: Client, settings: Settings) -> None:
-    """Create the schedules, or bring them up to date. One that a person paused stays paused."""
+    """Create the schedules, or bring them up to date, and begin what goes on in rounds. Paused stays paused."""
     for id, schedule in schedules(settings).items():
         try:
             await client.create_schedule(id, schedule)
         except ScheduleAlreadyRunningError:
             await client.get_schedule_handle(id).update(_Updating(schedule))
+    for id in ("sweep", "collect"):
+        await begin_rounds(client, id)
+
+
+async def begin_rounds(client: Client, id: str) -> None:
+    """Start a run of the schedule now, unless one is running or a person paused it."""
+    handle = client.get_schedule_handle(id)
+    if not (await handle.describe()).schedule.state.paused:
+        await handle.trigger(overlap=ScheduleOverlapPolicy.SKIP)
 
 
 class _Updating:
@@ -64,21 +75,18 @@ class _Updating:
         return ScheduleUpdate(replace(self._schedule, state=input.description.schedule.state))
 
 
-def _every(seconds: float) -> ScheduleIntervalSpec:
-    return ScheduleIntervalSpec(every=timedelta(seconds=max(1, round(seconds))))
-
-
-def _schedule(
-    spec: ScheduleSpec,
-    workflow: str,
-    queue: str,
-    *arguments: Any,
-    catch_up: timedelta = timedelta(seconds=10),
-) -> Schedule:
+def _rounds(workflow: str, queue: str, every_seconds: float) -> Schedule:
+    """Runs that follow on each other without a gap: the next one waits for the end of the one before."""
+    order = RoundsOrder(max(1.0, every_seconds), RUN_SECONDS)
+    run = timedelta(seconds=RUN_SECONDS)
     return Schedule(
-        action=ScheduleActionStartWorkflow(
-            workflow, args=list(arguments), id=workflow.lower(), task_queue=queue
-        ),
-        spec=spec,
-        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=catch_up),
+        action=_start(workflow, queue, order),
+        spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=run)]),
+        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.BUFFER_ONE, catchup_window=run),
+    )
+
+
+def _start(workflow: str, queue: str, order: Any) -> ScheduleActionStartWorkflow:
+    return ScheduleActionStartWorkflow(
+        workflow, args=[order], id=workflow.lower(), task_queue=queue
     )

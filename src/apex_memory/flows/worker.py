@@ -21,7 +21,7 @@ from apex_memory.flows.deploy import UNCLAIMED_SECONDS, Deployment
 from apex_memory.flows.drains import Drains, priorities_of
 from apex_memory.flows.errors import Translation
 from apex_memory.flows.queues import BULK, REALTIME, drain_id
-from apex_memory.flows.schedules import ensure_schedules
+from apex_memory.flows.schedules import begin_rounds, ensure_schedules
 from apex_memory.flows.workflows import WORKFLOWS
 from apex_memory.telemetry import logger
 
@@ -145,6 +145,8 @@ async def _restart_abandoned(drains: Drains, deployment: Deployment, unclaimed: 
         if ended.id in by_id:
             paused = bool(await ended.memo_value("paused", False))
             await drains.wake(by_id[ended.id], paused=paused)
+        elif (schedule := ended.id.partition("-")[0]) in ("sweep", "collect"):
+            await begin_rounds(deployment.client, schedule)
 
 
 async def _either(stop: asyncio.Event, *, seconds: float) -> None:

@@ -30,6 +30,7 @@ with workflow.unsafe.imports_passed_through():
         Greeting,
         ReconcileOrder,
         ReconcileReport,
+        RoundsOrder,
         StepReport,
         StoreOrder,
         SweepReport,
@@ -203,20 +204,57 @@ class Drain:
 
 @workflow.defn
 class Sweep:
-    """One pass of the sweeper, and a wake for every source with something ready."""
+    """Sweeps again and again until its time is over; the schedule begins the next one at once.
+
+    A run a pass would cost the server 90 ms of CPU and a row in the list of runs every few seconds; a
+    round costs 37 ms and no row. Answers what the rounds did, summed.
+    """
 
     @workflow.run
-    async def run(self) -> SweepReport:
-        return await workflow.execute_activity_method(Activities.sweep, **LONG)
+    async def run(self, order: RoundsOrder) -> dict[str, int]:
+        return await _rounds(order, self._sweep)
+
+    async def _sweep(self) -> dict[str, int]:
+        report: SweepReport = await workflow.execute_activity_method(Activities.sweep, **LONG)
+        unparked, woken = sum(report.unparked.values()), len(report.woken)
+        return {
+            "expired": report.expired,
+            "removed": report.removed,
+            "unparked": unparked,
+            "woken": woken,
+        }
 
 
 @workflow.defn
 class Collect:
-    """One pass of the collector; answers the number of stages removed."""
+    """Collects superseded stages, in rounds as `Sweep` does."""
 
     @workflow.run
-    async def run(self) -> int:
-        return await workflow.execute_activity_method(Activities.collect, **LONG)
+    async def run(self, order: RoundsOrder) -> dict[str, int]:
+        return await _rounds(order, self._collect)
+
+    async def _collect(self) -> dict[str, int]:
+        return {"stages": await workflow.execute_activity_method(Activities.collect, **LONG)}
+
+
+async def _rounds(
+    order: RoundsOrder, work: Callable[[], Awaitable[dict[str, int]]]
+) -> dict[str, int]:
+    """Work, rest, work again, until the run's time is over; the sums of what the rounds answered."""
+    every, end = (
+        timedelta(seconds=order.every_seconds),
+        workflow.info().start_time + timedelta(seconds=order.run_seconds),
+    )
+    total = {"rounds": 0}
+    while True:
+        done = await work()
+        for name, count in {**done, "rounds": 1}.items():
+            total[name] = total.get(name, 0) + count
+        text = ", ".join(f"{count} {name}" for name, count in total.items())
+        workflow.set_current_details(f"So far: {text}")
+        if workflow.now() + every >= end:
+            return total
+        await workflow.sleep(every)
 
 
 @workflow.defn

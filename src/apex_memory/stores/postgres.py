@@ -126,7 +126,7 @@ class Postgres:
 
 
 def _timeout(seconds: float) -> LiteralString:
-    return cast(LiteralString, f"SET LOCAL transaction_timeout = {round(seconds * 1000)}")
+    return f"SET LOCAL transaction_timeout = {round(seconds * 1000)}"
 
 
 def migrations() -> list[tuple[str, str]]:
@@ -163,7 +163,7 @@ async def migrate(url: str) -> list[str]:
         fresh = [(name, sql) for name, sql in known if name not in applied]
         for name, sql in fresh:
             async with connection.transaction():
-                await connection.execute(cast(LiteralString, sql))
+                await connection.execute(sql)
                 await connection.execute("INSERT INTO migrations (name) VALUES (%s)", (name,))
         return [name for name, _ in fresh]
 

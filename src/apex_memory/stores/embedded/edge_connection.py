@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import select
 import socket
@@ -64,6 +65,9 @@ class Connection:
     async def close(self) -> None:
         self._reading.cancel()
         await asyncio.gather(self._reading, return_exceptions=True)
+        self._writer.close()  # again: a task that was cancelled before it began did not
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
 
     async def _read(self) -> None:
         try:

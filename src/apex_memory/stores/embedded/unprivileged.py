@@ -39,6 +39,11 @@ def settle(folder: Path, user: int) -> Path:
     """
     if not folder.is_symlink() and reachable(folder.parent):
         folder.mkdir(mode=0o700, exist_ok=True)
+    elif folder.is_dir() and not folder.is_symlink():
+        raise Misconfigured(
+            f"documents: user {user}, whom PostgreSQL runs as, cannot reach {folder} any more",
+            remedy=f"allow all users to pass through the folders above it (chmod o+x), or move it to {OUTSIDE} and leave a link",
+        )
     elif not folder.is_symlink():
         key = hashlib.sha256(str(folder).encode()).hexdigest()[:12]
         place = _open_folder(OUTSIDE / key) / folder.name

@@ -1,0 +1,103 @@
+"""The OpenAPI document is whole: every operation explained, with realistic examples and its refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from apex_memory import sources
+from apex_memory.config import Settings
+from apex_memory.gateway import create_app
+from apex_memory.gateway.reference import METHODS, example_of, page
+
+DOCUMENT: dict[str, Any] = create_app(Settings(sources={})).openapi()
+OPERATIONS = {
+    f"{method} {path}": operation
+    for path, item in DOCUMENT["paths"].items()
+    for method, operation in item.items()
+    if method in METHODS
+}
+operations = pytest.mark.parametrize("name", OPERATIONS)
+
+
+def models() -> Iterator[tuple[str, dict[str, Any]]]:
+    yield from DOCUMENT["components"]["schemas"].items()
+
+
+@operations
+def test_every_operation_is_explained(name: str) -> None:
+    operation = OPERATIONS[name]
+    assert operation["summary"] and operation["description"]
+    assert operation["tags"] and operation["tags"][0] in {tag["name"] for tag in DOCUMENT["tags"]}
+    for parameter in operation.get("parameters", ()):
+        assert parameter.get("description") or parameter["in"] == "path", parameter["name"]
+
+
+@operations
+def test_every_operation_has_its_refusals(name: str) -> None:
+    refusals = {
+        status: answer
+        for status, answer in OPERATIONS[name]["responses"].items()
+        if not status.startswith("2")
+    }
+    assert any(status.startswith("4") for status in refusals)
+    for status, answer in refusals.items():
+        media = answer["content"]["application/json"]
+        assert media["schema"]["$ref"].endswith("/Problem"), status
+        assert set(media["example"]["error"]) == {"code", "message", "remedy"}
+        assert "headers" in answer or status != "503"
+    if "{id}" in name and "/v1/" in name:
+        assert "404" in refusals
+
+
+@operations
+def test_every_operation_shows_an_example(name: str) -> None:
+    operation = OPERATIONS[name]
+    answers = [item for status, item in operation["responses"].items() if status.startswith("2")]
+    contents = [operation.get("requestBody", {}).get("content", {})]
+    contents += [answer["content"] for answer in answers]
+    for content in contents:
+        for media in content.values():
+            assert example_of(DOCUMENT, media) is not None
+
+
+@operations
+def test_every_route_but_the_open_ones_names_its_security(name: str) -> None:
+    path = name.partition(" ")[2]
+    if path.startswith("/hooks/") or path in ("/healthz", "/readyz", "/metrics"):
+        assert "security" not in OPERATIONS[name]
+    else:
+        assert {next(iter(way)) for way in OPERATIONS[name]["security"]} == {"bearer", "header"}
+
+
+def test_every_source_has_its_route_with_the_bodies_of_its_samples() -> None:
+    for source in sources.load({}).values():
+        body = OPERATIONS[f"post {source.route}"]["requestBody"]
+        kinds = {sample.content_type.partition(";")[0] for sample in source.samples()}
+        assert body["required"] and set(body["content"]) == kinds
+
+
+@pytest.mark.parametrize(("name", "schema"), models())
+def test_examples_of_models_fit_their_models(name: str, schema: dict[str, Any]) -> None:
+    required = set(schema.get("required", ()))
+    for example in schema.get("examples", ()):
+        assert set(example) <= set(schema["properties"]), name
+        assert required <= set(example), name
+
+
+def test_operation_ids_are_unique() -> None:
+    ids = [operation["operationId"] for operation in OPERATIONS.values()]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_page_shows_all_of_it() -> None:
+    shown = page(DOCUMENT)
+    assert shown.count("<details>") == len(OPERATIONS)
+    assert "<script" not in shown
+
+
+def test_the_document_is_json() -> None:
+    assert TypeAdapter(dict[str, Any]).dump_json(DOCUMENT)

@@ -1,0 +1,608 @@
+"""The read path on real engines: quality on a small world of freight, filters, what is live, what is away."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import pytest_asyncio
+
+from apex_memory.app import App, open_app
+from apex_memory.config import Settings
+from apex_memory.errors import NotFound, Rejected, Unavailable
+from apex_memory.model import Filters, document_uuid, now
+from apex_memory.pipeline import extract_query
+from apex_memory.pipeline.embed import HashingEmbedder
+from apex_memory.search import Answer, Search, Weights
+from apex_memory.stores.embedded import free_port
+from apex_memory.stores.embedded.vectors_engine import Edge
+from apex_memory.stores.graph import open_graph
+from apex_memory.stores.redis import Cache
+from apex_memory.stores.vectors import open_vectors
+from apex_memory.telemetry import DEGRADED
+from tests.conftest import PASSWORD, running
+from tests.e2e.conftest import HASHING_DIMENSION, MakeSettings, delete_event, land, text_event
+from tests.e2e.logistics import DOCUMENTS, QUESTIONS
+from tests.faulty import Fault, Faulty
+
+MINILM_DIMENSION = 384
+SINGLE = ("dense", "words", "nearby")
+
+module = pytest_asyncio.fixture(scope="module", loop_scope="session")
+
+
+@module
+async def world(
+    postgres_url: str,
+    template_database: str,
+    database_numbers: Iterator[int],
+    falkordb_url: str,
+    valkey_url: str,
+    engine_data: Path,
+) -> AsyncIterator[App]:
+    """All documents of the small world in memory, embedded with MiniLM. Tests only read it."""
+    folder = engine_data / "minilm"
+    folder.mkdir()
+    name = f"test_{next(database_numbers)}"
+    async with (
+        running(Edge(folder, free_port(), PASSWORD, MINILM_DIMENSION)) as vectors,
+        await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as admin,
+    ):
+        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template_database}")
+        settings = Settings(
+            documents=postgres_url.removesuffix("/postgres") + f"/{name}",
+            graph=falkordb_url.rsplit("/", 1)[0] + f"/t{uuid.uuid4().hex[:8]}",
+            vectors=vectors.url,
+            cache=valkey_url,
+            embedder="minilm",
+        )
+        async with open_app(settings) as app:
+            await app.recovery.gate()
+            await land(
+                app,
+                *(
+                    text_event(
+                        app, one.key, one.text, kind=one.kind, title=one.title, occurred_at=one.at
+                    )
+                    for one in DOCUMENTS
+                ),
+            )
+            assert await app.drain("documents") == len(DOCUMENTS)
+            yield app
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@module
+async def own_vectors_url(engine_data: Path) -> AsyncIterator[str]:
+    """A vector process for these tests, emptied after each: which points a page holds matters here."""
+    folder = engine_data / "search"
+    folder.mkdir()
+    async with running(Edge(folder, free_port(), PASSWORD, HASHING_DIMENSION)) as engine:
+        yield engine.url
+
+
+@pytest.fixture
+async def app(make_settings: MakeSettings, own_vectors_url: str) -> AsyncIterator[App]:
+    settings = make_settings(vectors=own_vectors_url, snapshot_seconds=5, grace_seconds=6)
+    async with open_app(settings) as app:
+        await app.recovery.gate()
+        yield app
+        async with aclosing(app.vectors.walk()) as held:
+            await app.vectors.delete_stages([one.stage async for one in held])
+
+
+def search_with(app: App, **changes: Any) -> Search:
+    """The app's search, with some of its parts replaced."""
+
+    async def ready() -> dict[str, str]:
+        return {"graph": "ready", "vectors": "ready"}
+
+    embedder = HashingEmbedder()
+    given: dict[str, Any] = {
+        "embed_query": embedder.query,
+        "embedder_id": embedder.id,
+        "extract_query": extract_query,
+        "states": ready,
+        "snapshot_seconds": 5,
+        "leg_seconds": 0.3,
+    }
+    stores = [changes.pop(name, getattr(app, name)) for name in ("db", "graph", "vectors", "cache")]
+    return Search(*stores, **given | changes)
+
+
+def keys(app: App, answer: Answer) -> list[str]:
+    names = {document_uuid("documents", one.key): one.key for one in DOCUMENTS}
+    return [names.get(hit.doc_id, str(hit.doc_id)) for hit in answer.hits]
+
+
+async def remember(app: App, key: str, text: str, **fields: Any) -> uuid.UUID:
+    [landed] = await land(app, text_event(app, key, text, **fields))
+    await app.drain("documents")
+    return landed.doc_id
+
+
+async def snippets(search: Search, query: str, **options: Any) -> list[str]:
+    return [hit.snippet for hit in (await search.search(query, **options)).hits]
+
+
+# What is found
+
+
+async def recall(app: App, weights: Weights | None, *, at: int) -> dict[str, float]:
+    """Share of the questions whose answer is among the first `at` documents, for each kind and for all."""
+    found: dict[str, list[bool]] = {"all": []}
+    for asked in QUESTIONS:
+        answer = await app.search.search(
+            asked.question, limit=at, passages_per_document=1, weights=weights
+        )
+        hit = asked.answer in keys(app, answer)
+        found["all"].append(hit)
+        found.setdefault(asked.kind, []).append(hit)
+    return {kind: sum(hits) / len(hits) for kind, hits in found.items()}
+
+
+def only(leg: str) -> Weights:
+    return Weights(**dict.fromkeys(Weights.__dataclass_fields__, 0.0) | {leg: 1.0})
+
+
+async def test_fused_beats_every_single_leg(world: App) -> None:
+    fused = await recall(world, None, at=1)
+    for leg in SINGLE:
+        single = await recall(world, only(leg), at=1)
+        assert fused["all"] > single["all"], (leg, fused, single)
+    assert fused["all"] >= 0.8 and (await recall(world, None, at=5))["all"] >= 0.95
+
+
+async def test_an_identifier_of_the_question_comes_first(world: App) -> None:
+    for asked in QUESTIONS:
+        if asked.kind == "identifier":
+            answer = await world.search.search(asked.question)
+            assert asked.answer == keys(world, answer)[0], asked
+            assert answer.hits[0].why and "identifier" in answer.hits[0].legs
+            assert any(entity.exact and entity.count for entity in answer.entities)
+
+
+async def test_every_document_with_the_identifier_comes_before_all_others(world: App) -> None:
+    answer = await world.search.search("SHP-100045 late pickup Northwind", limit=10)
+    assert set(keys(world, answer)[:3]) == {"mail-1", "mail-2", "shipment-1"}
+    assert len(answer.hits) == 10 and answer.degraded == []
+    assert all("SHP-100045" in hit.snippet for hit in answer.hits[:3])
+
+
+async def test_a_hit_tells_where_it_comes_from(world: App) -> None:
+    hit = (await world.search.search("lithium batteries", limit=1)).hits[0]
+    view = await world.search.document(hit.doc_id)
+    assert view.text[hit.start : hit.end] == hit.snippet and "Lithium" in hit.snippet
+    assert hit.provenance == view.provenance
+    event = await world.inbox.event(hit.provenance.inbox_id)
+    assert event.event_id == hit.provenance.event_id and b"Lithium" in event.payload
+    assert {"dense", "words", "nearby", "dense_nearby"} <= hit.legs.keys()
+    assert (hit.source, hit.kind, hit.title) == ("documents", "document", "Hazardous materials")
+
+
+async def test_a_name_leads_through_the_graph(world: App) -> None:
+    answer = await world.search.search("what do we know about piedmont haulers?", limit=3)
+    assert set(keys(world, answer)[:2]) == {"chat-4", "shipment-4"}
+    assert "company:piedmont-haulers" in answer.hits[0].why and answer.hits[0].legs["graph"] > 0
+    assert [entity.ref for entity in answer.entities if not entity.exact] == [
+        "company:piedmont-haulers"
+    ]
+
+
+async def test_time_words_prefer_what_happened_then(world: App) -> None:
+    search = search_with(
+        world,
+        embed_query=world.search._embed_query,
+        embedder_id="minilm-int8-384",
+        clock=lambda: datetime(2025, 11, 6, 12, tzinfo=UTC),
+    )
+    october = keys(world, await search.search("tractor or trailer news in October"))
+    november = keys(world, await search.search("tractor or trailer news on 3 November"))
+    assert november[0] in {"truck-1", "truck-2"} and october[0] not in {"truck-1", "truck-2"}
+
+
+@pytest.mark.parametrize(
+    ("filters", "passes"),
+    [
+        (Filters(kinds=("policy", "email")), lambda one: one.kind == "email"),
+        (Filters(since=datetime(2025, 11, 1, tzinfo=UTC)), lambda one: one.at >= "2025-11-01"),
+        (
+            Filters(
+                since=datetime(2025, 10, 13, tzinfo=UTC),
+                until=datetime(2025, 10, 20, 12, tzinfo=UTC),
+            ),
+            lambda one: "2025-10-13" <= one.at < "2025-10-20T12:00:00Z",
+        ),
+        (Filters(entities=("company:harbor-foods",)), lambda one: "Harbor Foods LLC" in one.text),
+        (Filters(sources=("turvo",)), lambda one: False),
+        (Filters(sources=("documents",), kinds=("window",)), lambda one: one.kind == "window"),
+    ],
+)
+@pytest.mark.parametrize("query", ["how is SHP-100045, and Harbor Foods LLC trucks", ""])
+async def test_filters_hold_in_every_leg(
+    world: App, query: str, filters: Filters, passes: Callable[[Any], bool]
+) -> None:
+    answer = await world.search.search(query, limit=50, filters=filters)
+    assert set(keys(world, answer)) == {one.key for one in DOCUMENTS if passes(one)}
+
+
+async def test_without_a_question_the_newest_come_first(app: App) -> None:
+    for n in range(3):
+        await remember(app, f"d{n}", f"text {n}")
+    answer = await app.search.search("  \n", limit=2)
+    assert [(hit.rank, hit.snippet) for hit in answer.hits] == [(1, "text 2"), (2, "text 1")]
+
+
+@pytest.mark.parametrize(
+    ("query", "options"),
+    [
+        ("x" * 2_001, {}),
+        ("x", {"limit": 0}),
+        ("x", {"limit": 101}),
+        ("x", {"passages_per_document": 0}),
+    ],
+)
+async def test_limits_are_refused(world: App, query: str, options: dict[str, int]) -> None:
+    with pytest.raises(Rejected) as refused:
+        await world.search.search(query, **options)
+    assert refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    "query", ["\x00", "a\x00b", "\ud800", "'; DROP TABLE x --", "🚚" * 2_000, "?"]
+)
+async def test_any_characters_may_be_asked(world: App, query: str) -> None:
+    assert (await world.search.search(query, limit=1)).degraded == []
+
+
+async def test_passages_of_a_long_document(app: App) -> None:
+    parts = [f"Part {n}. " + f"filler words about topic{n} " * 30 for n in range(6)]
+    parts[4] += "The container MSKU1234565 waits here."
+    doc = await remember(app, "long", "\n\n".join(parts))
+    answer = await app.search.search("topic2 filler", passages_per_document=2)
+    assert len(answer.hits) == 2 and "topic2" in answer.hits[0].snippet
+    exact = await app.search.search("MSKU1234565 part")
+    assert exact.hits[0].doc_id == doc and "MSKU1234565" in exact.hits[0].snippet
+    assert len({hit.start for hit in exact.hits}) == len(exact.hits) == 3
+
+
+# What is live
+
+
+async def test_an_update_replaces_what_is_found(app: App) -> None:
+    await remember(app, "a", "The gate code is seven", version=1)
+    assert await snippets(app.search, "gate code") == ["The gate code is seven"]
+    await remember(app, "a", "The gate code is nine", version=2)
+    assert await snippets(app.search, "gate code") == ["The gate code is nine"]
+
+
+async def test_staging_and_superseded_stages_are_never_shown_but_were_there_to_be(app: App) -> None:
+    await remember(app, "a", "PO 445566 red pallets by Acme Foods LLC", version=1)
+    await remember(app, "a", "PO 445566 blue pallets by Acme Foods LLC", version=2)
+    [landed] = await land(
+        app, text_event(app, "a", "PO 445566 green pallets by Acme Foods LLC", version=3)
+    )
+    batch = await app.claim("documents")
+    await app.prepare("documents", batch.id)
+    stages = (await app.publication.journal.begin(batch.id)).stages
+    assert await app.publication.stage_and_verify(stages) == {}
+    vector = await HashingEmbedder().query("pallets")
+    held = await app.vectors.search(dense=vector, words="pallets", limit=10)
+    assert len({hit.stage for hit in held["words"]}) == 3, "all three versions are in the store"
+    for query in ("pallets", "PO 445566", "Acme Foods"):
+        assert await snippets(app.search, query) == ["PO 445566 blue pallets by Acme Foods LLC"]
+    committed = await app.publication.journal.commit(
+        batch.id, stages, graph_at=now(), vectors_at=now()
+    )
+    assert committed.done == [landed.id]
+    assert await snippets(app.search, "pallets") == ["PO 445566 green pallets by Acme Foods LLC"]
+
+
+async def test_a_search_sees_one_snapshot_whatever_commits_meanwhile(app: App) -> None:
+    await remember(app, "a", "trailer yard east", version=1)
+    search = search_with(
+        app,
+        vectors=Interrupted(
+            app.vectors, lambda: remember(app, "a", "trailer yard west", version=2)
+        ),
+    )
+    assert await snippets(search, "trailer yard") == ["trailer yard east"]
+    assert await snippets(app.search, "trailer yard") == ["trailer yard west"]
+
+
+class Interrupted:
+    """A vector store before whose first search something happens."""
+
+    def __init__(self, store: Any, happens: Callable[[], Any]) -> None:
+        self._store = store
+        self._happens: Callable[[], Any] | None = happens
+
+    async def search(self, **asked: Any) -> Any:
+        happens, self._happens = self._happens, None
+        if happens:
+            await happens()
+        return await self._store.search(**asked)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+async def test_deleted_documents_are_gone(app: App) -> None:
+    event = text_event(app, "a", "PO 445566 for Acme Foods LLC", version=1)
+    [landed] = await land(app, event)
+    await app.drain("documents")
+    await land(app, delete_event(event, version=2))
+    await app.drain("documents")
+    for query in ("PO 445566", "Acme Foods", "445566 for", ""):
+        assert await snippets(app.search, query) == []
+    with pytest.raises(NotFound, match="deleted"):
+        await app.search.document(landed.doc_id)
+    with pytest.raises(NotFound):
+        await app.search.entity("po:445566")
+    assert (await app.search.documents()).documents == []
+    assert [row.deleted for row in (await app.search.documents(deleted=True)).documents] == [True]
+
+
+class Counting:
+    """A store that notes how it was searched."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.excluded: list[int] = []
+
+    async def search(self, **asked: Any) -> Any:
+        self.excluded.append(len(asked["exclude"]))
+        return await self._store.search(**asked)
+
+    async def linked(self, refs: Any, **asked: Any) -> Any:
+        self.excluded.append(len(asked["exclude"]))
+        return await self._store.linked(refs, **asked)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+async def test_a_page_full_of_dead_passages_is_filled_again(app: App) -> None:
+    """120 superseded versions match better than the one document that is live."""
+    for version in range(1, 121):
+        await land(
+            app,
+            text_event(
+                app, "a", f"forklift forklift forklift Acme Foods LLC {version}", version=version
+            ),
+        )
+        await app.drain("documents")
+    await remember(app, "a", "nothing of the kind", version=121)
+    await remember(
+        app, "b", "Acme Foods LLC lends us a forklift for the long dock by the river", version=1
+    )
+    vectors, graph = Counting(app.vectors), Counting(app.graph)
+    search = search_with(app, vectors=vectors, graph=graph)
+    answer = await search.search("forklift Acme Foods LLC")
+    assert answer.hits[0].snippet.startswith("Acme Foods LLC lends") and answer.degraded == []
+    assert vectors.excluded == [0, 120] and graph.excluded == [0, 120]
+
+
+async def test_nothing_is_excluded_while_enough_is_live(world: App) -> None:
+    vectors = Counting(world.vectors)
+    search = search_with(
+        world, vectors=vectors, embed_query=world.search._embed_query, embedder_id="minilm-int8-384"
+    )
+    await search.search("pallets")
+    assert vectors.excluded == [0]
+
+
+async def test_a_store_full_of_strangers_is_said_to_hide_something(app: App) -> None:
+    """Points whose stages nobody knows, more than can be left out by name in three rounds."""
+    for batch in range(2):
+        for n in range(100):
+            await land(app, text_event(app, f"{batch}-{n}", "seal number"))
+        await app.drain("documents")
+    await app.db.execute("DELETE FROM documents")
+    await app.db.execute("DELETE FROM stages")
+    answer = await app.search.search("seal number", limit=1)
+    assert answer.hits == [] and answer.degraded == ["vectors"]
+
+
+# What is away
+
+
+def degraded_count(store: str) -> float:
+    return DEGRADED.labels(store)._value.get()
+
+
+@pytest.mark.parametrize("fault", [Fault.FAIL, Fault.DELAY])
+async def test_without_the_graph_the_answer_says_so(app: App, fault: Fault) -> None:
+    await remember(app, "a", "Acme Foods LLC asks for PO 445566")
+    graph = Faulty(app.graph)
+    graph.plan(fault, "known", "linked", "facts", seconds=30)
+    before = degraded_count("graph")
+    search = search_with(app, graph=graph)
+    answer = await search.search("Acme Foods LLC")
+    assert answer.degraded == ["graph"] and degraded_count("graph") == before + 1
+    assert [hit.snippet for hit in answer.hits] == ["Acme Foods LLC asks for PO 445566"]
+    assert answer.took_ms["total"] < 5_000
+    view = await search.entity("company:acme-foods")
+    assert view.degraded == ["graph"] and len(view.documents) == 1
+
+
+@pytest.mark.parametrize("fault", [Fault.FAIL, Fault.DELAY])
+async def test_without_the_vectors_identifiers_and_names_still_answer(
+    app: App, fault: Fault
+) -> None:
+    await remember(app, "a", "PO 445566 is ready")
+    await remember(app, "b", "Acme Foods LLC called")
+    vectors = Faulty(app.vectors)
+    vectors.plan(fault, "search", seconds=30)
+    search = search_with(app, vectors=vectors)
+    answer = await search.search("PO 445566 for acme foods")
+    assert answer.degraded == ["vectors"]
+    assert [hit.snippet for hit in answer.hits] == ["PO 445566 is ready", "Acme Foods LLC called"]
+    assert answer.took_ms["total"] < 5_000
+
+
+async def test_with_both_servers_gone_for_real(app: App) -> None:
+    await remember(app, "a", "PO 445566 is ready")
+    graph = open_graph(f"falkordb://:x@127.0.0.1:{free_port()}/g", timeout=5)
+    vectors = open_vectors(
+        f"edge://:x@127.0.0.1:{free_port()}", HASHING_DIMENSION, timeout=5, bm25_average_words=60
+    )
+    cache = Cache(f"redis://:x@127.0.0.1:{free_port()}/0")
+    search = search_with(app, graph=graph, vectors=vectors, cache=cache)
+    answer = await search.search("PO 445566")
+    assert answer.degraded == ["graph", "vectors"] and len(answer.hits) == 1
+    for store in (graph, vectors, cache):
+        await store.close()
+
+
+async def test_without_the_embedder_words_still_answer(app: App) -> None:
+    async def away(text: str) -> Any:
+        raise Unavailable("embedder", "gone")
+
+    await remember(app, "a", "gate code nine")
+    answer = await search_with(app, embed_query=away, embedder_id="x").search("gate code")
+    assert answer.degraded == ["embedder"] and len(answer.hits) == 1
+    assert "dense" not in answer.hits[0].legs and "words" in answer.hits[0].legs
+
+
+async def test_a_store_that_is_recovering_is_used_and_named(app: App) -> None:
+    async def states() -> dict[str, str]:
+        return {"graph": "ready", "vectors": "recovering"}
+
+    await remember(app, "a", "gate code nine")
+    answer = await search_with(app, states=states).search("gate code")
+    assert answer.degraded == ["vectors"] and len(answer.hits) == 1
+
+
+async def test_a_store_that_restarts_during_the_search_is_named(app: App) -> None:
+    told = iter(["ready", "recovering"])
+
+    async def states() -> dict[str, str]:
+        return {"graph": next(told), "vectors": "ready"}
+
+    assert (await search_with(app, states=states).search("x")).degraded == ["graph"]
+
+
+async def test_states_that_cannot_be_told_are_not_passed_for_good(app: App) -> None:
+    async def states() -> dict[str, str]:
+        await asyncio.sleep(30)
+        return {}
+
+    answer = await search_with(app, states=states).search("x")
+    assert answer.degraded == ["graph", "vectors"] and answer.took_ms["total"] < 5_000
+
+
+async def test_a_store_that_hung_is_left_alone_for_a_while(app: App) -> None:
+    vectors = Faulty(app.vectors)
+    vectors.plan(Fault.DELAY, "search", times=1, seconds=30)
+    search = search_with(app, vectors=vectors, leg_seconds=0.1, rest_seconds=60)
+    await search.search("x")
+    assert (await search.search("x")).degraded == ["vectors"]
+    assert vectors.counts["search", Fault.DELAY] == 1
+    patient = search_with(app, vectors=vectors, rest_seconds=0)
+    assert (await patient.search("x")).degraded == []
+
+
+async def test_without_postgresql_nothing_is_answered(app: App) -> None:
+    app_db = app.db
+    await app_db.close()
+    for call in (app.search.search("x"), app.search.search(""), app.search.entity("po:1")):
+        with pytest.raises(Unavailable, match="documents"):
+            await call
+
+
+async def test_a_dead_cache_changes_nothing(app: App) -> None:
+    doc = await remember(app, "a", "gate code nine")
+    dead = search_with(app, cache=Cache(f"redis://:x@127.0.0.1:{free_port()}/0"))
+    for search in (app.search, app.search, dead):
+        assert await snippets(search, "gate code") == ["gate code nine"]
+        assert (await search.document(doc)).text == "gate code nine"
+
+
+async def test_a_question_is_embedded_once(app: App) -> None:
+    asked: list[str] = []
+
+    async def embed(text: str) -> Any:
+        asked.append(text)
+        return await HashingEmbedder().query(text)
+
+    search = search_with(app, embed_query=embed, embedder_id=uuid.uuid4().hex)
+    for _ in range(2):
+        assert (await search.search("gate code")).degraded == []
+    assert asked == ["gate code"]
+
+
+# Single things
+
+
+async def test_a_document_with_its_versions(app: App) -> None:
+    doc = await remember(
+        app, "a", "first PO 445566", version=1, metadata={"colour": "red"}, title="T"
+    )
+    await remember(app, "a", "second PO 445566", version=2, event_id="two")
+    for _ in range(2):  # the second time from the cache
+        view = await app.search.document(doc)
+        assert (view.text, view.key, view.provenance.version) == ("second PO 445566", "a", 2)
+        assert view.entities == ["po:445566"] and view.passages == [(0, len(view.text))]
+        states = [(one.version, one.state, one.kept) for one in view.versions]
+        assert states == [(2, "committed", True), (1, "superseded", True)]
+        assert view.provenance.received_at == view.versions[0].received_at
+    older = await app.search.document_version(doc, 1)
+    assert older.text == "first PO 445566" and older.title == "T"
+    assert older.metadata["colour"] == "red"
+    assert (await app.search.document_version(doc, 2, "two")).text == "second PO 445566"
+    for version, event in ((3, None), (2, "other")):
+        with pytest.raises(NotFound):
+            await app.search.document_version(doc, version, event)
+    with pytest.raises(NotFound):
+        await app.search.document(uuid.uuid4())
+
+
+async def test_a_version_that_was_never_shown_cannot_be_read(app: App) -> None:
+    doc = await remember(app, "a", "newer", version=2)
+    await remember(app, "a", "older, and too late", version=1)
+    with pytest.raises(NotFound):
+        await app.search.document_version(doc, 1)
+
+
+async def test_an_entity_shows_live_assertions_only(app: App) -> None:
+    text = "Consignee: Harbor Foods LLC\nPO {} from Savannah, GA 31401"
+    first = await remember(app, "a", text.format("445566"), version=1)
+    await remember(app, "b", "Harbor Foods, LLC paid.")
+    view = await app.search.entity("company:harbor-foods")
+    assert set(view.names) == {"Harbor Foods LLC", "Harbor Foods, LLC"}
+    assert view.roles == {"mentions": 2, "consignee": 1} and len(view.documents) == 2
+    place = await app.search.entity("location:savannah-ga")
+    [said] = place.attributes
+    assert (said.predicate, said.value, said.doc_id) == ("zip", "31401", first)
+    await remember(app, "a", "Nobody is named here any more.", version=2)
+    view = await app.search.entity("company:harbor-foods")
+    assert view.names == ["Harbor Foods, LLC"] and view.roles == {"mentions": 1}
+    assert [row.key for row in view.documents] == ["b"] and view.degraded == []
+    with pytest.raises(NotFound):
+        await app.search.entity("location:savannah-ga")
+
+
+async def test_the_list_of_documents_pages_through_all(app: App) -> None:
+    for n in range(7):
+        await land(app, text_event(app, f"d{n}", "text", kind="note" if n % 2 else "memo"))
+    await app.drain("documents")
+    seen, after, pages = [], None, 0
+    while after or not pages:
+        page = await app.search.documents(limit=3, after=after)
+        seen += [row.key for row in page.documents]
+        after, pages = page.next, pages + 1
+    assert sorted(seen) == [f"d{n}" for n in range(7)] and pages == 3
+    notes = await app.search.documents(kinds=["note"], sources=["documents"])
+    assert {row.key for row in notes.documents} == {"d1", "d3", "d5"} and notes.next is None
+    assert (await app.search.documents(sources=["turvo"])).documents == []
+    for cursor in ("x", "AAAA", "Ww=="):
+        with pytest.raises(Rejected):
+            await app.search.documents(after=cursor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -51,6 +52,7 @@ class EdgeProcess:
                 return await store.ping()
             except Unavailable:
                 assert self._popen.poll() is None, self.log()
+                await asyncio.sleep(0.02)
 
     def send(self, number: signal.Signals) -> None:
         assert self._popen

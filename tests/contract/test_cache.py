@@ -85,6 +85,9 @@ async def test_a_lock_has_one_owner(cache: Cache, client: redis.asyncio.Redis) -
     assert await cache.lock(docs, one, 30) == set(docs[:2])  # asked again: still its own
     assert 29 < await ttl(client, f"apex:lock:{docs[0]}") <= 30
     await cache.unlock(docs, other)
+    third = uuid4()
+    assert await cache.lock(docs, third, 30) == {docs[2]}
+    await cache.unlock(docs, third)
     assert await cache.lock(docs, one, 30) == set(docs)
     await cache.unlock(docs, one)
     assert await cache.lock(docs, other, 30) == set(docs)

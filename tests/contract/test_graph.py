@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4, uuid5
 
 import pytest
@@ -463,6 +464,46 @@ async def test_silence_is_given_up_in_time(scheme: str) -> None:
             with pytest.raises(Unavailable):
                 await call()
             assert time.monotonic() - started < 1
+        await graph.close()
+
+
+@asynccontextmanager
+async def freezing_way(target: int) -> AsyncIterator[tuple[int, Callable[[], None]]]:
+    """A way to a local port, and a call after which the connections of before are dead without a word."""
+    generation = 0
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, born: int) -> None:
+        while data := await reader.read(65_536):
+            if born == generation:
+                writer.write(data)
+        writer.close()
+
+    async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        onward_reader, onward = await asyncio.open_connection("127.0.0.1", target)
+        born = generation
+        await asyncio.gather(pump(reader, onward, born), pump(onward_reader, writer, born))
+
+    def freeze() -> None:
+        nonlocal generation
+        generation += 1
+
+    async with await asyncio.start_server(join, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1], freeze
+
+
+async def test_one_dead_connection_condemns_the_older_ones(falkordb_url: str) -> None:
+    """As when a host vanished: without that, each connection of the pool would cost a time-out."""
+    target = urlsplit(falkordb_url).port
+    assert target is not None
+    async with freezing_way(target) as (port, freeze):
+        graph = open_graph(falkordb_url.replace(f":{target}/", f":{port}/"), timeout=0.5)
+        await asyncio.gather(*(graph.known([SHIPMENT]) for _ in range(5)))
+        freeze()
+        with pytest.raises(Unavailable):
+            await graph.known([SHIPMENT])
+        await graph.incarnation()
+        for _ in range(5):
+            await graph.known([SHIPMENT])
         await graph.close()
 
 

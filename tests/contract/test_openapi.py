@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,10 +20,6 @@ OPERATIONS = {
     if method in METHODS
 }
 operations = pytest.mark.parametrize("name", OPERATIONS)
-
-
-def models() -> Iterator[tuple[str, dict[str, Any]]]:
-    yield from DOCUMENT["components"]["schemas"].items()
 
 
 @operations
@@ -80,7 +75,7 @@ def test_every_source_has_its_route_with_the_bodies_of_its_samples() -> None:
         assert body["required"] and set(body["content"]) == kinds
 
 
-@pytest.mark.parametrize(("name", "schema"), models())
+@pytest.mark.parametrize(("name", "schema"), DOCUMENT["components"]["schemas"].items())
 def test_examples_of_models_fit_their_models(name: str, schema: dict[str, Any]) -> None:
     required = set(schema.get("required", ()))
     for example in schema.get("examples", ()):

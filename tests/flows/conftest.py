@@ -13,7 +13,10 @@ from apex_memory.flows.client import connect
 from apex_memory.flows.errors import Translation
 from apex_memory.flows.orders import DrainOrder
 from apex_memory.flows.workflows import Drain
+from tests.e2e.conftest import hashing_vectors_url, make_settings
 from tests.flows.scripted import Steps
+
+__all__ = ["hashing_vectors_url", "make_settings"]  # fixtures that are shared
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

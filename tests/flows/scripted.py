@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -66,7 +65,7 @@ class Steps:
     async def claim(self, order: ClaimOrder) -> ClaimedBatch:
         self._maybe_fail("claim")
         taken, self.ready = self.ready[: self.limit], self.ready[self.limit :]
-        batch = str(uuid.uuid4())
+        batch = order.batch
         self.held[batch] = taken
         self.looks += 1
         if taken:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 from apex_memory.cli.commands import app
@@ -20,5 +21,5 @@ def main() -> None:
         if error.remedy:
             console(stderr=True).print(f"[dim]→ {error.remedy}[/]", highlight=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):  # asked to end while still starting
         sys.exit(130)

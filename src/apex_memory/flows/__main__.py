@@ -45,6 +45,9 @@ async def run(settings: Settings) -> None:
     with registered(settings.data_dir / "run" / "worker.json", card):
         logger(room="worker").info("worker starts", **card)
         async with open_app(settings) as app:
+            await (
+                app.recovery.gate()
+            )  # needs no Temporal; until then readers call the stores degraded
             await serve(app, build=build, stop=stop, runtime=runtime)
     logger(room="worker").info("worker stopped")
 

@@ -45,11 +45,11 @@ class Activities:
     async def claim(self, order: ClaimOrder) -> ClaimedBatch:
         info = activity.info()
         run = Run(info.workflow_id or "", info.workflow_run_id or "")
-        batch = await self._app.claim(order.source, run=run)
+        batch = await self._app.claim(order.source, batch=UUID(order.batch), run=run)
         return ClaimedBatch(
             str(batch.id),
             len(batch.events),
-            len(batch.events) >= self._app.settings.batch_max,
+            batch.more,
             [EventName(str(event.id), event.event_id) for event in batch.events[:SHOWN]],
         )
 

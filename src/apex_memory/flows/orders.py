@@ -31,7 +31,10 @@ class DrainOrder:
 
 @dataclass(frozen=True)
 class ClaimOrder:
+    """`batch` names the lease: the same claim again, after a lost answer, gets the same events."""
+
     source: str
+    batch: str
 
 
 @dataclass(frozen=True)

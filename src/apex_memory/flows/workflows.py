@@ -124,9 +124,8 @@ class Drain:
     async def _carry(self) -> bool:
         """One batch: claim, prepare, publish. False when nothing was ready."""
         source = self._order.source
-        batch: ClaimedBatch = await self._timed(
-            "claim", Activities.claim, ClaimOrder(source), SHORT, source
-        )
+        claim = ClaimOrder(source, str(workflow.uuid4()))
+        batch: ClaimedBatch = await self._timed("claim", Activities.claim, claim, SHORT, source)
         if not batch.count:
             return False
         if not self._burst.batches:

@@ -73,9 +73,20 @@ class EdgeVectors:
 
     async def upsert(self, points: Sequence[VectorPoint], vectors: Vectors) -> None:
         check_vectors(points, vectors, self.dimension)
-        for first in range(0, len(points), SLICE):
-            part = slice(first, first + SLICE)
-            await self._call("upsert", self._batch(points[part], vectors[part]))
+        sending: asyncio.Task[Any] | None = None
+        try:
+            for first in range(0, len(points), SLICE):
+                part = slice(first, first + SLICE)
+                batch = self._batch(points[part], vectors[part])  # while the one before is written
+                if sending:
+                    await sending
+                sending = asyncio.create_task(self._call("upsert", batch))
+                await asyncio.sleep(0)  # it is sent before the next is made
+            if sending:
+                await sending
+        finally:
+            if sending:
+                sending.cancel()
 
     async def flush(self) -> None:
         await self._call("flush")

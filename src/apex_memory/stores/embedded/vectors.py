@@ -73,7 +73,8 @@ class VectorProcess:
         self._connections.add(task)
         try:
             with contextlib.suppress(
-                asyncio.IncompleteReadError, ConnectionError, TimeoutError, BrokenFrame
+                *(asyncio.IncompleteReadError, ConnectionError, TimeoutError, BrokenFrame),
+                asyncio.CancelledError,  # by `close` alone; the stream would log it as a failure
             ):
                 if await self._greet(reader, writer):
                     await self._converse(reader, writer)

@@ -1,0 +1,158 @@
+"""The worker with the real application on real engines: events arrive, whatever becomes of Temporal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from apex_memory.app import App, open_app
+from apex_memory.flows.client import connect, hello
+from apex_memory.flows.drains import Drains, drain_id, priorities_of
+from apex_memory.flows.wakes import Waker
+from apex_memory.flows.worker import serve
+from apex_memory.model import Landed
+from apex_memory.stores.embedded import free_port
+from apex_memory.stores.embedded.temporal import Temporal
+from tests.conftest import running
+from tests.e2e.conftest import MakeSettings, land, live, state, text_event
+from tests.flows.scripted import until
+
+
+@pytest.fixture
+def temporal() -> Iterator[Temporal]:
+    """A Temporal server that is not started yet, on a folder that survives its stops."""
+    with tempfile.TemporaryDirectory(prefix="apex-test-") as folder:
+        yield Temporal(Path(folder), free_port(), "", free_port())
+
+
+@asynccontextmanager
+async def serving(app: App) -> AsyncIterator[Waker]:
+    """A worker in this process, and the waker that the landing side would have."""
+    stop = asyncio.Event()
+    task = asyncio.create_task(serve(app, build="test", stop=stop))
+    waker = Waker(
+        Drains(await connect(app.settings.temporal, lazy=True), priorities_of(app.sources))
+    )
+    try:
+        yield waker
+    finally:
+        await waker.close()
+        stop.set()
+        await task
+
+
+async def done(app: App, landed: Landed) -> bool:
+    return await state(app, landed) == "done"
+
+
+async def test_a_landed_event_is_carried_and_names_its_run(
+    make_settings: MakeSettings, temporal: Temporal
+) -> None:
+    async with (
+        running(temporal),
+        open_app(make_settings(temporal=temporal.url)) as app,
+        serving(app) as waker,
+    ):
+        [landed] = await land(app, text_event(app, "a", "Shipment SHP-100045 left Columbus, OH."))
+        waker.wake("documents")
+        await until(lambda: done(app, landed), "the event is done")
+        assert await live(app, "a")
+        row = await app.db.fetch_one("SELECT workflow_id, run_id FROM inbox")
+        assert row and row["workflow_id"] == drain_id("documents")
+        client = await connect(temporal.url)
+        history = await client.get_workflow_handle(
+            row["workflow_id"], run_id=row["run_id"]
+        ).fetch_history()
+        assert "Columbus" not in history.to_json()
+
+        workflow, greeting = await hello(client)
+        assert workflow.startswith("hello:") and not greeting.away
+        assert set(greeting.stores) == {"documents", "graph", "vectors", "cache"}
+        assert greeting.stores["documents"].startswith("PostgreSQL")
+
+
+async def test_the_sweep_makes_up_for_a_lost_wake(
+    make_settings: MakeSettings, temporal: Temporal
+) -> None:
+    settings = make_settings(temporal=temporal.url, sweep_seconds=1)
+    async with running(temporal), open_app(settings) as app, serving(app) as waker:
+        [first] = await land(app, text_event(app, "a", "one"))
+        waker.wake("documents")
+        await until(lambda: done(app, first), "the worker works")
+        [second] = await land(app, text_event(app, "b", "two"))
+        await until(lambda: done(app, second), "carried, though nobody woke the drain")
+
+
+async def test_the_worker_waits_for_temporal_and_survives_its_absence(
+    make_settings: MakeSettings, temporal: Temporal
+) -> None:
+    settings = make_settings(temporal=temporal.url, sweep_seconds=1)
+    async with open_app(settings) as app, serving(app) as waker:
+        [early] = await land(app, text_event(app, "a", "landed before Temporal was there"))
+        async with running(temporal):
+            await until(lambda: done(app, early), "carried once Temporal is there", seconds=30)
+        [late] = await land(app, text_event(app, "b", "landed while Temporal is away"))
+        waker.wake("documents")
+        async with running(temporal):
+            await until(lambda: done(app, late), "carried once Temporal is back", seconds=40)
+
+
+async def test_temporal_that_lost_its_data_is_set_up_again(
+    make_settings: MakeSettings, temporal: Temporal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apex_memory.flows.worker.TEND_SECONDS", 1.0)
+    settings = make_settings(temporal=temporal.url, sweep_seconds=1)
+    async with open_app(settings) as app, serving(app) as waker:
+        async with running(temporal):
+            [first] = await land(app, text_event(app, "a", "one"))
+            waker.wake("documents")
+            await until(lambda: done(app, first), "the worker works")
+        for file in temporal.directory.glob("temporal.db*"):
+            file.unlink()
+        async with running(temporal):
+            [second] = await land(app, text_event(app, "b", "two"))
+            await until(
+                lambda: done(app, second), "carried by a Temporal without a past", seconds=60
+            )
+
+
+async def test_the_process_works_shows_its_metrics_and_stops_when_told(
+    make_settings: MakeSettings, temporal: Temporal, tmp_path: Path
+) -> None:
+    settings = make_settings(temporal=temporal.url)
+    names = ("documents", "graph", "vectors", "cache", "temporal", "embedder", "data_dir")
+    environment = {f"APEX_{name.upper()}": str(getattr(settings, name)) for name in names}
+    card_file = tmp_path / "run" / "worker.json"
+    async with running(temporal), open_app(settings) as app:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "apex_memory.flows"),
+            env=os.environ | environment,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            [landed] = await land(app, text_event(app, "a", "one"))
+            await until(lambda: done(app, landed), "the process carries the event", seconds=30)
+            card = json.loads(card_file.read_text(encoding="utf-8"))
+            assert card["pid"] == process.pid
+            async with httpx2.AsyncClient() as http:
+                own = (await http.get(card["metrics"])).text
+                assert 'apex_events_ended_total{source="documents",state="done"} 1.0' in own
+                assert "temporal_" in (await http.get(card["temporal_metrics"])).text
+            process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(10):
+                assert await process.wait() == 0
+            assert not card_file.exists()
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()

@@ -21,7 +21,9 @@ DIMENSION = 16
 class EdgeProcess:
     """One vector process on a folder and a port that stay the same over restarts."""
 
-    def __init__(self, folder: Path, *, seal_points: int = 20_000, dimension: int = DIMENSION) -> None:
+    def __init__(
+        self, folder: Path, *, seal_points: int = 20_000, dimension: int = DIMENSION
+    ) -> None:
         self.folder, self.port = folder, free_port()
         self.url = f"edge://:p%40ss@{HOST}:{self.port}"
         self._environment = os.environ | {

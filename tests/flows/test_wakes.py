@@ -103,6 +103,18 @@ async def test_sustained_load_is_spread_wider(
     assert 5 <= await signals(client, "wake-p0") <= 18  # at 20 ms it would be 40 or so
 
 
+async def test_bulk_is_woken_more_rarely_under_load(
+    waker: Waker, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wakes, "CREDIT", 1)
+    loop = asyncio.get_running_loop()
+    end = loop.time() + 0.8
+    while loop.time() < end:
+        waker.wake("wake-p2")
+        await asyncio.sleep(0.005)
+    assert await signals(client, "wake-p2") <= 3
+
+
 async def test_each_source_has_its_queue_priority_and_attributes(
     waker: Waker, client: Client
 ) -> None:

@@ -17,7 +17,8 @@ import pytest
 
 from apex_memory.app import App, open_app
 from apex_memory.flows.client import connect, hello
-from apex_memory.flows.drains import Drains, drain_id, priorities_of
+from apex_memory.flows.drains import Drains, priorities_of
+from apex_memory.flows.queues import drain_id
 from apex_memory.flows.wakes import Waker
 from apex_memory.flows.worker import serve
 from apex_memory.model import Landed
@@ -39,7 +40,7 @@ def temporal() -> Iterator[Temporal]:
 async def serving(app: App) -> AsyncIterator[Waker]:
     """A worker in this process, and the waker that the landing side would have."""
     stop = asyncio.Event()
-    task = asyncio.create_task(serve(app, build="test", stop=stop))
+    task = asyncio.create_task(serve(app, build="test", stop=stop, tend_seconds=1))
     waker = Waker(
         Drains(await connect(app.settings.temporal, lazy=True), priorities_of(app.sources))
     )
@@ -107,10 +108,36 @@ async def test_the_worker_waits_for_temporal_and_survives_its_absence(
             await until(lambda: done(app, late), "carried once Temporal is back", seconds=40)
 
 
-async def test_temporal_that_lost_its_data_is_set_up_again(
-    make_settings: MakeSettings, temporal: Temporal, monkeypatch: pytest.MonkeyPatch
+class Bare(Temporal):
+    """A server as somebody else set it up."""
+
+    def command(self) -> list[str]:
+        command = super().command()
+        while "--search-attribute" in command:
+            at = command.index("--search-attribute")
+            del command[at : at + 2]
+        return command
+
+
+async def test_missing_search_attributes_are_created(
+    make_settings: MakeSettings, temporal: Temporal
 ) -> None:
-    monkeypatch.setattr("apex_memory.flows.worker.TEND_SECONDS", 1.0)
+    bare = Bare(temporal.data_dir, temporal.port, "", temporal.ui_port)
+    async with (
+        running(bare),
+        open_app(make_settings(temporal=bare.url)) as app,
+        serving(app) as waker,
+    ):
+        [landed] = await land(app, text_event(app, "a", "one"))
+        waker.wake("documents")
+        await until(lambda: done(app, landed), "the event is done", seconds=30)
+        found = (await connect(bare.url)).list_workflows("ApexSource = 'documents'")
+        assert {item.id async for item in found} == {drain_id("documents")}
+
+
+async def test_temporal_that_lost_its_data_is_set_up_again(
+    make_settings: MakeSettings, temporal: Temporal
+) -> None:
     settings = make_settings(temporal=temporal.url, sweep_seconds=1)
     async with open_app(settings) as app, serving(app) as waker:
         async with running(temporal):

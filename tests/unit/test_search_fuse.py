@@ -1,5 +1,6 @@
 """Fusion and ranking, without any store."""
 
+import asyncio
 import math
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -7,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 import msgpack
 import pytest
 
-from apex_memory.search.fuse import Leg, Weights, fuse, smooth
+from apex_memory.search.fuse import Leg, Weights, coverage, fuse, smooth
 from apex_memory.search.legs import GraphFinds, VectorFinds
+from apex_memory.search.live import Live
 from apex_memory.search.rank import Exact, Ranked, Ranking
 from apex_memory.search.time_words import Span
 from apex_memory.stores import GraphHit
@@ -53,6 +55,17 @@ def test_smoothing_takes_in_the_neighbours_that_exist() -> None:
     assert smoothed.scores == pytest.approx({(A, 0): 0.75, (A, 1): 0.75, (B, 0): 0.9, (C, 1): 0.5})
 
 
+def test_word_legs_are_trusted_by_how_much_of_the_question_they_cover() -> None:
+    best = Leg({(A, 0): 14.0, (B, 0): 2.0})
+    assert coverage(best, terms=2, corpus=1_500) == pytest.approx(14 / 2 / math.log(1_001))
+    assert coverage(best, terms=2, corpus=0) > 1
+    assert coverage(None, terms=2, corpus=9) == coverage(best, terms=0, corpus=9) == 0
+    weights = Weights(words=2, nearby=1, covered=0.5)
+    assert weights.trusting(1.2, 0.5) == weights
+    assert weights.trusting(0.25, 0) == Weights(words=1, nearby=0, covered=0.5)
+    assert Weights(covered=0).trusting(0, 0) == Weights(covered=0)
+
+
 def row(doc: uuid.UUID, *, passages: int = 1, days: int = 0) -> Row:
     return {"doc_id": doc, "passages": passages, "occurred_at": DAY + timedelta(days=days)}
 
@@ -73,6 +86,8 @@ def ranking(**changes: object) -> Ranking:
         "contents": {},
         "time": None,
         "weights": Weights(),
+        "terms": 3,
+        "corpus": 3,
     }
     return Ranking(**given | changes)  # type: ignore[arg-type]
 
@@ -184,3 +199,33 @@ def test_equal_scores_are_ordered_by_time_then_place() -> None:
         A,
         C,
     ]
+
+
+class SlowReader:
+    """Answers a look-up only when told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[set[uuid.UUID]] = []
+        self.go = asyncio.Event()
+
+    async def live(self, docs: set[uuid.UUID]) -> dict[uuid.UUID, Row]:
+        self.asked.append(set(docs))
+        await self.go.wait()
+        return {doc: {"stage_id": doc} for doc in docs}
+
+
+async def test_no_leg_goes_on_before_the_rows_that_another_asked_for_are_in() -> None:
+    reader = SlowReader()
+    live = Live(reader)  # type: ignore[arg-type]
+    hit = GraphHit(A, A, "company:x", 0, None)
+
+    async def leg(*docs: uuid.UUID) -> bool:
+        await live.look_up(docs)
+        return live.shows(hit)
+
+    first, second = asyncio.create_task(leg(A, B)), asyncio.create_task(leg(A))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    reader.go.set()
+    assert await first and await second
+    assert reader.asked == [{A, B}], "each once"

@@ -162,4 +162,6 @@ async def test_every_page_of_the_list_is_read_from_its_index(explaining: Explain
     second = await (await explaining.execute(query, values)).fetchall()
     assert second[0]["version"] == 51
     assert explaining.indexes() == {"documents_recent"} and not explaining.walked()
-    assert "committed_at" in next(node["Index Cond"] for node in explaining.nodes() if "Index Cond" in node)
+    assert "committed_at" in next(
+        node["Index Cond"] for node in explaining.nodes() if "Index Cond" in node
+    )

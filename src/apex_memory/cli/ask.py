@@ -124,18 +124,20 @@ def entity(
         show_json(found)
         return
     out = console()
+    if found["degraded"]:
+        out.print(f"[yellow]degraded: {', '.join(found['degraded'])}: more may be known[/]")
     out.print(f"[bold]{ref}[/] {', '.join(found['names'])}", highlight=False)
     show_table(
         "Neighbours",
-        ("entity", "relation", "documents"),
-        [(n["ref"], n["predicate"], n["documents"]) for n in found["neighbours"]],
+        ("entity", "relations"),
+        list(found["neighbours"].items()),
         empty="No neighbours.",
     )
     show_table(
         "Documents",
         ("title", "source", "when", "id"),
         [
-            (d["title"], d["source"], moment(d["occurred_at"])[:16], d["doc_id"])
+            (d["title"], d["source"], moment(d["occurred_at"])[:16], d["document_id"])
             for d in found["documents"]
         ],
         empty="No documents.",

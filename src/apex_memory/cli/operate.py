@@ -62,9 +62,9 @@ def status(json: Json = False) -> None:
         ("source", "state", "waits for", "events", "oldest"),
         [
             (b["source"], b["state"], b["park_store"], b["events"], ago(b["oldest"]))
-            for b in found["backlog"]
+            for b in found["backlog"] or ()
         ],
-        empty="Nothing waits.",
+        empty="Nothing waits." if found["backlog"] is not None else "Not known without PostgreSQL.",
     )
     if found["dead_letters"]:
         console().print(
@@ -193,8 +193,7 @@ def _inside(found: dict[str, Any]) -> Iterator[Finding]:
             f"{found['temporal']['address']} does not answer",
             "events land and wait; start it, or check APEX_TEMPORAL",
         )
-    parked = sum(row["events"] for row in found["backlog"] if row["state"] == "parked")
-    if parked:
+    if parked := found["parked"]:
         yield Finding(
             "parked",
             "note",
@@ -222,12 +221,14 @@ def hello(json: Json = False) -> None:
         return
     show_table(
         "Hello",
-        ("part", "answer", "took"),
-        [(p["name"], p["answer"], f"{p['milliseconds']:.0f} ms") for p in found["parts"]],
+        ("part", "state", "answer"),
+        [(p["name"], p["state"], p["answer"]) for p in found["parts"]],
         empty="",
     )
+    away = [p["name"] for p in found["parts"] if p["state"] != "ready"]
+    said = f"[red]Away: {', '.join(away)}.[/]" if away else "[green]All answer.[/]"
     console().print(
-        f"[green]All answer.[/] The run: {found['workflow_url'] or found['workflow_id']}",
+        f"{said} {found['milliseconds']:.0f} ms. The run: {found['workflow_url'] or found['workflow_id']}",
         highlight=False,
         soft_wrap=True,
     )

@@ -13,7 +13,6 @@ from apex_memory import sources
 from apex_memory.cli.output import console
 from apex_memory.config import Settings
 from apex_memory.errors import Conflict
-from apex_memory.gateway.http import create_app
 from apex_memory.sources import Source, SourceSettings
 from apex_memory.telemetry import metric_rows
 
@@ -48,6 +47,9 @@ def reference(
 
 def pages() -> Iterator[tuple[str, str]]:
     """(file name, text) of every generated page."""
+    # Here, not above: the gateway's libraries would slow every command's start.
+    from apex_memory.gateway.http import create_app
+
     yield "settings.md", HEADER + "# Settings\n\n" + _settings()
     yield "sources.md", HEADER + "# Sources\n\n" + _sources()
     yield "metrics.md", HEADER + "# Metrics\n\n" + _metrics()

@@ -18,8 +18,6 @@ from apex_memory import __version__
 from apex_memory.cli.client import key_file
 from apex_memory.cli.output import console
 from apex_memory.config import EMBEDDED, Settings, load_settings, settings_file
-from apex_memory.gateway.keys import create_key
-from apex_memory.pipeline import open_embedder
 from apex_memory.stores.embedded import free_port, write_private
 from apex_memory.stores.embedded.engines import embedded_engines, environment_for
 from apex_memory.stores.embedded.process import Child
@@ -104,6 +102,9 @@ async def running(settings: Settings, report: Report) -> AsyncIterator[Running]:
 
 
 async def _dimension(settings: Settings) -> int:
+    # Here, not above: this loads models' libraries, which no other command needs.
+    from apex_memory.pipeline import open_embedder
+
     if settings.vectors != EMBEDDED:
         return 0
     embedder = await asyncio.to_thread(
@@ -119,6 +120,9 @@ async def _dimension(settings: Settings) -> int:
 
 async def _first_key(settings: Settings, documents: str) -> str | None:
     """An admin key for this data folder, made once and kept where only its owner reads."""
+    # Here, not above: the gateway's libraries would slow every command's start.
+    from apex_memory.gateway.keys import create_key
+
     file = key_file(settings)
     if file.exists():
         return None

@@ -44,7 +44,9 @@ async def connect(
             lazy=lazy,
             runtime=runtime or quiet_runtime(),
             retry_config=RetryConfig(
-                max_elapsed_time_millis=round(patience * 1000), max_retries=100
+                max_elapsed_time_millis=round(patience * 1000),
+                max_interval_millis=1000,
+                max_retries=1000,
             ),
         )
     except (
@@ -77,6 +79,8 @@ async def hello(client: Client) -> tuple[str, Greeting]:
         )
     except RPCError as error:
         raise Unavailable("temporal", f"hello failed ({error.status.name})") from error
+    except RuntimeError as error:  # how the library says that a lazy client found nobody
+        raise Unavailable("temporal", "hello failed: no connection") from error
     except WorkflowFailureError as error:
         raise Unavailable(
             "temporal",

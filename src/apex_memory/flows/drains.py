@@ -7,15 +7,11 @@ from datetime import timedelta
 from typing import Literal
 
 from temporalio.client import Client
-from temporalio.common import (
-    Priority,
-    SearchAttributeKey,
-    SearchAttributePair,
-    TypedSearchAttributes,
-)
+from temporalio.common import Priority
 from temporalio.service import RPCError
 
 from apex_memory.errors import NotFound, Unavailable
+from apex_memory.flows.attributes import attributes_of
 from apex_memory.flows.orders import DrainOrder
 from apex_memory.flows.queues import drain_id, key_of, queue_of
 from apex_memory.sources import Source
@@ -28,11 +24,11 @@ class Drains:
 
     def __init__(self, client: Client, priorities: Mapping[str, int]) -> None:
         self._client = client
-        self._priorities = dict(priorities)
+        self.priorities = dict(priorities)
 
     @property
     def sources(self) -> list[str]:
-        return sorted(self._priorities)
+        return sorted(self.priorities)
 
     async def wake(self, source: str, *, paused: bool = False) -> None:
         """Tell the drain that something is ready. `paused` holds for a drain that this starts. Raises `Unavailable`."""
@@ -48,7 +44,7 @@ class Drains:
     async def _signal(
         self, source: str, signal: Literal["wake", "pause", "resume"], *, paused: bool = False
     ) -> None:
-        priority = self._priorities.get(source)
+        priority = self.priorities.get(source)
         if priority is None:
             raise NotFound(f"{source}: no such source", remedy="see `apex sources`")
         try:
@@ -60,7 +56,7 @@ class Drains:
                 start_signal=signal,
                 static_summary=f"Events of {source}, from inbox to memory",
                 memo={"paused": paused},
-                search_attributes=_attributes(source, priority),
+                search_attributes=attributes_of(source, priority),
                 priority=Priority(priority_key=key_of(priority), fairness_key=source),
                 rpc_timeout=timedelta(seconds=CALL_SECONDS),
             )
@@ -72,13 +68,3 @@ class Drains:
 
 def priorities_of(sources: Mapping[str, Source]) -> dict[str, int]:
     return {name: int(source.priority) for name, source in sources.items()}
-
-
-def _attributes(source: str, priority: int) -> TypedSearchAttributes:
-    values = {"ApexSource": source, "ApexPriority": f"P{priority}", "ApexOutcome": "idle"}
-    return TypedSearchAttributes(
-        [
-            SearchAttributePair(SearchAttributeKey.for_keyword(name), value)
-            for name, value in values.items()
-        ]
-    )

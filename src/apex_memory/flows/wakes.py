@@ -12,9 +12,8 @@ from apex_memory.flows.drains import Drains
 from apex_memory.telemetry import WAKES_FAILED, logger
 
 LEAST_SECONDS = 0.02  # between two wakes of a source
-SUSTAINED_SECONDS = (
-    0.1  # the same under load: each costs a workflow task, and batches take longer anyway
-)
+# The same under load, for P0, P1, P2: a steady trickle would else be a batch an event, at 60 to 90 ms of CPU each.
+SUSTAINED_SECONDS = (0.1, 0.5, 1.0)
 CREDIT = 25  # wakes at the short distance before the long one holds
 FAULT_SECONDS = 1.0
 LOG_SECONDS = 30.0
@@ -25,7 +24,6 @@ class Waker:
 
     def __init__(self, drains: Drains) -> None:
         self._drains = drains
-        self._known = frozenset(drains.sources)
         self._wanted: set[str] = set()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._earned: dict[str, float] = {}
@@ -35,7 +33,7 @@ class Waker:
 
     def wake(self, source: str) -> None:
         """Ask for a look at the source's inbox, soon. Returns at once and never raises."""
-        if source not in self._known:
+        if source not in self._drains.priorities:
             return  # no drain carries it: the sweeper reports such events
         self._wanted.add(source)
         if source not in self._tasks:
@@ -65,9 +63,10 @@ class Waker:
     def _distance(self, source: str) -> float:
         """Seconds until the next wake: short while the source has credit, earned at the long distance."""
         now = asyncio.get_running_loop().time()
-        spent = max(self._earned.get(source, 0), now - CREDIT * SUSTAINED_SECONDS)
-        self._earned[source] = spent + SUSTAINED_SECONDS
-        return LEAST_SECONDS if spent < now else SUSTAINED_SECONDS
+        sustained = SUSTAINED_SECONDS[self._drains.priorities[source]]
+        spent = max(self._earned.get(source, 0), now - CREDIT * sustained)
+        self._earned[source] = spent + sustained
+        return LEAST_SECONDS if spent < now else sustained
 
     def _count_failure(self, source: str, error: Unavailable) -> None:
         WAKES_FAILED.inc()

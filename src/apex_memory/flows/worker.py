@@ -16,6 +16,7 @@ from temporalio.worker import Worker
 from apex_memory.config import Settings
 from apex_memory.errors import Unavailable
 from apex_memory.flows.activities import Activities
+from apex_memory.flows.attributes import ensure_attributes
 from apex_memory.flows.client import connect
 from apex_memory.flows.deploy import UNCLAIMED_SECONDS, Deployment
 from apex_memory.flows.drains import Drains, priorities_of
@@ -36,7 +37,12 @@ PATIENCE_SECONDS = 60.0  # a finished step's report is worth waiting for
 
 
 async def serve(
-    app: App, *, build: str, stop: asyncio.Event, runtime: Runtime | None = None
+    app: App,
+    *,
+    build: str,
+    stop: asyncio.Event,
+    runtime: Runtime | None = None,
+    tend_seconds: float = TEND_SECONDS,
 ) -> None:
     """Work until `stop` is set. Waits for Temporal as long as it takes, and goes on when it comes back."""
     log = logger(room="worker", build=build)
@@ -45,18 +51,20 @@ async def serve(
             client = await connect(
                 app.settings.temporal, runtime=runtime, patience=PATIENCE_SECONDS
             )
-            await _work(app, client, build, stop)
+            await _work(app, client, build, stop, tend_seconds)
         except (Unavailable, RPCError, RuntimeError) as error:
             # RuntimeError is what the library raises for a worker that the server will not have.
             log.warning("Temporal does not answer; trying again", reason=str(error)[:300])
             await _either(stop, seconds=2)
 
 
-async def _work(app: App, client: Client, build: str, stop: asyncio.Event) -> None:
+async def _work(
+    app: App, client: Client, build: str, stop: asyncio.Event, tend_seconds: float
+) -> None:
     drains = Drains(client, priorities_of(app.sources))
     deployment = Deployment(client, build)
     async with workers(deployment, steps_of(app, drains, build)):
-        tending = asyncio.create_task(_tend(app.settings, drains, deployment))
+        tending = asyncio.create_task(_tend(app.settings, drains, deployment, tend_seconds))
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait((tending, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -67,9 +75,9 @@ async def _work(app: App, client: Client, build: str, stop: asyncio.Event) -> No
             stopping.cancel()
 
 
-async def _tend(settings: Settings, drains: Drains, deployment: Deployment) -> None:
+async def _tend(settings: Settings, drains: Drains, deployment: Deployment, seconds: float) -> None:
     await take_over(settings, drains, deployment)
-    await tend(settings, drains, deployment)
+    await tend(settings, drains, deployment, seconds=seconds)
 
 
 def steps_of(app: App, drains: Drains, build: str) -> list[Callable[..., Any]]:
@@ -86,6 +94,7 @@ async def workers(
     deployment: Deployment, activities: Sequence[Callable[..., Any]]
 ) -> AsyncIterator[None]:
     """A worker for each task queue, polling inside the block."""
+    started: list[Worker] = []
     async with AsyncExitStack() as stack:
         for queue, slots in SLOTS.items():
             worker = Worker(
@@ -102,11 +111,16 @@ async def workers(
                 graceful_shutdown_timeout=timedelta(seconds=STOP_SECONDS),
             )
             await stack.enter_async_context(worker)
-        yield
+            started.append(worker)
+        try:
+            yield
+        finally:  # both at once, so that stopping takes `STOP_SECONDS` at most
+            await asyncio.gather(*(worker.shutdown() for worker in started))
 
 
 async def take_over(settings: Settings, drains: Drains, deployment: Deployment) -> None:
     """Make this build current, start the schedules, wake every source."""
+    await ensure_attributes(deployment.client)
     await deployment.make_current()
     await ensure_schedules(deployment.client, settings)
     for source in drains.sources:

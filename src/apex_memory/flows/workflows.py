@@ -14,13 +14,13 @@ from typing import Any, NoReturn, TypeVar
 from temporalio import workflow
 from temporalio.common import (
     RetryPolicy,
-    SearchAttributeKey,
     SearchAttributePair,
 )
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from apex_memory.flows.activities import Activities
+    from apex_memory.flows.attributes import OUTCOME
     from apex_memory.flows.burst import Burst
     from apex_memory.flows.orders import (
         BatchOrder,
@@ -36,7 +36,6 @@ with workflow.unsafe.imports_passed_through():
         SweepReport,
     )
 
-OUTCOME = SearchAttributeKey.for_keyword("ApexOutcome")
 IDLE_RUN = timedelta(hours=1)  # a run that carried nothing hands over then
 
 RETRY = RetryPolicy(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
 
@@ -23,6 +24,9 @@ def main() -> int:
         server = uvicorn.Server(_config(settings))
         with _bind(settings) as bound:
             logger(room="gateway").info("listening", url=_url(bound))
+            for number in (signal.SIGTERM, signal.SIGINT):
+                # uvicorn ends in order when told to, then raises the signal again. That one is over.
+                signal.signal(number, lambda *_: None)
             server.run(sockets=[bound])
     except ApexError as error:
         print(f"{error}\n{error.remedy}".rstrip(), file=sys.stderr)

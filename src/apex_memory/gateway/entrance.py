@@ -98,7 +98,7 @@ class Entrance:
     def _record(self, scope: Scope, exchange: Exchange) -> None:
         seconds = perf_counter() - exchange.began
         method = scope["method"] if scope["method"] in METHODS else "OTHER"
-        route = getattr(scope.get("route"), "path", "unmatched")
+        route = getattr(scope.get("route"), "path_format", "unmatched")
         HTTP_SECONDS.labels(method, route, str(exchange.status)).observe(seconds)
         write = self._log.debug if route in QUIET else self._log.info
         # The path as it came, percent-encoded, and never the query: it may hold names and keys.

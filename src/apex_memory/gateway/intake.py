@@ -90,9 +90,8 @@ def event_traced(event: Event, carrier: str) -> Event:
 def wait_asked(request: Request) -> float | None:
     """Seconds to wait for the end of the events; None if not asked for. `Rejected` for other values."""
     query = request.query_params
-    if "wait" not in query:
-        return None
-    if query["wait"] != "searchable":
+    wait = query.get("wait")
+    if wait not in (None, "searchable"):
         raise Rejected("wait: only `searchable` is known", remedy="send `?wait=searchable`")
     try:
         seconds = float(query.get("timeout", WAIT_SECONDS))
@@ -102,7 +101,7 @@ def wait_asked(request: Request) -> float | None:
         raise Rejected(
             f"timeout: expected 0 to {MAX_WAIT_SECONDS:.0f} seconds", remedy="correct timeout"
         )
-    return seconds
+    return seconds if wait else None
 
 
 async def answer(gateway: Gateway, landed: Sequence[Landed], seconds: float | None) -> Response:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 from temporalio.client import Client
 from temporalio.service import RPCError
 
 from apex_memory.app import App
-from apex_memory.errors import ApexError
+from apex_memory.errors import ApexError, Unavailable
 from apex_memory.model import now
 from apex_memory.stores import Store
 from apex_memory.telemetry import INBOX_OPEN, OLDEST_SECONDS
+
+T = TypeVar("T")
 
 SECONDS = 2.0  # longest one part of the status may take
 
@@ -46,6 +49,15 @@ async def _store(store: Store) -> dict[str, Any]:
     return row
 
 
+async def promptly(answer: Awaitable[T]) -> T:
+    """PostgreSQL's answer within `SECONDS`, or `Unavailable`: who probes does not wait for a pool."""
+    try:
+        async with asyncio.timeout(SECONDS):
+            return await answer
+    except TimeoutError:
+        raise Unavailable("documents", f"no answer within {SECONDS:.0f} s") from None
+
+
 async def temporal_reachable(client: Client) -> bool:
     """Whether the Temporal server answers. Without it events land and wait."""
     try:
@@ -62,7 +74,7 @@ async def dead_letters(app: App) -> int:
 
 async def refresh_gauges(app: App) -> None:
     """Set the inbox gauges from the inbox. Raises `Unavailable` without PostgreSQL."""
-    rows = await app.inbox.backlog()
+    rows = await promptly(app.inbox.backlog())
     INBOX_OPEN.clear()
     OLDEST_SECONDS.clear()
     oldest: dict[str, float] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from uuid import UUID
 
 Place = tuple[UUID, int]
@@ -34,6 +34,18 @@ class Weights:
     """What is linked to the entities that the question names."""
     time: float = 0.5
     """How close to the time that the question speaks of."""
+    covered: float = 0.35
+    """Share of the question's words that a passage must hold for the word legs to count in full; 0 asks for none."""
+
+    def trusting(self, words: float, nearby: float) -> Weights:
+        """With the word legs at the trust that their best passages deserve, each 0 to 1 by `covered`."""
+        if not self.covered:
+            return self
+        return replace(
+            self,
+            words=self.words * min(1, words / self.covered),
+            nearby=self.nearby * min(1, nearby / self.covered),
+        )
 
 
 BOOSTS = frozenset({"graph", "time"})
@@ -58,6 +70,19 @@ def fuse(places: Iterable[Place], legs: Mapping[str, Leg], weights: Weights) -> 
         for place in total:
             total[place] += weight * (leg.scores.get(place, leg.floor) - centre) / spread
     return total
+
+
+def coverage(leg: Leg | None, *, terms: int, corpus: int) -> float:
+    """How much of a question of so many terms the leg's best passage holds, rare terms counting more.
+
+    Normalising takes away what a BM25 score says by itself: a passage that shares one common word
+    with the question would count like one that holds them all. Measured here against a passage that
+    holds each term once, were all as rare as a term can be that is there at all.
+    """
+    if leg is None or not leg.scores or not terms:
+        return 0.0
+    rarest = math.log(1 + max(corpus, 1) / 1.5)
+    return max(leg.scores.values()) / (terms * rarest)
 
 
 def _scale(leg: Leg) -> tuple[float, float]:

@@ -74,10 +74,17 @@ class Legs:
         self._vectors = vectors
 
     async def find(self, question: Question, asker: Asker) -> tuple[VectorFinds, GraphFinds]:
-        """Ask both stores at once."""
-        return await asyncio.gather(
-            self._find_vectors(question, asker), self._find_graph(question, asker)
+        """Ask both stores at once. An error of one waits for the other, which still reads in the snapshot."""
+        vectors, graph = await asyncio.gather(
+            self._find_vectors(question, asker),
+            self._find_graph(question, asker),
+            return_exceptions=True,
         )
+        if isinstance(vectors, BaseException):
+            raise vectors
+        if isinstance(graph, BaseException):
+            raise graph
+        return vectors, graph
 
     async def _find_vectors(self, question: Question, asker: Asker) -> VectorFinds:
         shows = asker.live.shows

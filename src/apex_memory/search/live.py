@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Protocol, TypeVar
@@ -32,15 +33,18 @@ class Live:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
+        self._looking = asyncio.Lock()
         self._looked_up: set[UUID] = set()
         self._unsettled: list[UUID] | None = None
         self.rows: dict[UUID, Row] = {}
 
     async def look_up(self, docs: Iterable[UUID]) -> None:
-        fresh = set(docs) - self._looked_up
-        if fresh:
-            self._looked_up |= fresh
-            self.rows |= await self._reader.live(fresh)
+        # The legs run at once: none may go on before the rows that another asked for are in.
+        async with self._looking:
+            fresh = set(docs) - self._looked_up
+            if fresh:
+                self.rows |= await self._reader.live(fresh)
+                self._looked_up |= fresh
 
     def shows(self, hit: Staged) -> bool:
         row = self.rows.get(hit.doc)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from apex_memory.search.fuse import Leg, Place, Weights, fuse, smooth
+from apex_memory.search.fuse import Leg, Place, Weights, coverage, fuse, smooth
 from apex_memory.search.legs import GraphFinds, VectorFinds
 from apex_memory.search.reader import spans_of, starts_of
 from apex_memory.search.time_words import Span
@@ -58,6 +58,10 @@ class Ranking:
     """Spans and assertions of the documents that no vector leg gave a passage for, and of the exact ones."""
     time: Span | None
     weights: Weights
+    terms: int
+    """Words of the question that the word legs look for."""
+    corpus: int
+    """Documents there are, about."""
 
     def order(self, *, limit: int, passages_per_document: int) -> list[Ranked]:
         """The best passages: those with an identifier of the question first, then by fused score."""
@@ -65,7 +69,11 @@ class Ranking:
         named = {doc: self._named(doc, spans) for doc in self.exact.refs}
         evidence = self._evidence(spans)
         legs = self._legs(spans, evidence)
-        scores = fuse(spans, legs, self.weights)
+        words, nearby = (
+            coverage(legs.get(name), terms=self.terms, corpus=self.corpus)
+            for name in ("words", "nearby")
+        )
+        scores = fuse(spans, legs, self.weights.trusting(words, nearby))
         leads = {
             max(places, key=lambda place: (scores[place], -place[1])) for places in named.values()
         }

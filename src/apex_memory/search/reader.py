@@ -43,14 +43,22 @@ class Reader:
         self._connection = connection
         self._where, self._values = conditions(filters)
 
-    async def identified(self, refs: Sequence[str]) -> list[tuple[str, Row]]:
-        """(ref, document) for the newest live documents that hold an identifier, up to `EXACT_LIMIT` each.
+    async def corpus(self) -> int:
+        """About how many documents there are.
 
-        The first statement of a search: PostgreSQL takes the snapshot here, before any store is asked,
-        so it runs even without refs.
+        The first statement of a search, to be run before any store is asked: PostgreSQL takes the
+        snapshot here, not when the transaction begins.
         """
+        cursor = await self._connection.execute(
+            """SELECT greatest((SELECT count(*) FROM (SELECT FROM documents LIMIT 1000) d),
+                               (SELECT reltuples::bigint FROM pg_class WHERE oid = 'documents'::regclass)) AS n"""
+        )
+        row = await cursor.fetchone()
+        return int(row["n"]) if row else 0
+
+    async def identified(self, refs: Sequence[str]) -> list[tuple[str, Row]]:
+        """(ref, document) for the newest live documents that hold an identifier, up to `EXACT_LIMIT` each."""
         if not refs:
-            await self._connection.execute("SELECT FROM documents LIMIT 0")
             return []
         # A branch for each ref, with its value in the plan: the statistics of the very identifier
         # decide between the index over entities and a walk over the newest documents.

@@ -33,6 +33,7 @@ from apex_memory.search.time_words import time_words
 from apex_memory.stores import GraphStore, VectorStore
 from apex_memory.stores.postgres import Postgres, Row
 from apex_memory.stores.redis import Cache
+from apex_memory.stores.words import Words
 
 QUERY_CHARS = 2_000
 LIMIT_MAX = 100
@@ -78,6 +79,7 @@ class Search:
         self._snapshot_seconds = snapshot_seconds
         self._clock = clock
         self._bounded = Bounded(seconds=leg_seconds, rest=rest_seconds)
+        self._words = Words(average_words=1)  # of questions, whose terms do not depend on it
         self._legs = Legs(graph, vectors)
         self._memory = Memory(
             db,
@@ -152,6 +154,7 @@ class Search:
             reader, exact = Reader(connection, filters), Exact()
             live = Live(reader)
             with watch.part("identifiers"):
+                corpus = await reader.corpus()
                 for ref, row in await reader.identified(certain[:EXACT_MAX]):
                     exact.add(ref, row["doc_id"])
             question = Question(
@@ -178,6 +181,8 @@ class Search:
                     contents=await reader.contents([live.rows[doc]["manifest_id"] for doc in told]),
                     time=time_words(text, self._clock()),
                     weights=weights,
+                    terms=len(self._words.question(text).ids),
+                    corpus=corpus,
                 )
                 ranked = ranking.order(limit=limit, passages_per_document=passages_per_document)
                 hits = await _hits(reader, ranked)

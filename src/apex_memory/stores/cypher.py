@@ -240,7 +240,7 @@ def _row(item: GraphAssertion) -> list[Any]:
     ]
 
 
-def _order(row: Row) -> Row:
+def _order(row: Row) -> tuple[Any, ...]:
     """By entity, then id: writers that meet at the same entities take them in the same order."""
     return row[4], row[5], row[6], row[0]
 

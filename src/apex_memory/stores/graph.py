@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 from apex_memory.errors import Misconfigured
 from apex_memory.stores import GraphStore
 from apex_memory.stores.falkordb import SCHEMES, FalkorGraph
 
+NEO4J_SCHEMES = ("neo4j", "neo4j+s", "neo4j+ssc", "bolt", "bolt+s", "bolt+ssc")
+
 
 def open_graph(url: str, *, timeout: float) -> GraphStore:
-    """The adapter for the URL's scheme. Nothing is connected yet; `timeout` is in seconds a call."""
+    """The adapter for the URL's scheme. Nothing is connected yet; `timeout` is in seconds a statement."""
     scheme = urlsplit(url).scheme
     if scheme in SCHEMES:
         return FalkorGraph(url, timeout=timeout)
+    if scheme in NEO4J_SCHEMES:
+        if find_spec("neo4j") is None:
+            raise Misconfigured(
+                "graph: the Neo4j driver is not installed",
+                remedy="pip install 'apex-memory[neo4j]'",
+            )
+        # An extra: most installations have no Neo4j driver.
+        from apex_memory.stores.neo4j import Neo4jGraph
+
+        return Neo4jGraph(url, timeout=timeout)
     raise Misconfigured(
         f"graph: no adapter for {scheme or 'an empty'}://",
-        remedy="use falkordb://:password@host:port/graph, or embedded:",
+        remedy="use falkordb://:password@host:port/graph, neo4j://user:password@host:port/database, or embedded:",
     )

@@ -148,14 +148,14 @@ def routes() -> APIRouter:
         responses=changed,
     )
     add(
-        "/v1/dead-letters/{id}",
+        "/v1/dead-letters/{id:int}",
         show_dead_letter,
         summary="Show one dead letter",
         response_model=DeadLetterFull,
         responses=problems(401, 403, 404, 422, 503),
     )
     add(
-        "/v1/dead-letters/{id}/redrive",
+        "/v1/dead-letters/{id:int}/redrive",
         redrive_dead_letter,
         methods=["POST"],
         summary="Send one round again",
@@ -163,7 +163,7 @@ def routes() -> APIRouter:
         responses=problems(401, 403, 404, 409, 422, 503),
     )
     add(
-        "/v1/dead-letters/{id}/discard",
+        "/v1/dead-letters/{id:int}/discard",
         discard_dead_letter,
         methods=["POST"],
         summary="Give one up",

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from apex_memory.errors import Rejected
 from apex_memory.gateway.context import Admin, Here, Reader
 from apex_memory.gateway.events import Events
-from apex_memory.gateway.routes.shared import DOCUMENT, EVENT, example, problems
+from apex_memory.gateway.routes.shared import DOCUMENT, EVENT, Moment, example, problems
 
 State = Literal["received", "prepared", "staged", "done", "superseded", "parked", "dead"]
 EventId = Annotated[UUID, Path(description="The event's id.", examples=[EVENT])]
@@ -137,14 +137,14 @@ def routes() -> APIRouter:
         responses=problems(400, 401, 403, 413, 422, 503),
     )
     router.add_api_route(
-        "/v1/events/{id}",
+        "/v1/events/{id:uuid}",
         show_event,
         summary="Show one event",
         response_model=EventState,
         responses=problems(401, 403, 404, 422, 503),
     )
     router.add_api_route(
-        "/v1/events/{id}/payload",
+        "/v1/events/{id:uuid}/payload",
         show_payload,
         summary="Download what came in",
         response_class=Response,
@@ -174,7 +174,7 @@ async def list_events(
         State | None, Query(description="Only in this state.", examples=["parked"])
     ] = None,
     since: Annotated[
-        datetime | None,
+        Moment | None,
         Query(description="Received at or after.", examples=["2026-03-03T00:00:00Z"]),
     ] = None,
     id: Annotated[

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from apex_memory.gateway.context import Admin, Here, Reader
 from apex_memory.gateway.events import Events
 from apex_memory.gateway.intake import answer, land, wait_asked
 from apex_memory.gateway.routes.events import Limit
 from apex_memory.gateway.routes.intake import LANDED_ANSWERS, WAIT_PARAMETERS
-from apex_memory.gateway.routes.shared import DOCUMENT, problems
+from apex_memory.gateway.routes.shared import DOCUMENT, Moment, problems
 from apex_memory.gateway.routes.views import AnswerView, DocumentFull, DocumentPage, EntityFull
 from apex_memory.model import TOMBSTONE, Entity, Event, Filters, Priority, micros, now
 from apex_memory.search.search import LIMIT_MAX, QUERY_CHARS
@@ -38,8 +38,8 @@ class Limits(BaseModel):
     sources: Names = []
     kinds: Names = []
     entities: Names = []
-    since: AwareDatetime | None = None
-    until: AwareDatetime | None = None
+    since: Moment | None = None
+    until: Moment | None = None
 
     def filters(self) -> Filters:
         return Filters(
@@ -103,21 +103,21 @@ def routes() -> APIRouter:
         responses=refused,
     )
     add(
-        "/v1/documents/{id}",
+        "/v1/documents/{id:uuid}",
         show_document,
         summary="Read a document",
         response_model=DocumentFull,
         responses=missing,
     )
     add(
-        "/v1/documents/{id}/versions/{version}",
+        "/v1/documents/{id:uuid}/versions/{version}",
         show_version,
         summary="Read an earlier version of a document",
         response_model=DocumentFull,
         responses=missing,
     )
     add(
-        "/v1/documents/{id}",
+        "/v1/documents/{id:uuid}",
         delete_document,
         methods=["DELETE"],
         summary="Delete a document",
@@ -171,11 +171,11 @@ async def search_by_query(
         ),
     ] = None,
     since: Annotated[
-        AwareDatetime | None,
+        Moment | None,
         Query(description="Occurred at or after.", examples=["2026-03-01T00:00:00Z"]),
     ] = None,
     until: Annotated[
-        AwareDatetime | None,
+        Moment | None,
         Query(description="Occurred before.", examples=["2026-04-01T00:00:00Z"]),
     ] = None,
 ) -> Any:

@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict
 
-from apex_memory.errors import Conflict
+from apex_memory.errors import Conflict, Unavailable
 from apex_memory.flows.client import hello
 from apex_memory.gateway.context import Admin, Here, Reader
 from apex_memory.gateway.events import Events
 from apex_memory.gateway.routes.shared import example, problems
+from apex_memory.gateway.status import temporal_reachable
 
 
 class Part(BaseModel):
@@ -99,6 +100,8 @@ def routes() -> APIRouter:
 
 async def say_hello(gateway: Here, key: Reader) -> dict[str, Any]:
     """One small workflow through Temporal, a worker and every store. 503 when no worker takes it within 15 s."""
+    if not await temporal_reachable(gateway.temporal):
+        raise Unavailable("temporal", "does not answer")
     began = perf_counter()
     id, greeting = await hello(gateway.temporal)
     parts = [{"name": "worker", "state": "ready", "answer": greeting.build}]

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict
 
 EVENT = "0a3f6f4e-64c7-5d0f-9d83-2b8a4b0e6c11"
 DOCUMENT = "5e0c2f9a-1f43-5c1d-8f0e-7a2f2f8f1b90"
+
+
+def _said(value: Any) -> Any:
+    """Refuse what pydantic would take for seconds since 1970: the contract says ISO 8601."""
+    if isinstance(value, datetime) or (isinstance(value, str) and "-" in value):
+        return value
+    raise ValueError("expected a time in ISO 8601, with its zone")
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_said)]
 
 
 def example(*values: dict[str, Any]) -> ConfigDict:

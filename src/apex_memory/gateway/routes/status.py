@@ -244,7 +244,7 @@ async def healthz() -> dict[str, str]:
 
 async def readyz(gateway: Here) -> dict[str, str]:
     """200 while PostgreSQL answers: landing needs nothing else. No key needed."""
-    await gateway.app.db.ping()
+    await status.promptly(gateway.app.db.ping())
     return {"status": "ok"}
 
 

@@ -14,20 +14,21 @@ import asyncio
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 from qdrant_edge import Point, UpdateOperation
 
 from apex_memory.model import Tally
-from apex_memory.stores.embedded.edge_builder import build_copy
+from apex_memory.stores.embedded.edge_builder import build
 from apex_memory.stores.embedded.edge_catalogue import Catalogue
 from apex_memory.stores.embedded.edge_manifest import Entry, read_manifest, write_manifest
 from apex_memory.stores.embedded.edge_shard import (
     CATALOGUE,
     Shard,
     breathe,
+    copy_tree,
     create_shard,
     open_shard,
     sync,
@@ -37,6 +38,7 @@ from apex_memory.stores.embedded.edge_shard import (
 from apex_memory.telemetry import logger
 
 REBUILD_SECONDS = 60  # until an indexing that failed is tried again
+MERGED = 8  # shards of about full size that become one, so that searches need not ask too many
 SLICE = 250  # points written, or stages deleted or counted, between two looks at what has arrived
 
 
@@ -136,25 +138,38 @@ class Corpus:
                 shard.close()
 
     async def build(self) -> None:
-        """Index sealed shards, one after another, for ever."""
+        """Index sealed shards and merge small ones, one piece of work after another, for ever."""
         while True:
             self._sealed.clear()
-            waiting = [shard for shard in self.shards if shard.sealed and not shard.built]
-            if not waiting:
+            work = self._next_work()
+            if not work:
                 await self._sealed.wait()
                 continue
             try:
-                await self._replace(waiting[0])
+                await self._replace(work)
                 self._failures = 0
             except Exception as error:  # noqa: BLE001 (outermost loop; the engine raises no narrower type)
                 self._failures += 1
                 logger(store="vectors").error(
-                    "indexing_failed",
-                    shard=waiting[0].name,
-                    error=str(error),
-                    failures=self._failures,
+                    "indexing_failed", error=str(error), failures=self._failures
                 )
                 await asyncio.sleep(REBUILD_SECONDS)
+
+    def _next_work(self) -> list[Shard]:
+        """Shards to make one indexed shard of: the oldest that has no index, else enough small ones."""
+        for shard in self.shards:
+            if shard.sealed and not shard.built:
+                return [shard]
+        small = sorted(
+            (s for s in self.shards if s.built and s.points < self._seal_points * MERGED // 2),
+            key=lambda shard: shard.points,
+        )
+        if len(small) < MERGED:
+            return []
+        room = self._seal_points * MERGED * 5 // 4
+        sizes = accumulate(shard.points for shard in small)
+        chosen = [shard for shard, size in zip(small, sizes, strict=True) if size <= room]
+        return sorted(chosen, key=self.shards.index)
 
     async def _write(
         self, points: Sequence[Point], stages: Sequence[str], terms: Sequence[list[int]]
@@ -162,23 +177,19 @@ class Corpus:
         catalogue = self.active.catalogue
         assert isinstance(catalogue, Catalogue)
         known = [UUID(stage) for stage in set(stages)]
-        again: set[str] = set()
-        elsewhere: list[tuple[Shard, list[Any]]] = []
         ids = [str(point.id) for point in points]
-        for shard in self.shards:
-            if shard.catalogue.held(known) and (here := shard.have(ids)):
-                again.update(map(str, here))
-                if shard is not self.active:
-                    elsewhere.append((shard, here))
+        held = {s: s.have(ids) for s in self.shards if s.catalogue.held(known)}
+        here = set(map(str, held.pop(self.active, [])))
         self.active.write(UpdateOperation.upsert_points(list(points)))
         for identity, stage, words in zip(ids, stages, terms, strict=True):
-            if identity not in again:
+            if identity not in here:
                 catalogue.add(UUID(stage), words)
         for (
             shard,
-            here,
-        ) in elsewhere:  # last, so that a crash leaves the point twice rather than not at all
-            await shard.delete(UpdateOperation.delete_points(here))
+            again,
+        ) in held.items():  # last: a crash leaves a point twice rather than not at all
+            if again:
+                await shard.delete(UpdateOperation.delete_points(again))
 
     async def _seal(self) -> None:
         """Start a new active shard. The old one waits for its index."""
@@ -193,41 +204,47 @@ class Corpus:
         full.flush()
         await asyncio.to_thread(sync, full.path.parent)
         full.catalogue, full.sealed, full.dirty = packed, True, False
+        self._list([*self.shards, fresh])
         self.shards.append(fresh)
-        self._list()
         self._sealed.set()
 
-    async def _replace(self, shard: Shard) -> None:
-        """Index a copy of the shard and put it in the shard's place."""
+    async def _replace(self, shards: Sequence[Shard]) -> None:
+        """Make one indexed shard of copies of the shards, and put it in their place."""
         target = self._new_path()
+        copies = [target / f"copy-{shard.name}" for shard in shards]
         try:
-            async with shard.settled:
-                await asyncio.to_thread(shutil.copytree, shard.path, target)
-                shard.replay = []
-            await build_copy(target, self.dimension)
+            for shard, copy in zip(shards, copies, strict=True):
+                async with shard.settled:
+                    await asyncio.to_thread(copy_tree, shard.path, copy)
+                    shard.replay = []
+            await build(copies, target, self.dimension)
             async with self._writing:
-                await self._swap(shard, target)
+                await self._swap(shards, target)
         except BaseException:
-            shard.replay = None
+            for shard in shards:
+                shard.replay = None
             await asyncio.to_thread(shutil.rmtree, target, ignore_errors=True)
             raise
-        shard.close()
-        await asyncio.to_thread(shutil.rmtree, shard.path)
+        for shard in shards:
+            shard.close()
+            await asyncio.to_thread(shutil.rmtree, shard.path)
 
-    async def _swap(self, shard: Shard, target: Path) -> None:
+    async def _swap(self, shards: Sequence[Shard], target: Path) -> None:
         built = await open_shard(target, sealed=True, built=True)
-        for operation in shard.replay or ():
-            built.write(operation)
+        for shard in shards:
+            for operation in shard.replay or ():
+                built.write(operation)
         await asyncio.to_thread(sync_log, target)
         await asyncio.to_thread(sync, target.parent)
-        self.shards[self.shards.index(shard)] = built
-        self._list()
+        kept = [shard for shard in self.shards if shard not in shards]
+        self._list([built, *kept])
+        self.shards[:] = [built, *kept]
 
     def _new_path(self) -> Path:
         return self.folder / "shards" / secrets.token_hex(4)
 
-    def _list(self) -> None:
-        entries = [Entry(shard.name, shard.sealed, shard.built) for shard in self.shards]
+    def _list(self, shards: Sequence[Shard]) -> None:
+        entries = [Entry(shard.name, shard.sealed, shard.built) for shard in shards]
         write_manifest(self.folder, self.dimension, entries)
 
 
@@ -246,7 +263,7 @@ async def open_corpus(folder: Path, dimension: int, seal_points: int) -> Corpus:
     corpus = Corpus(folder, dimension, seal_points, shards)
     if not shards:
         shards.append(await create_shard(corpus._new_path(), dimension))
-        corpus._list()
+        corpus._list(shards)
     for shard in shards:
         shard.flush()  # what the log held need not be read again next time
     return corpus

@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
-from collections.abc import Iterable, Sequence
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,20 +56,11 @@ async def breathe() -> None:
         await asyncio.sleep(0)
 
 
-def layout(dimension: int, **options: Any) -> EdgeConfig:
-    """The vectors of a point, with further options of the engine."""
-    return EdgeConfig(
-        vectors={"dense": EdgeVectorParams(size=dimension, distance=Distance.Cosine)},
-        sparse_vectors={"terms": EdgeSparseVectorParams()},
-        **options,
-    )
-
-
 def of_stages(stages: Iterable[UUID]) -> FieldCondition:
     return FieldCondition("stage", match=MatchAny([str(stage) for stage in stages]))
 
 
-@dataclass
+@dataclass(eq=False)
 class Shard:
     """An open shard. `built` means indexed; `sealed` means that it takes deletes only."""
 
@@ -121,22 +115,11 @@ class Shard:
 
     def hashes(self, stages: Sequence[UUID]) -> dict[UUID, tuple[str, int]]:
         """Stage and hash of every point of the stages."""
-        held = self.catalogue.held(stages)
         found: dict[UUID, tuple[str, int]] = {}
-        page: UUID | None = None
-        while held:
-            records, page = self.engine.scroll(
-                ScrollRequest(
-                    offset=page,
-                    limit=PAGE,
-                    filter=Filter(must=[of_stages(held)]),
-                    with_payload=["stage", "place"],
-                )
-            )
-            for r in records:
-                found[r.id] = (r.payload["stage"], int(r.payload["place"].rpartition(" ")[2]))
-            if page is None:
-                break
+        if held := self.catalogue.held(stages):
+            for records in pages(self.engine, PAGE, only=Filter(must=[of_stages(held)])):
+                for r in records:
+                    found[r.id] = (r.payload["stage"], int(r.payload["place"].rpartition(" ")[2]))
         return found
 
     def flush(self) -> None:
@@ -147,19 +130,34 @@ class Shard:
         self.engine.close()
 
 
-async def create_shard(path: Path, dimension: int) -> Shard:
-    """A new empty shard, on the disk when this returns. Two calls of it take some 50 ms."""
+def create_engine(path: Path, dimension: int, **options: Any) -> Any:
+    """A new empty engine for the shard in the folder `path`, not on the disk yet."""
     (path / ENGINE).mkdir(parents=True)
-    engine: Any = EdgeShard.create(str(path / ENGINE), layout(dimension))
+    layout = EdgeConfig(
+        vectors={"dense": EdgeVectorParams(size=dimension, distance=Distance.Cosine)},
+        sparse_vectors={"terms": EdgeSparseVectorParams()},
+        **options,
+    )
+    return EdgeShard.create(str(path / ENGINE), layout)
+
+
+def create_indexes(engine: Any) -> Iterator[None]:
+    """Create the payload indexes, one a step."""
+    # `enable_hnsw` would add links to the vector index for every value, and double the time to build it.
     indexes: dict[str, Any] = {
-        # Links in the vector index for each value would double the time to build it.
         "stage": UuidIndexParams(enable_hnsw=False),
         "tags": KeywordIndexParams(enable_hnsw=False),
         "time": IntegerIndexParams(lookup=False, range=True, enable_hnsw=False),
     }
     for name, index in indexes.items():
+        yield engine.update(UpdateOperation.create_field_index(name, index))
+
+
+async def create_shard(path: Path, dimension: int) -> Shard:
+    """A new empty shard, on the disk when this returns. Searches come in between its steps, of up to 50 ms."""
+    engine = create_engine(path, dimension)
+    for _ in create_indexes(engine):
         await breathe()
-        engine.update(UpdateOperation.create_field_index(name, index))
     await asyncio.to_thread(sync_tree, path)
     engine.flush()
     sync(path.parent)
@@ -179,16 +177,32 @@ async def open_shard(path: Path, *, sealed: bool, built: bool) -> Shard:
 def _read_catalogue(engine: Any) -> Catalogue:
     """Make the catalogue from the points themselves: 35 µs a point."""
     catalogue = Catalogue()
-    page: UUID | None = None
+    for records in pages(engine, PAGE, vectors=["terms"]):
+        for record in records:
+            catalogue.add(*catalogued(record))
+    return catalogue
+
+
+def catalogued(record: Any) -> tuple[UUID, list[int]]:
+    """Stage and terms of a point that was read with its terms."""
+    terms = record.vector.get("terms")
+    return UUID(record.payload["stage"]), terms.indices if terms else []
+
+
+def pages(
+    engine: Any, size: int, *, only: Filter | None = None, vectors: bool | list[str] = False
+) -> Iterator[list[Any]]:
+    """All points with their payload, or those that the filter lets pass, `size` at a time."""
+    page: Any = None
     while True:
         records, page = engine.scroll(
-            ScrollRequest(offset=page, limit=PAGE, with_payload=["stage"], with_vector=["terms"])
+            ScrollRequest(
+                offset=page, limit=size, filter=only, with_payload=True, with_vector=vectors
+            )
         )
-        for record in records:
-            terms = record.vector.get("terms")
-            catalogue.add(UUID(record.payload["stage"]), terms.indices if terms else ())
+        yield records
         if page is None:
-            return catalogue
+            return
 
 
 def to_point(
@@ -210,6 +224,30 @@ def sync_log(path: Path) -> None:
         except FileNotFoundError:  # the engine renamed a file of it meanwhile: look again
             if attempt == 4:
                 raise
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy a folder without filling the holes of its files: most of a log is one. Blocks; raises `OSError`."""
+    shutil.copytree(
+        source, target, copy_function=_copy_data if sys.platform == "linux" else shutil.copy2
+    )
+
+
+def _copy_data(source: str, target: str) -> None:
+    with Path(source).open("rb") as origin, Path(target).open("wb") as copy:
+        end, place = os.fstat(origin.fileno()).st_size, 0
+        copy.truncate(end)
+        while place < end:
+            try:
+                place = os.lseek(origin.fileno(), place, os.SEEK_DATA)
+                stop = os.lseek(origin.fileno(), place, os.SEEK_HOLE)
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # nothing but a hole is left
+                    raise
+                return
+            os.lseek(copy.fileno(), place, os.SEEK_SET)
+            while place < stop:
+                place += os.sendfile(copy.fileno(), origin.fileno(), place, stop - place)
 
 
 def sync_tree(path: Path) -> None:

@@ -16,6 +16,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -145,18 +146,15 @@ class VectorProcess:
                 remedy="use the embedder that this store was made with",
             )
         ends = np.cumsum(np.frombuffer(batch["lengths"], dtype="<u4")).tolist()
-        ids, weights = (
-            np.frombuffer(batch[n], dtype=t) for n, t in (("ids", "<u4"), ("weights", "<f4"))
-        )
+        ids = np.frombuffer(batch["ids"], dtype="<u4").tolist()
+        weights = np.frombuffer(batch["weights"], dtype="<f4").tolist()
+        terms = [ids[first:end] for first, end in pairwise([0, *ends])]
         points: list[Point] = []
-        terms: list[list[int]] = []
-        for row, vector, first, end in zip(rows, dense, [0, *ends], ends, strict=False):
-            words = ids[first:end].tolist()
-            vectors: dict[str, Any] = {"dense": vector.tolist()}
+        for row, vector, words, end in zip(rows, dense.tolist(), terms, ends, strict=True):
+            vectors: dict[str, Any] = {"dense": vector}
             if words:
-                vectors["terms"] = SparseVector(words, weights[first:end].tolist())
+                vectors["terms"] = SparseVector(words, weights[end - len(words) : end])
             points.append(to_point(vectors, *row))
-            terms.append(words)
             if len(points) % 100 == 0:
                 await breathe()
         await self._corpus.upsert(points, [row[1] for row in rows], terms)

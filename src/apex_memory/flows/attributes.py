@@ -1,0 +1,55 @@
+"""The search attributes by which runs are found in Temporal's UI: ApexSource, ApexPriority, ApexOutcome."""
+
+from __future__ import annotations
+
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import (
+    AddSearchAttributesRequest,
+    ListSearchAttributesRequest,
+)
+from temporalio.client import Client
+from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
+from temporalio.service import RPCError, RPCStatusCode
+
+from apex_memory.errors import Misconfigured
+
+SOURCE = SearchAttributeKey.for_keyword("ApexSource")
+PRIORITY = SearchAttributeKey.for_keyword("ApexPriority")
+OUTCOME = SearchAttributeKey.for_keyword("ApexOutcome")
+"""`idle`, `working`, or the worst that became of an event in the run: `done`, `parked`, `dead`."""
+
+KEYWORD = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
+
+
+def attributes_of(source: str, priority: int) -> TypedSearchAttributes:
+    """What a drain's first run starts with."""
+    return TypedSearchAttributes(
+        [
+            SearchAttributePair(SOURCE, source),
+            SearchAttributePair(PRIORITY, f"P{priority}"),
+            SearchAttributePair(OUTCOME, "idle"),
+        ]
+    )
+
+
+async def ensure_attributes(client: Client) -> None:
+    """Create what the namespace lacks. Raises `Misconfigured` where that is not allowed (Temporal Cloud, say)."""
+    operator = client.operator_service
+    listed = await operator.list_search_attributes(
+        ListSearchAttributesRequest(namespace=client.namespace)
+    )
+    names = {key.name for key in (SOURCE, PRIORITY, OUTCOME)} - set(listed.custom_attributes)
+    if not names:
+        return
+    request = AddSearchAttributesRequest(
+        namespace=client.namespace, search_attributes=dict.fromkeys(names, KEYWORD)
+    )
+    try:
+        await operator.add_search_attributes(request)
+    except RPCError as error:
+        if error.status not in (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNIMPLEMENTED):
+            raise
+        raise Misconfigured(
+            f"temporal: the namespace lacks search attributes ({', '.join(sorted(names))})",
+            remedy="create them there as Keyword, then start the worker again",
+        ) from error

@@ -1,0 +1,139 @@
+"""The graph on Neo4j 5.21 or later, with the official driver (the extra `neo4j`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import neo4j
+from neo4j import exceptions
+
+from apex_memory.errors import ApexError, Misconfigured, Rejected, RetryLater, Unavailable
+from apex_memory.stores.cypher import CypherGraph, Row
+
+CONNECTIONS = 16
+IDLE_SECONDS = 2  # a connection idle for longer is tested before use: the server may be another one
+SCHEMA = (
+    "CREATE CONSTRAINT apex_entity IF NOT EXISTS FOR (n:Entity) REQUIRE n.id IS UNIQUE",
+    "CREATE CONSTRAINT apex_assertion IF NOT EXISTS FOR (n:Assertion) REQUIRE n.id IS UNIQUE",
+    "CREATE INDEX apex_stage IF NOT EXISTS FOR (n:Assertion) ON (n.stage)",
+    "CALL db.awaitIndexes(300)",
+)
+CANNOT_SERVE = (
+    exceptions.DatabaseUnavailable,
+    exceptions.NotALeader,
+    exceptions.ForbiddenOnReadOnlyDatabase,
+)
+# Deadlocks, lost races for a node, faults inside: nothing the data is to blame for.
+PASSING = (exceptions.TransientError, exceptions.ConstraintError, exceptions.DatabaseError)
+STARTED = """
+SHOW DATABASES YIELD name, serverID, writer, lastStartTime
+WHERE name = $database AND writer
+RETURN serverID, toString(lastStartTime)
+"""
+
+
+class Neo4jGraph(CypherGraph):
+    """`url` is `neo4j://user:password@host:port/database`, or `bolt`, each with `+s` for TLS; `timeout` in seconds a statement.
+
+    Everything goes to the leader: a follower may not have yet what a commit in PostgreSQL already shows.
+    """
+
+    degree = "COUNT {{ ({})<--() }}"
+
+    def __init__(self, url: str, *, timeout: float) -> None:
+        parts = urlsplit(url)
+        self._database = parts.path.strip("/") or "neo4j"
+        self._timeout = timeout
+        self._where = parts.netloc.rpartition("@")[2]
+        auth = (unquote(parts.username or "neo4j"), unquote(parts.password or ""))
+        try:
+            self._driver = neo4j.AsyncGraphDatabase.driver(
+                f"{parts.scheme}://{self._where}",
+                auth=auth,
+                connection_timeout=timeout,
+                connection_acquisition_timeout=timeout,
+                liveness_check_timeout=IDLE_SECONDS,
+                max_connection_pool_size=CONNECTIONS,
+                max_transaction_retry_time=0,
+                notifications_min_severity="OFF",
+                telemetry_disabled=True,
+            )
+        except (ValueError, exceptions.ConfigurationError):
+            raise Misconfigured(
+                "graph: the URL cannot be read",
+                remedy="write neo4j://user:password@host:port/database",
+            ) from None
+
+    async def prepare(self) -> None:
+        for statement in SCHEMA:
+            await self._write(statement)
+
+    async def ping(self) -> None:
+        await self._read("RETURN 1")
+
+    async def version(self) -> str:
+        async with self._bounded():
+            return (await self._driver.get_server_info()).agent.replace("/", " ")
+
+    async def incarnation(self) -> str:
+        """When the leader's database was started, and where. Costs a query: the driver hides its connections."""
+        rows = await self._read(STARTED, database=self._database)
+        if not rows:
+            raise self._gone(f"has no leader for {self._database}")
+        return ":".join(rows[0])
+
+    async def close(self) -> None:
+        await self._driver.close()
+
+    async def _read(self, statement: str, **parameters: Any) -> Sequence[Row]:
+        return await self._run(statement, parameters)
+
+    async def _write(self, statement: str, **parameters: Any) -> Sequence[Row]:
+        return await self._run(statement, parameters)
+
+    async def _run(self, statement: str, parameters: dict[str, Any]) -> Sequence[Row]:
+        """One statement, one transaction; committed and on disk when it returns."""
+        # Version 25 of the language has no `CALL { WITH … }`; FalkorDB has nothing else.
+        query = neo4j.Query("CYPHER 5 " + statement, timeout=self._timeout)
+        async with self._bounded(), self._driver.session(database=self._database) as session:
+            result = await session.run(query, parameters)
+            return [record.values() async for record in result]
+
+    @asynccontextmanager
+    async def _bounded(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._timeout):
+                yield
+        except TimeoutError:
+            raise self._late() from None
+        except (exceptions.Neo4jError, exceptions.DriverError, OSError) as error:
+            raise self._translated(error) from None
+
+    def _translated(self, error: Exception) -> ApexError:
+        """Messages of the server may quote values, so only the code is passed on."""
+        code = getattr(error, "code", None) or type(error).__name__
+        if isinstance(error, exceptions.AuthError | exceptions.Forbidden):
+            return self._gone(
+                f"refuses us: {code}", "check user and password in the URL, and the user's rights"
+            )
+        if "DatabaseNotFound" in code:
+            return self._gone(
+                f"has no database {self._database}", "create it, or name another one in the URL"
+            )
+        if "TransactionTimedOut" in code:
+            return self._late()
+        if isinstance(error, CANNOT_SERVE) or not isinstance(error, exceptions.Neo4jError):
+            return self._gone(f"cannot be reached or cannot serve: {code}")
+        if isinstance(error, PASSING):
+            return RetryLater(f"graph: {code}", remedy="see the log of Neo4j if it lasts")
+        return Rejected(f"graph: Neo4j refuses the statement: {code}")
+
+    def _gone(self, message: str, remedy: str = "") -> Unavailable:
+        return Unavailable(self.name, f"{self._where} {message}", remedy=remedy)
+
+    def _late(self) -> Unavailable:
+        return self._gone(f"gave no answer within {self._timeout:g} s")

@@ -1,0 +1,190 @@
+"""The gateway as a process of its own, and generated requests against it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from apex_memory.app import App, open_app
+from apex_memory.config import Settings
+from apex_memory.gateway.keys import create_key
+from apex_memory.stores.embedded import free_port
+from apex_memory.stores.postgres import Postgres
+from tests.e2e.conftest import MakeSettings
+
+# Left out: what needs a worker (the smoke test answers 503 without one), and what would prune the
+# vectors of other tests, which share the process.
+LEFT_OUT = ("/v1/hello", "/v1/stores/{store}/reconcile")
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "negative_data_rejection",
+    "unsupported_method",
+    "ignored_auth",
+)
+# How to write the bodies that are no JSON.
+HOOKS = """
+import schemathesis
+from hypothesis.strategies import binary
+
+for kind in ("application/x-ndjson", "text/markdown"):
+    schemathesis.openapi.media_type(kind, binary())
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    url: str
+    key: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    settings: Settings
+
+
+def environment(settings: Settings, port: int) -> dict[str, str]:
+    given = {name for name in os.environ if not name.startswith("APEX_")}
+    stores = ("documents", "graph", "vectors", "cache", "embedder", "temporal")
+    return {
+        **{name: os.environ[name] for name in given},
+        **{f"APEX_{name.upper()}": str(getattr(settings, name)) for name in stores},
+        "APEX_SETTINGS_FILE": os.devnull,
+        "APEX_PORT": str(port),
+        "APEX_LOG_FORMAT": "json",
+        "APEX_SOURCES__FRONTAPP__SIGNING_KEYS": '["test_signing_key"]',
+    }
+
+
+@contextmanager
+def process(settings: Settings, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as out:
+        started = subprocess.Popen(
+            [sys.executable, "-m", "apex_memory.gateway"],
+            env=environment(settings, port),
+            stdout=out,
+            stderr=out,
+        )
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.wait()
+
+
+async def until_up(url: str, running: subprocess.Popen[bytes], log: Path) -> None:
+    async with httpx2.AsyncClient() as http:
+        while True:
+            assert running.poll() is None, log.read_text()
+            try:
+                if (await http.get(f"{url}/readyz")).is_success:
+                    return
+            except httpx2.TransportError:
+                await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def served(make_settings: MakeSettings, tmp_path: Path) -> AsyncIterator[Served]:
+    settings = make_settings(temporal=f"127.0.0.1:{free_port()}/apex")
+    db = Postgres(settings.documents)
+    await db.open()
+    key = await create_key(db, "test", ["admin"])
+    await db.close()
+    port, log = free_port(), tmp_path / "gateway.log"
+    url = f"http://127.0.0.1:{port}"
+    with process(settings, port, log) as running:
+        await until_up(url, running, log)
+        yield Served(url, key.key, running, log, settings)
+
+
+async def test_it_serves_and_ends_when_told(served: Served) -> None:
+    headers = {"authorization": f"Bearer {served.key}"}
+    async with httpx2.AsyncClient(base_url=served.url, headers=headers) as http:
+        answer = await http.post("/v1/documents?secret=1", json={"text": "a note"})
+        assert answer.status_code == 202 and "server" not in answer.headers
+    served.process.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(served.process.wait, 15) == 0
+    log = served.log.read_text()
+    assert '"path": "/v1/documents"' in log
+    assert "a note" not in log and "secret" not in log and served.key not in log
+
+
+async def test_a_body_that_is_too_large_is_refused_while_it_is_sent(served: Served) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rpartition(":")[2]))
+    writer.write(
+        b"POST /hooks/frontapp HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\nstart"
+    )
+    answer = await asyncio.wait_for(reader.read(), 10)  # to the end: the connection is closed
+    assert answer.startswith(b"HTTP/1.1 413") and b"connection: close" in answer.lower()
+    writer.close()
+
+
+async def test_a_taken_port_is_a_clear_refusal(make_settings: MakeSettings, tmp_path: Path) -> None:
+    log = tmp_path / "gateway.log"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with process(make_settings(), taken.getsockname()[1], log) as running:
+            assert await asyncio.to_thread(running.wait, 30) == 2
+    assert "cannot listen" in log.read_text() and "Traceback" not in log.read_text()
+
+
+@asynccontextmanager
+async def worker(settings: Settings) -> AsyncIterator[None]:
+    """Carries what lands, in this process, so that who waits for it does not wait in vain."""
+
+    async def carry(app: App) -> None:
+        while True:
+            for source in app.sources:
+                await app.drain(source)
+            await asyncio.sleep(0.02)
+
+    async with open_app(settings) as app:
+        await app.recovery.gate()
+        task = asyncio.create_task(carry(app))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.timeout(240)
+async def test_generated_requests_never_break_it(served: Served, tmp_path: Path) -> None:
+    left_out = [part for path in LEFT_OUT for part in ("--exclude-path", path)]
+    hooks = tmp_path / "hooks.py"
+    hooks.write_text(HOOKS)
+    command = [
+        str(Path(sys.executable).with_name("schemathesis")),
+        *("run", f"{served.url}/openapi.json"),
+        *("--header", f"Authorization: Bearer {served.key}"),
+        *("--phases", "coverage,fuzzing", "--max-examples", "8"),
+        *("--checks", ",".join(CHECKS), *left_out),
+        *("--continue-on-failure", "--no-shrink", "--no-color", "--workers", "1"),
+        *("--warnings", "off", "--suppress-health-check", "all", "--seed", "1"),
+    ]
+    async with worker(served.settings):
+        tried = await asyncio.to_thread(
+            subprocess.run,
+            command,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"SCHEMATHESIS_HOOKS": str(hooks)},
+            timeout=200,
+            check=False,
+        )
+    assert tried.returncode == 0, tried.stdout[-6_000:] + tried.stderr[-1_000:]
+    assert "request failed" not in served.log.read_text()

@@ -1,0 +1,198 @@
+"""Sealing, indexing and merging of shards, while searches and deletes go on and processes die."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apex_memory.errors import Unavailable
+from apex_memory.model import Tally, VectorPoint
+from apex_memory.stores.qdrant_edge import EdgeVectors
+from tests.edge_process import DIMENSION, EdgeProcess, edge_client, edge_process
+from tests.points import stage_points, tally_of, unit
+
+SEAL = 60
+
+
+class Expected:
+    """What the store should hold, searched by plain arithmetic."""
+
+    def __init__(self) -> None:
+        self.points: dict[uuid.UUID, list[VectorPoint]] = {}
+        self.vectors: dict[uuid.UUID, np.ndarray] = {}
+        self._seeds = itertools.count()
+
+    async def add(self, store: EdgeVectors, count: int) -> uuid.UUID:
+        stage = uuid.uuid4()
+        self.points[stage] = stage_points(stage, [f"truck {n % 7}" for n in range(count)])
+        self.vectors[stage] = unit(count, DIMENSION, seed=next(self._seeds))
+        await store.upsert(self.points[stage], self.vectors[stage])
+        return stage
+
+    async def delete(self, store: EdgeVectors, stage: uuid.UUID) -> None:
+        await store.delete_stages([stage])
+        del self.points[stage], self.vectors[stage]
+
+    @property
+    def tallies(self) -> dict[uuid.UUID, Tally]:
+        return {stage: tally_of(points) for stage, points in self.points.items()}
+
+    def nearest(self, question: np.ndarray, limit: int) -> list[uuid.UUID]:
+        ids = [point.id for points in self.points.values() for point in points]
+        scores = np.concatenate(list(self.vectors.values())) @ question
+        return [ids[i] for i in np.argsort(-scores)[:limit]]
+
+    async def check(self, store: EdgeVectors) -> None:
+        assert await store.tally(list(self.points)) == self.tallies
+        assert {row.stage: row.tally async for row in store.walk()} == self.tallies
+        total = sum(map(len, self.points.values()))
+        assert await store.points() == total
+        question = unit(1, DIMENSION, seed=9999)[0]
+        found = await store.search(dense=question, words="truck 3", limit=10)
+        assert [hit.id for hit in found["dense"]] == self.nearest(question, 10)
+        every = (await store.search(dense=None, words="truck", limit=total + 50))["words"]
+        assert {hit.id for hit in every} == {p.id for ps in self.points.values() for p in ps}
+        assert len(every) == total
+
+
+async def indexed(store: EdgeVectors, most_shards: int | None = None) -> dict[str, int]:
+    """Wait until nothing is left to index, and, if told, until few shards are left."""
+    while True:
+        stats = await store.stats()
+        assert not stats["failures"]
+        if not stats["unindexed"] and stats["shards"] <= (most_shards or stats["shards"]):
+            return stats
+        await asyncio.sleep(0.02)
+
+
+async def test_results_stay_the_same_through_sealing_indexing_and_merging(tmp_path: Path) -> None:
+    with edge_process(tmp_path / "edge", seal_points=SEAL) as process:
+        store, expected = edge_client(process), Expected()
+        await process.ready(store)
+        for turn in range(6):
+            stage = await expected.add(store, 35)
+            if turn % 3 == 1:
+                await expected.delete(store, stage)
+            await expected.check(store)
+        assert (await store.stats())["shards"] > 1
+        for _ in range(6):  # enough for eight sealed shards at one time
+            await expected.add(store, SEAL)
+        while (await store.stats())["unindexed"]:
+            await expected.check(store)
+            await asyncio.sleep(0.05)  # leave the builder some of the processors
+        await indexed(store, most_shards=3)
+        await expected.check(store)
+        await expected.delete(store, next(iter(expected.points)))
+        await expected.check(store)
+        process.end(signal.SIGKILL)
+        process.start()
+        await process.ready(store)
+        await expected.check(store)
+        await store.close()
+
+
+async def test_a_delete_during_indexing_holds_for_the_index(tmp_path: Path) -> None:
+    with edge_process(tmp_path / "edge", seal_points=SEAL) as process:
+        store, expected = edge_client(process), Expected()
+        await process.ready(store)
+        stages = [await expected.add(store, 10) for _ in range(7)]
+        await builder_of(process)  # it reads a copy that still has these
+        for stage in stages[:4]:
+            await expected.delete(store, stage)
+        assert (await store.stats())["unindexed"] > 0
+        await indexed(store)
+        await expected.check(store)
+        assert await store.tally(stages[:4]) == {}
+        await store.close()
+
+
+async def test_an_upsert_of_what_was_sealed_replaces_it(tmp_path: Path) -> None:
+    with edge_process(tmp_path / "edge", seal_points=SEAL) as process:
+        store, expected = edge_client(process), Expected()
+        await process.ready(store)
+        stage = await expected.add(store, SEAL + 5)
+        await indexed(store)
+        await store.upsert(expected.points[stage], expected.vectors[stage])
+        await expected.check(store)
+        await store.close()
+
+
+async def test_a_killed_builder_is_told_and_harms_nothing(tmp_path: Path) -> None:
+    with edge_process(tmp_path / "edge", seal_points=SEAL) as process:
+        store, expected = edge_client(process), Expected()
+        await process.ready(store)
+        await expected.add(store, SEAL)
+        os.kill(await builder_of(process), signal.SIGKILL)
+        while not (stats := await store.stats())["failures"]:
+            await asyncio.sleep(0.02)
+        assert stats["unindexed"] == SEAL
+        await expected.check(store)
+        assert "indexing_failed" in process.log()
+        process.end(signal.SIGKILL)
+        process.start()  # it tries again
+        await process.ready(store)
+        await indexed(store)
+        await expected.check(store)
+        await store.close()
+
+
+@pytest.mark.parametrize("milliseconds", [0, 60, 300, 800])
+async def test_kill_9_at_any_moment_leaves_one_whole_corpus(
+    tmp_path: Path, milliseconds: int
+) -> None:
+    with edge_process(tmp_path / "edge", seal_points=SEAL) as process:
+        store, expected = edge_client(process), Expected()
+        await process.ready(store)
+        for _ in range(3):
+            await expected.add(store, 35)
+        await store.flush()
+        late = asyncio.create_task(trickle(store))
+        await asyncio.sleep(milliseconds / 1000)  # the moment is the point of this test
+        process.end(signal.SIGKILL)
+        with pytest.raises(Unavailable):
+            await late
+        process.start()
+        await process.ready(store)
+        written = [row.stage async for row in store.walk() if row.stage not in expected.points]
+        await store.delete_stages(written)  # what was never acknowledged may be there or not
+        await expected.check(store)
+        await indexed(store)
+        await expected.check(store)
+        while leftovers(process):  # the last swapped shard goes after the swap
+            await asyncio.sleep(0.02)
+        await store.close()
+
+
+async def trickle(store: EdgeVectors) -> None:
+    """Write without end, so that sealing and indexing are always under way."""
+    unknown = Expected()
+    while True:
+        await unknown.add(store, 35)
+
+
+def leftovers(process: EdgeProcess) -> set[str]:
+    """Folders that the manifest does not list."""
+    manifest = (process.folder / "corpus.json").read_text()
+    return {
+        path.name for path in (process.folder / "shards").iterdir() if path.name not in manifest
+    }
+
+
+async def builder_of(process: EdgeProcess) -> int:
+    """Wait for the process that indexes; its id."""
+    while True:
+        for status in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = status.read_bytes()
+            except OSError:
+                continue
+            if b"edge_builder" in words and str(process.folder).encode() in words:
+                return int(status.parent.name)
+        await asyncio.sleep(0.01)

@@ -18,7 +18,7 @@ from uuid import UUID
 
 from apex_memory import sources
 from apex_memory.config import Settings
-from apex_memory.errors import ApexError
+from apex_memory.errors import ApexError, RetryLater
 from apex_memory.inbox import Claimed, Inbox, Run
 from apex_memory.model import Event, Landed
 from apex_memory.pipeline import Embedder, Pipeline, extract_query, open_embedder
@@ -26,6 +26,7 @@ from apex_memory.saga import recovery
 from apex_memory.saga.collector import Collector
 from apex_memory.saga.dead_letters import DeadLetters
 from apex_memory.saga.guard import Guard
+from apex_memory.saga.outcomes import Failure
 from apex_memory.saga.publication import Publication, Report
 from apex_memory.saga.recovery import Recovery
 from apex_memory.saga.sweeper import Sweeper, Swept
@@ -57,8 +58,16 @@ class Pace:
     most: int
     seconds: float
     _rates: dict[str, float] = field(default_factory=dict)
+    _alone: dict[str, int] = field(default_factory=dict)
+
+    def isolate(self, source: str, events: int) -> None:
+        """Claim the next events of a source one at a time."""
+        self._alone[source] = events
 
     def limit(self, source: str) -> int:
+        if self._alone.get(source):
+            self._alone[source] -= 1
+            return 1
         rate = self._rates.get(source)
         return self.most if rate is None else max(1, min(self.most, math.ceil(rate * self.seconds)))
 
@@ -134,6 +143,21 @@ class App:
         """Stage, verify and flip the prepared events of a batch."""
         async with self._held(batch):
             return await self.publication.publish(batch)
+
+    async def give_up(self, source: str, batch: UUID, step: str, reason: str) -> None:
+        """Take back a batch that a step failed on for a reason nobody foresaw.
+
+        One event alone has failed an attempt, and in the end becomes a dead letter. Of many, one may
+        be to blame: they are ready again at once, and claimed one at a time, so it fails alone.
+        """
+        events = await self.inbox.held(batch)
+        self.log.error("batch given up", source=source, step=step, events=len(events))
+        if len(events) == 1:
+            error = RetryLater(reason, remedy="the worker's log says where")
+            await self.publication.outcomes.settle(batch, step, [Failure(events[0], error)])
+        else:
+            self.pace.isolate(source, len(events))
+            await self.publication.release(batch, events, seconds=0)
 
     @asynccontextmanager
     async def _held(self, batch: UUID) -> AsyncIterator[None]:

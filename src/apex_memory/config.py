@@ -39,7 +39,8 @@ class Settings(BaseSettings):
         description="PostgreSQL 16 or later: `postgresql://user:password@host/database`, or `embedded:`.",
     )
     graph: str = Field(
-        EMBEDDED, description="Graph: `falkordb://:password@host:port/graph`, or `embedded:`."
+        EMBEDDED,
+        description="Graph: `falkordb://:password@host:port/graph`, `neo4j://user:password@host:7687/database` (extra `neo4j`), or `embedded:`.",
     )
     vectors: str = Field(
         EMBEDDED,
@@ -170,9 +171,9 @@ class Settings(BaseSettings):
     def _known_scheme(cls, value: str, info: Any) -> str:
         schemes = {
             "documents": ("postgresql://", "postgres://"),
-            "graph": ("falkordb://",),
+            "graph": ("falkordb://", "falkordbs://", "neo4j", "bolt"),
             "vectors": ("http://", "https://", "edge://"),
-            "cache": ("redis://", "rediss://", "valkey://"),
+            "cache": ("redis://", "rediss://", "valkey://", "valkeys://"),
         }[info.field_name]
         if value != EMBEDDED and not value.startswith(schemes):
             raise ValueError(

@@ -127,6 +127,13 @@ class Inbox:
         )
         return [(_event(row), row["attempts"]) for row in rows]
 
+    async def held(self, batch: UUID) -> list[UUID]:
+        """Ids of the events that a batch still holds."""
+        rows = await self._db.fetch(
+            "SELECT id FROM inbox WHERE open AND batch = %s ORDER BY id", (batch,)
+        )
+        return [row["id"] for row in rows]
+
     async def event(self, id: UUID) -> Event:
         """One raw event, as it was landed. `NotFound` if there is none, or its payload was removed by retention."""
         row = await self._db.fetch_one(

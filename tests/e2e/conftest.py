@@ -27,7 +27,7 @@ MakeSettings = Callable[..., Settings]
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def hashing_vectors_url(engine_data: Path) -> AsyncIterator[str]:
     """A vector process for the hashing embedder, shared by the tests: stage ids keep them apart."""
-    folder = engine_data / "hashing"
+    folder = engine_data / "saga-vectors"
     folder.mkdir()
     async with running(Edge(folder, free_port(), PASSWORD, HASHING_DIMENSION)) as engine:
         yield engine.url

@@ -61,12 +61,16 @@ class Stack:
 
     def __init__(self, data_dir: Path, **settings: str) -> None:
         self.data_dir = data_dir
-        self._given = {f"APEX_{name}": value for name, value in (SETTINGS | settings).items()}
-        self._given["APEX_DATA_DIR"] = str(data_dir)
+        self._given = {"APEX_DATA_DIR": str(data_dir)}
+        self.set(**SETTINGS | settings)
         self._front = sources.load({"frontapp": {"signing_keys": ["test_signing_key"]}}, None)
         self._up: subprocess.Popen[bytes] | None = None
         self.key = ""
         self.http = httpx2.AsyncClient()
+
+    def set(self, **settings: str) -> None:
+        """Settings from the next start on, by their name without `APEX_`."""
+        self._given |= {f"APEX_{name}": value for name, value in settings.items()}
 
     async def start(self) -> float:
         """`apex up`, until it answers; the seconds that took."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from apex_memory.gateway import intake as intake_module
 from apex_memory.gateway.context import Gateway
 from apex_memory.gateway.keys import create_key
 from apex_memory.gateway.landing import Landings
-from apex_memory.model import Event, now
+from apex_memory.model import Event, Landed, now
 from apex_memory.stores.embedded import free_port
 from tests.e2e import front
 from tests.e2e.conftest import MakeSettings
@@ -517,13 +517,19 @@ async def test_without_postgresql_everything_is_503_and_says_when_to_come_back(
 
 
 async def test_too_many_at_once_are_sent_away(api: Api) -> None:
-    object.__setattr__(api.gateway, "landings", Landings(at_once=1, queued=1, seconds=5))
-    async with api.gateway.landings.slot():
-        waiting = asyncio.create_task(api.post("/v1/documents", json={"text": "one"}))
-        while api.gateway.landings._here < 2:
-            await asyncio.sleep(0.001)
-        busy = await api.post("/v1/documents", json={"text": "two"})
-        assert busy.status_code == 503 and busy.headers["retry-after"] == "1"
+    inside, gate = asyncio.Event(), asyncio.Event()
+
+    async def land(events: Sequence[Event]) -> list[Landed]:
+        inside.set()
+        await gate.wait()
+        return await api.app.land(events)
+
+    object.__setattr__(api.gateway, "landings", Landings(land, queued=1))
+    waiting = asyncio.create_task(api.post("/v1/documents", json={"text": "one"}))
+    await inside.wait()
+    busy = await api.post("/v1/documents", json={"text": "two"})
+    assert busy.status_code == 503 and busy.headers["retry-after"] == "1"
+    gate.set()
     assert (await waiting).status_code == 202
 
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.faulty import Fault, Faulty
 
 from apex_memory.app import App, open_app
 from apex_memory.errors import Rejected
 from apex_memory.model import Tally
 from tests.e2e.conftest import MakeSettings, delete_event, land, live, state, text_event
+from tests.faulty import Fault, Faulty
 
 
 async def stages(app: App, state: str) -> list[dict[str, Any]]:
@@ -347,3 +347,34 @@ async def test_deleting_a_parent_takes_its_children_and_restoring_brings_them_ba
     await app.drain("frontapp")
     for key in ("message:msg_1", "message:msg_2", "message:msg_3", "conversation:cnv_1"):
         assert await live(app, key), key
+
+
+async def test_a_batch_that_breaks_a_step_is_taken_apart_until_the_one_to_blame_is_dead(
+    make_settings: MakeSettings,
+) -> None:
+    async with open_app(make_settings(max_attempts=2)) as app:
+        cursed = text_event(app, "d2", "text", version=1)
+        events = [text_event(app, f"d{n}", f"text {n}", version=1) for n in (0, 1, 3)]
+        landed = await land(app, *events, cursed)
+        prepare = app.pipeline.prepare
+
+        async def break_on_one(work: Any) -> Any:
+            if any(event.id == cursed.id for event, _ in work):
+                raise ZeroDivisionError("a bug that nobody foresaw")
+            return await prepare(work)
+
+        app.pipeline.prepare = break_on_one  # type: ignore[method-assign]
+        for _ in range(20):
+            batch = await app.claim("documents")
+            if batch.events:
+                try:
+                    await app.prepare("documents", batch.id)
+                    await app.publish(batch.id)
+                except ZeroDivisionError:
+                    await app.give_up(
+                        "documents", batch.id, "prepare", "ZeroDivisionError in prepare"
+                    )
+            await app.db.execute("UPDATE inbox SET next_at = now() WHERE batch IS NULL")
+        assert [await state(app, item) for item in landed] == ["done", "done", "done", "dead"]
+        [letter] = await app.dead_letters.find()
+        assert letter["step"] == "prepare" and letter["attempts"] == 2

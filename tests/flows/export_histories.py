@@ -87,7 +87,7 @@ async def faults(bench: Bench) -> None:
     await bench.wake()
     await until(lambda: not bench.steps.fail["publish"], "a step gave up")
     bench.steps.land(2)
-    await carried(bench, 2)
+    await carried(bench, 3)
     await handed_over(bench)
 
 

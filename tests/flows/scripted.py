@@ -15,6 +15,7 @@ from apex_memory.flows.orders import (
     ClaimedBatch,
     ClaimOrder,
     EventName,
+    GivenUp,
     StepReport,
 )
 
@@ -50,6 +51,7 @@ class Steps:
     published: list[str] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     looks: int = 0
+    given_up: list[str] = field(default_factory=list)
     held: dict[str, list[str]] = field(default_factory=dict)
     landed: int = 0
 
@@ -90,6 +92,11 @@ class Steps:
         named = {f"id-{name}": self.outcome for name in events[:SHOWN]}
         return StepReport({self.outcome: len(events)}, named, landed)
 
+    @activity.defn
+    async def give_up(self, order: GivenUp) -> None:
+        self.given_up.append(order.step)
+        self.ready = self.held.pop(order.batch) + self.ready
+
     @property
     def activities(self) -> list[Callable[..., Awaitable[object]]]:
-        return [self.claim, self.prepare, self.publish]
+        return [self.claim, self.prepare, self.publish, self.give_up]

@@ -1,4 +1,4 @@
-"""The layers around the routes: Host check, request ids, limits of bodies, the last `except`, places to land."""
+"""The layers around the routes: Host check, request ids, limits of bodies, the last `except`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from apex_memory.gateway import bodies, errors
 from apex_memory.gateway.bodies import Bodies
 from apex_memory.gateway.entrance import Entrance, Hosts
 from apex_memory.gateway.errors import Malformed
-from apex_memory.gateway.landing import Landings
 from apex_memory.telemetry import HTTP_SECONDS, REFUSED
 
 ANSWERS = {
@@ -268,33 +267,3 @@ async def test_requests_are_measured_by_route(client: httpx2.AsyncClient) -> Non
     before = measured._sum.get()
     await client.get("/raise/conflict?key=secret")
     assert measured._sum.get() > before
-
-
-async def test_places_to_land_are_bounded() -> None:
-    landings = Landings(at_once=1, queued=1, seconds=5)
-    gate, inside = asyncio.Event(), asyncio.Event()
-
-    async def land() -> None:
-        async with landings.slot():
-            inside.set()
-            await gate.wait()
-
-    first, second = asyncio.create_task(land()), asyncio.create_task(land())
-    await inside.wait()
-    with pytest.raises(RetryLater):
-        async with landings.slot():
-            pass
-    gate.set()
-    await asyncio.gather(first, second)
-    async with landings.slot():
-        pass
-
-
-async def test_who_waits_too_long_for_a_place_is_sent_away() -> None:
-    landings = Landings(at_once=1, queued=5, seconds=0.01)
-    async with landings.slot():
-        with pytest.raises(RetryLater):
-            async with landings.slot():
-                pass
-    async with landings.slot():
-        pass

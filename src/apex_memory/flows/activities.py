@@ -19,6 +19,7 @@ from apex_memory.flows.orders import (
     ClaimedBatch,
     ClaimOrder,
     EventName,
+    GivenUp,
     Greeting,
     ReconcileReport,
     StepReport,
@@ -62,6 +63,11 @@ class Activities:
     async def publish(self, order: BatchOrder) -> StepReport:
         async with heartbeating():
             return _report(await self._app.publish(UUID(order.batch)))
+
+    @activity.defn
+    async def give_up(self, order: GivenUp) -> None:
+        """Take back a batch that a step failed on."""
+        await self._app.give_up(order.source, UUID(order.batch), order.step, order.reason)
 
     @activity.defn
     async def sweep(self) -> SweepReport:

@@ -62,6 +62,16 @@ class BatchOrder:
 
 
 @dataclass(frozen=True)
+class GivenUp:
+    """A batch whose step failed for good; `reason` holds class and place, never data."""
+
+    source: str
+    batch: str
+    step: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class StepReport:
     """What a step did: events by outcome, the gravest few by id, and how many events it landed itself."""
 

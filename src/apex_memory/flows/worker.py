@@ -84,7 +84,7 @@ def steps_of(app: App, drains: Drains, build: str) -> list[Callable[..., Any]]:
     """Every activity of the real application."""
     steps = Activities(app, drains, build=build)
     return [
-        *(steps.claim, steps.prepare, steps.publish),
+        *(steps.claim, steps.prepare, steps.publish, steps.give_up),
         *(steps.sweep, steps.collect, steps.reconcile, steps.greet),
     ]
 

@@ -27,6 +27,7 @@ with workflow.unsafe.imports_passed_through():
         ClaimedBatch,
         ClaimOrder,
         DrainOrder,
+        GivenUp,
         Greeting,
         ReconcileOrder,
         ReconcileReport,
@@ -47,7 +48,7 @@ SHORT: dict[str, Any] = {"start_to_close_timeout": timedelta(seconds=30), "retry
 # Embedding a batch of long documents takes minutes: the heartbeat says whether the step lives, not the clock.
 LONG: dict[str, Any] = {
     "start_to_close_timeout": timedelta(hours=1),
-    "heartbeat_timeout": timedelta(seconds=60),
+    "heartbeat_timeout": timedelta(seconds=15),
     "retry_policy": RETRY,
 }
 
@@ -132,8 +133,14 @@ class Drain:
         self._burst.claimed(batch)
         self._show("works")
         order, summary = BatchOrder(source, batch.id), f"{source}: {batch.count} events"
-        prepared = await self._timed("prepare", Activities.prepare, order, LONG, summary)
-        published = await self._timed("publish", Activities.publish, order, LONG, summary)
+        try:
+            prepared = await self._timed("prepare", Activities.prepare, order, LONG, summary)
+            published = await self._timed("publish", Activities.publish, order, LONG, summary)
+        except ActivityError as error:
+            if not is_cancelled_exception(error):
+                given_up = GivenUp(source, batch.id, error.activity_type, str(error.cause))
+                await self._timed("give up", Activities.give_up, given_up, SHORT, summary)
+            raise
         self._settle(prepared, published)
         if batch.more or published.landed:
             self._dirty = True
@@ -162,7 +169,7 @@ class Drain:
         self._burst.settled(published)
 
     async def _rest(self, error: ActivityError) -> None:
-        """A step gave up. The batch's lease runs out by itself and its events are claimed again."""
+        """A step gave up. Its events are claimed again, one at a time, until the one to blame is known."""
         reason = f"{error.activity_type} gave up: {error.cause}"
         workflow.logger.error("drain: %s", reason)
         self._burst.failed(f"{workflow.now():%H:%M:%S} {reason}")

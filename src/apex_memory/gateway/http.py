@@ -107,7 +107,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             keys=KeyRing(app.db),
             waker=(waker := Waker(Drains(client, priorities_of(app.sources)))),
             waiting=Waiting(app.inbox),
-            landings=Landings(),
+            landings=Landings(app.land),
             temporal=client,
         )
         tasks = [

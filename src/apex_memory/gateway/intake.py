@@ -76,8 +76,7 @@ async def land(gateway: Gateway, events: Sequence[Event]) -> list[Landed]:
     carrier = trace_carrier().get("traceparent")
     if carrier:
         events = [event_traced(event, carrier) for event in events]
-    async with gateway.landings.slot():
-        landed = await gateway.app.land(events)
+    landed = await gateway.landings.land(events)
     for source in {item.source for item in landed}:
         gateway.waker.wake(source)
     return landed

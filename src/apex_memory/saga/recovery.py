@@ -72,6 +72,7 @@ class Recovery:
         if row and row["incarnation"] == incarnation and row["state"] == "ready":
             await self._mark(name, incarnation, "ready", began, "")
             return None
+        await store.prepare()  # a server that lost everything lost its indexes too
         since = row["verified_at"] - MARGIN if row else LONG_AGO
         await self._mark(
             name,

@@ -1,0 +1,140 @@
+"""Landing for many requests: shared commits, bounds, and what one bad event means for the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from apex_memory.errors import Rejected, RetryLater, Unavailable
+from apex_memory.gateway import landing
+from apex_memory.gateway.landing import Landings
+from apex_memory.inbox import Inbox
+from apex_memory.model import Event, Landed, now
+from apex_memory.stores.postgres import Postgres
+
+
+@pytest.fixture
+async def db(database_url: str) -> AsyncIterator[Postgres]:
+    db = Postgres(database_url)
+    await db.open()
+    yield db
+    await db.close()
+
+
+def event(n: int, *, text: str = "x") -> Event:
+    return Event(
+        source="toy",
+        event_id=f"e{n}",
+        doc_key=f"{text}{n}",
+        version=n,
+        occurred_at=now(),
+        payload=text.encode(),
+    )
+
+
+class Gated:
+    """Lands for real, and notes how many events each commit had; the first waits for the gate."""
+
+    def __init__(self, db: Postgres) -> None:
+        self.commits: list[int] = []
+        self.gate = asyncio.Event()
+        self._inbox = Inbox(db)
+
+    async def land(self, events: Sequence[Event]) -> list[Landed]:
+        self.commits.append(len(events))
+        await self.gate.wait()
+        return await self._inbox.land(events)
+
+
+async def waiting(landings: Landings, count: int) -> None:
+    while landings._inside < count:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
+async def test_what_comes_during_a_commit_shares_the_next(db: Postgres) -> None:
+    gated = Gated(db)
+    landings = Landings(gated.land, at_once=1)
+    first = asyncio.create_task(landings.land([event(0)]))
+    await waiting(landings, 1)
+    others = [asyncio.create_task(landings.land([event(n), event(n + 1)])) for n in range(1, 20)]
+    await waiting(landings, 20)
+    gated.gate.set()
+    answers = [await first, *await asyncio.gather(*others)]
+    assert gated.commits == [1, 38]
+    assert [[item.event_id for item in answer] for answer in answers[1:]] == [
+        [f"e{n}", f"e{n + 1}"] for n in range(1, 20)
+    ]
+    fresh = [item.event_id for answer in answers for item in answer if not item.duplicate]
+    assert sorted(fresh) == sorted(f"e{n}" for n in range(21)), "each event is new exactly once"
+
+
+async def test_one_refused_event_spoils_no_other_request(db: Postgres) -> None:
+    gated = Gated(db)
+    landings = Landings(gated.land, at_once=1)
+    first = asyncio.create_task(landings.land([event(0)]))
+    await waiting(landings, 1)
+    good = asyncio.create_task(landings.land([event(1)]))
+    bad = asyncio.create_task(landings.land([event(2, text="NUL\x00")]))
+    await waiting(landings, 3)
+    gated.gate.set()
+    answers = await asyncio.gather(first, good, bad, return_exceptions=True)
+    assert isinstance(answers[2], Rejected)
+    assert [answer[0].duplicate for answer in answers[:2]] == [False, False]  # type: ignore[index]
+
+
+async def test_who_gives_up_takes_no_commit_along(db: Postgres) -> None:
+    gated = Gated(db)
+    landings = Landings(gated.land)
+    one = asyncio.create_task(landings.land([event(1)]))
+    two = asyncio.create_task(landings.land([event(2)]))
+    await waiting(landings, 2)
+    one.cancel()
+    gated.gate.set()
+    assert (await two)[0].event_id == "e2"
+    assert [item.duplicate for item in await landings.land([event(1)])] == [True]
+
+
+async def test_requests_inside_are_bounded_in_number_and_time(db: Postgres) -> None:
+    gated = Gated(db)
+    landings = Landings(gated.land, queued=1, seconds=0.05)
+    first = asyncio.create_task(landings.land([event(1)]))
+    await waiting(landings, 1)
+    with pytest.raises(RetryLater):
+        await landings.land([event(2)])
+    with pytest.raises(RetryLater):
+        await first
+    gated.gate.set()
+    assert await landings.land([event(3)])
+    assert await landings.land([]) == []
+
+
+async def test_commits_are_bounded_in_size(db: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(landing, "MOST_EVENTS", 3)
+    gated = Gated(db)
+    landings = Landings(gated.land, at_once=1)
+    tasks = [asyncio.create_task(landings.land([event(2 * n), event(2 * n + 1)])) for n in range(4)]
+    await waiting(landings, 4)
+    gated.gate.set()
+    await asyncio.gather(*tasks)
+    assert gated.commits == [2, 2, 2, 2]
+
+
+async def test_while_postgresql_is_away_one_asks_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    async def land(events: Sequence[Event]) -> list[Landed]:
+        asked.append(events)
+        raise Unavailable("documents", "gone")
+
+    landings = Landings(land)
+    for _ in range(5):
+        with pytest.raises(Unavailable):
+            await landings.land([event(1)])
+    assert len(asked) == 1
+    monkeypatch.setattr(landing, "monotonic", lambda: landings._away_until + 1)
+    with pytest.raises(Unavailable):
+        await landings.land([event(1)])
+    assert len(asked) == 2

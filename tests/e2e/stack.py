@@ -59,6 +59,9 @@ class Said:
 class Stack:
     """One data folder, and what runs in it. `http` has the admin key; it is another one after each start."""
 
+    module = "apex_memory.cli"
+    """What is run as `apex`."""
+
     def __init__(self, data_dir: Path, **settings: str) -> None:
         self.data_dir = data_dir
         self._given = {"APEX_DATA_DIR": str(data_dir)}
@@ -77,7 +80,7 @@ class Stack:
         began = time.monotonic()
         with self.log.open("ab") as log:
             self._up = subprocess.Popen(
-                [sys.executable, "-m", "apex_memory.cli", "up", "--verbose"],
+                [sys.executable, "-m", self.module, "up", "--verbose"],
                 env=os.environ | self._given,
                 cwd=self.data_dir.parent,
                 stdin=subprocess.DEVNULL,

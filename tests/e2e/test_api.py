@@ -282,7 +282,8 @@ async def test_nothing_answers_without_a_key(api: Api) -> None:
             if path.startswith("/hooks/") or path in ("/healthz", "/readyz", "/metrics"):
                 continue
             for method in item:
-                place = path.replace("{id}", str(uuid4())).replace("{store}", "graph")
+                id = "1" if "dead-letters" in path else str(uuid4())
+                place = path.replace("{id}", id).replace("{store}", "graph")
                 answer = await http.request(method, re.sub(r"\{\w+\}", "1", place), json={})
                 assert answer.status_code == 401, (method, path)
                 assert answer.headers["www-authenticate"].startswith("Bearer")

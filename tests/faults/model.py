@@ -398,7 +398,7 @@ def _without_in_vectors(state: State, stage: StageId) -> State:
 
 
 CASTS = {
-    "attempts": Cast(retry=True, newer=True),
+    "attempts": Cast(retry=True, newer=True, collector=True),
     "readers": Cast(newer=True, collector=True, reader=True),
     "again": Cast(retry=True, again=True, collector=True),
 }

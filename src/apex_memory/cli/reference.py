@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,7 +52,7 @@ def pages() -> Iterator[tuple[str, str]]:
     from apex_memory.gateway.http import create_app
 
     yield "settings.md", HEADER + "# Settings\n\n" + _settings()
-    yield "sources.md", HEADER + "# Sources\n\n" + _sources()
+    yield "sources.md", sources_page(sources.classes())
     yield "metrics.md", HEADER + "# Metrics\n\n" + _metrics()
     yield "cli.md", HEADER + "# Command line\n\n" + _cli()
     yield (
@@ -85,9 +86,13 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _sources() -> str:
-    kinds = sources.classes()
-    lines = ["| Source | Priority | Route | What it is |", "|---|---|---|---|"]
+def sources_page(kinds: Sequence[type[Source]]) -> str:
+    """The page of these sources: a row and a section each."""
+    lines = [
+        HEADER + "# Sources\n",
+        "| Source | Priority | Route | What it is |",
+        "|---|---|---|---|",
+    ]
     lines += [
         f"| [`{kind.name}`](#{kind.name}) | {kind.priority.name} | `POST {kind.path or '/hooks/' + kind.name}` | {_first(kind)} |"
         for kind in kinds
@@ -109,8 +114,7 @@ def _first(kind: type[Source]) -> str:
 
 
 def _prose(kind: type[Source]) -> str:
-    lines = (kind.__doc__ or "").strip().splitlines()
-    return "\n".join(line.strip() for line in lines)
+    return inspect.cleandoc(kind.__doc__ or "")
 
 
 def _source_settings(settings: type[SourceSettings]) -> list[str]:

@@ -41,6 +41,7 @@ async def _store(store: Store) -> dict[str, Any]:
     row: dict[str, Any] = {"name": store.name, "state": "ready", "version": None, "reason": None}
     try:
         async with asyncio.timeout(SECONDS):
+            await store.ping()  # a version may be what its connection was told at its start
             row["version"] = await store.version()
     except ApexError as error:
         row |= {"state": "unavailable", "reason": str(error)[:300]}

@@ -7,6 +7,7 @@ manifest, under a new stage. `reconcile` does the same for everything, and remov
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ UNKNOWN_AGE = timedelta(
     hours=24
 )  # a stage nobody knows is left alone this long: its journal row may be restoring
 UNKNOWN_SHARE = 0.01  # more unknown stages than this: wrong database, delete nothing
+
+STATE_SECONDS = 1.0  # below what a search waits for the states of all stores
 
 LONG_AGO = datetime(2000, 1, 1).astimezone()
 
@@ -249,19 +252,26 @@ class Recovery:
 
 
 async def states(db: Postgres, stores: Sequence[Store]) -> dict[str, str]:
-    """`ready`, `recovering` or `unavailable` by store, comparing what is there with what was verified."""
-    rows = {
-        row["store"]: row
-        for row in await db.fetch("SELECT store, state, incarnation FROM store_state")
+    """`ready`, `recovering` or `unavailable` by store, comparing what is there with what was verified.
+
+    The stores are asked side by side, each for `STATE_SECONDS` at most: one that hangs is not taken for all.
+    """
+    rows = await db.fetch("SELECT store, state, incarnation FROM store_state")
+    verified = {row["store"]: row["incarnation"] for row in rows if row["state"] == "ready"}
+    found = await asyncio.gather(*map(_incarnation, stores))
+    return {
+        store.name: "unavailable"
+        if incarnation is None
+        else "ready"
+        if incarnation == verified.get(store.name)
+        else "recovering"
+        for store, incarnation in zip(stores, found, strict=True)
     }
-    answer = {}
-    for store in stores:
-        try:
-            incarnation = await store.incarnation()
-        except ApexError:
-            answer[store.name] = "unavailable"
-            continue
-        row = rows.get(store.name)
-        ready = row and row["state"] == "ready" and row["incarnation"] == incarnation
-        answer[store.name] = "ready" if ready else "recovering"
-    return answer
+
+
+async def _incarnation(store: Store) -> str | None:
+    try:
+        async with asyncio.timeout(STATE_SECONDS):
+            return await store.incarnation()
+    except (ApexError, TimeoutError):
+        return None

@@ -67,7 +67,7 @@ class Upload:
 
 
 class Documents(Source):
-    """Texts and files of any kind the parser reads: PDF, Office, HTML, mail, images with text, CSV and more.
+    """Texts and files of any kind the parser reads: PDF, Office, HTML, mail, Markdown, CSV and more.
 
     Three ways in:
 

@@ -1,0 +1,123 @@
+"""Documentation is tested: pages are up to date, links lead somewhere, commands work, each thing is described."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from apex_memory import telemetry
+from apex_memory.cli import reference
+from apex_memory.cli.commands import app
+from apex_memory.config import Settings
+from tests.contract.test_sources import TOY
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
+LINK = re.compile(r"\[[^\]]+\]\((?!https?://|#)([^)#]+)")
+
+
+def commands(command: Any, path: str = "apex") -> dict[str, Any]:
+    if not getattr(command, "commands", None):
+        return {path: command}
+    found: dict[str, Any] = {}
+    for name, sub in command.commands.items():
+        if not sub.hidden:
+            found |= commands(sub, f"{path} {name}")
+    return found
+
+
+COMMANDS = commands(typer.main.get_command(app))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_generated_pages_are_up_to_date() -> None:
+    for name, text in reference.pages():
+        file = ROOT / "docs" / "reference" / name
+        assert file.exists() and file.read_text(encoding="utf-8") == text, (
+            f"{name}: run `make docs`"
+        )
+
+
+@pytest.mark.parametrize("path", sorted(COMMANDS))
+def test_every_command_says_what_it_does_with_an_example(path: str) -> None:
+    help_text = COMMANDS[path].help or ""
+    assert "Example:" in help_text and f"{path} " in help_text + " ", path
+    for parameter in COMMANDS[path].params:
+        assert getattr(parameter, "help", "") or parameter.name == "help", (
+            f"{path} {parameter.name}"
+        )
+
+
+def test_every_setting_and_metric_is_described() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description and field.description.endswith((".", ")")), name
+    rows = telemetry.metric_rows()
+    assert len(rows) > 20
+    assert all(text.endswith(".") for _, _, text in rows)
+
+
+def test_commands_in_the_pages_exist() -> None:
+    """Every `apex …` line in a console block names a command, and options that it has."""
+    for page in PAGES:
+        for block in re.findall(
+            r"```console\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL
+        ):
+            for line in re.findall(r"^\$ apex (.+)$", block, re.MULTILINE):
+                words = line.split()
+                path = next((p for p in COMMANDS if f"apex {line} ".startswith(f"{p} ")), None)
+                assert path, f"{page.name}: apex {line}"
+                known = {name for parameter in COMMANDS[path].params for name in parameter.opts}
+                for option in [word for word in words if word.startswith("--")]:
+                    assert option.split("=")[0] in known, f"{page.name}: {option}"
+
+
+def test_a_wrong_setting_is_refused_with_its_name_and_the_way_out() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "apex_memory.cli", "status"],
+        env={"PATH": "", "APEX_BATCH_MAX": "many"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 1 and "batch_max" in ran.stderr and "settings.md" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    unknown = subprocess.run(
+        [sys.executable, "-m", "apex_memory.cli", "status"],
+        env={"PATH": "", "APEX_BATCHMAX": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert unknown.returncode == 1 and "APEX_BATCHMAX" in unknown.stderr
+
+
+def test_one_file_adds_a_source(tmp_path: Path) -> None:
+    """Its route, its settings and its docs row appear; the contract suite runs over it in test_sources."""
+    (tmp_path / "toy.py").write_text(TOY)
+    script = f"""
+import json
+from apex_memory.config import Settings
+from apex_memory.gateway.http import create_app
+from apex_memory.sources import classes
+from apex_memory.cli import reference
+settings = Settings(source_path={str(tmp_path)!r}, sources={{"toy": {{"secret": "s"}}}})
+paths = create_app(settings).openapi()["paths"]
+page = reference.sources_page(classes(settings.source_path))
+print(json.dumps([sorted(paths), page]))
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    paths, page = json.loads(ran.stdout)
+    assert "/hooks/toy" in paths
+    assert "[`toy`](#toy)" in page and "`secret`" in page and "Toys that tell" in page

@@ -1,0 +1,44 @@
+"""The README's first command, as a newcomer runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from apex_memory.stores.embedded.stack import leftovers, read_stack
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.timeout(180)
+def test_make_demo_lands_answers_and_leaves_nothing_running() -> None:
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("APEX_")
+    }
+    ran = subprocess.run(
+        ["make", "demo"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=170,
+    )
+    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-2000:]
+    said = ran.stdout
+    for part in (
+        "All searchable after",
+        "Where is SHP-100045",
+        "One event's life",
+        "Temporal UI",
+        "All stopped.",
+    ):
+        assert part in said, part
+    for kind in ("docx", "eml", "html", "md", "pdf", "xlsx"):
+        assert kind in said
+    assert "degraded" not in said and "Nothing found" not in said
+    folder = ROOT / ".apex-demo"
+    assert read_stack(folder) is None and leftovers(folder) == []

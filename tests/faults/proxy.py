@@ -1,0 +1,85 @@
+"""A TCP proxy that can lose a reply: the request reached the store and took effect, the answer never arrives."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+CHUNK = 1 << 16
+
+
+class Proxy:
+    """Stands for a store on a port of its own. `target` is asked at each connection: the store may move."""
+
+    def __init__(self, target: Callable[[], int], request: bytes) -> None:
+        """`request` is what the requests hold whose replies may be lost."""
+        self._target = target
+        self._request = request
+        self._losing = 0
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.Task[None]] = set()
+        self.lost = 0
+
+    async def start(self) -> int:
+        """The port."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def stop(self) -> None:
+        if self._server:
+            self._server.close()
+        for task in self._open:
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+
+    def lose(self, times: int) -> None:
+        """Cut the next `times` connections between such a request and its reply."""
+        self._losing = times
+
+    def heal(self) -> None:
+        self._losing = 0
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        self._open.add(task)
+        try:
+            with contextlib.suppress(OSError):
+                await self._between(reader, writer)
+        finally:
+            self._open.discard(task)
+            writer.close()
+
+    async def _between(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        store_reader, store_writer = await asyncio.open_connection("127.0.0.1", self._target())
+        marked = asyncio.Event()
+        there = asyncio.create_task(self._requests(reader, store_writer, marked))
+        back = asyncio.create_task(self._replies(store_reader, writer, marked))
+        try:
+            await asyncio.wait((there, back), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            there.cancel()
+            back.cancel()
+            await asyncio.gather(there, back, return_exceptions=True)
+            store_writer.close()
+
+    async def _requests(
+        self, reader: asyncio.StreamReader, store: asyncio.StreamWriter, marked: asyncio.Event
+    ) -> None:
+        while chunk := await reader.read(CHUNK):
+            if self._losing and self._request in chunk:
+                self._losing -= 1
+                marked.set()
+            store.write(chunk)
+            await store.drain()
+
+    async def _replies(
+        self, store: asyncio.StreamReader, writer: asyncio.StreamWriter, marked: asyncio.Event
+    ) -> None:
+        while chunk := await store.read(CHUNK):
+            if marked.is_set():  # the store has answered: what was asked took effect
+                self.lost += 1
+                return
+            writer.write(chunk)
+            await writer.drain()

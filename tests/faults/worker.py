@@ -1,0 +1,69 @@
+"""The worker, able to kill itself right after a named step, and reaching its stores through proxies.
+
+The folder named by FAULTS_DIR says what to do: `die` holds the name of a step (it is removed when it
+has been obeyed), `proxies.json` the port that stands for each store's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from apex_memory.app import App
+from apex_memory.flows.__main__ import main
+from apex_memory.saga.journal import Journal
+from apex_memory.saga.publication import Publication
+
+Did = Callable[[Any], bool]
+
+
+def always(answer: Any) -> bool:
+    return True
+
+
+# Where the step ends, and how its answer shows that there was something to do.
+STEPS: dict[str, tuple[type, str, Did]] = {
+    "claim": (App, "claim", lambda batch: bool(batch.events)),
+    "manifests": (Publication, "store_manifests", lambda report: bool(report.prepared)),
+    "begin": (Journal, "begin", lambda begun: bool(begun.stages)),
+    "graph": (Publication, "_write_graph", always),
+    "vectors": (Publication, "_write_vectors", always),
+    "verify": (Publication, "verify", always),
+    "commit": (Journal, "commit", lambda committed: bool(committed.done)),
+}
+
+
+def deadly(step: str, method: Callable[..., Any], did: Did, order: Path) -> Callable[..., Any]:
+    async def call(*given: Any, **named: Any) -> Any:
+        answer = await method(*given, **named)
+        if did(answer) and order.exists() and order.read_text() == step:
+            order.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer
+
+    return call
+
+
+def arm(folder: Path) -> None:
+    for step, (owner, name, did) in STEPS.items():
+        setattr(owner, name, deadly(step, getattr(owner, name), did, folder / "die"))
+
+
+def detour(folder: Path) -> None:
+    """Put the proxies' ports into the addresses of the stores."""
+    ports: dict[str, int] = json.loads((folder / "proxies.json").read_text())
+    for store, port in ports.items():
+        name = f"APEX_{store.upper()}"
+        os.environ[name] = re.sub(r"(?<=127\.0\.0\.1:)\d+", str(port), os.environ[name])
+
+
+if __name__ == "__main__":
+    folder = Path(os.environ["FAULTS_DIR"])
+    arm(folder)
+    detour(folder)
+    os._exit(main())

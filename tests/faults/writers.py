@@ -1,0 +1,92 @@
+"""Writers that go on through faults, and the ledger of what they were promised."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import httpx2
+
+from tests.e2e.stack import Stack
+from tests.faults.story import Send, Story
+
+AGAIN_SECONDS = 0.2
+LIMIT_SECONDS = 10  # a request that takes longer is given up, and sent again
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What was acknowledged: the event's id and what was sent, in the order of the answers."""
+
+    acknowledged: dict[UUID, Send] = field(default_factory=dict)
+    duplicates: int = 0
+    sent_again: int = 0
+    unexpected: list[str] = field(default_factory=list)
+    """Answers that no client should get."""
+
+    def keep(self, send: Send, answer: Any) -> None:
+        for event in answer["events"]:
+            id = UUID(event["id"])
+            self.duplicates += id in self.acknowledged
+            self.acknowledged[id] = send
+            if UUID(event["document_id"]) != send.doc_id:
+                self.unexpected.append(f"{send.kind} {send.key} became {event['document_id']}")
+
+
+class Writers:
+    """Several hands that share one story. Each sends until it is answered 202."""
+
+    def __init__(self, stack: Stack, story: Story, *, hands: int = 3, pause: float = 0.04) -> None:
+        self.ledger = Ledger()
+        self._stack = stack
+        self._sends: Iterator[Send] = iter(story)
+        self._pause = pause
+        self._hands = hands
+        self._closing = asyncio.Event()
+
+    def close(self) -> None:
+        """Let each hand finish what it is sending, which it must: nothing may stay unanswered."""
+        self._closing.set()
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._hands):
+                group.create_task(self._work())
+
+    async def _work(self) -> None:
+        while not self._closing.is_set():
+            await self._send(next(self._sends))
+            await asyncio.sleep(self._pause)
+
+    async def _send(self, send: Send) -> None:
+        first = True
+        while True:
+            if not first:
+                self.ledger.sent_again += 1
+                await asyncio.sleep(AGAIN_SECONDS)
+            first = False
+            try:
+                async with asyncio.timeout(LIMIT_SECONDS):
+                    answer = await self._request(send)
+            except (httpx2.TransportError, RuntimeError, TimeoutError) as error:
+                if isinstance(error, RuntimeError) and not self._stack.http.is_closed:
+                    raise  # a closed client is one of a stack that was started again since
+                continue
+            if answer.status_code in (429, 503):
+                continue
+            if answer.status_code == 202:
+                self.ledger.keep(send, answer.json())
+            elif not (send.kind == "delete" and answer.status_code == 404):
+                self.ledger.unexpected.append(f"{send.kind} {send.key}: {answer.text[:200]}")
+            return
+
+    async def _request(self, send: Send) -> httpx2.Response:
+        if send.kind in ("message", "conversation"):
+            return await self._stack.hook(send.body)
+        if send.kind == "delete":
+            return await self._stack.http.delete(f"/v1/documents/{send.doc_id}")
+        headers = {"content-type": "application/json"}
+        return await self._stack.http.post("/v1/documents", content=send.body, headers=headers)

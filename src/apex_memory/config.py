@@ -80,7 +80,7 @@ class Settings(BaseSettings):
 
     embedder: str = Field(
         "minilm",
-        description="`minilm` (384 d), `wordllama` (256 d, about 20 times faster, weaker), `hashing` (tests), or the URL of an OpenAI-style server (`http://host/v1`).",
+        description="`minilm` (384 d), `wordllama` (256 d, about 20 times faster, weaker), `onnx:FOLDER` (a text encoder in ONNX), `hashing` (tests), or the URL of an OpenAI-style server (`http://host/v1`).",
     )
     embedder_model: str = Field("", description="Model name sent to an embedding server.")
     embedder_dimension: int = Field(

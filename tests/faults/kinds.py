@@ -6,14 +6,15 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from uuid import UUID
 
 from tests.e2e.stack import Stack, until
 from tests.faults.proxy import Proxy
+from tests.faults.story import Send
 
 ROOT = Path(__file__).parents[2]
 LEASE_SECONDS = 3
@@ -31,6 +32,7 @@ class FaultyStack(Stack):
     def __init__(self, data_dir: Path, folder: Path, **settings: str) -> None:
         super().__init__(data_dir, **settings)
         self.folder = folder
+        self.acknowledged: Mapping[UUID, Send] = {}
         self._given |= {"PYTHONPATH": str(ROOT), "FAULTS_DIR": str(folder)}
         self.proxies = {
             store: Proxy(self._port_of(name), WRITES[store]) for store, name in PROXIED.items()
@@ -40,7 +42,7 @@ class FaultyStack(Stack):
         return lambda: self.children()[name].port
 
     @asynccontextmanager
-    async def proxied(self) -> Any:
+    async def proxied(self) -> AsyncIterator[None]:
         """Proxies that listen, noted where the worker looks for them."""
         ports = {store: await proxy.start() for store, proxy in self.proxies.items()}
         (self.folder / "proxies.json").write_text(str(ports).replace("'", '"'))
@@ -127,7 +129,8 @@ KINDS: tuple[Fault, ...] = (
 
 def schedule(seed: str, count: int) -> list[Fault]:
     """`count` faults: each kind once in an order of the seed's, then over again in another."""
-    chance, planned = random.Random(f"{seed}/schedule"), cast("list[Fault]", [])
+    chance = random.Random(f"{seed}/schedule")
+    planned: list[Fault] = []
     while len(planned) < count:
         planned += chance.sample(KINDS, len(KINDS))
     return planned[:count]

@@ -146,4 +146,3 @@ class Readers:
         found = answer.json()
         self.asked["degraded"] += bool(found["degraded"])
         return found
-

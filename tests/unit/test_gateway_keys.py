@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from apex_memory.errors import Conflict, Forbidden, NotFound, Rejected, Unauthorized
+from apex_memory.errors import Conflict, Forbidden, NotFound, Rejected, Unauthorized, Unavailable
 from apex_memory.gateway import keys
-from apex_memory.gateway.keys import KeyRing, create_key, list_keys, revoke_key
+from apex_memory.gateway.keys import Key, KeyRing, create_key, list_keys, revoke_key
 from apex_memory.stores.postgres import Postgres
 
 
@@ -109,15 +109,24 @@ async def test_a_revoked_key_is_refused_and_the_last_admin_key_stays(db: Counted
     assert [row["action"] for row in audit].count("key revoked") == 2
 
 
-async def test_known_keys_are_taken_while_postgresql_is_away(
+async def test_while_postgresql_is_away_known_keys_pass_and_all_ask_once(
     db: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = await create_key(db, "agent", ["read"])
     ring = KeyRing(db)
     await ring.check(made.key, "read")
     await db.close()
-    monkeypatch.setattr(keys, "FRESH_SECONDS", 0.0)
-    assert (await ring.check(made.key, "read")).id == made.id
+    ring.expire()
+    before = db.looks
+    unknown = f"apex_{'0' * 12}_unknown"
+    asked = [ring.check(key, "read") for key in [made.key, unknown] * 20]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert {type(answer) for answer in answers[1::2]} == {Unavailable}, "unknown is not wrong"
+    assert all(isinstance(answer, Key) for answer in answers[::2])
+    assert db.looks - before <= 2
+    monkeypatch.setattr(keys, "STALE_SECONDS", 0.0)
+    with pytest.raises(Unavailable):
+        await ring.check(made.key, "read")
 
 
 async def test_when_a_key_was_used_is_written_later(db: Counted) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from apex_memory.cli.client import gateway
 from apex_memory.cli.output import ago, between, console, moment, pairs, show_json, show_table
@@ -61,22 +62,22 @@ def show_answer(answer: dict[str, Any]) -> None:
     if not answer["hits"]:
         out.print("[dim]Nothing found.[/]")
     for hit in answer["hits"]:
-        legs = "  ".join(f"{leg} {score:.2f}" for leg, score in hit["legs"].items())
-        out.print(
-            f"[bold]{hit['rank']}. {_plain(hit['title'])}[/]  [dim]{hit['kind']} from {hit['source']}, {moment(hit['occurred_at'])[:16]}[/]",
-            highlight=False,
-        )
-        out.print(f"   {_plain(' '.join(hit['snippet'].split()))[:400]}", highlight=False)
-        out.print(f"   [dim]score {hit['score']:.2f} ({legs})[/]", highlight=False)
         origin = hit["provenance"]
-        out.print(
-            f"   [dim]from event {origin['event_id']} · apex event {origin['id']}[/]",
-            highlight=False,
+        about = f"{hit['kind']} from {hit['source']}, {moment(hit['occurred_at'])[:16]}"
+        legs = ", ".join(f"{leg} {score:.2f}" for leg, score in hit["legs"].items())
+        because = f"  names {', '.join(hit['why'])}" if hit["why"] else ""
+        lines = (
+            f"[bold]{hit['rank']}. {escape(hit['title'])}[/]  [dim]{about}[/]",
+            f"   {escape(_short(' '.join(hit['snippet'].split()), 300))}",
+            f"   [dim]score {hit['score']:.2f} ({legs}){escape(because)}[/]",
+            f"   [dim]event {origin['id']} ({escape(_short(origin['event_id'], 60))})[/]",
         )
+        for line in lines:
+            out.print(line, highlight=False, overflow="fold")
 
 
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def document(
@@ -93,10 +94,10 @@ def document(
         return
     out = console()
     out.print(
-        f"[bold]{_plain(found['title'])}[/]  [dim]{found['kind']} from {found['source']}[/]",
+        f"[bold]{escape(found['title'])}[/]  [dim]{found['kind']} from {found['source']}[/]",
         highlight=False,
     )
-    out.print(_plain(found["text"]), highlight=False)
+    out.print(escape(found["text"]), highlight=False)
     pairs("Facts", {**found["metadata"], "entities": ", ".join(found["entities"])})
     show_table(
         "Versions",
@@ -199,35 +200,31 @@ def event(
 
 
 def show_event(found: dict[str, Any]) -> None:
-    """One event's life."""
-    steps = [
+    """One event's life: the steps in the order they happened, then what else is known."""
+    began = found["received_at"]
+    steps = [("received", began), ("prepared", found["prepared_at"])]
+    steps += sorted(
         (
-            name,
-            moment(found.get(f"{name}_at")),
-            between(found["received_at"], found.get(f"{name}_at")),
-        )
-        for name in ("received", "prepared")
-    ]
-    steps += [
-        (store, moment(state.get("at")), between(found["received_at"], state.get("at")))
-        for store, state in found["stores"].items()
-    ]
-    steps.append(
-        (
-            found["state"],
-            moment(found["ended_at"]),
-            between(found["received_at"], found["ended_at"]),
-        )
+            (f"in {store}", state["at"])
+            for store, state in found["stores"].items()
+            if state.get("at")
+        ),
+        key=lambda step: step[1],
     )
+    steps.append((found["state"], found["ended_at"]))
     show_table(
-        f"{found['source']} {found['event_id']}", ("step", "when (UTC)", "after"), steps, empty=""
+        f"{found['source']} {_short(found['event_id'], 80)}",
+        ("step", "when (UTC)", "after"),
+        [(step, moment(at), between(began, at)) for step, at in steps],
+        empty="",
     )
-    rest = {
-        "state": found["state"],
-        "attempts": found["attempts"],
-        "document": found["document_id"],
-    }
-    for name in ("owner", "deadline", "park_store", "last_error", "dead_letter", "workflow_url"):
-        if found.get(name) and not (name in ("owner", "deadline") and found["ended_at"]):
-            rest[name] = found[name]
-    pairs("", rest)
+    rest = {"document": found["document_id"], "attempts": found["attempts"] or ""}
+    for name in ("owner", "deadline", "park_store", "last_error", "dead_letter"):
+        if not (name in ("owner", "deadline") and found["ended_at"]):
+            rest[name] = found.get(name) or ""
+    out = console()
+    for name, value in rest.items():
+        if value:
+            out.print(f"[dim]{name:>10}[/]  {escape(str(value))}", highlight=False, soft_wrap=True)
+    if found.get("workflow_url"):
+        out.print(f"[dim]{'run':>10}[/]  {found['workflow_url']}", highlight=False, soft_wrap=True)

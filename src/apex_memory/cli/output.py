@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 STATE_COLOURS = {
@@ -68,7 +69,7 @@ def _cell(value: Any) -> str:
         return "[dim]–[/]"
     text = str(value)
     colour = STATE_COLOURS.get(text)
-    return f"[{colour}]{text}[/]" if colour else text.replace("[", "\\[")
+    return f"[{colour}]{text}[/]" if colour else escape(text)
 
 
 def moment(text: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -16,6 +17,7 @@ from apex_memory.telemetry import REFUSED
 
 JSON_BYTES = 1_000_000  # largest body of a route that is no source's
 BODY_SECONDS = 120  # longest a body may take to arrive
+LINGER_SECONDS = 5  # reading of what was refused, so that its sender sees why
 HELD_BYTES = 256_000_000  # all bodies held at one time
 
 
@@ -48,13 +50,14 @@ class Bodies:
             if source:
                 REFUSED.labels(source, "too_large").inc()
             # Only here the connection must not be used again: the body is still on its way.
-            await problem(
+            answer = problem(
                 413,
                 "too_large",
                 f"body: larger than {limit} bytes",
                 "send less at once; limits are in /v1/sources and the settings",
                 headers={"Connection": "close"},
-            )(scope, receive, send)
+            )
+            await _refuse(answer, scope, receive, send)
             return
         body = _Body(receive, limit)
         try:
@@ -73,6 +76,25 @@ class Bodies:
                 503, "too many bodies at once", headers={"Retry-After": "1", "Connection": "close"}
             )
         return message
+
+
+async def _refuse(answer: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer at once, then read on for a while before closing.
+
+    To close on a client that is still sending resets the connection: it would see that, not the answer.
+    """
+
+    async def send_open(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "more_body": True}
+        await send(message)
+
+    await answer(scope, receive, send_open)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            while (await receive()).get("more_body"):
+                pass
+    await send({"type": "http.response.body", "body": b""})
 
 
 class _Body:

@@ -120,21 +120,26 @@ class KeyRing:
     def __init__(self, db: Postgres) -> None:
         self._db = db
         self._keys: dict[str, Key] = {}
-        self._looked_at = -STALE_SECONDS
         self._looking = asyncio.Lock()
+        self._looked_at = self._tried_at = float("-inf")
+        self._failed: Unavailable | None = None
         self._used: dict[str, datetime] = {}
 
     async def check(self, presented: str | None, scope: str) -> Key:
-        """The key, if it is valid and has the scope; else `Unauthorized` or `Forbidden`."""
+        """The key, if it is valid and has the scope; else `Unauthorized` or `Forbidden`.
+
+        `Unavailable` when PostgreSQL is away and the key was not seen in the last minute.
+        """
         if not presented:
             raise Unauthorized("no API key", remedy=_HOW)
         id = _id(presented)
-        if monotonic() - self._looked_at > FRESH_SECONDS:
-            await self._look()
-        elif id and id not in self._keys:
-            # Made a moment ago, perhaps. All who ask share one look, so guessing costs no SQL each.
+        # An unknown one may have been made a moment ago. All who ask share one look, so guessing
+        # costs no SQL each.
+        if monotonic() - self._tried_at > FRESH_SECONDS or (id and id not in self._keys):
             await self._look()
         key = self._keys.get(id)
+        if self._failed and (key is None or monotonic() - self._looked_at > STALE_SECONDS):
+            raise self._failed
         if key is None or not hmac.compare_digest(key.digest, _digest(presented)):
             raise Unauthorized("this API key is not valid", remedy=_HOW)
         if not key.may(scope):
@@ -147,29 +152,29 @@ class KeyRing:
 
     def expire(self) -> None:
         """Look again at the next check: a key of this process was made or revoked."""
-        self._looked_at = min(self._looked_at, monotonic() - FRESH_SECONDS - 1)
+        self._tried_at = float("-inf")
 
     async def _look(self) -> None:
         asked = monotonic()
         async with self._looking:
-            if self._looked_at > asked:
-                return  # another look began after this was asked for
-            await asyncio.sleep(max(0.0, self._looked_at + LOOK_SECONDS - asked))
+            if self._tried_at > asked:
+                return  # another look began after this one was asked for
+            await asyncio.sleep(max(0.0, self._tried_at + LOOK_SECONDS - asked))
             began = monotonic()
             try:
                 rows = await self._db.fetch(
                     "SELECT id, scopes, digest FROM api_keys WHERE revoked_at IS NULL"
                 )
-            except Unavailable:
-                # Nothing can be revoked without PostgreSQL; the status page must stay readable.
-                if began - self._looked_at > STALE_SECONDS:
-                    raise
+            except Unavailable as error:
+                # Nothing is revoked without PostgreSQL, and the status page must stay readable. All
+                # who waited for this look are told by it, instead of each trying for themselves.
+                self._failed, self._tried_at = error, monotonic()
                 return
+            self._failed, self._tried_at, self._looked_at = None, began, began
             self._keys = {
                 row["id"]: Key(row["id"], frozenset(row["scopes"]), bytes(row["digest"]))
                 for row in rows
             }
-            self._looked_at = began
 
     async def write_used(self) -> None:
         """Write when keys were last used since the last call."""

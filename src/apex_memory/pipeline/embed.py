@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -77,7 +78,7 @@ class HashingEmbedder:
 def open_embedder(
     spec: str, *, model: str = "", dimension: int = 0, key: str = "", threads: int = 0
 ) -> Embedder:
-    """The embedder that the settings name: `minilm`, `wordllama`, `hashing`, or a server's URL.
+    """The embedder that the settings name: `minilm`, `wordllama`, `onnx:FOLDER`, `hashing`, or a server's URL.
 
     `threads` is for local models, 0 takes the number of processors; `model`, `dimension` and `key`
     are for a server. Loading a model takes about 0.3 s. Raises `Misconfigured`.
@@ -85,9 +86,13 @@ def open_embedder(
     if spec == "hashing":
         return HashingEmbedder()
     if spec == "minilm":
-        from apex_memory.pipeline.embed_minilm import MiniLMEmbedder
+        from apex_memory.pipeline.embed_minilm import open_minilm
 
-        return MiniLMEmbedder(threads=threads)
+        return open_minilm(threads=threads)
+    if spec.startswith("onnx:"):
+        from apex_memory.pipeline.embed_onnx import open_folder
+
+        return open_folder(Path(spec.removeprefix("onnx:")).expanduser(), threads=threads)
     if spec == "wordllama":
         from apex_memory.pipeline.embed_wordllama import WordLlamaEmbedder
 
@@ -98,5 +103,5 @@ def open_embedder(
         return ServerEmbedder(spec, model=model, dimension=dimension, key=key)
     raise Misconfigured(
         f"embedder: {spec!r} is not known",
-        remedy="set APEX_EMBEDDER to `minilm`, `wordllama`, `hashing`, or the URL of a server (`http://host/v1`)",
+        remedy="set APEX_EMBEDDER to `minilm`, `wordllama`, `onnx:FOLDER`, `hashing`, or the URL of a server (`http://host/v1`)",
     )

@@ -33,12 +33,12 @@ from apex_memory.stores.embedded.edge_shard import (
     open_shard,
     sync,
     sync_log,
-    sync_tree,
 )
 from apex_memory.telemetry import logger
 
 REBUILD_SECONDS = 60  # until an indexing that failed is tried again
 MERGED = 8  # shards of about full size that become one, so that searches need not ask too many
+LOGGED_WRITES = 1000  # writes that an opening may have to repeat from a shard's log
 SLICE = 250  # points written, or stages deleted or counted, between two looks at what has arrived
 
 
@@ -83,7 +83,8 @@ class Corpus:
                 part = slice(first, first + SLICE)
                 await self._write(points[part], stages[part], terms[part])
                 await breathe()
-                if self.active.points >= self._seal_points:
+                # All that were ever written count: deleted points too take their place in it.
+                if self.active.catalogue.passages >= self._seal_points:
                     await self._seal()
 
     async def delete_stages(self, stages: Sequence[UUID]) -> None:
@@ -97,10 +98,9 @@ class Corpus:
 
     def tally(self, stages: Sequence[UUID]) -> dict[UUID, Tally]:
         """Count and sum of hashes of each stage that has points."""
+        # By id: a point may be in two shards, for the moment between a write and a delete.
         found: dict[UUID, tuple[str, int]] = {}
-        for (
-            shard
-        ) in self.shards:  # by id: a point may be in two for the moment between write and delete
+        for shard in self.shards:
             found |= shard.hashes(stages)
         sums: dict[str, tuple[int, int]] = {}
         for stage, value in found.values():
@@ -116,19 +116,8 @@ class Corpus:
     async def flush(self) -> None:
         """Put all that was written on the disk. Searches go on meanwhile. Raises `OSError`."""
         async with self._syncing:  # so that the second of two returns no sooner than the first
-            for shard in [shard for shard in self.shards if shard.dirty]:
-                shard.dirty = False
-                try:
-                    await asyncio.to_thread(sync_log, shard.path)
-                except FileNotFoundError:
-                    if (
-                        shard in self.shards
-                    ):  # else it was swapped for its indexed copy, which is durable
-                        shard.dirty = True
-                        raise
-                except OSError:
-                    shard.dirty = True
-                    raise
+            for shard in list(self.shards):
+                await self._sync(shard)
 
     async def close(self) -> None:
         """Write everything and release the folder's engines."""
@@ -184,12 +173,23 @@ class Corpus:
         for identity, stage, words in zip(ids, stages, terms, strict=True):
             if identity not in here:
                 catalogue.add(UUID(stage), words)
-        for (
-            shard,
-            again,
-        ) in held.items():  # last: a crash leaves a point twice rather than not at all
-            if again:
+        for shard, again in held.items():
+            if again:  # deleted last, so that a crash leaves a point twice rather than not at all
                 await shard.delete(UpdateOperation.delete_points(again))
+
+    async def _sync(self, shard: Shard) -> None:
+        if not shard.dirty:
+            return
+        shard.dirty = False
+        try:
+            await asyncio.to_thread(sync_log, shard.path)
+        except OSError:
+            if shard not in self.shards:  # swapped for its indexed copy, which is on the disk
+                return
+            shard.dirty = True
+            raise
+        if shard.logged >= LOGGED_WRITES:
+            await shard.settle()
 
     async def _seal(self) -> None:
         """Start a new active shard. The old one waits for its index."""
@@ -198,12 +198,9 @@ class Corpus:
         assert isinstance(full.catalogue, Catalogue)
         packed = full.catalogue.packed()
         await asyncio.to_thread(packed.save, full.path / CATALOGUE)
-        await asyncio.to_thread(
-            sync_tree, full.path
-        )  # first, so that the flush has little left to do
-        full.flush()
+        await full.settle()
         await asyncio.to_thread(sync, full.path.parent)
-        full.catalogue, full.sealed, full.dirty = packed, True, False
+        full.catalogue, full.sealed = packed, True
         self._list([*self.shards, fresh])
         self.shards.append(fresh)
         self._sealed.set()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from apex_memory.errors import Misconfigured
-from apex_memory.stores.embedded.edge_shard import write_whole
+from apex_memory.stores.embedded.edge_shard import sync
 
 FORMAT = 1
 MANIFEST = "corpus.json"
@@ -42,9 +42,20 @@ def read_manifest(folder: Path, dimension: int) -> list[Entry]:
 
 
 def write_manifest(folder: Path, dimension: int, entries: Sequence[Entry]) -> None:
-    """Replace the list of shards, durably and at once."""
+    """Replace the list of shards, durably and at once: a crash leaves the old one or the new.
+
+    Raises `OSError` while the old one holds. When it is not known which holds, the process ends:
+    whichever a new one reads is right.
+    """
     stored = {"format": FORMAT, "dimension": dimension, "shards": [asdict(e) for e in entries]}
-    write_whole(folder / MANIFEST, json.dumps(stored, indent=1))
+    draft = folder / f"{MANIFEST}.new"
+    draft.write_text(json.dumps(stored, indent=1), encoding="utf-8")
+    sync(draft)
+    try:
+        draft.replace(folder / MANIFEST)
+        sync(folder)
+    except OSError as error:
+        raise SystemExit(f"{folder / MANIFEST} could not be replaced ({error})") from error
 
 
 def check_dimension(held: int, wanted: int, where: str) -> None:

@@ -72,6 +72,8 @@ class Shard:
     built: bool = False
     dirty: bool = False
     """Holds writes that are not yet on the disk."""
+    logged: int = 0
+    """Writes since the engine's own files were last written."""
     settled: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while its files are copied: nothing may be written then."""
     replay: list[UpdateOperation] | None = None
@@ -87,6 +89,7 @@ class Shard:
 
     def write(self, operation: UpdateOperation) -> None:
         self.dirty = True
+        self.logged += 1
         self.engine.update(operation)
 
     async def delete(self, operation: UpdateOperation) -> None:
@@ -123,8 +126,16 @@ class Shard:
         return found
 
     def flush(self) -> None:
-        """Let the engine write its files, so that the next opening need not read the log. Up to some 100 ms."""
+        """Let the engine write its files, so that the next opening need not read the log."""
         self.engine.flush()
+        self.dirty, self.logged = False, 0
+
+    async def settle(self) -> None:
+        """Flush, but with most of the waiting for the disk in a thread, where it stops nobody."""
+        async with self.settled:
+            with contextlib.suppress(FileNotFoundError):  # the engine renames files of its log
+                await asyncio.to_thread(sync_tree, self.path)
+            self.flush()
 
     def close(self) -> None:
         self.engine.close()
@@ -265,14 +276,3 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a crash at any moment leaves the old text or the new."""
-    draft = path.with_name(f"{path.name}.new")
-    with contextlib.suppress(FileNotFoundError):
-        draft.unlink()
-    draft.write_text(text, encoding="utf-8")
-    sync(draft)
-    draft.replace(path)
-    sync(path.parent)

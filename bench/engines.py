@@ -1,0 +1,116 @@
+"""The embedded engines without gateway and worker, and an App in this process on top of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from apex_memory.app import App, open_app
+from apex_memory.config import Settings
+from apex_memory.pipeline import Embedder, Pipeline
+from apex_memory.stores.embedded.engines import embedded_engines, environment_for
+from apex_memory.stores.embedded.stack import read_stack
+from apex_memory.stores.embedded.supervisor import Supervisor
+from bench.corpus import CHUNK_CHARS, DIMENSION
+
+UNREACHED = "http://127.0.0.1:9/v1"  # an embedder that is never asked: the bench hands vectors in
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """Running engines: their addresses by setting, and their processes by name."""
+
+    folder: Path
+    urls: dict[str, str]
+
+    @property
+    def pids(self) -> dict[str, int]:
+        stack = read_stack(self.folder)
+        assert stack
+        return {name: child.pid for name, child in stack.children.items()}
+
+    async def fresh(self) -> dict[str, str]:
+        """Addresses of an empty database and an empty graph on the same servers."""
+        name = f"b{uuid.uuid4().hex[:8]}"
+        documents, graph = self.urls["documents"], self.urls["graph"]
+        async with await psycopg.AsyncConnection.connect(documents, autocommit=True) as admin:
+            await admin.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
+        return {
+            **self.urls,
+            "documents": documents.rsplit("/", 1)[0] + f"/{name}",
+            "graph": graph.rsplit("/", 1)[0] + f"/{name}",
+        }
+
+
+@asynccontextmanager
+async def data_folder() -> AsyncIterator[Path]:
+    """A folder that PostgreSQL's unprivileged user can pass through; gone at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="apex-bench-"))
+    folder.chmod(0o711)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@asynccontextmanager
+async def running_engines(
+    *, dimension: int = DIMENSION, temporal: bool = False
+) -> AsyncIterator[Engines]:
+    """PostgreSQL, FalkorDB, the vector process, Valkey, and Temporal when asked for; stopped at the end."""
+    async with data_folder() as folder:
+        settings = Settings(data_dir=folder, temporal="embedded:" if temporal else "none:1/apex")
+        async with Supervisor(folder, _silent) as supervisor:
+            engines = embedded_engines(settings, dimension)
+            await supervisor.start(*engines)
+            known = environment_for(engines, settings)
+            urls = {
+                name.removeprefix("APEX_").lower(): value
+                for name, value in known.items()
+                if name not in ("APEX_DATA_DIR", "APEX_TEMPORAL_UI")
+            }
+            yield Engines(folder, urls)
+
+
+@asynccontextmanager
+async def opened(
+    urls: dict[str, str], folder: Path, embedder: Embedder | None, **settings: Any
+) -> AsyncIterator[App]:
+    """An App on these addresses. With `embedder` the pipeline uses that one instead of a model."""
+    given: dict[str, Any] = {
+        "data_dir": folder,
+        "chunk_chars": CHUNK_CHARS,
+        "embedder": UNREACHED if embedder else "minilm",
+        "embedder_dimension": embedder.dimension if embedder else 0,
+        "sources": {"frontapp": {"signing_keys": ["test_signing_key"]}},
+    }
+    async with open_app(Settings(**{**urls, **given, **settings})) as app:
+        if embedder:
+            await app.pipeline.close()
+            app.pipeline = Pipeline(embedder, chunk_chars=CHUNK_CHARS)
+        await app.recovery.gate()  # as the worker does at its start
+        try:
+            yield app
+        finally:
+            await app.pipeline.close()
+
+
+def scrub_environment() -> None:
+    """No setting of the person who runs the bench reaches it."""
+    for name in [name for name in os.environ if name.startswith("APEX_")]:
+        del os.environ[name]
+    os.environ["APEX_SETTINGS_FILE"] = os.devnull
+
+
+def _silent(name: str, what: str, detail: str) -> None:
+    if what in ("died", "failed"):
+        print(f"  {name} {what} {detail}")

@@ -1,0 +1,1 @@
+"""Does the memory find what was asked for? A small world of freight, questions with evidence, and recall."""

@@ -1,0 +1,224 @@
+"""Recall of the evidence, for each leg alone and for all together, on real stores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from apex_memory.app import App
+from apex_memory.pipeline import Embedder, QueryEntities, extract_query, open_embedder
+from apex_memory.search import Hit, Search, Weights
+from bench.memory.world import NOW, TYPES, Question, events, questions
+
+LEGS = ("dense", "words", "nearby", "graph", "identifiers")
+FUSED = "fused"
+_NOTHING = Weights(**dict.fromkeys(Weights.__dataclass_fields__, 0.0))
+
+Place = tuple[UUID, int, int]
+"""Where evidence stands: document, and the quote's offsets in its text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one leg, or all, brought for one question: the rank of each piece of evidence, None beyond ten."""
+
+    question: Question
+    leg: str
+    ranks: tuple[int | None, ...]
+
+    def recall(self, at: int) -> float:
+        """Share of the question's evidence among the first `at` hits."""
+        return sum(rank is not None and rank <= at for rank in self.ranks) / len(self.ranks)
+
+
+async def measure(app: App) -> list[dict[str, Any]]:
+    """Rows `{name, value, unit, target, ok, note}`. The app's stores should be empty before: all that is in them competes."""
+    began = time.perf_counter()
+    outcomes = await ask_all(app)
+    note = f"{app.settings.embedder}, {time.perf_counter() - began:.0f} s"
+    return rows(outcomes, note)
+
+
+async def ask_all(app: App) -> list[Outcome]:
+    """Load the world, then ask every question of every leg and of all."""
+    places = await load(app)
+    embedder = _Remembering(
+        open_embedder(
+            app.settings.embedder,
+            model=app.settings.embedder_model,
+            dimension=app.settings.embedder_dimension,
+            key=app.settings.embedder_key.get_secret_value(),
+            threads=app.settings.embedder_threads,
+        )
+    )
+    outcomes = []
+    for leg in (*LEGS, FUSED):
+        search = search_of(app, embedder, _reading(leg))
+        for question in questions():
+            answer = await search.search(question.text, limit=10, weights=_weights(leg))
+            if answer.degraded:
+                raise RuntimeError(f"{leg}: degraded {answer.degraded}")
+            hits = [hit for hit in answer.hits if _brought(leg, hit)]
+            wanted = [places[one.document, one.quote] for one in question.evidence]
+            outcomes.append(Outcome(question, leg, tuple(rank_of(one, hits) for one in wanted)))
+    await embedder.close()
+    return outcomes
+
+
+async def load(app: App) -> dict[tuple[str, str], Place]:
+    """The world, through inbox, pipeline and saga, into the stores; and where all evidence stands."""
+    made = events(app.sources)
+    await app.land(list(made.values()))
+    for name in sorted({event.source for event in made.values()}):
+        await app.drain(name)
+    kept = await app.db.fetch(
+        """SELECT d.doc_id, m.text FROM documents d JOIN manifests m ON m.id = d.manifest_id
+           WHERE NOT d.deleted AND d.doc_id = ANY(%s)""",
+        ([event.doc_id for event in made.values()],),
+    )
+    texts = {row["doc_id"]: row["text"] for row in kept}
+    missing = [key for key, event in made.items() if event.doc_id not in texts]
+    if missing:
+        raise RuntimeError(f"not in memory: {missing}")
+    places = {}
+    for question in questions():
+        for one in question.evidence:
+            doc = made[one.document].doc_id
+            start = texts[doc].index(one.quote)
+            places[one.document, one.quote] = (doc, start, start + len(one.quote))
+    return places
+
+
+def search_of(app: App, embedder: Any, read: Callable[[str], QueryEntities]) -> Search:
+    """The app's search, asked on the world's last day."""
+    return Search(
+        app.db,
+        app.graph,
+        app.vectors,
+        app.cache,
+        embed_query=embedder.query,
+        embedder_id=embedder.id,
+        extract_query=read,
+        states=app.store_states,
+        snapshot_seconds=app.settings.snapshot_seconds,
+        clock=lambda: NOW,
+    )
+
+
+def rank_of(place: Place, hits: Sequence[Hit]) -> int | None:
+    """The first hit that overlaps the evidence."""
+    doc, start, end = place
+    return next(
+        (hit.rank for hit in hits if hit.doc_id == doc and hit.start < end and start < hit.end),
+        None,
+    )
+
+
+def rows(outcomes: Sequence[Outcome], note: str) -> list[dict[str, Any]]:
+    """What the bench shows: legs and fused over all questions, fused by type and half, and the targets."""
+    every = {leg: recall(outcomes, leg) for leg in (*LEGS, FUSED)}
+    best = max(LEGS, key=lambda leg: every[leg])
+    found = [_row(f"recall@5, {leg}", value, note) for leg, value in every.items()]
+    found.append(_row("recall@10, fused", recall(outcomes, FUSED, at=10), note))
+    found += [_row(f"recall@5, fused, {t}", recall(outcomes, FUSED, type=t), note) for t in TYPES]
+    found += [
+        _row(f"recall@5, fused, {half} half", recall(outcomes, FUSED, half=half), note)
+        for half in ("tuned", "held")
+    ]
+    gain = every[FUSED] / every[best]
+    found.append(_row(f"fused against the best leg ({best})", gain, note, unit="×", target=1.1))
+    first = recall(outcomes, FUSED, at=1, type="identifier")
+    found.append(_row("identifiers at rank 1", first, note, target=1.0))
+    return found
+
+
+def recall(
+    outcomes: Sequence[Outcome], leg: str, *, at: int = 5, type: str = "", half: str = ""
+) -> float:
+    """Mean recall over the questions of a type and half, all of them by default."""
+    some = [
+        one.recall(at)
+        for one in outcomes
+        if one.leg == leg
+        and type in ("", one.question.type)
+        and half in ("", one.question.half)
+    ]
+    return sum(some) / len(some)
+
+
+def _row(
+    name: str, value: float, note: str, *, unit: str = "", target: float | None = None
+) -> dict[str, Any]:
+    ok = target is None or value >= target
+    return {
+        "name": f"memory: {name}",
+        "value": round(value, 3),
+        "unit": unit,
+        "target": target,
+        "ok": ok,
+        "note": note,
+    }
+
+
+def _weights(leg: str) -> Weights | None:
+    """Of a leg alone. Identifiers come first whatever the weights are."""
+    if leg == FUSED:
+        return None
+    if leg == "identifiers":
+        return _NOTHING
+    return Weights(**{**{name: 0.0 for name in Weights.__dataclass_fields__}, leg: 1.0})
+
+
+def _reading(leg: str) -> Callable[[str], QueryEntities]:
+    """How the question is read: for one leg alone, without what only others use."""
+    if leg == "graph":
+        return lambda text: QueryEntities((), _all(extract_query(text)))
+    if leg == "identifiers":
+        return lambda text: QueryEntities(tuple(extract_query(text).certain), ())
+    return extract_query if leg == FUSED else lambda text: QueryEntities((), ())
+
+
+def _all(entities: QueryEntities) -> tuple[str, ...]:
+    return (*entities.certain, *entities.candidates)
+
+
+def _brought(leg: str, hit: Hit) -> bool:
+    """Whether the hit is the leg's own: one that fills the page up because nothing else came is not."""
+    name = {"identifiers": "identifier"}.get(leg, leg)
+    return leg == FUSED or name in hit.legs
+
+
+class _Remembering:
+    """An embedder that embeds each question once, though it is asked six times."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+        self._known: dict[str, Any] = {}
+        self.id = embedder.id
+
+    async def query(self, text: str) -> Any:
+        if text not in self._known:
+            self._known[text] = await self._embedder.query(text)
+        return self._known[text]
+
+    async def close(self) -> None:
+        await self._embedder.close()
+
+
+def table(outcomes: Mapping[str, Sequence[Outcome]]) -> list[list[str]]:
+    """Recall@5 by leg and embedder, over both halves, each half, and each type."""
+    head = ["embedder", "leg", "all @5", "all @10", "tuned @5", "held @5", *TYPES]
+    lines = [head]
+    for name, some in outcomes.items():
+        for leg in (*LEGS, FUSED):
+            values = [
+                recall(some, leg),
+                recall(some, leg, at=10),
+                *(recall(some, leg, half=half) for half in ("tuned", "held")),
+                *(recall(some, leg, type=one) for one in TYPES),
+            ]
+            lines.append([name, leg, *(f"{value:.3f}".lstrip("0") for value in values)])
+    return lines

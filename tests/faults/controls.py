@@ -1,0 +1,181 @@
+"""Broken on purpose: the checkers of a run must find what is wrong here, or they are blind and the run proves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+
+from apex_memory.app import App, open_app
+from apex_memory.errors import ApexError
+from apex_memory.model import Event, now
+from apex_memory.sources import Request
+from apex_memory.stores.embedded import free_port
+from apex_memory.stores.embedded.falkordb import FalkorDB
+from apex_memory.stores.embedded.process import Process, child_of
+from tests.faults.checks import examine, settle
+from tests.faults.readers import History, judge_document, judge_hit
+from tests.faults.story import Send, document, mark, text, title
+from tests.faulty import Fault, Faulty
+
+DOCUMENTS = 12
+
+
+@dataclass(slots=True)
+class Controlled:
+    """`blind` names the controls that were not caught; `told` what was found in each."""
+
+    blind: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+
+    def saw(self, control: str, found: list[str], *, meant: str) -> None:
+        if any(meant in what for what in found):
+            self.told.append(f"{control}: caught, {len(found)} findings, such as: {found[0]}")
+        else:
+            self.blind.append(f"the checkers are blind: {control} was not caught ({found[:2]})")
+
+
+class Volatile(FalkorDB):
+    """The graph as its default configuration has it: what is acknowledged is in memory alone."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        config = self._config.read_text().replace("appendonly yes", "appendonly no")
+        self._config.write_text(config)
+
+
+async def controls(app: App, folder: Path) -> Controlled:
+    """All controls, on the engines of `app`, in databases of their own."""
+    result = Controlled()
+    await _forgetful_store(app, folder, result)
+    await _lying_store(app, result)
+    _doctored_answers(result)
+    return result
+
+
+@asynccontextmanager
+async def scratch(app: App, **other: Any) -> AsyncIterator[App]:
+    """An application on the same engines, with a database of its own. Its vectors are removed at the end."""
+    url, name = app.settings.documents, f"control_{uuid4().hex[:8]}"
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as admin:
+        await admin.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+        graph = app.settings.graph.rpartition("/")[0] + f"/{name}"
+        given = {"documents": url.rpartition("/")[0] + f"/{name}", "graph": graph} | other
+        try:
+            async with open_app(app.settings.model_copy(update=given)) as mine:
+                await mine.recovery.gate()
+                yield mine
+                rows = await mine.db.fetch("SELECT stage_id FROM stages")
+                await mine.vectors.delete_stages([row["stage_id"] for row in rows])
+        finally:
+            await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[arg-type]
+
+
+def event(app: App, send: Send) -> Event:
+    request = Request(
+        body=send.body,
+        headers={"content-type": "application/json"},
+        query={},
+        received_at=now(),
+    )
+    return app.sources["documents"].receive(request).events[0]
+
+
+async def fill(app: App) -> dict[UUID, Send]:
+    """Some documents, searchable; what was acknowledged."""
+    sends = [document(f"c{n}", n + 1) for n in range(DOCUMENTS)]
+    landed = await app.land([event(app, send) for send in sends])
+    await app.drain("documents")
+    return {item.id: send for item, send in zip(landed, sends, strict=True)}
+
+
+async def _forgetful_store(app: App, folder: Path, result: Controlled) -> None:
+    """A store that acknowledges before its disk has it, and a kill -9. Then the gate must mend it."""
+    engine = Volatile(folder, free_port(), "control")
+    engine.prepare()
+    log = folder / "volatile.log"
+    process = Process(child_of(engine), log)
+    try:
+        await process.until_ready()
+        async with scratch(app, graph=engine.url) as mine:
+            acknowledged = await fill(mine)
+            sound = (await examine(mine, acknowledged)).all()
+            if sound:
+                result.blind.append(f"the control is not sound before its fault: {sound[:2]}")
+            await process.kill()
+            process = Process(child_of(engine), log)
+            await process.until_ready()
+            await _answering(mine)
+            found = (await examine(mine, acknowledged)).all()
+            result.saw("a store that forgets", found, meant="the graph holds 0 of")
+            await mine.recovery.gate()
+            mine.collector._grace = 0
+            await mine.collect()
+            await settle(mine, seconds=1)
+            left = (await examine(mine, acknowledged)).all()
+            if left:
+                result.blind.append(f"what a store forgot was not restored: {left[:2]}")
+            result.told.append("what it forgot is there again after the restart gate")
+    finally:
+        await process.kill()
+
+
+async def _answering(app: App) -> None:
+    """The first call after a restart finds the connections broken."""
+    for _ in range(20):
+        try:
+            await app.graph.ping()
+            return
+        except ApexError:
+            await asyncio.sleep(0.05)
+
+
+async def _lying_store(app: App, result: Controlled) -> None:
+    """A store that acknowledges and drops, and nobody who verifies."""
+    async with scratch(app) as mine:
+        lying = Faulty(mine.vectors)
+        lying.plan(Fault.DROP, "upsert", times=1)
+        mine.publication._vectors = lying  # type: ignore[assignment]
+        mine.publication.verify = _believe  # type: ignore[method-assign, assignment]
+        found = (await examine(mine, await fill(mine))).all()
+        result.saw("a store that lies, unverified", found, meant="the vectors holds 0 of")
+
+
+async def _believe(stages: object) -> dict[UUID, ApexError]:
+    return {}
+
+
+def _doctored_answers(result: Controlled) -> None:
+    """Answers that no reader may get; the readers' judgement must refuse each."""
+    whole, other = text("c1", 7), text("c1", 8)
+    good = {
+        "text": whole,
+        "title": title("c1", 7),
+        "entities": [f"lot:{mark('c1', 7)}"],
+        "provenance": {"version": 7},
+    }
+    hit = {"start": 0, "end": 40, "snippet": whole[:40], "title": title("c1", 7)}
+    hit["provenance"] = {"version": 7}
+    history = History("a reader")
+    history.saw("c1", 8)
+    deleted = History("a reader")
+    deleted.saw("c1", 7)
+    deleted.saw_none("c1")
+    sound = (judge_document("c1", good), judge_hit("c1", hit), History("a reader").saw("c1", 7))
+    caught = {
+        "part of a version": judge_document("c1", good | {"text": whole[:-20]}),
+        "a mix of two versions": judge_document("c1", good | {"text": whole[:60] + other[60:]}),
+        "another version's title": judge_document("c1", good | {"title": title("c1", 8)}),
+        "another version's passage": judge_hit("c1", hit | {"snippet": other[:40]}),
+        "time going back": history.saw("c1", 7),
+        "a deleted version again": deleted.saw("c1", 7),
+    }
+    result.blind += [f"the checkers are blind: {what}" for what, said in caught.items() if not said]
+    result.blind += [f"a sound answer is refused: {said}" for said in sound if said]
+    result.told.append(f"doctored answers: {', '.join(caught)}")

@@ -1,0 +1,163 @@
+"""One run: the stack works, faults strike, everything heals, and then the stores are asked whether the promise was kept."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from apex_memory.app import open_app
+from apex_memory.config import Settings
+from apex_memory.stores.embedded.falkordb import FalkorDB
+from apex_memory.stores.embedded.postgres import PostgreSQL
+from apex_memory.stores.embedded.stack import secret
+from apex_memory.stores.embedded.valkey import Valkey
+from apex_memory.stores.embedded.vectors_engine import Edge
+from tests.e2e.stack import Stack, data_folder
+from tests.faults.checks import Findings, examine, settle
+from tests.faults.controls import Controlled, controls
+from tests.faults.kinds import LEASE_SECONDS, Fault, FaultyStack, schedule
+from tests.faults.readers import Readers
+from tests.faults.story import Story
+from tests.faults.writers import Writers
+
+DIMENSION = 256  # the hashing embedder's
+SETTINGS = {
+    "LEASE_SECONDS": str(LEASE_SECONDS),
+    "GRACE_SECONDS": "3",
+    "SNAPSHOT_SECONDS": "2.5",
+    "COLLECT_SECONDS": "1",
+    "CHUNK_CHARS": "200",
+    "BATCH_MAX": "32",
+}
+HEAL_SECONDS = 60
+Say = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Result:
+    """What a run found and measured. `violations` is empty when the promise was kept and the checkers can see."""
+
+    seed: str
+    faults: Counter[str] = field(default_factory=Counter)
+    recovery: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Seconds from the end of a fault until something written after it could be found, by kind."""
+    accepted: int = 0
+    duplicates: int = 0
+    sent_again: int = 0
+    reads: Counter[str] = field(default_factory=Counter)
+    partial_reads: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    findings: Findings = field(default_factory=Findings)
+    settled_seconds: float = 0
+    seconds: float = 0
+    controls: Controlled | None = None
+
+    @property
+    def violations(self) -> list[str]:
+        blind = self.controls.blind if self.controls else ["the controls were not run"]
+        read = [f"read: {what}" for what in self.partial_reads]
+        return [*blind, *read, *self.unexpected, *self.findings.all()]
+
+
+async def run(seed: str, count: int, *, say: Say = print, seconds: float | None = None) -> Result:
+    """`count` faults, or as many as fit into `seconds`. What is planned depends on the seed alone."""
+    began, result = time.monotonic(), Result(seed)
+    with tempfile.TemporaryDirectory(prefix="apex-faults-") as orders:
+        async with data_folder() as folder:
+            stack = FaultyStack(folder, Path(orders), **SETTINGS)
+            async with stack.proxied():
+                try:
+                    say(f"seed {seed}: stack up after {await stack.start():.1f} s")
+                    deadline = None if seconds is None else began + seconds
+                    await _strike(stack, schedule(seed, count), result, say, deadline)
+                    await _judge(stack, result, say)
+                except BaseException:
+                    say(stack.told())
+                    raise
+                finally:
+                    await stack.stop()
+    result.seconds = time.monotonic() - began
+    return result
+
+
+async def _strike(
+    stack: FaultyStack, planned: list[Fault], result: Result, say: Say, deadline: float | None
+) -> None:
+    story, chance = Story(result.seed), random.Random(f"{result.seed}/faults")
+    writers, readers = Writers(stack, story), Readers(stack, story.keys, seed=result.seed)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(writers.run())
+        group.create_task(readers.run())
+        try:
+            for n, fault in enumerate(planned, 1):
+                if deadline and time.monotonic() > deadline:
+                    break
+                await asyncio.sleep(chance.uniform(0.3, 1.5))
+                await fault.strike(stack, chance)
+                took = await _works_again(stack, n)
+                result.faults[fault.name] += 1
+                result.recovery[fault.name].append(took)
+                ledger = writers.ledger
+                say(
+                    f"{n:4d}/{len(planned)}  {fault.name:32s} found again after {took:5.1f} s   "
+                    f"{len(ledger.acknowledged)} acknowledged, {readers.asked.total()} reads, {len(readers.wrong)} wrong"
+                )
+        finally:
+            writers.close()
+            await asyncio.sleep(0)
+            readers.close()
+    result.accepted = len(writers.ledger.acknowledged)
+    result.duplicates, result.sent_again = writers.ledger.duplicates, writers.ledger.sent_again
+    result.reads, result.partial_reads = readers.asked, readers.wrong
+    result.unexpected = writers.ledger.unexpected
+    result.findings = Findings()
+    stack.acknowledged = writers.ledger.acknowledged
+
+
+async def _works_again(stack: Stack, n: int) -> float:
+    """Write something new until it is acknowledged and can be found; the seconds that took."""
+    began = time.monotonic()
+    body: dict[str, Any] = {"key": f"probe{n}", "text": f"Probe {n}.", "version": 1}
+    while time.monotonic() - began < HEAL_SECONDS:
+        try:
+            path = "/v1/documents?wait=searchable&timeout=20"
+            answer = await stack.http.post(path, json=body)
+            if answer.is_success and answer.json()["searchable"]:
+                return time.monotonic() - began
+        except httpx2.TransportError:
+            pass
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"nothing can be written {HEAL_SECONDS} s after the fault. {stack.told()}")
+
+
+async def _judge(stack: FaultyStack, result: Result, say: Say) -> None:
+    await stack.whole(seconds=HEAL_SECONDS)
+    async with open_app(settings_of(stack)) as app:
+        result.settled_seconds = await settle(app, seconds=HEAL_SECONDS)
+        result.findings = await examine(app, stack.acknowledged)
+        say(f"settled after {result.settled_seconds:.1f} s: {result.findings.ends}")
+        result.controls = await controls(app, stack.folder)
+        for line in result.controls.told:
+            say(f"control: {line}")
+
+
+def settings_of(stack: Stack) -> Settings:
+    """How a process beside the stack reaches its engines."""
+    folder, children = stack.data_dir, stack.children()
+    engines = (
+        PostgreSQL(folder, children["postgres"].port, secret(folder, "documents")),
+        FalkorDB(folder, children["falkordb"].port, secret(folder, "graph")),
+        Valkey(folder, children["valkey"].port, secret(folder, "cache")),
+        Edge(folder, children["vectors"].port, secret(folder, "vectors"), DIMENSION),
+    )
+    urls = {engine.role: engine.url for engine in engines}
+    return Settings(data_dir=folder, embedder="hashing", chunk_chars=200, **urls)  # type: ignore[arg-type]

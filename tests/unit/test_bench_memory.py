@@ -1,0 +1,80 @@
+"""The memory bench's own data: enough of it, evidence that can be located, paraphrases that are some."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from apex_memory import sources
+from apex_memory.stores.words import Words
+from bench.memory.measure import Outcome, rank_of, recall
+from bench.memory.world import TYPES, Evidence, Question, events, items, questions
+
+LEAST = {"identifier": 25, "paraphrase": 50, "two-source": 25, "who-said": 25, "when": 25}
+
+
+@pytest.fixture(scope="module")
+def texts() -> dict[str, str]:
+    loaded = sources.load({})
+    made = events(loaded)
+    return {key: loaded[event.source].document(event).text for key, event in made.items()}
+
+
+def test_there_is_enough_of_each_kind(texts: dict[str, str]) -> None:
+    counts = Counter(one.type for one in questions())
+    assert set(counts) == set(TYPES) == set(LEAST)
+    assert all(counts[kind] >= least for kind, least in LEAST.items()) and counts.total() >= 150
+    assert len(texts) >= 120
+
+
+def test_every_quote_stands_in_its_document_once(texts: dict[str, str]) -> None:
+    wrong = [
+        (one.document, one.quote, texts.get(one.document, "").count(one.quote))
+        for question in questions()
+        for one in question.evidence
+        if texts.get(one.document, "").count(one.quote) != 1
+    ]
+    assert wrong == []
+
+
+def test_nothing_is_there_twice(texts: dict[str, str]) -> None:
+    keys = Counter(item.key for item in items())
+    asked = Counter(question.text.lower() for question in questions())
+    same = Counter(texts.values())
+    assert [one for counts in (keys, asked, same) for one, n in counts.items() if n > 1] == []
+
+
+def test_two_sources_are_two_documents() -> None:
+    for question in questions():
+        documents = {one.document for one in question.evidence}
+        assert len(documents) == (2 if question.type == "two-source" else 1), question.text
+
+
+def test_paraphrases_share_no_word_with_their_evidence() -> None:
+    words = Words(average_words=1)  # the product's own: stemmed, stop words left out
+
+    def terms(text: str) -> set[int]:
+        return set(words.question(text).ids.tolist())
+
+    shared = {
+        question.text: [w for w in question.text.split() if terms(w) & terms(evidence.quote)]
+        for question in questions()
+        if question.type == "paraphrase"
+        for evidence in question.evidence
+        if terms(question.text) & terms(evidence.quote)
+    }
+    assert shared == {}
+
+
+def test_recall_counts_shares_of_evidence() -> None:
+    question = Question("when", "?", (Evidence("a", "x"), Evidence("b", "y")))
+    outcomes = [Outcome(question, "fused", (1, None)), Outcome(question, "fused", (3, 7))]
+    assert recall(outcomes, "fused", at=1) == 0.25
+    assert recall(outcomes, "fused", at=5) == 0.5
+    assert recall(outcomes, "fused", at=10) == 0.75
+    assert rank_of((outcomes_doc := events_doc(), 0, 5), []) is None and outcomes_doc
+
+
+def events_doc() -> object:
+    return next(iter(events(sources.load({})).values())).doc_id

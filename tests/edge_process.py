@@ -22,7 +22,12 @@ class EdgeProcess:
     """One vector process on a folder and a port that stay the same over restarts."""
 
     def __init__(
-        self, folder: Path, *, seal_points: int = 20_000, dimension: int = DIMENSION
+        self,
+        folder: Path,
+        *,
+        seal_points: int = 20_000,
+        merge_shards: int = 8,
+        dimension: int = DIMENSION,
     ) -> None:
         self.folder, self.port = folder, free_port()
         self.url = f"edge://:p%40ss@{HOST}:{self.port}"
@@ -33,6 +38,7 @@ class EdgeProcess:
             "APEX_EDGE_DIR": str(folder),
             "APEX_EDGE_DIMENSION": str(dimension),
             "APEX_EDGE_SEAL": str(seal_points),
+            "APEX_EDGE_MERGE": str(merge_shards),
         }
         self._popen: subprocess.Popen[bytes] | None = None
 

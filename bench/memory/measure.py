@@ -103,7 +103,6 @@ def search_of(app: App, embedder: Any, read: Callable[[str], QueryEntities]) -> 
         embedder_id=embedder.id,
         extract_query=read,
         states=app.store_states,
-        snapshot_seconds=app.settings.snapshot_seconds,
         clock=lambda: NOW,
     )
 
@@ -142,9 +141,7 @@ def recall(
     some = [
         one.recall(at)
         for one in outcomes
-        if one.leg == leg
-        and type in ("", one.question.type)
-        and half in ("", one.question.half)
+        if one.leg == leg and type in ("", one.question.type) and half in ("", one.question.half)
     ]
     return sum(some) / len(some)
 

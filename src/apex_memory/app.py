@@ -223,7 +223,11 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         )
         stack.push_async_callback(embedder.close)
         await migrate(settings.documents)
-        db = Postgres(settings.documents, timeout=settings.call_timeout_seconds)
+        db = Postgres(
+            settings.documents,
+            timeout=settings.call_timeout_seconds,
+            snapshot_seconds=settings.snapshot_seconds,
+        )
         await db.open()
         stack.push_async_callback(db.close)
         await claim_installation(db, embedder=embedder.id, dimension=embedder.dimension)
@@ -282,7 +286,6 @@ def _wire(
             embedder_id=embedder.id,
             extract_query=extract_query,
             states=lambda: recovery.states(db, [graph, vectors]),
-            snapshot_seconds=settings.snapshot_seconds,
         ),
         guards=guards,
         pace=Pace(most=settings.batch_max, seconds=settings.batch_seconds),

@@ -46,8 +46,8 @@ class Inbox:
         distinct = {event.id: event for event in events}
         rows = await self._db.fetch(
             """WITH new AS (
-                 SELECT * FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::uuid[], %s::text[], %s::smallint[],
-                                      %s::bigint[], %s::timestamptz[], %s::text[], %s::text[], %s::bytea[])
+                 SELECT * FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::uuid[], %b::text[], %b::smallint[],
+                                      %b::bigint[], %b::timestamptz[], %b::text[], %b::text[], %b::bytea[])
                    AS t (id, source, event_id, doc_id, doc_key, priority, version, occurred_at, content_type, trace_parent, body)
                ), landed AS (
                  INSERT INTO inbox (id, source, event_id, doc_id, doc_key, priority, version, occurred_at, content_type, trace_parent)

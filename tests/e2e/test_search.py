@@ -110,7 +110,6 @@ def search_with(app: App, **changes: Any) -> Search:
         "embedder_id": embedder.id,
         "extract_query": extract_query,
         "states": ready,
-        "snapshot_seconds": 5,
         "leg_seconds": 0.3,
     }
     stores = [changes.pop(name, getattr(app, name)) for name in ("db", "graph", "vectors", "cache")]

@@ -221,9 +221,7 @@ async def test_without_a_store_events_park_and_searches_say_so(
             assert answer["hits"][0]["document_id"] == id
             print(f"a search without {store} took {took:.2f} s")
 
-        status, doctor = await asyncio.gather(
-            stack.command("status", "--json"), stack.command("doctor", "--json")
-        )
+        status, doctor = stack.say("status", "--json"), stack.say("doctor", "--json")
         rows = [row for row in status.json["backlog"] if row["state"] == "parked"]
         assert {row["park_store"] for row in rows} == {store} and status.json["parked"] > 0
         assert doctor.code == 1
@@ -312,27 +310,20 @@ async def test_a_folder_is_ingested_once_and_every_list_is_json(stack: Stack) ->
         ["reconcile", "graph"],
         ["reconcile", "vectors"],
     ]
-    for some in (lists[:4], lists[4:8], lists[8:]):
-        told = await asyncio.gather(*(stack.command(*words) for words in some))
-        shown = await asyncio.gather(*(stack.command(*words, "--json") for words in some))
-        for words, plain, machine in zip(some, told, shown, strict=True):
-            assert (plain.code, plain.error) == (machine.code, machine.error) == (0, ""), (
-                words,
-                plain,
-            )
-            assert plain.out.strip() and machine.json, words
-            with pytest.raises(json.JSONDecodeError):
-                plain.json  # noqa: B018 (it is for people)
+    for words in lists:
+        plain, machine = stack.say(*words), stack.say(*words, "--json")
+        assert (plain.code, plain.error) == (machine.code, machine.error) == (0, ""), (words, plain)
+        assert plain.out.strip() and machine.json, words
+        with pytest.raises(json.JSONDecodeError):
+            plain.json  # noqa: B018 (it is for people)
 
 
 async def test_commands_say_what_is_wrong_and_what_to_do(stack: Stack) -> None:
-    nobody, nothing = await asyncio.gather(
-        stack.command("event", str(uuid.uuid4())), stack.command("ingest", "/nowhere")
-    )
-    for said in (nobody, nothing):
-        assert said.code != 0 and "→" in said.error and "Traceback" not in said.error
+    for words in (["event", str(uuid.uuid4())], ["ingest", "/nowhere"], ["search", "x" * 9_999]):
+        said = stack.say(*words)
+        assert said.code == 1 and "→" in said.error and "Traceback" not in said.error
     with stack.held("vectors"):
-        doctor = await stack.command("doctor")
+        doctor = stack.say("doctor")
         assert doctor.code == 1 and "store vectors" in doctor.out and "→" in doctor.out
     await stack.whole()
-    assert (await stack.command("doctor")).code == 0
+    assert stack.say("doctor").code == 0

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
@@ -19,6 +18,7 @@ from apex_memory.sources import Request
 from apex_memory.stores.embedded import free_port
 from apex_memory.stores.embedded.falkordb import FalkorDB
 from apex_memory.stores.embedded.process import Process, child_of
+from apex_memory.stores.embedded.vectors_engine import Edge
 from tests.faults.checks import examine, settle
 from tests.faults.readers import History, judge_document, judge_hit
 from tests.faults.story import Send, document, mark, text, title
@@ -51,17 +51,24 @@ class Volatile(FalkorDB):
 
 
 async def controls(app: App, folder: Path) -> Controlled:
-    """All controls, on the engines of `app`, in databases of their own."""
+    """All controls, on the engines of `app` but for vectors of their own, in databases of their own."""
     result = Controlled()
-    await _forgetful_store(app, folder, result)
-    await _lying_store(app, result)
+    engine = Edge(folder, free_port(), "control", app.vectors.dimension)
+    engine.prepare()
+    process = Process(child_of(engine), folder / "vectors.log")
+    try:
+        await process.until_ready()
+        await _forgetful_store(app, engine.url, folder, result)
+        await _lying_store(app, engine.url, result)
+    finally:
+        await process.kill()
     _doctored_answers(result)
     return result
 
 
 @asynccontextmanager
-async def scratch(app: App, **other: Any) -> AsyncIterator[App]:
-    """An application on the same engines, with a database of its own. Its vectors are removed at the end."""
+async def scratch(app: App, **other: str) -> AsyncIterator[App]:
+    """An application on the same engines, with a database of its own; it leaves no vectors behind."""
     url, name = app.settings.documents, f"control_{uuid4().hex[:8]}"
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as admin:
         await admin.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
@@ -95,7 +102,7 @@ async def fill(app: App) -> dict[UUID, Send]:
     return {item.id: send for item, send in zip(landed, sends, strict=True)}
 
 
-async def _forgetful_store(app: App, folder: Path, result: Controlled) -> None:
+async def _forgetful_store(app: App, vectors: str, folder: Path, result: Controlled) -> None:
     """A store that acknowledges before its disk has it, and a kill -9. Then the gate must mend it."""
     engine = Volatile(folder, free_port(), "control")
     engine.prepare()
@@ -103,7 +110,7 @@ async def _forgetful_store(app: App, folder: Path, result: Controlled) -> None:
     process = Process(child_of(engine), log)
     try:
         await process.until_ready()
-        async with scratch(app, graph=engine.url) as mine:
+        async with scratch(app, graph=engine.url, vectors=vectors) as mine:
             acknowledged = await fill(mine)
             sound = (await examine(mine, acknowledged)).all()
             if sound:
@@ -136,9 +143,9 @@ async def _answering(app: App) -> None:
             await asyncio.sleep(0.05)
 
 
-async def _lying_store(app: App, result: Controlled) -> None:
+async def _lying_store(app: App, vectors: str, result: Controlled) -> None:
     """A store that acknowledges and drops, and nobody who verifies."""
-    async with scratch(app) as mine:
+    async with scratch(app, vectors=vectors) as mine:
         lying = Faulty(mine.vectors)
         lying.plan(Fault.DROP, "upsert", times=1)
         mine.publication._vectors = lying  # type: ignore[assignment]

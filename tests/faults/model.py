@@ -398,16 +398,17 @@ def _without_in_vectors(state: State, stage: StageId) -> State:
 
 
 CASTS = {
-    "attempts": Cast(retry=True, newer=True, collector=True),
+    "attempts": Cast(retry=True, newer=True, crash=False),
+    "crashes": Cast(retry=True, again=True, collector=True),
+    "late": Cast(newer=True, again=True, collector=True, crash=False),
     "readers": Cast(newer=True, collector=True, reader=True),
-    "again": Cast(retry=True, again=True, collector=True),
 }
 
 ABLATIONS = {
     "fresh_stage_ids": ("attempts", "the live version is missing in a store"),
-    "kept_manifest": ("again", "the live version is of two computations"),
-    "flush_first": ("attempts", "the live version is missing in a store"),
-    "verify": ("attempts", "the live version is missing in a store"),
+    "kept_manifest": ("crashes", "the live version is of two computations"),
+    "flush_first": ("crashes", "the live version is missing in a store"),
+    "verify": ("crashes", "the live version is missing in a store"),
     "state_in_commit": ("attempts", "the live version is missing in a store"),
     "newest_wins": ("attempts", "an older version took the place of a newer one"),
     "dead_first": ("attempts", "the live version is missing in a store"),

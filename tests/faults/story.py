@@ -15,6 +15,7 @@ from apex_memory.model import document_uuid
 from tests.e2e import front
 
 MARK = re.compile(r"\bzq[a-z]+\d+v\d+\b")
+TALKED = 12  # events of a conversation: each deletion lands one for every message it has
 BLOCK = 24  # operations that are shuffled among themselves
 TOLD = (
     "waits at door four of the yard in Reno",
@@ -88,10 +89,10 @@ def poison(n: int, version: int) -> Send:
 class Story:
     """An endless supply of operations over few documents, shuffled and in part sent twice."""
 
-    def __init__(self, seed: str, *, documents: int = 30, conversations: int = 4) -> None:
+    def __init__(self, seed: str, *, documents: int = 30) -> None:
         self._chance = random.Random(seed)
         self._keys = [f"d{n}" for n in range(documents)]
-        self._conversations = [f"cnv_{n}" for n in range(conversations)]
+        self._of_conversations = itertools.count()
         self._numbers = itertools.count(1)
         self._start = time.time_ns() // 1000
         self.keys = self._keys
@@ -118,7 +119,9 @@ class Story:
         return document(self._chance.choice(self._keys), version)
 
     def _of_front(self, version: int) -> Send:
-        conversation = self._chance.choice(self._conversations)
+        conversation = (
+            f"cnv_{(next(self._of_conversations) + self._chance.choice((0, 9))) // TALKED}"
+        )
         # Front dates in seconds with fractions; what counts here is that the numbers differ.
         at = round(version / 1e6 - front.START, 6)
         kind = self._chance.choice(("message", "message", "archive", "trash", "restore"))

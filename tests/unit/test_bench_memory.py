@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -73,8 +76,15 @@ def test_recall_counts_shares_of_evidence() -> None:
     assert recall(outcomes, "fused", at=1) == 0.25
     assert recall(outcomes, "fused", at=5) == 0.5
     assert recall(outcomes, "fused", at=10) == 0.75
-    assert rank_of((outcomes_doc := events_doc(), 0, 5), []) is None and outcomes_doc
 
 
-def events_doc() -> object:
-    return next(iter(events(sources.load({})).values())).doc_id
+def test_a_hit_counts_when_it_overlaps_the_evidence() -> None:
+    doc, other = uuid.uuid4(), uuid.uuid4()
+    hits: Any = [
+        SimpleNamespace(rank=1, doc_id=other, start=0, end=90),
+        SimpleNamespace(rank=2, doc_id=doc, start=0, end=10),
+        SimpleNamespace(rank=3, doc_id=doc, start=10, end=30),
+    ]
+    assert rank_of((doc, 10, 12), hits) == 3
+    assert rank_of((doc, 9, 12), hits) == 2
+    assert rank_of((doc, 30, 40), hits) is None

@@ -25,23 +25,26 @@ def _labelled(label: str, code: str = _CODE) -> re.Pattern[str]:
     return re.compile(f"{_WORD}(?:{label}){_SIGN}{code}", re.IGNORECASE | re.ASCII)
 
 
-_LABELLED: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("shipment", _labelled("shipment")),
-    ("load", _labelled("load")),
-    ("pro", _labelled("pro", rf"(\d{{3}}-?\d{{5,7}}(?:-\d)?|\d{{7,11}}){_END}")),
-    ("bol", _labelled("bol|b/l|bill of lading")),
-    ("po", _labelled(r"po|p\.o\.|purchase order")),
-    ("invoice", _labelled("invoice|inv(?!-)")),
-    ("mc", _labelled("mc", rf"(\d{{5,7}}){_END}")),
-    ("usdot", _labelled("usdot|us dot|dot", rf"(\d{{5,8}}){_END}")),
-    ("scac", _labelled("scac(?: code)?", rf"([A-Z]{{2,4}}){_END}")),
+_LABELS: tuple[tuple[str, str, str], ...] = (
+    ("shipment", "shipment", _CODE),
+    ("load", "load", _CODE),
+    ("pro", "pro", rf"(\d{{3}}-?\d{{5,7}}(?:-\d)?|\d{{7,11}}){_END}"),
+    ("bol", "bol|b/l|bill of lading", _CODE),
+    ("po", r"po|p\.o\.|purchase order", _CODE),
+    ("invoice", "invoice|inv(?!-)", _CODE),
+    ("mc", "mc", rf"(\d{{5,7}}){_END}"),
+    ("usdot", "usdot|us dot|dot", rf"(\d{{5,8}}){_END}"),
+    ("scac", "scac(?: code)?", rf"([A-Z]{{2,4}}){_END}"),
     (
         "vehicle",
-        _labelled(
-            "unit|truck|tractor|trailer|vehicle",
-            rf"([A-Z]{{0,3}}-?\d{{1,6}}[A-Z]?)(?![\w-]|[.,:/]\d){_UNITS}",
-        ),
+        "unit|truck|tractor|trailer|vehicle",
+        rf"([A-Z]{{0,3}}-?\d{{1,6}}[A-Z]?)(?![\w-]|[.,:/]\d){_UNITS}",
     ),
+)
+_LABELLED = tuple((kind, _labelled(label, code)) for kind, label, code in _LABELS)
+# Where any label stands: one look through the text instead of one a kind.
+_LABEL = re.compile(
+    rf"{_WORD}(?=(?:{'|'.join(label for _, label, _ in _LABELS)})[\s#:.-])", re.IGNORECASE | re.ASCII
 )
 _LONG = re.compile(r"\d{4}")  # a bare word before it makes a label only to a number this long
 _BARE = frozenset({"shipment", "load", "bol", "po", "invoice"})
@@ -73,23 +76,32 @@ _FOREIGN_PHONE = re.compile(r"(?<![\w.+-])(\+[2-9][\d ().-]{6,18}\d)(?![\w-])", 
 
 def find_identifiers(text: str) -> Iterator[Mention]:
     """Every identifier in the text, some perhaps twice, in no order."""
-    for kind, pattern in _LABELLED:
-        for match in pattern.finditer(text):
-            sign, code = match[1].strip(), match[2]
-            if sign or kind not in _BARE or _LONG.search(code):
-                yield Mention(canonical(f"{kind}:{code}"), code, match.start(2))
-    for find in (_prefixed, _checked, _addresses):
+    for find in (_labelled_codes, _prefixed, _checked, _addresses):
         yield from find(text)
 
 
+def _labelled_codes(text: str) -> Iterator[Mention]:
+    ends = dict.fromkeys((kind for kind, _ in _LABELLED), 0)
+    for place in _LABEL.finditer(text):
+        for kind, pattern in _LABELLED:
+            match = pattern.match(text, place.start()) if place.start() >= ends[kind] else None
+            if match is None:
+                continue
+            ends[kind] = match.end()
+            sign, code = match[1].strip(), match[2]
+            if sign or kind not in _BARE or _LONG.search(code):
+                yield Mention(canonical(f"{kind}:{code}"), code, match.start(2))
+
+
 def _prefixed(text: str) -> Iterator[Mention]:
-    for kind, prefix, pattern in (
-        ("shipment", "SHP-", _SHIPMENT),
-        ("load", "LD-", _LOAD),
-        ("invoice", "", _INVOICE),
-        ("scac", "", _KNOWN_SCAC),
+    lower = text.lower()  # a mark that is not there saves its pattern's look through the text
+    for kind, mark, prefix, pattern in (
+        ("shipment", "shp", "SHP-", _SHIPMENT),
+        ("load", "ld-", "LD-", _LOAD),
+        ("invoice", "inv", "", _INVOICE),
+        ("scac", "", "", _KNOWN_SCAC),
     ):
-        for match in pattern.finditer(text):
+        for match in pattern.finditer(text) if mark in lower else ():
             yield Mention(canonical(f"{kind}:{prefix}{match[1]}"), match[0], match.start())
 
 
@@ -104,13 +116,13 @@ def _checked(text: str) -> Iterator[Mention]:
 
 
 def _addresses(text: str) -> Iterator[Mention]:
-    patterns: tuple[tuple[str, re.Pattern[str], Callable[[str], str]], ...] = (
-        ("email", _EMAIL, str.lower),
-        ("phone", _PHONE, phone_key),
-        ("phone", _FOREIGN_PHONE, phone_key),
+    patterns: tuple[tuple[str, str, re.Pattern[str], Callable[[str], str]], ...] = (
+        ("email", "@", _EMAIL, str.lower),
+        ("phone", "", _PHONE, phone_key),
+        ("phone", "+", _FOREIGN_PHONE, phone_key),
     )
-    for kind, pattern, key in patterns:
-        for match in pattern.finditer(text):
+    for kind, mark, pattern, key in patterns:
+        for match in pattern.finditer(text) if mark in text else ():
             if kind != "phone" or 8 <= sum(map(str.isdigit, match[1])) <= 15:
                 yield Mention(f"{kind}:{key(match[1])}", match[1], match.start(1))
 

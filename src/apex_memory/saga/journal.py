@@ -15,7 +15,7 @@ from uuid import UUID
 from apex_memory.model import Tally
 from apex_memory.saga.cascade import delete_children, lock_families, lock_parents, restore_children
 from apex_memory.saga.manifests import Manifests
-from apex_memory.saga.stage import Stage, chunks_tally, edges_tally
+from apex_memory.saga.stage import Stage
 from apex_memory.stores.postgres import Connection, Postgres
 from apex_memory.telemetry import CONFLICTS
 
@@ -124,15 +124,15 @@ class Journal:
 
     async def insert(self, connection: Connection, owner: UUID, stages: Sequence[Stage]) -> None:
         """Write stages in state `staging`, owned by `owner` until the lease ends."""
-        chunks = [chunks_tally(stage.manifest) for stage in stages]
-        edges = [edges_tally(stage.manifest) for stage in stages]
+        chunks = [stage.chunks_tally for stage in stages]
+        edges = [stage.edges_tally for stage in stages]
         await connection.execute(
             """INSERT INTO stages (stage_id, inbox_id, doc_id, version, event_id, manifest_id, state, owner, lease_until,
                                    chunks, chunks_sum, edges, edges_sum)
                SELECT stage_id, inbox_id, doc_id, version, event_id, manifest_id, 'staging', %s,
                       clock_timestamp() + make_interval(secs => %s), chunks, chunks_sum, edges, edges_sum
-               FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::bigint[], %s::text[], %s::uuid[],
-                           %s::integer[], %s::bigint[], %s::integer[], %s::bigint[])
+               FROM unnest(%b::uuid[], %b::uuid[], %b::uuid[], %b::bigint[], %b::text[], %b::uuid[],
+                           %b::integer[], %b::bigint[], %b::integer[], %b::bigint[])
                  AS t (stage_id, inbox_id, doc_id, version, event_id, manifest_id, chunks, chunks_sum, edges, edges_sum)""",
             (
                 owner,

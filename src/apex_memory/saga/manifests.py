@@ -31,15 +31,16 @@ class Manifests:
         """Write manifests inside the caller's transaction. One that exists stays as it is."""
         if not manifests:
             return
+        # Binary (`%b`): as text, vectors and texts would be escaped byte by byte, at a third of a batch's time.
         await connection.execute(
             f"""INSERT INTO manifests (id, inbox_id, doc_id, source, doc_key, pipeline, kind, title, text, occurred_at,
                                        metadata, parent_id, deleted, chunks, vectors, assertions, entities, hash)
                 SELECT id, inbox_id, doc_id, source, doc_key, pipeline, kind, title, text, occurred_at, metadata::jsonb,
                        parent_id, deleted, chunks, vectors, assertions,
                        CASE entities WHEN '' THEN '{{}}' ELSE string_to_array(entities, E'{SEPARATOR}') END, hash
-                FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[],
-                            %s::text[], %s::timestamptz[], %s::text[], %s::uuid[], %s::boolean[], %s::bytea[], %s::bytea[],
-                            %s::bytea[], %s::text[], %s::bytea[])
+                FROM unnest(%b::uuid[], %b::uuid[], %b::uuid[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
+                            %b::text[], %b::timestamptz[], %b::text[], %b::uuid[], %b::boolean[], %b::bytea[], %b::bytea[],
+                            %b::bytea[], %b::text[], %b::bytea[])
                   AS t (id, inbox_id, doc_id, source, doc_key, pipeline, kind, title, text, occurred_at, metadata, parent_id,
                         deleted, chunks, vectors, assertions, entities, hash)
                 ON CONFLICT DO NOTHING""",

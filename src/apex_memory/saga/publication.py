@@ -21,7 +21,7 @@ from apex_memory.saga.guard import Guard
 from apex_memory.saga.journal import Committed, Ended, Journal
 from apex_memory.saga.manifests import Manifests
 from apex_memory.saga.outcomes import Failure, Fate, Outcomes
-from apex_memory.saga.stage import Stage, chunks_tally, edges_tally
+from apex_memory.saga.stage import Stage
 from apex_memory.stores import GraphStore, VectorStore
 from apex_memory.stores.postgres import Postgres
 from apex_memory.stores.redis import Cache
@@ -242,8 +242,8 @@ class Publication:
         errors: dict[UUID, ApexError] = {}
         for stage in stages:
             for store, found, wanted in (
-                ("graph", in_graph.get(stage.id, Tally()), edges_tally(stage.manifest)),
-                ("vectors", in_vectors.get(stage.id, Tally()), chunks_tally(stage.manifest)),
+                ("graph", in_graph.get(stage.id, Tally()), stage.edges_tally),
+                ("vectors", in_vectors.get(stage.id, Tally()), stage.chunks_tally),
             ):
                 if found != wanted:
                     errors[stage.id] = RetryLater(

@@ -7,8 +7,9 @@ a restored backup can then never hit live data.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from uuid import UUID
 
 from apex_memory.model import (
@@ -22,19 +23,37 @@ from apex_memory.model import (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Stage:
-    """What the journal's row says, with the manifest it publishes."""
+    """What the journal's row says, with the manifest it publishes. Its items are hashed once, when first asked for."""
 
     id: UUID
     manifest: Manifest
     version: int
     event_id: str
 
+    @cached_property
+    def _chunk_hashes(self) -> tuple[int, ...]:
+        return tuple(_chunk_hash(self.manifest, chunk) for chunk in self.manifest.chunks)
+
+    @cached_property
+    def _assertion_hashes(self) -> tuple[int, ...]:
+        return tuple(map(_assertion_hash, self.manifest.assertions))
+
+    @cached_property
+    def chunks_tally(self) -> Tally:
+        """What the vector store must hold of this stage."""
+        return Tally(len(self._chunk_hashes), sum(self._chunk_hashes))
+
+    @cached_property
+    def edges_tally(self) -> Tally:
+        """What the graph must hold of this stage: an edge for each subject and each object."""
+        return _edges_tally(self.manifest, self._assertion_hashes)
+
     def points(self) -> Iterator[VectorPoint]:
         manifest = self.manifest
         seconds = int(manifest.occurred_at.timestamp())
-        for chunk in manifest.chunks:
+        for chunk, hash in zip(manifest.chunks, self._chunk_hashes, strict=True):
             yield VectorPoint(
                 id=uuid.uuid5(self.id, f"c{chunk.n}"),
                 stage=self.id,
@@ -48,11 +67,12 @@ class Stage:
                 kind=manifest.kind,
                 time=seconds,
                 entities=manifest.entities,
-                hash=_chunk_hash(manifest, chunk),
+                hash=hash,
             )
 
     def assertions(self) -> Iterator[GraphAssertion]:
-        for n, assertion in enumerate(self.manifest.assertions):
+        hashed = zip(self.manifest.assertions, self._assertion_hashes, strict=True)
+        for n, (assertion, hash) in enumerate(hashed):
             yield GraphAssertion(
                 id=uuid.uuid5(self.id, f"a{n}"),
                 stage=self.id,
@@ -62,7 +82,7 @@ class Stage:
                 object=assertion.object,
                 value=assertion.value,
                 start=assertion.start,
-                hash=_assertion_hash(assertion),
+                hash=hash,
             )
 
 
@@ -75,11 +95,12 @@ def chunks_tally(manifest: Manifest) -> Tally:
 
 def edges_tally(manifest: Manifest) -> Tally:
     """What the graph must hold of any stage of this manifest: an edge for each subject and each object."""
-    edges = [
-        (2 if assertion.object else 1, _assertion_hash(assertion))
-        for assertion in manifest.assertions
-    ]
-    return Tally(sum(n for n, _ in edges), sum(n * hash for n, hash in edges))
+    return _edges_tally(manifest, list(map(_assertion_hash, manifest.assertions)))
+
+
+def _edges_tally(manifest: Manifest, hashes: Sequence[int]) -> Tally:
+    ends = [2 if assertion.object else 1 for assertion in manifest.assertions]
+    return Tally(sum(ends), sum(n * hash for n, hash in zip(ends, hashes, strict=True)))
 
 
 def _nearby(manifest: Manifest, chunk: Chunk) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 Place = tuple[UUID, int]
@@ -61,15 +61,19 @@ class Leg:
 
 def fuse(places: Iterable[Place], legs: Mapping[str, Leg], weights: Weights) -> Scores:
     """The sum of weighted, normalised scores, for each of the passages."""
-    total: Scores = dict.fromkeys(places, 0.0)
-    for name, weight in asdict(weights).items():
-        leg = legs.get(name)
-        if leg is None or not leg.scores or not weight:
+    places = list(places)
+    totals = [0.0] * len(places)  # in lists, for hashing a place is what costs here
+    for name, leg in legs.items():
+        weight = getattr(weights, name)
+        if not weight or not leg.scores:
             continue
         centre, spread = (0.0, 1.0) if name in BOOSTS else _scale(leg)
-        for place in total:
-            total[place] += weight * (leg.scores.get(place, leg.floor) - centre) / spread
-    return total
+        values = [leg.scores.get(place, leg.floor) for place in places]
+        totals = [
+            total + weight * (value - centre) / spread
+            for total, value in zip(totals, values, strict=True)
+        ]
+    return dict(zip(places, totals, strict=True))
 
 
 def coverage(leg: Leg | None, *, terms: int, corpus: int) -> float:

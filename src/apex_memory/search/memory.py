@@ -45,17 +45,15 @@ class Memory:
         *,
         states: Callable[[], Awaitable[Mapping[str, str]]],
         bounded: Bounded,
-        snapshot_seconds: float,
     ) -> None:
         self._db = db
         self._graph = graph
         self._cache = cache
         self._states = states
         self._bounded = bounded
-        self._snapshot_seconds = snapshot_seconds
 
     async def document(self, doc_id: UUID) -> DocumentView:
-        async with self._db.snapshot(self._snapshot_seconds) as connection:
+        async with self._db.snapshot() as connection:
             row = await _one(
                 connection,
                 "SELECT stage_id, manifest_id, version, event_id, deleted FROM documents WHERE doc_id = %s",
@@ -71,7 +69,7 @@ class Memory:
     async def document_version(
         self, doc_id: UUID, version: int, event_id: str | None
     ) -> DocumentView:
-        async with self._db.snapshot(self._snapshot_seconds) as connection:
+        async with self._db.snapshot() as connection:
             row = await _one(
                 connection,
                 """SELECT s.stage_id, s.manifest_id, s.version, s.event_id
@@ -137,7 +135,7 @@ class Memory:
         degraded = Degraded()
         states = await self._bounded.run("states", degraded, self._states, stores=("graph",))
         degraded.add_states({"graph": (states or {}).get("graph", "ready")})
-        async with self._db.snapshot(self._snapshot_seconds) as connection:
+        async with self._db.snapshot() as connection:
             rows = await _naming(connection, ref, limit)
             asker = Asker(Live(Reader(connection, None)), self._bounded, degraded)
             facts = await self._facts(asker, ref, limit)

@@ -43,7 +43,7 @@ class Exact:
 
     def worth(self, doc: UUID) -> float:
         """More for more identifiers, and for rare ones: one shipment outweighs its carrier's code."""
-        return sum(1 / self.counts[ref] for ref in self.refs.get(doc, ()))
+        return sum(1 / self.counts[ref] for ref in self.refs[doc]) if doc in self.refs else 0.0
 
 
 @dataclass(slots=True, kw_only=True)

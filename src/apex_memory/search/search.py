@@ -65,7 +65,6 @@ class Search:
         embedder_id: str,
         extract_query: Callable[[str], QueryEntities],
         states: Callable[[], Awaitable[Mapping[str, str]]],
-        snapshot_seconds: float,
         leg_seconds: float = 2,
         rest_seconds: float = 5,
         clock: Callable[[], datetime] = now,
@@ -76,7 +75,6 @@ class Search:
         self._embedder_id = embedder_id
         self._extract_query = extract_query
         self._states = states
-        self._snapshot_seconds = snapshot_seconds
         self._clock = clock
         self._bounded = Bounded(seconds=leg_seconds, rest=rest_seconds)
         self._words = Words(average_words=1)  # of questions, whose terms do not depend on it
@@ -87,7 +85,6 @@ class Search:
             cache,
             states=states,
             bounded=self._bounded,
-            snapshot_seconds=snapshot_seconds,
         )
 
     async def search(
@@ -127,7 +124,7 @@ class Search:
 
     async def _newest(self, limit: int, filters: Filters | None, watch: Stopwatch) -> Answer:
         with watch.part("read"):
-            async with self._db.snapshot(self._snapshot_seconds) as connection:
+            async with self._db.snapshot() as connection:
                 reader = Reader(connection, filters)
                 ranked = []
                 for row in await reader.newest(limit):
@@ -150,7 +147,7 @@ class Search:
         # No connection is held here: what waits for an embedder must not keep one from others.
         with watch.part("embed"):
             vector, _ = await asyncio.gather(self._vector(text, degraded), self._mark(degraded))
-        async with self._db.snapshot(self._snapshot_seconds) as connection:
+        async with self._db.snapshot() as connection:
             reader, exact = Reader(connection, filters), Exact()
             live = Live(reader)
             with watch.part("identifiers"):

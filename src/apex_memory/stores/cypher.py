@@ -253,7 +253,7 @@ def _rejected(item: GraphAssertion, reason: str) -> Rejected:
 
 
 def _text(text: str) -> bool:
-    return "\x00" not in text and not re.search(r"[\ud800-\udfff]", text)
+    return "\x00" not in text and (text.isascii() or not re.search(r"[\ud800-\udfff]", text))
 
 
 def _storable(ref: str) -> bool:

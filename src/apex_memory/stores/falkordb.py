@@ -119,12 +119,12 @@ class FalkorGraph(CypherGraph):
 
 def literal(value: Any) -> str:
     """A value as Cypher text: parameters travel in front of the statement, there is no binary form."""
-    if value is None:
-        return "null"
     if isinstance(value, str):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if value is None:
+        return "null"
     if isinstance(value, list):
-        return "[" + ",".join(map(literal, value)) + "]"
+        return "[" + ",".join([literal(one) for one in value]) + "]" if value else "[]"
     if isinstance(value, int):
         return str(value)
     raise TypeError(f"{type(value).__name__} has no Cypher literal here")

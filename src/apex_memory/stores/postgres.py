@@ -50,33 +50,42 @@ async def translated() -> AsyncIterator[None]:
 
 
 class Postgres:
-    """A pool of connections. Every transaction has a time limit; rows are dictionaries."""
+    """Two pools of connections, one for work and one for readers' snapshots; rows are dictionaries.
+
+    Every transaction has a time limit: `timeout` seconds for work, `snapshot_seconds` for a snapshot,
+    set when a connection opens, so that neither costs a round trip later.
+    """
 
     name = "documents"
 
-    def __init__(self, url: str, *, size: int = 8, timeout: float = 20) -> None:
-        self._timeout = timeout
-        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+    def __init__(
+        self,
+        url: str,
+        *,
+        size: int = 8,
+        readers: int = 8,
+        timeout: float = 20,
+        snapshot_seconds: float = 20,
+    ) -> None:
+        self._pool = _pool(url, size, timeout, {"transaction_timeout": round(timeout * 1000)})
+        self._readers = _pool(
             url,
-            connection_class=cast(type[Connection], psycopg.AsyncConnection),
-            min_size=1,
-            max_size=size,
-            timeout=min(timeout, 5),
-            open=False,
-            check=AsyncConnectionPool.check_connection,
-            kwargs={
-                "row_factory": dict_row,
-                "application_name": f"apex-{os.getpid()}",
-                "connect_timeout": 5,
-                "options": f"-c transaction_timeout={round(timeout * 1000)}",
+            readers,
+            timeout,
+            {
+                "transaction_timeout": round(snapshot_seconds * 1000),
+                "default_transaction_isolation": "repeatable\\ read",
+                "default_transaction_read_only": "on",
             },
         )
 
     async def open(self) -> None:
         async with translated():
             await self._pool.open(wait=True, timeout=10)
+            await self._readers.open()
 
     async def close(self) -> None:
+        await self._readers.close()
         await self._pool.close()
 
     @asynccontextmanager
@@ -86,18 +95,19 @@ class Postgres:
             yield connection
 
     @asynccontextmanager
-    async def snapshot(self, seconds: float) -> AsyncIterator[Connection]:
-        """A repeatable-read, read-only transaction that PostgreSQL ends after `seconds`."""
-        async with translated(), self._pool.connection() as connection, connection.transaction():
-            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            await connection.execute(_timeout(seconds))
+    async def snapshot(self) -> AsyncIterator[Connection]:
+        """A repeatable-read, read-only transaction that PostgreSQL ends after `snapshot_seconds`.
+
+        PostgreSQL takes the snapshot with the first statement.
+        """
+        async with translated(), self._readers.connection() as connection, connection.transaction():
             yield connection
 
     async def fetch(
         self, query: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
     ) -> list[DictRow]:
-        """All rows of one statement in a transaction of its own."""
-        async with self.transaction() as connection:
+        """All rows of one statement, a transaction of its own."""
+        async with translated(), self._pool.connection() as connection:
             return await (await connection.execute(query, parameters)).fetchall()
 
     async def fetch_one(
@@ -109,8 +119,8 @@ class Postgres:
     async def execute(
         self, query: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
     ) -> int:
-        """Run one statement in a transaction of its own; answers the number of rows it touched."""
-        async with self.transaction() as connection:
+        """Run one statement, a transaction of its own; answers the number of rows it touched."""
+        async with translated(), self._pool.connection() as connection:
             return (await connection.execute(query, parameters)).rowcount
 
     async def ping(self) -> None:
@@ -125,8 +135,26 @@ class Postgres:
         return row["started"] if row else ""
 
 
-def _timeout(seconds: float) -> LiteralString:
-    return f"SET LOCAL transaction_timeout = {round(seconds * 1000)}"
+def _pool(
+    url: str, size: int, timeout: float, options: Mapping[str, Any]
+) -> AsyncConnectionPool[Connection]:
+    return AsyncConnectionPool(
+        url,
+        connection_class=cast(type[Connection], psycopg.AsyncConnection),
+        min_size=1,
+        max_size=size,
+        timeout=min(timeout, 5),
+        open=False,
+        check=AsyncConnectionPool.check_connection,
+        kwargs={
+            "row_factory": dict_row,
+            # A single statement then is one round trip; `connection.transaction()` opens longer ones.
+            "autocommit": True,
+            "application_name": f"apex-{os.getpid()}",
+            "connect_timeout": 5,
+            "options": " ".join(f"-c {name}={value}" for name, value in options.items()),
+        },
+    )
 
 
 def migrations() -> list[tuple[str, str]]:

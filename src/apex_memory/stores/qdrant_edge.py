@@ -77,7 +77,8 @@ class EdgeVectors:
         try:
             for first in range(0, len(points), SLICE):
                 part = slice(first, first + SLICE)
-                batch = self._batch(points[part], vectors[part])  # while the one before is written
+                # In a thread while the one before is written: counting words leaves the interpreter to others.
+                batch = await asyncio.to_thread(self._batch, points[part], vectors[part])
                 if sending:
                     await sending
                 sending = asyncio.create_task(self._call("upsert", batch))

@@ -37,7 +37,6 @@ from apex_memory.stores.embedded.edge_shard import (
 from apex_memory.telemetry import logger
 
 REBUILD_SECONDS = 60  # until an indexing that failed is tried again
-MERGED = 8  # shards of about full size that become one, so that searches need not ask too many
 LOGGED_WRITES = 1000  # writes that an opening may have to repeat from a shard's log
 SLICE = 250  # points written, or stages deleted or counted, between two looks at what has arrived
 
@@ -45,11 +44,20 @@ SLICE = 250  # points written, or stages deleted or counted, between two looks a
 class Corpus:
     """The shards in one folder, owned by this process. Open with `open_corpus`."""
 
-    def __init__(self, folder: Path, dimension: int, seal_points: int, shards: list[Shard]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        dimension: int,
+        shards: list[Shard],
+        *,
+        seal_points: int,
+        merge_shards: int,
+    ) -> None:
         self.folder = folder
         self.dimension = dimension
         self.shards = shards
         self._seal_points = seal_points
+        self._merge_shards = merge_shards
         self._writing = asyncio.Lock()
         self._syncing = asyncio.Lock()
         self._sealed = asyncio.Event()
@@ -149,16 +157,15 @@ class Corpus:
         for shard in self.shards:
             if shard.sealed and not shard.built:
                 return [shard]
+        full = self._seal_points * self._merge_shards
         small = sorted(
-            (s for s in self.shards if s.built and s.points < self._seal_points * MERGED // 2),
+            (shard for shard in self.shards if shard.built and shard.points < full // 2),
             key=lambda shard: shard.points,
         )
-        if len(small) < MERGED:
+        if len(small) < self._merge_shards:
             return []
-        room = self._seal_points * MERGED * 5 // 4
         sizes = accumulate(shard.points for shard in small)
-        chosen = [shard for shard, size in zip(small, sizes, strict=True) if size <= room]
-        return sorted(chosen, key=self.shards.index)
+        return [shard for shard, size in zip(small, sizes, strict=True) if size <= full * 5 // 4]
 
     async def _write(
         self, points: Sequence[Point], stages: Sequence[str], terms: Sequence[list[int]]
@@ -245,8 +252,14 @@ class Corpus:
         write_manifest(self.folder, self.dimension, entries)
 
 
-async def open_corpus(folder: Path, dimension: int, seal_points: int) -> Corpus:
-    """The corpus in a folder that this process owns. Raises `Misconfigured` when it has another dimension."""
+async def open_corpus(
+    folder: Path, dimension: int, *, seal_points: int, merge_shards: int
+) -> Corpus:
+    """The corpus in a folder that this process owns. Raises `Misconfigured` when it has another dimension.
+
+    A shard is sealed at `seal_points`; so many small ones as `merge_shards` become one, so that
+    searches need not ask too many.
+    """
     entries = read_manifest(folder, dimension)
     (folder / "shards").mkdir(exist_ok=True)
     listed = {entry.name for entry in entries}
@@ -257,7 +270,7 @@ async def open_corpus(folder: Path, dimension: int, seal_points: int) -> Corpus:
         await open_shard(folder / "shards" / e.name, sealed=e.sealed, built=e.built)
         for e in entries
     ]
-    corpus = Corpus(folder, dimension, seal_points, shards)
+    corpus = Corpus(folder, dimension, shards, seal_points=seal_points, merge_shards=merge_shards)
     if not shards:
         shards.append(await create_shard(corpus._new_path(), dimension))
         corpus._list(shards)

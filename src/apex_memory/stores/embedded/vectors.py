@@ -1,8 +1,8 @@
 """The embedded vector store: Qdrant Edge in a process of its own, spoken to over loopback.
 
 `python -m apex_memory.stores.embedded.vectors`, with its settings in the environment: APEX_EDGE_HOST,
-APEX_EDGE_PORT, APEX_EDGE_PASSWORD, APEX_EDGE_DIR, APEX_EDGE_DIMENSION, and APEX_EDGE_SEAL, the number
-of points at which a shard is sealed (20000 if unset).
+APEX_EDGE_PORT, APEX_EDGE_PASSWORD, APEX_EDGE_DIR, APEX_EDGE_DIMENSION. APEX_EDGE_SEAL, the number of
+points at which a shard is sealed, and APEX_EDGE_MERGE, how many small shards become one, are for tests.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from apex_memory.stores.embedded.edge_wire import (
 )
 from apex_memory.telemetry import configure_logging, logger
 
-SEAL_POINTS = 20_000
+SEAL_POINTS, MERGE_SHARDS = 20_000, 8
 GREETING_SECONDS = 5
 IN_FLIGHT = 32  # requests of one connection that are worked on at once
 WALK_STAGES = SLICE
@@ -202,12 +202,10 @@ def is_fault(error: Exception) -> bool:
     return str(error).startswith("Service ") or "os error" in str(error)
 
 
-async def serve(
-    folder: Path, host: str, port: int, *, password: str, dimension: int, seal_points: int
-) -> None:
-    """Own the folder and answer on the port until SIGTERM or SIGINT."""
+async def serve(folder: Path, host: str, port: int, password: str, **options: int) -> None:
+    """Own the folder and answer on the port until SIGTERM or SIGINT. The options are those of `open_corpus`."""
     with own(folder):
-        corpus = await open_corpus(folder, dimension, seal_points)
+        corpus = await open_corpus(folder, **options)
         process = VectorProcess(corpus, password)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -233,9 +231,10 @@ def main() -> None:
                 Path(given["APEX_EDGE_DIR"]),
                 given["APEX_EDGE_HOST"],
                 int(given["APEX_EDGE_PORT"]),
-                password=given["APEX_EDGE_PASSWORD"],
+                given["APEX_EDGE_PASSWORD"],
                 dimension=int(given["APEX_EDGE_DIMENSION"]),
                 seal_points=int(given.get("APEX_EDGE_SEAL", SEAL_POINTS)),
+                merge_shards=int(given.get("APEX_EDGE_MERGE", MERGE_SHARDS)),
             )
         )
     except Misconfigured as error:

@@ -1,0 +1,354 @@
+"""Random use of the real engines, compared with ten lines that say what ought to come out."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import run_state_machine_as_test as run_machine
+
+from apex_memory.app import App, open_app
+from apex_memory.config import Settings
+from apex_memory.model import TOMBSTONE, Event, now
+from apex_memory.saga.stage import Stage
+from apex_memory.sources import Request
+from tests.faults.checks import examine, settle
+from tests.faults.story import Send, document, text
+from tests.faulty import Fault, Faulty
+
+T = TypeVar("T")
+KEYS = st.sampled_from(("a", "b", "c", "d"))
+VERSIONS = st.integers(1, 9)
+STORES = st.sampled_from(("graph", "vectors"))
+STEPS = ("claim", "prepare", "begin", "stage")
+
+Order = tuple[int, str]
+
+
+@dataclass
+class Reference:
+    """The newest order key of a document wins; a delete is a version like any other."""
+
+    newest: dict[str, tuple[Order, bool]] = field(default_factory=dict)
+
+    def take(self, key: str, order: Order, *, deletes: bool) -> None:
+        if key not in self.newest or order > self.newest[key][0]:
+            self.newest[key] = (order, deletes)
+
+    def live(self) -> dict[str, Order]:
+        return {key: order for key, (order, deletes) in self.newest.items() if not deletes}
+
+
+@dataclass(frozen=True)
+class World:
+    """Where the engines are."""
+
+    postgres: str
+    template: str
+    falkordb: str
+    valkey: str
+    vectors: str
+    folder: Path
+
+
+@dataclass
+class Abandoned:
+    """What a worker held when it stopped; it may wake late."""
+
+    batch: UUID
+    stages: list[Stage]
+
+
+class Memory(RuleBasedStateMachine):
+    """One example: a database and a graph of its own, used and abused, then healed and compared."""
+
+    world: World
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reference = Reference()
+        self.sent: dict[UUID, Send] = {}
+        self.events: list[Event] = []
+        self.abandoned: list[Abandoned] = []
+        self.highest: dict[UUID, Order] = {}
+        self.runner = asyncio.Runner()
+        self.closing = AsyncExitStack()
+        self.app: App
+        self.faulty: dict[str, Faulty]
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(work)
+
+    @initialize()
+    def start(self) -> None:
+        self.do(self._open())
+
+    async def _open(self) -> None:
+        world, name = self.world, f"rules_{uuid.uuid4().hex[:8]}"
+        admin = await self.closing.enter_async_context(
+            await psycopg.AsyncConnection.connect(world.postgres, autocommit=True)
+        )
+        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {world.template}")
+        self.closing.push_async_callback(admin.execute, f"DROP DATABASE {name} WITH (FORCE)")
+        given = Settings(
+            documents=world.postgres.removesuffix("/postgres") + f"/{name}",
+            graph=world.falkordb.rpartition("/")[0] + f"/{name}",
+            vectors=world.vectors,
+            cache=world.valkey,
+            embedder="hashing",
+            data_dir=world.folder,
+            chunk_chars=200,
+            retry_attempts=1,
+            max_attempts=50,
+            breaker_open_seconds=0.01,
+            snapshot_seconds=0.05,
+            grace_seconds=0.06,
+        )
+        self.app = app = await self.closing.enter_async_context(open_app(given))
+        await app.recovery.gate()
+        self.faulty = {"graph": Faulty(app.graph), "vectors": Faulty(app.vectors)}
+        app.sweeper._stores = {**app.sweeper._stores, **self.faulty}
+        app.recovery._stores = dict(self.faulty)
+        for part in (app.publication, app.sweeper, app.collector):
+            part._graph = self.faulty["graph"]  # type: ignore[attr-defined]
+            part._vectors = self.faulty["vectors"]  # type: ignore[attr-defined]
+
+    # What comes in
+
+    @rule(key=KEYS, version=VERSIONS, by=st.sampled_from("xy"))
+    def write(self, key: str, version: int, by: str) -> None:
+        send = document(key, version)
+        request = Request(
+            body=send.body,
+            headers={"content-type": "application/json", "idempotency-key": f"{key}{version}{by}"},
+            query={},
+            received_at=now(),
+        )
+        self._land(self.app.sources["documents"].receive(request).events[0], send)
+
+    @rule(key=KEYS, version=VERSIONS)
+    def delete(self, key: str, version: int) -> None:
+        event = Event(
+            source="documents",
+            event_id=f"{key}{version}-",
+            doc_key=key,
+            version=version,
+            occurred_at=now(),
+            payload=b"",
+            content_type=TOMBSTONE,
+        )
+        self._land(event, Send("delete", key, version, deletes=True))
+
+    @rule(key=KEYS, version=VERSIONS)
+    def poison(self, key: str, version: int) -> None:
+        """It must end as a dead letter, and count for nothing."""
+        event = Event(
+            source="documents",
+            event_id=f"{key}{version}!",
+            doc_key=key,
+            version=version,
+            occurred_at=now(),
+            payload=b"\x00no document",
+            content_type="application/octet-stream",
+        )
+        self._land(event, Send("poison", key, version))
+
+    @rule(chance=st.randoms(use_true_random=False))
+    def redeliver(self, chance: Any) -> None:
+        if self.events:
+            [landed] = self.do(self.app.land([chance.choice(self.events)]))
+            assert landed.duplicate
+
+    def _land(self, event: Event, send: Send) -> None:
+        [landed] = self.do(self.app.land([event]))
+        assert landed.duplicate == (event.id in self.sent)
+        if not landed.duplicate:
+            self.sent[event.id] = send
+            self.events.append(event)
+            if send.kind != "poison":
+                self.reference.take(send.key, (event.version, event.event_id), deletes=send.deletes)
+
+    # What is done with it
+
+    @rule()
+    def work(self) -> None:
+        self.do(self.app.drain("documents"))
+
+    @rule()
+    def sweep(self) -> None:
+        self.do(self.app.sweep())
+
+    @rule()
+    def collect(self) -> None:
+        self.do(self.app.collect())
+
+    @rule()
+    def redrive(self) -> None:
+        letters = self.do(self.app.dead_letters.find())
+        self.do(self.app.dead_letters.redrive([one["id"] for one in letters], actor="test"))
+
+    # What goes wrong
+
+    @rule(step=st.sampled_from(STEPS))
+    def crash(self, step: str) -> None:
+        """A worker stops after a step, and everyone believes its lease to be over."""
+        self.do(self._abandon(STEPS.index(step)))
+
+    async def _abandon(self, last: int) -> None:
+        batch = await self.app.claim("documents")
+        stages: list[Stage] = []
+        if last >= 1:
+            await self.app.prepare("documents", batch.id)
+        if last >= 2:
+            stages = (await self.app.publication.journal.begin(batch.id)).stages
+        if last >= 3:
+            await self.app.publication.stage_and_verify(stages)
+        self.abandoned.append(Abandoned(batch.id, stages))
+        await self._expire()
+
+    async def _expire(self) -> None:
+        await self.app.db.execute("UPDATE inbox SET next_at = clock_timestamp() WHERE open")
+        await self.app.db.execute(
+            "UPDATE stages SET lease_until = clock_timestamp() - interval '1 s' WHERE state = 'staging'"
+        )
+
+    @rule()
+    def wake_late(self) -> None:
+        """A worker that was given up goes on: it writes to the stores, and tries to commit."""
+        if self.abandoned:
+            self.do(self._go_on(self.abandoned.pop(0)))
+
+    async def _go_on(self, held: Abandoned) -> None:
+        publication = self.app.publication
+        errors = await publication.stage_and_verify(held.stages)
+        good = [stage for stage in held.stages if stage.id not in errors]
+        await publication.journal.commit(held.batch, good, graph_at=now(), vectors_at=now())
+        await self.app.publish(held.batch)
+
+    @rule(store=STORES)
+    def outage(self, store: str) -> None:
+        self.faulty[store].plan(Fault.FAIL, "upsert", "tally", "ping", "delete_stages")
+
+    @rule(store=STORES)
+    def lose_a_reply(self, store: str) -> None:
+        self.faulty[store].plan(Fault.LOSE_REPLY, "upsert", "delete_stages", times=1)
+
+    @rule()
+    def heal(self) -> None:
+        for store in self.faulty.values():
+            store.heal()
+
+    @rule(store=STORES, chance=st.randoms(use_true_random=False))
+    def forget(self, store: str, chance: Any) -> None:
+        """A store comes back without some of what it held."""
+        self.do(self._forget(store, chance))
+
+    async def _forget(self, store: str, chance: Any) -> None:
+        rows = await self.app.db.fetch(
+            "SELECT stage_id FROM stages WHERE state IN ('staging', 'committed') ORDER BY doc_id, created_at"
+        )
+        lost = [row["stage_id"] for row in rows if chance.random() < 0.5]
+        await getattr(self.app, store).delete_stages(lost)
+        await self.app.db.execute(
+            "UPDATE store_state SET incarnation = 'another' WHERE store = %s", (store,)
+        )
+
+    # What must hold
+
+    @invariant()
+    def no_document_goes_back(self) -> None:
+        if not hasattr(self, "app"):
+            return
+        for row in self.do(self.app.db.fetch("SELECT doc_id, version, event_id FROM documents")):
+            order = (row["version"], row["event_id"])
+            assert order >= self.highest.get(row["doc_id"], order), "older overwrote newer"
+            self.highest[row["doc_id"]] = order
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "app"):
+                self.do(self._compare())
+        finally:
+            self.do(self.closing.aclose())
+            self.runner.close()
+
+    async def _compare(self) -> None:
+        self.heal_all()
+        await self._finish()
+        rows = await self.app.db.fetch("SELECT * FROM documents WHERE NOT deleted")
+        live = {row["doc_key"]: (row["version"], row["event_id"]) for row in rows}
+        assert live == self.reference.live()
+        assert (await examine(self.app, self.sent)).all() == []
+        shown = [await self.app.search.document(row["doc_id"]) for row in rows]
+        assert {one.key: one.text for one in shown} == {
+            key: text(key, order[0]) for key, order in live.items()
+        }
+        stages = await self.app.db.fetch("SELECT stage_id FROM stages")
+        await self.app.vectors.delete_stages([row["stage_id"] for row in stages])
+
+    def heal_all(self) -> None:
+        for store in self.faulty.values():
+            store.heal()
+
+    async def _finish(self) -> None:
+        """Let time pass until nothing waits: leases and waits are over, the grace too."""
+        for _ in range(30):
+            await self._expire()
+            await self.app.sweep()
+            await self.app.drain("documents")
+            await self.app.collect()
+            busy = await self.app.db.fetch(
+                "SELECT FROM stages WHERE state NOT IN ('committed', 'reaped') LIMIT 1"
+            )
+            states = await self.app.store_states()
+            if (
+                not busy
+                and not await self.app.inbox.backlog()
+                and set(states.values()) == {"ready"}
+            ):
+                break
+            await asyncio.sleep(0.02)
+        await settle(self.app, seconds=1)
+
+
+@pytest.fixture
+def world(
+    postgres_url: str,
+    template_database: str,
+    falkordb_url: str,
+    valkey_url: str,
+    own_vectors_url: str,
+    tmp_path: Path,
+) -> Iterator[World]:
+    yield World(
+        postgres_url, template_database, falkordb_url, valkey_url, own_vectors_url, tmp_path
+    )
+
+
+def machine(world: World) -> Callable[[], Memory]:
+    return type("Memory", (Memory,), {"world": world})
+
+
+@pytest.mark.timeout(240)
+def test_whatever_happens_the_newest_version_is_what_all_stores_hold(world: World) -> None:
+    run_machine(
+        machine(world),
+        settings=settings(
+            max_examples=12,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            print_blob=True,
+        ),
+    )

@@ -39,8 +39,9 @@ class Gateway:
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
+        timeout: float = 60,
     ) -> Any:
-        """The answer's JSON."""
+        """The answer's JSON, awaited for at most `timeout` seconds."""
         try:
             answer = self._http.request(
                 method,
@@ -48,6 +49,7 @@ class Gateway:
                 json=json,
                 content=content,
                 headers=dict(headers or {}),
+                timeout=timeout,
                 params={name: value for name, value in (params or {}).items() if value is not None},
             )
         except httpx2.TransportError as error:

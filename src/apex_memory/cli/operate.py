@@ -250,7 +250,9 @@ def reconcile(
     Example: apex reconcile vectors
     """
     with gateway() as api:
-        found = api.call("POST", f"/v1/stores/{store}/reconcile", json={"prune": prune})
+        found = api.call(
+            "POST", f"/v1/stores/{store}/reconcile", json={"prune": prune}, timeout=86_400
+        )
     if json:
         show_json(found)
         return

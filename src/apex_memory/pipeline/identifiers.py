@@ -44,7 +44,8 @@ _LABELS: tuple[tuple[str, str, str], ...] = (
 _LABELLED = tuple((kind, _labelled(label, code)) for kind, label, code in _LABELS)
 # Where any label stands: one look through the text instead of one a kind.
 _LABEL = re.compile(
-    rf"{_WORD}(?=(?:{'|'.join(label for _, label, _ in _LABELS)})[\s#:.-])", re.IGNORECASE | re.ASCII
+    rf"{_WORD}(?=(?:{'|'.join(label for _, label, _ in _LABELS)})[\s#:.-])",
+    re.IGNORECASE | re.ASCII,
 )
 _LONG = re.compile(r"\d{4}")  # a bare word before it makes a label only to a number this long
 _BARE = frozenset({"shipment", "load", "bol", "po", "invoice"})

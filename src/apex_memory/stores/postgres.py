@@ -146,6 +146,8 @@ def _pool(
         timeout=min(timeout, 5),
         open=False,
         check=AsyncConnectionPool.check_connection,
+        # After an outage the pool would wait twice as long before each try, for up to five minutes.
+        reconnect_timeout=1,
         kwargs={
             "row_factory": dict_row,
             # A single statement then is one round trip; `connection.transaction()` opens longer ones.

@@ -24,11 +24,13 @@ CHUNK_CHARS = 520
 VOCABULARY = 20_000
 POOL = 20_000  # vectors given, round and round
 PLACES = ("Dallas", "Columbus", "Memphis", "Laredo", "Fresno", "Atlanta", "Reno", "Tulsa")
-CARRIERS = ("Northwind Freight LLC", "Blue Mesa Trucking Inc", "Redwood Logistics LLC", "Kestrel Lines Inc")  # fmt: skip
-TRADE = (
-    "the driver is late at dock and the customer asks about delivery of pallets with detention rate "
-    "for reefer load on time to be paid after receipt appointment was moved we need proof from carrier"
-).split()
+CARRIERS = (
+    "Northwind Freight LLC",
+    "Blue Mesa Trucking Inc",
+    "Redwood Logistics LLC",
+    "Kestrel Lines Inc",
+)
+TRADE = ["the", "driver", "is", "late", "at", "dock", "and", "the", "customer", "asks", "about", "delivery", "of", "pallets", "with", "detention", "rate", "for", "reefer", "load", "on", "time", "to", "be", "paid", "after", "receipt", "appointment", "was", "moved", "we", "need", "proof", "from", "carrier"]
 
 
 class Corpus:
@@ -37,7 +39,9 @@ class Corpus:
     def __init__(self, seed: int = 1) -> None:
         dice = random.Random(seed)
         letters = ("ba", "ko", "ri", "te", "mun", "sal", "dor", "ve", "lin", "gar", "pe", "zu")
-        invented = ["".join(dice.choices(letters, k=3)) + str(n % 7 or "") for n in range(VOCABULARY)]  # fmt: skip
+        invented = [
+            "".join(dice.choices(letters, k=3)) + str(n % 7 or "") for n in range(VOCABULARY)
+        ]
         self._seed = seed
         self._words = [*TRADE, *invented]
         weights = (1 / (rank + 3) for rank in range(len(self._words)))
@@ -114,5 +118,3 @@ def random_pool(count: int = POOL, dimension: int = DIMENSION, seed: int = 1) ->
     centres = dice.standard_normal((200, dimension))
     rows = centres[dice.integers(0, 200, count)] + 0.7 * dice.standard_normal((count, dimension))
     return unit_rows(rows.astype(np.float32))
-
-

@@ -60,9 +60,7 @@ def _stats() -> dict[int, list[str]]:
     return found
 
 
-def _sum(
-    stats: Mapping[int, list[str]], children: Mapping[int, Iterable[int]], root: int
-) -> Usage:
+def _sum(stats: Mapping[int, list[str]], children: Mapping[int, Iterable[int]], root: int) -> Usage:
     """An ended child's time is in its parent's, once that has waited for it."""
     user = system = 0
     open_ = [root]

@@ -22,8 +22,6 @@ from apex_memory.stores.embedded.stack import read_stack
 from apex_memory.stores.embedded.supervisor import Supervisor
 from bench.corpus import CHUNK_CHARS, DIMENSION
 
-UNREACHED = "http://127.0.0.1:9/v1"  # an embedder that is never asked: the bench hands vectors in
-
 
 @dataclass(frozen=True, slots=True)
 class Engines:
@@ -83,14 +81,12 @@ async def running_engines(
 
 @asynccontextmanager
 async def opened(
-    urls: dict[str, str], folder: Path, embedder: Embedder | None, **settings: Any
+    urls: dict[str, str], folder: Path, embedder: Embedder | None = None, **settings: Any
 ) -> AsyncIterator[App]:
-    """An App on these addresses. With `embedder` the pipeline uses that one instead of a model."""
+    """An App on these addresses. With `embedder`, passages get their vectors from it; questions from MiniLM always."""
     given: dict[str, Any] = {
         "data_dir": folder,
         "chunk_chars": CHUNK_CHARS,
-        "embedder": UNREACHED if embedder else "minilm",
-        "embedder_dimension": embedder.dimension if embedder else 0,
         "sources": {"frontapp": {"signing_keys": ["test_signing_key"]}},
     }
     async with open_app(Settings(**{**urls, **given, **settings})) as app:

@@ -297,6 +297,7 @@ async def running_stack(**settings: str) -> AsyncIterator[Stack]:
         stack = Stack(folder, **settings)
         try:
             print(f"ready after {await stack.start():.1f} s")
+            await stack.whole()
             yield stack
         finally:
             await stack.stop()

@@ -28,6 +28,7 @@ pytestmark = [
 ]
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "documents"
+LANDING_SECONDS = 3  # vendors give up after three to ten
 SEARCH_SECONDS = 8  # two waits of two seconds for a store that hangs, and a busy machine
 
 
@@ -89,8 +90,8 @@ async def documents(stack: Stack) -> list[Any]:
 
 async def test_kill_9_of_everything_while_writing_loses_and_doubles_nothing() -> None:
     async with running_stack() as stack:
-        async with writing(stack, items(300), hands=8) as writer:
-            await more(writer, 150)
+        async with writing(stack, items(240), hands=8) as writer:
+            await more(writer, 120)
             killed = now()
             took = await stack.kill()
             before = [event["id"] for event in writer.landed.values()]
@@ -103,6 +104,7 @@ async def test_kill_9_of_everything_while_writing_loses_and_doubles_nothing() ->
         late = [end for end in ends if datetime.fromisoformat(end) > killed]
         assert late, "nothing was under way: this proves nothing"
         await stack.ended(writer.ids())
+        await stack.whole()
         assert writer.sent_again, "nobody noticed: this proves nothing"
         await see_all_once(stack, writer)
 
@@ -182,7 +184,7 @@ async def test_without_temporal_events_land_and_wait(stack: Stack) -> None:
         async with writing(stack, items(60), hands=4) as writer:
             pass
         print(f"the slowest of {len(writer.landed)} was answered in {writer.slowest * 1000:.0f} ms")
-        assert writer.slowest < 2 and not writer.sent_again
+        assert writer.slowest < LANDING_SECONDS and not writer.sent_again
         status = await stack.get("/v1/status")
         assert status["temporal"]["reachable"] is False
         assert {store["state"] for store in status["stores"]} == {"ready"}
@@ -323,7 +325,7 @@ async def test_commands_say_what_is_wrong_and_what_to_do(stack: Stack) -> None:
         said = stack.say(*words)
         assert said.code == 1 and "→" in said.error and "Traceback" not in said.error
     with stack.held("vectors"):
-        doctor = stack.say("doctor")
+        doctor = await stack.command("doctor")
         assert doctor.code == 1 and "store vectors" in doctor.out and "→" in doctor.out
     await stack.whole()
     assert stack.say("doctor").code == 0

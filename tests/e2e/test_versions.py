@@ -16,7 +16,10 @@ import pytest_asyncio
 from tests.e2e import front
 from tests.e2e.stack import Stack, running_stack, until
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
+    pytest.mark.timeout(240),  # processes start on a machine that others work on, too
+]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

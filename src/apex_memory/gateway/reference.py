@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
+from markdown_it import MarkdownIt
 
 METHODS = ("get", "post", "put", "patch", "delete")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'"
@@ -20,8 +21,8 @@ pre { overflow-x: auto; padding: .7rem; border: 1px solid var(--line); border-ra
 details { border: 1px solid var(--line); border-radius: .4rem; padding: .5rem .8rem; margin: .5rem 0 }
 summary { cursor: pointer } summary b { display: inline-block; min-width: 4.5rem }
 table { border-collapse: collapse; width: 100% }
+td p { margin: 0 }
 td { border-top: 1px solid var(--line); padding: .3rem .6rem .3rem 0; vertical-align: top }
-.text { white-space: pre-line }
 """
 
 
@@ -44,9 +45,15 @@ def page(document: Mapping[str, Any]) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(about["title"])}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>'
         f"<h1>{escape(about['title'])} {escape(about['version'])}</h1>"
-        f'<p class="text">{escape(about["description"])}</p>'
+        f"{_prose(about['description'])}"
         f'<p>For machines: <a href="/openapi.json">openapi.json</a></p>{body}</html>'
     )
+
+
+def _prose(text: str) -> str:
+    """Markdown as HTML; HTML in it is shown, not taken."""
+    html: str = MarkdownIt("commonmark", {"html": False}).render(text)
+    return html
 
 
 def _section(document: Mapping[str, Any], tag: Mapping[str, str]) -> str:
@@ -63,14 +70,14 @@ def _operation(
     document: Mapping[str, Any], method: str, path: str, operation: Mapping[str, Any]
 ) -> str:
     parameters = "".join(
-        f"<tr><td><code>{escape(item['name'])}</code><td>{item['in']}<td>{escape(item.get('description', ''))}"
+        f"<tr><td><code>{escape(item['name'])}</code><td>{item['in']}<td>{_prose(item.get('description', ''))}"
         for item in operation.get("parameters", ())
     )
     bodies = "".join(
         _content(document, "Body", operation.get("requestBody", {}).get("content", {}))
     )
     answers = "".join(
-        f"<tr><td><code>{status}</code><td>{escape(answer['description'])}"
+        f"<tr><td><code>{status}</code><td>{_prose(answer['description'])}"
         for status, answer in operation["responses"].items()
     )
     good = (item for status, item in operation["responses"].items() if status.startswith("2"))
@@ -79,7 +86,7 @@ def _operation(
     )
     return (
         f"<details><summary><b>{method.upper()}</b> <code>{escape(path)}</code> {escape(operation['summary'])}</summary>"
-        f'<p class="text">{escape(operation.get("description", ""))}</p>'
+        f"{_prose(operation.get('description', ''))}"
         f"<table>{parameters}</table>{bodies}<table>{answers}</table>{examples}</details>"
     )
 

@@ -20,7 +20,10 @@ Scores = dict[Place, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """What each leg counts in the sum, the one place. 0 leaves a leg out of the ranking."""
+    """What each leg counts in the sum, the one place. 0 leaves a leg out of the ranking.
+
+    Tuned on one half of the memory bench's questions; docs/discussions/ranking.md has the figures.
+    """
 
     dense: float = 1.0
     """Likeness of meaning (cosine)."""
@@ -28,13 +31,13 @@ class Weights:
     """BM25 over the passage."""
     nearby: float = 0.5
     """BM25 over the passage with its neighbours."""
-    dense_nearby: float = 0.5
+    dense_nearby: float = 0.75
     """Likeness of meaning, smoothed over the neighbouring passages."""
     graph: float = 0.5
     """What is linked to the entities that the question names."""
-    time: float = 0.5
-    """How close to the time that the question speaks of."""
-    covered: float = 0.35
+    time: float = 3.0
+    """How close to the time that the question speaks of, 0 to 1; passages lie some 10 apart in the sum."""
+    covered: float = 0.75
     """Share of the question's words that a passage must hold for the word legs to count in full; 0 asks for none."""
 
     def trusting(self, words: float, nearby: float) -> Weights:

@@ -12,6 +12,7 @@ from uuid import UUID
 from apex_memory.model import Filters, Vectors
 from apex_memory.search.fuse import Place
 from apex_memory.search.live import Asker, Live
+from apex_memory.search.time_words import Span
 from apex_memory.stores import GraphHit, GraphStore, VectorHit, VectorStore
 
 GRAPH_ENTITIES = 8  # the rarest of those that a question may name
@@ -20,7 +21,7 @@ NEIGHBOUR_SHARE = 0.3  # what being linked to an entity counts, beside naming it
 
 
 Pages = Sequence[Mapping[str, list[VectorHit]]]
-"""Hits by leg: of the whole question, then of the documents with its identifiers alone."""
+"""Hits by leg: of the whole question, then of the documents with its identifiers, or of its time, alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,8 @@ class Question:
     """Identifiers that live documents hold."""
     refs: Sequence[str]
     """All that it may name."""
+    time: Span | None
+    """The time that it speaks of."""
     filters: Filters | None
     depth: int
     """Hits a leg."""
@@ -105,10 +108,16 @@ class Legs:
         return _vector_finds(pages or [], asker.live, question.depth)
 
     async def _ask_vectors(self, question: Question, exclude: Sequence[UUID]) -> Pages:
-        """A page for the question, and one over the documents that hold its identifiers, if it has any."""
+        """A page for the question, and one each over the documents with its identifiers and of its time, if it has any.
+
+        Among many documents those could not come up by likeness alone, and what is not brought is not boosted.
+        """
+        given = question.filters or Filters()
         asked = [question.filters]
-        if question.exact and not (question.filters and question.filters.entities):
-            asked.append(replace(question.filters or Filters(), entities=tuple(question.exact)))
+        if question.exact and not given.entities:
+            asked.append(replace(given, entities=tuple(question.exact)))
+        if question.time and not (given.since or given.until):
+            asked.append(replace(given, since=question.time.since, until=question.time.until))
         calls = (
             self._vectors.search(
                 dense=question.vector,

@@ -159,6 +159,7 @@ class Search:
                 vector=vector,
                 exact=list(exact.counts),
                 refs=[*entities.certain, *entities.candidates],
+                time=time_words(text, self._clock()),
                 filters=filters,
                 depth=max(LEAST_DEPTH, 3 * limit),
             )
@@ -176,7 +177,7 @@ class Search:
                     graph=linked,
                     exact=exact,
                     contents=await reader.contents([live.rows[doc]["manifest_id"] for doc in told]),
-                    time=time_words(text, self._clock()),
+                    time=question.time,
                     weights=weights,
                     terms=len(self._words.question(text).ids),
                     corpus=corpus,

@@ -34,6 +34,7 @@ from qdrant_edge import (
     IntegerIndexParams,
     KeywordIndexParams,
     MatchAny,
+    Memory,
     Point,
     QueryBatchRequest,
     QueryRequest,
@@ -146,7 +147,7 @@ def create_engine(path: Path, dimension: int, **options: Any) -> Any:
     (path / ENGINE).mkdir(parents=True)
     layout = EdgeConfig(
         vectors={"dense": EdgeVectorParams(size=dimension, distance=Distance.Cosine)},
-        sparse_vectors={"terms": EdgeSparseVectorParams()},
+        sparse_vectors={"terms": EdgeSparseVectorParams(memory=Memory.Cached)},
         **options,
     )
     return EdgeShard.create(str(path / ENGINE), layout)
@@ -154,11 +155,14 @@ def create_engine(path: Path, dimension: int, **options: Any) -> Any:
 
 def create_indexes(engine: Any) -> Iterator[None]:
     """Create the payload indexes, one a step."""
-    # `enable_hnsw` would add links to the vector index for every value, and double the time to build it.
+    options: dict[str, Any] = {
+        "enable_hnsw": False,  # no links in the vector index for every value: half the time to build it
+        "memory": Memory.Cold,  # mapped: a built shard of 160,000 points opens in 0.1 s, not 0.6
+    }
     indexes: dict[str, Any] = {
-        "stage": UuidIndexParams(enable_hnsw=False),
-        "tags": KeywordIndexParams(enable_hnsw=False),
-        "time": IntegerIndexParams(lookup=False, range=True, enable_hnsw=False),
+        "stage": UuidIndexParams(**options),
+        "tags": KeywordIndexParams(**options),
+        "time": IntegerIndexParams(lookup=False, range=True, **options),
     }
     for name, index in indexes.items():
         yield engine.update(UpdateOperation.create_field_index(name, index))

@@ -1,0 +1,95 @@
+"""`make bench`: every row, a table and `bench/latest.json`. `python -m bench NAME…` runs single groups; `profile` prints where the time of a document goes."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import sys
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from apex_memory.telemetry import configure_logging
+from bench import filled, profile, standing, writing
+from bench.engines import opened, running_engines, scrub_environment
+from bench.rows import SCALE, Row, row_of
+
+LATEST = Path(__file__).parent / "latest.json"
+
+
+async def memory() -> list[Row]:
+    """Rows of `bench.memory`: retrieval on the project's questions."""
+    measure = importlib.import_module("bench.memory").measure
+    async with running_engines() as engines:
+        async with opened(await engines.fresh(), engines.folder, chunk_chars=900) as app:
+            return [row_of(row) for row in await measure(app)]
+
+
+GROUPS: dict[str, Callable[[], Awaitable[list[Row]]]] = {
+    "rates": writing.rates,
+    "per-event": writing.per_event,
+    "minilm": writing.with_model,
+    "filled": filled.filled,
+    "hooks": standing.hooks,
+    "load": standing.load,
+    "memory": memory,
+}
+
+
+async def run(names: list[str]) -> list[Row]:
+    rows: list[Row] = []
+    for name in names:
+        began = time.monotonic()
+        try:
+            found = await GROUPS[name]()
+        except Exception as error:  # noqa: BLE001 -- one broken group must not hide the others' rows
+            traceback.print_exc()
+            found = [Row(name, 0, "", "measured", False, f"{type(error).__name__}: {error}"[:300])]
+        print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+        rows += found
+    return rows
+
+
+def show(rows: list[Row]) -> None:
+    table = Table(show_lines=True)
+    for column in ("name", "value", "target", "", "how"):
+        table.add_column(column)
+    for row in rows:
+        mark = {True: "[green]ok[/]", False: "[red]MISSED[/]", None: ""}[row.ok]
+        table.add_row(row.name, f"{row.value:g} {row.unit}", row.target, mark, row.note)
+    Console(width=160).print(table)
+
+
+def keep(rows: list[Row]) -> None:
+    """Write `latest.json`; rows of groups that did not run this time stay."""
+    known = {row["name"]: row for row in json.loads(LATEST.read_text())} if LATEST.exists() else {}
+    known |= {row.name: row.as_json() for row in rows}
+    LATEST.write_text(json.dumps(list(known.values()), indent=1, ensure_ascii=False) + "\n")
+
+
+def main() -> int:
+    scrub_environment()
+    configure_logging("error", "console")
+    names = sys.argv[1:] or list(GROUPS)
+    if names == ["profile"]:
+        print(asyncio.run(profile.table()))
+        return 0
+    if unknown := set(names) - GROUPS.keys():
+        print(f"no such rows: {', '.join(unknown)}; there are {', '.join(GROUPS)}, and `profile`")
+        return 2
+    print(f"scale {SCALE:g} of the long rows (SCALE=1 is full size)", file=sys.stderr)
+    if not sys.argv[1:]:
+        LATEST.unlink(missing_ok=True)
+    rows = asyncio.run(run(names))
+    keep(rows)
+    show(rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""What changes when the stores are full: the cost of an event, and searches, also while others write."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from apex_memory.app import App
+from bench.corpus import CARRIERS, PLACES, Corpus, GivenEmbedder, random_pool
+from bench.cpu import spent, usage
+from bench.engines import Engines, opened, running_engines
+from bench.rows import Row, at_most, percentile, scaled
+from bench.writing import carry
+
+FULL = 200_000
+SAMPLE = 1_000  # documents whose cost is taken
+FOUND_AT = 20_000  # documents, 100,000 chunks, that searches run on
+QUESTIONS = 200
+INDEX_SECONDS = 240
+COST_LIMIT, P50, P99 = 1.2, 20, 100
+
+
+async def filled() -> list[Row]:
+    """Cost an event after N documents against N/20, and searches at 100,000 chunks, of one corpus."""
+    count = scaled(FULL)
+    corpus = Corpus()
+    async with running_engines() as engines:
+        pids = {**engines.pids, "client": os.getpid()}
+        async with opened(
+            await engines.fresh(), engines.folder, GivenEmbedder(random_pool())
+        ) as app:
+            few = count // 20
+            await carry(app, corpus, few, "f")
+            first = await _cost(app, corpus, pids, few)
+            searched_at = min(count, FOUND_AT)
+            rate = await carry(app, corpus, searched_at - few - SAMPLE, "f", few + SAMPLE)
+            rows = await _searches(app, engines, corpus, searched_at, rate)
+            if count > searched_at:
+                await carry(app, corpus, count - searched_at, "f", searched_at)
+            last = await _cost(app, corpus, pids, count)
+    return [
+        at_most(
+            f"cost an event after {count:,} documents / after {few:,}",
+            last[0] / first[0],
+            "×",
+            COST_LIMIT,
+            f"CPU ms of all processes a document over {SAMPLE}: {first[0]:.2f} → {last[0]:.2f}; wall ms {first[1]:.2f} → {last[1]:.2f}; direct path, vectors given",
+        ),
+        *rows,
+    ]
+
+
+async def _cost(app: App, corpus: Corpus, pids: dict[str, int], first: int) -> tuple[float, float]:
+    """CPU and wall milliseconds a document, nothing else going on in the stores."""
+    await indexed(app)
+    before = usage(pids)
+    rate = await carry(app, corpus, SAMPLE, "f", first)
+    used = spent(before, usage(pids))
+    return 1000 * sum(one.total for one in used.values()) / SAMPLE, 1000 / rate
+
+
+async def indexed(app: App) -> bool:
+    """Wait until the vector process has indexed what is sealed; False when that takes too long."""
+    deadline = time.monotonic() + INDEX_SECONDS
+    while (await app.vectors.stats())["unindexed"]:  # type: ignore[attr-defined]
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.2)
+    return True
+
+
+async def _searches(
+    app: App, engines: Engines, corpus: Corpus, documents: int, rate: float
+) -> list[Row]:
+    whole = await indexed(app)
+    chunks = await app.vectors.points()
+    how = (
+        f"{chunks:,} chunks, {QUESTIONS} different questions, one after the other, limit 10, MiniLM's question vector included, in process"
+        + ("" if whole else "; indexing was not over")
+    )
+    common = " ".join(corpus.common_words)
+    rows = _two("search", await ask(app, questions(corpus, documents)), how)
+    many = [f"{common} {n}" for n in range(QUESTIONS)]
+    rows += _two("search, ten common words", await ask(app, many), how)
+    async with writing(engines, app, rate / 2):
+        taken = await ask(app, questions(corpus, documents, seed=2))
+    return rows + _two(
+        "search while writing",
+        taken,
+        f"{how}; another process writes {rate / 2:.0f} documents/s, half of what it just did",
+    )
+
+
+def _two(name: str, taken: list[float], how: str) -> list[Row]:
+    return [
+        at_most(f"{name}, p50", 1000 * percentile(taken, 0.5), "ms", P50, how),
+        at_most(f"{name}, p99", 1000 * percentile(taken, 0.99), "ms", P99, how),
+    ]
+
+
+def questions(corpus: Corpus, documents: int, seed: int = 1) -> list[str]:
+    """Of all kinds: words of a passage, a shipment, a carrier and a place."""
+    dice = random.Random(seed)
+    asked = []
+    for n in range(QUESTIONS):
+        words = corpus.passage(dice, 0).split()
+        asked.append(
+            (
+                " ".join(words[8 : 8 + dice.randrange(3, 8)]),
+                f"where is SHP-{100_000 + dice.randrange(documents)} {words[9]}",
+                f"{dice.choice(CARRIERS)} late near {dice.choice(PLACES)} {words[10]} {words[12]}",
+            )[n % 3]
+        )
+    return asked
+
+
+async def ask(app: App, asked: Sequence[str]) -> list[float]:
+    """Seconds of each search. Fails when one lacks a store or finds nothing."""
+    for question in asked[:5]:
+        await app.search.search(f"warm {question}")
+    taken = []
+    for question in asked:
+        began = time.perf_counter()
+        answer = await app.search.search(question)
+        taken.append(time.perf_counter() - began)
+        if answer.degraded or not answer.hits:
+            raise AssertionError(f"{question!r}: {answer.degraded}, {len(answer.hits)} hits")
+    return taken
+
+
+@asynccontextmanager
+async def writing(engines: Engines, app: App, rate: float) -> AsyncIterator[None]:
+    """Another process that lands and drains `rate` documents a second meanwhile."""
+    settings = app.settings
+    urls = {n: getattr(settings, n) for n in ("documents", "graph", "vectors", "cache", "temporal")}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bench.filled", json.dumps(urls), str(engines.folder), str(rate)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout
+    try:
+        assert await process.stdout.readline() == b"writing\n"
+        yield
+        assert process.returncode is None, "the writer ended"
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def write(urls: dict[str, str], folder: Path, rate: float) -> None:
+    """Write until killed: twice a second what half a second's worth is."""
+    corpus = Corpus()
+    async with opened(urls, folder, GivenEmbedder(random_pool())) as app:
+        page, first, due = max(1, round(rate / 2)), 0, time.monotonic()
+        while True:
+            await carry(app, corpus, page, "w", first)
+            if not first:
+                print("writing", flush=True)
+            first, due = first + page, due + 0.5
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+
+
+if __name__ == "__main__":
+    asyncio.run(write(json.loads(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])))

@@ -1,0 +1,264 @@
+"""How fast documents go into all four stores, against the same stores' own rate, a model's, and a workflow an event.
+
+In this process, by the direct path (`App.drain`), with vectors made beforehand where the model is not the subject.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+import uuid
+from collections.abc import Sequence
+
+from psycopg.types.json import Jsonb
+
+from apex_memory.app import App
+from apex_memory.model import Event, Manifest
+from apex_memory.saga.manifests import _columns as manifest_columns
+from apex_memory.saga.stage import Stage
+from bench.corpus import CHUNKS, Corpus, GivenEmbedder, random_pool
+from bench.cpu import spent, usage
+from bench.engines import opened, running_engines
+from bench.per_event import carry_each
+from bench.rows import Row, at_least, at_most, percentile
+
+DOCUMENTS = 3_000
+PER_EVENT = 200
+SINGLE = 60
+WITH_MODEL = 128
+RAW_PAGE = 1_000
+
+
+async def rates() -> list[Row]:
+    """Documents/s, the raw rate of the same stores, and one event alone."""
+    corpus = Corpus()
+    async with running_engines() as engines:
+        pids = {**engines.pids, "client": os.getpid()}
+        urls, raw_urls = await engines.fresh(), await engines.fresh()
+        async with opened(urls, engines.folder, GivenEmbedder(random_pool())) as app:
+            await carry(app, corpus, 256, "warm")
+            before = usage(pids)
+            ours = await carry(app, corpus, DOCUMENTS, "a")
+            cpu = spent(before, usage(pids))
+            single = [await alone(app, corpus.event(n, name="one")) for n in range(SINGLE)]
+        async with opened(raw_urls, engines.folder, GivenEmbedder(random_pool())) as app:
+            raw = await raw_rate(app, [corpus.event(n, name="raw") for n in range(DOCUMENTS)])
+    parts = ", ".join(f"{name} {1000 * used.total / DOCUMENTS:.2f}" for name, used in cpu.items())
+    total = 1000 * sum(used.total for used in cpu.values()) / DOCUMENTS
+    how = f"{DOCUMENTS} documents of {CHUNKS} chunks of 60 words, direct path, vectors given, all landed first"
+    return [
+        at_least(
+            "documents/s into all four stores",
+            ours,
+            "documents/s",
+            500,
+            f"{how}; CPU ms a document {total:.2f}: {parts}",
+        ),
+        at_least(
+            "documents/s, of the stores' raw bulk rate",
+            ours / raw,
+            "×",
+            0.5,
+            f"raw {raw:.0f}/s on the same servers: same rows by COPY, same assertions and points, stores in parallel, one flush per {RAW_PAGE}, no saga, not parsed",
+        ),
+        at_most(
+            "direct path, one event, p50",
+            1000 * percentile(single, 0.5),
+            "ms",
+            60,
+            f"land to committed, {SINGLE} single events in turn, {CHUNKS} chunks each; p99 {1000 * percentile(single, 0.99):.0f} ms",
+        ),
+    ]
+
+
+async def carry(app: App, corpus: Corpus, count: int, name: str, first: int = 0) -> float:
+    """Land, then drain; documents a second of the draining. Fails when one was not carried."""
+    for page in corpus.events(first, count, name=name):
+        await app.land(page)
+    began = time.perf_counter()
+    carried = await app.drain("documents")
+    seconds = time.perf_counter() - began
+    row = await app.db.fetch_one("SELECT count(*) AS n FROM inbox WHERE state <> 'done'")
+    if carried != count or row is None or row["n"]:
+        raise AssertionError(f"{carried} of {count} carried, {row} not done")
+    return count / seconds
+
+
+async def alone(app: App, event: Event) -> float:
+    """Seconds from landing one event to its commit."""
+    began = time.perf_counter()
+    await app.land([event])
+    await app.drain("documents")
+    return time.perf_counter() - began
+
+
+async def raw_rate(app: App, events: Sequence[Event]) -> float:
+    """Documents a second when each store only takes what it is handed, page by page, all stores at once."""
+    document = app.sources["documents"].document
+    made = await app.pipeline.prepare([(event, document) for event in events])
+    manifests = [one for one in made if isinstance(one, Manifest)]
+    assert len(manifests) == len(events)
+    stages = [Stage(uuid.uuid4(), one, 1, "x") for one in manifests]
+    began = time.perf_counter()
+    for first in range(0, len(stages), RAW_PAGE):
+        page = slice(first, first + RAW_PAGE)
+        await asyncio.gather(
+            _copy(app, events[page], stages[page]),
+            _graph(app, stages[page]),
+            _vectors(app, stages[page]),
+        )
+    return len(events) / (time.perf_counter() - began)
+
+
+async def _copy(app: App, events: Sequence[Event], stages: Sequence[Stage]) -> None:
+    """The rows that a carried document leaves in the inbox, payloads, manifests, stages and documents."""
+    async with app.db.transaction() as connection:
+        cursor = connection.cursor()
+        async with cursor.copy(
+            "COPY inbox (id, source, event_id, doc_id, doc_key, priority, version, occurred_at, content_type, state) FROM STDIN"
+        ) as copy:
+            for e in events:
+                await copy.write_row(
+                    (
+                        e.id,
+                        e.source,
+                        e.event_id,
+                        e.doc_id,
+                        e.doc_key,
+                        1,
+                        1,
+                        e.occurred_at,
+                        e.content_type,
+                        "done",
+                    )
+                )
+        async with cursor.copy("COPY payloads (inbox_id, body) FROM STDIN (FORMAT binary)") as copy:
+            copy.set_types(["uuid", "bytea"])
+            for e in events:
+                await copy.write_row((e.id, e.payload))
+        async with cursor.copy(
+            """COPY manifests (id, inbox_id, doc_id, source, doc_key, pipeline, kind, title, text, occurred_at, metadata,
+                               parent_id, deleted, chunks, vectors, assertions, entities, hash) FROM STDIN (FORMAT binary)"""
+        ) as copy:
+            texts = ["text"] * 6
+            copy.set_types(
+                ["uuid"] * 3
+                + texts
+                + [
+                    "timestamptz",
+                    "jsonb",
+                    "uuid",
+                    "bool",
+                    "bytea",
+                    "bytea",
+                    "bytea",
+                    "text[]",
+                    "bytea",
+                ]
+            )
+            for s in stages:
+                columns = list(manifest_columns(s.manifest))
+                columns[10] = Jsonb(json.loads(columns[10]))
+                columns[16] = list(s.manifest.entities)
+                await copy.write_row(columns)
+        async with cursor.copy(
+            "COPY stages (stage_id, inbox_id, doc_id, version, event_id, manifest_id, state, owner, lease_until, chunks, chunks_sum, edges, edges_sum) FROM STDIN"
+        ) as copy:
+            for s in stages:
+                m = s.manifest
+                await copy.write_row(
+                    (
+                        s.id,
+                        m.inbox_id,
+                        m.doc_id,
+                        1,
+                        "x",
+                        m.id,
+                        "committed",
+                        s.id,
+                        m.occurred_at,
+                        5,
+                        0,
+                        3,
+                        0,
+                    )
+                )
+        async with cursor.copy(
+            "COPY documents (doc_id, source, doc_key, kind, title, version, event_id, stage_id, manifest_id, deleted, occurred_at, entities, hash, committed_at) FROM STDIN"
+        ) as copy:
+            for s in stages:
+                m = s.manifest
+                await copy.write_row(
+                    (
+                        m.doc_id,
+                        m.source,
+                        m.doc_key,
+                        m.kind,
+                        m.title,
+                        1,
+                        "x",
+                        s.id,
+                        m.id,
+                        False,
+                        m.occurred_at,
+                        list(m.entities),
+                        b"x" * 32,
+                        m.occurred_at,
+                    )
+                )
+
+
+async def _graph(app: App, stages: Sequence[Stage]) -> None:
+    await app.graph.upsert([item for stage in stages for item in stage.assertions()])
+
+
+async def _vectors(app: App, stages: Sequence[Stage]) -> None:
+    points = [point for stage in stages for point in stage.points()]
+    rows = app.publication._rows(stages)
+    await app.vectors.upsert(points, rows)
+    await app.vectors.flush()
+
+
+async def with_model() -> list[Row]:
+    """Documents a second with MiniLM, of the rate at which the model alone embeds the same passages."""
+    corpus = Corpus()
+    async with running_engines() as engines:
+        async with opened(await engines.fresh(), engines.folder) as app:
+            texts = [part for n in range(WITH_MODEL) for part in corpus.text(n).split("\n\n")]
+            embedder = app.pipeline._embedder
+            await embedder.passages(texts[:50])
+            began = time.perf_counter()
+            await embedder.passages(texts)
+            model = WITH_MODEL / (time.perf_counter() - began)
+            ours = await carry(app, corpus, WITH_MODEL, "m")
+    return [
+        at_least(
+            "documents/s with MiniLM, of the model's own rate",
+            ours / model,
+            "×",
+            0.9,
+            f"{ours:.1f} of {model:.1f} documents/s, {WITH_MODEL} documents of {CHUNKS} chunks of 60 words, direct path",
+        )
+    ]
+
+
+async def per_event() -> list[Row]:
+    """Batches against a workflow an event, on the same servers, in the same minute."""
+    corpus = Corpus()
+    async with running_engines(temporal=True) as engines:
+        urls = await engines.fresh()
+        async with opened(urls, engines.folder, GivenEmbedder(random_pool())) as app:
+            await carry(app, corpus, 256, "warm")
+            each = await carry_each(app, [corpus.event(n, name="each") for n in range(PER_EVENT)])
+            ours = await carry(app, corpus, 1_024, "a")
+    return [
+        at_least(
+            "against a workflow per event",
+            ours / each,
+            "×",
+            30,
+            f"{ours:.0f}/s in batches (direct path), {each:.1f}/s with a workflow and one activity an event ({PER_EVENT} events, up to 100 workflows at once, dev server, same App and stores)",
+        )
+    ]

@@ -4,7 +4,7 @@ BIN    := .venv/bin
 READY  := .venv/.ready
 DEV    := .venv/.ready-dev
 
-.PHONY: demo test check lint types imports docs docs-check bench faults lock clean
+.PHONY: demo test test-servers check lint types imports docs docs-check bench faults lock clean
 
 $(READY): requirements.lock pyproject.toml
 	@echo "Setting up .venv (first time only) …"
@@ -23,6 +23,13 @@ demo: $(READY)   ## set up, start the stack, land real inputs, ask questions; KE
 test: $(DEV)     ## the test suite, on real engines
 	$(BIN)/python -m pytest $(ARGS)
 
+test-servers: $(DEV)   ## the contract suite on servers that PyPI does not carry: Neo4j, from Maven Central
+	@if command -v java >/dev/null && command -v mvn >/dev/null; then \
+	  $(BIN)/python -m pytest tests/contract/test_graph.py --servers --timeout 300 $(ARGS); \
+	else \
+	  echo "NOT TESTED: the graph on Neo4j. It needs Java 17 and Maven."; \
+	fi
+
 lint: $(DEV)
 	$(BIN)/ruff format --check src tests bench
 	$(BIN)/ruff check src tests bench
@@ -39,7 +46,7 @@ docs: $(DEV)     ## generate the reference pages
 docs-check: $(DEV)
 	$(BIN)/python -m apex_memory.cli reference docs/reference --check
 
-check: lint types imports docs-check test   ## the whole gate; CI runs just this
+check: lint types imports docs-check test test-servers   ## the whole gate; CI runs just this
 
 bench: $(DEV)
 	$(BIN)/python -m bench $(ARGS)

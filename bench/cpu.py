@@ -28,11 +28,14 @@ class Usage:
 
 
 def usage(pids: Mapping[str, int]) -> dict[str, Usage]:
-    """Usage by name, of each process with all it started."""
+    """Usage by name, of each process with all it started, but for those that have a name of their own."""
     parents = _stats()
     children: dict[int, list[int]] = defaultdict(list)
     for pid, fields in parents.items():
         children[int(fields[1])].append(pid)
+    for named in pids.values():  # the engines are children of the process that measures
+        if named in parents:
+            children[int(parents[named][1])].remove(named)
     return {name: _sum(parents, children, pid) for name, pid in pids.items()}
 
 

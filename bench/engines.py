@@ -100,6 +100,16 @@ async def opened(
             await app.pipeline.close()
 
 
+@asynccontextmanager
+async def alone(**settings: Any) -> AsyncIterator[App]:
+    """An App with MiniLM on engines of its own."""
+    async with (
+        running_engines() as engines,
+        opened(await engines.fresh(), engines.folder, **settings) as app,
+    ):
+        yield app
+
+
 def scrub_environment() -> None:
     """No setting of the person who runs the bench reaches it."""
     for name in [name for name in os.environ if name.startswith("APEX_")]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -47,11 +48,11 @@ async def filled() -> list[Row]:
             last = await _cost(app, corpus, pids, count)
     return [
         at_most(
-            f"cost an event after {count:,} documents / after {few:,}",
+            "cost an event after N documents / after N/20",
             last[0] / first[0],
             "×",
             COST_LIMIT,
-            f"CPU ms of all processes a document over {SAMPLE}: {first[0]:.2f} → {last[0]:.2f}; wall ms {first[1]:.2f} → {last[1]:.2f}; direct path, vectors given",
+            f"N = {count:,}; CPU ms of all processes a document over {SAMPLE}: {first[0]:.2f} → {last[0]:.2f}; wall ms {first[1]:.2f} → {last[1]:.2f}; direct path, vectors given",
         ),
         *rows,
     ]
@@ -152,16 +153,17 @@ async def writing(engines: Engines, app: App, rate: float) -> AsyncIterator[None
         assert process.returncode is None, "the writer ended"
     finally:
         if process.returncode is None:
-            process.kill()
-        await process.wait()
+            process.terminate()
+        await process.wait()  # it finishes what it has claimed
 
 
 async def write(urls: dict[str, str], folder: Path, rate: float) -> None:
-    """Write until killed: twice a second what half a second's worth is."""
-    corpus = Corpus()
+    """Write until SIGTERM: twice a second what half a second's worth is."""
+    corpus, stop = Corpus(), asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with opened(urls, folder, GivenEmbedder(random_pool())) as app:
         page, first, due = max(1, round(rate / 2)), 0, time.monotonic()
-        while True:
+        while not stop.is_set():
             await carry(app, corpus, page, "w", first)
             if not first:
                 print("writing", flush=True)

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from uuid import UUID
 
 import httpx2
@@ -67,6 +67,11 @@ class Standing(Stack):
         self._up.wait()
         await until(lambda: not belonging(self.data_dir), seconds=10)
 
+    def cpu(self) -> float:
+        """CPU seconds of all processes since `apex up` was called."""
+        assert self._up
+        return usage({"up": self._up.pid})["up"].total
+
     def pids(self) -> dict[str, int]:
         return {name: child.pid for name, child in self.children().items()}
 
@@ -85,6 +90,7 @@ async def standing(embedder: str) -> AsyncIterator[tuple[Standing, float]]:
 async def hooks() -> list[Row]:
     """Cold start, webhooks one by one until searchable, webhooks at 200/s. With MiniLM, as shipped."""
     async with standing("minilm") as (stack, cold):
+        worked = stack.cpu()
         await stack.whole(seconds=60)
         single = await one_by_one(stack)
         answers = await at_a_rate(stack)
@@ -95,7 +101,7 @@ async def hooks() -> list[Row]:
             cold,
             "s",
             10,
-            "an empty folder until gateway and worker are ready; clusters are made, MiniLM is loaded",
+            f"an empty folder until gateway and worker are ready; clusters are made, MiniLM is loaded; {worked:.1f} CPU s of all processes",
         ),
         at_most(
             "webhook → searchable, idle, p50",
@@ -198,6 +204,7 @@ async def load() -> list[Row]:
         last = {name: rss_mb(pid) for name, pid in stack.pids().items()}
         await stack.stop()
         restart = await stack.start()
+        worked = stack.cpu()
         recovery, lost = await kill_and_recover(stack, corpus, count)
     temporal = 1000 * used["temporal"].total / DRAINED
     everything = ", ".join(f"{n} {1000 * u.total / DRAINED:.2f}" for n, u in used.items())
@@ -211,20 +218,20 @@ async def load() -> list[Row]:
         ),
         *(
             at_most(
-                f"memory of the {name} after {count:,} documents",
+                f"memory of the {name} after N documents / after N/10",
                 last[name] / first[name],
                 "×",
                 1.25,
-                f"private memory {last[name]:.0f} MB, {first[name]:.0f} MB after {few:,}; 5 chunks a document, embedder `hashing`",
+                f"N = {count:,}; private memory {last[name]:.0f} MB, {first[name]:.0f} MB after {few:,}; 5 chunks a document, embedder `hashing`",
             )
             for name in ("gateway", "worker")
         ),
         at_most(
-            f"restart with {count:,} documents",
+            "restart with N documents",
             restart,
             "s",
             20,
-            "stopped in order, until gateway and worker are ready again",
+            f"N = {count:,}; stopped in order, until gateway and worker are ready again; {worked:.1f} CPU s of all processes",
         ),
         at_most(
             "recovery after kill -9 of everything in mid-load, to the next commit",
@@ -283,10 +290,8 @@ async def kill_and_recover(stack: Standing, corpus: Corpus, first: int) -> tuple
         async def over() -> bool:
             return await _done(db, ids) == IN_FLIGHT
 
-        try:
+        with suppress(AssertionError):  # what is missing is counted, and said in the row
             await until(over, seconds=180, every=0.2)
-        except AssertionError:
-            pass  # what is missing is counted, and said in the row
         return seconds, IN_FLIGHT - await _done(db, ids)
 
 

@@ -16,10 +16,12 @@ from psycopg.types.json import Jsonb
 
 from apex_memory.app import App
 from apex_memory.model import Event, Manifest
+from apex_memory.pipeline import Embedder
 from apex_memory.saga.manifests import _columns as manifest_columns
 from apex_memory.saga.stage import Stage
 from bench.corpus import CHUNKS, Corpus, GivenEmbedder, random_pool
 from bench.cpu import spent, usage
+from bench.engines import alone as standalone
 from bench.engines import opened, running_engines
 from bench.per_event import carry_each
 from bench.rows import Row, at_least, at_most, percentile
@@ -224,15 +226,14 @@ async def _vectors(app: App, stages: Sequence[Stage]) -> None:
 async def with_model() -> list[Row]:
     """Documents a second with MiniLM, of the rate at which the model alone embeds the same passages."""
     corpus = Corpus()
-    async with running_engines() as engines:
-        async with opened(await engines.fresh(), engines.folder) as app:
-            texts = [part for n in range(WITH_MODEL) for part in corpus.text(n).split("\n\n")]
-            embedder = app.pipeline._embedder
-            await embedder.passages(texts[:50])
-            began = time.perf_counter()
-            await embedder.passages(texts)
-            model = WITH_MODEL / (time.perf_counter() - began)
-            ours = await carry(app, corpus, WITH_MODEL, "m")
+    async with standalone() as app:
+        texts = [part for n in range(WITH_MODEL) for part in corpus.text(n).split("\n\n")]
+        embedder = app.pipeline._embedder
+        await embedder.passages(texts[:50])
+        seconds = await _embedding(embedder, texts)
+        ours = await carry(app, corpus, WITH_MODEL, "m")
+        seconds += await _embedding(embedder, texts)  # before and after: machines have moods
+        model = 2 * WITH_MODEL / seconds
     return [
         at_least(
             "documents/s with MiniLM, of the model's own rate",
@@ -242,6 +243,12 @@ async def with_model() -> list[Row]:
             f"{ours:.1f} of {model:.1f} documents/s, {WITH_MODEL} documents of {CHUNKS} chunks of 60 words, direct path",
         )
     ]
+
+
+async def _embedding(embedder: Embedder, texts: Sequence[str]) -> float:
+    began = time.perf_counter()
+    await embedder.passages(texts)
+    return time.perf_counter() - began
 
 
 async def per_event() -> list[Row]:

@@ -31,6 +31,12 @@ TEMPLATE = "apex_template"
 DIMENSION = 32
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--servers", action="store_true", help="also test on servers that PyPI does not carry: Neo4j"
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _scrubbed_environment() -> Iterator[None]:
     """No setting of the person who runs the tests reaches them."""

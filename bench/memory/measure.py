@@ -12,9 +12,11 @@ from apex_memory.app import App
 from apex_memory.pipeline import Embedder, QueryEntities, extract_query, open_embedder
 from apex_memory.search import Hit, Search, Weights
 from bench.memory.world import NOW, TYPES, Question, events, questions
+from bench.rows import Row, at_least, stated
 
 LEGS = ("dense", "words", "nearby", "graph", "identifiers")
 FUSED = "fused"
+HALVES = ("tuned", "held")
 _NOTHING = Weights(**dict.fromkeys(Weights.__dataclass_fields__, 0.0))
 
 Place = tuple[UUID, int, int]
@@ -34,8 +36,8 @@ class Outcome:
         return sum(rank is not None and rank <= at for rank in self.ranks) / len(self.ranks)
 
 
-async def measure(app: App) -> list[dict[str, Any]]:
-    """Rows `{name, value, unit, target, ok, note}`. The app's stores should be empty before: all that is in them competes."""
+async def measure(app: App) -> list[Row]:
+    """The bench's rows. The app's stores should be empty before: all that is in them competes."""
     began = time.perf_counter()
     outcomes = await ask_all(app)
     note = f"{app.settings.embedder}, {time.perf_counter() - began:.0f} s"
@@ -116,22 +118,23 @@ def rank_of(place: Place, hits: Sequence[Hit]) -> int | None:
     )
 
 
-def rows(outcomes: Sequence[Outcome], note: str) -> list[dict[str, Any]]:
+def rows(outcomes: Sequence[Outcome], note: str) -> list[Row]:
     """What the bench shows: legs and fused over all questions, fused by type and half, and the targets."""
     every = {leg: recall(outcomes, leg) for leg in (*LEGS, FUSED)}
     best = max(LEGS, key=lambda leg: every[leg])
-    found = [_row(f"recall@5, {leg}", value, note) for leg, value in every.items()]
-    found.append(_row("recall@10, fused", recall(outcomes, FUSED, at=10), note))
-    found += [_row(f"recall@5, fused, {t}", recall(outcomes, FUSED, type=t), note) for t in TYPES]
-    found += [
-        _row(f"recall@5, fused, {half} half", recall(outcomes, FUSED, half=half), note)
-        for half in ("tuned", "held")
-    ]
-    gain = every[FUSED] / every[best]
-    found.append(_row(f"fused against the best leg ({best})", gain, note, unit="×", target=1.1))
+    values = {
+        **{f"recall@5, {leg}": value for leg, value in every.items()},
+        "recall@10, fused": recall(outcomes, FUSED, at=10),
+        **{f"recall@5, fused, {one}": recall(outcomes, FUSED, type=one) for one in TYPES},
+        **{f"recall@5, fused, {half} half": recall(outcomes, FUSED, half=half) for half in HALVES},
+    }
     first = recall(outcomes, FUSED, at=1, type="identifier")
-    found.append(_row("identifiers at rank 1", first, note, target=1.0))
-    return found
+    gain = every[FUSED] / every[best]
+    return [
+        *(stated(f"memory: {name}", value, "", note) for name, value in values.items()),
+        at_least(f"memory: fused against the best leg, {best}", gain, "×", 1.1, note),
+        at_least("memory: identifiers at rank 1", first, "", 1.0, note),
+    ]
 
 
 def recall(
@@ -144,20 +147,6 @@ def recall(
         if one.leg == leg and type in ("", one.question.type) and half in ("", one.question.half)
     ]
     return sum(some) / len(some)
-
-
-def _row(
-    name: str, value: float, note: str, *, unit: str = "", target: float | None = None
-) -> dict[str, Any]:
-    ok = target is None or value >= target
-    return {
-        "name": f"memory: {name}",
-        "value": round(value, 3),
-        "unit": unit,
-        "target": target,
-        "ok": ok,
-        "note": note,
-    }
 
 
 def _weights(leg: str) -> Weights | None:
@@ -214,7 +203,7 @@ def table(outcomes: Mapping[str, Sequence[Outcome]]) -> list[list[str]]:
             values = [
                 recall(some, leg),
                 recall(some, leg, at=10),
-                *(recall(some, leg, half=half) for half in ("tuned", "held")),
+                *(recall(some, leg, half=half) for half in HALVES),
                 *(recall(some, leg, type=one) for one in TYPES),
             ]
             lines.append([name, leg, *(f"{value:.3f}".lstrip("0") for value in values)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
@@ -364,16 +363,3 @@ async def test_another_dimension_is_refused_by_name(
     finally:
         if isinstance(other, EdgeVectors):
             await other.close()
-
-
-async def test_a_point_of_every_kind_keeps_its_text_out_of_the_store(
-    store: VectorStore, process: EdgeProcess
-) -> None:
-    if not isinstance(store, EdgeVectors):
-        pytest.skip("local mode keeps no files")
-    secret = dataclasses.replace(point(uuid.uuid4(), 0), text="xyzzy plugh", nearby="xyzzy plugh")
-    await store.upsert([secret], unit(1, DIMENSION))
-    await store.flush()
-    files = [file for file in Path(process.folder).rglob("*") if file.is_file()]
-    assert files
-    assert not any(b"xyzzy" in file.read_bytes() for file in files)

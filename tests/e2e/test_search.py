@@ -185,6 +185,7 @@ async def test_a_hit_tells_where_it_comes_from(world: App) -> None:
     hit = (await world.search.search("lithium batteries", limit=1)).hits[0]
     view = await world.search.document(hit.doc_id)
     assert view.text[hit.start : hit.end] == hit.snippet and "Lithium" in hit.snippet
+    assert hit.excerpt.strip("…") in " ".join(hit.snippet.split()) and len(hit.excerpt) <= 240
     assert hit.provenance == view.provenance
     event = await world.inbox.event(hit.provenance.inbox_id)
     assert event.event_id == hit.provenance.event_id and b"Lithium" in event.payload
@@ -215,6 +216,20 @@ async def test_time_words_prefer_what_happened_then(app: App) -> None:
         answer = await search.search(query)
         assert len(answer.hits) == 2 and answer.hits[0].snippet == days[day], query
         assert answer.hits[0].legs["time"] == 1 > answer.hits[1].legs["time"]
+
+
+async def test_what_happened_then_is_found_among_many_that_are_more_alike(app: App) -> None:
+    others = (
+        text_event(app, f"d{n}", f"yard check yard {n}", occurred_at="2025-09-01T08:00:00Z")
+        for n in range(60)
+    )
+    await land(app, *others)
+    await remember(app, "then", "walked the long yard", occurred_at="2025-10-10T08:00:00Z")
+    search = search_with(app, clock=lambda: datetime(2025, 11, 6, 12, tzinfo=UTC))
+    asked = "yard check on 10 October"
+    first, *_ = await snippets(search, asked, weights=Weights(time=50))
+    assert first == "walked the long yard", "no weight helps what no leg brings"
+    assert first not in await snippets(search, asked, weights=Weights(time=0))
 
 
 @pytest.mark.parametrize(

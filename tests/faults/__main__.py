@@ -43,7 +43,7 @@ def report(result: Result) -> dict[str, Any]:
         "partial_reads": len(result.partial_reads),
         "orphans": len(findings.orphans),
         "unfinished": len(findings.unfinished),
-        "reads": result.reads.total(),
+        "reads": result.reads.total() - result.reads["degraded"] - result.reads["seen whole"],
         "reads_by_kind": dict(sorted(result.reads.items())),
         "recovery_seconds": {
             kind: _percentiles(took) for kind, took in sorted(result.recovery.items())

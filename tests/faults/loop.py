@@ -31,7 +31,7 @@ from tests.faults.writers import Writers
 DIMENSION = 256  # the hashing embedder's
 SETTINGS = {
     "LEASE_SECONDS": str(LEASE_SECONDS),
-    "GRACE_SECONDS": "3",
+    "GRACE_SECONDS": "6",
     "SNAPSHOT_SECONDS": "2.5",
     "COLLECT_SECONDS": "1",
     "CHUNK_CHARS": "200",
@@ -93,7 +93,7 @@ async def _strike(
     stack: FaultyStack, planned: list[Fault], result: Result, say: Say, deadline: float | None
 ) -> None:
     story, chance = Story(result.seed), random.Random(f"{result.seed}/faults")
-    writers, readers = Writers(stack, story), Readers(stack, story.keys, seed=result.seed)
+    writers, readers, told = Writers(stack, story), Readers(stack, story.keys, seed=result.seed), 0
     async with asyncio.TaskGroup() as group:
         group.create_task(writers.run())
         group.create_task(readers.run())
@@ -107,6 +107,9 @@ async def _strike(
                 result.faults[fault.name] += 1
                 result.recovery[fault.name].append(took)
                 ledger = writers.ledger
+                for what in readers.wrong[told:]:
+                    say(f"      WRONG: {what}")
+                told = len(readers.wrong)
                 say(
                     f"{n:4d}/{len(planned)}  {fault.name:32s} found again after {took:5.1f} s   "
                     f"{len(ledger.acknowledged)} acknowledged, {readers.asked.total()} reads, {len(readers.wrong)} wrong"

@@ -112,9 +112,9 @@ class Story:
         chance, version = self._chance.random(), self._version()
         if chance < 0.04:
             return poison(next(self._numbers), version)
-        if chance < 0.12:
+        if chance < 0.08:
             return Send("delete", self._chance.choice(self._keys), version, deletes=True)
-        if chance < 0.28:
+        if chance < 0.25:
             return self._of_front(version)
         return document(self._chance.choice(self._keys), version)
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 
 from apex_memory.app import App, open_app
 from apex_memory.config import Settings
+from apex_memory.errors import ApexError
 from apex_memory.model import TOMBSTONE, Event, now
+from apex_memory.saga.recovery import Checked
 from apex_memory.saga.stage import Stage
 from apex_memory.sources import Request
 from tests.faults.checks import examine, settle
@@ -123,6 +126,10 @@ class Memory(RuleBasedStateMachine):
         for part in (app.publication, app.sweeper, app.collector):
             part._graph = self.faulty["graph"]  # type: ignore[attr-defined]
             part._vectors = self.faulty["vectors"]  # type: ignore[attr-defined]
+        self.break_something(app)
+
+    def break_something(self, app: App) -> None:
+        """For the controls."""
 
     # What comes in
 
@@ -336,19 +343,59 @@ def world(
     )
 
 
-def machine(world: World) -> Callable[[], Memory]:
-    return type("Memory", (Memory,), {"world": world})
+def use(world: World, kind: type[Memory] = Memory, **more: Any) -> None:
+    """Run examples of random use. `AssertionError` when one does not come out as it ought to."""
+    given: dict[str, Any] = {
+        "max_examples": 12,
+        "stateful_step_count": 25,
+        "deadline": None,
+        "suppress_health_check": list(HealthCheck),
+        "print_blob": True,
+    }
+    run_machine(type(kind.__name__, (kind,), {"world": world}), settings=settings(**given | more))
 
 
 @pytest.mark.timeout(240)
 def test_whatever_happens_the_newest_version_is_what_all_stores_hold(world: World) -> None:
-    run_machine(
-        machine(world),
-        settings=settings(
-            max_examples=12,
-            stateful_step_count=25,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            print_blob=True,
-        ),
-    )
+    use(world)
+
+
+class NobodyLooks(Memory):
+    """A restart gate that believes every store."""
+
+    def break_something(self, app: App) -> None:
+        async def check(name: str, *, since: datetime) -> Checked:
+            return Checked(name)
+
+        app.recovery.check = check  # type: ignore[method-assign]
+
+
+class NobodyVerifies(Memory):
+    """Stores that acknowledge what they drop, now and then, and a saga that believes them."""
+
+    def break_something(self, app: App) -> None:
+        async def verify(stages: Sequence[Stage]) -> dict[UUID, ApexError]:
+            return {}
+
+        app.publication.verify = verify  # type: ignore[method-assign]
+        self.faulty["vectors"].plan(Fault.DROP, "upsert", times=2)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("broken", [NobodyLooks, NobodyVerifies])
+def test_a_broken_saga_is_found_out(world: World, broken: type[Memory]) -> None:
+    """The controls: the same examples, with a protection taken away."""
+    with pytest.raises(AssertionError):
+        use(world, broken, max_examples=30, derandomize=True, phases=[Phase.generate])
+
+
+@pytest.mark.timeout(240)
+def test_a_commit_that_does_not_ask_whose_stage_it_is_is_found_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def anyone(connection: Any, owner: UUID, ids: Sequence[UUID]) -> set[UUID]:
+        return set(ids)
+
+    monkeypatch.setattr("apex_memory.saga.journal._lock_mine", anyone)
+    with pytest.raises(AssertionError):
+        use(world, max_examples=40, derandomize=True, phases=[Phase.generate])

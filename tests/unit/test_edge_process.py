@@ -19,7 +19,7 @@ from apex_memory.stores.embedded.edge_wire import MAX_FRAME, BrokenFrame, read_f
 from apex_memory.stores.qdrant_edge import EdgeVectors
 from apex_memory.stores.vectors import open_vectors
 from tests.edge_process import DIMENSION, EdgeProcess, edge_client, edge_process
-from tests.points import axis, stage_points, tally_of, unit
+from tests.points import axis, point, stage_points, tally_of, unit
 
 
 @pytest.fixture
@@ -244,6 +244,15 @@ async def test_another_dimension_is_refused_at_start(
     other = EdgeProcess(process.folder, dimension=DIMENSION + 8)
     assert other.start().wait(20) == 1
     assert f"holds vectors of {DIMENSION} dimensions" in other.log()
+
+
+async def test_texts_are_not_kept(process: EdgeProcess, store: EdgeVectors) -> None:
+    secret = point(uuid.uuid4(), 0, "xyzzy plugh")
+    await store.upsert([secret], unit(1, DIMENSION))
+    await store.flush()
+    data = [file.read_bytes() for file in process.folder.rglob("*") if file.is_file()]
+    assert any(str(secret.stage).encode() in content for content in data)
+    assert not any(b"xyzzy" in content for content in data)
 
 
 async def test_sigterm_ends_it_cleanly(process: EdgeProcess, store: EdgeVectors) -> None:

@@ -66,8 +66,11 @@ def test_word_legs_are_trusted_by_how_much_of_the_question_they_cover() -> None:
     assert Weights(covered=0).trusting(0, 0) == Weights(covered=0)
 
 
-def row(doc: uuid.UUID, *, passages: int = 1, days: int = 0) -> Row:
-    return {"doc_id": doc, "passages": passages, "occurred_at": DAY + timedelta(days=days)}
+def row(
+    doc: uuid.UUID, *, passages: int = 1, days: int = 0, kind: str = "email", title: str = ""
+) -> Row:
+    at = DAY + timedelta(days=days)
+    return {"doc_id": doc, "passages": passages, "occurred_at": at, "kind": kind, "title": title}
 
 
 def content(*spans: tuple[int, int], ref: str = "", starts: tuple[int | None, ...] = ()) -> Row:
@@ -121,6 +124,25 @@ def test_an_identifier_wins_outright_and_its_passage_leads() -> None:
     assert (ranked[0].start, ranked[0].end) == (10, 20), "the first passage that holds it"
     assert ranked[0].why == (ref,) and ranked[0].legs["identifier"] == 1
     assert ranked[0].score < ranked[2].score, "not by its score"
+
+
+@pytest.mark.parametrize(
+    ("kind", "title", "first"),
+    [
+        ("invoice", "Invoice INV-7", C),
+        ("invoice", "INV-7-R", A),
+        ("email", "INV-7", A),
+        ("shipment", "INV-7", A),
+    ],
+)
+def test_the_record_of_a_thing_comes_before_what_is_said_of_it(
+    kind: str, title: str, first: uuid.UUID
+) -> None:
+    rows = {A: row(A, title="Re: INV-7"), B: row(B), C: row(C, kind=kind, title=title)}
+    found = exact(*(("invoice:INV-7", doc) for doc in (A, C)))
+    contents = {doc: content((0, 10)) for doc in (A, C)}
+    ranked = ranking(rows=rows, exact=found, contents=contents)
+    assert docs(ranked.order(limit=3, passages_per_document=1))[0] == first
 
 
 def test_rare_identifiers_outweigh_common_ones() -> None:

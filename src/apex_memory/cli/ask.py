@@ -68,7 +68,7 @@ def show_answer(answer: dict[str, Any]) -> None:
         because = f"  names {', '.join(hit['why'])}" if hit["why"] else ""
         lines = (
             f"[bold]{hit['rank']}. {escape(hit['title'])}[/]  [dim]{about}[/]",
-            f"   {escape(_short(' '.join(hit['snippet'].split()), 300))}",
+            f"   {escape(hit['excerpt'])}",
             f"   [dim]score {hit['score']:.2f} ({legs}){escape(because)}[/]",
             f"   [dim]event {origin['id']} ({escape(_short(origin['event_id'], 60))})[/]",
         )

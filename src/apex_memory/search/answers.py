@@ -52,6 +52,8 @@ class Hit:
     kind: str
     occurred_at: datetime
     snippet: str
+    excerpt: str
+    """At most 240 characters of the snippet, around the question's words; white space folded."""
     start: int
     end: int
     score: float

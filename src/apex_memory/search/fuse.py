@@ -37,7 +37,7 @@ class Weights:
     """What is linked to the entities that the question names."""
     time: float = 3.0
     """How close to the time that the question speaks of, 0 to 1; passages lie some 10 apart in the sum."""
-    covered: float = 0.75
+    covered: float = 0.6
     """Share of the question's words that a passage must hold for the word legs to count in full; 0 asks for none."""
 
     def trusting(self, words: float, nearby: float) -> Weights:

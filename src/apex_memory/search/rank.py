@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from apex_memory.search.legs import GraphFinds, VectorFinds
 from apex_memory.search.reader import spans_of, starts_of
 from apex_memory.search.time_words import Span
 from apex_memory.stores.postgres import Row
+
+_TITLE_WORD = re.compile(r"[\w-]+")
 
 BESIDE_SHARE = 0.5  # of a document's graph score, for its passages without the evidence
 
@@ -82,6 +85,7 @@ class Ranking:
             key=lambda place: (
                 place not in leads,
                 -self.exact.worth(place[0]),
+                not self._is_record(place[0]),
                 -scores[place],
                 -self.rows[place[0]]["occurred_at"].timestamp(),
                 place,
@@ -96,6 +100,18 @@ class Ranking:
             if len(ranked) == limit:
                 break
         return ranked
+
+    def _is_record(self, doc: UUID) -> bool:
+        """Whether it is the record of the very thing that is asked for: a `shipment` titled by its number.
+
+        It comes before what mails and talks say of that thing.
+        """
+        if doc not in self.exact.refs:
+            return False
+        row = self.rows[doc]
+        words = _TITLE_WORD.findall(row["title"])
+        about = (ref.partition(":") for ref in self.exact.refs[doc])
+        return any(kind == row["kind"] and key in words for kind, _, key in about)
 
     def _named(self, doc: UUID, spans: dict[Place, tuple[int, int]]) -> list[Place]:
         """The passages that hold an identifier, by position; those found otherwise, or the first, where none is known."""

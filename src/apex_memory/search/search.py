@@ -23,6 +23,7 @@ from apex_memory.search.answers import (
     Recognised,
 )
 from apex_memory.search.bounded import Bounded, Degraded, Stopwatch
+from apex_memory.search.excerpt import excerpter
 from apex_memory.search.fuse import Weights
 from apex_memory.search.legs import Legs, Question
 from apex_memory.search.live import Asker, Live
@@ -130,7 +131,7 @@ class Search:
                 for row in await reader.newest(limit):
                     start, end = next(iter(spans_of(row)), (0, 0))
                     ranked.append(Ranked(row=row, start=start, end=end, score=0.0, legs={}, why=()))
-                return Answer(hits=await _hits(reader, ranked))
+                return Answer(hits=await _hits(reader, ranked, excerpter("", self._matters)))
 
     async def _ask(
         self,
@@ -183,7 +184,7 @@ class Search:
                     corpus=corpus,
                 )
                 ranked = ranking.order(limit=limit, passages_per_document=passages_per_document)
-                hits = await _hits(reader, ranked)
+                hits = await _hits(reader, ranked, excerpter(text, self._matters))
         with watch.part("states"):
             # Again: a store that restarted meanwhile, and lost something, must not pass for whole.
             await self._mark(degraded)
@@ -193,6 +194,10 @@ class Search:
             if ref not in certain
         ]
         return Answer(hits=hits, entities=recognised)
+
+    def _matters(self, word: str) -> bool:
+        """Whether the word legs look for it: they leave stop words out."""
+        return bool(self._words.question(word).ids.size)
 
     async def _vector(self, text: str, degraded: Degraded) -> Vectors | None:
         key = f"query:{self._embedder_id}:{hashlib.sha256(text.encode()).hexdigest()}"
@@ -260,16 +265,18 @@ def _check(text: str, limit: int, passages_per_document: int) -> None:
         )
 
 
-async def _hits(reader: Reader, ranked: Sequence[Ranked]) -> list[Hit]:
+async def _hits(
+    reader: Reader, ranked: Sequence[Ranked], excerpt: Callable[[str], str]
+) -> list[Hit]:
     """Ranked passages with their text and origin."""
     texts = await reader.snippets([(one.row["manifest_id"], one.start, one.end) for one in ranked])
     return [
-        _hit(rank, one, text)
+        _hit(rank, one, text, excerpt)
         for rank, (one, text) in enumerate(zip(ranked, texts, strict=True), start=1)
     ]
 
 
-def _hit(rank: int, one: Ranked, text: Row) -> Hit:
+def _hit(rank: int, one: Ranked, text: Row, excerpt: Callable[[str], str]) -> Hit:
     row = one.row
     return Hit(
         rank=rank,
@@ -279,6 +286,7 @@ def _hit(rank: int, one: Ranked, text: Row) -> Hit:
         kind=row["kind"],
         occurred_at=row["occurred_at"],
         snippet=text["snippet"],
+        excerpt=excerpt(text["snippet"]),
         start=one.start,
         end=min(one.end, one.start + SNIPPET_CHARS),
         score=one.score,

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import numpy as np
+from pydantic import ValidationError
 from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
@@ -89,7 +90,7 @@ class QdrantVectors:
         """A server's process id of its own making, from its telemetry: it changes with every start.
 
         It is asked for each time, as HTTP shows no broken connection. Where telemetry is not to be
-        had (a key without the right to it, a proxy, local mode) it is derived from version and
+        had (a key without the right to it, a proxy, another version, local mode) it is derived from version and
         collection settings: an exchanged server or collection may then show, a restart does not.
         Behind a load balancer over several nodes it names whichever node answered.
         """
@@ -102,6 +103,9 @@ class QdrantVectors:
                 pass
             except UnexpectedResponse as error:
                 if error.status_code not in {401, 403, 404}:
+                    raise
+            except ResponseHandlingException as error:
+                if not isinstance(error.source, ValidationError):  # a form from another version
                     raise
             server = await self._client.info()
             held = await self._client.get_collection(self._collection)
@@ -287,7 +291,9 @@ class QdrantVectors:
                 self.name, f"no answer to {what} within {self._timeout:g} s"
             ) from error
         except ResponseHandlingException as error:
-            raise Unavailable(self.name, f"{what} failed ({error.source})") from error
+            # Its text may hold parts of the answer.
+            kind = type(error.source).__name__
+            raise Unavailable(self.name, f"{what} failed ({kind})") from error
         except ResourceExhaustedResponse as error:
             raise RetryLater(
                 f"vectors: {what} came too fast for the server", after=error.retry_after_s

@@ -56,7 +56,10 @@ class ProvenanceView(View):
 
 
 class HitView(View):
-    """A passage. `start` and `end` are character offsets in the document's text; `legs` has each leg's own score."""
+    """A passage; `excerpt` is the part of it around the question's words, in at most 240 characters.
+
+    `start` and `end` are character offsets in the document's text; `legs` has each leg's own score.
+    """
 
     rank: int
     document_id: UUID = Field(validation_alias="doc_id")
@@ -65,6 +68,7 @@ class HitView(View):
     kind: str
     occurred_at: datetime
     snippet: str
+    excerpt: str
     start: int
     end: int
     score: float
@@ -95,6 +99,7 @@ class AnswerView(View):
                     "kind": "email",
                     "occurred_at": _AT,
                     "snippet": _TEXT,
+                    "excerpt": _TEXT,
                     "start": 0,
                     "end": 80,
                     "score": 2.41,

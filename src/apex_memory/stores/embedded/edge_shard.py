@@ -121,7 +121,8 @@ class Shard:
         """Stage and hash of every point of the stages."""
         found: dict[UUID, tuple[str, int]] = {}
         if held := self.catalogue.held(stages):
-            for records in pages(self.engine, PAGE, only=Filter(must=[of_stages(held)])):
+            only = Filter(must=[of_stages(held)])
+            for records in pages(self.engine, PAGE, payload=["stage", "place"], only=only):
                 for r in records:
                     found[r.id] = (r.payload["stage"], int(r.payload["place"].rpartition(" ")[2]))
         return found
@@ -192,7 +193,7 @@ async def open_shard(path: Path, *, sealed: bool, built: bool) -> Shard:
 def _read_catalogue(engine: Any) -> Catalogue:
     """Make the catalogue from the points themselves: 35 µs a point."""
     catalogue = Catalogue()
-    for records in pages(engine, PAGE, vectors=["terms"]):
+    for records in pages(engine, PAGE, payload=["stage"], vectors=["terms"]):
         for record in records:
             catalogue.add(*catalogued(record))
     return catalogue
@@ -205,14 +206,19 @@ def catalogued(record: Any) -> tuple[UUID, list[int]]:
 
 
 def pages(
-    engine: Any, size: int, *, only: Filter | None = None, vectors: bool | list[str] = False
+    engine: Any,
+    size: int,
+    *,
+    payload: bool | list[str] = True,
+    vectors: bool | list[str] = False,
+    only: Filter | None = None,
 ) -> Iterator[list[Any]]:
-    """All points with their payload, or those that the filter lets pass, `size` at a time."""
+    """All points, or those that the filter lets pass, `size` at a time."""
     page: Any = None
     while True:
         records, page = engine.scroll(
             ScrollRequest(
-                offset=page, limit=size, filter=only, with_payload=True, with_vector=vectors
+                offset=page, limit=size, filter=only, with_payload=payload, with_vector=vectors
             )
         )
         yield records

@@ -85,8 +85,8 @@ class Corpus:
 
     @property
     def common_words(self) -> Sequence[str]:
-        """The most frequent words, the first the most."""
-        return self._words[:10]
+        """The ten most frequent words of more than five letters: none is a stop word."""
+        return [word for word in self._words if len(word) > 5][:10]
 
     def passage(self, dice: random.Random, n: int) -> str:
         words = dice.choices(self._words, cum_weights=self._cumulative, k=CHUNK_WORDS - 10)

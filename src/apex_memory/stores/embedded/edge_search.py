@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -27,6 +28,10 @@ Hit = tuple[UUID, float, str, str]
 """Point, score, stage, place."""
 
 
+Scored = tuple[float, Any, Shard]
+"""Score, the engine's hit, the shard it is in."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """A search as it comes over the wire. Legs whose vector is missing are not searched."""
@@ -49,7 +54,7 @@ def search(shards: Sequence[Shard], question: Question) -> dict[str, list[Hit]]:
     )
     if not queries or question.limit < 1:
         return silent | {leg: [] for leg in queries}
-    best: dict[str, dict[UUID, tuple[float, Shard]]] = {leg: {} for leg in queries}
+    best: dict[str, list[Iterator[Scored]]] = {leg: [] for leg in queries}
     for shard in shards:
         only = _filter(shard, question)
         requests = [
@@ -57,7 +62,7 @@ def search(shards: Sequence[Shard], question: Question) -> dict[str, list[Hit]]:
             for query in queries.values()
         ]
         for leg, hits in zip(best.values(), shard.query(requests), strict=True):
-            leg |= {hit.id: (hit.score, shard) for hit in hits}
+            leg.append(_scored(hits, shard))
     winners = {leg: _first(found, question.limit) for leg, found in best.items()}
     places = _places(row for leg in winners.values() for row in leg)
     return silent | {
@@ -91,11 +96,18 @@ def _filter(shard: Shard, question: Question) -> Filter | None:
     return Filter(must=must, must_not=must_not) if must or must_not else None
 
 
-def _first(
-    found: Mapping[UUID, tuple[float, Shard]], limit: int
-) -> list[tuple[UUID, float, Shard]]:
-    rows = [(point, score, shard) for point, (score, shard) in found.items()]
-    return sorted(rows, key=itemgetter(1), reverse=True)[:limit]
+def _scored(hits: Sequence[Any], shard: Shard) -> Iterator[Scored]:
+    return ((hit.score, hit, shard) for hit in hits)
+
+
+def _first(found: Sequence[Iterator[Scored]], limit: int) -> list[tuple[UUID, float, Shard]]:
+    """The best of several lists that each are best first. Ids are made for these alone: they cost the most."""
+    first: dict[UUID, tuple[float, Shard]] = {}
+    for score, hit, shard in heapq.merge(*found, key=itemgetter(0), reverse=True):
+        first.setdefault(hit.id, (score, shard))
+        if len(first) == limit:
+            break
+    return [(point, score, shard) for point, (score, shard) in first.items()]
 
 
 def _places(rows: Iterable[tuple[UUID, float, Shard]]) -> dict[UUID, tuple[str, str]]:

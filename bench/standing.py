@@ -93,8 +93,12 @@ async def hooks() -> list[Row]:
         worked = stack.cpu()
         await stack.whole(seconds=60)
         single = await one_by_one(stack)
+        pids = {**stack.pids(), "client": os.getpid()}
+        before = usage(pids)
         answers = await at_a_rate(stack)
+        used = spent(before, usage(pids))
     slow = percentile(answers, 0.99)
+    parts = ", ".join(f"{n} {1000 * u.total / len(answers):.2f}" for n, u in used.items())
     return [
         at_most(
             "cold start of `apex up`",
@@ -122,7 +126,7 @@ async def hooks() -> list[Row]:
             1000 * slow,
             "ms",
             20,
-            f"open loop: {len(answers)} signed webhooks from another process, each timed from when it was due, while the worker embeds them with MiniLM; p50 {1000 * percentile(answers, 0.5):.1f} ms",
+            f"open loop: {len(answers)} signed webhooks from another process, each timed from when it was due, while the worker embeds them with MiniLM; p50 {1000 * percentile(answers, 0.5):.1f} ms; CPU ms a webhook: {parts}",
         ),
     ]
 

@@ -33,7 +33,9 @@ DIMENSION = 32
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--servers", action="store_true", help="also test on servers that PyPI does not carry: Neo4j"
+        "--servers",
+        action="store_true",
+        help="also test on servers that PyPI does not carry: Neo4j",
     )
 
 

@@ -44,11 +44,12 @@ RETRY = RetryPolicy(
     backoff_coefficient=2,
     maximum_interval=timedelta(seconds=30),
 )
-SHORT: dict[str, Any] = {"start_to_close_timeout": timedelta(seconds=30), "retry_policy": RETRY}
+# A worker that is killed is missed after that long: its batch goes on with another.
+SHORT: dict[str, Any] = {"start_to_close_timeout": timedelta(seconds=10), "retry_policy": RETRY}
 # Embedding a batch of long documents takes minutes: the heartbeat says whether the step lives, not the clock.
 LONG: dict[str, Any] = {
     "start_to_close_timeout": timedelta(hours=1),
-    "heartbeat_timeout": timedelta(seconds=15),
+    "heartbeat_timeout": timedelta(seconds=10),
     "retry_policy": RETRY,
 }
 

@@ -22,7 +22,8 @@ class Collector:
         self._db = db
         self._graph = graph
         self._vectors = vectors
-        self._grace = settings.grace_seconds
+        # A flip is dated inside its transaction, so readers may begin on the old stage until that ends.
+        self._grace = settings.grace_seconds + settings.call_timeout_seconds
         self._tombstones = timedelta(days=settings.tombstone_days)
         self._history = timedelta(days=settings.payload_days)
         self._log = logger(room="collector")

@@ -133,15 +133,19 @@ class Memory:
 
     async def entity(self, ref: str, *, limit: int) -> EntityView:
         degraded = Degraded()
-        states = await self._bounded.run("states", degraded, self._states, stores=("graph",))
-        degraded.add_states({"graph": (states or {}).get("graph", "ready")})
+        await self._mark(degraded)
         async with self._db.snapshot() as connection:
             rows = await _naming(connection, ref, limit)
             asker = Asker(Live(Reader(connection, None)), self._bounded, degraded)
             facts = await self._facts(asker, ref, limit)
+        await self._mark(degraded)  # again: a restart meanwhile must not pass unseen
         if not rows and not facts:
             raise NotFound(f"{ref}: no document names it", remedy="check the type and the spelling")
         return _entity_view(ref, facts, rows, degraded.names())
+
+    async def _mark(self, degraded: Degraded) -> None:
+        states = await self._bounded.run("states", degraded, self._states, stores=("graph",))
+        degraded.add_states({"graph": (states or {}).get("graph", "ready")})
 
     async def _facts(self, asker: Asker, ref: str, limit: int) -> list[GraphFact]:
         """The live assertions among the newest."""

@@ -329,3 +329,21 @@ async def test_commands_say_what_is_wrong_and_what_to_do(stack: Stack) -> None:
         assert doctor.code == 1 and "store vectors" in doctor.out and "→" in doctor.out
     await stack.whole()
     assert stack.say("doctor").code == 0
+
+
+async def test_postgresql_that_hangs_is_told_in_bounded_time(stack: Stack) -> None:
+    """Its own time limits do not act then; and once it goes on, so does everything."""
+    body = {"key": f"hang-{uuid.uuid4().hex}", "text": "SHP-700001 waits."}
+    with stack.held("postgres"):
+        began = time.monotonic()
+        answers = await asyncio.gather(
+            stack.http.get("/v1/documents"), stack.http.post("/v1/documents", json=body)
+        )
+        assert [answer.status_code for answer in answers] == [503, 503]
+        assert all(answer.headers.get("retry-after") for answer in answers)
+        assert time.monotonic() - began < 20
+
+    async def lands() -> bool:
+        return (await stack.http.post("/v1/documents", json=body)).status_code == 202
+
+    await until(lands, seconds=10)

@@ -47,7 +47,8 @@ def show_table(
     """A table with a title; `empty` is said where there are no rows."""
     rows = list(rows)
     if not rows:
-        console().print(f"[dim]{empty}[/]")
+        if empty:
+            console().print(f"[dim]{empty}[/]")
         return
     table = Table(
         title=title,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib import resources
 from typing import Any, LiteralString, cast
 from uuid import UUID
@@ -21,6 +22,9 @@ Row = Mapping[str, Any]
 
 # Names the advisory lock under which one process at a time migrates.
 MIGRATION_LOCK = 0x41504558
+CHECK_SECONDS = (
+    2.0  # a pooled connection that does not answer an empty statement by then is dropped
+)
 
 
 @asynccontextmanager
@@ -67,6 +71,8 @@ class Postgres:
         timeout: float = 20,
         snapshot_seconds: float = 20,
     ) -> None:
+        # PostgreSQL ends what takes too long; this is for one that hangs and ends nothing.
+        self._patience = max(timeout, snapshot_seconds) + 2
         self._pool = _pool(url, size, timeout, {"transaction_timeout": round(timeout * 1000)})
         self._readers = _pool(
             url,
@@ -91,7 +97,7 @@ class Postgres:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """A read-committed transaction: commits at the end of the block, rolls back on an exception."""
-        async with translated(), self._pool.connection() as connection, connection.transaction():
+        async with translated(), self._lent(self._pool) as connection, connection.transaction():
             yield connection
 
     @asynccontextmanager
@@ -100,14 +106,20 @@ class Postgres:
 
         PostgreSQL takes the snapshot with the first statement.
         """
-        async with translated(), self._readers.connection() as connection, connection.transaction():
+        async with translated(), self._lent(self._readers) as connection, connection.transaction():
             yield connection
+
+    @asynccontextmanager
+    async def _lent(self, pool: AsyncConnectionPool[Connection]) -> AsyncIterator[Connection]:
+        async with pool.connection() as connection:
+            with _cut_after(connection, self._patience):
+                yield connection
 
     async def fetch(
         self, query: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
     ) -> list[DictRow]:
         """All rows of one statement, a transaction of its own."""
-        async with translated(), self._pool.connection() as connection:
+        async with translated(), self._lent(self._pool) as connection:
             return await (await connection.execute(query, parameters)).fetchall()
 
     async def fetch_one(
@@ -120,7 +132,7 @@ class Postgres:
         self, query: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
     ) -> int:
         """Run one statement, a transaction of its own; answers the number of rows it touched."""
-        async with translated(), self._pool.connection() as connection:
+        async with translated(), self._lent(self._pool) as connection:
             return (await connection.execute(query, parameters)).rowcount
 
     async def ping(self) -> None:
@@ -135,6 +147,32 @@ class Postgres:
         return row["started"] if row else ""
 
 
+@contextmanager
+def _cut_after(connection: Connection, seconds: float) -> Iterator[None]:
+    """Shut the connection's socket after a while: what waits on it then fails as if the server had gone.
+
+    Cancelling is not enough: psycopg would ask the hanging server to cancel, and wait for its answer.
+    """
+    cut = asyncio.get_running_loop().call_later(seconds, _shut, connection)
+    try:
+        yield
+    finally:
+        cut.cancel()
+
+
+def _shut(connection: Connection) -> None:
+    with (
+        suppress(OSError, psycopg.Error),
+        socket.socket(fileno=os.dup(connection.fileno())) as line,
+    ):
+        line.shutdown(socket.SHUT_RDWR)
+
+
+async def _check(connection: Connection) -> None:
+    with _cut_after(connection, CHECK_SECONDS):
+        await AsyncConnectionPool.check_connection(connection)
+
+
 def _pool(
     url: str, size: int, timeout: float, options: Mapping[str, Any]
 ) -> AsyncConnectionPool[Connection]:
@@ -145,7 +183,7 @@ def _pool(
         max_size=size,
         timeout=min(timeout, 5),
         open=False,
-        check=AsyncConnectionPool.check_connection,
+        check=_check,
         # After an outage the pool would wait twice as long before each try, for up to five minutes.
         reconnect_timeout=1,
         kwargs={

@@ -27,7 +27,6 @@ from apex_memory.stores import StageTally, VectorHit
 from apex_memory.stores.qdrant_edge import check_vectors
 from apex_memory.stores.words import Terms, Words
 
-SCHEMES = ("http", "https")
 SLICE = 250  # points a request
 PAGE = 10_000  # points read at a time
 BUCKETS = 1 << 16  # stages are walked by the first 16 bits of their id

@@ -5,7 +5,9 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from apex_memory.errors import Misconfigured
-from apex_memory.stores import VectorStore, qdrant, qdrant_edge
+from apex_memory.stores import VectorStore, qdrant_edge
+
+SERVER_SCHEMES = ("http", "https")
 
 
 def open_vectors(
@@ -22,7 +24,9 @@ def open_vectors(
         return qdrant_edge.EdgeVectors(
             url, dimension, timeout=timeout, bm25_average_words=bm25_average_words
         )
-    if scheme in qdrant.SCHEMES:
+    if scheme in SERVER_SCHEMES:
+        from apex_memory.stores import qdrant  # its client takes half a second to import
+
         return qdrant.QdrantVectors(
             url,
             dimension,

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from falkordb.asyncio import FalkorDB
 from prometheus_client import REGISTRY
+from redis.asyncio import Redis
 
 from apex_memory.config import Settings
 from apex_memory.errors import Conflict
@@ -215,8 +215,11 @@ def reach_of(folder: Path) -> dict[str, str]:
 
 async def ask_graph(reach: dict[str, str], query: str) -> list[list[object]]:
     address = urlsplit(reach["APEX_GRAPH"])
-    client = FalkorDB(host=address.hostname, port=address.port, password=address.password)
+    client = Redis(
+        host=address.hostname, port=address.port, password=address.password, decode_responses=True
+    )
     try:
-        return (await client.select_graph("apex").query(query)).result_set
+        answer = await client.execute_command("GRAPH.QUERY", "apex", query)
+        return answer[1] if len(answer) == 3 else []
     finally:
         await client.aclose()

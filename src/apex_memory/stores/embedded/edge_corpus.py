@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 from qdrant_edge import Point, UpdateOperation
@@ -39,6 +40,18 @@ from apex_memory.telemetry import logger
 REBUILD_SECONDS = 60  # until an indexing that failed is tried again
 LOGGED_WRITES = 1000  # writes that an opening may have to repeat from a shard's log
 SLICE = 250  # points written, or stages deleted or counted, between two looks at what has arrived
+
+
+T = TypeVar("T")
+
+
+class Row(NamedTuple):
+    """A point to write, with what the catalogue must know of it."""
+
+    id: str
+    stage: str
+    terms: list[int]
+    point: Point
 
 
 class Corpus:
@@ -82,14 +95,11 @@ class Corpus:
             "failures": self._failures,
         }
 
-    async def upsert(
-        self, points: Sequence[Point], stages: Sequence[str], terms: Sequence[list[int]]
-    ) -> None:
-        """Write points; `stages` and `terms` are those of each, for the catalogue. Not durable before `flush`."""
+    async def upsert(self, rows: Sequence[Row]) -> None:
+        """Write points. Not durable before `flush`."""
         async with self._writing:
-            for first in range(0, len(points), SLICE):
-                part = slice(first, first + SLICE)
-                await self._write(points[part], stages[part], terms[part])
+            for part in slices(rows):
+                await self._write(part)
                 await breathe()
                 # All that were ever written count: deleted points too take their place in it.
                 if self.active.catalogue.passages >= self._seal_points:
@@ -167,19 +177,17 @@ class Corpus:
         sizes = accumulate(shard.points for shard in small)
         return [shard for shard, size in zip(small, sizes, strict=True) if size <= full * 5 // 4]
 
-    async def _write(
-        self, points: Sequence[Point], stages: Sequence[str], terms: Sequence[list[int]]
-    ) -> None:
+    async def _write(self, rows: Sequence[Row]) -> None:
         catalogue = self.active.catalogue
         assert isinstance(catalogue, Catalogue)
-        known = [UUID(stage) for stage in set(stages)]
-        ids = [str(point.id) for point in points]
-        held = {s: s.have(ids) for s in self.shards if s.catalogue.held(known)}
+        stages = {row.stage: UUID(row.stage) for row in rows}
+        ids = [row.id for row in rows]
+        held = {s: s.have(ids) for s in self.shards if s.catalogue.held(stages.values())}
         here = set(map(str, held.pop(self.active, [])))
-        self.active.write(UpdateOperation.upsert_points(list(points)))
-        for identity, stage, words in zip(ids, stages, terms, strict=True):
-            if identity not in here:
-                catalogue.add(UUID(stage), words)
+        self.active.write(UpdateOperation.upsert_points([row.point for row in rows]))
+        for row in rows:
+            if row.id not in here:
+                catalogue.add(stages[row.stage], row.terms)
         for shard, again in held.items():
             if again:  # deleted last, so that a crash leaves a point twice rather than not at all
                 await shard.delete(UpdateOperation.delete_points(again))
@@ -279,5 +287,5 @@ async def open_corpus(
     return corpus
 
 
-def slices(stages: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
-    return (stages[first : first + SLICE] for first in range(0, len(stages), SLICE))
+def slices(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (items[first : first + SLICE] for first in range(0, len(items), SLICE))

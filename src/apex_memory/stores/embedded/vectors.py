@@ -22,10 +22,10 @@ from typing import Any
 from uuid import UUID
 
 import numpy as np
-from qdrant_edge import Point, SparseVector
+from qdrant_edge import SparseVector
 
 from apex_memory.errors import Misconfigured, Rejected
-from apex_memory.stores.embedded.edge_corpus import SLICE, Corpus, open_corpus, slices
+from apex_memory.stores.embedded.edge_corpus import SLICE, Corpus, Row, open_corpus, slices
 from apex_memory.stores.embedded.edge_manifest import own
 from apex_memory.stores.embedded.edge_search import Question, search
 from apex_memory.stores.embedded.edge_shard import breathe, to_point
@@ -149,15 +149,16 @@ class VectorProcess:
         ids = np.frombuffer(batch["ids"], dtype="<u4").tolist()
         weights = np.frombuffer(batch["weights"], dtype="<f4").tolist()
         terms = [ids[first:end] for first, end in pairwise([0, *ends])]
-        points: list[Point] = []
+        written: list[Row] = []
         for row, vector, words, end in zip(rows, dense.tolist(), terms, ends, strict=True):
             vectors: dict[str, Any] = {"dense": vector}
             if words:
                 vectors["terms"] = SparseVector(words, weights[end - len(words) : end])
-            points.append(to_point(vectors, *row))
-            if len(points) % 100 == 0:
+            identity, stage, *_ = row
+            written.append(Row(identity, stage, words, to_point(vectors, *row)))
+            if len(written) % 100 == 0:
                 await breathe()
-        await self._corpus.upsert(points, [row[1] for row in rows], terms)
+        await self._corpus.upsert(written)
 
     async def _tally(self, stages: list[bytes]) -> list[tuple[bytes, int, int]]:
         return await self._tallies([UUID(bytes=stage) for stage in stages])

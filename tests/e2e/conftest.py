@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -27,8 +28,7 @@ MakeSettings = Callable[..., Settings]
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def hashing_vectors_url(engine_data: Path) -> AsyncIterator[str]:
     """A vector process for the hashing embedder, shared by the tests: stage ids keep them apart."""
-    folder = engine_data / "saga-vectors"
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(dir=engine_data))  # other folders' tests make one of their own
     async with running(Edge(folder, free_port(), PASSWORD, HASHING_DIMENSION)) as engine:
         yield engine.url
 

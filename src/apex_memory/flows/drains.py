@@ -46,7 +46,7 @@ class Drains:
     ) -> None:
         priority = self.priorities.get(source)
         if priority is None:
-            raise NotFound(f"{source}: no such source", remedy="see `apex sources`")
+            raise NotFound(f"{source}: no such source", remedy="GET /v1/sources lists them")
         try:
             await self._client.start_workflow(
                 "Drain",

@@ -230,7 +230,7 @@ class QdrantVectors:
         if dense.size != self.dimension:
             raise Misconfigured(
                 f"vectors: collection {self._collection} holds {dense.size} dimensions, the embedder makes {self.dimension}",
-                remedy="go back to the former embedder, or name a new collection and run `apex rebuild vectors`",
+                remedy="go back to the former embedder, or name a new collection and run `apex reconcile vectors`",
             )
 
     def _point(self, point: VectorPoint, dense: list[float]) -> models.PointStruct:
@@ -313,7 +313,7 @@ class QdrantVectors:
         remedies = {
             401: "check the key in APEX_QDRANT_API_KEY",
             403: "the key in APEX_QDRANT_API_KEY needs the right to write",
-            404: f"collection {self._collection} is gone: run `apex rebuild vectors`",
+            404: f"collection {self._collection} is gone: run `apex reconcile vectors`",
         }
         return Unavailable(
             self.name, f"{what} got status {status}", remedy=remedies.get(status, "")

@@ -68,7 +68,7 @@ class EdgeVectors:
         if held != self.dimension:
             raise Misconfigured(
                 f"vectors: the store holds {held} dimensions, the embedder makes {self.dimension}",
-                remedy="go back to the former embedder, or move the vectors away and run `apex rebuild vectors`",
+                remedy="go back to the former embedder, or move the vectors away and run `apex reconcile vectors`",
             )
 
     async def upsert(self, points: Sequence[VectorPoint], vectors: Vectors) -> None:

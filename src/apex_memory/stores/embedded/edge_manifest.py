@@ -35,7 +35,7 @@ def read_manifest(folder: Path, dimension: int) -> list[Entry]:
     if stored["format"] != FORMAT:
         raise Misconfigured(
             f"{folder} was written in format {stored['format']}, this version reads {FORMAT}",
-            remedy="start the version that wrote it, or move the folder away and run `apex rebuild vectors`",
+            remedy="start the version that wrote it, or move the folder away and run `apex reconcile vectors`",
         )
     check_dimension(stored["dimension"], dimension, str(folder))
     return [Entry(**entry) for entry in stored["shards"]]
@@ -62,7 +62,7 @@ def check_dimension(held: int, wanted: int, where: str) -> None:
     if held != wanted:
         raise Misconfigured(
             f"{where} holds vectors of {held} dimensions, the embedder makes {wanted}",
-            remedy="go back to the former embedder, or move the vectors away and run `apex rebuild vectors`",
+            remedy="go back to the former embedder, or move the vectors away and run `apex reconcile vectors`",
         )
 
 

@@ -4,7 +4,9 @@
 """
 
 import asyncio
+import faulthandler
 import json
+import signal
 import sys
 
 from apex_memory.config import Settings
@@ -25,6 +27,7 @@ async def main(folder: str) -> None:
         await supervisor.wait()
 
 
+faulthandler.register(signal.SIGUSR1, file=sys.stdout)
 if "untied" in sys.argv:
     process.die_with_parent = lambda number: None
 asyncio.run(main(sys.argv[1]))

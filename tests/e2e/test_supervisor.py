@@ -168,7 +168,7 @@ async def test_ctrl_c_ends_everything(folder: Path) -> None:
             process.kill()
             told, _ = await process.communicate()
             print(told.decode(), belonging(folder))
-            pytest.xfail("seen once in some twenty runs, on a busy machine; where it hung is above")
+            pytest.fail("Ctrl-C did not end it within 60 s; where it hung is above")
         assert code == 0
         print(f"all stopped after {time.monotonic() - begun:.2f} s")
         assert belonging(folder) == []

@@ -360,7 +360,7 @@ async def test_another_dimension_is_refused_by_name(
     try:
         with pytest.raises(Misconfigured, match=f"{DIMENSION} dimensions") as refused:
             await other.prepare()
-        assert "rebuild" in refused.value.remedy
+        assert "apex reconcile vectors" in refused.value.remedy
     finally:
         if isinstance(other, EdgeVectors):
             await other.close()

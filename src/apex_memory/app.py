@@ -16,9 +16,13 @@ from time import monotonic
 from typing import Any
 from uuid import UUID
 
+import httpx2
+
 from apex_memory import sources
+from apex_memory.arrivals import Files, Pulled, Pulls, Readings, SourceStates, VaultTokens
+from apex_memory.arrivals.pulls import Backfill, OnPage
 from apex_memory.config import Settings
-from apex_memory.errors import ApexError, RetryLater
+from apex_memory.errors import ApexError, Misconfigured, RetryLater
 from apex_memory.inbox import Claimed, Inbox, Run
 from apex_memory.model import Event, Landed
 from apex_memory.pipeline import Embedder, Pipeline, extract_query, open_embedder
@@ -31,11 +35,12 @@ from apex_memory.saga.publication import Publication, Report
 from apex_memory.saga.recovery import Recovery
 from apex_memory.saga.sweeper import Sweeper, Swept
 from apex_memory.search import Search
-from apex_memory.sources import Source
+from apex_memory.sources import Link, Nudge, Source
 from apex_memory.stores import GraphStore, Store, VectorStore
 from apex_memory.stores.graph import open_graph
 from apex_memory.stores.postgres import Postgres, claim_installation, migrate
 from apex_memory.stores.redis import Cache
+from apex_memory.stores.secrets import Vault, read_keys
 from apex_memory.stores.vectors import open_vectors
 from apex_memory.telemetry import BATCH_EVENTS, STEP_SECONDS, logger
 
@@ -91,6 +96,12 @@ class App:
     sources: dict[str, Source]
     pipeline: Pipeline
     inbox: Inbox
+    vault: Vault
+    links: dict[str, Link]
+    pulls: Pulls
+    files: Files
+    readings: Readings
+    states: SourceStates
     publication: Publication
     sweeper: Sweeper
     collector: Collector
@@ -106,6 +117,35 @@ class App:
         landed = await self.inbox.land(events)
         await self.cache.remember([item.id for item in landed])
         return landed
+
+    async def note(self, source: str, nudges: Sequence[Nudge]) -> None:
+        """Keep what a vendor says has changed, until a pull fetches it."""
+        await self.pulls.note(source, nudges)
+
+    async def pull(
+        self, name: str, *, on_page: OnPage | None = None, backfill: Backfill | None = None
+    ) -> Pulled:
+        """Fetch what a vendor has for us, page by page. Nothing of a paused, disabled or unconfigured source."""
+        source = self.sources[name]
+        if not source.pulled or source.missing or not await self.states.may_pull(name):
+            return Pulled()
+        return await self.pulls.run(source, self.links[name], on_page=on_page, backfill=backfill)
+
+    async def carry_files(self, name: str) -> int:
+        """Land and answer the files of a source that are not at an end; answers how many. The direct path."""
+        source, ids = self.sources[name], await self.files.open_files(name)
+        for id in ids:
+            while (await self.files.land_chunk(source, id)).more:
+                pass
+            await self.files.answer(source, id, self.links[name])
+        return len(ids)
+
+    async def fold(self, name: str, *, everything: bool = False) -> int:
+        """Land the windows of a stream that are due; answers how many."""
+        source = self.sources[name]
+        return (
+            await self.readings.fold(source, everything=everything) if source.window_seconds else 0
+        )
 
     async def claim(
         self, source: str, *, batch: UUID | None = None, run: Run | None = None
@@ -177,15 +217,35 @@ class App:
                 self.log.warning("lease not renewed", batch=str(batch), reason=str(error))
 
     async def drain(self, source: str, *, run: Run | None = None) -> int:
-        """The direct path: batches until nothing is ready; answers the number of events carried."""
+        """The direct path: batches until nothing is ready; answers the number of events carried.
+
+        While a full batch is published the next is prepared, never more than the one: batches of a
+        source are published in the order they were claimed in.
+        """
         carried = 0
-        while True:
-            batch = await self.claim(source, run=run)
-            if not batch.events:
-                return carried
-            carried += len(batch.events)
-            await self.prepare(source, batch.id)
-            await self.publish(batch.id)
+        publishing: asyncio.Task[Report] | None = None
+        try:
+            while True:
+                batch = await self.claim(source, run=run)
+                carried += len(batch.events)
+                if batch.events:
+                    await self.prepare(source, batch.id)
+                elif publishing is None:
+                    return carried
+                if publishing:
+                    async with self._held(batch.id):
+                        await publishing
+                publishing = asyncio.create_task(self.publish(batch.id)) if batch.events else None
+                if publishing and not batch.more:
+                    await publishing
+                    publishing = None
+        except asyncio.CancelledError:
+            if publishing:
+                publishing.cancel()
+            raise
+        finally:
+            if publishing:
+                await publishing
 
     async def sweep(self) -> Swept:
         """Check stores that restarted, abort and remove what expired, let parked events go on."""
@@ -243,9 +303,27 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         stack.push_async_callback(vectors.close)
         cache = Cache(settings.cache)
         stack.push_async_callback(cache.close)
+        vault = Vault(db, read_keys(secret_keys(settings)))
+        http = await stack.enter_async_context(
+            httpx2.AsyncClient(timeout=settings.call_timeout_seconds)
+        )
         pipeline = Pipeline(embedder, chunk_chars=settings.chunk_chars)
         stack.push_async_callback(pipeline.close)
-        yield _wire(settings, db, graph, vectors, cache, loaded, pipeline, embedder)
+        yield _wire(settings, db, graph, vectors, cache, vault, http, loaded, pipeline, embedder)
+
+
+def secret_keys(settings: Settings) -> list[str]:
+    """The texts of the keys that seal secrets: the setting first, then the file's lines."""
+    file = settings.secret_key_file or settings.data_dir / "secret.key"
+    try:
+        lines = file.read_text().splitlines()
+    except FileNotFoundError:
+        if settings.secret_key_file:
+            raise Misconfigured(
+                f"secret_key_file: {file} is not there", remedy="make a key with `apex secrets key`"
+            ) from None
+        lines = []
+    return [settings.secret_key.get_secret_value(), *lines]
 
 
 def _wire(
@@ -254,10 +332,17 @@ def _wire(
     graph: GraphStore,
     vectors: VectorStore,
     cache: Cache,
+    vault: Vault,
+    http: httpx2.AsyncClient,
     loaded: dict[str, Source],
     pipeline: Pipeline,
     embedder: Embedder,
 ) -> App:
+    inbox, tokens = Inbox(db), VaultTokens(vault)
+    links = {
+        name: Link(name, http, tokens, calls=source.calls[0], seconds=source.calls[1])
+        for name, source in loaded.items()
+    }
     guards = {name: Guard(name, settings) for name in ("graph", "vectors")}
     publication = Publication(
         db, graph, vectors, cache, settings=settings, pipeline=pipeline.pipeline, guards=guards
@@ -271,7 +356,13 @@ def _wire(
         cache=cache,
         sources=loaded,
         pipeline=pipeline,
-        inbox=Inbox(db),
+        inbox=inbox,
+        vault=vault,
+        links=links,
+        pulls=Pulls(db, inbox),
+        files=Files(db, inbox),
+        readings=Readings(db, inbox),
+        states=SourceStates(db, loaded),
         publication=publication,
         sweeper=Sweeper(db, graph, vectors, stores, guards),
         collector=Collector(db, graph, vectors, settings),
@@ -285,7 +376,6 @@ def _wire(
             embed_query=embedder.query,
             embedder_id=embedder.id,
             extract_query=extract_query,
-            states=lambda: recovery.states(db, [graph, vectors]),
         ),
         guards=guards,
         pace=Pace(most=settings.batch_max, seconds=settings.batch_seconds),

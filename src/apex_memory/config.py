@@ -156,6 +156,20 @@ class Settings(BaseSettings):
         description="Average number of words in a chunk, for the word leg's length normalisation.",
     )
 
+    secret_key: SecretStr = Field(
+        SecretStr(""),
+        description="Key that seals secrets and tokens in PostgreSQL: 32 bytes in base64 (`apex secrets key` makes one).",
+    )
+    secret_key_file: Path | None = Field(
+        None,
+        description="File with such keys, one a line: the first seals, all open. Empty: `secret.key` in the data folder, which `apex up` makes.",
+    )
+    reading_days: float = Field(
+        30, gt=0, description="How long raw readings of streams are kept; their windows stay."
+    )
+    backfill_events_per_second: float = Field(
+        50, gt=0, description="Fastest that a backfill or a replay lands events."
+    )
     source_path: Path | None = Field(None, description="Folder with further source files.")
     sources: dict[str, dict[str, Any]] = Field(
         default_factory=dict,

@@ -6,14 +6,16 @@ is a lease: `next_at` moves to its end, and a row whose lease has run out is sim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID
+
+from psycopg.rows import DictRow
 
 from apex_memory.errors import NotFound
 from apex_memory.model import Event, Landed, Priority
-from apex_memory.stores.postgres import Postgres
+from apex_memory.stores.postgres import Connection, Postgres
 from apex_memory.telemetry import DUPLICATES, LANDED
 
 
@@ -39,12 +41,17 @@ class Inbox:
     def __init__(self, db: Postgres) -> None:
         self._db = db
 
-    async def land(self, events: Sequence[Event]) -> list[Landed]:
-        """Commit events; answers one `Landed` each, in order. A redelivery keeps the first payload."""
+    async def land(
+        self, events: Sequence[Event], connection: Connection | None = None
+    ) -> list[Landed]:
+        """Commit events; answers one `Landed` each, in order. A redelivery keeps the first payload.
+
+        With `connection` they are part of the caller's transaction.
+        """
         if not events:
             return []
         distinct = {event.id: event for event in events}
-        rows = await self._db.fetch(
+        rows = await (self._db.fetch if connection is None else _within(connection))(
             """WITH new AS (
                  SELECT * FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::uuid[], %b::text[], %b::smallint[],
                                       %b::bigint[], %b::timestamptz[], %b::text[], %b::text[], %b::bytea[])
@@ -83,6 +90,7 @@ class Inbox:
                ), ready AS (
                  SELECT id FROM inbox
                  WHERE open AND source = %(source)s AND next_at <= clock_timestamp() AND NOT EXISTS (SELECT FROM mine)
+                   AND NOT EXISTS (SELECT FROM sources WHERE name = %(source)s AND paused)
                  ORDER BY priority, seq LIMIT %(limit)s FOR UPDATE SKIP LOCKED
                ), picked AS (SELECT id FROM mine UNION ALL SELECT id FROM ready)
                UPDATE inbox SET batch = %(batch)s, next_at = clock_timestamp() + make_interval(secs => %(lease)s),
@@ -148,9 +156,11 @@ class Inbox:
         return _event(row)
 
     async def ready(self) -> dict[str, int]:
-        """Events a source that could be claimed now."""
+        """Events a source that could be claimed now; none of a paused one."""
         rows = await self._db.fetch(
-            "SELECT source, count(*) AS n FROM inbox WHERE open AND next_at <= clock_timestamp() GROUP BY source"
+            """SELECT source, count(*) AS n FROM inbox
+               WHERE open AND next_at <= clock_timestamp() AND source NOT IN (SELECT name FROM sources WHERE paused)
+               GROUP BY source"""
         )
         return {row["source"]: row["n"] for row in rows}
 
@@ -167,6 +177,13 @@ class Inbox:
             """SELECT source, state, park_store, count(*) AS events, min(received_at) AS oldest
                FROM inbox WHERE open OR state = 'parked' GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"""
         )
+
+
+def _within(connection: Connection) -> Callable[..., Awaitable[list[DictRow]]]:
+    async def fetch(query: LiteralString, parameters: Sequence[Any]) -> list[DictRow]:
+        return await (await connection.execute(query, parameters)).fetchall()
+
+    return fetch
 
 
 def _columns(event: Event) -> tuple[Any, ...]:

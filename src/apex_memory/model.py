@@ -28,6 +28,9 @@ Vectors = NDArray[np.float32]  # shape (chunks, dimension), rows of unit length
 TOMBSTONE = "application/vnd.apex.tombstone+json"
 """Content type of a delete that Apex itself lands, for any source: an event with an empty body."""
 
+BROKEN = "application/vnd.apex.broken+json"
+"""Content type of a pulled record that could not be read: `{"reason", "remedy", "record"}`. A dead letter to be."""
+
 
 class Priority(IntEnum):
     """P0 is real time, P1 is soon, P2 is bulk. Lower is claimed first."""
@@ -189,6 +192,9 @@ class Document:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     parent: str | None = None
     deleted: bool = False
+    about: str | None = None
+    """Ref of the entity that this document is the record of (`shipment:SHP-100045`), where it is one's own record:
+    what other documents say of that entity waits for it (`apex links`)."""
 
 
 @dataclass(frozen=True, slots=True)

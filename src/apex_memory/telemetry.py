@@ -34,6 +34,18 @@ CONFLICTS = Counter(
     "Events with the version of the stored document but other content.",
     ["source"],
 )
+VENDOR_CALLS = Counter(
+    "apex_vendor_calls",
+    "Calls to a source's vendor, by the class of the answer (2xx, 4xx, 5xx) or `unreachable`.",
+    ["source", "answer"],
+)
+NUDGES = Counter(
+    "apex_nudges", "Thin notifications kept until the thing they name is fetched.", ["source"]
+)
+PULLS = Counter(
+    "apex_pulls", "Pulls of a source that ended, by outcome: done or failed.", ["source", "outcome"]
+)
+READINGS = Counter("apex_readings", "Readings of streams committed, repeats left out.", ["source"])
 RETRIES = Counter("apex_store_retries", "Store calls tried again.", ["store"])
 BREAKER = Gauge(
     "apex_breaker_open",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import traceback
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 
 from apex_memory.errors import ApexError, Rejected
 from apex_memory.model import (
+    BROKEN,
     TOMBSTONE,
     Assertion,
     Chunk,
@@ -152,6 +154,9 @@ def _document(event: Event, make: Callable[[Event], Document]) -> Document | Ape
     if event.content_type == TOMBSTONE:
         return Document(kind="tombstone", title="", occurred_at=event.occurred_at, deleted=True)
     with _errors(event.source) as failed:
+        if event.content_type == BROKEN:
+            told = json.loads(event.payload)
+            raise Rejected(told["reason"], remedy=told["remedy"])
         made = make(event)
         if not isinstance(made, Document):
             raise TypeError  # a source of somebody else's may not be typed

@@ -1,9 +1,10 @@
-"""Sources: one file each. A source only turns bytes into events, and an event into a document.
+"""Sources: one file each. A source only turns what a vendor sends into events, and an event into a document.
 
 To add one, put a file here (or into a folder named by the setting `source_path`) with a subclass
 of `Source`; its route, settings, docs row and contract tests derive from the class. `receive` runs
 in the gateway before anything is stored: verify first, on the raw bytes, then split into events.
-`document` runs in the worker and is pure: same event, same document.
+`pull` runs in the worker: it fetches what a vendor does not send, page by page. `document` runs in the
+worker and is pure: same event, same document.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import inspect
 import pkgutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, get_origin
 
@@ -25,6 +27,62 @@ from pydantic_core import from_json
 
 from apex_memory.errors import Misconfigured
 from apex_memory.model import Document, Event, Priority
+from apex_memory.sources._link import (
+    Auth,
+    Fixed,
+    Link,
+    OAuth,
+    Token,
+    Tokens,
+    basic,
+    bearer,
+)
+from apex_memory.sources._pulling import (
+    Asked,
+    Nudge,
+    Page,
+    PickedUp,
+    Reading,
+    Unpacked,
+    Window,
+)
+
+__all__ = [
+    "Asked",
+    "Auth",
+    "Fixed",
+    "Link",
+    "Nudge",
+    "OAuth",
+    "Page",
+    "Pattern",
+    "PickedUp",
+    "Reading",
+    "Received",
+    "Reply",
+    "Request",
+    "Sample",
+    "Source",
+    "SourceSettings",
+    "Token",
+    "Tokens",
+    "Unpacked",
+    "Window",
+    "basic",
+    "bearer",
+    "classes",
+    "load",
+]
+
+
+class Pattern(StrEnum):
+    """How most of a source's events come in."""
+
+    WEBHOOK = "webhook"
+    API = "api"
+    POLL = "poll"
+    STREAM = "stream"
+    BATCH = "batch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +115,11 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What one request holds: events to land, and an own answer if the vendor wants one."""
+    """What one request holds: events to land, things to fetch, and an own answer if the vendor wants one."""
 
     events: Sequence[Event] = ()
     reply: Reply | None = None
+    nudges: Sequence[Nudge] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +157,17 @@ class Source(ABC):
     """Lower case, stable: part of ids, routes and workflow ids."""
     title: ClassVar[str]
     priority: ClassVar[Priority]
+    pattern: ClassVar[Pattern] = Pattern.WEBHOOK
     path: ClassVar[str] = ""
     """Route of an API source (`/v1/conversations`). Empty for a webhook, whose route is `/hooks/NAME`."""
     max_body_bytes: ClassVar[int] = 5_000_000
     Settings: ClassVar[type[SourceSettings]] = SourceSettings
+    poll_seconds: ClassVar[float] = 0
+    """Pause between two pulls of a poll or batch source, and between two looks of a stream; 0: never pulled."""
+    calls: ClassVar[tuple[float, float]] = (10, 1)
+    """The vendor's rate limit: calls in so many seconds. Leave room for others who use the same account."""
+    window_seconds: ClassVar[int] = 0
+    """Length of the windows into which a stream's readings are folded; 0: it has none."""
 
     def __init__(self, settings: SourceSettings) -> None:
         self.settings: Any = settings
@@ -115,9 +181,46 @@ class Source(ABC):
         """API sources ask for an API key with scope `ingest`; webhooks carry their vendor's signature."""
         return bool(self.path)
 
+    @property
+    def pulled(self) -> bool:
+        """Whether anything is fetched for this source."""
+        return self.poll_seconds > 0
+
+    @property
+    def missing(self) -> str:
+        """The first setting that a pull cannot do without; empty when it can run, or never pulls."""
+        return ""
+
+    async def before(self, request: Request, link: Link) -> None:  # noqa: B027 -- most need nothing
+        """Fetch what verifying this request needs, such as a key that its header names."""
+
     @abstractmethod
     def receive(self, request: Request) -> Received:
         """Verify, then split into events. Raises `Unauthorized` (signature) or `Rejected` (malformed)."""
+
+    def pull(self, asked: Asked) -> AsyncIterator[Page]:
+        """Pages from the vendor, from the cursor on, until there is no more at the moment.
+
+        An asynchronous generator. Each page is committed, its cursor with it, before the next is asked for:
+        what stands after a `yield` runs when the page is safe. A pull that is broken off starts again from
+        the last committed cursor. One record that cannot be read becomes an event all the same (`broken`),
+        and ends as a dead letter.
+        """
+        raise NotImplementedError(f"{self.name} is not pulled")
+
+    def fold(
+        self, series: str, start: datetime, readings: Sequence[Reading], version: int
+    ) -> Event:
+        """The event that tells what happened in a window of a series: all its readings, by time. Pure."""
+        raise NotImplementedError(f"{self.name} has no windows")
+
+    def unpack(self, file: PickedUp) -> Unpacked:
+        """The events in a file of a batch source. Pure: the same file, the same events. Never raises for bad content."""
+        raise NotImplementedError(f"{self.name} has no files")
+
+    async def send(self, replies: Sequence[PickedUp], link: Link) -> None:
+        """Write a file's replies back to where the partner looks for them. Safe to repeat."""
+        raise NotImplementedError(f"{self.name} writes nothing back")
 
     @abstractmethod
     def document(self, event: Event) -> Document:

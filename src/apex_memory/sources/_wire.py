@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import math
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from apex_memory.errors import Rejected
+from apex_memory.model import BROKEN, Event, Priority
 
 MAX_DEPTH = 100
 MAX_KEY_BYTES = 1000  # keys go into B-tree indexes, whose rows hold about 2,700 bytes
@@ -210,3 +212,24 @@ def _path(place: str, location: Sequence[int | str], value: Any, missing: bool) 
         else:
             break
     return place or "body"
+
+
+def broken(
+    source: str, record: object, reason: Rejected, at: datetime, priority: Priority
+) -> Event:
+    """A record of a page that cannot be read, as an event that will end as a dead letter with its reason.
+
+    So it is kept raw, is seen by an operator, and never stops its neighbours.
+    """
+    body = canonical({"reason": str(reason), "remedy": reason.remedy, "record": storable(record)})
+    digest = hashlib.sha256(canonical(storable(record))).hexdigest()
+    return Event(
+        source=source,
+        event_id=f"broken:{digest}",
+        doc_key=f"broken:{digest}",
+        version=0,
+        occurred_at=at,
+        payload=body,
+        content_type=BROKEN,
+        priority=priority,
+    )

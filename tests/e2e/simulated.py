@@ -1,0 +1,143 @@
+"""A source against its simulator: a day of the world goes by, with trouble, and memory must hold the truth at its end."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from apex_memory.app import App
+from apex_memory.errors import ApexError, NotFound, RetryLater
+from apex_memory.model import document_uuid
+from apex_memory.simulate.vendor import Push, Simulator, Truth
+from apex_memory.sources import Asked, Page, Request, Source
+
+STEPS = 24
+
+
+class Killed(RetryLater):
+    """The worker dies here."""
+
+
+@dataclass
+class Day:
+    """A day of one vendor, carried into memory by the direct path. `kills`: share of pages around which the worker dies."""
+
+    app: App
+    simulator: Simulator
+    hours: float = 18
+    steps: int = STEPS
+    kills: float = 0.0
+    seed: int = 1
+    failures: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.dice = random.Random(self.seed)
+        self.name = self.simulator.name
+        self.held: list[Push] = []
+
+    async def run(self) -> None:
+        """Let the day go by with trouble, then let everything arrive in peace."""
+        simulator, source = self.simulator, self.app.sources[self.name]
+        self.app.sources[self.name] = _Mortal(source, self)  # type: ignore[assignment]
+        before = simulator.clock.now
+        for n in range(self.steps):
+            now = simulator.world.start + timedelta(hours=self.hours) * (n + 1) / self.steps
+            simulator.clock.advance_to(now)
+            await self.send(simulator.pushes(before, now))
+            await self.step()
+            before = now
+        self.app.sources[self.name] = source
+        simulator.chaos.off()
+        for push in self.held:
+            await self.send_one(push)
+        for _ in range(3):
+            await self.app.pull(self.name)
+            await self.app.carry_files(self.name)
+            await self.app.fold(self.name, everything=True)
+            await self.app.drain(self.name)
+
+    async def step(self) -> None:
+        try:
+            await self.app.pull(self.name)
+        except ApexError as error:
+            self.failures.append(str(error))
+        await self.app.carry_files(self.name)
+        await self.app.fold(self.name)
+        await self.app.drain(self.name)
+
+    async def send(self, pushes: Any) -> None:
+        chaos = self.simulator.chaos
+        late, self.held = self.held, []
+        for push in pushes:
+            if chaos.strikes(chaos.lost) and not push.keyed:
+                continue
+            if chaos.strikes(chaos.disorder):
+                self.held.append(push)
+                continue
+            for _ in range(2 if chaos.strikes(chaos.duplicates) else 1):
+                await self.send_one(push)
+        for push in late:
+            await self.send_one(push)
+
+    async def send_one(self, push: Push) -> None:
+        source, now = self.app.sources[self.name], datetime.now(UTC)
+        headers = {"content-type": push.content_type}
+        headers |= {name.lower(): value for name, value in push.sign(push.body, now).items()}
+        request = Request(push.body, headers, {}, now)
+        await source.before(request, self.app.links[self.name])
+        received = source.receive(request)
+        await self.app.land(received.events)
+        await self.app.note(self.name, received.nudges)
+
+    async def check(self, truth: Sequence[Truth], *, dead: int = 0) -> None:
+        """Every simulated thing once in its newest state, deleted ones gone, nothing else, and nothing left over."""
+        rows = await self.app.db.fetch(
+            """SELECT d.doc_id, d.doc_key, d.deleted, m.text FROM documents d JOIN manifests m ON m.id = d.manifest_id
+               WHERE d.source = %s""",
+            (self.name,),
+        )
+        held = {row["doc_key"]: row for row in rows if not row["deleted"]}
+        expected = {one.doc_key: one for one in truth if not one.deleted}
+        assert len(expected) + sum(one.deleted for one in truth) == len(truth), "one truth a thing"
+        assert expected, "a day without anything proves nothing"
+        assert held.keys() == expected.keys(), (
+            f"missing {sorted(expected.keys() - held.keys())[:5]}, too many {sorted(held.keys() - expected.keys())[:5]}"
+        )
+        for key, one in expected.items():
+            assert one.text in held[key]["text"], (
+                f"{key}: {one.text!r} not in {held[key]['text']!r}"
+            )
+        for one in truth:
+            if one.deleted:
+                with suppress(NotFound):
+                    await self.app.search.document(document_uuid(self.name, one.doc_key))
+                    raise AssertionError(f"{one.doc_key} is deleted but found")
+        left = await self.app.db.fetch(
+            "SELECT event_id, state, last_error FROM inbox WHERE source = %s AND (open OR state IN ('parked', 'dead'))",
+            (self.name,),
+        )
+        assert len(left) == dead, left
+        nudges = await self.app.db.fetch("SELECT key FROM nudges WHERE source = %s", (self.name,))
+        assert not nudges, nudges
+
+
+class _Mortal:
+    """The source, in a worker that is killed now and then: before a page is committed, or right after."""
+
+    def __init__(self, source: Source, day: Day) -> None:
+        self._source, self._day = source, day
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    async def pull(self, asked: Asked) -> AsyncIterator[Page]:
+        async for page in self._source.pull(asked):
+            if self._day.dice.random() < self._day.kills:
+                raise Killed("killed before the page was committed")
+            yield page
+            if self._day.dice.random() < self._day.kills:
+                raise Killed("killed after the page was committed")

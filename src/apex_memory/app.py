@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import math
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -19,7 +19,15 @@ from uuid import UUID
 import httpx2
 
 from apex_memory import sources
-from apex_memory.arrivals import Files, Pulled, Pulls, Readings, SourceStates, VaultTokens
+from apex_memory.arrivals import (
+    Backfills,
+    Files,
+    Pulled,
+    Pulls,
+    Readings,
+    SourceStates,
+    VaultTokens,
+)
 from apex_memory.arrivals.pulls import Backfill, OnPage
 from apex_memory.config import Settings
 from apex_memory.errors import ApexError, Misconfigured, RetryLater
@@ -43,6 +51,8 @@ from apex_memory.stores.redis import Cache
 from apex_memory.stores.secrets import Vault, read_keys
 from apex_memory.stores.vectors import open_vectors
 from apex_memory.telemetry import BATCH_EVENTS, STEP_SECONDS, logger
+
+SECRETS_SECONDS = 1.0  # how soon every process knows a secret that was set
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +112,7 @@ class App:
     files: Files
     readings: Readings
     states: SourceStates
+    backfills: Backfills
     publication: Publication
     sweeper: Sweeper
     collector: Collector
@@ -117,6 +128,18 @@ class App:
         landed = await self.inbox.land(events)
         await self.cache.remember([item.id for item in landed])
         return landed
+
+    async def keep_secrets_fresh(self) -> None:
+        """For ever: take over, within a second, what is set in the vault. Wrong values are logged and left out."""
+        known = None
+        while True:
+            try:
+                if (changed := await self.vault.changed_at()) != known:
+                    known = changed
+                    await apply_secrets(self.vault, self.sources, self.settings)
+            except ApexError as error:
+                self.log.warning("secrets not read", reason=str(error))
+            await asyncio.sleep(SECRETS_SECONDS)
 
     async def note(self, source: str, nudges: Sequence[Nudge]) -> None:
         """Keep what a vendor says has changed, until a pull fetches it."""
@@ -304,12 +327,22 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         cache = Cache(settings.cache)
         stack.push_async_callback(cache.close)
         vault = Vault(db, read_keys(secret_keys(settings)))
+        with suppress(Misconfigured):  # `keep_secrets_fresh` says so again; the other sources work
+            await apply_secrets(vault, loaded, settings)
         http = await stack.enter_async_context(
             httpx2.AsyncClient(timeout=settings.call_timeout_seconds)
         )
         pipeline = Pipeline(embedder, chunk_chars=settings.chunk_chars)
         stack.push_async_callback(pipeline.close)
         yield _wire(settings, db, graph, vectors, cache, vault, http, loaded, pipeline, embedder)
+
+
+async def apply_secrets(vault: Vault, loaded: Mapping[str, Source], settings: Settings) -> None:
+    """Lay the vault's values over the settings of each source. Raises `Misconfigured` for one that cannot be right."""
+    kept = await vault.all(sources.SECRETS)
+    for name, source in loaded.items():
+        given = {**settings.sources.get(name, {}), **sources.secrets_of(name, kept)}
+        source.settings = sources.settings_of(type(source), given)
 
 
 def secret_keys(settings: Settings) -> list[str]:
@@ -363,6 +396,7 @@ def _wire(
         files=Files(db, inbox),
         readings=Readings(db, inbox),
         states=SourceStates(db, loaded),
+        backfills=Backfills(db, inbox),
         publication=publication,
         sweeper=Sweeper(db, graph, vectors, stores, guards),
         collector=Collector(db, graph, vectors, settings),

@@ -15,7 +15,7 @@ from psycopg.rows import DictRow
 
 from apex_memory.errors import NotFound
 from apex_memory.model import Event, Landed, Priority
-from apex_memory.stores.postgres import Connection, Postgres
+from apex_memory.stores.postgres import Connection, Postgres, Row
 from apex_memory.telemetry import DUPLICATES, LANDED
 
 
@@ -133,7 +133,7 @@ class Inbox:
                WHERE i.open AND i.batch = %s AND i.state = 'received' ORDER BY i.priority, i.seq""",
             (batch,),
         )
-        return [(_event(row), row["attempts"]) for row in rows]
+        return [(event_of(row), row["attempts"]) for row in rows]
 
     async def held(self, batch: UUID) -> list[UUID]:
         """Ids of the events that a batch still holds."""
@@ -153,7 +153,7 @@ class Inbox:
                 f"event {id}: no payload here",
                 remedy="check the id; payloads are kept for payload_days",
             )
-        return _event(row)
+        return event_of(row)
 
     async def ready(self) -> dict[str, int]:
         """Events a source that could be claimed now; none of a paused one."""
@@ -202,15 +202,16 @@ def _columns(event: Event) -> tuple[Any, ...]:
     )
 
 
-def _event(row: dict[str, Any]) -> Event:
+def event_of(row: Row, *, event_id: str | None = None, priority: Priority | None = None) -> Event:
+    """The event in a row of the inbox with its payload as `body`; under another id or priority if given."""
     return Event(
         source=row["source"],
-        event_id=row["event_id"],
+        event_id=event_id or row["event_id"],
         doc_key=row["doc_key"],
         version=row["version"],
         occurred_at=row["occurred_at"],
         payload=bytes(row["body"]),
         content_type=row["content_type"],
-        priority=Priority(row["priority"]),
+        priority=Priority(row["priority"]) if priority is None else priority,
         trace_parent=row["trace_parent"],
     )

@@ -48,6 +48,8 @@ class Steps:
     gate: asyncio.Event | None = None
     """Publishing waits for it."""
     ready: list[str] = field(default_factory=list)
+    prepared: list[int] = field(default_factory=list)
+    """Events of each batch that was prepared."""
     published: list[str] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     looks: int = 0
@@ -78,6 +80,7 @@ class Steps:
     @activity.defn
     async def prepare(self, order: BatchOrder) -> StepReport:
         self._maybe_fail("prepare")
+        self.prepared.append(len(self.held[order.batch]))
         return StepReport({"prepared": len(self.held[order.batch])})
 
     @activity.defn

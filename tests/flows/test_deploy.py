@@ -42,8 +42,8 @@ async def build(client: Client, name: str, steps: Steps) -> AsyncIterator[Drains
     deployment, drains = Deployment(client, name), Drains(client, {"frontapp": 0, "edi": 2})
     settings = Settings(sweep_seconds=3600, collect_seconds=3600)
     async with workers(deployment, steps.activities):
-        await take_over(settings, drains, deployment)
-        task = asyncio.create_task(tend(settings, drains, deployment, seconds=1, unclaimed=2.5))
+        await take_over(settings, {}, drains, deployment)
+        task = asyncio.create_task(tend(settings, {}, drains, deployment, seconds=1, unclaimed=2.5))
         try:
             yield drains
         finally:

@@ -189,3 +189,52 @@ async def test_burst_goes_on_in_a_new_run_when_history_is_long(client: Client) -
         await until(lambda: len(bench.steps.published) == 12, "all published")
         assert len(await bench.runs()) >= 3
         assert bench.steps.batches == [1] * 12
+
+
+async def test_the_next_batch_is_prepared_while_one_is_published_and_no_third_is_claimed(
+    bench: Bench,
+) -> None:
+    bench.steps.gate = asyncio.Event()
+    bench.steps.land(25)
+    await bench.start()
+    await bench.wake()
+    await until(lambda: bench.steps.prepared == [10, 10], "a second batch prepared")
+    assert not bench.steps.published
+    await bench.client.get_workflow_handle(bench.name).signal("pause")
+    bench.steps.gate.set()
+    await until(lambda: len(bench.steps.published) == 20, "both in hand are finished")
+    assert bench.steps.looks == 2
+    await bench.client.get_workflow_handle(bench.name).signal("resume")
+    await until(lambda: len(bench.steps.published) == 25, "the rest is carried")
+    assert bench.steps.published == [f"e{n}" for n in range(25)]
+
+
+async def test_a_batch_that_fails_leaves_the_one_behind_it_alone(bench: Bench) -> None:
+    bench.steps.fail = {"publish": [Misconfigured("wrong", remedy="mend it")]}
+    bench.steps.land(20)
+    await bench.start()
+    await bench.wake()
+    await until(lambda: len(bench.steps.published) == 20, "both are carried")
+    assert bench.steps.given_up == ["publish"]
+    assert bench.steps.batches[:2] == [10, 10]
+
+
+async def test_a_run_hands_over_only_when_both_batches_are_published(client: Client) -> None:
+    async with bench_for(client, Steps(limit=1)) as bench:
+        bench.steps.gate = asyncio.Event()
+        bench.steps.land(3)
+        await bench.start(run_events=20)
+        await bench.wake()
+        await until(lambda: len(bench.steps.prepared) == 2, "two in hand")
+        bench.steps.gate.set()
+        await until(lambda: len(bench.steps.published) == 3, "all published")
+        runs = await until(_runs_at_least(bench, 2), "a second run")
+        for run in runs[:-1]:
+            history = await client.get_workflow_handle(bench.name, run_id=run).fetch_history()
+            begun = sum(
+                e.HasField("activity_task_scheduled_event_attributes") for e in history.events
+            )
+            ended = sum(
+                e.HasField("activity_task_completed_event_attributes") for e in history.events
+            )
+            assert begun == ended

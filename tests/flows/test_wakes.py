@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
 import pytest_asyncio
@@ -17,6 +18,7 @@ from apex_memory.errors import NotFound, Unavailable
 from apex_memory.flows import wakes
 from apex_memory.flows.client import connect
 from apex_memory.flows.drains import Drains
+from apex_memory.flows.pulls import Pulling
 from apex_memory.flows.queues import drain_id
 from apex_memory.flows.wakes import Waker
 from apex_memory.stores.embedded import free_port
@@ -26,12 +28,13 @@ from tests.conftest import running
 from tests.flows.scripted import until
 
 SOURCES = {"wake-p0": 0, "wake-p2": 2}
+NO_PULLS = Pulling(cast(Client, None), {})  # these sources send
 
 
 @pytest_asyncio.fixture
 async def waker(client: Client) -> AsyncIterator[Waker]:
     await end_all(client)
-    waker = Waker(Drains(client, SOURCES))
+    waker = Waker(Drains(client, SOURCES), NO_PULLS)
     yield waker
     await waker.close()
     await end_all(client)
@@ -92,7 +95,7 @@ class Counted(Drains):
 
 async def test_the_last_wake_is_never_swallowed(client: Client) -> None:
     drains = Counted(client, SOURCES)
-    waker = Waker(drains)
+    waker = Waker(drains, NO_PULLS)
     try:
         for count in (1, 2, 3):
             waker.wake(
@@ -148,7 +151,7 @@ async def test_each_source_has_its_queue_priority_and_attributes(
 
 
 async def test_unreachable_temporal_costs_landing_nothing(unreachable: str) -> None:
-    waker = Waker(Drains(await connect(unreachable, lazy=True), SOURCES))
+    waker = Waker(Drains(await connect(unreachable, lazy=True), SOURCES), NO_PULLS)
     before, loop = failed(), asyncio.get_running_loop()
     began = loop.time()
     for _ in range(10_000):
@@ -168,7 +171,7 @@ async def test_a_stranger_is_refused_by_commands_and_passed_over_by_wakes(unreac
         await drains.pause("stranger")
     with pytest.raises(Unavailable):
         await drains.pause("wake-p0")
-    waker = Waker(drains)
+    waker = Waker(drains, NO_PULLS)
     waker.wake("stranger")
     assert not waker._tasks
 
@@ -184,7 +187,7 @@ async def test_wakes_arrive_again_when_temporal_comes_and_comes_back(
 ) -> None:
     monkeypatch.setattr(wakes, "FAULT_SECONDS", 0.05)
     engine = Temporal(folder, free_port(), "", free_port())
-    waker = Waker(Drains(await connect(engine.url, lazy=True, patience=0.2), SOURCES))
+    waker = Waker(Drains(await connect(engine.url, lazy=True, patience=0.2), SOURCES), NO_PULLS)
     before = failed()
     waker.wake("wake-p0")
     await until(lambda: failed() > before, "it fails while nobody is there")

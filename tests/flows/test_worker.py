@@ -18,6 +18,7 @@ import pytest
 from apex_memory.app import App, open_app
 from apex_memory.flows.client import connect, hello
 from apex_memory.flows.drains import Drains, priorities_of
+from apex_memory.flows.pulls import Pulling
 from apex_memory.flows.queues import drain_id
 from apex_memory.flows.wakes import Waker
 from apex_memory.flows.worker import serve
@@ -41,9 +42,8 @@ async def serving(app: App) -> AsyncIterator[Waker]:
     """A worker in this process, and the waker that the landing side would have."""
     stop = asyncio.Event()
     task = asyncio.create_task(serve(app, build="test", stop=stop, tend_seconds=1))
-    waker = Waker(
-        Drains(await connect(app.settings.temporal, lazy=True), priorities_of(app.sources))
-    )
+    client = await connect(app.settings.temporal, lazy=True)
+    waker = Waker(Drains(client, priorities_of(app.sources)), Pulling(client, app.sources))
     try:
         yield waker
     finally:

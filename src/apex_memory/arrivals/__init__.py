@@ -3,10 +3,11 @@
 Everything a page brings is committed in one transaction with its cursor. `states` is what operators see and decide.
 """
 
+from apex_memory.arrivals.backfills import Backfills
 from apex_memory.arrivals.files import Files
 from apex_memory.arrivals.pulls import Pulled, Pulls
 from apex_memory.arrivals.readings import Readings
 from apex_memory.arrivals.states import SourceStates
 from apex_memory.arrivals.tokens import VaultTokens
 
-__all__ = ["Files", "Pulled", "Pulls", "Readings", "SourceStates", "VaultTokens"]
+__all__ = ["Backfills", "Files", "Pulled", "Pulls", "Readings", "SourceStates", "VaultTokens"]

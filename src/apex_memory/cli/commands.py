@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from apex_memory import __version__
-from apex_memory.cli import ask, dead_letters, demo, ingest, keys, operate, reference, up
+from apex_memory.cli import (
+    ask,
+    dead_letters,
+    demo,
+    ingest,
+    keys,
+    operate,
+    reference,
+    secrets,
+    sources,
+    up,
+)
 
 app = typer.Typer(
     help="Apex Memory: every event of your tools, in one memory that agents can ask.",
@@ -43,6 +54,8 @@ app.command("document")(ask.document)
 app.command("entity")(ask.entity)
 app.command("events")(ask.events)
 app.command("event")(ask.event)
+app.add_typer(sources.app, name="sources")
+app.add_typer(secrets.app, name="secrets")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(keys.app, name="keys")
 app.command("reconcile")(operate.reconcile)

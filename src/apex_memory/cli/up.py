@@ -24,6 +24,11 @@ from apex_memory.stores.embedded.process import Child
 from apex_memory.stores.embedded.stack import read_stack
 from apex_memory.stores.embedded.supervisor import Report, Supervisor
 from apex_memory.stores.postgres import Postgres, migrate
+from apex_memory.stores.secrets import new_key as new_secret_key
+
+NICENESS = {
+    "worker": 10
+}  # what is embedded and stored a moment later is a backlog; an answer is late
 
 WORDS = {
     "ready": "[green]ready[/]",
@@ -86,6 +91,7 @@ async def running(settings: Settings, report: Report) -> AsyncIterator[Running]:
         await supervisor.start(*engines)
         documents = environment.get("APEX_DOCUMENTS", settings.documents)
         await migrate(documents)
+        _secret_key(settings)
         new_key = await _first_key(settings, documents)
         port = free_port(settings.port)
         if settings.port not in (0, port):
@@ -136,6 +142,14 @@ async def _first_key(settings: Settings, documents: str) -> str | None:
     return key.key
 
 
+def _secret_key(settings: Settings) -> None:
+    """A key that seals secrets, made once for this data folder, unless one is set."""
+    file = settings.data_dir / "secret.key"
+    set_already = settings.secret_key.get_secret_value() or settings.secret_key_file
+    if not set_already and not file.exists():
+        write_private(file, new_secret_key() + "\n")
+
+
 def _child(
     name: str, settings: Settings, environment: dict[str, str], url: str, port: int
 ) -> Child:
@@ -166,6 +180,7 @@ def _child(
             **environment,
             "APEX_SETTINGS_FILE": environment.get("APEX_SETTINGS_FILE", _settings_file()),
         },
+        niceness=NICENESS.get(name, 0),
         url=url,
         port=port,
         version=version,

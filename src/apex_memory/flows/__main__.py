@@ -48,7 +48,11 @@ async def run(settings: Settings) -> None:
             await (
                 app.recovery.gate()
             )  # needs no Temporal; until then readers call the stores degraded
-            await serve(app, build=build, stop=stop, runtime=runtime)
+            fresh = asyncio.create_task(app.keep_secrets_fresh(), name="secrets")
+            try:
+                await serve(app, build=build, stop=stop, runtime=runtime)
+            finally:
+                fresh.cancel()
     logger(room="worker").info("worker stopped")
 
 

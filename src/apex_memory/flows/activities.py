@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -13,6 +10,7 @@ from temporalio import activity
 from apex_memory.errors import ApexError
 from apex_memory.flows.burst import GRAVITY
 from apex_memory.flows.drains import Drains
+from apex_memory.flows.heartbeat import heartbeating
 from apex_memory.flows.orders import (
     SHOWN,
     BatchOrder,
@@ -114,24 +112,6 @@ class Activities:
             except ApexError as error:
                 away[store.name] = str(error)
         return Greeting(self._build, stores, away)
-
-
-@contextlib.asynccontextmanager
-async def heartbeating() -> AsyncIterator[None]:
-    """Tell the server that the step lives, three times within its heartbeat time-out."""
-    limit = activity.info().heartbeat_timeout
-    beat = asyncio.create_task(_beat(limit.total_seconds() / 3)) if limit else None
-    try:
-        yield
-    finally:
-        if beat:
-            beat.cancel()
-
-
-async def _beat(seconds: float) -> None:
-    while True:
-        activity.heartbeat()
-        await asyncio.sleep(seconds)
 
 
 def _report(report: Report) -> StepReport:

@@ -22,3 +22,20 @@ def key_of(priority: int) -> int:
 def drain_id(source: str) -> str:
     """The workflow id of a source's drain."""
     return f"drain:{source}"
+
+
+def pull_id(source: str) -> str:
+    """The id of a polled source's schedule, and the beginning of its runs'."""
+    return f"pull:{source}"
+
+
+def follow_id(source: str) -> str:
+    return f"follow:{source}"
+
+
+def file_id(source: str, file: str) -> str:
+    return f"file:{source}:{file}"
+
+
+def backfill_id(source: str, id: str) -> str:
+    return f"backfill:{source}:{id}"

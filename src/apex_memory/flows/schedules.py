@@ -1,7 +1,11 @@
-"""What runs by the clock: sweep, collect, and the nightly comparison of the stores. Shown, paused and triggered in Temporal's UI."""
+"""What runs by the clock: sweep, collect, the nightly comparison of the stores, and a pull for every polled source.
+
+Shown and triggered in Temporal's UI.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -20,10 +24,14 @@ from temporalio.client import (
     ScheduleUpdate,
     ScheduleUpdateInput,
 )
+from temporalio.common import Priority
 
 from apex_memory.config import Settings
+from apex_memory.flows.attributes import attributes_of
 from apex_memory.flows.orders import ReconcileOrder, RoundsOrder
-from apex_memory.flows.queues import BULK, REALTIME
+from apex_memory.flows.pull_orders import PullOrder
+from apex_memory.flows.queues import BULK, REALTIME, key_of, pull_id, queue_of
+from apex_memory.sources import Pattern, Source
 
 RUN_SECONDS = 300.0  # how long one run of `sweep` or `collect` goes on in rounds
 RECONCILE_HOUR = 3  # UTC
@@ -49,15 +57,59 @@ def schedules(settings: Settings) -> dict[str, Schedule]:
     }
 
 
-async def ensure_schedules(client: Client, settings: Settings) -> None:
+def pulls(sources: Mapping[str, Source]) -> dict[str, Schedule]:
+    """A schedule for every polled or batch source that has what it needs. A source that is paused answers at once."""
+    return {
+        pull_id(name): Schedule(
+            action=ScheduleActionStartWorkflow(
+                "Pull",
+                args=[PullOrder(name)],
+                id=pull_id(name),
+                task_queue=queue_of(int(source.priority)),
+                static_summary=f"Fetch what {source.title} has",
+                typed_search_attributes=attributes_of(name, int(source.priority)),
+                priority=Priority(priority_key=key_of(int(source.priority)), fairness_key=name),
+            ),
+            spec=ScheduleSpec(
+                intervals=[ScheduleIntervalSpec(every=timedelta(seconds=source.poll_every))],
+                jitter=timedelta(seconds=min(10, source.poll_every / 10)),
+            ),
+            policy=SchedulePolicy(
+                overlap=ScheduleOverlapPolicy.SKIP,
+                catchup_window=timedelta(seconds=max(60, source.poll_every)),
+            ),
+        )
+        for name, source in sources.items()
+        if source.pulled and source.pattern != Pattern.STREAM and not source.missing
+    }
+
+
+async def ensure_schedules(
+    client: Client, settings: Settings, sources: Mapping[str, Source]
+) -> None:
     """Create the schedules, or bring them up to date, and begin what goes on in rounds. Paused stays paused."""
-    for id, schedule in schedules(settings).items():
-        try:
-            await client.create_schedule(id, schedule)
-        except ScheduleAlreadyRunningError:
-            await client.get_schedule_handle(id).update(_Updating(schedule))
+    await _ensure(client, schedules(settings))
+    await ensure_pulls(client, sources)
     for id in ("sweep", "collect"):
         await begin_rounds(client, id)
+
+
+async def ensure_pulls(client: Client, sources: Mapping[str, Source]) -> None:
+    """Create or update the schedules of pulls, and look once now: a source may have become complete since."""
+    for id in await _ensure(client, pulls(sources)):
+        await client.get_schedule_handle(id).trigger(overlap=ScheduleOverlapPolicy.SKIP)
+
+
+async def _ensure(client: Client, wanted: Mapping[str, Schedule]) -> list[str]:
+    """Answers the ids of those that were not there."""
+    fresh = []
+    for id, schedule in wanted.items():
+        try:
+            await client.create_schedule(id, schedule)
+            fresh.append(id)
+        except ScheduleAlreadyRunningError:
+            await client.get_schedule_handle(id).update(_Updating(schedule))
+    return fresh
 
 
 async def begin_rounds(client: Client, id: str) -> None:

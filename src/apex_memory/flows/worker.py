@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,13 @@ from apex_memory.flows.client import connect
 from apex_memory.flows.deploy import UNCLAIMED_SECONDS, Deployment
 from apex_memory.flows.drains import Drains, priorities_of
 from apex_memory.flows.errors import Translation
+from apex_memory.flows.pull_activities import PullActivities
+from apex_memory.flows.pull_workflows import PULL_WORKFLOWS
+from apex_memory.flows.pulls import Pulling
 from apex_memory.flows.queues import BULK, REALTIME, drain_id
-from apex_memory.flows.schedules import begin_rounds, ensure_schedules
+from apex_memory.flows.schedules import begin_rounds, ensure_pulls, ensure_schedules
 from apex_memory.flows.workflows import WORKFLOWS
+from apex_memory.sources import Source
 from apex_memory.telemetry import logger
 
 if TYPE_CHECKING:
@@ -64,7 +68,7 @@ async def _work(
     drains = Drains(client, priorities_of(app.sources))
     deployment = Deployment(client, build)
     async with workers(deployment, steps_of(app, drains, build)):
-        tending = asyncio.create_task(_tend(app.settings, drains, deployment, tend_seconds))
+        tending = asyncio.create_task(_tend(app, drains, deployment, tend_seconds))
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait((tending, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -75,17 +79,19 @@ async def _work(
             stopping.cancel()
 
 
-async def _tend(settings: Settings, drains: Drains, deployment: Deployment, seconds: float) -> None:
-    await take_over(settings, drains, deployment)
-    await tend(settings, drains, deployment, seconds=seconds)
+async def _tend(app: App, drains: Drains, deployment: Deployment, seconds: float) -> None:
+    await take_over(app.settings, app.sources, drains, deployment)
+    await tend(app.settings, app.sources, drains, deployment, seconds=seconds)
 
 
 def steps_of(app: App, drains: Drains, build: str) -> list[Callable[..., Any]]:
     """Every activity of the real application."""
-    steps = Activities(app, drains, build=build)
+    steps, fetching = Activities(app, drains, build=build), PullActivities(app, drains)
     return [
         *(steps.claim, steps.prepare, steps.publish, steps.give_up),
         *(steps.sweep, steps.collect, steps.reconcile, steps.greet),
+        *(fetching.pull, fetching.follow, fetching.backfill),
+        *(fetching.land_file, fetching.answer_file),
     ]
 
 
@@ -100,7 +106,7 @@ async def workers(
             worker = Worker(
                 deployment.client,
                 task_queue=queue,
-                workflows=WORKFLOWS,
+                workflows=[*WORKFLOWS, *PULL_WORKFLOWS],
                 activities=activities,
                 interceptors=[Translation()],
                 deployment_config=deployment.config,
@@ -118,11 +124,14 @@ async def workers(
             await asyncio.gather(*(worker.shutdown() for worker in started))
 
 
-async def take_over(settings: Settings, drains: Drains, deployment: Deployment) -> None:
-    """Make this build current, start the schedules, wake every source."""
+async def take_over(
+    settings: Settings, sources: Mapping[str, Source], drains: Drains, deployment: Deployment
+) -> None:
+    """Make this build current, start the schedules and what follows streams, wake every source."""
     await ensure_attributes(deployment.client)
     await deployment.make_current()
-    await ensure_schedules(deployment.client, settings)
+    await ensure_schedules(deployment.client, settings, sources)
+    await Pulling(deployment.client, sources).follow()
     for source in drains.sources:
         await drains.wake(source)
     logger(room="worker", build=deployment.build).info("worker ready", sources=drains.sources)
@@ -130,6 +139,7 @@ async def take_over(settings: Settings, drains: Drains, deployment: Deployment) 
 
 async def tend(
     settings: Settings,
+    sources: Mapping[str, Source],
     drains: Drains,
     deployment: Deployment,
     *,
@@ -138,15 +148,24 @@ async def tend(
 ) -> None:
     """See to it, for ever, that every workflow has a worker, and that Temporal knows what it should."""
     log = logger(room="worker", build=deployment.build)
+    complete = _complete(sources)
     while True:
         try:
             await _restart_abandoned(drains, deployment, unclaimed)
             await asyncio.sleep(seconds)
             if await deployment.current() is None:  # Temporal came back without its data
-                await take_over(settings, drains, deployment)
+                await take_over(settings, sources, drains, deployment)
+            if (now := _complete(sources)) != complete:  # secrets were set meanwhile
+                complete = now
+                await ensure_pulls(deployment.client, sources)
+            await Pulling(deployment.client, sources).follow()
         except (RPCError, Unavailable) as error:
             log.warning("Temporal does not answer; trying again", reason=str(error)[:300])
             await asyncio.sleep(1)
+
+
+def _complete(sources: Mapping[str, Source]) -> set[str]:
+    return {name for name, source in sources.items() if source.pulled and not source.missing}
 
 
 async def _restart_abandoned(drains: Drains, deployment: Deployment, unclaimed: float) -> None:

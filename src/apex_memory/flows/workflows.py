@@ -70,21 +70,26 @@ class Drain:
         self._dirty = order.look
         self._paused = order.paused
         self._burst = Burst()
+        self._publishing: asyncio.Task[None] | None = None
 
     @workflow.run
     async def run(self, order: DrainOrder) -> None:
+        over = False
         while True:
-            await self._until_due()
             try:
+                if self._paused or over:
+                    await self._published()
+                if over:
+                    self._hand_over()
+                await self._until_due()
                 found = await self._carry()
+                over = bool(self._burst.batches) and not found and not self._dirty
             except ActivityError as error:
                 if is_cancelled_exception(error):
                     raise
                 await self._rest(error)
-                continue
-            over = self._burst.batches and not found and not self._dirty
-            if over or self._is_long():
-                self._hand_over()
+                over = False
+            over = over or self._is_long()
 
     @workflow.signal
     def wake(self) -> None:
@@ -93,7 +98,7 @@ class Drain:
 
     @workflow.signal
     def pause(self) -> None:
-        """Finish the batch in hand, then wait for `resume`."""
+        """Finish what is in hand, then wait for `resume`."""
         self._paused = True
         workflow.upsert_memo({"paused": True})
 
@@ -123,29 +128,57 @@ class Drain:
                 return
 
     async def _carry(self) -> bool:
-        """One batch: claim, prepare, publish. False when nothing was ready."""
+        """Claim and prepare a batch while the one before is published, then publish it. False when nothing was ready.
+
+        Only behind a full batch is there something to prepare beside it: any other is waited for.
+        """
         source = self._order.source
         claim = ClaimOrder(source, str(workflow.uuid4()))
         batch: ClaimedBatch = await self._timed("claim", Activities.claim, claim, SHORT, source)
         if not batch.count:
+            await self._published()
             return False
         if not self._burst.batches:
             workflow.upsert_search_attributes([OUTCOME.value_set("working")])
         self._burst.claimed(batch)
+        self._dirty = self._dirty or batch.more
         self._show("works")
+        prepared: StepReport = await self._step("prepare", Activities.prepare, batch)
+        try:
+            await self._published()
+        finally:  # what became of the batch before is nothing to this one
+            self._publishing = asyncio.create_task(self._publish(batch, prepared))
+        if not batch.more:
+            await self._published()
+        return True
+
+    async def _publish(self, batch: ClaimedBatch, prepared: StepReport) -> None:
+        published: StepReport = await self._step("publish", Activities.publish, batch)
+        self._settle(prepared, published)
+        self._dirty = self._dirty or published.landed > 0
+
+    async def _published(self) -> None:
+        """Wait until the batch that is being published, if there is one, is at its end."""
+        publishing, self._publishing = self._publishing, None
+        if publishing:
+            await publishing
+
+    async def _step(
+        self,
+        step: str,
+        method: Callable[[Activities, BatchOrder], Awaitable[T]],
+        batch: ClaimedBatch,
+    ) -> T:
+        """A step of a batch. One that fails for good gives the batch back first."""
+        source = self._order.source
         order, summary = BatchOrder(source, batch.id), f"{source}: {batch.count} events"
         try:
-            prepared = await self._timed("prepare", Activities.prepare, order, LONG, summary)
-            published = await self._timed("publish", Activities.publish, order, LONG, summary)
+            return await self._timed(step, method, order, LONG, summary)
         except ActivityError as error:
             if not is_cancelled_exception(error):
                 given_up = GivenUp(source, batch.id, error.activity_type, str(error.cause))
                 await self._timed("give up", Activities.give_up, given_up, SHORT, summary)
             raise
-        self._settle(prepared, published)
-        if batch.more or published.landed:
-            self._dirty = True
-        return True
 
     async def _timed(
         self,
@@ -177,8 +210,6 @@ class Drain:
         self._show("rests after a failure")
         await workflow.sleep(timedelta(seconds=self._order.fault_seconds))
         self._dirty = True
-        if self._is_long():
-            self._hand_over()
 
     def _is_long(self) -> bool:
         """Time for a fresh run: the history is long, the code is newer, or the run idled for an hour."""

@@ -10,6 +10,8 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 from temporalio.client import Client
 
 from apex_memory.app import App
+from apex_memory.flows.drains import Drains
+from apex_memory.flows.pulls import Pulling
 from apex_memory.gateway.keys import Key, KeyRing
 from apex_memory.gateway.landing import Landings
 from apex_memory.gateway.waiting import Waiting
@@ -20,12 +22,16 @@ class Wakes(Protocol):
 
     def wake(self, source: str) -> None: ...
 
+    def pull(self, source: str) -> None: ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
     app: App
     keys: KeyRing
     waker: Wakes
+    drains: Drains
+    pulling: Pulling
     waiting: Waiting
     landings: Landings
     temporal: Client

@@ -14,6 +14,7 @@ from apex_memory.config import Settings
 from apex_memory.errors import ApexError
 from apex_memory.flows.client import connect
 from apex_memory.flows.drains import Drains, priorities_of
+from apex_memory.flows.pulls import Pulling
 from apex_memory.flows.wakes import Waker
 from apex_memory.gateway import errors, reference
 from apex_memory.gateway.bodies import Bodies, limit_of
@@ -28,8 +29,10 @@ from apex_memory.gateway.routes import (
     keys,
     memory,
     operations,
+    secrets,
     status,
 )
+from apex_memory.gateway.routes import sources as source_routes
 from apex_memory.gateway.waiting import Waiting
 from apex_memory.telemetry import logger
 
@@ -50,6 +53,11 @@ TAGS = [
     {"name": "dead letters", "description": "Events that could not go on, and the way out."},
     {"name": "keys", "description": "API keys and their scopes."},
     {"name": "status", "description": "How the installation is."},
+    {
+        "name": "sources",
+        "description": "Where events come from: state, pause, run, backfill, replay.",
+    },
+    {"name": "secrets", "description": "Credentials of sources, sealed. Never shown."},
     {"name": "operations", "description": "What an operator sets off."},
 ]
 
@@ -77,6 +85,8 @@ def create_app(settings: Settings) -> FastAPI:
         dead_letters.routes(),
         keys.routes(),
         status.routes(),
+        source_routes.routes(),
+        secrets.routes(),
         operations.routes(),
         reference.routes(),
     ):
@@ -105,7 +115,14 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
         gateway = Gateway(
             app=app,
             keys=KeyRing(app.db),
-            waker=(waker := Waker(Drains(client, priorities_of(app.sources)))),
+            waker=(
+                waker := Waker(
+                    drains := Drains(client, priorities_of(app.sources)),
+                    pulling := Pulling(client, app.sources),
+                )
+            ),
+            drains=drains,
+            pulling=pulling,
             waiting=Waiting(app.inbox),
             landings=Landings(app.land),
             temporal=client,
@@ -113,6 +130,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
         tasks = [
             asyncio.create_task(gateway.waiting.run(), name="waiting"),
             asyncio.create_task(_keep_used(gateway.keys), name="keys used"),
+            asyncio.create_task(app.keep_secrets_fresh(), name="secrets"),
         ]
         try:
             yield gateway

@@ -19,7 +19,7 @@ from apex_memory.gateway.context import Gateway, here, presented
 from apex_memory.gateway.errors import Malformed
 from apex_memory.gateway.events import FINAL, Events
 from apex_memory.model import Event, Landed, now
-from apex_memory.sources import Received, Source
+from apex_memory.sources import Nudge, Received, Source
 from apex_memory.telemetry import trace_carrier, tracer
 
 THREAD_BYTES = 256_000  # parsing more than this would hold up other requests
@@ -39,18 +39,27 @@ async def take_in(request: Request, name: str) -> Response:
     body = await request.body()
     parent = extract(request.headers) if source.authenticated_by_key else None
     with tracer.start_as_current_span(f"receive {name}", context=parent):
-        received = await _receive(source, request, body)
+        received = await _receive(gateway, source, request, body)
         landed = await land(gateway, received.events)
+        await note(gateway, name, received.nudges)
     if reply := received.reply:
         return Response(reply.body, status_code=reply.status, media_type=reply.content_type)
     return await answer(gateway, landed, seconds)
 
 
-async def _receive(source: Source, request: Request, body: bytes) -> Received:
+async def note(gateway: Gateway, source: str, nudges: Sequence[Nudge]) -> None:
+    """Keep what a vendor says has changed, and ask for a pull that fetches it."""
+    if nudges:
+        await gateway.app.note(source, nudges)
+        gateway.waker.pull(source)
+
+
+async def _receive(gateway: Gateway, source: Source, request: Request, body: bytes) -> Received:
     query = {key: value for key, value in request.query_params.items() if key not in OUR_QUERY}
     asked = sources.Request(
         body=body, headers=dict(request.headers), query=query, received_at=now()
     )
+    await source.before(asked, gateway.app.links[source.name])
     try:
         if len(body) > THREAD_BYTES:
             return await asyncio.to_thread(source.receive, asked)

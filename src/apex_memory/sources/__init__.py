@@ -187,6 +187,11 @@ class Source(ABC):
         return self.poll_seconds > 0
 
     @property
+    def poll_every(self) -> float:
+        """Seconds between two pulls: the setting `poll_seconds` where the source has one, else the class's."""
+        return float(getattr(self.settings, "poll_seconds", None) or self.poll_seconds)
+
+    @property
     def missing(self) -> str:
         """The first setting that a pull cannot do without; empty when it can run, or never pulls."""
         return ""
@@ -244,22 +249,41 @@ def _modules(extra: Path | None) -> Iterator[Any]:
             raise Misconfigured(f"source_path: {file} is not a Python module")
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise Misconfigured(
+                f"source_path: {file} cannot be loaded ({type(error).__name__}: {error})",
+                remedy="correct the file, or take it out of source_path",
+            ) from error
         yield module
 
 
 def classes(extra: Path | None = None) -> list[type[Source]]:
     """Every source class there is, by name."""
-    found = {
-        item.name: item
-        for module in _modules(extra)
-        for item in vars(module).values()
-        if isinstance(item, type)
-        and issubclass(item, Source)
-        and item.__module__ == module.__name__
-        and not inspect.isabstract(item)
-    }
+    found: dict[str, type[Source]] = {}
+    for module in _modules(extra):
+        for item in vars(module).values():
+            if not _is_source(item, module.__name__):
+                continue
+            if item.name in found:
+                raise Misconfigured(
+                    f"source_path: {module.__name__} defines {item.name}, which there is already",
+                    remedy="give the source another name",
+                )
+            found[item.name] = item
     return [found[name] for name in sorted(found)]
+
+
+def _is_source(item: Any, module: str) -> bool:
+    """A class of this module that says its name; one without is a base for others."""
+    return (
+        isinstance(item, type)
+        and issubclass(item, Source)
+        and item.__module__ == module
+        and hasattr(item, "name")
+        and not inspect.isabstract(item)
+    )
 
 
 def load(settings: Mapping[str, Mapping[str, Any]], extra: Path | None = None) -> dict[str, Source]:
@@ -270,14 +294,28 @@ def load(settings: Mapping[str, Mapping[str, Any]], extra: Path | None = None) -
         raise Misconfigured(
             f"sources.{min(unknown)}: no such source", remedy=f"known sources: {', '.join(kinds)}"
         )
-    loaded: dict[str, Source] = {}
-    for name, kind in kinds.items():
-        try:
-            loaded[name] = kind(kind.Settings.model_validate(settings.get(name, {})))
-        except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            place = ".".join(["sources", name, *map(str, first["loc"])])
-            raise Misconfigured(
-                f"{place}: {first['msg']}", remedy="see docs/reference/settings.md"
-            ) from None
-    return loaded
+    return {name: kind(settings_of(kind, settings.get(name, {}))) for name, kind in kinds.items()}
+
+
+def settings_of(kind: type[Source], given: Mapping[str, Any]) -> SourceSettings:
+    """The settings of a source. Raises `Misconfigured` with the first wrong one's name."""
+    try:
+        return kind.Settings.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(["sources", kind.name, *map(str, first["loc"])])
+        raise Misconfigured(
+            f"{place}: {first['msg']}", remedy="see docs/reference/settings.md"
+        ) from None
+
+
+SECRETS = "source/"
+"""Secrets of sources are kept under `source/NAME/SETTING`."""
+
+
+def secrets_of(name: str, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the kept secrets those of one source, by setting."""
+    prefix = f"{SECRETS}{name}/"
+    return {
+        path.removeprefix(prefix): value for path, value in kept.items() if path.startswith(prefix)
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from datetime import datetime
 from typing import Any, Literal
 
@@ -14,7 +13,6 @@ from pydantic import BaseModel
 from apex_memory import __version__
 from apex_memory.errors import ApexError
 from apex_memory.gateway import status
-from apex_memory.gateway.bodies import limit_of
 from apex_memory.gateway.context import Here, Reader, presented
 from apex_memory.gateway.entrance import host_name, is_loopback
 from apex_memory.gateway.routes.shared import example, problems
@@ -95,37 +93,6 @@ class Status(BaseModel):
     sources: list[str]
 
 
-_SOURCE = {
-    "name": "frontapp",
-    "title": "Front",
-    "priority": "P0",
-    "route": "/hooks/frontapp",
-    "authentication": "signature",
-    "max_body_bytes": 5000000,
-    "description": "E-mails, comments and conversation state from Front's webhooks.",
-}
-
-
-class SourceRow(BaseModel):
-    """A source, and how to send to it."""
-
-    model_config = example(_SOURCE)
-    name: str
-    title: str
-    priority: str
-    route: str
-    authentication: Literal["signature", "key"]
-    max_body_bytes: int
-    description: str
-
-
-class Sources(BaseModel):
-    """All sources, by name."""
-
-    model_config = example({"sources": [_SOURCE]})
-    sources: list[SourceRow]
-
-
 class Health(BaseModel):
     """It is."""
 
@@ -141,13 +108,6 @@ def routes() -> APIRouter:
         show_status,
         summary="State of the installation",
         response_model=Status,
-        responses=problems(401, 403, 503),
-    )
-    add(
-        "/v1/sources",
-        list_sources,
-        summary="List sources",
-        response_model=Sources,
         responses=problems(401, 403, 503),
     )
     add(
@@ -215,25 +175,6 @@ async def _counts(gateway: Here, stores: list[dict[str, Any]]) -> dict[str, Any]
         "open": sum(row["events"] for row in rows if row["state"] != "parked"),
         "parked": sum(row["events"] for row in rows if row["state"] == "parked"),
         "dead_letters": await status.dead_letters(gateway.app),
-    }
-
-
-async def list_sources(gateway: Here, key: Reader) -> dict[str, Any]:
-    """What each is, where to send to it, and how it is authenticated."""
-    app = gateway.app
-    return {
-        "sources": [
-            {
-                "name": source.name,
-                "title": source.title,
-                "priority": source.priority.name,
-                "route": source.route,
-                "authentication": "key" if source.authenticated_by_key else "signature",
-                "max_body_bytes": limit_of(source, app.settings),
-                "description": inspect.cleandoc(type(source).__doc__ or ""),
-            }
-            for source in app.sources.values()
-        ]
     }
 
 

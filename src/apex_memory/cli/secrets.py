@@ -1,0 +1,96 @@
+"""`apex secrets`: credentials of sources, sealed in PostgreSQL."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from apex_memory.cli.client import gateway
+from apex_memory.cli.output import ago, console, show_json, show_table
+from apex_memory.errors import Rejected
+from apex_memory.stores.secrets import new_key
+
+app = typer.Typer(
+    help="Credentials of sources: set, list, remove; never shown.", no_args_is_help=True
+)
+
+Source = Annotated[str, typer.Argument(help="The source's name.")]
+Setting = Annotated[str, typer.Argument(help="The setting, as in docs/reference/settings.md.")]
+
+
+@app.command("list")
+def list_secrets(
+    json: Annotated[bool, typer.Option("--json", help="Machine output.")] = False,
+) -> None:
+    """List secrets by name, never their values.
+
+    Example: apex secrets list
+    """
+    with gateway() as api:
+        found = api.call("GET", "/v1/secrets")
+    if json:
+        show_json(found)
+        return
+    show_table(
+        "Secrets",
+        ("name", "sealed with", "changed", "by", ""),
+        [
+            (
+                one["name"],
+                one["key_id"],
+                ago(one["changed_at"]),
+                one["changed_by"],
+                "" if one["readable"] else "[red]its key is not here[/]",
+            )
+            for one in found["secrets"]
+        ],
+        empty="None: credentials come from the settings file and the environment.",
+    )
+
+
+@app.command("set")
+def set_secret(
+    source: Source,
+    setting: Setting,
+    also: Annotated[
+        bool,
+        typer.Option("--list", help="The setting is a list: one value a line, the newest first."),
+    ] = False,
+) -> None:
+    """Set a credential, read from standard input or asked for. Holds within a second, without a restart.
+
+    Example: apex secrets set plaid secret < plaid-secret.txt
+    """
+    if sys.stdin.isatty():
+        text = typer.prompt(f"{source}.{setting}", hide_input=True)
+    else:
+        text = sys.stdin.read()
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise Rejected("no value", remedy="give it on standard input, or type it when asked")
+    value = lines if also else "\n".join(lines)
+    with gateway() as api:
+        api.call("PUT", f"/v1/secrets/{source}/{setting}", json={"value": value})
+    console().print(f"{source}.{setting} is set.", highlight=False)
+
+
+@app.command("remove")
+def remove(source: Source, setting: Setting) -> None:
+    """Remove a credential; what the settings file says holds again.
+
+    Example: apex secrets remove plaid secret
+    """
+    with gateway() as api:
+        api.call("DELETE", f"/v1/secrets/{source}/{setting}")
+    console().print(f"{source}.{setting} is removed.", highlight=False)
+
+
+@app.command("key")
+def key() -> None:
+    """Make a key that seals secrets: for APEX_SECRET_KEY, or as the first line of the key file.
+
+    Example: apex secrets key
+    """
+    console().print(new_key(), highlight=False, soft_wrap=True)

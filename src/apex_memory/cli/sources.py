@@ -1,0 +1,304 @@
+"""`apex sources`: where events come from, and what an operator does about it."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+import typer
+
+from apex_memory.cli.client import Gateway, gateway
+from apex_memory.cli.ingest import progress
+from apex_memory.cli.output import ago, console, show_json, show_table
+from apex_memory.errors import Rejected
+
+app = typer.Typer(
+    help="Sources: state, lag, backlog; enable, pause, run, backfill, replay.",
+    invoke_without_command=True,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Machine output.")]
+Name = Annotated[str, typer.Argument(help="The source's name, from `apex sources`.")]
+Since = Annotated[
+    str,
+    typer.Option("--since", help="From when: `2026-11-01`, `2026-11-01T08:00Z`, or `7d`, `12h`."),
+]
+Until = Annotated[str, typer.Option("--until", help="Until when, exclusive; now if left out.")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show progress until it ends.")]
+_COLOURS = {
+    "failing": "red",
+    "not configured": "dim",
+    "disabled": "dim",
+    "paused": "yellow",
+    "working": "cyan",
+    "idle": "green",
+}
+
+
+@app.callback()
+def sources(context: typer.Context, json: Json = False) -> None:
+    """List sources: pattern, priority, state, last event, backlog, lag, and what is wrong.
+
+    Example: apex sources --json
+    """
+    if context.invoked_subcommand is None:
+        list_sources(json)
+
+
+@app.command("list")
+def list_sources(json: Json = False) -> None:
+    """List sources: pattern, priority, state, last event, backlog, lag, and what is wrong.
+
+    Example: apex sources list
+    """
+    with gateway() as api:
+        found = api.call("GET", "/v1/sources")
+    if json:
+        show_json(found)
+        return
+    show_table(
+        "Sources",
+        (
+            "source",
+            "",
+            "pattern",
+            "state",
+            "last event",
+            "last pull",
+            "backlog",
+            "lag",
+            "waits",
+            "remark",
+        ),
+        [_row(row) for row in found["sources"]],
+        empty="No sources.",
+    )
+
+
+def _row(row: dict[str, Any]) -> tuple[Any, ...]:
+    waits = [
+        f"{row[name]} {name}" for name in ("nudges", "files", "windows", "parked") if row[name]
+    ]
+    if row["dead_letters"]:
+        waits.append(f"[red]{row['dead_letters']} dead[/]")
+    remark = row["error"] if row["state"] == "failing" else ""
+    if row["missing"]:
+        remark = f"set sources.{row['name']}.{row['missing']}"
+    colour = _COLOURS[row["state"]]
+    return (
+        row["name"],
+        row["priority"],
+        row["pattern"],
+        f"[{colour}]{row['state']}[/]",
+        ago(row["last_event_at"]),
+        ago(row["pulled_at"]),
+        row["backlog"] or "",
+        f"{row['lag']:.0f} s" if row["lag"] else "",
+        ", ".join(waits),
+        remark,
+    )
+
+
+def _decide(name: str, action: str, said: str) -> None:
+    with gateway() as api:
+        answer = api.call("POST", f"/v1/sources/{name}/{action}")
+    console().print(f"{name} {said}.", highlight=False)
+    if answer["note"]:
+        console(stderr=True).print(f"[yellow]{answer['note']}[/]", highlight=False)
+
+
+@app.command()
+def enable(name: Name) -> None:
+    """Let a source be pulled again.
+
+    Example: apex sources enable plaid
+    """
+    _decide(name, "enable", "is enabled")
+
+
+@app.command()
+def disable(name: Name) -> None:
+    """Stop pulling a source. What it sends still lands and is carried.
+
+    Example: apex sources disable sonar
+    """
+    _decide(name, "disable", "is disabled: it is not pulled any more")
+
+
+@app.command()
+def pause(name: Name) -> None:
+    """Stop carrying and pulling a source, across restarts. Its events still land, and wait.
+
+    Example: apex sources pause samsara
+    """
+    _decide(name, "pause", "is paused: its events land, and wait")
+
+
+@app.command()
+def resume(name: Name) -> None:
+    """Go on with a paused source.
+
+    Example: apex sources resume samsara
+    """
+    _decide(name, "resume", "goes on")
+
+
+@app.command()
+def run(name: Name) -> None:
+    """Pull a source now instead of at its next turn.
+
+    Example: apex sources run financial
+    """
+    _decide(name, "run", "is being pulled")
+
+
+@app.command()
+def backfill(
+    name: Name, since: Since, until: Until = "", wait: Wait = True, json: Json = False
+) -> None:
+    """Fetch a stretch of the vendor's past anew, at the lowest priority and a bounded rate.
+
+    Example: apex sources backfill crm --since 30d --until 2026-11-01
+    """
+    _begin(name, "backfills", since, until, wait, json)
+
+
+@app.command()
+def replay(
+    name: Name, since: Since, until: Until = "", wait: Wait = True, json: Json = False
+) -> None:
+    """Carry raw events that landed since then through the pipeline once more, after a better parser, say.
+
+    Example: apex sources replay edi --since 2d
+    """
+    _begin(name, "replays", since, until, wait, json)
+
+
+def _begin(name: str, kind: str, since: str, until: str, wait: bool, json: bool) -> None:
+    order = {"since": moment(since).isoformat()}
+    if until:
+        order["until"] = moment(until).isoformat()
+    with gateway() as api:
+        row = api.call("POST", f"/v1/sources/{name}/{kind}", json=order)
+        if wait:
+            row = _watch(api, row, quiet=json)
+    if json:
+        show_json(row)
+    else:
+        console().print(
+            f"{row['kind']} {row['id']} is {row['state']}: {row['landed']} of {row['seen']} events are new.",
+            highlight=False,
+        )
+    if row["state"] == "failed":
+        console(stderr=True).print(f"[red]{row['error']}[/]", highlight=False)
+        raise typer.Exit(1)
+
+
+def _watch(api: Gateway, row: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
+    with progress(quiet=quiet) as bar:
+        task = bar.add_task(f"{row['kind']} of {row['source']}", total=None)
+        while row["state"] == "running":
+            time.sleep(0.5)
+            rows = api.call("GET", "/v1/backfills", params={"limit": 500})["backfills"]
+            row = next(one for one in rows if one["id"] == row["id"])
+            bar.update(
+                task,
+                completed=row["seen"],
+                total=None if row["state"] == "running" else row["seen"],
+            )
+    return row
+
+
+@app.command()
+def backfills(json: Json = False) -> None:
+    """List backfills and replays with how far they are.
+
+    Example: apex sources backfills
+    """
+    with gateway() as api:
+        found = api.call("GET", "/v1/backfills")
+    if json:
+        show_json(found)
+        return
+    show_table(
+        "Backfills and replays",
+        ("id", "source", "kind", "state", "seen", "new", "since", "until", "began", "error"),
+        [
+            (
+                one["id"],
+                one["source"],
+                one["kind"],
+                one["state"],
+                one["seen"],
+                one["landed"],
+                one["since"][:16],
+                one["until"][:16],
+                ago(one["started_at"]),
+                one["error"] or "",
+            )
+            for one in found["backfills"]
+        ],
+        empty="None yet.",
+    )
+
+
+@app.command()
+def cancel(
+    id: Annotated[str, typer.Argument(help="Its id, from `apex sources backfills`.")],
+) -> None:
+    """Cancel a backfill or replay after the page in hand. What landed stays.
+
+    Example: apex sources cancel 0a3f6f4e-64c7-4d0f-9d83-2b8a4b0e6c11
+    """
+    with gateway() as api:
+        row = api.call("DELETE", f"/v1/backfills/{id}")
+    console().print(f"{row['kind']} of {row['source']} is cancelled.", highlight=False)
+
+
+@app.command()
+def files(
+    source: Annotated[str, typer.Option("--source", "-s", help="Only this source's.")] = "",
+    json: Json = False,
+) -> None:
+    """List the files of batch sources: what they hold, what is wrong, how they were answered.
+
+    Example: apex sources files --source edi
+    """
+    with gateway() as api:
+        found = api.call("GET", "/v1/files", params={"source": source} if source else {})
+    if json:
+        show_json(found)
+        return
+    show_table(
+        "Files",
+        ("name", "source", "bytes", "came", "events", "landed", "replies", "findings"),
+        [
+            (
+                one["name"],
+                one["source"],
+                one["bytes"],
+                ago(one["received_at"]),
+                "" if one["events"] is None else one["events"],
+                one["landed"],
+                ", ".join(one["replies"]),
+                "; ".join(one["findings"]),
+            )
+            for one in found["files"]
+        ],
+        empty="No files.",
+    )
+
+
+def moment(text: str) -> datetime:
+    """`7d`, `12h`, `30m` ago, or a date or time in ISO 8601 (UTC where no zone is given)."""
+    unit = {"d": "days", "h": "hours", "m": "minutes"}.get(text[-1:], "")
+    try:
+        if unit and text[:-1].isdigit():
+            return datetime.now(UTC) - timedelta(**{unit: int(text[:-1])})
+        parsed = datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise Rejected(
+            f"{text!r} is no time", remedy="say `7d`, `12h`, `2026-11-01` or `2026-11-01T08:00Z`"
+        ) from None
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)

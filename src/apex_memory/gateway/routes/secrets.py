@@ -1,0 +1,116 @@
+"""Credentials of sources: set, listed by name, removed. Values are sealed, and never come out again."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path
+from pydantic import BaseModel, ConfigDict, SecretStr
+
+from apex_memory.errors import NotFound, Rejected
+from apex_memory.gateway.context import Admin, Here
+from apex_memory.gateway.routes.shared import example, problems
+from apex_memory.sources import SECRETS, settings_of
+
+_ROW = {
+    "name": "source/frontapp/signing_keys",
+    "key_id": "4f1c09aa2b7d",
+    "changed_by": "k3f9a2",
+    "changed_at": "2026-03-03T15:15:00Z",
+    "readable": True,
+}
+
+
+class SecretRow(BaseModel):
+    """A secret's name; `readable` is false when the key that sealed it is not here."""
+
+    model_config = example(_ROW)
+    name: str
+    key_id: str
+    changed_by: str
+    changed_at: datetime
+    readable: bool
+
+
+class SecretList(BaseModel):
+    model_config = example({"secrets": [_ROW]})
+    secrets: list[SecretRow]
+
+
+class SecretValue(BaseModel):
+    """The value: text, or a list of texts where the setting is a list (two signing keys while one replaces the other)."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"value": ["new-key", "old-key"]}]}
+    )
+    value: SecretStr | list[SecretStr] | dict[str, SecretStr]
+
+
+Name = Annotated[str, Path(description="Source.", examples=["frontapp"], max_length=100)]
+Setting = Annotated[
+    str, Path(description="Setting of the source.", examples=["signing_keys"], max_length=100)
+]
+
+
+def routes() -> APIRouter:
+    router = APIRouter(tags=["secrets"])
+    router.add_api_route(
+        "/v1/secrets",
+        list_secrets,
+        methods=["GET"],
+        summary="List secrets",
+        response_model=SecretList,
+        responses=problems(401, 403, 503),
+    )
+    router.add_api_route(
+        "/v1/secrets/{source}/{setting}",
+        set_secret,
+        methods=["PUT"],
+        summary="Set a secret",
+        status_code=204,
+        responses=problems(400, 401, 403, 404, 413, 422, 503),
+    )
+    router.add_api_route(
+        "/v1/secrets/{source}/{setting}",
+        remove_secret,
+        methods=["DELETE"],
+        summary="Remove a secret",
+        status_code=204,
+        responses=problems(401, 403, 404, 422, 503),
+    )
+    return router
+
+
+async def list_secrets(gateway: Here, key: Admin) -> dict[str, Any]:
+    """Names and times, never values. Tokens that sources renewed by themselves are among them."""
+    return {"secrets": await gateway.app.vault.listed()}
+
+
+async def set_secret(
+    gateway: Here, key: Admin, source: Name, setting: Setting, given: SecretValue
+) -> None:
+    """Holds in every process within a second, without a restart; it goes before the settings file."""
+    loaded = gateway.app.sources.get(source)
+    if loaded is None:
+        raise NotFound(f"{source[:100]}: no such source", remedy="GET /v1/sources lists them")
+    if setting not in loaded.Settings.model_fields:
+        known = ", ".join(loaded.Settings.model_fields)
+        raise Rejected(f"{source}.{setting[:100]}: no such setting", remedy=f"known: {known}")
+    value = _plain(given.value)
+    settings_of(type(loaded), {**gateway.app.settings.sources.get(source, {}), setting: value})
+    await gateway.app.vault.put(f"{SECRETS}{source}/{setting}", value, actor=key.id)
+
+
+async def remove_secret(gateway: Here, key: Admin, source: Name, setting: Setting) -> None:
+    """What the settings file says holds again."""
+    if not await gateway.app.vault.remove(f"{SECRETS}{source}/{setting}", actor=key.id):
+        raise NotFound(f"{source}.{setting}: not set here", remedy="GET /v1/secrets lists them")
+
+
+def _plain(value: SecretStr | list[SecretStr] | dict[str, SecretStr]) -> Any:
+    if isinstance(value, list):
+        return [one.get_secret_value() for one in value]
+    if isinstance(value, dict):
+        return {name: one.get_secret_value() for name, one in value.items()}
+    return value.get_secret_value()

@@ -1,0 +1,222 @@
+"""What is fetched, through Temporal: schedules pull, streams are followed, files have a child each, backfills show how far they are."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.client import Client
+
+from apex_memory.app import App, open_app
+from apex_memory.errors import Conflict
+from apex_memory.flows.client import connect
+from apex_memory.flows.drains import Drains, priorities_of
+from apex_memory.flows.pulls import Pulling
+from apex_memory.flows.wakes import Waker
+from apex_memory.flows.worker import serve
+from apex_memory.model import document_uuid
+from apex_memory.sources import Nudge
+from apex_memory.stores.embedded import free_port
+from apex_memory.stores.embedded.temporal import Temporal
+from tests.conftest import running
+from tests.e2e.conftest import MakeSettings
+from tests.flows.scripted import until
+from tests.flows.toys import TOYS
+
+
+@dataclass
+class Place:
+    """A running worker over the toys."""
+
+    app: App
+    client: Client
+    waker: Waker
+    pulling: Pulling
+    folder: Path
+
+    async def text(self, source: str, key: str) -> str | None:
+        row = await self.app.db.fetch_one(
+            """SELECT m.text FROM documents d JOIN manifests m ON m.id = d.manifest_id
+               WHERE d.doc_id = %s AND NOT d.deleted""",
+            (document_uuid(source, key),),
+        )
+        return row["text"] if row else None
+
+    async def state(self, source: str) -> dict[str, Any]:
+        return next(row for row in await self.app.states.listed() if row["name"] == source)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("code", "toys", "toys/in", "toys/archive", "toys/out"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "code" / "toys.py").write_text(TOYS)
+    (tmp_path / "toys" / "lines").write_text("one\ntwo\nthree\n")
+    return tmp_path / "toys"
+
+
+@asynccontextmanager
+async def at_work(
+    make_settings: MakeSettings, folder: Path, temporal: Temporal
+) -> AsyncIterator[Place]:
+    toys: dict[str, dict[str, Any]] = {
+        name: {"folder": str(folder)} for name in ("polled", "streamed", "filed")
+    }
+    toys["streamed"] |= {"poll_seconds": 0.05}
+    settings = make_settings(
+        temporal=temporal.url, sources=toys, source_path=folder.parent / "code", sweep_seconds=1
+    )
+    async with open_app(settings) as app:
+        client, stop = await connect(temporal.url), asyncio.Event()
+        pulling = Pulling(client, app.sources)
+        waker = Waker(Drains(client, priorities_of(app.sources)), pulling)
+        task = asyncio.create_task(serve(app, build="test", stop=stop, tend_seconds=1))
+        try:
+            yield Place(app, client, waker, pulling, folder)
+        finally:
+            await waker.close()
+            stop.set()
+            await task
+
+
+@asynccontextmanager
+async def temporal_server() -> AsyncIterator[Temporal]:
+    with tempfile.TemporaryDirectory(prefix="apex-test-") as name:
+        engine = Temporal(Path(name), free_port(), "", free_port())
+        async with running(engine):
+            yield engine
+
+
+async def test_polls_streams_and_files_arrive(make_settings: MakeSettings, folder: Path) -> None:
+    (folder / "readings").write_text("0 10\n10 20\n400 5\n")
+    (folder / "in" / "a.txt").write_text("alpha\nbeta\n")
+    async with temporal_server() as temporal, at_work(make_settings, folder, temporal) as place:
+        # At the start each is looked at once, without waiting for the clock.
+        await until(lambda: place.text("polled", "line:2"), "the poll arrived", seconds=30)
+        await until(lambda: place.text("filed", "a.txt:1"), "the file arrived", seconds=30)
+        window = "window:v:2026-11-02T06:00:00+00:00"
+        await until(lambda: place.text("streamed", window), "the window arrived", seconds=30)
+        assert await place.text("streamed", window) == "2 readings, sum 30"
+        assert not list((folder / "in").iterdir())
+        await until((folder / "out" / "a.txt.ack").exists, "the sender is answered")
+        [file] = await place.app.files.listed()
+        assert (file["events"], file["landed"], file["findings"]) == (2, 2, ["odd"])
+
+        # A nudge fetches at once; a late reading opens its window again.
+        (folder / "lines").write_text("one\ntwo\nthree\nfour\n")
+        await place.app.note("polled", [Nudge("all")])
+        place.waker.pull("polled")
+        await until(lambda: place.text("polled", "line:3"), "the nudge was followed", seconds=20)
+        assert not await place.app.db.fetch("SELECT FROM nudges")
+        with (folder / "readings").open("a") as readings:
+            readings.write("20 70\n")
+
+        async def reopened() -> bool:
+            return await place.text("streamed", window) == "3 readings, sum 100"
+
+        await until(reopened, "the window was opened again", seconds=20)
+        ids = {one.id async for one in place.client.list_workflows("WorkflowType = 'File'")}
+        assert {id.rpartition(":")[0] for id in ids} == {"file:filed"}
+
+
+async def test_a_pause_outlives_the_worker(make_settings: MakeSettings, folder: Path) -> None:
+    async with temporal_server() as temporal:
+        async with at_work(make_settings, folder, temporal) as place:
+            await until(lambda: place.text("polled", "line:0"), "the poll arrived", seconds=30)
+            await place.app.states.decide("polled", actor="test", paused=True)
+        (folder / "lines").write_text("one\ntwo\nthree\nfour\n")
+        async with at_work(make_settings, folder, temporal) as place:
+            assert (await place.state("polled"))["state"] == "paused"
+            await place.pulling.trigger("polled")
+            await until(lambda: _pulls(place), "the triggered pull ended", seconds=20)
+            assert await place.text("polled", "line:3") is None
+            await place.app.states.decide("polled", actor="test", paused=False)
+            await place.pulling.trigger("polled")
+            await until(lambda: place.text("polled", "line:3"), "it goes on", seconds=20)
+            actions = await place.app.db.fetch("SELECT actor, subject FROM audit")
+            assert [(row["actor"], row["subject"]) for row in actions] == [("test", "polled")] * 2
+
+
+async def _pulls(place: Place) -> bool:
+    query = "WorkflowType = 'Pull' AND ApexSource = 'polled' AND ExecutionStatus = 'Completed'"
+    return len([one async for one in place.client.list_workflows(query)]) >= 2
+
+
+async def test_trouble_is_shown_and_ends_by_itself(
+    make_settings: MakeSettings, folder: Path
+) -> None:
+    (folder / "lines").write_text("one\ntrouble\n")
+    async with temporal_server() as temporal, at_work(make_settings, folder, temporal) as place:
+
+        async def failing() -> bool:
+            return (await place.state("polled"))["state"] == "failing"
+
+        await until(failing, "the trouble is shown", seconds=30)
+        assert "in trouble" in (await place.state("polled"))["error"]
+        (folder / "lines").write_text("one\ntwo\n")
+        await until(lambda: place.text("polled", "line:1"), "it was tried again", seconds=30)
+
+
+async def test_backfill_and_replay(make_settings: MakeSettings, folder: Path) -> None:
+    since = datetime.now(UTC) - timedelta(hours=1)
+    async with temporal_server() as temporal, at_work(make_settings, folder, temporal) as place:
+        await until(lambda: place.text("polled", "line:2"), "the poll arrived", seconds=30)
+        (folder / "lines").write_text("one\ntwo\nthree\nfour\nfive\n")
+        backfills = place.app.backfills
+        id = await backfills.create("polled", "backfill", since, datetime.now(UTC), actor="test")
+        with pytest.raises(Conflict, match="is running"):
+            await backfills.create("polled", "replay", since, datetime.now(UTC), actor="test")
+        await place.pulling.backfill("polled", id)
+
+        async def ended() -> bool:
+            return (await backfills.get(id))["state"] != "running"
+
+        await until(ended, "the backfill ended", seconds=30)
+        row = await backfills.get(id)
+        assert (row["state"], row["seen"], row["landed"]) == ("done", 5, 2)
+        await until(lambda: place.text("polled", "line:4"), "it is in memory", seconds=20)
+        cursors = await place.app.db.fetch("SELECT source FROM cursors ORDER BY 1")
+        assert [cursor["source"] for cursor in cursors] == ["polled"]
+
+        id = await backfills.create("polled", "replay", since, datetime.now(UTC), actor="test")
+        await place.pulling.backfill("polled", id)
+        await until(ended, "the replay ended", seconds=30)
+        assert (await backfills.get(id))["landed"] == 5
+
+        async def replayed() -> bool:
+            rows = await place.app.db.fetch(
+                "SELECT event_id FROM documents WHERE source = 'polled'"
+            )
+            return all("#replay:" in row["event_id"] for row in rows)
+
+        await until(replayed, "each document was made anew", seconds=20)
+
+
+async def test_a_cancelled_backfill_stops(make_settings: MakeSettings, folder: Path) -> None:
+    (folder / "lines").write_text("".join(f"line {n}\n" for n in range(2_000)))
+    since = datetime.now(UTC) - timedelta(hours=1)
+    async with temporal_server() as temporal, at_work(make_settings, folder, temporal) as place:
+        await place.app.states.decide("polled", actor="test", enabled=True)
+        backfills = place.app.backfills
+        id = await backfills.create("polled", "backfill", since, datetime.now(UTC), actor="test")
+        await place.pulling.backfill("polled", id)
+
+        async def begun() -> bool:
+            return (await backfills.get(id))["seen"] > 3
+
+        await until(begun, "it has begun", seconds=30)
+        assert await backfills.end(id, "cancelled")
+
+        async def over() -> bool:
+            handle = place.client.get_workflow_handle(f"backfill:polled:{id}")
+            return (await handle.describe()).close_time is not None
+
+        await until(over, "its workflow ended", seconds=30)
+        assert (await backfills.get(id))["seen"] < 2_000

@@ -23,9 +23,10 @@ demo: $(READY)   ## set up, start the stack, land real inputs, ask questions; KE
 test: $(DEV)     ## the test suite, on real engines
 	$(BIN)/python -m pytest $(ARGS)
 
-test-servers: $(DEV)   ## the contract suite on servers that PyPI does not carry: Neo4j, from Maven Central
+test-servers: $(DEV)   ## contract suite and crash loop on servers that PyPI does not carry: Neo4j, from Maven Central
 	@if command -v java >/dev/null && command -v mvn >/dev/null; then \
-	  $(BIN)/python -m pytest tests/contract/test_graph.py --servers --timeout 300 $(ARGS); \
+	  $(BIN)/python -m pytest tests/contract/test_graph.py tests/servers tests/faults/test_loop.py::test_the_promise_is_kept_on_neo4j \
+	    --servers --timeout 400 $(ARGS); \
 	else \
 	  echo "NOT TESTED: the graph on Neo4j. It needs Java 17 and Maven."; \
 	fi
@@ -51,8 +52,8 @@ check: lint types imports docs-check test test-servers   ## the whole gate; CI r
 bench: $(DEV)
 	$(BIN)/python -m bench $(ARGS)
 
-faults: $(DEV)
-	$(BIN)/python -m tests.faults --faults $(or $(FAULTS),20) $(if $(SEED),--seed $(SEED))
+faults: $(DEV)   ## the crash loop: FAULTS=100 SEED=… GRAPH=neo4j; ARGS=overload for a minute of ten times too much
+	$(BIN)/python -m tests.faults --faults $(or $(FAULTS),20) $(if $(SEED),--seed $(SEED)) $(if $(GRAPH),--graph $(GRAPH)) $(ARGS)
 
 lock:            ## refresh the locks (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml --group build -o requirements.lock

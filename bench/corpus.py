@@ -97,7 +97,8 @@ class Corpus:
             words[30:30] = [carrier]
         if dice.random() < 0.3:
             words[40:40] = [f"${dice.randrange(200, 9000)}.00"]
-        return " ".join(words).capitalize() + "."
+        text = " ".join(words)
+        return f"{text[0].upper()}{text[1:]}."
 
     def text(self, n: int) -> str:
         dice = random.Random(f"{self._seed}/{n}")

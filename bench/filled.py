@@ -35,7 +35,10 @@ async def filled() -> list[Row]:
     async with running_engines() as engines:
         pids = {**engines.pids, "client": os.getpid()}
         async with opened(
-            await engines.fresh(), engines.folder, GivenEmbedder(random_pool())
+            await engines.fresh(),
+            engines.folder,
+            GivenEmbedder(random_pool()),
+            embedder_threads=1,  # as `apex up` sets it for the gateway
         ) as app:
             few = count // 20
             await carry(app, corpus, few, "f")
@@ -83,7 +86,7 @@ async def _searches(
     whole = await indexed(app)
     chunks = await app.vectors.points()
     how = (
-        f"{chunks:,} chunks, {QUESTIONS} different questions, one after the other, limit 10, MiniLM's question vector included, in process"
+        f"{chunks:,} chunks, {QUESTIONS} different questions, one after the other, limit 10, MiniLM's question vector included, in process, on the gateway's event loop"
         + ("" if whole else "; indexing was not over")
     )
     common = " ".join(corpus.common_words)

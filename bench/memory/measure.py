@@ -104,7 +104,6 @@ def search_of(app: App, embedder: Any, read: Callable[[str], QueryEntities]) -> 
         embed_query=embedder.query,
         embedder_id=embedder.id,
         extract_query=read,
-        states=app.store_states,
         clock=lambda: NOW,
     )
 

@@ -113,18 +113,23 @@ class Inbox:
         ]
 
     async def renew(self, batch: UUID, *, lease: float) -> None:
-        """Move the end of a batch's lease, and that of its stages."""
-        async with self._db.transaction() as connection:
-            await connection.execute(
-                """UPDATE inbox SET next_at = clock_timestamp() + make_interval(secs => %s)
-                   WHERE open AND batch = %s""",
-                (lease, batch),
-            )
-            await connection.execute(
-                """UPDATE stages SET lease_until = clock_timestamp() + make_interval(secs => %s)
-                   WHERE state = 'staging' AND owner = %s""",
-                (lease, batch),
-            )
+        """Move the end of a batch's lease, and that of its stages.
+
+        Rows that a commit holds just now are passed over: it takes them in another order, and each
+        would wait for the other. It ends them, or they are renewed the next time.
+        """
+        await self._db.execute(
+            """UPDATE inbox SET next_at = clock_timestamp() + make_interval(secs => %s)
+               FROM (SELECT id FROM inbox WHERE open AND batch = %s FOR UPDATE SKIP LOCKED) mine
+               WHERE inbox.id = mine.id""",
+            (lease, batch),
+        )
+        await self._db.execute(
+            """UPDATE stages SET lease_until = clock_timestamp() + make_interval(secs => %s)
+               FROM (SELECT stage_id FROM stages WHERE state = 'staging' AND owner = %s FOR UPDATE SKIP LOCKED) mine
+               WHERE stages.stage_id = mine.stage_id""",
+            (lease, batch),
+        )
 
     async def events(self, batch: UUID) -> list[tuple[Event, int]]:
         """The events of a batch that are still to be prepared, with payload and failed attempts."""

@@ -228,6 +228,8 @@ class Manifest:
     assertions: tuple[Assertion, ...]
     entities: tuple[str, ...]
     """Refs of all entities named, sorted: the exact index and the filter."""
+    about: str | None = None
+    """Ref of the entity whose record this document is."""
 
     def chunk_text(self, chunk: Chunk) -> str:
         return self.text[chunk.start : chunk.end]
@@ -242,6 +244,7 @@ class Manifest:
             str(self.deleted),
             repr(self.chunks),
             repr(self.assertions),
+            self.about or "",
         ):
             digest.update(part.encode("utf-8", "surrogatepass"))
             digest.update(b"\x00")

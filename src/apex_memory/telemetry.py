@@ -95,6 +95,15 @@ WAKES_FAILED = Counter(
 CACHE_FAILURES = Counter(
     "apex_cache_failures", "Cache calls that failed; answers were right, but slower.", ["call"]
 )
+VECTORS_POINTS = Gauge("apex_vectors_points", "Points in the embedded vector store.")
+VECTORS_UNINDEXED = Gauge(
+    "apex_vectors_unindexed",
+    "Points of the embedded vector store that await their index; until then searches are slower.",
+)
+VECTORS_FAILURES = Gauge(
+    "apex_vectors_indexing_failures",
+    "Indexings of the embedded vector store that failed in a row; it is tried again each minute.",
+)
 ENGINE_RESTARTS = Counter(
     "apex_engine_restarts", "Embedded engines started again by `apex up`.", ["engine"]
 )

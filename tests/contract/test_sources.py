@@ -177,11 +177,17 @@ def unauthorized(source: Source, request: Request) -> bool:
     return False
 
 
+def taken(source: Source, request: Request) -> bool:
+    """Thin notifications hold no event: they name what is to be fetched."""
+    received = source.receive(request)
+    return bool(received.events or received.nudges)
+
+
 @pytest.mark.parametrize("name", WEBHOOKS)
 def test_only_the_sender_is_let_in(sources: dict[str, Source], name: str, extra: Path) -> None:
     source, sample = sources[name], sources[name].samples()[0]
     good = signed(source, sample)
-    assert source.receive(good).events
+    assert taken(source, good)
     wrong = load({name: secrets(type(source), "wrong")}, extra)[name]
     bad = {
         "unsigned": replace(good, headers={"content-type": sample.content_type}),
@@ -205,7 +211,7 @@ def test_a_signature_with_a_time_ages(
 ) -> None:
     source, sample = sources[name], sources[name].samples()[0]
     if source.sign(sample.body, AT) == source.sign(sample.body, AT + sent):
-        assert source.receive(signed(source, sample, AT + sent)).events  # this vendor signs no time
+        assert taken(source, signed(source, sample, AT + sent))  # this vendor signs no time
         return
     with pytest.raises(Unauthorized):
         source.receive(signed(source, sample, AT + sent))

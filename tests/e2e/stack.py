@@ -33,7 +33,7 @@ from apex_memory.model import now
 from apex_memory.stores.embedded.process import words
 from apex_memory.stores.embedded.stack import ChildState, read_stack
 
-CHILDREN = ("postgres", "valkey", "falkordb", "vectors", "temporal", "gateway", "worker")
+CHILDREN = ("postgres", "valkey", "falkordb", "vectors", "temporal", "gateway", "worker", "bulk")
 FINAL = ("done", "superseded", "dead")
 SETTINGS = {
     "PORT": "0",
@@ -139,7 +139,7 @@ class Stack:
 
     def told(self) -> str:
         """The last of what `apex up`, the worker and the gateway said: for a failing test's message."""
-        logs = (self.log, *(self.data_dir / "log" / f"{name}.log" for name in CHILDREN[-2:]))
+        logs = (self.log, *(self.data_dir / "log" / f"{name}.log" for name in CHILDREN[-3:]))
         return "\n".join(f"--- {log.name}\n{_tail(log)}" for log in logs)
 
     def _leftovers(self) -> str:
@@ -241,7 +241,7 @@ class Stack:
             child = self.children()[name]
             return child.ready and child.pid not in (0, former)
 
-        return await until(is_back, seconds=30, what=self.told)
+        return await until(is_back, seconds=60, what=self.told)
 
     def say(self, *arguments: str) -> Said:
         """`apex …` in this process: the same, without a second of imports each."""

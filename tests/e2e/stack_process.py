@@ -1,6 +1,7 @@
 """A supervisor as a process of its own, for tests that kill it: `python stack_process.py FOLDER [untied]`.
 
 `untied` leaves out what ends children with their parent, as on systems that cannot do it. Prints a JSON line for each event, then one named `up`; runs until a signal ends it.
+SIGUSR1 prints where its threads stand, SIGUSR2 where its tasks do.
 """
 
 import asyncio
@@ -19,7 +20,14 @@ def report(name: str, what: str, detail: str) -> None:
     print(json.dumps([name, what, detail]), flush=True)
 
 
+def show_tasks() -> None:
+    for task in asyncio.all_tasks():
+        task.print_stack(file=sys.stdout)
+    sys.stdout.flush()
+
+
 async def main(folder: str) -> None:
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, show_tasks)
     settings = Settings(data_dir=folder)
     async with Supervisor(settings.data_dir, report) as supervisor:
         await supervisor.start(*embedded_engines(settings, 32))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from apex_memory.app import App, open_app
-from apex_memory.errors import Rejected
+from apex_memory.errors import Misconfigured, Rejected
 from apex_memory.model import Tally
 from tests.e2e.conftest import MakeSettings, delete_event, land, live, state, text_event
 from tests.faulty import Fault, Faulty
@@ -384,3 +384,55 @@ async def test_a_batch_that_breaks_a_step_is_taken_apart_until_the_one_to_blame_
         assert [await state(app, item) for item in landed] == ["done", "done", "done", "dead"]
         [letter] = await app.dead_letters.find()
         assert letter["step"] == "prepare" and letter["attempts"] == 2
+
+
+async def test_the_next_batch_is_prepared_while_one_is_published_and_order_holds(
+    make_settings: MakeSettings,
+) -> None:
+    async with open_app(make_settings(batch_max=1)) as app:
+        prepare, publish = app.pipeline.prepare, app.publication.publish
+        prepared: list[str] = []
+        published: list[list[str]] = []
+        second = asyncio.Event()
+
+        async def prepare_noted(work: Any) -> Any:
+            prepared.extend(event.event_id for event, _ in work)
+            if len(prepared) > 1:
+                second.set()
+            return await prepare(work)
+
+        async def publish_noted(batch: uuid.UUID) -> Any:
+            async with asyncio.timeout(10):
+                await second.wait()  # never, if the first had to be at its end before
+            published.append(list(prepared))
+            return await publish(batch)
+
+        app.pipeline.prepare, app.publication.publish = prepare_noted, publish_noted  # type: ignore[method-assign]
+        for version in (1, 2, 3):
+            await land(app, text_event(app, "a", f"text {version}", version=version))
+        assert await app.drain("documents") == 3
+        assert len(prepared) == len(published) == 3
+        assert max(len(known) - n for n, known in enumerate(published)) == 2  # two in hand at most
+        document = await live(app, "a")
+        assert document and document["text"] == "text 3"
+        assert len(await stages(app, "superseded")) == 2
+
+
+async def test_a_batch_that_cannot_be_published_ends_the_drain_with_its_error(
+    make_settings: MakeSettings,
+) -> None:
+    async with open_app(make_settings(batch_max=1)) as app:
+        publish = app.publication.publish
+        failing = [Misconfigured("wrong", remedy="mend it")]
+
+        async def fail_once(batch: uuid.UUID) -> Any:
+            if failing:
+                raise failing.pop()
+            return await publish(batch)
+
+        app.publication.publish = fail_once  # type: ignore[method-assign]
+        for name in ("a", "b"):
+            await land(app, text_event(app, name, "text", version=1))
+        with pytest.raises(Misconfigured):
+            await app.drain("documents")
+        assert not await live(app, "a")

@@ -167,6 +167,7 @@ async def test_without_the_cache_answers_are_the_same_and_only_slower() -> None:
 
         stack.set(CACHE=f"redis://127.0.0.1:{free_port()}/0")
         await stack.start()
+        await until(lambda: stores_ready(stack), seconds=30, what=stack.told)
         assert "valkey" not in stack.children()
         without, ms = await answers()
         print(f"with nobody where the cache should be: {ms:.0f} ms")
@@ -177,6 +178,12 @@ async def test_without_the_cache_answers_are_the_same_and_only_slower() -> None:
 
 async def nothing_waits(stack: Stack) -> bool:
     return (await stack.get("/v1/status"))["backlog"] == []
+
+
+async def stores_ready(stack: Stack) -> bool:
+    """That graph and vectors were checked after their start: until then answers call them degraded."""
+    stores = (await stack.get("/v1/status"))["stores"]
+    return all(one["state"] == "ready" for one in stores if one["name"] != "cache")
 
 
 async def test_without_temporal_events_land_and_wait(stack: Stack) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -164,15 +165,24 @@ async def test_ctrl_c_ends_everything(folder: Path) -> None:
         try:
             code = await asyncio.wait_for(process.wait(), 60)
         except TimeoutError:
-            process.send_signal(signal.SIGUSR1)  # it prints where it stands
-            process.kill()
-            told, _ = await process.communicate()
-            print(told.decode(), belonging(folder))
+            print(await where_it_stands(process, folder))
             pytest.fail("Ctrl-C did not end it within 60 s; where it hung is above")
         assert code == 0
         print(f"all stopped after {time.monotonic() - begun:.2f} s")
         assert belonging(folder) == []
         assert read_stack(folder) is None
+
+
+async def where_it_stands(process: asyncio.subprocess.Process, folder: Path) -> str:
+    """Threads and tasks of a supervisor that does not end, what it said, and what still runs below it."""
+    assert process.stdout
+    told = [words(pid).splitlines()[:1] for pid in belonging(folder)]
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        process.send_signal(number)
+    with contextlib.suppress(TimeoutError):
+        while line := await asyncio.wait_for(process.stdout.readline(), 2):
+            told.append([line.decode().rstrip()])
+    return "\n".join(line for lines in told for line in lines)
 
 
 async def test_killed_supervisor_leaves_no_orphan_and_the_next_start_recovers(folder: Path) -> None:

@@ -1,4 +1,7 @@
-"""`python -m tests.faults --faults 20 --seed 7`: the crash loop against the whole stack."""
+"""`python -m tests.faults --faults 20 --seed 7`: the crash loop against the whole stack, `--graph neo4j` with that graph.
+
+`python -m tests.faults overload` sends ten times more than can be taken, for a minute.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from tests.e2e.stack import running_stack
+from tests.faults.kinds import GRAPHS
 from tests.faults.loop import Result, run
+from tests.faults.overload import overload
 
-REPORT = Path("faults/latest.json")
+FOLDER = Path("faults")
+OVERLOAD_SECONDS = 60.0
 SHOWN = 20
 
 
@@ -28,6 +35,7 @@ def report(result: Result) -> dict[str, Any]:
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": result.seed,
+        "graph": result.graph,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
         "seconds": round(result.seconds, 1),
         "faults": result.faults.total(),
@@ -61,29 +69,54 @@ def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("what", nargs="?", choices=("loop", "overload"), default="loop")
     parser.add_argument("--faults", type=int, default=20, help="how many faults (default: 20)")
     parser.add_argument("--seed", default="", help="replay the plan of a run (default: a new one)")
     parser.add_argument("--seconds", type=float, help="start no fault after this many seconds")
-    parser.add_argument("--report", type=Path, default=REPORT, help=f"default: {REPORT}")
+    parser.add_argument("--graph", choices=GRAPHS, default=GRAPHS[0], help="default: %(default)s")
+    parser.add_argument(
+        "--report", type=Path, help="default: latest.json, or the graph's, in faults"
+    )
     given = parser.parse_args()
     for name in [name for name in os.environ if name.startswith("APEX_")]:
         del os.environ[name]
     os.environ["APEX_SETTINGS_FILE"] = os.devnull
+    if given.what == "overload":
+        return asyncio.run(_overload(given.seconds or OVERLOAD_SECONDS, given.report))
+    return _loop(given)
+
+
+def _loop(given: argparse.Namespace) -> int:
     seed = given.seed or secrets.token_hex(4)
     print(
-        f"seed {seed}: `python -m tests.faults --faults {given.faults} --seed {seed}` plans the same"
+        f"seed {seed}: `python -m tests.faults --faults {given.faults} --seed {seed} --graph {given.graph}` "
+        "plans the same"
     )
-    result = asyncio.run(run(seed, given.faults, seconds=given.seconds, say=_say))
-    given.report.parent.mkdir(parents=True, exist_ok=True)
-    given.report.write_text(json.dumps(report(result), indent=2) + "\n")
+    result = asyncio.run(
+        run(seed, given.faults, graph=given.graph, seconds=given.seconds, say=_say)
+    )
+    name = "latest" if given.graph == GRAPHS[0] else given.graph
+    file = given.report or FOLDER / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(report(result), indent=2) + "\n")
     print(f"{result.faults.total()} faults, {result.accepted} events, {result.reads.total()} reads")
     if not result.violations:
-        print(f"nothing lost, nothing doubled, nothing half-seen; see {given.report}")
+        print(f"nothing lost, nothing doubled, nothing half-seen; see {file}")
         return 0
     print(f"seed {seed}: THE PROMISE WAS BROKEN, {len(result.violations)} times. First:")
     for what in result.violations[:SHOWN]:
         print(f"  {what}")
     return 1
+
+
+async def _overload(seconds: float, file: Path | None) -> int:
+    async with running_stack() as stack:
+        found = await overload(stack, seconds)
+    told = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **found.report()}
+    text = json.dumps(told, indent=2) + "\n"
+    (file or FOLDER / "overload.json").write_text(text)
+    print(text)
+    return 1 if found.wrong() else 0
 
 
 def _say(line: str) -> None:

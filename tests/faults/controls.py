@@ -36,7 +36,8 @@ class Controlled:
 
     def saw(self, control: str, found: list[str], *, meant: str) -> None:
         if any(meant in what for what in found):
-            self.told.append(f"{control}: caught, {len(found)} findings, such as: {found[0]}")
+            such = next(what for what in found if meant in what)
+            self.told.append(f"{control}: caught, {len(found)} findings, such as: {such}")
         else:
             self.blind.append(f"the checkers are blind: {control} was not caught ({found[:2]})")
 
@@ -51,7 +52,10 @@ class Volatile(FalkorDB):
 
 
 async def controls(app: App, folder: Path) -> Controlled:
-    """All controls, on the engines of `app` but for vectors of their own, in databases of their own."""
+    """All controls, on the engines of `app` but for vectors of their own, in databases of their own.
+
+    Neo4j's free edition has no second database: there they share the graph, and take what is theirs away again.
+    """
     result = Controlled()
     engine = Edge(folder, free_port(), "control", app.vectors.dimension)
     engine.prepare()
@@ -59,7 +63,8 @@ async def controls(app: App, folder: Path) -> Controlled:
     try:
         await process.until_ready()
         await _forgetful_store(app, engine.url, folder, result)
-        await _lying_store(app, engine.url, result)
+        for store in ("vectors", "graph"):
+            await _lying_store(app, store, engine.url, result)
     finally:
         await process.kill()
     _doctored_answers(result)
@@ -68,18 +73,21 @@ async def controls(app: App, folder: Path) -> Controlled:
 
 @asynccontextmanager
 async def scratch(app: App, **other: str) -> AsyncIterator[App]:
-    """An application on the same engines, with a database of its own; it leaves no vectors behind."""
+    """An application on the same engines, with a database of its own; it leaves nothing behind."""
     url, name = app.settings.documents, f"control_{uuid4().hex[:8]}"
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as admin:
         await admin.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
-        graph = app.settings.graph.rpartition("/")[0] + f"/{name}"
+        graph = app.settings.graph
+        if graph.startswith("falkordb:"):
+            graph = graph.rpartition("/")[0] + f"/{name}"
         given = {"documents": url.rpartition("/")[0] + f"/{name}", "graph": graph} | other
         try:
             async with open_app(app.settings.model_copy(update=given)) as mine:
                 await mine.recovery.gate()
                 yield mine
                 rows = await mine.db.fetch("SELECT stage_id FROM stages")
-                await mine.vectors.delete_stages([row["stage_id"] for row in rows])
+                for store in (mine.graph, mine.vectors):
+                    await store.delete_stages([row["stage_id"] for row in rows])
         finally:
             await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[arg-type]
 
@@ -143,15 +151,17 @@ async def _answering(app: App) -> None:
             await asyncio.sleep(0.05)
 
 
-async def _lying_store(app: App, vectors: str, result: Controlled) -> None:
+async def _lying_store(app: App, store: str, vectors: str, result: Controlled) -> None:
     """A store that acknowledges and drops, and nobody who verifies."""
     async with scratch(app, vectors=vectors) as mine:
-        lying = Faulty(mine.vectors)
+        lying = Faulty(getattr(mine, store))
         lying.plan(Fault.DROP, "upsert", times=1)
-        mine.publication._vectors = lying  # type: ignore[assignment]
+        setattr(mine.publication, f"_{store}", lying)
         mine.publication.verify = _believe  # type: ignore[method-assign, assignment]
         found = (await examine(mine, await fill(mine))).all()
-        result.saw("a store that lies, unverified", found, meant="the vectors holds 0 of")
+        result.saw(
+            f"a store ({store}) that lies, unverified", found, meant=f"the {store} holds 0 of"
+        )
 
 
 async def _believe(stages: object) -> dict[UUID, ApexError]:

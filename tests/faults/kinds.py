@@ -6,43 +6,85 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
+from apex_memory.stores.embedded import free_port
+from apex_memory.stores.embedded.process import child_of
+from apex_memory.stores.embedded.stack import ChildState, read_stack
+from apex_memory.stores.embedded.supervisor import Supervisor
 from tests.e2e.stack import Stack, until
 from tests.faults.proxy import Proxy
 from tests.faults.story import Send
 
 ROOT = Path(__file__).parents[2]
 LEASE_SECONDS = 3
+JVM_SECONDS = 60
 STEPS = ("claim", "manifests", "begin", "graph", "vectors", "verify", "commit")
-PROXIED = {"documents": "postgres", "graph": "falkordb", "vectors": "vectors"}
+GRAPHS = ("falkordb", "neo4j")
+STORES = ("documents", "graph", "vectors")
 # What stands in the requests whose replies are lost.
-WRITES = {"documents": b"COMMIT", "graph": b"GRAPH.QUERY", "vectors": b"upsert"}
+WRITES = {
+    "postgres": b"COMMIT",
+    "falkordb": b"GRAPH.QUERY",
+    "neo4j": b"MERGE",
+    "vectors": b"upsert",
+}
 
 
 class FaultyStack(Stack):
-    """The stack with a worker that can be killed at a step, and whose stores lie behind proxies."""
+    """The stack with a worker that can be killed at a step, and whose stores lie behind proxies.
+
+    A `graph` other than the embedded one is a server beside the stack, kept running from here.
+    """
 
     module = "tests.faults.up"
 
-    def __init__(self, data_dir: Path, folder: Path, **settings: str) -> None:
+    def __init__(self, data_dir: Path, folder: Path, *, graph: str, **settings: str) -> None:
         super().__init__(data_dir, **settings)
         self.folder = folder
+        self.graph = graph
+        self.graph_url = ""
+        """Of a server beside the stack; empty for the embedded graph."""
         self.acknowledged: Mapping[UUID, Send] = {}
         self._given |= {"PYTHONPATH": str(ROOT), "FAULTS_DIR": str(folder)}
         self.proxies = {
-            store: Proxy(self._port_of(name), WRITES[store]) for store, name in PROXIED.items()
+            store: Proxy(self._port_of(name), WRITES[name])
+            for store, name in zip(STORES, ("postgres", graph, "vectors"), strict=True)
         }
 
     def _port_of(self, name: str) -> Callable[[], int]:
         return lambda: self.children()[name].port
 
+    @property
+    def _beside(self) -> Path:
+        return self.data_dir.with_name("beside")
+
+    def children(self) -> dict[str, ChildState]:
+        beside = read_stack(self._beside) if self.graph_url else None
+        return super().children() | (beside.children if beside else {})
+
     @asynccontextmanager
-    async def proxied(self) -> AsyncIterator[None]:
+    async def surrounded(self) -> AsyncIterator[None]:
+        """What the stack needs around it: the graph's server, if it is none of the stack's own, and the proxies."""
+        async with AsyncExitStack() as around:
+            if self.graph == "neo4j":
+                from tests.servers.neo4j import Neo4j  # needs the driver
+
+                engine = Neo4j(self._beside, free_port(), "beside-the-stack")
+                keeper = await around.enter_async_context(Supervisor(self._beside, _unsaid))
+                engine.prepare()
+                await keeper.start(replace(child_of(engine), ready_seconds=JVM_SECONDS))
+                self.graph_url = engine.url
+                self.set(GRAPH=engine.url)
+            await around.enter_async_context(self._proxied())
+            yield
+
+    @asynccontextmanager
+    async def _proxied(self) -> AsyncIterator[None]:
         """Proxies that listen, noted where the worker looks for them."""
         ports = {store: await proxy.start() for store, proxy in self.proxies.items()}
         (self.folder / "proxies.json").write_text(str(ports).replace("'", '"'))
@@ -54,6 +96,10 @@ class FaultyStack(Stack):
 
     def restarts(self) -> int:
         return self.children()["worker"].restarts
+
+
+def _unsaid(name: str, what: str, detail: str) -> None:
+    """What becomes of the server beside the stack shows in `children`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +137,22 @@ def lose_replies(store: str) -> Fault:
     return Fault(f"lose replies of {store}", strike)
 
 
+def acknowledge_late(store: str) -> Fault:
+    """In part later than the worker waits: it tries again what took effect."""
+
+    async def strike(stack: FaultyStack, chance: random.Random) -> None:
+        proxy = stack.proxies[store]
+        before = proxy.late
+        proxy.delay(chance.uniform(1, 4))
+        try:
+            await until(lambda: proxy.late > before, seconds=20, what=stack.told)
+            await asyncio.sleep(chance.uniform(1, 4))
+        finally:
+            proxy.heal()
+
+    return Fault(f"late acknowledgements of {store}", strike)
+
+
 def die_after(step: str) -> Fault:
     async def strike(stack: FaultyStack, chance: random.Random) -> None:
         order, before = stack.folder / "die", stack.restarts()
@@ -110,27 +172,42 @@ async def _kill_all(stack: FaultyStack, chance: random.Random) -> None:
 
 async def _kill_two(stack: FaultyStack, chance: random.Random) -> None:
     """A store and the worker at the same moment: a power cut in small."""
-    for child in ("worker", chance.choice(("falkordb", "vectors"))):
+    for child in ("worker", chance.choice((stack.graph, "vectors"))):
         os.kill(stack.children()[child].pid, signal.SIGKILL)
     await asyncio.sleep(0.3)
 
 
-ENGINES = ("postgres", "falkordb", "valkey", "vectors", "temporal")
-KINDS: tuple[Fault, ...] = (
-    Fault("kill -9 apex up", _kill_all),
-    Fault("kill -9 worker and a store", _kill_two),
-    *(kill(child) for child in ("worker", "gateway", *ENGINES)),
-    stop("worker", LEASE_SECONDS + 1, LEASE_SECONDS + 2.5),
-    *(stop(child, 1.5, 4) for child in ENGINES),
-    *(lose_replies(store) for store in PROXIED),
-    *(die_after(step) for step in STEPS),
-)
+def kinds(graph: str) -> Sequence[Fault]:
+    """Every kind there is, with this graph."""
+    engines = ("postgres", graph, "valkey", "vectors", "temporal")
+    return (
+        Fault("kill -9 apex up", _kill_all),
+        Fault("kill -9 worker and a store", _kill_two),
+        *(kill(child) for child in ("worker", "gateway", *engines)),
+        stop("worker", LEASE_SECONDS + 1, LEASE_SECONDS + 2.5),
+        *(stop(child, 1.5, 4) for child in engines),
+        *(lose_replies(store) for store in STORES),
+        *(acknowledge_late(store) for store in STORES),
+        *(die_after(step) for step in STEPS),
+    )
 
 
-def schedule(seed: str, count: int) -> list[Fault]:
+def kinds_of_graph(graph: str) -> Sequence[Fault]:
+    """Those that the choice of the graph makes a difference to."""
+    names = (
+        f"kill -9 {graph}",
+        f"stop {graph}",
+        "lose replies of graph",
+        "late acknowledgements of graph",
+        "worker dies after graph",
+    )
+    return [fault for fault in kinds(graph) if fault.name in names]
+
+
+def schedule(seed: str, count: int, of: Sequence[Fault]) -> list[Fault]:
     """`count` faults: each kind once in an order of the seed's, then over again in another."""
     chance = random.Random(f"{seed}/schedule")
     planned: list[Fault] = []
     while len(planned) < count:
-        planned += chance.sample(KINDS, len(KINDS))
+        planned += chance.sample(of, len(of))
     return planned[:count]

@@ -7,7 +7,7 @@ import random
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import httpx2
 
 from apex_memory.app import open_app
 from apex_memory.config import Settings
+from apex_memory.stores.embedded import Engine
 from apex_memory.stores.embedded.falkordb import FalkorDB
 from apex_memory.stores.embedded.postgres import PostgreSQL
 from apex_memory.stores.embedded.stack import secret
@@ -23,7 +24,7 @@ from apex_memory.stores.embedded.vectors_engine import Edge
 from tests.e2e.stack import Stack, data_folder
 from tests.faults.checks import Findings, examine, settle
 from tests.faults.controls import Controlled, controls
-from tests.faults.kinds import LEASE_SECONDS, Fault, FaultyStack, schedule
+from tests.faults.kinds import LEASE_SECONDS, Fault, FaultyStack, kinds, schedule
 from tests.faults.readers import Readers
 from tests.faults.story import Story, document
 from tests.faults.writers import Writers
@@ -37,7 +38,7 @@ SETTINGS = {
     "CHUNK_CHARS": "200",
     "BATCH_MAX": "32",
 }
-HEAL_SECONDS = 60
+HEAL_SECONDS = 120
 JSON = {"content-type": "application/json"}
 Say = Callable[[str], None]
 
@@ -47,6 +48,7 @@ class Result:
     """What a run found and measured. `violations` is empty when the promise was kept and the checkers can see."""
 
     seed: str
+    graph: str
     faults: Counter[str] = field(default_factory=Counter)
     recovery: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     """Seconds from the end of a fault until something written after it could be found, by kind."""
@@ -68,17 +70,29 @@ class Result:
         return [*blind, *read, *self.unexpected, *self.findings.all()]
 
 
-async def run(seed: str, count: int, *, say: Say = print, seconds: float | None = None) -> Result:
-    """`count` faults, or as many as fit into `seconds`. What is planned depends on the seed alone."""
-    began, result = time.monotonic(), Result(seed)
+async def run(
+    seed: str,
+    count: int,
+    *,
+    graph: str = "falkordb",
+    of: Sequence[Fault] = (),
+    say: Say = print,
+    seconds: float | None = None,
+) -> Result:
+    """`count` faults, or as many as begin within `seconds` after the stack is up. The seed alone plans.
+
+    `of` are the faults to draw from: every kind, if not given.
+    """
+    began, result = time.monotonic(), Result(seed, graph)
+    planned = schedule(seed, count, of or kinds(graph))
     with tempfile.TemporaryDirectory(prefix="apex-faults-") as orders:
         async with data_folder() as folder:
-            stack = FaultyStack(folder, Path(orders), **SETTINGS)
-            async with stack.proxied():
+            stack = FaultyStack(folder, Path(orders), graph=graph, **SETTINGS)
+            async with stack.surrounded():
                 try:
                     say(f"seed {seed}: stack up after {await stack.start():.1f} s")
-                    deadline = None if seconds is None else began + seconds
-                    await _strike(stack, schedule(seed, count), result, say, deadline)
+                    deadline = None if seconds is None else time.monotonic() + seconds
+                    await _strike(stack, planned, result, say, deadline)
                     await _judge(stack, result, say)
                 except BaseException:
                     say(stack.told())
@@ -156,14 +170,15 @@ async def _judge(stack: FaultyStack, result: Result, say: Say) -> None:
             say(f"control: {line}")
 
 
-def settings_of(stack: Stack) -> Settings:
+def settings_of(stack: FaultyStack) -> Settings:
     """How a process beside the stack reaches its engines."""
     folder, children = stack.data_dir, stack.children()
-    engines = (
+    engines: list[Engine] = [
         PostgreSQL(folder, children["postgres"].port, secret(folder, "documents")),
-        FalkorDB(folder, children["falkordb"].port, secret(folder, "graph")),
         Valkey(folder, children["valkey"].port, secret(folder, "cache")),
         Edge(folder, children["vectors"].port, secret(folder, "vectors"), DIMENSION),
-    )
-    urls = {engine.role: engine.url for engine in engines}
+    ]
+    if not stack.graph_url:
+        engines.append(FalkorDB(folder, children["falkordb"].port, secret(folder, "graph")))
+    urls = {"graph": stack.graph_url} | {engine.role: engine.url for engine in engines}
     return Settings(data_dir=folder, embedder="hashing", chunk_chars=200, **urls)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A TCP proxy that can lose a reply: the request reached the store and took effect, the answer never arrives."""
+"""A TCP proxy that can lose a reply, or bring it late: the request reached the store and took effect, and nobody knows."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ class Proxy:
     """Stands for a store on a port of its own. `target` is asked at each connection: the store may move."""
 
     def __init__(self, target: Callable[[], int], request: bytes) -> None:
-        """`request` is what the requests hold whose replies may be lost."""
+        """`request` is what the requests hold whose replies may be lost or late."""
         self._target = target
         self._request = request
         self._losing = 0
+        self._late_seconds = 0.0
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[None]] = set()
         self.lost = 0
+        self.late = 0
 
     async def start(self) -> int:
         """The port."""
@@ -37,8 +39,12 @@ class Proxy:
         """Cut the next `times` connections between such a request and its reply."""
         self._losing = times
 
+    def delay(self, seconds: float) -> None:
+        """Bring replies to such requests that much later: so a disk shows that takes its time."""
+        self._late_seconds = seconds
+
     def heal(self) -> None:
-        self._losing = 0
+        self._losing, self._late_seconds = 0, 0.0
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -53,9 +59,9 @@ class Proxy:
 
     async def _between(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         store_reader, store_writer = await asyncio.open_connection("127.0.0.1", self._target())
-        marked = asyncio.Event()
-        there = asyncio.create_task(self._requests(reader, store_writer, marked))
-        back = asyncio.create_task(self._replies(store_reader, writer, marked))
+        lose, delay = asyncio.Event(), asyncio.Event()
+        there = asyncio.create_task(self._requests(reader, store_writer, lose, delay))
+        back = asyncio.create_task(self._replies(store_reader, writer, lose, delay))
         try:
             await asyncio.wait((there, back), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -65,21 +71,36 @@ class Proxy:
             store_writer.close()
 
     async def _requests(
-        self, reader: asyncio.StreamReader, store: asyncio.StreamWriter, marked: asyncio.Event
+        self,
+        reader: asyncio.StreamReader,
+        store: asyncio.StreamWriter,
+        lose: asyncio.Event,
+        delay: asyncio.Event,
     ) -> None:
         while chunk := await reader.read(CHUNK):
-            if self._losing and self._request in chunk:
-                self._losing -= 1
-                marked.set()
+            if self._request in chunk:
+                if self._losing:
+                    self._losing -= 1
+                    lose.set()
+                if self._late_seconds:
+                    delay.set()
             store.write(chunk)
             await store.drain()
 
     async def _replies(
-        self, store: asyncio.StreamReader, writer: asyncio.StreamWriter, marked: asyncio.Event
+        self,
+        store: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        lose: asyncio.Event,
+        delay: asyncio.Event,
     ) -> None:
         while chunk := await store.read(CHUNK):
-            if marked.is_set():  # the store has answered: what was asked took effect
+            if lose.is_set():  # the store has answered: what was asked took effect
                 self.lost += 1
                 return
+            if delay.is_set():
+                delay.clear()
+                self.late += 1
+                await asyncio.sleep(self._late_seconds)
             writer.write(chunk)
             await writer.drain()

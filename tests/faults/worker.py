@@ -59,7 +59,9 @@ def detour(folder: Path) -> None:
     ports: dict[str, int] = json.loads((folder / "proxies.json").read_text())
     for store, port in ports.items():
         name = f"APEX_{store.upper()}"
-        os.environ[name] = re.sub(r"(?<=127\.0\.0\.1:)\d+", str(port), os.environ[name])
+        url = re.sub(r"(?<=127\.0\.0\.1:)\d+", str(port), os.environ[name])
+        # `neo4j:` asks the server for its address, and goes there: past the proxy.
+        os.environ[name] = url.replace("neo4j://", "bolt://")
 
 
 if __name__ == "__main__":

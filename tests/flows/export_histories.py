@@ -28,6 +28,17 @@ from apex_memory.flows.orders import (
     StoreOrder,
     SweepReport,
 )
+from apex_memory.flows.pull_orders import (
+    BackfillOrder,
+    BackfillReport,
+    FileOrder,
+    FileReport,
+    FollowOrder,
+    FollowReport,
+    PullOrder,
+    PullReport,
+)
+from apex_memory.flows.pull_workflows import PULL_WORKFLOWS, Backfill, File, Follow, Pull
 from apex_memory.flows.workflows import WORKFLOWS, Collect, Hello, Reconcile, Sweep
 from apex_memory.stores.embedded import free_port
 from apex_memory.stores.embedded.temporal import Temporal
@@ -139,6 +150,65 @@ async def export_others(client: Client) -> None:
             await write(name, handle)
 
 
+@activity.defn
+async def pull(order: PullOrder) -> PullReport:
+    return PullReport(2, 300, 290, 0, ["a", "b"])
+
+
+@activity.defn
+async def follow(order: FollowOrder) -> FollowReport:
+    return FollowReport(120, 4_000, 12, 20)
+
+
+@activity.defn
+async def land_file(order: FileOrder) -> FileReport:
+    done = activity.info().workflow_id in landing
+    landing.add(activity.info().workflow_id)
+    return FileReport(600, 600 if done else 500, more=not done)
+
+
+@activity.defn
+async def answer_file(order: FileOrder) -> list[str]:
+    return ["997.edi"]
+
+
+@activity.defn
+async def backfill(order: BackfillOrder) -> BackfillReport:
+    return BackfillReport("done", 500, 12)
+
+
+landing: set[str | None] = set()
+
+
+async def export_fetching(client: Client) -> None:
+    calls: list[tuple[Any, Any]] = [
+        (Pull, PullOrder("edi")),
+        (File, FileOrder("edi", "c")),
+        (Follow, FollowOrder("samsara", 5, runs=2)),
+        (Backfill, BackfillOrder("edi", "d")),
+    ]
+    async with Worker(
+        client,
+        task_queue="fetching",
+        workflows=PULL_WORKFLOWS,
+        activities=[pull, follow, land_file, answer_file, backfill],
+        interceptors=[Translation()],
+    ):
+        for workflow, order in calls:
+            name = workflow.__name__.lower()
+            handle = await client.start_workflow(
+                workflow.run, order, id=name, task_queue="fetching"
+            )
+            first = client.get_workflow_handle(name, run_id=handle.first_execution_run_id)
+            await until(lambda first=first: _closed(first), f"{name} ended")
+            await write(name, first)
+        await client.get_workflow_handle("follow").terminate("exported")
+
+
+async def _closed(handle: WorkflowHandle[Any, Any]) -> bool:
+    return (await handle.describe()).close_time is not None
+
+
 async def write(name: str, handle: WorkflowHandle[Any, Any]) -> None:
     history = json.loads((await handle.fetch_history()).to_json())
     text = json.dumps(_anonymous(history), indent=1, sort_keys=True)
@@ -160,6 +230,7 @@ async def main() -> None:
             client = await connect(engine.url)
             await export_drains(client)
             await export_others(client)
+            await export_fetching(client)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 from temporalio.workflow import NondeterminismError
 
+from apex_memory.flows.pull_workflows import PULL_WORKFLOWS
 from apex_memory.flows.workflows import WORKFLOWS
 from tests.flows.changed import HastyDrain
 
+ALL = [*WORKFLOWS, *PULL_WORKFLOWS]
 FILES = sorted((Path(__file__).parent / "histories").glob("*.json"))
 
 
@@ -21,12 +23,12 @@ def history(file: Path) -> WorkflowHistory:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 async def test_history_replays(file: Path) -> None:
-    await Replayer(workflows=WORKFLOWS).replay_workflow(history(file))
+    await Replayer(workflows=ALL).replay_workflow(history(file))
 
 
 def test_every_workflow_has_a_history() -> None:
     recorded = {file.stem.partition("-")[0] for file in FILES}
-    assert recorded == {workflow.__name__.lower() for workflow in WORKFLOWS}
+    assert recorded == {workflow.__name__.lower() for workflow in ALL}
 
 
 async def test_a_changed_workflow_does_not_replay() -> None:

@@ -79,6 +79,23 @@ async def test_a_child_that_never_answers_is_not_left_behind(tmp_path: Path) -> 
         assert not alive(int((tmp_path / "data/log/small.log").read_text()))
 
 
+async def test_a_child_that_stands_back_does_so_with_its_session(tmp_path: Path) -> None:
+    """Niceness alone counts for nothing where the kernel shares among sessions first."""
+    script = "nice; cat /proc/self/autogroup 2>/dev/null; exec sleep 1000"
+    own = Path("/proc/self/autogroup")
+    for niceness in (0, 7):
+        child = shell(script, tmp_path, name=f"at{niceness}", niceness=niceness)
+        async with Supervisor(tmp_path / child.name, silent) as supervisor:
+            await supervisor.start(child)
+            log = tmp_path / child.name / "log" / f"{child.name}.log"
+            lines = 2 if own.exists() else 1
+            await until(lambda: log.read_text().count("\n") == lines)  # noqa: B023
+            told = log.read_text().splitlines()
+        assert int(told[0]) == os.nice(0) + niceness
+        if own.exists():
+            assert told[1].endswith(f"nice {niceness}")
+
+
 async def test_a_missing_program_is_named(tmp_path: Path) -> None:
     child = Child(name="small", command=["/nowhere/x"], ready=at_once, directory=tmp_path)
     with pytest.raises(Unavailable, match="/nowhere/x"):

@@ -66,16 +66,20 @@ def test_word_legs_are_trusted_by_how_much_of_the_question_they_cover() -> None:
     assert Weights(covered=0).trusting(0, 0) == Weights(covered=0)
 
 
-def row(
-    doc: uuid.UUID, *, passages: int = 1, days: int = 0, kind: str = "email", title: str = ""
+def row(doc: uuid.UUID, *, passages: int = 1, days: int = 0) -> Row:
+    return {"doc_id": doc, "passages": passages, "occurred_at": DAY + timedelta(days=days)}
+
+
+def content(
+    *spans: tuple[int, int],
+    ref: str = "",
+    starts: tuple[int | None, ...] = (),
+    kind: str = "email",
+    title: str = "",
 ) -> Row:
-    at = DAY + timedelta(days=days)
-    return {"doc_id": doc, "passages": passages, "occurred_at": at, "kind": kind, "title": title}
-
-
-def content(*spans: tuple[int, int], ref: str = "", starts: tuple[int | None, ...] = ()) -> Row:
     said = [("mentions", "document:x", ref, None, start) for start in starts]
-    return {"spans": msgpack.packb(spans), "assertions": msgpack.packb(said)}
+    packed = {"spans": msgpack.packb(spans), "assertions": msgpack.packb(said)}
+    return {**packed, "kind": kind, "title": title}
 
 
 def ranking(**changes: object) -> Ranking:
@@ -96,7 +100,7 @@ def ranking(**changes: object) -> Ranking:
 
 
 def docs(ranked: list[Ranked]) -> list[uuid.UUID]:
-    return [one.row["doc_id"] for one in ranked]
+    return [one.doc for one in ranked]
 
 
 def exact(*named: tuple[str, uuid.UUID]) -> Exact:
@@ -138,10 +142,12 @@ def test_an_identifier_wins_outright_and_its_passage_leads() -> None:
 def test_the_record_of_a_thing_comes_before_what_is_said_of_it(
     kind: str, title: str, first: uuid.UUID
 ) -> None:
-    rows = {A: row(A, title="Re: INV-7"), B: row(B), C: row(C, kind=kind, title=title)}
     found = exact(*(("invoice:INV-7", doc) for doc in (A, C)))
-    contents = {doc: content((0, 10)) for doc in (A, C)}
-    ranked = ranking(rows=rows, exact=found, contents=contents)
+    contents = {
+        A: content((0, 10), title="Re: INV-7"),
+        C: content((0, 10), kind=kind, title=title),
+    }
+    ranked = ranking(exact=found, contents=contents)
     assert docs(ranked.order(limit=3, passages_per_document=1))[0] == first
 
 
@@ -189,7 +195,7 @@ def test_a_document_that_only_the_graph_knows_is_shown_at_its_evidence() -> None
         graph=GraphFinds([GraphHit(D, D, "person:dana-ortiz", 0, 14)], {"person:dana-ortiz": 1}),
         contents={D: content((0, 10), (10, 20))},
     ).order(limit=9, passages_per_document=1)
-    assert (ranked[-1].row["doc_id"], ranked[-1].start) == (D, 10)
+    assert (ranked[-1].doc, ranked[-1].start) == (D, 10)
     assert ranked[-1].why == ("person:dana-ortiz",)
 
 

@@ -141,11 +141,12 @@ async def test_stages_that_readers_do_not_see_are_read_from_their_index(
 
 
 async def test_text_is_read_by_key(explaining: Explaining) -> None:
-    cursor = await explaining._connection.execute("SELECT id FROM manifests LIMIT 10")
-    ids = [row["id"] for row in await cursor.fetchall()]
+    cursor = await explaining._connection.execute("SELECT doc_id FROM documents LIMIT 10")
+    ids = [row["doc_id"] for row in await cursor.fetchall()]
     texts = await reader(explaining).snippets([(id, 2, 7) for id in ids])
     assert [row["snippet"] for row in texts] == ["x x x"] * 10
-    assert explaining.indexes() == {"manifests_pkey", "inbox_pkey"} and not explaining.walked()
+    assert explaining.indexes() == {"documents_pkey", "manifests_pkey", "inbox_pkey"}
+    assert not explaining.walked()
 
 
 async def test_the_newest_documents_are_read_from_their_index(explaining: Explaining) -> None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import uuid
+from itertools import accumulate
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from apex_memory.stores.words import Words
+from apex_memory.errors import Rejected
+from apex_memory.model import VectorPoint
+from apex_memory.stores.words import NEARBY, Words
 
 words = Words(10)
 
@@ -55,3 +62,72 @@ def test_a_text_with_its_neighbours_is_held_against_a_longer_average() -> None:
 
 def test_questions_weigh_each_term_once() -> None:
     assert words.question("truck truck trailer").weights.tolist() == [1, 1]
+
+
+def points(texts: list[str], *, gap: str = "\n\n") -> list[VectorPoint]:
+    """The chunks of one stage, with `gap` between them in the document."""
+    stage, whole = uuid.uuid4(), gap.join(texts)
+    ends = list(accumulate(len(text) + len(gap) for text in texts))
+    spans = [
+        (end - len(text) - len(gap), end - len(gap)) for text, end in zip(texts, ends, strict=True)
+    ]
+    return [
+        VectorPoint(
+            id=uuid.uuid4(),
+            stage=stage,
+            doc=uuid.uuid4(),
+            n=n,
+            start=start,
+            end=end,
+            text=whole[start:end],
+            nearby=whole[spans[max(0, n - 1)][0] : spans[min(n + 1, len(spans) - 1)][1]],
+            source="documents",
+            kind="note",
+            time=0,
+            entities=(),
+            hash=0,
+        )
+        for n, (start, end) in enumerate(spans)
+    ]
+
+
+def assert_same(made: list[VectorPoint]) -> None:
+    rows = words.rows(made)
+    ends = np.cumsum(rows.lengths).tolist()
+    assert ends[-1] == len(rows.ids) == len(rows.weights)
+    for point, start, end in zip(made, [0, *ends], ends, strict=False):
+        passage, nearby = words.passage(point.text), words.nearby(point.nearby)
+        ids = np.concatenate((passage.ids, nearby.ids | np.uint32(NEARBY)))
+        assert rows.ids[start:end].tolist() == ids.tolist()
+        weights = np.concatenate((passage.weights, nearby.weights))
+        assert rows.weights[start:end].tolist() == weights.tolist()
+
+
+word = st.sampled_from(
+    ["truck", "trucks", "Lumper", "the", "SHP-100045", "naïve", "中文", "x", "", "\n"]
+)
+
+
+@given(
+    documents=st.lists(
+        st.lists(st.lists(word, max_size=40).map(" ".join), min_size=1, max_size=6), max_size=4
+    ),
+    gap=st.sampled_from(["\n\n", " ", "", "-", ", "]),
+)
+def test_rows_of_many_points_are_those_of_each_to_the_last_bit(
+    documents: list[list[str]], gap: str
+) -> None:
+    made = [point for texts in documents for point in points(texts, gap=gap)]
+    if made:
+        assert_same(made)
+        assert_same(made[1:-1] or made)  # neighbours that are not among them
+
+
+def test_words_that_a_border_cuts_are_counted_whole_in_what_is_nearby() -> None:
+    assert_same(points(["the truck", "er waits", "at the dock"], gap=""))
+
+
+def test_a_text_that_is_not_unicode_is_refused_with_its_point() -> None:
+    (point,) = points(["truck \ud800"])
+    with pytest.raises(Rejected, match=str(point.id)):
+        words.rows([point])

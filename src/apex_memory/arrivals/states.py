@@ -47,6 +47,7 @@ class SourceStates:
             """SELECT n.name, s.enabled, s.paused, s.pulled_at, s.error, s.error_at, e.received_at AS last_event_at,
                       coalesce(b.events, 0) AS backlog, b.lag, coalesce(p.events, 0) AS parked,
                       coalesce(d.events, 0) AS dead_letters,
+                      coalesce(m.documents, 0) AS documents,
                       (SELECT count(*) FROM nudges WHERE nudges.source = n.name) AS nudges,
                       (SELECT count(*) FROM files WHERE files.source = n.name AND ended_at IS NULL) AS files,
                       (SELECT count(*) FROM windows WHERE windows.source = n.name AND dirty) AS windows
@@ -56,6 +57,8 @@ class SourceStates:
                LEFT JOIN (SELECT source, count(*) AS events, extract(epoch FROM clock_timestamp() - min(received_at)) AS lag
                           FROM inbox WHERE open GROUP BY 1) b ON b.source = n.name
                LEFT JOIN (SELECT source, count(*) AS events FROM inbox WHERE state = 'parked' GROUP BY 1) p ON p.source = n.name
+               LEFT JOIN (SELECT source, count(*) AS documents FROM documents WHERE NOT deleted GROUP BY 1) m
+                      ON m.source = n.name
                LEFT JOIN (SELECT source, count(*) AS events FROM dead_letters WHERE status = 'open' GROUP BY 1) d
                       ON d.source = n.name
                ORDER BY n.name""",

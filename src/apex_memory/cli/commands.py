@@ -13,9 +13,11 @@ from apex_memory.cli import (
     demo,
     ingest,
     keys,
+    links,
     operate,
     reference,
     secrets,
+    simulate,
     sources,
     up,
 )
@@ -54,10 +56,12 @@ app.command("document")(ask.document)
 app.command("entity")(ask.entity)
 app.command("events")(ask.events)
 app.command("event")(ask.event)
+app.command("links")(links.links)
 app.add_typer(sources.app, name="sources")
 app.add_typer(secrets.app, name="secrets")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(keys.app, name="keys")
 app.command("reconcile")(operate.reconcile)
+app.command("simulate")(simulate.simulate)
 app.command("demo")(demo.demo)
 app.command("reference", hidden=True)(reference.reference)

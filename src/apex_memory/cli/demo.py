@@ -1,36 +1,49 @@
-"""`apex demo`: the main job on real input: start, land, wait until searchable, ask, show, stop."""
+"""`apex demo`: a working day of nine vendors, compressed: start, let it happen, ask, show, stop."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
-import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic
 from typing import Annotated, Any
 
+import httpx2
 import typer
+from rich.live import Live
+from rich.table import Table
 
 import apex_memory
-from apex_memory import sources
 from apex_memory.cli.ask import show_answer, show_event
 from apex_memory.cli.client import Gateway, admin_key
-from apex_memory.cli.ingest import follow, progress, send_files
-from apex_memory.cli.output import console
+from apex_memory.cli.ingest import send_files
+from apex_memory.cli.output import console, show_table
 from apex_memory.cli.up import Running, running, show_stack
 from apex_memory.config import Settings, load_settings
 from apex_memory.errors import Conflict
+from apex_memory.simulate.day import Telling, end_of
+from apex_memory.simulate.program import classes
+from apex_memory.simulate.served import Delivery, Served, serving
+from apex_memory.simulate.vendor import Chaos, Simulator
+from apex_memory.simulate.world import Clock, World
 from apex_memory.stores.embedded.stack import read_stack
 
 FOLDER = Path(".apex-demo")
-SIGNING_KEY = "demo_signing_key"
+SHIPMENTS = 5
+STEPS = 16  # into which the day is cut
+STEP_SECONDS = 0.35
+SETTLE_SECONDS = 90.0
+POLL_SECONDS = 2.0
+SHIPMENT = "SHP-100045"
 QUESTIONS = (
-    "Where is SHP-100045, and who asked about it?",
+    f"Where is {SHIPMENT}, who asked about it, and what was billed?",
+    "Which payments did the bank book for freight invoices?",
     "How is waiting time at the dock paid?",
-    "Which reefer load got too warm on the way?",
 )
 
 
@@ -39,46 +52,58 @@ def demo(
         bool, typer.Option("--keep", help="Leave the stack running at the end, until Ctrl-C.")
     ] = False,
 ) -> None:
-    """Run the main job on real input in a folder of its own (./.apex-demo, made anew).
+    """Run a day of all sources against simulated vendors, in a folder of its own (./.apex-demo, made anew).
 
     Example: apex demo --keep
     """
-    os.environ |= {
-        "APEX_DATA_DIR": str(FOLDER),
-        "APEX_SOURCES__FRONTAPP__SIGNING_KEYS": f'["{SIGNING_KEY}"]',
-        "APEX_LOG_LEVEL": "warning",
-        "APEX_PORT": os.environ.get("APEX_PORT", "0"),
-    }
-    settings = load_settings()
     if read_stack(FOLDER):
         raise Conflict(
             f"a demo runs already from {FOLDER}", remedy="stop it first (Ctrl-C in its terminal)"
         )
     if FOLDER.exists():
         shutil.rmtree(FOLDER)
-    failed = asyncio.run(_demo(settings, keep=keep))
-    if failed:
+    if asyncio.run(_demo(keep=keep)):
         raise Conflict(
             "the demo did not end as it should", remedy=f"see {FOLDER}/log, and run `apex doctor`"
         )
 
 
-async def _demo(settings: Settings, *, keep: bool) -> bool:
+async def _demo(*, keep: bool) -> bool:
     out = console()
-    out.print(
-        "[dim]Starting PostgreSQL, FalkorDB, Valkey, Qdrant Edge, Temporal, gateway and worker …[/]"
-    )
-    async with running(settings, _report) as stack:
-        show_stack(settings, stack)
-        good = await asyncio.to_thread(_tell, settings, stack)
-        if keep:
-            out.print(
-                f"\nIt goes on running. In another terminal: [bold]export APEX_DATA_DIR={FOLDER}[/], then `apex search …`. Ctrl-C stops it.",
-                highlight=False,
-            )
-            await stack.supervisor.wait()
+    world = World.make(shipments=SHIPMENTS)
+    clock = Clock(world.start)
+    simulators = [kind(world, clock, Chaos()) for kind in classes()]
+    async with serving(simulators) as served:
+        settings = _settings(served)
+        out.print(
+            "[dim]Starting PostgreSQL, FalkorDB, Valkey, Qdrant Edge, Temporal, gateway and worker …[/]"
+        )
+        async with running(settings, _report) as stack:
+            show_stack(settings, stack)
+            good = await _day(settings, stack, simulators, clock)
+            if keep:
+                out.print(
+                    f"\nIt goes on running. In another terminal: [bold]export APEX_DATA_DIR={FOLDER}[/], then `apex search …`. Ctrl-C stops it.",
+                    highlight=False,
+                )
+                await stack.supervisor.wait()
     out.print("[dim]All stopped.[/]")
     return not good
+
+
+def _settings(served: Served) -> Settings:
+    """Settings that point every source at its simulator, polled as often as a compressed day needs."""
+    tables = served.settings()
+    for name, table in tables.items():
+        if name not in ("llm",):
+            table.setdefault("poll_seconds", POLL_SECONDS)
+    os.environ |= {
+        "APEX_DATA_DIR": str(FOLDER),
+        "APEX_SOURCES": json.dumps(tables, default=str),
+        "APEX_LOG_LEVEL": "warning",
+        "APEX_PORT": os.environ.get("APEX_PORT", "0"),
+    }
+    return load_settings()
 
 
 def _report(name: str, what: str, detail: str) -> None:
@@ -86,100 +111,160 @@ def _report(name: str, what: str, detail: str) -> None:
         console(stderr=True).print(f"  {name} {what}: {detail}", highlight=False)
 
 
-def _tell(settings: Settings, stack: Running) -> bool:
-    """Land, wait, ask, show. True when everything landed became searchable and every question found something."""
-    out = console()
-    api = Gateway(stack.url, admin_key(settings))
+async def _day(
+    settings: Settings, stack: Running, simulators: Sequence[Simulator], clock: Clock
+) -> bool:
+    """Let the day happen, ask, show. True when everything came and every question found something."""
+    out, key = console(), admin_key(settings)
+    api = Gateway(stack.url, key)
     try:
-        out.rule("1. Land real inputs")
-        result = _land(api, settings)
-        out.print(
-            f"{len(result['landed'])} events landed: {', '.join(result['lines'])}. "
-            f"All searchable after {result['seconds']:.1f} s.",
-            highlight=False,
-        )
-        found = True
-        for n, question in enumerate(QUESTIONS, start=2):
-            out.rule(f"{n}. {question}", style="dim")
-            answer = api.call(
-                "POST",
-                "/v1/search",
-                json={"query": question, "limit": 3, "passages_per_document": 1},
-            )
-            show_answer(answer)
-            found = found and bool(answer["hits"]) and not answer["degraded"]
-        out.rule("One event's life", style="dim")
-        event = api.call("GET", f"/v1/events/{result['landed'][0]}")
-        show_event(event)
+        out.rule("1. A day of nine sources")
+        async with httpx2.AsyncClient(timeout=30) as http:
+            delivery = Delivery(stack.url, key, http)
+            seen = await _happen(api, Telling(simulators, delivery, clock))
+        out.print(seen.line(), highlight=False)
+        for refused in delivery.refused:
+            out.print(f"[red]refused:[/] {refused}", highlight=False)
+        answered = await asyncio.to_thread(_ask, api)
         out.print(
             f"\nAPI docs     {stack.url}/docs\nTemporal UI  {stack.temporal_ui}/namespaces/apex/workflows",
             highlight=False,
         )
-        return found and not result["failed"]
+        return answered and seen.settled and not delivery.refused
     finally:
         api.close()
 
 
-def _land(api: Gateway, settings: Settings) -> dict[str, Any]:
-    began = datetime.now(UTC)
-    landed: list[str] = []
-    lines = []
-    for name, requests in _samples(settings):
-        count = 0
-        for item in requests:
-            answer = api.call(
-                "POST", item.route, content=item.body, headers=item.headers, params=item.query
-            )
-            landed += [event["id"] for event in answer["events"]]
-            count += len(answer["events"])
-        lines.append(f"{count} {name}")
-    files = [(file, f"demo/{file.name}") for file in sorted(documents_folder().iterdir())]
-    sent = send_files(api, files, wait=False, timeout=0, quiet=not sys.stderr.isatty())
-    landed += sent["landed"]
-    lines.append(
-        f"{len(sent['landed'])} files ({', '.join(sorted({file.suffix[1:] for file, _ in files}))})"
-    )
-    with progress(quiet=not sys.stderr.isatty()) as bar:
-        states = follow(api, landed, bar, timeout=120)
-    failed = [id for id, state in states.items() if state not in ("done", "superseded")] + sent[
-        "refused"
-    ]
-    for id in failed:
-        console().print(f"[red]not searchable:[/] {id}")
-    return {
-        "landed": landed,
-        "lines": lines,
-        "failed": failed,
-        "seconds": (datetime.now(UTC) - began).total_seconds(),
-    }
-
-
 @dataclass(frozen=True, slots=True)
-class Signed:
-    """A sample as its vendor would send it."""
+class Seen:
+    """What came, by source, and whether nothing was left over."""
 
-    route: str
-    body: bytes
-    headers: dict[str, str]
-    query: dict[str, str]
+    rows: Sequence[Mapping[str, Any]]
+    seconds: float
+
+    @property
+    def settled(self) -> bool:
+        return not any(
+            row["backlog"] or row["nudges"] or row["files"] or row["dead_letters"] or row["error"]
+            for row in self.rows
+        )
+
+    def line(self) -> str:
+        total = sum(row["documents"] for row in self.rows)
+        end = "nothing waits" if self.settled else "[red]not all of it is done[/]"
+        return f"{total} documents of {len(self.rows)} sources are in memory after {self.seconds:.1f} s; {end}."
 
 
-def _samples(settings: Settings) -> Iterator[tuple[str, list[Signed]]]:
-    """Signed webhooks and conversations, built on each source's samples; documents come as files."""
-    for name, source in sources.load(settings.sources).items():
-        if name == "documents":
-            continue
-        at = datetime.now(UTC)
-        requests = [
-            Signed(
-                source.route,
-                sample.body,
-                {"Content-Type": sample.content_type, **source.sign(sample.body, at)},
-                dict(sample.query),
-            )
-            for sample in source.samples()
-        ]
-        yield source.title, requests
+async def _happen(api: Gateway, telling: Telling) -> Seen:
+    """The day, step by step, with a line a source; ends when everything that came is in memory."""
+    began, end = monotonic(), end_of(telling.simulators[0].world)
+    start = telling.clock.now
+    files = asyncio.create_task(asyncio.to_thread(_send_documents, api))
+    with Live(console=console(stderr=True), refresh_per_second=8, transient=True) as live:
+        for n in range(1, STEPS + 1):
+            telling.clock.advance_to(start + (end - start) * n / STEPS)
+            await telling.go_on()
+            await _look(api, live, telling)
+            await asyncio.sleep(STEP_SECONDS)
+        await telling.delivery.flush()
+        await files
+        pulled = [row["name"] for row in await _rows(api) if row["pulled_at"]]
+        for name in pulled:  # what happened last is fetched now, not at the next turn
+            await asyncio.to_thread(api.call, "POST", f"/v1/sources/{name}/run")
+        quiet, known = 0, -1
+        while quiet < 3 and monotonic() - began < SETTLE_SECONDS:
+            rows = await _look(api, live, telling)
+            now = sum(row["documents"] for row in rows)
+            quiet = quiet + 1 if Seen(rows, 0).settled and now == known else 0
+            known = now
+            await asyncio.sleep(POLL_SECONDS / 2)
+    rows = await _rows(api)
+    show_table(
+        "",
+        ("source", "", "by", "documents", "state"),
+        [
+            (row["title"], row["priority"], row["pattern"], row["documents"], row["state"])
+            for row in rows
+        ],
+        empty="",
+    )
+    return Seen(rows, monotonic() - began)
+
+
+async def _look(api: Gateway, live: Live, telling: Telling) -> Sequence[Mapping[str, Any]]:
+    rows = await _rows(api)
+    table = Table(box=None, pad_edge=False, header_style="dim", title_justify="left")
+    table.title = f"{telling.until:%A %H:%M} in the simulated world"
+    for column in ("source", "", "by", "sent", "in memory", "waits"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(
+            row["title"],
+            row["priority"],
+            row["pattern"],
+            str(telling.delivery.sent.get(row["name"], "")),
+            str(row["documents"]),
+            str(row["backlog"] + row["nudges"] + row["files"] or ""),
+        )
+    live.update(table)
+    return rows
+
+
+async def _rows(api: Gateway) -> Sequence[Mapping[str, Any]]:
+    found = await asyncio.to_thread(api.call, "GET", "/v1/sources")
+    rows: Sequence[Mapping[str, Any]] = found["sources"]
+    return rows
+
+
+def _send_documents(api: Gateway) -> dict[str, Any]:
+    files = [(file, f"demo/{file.name}") for file in sorted(documents_folder().iterdir())]
+    return send_files(api, files, wait=False, timeout=0, quiet=True)
+
+
+def _ask(api: Gateway) -> bool:
+    """Ask, and show where one shipment shows up; True when every question found something."""
+    out, found = console(), True
+    for n, question in enumerate(QUESTIONS, start=2):
+        out.rule(f"{n}. {question}", style="dim")
+        answer = api.call(
+            "POST",
+            "/v1/search",
+            json={"query": question, "limit": 5 if n == 2 else 3, "passages_per_document": 1},
+        )
+        show_answer(answer)
+        found = found and bool(answer["hits"]) and not answer["degraded"]
+    out.rule(f"One shipment in all of them: {SHIPMENT}", style="dim")
+    documents = _naming(api)
+    sources = Counter(row["source"] for row in documents)
+    show_table(
+        "",
+        ("source", "documents", "the latest"),
+        [
+            (name, count, next(row["title"] for row in documents if row["source"] == name))
+            for name, count in sources.most_common()
+        ],
+        empty="Nothing.",
+    )
+    out.rule("One event's life", style="dim")
+    event = next(row["provenance"]["id"] for row in documents)
+    show_event(api.call("GET", f"/v1/events/{event}"))
+    return found and len(sources) > 1
+
+
+def _naming(api: Gateway) -> list[dict[str, Any]]:
+    """Documents that name the shipment, the newest first."""
+    answer = api.call(
+        "POST",
+        "/v1/search",
+        json={
+            "query": "",
+            "limit": 100,
+            "passages_per_document": 1,
+            "filters": {"entities": [f"shipment:{SHIPMENT}"]},
+        },
+    )
+    hits: list[dict[str, Any]] = answer["hits"]
+    return hits
 
 
 def documents_folder() -> Path:

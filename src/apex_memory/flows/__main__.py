@@ -1,4 +1,4 @@
-"""`python -m apex_memory.flows`: the worker process, until SIGTERM."""
+"""`python -m apex_memory.flows [realtime|bulk]`: a worker process, until SIGTERM; without an argument for all work."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ from apex_memory.config import Settings, load_settings
 from apex_memory.errors import ApexError
 from apex_memory.flows.client import quiet_runtime
 from apex_memory.flows.deploy import build_id
+from apex_memory.flows.queues import SHARES
 from apex_memory.flows.worker import serve
 from apex_memory.stores.embedded import HOST, free_port, write_private
 from apex_memory.telemetry import configure_logging, logger
 
 
-async def run(settings: Settings) -> None:
+async def run(settings: Settings, share: str = "all") -> None:
     """Open everything and work until SIGTERM or SIGINT. Raises what `open_app` raises."""
+    queues, name = SHARES[share], "bulk" if share == "bulk" else "worker"
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -42,15 +44,14 @@ async def run(settings: Settings) -> None:
         "metrics": f"http://{HOST}:{server.server_port}/metrics",
         "temporal_metrics": f"http://{HOST}:{temporal_port}/metrics",
     }
-    with registered(settings.data_dir / "run" / "worker.json", card):
+    with registered(settings.data_dir / "run" / f"{name}.json", card):
         logger(room="worker").info("worker starts", **card)
         async with open_app(settings) as app:
-            await (
-                app.recovery.gate()
-            )  # needs no Temporal; until then readers call the stores degraded
+            if name == "worker":  # needs no Temporal; until then readers call the stores degraded
+                await app.recovery.gate()
             fresh = asyncio.create_task(app.keep_secrets_fresh(), name="secrets")
             try:
-                await serve(app, build=build, stop=stop, runtime=runtime)
+                await serve(app, build=build, stop=stop, runtime=runtime, queues=queues)
             finally:
                 fresh.cancel()
     logger(room="worker").info("worker stopped")
@@ -68,10 +69,15 @@ def registered(path: Path, card: dict[str, object]) -> Iterator[None]:
 
 
 def main() -> int:
+    """Work until told to stop; 1 when it could not start, 2 for a share of the work that there is not."""
+    share = sys.argv[1] if sys.argv[1:] else "all"
+    if share not in SHARES:
+        print(f"{share}: no such share; there are {', '.join(SHARES)}", file=sys.stderr)
+        return 2
     try:
         settings = load_settings()
         configure_logging(settings.log_level, settings.log_format)
-        asyncio.run(run(settings))
+        asyncio.run(run(settings, share))
     except ApexError as error:
         logger(room="worker").error(str(error), remedy=error.remedy)
         return 1

@@ -24,7 +24,7 @@ from apex_memory.flows.errors import Translation
 from apex_memory.flows.pull_activities import PullActivities
 from apex_memory.flows.pull_workflows import PULL_WORKFLOWS
 from apex_memory.flows.pulls import Pulling
-from apex_memory.flows.queues import BULK, REALTIME, drain_id
+from apex_memory.flows.queues import BULK, QUEUES, REALTIME, drain_id
 from apex_memory.flows.schedules import begin_rounds, ensure_pulls, ensure_schedules
 from apex_memory.flows.workflows import WORKFLOWS
 from apex_memory.sources import Source
@@ -47,15 +47,18 @@ async def serve(
     stop: asyncio.Event,
     runtime: Runtime | None = None,
     tend_seconds: float = TEND_SECONDS,
+    queues: Sequence[str] = QUEUES,
 ) -> None:
-    """Work until `stop` is set. Waits for Temporal as long as it takes, and goes on when it comes back."""
+    """Work on these queues until `stop` is set. Who works in real time also tends schedules and drains.
+
+    Waits for Temporal as long as it takes, and goes on when it comes back."""
     log = logger(room="worker", build=build)
     while not stop.is_set():
         try:
             client = await connect(
                 app.settings.temporal, runtime=runtime, patience=PATIENCE_SECONDS
             )
-            await _work(app, client, build, stop, tend_seconds)
+            await _work(app, client, build, stop, tend_seconds, queues)
         except (Unavailable, RPCError, RuntimeError) as error:
             # RuntimeError is what the library raises for a worker that the server will not have.
             log.warning("Temporal does not answer; trying again", reason=str(error)[:300])
@@ -63,11 +66,19 @@ async def serve(
 
 
 async def _work(
-    app: App, client: Client, build: str, stop: asyncio.Event, tend_seconds: float
+    app: App,
+    client: Client,
+    build: str,
+    stop: asyncio.Event,
+    tend_seconds: float,
+    queues: Sequence[str],
 ) -> None:
     drains = Drains(client, priorities_of(app.sources))
     deployment = Deployment(client, build)
-    async with workers(deployment, steps_of(app, drains, build)):
+    async with workers(deployment, steps_of(app, drains, build), queues):
+        if REALTIME not in queues:
+            await stop.wait()
+            return
         tending = asyncio.create_task(_tend(app, drains, deployment, tend_seconds))
         stopping = asyncio.create_task(stop.wait())
         try:
@@ -97,12 +108,14 @@ def steps_of(app: App, drains: Drains, build: str) -> list[Callable[..., Any]]:
 
 @asynccontextmanager
 async def workers(
-    deployment: Deployment, activities: Sequence[Callable[..., Any]]
+    deployment: Deployment,
+    activities: Sequence[Callable[..., Any]],
+    queues: Sequence[str] = QUEUES,
 ) -> AsyncIterator[None]:
-    """A worker for each task queue, polling inside the block."""
+    """A worker for each of these task queues, polling inside the block."""
     started: list[Worker] = []
     async with AsyncExitStack() as stack:
-        for queue, slots in SLOTS.items():
+        for queue in queues:
             worker = Worker(
                 deployment.client,
                 task_queue=queue,
@@ -110,7 +123,7 @@ async def workers(
                 activities=activities,
                 interceptors=[Translation()],
                 deployment_config=deployment.config,
-                max_concurrent_activities=slots,
+                max_concurrent_activities=SLOTS[queue],
                 max_cached_workflows=200,
                 # A killed worker's workflows wait for it that long before another gets them.
                 sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),

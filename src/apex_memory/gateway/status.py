@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from temporalio.client import Client
@@ -13,6 +14,7 @@ from apex_memory.app import App
 from apex_memory.errors import ApexError, Unavailable
 from apex_memory.model import now
 from apex_memory.stores import Store
+from apex_memory.stores.qdrant_edge import EdgeVectors
 from apex_memory.telemetry import INBOX_OPEN, OLDEST_SECONDS
 
 T = TypeVar("T")
@@ -74,7 +76,11 @@ async def dead_letters(app: App) -> int:
 
 
 async def refresh_gauges(app: App) -> None:
-    """Set the inbox gauges from the inbox. Raises `Unavailable` without PostgreSQL."""
+    """Set the gauges of the vector store and of the inbox. Raises `Unavailable` without PostgreSQL."""
+    if isinstance(app.vectors, EdgeVectors):
+        with suppress(ApexError, TimeoutError):  # a store that is away is told by its own row
+            async with asyncio.timeout(SECONDS):
+                await app.vectors.stats()
     rows = await promptly(app.inbox.backlog())
     INBOX_OPEN.clear()
     OLDEST_SECONDS.clear()

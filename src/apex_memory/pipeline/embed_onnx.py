@@ -74,7 +74,9 @@ class OnnxEmbedder:
         return await self._vectors([self._encoder.passage_prefix + text for text in texts])
 
     async def query(self, text: str) -> Vectors:
-        row: Vectors = (await self._vectors([self._encoder.query_prefix + text]))[0]
+        # Tokenized here: of one text that takes less time than handing it to a thread.
+        ids = self._ids([self._encoder.query_prefix + text])
+        row: Vectors = unit_rows(await asyncio.to_thread(self._run, ids))[0]
         return row
 
     async def close(self) -> None:

@@ -13,6 +13,7 @@ from apex_memory.pipeline.entities import Mention, canonical, company_key
 from apex_memory.pipeline.identifiers import find_identifiers
 from apex_memory.pipeline.parties import find_companies, find_parties, find_places
 from apex_memory.pipeline.regions import NAMES
+from apex_memory.pipeline.text import form
 from apex_memory.pipeline.values import find_amounts, find_dates
 from apex_memory.pipeline.words import NOT_ASKED
 
@@ -25,10 +26,11 @@ def extract(text: str, passages: Sequence[tuple[int, int]]) -> list[Assertion]:
 
     An empty subject stands for the document. In order of worth, so that a limit cuts the least.
     """
+    shape = form(text)
     parties = sorted(find_parties(text), key=lambda party: party.mention.start)
-    places = sorted(find_places(text), key=lambda place: place.mention.start)
+    places = sorted(find_places(text, shape), key=lambda place: place.mention.start)
     mentions = [
-        *find_identifiers(text),
+        *find_identifiers(text, shape),
         *find_companies(text),
         *(party.mention for party in parties),
         *(place.mention for place in places),
@@ -48,7 +50,7 @@ def extract(text: str, passages: Sequence[tuple[int, int]]) -> list[Assertion]:
             for p in places
             if p.postal_code
         ),
-        *_values(text),
+        *_values(text, shape),
     ]
     return list({(a.predicate, a.subject, a.object, a.value, a.start): a for a in said}.values())
 
@@ -74,10 +76,10 @@ def _names(mentions: Sequence[Mention]) -> Iterator[Assertion]:
             )
 
 
-def _values(text: str) -> Iterator[Assertion]:
-    for predicate, find in (("amount", find_amounts), ("date", find_dates)):
+def _values(text: str, shape: bytes) -> Iterator[Assertion]:
+    for predicate, found in (("amount", find_amounts(text)), ("date", find_dates(text, shape))):
         first: dict[str, int] = {}
-        for value, start in find(text):
+        for value, start in found:
             first[value] = min(start, first.get(value, start))
         for value, start in sorted(first.items(), key=lambda item: item[1]):
             yield Assertion(predicate=predicate, value=value, start=start)
@@ -97,11 +99,12 @@ _QUERY_WORD = re.compile(r"[^\W_][\w&'’.-]{0,40}")
 def extract_query(text: str) -> QueryEntities:
     """The entities that a question names, however it spells them, and refs that its words might be."""
     text = text[:2_000]
-    found = [*find_identifiers(text), *find_identifiers(text.upper())]
+    shape, upper = form(text), text.upper()
+    found = [*find_identifiers(text, shape), *find_identifiers(upper, form(upper))]
     mentions = [
         *found,
         *find_companies(text),
-        *(place.mention for place in find_places(text)),
+        *(place.mention for place in find_places(text, shape)),
     ]
     certain = dict.fromkeys(canonical(mention.ref) for mention in mentions)
     candidates = (ref for ref in dict.fromkeys(_candidates(text)) if ref not in certain)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from apex_memory.model import slug
 from apex_memory.pipeline.entities import Mention, company_key
 from apex_memory.pipeline.regions import CODES, NAMES
+from apex_memory.pipeline.text import matches
 from apex_memory.pipeline.words import NOT_NAMES
 
 _LEGAL = r"LLC|L\.L\.C\.|Inc|Incorporated|Corp|Corporation|Co|Company|Ltd|Limited|LP|LLP"
@@ -19,6 +20,7 @@ _TRADE = (
 _SUFFIX = re.compile(
     rf"(?<![\w-])(?:{_LEGAL}|{_TRADE}|{_LEGAL.upper()}|{_TRADE.upper()})(?![\w-])", re.ASCII
 )
+_SUFFIX_FIRST = re.compile(r"[LICTFEHDBWMX](?<![\w-].)", re.ASCII)
 _SUFFIX_RUN = re.compile(
     rf"(?:,? (?:{_LEGAL}|{_TRADE}|Line|{_LEGAL.upper()}|{_TRADE.upper()}|LINE)(?![\w-])){{1,3}}"
 )
@@ -45,6 +47,7 @@ _CITY = re.compile(
     r"(?<![\w.'-])((?:[A-Z][A-Za-z.'-]{1,20} ){0,3}[A-Z][A-Za-z.'-]{1,20}), ?"
     rf"({'|'.join(sorted(CODES))}|{'|'.join(sorted(NAMES, key=len, reverse=True))})(?![\w'-])(?: {{1,2}}(\d{{5}}(?:-\d{{4}})?|[A-Z]\d[A-Z] ?\d[A-Z]\d)\b)?"
 )
+_CITY_FIRST = re.compile(r"[A-Z](?<![\w.'-].)")
 _WORDS_TOO = frozenset(
     {"OR", "IN", "OK", "ME", "HI", "ON", "OH", "MA", "PA", "LA", "CO", "AL", "DE", "ID", "MS"}
 )
@@ -69,7 +72,7 @@ class Place:
 def find_companies(text: str) -> Iterator[Mention]:
     """Names that end as companies' do (`Northwind Trucking LLC`)."""
     done = 0
-    for match in _SUFFIX.finditer(text):
+    for match in matches(_SUFFIX_FIRST, _SUFFIX, text):
         if match.start() < done:
             continue
         run = _SUFFIX_RUN.match(text, match.end())
@@ -117,9 +120,10 @@ def find_parties(text: str) -> Iterator[Party]:
             yield Party(role, Mention(f"{kind}:{key}", name, start))
 
 
-def find_places(text: str) -> Iterator[Place]:
+def find_places(text: str, form: bytes) -> Iterator[Place]:
     """Cities with a state of the US or a province of Canada: `Columbus, OH 43215` → `location:columbus-oh`."""
-    for match in _CITY.finditer(text):
+    there = b", A" in form or b",A" in form
+    for match in matches(_CITY_FIRST, _CITY, text) if there else ():
         code = NAMES.get(match[2], match[2])
         words = match[1].split(" ")
         while words and words[0].lower().rstrip(".") in NOT_NAMES:

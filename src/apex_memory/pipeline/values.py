@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
 
+from apex_memory.pipeline.text import matches
+
 Found = tuple[str, int]  # the value in its one form, and its character offset
 
 _CURRENCY = {"$": "USD", "US$": "USD", "C$": "CAD", "CA$": "CAD", "€": "EUR", "£": "GBP"}
@@ -16,6 +18,7 @@ _BEFORE = re.compile(
     rf"(?<![\w$€£])((?:{_CODES})\s?\$?|US\$|CA?\$|[$€£])\s?({_NUMBER})([kKM]?)(?:\s?({_CODES})\b)?(?![\w%]|[.,]\d)",
     re.ASCII,
 )
+_BEFORE_FIRST = re.compile(r"[UCEGM$€£](?<![\w$€£].)", re.ASCII)
 _AFTER = re.compile(rf"(?<![\w$€£.,-])({_NUMBER})\s?({_CODES})(?!\w)", re.ASCII)
 _SCALE = {"": 1, "k": 1_000, "K": 1_000, "M": 1_000_000}
 
@@ -37,11 +40,13 @@ _DAY_FIRST = re.compile(
 
 def find_amounts(text: str) -> Iterator[Found]:
     """Amounts with a currency. A bare `$` is taken for US dollars."""
-    for match in _BEFORE.finditer(text):
+    named = any(code in text for code in _CODES.split("|"))
+    signed = named or any(sign in text for sign in "$€£")
+    for match in matches(_BEFORE_FIRST, _BEFORE, text) if signed else ():
         sign = match[1].replace(" ", "")
         currency = match[4] or _CURRENCY.get(sign) or sign.rstrip("$").strip()
         yield _amount(match[2], currency, _SCALE[match[3]]), match.start()
-    for match in _AFTER.finditer(text):
+    for match in _AFTER.finditer(text) if named else ():
         yield _amount(match[1], match[2], 1), match.start()
 
 
@@ -49,17 +54,18 @@ def _amount(digits: str, currency: str, scale: int) -> str:
     return f"{Decimal(digits.replace(',', '')) * scale:.2f} {currency}"
 
 
-def find_dates(text: str) -> Iterator[Found]:
+def find_dates(text: str, form: bytes) -> Iterator[Found]:
     """Dates with a year. `3/4/2026` is read month first, unless only the other way makes a date."""
-    for match in _ISO.finditer(text):
+    for match in _ISO.finditer(text) if b"0000-00-00" in form else ():
         yield from _date(match[1], match[2], match[3], match.start())
-    for match in _SLASHED.finditer(text):
+    for match in _SLASHED.finditer(text) if b"0/0" in form else ():
         year = match[3] if len(match[3]) == 4 else f"20{match[3]}"
         month, day = (match[2], match[1]) if int(match[1]) > 12 else (match[1], match[2])
         yield from _date(year, month, day, match.start())
-    for match in _MONTH_FIRST.finditer(text):
+    named = b" 0000" in form
+    for match in _MONTH_FIRST.finditer(text) if named else ():
         yield from _date(match[3], _month(match[1]), match[2], match.start())
-    for match in _DAY_FIRST.finditer(text):
+    for match in _DAY_FIRST.finditer(text) if named else ():
         yield from _date(match[3], _month(match[2]), match[1], match.start())
 
 

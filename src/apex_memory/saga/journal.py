@@ -248,9 +248,9 @@ async def _flip(connection: Connection, stage_ids: Sequence[UUID]) -> set[UUID]:
     rows = await (
         await connection.execute(
             """INSERT INTO documents AS d (doc_id, source, doc_key, kind, title, version, event_id, stage_id, manifest_id,
-                                           parent_id, deleted, occurred_at, entities, hash, committed_at)
+                                           parent_id, deleted, occurred_at, entities, hash, about, committed_at)
                SELECT m.doc_id, m.source, m.doc_key, m.kind, m.title, s.version, s.event_id, s.stage_id, m.id,
-                      m.parent_id, m.deleted, m.occurred_at, m.entities, m.hash, clock_timestamp()
+                      m.parent_id, m.deleted, m.occurred_at, m.entities, m.hash, m.about, clock_timestamp()
                FROM stages s JOIN manifests m ON m.id = s.manifest_id
                LEFT JOIN documents p ON p.doc_id = m.parent_id
                WHERE s.stage_id = ANY(%s)
@@ -260,7 +260,7 @@ async def _flip(connection: Connection, stage_ids: Sequence[UUID]) -> set[UUID]:
                  kind = excluded.kind, title = excluded.title, version = excluded.version, event_id = excluded.event_id,
                  stage_id = excluded.stage_id, manifest_id = excluded.manifest_id,
                  parent_id = coalesce(excluded.parent_id, d.parent_id), deleted = excluded.deleted,
-                 occurred_at = excluded.occurred_at, entities = excluded.entities, hash = excluded.hash,
+                 occurred_at = excluded.occurred_at, entities = excluded.entities, hash = excluded.hash, about = excluded.about,
                  committed_at = excluded.committed_at
                WHERE (d.version, d.event_id) < (excluded.version, excluded.event_id)
                RETURNING d.stage_id""",

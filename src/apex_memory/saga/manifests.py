@@ -34,15 +34,15 @@ class Manifests:
         # Binary (`%b`): as text, vectors and texts would be escaped byte by byte, at a third of a batch's time.
         await connection.execute(
             f"""INSERT INTO manifests (id, inbox_id, doc_id, source, doc_key, pipeline, kind, title, text, occurred_at,
-                                       metadata, parent_id, deleted, chunks, vectors, assertions, entities, hash)
+                                       metadata, parent_id, deleted, chunks, vectors, assertions, entities, hash, about)
                 SELECT id, inbox_id, doc_id, source, doc_key, pipeline, kind, title, text, occurred_at, metadata::jsonb,
                        parent_id, deleted, chunks, vectors, assertions,
-                       CASE entities WHEN '' THEN '{{}}' ELSE string_to_array(entities, E'{SEPARATOR}') END, hash
+                       CASE entities WHEN '' THEN '{{}}' ELSE string_to_array(entities, E'{SEPARATOR}') END, hash, about
                 FROM unnest(%b::uuid[], %b::uuid[], %b::uuid[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
                             %b::text[], %b::timestamptz[], %b::text[], %b::uuid[], %b::boolean[], %b::bytea[], %b::bytea[],
-                            %b::bytea[], %b::text[], %b::bytea[])
+                            %b::bytea[], %b::text[], %b::bytea[], %b::text[])
                   AS t (id, inbox_id, doc_id, source, doc_key, pipeline, kind, title, text, occurred_at, metadata, parent_id,
-                        deleted, chunks, vectors, assertions, entities, hash)
+                        deleted, chunks, vectors, assertions, entities, hash, about)
                 ON CONFLICT DO NOTHING""",
             [list(column) for column in zip(*map(_columns, manifests), strict=True)],
         )
@@ -89,6 +89,7 @@ def _columns(manifest: Manifest) -> tuple[Any, ...]:
         ),
         SEPARATOR.join(manifest.entities),
         manifest.content_hash(),
+        manifest.about,
     )
 
 
@@ -119,4 +120,5 @@ def from_row(row: Row) -> Manifest:
             for predicate, subject, object, value, start in msgpack.unpackb(row["assertions"])
         ),
         entities=tuple(row["entities"]),
+        about=row["about"],
     )

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from apex_memory.errors import RetryLater, Unavailable
+from apex_memory.stores import Store
 from apex_memory.telemetry import DEGRADED, SEARCH_SECONDS, logger
 
 T = TypeVar("T")
@@ -24,12 +25,6 @@ class Degraded:
         if part not in self._parts:
             self._parts.add(part)
             DEGRADED.labels(part).inc()
-
-    def add_states(self, states: Mapping[str, str]) -> None:
-        """Mark the stores that are not `ready`."""
-        for part, state in states.items():
-            if state != "ready":
-                self.add(part)
 
     def names(self) -> list[str]:
         return sorted(self._parts)
@@ -48,16 +43,11 @@ class Bounded:
         self._log = logger(room="search")
 
     async def run(
-        self,
-        part: str,
-        degraded: Degraded,
-        call: Callable[[], Awaitable[T]],
-        *,
-        stores: Sequence[str] = (),
+        self, part: str, degraded: Degraded, call: Callable[[], Awaitable[T]]
     ) -> T | None:
         """What the call answers; None, with `part` degraded, when it is away, too slow or left alone.
 
-        `stores` are degraded in the part's stead. PostgreSQL is no part: without it `Unavailable` passes.
+        PostgreSQL is no part: without it `Unavailable` passes.
         """
         if self._clock() < self._left_alone.get(part, 0):
             reason = "left alone after it had not answered in time"
@@ -73,9 +63,23 @@ class Bounded:
                     raise
                 reason = str(error)
         self._log.warning("searching without", part=part, reason=reason)
-        for name in stores or (part,):
-            degraded.add(name)
+        degraded.add(part)
         return None
+
+    async def mark(
+        self, stores: Sequence[Store], verified: Mapping[str, str], degraded: Degraded
+    ) -> None:
+        """Degrade each store that is not the incarnation that this snapshot knows as verified.
+
+        To be called once the stores have answered. An incarnation that is gone never comes back: one
+        that is there now, and was verified before the stores were asked, was there all the while.
+        """
+        found = await asyncio.gather(
+            *(self.run(store.name, degraded, store.incarnation) for store in stores)
+        )
+        for store, incarnation in zip(stores, found, strict=True):
+            if incarnation is None or incarnation != verified.get(store.name):
+                degraded.add(store.name)
 
 
 class Stopwatch:

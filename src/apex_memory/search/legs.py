@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from apex_memory.model import Filters, Vectors
 from apex_memory.search.fuse import Place
-from apex_memory.search.live import Asker, Live
+from apex_memory.search.live import Asker, Live, settled
 from apex_memory.search.time_words import Span
 from apex_memory.stores import GraphHit, GraphStore, VectorHit, VectorStore
 
@@ -29,7 +29,6 @@ class Question:
     """A question as the stores are asked it."""
 
     text: str
-    vector: Vectors | None
     exact: Sequence[str]
     """Identifiers that live documents hold."""
     refs: Sequence[str]
@@ -76,20 +75,25 @@ class Legs:
         self._graph = graph
         self._vectors = vectors
 
-    async def find(self, question: Question, asker: Asker) -> tuple[VectorFinds, GraphFinds]:
-        """Ask both stores at once. An error of one waits for the other, which still reads in the snapshot."""
-        vectors, graph = await asyncio.gather(
-            self._find_vectors(question, asker),
-            self._find_graph(question, asker),
-            return_exceptions=True,
+    async def passages(
+        self, question: Question, vector: Awaitable[Vectors | None], asker: Asker
+    ) -> VectorFinds:
+        """What the vector store brings. It looks for the words while the question's vector is still being made."""
+        pages = await settled(
+            self._fill(question, None, question.text, asker),
+            self._dense(question, vector, asker),
         )
-        if isinstance(vectors, BaseException):
-            raise vectors
-        if isinstance(graph, BaseException):
-            raise graph
-        return vectors, graph
+        return _vector_finds([*pages[0], *pages[1]], asker.live, question.depth)
 
-    async def _find_vectors(self, question: Question, asker: Asker) -> VectorFinds:
+    async def _dense(
+        self, question: Question, vector: Awaitable[Vectors | None], asker: Asker
+    ) -> Pages:
+        made = await vector
+        return () if made is None else await self._fill(question, made, None, asker)
+
+    async def _fill(
+        self, question: Question, dense: Vectors | None, words: str | None, asker: Asker
+    ) -> Pages:
         shows = asker.live.shows
 
         def short(pages: Pages) -> bool:
@@ -101,13 +105,19 @@ class Legs:
 
         pages = await asker.fill(
             "vectors",
-            lambda exclude: self._ask_vectors(question, exclude),
+            lambda exclude: self._ask(question, dense, words, exclude),
             hits=lambda pages: [hit for page in pages for leg in page.values() for hit in leg],
             short=short,
         )
-        return _vector_finds(pages or [], asker.live, question.depth)
+        return pages or ()
 
-    async def _ask_vectors(self, question: Question, exclude: Sequence[UUID]) -> Pages:
+    async def _ask(
+        self,
+        question: Question,
+        dense: Vectors | None,
+        words: str | None,
+        exclude: Sequence[UUID],
+    ) -> Pages:
         """A page for the question, and one each over the documents with its identifiers and of its time, if it has any.
 
         Among many documents those could not come up by likeness alone, and what is not brought is not boosted.
@@ -120,8 +130,8 @@ class Legs:
             asked.append(replace(given, since=question.time.since, until=question.time.until))
         calls = (
             self._vectors.search(
-                dense=question.vector,
-                words=question.text,
+                dense=dense,
+                words=words,
                 limit=question.depth,
                 filters=filters,
                 exclude=exclude,
@@ -130,7 +140,8 @@ class Legs:
         )
         return await asyncio.gather(*calls)
 
-    async def _find_graph(self, question: Question, asker: Asker) -> GraphFinds:
+    async def links(self, question: Question, asker: Asker) -> GraphFinds:
+        """What the graph brings."""
         shows = asker.live.shows
 
         def short(hits: Sequence[GraphHit]) -> bool:
@@ -164,10 +175,11 @@ def _vector_finds(pages: Pages, live: Live, depth: int) -> VectorFinds:
     for page in pages:
         for leg, hits in page.items():
             scores = finds.scores.setdefault(leg, {})
-            shown = [hit for hit in hits if live.shows(hit)]
-            for hit in shown:
-                scores[hit.doc, hit.n] = hit.score
-                finds.spans[hit.doc, hit.n] = (hit.start, hit.end)
+            for hit in hits:
+                if live.shows(hit):
+                    place = hit.doc, hit.n
+                    scores[place] = hit.score
+                    finds.spans[place] = (hit.start, hit.end)
             # BM25 of a passage without any of the words is 0; else none scores above the last of a page.
             whole = leg != "dense" and len(hits) < depth
             last = min((hit.score for hit in hits), default=0.0)

@@ -16,6 +16,17 @@ ROUNDS = 3  # of asking a store that fills its page with what the snapshot does 
 EXCLUDE_MAX = 1_000  # stages left out by name; so many cost the vector store about 5 ms
 
 T = TypeVar("T")
+U = TypeVar("U")
+
+
+async def settled(one: Awaitable[T], other: Awaitable[U]) -> tuple[T, U]:
+    """Both answers. An error of one waits for the other, which may still read in the snapshot."""
+    first, second = await asyncio.gather(one, other, return_exceptions=True)
+    if isinstance(first, BaseException):
+        raise first
+    if isinstance(second, BaseException):
+        raise second
+    return first, second
 
 
 class Staged(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, LiteralString
 from uuid import UUID
@@ -43,13 +43,11 @@ class Memory:
         graph: GraphStore,
         cache: Cache,
         *,
-        states: Callable[[], Awaitable[Mapping[str, str]]],
         bounded: Bounded,
     ) -> None:
         self._db = db
         self._graph = graph
         self._cache = cache
-        self._states = states
         self._bounded = bounded
 
     async def document(self, doc_id: UUID) -> DocumentView:
@@ -133,19 +131,14 @@ class Memory:
 
     async def entity(self, ref: str, *, limit: int) -> EntityView:
         degraded = Degraded()
-        await self._mark(degraded)
         async with self._db.snapshot() as connection:
+            opening = await (reader := Reader(connection, None)).opening()
             rows = await _naming(connection, ref, limit)
-            asker = Asker(Live(Reader(connection, None)), self._bounded, degraded)
-            facts = await self._facts(asker, ref, limit)
-        await self._mark(degraded)  # again: a restart meanwhile must not pass unseen
+            facts = await self._facts(Asker(Live(reader), self._bounded, degraded), ref, limit)
+        await self._bounded.mark([self._graph], opening.verified, degraded)
         if not rows and not facts:
             raise NotFound(f"{ref}: no document names it", remedy="check the type and the spelling")
         return _entity_view(ref, facts, rows, degraded.names())
-
-    async def _mark(self, degraded: Degraded) -> None:
-        states = await self._bounded.run("states", degraded, self._states, stores=("graph",))
-        degraded.add_states({"graph": (states or {}).get("graph", "ready")})
 
     async def _facts(self, asker: Asker, ref: str, limit: int) -> list[GraphFact]:
         """The live assertions among the newest."""

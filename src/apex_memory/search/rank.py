@@ -21,9 +21,9 @@ BESIDE_SHARE = 0.5  # of a document's graph score, for its passages without the 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranked:
-    """A passage in its place in the order. `row` is its document's."""
+    """A passage in its place in the order."""
 
-    row: Row
+    doc: UUID
     start: int
     end: int
     score: float
@@ -58,7 +58,7 @@ class Ranking:
     graph: GraphFinds
     exact: Exact
     contents: Mapping[UUID, Row]
-    """Spans and assertions of the documents that no vector leg gave a passage for, and of the exact ones."""
+    """What the documents say that the graph or an identifier led to."""
     time: Span | None
     weights: Weights
     terms: int
@@ -108,7 +108,7 @@ class Ranking:
         """
         if doc not in self.exact.refs:
             return False
-        row = self.rows[doc]
+        row = self.contents[doc]
         words = _TITLE_WORD.findall(row["title"])
         about = (ref.partition(":") for ref in self.exact.refs[doc])
         return any(kind == row["kind"] and key in words for kind, _, key in about)
@@ -167,7 +167,7 @@ class Ranking:
             own["identifier"] = self.exact.worth(doc)
         led = [hit.entity for hit in self.graph.hits if hit.doc == doc]
         return Ranked(
-            row=self.rows[doc],
+            doc=doc,
             start=span[0],
             end=span[1],
             score=score,

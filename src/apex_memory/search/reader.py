@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -36,6 +37,14 @@ def conditions(filters: Filters | None) -> tuple[LiteralString, dict[str, Any]]:
     return " AND ".join(parts), values
 
 
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """About how many documents there are, and which incarnation of each store is known to be whole."""
+
+    documents: int
+    verified: Mapping[str, str]
+
+
 class Reader:
     """The reads of one search, over the connection that holds its snapshot."""
 
@@ -43,18 +52,21 @@ class Reader:
         self._connection = connection
         self._where, self._values = conditions(filters)
 
-    async def corpus(self) -> int:
-        """About how many documents there are.
+    async def opening(self) -> Opening:
+        """What a search knows before it asks any store.
 
-        The first statement of a search, to be run before any store is asked: PostgreSQL takes the
-        snapshot here, not when the transaction begins.
+        The first statement of a search: PostgreSQL takes the snapshot here, not when the transaction begins.
         """
         cursor = await self._connection.execute(
-            """SELECT greatest((SELECT count(*) FROM (SELECT FROM documents LIMIT 1000) d),
-                               (SELECT reltuples::bigint FROM pg_class WHERE oid = 'documents'::regclass)) AS n"""
+            """SELECT CASE WHEN c.reltuples < 1000 THEN (SELECT count(*) FROM (SELECT FROM documents LIMIT 1000) d)
+                           ELSE c.reltuples END::bigint AS documents,
+                      (SELECT coalesce(jsonb_object_agg(store, incarnation), '{}') FROM store_state
+                       WHERE state = 'ready') AS verified
+               FROM pg_class c WHERE c.oid = 'documents'::regclass"""
         )
         row = await cursor.fetchone()
-        return int(row["n"]) if row else 0
+        assert row is not None
+        return Opening(int(row["documents"]), row["verified"])
 
     async def identified(self, refs: Sequence[str]) -> list[tuple[str, Row]]:
         """(ref, document) for the newest live documents that hold an identifier, up to `EXACT_LIMIT` each."""
@@ -74,22 +86,27 @@ class Reader:
         return [(refs[row["n"]], row) for row in await cursor.fetchall()]
 
     async def live(self, docs: Collection[UUID]) -> dict[UUID, Row]:
-        """The documents among `docs` that readers see and the filters pass; `passages` says how many each has."""
+        """What ranking needs of the documents among `docs` that readers see and the filters pass.
+
+        `passages` says how many each has. The rest is read for the few that are shown: rows of a
+        hundred documents are much of what a search costs.
+        """
         cursor = await self._connection.execute(
-            f"""SELECT {_ROW}, coalesce(s.chunks, 0) AS passages FROM documents d
+            f"""SELECT d.doc_id, d.stage_id, d.occurred_at, coalesce(s.chunks, 0) AS passages FROM documents d
                 LEFT JOIN stages s ON s.stage_id = d.stage_id
                 WHERE d.doc_id = ANY(%(docs)s) AND {self._where}""",
             self._values | {"docs": list(docs)},
         )
         return {row["doc_id"]: row for row in await cursor.fetchall()}
 
-    async def contents(self, manifests: Collection[UUID]) -> dict[UUID, Row]:
-        """`spans` and `assertions`, as manifests pack them, by document."""
-        if not manifests:
+    async def contents(self, docs: Collection[UUID]) -> dict[UUID, Row]:
+        """`kind`, `title`, and `spans` and `assertions` as manifests pack them, by document."""
+        if not docs:
             return {}
         cursor = await self._connection.execute(
-            "SELECT doc_id, chunks AS spans, assertions FROM manifests WHERE id = ANY(%s)",
-            (list(manifests),),
+            """SELECT d.doc_id, d.kind, d.title, m.chunks AS spans, m.assertions
+               FROM documents d JOIN manifests m ON m.id = d.manifest_id WHERE d.doc_id = ANY(%s)""",
+            (list(docs),),
         )
         return {row["doc_id"]: row for row in await cursor.fetchall()}
 
@@ -115,14 +132,15 @@ class Reader:
         return await cursor.fetchall()
 
     async def snippets(self, places: Sequence[tuple[UUID, int, int]]) -> Sequence[Row]:
-        """Text and origin for (manifest, start, end), in order: `snippet`, `inbox_id`, `received_at`."""
-        manifests, starts, ends = zip(*places, strict=True) if places else ((), (), ())
+        """Documents, text and origin for (document, start, end), in order: with `snippet`, `inbox_id`, `received_at`."""
+        docs, starts, ends = zip(*places, strict=True) if places else ((), (), ())
         cursor = await self._connection.execute(
-            """SELECT substr(m.text, t.start + 1, t.length) AS snippet, m.inbox_id, i.received_at
+            f"""SELECT {_ROW}, substr(m.text, t.start + 1, t.length) AS snippet, m.inbox_id, i.received_at
                FROM unnest(%s::uuid[], %s::integer[], %s::integer[]) WITH ORDINALITY AS t (id, start, length, n)
-               JOIN manifests m ON m.id = t.id JOIN inbox i ON i.id = m.inbox_id ORDER BY t.n""",
+               JOIN documents d ON d.doc_id = t.id JOIN manifests m ON m.id = d.manifest_id
+               JOIN inbox i ON i.id = m.inbox_id ORDER BY t.n""",
             (
-                list(manifests),
+                list(docs),
                 list(starts),
                 [min(end - start, SNIPPET_CHARS) for start, end in zip(starts, ends, strict=True)],
             ),

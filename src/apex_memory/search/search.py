@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
@@ -25,8 +26,8 @@ from apex_memory.search.answers import (
 from apex_memory.search.bounded import Bounded, Degraded, Stopwatch
 from apex_memory.search.excerpt import excerpter
 from apex_memory.search.fuse import Weights
-from apex_memory.search.legs import Legs, Question
-from apex_memory.search.live import Asker, Live
+from apex_memory.search.legs import GraphFinds, Legs, Question
+from apex_memory.search.live import Asker, Live, settled
 from apex_memory.search.memory import Memory
 from apex_memory.search.rank import Exact, Ranked, Ranking
 from apex_memory.search.reader import SNIPPET_CHARS, Reader, spans_of
@@ -47,11 +48,18 @@ VECTOR_SECONDS = 3_600  # a question's vector stays in the cache
 NAMES = frozenset({"company", "person", "location"})
 
 
+@dataclass(frozen=True, slots=True)
+class _Vector:
+    """A question's vector; None without an embedder. `cached` is where it came from."""
+
+    row: Vectors | None
+    cached: bool
+
+
 class Search:
     """Answers questions from what one snapshot of PostgreSQL shows, and reads single documents and entities.
 
-    `embed_query` gives a question's vector (shape (dimension,)) and `extract_query` its entities;
-    `states` tells `ready`, `recovering` or `unavailable` for the graph and the vectors.
+    `embed_query` gives a question's vector (shape (dimension,)) and `extract_query` its entities.
     `leg_seconds` bounds each store's part; one that ran out of it is left alone for `rest_seconds`.
     """
 
@@ -65,7 +73,6 @@ class Search:
         embed_query: Callable[[str], Awaitable[Vectors]],
         embedder_id: str,
         extract_query: Callable[[str], QueryEntities],
-        states: Callable[[], Awaitable[Mapping[str, str]]],
         leg_seconds: float = 2,
         rest_seconds: float = 5,
         clock: Callable[[], datetime] = now,
@@ -75,18 +82,12 @@ class Search:
         self._embed_query = embed_query
         self._embedder_id = embedder_id
         self._extract_query = extract_query
-        self._states = states
         self._clock = clock
         self._bounded = Bounded(seconds=leg_seconds, rest=rest_seconds)
         self._words = Words(average_words=1)  # of questions, whose terms do not depend on it
         self._legs = Legs(graph, vectors)
-        self._memory = Memory(
-            db,
-            graph,
-            cache,
-            states=states,
-            bounded=self._bounded,
-        )
+        self._stores = (graph, vectors)
+        self._memory = Memory(db, graph, cache, bounded=self._bounded)
 
     async def search(
         self,
@@ -130,7 +131,9 @@ class Search:
                 ranked = []
                 for row in await reader.newest(limit):
                     start, end = next(iter(spans_of(row)), (0, 0))
-                    ranked.append(Ranked(row=row, start=start, end=end, score=0.0, legs={}, why=()))
+                    ranked.append(
+                        Ranked(doc=row["doc_id"], start=start, end=end, score=0.0, legs={}, why=())
+                    )
                 return Answer(hits=await _hits(reader, ranked, excerpter("", self._matters)))
 
     async def _ask(
@@ -143,51 +146,69 @@ class Search:
         watch: Stopwatch,
         degraded: Degraded,
     ) -> Answer:
+        # Begun at once: a vector takes as long as all else together. What waits for it holds a
+        # connection meanwhile, for `leg_seconds` at most, and of those there are enough.
+        vector = asyncio.create_task(self._vector(text, degraded, watch))
+        try:
+            answer, _ = await settled(
+                self._look(
+                    text, limit, filters, passages_per_document, weights, watch, degraded, vector
+                ),
+                self._keep_vector(text, vector),
+            )
+        finally:
+            vector.cancel()
+        return answer
+
+    async def _look(
+        self,
+        text: str,
+        limit: int,
+        filters: Filters | None,
+        passages_per_document: int,
+        weights: Weights,
+        watch: Stopwatch,
+        degraded: Degraded,
+        vector: Awaitable[_Vector],
+    ) -> Answer:
         entities = self._extract_query(text)
         certain = [ref for ref in entities.certain if Entity.parse(ref).type not in NAMES]
-        # No connection is held here: what waits for an embedder must not keep one from others.
-        with watch.part("embed"):
-            vector, _ = await asyncio.gather(self._vector(text, degraded), self._mark(degraded))
         async with self._db.snapshot() as connection:
             reader, exact = Reader(connection, filters), Exact()
             live = Live(reader)
             with watch.part("identifiers"):
-                corpus = await reader.corpus()
+                opening = await reader.opening()
                 for ref, row in await reader.identified(certain[:EXACT_MAX]):
                     exact.add(ref, row["doc_id"])
             question = Question(
                 text=text,
-                vector=vector,
                 exact=list(exact.counts),
                 refs=[*entities.certain, *entities.candidates],
                 time=time_words(text, self._clock()),
                 filters=filters,
                 depth=max(LEAST_DEPTH, 3 * limit),
             )
+            asker = Asker(live, self._bounded, degraded)
             with watch.part("stores"):
-                found, linked = await self._legs.find(
-                    question, Asker(live, self._bounded, degraded)
+                found, (linked, contents) = await settled(
+                    self._legs.passages(question, _rows(vector), asker),
+                    self._linked(question, exact, asker, reader),
                 )
-                await live.look_up(exact.refs)
+                await self._bounded.mark(self._stores, opening.verified, degraded)
             with watch.part("read"):
-                passages = {doc for doc, _ in found.spans}
-                told = exact.refs.keys() | {hit.doc for hit in linked.hits} - passages
                 ranking = Ranking(
                     rows=live.rows,
                     vectors=found,
                     graph=linked,
                     exact=exact,
-                    contents=await reader.contents([live.rows[doc]["manifest_id"] for doc in told]),
+                    contents=contents,
                     time=question.time,
                     weights=weights,
                     terms=len(self._words.question(text).ids),
-                    corpus=corpus,
+                    corpus=opening.documents,
                 )
                 ranked = ranking.order(limit=limit, passages_per_document=passages_per_document)
                 hits = await _hits(reader, ranked, excerpter(text, self._matters))
-        with watch.part("states"):
-            # Again: a store that restarted meanwhile, and lost something, must not pass for whole.
-            await self._mark(degraded)
         recognised = [Recognised(ref, True, exact.counts[ref]) for ref in certain] + [
             Recognised(ref, False, count)
             for ref, count in linked.known.items()
@@ -199,22 +220,32 @@ class Search:
         """Whether the word legs look for it: they leave stop words out."""
         return bool(self._words.question(word).ids.size)
 
-    async def _vector(self, text: str, degraded: Degraded) -> Vectors | None:
-        key = f"query:{self._embedder_id}:{hashlib.sha256(text.encode()).hexdigest()}"
-        cached = (await self._cache.get_many([key])).get(key)
-        if cached:
-            return np.frombuffer(cached, dtype="<f4")
-        vector = await self._bounded.run("embedder", degraded, lambda: self._embed_query(text))
-        if vector is not None:
-            held = np.ascontiguousarray(vector, dtype="<f4").tobytes()
-            await self._cache.put_many({key: held}, VECTOR_SECONDS)
-        return vector
+    async def _linked(
+        self, question: Question, exact: Exact, asker: Asker, reader: Reader
+    ) -> tuple[GraphFinds, Mapping[UUID, Row]]:
+        """What the graph brings, and what the documents say that it or an identifier led to."""
+        linked = await self._legs.links(question, asker)
+        await asker.live.look_up(exact.refs)
+        led = exact.refs.keys() | {hit.doc for hit in linked.hits}
+        return linked, await reader.contents(led)
 
-    async def _mark(self, degraded: Degraded) -> None:
-        states = await self._bounded.run(
-            "states", degraded, self._states, stores=("graph", "vectors")
-        )
-        degraded.add_states(states or {})
+    async def _vector(self, text: str, degraded: Degraded, watch: Stopwatch) -> _Vector:
+        with watch.part("embed"):
+            key = self._vector_key(text)
+            cached = (await self._cache.get_many([key])).get(key)
+            if cached:
+                return _Vector(np.frombuffer(cached, dtype="<f4"), cached=True)
+            made = await self._bounded.run("embedder", degraded, lambda: self._embed_query(text))
+            return _Vector(made, cached=False)
+
+    async def _keep_vector(self, text: str, vector: Awaitable[_Vector]) -> None:
+        made = await vector
+        if made.row is not None and not made.cached:
+            held = np.ascontiguousarray(made.row, dtype="<f4").tobytes()
+            await self._cache.put_many({self._vector_key(text): held}, VECTOR_SECONDS)
+
+    def _vector_key(self, text: str) -> str:
+        return f"query:{self._embedder_id}:{hashlib.sha256(text.encode()).hexdigest()}"
 
     async def document(self, doc_id: UUID) -> DocumentView:
         """The version that readers see. Raises `NotFound` for one that never was, or is deleted."""
@@ -252,6 +283,10 @@ class Search:
         )
 
 
+async def _rows(vector: Awaitable[_Vector]) -> Vectors | None:
+    return (await vector).row
+
+
 def _check(text: str, limit: int, passages_per_document: int) -> None:
     if len(text) > QUERY_CHARS:
         raise Rejected(
@@ -269,15 +304,14 @@ async def _hits(
     reader: Reader, ranked: Sequence[Ranked], excerpt: Callable[[str], str]
 ) -> list[Hit]:
     """Ranked passages with their text and origin."""
-    texts = await reader.snippets([(one.row["manifest_id"], one.start, one.end) for one in ranked])
+    rows = await reader.snippets([(one.doc, one.start, one.end) for one in ranked])
     return [
-        _hit(rank, one, text, excerpt)
-        for rank, (one, text) in enumerate(zip(ranked, texts, strict=True), start=1)
+        _hit(rank, one, row, excerpt)
+        for rank, (one, row) in enumerate(zip(ranked, rows, strict=True), start=1)
     ]
 
 
-def _hit(rank: int, one: Ranked, text: Row, excerpt: Callable[[str], str]) -> Hit:
-    row = one.row
+def _hit(rank: int, one: Ranked, row: Row, excerpt: Callable[[str], str]) -> Hit:
     return Hit(
         rank=rank,
         doc_id=row["doc_id"],
@@ -285,18 +319,18 @@ def _hit(rank: int, one: Ranked, text: Row, excerpt: Callable[[str], str]) -> Hi
         source=row["source"],
         kind=row["kind"],
         occurred_at=row["occurred_at"],
-        snippet=text["snippet"],
-        excerpt=excerpt(text["snippet"]),
+        snippet=row["snippet"],
+        excerpt=excerpt(row["snippet"]),
         start=one.start,
         end=min(one.end, one.start + SNIPPET_CHARS),
         score=one.score,
         legs=one.legs,
         why=one.why,
         provenance=Provenance(
-            inbox_id=text["inbox_id"],
+            inbox_id=row["inbox_id"],
             event_id=row["event_id"],
             version=row["version"],
-            received_at=text["received_at"],
+            received_at=row["received_at"],
             manifest_id=row["manifest_id"],
             stage_id=row["stage_id"],
         ),

@@ -26,6 +26,11 @@ class Clock:
     def now(self) -> datetime:
         return self._start + timedelta(seconds=(monotonic() - self._began) * self._speed)
 
+    def run(self, speed: float) -> None:
+        """Go on from here, at so many world seconds a second; 0 stands still."""
+        self._start, self._began = self.now, monotonic()
+        self._speed = speed
+
     def advance_to(self, moment: datetime) -> None:
         """Go there at once; going back is not possible."""
         self._start, self._began = max(moment, self.now), monotonic()

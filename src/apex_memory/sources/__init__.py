@@ -22,7 +22,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 from apex_memory.errors import Misconfigured
@@ -57,6 +57,7 @@ __all__ = [
     "Page",
     "Pattern",
     "PickedUp",
+    "PulledSettings",
     "Reading",
     "Received",
     "Reply",
@@ -148,6 +149,16 @@ class SourceSettings(BaseModel):
             if get_origin(spec.annotation) is list and isinstance(value, str):
                 found[name] = from_json(value) if value.startswith("[") else [value]
         return found
+
+
+class PulledSettings(SourceSettings):
+    """Settings of a source that is fetched."""
+
+    poll_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds between two looks at the vendor. Empty: what suits the vendor.",
+    )
 
 
 class Source(ABC):

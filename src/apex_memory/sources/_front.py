@@ -20,7 +20,10 @@ from apex_memory.sources._wire import (
     string,
 )
 
+MOST_MERGED = 100  # conversations that one event may merge
+
 _ROLES = ("from", "to", "cc", "bcc")
+_WITH_BODY = ("inbound", "outbound", "out_reply", "comment")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,12 @@ class Notice:
     conversation: Mapping[str, Any]
     source: Mapping[str, Any]
     target: Mapping[str, Any]
+    thin: bool = False
+    """A preview: it tells of a message or comment without its body, which is to be fetched."""
+    fetch: tuple[Literal["messages", "comments"], str] | None = None
+    """Where the body of a preview is, when the event names it."""
+    merged: tuple[str, ...] = ()
+    """Conversations that went up in this one."""
 
     @property
     def key(self) -> str:
@@ -71,6 +80,12 @@ class Notice:
         target = mapping(event.get("target"))
         data = mapping(target.get("data"))
         about = "conversation" if deleted else _about(target)
+        meta = string(mapping(target.get("_meta")).get("type"))
+        thin = (
+            about == "conversation"
+            and not deleted
+            and (meta in ("message", "comment") or (not data and kind in _WITH_BODY))
+        )
         return cls(
             id=identifier(event.get("id"), "id"),
             type=kind or outer,
@@ -85,6 +100,9 @@ class Notice:
             conversation=conversation,
             source=mapping(event.get("source")),
             target={} if about == "conversation" else data,
+            thin=thin,
+            fetch=_fetch(meta, data.get("id")) if thin else None,
+            merged=_merged(target) if meta == "deleted_conversation_ids" else (),
         )
 
 
@@ -95,6 +113,47 @@ def _about(target: Mapping[str, Any]) -> Literal["message", "comment", "conversa
     if not (has_body and data.get("id")):
         return "conversation"
     return "message" if kind == "message" else "comment" if kind == "comment" else "conversation"
+
+
+def _fetch(meta: str, held: object) -> tuple[Literal["messages", "comments"], str] | None:
+    """The collection and id of what a preview tells of. Ids become part of a path, so only Front's kind will do."""
+    id = string(held)
+    if not re.fullmatch(r"[a-z]{2,5}_[a-z0-9]{1,60}", id):
+        return None
+    return ("comments" if meta == "comment" else "messages", id)
+
+
+def _merged(target: Mapping[str, Any]) -> tuple[str, ...]:
+    held = target.get("data")
+    listed = sequence(held) or sequence(mapping(held).get("ids"))
+    ids = (string(mapping(item).get("id")) or string(item) for item in listed[:MOST_MERGED])
+    return tuple(dict.fromkeys(id for id in ids if re.fullmatch(r"cnv_[a-z0-9]{1,60}", id)))
+
+
+def merged_document(notice: Notice, merged: str) -> Document:
+    """A conversation that went up in another one: what is known of it is known of that."""
+    lines = {
+        "Conversation": notice.subject,
+        "Merged into": notice.conversation_id or "",
+        "Date": f"{notice.at:%Y-%m-%d %H:%M} UTC",
+    }
+    same = (
+        [Assertion(subject=f"conversation:{merged}", predicate="same_as", object=notice.parent)]
+        if notice.parent
+        else []
+    )
+    return Document(
+        kind="conversation",
+        title=notice.subject or "(no subject)",
+        occurred_at=notice.at,
+        text=_text(lines),
+        assertions=tuple(same),
+        metadata={
+            "event": notice.type,
+            "conversation_id": merged,
+            "merged_into": notice.conversation_id,
+        },
+    )
 
 
 def message_document(notice: Notice) -> Document:

@@ -34,6 +34,7 @@ PROCESS = """
 CALL dbms.queryJmx('java.lang:type=Runtime') YIELD attributes
 RETURN attributes.Name.value, toString(attributes.StartTime.value)
 """
+DATABASE = "CALL db.info() YIELD id, creationDate RETURN id, creationDate"
 
 
 class Neo4jGraph(CypherGraph):
@@ -82,9 +83,13 @@ class Neo4jGraph(CypherGraph):
     async def incarnation(self) -> str:
         """Process and start of the leader. Costs a query, for the driver hides its connections.
 
-        Neo4j Enterprise wants a right for it: `GRANT EXECUTE ADMIN PROCEDURE dbms.queryJmx ON DBMS TO …`.
+        A server that does not have the procedure, as a hosted one may, tells its database instead: then
+        a restart goes unnoticed, and only another database is another incarnation.
         """
-        ((process, started),) = await self._read(PROCESS)
+        try:
+            ((process, started),) = await self._read(PROCESS)
+        except Rejected:
+            ((process, started),) = await self._read(DATABASE)
         return f"{process}:{started}"
 
     async def close(self) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib import resources
@@ -18,6 +20,14 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from apex_memory.errors import Conflict, Misconfigured, Rejected, RetryLater, Unavailable
 
 Connection = psycopg.AsyncConnection[DictRow]
+
+
+class _Pooled(psycopg.AsyncConnection[DictRow]):
+    """A connection that knows when it was last given back, so that one just used is not tried again."""
+
+    returned_at = float("-inf")
+
+
 Row = Mapping[str, Any]
 
 # Names the advisory lock under which one process at a time migrates.
@@ -25,6 +35,7 @@ MIGRATION_LOCK = 0x41504558
 CHECK_SECONDS = (
     2.0  # a pooled connection that does not answer an empty statement by then is dropped
 )
+FRESH_SECONDS = 1.0  # one given back so lately is not asked: under load that is every one
 
 
 @asynccontextmanager
@@ -114,6 +125,8 @@ class Postgres:
         async with pool.connection() as connection:
             with _cut_after(connection, self._patience):
                 yield connection
+            assert isinstance(connection, _Pooled)
+            connection.returned_at = time.monotonic()
 
     async def fetch(
         self, query: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
@@ -168,7 +181,19 @@ def _shut(connection: Connection) -> None:
         line.shutdown(socket.SHUT_RDWR)
 
 
+def _hung_up(connection: Connection) -> bool:
+    if not hasattr(select, "POLLRDHUP"):  # not on Linux
+        return True
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
 async def _check(connection: Connection) -> None:
+    """Raise for a connection that is gone. The kernel tells of a closed one at once; one that hangs must be asked."""
+    assert isinstance(connection, _Pooled)
+    if time.monotonic() - connection.returned_at < FRESH_SECONDS and not _hung_up(connection):
+        return
     with _cut_after(connection, CHECK_SECONDS):
         await AsyncConnectionPool.check_connection(connection)
 
@@ -178,7 +203,7 @@ def _pool(
 ) -> AsyncConnectionPool[Connection]:
     return AsyncConnectionPool(
         url,
-        connection_class=cast(type[Connection], psycopg.AsyncConnection),
+        connection_class=cast(type[Connection], _Pooled),
         min_size=1,
         max_size=size,
         timeout=min(timeout, 5),

@@ -17,11 +17,11 @@ from apex_memory.model import Filters, Tally, VectorPoint, Vectors
 from apex_memory.stores import StageTally, VectorHit
 from apex_memory.stores.embedded.edge_connection import Connection, connect
 from apex_memory.stores.embedded.edge_wire import BrokenFrame
-from apex_memory.stores.words import Terms, Words
+from apex_memory.stores.words import Words
+from apex_memory.telemetry import VECTORS_FAILURES, VECTORS_POINTS, VECTORS_UNINDEXED
 
 SCHEMES = ("edge",)
 SLICE = 250  # points a request: the process looks at waiting searches between them
-NEARBY = np.uint32(1 << 31)  # marks a term as one of `nearby`; see embedded/edge_shard.py
 
 
 class EdgeVectors:
@@ -130,39 +130,37 @@ class EdgeVectors:
             **_only(filters or Filters()),
         }
         found = await self._call("search", asked, over="searches")
-        return {leg: [_hit(*row) for row in rows] for leg, rows in found.items()}
+        points = [_place_of(*row) for row in found["points"]]
+        return {
+            leg: [VectorHit(*points[int(n)], score) for n, score in hits]
+            for leg, hits in found["legs"].items()
+        }
 
     async def points(self) -> int:
         return (await self.stats())["points"]
 
     async def stats(self) -> dict[str, int]:
-        """`points`, `shards`, `unindexed` (points that wait for their index), `failures` of indexing in a row."""
-        return dict(await self._call("stats"))
+        """`points`, `shards`, `unindexed` (points that wait for their index), `failures` of indexing in a row.
+
+        The gauges of the same names are set with it.
+        """
+        stats: dict[str, int] = await self._call("stats")
+        VECTORS_POINTS.set(stats["points"])
+        VECTORS_UNINDEXED.set(stats["unindexed"])
+        VECTORS_FAILURES.set(stats["failures"])
+        return stats
 
     def _batch(self, points: Sequence[VectorPoint], vectors: Vectors) -> dict[str, Any]:
-        terms = [self._terms(point) for point in points]
+        terms = self._words.rows(points)
         return {
             "points": [
                 (str(p.id), str(p.stage), _place(p), p.time, list(_tags(p))) for p in points
             ],
             "dense": vectors.astype("<f4").tobytes(),
-            "lengths": np.array([len(t.ids) for t in terms], dtype="<u4").tobytes(),
-            "ids": b"".join(t.ids.tobytes() for t in terms),
-            "weights": b"".join(t.weights.tobytes() for t in terms),
+            "lengths": terms.lengths.astype("<u4").tobytes(),
+            "ids": terms.ids.astype("<u4").tobytes(),
+            "weights": terms.weights.astype("<f4").tobytes(),
         }
-
-    def _terms(self, point: VectorPoint) -> Terms:
-        try:
-            passage, nearby = self._words.passage(point.text), self._words.nearby(point.nearby)
-        except UnicodeEncodeError as error:
-            raise Rejected(
-                f"vectors: the text of point {point.id} is not Unicode ({error.reason})",
-                remedy="replace lone surrogates in the payload",
-            ) from error
-        return Terms(
-            np.concatenate((passage.ids, nearby.ids | NEARBY)),
-            np.concatenate((passage.weights, nearby.weights)),
-        )
 
     async def _greeting(self) -> dict[str, Any]:
         async with self._bounded("connect"):
@@ -233,9 +231,10 @@ def _only(filters: Filters) -> dict[str, Any]:
     }
 
 
-def _hit(point: bytes, score: float, stage: str, place: str) -> VectorHit:
+def _place_of(point: bytes, stage: str, place: str) -> tuple[UUID, UUID, UUID, int, int, int]:
+    """All of a hit but its score."""
     doc, n, start, end, _ = place.split(" ")
-    return VectorHit(UUID(bytes=point), UUID(stage), UUID(doc), int(n), int(start), int(end), score)
+    return UUID(bytes=point), UUID(stage), UUID(doc), int(n), int(start), int(end)
 
 
 def _stage_tallies(rows: Sequence[tuple[bytes, int, int]]) -> Iterator[StageTally]:

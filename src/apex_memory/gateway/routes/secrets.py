@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, SecretStr
 
-from apex_memory.errors import NotFound, Rejected
+from apex_memory.errors import Misconfigured, NotFound, Rejected
 from apex_memory.gateway.context import Admin, Here
 from apex_memory.gateway.routes.shared import example, problems
 from apex_memory.sources import SECRETS, settings_of
@@ -98,7 +98,12 @@ async def set_secret(
         known = ", ".join(loaded.Settings.model_fields)
         raise Rejected(f"{source}.{setting[:100]}: no such setting", remedy=f"known: {known}")
     value = _plain(given.value)
-    settings_of(type(loaded), {**gateway.app.settings.sources.get(source, {}), setting: value})
+    try:
+        settings_of(type(loaded), {**gateway.app.settings.sources.get(source, {}), setting: value})
+    except Misconfigured as error:
+        raise Rejected(
+            str(error), remedy=f"see sources.{source}.{setting} in the settings reference"
+        ) from None
     await gateway.app.vault.put(f"{SECRETS}{source}/{setting}", value, actor=key.id)
 
 

@@ -29,6 +29,7 @@ _ROW: dict[str, Any] = {
     "error": None,
     "error_at": None,
     "last_event_at": "2026-03-03T15:14:58.100Z",
+    "documents": 1024,
     "backlog": 0,
     "lag": None,
     "parked": 0,
@@ -87,6 +88,7 @@ class SourceRow(BaseModel):
     error: str | None
     error_at: datetime | None
     last_event_at: datetime | None
+    documents: int
     backlog: int
     lag: float | None
     parked: int
@@ -191,14 +193,7 @@ def routes() -> APIRouter:
         response_model=SourceList,
         responses=problems(401, 403, 503),
     )
-    add(
-        "/v1/sources/{name}/{action}",
-        decide,
-        methods=["POST"],
-        summary="Pause, resume, enable, disable or run a source",
-        response_model=Decided,
-        responses=problems(401, 403, 404, 409, 422, 503),
-    )
+    # Before the route of actions, which would take their names for one.
     for kind, function in (("backfills", begin_backfill), ("replays", begin_replay)):
         add(
             f"/v1/sources/{{name}}/{kind}",
@@ -209,6 +204,14 @@ def routes() -> APIRouter:
             response_model=BackfillRow,
             responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
         )
+    add(
+        "/v1/sources/{name}/{action}",
+        decide,
+        methods=["POST"],
+        summary="Pause, resume, enable, disable or run a source",
+        response_model=Decided,
+        responses=problems(401, 403, 404, 409, 422, 503),
+    )
     add(
         "/v1/backfills",
         list_backfills,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import signal
 import socket
 from abc import ABC, abstractmethod
@@ -16,6 +17,9 @@ from typing import ClassVar, TypeVar
 from apex_memory.errors import Misconfigured
 
 HOST = "127.0.0.1"
+PORTS = range(
+    20_000, 32_000
+)  # below the range for outgoing connections of Linux, macOS and Windows
 T = TypeVar("T")
 
 
@@ -38,6 +42,8 @@ class Engine(ABC):
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
     orphan_signal: ClassVar[signal.Signals] = signal.SIGKILL
     """What the kernel sends when the supervisor dies: every engine keeps what it acknowledged."""
+    niceness: ClassVar[int] = 0
+    """How far it stands back while others want the processor; 0 for what a request waits for."""
 
     @property
     def directory(self) -> Path:
@@ -96,7 +102,9 @@ async def reachable(port: int) -> None:
 
 def free_port(preferred: int | None = None) -> int:
     """`preferred` if nobody listens there, else a port that is free now."""
-    for port in [preferred, 0] if preferred else [0]:
+    # Not those that the system gives to outgoing connections: between now and the server's start
+    # another program's connection could take such a one.
+    for port in ([preferred] if preferred else []) + random.sample(PORTS, 20) + [0]:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -18,15 +18,20 @@ from qdrant_edge import (
     Query,
     QueryRequest,
     RangeFloat,
+    SearchParams,
     SparseVector,
 )
 
 from apex_memory.stores.embedded.edge_catalogue import inverse_frequencies
 from apex_memory.stores.embedded.edge_shard import NEARBY, Shard, of_stages
 
-Hit = tuple[UUID, float, str, str]
-"""Point, score, stage, place."""
+FEW_SHARDS, SHARED_EFFORT = 3, 64
 
+Hit = tuple[UUID, float]
+"""Point, score."""
+
+Places = dict[UUID, tuple[str, str]]
+"""Stage and place by point."""
 
 Scored = tuple[float, Any, Shard]
 """Score, the engine's hit, the shard it is in."""
@@ -46,19 +51,22 @@ class Question:
     exclude: Sequence[UUID] = ()
 
 
-def search(shards: Sequence[Shard], question: Question) -> dict[str, list[Hit]]:
-    """The best `limit` points of each leg, best first."""
+def search(shards: Sequence[Shard], question: Question) -> tuple[dict[str, list[Hit]], Places]:
+    """The best `limit` points of each leg, best first, and where they are."""
     queries = _queries(shards, question)
     silent: dict[str, list[Hit]] = (
         {} if question.terms is None or "words" in queries else {"words": [], "nearby": []}
     )
     if not queries or question.limit < 1:
-        return silent | {leg: [] for leg in queries}
+        return silent | {leg: [] for leg in queries}, {}
+    effort = _effort(len(shards), question.limit)
     best: dict[str, list[Iterator[Scored]]] = {leg: [] for leg in queries}
     for shard in shards:
         only = _filter(shard, question)
         requests = [
-            QueryRequest(limit=question.limit, query=query, filter=only, with_payload=False)
+            QueryRequest(
+                limit=question.limit, query=query, filter=only, with_payload=False, params=effort
+            )
             for query in queries.values()
         ]
         for leg, hits in zip(best.values(), shard.query(requests), strict=True):
@@ -66,9 +74,9 @@ def search(shards: Sequence[Shard], question: Question) -> dict[str, list[Hit]]:
     winners = {leg: _first(found, question.limit) for leg, found in best.items()}
     places = _places(row for leg in winners.values() for row in leg)
     return silent | {
-        leg: [(point, score, *places[point]) for point, score, _ in found if point in places]
+        leg: [(point, score) for point, score, _ in found if point in places]
         for leg, found in winners.items()
-    }
+    }, places
 
 
 def _queries(shards: Sequence[Shard], question: Question) -> dict[str, Query]:
@@ -82,6 +90,14 @@ def _queries(shards: Sequence[Shard], question: Question) -> dict[str, Query]:
             weights = inverse_frequencies(terms, catalogues)
             queries[leg] = Query.Nearest(SparseVector(terms.tolist(), weights), "terms")
     return queries
+
+
+def _effort(shards: int, limit: int) -> SearchParams | None:
+    """How many candidates each shard's index weighs; the engine's own 100 for a few shards.
+
+    Many shards weigh more together than one would: so each may weigh fewer.
+    """
+    return SearchParams(hnsw_ef=max(limit, SHARED_EFFORT)) if shards > FEW_SHARDS else None
 
 
 def _filter(shard: Shard, question: Question) -> Filter | None:
@@ -110,12 +126,12 @@ def _first(found: Sequence[Iterator[Scored]], limit: int) -> list[tuple[UUID, fl
     return [(point, score, shard) for point, (score, shard) in first.items()]
 
 
-def _places(rows: Iterable[tuple[UUID, float, Shard]]) -> dict[UUID, tuple[str, str]]:
+def _places(rows: Iterable[tuple[UUID, float, Shard]]) -> Places:
     """Stage and place of the winners alone: reading them for every hit of every shard would cost more than the search."""
-    by_shard: dict[str, tuple[Shard, dict[UUID, None]]] = {}
+    by_shard: dict[Shard, dict[UUID, None]] = {}
     for point, _, shard in rows:
-        by_shard.setdefault(shard.name, (shard, {}))[1][point] = None
-    places: dict[UUID, tuple[str, str]] = {}
-    for shard, points in by_shard.values():
+        by_shard.setdefault(shard, {})[point] = None
+    places: Places = {}
+    for shard, points in by_shard.items():
         places |= shard.places(list(points))
     return places

@@ -47,6 +47,8 @@ from apex_memory.stores.embedded.edge_catalogue import Catalogue, PackedCatalogu
 
 NEARBY = 1 << 31  # term ids have 31 bits; this one says that the term is from `nearby`
 PAGE = 10_000  # points read at a time
+TERMS = {"terms": EdgeSparseVectorParams(memory=Memory.Cached)}
+SEARCH_THREADS = 1  # of a shard: of more, the idle ones take a third of what a search costs
 CATALOGUE = "catalogue.npz"
 ENGINE = "engine"
 
@@ -148,7 +150,8 @@ def create_engine(path: Path, dimension: int, **options: Any) -> Any:
     (path / ENGINE).mkdir(parents=True)
     layout = EdgeConfig(
         vectors={"dense": EdgeVectorParams(size=dimension, distance=Distance.Cosine)},
-        sparse_vectors={"terms": EdgeSparseVectorParams(memory=Memory.Cached)},
+        sparse_vectors=TERMS,
+        max_search_threads=SEARCH_THREADS,
         **options,
     )
     return EdgeShard.create(str(path / ENGINE), layout)
@@ -182,7 +185,9 @@ async def create_shard(path: Path, dimension: int) -> Shard:
 
 async def open_shard(path: Path, *, sealed: bool, built: bool) -> Shard:
     """Open a shard that exists. What its log holds beyond its files is applied first."""
-    engine: Any = EdgeShard.load(str(path / ENGINE))
+    # What is not named here stays as the shard has it; the engine wants one kind of vector named.
+    config = EdgeConfig(sparse_vectors=TERMS, max_search_threads=SEARCH_THREADS)
+    engine: Any = EdgeShard.load(str(path / ENGINE), config)
     if sealed and (path / CATALOGUE).exists():
         catalogue: Catalogue | PackedCatalogue = PackedCatalogue.load(path / CATALOGUE)
     else:

@@ -34,6 +34,8 @@ class Child:
     private: bool = False
     """Leave the supervisor's `APEX_*` variables out: they hold keys that engines have no use for."""
     user: int | None = None
+    niceness: int = 0
+    """How far it stands back while others want the processor: 0 not at all, 19 for whatever nobody wants."""
     port: int = 0
     url: str = ""
     """Where people reach it; without a password."""
@@ -56,6 +58,7 @@ def child_of(engine: Engine) -> Child:
         environment={"APEX_DATA_DIR": str(engine.data_dir), **engine.environment()},
         private=True,
         user=engine.user,
+        niceness=engine.niceness,
         port=engine.port,
         url=engine.url.replace(f":{engine.password}@", "@").replace("://@", "://"),
         version=engine.version,
@@ -214,7 +217,7 @@ def last_lines(log: Path, count: int, *, since: int = 0) -> list[str]:
 
 def _spawn(child: Child, log: Path) -> subprocess.Popen[bytes]:
     with log.open("ab") as output, warnings.catch_warnings():
-        # Newer Pythons warn of preexec_fn beside threads. Ours makes two system calls and takes no lock.
+        # Newer Pythons warn of preexec_fn beside threads. Ours makes a few system calls and takes no lock.
         warnings.simplefilter("ignore", DeprecationWarning)
         return subprocess.Popen(
             child.command,
@@ -227,8 +230,37 @@ def _spawn(child: Child, log: Path) -> subprocess.Popen[bytes]:
             user=child.user,
             group=child.user,
             extra_groups=None if child.user is None else [],
-            preexec_fn=die_with_parent(child.orphan_signal),  # noqa: PLW1509 (see above)
+            preexec_fn=_before_exec(child),  # noqa: PLW1509 (see above)
         )
+
+
+def _before_exec(child: Child) -> Callable[[], None]:
+    """What the new process does before it becomes the child's program."""
+    tie = die_with_parent(child.orphan_signal)
+
+    def prepare() -> None:
+        if tie:
+            tie()
+        if child.niceness:
+            stand_back(child.niceness)
+
+    return prepare
+
+
+def stand_back(niceness: int) -> None:
+    """Let others go first from here on: this process, and on Linux its session, and what they start.
+
+    Linux shares a processor among sessions first (`autogroup`), and among the processes of one
+    session by their niceness only then. Children have sessions of their own, so that their niceness
+    alone would change nothing.
+    """
+    os.nice(niceness)
+    with contextlib.suppress(OSError):  # a kernel without it, or a container that does not allow it
+        group = os.open("/proc/self/autogroup", os.O_WRONLY)
+        try:
+            os.write(group, str(niceness).encode())
+        finally:
+            os.close(group)
 
 
 def _rotate(log: Path) -> None:

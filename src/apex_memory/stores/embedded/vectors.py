@@ -181,9 +181,8 @@ class VectorProcess:
             return [], None
         return await self._tallies(stages), stages[-1].int >> 64
 
-    async def _search(
-        self, asked: dict[str, Any]
-    ) -> dict[str, list[tuple[bytes, float, str, str]]]:
+    async def _search(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """`points`: id, stage and place of each, and `legs`: for each hit the point's number there, and the score."""
         dense, terms = asked.pop("dense"), asked.pop("terms")
         question = Question(
             dense=None if dense is None else np.frombuffer(dense, dtype="<f4").tolist(),
@@ -191,10 +190,14 @@ class VectorProcess:
             exclude=[UUID(bytes=stage) for stage in asked.pop("exclude")],
             **asked,
         )
-        found = search(self._corpus.shards, question)
+        found, places = search(self._corpus.shards, question)
+        numbers = {point: n for n, point in enumerate(places)}
         return {
-            leg: [(point.bytes, score, stage, place) for point, score, stage, place in hits]
-            for leg, hits in found.items()
+            "points": [(point.bytes, *place) for point, place in places.items()],
+            "legs": {
+                leg: [(numbers[point], score) for point, score in hits]
+                for leg, hits in found.items()
+            },
         }
 
 

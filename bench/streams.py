@@ -1,0 +1,207 @@
+"""Readings of a stream: from the vendor's feed into PostgreSQL, folded, and their windows into all four stores.
+
+The simulated vendor is a process of its own (`python -m bench.streams TRUCKS SPEED`), whose CPU time is told apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import httpx2
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from apex_memory.app import App
+from apex_memory.simulate.samsara import Samsara
+from apex_memory.simulate.served import serving
+from apex_memory.simulate.vendor import Chaos
+from apex_memory.simulate.world import Clock, World
+from bench.cpu import spent, usage
+from bench.engines import opened, running_engines
+from bench.profile import Ledger
+from bench.rows import Row, at_least, at_most, percentile
+
+NAME = "samsara"
+TARGET = 1_667  # readings a second: a hundred times the busiest source's 1,000 a minute
+EVERY = 5  # seconds between two positions of a moving truck
+STEP = 300  # seconds of the world that a flat-out step brings: a window of each truck
+STEPS = 3
+FLEET = 500
+PACED_SECONDS = 60
+PACED_SPEED = 10  # of the world's clock: windows end ten times as often, for a tenth of the trucks
+POLL_SECONDS = 5
+
+
+class Led(Samsara):
+    """The vendor, with a route that moves its clock."""
+
+    def routes(self) -> Sequence[BaseRoute]:
+        return [*super().routes(), Route("/advance", self._advance, methods=["POST"])]
+
+    async def _advance(self, request: Request) -> Response:
+        seconds = int(request.query_params["seconds"])
+        self.clock.advance_to(self.clock.now + timedelta(seconds=seconds))
+        return JSONResponse({"now": self.clock.now.isoformat()})
+
+
+def vendor(trucks: int, speed: float) -> Led:
+    world = World.make(1, shipments=1)
+    return Led(world, Clock(world.start, speed=speed), Chaos(), every=EVERY, trucks=trucks, page=2_000)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Vendor:
+    """The vendor in its process."""
+
+    url: str
+    pid: int
+
+    async def advance(self, seconds: int) -> None:
+        async with httpx2.AsyncClient() as http:
+            answer = await http.post(f"{self.url}/advance", params={"seconds": seconds})
+            answer.raise_for_status()
+
+
+@asynccontextmanager
+async def running_vendor(trucks: int, speed: float = 0) -> AsyncIterator[Vendor]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bench.streams", str(trucks), str(speed)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout and process.stdin
+    try:
+        url = (await process.stdout.readline()).decode().strip()
+        yield Vendor(f"{url}/{NAME}", process.pid)
+    finally:
+        process.stdin.close()  # it ends when nobody holds the other end any more
+        await process.wait()
+
+
+async def streams() -> list[Row]:
+    """Readings a second flat out, and at the target's pace: the CPU it takes, and whether anything falls behind."""
+    async with running_engines() as engines:
+        pids = {**engines.pids, "client": os.getpid()}
+        async with running_vendor(FLEET) as sent:
+            settings = {NAME: vendor(0, 0).settings(sent.url)}
+            async with opened(await engines.fresh(), engines.folder, sources=settings) as app:
+                flat = await flat_out(app, sent, {**pids, "simulator": sent.pid})
+        trucks = round(TARGET * 60 / vendor(1, 0).readings_per_minute / PACED_SPEED)
+        async with running_vendor(trucks, PACED_SPEED) as sent:
+            settings = {NAME: vendor(0, 0).settings(sent.url)}
+            async with opened(await engines.fresh(), engines.folder, sources=settings) as app:
+                paced = await at_pace(app, {**pids, "simulator": sent.pid})
+    return [flat, *paced]
+
+
+async def flat_out(app: App, sent: Vendor, pids: dict[str, int]) -> Row:
+    """Steps one after the other: pull what arrived, fold what is due, drain the windows."""
+    ledger = Ledger(pids)
+    await app.pull(NAME)
+    await sent.advance(STEP)
+    await _carry(app)  # connections, plans, partitions, the model
+    before, windows = await _kept(app), 0
+    for _ in range(STEPS):
+        await sent.advance(STEP)
+        await ledger.step("pull", lambda: app.pull(NAME))
+        windows += await ledger.step("fold", lambda: app.fold(NAME))
+        await ledger.step("drain", lambda: app.drain(NAME))
+    kept = await _kept(app) - before
+    await _check(app)
+    seconds = sum(ledger.wall.values())
+    parts = "; ".join(
+        f"{step}: {seconds:.1f} s, CPU ms per 1,000 readings "
+        + ", ".join(
+            f"{name} {1e6 * cpu / kept:.0f}"
+            for name, cpu in ledger.cpu[step].items()
+            if 1e6 * cpu / kept >= 1
+        )
+        for step, seconds in ledger.wall.items()
+    )
+    return at_least(
+        "readings/s, feed to PostgreSQL, folded and drained",
+        kept / seconds,
+        "readings/s",
+        TARGET,
+        f"{kept:,} readings of {FLEET} trucks, {windows:,} windows into all four stores with MiniLM, one process, one step after the other, simulator on the same cores; {parts}",
+    )
+
+
+async def at_pace(app: App, pids: dict[str, int]) -> list[Row]:
+    """At the target's rate, polled as in life: what it costs, and how long a poll's work takes."""
+    await app.pull(NAME)
+    first, before, began = await _kept(app), usage(pids), time.perf_counter()
+    worked = list[float]()
+    while (gone := time.perf_counter() - began) < PACED_SECONDS:
+        await asyncio.sleep(POLL_SECONDS * (len(worked) + 1) - gone)
+        start = time.perf_counter()
+        await _carry(app)
+        worked.append(time.perf_counter() - start)
+    seconds = time.perf_counter() - began
+    used = spent(before, usage(pids))
+    kept = await _kept(app) - first
+    await _check(app)
+    parts = ", ".join(f"{name} {100 * one.total / seconds:.0f}" for name, one in used.items())
+    ours = sum(one.total for name, one in used.items() if name != "simulator")
+    how = f"{kept / seconds:,.0f} readings/s for {seconds:.0f} s, windows ending {PACED_SPEED} times as often for a tenth of the trucks, MiniLM"
+    return [
+        at_most(
+            "readings at 100 × the busiest source, CPU share",
+            100 * ours / seconds / (os.cpu_count() or 1),
+            "% of all cores",
+            100,
+            f"{how}; % of one core: {parts}",
+        ),
+        at_most(
+            "readings at 100 × the busiest source, a poll's work, p99",
+            percentile(worked, 0.99),
+            "s",
+            POLL_SECONDS,
+            f"{how}; pull, fold and drain of every {POLL_SECONDS} s; less than that means that nothing falls behind",
+        ),
+    ]
+
+
+async def _carry(app: App) -> None:
+    await app.pull(NAME)
+    await app.fold(NAME)
+    await app.drain(NAME)
+
+
+async def _kept(app: App) -> int:
+    """Points in PostgreSQL, without the vehicles' names that are kept beside them."""
+    row = await app.db.fetch_one("SELECT count(*) AS n FROM readings WHERE kind <> 'vehicle'")
+    assert row
+    return int(row["n"])
+
+
+async def _check(app: App) -> None:
+    """Fails unless every reading is in a window, every window folded and every version of it carried."""
+    await app.fold(NAME, everything=True)
+    await app.drain(NAME)
+    row = await app.db.fetch_one(
+        """SELECT (SELECT count(*) FROM windows WHERE dirty) AS dirty,
+                  (SELECT count(*) FROM inbox WHERE state NOT IN ('done', 'superseded')) AS undone,
+                  (SELECT count(*) FROM windows) - (SELECT count(*) FROM documents) AS missing"""
+    )
+    if row is None or any(row.values()):
+        raise AssertionError(f"left over: {row}")
+
+
+async def _serve(trucks: int, speed: float) -> None:
+    """Serve until standard input ends."""
+    async with serving([vendor(trucks, speed)]) as served:
+        print(served.url, flush=True)
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(int(sys.argv[1]), float(sys.argv[2])))

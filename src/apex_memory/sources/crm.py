@@ -1,0 +1,294 @@
+"""CRM: companies, contacts and deals of HubSpot, by search; webhooks say what to fetch at once."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Annotated, Any, ClassVar, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from aiolimiter import AsyncLimiter
+from pydantic import Field, SecretStr, field_validator
+
+from apex_memory.errors import Misconfigured, Rejected, Unauthorized
+from apex_memory.model import Document, Event, Priority, micros, now
+from apex_memory.sources import (
+    Asked,
+    Nudge,
+    Page,
+    Pattern,
+    PulledSettings,
+    Received,
+    Request,
+    Sample,
+    Source,
+    SourceSettings,
+)
+from apex_memory.sources._hubspot import (
+    KINDS,
+    Notice,
+    gone_event,
+    nudge_key,
+    record_document,
+)
+from apex_memory.sources._hubspot_pull import Calls, DailyLimit, Walk, copied, wait_for_reset
+from apex_memory.sources._wire import (
+    broken,
+    canonical,
+    parse_json,
+    sample,
+)
+
+Secret = Annotated[SecretStr, Field(min_length=1)]  # an empty key would make forging easy
+
+# HubSpot signs its URL with these decoded, and only these.
+_DECODED = re.compile("%(3A|2F|3F|40|21|24|27|28|29|2A|2C|3B)", re.IGNORECASE)
+
+
+class CrmSettings(PulledSettings):
+    """`[sources.crm]`"""
+
+    access_token: SecretStr = Field(
+        SecretStr(""), description="Access token of a HubSpot private app that may read the CRM."
+    )
+    base_url: str = Field(
+        "https://api.hubapi.com", pattern=r"^https?://[^/]+(/.*)?$", description="HubSpot's API."
+    )
+    objects: list[Literal["companies", "contacts", "deals"]] = Field(
+        default=["companies", "contacts", "deals"],
+        min_length=1,
+        description="Types of objects to hold.",
+    )
+    properties: list[str] = Field(
+        default=[],
+        description="Internal names of further properties to ask for, such as custom ones (`scac`, `mc_number`).",
+    )
+    client_secrets: list[Secret] = Field(
+        default=[],
+        max_length=2,
+        description="Client secrets of the app that sends webhooks; two while one replaces the other.",
+    )
+    public_url: str = Field(
+        "http://127.0.0.1:8460/hooks/crm",
+        description="The webhook's URL exactly as entered in HubSpot, query and all: it is part of what HubSpot signs.",
+    )
+    legacy_signatures: bool = Field(
+        default=False,
+        description="Take webhooks of older apps too, whose signatures (v1, v2) carry no time and so may be replayed.",
+    )
+    replay_seconds: float = Field(
+        300, gt=0, description="How far the time of a webhook's signature may be from ours."
+    )
+    portal_id: int = Field(
+        0, ge=0, description="HubSpot account whose webhooks count; 0: any that is signed."
+    )
+    overlap_seconds: float = Field(
+        600,
+        ge=0,
+        description="How far before the newest change seen a poll begins: HubSpot's search shows changes late.",
+    )
+    archived_seconds: float = Field(
+        3600,
+        ge=0,
+        description="How often the recycling bin is listed, for deletes of which no webhook told.",
+    )
+    time_zone: str = Field(
+        "UTC",
+        description="Time zone of the HubSpot account: its daily limit ends at midnight there.",
+    )
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError("no such time zone; a name like America/Chicago is meant") from None
+        return value
+
+
+class Crm(Source):
+    """Companies, contacts and deals of HubSpot: polled by search, with webhooks as nudges."""
+
+    name: ClassVar[str] = "crm"
+    title: ClassVar[str] = "HubSpot"
+    priority: ClassVar[Priority] = Priority.P2
+    pattern: ClassVar[Pattern] = Pattern.POLL
+    Settings: ClassVar[type[SourceSettings]] = CrmSettings
+    poll_seconds: ClassVar[float] = 300
+    calls: ClassVar[tuple[float, float]] = (9, 1)  # of 100 in ten seconds
+
+    def __init__(self, settings: SourceSettings) -> None:
+        super().__init__(settings)
+        self._searches = AsyncLimiter(
+            2, 0.5
+        )  # HubSpot allows four or five a second, it is not certain
+
+    @property
+    def missing(self) -> str:
+        return "" if self.settings.access_token.get_secret_value() else "access_token"
+
+    def receive(self, request: Request) -> Received:
+        """A nudge per object; an event only for what needs no fetching: a contact erased for good."""
+        self._verify(request)
+        body = parse_json(request.body)
+        if not isinstance(body, list):
+            raise Rejected("body: expected a JSON array", remedy="is this HubSpot's webhook?")
+        notices, wrong = _notices(body)
+        if wrong and not notices:
+            raise wrong[0][1]
+        events = [
+            broken(self.name, item, why, request.received_at, self.priority) for item, why in wrong
+        ]
+        nudges: dict[str, Nudge] = {}
+        for notice in notices:
+            kind = notice.kind
+            if kind is None or kind.plural not in self.settings.objects or self._foreign(notice):
+                continue
+            for id in notice.ids:
+                if notice.action == "privacyDeletion":
+                    events.append(gone_event(kind, id, notice.at or request.received_at))
+                    continue
+                key = nudge_key(kind, id, restored=notice.action == "restore")
+                known = nudges.get(key)
+                times = [at for at in (known and known.at, notice.at) if at]
+                nudges[key] = Nudge(key, max(times, default=None))
+        return Received(events, nudges=list(nudges.values()))
+
+    async def pull(self, asked: Asked) -> AsyncIterator[Page]:
+        """What webhooks named, then what changed since the cursor, then what lies in the recycling bin."""
+        position = copied(asked.cursor)
+        wait_for_reset(position)
+        walk = Walk(
+            Calls(asked.link, self.settings, self._searches), self.settings, position, asked.window
+        )
+        try:
+            if asked.window is None:
+                async for page in walk.answers(asked.nudges):
+                    yield page
+            for step in (walk.changes, walk.archived):
+                for name in self.settings.objects:
+                    async for page in step(KINDS[name]):
+                        yield page
+        except DailyLimit as spent:
+            position["limit"] = {"until": (now() + timedelta(seconds=spent.after)).isoformat()}
+            yield Page(cursor=copied(position))
+            raise
+
+    def document(self, event: Event) -> Document:
+        """A `company`, a `contact` or a `deal`."""
+        return record_document(event)
+
+    def samples(self) -> Sequence[Sample]:
+        own = parse_json(sample("crm.json"))
+        return [
+            Sample(item["name"], canonical(item["body"]), events=item["events"]) for item in own
+        ]
+
+    def sign(self, body: bytes, at: datetime) -> Mapping[str, str]:
+        """Headers of a v3 signature."""
+        if not self.settings.client_secrets:
+            raise Misconfigured(
+                "sources.crm.client_secrets: not set", remedy="set a secret to sign with"
+            )
+        stamp = str(micros(at) // 1000)
+        signed = _signed(self.settings.public_url, body, stamp)
+        return {
+            "x-hubspot-request-timestamp": stamp,
+            "x-hubspot-signature-v3": _v3(self.settings.client_secrets[0], signed).decode(),
+        }
+
+    def _foreign(self, notice: Notice) -> bool:
+        ours = self.settings.portal_id
+        return bool(ours) and notice.portal != str(ours)
+
+    def _verify(self, request: Request) -> None:
+        secrets = self.settings.client_secrets
+        if not secrets:
+            raise Unauthorized(
+                "no secret to check this HubSpot webhook with",
+                remedy="set sources.crm.client_secrets to the client secret of the app in HubSpot",
+            )
+        if "x-hubspot-signature-v3" in request.headers:
+            self._verify_v3(request, secrets)
+        elif self.settings.legacy_signatures and "x-hubspot-signature" in request.headers:
+            self._verify_legacy(request, secrets)
+        else:
+            raise Unauthorized(
+                "no X-HubSpot-Signature-v3",
+                remedy="for an older app that sends none, set sources.crm.legacy_signatures",
+            )
+
+    def _verify_v3(self, request: Request, secrets: Sequence[SecretStr]) -> None:
+        stamp = request.headers.get("x-hubspot-request-timestamp", "")
+        if not re.fullmatch(r"[0-9]{1,16}", stamp, re.ASCII):
+            raise Unauthorized("X-HubSpot-Request-Timestamp is no number of milliseconds")
+        given = request.headers["x-hubspot-signature-v3"].encode("utf-8", "replace")
+        # A list, so that everything is compared and time tells nothing about what fits.
+        fits = [
+            hmac.compare_digest(given, _v3(secret, _signed(url, request.body, stamp)))
+            for secret in secrets
+            for url in self._urls()
+        ]
+        _check(fits, "X-HubSpot-Signature-v3")
+        late = abs(micros(request.received_at) / 1000 - int(stamp)) / 1000
+        if late > self.settings.replay_seconds:
+            raise Unauthorized(
+                f"signed {late:.0f} s away from our time",
+                remedy="check this machine's clock, or sources.crm.replay_seconds",
+            )
+
+    def _verify_legacy(self, request: Request, secrets: Sequence[SecretStr]) -> None:
+        given = request.headers["x-hubspot-signature"].encode("utf-8", "replace")
+        second = request.headers.get("x-hubspot-signature-version") == "v2"
+        heads = [b"POST" + url.encode() for url in self._urls()] if second else [b""]
+        fits = [
+            hmac.compare_digest(given, _hashed(secret, head + request.body))
+            for secret in secrets
+            for head in heads
+        ]
+        _check(fits, "X-HubSpot-Signature")
+
+    def _urls(self) -> list[str]:
+        # Whether the signed URL has its characters decoded is not certain; the secret is needed either way.
+        url = self.settings.public_url
+        return [url, _decoded(url)]
+
+
+def _notices(body: Sequence[Any]) -> tuple[list[Notice], list[tuple[Any, Rejected]]]:
+    """The readable elements, creation first and then by time, and the others with what is wrong."""
+    notices, wrong = [], []
+    for n, item in enumerate(body):
+        try:
+            notices.append(Notice.read(item, f"body[{n}]"))
+        except Rejected as error:
+            wrong.append((item, error))
+    return sorted(notices, key=lambda notice: notice.order), wrong
+
+
+def _decoded(url: str) -> str:
+    return _DECODED.sub(lambda match: chr(int(match[1], 16)), url)
+
+
+def _signed(url: str, body: bytes, stamp: str) -> bytes:
+    return b"POST" + url.encode() + body + stamp.encode()
+
+
+def _v3(secret: SecretStr, signed: bytes) -> bytes:
+    return base64.b64encode(hmac.digest(secret.get_secret_value().encode(), signed, "sha256"))
+
+
+def _hashed(secret: SecretStr, signed: bytes) -> bytes:
+    return hashlib.sha256(secret.get_secret_value().encode() + signed).hexdigest().encode()
+
+
+def _check(fits: Collection[bool], header: str) -> None:
+    if not any(fits):
+        raise Unauthorized(
+            f"{header} does not fit the body",
+            remedy="compare sources.crm.client_secrets and sources.crm.public_url with the app in HubSpot",
+        )

@@ -1,0 +1,164 @@
+"""Books: invoices, payments, bills, customers and vendors of QuickBooks Online, by its change operation and webhooks."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, ClassVar
+
+from pydantic import Field, SecretStr
+
+from apex_memory.errors import Misconfigured, Unauthorized
+from apex_memory.model import Document, Event, Priority
+from apex_memory.sources import (
+    Asked,
+    Nudge,
+    Page,
+    Pattern,
+    PulledSettings,
+    Received,
+    Request,
+    Sample,
+    Source,
+    SourceSettings,
+)
+from apex_memory.sources._quickbooks import Key, deleted_event, read_notices
+from apex_memory.sources._quickbooks_documents import record_document
+from apex_memory.sources._quickbooks_pull import Walk
+from apex_memory.sources._wire import broken, canonical, parse_json, sample
+
+Secret = Annotated[SecretStr, Field(min_length=1)]  # an empty key would make forging easy
+
+
+class FinancialSettings(PulledSettings):
+    """`[sources.financial]`"""
+
+    client_id: str = Field("", description="Client id of the Intuit application.")
+    client_secret: SecretStr = Field(
+        SecretStr(""), description="Client secret of the Intuit application."
+    )
+    realm_ids: list[Annotated[str, Field(pattern=r"^[0-9]{1,30}$")]] = Field(
+        default=[], description="Ids of the QuickBooks companies (realms) to read."
+    )
+    refresh_tokens: list[Secret] = Field(
+        default=[],
+        description="A refresh token a company, in the order of `realm_ids`, as the application got it when the company was connected. Later ones are kept in PostgreSQL.",
+    )
+    verifier_tokens: list[Secret] = Field(
+        default=[],
+        max_length=2,
+        description="Verifier tokens of the application's webhooks; two while one replaces the other.",
+    )
+    entities: list[Annotated[str, Field(pattern=r"^[A-Z][A-Za-z]{1,39}$")]] = Field(
+        default=["Invoice", "Payment", "Bill", "Customer", "Vendor"],
+        min_length=1,
+        description="Kinds of records to hold, as QuickBooks' API spells them.",
+    )
+    overlap_seconds: float = Field(
+        600,
+        ge=0,
+        description="How far before the last answer's time the next changes are asked for.",
+    )
+    base_url: str = Field(
+        "https://quickbooks.api.intuit.com",
+        pattern=r"^https?://[^/]+(/.*)?$",
+        description="QuickBooks' API; `https://sandbox-quickbooks.api.intuit.com` for a sandbox.",
+    )
+    token_url: str = Field(
+        "https://oauth.platform.intuit.com/oauth2/v1/tokens/bearer",
+        pattern=r"^https?://[^/]+(/.*)?$",
+        description="Where Intuit gives out tokens.",
+    )
+
+    def companies(self) -> dict[str, str]:
+        """The first refresh token by realm."""
+        tokens = [token.get_secret_value() for token in self.refresh_tokens]
+        return dict(zip(self.realm_ids, tokens, strict=False))
+
+
+class Financial(Source):
+    """Invoices, payments, bills, customers and vendors of QuickBooks Online: polled, with webhooks as nudges."""
+
+    name: ClassVar[str] = "financial"
+    title: ClassVar[str] = "QuickBooks Online"
+    priority: ClassVar[Priority] = Priority.P2
+    pattern: ClassVar[Pattern] = Pattern.POLL
+    Settings: ClassVar[type[SourceSettings]] = FinancialSettings
+    poll_seconds: ClassVar[float] = 300
+    calls: ClassVar[tuple[float, float]] = (100, 20)  # at most 400 in any minute, of 500
+
+    @property
+    def missing(self) -> str:
+        held = self.settings
+        if not held.client_id or not held.client_secret.get_secret_value():
+            return "client_secret" if held.client_id else "client_id"
+        if not held.realm_ids:
+            return "realm_ids"
+        return "" if len(held.refresh_tokens) >= len(held.realm_ids) else "refresh_tokens"
+
+    def receive(self, request: Request) -> Received:
+        """A nudge per record; an event only for what a merge took away, of which nothing can be fetched."""
+        self._verify(request)
+        notices, wrong = read_notices(parse_json(request.body), self.settings.entities)
+        if wrong and not notices:
+            raise wrong[0][1]
+        events = [
+            broken(self.name, item, why, request.received_at, self.priority) for item, why in wrong
+        ]
+        nudges: dict[str, Nudge] = {}
+        for notice in notices:
+            if self.settings.realm_ids and notice.key.realm not in self.settings.realm_ids:
+                continue
+            if notice.merged:
+                lost = Key(notice.key.realm, notice.key.entity, notice.merged)
+                events.append(deleted_event(lost, notice.at or request.received_at))
+            key = f"{notice.key}:deleted" if notice.operation == "delete" else str(notice.key)
+            known = nudges.get(key)
+            times = [at for at in (known and known.at, notice.at) if at]
+            nudges[key] = Nudge(key, max(times, default=None))
+        return Received(events, nudges=list(nudges.values()))
+
+    async def pull(self, asked: Asked) -> AsyncIterator[Page]:
+        """What webhooks named, then each company's changes since the cursor; or what a window holds."""
+        async for page in Walk(asked, self.settings).pages():
+            yield page
+
+    def document(self, event: Event) -> Document:
+        """An `invoice`, `payment`, `bill`, `customer`, `vendor`, or what else is held."""
+        return record_document(event)
+
+    def samples(self) -> Sequence[Sample]:
+        own = parse_json(sample("financial.json"))
+        return [
+            Sample(item["name"], canonical(item["body"]), events=item["events"]) for item in own
+        ]
+
+    def sign(self, body: bytes, at: datetime) -> Mapping[str, str]:
+        """The header of a webhook. It carries no time."""
+        if not self.settings.verifier_tokens:
+            raise Misconfigured(
+                "sources.financial.verifier_tokens: not set", remedy="set a token to sign with"
+            )
+        return {"intuit-signature": _signature(self.settings.verifier_tokens[0], body).decode()}
+
+    def _verify(self, request: Request) -> None:
+        tokens = self.settings.verifier_tokens
+        if not tokens:
+            raise Unauthorized(
+                "no token to check this QuickBooks webhook with",
+                remedy="set sources.financial.verifier_tokens to the verifier token shown in the Intuit application",
+            )
+        given = request.headers.get("intuit-signature", "").encode("utf-8", "replace")
+        # A list, so that every token is compared and time tells nothing about which one fits.
+        fits = [hmac.compare_digest(given, _signature(one, request.body)) for one in tokens]
+        if not any(fits):
+            raise Unauthorized(
+                "intuit-signature does not fit the body",
+                remedy="compare sources.financial.verifier_tokens with the verifier token in the Intuit application",
+            )
+
+
+def _signature(token: SecretStr, body: bytes) -> bytes:
+    return base64.b64encode(hmac.digest(token.get_secret_value().encode(), body, "sha256"))

@@ -1,0 +1,72 @@
+"""What only Neo4j has: its constraints, the rights it wants, and servers without the procedure that tells their start."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from apex_memory.errors import Unavailable
+from apex_memory.stores import neo4j as adapter
+from apex_memory.stores.embedded import free_port
+from apex_memory.stores.neo4j import Neo4jGraph
+from tests.conftest import running
+from tests.servers.neo4j import Neo4j
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def url(request: pytest.FixtureRequest, engine_data: Path) -> AsyncIterator[str]:
+    if not (request.config.getoption("--servers") or os.environ.get("SERVERS")):
+        pytest.skip("needs Java and Maven: `make test-servers`")
+    folder = Path(tempfile.mkdtemp(dir=engine_data))
+    async with running(Neo4j(folder, free_port(), "apex-pass")) as engine:
+        yield engine.url
+
+
+@pytest_asyncio.fixture
+async def graph(url: str) -> AsyncIterator[Neo4jGraph]:
+    store = Neo4jGraph(url, timeout=30)
+    await store.prepare()
+    yield store
+    await store.close()
+
+
+async def test_prepare_makes_what_the_manual_says(graph: Neo4jGraph) -> None:
+    await graph.prepare()  # twice is once
+    constraints = await graph._read("SHOW CONSTRAINTS YIELD name, type, labelsOrTypes, properties")
+    assert sorted(constraints) == [
+        ["apex_assertion", "UNIQUENESS", ["Assertion"], ["id"]],
+        ["apex_entity", "UNIQUENESS", ["Entity"], ["id"]],
+    ]
+    indexes = await graph._read("SHOW INDEXES YIELD name, state, owningConstraint")
+    assert ["apex_stage", "ONLINE", None] in indexes
+
+
+async def test_the_procedures_that_it_calls_are_no_admin_ones(graph: Neo4jGraph) -> None:
+    """So that `GRANT EXECUTE PROCEDURE` is all they need."""
+    rows = await graph._read("SHOW PROCEDURES YIELD name, admin")
+    told = dict(rows)
+    assert [told[name] for name in ("dbms.queryJmx", "db.awaitIndexes", "db.info")] == [False] * 3
+
+
+async def test_a_server_that_hides_its_start_tells_its_database(
+    graph: Neo4jGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_process = await graph.incarnation()
+    procedure = adapter.PROCESS.replace("queryJmx", "notThere")
+    monkeypatch.setattr(adapter, "PROCESS", procedure)
+    of_database = await graph.incarnation()
+    assert of_database not in ("", of_process)
+    assert of_database == await graph.incarnation()
+
+
+async def test_a_wrong_password_says_what_to_check(url: str) -> None:
+    store = Neo4jGraph(url.replace("apex-pass", "wrong"), timeout=10)
+    with pytest.raises(Unavailable, match="refuses us") as refused:
+        await store.ping()
+    assert "rights" in refused.value.remedy
+    await store.close()

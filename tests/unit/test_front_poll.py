@@ -1,0 +1,422 @@
+"""The poll of Front's `/events`: what it adds to the webhooks, where it goes on, and whom it trusts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx2
+import pytest
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
+
+from apex_memory.errors import ApexError, Rejected, Unauthorized
+from apex_memory.model import BROKEN, TOMBSTONE, Event, micros, now
+from apex_memory.simulate.frontapp import FrontSimulator
+from apex_memory.simulate.served import serving
+from apex_memory.simulate.vendor import Chaos, Simulator
+from apex_memory.simulate.world import Clock, World
+from apex_memory.sources import Asked, Link, Nudge, Page, Request, Window, load
+from apex_memory.sources.frontapp import FrontApp
+
+START = 1_761_955_200.0
+Answer = dict[str, Any] | tuple[int, dict[str, Any]]
+
+
+class NoTokens:
+    """An API token is not renewed."""
+
+    async def current(self, name: str) -> Any:
+        raise AssertionError
+
+    async def renewed(self, name: str, spent: Any, renew: Any) -> Any:
+        raise AssertionError
+
+
+class Script(Simulator):
+    """A Front that answers by path (a list: one after the other), and keeps what it was asked."""
+
+    name = "frontapp"
+
+    def __init__(self, **answers: Any) -> None:
+        world = World.make(1, shipments=1)
+        super().__init__(world, Clock(world.start), Chaos())
+        self.answers = {f"/{path.replace('__', '/')}": answer for path, answer in answers.items()}
+        self.asked: list[str] = []
+        self.tokens: set[str | None] = set()
+
+    def settings(self, base: str) -> dict[str, Any]:
+        return {}
+
+    def truth(self, until: datetime) -> Sequence[Any]:
+        return ()
+
+    def routes(self) -> Sequence[Route]:
+        return [Route("/{path:path}", self._answer)]
+
+    async def _answer(self, request: HttpRequest) -> Response:
+        path = "/" + request.path_params["path"]
+        self.asked.append(path + (f"?{request.url.query}" if request.url.query else ""))
+        self.tokens.add(request.headers.get("authorization"))
+        told = self.answers.get(path, (404, {}))
+        if isinstance(told, list):
+            told = told.pop(0) if len(told) > 1 else told[0]
+        status, body = told if isinstance(told, tuple) else (200, told)
+        own = f"{request.url.scheme}://{request.url.netloc}/frontapp"
+        text = json.dumps(body).replace("OWN", own)
+        headers = {"location": json.loads(text)["location"]} if status == 301 else {}
+        return Response(text, status, headers, "application/json")
+
+
+def front(base: str = "http://127.0.0.1:1", **more: Any) -> FrontApp:
+    known = {"api_token": "token-1", "base_url": base, "requests_per_minute": 60_000}
+    found = load({"frontapp": {"signing_keys": ["key-1"], **known, **more}})["frontapp"]
+    assert isinstance(found, FrontApp)
+    return found
+
+
+@asynccontextmanager
+async def linked() -> AsyncIterator[Link]:
+    async with httpx2.AsyncClient(timeout=5) as http:
+        yield Link("frontapp", http, NoTokens(), calls=1_000, patience=0)
+
+
+async def pulled(
+    script: Simulator,
+    *,
+    cursor: dict[str, Any] | None = None,
+    nudges: Sequence[Nudge] = (),
+    window: Window | None = None,
+    **more: Any,
+) -> tuple[list[Page], ApexError | None]:
+    """All pages of a pull, and the error that it ended with."""
+    pages: list[Page] = []
+    async with serving([script]) as served, linked() as link:
+        asked = Asked(link=link, cursor=cursor or {}, nudges=nudges, window=window)
+        try:
+            async for one in front(f"{served.url}/frontapp", **more).pull(asked):
+                pages.append(one)  # noqa: PERF401 -- what came before an error counts
+        except ApexError as error:
+            return pages, error
+    return pages, None
+
+
+def told(id: str, at: float = 0, kind: str = "archive", **more: Any) -> dict[str, Any]:
+    state = {"id": "cnv_1", "subject": "ETA?", "status": "archived"}
+    return {"id": id, "type": kind, "emitted_at": START + at, "conversation": state, **more}
+
+
+def mail(id: str = "msg_1", **more: Any) -> dict[str, Any]:
+    return {"_meta": {"type": "message"}, "data": {"id": id, **more}}
+
+
+def listed(*events: Any, next: str | None = None) -> dict[str, Any]:
+    return {"_pagination": {"next": next}, "_results": list(events)}
+
+
+def ids(pages: Sequence[Page]) -> list[str]:
+    return [event.event_id for one in pages for event in one.events]
+
+
+def cursor(at: float, **seen: float) -> dict[str, Any]:
+    known = {id: round((START + time) * 1e6) for id, time in seen.items()}
+    return {"after": round((START + at) * 1e6), "seen": known}
+
+
+HERE = cursor(0, evt_0=0)
+
+
+# Where it goes on
+
+
+async def test_pages_follow_next_as_it_is_given() -> None:
+    following = "OWN/events?page_token=a%2Bb%3D%3D&limit=15&x=%5B%5D"
+    script = Script(events=[listed(told("evt_1", 1), next=following), listed(told("evt_2", 2))])
+    pages, error = await pulled(script, cursor=HERE)
+    assert error is None
+    assert ids(pages) == ["evt_1", "evt_2"]
+    assert script.asked == [
+        f"/events?q%5Bafter%5D={int(START) - 300}&sort_by=created_at&sort_order=asc&limit=15",
+        "/events?page_token=a%2Bb%3D%3D&limit=15&x=%5B%5D",
+    ]
+    assert script.tokens == {"Bearer token-1"}
+    assert pages[-1].cursor == cursor(2, evt_0=0, evt_1=1, evt_2=2)
+
+
+async def test_equal_times_at_a_page_edge_are_all_taken() -> None:
+    """The worker is killed after the first page: the next pull starts before the tie and skips what it has."""
+    first = listed(told("evt_1", 1), told("evt_2", 1), next="OWN/events?page_token=2")
+    pages, _ = await pulled(Script(events=[first, listed(told("evt_3", 1))]), cursor=HERE)
+    assert pages[0].cursor == cursor(1, evt_0=0, evt_1=1, evt_2=1)
+    script = Script(events=listed(told("evt_1", 1), told("evt_2", 1), told("evt_3", 1)))
+    again, _ = await pulled(script, cursor=dict(pages[0].cursor or {}))
+    assert ids(again) == ["evt_3"]
+
+
+async def test_late_events_are_found_in_the_overlap() -> None:
+    before = cursor(1_000, evt_1=990)
+    script = Script(events=listed(told("evt_late", 800), told("evt_1", 990)))
+    (only,), _ = await pulled(script, cursor=before)
+    assert ids([only]) == ["evt_late"]
+    assert only.cursor == cursor(1_000, evt_late=800, evt_1=990)
+    old = dict(cursor(2_000, **{f"evt_{n}": n for n in (100, 1_699, 1_701)}))
+    (later,), _ = await pulled(Script(events=listed(told("evt_x", 2_000))), cursor=old)
+    assert set((later.cursor or {})["seen"]) == {"evt_1701", "evt_x"}, (
+        "what is past the overlap goes"
+    )
+
+
+async def test_nothing_new_is_no_page() -> None:
+    assert await pulled(Script(events=listed(told("evt_0", 0))), cursor=HERE) == ([], None)
+
+
+async def test_a_time_in_our_future_does_not_carry_the_cursor_there() -> None:
+    ahead = now() + timedelta(days=400)
+    event = {**told("evt_1"), "emitted_at": ahead.timestamp()}
+    (only,), _ = await pulled(Script(events=listed(event)), cursor=HERE)
+    assert ids([only]) == ["evt_1"]
+    position = dict(only.cursor or {})
+    assert position["after"] <= micros(now())
+    assert "evt_1" in position["seen"]
+    assert (await pulled(Script(events=listed(event)), cursor=position))[0] == []
+
+
+async def test_while_front_does_not_sort_only_the_end_moves_the_cursor() -> None:
+    newest_first = [
+        listed(told("evt_3", 3), told("evt_2", 2), next="OWN/events?page_token=2"),
+        listed(told("evt_1", 1)),
+    ]
+    pages, _ = await pulled(Script(events=newest_first), cursor=HERE)
+    assert [one.cursor for one in pages] == [None, cursor(3, evt_0=0, evt_1=1, evt_2=2, evt_3=3)]
+
+
+async def test_the_first_poll_starts_some_hours_before_the_newest_event() -> None:
+    script = Script(events=[listed(told("evt_9", 9)), listed(told("evt_9", 9))])
+    pages, _ = await pulled(script, first_poll_hours=2)
+    assert ids(pages) == ["evt_9"]
+    assert script.asked[0] == "/events?sort_by=created_at&sort_order=desc&limit=1"
+    assert f"D={int(START) + 9 - 7_200 - 300}&" in script.asked[1]
+    assert await pulled(Script(events=listed())) == ([], None), (
+        "an empty Front is no reason to start"
+    )
+
+
+async def test_a_backfill_keeps_to_its_window_and_leaves_nudges() -> None:
+    since = datetime.fromtimestamp(START, UTC)
+    window = Window(since, since + timedelta(hours=1))
+    script = Script(events=[listed(told("evt_1", 1), next="OWN/events?page_token=2"), listed()])
+    pages, _ = await pulled(script, window=window, nudges=[Nudge("evt_7")])
+    assert ids(pages) == ["evt_1"]
+    assert not any(one.answered for one in pages)
+    assert f"q%5Bbefore%5D={int(START) + 3_600}" in script.asked[0]
+
+
+# Whom it trusts
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://evil.example/events?page_token=2",
+        "http://acme.api.frontapp.com/events",
+        "https://frontapp.com.evil.example/events",
+        "https://evilfrontapp.com/events",
+        "https://user@acme.api.frontapp.com/events",
+        "https://evil.example\\.frontapp.com/events",
+        "https://acme.api.frontapp.com:8443/events",
+        "//evil.example/events",
+        "file:///etc/passwd",
+        "https://[bad/events",
+        "",
+        5,
+    ],
+)
+async def test_the_token_goes_to_front_alone(url: Any) -> None:
+    script = Script(events=listed(told("evt_1", 1), next=url))
+    pages, error = await pulled(script, cursor=HERE)
+    assert len(script.asked) == 1
+    if url == "":
+        assert error is None
+    else:
+        assert isinstance(error, Rejected)
+        assert "base_url" in error.remedy
+    assert ids(pages) in ([], ["evt_1"])
+
+
+async def test_a_redirect_to_another_host_is_not_followed() -> None:
+    preview = told("evt_1", 1, "inbound", target=mail())
+    away = (301, {"location": "https://evil.example/messages/msg_1"})
+    script = Script(events=listed(preview), messages__msg_1=away)
+    (only,), error = await pulled(script, cursor=HERE)
+    assert error is None
+    assert [event.content_type for event in only.events] == ["application/json", BROKEN]
+
+
+async def test_a_token_that_is_refused_says_so() -> None:
+    for status in (401, 403):
+        pages, error = await pulled(Script(events=(status, {})), cursor=HERE)
+        assert pages == []
+        assert isinstance(error, Unauthorized)
+
+
+# What it brings
+
+
+def webhook(source: FrontApp, event: dict[str, Any]) -> tuple[Event, Sequence[Nudge]]:
+    at = datetime.fromtimestamp(START, UTC)
+    raw = json.dumps({"type": "x", "authorization": {"id": "cmp_1"}, "payload": event}).encode()
+    received = source.receive(Request(raw, source.sign(raw, at), {}, at))
+    return received.events[0], received.nudges
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        told("evt_1"),
+        told("evt_1", 1.123, "inbound", target=mail(text="Where is SHP-100045?")),
+        told("evt_1", 2, "trash"),
+        told("evt_1", 3, "inbound", target=mail()),
+    ],
+)
+async def test_poll_and_webhook_make_the_same_event(event: dict[str, Any]) -> None:
+    source = front()
+    by_webhook, _ = webhook(source, event)
+    pages, _ = await pulled(Script(events=listed(event)), cursor=HERE)
+    by_poll = pages[0].events[0]
+    for field in (
+        "id",
+        "event_id",
+        "doc_key",
+        "version",
+        "occurred_at",
+        "priority",
+        "content_type",
+    ):
+        assert getattr(by_webhook, field) == getattr(by_poll, field)
+    assert source.document(by_webhook) == source.document(by_poll)
+
+
+async def test_a_preview_is_kept_and_its_body_fetched() -> None:
+    preview = told("evt_1", 1, "inbound", target=mail())
+    whole = {"id": "msg_1", "type": "email", "text": "Where is SHP-100045?", "subject": "ETA?"}
+    script = Script(events=listed(preview), messages__msg_1=whole)
+    (only,), _ = await pulled(script, cursor=HERE)
+    shown, fetched = only.events
+    assert (shown.event_id, shown.doc_key) == ("evt_1", "conversation:cnv_1")
+    assert (fetched.event_id, fetched.doc_key) == ("evt_1/msg_1", "message:msg_1")
+    assert fetched.version == shown.version
+    assert "Where is SHP-100045?" in front().document(fetched).text
+
+
+async def test_a_webhooks_preview_is_fetched_by_its_nudge() -> None:
+    preview = told(
+        "evt_1", 1, "comment", target={"_meta": {"type": "comment"}, "data": {"id": "com_1"}}
+    )
+    _, nudges = webhook(front(), preview)
+    assert nudges == [Nudge("evt_1", datetime.fromtimestamp(START + 1, UTC))]
+    script = Script(
+        events__evt_1=preview,
+        comments__com_1={"id": "com_1", "body": "Call T-204"},
+        events=listed(),
+    )
+    (only,), _ = await pulled(script, cursor=HERE, nudges=nudges)
+    assert only.answered == nudges
+    assert ids([only]) == ["evt_1/com_1"]
+    assert "Call T-204" in front().document(only.events[0]).text
+
+
+async def test_without_a_token_nobody_is_nudged() -> None:
+    source = front(api_token="")
+    assert source.missing == "api_token"
+    assert webhook(source, told("evt_1", 1, "inbound", target=mail()))[1] == []
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        told("evt_1", 1, "inbound", target=mail(text="")),
+        told("evt_1", 1, "archive"),
+        told("evt_1", 1, "trash", target=mail()),
+        told("evt_1", 1, "tag", target={"_meta": {"type": "tag"}, "data": {"id": "tag_1"}}),
+    ],
+)
+def test_what_is_whole_nudges_nobody(event: dict[str, Any]) -> None:
+    assert webhook(front(), event)[1] == []
+
+
+async def test_what_is_gone_is_deleted_and_what_is_forbidden_left_alone() -> None:
+    preview = told("evt_1", 1, "inbound", target=mail())
+    (gone,), _ = await pulled(Script(events=listed(preview)), cursor=HERE)
+    assert (gone.events[1].doc_key, gone.events[1].content_type) == ("message:msg_1", TOMBSTONE)
+    script = Script(events=listed(preview, told("evt_2", 2)), messages__msg_1=(403, {}))
+    (left,), error = await pulled(script, cursor=HERE)
+    assert error is None
+    assert ids([left]) == ["evt_1", "evt_2"]
+    nudge = Nudge("evt_7")
+    assert await pulled(Script(events=listed()), cursor=HERE, nudges=[nudge]) == (
+        [Page(events=[], answered=[nudge])],
+        None,
+    )
+
+
+async def test_a_merged_conversation_leads_to_the_surviving_one() -> None:
+    thin = {**told("evt_1", 1, "inbound", target=mail()), "conversation": {"id": "cnv_old"}}
+    script = Script(
+        events=listed(thin),
+        messages__msg_1={"id": "msg_1", "text": "Any news?"},
+        conversations__cnv_old=(301, {"location": "OWN/conversations/cnv_1"}),
+        conversations__cnv_1={"id": "cnv_1", "subject": "ETA?", "status": "assigned"},
+    )
+    (only,), _ = await pulled(script, cursor=HERE)
+    document = front().document(only.events[1])
+    assert (document.parent, document.title) == ("conversation:cnv_1", "ETA?")
+
+
+async def test_a_merge_tells_what_became_of_the_other_conversation() -> None:
+    target = {
+        "_meta": {"type": "deleted_conversation_ids"},
+        "data": ["cnv_2", {"id": "cnv_3"}, 5, "x"],
+    }
+    event = told("evt_1", 1, "conversations_merged", target=target)
+    (only,), _ = await pulled(Script(events=listed(event)), cursor=HERE)
+    assert ids([only]) == ["evt_1", "evt_1/cnv_2", "evt_1/cnv_3"]
+    document = front().document(only.events[1])
+    assert only.events[1].doc_key == "conversation:cnv_2"
+    assert "Merged into: cnv_1" in document.text
+    (said,) = document.assertions
+    assert (said.subject, said.predicate, said.object) == (
+        "conversation:cnv_2",
+        "same_as",
+        "conversation:cnv_1",
+    )
+
+
+async def test_a_record_that_cannot_be_read_stops_nobody() -> None:
+    records = [5, {"id": "evt_x"}, told("evt_1", 1, conversation={}), told("evt_2", 2)]
+    bad = told("evt_3", 3, "inbound", target=mail("msg_3"))
+    script = Script(events=listed(*records, bad), messages__msg_3=(400, {}))
+    (only,), error = await pulled(script, cursor=HERE)
+    assert error is None
+    kinds = [event.content_type == BROKEN for event in only.events]
+    assert kinds == [True, True, True, False, False, True]
+    assert (only.cursor or {})["after"] == round((START + 3) * 1e6)
+
+
+# The simulator
+
+
+async def test_the_simulator_is_read_whole_in_pages_of_fifteen() -> None:
+    world = World.make(3, shipments=8)
+    simulator = FrontSimulator(world, Clock(world.start + timedelta(hours=20)), Chaos())
+    async with serving([simulator]) as served, linked() as link:
+        source = load({"frontapp": simulator.settings(f"{served.url}/frontapp")})["frontapp"]
+        pages = [one async for one in source.pull(Asked(link=link))]
+    assert len(pages) > 2
+    known = [event.id for event in simulator._events]
+    assert [id for id in ids(pages) if "/" not in id] == known
+    fetched = {event.doc_key for one in pages for event in one.events if "/msg_" in event.event_id}
+    assert fetched == {f"message:msg_{one.number}a5" for one in world.shipments}

@@ -1,0 +1,321 @@
+"""Readings of streams and their windows, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from apex_memory.arrivals import Readings
+from apex_memory.inbox import Inbox
+from apex_memory.model import Document, Event, Landed, Priority, now
+from apex_memory.sources import Reading, Received, Request, Sample, Source, SourceSettings
+from apex_memory.stores.postgres import Connection, Postgres
+
+START = datetime(2025, 11, 20, 12, tzinfo=UTC)
+
+
+class Toy(Source):
+    """A stream of numbers."""
+
+    name = "toy"
+    title = "Toy"
+    priority = Priority.P1
+    window_seconds = 300
+    broken = False
+
+    def fold(
+        self, series: str, start: datetime, readings: Sequence[Reading], version: int
+    ) -> Event:
+        if self.broken:
+            raise KeyboardInterrupt  # the process ends here
+        key = f"{series}@{start:%d %H:%M}"
+        body = [[f"{one.at:%H:%M:%S}", one.kind, one.value] for one in readings]
+        return Event(
+            source=self.name,
+            event_id=f"{key}:{version}",
+            doc_key=key,
+            version=version,
+            occurred_at=start,
+            payload=json.dumps(body).encode(),
+        )
+
+    def receive(self, request: Request) -> Received:
+        raise NotImplementedError
+
+    def document(self, event: Event) -> Document:
+        raise NotImplementedError
+
+    def samples(self) -> Sequence[Sample]:
+        raise NotImplementedError
+
+
+@pytest.fixture
+async def db(database_url: str) -> AsyncIterator[Postgres]:
+    db = Postgres(database_url)
+    await db.open()
+    yield db
+    await db.close()
+
+
+@pytest.fixture
+def toy() -> Toy:
+    return Toy(SourceSettings())
+
+
+@pytest.fixture
+def readings(db: Postgres) -> Readings:
+    return Readings(db, Inbox(db))
+
+
+def reading(minutes: float, value: Any = 1, *, series: str = "a", kind: str = "n") -> Reading:
+    """Minutes after noon of a day long past."""
+    return Reading(series=series, kind=kind, at=START + timedelta(minutes=minutes), value=value)
+
+
+async def keep(db: Postgres, readings: Readings, toy: Toy, *some: Reading) -> int:
+    async with db.transaction() as connection:
+        return await readings.insert(connection, toy, some)
+
+
+async def landed(db: Postgres) -> dict[str, Any]:
+    """Payloads of all events, by id."""
+    rows = await db.fetch(
+        "SELECT i.event_id, p.body FROM inbox i JOIN payloads p ON p.inbox_id = i.id ORDER BY 1"
+    )
+    return {row["event_id"]: json.loads(row["body"]) for row in rows}
+
+
+async def test_a_window_holds_its_readings_by_time(db: Postgres, readings: Readings, toy: Toy) -> None:  # fmt: skip
+    kept = await keep(db, readings, toy, reading(4.9, 2), reading(0, 1), reading(5, 3), reading(0, 9, kind="m"))  # fmt: skip
+    assert kept == 4
+    assert await readings.fold(toy, everything=True) == 2
+    assert await landed(db) == {
+        "a@20 12:00:1": [["12:00:00", "m", 9], ["12:00:00", "n", 1], ["12:04:54", "n", 2]],
+        "a@20 12:05:1": [["12:05:00", "n", 3]],
+    }
+    assert await readings.fold(toy, everything=True) == 0
+
+
+async def test_repeats_are_no_news(db: Postgres, readings: Readings, toy: Toy) -> None:
+    assert await keep(db, readings, toy, reading(1), reading(1), reading(1, 7)) == 1
+    await readings.fold(toy, everything=True)
+    assert await keep(db, readings, toy, reading(1), reading(1, 7)) == 0
+    assert await keep(db, readings, toy) == 0
+    assert await readings.fold(toy, everything=True) == 0
+    assert len(await landed(db)) == 1
+
+
+async def test_a_late_point_opens_its_window_again(db: Postgres, readings: Readings, toy: Toy) -> None:  # fmt: skip
+    await keep(db, readings, toy, reading(1), reading(6))
+    await readings.fold(toy, everything=True)
+    await keep(db, readings, toy, reading(2))
+    assert await readings.fold(toy) == 1, "its series has moved on long ago: it waits for nothing"
+    found = await landed(db)
+    assert found["a@20 12:00:2"] == [["12:01:00", "n", 1], ["12:02:00", "n", 1]]
+    assert list(found) == ["a@20 12:00:1", "a@20 12:00:2", "a@20 12:05:1"]
+
+
+async def test_a_window_waits_until_its_series_moves_on(db: Postgres, readings: Readings, toy: Toy) -> None:  # fmt: skip
+    await keep(db, readings, toy, reading(1), reading(1, series="b"))
+    assert await readings.fold(toy) == 0, "more may come"
+    await keep(db, readings, toy, reading(6))
+    assert await readings.fold(toy) == 1
+    assert list(await landed(db)) == ["a@20 12:00:1"], "the other series has not moved"
+    await db.execute("UPDATE windows SET due_at = due_at - interval '30 seconds'")
+    assert await readings.fold(toy) == 2, "nothing came for a while"
+
+
+async def test_an_open_window_is_not_written_for_every_page(db: Postgres, readings: Readings, toy: Toy) -> None:  # fmt: skip
+    at = now().replace(second=0, microsecond=0)
+    for n in range(5):
+        one = Reading(series="a", kind="n", at=at + timedelta(milliseconds=n), value=n)
+        assert await keep(db, readings, toy, one) == 1
+    # The row's version that a statement wrote is known by its transaction: all but the first left it alone.
+    row = await db.fetch_one("SELECT due_at, xmin, (SELECT max(xmin::text::bigint) FROM readings) AS last FROM windows")  # fmt: skip
+    assert row and int(row["xmin"]) < row["last"]
+    assert row["due_at"] > now()
+
+
+async def test_a_device_ahead_of_time_hurries_nobody(db: Postgres, readings: Readings, toy: Toy) -> None:  # fmt: skip
+    ahead = Reading(series="a", kind="n", at=now() + timedelta(hours=3), value=1)
+    await keep(db, readings, toy, Reading(series="a", kind="n", at=now(), value=1), ahead)
+    assert await readings.fold(toy) == 0
+
+
+async def test_values_come_back_as_they_were(db: Postgres, readings: Readings, toy: Toy) -> None:
+    values = [None, 2**80, 1.5, "Göteborg", {"a": [1, {"b": False}]}, -(2**63)]
+    await keep(db, readings, toy, *(reading(n / 10, value) for n, value in enumerate(values)))
+    await readings.fold(toy, everything=True)
+    assert [value for *_, value in (await landed(db))["a@20 12:00:1"]] == values
+
+
+async def test_a_day_has_a_partition_made_when_it_is_needed(db: Postgres, readings: Readings, toy: Toy) -> None:  # fmt: skip
+    midnight = 12 * 60
+    await keep(
+        db, readings, toy, reading(midnight - 0.001), reading(midnight), reading(-400 * 1440)
+    )
+    rows = await db.fetch("SELECT tableoid::regclass::text AS name FROM readings ORDER BY at")
+    assert [row["name"] for row in rows] == [
+        "readings_20241016",
+        "readings_20251120",
+        "readings_20251121",
+    ]
+
+
+async def test_many_need_the_same_new_day_at_once(db: Postgres, toy: Toy) -> None:
+    several = [Readings(db, Inbox(db)) for _ in range(6)]  # each as in a process of its own
+    some = [reading(n, series=f"s{n}") for n in range(40)]
+    orders = [some if n % 2 else some[::-1] for n in range(6)]
+    kept = await asyncio.gather(*(keep(db, one, toy, *order) for one, order in zip(several, orders, strict=True)))  # fmt: skip
+    assert sum(kept) == 40, "each reading was new to one of them"
+
+
+async def test_what_is_forgotten_can_come_again(db: Postgres, readings: Readings, toy: Toy) -> None:
+    other = Readings(db, Inbox(db))  # a process that knows nothing of the forgetting
+    await keep(db, other, toy, reading(-1440), reading(-1440 + 6), reading(0), reading(-721))
+    await readings.fold(toy, everything=True)
+    assert await readings.forget(START) == ["readings_20251119"]
+    rows = await db.fetch("SELECT start FROM windows")
+    assert [row["start"] for row in rows] == [START], "windows of what is kept are kept"
+    assert await readings.forget(START) == []
+    before = await landed(db)
+    assert await keep(db, other, toy, reading(-1440 + 1)) == 1
+    await readings.fold(toy, everything=True)
+    assert await landed(db) == before, "memory keeps the whole window, not the late remains"
+
+
+async def test_windows_not_folded_yet_survive_their_readings(db: Postgres, readings: Readings, toy: Toy) -> None:  # fmt: skip
+    await keep(db, readings, toy, reading(0))
+    await readings.forget(START + timedelta(days=2))
+    assert await readings.fold(toy, everything=True) == 1, "it is done with, though there is nothing left to tell"  # fmt: skip
+    assert await landed(db) == {}
+
+
+async def test_who_forgets_waits_for_who_keeps(db: Postgres, readings: Readings, toy: Toy) -> None:
+    await keep(db, readings, toy, reading(0))
+    async with db.transaction() as connection:
+        await readings.insert(connection, toy, [reading(1)])
+        forgetting = asyncio.create_task(readings.forget(START + timedelta(days=2)))
+        await _waits(db, "DROP")
+        assert await readings.insert(connection, toy, [reading(2)]) == 1, "no deadlock"
+    assert await forgetting == ["readings_20251120"]
+
+
+async def test_folds_at_once_share_the_work(db: Postgres, toy: Toy) -> None:
+    several = [Readings(db, Inbox(db)) for _ in range(4)]
+    await keep(db, several[0], toy, *(reading(5 * n, series=f"s{m}") for n in range(50) for m in range(12)))  # fmt: skip
+    folded = await asyncio.gather(*(one.fold(toy, everything=True) for one in several))
+    assert sum(folded) == 600
+    found = await landed(db)
+    assert len(found) == 600 and all(event.endswith(":1") for event in found)
+
+
+async def test_a_fold_that_dies_changes_nothing(db: Postgres, readings: Readings, toy: Toy) -> None:
+    await keep(db, readings, toy, *(reading(5 * n) for n in range(5)))
+    toy.broken = True
+    task = asyncio.get_running_loop().run_in_executor(None, _die, str(db._pool.conninfo), toy)
+    with pytest.raises(KeyboardInterrupt):
+        await task
+    assert await landed(db) == {}
+    toy.broken = False
+    assert await readings.fold(toy, everything=True) == 5
+    assert all(event.endswith(":1") for event in await landed(db))
+
+
+async def test_a_page_that_dies_leaves_no_window(
+    db: Postgres, readings: Readings, toy: Toy
+) -> None:
+    with pytest.raises(asyncio.CancelledError):
+        async with db.transaction() as connection:
+            await readings.insert(connection, toy, [reading(1)])
+            raise asyncio.CancelledError
+    assert await db.fetch("SELECT FROM windows") == []
+    assert await readings.fold(toy, everything=True) == 0
+    assert await keep(db, readings, toy, reading(1)) == 1, "its partition is made again, too"
+
+
+async def test_a_reading_that_comes_while_its_window_is_folded_is_not_lost(db: Postgres, toy: Toy) -> None:  # fmt: skip
+    slow = Slow(db)
+    readings = Readings(db, slow)
+    await keep(db, readings, toy, reading(1))
+    folding = asyncio.create_task(readings.fold(toy, everything=True))
+    await slow.reached.wait()
+    coming = asyncio.create_task(keep(db, readings, toy, reading(2)))
+    await _waits(db, "WITH kept")
+    slow.go.set()
+    assert await coming == 1
+    await folding
+    await readings.fold(toy, everything=True)
+    found = await landed(db)
+    assert [len(body) for body in found.values()] == [1, 2]
+
+
+async def test_a_fold_leaves_a_window_that_is_being_written(db: Postgres, readings: Readings, toy: Toy) -> None:  # fmt: skip
+    await keep(db, readings, toy, reading(1), reading(1, series="b"))
+    async with db.transaction() as connection:
+        await readings.insert(connection, toy, [reading(2)])
+        assert await readings.fold(toy, everything=True) == 1
+        assert list(await landed(db)) == ["b@20 12:00:1"]
+    assert await readings.fold(toy, everything=True) == 1
+    assert len((await landed(db))["a@20 12:00:1"]) == 2
+
+
+async def test_reading_a_window_looks_into_the_index(db: Postgres, readings: Readings, toy: Toy) -> None:  # fmt: skip
+    await keep(db, readings, toy, *(reading(n / 50, series=f"s{m}") for n in range(500) for m in range(20)))  # fmt: skip
+    # Never analysed, as a partition of today is.
+    async with db.transaction() as connection:
+        plan = await _plan(connection, readings, toy)
+    assert "Seq Scan on readings" not in plan and "Index" in plan, plan
+
+
+class Slow(Inbox):
+    """Lands when it is told to."""
+
+    def __init__(self, db: Postgres) -> None:
+        super().__init__(db)
+        self.reached, self.go = asyncio.Event(), asyncio.Event()
+
+    async def land(
+        self, events: Sequence[Event], connection: Connection | None = None
+    ) -> list[Landed]:
+        self.reached.set()
+        await self.go.wait()
+        return await super().land(events, connection)
+
+
+def _die(url: str, toy: Toy) -> None:
+    """Fold in an event loop that the fold's interrupt ends, as a Ctrl-C would end a process."""
+
+    async def fold() -> None:
+        db = Postgres(url)
+        await db.open()
+        try:
+            await Readings(db, Inbox(db)).fold(toy, everything=True)
+        finally:
+            await db.close()
+
+    asyncio.run(fold())
+
+
+async def _waits(db: Postgres, statement: str) -> None:
+    """Until a statement that begins so waits for a lock."""
+    async with asyncio.timeout(10):
+        while not await db.fetch(
+            "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s",
+            (f"{statement}%",),
+        ):
+            await asyncio.sleep(0.01)
+
+
+async def _plan(connection: Connection, readings: Readings, toy: Toy) -> str:
+    class Explained:
+        async def execute(self, query: Any, parameters: Any) -> Any:
+            return await connection.execute("EXPLAIN " + query, parameters)
+
+    rows = await readings._read(Explained(), toy, [("s1", START)])  # type: ignore[arg-type]
+    return "\n".join(row["QUERY PLAN"] for row in rows)

@@ -1,0 +1,612 @@
+"""Samsara: its webhooks' signature, its feed with all that can be wrong in it, and what both become."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import copy
+import hmac
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx2
+import pytest
+from starlette.requests import Request as Asking
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
+from apex_memory.model import BROKEN, Assertion, Document, Event, Priority, micros, now
+from apex_memory.simulate.samsara import Samsara as Simulated
+from apex_memory.simulate.served import serving
+from apex_memory.simulate.vendor import Chaos, Simulator, Truth
+from apex_memory.simulate.world import Clock, World
+from apex_memory.sources import Asked, Link, Page, Reading, Request, Tokens, Window, load
+from apex_memory.sources._samsara_stats import VEHICLE, read_vehicle
+from apex_memory.sources._wire import parse_json, sample
+from apex_memory.sources.samsara import Samsara
+
+SECRET = "c2Ftc2FyYS1leGFtcGxlLXNlY3JldC0wMDAx"
+OTHER = base64.b64encode(b"another secret").decode()
+AT = datetime.fromtimestamp(1761955200, UTC)
+VECTOR = Request(
+    body=b'{"eventId":"5a0c1c7e-0000-4000-8000-000000000001","eventTime":"2025-11-01T00:00:00Z","eventType":"geofenceEntry","orgId":20001,"webhookId":"1411750000000001","data":{}}',
+    headers={
+        "x-samsara-timestamp": "1761955200",
+        "x-samsara-signature": "v1=f798e4e679df00c31f520eb0bf39360e4be277d43b5318ff6140d1420892fdc5",
+    },
+    query={},
+    received_at=AT,
+)
+FEED = {
+    "data": [
+        {
+            "id": "281474900000001",
+            "name": "Unit 204",
+            "externalIds": {"samsara.vin": "1EXAMPLEVIN000001"},
+            "gps": [
+                {
+                    "time": "2025-11-01T14:03:20Z",
+                    "latitude": 39.9612,
+                    "longitude": -82.9988,
+                    "headingDegrees": 182,
+                    "speedMilesPerHour": 61.5,
+                    "reverseGeo": {"formattedLocation": "I-71, Columbus, OH, 43215"},
+                    "isEcuSpeed": True,
+                }
+            ],
+            "engineStates": [{"time": "2025-11-01T14:03:18Z", "value": "On"}],
+            "fuelPercents": [{"time": "2025-11-01T14:03:18Z", "value": 71}],
+        }
+    ],
+    "pagination": {"endCursor": "9b1d2c1e", "hasNextPage": False},
+}
+START = datetime(2025, 11, 1, 14, tzinfo=UTC)
+SANE = Window(START - timedelta(days=400), START + timedelta(days=1))
+
+
+def samsara(**settings: Any) -> Samsara:
+    source = load({"samsara": settings})["samsara"]
+    assert isinstance(source, Samsara)
+    return source
+
+
+KEYED = samsara(webhook_secrets=[SECRET, OTHER])
+
+
+def notice(kind: str = "GeofenceEntry", **data: Any) -> dict[str, Any]:
+    return {
+        "eventId": "5a0c1c7e-0000-4000-8000-000000000009",
+        "eventTime": "2025-11-01T14:03:20.5Z",
+        "eventType": kind,
+        "orgId": 20001,
+        "data": data,
+    }
+
+
+def received(body: dict[str, Any]) -> Event:
+    raw = json.dumps(body).encode()
+    (found,) = KEYED.receive(Request(raw, KEYED.sign(raw, AT), {}, AT)).events
+    return found
+
+
+def told(body: dict[str, Any]) -> Document:
+    return KEYED.document(received(body))
+
+
+# Webhooks
+
+
+def test_the_vector() -> None:
+    source = samsara(webhook_secrets=[SECRET])
+    assert source.sign(VECTOR.body, AT) == VECTOR.headers
+    (event,) = source.receive(VECTOR).events
+    assert event.event_id == event.doc_key == "event:5a0c1c7e-0000-4000-8000-000000000001"
+    assert (event.version, event.payload) == (micros(AT), VECTOR.body)
+    document = source.document(event)
+    assert (document.kind, document.title, document.deleted) == ("vehicle_event", "Geofence entry", False)  # fmt: skip
+
+
+@pytest.mark.parametrize("secret", [SECRET, OTHER])
+def test_both_secrets_are_active_during_rotation(secret: str) -> None:
+    KEYED.receive(
+        Request(VECTOR.body, samsara(webhook_secrets=[secret]).sign(VECTOR.body, AT), {}, AT)
+    )
+    with pytest.raises(Misconfigured):
+        samsara(webhook_secrets=[SECRET, OTHER, "dGhpcmQ="])
+
+
+@pytest.mark.parametrize(("seconds", "allowed"), [(300, True), (-300, True), (301, False), (-301, False)])  # fmt: skip
+def test_the_replay_window(seconds: int, allowed: bool) -> None:
+    request = Request(VECTOR.body, VECTOR.headers, {}, AT + timedelta(seconds=seconds))
+    if allowed:
+        KEYED.receive(request)
+    else:
+        with pytest.raises(Unauthorized, match="301 s away"):
+            KEYED.receive(request)
+
+
+def _forged(key: bytes, message: bytes) -> str:
+    return "v1=" + hmac.digest(key, message, "sha256").hex()
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        _forged(SECRET.encode(), b"v1:1761955200:" + VECTOR.body),  # the secret not decoded
+        _forged(base64.b64decode(SECRET), b"1761955200:" + VECTOR.body),
+        _forged(base64.b64decode(SECRET), VECTOR.body),
+        VECTOR.headers["x-samsara-signature"].upper(),
+        VECTOR.headers["x-samsara-signature"].removeprefix("v1="),
+        VECTOR.headers["x-samsara-signature"] + " ",
+        "v1=é",
+        "",
+    ],
+)
+def test_only_the_vendors_own_scheme_is_taken(signature: str) -> None:
+    headers = {**VECTOR.headers, "x-samsara-signature": signature}
+    with pytest.raises(Unauthorized) as refused:
+        KEYED.receive(Request(VECTOR.body, headers, {}, AT))
+    assert "sources.samsara.webhook_secrets" in refused.value.remedy
+
+
+@pytest.mark.parametrize("stamp", ["", "1761955200.0", "-1", "١٧٦١٩٥٥٢٠٠", "9" * 13])
+def test_a_time_is_a_whole_number_of_seconds(stamp: str) -> None:
+    signature = _forged(base64.b64decode(SECRET), f"v1:{stamp}:".encode() + VECTOR.body)
+    headers = {"x-samsara-timestamp": stamp, "x-samsara-signature": signature}
+    with pytest.raises(Unauthorized, match="Timestamp"):
+        KEYED.receive(Request(VECTOR.body, headers, {}, AT))
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        (b"", "not JSON"),
+        (b"[]", "JSON object"),
+        (b"{}", "eventType"),
+        (b'{"eventType": "X", "eventTime": "2025-11-01T00:00:00Z"}', "eventId"),
+        (b'{"eventType": "X", "eventId": "1"}', "eventTime"),
+        (b'{"eventType": "X", "eventId": "1", "eventTime": "yesterday"}', "eventTime"),
+        (b'{"eventType": "X", "eventId": "1", "eventMs": "1"}', "eventMs"),
+        (b'{"eventType": "X", "eventId": "1", "eventMs": 1e400}', "eventMs"),
+        (b'{"eventType": "X", "eventId": "1", "eventMs": 99999999999999999999}', "eventMs"),
+        (b'{"eventType": "X", "eventId": "1", "eventMs": 1, "event": 1}', "event:"),
+        (b'{"eventType": "X", "eventId": "1", "eventTime": 1, "data": []}', "data:"),
+        (b'{"eventType": "VehicleUpdated", "eventId": "1", "eventTime": 1, "data": {"id": []}}', "data.vehicle.id"),
+    ],
+)  # fmt: skip
+def test_what_is_malformed_is_refused_with_its_place(body: bytes, place: str) -> None:
+    with pytest.raises(Rejected, match=place) as refused:
+        KEYED.receive(Request(body, KEYED.sign(body, AT), {}, AT))
+    assert refused.value.remedy
+
+
+def test_a_ping_is_about_nothing() -> None:
+    for body in ({"eventId": "1", "eventMs": 1, "eventType": "Ping", "event": {}}, notice("ping")):
+        raw = json.dumps(body).encode()
+        assert not KEYED.receive(Request(raw, KEYED.sign(raw, AT), {}, AT)).events
+
+
+def test_an_event_says_who_and_where() -> None:
+    vehicle = {"id": "281474900000001", "name": "T-204", "externalIds": {"samsara.vin": "1EXAMPLEVIN000001"}}  # fmt: skip
+    address = {"id": "494123", "name": "Example Paper Co", "formattedAddress": "350 Front St, Columbus, OH 43215"}  # fmt: skip
+    document = told(notice(vehicle=vehicle, driver={"id": "4", "name": "Dana Whitfield"}, address=address))  # fmt: skip
+    assert document.title == "Geofence entry, T-204, Example Paper Co"
+    for said in (
+        "Vehicle: T-204",
+        "Driver: Dana Whitfield",
+        "Address formatted address: 350 Front St",
+    ):
+        assert said in document.text
+    assert set(document.assertions) >= {
+        Assertion(predicate="vehicle", object="vehicle:T-204"),
+        Assertion(subject="vehicle:T-204", predicate="same_as", object="vin:1EXAMPLEVIN000001"),
+        Assertion(subject="vehicle:T-204", predicate="same_as", object="vehicle:samsara-281474900000001"),
+        Assertion(subject="vehicle:T-204", predicate="driver", object="person:Dana Whitfield"),
+        Assertion(subject="vehicle:T-204", predicate="location", object="location:Example Paper Co"),
+        Assertion(subject="location:Example Paper Co", predicate="in", object="location:Columbus OH"),
+    }  # fmt: skip
+    left = told(notice("GeofenceExit", vehicle=vehicle, address=address))
+    assert not [one for one in left.assertions if one.subject == "vehicle:T-204" and one.predicate == "location"]  # fmt: skip
+
+
+def test_the_legacy_envelope() -> None:
+    event = next(one for one in KEYED.samples() if one.name == "legacy_alert")
+    landed = received(json.loads(event.body))
+    assert landed.version == 1763639960123000
+    document = KEYED.document(landed)
+    assert document.title == "Fuel level of T-204 is below 15%, T-204"
+    assert "vehicle:T-204" in {one.object for one in document.assertions}
+    assert "Alert condition id: DeviceFuelLevelBelow" in document.text
+
+
+def test_a_vehicle_known_by_id_alone_is_the_named_one() -> None:
+    document = told(notice(vehicle={"id": "281474900000001"}))
+    assert Assertion(predicate="vehicle", object="vehicle:samsara-281474900000001") in document.assertions  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["AddressDeleted", "addressDeleted", "ADDRESSDELETED"])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_deleted_address_is_gone(kind: str, wrapped: bool) -> None:
+    address = {"id": "494123", "name": "Example Paper Co"}
+    data = {"address": address} if wrapped else address
+    deleted, created = received(notice(kind, **data)), received(notice("addressCreated", **data))
+    updated = received(notice("AddressUpdated", **data))
+    assert deleted.doc_key == created.doc_key == updated.doc_key == "address:494123"
+    assert created.version < updated.version < deleted.version, "of changes at the same moment"
+    assert KEYED.document(deleted).deleted
+    document = KEYED.document(created)
+    assert (document.kind, document.about, document.deleted) == ("address", "location:Example Paper Co", False)  # fmt: skip
+
+
+def test_records_are_about_their_thing() -> None:
+    assert told(notice("VehicleUpdated", vehicle={"id": "1", "name": "T-204"})).about == "vehicle:T-204"  # fmt: skip
+    assert told(notice("DriverCreated", id="7", name="Dana Whitfield")).about == "person:Dana Whitfield"  # fmt: skip
+    assert received(notice("DriverCreated", name="?")).doc_key.startswith("event:"), "no id to know it by"  # fmt: skip
+
+
+def test_a_large_event_is_told_in_part() -> None:
+    document = told(notice(**{f"field{n}": "x" * 5000 for n in range(300)}))
+    assert 40 < document.text.count("\n") < 80
+    assert len(document.text) < 100_000
+
+
+# Points and windows
+
+
+def read(item: object) -> tuple[list[Reading], dict[str, Any] | None]:
+    found, unread = read_vehicle(item, "data[0]", SANE, 300)
+    return found, unread.points if unread else None
+
+
+def changed(**fields: Any) -> dict[str, Any]:
+    return {**copy.deepcopy(FEED["data"][0]), **fields}  # type: ignore[index]
+
+
+def test_a_vehicles_part_of_a_page() -> None:
+    found, unread = read(FEED["data"][0])  # type: ignore[index]
+    assert unread is None
+    assert [(one.kind, one.at.isoformat()[11:19]) for one in found] == [
+        (VEHICLE, "14:00:00"),
+        ("gps", "14:03:20"),
+        ("engineStates", "14:03:18"),
+        ("fuelPercents", "14:03:18"),
+    ]
+    assert found[0].value == {"name": "Unit 204", "externalIds": {"samsara.vin": "1EXAMPLEVIN000001"}}  # fmt: skip
+    assert found[1].value["headingDegrees"] == 182 and "time" not in found[1].value
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        None,
+        7,
+        {},
+        {"time": "time", "latitude": 1, "longitude": 1},
+        {"time": "2025-11-01T14:03:20Z", "latitude": "39", "longitude": 1},
+        {"time": "2025-11-01T14:03:20Z", "latitude": 91, "longitude": 1},
+        {"time": "2025-11-01T14:03:20Z", "latitude": 10**400, "longitude": 1},
+        {"time": "2025-11-01T14:03:20Z", "latitude": True, "longitude": 1},
+        {"time": "1970-01-01T00:00:07Z", "latitude": 39.9, "longitude": -82.9},
+        {"time": "2025-11-02T14:00:00Z", "latitude": 39.9, "longitude": -82.9},
+        {"time": "9999-12-31T23:59:59-14:00", "latitude": 39.9, "longitude": -82.9},
+    ],
+)
+def test_a_point_that_is_none_costs_itself_alone(point: object) -> None:
+    found, unread = read(changed(gps=[point, *changed()["gps"]]))
+    assert unread == {"gps": [point]}
+    assert [one.kind for one in found] == [VEHICLE, "gps", "engineStates", "fuelPercents"]
+
+
+@pytest.mark.parametrize("item", [None, [], {"name": "T-204"}, {"id": "", "gps": []}, {"id": 1.5}])
+def test_a_vehicle_without_an_id_is_none(item: object) -> None:
+    with pytest.raises(Rejected, match=r"data\[0\]"):
+        read(item)
+
+
+def folded(*points: tuple[str, str, Any]) -> Document:
+    """Of (kind, time within the window, value)."""
+    readings = [
+        Reading(series="28", kind=kind, at=datetime.fromisoformat(f"2025-11-01T{at}Z"), value=value)
+        for kind, at, value in points
+    ]
+    event = KEYED.fold("28", START, readings, 3)
+    assert (event.event_id, event.doc_key) == (
+        "window:28:2025-11-01T14:00:00Z:3",
+        "window:28:2025-11-01T14:00:00Z",
+    )
+    assert (event.version, event.priority) == (3, Priority.P1)
+    assert event == KEYED.fold("28", START, readings, 3), "pure"
+    return KEYED.document(event)
+
+
+def gps(at: str, latitude: float, place: str = "", mph: float = 60) -> tuple[str, str, Any]:
+    value = {"latitude": latitude, "longitude": -83.0, "speedMilesPerHour": mph, "reverseGeo": {"formattedLocation": place}}  # fmt: skip
+    return "gps", at, value
+
+
+def test_a_window_tells_where_the_truck_went() -> None:
+    document = folded(
+        (VEHICLE, "14:00:00", {"name": "T-204", "externalIds": {"samsara.vin": "1EXAMPLEVIN000001"}}),
+        gps("14:00:05", 39.90, "I-71, Grove City, OH, 43123"),
+        ("engineStates", "14:01:00", {"value": "On"}),
+        ("fuelPercents", "14:01:00", {"value": 71}),
+        gps("14:02:00", 39.93, mph=66),
+        ("engineStates", "14:04:00", {"value": "Idle"}),
+        ("fuelPercents", "14:04:30", {"value": 70}),
+        gps("14:04:55", 39.96, "I-71, Columbus, OH, 43215", mph=30),
+    )  # fmt: skip
+    assert document.title == "T-204, 2025-11-01 14:00 to 14:05 UTC, Columbus OH"
+    assert document.text.splitlines() == [
+        "Vehicle: T-204",
+        "Window: 2025-11-01 14:00 to 14:05 UTC",
+        "Telematics: 7 readings, last at 14:04:55 UTC near I-71, Columbus, OH, 43215",
+        "First position: 39.9, -83.0 at 14:00:05, I-71, Grove City, OH, 43123",
+        "Last position: 39.96, -83.0 at 14:04:55, I-71, Columbus, OH, 43215",
+        "Passed: I-71, Grove City, OH, 43123; I-71, Columbus, OH, 43215",
+        "Distance: 4.15 miles",
+        "Speed: average 52 mph, most 66 mph",
+        "Engine: Idle 1 min, On 3 min",
+        "Fuel: 71 % to 70 %",
+        "VIN: 1EXAMPLEVIN000001",
+    ]
+    assert document.occurred_at.isoformat() == "2025-11-01T14:04:55+00:00"
+    assert set(document.assertions) == {
+        Assertion(predicate="vehicle", object="vehicle:T-204"),
+        Assertion(subject="vehicle:T-204", predicate="name", value="T-204"),
+        Assertion(subject="vehicle:T-204", predicate="samsara_id", value="28"),
+        Assertion(subject="vehicle:T-204", predicate="same_as", object="vehicle:samsara-28"),
+        Assertion(subject="vehicle:T-204", predicate="same_as", object="vin:1EXAMPLEVIN000001"),
+        Assertion(subject="vehicle:T-204", predicate="status", value="Idle"),
+        Assertion(subject="vehicle:T-204", predicate="location", object="location:Columbus OH"),
+        Assertion(predicate="passed", object="location:Grove City OH"),
+    }
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        [("fuelPercents", "14:00:00", {"value": 7})],
+        [("engineStates", "14:00:00", {"value": "Off"})],
+        [("gps", "14:00:00", {"latitude": 1, "longitude": 2})],
+        [("gps", "14:00:00", value) for value in (None, [], "x", {"latitude": None}, 10**400)],
+        [("fuelPercents", "14:00:00", {"value": 10**400}), ("engineStates", "14:00:00", {"value": [1]})],
+        [("gps", "14:00:00", {"latitude": 1, "longitude": 1, "speedMilesPerHour": 1.7e308})] * 3,
+        [("unknown", "14:00:00", 1)],
+        [(VEHICLE, "14:00:00", [])],
+    ],
+)  # fmt: skip
+def test_a_window_is_told_whatever_its_values_are(points: list[tuple[str, str, Any]]) -> None:
+    document = folded(*points)
+    assert document.title.startswith("28, 2025-11-01 14:00")
+    assert document.text.startswith("Vehicle: 28\nWindow: ")
+
+
+# Pulls
+
+
+class NoTokens:
+    async def current(self, name: str) -> None:
+        raise AssertionError("Samsara's token is a setting")
+
+    renewed = current
+
+
+class Scripted(Simulator):
+    """Answers what it is told to, and remembers what it was asked."""
+
+    name = "samsara"
+
+    def __init__(self, *answers: Response | dict[str, Any]) -> None:
+        self.answers, self.asked = list(answers), list[tuple[str, dict[str, str]]]()
+
+    def settings(self, base: str) -> dict[str, Any]:
+        return {"api_token": "t", "base_url": base}
+
+    def routes(self) -> Sequence[BaseRoute]:
+        return [Route("/fleet/vehicles/stats/{what}", self._answer)]
+
+    def truth(self, until: datetime) -> Sequence[Truth]:
+        return ()
+
+    async def _answer(self, request: Asking) -> Response:
+        assert request.headers["authorization"] == "Bearer t"
+        query = dict(request.query_params)
+        assert query.pop("types") == "gps,engineStates,fuelPercents"
+        self.asked.append((request.path_params["what"], query))
+        answer = self.answers.pop(0)
+        return answer if isinstance(answer, Response) else JSONResponse(answer)
+
+
+@asynccontextmanager
+async def pulling(
+    vendor: Simulator, **settings: Any
+) -> AsyncIterator[Callable[..., AsyncIterator[Page]]]:
+    async with serving([vendor]) as served, httpx2.AsyncClient() as http:
+        base = f"{served.url}/samsara"
+        source = samsara(**{**vendor.settings(base), **settings})
+        assert source.missing == ""
+        tokens: Tokens = NoTokens()  # type: ignore[assignment]
+        link = Link("samsara", http, tokens, calls=1000, patience=2)
+
+        def pull(cursor: Mapping[str, Any] | None = None, window: Window | None = None) -> AsyncIterator[Page]:  # fmt: skip
+            return source.pull(Asked(link=link, cursor=cursor or {}, window=window))
+
+        yield pull
+
+
+def point(minutes: float = 5, **more: Any) -> dict[str, Any]:
+    """A vehicle with one engine state, so long ago."""
+    at = now() - timedelta(minutes=minutes)
+    return {"id": "1", "name": "T-204", "engineStates": [{"time": at.isoformat(), "value": "On"}], **more}  # fmt: skip
+
+
+def page(*vehicles: Any, after: str = "", more: Any = False) -> dict[str, Any]:
+    return {"data": list(vehicles), "pagination": {"endCursor": after, "hasNextPage": more}}
+
+
+async def test_pages_are_followed_and_the_cursor_moves_with_each() -> None:
+    vendor = Scripted(page(point(), after="a", more=True), page(point(4), after="b"))
+    async with pulling(vendor) as pull:
+        found = [one async for one in pull()]
+    assert [one.cursor["after"] for one in found if one.cursor] == ["a", "b"]
+    assert [len(one.readings) for one in found] == [2, 2]
+    assert vendor.asked == [("feed", {}), ("feed", {"after": "a"})]
+
+
+async def test_a_page_is_asked_for_only_when_the_one_before_is_safe() -> None:
+    vendor = Scripted(page(point(), after="a", more=True), page(point(), after="b"))
+    async with pulling(vendor) as pull, aclosing(pull()) as pages:  # type: ignore[type-var]
+        await anext(pages)
+        assert len(vendor.asked) == 1
+
+
+async def test_nothing_new_is_no_page_and_an_empty_cursor_keeps_the_last() -> None:
+    async with pulling(Scripted(page(after="a"), page())) as pull:
+        assert [one async for one in pull({"after": "a", "seen": "2025-11-01T00:00:00Z"})] == []
+        assert [one async for one in pull({"after": "a"})] == []
+
+
+@pytest.mark.parametrize("after", ["a", ""])
+async def test_a_feed_that_stands_still_is_asked_later(after: str) -> None:
+    async with pulling(Scripted(page(point(), after=after, more=True))) as pull:
+        with pytest.raises(RetryLater, match="not where"):
+            [one async for one in pull({"after": "a"})]
+
+
+async def test_a_limit_is_waited_out_to_the_fraction() -> None:
+    slow = JSONResponse({"message": "slow down"}, 429, {"Retry-After": "0.40235"})
+    async with pulling(Scripted(slow, page(point(), after="a"))) as pull:
+        began = asyncio.get_running_loop().time()
+        assert len([one async for one in pull()]) == 1
+        assert asyncio.get_running_loop().time() - began >= 0.4
+
+
+@pytest.mark.parametrize("body", ["", "<html>", "[]", "{}", '{"data": {}}'])
+async def test_what_is_no_page_is_asked_for_later(body: str) -> None:
+    async with pulling(Scripted(Response(body))) as pull:
+        with pytest.raises(RetryLater, match="no page"):
+            [one async for one in pull()]
+
+
+async def test_our_own_mistakes_are_told() -> None:
+    for status, error in ((401, Unauthorized), (403, Unauthorized), (400, Rejected), (404, Rejected)):  # fmt: skip
+        async with pulling(Scripted(JSONResponse({"message": "no"}, status))) as pull:
+            with pytest.raises(error):
+                [one async for one in pull()]
+
+
+async def test_what_cannot_be_read_is_quarantined_with_its_reason() -> None:
+    old = {"time": "1999-01-01T00:00:00Z", "value": "On"}
+    vendor = Scripted(
+        page(
+            point(engineStates=[old, old, *point()["engineStates"]]),
+            {"name": "no id"},
+            point(id="2"),
+            after="a",
+        )
+    )
+    async with pulling(vendor) as pull:
+        (found,) = [one async for one in pull()]
+    assert {one.series for one in found.readings} == {"1", "2"}
+    assert {one.content_type for one in found.events} == {BROKEN}
+    first, second = (json.loads(one.payload) for one in found.events)
+    assert first["record"] == {"id": "1", "name": "T-204", "externalIds": None, "engineStates": [old, old]}  # fmt: skip
+    assert "1999-01-01" in first["reason"] and "oldest_days" in first["remedy"]
+    assert second["record"] == {"name": "no id"} and "data[1].id" in second["reason"]
+
+
+async def test_a_setting_says_how_old_a_reading_may_be() -> None:
+    vendor = Scripted(*(page(point(minutes=500 * 1440), after="a") for _ in range(2)))
+    async with pulling(vendor) as pull:
+        (strict,) = [one async for one in pull()]
+    async with pulling(vendor, oldest_days=600) as pull:
+        (lenient,) = [one async for one in pull()]
+    assert (len(strict.readings), len(strict.events)) == (0, 1)
+    assert (len(lenient.readings), len(lenient.events)) == (2, 0)
+
+
+async def test_a_cursor_that_is_no_longer_taken_leaves_no_gap() -> None:
+    gone = JSONResponse({"message": "invalid cursor"}, 400)
+    vendor = Scripted(
+        gone,
+        page(point(1), after="n"),
+        page(point(40), after="h", more=True),
+        page(point(20), after="i"),
+    )
+    seen = now() - timedelta(hours=1)
+    async with pulling(vendor) as pull:
+        found = [one async for one in pull({"after": "a", "seen": seen.isoformat()})]
+    assert [one.cursor["after"] if one.cursor else None for one in found] == [None, None, "n"], (
+        "the new cursor is safe only when all between is"
+    )
+    assert [what for what, _ in vendor.asked] == ["feed", "feed", "history", "history"]
+    since = datetime.fromisoformat(vendor.asked[2][1]["startTime"])
+    assert since <= seen - timedelta(hours=6)
+    assert vendor.asked[3][1]["after"] == "h"
+
+
+async def test_a_backfill_lists_a_window_and_knows_when_it_is_done() -> None:
+    vendor = Scripted(page(point(), after="a", more=True), page(point(), after=""))
+    window = Window(START, START + timedelta(hours=1))
+    async with pulling(vendor) as pull:
+        found = [one async for one in pull(window=window)]
+        assert [one.cursor for one in found] == [
+            {"after": "a", "done": False},
+            {"after": "a", "done": True},
+        ]
+        assert [one async for one in pull(found[-1].cursor, window)] == []
+    times = {"startTime": "2025-11-01T14:00:00Z", "endTime": "2025-11-01T15:00:00Z"}
+    assert vendor.asked == [("history", times), ("history", {**times, "after": "a"})]
+
+
+async def test_the_real_sample_is_read() -> None:
+    """As published its times are the word `time`, and its vehicles' ids the word `id`."""
+    published = parse_json(sample("third_party/samsara_stats_feed.json"))
+    text = json.dumps(published).replace('"time": "time"', '"time": "2025-11-01T14:03:20Z"')
+    dated = {**json.loads(text), "pagination": {"endCursor": "a", "hasNextPage": False}}
+    found, unread = read(dated["data"][0])
+    assert unread is None and {one.kind for one in found} == {VEHICLE, "gps", "engineStates", "fuelPercents"}  # fmt: skip
+    published["pagination"]["hasNextPage"] = False
+    async with pulling(Scripted(published)) as pull:
+        (whole,) = [one async for one in pull()]
+    assert not whole.readings and len({one.event_id for one in whole.events}) == 1
+
+
+async def test_every_point_comes_once_however_small_the_pages() -> None:
+    """Many points arrive in the same second, so pages end among equal times; some are sent again in between."""
+    world = World.make(3, shipments=4)
+    totals = []
+    for size in (1000, 7):
+        clock = Clock(world.start)
+        vendor = Simulated(world, clock, Chaos(mutations=0.3), page=size)
+        cursor: Mapping[str, Any] = {}
+        found: dict[tuple[str, str, datetime], Any] = {}
+        async with pulling(vendor) as pull:
+            for hours in (0.1, 5, 9):
+                clock.advance_to(world.start + timedelta(hours=hours))
+                async for one in pull(cursor):
+                    cursor = one.cursor or cursor
+                    for reading in one.readings:
+                        key = (reading.series, reading.kind, reading.at)
+                        assert found.setdefault(key, reading.value) == reading.value
+        totals.append(found)
+        points = sum(key[1] != VEHICLE for key in found)
+        windows = [one for one in vendor.truth(clock.now) if one.doc_key.startswith("window:")]
+        assert points == sum(int(one.text.split()[1]) for one in windows) > 400
+    assert totals[0] == totals[1]
+
+
+async def test_the_simulator_refuses_what_the_vendor_would() -> None:
+    world = World.make(3, shipments=1)
+    vendor = Simulated(world, Clock(world.start), Chaos())
+    async with serving([vendor]) as served, httpx2.AsyncClient(base_url=served.url) as http:
+        feed = "/samsara/fleet/vehicles/stats/feed"
+        good = {"Authorization": f"Bearer {vendor.settings('')['api_token']}"}
+        assert (await http.get(feed, params={"types": "gps"})).status_code == 401
+        for query in ({}, {"types": "gps,a"}, {"types": "gps", "after": "x"}):
+            assert (await http.get(feed, params=query, headers=good)).status_code == 400, query
+        assert (await http.get(feed, params={"types": "gps"}, headers=good)).status_code == 200

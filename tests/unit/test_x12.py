@@ -1,0 +1,301 @@
+"""The tokenizer: every quirk that real files have, and nothing that makes it raise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import x12
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from apex_memory.sources import _x12
+from apex_memory.sources._edi_envelope import Interchange, opened
+from apex_memory.sources._edi_events import open_file
+from tests.unit.x12_files import (
+    INVOICE,
+    RESPONSE,
+    STATUS,
+    STATUS_FILE,
+    TENDER,
+    file,
+    group,
+    interchange,
+)
+
+REAL = Path(_x12.__file__).parent / "samples" / "third_party"
+FLAT = STATUS_FILE.replace("\n", "")
+FUZZ = settings(max_examples=300, deadline=None, database=None)
+
+
+def segments(text: str | bytes) -> list[list[tuple[str, ...]]]:
+    parts, _ = _x12.read(text.encode() if isinstance(text, str) else text)
+    return [[tuple(one) for one in part.segments] for part in parts]
+
+
+def stripped(text: str | bytes) -> list[list[tuple[str, ...]]]:
+    return [[tuple(e.strip() for e in one) for one in part] for part in segments(text)]
+
+
+def interchanges(text: str | bytes) -> list[Interchange]:
+    parts, _ = _x12.read(text.encode() if isinstance(text, str) else text)
+    return [opened(part) for part in parts]
+
+
+def findings(text: str | bytes) -> list[str]:
+    return list(open_file(text.encode() if isinstance(text, str) else text).findings)
+
+
+def set_digests(text: str | bytes) -> list[str]:
+    return [one.digest() for i in interchanges(text) for g in i.groups for one in g.sets]
+
+
+CLEAN = segments(FLAT)
+DIGESTS = set_digests(FLAT)
+
+
+def test_a_file_as_it_should_be() -> None:
+    (part,) = CLEAN
+    assert len(part) == 20
+    assert part[0][:1] == ("ISA",) and part[0][13] == "000004711" and part[0][16] == ":"
+    assert part[3] == ("B10", "PRO778812", "SHP-100045", "NWTR")
+    assert part[13] == ("AT7", "AF", "NS", "", "", "20251101", "0815", "ET")
+    assert findings(STATUS_FILE) == []
+    assert segments(STATUS_FILE) == CLEAN
+
+
+SHORT = "ISA*00* *00* *02*NWTR *ZZ*APEXSHIPPER *251101*0830*U*00401*000004711*0*T*:~"
+QUIRKS: dict[str, tuple[str | bytes, str]] = {
+    "byte order mark": (b"\xef\xbb\xbf" + FLAT.encode(), "byte order mark"),
+    "ISA not padded": (SHORT + FLAT[106:], "ISA has 75 characters, not 106"),
+    "terminator newline": (FLAT.replace("~", "\n"), ""),
+    "terminator CR LF": (FLAT.replace("~", "\r\n"), ""),
+    "terminator of three bytes": (FLAT.replace("~", "…"), ""),
+    "terminator full stop": (FLAT.replace("~", "."), ""),
+    "terminator a quote, bars": (FLAT.replace("~", "'").replace("*", "|"), ""),
+    "terminator a control character": (FLAT.replace("~", "\x1e").replace("*", "\x1d"), ""),
+    "wrapped at 80": ("\n".join(FLAT[n : n + 80] for n in range(0, len(FLAT), 80)), "over lines"),
+    "wrapped at 80, CR LF": (
+        "\r\n".join(FLAT[n : n + 80] for n in range(0, len(FLAT), 80)),
+        "over lines",
+    ),
+    "indented": (FLAT.replace("~", "~\r\n      "), ""),
+    "blanks and NUL at the end": (FLAT + "\r\n\x1a\x00  ", ""),
+    "no terminator at the end": (FLAT[:-1], ""),
+    "GE and IEA missing": (FLAT.split("GE*")[0], "GE is missing"),
+    "IEA missing": (FLAT.split("IEA*")[0], "IEA is missing"),
+    "IEA02 is not ISA13": (FLAT.replace("IEA*1*000004711", "IEA*1*000004712"), "IEA02 says"),
+    "IEA01 wrong": (FLAT.replace("IEA*1", "IEA*2"), "IEA01 says 2, there are 1 groups"),
+    "GE02 is not GS06": (FLAT.replace("GE*1*4711", "GE*1*4712"), "GE02 says 4712"),
+    "GE01 wrong": (FLAT.replace("GE*1*", "GE*7*"), "GE01 says 7, there are 1 sets"),
+    "GS01 does not match the set": (FLAT.replace("GS*QM", "GS*IN"), "group IN, where QM is due"),
+    "trailing GS element": (FLAT.replace("X*004010~", "X*004010*~"), "more than 8 elements"),
+    "duplicate ISA": (FLAT[:106] + FLAT, "header without content"),
+    "text before": ("Content-Type: application/edi-x12\r\n\r\n" + FLAT, "were skipped"),
+    "ISA16 missing": (FLAT.replace("*T*:~", "*T*~"), "ISA16 is missing"),
+    "ISA16 missing, lines": (STATUS_FILE.replace("*T*:~", "*T*~"), "ISA16 is missing"),
+    "blank before the terminator": (FLAT.replace("*T*:~", "*T*: ~"), "blanks before the end"),
+    "segments outside of a set": (FLAT.replace("GE*1", "ZZZ*1~GE*1"), "outside of any set"),
+    "no group": (FLAT[:106] + STATUS + "IEA*0*000004711~", "no GS"),
+    "set without envelope": (STATUS, "no ISA"),
+    "group without interchange": (group("QM", 4711, STATUS), "no ISA"),
+    "set without envelope, lines": (STATUS.replace("~", "\r\n"), "no ISA"),
+    "UTF-16": ("\ufeff".encode("utf-16-le") + FLAT.encode("utf-16-le"), "UTF-16"),
+}
+
+
+@pytest.mark.parametrize("quirk", QUIRKS)
+def test_a_quirk_costs_nothing_and_is_told(quirk: str) -> None:
+    text, told = QUIRKS[quirk]
+    assert set_digests(text) == DIGESTS
+    found = findings(text)
+    assert any(told in one for one in found) if told else found == [], found
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("SE*15*0001", "SE01 says 15, there are 16 segments"),
+        ("SE*x*0001", "SE01 says x"),
+        ("SE*16*0001 N/L", "text after the number in SE02"),
+        ("SE*16*9999", "SE02 says 9999, ST02 0001"),
+    ],
+)
+def test_a_trailer_that_is_wrong_is_told(said: str, told: str) -> None:
+    text = FLAT.replace("SE*16*0001", said)
+    (only,) = interchanges(text)
+    assert only.groups[0].sets[0].whole
+    assert stripped(text)[0][:-3] == CLEAN[0][:-3]
+    assert any(told in one for one in findings(text))
+
+
+def test_a_trailer_of_something_else_ends_no_set() -> None:
+    (only,) = interchanges(FLAT.replace("SE*16*0001", "SE*40*0007"))
+    assert not only.groups[0].sets[0].whole
+
+
+def test_leading_blanks_in_elements() -> None:
+    text = FLAT.replace("B10*PRO778812*SHP-100045*NWTR", "B10* PRO778812* SHP-100045* NWTR")
+    assert stripped(text)[0] == CLEAN[0]
+    assert set_digests(text) == DIGESTS
+    assert sum("begins with a blank" in one for one in findings(text)) == 3
+
+
+def test_several_interchanges_each_with_separators_of_its_own() -> None:
+    other = interchange(12, group("GF", 12, RESPONSE)).replace("*", "|").replace("~", "\n")
+    bare = STATUS.replace("0001", "0009")
+    found = interchanges(bare + FLAT + "\r\n" + other + FLAT)
+    assert [one.control for one in found] == ["", "000004711", "000000012", "000004711"]
+    assert [len(one.groups[0].sets) for one in found] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("count", ["bytes", "characters"])
+def test_binary_data_may_hold_terminators(count: str) -> None:
+    data = "ISA~ST*~\r\n*é-"
+    length = len(data.encode() if count == "bytes" else data)
+    with_binary = FLAT.replace("AT8*", f"BIN*{length}*{data}~AT8*").replace("SE*16", "SE*17")
+    (found,) = segments(with_binary)
+    assert found[16] == ("BIN", str(length), data)
+    assert len(found) == 21
+    assert findings(with_binary) == []
+
+
+def test_binary_data_of_another_length_is_told() -> None:
+    text = FLAT.replace("AT8*", "BIN*99999*abc~AT8*").replace("SE*16", "SE*17")
+    assert len(segments(text)[0]) == 21
+    assert any("BIN" in one for one in findings(text))
+
+
+def test_a_party_called_isa_is_no_header() -> None:
+    text = FLAT.replace("EXAMPLE PAPER CO", "ISA").replace("SAMPLE RETAIL", "VISA ISA*1")
+    assert len(segments(text)) == 1
+
+
+@pytest.mark.parametrize("cut", range(120, len(FLAT), 7))
+def test_a_cut_file_never_gives_a_set_that_is_not_whole(cut: int) -> None:
+    end = FLAT.index("SE*16*0001") + len("SE*16*0001")
+    (only,) = interchanges(FLAT[:cut])
+    whole = [one.whole for g in only.groups for one in g.sets]
+    assert whole in ([], [cut >= end])
+    if cut < end:
+        assert findings(FLAT[:cut])
+
+
+def test_sets_before_a_cut_are_saved() -> None:
+    sets = [INVOICE.replace("*0001~", f"*000{n}~") for n in range(1, 6)]
+    text = file("IM", *sets)
+    found = interchanges(text[: text.index(sets[3]) + 100])[0].groups[0].sets
+    assert [one.whole for one in found] == [True, True, True, False]
+
+
+def test_what_is_no_x12_is_said_so() -> None:
+    for data in (b"", b"  \r\n", b"{}", b"\x00\xff" * 50, b"PK\x03\x04", b"ISA", b"ISA*" * 30):
+        parts, told = _x12.read(data)
+        assert not [one for part in parts for one in part.segments if one[0] == "ST"]
+        assert told, data
+
+
+REAL_FILES = ("responses", "tender", "tender_bare", "status", "acknowledgement_bare")
+
+
+@pytest.mark.parametrize("name", REAL_FILES)
+def test_real_files(name: str) -> None:
+    data = (REAL / f"x12_{name}.edi").read_bytes()
+    found = [one for i in interchanges(data) for g in i.groups for one in g.sets]
+    sets, lengths = {
+        "responses": (3, [7, 5, 8]),
+        "tender": (1, [61]),
+        "tender_bare": (1, [29]),
+        "status": (1, [27]),
+        "acknowledgement_bare": (1, [10]),
+    }[name]
+    assert len(found) == sets
+    assert [len(one.segments) for one in found] == lengths
+    assert all(one.whole for one in found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [STATUS_FILE, file("IM", INVOICE), file("SM", TENDER), file("GF", RESPONSE)],
+    ids=["214", "210", "204", "990"],
+)
+def test_another_parser_reads_the_same(text: str) -> None:
+    document = x12.tokenize_x12(text.encode())
+    own = [[e.strip() for e in one] for part in segments(text) for one in part]
+    theirs = [
+        [one.tag, *(element.decode().strip() for element in one.elements)]
+        for one in document.segments
+    ]
+    assert own == theirs
+    parsed = x12.parse_x12_interchange(document)
+    assert parsed.control_number == interchanges(text)[0].control.encode()
+
+
+def test_another_parser_reads_the_same_real_tender() -> None:
+    data = (REAL / "x12_tender.edi").read_bytes()
+    theirs = x12.tokenize_x12(data).segments
+    own = [one for part in segments(data) for one in part]
+    assert [one[0] for one in own] == [one.tag for one in theirs]
+
+
+PIECES = st.sampled_from(
+    [
+        "ISA",
+        "GS",
+        "ST*214*0001",
+        "SE*2*0001",
+        "~",
+        "*",
+        "\n",
+        "BIN*5*",
+        "IEA",
+        "\r",
+        FLAT[:106],
+        "…",
+        "GE*1*1",
+        "TA1",
+        " ",
+        ":",
+        "AT7*X3",
+        "ST|990|1'",
+        "\x00",
+        "ISA*00*" * 3,
+        STATUS,
+        FLAT,
+    ]
+)
+
+
+@FUZZ
+@given(
+    data=st.binary(max_size=400) | st.lists(PIECES, max_size=12).map(lambda p: "".join(p).encode())
+)
+@example(b"ISA*" + b"*" * 400)
+@example(b"\xff\xfeI\x00S\x00A\x00\x00\xd8")
+def test_no_bytes_make_it_raise(data: bytes) -> None:
+    for event in open_file(data).events():
+        assert len(event.event_id) < 1_000 and len(event.doc_key) < 1_000
+        event.event_id.encode()
+        event.doc_key.encode()
+
+
+VALUES = st.text(
+    st.characters(min_codepoint=33, max_codepoint=0x2FF, exclude_characters="*~:\xa0\x85\xad"),
+    max_size=12,
+)
+NAMES = st.sampled_from(["L11", "N1", "K1", "NTE", "ZZ9"])
+
+
+@FUZZ
+@given(
+    body=st.lists(st.tuples(NAMES, st.lists(VALUES, min_size=1, max_size=4)), max_size=8),
+    ends=st.sampled_from(["~", "~\n", "~\r\n", "~\n   "]),
+)
+def test_what_is_written_is_read(body: list[tuple[str, list[str]]], ends: str) -> None:
+    lines = ["*".join([name, *values]) for name, values in body]
+    text = "~".join(["ST*214*0001", *lines, f"SE*{len(lines) + 2}*0001"]) + "~"
+    whole = file("QM", text)
+    (part,) = segments(whole.replace("~", ends))
+    assert part[3:-3] == [(name, *values) for name, values in body]
+    (only,) = interchanges(whole)
+    assert only.groups[0].sets[0].whole

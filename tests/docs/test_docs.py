@@ -26,7 +26,8 @@ LINK = re.compile(r"\[[^\]]+\]\((?!https?://|#)([^)#]+)")
 def commands(command: Any, path: str = "apex") -> dict[str, Any]:
     if not getattr(command, "commands", None):
         return {path: command}
-    found: dict[str, Any] = {}
+    # A group may do something by itself: `apex sources` lists them.
+    found: dict[str, Any] = {path: command} if command.invoke_without_command else {}
     for name, sub in command.commands.items():
         if not sub.hidden:
             found |= commands(sub, f"{path} {name}")
@@ -76,7 +77,8 @@ def test_commands_in_the_pages_exist() -> None:
         ):
             for line in re.findall(r"^\$ apex (.+)$", block, re.MULTILINE):
                 words = line.split()
-                path = next((p for p in COMMANDS if f"apex {line} ".startswith(f"{p} ")), None)
+                named = [p for p in COMMANDS if f"apex {line} ".startswith(f"{p} ")]
+                path = max(named, key=len, default=None)
                 assert path, f"{page.name}: apex {line}"
                 known = {name for parameter in COMMANDS[path].params for name in parameter.opts}
                 for option in [word for word in words if word.startswith("--")]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from apex_memory.sources import classes
 from apex_memory.stores.embedded.stack import leftovers, read_stack
 
 ROOT = Path(__file__).parents[2]
@@ -30,15 +31,17 @@ def test_make_demo_lands_answers_and_leaves_nothing_running() -> None:
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-2000:]
     said = ran.stdout
     for part in (
-        "All searchable after",
+        "nothing waits",
         "Where is SHP-100045",
+        "One shipment in all of them",
         "One event's life",
         "Temporal UI",
         "All stopped.",
     ):
         assert part in said, part
-    for kind in ("docx", "eml", "html", "md", "pdf", "xlsx"):
-        assert kind in said
+    met = said.partition("One shipment in all of them")[2].partition("One event's life")[0]
+    for source in classes():
+        assert source.name in met, f"{source.name} never speaks of the shipment"
     assert "degraded" not in said and "Nothing found" not in said
     folder = ROOT / ".apex-demo"
     assert read_stack(folder) is None and leftovers(folder) == []

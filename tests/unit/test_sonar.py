@@ -5,20 +5,21 @@ from __future__ import annotations
 import base64
 import hmac
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import httpx2
 import pytest
+import pytest_asyncio
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import BROKEN, Assertion, Document, Event, micros
 from apex_memory.simulate import sonar as vendor
-from apex_memory.simulate.served import serving
+from apex_memory.simulate.served import Served, serving
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources import Asked, Link, Request, Token, Window, load
@@ -323,13 +324,30 @@ class Ward:
         return events
 
 
-@asynccontextmanager
-async def before(**settings: Any) -> AsyncIterator[Ward]:
-    shelf = Shelf()
-    async with serving([shelf]) as served, httpx2.AsyncClient(verify=False) as http:
-        given = {**served.settings()["sonar"], "series": ["otri/usa"], "since": "2025-10-30", "block_seconds": 600}  # fmt: skip
-        source = sonar(**{**given, **settings})
-        yield Ward(shelf, source, Link("sonar", http, Tokens(), calls=1000, patience=0.2))
+Desk = Callable[..., AbstractAsyncContextManager[Ward]]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def served() -> AsyncIterator[Served]:
+    async with serving([Shelf()]) as served:
+        yield served
+
+
+@pytest.fixture
+def desk(served: Served) -> Desk:
+    """Opens a source, with settings, before an empty shelf."""
+    shelf = served.simulators[0]
+    assert isinstance(shelf, Shelf)
+
+    @asynccontextmanager
+    async def opened(**settings: Any) -> AsyncIterator[Ward]:
+        shelf.__init__()  # type: ignore[misc]
+        async with httpx2.AsyncClient(verify=False) as http:
+            given = {**served.settings()["sonar"], "series": ["otri/usa"], "since": "2025-10-30"}
+            link = Link("sonar", http, Tokens(), calls=1000, patience=0.2)
+            yield Ward(shelf, sonar(**{**given, "block_seconds": 600, **settings}), link)
+
+    return opened
 
 
 def days(**values: float | None) -> list[dict[str, Any]]:
@@ -344,8 +362,8 @@ def shown(events: list[Event]) -> dict[str, float]:
     return {event.doc_key[-10:]: json.loads(event.payload)["value"] for event in events}
 
 
-async def test_new_and_restated_values_are_events_and_others_are_not() -> None:
-    async with before() as ward:
+async def test_new_and_restated_values_are_events_and_others_are_not(desk: Desk) -> None:
+    async with desk() as ward:
         ward.shelf.held["OTRI/USA"] = days(d01=6.4, d02=6.5)
         first = await ward.pull()
         assert shown(first) == {"2025-11-01": 6.4, "2025-11-02": 6.5}
@@ -358,8 +376,8 @@ async def test_new_and_restated_values_are_events_and_others_are_not() -> None:
         assert back[0].event_id != first[1].event_id and back[0].version > first[1].version
 
 
-async def test_a_withdrawn_value_is_a_delete_and_one_that_never_came_is_nothing() -> None:
-    async with before() as ward:
+async def test_a_withdrawn_value_is_a_delete_and_one_that_never_came_is_nothing(desk: Desk) -> None:
+    async with desk() as ward:
         ward.shelf.held["OTRI/USA"] = days(d01=6.4, d02=None)
         assert list(shown(await ward.pull())) == ["2025-11-01"]
         ward.shelf.held["OTRI/USA"] = days(d01=None, d02=None)
@@ -368,8 +386,8 @@ async def test_a_withdrawn_value_is_a_delete_and_one_that_never_came_is_nothing(
         assert await ward.pull() == []
 
 
-async def test_the_days_asked_for() -> None:
-    async with before(reread_days=2) as ward:
+async def test_the_days_asked_for(desk: Desk) -> None:
+    async with desk(reread_days=2) as ward:
         ward.shelf.held["OTRI/USA"] = []
         today = datetime.now(UTC).date()
         await ward.pull()
@@ -378,14 +396,14 @@ async def test_the_days_asked_for() -> None:
         await ward.pull()
         first, fresh = f"OTRI/USA 2025-10-30 {today}", f"OTRI/USA 2025-11-03 {today}"
         assert ward.shelf.asked == ["token", first, first, fresh]
-    async with before(since=None) as ward:
+    async with desk(since=None) as ward:
         ward.shelf.held["OTRI/USA"] = []
         await ward.pull()
         assert ward.shelf.asked[1] == f"OTRI/USA {today - timedelta(days=30)} {today}"
 
 
-async def test_records_in_other_forms() -> None:
-    async with before() as ward:
+async def test_records_in_other_forms(desk: Desk) -> None:
+    async with desk() as ward:
         ward.shelf.held["OTRI/USA"] = {"Count": 1, "Data": [{"data_Timestamp": "2025-11-01T00:00:00", "data_Value": "6.4"}]}  # fmt: skip
         (event,) = await ward.pull()
         assert event.doc_key == "index:OTRI/USA/2025-11-01"
@@ -397,16 +415,16 @@ async def test_records_in_other_forms() -> None:
         assert await ward.pull() == []
 
 
-async def test_a_day_that_is_told_twice_is_what_is_told_last() -> None:
-    async with before() as ward:
+async def test_a_day_that_is_told_twice_is_what_is_told_last(desk: Desk) -> None:
+    async with desk() as ward:
         ward.shelf.held["OTRI/USA"] = [*days(d01=6.4), *days(d01=6.5)]
         events = await ward.pull()
         assert len({event.event_id for event in events}) == 2
         assert json.loads(max(events, key=lambda one: one.version).payload)["value"] == 6.5
 
 
-async def test_a_broken_record_stops_no_other_and_a_missing_series_no_other() -> None:
-    async with before(series=["NONE/USA", "OTRI/USA"]) as ward:
+async def test_a_broken_record_stops_no_other_and_a_missing_series_no_other(desk: Desk) -> None:
+    async with desk(series=["NONE/USA", "OTRI/USA"]) as ward:
         ward.shelf.held["OTRI/USA"] = [{"value": 1}, *days(d01=6.4)]
         with pytest.raises(Rejected, match="404"):
             await ward.pull()
@@ -418,24 +436,24 @@ async def test_a_broken_record_stops_no_other_and_a_missing_series_no_other() ->
 
 
 @pytest.mark.parametrize("answer", [{"a": [], "b": []}, {}, "x", 5])
-async def test_an_answer_without_records_is_named(answer: object) -> None:
-    async with before() as ward:
+async def test_an_answer_without_records_is_named(desk: Desk, answer: object) -> None:
+    async with desk() as ward:
         ward.shelf.held["OTRI/USA"] = answer
         with pytest.raises(Rejected, match="no list of records") as refused:
             await ward.pull()
         assert refused.value.remedy
 
 
-async def test_a_worker_that_dies_between_two_series_goes_on_behind_the_first() -> None:
-    async with before(series=["OTRI/USA", "OTVI/ATL"]) as ward:
+async def test_a_worker_that_dies_between_two_series_goes_on_behind_the_first(desk: Desk) -> None:
+    async with desk(series=["OTRI/USA", "OTVI/ATL"]) as ward:
         ward.shelf.held["OTRI/USA"] = days(d01=6.4)
         ward.shelf.held["OTVI/ATL"] = [{"date": "2025-11-01", "value": 9}]
         assert len(await ward.pull(pages=1)) == 1
         assert [event.doc_key for event in await ward.pull()] == ["index:OTVI/ATL/2025-11-01"]
 
 
-async def test_a_backfill_asks_in_parts_and_goes_on_where_it_was() -> None:
-    async with before() as ward:
+async def test_a_backfill_asks_in_parts_and_goes_on_where_it_was(desk: Desk) -> None:
+    async with desk() as ward:
         ward.shelf.held["OTRI/USA"] = days(d01=6.4)
         window = Window(datetime(2023, 1, 1, tzinfo=UTC), datetime(2024, 6, 1, tzinfo=UTC))
         await ward.pull(window=window, pages=1)
@@ -453,9 +471,9 @@ async def test_a_backfill_asks_in_parts_and_goes_on_where_it_was() -> None:
 )
 @pytest.mark.parametrize("where", ["token", "values"])
 async def test_a_refusal_ends_the_poll_and_nothing_is_asked_until_it_is_over(
-    status: int, wait: str, seconds: float, where: str
+    desk: Desk, status: int, wait: str, seconds: float, where: str
 ) -> None:
-    async with before(series=["OTRI/USA", "OTVI/ATL"]) as ward:
+    async with desk(series=["OTRI/USA", "OTVI/ATL"]) as ward:
         if where == "values":
             ward.shelf.held["OTRI/USA"] = ward.shelf.held["OTVI/ATL"] = []
             await ward.pull()
@@ -477,8 +495,8 @@ async def test_a_refusal_ends_the_poll_and_nothing_is_asked_until_it_is_over(
         assert len(ward.shelf.asked) >= 3
 
 
-async def test_a_short_block_is_waited_out_in_place() -> None:
-    async with before(block_seconds=0.05) as ward:
+async def test_a_short_block_is_waited_out_in_place(desk: Desk) -> None:
+    async with desk(block_seconds=0.05) as ward:
         ward.shelf.held["OTRI/USA"] = days(d01=6.4)
         ward.shelf.refusal = (451, "")
         with pytest.raises(RetryLater):
@@ -507,8 +525,8 @@ async def test_the_simulator_blocks_whoever_goes_on_and_we_do_not() -> None:
         assert one.hammered == 1  # a negative control: it does count
 
 
-async def test_a_token_is_kept_and_renewed_when_it_is_refused() -> None:
-    async with before() as ward:
+async def test_a_token_is_kept_and_renewed_when_it_is_refused(desk: Desk) -> None:
+    async with desk() as ward:
         ward.shelf.held["OTRI/USA"] = []
         for _ in range(2):
             await ward.pull()
@@ -518,8 +536,8 @@ async def test_a_token_is_kept_and_renewed_when_it_is_refused() -> None:
         assert ward.shelf.asked.count("token") == 2
 
 
-async def test_wrong_credentials_are_named() -> None:
-    async with before(password="wrong") as ward:
+async def test_wrong_credentials_are_named(desk: Desk) -> None:
+    async with desk(password="wrong") as ward:
         with pytest.raises(Unauthorized) as refused:
             await ward.pull()
         assert "sources.sonar" in refused.value.remedy

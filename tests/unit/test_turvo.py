@@ -6,18 +6,19 @@ import base64
 import hmac
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx2
 import pytest
+import pytest_asyncio
 
 from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import BROKEN, Assertion, Document, Event, micros
 from apex_memory.simulate import turvo as vendor
-from apex_memory.simulate.served import serving
+from apex_memory.simulate.served import Served, serving
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources import Asked, Link, Nudge, Request, Token, Window, load
@@ -405,17 +406,34 @@ class Ward:
         return done
 
 
-@asynccontextmanager
-async def before(**settings: Any) -> AsyncIterator[Ward]:
-    shelf = Shelf()
-    async with serving([shelf]) as served, httpx2.AsyncClient(verify=False) as http:
-        source = turvo(**{**served.settings()["turvo"], "page_size": 3, "overlap_seconds": 0, **settings})  # fmt: skip
-        link = Link("turvo", http, Tokens(), calls=1000, patience=0.2)
-        yield Ward(shelf, source, link)
+Desk = Callable[..., AbstractAsyncContextManager[Ward]]
 
 
-async def test_everything_once_then_only_what_changed() -> None:
-    async with before() as ward:
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def served() -> AsyncIterator[Served]:
+    async with serving([Shelf()]) as served:
+        yield served
+
+
+@pytest.fixture
+def desk(served: Served) -> Desk:
+    """Opens a source, with settings, before an empty shelf."""
+    shelf = served.simulators[0]
+    assert isinstance(shelf, Shelf)
+
+    @asynccontextmanager
+    async def opened(**settings: Any) -> AsyncIterator[Ward]:
+        shelf.__init__()  # type: ignore[misc]
+        async with httpx2.AsyncClient(verify=False) as http:
+            given = {**served.settings()["turvo"], "page_size": 3, "overlap_seconds": 0}
+            link = Link("turvo", http, Tokens(), calls=1000, patience=0.2)
+            yield Ward(shelf, turvo(**{**given, **settings}), link)
+
+    return opened
+
+
+async def test_everything_once_then_only_what_changed(desk: Desk) -> None:
+    async with desk() as ward:
         ward.shelf.rows = [row(n, n) for n in range(1, 8)]
         first = await ward.pull()
         assert first.ids == ["1", "2", "3", "4", "5", "6", "7"]
@@ -427,8 +445,8 @@ async def test_everything_once_then_only_what_changed() -> None:
         assert (await ward.pull(second.cursor)).ids == ["3"]
 
 
-async def test_equal_times_at_the_edge_of_a_page_are_all_seen() -> None:
-    async with before() as ward:
+async def test_equal_times_at_the_edge_of_a_page_are_all_seen(desk: Desk) -> None:
+    async with desk() as ward:
         ward.shelf.rows = [row(n, 5) for n in range(1, 9)]
         first = await ward.pull()
         assert sorted(first.ids) == [str(n) for n in range(1, 9)]
@@ -437,16 +455,16 @@ async def test_equal_times_at_the_edge_of_a_page_are_all_seen() -> None:
 
 
 @pytest.mark.parametrize("pagination", [True, False])
-async def test_both_page_objects_end(pagination: bool) -> None:
-    async with before() as ward:
+async def test_both_page_objects_end(desk: Desk, pagination: bool) -> None:
+    async with desk() as ward:
         ward.shelf.pagination = pagination
         for count in (0, 1, 2, 3, 4, 5, 7):
             ward.shelf.rows = [row(n, n) for n in range(count)]
             assert (await ward.pull()).ids == [str(n) for n in range(count)]
 
 
-async def test_a_row_that_goes_away_above_us_hides_none_below() -> None:
-    async with before() as ward:
+async def test_a_row_that_goes_away_above_us_hides_none_below(desk: Desk) -> None:
+    async with desk() as ward:
         ward.shelf.rows = [row(n, n) for n in range(1, 9)]
         gone = iter([1, 2])
 
@@ -458,8 +476,8 @@ async def test_a_row_that_goes_away_above_us_hides_none_below() -> None:
         assert {"3", "4", "5", "6", "7", "8"} <= set((await ward.pull()).ids)
 
 
-async def test_a_row_that_moves_to_the_top_is_seen_by_the_next_reading() -> None:
-    async with before() as ward:
+async def test_a_row_that_moves_to_the_top_is_seen_by_the_next_reading(desk: Desk) -> None:
+    async with desk() as ward:
         ward.shelf.rows = [row(n, 20 - n) for n in range(1, 9)]  # newest first
 
         def change_the_last() -> None:
@@ -472,18 +490,18 @@ async def test_a_row_that_moves_to_the_top_is_seen_by_the_next_reading() -> None
         assert "8" in (await ward.pull(first.cursor)).ids
 
 
-async def test_a_list_that_never_rests_is_left_for_later() -> None:
-    async with before() as ward:
+async def test_a_list_that_never_rests_is_left_for_later(desk: Desk) -> None:
+    async with desk() as ward:
         ward.shelf.rows = [row(n, n) for n in range(100)]
         ward.shelf.between = lambda: ward.shelf.rows.pop(0) and None
         with pytest.raises(RetryLater, match="faster than it can be read"):
             await ward.pull()
 
 
-async def test_a_worker_that_dies_anywhere_loses_nothing() -> None:
+async def test_a_worker_that_dies_anywhere_loses_nothing(desk: Desk) -> None:
     """Killed behind each page in turn, with a change in between: the rest of the list and the change are found."""
     for kill in (1, 3, 4, 5, 7, 8, 10):
-        async with before() as ward:
+        async with desk() as ward:
             ward.shelf.rows = [row(n, n) for n in range(1, 8)]
             done = await ward.pull(pages=kill)
             ward.shelf.rows[0] = row(1, 50, customId="changed")
@@ -495,8 +513,8 @@ async def test_a_worker_that_dies_anywhere_loses_nothing() -> None:
             assert b"changed" in newest["shipment:1"].payload, kill
 
 
-async def test_a_clock_that_runs_ahead_hides_nothing() -> None:
-    async with before() as ward:
+async def test_a_clock_that_runs_ahead_hides_nothing(desk: Desk) -> None:
+    async with desk() as ward:
         ward.shelf.rows = [{**row(1, 0), "lastUpdatedOn": "2099-01-01T00:00:00Z"}, row(2, 1)]
         first = await ward.pull()
         now = datetime.now(UTC) + timedelta(seconds=1)
@@ -504,8 +522,8 @@ async def test_a_clock_that_runs_ahead_hides_nothing() -> None:
         assert "2" in (await ward.pull(first.cursor)).ids
 
 
-async def test_a_row_without_a_time_is_fetched_and_known_again() -> None:
-    async with before() as ward:
+async def test_a_row_without_a_time_is_fetched_and_known_again(desk: Desk) -> None:
+    async with desk() as ward:
         ward.shelf.rows = [{"id": 1, "customId": "SHP-1"}]
         first, second = await ward.pull(), await ward.pull()
         assert [event.event_id for event in first.events] == [event.event_id for event in second.events]  # fmt: skip
@@ -515,8 +533,8 @@ async def test_a_row_without_a_time_is_fetched_and_known_again() -> None:
         assert third.events[0].version > first.events[0].version
 
 
-async def test_changes_within_a_millisecond_are_ordered_by_their_history() -> None:
-    async with before() as ward:
+async def test_changes_within_a_millisecond_are_ordered_by_their_history(desk: Desk) -> None:
+    async with desk() as ward:
         one = {"code": {"key": "2101"}, "lastUpdatedOn": "2025-11-01T08:00:00Z"}
         found = []
         for history in ([one], [one, one]):
@@ -526,8 +544,8 @@ async def test_changes_within_a_millisecond_are_ordered_by_their_history() -> No
         assert found[0].event_id != found[1].event_id
 
 
-async def test_the_list_is_read_when_it_is_time() -> None:
-    async with before(listing_seconds=3600) as ward:
+async def test_the_list_is_read_when_it_is_time(desk: Desk) -> None:
+    async with desk(listing_seconds=3600) as ward:
         ward.shelf.rows = [row(1, 1)]
         first = await ward.pull()
         ward.shelf.calls.clear()
@@ -536,8 +554,8 @@ async def test_the_list_is_read_when_it_is_time() -> None:
         assert second.answered == ["shipment:1"]
 
 
-async def test_the_filter_is_sent_where_it_is_set() -> None:
-    async with before(updated_filter="lastUpdatedOn[gte]", overlap_seconds=60) as ward:
+async def test_the_filter_is_sent_where_it_is_set(desk: Desk) -> None:
+    async with desk(updated_filter="lastUpdatedOn[gte]", overlap_seconds=60) as ward:
         ward.shelf.rows = [row(1, 1)]
         done = await ward.pull()
         await ward.pull(done.cursor)
@@ -547,8 +565,8 @@ async def test_the_filter_is_sent_where_it_is_set() -> None:
         ]
 
 
-async def test_a_backfill_fetches_its_window_and_no_nudges() -> None:
-    async with before() as ward:
+async def test_a_backfill_fetches_its_window_and_no_nudges(desk: Desk) -> None:
+    async with desk() as ward:
         ward.shelf.rows = [row(n, n) for n in range(1, 9)]
         start = AT.replace(hour=8, minute=0, second=0)
         window = Window(start + timedelta(minutes=3), start + timedelta(minutes=6))
@@ -562,8 +580,8 @@ async def test_a_backfill_fetches_its_window_and_no_nudges() -> None:
 # What is fetched for a nudge
 
 
-async def test_nudges_are_answered_also_when_the_thing_is_gone_or_none_of_ours() -> None:
-    async with before() as ward:
+async def test_nudges_are_answered_also_when_the_thing_is_gone_or_none_of_ours(desk: Desk) -> None:
+    async with desk() as ward:
         ward.shelf.rows = [row(1, 1)]
         at = datetime.now(UTC) + timedelta(days=1)
         nudges = [Nudge("shipment:1", AT), Nudge("shipment:404", at), Nudge("carrier:512", AT)]
@@ -574,8 +592,8 @@ async def test_nudges_are_answered_also_when_the_thing_is_gone_or_none_of_ours()
         assert micros(at) < gone.version < micros(at + timedelta(milliseconds=1))
 
 
-async def test_a_delete_is_above_what_we_have_and_below_what_comes_back() -> None:
-    async with before() as ward:
+async def test_a_delete_is_above_what_we_have_and_below_what_comes_back(desk: Desk) -> None:
+    async with desk() as ward:
         ward.shelf.rows = [{"id": 1}]  # says not when it changed
         there = (await ward.pull(nudges=[Nudge("shipment:1")])).events[0]
         ward.shelf.rows = []
@@ -583,8 +601,8 @@ async def test_a_delete_is_above_what_we_have_and_below_what_comes_back() -> Non
         assert there.version < gone.version
 
 
-async def test_webhook_and_list_give_the_same_event() -> None:
-    async with before() as ward:
+async def test_webhook_and_list_give_the_same_event(desk: Desk) -> None:
+    async with desk() as ward:
         ward.shelf.rows = [row(1, 1)]
         done = await ward.pull(nudges=[Nudge("shipment:1", AT)])
         assert len(done.events) == 2
@@ -596,8 +614,8 @@ def failing(code: int = 200, **details: Any) -> Callable[[], Any]:
 
 
 @pytest.mark.parametrize("details", [{"errorCode": "5000"}, {}])
-async def test_a_status_other_than_success_is_tried_again_and_stops_no_neighbour(details: dict[str, Any]) -> None:  # fmt: skip
-    async with before() as ward:
+async def test_a_status_other_than_success_is_tried_again_and_stops_no_neighbour(desk: Desk, details: dict[str, Any]) -> None:  # fmt: skip
+    async with desk() as ward:
         ward.shelf.rows = [row(1, 1), row(2, 2), row(3, 3)]
         ward.shelf.answers["1"] = failing(**details)
         done = Pulled()
@@ -610,16 +628,16 @@ async def test_a_status_other_than_success_is_tried_again_and_stops_no_neighbour
         assert "1" in (await ward.pull(done.cursor)).ids  # the reading did not move past it
 
 
-async def test_codes_that_mean_gone_are_a_setting() -> None:
-    async with before(gone_codes=["4040"]) as ward:
+async def test_codes_that_mean_gone_are_a_setting(desk: Desk) -> None:
+    async with desk(gone_codes=["4040"]) as ward:
         ward.shelf.answers["9"] = failing(errorCode=4040)
         done = await ward.pull(nudges=[Nudge("shipment:9")])
         assert done.answered == ["shipment:9"]
         assert ward.source.document(done.events[0]).deleted
 
 
-async def test_what_cannot_be_read_is_kept_as_broken_beside_its_neighbours() -> None:
-    async with before() as ward:
+async def test_what_cannot_be_read_is_kept_as_broken_beside_its_neighbours(desk: Desk) -> None:
+    async with desk() as ward:
         ward.shelf.rows = [row(1, 1), {"id": {"odd": 1}}, row(3, 3)]
         ward.shelf.answers["1"] = failing(422)
         done = await ward.pull()
@@ -641,16 +659,16 @@ async def test_what_cannot_be_read_is_kept_as_broken_beside_its_neighbours() -> 
     ],
 )  # fmt: skip
 async def test_answers_that_are_no_list_are_named(
-    answer: Callable[[], Any], error: type[Exception]
+    desk: Desk, answer: Callable[[], Any], error: type[Exception]
 ) -> None:
-    async with before() as ward:
+    async with desk() as ward:
         ward.shelf.answers["list"] = answer
         with pytest.raises(error, match="turvo"):
             await ward.pull()
 
 
-async def test_a_token_is_fetched_once_and_again_when_it_ends() -> None:
-    async with before() as ward:
+async def test_a_token_is_fetched_once_and_again_when_it_ends(desk: Desk) -> None:
+    async with desk() as ward:
         ward.shelf.rows = [row(1, 1)]
         await ward.pull()
         await ward.pull()
@@ -660,8 +678,8 @@ async def test_a_token_is_fetched_once_and_again_when_it_ends() -> None:
         assert ward.shelf.calls.count("token") == 2
 
 
-async def test_wrong_credentials_are_named() -> None:
-    async with before(password="wrong") as ward:
+async def test_wrong_credentials_are_named(desk: Desk) -> None:
+    async with desk(password="wrong") as ward:
         with pytest.raises(Unauthorized) as refused:
             await ward.pull()
         assert "sources.turvo" in refused.value.remedy

@@ -229,7 +229,7 @@ def _ask(api: Gateway) -> bool:
         answer = api.call(
             "POST",
             "/v1/search",
-            json={"query": question, "limit": 5 if n == 2 else 3, "passages_per_document": 1},
+            json={"query": question, "limit": 8 if n == 2 else 3, "passages_per_document": 1},
         )
         show_answer(answer)
         found = found and bool(answer["hits"]) and not answer["degraded"]

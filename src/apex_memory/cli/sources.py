@@ -14,7 +14,6 @@ from apex_memory.cli.output import ago, console, show_json, show_table
 from apex_memory.errors import Rejected
 
 app = typer.Typer(
-    help="Sources: state, lag, backlog; enable, pause, run, backfill, replay.",
     invoke_without_command=True,
 )
 

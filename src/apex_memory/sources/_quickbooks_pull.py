@@ -262,7 +262,7 @@ def _gap(realm: str, entity: str, since: datetime, until: datetime, why: str) ->
     record = {"realm": realm, "entity": entity, "until": until.isoformat()}
     reason = Rejected(
         f"deletes in QuickBooks between {since:%Y-%m-%d %H:%M} and {until:%Y-%m-%d %H:%M} UTC may be missing here ({why})",
-        remedy="look for them in the company's audit log, delete them here with `apex forget`, then discard this",
+        remedy="look for them in the company's audit log, delete them here (`DELETE /v1/documents/ID`), then discard this",
     )
     return broken(SOURCE, record, reason, until, PRIORITY)
 

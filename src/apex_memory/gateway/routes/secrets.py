@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel, ConfigDict, SecretStr
 
 from apex_memory.errors import Misconfigured, NotFound, Rejected
@@ -69,6 +69,7 @@ def routes() -> APIRouter:
         methods=["PUT"],
         summary="Set a secret",
         status_code=204,
+        response_class=Response,
         responses=problems(400, 401, 403, 404, 413, 422, 503),
     )
     router.add_api_route(
@@ -77,6 +78,7 @@ def routes() -> APIRouter:
         methods=["DELETE"],
         summary="Remove a secret",
         status_code=204,
+        response_class=Response,
         responses=problems(401, 403, 404, 422, 503),
     )
     return router

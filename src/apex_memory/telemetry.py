@@ -143,7 +143,7 @@ def configure_logging(level: str, style: str) -> None:
         stream=sys.stderr,
         format="%(levelname)s %(name)s %(message)s",
     )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 
 def logger(**context: Any) -> Any:

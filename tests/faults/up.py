@@ -1,9 +1,8 @@
-"""`apex up` with one difference: its worker is `tests.faults.worker`, which can be killed at a step, and whose stores lie behind proxies."""
+"""`apex up` with one difference: its workers are `tests.faults.worker`, which can be killed at a step, and whose stores lie behind proxies."""
 
 from __future__ import annotations
 
 import importlib
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +16,13 @@ ordinary = up._child
 
 def child(name: str, *given: Any) -> Any:
     made = ordinary(name, *given)
-    if name != "worker":
+    if name not in ("worker", "bulk"):
         return made
-    return replace(made, command=[sys.executable, "-m", "tests.faults.worker"])
+    command = [
+        "tests.faults.worker" if part == "apex_memory.flows" else part for part in made.command
+    ]
+    assert command != made.command
+    return replace(made, command=command)
 
 
 up._child = child

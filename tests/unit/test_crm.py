@@ -294,7 +294,7 @@ async def test_a_broken_off_walk_goes_on_where_it_stopped() -> None:
     def small(simulator: vendor.Crm) -> None:
         simulator.most = 4
 
-    async with hubspot(small, objects=["contacts"]) as (simulator, held):
+    async with hubspot(small, objects=["contacts"]) as (_, held):
         pages = await held.pull()
         again, runs = Held(held.source, held.link), 0
         while again.cursor.get("contacts", {"at": 0}).get("at") is not None:

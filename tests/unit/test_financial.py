@@ -229,10 +229,10 @@ async def test_a_worker_that_dies_anywhere_loses_nothing(quickbooks: Books) -> N
 
 
 async def test_what_changes_while_everything_is_listed_is_not_skipped(quickbooks: Books) -> None:
-    async with quickbooks() as (simulator, held):
+    async with quickbooks(overlap_seconds=0) as (simulator, held):
 
         def work(n: int) -> None:
-            simulator.clock.advance_to(simulator.clock.now + timedelta(seconds=1))
+            simulator.clock.advance_to(simulator.clock.now + timedelta(seconds=2))
             simulator._touch()
             if n == 1:
                 simulator.books.delete("Customer", "9002", simulator.clock.now)
@@ -307,9 +307,11 @@ async def test_a_cursor_too_old_for_changes_lists_everything_since_and_says_so(
         held.cursor[REALM]["at"] = (now() - timedelta(days=31)).isoformat()
         simulator.clock.advance_to(simulator.clock.now + timedelta(days=31))
         simulator.books.put("Invoice", "7001", simulator.clock.now - timedelta(days=15), {"DocNumber": "INV-7001", "PrivateNote": "New."})  # fmt: skip
+        simulator.books.put("Customer", "9001", simulator.clock.now - timedelta(days=9), {"DisplayName": "x", "Active": False})  # fmt: skip
         before = len(held.events)
         await held.pull()
         assert f"{REALM}:Invoice:7001" in held.live()
+        assert f"{REALM}:Customer:9001" not in held.live()
         (gap,) = held.broken()
         assert "no poll ran for 30 days" in gap["reason"]
         assert len(held.events) < before + 10, "only what changed since"
@@ -380,6 +382,7 @@ async def test_a_token_ends_and_is_renewed_once_with_the_newest_refresh_token(
     async with quickbooks() as (simulator, held):
         await held.pull()
         assert simulator.renewals == 1
+        simulator.spent = ""  # the first one is worth nothing any more
         for n in (2, 3):
             simulator.access = ""
             await held.pull()

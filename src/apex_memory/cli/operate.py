@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -122,6 +122,7 @@ def examine() -> Iterator[Finding]:
     api = Gateway(url, admin_key(settings))
     try:
         found = api.call("GET", "/v1/status")
+        sources = api.call("GET", "/v1/sources")["sources"]
     except ApexError as error:
         yield Finding("gateway", "bad", str(error), error.remedy)
         return
@@ -129,6 +130,7 @@ def examine() -> Iterator[Finding]:
         api.close()
     yield Finding("gateway", "good", f"answers at {url}")
     yield from _inside(found)
+    yield from _sources(sources)
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:
@@ -207,6 +209,22 @@ def _inside(found: dict[str, Any]) -> Iterator[Finding]:
             f"{found['dead_letters']} are open",
             "`apex dead-letters list` says why, `redrive` or `discard` them",
         )
+
+
+def _sources(rows: Sequence[dict[str, Any]]) -> Iterator[Finding]:
+    for row in rows:
+        name = f"source {row['name']}"
+        if row["state"] == "failing":
+            yield Finding(
+                name, "bad", row["error"], "it is tried again by itself; see `apex sources`"
+            )
+        elif row["state"] in ("paused", "disabled"):
+            yield Finding(
+                name, "note", row["state"], f"`apex sources {_UNDO[row['state']]} {row['name']}`"
+            )
+
+
+_UNDO = {"paused": "resume", "disabled": "enable"}
 
 
 def hello(json: Json = False) -> None:

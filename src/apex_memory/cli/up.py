@@ -27,8 +27,8 @@ from apex_memory.stores.postgres import Postgres, migrate
 from apex_memory.stores.secrets import new_key as new_secret_key
 
 NICENESS = {
-    "worker": 10,
-    "bulk": 15,
+    "worker": 3,
+    "bulk": 10,
 }  # what is embedded and stored a moment later is a backlog; an answer is late
 
 WORDS = {

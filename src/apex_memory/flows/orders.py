@@ -25,7 +25,7 @@ class DrainOrder:
     """A burst is over when nothing came for so long."""
     fault_seconds: float = 15
     """Wait after a step that failed for good, before the next batch."""
-    run_events: int = 3_000
+    run_events: int = 600
     """History length at which a run hands over to the next, well below the server's hint of 4,096."""
 
 

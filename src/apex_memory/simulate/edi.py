@@ -11,40 +11,19 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
 import asyncssh
 
+from apex_memory.simulate._edi_messages import US, Message, messages
 from apex_memory.simulate._x12 import QUIRKS, Group, encoded, group_answers
 from apex_memory.simulate.vendor import Chaos, Push, Simulator, Truth
-from apex_memory.simulate.world import Clock, Milestone, Place, Shipment, World
+from apex_memory.simulate.world import Clock, World
 
-US, USER, PASSWORD = "APEXSHIPPER", "apex", "example-password"
+USER, PASSWORD = "apex", "example-password"
 PLACES = ("folder", "sftp")
-_STATUS = {
-    "at_pickup": ("X3", "arrived at pickup location"),
-    "picked_up": ("AF", "departed pickup location"),
-    "en_route": ("X6", "en route to delivery"),
-    "at_delivery": ("X1", "arrived at delivery location"),
-    "delivered": ("D1", "unloaded at delivery"),
-}
-Segments = list[tuple[str, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One set on its way, and what memory must hold of it."""
-
-    at: datetime
-    sender: str
-    receiver: str
-    function: str
-    segments: Segments
-    doc_key: str
-    text: str
-    late: timedelta = timedelta()
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,11 +186,7 @@ class EdiSimulator(Simulator):
 
     def _messages(self) -> Iterator[Message]:
         for shipment in self.world.shipments:
-            yield from _tenders(shipment)
-            yield from _answers(shipment)
-            yield from _statuses(shipment)
-            yield from _invoices(shipment)
-            yield _acknowledgement(shipment)
+            yield from messages(shipment)
 
 
 _FOLDERS = ("inbound", "archive", "outbound")
@@ -221,164 +196,6 @@ def _put(path: Path, data: bytes) -> None:
     unfinished = path.with_name(f"{path.name}.tmp")
     unfinished.write_bytes(data)
     unfinished.rename(path)
-
-
-def _day(at: datetime) -> str:
-    return f"{at:%Y%m%d}"
-
-
-def _party(role: str, name: str, place: Place | None = None) -> Segments:
-    found: Segments = [("N1", role, name.upper())]
-    if place:
-        found.append(("N4", place.city.upper(), place.state, place.zip, "US"))
-    return found
-
-
-def _tenders(shipment: Shipment) -> Iterator[Message]:
-    """The tender, for some a change of it, and the cancel."""
-    tendered = shipment.at("tendered")
-    assert tendered is not None
-    states = [("00", "tendered", tendered)]
-    if shipment.number % 4 == 1:
-        states.append(("04", "changed", tendered + timedelta(minutes=3)))
-    if shipment.cancelled_at:
-        states.append(("01", "cancelled", shipment.cancelled_at))
-    scac = shipment.carrier.scac
-    pickup, delivery = shipment.at("at_pickup"), shipment.at("at_delivery")
-    for purpose, state, at in states:
-        segments: Segments = [
-            ("B2", "", scac, "", shipment.id, "", "PP"),
-            ("B2A", purpose, "LT"),
-            ("L11", shipment.id, "BM"),
-            ("L11", shipment.po, "PO"),
-            *_party("BT", "Acme Logistics"),
-            ("S5", "1", "CL", str(shipment.pounds), "L", str(shipment.pallets), "PL"),
-            *([("G62", "10", _day(pickup), "Y", f"{pickup:%H%M}", "UT")] if pickup else []),
-            *_party("SF", shipment.customer.name, shipment.origin),
-            ("S5", "2", "CU", str(shipment.pounds), "L", str(shipment.pallets), "PL"),
-            *([("G62", "02", _day(delivery), "X", f"{delivery:%H%M}", "UT")] if delivery else []),
-            *_party("ST", "Sample Retail", shipment.destination),
-            ("L3", str(shipment.pounds), "G", "", "", str(shipment.total_cents)),
-        ]
-        key = f"tender:{scac}:{shipment.id}"
-        yield Message(at, US, scac, "SM", [("ST", "204"), *segments], key, f"Status: {state}")
-
-
-def _acknowledgement(shipment: Shipment) -> Message:
-    """The carrier's 997 to a tender of ours; it answers by the shipment's number, so that each is a thing of its own."""
-    at, number = shipment.at("tendered"), str(shipment.number)
-    assert at is not None
-    segments: Segments = [
-        ("ST", "997"),
-        ("AK1", "SM", number),
-        ("AK2", "204", "0001"),
-        ("AK5", "A"),
-        ("AK9", "A", "1", "1", "1"),
-    ]
-    scac = shipment.carrier.scac
-    key = f"acknowledgement:{scac}:{US}:SM:{number}"
-    text = f"group SM {number} accepted"
-    return Message(at + timedelta(minutes=2), scac, US, "FA", segments, key, text)
-
-
-def _answers(shipment: Shipment) -> Iterator[Message]:
-    """Some carriers decline first and think better of it."""
-    at, scac = shipment.at("accepted"), shipment.carrier.scac
-    assert at is not None
-    actions = [("A", at)]
-    if shipment.number % 5 == 0:
-        actions.insert(0, ("D", at - timedelta(minutes=10)))
-    for action, when in actions:
-        segments: Segments = [
-            ("ST", "990"),
-            ("B1", scac, shipment.id, _day(when), action),
-            ("N9", "CN", shipment.pro),
-        ]
-        word = "accepted" if action == "A" else "declined"
-        key = f"response:{scac}:{shipment.id}"
-        yield Message(when, scac, US, "GF", segments, key, f"Answer: {word}")
-
-
-def _statuses(shipment: Shipment) -> Iterator[Message]:
-    """Where the truck is. Some carriers tell of the pickup only when they are on the road: late, and both at once."""
-    en_route = shipment.at("en_route")
-    for milestone in shipment.milestones:
-        if milestone.code not in _STATUS:
-            continue
-        late = timedelta()
-        if milestone.code == "picked_up" and shipment.number % 2 == 0 and en_route:
-            late = en_route - milestone.at
-        yield _status(shipment, milestone, late)
-
-
-def _status(shipment: Shipment, milestone: Milestone, late: timedelta) -> Message:
-    code, words = _STATUS[milestone.code]
-    reason, at, scac = "NS", milestone.at, shipment.carrier.scac
-    if milestone.code == "en_route" and shipment.delayed_minutes:
-        code, words, reason = "SD", "delayed", "AO"
-    place = milestone.place
-    where = ("MS1", place.city.upper(), place.state, "US") if place else _position(shipment, at)
-    segments: Segments = [
-        ("ST", "214"),
-        ("B10", shipment.pro, shipment.id, scac),
-        ("L11", shipment.po, "PO"),
-        ("LX", "1"),
-        ("AT7", code, reason, "", "", _day(at), f"{at:%H%M}", "UT"),
-        where,
-        ("MS2", scac, shipment.vehicle.unit),
-        ("AT8", "G", "L", str(shipment.pounds), str(shipment.pallets)),
-    ]
-    key = f"status:{scac}:{shipment.id}:1:s{code}:{_day(at)}:{at:%H%M}"
-    return Message(at, scac, US, "QM", segments, key, f"{words} ({code})", late)
-
-
-def _position(shipment: Shipment, at: datetime) -> tuple[str, ...]:
-    latitude, longitude = shipment.position(at)
-    return ("MS1", "", "", "", _degrees(-longitude), _degrees(latitude), "W", "N")
-
-
-def _degrees(value: float) -> str:
-    seconds = round(value * 3600)
-    return f"{seconds // 3600:03d}{seconds // 60 % 60:02d}{seconds % 60:02d}"
-
-
-def _invoices(shipment: Shipment) -> Iterator[Message]:
-    """The invoice, and for some a corrected one with detention."""
-    at = shipment.at("invoiced")
-    if at is None:
-        return
-    yield _invoice(shipment, at, 0)
-    if shipment.number % 3 == 0:
-        yield _invoice(shipment, at + timedelta(minutes=40), 7_500)
-
-
-def _invoice(shipment: Shipment, at: datetime, detention: int) -> Message:
-    scac, total = shipment.carrier.scac, shipment.total_cents + detention
-    delivered = shipment.at("delivered") or at
-    charges = [
-        (shipment.commodity.upper(), shipment.linehaul_cents, ""),
-        ("FUEL SURCHARGE", shipment.fuel_cents, "FUE"),
-        *([("DETENTION", detention, "DET")] if detention else []),
-    ]
-    lines: Segments = []
-    for n, (words, cents, code) in enumerate(charges, 1):
-        rest = ("", "", "", code) if code else ()
-        lines += [("LX", str(n)), ("L5", str(n), words)]
-        lines.append(("L1", str(n), f"{cents / 100:.2f}", "FR", str(cents), *rest))
-    number, correction = shipment.invoice, "CO" if detention else ""
-    head = ("B3", "", number, shipment.id, "PP", "", _day(at), str(total), correction)
-    segments: Segments = [
-        ("ST", "210"),
-        (*head, _day(delivered), "035", scac),
-        ("C3", "USD"),
-        ("N9", "BM", shipment.id),
-        *_party("BT", "Acme Logistics"),
-        *_party("SH", shipment.customer.name),
-        *lines,
-        ("L3", str(shipment.pounds), "G", "", "", str(total)),
-    ]
-    text = f"Net amount: {total / 100:,.2f} USD"
-    return Message(at, scac, US, "IM", segments, f"invoice:{scac}:{number}", text)
 
 
 class _Login(asyncssh.SSHServer):

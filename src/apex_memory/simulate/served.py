@@ -39,7 +39,9 @@ async def serving(simulators: Sequence[Simulator], *, port: int = 0) -> AsyncIte
     server = _Server(
         uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, ws="none")
     )
-    with socket.socket() as bound:
+    with socket.socket(
+        socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP
+    ) as bound:  # named, or asyncio leaves Nagle on
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(("127.0.0.1", port))
         for one in simulators:

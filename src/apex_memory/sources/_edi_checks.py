@@ -20,7 +20,7 @@ MOST_ERRORS = 50  # told of one set
 
 
 class Element(NamedTuple):
-    """`need`: `!` the set is nothing without it, `+` mandatory, `` optional; `x` optional, but never wrong."""
+    """`need`: `!` the set is nothing without it, `+` mandatory, empty: optional."""
 
     number: int
     type: str
@@ -77,8 +77,8 @@ ELEMENTS: Mapping[str, Mapping[int, Element]] = {
     "LX": {1: Element(554, "N0", 1, 6, "+")},
     "S5": {1: Element(165, "N0", 1, 3, "+"), 2: Element(163, "ID", 2, 2, "+")},
     "G62": {2: Element(373, "DT", 6, 8), 4: Element(337, "TM", 4, 8)},
-    "L1": {4: Element(58, "N2", 1, 12, "x")},
-    "L3": {5: Element(58, "N2", 1, 12, "x")},
+    "L1": {4: Element(58, "N2", 1, 12)},
+    "L3": {5: Element(58, "N2", 1, 12)},
     "N1": {1: Element(98, "ID", 2, 3, "+"), 2: Element(93, "AN", 1, 60)},
     "N4": {1: Element(19, "AN", 2, 30), 2: Element(156, "ID", 2, 2)},
     "AK1": {1: Element(479, "ID", 2, 2, "!"), 2: Element(28, "N0", 1, 9, "!")},

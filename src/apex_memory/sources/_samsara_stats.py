@@ -19,7 +19,6 @@ from apex_memory.sources._samsara import (
     unit_of,
     vehicle_ref,
     vehicle_said,
-    vin_of,
 )
 from apex_memory.sources._wire import identifier, mapping, moment, sequence, string
 
@@ -215,7 +214,15 @@ def window_document(summary: Mapping[str, Any]) -> Document:
             "start": iso(start),
             "end": iso(end),
             "readings": _count(summary),
-            **({"miles": gps["miles"]} if gps else {}),
+            **(
+                {
+                    "miles": gps["miles"],
+                    "first_position": _spot(gps.get("first")),
+                    "last_position": _spot(gps.get("last")),
+                }
+                if gps
+                else {}
+            ),
             **({"engine": state} if state else {}),
         },
     )
@@ -224,25 +231,27 @@ def window_document(summary: Mapping[str, Any]) -> Document:
 def _window_lines(
     summary: Mapping[str, Any], start: datetime, end: datetime, last: datetime
 ) -> dict[str, str]:
-    vehicle, gps = mapping(summary.get("vehicle")), mapping(summary.get("gps"))
-    mph, fuel = mapping(gps.get("mph")), mapping(summary.get("fuel"))
+    """Short, and in words: embedding a window costs more than all its readings, by the word. The rest is metadata."""
+    gps, fuel = mapping(summary.get("gps")), mapping(summary.get("fuel"))
     minutes = mapping(mapping(summary.get("engine")).get("minutes"))
-    places = sequence(gps.get("places"))
-    here = _place(gps.get("last"))
+    places, here = sequence(gps.get("places")), _place(gps.get("last"))
     said = f"{_count(summary)} readings, last at {last:%H:%M:%S} UTC"
     return {
-        "Vehicle": unit_of(vehicle),
+        "Vehicle": unit_of(mapping(summary.get("vehicle"))),
         "Window": f"{start:%Y-%m-%d %H:%M} to {end:%H:%M} UTC",
         "Telematics": f"{said} near {here}" if here else said,
-        "First position": _spot(mapping(gps.get("first"))),
-        "Last position": _spot(mapping(gps.get("last"))),
         "Passed": "; ".join(places) if len(places) > 1 else "",
-        "Distance": f"{gps['miles']} miles" if gps else "",
-        "Speed": f"average {mph['average']:g} mph, most {mph['most']:g} mph" if mph else "",
-        "Engine": ", ".join(f"{state} {n:g} min" for state, n in minutes.items()),
-        "Fuel": f"{fuel['from']:g} % to {fuel['to']:g} %" if fuel else "",
-        "VIN": vin_of(vehicle),
+        "Driven": _driven(gps) if gps else "",
+        "Engine": ", ".join(f"{state} {n:.0f} min" for state, n in minutes.items()),
+        "Fuel": " to ".join(
+            dict.fromkeys(f"{fuel[side]:.0f} %" for side in ("from", "to") if fuel)
+        ),
     }
+
+
+def _driven(gps: Mapping[str, Any]) -> str:
+    mph, miles = mapping(gps.get("mph")), f"{gps['miles']:.1f} miles"
+    return f"{miles} at {mph['average']:.0f} mph, {mph['most']:.0f} at most" if mph else miles
 
 
 def _window_said(
@@ -267,11 +276,6 @@ def _count(summary: Mapping[str, Any]) -> int:
     return sum(mapping(summary.get("readings")).values())
 
 
-def _spot(point: Mapping[str, Any]) -> str:
-    if not point:
-        return ""
-    place = _place(point)
-    at = moment(point.get("time"), "time")
-    return f"{point.get('latitude')}, {point.get('longitude')} at {at:%H:%M:%S}" + (
-        f", {place}" if place else ""
-    )
+def _spot(point: object) -> list[Any]:
+    """Latitude and longitude in degrees."""
+    return [mapping(point).get(name) for name in ("latitude", "longitude")]

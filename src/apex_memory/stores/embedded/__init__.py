@@ -42,8 +42,6 @@ class Engine(ABC):
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
     orphan_signal: ClassVar[signal.Signals] = signal.SIGKILL
     """What the kernel sends when the supervisor dies: every engine keeps what it acknowledged."""
-    niceness: ClassVar[int] = 0
-    """How far it stands back while others want the processor; 0 for what a request waits for."""
 
     @property
     def directory(self) -> Path:

@@ -58,7 +58,6 @@ def child_of(engine: Engine) -> Child:
         environment={"APEX_DATA_DIR": str(engine.data_dir), **engine.environment()},
         private=True,
         user=engine.user,
-        niceness=engine.niceness,
         port=engine.port,
         url=engine.url.replace(f":{engine.password}@", "@").replace("://@", "://"),
         version=engine.version,

@@ -47,7 +47,6 @@ class Temporal(Engine):
 
     name = "temporal"
     role = "temporal"
-    niceness = 5  # no answer waits for it: it says when the worker's steps run
 
     @property
     def url(self) -> str:

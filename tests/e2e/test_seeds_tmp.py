@@ -1,0 +1,61 @@
+"""Every polled, streamed, sent or filed source against its simulator: once in peace, once with all that can go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from apex_memory.app import open_app
+from apex_memory.simulate.program import classes
+from apex_memory.simulate.served import serving
+from apex_memory.simulate.vendor import Chaos, Simulator
+from apex_memory.simulate.world import Clock, World
+from apex_memory.stores.secrets import new_key
+from tests.e2e.simulated import Day
+from tests.e2e.conftest import MakeSettings
+
+SIMULATORS = classes()
+NAMES = [kind.name for kind in SIMULATORS]
+
+
+def rough(seed: int) -> Chaos:
+    """A bad day: more trouble than a vendor's worst."""
+    return Chaos(
+        seed=seed,
+        errors=0.1,
+        limits=0.1,
+        expiries=0.05,
+        duplicates=0.3,
+        disorder=0.3,
+        mutations=0.2,
+    )
+
+
+@asynccontextmanager
+async def day(
+    kind: type[Simulator], make_settings: MakeSettings, chaos: Chaos, *, kills: float = 0.0
+) -> AsyncIterator[Day]:
+    world = World.make(7, shipments=6)
+    simulator = kind(world, Clock(world.start), chaos)
+    async with serving([simulator]) as served:
+        settings = make_settings(sources=served.settings(), secret_key=new_key())
+        async with open_app(settings) as app:
+            yield Day(app, simulator, kills=kills, seed=chaos.seed)
+
+
+@pytest.mark.parametrize("kind", SIMULATORS, ids=NAMES)
+async def test_a_day_in_peace(kind: type[Simulator], make_settings: MakeSettings) -> None:
+    async with day(kind, make_settings, Chaos()) as told:
+        await told.run()
+        assert not told.failures
+        await told.check(told.simulator.truth(told.simulator.clock.now))
+
+
+@pytest.mark.parametrize("seed", [3, 4, 5, 6])
+@pytest.mark.parametrize("kind", SIMULATORS, ids=NAMES)
+async def test_a_bad_day(kind: type[Simulator], seed: int, make_settings: MakeSettings) -> None:
+    async with day(kind, make_settings, rough(seed), kills=0.1) as told:
+        await told.run()
+        await told.check(told.simulator.truth(told.simulator.clock.now))

@@ -13,8 +13,8 @@ from apex_memory.simulate.served import serving
 from apex_memory.simulate.vendor import Chaos, Simulator
 from apex_memory.simulate.world import Clock, World
 from apex_memory.stores.secrets import new_key
-from tests.e2e.simulated import Day
 from tests.e2e.conftest import MakeSettings
+from tests.e2e.simulated import Day
 
 SIMULATORS = classes()
 NAMES = [kind.name for kind in SIMULATORS]

@@ -7,8 +7,11 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from apex_memory.errors import NotFound
-from apex_memory.sources import Source
+from apex_memory.sources import Pattern, Source
 from apex_memory.stores.postgres import Postgres
+
+FETCHED = (Pattern.POLL, Pattern.STREAM, Pattern.BATCH)
+"""Patterns of sources that bring nothing without being fetched. Others work without what a poll needs."""
 
 
 class SourceStates:
@@ -75,7 +78,7 @@ class SourceStates:
             else "paused"
             if row["paused"]
             else "not configured"
-            if missing
+            if missing and source.pattern in FETCHED
             else "failing"
             if row["error"]
             else "working"

@@ -140,10 +140,12 @@ class Link:
         *,
         auth: Auth | None = None,
         accept: Collection[int] = (),
+        patience: float | None = None,
         **request: Any,
     ) -> httpx2.Response:
         """One call, answered 2xx or with a status in `accept`.
 
+        `patience` (seconds) other than the link's is for calls that must not be repeated by themselves: 0.
         `request` takes `params`, `json`, `content`, `data`, `headers`. Raises `RetryLater` when 429, 5xx or a
         broken connection outlast the patience, `Unauthorized` for 401 (after one renewal) and 403,
         `Rejected` for any other status: repeating that call cannot help.
@@ -161,7 +163,7 @@ class Link:
                 continue
             if wait is None:
                 raise self._refused(status)
-            if monotonic() - began + wait > self._patience:
+            if monotonic() - began + wait > (self._patience if patience is None else patience):
                 why = f"answers {status}" if status else "cannot be reached"
                 raise RetryLater(
                     f"{self.source}: the vendor {why}",

@@ -217,10 +217,19 @@ class Plaid:
             tried += 1
 
     async def _call(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any] | Trouble:
-        # Every status comes back here: repeating a single page of a loop is just what Plaid forbids.
-        answer = await self._link.call(
-            "POST", self._base + path, auth=self._auth, json=body, accept=range(400, 600)
-        )
+        # Everything comes back here, a broken connection too: repeating a single page of a loop is
+        # just what Plaid forbids.
+        try:
+            answer = await self._link.call(
+                "POST",
+                self._base + path,
+                auth=self._auth,
+                json=body,
+                accept=range(400, 600),
+                patience=0,
+            )
+        except RetryLater:
+            return Trouble("UNREACHABLE")
         said = _body(answer.content)
         if answer.is_success:
             return said

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from apex_memory.config import Settings
 from apex_memory.telemetry import configure_logging
-from bench import engines, filled, profile, standing, writing
+from bench import edi, engines, filled, mixed, profile, standing, streams, writing
 from bench.rows import SCALE, Row, row_of
 
 LATEST = Path(__file__).parent / "latest.json"
@@ -38,6 +38,9 @@ GROUPS: dict[str, Callable[[], Awaitable[list[Row]]]] = {
     "filled": filled.filled,
     "hooks": standing.hooks,
     "load": standing.load,
+    "mixed": mixed.mixed,
+    "streams": streams.streams,
+    "edi": edi.edi,
     "memory": memory,
 }
 

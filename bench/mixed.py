@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import random
 import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
 
 from apex_memory.model import Event, Priority, micros
 from bench.rows import Row, at_most, percentile, scaled, stated
-from bench.standing import Standing, standing
-from tests.e2e import front
+from bench.standing import one_by_one, standing
 from tests.e2e.stack import until
 
 FLOOD = 100_000
-SINGLE = 40
+PAUSES = (0.1, 0.4)  # seconds between two webhooks
 PAGE = 1_000
 
 
@@ -27,7 +23,7 @@ async def mixed() -> list[Row]:
     count = scaled(FLOOD)
     async with standing("minilm") as (stack, _):
         await stack.whole(seconds=60)
-        idle = await _singles(stack, "idle")
+        idle = await one_by_one(stack, "idle", PAUSES)
         async with stack.inbox() as (inbox, db):
             for page in _flood(count):
                 await inbox.land(page)
@@ -43,7 +39,7 @@ async def mixed() -> list[Row]:
 
             await until(draining, seconds=60, every=0.1, what=stack.told)
             began, before = time.perf_counter(), await left()
-            busy = await _singles(stack, "busy")
+            busy = await one_by_one(stack, "busy", PAUSES)
             seconds, after = time.perf_counter() - began, await left()
     assert after > 0, "the flood was over before the webhooks were: nothing was measured"
     return [
@@ -63,31 +59,6 @@ async def mixed() -> list[Row]:
             "one short chunk each, embedded with MiniLM by the bulk worker",
         ),
     ]
-
-
-async def _singles(stack: Standing, name: str) -> list[float]:
-    """Seconds from POST to done of single webhooks with irregular pauses."""
-    dice, taken = random.Random(1), []
-    async with stack.inbox() as (inbox, _):
-        for n in range(SINGLE + 3):
-            body = front.message(
-                f"{name}{n}", f"cnv_{name}{n}", at=n, text=f"On time? mark{name}{n}"
-            )
-            began = time.perf_counter()
-            answer = await stack.hook(body)
-            assert answer.status_code == 202, answer.text
-            id = UUID(answer.json()["events"][0]["id"])
-
-            async def done(id: UUID = id) -> bool:
-                return bool(await inbox.finished([id]))
-
-            await until(done, seconds=60, every=0.005, what=stack.told)
-            if n >= 3:  # the first ones warm the stack
-                taken.append(time.perf_counter() - began)
-            await asyncio.sleep(
-                dice.uniform(0.1, 0.4)
-            )  # what keeps them apart; nothing is waited for
-    return taken
 
 
 def _flood(count: int) -> Iterator[list[Event]]:

@@ -128,12 +128,14 @@ async def hooks() -> list[Row]:
     ]
 
 
-async def one_by_one(stack: Standing) -> list[float]:
-    """Seconds from POST to done of single webhooks."""
+async def one_by_one(
+    stack: Standing, name: str = "one", pauses: tuple[float, float] = (0.2, 0.9)
+) -> list[float]:
+    """Seconds from POST to done of single webhooks, with irregular pauses between them."""
     dice, taken = random.Random(1), []
     async with stack.inbox() as (inbox, _):
         for n in range(SINGLE + 3):
-            body = front.message(f"one{n}", f"cnv_one{n}", at=n, text=f"On time? marker{n}")
+            body = front.message(f"{name}{n}", f"cnv_{name}{n}", at=n, text=f"On time? {name}{n}")
             began = time.perf_counter()
             answer = await stack.hook(body)
             assert answer.status_code == 202, answer.text
@@ -142,13 +144,13 @@ async def one_by_one(stack: Standing) -> list[float]:
             async def done(id: UUID = id) -> bool:
                 return bool(await inbox.finished([id]))
 
-            await until(done, seconds=30, every=0.005, what=stack.told)
+            await until(done, seconds=60, every=0.005, what=stack.told)
             if n >= 3:  # the first ones warm the stack
                 taken.append(time.perf_counter() - began)
             assert (await stack.states([str(id)])) == {str(id): "done"}
-            await asyncio.sleep(dice.uniform(0.2, 0.9))  # what makes it idle; nothing is waited for
-    found = await stack.search(f"marker{SINGLE + 2}")
-    assert f"marker{SINGLE + 2}" in found["hits"][0]["snippet"], "done, and not found"
+            await asyncio.sleep(dice.uniform(*pauses))  # what makes it idle; nothing is waited for
+    found = await stack.search(f"{name}{SINGLE + 2}")
+    assert f"{name}{SINGLE + 2}" in found["hits"][0]["snippet"], "done, and not found"
     return taken
 
 

@@ -184,7 +184,7 @@ async def export_fetching(client: Client) -> None:
     calls: list[tuple[Any, Any]] = [
         (Pull, PullOrder("edi")),
         (File, FileOrder("edi", "c")),
-        (Follow, FollowOrder("samsara", 5, runs=2)),
+        (Follow, FollowOrder("samsara", runs=2)),
         (Backfill, BackfillOrder("edi", "d")),
     ]
     async with Worker(

@@ -12,7 +12,7 @@ from uuid import UUID, uuid5
 
 from apex_memory.errors import NotFound
 from apex_memory.inbox import Inbox
-from apex_memory.model import NAMESPACE
+from apex_memory.model import NAMESPACE, Event
 from apex_memory.sources import Link, PickedUp, Source, Unpacked
 from apex_memory.stores.postgres import Connection, Postgres
 
@@ -75,9 +75,16 @@ class Files:
         landed = start + len(events)
         async with self._db.transaction() as connection:
             await self._inbox.land(events, connection)
+            conflicts = await _conflicts(connection, source, events)
             await connection.execute(
-                "UPDATE files SET events = %s, landed = greatest(landed, %s), findings = %s WHERE id = %s",
-                (len(unpacked.events), landed, list(unpacked.findings), id),
+                """UPDATE files SET events = %(events)s, landed = greatest(landed, %(landed)s),
+                     findings = ARRAY(SELECT DISTINCT unnest(findings || %(findings)s::text[])) WHERE id = %(id)s""",
+                {
+                    "events": len(unpacked.events),
+                    "landed": landed,
+                    "findings": [*unpacked.findings, *conflicts],
+                    "id": id,
+                },
             )
         return FileState(len(unpacked.events), landed)
 
@@ -117,3 +124,23 @@ class Files:
             while len(self._unpacked) > KEPT:
                 self._unpacked.popitem(last=False)
         return self._unpacked[id]
+
+
+async def _conflicts(connection: Connection, source: Source, events: Sequence[Event]) -> list[str]:
+    """What an earlier file sent under the same control numbers with other content. Both are kept."""
+    controls = {event.event_id: source.control(event.event_id) for event in events}
+    asked = {id: control for id, control in controls.items() if control}
+    if not asked:
+        return []
+    rows = await (
+        await connection.execute(
+            """SELECT DISTINCT t.control FROM unnest(%s::text[], %s::text[]) AS t (event_id, control)
+               JOIN inbox i ON i.source = %s AND i.event_id >= t.control || '#' AND i.event_id < t.control || '$'
+                           AND i.event_id <> t.event_id""",
+            (list(asked), list(asked.values()), source.name),
+        )
+    ).fetchall()
+    return [
+        f"control {row['control']} was used before for other content: both are kept, ask the partner"
+        for row in rows
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +20,7 @@ from apex_memory.stores.postgres import Connection, Postgres
 from apex_memory.telemetry import NUDGES, PULLS, logger
 
 MOST_NUDGES = 500  # fetched in one pull; the rest waits for the next
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
 MOST_ERROR = 500  # characters
 
 OnPage = Callable[["Pulled"], Awaitable[None]]
@@ -47,7 +48,9 @@ class Pulls:
         """Keep nudges until what they name is fetched. Only then may a vendor be answered 2xx."""
         if not nudges:
             return
-        newest = {nudge.key: nudge for nudge in nudges}
+        # By time, where the vendor gives one: a batch of notices may be in any order.
+        in_order = sorted(nudges, key=lambda nudge: nudge.at or LONG_AGO)
+        newest = {nudge.key: nudge for nudge in in_order}
         await self._db.execute(
             """INSERT INTO nudges (source, key, at) SELECT %s, key, at FROM unnest(%s::text[], %s::timestamptz[]) AS t (key, at)
                ON CONFLICT (source, key) DO UPDATE

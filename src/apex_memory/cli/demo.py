@@ -35,8 +35,8 @@ from apex_memory.stores.embedded.stack import read_stack
 
 FOLDER = Path(".apex-demo")
 SHIPMENTS = 5
-STEPS = 16  # into which the day is cut
-STEP_SECONDS = 0.35
+STEPS = 12  # into which the day is cut
+STEP_SECONDS = 0.2
 SETTLE_SECONDS = 90.0
 POLL_SECONDS = 2.0
 SHIPMENT = "SHP-100045"
@@ -177,7 +177,7 @@ async def _happen(api: Gateway, telling: Telling) -> Seen:
             now = sum(row["documents"] for row in rows)
             quiet = quiet + 1 if Seen(rows, 0).settled and now == known else 0
             known = now
-            await asyncio.sleep(POLL_SECONDS / 2)
+            await asyncio.sleep(POLL_SECONDS / 4)
     rows = await _rows(api)
     show_table(
         "",

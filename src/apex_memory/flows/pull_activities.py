@@ -69,7 +69,7 @@ class PullActivities:
                     events + done.fresh,
                     folded + windows,
                 )
-                await _rest(order.every_seconds)
+                await _rest(self._app.sources[order.source].poll_every)
         return FollowReport(looks, readings, events, folded, paused=not may)
 
     @activity.defn

@@ -23,10 +23,9 @@ class PullReport:
 
 @dataclass(frozen=True)
 class FollowOrder:
-    """Follow a stream for so many seconds, looking every so many; then the next run goes on."""
+    """Follow a stream for so many seconds a step, as often as its settings say; then the next run goes on."""
 
     source: str
-    every_seconds: float
     run_seconds: float = 600
     runs: int = 50
     """Activities in one run of the workflow."""

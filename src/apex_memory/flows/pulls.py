@@ -48,7 +48,7 @@ class Pulling:
                 async with _told(f"follow {name}"):
                     await self._client.start_workflow(
                         "Follow",
-                        FollowOrder(name, source.poll_every),
+                        FollowOrder(name),
                         id=follow_id(name),
                         task_queue=queue_of(priority),
                         id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,

@@ -234,6 +234,13 @@ class Source(ABC):
         """The events in a file of a batch source. Pure: the same file, the same events. Never raises for bad content."""
         raise NotImplementedError(f"{self.name} has no files")
 
+    def control(self, event_id: str) -> str:
+        """The part of an event's id that a partner promises never to use for other content; empty where there is none.
+
+        What follows it in the id, after a `#`, names the content. Two contents under one control are a finding.
+        """
+        return ""
+
     async def send(self, replies: Sequence[PickedUp], link: Link) -> None:
         """Write a file's replies back to where the partner looks for them. Safe to repeat."""
         raise NotImplementedError(f"{self.name} writes nothing back")

@@ -1,0 +1,118 @@
+"""Files of batch sources: kept once, landed in chunks, and what contradicts an earlier file is said."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import pytest
+import pytest_asyncio
+
+from apex_memory.arrivals import Files
+from apex_memory.arrivals.files import CHUNK
+from apex_memory.inbox import Inbox
+from apex_memory.model import Document, Event, Priority
+from apex_memory.sources import (
+    Link,
+    PickedUp,
+    Received,
+    Request,
+    Sample,
+    Source,
+    SourceSettings,
+    Unpacked,
+)
+from apex_memory.stores.postgres import Postgres
+
+AT = datetime(2026, 11, 2, tzinfo=UTC)
+NO_LINK = cast(Link, None)  # this source writes to a list
+
+
+class Lined(Source):
+    """A line an event: `CONTROL#CONTENT`."""
+
+    name, title, priority = "lined", "Lined", Priority.P2
+    Settings = SourceSettings
+
+    def __init__(self) -> None:
+        super().__init__(SourceSettings())
+        self.sent: list[str] = []
+
+    def unpack(self, file: PickedUp) -> Unpacked:
+        lines = file.data.decode().split()
+        events = [
+            Event(
+                source=self.name,
+                event_id=line,
+                doc_key=line,
+                version=1,
+                occurred_at=AT,
+                payload=b"{}",
+            )
+            for line in lines
+        ]
+        return Unpacked(events=events, replies=[PickedUp(f"{file.name}.ack", b"ok")])
+
+    async def send(self, replies: Sequence[PickedUp], link: Link) -> None:
+        self.sent += [reply.name for reply in replies]
+
+    def control(self, event_id: str) -> str:
+        return event_id.partition("#")[0]
+
+    def receive(self, request: Request) -> Received:
+        raise NotImplementedError
+
+    def document(self, event: Event) -> Document:
+        raise NotImplementedError
+
+    def samples(self) -> Sequence[Sample]:
+        return []
+
+
+@pytest_asyncio.fixture
+async def db(database_url: str) -> AsyncIterator[Postgres]:
+    db = Postgres(database_url)
+    await db.open()
+    yield db
+    await db.close()
+
+
+async def carried(db: Postgres, source: Lined, name: str, data: bytes) -> dict[str, Any]:
+    """Keep a file, land and answer it; its row."""
+    files = Files(db, Inbox(db))
+    async with db.transaction() as connection:
+        [id] = await files.insert(connection, source.name, [PickedUp(name, data)])
+    while (await files.land_chunk(source, id)).more:
+        pass
+    await files.answer(source, id, NO_LINK)
+    return next(row for row in await files.listed() if row["id"] == id)
+
+
+async def test_a_file_lands_in_chunks_and_is_answered_once(db: Postgres) -> None:
+    source, data = Lined(), " ".join(f"{n}#a" for n in range(CHUNK + 7)).encode()
+    row = await carried(db, source, "a.txt", data)
+    assert (row["events"], row["landed"], row["findings"]) == (CHUNK + 7, CHUNK + 7, [])
+    assert row["replies"] == ["a.txt.ack"] and row["ended_at"]
+    again = await carried(db, source, "same-content.txt", data)
+    assert again["id"] == row["id"] and again["ended_at"] == row["ended_at"]
+    count = await db.fetch_one("SELECT count(*) AS n FROM inbox")
+    assert count and count["n"] == CHUNK + 7
+
+
+@pytest.mark.parametrize(
+    ("second", "conflicts"),
+    [(b"7#other 8#b", ["7"]), (b"7#a 9#c", []), (b"70#other", []), (b"7#x 8#y", ["7", "8"])],
+)
+async def test_other_content_under_a_known_control_is_said(
+    db: Postgres, second: bytes, conflicts: list[str]
+) -> None:
+    source = Lined()
+    assert (await carried(db, source, "first", b"7#a 8#b"))["findings"] == []
+    row = await carried(db, source, "second", second)
+    assert sorted(finding.split()[1] for finding in row["findings"]) == conflicts
+    held = await db.fetch("SELECT event_id FROM inbox")
+    assert {one["event_id"] for one in held} == {
+        *b"7#a 8#b".decode().split(),
+        *second.decode().split(),
+    }

@@ -41,7 +41,7 @@ HOOKS = """
 import schemathesis
 from hypothesis.strategies import binary
 
-for kind in ("application/x-ndjson", "text/markdown"):
+for kind in ("application/x-ndjson", "text/markdown", "application/edi-x12"):
     schemathesis.openapi.media_type(kind, binary())
 """
 

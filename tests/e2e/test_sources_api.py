@@ -103,12 +103,20 @@ async def test_orders_that_make_no_sense_are_refused(api: Api) -> None:
     backwards = await api.post(f"{path}/replays", json={"since": since, "until": before})
     assert backwards.status_code == 422
     assert (await api.post(f"{path}/backfills", json={"since": since})).status_code == 422
-    # Temporal is away: the order is refused, and does not stand in the way of the next.
-    for _ in range(2):
-        answer = await api.post(f"{path}/replays", json={"since": since})
-        assert answer.status_code == 503, answer.text
+
+
+async def test_an_order_is_kept_while_temporal_is_away(api: Api) -> None:
+    since = "2026-11-02T00:00:00Z"
+    first = await api.post("/v1/sources/documents/replays", json={"since": since})
+    assert first.status_code == 202 and first.json()["state"] == "running"
+    second = await api.post("/v1/sources/documents/replays", json={"since": since})
+    assert second.status_code == 409 and first.json()["id"] in second.text
+    gone = await api.http.delete(f"/v1/backfills/{first.json()['id']}")
+    assert gone.json()["state"] == "cancelled"
+    again = await api.http.delete(f"/v1/backfills/{first.json()['id']}")
+    assert again.status_code == 409
     states = [row["state"] for row in (await api.get("/v1/backfills")).json()["backfills"]]
-    assert states == ["failed", "failed"]
+    assert states == ["cancelled"]
 
 
 async def test_a_signing_key_rotates_without_a_restart(api: Api) -> None:

@@ -199,6 +199,21 @@ async def test_backfill_and_replay(make_settings: MakeSettings, folder: Path) ->
         await until(replayed, "each document was made anew", seconds=20)
 
 
+async def test_the_sweep_starts_what_was_ordered_while_temporal_was_away(
+    make_settings: MakeSettings, folder: Path
+) -> None:
+    since = datetime.now(UTC) - timedelta(hours=1)
+    async with temporal_server() as temporal, at_work(make_settings, folder, temporal) as place:
+        id = await place.app.backfills.create(
+            "polled", "backfill", since, datetime.now(UTC), actor="test"
+        )
+
+        async def done() -> bool:
+            return (await place.app.backfills.get(id))["state"] == "done"
+
+        await until(done, "the sweep started it", seconds=30)
+
+
 async def test_a_cancelled_backfill_stops(make_settings: MakeSettings, folder: Path) -> None:
     (folder / "lines").write_text("".join(f"line {n}\n" for n in range(2_000)))
     since = datetime.now(UTC) - timedelta(hours=1)

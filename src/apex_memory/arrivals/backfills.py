@@ -75,6 +75,11 @@ class Backfills:
             )
         return row
 
+    async def running(self) -> list[tuple[str, UUID]]:
+        """Source and id of those that are not at an end, whether or not a flow is at them."""
+        rows = await self._db.fetch("SELECT source, id FROM backfills WHERE state = 'running'")
+        return [(row["source"], row["id"]) for row in rows]
+
     async def listed(self, *, limit: int = 50) -> list[dict[str, Any]]:
         """The newest first, with how far each is."""
         return await self._db.fetch(

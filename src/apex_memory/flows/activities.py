@@ -24,6 +24,7 @@ from apex_memory.flows.orders import (
     StoreOrder,
     SweepReport,
 )
+from apex_memory.flows.pulls import Pulling
 from apex_memory.inbox import Run
 from apex_memory.telemetry import logger
 
@@ -35,9 +36,10 @@ if TYPE_CHECKING:  # `workflows` names the activities, and must not load every e
 class Activities:
     """All activities of a worker, around one opened `App`."""
 
-    def __init__(self, app: App, drains: Drains, *, build: str) -> None:
+    def __init__(self, app: App, drains: Drains, pulling: Pulling, *, build: str) -> None:
         self._app = app
         self._drains = drains
+        self._pulling = pulling
         self._build = build
 
     @activity.defn
@@ -81,6 +83,11 @@ class Activities:
                 )
             for source in woken:
                 await self._drains.wake(source)
+            for source, id in await self._app.backfills.running():
+                if (
+                    source in self._app.sources
+                ):  # ordered while Temporal was away, or its run is lost
+                    await self._pulling.backfill(source, id)
             return SweepReport(swept.expired, swept.removed, swept.unparked, woken)
 
     @activity.defn

@@ -75,7 +75,9 @@ async def _work(
 ) -> None:
     drains = Drains(client, priorities_of(app.sources))
     deployment = Deployment(client, build)
-    async with workers(deployment, steps_of(app, drains, build), queues):
+    async with workers(
+        deployment, steps_of(app, drains, Pulling(client, app.sources), build), queues
+    ):
         if REALTIME not in queues:
             await stop.wait()
             return
@@ -95,9 +97,10 @@ async def _tend(app: App, drains: Drains, deployment: Deployment, seconds: float
     await tend(app.settings, app.sources, drains, deployment, seconds=seconds)
 
 
-def steps_of(app: App, drains: Drains, build: str) -> list[Callable[..., Any]]:
+def steps_of(app: App, drains: Drains, pulling: Pulling, build: str) -> list[Callable[..., Any]]:
     """Every activity of the real application."""
-    steps, fetching = Activities(app, drains, build=build), PullActivities(app, drains)
+    steps = Activities(app, drains, pulling, build=build)
+    fetching = PullActivities(app, drains)
     return [
         *(steps.claim, steps.prepare, steps.publish, steps.give_up),
         *(steps.sweep, steps.collect, steps.reconcile, steps.greet),

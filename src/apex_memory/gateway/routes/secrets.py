@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel, ConfigDict, SecretStr
 
-from apex_memory.errors import Misconfigured, NotFound, Rejected
+from apex_memory.errors import Conflict, Misconfigured, NotFound, Rejected
 from apex_memory.gateway.context import Admin, Here
 from apex_memory.gateway.routes.shared import example, problems
 from apex_memory.sources import SECRETS, settings_of
@@ -70,7 +70,7 @@ def routes() -> APIRouter:
         summary="Set a secret",
         status_code=204,
         response_class=Response,
-        responses=problems(400, 401, 403, 404, 413, 422, 503),
+        responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
     )
     router.add_api_route(
         "/v1/secrets/{source}/{setting}",
@@ -106,7 +106,10 @@ async def set_secret(
         raise Rejected(
             str(error), remedy=f"see sources.{source}.{setting} in the settings reference"
         ) from None
-    await gateway.app.vault.put(f"{SECRETS}{source}/{setting}", value, actor=key.id)
+    try:
+        await gateway.app.vault.put(f"{SECRETS}{source}/{setting}", value, actor=key.id)
+    except Misconfigured as error:
+        raise Conflict(str(error), remedy=error.remedy) from None
 
 
 async def remove_secret(gateway: Here, key: Admin, source: Name, setting: Setting) -> None:

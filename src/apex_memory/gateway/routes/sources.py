@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -10,7 +11,7 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict
 
-from apex_memory.errors import ApexError, Conflict, NotFound, Rejected
+from apex_memory.errors import ApexError, Conflict, NotFound, Rejected, Unavailable
 from apex_memory.gateway.bodies import limit_of
 from apex_memory.gateway.context import Admin, Here, Reader
 from apex_memory.gateway.context import Gateway as Opened
@@ -329,11 +330,8 @@ async def _begin(
     if until <= order.since:
         raise Rejected("until: not after since", remedy="give a stretch of time")
     id = await gateway.app.backfills.create(name, kind, order.since, until, actor=actor)
-    try:
+    with suppress(Unavailable):  # the order is kept: the sweep starts it when Temporal is back
         await gateway.pulling.backfill(name, id)
-    except ApexError:
-        await gateway.app.backfills.end(id, "failed", "Temporal did not take it")
-        raise
     return await gateway.app.backfills.get(id)
 
 

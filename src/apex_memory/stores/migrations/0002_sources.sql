@@ -78,6 +78,7 @@ CREATE TABLE backfills (
   started_at  timestamptz NOT NULL DEFAULT now(),
   ended_at    timestamptz
 );
+CREATE INDEX backfills_running ON backfills (source) WHERE state = 'running';
 CREATE INDEX backfills_recent ON backfills (started_at DESC);
 
 -- Secrets and tokens, sealed (AES-256-GCM) under the key named by `key_id`, which is not in this database.

@@ -36,6 +36,7 @@ STEP = 300  # seconds of the world that a flat-out step brings: a window of each
 STEPS = 3
 FLEET = 500
 PACED_SECONDS = 60
+PACED = 1.1 * TARGET  # offered: in the first seconds the late points of before are missing
 PACED_SPEED = 10  # of the world's clock: windows end ten times as often, for a tenth of the trucks
 POLL_SECONDS = 5
 
@@ -94,7 +95,7 @@ async def streams() -> list[Row]:
             settings = {NAME: vendor(0, 0).settings(sent.url)}
             async with opened(await engines.fresh(), engines.folder, sources=settings) as app:
                 flat = await flat_out(app, sent, {**pids, "simulator": sent.pid})
-        trucks = round(TARGET * 60 / vendor(1, 0).readings_per_minute / PACED_SPEED)
+        trucks = round(PACED * 60 / vendor(1, 0).readings_per_minute / PACED_SPEED)
         async with running_vendor(trucks, PACED_SPEED) as sent:
             settings = {NAME: vendor(0, 0).settings(sent.url)}
             async with opened(await engines.fresh(), engines.folder, sources=settings) as app:

@@ -62,7 +62,11 @@ async def test_events_are_carried_after_an_upgrade_of_the_only_worker(own: Clien
         old.land(1)
         await drains.wake("frontapp")
         await until(lambda: old.published == ["e0"], "the old build carries it")
-        assert await version_of(own) == "a"
+
+        async def on_a() -> bool:
+            return await version_of(own) == "a"
+
+        await until(on_a, "the server says which build carries it")
 
     async with build(own, "b", new) as drains:
         new.land(1)

@@ -223,7 +223,7 @@ async def test_a_run_hands_over_only_when_both_batches_are_published(client: Cli
     async with bench_for(client, Steps(limit=1)) as bench:
         bench.steps.gate = asyncio.Event()
         bench.steps.land(3)
-        await bench.start(run_events=20)
+        await bench.start(run_events=35)
         await bench.wake()
         await until(lambda: len(bench.steps.prepared) == 2, "two in hand")
         bench.steps.gate.set()

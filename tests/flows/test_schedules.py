@@ -34,9 +34,9 @@ async def running_sweeps(client: Client) -> list[str]:
 
 
 async def test_schedules_are_made_once_updated_and_stay_paused(own: Client) -> None:
-    await ensure_schedules(own, Settings(sweep_seconds=5))
+    await ensure_schedules(own, Settings(sweep_seconds=5), {})
     await own.get_schedule_handle("collect").pause(note="a person did")
-    await ensure_schedules(own, Settings(sweep_seconds=7))
+    await ensure_schedules(own, Settings(sweep_seconds=7), {})
 
     async def listed() -> bool:
         ids = {item.id async for item in await own.list_schedules()}
@@ -55,9 +55,9 @@ async def test_sweep_runs_in_rounds_and_there_is_only_one(own: Client) -> None:
     deployment = Deployment(own, "a")
     async with workers(deployment, [sweep, collect]):
         await deployment.make_current()
-        await ensure_schedules(own, Settings(sweep_seconds=1))
+        await ensure_schedules(own, Settings(sweep_seconds=1), {})
         [run] = await until(lambda: running_sweeps(own), "a sweep is running")
-        await ensure_schedules(own, Settings(sweep_seconds=1))
+        await ensure_schedules(own, Settings(sweep_seconds=1), {})
 
         async def rounds() -> bool:
             found = own.list_workflows("WorkflowType = 'Sweep'")

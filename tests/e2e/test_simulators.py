@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from apex_memory.app import open_app
 from apex_memory.simulate.program import classes
 from apex_memory.simulate.served import serving
 from apex_memory.simulate.vendor import Chaos, Simulator
 from apex_memory.simulate.world import Clock, World
+from apex_memory.stores.embedded import free_port
+from apex_memory.stores.embedded.vectors_engine import Edge
 from apex_memory.stores.secrets import new_key
-from tests.e2e.conftest import MakeSettings
+from tests.conftest import PASSWORD, running
+from tests.e2e.conftest import HASHING_DIMENSION, MakeSettings
 from tests.e2e.simulated import Day
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def crowded(engine_data: Path) -> AsyncIterator[str]:
+    """A vector process for all these days: other tests' searches would drown in what they leave."""
+    folder = Path(tempfile.mkdtemp(dir=engine_data))
+    async with running(Edge(folder, free_port(), PASSWORD, HASHING_DIMENSION)) as engine:
+        yield engine.url
+
+
+@pytest.fixture
+def make_day_settings(make_settings: MakeSettings, crowded: str) -> MakeSettings:
+    return partial(make_settings, vectors=crowded)
+
 
 SIMULATORS = classes()
 NAMES = [kind.name for kind in SIMULATORS]
@@ -46,8 +67,8 @@ async def day(
 
 
 @pytest.mark.parametrize("kind", SIMULATORS, ids=NAMES)
-async def test_a_day_in_peace(kind: type[Simulator], make_settings: MakeSettings) -> None:
-    async with day(kind, make_settings, Chaos()) as told:
+async def test_a_day_in_peace(kind: type[Simulator], make_day_settings: MakeSettings) -> None:
+    async with day(kind, make_day_settings, Chaos()) as told:
         await told.run()
         assert not told.failures
         await told.check(told.simulator.truth(told.simulator.clock.now))
@@ -55,7 +76,7 @@ async def test_a_day_in_peace(kind: type[Simulator], make_settings: MakeSettings
 
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("kind", SIMULATORS, ids=NAMES)
-async def test_a_bad_day(kind: type[Simulator], seed: int, make_settings: MakeSettings) -> None:
-    async with day(kind, make_settings, rough(seed), kills=0.1) as told:
+async def test_a_bad_day(kind: type[Simulator], seed: int, make_day_settings: MakeSettings) -> None:
+    async with day(kind, make_day_settings, rough(seed), kills=0.1) as told:
         await told.run()
         await told.check(told.simulator.truth(told.simulator.clock.now))

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from time import monotonic
 from typing import Any
 from uuid import UUID
@@ -32,7 +33,7 @@ from apex_memory.arrivals.pulls import Backfill, OnPage
 from apex_memory.config import Settings
 from apex_memory.errors import ApexError, Misconfigured, RetryLater
 from apex_memory.inbox import Claimed, Inbox, Run
-from apex_memory.model import Event, Landed
+from apex_memory.model import Event, Landed, now
 from apex_memory.pipeline import Embedder, Pipeline, extract_query, open_embedder
 from apex_memory.saga import recovery
 from apex_memory.saga.collector import Collector
@@ -276,7 +277,10 @@ class App:
         return await self.sweeper.sweep()
 
     async def collect(self) -> int:
-        """Remove superseded stages past their grace, and what retention has outlived."""
+        """Remove superseded stages past their grace, and what retention has outlived; answers the number of stages."""
+        gone = await self.readings.forget(now() - timedelta(days=self.settings.reading_days))
+        if gone:
+            self.log.info("readings forgotten", partitions=gone)
         return await self.collector.collect()
 
     @property

@@ -26,7 +26,7 @@ from apex_memory.cli.output import console, show_table
 from apex_memory.cli.up import Running, running, show_stack
 from apex_memory.config import Settings, load_settings
 from apex_memory.errors import Conflict
-from apex_memory.simulate.day import Telling, end_of
+from apex_memory.simulate.day import Telling, end_of, yesterday
 from apex_memory.simulate.program import classes
 from apex_memory.simulate.served import Delivery, Served, serving
 from apex_memory.simulate.vendor import Chaos, Simulator
@@ -70,7 +70,7 @@ def demo(
 
 async def _demo(*, keep: bool) -> bool:
     out = console()
-    world = World.make(shipments=SHIPMENTS)
+    world = World.make(shipments=SHIPMENTS, start=yesterday())
     clock = Clock(world.start)
     simulators = [kind(world, clock, Chaos()) for kind in classes()]
     async with serving(simulators) as served:

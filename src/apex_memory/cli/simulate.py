@@ -17,7 +17,7 @@ from apex_memory.cli.client import admin_key, gateway_url
 from apex_memory.cli.output import console
 from apex_memory.config import load_settings
 from apex_memory.errors import ApexError, Rejected
-from apex_memory.simulate.day import Telling, end_of
+from apex_memory.simulate.day import Telling, end_of, yesterday
 from apex_memory.simulate.program import classes
 from apex_memory.simulate.served import Delivery, Served, serving
 from apex_memory.simulate.vendor import Chaos, Simulator
@@ -51,7 +51,7 @@ def simulate(
     names = [kind.name for kind in classes()]
     if unknown := set(only or ()) - set(names):
         raise Rejected(f"no simulator for {min(unknown)}", remedy=f"there are {', '.join(names)}")
-    world = World.make(seed, shipments=shipments)
+    world = World.make(seed, shipments=shipments, start=yesterday())
     clock = Clock(world.start)
     simulators = [
         kind(world, clock, _chaos(trouble, seed + n))

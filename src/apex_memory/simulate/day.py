@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from apex_memory.simulate.served import Delivery
 from apex_memory.simulate.vendor import Simulator
@@ -29,6 +29,12 @@ class Telling:
         for simulator in self.simulators:
             await self.delivery.deliver(simulator, list(simulator.pushes(since, now)))
         self.until = now
+
+
+def yesterday() -> datetime:
+    """Six in the morning (UTC) of the day before: a day that is over whatever the clock says, and not long ago."""
+    now = datetime.now(UTC)
+    return now.replace(hour=6, minute=0, second=0, microsecond=0) - timedelta(days=1)
 
 
 def end_of(world: World) -> datetime:

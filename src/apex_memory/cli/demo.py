@@ -36,9 +36,10 @@ from apex_memory.stores.embedded.stack import read_stack
 FOLDER = Path(".apex-demo")
 SHIPMENTS = 5
 STEPS = 12  # into which the day is cut
-STEP_SECONDS = 0.2
+STEP_SECONDS = 0.1
 SETTLE_SECONDS = 90.0
-POLL_SECONDS = 2.0
+POLL_SECONDS = 1.0
+LOOK_SECONDS = 0.5  # between two looks at what waits
 SHIPMENT = "SHP-100045"
 QUESTIONS = (
     f"Where is {SHIPMENT}, who asked about it, and what was billed?",
@@ -177,7 +178,7 @@ async def _happen(api: Gateway, telling: Telling) -> Seen:
             now = sum(row["documents"] for row in rows)
             quiet = quiet + 1 if Seen(rows, 0).settled and now == known else 0
             known = now
-            await asyncio.sleep(POLL_SECONDS / 4)
+            await asyncio.sleep(LOOK_SECONDS)
     rows = await _rows(api)
     show_table(
         "",

@@ -49,7 +49,7 @@ SETTINGS = {
     "SNAPSHOT_SECONDS": "4",
     "GRACE_SECONDS": "5",
 }
-START_SECONDS = 120  # most of it for a machine that others work on, too
+START_SECONDS = 60  # most of it for a machine that others work on, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +241,7 @@ class Stack:
             child = self.children()[name]
             return child.ready and child.pid not in (0, former)
 
-        return await until(is_back, seconds=60, what=self.told)
+        return await until(is_back, seconds=30, what=self.told)
 
     def say(self, *arguments: str) -> Said:
         """`apex …` in this process: the same, without a second of imports each."""

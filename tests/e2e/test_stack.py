@@ -24,7 +24,7 @@ from tests.e2e.writer import Item, Writer, items, writing
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
-    pytest.mark.timeout(400),  # processes start on a machine that others work on, too
+    pytest.mark.timeout(240),  # processes start on a machine that others work on, too
 ]
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "documents"

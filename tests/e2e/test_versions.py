@@ -18,7 +18,7 @@ from tests.e2e.stack import Stack, running_stack, until
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
-    pytest.mark.timeout(400),  # processes start on a machine that others work on, too
+    pytest.mark.timeout(240),  # processes start on a machine that others work on, too
 ]
 
 

@@ -24,7 +24,7 @@ TIMES = 10
 # requests, so that many short pieces would do for all that one machine can send.
 SHARE, PERIOD_SECONDS = 0.05, 8.0
 AGAIN_SECONDS = 0.1  # ten times sooner than clients are asked to
-CATCH_UP_SECONDS = 240
+CATCH_UP_SECONDS = 120
 MEMORY_MB = 200  # more than that for 700 requests under way is a leak
 WATCHED = ("gateway", "worker")
 

@@ -45,10 +45,6 @@ class Stormed:
         ]
         return medians[0] / medians[1], medians[2] / medians[3]
 
-    def added(self) -> float:
-        """Seconds that a lone message waits longer beside the storm, of medians."""
-        return statistics.median(self.waited_beside) - statistics.median(self.waited_alone)
-
 
 async def storm(stack: Stack) -> Stormed:
     """First a backlog of both, which the worker finds at once; then files that come in while messages do."""

@@ -15,7 +15,7 @@ STRIKE_SECONDS = 60  # no fault begins later than that after the stack is up
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
-    pytest.mark.timeout(400),  # starts the whole stack on a machine that others work on, too
+    pytest.mark.timeout(300),  # starts the whole stack on a machine that others work on, too
 ]
 
 

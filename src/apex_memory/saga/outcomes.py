@@ -17,7 +17,7 @@ from apex_memory.telemetry import ENDED, logger
 Fate = Literal["retry", "parked", "dead"]
 RETRY_SECONDS = (2, 10, 60, 300)  # waits between attempts of whole steps
 SHOWN = 5  # ids in a line of the log
-REST_SECONDS, REST_EACH_SECONDS = 0.5, 0.02  # at most, and for each event that became a dead letter
+REST_SECONDS, REST_EACH_SECONDS = 1.0, 0.04  # at most, and for each event that became a dead letter
 PARK_DEADLINE_SECONDS = 60  # parked rows are looked at again at the latest then
 
 

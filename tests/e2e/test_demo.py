@@ -39,6 +39,8 @@ def test_make_demo_lands_answers_and_leaves_nothing_running() -> None:
         "All stopped.",
     ):
         assert part in said, part
+    for kind in ("docx", "eml", "html", "md", "pdf", "xlsx"):
+        assert kind in said
     met = said.partition("One shipment in all of them")[2].partition("One event's life")[0]
     for source in classes():
         assert source.name in met, f"{source.name} never speaks of the shipment"

@@ -142,6 +142,8 @@ class Seen:
 
     rows: Sequence[Mapping[str, Any]]
     seconds: float
+    files: Sequence[Path] = ()
+    """Documents that were sent from a folder."""
 
     @property
     def settled(self) -> bool:
@@ -153,7 +155,11 @@ class Seen:
     def line(self) -> str:
         total = sum(row["documents"] for row in self.rows)
         end = "nothing waits" if self.settled else "[red]not all of it is done[/]"
-        return f"{total} documents of {len(self.rows)} sources are in memory after {self.seconds:.1f} s; {end}."
+        kinds = ", ".join(sorted({file.suffix[1:] for file in self.files}))
+        return (
+            f"{total} documents of {len(self.rows)} sources are in memory after {self.seconds:.1f} s, "
+            f"{len(self.files)} of them files ({kinds}); {end}."
+        )
 
 
 async def _happen(api: Gateway, telling: Telling) -> Seen:
@@ -173,7 +179,7 @@ async def _happen(api: Gateway, telling: Telling) -> Seen:
         for name in pulled:  # what happened last is fetched now, not at the next turn
             await asyncio.to_thread(api.call, "POST", f"/v1/sources/{name}/run")
         quiet, known = 0, -1
-        while quiet < 3 and monotonic() - began < SETTLE_SECONDS:
+        while quiet < 2 and monotonic() - began < SETTLE_SECONDS:
             rows = await _look(api, live, telling)
             now = sum(row["documents"] for row in rows)
             quiet = quiet + 1 if Seen(rows, 0).settled and now == known else 0
@@ -189,7 +195,7 @@ async def _happen(api: Gateway, telling: Telling) -> Seen:
         ],
         empty="",
     )
-    return Seen(rows, monotonic() - began)
+    return Seen(rows, monotonic() - began, list(documents_folder().iterdir()))
 
 
 async def _look(api: Gateway, live: Live, telling: Telling) -> Sequence[Mapping[str, Any]]:

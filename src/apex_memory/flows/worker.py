@@ -33,8 +33,8 @@ from apex_memory.telemetry import logger
 if TYPE_CHECKING:
     from apex_memory.app import App
 
-# Steps at a time: bulk work gets the smaller share of a machine.
-SLOTS = {REALTIME: 16, BULK: 4}
+# Steps at a time: bulk work gets the smaller share. Pulls wait for vendors most of their time, so it is not too small.
+SLOTS = {REALTIME: 16, BULK: 8}
 TEND_SECONDS = 30.0
 STOP_SECONDS = 5.0
 PATIENCE_SECONDS = 60.0  # a finished step's report is worth waiting for

@@ -269,7 +269,7 @@ def _modules(extra: Path | None) -> Iterator[Any]:
         sys.modules[spec.name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except Exception as error:  # somebody else's file may raise anything: it is said which one
             raise Misconfigured(
                 f"source_path: {file} cannot be loaded ({type(error).__name__}: {error})",
                 remedy="correct the file, or take it out of source_path",

@@ -232,7 +232,8 @@ class Corpus:
             await build(copies, target, self.dimension)
             async with self._writing:
                 await self._swap(shards, target)
-        except BaseException:  # cancelled or not: no shard is left noting changes for a copy that is gone
+        except BaseException:
+            # cancelled or not: no shard is left noting changes for a copy that is gone
             for shard in shards:
                 shard.replay = None
             await asyncio.to_thread(shutil.rmtree, target, ignore_errors=True)

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from apex_memory.config import Settings
 from apex_memory.telemetry import configure_logging
-from bench import edi, engines, filled, mixed, profile, standing, streams, writing
+from bench import day, edi, engines, filled, mixed, profile, standing, streams, writing
 from bench.rows import SCALE, Row, row_of
 
 LATEST = Path(__file__).parent / "latest.json"
@@ -41,6 +41,7 @@ GROUPS: dict[str, Callable[[], Awaitable[list[Row]]]] = {
     "mixed": mixed.mixed,
     "streams": streams.streams,
     "edi": edi.edi,
+    "day": day.day,
     "memory": memory,
 }
 

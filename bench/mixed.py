@@ -1,4 +1,4 @@
-"""Priorities under load: webhooks that are asked for at once, while bulk work drains. And all sources at their volumes."""
+"""Priorities under load: webhooks that are asked for at once, while bulk work drains."""
 
 from __future__ import annotations
 

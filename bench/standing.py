@@ -74,10 +74,10 @@ class Standing(Stack):
 
 
 @asynccontextmanager
-async def standing(embedder: str) -> AsyncIterator[tuple[Standing, float]]:
+async def standing(embedder: str, **settings: str) -> AsyncIterator[tuple[Standing, float]]:
     """A stack in an empty folder, and the seconds its start took."""
     async with data_folder() as folder:
-        stack = Standing(folder, EMBEDDER=embedder)
+        stack = Standing(folder, EMBEDDER=embedder, **settings)
         try:
             yield stack, await stack.start()
         finally:

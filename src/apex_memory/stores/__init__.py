@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from apex_memory.model import Filters, GraphAssertion, Tally, VectorPoint, Vectors
@@ -46,8 +46,7 @@ class StageTally:
     tally: Tally
 
 
-@dataclass(frozen=True, slots=True)
-class GraphHit:
+class GraphHit(NamedTuple):
     """A document that says something about one of the entities asked for, or about a neighbour of one.
 
     `hops` is 0 when the document names the entity itself, 1 when it is linked by another document's
@@ -115,9 +114,11 @@ class GraphStore(Store, Protocol):
         """Remove entity nodes that no assertion touches any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class VectorHit:
-    """One chunk found by one leg. Higher score is better; the scale is the leg's own."""
+class VectorHit(NamedTuple):
+    """One chunk found by one leg. Higher score is better; the scale is the leg's own.
+
+    A tuple, for a search makes hundreds.
+    """
 
     id: UUID
     stage: UUID

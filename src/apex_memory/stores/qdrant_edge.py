@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote, urlsplit
 from uuid import UUID
@@ -140,7 +141,7 @@ class EdgeVectors:
         return (await self.stats())["points"]
 
     async def stats(self) -> dict[str, int]:
-        """`points`, `shards`, `unindexed` (points that wait for their index), `failures` of indexing in a row.
+        """`points`, `shards`, `unindexed` (points that wait for their index), `unmerged`, `failures` of indexing in a row.
 
         The gauges of the same names are set with it.
         """
@@ -234,7 +235,13 @@ def _only(filters: Filters) -> dict[str, Any]:
 def _place_of(point: bytes, stage: str, place: str) -> tuple[UUID, UUID, UUID, int, int, int]:
     """All of a hit but its score."""
     doc, n, start, end, _ = place.split(" ")
-    return UUID(bytes=point), UUID(stage), UUID(doc), int(n), int(start), int(end)
+    return UUID(bytes=point), _uuid(stage), _uuid(doc), int(n), int(start), int(end)
+
+
+@lru_cache(maxsize=10_000)
+def _uuid(text: str) -> UUID:
+    """The same object for the same text: the passages of a document, and its hits of several legs, share it."""
+    return UUID(text)
 
 
 def _stage_tallies(rows: Sequence[tuple[bytes, int, int]]) -> Iterator[StageTally]:

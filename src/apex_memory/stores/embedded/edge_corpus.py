@@ -86,12 +86,14 @@ class Corpus:
         return sum(shard.points for shard in self.shards)
 
     def stats(self) -> dict[str, int]:
-        """Points, shards, sealed points that await indexing, and indexings that failed in a row."""
+        """Points, shards, sealed points that await indexing or merging, and indexings that failed in a row."""
         waiting = [shard for shard in self.shards if shard.sealed and not shard.built]
+        merging = [] if waiting else self._next_work()
         return {
             "points": self.points,
             "shards": len(self.shards),
             "unindexed": sum(shard.points for shard in waiting),
+            "unmerged": sum(shard.points for shard in merging),
             "failures": self._failures,
         }
 

@@ -38,7 +38,7 @@ from apex_memory.stores.embedded.edge_wire import (
 )
 from apex_memory.telemetry import configure_logging, logger
 
-SEAL_POINTS, MERGE_SHARDS = 20_000, 8
+SEAL_POINTS, MERGE_SHARDS = 20_000, 4
 GREETING_SECONDS = 5
 IN_FLIGHT = 32  # requests of one connection that are worked on at once
 WALK_STAGES = SLICE

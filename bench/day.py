@@ -1,0 +1,166 @@
+"""A day of all nine sources within ten minutes: whether anything falls behind, and what share of the processors it takes.
+
+The simulated vendors run in the process that measures; what they spend is told apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx2
+
+from apex_memory.simulate.day import Telling, end_of
+from apex_memory.simulate.program import classes
+from apex_memory.simulate.samsara import Samsara
+from apex_memory.simulate.served import Delivery, serving
+from apex_memory.simulate.vendor import Chaos, Simulator
+from apex_memory.simulate.world import Clock, World
+from apex_memory.stores.postgres import Postgres
+from bench.cpu import spent, usage
+from bench.rows import Row, at_least, at_most, percentile, scaled, stated
+from bench.standing import Standing, standing
+from tests.e2e.stack import until
+
+SHIPMENTS = 330  # so many a day bring every source its volume, and most of them far more
+DAY_SECONDS = 600  # of this machine, for the whole day of the world
+READINGS = 1_000  # a minute of this machine
+POLL_SECONDS = 5
+SETTLE_SECONDS = 120
+LATE = 10.0  # seconds
+DAILY = {  # events a day; readings are counted by the minute
+    "frontapp": 1000,
+    "turvo": 500,
+    "plaid": 200,
+    "sonar": 300,
+    "edi": 50,
+    "crm": 100,
+    "financial": 50,
+}
+
+
+async def day() -> list[Row]:
+    """The first part of the day, as long as the scale gives; at full size all of it."""
+    world = World.make(1, shipments=SHIPMENTS)
+    clock = Clock(world.start)
+    speed = (end_of(world) - world.start).total_seconds() / DAY_SECONDS
+    simulators = _simulators(world, clock, speed)
+    async with serving(simulators) as served:
+        tables = served.settings()
+        for name in tables.keys() - {"llm"}:
+            tables[name].setdefault("poll_seconds", POLL_SECONDS)
+        keys = json.dumps(tables["frontapp"]["signing_keys"])
+        given = {
+            "SOURCES": json.dumps(tables, default=str),
+            "SOURCES__FRONTAPP__SIGNING_KEYS": keys,
+        }
+        async with (
+            standing("minilm", **given) as (stack, _),
+            httpx2.AsyncClient(timeout=30) as http,
+        ):
+            await stack.whole(seconds=60)
+            delivery = Delivery(stack.children()["gateway"].url, stack.key, http)
+            return await _told(stack, Telling(simulators, delivery, clock), speed)
+
+
+def _simulators(world: World, clock: Clock, speed: float) -> list[Simulator]:
+    one = Samsara(world, clock, Chaos(), trucks=1).readings_per_minute * speed
+    more = {"samsara": {"trucks": round(READINGS / one)}}
+    return [kind(world, clock, Chaos(), **more.get(kind.name, {})) for kind in classes()]
+
+
+async def _told(stack: Standing, telling: Telling, speed: float) -> list[Row]:
+    seconds = scaled(DAY_SECONDS)
+    pids = {**stack.pids(), "simulators": os.getpid()}
+    async with stack.inbox() as (_, db):
+        before, began = usage(pids), time.perf_counter()
+        telling.clock.run(speed)
+        ages = await _watched(telling, db, seconds)
+        used = spent(before, usage(pids))
+        took = time.perf_counter() - began
+        telling.clock.run(0)
+        late = await until(
+            lambda: _settled(stack), seconds=SETTLE_SECONDS, every=0.5, what=stack.told
+        )
+        came = await _came(db)
+    assert not telling.delivery.refused, telling.delivery.refused[:5]
+    readings = came.pop("readings")
+    volumes = {name: came.get(name, 0) / (DAILY[name] * seconds / DAY_SECONDS) for name in DAILY}
+    parts = ", ".join(f"{name} {100 * one.total / took:.0f}" for name, one in used.items())
+    ours = sum(one.total for name, one in used.items() if name != "simulators")
+    events = ", ".join(f"{count:,} {name}" for name, count in came.items())
+    third = len(ages) // 3
+    how = (
+        f"nine simulated vendors for {took:.0f} s, in which {seconds / DAY_SECONDS:.0%} of a day of {SHIPMENTS} shipments goes by; "
+        f"landed: {events}; {60 * readings / took:,.0f} readings a minute; MiniLM"
+    )
+    thirds = ", ".join(
+        f"{percentile(some, 0.5):.1f}/{percentile(some, 0.99):.1f}"
+        for some in (ages[:third], ages[third : 2 * third], ages[2 * third :])
+    )
+    return [
+        at_most(
+            "all sources at their volumes, oldest event not at its end, p99",
+            percentile(ages, 0.99),
+            "s",
+            LATE,
+            f"asked every half second; p50/p99 by thirds of the time: {thirds} s; {late:.1f} s after the last one nothing waited; {how}",
+        ),
+        at_least(
+            "all sources at their volumes, the least of them",
+            min(volumes.values()),
+            "× its volume",
+            1,
+            "events landed against a day's share of so much time; the day has quiet hours and busy ones: "
+            + ", ".join(f"{name} {share:.1f}" for name, share in volumes.items()),
+        ),
+        stated(
+            "all sources at their volumes, CPU share",
+            100 * ours / took / (os.cpu_count() or 1),
+            "% of all cores",
+            f"% of one core: {parts}",
+        ),
+    ]
+
+
+async def _watched(telling: Telling, db: Postgres, seconds: float) -> list[float]:
+    """Tell the day for so long; the age in seconds of the oldest event not at its end, every half second."""
+    ages, end = list[float](), time.perf_counter() + seconds
+
+    async def watch() -> None:
+        while time.perf_counter() < end:
+            row = await db.fetch_one(
+                "SELECT extract(epoch FROM clock_timestamp() - min(received_at)) AS age FROM inbox WHERE open"
+            )
+            ages.append(float(row["age"] or 0) if row else 0.0)
+            if len(ages) % 60 == 0:
+                print(f"day: {telling.until:%H:%M}, oldest {ages[-1]:.1f} s", file=sys.stderr)
+            await asyncio.sleep(0.5)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(watch())
+        while time.perf_counter() < end:
+            await telling.go_on()
+            await asyncio.sleep(0.25)
+    return ages
+
+
+async def _settled(stack: Standing) -> bool:
+    """Whether nothing waits, of any source; fails for a dead letter or a source's error."""
+    rows: Sequence[Mapping[str, Any]] = (await stack.get("/v1/sources"))["sources"]
+    wrong = [row for row in rows if row["dead_letters"] or row["error"]]
+    assert not wrong, wrong
+    return not any(row["backlog"] or row["nudges"] or row["files"] for row in rows)
+
+
+async def _came(db: Postgres) -> dict[str, int]:
+    """Events by source, and `readings`."""
+    rows = await db.fetch("SELECT source, count(*) AS n FROM inbox GROUP BY source ORDER BY source")
+    kept = await db.fetch_one("SELECT count(*) AS n FROM readings WHERE kind <> 'vehicle'")
+    assert kept
+    return {row["source"]: row["n"] for row in rows} | {"readings": kept["n"]}

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import hmac
 import re
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from aiolimiter import AsyncLimiter
@@ -36,14 +35,13 @@ from apex_memory.sources._hubspot import (
     record_document,
 )
 from apex_memory.sources._hubspot_pull import Calls, DailyLimit, Walk, copied, wait_for_reset
+from apex_memory.sources._signing import Secret, check_time, digest, fits
 from apex_memory.sources._wire import (
     broken,
     canonical,
     parse_json,
     sample,
 )
-
-Secret = Annotated[SecretStr, Field(min_length=1)]  # an empty key would make forging easy
 
 # HubSpot signs its URL with these decoded, and only these.
 _DECODED = re.compile("%(3A|2F|3F|40|21|24|27|28|29|2A|2C|3B)", re.IGNORECASE)
@@ -227,31 +225,16 @@ class Crm(Source):
         stamp = request.headers.get("x-hubspot-request-timestamp", "")
         if not re.fullmatch(r"[0-9]{1,16}", stamp, re.ASCII):
             raise Unauthorized("X-HubSpot-Request-Timestamp is no number of milliseconds")
-        given = request.headers["x-hubspot-signature-v3"].encode("utf-8", "replace")
-        # A list, so that everything is compared and time tells nothing about what fits.
-        fits = [
-            hmac.compare_digest(given, _v3(secret, _signed(url, request.body, stamp)))
-            for secret in secrets
-            for url in self._urls()
-        ]
-        _check(fits, "X-HubSpot-Signature-v3")
-        late = abs(micros(request.received_at) / 1000 - int(stamp)) / 1000
-        if late > self.settings.replay_seconds:
-            raise Unauthorized(
-                f"signed {late:.0f} s away from our time",
-                remedy="check this machine's clock, or sources.crm.replay_seconds",
-            )
+        signed = [_signed(url, request.body, stamp) for url in self._urls()]
+        wanted = [_v3(secret, one) for secret in secrets for one in signed]
+        _check(request, "X-HubSpot-Signature-v3", wanted)
+        check_time(request, int(stamp) * 1000, self.name, self.settings.replay_seconds)
 
     def _verify_legacy(self, request: Request, secrets: Sequence[SecretStr]) -> None:
-        given = request.headers["x-hubspot-signature"].encode("utf-8", "replace")
         second = request.headers.get("x-hubspot-signature-version") == "v2"
         heads = [b"POST" + url.encode() for url in self._urls()] if second else [b""]
-        fits = [
-            hmac.compare_digest(given, _hashed(secret, head + request.body))
-            for secret in secrets
-            for head in heads
-        ]
-        _check(fits, "X-HubSpot-Signature")
+        wanted = [_hashed(secret, head + request.body) for secret in secrets for head in heads]
+        _check(request, "X-HubSpot-Signature", wanted)
 
     def _urls(self) -> list[str]:
         # Whether the signed URL has its characters decoded is not certain; the secret is needed either way.
@@ -279,15 +262,15 @@ def _signed(url: str, body: bytes, stamp: str) -> bytes:
 
 
 def _v3(secret: SecretStr, signed: bytes) -> bytes:
-    return base64.b64encode(hmac.digest(secret.get_secret_value().encode(), signed, "sha256"))
+    return base64.b64encode(digest(secret, signed))
 
 
 def _hashed(secret: SecretStr, signed: bytes) -> bytes:
     return hashlib.sha256(secret.get_secret_value().encode() + signed).hexdigest().encode()
 
 
-def _check(fits: Collection[bool], header: str) -> None:
-    if not any(fits):
+def _check(request: Request, header: str, wanted: Sequence[bytes]) -> None:
+    if not fits(wanted, request.headers[header.lower()]):
         raise Unauthorized(
             f"{header} does not fit the body",
             remedy="compare sources.crm.client_secrets and sources.crm.public_url with the app in HubSpot",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hmac
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, ClassVar
@@ -27,9 +26,8 @@ from apex_memory.sources import (
 from apex_memory.sources._quickbooks import Key, deleted_event, read_notices
 from apex_memory.sources._quickbooks_documents import record_document
 from apex_memory.sources._quickbooks_pull import Walk
+from apex_memory.sources._signing import Secret, digest, fits
 from apex_memory.sources._wire import broken, canonical, parse_json, sample
-
-Secret = Annotated[SecretStr, Field(min_length=1)]  # an empty key would make forging easy
 
 
 class FinancialSettings(PulledSettings):
@@ -150,10 +148,8 @@ class Financial(Source):
                 "no token to check this QuickBooks webhook with",
                 remedy="set sources.financial.verifier_tokens to the verifier token shown in the Intuit application",
             )
-        given = request.headers.get("intuit-signature", "").encode("utf-8", "replace")
-        # A list, so that every token is compared and time tells nothing about which one fits.
-        fits = [hmac.compare_digest(given, _signature(one, request.body)) for one in tokens]
-        if not any(fits):
+        wanted = [_signature(token, request.body) for token in tokens]
+        if not fits(wanted, request.headers.get("intuit-signature", "")):
             raise Unauthorized(
                 "intuit-signature does not fit the body",
                 remedy="compare sources.financial.verifier_tokens with the verifier token in the Intuit application",
@@ -161,4 +157,4 @@ class Financial(Source):
 
 
 def _signature(token: SecretStr, body: bytes) -> bytes:
-    return base64.b64encode(hmac.digest(token.get_secret_value().encode(), body, "sha256"))
+    return base64.b64encode(digest(token, body))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import binascii
-import hmac
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from aiolimiter import AsyncLimiter
 from pydantic import Field, SecretStr
@@ -35,6 +33,7 @@ from apex_memory.sources._front import (
     message_document,
 )
 from apex_memory.sources._front_poll import Front, Reach
+from apex_memory.sources._signing import Secret, check_time, digest, fits, from_base64
 from apex_memory.sources._wire import (
     broken,
     canonical,
@@ -44,8 +43,6 @@ from apex_memory.sources._wire import (
     storable,
     string,
 )
-
-Secret = Annotated[SecretStr, Field(min_length=1)]  # an empty key would make forging easy
 
 
 class FrontAppSettings(PulledSettings):
@@ -162,15 +159,15 @@ class FrontApp(Source):
         """An application webhook's headers, or a rule webhook's where only `api_secrets` is set."""
         if keys := self.settings.signing_keys:
             stamp = str(micros(at) // 1000)
-            digest = _digest(keys[0], stamp.encode() + b":" + body, "sha256")
+            made = digest(keys[0], stamp.encode() + b":" + body)
             headers = {"x-front-request-timestamp": stamp}
         elif secrets := self.settings.api_secrets:
-            digest, headers = _digest(secrets[0], body, "sha1"), {}
+            made, headers = digest(secrets[0], body, "sha1"), {}
         else:
             raise Misconfigured(
                 "sources.frontapp.signing_keys: not set", remedy="set a key to sign with"
             )
-        return {**headers, "x-front-signature": base64.b64encode(digest).decode()}
+        return {**headers, "x-front-signature": base64.b64encode(made).decode()}
 
     def _events(self, notice: Notice, body: Mapping[str, Any], payload: bytes) -> list[Event]:
         """The event itself, and one for each conversation that it says was merged away."""
@@ -256,15 +253,11 @@ class FrontApp(Source):
         # tried then, so an application's message cannot pass as an older rule's.
         stamp = request.headers.get("x-front-request-timestamp")
         if stamp is None:
-            keys, setting, signed, algorithm = (
-                self.settings.api_secrets,
-                "api_secrets",
-                request.body,
-                "sha1",
-            )
+            keys, setting = self.settings.api_secrets, "api_secrets"
+            wanted = [digest(key, request.body, "sha1") for key in keys]
         elif re.fullmatch(r"[0-9]{1,16}", stamp):
-            keys, setting, algorithm = self.settings.signing_keys, "signing_keys", "sha256"
-            signed = stamp.encode() + b":" + request.body
+            keys, setting = self.settings.signing_keys, "signing_keys"
+            wanted = [digest(key, stamp.encode() + b":" + request.body) for key in keys]
         else:
             raise Unauthorized("X-Front-Request-Timestamp is no number of milliseconds")
         if not keys:
@@ -272,23 +265,13 @@ class FrontApp(Source):
                 "no key to check this Front webhook with",
                 remedy=f"set sources.frontapp.{setting} to the key shown in Front",
             )
-        try:
-            given = base64.b64decode(request.headers.get("x-front-signature", ""), validate=True)
-        except (binascii.Error, ValueError):
-            given = b""
-        # A list, so that every key is compared and time tells nothing about which one fits.
-        fits = [hmac.compare_digest(given, _digest(key, signed, algorithm)) for key in keys]
-        if not any(fits):
+        if not fits(wanted, from_base64(request.headers.get("x-front-signature", ""))):
             raise Unauthorized(
                 "X-Front-Signature does not fit the body",
                 remedy=f"compare sources.frontapp.{setting} with the key shown in Front",
             )
-        late = abs(micros(request.received_at) / 1000 - int(stamp)) if stamp is not None else 0
-        if late > self.settings.replay_seconds * 1000:
-            raise Unauthorized(
-                f"signed {late / 1000:.0f} s away from our time",
-                remedy="check this machine's clock, or sources.frontapp.replay_seconds",
-            )
+        if stamp is not None:
+            check_time(request, int(stamp) * 1000, self.name, self.settings.replay_seconds)
 
 
 def _handshake(challenge: str | None) -> Received:
@@ -297,7 +280,3 @@ def _handshake(challenge: str | None) -> Received:
     if not challenge.isascii():
         raise Rejected("X-Front-Challenge: expected ASCII", remedy="is this Front's challenge?")
     return Received(reply=Reply(challenge.encode(), "text/plain"))
-
-
-def _digest(key: SecretStr, signed: bytes, algorithm: str) -> bytes:
-    return hmac.digest(key.get_secret_value().encode(), signed, algorithm)

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from apex_memory.errors import ApexError, Misconfigured, Rejected, RetryLater, Unauthorized
-from apex_memory.model import BROKEN, Assertion, Document, Event
+from apex_memory.model import BROKEN, TOMBSTONE, Assertion, Document, Event
 from apex_memory.simulate.edi import PASSWORD, EdiSimulator
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
@@ -46,6 +46,7 @@ def edi(**settings: Any) -> Edi:
 
 
 EDI = edi()
+CHANGE, CANCEL = (TENDER.replace("B2A*00", f"B2A*{purpose}") for purpose in ("04", "01"))
 
 
 def unpacked(text: str, source: Edi = EDI) -> tuple[list[Event], list[str], list[str]]:
@@ -60,8 +61,12 @@ def only(text: str) -> Event:
     return event
 
 
+def first(text: str) -> Event:
+    return unpacked(text)[0][0]
+
+
 def told(text: str) -> Document:
-    return EDI.document(only(text))
+    return EDI.document(first(text))
 
 
 def sets_of(reply: str) -> str:
@@ -182,6 +187,7 @@ def test_a_control_number_used_twice_is_no_duplicate_and_is_told() -> None:
 def test_business_keys() -> None:
     assert only(STATUS_FILE).doc_key == "status:NWTR:SHP-100045:1:sAF:20251101:0815"
     assert only(file("SM", TENDER)).doc_key == "tender:NWTR:SHP-100045"
+    assert first(file("SM", CANCEL)).doc_key == "cancellation:NWTR:SHP-100045"
     assert only(file("GF", RESPONSE)).doc_key == "response:NWTR:SHP-100045"
     assert only(file("IM", INVOICE)).doc_key == "invoice:NWTR:INV-55012"
     assert only(file("FA", ACCEPTED)).doc_key == "acknowledgement:NWTR:APEXSHIPPER:QM:4711"
@@ -208,30 +214,87 @@ def versions(*texts: str) -> list[str]:
     return [event.event_id for event in sorted(events, key=lambda event: event.version)]
 
 
-def test_changes_and_cancels_are_versions_in_the_order_of_sending() -> None:
+def test_changes_are_versions_in_the_order_of_sending() -> None:
     texts = [
         file("SM", TENDER, number=900, sent="20251031*1410"),
         file("SM", TENDER.replace("B2A*00", "B2A*04"), number=901, sent="20251031*1410"),
-        file("SM", TENDER.replace("B2A*00", "B2A*01"), number=902, sent="20251031*1411"),
+        file("SM", TENDER.replace("B2A*00", "B2A*05"), number=902, sent="20251031*1411"),
     ]
     assert versions(*reversed(texts)) == [only(text).event_id for text in texts]
-    cancelled = told(texts[2])
-    assert not cancelled.deleted, "that it was cancelled is what people ask"
-    assert cancelled.metadata["status"] == "cancelled"
-    assert "Status: cancelled" in cancelled.text
 
 
 def test_sets_of_one_interchange_are_ordered_by_their_place() -> None:
-    text = file("SM", TENDER, TENDER.replace("B2A*00", "B2A*01").replace("0001~", "0002~"))
-    first, second = unpacked(text)[0]
-    assert first.doc_key == second.doc_key
-    assert first.version < second.version
+    text = file("SM", TENDER, CHANGE.replace("0001~", "0002~"))
+    tender, change = unpacked(text)[0]
+    assert tender.doc_key == change.doc_key
+    assert tender.version < change.version
+
+
+@pytest.mark.parametrize("again", ["00", "04", "05"])
+def test_a_cancel_ends_what_was_tendered_before_it_and_not_what_is_after(again: str) -> None:
+    tender = only(file("SM", TENDER, number=900, sent="20251031*1410"))
+    cancel, end = unpacked(file("SM", CANCEL, number=901, sent="20251031*1410"))[0]
+    anew = TENDER.replace("B2A*00", f"B2A*{again}")
+    later = only(file("SM", anew, number=902, sent="20251031*1411"))
+    assert (end.content_type, end.payload) == (TOMBSTONE, b"")
+    assert tender.doc_key == end.doc_key == later.doc_key != cancel.doc_key
+    assert tender.version < end.version < later.version, "whatever order they arrive in"
+    assert (cancel.version, cancel.occurred_at) == (end.version, end.occurred_at)
+
+
+def test_a_tender_and_its_cancel_in_one_interchange() -> None:
+    text = file("SM", TENDER, CANCEL.replace("0001~", "0002~"), TENDER.replace("0001~", "0003~"))
+    events, (reply,), findings = unpacked(text)
+    tender, _, end, anew = events
+    assert tender.doc_key == end.doc_key == anew.doc_key
+    assert tender.version < end.version < anew.version
+    assert "AK9*A*3*3*3~" in reply, "sets are answered, not events"
+    assert findings == []
+
+
+def test_a_cancel_sent_again_is_a_duplicate_and_no_conflict() -> None:
+    cancel, end = unpacked(file("SM", CANCEL))[0]
+    assert unpacked(file("SM", CANCEL).replace("~", "~\n"))[0] == [cancel, end]
+    assert cancel.event_id != end.event_id
+    assert EDI.control(cancel.event_id) == EDI.control(only(file("SM", TENDER)).event_id) != ""
+    assert EDI.control(end.event_id) == "", "what is wrong with a set is told once"
+
+
+def test_a_refused_cancel_ends_nothing() -> None:
+    bad = only(file("SM", CANCEL.replace("SE*18*0001", "SE*99*0002")))
+    mended, _ = unpacked(file("SM", CANCEL, number=4712, sent="20251101*0900"))[0]
+    assert bad.content_type == BROKEN
+    assert bad.doc_key == mended.doc_key
+    assert bad.version < mended.version
+
+
+def test_a_cancellation_tells_who_took_what_back_and_when() -> None:
+    tender, cancelled = told(file("SM", TENDER)), told(file("SM", CANCEL, sent="20251031*1410"))
+    assert (cancelled.kind, cancelled.about) == ("tender_cancellation", SHIPMENT)
+    assert not cancelled.deleted
+    assert cancelled.title == "Load tender SHP-100045 to NWTR: cancelled"
+    for line in (
+        "Status: cancelled",
+        f"Cancelled by: {cancelled.metadata['envelope']['sender']}",
+        f"Told to: {cancelled.metadata['envelope']['receiver']}",
+        "Cancelled at: 2025-10-31 14:10 UTC",
+        "PO: 7781",
+    ):
+        assert line in cancelled.text.splitlines()
+    assert said(cancelled, "status") == {(SHIPMENT, "tender cancelled")}
+    assert {one.object for one in cancelled.assertions} == {one.object for one in tender.assertions}
+    assert not said(cancelled, "pickup_at") | said(cancelled, "delivery_at"), "nobody comes"
+    assert "Stop" not in cancelled.text
+
+
+def test_a_cancellation_without_an_envelope_does_not_say_when() -> None:
+    assert "Cancelled at" not in told(CANCEL).text
 
 
 def test_without_an_envelope_all_that_have_one_are_newer() -> None:
-    enveloped = only(file("SM", TENDER))
-    tender, cancel = only(TENDER), only(TENDER.replace("B2A*00", "B2A*01"))
-    assert tender.version < cancel.version < enveloped.version
+    enveloped, tender = only(file("SM", TENDER)), only(TENDER)
+    _, end = unpacked(CANCEL)[0]
+    assert tender.version < end.version < enveloped.version
 
 
 def test_a_corrected_invoice_is_a_newer_version() -> None:
@@ -776,10 +839,17 @@ async def test_a_bad_day_ends_with_everything_known_and_answered(seed: int) -> N
         assert bool(failures) == bool(seed)
         now = simulator.clock.now
         assert simulator.answers() == simulator.expected_answers(now) != {}
-        newest = {key: desk.source.document(event) for key, event in desk.newest().items()}
+        newest = desk.newest()
+        gone = {key for key, event in newest.items() if event.content_type == TOMBSTONE}
         truth = simulator.truth(now)
         assert newest.keys() == {one.doc_key for one in truth}
-        wrong = [one for one in truth if one.text not in newest[one.doc_key].text]
+        assert gone == {one.doc_key for one in truth if one.deleted}
+        assert any(key.startswith("cancellation:") for key in newest)
+        wrong = [
+            one
+            for one in truth
+            if not one.deleted and one.text not in desk.source.document(newest[one.doc_key]).text
+        ]
         assert wrong == []
         for place in ("folder", "sftp"):
             assert names(simulator.folder(place, "inbound")) == []

@@ -16,6 +16,7 @@ _STATUS = {
     "at_delivery": ("X1", "arrived at delivery location"),
     "delivered": ("D1", "unloaded at delivery"),
 }
+_PURPOSE = {"00": "tendered", "01": "cancelled", "04": "changed"}
 Segments = list[tuple[str, ...]]
 
 
@@ -31,6 +32,8 @@ class Message:
     doc_key: str
     text: str
     late: timedelta = timedelta()
+    deletes: str = ""
+    """The key of what it takes away."""
 
 
 def messages(shipment: Shipment) -> Iterator[Message]:
@@ -54,17 +57,10 @@ def _party(role: str, name: str, place: Place | None = None) -> Segments:
 
 
 def _tenders(shipment: Shipment) -> Iterator[Message]:
-    """The tender, for some a change of it, and the cancel."""
-    tendered = shipment.at("tendered")
-    assert tendered is not None
-    states = [("00", "tendered", tendered)]
-    if shipment.number % 4 == 1:
-        states.append(("04", "changed", tendered + timedelta(minutes=3)))
-    if shipment.cancelled_at:
-        states.append(("01", "cancelled", shipment.cancelled_at))
+    """All 204s of it."""
     scac = shipment.carrier.scac
     pickup, delivery = shipment.at("at_pickup"), shipment.at("at_delivery")
-    for purpose, state, at in states:
+    for purpose, at, late in _purposes(shipment):
         segments: Segments = [
             ("B2", "", scac, "", shipment.id, "", "PP"),
             ("B2A", purpose, "LT"),
@@ -79,8 +75,29 @@ def _tenders(shipment: Shipment) -> Iterator[Message]:
             *_party("ST", "Sample Retail", shipment.destination),
             ("L3", str(shipment.pounds), "G", "", "", str(shipment.total_cents)),
         ]
-        key = f"tender:{scac}:{shipment.id}"
-        yield Message(at, US, scac, "SM", [("ST", "204"), *segments], key, f"Status: {state}")
+        tender, cancellation = f"tender:{scac}:{shipment.id}", f"cancellation:{scac}:{shipment.id}"
+        key, deletes = (cancellation, tender) if purpose == "01" else (tender, "")
+        text = f"Status: {_PURPOSE[purpose]}"
+        yield Message(at, US, scac, "SM", [("ST", "204"), *segments], key, text, late, deletes)
+
+
+def _purposes(shipment: Shipment) -> Iterator[tuple[str, datetime, timedelta]]:
+    """What each is for, when it is sent, and how late it is seen.
+
+    The tender, for some a change, and the cancel. Some are cancelled by mistake and tendered anew. Of some the tender is
+    seen only after its cancel, or the mistaken cancel only after the new tender.
+    """
+    at, cancelled, n = shipment.at("tendered"), shipment.cancelled_at, shipment.number
+    assert at is not None
+    minute, hour, on_time = timedelta(minutes=1), timedelta(hours=1), timedelta()
+    yield "00", at, cancelled - at + hour if cancelled and n % 4 == 3 else on_time
+    if n % 4 == 1:
+        yield "04", at + 3 * minute, on_time
+    if n % 4 == 2:
+        yield "01", at + 3 * minute, hour if n % 8 == 2 else on_time
+        yield "00", at + 6 * minute, on_time
+    if cancelled:
+        yield "01", cancelled, on_time
 
 
 def _acknowledgement(shipment: Shipment) -> Message:

@@ -74,7 +74,11 @@ class EdiSimulator(Simulator):
         return ()
 
     def truth(self, until: datetime) -> Sequence[Truth]:
-        newest = {one.doc_key: Truth(one.doc_key, one.text) for one in self._said(until)}
+        newest: dict[str, Truth] = {}
+        for one in self._said(until):
+            newest[one.doc_key] = Truth(one.doc_key, one.text)
+            if one.deletes:
+                newest[one.deletes] = Truth(one.deletes, deleted=True)
         return list(newest.values())
 
     def _said(self, until: datetime) -> list[Message]:

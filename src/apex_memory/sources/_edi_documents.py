@@ -16,6 +16,7 @@ from apex_memory.sources._edi_reading import (
     Moment,
     Party,
     Status,
+    cancels,
     carrier,
     every,
     first,
@@ -89,14 +90,21 @@ def set_document(payload: Mapping[str, Any], at: datetime) -> Document:
 
 def _tender(told: Told) -> Document:
     segments = told.segments
-    number, purpose = shipment(segments), value(first(segments, "B2A"), 1)
+    number, own = shipment(segments), f"shipment:{shipment(segments)}"
     scac = carrier(segments, told.receiver)
+    purpose = value(first(segments, "B2A"), 1)
     state = codes.PURPOSES.get(purpose, f"purpose {purpose}")
-    own = f"shipment:{number}"
+    title = f"Load tender {number} to {scac}: {state}"
     told.lines.append(f"Load tender to {scac}: {state}")
     told.add("Shipment", number)
     told.add("Carrier SCAC", scac)
     told.add("Status", state)
+    told.say(own, "status", value="tendered" if purpose == "00" else f"tender {state}")
+    told.say(own, "carrier", object=f"scac:{carrier(segments)}")
+    told.metadata |= {"shipment": number, "scac": scac, "purpose": purpose, "status": state}
+    if cancels(segments):
+        _cancelled(told, own)
+        return told.document("tender_cancellation", title, own)
     told.add("Payment", _word(codes.PAYMENTS, value(first(segments, "B2"), 6)))
     before, stops = loops(segments, "S5")
     for one in every(before, "G62"):
@@ -108,10 +116,19 @@ def _tender(told: Told) -> Document:
         _stop(told, stop, own)
     _ends(told, stops, own)
     _totals(told)
-    told.say(own, "status", value="tendered" if purpose == "00" else f"tender {state}")
-    told.say(own, "carrier", object=f"scac:{carrier(segments)}")
-    told.metadata |= {"shipment": number, "scac": scac, "purpose": purpose, "status": state}
-    return told.document("tender", f"Load tender {number} to {scac}: {state}", own)
+    return told.document("tender", title, own)
+
+
+def _cancelled(told: Told, own: str) -> None:
+    """Who took the load back from whom, and when. Nothing of what was to be done: that holds no longer."""
+    told.add("Cancelled by", told.sender)
+    told.add("Told to", told.receiver)
+    if told.metadata["sent_at"]:
+        told.add("Cancelled at", f"{told.at:%Y-%m-%d %H:%M} UTC")
+    _references(told, told.segments, own)
+    _parties(told, told.segments, own)
+    _notes(told, told.segments)
+    _ends(told, loops(told.segments, "S5")[1], own, dated=False)
 
 
 def _stop(told: Told, segments: Sequence[Segment], own: str) -> None:
@@ -126,7 +143,7 @@ def _stop(told: Told, segments: Sequence[Segment], own: str) -> None:
         told.add("Goods", value(one, 2))
 
 
-def _ends(told: Told, stops: Sequence[Sequence[Segment]], own: str) -> None:
+def _ends(told: Told, stops: Sequence[Sequence[Segment]], own: str, *, dated: bool = True) -> None:
     """Origin and destination of the shipment: its first pickup and its last delivery."""
     picked = [stop for stop in stops if value(stop[0], 2) in codes.PICKUPS]
     dropped = [stop for stop in stops if value(stop[0], 2) in codes.DELIVERIES]
@@ -141,7 +158,7 @@ def _ends(told: Told, stops: Sequence[Sequence[Segment]], own: str) -> None:
             told.metadata[role] = party.place
         dates = {value(one, 1): one for one in every(stop, "G62")}
         due = next((dates[code] for code in wanted if code in dates), None)
-        if due and (at := _moment(due).at):
+        if dated and due and (at := _moment(due).at):
             told.say(own, predicate, value=at.isoformat())
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from apex_memory.errors import Rejected
-from apex_memory.model import Event, Priority
+from apex_memory.model import BROKEN, TOMBSTONE, Event, Priority
 from apex_memory.sources._edi_checks import MANDATORY, Verdict, judged
 from apex_memory.sources._edi_envelope import (
     Group,
@@ -17,13 +17,24 @@ from apex_memory.sources._edi_envelope import (
     opened,
     repeated,
 )
-from apex_memory.sources._edi_reading import EPOCH, happened, key, sent_at, short, version
+from apex_memory.sources._edi_reading import (
+    EPOCH,
+    cancels,
+    happened,
+    key,
+    sent_at,
+    short,
+    tender_key,
+    version,
+)
 from apex_memory.sources._pulling import PickedUp
 from apex_memory.sources._wire import broken, canonical
 from apex_memory.sources._x12 import read, value
 
 SOURCE, PRIORITY = "edi", Priority.P2
 MOST_FINDINGS = 200
+CANCELS = "cancels/"
+"""Begins the id of the event that takes a cancelled tender away; the rest is the id of the set's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +45,15 @@ class Opened:
     findings: Sequence[str]
 
     def events(self) -> Iterator[Event]:
-        """One a set, in the file's order."""
+        """One a set, in the file's order; a cancel is followed by the end of what it cancels."""
         for interchange, verdicts in self.interchanges:
             place = 0
             for group, own in zip(interchange.groups, verdicts, strict=True):
                 for one, verdict in zip(group.sets, own, strict=True):
-                    yield _event(interchange, group, one, verdict, place)
+                    event = _event(interchange, group, one, verdict, place)
+                    yield event
+                    if event.content_type != BROKEN and cancels(one.segments):
+                        yield _end(event, tender_key(one.segments, interchange))
                     place += 1
 
     @property
@@ -94,6 +108,17 @@ def _event(
     # Under its own keys, so that the partner's mended version settles the dead letter by itself.
     refused = broken(SOURCE, record, _refusal(one, verdict), at, PRIORITY)
     return replace(event, payload=refused.payload, content_type=refused.content_type)
+
+
+def _end(cancel: Event, tender: str) -> Event:
+    """The tombstone of a cancelled tender: what was sent before the cancel stays gone, what is sent after it counts."""
+    return replace(
+        cancel,
+        event_id=CANCELS + cancel.event_id,
+        doc_key=tender,
+        payload=b"",
+        content_type=TOMBSTONE,
+    )
 
 
 def _refusal(one: TransactionSet, verdict: Verdict) -> Rejected:

@@ -199,18 +199,31 @@ def shipment(segments: Sequence[Segment]) -> str:
     return ""
 
 
+def cancels(segments: Sequence[Segment]) -> bool:
+    """Whether it takes a tender back."""
+    return value(segments[0], 1) == "204" and value(first(segments, "B2A"), 1) == "01"
+
+
+def tender_key(segments: Sequence[Segment], interchange: Interchange) -> str:
+    """The key of the tender that a 204 makes, changes or cancels."""
+    return _joined("tender", carrier(segments, interchange.receiver), shipment(segments))
+
+
 def key(segments: Sequence[Segment], interchange: Interchange, group: Group) -> str:
     """The natural key of what a set is about: its business key, not its control numbers.
 
-    A tender and its changes and cancel are one thing, as are an answer and its correction, an invoice and its
-    corrections. A status is a thing of its own; a report with several is one, told by all of them.
+    A tender and its changes are one thing, as are an answer and its correction, an invoice and its corrections. A
+    status is a thing of its own; a report with several is one, told by all of them. So is the cancelling of a tender.
     """
     set_id = value(segments[0], 1)
     incoming = carrier(segments, interchange.sender)
     parts: tuple[str, ...]
     match set_id:
+        case "204" if cancels(segments):
+            whom = carrier(segments, interchange.receiver)
+            parts = ("cancellation", whom, shipment(segments))
         case "204":
-            parts = ("tender", carrier(segments, interchange.receiver), shipment(segments))
+            return tender_key(segments, interchange)
         case "990":
             parts = ("response", incoming, shipment(segments))
         case "214":
@@ -226,6 +239,10 @@ def key(segments: Sequence[Segment], interchange: Interchange, group: Group) -> 
             body = repr([[element.strip() for element in one] for one in segments[1:-1]])
             digest = hashlib.sha256(body.encode("utf-8", "surrogatepass")).hexdigest()[:32]
             parts = ("other", set_id, interchange.sender, group.function, digest)
+    return _joined(*parts)
+
+
+def _joined(*parts: str) -> str:
     return short(":".join(part.replace(":", "%3A") for part in parts))
 
 

@@ -28,7 +28,7 @@ from apex_memory.sources import (
     Unpacked,
 )
 from apex_memory.sources._edi_documents import set_document
-from apex_memory.sources._edi_events import PRIORITY, SOURCE, Opened, open_file, unreadable
+from apex_memory.sources._edi_events import CANCELS, PRIORITY, SOURCE, Opened, open_file, unreadable
 from apex_memory.sources._edi_places import Folder, Place, Server
 from apex_memory.sources._edi_pulling import fresh, history
 from apex_memory.sources._edi_replies import reply
@@ -81,13 +81,13 @@ class EdiSettings(PulledSettings):
 class Edi(Source):
     """Carriers' EDI (ANSI X12): tenders (204), responses (990), status (214), invoices (210), acknowledgements (997).
 
-    Files come from a folder, an SFTP server, or as the body of a request. One event a transaction set: what a set's
-    997 calls accepted is in memory, what it calls rejected is a dead letter with the reason.
+    Files come from a folder, an SFTP server, or as the body of a request. One event a transaction set, two for a
+    cancel: what a set's 997 calls accepted is in memory, what it calls rejected is a dead letter with the reason.
 
     - Event id: interchange, group, set and the hash of the set's content, so that a file sent again is a duplicate, and
       a control number used again for something else is not.
-    - Document: the tender of a shipment to a carrier, its answer, a status, an invoice. A change, a cancel or a
-      correction is a newer version; a cancelled tender stays, and says so.
+    - Document: the tender of a shipment to a carrier, its answer, a status, an invoice. A change or a correction is a
+      newer version. A cancel deletes the tender, until a newer one is sent, and is a document of its own.
     - Version: the time of sending in the envelope, then control number and place.
     - A file that is sent to the API is answered by the API; 997s go to where files are picked up.
     """
@@ -189,7 +189,7 @@ class Edi(Source):
                 del files[0]
 
     def document(self, event: Event) -> Document:
-        """A `tender`, `tender_response`, `shipment_status`, `invoice`, `acknowledgement`, or `edi_other`."""
+        """A `tender`, `tender_cancellation`, `tender_response`, `shipment_status`, `invoice`, `acknowledgement`, or `edi_other`."""
         if event.content_type == BROKEN:
             raise Rejected("this set was refused", remedy="ask the partner to send it again")
         return set_document(parse_object(event.payload), event.occurred_at)
@@ -211,10 +211,11 @@ class Edi(Source):
     def control(event_id: str) -> str:
         """What the sender numbered: events with the same one and another content contradict each other.
 
-        Empty where there is no envelope: a set's number alone is no identity.
+        Empty where there is no envelope: a set's number alone is no identity. Empty for the end of a cancelled tender:
+        the cancel itself is told of.
         """
         own = event_id.rpartition("#")[0]
-        return "" if own.startswith("none/") else own
+        return "" if own.startswith(("none/", CANCELS)) else own
 
     def _replies(self, name: str, found: Opened) -> Iterator[PickedUp]:
         place, slash, _ = name.partition("/")

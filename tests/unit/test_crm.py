@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import httpx2
 import pytest
 from hubspot import Client
 from hubspot.crm.contacts import PublicObjectSearchRequest
@@ -25,12 +24,12 @@ from apex_memory.simulate import crm as vendor
 from apex_memory.simulate.served import serving
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources import Link, Nudge, Request, Token, Window, load
+from apex_memory.sources import Nudge, Request, Window, load
 from apex_memory.sources._hubspot import KINDS, gone_event, record_event
-from apex_memory.sources._link import Renew
 from apex_memory.sources._wire import sample
 from apex_memory.sources.crm import Crm
 from tests.unit.held import Held
+from tests.unit.vendors import linked
 
 SECRET = "00000000-1111-4222-8333-444444444444"
 URL = "https://ingest.example.com/webhooks/hubspot?tenant=t1"
@@ -212,14 +211,6 @@ def test_a_broken_notice_does_not_stop_its_neighbours() -> None:
 # Walks
 
 
-class NoTokens:
-    async def current(self, name: str) -> Token | None:
-        raise AssertionError("HubSpot's token is a setting")
-
-    async def renewed(self, name: str, spent: Token | None, renew: Renew) -> Token:
-        raise AssertionError("HubSpot's token is a setting")
-
-
 @asynccontextmanager
 async def hubspot(
     change: Callable[[vendor.Crm], None] = lambda simulator: None, **settings: Any
@@ -227,10 +218,10 @@ async def hubspot(
     world = World.make(7, shipments=6)
     simulator = vendor.Crm(world, Clock(world.start + timedelta(hours=20)), Chaos())
     change(simulator)
-    async with serving([simulator]) as served, httpx2.AsyncClient() as http:
+    async with serving([simulator]) as served, linked("crm", patience=30) as link:
         source = crm(**{**simulator.settings(f"{served.url}/crm"), "overlap_seconds": 0, **settings})  # fmt: skip
         source._searches = source._searches.__class__(1000, 1)
-        yield simulator, Held(source, Link("crm", http, NoTokens(), calls=1000))
+        yield simulator, Held(source, link)
 
 
 def equal(simulator: vendor.Crm, held: Held) -> None:

@@ -3,57 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
-import httpx2
 import pytest
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from apex_memory.errors import ApexError, Rejected, Unauthorized
+from apex_memory.errors import Rejected, Unauthorized
 from apex_memory.model import BROKEN, TOMBSTONE, Event, micros, now
 from apex_memory.simulate.frontapp import FrontSimulator
 from apex_memory.simulate.served import serving
-from apex_memory.simulate.vendor import Chaos, Simulator
+from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources import Asked, Link, Nudge, Page, Request, Window, load
+from apex_memory.sources import Asked, Nudge, Page, Request, Window, load
 from apex_memory.sources.frontapp import FrontApp
+from tests.unit import vendors
+from tests.unit.vendors import Played, linked
 
 START = 1_761_955_200.0
 Answer = dict[str, Any] | tuple[int, dict[str, Any]]
 
 
-class NoTokens:
-    """An API token is not renewed."""
-
-    async def current(self, name: str) -> Any:
-        raise AssertionError
-
-    async def renewed(self, name: str, spent: Any, renew: Any) -> Any:
-        raise AssertionError
-
-
-class Script(Simulator):
+class Script(Played):
     """A Front that answers by path (a list: one after the other), and keeps what it was asked."""
 
     name = "frontapp"
 
     def __init__(self, **answers: Any) -> None:
-        world = World.make(1, shipments=1)
-        super().__init__(world, Clock(world.start), Chaos())
+        super().__init__()
         self.answers = {f"/{path.replace('__', '/')}": answer for path, answer in answers.items()}
         self.asked: list[str] = []
         self.tokens: set[str | None] = set()
-
-    def settings(self, base: str) -> dict[str, Any]:
-        return {}
-
-    def truth(self, until: datetime) -> Sequence[Any]:
-        return ()
 
     def routes(self) -> Sequence[Route]:
         return [Route("/{path:path}", self._answer)]
@@ -79,30 +63,7 @@ def front(base: str = "http://127.0.0.1:1", **more: Any) -> FrontApp:
     return found
 
 
-@asynccontextmanager
-async def linked() -> AsyncIterator[Link]:
-    async with httpx2.AsyncClient(timeout=5) as http:
-        yield Link("frontapp", http, NoTokens(), calls=1_000, patience=0)
-
-
-async def pulled(
-    script: Simulator,
-    *,
-    cursor: dict[str, Any] | None = None,
-    nudges: Sequence[Nudge] = (),
-    window: Window | None = None,
-    **more: Any,
-) -> tuple[list[Page], ApexError | None]:
-    """All pages of a pull, and the error that it ended with."""
-    pages: list[Page] = []
-    async with serving([script]) as served, linked() as link:
-        asked = Asked(link=link, cursor=cursor or {}, nudges=nudges, window=window)
-        try:
-            async for one in front(f"{served.url}/frontapp", **more).pull(asked):
-                pages.append(one)  # noqa: PERF401 -- what came before an error counts
-        except ApexError as error:
-            return pages, error
-    return pages, None
+pulled = partial(vendors.pulled, front)
 
 
 def told(id: str, at: float = 0, kind: str = "archive", **more: Any) -> dict[str, Any]:
@@ -412,7 +373,7 @@ async def test_a_record_that_cannot_be_read_stops_nobody() -> None:
 async def test_the_simulator_is_read_whole_in_pages_of_fifteen() -> None:
     world = World.make(3, shipments=8)
     simulator = FrontSimulator(world, Clock(world.start + timedelta(hours=20)), Chaos())
-    async with serving([simulator]) as served, linked() as link:
+    async with serving([simulator]) as served, linked("frontapp") as link:
         source = load({"frontapp": simulator.settings(f"{served.url}/frontapp")})["frontapp"]
         pages = [one async for one in source.pull(Asked(link=link))]
     assert len(pages) > 2

@@ -6,10 +6,10 @@ import asyncio
 import base64
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -24,7 +24,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from apex_memory.errors import ApexError, Rejected, RetryLater, Unauthorized
+from apex_memory.errors import Rejected, RetryLater, Unauthorized
 from apex_memory.model import BROKEN, Assertion, Document, Event, micros, now
 from apex_memory.simulate.plaid import (
     CLIENT_ID,
@@ -39,10 +39,12 @@ from apex_memory.simulate.plaid import (
     signature,
 )
 from apex_memory.simulate.served import serving
-from apex_memory.simulate.vendor import Chaos, Simulator
+from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources import Asked, Link, Nudge, Page, Request, Window, load
+from apex_memory.sources import Asked, Nudge, Page, Request, Window, load
 from apex_memory.sources.plaid import PlaidSource
+from tests.unit import vendors
+from tests.unit.vendors import Played, linked
 
 AT = datetime(2025, 11, 20, 12, tzinfo=UTC)
 VECTOR = (
@@ -58,16 +60,6 @@ LOGIN = {"error_type": "ITEM_ERROR", "error_code": "ITEM_LOGIN_REQUIRED", "error
 TWO = [{"id": "itm_a", "access_token": "token-a"}, {"id": "itm_b", "access_token": "token-b"}]
 
 
-class NoTokens:
-    """Plaid has none that are renewed."""
-
-    async def current(self, name: str) -> Any:
-        raise AssertionError
-
-    async def renewed(self, name: str, spent: Any, renew: Any) -> Any:
-        raise AssertionError
-
-
 def source(base: str = "http://127.0.0.1:1", **more: Any) -> PlaidSource:
     known = {"client_id": CLIENT_ID, "secret": SECRET, "base_url": base, "items": TWO[:1]}
     found = load({"plaid": {**known, **more}})["plaid"]
@@ -75,13 +67,7 @@ def source(base: str = "http://127.0.0.1:1", **more: Any) -> PlaidSource:
     return found
 
 
-@asynccontextmanager
-async def linked() -> AsyncIterator[Link]:
-    async with httpx2.AsyncClient(timeout=5) as http:
-        yield Link("plaid", http, NoTokens(), calls=1_000, patience=0)
-
-
-class Script(Simulator):
+class Script(Played):
     """A Plaid that answers what it is told, in order, and keeps what it was asked."""
 
     name = "plaid"
@@ -89,16 +75,9 @@ class Script(Simulator):
     def __init__(
         self, *answers: dict[str, Any] | Callable[[dict[str, Any]], dict[str, Any]]
     ) -> None:
-        world = World.make(1, shipments=1)
-        super().__init__(world, Clock(world.start), Chaos())
+        super().__init__()
         self.answers = list(answers)
         self.asked: list[dict[str, Any]] = []
-
-    def settings(self, base: str) -> dict[str, Any]:
-        return {}
-
-    def truth(self, until: datetime) -> Sequence[Any]:
-        return ()
 
     def routes(self) -> Sequence[Route]:
         return [Route("/{path:path}", self._answer, methods=["POST"])]
@@ -126,24 +105,7 @@ def page(next_cursor: str, *, more: bool = False, **changes: Any) -> dict[str, A
     return {**empty, "next_cursor": next_cursor, "has_more": more, **changes}
 
 
-async def pulled(
-    script: Simulator,
-    *,
-    cursor: dict[str, Any] | None = None,
-    nudges: Sequence[Nudge] = (),
-    window: Window | None = None,
-    **more: Any,
-) -> tuple[list[Page], ApexError | None]:
-    """All pages of a pull, and the error that it ended with."""
-    pages: list[Page] = []
-    async with serving([script]) as served, linked() as link:
-        asked = Asked(link=link, cursor=cursor or {}, nudges=nudges, window=window)
-        try:
-            async for one in source(f"{served.url}/plaid", **more).pull(asked):
-                pages.append(one)  # noqa: PERF401 -- what came before an error counts
-        except ApexError as error:
-            return pages, error
-    return pages, None
+pulled = partial(vendors.pulled, source)
 
 
 def keys(pages: Sequence[Page]) -> list[str]:
@@ -333,7 +295,7 @@ def posted(headers: dict[str, str], body: bytes = VECTOR, at: datetime = AT) -> 
 
 async def keyed(kid: str = MORNING_KEY, **told: Any) -> PlaidSource:
     """A source that has fetched a key, as Plaid (`told` changes it) tells it."""
-    async with serving([Script({"key": {**jwk(kid), **told}})]) as served, linked() as link:
+    async with serving([Script({"key": {**jwk(kid), **told}})]) as served, linked("plaid") as link:
         found = source(f"{served.url}/plaid")
         await found.before(posted(signature(kid, VECTOR, AT)), link)
         return found
@@ -391,7 +353,7 @@ BAD = {
 async def test_only_plaid_is_let_in(what: str) -> None:
     found = await keyed()
     request = posted({"plaid-verification": BAD[what]})
-    async with linked() as link:
+    async with linked("plaid") as link:
         if what != "another's key":
             await found.before(request, link)  # must bear anything
     with pytest.raises(Unauthorized) as refused:
@@ -431,7 +393,7 @@ async def test_an_expired_key_is_refused() -> None:
 async def test_keys_are_asked_for_once_and_unknown_ones_seldom() -> None:
     script = Script(lambda body: {"key": jwk(body["key_id"])} if body["key_id"] == MORNING_KEY else
                     {"error_type": "INVALID_INPUT", "error_code": "INVALID_WEBHOOK_VERIFICATION_KEY_ID"})  # fmt: skip
-    async with serving([script]) as served, linked() as link:
+    async with serving([script]) as served, linked("plaid") as link:
         found = source(f"{served.url}/plaid")
         good = posted(signature(MORNING_KEY, VECTOR, AT))
         await asyncio.gather(*(found.before(good, link) for _ in range(10)))
@@ -445,7 +407,7 @@ async def test_keys_are_asked_for_once_and_unknown_ones_seldom() -> None:
 
 async def test_a_key_is_looked_at_again_after_a_day() -> None:
     script = Script({"key": jwk(MORNING_KEY)}, {"key": {**jwk(MORNING_KEY), "expired_at": 5}})
-    async with serving([script]) as served, linked() as link:
+    async with serving([script]) as served, linked("plaid") as link:
         found, request = source(f"{served.url}/plaid"), posted(signature(MORNING_KEY, VECTOR, AT))
         await found.before(request, link)
         assert found.receive(request).nudges
@@ -457,7 +419,7 @@ async def test_a_key_is_looked_at_again_after_a_day() -> None:
 
 
 async def test_plaid_away_is_no_refusal() -> None:
-    async with linked() as link:
+    async with linked("plaid") as link:
         with pytest.raises(RetryLater):
             await source().before(posted(signature(MORNING_KEY, VECTOR, AT)), link)
 
@@ -622,7 +584,7 @@ async def test_what_changes_between_pages_is_read_right(monkeypatch: pytest.Monk
     simulator = PlaidSimulator(world, Clock(world.start + timedelta(hours=18)), Chaos(seed=4))
     truth = {one.doc_key for one in simulator.truth(simulator.clock.now) if not one.deleted}
     simulator.chaos.mutations = 0.5
-    async with serving([simulator]) as served, linked() as link:
+    async with serving([simulator]) as served, linked("plaid") as link:
         base = f"{served.url}/plaid"
         found = load({"plaid": simulator.settings(base)})["plaid"]
         events = [event async for one in found.pull(Asked(link=link)) for event in one.events]

@@ -22,12 +22,13 @@ from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import BROKEN, Assertion, Document, Event, Priority, micros, now
 from apex_memory.simulate.samsara import Samsara as Simulated
 from apex_memory.simulate.served import serving
-from apex_memory.simulate.vendor import Chaos, Simulator, Truth
+from apex_memory.simulate.vendor import Chaos, Simulator
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources import Asked, Link, Page, Reading, Request, Tokens, Window, load
+from apex_memory.sources import Asked, Page, Reading, Request, Window, load
 from apex_memory.sources._samsara_stats import VEHICLE, read_vehicle
 from apex_memory.sources._wire import parse_json, sample
 from apex_memory.sources.samsara import Samsara
+from tests.unit.vendors import Played, linked
 
 SECRET = "c2Ftc2FyYS1leGFtcGxlLXNlY3JldC0wMDAx"
 OTHER = base64.b64encode(b"another secret").decode()
@@ -386,19 +387,13 @@ def test_a_window_is_told_whatever_its_values_are(points: list[tuple[str, str, A
 # Pulls
 
 
-class NoTokens:
-    async def current(self, name: str) -> None:
-        raise AssertionError("Samsara's token is a setting")
-
-    renewed = current
-
-
-class Scripted(Simulator):
+class Scripted(Played):
     """Answers what it is told to, and remembers what it was asked."""
 
     name = "samsara"
 
     def __init__(self, *answers: Response | dict[str, Any]) -> None:
+        super().__init__()
         self.answers, self.asked = list(answers), list[tuple[str, dict[str, str]]]()
 
     def settings(self, base: str) -> dict[str, Any]:
@@ -406,9 +401,6 @@ class Scripted(Simulator):
 
     def routes(self) -> Sequence[BaseRoute]:
         return [Route("/fleet/vehicles/stats/{what}", self._answer)]
-
-    def truth(self, until: datetime) -> Sequence[Truth]:
-        return ()
 
     async def _answer(self, request: Asking) -> Response:
         assert request.headers["authorization"] == "Bearer t"
@@ -423,12 +415,10 @@ class Scripted(Simulator):
 async def pulling(
     vendor: Simulator, **settings: Any
 ) -> AsyncIterator[Callable[..., AsyncIterator[Page]]]:
-    async with serving([vendor]) as served, httpx2.AsyncClient() as http:
+    async with serving([vendor]) as served, linked("samsara", patience=2) as link:
         base = f"{served.url}/samsara"
         source = samsara(**{**vendor.settings(base), **settings})
         assert source.missing == ""
-        tokens: Tokens = NoTokens()  # type: ignore[assignment]
-        link = Link("samsara", http, tokens, calls=1000, patience=2)
 
         def pull(cursor: Mapping[str, Any] | None = None, window: Window | None = None) -> AsyncIterator[Page]:  # fmt: skip
             return source.pull(Asked(link=link, cursor=cursor or {}, window=window))

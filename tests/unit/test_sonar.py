@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-import httpx2
 import pytest
 import pytest_asyncio
 from standardwebhooks import Webhook, WebhookVerificationError
@@ -22,9 +21,9 @@ from apex_memory.simulate import sonar as vendor
 from apex_memory.simulate.served import Served, serving
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources import Asked, Link, Request, Token, Window, load
-from apex_memory.sources._link import Renew
+from apex_memory.sources import Asked, Link, Request, Window, load
 from apex_memory.sources.sonar import Sonar
+from tests.unit.vendors import KeptTokens, emptied, linked
 
 AT = datetime(2025, 11, 1, 14, 3, 25, tzinfo=UTC)
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
@@ -255,20 +254,6 @@ def test_malformed_messages_are_refused_by_place(body: object, place: str) -> No
 # What a poll finds new
 
 
-@dataclass
-class Tokens:
-    """In the place of the vault."""
-
-    kept: dict[str, Token] = field(default_factory=dict)
-
-    async def current(self, name: str) -> Token | None:
-        return self.kept.get(name)
-
-    async def renewed(self, name: str, spent: Token | None, renew: Renew) -> Token:
-        self.kept[name] = await renew(self.kept.get(name))
-        return self.kept[name]
-
-
 class Shelf(vendor.Sonar):
     """SONAR with just the answers that a test puts there, by series. `refusal`: status and `Retry-After`."""
 
@@ -336,15 +321,11 @@ async def served() -> AsyncIterator[Served]:
 @pytest.fixture
 def desk(served: Served) -> Desk:
     """Opens a source, with settings, before an empty shelf."""
-    shelf = served.simulators[0]
-    assert isinstance(shelf, Shelf)
 
     @asynccontextmanager
     async def opened(**settings: Any) -> AsyncIterator[Ward]:
-        shelf.__init__()  # type: ignore[misc]
-        async with httpx2.AsyncClient(verify=False) as http:
-            given = {**served.settings()["sonar"], "series": ["otri/usa"], "since": "2025-10-30"}
-            link = Link("sonar", http, Tokens(), calls=1000, patience=0.2)
+        async with emptied(served, Shelf) as (shelf, given, link):
+            given |= {"series": ["otri/usa"], "since": "2025-10-30"}
             yield Ward(shelf, sonar(**{**given, "block_seconds": 600, **settings}), link)
 
     return opened
@@ -508,9 +489,10 @@ async def test_a_short_block_is_waited_out_in_place(desk: Desk) -> None:
 async def test_the_simulator_blocks_whoever_goes_on_and_we_do_not() -> None:
     world = World.make(1, shipments=1)
     one = vendor.Sonar(world, Clock(world.start + timedelta(hours=4)), Chaos(limits=0.5, seed=3))
-    async with serving([one]) as served, httpx2.AsyncClient(verify=False) as http:
+    tokens = KeptTokens()
+    async with serving([one]) as served, linked("sonar", tokens, patience=0.2) as link:
         source = sonar(**served.settings()["sonar"])
-        ward = Ward(one, source, Link("sonar", http, Tokens(), calls=1000, patience=0.2))  # type: ignore[arg-type]
+        ward = Ward(one, source, link)  # type: ignore[arg-type]
         refused = 0
         for _ in range(12):
             try:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import httpx2
 import pytest
 import pytest_asyncio
 
@@ -21,10 +20,10 @@ from apex_memory.simulate import turvo as vendor
 from apex_memory.simulate.served import Served, serving
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources import Asked, Link, Nudge, Request, Token, Window, load
-from apex_memory.sources._link import Renew
+from apex_memory.sources import Asked, Link, Nudge, Request, Window, load
 from apex_memory.sources._turvo import STATUSES
 from apex_memory.sources.turvo import Turvo
+from tests.unit.vendors import emptied
 
 AT = datetime(2025, 11, 1, 14, 3, 25, tzinfo=UTC)
 NOTICE = {
@@ -309,20 +308,6 @@ def test_a_part_of_another_shape_is_left_out(name: str, wrong: object) -> None:
 # How the list is read
 
 
-@dataclass
-class Tokens:
-    """In the place of the vault."""
-
-    kept: dict[str, Token] = field(default_factory=dict)
-
-    async def current(self, name: str) -> Token | None:
-        return self.kept.get(name)
-
-    async def renewed(self, name: str, spent: Token | None, renew: Renew) -> Token:
-        self.kept[name] = await renew(self.kept.get(name))
-        return self.kept[name]
-
-
 class Shelf(vendor.Turvo):
     """Turvo with just the rows that a test puts there. `between` runs after each page of the list."""
 
@@ -418,15 +403,11 @@ async def served() -> AsyncIterator[Served]:
 @pytest.fixture
 def desk(served: Served) -> Desk:
     """Opens a source, with settings, before an empty shelf."""
-    shelf = served.simulators[0]
-    assert isinstance(shelf, Shelf)
 
     @asynccontextmanager
     async def opened(**settings: Any) -> AsyncIterator[Ward]:
-        shelf.__init__()  # type: ignore[misc]
-        async with httpx2.AsyncClient(verify=False) as http:
-            given = {**served.settings()["turvo"], "page_size": 3, "overlap_seconds": 0}
-            link = Link("turvo", http, Tokens(), calls=1000, patience=0.2)
+        async with emptied(served, Shelf) as (shelf, given, link):
+            given |= {"page_size": 3, "overlap_seconds": 0}
             yield Ward(shelf, turvo(**{**given, **settings}), link)
 
     return opened

@@ -1,0 +1,98 @@
+"""A source before a vendor that a test plays: the link between them, and what a pull brings."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeVar
+
+import httpx2
+
+from apex_memory.errors import ApexError
+from apex_memory.simulate.served import Served, serving
+from apex_memory.simulate.vendor import Chaos, Simulator, Truth
+from apex_memory.simulate.world import Clock, World
+from apex_memory.sources import Asked, Link, Nudge, Page, Source, Token, Tokens, Window
+from apex_memory.sources._link import Renew
+
+S = TypeVar("S", bound=Simulator)
+
+
+class NoTokens:
+    """For a vendor whose token is a setting, or that has none."""
+
+    async def current(self, name: str) -> Token | None:
+        raise AssertionError(f"{name} is asked for, and nothing is renewed here")
+
+    async def renewed(self, name: str, spent: Token | None, renew: Renew) -> Token:
+        raise AssertionError(f"{name} is renewed, and nothing is renewed here")
+
+
+@dataclass
+class KeptTokens:
+    """In the place of the vault."""
+
+    kept: dict[str, Token] = field(default_factory=dict)
+
+    async def current(self, name: str) -> Token | None:
+        return self.kept.get(name)
+
+    async def renewed(self, name: str, spent: Token | None, renew: Renew) -> Token:
+        self.kept[name] = await renew(self.kept.get(name))
+        return self.kept[name]
+
+
+@asynccontextmanager
+async def linked(
+    source: str, tokens: Tokens | None = None, *, patience: float = 0
+) -> AsyncIterator[Link]:
+    """A link on which calls are not spread out. Without `tokens` none may be asked for."""
+    async with httpx2.AsyncClient(verify=False) as http:  # plain HTTP here: no certificates to load
+        yield Link(source, http, tokens or NoTokens(), calls=1_000, patience=patience)
+
+
+class Played(Simulator):
+    """A vendor that says what a test tells it to. Its world means nothing."""
+
+    def __init__(self) -> None:
+        world = World.make(1, shipments=1)
+        super().__init__(world, Clock(world.start), Chaos())
+
+    def settings(self, base: str) -> dict[str, Any]:
+        return {}
+
+    def truth(self, until: datetime) -> Sequence[Truth]:
+        return ()
+
+
+@asynccontextmanager
+async def emptied(served: Served, kind: type[S]) -> AsyncIterator[tuple[S, dict[str, Any], Link]]:
+    """The one simulator that is served, as new; the settings that point to it; and a link."""
+    (simulator,) = served.simulators
+    assert isinstance(simulator, kind)
+    simulator.__init__()  # type: ignore[misc]
+    async with linked(kind.name, KeptTokens(), patience=0.2) as link:
+        yield simulator, served.settings()[kind.name], link
+
+
+async def pulled(
+    make: Callable[..., Source],
+    vendor: Simulator,
+    *,
+    cursor: dict[str, Any] | None = None,
+    nudges: Sequence[Nudge] = (),
+    window: Window | None = None,
+    **settings: Any,
+) -> tuple[list[Page], ApexError | None]:
+    """All pages of a pull, and the error that it ended with. `make` takes the vendor's address and settings."""
+    pages: list[Page] = []
+    async with serving([vendor]) as served, linked(vendor.name) as link:
+        asked = Asked(link=link, cursor=cursor or {}, nudges=nudges, window=window)
+        try:
+            async for page in make(f"{served.url}/{vendor.name}", **settings).pull(asked):
+                pages.append(page)  # noqa: PERF401 -- what came before an error counts
+        except ApexError as error:
+            return pages, error
+    return pages, None

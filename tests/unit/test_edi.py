@@ -19,9 +19,9 @@ from apex_memory.simulate.edi import PASSWORD, EdiSimulator
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources import Asked, Link, Page, PickedUp, Request, Window, load
-from apex_memory.sources._edi_checks import cents, clock, date_of
-from apex_memory.sources._edi_reading import zoned
 from apex_memory.sources.edi import Edi
+from apex_memory.sources.x12.checks import cents, clock, date_of
+from apex_memory.sources.x12.reading import zoned
 from tests.unit.x12_files import (
     ACCEPTED,
     INVOICE,

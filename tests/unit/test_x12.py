@@ -9,9 +9,10 @@ import x12
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from apex_memory.sources import _x12
-from apex_memory.sources._edi_envelope import Interchange, opened
-from apex_memory.sources._edi_events import open_file
+from apex_memory import sources
+from apex_memory.sources.x12.envelope import Interchange, opened
+from apex_memory.sources.x12.events import open_file
+from apex_memory.sources.x12.segments import read
 from tests.unit.x12_files import (
     INVOICE,
     RESPONSE,
@@ -23,13 +24,13 @@ from tests.unit.x12_files import (
     interchange,
 )
 
-REAL = Path(_x12.__file__).parent / "samples" / "third_party"
+REAL = Path(sources.__file__).parent / "samples" / "third_party"
 FLAT = STATUS_FILE.replace("\n", "")
 FUZZ = settings(max_examples=300, deadline=None, database=None)
 
 
 def segments(text: str | bytes) -> list[list[tuple[str, ...]]]:
-    parts, _ = _x12.read(text.encode() if isinstance(text, str) else text)
+    parts, _ = read(text.encode() if isinstance(text, str) else text)
     return [[tuple(one) for one in part.segments] for part in parts]
 
 
@@ -38,7 +39,7 @@ def stripped(text: str | bytes) -> list[list[tuple[str, ...]]]:
 
 
 def interchanges(text: str | bytes) -> list[Interchange]:
-    parts, _ = _x12.read(text.encode() if isinstance(text, str) else text)
+    parts, _ = read(text.encode() if isinstance(text, str) else text)
     return [opened(part) for part in parts]
 
 
@@ -190,7 +191,7 @@ def test_sets_before_a_cut_are_saved() -> None:
 
 def test_what_is_no_x12_is_said_so() -> None:
     for data in (b"", b"  \r\n", b"{}", b"\x00\xff" * 50, b"PK\x03\x04", b"ISA", b"ISA*" * 30):
-        parts, told = _x12.read(data)
+        parts, told = read(data)
         assert not [one for part in parts for one in part.segments if one[0] == "ST"]
         assert told, data
 

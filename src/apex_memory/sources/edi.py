@@ -27,12 +27,12 @@ from apex_memory.sources import (
     SourceSettings,
     Unpacked,
 )
-from apex_memory.sources._edi_documents import set_document
-from apex_memory.sources._edi_events import CANCELS, PRIORITY, SOURCE, Opened, open_file, unreadable
-from apex_memory.sources._edi_places import Folder, Place, Server
-from apex_memory.sources._edi_pulling import fresh, history
-from apex_memory.sources._edi_replies import reply
 from apex_memory.sources._wire import parse_json, parse_object, sample
+from apex_memory.sources.x12.documents import set_document
+from apex_memory.sources.x12.events import CANCELS, PRIORITY, SOURCE, Opened, open_file, unreadable
+from apex_memory.sources.x12.places import Folder, Place, Server
+from apex_memory.sources.x12.pulling import fresh, history
+from apex_memory.sources.x12.replies import reply
 
 SEND_TRIES, SEND_PAUSE = 4, 0.1  # seconds, doubled each time
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import NamedTuple
 
-from apex_memory.sources._edi_envelope import TransactionSet
-from apex_memory.sources._x12 import Segment, value
+from apex_memory.sources.x12.envelope import TransactionSet
+from apex_memory.sources.x12.segments import Segment, value
 
 MOST_ERRORS = 50  # told of one set
 

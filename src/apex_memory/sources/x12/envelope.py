@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from apex_memory.sources._x12 import Part, Segment, value
+from apex_memory.sources.x12.segments import Part, Segment, value
 
 GROUP_OF = {
     "204": "SM",

@@ -10,10 +10,10 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 
-from apex_memory.sources._edi_checks import Verdict, clock, date_of
-from apex_memory.sources._edi_envelope import Group, Interchange, TransactionSet
 from apex_memory.sources._pulling import PickedUp
-from apex_memory.sources._x12 import value
+from apex_memory.sources.x12.checks import Verdict, clock, date_of
+from apex_memory.sources.x12.envelope import Group, Interchange, TransactionSet
+from apex_memory.sources.x12.segments import value
 
 MOST_SET_CODES = 5  # AK5-02 to AK5-06, AK9-05 to AK9-09
 LONGEST_BAD_VALUE = 99  # AK4-04

@@ -7,10 +7,10 @@ from typing import Any
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Event, now
-from apex_memory.sources._edi_events import PRIORITY, SOURCE
-from apex_memory.sources._edi_places import UNFINISHED, Entry, Place
 from apex_memory.sources._pulling import Page, PickedUp, Window
 from apex_memory.sources._wire import broken
+from apex_memory.sources.x12.events import PRIORITY, SOURCE
+from apex_memory.sources.x12.places import UNFINISHED, Entry, Place
 
 PAGE_FILES, PAGE_BYTES = 20, 8_000_000  # picked up in one transaction
 

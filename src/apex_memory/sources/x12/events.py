@@ -9,15 +9,11 @@ from typing import Any
 
 from apex_memory.errors import Rejected
 from apex_memory.model import BROKEN, TOMBSTONE, Event, Priority
-from apex_memory.sources._edi_checks import MANDATORY, Verdict, judged
-from apex_memory.sources._edi_envelope import (
-    Group,
-    Interchange,
-    TransactionSet,
-    opened,
-    repeated,
-)
-from apex_memory.sources._edi_reading import (
+from apex_memory.sources._pulling import PickedUp
+from apex_memory.sources._wire import broken, canonical
+from apex_memory.sources.x12.checks import MANDATORY, Verdict, judged
+from apex_memory.sources.x12.envelope import Group, Interchange, TransactionSet, opened, repeated
+from apex_memory.sources.x12.identity import (
     EPOCH,
     cancels,
     happened,
@@ -27,9 +23,7 @@ from apex_memory.sources._edi_reading import (
     tender_key,
     version,
 )
-from apex_memory.sources._pulling import PickedUp
-from apex_memory.sources._wire import broken, canonical
-from apex_memory.sources._x12 import read, value
+from apex_memory.sources.x12.segments import read, value
 
 SOURCE, PRIORITY = "edi", Priority.P2
 MOST_FINDINGS = 200

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import pytest
 import pytest_asyncio
 
 from apex_memory.app import open_app
+from apex_memory.arrivals import Pulled
 from apex_memory.simulate.program import classes
 from apex_memory.simulate.served import serving
+from apex_memory.simulate.turvo import Turvo
 from apex_memory.simulate.vendor import Chaos, Simulator
 from apex_memory.simulate.world import Clock, World
+from apex_memory.sources import Nudge
 from apex_memory.stores.embedded import free_port
 from apex_memory.stores.embedded.vectors_engine import Edge
 from apex_memory.stores.secrets import new_key
@@ -80,3 +84,23 @@ async def test_a_bad_day(kind: type[Simulator], seed: int, make_day_settings: Ma
     async with day(kind, make_day_settings, rough(seed), kills=0.1) as told:
         await told.run()
         await told.check(told.simulator.truth(told.simulator.clock.now))
+
+
+async def test_what_a_webhook_names_does_not_wait_for_a_long_list(
+    make_day_settings: MakeSettings,
+) -> None:
+    async with day(Turvo, make_day_settings, Chaos()) as told:
+        app, waiting = told.app, list[int]()
+        told.simulator.clock.advance_to(told.simulator.world.start + timedelta(hours=12))
+
+        async def on_page(done: Pulled) -> None:
+            if done.pages == 1:
+                await app.note("turvo", [Nudge("shipment:404")])
+            row = await app.db.fetch_one("SELECT count(*) AS n FROM nudges WHERE source = 'turvo'")
+            assert row
+            waiting.append(row["n"])
+
+        await app.pull("turvo", on_page=on_page)
+        assert waiting[0] == 1, "it came while the list was read"
+        assert not any(waiting[1:]), "and was answered before the list's next shipment"
+        assert len(waiting) > 5, "the list went on for long after it"

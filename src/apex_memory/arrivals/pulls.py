@@ -73,11 +73,21 @@ class Pulls:
         """
         key = backfill.cursor if backfill else source.name
         cursor = await self._cursor(key)
-        noted = {} if backfill else await self._noted(source.name)
+        noted = dict[str, tuple[Nudge, datetime]]()
+
+        async def newly() -> Sequence[Nudge]:
+            found = {} if backfill else await self._noted(source.name)
+            fresh = [
+                nudge for key, (nudge, at) in found.items() if noted.get(key, (None, None))[1] != at
+            ]
+            noted.update(found)
+            return fresh
+
         asked = Asked(
             link=link,
             cursor=cursor,
-            nudges=[nudge for nudge, _ in noted.values()],
+            nudges=await newly(),
+            newly=newly,
             window=backfill.window if backfill else None,
         )
         done = Pulled()

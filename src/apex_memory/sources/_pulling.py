@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -74,6 +74,10 @@ class Window:
     until: datetime
 
 
+async def _none() -> Sequence[Nudge]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """What a pull starts from. With `window` it is a backfill, whose cursor is its own."""
@@ -81,4 +85,6 @@ class Asked:
     link: Link
     cursor: Mapping[str, Any] = field(default_factory=dict)
     nudges: Sequence[Nudge] = ()
+    newly: Callable[[], Awaitable[Sequence[Nudge]]] = _none
+    """Nudges that came since: for a pull that takes long, so that what is waited for need not wait for its end."""
     window: Window | None = None

@@ -134,10 +134,24 @@ class Turvo(Source):
         return Received(nudges=[Nudge(SHIPMENT + id, time_of(body.get("eventTime")))])
 
     async def pull(self, asked: Asked) -> AsyncIterator[Page]:
-        """First the shipments that webhooks named, then, when it is time, those that the list shows as changed."""
+        """First the shipments that webhooks named, then, when it is time, those that the list shows as changed.
+
+        What webhooks name meanwhile comes before the list's next shipment.
+        """
         api = Api(asked.link, self.settings)
         failed: list[Failed] = []
-        for nudge in asked.nudges if asked.window is None else ():
+        if asked.window is None:
+            async for page in self._named(api, asked.nudges, failed):
+                yield page
+        async for page in self._listing(api, asked, failed):
+            yield page
+        if failed:
+            raise failed[0]
+
+    async def _named(
+        self, api: Api, nudges: Sequence[Nudge], failed: list[Failed]
+    ) -> AsyncIterator[Page]:
+        for nudge in nudges:
             kind, _, id = nudge.key.partition(":")
             try:
                 events = [await self._fetched(api, id, nudge.at)] if f"{kind}:" == SHIPMENT else []
@@ -145,10 +159,6 @@ class Turvo(Source):
                 failed.append(error)
                 continue
             yield Page(events=events, answered=[nudge])
-        async for page in self._listing(api, asked, failed):
-            yield page
-        if failed:
-            raise failed[0]
 
     def document(self, event: Event) -> Document:
         """A `shipment`. A cancelled one stays, with that status; a deleted one is a tombstone."""
@@ -254,7 +264,7 @@ class Turvo(Source):
                 if restarts > RESTARTS:
                     raise RetryLater(
                         "turvo: the list of shipments changes faster than it can be read",
-                        after=60,
+                        after=10,
                         remedy="it is read again by itself; set sources.turvo.updated_filter if your Turvo knows one",
                     )
             if slid:
@@ -268,11 +278,15 @@ class Turvo(Source):
                     yield Page(events=[await self._listed(api, row)])
                 except Failed as error:
                     failed.append(error)
+                async for page in self._named(api, await asked.newly(), failed):
+                    yield page
             reading = reading.past(rows, ids, failed=len(failed) > before)
             if not more or not fresh:
                 yield Page(cursor=reading.ended(self.settings.overlap_seconds))
                 return
             yield Page(cursor=reading.cursor())
+            async for page in self._named(api, await asked.newly(), failed):
+                yield page
 
     async def _listed(self, api: Api, row: Mapping[str, Any]) -> Event:
         """The shipment of a row of the list."""

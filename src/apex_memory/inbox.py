@@ -86,12 +86,12 @@ class Inbox:
         """
         rows = await self._db.fetch(
             """WITH mine AS (
-                 SELECT id FROM inbox WHERE open AND batch = %(batch)s FOR UPDATE
+                 SELECT id FROM inbox WHERE open AND batch = %(batch)s ORDER BY id FOR NO KEY UPDATE
                ), ready AS (
                  SELECT id FROM inbox
                  WHERE open AND source = %(source)s AND next_at <= clock_timestamp() AND NOT EXISTS (SELECT FROM mine)
                    AND NOT EXISTS (SELECT FROM sources WHERE name = %(source)s AND paused)
-                 ORDER BY priority, seq LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+                 ORDER BY priority, seq LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
                ), picked AS (SELECT id FROM mine UNION ALL SELECT id FROM ready)
                UPDATE inbox SET batch = %(batch)s, next_at = clock_timestamp() + make_interval(secs => %(lease)s),
                                 workflow_id = %(workflow)s, run_id = %(run)s
@@ -115,12 +115,12 @@ class Inbox:
     async def renew(self, batch: UUID, *, lease: float) -> None:
         """Move the end of a batch's lease, and that of its stages.
 
-        Rows that a commit holds just now are passed over: it takes them in another order, and each
-        would wait for the other. It ends them, or they are renewed the next time.
+        Rows that a commit holds just now are passed over, as what waits for nothing needs no order:
+        it ends them, or they are renewed the next time.
         """
         await self._db.execute(
             """UPDATE inbox SET next_at = clock_timestamp() + make_interval(secs => %s)
-               FROM (SELECT id FROM inbox WHERE open AND batch = %s FOR UPDATE SKIP LOCKED) mine
+               FROM (SELECT id FROM inbox WHERE open AND batch = %s FOR NO KEY UPDATE SKIP LOCKED) mine
                WHERE inbox.id = mine.id""",
             (lease, batch),
         )

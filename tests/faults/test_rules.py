@@ -445,8 +445,8 @@ class NobodyAsksWhoseItIs(Memory):
         self.closing.enter_context(patch)
 
 
-async def _all_of_them(connection: Connection, owner: UUID, ids: Sequence[UUID]) -> set[UUID]:
-    return set(ids)
+async def _all_of_them(connection: Connection, owner: UUID, stages: Sequence[Stage]) -> set[UUID]:
+    return {stage.id for stage in stages}
 
 
 CONTROLS: dict[str, tuple[type[Memory], Steps]] = {
@@ -494,7 +494,7 @@ def test_without_the_protection_the_same_goes_wrong(world: World, protection: st
 
 
 def test_a_lease_is_renewed_beside_a_commit_and_waits_for_nothing(world: World) -> None:
-    """A commit takes stages first, then events; a renewal that waited for either could be waited for."""
+    """A commit takes events first, then stages; a renewal takes them a batch at a time, and waits for neither."""
     memory = type("Memory", (Memory,), {"world": world})()
     try:
         memory.start()
@@ -511,8 +511,8 @@ async def _renew_beside_a_commit(app: App) -> None:
     [held, free] = (await app.publication.journal.begin(batch.id)).stages
     async with app.db.transaction() as committing:
         for query, id in (
+            ("SELECT FROM inbox WHERE id = %s FOR NO KEY UPDATE", held.manifest.inbox_id),
             ("SELECT FROM stages WHERE stage_id = %s FOR UPDATE", held.id),
-            ("SELECT FROM inbox WHERE id = %s FOR UPDATE", held.manifest.inbox_id),
         ):
             await committing.execute(query, (id,))
         async with asyncio.timeout(1):

@@ -128,7 +128,7 @@ async def test_the_claim_uses_its_index(db: Postgres) -> None:
     await db.execute("ANALYZE inbox")
     plan = await db.fetch(
         """EXPLAIN SELECT id FROM inbox WHERE open AND source = 's1' AND next_at <= clock_timestamp()
-           ORDER BY priority, seq LIMIT 10 FOR UPDATE SKIP LOCKED"""
+           ORDER BY priority, seq LIMIT 10 FOR NO KEY UPDATE SKIP LOCKED"""
     )
     text = "\n".join(row["QUERY PLAN"] for row in plan)
     assert "inbox_ready" in text and "Sort" not in text, text

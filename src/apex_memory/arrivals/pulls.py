@@ -53,7 +53,7 @@ class Pulls:
         newest = {nudge.key: nudge for nudge in in_order}
         await self._db.execute(
             """INSERT INTO nudges (source, key, at) SELECT %s, key, at FROM unnest(%s::text[], %s::timestamptz[]) AS t (key, at)
-               ON CONFLICT (source, key) DO UPDATE
+               ORDER BY key ON CONFLICT (source, key) DO UPDATE
                SET at = greatest(nudges.at, excluded.at), noted_at = clock_timestamp()""",
             (source, list(newest), [nudge.at for nudge in newest.values()]),
         )
@@ -171,8 +171,12 @@ class Pulls:
         if known:
             keys, times = zip(*known, strict=True)
             await connection.execute(
-                """DELETE FROM nudges USING unnest(%s::text[], %s::timestamptz[]) AS t (key, noted_at)
-                   WHERE nudges.source = %s AND nudges.key = t.key AND nudges.noted_at = t.noted_at""",
+                # One that another holds just now comes again, or is forgotten by that one.
+                """DELETE FROM nudges USING (
+                     SELECT n.source, n.key FROM nudges n JOIN unnest(%s::text[], %s::timestamptz[]) AS t (key, noted_at)
+                       ON n.key = t.key AND n.noted_at = t.noted_at
+                     WHERE n.source = %s FOR UPDATE OF n SKIP LOCKED) answered
+                   WHERE nudges.source = answered.source AND nudges.key = answered.key""",
                 (list(keys), list(times), source),
             )
 

@@ -194,7 +194,8 @@ class Readings:
         for row in rows:
             await self._db.execute(f"DROP TABLE IF EXISTS {row['name']}")
         await self._db.execute(
-            "DELETE FROM windows WHERE start < %s AND NOT dirty",
+            """DELETE FROM windows WHERE (source, series, start) IN (
+                 SELECT source, series, start FROM windows WHERE start < %s AND NOT dirty FOR UPDATE SKIP LOCKED)""",
             (datetime.combine(day, time(), UTC),),
         )
         return [row["name"] for row in rows]

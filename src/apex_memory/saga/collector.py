@@ -64,7 +64,8 @@ class Collector:
     async def _drop_tombstones(self) -> None:
         """A tombstone outlives its source's replay horizon, then goes; its stage goes with it."""
         await self._db.execute(
-            """WITH old AS (DELETE FROM documents WHERE deleted AND committed_at < %s RETURNING stage_id)
+            """WITH due AS (SELECT doc_id FROM documents WHERE deleted AND committed_at < %s FOR UPDATE SKIP LOCKED),
+                    old AS (DELETE FROM documents USING due WHERE documents.doc_id = due.doc_id RETURNING stage_id)
                UPDATE stages SET state = 'superseded', ended_at = clock_timestamp() FROM old WHERE stages.stage_id = old.stage_id""",
             (now() - self._tombstones,),
         )

@@ -70,8 +70,13 @@ class DeadLetters:
 
 
 async def _open(connection: Connection, ids: Sequence[int]) -> list[dict[str, Any]]:
+    await connection.execute(
+        """SELECT FROM inbox WHERE id IN (SELECT inbox_id FROM dead_letters WHERE id = ANY(%s))
+           ORDER BY id FOR NO KEY UPDATE""",
+        (list(ids),),
+    )
     cursor = await connection.execute(
-        "SELECT * FROM dead_letters WHERE id = ANY(%s) ORDER BY id FOR UPDATE", (list(ids),)
+        "SELECT * FROM dead_letters WHERE id = ANY(%s) ORDER BY inbox_id FOR UPDATE", (list(ids),)
     )
     rows = await cursor.fetchall()
     missing = set(ids) - {row["id"] for row in rows}

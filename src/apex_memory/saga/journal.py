@@ -1,7 +1,10 @@
 """The journal: the transactions that begin, abort and commit stages. PostgreSQL alone decides here.
 
-Lock order is the same everywhere, so that two workers cannot deadlock: family locks by key, then
-inbox rows by id, then stages and documents by document id.
+Lock order is the same everywhere, so that no two transactions wait for each other: family locks by
+key, then inbox rows by id, then stages by document id, then documents by id, then dead letters by
+inbox id. A stage that readers may see is touched by those alone who hold its document. What the next
+pass can do as well (renewing a lease, sweeping, collecting) skips the rows that others hold: it waits
+for nothing. Inbox rows are locked `FOR NO KEY UPDATE`, so that rows that refer to them never wait.
 """
 
 from __future__ import annotations
@@ -80,7 +83,7 @@ class Journal:
                        LEFT JOIN documents d ON d.doc_id = i.doc_id
                        LEFT JOIN documents p ON p.doc_id = m.parent_id
                        WHERE i.open AND i.batch = %s AND i.state = 'prepared'
-                       ORDER BY i.id FOR UPDATE OF i""",
+                       ORDER BY i.id FOR NO KEY UPDATE OF i""",
                     (batch,),
                 )
             ).fetchall()
@@ -116,7 +119,9 @@ class Journal:
         ]
         await connection.execute(
             """UPDATE stages SET state = 'aborted', ended_at = clock_timestamp(), error = 'a later attempt took over'
-               WHERE inbox_id = ANY(%s) AND state = 'staging'""",
+               FROM (SELECT stage_id FROM stages WHERE inbox_id = ANY(%s) AND state = 'staging'
+                     ORDER BY doc_id FOR UPDATE) earlier
+               WHERE stages.stage_id = earlier.stage_id""",
             ([stage.manifest.inbox_id for stage in stages],),
         )
         await self.insert(connection, batch, stages)
@@ -159,7 +164,7 @@ class Journal:
             return outcome
         async with self._db.transaction() as connection:
             await lock_families(connection, [stage.manifest for stage in stages])
-            mine = await _lock_mine(connection, owner, [stage.id for stage in stages])
+            mine = await _lock_mine(connection, owner, stages)
             outcome.lost = [stage.manifest.inbox_id for stage in stages if stage.id not in mine]
             before = await _deleted_before(
                 connection, [stage.manifest.doc_id for stage in stages if stage.id in mine]
@@ -192,7 +197,9 @@ class Journal:
         """Mark stages dead that are still ours. The sweeper removes what they left in the stores."""
         await self._db.execute(
             """UPDATE stages SET state = 'aborted', ended_at = clock_timestamp(), error = %s
-               WHERE stage_id = ANY(%s) AND state = 'staging' AND owner = %s""",
+               FROM (SELECT stage_id FROM stages WHERE stage_id = ANY(%s) AND state = 'staging' AND owner = %s
+                     ORDER BY doc_id FOR UPDATE) mine
+               WHERE stages.stage_id = mine.stage_id""",
             (reason, [stage.id for stage in stages], owner),
         )
 
@@ -223,15 +230,19 @@ async def end_events(connection: Connection, ids: Sequence[UUID], state: str) ->
     return [Ended(row["source"], state, row["seconds"]) for row in await cursor.fetchall()]
 
 
-async def _lock_mine(connection: Connection, owner: UUID, ids: Sequence[UUID]) -> set[UUID]:
-    """Those of the stages that are still in `staging` and owned by `owner`, locked in document order."""
+async def _lock_mine(connection: Connection, owner: UUID, stages: Sequence[Stage]) -> set[UUID]:
+    """Those of the stages that are still in `staging` and owned by `owner`, locked, and their events before them."""
     rows = await (
         await connection.execute(
-            "SELECT stage_id, state, owner FROM stages WHERE stage_id = ANY(%s) ORDER BY doc_id FOR UPDATE",
-            (list(ids),),
+            # The count asks for nothing: it has the events locked, all of them, before the first stage is.
+            """WITH events AS (SELECT id FROM inbox WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE)
+               SELECT stage_id FROM stages
+               WHERE stage_id = ANY(%s) AND state = 'staging' AND owner = %s AND (SELECT count(*) FROM events) >= 0
+               ORDER BY doc_id FOR UPDATE""",
+            ([stage.manifest.inbox_id for stage in stages], [stage.id for stage in stages], owner),
         )
     ).fetchall()
-    return {row["stage_id"] for row in rows if row["state"] == "staging" and row["owner"] == owner}
+    return {row["stage_id"] for row in rows}
 
 
 async def _deleted_before(connection: Connection, doc_ids: Sequence[UUID]) -> set[UUID]:
@@ -313,9 +324,12 @@ async def _close_dead_letters(connection: Connection, winners: Sequence[Stage]) 
         await connection.execute(
             """UPDATE dead_letters l SET status = CASE WHEN l.event_id = w.event_id THEN 'resolved' ELSE 'superseded' END,
                       resolution = 'committed ' || w.event_id, last_at = clock_timestamp()
-               FROM unnest(%s::uuid[], %s::bigint[], %s::text[]) AS w (doc_id, version, event_id)
-               WHERE l.doc_id = w.doc_id AND l.status IN ('open', 'retrying')
-                 AND (l.version, l.event_id) <= (w.version, w.event_id COLLATE "C")""",
+               FROM (SELECT o.id, w.event_id
+                     FROM unnest(%s::uuid[], %s::bigint[], %s::text[]) AS w (doc_id, version, event_id)
+                     JOIN dead_letters o ON o.doc_id = w.doc_id AND o.status IN ('open', 'retrying')
+                                        AND (o.version, o.event_id) <= (w.version, w.event_id COLLATE "C")
+                     ORDER BY o.inbox_id FOR UPDATE OF o) w
+               WHERE l.id = w.id""",
             (
                 [stage.manifest.doc_id for stage in winners],
                 [stage.version for stage in winners],

@@ -47,7 +47,7 @@ class Outcomes:
         errors = {failure.inbox_id: _ours(failure.error) for failure in failures}
         async with self._db.transaction() as connection:
             cursor = await connection.execute(
-                "SELECT id, source, attempts FROM inbox WHERE id = ANY(%s) AND open AND batch = %s ORDER BY id FOR UPDATE",
+                "SELECT id, source, attempts FROM inbox WHERE id = ANY(%s) AND open AND batch = %s ORDER BY id FOR NO KEY UPDATE",
                 (list(errors), batch),
             )
             # Rows that are not here: another worker owns them now.
@@ -94,6 +94,7 @@ class Outcomes:
                       i.attempts, i.received_at, %s
                FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[]) AS t (id, class, fingerprint, message, remedy)
                JOIN inbox i ON i.id = t.id
+               ORDER BY i.id
                ON CONFLICT (inbox_id) DO UPDATE SET step = excluded.step, error_class = excluded.error_class,
                  fingerprint = excluded.fingerprint, message = excluded.message, remedy = excluded.remedy,
                  attempts = excluded.attempts, pipeline = excluded.pipeline, last_at = clock_timestamp(), status = 'open',

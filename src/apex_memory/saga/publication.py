@@ -85,8 +85,10 @@ class Publication:
             await self.manifests.insert(connection, manifests)
             cursor = await connection.execute(
                 """UPDATE inbox SET state = 'prepared', prepared_at = clock_timestamp()
-                   WHERE id = ANY(%s) AND open AND batch = %s RETURNING id""",
-                (sorted(manifest.inbox_id for manifest in manifests), batch),
+                   FROM (SELECT id FROM inbox WHERE id = ANY(%s) AND open AND batch = %s
+                         ORDER BY id FOR NO KEY UPDATE) mine
+                   WHERE inbox.id = mine.id RETURNING inbox.id""",
+                ([manifest.inbox_id for manifest in manifests], batch),
             )
             report.prepared = [row["id"] for row in await cursor.fetchall()]
         failures = [
@@ -144,8 +146,10 @@ class Publication:
         """Give events of the batch back, ready again in `seconds`; no attempt is consumed."""
         await self._db.execute(
             """UPDATE inbox SET batch = NULL, next_at = clock_timestamp() + make_interval(secs => %s)
-               WHERE id = ANY(%s) AND open AND batch = %s""",
-            (seconds, sorted(ids), batch),
+               FROM (SELECT id FROM inbox WHERE id = ANY(%s) AND open AND batch = %s
+                     ORDER BY id FOR NO KEY UPDATE) mine
+               WHERE inbox.id = mine.id""",
+            (seconds, list(ids), batch),
         )
 
     async def _stage_and_verify(

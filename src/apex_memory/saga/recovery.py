@@ -184,6 +184,10 @@ class Recovery:
                 "SELECT FROM stages WHERE stage_id = ANY(%s) ORDER BY doc_id FOR UPDATE",
                 ([new for _, new in pairs],),
             )
+            await connection.execute(
+                "SELECT FROM documents WHERE stage_id = ANY(%s) ORDER BY doc_id FOR UPDATE",
+                ([old for old, _ in pairs],),
+            )
             rows = await (
                 await connection.execute(
                     """UPDATE documents d SET stage_id = p.new FROM unnest(%s::uuid[], %s::uuid[]) AS p (old, new), stages s

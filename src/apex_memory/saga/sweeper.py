@@ -61,7 +61,9 @@ class Sweeper:
     async def _expire(self) -> int:
         return await self._db.execute(
             """UPDATE stages SET state = 'aborted', ended_at = clock_timestamp(), error = 'the lease ran out'
-               WHERE state = 'staging' AND lease_until < clock_timestamp()"""
+               FROM (SELECT stage_id FROM stages WHERE state = 'staging' AND lease_until < clock_timestamp()
+                     FOR UPDATE SKIP LOCKED) expired
+               WHERE stages.stage_id = expired.stage_id"""
         )
 
     async def remove_aborted(self) -> int:
@@ -113,10 +115,12 @@ class Sweeper:
             """WITH newest AS (
                  SELECT DISTINCT ON (doc_id) id, priority, seq FROM inbox WHERE state = 'parked' AND park_store = %s
                  ORDER BY doc_id, version DESC, event_id DESC
-               ), next AS (SELECT id FROM newest ORDER BY priority, seq LIMIT %s)
+               ), next AS (
+                 SELECT id FROM inbox WHERE id IN (SELECT id FROM newest ORDER BY priority, seq LIMIT %s) AND state = 'parked'
+                 FOR NO KEY UPDATE SKIP LOCKED)
                UPDATE inbox SET state = CASE WHEN prepared_at IS NULL THEN 'received' ELSE 'prepared' END,
                                 park_store = NULL, next_at = clock_timestamp()
-               FROM next WHERE inbox.id = next.id AND inbox.state = 'parked'""",
+               FROM next WHERE inbox.id = next.id""",
             (store, size),
         )
 
@@ -135,6 +139,8 @@ async def remove_stages(stages: Sequence[UUID], graph: GraphStore, vectors: Vect
 
 async def mark_reaped(db: Postgres, stages: Sequence[UUID], state: str) -> int:
     return await db.execute(
-        "UPDATE stages SET state = 'reaped', ended_at = clock_timestamp() WHERE stage_id = ANY(%s) AND state = %s",
+        """UPDATE stages SET state = 'reaped', ended_at = clock_timestamp()
+           FROM (SELECT stage_id FROM stages WHERE stage_id = ANY(%s) AND state = %s FOR UPDATE SKIP LOCKED) gone
+           WHERE stages.stage_id = gone.stage_id""",
         (list(stages), state),
     )

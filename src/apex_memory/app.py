@@ -203,9 +203,9 @@ class App:
         self.pace.took(source, len(events), monotonic() - began)
         return report
 
-    async def publish(self, batch: UUID) -> Report:
-        """Stage, verify and flip the prepared events of a batch."""
-        async with self._held(batch):
+    async def publish(self, batch: UUID, *, behind: UUID | None = None) -> Report:
+        """Stage, verify and flip the prepared events of a batch; the one that waits behind it keeps its lease, too."""
+        async with self._held(*([batch, behind] if behind else [batch])):
             return await self.publication.publish(batch)
 
     async def give_up(self, source: str, batch: UUID, step: str, reason: str) -> None:
@@ -224,21 +224,21 @@ class App:
             await self.publication.release(batch, events, seconds=0)
 
     @asynccontextmanager
-    async def _held(self, batch: UUID) -> AsyncIterator[None]:
-        """Renew the batch's lease while a step works on it, however long the embedding takes."""
-        keeping = asyncio.create_task(self._keep(batch))
+    async def _held(self, *batches: UUID) -> AsyncIterator[None]:
+        """Renew the batches' leases while a step works, however long the embedding takes."""
+        keeping = asyncio.create_task(self._keep(batches))
         try:
             yield
         finally:
             keeping.cancel()
 
-    async def _keep(self, batch: UUID) -> None:
+    async def _keep(self, batches: Sequence[UUID]) -> None:
         while True:
             await asyncio.sleep(self.settings.lease_seconds / 3)
             try:
-                await self.inbox.renew(batch, lease=self.settings.lease_seconds)
+                await self.inbox.renew(*batches, lease=self.settings.lease_seconds)
             except ApexError as error:
-                self.log.warning("lease not renewed", batch=str(batch), reason=str(error))
+                self.log.warning("lease not renewed", batch=str(batches[0]), reason=str(error))
 
     async def drain(self, source: str, *, run: Run | None = None) -> int:
         """The direct path: batches until nothing is ready; answers the number of events carried.
@@ -257,8 +257,7 @@ class App:
                 elif publishing is None:
                     return carried
                 if publishing:
-                    async with self._held(batch.id):
-                        await publishing
+                    await self._published(publishing, behind=batch.id)
                 publishing = asyncio.create_task(self.publish(batch.id)) if batch.events else None
                 if publishing and not batch.more:
                     await publishing
@@ -270,6 +269,14 @@ class App:
         finally:
             if publishing:
                 await publishing
+
+    async def _published(self, publishing: asyncio.Task[Report], *, behind: UUID) -> None:
+        """Wait for a batch to be published. If it fails, the one behind it is ready for others at once."""
+        async with self._held(behind):
+            await asyncio.wait([publishing])
+        if publishing.exception():
+            await self.publication.release(behind, await self.inbox.held(behind), seconds=0)
+        await publishing
 
     async def sweep(self) -> Swept:
         """Check stores that restarted, abort and remove what expired, let parked events go on."""

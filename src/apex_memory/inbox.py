@@ -112,23 +112,23 @@ class Inbox:
             for row in rows
         ]
 
-    async def renew(self, batch: UUID, *, lease: float) -> None:
-        """Move the end of a batch's lease, and that of its stages.
+    async def renew(self, *batches: UUID, lease: float) -> None:
+        """Move the end of the batches' leases, and that of their stages.
 
         Rows that a commit holds just now are passed over, as what waits for nothing needs no order:
         it ends them, or they are renewed the next time.
         """
         await self._db.execute(
             """UPDATE inbox SET next_at = clock_timestamp() + make_interval(secs => %s)
-               FROM (SELECT id FROM inbox WHERE open AND batch = %s FOR NO KEY UPDATE SKIP LOCKED) mine
+               FROM (SELECT id FROM inbox WHERE open AND batch = ANY(%s) FOR NO KEY UPDATE SKIP LOCKED) mine
                WHERE inbox.id = mine.id""",
-            (lease, batch),
+            (lease, list(batches)),
         )
         await self._db.execute(
             """UPDATE stages SET lease_until = clock_timestamp() + make_interval(secs => %s)
-               FROM (SELECT stage_id FROM stages WHERE state = 'staging' AND owner = %s FOR UPDATE SKIP LOCKED) mine
+               FROM (SELECT stage_id FROM stages WHERE state = 'staging' AND owner = ANY(%s) FOR UPDATE SKIP LOCKED) mine
                WHERE stages.stage_id = mine.stage_id""",
-            (lease, batch),
+            (lease, list(batches)),
         )
 
     async def events(self, batch: UUID) -> list[tuple[Event, int]]:

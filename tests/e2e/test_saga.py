@@ -418,7 +418,7 @@ async def test_the_next_batch_is_prepared_while_one_is_published_and_order_holds
         assert len(await stages(app, "superseded")) == 2
 
 
-async def test_a_batch_that_cannot_be_published_ends_the_drain_with_its_error(
+async def test_a_batch_that_cannot_be_published_ends_the_drain_and_gives_back_the_one_behind_it(
     make_settings: MakeSettings,
 ) -> None:
     async with open_app(make_settings(batch_max=1)) as app:
@@ -436,3 +436,5 @@ async def test_a_batch_that_cannot_be_published_ends_the_drain_with_its_error(
         with pytest.raises(Misconfigured):
             await app.drain("documents")
         assert not await live(app, "a")
+        [waiting] = (await app.claim("documents")).events
+        assert waiting.event_id == "b@1", "prepared, and ready at once"

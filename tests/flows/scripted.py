@@ -53,6 +53,10 @@ class Steps:
     published: list[str] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     looks: int = 0
+    claimed: list[str] = field(default_factory=list)
+    """Ids of the batches that had events."""
+    behind: list[str] = field(default_factory=list)
+    """The batch that each publishing was told to keep beside its own."""
     given_up: list[str] = field(default_factory=list)
     held: dict[str, list[str]] = field(default_factory=dict)
     landed: int = 0
@@ -74,6 +78,7 @@ class Steps:
         self.looks += 1
         if taken:
             self.batches.append(len(taken))
+            self.claimed.append(batch)
         names = [EventName(f"id-{name}", name) for name in taken[:SHOWN]]
         return ClaimedBatch(batch, len(taken), len(taken) >= self.limit, names)
 
@@ -85,6 +90,7 @@ class Steps:
 
     @activity.defn
     async def publish(self, order: BatchOrder) -> StepReport:
+        self.behind.append(order.behind)
         if self.gate:
             await self.gate.wait()
         self._maybe_fail("publish")

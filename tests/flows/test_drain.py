@@ -209,6 +209,19 @@ async def test_the_next_batch_is_prepared_while_one_is_published_and_no_third_is
     assert bench.steps.published == [f"e{n}" for n in range(25)]
 
 
+async def test_who_publishes_knows_the_batch_that_waits_behind(bench: Bench) -> None:
+    bench.steps.land(25)
+    await bench.start()
+    await bench.wake()
+    await until(lambda: len(bench.steps.published) == 25, "25 events published")
+    assert len(bench.steps.claimed) == 3
+    assert bench.steps.behind[:2] == bench.steps.claimed[1:]
+    bench.steps.land(1)
+    await bench.wake()
+    await until(lambda: len(bench.steps.published) == 26, "one more published")
+    assert len(set(bench.steps.claimed)) == 4, "no id is used again"
+
+
 async def test_a_batch_that_fails_leaves_the_one_behind_it_alone(bench: Bench) -> None:
     bench.steps.fail = {"publish": [Misconfigured("wrong", remedy="mend it")]}
     bench.steps.land(20)

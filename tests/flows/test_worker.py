@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from uuid import UUID
 
 import httpx2
 import pytest
@@ -23,6 +24,7 @@ from apex_memory.flows.queues import drain_id
 from apex_memory.flows.wakes import Waker
 from apex_memory.flows.worker import serve
 from apex_memory.model import Landed
+from apex_memory.saga.publication import Report
 from apex_memory.stores.embedded import free_port
 from apex_memory.stores.embedded.temporal import Temporal
 from tests.conftest import running
@@ -80,6 +82,43 @@ async def test_a_landed_event_is_carried_and_names_its_run(
         assert workflow.startswith("hello:") and not greeting.away
         assert set(greeting.stores) == {"documents", "graph", "vectors", "cache"}
         assert greeting.stores["documents"].startswith("PostgreSQL")
+
+
+async def test_a_batch_that_waits_for_the_one_before_keeps_its_lease(
+    make_settings: MakeSettings, temporal: Temporal
+) -> None:
+    settings = make_settings(temporal=temporal.url, batch_max=1, lease_seconds=0.5)
+    async with running(temporal), open_app(settings) as app, serving(app) as waker:
+        publish, gate = app.publication.publish, asyncio.Event()
+
+        async def publish_late(batch: UUID) -> Report:
+            await gate.wait()
+            return await publish(batch)
+
+        app.publication.publish = publish_late  # type: ignore[method-assign]
+        first, second = [
+            *await land(app, text_event(app, "a", "one")),
+            *await land(app, text_event(app, "b", "two")),
+        ]
+        waker.wake("documents")
+
+        async def is_prepared() -> bool:
+            return await state(app, second) == "prepared"
+
+        await until(is_prepared, "the second batch waits")
+        seen = await app.db.fetch_one("SELECT now() AS at")
+
+        async def is_held_much_later() -> bool:
+            row = await app.db.fetch_one(
+                "SELECT batch IS NOT NULL AND next_at > %s + interval '1.5 s' AS held FROM inbox WHERE id = %s",
+                (seen and seen["at"], second.id),
+            )
+            return bool(row and row["held"])
+
+        await until(is_held_much_later, "its lease goes on, three times over", seconds=5)
+        gate.set()
+        for landed in (first, second):
+            await until(lambda landed=landed: done(app, landed), "carried")
 
 
 async def test_the_sweep_makes_up_for_a_lost_wake(

@@ -62,7 +62,8 @@ class Activities:
     @activity.defn
     async def publish(self, order: BatchOrder) -> StepReport:
         async with heartbeating():
-            return _report(await self._app.publish(UUID(order.batch)))
+            behind = UUID(order.behind) if order.behind else None
+            return _report(await self._app.publish(UUID(order.batch), behind=behind))
 
     @activity.defn
     async def give_up(self, order: GivenUp) -> None:

@@ -59,6 +59,8 @@ class ClaimedBatch:
 class BatchOrder:
     source: str
     batch: str
+    behind: str = ""
+    """Id of the batch that is claimed and prepared meanwhile, and waits for this one."""
 
 
 @dataclass(frozen=True)

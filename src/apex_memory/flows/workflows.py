@@ -70,6 +70,8 @@ class Drain:
         self._dirty = order.look
         self._paused = order.paused
         self._burst = Burst()
+        # The id of the batch to come, known before it is claimed: who publishes the one before keeps its lease.
+        self._next = str(workflow.uuid4())
         self._publishing: asyncio.Task[None] | None = None
 
     @workflow.run
@@ -133,27 +135,30 @@ class Drain:
         Only behind a full batch is there something to prepare beside it: any other is waited for.
         """
         source = self._order.source
-        claim = ClaimOrder(source, str(workflow.uuid4()))
+        claim = ClaimOrder(source, self._next)
         batch: ClaimedBatch = await self._timed("claim", Activities.claim, claim, SHORT, source)
         if not batch.count:
             await self._published()
             return False
+        self._next = str(workflow.uuid4())
         if not self._burst.batches:
             workflow.upsert_search_attributes([OUTCOME.value_set("working")])
         self._burst.claimed(batch)
         self._dirty = self._dirty or batch.more
         self._show("works")
-        prepared: StepReport = await self._step("prepare", Activities.prepare, batch)
+        order = BatchOrder(source, batch.id)
+        prepared: StepReport = await self._step("prepare", Activities.prepare, batch, order)
         try:
             await self._published()
         finally:  # what became of the batch before is nothing to this one
-            self._publishing = asyncio.create_task(self._publish(batch, prepared))
+            order = replace(order, behind=self._next)
+            self._publishing = asyncio.create_task(self._publish(batch, order, prepared))
         if not batch.more:
             await self._published()
         return True
 
-    async def _publish(self, batch: ClaimedBatch, prepared: StepReport) -> None:
-        published: StepReport = await self._step("publish", Activities.publish, batch)
+    async def _publish(self, batch: ClaimedBatch, order: BatchOrder, prepared: StepReport) -> None:
+        published: StepReport = await self._step("publish", Activities.publish, batch, order)
         self._settle(prepared, published)
         self._dirty = self._dirty or published.landed > 0
 
@@ -168,10 +173,10 @@ class Drain:
         step: str,
         method: Callable[[Activities, BatchOrder], Awaitable[T]],
         batch: ClaimedBatch,
+        order: BatchOrder,
     ) -> T:
         """A step of a batch. One that fails for good gives the batch back first."""
-        source = self._order.source
-        order, summary = BatchOrder(source, batch.id), f"{source}: {batch.count} events"
+        source, summary = order.source, f"{order.source}: {batch.count} events"
         try:
             return await self._timed(step, method, order, LONG, summary)
         except ActivityError as error:

@@ -7,11 +7,10 @@ in a plain loop: the direct path, without Temporal.
 from __future__ import annotations
 
 import asyncio
-import math
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from time import monotonic
 from typing import Any
@@ -22,6 +21,7 @@ import httpx2
 from apex_memory import sources
 from apex_memory.arrivals import (
     Backfills,
+    Credentials,
     Files,
     Pulled,
     Pulls,
@@ -29,12 +29,14 @@ from apex_memory.arrivals import (
     SourceStates,
     VaultTokens,
 )
+from apex_memory.arrivals.credentials import secret_keys
 from apex_memory.arrivals.pulls import Backfill, OnPage
 from apex_memory.config import Settings
-from apex_memory.errors import ApexError, Misconfigured, RetryLater
-from apex_memory.inbox import Claimed, Inbox, Run
+from apex_memory.errors import Misconfigured, RetryLater
+from apex_memory.inbox import Batch, Inbox, Run
 from apex_memory.model import Event, Landed, now
 from apex_memory.pipeline import Embedder, Pipeline, extract_query, open_embedder
+from apex_memory.pipeline.pace import Pace
 from apex_memory.saga import recovery
 from apex_memory.saga.collector import Collector
 from apex_memory.saga.dead_letters import DeadLetters
@@ -44,7 +46,7 @@ from apex_memory.saga.publication import Publication, Report
 from apex_memory.saga.recovery import Recovery
 from apex_memory.saga.sweeper import Sweeper, Swept
 from apex_memory.search import Search
-from apex_memory.sources import Link, Nudge, Source
+from apex_memory.sources import Link, Source
 from apex_memory.stores import GraphStore, Store, VectorStore
 from apex_memory.stores.graph import open_graph
 from apex_memory.stores.postgres import Postgres, claim_installation, migrate
@@ -52,47 +54,6 @@ from apex_memory.stores.redis import Cache
 from apex_memory.stores.secrets import Vault, read_keys
 from apex_memory.stores.vectors import open_vectors
 from apex_memory.telemetry import BATCH_EVENTS, STEP_SECONDS, logger
-
-SECRETS_SECONDS = 1.0  # how soon every process knows a secret that was set
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """A claimed batch: its id (the lease's owner) and its events."""
-
-    id: UUID
-    source: str
-    events: list[Claimed]
-    more: bool
-    """The batch came back full: there is probably more."""
-
-
-@dataclass(slots=True)
-class Pace:
-    """How many events make a batch: as many as are prepared in about `seconds`, so that an urgent one waits no longer."""
-
-    most: int
-    seconds: float
-    _rates: dict[str, float] = field(default_factory=dict)
-    _alone: dict[str, int] = field(default_factory=dict)
-
-    def isolate(self, source: str, events: int) -> None:
-        """Claim the next events of a source one at a time."""
-        self._alone[source] = events
-
-    def limit(self, source: str) -> int:
-        if self._alone.get(source):
-            self._alone[source] -= 1
-            return 1
-        rate = self._rates.get(source)
-        return self.most if rate is None else max(1, min(self.most, math.ceil(rate * self.seconds)))
-
-    def took(self, source: str, events: int, seconds: float) -> None:
-        """Learn from a batch. Small ones say little about large ones: they never lower the pace."""
-        rate = events / max(seconds, 1e-6)
-        known = self._rates.get(source, rate)
-        if seconds > self.seconds / 4 or rate > known:
-            self._rates[source] = (known + rate) / 2
 
 
 @dataclass(slots=True, kw_only=True)
@@ -108,6 +69,7 @@ class App:
     pipeline: Pipeline
     inbox: Inbox
     vault: Vault
+    credentials: Credentials
     links: dict[str, Link]
     pulls: Pulls
     files: Files
@@ -130,22 +92,6 @@ class App:
         await self.cache.remember([item.id for item in landed])
         return landed
 
-    async def keep_secrets_fresh(self) -> None:
-        """For ever: take over, within a second, what is set in the vault. Wrong values are logged and left out."""
-        known = None
-        while True:
-            try:
-                if (changed := await self.vault.changed_at()) != known:
-                    known = changed
-                    await apply_secrets(self.vault, self.sources, self.settings)
-            except ApexError as error:
-                self.log.warning("secrets not read", reason=str(error))
-            await asyncio.sleep(SECRETS_SECONDS)
-
-    async def note(self, source: str, nudges: Sequence[Nudge]) -> None:
-        """Keep what a vendor says has changed, until a pull fetches it."""
-        await self.pulls.note(source, nudges)
-
     async def pull(
         self, name: str, *, on_page: OnPage | None = None, backfill: Backfill | None = None
     ) -> Pulled:
@@ -157,12 +103,7 @@ class App:
 
     async def carry_files(self, name: str) -> int:
         """Land and answer the files of a source that are not at an end; answers how many. The direct path."""
-        source, ids = self.sources[name], await self.files.open_files(name)
-        for id in ids:
-            while (await self.files.land_chunk(source, id)).more:
-                pass
-            await self.files.answer(source, id, self.links[name])
-        return len(ids)
+        return await self.files.carry(self.sources[name], self.links[name])
 
     async def fold(self, name: str, *, everything: bool = False) -> int:
         """Land the windows of a stream that are due; answers how many."""
@@ -186,6 +127,9 @@ class App:
         if events:
             BATCH_EVENTS.labels(source).observe(len(events))
         return Batch(batch, source, events, more=len(events) >= limit)
+
+    def _held(self, *batches: UUID) -> AbstractAsyncContextManager[None]:
+        return self.inbox.keeping(*batches, lease=self.settings.lease_seconds)
 
     async def prepare(self, source: str, batch: UUID) -> Report:
         """Parse, extract and embed the events of a batch that have no manifest yet, and store the manifests."""
@@ -222,23 +166,6 @@ class App:
         else:
             self.pace.isolate(source, len(events))
             await self.publication.release(batch, events, seconds=0)
-
-    @asynccontextmanager
-    async def _held(self, *batches: UUID) -> AsyncIterator[None]:
-        """Renew the batches' leases while a step works, however long the embedding takes."""
-        keeping = asyncio.create_task(self._keep(batches))
-        try:
-            yield
-        finally:
-            keeping.cancel()
-
-    async def _keep(self, batches: Sequence[UUID]) -> None:
-        while True:
-            await asyncio.sleep(self.settings.lease_seconds / 3)
-            try:
-                await self.inbox.renew(*batches, lease=self.settings.lease_seconds)
-            except ApexError as error:
-                self.log.warning("lease not renewed", batch=str(batches[0]), reason=str(error))
 
     async def drain(self, source: str, *, run: Run | None = None) -> int:
         """The direct path: batches until nothing is ready; answers the number of events carried.
@@ -338,36 +265,15 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         cache = Cache(settings.cache)
         stack.push_async_callback(cache.close)
         vault = Vault(db, read_keys(secret_keys(settings)))
-        with suppress(Misconfigured):  # `keep_secrets_fresh` says so again; the other sources work
-            await apply_secrets(vault, loaded, settings)
         http = await stack.enter_async_context(
             httpx2.AsyncClient(timeout=settings.call_timeout_seconds)
         )
         pipeline = Pipeline(embedder, chunk_chars=settings.chunk_chars)
         stack.push_async_callback(pipeline.close)
-        yield _wire(settings, db, graph, vectors, cache, vault, http, loaded, pipeline, embedder)
-
-
-async def apply_secrets(vault: Vault, loaded: Mapping[str, Source], settings: Settings) -> None:
-    """Lay the vault's values over the settings of each source. Raises `Misconfigured` for one that cannot be right."""
-    kept = await vault.all(sources.SECRETS)
-    for name, source in loaded.items():
-        given = {**settings.sources.get(name, {}), **sources.secrets_of(name, kept)}
-        source.settings = sources.settings_of(type(source), given)
-
-
-def secret_keys(settings: Settings) -> list[str]:
-    """The texts of the keys that seal secrets: the setting first, then the file's lines."""
-    file = settings.secret_key_file or settings.data_dir / "secret.key"
-    try:
-        lines = file.read_text().splitlines()
-    except FileNotFoundError:
-        if settings.secret_key_file:
-            raise Misconfigured(
-                f"secret_key_file: {file} is not there", remedy="make a key with `apex secrets key`"
-            ) from None
-        lines = []
-    return [settings.secret_key.get_secret_value(), *lines]
+        app = _wire(settings, db, graph, vectors, cache, vault, http, loaded, pipeline, embedder)
+        with suppress(Misconfigured):  # `keep_fresh` says so again; the other sources work
+            await app.credentials.apply()
+        yield app
 
 
 def _wire(
@@ -402,6 +308,7 @@ def _wire(
         pipeline=pipeline,
         inbox=inbox,
         vault=vault,
+        credentials=Credentials(vault, loaded, settings),
         links=links,
         pulls=Pulls(db, inbox),
         files=Files(db, inbox),

@@ -6,17 +6,19 @@ is a lease: `next_at` moves to its end, and a row whose lease has run out is sim
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, LiteralString
 from uuid import UUID
 
 from psycopg.rows import DictRow
 
-from apex_memory.errors import NotFound
+from apex_memory.errors import ApexError, NotFound
 from apex_memory.model import Event, Landed, Priority
 from apex_memory.stores.postgres import Connection, Postgres, Row
-from apex_memory.telemetry import DUPLICATES, LANDED
+from apex_memory.telemetry import DUPLICATES, LANDED, logger
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,17 @@ class Claimed:
 
 
 @dataclass(frozen=True, slots=True)
+class Batch:
+    """A claimed batch: its id (the lease's owner) and its events."""
+
+    id: UUID
+    source: str
+    events: list[Claimed]
+    more: bool
+    """The batch came back full: there is probably more."""
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """The workflow run that carries a batch, for the link from an event's page."""
 
@@ -40,6 +53,7 @@ class Run:
 class Inbox:
     def __init__(self, db: Postgres) -> None:
         self._db = db
+        self._log = logger(room="inbox")
 
     async def land(
         self, events: Sequence[Event], connection: Connection | None = None
@@ -130,6 +144,23 @@ class Inbox:
                WHERE stages.stage_id = mine.stage_id""",
             (lease, list(batches)),
         )
+
+    @asynccontextmanager
+    async def keeping(self, *batches: UUID, lease: float) -> AsyncIterator[None]:
+        """Renew the batches' leases while a step works, however long the embedding takes."""
+        keeping = asyncio.create_task(self._keep(batches, lease))
+        try:
+            yield
+        finally:
+            keeping.cancel()
+
+    async def _keep(self, batches: Sequence[UUID], lease: float) -> None:
+        while True:
+            await asyncio.sleep(lease / 3)
+            try:
+                await self.renew(*batches, lease=lease)
+            except ApexError as error:
+                self._log.warning("lease not renewed", batch=str(batches[0]), reason=str(error))
 
     async def events(self, batch: UUID) -> list[tuple[Event, int]]:
         """The events of a batch that are still to be prepared, with payload and failed attempts."""

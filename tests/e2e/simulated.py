@@ -91,7 +91,7 @@ class Day:
         await source.before(request, self.app.links[self.name])
         received = source.receive(request)
         await self.app.land(received.events)
-        await self.app.note(self.name, received.nudges)
+        await self.app.pulls.note(self.name, received.nudges)
 
     async def check(self, truth: Sequence[Truth], *, dead: int = 0) -> None:
         """Every simulated thing once in its newest state, deleted ones gone, nothing else, and nothing left over."""

@@ -111,7 +111,7 @@ async def test_polls_streams_and_files_arrive(make_settings: MakeSettings, folde
 
         # A nudge fetches at once; a late reading opens its window again.
         (folder / "lines").write_text("one\ntwo\nthree\nfour\n")
-        await place.app.note("polled", [Nudge("all")])
+        await place.app.pulls.note("polled", [Nudge("all")])
         place.waker.pull("polled")
         await until(lambda: place.text("polled", "line:3"), "the nudge was followed", seconds=20)
         assert not await place.app.db.fetch("SELECT FROM nudges")

@@ -101,6 +101,15 @@ class Files:
         self._unpacked.pop(id, None)
         return names
 
+    async def carry(self, source: Source, link: Link) -> int:
+        """Land and answer every file of a source that is not at an end; answers how many."""
+        ids = await self.open_files(source.name)
+        for id in ids:
+            while (await self.land_chunk(source, id)).more:
+                pass
+            await self.answer(source, id, link)
+        return len(ids)
+
     async def listed(self, *, source: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
         """The newest files, without their content."""
         return await self._db.fetch(

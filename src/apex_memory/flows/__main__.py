@@ -49,7 +49,7 @@ async def run(settings: Settings, share: str = "all") -> None:
         async with open_app(settings) as app:
             if name == "worker":  # needs no Temporal; until then readers call the stores degraded
                 await app.recovery.gate()
-            fresh = asyncio.create_task(app.keep_secrets_fresh(), name="secrets")
+            fresh = asyncio.create_task(app.credentials.keep_fresh(), name="secrets")
             try:
                 await serve(app, build=build, stop=stop, runtime=runtime, queues=queues)
             finally:

@@ -136,7 +136,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
         tasks = [
             asyncio.create_task(gateway.waiting.run(), name="waiting"),
             asyncio.create_task(_keep_used(gateway.keys), name="keys used"),
-            asyncio.create_task(app.keep_secrets_fresh(), name="secrets"),
+            asyncio.create_task(app.credentials.keep_fresh(), name="secrets"),
         ]
         try:
             yield gateway

@@ -50,7 +50,7 @@ async def take_in(request: Request, name: str) -> Response:
 async def note(gateway: Gateway, source: str, nudges: Sequence[Nudge]) -> None:
     """Keep what a vendor says has changed, and ask for a pull that fetches it."""
     if nudges:
-        await gateway.app.note(source, nudges)
+        await gateway.app.pulls.note(source, nudges)
         gateway.waker.pull(source)
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import hmac
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
@@ -15,34 +11,23 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from apex_memory.simulate._hubspot_notices import PORTAL, SECRET, URL, pushes
+from apex_memory.simulate._hubspot_objects import (
+    SINGULAR,
+    TOUCHED,
+    Version,
+    last_of,
+    objects_of,
+    put,
+)
 from apex_memory.simulate.vendor import Chaos, Push, Simulator, Truth
-from apex_memory.simulate.world import Clock, Company, Shipment, World
+from apex_memory.simulate.world import Clock, World
 
 TOKEN = "simulated-access-token"  # noqa: S105 -- of a simulator
-SECRET = "simulated-client-secret"  # noqa: S105 -- as above
-URL = "https://apex.example/hooks/crm?tenant=acme%2C1"
-PORTAL, APP = 44_001, 33_001
-SINGULAR = {"companies": "company", "contacts": "contact", "deals": "deal"}
-STAGES = {
-    "tendered": "appointmentscheduled",
-    "accepted": "contractsent",
-    "delivered": "closedwon",
-    "paid": "closedwon",
-}
-TOUCHED = {"companies": "description", "contacts": "jobtitle", "deals": "description"}
 AHEAD = timedelta(
     seconds=1
 )  # several changes at one moment run that far ahead of the clock at most
 SECONDS_LATE = 90  # most that search lags behind on a bad day
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """An object from `at` on. `archived`: in the recycling bin."""
-
-    at: datetime
-    properties: Mapping[str, str]
-    archived: bool = False
 
 
 class Crm(Simulator):
@@ -50,7 +35,7 @@ class Crm(Simulator):
 
     def __init__(self, world: World, clock: Clock, chaos: Chaos) -> None:
         super().__init__(world, clock, chaos)
-        self.objects: dict[tuple[str, int], list[Version]] = {}
+        self.objects = objects_of(world)
         self.most = 200
         """Most objects in a page of search, whatever is asked for."""
         self.cap = 10_000
@@ -58,7 +43,6 @@ class Crm(Simulator):
         self.calls_left: int | None = None
         """Calls until the daily limit; None: there is none."""
         self._touches = 0
-        self._tell()
 
     def settings(self, base: str) -> dict[str, Any]:
         return {
@@ -81,83 +65,20 @@ class Crm(Simulator):
         ]
 
     def pushes(self, since: datetime, until: datetime) -> Iterable[Push]:
-        moments: dict[datetime, list[dict[str, Any]]] = {}
-        for (plural, id), versions in self.objects.items():
-            for before, version in zip([None, *versions], versions, strict=False):
-                if since < version.at <= until:
-                    notices = moments.setdefault(version.at, [])
-                    notices += _notices(plural, id, before, version)
-        for at in sorted(moments):
-            for start in range(0, len(moments[at]), 100):
-                body = json.dumps(moments[at][start : start + 100]).encode()
-                yield Push(at, "/hooks/crm", body, signed)
+        return pushes(self.objects, since, until)
 
     def truth(self, until: datetime) -> Sequence[Truth]:
         told = []
         for (plural, id), versions in self.objects.items():
             if versions[0].at <= until + AHEAD:
-                last, key = _last(versions, until + AHEAD), f"{SINGULAR[plural]}:{id}"
+                last, key = last_of(versions, until + AHEAD), f"{SINGULAR[plural]}:{id}"
                 text = last.properties[TOUCHED[plural]]
                 told.append(Truth(key, "" if last.archived else text, deleted=last.archived))
         return told
 
     def put(self, plural: str, id: int, version: Version) -> None:
         """Write a version of an object."""
-        versions = self.objects.setdefault((plural, id), [])
-        versions.append(version)
-        versions.sort(key=lambda one: one.at)
-
-    # -- the world as a CRM tells it
-
-    def _tell(self) -> None:
-        imported = self.world.start - timedelta(days=1)
-        people: dict[str, int] = {}
-        for company in (*self.world.customers, *self.world.carriers):
-            self.put("companies", company.number, Version(imported, _company(company)))
-            for person in company.people:
-                if person.email not in people:
-                    people[person.email] = 1_000 * len(people) + company.number
-                    properties = {
-                        "firstname": person.name.split()[0],
-                        "lastname": person.name.split()[-1],
-                        "email": person.email,
-                        "phone": person.phone,
-                        "company": company.name,
-                        "associatedcompanyid": str(company.number),
-                        "jobtitle": "Dispatcher" if company.scac else "Buyer",
-                    }
-                    self.put("contacts", people[person.email], Version(imported, properties))
-        self._leave_and_return(sorted(people.values()))
-        for shipment in self.world.shipments:
-            self._deal(shipment)
-
-    def _leave_and_return(self, contacts: Sequence[int]) -> None:
-        for n, id in enumerate(contacts[:3]):
-            (first,) = self.objects["contacts", id]
-            gone = self.world.start + timedelta(hours=3 + n, minutes=7)
-            self.put("contacts", id, Version(gone, first.properties, archived=True))
-            if n == 0:
-                self.put("contacts", id, Version(gone + timedelta(hours=4), first.properties))
-
-    def _deal(self, shipment: Shipment) -> None:
-        title = f"{shipment.id} {shipment.origin.city} {shipment.origin.state} to {shipment.destination.city} {shipment.destination.state}"
-        stage = ""
-        for step in shipment.milestones:
-            stage = STAGES.get(step.code, stage)
-            properties = {
-                "dealname": title,
-                "dealstage": stage,
-                "pipeline": "default",
-                "amount": f"{shipment.total_cents / 100:.2f}",
-                "deal_currency_code": "USD",
-                "hs_primary_associated_company": str(shipment.customer.number),
-                "description": f"{shipment.pallets} pallets of {shipment.commodity} for {shipment.customer.name}, PO {shipment.po}. Shipment is {step.code}.",
-            }
-            self.put("deals", shipment.number, Version(step.at, properties))
-        if shipment.cancelled_at:
-            self.put(
-                "deals", shipment.number, Version(shipment.cancelled_at, properties, archived=True)
-            )
+        put(self.objects, plural, id, version)
 
     # -- what it answers
 
@@ -192,10 +113,12 @@ class Crm(Simulator):
     def _touch(self) -> None:
         """Somebody changes an object between two calls. Times of one object differ."""
         now = self.clock.now + AHEAD
-        live = [key for key, versions in self.objects.items() if not _last(versions, now).archived]
+        live = [
+            key for key, versions in self.objects.items() if not last_of(versions, now).archived
+        ]
         self._touches += 1
         plural, id = live[(self._touches * 7) % len(live)]
-        last = _last(self.objects[plural, id], now)
+        last = last_of(self.objects[plural, id], now)
         property = TOUCHED[plural]
         text = f"{last.properties[property].partition(' Note')[0]} Note {self._touches}."
         at = max(_whole(self.clock.now), last.at + timedelta(milliseconds=1))
@@ -206,7 +129,7 @@ class Crm(Simulator):
         now = self.clock.now + AHEAD
         for (kind, id), versions in self.objects.items():
             if kind == plural and versions[0].at <= now:
-                yield id, versions[0], _last(versions, now)
+                yield id, versions[0], last_of(versions, now)
 
     def _search(self, plural: str, request: Request, body: Any) -> Response:
         late = timedelta(seconds=SECONDS_LATE if self.chaos.mutations else 0)
@@ -282,64 +205,6 @@ class Crm(Simulator):
         return _error(404, "OBJECT_NOT_FOUND", "no such object")
 
 
-def signed(body: bytes, at: datetime) -> Mapping[str, str]:
-    """A v3 signature; HubSpot decodes some characters of the URL first."""
-    stamp = str(int(at.timestamp() * 1000))
-    text = b"POST" + URL.replace("%2C", ",").encode() + body + stamp.encode()
-    digest = hmac.digest(SECRET.encode(), text, "sha256")
-    return {
-        "X-HubSpot-Request-Timestamp": stamp,
-        "X-HubSpot-Signature-v3": base64.b64encode(digest).decode(),
-        "X-HubSpot-Signature": hashlib.sha256(SECRET.encode() + body).hexdigest(),
-        "X-HubSpot-Signature-Version": "v1",
-    }
-
-
-def _notices(
-    plural: str, id: int, before: Version | None, version: Version
-) -> list[dict[str, Any]]:
-    """What HubSpot sends of a new version; a change stands before the creation that it belongs to."""
-    notice = {
-        "eventId": id * 10 + 1,
-        "subscriptionId": 24_001,
-        "portalId": PORTAL,
-        "appId": APP,
-        "occurredAt": int(version.at.timestamp() * 1000),
-        "attemptNumber": 0,
-        "objectId": id,
-        "changeSource": "CRM_UI",
-        "sourceId": "userId:9",
-    }
-    kind = SINGULAR[plural]
-    if version.archived:
-        return [{**notice, "subscriptionType": f"{kind}.deletion", "changeFlag": "DELETED"}]
-    if before and before.archived:
-        return [{**notice, "subscriptionType": f"{kind}.restore"}]
-    property = "dealstage" if plural == "deals" else TOUCHED[plural]
-    change = {
-        **notice,
-        "subscriptionType": f"{kind}.propertyChange",
-        "propertyName": property,
-        "propertyValue": version.properties[property],
-    }
-    created = {**notice, "subscriptionType": f"{kind}.creation", "changeFlag": "CREATED"}
-    return [change] if before else [change, created]
-
-
-def _company(company: Company) -> dict[str, str]:
-    kind = "carrier" if company.scac else "customer"
-    properties = {
-        "name": company.name,
-        "domain": company.domain,
-        "phone": company.people[0].phone,
-        "lifecyclestage": kind,
-        "description": f"A {kind}; asks and orders through {company.people[0].name}.",
-    }
-    if company.scac:
-        properties |= {"scac": company.scac, "mc_number": company.mc}
-    return properties
-
-
 def _record(
     plural: str, id: int, first: Version, last: Version, wanted: Sequence[str]
 ) -> dict[str, Any]:
@@ -410,10 +275,6 @@ def _limit(policy: str, headers: Mapping[str, str]) -> Response:
         "policyName": policy,
     }
     return JSONResponse(body, 429, headers)
-
-
-def _last(versions: Sequence[Version], now: datetime) -> Version:
-    return [one for one in versions if one.at <= now][-1] if versions[0].at <= now else versions[0]
 
 
 def _whole(at: datetime) -> datetime:

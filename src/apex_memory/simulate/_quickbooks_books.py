@@ -1,0 +1,218 @@
+"""The books of a company as QuickBooks keeps them: its customers and vendors, and what each shipment costs and brings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from apex_memory.simulate.world import Company, Shipment, World
+
+PACIFIC = timezone(timedelta(hours=-8))  # its times carry an offset
+USD = {"value": "USD", "name": "United States Dollar"}
+
+
+@dataclass(slots=True)
+class Books:
+    """Records by (type, id), each a list of versions (time, body), oldest first. Times are whole seconds."""
+
+    versions: dict[tuple[str, str], list[tuple[datetime, dict[str, Any]]]] = field(
+        default_factory=dict
+    )
+    merges: list[tuple[datetime, str, str, str]] = field(default_factory=list)
+    """Records entered twice: time, type, the id that stays, the id that is gone."""
+
+    def put(self, entity: str, id: str, at: datetime, body: Mapping[str, Any]) -> None:
+        """Write a version; its sync token is one more than the last."""
+        told = self.versions.setdefault((entity, id), [])
+        at = at.replace(microsecond=0)
+        created = told[0][0] if told else at
+        meta = {"CreateTime": iso(created), "LastUpdatedTime": iso(at)}
+        own = {
+            "domain": "QBO",
+            "sparse": False,
+            "Id": id,
+            "SyncToken": str(len(told)),
+            "MetaData": meta,
+        }
+        told.append((at, {**body, **own}))
+
+    def delete(self, entity: str, id: str, at: datetime) -> None:
+        at = at.replace(microsecond=0)
+        gone = {"domain": "QBO", "status": "Deleted", "Id": id}
+        self.versions[entity, id].append((at, {**gone, "MetaData": {"LastUpdatedTime": iso(at)}}))
+
+    def now(self, entity: str, now: datetime) -> list[tuple[datetime, dict[str, Any]]]:
+        """The last version of each record of a type."""
+        found = []
+        for (kind, _), versions in self.versions.items():
+            if kind == entity and (past := [one for one in versions if one[0] <= now]):
+                found.append(past[-1])
+        return found
+
+
+def books_of(world: World) -> Books:
+    """All that the books will ever say of a world."""
+    books = Books()
+    opened = world.start - timedelta(days=2)
+    for company in world.customers:
+        books.put("Customer", str(company.number), opened, _party(company))
+    for company in world.carriers:
+        books.put("Vendor", str(company.number), opened, _party(company))
+    _leave(books, world, opened)
+    for shipment in world.shipments:
+        _money(books, shipment)
+    return books
+
+
+def _leave(books: Books, world: World, opened: datetime) -> None:
+    """A customer made inactive, one that comes back, and a vendor entered twice and merged."""
+    start, carrier = world.start, world.carriers[0]
+    for n, name in enumerate(("Closed Mills", "Seasonal Orchards")):
+        body = {"DisplayName": name, "Active": True, "Notes": f"{name}, called monthly."}
+        books.put("Customer", str(9_900 + n), opened, body)
+        away = start + timedelta(hours=4 + n)
+        books.put("Customer", str(9_900 + n), away, {**body, "Active": False})
+        if n:
+            back = {**body, "Notes": f"{name} is back."}
+            books.put("Customer", str(9_900 + n), away + timedelta(hours=3), back)
+    merged = start + timedelta(hours=7)
+    twice = {"DisplayName": f"{carrier.name} (2)", "Active": True, "Notes": "Entered twice."}
+    books.put("Vendor", "9990", opened, twice)
+    books.delete("Vendor", "9990", merged)
+    books.merges.append((merged.replace(microsecond=0), "Vendor", str(carrier.number), "9990"))
+
+
+def _money(books: Books, shipment: Shipment) -> None:
+    id = str(shipment.number - 100_000)
+    if delivered := shipment.at("delivered"):
+        books.put("Bill", id, delivered, _bill(shipment))
+    billed, paid = shipment.at("invoiced"), shipment.at("paid")
+    if billed is None or paid is None:
+        return
+    invoice = _invoice(shipment)
+    books.put("Invoice", id, billed, invoice)
+    if shipment.number % 4 == 0:  # entered twice: one is deleted, one voided
+        twice, void = str(2_000 + int(id)), str(3_000 + int(id))
+        books.put("Invoice", twice, billed, {**invoice, "DocNumber": f"{shipment.invoice}-2"})
+        books.delete("Invoice", twice, billed + timedelta(minutes=20))
+        wrong = {**invoice, "DocNumber": f"{shipment.invoice}-3"}
+        books.put("Invoice", void, billed, wrong)
+        books.put(
+            "Invoice",
+            void,
+            billed + timedelta(minutes=30),
+            {**wrong, "PrivateNote": "Voided", "Balance": 0},
+        )
+    note = f"{shipment.invoice} is paid."
+    link = [{"TxnId": id, "TxnType": "Payment"}]
+    done = {**invoice, "Balance": 0, "LinkedTxn": link, "PrivateNote": note}
+    books.put("Payment", id, paid, _payment(shipment, id))
+    books.put("Invoice", id, paid, done)
+
+
+def _party(company: Company) -> dict[str, Any]:
+    person = company.people[0]
+    return {
+        "DisplayName": company.name,
+        "CompanyName": company.name,
+        "GivenName": person.name.split()[0],
+        "FamilyName": person.name.split()[-1],
+        "PrimaryEmailAddr": {"Address": f"billing@{company.domain}"},
+        "PrimaryPhone": {"FreeFormNumber": person.phone},
+        "Active": True,
+        "Balance": 0,
+        "Notes": f"SCAC {company.scac}, MC {company.mc}." if company.scac else "Net 30.",
+    }
+
+
+def _invoice(shipment: Shipment) -> dict[str, Any]:
+    total = shipment.total_cents / 100
+    lane = f"{shipment.origin.city} {shipment.origin.state} to {shipment.destination.city} {shipment.destination.state}"
+    lines = [("Freight", shipment.linehaul_cents, f"{shipment.id} {lane}")]
+    lines.append(("Fuel surcharge", shipment.fuel_cents, f"{shipment.id}, {shipment.miles} miles"))
+    return {
+        "DocNumber": shipment.invoice,
+        "TxnDate": f"{shipment.at('invoiced'):%Y-%m-%d}",
+        "DueDate": f"{(shipment.at('invoiced') or shipment.milestones[-1].at) + timedelta(days=30):%Y-%m-%d}",
+        "CurrencyRef": USD,
+        "CustomerRef": {"value": str(shipment.customer.number), "name": shipment.customer.name},
+        "CustomField": [
+            {"DefinitionId": "1", "Name": "PO", "Type": "StringType", "StringValue": shipment.po}
+        ],
+        "CustomerMemo": {"value": f"Thank you for shipping with us. PO {shipment.po}."},
+        "PrivateNote": f"Delivered by {shipment.carrier.name}, unit {shipment.vehicle.unit}.",
+        "Line": [
+            {
+                "Id": str(n),
+                "LineNum": n,
+                "Description": what,
+                "Amount": cents / 100,
+                "DetailType": "SalesItemLineDetail",
+                "SalesItemLineDetail": {"ItemRef": {"value": str(n), "name": item}},
+            }
+            for n, (item, cents, what) in enumerate(lines, 1)
+        ]
+        + [{"Amount": total, "DetailType": "SubTotalLineDetail", "SubTotalLineDetail": {}}],
+        "TotalAmt": total,
+        "Balance": total,
+        "LinkedTxn": [],
+    }
+
+
+def _payment(shipment: Shipment, invoice_id: str) -> dict[str, Any]:
+    total = shipment.total_cents / 100
+    named = {"Name": "txnReferenceNumber", "Value": shipment.invoice}
+    return {
+        "TxnDate": f"{shipment.at('paid'):%Y-%m-%d}",
+        "CurrencyRef": USD,
+        "CustomerRef": {"value": str(shipment.customer.number), "name": shipment.customer.name},
+        "PaymentRefNum": f"ACH{shipment.number}",
+        "PrivateNote": f"ACH from {shipment.customer.name} for {shipment.invoice}.",
+        "TotalAmt": total,
+        "Line": [
+            {
+                "Amount": total,
+                "LinkedTxn": [{"TxnId": invoice_id, "TxnType": "Invoice"}],
+                "LineEx": {
+                    "any": [
+                        {
+                            "name": "{http://schema.intuit.com/finance/v3}NameValue",
+                            "nil": False,
+                            "value": named,
+                        }
+                    ]
+                },
+            }
+        ],
+    }
+
+
+def _bill(shipment: Shipment) -> dict[str, Any]:
+    total = round(shipment.total_cents * 0.86) / 100
+    return {
+        "DocNumber": shipment.pro,
+        "TxnDate": f"{shipment.at('delivered'):%Y-%m-%d}",
+        "CurrencyRef": USD,
+        "VendorRef": {"value": str(shipment.carrier.number), "name": shipment.carrier.name},
+        "PrivateNote": f"{shipment.pro} for {shipment.id}.",
+        "Line": [
+            {
+                "Id": "1",
+                "Description": f"Line haul {shipment.id}",
+                "Amount": total,
+                "DetailType": "AccountBasedExpenseLineDetail",
+                "AccountBasedExpenseLineDetail": {
+                    "AccountRef": {"value": "80", "name": "Purchased transportation"}
+                },
+            }
+        ],
+        "TotalAmt": total,
+        "Balance": total,
+    }
+
+
+def iso(at: datetime, timespec: str = "seconds") -> str:
+    """A time as QuickBooks writes it."""
+    return at.astimezone(PACIFIC).isoformat(timespec=timespec)

@@ -95,7 +95,7 @@ async def test_what_a_webhook_names_does_not_wait_for_a_long_list(
 
         async def on_page(done: Pulled) -> None:
             if done.pages == 1:
-                await app.note("turvo", [Nudge("shipment:404")])
+                await app.pulls.note("turvo", [Nudge("shipment:404")])
             row = await app.db.fetch_one("SELECT count(*) AS n FROM nudges WHERE source = 'turvo'")
             assert row
             waiting.append(row["n"])

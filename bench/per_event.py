@@ -26,6 +26,7 @@ from apex_memory.flows.client import connect
 from apex_memory.flows.drains import Drains
 from apex_memory.flows.errors import Translation
 from apex_memory.flows.orders import DrainOrder
+from apex_memory.flows.pulls import Pulling
 from apex_memory.flows.workflows import Drain
 from apex_memory.model import Event, now
 from apex_memory.saga.stage import Stage
@@ -153,7 +154,9 @@ async def carry_drained(app: App, events: Sequence[Event]) -> float:
     for first in range(0, len(events), 1_000):
         await app.land(events[first : first + 1_000])
     client = await connect(app.settings.temporal)
-    steps = Activities(app, Drains(client, {"documents": 1}), build="bench")
+    steps = Activities(
+        app, Drains(client, {"documents": 1}), Pulling(client, app.sources), build="bench"
+    )
     activities = [steps.claim, steps.prepare, steps.publish, steps.give_up]
     await ensure_attributes(client)
     async with _worker(app, [Drain], activities) as (client, queue):

@@ -16,6 +16,7 @@ import psycopg
 
 from apex_memory.app import App, open_app
 from apex_memory.config import Settings
+from apex_memory.garbage import collect_seldom
 from apex_memory.pipeline import Embedder, Pipeline
 from apex_memory.stores.embedded.engines import embedded_engines, environment_for
 from apex_memory.stores.embedded.stack import read_stack
@@ -93,7 +94,8 @@ async def opened(
         if embedder:
             await app.pipeline.close()
             app.pipeline = Pipeline(embedder, chunk_chars=CHUNK_CHARS)
-        await app.recovery.gate()  # as the worker does at its start
+        await app.recovery.gate()  # this and the next as the worker does at its start
+        collect_seldom()
         try:
             yield app
         finally:

@@ -22,6 +22,7 @@ from apex_memory.flows.client import quiet_runtime
 from apex_memory.flows.deploy import build_id
 from apex_memory.flows.queues import SHARES
 from apex_memory.flows.worker import serve
+from apex_memory.garbage import collect_seldom
 from apex_memory.stores.embedded import HOST, free_port, write_private
 from apex_memory.telemetry import configure_logging, logger
 
@@ -49,6 +50,7 @@ async def run(settings: Settings, share: str = "all") -> None:
         async with open_app(settings) as app:
             if name == "worker":  # needs no Temporal; until then readers call the stores degraded
                 await app.recovery.gate()
+            collect_seldom()
             fresh = asyncio.create_task(app.credentials.keep_fresh(), name="secrets")
             try:
                 await serve(app, build=build, stop=stop, runtime=runtime, queues=queues)

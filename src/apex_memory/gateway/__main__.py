@@ -10,6 +10,7 @@ import uvicorn
 
 from apex_memory.config import Settings, load_settings
 from apex_memory.errors import ApexError, Misconfigured
+from apex_memory.garbage import collect_seldom
 from apex_memory.gateway.http import create_app
 from apex_memory.telemetry import configure_logging, logger
 
@@ -21,7 +22,7 @@ def main() -> int:
     try:
         settings = load_settings()
         configure_logging(settings.log_level, settings.log_format)
-        server = uvicorn.Server(_config(settings))
+        server = _Server(_config(settings))
         with _bind(settings) as bound:
             logger(room="gateway").info("listening", url=_url(bound))
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -32,6 +33,12 @@ def main() -> int:
         print(f"{error}\n{error.remedy}".rstrip(), file=sys.stderr)
         return 2
     return 0 if server.started else 1
+
+
+class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        collect_seldom()
 
 
 def _config(settings: Settings) -> uvicorn.Config:

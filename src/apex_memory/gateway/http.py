@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
@@ -105,9 +104,6 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
         async with open_gateway(settings) as gateway:
             api.state.gateway = gateway
-            # What the start made lives as long as the process: no collection need walk it while a webhook waits.
-            gc.collect()
-            gc.freeze()
             yield
 
     return lifespan

@@ -25,6 +25,7 @@ import numpy as np
 from qdrant_edge import SparseVector
 
 from apex_memory.errors import Misconfigured, Rejected
+from apex_memory.garbage import collect_seldom
 from apex_memory.stores.embedded.edge_corpus import SLICE, Corpus, Row, open_corpus, slices
 from apex_memory.stores.embedded.edge_manifest import own
 from apex_memory.stores.embedded.edge_search import Question, search
@@ -216,6 +217,7 @@ async def serve(folder: Path, host: str, port: int, password: str, **options: in
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         server = await asyncio.start_server(process.serve, host, port, limit=BUFFER)
         building = asyncio.create_task(corpus.build())
+        collect_seldom()
         logger(store="vectors").info("ready", port=port, **corpus.stats())
         await stop.wait()
         server.close()

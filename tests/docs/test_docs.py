@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import typer
+from rich.text import Text
 
 from apex_memory import telemetry
 from apex_memory.cli import reference
 from apex_memory.cli.commands import app
+from apex_memory.cli.output import show_table
 from apex_memory.config import Settings
 from tests.contract.test_sources import TOY
 
@@ -123,3 +125,8 @@ print(json.dumps([sorted(paths), page]))
     paths, page = json.loads(ran.stdout)
     assert "/hooks/toy" in paths
     assert "[`toy`](#toy)" in page and "`secret`" in page and "Toys that tell" in page
+
+
+def test_a_cell_with_a_style_shows_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    show_table("", ("state", "text"), [(Text("idle", style="green"), "[green]raw[/]")], empty="")
+    assert "idle   [green]raw[/]" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 STATE_COLOURS = {
     "done": "green",
@@ -44,7 +45,7 @@ def show_json(value: Any) -> None:
 def show_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str
 ) -> None:
-    """A table with a title; `empty` is said where there are no rows."""
+    """A table with a title; `empty` is said where there are no rows. A cell may be a `Text` with a style of its own."""
     rows = list(rows)
     if not rows:
         if empty:
@@ -65,7 +66,9 @@ def show_table(
     console().print(table)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any) -> str | Text:
+    if isinstance(value, Text):
+        return value
     if value is None or value == "":
         return "[dim]–[/]"
     text = str(value)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from apex_memory.cli.client import Gateway, gateway
 from apex_memory.cli.ingest import progress
@@ -81,7 +82,7 @@ def _row(row: dict[str, Any]) -> tuple[Any, ...]:
         f"{row[name]} {name}" for name in ("nudges", "files", "windows", "parked") if row[name]
     ]
     if row["dead_letters"]:
-        waits.append(f"[red]{row['dead_letters']} dead[/]")
+        waits.append(f"{row['dead_letters']} dead")
     remark = row["error"] if row["state"] == "failing" else ""
     if row["missing"]:
         remark = f"set sources.{row['name']}.{row['missing']}"
@@ -90,7 +91,7 @@ def _row(row: dict[str, Any]) -> tuple[Any, ...]:
         row["name"],
         row["priority"],
         row["pattern"],
-        f"[{colour}]{row['state']}[/]",
+        Text(row["state"], style=colour),
         ago(row["last_event_at"]),
         ago(row["pulled_at"]),
         row["documents"],

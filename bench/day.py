@@ -119,6 +119,10 @@ async def _told(stack: Standing, telling: Telling, speed: float) -> list[Row]:
         f"{percentile(some, 0.5):.1f}/{percentile(some, 0.99):.1f}"
         for some in (ages[:third], ages[third : 2 * third], ages[2 * third :])
     )
+    least = "all sources at their volumes, the least of them", min(volumes.values()), "× its volume"
+    shares = "events landed, in parts of a day's volume for so much time: " + ", ".join(
+        f"{name} {share:.1f}" for name, share in volumes.items()
+    )
     return [
         at_most(
             "all sources at their volumes, oldest event not at its end, p99",
@@ -127,14 +131,8 @@ async def _told(stack: Standing, telling: Telling, speed: float) -> list[Row]:
             LATE,
             f"asked every half second; p50/p99 by thirds of the time: {thirds} s; {late:.1f} s after the last one nothing waited; {how}",
         ),
-        at_least(
-            "all sources at their volumes, the least of them",
-            min(volumes.values()),
-            "× its volume",
-            1 if seconds >= DAY_SECONDS else 0,  # the morning is not the whole day
-            "events landed, in parts of a day's volume for so much time: "
-            + ", ".join(f"{name} {share:.1f}" for name, share in volumes.items()),
-        ),
+        # The morning is not the whole day.
+        at_least(*least, 1, shares) if seconds >= DAY_SECONDS else stated(*least, shares),
         stated(
             "all sources at their volumes, CPU share",
             100 * ours / took / (os.cpu_count() or 1),

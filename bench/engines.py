@@ -42,7 +42,7 @@ class Engines:
         name = f"b{uuid.uuid4().hex[:8]}"
         documents, graph = self.urls["documents"], self.urls["graph"]
         async with await psycopg.AsyncConnection.connect(documents, autocommit=True) as admin:
-            await admin.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
+            await admin.execute(f"CREATE DATABASE {name}")
         return {
             **self.urls,
             "documents": documents.rsplit("/", 1)[0] + f"/{name}",

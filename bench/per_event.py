@@ -157,7 +157,12 @@ async def carry_drained(app: App, events: Sequence[Event]) -> float:
     steps = Activities(
         app, Drains(client, {"documents": 1}), Pulling(client, app.sources), build="bench"
     )
-    activities = [steps.claim, steps.prepare, steps.publish, steps.give_up]
+    activities: list[Callable[..., Any]] = [
+        steps.claim,
+        steps.prepare,
+        steps.publish,
+        steps.give_up,
+    ]
     await ensure_attributes(client)
     async with _worker(app, [Drain], activities) as (client, queue):
         began = time.perf_counter()

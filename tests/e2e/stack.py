@@ -120,16 +120,17 @@ class Stack:
     async def stop(self) -> None:
         """Ask `apex up` to end, and see that it left nothing behind; whatever happens, nothing is left."""
         await self.http.aclose()
-        if self._up is None:
+        up = self._up
+        if up is None:
             return
         try:
-            if self._up.poll() is None:
-                self._up.terminate()
-                await until(lambda: self._up.poll() is not None, seconds=40, what=self.told)
+            if up.poll() is None:
+                up.terminate()
+                await until(lambda: up.poll() is not None, seconds=40, what=self.told)
             await until(lambda: not belonging(self.data_dir), seconds=5, what=self._leftovers)
         finally:
-            self._up.kill()
-            self._up.wait()
+            up.kill()
+            up.wait()
             for pid in belonging(self.data_dir):
                 os.kill(pid, signal.SIGKILL)
 

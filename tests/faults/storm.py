@@ -1,13 +1,8 @@
-"""A storm of broken files beside messages of another source: how much longer these take, and how much longer they wait.
-
-A message waits for its share of a busy machine, whatever keeps that busy. So what poison does is told from what
-as many requests do: the same number of files that are known already, which cost their landing and nothing after it.
-"""
+"""A storm of broken files beside messages of another source: how much longer these take, and how much longer they wait."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import statistics
 import time
 import uuid
@@ -21,10 +16,12 @@ from tests.faults.story import poison
 
 STORM = 1_000
 NEIGHBOURS = 1_500
-ROUNDS = 3
+ROUNDS = 4
 HANDS = 4
-RATE = 100.0  # files a second, where what counts is how long a single message waits
-SINGLE = 16
+RATE = 100.0  # broken files a second, where what counts is how long a single message waits
+SINGLE = 32
+STORMS = 3  # with idle times between, for the machine is not the same from minute to minute
+APART_SECONDS = 0.1  # between two messages: faster, they wait for each other's share of the wakes
 AGAIN_SECONDS, TRIES = 0.5, 20  # as a vendor does when it is told to come back
 SAYS = "The truck waits at the dock. " * 12
 
@@ -36,10 +33,8 @@ class Stormed:
     carried_alone: list[float] = field(default_factory=list)
     """Until all of `NEIGHBOURS` that lay ready were searchable."""
     carried_beside: list[float] = field(default_factory=list)
-    waited_idle: list[float] = field(default_factory=list)
-    """From a webhook to its message being searchable, with nothing else going on."""
     waited_alone: list[float] = field(default_factory=list)
-    """Beside as many files that are known already."""
+    """From a webhook to its message being searchable."""
     waited_beside: list[float] = field(default_factory=list)
 
     def slower(self) -> tuple[float, float]:
@@ -58,16 +53,17 @@ async def storm(stack: Stack) -> Stormed:
     """First a backlog of both, which the worker finds at once; then files that come in while messages do."""
     found = Stormed()
     await _carried(stack, 0)  # what is done for the first time takes longer
-    for _ in range(ROUNDS):
-        found.carried_alone.append(await _carried(stack, 0))
-        found.carried_beside.append(await _carried(stack, STORM))
-    found.waited_idle += await _waited(stack, SINGLE)
-    for _ in range(ROUNDS):
-        waits, _ = await _waited_beside(stack, [_known()] * (STORM // ROUNDS))
-        found.waited_alone += waits
-        waits, poisoned = await _waited_beside(stack, _poisons(STORM // ROUNDS))
-        found.waited_beside += waits
-        await _end_dead(stack, poisoned)
+    pair = [(0, found.carried_alone), (STORM, found.carried_beside)]
+    for n in range(ROUNDS):  # the stores grow meanwhile, so each goes first as often as the other
+        for broken, seconds in reversed(pair) if n % 2 else pair:
+            seconds.append(await _carried(stack, broken))
+    for _ in range(STORMS):
+        found.waited_alone += await _waited(stack, SINGLE)
+        coming = asyncio.create_task(_land(stack, _poisons(STORM), rate=RATE))
+        await asyncio.sleep(0.5)
+        found.waited_beside += await _waited(stack, 2 * SINGLE, before=coming)
+        await _end_dead(stack, await coming)
+    found.waited_alone += await _waited(stack, SINGLE)
     return found
 
 
@@ -82,14 +78,6 @@ async def _carried(stack: Stack, broken: int) -> float:
     return took
 
 
-async def _waited_beside(stack: Stack, files: Sequence[bytes]) -> tuple[list[float], list[str]]:
-    """What messages waited while the files came in, and the files' ids."""
-    coming = asyncio.create_task(_land(stack, files, rate=RATE))
-    await asyncio.sleep(0.5)
-    waits = await _waited(stack, 4 * SINGLE, before=coming)
-    return waits, await coming
-
-
 async def _waited(
     stack: Stack, count: int, before: asyncio.Task[list[str]] | None = None
 ) -> list[float]:
@@ -100,6 +88,7 @@ async def _waited(
         answer = await stack.hook(_message(), path="/hooks/frontapp?wait=searchable&timeout=30")
         assert answer.status_code == 200, answer.text
         took.append(time.monotonic() - began)
+        await asyncio.sleep(APART_SECONDS)
     assert len(took) >= SINGLE / 2, "the storm was over too soon to tell"
     return took
 
@@ -136,10 +125,6 @@ async def _end_dead(stack: Stack, ids: Sequence[str]) -> None:
 def _message() -> bytes:
     name = uuid.uuid4().hex[:12]
     return front.message(f"msg_{name}", f"cnv_{name}", at=0, text=f"About {name}. {SAYS}")
-
-
-def _known() -> bytes:
-    return json.dumps({"key": "known", "version": 1, "text": SAYS}).encode()
 
 
 def _poisons(count: int) -> list[bytes]:

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import httpx2
@@ -26,12 +26,10 @@ from apex_memory.sources._hubspot import (
     read_key,
     record_event,
 )
+from apex_memory.sources._hubspot_settings import CrmSettings
 from apex_memory.sources._link import Link, bearer, retry_after
 from apex_memory.sources._pulling import Nudge, Page, Window
 from apex_memory.sources._wire import broken, mapping, moment, parse_object, sequence, string
-
-if TYPE_CHECKING:
-    from apex_memory.sources.crm import CrmSettings
 
 SEARCH_PAGE, LIST_PAGE, READ_PAGE = 200, 100, 100  # most that HubSpot gives in a call
 AHEAD = timedelta(hours=1)  # a time further ahead of our clock does not move the cursor

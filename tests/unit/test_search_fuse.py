@@ -38,6 +38,15 @@ def test_a_passage_that_a_leg_did_not_bring_gets_its_floor() -> None:
     assert fused == pytest.approx({(A, 0): 2 / spread, (B, 0): 0, (C, 0): -2 / spread})
 
 
+def test_the_only_passage_with_the_word_comes_before_any_that_is_merely_alike() -> None:
+    """As the crash loop found: among a hundred that are more alike it was not among the first hundred."""
+    alike = {(uuid.UUID(int=n), 0): 0.2 + n / 1000 for n in range(1, 301)}
+    alike[A, 0] = 0.1
+    legs = {"dense": Leg(alike, 0.1), "dense_nearby": Leg(alike, 0.1), "words": Leg({(A, 0): 12.0})}
+    fused = fuse(alike, legs, Weights())
+    assert max(fused, key=fused.__getitem__) == (A, 0)
+
+
 def test_a_leg_of_equal_scores_or_weight_zero_changes_nothing() -> None:
     legs = {"dense": Leg({(A, 0): 0.5, (B, 0): 0.5}, floor=0.5), "words": Leg({(A, 0): 3.0})}
     assert fuse([(A, 0), (B, 0)], legs, Weights(words=0)) == {(A, 0): 0, (B, 0): 0}

@@ -1,14 +1,15 @@
 """Fusion: one score for a passage out of the legs' scores, which live on scales of their own.
 
 Normalised scores are added, not ranks: measured, equal ranks made words and meaning worse together
-than words alone. Each leg's scores become z-scores over its own candidates and its floor; a passage
-that the leg did not bring gets the floor. What only boosts (graph, time) is a share of 1.
+than words alone. A passage that a leg did not bring gets the leg's floor, and the leg's values become
+z-scores over the candidates of all legs: so a leg that brought one passage of hundreds, such as the only
+one with the question's word, says so loudly. What only boosts (graph, time) is a share of 1.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
@@ -70,8 +71,8 @@ def fuse(places: Iterable[Place], legs: Mapping[str, Leg], weights: Weights) -> 
         weight = getattr(weights, name)
         if not weight or not leg.scores:
             continue
-        centre, spread = (0.0, 1.0) if name in BOOSTS else _scale(leg)
         values = [leg.scores.get(place, leg.floor) for place in places]
+        centre, spread = (0.0, 1.0) if name in BOOSTS else _scale(values)
         totals = [
             total + weight * (value - centre) / spread
             for total, value in zip(totals, values, strict=True)
@@ -92,9 +93,8 @@ def coverage(leg: Leg | None, *, terms: int, corpus: int) -> float:
     return max(leg.scores.values()) / (terms * rarest)
 
 
-def _scale(leg: Leg) -> tuple[float, float]:
-    """Mean and standard deviation of the leg's scores together with its floor."""
-    values = [*leg.scores.values(), leg.floor]
+def _scale(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation."""
     centre = sum(values) / len(values)
     spread = math.sqrt(sum((value - centre) ** 2 for value in values) / len(values))
     return centre, spread or 1.0

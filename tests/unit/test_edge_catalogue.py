@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +16,9 @@ from apex_memory.stores.embedded.edge_catalogue import (
     Catalogue,
     PackedCatalogue,
     inverse_frequencies,
+    to_place,
 )
+from apex_memory.stores.embedded.edge_wire import PLACE
 
 stages = st.uuids()
 terms = st.integers(0, 2**32 - 1)
@@ -24,9 +27,18 @@ passages = st.lists(st.tuples(stages, st.sets(terms, max_size=5)), max_size=20)
 
 def catalogue_of(rows: list[tuple[uuid.UUID, set[int]]]) -> Catalogue:
     catalogue = Catalogue()
-    for stage, words in rows:
-        catalogue.add(stage, words)
+    for n, (stage, words) in enumerate(rows):
+        catalogue.add(point_of(n), stage, place_of(stage, n), words)
     return catalogue
+
+
+def point_of(n: int) -> uuid.UUID:
+    """Ids that end and begin with zero bytes, and are not in order, too."""
+    return uuid.UUID(int=(n * 0x9E3779B97F4A7C15 % 251) << (8 * (n % 16)) | n << 120)
+
+
+def place_of(stage: uuid.UUID, n: int) -> bytes:
+    return to_place(stage, f"{uuid.UUID(int=n)} {n} {7 * n} {2**32 - 1 - n} -5")
 
 
 @given(passages, st.lists(stages, max_size=5), st.lists(terms, max_size=5))
@@ -43,6 +55,9 @@ def test_growing_and_packed_say_the_same(
     wanted = [expected[term] for term in ids.tolist()]
     assert growing.counts(ids).tolist() == packed.counts(ids).tolist() == wanted
     assert growing.passages == packed.passages == len(rows)
+    points = [point_of(n) for n in reversed(range(len(rows)))]
+    places = [place_of(rows[n][0], n) for n in reversed(range(len(rows)))]
+    assert growing.places(points) == packed.places(points) == places
 
 
 @given(st.sets(stages, max_size=30), st.integers(1, 7))
@@ -59,12 +74,29 @@ def test_paging_meets_every_stage_in_order(held: set[uuid.UUID], size: int) -> N
 
 def test_a_saved_catalogue_reads_back(tmp_path: Path) -> None:
     rows = [(uuid.uuid4(), {1, 2, 2**31 + 5}), (uuid.uuid4(), {2})]
-    catalogue_of(rows).packed().save(tmp_path / "c.npz")
-    loaded = PackedCatalogue.load(tmp_path / "c.npz")
+    assert PackedCatalogue.load(tmp_path) is None
+    catalogue_of(rows).packed().save(tmp_path)
+    loaded = PackedCatalogue.load(tmp_path)
+    assert loaded
     assert loaded.held([rows[0][0], uuid.uuid4()]) == [rows[0][0]]
     assert loaded.counts(np.array([1, 2, 3, 2**31 + 5], dtype=np.uint32)).tolist() == [1, 2, 0, 1]
     assert loaded.after(-1, 10) == sorted(stage for stage, _ in rows)
     assert loaded.passages == 2
+    stage, number = rows[1][0], uuid.UUID(int=1)
+    assert PLACE.unpack(loaded.places([point_of(1)])[0]) == (
+        *(stage.bytes, number.bytes, 1, 7),
+        2**32 - 2,
+    )
+    for catalogue in (loaded, catalogue_of(rows), catalogue_of([]).packed()):
+        with pytest.raises(KeyError):
+            catalogue.places([point_of(2)])
+
+
+def test_a_catalogue_without_places_is_made_anew(tmp_path: Path) -> None:
+    """One from before catalogues knew them."""
+    catalogue_of([(uuid.uuid4(), {1})]).packed().save(tmp_path)
+    (tmp_path / "places.npy").unlink()
+    assert PackedCatalogue.load(tmp_path) is None
 
 
 def test_frequencies_are_counted_over_all_shards() -> None:

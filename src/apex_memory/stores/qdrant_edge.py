@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import struct
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
@@ -17,12 +18,14 @@ from apex_memory.errors import Misconfigured, Rejected, Unavailable
 from apex_memory.model import Filters, Tally, VectorPoint, Vectors
 from apex_memory.stores import StageTally, VectorHit
 from apex_memory.stores.embedded.edge_connection import Connection, connect
-from apex_memory.stores.embedded.edge_wire import BrokenFrame
+from apex_memory.stores.embedded.edge_wire import PLACE, BrokenFrame
 from apex_memory.stores.words import Words
 from apex_memory.telemetry import VECTORS_FAILURES, VECTORS_POINTS, VECTORS_UNINDEXED
 
 SCHEMES = ("edge",)
 SLICE = 250  # points a request: the process looks at waiting searches between them
+
+_FOUND = struct.Struct("<16s" + PLACE.format.removeprefix("<"))
 
 
 class EdgeVectors:
@@ -131,7 +134,7 @@ class EdgeVectors:
             **_only(filters or Filters()),
         }
         found = await self._call("search", asked, over="searches")
-        points = [_place_of(*row) for row in found["points"]]
+        points = [_found(*row) for row in _FOUND.iter_unpack(found["points"])]
         return {
             leg: [VectorHit(*points[int(n)], score) for n, score in hits]
             for leg, hits in found["legs"].items()
@@ -232,16 +235,17 @@ def _only(filters: Filters) -> dict[str, Any]:
     }
 
 
-def _place_of(point: bytes, stage: str, place: str) -> tuple[UUID, UUID, UUID, int, int, int]:
+def _found(
+    point: bytes, stage: bytes, doc: bytes, n: int, start: int, end: int
+) -> tuple[UUID, UUID, UUID, int, int, int]:
     """All of a hit but its score."""
-    doc, n, start, end, _ = place.split(" ")
-    return UUID(bytes=point), _uuid(stage), _uuid(doc), int(n), int(start), int(end)
+    return UUID(bytes=point), _uuid(stage), _uuid(doc), n, start, end
 
 
 @lru_cache(maxsize=10_000)
-def _uuid(text: str) -> UUID:
-    """The same object for the same text: the passages of a document, and its hits of several legs, share it."""
-    return UUID(text)
+def _uuid(value: bytes) -> UUID:
+    """The same object for the same bytes: the passages of a document, and its hits of several legs, share it."""
+    return UUID(bytes=value)
 
 
 def _stage_tallies(rows: Sequence[tuple[bytes, int, int]]) -> Iterator[StageTally]:

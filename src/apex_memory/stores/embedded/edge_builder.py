@@ -25,7 +25,6 @@ from qdrant_edge import (
 from apex_memory.errors import RetryLater
 from apex_memory.stores.embedded.edge_catalogue import Catalogue
 from apex_memory.stores.embedded.edge_shard import (
-    CATALOGUE,
     ENGINE,
     catalogued,
     create_engine,
@@ -88,7 +87,7 @@ def index(sources: Sequence[Path], target: Path, dimension: int) -> None:
     shard.optimize()
     shard.flush()
     shard.close()
-    catalogue.packed().save(target / CATALOGUE)
+    catalogue.packed().save(target)
     sync_tree(target)
 
 

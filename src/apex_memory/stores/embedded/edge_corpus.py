@@ -26,7 +26,6 @@ from apex_memory.stores.embedded.edge_builder import build
 from apex_memory.stores.embedded.edge_catalogue import Catalogue
 from apex_memory.stores.embedded.edge_manifest import Entry, read_manifest, write_manifest
 from apex_memory.stores.embedded.edge_shard import (
-    CATALOGUE,
     Shard,
     breathe,
     copy_tree,
@@ -48,8 +47,9 @@ T = TypeVar("T")
 class Row(NamedTuple):
     """A point to write, with what the catalogue must know of it."""
 
-    id: str
-    stage: str
+    id: UUID
+    stage: UUID
+    place: bytes
     terms: list[int]
     point: Point
 
@@ -182,14 +182,13 @@ class Corpus:
     async def _write(self, rows: Sequence[Row]) -> None:
         catalogue = self.active.catalogue
         assert isinstance(catalogue, Catalogue)
-        stages = {row.stage: UUID(row.stage) for row in rows}
-        ids = [row.id for row in rows]
-        held = {s: s.have(ids) for s in self.shards if s.catalogue.held(stages.values())}
-        here = set(map(str, held.pop(self.active, [])))
+        stages, ids = {row.stage for row in rows}, [row.id for row in rows]
+        held = {s: s.have(ids) for s in self.shards if s.catalogue.held(stages)}
+        here = set(held.pop(self.active, []))
         self.active.write(UpdateOperation.upsert_points([row.point for row in rows]))
         for row in rows:
             if row.id not in here:
-                catalogue.add(stages[row.stage], row.terms)
+                catalogue.add(row.id, row.stage, row.place, row.terms)
         for shard, again in held.items():
             if again:  # deleted last, so that a crash leaves a point twice rather than not at all
                 await shard.delete(UpdateOperation.delete_points(again))
@@ -214,7 +213,7 @@ class Corpus:
         fresh = await create_shard(self._new_path(), self.dimension)
         assert isinstance(full.catalogue, Catalogue)
         packed = full.catalogue.packed()
-        await asyncio.to_thread(packed.save, full.path / CATALOGUE)
+        await asyncio.to_thread(packed.save, full.path)
         await full.settle()
         await asyncio.to_thread(sync, full.path.parent)
         full.catalogue, full.sealed = packed, True

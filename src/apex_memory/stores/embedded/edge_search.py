@@ -30,8 +30,8 @@ FEW_SHARDS, SHARED_EFFORT = 3, 64
 Hit = tuple[UUID, float]
 """Point, score."""
 
-Places = dict[UUID, tuple[str, str]]
-"""Stage and place by point."""
+Places = dict[UUID, bytes]
+"""Where each point is, as `PLACE` packs it."""
 
 Scored = tuple[float, Any, Shard]
 """Score, the engine's hit, the shard it is in."""
@@ -74,8 +74,7 @@ def search(shards: Sequence[Shard], question: Question) -> tuple[dict[str, list[
     winners = {leg: _first(found, question.limit) for leg, found in best.items()}
     places = _places(row for leg in winners.values() for row in leg)
     return silent | {
-        leg: [(point, score) for point, score, _ in found if point in places]
-        for leg, found in winners.items()
+        leg: [(point, score) for point, score, _ in found] for leg, found in winners.items()
     }, places
 
 
@@ -127,11 +126,11 @@ def _first(found: Sequence[Iterator[Scored]], limit: int) -> list[tuple[UUID, fl
 
 
 def _places(rows: Iterable[tuple[UUID, float, Shard]]) -> Places:
-    """Stage and place of the winners alone: reading them for every hit of every shard would cost more than the search."""
+    """Of the winners alone: most hits of most shards are none."""
     by_shard: dict[Shard, dict[UUID, None]] = {}
     for point, _, shard in rows:
         by_shard.setdefault(shard, {})[point] = None
     places: Places = {}
     for shard, points in by_shard.items():
-        places |= shard.places(list(points))
+        places |= zip(points, shard.catalogue.places(list(points)), strict=True)
     return places

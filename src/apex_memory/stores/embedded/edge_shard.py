@@ -43,13 +43,17 @@ from qdrant_edge import (
     UuidIndexParams,
 )
 
-from apex_memory.stores.embedded.edge_catalogue import Catalogue, PackedCatalogue
+from apex_memory.stores.embedded.edge_catalogue import (
+    Catalogue,
+    PackedCatalogue,
+    to_place,
+    to_uuid,
+)
 
 NEARBY = 1 << 31  # term ids have 31 bits; this one says that the term is from `nearby`
 PAGE = 10_000  # points read at a time
 TERMS = {"terms": EdgeSparseVectorParams(memory=Memory.Cached)}
 SEARCH_THREADS = 1  # of a shard: of more, the idle ones take a third of what a search costs
-CATALOGUE = "catalogue.npz"
 ENGINE = "engine"
 
 
@@ -107,17 +111,12 @@ class Shard:
             only = Filter(must=[of_stages(held)])
             await self.delete(UpdateOperation.delete_points_by_filter(only))
 
-    def have(self, ids: Sequence[str]) -> list[Any]:
+    def have(self, ids: Sequence[UUID]) -> list[Any]:
         """Those of the points that are here."""
         return [record.id for record in self.engine.retrieve(ids, False, False)]
 
     def query(self, requests: list[QueryRequest]) -> list[list[Any]]:
         return list(self.engine.query_batch(QueryBatchRequest(requests)))
-
-    def places(self, ids: list[UUID]) -> dict[UUID, tuple[str, str]]:
-        """Stage and place of each point."""
-        records = self.engine.retrieve(ids, ["stage", "place"], False)
-        return {r.id: (r.payload["stage"], r.payload["place"]) for r in records}
 
     def hashes(self, stages: Sequence[UUID]) -> dict[UUID, tuple[str, int]]:
         """Stage and hash of every point of the stages."""
@@ -188,26 +187,24 @@ async def open_shard(path: Path, *, sealed: bool, built: bool) -> Shard:
     # What is not named here stays as the shard has it; the engine wants one kind of vector named.
     config = EdgeConfig(sparse_vectors=TERMS, max_search_threads=SEARCH_THREADS)
     engine: Any = EdgeShard.load(str(path / ENGINE), config)
-    if sealed and (path / CATALOGUE).exists():
-        catalogue: Catalogue | PackedCatalogue = PackedCatalogue.load(path / CATALOGUE)
-    else:
-        catalogue = _read_catalogue(engine)
-    return Shard(path, engine, catalogue, sealed=sealed, built=built)
+    catalogue = PackedCatalogue.load(path) if sealed else None
+    return Shard(path, engine, catalogue or _read_catalogue(engine), sealed=sealed, built=built)
 
 
 def _read_catalogue(engine: Any) -> Catalogue:
-    """Make the catalogue from the points themselves: 35 µs a point."""
+    """Make the catalogue from the points themselves: 40 µs a point."""
     catalogue = Catalogue()
-    for records in pages(engine, PAGE, payload=["stage"], vectors=["terms"]):
+    for records in pages(engine, PAGE, payload=["stage", "place"], vectors=["terms"]):
         for record in records:
             catalogue.add(*catalogued(record))
     return catalogue
 
 
-def catalogued(record: Any) -> tuple[UUID, list[int]]:
-    """Stage and terms of a point that was read with its terms."""
-    terms = record.vector.get("terms")
-    return UUID(record.payload["stage"]), terms.indices if terms else []
+def catalogued(record: Any) -> tuple[UUID, UUID, bytes, list[int]]:
+    """What a catalogue is told of a point that was read with its terms."""
+    terms, stage = record.vector.get("terms"), to_uuid(record.payload["stage"])
+    place = to_place(stage, record.payload["place"])
+    return record.id, stage, place, terms.indices if terms else []
 
 
 def pages(

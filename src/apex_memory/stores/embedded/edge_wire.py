@@ -2,7 +2,8 @@
 
 First frame of a client: `{"password": …}`; answer: `{"incarnation", "version", "dimension"}` or
 `{"refused": why}`. Then requests `[id, method, argument]` and answers `[id, "ok", result]` or
-`[id, kind, message]`, in any order. Vectors travel as raw little-endian float32.
+`[id, kind, message]`, in any order. Vectors travel as raw little-endian float32, the points of an
+answer as 16 bytes of id and their `PLACE` each.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import msgpack
 MAX_FRAME = 64 * 1024 * 1024
 MAX_GREETING = 4096
 BUFFER = 1024 * 1024  # bytes a stream reads ahead
+
+PLACE = struct.Struct("<16s16sIII")
+"""Where a point is: stage, document, number there, start and end in its text."""
 
 _LENGTH = struct.Struct(">I")
 

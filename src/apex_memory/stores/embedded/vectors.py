@@ -26,6 +26,7 @@ from qdrant_edge import SparseVector
 
 from apex_memory.errors import Misconfigured, Rejected
 from apex_memory.garbage import collect_seldom
+from apex_memory.stores.embedded.edge_catalogue import to_place, to_uuid
 from apex_memory.stores.embedded.edge_corpus import SLICE, Corpus, Row, open_corpus, slices
 from apex_memory.stores.embedded.edge_manifest import own
 from apex_memory.stores.embedded.edge_search import Question, search
@@ -155,8 +156,10 @@ class VectorProcess:
             vectors: dict[str, Any] = {"dense": vector}
             if words:
                 vectors["terms"] = SparseVector(words, weights[end - len(words) : end])
-            identity, stage, *_ = row
-            written.append(Row(identity, stage, words, to_point(vectors, *row)))
+            identity, stage, place, *_ = row
+            where = to_place(to_uuid(stage), place)
+            point = to_point(vectors, *row)
+            written.append(Row(UUID(identity), to_uuid(stage), where, words, point))
             if len(written) % 100 == 0:
                 await breathe()
         await self._corpus.upsert(written)
@@ -183,7 +186,7 @@ class VectorProcess:
         return await self._tallies(stages), stages[-1].int >> 64
 
     async def _search(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """`points`: id, stage and place of each, and `legs`: for each hit the point's number there, and the score."""
+        """`points`: id and `PLACE` of each, one after the other, and `legs`: for each hit the point's number there, and the score."""
         dense, terms = asked.pop("dense"), asked.pop("terms")
         question = Question(
             dense=None if dense is None else np.frombuffer(dense, dtype="<f4").tolist(),
@@ -194,7 +197,7 @@ class VectorProcess:
         found, places = search(self._corpus.shards, question)
         numbers = {point: n for n, point in enumerate(places)}
         return {
-            "points": [(point.bytes, *place) for point, place in places.items()],
+            "points": b"".join(point.bytes + place for point, place in places.items()),
             "legs": {
                 leg: [(numbers[point], score) for point, score in hits]
                 for leg, hits in found.items()

@@ -94,7 +94,7 @@ class Reader:
         cursor = await self._connection.execute(
             f"""SELECT d.doc_id, d.stage_id, d.occurred_at, coalesce(s.chunks, 0) AS passages FROM documents d
                 LEFT JOIN stages s ON s.stage_id = d.stage_id
-                WHERE d.doc_id = ANY(%(docs)s) AND {self._where}""",
+                WHERE d.doc_id = ANY(%(docs)b) AND {self._where}""",
             self._values | {"docs": list(docs)},
         )
         return {row["doc_id"]: row for row in await cursor.fetchall()}
@@ -105,7 +105,7 @@ class Reader:
             return {}
         cursor = await self._connection.execute(
             """SELECT d.doc_id, d.kind, d.title, m.chunks AS spans, m.assertions
-               FROM documents d JOIN manifests m ON m.id = d.manifest_id WHERE d.doc_id = ANY(%s)""",
+               FROM documents d JOIN manifests m ON m.id = d.manifest_id WHERE d.doc_id = ANY(%b)""",
             (list(docs),),
         )
         return {row["doc_id"]: row for row in await cursor.fetchall()}

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 from uuid import UUID
 
 import numpy as np
@@ -30,9 +31,9 @@ from apex_memory.search.legs import GraphFinds, Legs, Question
 from apex_memory.search.live import Asker, Live, settled
 from apex_memory.search.memory import Memory
 from apex_memory.search.rank import Exact, Ranked, Ranking
-from apex_memory.search.reader import SNIPPET_CHARS, Reader, spans_of
+from apex_memory.search.reader import SNIPPET_CHARS, Opening, Reader, spans_of
 from apex_memory.search.time_words import time_words
-from apex_memory.stores import GraphStore, VectorStore
+from apex_memory.stores import GraphStore, Store, VectorStore
 from apex_memory.stores.postgres import Postgres, Row
 from apex_memory.stores.redis import Cache
 from apex_memory.stores.words import Words
@@ -42,6 +43,8 @@ LIMIT_MAX = 100
 EXACT_MAX = 20  # identifiers of one question looked up in the exact index
 LEAST_DEPTH = 50  # hits a leg
 VECTOR_SECONDS = 3_600  # a question's vector stays in the cache
+
+T = TypeVar("T")
 
 # Types whose refs are names, not identifiers: a question about Dallas must not be answered by
 # every document that names Dallas before any other.
@@ -86,7 +89,7 @@ class Search:
         self._bounded = Bounded(seconds=leg_seconds, rest=rest_seconds)
         self._words = Words(average_words=1)  # of questions, whose terms do not depend on it
         self._legs = Legs(graph, vectors)
-        self._stores = (graph, vectors)
+        self._graph, self._vectors = graph, vectors
         self._memory = Memory(db, graph, cache, bounded=self._bounded)
 
     async def search(
@@ -191,10 +194,21 @@ class Search:
             asker = Asker(live, self._bounded, degraded)
             with watch.part("stores"):
                 found, (linked, contents) = await settled(
-                    self._legs.passages(question, _rows(vector), asker),
-                    self._linked(question, exact, asker, reader),
+                    self._checked(
+                        self._vectors,
+                        self._legs.passages(question, _rows(vector), asker),
+                        opening,
+                        degraded,
+                    ),
+                    self._linked(
+                        exact,
+                        self._checked(
+                            self._graph, self._legs.links(question, asker), opening, degraded
+                        ),
+                        live,
+                        reader,
+                    ),
                 )
-                await self._bounded.mark(self._stores, opening.verified, degraded)
             with watch.part("read"):
                 ranking = Ranking(
                     rows=live.rows,
@@ -220,12 +234,20 @@ class Search:
         """Whether the word legs look for it: they leave stop words out."""
         return bool(self._words.question(word).ids.size)
 
+    async def _checked(
+        self, store: Store, answer: Awaitable[T], opening: Opening, degraded: Degraded
+    ) -> T:
+        """What a store answers; afterwards it is degraded unless it is the one known to be whole."""
+        given = await answer
+        await self._bounded.mark([store], opening.verified, degraded)
+        return given
+
     async def _linked(
-        self, question: Question, exact: Exact, asker: Asker, reader: Reader
+        self, exact: Exact, links: Awaitable[GraphFinds], live: Live, reader: Reader
     ) -> tuple[GraphFinds, Mapping[UUID, Row]]:
         """What the graph brings, and what the documents say that it or an identifier led to."""
-        linked = await self._legs.links(question, asker)
-        await asker.live.look_up(exact.refs)
+        linked = await links
+        await live.look_up(exact.refs)
         led = exact.refs.keys() | {hit.doc for hit in linked.hits}
         return linked, await reader.contents(led)
 

@@ -428,6 +428,15 @@ async def test_it_says_who_it_is(graph: GraphStore) -> None:
     assert graph.name == "graph"
 
 
+async def test_a_graph_of_an_earlier_version_is_refused(graph: GraphStore) -> None:
+    """It has assertions without a stage. Taken as it is, all it holds would be made a second time."""
+    assert isinstance(graph, cypher.CypherGraph)
+    await graph._write("CREATE (:Assertion {id: 'a', stage: 's'})-[:SUBJECT]->(:Entity {id: 'x'})")
+    with pytest.raises(Misconfigured, match="earlier version") as refused:
+        await graph.prepare()
+    assert "made again" in refused.value.remedy
+
+
 def test_a_url_without_adapter_is_refused() -> None:
     for url in ("redis://localhost", "", "falkordb://host:port/x"):
         with pytest.raises(Misconfigured):

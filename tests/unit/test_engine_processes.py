@@ -15,7 +15,8 @@ import pytest
 
 from apex_memory.errors import Unavailable
 from apex_memory.stores.embedded import free_port, supervisor
-from apex_memory.stores.embedded.process import Child, Process, words
+from apex_memory.stores.embedded.falkordb import FalkorDB
+from apex_memory.stores.embedded.process import Child, Process, child_of, words
 from apex_memory.stores.embedded.stack import (
     ChildState,
     Stack,
@@ -77,6 +78,29 @@ async def test_a_child_that_never_answers_is_not_left_behind(tmp_path: Path) -> 
         with pytest.raises(Unavailable, match="did not answer within"):
             await supervisor.start(child)
         assert not alive(int((tmp_path / "data/log/small.log").read_text()))
+
+
+async def test_a_start_that_takes_long_is_told_and_not_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store with much data reads it for minutes; ended and started again it would never be there."""
+    monkeypatch.setattr(supervisor, "TELL_SECONDS", 0.1)
+    events: list[Event] = []
+    loaded = asyncio.Event()
+
+    def told(name: str, what: str, detail: str) -> None:
+        events.append((name, what, detail))
+        if len(events) == 3:
+            loaded.set()
+
+    async def ready() -> None:
+        await loaded.wait()
+
+    async with Supervisor(tmp_path / "data", told) as watched:
+        await watched.start(shell("exec sleep 1000", tmp_path, ready=ready))
+        assert [what for _, what, _ in events] == [*["starting"] * 3, "ready"]
+        assert "small.log" in events[0][2]
+    assert child_of(FalkorDB(tmp_path, 1, "")).ready_seconds > 600
 
 
 async def test_a_child_that_stands_back_does_so_with_its_session(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ WORDS = {
     "died": "[red]died[/]",
     "restarted": "[green]started again[/]",
     "failed": "[red]did not start[/]",
+    "starting": "[yellow]still starting[/]",
     "leftover": "[yellow]left over[/]",
 }
 

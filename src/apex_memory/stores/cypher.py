@@ -1,9 +1,12 @@
 """The graph in Cypher that FalkorDB and Neo4j both speak; adapters add transport and their errors.
 
-    (:Assertion {id, stage, doc, predicate, value, start, hash, at})-[:SUBJECT]->(:Entity {id, type})
+    (:Stage {id})-[:SAYS]->(:Assertion {id, stage, doc, predicate, value, start, hash, at})
+    (:Assertion)-[:SUBJECT]->(:Entity {id, type})
     (:Assertion)-[:OBJECT]->(:Entity)     both ends are things: a relation, which hop 1 follows
     (:Assertion)-[:MENTIONS]->(:Entity)   one end is a document
 
+Assertions are found through their stage or an entity, never by an index of their own: FalkorDB builds
+its indexes anew at each start, and two over assertions took most of that.
 Relations have an edge type of their own so that hop 1 never walks through the mentions of a hub.
 Patterns name a label only where they enter the graph: FalkorDB starts at any label it sees, and
 would scan all assertions instead of following one entity's edges.
@@ -19,7 +22,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 from uuid import UUID
 
-from apex_memory.errors import Rejected
+from apex_memory.errors import Misconfigured, Rejected
 from apex_memory.model import GraphAssertion, Tally
 from apex_memory.stores import GraphFact, GraphHit, StageTally
 
@@ -35,7 +38,8 @@ OVERFETCH = 3  # rows read for each hit wanted, as a document may say several th
 UPSERT = """
 UNWIND $rows AS r
 MERGE (s:Entity {id: r[4]}) ON CREATE SET s.type = split(r[4], ':')[0]
-MERGE (a:Assertion {id: r[0]}) ON CREATE SET
+MERGE (t:Stage {id: r[1]})
+MERGE (t)-[:SAYS]->(a:Assertion {id: r[0]}) ON CREATE SET
   a.stage = r[1], a.doc = r[2], a.predicate = r[3], a.value = r[7], a.start = r[8], a.hash = r[9],
   a.at = timestamp()
 MERGE (a)-[:SUBJECT]->(s)
@@ -47,21 +51,32 @@ FOREACH (ref IN r[6] |
   MERGE (a)-[:MENTIONS]->(m))
 """
 TALLY = """
-MATCH (a:Assertion) WHERE a.stage IN $stages
-MATCH (a)-[r]->(e)
-RETURN a.stage, count(r), toInteger(sum(a.hash))
+MATCH (t:Stage) WHERE t.id IN $stages
+MATCH (t)-[:SAYS]->(a)-[r]->(e)
+RETURN t.id, count(r), toInteger(sum(a.hash))
 """
 DELETE = """
-MATCH (a:Assertion) WHERE a.stage IN $stages
+MATCH (t:Stage) WHERE t.id IN $stages
+MATCH (t)-[:SAYS]->(a)
 WITH a LIMIT $rows
 DETACH DELETE a
 RETURN count(*)
 """
+DELETE_EMPTY = """
+MATCH (t:Stage) WHERE t.id IN $stages AND NOT (t)-->()
+DELETE t
+"""
 COUNT = "MATCH (a:Assertion) RETURN count(a)"
 PAGE = """
-MATCH (a:Assertion) WHERE a.stage >= $low AND a.stage < $high AND a.stage STARTS WITH $low
-OPTIONAL MATCH (a)-[r]->(e)
-RETURN a.stage, count(r), toInteger(sum(CASE WHEN r IS NULL THEN 0 ELSE a.hash END))
+MATCH (t:Stage) WHERE t.id >= $low AND t.id < $high AND t.id STARTS WITH $low
+OPTIONAL MATCH (t)-[:SAYS]->(a)-[r]->(e)
+RETURN t.id, count(r), toInteger(sum(CASE WHEN r IS NULL THEN 0 ELSE a.hash END))
+"""
+FORMER = """
+MATCH (a:Assertion)
+WITH a LIMIT 1
+OPTIONAL MATCH (a)<-[s:SAYS]-()
+RETURN count(a) - count(s)
 """
 KNOWN = """
 UNWIND $refs AS ref
@@ -136,6 +151,14 @@ class CypherGraph(ABC):
     @abstractmethod
     async def _write(self, statement: str, **parameters: Any) -> Sequence[Row]: ...
 
+    async def _refuse_former(self) -> None:
+        """Raise `Misconfigured` for a graph whose assertions have no stages: beside them all would be made again."""
+        if any(without for (without,) in await self._read(FORMER)):
+            raise Misconfigured(
+                "graph: it was made by an earlier version, without stages",
+                remedy="remove it (or, embedded, the folder `falkordb` in the data folder), and start: it is made again from PostgreSQL",
+            )
+
     async def upsert(self, assertions: Sequence[GraphAssertion]) -> None:
         rows = sorted(map(_row, assertions), key=_order)
         for start in range(0, len(rows), UPSERT_ROWS):
@@ -152,6 +175,8 @@ class CypherGraph(ABC):
         deleted = DELETE_ROWS if stages else 0
         while deleted == DELETE_ROWS:
             ((deleted,),) = await self._write(DELETE, stages=_texts(stages), rows=DELETE_ROWS)
+        if stages:
+            await self._write(DELETE_EMPTY, stages=_texts(stages))
 
     async def walk(self) -> AsyncIterator[StageTally]:
         """Pages by prefix of the stage id, which is random: each reads its own part of the index only."""

@@ -13,7 +13,7 @@ from apex_memory.stores.cypher import CypherGraph, Row
 from apex_memory.stores.resp import RespServer
 
 SCHEMES = {"falkordb": "redis", "falkordbs": "rediss"}
-INDEXES = (("Entity", "id"), ("Assertion", "id"), ("Assertion", "stage"))
+INDEXES = (("Entity", "id"), ("Stage", "id"))
 CONNECTIONS = 8  # the server runs one write at a time, and as many reads as it has threads
 
 
@@ -49,6 +49,7 @@ class FalkorGraph(CypherGraph):
             except ResponseError as error:
                 if "already indexed" not in str(error):
                     raise self._translated(error) from None
+        await self._refuse_former()
 
     async def ping(self) -> None:
         await self._server.ping()

@@ -19,7 +19,7 @@ IDLE_SECONDS = 2  # a connection idle for longer is tested before use: the serve
 SCHEMA = (
     "CREATE CONSTRAINT apex_entity IF NOT EXISTS FOR (n:Entity) REQUIRE n.id IS UNIQUE",
     "CREATE CONSTRAINT apex_assertion IF NOT EXISTS FOR (n:Assertion) REQUIRE n.id IS UNIQUE",
-    "CREATE INDEX apex_stage IF NOT EXISTS FOR (n:Assertion) ON (n.stage)",
+    "CREATE CONSTRAINT apex_stage IF NOT EXISTS FOR (n:Stage) REQUIRE n.id IS UNIQUE",
     "CALL db.awaitIndexes(300)",
 )
 CANNOT_SERVE = (
@@ -72,6 +72,7 @@ class Neo4jGraph(CypherGraph):
     async def prepare(self) -> None:
         for statement in SCHEMA:
             await self._write(statement)
+        await self._refuse_former()
 
     async def ping(self) -> None:
         await self._read("RETURN 1")

@@ -42,6 +42,8 @@ class Engine(ABC):
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
     orphan_signal: ClassVar[signal.Signals] = signal.SIGKILL
     """What the kernel sends when the supervisor dies: every engine keeps what it acknowledged."""
+    ready_seconds: ClassVar[float] = 900
+    """A start may take as long: a store reads its data meanwhile, and would never get there if it were ended."""
 
     @property
     def directory(self) -> Path:

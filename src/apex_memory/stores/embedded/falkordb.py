@@ -16,6 +16,9 @@ GRAPH = "apex"
 class FalkorDB(Engine):
     """Durable by `appendfsync always`; `EFFECTS_THRESHOLD 0` logs effects, or a reload replays slow MERGEs.
 
+    The log is rewritten when it has grown by a fifth: a start reads what was rewritten five to eight
+    times as fast (90 and 11 MB a second), and each rewriting costs some 17 µs of a processor a document.
+
     The Bolt port stays off: its first parameterised MERGE crashes the server.
     """
 
@@ -39,6 +42,7 @@ requirepass {self.password}
 dir "{self.directory}"
 appendonly yes
 appendfsync always
+auto-aof-rewrite-percentage 20
 save ""
 set-proc-title no
 loadmodule "{module}" EFFECTS_THRESHOLD 0 THREAD_COUNT 2 BOLT_PORT -1

@@ -64,6 +64,7 @@ def child_of(engine: Engine) -> Child:
         stop_signal=engine.stop_signal,
         orphan_signal=engine.orphan_signal,
         start_waits=(0.3, 1),  # what a killed run held may take a moment to go
+        ready_seconds=engine.ready_seconds,
     )
 
 

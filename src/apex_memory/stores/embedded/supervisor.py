@@ -27,14 +27,15 @@ from apex_memory.stores.embedded.stack import (
 from apex_memory.telemetry import ENGINE_RESTARTS
 
 FIRST_WAIT, LONGEST_WAIT = 0.2, 5.0
+TELL_SECONDS = 10.0
 HEALTHY_SECONDS = 30
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Report = Callable[[str, str, str], None]
 """Takes a child's name, what happened to it, and the detail for people.
 
-What: `leftover`, `ready`, `died`, `restarted`, `failed` (a start that did not answer), `stopped`; and of
-the `stack` itself `unrecorded`, when `stack.json` cannot be written.
+What: `leftover`, `starting` (for long now), `ready`, `died`, `restarted`, `failed` (a start that did not
+answer), `stopped`; and of the `stack` itself `unrecorded`, when `stack.json` cannot be written.
 """
 
 
@@ -157,13 +158,28 @@ class Supervisor:
             }
         )
         self._record()
+        telling = asyncio.create_task(self._tell(child, one.process.log))
         try:
             one.state.version = await one.process.until_ready()
         except BaseException:  # cancelled or not: what does not answer is not left behind
             await one.process.kill()
             raise
+        finally:
+            telling.cancel()
         one.state.ready = True
         self._record()
+
+    async def _tell(self, child: Child, log: Path) -> None:
+        """Say now and then that a start goes on: a store with much data reads it for minutes."""
+        began = asyncio.get_running_loop().time()
+        while True:
+            await asyncio.sleep(TELL_SECONDS)
+            waited = asyncio.get_running_loop().time() - began
+            self._report(
+                child.name,
+                "starting",
+                f"for {waited:.0f} s, of {child.ready_seconds:g} s at most; see {log}",
+            )
 
     async def _watch(self, one: _Kept, child: Child) -> None:
         """Start the child again each time it ends; the more slowly, the sooner it ends."""

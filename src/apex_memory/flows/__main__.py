@@ -15,7 +15,7 @@ from pathlib import Path
 from prometheus_client import start_http_server
 from temporalio.runtime import PrometheusConfig
 
-from apex_memory.app import open_app
+from apex_memory.app import App, open_app
 from apex_memory.config import Settings, load_settings
 from apex_memory.errors import ApexError
 from apex_memory.flows.client import quiet_runtime
@@ -48,15 +48,26 @@ async def run(settings: Settings, share: str = "all") -> None:
     with registered(settings.data_dir / "run" / f"{name}.json", card):
         logger(room="worker").info("worker starts", **card)
         async with open_app(settings) as app:
-            if name == "worker":  # needs no Temporal; until then readers call the stores degraded
-                await app.recovery.gate()
+            if name == "worker":
+                await app.recovery.prepare()
             collect_seldom()
-            fresh = asyncio.create_task(app.credentials.keep_fresh(), name="secrets")
+            beside = [asyncio.create_task(app.credentials.keep_fresh(), name="secrets")]
+            if name == "worker":
+                beside.append(asyncio.create_task(_check_stores(app), name="gate"))
             try:
                 await serve(app, build=build, stop=stop, runtime=runtime, queues=queues)
             finally:
-                fresh.cancel()
+                for task in beside:
+                    task.cancel()
     logger(room="worker").info("worker stopped")
+
+
+async def _check_stores(app: App) -> None:
+    """Check what restarted with us, beside the work: of much data it takes a minute, and until then readers call the stores degraded."""
+    try:
+        await app.recovery.gate()
+    except ApexError as error:  # a sweep does the same again soon
+        logger(room="worker").error("stores not checked", reason=str(error), remedy=error.remedy)
 
 
 @contextlib.contextmanager

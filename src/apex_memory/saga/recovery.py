@@ -53,19 +53,35 @@ class Recovery:
         self._db = db
         self._stores: Mapping[str, GraphStore | VectorStore] = {"graph": graph, "vectors": vectors}
         self._publication = publication
+        self._gating = asyncio.Lock()
         self._log = logger(room="recovery")
 
-    async def gate(self) -> list[Checked]:
-        """Look at each store's incarnation; check a store that is another one than last time."""
-        checked = []
+    async def prepare(self) -> None:
+        """Before anything is written: indexes, and a look whether each store fits. What it holds is for `gate` to check.
+
+        Raises `Misconfigured` for one that does not fit; one that is away is prepared when it is there.
+        """
         for name, store in self._stores.items():
             try:
-                found = await self._gate_one(name, store)
+                await store.prepare()
             except (Unavailable, RetryLater) as error:
-                self._log.warning("store not checked yet", store=name, reason=str(error))
-                continue
-            if found:
-                checked.append(found)
+                self._log.warning("store not prepared yet", store=name, reason=str(error))
+
+    async def gate(self) -> list[Checked]:
+        """Look at each store's incarnation; check a store that is another one than last time.
+
+        One at a time: what comes while a long check goes on waits, and finds it done.
+        """
+        checked = []
+        async with self._gating:
+            for name, store in self._stores.items():
+                try:
+                    found = await self._gate_one(name, store)
+                except (Unavailable, RetryLater) as error:
+                    self._log.warning("store not checked yet", store=name, reason=str(error))
+                    continue
+                if found:
+                    checked.append(found)
         return checked
 
     async def _gate_one(self, name: str, store: GraphStore | VectorStore) -> Checked | None:

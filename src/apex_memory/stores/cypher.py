@@ -35,20 +35,27 @@ WALK_ROWS = 5_000  # about as many assertions a page
 REF_BYTES = 2_000  # FalkorDB's index loses strings above 4,096 bytes, Neo4j's above 8,000
 OVERFETCH = 3  # rows read for each hit wanted, as a document may say several things of one entity
 
+# An assertion is there with its edges or not at all: a statement is applied whole. So those that are there
+# are left out, and the rest created: a MERGE for each of them and its edges costs twice as much.
 UPSERT = """
+UNWIND $stages AS id
+MERGE (t:Stage {id: id})
+WITH t
+OPTIONAL MATCH (t)-[:SAYS]->(old)
+WITH collect(old.id) AS known
 UNWIND $rows AS r
+WITH r WHERE NOT r[0] IN known
+MATCH (t:Stage {id: r[1]})
 MERGE (s:Entity {id: r[4]}) ON CREATE SET s.type = split(r[4], ':')[0]
-MERGE (t:Stage {id: r[1]})
-MERGE (t)-[:SAYS]->(a:Assertion {id: r[0]}) ON CREATE SET
-  a.stage = r[1], a.doc = r[2], a.predicate = r[3], a.value = r[7], a.start = r[8], a.hash = r[9],
-  a.at = timestamp()
-MERGE (a)-[:SUBJECT]->(s)
+CREATE (t)-[:SAYS]->(a:Assertion {
+  id: r[0], stage: r[1], doc: r[2], predicate: r[3], value: r[7], start: r[8], hash: r[9], at: timestamp()
+})-[:SUBJECT]->(s)
 FOREACH (ref IN r[5] |
   MERGE (o:Entity {id: ref}) ON CREATE SET o.type = split(ref, ':')[0]
-  MERGE (a)-[:OBJECT]->(o))
+  CREATE (a)-[:OBJECT]->(o))
 FOREACH (ref IN r[6] |
   MERGE (m:Entity {id: ref}) ON CREATE SET m.type = split(ref, ':')[0]
-  MERGE (a)-[:MENTIONS]->(m))
+  CREATE (a)-[:MENTIONS]->(m))
 """
 TALLY = """
 MATCH (t:Stage) WHERE t.id IN $stages
@@ -160,9 +167,10 @@ class CypherGraph(ABC):
             )
 
     async def upsert(self, assertions: Sequence[GraphAssertion]) -> None:
-        rows = sorted(map(_row, assertions), key=_order)
+        rows = sorted({one.id: _row(one) for one in assertions}.values(), key=_order)
         for start in range(0, len(rows), UPSERT_ROWS):
-            await self._write(UPSERT, rows=rows[start : start + UPSERT_ROWS])
+            part = rows[start : start + UPSERT_ROWS]
+            await self._write(UPSERT, stages=sorted({row[1] for row in part}), rows=part)
 
     async def tally(self, stages: Sequence[UUID]) -> Mapping[UUID, Tally]:
         if not stages:

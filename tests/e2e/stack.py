@@ -191,8 +191,12 @@ class Stack:
         """State by event id."""
         states: dict[str, str] = {}
         for first in range(0, len(ids), 500):
-            some = list(ids[first : first + 500])
-            states |= (await self.post("/v1/events/states", json={"ids": some}))["states"]
+            path, some = "/v1/events/states", list(ids[first : first + 500])
+            # As a client does: while a stack catches up, PostgreSQL may have no time for questions.
+            while (answer := await self.http.post(path, json={"ids": some})).status_code == 503:
+                await asyncio.sleep(float(answer.headers["retry-after"]))
+            assert answer.is_success, (path, answer.status_code, answer.text)
+            states |= answer.json()["states"]
         return states
 
     async def ended(self, ids: Sequence[str], *, seconds: float = 60) -> float:

@@ -22,7 +22,7 @@ CALM_SECONDS = 2.0
 TIMES = 10
 # PostgreSQL gets a share of its time, in one piece of each period. A commit carries hundreds of
 # requests, so that many short pieces would do for all that one machine can send.
-SHARE, PERIOD_SECONDS = 0.05, 8.0
+SHARE, PERIOD_SECONDS = 0.03, 8.0
 AGAIN_SECONDS = 0.1  # ten times sooner than clients are asked to
 CATCH_UP_SECONDS = 120
 MEMORY_MB = 200  # more than that for 700 requests under way is a leak

@@ -1,6 +1,9 @@
-"""A supervisor as a process of its own, for tests that kill it: `python stack_process.py FOLDER [untied]`.
+"""A supervisor as a process of its own, for tests that kill it: `python stack_process.py FOLDER [OPTION]`.
 
-`untied` leaves out what ends children with their parent, as on systems that cannot do it. Prints a JSON line for each event, then one named `up`; runs until a signal ends it.
+`untied` leaves out what ends children with their parent, as on systems that cannot do it. `background`
+ignores SIGINT, as a shell's background job does from its start; otherwise SIGINT ends it, also where the
+tests themselves are such a job. Prints a JSON line for each event, then one named `up`; runs until a
+signal ends it.
 SIGUSR1 prints where its threads stand, SIGUSR2 where its tasks do.
 """
 
@@ -38,4 +41,6 @@ async def main(folder: str) -> None:
 faulthandler.register(signal.SIGUSR1, file=sys.stdout)
 if "untied" in sys.argv:
     process.die_with_parent = lambda number: None
+background = "background" in sys.argv
+signal.signal(signal.SIGINT, signal.SIG_IGN if background else signal.default_int_handler)
 asyncio.run(main(sys.argv[1]))

@@ -173,6 +173,16 @@ async def test_ctrl_c_ends_everything(folder: Path) -> None:
         assert read_stack(folder) is None
 
 
+async def test_a_background_job_outlives_ctrl_c_and_ends_when_asked_to(folder: Path) -> None:
+    async with driver(folder, "background") as (process, _):
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(process.wait(), 1)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+        assert belonging(folder) == []
+
+
 async def where_it_stands(process: asyncio.subprocess.Process, folder: Path) -> str:
     """Threads and tasks of a supervisor that does not end, what it said, and what still runs below it."""
     assert process.stdout

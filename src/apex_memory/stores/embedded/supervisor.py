@@ -222,7 +222,8 @@ class Supervisor:
     def _listen(self, leaving: contextlib.ExitStack) -> None:
         loop = asyncio.get_running_loop()
         for number in END_SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+            # Ignored stays ignored: nohup asks that for SIGHUP, a shell's `&` for SIGINT.
+            if signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, self._end)
                 leaving.callback(loop.remove_signal_handler, number)
 

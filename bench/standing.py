@@ -20,7 +20,7 @@ from apex_memory.stores.embedded.stack import secret
 from apex_memory.stores.postgres import Postgres
 from bench.corpus import Corpus
 from bench.cpu import rss_mb, spent, usage
-from bench.rows import Row, at_most, percentile, scaled
+from bench.rows import Row, at_most, percentile, scaled, stated
 from tests.e2e import front
 from tests.e2e.stack import SETTINGS, Stack, belonging, data_folder, until
 
@@ -55,6 +55,14 @@ class Standing(Stack):
             yield Inbox(db), db
         finally:
             await db.close()
+
+    async def lands(self) -> float:
+        """The seconds until the gateway of a start that begins now is ready."""
+        return await until(
+            lambda: "gateway" in (seen := self.children()) and seen["gateway"].ready,
+            seconds=CATCH_UP_SECONDS,
+            what=self.told,
+        )
 
     async def kill_all(self) -> None:
         """SIGKILL to every process of the stack at once."""
@@ -184,7 +192,7 @@ async def load() -> list[Row]:
             print(f"load: {min(start + PORTION, count):,} of {count:,} documents", file=sys.stderr)
         last = {name: rss_mb(pid) for name, pid in stack.pids().items()}
         await stack.stop()
-        restart = await stack.start()
+        landing, restart = await asyncio.gather(stack.lands(), stack.start())
         worked = stack.cpu()
         recovery, lost = await kill_and_recover(stack, corpus, count)
     temporal = 1000 * used["temporal"].total / DRAINED
@@ -213,6 +221,12 @@ async def load() -> list[Row]:
             "s",
             20,
             f"N = {count:,}; stopped in order, until gateway and worker are ready again; {worked:.1f} CPU s of all processes",
+        ),
+        stated(
+            "restart with N documents, until the gateway lands events",
+            landing,
+            "s",
+            f"N = {count:,}; the same start: it does not wait for the graph and the vectors",
         ),
         at_most(
             "recovery after kill -9 of everything in mid-load, to the next commit",

@@ -19,7 +19,7 @@ from apex_memory.model import now
 from apex_memory.stores.embedded import free_port
 from tests.e2e import front
 from tests.e2e.logistics import DOCUMENTS, QUESTIONS
-from tests.e2e.stack import CHILDREN, Stack, belonging, running_stack, until
+from tests.e2e.stack import CHILDREN, Stack, belonging, data_folder, running_stack, until
 from tests.e2e.writer import Item, Writer, items, writing
 
 pytestmark = [
@@ -118,6 +118,47 @@ async def test_kill_9_of_everything_while_writing_loses_and_doubles_nothing() ->
         await see_all_once(stack, writer, every=10)
         folder = stack.data_dir
     assert belonging(folder) == []
+
+
+class SlowGraph(Stack):
+    """A stack whose graph is not ready before the file `loaded` is beside the data folder."""
+
+    module = "tests.e2e.slow_graph"
+
+    def __init__(self, data_dir: Path) -> None:
+        super().__init__(data_dir)
+        self._given["PYTHONPATH"] = str(Path(__file__).parents[2])
+
+    def loaded(self) -> None:
+        (self.data_dir.parent / "loaded").touch()
+
+
+async def test_events_land_while_the_graph_still_loads() -> None:
+    async with data_folder() as folder:
+        stack = SlowGraph(folder)
+        starting = asyncio.create_task(stack.start())
+        try:
+            await until(
+                lambda: "gateway" in (seen := stack.children()) and seen["gateway"].ready,
+                seconds=60,
+                what=stack.told,
+            )
+            assert not stack.children()["falkordb"].ready
+            assert "worker" not in stack.children(), "it would fail at what is not there"
+            stack.http = stack.client((folder / "admin.key").read_text().strip())
+            event = await stack.remember("early", "Shipment SH-48213 waits in Laredo.", wait=False)
+            assert await stack.states([event["id"]]) == {event["id"]: "received"}
+            assert not starting.done()
+
+            stack.loaded()
+            print(f"up {await starting:.1f} s after the call")
+            await stack.ended([event["id"]])
+            [hit, *_] = (await stack.search("SH-48213"))["hits"]
+            assert "waits in Laredo" in hit["snippet"]
+        finally:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            await stack.stop()
 
 
 async def test_each_process_is_killed_while_writing_and_nothing_is_lost(stack: Stack) -> None:

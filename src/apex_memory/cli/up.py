@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from time import monotonic
 from typing import Annotated
@@ -30,6 +30,8 @@ NICENESS = {
     "worker": 3,
     "bulk": 10,
 }  # what is embedded and stored a moment later is a backlog; an answer is late
+
+LATE = ("graph", "vectors")  # a start reads all their data, and landing needs neither
 
 WORDS = {
     "ready": "[green]ready[/]",
@@ -60,6 +62,8 @@ def up(
 ) -> None:
     """Start everything and keep it running: engines, gateway, worker. Ctrl-C stops all.
 
+    Events are taken in as soon as PostgreSQL is there, also while a large graph is still read.
+
     Example: apex up
     """
     asyncio.run(_up(load_settings(), verbose=verbose))
@@ -68,8 +72,14 @@ def up(
 async def _up(settings: Settings, *, verbose: bool) -> None:
     quiet_until_up = not verbose
     running_now = False
+    landing = ""
 
     def report(name: str, what: str, detail: str) -> None:
+        nonlocal landing
+        if (name, what) == ("gateway", "ready"):
+            landing = f"; {detail} takes in events meanwhile"
+        elif what == "starting":
+            detail += landing
         if what == "stopped" or (quiet_until_up and not running_now and what == "ready"):
             return
         console().print(f"  {name:>10}  {WORDS.get(what, what)}  [dim]{detail}[/]", highlight=False)
@@ -84,35 +94,43 @@ async def _up(settings: Settings, *, verbose: bool) -> None:
 
 @asynccontextmanager
 async def running(settings: Settings, report: Report) -> AsyncIterator[Running]:
-    """The stack, up and answering; stopped at the end of the block."""
+    """The stack, up and answering; stopped at the end of the block.
+
+    The gateway does not wait for the graph and the vectors: it lands what arrives while they load.
+    """
     began = monotonic()
     dimension = await _dimension(settings)
     async with Supervisor(settings.data_dir, report) as supervisor:
         engines = await asyncio.to_thread(embedded_engines, settings, dimension)
         environment = environment_for(engines, settings)
-        await supervisor.start(*engines)
-        documents = environment.get("APEX_DOCUMENTS", settings.documents)
-        await migrate(documents)
-        _secret_key(settings)
-        new_key = await _first_key(settings, documents)
-        port = free_port(settings.port)
-        if settings.port not in (0, port):
-            report(
-                "gateway", "port taken", f"{settings.port} is in use; listening on {port} instead"
-            )
-        url = f"http://{settings.host}:{port}"
-        own = {"APEX_PORT": str(port)}
-        if not settings.embedder_threads:
-            # It embeds single questions: two threads take a fifth less time for one, and 30 % more of the
-            # processors, which the stores need for their part of the answer.
-            own["APEX_EMBEDDER_THREADS"] = "1"
-        await supervisor.start(
-            _child("gateway", settings, {**environment, **own}, url, port),
-            _child("worker", settings, environment, "", 0),
-            _child("bulk", settings, environment, "", 0),
-        )
+        with _first_failure():
+            async with asyncio.TaskGroup() as beside:
+                late = [one for one in engines if one.role in LATE]
+                loading = beside.create_task(supervisor.start(*late))
+                await supervisor.start(*(one for one in engines if one.role not in LATE))
+                documents = environment.get("APEX_DOCUMENTS", settings.documents)
+                await migrate(documents)
+                _secret_key(settings)
+                new_key = await _first_key(settings, documents)
+                gateway = _gateway(settings, environment, report)
+                beside.create_task(supervisor.start(gateway))
+                await loading
+                await supervisor.start(
+                    _child("worker", settings, environment, "", 0),
+                    _child("bulk", settings, environment, "", 0),
+                )
+        url = gateway.url
         ui = environment.get("APEX_TEMPORAL_UI", settings.temporal_ui)
         yield Running(url, ui, new_key, monotonic() - began, supervisor)
+
+
+@contextmanager
+def _first_failure() -> Iterator[None]:
+    """Of what failed side by side, the first, as itself: the others were ended for it."""
+    try:
+        yield
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
 
 
 async def _dimension(settings: Settings) -> int:
@@ -156,6 +174,19 @@ def _secret_key(settings: Settings) -> None:
     set_already = settings.secret_key.get_secret_value() or settings.secret_key_file
     if not set_already and not file.exists():
         write_private(file, new_secret_key() + "\n")
+
+
+def _gateway(settings: Settings, environment: dict[str, str], report: Report) -> Child:
+    port = free_port(settings.port)
+    if settings.port not in (0, port):
+        report("gateway", "port taken", f"{settings.port} is in use; listening on {port} instead")
+    own = {"APEX_PORT": str(port)}
+    if not settings.embedder_threads:
+        # It embeds single questions: two threads take a fifth less time for one, and 30 % more of the
+        # processors, which the stores need for their part of the answer.
+        own["APEX_EMBEDDER_THREADS"] = "1"
+    url = f"http://{settings.host}:{port}"
+    return _child("gateway", settings, {**environment, **own}, url, port)
 
 
 def _child(

@@ -1,0 +1,20 @@
+"""`apex` with a graph that is not ready before the file `loaded` is beside the data folder, as after a start that reads much."""
+
+import asyncio
+
+from apex_memory.cli import main
+from apex_memory.stores.embedded.falkordb import FalkorDB
+
+_ready = FalkorDB.ready
+
+
+async def ready(self: FalkorDB) -> None:
+    while not (self.data_dir.parent / "loaded").exists():
+        await asyncio.sleep(0.05)
+    await _ready(self)
+
+
+FalkorDB.ready = ready  # type: ignore[method-assign]
+
+if __name__ == "__main__":
+    main()

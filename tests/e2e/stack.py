@@ -147,8 +147,9 @@ class Stack:
         return str([words(pid)[:100] for pid in belonging(self.data_dir)])
 
     def children(self) -> dict[str, ChildState]:
+        """By name; none while a start has not yet taken over what the run before it wrote."""
         stack = read_stack(self.data_dir)
-        return stack.children if stack else {}
+        return stack.children if stack and self._up and stack.pid == self._up.pid else {}
 
     def client(self, key: str = "") -> httpx2.AsyncClient:
         """A client of the gateway, with this key or none."""

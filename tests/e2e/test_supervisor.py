@@ -223,10 +223,21 @@ async def test_where_children_outlive_their_parent_the_next_start_ends_them(fold
         assert len(belonging(folder)) >= len(ENGINES)
         assert read_stack(folder) is None
 
-    events: list[tuple[str, str, str]] = []
-    async with Supervisor(folder, lambda *event: events.append(event)):
-        assert [name for name, what, _ in events if what == "leftover"] == list(ENGINES)
+    left: list[str] = []
+
+    def see(name: str, what: str, detail: str) -> None:
+        if what == "leftover":
+            left.append(name)
+            stack = read_stack(folder)
+            assert stack and stack.pid == os.getpid()
+            assert [(n, c.ready) for n, c in stack.children.items()] == [
+                (n, False) for n in ENGINES
+            ]
+
+    async with Supervisor(folder, see):
+        assert left == list(ENGINES)
         assert belonging(folder) == []
+        assert (stack := read_stack(folder)) and not stack.children
 
 
 def reach_of(folder: Path) -> dict[str, str]:

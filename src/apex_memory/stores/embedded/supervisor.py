@@ -71,10 +71,15 @@ class Supervisor:
         with contextlib.ExitStack() as leaving:
             leaving.enter_context(ownership(self.data_dir))
             self._ports = last_ports(self.data_dir)
-            for name, pid in leftovers(self.data_dir):
+            self._since = datetime.now(UTC)
+            left = leftovers(self.data_dir)
+            # Said at once: what the killed run wrote calls its children ready.
+            self._kept = [_Kept(ChildState(name=name, pid=pid)) for name, pid in left]
+            self._record()
+            for name, pid in left:
                 self._report(name, "leftover", f"ending process {pid} of a run that was killed")
                 await asyncio.to_thread(end_leftover, pid)
-            self._since = datetime.now(UTC)
+            self._kept = []
             self._task = asyncio.current_task()
             self._record()
             self._listen(leaving)

@@ -47,7 +47,7 @@ class Stack(BaseModel):
     @property
     def urls(self) -> dict[str, str]:
         """Where the children that run now are reached, by name; without passwords."""
-        return {name: child.url for name, child in self.children.items() if child.pid}
+        return {name: child.url for name, child in self.children.items() if child.pid and child.url}
 
 
 def read_stack(data_dir: Path) -> Stack | None:

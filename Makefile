@@ -55,9 +55,11 @@ bench: $(DEV)
 faults: $(DEV)   ## the crash loop: FAULTS=100 SEED=… GRAPH=neo4j; ARGS=overload for a minute of ten times too much
 	$(BIN)/python -m tests.faults --faults $(or $(FAULTS),20) $(if $(SEED),--seed $(SEED)) $(if $(GRAPH),--graph $(GRAPH)) $(ARGS)
 
-lock:            ## refresh the locks (needs uv)
-	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml --group build -o requirements.lock
-	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml --group build --group dev -o requirements-dev.lock
+LOCK := uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml --group build
+
+lock:            ## refresh the locks (needs uv); versions already in a lock stay
+	$(LOCK) --extra embedded -o requirements.lock
+	$(LOCK) --all-extras --group dev --group docs -o requirements-dev.lock
 
 clean:
 	rm -rf .venv .apex

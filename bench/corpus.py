@@ -15,7 +15,7 @@ import numpy as np
 
 from apex_memory.model import Event, Priority, Vectors, now
 from apex_memory.pipeline.embed import unit_rows
-from apex_memory.sources.documents import CONTENT_TYPE
+from apex_memory.sources.documents.source import CONTENT_TYPE
 
 DIMENSION = 384
 CHUNKS = 5

@@ -18,7 +18,7 @@ import httpx2
 
 from apex_memory.simulate.day import Telling, end_of
 from apex_memory.simulate.program import classes
-from apex_memory.simulate.samsara import Samsara
+from apex_memory.simulate.samsara.simulator import Samsara
 from apex_memory.simulate.served import Delivery, serving
 from apex_memory.simulate.vendor import Chaos, Simulator
 from apex_memory.simulate.world import Clock, World
@@ -38,8 +38,8 @@ SHIPMENTS = {
     "plaid": 60,
     "sonar": 340,
     "edi": 20,
-    "crm": 20,
-    "financial": 20,
+    "hubspot": 20,
+    "quickbooks": 20,
 }
 READINGS = 1_000  # a minute of this machine
 POLL_SECONDS = 5
@@ -51,8 +51,8 @@ DAILY = {  # events a day; readings are counted by the minute
     "plaid": 200,
     "sonar": 300,
     "edi": 50,
-    "crm": 100,
-    "financial": 50,
+    "hubspot": 100,
+    "quickbooks": 50,
 }
 
 

@@ -6,10 +6,10 @@ import time
 from datetime import timedelta
 
 from apex_memory.app import App
-from apex_memory.simulate.edi import PLACES, EdiSimulator
+from apex_memory.simulate.edi.simulator import PLACES, EdiSimulator
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources import PickedUp
+from apex_memory.sources.pages import PickedUp
 from bench.engines import opened, running_engines
 from bench.rows import Row, at_least, at_most
 

@@ -16,11 +16,11 @@ import psycopg
 
 from apex_memory.app import App, open_app
 from apex_memory.config import Settings
-from apex_memory.garbage import collect_seldom
+from apex_memory.engines.selection import embedded_engines, environment_for
+from apex_memory.engines.state import read_stack
+from apex_memory.engines.supervisor import Supervisor
+from apex_memory.gc_tuning import collect_seldom
 from apex_memory.pipeline import Embedder, Pipeline
-from apex_memory.stores.embedded.engines import embedded_engines, environment_for
-from apex_memory.stores.embedded.stack import read_stack
-from apex_memory.stores.embedded.supervisor import Supervisor
 from bench.corpus import CHUNK_CHARS, DIMENSION
 
 

@@ -30,7 +30,7 @@ async def mixed() -> list[Row]:
 
             async def left() -> int:
                 row = await db.fetch_one(
-                    "SELECT count(*) AS n FROM inbox WHERE source = 'crm' AND open"
+                    "SELECT count(*) AS n FROM inbox WHERE source = 'hubspot' AND open"
                 )
                 return int(row["n"]) if row else 0
 
@@ -83,7 +83,7 @@ def _flood(count: int) -> Iterator[list[Event]]:
             }
             page.append(
                 Event(
-                    source="crm",
+                    source="hubspot",
                     event_id=f"flood:{n}",
                     doc_key=f"contact:{n}",
                     version=micros(at),

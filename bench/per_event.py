@@ -20,14 +20,12 @@ from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from apex_memory.app import App
-from apex_memory.flows.activities import Activities
-from apex_memory.flows.attributes import ensure_attributes
-from apex_memory.flows.client import connect
-from apex_memory.flows.drains import Drains
-from apex_memory.flows.errors import Translation
-from apex_memory.flows.orders import DrainOrder
-from apex_memory.flows.pulls import Pulling
-from apex_memory.flows.workflows import Drain
+from apex_memory.flows.drain.activities import DrainActivities
+from apex_memory.flows.drain.messages import DrainOrder
+from apex_memory.flows.drain.workflow import Drain
+from apex_memory.flows.temporal.attributes import ensure_attributes
+from apex_memory.flows.temporal.client import connect
+from apex_memory.flows.temporal.errors import Translation
 from apex_memory.model import Event, now
 from apex_memory.saga.stage import Stage
 
@@ -154,9 +152,7 @@ async def carry_drained(app: App, events: Sequence[Event]) -> float:
     for first in range(0, len(events), 1_000):
         await app.land(events[first : first + 1_000])
     client = await connect(app.settings.temporal)
-    steps = Activities(
-        app, Drains(client, {"documents": 1}), Pulling(client, app.sources), build="bench"
-    )
+    steps = DrainActivities(app)
     activities: list[Callable[..., Any]] = [
         steps.claim,
         steps.prepare,

@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from apex_memory import sources
 from apex_memory.model import now
+from apex_memory.sources import registry
 from tests.e2e import front
 
 PATH = "/hooks/frontapp"
@@ -104,7 +104,7 @@ async def shoot(url: str, rate: int, seconds: int) -> list[float]:
 
 def signed_requests(host: str, count: int) -> Sequence[bytes]:
     """`WARM` requests and `count` more, as they go over the wire, signed as Front does. Signatures hold for minutes."""
-    source = sources.load({"frontapp": {"signing_keys": ["test_signing_key"]}}, None)["frontapp"]
+    source = registry.load({"frontapp": {"signing_keys": ["test_signing_key"]}}, None)["frontapp"]
     made = []
     for n in range(WARM + count):
         body = front.message(f"r{n}", f"cnv_r{n}", at=n)

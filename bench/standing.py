@@ -14,9 +14,9 @@ from contextlib import asynccontextmanager, suppress
 from uuid import UUID
 
 from apex_memory.config import Settings
+from apex_memory.engines.base import HOST
+from apex_memory.engines.state import secret
 from apex_memory.inbox import Inbox
-from apex_memory.stores.embedded import HOST
-from apex_memory.stores.embedded.stack import secret
 from apex_memory.stores.postgres import Postgres
 from bench.corpus import Corpus
 from bench.cpu import rss_mb, spent, usage

@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from apex_memory.app import App
-from apex_memory.simulate.samsara import Samsara
+from apex_memory.simulate.samsara.simulator import Samsara
 from apex_memory.simulate.served import serving
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World

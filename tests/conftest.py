@@ -17,13 +17,13 @@ import psycopg
 import pytest
 import pytest_asyncio
 
-from apex_memory.stores.embedded import Engine, free_port
-from apex_memory.stores.embedded.falkordb import FalkorDB
-from apex_memory.stores.embedded.postgres import PostgreSQL
-from apex_memory.stores.embedded.process import Process, child_of
-from apex_memory.stores.embedded.temporal import Temporal
-from apex_memory.stores.embedded.valkey import Valkey
-from apex_memory.stores.embedded.vectors_engine import Edge
+from apex_memory.engines.base import Engine, free_port
+from apex_memory.engines.edge import Edge
+from apex_memory.engines.falkordb import FalkorDB
+from apex_memory.engines.postgres import PostgreSQL
+from apex_memory.engines.process import Process, child_of
+from apex_memory.engines.temporal import Temporal
+from apex_memory.engines.valkey import Valkey
 from apex_memory.stores.postgres import migrate
 
 PASSWORD = "pw"

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from apex_memory.engines.base import HOST, free_port
 from apex_memory.errors import Unavailable
-from apex_memory.stores.embedded import HOST, free_port
-from apex_memory.stores.qdrant_edge import EdgeVectors
+from apex_memory.stores.edge import EdgeVectors
 
 DIMENSION = 16
 
@@ -45,7 +45,7 @@ class EdgeProcess:
     def start(self) -> subprocess.Popen[bytes]:
         with (self.folder.parent / f"{self.folder.name}.log").open("ab") as log:
             self._popen = subprocess.Popen(
-                [sys.executable, "-m", "apex_memory.stores.embedded.vectors"],
+                [sys.executable, "-m", "apex_memory.edge.server"],
                 env=self._environment,
                 stderr=log,
                 start_new_session=True,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from apex_memory.model import Event, micros
-from apex_memory.sources import Request, Source
+from apex_memory.sources.base import Request, Source
 
 FOLDER = Path(__file__).parent
 NOW = datetime(2025, 11, 28, 12, tzinfo=UTC)

@@ -18,40 +18,36 @@ from uuid import UUID
 
 import httpx2
 
-from apex_memory import sources
-from apex_memory.arrivals import (
-    Backfills,
-    Credentials,
-    Files,
-    Pulled,
-    Pulls,
-    Readings,
-    SourceStates,
-    VaultTokens,
-)
-from apex_memory.arrivals.credentials import secret_keys
-from apex_memory.arrivals.pulls import Backfill, OnPage
 from apex_memory.config import Settings
+from apex_memory.credentials.overlay import Credentials, secret_keys
+from apex_memory.credentials.tokens import VaultTokens
+from apex_memory.credentials.vault import Vault, read_keys
 from apex_memory.errors import Misconfigured, RetryLater
+from apex_memory.fetching.backfills import Backfills
+from apex_memory.fetching.files import Files
+from apex_memory.fetching.pulls import Backfill, OnPage, Pulled, Pulls
+from apex_memory.fetching.source_states import SourceStates
+from apex_memory.fetching.windows import Readings
 from apex_memory.inbox import Batch, Inbox, Run
 from apex_memory.model import Event, Landed, now
 from apex_memory.pipeline import Embedder, Pipeline, extract_query, open_embedder
-from apex_memory.pipeline.pace import Pace
+from apex_memory.pipeline.batch_sizer import Pace
 from apex_memory.saga import recovery
 from apex_memory.saga.collector import Collector
 from apex_memory.saga.dead_letters import DeadLetters
-from apex_memory.saga.guard import Guard
-from apex_memory.saga.outcomes import Failure
+from apex_memory.saga.failures import Failure
 from apex_memory.saga.publication import Publication, Report
 from apex_memory.saga.recovery import Recovery
+from apex_memory.saga.retries import Guard
 from apex_memory.saga.sweeper import Sweeper, Swept
 from apex_memory.search import Search
-from apex_memory.sources import Link, Source
-from apex_memory.stores import GraphStore, Store, VectorStore
+from apex_memory.sources import registry
+from apex_memory.sources.base import Source
+from apex_memory.sources.http import Link
+from apex_memory.stores.base import GraphStore, Store, VectorStore
+from apex_memory.stores.cache import Cache
 from apex_memory.stores.graph import open_graph
 from apex_memory.stores.postgres import Postgres, claim_installation, migrate
-from apex_memory.stores.redis import Cache
-from apex_memory.stores.secrets import Vault, read_keys
 from apex_memory.stores.vectors import open_vectors
 from apex_memory.telemetry import BATCH_EVENTS, STEP_SECONDS, logger
 
@@ -234,7 +230,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
     The other stores may be away: what needs them waits.
     """
     async with AsyncExitStack() as stack:
-        loaded = sources.load(settings.sources, settings.source_path)
+        loaded = registry.load(settings.sources, settings.source_path)
         embedder = open_embedder(
             settings.embedder,
             model=settings.embedder_model,

@@ -13,11 +13,11 @@ import pytest_asyncio
 import redis.asyncio
 from structlog.testing import capture_logs
 
+from apex_memory.engines.base import free_port
+from apex_memory.engines.process import Process, child_of
+from apex_memory.engines.valkey import Valkey
 from apex_memory.errors import Misconfigured, Unavailable
-from apex_memory.stores.embedded import free_port
-from apex_memory.stores.embedded.process import Process, child_of
-from apex_memory.stores.embedded.valkey import Valkey
-from apex_memory.stores.redis import LOG_SECONDS, PAUSE_SECONDS, Cache
+from apex_memory.stores.cache import LOG_SECONDS, PAUSE_SECONDS, Cache
 from apex_memory.telemetry import CACHE_FAILURES
 
 

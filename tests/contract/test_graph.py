@@ -19,12 +19,13 @@ from uuid import UUID, uuid4, uuid5
 import pytest
 import pytest_asyncio
 
+from apex_memory.engines.base import Engine, free_port
+from apex_memory.engines.falkordb import FalkorDB
+from apex_memory.engines.process import Process, child_of
 from apex_memory.errors import Misconfigured, Rejected, Unavailable
 from apex_memory.model import GraphAssertion, Tally, content_hash31
-from apex_memory.stores import GraphStore, cypher
-from apex_memory.stores.embedded import Engine, free_port
-from apex_memory.stores.embedded.falkordb import FalkorDB
-from apex_memory.stores.embedded.process import Process, child_of
+from apex_memory.stores import cypher
+from apex_memory.stores.base import GraphStore
 from apex_memory.stores.graph import open_graph
 from tests.faulty import Fault, Faulty
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from apex_memory import sources
 from apex_memory.config import Settings
 from apex_memory.gateway import create_app
-from apex_memory.gateway.reference import METHODS, example_of, page
+from apex_memory.gateway.openapi_page import METHODS, example_of, page
+from apex_memory.sources import registry
 
 DOCUMENT: dict[str, Any] = create_app(Settings(sources={})).openapi()
 OPERATIONS = {
@@ -73,7 +73,7 @@ def test_every_route_but_the_open_ones_names_its_security(name: str) -> None:
 
 
 def test_every_source_has_its_route_with_the_bodies_of_its_samples() -> None:
-    for source in sources.load({}).values():
+    for source in registry.load({}).values():
         body = OPERATIONS[f"post {source.route}"]["requestBody"]
         kinds = {sample.content_type.partition(";")[0] for sample in source.samples()}
         assert body["required"] and set(body["content"]) == kinds

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from apex_memory.errors import ApexError, Misconfigured, Rejected, Unauthorized
 from apex_memory.model import Document, Event, Priority
-from apex_memory.sources import Request, Sample, Source, classes, load
+from apex_memory.sources.base import Request, Sample, Source
+from apex_memory.sources.registry import classes, load
 
 AT = datetime(2025, 11, 20, 12, tzinfo=UTC)
 TOY = '''
@@ -25,7 +26,7 @@ from datetime import UTC, datetime
 from pydantic import SecretStr
 from apex_memory.errors import Rejected, Unauthorized
 from apex_memory.model import Document, Event, Priority
-from apex_memory.sources import Received, Sample, Source, SourceSettings
+from apex_memory.sources.base import Received, Sample, Source, SourceSettings
 
 
 class ToySettings(SourceSettings):

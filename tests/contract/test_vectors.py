@@ -15,9 +15,9 @@ from qdrant_client import AsyncQdrantClient
 
 from apex_memory.errors import Misconfigured, Rejected
 from apex_memory.model import Filters, Tally, Vectors
-from apex_memory.stores import VectorStore
-from apex_memory.stores.qdrant import QdrantVectors
-from apex_memory.stores.qdrant_edge import EdgeVectors
+from apex_memory.stores.base import VectorStore
+from apex_memory.stores.edge import EdgeVectors
+from apex_memory.stores.qdrant_server import QdrantVectors
 from tests.edge_process import DIMENSION, EdgeProcess, edge_client, edge_process
 from tests.points import axis, point, stage_points, tally_of, unit
 

@@ -14,10 +14,10 @@ import pytest_asyncio
 
 from apex_memory.app import App, open_app
 from apex_memory.config import Settings
+from apex_memory.engines.base import free_port
+from apex_memory.engines.edge import Edge
 from apex_memory.model import TOMBSTONE, Event, Landed, micros, now
-from apex_memory.sources import Request
-from apex_memory.stores.embedded import free_port
-from apex_memory.stores.embedded.vectors_engine import Edge
+from apex_memory.sources.base import Request
 from tests.conftest import PASSWORD, running
 
 HASHING_DIMENSION = 256

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from apex_memory.model import now
-from apex_memory.sources import Request, Source
+from apex_memory.sources.base import Request, Source
 
 START = 1_761_955_200  # seconds; `at` is added
 

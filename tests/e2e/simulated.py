@@ -13,7 +13,8 @@ from apex_memory.app import App
 from apex_memory.errors import ApexError, NotFound, RetryLater
 from apex_memory.model import document_uuid
 from apex_memory.simulate.vendor import Push, Simulator, Truth
-from apex_memory.sources import Asked, Page, Request, Source
+from apex_memory.sources.base import Request, Source
+from apex_memory.sources.pages import Asked, Page
 
 STEPS = 24
 

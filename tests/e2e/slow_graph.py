@@ -3,7 +3,7 @@
 import asyncio
 
 from apex_memory.cli import main
-from apex_memory.stores.embedded.falkordb import FalkorDB
+from apex_memory.engines.falkordb import FalkorDB
 
 _ready = FalkorDB.ready
 

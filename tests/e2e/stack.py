@@ -27,11 +27,11 @@ from unittest import mock
 
 import httpx2
 
-from apex_memory import sources
 from apex_memory.cli import main
+from apex_memory.engines.process import words
+from apex_memory.engines.state import ChildState, read_stack
 from apex_memory.model import now
-from apex_memory.stores.embedded.process import words
-from apex_memory.stores.embedded.stack import ChildState, read_stack
+from apex_memory.sources import registry
 
 CHILDREN = ("postgres", "valkey", "falkordb", "vectors", "temporal", "gateway", "worker", "bulk")
 FINAL = ("done", "superseded", "dead")
@@ -75,7 +75,7 @@ class Stack:
         self.data_dir = data_dir
         self._given = {"APEX_DATA_DIR": str(data_dir)}
         self.set(**SETTINGS | settings)
-        self._front = sources.load({"frontapp": {"signing_keys": ["test_signing_key"]}}, None)
+        self._front = registry.load({"frontapp": {"signing_keys": ["test_signing_key"]}}, None)
         self._up: subprocess.Popen[bytes] | None = None
         self.key = ""
         self.http = httpx2.AsyncClient()

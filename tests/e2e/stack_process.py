@@ -14,9 +14,9 @@ import signal
 import sys
 
 from apex_memory.config import Settings
-from apex_memory.stores.embedded import process
-from apex_memory.stores.embedded.engines import embedded_engines
-from apex_memory.stores.embedded.supervisor import Supervisor
+from apex_memory.engines import process
+from apex_memory.engines.selection import embedded_engines
+from apex_memory.engines.supervisor import Supervisor
 
 
 def report(name: str, what: str, detail: str) -> None:

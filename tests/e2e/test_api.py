@@ -17,13 +17,13 @@ from fastapi import FastAPI
 
 from apex_memory.app import App
 from apex_memory.config import Settings
+from apex_memory.credentials.api_keys import create_key
+from apex_memory.engines.base import free_port
 from apex_memory.gateway import create_app
-from apex_memory.gateway import intake as intake_module
-from apex_memory.gateway.context import Gateway
-from apex_memory.gateway.keys import create_key
-from apex_memory.gateway.landing import Landings
+from apex_memory.gateway import ingest as intake_module
+from apex_memory.gateway.dependencies import Gateway
+from apex_memory.gateway.group_commit import Landings
 from apex_memory.model import Event, Landed, now
-from apex_memory.stores.embedded import free_port
 from tests.e2e import front
 from tests.e2e.conftest import MakeSettings
 

@@ -18,8 +18,8 @@ import pytest
 
 from apex_memory.app import App, open_app
 from apex_memory.config import Settings
-from apex_memory.gateway.keys import create_key
-from apex_memory.stores.embedded import free_port
+from apex_memory.credentials.api_keys import create_key
+from apex_memory.engines.base import free_port
 from apex_memory.stores.postgres import Postgres
 from tests.e2e.conftest import MakeSettings
 

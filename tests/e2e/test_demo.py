@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from apex_memory.sources import classes
-from apex_memory.stores.embedded.stack import leftovers, read_stack
+from apex_memory.engines.state import leftovers, read_stack
+from apex_memory.sources.registry import classes
 
 ROOT = Path(__file__).parents[2]
 

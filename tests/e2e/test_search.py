@@ -15,15 +15,15 @@ import pytest_asyncio
 
 from apex_memory.app import App, open_app
 from apex_memory.config import Settings
+from apex_memory.engines.base import free_port
+from apex_memory.engines.edge import Edge
 from apex_memory.errors import NotFound, Rejected, Unavailable
 from apex_memory.model import Filters, document_uuid, now
 from apex_memory.pipeline import QueryEntities, extract_query
 from apex_memory.pipeline.embed import HashingEmbedder
 from apex_memory.search import Answer, Search, Weights
-from apex_memory.stores.embedded import free_port
-from apex_memory.stores.embedded.vectors_engine import Edge
+from apex_memory.stores.cache import Cache
 from apex_memory.stores.graph import open_graph
-from apex_memory.stores.redis import Cache
 from apex_memory.stores.vectors import open_vectors
 from apex_memory.telemetry import DEGRADED
 from tests.conftest import PASSWORD, running

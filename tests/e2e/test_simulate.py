@@ -12,9 +12,9 @@ from pathlib import Path
 
 import httpx2
 
-from apex_memory import sources
 from apex_memory.cli.simulate import settings_toml
 from apex_memory.simulate.program import classes
+from apex_memory.sources import registry
 
 
 async def test_vendors_answer_and_the_settings_point_there(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ async def test_vendors_answer_and_the_settings_point_there(tmp_path: Path) -> No
                 said += line.decode()
         tables = tomllib.loads(file.read_text())["sources"]
         assert set(tables) == {kind.name for kind in classes()}
-        loaded = sources.load(tables)
+        loaded = registry.load(tables)
         assert not [source.name for source in loaded.values() if source.pulled and source.missing]
         url = re.search(r"http://127\.0\.0\.1:\d+", said)
         assert url, said

@@ -13,16 +13,16 @@ import pytest
 import pytest_asyncio
 
 from apex_memory.app import open_app
-from apex_memory.arrivals import Pulled
+from apex_memory.credentials.vault import new_key
+from apex_memory.engines.base import free_port
+from apex_memory.engines.edge import Edge
+from apex_memory.fetching.pulls import Pulled
 from apex_memory.simulate.program import classes
 from apex_memory.simulate.served import serving
-from apex_memory.simulate.turvo import Turvo
+from apex_memory.simulate.turvo.simulator import Turvo
 from apex_memory.simulate.vendor import Chaos, Simulator
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources import Nudge
-from apex_memory.stores.embedded import free_port
-from apex_memory.stores.embedded.vectors_engine import Edge
-from apex_memory.stores.secrets import new_key
+from apex_memory.sources.pages import Nudge
 from tests.conftest import PASSWORD, running
 from tests.e2e.conftest import HASHING_DIMENSION, MakeSettings
 from tests.e2e.simulated import Day

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from apex_memory.credentials.vault import new_key
+from apex_memory.engines.base import free_port
 from apex_memory.model import now
-from apex_memory.sources import load
-from apex_memory.stores.embedded import free_port
-from apex_memory.stores.secrets import new_key
+from apex_memory.sources.registry import load
 from tests.e2e import front
 from tests.e2e.conftest import MakeSettings
 from tests.e2e.test_api import Api, client_of, running_api
@@ -21,7 +21,7 @@ RECORDS = '''
 import json
 from datetime import UTC, datetime
 from apex_memory.model import Document, Event, Priority
-from apex_memory.sources import Received, Source
+from apex_memory.sources.base import Received, Source
 
 class Records(Source):
     """Records of things."""

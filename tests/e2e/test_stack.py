@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from apex_memory.engines.base import free_port
 from apex_memory.model import now
-from apex_memory.stores.embedded import free_port
 from tests.e2e import front
 from tests.e2e.logistics import DOCUMENTS, QUESTIONS
 from tests.e2e.stack import CHILDREN, Stack, belonging, data_folder, running_stack, until

@@ -22,11 +22,11 @@ from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from apex_memory.config import Settings
+from apex_memory.engines.process import words
+from apex_memory.engines.selection import embedded_engines, environment_for
+from apex_memory.engines.state import read_stack
+from apex_memory.engines.supervisor import Supervisor
 from apex_memory.errors import Conflict
-from apex_memory.stores.embedded.engines import embedded_engines, environment_for
-from apex_memory.stores.embedded.process import words
-from apex_memory.stores.embedded.stack import read_stack
-from apex_memory.stores.embedded.supervisor import Supervisor
 
 ENGINES = ("postgres", "valkey", "falkordb", "vectors", "temporal")
 DRIVER = Path(__file__).with_name("stack_process.py")

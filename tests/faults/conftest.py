@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest_asyncio
 
-from apex_memory.stores.embedded import free_port
-from apex_memory.stores.embedded.vectors_engine import Edge
+from apex_memory.engines.base import free_port
+from apex_memory.engines.edge import Edge
 from tests.conftest import PASSWORD, running
 
 HASHING_DIMENSION = 256

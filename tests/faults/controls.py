@@ -12,13 +12,13 @@ from uuid import UUID, uuid4
 import psycopg
 
 from apex_memory.app import App, open_app
+from apex_memory.engines.base import free_port
+from apex_memory.engines.edge import Edge
+from apex_memory.engines.falkordb import FalkorDB
+from apex_memory.engines.process import Process, child_of
 from apex_memory.errors import ApexError
 from apex_memory.model import Event, now
-from apex_memory.sources import Request
-from apex_memory.stores.embedded import free_port
-from apex_memory.stores.embedded.falkordb import FalkorDB
-from apex_memory.stores.embedded.process import Process, child_of
-from apex_memory.stores.embedded.vectors_engine import Edge
+from apex_memory.sources.base import Request
 from tests.faults.checks import examine, settle
 from tests.faults.readers import History, judge_document, judge_hit
 from tests.faults.story import Send, document, mark, text, title

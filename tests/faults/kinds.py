@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
-from apex_memory.stores.embedded import free_port
-from apex_memory.stores.embedded.process import child_of
-from apex_memory.stores.embedded.stack import ChildState, read_stack
-from apex_memory.stores.embedded.supervisor import Supervisor
+from apex_memory.engines.base import free_port
+from apex_memory.engines.process import child_of
+from apex_memory.engines.state import ChildState, read_stack
+from apex_memory.engines.supervisor import Supervisor
 from tests.e2e.stack import Stack, until
 from tests.faults.proxy import Proxy
 from tests.faults.story import Send

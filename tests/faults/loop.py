@@ -15,12 +15,12 @@ import httpx2
 
 from apex_memory.app import open_app
 from apex_memory.config import Settings
-from apex_memory.stores.embedded import Engine
-from apex_memory.stores.embedded.falkordb import FalkorDB
-from apex_memory.stores.embedded.postgres import PostgreSQL
-from apex_memory.stores.embedded.stack import secret
-from apex_memory.stores.embedded.valkey import Valkey
-from apex_memory.stores.embedded.vectors_engine import Edge
+from apex_memory.engines.base import Engine
+from apex_memory.engines.edge import Edge
+from apex_memory.engines.falkordb import FalkorDB
+from apex_memory.engines.postgres import PostgreSQL
+from apex_memory.engines.state import secret
+from apex_memory.engines.valkey import Valkey
 from tests.e2e.stack import Stack, data_folder
 from tests.faults.checks import Findings, examine, settle
 from tests.faults.controls import Controlled, controls

@@ -18,10 +18,10 @@ import pytest_asyncio
 
 from apex_memory.app import open_app
 from apex_memory.config import Settings
+from apex_memory.engines.base import free_port
+from apex_memory.engines.postgres import PostgreSQL
+from apex_memory.engines.process import Process, child_of
 from apex_memory.errors import Unavailable
-from apex_memory.stores.embedded import free_port
-from apex_memory.stores.embedded.postgres import PostgreSQL
-from apex_memory.stores.embedded.process import Process, child_of
 from apex_memory.stores.postgres import migrate
 from tests.conftest import PASSWORD
 from tests.e2e.conftest import live, state, text_event

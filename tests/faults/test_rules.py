@@ -28,7 +28,7 @@ from apex_memory.model import TOMBSTONE, Event, Tally, now
 from apex_memory.saga import journal
 from apex_memory.saga.recovery import Checked
 from apex_memory.saga.stage import Stage
-from apex_memory.sources import Request
+from apex_memory.sources.base import Request
 from apex_memory.stores.postgres import Connection
 from tests.faults.checks import examine, settle
 from tests.faults.story import Send, document, text

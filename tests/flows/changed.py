@@ -7,8 +7,8 @@ from datetime import timedelta
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from apex_memory.flows.orders import DrainOrder
-    from apex_memory.flows.workflows import Drain
+    from apex_memory.flows.drain.messages import DrainOrder
+    from apex_memory.flows.drain.workflow import Drain
 
 
 @workflow.defn(name="Drain")

@@ -9,10 +9,10 @@ import pytest_asyncio
 from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
 
-from apex_memory.flows.client import connect
-from apex_memory.flows.errors import Translation
-from apex_memory.flows.orders import DrainOrder
-from apex_memory.flows.workflows import Drain
+from apex_memory.flows.drain.messages import DrainOrder
+from apex_memory.flows.drain.workflow import Drain
+from apex_memory.flows.temporal.client import connect
+from apex_memory.flows.temporal.errors import Translation
 from tests.e2e.conftest import hashing_vectors_url, make_settings
 from tests.flows.scripted import Steps
 

@@ -17,18 +17,10 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
 
+from apex_memory.engines.base import free_port
+from apex_memory.engines.temporal import Temporal
 from apex_memory.errors import Misconfigured, RetryLater
-from apex_memory.flows.client import connect
-from apex_memory.flows.errors import Translation
-from apex_memory.flows.orders import (
-    Greeting,
-    ReconcileOrder,
-    ReconcileReport,
-    RoundsOrder,
-    StoreOrder,
-    SweepReport,
-)
-from apex_memory.flows.pull_orders import (
+from apex_memory.flows.fetch.messages import (
     BackfillOrder,
     BackfillReport,
     FileOrder,
@@ -38,10 +30,24 @@ from apex_memory.flows.pull_orders import (
     PullOrder,
     PullReport,
 )
-from apex_memory.flows.pull_workflows import PULL_WORKFLOWS, Backfill, File, Follow, Pull
-from apex_memory.flows.workflows import WORKFLOWS, Collect, Hello, Reconcile, Sweep
-from apex_memory.stores.embedded import free_port
-from apex_memory.stores.embedded.temporal import Temporal
+from apex_memory.flows.fetch.workflows import PULL_WORKFLOWS, Backfill, File, Follow, Pull
+from apex_memory.flows.maintenance.messages import (
+    Greeting,
+    ReconcileOrder,
+    ReconcileReport,
+    RoundsOrder,
+    StoreOrder,
+    SweepReport,
+)
+from apex_memory.flows.maintenance.workflows import (
+    MAINTENANCE_WORKFLOWS,
+    Collect,
+    Hello,
+    Reconcile,
+    Sweep,
+)
+from apex_memory.flows.temporal.client import connect
+from apex_memory.flows.temporal.errors import Translation
 from tests.conftest import running
 from tests.flows.conftest import Bench, bench_for
 from tests.flows.scripted import Steps, until
@@ -137,7 +143,7 @@ async def export_others(client: Client) -> None:
     async with Worker(
         client,
         task_queue="export",
-        workflows=WORKFLOWS,
+        workflows=MAINTENANCE_WORKFLOWS,
         activities=[sweep, collect, reconcile, greet],
         interceptors=[Translation()],
     ):

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from temporalio import activity
 
-from apex_memory.flows.orders import (
+from apex_memory.flows.drain.messages import (
     SHOWN,
     BatchOrder,
     ClaimedBatch,

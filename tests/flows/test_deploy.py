@@ -13,12 +13,12 @@ import pytest_asyncio
 from temporalio.client import Client, WorkflowExecutionStatus
 
 from apex_memory.config import Settings
-from apex_memory.flows.client import connect
-from apex_memory.flows.deploy import Deployment, build_id
-from apex_memory.flows.drains import Drains
+from apex_memory.engines.base import free_port
+from apex_memory.engines.temporal import Temporal
+from apex_memory.flows.drain.control import Drains
+from apex_memory.flows.temporal.client import connect
+from apex_memory.flows.temporal.deployment import Deployment, build_id
 from apex_memory.flows.worker import take_over, tend, workers
-from apex_memory.stores.embedded import free_port
-from apex_memory.stores.embedded.temporal import Temporal
 from tests.conftest import running
 from tests.flows.scripted import Steps, until
 

@@ -9,7 +9,7 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.common import SearchAttributeKey
 
 from apex_memory.errors import Misconfigured, RetryLater, Unavailable
-from apex_memory.flows import errors
+from apex_memory.flows.temporal import errors
 from tests.flows.conftest import Bench, bench_for
 from tests.flows.scripted import Steps, until
 

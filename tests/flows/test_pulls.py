@@ -15,16 +15,16 @@ import pytest
 from temporalio.client import Client
 
 from apex_memory.app import App, open_app
+from apex_memory.engines.base import free_port
+from apex_memory.engines.temporal import Temporal
 from apex_memory.errors import Conflict
-from apex_memory.flows.client import connect
-from apex_memory.flows.drains import Drains, priorities_of
-from apex_memory.flows.pulls import Pulling
+from apex_memory.flows.drain.control import Drains, priorities_of
+from apex_memory.flows.fetch.control import Pulling
+from apex_memory.flows.temporal.client import connect
 from apex_memory.flows.wakes import Waker
 from apex_memory.flows.worker import serve
 from apex_memory.model import document_uuid
-from apex_memory.sources import Nudge
-from apex_memory.stores.embedded import free_port
-from apex_memory.stores.embedded.temporal import Temporal
+from apex_memory.sources.pages import Nudge
 from tests.conftest import running
 from tests.e2e.conftest import MakeSettings
 from tests.flows.scripted import until

@@ -9,11 +9,10 @@ from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 from temporalio.workflow import NondeterminismError
 
-from apex_memory.flows.pull_workflows import PULL_WORKFLOWS
-from apex_memory.flows.workflows import WORKFLOWS
+from apex_memory.flows.worker import WORKFLOWS
 from tests.flows.changed import HastyDrain
 
-ALL = [*WORKFLOWS, *PULL_WORKFLOWS]
+ALL = WORKFLOWS
 FILES = sorted((Path(__file__).parent / "histories").glob("*.json"))
 
 

@@ -10,12 +10,12 @@ import pytest_asyncio
 from temporalio.client import Client, ScheduleActionStartWorkflow
 
 from apex_memory.config import Settings
-from apex_memory.flows.client import connect
-from apex_memory.flows.deploy import Deployment
+from apex_memory.engines.base import free_port
+from apex_memory.engines.temporal import Temporal
 from apex_memory.flows.schedules import ensure_schedules
+from apex_memory.flows.temporal.client import connect
+from apex_memory.flows.temporal.deployment import Deployment
 from apex_memory.flows.worker import workers
-from apex_memory.stores.embedded import free_port
-from apex_memory.stores.embedded.temporal import Temporal
 from tests.conftest import running
 from tests.flows.export_histories import collect, sweep
 from tests.flows.scripted import until

@@ -14,15 +14,15 @@ import pytest_asyncio
 from temporalio.client import Client
 from temporalio.service import RPCError
 
+from apex_memory.engines.base import free_port
+from apex_memory.engines.temporal import Temporal
 from apex_memory.errors import NotFound, Unavailable
 from apex_memory.flows import wakes
-from apex_memory.flows.client import connect
-from apex_memory.flows.drains import Drains
-from apex_memory.flows.pulls import Pulling
-from apex_memory.flows.queues import drain_id
+from apex_memory.flows.drain.control import Drains
+from apex_memory.flows.fetch.control import Pulling
+from apex_memory.flows.temporal.client import connect
+from apex_memory.flows.temporal.queues import drain_id
 from apex_memory.flows.wakes import Waker
-from apex_memory.stores.embedded import free_port
-from apex_memory.stores.embedded.temporal import Temporal
 from apex_memory.telemetry import WAKES_FAILED
 from tests.conftest import running
 from tests.flows.scripted import until

@@ -17,16 +17,17 @@ import httpx2
 import pytest
 
 from apex_memory.app import App, open_app
-from apex_memory.flows.client import connect, hello
-from apex_memory.flows.drains import Drains, priorities_of
-from apex_memory.flows.pulls import Pulling
-from apex_memory.flows.queues import drain_id
+from apex_memory.engines.base import free_port
+from apex_memory.engines.temporal import Temporal
+from apex_memory.flows.drain.control import Drains, priorities_of
+from apex_memory.flows.fetch.control import Pulling
+from apex_memory.flows.maintenance.smoke_test import hello
+from apex_memory.flows.temporal.client import connect
+from apex_memory.flows.temporal.queues import drain_id
 from apex_memory.flows.wakes import Waker
 from apex_memory.flows.worker import serve
 from apex_memory.model import Landed
 from apex_memory.saga.publication import Report
-from apex_memory.stores.embedded import free_port
-from apex_memory.stores.embedded.temporal import Temporal
 from tests.conftest import running
 from tests.e2e.conftest import MakeSettings, land, live, state, text_event
 from tests.flows.scripted import until

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from apex_memory.errors import RetryLater
 from apex_memory.model import Document, Event, Priority
-from apex_memory.sources import (
+from apex_memory.sources.base import (
     Nudge, Page, Pattern, PickedUp, Reading, Received, Source, SourceSettings, Unpacked,
 )
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from apex_memory.engines.base import free_port
 from apex_memory.errors import Unavailable
-from apex_memory.stores import neo4j as adapter
-from apex_memory.stores.embedded import free_port
-from apex_memory.stores.neo4j import Neo4jGraph
+from apex_memory.stores import neo4j_graph as adapter
+from apex_memory.stores.neo4j_graph import Neo4jGraph
 from tests.conftest import running
 from tests.servers.neo4j import Neo4j
 

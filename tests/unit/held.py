@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from apex_memory.model import BROKEN, Document, Event
-from apex_memory.sources import Asked, Link, Nudge, Source, Window
+from apex_memory.sources.base import Source
+from apex_memory.sources.http import Link
+from apex_memory.sources.pages import Asked, Nudge, Window
 
 
 @dataclass

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from apex_memory import sources
-from apex_memory.stores.words import Words
+from apex_memory.sources import registry
+from apex_memory.stores.bm25 import Words
 from bench.memory.measure import Outcome, rank_of, recall
 from bench.memory.world import TYPES, Evidence, Question, events, items, questions
 
@@ -19,7 +19,7 @@ LEAST = {"identifier": 25, "paraphrase": 50, "two-source": 25, "who-said": 25, "
 
 @pytest.fixture(scope="module")
 def texts() -> dict[str, str]:
-    loaded = sources.load({})
+    loaded = registry.load({})
     made = events(loaded)
     return {key: loaded[event.source].document(event).text for key, event in made.items()}
 

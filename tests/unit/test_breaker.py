@@ -7,7 +7,7 @@ import pytest
 from apex_memory.config import Settings
 from apex_memory.errors import Rejected, RetryLater, Unavailable
 from apex_memory.saga.breaker import Breaker, CircuitOpen
-from apex_memory.saga.guard import Guard
+from apex_memory.saga.retries import Guard
 
 
 class Clock:

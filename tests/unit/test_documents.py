@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event, micros
-from apex_memory.sources import Request, load
+from apex_memory.sources.base import Request
+from apex_memory.sources.registry import load
 
 AT = datetime(2025, 11, 20, 12, tzinfo=UTC)
 LATER = AT + timedelta(minutes=1)

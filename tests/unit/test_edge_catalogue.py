@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apex_memory.stores.embedded.edge_catalogue import (
+from apex_memory.edge.catalogue import (
     Catalogue,
     PackedCatalogue,
     inverse_frequencies,
     to_place,
 )
-from apex_memory.stores.embedded.edge_wire import PLACE
+from apex_memory.edge.protocol import PLACE
 
 stages = st.uuids()
 terms = st.integers(0, 2**32 - 1)

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from apex_memory.edge.protocol import MAX_FRAME, BrokenFrame, read_frame, to_frame
+from apex_memory.engines.base import HOST, free_port
 from apex_memory.errors import Misconfigured, Rejected, Unavailable
-from apex_memory.stores.embedded import HOST, free_port
-from apex_memory.stores.embedded.edge_wire import MAX_FRAME, BrokenFrame, read_frame, to_frame
-from apex_memory.stores.qdrant_edge import EdgeVectors
+from apex_memory.stores.edge import EdgeVectors
 from apex_memory.stores.vectors import open_vectors
 from tests.edge_process import DIMENSION, EdgeProcess, edge_client, edge_process
 from tests.points import axis, point, stage_points, tally_of, unit

@@ -14,7 +14,7 @@ import pytest
 
 from apex_memory.errors import Unavailable
 from apex_memory.model import Tally, VectorPoint
-from apex_memory.stores.qdrant_edge import EdgeVectors
+from apex_memory.stores.edge import EdgeVectors
 from tests.edge_process import DIMENSION, EdgeProcess, edge_client, edge_process
 from tests.points import stage_points, tally_of, unit
 
@@ -187,6 +187,6 @@ async def builder_of(process: EdgeProcess) -> int:
                 words = status.read_bytes()
             except OSError:
                 continue
-            if b"edge_builder" in words and str(process.folder).encode() in words:
+            if b"edge.builder" in words and str(process.folder).encode() in words:
                 return int(status.parent.name)
         await asyncio.sleep(0.01)

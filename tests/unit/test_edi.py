@@ -15,13 +15,16 @@ import pytest
 
 from apex_memory.errors import ApexError, Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import BROKEN, TOMBSTONE, Assertion, Document, Event
-from apex_memory.simulate.edi import PASSWORD, EdiSimulator
+from apex_memory.simulate.edi.simulator import PASSWORD, EdiSimulator
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources import Asked, Link, Page, PickedUp, Request, Window, load
-from apex_memory.sources.edi import Edi
-from apex_memory.sources.x12.checks import cents, clock, date_of
-from apex_memory.sources.x12.reading import zoned
+from apex_memory.sources.base import Request
+from apex_memory.sources.edi.source import Edi
+from apex_memory.sources.edi.x12.checks import cents, clock, date_of
+from apex_memory.sources.edi.x12.fields import zoned
+from apex_memory.sources.http import Link
+from apex_memory.sources.pages import Asked, Page, PickedUp, Window
+from apex_memory.sources.registry import load
 from tests.unit.x12_files import (
     ACCEPTED,
     INVOICE,

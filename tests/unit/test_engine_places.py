@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from apex_memory.engines import unprivileged
+from apex_memory.engines.falkordb import FalkorDB
+from apex_memory.engines.postgres import PostgreSQL
+from apex_memory.engines.temporal import DYNAMIC_CONFIG, dynamic_config_file
+from apex_memory.engines.unprivileged import reachable, runnable, settle
+from apex_memory.engines.valkey import Valkey
 from apex_memory.errors import Misconfigured
-from apex_memory.stores.embedded import unprivileged
-from apex_memory.stores.embedded.falkordb import FalkorDB
-from apex_memory.stores.embedded.postgres import PostgreSQL
-from apex_memory.stores.embedded.temporal import DYNAMIC_CONFIG, dynamic_config_file
-from apex_memory.stores.embedded.unprivileged import reachable, runnable, settle
-from apex_memory.stores.embedded.valkey import Valkey
 
 NOBODY = 65534
 

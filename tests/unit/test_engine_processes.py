@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from apex_memory.errors import Unavailable
-from apex_memory.stores.embedded import free_port, supervisor
-from apex_memory.stores.embedded.falkordb import FalkorDB
-from apex_memory.stores.embedded.process import Child, Process, child_of, words
-from apex_memory.stores.embedded.stack import (
+from apex_memory.engines import supervisor
+from apex_memory.engines.base import free_port
+from apex_memory.engines.falkordb import FalkorDB
+from apex_memory.engines.process import Child, Process, child_of, words
+from apex_memory.engines.state import (
     ChildState,
     Stack,
     last_ports,
@@ -27,7 +27,8 @@ from apex_memory.stores.embedded.stack import (
     secret,
     write_stack,
 )
-from apex_memory.stores.embedded.supervisor import Supervisor
+from apex_memory.engines.supervisor import Supervisor
+from apex_memory.errors import Unavailable
 
 Event = tuple[str, str, str]
 

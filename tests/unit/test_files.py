@@ -9,20 +9,12 @@ from typing import Any, cast
 import pytest
 import pytest_asyncio
 
-from apex_memory.arrivals import Files
-from apex_memory.arrivals.files import CHUNK
+from apex_memory.fetching.files import CHUNK, Files
 from apex_memory.inbox import Inbox
 from apex_memory.model import Document, Event, Priority
-from apex_memory.sources import (
-    Link,
-    PickedUp,
-    Received,
-    Request,
-    Sample,
-    Source,
-    SourceSettings,
-    Unpacked,
-)
+from apex_memory.sources.base import Received, Request, Sample, Source, SourceSettings
+from apex_memory.sources.http import Link
+from apex_memory.sources.pages import PickedUp, Unpacked
 from apex_memory.stores.postgres import Postgres
 
 AT = datetime(2026, 11, 2, tzinfo=UTC)

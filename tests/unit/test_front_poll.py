@@ -15,12 +15,14 @@ from starlette.routing import Route
 
 from apex_memory.errors import Rejected, Unauthorized
 from apex_memory.model import BROKEN, TOMBSTONE, Event, micros, now
-from apex_memory.simulate.frontapp import FrontSimulator
+from apex_memory.simulate.frontapp.simulator import FrontSimulator
 from apex_memory.simulate.served import serving
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources import Asked, Nudge, Page, Request, Window, load
-from apex_memory.sources.frontapp import FrontApp
+from apex_memory.sources.base import Request
+from apex_memory.sources.frontapp.source import FrontApp
+from apex_memory.sources.pages import Asked, Nudge, Page, Window
+from apex_memory.sources.registry import load
 from tests.unit import vendors
 from tests.unit.vendors import Played, linked
 

@@ -14,9 +14,10 @@ import pytest
 
 from apex_memory.errors import Misconfigured, Rejected, Unauthorized
 from apex_memory.model import Assertion, Document, Event, micros
-from apex_memory.sources import Request, load
-from apex_memory.sources._wire import plain_text
-from apex_memory.sources.frontapp import FrontApp
+from apex_memory.sources.base import Request
+from apex_memory.sources.frontapp.source import FrontApp
+from apex_memory.sources.payloads import plain_text
+from apex_memory.sources.registry import load
 
 AT = datetime.fromtimestamp(1761955201, UTC)
 

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from apex_memory.credentials import api_keys as keys
+from apex_memory.credentials.api_keys import Key, KeyRing, create_key, list_keys, revoke_key
 from apex_memory.errors import Conflict, Forbidden, NotFound, Rejected, Unauthorized, Unavailable
-from apex_memory.gateway import keys
-from apex_memory.gateway.keys import Key, KeyRing, create_key, list_keys, revoke_key
 from apex_memory.stores.postgres import Postgres
 
 

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from apex_memory.errors import Rejected, RetryLater, Unavailable
-from apex_memory.gateway import landing
-from apex_memory.gateway.landing import Landings
+from apex_memory.gateway import group_commit as landing
+from apex_memory.gateway.group_commit import Landings
 from apex_memory.inbox import Inbox
 from apex_memory.model import Event, Landed, now
 from apex_memory.stores.postgres import Postgres

@@ -24,10 +24,11 @@ from apex_memory.errors import (
     Unauthorized,
     Unavailable,
 )
-from apex_memory.gateway import bodies, errors
-from apex_memory.gateway.bodies import Bodies
-from apex_memory.gateway.entrance import Entrance, Hosts
+from apex_memory.gateway import body_limit as bodies
+from apex_memory.gateway import errors
+from apex_memory.gateway.body_limit import Bodies
 from apex_memory.gateway.errors import Malformed
+from apex_memory.gateway.middleware import Entrance, Hosts
 from apex_memory.telemetry import HTTP_SECONDS, REFUSED
 
 ANSWERS = {

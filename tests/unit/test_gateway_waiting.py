@@ -9,8 +9,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from apex_memory.errors import RetryLater
-from apex_memory.gateway import waiting as module
-from apex_memory.gateway.waiting import Waiting
+from apex_memory.gateway import completion as module
+from apex_memory.gateway.completion import Waiting
 from apex_memory.inbox import Inbox
 from apex_memory.model import Event, now
 from apex_memory.stores.postgres import Postgres

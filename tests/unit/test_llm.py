@@ -11,8 +11,9 @@ import pytest
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event, micros
-from apex_memory.sources import Request, load
-from apex_memory.sources._wire import sample
+from apex_memory.sources.base import Request
+from apex_memory.sources.payloads import sample
+from apex_memory.sources.registry import load
 
 AT = datetime(2025, 11, 20, 12, tzinfo=UTC)
 SOURCE = load({})["llm"]
@@ -213,7 +214,7 @@ def test_thinking_and_system_are_shown_on_request() -> None:
 
 
 def test_the_recorded_stream_is_put_together() -> None:
-    document = told(json.loads(sample("third_party/anthropic_exchange.json")))
+    document = told(json.loads(sample("llm", "anthropic_exchange.json")))
     assert turns(document)[1] == "Assistant: [12345,67890]"
     assert document.metadata["model"] == "claude-sonnet-4-5-20250929"
 
@@ -233,7 +234,7 @@ def test_tool_calls_in_a_stream_are_put_together() -> None:
 
 
 def test_chatgpt_tells_the_current_branch() -> None:
-    export = json.loads(sample("third_party/chatgpt_export.json"))
+    export = json.loads(sample("llm", "chatgpt_export.json"))
     document = told(export)
     assert [turn.partition("\n")[0] for turn in turns(document)] == [
         "User: Analyze the attached fixture and create an artifact.",
@@ -249,7 +250,7 @@ def test_chatgpt_tells_the_current_branch() -> None:
 
 
 def test_chatgpt_without_a_current_node_takes_the_latest_leaf() -> None:
-    export = json.loads(sample("third_party/chatgpt_export.json"))
+    export = json.loads(sample("llm", "chatgpt_export.json"))
     del export["current_node"]
     assert "Final answer" in told(export).text
     early = copy.deepcopy(export)

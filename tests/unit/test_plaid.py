@@ -26,7 +26,7 @@ from starlette.routing import Route
 
 from apex_memory.errors import Rejected, RetryLater, Unauthorized
 from apex_memory.model import BROKEN, Assertion, Document, Event, micros, now
-from apex_memory.simulate.plaid import (
+from apex_memory.simulate.plaid.simulator import (
     CLIENT_ID,
     EXPIRED_KEY,
     MORNING_KEY,
@@ -41,8 +41,10 @@ from apex_memory.simulate.plaid import (
 from apex_memory.simulate.served import serving
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources import Asked, Nudge, Page, Request, Window, load
-from apex_memory.sources.plaid import PlaidSource
+from apex_memory.sources.base import Request
+from apex_memory.sources.pages import Asked, Nudge, Page, Window
+from apex_memory.sources.plaid.source import PlaidSource
+from apex_memory.sources.registry import load
 from tests.unit import vendors
 from tests.unit.vendors import Played, linked
 
@@ -157,7 +159,7 @@ async def test_restarts_are_bounded_and_commit_nothing() -> None:
 
 
 async def test_a_cursor_that_does_not_move_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("apex_memory.sources._plaid.FIRST_WAIT", 0.001)
+    monkeypatch.setattr("apex_memory.sources.plaid.api.FIRST_WAIT", 0.001)
     pages, error = await pulled(Script(page("c1", more=True)))
     assert pages == []
     assert isinstance(error, RetryLater)
@@ -579,7 +581,7 @@ async def _naive(url: str, chaos: Chaos) -> set[str]:
 
 async def test_what_changes_between_pages_is_read_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the control: the simulator shows up who does not void a broken loop."""
-    monkeypatch.setattr("apex_memory.sources._plaid.FIRST_WAIT", 0.001)
+    monkeypatch.setattr("apex_memory.sources.plaid.api.FIRST_WAIT", 0.001)
     world = World.make(3, shipments=6)
     simulator = PlaidSimulator(world, Clock(world.start + timedelta(hours=18)), Chaos(seed=4))
     truth = {one.doc_key for one in simulator.truth(simulator.clock.now) if not one.deleted}

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from apex_memory.engines.base import HOST, free_port
 from apex_memory.errors import ApexError, Rejected, RetryLater, Unavailable
-from apex_memory.stores.embedded import HOST, free_port
-from apex_memory.stores.qdrant import QdrantVectors
+from apex_memory.stores.qdrant_server import QdrantVectors
 from tests.points import point, unit
 
 DIMENSION = 4

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from apex_memory.arrivals import Readings
+from apex_memory.fetching.windows import Readings
 from apex_memory.inbox import Inbox
 from apex_memory.model import Document, Event, Landed, Priority, now
-from apex_memory.sources import Reading, Received, Request, Sample, Source, SourceSettings
+from apex_memory.sources.base import Received, Request, Sample, Source, SourceSettings
+from apex_memory.sources.pages import Reading
 from apex_memory.stores.postgres import Connection, Postgres
 
 START = datetime(2025, 11, 20, 12, tzinfo=UTC)

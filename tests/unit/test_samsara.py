@@ -20,14 +20,16 @@ from starlette.routing import BaseRoute, Route
 
 from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import BROKEN, Assertion, Document, Event, Priority, micros, now
-from apex_memory.simulate.samsara import Samsara as Simulated
+from apex_memory.simulate.samsara.simulator import Samsara as Simulated
 from apex_memory.simulate.served import serving
 from apex_memory.simulate.vendor import Chaos, Simulator
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources import Asked, Page, Reading, Request, Window, load
-from apex_memory.sources._samsara_stats import VEHICLE, read_vehicle
-from apex_memory.sources._wire import parse_json, sample
-from apex_memory.sources.samsara import Samsara
+from apex_memory.sources.base import Request
+from apex_memory.sources.pages import Asked, Page, Reading, Window
+from apex_memory.sources.payloads import parse_json, sample
+from apex_memory.sources.registry import load
+from apex_memory.sources.samsara.source import Samsara
+from apex_memory.sources.samsara.stats import VEHICLE, read_vehicle
 from tests.unit.vendors import Played, linked
 
 SECRET = "c2Ftc2FyYS1leGFtcGxlLXNlY3JldC0wMDAx"
@@ -553,7 +555,7 @@ async def test_a_backfill_lists_a_window_and_knows_when_it_is_done() -> None:
 
 async def test_the_real_sample_is_read() -> None:
     """As published its times are the word `time`, and its vehicles' ids the word `id`."""
-    published = parse_json(sample("third_party/samsara_stats_feed.json"))
+    published = parse_json(sample("samsara", "stats_feed.json"))
     text = json.dumps(published).replace('"time": "time"', '"time": "2025-11-01T14:03:20Z"')
     dated = {**json.loads(text), "pagination": {"endCursor": "a", "hasNextPage": False}}
     found, unread = read(dated["data"][0])

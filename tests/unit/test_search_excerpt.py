@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from apex_memory.search.excerpt import EXCERPT_CHARS, excerpter
-from apex_memory.stores.words import Words
+from apex_memory.stores.bm25 import Words
 
 FILLER = "Nothing of note happened on the road that day, and nobody wrote anything down. "
 WORDS = Words(average_words=1)

@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 import msgpack
 import pytest
 
-from apex_memory.search.fuse import Leg, Weights, coverage, fuse, smooth
-from apex_memory.search.legs import GraphFinds, VectorFinds
-from apex_memory.search.live import Live
-from apex_memory.search.rank import Exact, Ranked, Ranking
+from apex_memory.search.fusion import Leg, Weights, coverage, fuse, smooth
+from apex_memory.search.ranking import Exact, Ranked, Ranking
+from apex_memory.search.retrieval import GraphFinds, VectorFinds
 from apex_memory.search.time_words import Span
-from apex_memory.stores import GraphHit
+from apex_memory.search.visibility import Live
+from apex_memory.stores.base import GraphHit
 from apex_memory.stores.postgres import Row
 
 A, B, C, D = (uuid.UUID(int=n) for n in range(1, 5))

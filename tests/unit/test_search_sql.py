@@ -12,8 +12,8 @@ from psycopg.rows import dict_row
 
 from apex_memory.model import Filters
 from apex_memory.search.answers import DocumentRow
-from apex_memory.search.memory import _cursor, _list_query
-from apex_memory.search.reader import EXACT_LIMIT, Reader
+from apex_memory.search.documents import _cursor, _list_query
+from apex_memory.search.snapshot import EXACT_LIMIT, Reader
 from apex_memory.stores.postgres import Connection
 
 DOCUMENTS = 20_000

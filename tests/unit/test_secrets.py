@@ -9,11 +9,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import pytest_asyncio
 
-from apex_memory.arrivals import VaultTokens
+from apex_memory.credentials.tokens import VaultTokens
+from apex_memory.credentials.vault import Vault, new_key, read_keys
 from apex_memory.errors import Misconfigured, Unauthorized
-from apex_memory.sources import Token
+from apex_memory.sources.auth import Token
 from apex_memory.stores.postgres import Postgres
-from apex_memory.stores.secrets import Vault, new_key, read_keys
 
 OLD, NEW = new_key(), new_key()
 

@@ -9,8 +9,9 @@ import pytest
 
 from apex_memory.errors import Unauthorized
 from apex_memory.model import micros
-from apex_memory.sources import Request, _signing
-from apex_memory.sources._signing import check_time, digest, fits, from_base64
+from apex_memory.sources import signatures
+from apex_memory.sources.base import Request
+from apex_memory.sources.signatures import check_time, digest, fits, from_base64
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -39,7 +40,7 @@ def test_all_pairs_are_compared_though_the_first_fits(monkeypatch: pytest.Monkey
     class Watched:
         compare_digest = staticmethod(compare)
 
-    monkeypatch.setattr(_signing, "hmac", Watched)
+    monkeypatch.setattr(signatures, "hmac", Watched)
     assert fits([b"a", b"b"], b"a", b"c")
     assert compared == [True, False, False, False]
 

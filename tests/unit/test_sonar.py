@@ -17,12 +17,15 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import BROKEN, Assertion, Document, Event, micros
-from apex_memory.simulate import sonar as vendor
 from apex_memory.simulate.served import Served, serving
+from apex_memory.simulate.sonar import simulator as vendor
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources import Asked, Link, Request, Window, load
-from apex_memory.sources.sonar import Sonar
+from apex_memory.sources.base import Request
+from apex_memory.sources.http import Link
+from apex_memory.sources.pages import Asked, Window
+from apex_memory.sources.registry import load
+from apex_memory.sources.sonar.source import Sonar
 from tests.unit.vendors import KeptTokens, emptied, linked
 
 AT = datetime(2025, 11, 1, 14, 3, 25, tzinfo=UTC)

@@ -16,13 +16,16 @@ import pytest_asyncio
 
 from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import BROKEN, Assertion, Document, Event, micros
-from apex_memory.simulate import turvo as vendor
 from apex_memory.simulate.served import Served, serving
+from apex_memory.simulate.turvo import simulator as vendor
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources import Asked, Link, Nudge, Request, Window, load
-from apex_memory.sources._turvo import STATUSES
-from apex_memory.sources.turvo import Turvo
+from apex_memory.sources.base import Request
+from apex_memory.sources.http import Link
+from apex_memory.sources.pages import Asked, Nudge, Window
+from apex_memory.sources.registry import load
+from apex_memory.sources.turvo.documents import STATUSES
+from apex_memory.sources.turvo.source import Turvo
 from tests.unit.vendors import emptied
 
 AT = datetime(2025, 11, 1, 14, 3, 25, tzinfo=UTC)

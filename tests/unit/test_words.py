@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from apex_memory.errors import Rejected
 from apex_memory.model import VectorPoint
-from apex_memory.stores.words import NEARBY, Words
+from apex_memory.stores.bm25 import NEARBY, Words
 
 words = Words(10)
 

@@ -9,10 +9,10 @@ import x12
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from apex_memory import sources
-from apex_memory.sources.x12.envelope import Interchange, opened
-from apex_memory.sources.x12.events import open_file
-from apex_memory.sources.x12.segments import read
+from apex_memory.sources import registry
+from apex_memory.sources.edi.x12.envelope import Interchange, opened
+from apex_memory.sources.edi.x12.events import open_file
+from apex_memory.sources.edi.x12.segments import read
 from tests.unit.x12_files import (
     INVOICE,
     RESPONSE,
@@ -24,7 +24,7 @@ from tests.unit.x12_files import (
     interchange,
 )
 
-REAL = Path(sources.__file__).parent / "samples" / "third_party"
+REAL = Path(registry.__file__).parent / "edi" / "samples"
 FLAT = STATUS_FILE.replace("\n", "")
 FUZZ = settings(max_examples=300, deadline=None, database=None)
 
@@ -201,7 +201,7 @@ REAL_FILES = ("responses", "tender", "tender_bare", "status", "acknowledgement_b
 
 @pytest.mark.parametrize("name", REAL_FILES)
 def test_real_files(name: str) -> None:
-    data = (REAL / f"x12_{name}.edi").read_bytes()
+    data = (REAL / f"{name}.edi").read_bytes()
     found = [one for i in interchanges(data) for g in i.groups for one in g.sets]
     sets, lengths = {
         "responses": (3, [7, 5, 8]),
@@ -233,7 +233,7 @@ def test_another_parser_reads_the_same(text: str) -> None:
 
 
 def test_another_parser_reads_the_same_real_tender() -> None:
-    data = (REAL / "x12_tender.edi").read_bytes()
+    data = (REAL / "tender.edi").read_bytes()
     theirs = x12.tokenize_x12(data).segments
     own = [one for part in segments(data) for one in part]
     assert [one[0] for one in own] == [one.tag for one in theirs]

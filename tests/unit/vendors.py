@@ -14,8 +14,10 @@ from apex_memory.errors import ApexError
 from apex_memory.simulate.served import Served, serving
 from apex_memory.simulate.vendor import Chaos, Simulator, Truth
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources import Asked, Link, Nudge, Page, Source, Token, Tokens, Window
-from apex_memory.sources._link import Renew
+from apex_memory.sources.auth import Renew, Token, Tokens
+from apex_memory.sources.base import Source
+from apex_memory.sources.http import Link
+from apex_memory.sources.pages import Asked, Nudge, Page, Window
 
 S = TypeVar("S", bound=Simulator)
 

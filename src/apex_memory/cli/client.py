@@ -11,8 +11,8 @@ from typing import Any
 import httpx2
 
 from apex_memory.config import Settings, load_settings
+from apex_memory.engines.state import read_stack
 from apex_memory.errors import ApexError, Misconfigured, Unavailable
-from apex_memory.stores.embedded.stack import read_stack
 
 KEY_FILE = "admin.key"
 

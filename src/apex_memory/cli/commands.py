@@ -13,7 +13,6 @@ from apex_memory.cli import (
     demo,
     ingest,
     keys,
-    links,
     operate,
     reference,
     secrets,
@@ -21,6 +20,7 @@ from apex_memory.cli import (
     sources,
     up,
 )
+from apex_memory.cli import unresolved as links
 
 app = typer.Typer(
     help="Apex Memory: every event of your tools, in one memory that agents can ask.",

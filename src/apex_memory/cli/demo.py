@@ -25,13 +25,13 @@ from apex_memory.cli.ingest import send_files
 from apex_memory.cli.output import console, show_table
 from apex_memory.cli.up import Running, running, show_stack
 from apex_memory.config import Settings, load_settings
+from apex_memory.engines.state import read_stack
 from apex_memory.errors import Conflict
 from apex_memory.simulate.day import Telling, end_of, yesterday
 from apex_memory.simulate.program import classes
 from apex_memory.simulate.served import Delivery, Served, serving
 from apex_memory.simulate.vendor import Chaos, Simulator
 from apex_memory.simulate.world import Clock, World
-from apex_memory.stores.embedded.stack import read_stack
 
 FOLDER = Path(".apex-demo")
 SHIPMENTS = 5

@@ -12,8 +12,8 @@ import typer
 from apex_memory.cli.client import Gateway, admin_key, gateway, gateway_url
 from apex_memory.cli.output import ago, console, show_json, show_table
 from apex_memory.config import Settings, load_settings
+from apex_memory.engines.state import read_stack
 from apex_memory.errors import ApexError
-from apex_memory.stores.embedded.stack import read_stack
 
 Json = Annotated[bool, typer.Option("--json", help="Machine output.")]
 LEAST_DISK = 1_000_000_000  # bytes

@@ -9,8 +9,8 @@ import typer
 
 from apex_memory.cli.client import gateway
 from apex_memory.cli.output import ago, console, show_json, show_table
+from apex_memory.credentials.vault import new_key
 from apex_memory.errors import Rejected
-from apex_memory.stores.secrets import new_key
 
 app = typer.Typer(
     help="Credentials of sources: set, list, remove; never shown.", no_args_is_help=True

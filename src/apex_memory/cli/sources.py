@@ -150,7 +150,7 @@ def resume(name: Name) -> None:
 def run(name: Name) -> None:
     """Pull a source now instead of at its next turn.
 
-    Example: apex sources run financial
+    Example: apex sources run quickbooks
     """
     _decide(name, "run", "is being pulled")
 
@@ -161,7 +161,7 @@ def backfill(
 ) -> None:
     """Fetch a stretch of the vendor's past anew, at the lowest priority and a bounded rate.
 
-    Example: apex sources backfill crm --since 30d --until 2026-11-01
+    Example: apex sources backfill hubspot --since 30d --until 2026-11-01
     """
     _begin(name, "backfills", since, until, wait, json)
 

@@ -18,13 +18,13 @@ from apex_memory import __version__
 from apex_memory.cli.client import key_file
 from apex_memory.cli.output import console
 from apex_memory.config import EMBEDDED, Settings, load_settings, settings_file
-from apex_memory.stores.embedded import free_port, write_private
-from apex_memory.stores.embedded.engines import embedded_engines, environment_for
-from apex_memory.stores.embedded.process import Child
-from apex_memory.stores.embedded.stack import read_stack
-from apex_memory.stores.embedded.supervisor import Report, Supervisor
+from apex_memory.credentials.vault import new_key as new_secret_key
+from apex_memory.engines.base import free_port, write_private
+from apex_memory.engines.process import Child
+from apex_memory.engines.selection import embedded_engines, environment_for
+from apex_memory.engines.state import read_stack
+from apex_memory.engines.supervisor import Report, Supervisor
 from apex_memory.stores.postgres import Postgres, migrate
-from apex_memory.stores.secrets import new_key as new_secret_key
 
 NICENESS = {
     "worker": 3,
@@ -153,7 +153,7 @@ async def _dimension(settings: Settings) -> int:
 async def _first_key(settings: Settings, documents: str) -> str | None:
     """An admin key for this data folder, made once and kept where only its owner reads."""
     # Here, not above: the gateway's libraries would slow every command's start.
-    from apex_memory.gateway.keys import create_key
+    from apex_memory.credentials.api_keys import create_key
 
     file = key_file(settings)
     if file.exists():

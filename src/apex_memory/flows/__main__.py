@@ -17,13 +17,13 @@ from temporalio.runtime import PrometheusConfig
 
 from apex_memory.app import App, open_app
 from apex_memory.config import Settings, load_settings
+from apex_memory.engines.base import HOST, free_port, write_private
 from apex_memory.errors import ApexError
-from apex_memory.flows.client import quiet_runtime
-from apex_memory.flows.deploy import build_id
-from apex_memory.flows.queues import SHARES
+from apex_memory.flows.temporal.client import quiet_runtime
+from apex_memory.flows.temporal.deployment import build_id
+from apex_memory.flows.temporal.queues import SHARES
 from apex_memory.flows.worker import serve
-from apex_memory.garbage import collect_seldom
-from apex_memory.stores.embedded import HOST, free_port, write_private
+from apex_memory.gc_tuning import collect_seldom
 from apex_memory.telemetry import configure_logging, logger
 
 

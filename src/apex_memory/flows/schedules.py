@@ -27,11 +27,11 @@ from temporalio.client import (
 from temporalio.common import Priority
 
 from apex_memory.config import Settings
-from apex_memory.flows.attributes import attributes_of
-from apex_memory.flows.orders import ReconcileOrder, RoundsOrder
-from apex_memory.flows.pull_orders import PullOrder
-from apex_memory.flows.queues import BULK, REALTIME, key_of, pull_id, queue_of
-from apex_memory.sources import Pattern, Source
+from apex_memory.flows.fetch.messages import PullOrder
+from apex_memory.flows.maintenance.messages import ReconcileOrder, RoundsOrder
+from apex_memory.flows.temporal.attributes import attributes_of
+from apex_memory.flows.temporal.queues import BULK, REALTIME, key_of, pull_id, queue_of
+from apex_memory.sources.base import Pattern, Source
 
 RUN_SECONDS = 300.0  # how long one run of `sweep` or `collect` goes on in rounds
 RECONCILE_HOUR = 3  # UTC

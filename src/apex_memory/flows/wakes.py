@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 
 from apex_memory.errors import ApexError, Conflict, Unavailable
-from apex_memory.flows.drains import Drains
-from apex_memory.flows.pulls import Pulling
+from apex_memory.flows.drain.control import Drains
+from apex_memory.flows.fetch.control import Pulling
 from apex_memory.telemetry import WAKES_FAILED, logger
 
 LEAST_SECONDS = 0.02  # between two wakes of a source

@@ -15,23 +15,27 @@ from temporalio.worker import Worker
 
 from apex_memory.config import Settings
 from apex_memory.errors import Unavailable
-from apex_memory.flows.activities import Activities
-from apex_memory.flows.attributes import ensure_attributes
-from apex_memory.flows.client import connect
-from apex_memory.flows.deploy import UNCLAIMED_SECONDS, Deployment
-from apex_memory.flows.drains import Drains, priorities_of
-from apex_memory.flows.errors import Translation
-from apex_memory.flows.pull_activities import PullActivities
-from apex_memory.flows.pull_workflows import PULL_WORKFLOWS
-from apex_memory.flows.pulls import Pulling
-from apex_memory.flows.queues import BULK, QUEUES, REALTIME, drain_id
+from apex_memory.flows.drain.activities import DrainActivities
+from apex_memory.flows.drain.control import Drains, priorities_of
+from apex_memory.flows.drain.workflow import Drain
+from apex_memory.flows.fetch.activities import PullActivities
+from apex_memory.flows.fetch.control import Pulling
+from apex_memory.flows.fetch.workflows import PULL_WORKFLOWS
+from apex_memory.flows.maintenance.activities import MaintenanceActivities
+from apex_memory.flows.maintenance.workflows import MAINTENANCE_WORKFLOWS
 from apex_memory.flows.schedules import begin_rounds, ensure_pulls, ensure_schedules
-from apex_memory.flows.workflows import WORKFLOWS
-from apex_memory.sources import Source
+from apex_memory.flows.temporal.attributes import ensure_attributes
+from apex_memory.flows.temporal.client import connect
+from apex_memory.flows.temporal.deployment import UNCLAIMED_SECONDS, Deployment
+from apex_memory.flows.temporal.errors import Translation
+from apex_memory.flows.temporal.queues import BULK, QUEUES, REALTIME, drain_id
+from apex_memory.sources.base import Source
 from apex_memory.telemetry import logger
 
 if TYPE_CHECKING:
     from apex_memory.app import App
+
+WORKFLOWS = (Drain, *PULL_WORKFLOWS, *MAINTENANCE_WORKFLOWS)
 
 # Steps at a time: bulk work gets the smaller share. Pulls wait for vendors most of their time, so it is not too small.
 SLOTS = {REALTIME: 16, BULK: 8}
@@ -99,11 +103,12 @@ async def _tend(app: App, drains: Drains, deployment: Deployment, seconds: float
 
 def steps_of(app: App, drains: Drains, pulling: Pulling, build: str) -> list[Callable[..., Any]]:
     """Every activity of the real application."""
-    steps = Activities(app, drains, pulling, build=build)
+    drain = DrainActivities(app)
     fetching = PullActivities(app, drains)
+    maintenance = MaintenanceActivities(app, drains, pulling, build=build)
     return [
-        *(steps.claim, steps.prepare, steps.publish, steps.give_up),
-        *(steps.sweep, steps.collect, steps.reconcile, steps.greet),
+        *(drain.claim, drain.prepare, drain.publish, drain.give_up),
+        *(maintenance.sweep, maintenance.collect, maintenance.reconcile, maintenance.greet),
         *(fetching.pull, fetching.follow, fetching.backfill),
         *(fetching.land_file, fetching.answer_file),
     ]
@@ -122,7 +127,7 @@ async def workers(
             worker = Worker(
                 deployment.client,
                 task_queue=queue,
-                workflows=[*WORKFLOWS, *PULL_WORKFLOWS],
+                workflows=WORKFLOWS,
                 activities=activities,
                 interceptors=[Translation()],
                 deployment_config=deployment.config,

@@ -10,8 +10,8 @@ import uvicorn
 
 from apex_memory.config import Settings, load_settings
 from apex_memory.errors import ApexError, Misconfigured
-from apex_memory.garbage import collect_seldom
-from apex_memory.gateway.http import create_app
+from apex_memory.gateway.application import create_app
+from apex_memory.gc_tuning import collect_seldom
 from apex_memory.telemetry import configure_logging, logger
 
 SHUTDOWN_SECONDS = 10  # for requests under way; below the time a supervisor gives

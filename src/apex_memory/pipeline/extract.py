@@ -13,9 +13,9 @@ from apex_memory.pipeline.entities import Mention, canonical, company_key
 from apex_memory.pipeline.identifiers import find_identifiers
 from apex_memory.pipeline.parties import find_companies, find_parties, find_places
 from apex_memory.pipeline.regions import NAMES
+from apex_memory.pipeline.stopwords import NOT_ASKED
 from apex_memory.pipeline.text import form
 from apex_memory.pipeline.values import find_amounts, find_dates
-from apex_memory.pipeline.words import NOT_ASKED
 
 MAX_MENTIONS = 5  # of one entity in one document: the first of a passage each
 MAX_CANDIDATES = 60

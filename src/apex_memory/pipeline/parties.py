@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from apex_memory.model import slug
 from apex_memory.pipeline.entities import Mention, company_key
 from apex_memory.pipeline.regions import CODES, NAMES
+from apex_memory.pipeline.stopwords import NOT_NAMES
 from apex_memory.pipeline.text import matches
-from apex_memory.pipeline.words import NOT_NAMES
 
 _LEGAL = r"LLC|L\.L\.C\.|Inc|Incorporated|Corp|Corporation|Co|Company|Ltd|Limited|LP|LLP"
 _TRADE = (

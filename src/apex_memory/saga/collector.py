@@ -8,7 +8,7 @@ from uuid import UUID
 from apex_memory.config import Settings
 from apex_memory.model import now
 from apex_memory.saga.sweeper import mark_reaped, remove_stages
-from apex_memory.stores import GraphStore, VectorStore
+from apex_memory.stores.base import GraphStore, VectorStore
 from apex_memory.stores.postgres import Postgres
 from apex_memory.telemetry import STAGES_COLLECTED, logger
 

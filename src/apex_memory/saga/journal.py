@@ -16,7 +16,7 @@ from datetime import datetime
 from uuid import UUID
 
 from apex_memory.model import Tally
-from apex_memory.saga.cascade import delete_children, lock_families, lock_parents, restore_children
+from apex_memory.saga.families import delete_children, lock_families, lock_parents, restore_children
 from apex_memory.saga.manifests import Manifests
 from apex_memory.saga.stage import Stage
 from apex_memory.stores.postgres import Connection, Postgres

@@ -17,14 +17,14 @@ import numpy as np
 from apex_memory.config import Settings
 from apex_memory.errors import ApexError, Rejected, RetryLater, Unavailable
 from apex_memory.model import Event, Manifest, Tally, Vectors, now
-from apex_memory.saga.guard import Guard
+from apex_memory.saga.failures import Failure, Fate, Outcomes
 from apex_memory.saga.journal import Committed, Ended, Journal
 from apex_memory.saga.manifests import Manifests
-from apex_memory.saga.outcomes import Failure, Fate, Outcomes
+from apex_memory.saga.retries import Guard
 from apex_memory.saga.stage import Stage
-from apex_memory.stores import GraphStore, VectorStore
+from apex_memory.stores.base import GraphStore, VectorStore
+from apex_memory.stores.cache import Cache
 from apex_memory.stores.postgres import Postgres
-from apex_memory.stores.redis import Cache
 from apex_memory.telemetry import ENDED, SEARCHABLE_SECONDS, STEP_SECONDS, logger
 
 SYSTEMIC_SHARE = (

@@ -18,7 +18,7 @@ from apex_memory.errors import ApexError, RetryLater, Unavailable
 from apex_memory.model import Tally, now
 from apex_memory.saga.publication import Publication
 from apex_memory.saga.stage import Stage
-from apex_memory.stores import GraphStore, Store, VectorStore
+from apex_memory.stores.base import GraphStore, Store, VectorStore
 from apex_memory.stores.postgres import Postgres
 from apex_memory.telemetry import REPAIRED, logger
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from apex_memory.errors import RetryLater, Unavailable
-from apex_memory.saga.guard import Guard
-from apex_memory.stores import GraphStore, Store, VectorStore
+from apex_memory.saga.retries import Guard
+from apex_memory.stores.base import GraphStore, Store, VectorStore
 from apex_memory.stores.postgres import Postgres
 from apex_memory.telemetry import STAGES_SWEPT, logger
 

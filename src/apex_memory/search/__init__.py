@@ -18,8 +18,8 @@ from apex_memory.search.answers import (
     Said,
     Version,
 )
-from apex_memory.search.fuse import Weights
-from apex_memory.search.search import Search
+from apex_memory.search.fusion import Weights
+from apex_memory.search.service import Search
 
 __all__ = [
     "Answer",

@@ -11,18 +11,15 @@ from apex_memory.simulate.vendor import Simulator
 
 
 def classes() -> list[type[Simulator]]:
-    """Every simulator class, by the name of its source."""
-    modules = [
-        importlib.import_module(f"{simulate.__name__}.{info.name}")
-        for info in pkgutil.iter_modules(simulate.__path__)
-    ]
-    found = {
-        item.name: item
-        for module in modules
-        for item in vars(module).values()
-        if isinstance(item, type)
-        and issubclass(item, Simulator)
-        and item.__module__ == module.__name__
-        and not inspect.isabstract(item)
-    }
+    """Return every simulator class, by the name of its source: one a package of this folder."""
+    found: dict[str, type[Simulator]] = {}
+    for info in pkgutil.iter_modules(simulate.__path__):
+        if not info.ispkg:
+            continue
+        module = importlib.import_module(f"{simulate.__name__}.{info.name}.simulator")
+        for item in vars(module).values():
+            if not isinstance(item, type) or not issubclass(item, Simulator):
+                continue
+            if item.__module__ == module.__name__ and not inspect.isabstract(item):
+                found[item.name] = item
     return [found[name] for name in sorted(found)]

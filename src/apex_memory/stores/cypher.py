@@ -24,7 +24,7 @@ from uuid import UUID
 
 from apex_memory.errors import Misconfigured, Rejected
 from apex_memory.model import GraphAssertion, Tally
-from apex_memory.stores import GraphFact, GraphHit, StageTally
+from apex_memory.stores.base import GraphFact, GraphHit, StageTally
 
 Row = Sequence[Any]
 Found = dict[tuple[UUID, UUID], int | None]

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 from apex_memory.errors import Misconfigured
-from apex_memory.stores import GraphStore
+from apex_memory.stores.base import GraphStore
 from apex_memory.stores.falkordb import SCHEMES, FalkorGraph
 
 NEO4J_SCHEMES = ("neo4j", "neo4j+s", "neo4j+ssc", "bolt", "bolt+s", "bolt+ssc")
@@ -24,7 +24,7 @@ def open_graph(url: str, *, timeout: float) -> GraphStore:
                 remedy="pip install 'apex-memory[neo4j]'",
             )
         # An extra: most installations have no Neo4j driver.
-        from apex_memory.stores.neo4j import Neo4jGraph
+        from apex_memory.stores.neo4j_graph import Neo4jGraph
 
         return Neo4jGraph(url, timeout=timeout)
     raise Misconfigured(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from apex_memory.errors import Misconfigured
-from apex_memory.stores import VectorStore, qdrant_edge
+from apex_memory.stores import edge
+from apex_memory.stores.base import VectorStore
 
 SERVER_SCHEMES = ("http", "https")
 
@@ -20,14 +21,14 @@ def open_vectors(
 ) -> VectorStore:
     """The adapter for the URL's scheme. Nothing is connected yet; `timeout` is in seconds a call."""
     scheme = urlsplit(url).scheme
-    if scheme in qdrant_edge.SCHEMES:
-        return qdrant_edge.EdgeVectors(
+    if scheme in edge.SCHEMES:
+        return edge.EdgeVectors(
             url, dimension, timeout=timeout, bm25_average_words=bm25_average_words
         )
     if scheme in SERVER_SCHEMES:
-        from apex_memory.stores import qdrant  # its client takes half a second to import
+        from apex_memory.stores import qdrant_server
 
-        return qdrant.QdrantVectors(
+        return qdrant_server.QdrantVectors(
             url,
             dimension,
             timeout=timeout,

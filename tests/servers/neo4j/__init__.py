@@ -11,7 +11,7 @@ from typing import ClassVar
 import neo4j
 from neo4j.exceptions import AuthError, Neo4jError, ServiceUnavailable
 
-from apex_memory.stores.embedded import HOST, Engine, answering
+from apex_memory.engines.base import HOST, Engine, answering
 
 HERE = Path(__file__).parent
 JARS = HERE.parents[2] / ".cache" / "neo4j" / "lib"

@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from apex_memory.gateway.context import Admin, Gateway, Here, Reader
+from apex_memory.gateway.dependencies import Admin, Gateway, Here, Reader
 from apex_memory.gateway.routes.events import Limit
 from apex_memory.gateway.routes.shared import DOCUMENT, EVENT, example, problems
 

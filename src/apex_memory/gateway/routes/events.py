@@ -10,8 +10,8 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from apex_memory.errors import Rejected
-from apex_memory.gateway.context import Admin, Here, Reader
-from apex_memory.gateway.events import Events
+from apex_memory.gateway.dependencies import Admin, Here, Reader
+from apex_memory.gateway.read_models.events import Events
 from apex_memory.gateway.routes.shared import DOCUMENT, EVENT, Moment, example, problems
 
 State = Literal["received", "prepared", "staged", "done", "superseded", "parked", "dead"]

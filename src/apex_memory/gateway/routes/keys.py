@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
 
-from apex_memory.gateway import keys
-from apex_memory.gateway.context import Admin, Here
+from apex_memory.credentials import api_keys as keys
+from apex_memory.gateway.dependencies import Admin, Here
 from apex_memory.gateway.routes.shared import example, problems
 
 Scope = Literal["ingest", "read", "admin"]

@@ -10,15 +10,15 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from apex_memory.gateway.context import Admin, Here, Reader
-from apex_memory.gateway.events import Events
-from apex_memory.gateway.intake import answer, land, wait_asked
+from apex_memory.gateway.dependencies import Admin, Here, Reader
+from apex_memory.gateway.ingest import answer, land, wait_asked
+from apex_memory.gateway.read_models.events import Events
 from apex_memory.gateway.routes.events import Limit
-from apex_memory.gateway.routes.intake import LANDED_ANSWERS, WAIT_PARAMETERS
+from apex_memory.gateway.routes.ingest import LANDED_ANSWERS, WAIT_PARAMETERS
 from apex_memory.gateway.routes.shared import DOCUMENT, Moment, problems
 from apex_memory.gateway.routes.views import AnswerView, DocumentFull, DocumentPage, EntityFull
 from apex_memory.model import TOMBSTONE, Entity, Event, Filters, Priority, micros, now
-from apex_memory.search.search import LIMIT_MAX, QUERY_CHARS
+from apex_memory.search.service import LIMIT_MAX, QUERY_CHARS
 
 Name = Annotated[str, Field(max_length=400)]
 DocumentId = Annotated[UUID, Path(description="The document's id.", examples=[DOCUMENT])]

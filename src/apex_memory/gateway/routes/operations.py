@@ -9,11 +9,11 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict
 
 from apex_memory.errors import Conflict, Unavailable
-from apex_memory.flows.client import hello
-from apex_memory.gateway.context import Admin, Here, Reader
-from apex_memory.gateway.events import Events
+from apex_memory.flows.maintenance.smoke_test import hello
+from apex_memory.gateway.dependencies import Admin, Here, Reader
+from apex_memory.gateway.read_models.events import Events
+from apex_memory.gateway.read_models.status import temporal_reachable
 from apex_memory.gateway.routes.shared import example, problems
-from apex_memory.gateway.status import temporal_reachable
 
 
 class Part(BaseModel):

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel, ConfigDict, SecretStr
 
 from apex_memory.errors import Conflict, Misconfigured, NotFound, Rejected
-from apex_memory.gateway.context import Admin, Here
+from apex_memory.gateway.dependencies import Admin, Here
 from apex_memory.gateway.routes.shared import example, problems
-from apex_memory.sources import SECRETS, settings_of
+from apex_memory.sources.registry import SECRETS, settings_of
 
 _ROW = {
     "name": "source/frontapp/signing_keys",

@@ -12,12 +12,12 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict
 
 from apex_memory.errors import ApexError, Conflict, NotFound, Rejected, Unavailable
-from apex_memory.gateway.bodies import limit_of
-from apex_memory.gateway.context import Admin, Here, Reader
-from apex_memory.gateway.context import Gateway as Opened
+from apex_memory.gateway.body_limit import limit_of
+from apex_memory.gateway.dependencies import Admin, Here, Reader
+from apex_memory.gateway.dependencies import Gateway as Opened
 from apex_memory.gateway.routes.shared import Moment, example, problems
 from apex_memory.model import now
-from apex_memory.sources import Pattern
+from apex_memory.sources.base import Pattern
 
 _ROW: dict[str, Any] = {
     "name": "plaid",

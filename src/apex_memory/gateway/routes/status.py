@@ -12,9 +12,9 @@ from pydantic import BaseModel
 
 from apex_memory import __version__
 from apex_memory.errors import ApexError
-from apex_memory.gateway import status
-from apex_memory.gateway.context import Here, Reader, presented
-from apex_memory.gateway.entrance import host_name, is_loopback
+from apex_memory.gateway.dependencies import Here, Reader, presented
+from apex_memory.gateway.middleware import host_name, is_loopback
+from apex_memory.gateway.read_models import status
 from apex_memory.gateway.routes.shared import example, problems
 from apex_memory.telemetry import logger
 
@@ -80,7 +80,7 @@ class Status(BaseModel):
             "open": 12,
             "parked": 0,
             "dead_letters": 1,
-            "sources": ["crm", "documents", "edi", "frontapp"],
+            "sources": ["hubspot", "documents", "edi", "frontapp"],
         }
     )
     version: str

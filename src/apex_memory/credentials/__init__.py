@@ -1,0 +1,1 @@
+"""Keys and secrets: the encrypted vault, OAuth tokens of vendors, stored secrets laid over settings, API keys."""

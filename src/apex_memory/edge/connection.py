@@ -1,0 +1,112 @@
+"""A client's connection to the vector process: requests carry a number, so many can be under way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import select
+import socket
+from typing import Any
+
+from apex_memory.edge.protocol import BUFFER, BrokenFrame, read_frame, to_frame
+from apex_memory.errors import Rejected, Unavailable
+
+STORE = "vectors"
+
+
+class Connection:
+    """One open connection. `greeting` is what the process said of itself. Open with `connect`."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, greeting: dict[str, Any]
+    ) -> None:
+        self.greeting = greeting
+        self._reader, self._writer = reader, writer
+        self._numbers = itertools.count()
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._broken = False
+        self._reading = asyncio.create_task(self._read())
+
+    @property
+    def alive(self) -> bool:
+        """Whether the other side still holds it, by the kernel's word: a closed one is seen at once, before our own loop has read of it."""
+        if self._broken:
+            return False
+        if not hasattr(select, "POLLRDHUP"):  # not on Linux: the loop's word must do
+            return True
+        poll = select.poll()
+        poll.register(self._writer.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        return not poll.poll(0)
+
+    async def call(self, method: str, argument: Any = None) -> Any:
+        """The answer to one request. Raises `Unavailable` when the connection breaks meanwhile."""
+        number = next(self._numbers)
+        answer = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        try:
+            if self._broken:
+                raise Unavailable(STORE, "the connection broke")
+            self._writer.write(to_frame([number, method, argument]))
+            await self._writer.drain()
+            kind, result = await answer
+        except ConnectionError as error:
+            raise Unavailable(STORE, f"the connection broke ({error})") from error
+        finally:
+            del self._waiting[number]
+            if answer.done() and not answer.cancelled():
+                answer.exception()  # seen, also when the write failed first
+        if kind == "ok":
+            return result
+        if kind == "rejected":
+            raise Rejected(f"{STORE}: {result}", remedy="see the log of the vector process")
+        raise Unavailable(STORE, result, remedy="see the log of the vector process")
+
+    async def close(self) -> None:
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+        self._writer.close()  # again: a task that was cancelled before it began did not
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                number, kind, result = await read_frame(self._reader)
+                waiting = self._waiting.get(number)
+                if waiting and not waiting.done():
+                    waiting.set_result((kind, result))
+        except (asyncio.IncompleteReadError, ConnectionError, BrokenFrame):
+            pass  # those who wait are told below
+        finally:
+            self._broken = True
+            for waiting in self._waiting.values():
+                if not waiting.done():
+                    waiting.set_exception(Unavailable(STORE, "the connection broke"))
+            self._writer.close()
+
+
+async def connect(host: str, port: int, password: str) -> Connection:
+    """A connection that the process has accepted. Raises `Unavailable`; the caller bounds the time."""
+    try:
+        reader, writer = await asyncio.open_connection(host, port, limit=BUFFER)
+    except OSError as error:
+        raise Unavailable(STORE, f"nothing answers at {host}:{port}") from error
+    try:
+        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        writer.write(to_frame({"password": password}))
+        greeting = await read_frame(reader)
+    except (asyncio.IncompleteReadError, ConnectionError, BrokenFrame) as error:
+        writer.close()
+        raise Unavailable(STORE, f"{host}:{port} is no vector process ({error})") from error
+    except asyncio.CancelledError:
+        writer.close()
+        raise
+    if "refused" in greeting:
+        writer.close()
+        raise Unavailable(
+            STORE,
+            f"refused: {greeting['refused']}",
+            remedy="check the password in APEX_VECTORS, or let `apex up` set it",
+        )
+    return Connection(reader, writer, greeting)

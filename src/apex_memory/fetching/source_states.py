@@ -1,0 +1,98 @@
+"""Sources as operators see and decide them: enabled, paused, how the last pull went, what waits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from apex_memory.errors import NotFound
+from apex_memory.sources.base import Pattern, Source
+from apex_memory.stores.postgres import Postgres
+
+FETCHED = (Pattern.POLL, Pattern.STREAM, Pattern.BATCH)
+"""Patterns of sources that bring nothing without being fetched. Others work without what a poll needs."""
+
+
+class SourceStates:
+    def __init__(self, db: Postgres, sources: dict[str, Source]) -> None:
+        self._db = db
+        self._sources = sources
+
+    async def may_pull(self, source: str) -> bool:
+        """Whether the source is enabled and not paused."""
+        row = await self._db.fetch_one(
+            "SELECT FROM sources WHERE name = %s AND (paused OR NOT enabled)", (source,)
+        )
+        return row is None
+
+    async def decide(self, source: str, *, actor: str, **decision: bool) -> None:
+        """Set `enabled` or `paused`, at once and for all processes, and across restarts. Written to the audit."""
+        if source not in self._sources:
+            raise NotFound(f"{source}: no such source", remedy="`apex sources` lists them")
+        (name, value), *rest = decision.items()
+        assert name in ("enabled", "paused") and not rest
+        async with self._db.transaction() as connection:
+            await connection.execute(
+                f"""INSERT INTO sources (name, {name}, changed_by) VALUES (%s, %s, %s)
+                    ON CONFLICT (name) DO UPDATE SET {name} = excluded.{name}, changed_by = excluded.changed_by,
+                                                     changed_at = now()""",
+                (source, value, actor),
+            )
+            await connection.execute(
+                "INSERT INTO audit (actor, action, subject, detail) VALUES (%s, 'source', %s, %s)",
+                (actor, source, Jsonb(decision)),
+            )
+
+    async def listed(self) -> list[dict[str, Any]]:
+        """A row a source: pattern, priority, state, last event, backlog, lag (seconds), nudges, files, error."""
+        rows = await self._db.fetch(
+            """SELECT n.name, s.enabled, s.paused, s.pulled_at, s.error, s.error_at, e.received_at AS last_event_at,
+                      coalesce(b.events, 0) AS backlog, b.lag, coalesce(p.events, 0) AS parked,
+                      coalesce(d.events, 0) AS dead_letters,
+                      coalesce(m.documents, 0) AS documents,
+                      (SELECT count(*) FROM nudges WHERE nudges.source = n.name) AS nudges,
+                      (SELECT count(*) FROM files WHERE files.source = n.name AND ended_at IS NULL) AS files,
+                      (SELECT count(*) FROM windows WHERE windows.source = n.name AND dirty) AS windows
+               FROM unnest(%s::text[]) AS n (name)
+               LEFT JOIN sources s ON s.name = n.name
+               LEFT JOIN LATERAL (SELECT received_at FROM inbox WHERE source = n.name ORDER BY seq DESC LIMIT 1) e ON true
+               LEFT JOIN (SELECT source, count(*) AS events, extract(epoch FROM clock_timestamp() - min(received_at)) AS lag
+                          FROM inbox WHERE open GROUP BY 1) b ON b.source = n.name
+               LEFT JOIN (SELECT source, count(*) AS events FROM inbox WHERE state = 'parked' GROUP BY 1) p ON p.source = n.name
+               LEFT JOIN (SELECT source, count(*) AS documents FROM documents WHERE NOT deleted GROUP BY 1) m
+                      ON m.source = n.name
+               LEFT JOIN (SELECT source, count(*) AS events FROM dead_letters WHERE status = 'open' GROUP BY 1) d
+                      ON d.source = n.name
+               ORDER BY n.name""",
+            (list(self._sources),),
+        )
+        return [self._row(row) for row in rows]
+
+    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
+        source = self._sources[row["name"]]
+        missing = source.missing if source.pulled else ""
+        state = (
+            "disabled"
+            if row["enabled"] is False
+            else "paused"
+            if row["paused"]
+            else "not configured"
+            if missing and source.pattern in FETCHED
+            else "failing"
+            if row["error"]
+            else "working"
+            if row["backlog"]
+            else "idle"
+        )
+        shown = {name: row[name] for name in row if name not in ("enabled", "paused")}
+        return {
+            "name": source.name,
+            "title": source.title,
+            "pattern": str(source.pattern),
+            "priority": f"P{int(source.priority)}",
+            "state": state,
+            "missing": missing or None,
+            **{name: value for name, value in shown.items() if name != "name"},
+            "lag": float(row["lag"]) if row["lag"] is not None else None,
+        }

@@ -1,0 +1,90 @@
+"""What one run of a drain carried, as the Temporal UI shows it. Pure: replay makes the same of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from apex_memory.flows.drain.messages import SHOWN, ClaimedBatch, StepReport
+
+GRAVITY = ("dead", "parked", "retry", "superseded", "done", "prepared")
+"""Outcomes, the gravest first."""
+
+
+@dataclass
+class Row:
+    """One event of the burst."""
+
+    event_id: str = ""
+    outcome: str = "claimed"
+
+
+@dataclass
+class Burst:
+    """Batches carried since the run began. Events are counted all, named up to `SHOWN`."""
+
+    batches: int = 0
+    events: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, Row] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds a step took, all batches together, waiting for a worker included."""
+    faults: list[str] = field(default_factory=list)
+
+    def claimed(self, batch: ClaimedBatch) -> None:
+        self.batches += 1
+        self.events += batch.count
+        for event in batch.events:
+            if event.id in self.rows or len(self.rows) < SHOWN:
+                self.rows[event.id] = Row(event.event_id)
+
+    def settled(self, report: StepReport) -> None:
+        for outcome, count in report.counts.items():
+            self.counts[outcome] = self.counts.get(outcome, 0) + count
+        for id, outcome in report.outcomes.items():
+            if id in self.rows:
+                self.rows[id].outcome = outcome
+            elif len(self.rows) < SHOWN or outcome in GRAVITY[:3]:
+                self.rows[id] = Row(outcome=outcome)
+        while len(self.rows) > SHOWN:
+            self.rows.pop(max(self.rows, key=lambda id: _gravity(self.rows[id].outcome)))
+
+    def took(self, step: str, seconds: float) -> None:
+        self.seconds[step] = self.seconds.get(step, 0) + seconds
+
+    def failed(self, reason: str) -> None:
+        self.faults = [*self.faults, reason][-5:]
+
+    @property
+    def outcome(self) -> str:
+        """The worst that became of an event: `dead`, `parked` or `done`; `idle` when there was none."""
+        for outcome in ("dead", "parked"):
+            if self.counts.get(outcome):
+                return outcome
+        return "done" if self.batches else "idle"
+
+    def markdown(self, source: str, state: str) -> str:
+        lines = [f"**{source}**: {state}"]
+        if self.batches:
+            steps = ", ".join(f"{step} {took:.2f} s" for step, took in self.seconds.items())
+            counts = ", ".join(f"{count} {name}" for name, count in self.counts.items())
+            lines += [
+                "",
+                f"{self.events} events in {self.batches} batches: {counts or 'under way'}",
+            ]
+            lines += ["", f"Steps: {steps}", "", "| event | id | outcome |", "|---|---|---|"]
+            lines += [
+                f"| {_cell(row.event_id)} | `{id}` | {row.outcome} |"
+                for id, row in self.rows.items()
+            ]
+            if self.events > len(self.rows):
+                lines.append(f"| … {self.events - len(self.rows)} more | | |")
+        lines += ["", *(f"- {fault}" for fault in self.faults)] if self.faults else []
+        return "\n".join(lines)
+
+
+def _gravity(outcome: str) -> int:
+    return GRAVITY.index(outcome) if outcome in GRAVITY else len(GRAVITY)
+
+
+def _cell(text: str) -> str:
+    return text[:60].replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,54 @@
+"""What travels between the maintenance workflows and their activities: ids and counts. See `drain.messages`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RoundsOrder:
+    """Work every so many seconds, for so many seconds."""
+
+    every_seconds: float
+    run_seconds: float
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """Stages expired and removed, events by store let out of parking, and the sources that were woken."""
+
+    expired: int
+    removed: int
+    unparked: dict[str, int]
+    woken: dict[str, int]
+
+
+@dataclass(frozen=True)
+class ReconcileOrder:
+    stores: list[str]
+
+
+@dataclass(frozen=True)
+class StoreOrder:
+    store: str
+
+
+@dataclass(frozen=True)
+class ReconcileReport:
+    """A check of one store: stages looked at, documents repaired, strays removed or left, errors met."""
+
+    store: str
+    stages: int
+    repaired: int
+    removed: int
+    left: int
+    errors: int
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """What the worker sees: its build, and each store's version or what keeps it away."""
+
+    build: str
+    stores: dict[str, str]
+    away: dict[str, str]

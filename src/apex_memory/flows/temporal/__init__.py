@@ -1,0 +1,1 @@
+"""The connection to Temporal: client, task queues, search attributes, worker deployments, errors, heartbeats."""

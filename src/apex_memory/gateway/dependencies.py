@@ -1,0 +1,80 @@
+"""What a request handler finds: the opened parts of this process, and who is asking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Protocol, cast
+
+from fastapi import Depends, Request, Security
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from temporalio.client import Client
+
+from apex_memory.app import App
+from apex_memory.credentials.api_keys import Key, KeyRing
+from apex_memory.flows.drain.control import Drains
+from apex_memory.flows.fetch.control import Pulling
+from apex_memory.gateway.completion import Waiting
+from apex_memory.gateway.group_commit import Landings
+
+
+class Wakes(Protocol):
+    """Tells the workers of a source that something is ready. Never blocks, never raises."""
+
+    def wake(self, source: str) -> None: ...
+
+    def pull(self, source: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    app: App
+    keys: KeyRing
+    waker: Wakes
+    drains: Drains
+    pulling: Pulling
+    waiting: Waiting
+    landings: Landings
+    temporal: Client
+    reconciling: set[str] = field(default_factory=set)
+
+
+def here(request: Request) -> Gateway:
+    return cast(Gateway, request.app.state.gateway)
+
+
+Here = Annotated[Gateway, Depends(here)]
+
+_BEARER = HTTPBearer(
+    auto_error=False,
+    scheme_name="bearer",
+    description="An API key, `apex_…`. Scopes: ingest, read, admin; admin implies the others.",
+)
+_HEADER = APIKeyHeader(
+    name="X-API-Key", auto_error=False, scheme_name="header", description="The same key."
+)
+
+
+def presented(request: Request) -> str | None:
+    """The API key of a request, from `Authorization: Bearer` or `X-API-Key`."""
+    kind, _, key = request.headers.get("authorization", "").partition(" ")
+    return key.strip() if kind.lower() == "bearer" else request.headers.get("x-api-key")
+
+
+class Requires:
+    """Dependency: a valid key with the scope."""
+
+    def __init__(self, scope: str) -> None:
+        self._scope = scope
+
+    async def __call__(
+        self,
+        request: Request,
+        _bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)] = None,
+        _header: Annotated[str | None, Security(_HEADER)] = None,
+    ) -> Key:
+        return await here(request).keys.check(presented(request), self._scope)
+
+
+Reader = Annotated[Key, Depends(Requires("read"))]
+Writer = Annotated[Key, Depends(Requires("ingest"))]
+Admin = Annotated[Key, Depends(Requires("admin"))]

@@ -1,0 +1,1 @@
+"""Queries behind the routes: where each event is, and how the installation does."""

@@ -1,0 +1,96 @@
+"""How this installation is: its stores, its backlog, Temporal. Bounded in time, whatever hangs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from temporalio.client import Client
+from temporalio.service import RPCError
+
+from apex_memory.app import App
+from apex_memory.errors import ApexError, Unavailable
+from apex_memory.model import now
+from apex_memory.stores.base import Store
+from apex_memory.stores.edge import EdgeVectors
+from apex_memory.telemetry import INBOX_OPEN, OLDEST_SECONDS
+
+T = TypeVar("T")
+
+SECONDS = 2.0  # longest one part of the status may take
+
+
+async def store_rows(app: App) -> list[dict[str, Any]]:
+    """State and version of each store. `recovering`: it answers, but is being checked after a restart."""
+    states, *rows = await asyncio.gather(_states(app), *map(_store, app.stores))
+    for row in rows:
+        if row["state"] == "ready":
+            row["state"] = states.get(row["name"], "ready")
+    return rows
+
+
+async def _states(app: App) -> dict[str, str]:
+    try:
+        async with asyncio.timeout(2 * SECONDS):
+            return await app.store_states()
+    except (ApexError, TimeoutError):
+        return {}  # PostgreSQL is away, and its own row says so
+
+
+async def _store(store: Store) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": store.name, "state": "ready", "version": None, "reason": None}
+    try:
+        async with asyncio.timeout(SECONDS):
+            await store.ping()  # a version may be what its connection was told at its start
+            row["version"] = await store.version()
+    except ApexError as error:
+        row |= {"state": "unavailable", "reason": str(error)[:300]}
+    except TimeoutError:
+        row |= {"state": "unavailable", "reason": f"no answer within {SECONDS:.0f} s"}
+    return row
+
+
+async def promptly(answer: Awaitable[T]) -> T:
+    """PostgreSQL's answer within `SECONDS`, or `Unavailable`: who probes does not wait for a pool."""
+    try:
+        async with asyncio.timeout(SECONDS):
+            return await answer
+    except TimeoutError:
+        raise Unavailable("documents", f"no answer within {SECONDS:.0f} s") from None
+
+
+async def temporal_reachable(client: Client) -> bool:
+    """Whether the Temporal server answers. Without it events land and wait."""
+    try:
+        async with asyncio.timeout(SECONDS):
+            return await client.service_client.check_health()
+    except (RPCError, RuntimeError, TimeoutError):  # RuntimeError: a lazy client found nobody
+        return False
+
+
+async def dead_letters(app: App) -> int:
+    row = await app.db.fetch_one("SELECT count(*) AS n FROM dead_letters WHERE status = 'open'")
+    return row["n"] if row else 0
+
+
+async def refresh_gauges(app: App) -> None:
+    """Set the gauges of the vector store and of the inbox. Raises `Unavailable` without PostgreSQL."""
+    if isinstance(app.vectors, EdgeVectors):
+        with suppress(ApexError, TimeoutError):  # a store that is away is told by its own row
+            async with asyncio.timeout(SECONDS):
+                await app.vectors.stats()
+    rows = await promptly(app.inbox.backlog())
+    INBOX_OPEN.clear()
+    OLDEST_SECONDS.clear()
+    oldest: dict[str, float] = {}
+    events: dict[tuple[str, str], int] = {}
+    for row in rows:
+        name, state = row["source"], row["state"]
+        events[name, state] = events.get((name, state), 0) + row["events"]
+        oldest[name] = max(oldest.get(name, 0), (now() - row["oldest"]).total_seconds())
+    for (name, state), count in events.items():
+        INBOX_OPEN.labels(name, state).set(count)
+    for name, seconds in oldest.items():
+        OLDEST_SECONDS.labels(name).set(seconds)

@@ -1,0 +1,1 @@
+"""Simulator: Front, the shared inbox."""

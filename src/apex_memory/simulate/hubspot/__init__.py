@@ -1,0 +1,1 @@
+"""Simulator: HubSpot, the CRM."""

@@ -1,0 +1,1 @@
+"""Simulator: Conversations with language models."""

@@ -1,0 +1,1 @@
+"""Simulator: QuickBooks Online, the books."""

@@ -1,0 +1,1 @@
+"""Simulator: Samsara, the trucks."""

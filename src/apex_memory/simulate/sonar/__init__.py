@@ -1,0 +1,1 @@
+"""Simulator: SONAR, market data."""

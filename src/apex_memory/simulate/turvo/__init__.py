@@ -1,0 +1,1 @@
+"""Simulator: Turvo, the transport system."""

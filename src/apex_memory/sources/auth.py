@@ -1,0 +1,99 @@
+"""What authenticates calls to a vendor: fixed headers, or OAuth tokens that all processes share."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+EXPIRY_SECONDS = 60  # a token is renewed that long before it ends
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """An OAuth token. Never logged; encrypted where it is stored."""
+
+    access: str
+    refresh: str = ""
+    expires_at: datetime | None = None
+
+    @property
+    def ending(self) -> bool:
+        return self.expires_at is not None and self.expires_at < datetime.now(UTC) + timedelta(
+            seconds=EXPIRY_SECONDS
+        )
+
+    def __repr__(self) -> str:
+        return f"Token(expires_at={self.expires_at})"
+
+
+Renew = Callable[[Token | None], Awaitable[Token]]
+
+
+class Tokens(Protocol):
+    """Tokens at rest, shared by all processes."""
+
+    async def current(self, name: str) -> Token | None:
+        """The newest token under this name."""
+
+    async def renewed(self, name: str, spent: Token | None, renew: Renew) -> Token:
+        """Another token than `spent`: a newer one that is stored already, else what `renew` makes of the stored one.
+
+        Under a lock over all processes, and stored before the lock ends: no refresh token is spent twice.
+        """
+
+
+class Auth(Protocol):
+    """What authenticates a call."""
+
+    async def headers(self) -> Mapping[str, str]: ...
+
+    async def renew(self) -> bool:
+        """After a 401: True when there are other headers to try once more with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Headers that stay: an API token, a key and a secret."""
+
+    values: Mapping[str, str]
+
+    async def headers(self) -> Mapping[str, str]:
+        return self.values
+
+    async def renew(self) -> bool:
+        return False
+
+
+def bearer(token: str) -> Fixed:
+    return Fixed({"Authorization": f"Bearer {token}"})
+
+
+class OAuth:
+    """A bearer token that is kept in `tokens` and renewed when it ends or is refused."""
+
+    def __init__(
+        self, tokens: Tokens, name: str, renew: Renew, *, more: Mapping[str, str] | None = None
+    ) -> None:
+        self._tokens, self._name, self._renew = tokens, name, renew
+        self._more = more or {}
+        self._used: Token | None = None
+
+    async def headers(self) -> Mapping[str, str]:
+        token = await self._tokens.current(self._name)
+        if token is None or token.ending:
+            token = await self._tokens.renewed(self._name, token, self._renew)
+        self._used = token
+        return {"Authorization": f"Bearer {token.access}", **self._more}
+
+    async def renew(self) -> bool:
+        self._used = await self._tokens.renewed(self._name, self._used, self._renew)
+        return True
+
+
+def basic(user: str, password: str) -> Fixed:
+    """HTTP basic authentication."""
+    pair = base64.b64encode(f"{user}:{password}".encode()).decode()
+    return Fixed({"Authorization": f"Basic {pair}"})

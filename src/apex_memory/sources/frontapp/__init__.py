@@ -1,0 +1,1 @@
+"""Front, the shared inbox."""

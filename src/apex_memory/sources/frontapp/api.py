@@ -1,0 +1,176 @@
+"""Front's API: the list of events, and the messages, comments and conversations that they name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import urlencode, urljoin, urlsplit
+
+from aiolimiter import AsyncLimiter
+from pydantic import SecretStr
+
+from apex_memory.errors import Rejected
+from apex_memory.model import micros, now
+from apex_memory.sources.auth import bearer
+from apex_memory.sources.http import Link
+from apex_memory.sources.payloads import mapping, moment, parse_json, sequence, string
+from apex_memory.telemetry import logger
+
+PAGE = 15  # Front's most for /events
+OVERLAP = timedelta(minutes=5)  # events may show up in the list after later ones
+REDIRECTS = 3
+_MOVED = (301, 302, 307, 308)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Reach:
+    """How far a listing has come: the newest time, and the ids seen within the overlap before it.
+
+    The cursor follows each page as long as Front keeps to the order that was asked for; once it does not, only the end of
+    the list moves it. It never stands in our future, whatever time an event claims: nothing after it would be seen.
+    """
+
+    def __init__(self, newest: datetime, seen: Mapping[str, int]) -> None:
+        self.newest = newest
+        self.since = newest - OVERLAP
+        self.moved = False
+        self._seen = dict(seen)
+        self._last: datetime | None = None
+        self._ordered = True
+
+    @classmethod
+    def start(cls, cursor: Mapping[str, Any], otherwise: datetime | None) -> Reach:
+        """From a cursor; without one from the time `otherwise`."""
+        after = cursor.get("after")
+        newest = _EPOCH + timedelta(microseconds=after) if isinstance(after, int) else otherwise
+        return cls(newest or _EPOCH, mapping(cursor.get("seen")))
+
+    def reached(self, id: str, at: datetime) -> bool:
+        """Note an event; False when it was seen before."""
+        if self._last and at < self._last:
+            self._ordered = False
+        self._last = at
+        if id in self._seen:
+            return False
+        self._seen[id] = micros(at)
+        self.newest = max(self.newest, at)
+        self.moved = True
+        return True
+
+    def cursor(self, *, ended: bool) -> dict[str, Any] | None:
+        """What to store with a page; None while the order cannot be relied on."""
+        if not (self._ordered or ended):
+            return None
+        self.moved = False
+        until = min(self.newest, now())
+        kept = micros(until - OVERLAP)
+        seen = {id: at for id, at in self._seen.items() if at >= kept}
+        return {"after": micros(until), "seen": seen}
+
+
+class Front:
+    """Front's core API for one pull."""
+
+    def __init__(self, link: Link, minute: AsyncLimiter, base_url: str, token: SecretStr) -> None:
+        self._link = link
+        self._minute = minute
+        self._base = base_url.rstrip("/")
+        self._auth = bearer(token.get_secret_value())
+
+    async def listing(
+        self, since: datetime, until: datetime | None
+    ) -> AsyncIterator[tuple[Sequence[Any], bool]]:
+        """Pages of events, oldest first, each with whether more follow. `next` is followed as it is given."""
+        asked = {"q[after]": f"{max(0, micros(since)) // 1_000_000}"}
+        if until:
+            asked["q[before]"] = f"{-(-micros(until) // 1_000_000)}"
+        asked |= {"sort_by": "created_at", "sort_order": "asc", "limit": str(PAGE)}
+        url: str | None = f"{self._base}/events?{urlencode(asked)}"
+        while url:
+            page = await self._get(url) or {}
+            following = mapping(page.get("_pagination")).get("next")
+            if following is not None and (not isinstance(following, str) or following == url):
+                raise Rejected(
+                    "frontapp: `_pagination.next` leads nowhere",
+                    remedy="see whether sources.frontapp.base_url is Front's API",
+                )
+            yield sequence(page.get("_results")), bool(following)
+            url = following or None
+
+    async def newest(self) -> datetime | None:
+        """The time of the newest event there is."""
+        asked = {"sort_by": "created_at", "sort_order": "desc", "limit": "1"}
+        page = await self._get(f"{self._base}/events?{urlencode(asked)}") or {}
+        times = [mapping(one).get("emitted_at") for one in sequence(page.get("_results"))]
+        return max((moment(time, "emitted_at") for time in times), default=None)
+
+    async def event(self, id: str) -> Mapping[str, Any] | None:
+        """One event; None if Front has it no more."""
+        if not re.fullmatch(r"[\w-]{1,100}", id, re.ASCII):
+            return None
+        return await self._get(f"{self._base}/events/{id}")
+
+    async def thing(self, kind: str, id: str) -> Mapping[str, Any] | None:
+        """A message or comment; None if it is gone, empty if we may not see it."""
+        return await self._get(f"{self._base}/{kind}/{id}")
+
+    async def completed(
+        self, record: Mapping[str, Any], kind: str, data: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """An event with the body of its message or comment.
+
+        Where it names its conversation by id alone that is fetched too: after a merge Front leads to the surviving one.
+        """
+        whole = {**record, "target": {"_meta": {"type": kind.removesuffix("s")}, "data": data}}
+        held = mapping(record.get("conversation"))
+        id = string(held.get("id"))
+        if "status" not in held and re.fullmatch(r"cnv_[a-z0-9]{1,60}", id):
+            found = await self._get(f"{self._base}/conversations/{id}")
+            whole["conversation"] = found or held
+        return whole
+
+    async def _get(self, url: str) -> Mapping[str, Any] | None:
+        """An object of the API; None for 404, empty for 403, which says that this one thing is not for us."""
+        for _ in range(REDIRECTS):
+            self._check(url)
+            async with self._minute:
+                answer = await self._link.call(
+                    "GET", url, auth=self._auth, accept=(*_MOVED, *self._absent(url))
+                )
+            if answer.status_code in _MOVED:
+                url = urljoin(url, answer.headers.get("location", ""))
+                continue
+            if not answer.is_success:
+                logger(room="frontapp").warning(
+                    "Front does not give this out",
+                    path=urlsplit(url).path,
+                    status=answer.status_code,
+                )
+                return None if answer.status_code == 404 else {}
+            found = parse_json(answer.content, "answer")
+            if not isinstance(found, dict):
+                raise Rejected("frontapp: expected an object", remedy="is base_url Front's API?")
+            return found
+        raise Rejected("frontapp: redirected too often", remedy="is base_url Front's API?")
+
+    def _absent(self, url: str) -> tuple[int, ...]:
+        """Statuses that concern one thing alone. For the list of events they mean that our token is no good."""
+        path = urlsplit(url).path.removeprefix(urlsplit(self._base).path)
+        return () if path == "/events" else (403, 404)
+
+    def _check(self, url: str) -> None:
+        """Our token goes to `base_url` and to Front's own hosts, wherever an answer points."""
+        try:
+            given, base = urlsplit(url), urlsplit(self._base)
+            host, port = given.hostname or "", given.port
+        except ValueError:
+            host, port, given, base = "", None, urlsplit(""), urlsplit("x://")
+        same = (given.scheme, given.netloc) == (base.scheme, base.netloc)
+        own = re.fullmatch(r"([a-z0-9-]+\.)*frontapp\.com", host) and "@" not in given.netloc
+        if not same and not (own and given.scheme == "https" and port in (None, 443)):
+            raise Rejected(
+                "frontapp: an answer points to a host that is not Front's",
+                remedy="see whether sources.frontapp.base_url is Front's API",
+            )

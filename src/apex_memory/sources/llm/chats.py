@@ -1,0 +1,230 @@
+"""Conversations as OpenAI's and Anthropic's APIs carry them: requests, responses, and pairs of both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from apex_memory.errors import Rejected
+from apex_memory.sources.llm.documents import (
+    Conversation,
+    Speaker,
+    Turn,
+    call_text,
+    limited,
+    parts_of,
+    short,
+    turns_of,
+)
+from apex_memory.sources.payloads import (
+    checked,
+    identifier,
+    mapping,
+    moment,
+    parse_json,
+    sequence,
+    string,
+)
+
+
+class Loose(BaseModel):
+    """Names what is read; what vendors add beside it passes."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Function(Loose):
+    name: str = ""
+    arguments: str | dict[str, Any] = ""
+    input: str = ""
+
+
+class _Call(Loose):
+    id: str = ""
+    function: _Function | None = None
+    custom: _Function | None = None
+
+
+class _Message(Loose):
+    role: Literal["developer", "system", "user", "assistant", "tool", "function"]
+    content: str | list[str | dict[str, Any]] | None = None
+    name: str | None = None
+    refusal: str | None = None
+    tool_calls: list[_Call] | None = None
+    function_call: _Function | None = None
+    tool_call_id: str | None = None
+
+
+_SPEAKERS: Mapping[str, Speaker] = {
+    "developer": "system",
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+
+
+class _Choice(Loose):
+    message: _Message
+
+
+class _Chat(Loose):
+    """What both vendors' bodies and our wrapper around them may hold."""
+
+    conversation_id: str | int | None = None
+    id: str | int | None = None
+    title: str | None = None
+    model: str | None = None
+    agent: str | dict[str, Any] | None = None
+    user: str | dict[str, Any] | None = None
+    messages: list[_Message] = []
+    choices: list[_Choice] = []
+    system: str | list[str | dict[str, Any]] | None = None
+    created_at: float | str | None = None
+    updated_at: float | str | None = None
+    update_time: float | str | None = None
+    created: float | None = None
+    metadata: dict[str, Any] | None = None
+
+
+def openai_chat(body: Mapping[str, Any], place: str) -> Conversation:
+    """A chat request, a completion, or both: `messages`, then the first of `choices`."""
+    body, exchanged = _joined(body, place)
+    chat = checked(_Chat, body, place)
+    tools: dict[str, str] = {}
+    messages = chat.messages + [choice.message for choice in chat.choices[:1]]
+    turns = [turn for message in messages for turn in _openai_turns(message, tools)]
+    branches = max(0, len(chat.choices) - 1)
+    return _conversation("openai", chat, turns, place, exchanged=exchanged, branches=branches)
+
+
+def anthropic_messages(body: Mapping[str, Any], place: str) -> Conversation:
+    """A Messages request, a response, or both; the response may be the recorded event stream."""
+    body, exchanged = _joined(body, place)
+    if body.get("type") == "message" and "messages" not in body:
+        body = {**body, "messages": [{"role": body.get("role"), "content": body.get("content")}]}
+    chat = checked(_Chat, body, place)
+    tools: dict[str, str] = {}
+    turns = turns_of("system", parts_of(chat.system), tools)
+    for message in chat.messages:
+        turns += turns_of(_SPEAKERS[message.role], parts_of(message.content), tools)
+    return _conversation("anthropic", chat, turns, place, exchanged=exchanged)
+
+
+def _openai_turns(message: _Message, tools: dict[str, str]) -> list[Turn]:
+    if message.role in ("tool", "function"):
+        name = message.name or tools.get(message.tool_call_id or "", "")
+        text = short(message.content if message.content is not None else "")
+        return [Turn("tool", text, name)] if text else []
+    parts = [*parts_of(message.content)]
+    if message.refusal:
+        parts.append({"type": "refusal", "refusal": message.refusal})
+    for call in message.tool_calls or ():
+        function = call.function or call.custom or _Function()
+        tools[call.id] = function.name
+        parts.append(call_text(function.name, function.arguments or function.input))
+    if old := message.function_call:
+        parts.append(call_text(old.name, old.arguments))
+    return turns_of(_SPEAKERS[message.role], parts, tools)
+
+
+def _conversation(
+    provider: str,
+    chat: _Chat,
+    turns: list[Turn],
+    place: str,
+    *,
+    exchanged: bool,
+    branches: int = 0,
+) -> Conversation:
+    if not turns:
+        raise Rejected(
+            f"{place}.messages: expected at least one message".lstrip("."),
+            remedy="send `messages`, a list of {role, content}",
+        )
+    # A response's own id names one answer, not the talk it belongs to.
+    own = None if exchanged or ("choices" in chat.model_fields_set and chat.messages) else chat.id
+    found = chat.conversation_id if chat.conversation_id is not None else own
+    updated = chat.updated_at or chat.update_time or chat.created
+    return Conversation(
+        provider=provider,
+        id=None if found is None else identifier(found, f"{place}.conversation_id".lstrip(".")),
+        turns=limited(turns, place),
+        title=chat.title or "",
+        model=chat.model or "",
+        started=_moment(chat.created_at, place, "created_at"),
+        updated=_moment(updated, place, "updated_at"),
+        branches=branches,
+        agent=_party(chat.agent),
+        user=_party(chat.user or string(mapping(chat.metadata).get("user_id")) or None),
+        metadata=chat.metadata,
+    )
+
+
+def _joined(body: Mapping[str, Any], place: str) -> tuple[Mapping[str, Any], bool]:
+    """A `{request, response}` pair as one body, recorded HTTP (`body` inside) or plain; and whether it was a pair."""
+    if not isinstance(body.get("request"), dict):
+        return body, False
+    request, response = mapping(body["request"]), mapping(body.get("response"))
+    asked = mapping(request.get("body", request))
+    answer = response.get("body", response)
+    if isinstance(answer, str):
+        answer = _recorded(answer, f"{place}.response.body".lstrip("."))
+    answered = mapping(answer)
+    outer = {name: value for name, value in body.items() if name not in ("request", "response")}
+    own = {name: answered[name] for name in ("choices", "created", "model") if name in answered}
+    messages = [*sequence(asked.get("messages"))]
+    if answered.get("type") == "message":
+        messages.append({"role": "assistant", "content": answered.get("content")})
+    return {**asked, **own, **outer, "messages": messages}, True
+
+
+def _recorded(answer: str, place: str) -> Any:
+    """An answer recorded as text: JSON, or Anthropic's event stream as the message it spells out."""
+    if answer.lstrip().startswith("{"):
+        return parse_json(answer.encode(), place)
+    message: dict[str, Any] = {}
+    blocks: dict[int, dict[str, Any]] = {}
+    for row in answer.splitlines():
+        if not row.startswith("data:"):
+            continue
+        event = mapping(parse_json(row.removeprefix("data:").encode(), place))
+        index, delta = event.get("index", 0), mapping(event.get("delta"))
+        if not isinstance(index, int):
+            continue
+        if event.get("type") == "message_start":
+            message = dict(mapping(event.get("message")))
+        elif event.get("type") == "content_block_start":
+            blocks[index] = dict(mapping(event.get("content_block")))
+        elif index in blocks:
+            _extend(blocks[index], delta)
+    if not message:
+        raise Rejected(
+            f"{place}: expected JSON or Anthropic's server-sent events",
+            remedy="send the stream as recorded, or the final message",
+        )
+    for block in blocks.values():
+        block["input"] = string(block.pop("partial_json", "")) or block.get("input")
+    return {**message, "content": [blocks[index] for index in sorted(blocks)]}
+
+
+def _extend(block: dict[str, Any], delta: Mapping[str, Any]) -> None:
+    for name in ("text", "thinking", "partial_json"):
+        if isinstance(delta.get(name), str):
+            block[name] = string(block.get(name)) + delta[name]
+
+
+def _party(value: str | dict[str, Any] | None) -> tuple[str, str] | None:
+    """An agent or user as (id, name): a text is its id, an object has `id` or `name`."""
+    given = {"id": value} if isinstance(value, str) else mapping(value)
+    name = " ".join(string(given.get("name")).split())
+    own = " ".join((string(given.get("id")) or name).split())
+    return (own[:300], name[:300]) if own else None
+
+
+def _moment(value: float | str | None, place: str, field: str) -> datetime | None:
+    return None if value is None else moment(value, f"{place}.{field}".lstrip("."))

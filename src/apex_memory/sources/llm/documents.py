@@ -1,0 +1,154 @@
+"""A conversation with a language model, whatever format it came in: turns in order, each of one speaker."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from apex_memory.errors import Rejected
+from apex_memory.model import File
+from apex_memory.sources.payloads import canonical, mapping, sequence, string
+
+MAX_TURNS = 10_000
+MAX_TOOL_CHARS = 1_000  # of one call or result: enough for the facts, not for a whole web page
+
+Speaker = Literal["user", "assistant", "tool", "system", "thinking"]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one speaker says at once. `name` is the tool's; system and thinking are shown on request only."""
+
+    speaker: Speaker
+    text: str
+    name: str = ""
+    at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """`updated` is the time of the last change where the format states one. `branches` counts other ways the talk went."""
+
+    provider: str
+    id: str | None
+    turns: tuple[Turn, ...]
+    title: str = ""
+    model: str = ""
+    started: datetime | None = None
+    updated: datetime | None = None
+    branches: int = 0
+    agent: tuple[str, str] | None = None
+    user: tuple[str, str] | None = None
+    files: tuple[File, ...] = ()
+    metadata: Mapping[str, Any] | None = None
+
+    @property
+    def key(self) -> str:
+        """`provider:id`. Without an id, the hash of the first question and answer, which later versions share."""
+        if self.id is not None:
+            return f"{self.provider}:{self.id}"
+        first = [
+            [turn.speaker, turn.text]
+            for turn in self.turns
+            if turn.speaker in ("user", "assistant")
+        ]
+        opening = canonical([self.agent, self.user, first[:2]])
+        return f"{self.provider}:sha256:{hashlib.sha256(opening).hexdigest()}"
+
+    @property
+    def last_at(self) -> datetime | None:
+        """When it last changed: as stated, else the time of its latest turn."""
+        return self.updated or max((turn.at for turn in self.turns if turn.at), default=None)
+
+
+def turns_of(
+    speaker: Speaker,
+    parts: Iterable[object],
+    tools: dict[str, str],
+    at: datetime | None = None,
+) -> list[Turn]:
+    """The turns of one message, from the content parts of OpenAI, Anthropic and Claude exports (their types do not clash).
+
+    A tool's result inside a user's message is the tool's turn. `tools` maps call ids to tool
+    names; calls met here are added.
+    """
+    said: list[Turn] = []
+    for part in parts:
+        turn = _turn(speaker, part, tools, at)
+        if not turn.text.strip():
+            continue
+        if said and (said[-1].speaker, said[-1].name) == (turn.speaker, turn.name):
+            turn = Turn(turn.speaker, f"{said.pop().text}\n{turn.text}", turn.name, at)
+        said.append(turn)
+    return said
+
+
+def call_text(name: str, arguments: object) -> str:
+    """`[calls track {"shipment":"SHP-100045"}]`"""
+    return f"[calls {name or 'a tool'} {short(arguments)}]"
+
+
+def short(value: object) -> str:
+    """A tool's arguments or result as one readable string, cut at 1,000 characters."""
+    if isinstance(value, list) and any("text" in mapping(item) for item in value):
+        value = "\n".join(string(mapping(item).get("text")) for item in value)
+    text = value.strip() if isinstance(value, str) else canonical(value).decode()
+    return text if len(text) <= MAX_TOOL_CHARS else text[:MAX_TOOL_CHARS] + "…"
+
+
+def limited(turns: Sequence[Turn], place: str) -> tuple[Turn, ...]:
+    if len(turns) > MAX_TURNS:
+        raise Rejected(
+            f"{place}: {len(turns)} turns, more than {MAX_TURNS}", remedy="split the conversation"
+        )
+    return tuple(turns)
+
+
+def _turn(speaker: Speaker, part: object, tools: dict[str, str], at: datetime | None) -> Turn:
+    if isinstance(part, str):
+        return Turn(speaker, part.strip(), at=at)
+    block = mapping(part)
+    kind = string(block.get("type"))
+    if kind.endswith("tool_use"):
+        name = string(block.get("name"))
+        tools[string(block.get("id"))] = name
+        return Turn(speaker, call_text(name, block.get("input")), at=at)
+    if kind.endswith("tool_result"):
+        result = short(block.get("content"))
+        text = f"failed: {result}" if block.get("is_error") else result
+        name = string(block.get("name")) or tools.get(string(block.get("tool_use_id")), "")
+        return Turn("tool", text, name, at)
+    if kind in ("thinking", "reasoning", "redacted_thinking"):
+        return Turn("thinking", string(block.get("thinking")) or string(block.get("text")), at=at)
+    return Turn(speaker, _content_text(kind, block), at=at)
+
+
+def _content_text(kind: str, block: Mapping[str, Any]) -> str:
+    if kind == "refusal":
+        return f"[refuses] {string(block.get('refusal'))}"
+    if isinstance(block.get("text"), str):
+        return string(block["text"]).strip()
+    inner = mapping(block.get(kind.removeprefix("input_")))
+    if "audio" in kind:
+        return f"[audio] {string(inner.get('transcript'))}".rstrip()
+    name = next(
+        filter(
+            None,
+            (
+                string(place.get(field))
+                for place in (block, inner)
+                for field in ("filename", "file_name", "title", "name")
+            ),
+        ),
+        "",
+    )
+    label = "image" if "image" in kind else "file" if kind in ("file", "document") else kind
+    return f"[{label} {name}]".replace(" ]", "]") if label else ""
+
+
+def parts_of(content: object) -> Sequence[object]:
+    """Content as parts: a text is one part, nothing is none."""
+    return (content,) if isinstance(content, str) else sequence(content)

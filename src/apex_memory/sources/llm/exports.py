@@ -1,0 +1,203 @@
+"""Conversations as ChatGPT and Claude export them: full snapshots, with ids and times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+from apex_memory.errors import Rejected
+from apex_memory.model import File
+from apex_memory.sources.llm.chats import Loose
+from apex_memory.sources.llm.documents import (
+    Conversation,
+    Speaker,
+    Turn,
+    call_text,
+    limited,
+    parts_of,
+    short,
+    turns_of,
+)
+from apex_memory.sources.payloads import checked, identifier, mapping, moment, sequence, string
+
+
+class _Author(Loose):
+    role: str = ""
+    name: str | None = None
+
+
+class _Message(Loose):
+    author: _Author | None = None
+    create_time: float | str | None = None
+    content: dict[str, Any] | None = None
+    recipient: str | None = None
+    weight: float | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class _Node(Loose):
+    parent: str | None = None
+    message: _Message | None = None
+
+
+class _ChatGPT(Loose):
+    conversation_id: str | None = None
+    id: str | None = None
+    title: str | None = None
+    create_time: float | str | None = None
+    update_time: float | str | None = None
+    current_node: str | None = None
+    default_model_slug: str | None = None
+    mapping: dict[str, _Node]
+
+
+class _ClaudeMessage(Loose):
+    sender: Literal["human", "assistant"]
+    text: str | None = None
+    content: list[dict[str, Any]] | None = None
+    attachments: list[dict[str, Any]] | None = None
+    files: list[dict[str, Any]] | None = None
+    created_at: str | None = None
+
+
+class _Claude(Loose):
+    uuid: str | None = None
+    name: str | None = None
+    model: str | None = None
+    created_at: str | None = None
+    updated_at: str | None = None
+    project: dict[str, Any] | None = None
+    chat_messages: list[_ClaudeMessage]
+
+
+def chatgpt_export(body: Mapping[str, Any], place: str) -> Conversation:
+    """One conversation of `conversations.json`: a tree, of which the way to `current_node` is told."""
+    export = checked(_ChatGPT, body, place)
+    way, branches = _way(export, place)
+    nodes = [export.mapping[node].message for node in way]
+    turns = [turn for message in nodes if message for turn in _chatgpt_turns(message, place)]
+    own = export.conversation_id or export.id
+    return Conversation(
+        provider="chatgpt",
+        id=identifier(own, _at(place, "conversation_id")) if own else None,
+        turns=limited(turns, place),
+        title=export.title or "",
+        model=export.default_model_slug or "",
+        started=_time(export.create_time, _at(place, "create_time")),
+        updated=_time(export.update_time, _at(place, "update_time")),
+        branches=branches,
+    )
+
+
+def claude_export(body: Mapping[str, Any], place: str) -> Conversation:
+    """One conversation of Claude's export. The text of attachments comes along as files."""
+    export = checked(_Claude, body, place)
+    tools: dict[str, str] = {}
+    turns: list[Turn] = []
+    files: list[File] = []
+    for n, message in enumerate(export.chat_messages):
+        at = _time(message.created_at, _at(place, f"chat_messages[{n}].created_at"))
+        speaker: Speaker = "user" if message.sender == "human" else "assistant"
+        blocks = message.content or []
+        spoken = blocks if turns_of(speaker, blocks, tools, at) else parts_of(message.text)
+        attachments = message.attachments or []
+        sent = [{**item, "type": "file"} for item in attachments + (message.files or [])]
+        turns += turns_of(speaker, [*spoken, *sent], tools, at)
+        files += [
+            File(string(item.get("file_name")) or "attachment.txt", "text/plain", text.encode())
+            for item in attachments
+            if (text := string(item.get("extracted_content")))
+        ]
+    project = string(mapping(export.project).get("name"))
+    return Conversation(
+        provider="claude",
+        id=identifier(export.uuid, _at(place, "uuid")) if export.uuid else None,
+        turns=limited(turns, place),
+        title=export.name or "",
+        model=export.model or "",
+        started=_time(export.created_at, _at(place, "created_at")),
+        updated=_time(export.updated_at, _at(place, "updated_at")),
+        files=tuple(files),
+        metadata={"project": project} if project else None,
+    )
+
+
+def _way(export: _ChatGPT, place: str) -> tuple[list[str], int]:
+    """The nodes from the root to the current one (or the latest leaf), and how many other leaves there are."""
+    nodes = export.mapping
+    parents = {node.parent for node in nodes.values()}
+    leaves = [name for name in nodes if name not in parents]
+    current = export.current_node if export.current_node in nodes else None
+    if current is None and leaves:
+        current = max(leaves, key=lambda leaf: (_written(nodes[leaf], place), leaf))
+    if current is None and nodes:
+        raise Rejected(
+            f"{_at(place, 'mapping')}: every node has a child, so it is no tree",
+            remedy="send the export as ChatGPT wrote it",
+        )
+    way: dict[str, None] = {}
+    while current is not None and current in nodes:
+        if current in way:
+            raise Rejected(
+                f"{_at(place, 'mapping')}: node {current[:80]} is its own ancestor",
+                remedy="send the export as ChatGPT wrote it",
+            )
+        way[current] = None
+        current = nodes[current].parent
+    return list(way)[::-1], sum(1 for leaf in leaves if leaf not in way)
+
+
+def _written(node: _Node, place: str) -> float:
+    created = node.message.create_time if node.message else None
+    at = _time(created, _at(place, "mapping.create_time"))
+    return at.timestamp() if at else 0.0
+
+
+def _chatgpt_turns(message: _Message, place: str) -> list[Turn]:
+    at = _time(message.create_time, _at(place, "mapping.message.create_time"))
+    content, about = mapping(message.content), mapping(message.metadata)
+    author = message.author or _Author()
+    kind, role = string(content.get("content_type")), author.role
+    hidden = about.get("is_visually_hidden_from_conversation") or message.weight == 0
+    text = _chatgpt_text(content)
+    if hidden or kind.endswith("editable_context") or role not in ("user", "assistant", "tool"):
+        return [Turn("system", text, at=at)] if text else []
+    if kind in ("thoughts", "reasoning_recap"):
+        return [Turn("thinking", text, at=at)] if text else []
+    if role == "tool":
+        return [Turn("tool", short(text), author.name or "", at)] if text else []
+    if message.recipient not in (None, "all"):
+        return [Turn("assistant", call_text(message.recipient, text), at=at)]
+    names = [string(mapping(item).get("name")) for item in sequence(about.get("attachments"))]
+    parts = [text, *({"type": "file", "name": name} for name in names)]
+    return turns_of("user" if role == "user" else "assistant", parts, {}, at)
+
+
+def _chatgpt_text(content: Mapping[str, Any]) -> str:
+    said = [part if isinstance(part, str) else _part_text(part) for part in _parts(content)]
+    whole = [string(content.get(field)) for field in ("text", "result", "content")]
+    return "\n".join(text.strip() for text in (*said, *whole) if text.strip())
+
+
+def _parts(content: Mapping[str, Any]) -> list[object]:
+    thoughts = (mapping(item).get("content") for item in sequence(content.get("thoughts")))
+    profile = (content.get(field) for field in ("user_profile", "user_instructions"))
+    texts: list[object] = [text for text in (*thoughts, *profile) if isinstance(text, str)]
+    return [*sequence(content.get("parts")), *texts]
+
+
+def _part_text(part: object) -> str:
+    block = mapping(part)
+    kind = string(block.get("content_type"))
+    if isinstance(block.get("text"), str):
+        return string(block["text"])
+    return "[image]" if "image" in kind else "[audio]" if "audio" in kind else ""
+
+
+def _time(value: float | str | None, place: str) -> datetime | None:
+    return None if value in (None, "") else moment(value, place)
+
+
+def _at(place: str, field: str) -> str:
+    return f"{place}.{field}" if place else field

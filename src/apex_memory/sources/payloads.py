@@ -1,0 +1,235 @@
+"""Reading what others send: JSON, times, HTML. What is malformed raises `Rejected` with its place, never anything else."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from importlib import resources
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from apex_memory.errors import Rejected
+from apex_memory.model import BROKEN, Event, Priority
+
+MAX_DEPTH = 100
+MAX_KEY_BYTES = 1000  # keys go into B-tree indexes, whose rows hold about 2,700 bytes
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+_ESCAPED = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse_json(body: bytes, place: str = "body") -> Any:
+    """The JSON value in `body`, at most 100 levels deep, made `storable`; numbers beyond a double are null."""
+    try:
+        text = body.decode("utf-8-sig")
+        value = json.loads(text, parse_float=_finite, parse_constant=_no_constant)
+    except RecursionError:
+        raise _too_deep(place) from None
+    except ValueError as error:
+        raise Rejected(f"{place}: not JSON ({error})", remedy="send valid UTF-8 JSON") from None
+    _check_depth(value, place)
+    # Only an escape can bring what no database stores; most bodies have none and are not walked.
+    return storable(value) if _ESCAPED.search(text) else value
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in `body`."""
+    value = parse_json(body)
+    if not isinstance(value, dict):
+        raise Rejected("body: expected a JSON object", remedy="send one JSON object")
+    return value
+
+
+def canonical(value: object) -> bytes:
+    """The one JSON form of a value: sorted keys, no spaces, UTF-8."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+
+
+def storable(value: Any) -> Any:
+    """The same value, with U+FFFD for NUL and lone surrogates: vendors cut texts in the middle of an emoji."""
+    if isinstance(value, str):
+        return _UNSTORABLE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [storable(item) for item in value]
+    if isinstance(value, dict):
+        return {storable(key): storable(item) for key, item in value.items()}
+    return value
+
+
+def checked(model: type[Model], value: object, place: str) -> Model:
+    """`value` as `model`. `Rejected` names the path of the first wrong field and what is expected there."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        wrong = error.errors(include_input=False, include_url=False, include_context=False)
+        paths = [_path(place, item["loc"], value, item["type"] == "missing") for item in wrong]
+        expected = [
+            item["msg"] for item, path in zip(wrong, paths, strict=True) if path == paths[0]
+        ]
+        raise Rejected(
+            f"{paths[0]}: {'; or '.join(dict.fromkeys(expected))}", remedy=f"correct {paths[0]}"
+        ) from None
+
+
+def moment(value: object, place: str) -> datetime:
+    """A time given as seconds since 1970 or as ISO 8601 (UTC where no zone is given), exact to the microsecond."""
+    try:
+        if isinstance(value, str):
+            return _from_text(value.strip())
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return _from_seconds(Decimal(repr(value)))
+    except (ValueError, ArithmeticError):
+        pass
+    raise Rejected(
+        f"{place}: expected a time, as seconds since 1970 or ISO 8601", remedy=f"correct {place}"
+    )
+
+
+def identifier(value: object, place: str) -> str:
+    """A natural key: one line of text, not empty, at most 1,000 bytes. Whole numbers are taken as text."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
+        value = str(value)
+    if not isinstance(value, str) or not value.strip() or _CONTROL.search(value):
+        raise Rejected(f"{place}: expected an id, one line of text", remedy=f"correct {place}")
+    if len(value.encode()) > MAX_KEY_BYTES:
+        raise Rejected(
+            f"{place}: longer than {MAX_KEY_BYTES} bytes", remedy="send a shorter id, or its hash"
+        )
+    return value
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """`value` if it is an object, else nothing: for optional parts of a vendor's body."""
+    return value if isinstance(value, dict) else {}
+
+
+def sequence(value: object) -> Sequence[Any]:
+    return value if isinstance(value, list) else ()
+
+
+def string(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def line(text: str, longest: int = 80) -> str:
+    """The first line that says something, cut at `longest` characters."""
+    first = next((row.strip() for row in text.splitlines() if row.strip()), "")
+    return first if len(first) <= longest else first[: longest - 1].rstrip() + "…"
+
+
+_HIDDEN = re.compile(r"<(?:(?P<comment>!--)|(?P<tag>script|style|head|title)\b)", re.IGNORECASE)
+_BREAK = re.compile(
+    r"<(?:br|hr|/?(?:p|div|tr|li|ul|ol|table|blockquote|h[1-6]))\b[^<>]*>", re.IGNORECASE
+)
+_TAG = re.compile(r"</?[a-z!][^<>]*>", re.IGNORECASE)
+
+
+def plain_text(markup: str) -> str:
+    """The readable text of HTML. Linear in its length, because anybody who sends a mail chooses it."""
+    kept: list[str] = []
+    position = 0
+    while hidden := _HIDDEN.search(markup, position):
+        kept.append(markup[position : hidden.start()])
+        closing = "-->" if hidden["comment"] else f"</{hidden['tag']}"
+        end = re.compile(re.escape(closing), re.IGNORECASE).search(markup, hidden.end())
+        position = end.end() if end else len(markup)
+        if end and not hidden["comment"]:
+            position = markup.find(">", position) + 1 or len(markup)
+    text = re.sub(r"\s+", " ", "".join(kept) + markup[position:])
+    text = html.unescape(_TAG.sub("", _BREAK.sub("\n", text)))
+    rows = (re.sub(r"[^\S\n]+", " ", row).strip() for row in text.split("\n"))
+    return _UNSTORABLE.sub("\ufffd", re.sub(r"\n{3,}", "\n\n", "\n".join(rows)).strip())
+
+
+def sample(source: str, name: str) -> bytes:
+    """The bytes of a file in a source's `samples` folder."""
+    return resources.files(__package__).joinpath(source, "samples", name).read_bytes()
+
+
+def _finite(digits: str) -> float | None:
+    number = float(digits)
+    return number if math.isfinite(number) else None
+
+
+def _check_depth(value: Any, place: str) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            item
+            for outer in level
+            if isinstance(outer, dict | list)
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return
+    raise _too_deep(place)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+def _too_deep(place: str) -> Rejected:
+    return Rejected(f"{place}: nested more than {MAX_DEPTH} deep", remedy="send a flatter body")
+
+
+def _from_seconds(seconds: Decimal) -> datetime:
+    # Through the decimal digits: a double times a million is off by one in the last place. The
+    # bound comes first, or a huge exponent would be written out in full.
+    if not math.isfinite(seconds) or not -62_135_596_800 <= seconds < 253_402_300_799:
+        raise ValueError("out of range")
+    return _EPOCH + timedelta(microseconds=int((seconds * 1_000_000).to_integral_value()))
+
+
+def _from_text(text: str) -> datetime:
+    if re.fullmatch(r"-?\d{9,12}(\.\d{1,9})?", text, re.ASCII):
+        return _from_seconds(Decimal(text))
+    parsed = datetime.fromisoformat(text)
+    return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
+
+
+def _path(place: str, location: Sequence[int | str], value: Any, missing: bool) -> str:
+    # The location of a union's error also names the union's branches, which are no part of the body.
+    for n, step in enumerate(location, 1):
+        absent = missing and n == len(location)
+        if isinstance(value, dict) and isinstance(step, str) and (step in value or absent):
+            place = f"{place}.{step}" if place else step
+            value = value.get(step)
+        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
+            place, value = f"{place}[{step}]", value[step]
+        else:
+            break
+    return place or "body"
+
+
+def broken(
+    source: str, record: object, reason: Rejected, at: datetime, priority: Priority
+) -> Event:
+    """A record of a page that cannot be read, as an event that will end as a dead letter with its reason.
+
+    So it is kept raw, is seen by an operator, and never stops its neighbours.
+    """
+    body = canonical({"reason": str(reason), "remedy": reason.remedy, "record": storable(record)})
+    digest = hashlib.sha256(canonical(storable(record))).hexdigest()
+    return Event(
+        source=source,
+        event_id=f"broken:{digest}",
+        doc_key=f"broken:{digest}",
+        version=0,
+        occurred_at=at,
+        payload=body,
+        content_type=BROKEN,
+        priority=priority,
+    )

@@ -1,0 +1,194 @@
+"""A pull from QuickBooks Online: what changed since the cursor, the whole of it where that is too old, and nudges."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from apex_memory.errors import Rejected
+from apex_memory.model import Event, micros, now
+from apex_memory.sources.pages import Asked, Page, Window
+from apex_memory.sources.payloads import broken, moment
+from apex_memory.sources.quickbooks.api import CAP, Calls, Found, Place
+from apex_memory.sources.quickbooks.records import (
+    PRIORITY,
+    SOURCE,
+    Key,
+    deleted_event,
+    record_event,
+)
+from apex_memory.sources.quickbooks.settings import QuickBooksSettings
+
+LOOK_BACK = timedelta(days=29)  # changes are kept for 30 days
+NUDGES = 20  # fetched between two commits
+
+
+class Walk:
+    """One pull. `position` is the cursor as it grows; a company's part of it holds:
+
+    `time`: QuickBooks' time up to which everything is here, and `at`: ours when it said so;
+    `entity`, `place`, `from`, `began`, `began_at`: where listing everything stands, while it goes on.
+    """
+
+    def __init__(self, asked: Asked, settings: QuickBooksSettings) -> None:
+        self._settings = settings
+        self._nudges = asked.nudges
+        self._window = asked.window
+        self._position = {realm: dict(state) for realm, state in asked.cursor.items()}
+        self._calls = {
+            realm: Calls(asked.link, settings, realm, initial)
+            for realm, initial in settings.companies().items()
+        }
+
+    async def pages(self) -> AsyncIterator[Page]:
+        if self._window is None:
+            async for page in self._answers():
+                yield page
+        for realm in self._calls:
+            if self._window:
+                async for page in self._history(realm, self._window):
+                    yield page
+            else:
+                async for page in self._company(realm):
+                    yield page
+
+    async def _answers(self) -> AsyncIterator[Page]:
+        """Fetch what webhooks named. Of what is not there, only a webhook of its delete makes a delete here:
+        otherwise it may just have been made, and the changes tell when it was deleted."""
+        for start in range(0, len(self._nudges), NUDGES):
+            some, events = self._nudges[start : start + NUDGES], []
+            for nudge in some:
+                text = nudge.key.removesuffix(":deleted")
+                key = Key.parse(text)
+                if key is None or key.realm not in self._calls or key.entity not in self._entities:
+                    continue
+                record = await self._calls[key.realm].one(key)
+                if record is not None:
+                    events += self._events(key.realm, [(key.entity, record)], nudge.at or now())
+                elif text != nudge.key:
+                    events.append(deleted_event(key, nudge.at or now()))
+            yield Page(events=events, answered=some)
+
+    async def _company(self, realm: str) -> AsyncIterator[Page]:
+        state = self._position.setdefault(realm, {})
+        known = moment(state["time"], "cursor.time") if "time" in state else None
+        if "entity" not in state and (
+            known is None or now() - moment(state["at"], "cursor.at") > LOOK_BACK
+        ):
+            begin = _seconds(known - self._overlap) if known else None
+            state |= {"entity": self._entities[0], "place": [begin, 1, False], "from": begin}
+            if known:
+                yield Page(events=[_gap(realm, "all", known, now(), "no poll ran for 30 days")])
+        if "entity" in state:
+            async for page in self._listing(realm, state):
+                yield page
+        async for page in self._changes(realm, state):
+            yield page
+
+    async def _listing(self, realm: str, state: dict[str, Any]) -> AsyncIterator[Page]:
+        """Everything, kind by kind; the changes meanwhile come afterwards."""
+        first = state["entity"] if state["entity"] in self._entities else self._entities[0]
+        entities = self._entities[self._entities.index(first) :]
+        place: Place | None = Place(*state["place"])
+        for n, entity in enumerate(entities):
+            while place:
+                began = now()
+                records, time = await self._calls[realm].query(entity, place, None)
+                place = place.after(entity, records)
+                if "began" not in state:
+                    state |= {"began": time.isoformat(), "began_at": began.isoformat()}
+                if place:
+                    state["place"] = [place.at, place.row, place.within]
+                elif n + 1 < len(entities):
+                    state |= {"entity": entities[n + 1], "place": [state["from"], 1, False]}
+                else:
+                    done = {"time": state["began"], "at": state["began_at"]}
+                    state.clear()
+                    state |= done
+                events = self._events(realm, [(entity, one) for one in records], time)
+                yield Page(events=events, cursor=self._cursor())
+            place = Place(*state["place"]) if "place" in state else None
+
+    async def _changes(self, realm: str, state: dict[str, Any]) -> AsyncIterator[Page]:
+        calls, began = self._calls[realm], now()
+        since = moment(state["time"], "cursor.time") - self._overlap
+        changes = await calls.changes(self._entities, since)
+        done = {"time": changes.time.isoformat(), "at": began.isoformat()}
+        if not changes.whole:
+            for entity in self._entities:
+                async for page in self._alone(realm, entity, since):
+                    yield page
+        state |= done
+        yield Page(events=self._events(realm, changes.found, changes.time), cursor=self._cursor())
+
+    async def _alone(self, realm: str, entity: str, since: datetime) -> AsyncIterator[Page]:
+        """The changes of one kind. Where even they are cut: whole from as early as they come whole, and
+        a query for what was before, which knows no deletes."""
+        calls = self._calls[realm]
+        changes = await calls.changes([entity], since)
+        yield Page(events=self._events(realm, changes.found, changes.time))
+        if changes.whole:
+            return
+        low, high = since, changes.time + timedelta(seconds=1)
+        while high - low > timedelta(seconds=1):
+            middle = low + (high - low) / 2
+            later = await calls.changes([entity], middle)
+            low, high = (low, middle) if later.whole else (middle, high)
+            yield Page(events=self._events(realm, later.found, later.time))
+        place: Place | None = Place(_seconds(since))
+        while place:
+            records, time = await calls.query(entity, place, _seconds(high) + 2)
+            place = place.after(entity, records)
+            yield Page(events=self._events(realm, [(entity, one) for one in records], time))
+        why = f"more than {CAP:,} changed at once"
+        yield Page(events=[_gap(realm, entity, since, high, why)])
+
+    async def _history(self, realm: str, window: Window) -> AsyncIterator[Page]:
+        state = self._position.setdefault(realm, {})
+        begin, until = _seconds(window.since), _seconds(window.until)
+        for entity in self._entities:
+            place = Place(*state[entity]) if state.get(entity) else Place(begin)
+            more: Place | None = None if entity in state and not state[entity] else place
+            while more:
+                records, time = await self._calls[realm].query(entity, more, until)
+                more = more.after(entity, records)
+                state[entity] = [more.at, more.row, more.within] if more else []
+                events = self._events(realm, [(entity, one) for one in records], time)
+                yield Page(events=events, cursor=self._cursor())
+
+    @property
+    def _entities(self) -> list[str]:
+        return list(dict.fromkeys(self._settings.entities))
+
+    @property
+    def _overlap(self) -> timedelta:
+        return timedelta(seconds=self._settings.overlap_seconds)
+
+    def _cursor(self) -> dict[str, Any]:
+        return {realm: dict(state) for realm, state in self._position.items()}
+
+    def _events(self, realm: str, found: Sequence[Found], at: datetime) -> list[Event]:
+        events = []
+        for entity, record in found:
+            try:
+                events.append(record_event(realm, entity, record, at))
+            except Rejected as error:
+                events.append(broken(SOURCE, record, error, at, PRIORITY))
+        return events
+
+
+def _gap(realm: str, entity: str, since: datetime, until: datetime, why: str) -> Event:
+    """Says, as a dead letter, that deletes may have been missed: QuickBooks has no other list of them."""
+    # The minute, so that polls whose time overlaps tell of one gap once.
+    until = until.replace(second=0, microsecond=0) + timedelta(minutes=1)
+    record = {"realm": realm, "entity": entity, "until": until.isoformat()}
+    reason = Rejected(
+        f"deletes in QuickBooks between {since:%Y-%m-%d %H:%M} and {until:%Y-%m-%d %H:%M} UTC may be missing here ({why})",
+        remedy="look for them in the company's audit log, delete them here (`DELETE /v1/documents/ID`), then discard this",
+    )
+    return broken(SOURCE, record, reason, until, PRIORITY)
+
+
+def _seconds(at: datetime) -> int:
+    return micros(at) // 1_000_000

@@ -1,0 +1,219 @@
+"""QuickBooks Online's words: records as events, and the notices of its two webhook envelopes."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from apex_memory.errors import Rejected
+from apex_memory.model import Event, Priority, micros
+from apex_memory.sources.payloads import (
+    canonical,
+    identifier,
+    mapping,
+    moment,
+    string,
+)
+
+SOURCE = "quickbooks"
+PRIORITY = Priority.P2
+MOST_ID = 100
+_LAST = 999_999  # a delete is the last thing that happens in its second
+
+_CLOUD = re.compile(r"qbo\.([a-z]{1,40})\.([a-z]{1,40})\.v\d{1,3}", re.IGNORECASE | re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Names a thing: ids repeat across types and companies."""
+
+    realm: str
+    entity: str
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.realm}:{self.entity}:{self.id}"
+
+    @classmethod
+    def parse(cls, text: str) -> Key | None:
+        parts = text.split(":", 2)
+        return cls(*parts) if len(parts) == 3 and all(parts) else None
+
+
+def record_event(realm: str, entity: str, record: object, asked_at: datetime) -> Event:
+    """A record of any call as an event: the same state, the same event. `asked_at` stands in for a missing time.
+
+    Times are whole seconds, so the sync token orders what happens within one. `Rejected` without an id.
+    """
+    body = mapping(record)
+    key = Key(realm, entity, short_id(body.get("Id"), f"{entity}.Id"))
+    given = mapping(body.get("MetaData")).get("LastUpdatedTime")
+    at = moment(given, f"{entity}.MetaData.LastUpdatedTime") if given else asked_at
+    if string(body.get("status")).lower() == "deleted":
+        return deleted_event(key, at, body)
+    token = _token(body.get("SyncToken"))
+    mark = f"{token}@{_seconds(at)}" if given else hashlib.sha256(canonical(body)).hexdigest()[:32]
+    return _event(key, mark, at, min(token, _LAST - 1), body)
+
+
+def deleted_event(key: Key, at: datetime, body: Mapping[str, Any] | None = None) -> Event:
+    """A delete as of `at`."""
+    told = body or {"domain": "QBO", "status": "Deleted", "Id": key.id}
+    return _event(key, f"deleted@{_seconds(at)}", at, _LAST, told)
+
+
+def _event(key: Key, mark: str, at: datetime, rank: int, body: Mapping[str, Any]) -> Event:
+    return Event(
+        source=SOURCE,
+        event_id=f"{key}:{mark}",
+        doc_key=str(key),
+        version=_seconds(at) * 1_000_000 + rank,
+        occurred_at=at,
+        payload=canonical(body),
+        priority=PRIORITY,
+    )
+
+
+def updated(record: object) -> int | None:
+    """When the record was last changed, in seconds since 1970; None if it cannot be read."""
+    given = mapping(mapping(record).get("MetaData")).get("LastUpdatedTime")
+    try:
+        return _seconds(moment(given, "LastUpdatedTime"))
+    except Rejected:
+        return None
+
+
+def _seconds(at: datetime) -> int:
+    return micros(at) // 1_000_000
+
+
+def _token(value: object) -> int:
+    text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text, re.ASCII) else 0
+
+
+def short_id(value: object, place: str) -> str:
+    id = identifier(value, place)
+    if len(id) > MOST_ID:
+        raise Rejected(f"{place}: longer than {MOST_ID} characters", remedy=f"correct {place}")
+    return id
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One change that a webhook names. `operation` in lower case; `merged` is the id that a merge took away."""
+
+    key: Key
+    operation: str
+    at: datetime | None
+    merged: str | None = None
+
+
+def read_notices(
+    body: Any, entities: Sequence[str]
+) -> tuple[list[Notice], list[tuple[Any, Rejected]]]:
+    """Notices of either envelope about `entities`, and the elements that cannot be read with the reason.
+
+    An object is the older envelope, an array holds CloudEvents.
+    """
+    if isinstance(body, dict) and isinstance(body.get("eventNotifications"), list):
+        items, read = list(_legacy_items(body["eventNotifications"])), _legacy
+    elif isinstance(body, list):
+        items, read = [(f"body[{n}]", item) for n, item in enumerate(body)], _cloud
+    else:
+        raise Rejected(
+            "body: expected eventNotifications, or an array of CloudEvents",
+            remedy="is this QuickBooks' webhook?",
+        )
+    notices, wrong = [], []
+    names = {entity.lower(): entity for entity in entities}
+    for place, item in items:
+        try:
+            if notice := read(item, place, names):
+                notices.append(notice)
+        except Rejected as error:
+            wrong.append((item, error))
+    return notices, wrong
+
+
+def _legacy_items(notifications: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    for n, one in enumerate(notifications):
+        place = f"eventNotifications[{n}]"
+        entities = mapping(mapping(one).get("dataChangeEvent")).get("entities")
+        if not isinstance(entities, list):
+            yield place, one
+            continue
+        for m, entity in enumerate(entities):
+            yield (
+                f"{place}.dataChangeEvent.entities[{m}]",
+                {"realmId": one.get("realmId"), "entity": entity},
+            )
+
+
+def _legacy(item: Any, place: str, names: Mapping[str, str]) -> Notice | None:
+    entity = mapping(mapping(item).get("entity"))
+    if not entity:
+        raise Rejected(f"{place}: expected a changed entity", remedy=f"correct {place}")
+    name = names.get(string(entity.get("name")).lower())
+    if name is None:
+        return None
+    return _notice(
+        Key(
+            _realm(item["realmId"], f"{place}.realmId"),
+            name,
+            short_id(entity.get("id"), f"{place}.id"),
+        ),
+        string(entity.get("operation")),
+        entity.get("lastUpdated"),
+        entity.get("deletedId"),
+        place,
+    )
+
+
+def _cloud(item: Any, place: str, names: Mapping[str, str]) -> Notice | None:
+    told = mapping(item)
+    type = _CLOUD.fullmatch(string(told.get("type")))
+    if type is None:
+        raise Rejected(
+            f"{place}.type: expected a text like qbo.invoice.updated.v1",
+            remedy=f"correct {place}.type",
+        )
+    name = names.get(type[1].lower())
+    if name is None:
+        return None
+    data = {key.lower(): value for key, value in mapping(told.get("data")).items()}
+    return _notice(
+        Key(
+            _realm(told.get("intuitaccountid"), f"{place}.intuitaccountid"),
+            name,
+            short_id(told.get("intuitentityid"), f"{place}.intuitentityid"),
+        ),
+        type[2],
+        told.get("time"),
+        data.get("deletedid"),
+        place,
+    )
+
+
+_PAST = {"deleted": "delete", "merged": "merge"}
+
+
+def _notice(key: Key, operation: str, at: object, merged: object, place: str) -> Notice:
+    operation = operation.lower()
+    return Notice(
+        key,
+        _PAST.get(operation, operation),
+        moment(at, f"{place}.time") if at is not None else None,
+        short_id(merged, f"{place}.deletedId") if merged else None,
+    )
+
+
+def _realm(value: object, place: str) -> str:
+    realm = short_id(value, place)
+    if ":" in realm:
+        raise Rejected(f"{place}: expected a company's id", remedy=f"correct {place}")
+    return realm

@@ -1,0 +1,1 @@
+"""Samsara, the trucks."""

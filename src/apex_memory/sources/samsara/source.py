@@ -1,0 +1,291 @@
+"""Samsara: where the trucks are, by the stats feed; what happens to them, by webhook."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, ClassVar
+
+from pydantic import Field, SecretStr
+
+from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
+from apex_memory.model import Document, Event, Priority, micros, now
+from apex_memory.sources.auth import bearer
+from apex_memory.sources.base import (
+    Pattern,
+    PulledSettings,
+    Received,
+    Request,
+    Sample,
+    Source,
+    SourceSettings,
+)
+from apex_memory.sources.pages import Asked, Page, Reading, Window
+from apex_memory.sources.payloads import (
+    broken,
+    canonical,
+    mapping,
+    moment,
+    parse_json,
+    parse_object,
+    sample,
+    string,
+)
+from apex_memory.sources.samsara.documents import Notice, event_document, iso
+from apex_memory.sources.samsara.stats import KINDS, read_vehicle, summarise, window_document
+from apex_memory.sources.signatures import Secret, check_time, digest, fits, from_base64
+
+WINDOW = "application/vnd.apex.samsara-window+json"
+"""Content type of a folded window; a webhook's event is plain JSON."""
+OVERLAP = timedelta(
+    hours=6
+)  # fetched again where a feed had to be begun anew: points may come late
+ASKED_AGAIN = 30  # seconds after which a page that makes no sense is asked for again
+
+
+class SamsaraSettings(PulledSettings):
+    """`[sources.samsara]`"""
+
+    api_token: SecretStr = Field(
+        SecretStr(""), description="API token that may read vehicle statistics."
+    )
+    base_url: str = Field(
+        "https://api.samsara.com",
+        pattern=r"^https?://[^/]+(/.*)?$",
+        description="Samsara's API; `https://api.eu.samsara.com` for organisations in Europe.",
+    )
+    webhook_secrets: list[Secret] = Field(
+        default=[],
+        max_length=2,
+        description="Secret keys of the webhooks, in base64 as Samsara shows them; two while one replaces the other.",
+    )
+    replay_seconds: float = Field(
+        300, gt=0, description="How far the time of a webhook's signature may be from ours."
+    )
+    oldest_days: float = Field(
+        400,
+        gt=0,
+        le=36500,
+        description="How old a reading may be, in days; an older one is a dead letter.",
+    )
+    ahead_days: float = Field(
+        1,
+        gt=0,
+        le=36500,
+        description="How far ahead of our clock a reading may be, in days; one further ahead is a dead letter.",
+    )
+
+
+class Samsara(Source):
+    """Positions, engine states and fuel of vehicles from Samsara's stats feed, and its webhooks' events."""
+
+    name: ClassVar[str] = "samsara"
+    title: ClassVar[str] = "Samsara"
+    priority: ClassVar[Priority] = Priority.P1
+    pattern: ClassVar[Pattern] = Pattern.STREAM
+    Settings: ClassVar[type[SourceSettings]] = SamsaraSettings
+    poll_seconds: ClassVar[float] = 5  # the least that Samsara asks for
+    window_seconds: ClassVar[int] = 300
+
+    @property
+    def missing(self) -> str:
+        return "" if self.settings.api_token.get_secret_value() else "api_token"
+
+    def receive(self, request: Request) -> Received:
+        """One event; nothing of a ping."""
+        self._verify(request)
+        notice = Notice.read(parse_object(request.body))
+        if notice.ping:
+            return Received()
+        event = Event(
+            source=self.name,
+            event_id=f"event:{notice.id}",
+            doc_key=notice.key,
+            version=micros(notice.at) + notice.rank,
+            occurred_at=notice.at,
+            payload=request.body,
+            priority=self.priority,
+        )
+        return Received([event])
+
+    async def pull(self, asked: Asked) -> AsyncIterator[Page]:
+        """The feed from its cursor on, or the history of a window; nudges there are none."""
+        calls = _Calls(asked, self.settings, self.window_seconds, self.priority)
+        async for page in calls.feed() if asked.window is None else calls.history(asked.window):
+            yield page
+
+    def fold(
+        self, series: str, start: datetime, readings: Sequence[Reading], version: int
+    ) -> Event:
+        """A vehicle's five minutes."""
+        key = f"window:{series}:{iso(start)}"
+        return Event(
+            source=self.name,
+            event_id=f"{key}:{version}",
+            doc_key=key,
+            version=version,
+            occurred_at=start,
+            payload=canonical(summarise(series, start, self.window_seconds, readings)),
+            content_type=WINDOW,
+            priority=self.priority,
+        )
+
+    def document(self, event: Event) -> Document:
+        """A `vehicle_window`, a `vehicle_event`, or the record of an `address`, `driver` or `vehicle`."""
+        body = parse_object(event.payload)
+        if event.content_type == WINDOW:
+            return window_document(body)
+        return event_document(Notice.read(body))
+
+    def samples(self) -> Sequence[Sample]:
+        own = parse_json(sample("samsara", "own.json"))
+        return [Sample(item["name"], canonical(item["body"])) for item in own]
+
+    def sign(self, body: bytes, at: datetime) -> Mapping[str, str]:
+        if not self.settings.webhook_secrets:
+            raise Misconfigured(
+                "sources.samsara.webhook_secrets: not set", remedy="set a secret to sign with"
+            )
+        stamp = str(micros(at) // 1_000_000)
+        return {
+            "x-samsara-timestamp": stamp,
+            "x-samsara-signature": _signature(self.settings.webhook_secrets[0], stamp, body),
+        }
+
+    def _verify(self, request: Request) -> None:
+        if not self.settings.webhook_secrets:
+            raise Unauthorized(
+                "no secret to check this Samsara webhook with",
+                remedy="set sources.samsara.webhook_secrets to the webhook's secret key in Samsara",
+            )
+        stamp = request.headers.get("x-samsara-timestamp", "")
+        if not re.fullmatch(r"[0-9]{1,12}", stamp):
+            raise Unauthorized("X-Samsara-Timestamp is no number of seconds")
+        secrets = self.settings.webhook_secrets
+        wanted = [_signature(secret, stamp, request.body).encode() for secret in secrets]
+        if not fits(wanted, request.headers.get("x-samsara-signature", "")):
+            raise Unauthorized(
+                "X-Samsara-Signature does not fit the body",
+                remedy="compare sources.samsara.webhook_secrets with the webhook's secret key in Samsara",
+            )
+        check_time(request, int(stamp) * 1_000_000, self.name, self.settings.replay_seconds)
+
+
+def _signature(secret: SecretStr, stamp: str, body: bytes) -> str:
+    signed = b":".join((b"v1", stamp.encode(), body))
+    return "v1=" + digest(_key(secret.get_secret_value()), signed).hex()
+
+
+def _key(secret: str) -> bytes:
+    """The bytes behind a secret; one that is no base64 is taken as it stands."""
+    return from_base64(secret.strip()) or secret.encode()
+
+
+@dataclass(slots=True)
+class _Calls:
+    """The calls of one pull. What is sane is told by the time it began at."""
+
+    asked: Asked
+    settings: Any
+    seconds: int
+    priority: Priority
+    began: datetime = field(default_factory=now)
+
+    async def feed(self) -> AsyncIterator[Page]:
+        """What arrived since the cursor. A cursor that Samsara no longer takes is replaced, and the time between filled."""
+        before = string(self.asked.cursor.get("after"))
+        seen = moment(self.asked.cursor.get("seen", 0), "seen")
+        body = await self._page("feed", _after(before), lenient=bool(before))
+        if body is None:
+            # The new cursor is kept only when the gap is filled: what falls in between comes by either of them.
+            before, body = "", await self._page("feed", {})
+            since = max(seen - OVERLAP, self._sane.since)
+            async for page in self._listed(Window(since, self.began), ""):
+                yield replace(page, cursor=None)
+        while body is not None:
+            after, more = self._position("feed", body, before)
+            page = self._read(body)
+            seen = max([seen, *(one.at for one in page.readings if one.at <= self.began)])
+            if page.readings or page.events or after != before:
+                yield replace(page, cursor={"after": after, "seen": iso(seen)})
+            before, body = after, await self._page("feed", _after(after)) if more else None
+
+    async def history(self, window: Window) -> AsyncIterator[Page]:
+        if not self.asked.cursor.get("done"):
+            async for page in self._listed(window, string(self.asked.cursor.get("after"))):
+                yield page
+
+    async def _listed(self, window: Window, after: str) -> AsyncIterator[Page]:
+        times, more = {"startTime": iso(window.since), "endTime": iso(window.until)}, True
+        while more and (body := await self._page("history", {**times, **_after(after)})):
+            after, more = self._position("history", body, after)
+            yield replace(self._read(body), cursor={"after": after, "done": not more})
+
+    async def _page(
+        self, what: str, asked: Mapping[str, str], *, lenient: bool = False
+    ) -> Mapping[str, Any] | None:
+        """A page; None where a lenient call is answered 400: the cursor is not (any more) one."""
+        answer = await self.asked.link.call(
+            "GET",
+            f"{self.settings.base_url.rstrip('/')}/fleet/vehicles/stats/{what}",
+            auth=bearer(self.settings.api_token.get_secret_value()),
+            params={"types": ",".join(KINDS), **asked},
+            accept=(400,) if lenient else (),
+        )
+        if answer.status_code == 400:
+            return None
+        try:
+            body = parse_object(answer.content)
+            if not isinstance(body.get("data"), list):
+                raise Rejected("data: expected a list")
+        except Rejected as error:
+            raise RetryLater(
+                f"samsara: this is no page of the {what}: {error}",
+                after=ASKED_AGAIN,
+                remedy="it is asked again by itself; check sources.samsara.base_url if it lasts",
+            ) from None
+        return body
+
+    def _position(self, what: str, body: Mapping[str, Any], before: str) -> tuple[str, bool]:
+        """The cursor after this page, and whether there is more at once. A page without a cursor leaves it."""
+        paging = mapping(body.get("pagination"))
+        after, more = string(paging.get("endCursor")) or before, paging.get("hasNextPage") is True
+        if more and after == before:
+            raise RetryLater(
+                f"samsara: the {what} says there is more, but not where",
+                after=ASKED_AGAIN,
+                remedy="it is asked again by itself; see Samsara's status page if it lasts",
+            )
+        return after, more
+
+    @property
+    def _sane(self) -> Window:
+        return Window(
+            self.began - timedelta(days=self.settings.oldest_days),
+            self.began + timedelta(days=self.settings.ahead_days),
+        )
+
+    def _read(self, body: Mapping[str, Any]) -> Page:
+        """A page's readings. What of a vehicle cannot be read is one event, which will be a dead letter."""
+        readings: list[Reading] = []
+        events: list[Event] = []
+        for n, item in enumerate(body["data"]):
+            try:
+                found, unread = read_vehicle(item, f"data[{n}]", self._sane, self.seconds)
+            except Rejected as reason:
+                events.append(self._broken(item, reason))
+                continue
+            readings += found
+            if unread:
+                record = {name: item.get(name) for name in ("id", "name", "externalIds")}
+                events.append(self._broken({**record, **unread.points}, unread.reason))
+        return Page(events=events, readings=readings)
+
+    def _broken(self, record: object, reason: Rejected) -> Event:
+        return broken(Samsara.name, record, reason, self.began, self.priority)
+
+
+def _after(cursor: str) -> dict[str, str]:
+    return {"after": cursor} if cursor else {}

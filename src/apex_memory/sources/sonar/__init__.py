@@ -1,0 +1,1 @@
+"""SONAR, market data."""

@@ -1,0 +1,336 @@
+"""SONAR: freight market indexes, polled from FreightWaves' API; values and alerts also through a signed relay.
+
+The vendor itself sends nothing: a relay is a program of ours, or of a partner, that signs as Standard Webhooks says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, SecretStr, field_validator
+
+from apex_memory.errors import ApexError, Misconfigured, Rejected, RetryLater, Unauthorized
+from apex_memory.model import Document, Event, Priority, micros, now
+from apex_memory.sources.base import (
+    Pattern,
+    PulledSettings,
+    Received,
+    Request,
+    Sample,
+    Source,
+    SourceSettings,
+)
+from apex_memory.sources.pages import Asked, Page
+from apex_memory.sources.payloads import (
+    broken,
+    canonical,
+    identifier,
+    mapping,
+    moment,
+    parse_json,
+    parse_object,
+    sample,
+    string,
+)
+from apex_memory.sources.signatures import Secret, check_time, digest, fits, from_base64
+from apex_memory.sources.sonar.api import Api, Blocked, Step
+from apex_memory.sources.sonar.documents import (
+    Value,
+    alert_document,
+    completed,
+    value_document,
+)
+
+Series = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$")]
+MOST_RECORDS = 1_000  # in one message of the relay
+FIRST_DAYS = 30  # fetched of a series that is new
+CHUNK_DAYS = 366  # fetched with one call of a backfill
+SHORT_WAIT = 2.0  # seconds that a pull waits by itself
+
+
+class SonarSettings(PulledSettings):
+    """`[sources.sonar]`"""
+
+    relay_secrets: list[Secret] = Field(
+        default=[],
+        max_length=2,
+        description="Secrets of the relay, `whsec_…` as Standard Webhooks writes them; two while one replaces the other.",
+    )
+    replay_seconds: float = Field(
+        300, gt=0, description="How far the time of a message of the relay may be from ours."
+    )
+    base_url: str = Field(
+        "https://api.freightwaves.com",
+        pattern=r"^https?://[^/]+(/.*)?$",
+        description="SONAR's API.",
+    )
+    username: str = Field("", description="User of the SONAR API.")
+    password: SecretStr = Field(SecretStr(""), description="That user's password.")
+    series: list[Series] = Field(
+        default=[],
+        description="What is polled, as INDEX/QUALIFIER: `OTRI/USA`, `OTVI/ATL`, `VOTRI/ATLDAL`. One billed call each.",
+    )
+    since: date | None = Field(
+        None,
+        description=f"First day fetched of a series that is new; {FIRST_DAYS} days back where it is not set.",
+    )
+    reread_days: int = Field(
+        7, ge=0, le=366, description="Days read again each time, because values are restated."
+    )
+    block_seconds: float = Field(
+        600, gt=0, description="How long nothing is asked after SONAR refused to answer (429, 451)."
+    )
+
+    @field_validator("relay_secrets")
+    @classmethod
+    def _readable(cls, secrets: list[SecretStr]) -> list[SecretStr]:
+        for secret in secrets:
+            _key(secret)
+        return secrets
+
+
+class Sonar(Source):
+    """Freight market indexes and alerts from FreightWaves SONAR, polled, and relayed with a signature."""
+
+    name: ClassVar[str] = "sonar"
+    title: ClassVar[str] = "FreightWaves SONAR"
+    priority: ClassVar[Priority] = Priority.P2
+    pattern: ClassVar[Pattern] = Pattern.POLL
+    poll_seconds: ClassVar[float] = 21_600
+    # At most 80 in any minute, of the vendor's 100: 40 at once, and as many again in the minute after.
+    calls: ClassVar[tuple[float, float]] = (40, 60)
+    Settings: ClassVar[type[SourceSettings]] = SonarSettings
+
+    @property
+    def missing(self) -> str:
+        """The first of user, password and series that is not set."""
+        known = self.settings
+        given = {"username": known.username, "password": known.password.get_secret_value(), "series": known.series}  # fmt: skip
+        return next((name for name, value in given.items() if not value), "")
+
+    def receive(self, request: Request) -> Received:
+        """`index.value` with a record or a list of them, or an `alert`; see docs/howto/sources/sonar.md."""
+        id = self._verify(request)
+        body = parse_object(request.body)
+        kind, data = string(body.get("type")), body.get("data")
+        said = moment(body.get("timestamp"), "timestamp")
+        at = min(said, request.received_at)  # a clock that runs ahead must not hide what follows
+        if kind == "alert" and isinstance(data, dict):
+            return Received([self._alert(id, at, body, data)])
+        if kind == "index.value" and isinstance(data, dict):
+            return Received([self._value(id, at, data)])
+        if kind == "index.value" and isinstance(data, list) and 0 < len(data) <= MOST_RECORDS:
+            return Received([self._kept(f"{id}#{n}", at, one) for n, one in enumerate(data)])
+        raise Rejected(
+            "type, data: expected an alert, or an index.value with 1 to 1,000 records",
+            remedy="see docs/howto/sources/sonar.md for the form of a message",
+        )
+
+    async def pull(self, asked: Asked) -> AsyncIterator[Page]:
+        """Each series once; what is new in it or restated. Once SONAR refuses, nothing is asked until the block is over."""
+        state = _State.read(asked.cursor)
+        await state.wait()
+        api = Api(asked.link, self.settings)
+        failed: list[ApexError] = []
+        for step in self._steps(state, asked):
+            try:
+                records = await api.values(step)
+            except Blocked as error:
+                failed = [error]
+                state = replace(state, until=micros(now()) + int(error.after * 1_000_000))
+                yield Page(cursor=state.cursor())
+                break
+            except Rejected as error:  # an index that is not there; the others are
+                failed.append(error)
+                continue
+            # A backfill tells again what it finds: it remembers its steps, not values.
+            seen = state.seen.get(step.series, {}) if asked.window is None else {}
+            events, seen = self._news(step, records, seen)
+            if asked.window is None:
+                state = replace(state, seen={**state.seen, step.series: seen})
+            else:
+                state = replace(state, done=(*state.done, step.name))
+            yield Page(events=events, cursor=state.cursor())
+        if failed:
+            raise failed[0]
+
+    def document(self, event: Event) -> Document:
+        """A `market_index` of one day, or a `market_alert`."""
+        body = parse_object(event.payload)
+        if event.doc_key.startswith("alert:"):
+            return alert_document(body, event.occurred_at)
+        return value_document(Value.read(body))
+
+    def samples(self) -> Sequence[Sample]:
+        return [
+            Sample(item["name"], canonical(item["body"]), events=item["events"])
+            for item in parse_json(sample("sonar", "own.json"))
+        ]
+
+    def sign(self, body: bytes, at: datetime) -> Mapping[str, str]:
+        """A relay's headers. The id is made of the body: the same message again has the same."""
+        secrets = self.settings.relay_secrets
+        if not secrets:
+            raise Misconfigured(
+                "sources.sonar.relay_secrets: not set", remedy="set a secret to sign with"
+            )
+        id, stamp = f"msg_{hashlib.sha256(body).hexdigest()[:24]}", str(micros(at) // 1_000_000)
+        made = base64.b64encode(_digest(secrets[0], id, stamp, body)).decode()
+        return {"webhook-id": id, "webhook-timestamp": stamp, "webhook-signature": f"v1,{made}"}
+
+    def _verify(self, request: Request) -> str:
+        """The message's id."""
+        secrets = self.settings.relay_secrets
+        if not secrets:
+            raise Unauthorized(
+                "no secret to check this message of the relay with",
+                remedy="set sources.sonar.relay_secrets to the secret that the relay signs with",
+            )
+        id, stamp, given = (
+            request.headers.get(f"webhook-{name}", "") for name in ("id", "timestamp", "signature")
+        )
+        if not (id.isascii() and re.fullmatch(r"[0-9]{1,12}", stamp, re.ASCII)):
+            raise Unauthorized(
+                "webhook-id or webhook-timestamp is missing or wrong",
+                remedy="the relay must send what Standard Webhooks demands",
+            )
+        wanted = [_digest(secret, id, stamp, request.body) for secret in secrets]
+        if not fits(wanted, *map(_decoded, given.split(" ")[:10])):
+            raise Unauthorized(
+                "webhook-signature does not fit the body",
+                remedy="compare sources.sonar.relay_secrets with the secret that the relay signs with",
+            )
+        check_time(request, int(stamp) * 1_000_000, self.name, self.settings.replay_seconds)
+        return identifier(id, "webhook-id")
+
+    def _alert(self, id: str, at: datetime, body: Mapping[str, Any], data: Mapping[str, Any]) -> Event:  # fmt: skip
+        named = data.get("id")
+        key = id if named is None else identifier(named, "data.id")
+        return self._event(id, f"alert:{key}", at, at, canonical(body))
+
+    def _value(self, id: str, at: datetime, record: object) -> Event:
+        value = Value.read(record)
+        return self._event(id, value.key, at, value.at, canonical(record))
+
+    def _kept(self, id: str, at: datetime, record: object) -> Event:
+        """The event of a record among others: one that cannot be read stops none of them."""
+        try:
+            return self._value(id, at, record)
+        except Rejected as error:
+            return broken(self.name, record, error, at, self.priority)
+
+    def _event(self, id: str, key: str, seen: datetime, at: datetime, payload: bytes) -> Event:
+        return Event(
+            source=self.name,
+            event_id=id,
+            doc_key=key,
+            version=micros(seen),  # SONAR numbers no versions: what was seen last holds
+            occurred_at=at,
+            payload=payload,
+            priority=self.priority,
+        )
+
+    def _steps(self, state: _State, asked: Asked) -> list[Step]:
+        """The calls to make: each series from where it was last read, or a backfill's days in parts."""
+        if asked.window is None:
+            return [self._step(series, state) for series in map(str.upper, self.settings.series)]
+        first, last = asked.window.since.date(), asked.window.until.date()
+        starts = range(0, (last - first).days + 1, CHUNK_DAYS)
+        parts = [
+            (
+                first + timedelta(days=n),
+                min(last, first + timedelta(days=n + CHUNK_DAYS - 1)),
+            )
+            for n in starts
+        ]
+        steps = [Step(one.upper(), *part) for one in self.settings.series for part in parts]
+        return [step for step in steps if step.name not in state.done]
+
+    def _step(self, series: str, state: _State) -> Step:
+        today = now().date()
+        known = state.seen.get(series)
+        if known:
+            first = date.fromisoformat(max(known)[:10]) - timedelta(days=self.settings.reread_days)
+        else:
+            first = self.settings.since or today - timedelta(days=FIRST_DAYS)
+        return Step(series, first, max(first, today))
+
+    def _news(
+        self, step: Step, records: Sequence[object], seen: Mapping[str, str]
+    ) -> tuple[list[Event], dict[str, str]]:
+        """Events for values that differ from what was seen last, and what is seen now."""
+        index, _, qualifier = step.series.partition("/")
+        began, events, known = now(), [], dict(seen)
+        for n, raw in enumerate(records):
+            record = completed(raw, index, qualifier)
+            at = began + timedelta(microseconds=n)  # a day that is told twice: the second holds
+            try:
+                value = Value.read(record)
+            except Rejected as error:
+                events.append(broken(self.name, record, error, at, self.priority))
+                continue
+            told = f"{value.index}/{value.qualifier}"
+            name = value.day.isoformat() + (f" {told}" if told != step.series else "")
+            if known.get(name, "") != value.shown:
+                id = f"{value.key}@{micros(at)}"
+                events.append(self._event(id, value.key, at, value.at, canonical(record)))
+                known[name] = value.shown
+        newest = date.fromisoformat(max(known, default="0001-01-01")[:10])
+        oldest = newest - min(timedelta(days=self.settings.reread_days), newest - date.min)
+        return events, {name: shown for name, shown in known.items() if name[:10] >= str(oldest)}
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """The cursor: the values last seen of each series by day, until when SONAR blocks (µs), what a backfill has done."""
+
+    seen: Mapping[str, Mapping[str, str]]
+    until: int
+    done: tuple[str, ...]
+
+    @classmethod
+    def read(cls, cursor: Mapping[str, Any]) -> _State:
+        return cls(mapping(cursor.get("seen")), cursor.get("until", 0), tuple(cursor.get("done", ())))  # fmt: skip
+
+    def cursor(self) -> dict[str, Any]:
+        return {"seen": self.seen, "until": self.until, "done": list(self.done)}
+
+    async def wait(self) -> None:
+        """Raises `RetryLater` while SONAR blocks us: not one call is made."""
+        left = (self.until - micros(now())) / 1_000_000
+        if left > SHORT_WAIT:
+            end = datetime.now(UTC) + timedelta(seconds=left)
+            raise RetryLater(
+                f"sonar: SONAR refused to answer; asked again after {end:%H:%M:%S} UTC",
+                after=left,
+                remedy="nothing to do; poll fewer series or less often if it comes back",
+            )
+        await asyncio.sleep(max(0.0, left))
+
+
+def _key(secret: SecretStr) -> bytes:
+    """The bytes of a secret: base64 after `whsec_`; any other text as it is."""
+    text = secret.get_secret_value()
+    if not text.startswith("whsec_"):
+        return text.encode()
+    coded = text.removeprefix("whsec_")
+    key = from_base64(coded + "=" * (-len(coded) % 4))
+    if not key:
+        raise ValueError("expected base64 after whsec_")
+    return key
+
+
+def _digest(secret: SecretStr, id: str, stamp: str, body: bytes) -> bytes:
+    return digest(_key(secret), f"{id}.{stamp}.".encode() + body)
+
+
+def _decoded(signature: str) -> bytes:
+    version, _, text = signature.partition(",")
+    return from_base64(text) if version == "v1" else b""

@@ -1,0 +1,1 @@
+"""Turvo, the transport system."""

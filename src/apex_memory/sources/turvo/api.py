@@ -1,0 +1,110 @@
+"""Turvo's calls: a token for a user's password, a page of the list of shipments, one shipment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+
+from apex_memory.errors import Rejected, RetryLater, Unauthorized
+from apex_memory.model import now
+from apex_memory.sources.auth import OAuth, Token
+from apex_memory.sources.http import Link
+from apex_memory.sources.payloads import mapping, parse_object, string
+
+
+class Failed(RetryLater):
+    """Turvo answered, but reports a failure of this one call. It does not say which failures last."""
+
+    def __init__(self, message: str, *, code: str = "", remedy: str) -> None:
+        super().__init__(message, after=60, remedy=remedy)
+        self.code = code
+
+
+class Api:
+    """Turvo's calls. Every one needs a bearer token and the API key."""
+
+    def __init__(self, link: Link, settings: Any) -> None:
+        self._link, self._settings = link, settings
+        self._base = settings.base_url.rstrip("/")
+        self._key = {"x-api-key": settings.api_key.get_secret_value()}
+        self._auth = OAuth(link.tokens, "turvo", self._token, more=self._key)
+
+    async def shipment(self, id: str) -> Mapping[str, Any] | None:
+        """The record, or None when there is none (any more)."""
+        url = f"{self._base}/shipments/{quote(id, safe='')}"
+        answer = await self._link.call("GET", url, auth=self._auth, accept=(404, 410))
+        if answer.status_code in (404, 410):
+            return None
+        try:
+            return _details(answer.content, id)
+        except Failed as error:
+            if error.code in self._settings.gone_codes:
+                return None
+            raise
+
+    async def listed(self, start: int, since: int) -> tuple[list[Mapping[str, Any]], bool]:
+        """A page of the list, and whether there may be more. Two page objects are known; both are optional."""
+        params: dict[str, Any] = {"start": start, "pageSize": self._settings.page_size}
+        if self._settings.updated_filter and since > 0:
+            params[self._settings.updated_filter] = _iso(since)
+        url = f"{self._base}/shipments/list"
+        answer = await self._link.call("GET", url, auth=self._auth, params=params)
+        details = _details(answer.content, "list")
+        rows = details.get("shipments")
+        if not isinstance(rows, list):
+            raise Rejected(
+                "turvo: the list of shipments has no `details.shipments`",
+                remedy="has Turvo's API changed? See docs/howto/sources/turvo.md",
+            )
+        more = mapping(details.get("pagination")).get("moreAvailable") is not False
+        return [row if isinstance(row, dict) else {"row": row} for row in rows], more
+
+    async def _token(self, spent: Token | None) -> Token:
+        """A token for the user's password: Turvo's other clients do not spend the refresh token either."""
+        known = self._settings
+        client = {"client_id": known.client_id, "client_secret": known.client_secret.get_secret_value()}  # fmt: skip
+        body = {
+            "grant_type": "password",
+            **client,
+            "username": known.username,
+            "password": known.password.get_secret_value(),
+            "scope": "read+trust+write",
+            "type": "business",
+        }
+        url = f"{self._base}/oauth/token"
+        answer = await self._link.call("POST", url, params=client, json=body, headers=self._key)
+        told = parse_object(answer.content)
+        access, lasts = told.get("access_token"), told.get("expires_in")
+        if not isinstance(access, str) or not access:
+            raise Unauthorized(
+                "turvo: no access_token in the answer to our credentials",
+                remedy="check client_id, username and password under [sources.turvo]",
+            )
+        if isinstance(lasts, int | float) and 0 < lasts < 10**9:
+            return Token(access, expires_at=now() + timedelta(seconds=lasts))
+        return Token(access)
+
+
+def _details(body: bytes, of: str) -> Mapping[str, Any]:
+    """What an answer holds. Turvo reports failures with HTTP 200 too, in `Status`."""
+    try:
+        told = parse_object(body)
+    except Rejected as error:
+        raise Failed(f"turvo: {of}: {error}", remedy="it is tried again by itself") from None
+    details, status = told.get("details"), string(told.get("Status"))
+    if status.upper() == "SUCCESS" and isinstance(details, dict):
+        return details
+    reason = mapping(details).get("errorCode")
+    code = str(reason)[:60] if isinstance(reason, str | int) else ""
+    raise Failed(
+        f"turvo: {of}: answered with Status {status[:40] or 'missing'}{f' ({code})' if code else ''}",
+        code=code,
+        remedy="it is tried again by itself; if it lasts, ask Turvo's support what this code means",
+    )
+
+
+def _iso(stamp: int) -> str:
+    at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=stamp)
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,267 @@
+"""What Turvo says of a shipment: read from a notice, a row of a list or the record itself, and told as a document."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from apex_memory.errors import Rejected
+from apex_memory.model import Assertion, Document, Event
+from apex_memory.sources.payloads import mapping, moment, sequence, string
+
+STATUSES = {
+    "2100": "Quote active", "2101": "Tendered", "2102": "Covered", "2103": "Dispatched", "2104": "At pickup",
+    "2105": "En route", "2106": "At delivery", "2107": "Delivered", "2108": "Ready for billing", "2109": "Processing",
+    "2110": "Carrier paid", "2111": "Customer paid", "2112": "Completed", "2113": "Canceled", "2114": "Quote inactive",
+    "2115": "Picked up", "2116": "Route complete", "2117": "Tender offered", "2118": "Tender accepted",
+    "2119": "Tender rejected", "2120": "Draft", "2121": "Shipment ready", "2123": "Acquiring location",
+    "2124": "Customs hold", "2125": "Arrived", "2126": "Available", "2127": "Out gated", "2129": "In gated",
+    "2131": "Arriving to port", "2132": "Berthing", "2133": "Unloading", "2134": "Ramped", "2135": "Deramped",
+    "2136": "Departed", "2137": "Held", "2138": "Out for delivery", "2139": "In transshipment", "2140": "On hold",
+    "2141": "Interline",
+}  # fmt: skip
+"""Status keys and how they are spelt here: labels vary from tenant to tenant. There are more; those keep their label."""
+
+_NUMBERS = (
+    ("po", re.compile(r"\bpurchase order\b|\bp\.?o\.?\b", re.IGNORECASE)),
+    ("bol", re.compile(r"\bbol\b|\bbill of lading\b", re.IGNORECASE)),
+    ("pro", re.compile(r"\bpro\b", re.IGNORECASE)),
+    ("vehicle", re.compile(r"\b(?:truck|tractor|trailer)\b", re.IGNORECASE)),
+)
+
+
+def time_of(value: object) -> datetime | None:
+    """A time as Turvo's lists give it (ISO 8601) or as its records do (`{date, timeZone}`); None if it is neither."""
+    if isinstance(value, dict):
+        value = value.get("date")
+    try:
+        return moment(value, "date")
+    except Rejected:
+        return None
+
+
+def changed_at(record: Mapping[str, Any]) -> datetime | None:
+    """When the shipment last changed, where the record says it."""
+    return next(filter(None, (time_of(record.get(name)) for name in ("lastUpdatedOn", "updated"))), None)  # fmt: skip
+
+
+def status_of(holder: Mapping[str, Any]) -> tuple[str, str]:
+    """Key and label in `{code: {key, value}}`. Unknown keys keep the label that Turvo gives."""
+    code = mapping(holder.get("code"))
+    key = _words(code.get("key"))
+    return key, STATUSES.get(key) or _words(code.get("value")) or (key and f"status {key}")
+
+
+def shipment_document(record: Mapping[str, Any], event: Event) -> Document:
+    """The shipment as a document, about `shipment:<custom id>`."""
+    if record.get("deleted") is True:
+        return Document(kind="shipment", title="", occurred_at=event.occurred_at, deleted=True)
+    told = _Shipment(record)
+    return Document(
+        kind="shipment",
+        title=" ".join(
+            filter(None, [f"Shipment {told.number}", told.lane and f"({told.lane})", told.status])
+        ),
+        occurred_at=event.occurred_at,
+        text="\n".join(told.lines()),
+        assertions=tuple(dict.fromkeys(told.assertions())),
+        metadata={name: value for name, value in told.metadata().items() if value},
+        about=told.ref,
+    )
+
+
+class _Shipment:
+    """A record, read once. Whatever is not as expected is left out; soft-deleted parts are too."""
+
+    def __init__(self, record: Mapping[str, Any]) -> None:
+        self.record = record
+        self.number = _words(record.get("customId")) or _words(record.get("id"))
+        self.ref = f"shipment:{self.number}"
+        self.status_key, self.status = status_of(mapping(record.get("status")))
+        self.customer_orders = _kept(record.get("customerOrder"))
+        self.carrier_orders = _kept(record.get("carrierOrder"))
+        self.customers = _names(self.customer_orders, "customer")
+        self.carriers = _names(self.carrier_orders, "carrier")
+        self.stops = [
+            stop
+            for holder in (record, *self.customer_orders)
+            for stop in _kept(holder.get("globalRoute")) + _kept(holder.get("route"))
+        ]
+        lane = mapping(record.get("lane"))
+        self.origin = string(lane.get("start")) or self._place("1500")
+        self.destination = string(lane.get("end")) or self._place("1501")
+        self.lane = " to ".join(filter(None, [self.origin, self.destination]))
+        self.numbers = list(dict.fromkeys(self._numbers()))
+        self.drivers = list(dict.fromkeys(self._drivers()))
+
+    def lines(self) -> Iterator[str]:
+        record = self.record
+        equipment = (_label(one.get("type")) for one in _kept(record.get("equipment")))
+        labelled = {
+            "Shipment": self.number,
+            "Status": self.status,
+            "Customer": ", ".join(self.customers),
+            "Carrier": ", ".join(self.carriers),
+            "Driver": ", ".join(self.drivers),
+            "Route": self.lane,
+            "Pickup": _shown(record.get("startDate")),
+            "Delivery": _shown(record.get("endDate")),
+            "Mode": _label(mapping(record.get("transportation")).get("mode")),
+            "Equipment": ", ".join(filter(None, equipment)),
+        }
+        yield from (f"{name}: {value}" for name, value in labelled.items() if value)
+        yield from (f"{label}: {value}" for _, label, value in self.numbers)
+        for order in self.customer_orders:
+            if amount := self._amount(order):
+                yield f"Charges: {amount}"
+        if self.stops:
+            yield "\nStops"
+            yield from (f"{n}. {_stop(stop)}" for n, stop in enumerate(self.stops, 1))
+        history = [
+            (at, status_of(entry)[1])
+            for entry in sequence(record.get("statusHistory"))
+            if isinstance(entry, dict) and (at := time_of(entry.get("lastUpdatedOn")))
+        ]
+        if history:
+            yield "\nStatus history"
+            yield from (f"{at:%Y-%m-%d %H:%M} UTC {label}" for at, label in sorted(history))
+
+    def assertions(self) -> Iterator[Assertion]:
+        for predicate, names in (("customer", self.customers), ("carrier", self.carriers)):
+            yield from (self._is(predicate, f"company:{name}") for name in names)
+            yield from (_said(f"company:{name}", "name", name) for name in names)
+        yield from (self._is("driver", f"person:{name}") for name in self.drivers)
+        for predicate, place in (("origin", self.origin), ("destination", self.destination)):
+            if place:
+                yield self._is(predicate, f"location:{place}")
+        for kind, _, value in self.numbers:
+            if kind:
+                yield self._is(kind, f"{kind}:{_code(kind, value)}")
+        for order in self.carrier_orders:
+            yield from _codes(mapping(order.get("carrier")))
+        values = [("status", self.status)]
+        values += [("amount", self._amount(order)) for order in self.customer_orders]
+        for predicate, field in (("pickup_at", "startDate"), ("delivery_at", "endDate")):
+            at = time_of(self.record.get(field))
+            values.append((predicate, at.isoformat() if at else ""))
+        yield from (_said(self.ref, predicate, value) for predicate, value in values if value)
+
+    def _is(self, predicate: str, ref: str) -> Assertion:
+        return Assertion(subject=self.ref, predicate=predicate, object=ref)
+
+    def metadata(self) -> dict[str, Any]:
+        return {
+            "shipment": self.number,
+            "turvo_id": _words(self.record.get("id")),
+            "status": self.status,
+            "status_key": self.status_key,
+            "customer": ", ".join(self.customers),
+            "carrier": ", ".join(self.carriers),
+            "ltl": self.record.get("ltlShipment") is True,
+        }
+
+    def _place(self, stop_type: str) -> str:
+        """City and state of the first stop of a type (1500 pickup, 1501 delivery)."""
+        for stop in self.stops:
+            if _words(mapping(stop.get("stopType")).get("key")) == stop_type:
+                address = mapping(stop.get("address"))
+                return ", ".join(filter(None, [_words(address.get("city")), _words(address.get("state"))]))  # fmt: skip
+        return ""
+
+    def _numbers(self) -> Iterator[tuple[str, str, str]]:
+        """Kind of entity (or nothing), label and value of every external id."""
+        for holder in (self.record, *self.customer_orders, *self.carrier_orders):
+            for one in _kept(holder.get("externalIds")):
+                label, value = _label(one.get("type")) or "Reference", _words(one.get("value"))
+                if value:
+                    kind = next((kind for kind, named in _NUMBERS if named.search(label)), "")
+                    yield kind, label, value
+
+    def _drivers(self) -> Iterator[str]:
+        for order in self.carrier_orders:
+            for one in _kept(order.get("drivers")):
+                name = _words(mapping(one.get("context")).get("name")) or _words(one.get("name"))
+                if name:
+                    yield name
+
+    def _amount(self, order: Mapping[str, Any]) -> str:
+        costs = mapping(order.get("costs"))
+        total = costs.get("totalAmount")
+        if not isinstance(total, int | float) or isinstance(total, bool) or abs(total) >= 1e15:
+            return ""
+        return f"{total:.2f} {_label(costs.get('currency')) or 'USD'}"
+
+
+def _kept(value: object) -> list[Mapping[str, Any]]:
+    return [one for one in sequence(value) if isinstance(one, dict) and not one.get("deleted")]
+
+
+def _names(orders: Sequence[Mapping[str, Any]], of: str) -> list[str]:
+    names = (_words(mapping(order.get(of)).get("name")) for order in orders)
+    return list(dict.fromkeys(filter(None, names)))
+
+
+def _words(value: object) -> str:
+    """One line of what is text or a whole number."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
+        return str(value)
+    return " ".join(string(value).split())
+
+
+def _label(enum: object) -> str:
+    """What people read of an enum `{key, value}`."""
+    return _words(mapping(enum).get("value"))
+
+
+def _said(subject: str, predicate: str, value: str) -> Assertion:
+    return Assertion(subject=subject, predicate=predicate, value=value)
+
+
+def _codes(carrier: Mapping[str, Any]) -> Iterator[Assertion]:
+    """The codes by which others know the carrier."""
+    name = _words(carrier.get("name"))
+    for kind, field in (("scac", "scac"), ("mc", "mcNumber")):
+        if name and (code := _words(carrier.get(field))):
+            yield Assertion(subject=f"company:{name}", predicate="same_as", object=f"{kind}:{code}")
+
+
+def _code(kind: str, value: str) -> str:
+    """`PRO778045` and `PO 7745` are the numbers 778045 and 7745."""
+    plain = re.sub(r"^(?:PRO|PO|BOL)[\s#:-]*(?=\S*\d)", "", value, flags=re.IGNORECASE)
+    return plain if kind != "vehicle" else value
+
+
+def _shown(value: object) -> str:
+    at = time_of(value)
+    zone = _words(value.get("timeZone")) if isinstance(value, dict) else ""
+    return f"{at:%Y-%m-%d %H:%M} UTC{f' ({zone})' if zone else ''}" if at else ""
+
+
+def _stop(stop: Mapping[str, Any]) -> str:
+    address, attributes = mapping(stop.get("address")), mapping(stop.get("attributes"))
+    city = " ".join(
+        filter(
+            None,
+            [
+                ", ".join(
+                    filter(None, [_words(address.get("city")), _words(address.get("state"))])
+                ),
+                _words(address.get("zip")),
+            ],
+        )
+    )
+    parts = [
+        _label(stop.get("stopType")),
+        _words(mapping(stop.get("location")).get("name")),
+        _words(address.get("line1")),
+        city,
+    ]
+    times = {
+        "appointment": mapping(stop.get("appointment")).get("start"),
+        "arrived": attributes.get("arrival"),
+        "departed": attributes.get("departed"),
+    }
+    parts += [f"{name} {_shown(at)}" for name, at in times.items() if _shown(at)]
+    return ", ".join(filter(None, parts))

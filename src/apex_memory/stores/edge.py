@@ -1,0 +1,253 @@
+"""The embedded vector store's client. The store itself is `edge/server.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import struct
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import lru_cache
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from uuid import UUID
+
+import numpy as np
+
+from apex_memory.edge.connection import Connection, connect
+from apex_memory.edge.protocol import PLACE, BrokenFrame
+from apex_memory.errors import Misconfigured, Rejected, Unavailable
+from apex_memory.model import Filters, Tally, VectorPoint, Vectors
+from apex_memory.stores.base import StageTally, VectorHit
+from apex_memory.stores.bm25 import Words
+from apex_memory.telemetry import VECTORS_FAILURES, VECTORS_POINTS, VECTORS_UNINDEXED
+
+SCHEMES = ("edge",)
+SLICE = 250  # points a request: the process looks at waiting searches between them
+
+_FOUND = struct.Struct("<16s" + PLACE.format.removeprefix("<"))
+
+
+class EdgeVectors:
+    """Vectors in our own process at `edge://:password@host:port`.
+
+    Two connections: one for searches, one for all else, so that no search waits behind a large write.
+    Deletes are durable on return, upserts after `flush`.
+    """
+
+    name = "vectors"
+
+    def __init__(
+        self, url: str, dimension: int, *, timeout: float, bm25_average_words: float
+    ) -> None:
+        """`timeout` is in seconds a call. Nothing is connected yet."""
+        parts = urlsplit(url)
+        if not parts.hostname or not parts.port:
+            raise Misconfigured(
+                "vectors: the address lacks host or port",
+                remedy="use edge://:password@127.0.0.1:port, or embedded:",
+            )
+        self._address = (parts.hostname, parts.port, unquote(parts.password or ""))
+        self.dimension = dimension
+        self._timeout = timeout
+        self._words = Words(bm25_average_words)
+        self._connections: dict[str, Connection] = {}
+        self._connecting = asyncio.Lock()
+
+    async def ping(self) -> None:
+        await self._call("ping")
+
+    async def version(self) -> str:
+        return str((await self._greeting())["version"])
+
+    async def incarnation(self) -> str:
+        return str((await self._greeting())["incarnation"])
+
+    async def close(self) -> None:
+        while self._connections:
+            await self._connections.popitem()[1].close()
+
+    async def prepare(self) -> None:
+        held = (await self._greeting())["dimension"]
+        if held != self.dimension:
+            raise Misconfigured(
+                f"vectors: the store holds {held} dimensions, the embedder makes {self.dimension}",
+                remedy="go back to the former embedder, or move the vectors away and run `apex reconcile vectors`",
+            )
+
+    async def upsert(self, points: Sequence[VectorPoint], vectors: Vectors) -> None:
+        check_vectors(points, vectors, self.dimension)
+        sending: asyncio.Task[Any] | None = None
+        try:
+            for first in range(0, len(points), SLICE):
+                part = slice(first, first + SLICE)
+                # In a thread while the one before is written: counting words leaves the interpreter to others.
+                batch = await asyncio.to_thread(self._batch, points[part], vectors[part])
+                if sending:
+                    await sending
+                sending = asyncio.create_task(self._call("upsert", batch))
+                await asyncio.sleep(0)  # it is sent before the next is made
+            if sending:
+                await sending
+        finally:
+            if sending:
+                sending.cancel()
+
+    async def flush(self) -> None:
+        await self._call("flush")
+
+    async def tally(self, stages: Sequence[UUID]) -> Mapping[UUID, Tally]:
+        if not stages:
+            return {}
+        rows = await self._call("tally", [stage.bytes for stage in stages])
+        return {row.stage: row.tally for row in _stage_tallies(rows)}
+
+    async def delete_stages(self, stages: Sequence[UUID]) -> None:
+        if stages:
+            await self._call("delete", [stage.bytes for stage in stages])
+
+    async def walk(self) -> AsyncIterator[StageTally]:
+        cursor: int | None = None
+        while True:
+            rows, cursor = await self._call("walk", cursor)
+            for row in _stage_tallies(rows):
+                yield row
+            if cursor is None:
+                return
+
+    async def search(
+        self,
+        *,
+        dense: Vectors | None,
+        words: str | None,
+        limit: int,
+        filters: Filters | None = None,
+        exclude: Sequence[UUID] = (),
+    ) -> Mapping[str, list[VectorHit]]:
+        if dense is not None:
+            check_vectors((None,), dense[np.newaxis], self.dimension)
+        asked = {
+            "dense": None if dense is None else dense.astype("<f4").tobytes(),
+            "terms": None if words is None else self._words.question(words).ids.tobytes(),
+            "limit": limit,
+            "exclude": [stage.bytes for stage in exclude],
+            **_only(filters or Filters()),
+        }
+        found = await self._call("search", asked, over="searches")
+        points = [_found(*row) for row in _FOUND.iter_unpack(found["points"])]
+        return {
+            leg: [VectorHit(*points[int(n)], score) for n, score in hits]
+            for leg, hits in found["legs"].items()
+        }
+
+    async def points(self) -> int:
+        return (await self.stats())["points"]
+
+    async def stats(self) -> dict[str, int]:
+        """`points`, `shards`, `unindexed` (points that wait for their index), `unmerged`, `failures` of indexing in a row.
+
+        The gauges of the same names are set with it.
+        """
+        stats: dict[str, int] = await self._call("stats")
+        VECTORS_POINTS.set(stats["points"])
+        VECTORS_UNINDEXED.set(stats["unindexed"])
+        VECTORS_FAILURES.set(stats["failures"])
+        return stats
+
+    def _batch(self, points: Sequence[VectorPoint], vectors: Vectors) -> dict[str, Any]:
+        terms = self._words.rows(points)
+        return {
+            "points": [
+                (str(p.id), str(p.stage), _place(p), p.time, list(_tags(p))) for p in points
+            ],
+            "dense": vectors.astype("<f4").tobytes(),
+            "lengths": terms.lengths.astype("<u4").tobytes(),
+            "ids": terms.ids.astype("<u4").tobytes(),
+            "weights": terms.weights.astype("<f4").tobytes(),
+        }
+
+    async def _greeting(self) -> dict[str, Any]:
+        async with self._bounded("connect"):
+            return (await self._connection("writes")).greeting
+
+    async def _call(self, method: str, argument: Any = None, *, over: str = "writes") -> Any:
+        async with self._bounded(method):
+            return await (await self._connection(over)).call(method, argument)
+
+    @asynccontextmanager
+    async def _bounded(self, method: str) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._timeout):
+                yield
+        except TimeoutError as error:
+            raise Unavailable(
+                self.name, f"no answer to {method} within {self._timeout:g} s"
+            ) from error
+        except (BrokenFrame, UnicodeEncodeError) as error:
+            raise Rejected(
+                f"vectors: {method} cannot be sent ({error})", remedy="send less at once"
+            ) from error
+
+    async def _connection(self, use: str) -> Connection:
+        async with self._connecting:
+            known = self._connections.get(use)
+            if known and known.alive:
+                return known
+            if known:
+                await self._connections.pop(use).close()
+            fresh = await connect(*self._address)
+            self._connections[use] = fresh
+            return fresh
+
+
+def check_vectors(points: Sequence[object], vectors: Vectors, dimension: int) -> None:
+    """Raise `Rejected` unless there is one finite vector of the right dimension for every point: the engines take NaN, and a whole batch suffers from one wrong shape."""
+    if vectors.shape != (len(points), dimension):
+        raise Rejected(
+            f"vectors: shape {vectors.shape} for {len(points)} points of {dimension} dimensions",
+            remedy="use the embedder that this store was made with",
+        )
+    if not np.isfinite(vectors).all():
+        row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+        raise Rejected(
+            f"vectors: vector {row} holds NaN or infinity",
+            remedy="mend the embedder; the text is not at fault",
+        )
+
+
+def _tags(point: VectorPoint) -> Iterator[str]:
+    yield f"source={point.source}"
+    yield f"kind={point.kind}"
+    yield from (f"entity={entity}" for entity in point.entities)
+
+
+def _place(point: VectorPoint) -> str:
+    return f"{point.doc} {point.n} {point.start} {point.end} {point.hash}"
+
+
+def _only(filters: Filters) -> dict[str, Any]:
+    groups = {"source": filters.sources, "kind": filters.kinds, "entity": filters.entities}
+    return {
+        "tags": [[f"{name}={value}" for value in group] for name, group in groups.items() if group],
+        # Points know whole seconds: the second that `since` falls in belongs to the answer.
+        "since": math.floor(filters.since.timestamp()) if filters.since else None,
+        "until": filters.until.timestamp() if filters.until else None,
+    }
+
+
+def _found(
+    point: bytes, stage: bytes, doc: bytes, n: int, start: int, end: int
+) -> tuple[UUID, UUID, UUID, int, int, int]:
+    """All of a hit but its score."""
+    return UUID(bytes=point), _uuid(stage), _uuid(doc), n, start, end
+
+
+@lru_cache(maxsize=10_000)
+def _uuid(value: bytes) -> UUID:
+    """The same object for the same bytes: the passages of a document, and its hits of several legs, share it."""
+    return UUID(bytes=value)
+
+
+def _stage_tallies(rows: Sequence[tuple[bytes, int, int]]) -> Iterator[StageTally]:
+    for stage, count, checksum in rows:
+        yield StageTally(UUID(bytes=stage), Tally(count, checksum))

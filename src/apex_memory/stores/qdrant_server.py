@@ -1,0 +1,361 @@
+"""Vectors in a Qdrant server at `http://host:6333/collection`.
+
+What is asked of the server is tested on qdrant-client's own local mode, which keeps its semantics. The
+wire itself (HTTP, API keys, time-outs, telemetry) has not been run against a server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import numpy as np
+from pydantic import ValidationError
+from qdrant_client import AsyncQdrantClient, models
+from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unavailable
+from apex_memory.model import Filters, Tally, VectorPoint, Vectors
+from apex_memory.stores.base import StageTally, VectorHit
+from apex_memory.stores.bm25 import Terms, Words
+from apex_memory.stores.edge import check_vectors
+
+SLICE = 250  # points a request
+PAGE = 10_000  # points read at a time
+BUCKETS = 1 << 16  # stages are walked by the first 16 bits of their id
+
+INDEXES = {
+    "stage": models.PayloadSchemaType.UUID,
+    "source": models.PayloadSchemaType.KEYWORD,
+    "kind": models.PayloadSchemaType.KEYWORD,
+    "entities": models.PayloadSchemaType.KEYWORD,
+    "time": models.PayloadSchemaType.INTEGER,
+    "bucket": models.PayloadSchemaType.INTEGER,
+}
+
+
+class QdrantVectors:
+    """One collection: dense vector `dense` (cosine), sparse vectors `words` and `nearby` (with IDF).
+
+    Every write waits until the server has it in its log, so `flush` has nothing to do.
+    """
+
+    name = "vectors"
+
+    def __init__(
+        self,
+        url: str,
+        dimension: int,
+        *,
+        timeout: float,
+        bm25_average_words: float,
+        api_key: str = "",
+        client: AsyncQdrantClient | None = None,
+    ) -> None:
+        """`timeout` is in seconds a call. `client` is for tests; nothing is connected yet."""
+        parts = urlsplit(url)
+        self._collection = parts.path.strip("/")
+        if not self._collection or "/" in self._collection:
+            raise Misconfigured(
+                "vectors: the address names no collection", remedy="use http://host:6333/collection"
+            )
+        self.dimension = dimension
+        self._timeout = timeout
+        self._words = Words(bm25_average_words)
+        self._client = client or AsyncQdrantClient(
+            url=f"{parts.scheme}://{parts.netloc}",
+            port=parts.port or 6333,
+            api_key=api_key or None,
+            timeout=math.ceil(timeout),
+            check_compatibility=False,  # it would connect here and now
+        )
+
+    async def ping(self) -> None:
+        async with self._asking("ping"):
+            await self._client.info()
+
+    async def version(self) -> str:
+        async with self._asking("version"):
+            return f"Qdrant {(await self._client.info()).version}"
+
+    async def incarnation(self) -> str:
+        """A server's process id of its own making, from its telemetry: it changes with every start.
+
+        It is asked for each time, as HTTP shows no broken connection. Where telemetry is not to be
+        had (a key without the right to it, a proxy, another version, local mode) it is derived from version and
+        collection settings: an exchanged server or collection may then show, a restart does not.
+        Behind a load balancer over several nodes it names whichever node answered.
+        """
+        async with self._asking("incarnation"):
+            try:
+                answer = await self._client.http.service_api.telemetry(details_level=0)
+                if answer.result is not None:
+                    return str(answer.result.id)
+            except NotImplementedError:
+                pass
+            except UnexpectedResponse as error:
+                if error.status_code not in {401, 403, 404}:
+                    raise
+            except ResponseHandlingException as error:
+                if not isinstance(error.source, ValidationError):  # a form from another version
+                    raise
+            server = await self._client.info()
+            held = await self._client.get_collection(self._collection)
+            told = f"{server.version} {server.commit} {held.config.model_dump_json()}"
+            return hashlib.sha256(told.encode()).hexdigest()[:32]
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def prepare(self) -> None:
+        async with self._asking("prepare"):
+            if not await self._client.collection_exists(self._collection):
+                await self._create()
+            held = (await self._client.get_collection(self._collection)).config.params
+            self._check(held)
+            for field, schema in INDEXES.items():
+                await self._client.create_payload_index(
+                    self._collection, field, field_schema=schema, wait=True
+                )
+
+    async def upsert(self, points: Sequence[VectorPoint], vectors: Vectors) -> None:
+        check_vectors(points, vectors, self.dimension)
+        for first in range(0, len(points), SLICE):
+            part = slice(first, first + SLICE)
+            rows = [
+                self._point(point, vector.tolist())
+                for point, vector in zip(points[part], vectors[part], strict=True)
+            ]
+            async with self._asking("upsert"):
+                await self._client.upsert(self._collection, points=rows, wait=True)
+
+    async def flush(self) -> None:
+        """Nothing is left to do: every write has waited for the server's log."""
+
+    async def tally(self, stages: Sequence[UUID]) -> Mapping[UUID, Tally]:
+        if not stages:
+            return {}
+        return await self._tally(models.Filter(must=[_of_stages(stages)]))
+
+    async def delete_stages(self, stages: Sequence[UUID]) -> None:
+        if stages:
+            only = models.FilterSelector(filter=models.Filter(must=[_of_stages(stages)]))
+            async with self._asking("delete"):
+                await self._client.delete(self._collection, points_selector=only, wait=True)
+
+    async def walk(self) -> AsyncIterator[StageTally]:
+        width = max(1, BUCKETS * PAGE // max(PAGE, await self.points()))  # about a page each
+        for first in range(0, BUCKETS, width):
+            bounds = models.Range(gte=first, lt=first + width)
+            only = models.Filter(must=[models.FieldCondition(key="bucket", range=bounds)])
+            for stage, tally in (await self._tally(only)).items():
+                yield StageTally(stage, tally)
+
+    async def search(
+        self,
+        *,
+        dense: Vectors | None,
+        words: str | None,
+        limit: int,
+        filters: Filters | None = None,
+        exclude: Sequence[UUID] = (),
+    ) -> Mapping[str, list[VectorHit]]:
+        if dense is not None:
+            check_vectors((None,), dense[np.newaxis], self.dimension)
+        queries: dict[str, Any] = {} if dense is None else {"dense": dense.tolist()}
+        found: dict[str, list[VectorHit]] = {}
+        if words is not None:
+            terms = self._words.question(words)
+            if len(terms.ids):
+                queries |= {"words": _sparse(terms), "nearby": _sparse(terms)}
+            else:
+                found = {"words": [], "nearby": []}
+        if limit < 1 or not queries:
+            return found | {leg: [] for leg in queries}
+        requests = [
+            models.QueryRequest(
+                query=query,
+                using=leg,
+                limit=limit,
+                filter=_only(filters or Filters(), exclude),
+                with_payload=["stage", "doc", "n", "start", "end"],
+            )
+            for leg, query in queries.items()
+        ]
+        async with self._asking("search"):
+            answers = await self._client.query_batch_points(self._collection, requests=requests)
+        for leg, answer in zip(queries, answers, strict=True):
+            found[leg] = [_hit(point) for point in answer.points]
+        return found
+
+    async def points(self) -> int:
+        async with self._asking("count"):
+            return int((await self._client.count(self._collection, exact=True)).count)
+
+    async def _create(self) -> None:
+        sparse = models.SparseVectorParams(modifier=models.Modifier.IDF)
+        try:
+            await self._client.create_collection(
+                self._collection,
+                vectors_config={
+                    "dense": models.VectorParams(
+                        size=self.dimension, distance=models.Distance.COSINE
+                    )
+                },
+                sparse_vectors_config={"words": sparse, "nearby": sparse},
+            )
+        except UnexpectedResponse as error:
+            if error.status_code != 409:  # another process made it meanwhile
+                raise
+
+    def _check(self, held: models.CollectionParams) -> None:
+        dense = held.vectors.get("dense") if isinstance(held.vectors, dict) else None
+        sparse = held.sparse_vectors or {}
+        idf = all(
+            leg in sparse and sparse[leg].modifier == models.Modifier.IDF
+            for leg in ("words", "nearby")
+        )
+        if dense is None or not idf or dense.distance != models.Distance.COSINE:
+            raise Misconfigured(
+                f"vectors: collection {self._collection} was not made by Apex",
+                remedy="name another collection in APEX_VECTORS; Apex creates it",
+            )
+        if dense.size != self.dimension:
+            raise Misconfigured(
+                f"vectors: collection {self._collection} holds {dense.size} dimensions, the embedder makes {self.dimension}",
+                remedy="go back to the former embedder, or name a new collection and run `apex reconcile vectors`",
+            )
+
+    def _point(self, point: VectorPoint, dense: list[float]) -> models.PointStruct:
+        try:
+            passage, nearby = self._words.passage(point.text), self._words.nearby(point.nearby)
+        except UnicodeEncodeError as error:
+            raise Rejected(
+                f"vectors: the text of point {point.id} is not Unicode ({error.reason})",
+                remedy="replace lone surrogates in the payload",
+            ) from error
+        return models.PointStruct(
+            id=str(point.id),
+            vector={"dense": dense, "words": _sparse(passage), "nearby": _sparse(nearby)},
+            payload={
+                "stage": str(point.stage),
+                "bucket": point.stage.int >> 112,
+                "doc": str(point.doc),
+                "n": point.n,
+                "start": point.start,
+                "end": point.end,
+                "hash": point.hash,
+                "source": point.source,
+                "kind": point.kind,
+                "time": point.time,
+                "entities": list(point.entities),
+            },
+        )
+
+    async def _tally(self, only: models.Filter) -> dict[UUID, Tally]:
+        found: dict[UUID, Tally] = {}
+        page: Any = None
+        while True:
+            async with self._asking("tally"):
+                records, page = await self._client.scroll(
+                    self._collection,
+                    scroll_filter=only,
+                    limit=PAGE,
+                    offset=page,
+                    with_payload=["stage", "hash"],
+                )
+            for record in records:
+                payload = record.payload or {}
+                stage = UUID(payload["stage"])
+                sofar = found.get(stage, Tally())
+                found[stage] = Tally(sofar.count + 1, sofar.checksum + payload["hash"])
+            if page is None:
+                return found
+
+    @asynccontextmanager
+    async def _asking(self, what: str) -> AsyncIterator[None]:
+        """Bound a call, and give its failures our names."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                yield
+        except TimeoutError as error:
+            raise Unavailable(
+                self.name, f"no answer to {what} within {self._timeout:g} s"
+            ) from error
+        except ResponseHandlingException as error:
+            # Its text may hold parts of the answer.
+            kind = type(error.source).__name__
+            raise Unavailable(self.name, f"{what} failed ({kind})") from error
+        except ResourceExhaustedResponse as error:
+            raise RetryLater(
+                f"vectors: {what} came too fast for the server", after=error.retry_after_s
+            ) from error
+        except UnexpectedResponse as error:
+            raise self._refusal(what, error.status_code or 0) from error
+        except ValueError as error:  # local mode, and the client's own checks
+            raise Rejected(
+                f"vectors: {what} was refused ({error})", remedy="mend the batch"
+            ) from error
+
+    def _refusal(self, what: str, status: int) -> Rejected | Unavailable:
+        if status in {400, 413, 422}:
+            return Rejected(
+                f"vectors: {what} was refused with status {status}",
+                remedy="see the log of the Qdrant server",
+            )
+        remedies = {
+            401: "check the key in APEX_QDRANT_API_KEY",
+            403: "the key in APEX_QDRANT_API_KEY needs the right to write",
+            404: f"collection {self._collection} is gone: run `apex reconcile vectors`",
+        }
+        return Unavailable(
+            self.name, f"{what} got status {status}", remedy=remedies.get(status, "")
+        )
+
+
+def _sparse(terms: Terms) -> models.SparseVector:
+    return models.SparseVector(indices=terms.ids.tolist(), values=terms.weights.tolist())
+
+
+def _of_stages(stages: Sequence[UUID]) -> models.FieldCondition:
+    return models.FieldCondition(
+        key="stage", match=models.MatchAny(any=[str(stage) for stage in stages])
+    )
+
+
+def _only(filters: Filters, exclude: Sequence[UUID]) -> models.Filter | None:
+    must: list[Any] = list(_conditions(filters))
+    must_not: list[Any] = [_of_stages(exclude)] if exclude else []
+    return models.Filter(must=must, must_not=must_not) if must or must_not else None
+
+
+def _conditions(filters: Filters) -> Iterator[models.FieldCondition]:
+    fields = {"source": filters.sources, "kind": filters.kinds, "entities": filters.entities}
+    for key, values in fields.items():
+        if values:
+            yield models.FieldCondition(key=key, match=models.MatchAny(any=list(values)))
+    if filters.since or filters.until:
+        # Points know whole seconds: the second that `since` falls in belongs to the answer.
+        since = math.floor(filters.since.timestamp()) if filters.since else None
+        until = filters.until.timestamp() if filters.until else None
+        yield models.FieldCondition(key="time", range=models.Range(gte=since, lt=until))
+
+
+def _hit(point: models.ScoredPoint) -> VectorHit:
+    held = point.payload or {}
+    return VectorHit(
+        UUID(str(point.id)),
+        UUID(held["stage"]),
+        UUID(held["doc"]),
+        held["n"],
+        held["start"],
+        held["end"],
+        point.score,
+    )

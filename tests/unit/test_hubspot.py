@@ -1,0 +1,532 @@
+"""HubSpot: who is let in, what a webhook asks for, that no walk skips or repeats without end, what a record becomes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hubspot import Client
+from hubspot.crm.contacts import PublicObjectSearchRequest
+from hubspot.crm.deals import BatchReadInputSimplePublicObjectId
+from hubspot.utils.signature import Signature
+
+from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
+from apex_memory.model import BROKEN, Assertion, Document, Event, micros, now
+from apex_memory.simulate.hubspot import simulator as vendor
+from apex_memory.simulate.served import serving
+from apex_memory.simulate.vendor import Chaos
+from apex_memory.simulate.world import Clock, World
+from apex_memory.sources.base import Request
+from apex_memory.sources.hubspot.documents import KINDS, gone_event, record_event
+from apex_memory.sources.hubspot.source import HubSpot
+from apex_memory.sources.pages import Nudge, Window
+from apex_memory.sources.payloads import sample
+from apex_memory.sources.registry import load
+from tests.unit.held import Held
+from tests.unit.vendors import linked
+
+SECRET = "00000000-1111-4222-8333-444444444444"
+URL = "https://ingest.example.com/webhooks/hubspot?tenant=t1"
+BODY = b'[{"eventId":1,"subscriptionType":"deal.creation","objectId":42}]'
+STAMP = "1761955200123"
+V3 = "Dz0RJKucxoayBtQ5kTCXCmjGtleFsQGa2PtEQMmyOXA="
+V1 = "ac78cfb35a01f7c1ee8a315b2b340d71030bf36f5d6f659aa821f74b12c60b9f"
+AT = datetime.fromtimestamp(1761955200, UTC).replace(microsecond=123_000)
+
+
+def configured(**settings: Any) -> HubSpot:
+    source = load({"hubspot": settings})["hubspot"]
+    assert isinstance(source, HubSpot)
+    return source
+
+
+KEYED = configured(client_secrets=[SECRET], public_url=URL)
+
+
+def v3(signature: str = V3, stamp: str = STAMP) -> dict[str, str]:
+    return {"x-hubspot-signature-v3": signature, "x-hubspot-request-timestamp": stamp}
+
+
+def received(body: object, source: HubSpot = KEYED) -> Any:
+    raw = json.dumps(body).encode()
+    return source.receive(Request(raw, source.sign(raw, AT), {}, AT))
+
+
+# Who is let in
+
+
+def test_the_v3_vector() -> None:
+    got = KEYED.receive(Request(BODY, v3(), {}, AT))
+    assert got.nudges == [Nudge("deal:42", None)] and not got.events
+    assert KEYED.sign(BODY, AT) == v3()
+
+
+def test_the_v1_vector_only_where_older_apps_are_let_in() -> None:
+    headers = {"x-hubspot-signature": V1, "x-hubspot-signature-version": "v1"}
+    older = configured(client_secrets=[SECRET], public_url=URL, legacy_signatures=True)
+    assert older.receive(Request(BODY, headers, {}, AT)).nudges
+    assert older.receive(Request(BODY, {"x-hubspot-signature": V1}, {}, AT)).nudges
+    with pytest.raises(Unauthorized, match="no X-HubSpot-Signature-v3") as refused:
+        KEYED.receive(Request(BODY, headers, {}, AT))
+    assert "sources.hubspot.legacy_signatures" in refused.value.remedy
+    for changed in (headers | {"x-hubspot-signature-version": "v2"}, {"x-hubspot-signature": V1[:-1] + "0"}):  # fmt: skip
+        with pytest.raises(Unauthorized, match="does not fit"):
+            older.receive(Request(BODY, changed, {}, AT))
+
+
+def test_v2_covers_method_and_url() -> None:
+    older = configured(client_secrets=[SECRET], public_url=URL, legacy_signatures=True)
+    digest = hashlib.sha256(SECRET.encode() + b"POST" + URL.encode() + BODY).hexdigest()
+    headers = {"x-hubspot-signature": digest, "x-hubspot-signature-version": "v2"}
+    assert older.receive(Request(BODY, headers, {}, AT)).nudges
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "v3"])
+def test_the_official_package_agrees(version: str) -> None:
+    told = Signature.get_signature(SECRET, BODY.decode(), version, URL, "POST", STAMP)
+    older = configured(client_secrets=[SECRET], public_url=URL, legacy_signatures=True)
+    headers = {"x-hubspot-signature": told, "x-hubspot-signature-version": version}
+    given = v3(told) if version == "v3" else headers
+    assert older.receive(Request(BODY, given, {}, AT)).nudges
+
+
+def test_a_broken_v3_signature_is_not_saved_by_an_older_one() -> None:
+    older = configured(client_secrets=[SECRET], public_url=URL, legacy_signatures=True)
+    with pytest.raises(Unauthorized):
+        older.receive(Request(BODY, {**v3("x"), "x-hubspot-signature": V1}, {}, AT))
+
+
+def test_characters_of_the_url_that_hubspot_decodes() -> None:
+    source = configured(client_secrets=[SECRET], public_url="https://a.example/h?t=a%2Cb%3A1&x=%20")
+    for url in ("https://a.example/h?t=a,b:1&x=%20", "https://a.example/h?t=a%2Cb%3A1&x=%20"):
+        signed = b"POST" + url.encode() + BODY + STAMP.encode()
+        digest = base64.b64encode(hmac.digest(SECRET.encode(), signed, "sha256")).decode()
+        assert source.receive(Request(BODY, v3(digest), {}, AT)).nudges
+
+
+@pytest.mark.parametrize("secret", ["s-1", "s-2"])
+def test_both_secrets_are_active_during_rotation(secret: str) -> None:
+    both = configured(client_secrets=["s-1", "s-2"])
+    assert both.receive(
+        Request(BODY, configured(client_secrets=[secret]).sign(BODY, AT), {}, AT)
+    ).nudges
+
+
+@pytest.mark.parametrize(("seconds", "allowed"), [(300, True), (-300, True), (301, False), (-301, False)])  # fmt: skip
+def test_the_replay_window(seconds: int, allowed: bool) -> None:
+    request = Request(BODY, v3(), {}, AT + timedelta(seconds=seconds))
+    if allowed:
+        assert KEYED.receive(request).nudges
+        return
+    with pytest.raises(Unauthorized, match="301 s away"):
+        KEYED.receive(request)
+
+
+def test_a_forged_request_is_refused_before_it_is_read() -> None:
+    for body, headers in (
+        (b"{", v3()),
+        (BODY + b" ", v3()),
+        (BODY, v3(stamp="1761955200124")),
+        (BODY, v3(stamp="soon")),
+        (BODY, {"x-hubspot-signature-v3": V3}),
+        (BODY, {}),
+    ):
+        with pytest.raises(Unauthorized):
+            KEYED.receive(Request(body, headers, {}, AT))
+    with pytest.raises(Unauthorized) as refused:
+        configured(client_secrets=[SECRET]).receive(Request(BODY, v3(), {}, AT))
+    assert "sources.hubspot.public_url" in refused.value.remedy
+    with pytest.raises(Misconfigured, match="client_secrets"):
+        configured().sign(b"", AT)
+
+
+def test_wrong_settings_are_named() -> None:
+    for name, value in (("time_zone", "Mars/Olympus"), ("objects", ["ships"]), ("base_url", "ftp://x"), ("client_secrets", ["a", "b", "c"])):  # fmt: skip
+        with pytest.raises(Misconfigured, match=rf"sources\.hubspot\.{name}"):
+            configured(**{name: value})
+    assert configured().missing == "access_token" and not configured(access_token="t").missing
+
+
+# What a webhook asks for
+
+
+def notice(kind: str, id: int = 51, at: int | None = 1761955200123, **more: Any) -> dict[str, Any]:
+    told = {"subscriptionType": kind, "objectId": id, "portalId": 44001, **more}
+    return told if at is None else {**told, "occurredAt": at}
+
+
+def test_notices_coalesce_to_one_nudge_an_object_with_the_newest_time() -> None:
+    later = AT + timedelta(seconds=9)
+    body = [
+        notice("contact.propertyChange", at=1761955209123),
+        notice("contact.creation"),
+        notice("company.creation", 9001, at=None),
+        notice("contact.propertyChange"),
+    ]
+    assert received(body).nudges == [Nudge("company:9001", None), Nudge("contact:51", later)]
+
+
+def test_a_creation_comes_before_the_change_that_hubspot_sent_first() -> None:
+    body = [notice("deal.propertyChange", 7), notice("deal.creation", 8), notice("deal.creation", 7, 1761955200122)]  # fmt: skip
+    assert [nudge.key for nudge in received(body).nudges] == ["deal:7", "deal:8"]
+    assert received(body).nudges[0].at == AT
+
+
+def test_merges_restores_and_the_newer_form() -> None:
+    merge = {"subscriptionType": "contact.merge", "primaryObjectId": 1, "mergedObjectIds": [2, 3], "occurredAt": 1761955200123}  # fmt: skip
+    newer = notice("object.deletion", 9001, objectTypeId="0-2")
+    keys = [nudge.key for nudge in received([merge, newer, notice("deal.restore", 5)]).nudges]
+    assert sorted(keys) == ["company:9001", "contact:1", "contact:2", "contact:3", "deal:5:restored"]  # fmt: skip
+
+
+def test_what_is_not_held_asks_for_nothing() -> None:
+    strange = [notice("conversation.creation"), notice("ticket.deletion"), notice("object.creation", objectTypeId="0-5")]  # fmt: skip
+    assert not received(strange).nudges
+    few = configured(client_secrets=[SECRET], objects=["deals"], portal_id=44001)
+    assert not received([notice("contact.creation"), notice("deal.creation") | {"portalId": 7}], few).nudges  # fmt: skip
+    assert received([notice("deal.creation")], few).nudges
+
+
+def test_an_erased_contact_needs_no_fetching() -> None:
+    (event,) = received([notice("contact.privacyDeletion")]).events
+    assert (event.doc_key, event.version) == ("contact:51", micros(AT))
+    assert KEYED.document(event).deleted
+
+
+def test_a_broken_notice_does_not_stop_its_neighbours() -> None:
+    for bad in (7, {}, notice("contact"), notice("contact.creation", "x"), notice("deal.creation", at="now"), notice("deal.creation", at=10**400)):  # fmt: skip
+        got = received([bad, notice("contact.creation")])
+        assert [nudge.key for nudge in got.nudges] == ["contact:51"]
+        assert [event.content_type for event in got.events] == [BROKEN]
+        with pytest.raises(Rejected, match=r"body\[0\]"):
+            received([bad])
+    with pytest.raises(Rejected, match="array"):
+        received({"subscriptionType": "deal.creation"})
+
+
+# Walks
+
+
+@asynccontextmanager
+async def hubspot(
+    change: Callable[[vendor.HubSpot], None] = lambda simulator: None, **settings: Any
+) -> AsyncIterator[tuple[vendor.HubSpot, Held]]:
+    world = World.make(7, shipments=6)
+    simulator = vendor.HubSpot(world, Clock(world.start + timedelta(hours=20)), Chaos())
+    change(simulator)
+    async with serving([simulator]) as served, linked("hubspot", patience=30) as link:
+        source = configured(**{**simulator.settings(f"{served.url}/hubspot"), "overlap_seconds": 0, **settings})  # fmt: skip
+        source._searches = source._searches.__class__(1000, 1)
+        yield simulator, Held(source, link)
+
+
+def equal(simulator: vendor.HubSpot, held: Held) -> None:
+    truth = {one.doc_key: one for one in simulator.truth(simulator.clock.now)}
+    live = held.live()
+    assert live.keys() == {key for key, one in truth.items() if not one.deleted}
+    for key, document in live.items():
+        assert truth[key].text in document.text, key
+
+
+async def test_a_pull_brings_all_and_the_next_little() -> None:
+    async with hubspot() as (simulator, held):
+        await held.pull()
+        equal(simulator, held)
+        before = dict(held.events)
+        await held.pull()
+        assert held.events == before
+        assert held.cursor["deals"].keys() == {"seen", "swept"}
+
+
+@pytest.mark.parametrize(("most", "cap"), [(1, 10_000), (2, 2), (3, 5), (5, 10_000)])
+async def test_ties_longer_than_a_page_and_than_the_cap(most: int, cap: int) -> None:
+    """27 contacts and companies of one time: pages hold fewer, and so does what a query shows."""
+
+    def small(simulator: vendor.HubSpot) -> None:
+        simulator.most, simulator.cap = most, cap
+
+    async with hubspot(small) as (simulator, held):
+        await held.pull()
+        equal(simulator, held)
+
+
+async def test_no_object_is_skipped_that_moves_while_pages_are_read() -> None:
+    """With `after` for places in a list, each change would let the next page skip an object."""
+
+    def small(simulator: vendor.HubSpot) -> None:
+        simulator.most = 4
+
+    async with hubspot(small) as (simulator, held):
+        pages = await held.pull(between=lambda n: simulator._touch())
+        simulator.most = 200
+        await held.pull()
+        assert pages > 10
+        equal(simulator, held)
+
+
+async def test_a_worker_that_dies_anywhere_loses_nothing() -> None:
+    def small(simulator: vendor.HubSpot) -> None:
+        simulator.most = 9
+
+    async with hubspot(small) as (simulator, held):
+        pages = await held.pull()
+        for n in range(pages):
+            again = Held(held.source, held.link)
+            await again.pull(die_before=n)
+            await again.pull()
+            equal(simulator, again)
+
+
+async def test_a_broken_off_walk_goes_on_where_it_stopped() -> None:
+    def small(simulator: vendor.HubSpot) -> None:
+        simulator.most = 4
+
+    async with hubspot(small, objects=["contacts"]) as (_, held):
+        pages = await held.pull()
+        again, runs = Held(held.source, held.link), 0
+        while again.cursor.get("contacts", {"at": 0}).get("at") is not None:
+            await again.pull(die_before=1)
+            runs += 1
+            assert runs <= pages, "a run that always dies early must still come to an end"
+        assert again.live().keys() == held.live().keys()
+
+
+async def test_what_search_shows_late_is_found_by_the_overlap() -> None:
+    late = World.make(7).start + timedelta(hours=19, minutes=55)
+    for overlap, found in ((0, False), (600, True)):
+        async with hubspot(overlap_seconds=overlap) as (simulator, held):
+            simulator.put("companies", 1, vendor.Version(simulator.clock.now, {"name": "New", "description": "New."}))  # fmt: skip
+            await held.pull()
+            simulator.put("companies", 2, vendor.Version(late, {"name": "Late", "description": "Late."}))  # fmt: skip
+            await held.pull()
+            assert ("company:2" in held.live()) == found
+
+
+async def test_a_time_in_the_far_future_does_not_stop_the_poll() -> None:
+    async with hubspot() as (simulator, held):
+        simulator.clock.advance_to(now() + timedelta(days=400))
+        simulator.put("companies", 1, vendor.Version(simulator.clock.now, {"name": "Odd", "description": "Odd."}))  # fmt: skip
+        await held.pull()
+        assert "company:1" in held.live()
+        assert held.cursor["companies"]["seen"] <= (now() + timedelta(hours=1)).timestamp() * 1000
+        simulator.put("companies", 2, vendor.Version(now() + timedelta(hours=2), {"name": "Next", "description": "Next."}))  # fmt: skip
+        await held.pull()
+        assert "company:2" in held.live()
+
+
+async def test_a_record_that_cannot_be_read_does_not_stop_its_neighbours() -> None:
+    async with hubspot() as (simulator, held):
+        simulator.put("companies", 1, vendor.Version(simulator.clock.now, {"name": "x", "description": "y"}))  # fmt: skip
+        real = vendor._record
+
+        def spoilt(plural: str, id: int, *rest: Any) -> dict[str, Any]:
+            record = real(plural, id, *rest)
+            return {**record, "id": None} if (plural, id) == ("companies", 1) else record
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(vendor, "_record", spoilt)
+            await held.pull()
+        (left,) = held.broken()
+        assert left["reason"].startswith("id: expected an id")
+        assert left["record"]["properties"]["name"] == "x"
+        assert len(held.live()) == sum(not one.deleted for one in simulator.truth(simulator.clock.now)) - 1  # fmt: skip
+
+
+async def test_the_recycling_bin_is_listed_as_often_as_set() -> None:
+    async with hubspot(archived_seconds=3600) as (simulator, held):
+        await held.pull()
+        simulator.put("companies", 9001, vendor.Version(simulator.clock.now, {}, archived=True))
+        await held.pull()
+        assert "company:9001" in held.live(), "not yet due"
+        held.cursor["companies"]["swept"] = (now() - timedelta(seconds=3601)).isoformat()
+        await held.pull()
+        assert "company:9001" not in held.live()
+
+
+async def test_nudges_are_fetched_and_answered_whatever_became_of_the_thing() -> None:
+    async with hubspot(archived_seconds=1e6) as (simulator, held):
+        await held.pull()
+        held.events.clear()
+        at = simulator.clock.now + timedelta(seconds=2)
+        simulator.put("companies", 9002, vendor.Version(simulator.clock.now, {"name": "A", "description": "B"}, archived=True))  # fmt: skip
+        keys = ["company:9001", "company:9002", "contact:999999999", "ticket:1", "x", "deal:100045"]
+        await held.pull(nudges=[Nudge(key, at) for key in keys])
+        assert sorted(held.answered) == sorted(keys)
+        assert {"company:9001", "deal:100045"} <= held.live().keys()
+        assert "company:9002" not in held.live() and "contact:999999999" not in held.live()
+        assert held.newest()["contact:999999999"].version == micros(at)
+
+
+async def test_an_import_of_more_than_a_batch_is_read_in_batches() -> None:
+    async with hubspot(objects=["companies"]) as (simulator, held):
+        for n in range(250):
+            simulator.put("companies", 50_000 + n, vendor.Version(simulator.clock.now, {"name": f"C{n}", "description": "Imported."}))  # fmt: skip
+        nudges = [Nudge(f"company:{50_000 + n}") for n in range(250)]
+        await held.pull(nudges=nudges, die_before=3)
+        assert len(held.live()) == len(held.answered) == 250
+
+
+async def test_a_restore_outdoes_the_delete_even_where_the_object_did_not_change() -> None:
+    async with hubspot() as (simulator, held):
+        before = simulator.objects["companies", 9001][:]
+        at = simulator.clock.now
+        simulator.put("companies", 9001, vendor.Version(at, before[0].properties, archived=True))
+        await held.pull()
+        assert "company:9001" not in held.live()
+        simulator.objects["companies", 9001] = before  # back, as it was
+        await held.pull(nudges=[Nudge("company:9001:restored", at + timedelta(minutes=1))])
+        assert "company:9001" in held.live()
+
+
+def test_what_is_not_shown_yet_is_not_lost_by_a_fetch_that_found_nothing() -> None:
+    made = record_event(KINDS["deals"], {"id": "7", "updatedAt": "2025-11-01T00:00:00.123Z"})
+    gone = gone_event(KINDS["deals"], "7", AT)
+    assert made.occurred_at == AT and (made.version, made.event_id) > (gone.version, gone.event_id)
+
+
+async def test_a_backfill_takes_its_window_and_leaves_nudges_alone() -> None:
+    async with hubspot() as (simulator, held):
+        start = simulator.world.start
+        window = Window(start + timedelta(hours=2), start + timedelta(hours=9))
+        simulator.most = 3
+        await held.pull(window=window, nudges=[Nudge("company:9001")], die_before=2)
+        await held.pull(window=window, nudges=[Nudge("company:9001")])
+        changed = [versions[-1].at for (plural, _), versions in simulator.objects.items() if not versions[-1].archived]  # fmt: skip
+        assert not held.answered and held.events
+        assert len(held.live()) == sum(window.since <= at < window.until for at in changed)
+        before = len(held.events)
+        assert await held.pull(window=window) == 0, "it is done"
+        assert len(held.events) == before
+
+
+async def test_the_daily_limit_stops_all_calls_until_it_starts_anew() -> None:
+    async with hubspot(time_zone="America/Chicago") as (simulator, held):
+        simulator.calls_left = 2
+        with pytest.raises(RetryLater, match="daily limit") as spent:
+            await held.pull()
+        assert 0 < spent.value.after <= 24 * 3600
+        assert held.cursor["limit"]["until"] and held.events
+        simulator.calls_left = 1_000
+        with pytest.raises(RetryLater, match="daily limit"):
+            await held.pull()
+        assert simulator.calls_left == 1_000, "no call is made"
+        held.cursor["limit"]["until"] = (now() - timedelta(seconds=1)).isoformat()
+        await held.pull()
+        equal(simulator, held)
+        assert "limit" not in held.cursor
+
+
+async def test_the_short_limit_is_waited_out() -> None:
+    async with hubspot() as (simulator, held):
+        simulator.chaos.limits = 0.5
+        await held.pull()
+        equal(simulator, held)
+
+
+# What a record becomes
+
+
+def told(kind: str, id: str = "51", **properties: Any) -> Document:
+    record = {"id": id, "properties": properties, "updatedAt": "2025-11-01T00:00:00.123Z", "future": 1}  # fmt: skip
+    event = record_event(KINDS[kind], record)
+    assert json.loads(event.payload) == record, "unknown fields are kept"
+    return KEYED.document(event)
+
+
+def said(document: Document) -> set[tuple[str, str, str | None]]:
+    return {(one.subject, one.predicate, one.object or one.value) for one in document.assertions}
+
+
+def test_a_contact() -> None:
+    document = told("contacts", firstname="Dana", lastname="Whitfield", email="Dana@Paper.example", phone="+1 614 555 0123",
+                    company="Example Paper Co", jobtitle="Buyer", favourite_lane="ATL", hs_lead_status=None)  # fmt: skip
+    assert (document.kind, document.title, document.about) == ("contact", "Dana Whitfield", "email:dana@paper.example")  # fmt: skip
+    assert "Job title: Buyer" in document.text and "Favourite lane: ATL" in document.text
+    assert {
+        ("email:dana@paper.example", "name", "Dana Whitfield"),
+        ("email:dana@paper.example", "works_for", "company:Example Paper Co"),
+        ("person:Dana Whitfield", "works_for", "company:Example Paper Co"),
+        ("person:Dana Whitfield", "email", "email:dana@paper.example"),
+        ("person:Dana Whitfield", "phone", "phone:+1 614 555 0123"),
+    } <= said(document)
+
+
+def test_a_company_and_a_deal_meet_by_the_company_id() -> None:
+    company = told("companies", "9001", name="Northwind Trucking", city="Columbus", state="OH", scac="NWTR", mc_number="123456")  # fmt: skip
+    assert company.about == "company:Northwind Trucking"
+    assert {
+        ("company:Northwind Trucking", "same_as", "crm_company:9001"),
+        ("company:Northwind Trucking", "same_as", "scac:NWTR"),
+        ("company:Northwind Trucking", "same_as", "mc:123456"),
+        ("company:Northwind Trucking", "in", "location:Columbus OH"),
+    } <= said(company)
+    deal = told("deals", "6001", dealname="Lane bid ATL", dealstage="closedwon", amount="12500", hs_primary_associated_company="9001")  # fmt: skip
+    assert (deal.title, deal.about, deal.metadata["amount"]) == ("Lane bid ATL", "deal:6001", 12500.0)  # fmt: skip
+    assert {
+        ("deal:6001", "status", "closedwon"),
+        ("deal:6001", "amount", "12500"),
+        ("deal:6001", "customer", "crm_company:9001"),
+    } <= said(deal)
+
+
+@pytest.mark.parametrize("value", ["", None, 7, [], {}, "nan", "1e999", "\u0007", "x" * 5_000])
+def test_odd_values_are_told_or_left_out(value: Any) -> None:
+    for kind, plan in KINDS.items():
+        document = told(kind, **dict.fromkeys(plan.shown, value))
+        assert document.title
+        json.dumps([document.metadata, document.text], allow_nan=False)
+
+
+@pytest.mark.parametrize("name", ["contacts", "deals"])
+def test_real_records(name: str) -> None:
+    for record in json.loads(sample("hubspot", f"{name}.json"))["results"]:
+        event: Event = record_event(KINDS[name], record)
+        document = KEYED.document(event)
+        assert document.title and document.text
+        assert event.doc_key == f"{name[:-1]}:{record['id']}"
+    assert Assertion(subject=f"deal:{record['id']}", predicate="status", value="qualifiedtobuy") in document.assertions or name == "contacts"  # fmt: skip
+
+
+# The simulator is held to what the official package asks and understands
+
+
+async def test_the_official_package_reads_the_simulator() -> None:
+    async with hubspot() as (simulator, held):
+        simulator.most = 5
+        base = held.source.settings.base_url
+        client = Client.create(access_token=vendor.TOKEN, host=base)
+
+        def read() -> None:
+            everyone = client.crm.contacts.get_all(properties=["email"])
+            assert len(everyone) == sum(key.startswith("contact") for key in live)
+            binned = client.crm.contacts.basic_api.get_page(limit=100, archived=True)
+            assert [one.archived for one in binned.results] == [True, True]
+            filters = [{"propertyName": "lastmodifieddate", "operator": "GTE", "value": "0"}]
+            asked = PublicObjectSearchRequest(
+                filter_groups=[{"filters": filters}],
+                sorts=[{"propertyName": "lastmodifieddate", "direction": "ASCENDING"}],
+                properties=["email"],
+                limit=200,
+            )
+            page = client.crm.contacts.search_api.do_search(public_object_search_request=asked)
+            assert page.total == len(everyone) and len(page.results) == 5 and page.paging.next.after
+            one = client.crm.companies.basic_api.get_by_id("9001", properties=["name"])
+            assert one.properties["name"] == simulator.world.customers[0].name
+            inputs = BatchReadInputSimplePublicObjectId(
+                inputs=[{"id": "100045"}, {"id": "1"}], properties=["dealstage"], properties_with_history=[]
+            )  # fmt: skip
+            batch = client.crm.deals.batch_api.read(inputs)
+            assert [(one.id, one.properties["dealstage"]) for one in batch.results] == [("100045", "closedwon")]  # fmt: skip
+            assert batch.num_errors == 1
+
+        await held.pull()
+        live = held.live()
+        await asyncio.to_thread(read)

@@ -169,7 +169,7 @@ async def _settled(stack: Standing) -> bool:
     rows: Sequence[Mapping[str, Any]] = (await stack.get("/v1/sources"))["sources"]
     wrong = [row for row in rows if row["dead_letters"] or row["error"]]
     assert not wrong, wrong
-    return not any(row["backlog"] or row["nudges"] or row["files"] for row in rows)
+    return not any(row["backlog"] or row["change_hints"] or row["files"] for row in rows)
 
 
 async def _came(db: Postgres) -> dict[str, int]:

@@ -9,7 +9,7 @@ from apex_memory.app import App
 from apex_memory.simulate.edi.simulator import PLACES, EdiSimulator
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources.pages import PickedUp
+from apex_memory.sources.pages import InboundFile
 from bench.engines import opened, running_engines
 from bench.rows import Row, at_least, at_most
 
@@ -57,7 +57,7 @@ async def _measured(app: App, simulator: EdiSimulator, files: list[bytes]) -> li
     await app.pull("edi")  # the first look
     await app.pull("edi")
     picked = time.perf_counter() - began
-    await app.carry_files("edi")
+    await app.process_files("edi")
     answered = time.perf_counter() - began
     await app.drain("edi")
     seconds = time.perf_counter() - began
@@ -71,7 +71,7 @@ async def _measured(app: App, simulator: EdiSimulator, files: list[bytes]) -> li
     assert not wrong, sorted(wrong)[:3]
     began = time.process_time()
     for n, data in enumerate(files):
-        for event in source.unpack(PickedUp(f"{n}", data)).events:
+        for event in source.unpack(InboundFile(f"{n}", data)).events:
             if event.content_type == "application/json":
                 source.document(event)
     alone = (time.process_time() - began) / len(files)

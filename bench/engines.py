@@ -19,7 +19,7 @@ from apex_memory.config import Settings
 from apex_memory.engines.selection import embedded_engines, environment_for
 from apex_memory.engines.state import read_stack
 from apex_memory.engines.supervisor import Supervisor
-from apex_memory.gc_tuning import collect_seldom
+from apex_memory.gc_tuning import collect_garbage_seldom
 from apex_memory.pipeline import Embedder, Pipeline
 from bench.corpus import CHUNK_CHARS, DIMENSION
 
@@ -94,8 +94,10 @@ async def opened(
         if embedder:
             await app.pipeline.close()
             app.pipeline = Pipeline(embedder, chunk_chars=CHUNK_CHARS)
-        await app.recovery.gate()  # this and the next as the worker does at its start
-        collect_seldom()
+        await (
+            app.recovery.check_restarted_stores()
+        )  # this and the next as the worker does at its start
+        collect_garbage_seldom()
         try:
             yield app
         finally:

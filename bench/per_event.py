@@ -21,7 +21,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from apex_memory.app import App
 from apex_memory.flows.drain.activities import DrainActivities
-from apex_memory.flows.drain.messages import DrainOrder
+from apex_memory.flows.drain.messages import DrainInput
 from apex_memory.flows.drain.workflow import Drain
 from apex_memory.flows.temporal.attributes import ensure_attributes
 from apex_memory.flows.temporal.client import connect
@@ -163,7 +163,7 @@ async def carry_drained(app: App, events: Sequence[Event]) -> float:
     async with _worker(app, [Drain], activities) as (client, queue):
         began = time.perf_counter()
         handle = await client.start_workflow(
-            Drain.run, DrainOrder("documents", 1, look=True), id=queue, task_queue=queue
+            Drain.run, DrainInput("documents", 1, check_now=True), id=queue, task_queue=queue
         )
         while await app.db.fetch_one("SELECT 1 FROM inbox WHERE open LIMIT 1"):
             await asyncio.sleep(0.01)

@@ -115,7 +115,7 @@ async def flat_out(app: App, sent: Vendor, pids: dict[str, int]) -> Row:
         for _ in range(STEPS):
             await sent.advance(STEP)
             await app.pull(NAME)
-            await app.fold(NAME)
+            await app.aggregate_windows(NAME)
     seconds = time.perf_counter() - began
     used, kept = spent(before, usage(pids)), await _kept(app) - first
     await _check(app)
@@ -134,7 +134,7 @@ async def _profile(app: App, sent: Vendor, pids: dict[str, int]) -> str:
     ledger, first = Ledger(pids), await _kept(app)
     await sent.advance(STEP)
     await ledger.step("pull", lambda: app.pull(NAME))
-    windows = await ledger.step("fold", lambda: app.fold(NAME))
+    windows = await ledger.step("fold", lambda: app.aggregate_windows(NAME))
     await ledger.step("drain", lambda: app.drain(NAME))
     kept = await _kept(app) - first
     parts = (
@@ -160,7 +160,7 @@ async def at_pace(app: App, pids: dict[str, int]) -> list[Row]:
             await asyncio.sleep(POLL_SECONDS * (len(worked) + 1) - gone)
             start = time.perf_counter()
             await app.pull(NAME)
-            await app.fold(NAME)
+            await app.aggregate_windows(NAME)
             worked.append(time.perf_counter() - start)
             waits.append(await _oldest(app))
         kept, seconds = await _kept(app) - first, time.perf_counter() - began
@@ -219,7 +219,7 @@ async def _oldest(app: App) -> float:
 
 async def _carry(app: App) -> None:
     await app.pull(NAME)
-    await app.fold(NAME)
+    await app.aggregate_windows(NAME)
     await app.drain(NAME)
 
 
@@ -232,7 +232,7 @@ async def _kept(app: App) -> int:
 
 async def _check(app: App) -> None:
     """Fails unless every reading is in a window, every window folded and every version of it carried."""
-    await app.fold(NAME, everything=True)
+    await app.aggregate_windows(NAME, everything=True)
     await app.drain(NAME)
     row = await app.db.fetch_one(
         """SELECT (SELECT count(*) FROM windows WHERE dirty) AS dirty,

@@ -25,25 +25,25 @@ from apex_memory.credentials.vault import Vault, read_keys
 from apex_memory.errors import Misconfigured, RetryLater
 from apex_memory.fetching.backfills import Backfills
 from apex_memory.fetching.files import Files
-from apex_memory.fetching.pulls import Backfill, OnPage, Pulled, Pulls
+from apex_memory.fetching.pulls import Backfill, OnPage, PullResult, Pulls
 from apex_memory.fetching.source_states import SourceStates
 from apex_memory.fetching.windows import Readings
 from apex_memory.inbox import Batch, Inbox, Run
-from apex_memory.model import Event, Landed, now
+from apex_memory.model import Event, LandResult, now
 from apex_memory.pipeline import Embedder, Pipeline, extract_query, open_embedder
-from apex_memory.pipeline.batch_sizer import Pace
+from apex_memory.pipeline.batch_sizer import BatchSizer
 from apex_memory.saga import recovery
 from apex_memory.saga.collector import Collector
 from apex_memory.saga.dead_letters import DeadLetters
 from apex_memory.saga.failures import Failure
 from apex_memory.saga.publication import Publication, Report
 from apex_memory.saga.recovery import Recovery
-from apex_memory.saga.retries import Guard
-from apex_memory.saga.sweeper import Sweeper, Swept
+from apex_memory.saga.retries import ResilientStore
+from apex_memory.saga.sweeper import Sweeper, SweepResult
 from apex_memory.search import Search
 from apex_memory.sources import registry
 from apex_memory.sources.base import Source
-from apex_memory.sources.http import Link
+from apex_memory.sources.http import VendorClient
 from apex_memory.stores.base import GraphStore, Store, VectorStore
 from apex_memory.stores.cache import Cache
 from apex_memory.stores.graph import open_graph
@@ -66,7 +66,7 @@ class App:
     inbox: Inbox
     vault: Vault
     credentials: Credentials
-    links: dict[str, Link]
+    links: dict[str, VendorClient]
     pulls: Pulls
     files: Files
     readings: Readings
@@ -78,11 +78,11 @@ class App:
     recovery: Recovery
     dead_letters: DeadLetters
     search: Search
-    guards: dict[str, Guard]
-    pace: Pace
+    resilient_stores: dict[str, ResilientStore]
+    batch_sizer: BatchSizer
     log: Any
 
-    async def land(self, events: Sequence[Event]) -> list[Landed]:
+    async def land(self, events: Sequence[Event]) -> list[LandResult]:
         """Commit events to the inbox; only then may a source be answered 2xx."""
         landed = await self.inbox.land(events)
         await self.cache.remember([item.id for item in landed])
@@ -90,22 +90,24 @@ class App:
 
     async def pull(
         self, name: str, *, on_page: OnPage | None = None, backfill: Backfill | None = None
-    ) -> Pulled:
+    ) -> PullResult:
         """Fetch what a vendor has for us, page by page. Nothing of a paused, disabled or unconfigured source."""
         source = self.sources[name]
-        if not source.pulled or source.missing or not await self.states.may_pull(name):
-            return Pulled()
+        if not source.pulled or source.missing_settings or not await self.states.may_pull(name):
+            return PullResult()
         return await self.pulls.run(source, self.links[name], on_page=on_page, backfill=backfill)
 
-    async def carry_files(self, name: str) -> int:
+    async def process_files(self, name: str) -> int:
         """Land and answer the files of a source that are not at an end; answers how many. The direct path."""
-        return await self.files.carry(self.sources[name], self.links[name])
+        return await self.files.process(self.sources[name], self.links[name])
 
-    async def fold(self, name: str, *, everything: bool = False) -> int:
+    async def aggregate_windows(self, name: str, *, everything: bool = False) -> int:
         """Land the windows of a stream that are due; answers how many."""
         source = self.sources[name]
         return (
-            await self.readings.fold(source, everything=everything) if source.window_seconds else 0
+            await self.readings.aggregate(source, everything=everything)
+            if source.window_seconds
+            else 0
         )
 
     async def claim(
@@ -116,7 +118,7 @@ class App:
         An empty batch means nothing is ready.
         """
         batch = batch or uuid.uuid4()
-        limit = self.pace.limit(source)
+        limit = self.batch_sizer.limit(source)
         events = await self.inbox.claim(
             source, batch=batch, limit=limit, lease=self.settings.lease_seconds, run=run
         )
@@ -140,7 +142,7 @@ class App:
             report = await self.publication.store_manifests(
                 batch, list(zip(events, results, strict=True))
             )
-        self.pace.took(source, len(events), monotonic() - began)
+        self.batch_sizer.took(source, len(events), monotonic() - began)
         return report
 
     async def publish(self, batch: UUID, *, behind: UUID | None = None) -> Report:
@@ -158,9 +160,9 @@ class App:
         self.log.error("batch given up", source=source, step=step, events=len(events))
         if len(events) == 1:
             error = RetryLater(reason, remedy="the worker's log says where")
-            await self.publication.outcomes.settle(batch, step, [Failure(events[0], error)])
+            await self.publication.failures.settle(batch, step, [Failure(events[0], error)])
         else:
-            self.pace.isolate(source, len(events))
+            self.batch_sizer.isolate(source, len(events))
             await self.publication.release(batch, events, seconds=0)
 
     async def drain(self, source: str, *, run: Run | None = None) -> int:
@@ -201,9 +203,9 @@ class App:
             await self.publication.release(behind, await self.inbox.held(behind), seconds=0)
         await publishing
 
-    async def sweep(self) -> Swept:
+    async def sweep(self) -> SweepResult:
         """Check stores that restarted, abort and remove what expired, let parked events go on."""
-        await self.recovery.gate()
+        await self.recovery.check_restarted_stores()
         return await self.sweeper.sweep()
 
     async def collect(self) -> int:
@@ -286,12 +288,20 @@ def _wire(
 ) -> App:
     inbox, tokens = Inbox(db), VaultTokens(vault)
     links = {
-        name: Link(name, http, tokens, calls=source.calls[0], seconds=source.calls[1])
+        name: VendorClient(
+            name, http, tokens, calls=source.rate_limit[0], seconds=source.rate_limit[1]
+        )
         for name, source in loaded.items()
     }
-    guards = {name: Guard(name, settings) for name in ("graph", "vectors")}
+    resilient_stores = {name: ResilientStore(name, settings) for name in ("graph", "vectors")}
     publication = Publication(
-        db, graph, vectors, cache, settings=settings, pipeline=pipeline.pipeline, guards=guards
+        db,
+        graph,
+        vectors,
+        cache,
+        settings=settings,
+        pipeline=pipeline.pipeline,
+        resilient_stores=resilient_stores,
     )
     stores: dict[str, Store] = {"documents": db, "graph": graph, "vectors": vectors, "cache": cache}
     return App(
@@ -312,7 +322,7 @@ def _wire(
         states=SourceStates(db, loaded),
         backfills=Backfills(db, inbox),
         publication=publication,
-        sweeper=Sweeper(db, graph, vectors, stores, guards),
+        sweeper=Sweeper(db, graph, vectors, stores, resilient_stores),
         collector=Collector(db, graph, vectors, settings),
         recovery=Recovery(db, graph, vectors, publication),
         dead_letters=DeadLetters(db),
@@ -325,7 +335,7 @@ def _wire(
             embedder_id=embedder.id,
             extract_query=extract_query,
         ),
-        guards=guards,
-        pace=Pace(most=settings.batch_max, seconds=settings.batch_seconds),
-        log=logger(room="app"),
+        resilient_stores=resilient_stores,
+        batch_sizer=BatchSizer(most=settings.batch_max, seconds=settings.batch_seconds),
+        log=logger(component="app"),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 
 
-def collect_seldom() -> None:
+def collect_garbage_seldom() -> None:
     """Call once, when the start is over: what it made is not looked at again, and what comes after seldom.
 
     A batch makes a hundred thousand objects that are gone when it is. Looking through them every 700, as

@@ -28,7 +28,7 @@ Vectors = NDArray[np.float32]  # shape (chunks, dimension), rows of unit length
 TOMBSTONE = "application/vnd.apex.tombstone+json"
 """Content type of a delete that Apex itself lands, for any source: an event with an empty body."""
 
-BROKEN = "application/vnd.apex.broken+json"
+MALFORMED = "application/vnd.apex.broken+json"
 """Content type of a pulled record that could not be read: `{"reason", "remedy", "record"}`. A dead letter to be."""
 
 
@@ -112,7 +112,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Landed:
+class LandResult:
     """What the inbox answers for an event: its id, and whether it was there already."""
 
     id: uuid.UUID

@@ -39,8 +39,8 @@ VENDOR_CALLS = Counter(
     "Calls to a source's vendor, by the class of the answer (2xx, 4xx, 5xx) or `unreachable`.",
     ["source", "answer"],
 )
-NUDGES = Counter(
-    "apex_nudges", "Thin notifications kept until the thing they name is fetched.", ["source"]
+CHANGE_HINTS = Counter(
+    "apex_change_hints", "Thin notifications kept until the thing they name is fetched.", ["source"]
 )
 PULLS = Counter(
     "apex_pulls", "Pulls of a source that ended, by outcome: done or failed.", ["source", "outcome"]

@@ -181,7 +181,7 @@ def unauthorized(source: Source, request: Request) -> bool:
 def taken(source: Source, request: Request) -> bool:
     """Thin notifications hold no event: they name what is to be fetched."""
     received = source.receive(request)
-    return bool(received.events or received.nudges)
+    return bool(received.events or received.change_hints)
 
 
 @pytest.mark.parametrize("name", WEBHOOKS)

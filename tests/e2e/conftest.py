@@ -16,7 +16,7 @@ from apex_memory.app import App, open_app
 from apex_memory.config import Settings
 from apex_memory.engines.base import free_port
 from apex_memory.engines.edge import Edge
-from apex_memory.model import TOMBSTONE, Event, Landed, micros, now
+from apex_memory.model import TOMBSTONE, Event, LandResult, micros, now
 from apex_memory.sources.base import Request
 from tests.conftest import PASSWORD, running
 
@@ -64,7 +64,7 @@ def make_settings(
 @pytest.fixture
 async def app(make_settings: MakeSettings) -> AsyncIterator[App]:
     async with open_app(make_settings()) as app:
-        await app.recovery.gate()  # as the worker does at its start
+        await app.recovery.check_restarted_stores()  # as the worker does at its start
         yield app
 
 
@@ -105,11 +105,11 @@ def delete_event(of: Event, *, version: int) -> Event:
     )
 
 
-async def land(app: App, *events: Event) -> list[Landed]:
+async def land(app: App, *events: Event) -> list[LandResult]:
     return await app.land(events)
 
 
-async def state(app: App, landed: Landed) -> str:
+async def state(app: App, landed: LandResult) -> str:
     row = await app.db.fetch_one("SELECT state FROM inbox WHERE id = %s", (landed.id,))
     assert row
     return str(row["state"])

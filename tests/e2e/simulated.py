@@ -14,7 +14,7 @@ from apex_memory.errors import ApexError, NotFound, RetryLater
 from apex_memory.model import document_uuid
 from apex_memory.simulate.vendor import Push, Simulator, Truth
 from apex_memory.sources.base import Request, Source
-from apex_memory.sources.pages import Asked, Page
+from apex_memory.sources.pages import Page, PullContext
 
 STEPS = 24
 
@@ -57,8 +57,8 @@ class Day:
             await self.send_one(push)
         for _ in range(3):
             await self.app.pull(self.name)
-            await self.app.carry_files(self.name)
-            await self.app.fold(self.name, everything=True)
+            await self.app.process_files(self.name)
+            await self.app.aggregate_windows(self.name, everything=True)
             await self.app.drain(self.name)
 
     async def step(self) -> None:
@@ -66,8 +66,8 @@ class Day:
             await self.app.pull(self.name)
         except ApexError as error:
             self.failures.append(str(error))
-        await self.app.carry_files(self.name)
-        await self.app.fold(self.name)
+        await self.app.process_files(self.name)
+        await self.app.aggregate_windows(self.name)
         await self.app.drain(self.name)
 
     async def send(self, pushes: Any) -> None:
@@ -89,10 +89,10 @@ class Day:
         headers = {"content-type": push.content_type}
         headers |= {name.lower(): value for name, value in push.sign(push.body, now).items()}
         request = Request(push.body, headers, {}, now)
-        await source.before(request, self.app.links[self.name])
+        await source.fetch_verification_data(request, self.app.links[self.name])
         received = source.receive(request)
         await self.app.land(received.events)
-        await self.app.pulls.note(self.name, received.nudges)
+        await self.app.pulls.note(self.name, received.change_hints)
 
     async def check(self, truth: Sequence[Truth], *, dead: int = 0) -> None:
         """Every simulated thing once in its newest state, deleted ones gone, nothing else, and nothing left over."""
@@ -122,8 +122,10 @@ class Day:
             (self.name,),
         )
         assert len(left) == dead, left
-        nudges = await self.app.db.fetch("SELECT key FROM nudges WHERE source = %s", (self.name,))
-        assert not nudges, nudges
+        change_hints = await self.app.db.fetch(
+            "SELECT key FROM change_hints WHERE source = %s", (self.name,)
+        )
+        assert not change_hints, change_hints
 
 
 class _Mortal:
@@ -135,7 +137,7 @@ class _Mortal:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
 
-    async def pull(self, asked: Asked) -> AsyncIterator[Page]:
+    async def pull(self, asked: PullContext) -> AsyncIterator[Page]:
         async for page in self._source.pull(asked):
             if self._day.dice.random() < self._day.kills:
                 raise Killed("killed before the page was committed")

@@ -22,8 +22,8 @@ from apex_memory.engines.base import free_port
 from apex_memory.gateway import create_app
 from apex_memory.gateway import ingest as intake_module
 from apex_memory.gateway.dependencies import Gateway
-from apex_memory.gateway.group_commit import Landings
-from apex_memory.model import Event, Landed, now
+from apex_memory.gateway.group_commit import GroupCommitter
+from apex_memory.model import Event, LandResult, now
 from tests.e2e import front
 from tests.e2e.conftest import MakeSettings
 
@@ -78,7 +78,7 @@ async def running_api(settings: Settings) -> AsyncIterator[Api]:
     async with application.router.lifespan_context(application):
         gateway = application.state.gateway
         key = await create_key(gateway.app.db, "test", ["admin"])
-        await gateway.app.recovery.gate()
+        await gateway.app.recovery.check_restarted_stores()
         async with client_of(application, {"authorization": f"Bearer {key.key}"}) as http:
             yield Api(gateway, http, application)
 
@@ -520,12 +520,12 @@ async def test_without_postgresql_everything_is_503_and_says_when_to_come_back(
 async def test_too_many_at_once_are_sent_away(api: Api) -> None:
     inside, gate = asyncio.Event(), asyncio.Event()
 
-    async def land(events: Sequence[Event]) -> list[Landed]:
+    async def land(events: Sequence[Event]) -> list[LandResult]:
         inside.set()
         await gate.wait()
         return await api.app.land(events)
 
-    object.__setattr__(api.gateway, "landings", Landings(land, queued=1))
+    object.__setattr__(api.gateway, "landings", GroupCommitter(land, queued=1))
     waiting = asyncio.create_task(api.post("/v1/documents", json={"text": "one"}))
     await inside.wait()
     busy = await api.post("/v1/documents", json={"text": "two"})

@@ -152,7 +152,7 @@ async def worker(settings: Settings) -> AsyncIterator[None]:
             await asyncio.sleep(0.02)
 
     async with open_app(settings) as app:
-        await app.recovery.gate()
+        await app.recovery.check_restarted_stores()
         task = asyncio.create_task(carry(app))
         try:
             yield

@@ -213,7 +213,7 @@ async def test_a_store_that_is_gone_parks_events_and_they_go_on_by_themselves(
     make_settings: MakeSettings, store: str
 ) -> None:
     async with open_app(make_settings(retry_attempts=1)) as app:
-        await app.recovery.gate()
+        await app.recovery.check_restarted_stores()
         real = getattr(app, store)
         gone = Faulty(real)
         gone.plan(Fault.FAIL, "upsert", "tally", "ping")
@@ -319,7 +319,9 @@ async def test_a_store_that_lost_data_is_repaired_from_manifests(app: App) -> No
     # A second look at the same time waits, and finds it done; what is written meanwhile is not held up.
     await land(app, text_event(app, "d6", "SHP-100046 text", version=1))
     [checked], again, _ = await asyncio.gather(
-        app.recovery.gate(), app.recovery.gate(), app.drain("documents")
+        app.recovery.check_restarted_stores(),
+        app.recovery.check_restarted_stores(),
+        app.drain("documents"),
     )
     assert (checked.store, checked.repaired, checked.errors, again) == ("vectors", 2, [], [])
     assert (await app.store_states())["vectors"] == "ready"

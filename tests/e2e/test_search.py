@@ -63,7 +63,7 @@ async def world(
             embedder="minilm",
         )
         async with open_app(settings) as app:
-            await app.recovery.gate()
+            await app.recovery.check_restarted_stores()
             await land(
                 app,
                 *(
@@ -91,7 +91,7 @@ async def own_vectors_url(engine_data: Path) -> AsyncIterator[str]:
 async def app(make_settings: MakeSettings, own_vectors_url: str) -> AsyncIterator[App]:
     settings = make_settings(vectors=own_vectors_url, snapshot_seconds=5, grace_seconds=6)
     async with open_app(settings) as app:
-        await app.recovery.gate()
+        await app.recovery.check_restarted_stores()
         yield app
         async with aclosing(app.vectors.walk()) as held:
             await app.vectors.delete_stages([one.stage async for one in held])

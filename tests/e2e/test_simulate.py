@@ -41,7 +41,9 @@ async def test_vendors_answer_and_the_settings_point_there(tmp_path: Path) -> No
         tables = tomllib.loads(file.read_text())["sources"]
         assert set(tables) == {kind.name for kind in classes()}
         loaded = registry.load(tables)
-        assert not [source.name for source in loaded.values() if source.pulled and source.missing]
+        assert not [
+            source.name for source in loaded.values() if source.pulled and source.missing_settings
+        ]
         url = re.search(r"http://127\.0\.0\.1:\d+", said)
         assert url, said
         async with httpx2.AsyncClient() as http:

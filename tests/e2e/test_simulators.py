@@ -16,13 +16,13 @@ from apex_memory.app import open_app
 from apex_memory.credentials.vault import new_key
 from apex_memory.engines.base import free_port
 from apex_memory.engines.edge import Edge
-from apex_memory.fetching.pulls import Pulled
+from apex_memory.fetching.pulls import PullResult
 from apex_memory.simulate.program import classes
 from apex_memory.simulate.served import serving
 from apex_memory.simulate.turvo.simulator import Turvo
 from apex_memory.simulate.vendor import Chaos, Simulator
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources.pages import Nudge
+from apex_memory.sources.pages import ChangeHint
 from tests.conftest import PASSWORD, running
 from tests.e2e.conftest import HASHING_DIMENSION, MakeSettings
 from tests.e2e.simulated import Day
@@ -93,10 +93,12 @@ async def test_what_a_webhook_names_does_not_wait_for_a_long_list(
         app, waiting = told.app, list[int]()
         told.simulator.clock.advance_to(told.simulator.world.start + timedelta(hours=12))
 
-        async def on_page(done: Pulled) -> None:
+        async def on_page(done: PullResult) -> None:
             if done.pages == 1:
-                await app.pulls.note("turvo", [Nudge("shipment:404")])
-            row = await app.db.fetch_one("SELECT count(*) AS n FROM nudges WHERE source = 'turvo'")
+                await app.pulls.note("turvo", [ChangeHint("shipment:404")])
+            row = await app.db.fetch_one(
+                "SELECT count(*) AS n FROM change_hints WHERE source = 'turvo'"
+            )
             assert row
             waiting.append(row["n"])
 

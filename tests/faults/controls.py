@@ -83,7 +83,7 @@ async def scratch(app: App, **other: str) -> AsyncIterator[App]:
         given = {"documents": url.rpartition("/")[0] + f"/{name}", "graph": graph} | other
         try:
             async with open_app(app.settings.model_copy(update=given)) as mine:
-                await mine.recovery.gate()
+                await mine.recovery.check_restarted_stores()
                 yield mine
                 rows = await mine.db.fetch("SELECT stage_id FROM stages")
                 for store in (mine.graph, mine.vectors):
@@ -129,7 +129,7 @@ async def _forgetful_store(app: App, vectors: str, folder: Path, result: Control
             await _answering(mine)
             found = (await examine(mine, acknowledged)).all()
             result.saw("a store that forgets", found, meant="the graph holds 0 of")
-            await mine.recovery.gate()
+            await mine.recovery.check_restarted_stores()
             mine.collector._grace = 0
             await mine.collect()
             await settle(mine, seconds=1)

@@ -98,7 +98,7 @@ async def test_a_full_disk_is_said_and_nothing_acknowledged_is_lost(
                 call_timeout_seconds=3,
             )
             async with open_app(settings) as app:
-                await app.recovery.gate()
+                await app.recovery.check_restarted_stores()
                 [before] = await app.land([text_event(app, "before", "SHP-100045.", version=1)])
                 await app.drain("documents")
                 ballast = folder / "ballast"

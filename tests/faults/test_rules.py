@@ -26,7 +26,7 @@ from apex_memory.config import Settings
 from apex_memory.errors import ApexError
 from apex_memory.model import TOMBSTONE, Event, Tally, now
 from apex_memory.saga import journal
-from apex_memory.saga.recovery import Checked
+from apex_memory.saga.recovery import ReconcileResult
 from apex_memory.saga.stage import Stage
 from apex_memory.sources.base import Request
 from apex_memory.stores.postgres import Connection
@@ -128,7 +128,7 @@ class Memory(RuleBasedStateMachine):
         self.app = app = await self.closing.enter_async_context(open_app(given))
         # The vector store is shared with the examples before, and those that fail leave it as it is.
         await app.vectors.delete_stages([item.stage async for item in app.vectors.walk()])
-        await app.recovery.gate()
+        await app.recovery.check_restarted_stores()
         self.faulty = {"graph": Faulty(app.graph), "vectors": Faulty(app.vectors)}
         app.sweeper._stores = {**app.sweeper._stores, **self.faulty}
         app.recovery._stores = dict(self.faulty)
@@ -421,8 +421,8 @@ class NobodyLooks(Memory):
     """A restart gate that believes every store."""
 
     def break_something(self, app: App) -> None:
-        async def check(name: str, *, since: datetime) -> Checked:
-            return Checked(name)
+        async def check(name: str, *, since: datetime) -> ReconcileResult:
+            return ReconcileResult(name)
 
         app.recovery.check = check  # type: ignore[method-assign]
 

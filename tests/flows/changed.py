@@ -7,7 +7,7 @@ from datetime import timedelta
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from apex_memory.flows.drain.messages import DrainOrder
+    from apex_memory.flows.drain.messages import DrainInput
     from apex_memory.flows.drain.workflow import Drain
 
 
@@ -16,10 +16,10 @@ class HastyDrain(Drain):
     """Rests before it begins."""
 
     @workflow.init
-    def __init__(self, order: DrainOrder) -> None:
+    def __init__(self, order: DrainInput) -> None:
         super().__init__(order)
 
     @workflow.run
-    async def run(self, order: DrainOrder) -> None:
+    async def run(self, order: DrainInput) -> None:
         await workflow.sleep(timedelta(seconds=1))
         await super().run(order)

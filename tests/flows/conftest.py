@@ -9,7 +9,7 @@ import pytest_asyncio
 from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
 
-from apex_memory.flows.drain.messages import DrainOrder
+from apex_memory.flows.drain.messages import DrainInput
 from apex_memory.flows.drain.workflow import Drain
 from apex_memory.flows.temporal.client import connect
 from apex_memory.flows.temporal.errors import Translation
@@ -34,7 +34,7 @@ class Bench:
         self.handle: WorkflowHandle[Drain, None]
 
     async def start(self, **changes: object) -> WorkflowHandle[Drain, None]:
-        order = DrainOrder("frontapp", 0, quiet_seconds=0.3, idle_seconds=600, fault_seconds=0.2)
+        order = DrainInput("frontapp", 0, quiet_seconds=0.3, idle_seconds=600, fault_seconds=0.2)
         self.handle = await self.client.start_workflow(
             Drain.run, replace(order, **changes), id=self.name, task_queue=self.name
         )

@@ -21,22 +21,22 @@ from apex_memory.engines.base import free_port
 from apex_memory.engines.temporal import Temporal
 from apex_memory.errors import Misconfigured, RetryLater
 from apex_memory.flows.fetch.messages import (
-    BackfillOrder,
+    BackfillInput,
     BackfillReport,
-    FileOrder,
+    FileInput,
     FileReport,
-    FollowOrder,
+    FollowInput,
     FollowReport,
-    PullOrder,
+    PullInput,
     PullReport,
 )
 from apex_memory.flows.fetch.workflows import PULL_WORKFLOWS, Backfill, File, Follow, Pull
 from apex_memory.flows.maintenance.messages import (
-    Greeting,
-    ReconcileOrder,
+    ReconcileInput,
     ReconcileReport,
-    RoundsOrder,
-    StoreOrder,
+    RoundsInput,
+    SmokeTestReport,
+    StoreInput,
     SweepReport,
 )
 from apex_memory.flows.maintenance.workflows import (
@@ -66,13 +66,13 @@ async def collect() -> int:
 
 
 @activity.defn
-async def reconcile(order: StoreOrder) -> ReconcileReport:
+async def reconcile(order: StoreInput) -> ReconcileReport:
     return ReconcileReport(order.store, 10, 0, 0, 0, 0)
 
 
 @activity.defn
-async def greet() -> Greeting:
-    return Greeting("build", {"documents": "PostgreSQL 18"}, {"cache": "away"})
+async def smoke_test() -> SmokeTestReport:
+    return SmokeTestReport("build", {"documents": "PostgreSQL 18"}, {"cache": "away"})
 
 
 async def carried(bench: Bench, count: int) -> None:
@@ -135,16 +135,16 @@ async def export_drains(client: Client) -> None:
 
 async def export_others(client: Client) -> None:
     calls: list[tuple[Any, list[Any]]] = [
-        (Sweep, [RoundsOrder(0.05, 0.2)]),
-        (Collect, [RoundsOrder(30, 10)]),
-        (Reconcile, [ReconcileOrder(["graph", "vectors"])]),
+        (Sweep, [RoundsInput(0.05, 0.2)]),
+        (Collect, [RoundsInput(30, 10)]),
+        (Reconcile, [ReconcileInput(["graph", "vectors"])]),
         (Hello, []),
     ]
     async with Worker(
         client,
         task_queue="export",
         workflows=MAINTENANCE_WORKFLOWS,
-        activities=[sweep, collect, reconcile, greet],
+        activities=[sweep, collect, reconcile, smoke_test],
         interceptors=[Translation()],
     ):
         for workflow, arguments in calls:
@@ -157,29 +157,29 @@ async def export_others(client: Client) -> None:
 
 
 @activity.defn
-async def pull(order: PullOrder) -> PullReport:
+async def pull(order: PullInput) -> PullReport:
     return PullReport(2, 300, 290, 0, ["a", "b"])
 
 
 @activity.defn
-async def follow(order: FollowOrder) -> FollowReport:
+async def follow(order: FollowInput) -> FollowReport:
     return FollowReport(120, 4_000, 12, 20)
 
 
 @activity.defn
-async def land_file(order: FileOrder) -> FileReport:
+async def land_file(order: FileInput) -> FileReport:
     done = activity.info().workflow_id in landing
     landing.add(activity.info().workflow_id)
     return FileReport(600, 600 if done else 500, more=not done)
 
 
 @activity.defn
-async def answer_file(order: FileOrder) -> list[str]:
+async def answer_file(order: FileInput) -> list[str]:
     return ["997.edi"]
 
 
 @activity.defn
-async def backfill(order: BackfillOrder) -> BackfillReport:
+async def backfill(order: BackfillInput) -> BackfillReport:
     return BackfillReport("done", 500, 12)
 
 
@@ -188,10 +188,10 @@ landing: set[str | None] = set()
 
 async def export_fetching(client: Client) -> None:
     calls: list[tuple[Any, Any]] = [
-        (Pull, PullOrder("edi")),
-        (File, FileOrder("edi", "c")),
-        (Follow, FollowOrder("samsara", runs=2)),
-        (Backfill, BackfillOrder("edi", "d")),
+        (Pull, PullInput("edi")),
+        (File, FileInput("edi", "c")),
+        (Follow, FollowInput("samsara", runs=2)),
+        (Backfill, BackfillInput("edi", "d")),
     ]
     async with Worker(
         client,

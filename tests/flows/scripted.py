@@ -11,11 +11,11 @@ from temporalio import activity
 
 from apex_memory.flows.drain.messages import (
     SHOWN,
-    BatchOrder,
+    BatchInput,
     ClaimedBatch,
-    ClaimOrder,
+    ClaimInput,
     EventName,
-    GivenUp,
+    GiveUpInput,
     StepReport,
 )
 
@@ -70,7 +70,7 @@ class Steps:
             raise self.fail[step].pop(0)
 
     @activity.defn
-    async def claim(self, order: ClaimOrder) -> ClaimedBatch:
+    async def claim(self, order: ClaimInput) -> ClaimedBatch:
         self._maybe_fail("claim")
         taken, self.ready = self.ready[: self.limit], self.ready[self.limit :]
         batch = order.batch
@@ -83,13 +83,13 @@ class Steps:
         return ClaimedBatch(batch, len(taken), len(taken) >= self.limit, names)
 
     @activity.defn
-    async def prepare(self, order: BatchOrder) -> StepReport:
+    async def prepare(self, order: BatchInput) -> StepReport:
         self._maybe_fail("prepare")
         self.prepared.append(len(self.held[order.batch]))
         return StepReport({"prepared": len(self.held[order.batch])})
 
     @activity.defn
-    async def publish(self, order: BatchOrder) -> StepReport:
+    async def publish(self, order: BatchInput) -> StepReport:
         self.behind.append(order.behind)
         if self.gate:
             await self.gate.wait()
@@ -102,7 +102,7 @@ class Steps:
         return StepReport({self.outcome: len(events)}, named, landed)
 
     @activity.defn
-    async def give_up(self, order: GivenUp) -> None:
+    async def give_up(self, order: GiveUpInput) -> None:
         self.given_up.append(order.step)
         self.ready = self.held.pop(order.batch) + self.ready
 

@@ -18,7 +18,7 @@ from apex_memory.engines.temporal import Temporal
 from apex_memory.flows.drain.control import Drains
 from apex_memory.flows.temporal.client import connect
 from apex_memory.flows.temporal.deployment import Deployment, build_id
-from apex_memory.flows.worker import take_over, tend, workers
+from apex_memory.flows.worker import activate_build, maintain, workers
 from tests.conftest import running
 from tests.flows.scripted import Steps, until
 
@@ -42,8 +42,10 @@ async def build(client: Client, name: str, steps: Steps) -> AsyncIterator[Drains
     deployment, drains = Deployment(client, name), Drains(client, {"frontapp": 0, "edi": 2})
     settings = Settings(sweep_seconds=3600, collect_seconds=3600)
     async with workers(deployment, steps.activities):
-        await take_over(settings, {}, drains, deployment)
-        task = asyncio.create_task(tend(settings, {}, drains, deployment, seconds=1, unclaimed=2.5))
+        await activate_build(settings, {}, drains, deployment)
+        task = asyncio.create_task(
+            maintain(settings, {}, drains, deployment, seconds=1, unclaimed=2.5)
+        )
         try:
             yield drains
         finally:

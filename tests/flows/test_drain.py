@@ -75,9 +75,9 @@ def _runs_at_least(bench: Bench, count: int):  # type: ignore[no-untyped-def]
 
 async def test_an_empty_wake_makes_no_new_run(bench: Bench) -> None:
     handle = await bench.start()
-    for look in (1, 2, 3):
+    for count in (1, 2, 3):
         await bench.wake()
-        await until(lambda look=look: bench.steps.looks == look, f"look {look}")
+        await until(lambda count=count: bench.steps.looks == count, f"check {count}")
     assert await bench.runs() == [handle.first_execution_run_id]
 
 

@@ -24,7 +24,7 @@ from apex_memory.flows.temporal.client import connect
 from apex_memory.flows.wakes import Waker
 from apex_memory.flows.worker import serve
 from apex_memory.model import document_uuid
-from apex_memory.sources.pages import Nudge
+from apex_memory.sources.pages import ChangeHint
 from tests.conftest import running
 from tests.e2e.conftest import MakeSettings
 from tests.flows.scripted import until
@@ -77,7 +77,7 @@ async def at_work(
         client, stop = await connect(temporal.url), asyncio.Event()
         pulling = Pulling(client, app.sources)
         waker = Waker(Drains(client, priorities_of(app.sources)), pulling)
-        task = asyncio.create_task(serve(app, build="test", stop=stop, tend_seconds=1))
+        task = asyncio.create_task(serve(app, build="test", stop=stop, maintain_seconds=1))
         try:
             yield Place(app, client, waker, pulling, folder)
         finally:
@@ -109,12 +109,14 @@ async def test_polls_streams_and_files_arrive(make_settings: MakeSettings, folde
         [file] = await place.app.files.listed()
         assert (file["events"], file["landed"], file["findings"]) == (2, 2, ["odd"])
 
-        # A nudge fetches at once; a late reading opens its window again.
+        # A change hint fetches at once; a late reading opens its window again.
         (folder / "lines").write_text("one\ntwo\nthree\nfour\n")
-        await place.app.pulls.note("polled", [Nudge("all")])
+        await place.app.pulls.note("polled", [ChangeHint("all")])
         place.waker.pull("polled")
-        await until(lambda: place.text("polled", "line:3"), "the nudge was followed", seconds=20)
-        assert not await place.app.db.fetch("SELECT FROM nudges")
+        await until(
+            lambda: place.text("polled", "line:3"), "the change hint was followed", seconds=20
+        )
+        assert not await place.app.db.fetch("SELECT FROM change_hints")
         with (folder / "readings").open("a") as readings:
             readings.write("20 70\n")
 

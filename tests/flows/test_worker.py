@@ -26,7 +26,7 @@ from apex_memory.flows.temporal.client import connect
 from apex_memory.flows.temporal.queues import drain_id
 from apex_memory.flows.wakes import Waker
 from apex_memory.flows.worker import serve
-from apex_memory.model import Landed
+from apex_memory.model import LandResult
 from apex_memory.saga.publication import Report
 from tests.conftest import running
 from tests.e2e.conftest import MakeSettings, land, live, state, text_event
@@ -44,7 +44,7 @@ def temporal() -> Iterator[Temporal]:
 async def serving(app: App) -> AsyncIterator[Waker]:
     """A worker in this process, and the waker that the landing side would have."""
     stop = asyncio.Event()
-    task = asyncio.create_task(serve(app, build="test", stop=stop, tend_seconds=1))
+    task = asyncio.create_task(serve(app, build="test", stop=stop, maintain_seconds=1))
     client = await connect(app.settings.temporal, lazy=True)
     waker = Waker(Drains(client, priorities_of(app.sources)), Pulling(client, app.sources))
     try:
@@ -55,7 +55,7 @@ async def serving(app: App) -> AsyncIterator[Waker]:
         await task
 
 
-async def done(app: App, landed: Landed) -> bool:
+async def done(app: App, landed: LandResult) -> bool:
     return await state(app, landed) == "done"
 
 

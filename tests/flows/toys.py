@@ -38,7 +38,7 @@ class Toy(Source):
         return Path(self.settings.folder)
 
     def receive(self, request):
-        return Received(nudges=[Nudge("all")])
+        return Received(change hints=[Nudge("all")])
 
     def document(self, event):
         return Document(kind="toy", title="Toy", occurred_at=event.occurred_at, text=json.loads(event.payload)["text"])
@@ -63,9 +63,9 @@ class Polled(Toy):
             raise RetryLater("polled: the vendor is in trouble", after=0.1)
         for n in range(at, len(lines), 2):
             some = [event("polled", f"line:{m}", 1, lines[m]) for m in range(n, min(n + 2, len(lines)))]
-            yield Page(events=some, cursor={"at": n + len(some)}, answered=asked.nudges)
+            yield Page(events=some, cursor={"at": n + len(some)}, answered=asked.change hints)
         if at == len(lines):
-            yield Page(answered=asked.nudges)
+            yield Page(answered=asked.change hints)
 
 
 class Streamed(Toy):

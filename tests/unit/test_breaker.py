@@ -7,7 +7,7 @@ import pytest
 from apex_memory.config import Settings
 from apex_memory.errors import Rejected, RetryLater, Unavailable
 from apex_memory.saga.breaker import Breaker, CircuitOpen
-from apex_memory.saga.retries import Guard
+from apex_memory.saga.retries import ResilientStore
 
 
 class Clock:
@@ -71,7 +71,7 @@ async def test_trips_on_failure_rate_without_a_run_of_failures() -> None:
 
 
 async def test_guard_retries_what_passes_and_nothing_else() -> None:
-    guard = Guard("graph", Settings(retry_attempts=3, retry_seconds=0.001))
+    guard = ResilientStore("graph", Settings(retry_attempts=3, retry_seconds=0.001))
     calls = 0
 
     async def twice_busy() -> str:
@@ -95,7 +95,7 @@ async def test_guard_retries_what_passes_and_nothing_else() -> None:
 
 
 async def test_guard_bounds_a_hanging_store() -> None:
-    guard = Guard(
+    guard = ResilientStore(
         "vectors", Settings(retry_attempts=1, retry_seconds=0.001, call_timeout_seconds=0.05)
     )
     with pytest.raises(Unavailable, match=r"no answer within 0\.05 s"):

@@ -185,7 +185,7 @@ async def test_strangers_are_shown_the_door(
     await store.ping()
 
 
-async def greet(process: EdgeProcess) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def smoke_test(process: EdgeProcess) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection(HOST, process.port)
     writer.write(to_frame({"password": "p@ss"}))
     assert (await read_frame(reader))["dimension"] == DIMENSION
@@ -195,7 +195,7 @@ async def greet(process: EdgeProcess) -> tuple[asyncio.StreamReader, asyncio.Str
 async def test_malformed_requests_are_answered_and_harm_nobody(
     process: EdgeProcess, store: EdgeVectors
 ) -> None:
-    reader, writer = await greet(process)
+    reader, writer = await smoke_test(process)
     batch = {"points": [["x", "y", "z", 1, []]], "dense": b"123", "lengths": b"", "ids": b""}
     short = {**batch, "dense": bytes(4 * (DIMENSION + 1)), "lengths": bytes(4), "weights": b""}
     for request in ([1, "steal", None], [2, "upsert", batch], [3, "upsert", short]):
@@ -209,7 +209,7 @@ async def test_malformed_requests_are_answered_and_harm_nobody(
 async def test_a_frame_too_large_ends_its_connection_alone(
     process: EdgeProcess, store: EdgeVectors
 ) -> None:
-    reader, writer = await greet(process)
+    reader, writer = await smoke_test(process)
     writer.write((MAX_FRAME + 1).to_bytes(4, "big"))
     assert await asyncio.wait_for(reader.read(), 5) == b""
     writer.close()

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from apex_memory.errors import ApexError, Misconfigured, Rejected, RetryLater, Unauthorized
-from apex_memory.model import BROKEN, TOMBSTONE, Assertion, Document, Event
+from apex_memory.model import MALFORMED, TOMBSTONE, Assertion, Document, Event
 from apex_memory.simulate.edi.simulator import PASSWORD, EdiSimulator
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
@@ -22,8 +22,8 @@ from apex_memory.sources.base import Request
 from apex_memory.sources.edi.source import Edi
 from apex_memory.sources.edi.x12.checks import cents, clock, date_of
 from apex_memory.sources.edi.x12.fields import zoned
-from apex_memory.sources.http import Link
-from apex_memory.sources.pages import Asked, Page, PickedUp, Window
+from apex_memory.sources.http import VendorClient
+from apex_memory.sources.pages import InboundFile, Page, PullContext, TimeRange
 from apex_memory.sources.registry import load
 from tests.unit.x12_files import (
     ACCEPTED,
@@ -39,7 +39,7 @@ from tests.unit.x12_files import (
     interchange,
 )
 
-LINK = cast(Link, None)  # a batch source reaches its partners by itself
+LINK = cast(VendorClient, None)  # a batch source reaches its partners by itself
 
 
 def edi(**settings: Any) -> Edi:
@@ -54,7 +54,7 @@ CHANGE, CANCEL = (TENDER.replace("B2A*00", f"B2A*{purpose}") for purpose in ("04
 
 def unpacked(text: str, source: Edi = EDI) -> tuple[list[Event], list[str], list[str]]:
     """Events, the replies' bodies and findings."""
-    found = source.unpack(PickedUp("x.edi", text.encode()))
+    found = source.unpack(InboundFile("x.edi", text.encode()))
     replies = [one.data.decode() for one in found.replies]
     return list(found.events), replies, list(found.findings)
 
@@ -95,14 +95,14 @@ def test_the_answer_to_two_groups_one_of_them_bad() -> None:
     text = interchange(4711, group("QM", 4711, STATUS), group("IM", 4712, bad))
     events, (reply,), findings = unpacked(text)
     assert sets_of(reply) == ACCEPTED + REJECTED
-    assert [event.content_type for event in events] == ["application/json", BROKEN]
+    assert [event.content_type for event in events] == ["application/json", MALFORMED]
     assert any("B307 has characters that its type does not allow: 1,245.00" in f for f in findings)
 
 
 def test_the_same_file_gets_the_same_answer_under_the_same_name() -> None:
-    first = EDI.unpack(PickedUp("a.edi", STATUS_FILE.encode())).replies
-    again = edi().unpack(PickedUp("b.txt", STATUS_FILE.replace("\n", "\r\n").encode())).replies
-    other = EDI.unpack(PickedUp("a.edi", STATUS_FILE.replace("0815", "0816").encode())).replies
+    first = EDI.unpack(InboundFile("a.edi", STATUS_FILE.encode())).replies
+    again = edi().unpack(InboundFile("b.txt", STATUS_FILE.replace("\n", "\r\n").encode())).replies
+    other = EDI.unpack(InboundFile("a.edi", STATUS_FILE.replace("0815", "0816").encode())).replies
     assert first == again
     assert first[0].name.startswith("997_NWTR_000004711_")
     assert other[0].name != first[0].name
@@ -266,7 +266,7 @@ def test_a_cancel_sent_again_is_a_duplicate_and_no_conflict() -> None:
 def test_a_refused_cancel_ends_nothing() -> None:
     bad = only(file("SM", CANCEL.replace("SE*18*0001", "SE*99*0002")))
     mended, _ = unpacked(file("SM", CANCEL, number=4712, sent="20251101*0900"))[0]
-    assert bad.content_type == BROKEN
+    assert bad.content_type == MALFORMED
     assert bad.doc_key == mended.doc_key
     assert bad.version < mended.version
 
@@ -312,7 +312,7 @@ def test_a_corrected_invoice_is_a_newer_version() -> None:
 def test_a_refused_set_is_a_dead_letter_that_the_mended_one_settles() -> None:
     bad = only(file("IM", INVOICE.replace("*124500*", "*12.45*")))
     mended = only(file("IM", INVOICE, number=4712, sent="20251101*0900"))
-    assert bad.content_type == BROKEN
+    assert bad.content_type == MALFORMED
     assert bad.doc_key == mended.doc_key
     assert bad.version < mended.version
     with pytest.raises(Rejected):
@@ -445,7 +445,7 @@ def test_a_ta1_alone_is_a_finding_and_no_dead_letter() -> None:
 
 def test_a_file_without_a_set_is_a_dead_letter() -> None:
     (event,), replies, findings = unpacked("Dear carrier, see attached.")
-    assert event.content_type == BROKEN
+    assert event.content_type == MALFORMED
     assert not replies
     assert findings == ["no X12 in it: neither ISA, GS nor ST"]
 
@@ -521,7 +521,7 @@ class Desk:
 
     source: Edi
     cursor: dict[str, Any] = field(default_factory=dict)
-    files: dict[bytes, PickedUp] = field(default_factory=dict)
+    files: dict[bytes, InboundFile] = field(default_factory=dict)
     events: dict[str, Event] = field(default_factory=dict)
     refused: list[Event] = field(default_factory=list)
     carried: set[bytes] = field(default_factory=set)
@@ -529,9 +529,11 @@ class Desk:
     dice: random.Random | None = None
 
     async def pull(
-        self, window: Window | None = None, cursor: dict[str, Any] | None = None
+        self, window: TimeRange | None = None, cursor: dict[str, Any] | None = None
     ) -> None:
-        asked = Asked(link=LINK, cursor=self.cursor if cursor is None else cursor, window=window)
+        asked = PullContext(
+            link=LINK, cursor=self.cursor if cursor is None else cursor, window=window
+        )
         async with aclosing(cast(Any, self.source.pull(asked))) as pages:
             async for page in pages:
                 if self._dies():
@@ -643,7 +645,9 @@ async def test_a_worker_that_dies_around_the_commit_loses_and_doubles_nothing(
 ) -> None:
     (inbox(desk) / "a.edi").write_text(STATUS_FILE)
     await desk.pull()
-    async with aclosing(cast(Any, desk.source.pull(Asked(link=LINK, cursor=desk.cursor)))) as pages:
+    async with aclosing(
+        cast(Any, desk.source.pull(PullContext(link=LINK, cursor=desk.cursor)))
+    ) as pages:
         page = await anext(pages)
         if committed:
             desk._commit(page)
@@ -682,7 +686,7 @@ async def test_a_file_too_large_is_a_dead_letter_and_its_neighbour_goes_on(desk:
         await desk.pull()
     assert desk.picked == 1
     (refused,) = desk.refused
-    assert refused.content_type == BROKEN
+    assert refused.content_type == MALFORMED
     assert names(inbox(desk)) == ["huge.edi"]
 
 
@@ -698,7 +702,7 @@ async def test_many_files_come_in_pages(desk: Desk) -> None:
     for n in range(45):
         (inbox(desk) / f"{n:02d}.edi").write_text(STATUS_FILE.replace("0815", f"08{n:02d}"))
     await desk.pull()
-    asked = Asked(link=LINK, cursor=desk.cursor)
+    asked = PullContext(link=LINK, cursor=desk.cursor)
     pages = [page async for page in desk.source.pull(asked)]
     assert [len(page.files) for page in pages] == [20, 20, 5]
     assert [len((page.cursor or {})["folder"]) for page in pages] == [25, 5, 0]
@@ -713,11 +717,11 @@ async def test_a_backfill_reads_the_archive_and_leaves_it(desk: Desk, tmp_path: 
         os.utime(tmp_path / "done" / f"{n}.edi", (1_000_000 + n, 1_000_000 + n))
     desk.files.clear()
     since, until = (datetime.fromtimestamp(1_000_000 + n, UTC) for n in (0, 2))
-    await desk.pull(Window(since, until), {})
+    await desk.pull(TimeRange(since, until), {})
     assert [file.name for file in desk.files.values()] == ["folder/0.edi", "folder/1.edi"]
     assert names(tmp_path / "done") == ["0.edi", "1.edi", "2.edi"]
     desk.files.clear()
-    await desk.pull(Window(since, until), {"folder": [1_000_000.0, "0.edi"]})
+    await desk.pull(TimeRange(since, until), {"folder": [1_000_000.0, "0.edi"]})
     assert [file.name for file in desk.files.values()] == ["folder/1.edi"]
 
 
@@ -741,7 +745,7 @@ async def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_pull_cannot_do_without(settings: dict[str, str], missing: str) -> None:
-    assert edi(**settings).missing == (f"sources.edi.{missing}" if missing else "")
+    assert edi(**settings).missing_settings == (f"sources.edi.{missing}" if missing else "")
 
 
 # By SFTP, against the simulator
@@ -861,7 +865,7 @@ async def test_a_bad_day_ends_with_everything_known_and_answered(seed: int) -> N
         _all_quirks_were_there(list(desk.files.values()), desk)
 
 
-def _all_quirks_were_there(files: Sequence[PickedUp], desk: Desk) -> None:
+def _all_quirks_were_there(files: Sequence[InboundFile], desk: Desk) -> None:
     findings = " ".join(one for file in files for one in desk.source.unpack(file).findings)
     for quirk in ("not 106", "byte order", "over lines", "GE is missing", "SE01", "IEA02", "QM is due", "a blank", "SE02", "8 elements"):  # fmt: skip
         assert quirk in findings, quirk

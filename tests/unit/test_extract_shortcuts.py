@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apex_memory.pipeline import identifiers, parties, values
-from apex_memory.pipeline.text import form, matches
+from apex_memory.pipeline.text import char_shape, matches
 
 PAIRS = {
     name: (first, vars(module)[name])
@@ -54,8 +54,8 @@ def test_first_finds_every_place_a_match_begins_at(name: str, text: str) -> None
 @given(text=TEXTS | TEXTS.map(str.upper))
 def test_form_leaves_out_nothing_that_is_there(text: str) -> None:
     for find in (identifiers.find_identifiers, parties.find_places, values.find_dates):
-        assert list(find(text, form(text))) == list(find(text, ALL))
+        assert list(find(text, char_shape(text))) == list(find(text, ALL))
 
 
 def test_form_keeps_every_place() -> None:
-    assert form("Pay $1,200 é\tby 3/4") == b"Aay $0,000 ? by 0/0"
+    assert char_shape("Pay $1,200 é\tby 3/4") == b"Aay $0,000 ? by 0/0"

@@ -13,12 +13,12 @@ from apex_memory.fetching.files import CHUNK, Files
 from apex_memory.inbox import Inbox
 from apex_memory.model import Document, Event, Priority
 from apex_memory.sources.base import Received, Request, Sample, Source, SourceSettings
-from apex_memory.sources.http import Link
-from apex_memory.sources.pages import PickedUp, Unpacked
+from apex_memory.sources.http import VendorClient
+from apex_memory.sources.pages import InboundFile, UnpackedFile
 from apex_memory.stores.postgres import Postgres
 
 AT = datetime(2026, 11, 2, tzinfo=UTC)
-NO_LINK = cast(Link, None)  # this source writes to a list
+NO_LINK = cast(VendorClient, None)  # this source writes to a list
 
 
 class Lined(Source):
@@ -31,7 +31,7 @@ class Lined(Source):
         super().__init__(SourceSettings())
         self.sent: list[str] = []
 
-    def unpack(self, file: PickedUp) -> Unpacked:
+    def unpack(self, file: InboundFile) -> UnpackedFile:
         lines = file.data.decode().split()
         events = [
             Event(
@@ -44,9 +44,9 @@ class Lined(Source):
             )
             for line in lines
         ]
-        return Unpacked(events=events, replies=[PickedUp(f"{file.name}.ack", b"ok")])
+        return UnpackedFile(events=events, replies=[InboundFile(f"{file.name}.ack", b"ok")])
 
-    async def send(self, replies: Sequence[PickedUp], link: Link) -> None:
+    async def send(self, replies: Sequence[InboundFile], link: VendorClient) -> None:
         self.sent += [reply.name for reply in replies]
 
     def control(self, event_id: str) -> str:
@@ -74,7 +74,7 @@ async def carried(db: Postgres, source: Lined, name: str, data: bytes) -> dict[s
     """Keep a file, land and answer it; its row."""
     files = Files(db, Inbox(db))
     async with db.transaction() as connection:
-        [id] = await files.insert(connection, source.name, [PickedUp(name, data)])
+        [id] = await files.insert(connection, source.name, [InboundFile(name, data)])
     while (await files.land_chunk(source, id)).more:
         pass
     await files.answer(source, id, NO_LINK)

@@ -14,14 +14,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from apex_memory.errors import Rejected, Unauthorized
-from apex_memory.model import BROKEN, TOMBSTONE, Event, micros, now
+from apex_memory.model import MALFORMED, TOMBSTONE, Event, micros, now
 from apex_memory.simulate.frontapp.simulator import FrontSimulator
 from apex_memory.simulate.served import serving
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import Request
 from apex_memory.sources.frontapp.source import FrontApp
-from apex_memory.sources.pages import Asked, Nudge, Page, Window
+from apex_memory.sources.pages import ChangeHint, Page, PullContext, TimeRange
 from apex_memory.sources.registry import load
 from tests.unit import vendors
 from tests.unit.vendors import Played, linked
@@ -170,11 +170,11 @@ async def test_the_first_poll_starts_some_hours_before_the_newest_event() -> Non
 
 async def test_a_backfill_keeps_to_its_window_and_leaves_nudges() -> None:
     since = datetime.fromtimestamp(START, UTC)
-    window = Window(since, since + timedelta(hours=1))
+    window = TimeRange(since, since + timedelta(hours=1))
     script = Script(events=[listed(told("evt_1", 1), next="OWN/events?page_token=2"), listed()])
-    pages, _ = await pulled(script, window=window, nudges=[Nudge("evt_7")])
+    pages, _ = await pulled(script, window=window, change_hints=[ChangeHint("evt_7")])
     assert ids(pages) == ["evt_1"]
-    assert not any(one.answered for one in pages)
+    assert not any(one.acknowledged for one in pages)
     assert f"q%5Bbefore%5D={int(START) + 3_600}" in script.asked[0]
 
 
@@ -216,7 +216,7 @@ async def test_a_redirect_to_another_host_is_not_followed() -> None:
     script = Script(events=listed(preview), messages__msg_1=away)
     (only,), error = await pulled(script, cursor=HERE)
     assert error is None
-    assert [event.content_type for event in only.events] == ["application/json", BROKEN]
+    assert [event.content_type for event in only.events] == ["application/json", MALFORMED]
 
 
 async def test_a_token_that_is_refused_says_so() -> None:
@@ -229,11 +229,11 @@ async def test_a_token_that_is_refused_says_so() -> None:
 # What it brings
 
 
-def webhook(source: FrontApp, event: dict[str, Any]) -> tuple[Event, Sequence[Nudge]]:
+def webhook(source: FrontApp, event: dict[str, Any]) -> tuple[Event, Sequence[ChangeHint]]:
     at = datetime.fromtimestamp(START, UTC)
     raw = json.dumps({"type": "x", "authorization": {"id": "cmp_1"}, "payload": event}).encode()
     received = source.receive(Request(raw, source.sign(raw, at), {}, at))
-    return received.events[0], received.nudges
+    return received.events[0], received.change_hints
 
 
 @pytest.mark.parametrize(
@@ -279,22 +279,22 @@ async def test_a_webhooks_preview_is_fetched_by_its_nudge() -> None:
     preview = told(
         "evt_1", 1, "comment", target={"_meta": {"type": "comment"}, "data": {"id": "com_1"}}
     )
-    _, nudges = webhook(front(), preview)
-    assert nudges == [Nudge("evt_1", datetime.fromtimestamp(START + 1, UTC))]
+    _, change_hints = webhook(front(), preview)
+    assert change_hints == [ChangeHint("evt_1", datetime.fromtimestamp(START + 1, UTC))]
     script = Script(
         events__evt_1=preview,
         comments__com_1={"id": "com_1", "body": "Call T-204"},
         events=listed(),
     )
-    (only,), _ = await pulled(script, cursor=HERE, nudges=nudges)
-    assert only.answered == nudges
+    (only,), _ = await pulled(script, cursor=HERE, change_hints=change_hints)
+    assert only.acknowledged == change_hints
     assert ids([only]) == ["evt_1/com_1"]
     assert "Call T-204" in front().document(only.events[0]).text
 
 
 async def test_without_a_token_nobody_is_nudged() -> None:
     source = front(api_token="")
-    assert source.missing == "api_token"
+    assert source.missing_settings == "api_token"
     assert webhook(source, told("evt_1", 1, "inbound", target=mail()))[1] == []
 
 
@@ -319,9 +319,9 @@ async def test_what_is_gone_is_deleted_and_what_is_forbidden_left_alone() -> Non
     (left,), error = await pulled(script, cursor=HERE)
     assert error is None
     assert ids([left]) == ["evt_1", "evt_2"]
-    nudge = Nudge("evt_7")
-    assert await pulled(Script(events=listed()), cursor=HERE, nudges=[nudge]) == (
-        [Page(events=[], answered=[nudge])],
+    hint = ChangeHint("evt_7")
+    assert await pulled(Script(events=listed()), cursor=HERE, change_hints=[hint]) == (
+        [Page(events=[], acknowledged=[hint])],
         None,
     )
 
@@ -364,7 +364,7 @@ async def test_a_record_that_cannot_be_read_stops_nobody() -> None:
     script = Script(events=listed(*records, bad), messages__msg_3=(400, {}))
     (only,), error = await pulled(script, cursor=HERE)
     assert error is None
-    kinds = [event.content_type == BROKEN for event in only.events]
+    kinds = [event.content_type == MALFORMED for event in only.events]
     assert kinds == [True, True, True, False, False, True]
     assert (only.cursor or {})["after"] == round((START + 3) * 1e6)
 
@@ -377,7 +377,7 @@ async def test_the_simulator_is_read_whole_in_pages_of_fifteen() -> None:
     simulator = FrontSimulator(world, Clock(world.start + timedelta(hours=20)), Chaos())
     async with serving([simulator]) as served, linked("frontapp") as link:
         source = load({"frontapp": simulator.settings(f"{served.url}/frontapp")})["frontapp"]
-        pages = [one async for one in source.pull(Asked(link=link))]
+        pages = [one async for one in source.pull(PullContext(link=link))]
     assert len(pages) > 2
     known = [event.id for event in simulator._events]
     assert [id for id in ids(pages) if "/" not in id] == known

@@ -9,9 +9,9 @@ import pytest
 
 from apex_memory.errors import Rejected, RetryLater, Unavailable
 from apex_memory.gateway import group_commit as landing
-from apex_memory.gateway.group_commit import Landings
+from apex_memory.gateway.group_commit import GroupCommitter
 from apex_memory.inbox import Inbox
-from apex_memory.model import Event, Landed, now
+from apex_memory.model import Event, LandResult, now
 from apex_memory.stores.postgres import Postgres
 
 
@@ -42,13 +42,13 @@ class Gated:
         self.gate = asyncio.Event()
         self._inbox = Inbox(db)
 
-    async def land(self, events: Sequence[Event]) -> list[Landed]:
+    async def land(self, events: Sequence[Event]) -> list[LandResult]:
         self.commits.append(len(events))
         await self.gate.wait()
         return await self._inbox.land(events)
 
 
-async def waiting(landings: Landings, count: int) -> None:
+async def waiting(landings: GroupCommitter, count: int) -> None:
     while landings._inside < count:
         await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -56,7 +56,7 @@ async def waiting(landings: Landings, count: int) -> None:
 
 async def test_what_comes_during_a_commit_shares_the_next(db: Postgres) -> None:
     gated = Gated(db)
-    landings = Landings(gated.land, at_once=1)
+    landings = GroupCommitter(gated.land, at_once=1)
     first = asyncio.create_task(landings.land([event(0)]))
     await waiting(landings, 1)
     others = [asyncio.create_task(landings.land([event(n), event(n + 1)])) for n in range(1, 20)]
@@ -73,7 +73,7 @@ async def test_what_comes_during_a_commit_shares_the_next(db: Postgres) -> None:
 
 async def test_one_refused_event_spoils_no_other_request(db: Postgres) -> None:
     gated = Gated(db)
-    landings = Landings(gated.land, at_once=1)
+    landings = GroupCommitter(gated.land, at_once=1)
     first = asyncio.create_task(landings.land([event(0)]))
     await waiting(landings, 1)
     good = asyncio.create_task(landings.land([event(1)]))
@@ -87,7 +87,7 @@ async def test_one_refused_event_spoils_no_other_request(db: Postgres) -> None:
 
 async def test_who_gives_up_takes_no_commit_along(db: Postgres) -> None:
     gated = Gated(db)
-    landings = Landings(gated.land)
+    landings = GroupCommitter(gated.land)
     one = asyncio.create_task(landings.land([event(1)]))
     two = asyncio.create_task(landings.land([event(2)]))
     await waiting(landings, 2)
@@ -99,7 +99,7 @@ async def test_who_gives_up_takes_no_commit_along(db: Postgres) -> None:
 
 async def test_requests_inside_are_bounded_in_number_and_time(db: Postgres) -> None:
     gated = Gated(db)
-    landings = Landings(gated.land, queued=1, seconds=0.05)
+    landings = GroupCommitter(gated.land, queued=1, seconds=0.05)
     first = asyncio.create_task(landings.land([event(1)]))
     await waiting(landings, 1)
     with pytest.raises(RetryLater):
@@ -114,7 +114,7 @@ async def test_requests_inside_are_bounded_in_number_and_time(db: Postgres) -> N
 async def test_commits_are_bounded_in_size(db: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(landing, "MOST_EVENTS", 3)
     gated = Gated(db)
-    landings = Landings(gated.land, at_once=1)
+    landings = GroupCommitter(gated.land, at_once=1)
     tasks = [asyncio.create_task(landings.land([event(2 * n), event(2 * n + 1)])) for n in range(4)]
     await waiting(landings, 4)
     gated.gate.set()
@@ -125,11 +125,11 @@ async def test_commits_are_bounded_in_size(db: Postgres, monkeypatch: pytest.Mon
 async def test_while_postgresql_is_away_one_asks_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    async def land(events: Sequence[Event]) -> list[Landed]:
+    async def land(events: Sequence[Event]) -> list[LandResult]:
         asked.append(events)
         raise Unavailable("documents", "gone")
 
-    landings = Landings(land)
+    landings = GroupCommitter(land)
     for _ in range(5):
         with pytest.raises(Unavailable):
             await landings.land([event(1)])

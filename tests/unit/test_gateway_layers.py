@@ -26,9 +26,9 @@ from apex_memory.errors import (
 )
 from apex_memory.gateway import body_limit as bodies
 from apex_memory.gateway import errors
-from apex_memory.gateway.body_limit import Bodies
+from apex_memory.gateway.body_limit import BodyLimitMiddleware
 from apex_memory.gateway.errors import Malformed
-from apex_memory.gateway.middleware import Entrance, Hosts
+from apex_memory.gateway.middleware import Hosts, RequestMiddleware
 from apex_memory.telemetry import HTTP_SECONDS, REFUSED
 
 ANSWERS = {
@@ -65,8 +65,8 @@ def application(settings: Settings, limit: int = 1_000) -> FastAPI:
     async def numbers(body: list[int]) -> int:
         return sum(body)
 
-    api.add_middleware(Bodies, limits={"/hooks/toy": limit}, names=api.state.routes)
-    api.add_middleware(Entrance, hosts=Hosts(settings))
+    api.add_middleware(BodyLimitMiddleware, limits={"/hooks/toy": limit}, names=api.state.routes)
+    api.add_middleware(RequestMiddleware, hosts=Hosts(settings))
     return api
 
 
@@ -233,7 +233,9 @@ async def test_json_routes_have_a_limit_too(
 
 async def test_all_bodies_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "HELD_BYTES", 0)
-    layer = Bodies(application(Settings()), limits={"/hooks/toy": 100}, names={"/hooks/toy": "toy"})
+    layer = BodyLimitMiddleware(
+        application(Settings()), limits={"/hooks/toy": 100}, names={"/hooks/toy": "toy"}
+    )
     gate = asyncio.Event()
 
     async def holding(parts: list[bytes]) -> int:

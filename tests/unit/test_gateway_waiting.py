@@ -10,7 +10,7 @@ import pytest
 
 from apex_memory.errors import RetryLater
 from apex_memory.gateway import completion as module
-from apex_memory.gateway.completion import Waiting
+from apex_memory.gateway.completion import CompletionWaiter
 from apex_memory.inbox import Inbox
 from apex_memory.model import Event, now
 from apex_memory.stores.postgres import Postgres
@@ -37,8 +37,8 @@ async def db(database_url: str) -> AsyncIterator[Postgres]:
 
 
 @pytest.fixture
-async def waiting(db: Postgres) -> AsyncIterator[Waiting]:
-    waiting = Waiting(Asked(db))
+async def waiting(db: Postgres) -> AsyncIterator[CompletionWaiter]:
+    waiting = CompletionWaiter(Asked(db))
     task = asyncio.create_task(waiting.run())
     yield waiting
     task.cancel()
@@ -61,7 +61,7 @@ async def landed(db: Postgres, count: int) -> list[UUID]:
 
 
 async def test_a_hundred_waiters_share_two_connections_and_their_questions(
-    db: Postgres, waiting: Waiting
+    db: Postgres, waiting: CompletionWaiter
 ) -> None:
     ids = await landed(db, 100)
     waits = [asyncio.create_task(waiting.until_ended([id], 20)) for id in ids]
@@ -73,7 +73,7 @@ async def test_a_hundred_waiters_share_two_connections_and_their_questions(
     assert waiting._waiters == {}
 
 
-async def test_time_runs_out_for_one_alone(db: Postgres, waiting: Waiting) -> None:
+async def test_time_runs_out_for_one_alone(db: Postgres, waiting: CompletionWaiter) -> None:
     one, two = await landed(db, 2)
     both = asyncio.create_task(waiting.until_ended([one, two], 20))
     await db.execute("UPDATE inbox SET state = 'done' WHERE id = %s", (one,))
@@ -85,7 +85,7 @@ async def test_time_runs_out_for_one_alone(db: Postgres, waiting: Waiting) -> No
     assert await waiting.until_ended([], 0) is True
 
 
-async def test_nobody_waits_nobody_asks(db: Postgres, waiting: Waiting) -> None:
+async def test_nobody_waits_nobody_asks(db: Postgres, waiting: CompletionWaiter) -> None:
     [one] = await landed(db, 1)
     assert await waiting.until_ended([one], 0.05) is False
     asked = len(waiting._inbox.questions)  # type: ignore[attr-defined]
@@ -93,7 +93,9 @@ async def test_nobody_waits_nobody_asks(db: Postgres, waiting: Waiting) -> None:
     assert len(waiting._inbox.questions) <= asked + 1  # type: ignore[attr-defined]
 
 
-async def test_waiters_are_bounded(waiting: Waiting, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiters_are_bounded(
+    waiting: CompletionWaiter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "MAX_WAITERS", 1)
     first = asyncio.create_task(waiting.until_ended([uuid4()], 0.1))
     await asyncio.sleep(0)

@@ -19,7 +19,7 @@ from hubspot.crm.deals import BatchReadInputSimplePublicObjectId
 from hubspot.utils.signature import Signature
 
 from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
-from apex_memory.model import BROKEN, Assertion, Document, Event, micros, now
+from apex_memory.model import MALFORMED, Assertion, Document, Event, micros, now
 from apex_memory.simulate.hubspot import simulator as vendor
 from apex_memory.simulate.served import serving
 from apex_memory.simulate.vendor import Chaos
@@ -27,7 +27,7 @@ from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import Request
 from apex_memory.sources.hubspot.documents import KINDS, gone_event, record_event
 from apex_memory.sources.hubspot.source import HubSpot
-from apex_memory.sources.pages import Nudge, Window
+from apex_memory.sources.pages import ChangeHint, TimeRange
 from apex_memory.sources.payloads import sample
 from apex_memory.sources.registry import load
 from tests.unit.held import Held
@@ -65,15 +65,15 @@ def received(body: object, source: HubSpot = KEYED) -> Any:
 
 def test_the_v3_vector() -> None:
     got = KEYED.receive(Request(BODY, v3(), {}, AT))
-    assert got.nudges == [Nudge("deal:42", None)] and not got.events
+    assert got.change_hints == [ChangeHint("deal:42", None)] and not got.events
     assert KEYED.sign(BODY, AT) == v3()
 
 
 def test_the_v1_vector_only_where_older_apps_are_let_in() -> None:
     headers = {"x-hubspot-signature": V1, "x-hubspot-signature-version": "v1"}
     older = configured(client_secrets=[SECRET], public_url=URL, legacy_signatures=True)
-    assert older.receive(Request(BODY, headers, {}, AT)).nudges
-    assert older.receive(Request(BODY, {"x-hubspot-signature": V1}, {}, AT)).nudges
+    assert older.receive(Request(BODY, headers, {}, AT)).change_hints
+    assert older.receive(Request(BODY, {"x-hubspot-signature": V1}, {}, AT)).change_hints
     with pytest.raises(Unauthorized, match="no X-HubSpot-Signature-v3") as refused:
         KEYED.receive(Request(BODY, headers, {}, AT))
     assert "sources.hubspot.legacy_signatures" in refused.value.remedy
@@ -86,7 +86,7 @@ def test_v2_covers_method_and_url() -> None:
     older = configured(client_secrets=[SECRET], public_url=URL, legacy_signatures=True)
     digest = hashlib.sha256(SECRET.encode() + b"POST" + URL.encode() + BODY).hexdigest()
     headers = {"x-hubspot-signature": digest, "x-hubspot-signature-version": "v2"}
-    assert older.receive(Request(BODY, headers, {}, AT)).nudges
+    assert older.receive(Request(BODY, headers, {}, AT)).change_hints
 
 
 @pytest.mark.parametrize("version", ["v1", "v2", "v3"])
@@ -95,7 +95,7 @@ def test_the_official_package_agrees(version: str) -> None:
     older = configured(client_secrets=[SECRET], public_url=URL, legacy_signatures=True)
     headers = {"x-hubspot-signature": told, "x-hubspot-signature-version": version}
     given = v3(told) if version == "v3" else headers
-    assert older.receive(Request(BODY, given, {}, AT)).nudges
+    assert older.receive(Request(BODY, given, {}, AT)).change_hints
 
 
 def test_a_broken_v3_signature_is_not_saved_by_an_older_one() -> None:
@@ -109,7 +109,7 @@ def test_characters_of_the_url_that_hubspot_decodes() -> None:
     for url in ("https://a.example/h?t=a,b:1&x=%20", "https://a.example/h?t=a%2Cb%3A1&x=%20"):
         signed = b"POST" + url.encode() + BODY + STAMP.encode()
         digest = base64.b64encode(hmac.digest(SECRET.encode(), signed, "sha256")).decode()
-        assert source.receive(Request(BODY, v3(digest), {}, AT)).nudges
+        assert source.receive(Request(BODY, v3(digest), {}, AT)).change_hints
 
 
 @pytest.mark.parametrize("secret", ["s-1", "s-2"])
@@ -117,14 +117,14 @@ def test_both_secrets_are_active_during_rotation(secret: str) -> None:
     both = configured(client_secrets=["s-1", "s-2"])
     assert both.receive(
         Request(BODY, configured(client_secrets=[secret]).sign(BODY, AT), {}, AT)
-    ).nudges
+    ).change_hints
 
 
 @pytest.mark.parametrize(("seconds", "allowed"), [(300, True), (-300, True), (301, False), (-301, False)])  # fmt: skip
 def test_the_replay_window(seconds: int, allowed: bool) -> None:
     request = Request(BODY, v3(), {}, AT + timedelta(seconds=seconds))
     if allowed:
-        assert KEYED.receive(request).nudges
+        assert KEYED.receive(request).change_hints
         return
     with pytest.raises(Unauthorized, match="301 s away"):
         KEYED.receive(request)
@@ -152,7 +152,10 @@ def test_wrong_settings_are_named() -> None:
     for name, value in (("time_zone", "Mars/Olympus"), ("objects", ["ships"]), ("base_url", "ftp://x"), ("client_secrets", ["a", "b", "c"])):  # fmt: skip
         with pytest.raises(Misconfigured, match=rf"sources\.hubspot\.{name}"):
             configured(**{name: value})
-    assert configured().missing == "access_token" and not configured(access_token="t").missing
+    assert (
+        configured().missing_settings == "access_token"
+        and not configured(access_token="t").missing_settings
+    )
 
 
 # What a webhook asks for
@@ -171,28 +174,31 @@ def test_notices_coalesce_to_one_nudge_an_object_with_the_newest_time() -> None:
         notice("company.creation", 9001, at=None),
         notice("contact.propertyChange"),
     ]
-    assert received(body).nudges == [Nudge("company:9001", None), Nudge("contact:51", later)]
+    assert received(body).change_hints == [
+        ChangeHint("company:9001", None),
+        ChangeHint("contact:51", later),
+    ]
 
 
 def test_a_creation_comes_before_the_change_that_hubspot_sent_first() -> None:
     body = [notice("deal.propertyChange", 7), notice("deal.creation", 8), notice("deal.creation", 7, 1761955200122)]  # fmt: skip
-    assert [nudge.key for nudge in received(body).nudges] == ["deal:7", "deal:8"]
-    assert received(body).nudges[0].at == AT
+    assert [hint.key for hint in received(body).change_hints] == ["deal:7", "deal:8"]
+    assert received(body).change_hints[0].at == AT
 
 
 def test_merges_restores_and_the_newer_form() -> None:
     merge = {"subscriptionType": "contact.merge", "primaryObjectId": 1, "mergedObjectIds": [2, 3], "occurredAt": 1761955200123}  # fmt: skip
     newer = notice("object.deletion", 9001, objectTypeId="0-2")
-    keys = [nudge.key for nudge in received([merge, newer, notice("deal.restore", 5)]).nudges]
+    keys = [hint.key for hint in received([merge, newer, notice("deal.restore", 5)]).change_hints]
     assert sorted(keys) == ["company:9001", "contact:1", "contact:2", "contact:3", "deal:5:restored"]  # fmt: skip
 
 
 def test_what_is_not_held_asks_for_nothing() -> None:
     strange = [notice("conversation.creation"), notice("ticket.deletion"), notice("object.creation", objectTypeId="0-5")]  # fmt: skip
-    assert not received(strange).nudges
+    assert not received(strange).change_hints
     few = configured(client_secrets=[SECRET], objects=["deals"], portal_id=44001)
-    assert not received([notice("contact.creation"), notice("deal.creation") | {"portalId": 7}], few).nudges  # fmt: skip
-    assert received([notice("deal.creation")], few).nudges
+    assert not received([notice("contact.creation"), notice("deal.creation") | {"portalId": 7}], few).change_hints  # fmt: skip
+    assert received([notice("deal.creation")], few).change_hints
 
 
 def test_an_erased_contact_needs_no_fetching() -> None:
@@ -204,8 +210,8 @@ def test_an_erased_contact_needs_no_fetching() -> None:
 def test_a_broken_notice_does_not_stop_its_neighbours() -> None:
     for bad in (7, {}, notice("contact"), notice("contact.creation", "x"), notice("deal.creation", at="now"), notice("deal.creation", at=10**400)):  # fmt: skip
         got = received([bad, notice("contact.creation")])
-        assert [nudge.key for nudge in got.nudges] == ["contact:51"]
-        assert [event.content_type for event in got.events] == [BROKEN]
+        assert [hint.key for hint in got.change_hints] == ["contact:51"]
+        assert [event.content_type for event in got.events] == [MALFORMED]
         with pytest.raises(Rejected, match=r"body\[0\]"):
             received([bad])
     with pytest.raises(Rejected, match="array"):
@@ -358,8 +364,8 @@ async def test_nudges_are_fetched_and_answered_whatever_became_of_the_thing() ->
         at = simulator.clock.now + timedelta(seconds=2)
         simulator.put("companies", 9002, vendor.Version(simulator.clock.now, {"name": "A", "description": "B"}, archived=True))  # fmt: skip
         keys = ["company:9001", "company:9002", "contact:999999999", "ticket:1", "x", "deal:100045"]
-        await held.pull(nudges=[Nudge(key, at) for key in keys])
-        assert sorted(held.answered) == sorted(keys)
+        await held.pull(change_hints=[ChangeHint(key, at) for key in keys])
+        assert sorted(held.acknowledged) == sorted(keys)
         assert {"company:9001", "deal:100045"} <= held.live().keys()
         assert "company:9002" not in held.live() and "contact:999999999" not in held.live()
         assert held.newest()["contact:999999999"].version == micros(at)
@@ -369,9 +375,9 @@ async def test_an_import_of_more_than_a_batch_is_read_in_batches() -> None:
     async with hubspot(objects=["companies"]) as (simulator, held):
         for n in range(250):
             simulator.put("companies", 50_000 + n, vendor.Version(simulator.clock.now, {"name": f"C{n}", "description": "Imported."}))  # fmt: skip
-        nudges = [Nudge(f"company:{50_000 + n}") for n in range(250)]
-        await held.pull(nudges=nudges, die_before=3)
-        assert len(held.live()) == len(held.answered) == 250
+        change_hints = [ChangeHint(f"company:{50_000 + n}") for n in range(250)]
+        await held.pull(change_hints=change_hints, die_before=3)
+        assert len(held.live()) == len(held.acknowledged) == 250
 
 
 async def test_a_restore_outdoes_the_delete_even_where_the_object_did_not_change() -> None:
@@ -382,7 +388,9 @@ async def test_a_restore_outdoes_the_delete_even_where_the_object_did_not_change
         await held.pull()
         assert "company:9001" not in held.live()
         simulator.objects["companies", 9001] = before  # back, as it was
-        await held.pull(nudges=[Nudge("company:9001:restored", at + timedelta(minutes=1))])
+        await held.pull(
+            change_hints=[ChangeHint("company:9001:restored", at + timedelta(minutes=1))]
+        )
         assert "company:9001" in held.live()
 
 
@@ -395,12 +403,12 @@ def test_what_is_not_shown_yet_is_not_lost_by_a_fetch_that_found_nothing() -> No
 async def test_a_backfill_takes_its_window_and_leaves_nudges_alone() -> None:
     async with hubspot() as (simulator, held):
         start = simulator.world.start
-        window = Window(start + timedelta(hours=2), start + timedelta(hours=9))
+        window = TimeRange(start + timedelta(hours=2), start + timedelta(hours=9))
         simulator.most = 3
-        await held.pull(window=window, nudges=[Nudge("company:9001")], die_before=2)
-        await held.pull(window=window, nudges=[Nudge("company:9001")])
+        await held.pull(window=window, change_hints=[ChangeHint("company:9001")], die_before=2)
+        await held.pull(window=window, change_hints=[ChangeHint("company:9001")])
         changed = [versions[-1].at for (plural, _), versions in simulator.objects.items() if not versions[-1].archived]  # fmt: skip
-        assert not held.answered and held.events
+        assert not held.acknowledged and held.events
         assert len(held.live()) == sum(window.since <= at < window.until for at in changed)
         before = len(held.events)
         assert await held.pull(window=window) == 0, "it is done"

@@ -178,7 +178,7 @@ def test_turns_and_depth_are_limited() -> None:
 
 
 def test_a_talk_with_tools_reads_well() -> None:
-    document = told(json.loads(sample("llm.json"))[0]["body"])
+    document = told(json.loads(sample("llm", "own.json"))[0]["body"])
     assert turns(document) == [
         "User: Where is SHP-100045?",
         'Assistant: [calls track {"shipment":"SHP-100045"}]',
@@ -204,7 +204,7 @@ def test_long_results_are_cut_and_titles_too() -> None:
 
 
 def test_thinking_and_system_are_shown_on_request() -> None:
-    body = json.loads(sample("llm.json"))[1]["body"]
+    body = json.loads(sample("llm", "own.json"))[1]["body"]
     everything = load({"llm": {"include_thinking": True, "include_system": True}})["llm"]
     event = one(body)
     quiet, loud = SOURCE.document(event), everything.document(event)
@@ -281,7 +281,7 @@ def test_chatgpt_kinds_of_content() -> None:
 
 
 def test_claude_exports_fall_back_to_blocks_and_bring_attachments() -> None:
-    document = told(json.loads(sample("llm.json"))[5]["body"])
+    document = told(json.loads(sample("llm", "own.json"))[5]["body"])
     assert turns(document) == [
         "User: Score Northwind Trucking on SHP-100045.\n[file loads.csv]",
         "Assistant: On time, no damage, one justified detention claim: 92 of 100.",

@@ -12,7 +12,7 @@ from apex_memory.errors import Rejected
 from apex_memory.model import File
 from apex_memory.pipeline.charset import decode
 from apex_memory.pipeline.parse import MAX_DEPTH, Parsed, parse
-from apex_memory.pipeline.reader import Reader
+from apex_memory.pipeline.reader import FileReader
 from tests import documents
 
 BILL = documents.pdf(
@@ -28,17 +28,17 @@ NESTED = File("deep.html", "text/html", b"<b><table>" * 20_000 + b"x")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def reader() -> AsyncIterator[Reader]:
-    reader = Reader(seconds=30, most=100_000)
+async def reader() -> AsyncIterator[FileReader]:
+    reader = FileReader(seconds=30, most=100_000)
     yield reader
     await reader.close()
 
 
-async def read(reader: Reader, name: str, data: bytes, media_type: str = "") -> Parsed:
+async def read(reader: FileReader, name: str, data: bytes, media_type: str = "") -> Parsed:
     return await parse(File(name, media_type or "application/octet-stream", data), reader)
 
 
-async def test_pdf_keeps_its_lines(reader: Reader) -> None:
+async def test_pdf_keeps_its_lines(reader: FileReader) -> None:
     found = await read(reader, "bol.pdf", BILL, documents.PDF)
     assert found.text.splitlines()[:2] == [
         "Bill of Lading BOL 8812345",
@@ -49,7 +49,7 @@ async def test_pdf_keeps_its_lines(reader: Reader) -> None:
     assert found.metadata["pages"] == 2
 
 
-async def test_word_and_excel_become_markdown(reader: Reader) -> None:
+async def test_word_and_excel_become_markdown(reader: FileReader) -> None:
     word = await read(reader, "rate.docx", RATE, documents.DOCX)
     assert word.text.startswith("# Rate confirmation\n\nLoad SHP-100045")
     assert "| 1 | Dallas |" in word.text
@@ -60,7 +60,7 @@ async def test_word_and_excel_become_markdown(reader: Reader) -> None:
     assert sheet.title == ""
 
 
-async def test_html_loses_its_scripts_not_its_text(reader: Reader) -> None:
+async def test_html_loses_its_scripts_not_its_text(reader: FileReader) -> None:
     page = "<html><head><title>T</title><script>evil()</script></head><body><h1>Délai</h1><p>SHP-100045<br>late</p></body></html>"
     for data, kind in (
         (page.encode(), "text/html"),
@@ -72,7 +72,7 @@ async def test_html_loses_its_scripts_not_its_text(reader: Reader) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.pdf", "a.docx", "a.xlsx"])
-async def test_the_first_bytes_win_over_name_and_type(reader: Reader, name: str) -> None:
+async def test_the_first_bytes_win_over_name_and_type(reader: FileReader, name: str) -> None:
     data = {"a.pdf": BILL, "a.docx": RATE, "a.xlsx": SHEET}[name]
     assert (await read(reader, "upload.txt", data, "text/plain")).text == (
         await read(reader, name, data)
@@ -92,12 +92,12 @@ async def test_the_first_bytes_win_over_name_and_type(reader: Reader, name: str)
     ],
 )
 async def test_text_as_it_is(
-    reader: Reader, name: str, media_type: str, data: bytes, text: str
+    reader: FileReader, name: str, media_type: str, data: bytes, text: str
 ) -> None:
     assert (await read(reader, name, data, media_type)).text == text
 
 
-async def test_mail_with_what_is_attached(reader: Reader) -> None:
+async def test_mail_with_what_is_attached(reader: FileReader) -> None:
     forwarded = documents.mail("Original words", subject="First", sender="Sam Lee <sam@x.example>")
     data = documents.mail(
         "See attached.",
@@ -141,12 +141,12 @@ async def test_mail_with_what_is_attached(reader: Reader) -> None:
     )
 
 
-async def test_mail_of_html_alone(reader: Reader) -> None:
+async def test_mail_of_html_alone(reader: FileReader) -> None:
     data = documents.mail("", html="<p>Load <b>SHP-100045</b></p>", subject="s")
     assert "Load **SHP-100045**" in (await read(reader, "m.eml", data)).text
 
 
-async def test_mail_in_mail_ends_somewhere(reader: Reader) -> None:
+async def test_mail_in_mail_ends_somewhere(reader: FileReader) -> None:
     data = documents.mail("innermost words", subject="0")
     for n in range(1, MAX_DEPTH + 3):
         data = documents.mail(
@@ -166,7 +166,7 @@ async def test_mail_in_mail_ends_somewhere(reader: Reader) -> None:
         b"Subject: \xff\xfe\n\nhello",
     ],
 )
-async def test_mail_that_is_not_quite_mail(reader: Reader, data: bytes) -> None:
+async def test_mail_that_is_not_quite_mail(reader: FileReader, data: bytes) -> None:
     assert "hello" in (await read(reader, "m.eml", data)).text
 
 
@@ -194,7 +194,7 @@ BOMB = documents.archive(
     ],
 )
 async def test_refused_with_a_reason_and_a_remedy(
-    reader: Reader, name: str, data: bytes, reason: str
+    reader: FileReader, name: str, data: bytes, reason: str
 ) -> None:
     with pytest.raises(Rejected, match=reason) as refused:
         await read(reader, name, data)
@@ -203,7 +203,7 @@ async def test_refused_with_a_reason_and_a_remedy(
 
 
 async def test_a_file_that_kills_its_reader_costs_itself_alone() -> None:
-    reader = Reader(seconds=30, most=100_000)
+    reader = FileReader(seconds=30, most=100_000)
     try:
         await asyncio.gather(parse(NESTED, reader), return_exceptions=True)
         process = reader._process
@@ -216,7 +216,7 @@ async def test_a_file_that_kills_its_reader_costs_itself_alone() -> None:
 
 
 async def test_a_file_that_takes_too_long_is_refused_and_its_reader_ended() -> None:
-    reader = Reader(seconds=0.0005, most=100_000)
+    reader = FileReader(seconds=0.0005, most=100_000)
     try:
         with pytest.raises(Rejected, match=r"took longer than 0\.0005 s"):
             await read(reader, "bol.pdf", BILL)
@@ -225,7 +225,7 @@ async def test_a_file_that_takes_too_long_is_refused_and_its_reader_ended() -> N
         await reader.close()
 
 
-async def test_a_cancelled_reading_leaves_no_answer_behind(reader: Reader) -> None:
+async def test_a_cancelled_reading_leaves_no_answer_behind(reader: FileReader) -> None:
     await read(reader, "bol.pdf", BILL)  # the process runs
     task = asyncio.create_task(read(reader, "rate.docx", RATE))
     await asyncio.sleep(0)
@@ -236,7 +236,7 @@ async def test_a_cancelled_reading_leaves_no_answer_behind(reader: Reader) -> No
 
 
 async def test_no_more_text_than_asked_for() -> None:
-    reader = Reader(seconds=30, most=1_000)
+    reader = FileReader(seconds=30, most=1_000)
     try:
         found = await read(reader, "long.html", b"<p>" + b"word " * 1_000)
     finally:

@@ -25,7 +25,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from apex_memory.errors import Rejected, RetryLater, Unauthorized
-from apex_memory.model import BROKEN, Assertion, Document, Event, micros, now
+from apex_memory.model import MALFORMED, Assertion, Document, Event, micros, now
 from apex_memory.simulate.plaid.simulator import (
     CLIENT_ID,
     EXPIRED_KEY,
@@ -42,7 +42,7 @@ from apex_memory.simulate.served import serving
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import Request
-from apex_memory.sources.pages import Asked, Nudge, Page, Window
+from apex_memory.sources.pages import ChangeHint, Page, PullContext, TimeRange
 from apex_memory.sources.plaid.source import PlaidSource
 from apex_memory.sources.registry import load
 from tests.unit import vendors
@@ -202,7 +202,7 @@ async def test_a_record_that_cannot_be_read_stops_nobody() -> None:
     (only,), error = await pulled(Script(page("c1", added=wrong)))
     assert error is None
     kinds = [event.content_type for event in only.events]
-    assert kinds == ["application/json", BROKEN, BROKEN, BROKEN, BROKEN]
+    assert kinds == ["application/json", MALFORMED, MALFORMED, MALFORMED, MALFORMED]
     assert only.events[0].doc_key == "transaction:t3"
 
 
@@ -236,12 +236,12 @@ async def test_one_item_that_fails_does_not_stop_the_others() -> None:
 
 async def test_what_passes_leaves_the_nudge_and_is_tried_again() -> None:
     down = {"error_type": "INSTITUTION_ERROR", "error_code": "INSTITUTION_DOWN"}
-    nudges = [Nudge("itm_a"), Nudge("itm_b")]
+    change_hints = [ChangeHint("itm_a"), ChangeHint("itm_b")]
     pages, error = await pulled(
-        by_token(a=down, b=page("b1", added=[record("t1")])), items=TWO, nudges=nudges
+        by_token(a=down, b=page("b1", added=[record("t1")])), items=TWO, change_hints=change_hints
     )
     assert isinstance(error, RetryLater)
-    assert [one.answered for one in pages] == [[nudges[1]]]
+    assert [one.acknowledged for one in pages] == [[change_hints[1]]]
 
 
 async def test_wrong_keys_of_our_own_stop_all() -> None:
@@ -254,11 +254,15 @@ async def test_wrong_keys_of_our_own_stop_all() -> None:
 
 
 async def test_nudged_items_come_first_and_strangers_are_answered() -> None:
-    nudges = [Nudge("itm_b"), Nudge("itm_gone"), Nudge("item:itm_b")]
+    change_hints = [ChangeHint("itm_b"), ChangeHint("itm_gone"), ChangeHint("item:itm_b")]
     script = by_token(a=page("a1"), b=page("b1"))
-    pages, error = await pulled(script, items=TWO, nudges=nudges)
+    pages, error = await pulled(script, items=TWO, change_hints=change_hints)
     assert error is None
-    assert [one.answered for one in pages] == [[nudges[1]], [nudges[0], nudges[2]], []]
+    assert [one.acknowledged for one in pages] == [
+        [change_hints[1]],
+        [change_hints[0], change_hints[2]],
+        [],
+    ]
     assert [body["access_token"] for body in script.asked] == ["token-b", "token-a"]
     assert keys(pages) == ["item:itm_b"], "Plaid spoke of the connection: what it is now is told"
 
@@ -271,8 +275,8 @@ async def test_a_backfill_lists_the_days_and_leaves_the_cursor() -> None:
         return {"transactions": many[start : start + 500], "total_transactions": 505}
 
     script = Script(answer)
-    window = Window(datetime(2025, 11, 1, tzinfo=UTC), datetime(2025, 11, 8, tzinfo=UTC))
-    pages, error = await pulled(script, window=window, nudges=[Nudge("itm_a")])
+    window = TimeRange(datetime(2025, 11, 1, tzinfo=UTC), datetime(2025, 11, 8, tzinfo=UTC))
+    pages, error = await pulled(script, window=window, change_hints=[ChangeHint("itm_a")])
     assert error is None
     assert set(keys(pages)) == {f"transaction:t{n}" for n in range(505)}
     assert [body["start_date"] for body in script.asked] == ["2025-11-01"] * 2
@@ -283,9 +287,9 @@ async def test_a_backfill_lists_the_days_and_leaves_the_cursor() -> None:
 
 
 def test_what_is_missing_is_named() -> None:
-    assert load({})["plaid"].missing == "client_id"
-    assert source(items=[]).missing == "items"
-    assert source().missing == ""
+    assert load({})["plaid"].missing_settings == "client_id"
+    assert source(items=[]).missing_settings == "items"
+    assert source().missing_settings == ""
 
 
 # Webhooks
@@ -299,7 +303,7 @@ async def keyed(kid: str = MORNING_KEY, **told: Any) -> PlaidSource:
     """A source that has fetched a key, as Plaid (`told` changes it) tells it."""
     async with serving([Script({"key": {**jwk(kid), **told}})]) as served, linked("plaid") as link:
         found = source(f"{served.url}/plaid")
-        await found.before(posted(signature(kid, VECTOR, AT)), link)
+        await found.fetch_verification_data(posted(signature(kid, VECTOR, AT)), link)
         return found
 
 
@@ -308,7 +312,7 @@ async def test_the_vector() -> None:
     assert hashlib.sha256(VECTOR).hexdigest() == wanted
     found = await keyed()
     received = found.receive(posted(signature(MORNING_KEY, VECTOR, AT)))
-    assert received.nudges == [Nudge("itm_example_0001", AT)]
+    assert received.change_hints == [ChangeHint("itm_example_0001", AT)]
     assert received.events == ()
     assert received.reply is not None and received.reply.status == 200
     compact = json.dumps(json.loads(VECTOR), separators=(",", ":")).encode()
@@ -322,7 +326,7 @@ async def test_the_replay_window(seconds: int, allowed: bool) -> None:
     request = posted(signature(MORNING_KEY, VECTOR, AT), at=AT + timedelta(seconds=seconds))
     found = await keyed()
     if allowed:
-        assert found.receive(request).nudges
+        assert found.receive(request).change_hints
     else:
         with pytest.raises(Unauthorized, match="301 s away"):
             found.receive(request)
@@ -357,7 +361,7 @@ async def test_only_plaid_is_let_in(what: str) -> None:
     request = posted({"plaid-verification": BAD[what]})
     async with linked("plaid") as link:
         if what != "another's key":
-            await found.before(request, link)  # must bear anything
+            await found.fetch_verification_data(request, link)  # must bear anything
     with pytest.raises(Unauthorized) as refused:
         found.receive(request)
     assert refused.value.remedy
@@ -386,7 +390,7 @@ async def test_an_expired_key_is_refused() -> None:
     with pytest.raises(Unauthorized, match="expired"):
         found.receive(posted(signature(EXPIRED_KEY, VECTOR, AT)))
     later = await keyed(expired_at=int(AT.timestamp()) + 60)
-    assert later.receive(posted(signature(MORNING_KEY, VECTOR, AT))).nudges
+    assert later.receive(posted(signature(MORNING_KEY, VECTOR, AT))).change_hints
     with pytest.raises(Unauthorized, match="expired"):
         at = AT + timedelta(seconds=60)
         later.receive(posted(signature(MORNING_KEY, VECTOR, at), at=at))
@@ -398,24 +402,24 @@ async def test_keys_are_asked_for_once_and_unknown_ones_seldom() -> None:
     async with serving([script]) as served, linked("plaid") as link:
         found = source(f"{served.url}/plaid")
         good = posted(signature(MORNING_KEY, VECTOR, AT))
-        await asyncio.gather(*(found.before(good, link) for _ in range(10)))
+        await asyncio.gather(*(found.fetch_verification_data(good, link) for _ in range(10)))
         assert len(script.asked) == 1
         for n in range(40):
             token = part({"alg": "ES256", "kid": f"made-up-{n}"}) + ".e30.c2ln"
-            await found.before(posted({"plaid-verification": token}), link)
+            await found.fetch_verification_data(posted({"plaid-verification": token}), link)
         assert len(script.asked) == 5, "an attacker cannot make us hammer Plaid"
-        assert found.receive(good).nudges, "what is known goes on"
+        assert found.receive(good).change_hints, "what is known goes on"
 
 
 async def test_a_key_is_looked_at_again_after_a_day() -> None:
     script = Script({"key": jwk(MORNING_KEY)}, {"key": {**jwk(MORNING_KEY), "expired_at": 5}})
     async with serving([script]) as served, linked("plaid") as link:
         found, request = source(f"{served.url}/plaid"), posted(signature(MORNING_KEY, VECTOR, AT))
-        await found.before(request, link)
-        assert found.receive(request).nudges
+        await found.fetch_verification_data(request, link)
+        assert found.receive(request).change_hints
         (kid, key), *_ = found._keys._known.items()
         found._keys._known[kid] = replace(key, fetched=key.fetched - 90_000)
-        await found.before(request, link)
+        await found.fetch_verification_data(request, link)
         with pytest.raises(Unauthorized, match="expired"):
             found.receive(request)
 
@@ -423,7 +427,7 @@ async def test_a_key_is_looked_at_again_after_a_day() -> None:
 async def test_plaid_away_is_no_refusal() -> None:
     async with linked("plaid") as link:
         with pytest.raises(RetryLater):
-            await source().before(posted(signature(MORNING_KEY, VECTOR, AT)), link)
+            await source().fetch_verification_data(posted(signature(MORNING_KEY, VECTOR, AT)), link)
 
 
 def received(body: Any, at: datetime = AT) -> Any:
@@ -436,13 +440,13 @@ def received(body: Any, at: datetime = AT) -> Any:
 )
 def test_older_codes_are_taken_and_ignored(code: str) -> None:
     found = received({"webhook_type": "TRANSACTIONS", "webhook_code": code, "item_id": "itm_a"})
-    assert (found.events, found.nudges, found.reply.status) == ((), (), 200)
+    assert (found.events, found.change_hints, found.reply.status) == ((), (), 200)
 
 
 def test_item_errors_are_kept_and_asked_after() -> None:
     body = {"webhook_type": "ITEM", "webhook_code": "ERROR", "item_id": "itm_a", "error": LOGIN}
     found, later = received(body), received(body, AT + timedelta(days=9))
-    assert found.nudges == [Nudge("item:itm_a", AT)]
+    assert found.change_hints == [ChangeHint("item:itm_a", AT)]
     (event,), (again,) = found.events, later.events
     assert event.doc_key == again.doc_key == "item:itm_a"
     assert event.version < again.version
@@ -451,7 +455,7 @@ def test_item_errors_are_kept_and_asked_after() -> None:
     assert "Code: ITEM_LOGIN_REQUIRED" in source().document(event).text
     notice = received({**body, "webhook_code": "PENDING_EXPIRATION", "error": None})
     assert notice.events[0].doc_key == "item:itm_a:PENDING_EXPIRATION"
-    assert notice.nudges == []
+    assert notice.change_hints == []
 
 
 @pytest.mark.parametrize(
@@ -589,7 +593,7 @@ async def test_what_changes_between_pages_is_read_right(monkeypatch: pytest.Monk
     async with serving([simulator]) as served, linked("plaid") as link:
         base = f"{served.url}/plaid"
         found = load({"plaid": simulator.settings(base)})["plaid"]
-        events = [event async for one in found.pull(Asked(link=link)) for event in one.events]
+        events = [event async for one in found.pull(PullContext(link=link)) for event in one.events]
         naive = await _naive(base, simulator.chaos)
     assert {event.doc_key for event in events} == truth
     assert any(id.startswith("txPhantom") for id in naive)

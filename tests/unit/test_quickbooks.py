@@ -20,15 +20,15 @@ from quickbooks.objects import Customer, Invoice, Payment
 from apex_memory.credentials.tokens import VaultTokens
 from apex_memory.credentials.vault import Vault, new_key, read_keys
 from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
-from apex_memory.model import BROKEN, Document, micros, now
+from apex_memory.model import MALFORMED, Document, micros, now
 from apex_memory.simulate.quickbooks import simulator as vendor
 from apex_memory.simulate.quickbooks.simulator import REALM
 from apex_memory.simulate.served import serving
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import Request
-from apex_memory.sources.http import Link
-from apex_memory.sources.pages import Nudge, Window
+from apex_memory.sources.http import VendorClient
+from apex_memory.sources.pages import ChangeHint, TimeRange
 from apex_memory.sources.payloads import sample
 from apex_memory.sources.quickbooks.records import record_event
 from apex_memory.sources.quickbooks.source import QuickBooks as QuickBooksSource
@@ -62,7 +62,9 @@ def test_the_vector_of_cloud_events() -> None:
     headers = {"intuit-signature": "Wv4tG+1xJ8yQZKk0fbnl1X8rNSSt5JRf7D0IL8Mrz18="}
     assert source.sign(CLOUD, AT) == headers
     got = source.receive(Request(CLOUD, headers, {}, AT))
-    assert got.nudges == [Nudge(f"{REALM}:Invoice:95", datetime(2025, 11, 1, tzinfo=UTC))]
+    assert got.change_hints == [
+        ChangeHint(f"{REALM}:Invoice:95", datetime(2025, 11, 1, tzinfo=UTC))
+    ]
 
 
 def test_the_vector_of_the_official_package() -> None:
@@ -77,7 +79,7 @@ def test_the_vector_of_the_official_package() -> None:
 @pytest.mark.parametrize("token", ["one", "two"])
 def test_both_tokens_are_active_during_rotation(token: str) -> None:
     signed = configured(verifier_tokens=[token]).sign(CLOUD, AT)
-    assert KEYED.receive(Request(CLOUD, signed, {}, AT)).nudges
+    assert KEYED.receive(Request(CLOUD, signed, {}, AT)).change_hints
 
 
 def test_a_forged_request_is_refused_before_it_is_read() -> None:
@@ -94,10 +96,10 @@ def test_a_forged_request_is_refused_before_it_is_read() -> None:
 def test_the_first_missing_setting_is_named() -> None:
     given: dict[str, Any] = {}
     for name, value in (("client_id", "a"), ("client_secret", "b"), ("realm_ids", ["1", "2"]), ("refresh_tokens", ["x"])):  # fmt: skip
-        assert configured(**given).missing == name
+        assert configured(**given).missing_settings == name
         given[name] = value
-    assert configured(**given).missing == "refresh_tokens", "one a company"
-    assert not configured(**{**given, "refresh_tokens": ["x", "y"]}).missing
+    assert configured(**given).missing_settings == "refresh_tokens", "one a company"
+    assert not configured(**{**given, "refresh_tokens": ["x", "y"]}).missing_settings
 
 
 # What a webhook asks for
@@ -117,10 +119,10 @@ def entity(operation: str = "Update", **more: Any) -> dict[str, Any]:
 def test_the_older_envelope() -> None:
     later = entity(lastUpdated="2025-11-01T07:00:09-0700")
     got = received(legacy(later, entity("Create"), entity("Delete", id="96"), entity(name="Estimate"), entity("Void", name="Bill")))  # fmt: skip
-    assert got.nudges == [
-        Nudge(f"{REALM}:Invoice:95", AT + timedelta(seconds=9)),
-        Nudge(f"{REALM}:Invoice:96:deleted", AT),
-        Nudge(f"{REALM}:Bill:95", AT),
+    assert got.change_hints == [
+        ChangeHint(f"{REALM}:Invoice:95", AT + timedelta(seconds=9)),
+        ChangeHint(f"{REALM}:Invoice:96:deleted", AT),
+        ChangeHint(f"{REALM}:Bill:95", AT),
     ]
     assert not got.events
 
@@ -128,9 +130,12 @@ def test_the_older_envelope() -> None:
 def test_several_companies_in_one_post_and_only_ours() -> None:
     body = legacy(entity())
     body["eventNotifications"] += legacy(entity(), realm="7")["eventNotifications"]
-    assert [nudge.key for nudge in received(body).nudges] == [f"{REALM}:Invoice:95", "7:Invoice:95"]
+    assert [hint.key for hint in received(body).change_hints] == [
+        f"{REALM}:Invoice:95",
+        "7:Invoice:95",
+    ]
     ours = configured(verifier_tokens=["one"], realm_ids=["7"])
-    assert [nudge.key for nudge in received(body, ours).nudges] == ["7:Invoice:95"]
+    assert [hint.key for hint in received(body, ours).change_hints] == ["7:Invoice:95"]
 
 
 @pytest.mark.parametrize("form", ["older", "newer"])
@@ -141,17 +146,19 @@ def test_a_merge_deletes_what_it_took_away(form: str) -> None:
     (event,) = got.events
     assert (event.doc_key, event.occurred_at) == (f"{REALM}:Vendor:64", AT)
     assert KEYED.document(event).deleted
-    assert [nudge.key for nudge in got.nudges] == [f"{REALM}:Vendor:61"]
+    assert [hint.key for hint in got.change_hints] == [f"{REALM}:Vendor:61"]
 
 
 def test_a_broken_element_does_not_stop_its_neighbours() -> None:
     for bad in (7, {}, {"type": "qbo.invoice.v1"}, {**json.loads(CLOUD)[0], "intuitentityid": {}}, {**json.loads(CLOUD)[0], "time": "soon"}):  # fmt: skip
         got = received([bad, *json.loads(CLOUD)])
-        assert len(got.nudges) == 1 and [one.content_type for one in got.events] == [BROKEN]
+        assert len(got.change_hints) == 1 and [one.content_type for one in got.events] == [
+            MALFORMED
+        ]
         with pytest.raises(Rejected):
             received([bad])
     got = received({"eventNotifications": [3, *legacy(entity("Create"), 5, entity(id=None))["eventNotifications"]]})  # fmt: skip
-    assert len(got.nudges) == 1 and len(got.events) == 3
+    assert len(got.change_hints) == 1 and len(got.events) == 3
 
 
 # Changes
@@ -180,7 +187,7 @@ async def quickbooks(database_url: str) -> AsyncIterator[Books]:
             async with serving([simulator]) as served, httpx2.AsyncClient() as http:
                 base = simulator.settings(f"{served.url}/quickbooks")
                 source = configured(**{**base, **settings})
-                link = Link("quickbooks", http, tokens, calls=1000, patience=5)
+                link = VendorClient("quickbooks", http, tokens, calls=1000, patience=5)
                 yield simulator, Held(source, link)
 
         yield books
@@ -214,8 +221,8 @@ async def test_every_way_to_a_state_makes_the_same_event(quickbooks: Books) -> N
         await held.pull()
         known = dict(held.events)
         held.cursor[REALM]["time"] = (simulator.clock.now - timedelta(days=20)).isoformat()
-        nudges = [Nudge(key, simulator.clock.now) for key in held.live()]
-        await held.pull(nudges=nudges)
+        change_hints = [ChangeHint(key, simulator.clock.now) for key in held.live()]
+        await held.pull(change_hints=change_hints)
         fresh = [event for id, event in held.events.items() if id not in known]
         assert all(held.source.document(event).deleted for event in fresh), "only deletes are new"
         equal(simulator, held)
@@ -250,7 +257,7 @@ async def test_several_changes_within_a_second_are_ordered_by_the_token(quickboo
         await held.pull()
         for _ in range(12):
             simulator._touch()
-            await held.pull(nudges=[Nudge(f"{REALM}:Vendor:511", simulator.clock.now)])
+            await held.pull(change_hints=[ChangeHint(f"{REALM}:Vendor:511", simulator.clock.now)])
         equal(simulator, held)
 
 
@@ -336,8 +343,8 @@ async def test_nudges_are_fetched_and_answered_whatever_became_of_the_thing(
         )  # the changes do not show it yet
         del simulator.books.versions["Bill", "45"]
         keys = [f"{REALM}:Invoice:45", f"{REALM}:Bill:45:deleted", f"{REALM}:Bill:4711", "7:Invoice:45", f"{REALM}:Estimate:1", "x"]  # fmt: skip
-        await held.pull(nudges=[Nudge(key, at) for key in keys])
-        assert held.answered == keys
+        await held.pull(change_hints=[ChangeHint(key, at) for key in keys])
+        assert held.acknowledged == keys
         assert f"{REALM}:Invoice:45" in held.live()
         gone = held.newest()[f"{REALM}:Bill:45"]
         assert held.source.document(gone).deleted
@@ -347,12 +354,12 @@ async def test_nudges_are_fetched_and_answered_whatever_became_of_the_thing(
 async def test_a_backfill_takes_its_window(quickbooks: Books) -> None:
     async with quickbooks() as (simulator, held):
         start = simulator.world.start
-        window = Window(start + timedelta(hours=6), start + timedelta(hours=12))
-        await held.pull(window=window, nudges=[Nudge("x")], die_before=1)
-        await held.pull(window=window, nudges=[Nudge("x")])
+        window = TimeRange(start + timedelta(hours=6), start + timedelta(hours=12))
+        await held.pull(window=window, change_hints=[ChangeHint("x")], die_before=1)
+        await held.pull(window=window, change_hints=[ChangeHint("x")])
         times = [event.occurred_at for event in held.events.values()]
         assert times and all(window.since <= at < window.until for at in times)
-        assert not held.answered and not held.broken()
+        assert not held.acknowledged and not held.broken()
         assert await held.pull(window=window) == 0
 
 

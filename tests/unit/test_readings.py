@@ -12,7 +12,7 @@ import pytest
 
 from apex_memory.fetching.windows import Readings
 from apex_memory.inbox import Inbox
-from apex_memory.model import Document, Event, Landed, Priority, now
+from apex_memory.model import Document, Event, LandResult, Priority, now
 from apex_memory.sources.base import Received, Request, Sample, Source, SourceSettings
 from apex_memory.sources.pages import Reading
 from apex_memory.stores.postgres import Connection, Postgres
@@ -29,7 +29,7 @@ class Toy(Source):
     window_seconds = 300
     broken = False
 
-    def fold(
+    def aggregate_window(
         self, series: str, start: datetime, readings: Sequence[Reading], version: int
     ) -> Event:
         if self.broken:
@@ -94,28 +94,30 @@ async def landed(db: Postgres) -> dict[str, Any]:
 async def test_a_window_holds_its_readings_by_time(db: Postgres, readings: Readings, toy: Toy) -> None:  # fmt: skip
     kept = await keep(db, readings, toy, reading(4.9, 2), reading(0, 1), reading(5, 3), reading(0, 9, kind="m"))  # fmt: skip
     assert kept == 4
-    assert await readings.fold(toy, everything=True) == 2
+    assert await readings.aggregate(toy, everything=True) == 2
     assert await landed(db) == {
         "a@20 12:00:1": [["12:00:00", "m", 9], ["12:00:00", "n", 1], ["12:04:54", "n", 2]],
         "a@20 12:05:1": [["12:05:00", "n", 3]],
     }
-    assert await readings.fold(toy, everything=True) == 0
+    assert await readings.aggregate(toy, everything=True) == 0
 
 
 async def test_repeats_are_no_news(db: Postgres, readings: Readings, toy: Toy) -> None:
     assert await keep(db, readings, toy, reading(1), reading(1), reading(1, 7)) == 1
-    await readings.fold(toy, everything=True)
+    await readings.aggregate(toy, everything=True)
     assert await keep(db, readings, toy, reading(1), reading(1, 7)) == 0
     assert await keep(db, readings, toy) == 0
-    assert await readings.fold(toy, everything=True) == 0
+    assert await readings.aggregate(toy, everything=True) == 0
     assert len(await landed(db)) == 1
 
 
 async def test_a_late_point_opens_its_window_again(db: Postgres, readings: Readings, toy: Toy) -> None:  # fmt: skip
     await keep(db, readings, toy, reading(1), reading(6))
-    await readings.fold(toy, everything=True)
+    await readings.aggregate(toy, everything=True)
     await keep(db, readings, toy, reading(2))
-    assert await readings.fold(toy) == 1, "its series has moved on long ago: it waits for nothing"
+    assert await readings.aggregate(toy) == 1, (
+        "its series has moved on long ago: it waits for nothing"
+    )
     found = await landed(db)
     assert found["a@20 12:00:2"] == [["12:01:00", "n", 1], ["12:02:00", "n", 1]]
     assert list(found) == ["a@20 12:00:1", "a@20 12:00:2", "a@20 12:05:1"]
@@ -123,12 +125,12 @@ async def test_a_late_point_opens_its_window_again(db: Postgres, readings: Readi
 
 async def test_a_window_waits_until_its_series_moves_on(db: Postgres, readings: Readings, toy: Toy) -> None:  # fmt: skip
     await keep(db, readings, toy, reading(1), reading(1, series="b"))
-    assert await readings.fold(toy) == 0, "more may come"
+    assert await readings.aggregate(toy) == 0, "more may come"
     await keep(db, readings, toy, reading(6))
-    assert await readings.fold(toy) == 1
+    assert await readings.aggregate(toy) == 1
     assert list(await landed(db)) == ["a@20 12:00:1"], "the other series has not moved"
     await db.execute("UPDATE windows SET due_at = due_at - interval '30 seconds'")
-    assert await readings.fold(toy) == 2, "nothing came for a while"
+    assert await readings.aggregate(toy) == 2, "nothing came for a while"
 
 
 async def test_an_open_window_is_not_written_for_every_page(db: Postgres, readings: Readings, toy: Toy) -> None:  # fmt: skip
@@ -145,13 +147,13 @@ async def test_an_open_window_is_not_written_for_every_page(db: Postgres, readin
 async def test_a_device_ahead_of_time_hurries_nobody(db: Postgres, readings: Readings, toy: Toy) -> None:  # fmt: skip
     ahead = Reading(series="a", kind="n", at=now() + timedelta(hours=3), value=1)
     await keep(db, readings, toy, Reading(series="a", kind="n", at=now(), value=1), ahead)
-    assert await readings.fold(toy) == 0
+    assert await readings.aggregate(toy) == 0
 
 
 async def test_values_come_back_as_they_were(db: Postgres, readings: Readings, toy: Toy) -> None:
     values = [None, 2**80, 1.5, "Göteborg", {"a": [1, {"b": False}]}, -(2**63)]
     await keep(db, readings, toy, *(reading(n / 10, value) for n, value in enumerate(values)))
-    await readings.fold(toy, everything=True)
+    await readings.aggregate(toy, everything=True)
     assert [value for *_, value in (await landed(db))["a@20 12:00:1"]] == values
 
 
@@ -179,21 +181,21 @@ async def test_many_need_the_same_new_day_at_once(db: Postgres, toy: Toy) -> Non
 async def test_what_is_forgotten_can_come_again(db: Postgres, readings: Readings, toy: Toy) -> None:
     other = Readings(db, Inbox(db))  # a process that knows nothing of the forgetting
     await keep(db, other, toy, reading(-1440), reading(-1440 + 6), reading(0), reading(-721))
-    await readings.fold(toy, everything=True)
+    await readings.aggregate(toy, everything=True)
     assert await readings.forget(START) == ["readings_20251119"]
     rows = await db.fetch("SELECT start FROM windows")
     assert [row["start"] for row in rows] == [START], "windows of what is kept are kept"
     assert await readings.forget(START) == []
     before = await landed(db)
     assert await keep(db, other, toy, reading(-1440 + 1)) == 1
-    await readings.fold(toy, everything=True)
+    await readings.aggregate(toy, everything=True)
     assert await landed(db) == before, "memory keeps the whole window, not the late remains"
 
 
 async def test_windows_not_folded_yet_survive_their_readings(db: Postgres, readings: Readings, toy: Toy) -> None:  # fmt: skip
     await keep(db, readings, toy, reading(0))
     await readings.forget(START + timedelta(days=2))
-    assert await readings.fold(toy, everything=True) == 1, "it is done with, though there is nothing left to tell"  # fmt: skip
+    assert await readings.aggregate(toy, everything=True) == 1, "it is done with, though there is nothing left to tell"  # fmt: skip
     assert await landed(db) == {}
 
 
@@ -210,7 +212,7 @@ async def test_who_forgets_waits_for_who_keeps(db: Postgres, readings: Readings,
 async def test_folds_at_once_share_the_work(db: Postgres, toy: Toy) -> None:
     several = [Readings(db, Inbox(db)) for _ in range(4)]
     await keep(db, several[0], toy, *(reading(5 * n, series=f"s{m}") for n in range(50) for m in range(12)))  # fmt: skip
-    folded = await asyncio.gather(*(one.fold(toy, everything=True) for one in several))
+    folded = await asyncio.gather(*(one.aggregate(toy, everything=True) for one in several))
     assert sum(folded) == 600
     found = await landed(db)
     assert len(found) == 600 and all(event.endswith(":1") for event in found)
@@ -224,7 +226,7 @@ async def test_a_fold_that_dies_changes_nothing(db: Postgres, readings: Readings
         await task
     assert await landed(db) == {}
     toy.broken = False
-    assert await readings.fold(toy, everything=True) == 5
+    assert await readings.aggregate(toy, everything=True) == 5
     assert all(event.endswith(":1") for event in await landed(db))
 
 
@@ -236,7 +238,7 @@ async def test_a_page_that_dies_leaves_no_window(
             await readings.insert(connection, toy, [reading(1)])
             raise asyncio.CancelledError
     assert await db.fetch("SELECT FROM windows") == []
-    assert await readings.fold(toy, everything=True) == 0
+    assert await readings.aggregate(toy, everything=True) == 0
     assert await keep(db, readings, toy, reading(1)) == 1, "its partition is made again, too"
 
 
@@ -244,14 +246,14 @@ async def test_a_reading_that_comes_while_its_window_is_folded_is_not_lost(db: P
     slow = Slow(db)
     readings = Readings(db, slow)
     await keep(db, readings, toy, reading(1))
-    folding = asyncio.create_task(readings.fold(toy, everything=True))
+    folding = asyncio.create_task(readings.aggregate(toy, everything=True))
     await slow.reached.wait()
     coming = asyncio.create_task(keep(db, readings, toy, reading(2)))
     await _waits(db, "WITH kept")
     slow.go.set()
     assert await coming == 1
     await folding
-    await readings.fold(toy, everything=True)
+    await readings.aggregate(toy, everything=True)
     found = await landed(db)
     assert [len(body) for body in found.values()] == [1, 2]
 
@@ -260,9 +262,9 @@ async def test_a_fold_leaves_a_window_that_is_being_written(db: Postgres, readin
     await keep(db, readings, toy, reading(1), reading(1, series="b"))
     async with db.transaction() as connection:
         await readings.insert(connection, toy, [reading(2)])
-        assert await readings.fold(toy, everything=True) == 1
+        assert await readings.aggregate(toy, everything=True) == 1
         assert list(await landed(db)) == ["b@20 12:00:1"]
-    assert await readings.fold(toy, everything=True) == 1
+    assert await readings.aggregate(toy, everything=True) == 1
     assert len((await landed(db))["a@20 12:00:1"]) == 2
 
 
@@ -283,7 +285,7 @@ class Slow(Inbox):
 
     async def land(
         self, events: Sequence[Event], connection: Connection | None = None
-    ) -> list[Landed]:
+    ) -> list[LandResult]:
         self.reached.set()
         await self.go.wait()
         return await super().land(events, connection)
@@ -292,15 +294,15 @@ class Slow(Inbox):
 def _die(url: str, toy: Toy) -> None:
     """Fold in an event loop that the fold's interrupt ends, as a Ctrl-C would end a process."""
 
-    async def fold() -> None:
+    async def aggregate() -> None:
         db = Postgres(url)
         await db.open()
         try:
-            await Readings(db, Inbox(db)).fold(toy, everything=True)
+            await Readings(db, Inbox(db)).aggregate(toy, everything=True)
         finally:
             await db.close()
 
-    asyncio.run(fold())
+    asyncio.run(aggregate())
 
 
 async def _waits(db: Postgres, statement: str) -> None:

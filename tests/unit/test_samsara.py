@@ -19,13 +19,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
-from apex_memory.model import BROKEN, Assertion, Document, Event, Priority, micros, now
+from apex_memory.model import MALFORMED, Assertion, Document, Event, Priority, micros, now
 from apex_memory.simulate.samsara.simulator import Samsara as Simulated
 from apex_memory.simulate.served import serving
 from apex_memory.simulate.vendor import Chaos, Simulator
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import Request
-from apex_memory.sources.pages import Asked, Page, Reading, Window
+from apex_memory.sources.pages import Page, PullContext, Reading, TimeRange
 from apex_memory.sources.payloads import parse_json, sample
 from apex_memory.sources.registry import load
 from apex_memory.sources.samsara.source import Samsara
@@ -68,7 +68,7 @@ FEED = {
     "pagination": {"endCursor": "9b1d2c1e", "hasNextPage": False},
 }
 START = datetime(2025, 11, 1, 14, tzinfo=UTC)
-SANE = Window(START - timedelta(days=400), START + timedelta(days=1))
+SANE = TimeRange(START - timedelta(days=400), START + timedelta(days=1))
 
 
 def samsara(**settings: Any) -> Samsara:
@@ -316,13 +316,13 @@ def folded(*points: tuple[str, str, Any]) -> Document:
         Reading(series="28", kind=kind, at=datetime.fromisoformat(f"2025-11-01T{at}Z"), value=value)
         for kind, at, value in points
     ]
-    event = KEYED.fold("28", START, readings, 3)
+    event = KEYED.aggregate_window("28", START, readings, 3)
     assert (event.event_id, event.doc_key) == (
         "window:28:2025-11-01T14:00:00Z:3",
         "window:28:2025-11-01T14:00:00Z",
     )
     assert (event.version, event.priority) == (3, Priority.P1)
-    assert event == KEYED.fold("28", START, readings, 3), "pure"
+    assert event == KEYED.aggregate_window("28", START, readings, 3), "pure"
     return KEYED.document(event)
 
 
@@ -420,10 +420,10 @@ async def pulling(
     async with serving([vendor]) as served, linked("samsara", patience=2) as link:
         base = f"{served.url}/samsara"
         source = samsara(**{**vendor.settings(base), **settings})
-        assert source.missing == ""
+        assert source.missing_settings == ""
 
-        def pull(cursor: Mapping[str, Any] | None = None, window: Window | None = None) -> AsyncIterator[Page]:  # fmt: skip
-            return source.pull(Asked(link=link, cursor=cursor or {}, window=window))
+        def pull(cursor: Mapping[str, Any] | None = None, window: TimeRange | None = None) -> AsyncIterator[Page]:  # fmt: skip
+            return source.pull(PullContext(link=link, cursor=cursor or {}, window=window))
 
         yield pull
 
@@ -502,7 +502,7 @@ async def test_what_cannot_be_read_is_quarantined_with_its_reason() -> None:
     async with pulling(vendor) as pull:
         (found,) = [one async for one in pull()]
     assert {one.series for one in found.readings} == {"1", "2"}
-    assert {one.content_type for one in found.events} == {BROKEN}
+    assert {one.content_type for one in found.events} == {MALFORMED}
     first, second = (json.loads(one.payload) for one in found.events)
     assert first["record"] == {"id": "1", "name": "T-204", "externalIds": None, "engineStates": [old, old]}  # fmt: skip
     assert "1999-01-01" in first["reason"] and "oldest_days" in first["remedy"]
@@ -541,7 +541,7 @@ async def test_a_cursor_that_is_no_longer_taken_leaves_no_gap() -> None:
 
 async def test_a_backfill_lists_a_window_and_knows_when_it_is_done() -> None:
     vendor = Scripted(page(point(), after="a", more=True), page(point(), after=""))
-    window = Window(START, START + timedelta(hours=1))
+    window = TimeRange(START, START + timedelta(hours=1))
     async with pulling(vendor) as pull:
         found = [one async for one in pull(window=window)]
         assert [one.cursor for one in found] == [

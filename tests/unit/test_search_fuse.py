@@ -12,7 +12,7 @@ from apex_memory.search.fusion import Leg, Weights, coverage, fuse, smooth
 from apex_memory.search.ranking import Exact, Ranked, Ranking
 from apex_memory.search.retrieval import GraphFinds, VectorFinds
 from apex_memory.search.time_words import Span
-from apex_memory.search.visibility import Live
+from apex_memory.search.visibility import SnapshotView
 from apex_memory.stores.base import GraphHit
 from apex_memory.stores.postgres import Row
 
@@ -253,7 +253,7 @@ class SlowReader:
 
 async def test_no_leg_goes_on_before_the_rows_that_another_asked_for_are_in() -> None:
     reader = SlowReader()
-    live = Live(reader)  # type: ignore[arg-type]
+    live = SnapshotView(reader)  # type: ignore[arg-type]
     hit = GraphHit(A, A, "company:x", 0, None)
 
     async def leg(*docs: uuid.UUID) -> bool:

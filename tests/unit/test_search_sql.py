@@ -13,7 +13,7 @@ from psycopg.rows import dict_row
 from apex_memory.model import Filters
 from apex_memory.search.answers import DocumentRow
 from apex_memory.search.documents import _cursor, _list_query
-from apex_memory.search.snapshot import EXACT_LIMIT, Reader
+from apex_memory.search.snapshot import EXACT_LIMIT, SnapshotReader
 from apex_memory.stores.postgres import Connection
 
 DOCUMENTS = 20_000
@@ -95,8 +95,8 @@ def explaining(filled: Connection) -> Explaining:
     return Explaining(filled)
 
 
-def reader(explaining: Explaining, filters: Filters | None = None) -> Reader:
-    return Reader(cast(Connection, explaining), filters)
+def reader(explaining: Explaining, filters: Filters | None = None) -> SnapshotReader:
+    return SnapshotReader(cast(Connection, explaining), filters)
 
 
 async def test_an_identifier_is_found_by_the_index_over_entities(explaining: Explaining) -> None:

@@ -11,7 +11,7 @@ from apex_memory.errors import Unauthorized
 from apex_memory.model import micros
 from apex_memory.sources import signatures
 from apex_memory.sources.base import Request
-from apex_memory.sources.signatures import check_time, digest, fits, from_base64
+from apex_memory.sources.signatures import check_time, digest, from_base64, signature_matches
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -19,15 +19,15 @@ AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 def test_either_of_two_secrets_fits_whichever_of_the_signatures_is_given() -> None:
     wanted = [digest(key, b"body") for key in (b"new", b"old")]
     for key in (b"new", b"old"):
-        assert fits(wanted, digest(key, b"body"))
-        assert fits(wanted, b"other", digest(key, b"body"))
-    assert not fits(wanted, digest(b"new", b"body "), digest(b"third", b"body"))
+        assert signature_matches(wanted, digest(key, b"body"))
+        assert signature_matches(wanted, b"other", digest(key, b"body"))
+    assert not signature_matches(wanted, digest(b"new", b"body "), digest(b"third", b"body"))
 
 
 @pytest.mark.parametrize("given", ["", b"", "é", "\udcff"])
 def test_what_is_no_signature_fits_nothing(given: str | bytes) -> None:
-    assert not fits([b"\xc3\xa9 ", b"wanted"], given)
-    assert not fits([], given)
+    assert not signature_matches([b"\xc3\xa9 ", b"wanted"], given)
+    assert not signature_matches([], given)
 
 
 def test_all_pairs_are_compared_though_the_first_fits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ def test_all_pairs_are_compared_though_the_first_fits(monkeypatch: pytest.Monkey
         compare_digest = staticmethod(compare)
 
     monkeypatch.setattr(signatures, "hmac", Watched)
-    assert fits([b"a", b"b"], b"a", b"c")
+    assert signature_matches([b"a", b"b"], b"a", b"c")
     assert compared == [True, False, False, False]
 
 

@@ -16,14 +16,14 @@ import pytest_asyncio
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
-from apex_memory.model import BROKEN, Assertion, Document, Event, micros
+from apex_memory.model import MALFORMED, Assertion, Document, Event, micros
 from apex_memory.simulate.served import Served, serving
 from apex_memory.simulate.sonar import simulator as vendor
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import Request
-from apex_memory.sources.http import Link
-from apex_memory.sources.pages import Asked, Window
+from apex_memory.sources.http import VendorClient
+from apex_memory.sources.pages import PullContext, TimeRange
 from apex_memory.sources.registry import load
 from apex_memory.sources.sonar.source import Sonar
 from tests.unit.vendors import KeptTokens, emptied, linked
@@ -156,8 +156,8 @@ def test_wrong_settings_are_named(settings: dict[str, Any], name: str) -> None:
 
 def test_what_is_not_set_is_named() -> None:
     given = {"username": "u", "password": "p", "series": ["OTRI/USA"]}
-    assert sonar(**given).missing == ""
-    assert [sonar(**{k: v for k, v in given.items() if k != name}).missing for name in given] == list(given)  # fmt: skip
+    assert sonar(**given).missing_settings == ""
+    assert [sonar(**{k: v for k, v in given.items() if k != name}).missing_settings for name in given] == list(given)  # fmt: skip
     with pytest.raises(Misconfigured, match="relay_secrets"):
         sonar().sign(b"", AT)
     with pytest.raises(Unauthorized) as refused:
@@ -208,7 +208,7 @@ def test_a_lane_is_spelt_out_and_a_withdrawn_value_is_a_delete() -> None:
 def test_records_of_one_message_are_events_and_a_bad_one_stops_none() -> None:
     records = [RECORD, {**RECORD, "value": "high"}, 5, {**RECORD, "qualifier": "DAL"}]
     events = received({**MESSAGE, "data": records})
-    assert [event.content_type == BROKEN for event in events] == [False, True, True, False]
+    assert [event.content_type == MALFORMED for event in events] == [False, True, True, False]
     assert events[3].event_id.endswith("#3")
     assert "expected a number" in json.loads(events[1].payload)["reason"]
 
@@ -295,13 +295,13 @@ class Ward:
 
     shelf: Shelf
     source: Sonar
-    link: Link
+    link: VendorClient
     cursor: dict[str, Any] = field(default_factory=dict)
 
-    async def pull(self, *, window: Window | None = None, pages: int = 1000) -> list[Event]:
+    async def pull(self, *, window: TimeRange | None = None, pages: int = 1000) -> list[Event]:
         events: list[Event] = []
         done = 0
-        asked = Asked(link=self.link, cursor=self.cursor, window=window)
+        asked = PullContext(link=self.link, cursor=self.cursor, window=window)
         async for page in self.source.pull(asked):
             events += page.events
             if page.cursor is not None:
@@ -416,7 +416,7 @@ async def test_a_broken_record_stops_no_other_and_a_missing_series_no_other(desk
         ward.cursor = {}
         ward.shelf.held["NONE/USA"] = []
         events = await ward.pull()
-        assert [event.content_type == BROKEN for event in events] == [True, False]
+        assert [event.content_type == MALFORMED for event in events] == [True, False]
 
 
 @pytest.mark.parametrize("answer", [{"a": [], "b": []}, {}, "x", 5])
@@ -439,7 +439,7 @@ async def test_a_worker_that_dies_between_two_series_goes_on_behind_the_first(de
 async def test_a_backfill_asks_in_parts_and_goes_on_where_it_was(desk: Desk) -> None:
     async with desk() as ward:
         ward.shelf.held["OTRI/USA"] = days(d01=6.4)
-        window = Window(datetime(2023, 1, 1, tzinfo=UTC), datetime(2024, 6, 1, tzinfo=UTC))
+        window = TimeRange(datetime(2023, 1, 1, tzinfo=UTC), datetime(2024, 6, 1, tzinfo=UTC))
         await ward.pull(window=window, pages=1)
         await ward.pull(window=window)
         assert ward.shelf.asked == ["token", "OTRI/USA 2023-01-01 2024-01-01", "OTRI/USA 2024-01-02 2024-06-01"]  # fmt: skip

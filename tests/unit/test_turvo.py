@@ -15,14 +15,14 @@ import pytest
 import pytest_asyncio
 
 from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
-from apex_memory.model import BROKEN, Assertion, Document, Event, micros
+from apex_memory.model import MALFORMED, Assertion, Document, Event, micros
 from apex_memory.simulate.served import Served, serving
 from apex_memory.simulate.turvo import simulator as vendor
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import Request
-from apex_memory.sources.http import Link
-from apex_memory.sources.pages import Asked, Nudge, Window
+from apex_memory.sources.http import VendorClient
+from apex_memory.sources.pages import ChangeHint, PullContext, TimeRange
 from apex_memory.sources.registry import load
 from apex_memory.sources.turvo.documents import STATUSES
 from apex_memory.sources.turvo.source import Turvo
@@ -74,12 +74,12 @@ def request(body: object, **headers: str) -> Request:
 @pytest.mark.parametrize("given", ["t-1", "t-2", "Bearer t-1", "bearer  t-2"])
 def test_both_tokens_are_active_with_or_without_bearer(given: str) -> None:
     source = turvo(webhook_tokens=["t-1", "t-2"])
-    assert source.receive(request(NOTICE, authorization=given)).nudges
+    assert source.receive(request(NOTICE, authorization=given)).change_hints
 
 
 def test_the_header_of_the_token_is_a_setting() -> None:
     source = turvo(webhook_tokens=["t-1"], webhook_header="X-Hook-Token")
-    assert source.receive(request(NOTICE, x_hook_token="t-1")).nudges
+    assert source.receive(request(NOTICE, x_hook_token="t-1")).change_hints
     with pytest.raises(Unauthorized, match="X-Hook-Token"):
         source.receive(request(NOTICE, authorization="t-1"))
 
@@ -100,7 +100,7 @@ def test_a_signature_in_any_of_its_spellings(write: Callable[[bytes], str], key:
     source = turvo(hmac_keys=["k-1", "k-2"], hmac_header="X-Sig")
     raw = json.dumps(NOTICE).encode()
     fits = write(hmac.digest(key, raw, "sha256"))
-    assert source.receive(request(raw, x_sig=fits)).nudges
+    assert source.receive(request(raw, x_sig=fits)).change_hints
     for body, header in ((raw + b" ", fits), (raw, write(hmac.digest(b"k-3", raw, "sha256")))):
         with pytest.raises(Unauthorized, match="X-Sig"):
             source.receive(request(body, x_sig=header))
@@ -111,7 +111,7 @@ def test_where_token_and_signature_are_set_both_are_demanded() -> None:
     raw = json.dumps(NOTICE).encode()
     headers = source.sign(raw, AT)
     assert set(headers) == {"authorization", "x-turvo-signature"}
-    assert source.receive(Request(raw, headers, {}, AT)).nudges
+    assert source.receive(Request(raw, headers, {}, AT)).change_hints
     for missing in headers:
         kept = {name: value for name, value in headers.items() if name != missing}
         with pytest.raises(Unauthorized):
@@ -143,9 +143,9 @@ def test_wrong_settings_are_named(settings: dict[str, Any], name: str) -> None:
 
 def test_what_a_pull_lacks_is_named() -> None:
     given = {"client_id": "c", "client_secret": "s", "api_key": "k", "username": "u", "password": "p"}  # fmt: skip
-    assert turvo(**given).missing == ""
+    assert turvo(**given).missing_settings == ""
     for name in given:
-        assert turvo(**{**given, name: ""}).missing == name
+        assert turvo(**{**given, name: ""}).missing_settings == name
 
 
 # What a notice asks for
@@ -163,7 +163,7 @@ def test_what_a_pull_lacks_is_named() -> None:
 def test_a_notice_is_a_nudge_for_its_shipment(changes: dict[str, Any], at: str | None) -> None:
     received = turvo(webhook_tokens=["t"]).receive(request({**NOTICE, **changes}, authorization="t"))  # fmt: skip
     expected = datetime.fromisoformat(at) if at else None
-    assert received.nudges == [Nudge("shipment:1000450123", expected)]
+    assert received.change_hints == [ChangeHint("shipment:1000450123", expected)]
     assert not received.events
 
 
@@ -171,7 +171,7 @@ def test_notices_of_other_things_ask_for_nothing() -> None:
     source = turvo(webhook_tokens=["t"])
     for name in ("CARRIER_UPDATE", "USER_UPDATE", "SOMETHING_NEW"):
         received = source.receive(request({**NOTICE, "eventName": name}, authorization="t"))
-        assert not received.nudges and not received.events
+        assert not received.change_hints and not received.events
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def row(id: int, minute: float, **more: Any) -> dict[str, Any]:
 @dataclass
 class Pulled:
     events: list[Event] = field(default_factory=list)
-    answered: list[str] = field(default_factory=list)
+    acknowledged: list[str] = field(default_factory=list)
     cursor: dict[str, Any] = field(default_factory=dict)
     pages: int = 0
 
@@ -370,23 +370,25 @@ class Ward:
 
     shelf: Shelf
     source: Turvo
-    link: Link
+    link: VendorClient
 
     async def pull(
         self,
         cursor: dict[str, Any] | None = None,
-        nudges: Sequence[Nudge] = (),
+        change_hints: Sequence[ChangeHint] = (),
         *,
-        window: Window | None = None,
+        window: TimeRange | None = None,
         pages: int = 10_000,
         into: Pulled | None = None,
     ) -> Pulled:
         done = into or Pulled()
         done.cursor = dict(cursor or {})
-        asked = Asked(link=self.link, cursor=done.cursor, nudges=nudges, window=window)
+        asked = PullContext(
+            link=self.link, cursor=done.cursor, change_hints=change_hints, window=window
+        )
         async for page in self.source.pull(asked):
             done.events += page.events
-            done.answered += [nudge.key for nudge in page.answered]
+            done.acknowledged += [hint.key for hint in page.acknowledged]
             done.cursor = dict(page.cursor) if page.cursor is not None else done.cursor
             done.pages += 1
             if done.pages >= pages:
@@ -533,9 +535,9 @@ async def test_the_list_is_read_when_it_is_time(desk: Desk) -> None:
         ward.shelf.rows = [row(1, 1)]
         first = await ward.pull()
         ward.shelf.calls.clear()
-        second = await ward.pull(first.cursor, [Nudge("shipment:1", AT)])
+        second = await ward.pull(first.cursor, [ChangeHint("shipment:1", AT)])
         assert ward.shelf.calls == ["1", "shipment"]
-        assert second.answered == ["shipment:1"]
+        assert second.acknowledged == ["shipment:1"]
 
 
 async def test_the_filter_is_sent_where_it_is_set(desk: Desk) -> None:
@@ -553,24 +555,28 @@ async def test_a_backfill_fetches_its_window_and_no_nudges(desk: Desk) -> None:
     async with desk() as ward:
         ward.shelf.rows = [row(n, n) for n in range(1, 9)]
         start = AT.replace(hour=8, minute=0, second=0)
-        window = Window(start + timedelta(minutes=3), start + timedelta(minutes=6))
-        done = await ward.pull(nudges=[Nudge("shipment:8")], window=window)
+        window = TimeRange(start + timedelta(minutes=3), start + timedelta(minutes=6))
+        done = await ward.pull(change_hints=[ChangeHint("shipment:8")], window=window)
         assert done.ids == ["3", "4", "5"]
-        assert not done.answered
+        assert not done.acknowledged
         part = await ward.pull(window=window, pages=2)
         assert [*part.ids, *(await ward.pull(part.cursor, window=window)).ids] == ["3", "4", "5"]  # fmt: skip
 
 
-# What is fetched for a nudge
+# What is fetched for a change hint
 
 
 async def test_nudges_are_answered_also_when_the_thing_is_gone_or_none_of_ours(desk: Desk) -> None:
     async with desk() as ward:
         ward.shelf.rows = [row(1, 1)]
         at = datetime.now(UTC) + timedelta(days=1)
-        nudges = [Nudge("shipment:1", AT), Nudge("shipment:404", at), Nudge("carrier:512", AT)]
-        done = await ward.pull(nudges=nudges)
-        assert done.answered == [nudge.key for nudge in nudges]
+        change_hints = [
+            ChangeHint("shipment:1", AT),
+            ChangeHint("shipment:404", at),
+            ChangeHint("carrier:512", AT),
+        ]
+        done = await ward.pull(change_hints=change_hints)
+        assert done.acknowledged == [hint.key for hint in change_hints]
         gone = next(event for event in done.events if event.doc_key == "shipment:404")
         assert ward.source.document(gone).deleted
         assert micros(at) < gone.version < micros(at + timedelta(milliseconds=1))
@@ -579,16 +585,16 @@ async def test_nudges_are_answered_also_when_the_thing_is_gone_or_none_of_ours(d
 async def test_a_delete_is_above_what_we_have_and_below_what_comes_back(desk: Desk) -> None:
     async with desk() as ward:
         ward.shelf.rows = [{"id": 1}]  # says not when it changed
-        there = (await ward.pull(nudges=[Nudge("shipment:1")])).events[0]
+        there = (await ward.pull(change_hints=[ChangeHint("shipment:1")])).events[0]
         ward.shelf.rows = []
-        gone = (await ward.pull(nudges=[Nudge("shipment:1")])).events[0]
+        gone = (await ward.pull(change_hints=[ChangeHint("shipment:1")])).events[0]
         assert there.version < gone.version
 
 
 async def test_webhook_and_list_give_the_same_event(desk: Desk) -> None:
     async with desk() as ward:
         ward.shelf.rows = [row(1, 1)]
-        done = await ward.pull(nudges=[Nudge("shipment:1", AT)])
+        done = await ward.pull(change_hints=[ChangeHint("shipment:1", AT)])
         assert len(done.events) == 2
         assert len({event.event_id for event in done.events}) == 1
 
@@ -604,9 +610,11 @@ async def test_a_status_other_than_success_is_tried_again_and_stops_no_neighbour
         ward.shelf.answers["1"] = failing(**details)
         done = Pulled()
         with pytest.raises(RetryLater, match="answered with Status ERROR") as failed:
-            await ward.pull(nudges=[Nudge("shipment:1"), Nudge("shipment:2")], into=done)
+            await ward.pull(
+                change_hints=[ChangeHint("shipment:1"), ChangeHint("shipment:2")], into=done
+            )
         assert failed.value.remedy and ("5000" in str(failed.value)) == bool(details)
-        assert done.answered == ["shipment:2"]
+        assert done.acknowledged == ["shipment:2"]
         assert done.ids == ["2", "2", "3"]
         ward.shelf.answers.clear()
         assert "1" in (await ward.pull(done.cursor)).ids  # the reading did not move past it
@@ -615,8 +623,8 @@ async def test_a_status_other_than_success_is_tried_again_and_stops_no_neighbour
 async def test_codes_that_mean_gone_are_a_setting(desk: Desk) -> None:
     async with desk(gone_codes=["4040"]) as ward:
         ward.shelf.answers["9"] = failing(errorCode=4040)
-        done = await ward.pull(nudges=[Nudge("shipment:9")])
-        assert done.answered == ["shipment:9"]
+        done = await ward.pull(change_hints=[ChangeHint("shipment:9")])
+        assert done.acknowledged == ["shipment:9"]
         assert ward.source.document(done.events[0]).deleted
 
 
@@ -625,7 +633,7 @@ async def test_what_cannot_be_read_is_kept_as_broken_beside_its_neighbours(desk:
         ward.shelf.rows = [row(1, 1), {"id": {"odd": 1}}, row(3, 3)]
         ward.shelf.answers["1"] = failing(422)
         done = await ward.pull()
-        kinds = [event.content_type == BROKEN for event in done.events]
+        kinds = [event.content_type == MALFORMED for event in done.events]
         assert kinds == [True, True, False]
         assert json.loads(done.events[0].payload)["record"] == {"shipment": "1"}
 

@@ -16,8 +16,8 @@ from apex_memory.simulate.vendor import Chaos, Simulator, Truth
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.auth import Renew, Token, Tokens
 from apex_memory.sources.base import Source
-from apex_memory.sources.http import Link
-from apex_memory.sources.pages import Asked, Nudge, Page, Window
+from apex_memory.sources.http import VendorClient
+from apex_memory.sources.pages import ChangeHint, Page, PullContext, TimeRange
 
 S = TypeVar("S", bound=Simulator)
 
@@ -49,10 +49,10 @@ class KeptTokens:
 @asynccontextmanager
 async def linked(
     source: str, tokens: Tokens | None = None, *, patience: float = 0
-) -> AsyncIterator[Link]:
+) -> AsyncIterator[VendorClient]:
     """A link on which calls are not spread out. Without `tokens` none may be asked for."""
     async with httpx2.AsyncClient(verify=False) as http:  # plain HTTP here: no certificates to load
-        yield Link(source, http, tokens or NoTokens(), calls=1_000, patience=patience)
+        yield VendorClient(source, http, tokens or NoTokens(), calls=1_000, patience=patience)
 
 
 class Played(Simulator):
@@ -70,7 +70,9 @@ class Played(Simulator):
 
 
 @asynccontextmanager
-async def emptied(served: Served, kind: type[S]) -> AsyncIterator[tuple[S, dict[str, Any], Link]]:
+async def emptied(
+    served: Served, kind: type[S]
+) -> AsyncIterator[tuple[S, dict[str, Any], VendorClient]]:
     """The one simulator that is served, as new; the settings that point to it; and a link."""
     (simulator,) = served.simulators
     assert isinstance(simulator, kind)
@@ -84,14 +86,16 @@ async def pulled(
     vendor: Simulator,
     *,
     cursor: dict[str, Any] | None = None,
-    nudges: Sequence[Nudge] = (),
-    window: Window | None = None,
+    change_hints: Sequence[ChangeHint] = (),
+    window: TimeRange | None = None,
     **settings: Any,
 ) -> tuple[list[Page], ApexError | None]:
     """All pages of a pull, and the error that it ended with. `make` takes the vendor's address and settings."""
     pages: list[Page] = []
     async with serving([vendor]) as served, linked(vendor.name) as link:
-        asked = Asked(link=link, cursor=cursor or {}, nudges=nudges, window=window)
+        asked = PullContext(
+            link=link, cursor=cursor or {}, change_hints=change_hints, window=window
+        )
         try:
             async for page in make(f"{served.url}/{vendor.name}", **settings).pull(asked):
                 pages.append(page)  # noqa: PERF401 -- what came before an error counts

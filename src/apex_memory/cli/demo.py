@@ -148,7 +148,11 @@ class Seen:
     @property
     def settled(self) -> bool:
         return not any(
-            row["backlog"] or row["nudges"] or row["files"] or row["dead_letters"] or row["error"]
+            row["backlog"]
+            or row["change_hints"]
+            or row["files"]
+            or row["dead_letters"]
+            or row["error"]
             for row in self.rows
         )
 
@@ -211,7 +215,7 @@ async def _look(api: Gateway, live: Live, telling: Telling) -> Sequence[Mapping[
             row["pattern"],
             str(telling.delivery.sent.get(row["name"], "")),
             str(row["documents"]),
-            str(row["backlog"] + row["nudges"] + row["files"] or ""),
+            str(row["backlog"] + row["change_hints"] + row["files"] or ""),
         )
     live.update(table)
     return rows

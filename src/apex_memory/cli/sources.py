@@ -79,7 +79,9 @@ def list_sources(json: Json = False) -> None:
 
 def _row(row: dict[str, Any]) -> tuple[Any, ...]:
     waits = [
-        f"{row[name]} {name}" for name in ("nudges", "files", "windows", "parked") if row[name]
+        f"{row[name]} {name}"
+        for name in ("change_hints", "files", "windows", "parked")
+        if row[name]
     ]
     if row["dead_letters"]:
         waits.append(f"{row['dead_letters']} dead")

@@ -20,7 +20,7 @@ class Credentials:
         self._vault = vault
         self._sources = loaded
         self._settings = settings
-        self._log = logger(room="secrets")
+        self._log = logger(component="secrets")
 
     async def apply(self) -> None:
         """Lay the vault's values over the settings of each source. Raises `Misconfigured` for one that cannot be right."""

@@ -37,7 +37,7 @@ from apex_memory.edge.search import Question, search
 from apex_memory.edge.shard import breathe, to_point
 from apex_memory.edge.shard_list import own
 from apex_memory.errors import Misconfigured, Rejected
-from apex_memory.gc_tuning import collect_seldom
+from apex_memory.gc_tuning import collect_garbage_seldom
 from apex_memory.telemetry import configure_logging, logger
 
 SEAL_POINTS, MERGE_SHARDS = 20_000, 4
@@ -220,7 +220,7 @@ async def serve(folder: Path, host: str, port: int, password: str, **options: in
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         server = await asyncio.start_server(process.serve, host, port, limit=BUFFER)
         building = asyncio.create_task(corpus.build())
-        collect_seldom()
+        collect_garbage_seldom()
         logger(store="vectors").info("ready", port=port, **corpus.stats())
         await stop.wait()
         server.close()

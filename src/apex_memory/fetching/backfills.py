@@ -16,7 +16,7 @@ from apex_memory.errors import Conflict, NotFound
 from apex_memory.fetching.pulls import Backfill
 from apex_memory.inbox import Inbox, event_of
 from apex_memory.model import Priority
-from apex_memory.sources.pages import Window
+from apex_memory.sources.pages import TimeRange
 from apex_memory.stores.postgres import Postgres
 
 CHUNK = 200  # events replayed in one transaction
@@ -109,7 +109,7 @@ class Backfills:
 
     async def order(self, id: UUID) -> Backfill:
         row = await self.get(id)
-        return Backfill(id, row["source"], Window(row["since"], row["until"]))
+        return Backfill(id, row["source"], TimeRange(row["since"], row["until"]))
 
     async def replay_chunk(self, id: UUID) -> tuple[int, int]:
         """Land the next raw events of a replay again; answers how many were read and landed. Safe to repeat."""

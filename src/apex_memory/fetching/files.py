@@ -14,8 +14,8 @@ from apex_memory.errors import NotFound
 from apex_memory.inbox import Inbox
 from apex_memory.model import NAMESPACE, Event
 from apex_memory.sources.base import Source
-from apex_memory.sources.http import Link
-from apex_memory.sources.pages import PickedUp, Unpacked
+from apex_memory.sources.http import VendorClient
+from apex_memory.sources.pages import InboundFile, UnpackedFile
 from apex_memory.stores.postgres import Connection, Postgres
 
 CHUNK = 500  # events landed at once
@@ -43,10 +43,10 @@ class Files:
     def __init__(self, db: Postgres, inbox: Inbox) -> None:
         self._db = db
         self._inbox = inbox
-        self._unpacked: OrderedDict[UUID, Unpacked] = OrderedDict()
+        self._unpacked: OrderedDict[UUID, UnpackedFile] = OrderedDict()
 
     async def insert(
-        self, connection: Connection, source: str, files: Sequence[PickedUp]
+        self, connection: Connection, source: str, files: Sequence[InboundFile]
     ) -> list[UUID]:
         """Keep files inside the caller's transaction; answers the ids of those that are not at an end."""
         ids = []
@@ -90,7 +90,7 @@ class Files:
             )
         return FileState(len(unpacked.events), landed)
 
-    async def answer(self, source: Source, id: UUID, link: Link) -> list[str]:
+    async def answer(self, source: Source, id: UUID, link: VendorClient) -> list[str]:
         """Write the file's replies back, and end it; answers the replies' names."""
         unpacked = await self._unpack(source, id, await self._row(id))
         if unpacked.replies:
@@ -103,7 +103,7 @@ class Files:
         self._unpacked.pop(id, None)
         return names
 
-    async def carry(self, source: Source, link: Link) -> int:
+    async def process(self, source: Source, link: VendorClient) -> int:
         """Land and answer every file of a source that is not at an end; answers how many."""
         ids = await self.open_files(source.name)
         for id in ids:
@@ -128,9 +128,9 @@ class Files:
             raise NotFound(f"file {id}: not here", remedy="`apex sources files` lists them")
         return row
 
-    async def _unpack(self, source: Source, id: UUID, row: dict[str, Any]) -> Unpacked:
+    async def _unpack(self, source: Source, id: UUID, row: dict[str, Any]) -> UnpackedFile:
         if id not in self._unpacked:
-            file = PickedUp(row["name"], bytes(row["body"]))
+            file = InboundFile(row["name"], bytes(row["body"]))
             self._unpacked[id] = await asyncio.to_thread(source.unpack, file)
             while len(self._unpacked) > KEPT:
                 self._unpacked.popitem(last=False)

@@ -16,20 +16,20 @@ from apex_memory.fetching.windows import Readings
 from apex_memory.inbox import Inbox
 from apex_memory.model import Priority
 from apex_memory.sources.base import Source
-from apex_memory.sources.http import Link
-from apex_memory.sources.pages import Asked, Nudge, Page, Window
+from apex_memory.sources.http import VendorClient
+from apex_memory.sources.pages import ChangeHint, Page, PullContext, TimeRange
 from apex_memory.stores.postgres import Connection, Postgres
-from apex_memory.telemetry import NUDGES, PULLS, logger
+from apex_memory.telemetry import CHANGE_HINTS, PULLS, logger
 
 MOST_NUDGES = 500  # fetched in one pull; the rest waits for the next
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 MOST_ERROR = 500  # characters
 
-OnPage = Callable[["Pulled"], Awaitable[None]]
+OnPage = Callable[["PullResult"], Awaitable[None]]
 
 
 @dataclass(slots=True)
-class Pulled:
+class PullResult:
     """What a pull has brought so far. `fresh` of the `events` were not there before."""
 
     pages: int = 0
@@ -46,53 +46,53 @@ class Pulls:
         self._files = Files(db, inbox)
         self._readings = Readings(db, inbox)
 
-    async def note(self, source: str, nudges: Sequence[Nudge]) -> None:
-        """Keep nudges until what they name is fetched. Only then may a vendor be answered 2xx."""
-        if not nudges:
+    async def note(self, source: str, change_hints: Sequence[ChangeHint]) -> None:
+        """Keep change hints until what they name is fetched. Only then may a vendor be answered 2xx."""
+        if not change_hints:
             return
         # By time, where the vendor gives one: a batch of notices may be in any order.
-        in_order = sorted(nudges, key=lambda nudge: nudge.at or LONG_AGO)
-        newest = {nudge.key: nudge for nudge in in_order}
+        in_order = sorted(change_hints, key=lambda hint: hint.at or LONG_AGO)
+        newest = {hint.key: hint for hint in in_order}
         await self._db.execute(
-            """INSERT INTO nudges (source, key, at) SELECT %s, key, at FROM unnest(%s::text[], %s::timestamptz[]) AS t (key, at)
+            """INSERT INTO change_hints (source, key, at) SELECT %s, key, at FROM unnest(%s::text[], %s::timestamptz[]) AS t (key, at)
                ORDER BY key ON CONFLICT (source, key) DO UPDATE
-               SET at = greatest(nudges.at, excluded.at), noted_at = clock_timestamp()""",
-            (source, list(newest), [nudge.at for nudge in newest.values()]),
+               SET at = greatest(change_hints.at, excluded.at), noted_at = clock_timestamp()""",
+            (source, list(newest), [hint.at for hint in newest.values()]),
         )
-        NUDGES.labels(source).inc(len(nudges))
+        CHANGE_HINTS.labels(source).inc(len(change_hints))
 
     async def run(
         self,
         source: Source,
-        link: Link,
+        link: VendorClient,
         *,
         on_page: OnPage | None = None,
         backfill: Backfill | None = None,
-    ) -> Pulled:
+    ) -> PullResult:
         """Pull until the vendor has no more at the moment. Raises what the source raises; what was committed stays.
 
         Raises `Conflict` when another pull of the source moved the cursor meanwhile: this one ends.
         """
         key = backfill.cursor if backfill else source.name
         cursor = await self._cursor(key)
-        noted = dict[str, tuple[Nudge, datetime]]()
+        noted = dict[str, tuple[ChangeHint, datetime]]()
 
-        async def newly() -> Sequence[Nudge]:
+        async def new_hints() -> Sequence[ChangeHint]:
             found = {} if backfill else await self._noted(source.name)
             fresh = [
-                nudge for key, (nudge, at) in found.items() if noted.get(key, (None, None))[1] != at
+                hint for key, (hint, at) in found.items() if noted.get(key, (None, None))[1] != at
             ]
             noted.update(found)
             return fresh
 
-        asked = Asked(
+        asked = PullContext(
             link=link,
             cursor=cursor,
-            nudges=await newly(),
-            newly=newly,
+            change_hints=await new_hints(),
+            new_hints=new_hints,
             window=backfill.window if backfill else None,
         )
-        done = Pulled()
+        done = PullResult()
         try:
             async for brought in source.pull(asked):
                 page = _bulk(brought) if backfill else brought
@@ -116,8 +116,8 @@ class Pulls:
         key: str,
         before: dict[str, Any],
         page: Page,
-        noted: dict[str, tuple[Nudge, datetime]],
-        done: Pulled,
+        noted: dict[str, tuple[ChangeHint, datetime]],
+        done: PullResult,
     ) -> dict[str, Any]:
         """One transaction; answers the cursor that holds after it."""
         async with self._db.transaction() as connection:
@@ -126,7 +126,7 @@ class Pulls:
             landed = await self._inbox.land(page.events, connection)
             readings = await self._readings.insert(connection, source, page.readings)
             files = await self._files.insert(connection, source.name, page.files)
-            await self._answer(connection, source.name, page.answered, noted)
+            await self._answer(connection, source.name, page.acknowledged, noted)
         done.pages += 1
         done.events += len(landed)
         done.fresh += sum(not one.duplicate for one in landed)
@@ -154,37 +154,39 @@ class Pulls:
         row = await self._db.fetch_one("SELECT position FROM cursors WHERE source = %s", (key,))
         return dict(row["position"]) if row else {}
 
-    async def _noted(self, source: str) -> dict[str, tuple[Nudge, datetime]]:
+    async def _noted(self, source: str) -> dict[str, tuple[ChangeHint, datetime]]:
         rows = await self._db.fetch(
-            "SELECT key, at, noted_at FROM nudges WHERE source = %s ORDER BY noted_at LIMIT %s",
+            "SELECT key, at, noted_at FROM change_hints WHERE source = %s ORDER BY noted_at LIMIT %s",
             (source, MOST_NUDGES),
         )
-        return {row["key"]: (Nudge(row["key"], row["at"]), row["noted_at"]) for row in rows}
+        return {row["key"]: (ChangeHint(row["key"], row["at"]), row["noted_at"]) for row in rows}
 
     async def _answer(
         self,
         connection: Connection,
         source: str,
-        answered: Sequence[Nudge],
-        noted: dict[str, tuple[Nudge, datetime]],
+        acknowledged: Sequence[ChangeHint],
+        noted: dict[str, tuple[ChangeHint, datetime]],
     ) -> None:
-        """Forget nudges, except those that came again since they were read."""
-        known = [(nudge.key, noted[nudge.key][1]) for nudge in answered if nudge.key in noted]
+        """Forget change hints, except those that came again since they were read."""
+        known = [(hint.key, noted[hint.key][1]) for hint in acknowledged if hint.key in noted]
         if known:
             keys, times = zip(*known, strict=True)
             await connection.execute(
                 # One that another holds just now comes again, or is forgotten by that one.
-                """DELETE FROM nudges USING (
-                     SELECT n.source, n.key FROM nudges n JOIN unnest(%s::text[], %s::timestamptz[]) AS t (key, noted_at)
+                """DELETE FROM change_hints USING (
+                     SELECT n.source, n.key FROM change_hints n JOIN unnest(%s::text[], %s::timestamptz[]) AS t (key, noted_at)
                        ON n.key = t.key AND n.noted_at = t.noted_at
                      WHERE n.source = %s FOR UPDATE OF n SKIP LOCKED) answered
-                   WHERE nudges.source = answered.source AND nudges.key = answered.key""",
+                   WHERE change_hints.source = answered.source AND change_hints.key = answered.key""",
                 (list(keys), list(times), source),
             )
 
     async def _ended(self, source: str, error: str | None) -> None:
         if error:
-            logger(room="pull").warning("pull failed", source=source, reason=error[:MOST_ERROR])
+            logger(component="pull").warning(
+                "pull failed", source=source, reason=error[:MOST_ERROR]
+            )
         await self._db.execute(
             """INSERT INTO sources (name, pulled_at, error, error_at)
                VALUES (%(name)s, CASE WHEN %(error)s::text IS NULL THEN now() END, %(error)s,
@@ -201,7 +203,7 @@ class Backfill:
 
     id: UUID
     source: str
-    window: Window
+    window: TimeRange
 
     @property
     def cursor(self) -> str:

@@ -45,13 +45,13 @@ class SourceStates:
             )
 
     async def listed(self) -> list[dict[str, Any]]:
-        """A row a source: pattern, priority, state, last event, backlog, lag (seconds), nudges, files, error."""
+        """A row a source: pattern, priority, state, last event, backlog, lag (seconds), change hints, files, error."""
         rows = await self._db.fetch(
             """SELECT n.name, s.enabled, s.paused, s.pulled_at, s.error, s.error_at, e.received_at AS last_event_at,
                       coalesce(b.events, 0) AS backlog, b.lag, coalesce(p.events, 0) AS parked,
                       coalesce(d.events, 0) AS dead_letters,
                       coalesce(m.documents, 0) AS documents,
-                      (SELECT count(*) FROM nudges WHERE nudges.source = n.name) AS nudges,
+                      (SELECT count(*) FROM change_hints WHERE change_hints.source = n.name) AS change_hints,
                       (SELECT count(*) FROM files WHERE files.source = n.name AND ended_at IS NULL) AS files,
                       (SELECT count(*) FROM windows WHERE windows.source = n.name AND dirty) AS windows
                FROM unnest(%s::text[]) AS n (name)
@@ -71,7 +71,7 @@ class SourceStates:
 
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:
         source = self._sources[row["name"]]
-        missing = source.missing if source.pulled else ""
+        missing = source.missing_settings if source.pulled else ""
         state = (
             "disabled"
             if row["enabled"] is False

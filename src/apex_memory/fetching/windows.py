@@ -97,14 +97,14 @@ class Readings:
             {"source": source.name, "series": series},
         )
 
-    async def fold(self, source: Source, *, everything: bool = False) -> int:
+    async def aggregate(self, source: Source, *, everything: bool = False) -> int:
         """Land a version of every window that is due (or has anything new, with `everything`); answers how many."""
         folded = 0
-        while done := await self._fold_some(source, everything):
+        while done := await self._aggregate_some(source, everything):
             folded += done
         return folded
 
-    async def _fold_some(self, source: Source, everything: bool) -> int:
+    async def _aggregate_some(self, source: Source, everything: bool) -> int:
         async with self._db.transaction() as connection:
             due = await (
                 await connection.execute(
@@ -129,7 +129,9 @@ class Readings:
                     Reading(series=series, kind=row["kind"], at=row["at"], value=row["value"])
                     for row in some
                 ]
-                events.append(source.fold(series, start, readings, versions[series, start]))
+                events.append(
+                    source.aggregate_window(series, start, readings, versions[series, start])
+                )
             await self._inbox.land(events, connection)
         return len(due)
 

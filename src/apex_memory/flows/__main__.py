@@ -21,15 +21,15 @@ from apex_memory.engines.base import HOST, free_port, write_private
 from apex_memory.errors import ApexError
 from apex_memory.flows.temporal.client import quiet_runtime
 from apex_memory.flows.temporal.deployment import build_id
-from apex_memory.flows.temporal.queues import SHARES
+from apex_memory.flows.temporal.queues import ROLES
 from apex_memory.flows.worker import serve
-from apex_memory.gc_tuning import collect_seldom
+from apex_memory.gc_tuning import collect_garbage_seldom
 from apex_memory.telemetry import configure_logging, logger
 
 
-async def run(settings: Settings, share: str = "all") -> None:
+async def run(settings: Settings, role: str = "all") -> None:
     """Open everything and work until SIGTERM or SIGINT. Raises what `open_app` raises."""
-    queues, name = SHARES[share], "bulk" if share == "bulk" else "worker"
+    queues, name = ROLES[role], "bulk" if role == "bulk" else "worker"
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -46,11 +46,11 @@ async def run(settings: Settings, share: str = "all") -> None:
         "temporal_metrics": f"http://{HOST}:{temporal_port}/metrics",
     }
     with registered(settings.data_dir / "run" / f"{name}.json", card):
-        logger(room="worker").info("worker starts", **card)
+        logger(component="worker").info("worker starts", **card)
         async with open_app(settings) as app:
             if name == "worker":
                 await app.recovery.prepare()
-            collect_seldom()
+            collect_garbage_seldom()
             beside = [asyncio.create_task(app.credentials.keep_fresh(), name="secrets")]
             if name == "worker":
                 beside.append(asyncio.create_task(_check_stores(app), name="gate"))
@@ -59,15 +59,17 @@ async def run(settings: Settings, share: str = "all") -> None:
             finally:
                 for task in beside:
                     task.cancel()
-    logger(room="worker").info("worker stopped")
+    logger(component="worker").info("worker stopped")
 
 
 async def _check_stores(app: App) -> None:
     """Check what restarted with us, beside the work: of much data it takes a minute, and until then readers call the stores degraded."""
     try:
-        await app.recovery.gate()
+        await app.recovery.check_restarted_stores()
     except ApexError as error:  # a sweep does the same again soon
-        logger(room="worker").error("stores not checked", reason=str(error), remedy=error.remedy)
+        logger(component="worker").error(
+            "stores not checked", reason=str(error), remedy=error.remedy
+        )
 
 
 @contextlib.contextmanager
@@ -82,17 +84,17 @@ def registered(path: Path, card: dict[str, object]) -> Iterator[None]:
 
 
 def main() -> int:
-    """Work until told to stop; 1 when it could not start, 2 for a share of the work that there is not."""
-    share = sys.argv[1] if sys.argv[1:] else "all"
-    if share not in SHARES:
-        print(f"{share}: no such share; there are {', '.join(SHARES)}", file=sys.stderr)
+    """Work until told to stop; 1 when it could not start, 2 for a role of the work that there is not."""
+    role = sys.argv[1] if sys.argv[1:] else "all"
+    if role not in ROLES:
+        print(f"{role}: no such role; there are {', '.join(ROLES)}", file=sys.stderr)
         return 2
     try:
         settings = load_settings()
         configure_logging(settings.log_level, settings.log_format)
-        asyncio.run(run(settings, share))
+        asyncio.run(run(settings, role))
     except ApexError as error:
-        logger(room="worker").error(str(error), remedy=error.remedy)
+        logger(component="worker").error(str(error), remedy=error.remedy)
         return 1
     return 0
 

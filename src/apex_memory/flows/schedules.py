@@ -27,8 +27,8 @@ from temporalio.client import (
 from temporalio.common import Priority
 
 from apex_memory.config import Settings
-from apex_memory.flows.fetch.messages import PullOrder
-from apex_memory.flows.maintenance.messages import ReconcileOrder, RoundsOrder
+from apex_memory.flows.fetch.messages import PullInput
+from apex_memory.flows.maintenance.messages import ReconcileInput, RoundsInput
 from apex_memory.flows.temporal.attributes import attributes_of
 from apex_memory.flows.temporal.queues import BULK, REALTIME, key_of, pull_id, queue_of
 from apex_memory.sources.base import Pattern, Source
@@ -39,7 +39,7 @@ RECONCILE_HOUR = 3  # UTC
 
 def schedules(settings: Settings) -> dict[str, Schedule]:
     """Every schedule by id."""
-    order = ReconcileOrder(["graph", "vectors"])
+    order = ReconcileInput(["graph", "vectors"])
     nightly = ScheduleSpec(
         calendars=[ScheduleCalendarSpec(hour=[ScheduleRange(RECONCILE_HOUR)])],
         jitter=timedelta(minutes=10),
@@ -63,7 +63,7 @@ def pulls(sources: Mapping[str, Source]) -> dict[str, Schedule]:
         pull_id(name): Schedule(
             action=ScheduleActionStartWorkflow(
                 "Pull",
-                args=[PullOrder(name)],
+                args=[PullInput(name)],
                 id=pull_id(name),
                 task_queue=queue_of(int(source.priority)),
                 static_summary=f"Fetch what {source.title} has",
@@ -80,7 +80,7 @@ def pulls(sources: Mapping[str, Source]) -> dict[str, Schedule]:
             ),
         )
         for name, source in sources.items()
-        if source.pulled and source.pattern != Pattern.STREAM and not source.missing
+        if source.pulled and source.pattern != Pattern.STREAM and not source.missing_settings
     }
 
 
@@ -129,7 +129,7 @@ class _Updating:
 
 def _rounds(workflow: str, queue: str, every_seconds: float) -> Schedule:
     """Runs that follow on each other without a gap: the next one waits for the end of the one before."""
-    order = RoundsOrder(max(1.0, every_seconds), RUN_SECONDS)
+    order = RoundsInput(max(1.0, every_seconds), RUN_SECONDS)
     run = timedelta(seconds=RUN_SECONDS)
     return Schedule(
         action=_start(workflow, queue, order),

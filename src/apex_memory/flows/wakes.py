@@ -16,7 +16,9 @@ from apex_memory.telemetry import WAKES_FAILED, logger
 LEAST_SECONDS = 0.02  # between two wakes of a source
 # The same under load, for P0, P1, P2: a steady trickle would else be a batch an event, at 60 to 90 ms of CPU each.
 SUSTAINED_SECONDS = (0.1, 0.5, 1.0)
-PULL_SECONDS = 2.0  # between two pulls that nudges ask for: one fetches all that were nudged
+PULL_SECONDS = (
+    2.0  # between two pulls that change hints ask for: one fetches all that were hinted at
+)
 CREDIT = 25  # wakes at the short distance before the long one holds
 FAULT_SECONDS = 1.0
 LOG_SECONDS = 30.0
@@ -33,7 +35,7 @@ class Waker:
         self._earned: dict[str, float] = {}
         self._failed = 0
         self._logged_at = float("-inf")
-        self._log = logger(room="wakes")
+        self._log = logger(component="wakes")
 
     def wake(self, source: str) -> None:
         """Ask for a look at the source's inbox, soon. Returns at once and never raises."""

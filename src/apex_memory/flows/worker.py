@@ -39,7 +39,7 @@ WORKFLOWS = (Drain, *PULL_WORKFLOWS, *MAINTENANCE_WORKFLOWS)
 
 # Steps at a time: bulk work gets the smaller share. Pulls wait for vendors most of their time, so it is not too small.
 SLOTS = {REALTIME: 16, BULK: 8}
-TEND_SECONDS = 30.0
+MAINTAIN_SECONDS = 30.0
 STOP_SECONDS = 5.0
 PATIENCE_SECONDS = 60.0  # a finished step's report is worth waiting for
 
@@ -50,19 +50,19 @@ async def serve(
     build: str,
     stop: asyncio.Event,
     runtime: Runtime | None = None,
-    tend_seconds: float = TEND_SECONDS,
+    maintain_seconds: float = MAINTAIN_SECONDS,
     queues: Sequence[str] = QUEUES,
 ) -> None:
     """Work on these queues until `stop` is set. Who works in real time also tends schedules and drains.
 
     Waits for Temporal as long as it takes, and goes on when it comes back."""
-    log = logger(room="worker", build=build)
+    log = logger(component="worker", build=build)
     while not stop.is_set():
         try:
             client = await connect(
                 app.settings.temporal, runtime=runtime, patience=PATIENCE_SECONDS
             )
-            await _work(app, client, build, stop, tend_seconds, queues)
+            await _work(app, client, build, stop, maintain_seconds, queues)
         except (Unavailable, RPCError, RuntimeError) as error:
             # RuntimeError is what the library raises for a worker that the server will not have.
             log.warning("Temporal does not answer; trying again", reason=str(error)[:300])
@@ -74,7 +74,7 @@ async def _work(
     client: Client,
     build: str,
     stop: asyncio.Event,
-    tend_seconds: float,
+    maintain_seconds: float,
     queues: Sequence[str],
 ) -> None:
     drains = Drains(client, priorities_of(app.sources))
@@ -85,20 +85,20 @@ async def _work(
         if REALTIME not in queues:
             await stop.wait()
             return
-        tending = asyncio.create_task(_tend(app, drains, deployment, tend_seconds))
+        maintaining = asyncio.create_task(_maintain(app, drains, deployment, maintain_seconds))
         stopping = asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait((tending, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if tending.done():
-                tending.result()
+            await asyncio.wait((maintaining, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if maintaining.done():
+                maintaining.result()
         finally:
-            tending.cancel()
+            maintaining.cancel()
             stopping.cancel()
 
 
-async def _tend(app: App, drains: Drains, deployment: Deployment, seconds: float) -> None:
-    await take_over(app.settings, app.sources, drains, deployment)
-    await tend(app.settings, app.sources, drains, deployment, seconds=seconds)
+async def _maintain(app: App, drains: Drains, deployment: Deployment, seconds: float) -> None:
+    await activate_build(app.settings, app.sources, drains, deployment)
+    await maintain(app.settings, app.sources, drains, deployment, seconds=seconds)
 
 
 def steps_of(app: App, drains: Drains, pulling: Pulling, build: str) -> list[Callable[..., Any]]:
@@ -108,7 +108,7 @@ def steps_of(app: App, drains: Drains, pulling: Pulling, build: str) -> list[Cal
     maintenance = MaintenanceActivities(app, drains, pulling, build=build)
     return [
         *(drain.claim, drain.prepare, drain.publish, drain.give_up),
-        *(maintenance.sweep, maintenance.collect, maintenance.reconcile, maintenance.greet),
+        *(maintenance.sweep, maintenance.collect, maintenance.reconcile, maintenance.smoke_test),
         *(fetching.pull, fetching.follow, fetching.backfill),
         *(fetching.land_file, fetching.answer_file),
     ]
@@ -145,7 +145,7 @@ async def workers(
             await asyncio.gather(*(worker.shutdown() for worker in started))
 
 
-async def take_over(
+async def activate_build(
     settings: Settings, sources: Mapping[str, Source], drains: Drains, deployment: Deployment
 ) -> None:
     """Make this build current, start the schedules and what follows streams, wake every source."""
@@ -155,27 +155,27 @@ async def take_over(
     await Pulling(deployment.client, sources).follow()
     for source in drains.sources:
         await drains.wake(source)
-    logger(room="worker", build=deployment.build).info("worker ready", sources=drains.sources)
+    logger(component="worker", build=deployment.build).info("worker ready", sources=drains.sources)
 
 
-async def tend(
+async def maintain(
     settings: Settings,
     sources: Mapping[str, Source],
     drains: Drains,
     deployment: Deployment,
     *,
-    seconds: float = TEND_SECONDS,
+    seconds: float = MAINTAIN_SECONDS,
     unclaimed: float = UNCLAIMED_SECONDS,
 ) -> None:
     """See to it, for ever, that every workflow has a worker, and that Temporal knows what it should."""
-    log = logger(room="worker", build=deployment.build)
+    log = logger(component="worker", build=deployment.build)
     complete = _complete(sources)
     while True:
         try:
             await _restart_abandoned(drains, deployment, unclaimed)
             await asyncio.sleep(seconds)
             if await deployment.current() is None:  # Temporal came back without its data
-                await take_over(settings, sources, drains, deployment)
+                await activate_build(settings, sources, drains, deployment)
             if (now := _complete(sources)) != complete:  # secrets were set meanwhile
                 complete = now
                 await ensure_pulls(deployment.client, sources)
@@ -186,14 +186,16 @@ async def tend(
 
 
 def _complete(sources: Mapping[str, Source]) -> set[str]:
-    return {name for name, source in sources.items() if source.pulled and not source.missing}
+    return {
+        name for name, source in sources.items() if source.pulled and not source.missing_settings
+    }
 
 
 async def _restart_abandoned(drains: Drains, deployment: Deployment, unclaimed: float) -> None:
     """End what no worker carries any more, and let this build carry it on: paused stays paused."""
     by_id = {drain_id(source): source for source in drains.sources}
     for ended in await deployment.end_abandoned(unclaimed):
-        logger(room="worker").warning(
+        logger(component="worker").warning(
             "ended a workflow that no worker carries", workflow=ended.id, run=ended.run_id
         )
         if ended.id in by_id:

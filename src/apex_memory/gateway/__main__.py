@@ -11,7 +11,7 @@ import uvicorn
 from apex_memory.config import Settings, load_settings
 from apex_memory.errors import ApexError, Misconfigured
 from apex_memory.gateway.application import create_app
-from apex_memory.gc_tuning import collect_seldom
+from apex_memory.gc_tuning import collect_garbage_seldom
 from apex_memory.telemetry import configure_logging, logger
 
 SHUTDOWN_SECONDS = 10  # for requests under way; below the time a supervisor gives
@@ -24,7 +24,7 @@ def main() -> int:
         configure_logging(settings.log_level, settings.log_format)
         server = _Server(_config(settings))
         with _bind(settings) as bound:
-            logger(room="gateway").info("listening", url=_url(bound))
+            logger(component="gateway").info("listening", url=_url(bound))
             for number in (signal.SIGTERM, signal.SIGINT):
                 # uvicorn ends in order when told to, then raises the signal again. That one is over.
                 signal.signal(number, lambda *_: None)
@@ -38,7 +38,7 @@ def main() -> int:
 class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
-        collect_seldom()
+        collect_garbage_seldom()
 
 
 def _config(settings: Settings) -> uvicorn.Config:

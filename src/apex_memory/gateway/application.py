@@ -19,11 +19,11 @@ from apex_memory.flows.temporal.client import connect
 from apex_memory.flows.wakes import Waker
 from apex_memory.gateway import errors
 from apex_memory.gateway import openapi_page as reference
-from apex_memory.gateway.body_limit import Bodies, limit_of
-from apex_memory.gateway.completion import Waiting
+from apex_memory.gateway.body_limit import BodyLimitMiddleware, limit_of
+from apex_memory.gateway.completion import CompletionWaiter
 from apex_memory.gateway.dependencies import Gateway
-from apex_memory.gateway.group_commit import Landings
-from apex_memory.gateway.middleware import Entrance, Hosts
+from apex_memory.gateway.group_commit import GroupCommitter
+from apex_memory.gateway.middleware import Hosts, RequestMiddleware
 from apex_memory.gateway.routes import (
     dead_letters,
     events,
@@ -96,8 +96,8 @@ def create_app(settings: Settings) -> FastAPI:
     ):
         api.include_router(router)
     limits = {source.route: limit_of(source, settings) for source in loaded.values()}
-    api.add_middleware(Bodies, limits=limits, names=api.state.routes)
-    api.add_middleware(Entrance, hosts=Hosts(settings))
+    api.add_middleware(BodyLimitMiddleware, limits=limits, names=api.state.routes)
+    api.add_middleware(RequestMiddleware, hosts=Hosts(settings))
     return api
 
 
@@ -127,8 +127,8 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             ),
             drains=drains,
             pulling=pulling,
-            waiting=Waiting(app.inbox),
-            landings=Landings(app.land),
+            waiting=CompletionWaiter(app.inbox),
+            landings=GroupCommitter(app.land),
             temporal=client,
         )
         tasks = [
@@ -148,7 +148,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
 
 
 async def _keep_used(keys: KeyRing) -> None:
-    log = logger(room="gateway")
+    log = logger(component="gateway")
     while True:
         await asyncio.sleep(USED_SECONDS)
         try:

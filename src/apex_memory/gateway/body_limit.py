@@ -27,7 +27,7 @@ def limit_of(source: Source, settings: Settings) -> int:
     return min(source.max_body_bytes, allowed)
 
 
-class Bodies:
+class BodyLimitMiddleware:
     """ASGI layer. `limits` has the limit of each POST route that is a source's, `names` whose it is."""
 
     def __init__(

@@ -15,12 +15,12 @@ FAILED_SECONDS = 0.5  # pause while PostgreSQL does not answer
 MAX_WAITERS = 1_000
 
 
-class Waiting:
+class CompletionWaiter:
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox
         self._waiters: dict[asyncio.Event, set[UUID]] = {}
         self._someone = asyncio.Event()
-        self._log = logger(room="gateway")
+        self._log = logger(component="gateway")
 
     async def until_ended(self, ids: Sequence[UUID], seconds: float) -> bool:
         """True when all events are at an end or parked; False when `seconds` are over before."""

@@ -13,8 +13,8 @@ from apex_memory.app import App
 from apex_memory.credentials.api_keys import Key, KeyRing
 from apex_memory.flows.drain.control import Drains
 from apex_memory.flows.fetch.control import Pulling
-from apex_memory.gateway.completion import Waiting
-from apex_memory.gateway.group_commit import Landings
+from apex_memory.gateway.completion import CompletionWaiter
+from apex_memory.gateway.group_commit import GroupCommitter
 
 
 class Wakes(Protocol):
@@ -32,8 +32,8 @@ class Gateway:
     waker: Wakes
     drains: Drains
     pulling: Pulling
-    waiting: Waiting
-    landings: Landings
+    waiting: CompletionWaiter
+    landings: GroupCommitter
     temporal: Client
     reconciling: set[str] = field(default_factory=set)
 
@@ -42,7 +42,7 @@ def here(request: Request) -> Gateway:
     return cast(Gateway, request.app.state.gateway)
 
 
-Here = Annotated[Gateway, Depends(here)]
+GatewayDep = Annotated[Gateway, Depends(here)]
 
 _BEARER = HTTPBearer(
     auto_error=False,

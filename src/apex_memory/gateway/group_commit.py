@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 
 from apex_memory.errors import Rejected, RetryLater, Unavailable
-from apex_memory.model import Event, Landed
+from apex_memory.model import Event, LandResult
 
 AT_ONCE = 3  # commits under way; well below the pool's eight connections, so that readers find one
 QUEUED = 512  # requests inside
@@ -22,7 +22,7 @@ MOST_EVENTS = 256
 MOST_BYTES = 8_000_000
 AWAY_SECONDS = 1.0
 
-Land = Callable[[Sequence[Event]], Awaitable[list[Landed]]]
+Land = Callable[[Sequence[Event]], Awaitable[list[LandResult]]]
 
 
 @dataclass(slots=True, eq=False)
@@ -31,7 +31,7 @@ class _Commit:
 
     events: list[Event] = field(default_factory=list)
     bytes: int = 0
-    task: asyncio.Task[list[Landed]] = field(init=False)
+    task: asyncio.Task[list[LandResult]] = field(init=False)
 
     def takes(self, events: Sequence[Event]) -> bool:
         room = len(self.events) + len(events) <= MOST_EVENTS
@@ -45,7 +45,7 @@ class _Commit:
         return slice(start, len(self.events))
 
 
-class Landings:
+class GroupCommitter:
     """All landings of this process. While PostgreSQL is away one request a second finds out; the others are told at once."""
 
     def __init__(
@@ -59,8 +59,8 @@ class Landings:
         self._next: _Commit | None = None
         self._away_until = 0.0
 
-    async def land(self, events: Sequence[Event]) -> list[Landed]:
-        """Commit the events of one request; answers one `Landed` each, in order.
+    async def land(self, events: Sequence[Event]) -> list[LandResult]:
+        """Commit the events of one request; answers one `LandResult` each, in order.
 
         Raises `RetryLater` when too many requests are inside or this one is for too long, `Unavailable`
         without PostgreSQL. Sending the same again is right after both.
@@ -80,7 +80,7 @@ class Landings:
         finally:
             self._inside -= 1
 
-    async def _share(self, events: Sequence[Event]) -> list[Landed]:
+    async def _share(self, events: Sequence[Event]) -> list[LandResult]:
         commit = self._next
         if commit is None or not commit.takes(events):
             commit = self._next = self._open()
@@ -102,7 +102,7 @@ class Landings:
         commit.task.add_done_callback(_note)
         return commit
 
-    async def _run(self, commit: _Commit) -> list[Landed]:
+    async def _run(self, commit: _Commit) -> list[LandResult]:
         async with self._slots:
             if self._next is commit:
                 self._next = None  # from here on nobody may join
@@ -113,7 +113,7 @@ class Landings:
                 raise
 
 
-def _note(task: asyncio.Task[list[Landed]]) -> None:
+def _note(task: asyncio.Task[list[LandResult]]) -> None:
     """Look at the error, or asyncio complains when all who waited have given up."""
     if not task.cancelled():
         task.exception()

@@ -17,10 +17,10 @@ from apex_memory.errors import Rejected
 from apex_memory.gateway.dependencies import Gateway, here, presented
 from apex_memory.gateway.errors import Malformed
 from apex_memory.gateway.read_models.events import FINAL, Events
-from apex_memory.model import Event, Landed, now
+from apex_memory.model import Event, LandResult, now
 from apex_memory.sources.base import Received, Source
 from apex_memory.sources.base import Request as InboundRequest
-from apex_memory.sources.pages import Nudge
+from apex_memory.sources.pages import ChangeHint
 from apex_memory.telemetry import trace_carrier, tracer
 
 THREAD_BYTES = 256_000  # parsing more than this would hold up other requests
@@ -30,7 +30,7 @@ SHOWN_IDS = 20  # most ids in a status link
 OUR_QUERY = ("wait", "timeout")
 
 
-async def take_in(request: Request, name: str) -> Response:
+async def ingest(request: Request, name: str) -> Response:
     """Answer a POST to a source's route."""
     gateway = here(request)
     source = gateway.app.sources[name]
@@ -42,23 +42,23 @@ async def take_in(request: Request, name: str) -> Response:
     with tracer.start_as_current_span(f"receive {name}", context=parent):
         received = await _receive(gateway, source, request, body)
         landed = await land(gateway, received.events)
-        await note(gateway, name, received.nudges)
+        await note(gateway, name, received.change_hints)
     if reply := received.reply:
         return Response(reply.body, status_code=reply.status, media_type=reply.content_type)
     return await answer(gateway, landed, seconds)
 
 
-async def note(gateway: Gateway, source: str, nudges: Sequence[Nudge]) -> None:
+async def note(gateway: Gateway, source: str, change_hints: Sequence[ChangeHint]) -> None:
     """Keep what a vendor says has changed, and ask for a pull that fetches it."""
-    if nudges:
-        await gateway.app.pulls.note(source, nudges)
+    if change_hints:
+        await gateway.app.pulls.note(source, change_hints)
         gateway.waker.pull(source)
 
 
 async def _receive(gateway: Gateway, source: Source, request: Request, body: bytes) -> Received:
     query = {key: value for key, value in request.query_params.items() if key not in OUR_QUERY}
     asked = InboundRequest(body=body, headers=dict(request.headers), query=query, received_at=now())
-    await source.before(asked, gateway.app.links[source.name])
+    await source.fetch_verification_data(asked, gateway.app.links[source.name])
     try:
         if len(body) > THREAD_BYTES:
             return await asyncio.to_thread(source.receive, asked)
@@ -79,7 +79,7 @@ def _no_json(body: bytes) -> bool:
     return False
 
 
-async def land(gateway: Gateway, events: Sequence[Event]) -> list[Landed]:
+async def land(gateway: Gateway, events: Sequence[Event]) -> list[LandResult]:
     """Commit events and wake their workers. `RetryLater` when too many land at once."""
     carrier = trace_carrier().get("traceparent")
     if carrier:
@@ -111,7 +111,7 @@ def wait_asked(request: Request) -> float | None:
     return seconds if wait else None
 
 
-async def answer(gateway: Gateway, landed: Sequence[Landed], seconds: float | None) -> Response:
+async def answer(gateway: Gateway, landed: Sequence[LandResult], seconds: float | None) -> Response:
     """202 at once, or the receipt: 200 when all events are at an end, 202 when time was up before."""
     if seconds is None:
         return _json(202, {"events": list(map(_landed, landed)), "status_url": _link(landed)})
@@ -120,7 +120,7 @@ async def answer(gateway: Gateway, landed: Sequence[Landed], seconds: float | No
     return await receipt(gateway, landed)
 
 
-async def receipt(gateway: Gateway, landed: Sequence[Landed]) -> Response:
+async def receipt(gateway: Gateway, landed: Sequence[LandResult]) -> Response:
     shown = await Events(gateway.app.db, gateway.app.settings).shown([item.id for item in landed])
     events = [_landed(item) | _progress(shown.get(item.id, {})) for item in landed]
     states = [event["state"] for event in events]
@@ -131,7 +131,7 @@ async def receipt(gateway: Gateway, landed: Sequence[Landed]) -> Response:
     return _json(status, body)
 
 
-def _landed(item: Landed) -> dict[str, Any]:
+def _landed(item: LandResult) -> dict[str, Any]:
     return {
         "id": item.id,
         "source": item.source,
@@ -154,7 +154,7 @@ def _progress(shown: dict[str, Any]) -> dict[str, Any]:
     return {name: shown.get(name) for name in names}
 
 
-def _link(landed: Sequence[Landed]) -> str | None:
+def _link(landed: Sequence[LandResult]) -> str | None:
     ids: list[UUID] = list(dict.fromkeys(item.id for item in landed))
     if not ids:
         return None

@@ -57,13 +57,13 @@ def is_loopback(name: str) -> bool:
         return False
 
 
-class Entrance:
+class RequestMiddleware:
     """The outermost ASGI layer of our own."""
 
     def __init__(self, app: ASGIApp, *, hosts: Hosts) -> None:
         self._app = app
         self._hosts = hosts
-        self._log = logger(room="gateway")
+        self._log = logger(component="gateway")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -16,7 +16,7 @@ from uuid import UUID
 from psycopg.rows import DictRow
 
 from apex_memory.errors import ApexError, NotFound
-from apex_memory.model import Event, Landed, Priority
+from apex_memory.model import Event, LandResult, Priority
 from apex_memory.stores.postgres import Connection, Postgres, Row
 from apex_memory.telemetry import DUPLICATES, LANDED, logger
 
@@ -53,12 +53,12 @@ class Run:
 class Inbox:
     def __init__(self, db: Postgres) -> None:
         self._db = db
-        self._log = logger(room="inbox")
+        self._log = logger(component="inbox")
 
     async def land(
         self, events: Sequence[Event], connection: Connection | None = None
-    ) -> list[Landed]:
-        """Commit events; answers one `Landed` each, in order. A redelivery keeps the first payload.
+    ) -> list[LandResult]:
+        """Commit events; answers one `LandResult` each, in order. A redelivery keeps the first payload.
 
         With `connection` they are part of the caller's transaction.
         """
@@ -88,7 +88,9 @@ class Inbox:
                 event.id
             )  # the same event twice in one request: the second is a duplicate
             (DUPLICATES if duplicate else LANDED).labels(event.source).inc()
-            answers.append(Landed(event.id, event.source, event.event_id, event.doc_id, duplicate))
+            answers.append(
+                LandResult(event.id, event.source, event.event_id, event.doc_id, duplicate)
+            )
         return answers
 
     async def claim(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
-class Pace:
+class BatchSizer:
     """As many events as are prepared in about `seconds`, `most` at most; learnt for each source from its batches."""
 
     most: int

@@ -14,7 +14,7 @@ from apex_memory.pipeline.identifiers import find_identifiers
 from apex_memory.pipeline.parties import find_companies, find_parties, find_places
 from apex_memory.pipeline.regions import NAMES
 from apex_memory.pipeline.stopwords import NOT_ASKED
-from apex_memory.pipeline.text import form
+from apex_memory.pipeline.text import char_shape
 from apex_memory.pipeline.values import find_amounts, find_dates
 
 MAX_MENTIONS = 5  # of one entity in one document: the first of a passage each
@@ -26,7 +26,7 @@ def extract(text: str, passages: Sequence[tuple[int, int]]) -> list[Assertion]:
 
     An empty subject stands for the document. In order of worth, so that a limit cuts the least.
     """
-    shape = form(text)
+    shape = char_shape(text)
     parties = sorted(find_parties(text), key=lambda party: party.mention.start)
     places = sorted(find_places(text, shape), key=lambda place: place.mention.start)
     mentions = [
@@ -99,8 +99,8 @@ _QUERY_WORD = re.compile(r"[^\W_][\w&'’.-]{0,40}")
 def extract_query(text: str) -> QueryEntities:
     """The entities that a question names, however it spells them, and refs that its words might be."""
     text = text[:2_000]
-    shape, upper = form(text), text.upper()
-    found = [*find_identifiers(text, shape), *find_identifiers(upper, form(upper))]
+    shape, upper = char_shape(text), text.upper()
+    found = [*find_identifiers(text, shape), *find_identifiers(upper, char_shape(upper))]
     mentions = [
         *found,
         *find_companies(text),

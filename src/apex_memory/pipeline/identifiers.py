@@ -86,10 +86,10 @@ _PHONE = re.compile(
 _FOREIGN_PHONE = re.compile(r"(?<![\w.+-])(\+[2-9][\d ().-]{6,18}\d)(?![\w-])", re.ASCII)
 
 
-def find_identifiers(text: str, form: bytes) -> Iterator[Mention]:
+def find_identifiers(text: str, char_shape: bytes) -> Iterator[Mention]:
     """Every identifier in the text, some perhaps twice, in no order. `form` is the text's (`pipeline.text`)."""
     for find in (_labelled_codes, _prefixed, _checked, _addresses):
-        yield from find(text, form)
+        yield from find(text, char_shape)
 
 
 def _labelled_codes(text: str, _: bytes) -> Iterator[Mention]:
@@ -105,36 +105,36 @@ def _labelled_codes(text: str, _: bytes) -> Iterator[Mention]:
                 yield Mention(canonical(f"{kind}:{code}"), code, match.start(2))
 
 
-def _prefixed(text: str, form: bytes) -> Iterator[Mention]:
+def _prefixed(text: str, char_shape: bytes) -> Iterator[Mention]:
     lower = text.lower()
     for kind, there, prefix, first, pattern in (
         ("shipment", "shp" in lower, "SHP-", _SHIPMENT_FIRST, _SHIPMENT),
         ("load", "ld-" in lower, "LD-", _LOAD_FIRST, _LOAD),
         ("invoice", "inv" in lower, "", _INVOICE_FIRST, _INVOICE),
-        ("scac", b"AAAA" in form, "", _KNOWN_SCAC_FIRST, _KNOWN_SCAC),
+        ("scac", b"AAAA" in char_shape, "", _KNOWN_SCAC_FIRST, _KNOWN_SCAC),
     ):
         for match in matches(first, pattern, text) if there else ():
             yield Mention(canonical(f"{kind}:{prefix}{match[1]}"), match[0], match.start())
 
 
-def _checked(text: str, form: bytes) -> Iterator[Mention]:
-    boxed = any(gap + b"000000" in form for gap in (b"AAAA", b"AAAA-", b"AAAA "))
+def _checked(text: str, char_shape: bytes) -> Iterator[Mention]:
+    boxed = any(gap + b"000000" in char_shape for gap in (b"AAAA", b"AAAA-", b"AAAA "))
     for match in _CONTAINER.finditer(text) if boxed else ():
         number = "".join(match.groups())
         if container_digit(number[:10]) == int(number[10]):
             yield Mention(f"container:{number}", match[0], match.start())
-    long = b"0000" in form and b"A" * 17 in form.replace(b"0", b"A")
+    long = b"0000" in char_shape and b"A" * 17 in char_shape.replace(b"0", b"A")
     for match in _VIN.finditer(text) if long else ():
         if not match[1].isdigit() and vin_digit(match[1]) == match[1][8]:
             yield Mention(f"vin:{match[1]}", match[1], match.start())
 
 
-def _addresses(text: str, form: bytes) -> Iterator[Mention]:
-    dialled = any(b"000" + gap + b"0000" in form for gap in (b"-", b".", b" "))
+def _addresses(text: str, char_shape: bytes) -> Iterator[Mention]:
+    dialled = any(b"000" + gap + b"0000" in char_shape for gap in (b"-", b".", b" "))
     patterns: tuple[tuple[str, bool, re.Pattern[str], Callable[[str], str]], ...] = (
-        ("email", b"@" in form, _EMAIL, str.lower),
+        ("email", b"@" in char_shape, _EMAIL, str.lower),
         ("phone", dialled, _PHONE, phone_key),
-        ("phone", b"+0" in form, _FOREIGN_PHONE, phone_key),
+        ("phone", b"+0" in char_shape, _FOREIGN_PHONE, phone_key),
     )
     for kind, there, pattern, key in patterns:
         for match in pattern.finditer(text) if there else ():

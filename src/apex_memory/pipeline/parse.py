@@ -15,7 +15,7 @@ from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, File
 from apex_memory.pipeline.charset import decode
 from apex_memory.pipeline.mail import read_mail
-from apex_memory.pipeline.reader import Reader
+from apex_memory.pipeline.reader import FileReader
 
 SUPPORTED = "PDF, DOCX, XLSX, HTML, MSG, EML, Markdown, text, CSV, JSON, XML, X12"
 MAX_DEPTH = 3  # mail in mail in mail
@@ -59,7 +59,7 @@ class Parsed:
     assertions: tuple[Assertion, ...] = ()
 
 
-async def parse(file: File, reader: Reader, *, depth: int = 0) -> Parsed:
+async def parse(file: File, reader: FileReader, *, depth: int = 0) -> Parsed:
     """The file as text. Raises `Rejected` for a type that cannot be read, a broken file, and one without text."""
     kind = kind_of(file)
     if kind == "mail":
@@ -134,7 +134,7 @@ def _heading(text: str) -> str:
     return match[1].strip(" #*") if match else ""
 
 
-async def _office(file: File, kind: str, reader: Reader) -> Parsed:
+async def _office(file: File, kind: str, reader: FileReader) -> Parsed:
     data = (
         decode(file.data, _charset(file)).encode("utf-8", "replace")
         if kind == "html"
@@ -156,7 +156,7 @@ async def _office(file: File, kind: str, reader: Reader) -> Parsed:
     )
 
 
-async def _mail(file: File, reader: Reader, depth: int) -> Parsed:
+async def _mail(file: File, reader: FileReader, depth: int) -> Parsed:
     mail = await asyncio.to_thread(read_mail, file.data)
     body = mail.body
     if mail.is_html:
@@ -176,7 +176,7 @@ async def _mail(file: File, reader: Reader, depth: int) -> Parsed:
 
 
 async def append_files(
-    text: str, files: Sequence[File], reader: Reader, *, depth: int
+    text: str, files: Sequence[File], reader: FileReader, *, depth: int
 ) -> tuple[str, tuple[tuple[int, int], ...], list[dict[str, Any]]]:
     """The text with each file's under a heading, where those are, and a note on every file.
 

@@ -120,9 +120,9 @@ def find_parties(text: str) -> Iterator[Party]:
             yield Party(role, Mention(f"{kind}:{key}", name, start))
 
 
-def find_places(text: str, form: bytes) -> Iterator[Place]:
+def find_places(text: str, char_shape: bytes) -> Iterator[Place]:
     """Cities with a state of the US or a province of Canada: `Columbus, OH 43215` → `location:columbus-oh`."""
-    there = b", A" in form or b",A" in form
+    there = b", A" in char_shape or b",A" in char_shape
     for match in matches(_CITY_FIRST, _CITY, text) if there else ():
         code = NAMES.get(match[2], match[2])
         words = match[1].split(" ")

@@ -16,7 +16,7 @@ import numpy as np
 
 from apex_memory.errors import ApexError, Rejected
 from apex_memory.model import (
-    BROKEN,
+    MALFORMED,
     TOMBSTONE,
     Assertion,
     Chunk,
@@ -31,7 +31,7 @@ from apex_memory.pipeline.embed import Embedder
 from apex_memory.pipeline.entities import canonical
 from apex_memory.pipeline.extract import extract
 from apex_memory.pipeline.parse import append_files, parse
-from apex_memory.pipeline.reader import Reader
+from apex_memory.pipeline.reader import FileReader
 from apex_memory.pipeline.text import clean, clean_at, clean_value
 
 VERSION = "1"
@@ -67,7 +67,7 @@ class Pipeline:
         self.pipeline = f"{VERSION}/{embedder.id}"
         self._embedder = embedder
         self._chunk_chars = chunk_chars
-        self._reader = Reader(seconds=_FILE_SECONDS, most=MAX_CHARACTERS)
+        self._reader = FileReader(seconds=_FILE_SECONDS, most=MAX_CHARACTERS)
 
     async def prepare(self, work: Sequence[Work]) -> list[Manifest | ApexError]:
         """A manifest for each event, or the error that stands in its place; in the order of `work`.
@@ -156,7 +156,7 @@ def _document(event: Event, make: Callable[[Event], Document]) -> Document | Ape
     if event.content_type == TOMBSTONE:
         return Document(kind="tombstone", title="", occurred_at=event.occurred_at, deleted=True)
     with _errors(event.source) as failed:
-        if event.content_type == BROKEN:
+        if event.content_type == MALFORMED:
             told = json.loads(event.payload)
             raise Rejected(told["reason"], remedy=told["remedy"])
         made = make(event)
@@ -193,7 +193,7 @@ def _bug(error: Exception, place: str) -> Rejected:
     )
 
 
-async def _with_files(document: Document, reader: Reader) -> Document:
+async def _with_files(document: Document, reader: FileReader) -> Document:
     """The document with its files' text in its own. A single file without text around it is the document."""
     if len(document.files) == 1 and not document.text.strip():
         file = document.files[0]

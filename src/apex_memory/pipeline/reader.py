@@ -24,7 +24,7 @@ Style = Literal["plain", "markdown"]
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ParsedFile:
     """What is in an office file."""
 
     text: str
@@ -35,7 +35,7 @@ class Reading:
     pages: int | None
 
 
-class Reader:
+class FileReader:
     """One process that reads one file at a time; started at the first file, and again after a crash."""
 
     def __init__(self, *, seconds: float, most: int) -> None:
@@ -45,7 +45,7 @@ class Reader:
         self._process: Process | None = None
         self._lock = asyncio.Lock()
 
-    async def read(self, data: bytes, media_type: str, style: Style) -> Reading:
+    async def read(self, data: bytes, media_type: str, style: Style) -> ParsedFile:
         """Raises `Rejected` for a file that cannot be read, crashes the reader twice, or takes too long."""
         async with self._lock:
             for _ in range(2):  # a crash may have been a shortage of memory that has passed
@@ -65,7 +65,7 @@ class Reader:
                 process.kill()
             await process.communicate()
 
-    async def _ask(self, data: bytes, media_type: str, style: Style) -> Reading:
+    async def _ask(self, data: bytes, media_type: str, style: Style) -> ParsedFile:
         process = self._process
         if (
             process is None or process.returncode is not None
@@ -92,7 +92,7 @@ class Reader:
                 f"the file cannot be read as {media_type} ({answer['error']})",
                 remedy="see that it opens in its own program and is not protected by a password",
             )
-        return Reading(**answer)
+        return ParsedFile(**answer)
 
     async def _exchange(
         self, process: Process, data: bytes, media_type: str, style: Style

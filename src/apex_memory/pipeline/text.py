@@ -27,7 +27,7 @@ _FORMS = bytes(
 )
 
 
-def form(text: str) -> bytes:
+def char_shape(text: str) -> bytes:
     """The text with every digit as `0`, capital as `A` and blank as ` `, `?` for what is not ASCII.
 
     What a pattern demands of its matches' form is looked for here at a thirtieth of the pattern's

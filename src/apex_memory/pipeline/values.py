@@ -54,15 +54,15 @@ def _amount(digits: str, currency: str, scale: int) -> str:
     return f"{Decimal(digits.replace(',', '')) * scale:.2f} {currency}"
 
 
-def find_dates(text: str, form: bytes) -> Iterator[Found]:
+def find_dates(text: str, char_shape: bytes) -> Iterator[Found]:
     """Dates with a year. `3/4/2026` is read month first, unless only the other way makes a date."""
-    for match in _ISO.finditer(text) if b"0000-00-00" in form else ():
+    for match in _ISO.finditer(text) if b"0000-00-00" in char_shape else ():
         yield from _date(match[1], match[2], match[3], match.start())
-    for match in _SLASHED.finditer(text) if b"0/0" in form else ():
+    for match in _SLASHED.finditer(text) if b"0/0" in char_shape else ():
         year = match[3] if len(match[3]) == 4 else f"20{match[3]}"
         month, day = (match[2], match[1]) if int(match[1]) > 12 else (match[1], match[2])
         yield from _date(year, month, day, match.start())
-    named = b" 0000" in form
+    named = b" 0000" in char_shape
     for match in _MONTH_FIRST.finditer(text) if named else ():
         yield from _date(match[3], _month(match[1]), match[2], match.start())
     for match in _DAY_FIRST.finditer(text) if named else ():

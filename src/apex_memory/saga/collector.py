@@ -26,7 +26,7 @@ class Collector:
         self._grace = settings.grace_seconds + settings.call_timeout_seconds
         self._tombstones = timedelta(days=settings.tombstone_days)
         self._history = timedelta(days=settings.payload_days)
-        self._log = logger(room="collector")
+        self._log = logger(component="collector")
 
     async def collect(self) -> int:
         """Remove what is due; answers the number of stages. Stops early when a store is away."""

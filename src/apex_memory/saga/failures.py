@@ -14,7 +14,7 @@ from apex_memory.errors import ApexError, Misconfigured, Rejected, Unavailable
 from apex_memory.stores.postgres import Connection, Postgres
 from apex_memory.telemetry import ENDED, logger
 
-Fate = Literal["retry", "parked", "dead"]
+Disposition = Literal["retry", "parked", "dead"]
 RETRY_SECONDS = (2, 10, 60, 300)  # waits between attempts of whole steps
 SHOWN = 5  # ids in a line of the log
 REST_SECONDS, REST_EACH_SECONDS = 1.0, 0.04  # at most, and for each event that became a dead letter
@@ -29,14 +29,16 @@ class Failure:
     error: ApexError
 
 
-class Outcomes:
+class FailureHandler:
     def __init__(self, db: Postgres, *, max_attempts: int, pipeline: str) -> None:
         self._db = db
         self._max_attempts = max_attempts
         self._pipeline = pipeline
-        self._log = logger(room="saga")
+        self._log = logger(component="saga")
 
-    async def settle(self, batch: UUID, step: str, failures: Sequence[Failure]) -> dict[UUID, Fate]:
+    async def settle(
+        self, batch: UUID, step: str, failures: Sequence[Failure]
+    ) -> dict[UUID, Disposition]:
         """Decide and write the fate of each failed event that the batch still owns.
 
         A storm of broken events must not slow its neighbours: a few statements, however many failed,
@@ -58,7 +60,7 @@ class Outcomes:
             await _park(connection, [one for one in settled if one.fate == "parked"])
             await _postpone(connection, [one for one in settled if one.fate == "retry"])
             dead = [one for one in settled if one.fate == "dead"]
-            await self._bury(connection, step, dead)
+            await self._dead_letter(connection, step, dead)
             over = bool(dead) and await _is_over(connection, batch)
         self._tell(step, settled)
         if over:
@@ -68,14 +70,16 @@ class Outcomes:
         return {one.inbox_id: one.fate for one in settled}
 
     def _settled(self, inbox_id: UUID, source: str, attempts: int, error: ApexError) -> _Settled:
-        fate: Fate = "retry"
+        fate: Disposition = "retry"
         if isinstance(error, Unavailable):
             fate = "parked"
         elif isinstance(error, Rejected) or attempts >= self._max_attempts:
             fate = "dead"
         return _Settled(inbox_id, source, attempts, error, fate)
 
-    async def _bury(self, connection: Connection, step: str, dead: Sequence[_Settled]) -> None:
+    async def _dead_letter(
+        self, connection: Connection, step: str, dead: Sequence[_Settled]
+    ) -> None:
         if not dead:
             return
         await connection.execute(
@@ -112,7 +116,7 @@ class Outcomes:
 
     def _tell(self, step: str, settled: Sequence[_Settled]) -> None:
         """One line for all that failed alike."""
-        alike: dict[tuple[str, Fate, str], list[_Settled]] = {}
+        alike: dict[tuple[str, Disposition, str], list[_Settled]] = {}
         for one in settled:
             alike.setdefault((one.source, one.fate, fingerprint(step, one.error)), []).append(one)
         for (source, fate, _), some in alike.items():
@@ -138,7 +142,7 @@ class _Settled:
     source: str
     attempts: int
     error: ApexError
-    fate: Fate
+    fate: Disposition
 
     @property
     def message(self) -> str:

@@ -34,7 +34,7 @@ class Ended:
 
 
 @dataclass(slots=True)
-class Begun:
+class BeginResult:
     """What `begin` decided about a batch."""
 
     stages: list[Stage] = field(default_factory=list)
@@ -64,12 +64,12 @@ class Journal:
         self._manifests = manifests
         self._lease = lease
 
-    async def begin(self, batch: UUID) -> Begun:
+    async def begin(self, batch: UUID) -> BeginResult:
         """Open a stage for the newest prepared event of each document in the batch; drop events that came too late.
 
         The rows written here are the saga's journal: whatever crashes later, the sweeper finds them.
         """
-        begun = Begun()
+        begun = BeginResult()
         async with self._db.transaction() as connection:
             await lock_parents(connection, batch)
             rows = await (

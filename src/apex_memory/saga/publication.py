@@ -17,10 +17,10 @@ import numpy as np
 from apex_memory.config import Settings
 from apex_memory.errors import ApexError, Rejected, RetryLater, Unavailable
 from apex_memory.model import Event, Manifest, Tally, Vectors, now
-from apex_memory.saga.failures import Failure, Fate, Outcomes
+from apex_memory.saga.failures import Disposition, Failure, FailureHandler
 from apex_memory.saga.journal import Committed, Ended, Journal
 from apex_memory.saga.manifests import Manifests
-from apex_memory.saga.retries import Guard
+from apex_memory.saga.retries import ResilientStore
 from apex_memory.saga.stage import Stage
 from apex_memory.stores.base import GraphStore, VectorStore
 from apex_memory.stores.cache import Cache
@@ -46,7 +46,7 @@ class Report:
     landed: int = 0
     """Events landed by deletions and restorations: more work is ready."""
 
-    def add(self, fates: dict[UUID, Fate]) -> None:
+    def add(self, fates: dict[UUID, Disposition]) -> None:
         for inbox_id, fate in fates.items():
             getattr(self, fate).append(inbox_id)
 
@@ -61,19 +61,19 @@ class Publication:
         *,
         settings: Settings,
         pipeline: str,
-        guards: dict[str, Guard],
+        resilient_stores: dict[str, ResilientStore],
     ) -> None:
         self._db = db
         self._graph = graph
         self._vectors = vectors
         self._cache = cache
-        self._guards = guards
+        self._guards = resilient_stores
         self._lease = settings.lease_seconds
         self._dimension = vectors.dimension
         self.manifests = Manifests(db)
         self.journal = Journal(db, self.manifests, lease=settings.lease_seconds)
-        self.outcomes = Outcomes(db, max_attempts=settings.max_attempts, pipeline=pipeline)
-        self._log = logger(room="saga")
+        self.failures = FailureHandler(db, max_attempts=settings.max_attempts, pipeline=pipeline)
+        self._log = logger(component="saga")
 
     async def store_manifests(
         self, batch: UUID, prepared: Sequence[tuple[Event, Manifest | ApexError]]
@@ -96,7 +96,7 @@ class Publication:
             for event, result in prepared
             if not isinstance(result, Manifest)
         ]
-        report.add(await self.outcomes.settle(batch, "prepare", failures))
+        report.add(await self.failures.settle(batch, "prepare", failures))
         return report
 
     async def publish(self, batch: UUID) -> Report:
@@ -140,7 +140,7 @@ class Publication:
         if bad:
             await self.journal.abort(batch, bad, str(next(iter(failed.values())))[:300])
             failures = [Failure(stage.manifest.inbox_id, failed[stage.id]) for stage in bad]
-            report.add(await self.outcomes.settle(batch, "stage", failures))
+            report.add(await self.failures.settle(batch, "stage", failures))
 
     async def release(self, batch: UUID, ids: Sequence[UUID], *, seconds: float) -> None:
         """Give events of the batch back, ready again in `seconds`; no attempt is consumed."""
@@ -197,7 +197,7 @@ class Publication:
 
     async def _bisect(
         self,
-        guard: Guard,
+        guard: ResilientStore,
         stages: Sequence[Stage],
         write: Callable[[Sequence[Stage]], Awaitable[None]],
     ) -> dict[UUID, ApexError]:

@@ -35,7 +35,7 @@ LONG_AGO = datetime(2000, 1, 1).astimezone()
 
 
 @dataclass(slots=True)
-class Checked:
+class ReconcileResult:
     """What a check of a store found: stages looked at, documents repaired, stray stages removed or left."""
 
     store: str
@@ -54,7 +54,7 @@ class Recovery:
         self._stores: Mapping[str, GraphStore | VectorStore] = {"graph": graph, "vectors": vectors}
         self._publication = publication
         self._gating = asyncio.Lock()
-        self._log = logger(room="recovery")
+        self._log = logger(component="recovery")
 
     async def prepare(self) -> None:
         """Before anything is written: indexes, and a look whether each store fits. What it holds is for `gate` to check.
@@ -67,7 +67,7 @@ class Recovery:
             except (Unavailable, RetryLater) as error:
                 self._log.warning("store not prepared yet", store=name, reason=str(error))
 
-    async def gate(self) -> list[Checked]:
+    async def check_restarted_stores(self) -> list[ReconcileResult]:
         """Look at each store's incarnation; check a store that is another one than last time.
 
         One at a time: what comes while a long check goes on waits, and finds it done.
@@ -76,7 +76,7 @@ class Recovery:
         async with self._gating:
             for name, store in self._stores.items():
                 try:
-                    found = await self._gate_one(name, store)
+                    found = await self._check_restarted_store(name, store)
                 except (Unavailable, RetryLater) as error:
                     self._log.warning("store not checked yet", store=name, reason=str(error))
                     continue
@@ -84,7 +84,9 @@ class Recovery:
                     checked.append(found)
         return checked
 
-    async def _gate_one(self, name: str, store: GraphStore | VectorStore) -> Checked | None:
+    async def _check_restarted_store(
+        self, name: str, store: GraphStore | VectorStore
+    ) -> ReconcileResult | None:
         began = now()
         incarnation = await store.incarnation()
         row = await self._db.fetch_one("SELECT * FROM store_state WHERE store = %s", (name,))
@@ -131,9 +133,9 @@ class Recovery:
             (store, state, incarnation, verified_at, reason),
         )
 
-    async def check(self, name: str, *, since: datetime) -> Checked:
+    async def check(self, name: str, *, since: datetime) -> ReconcileResult:
         """Count every stage committed since a moment in one store; stage again what is not whole there."""
-        checked = Checked(name)
+        checked = ReconcileResult(name)
         async for page in self._committed(since):
             checked.stages += len(page)
             expected = await self._publication.journal.expected(page)
@@ -223,7 +225,7 @@ class Recovery:
             )
         return {row["new"] for row in rows}
 
-    async def reconcile(self, name: str, *, prune_unknown: bool = False) -> Checked:
+    async def reconcile(self, name: str, *, prune_unknown: bool = False) -> ReconcileResult:
         """Compare one store with PostgreSQL, both ways. Unknown stages go only after a day, or when asked for by name."""
         checked = await self.check(name, since=LONG_AGO)
         walked, strays = 0, []
@@ -239,7 +241,7 @@ class Recovery:
         return checked
 
     async def _remove_strays(
-        self, name: str, seen: Sequence[UUID], checked: Checked, walked: int, prune: bool
+        self, name: str, seen: Sequence[UUID], checked: ReconcileResult, walked: int, prune: bool
     ) -> None:
         if not seen:
             return

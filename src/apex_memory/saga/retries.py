@@ -20,7 +20,7 @@ def _passing(error: Exception) -> bool:
     return isinstance(error, (RetryLater, Unavailable)) and not isinstance(error, CircuitOpen)
 
 
-class Guard:
+class ResilientStore:
     """The only layer of retries around a store call: 1, 2, 4 s with jitter (settings)."""
 
     def __init__(self, store: str, settings: Settings) -> None:

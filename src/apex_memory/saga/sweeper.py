@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from apex_memory.errors import RetryLater, Unavailable
-from apex_memory.saga.retries import Guard
+from apex_memory.saga.retries import ResilientStore
 from apex_memory.stores.base import GraphStore, Store, VectorStore
 from apex_memory.stores.postgres import Postgres
 from apex_memory.telemetry import STAGES_SWEPT, logger
@@ -22,7 +22,7 @@ RAMP_MAX = 10_000
 
 
 @dataclass(slots=True)
-class Swept:
+class SweepResult:
     """What a pass did: stages found expired, stages removed, events let out of parking by store."""
 
     expired: int = 0
@@ -38,18 +38,18 @@ class Sweeper:
         graph: GraphStore,
         vectors: VectorStore,
         stores: Mapping[str, Store],
-        guards: Mapping[str, Guard],
+        resilient_stores: Mapping[str, ResilientStore],
     ) -> None:
         self._db = db
         self._graph = graph
         self._vectors = vectors
         self._stores = stores
-        self._guards = guards
+        self._guards = resilient_stores
         self._ramp: dict[str, int] = {}
-        self._log = logger(room="sweeper")
+        self._log = logger(component="sweeper")
 
-    async def sweep(self) -> Swept:
-        swept = Swept(expired=await self._expire())
+    async def sweep(self) -> SweepResult:
+        swept = SweepResult(expired=await self._expire())
         swept.removed = await self.remove_aborted()
         await self._unpark(swept)
         if swept.expired or swept.removed or swept.unparked:
@@ -79,7 +79,7 @@ class Sweeper:
         STAGES_SWEPT.inc(removed)
         return removed
 
-    async def _unpark(self, swept: Swept) -> None:
+    async def _unpark(self, swept: SweepResult) -> None:
         """Half-open: one probe. Then a ramp: P0 first, the newest version of each document first."""
         rows = await self._db.fetch(
             "SELECT park_store, count(*) AS n FROM inbox WHERE state = 'parked' GROUP BY 1"
@@ -132,7 +132,9 @@ async def remove_stages(stages: Sequence[UUID], graph: GraphStore, vectors: Vect
         await vectors.delete_stages(stages)
         await vectors.flush()
     except (Unavailable, RetryLater) as error:
-        logger(room="sweeper").warning("stages stay for now", stages=len(stages), reason=str(error))
+        logger(component="sweeper").warning(
+            "stages stay for now", stages=len(stages), reason=str(error)
+        )
         return False
     return True
 

@@ -23,9 +23,9 @@ from apex_memory.search.answers import (
     Said,
     Version,
 )
-from apex_memory.search.snapshot import Reader, spans_of
-from apex_memory.search.time_limits import Bounded, Degraded
-from apex_memory.search.visibility import Asker, Live
+from apex_memory.search.snapshot import SnapshotReader, spans_of
+from apex_memory.search.time_limits import Degraded, TimeLimiter
+from apex_memory.search.visibility import SnapshotView, StoreQuery
 from apex_memory.stores.base import GraphFact, GraphStore
 from apex_memory.stores.cache import Cache
 from apex_memory.stores.postgres import Connection, Postgres, Row
@@ -36,14 +36,14 @@ PAGE_MAX = 200
 _LIST: LiteralString = "d.doc_id, d.source, d.doc_key, d.kind, d.title, d.version, d.deleted, d.occurred_at, d.committed_at"
 
 
-class Memory:
+class DocumentReader:
     def __init__(
         self,
         db: Postgres,
         graph: GraphStore,
         cache: Cache,
         *,
-        bounded: Bounded,
+        bounded: TimeLimiter,
     ) -> None:
         self._db = db
         self._graph = graph
@@ -132,15 +132,17 @@ class Memory:
     async def entity(self, ref: str, *, limit: int) -> EntityView:
         degraded = Degraded()
         async with self._db.snapshot() as connection:
-            opening = await (reader := Reader(connection, None)).opening()
+            opening = await (reader := SnapshotReader(connection, None)).opening()
             rows = await _naming(connection, ref, limit)
-            facts = await self._facts(Asker(Live(reader), self._bounded, degraded), ref, limit)
+            facts = await self._facts(
+                StoreQuery(SnapshotView(reader), self._bounded, degraded), ref, limit
+            )
         await self._bounded.mark([self._graph], opening.verified, degraded)
         if not rows and not facts:
             raise NotFound(f"{ref}: no document names it", remedy="check the type and the spelling")
         return _entity_view(ref, facts, rows, degraded.names())
 
-    async def _facts(self, asker: Asker, ref: str, limit: int) -> list[GraphFact]:
+    async def _facts(self, asker: StoreQuery, ref: str, limit: int) -> list[GraphFact]:
         """The live assertions among the newest."""
         shows = asker.live.shows
         facts = await asker.fill(

@@ -12,7 +12,7 @@ from uuid import UUID
 from apex_memory.model import Filters, Vectors
 from apex_memory.search.fusion import Place
 from apex_memory.search.time_words import Span
-from apex_memory.search.visibility import Asker, Live, settled
+from apex_memory.search.visibility import SnapshotView, StoreQuery, settled
 from apex_memory.stores.base import GraphHit, GraphStore, VectorHit, VectorStore
 
 GRAPH_ENTITIES = 8  # the rarest of those that a question may name
@@ -76,7 +76,7 @@ class Legs:
         self._vectors = vectors
 
     async def passages(
-        self, question: Question, vector: Awaitable[Vectors | None], asker: Asker
+        self, question: Question, vector: Awaitable[Vectors | None], asker: StoreQuery
     ) -> VectorFinds:
         """What the vector store brings. It looks for the words while the question's vector is still being made."""
         pages = await settled(
@@ -86,13 +86,13 @@ class Legs:
         return _vector_finds([*pages[0], *pages[1]], asker.live, question.depth)
 
     async def _dense(
-        self, question: Question, vector: Awaitable[Vectors | None], asker: Asker
+        self, question: Question, vector: Awaitable[Vectors | None], asker: StoreQuery
     ) -> Pages:
         made = await vector
         return () if made is None else await self._fill(question, made, None, asker)
 
     async def _fill(
-        self, question: Question, dense: Vectors | None, words: str | None, asker: Asker
+        self, question: Question, dense: Vectors | None, words: str | None, asker: StoreQuery
     ) -> Pages:
         shows = asker.live.shows
 
@@ -140,7 +140,7 @@ class Legs:
         )
         return await asyncio.gather(*calls)
 
-    async def links(self, question: Question, asker: Asker) -> GraphFinds:
+    async def links(self, question: Question, asker: StoreQuery) -> GraphFinds:
         """What the graph brings."""
         shows = asker.live.shows
 
@@ -170,7 +170,7 @@ class Legs:
         return {ref: count for count, ref in rarest[:GRAPH_ENTITIES]}
 
 
-def _vector_finds(pages: Pages, live: Live, depth: int) -> VectorFinds:
+def _vector_finds(pages: Pages, live: SnapshotView, depth: int) -> VectorFinds:
     finds = VectorFinds()
     for page in pages:
         for leg, hits in page.items():

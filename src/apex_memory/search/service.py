@@ -24,15 +24,15 @@ from apex_memory.search.answers import (
     QueryEntities,
     Recognised,
 )
-from apex_memory.search.documents import Memory
+from apex_memory.search.documents import DocumentReader
 from apex_memory.search.excerpt import excerpter
 from apex_memory.search.fusion import Weights
 from apex_memory.search.ranking import Exact, Ranked, Ranking
 from apex_memory.search.retrieval import GraphFinds, Legs, Question
-from apex_memory.search.snapshot import SNIPPET_CHARS, Opening, Reader, spans_of
-from apex_memory.search.time_limits import Bounded, Degraded, Stopwatch
+from apex_memory.search.snapshot import SNIPPET_CHARS, Opening, SnapshotReader, spans_of
+from apex_memory.search.time_limits import Degraded, Stopwatch, TimeLimiter
 from apex_memory.search.time_words import time_words
-from apex_memory.search.visibility import Asker, Live, settled
+from apex_memory.search.visibility import SnapshotView, StoreQuery, settled
 from apex_memory.stores.base import GraphStore, Store, VectorStore
 from apex_memory.stores.bm25 import Words
 from apex_memory.stores.cache import Cache
@@ -86,11 +86,11 @@ class Search:
         self._embedder_id = embedder_id
         self._extract_query = extract_query
         self._clock = clock
-        self._bounded = Bounded(seconds=leg_seconds, rest=rest_seconds)
+        self._bounded = TimeLimiter(seconds=leg_seconds, rest=rest_seconds)
         self._words = Words(average_words=1)  # of questions, whose terms do not depend on it
         self._legs = Legs(graph, vectors)
         self._graph, self._vectors = graph, vectors
-        self._memory = Memory(db, graph, cache, bounded=self._bounded)
+        self._memory = DocumentReader(db, graph, cache, bounded=self._bounded)
 
     async def search(
         self,
@@ -130,7 +130,7 @@ class Search:
     async def _newest(self, limit: int, filters: Filters | None, watch: Stopwatch) -> Answer:
         with watch.part("read"):
             async with self._db.snapshot() as connection:
-                reader = Reader(connection, filters)
+                reader = SnapshotReader(connection, filters)
                 ranked = []
                 for row in await reader.newest(limit):
                     start, end = next(iter(spans_of(row)), (0, 0))
@@ -177,8 +177,8 @@ class Search:
         entities = self._extract_query(text)
         certain = [ref for ref in entities.certain if Entity.parse(ref).type not in NAMES]
         async with self._db.snapshot() as connection:
-            reader, exact = Reader(connection, filters), Exact()
-            live = Live(reader)
+            reader, exact = SnapshotReader(connection, filters), Exact()
+            live = SnapshotView(reader)
             with watch.part("identifiers"):
                 opening = await reader.opening()
                 for ref, row in await reader.identified(certain[:EXACT_MAX]):
@@ -191,7 +191,7 @@ class Search:
                 filters=filters,
                 depth=max(LEAST_DEPTH, 3 * limit),
             )
-            asker = Asker(live, self._bounded, degraded)
+            asker = StoreQuery(live, self._bounded, degraded)
             with watch.part("stores"):
                 found, (linked, contents) = await settled(
                     self._checked(
@@ -243,7 +243,7 @@ class Search:
         return given
 
     async def _linked(
-        self, exact: Exact, links: Awaitable[GraphFinds], live: Live, reader: Reader
+        self, exact: Exact, links: Awaitable[GraphFinds], live: SnapshotView, reader: SnapshotReader
     ) -> tuple[GraphFinds, Mapping[UUID, Row]]:
         """What the graph brings, and what the documents say that it or an identifier led to."""
         linked = await links
@@ -323,7 +323,7 @@ def _check(text: str, limit: int, passages_per_document: int) -> None:
 
 
 async def _hits(
-    reader: Reader, ranked: Sequence[Ranked], excerpt: Callable[[str], str]
+    reader: SnapshotReader, ranked: Sequence[Ranked], excerpt: Callable[[str], str]
 ) -> list[Hit]:
     """Ranked passages with their text and origin."""
     rows = await reader.snippets([(one.doc, one.start, one.end) for one in ranked])

@@ -45,7 +45,7 @@ class Opening:
     verified: Mapping[str, str]
 
 
-class Reader:
+class SnapshotReader:
     """The reads of one search, over the connection that holds its snapshot."""
 
     def __init__(self, connection: Connection, filters: Filters | None) -> None:

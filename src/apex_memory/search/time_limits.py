@@ -30,7 +30,7 @@ class Degraded:
         return sorted(self._parts)
 
 
-class Bounded:
+class TimeLimiter:
     """Runs one part of an answer within `seconds`. A part that ran out of time is left alone for `rest` seconds."""
 
     def __init__(
@@ -40,7 +40,7 @@ class Bounded:
         self._rest = rest
         self._clock = clock
         self._left_alone: dict[str, float] = {}
-        self._log = logger(room="search")
+        self._log = logger(component="search")
 
     async def run(
         self, part: str, degraded: Degraded, call: Callable[[], Awaitable[T]]

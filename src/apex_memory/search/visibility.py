@@ -8,8 +8,8 @@ from functools import partial
 from typing import Protocol, TypeVar
 from uuid import UUID
 
-from apex_memory.search.snapshot import Reader
-from apex_memory.search.time_limits import Bounded, Degraded
+from apex_memory.search.snapshot import SnapshotReader
+from apex_memory.search.time_limits import Degraded, TimeLimiter
 from apex_memory.stores.postgres import Row
 
 ROUNDS = 3  # of asking a store that fills its page with what the snapshot does not show
@@ -39,10 +39,10 @@ class Staged(Protocol):
     def stage(self) -> UUID: ...
 
 
-class Live:
+class SnapshotView:
     """The documents of one snapshot, each looked up once."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: SnapshotReader) -> None:
         self._reader = reader
         self._looking = asyncio.Lock()
         self._looked_up: set[UUID] = set()
@@ -68,10 +68,10 @@ class Live:
         return self._unsettled
 
 
-class Asker:
+class StoreQuery:
     """Asks stores for one search: bounded in time, and again where too little of an answer is live."""
 
-    def __init__(self, live: Live, bounded: Bounded, degraded: Degraded) -> None:
+    def __init__(self, live: SnapshotView, bounded: TimeLimiter, degraded: Degraded) -> None:
         self.live = live
         self.degraded = degraded
         self._bounded = bounded

@@ -18,8 +18,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import from_json
 
 from apex_memory.model import Document, Event, Priority
-from apex_memory.sources.http import Link
-from apex_memory.sources.pages import Asked, Nudge, Page, PickedUp, Reading, Unpacked
+from apex_memory.sources.http import VendorClient
+from apex_memory.sources.pages import (
+    ChangeHint,
+    InboundFile,
+    Page,
+    PullContext,
+    Reading,
+    UnpackedFile,
+)
 
 
 class Pattern(StrEnum):
@@ -66,7 +73,7 @@ class Received:
 
     events: Sequence[Event] = ()
     reply: Reply | None = None
-    nudges: Sequence[Nudge] = ()
+    change_hints: Sequence[ChangeHint] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +128,7 @@ class Source(ABC):
     Settings: ClassVar[type[SourceSettings]] = SourceSettings
     poll_seconds: ClassVar[float] = 0
     """Pause between two pulls of a poll or batch source, and between two looks of a stream; 0: never pulled."""
-    calls: ClassVar[tuple[float, float]] = (10, 1)
+    rate_limit: ClassVar[tuple[float, float]] = (10, 1)
     """The vendor's rate limit: calls in so many seconds. Leave room for others who use the same account."""
     window_seconds: ClassVar[int] = 0
     """Length of the windows into which a stream's readings are folded; 0: it has none."""
@@ -149,18 +156,18 @@ class Source(ABC):
         return float(getattr(self.settings, "poll_seconds", None) or self.poll_seconds)
 
     @property
-    def missing(self) -> str:
+    def missing_settings(self) -> str:
         """The first setting that a pull cannot do without; empty when it can run, or never pulls."""
         return ""
 
-    async def before(self, request: Request, link: Link) -> None:  # noqa: B027 -- most need nothing
+    async def fetch_verification_data(self, request: Request, link: VendorClient) -> None:  # noqa: B027 -- most need nothing
         """Fetch what verifying this request needs, such as a key that its header names."""
 
     @abstractmethod
     def receive(self, request: Request) -> Received:
         """Verify, then split into events. Raises `Unauthorized` (signature) or `Rejected` (malformed)."""
 
-    def pull(self, asked: Asked) -> AsyncIterator[Page]:
+    def pull(self, asked: PullContext) -> AsyncIterator[Page]:
         """Pages from the vendor, from the cursor on, until there is no more at the moment.
 
         An asynchronous generator. Each page is committed, its cursor with it, before the next is asked for:
@@ -170,13 +177,13 @@ class Source(ABC):
         """
         raise NotImplementedError(f"{self.name} is not pulled")
 
-    def fold(
+    def aggregate_window(
         self, series: str, start: datetime, readings: Sequence[Reading], version: int
     ) -> Event:
         """The event that tells what happened in a window of a series: all its readings, by time. Pure."""
         raise NotImplementedError(f"{self.name} has no windows")
 
-    def unpack(self, file: PickedUp) -> Unpacked:
+    def unpack(self, file: InboundFile) -> UnpackedFile:
         """The events in a file of a batch source. Pure: the same file, the same events. Never raises for bad content."""
         raise NotImplementedError(f"{self.name} has no files")
 
@@ -187,7 +194,7 @@ class Source(ABC):
         """
         return ""
 
-    async def send(self, replies: Sequence[PickedUp], link: Link) -> None:
+    async def send(self, replies: Sequence[InboundFile], link: VendorClient) -> None:
         """Write a file's replies back to where the partner looks for them. Safe to repeat."""
         raise NotImplementedError(f"{self.name} writes nothing back")
 

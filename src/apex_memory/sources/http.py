@@ -20,7 +20,7 @@ from apex_memory.telemetry import VENDOR_CALLS
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between tries without a `Retry-After`
 
 
-class Link:
+class VendorClient:
     """Calls to one vendor, from all pulls of this process.
 
     `calls` in `seconds` is the vendor's rate limit; `patience` is how long (seconds) passing faults are

@@ -1,4 +1,4 @@
-"""What a pulled source brings, and what it starts from: pages, readings, files, nudges."""
+"""What a pulled source brings, and what it starts from: pages, readings, files, change hints."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from apex_memory.model import Event
-from apex_memory.sources.http import Link
+from apex_memory.sources.http import VendorClient
 
 
 @dataclass(frozen=True, slots=True)
-class Nudge:
+class ChangeHint:
     """A thin notification: the vendor says that the thing `key` changed. Many for one thing are one.
 
     Kept durably until a pull says that it fetched the thing.
@@ -36,7 +36,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class PickedUp:
+class InboundFile:
     """A file of a batch source, as it lay there."""
 
     name: str
@@ -44,11 +44,11 @@ class PickedUp:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unpacked:
+class UnpackedFile:
     """What a file holds: events in order, files to write back, and what is wrong with the file as a whole."""
 
     events: Sequence[Event] = ()
-    replies: Sequence[PickedUp] = ()
+    replies: Sequence[InboundFile] = ()
     findings: Sequence[str] = ()
 
 
@@ -56,35 +56,35 @@ class Unpacked:
 class Page:
     """One step of a pull, committed in one transaction: the cursor moves only with the data.
 
-    `cursor` None leaves it where it is. `answered` are the nudges this page makes good.
+    `cursor` None leaves it where it is. `answered` are the change hints this page makes good.
     """
 
     events: Sequence[Event] = ()
     readings: Sequence[Reading] = ()
-    files: Sequence[PickedUp] = ()
-    answered: Sequence[Nudge] = ()
+    files: Sequence[InboundFile] = ()
+    acknowledged: Sequence[ChangeHint] = ()
     cursor: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class TimeRange:
     """The time that a backfill covers: inclusive since, exclusive until."""
 
     since: datetime
     until: datetime
 
 
-async def _none() -> Sequence[Nudge]:
+async def _none() -> Sequence[ChangeHint]:
     return ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class PullContext:
     """What a pull starts from. With `window` it is a backfill, whose cursor is its own."""
 
-    link: Link
+    link: VendorClient
     cursor: Mapping[str, Any] = field(default_factory=dict)
-    nudges: Sequence[Nudge] = ()
-    newly: Callable[[], Awaitable[Sequence[Nudge]]] = _none
-    """Nudges that came since: for a pull that takes long, so that what is waited for need not wait for its end."""
-    window: Window | None = None
+    change_hints: Sequence[ChangeHint] = ()
+    new_hints: Callable[[], Awaitable[Sequence[ChangeHint]]] = _none
+    """Change hints that came since: for a pull that takes long, so that what is waited for need not wait for its end."""
+    window: TimeRange | None = None

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from apex_memory.errors import Rejected
-from apex_memory.model import BROKEN, Event, Priority
+from apex_memory.model import MALFORMED, Event, Priority
 
 MAX_DEPTH = 100
 MAX_KEY_BYTES = 1000  # keys go into B-tree indexes, whose rows hold about 2,700 bytes
@@ -82,7 +82,7 @@ def checked(model: type[Model], value: object, place: str) -> Model:
         ) from None
 
 
-def moment(value: object, place: str) -> datetime:
+def parse_datetime(value: object, place: str) -> datetime:
     """A time given as seconds since 1970 or as ISO 8601 (UTC where no zone is given), exact to the microsecond."""
     try:
         if isinstance(value, str):
@@ -96,7 +96,7 @@ def moment(value: object, place: str) -> datetime:
     )
 
 
-def identifier(value: object, place: str) -> str:
+def parse_identifier(value: object, place: str) -> str:
     """A natural key: one line of text, not empty, at most 1,000 bytes. Whole numbers are taken as text."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
         value = str(value)
@@ -109,7 +109,7 @@ def identifier(value: object, place: str) -> str:
     return value
 
 
-def mapping(value: object) -> Mapping[str, Any]:
+def as_mapping(value: object) -> Mapping[str, Any]:
     """`value` if it is an object, else nothing: for optional parts of a vendor's body."""
     return value if isinstance(value, dict) else {}
 
@@ -118,7 +118,7 @@ def sequence(value: object) -> Sequence[Any]:
     return value if isinstance(value, list) else ()
 
 
-def string(value: object) -> str:
+def as_string(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
@@ -214,7 +214,7 @@ def _path(place: str, location: Sequence[int | str], value: Any, missing: bool) 
     return place or "body"
 
 
-def broken(
+def malformed_event(
     source: str, record: object, reason: Rejected, at: datetime, priority: Priority
 ) -> Event:
     """A record of a page that cannot be read, as an event that will end as a dead letter with its reason.
@@ -230,6 +230,6 @@ def broken(
         version=0,
         occurred_at=at,
         payload=body,
-        content_type=BROKEN,
+        content_type=MALFORMED,
         priority=priority,
     )

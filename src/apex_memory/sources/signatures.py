@@ -29,7 +29,7 @@ def digest(
     return hmac.digest(key, signed, algorithm)
 
 
-def fits(wanted: Sequence[bytes], *given: str | bytes) -> bool:
+def signature_matches(wanted: Sequence[bytes], *given: str | bytes) -> bool:
     """Whether one of those given is one of those wanted: of each active secret one, as the vendor writes it."""
     said = [one.encode("utf-8", "replace") if isinstance(one, str) else one for one in given]
     # A list, so that every pair is compared and time tells nothing about which one fits.

@@ -9,14 +9,14 @@ from temporalio import activity
 
 from apex_memory.flows.drain.messages import (
     SHOWN,
-    BatchOrder,
+    BatchInput,
     ClaimedBatch,
-    ClaimOrder,
+    ClaimInput,
     EventName,
-    GivenUp,
+    GiveUpInput,
     StepReport,
 )
-from apex_memory.flows.drain.progress import GRAVITY
+from apex_memory.flows.drain.progress import SEVERITY
 from apex_memory.flows.temporal.heartbeat import heartbeating
 from apex_memory.inbox import Run
 
@@ -32,7 +32,7 @@ class DrainActivities:
         self._app = app
 
     @activity.defn
-    async def claim(self, order: ClaimOrder) -> ClaimedBatch:
+    async def claim(self, order: ClaimInput) -> ClaimedBatch:
         info = activity.info()
         run = Run(info.workflow_id or "", info.workflow_run_id or "")
         batch = await self._app.claim(order.source, batch=UUID(order.batch), run=run)
@@ -44,25 +44,25 @@ class DrainActivities:
         )
 
     @activity.defn
-    async def prepare(self, order: BatchOrder) -> StepReport:
+    async def prepare(self, order: BatchInput) -> StepReport:
         async with heartbeating():
             return _report(await self._app.prepare(order.source, UUID(order.batch)))
 
     @activity.defn
-    async def publish(self, order: BatchOrder) -> StepReport:
+    async def publish(self, order: BatchInput) -> StepReport:
         async with heartbeating():
             behind = UUID(order.behind) if order.behind else None
             return _report(await self._app.publish(UUID(order.batch), behind=behind))
 
     @activity.defn
-    async def give_up(self, order: GivenUp) -> None:
+    async def give_up(self, order: GiveUpInput) -> None:
         """Take back a batch that a step failed on."""
         await self._app.give_up(order.source, UUID(order.batch), order.step, order.reason)
 
 
 def _report(report: Report) -> StepReport:
     """Counts of all, and the first few ids, the gravest outcomes first."""
-    by_outcome = {outcome: ids for outcome in GRAVITY if (ids := getattr(report, outcome))}
+    by_outcome = {outcome: ids for outcome in SEVERITY if (ids := getattr(report, outcome))}
     named = [(str(id), outcome) for outcome, ids in by_outcome.items() for id in ids]
     return StepReport(
         {outcome: len(ids) for outcome, ids in by_outcome.items()},

@@ -11,7 +11,7 @@ from temporalio.common import Priority
 from temporalio.service import RPCError
 
 from apex_memory.errors import NotFound, Unavailable
-from apex_memory.flows.drain.messages import DrainOrder
+from apex_memory.flows.drain.messages import DrainInput
 from apex_memory.flows.temporal.attributes import attributes_of
 from apex_memory.flows.temporal.queues import drain_id, key_of, queue_of
 from apex_memory.sources.base import Source
@@ -50,7 +50,7 @@ class Drains:
         try:
             await self._client.start_workflow(
                 "Drain",
-                DrainOrder(source, priority, paused=paused),
+                DrainInput(source, priority, paused=paused),
                 id=drain_id(source),
                 task_queue=queue_of(priority),
                 start_signal=signal,

@@ -11,13 +11,13 @@ SHOWN = 20  # most events that a history names one by one
 
 
 @dataclass(frozen=True)
-class DrainOrder:
+class DrainInput:
     """What a drain works on. Times are seconds."""
 
     source: str
     priority: int
     paused: bool = False
-    look: bool = False
+    check_now: bool = False
     """Look for events at once: the run before left off in the middle of a burst."""
     idle_seconds: float = 30
     """Without a wake, look that often: a wake may have been lost."""
@@ -30,7 +30,7 @@ class DrainOrder:
 
 
 @dataclass(frozen=True)
-class ClaimOrder:
+class ClaimInput:
     """`batch` names the lease: the same claim again, after a lost answer, gets the same events."""
 
     source: str
@@ -56,7 +56,7 @@ class ClaimedBatch:
 
 
 @dataclass(frozen=True)
-class BatchOrder:
+class BatchInput:
     source: str
     batch: str
     behind: str = ""
@@ -64,7 +64,7 @@ class BatchOrder:
 
 
 @dataclass(frozen=True)
-class GivenUp:
+class GiveUpInput:
     """A batch whose step failed for good; `reason` holds class and place, never data."""
 
     source: str

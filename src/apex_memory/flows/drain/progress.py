@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from apex_memory.flows.drain.messages import SHOWN, ClaimedBatch, StepReport
 
-GRAVITY = ("dead", "parked", "retry", "superseded", "done", "prepared")
+SEVERITY = ("dead", "parked", "retry", "superseded", "done", "prepared")
 """Outcomes, the gravest first."""
 
 
@@ -19,7 +19,7 @@ class Row:
 
 
 @dataclass
-class Burst:
+class RunProgress:
     """Batches carried since the run began. Events are counted all, named up to `SHOWN`."""
 
     batches: int = 0
@@ -43,10 +43,10 @@ class Burst:
         for id, outcome in report.outcomes.items():
             if id in self.rows:
                 self.rows[id].outcome = outcome
-            elif len(self.rows) < SHOWN or outcome in GRAVITY[:3]:
+            elif len(self.rows) < SHOWN or outcome in SEVERITY[:3]:
                 self.rows[id] = Row(outcome=outcome)
         while len(self.rows) > SHOWN:
-            self.rows.pop(max(self.rows, key=lambda id: _gravity(self.rows[id].outcome)))
+            self.rows.pop(max(self.rows, key=lambda id: _severity(self.rows[id].outcome)))
 
     def took(self, step: str, seconds: float) -> None:
         self.seconds[step] = self.seconds.get(step, 0) + seconds
@@ -82,8 +82,8 @@ class Burst:
         return "\n".join(lines)
 
 
-def _gravity(outcome: str) -> int:
-    return GRAVITY.index(outcome) if outcome in GRAVITY else len(GRAVITY)
+def _severity(outcome: str) -> int:
+    return SEVERITY.index(outcome) if outcome in SEVERITY else len(SEVERITY)
 
 
 def _cell(text: str) -> str:

@@ -20,14 +20,14 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 with workflow.unsafe.imports_passed_through():
     from apex_memory.flows.drain.activities import DrainActivities
     from apex_memory.flows.drain.messages import (
-        BatchOrder,
+        BatchInput,
         ClaimedBatch,
-        ClaimOrder,
-        DrainOrder,
-        GivenUp,
+        ClaimInput,
+        DrainInput,
+        GiveUpInput,
         StepReport,
     )
-    from apex_memory.flows.drain.progress import Burst
+    from apex_memory.flows.drain.progress import RunProgress
     from apex_memory.flows.temporal.attributes import OUTCOME
     from apex_memory.flows.temporal.options import LONG, SHORT
 
@@ -45,17 +45,17 @@ class Drain:
     """
 
     @workflow.init
-    def __init__(self, order: DrainOrder) -> None:
+    def __init__(self, order: DrainInput) -> None:
         self._order = order
-        self._dirty = order.look
+        self._dirty = order.check_now
         self._paused = order.paused
-        self._burst = Burst()
+        self._progress = RunProgress()
         # The id of the batch to come, known before it is claimed: who publishes the one before keeps its lease.
         self._next = str(workflow.uuid4())
         self._publishing: asyncio.Task[None] | None = None
 
     @workflow.run
-    async def run(self, order: DrainOrder) -> None:
+    async def run(self, order: DrainInput) -> None:
         over = False
         while True:
             try:
@@ -65,7 +65,7 @@ class Drain:
                     self._hand_over()
                 await self._until_due()
                 found = await self._carry()
-                over = bool(self._burst.batches) and not found and not self._dirty
+                over = bool(self._progress.batches) and not found and not self._dirty
             except ActivityError as error:
                 if is_cancelled_exception(error):
                     raise
@@ -99,7 +99,9 @@ class Drain:
             if not self._dirty:
                 self._show("waits for events")
                 wait = (
-                    self._order.quiet_seconds if self._burst.batches else self._order.idle_seconds
+                    self._order.quiet_seconds
+                    if self._progress.batches
+                    else self._order.idle_seconds
                 )
                 with suppress(asyncio.TimeoutError):
                     await workflow.wait_condition(
@@ -115,7 +117,7 @@ class Drain:
         Only behind a full batch is there something to prepare beside it: any other is waited for.
         """
         source = self._order.source
-        claim = ClaimOrder(source, self._next)
+        claim = ClaimInput(source, self._next)
         batch: ClaimedBatch = await self._timed(
             "claim", DrainActivities.claim, claim, SHORT, source
         )
@@ -123,12 +125,12 @@ class Drain:
             await self._published()
             return False
         self._next = str(workflow.uuid4())
-        if not self._burst.batches:
+        if not self._progress.batches:
             workflow.upsert_search_attributes([OUTCOME.value_set("working")])
-        self._burst.claimed(batch)
+        self._progress.claimed(batch)
         self._dirty = self._dirty or batch.more
         self._show("works")
-        order = BatchOrder(source, batch.id)
+        order = BatchInput(source, batch.id)
         prepared: StepReport = await self._step("prepare", DrainActivities.prepare, batch, order)
         try:
             await self._published()
@@ -139,7 +141,7 @@ class Drain:
             await self._published()
         return True
 
-    async def _publish(self, batch: ClaimedBatch, order: BatchOrder, prepared: StepReport) -> None:
+    async def _publish(self, batch: ClaimedBatch, order: BatchInput, prepared: StepReport) -> None:
         published: StepReport = await self._step("publish", DrainActivities.publish, batch, order)
         self._settle(prepared, published)
         self._dirty = self._dirty or published.landed > 0
@@ -153,9 +155,9 @@ class Drain:
     async def _step(
         self,
         step: str,
-        method: Callable[[DrainActivities, BatchOrder], Awaitable[T]],
+        method: Callable[[DrainActivities, BatchInput], Awaitable[T]],
         batch: ClaimedBatch,
-        order: BatchOrder,
+        order: BatchInput,
     ) -> T:
         """A step of a batch. One that fails for good gives the batch back first."""
         source, summary = order.source, f"{order.source}: {batch.count} events"
@@ -163,7 +165,7 @@ class Drain:
             return await self._timed(step, method, order, LONG, summary)
         except ActivityError as error:
             if not is_cancelled_exception(error):
-                given_up = GivenUp(source, batch.id, error.activity_type, str(error.cause))
+                given_up = GiveUpInput(source, batch.id, error.activity_type, str(error.cause))
                 await self._timed("give up", DrainActivities.give_up, given_up, SHORT, summary)
             raise
 
@@ -179,21 +181,21 @@ class Drain:
         result: T = await workflow.execute_activity_method(
             method, order, summary=summary, **options
         )
-        self._burst.took(step, (workflow.now() - began).total_seconds())
+        self._progress.took(step, (workflow.now() - began).total_seconds())
         return result
 
     def _settle(self, prepared: StepReport, published: StepReport) -> None:
         """`prepared` is no outcome: what was prepared has its outcome from publishing."""
         failed = {name: n for name, n in prepared.counts.items() if name != "prepared"}
         outcomes = {id: name for id, name in prepared.outcomes.items() if name != "prepared"}
-        self._burst.settled(StepReport(failed, outcomes))
-        self._burst.settled(published)
+        self._progress.settled(StepReport(failed, outcomes))
+        self._progress.settled(published)
 
     async def _rest(self, error: ActivityError) -> None:
         """A step gave up. Its events are claimed again, one at a time, until the one to blame is known."""
         reason = f"{error.activity_type} gave up: {error.cause}"
         workflow.logger.error("drain: %s", reason)
-        self._burst.failed(f"{workflow.now():%H:%M:%S} {reason}")
+        self._progress.failed(f"{workflow.now():%H:%M:%S} {reason}")
         self._show("rests after a failure")
         await workflow.sleep(timedelta(seconds=self._order.fault_seconds))
         self._dirty = True
@@ -205,14 +207,14 @@ class Drain:
             info.is_continue_as_new_suggested()
             or info.is_target_worker_deployment_version_changed()
             or info.get_current_history_length() > self._order.run_events
-            or (not self._burst.batches and workflow.now() - info.start_time > IDLE_RUN)
+            or (not self._progress.batches and workflow.now() - info.start_time > IDLE_RUN)
         )
 
     def _hand_over(self) -> NoReturn:
-        if self._burst.batches:
-            workflow.upsert_search_attributes([OUTCOME.value_set(self._burst.outcome)])
+        if self._progress.batches:
+            workflow.upsert_search_attributes([OUTCOME.value_set(self._progress.outcome)])
         self._show("over; the next run goes on")
-        order = replace(self._order, paused=self._paused, look=self._dirty)
+        order = replace(self._order, paused=self._paused, check_now=self._dirty)
         workflow.continue_as_new(
             order,
             memo={"paused": self._paused},
@@ -223,4 +225,4 @@ class Drain:
         )
 
     def _show(self, state: str) -> None:
-        workflow.set_current_details(self._burst.markdown(self._order.source, state))
+        workflow.set_current_details(self._progress.markdown(self._order.source, state))

@@ -12,20 +12,20 @@ from temporalio import activity
 from apex_memory.errors import ApexError, RetryLater
 from apex_memory.flows.drain.control import Drains
 from apex_memory.flows.fetch.messages import (
-    BackfillOrder,
+    BackfillInput,
     BackfillReport,
-    FileOrder,
+    FileInput,
     FileReport,
-    FollowOrder,
+    FollowInput,
     FollowReport,
-    PullOrder,
+    PullInput,
     PullReport,
 )
 from apex_memory.flows.temporal.heartbeat import heartbeating
 
 if TYPE_CHECKING:  # the workflows name the activities, and must not load every engine for that
     from apex_memory.app import App
-    from apex_memory.fetching.pulls import OnPage, Pulled
+    from apex_memory.fetching.pulls import OnPage, PullResult
 
 STOP_SECONDS = 1.0  # how often a step that waits looks whether the worker is to stop
 
@@ -42,7 +42,7 @@ class PullActivities:
         self._drains = drains
 
     @activity.defn
-    async def pull(self, order: PullOrder) -> PullReport:
+    async def pull(self, order: PullInput) -> PullReport:
         async with heartbeating():
             done = await self._app.pull(order.source, on_page=self._woken(order.source))
             files = await self._app.files.open_files(order.source)
@@ -51,7 +51,7 @@ class PullActivities:
             )
 
     @activity.defn
-    async def follow(self, order: FollowOrder) -> FollowReport:
+    async def follow(self, order: FollowInput) -> FollowReport:
         """Look, fold, rest, until the time is over or the worker stops. Every page is safe when it is taken."""
         end, looks, readings, events, folded = monotonic() + order.run_seconds, 0, 0, 0, 0
         may = True
@@ -59,7 +59,7 @@ class PullActivities:
             while monotonic() < end and not activity.is_worker_shutdown():
                 may = await self._app.states.may_pull(order.source)
                 done = await self._app.pull(order.source, on_page=self._woken(order.source))
-                windows = await self._app.fold(order.source) if may else 0
+                windows = await self._app.aggregate_windows(order.source) if may else 0
                 if windows:
                     await self._drains.wake(order.source)
                 looks, readings, events, folded = (
@@ -72,7 +72,7 @@ class PullActivities:
         return FollowReport(looks, readings, events, folded, paused=not may)
 
     @activity.defn
-    async def land_file(self, order: FileOrder) -> FileReport:
+    async def land_file(self, order: FileInput) -> FileReport:
         async with heartbeating():
             source = self._app.sources[order.source]
             state = await self._app.files.land_chunk(source, UUID(order.file))
@@ -80,13 +80,13 @@ class PullActivities:
             return FileReport(state.events, state.landed, state.more)
 
     @activity.defn
-    async def answer_file(self, order: FileOrder) -> list[str]:
+    async def answer_file(self, order: FileInput) -> list[str]:
         async with heartbeating():
             source, link = self._app.sources[order.source], self._app.links[order.source]
             return await self._app.files.answer(source, UUID(order.file), link)
 
     @activity.defn
-    async def backfill(self, order: BackfillOrder) -> BackfillReport:
+    async def backfill(self, order: BackfillInput) -> BackfillReport:
         async with heartbeating():
             row = await self._app.backfills.get(UUID(order.id))
             carry = self._replay if row["kind"] == "replay" else self._backfill
@@ -106,10 +106,10 @@ class PullActivities:
             row = await self._app.backfills.get(UUID(order.id))
             return BackfillReport(row["state"], row["seen"], row["landed"])
 
-    async def _backfill(self, order: BackfillOrder) -> None:
+    async def _backfill(self, order: BackfillInput) -> None:
         id, began = UUID(order.id), monotonic()
 
-        async def on_page(done: Pulled) -> None:
+        async def on_page(done: PullResult) -> None:
             if not await self._app.backfills.progress(id, seen=done.events, landed=done.fresh):
                 raise Cancelled
             await self._drains.wake(order.source)
@@ -118,7 +118,7 @@ class PullActivities:
         backfill = await self._app.backfills.order(id)
         await self._app.pull(order.source, on_page=on_page, backfill=backfill)
 
-    async def _replay(self, order: BackfillOrder) -> None:
+    async def _replay(self, order: BackfillInput) -> None:
         id, began, total = UUID(order.id), monotonic(), 0
         while (found := await self._app.backfills.replay_chunk(id))[0]:
             total += found[0]
@@ -132,7 +132,7 @@ class PullActivities:
         await asyncio.sleep(max(0.0, due - monotonic()))
 
     def _woken(self, source: str) -> OnPage:
-        async def on_page(done: Pulled) -> None:
+        async def on_page(done: PullResult) -> None:
             if done.fresh:
                 await self._drains.wake(source)
 

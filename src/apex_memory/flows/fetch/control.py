@@ -12,7 +12,7 @@ from temporalio.common import Priority, WorkflowIDConflictPolicy
 from temporalio.service import RPCError, RPCStatusCode
 
 from apex_memory.errors import Conflict, Unavailable
-from apex_memory.flows.fetch.messages import BackfillOrder, FollowOrder
+from apex_memory.flows.fetch.messages import BackfillInput, FollowInput
 from apex_memory.flows.temporal.attributes import attributes_of
 from apex_memory.flows.temporal.queues import (
     BULK,
@@ -38,10 +38,10 @@ class Pulling:
         source = self._sources[name]
         if source.pattern == Pattern.STREAM or not source.pulled:
             return
-        if source.missing:
+        if source.missing_settings:
             raise Conflict(
-                f"{name}: {source.missing} is not set",
-                remedy=f"set sources.{name}.{source.missing}, see docs/howto/sources/{name}.md",
+                f"{name}: {source.missing_settings} is not set",
+                remedy=f"set sources.{name}.{source.missing_settings}, see docs/howto/sources/{name}.md",
             )
         async with _told(f"pull of {name}"):
             handle = self._client.get_schedule_handle(pull_id(name))
@@ -50,12 +50,12 @@ class Pulling:
     async def follow(self) -> None:
         """See that every stream that has what it needs is followed."""
         for name, source in self._sources.items():
-            if source.pattern == Pattern.STREAM and source.pulled and not source.missing:
+            if source.pattern == Pattern.STREAM and source.pulled and not source.missing_settings:
                 priority = int(source.priority)
                 async with _told(f"follow {name}"):
                     await self._client.start_workflow(
                         "Follow",
-                        FollowOrder(name),
+                        FollowInput(name),
                         id=follow_id(name),
                         task_queue=queue_of(priority),
                         id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
@@ -70,7 +70,7 @@ class Pulling:
         async with _told(f"backfill of {name}"):
             await self._client.start_workflow(
                 "Backfill",
-                BackfillOrder(name, str(id)),
+                BackfillInput(name, str(id)),
                 id=backfill_id(name, str(id)),
                 task_queue=BULK,
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class PullOrder:
+class PullInput:
     source: str
 
 
@@ -22,7 +22,7 @@ class PullReport:
 
 
 @dataclass(frozen=True)
-class FollowOrder:
+class FollowInput:
     """Follow a stream for so many seconds a step, as often as its settings say; then the next run goes on."""
 
     source: str
@@ -41,7 +41,7 @@ class FollowReport:
 
 
 @dataclass(frozen=True)
-class FileOrder:
+class FileInput:
     source: str
     file: str
 
@@ -56,7 +56,7 @@ class FileReport:
 
 
 @dataclass(frozen=True)
-class BackfillOrder:
+class BackfillInput:
     source: str
     id: str
 

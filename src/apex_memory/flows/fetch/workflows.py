@@ -13,13 +13,13 @@ from temporalio.exceptions import ActivityError, WorkflowAlreadyStartedError, is
 with workflow.unsafe.imports_passed_through():
     from apex_memory.flows.fetch.activities import PullActivities
     from apex_memory.flows.fetch.messages import (
-        BackfillOrder,
+        BackfillInput,
         BackfillReport,
-        FileOrder,
+        FileInput,
         FileReport,
-        FollowOrder,
+        FollowInput,
         FollowReport,
-        PullOrder,
+        PullInput,
         PullReport,
     )
     from apex_memory.flows.temporal.queues import file_id
@@ -44,12 +44,12 @@ class Pull:
     """One look at a polled source: every page there is at the moment, then a child for each file that came."""
 
     @workflow.run
-    async def run(self, order: PullOrder) -> PullReport:
+    async def run(self, order: PullInput) -> PullReport:
         report: PullReport = await workflow.execute_activity_method(
             PullActivities.pull, order, summary=order.source, **PULL
         )
         for file in report.files:
-            await _carry_file(FileOrder(order.source, file))
+            await _carry_file(FileInput(order.source, file))
         workflow.set_current_details(
             f"**{order.source}**: {report.pages} pages, {report.events} events ({report.fresh} new), "
             f"{report.readings} readings, {len(report.files)} files"
@@ -57,7 +57,7 @@ class Pull:
         return report
 
 
-async def _carry_file(order: FileOrder) -> None:
+async def _carry_file(order: FileInput) -> None:
     with suppress(WorkflowAlreadyStartedError):  # an earlier pull's child is at it
         await workflow.start_child_workflow(
             File.run,
@@ -73,7 +73,7 @@ class File:
     """A file of a batch source: its events land chunk by chunk, then it is answered."""
 
     @workflow.run
-    async def run(self, order: FileOrder) -> FileReport:
+    async def run(self, order: FileInput) -> FileReport:
         while True:
             report: FileReport = await workflow.execute_activity_method(
                 PullActivities.land_file, order, summary=order.source, **STEP
@@ -92,7 +92,7 @@ class Follow:
     """Stays with a stream: a long step that looks, commits and folds, again and again. A fresh run every few hours."""
 
     @workflow.run
-    async def run(self, order: FollowOrder) -> None:
+    async def run(self, order: FollowInput) -> None:
         total = FollowReport()
         for _ in range(order.runs):
             try:
@@ -125,7 +125,7 @@ class Follow:
         )
 
 
-def _followed(order: FollowOrder, total: FollowReport) -> str:
+def _followed(order: FollowInput, total: FollowReport) -> str:
     state = "paused" if total.paused else "follows"
     return (
         f"**{order.source}** {state}: {total.looks} looks, {total.readings} readings, "
@@ -138,7 +138,7 @@ class Backfill:
     """A stretch of a source's past, at the lowest priority and a bounded rate. Cancelling it ends it in order."""
 
     @workflow.run
-    async def run(self, order: BackfillOrder) -> BackfillReport:
+    async def run(self, order: BackfillInput) -> BackfillReport:
         report: BackfillReport = await workflow.execute_activity_method(
             PullActivities.backfill, order, summary=order.source, **STEP
         )

@@ -10,9 +10,9 @@ from apex_memory.errors import ApexError
 from apex_memory.flows.drain.control import Drains
 from apex_memory.flows.fetch.control import Pulling
 from apex_memory.flows.maintenance.messages import (
-    Greeting,
     ReconcileReport,
-    StoreOrder,
+    SmokeTestReport,
+    StoreInput,
     SweepReport,
 )
 from apex_memory.flows.temporal.heartbeat import heartbeating
@@ -39,7 +39,7 @@ class MaintenanceActivities:
             ready = await self._app.inbox.ready()
             woken = {source: n for source, n in ready.items() if source in self._app.sources}
             if len(woken) < len(ready):
-                logger(room="flows").warning(
+                logger(component="flows").warning(
                     "events of sources that are not loaded wait",
                     sources=sorted(set(ready) - set(woken)),
                 )
@@ -58,7 +58,7 @@ class MaintenanceActivities:
             return await self._app.collect()
 
     @activity.defn
-    async def reconcile(self, order: StoreOrder) -> ReconcileReport:
+    async def reconcile(self, order: StoreInput) -> ReconcileReport:
         async with heartbeating():
             checked = await self._app.recovery.reconcile(order.store)
             return ReconcileReport(
@@ -71,7 +71,7 @@ class MaintenanceActivities:
             )
 
     @activity.defn
-    async def greet(self) -> Greeting:
+    async def smoke_test(self) -> SmokeTestReport:
         """Ask every store for its version. One that is away is an answer too."""
         stores, away = {}, {}
         for store in self._app.stores:
@@ -80,4 +80,4 @@ class MaintenanceActivities:
                 stores[store.name] = await store.version()
             except ApexError as error:
                 away[store.name] = str(error)
-        return Greeting(self._build, stores, away)
+        return SmokeTestReport(self._build, stores, away)

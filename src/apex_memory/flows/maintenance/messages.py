@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class RoundsOrder:
+class RoundsInput:
     """Work every so many seconds, for so many seconds."""
 
     every_seconds: float
@@ -24,12 +24,12 @@ class SweepReport:
 
 
 @dataclass(frozen=True)
-class ReconcileOrder:
+class ReconcileInput:
     stores: list[str]
 
 
 @dataclass(frozen=True)
-class StoreOrder:
+class StoreInput:
     store: str
 
 
@@ -46,7 +46,7 @@ class ReconcileReport:
 
 
 @dataclass(frozen=True)
-class Greeting:
+class SmokeTestReport:
     """What the worker sees: its build, and each store's version or what keeps it away."""
 
     build: str

@@ -9,11 +9,11 @@ from temporalio.client import Client, WorkflowFailureError
 from temporalio.service import RPCError
 
 from apex_memory.errors import Unavailable
-from apex_memory.flows.maintenance.messages import Greeting
+from apex_memory.flows.maintenance.messages import SmokeTestReport
 from apex_memory.flows.temporal.queues import REALTIME
 
 
-async def hello(client: Client) -> tuple[str, Greeting]:
+async def hello(client: Client) -> tuple[str, SmokeTestReport]:
     """One round trip through a worker to every store: the id of the workflow that did it, and what it saw.
 
     Raises `Unavailable` when Temporal does not answer, or when no worker takes the work within 15 s.
@@ -24,7 +24,7 @@ async def hello(client: Client) -> tuple[str, Greeting]:
             "Hello",
             id=id,
             task_queue=REALTIME,
-            result_type=Greeting,
+            result_type=SmokeTestReport,
             static_summary="Smoke test",
             execution_timeout=timedelta(seconds=15),
         )

@@ -10,11 +10,11 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from apex_memory.flows.maintenance.activities import MaintenanceActivities
     from apex_memory.flows.maintenance.messages import (
-        Greeting,
-        ReconcileOrder,
+        ReconcileInput,
         ReconcileReport,
-        RoundsOrder,
-        StoreOrder,
+        RoundsInput,
+        SmokeTestReport,
+        StoreInput,
         SweepReport,
     )
     from apex_memory.flows.temporal.options import LONG, SHORT
@@ -29,7 +29,7 @@ class Sweep:
     """
 
     @workflow.run
-    async def run(self, order: RoundsOrder) -> dict[str, int]:
+    async def run(self, order: RoundsInput) -> dict[str, int]:
         return await _rounds(order, self._sweep)
 
     async def _sweep(self) -> dict[str, int]:
@@ -50,7 +50,7 @@ class Collect:
     """Collects superseded stages, in rounds as `Sweep` does."""
 
     @workflow.run
-    async def run(self, order: RoundsOrder) -> dict[str, int]:
+    async def run(self, order: RoundsInput) -> dict[str, int]:
         return await _rounds(order, self._collect)
 
     async def _collect(self) -> dict[str, int]:
@@ -60,7 +60,7 @@ class Collect:
 
 
 async def _rounds(
-    order: RoundsOrder, work: Callable[[], Awaitable[dict[str, int]]]
+    order: RoundsInput, work: Callable[[], Awaitable[dict[str, int]]]
 ) -> dict[str, int]:
     """Work, rest, work again, until the run's time is over; the sums of what the rounds answered."""
     every, end = (
@@ -84,11 +84,11 @@ class Reconcile:
     """Compares stores with PostgreSQL, one after the other, and repairs them."""
 
     @workflow.run
-    async def run(self, order: ReconcileOrder) -> list[ReconcileReport]:
+    async def run(self, order: ReconcileInput) -> list[ReconcileReport]:
         options = {**LONG, "start_to_close_timeout": timedelta(hours=12)}
         return [
             await workflow.execute_activity_method(
-                MaintenanceActivities.reconcile, StoreOrder(store), summary=store, **options
+                MaintenanceActivities.reconcile, StoreInput(store), summary=store, **options
             )
             for store in order.stores
         ]
@@ -99,8 +99,8 @@ class Hello:
     """The smoke test: one round trip through the worker to every store. Lands nothing."""
 
     @workflow.run
-    async def run(self) -> Greeting:
-        return await workflow.execute_activity_method(MaintenanceActivities.greet, **SHORT)
+    async def run(self) -> SmokeTestReport:
+        return await workflow.execute_activity_method(MaintenanceActivities.smoke_test, **SHORT)
 
 
 MAINTENANCE_WORKFLOWS = (Sweep, Collect, Reconcile, Hello)

@@ -108,7 +108,7 @@ class Deployment:
     async def end_abandoned(self, seconds: float = UNCLAIMED_SECONDS) -> list[WorkflowExecution]:
         """End workflows of other builds that no worker carries any more; answers them.
 
-        Each is nudged with a signal. A living worker takes the task at once (and a drain then moves to the
+        Each is hinted at with a signal. A living worker takes the task at once (and a drain then moves to the
         current build); where the task is still unclaimed after `seconds`, there is none.
         """
         nudged = [item async for item in self._others()]

@@ -47,7 +47,7 @@ class _Translating(ActivityInboundInterceptor):
             return await super().execute_activity(input)
         except ApexError as error:
             info = activity.info()
-            logger(room="flows").warning(
+            logger(component="flows").warning(
                 "step failed",
                 step=info.activity_type,
                 workflow=info.workflow_id,
@@ -65,7 +65,7 @@ class _Translating(ActivityInboundInterceptor):
 def _bug(error: Exception) -> ApplicationError:
     """An error nobody foresaw. Its message may quote data, so class and place alone are told."""
     info = activity.info()
-    logger(room="flows").error(
+    logger(component="flows").error(
         "step failed unexpectedly",
         step=info.activity_type,
         attempt=info.attempt,

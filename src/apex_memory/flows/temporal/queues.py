@@ -7,7 +7,7 @@ from apex_memory.model import Priority
 REALTIME = "apex-realtime"
 BULK = "apex-bulk"
 QUEUES = (REALTIME, BULK)
-SHARES = {"all": QUEUES, "realtime": (REALTIME,), "bulk": (BULK,)}
+ROLES = {"all": QUEUES, "realtime": (REALTIME,), "bulk": (BULK,)}
 """What a worker process may be started for, by its argument."""
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from apex_memory.gateway.dependencies import Admin, Gateway, Here, Reader
+from apex_memory.gateway.dependencies import Admin, Gateway, GatewayDep, Reader
 from apex_memory.gateway.routes.events import Limit
 from apex_memory.gateway.routes.shared import DOCUMENT, EVENT, example, problems
 
@@ -174,7 +174,7 @@ def routes() -> APIRouter:
 
 
 async def list_dead_letters(
-    gateway: Here,
+    gateway: GatewayDep,
     key: Reader,
     status: Annotated[
         Status | Literal["any"], Query(description="Only with this status.", examples=["open"])
@@ -198,17 +198,17 @@ async def list_dead_letters(
     return {"dead_letters": found}
 
 
-async def show_dead_letter(gateway: Here, key: Reader, id: LetterId) -> dict[str, Any]:
+async def show_dead_letter(gateway: GatewayDep, key: Reader, id: LetterId) -> dict[str, Any]:
     """The reason, the remedy, and what the event is."""
     return await gateway.app.dead_letters.show(id)
 
 
-async def redrive_dead_letter(gateway: Here, key: Admin, id: LetterId) -> dict[str, Any]:
+async def redrive_dead_letter(gateway: GatewayDep, key: Admin, id: LetterId) -> dict[str, Any]:
     """It enters again at prepare, with its original order: a newer version is not overwritten."""
     return await _redrive(gateway, [id], key.actor, dry_run=False)
 
 
-async def redrive_dead_letters(gateway: Here, key: Admin, order: Redrive) -> dict[str, Any]:
+async def redrive_dead_letters(gateway: GatewayDep, key: Admin, order: Redrive) -> dict[str, Any]:
     """At most 1,000 by filter at a time. With `dry_run` nothing is changed."""
     ids = order.ids
     if ids is None:
@@ -230,7 +230,7 @@ async def _redrive(
 
 
 async def discard_dead_letter(
-    gateway: Here, key: Admin, id: LetterId, order: Discard
+    gateway: GatewayDep, key: Admin, id: LetterId, order: Discard
 ) -> dict[str, Any]:
     """Close it for good. The raw event stays and says why."""
     await gateway.app.dead_letters.discard([id], actor=key.actor, reason=order.reason)

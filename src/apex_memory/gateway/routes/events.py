@@ -10,9 +10,9 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from apex_memory.errors import Rejected
-from apex_memory.gateway.dependencies import Admin, Here, Reader
+from apex_memory.gateway.dependencies import Admin, GatewayDep, Reader
 from apex_memory.gateway.read_models.events import Events
-from apex_memory.gateway.routes.shared import DOCUMENT, EVENT, Moment, example, problems
+from apex_memory.gateway.routes.shared import DOCUMENT, EVENT, IsoDateTime, example, problems
 
 State = Literal["received", "prepared", "staged", "done", "superseded", "parked", "dead"]
 EventId = Annotated[UUID, Path(description="The event's id.", examples=[EVENT])]
@@ -165,7 +165,7 @@ def routes() -> APIRouter:
 
 
 async def list_events(
-    gateway: Here,
+    gateway: GatewayDep,
     key: Reader,
     source: Annotated[
         str | None, Query(max_length=100, description="Only of this source.", examples=["frontapp"])
@@ -174,7 +174,7 @@ async def list_events(
         State | None, Query(description="Only in this state.", examples=["parked"])
     ] = None,
     since: Annotated[
-        Moment | None,
+        IsoDateTime | None,
         Query(description="Received at or after.", examples=["2026-03-03T00:00:00Z"]),
     ] = None,
     id: Annotated[
@@ -198,17 +198,17 @@ async def list_events(
     return {"events": found, "next": None if after is None else str(after)}
 
 
-async def list_states(gateway: Here, key: Reader, watched: Watched) -> dict[str, Any]:
+async def list_states(gateway: GatewayDep, key: Reader, watched: Watched) -> dict[str, Any]:
     """For following up to 500 events at little cost."""
     return {"states": await Events(gateway.app.db, gateway.app.settings).states(watched.ids)}
 
 
-async def show_event(gateway: Here, key: Reader, id: EventId) -> dict[str, Any]:
+async def show_event(gateway: GatewayDep, key: Reader, id: EventId) -> dict[str, Any]:
     """Where the event is, who has it until when, and what each store has of it."""
     return await Events(gateway.app.db, gateway.app.settings).show(id)
 
 
-async def show_payload(gateway: Here, key: Admin, id: EventId) -> Response:
+async def show_payload(gateway: GatewayDep, key: Admin, id: EventId) -> Response:
     """The raw payload as a download. It may hold personal data, so it needs an admin key."""
     event = await gateway.app.inbox.event(id)
     kind = event.content_type.encode("ascii", "replace").decode()

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from apex_memory.config import Settings
 from apex_memory.gateway.body_limit import limit_of
-from apex_memory.gateway.ingest import MAX_WAIT_SECONDS, WAIT_SECONDS, take_in
+from apex_memory.gateway.ingest import MAX_WAIT_SECONDS, WAIT_SECONDS, ingest
 from apex_memory.gateway.routes.events import StoreState
 from apex_memory.gateway.routes.shared import DOCUMENT, EVENT, example, problems
 from apex_memory.sources.base import Sample, Source
@@ -174,7 +174,7 @@ def _add(router: APIRouter, source: Source, limit: int) -> None:
 
 def _endpoint(name: str) -> Callable[[Request], Awaitable[Response]]:
     async def receive(request: Request) -> Response:
-        return await take_in(request, name)
+        return await ingest(request, name)
 
     return receive
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from apex_memory.credentials import api_keys as keys
-from apex_memory.gateway.dependencies import Admin, Here
+from apex_memory.gateway.dependencies import Admin, GatewayDep
 from apex_memory.gateway.routes.shared import example, problems
 
 Scope = Literal["ingest", "read", "admin"]
@@ -104,12 +104,12 @@ def routes() -> APIRouter:
     return router
 
 
-async def list_keys(gateway: Here, key: Admin) -> dict[str, Any]:
+async def list_keys(gateway: GatewayDep, key: Admin) -> dict[str, Any]:
     """Also those revoked, with when they were last used."""
     return {"keys": await keys.list_keys(gateway.app.db)}
 
 
-async def create_key(gateway: Here, key: Admin, order: KeyOrder) -> keys.NewKey:
+async def create_key(gateway: GatewayDep, key: Admin, order: KeyOrder) -> keys.NewKey:
     """The answer shows the key; nothing can show it again."""
     made = await keys.create_key(gateway.app.db, order.name, order.scopes, actor=key.actor)
     gateway.keys.expire()
@@ -117,7 +117,7 @@ async def create_key(gateway: Here, key: Admin, order: KeyOrder) -> keys.NewKey:
 
 
 async def revoke_key(
-    gateway: Here,
+    gateway: GatewayDep,
     key: Admin,
     id: Annotated[
         str, Path(max_length=100, description="From the list.", examples=["4f0c9a1be27d"])

@@ -10,12 +10,12 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from apex_memory.gateway.dependencies import Admin, Here, Reader
+from apex_memory.gateway.dependencies import Admin, GatewayDep, Reader
 from apex_memory.gateway.ingest import answer, land, wait_asked
 from apex_memory.gateway.read_models.events import Events
 from apex_memory.gateway.routes.events import Limit
 from apex_memory.gateway.routes.ingest import LANDED_ANSWERS, WAIT_PARAMETERS
-from apex_memory.gateway.routes.shared import DOCUMENT, Moment, problems
+from apex_memory.gateway.routes.shared import DOCUMENT, IsoDateTime, problems
 from apex_memory.gateway.routes.views import AnswerView, DocumentFull, DocumentPage, EntityFull
 from apex_memory.model import TOMBSTONE, Entity, Event, Filters, Priority, micros, now
 from apex_memory.search.service import LIMIT_MAX, QUERY_CHARS
@@ -38,8 +38,8 @@ class Limits(BaseModel):
     sources: Names = []
     kinds: Names = []
     entities: Names = []
-    since: Moment | None = None
-    until: Moment | None = None
+    since: IsoDateTime | None = None
+    until: IsoDateTime | None = None
 
     def filters(self) -> Filters:
         return Filters(
@@ -136,7 +136,7 @@ def routes() -> APIRouter:
     return router
 
 
-async def search(gateway: Here, key: Reader, question: Question) -> Any:
+async def search(gateway: GatewayDep, key: Reader, question: Question) -> Any:
     """Passages by meaning, words, identifiers and links, best first, with each leg's score and the provenance."""
     return await gateway.app.search.search(
         question.query,
@@ -147,7 +147,7 @@ async def search(gateway: Here, key: Reader, question: Question) -> Any:
 
 
 async def search_by_query(
-    gateway: Here,
+    gateway: GatewayDep,
     key: Reader,
     q: Annotated[
         str,
@@ -171,11 +171,11 @@ async def search_by_query(
         ),
     ] = None,
     since: Annotated[
-        Moment | None,
+        IsoDateTime | None,
         Query(description="Occurred at or after.", examples=["2026-03-01T00:00:00Z"]),
     ] = None,
     until: Annotated[
-        Moment | None,
+        IsoDateTime | None,
         Query(description="Occurred before.", examples=["2026-04-01T00:00:00Z"]),
     ] = None,
 ) -> Any:
@@ -190,7 +190,7 @@ async def search_by_query(
 
 
 async def list_documents(
-    gateway: Here,
+    gateway: GatewayDep,
     key: Reader,
     source: OnlySources = None,
     kind: OnlyKinds = None,
@@ -210,13 +210,13 @@ async def list_documents(
     )
 
 
-async def show_document(gateway: Here, key: Reader, id: DocumentId) -> Any:
+async def show_document(gateway: GatewayDep, key: Reader, id: DocumentId) -> Any:
     """The version readers see, in full, with the list of its versions."""
     return await gateway.app.search.document(id)
 
 
 async def show_version(
-    gateway: Here,
+    gateway: GatewayDep,
     key: Reader,
     id: DocumentId,
     version: Annotated[
@@ -228,7 +228,9 @@ async def show_version(
     return await gateway.app.search.document_version(id, version)
 
 
-async def delete_document(gateway: Here, key: Admin, request: Request, id: DocumentId) -> Response:
+async def delete_document(
+    gateway: GatewayDep, key: Admin, request: Request, id: DocumentId
+) -> Response:
     """Land a deletion: a version of its own, above every known one, which takes the document and those below it out of all stores.
 
     The raw payloads stay, so a deletion can be undone by sending the document again.
@@ -255,7 +257,7 @@ def tombstone(source: str, doc_key: str, version: int) -> Event:
 
 
 async def show_entity(
-    gateway: Here,
+    gateway: GatewayDep,
     key: Reader,
     type: Annotated[str, Path(pattern=r"^[a-z][a-z0-9_]*$", max_length=100, examples=["shipment"])],
     name: Annotated[str, Path(alias="key", max_length=400, examples=["SHP-100045"])],

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from apex_memory.errors import Conflict, Unavailable
 from apex_memory.flows.maintenance.smoke_test import hello
-from apex_memory.gateway.dependencies import Admin, Here, Reader
+from apex_memory.gateway.dependencies import Admin, GatewayDep, Reader
 from apex_memory.gateway.read_models.events import Events
 from apex_memory.gateway.read_models.status import temporal_reachable
 from apex_memory.gateway.routes.shared import example, problems
@@ -98,7 +98,7 @@ def routes() -> APIRouter:
     return router
 
 
-async def say_hello(gateway: Here, key: Reader) -> dict[str, Any]:
+async def say_hello(gateway: GatewayDep, key: Reader) -> dict[str, Any]:
     """One small workflow through Temporal, a worker and every store. 503 when no worker takes it within 15 s."""
     if not await temporal_reachable(gateway.temporal):
         raise Unavailable("temporal", "does not answer")
@@ -122,7 +122,7 @@ async def say_hello(gateway: Here, key: Reader) -> dict[str, Any]:
 
 
 async def reconcile(
-    gateway: Here,
+    gateway: GatewayDep,
     key: Admin,
     store: Annotated[Literal["graph", "vectors"], Path(description="Which.", examples=["vectors"])],
     order: Comparison,

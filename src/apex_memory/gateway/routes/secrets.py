@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel, ConfigDict, SecretStr
 
 from apex_memory.errors import Conflict, Misconfigured, NotFound, Rejected
-from apex_memory.gateway.dependencies import Admin, Here
+from apex_memory.gateway.dependencies import Admin, GatewayDep
 from apex_memory.gateway.routes.shared import example, problems
 from apex_memory.sources.registry import SECRETS, settings_of
 
@@ -84,13 +84,13 @@ def routes() -> APIRouter:
     return router
 
 
-async def list_secrets(gateway: Here, key: Admin) -> dict[str, Any]:
+async def list_secrets(gateway: GatewayDep, key: Admin) -> dict[str, Any]:
     """Names and times, never values. Tokens that sources renewed by themselves are among them."""
     return {"secrets": await gateway.app.vault.listed()}
 
 
 async def set_secret(
-    gateway: Here, key: Admin, source: Name, setting: Setting, given: SecretValue
+    gateway: GatewayDep, key: Admin, source: Name, setting: Setting, given: SecretValue
 ) -> None:
     """Holds in every process within a second, without a restart; it goes before the settings file."""
     loaded = gateway.app.sources.get(source)
@@ -112,7 +112,7 @@ async def set_secret(
         raise Conflict(str(error), remedy=error.remedy) from None
 
 
-async def remove_secret(gateway: Here, key: Admin, source: Name, setting: Setting) -> None:
+async def remove_secret(gateway: GatewayDep, key: Admin, source: Name, setting: Setting) -> None:
     """What the settings file says holds again."""
     if not await gateway.app.vault.remove(f"{SECRETS}{source}/{setting}", actor=key.id):
         raise NotFound(f"{source}.{setting}: not set here", remedy="GET /v1/secrets lists them")

@@ -18,7 +18,7 @@ def _said(value: Any) -> Any:
     raise ValueError("expected a time in ISO 8601, with its zone")
 
 
-Moment = Annotated[AwareDatetime, BeforeValidator(_said)]
+IsoDateTime = Annotated[AwareDatetime, BeforeValidator(_said)]
 
 
 def example(*values: dict[str, Any]) -> ConfigDict:

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict
 
 from apex_memory.errors import ApexError, Conflict, NotFound, Rejected, Unavailable
 from apex_memory.gateway.body_limit import limit_of
-from apex_memory.gateway.dependencies import Admin, Here, Reader
+from apex_memory.gateway.dependencies import Admin, GatewayDep, Reader
 from apex_memory.gateway.dependencies import Gateway as Opened
-from apex_memory.gateway.routes.shared import Moment, example, problems
+from apex_memory.gateway.routes.shared import IsoDateTime, example, problems
 from apex_memory.model import now
 from apex_memory.sources.base import Pattern
 
@@ -35,7 +35,7 @@ _ROW: dict[str, Any] = {
     "lag": None,
     "parked": 0,
     "dead_letters": 0,
-    "nudges": 0,
+    "change_hints": 0,
     "files": 0,
     "windows": 0,
     "route": "/hooks/plaid",
@@ -94,7 +94,7 @@ class SourceRow(BaseModel):
     lag: float | None
     parked: int
     dead_letters: int
-    nudges: int
+    change_hints: int
     files: int
     windows: int
     route: str
@@ -126,8 +126,8 @@ class Stretch(BaseModel):
             "examples": [{"since": "2026-02-01T00:00:00Z", "until": "2026-03-01T00:00:00Z"}]
         },
     )
-    since: Moment
-    until: Moment | None = None
+    since: IsoDateTime
+    until: IsoDateTime | None = None
 
 
 class BackfillRow(BaseModel):
@@ -240,12 +240,12 @@ def routes() -> APIRouter:
     return router
 
 
-async def list_sources(gateway: Here, key: Reader) -> dict[str, Any]:
+async def list_sources(gateway: GatewayDep, key: Reader) -> dict[str, Any]:
     """Every source: its state, when its last event came, what waits, and what is wrong."""
     return {"sources": [_shown(gateway, row) for row in await gateway.app.states.listed()]}
 
 
-async def decide(gateway: Here, key: Admin, name: Name, action: Action) -> dict[str, Any]:
+async def decide(gateway: GatewayDep, key: Admin, name: Name, action: Action) -> dict[str, Any]:
     """`pause` stops carrying and pulling (events still land), across restarts; `disable` stops pulling alone.
 
     `run` pulls now instead of at the next turn.
@@ -301,7 +301,9 @@ async def _tell_drain(gateway: Opened, name: str, action: str) -> str:
     return ""
 
 
-async def begin_backfill(gateway: Here, key: Admin, name: Name, order: Stretch) -> dict[str, Any]:
+async def begin_backfill(
+    gateway: GatewayDep, key: Admin, name: Name, order: Stretch
+) -> dict[str, Any]:
     """Fetch a stretch of the vendor's past anew, at the lowest priority and a bounded rate."""
     _known(gateway, name)
     source = gateway.app.sources[name]
@@ -310,14 +312,17 @@ async def begin_backfill(gateway: Here, key: Admin, name: Name, order: Stretch) 
             f"{name} cannot be fetched: it only sends",
             remedy="replay it from the raw events instead, or import its export",
         )
-    if source.missing:
+    if source.missing_settings:
         raise Conflict(
-            f"{name}: {source.missing} is not set", remedy=f"set sources.{name}.{source.missing}"
+            f"{name}: {source.missing_settings} is not set",
+            remedy=f"set sources.{name}.{source.missing_settings}",
         )
     return await _begin(gateway, name, "backfill", order, key.id)
 
 
-async def begin_replay(gateway: Here, key: Admin, name: Name, order: Stretch) -> dict[str, Any]:
+async def begin_replay(
+    gateway: GatewayDep, key: Admin, name: Name, order: Stretch
+) -> dict[str, Any]:
     """Carry the raw events that landed in a stretch of time through the pipeline once more: after a better parser, say."""
     _known(gateway, name)
     return await _begin(gateway, name, "replay", order, key.id)
@@ -335,13 +340,13 @@ async def _begin(
     return await gateway.app.backfills.get(id)
 
 
-async def list_backfills(gateway: Here, key: Reader, limit: Limit = 50) -> dict[str, Any]:
+async def list_backfills(gateway: GatewayDep, key: Reader, limit: Limit = 50) -> dict[str, Any]:
     """The newest first."""
     return {"backfills": await gateway.app.backfills.listed(limit=limit)}
 
 
 async def cancel_backfill(
-    gateway: Here, key: Admin, id: Annotated[UUID, Path(description="Its id.")]
+    gateway: GatewayDep, key: Admin, id: Annotated[UUID, Path(description="Its id.")]
 ) -> dict[str, Any]:
     """End it after the page or chunk in hand. What landed stays."""
     row = await gateway.app.backfills.get(id)
@@ -353,7 +358,7 @@ async def cancel_backfill(
 
 
 async def list_files(
-    gateway: Here,
+    gateway: GatewayDep,
     key: Reader,
     source: Annotated[str | None, Query(description="Only this source's.", max_length=100)] = None,
     limit: Limit = 50,

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from apex_memory import __version__
 from apex_memory.errors import ApexError
-from apex_memory.gateway.dependencies import Here, Reader, presented
+from apex_memory.gateway.dependencies import GatewayDep, Reader, presented
 from apex_memory.gateway.middleware import host_name, is_loopback
 from apex_memory.gateway.read_models import status
 from apex_memory.gateway.routes.shared import example, problems
@@ -146,7 +146,7 @@ def routes() -> APIRouter:
     return router
 
 
-async def show_status(gateway: Here, key: Reader) -> dict[str, Any]:
+async def show_status(gateway: GatewayDep, key: Reader) -> dict[str, Any]:
     """Stores, backlog, parked events, dead letters, Temporal."""
     app = gateway.app
     answer: dict[str, Any] = {
@@ -162,7 +162,7 @@ async def show_status(gateway: Here, key: Reader) -> dict[str, Any]:
     return answer | await _counts(gateway, answer["stores"])
 
 
-async def _counts(gateway: Here, stores: list[dict[str, Any]]) -> dict[str, Any]:
+async def _counts(gateway: GatewayDep, stores: list[dict[str, Any]]) -> dict[str, Any]:
     unknown = dict.fromkeys(("backlog", "open", "parked", "dead_letters"))
     if any(row["name"] == "documents" and row["state"] == "unavailable" for row in stores):
         return unknown
@@ -183,20 +183,20 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-async def readyz(gateway: Here) -> dict[str, str]:
+async def readyz(gateway: GatewayDep) -> dict[str, str]:
     """200 while PostgreSQL answers: landing needs nothing else. No key needed."""
     await status.promptly(gateway.app.db.ping())
     return {"status": "ok"}
 
 
-async def metrics(gateway: Here, request: Request) -> Response:
+async def metrics(gateway: GatewayDep, request: Request) -> Response:
     """From this machine without a key, from elsewhere with an admin key."""
     if not _local(request):
         await gateway.keys.check(presented(request), "admin")
     try:
         await status.refresh_gauges(gateway.app)
     except ApexError as error:  # the other metrics are needed most when PostgreSQL is away
-        logger(room="gateway").warning("inbox gauges are stale", reason=str(error)[:200])
+        logger(component="gateway").warning("inbox gauges are stale", reason=str(error)[:200])
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 

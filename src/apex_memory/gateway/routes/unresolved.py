@@ -10,7 +10,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
-from apex_memory.gateway.dependencies import Here, Reader
+from apex_memory.gateway.dependencies import GatewayDep, Reader
 from apex_memory.gateway.routes.shared import DOCUMENT, example, problems
 from apex_memory.search.unresolved import waiting_links
 
@@ -69,7 +69,7 @@ def routes() -> APIRouter:
 
 
 async def list_links(
-    gateway: Here,
+    gateway: GatewayDep,
     key: Reader,
     limit: Annotated[int, Query(ge=1, le=500, description="Most rows.", examples=[50])] = 50,
 ) -> dict[str, Any]:

@@ -17,12 +17,12 @@ from apex_memory.model import Assertion, Document, Event, File, Priority, micros
 from apex_memory.sources.base import Received, Request, Sample, Source
 from apex_memory.sources.forms import Part, form_parts
 from apex_memory.sources.payloads import (
+    as_mapping,
     canonical,
     checked,
-    identifier,
     line,
-    mapping,
-    moment,
+    parse_datetime,
+    parse_identifier,
     parse_json,
     parse_object,
     sample,
@@ -102,7 +102,7 @@ class Documents(Source):
         uploads = list(_uploads(request))
         many = len(uploads) > 1
         if key := request.idempotency_key:
-            identifier(key, "Idempotency-Key")
+            parse_identifier(key, "Idempotency-Key")
         return Received(
             [
                 self._event(request, upload, key and (f"{key}#{n}" if many else key))
@@ -167,7 +167,7 @@ class Documents(Source):
 
     def _event(self, request: Request, upload: Upload, given: str | None) -> Event:
         fields, stated = upload.fields, upload.fields.occurred_at
-        at = request.received_at if stated is None else moment(stated, "occurred_at")
+        at = request.received_at if stated is None else parse_datetime(stated, "occurred_at")
         version = micros(at) if fields.version is None else fields.version
         payload = _sealed(upload)
         digest = hashlib.sha256(payload).hexdigest()
@@ -175,7 +175,7 @@ class Documents(Source):
             doc_key = f"sha256:{hashlib.sha256(upload.data).hexdigest()}"
             own = f"{doc_key}#{digest}"
         else:
-            doc_key = identifier(fields.key, "key")
+            doc_key = parse_identifier(fields.key, "key")
             own = f"{doc_key}@{version}#{digest}"
         return Event(
             source=self.name,
@@ -280,4 +280,4 @@ def _opened(payload: bytes) -> tuple[Fields, str, bytes]:
         raise Rejected("payload: not a document as kept here", remedy="send it again")
     if not isinstance(data, bytes):
         raise Rejected("payload: not a document as kept here", remedy="send it again")
-    return checked(Fields, mapping(parse_json(fields)), "payload"), media_type, data
+    return checked(Fields, as_mapping(parse_json(fields)), "payload"), media_type, data

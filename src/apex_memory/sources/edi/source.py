@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from pydantic import Field, SecretStr
 
 from apex_memory.errors import ApexError, Rejected, RetryLater
-from apex_memory.model import BROKEN, Document, Event, Priority
+from apex_memory.model import MALFORMED, Document, Event, Priority
 from apex_memory.sources.base import (
     Pattern,
     PulledSettings,
@@ -34,8 +34,8 @@ from apex_memory.sources.edi.x12.events import (
 from apex_memory.sources.edi.x12.pickup import fresh, history
 from apex_memory.sources.edi.x12.places import Folder, Place, Server
 from apex_memory.sources.edi.x12.replies import reply
-from apex_memory.sources.http import Link
-from apex_memory.sources.pages import Asked, Page, PickedUp, Unpacked
+from apex_memory.sources.http import VendorClient
+from apex_memory.sources.pages import InboundFile, Page, PullContext, UnpackedFile
 from apex_memory.sources.payloads import parse_json, parse_object, sample
 
 SEND_TRIES, SEND_PAUSE = 4, 0.1  # seconds, doubled each time
@@ -106,7 +106,7 @@ class Edi(Source):
     Settings: ClassVar[type[SourceSettings]] = EdiSettings
 
     @property
-    def missing(self) -> str:
+    def missing_settings(self) -> str:
         """A folder or a server, each with all that it needs."""
         settings = self.settings
         wanted = []
@@ -132,15 +132,15 @@ class Edi(Source):
             )
         return Received(events)
 
-    async def pull(self, asked: Asked) -> AsyncIterator[Page]:
+    async def pull(self, context: PullContext) -> AsyncIterator[Page]:
         """Files that are whole: moved to the archive once the page that brings them is committed."""
         failed: ApexError | None = None
-        cursor = dict(asked.cursor)
+        cursor = dict(context.cursor)
         for name in self._place_names():
             # One partner's server that is down must not keep the other's files waiting.
             try:
                 async with self._opened_place(name) as place:
-                    async for page in self._pages(place, cursor, asked):
+                    async for page in self._pages(place, cursor, context):
                         cursor = dict(page.cursor or cursor)
                         yield page
             except ApexError as error:
@@ -148,28 +148,30 @@ class Edi(Source):
         if failed:
             raise failed
 
-    def _pages(self, place: Place, cursor: Mapping[str, Any], asked: Asked) -> AsyncIterator[Page]:
-        if asked.window:
-            return history(place, cursor, asked.window, largest=self.max_body_bytes)
+    def _pages(
+        self, place: Place, cursor: Mapping[str, Any], context: PullContext
+    ) -> AsyncIterator[Page]:
+        if context.window:
+            return history(place, cursor, context.window, largest=self.max_body_bytes)
         settle = self.settings.settle_seconds
         return fresh(place, cursor, settle=settle, largest=self.max_body_bytes)
 
-    def unpack(self, file: PickedUp) -> Unpacked:
+    def unpack(self, file: InboundFile) -> UnpackedFile:
         """An event for each set, a reply for each interchange, and whatever was wrong, in words."""
         found = open_file(file.data)
         events = list(found.events())
         if not events and not found.acknowledges:
             reason = "; ".join(found.findings[:5]) or "no transaction set in it"
             events = [unreadable(file, Rejected(reason, remedy="ask who put this file there"))]
-        return Unpacked(
+        return UnpackedFile(
             events=events,
             replies=list(self._replies(file.name, found)),
             findings=list(found.findings),
         )
 
-    async def send(self, replies: Sequence[PickedUp], link: Link) -> None:
+    async def send(self, replies: Sequence[InboundFile], link: VendorClient) -> None:
         """Into the outbound folder of where the file came from."""
-        by_place: dict[str, list[PickedUp]] = {}
+        by_place: dict[str, list[InboundFile]] = {}
         for one in replies:
             place, _, name = one.name.rpartition("/")
             place = place or next(iter(self._place_names()), "")
@@ -185,7 +187,7 @@ class Edi(Source):
                         raise
                     await asyncio.sleep(SEND_PAUSE * 2**tried)
 
-    async def _write(self, place: str, files: list[PickedUp]) -> None:
+    async def _write(self, place: str, files: list[InboundFile]) -> None:
         """Write files until none is left; what is written is taken from the list."""
         async with self._opened_place(place) as outbound:
             while files:
@@ -194,7 +196,7 @@ class Edi(Source):
 
     def document(self, event: Event) -> Document:
         """A `tender`, `tender_cancellation`, `tender_response`, `shipment_status`, `invoice`, `acknowledgement`, or `edi_other`."""
-        if event.content_type == BROKEN:
+        if event.content_type == MALFORMED:
             raise Rejected("this set was refused", remedy="ask the partner to send it again")
         return set_document(parse_object(event.payload), event.occurred_at)
 
@@ -221,7 +223,7 @@ class Edi(Source):
         own = event_id.rpartition("#")[0]
         return "" if own.startswith(("none/", CANCELS)) else own
 
-    def _replies(self, name: str, found: Opened) -> Iterator[PickedUp]:
+    def _replies(self, name: str, found: Opened) -> Iterator[InboundFile]:
         place, slash, _ = name.partition("/")
         prefix = place + slash if slash and place in self._place_names() else ""
         if not self.settings.acknowledge:

@@ -14,8 +14,8 @@ from pydantic import SecretStr
 from apex_memory.errors import Rejected
 from apex_memory.model import micros, now
 from apex_memory.sources.auth import bearer
-from apex_memory.sources.http import Link
-from apex_memory.sources.payloads import mapping, moment, parse_json, sequence, string
+from apex_memory.sources.http import VendorClient
+from apex_memory.sources.payloads import as_mapping, as_string, parse_datetime, parse_json, sequence
 from apex_memory.telemetry import logger
 
 PAGE = 15  # Front's most for /events
@@ -45,7 +45,7 @@ class Reach:
         """From a cursor; without one from the time `otherwise`."""
         after = cursor.get("after")
         newest = _EPOCH + timedelta(microseconds=after) if isinstance(after, int) else otherwise
-        return cls(newest or _EPOCH, mapping(cursor.get("seen")))
+        return cls(newest or _EPOCH, as_mapping(cursor.get("seen")))
 
     def reached(self, id: str, at: datetime) -> bool:
         """Note an event; False when it was seen before."""
@@ -73,7 +73,9 @@ class Reach:
 class Front:
     """Front's core API for one pull."""
 
-    def __init__(self, link: Link, minute: AsyncLimiter, base_url: str, token: SecretStr) -> None:
+    def __init__(
+        self, link: VendorClient, minute: AsyncLimiter, base_url: str, token: SecretStr
+    ) -> None:
         self._link = link
         self._minute = minute
         self._base = base_url.rstrip("/")
@@ -83,14 +85,14 @@ class Front:
         self, since: datetime, until: datetime | None
     ) -> AsyncIterator[tuple[Sequence[Any], bool]]:
         """Pages of events, oldest first, each with whether more follow. `next` is followed as it is given."""
-        asked = {"q[after]": f"{max(0, micros(since)) // 1_000_000}"}
+        query = {"q[after]": f"{max(0, micros(since)) // 1_000_000}"}
         if until:
-            asked["q[before]"] = f"{-(-micros(until) // 1_000_000)}"
-        asked |= {"sort_by": "created_at", "sort_order": "asc", "limit": str(PAGE)}
-        url: str | None = f"{self._base}/events?{urlencode(asked)}"
+            query["q[before]"] = f"{-(-micros(until) // 1_000_000)}"
+        query |= {"sort_by": "created_at", "sort_order": "asc", "limit": str(PAGE)}
+        url: str | None = f"{self._base}/events?{urlencode(query)}"
         while url:
             page = await self._get(url) or {}
-            following = mapping(page.get("_pagination")).get("next")
+            following = as_mapping(page.get("_pagination")).get("next")
             if following is not None and (not isinstance(following, str) or following == url):
                 raise Rejected(
                     "frontapp: `_pagination.next` leads nowhere",
@@ -101,10 +103,10 @@ class Front:
 
     async def newest(self) -> datetime | None:
         """The time of the newest event there is."""
-        asked = {"sort_by": "created_at", "sort_order": "desc", "limit": "1"}
-        page = await self._get(f"{self._base}/events?{urlencode(asked)}") or {}
-        times = [mapping(one).get("emitted_at") for one in sequence(page.get("_results"))]
-        return max((moment(time, "emitted_at") for time in times), default=None)
+        query = {"sort_by": "created_at", "sort_order": "desc", "limit": "1"}
+        page = await self._get(f"{self._base}/events?{urlencode(query)}") or {}
+        times = [as_mapping(one).get("emitted_at") for one in sequence(page.get("_results"))]
+        return max((parse_datetime(time, "emitted_at") for time in times), default=None)
 
     async def event(self, id: str) -> Mapping[str, Any] | None:
         """One event; None if Front has it no more."""
@@ -124,8 +126,8 @@ class Front:
         Where it names its conversation by id alone that is fetched too: after a merge Front leads to the surviving one.
         """
         whole = {**record, "target": {"_meta": {"type": kind.removesuffix("s")}, "data": data}}
-        held = mapping(record.get("conversation"))
-        id = string(held.get("id"))
+        held = as_mapping(record.get("conversation"))
+        id = as_string(held.get("id"))
         if "status" not in held and re.fullmatch(r"cnv_[a-z0-9]{1,60}", id):
             found = await self._get(f"{self._base}/conversations/{id}")
             whole["conversation"] = found or held
@@ -143,7 +145,7 @@ class Front:
                 url = urljoin(url, answer.headers.get("location", ""))
                 continue
             if not answer.is_success:
-                logger(room="frontapp").warning(
+                logger(component="frontapp").warning(
                     "Front does not give this out",
                     path=urlsplit(url).path,
                     status=answer.status_code,

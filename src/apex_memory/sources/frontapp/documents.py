@@ -12,12 +12,12 @@ from typing import Any, Literal
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document
 from apex_memory.sources.payloads import (
-    identifier,
-    mapping,
-    moment,
+    as_mapping,
+    as_string,
+    parse_datetime,
+    parse_identifier,
     plain_text,
     sequence,
-    string,
 )
 
 MOST_MERGED = 100  # conversations that one event may merge
@@ -61,44 +61,44 @@ class Notice:
 
     @property
     def subject(self) -> str:
-        return string(self.target.get("subject")) or string(self.conversation.get("subject"))
+        return as_string(self.target.get("subject")) or as_string(self.conversation.get("subject"))
 
     @classmethod
     def read(cls, body: Mapping[str, Any]) -> Notice:
         event = body.get("payload", body)
         if not isinstance(event, dict):
             raise Rejected("payload: expected an object", remedy="is this a Front event?")
-        conversation = mapping(event.get("conversation"))
+        conversation = as_mapping(event.get("conversation"))
         held = conversation.get("id")
-        conversation_id = identifier(held, "conversation.id") if held is not None else None
-        kind, outer = string(event.get("type")), string(body.get("type"))
+        conversation_id = parse_identifier(held, "conversation.id") if held is not None else None
+        kind, outer = as_string(event.get("type")), as_string(body.get("type"))
         deleted = conversation_id is not None and (
             kind == "trash"
             or outer == "conversation_deleted"
             or conversation.get("status") == "deleted"
         )
-        target = mapping(event.get("target"))
-        data = mapping(target.get("data"))
+        target = as_mapping(event.get("target"))
+        data = as_mapping(target.get("data"))
         about = "conversation" if deleted else _about(target)
-        meta = string(mapping(target.get("_meta")).get("type"))
+        meta = as_string(as_mapping(target.get("_meta")).get("type"))
         thin = (
             about == "conversation"
             and not deleted
             and (meta in ("message", "comment") or (not data and kind in _WITH_BODY))
         )
         return cls(
-            id=identifier(event.get("id"), "id"),
+            id=parse_identifier(event.get("id"), "id"),
             type=kind or outer,
-            at=moment(event.get("emitted_at"), "emitted_at"),
+            at=parse_datetime(event.get("emitted_at"), "emitted_at"),
             about=about,
-            about_id=identifier(
+            about_id=parse_identifier(
                 conversation_id if about == "conversation" else data.get("id"),
                 "conversation.id" if about == "conversation" else "target.data.id",
             ),
             deleted=deleted,
             conversation_id=conversation_id,
             conversation=conversation,
-            source=mapping(event.get("source")),
+            source=as_mapping(event.get("source")),
             target={} if about == "conversation" else data,
             thin=thin,
             fetch=_fetch(meta, data.get("id")) if thin else None,
@@ -107,9 +107,9 @@ class Notice:
 
 
 def _about(target: Mapping[str, Any]) -> Literal["message", "comment", "conversation"]:
-    data = mapping(target.get("data"))
+    data = as_mapping(target.get("data"))
     has_body = isinstance(data.get("text"), str) or isinstance(data.get("body"), str)
-    kind = mapping(target.get("_meta")).get("type")
+    kind = as_mapping(target.get("_meta")).get("type")
     if not (has_body and data.get("id")):
         return "conversation"
     return "message" if kind == "message" else "comment" if kind == "comment" else "conversation"
@@ -117,7 +117,7 @@ def _about(target: Mapping[str, Any]) -> Literal["message", "comment", "conversa
 
 def _fetch(meta: str, held: object) -> tuple[Literal["messages", "comments"], str] | None:
     """The collection and id of what a preview tells of. Ids become part of a path, so only Front's kind will do."""
-    id = string(held)
+    id = as_string(held)
     if not re.fullmatch(r"[a-z]{2,5}_[a-z0-9]{1,60}", id):
         return None
     return ("comments" if meta == "comment" else "messages", id)
@@ -125,8 +125,10 @@ def _fetch(meta: str, held: object) -> tuple[Literal["messages", "comments"], st
 
 def _merged(target: Mapping[str, Any]) -> tuple[str, ...]:
     held = target.get("data")
-    listed = sequence(held) or sequence(mapping(held).get("ids"))
-    ids = (string(mapping(item).get("id")) or string(item) for item in listed[:MOST_MERGED])
+    listed = sequence(held) or sequence(as_mapping(held).get("ids"))
+    ids = (
+        as_string(as_mapping(item).get("id")) or as_string(item) for item in listed[:MOST_MERGED]
+    )
     return tuple(dict.fromkeys(id for id in ids if re.fullmatch(r"cnv_[a-z0-9]{1,60}", id)))
 
 
@@ -158,10 +160,12 @@ def merged_document(notice: Notice, merged: str) -> Document:
 
 def message_document(notice: Notice) -> Document:
     data = notice.target
-    recipients = [item for item in sequence(data.get("recipients")) if mapping(item)]
+    recipients = [item for item in sequence(data.get("recipients")) if as_mapping(item)]
     by_role = {role: [r for r in recipients if r.get("role") == role] for role in _ROLES}
     sent = _time(data.get("created_at"), notice.at)
-    files = [string(mapping(item).get("filename")) for item in sequence(data.get("attachments"))]
+    files = [
+        as_string(as_mapping(item).get("filename")) for item in sequence(data.get("attachments"))
+    ]
     lines = {
         "Subject": notice.subject,
         **{
@@ -171,27 +175,27 @@ def message_document(notice: Notice) -> Document:
         "Date": f"{sent:%Y-%m-%d %H:%M} UTC",
         "Attachments": ", ".join(filter(None, files)),
     }
-    text = string(data.get("text")).strip() or plain_text(string(data.get("body")))
+    text = as_string(data.get("text")).strip() or plain_text(as_string(data.get("body")))
     said = [
         Assertion(predicate=role, object=ref)
         for role, items in by_role.items()
         for item in items
         if (ref := _ref(item))
     ]
-    author = mapping(data.get("author"))
+    author = as_mapping(data.get("author"))
     if ref := _ref(author):
         said.append(Assertion(predicate="author", object=ref))
     return Document(
         kind="email" if data.get("type") == "email" else "message",
         title=notice.subject or "(no subject)",
         occurred_at=sent,
-        text=_text(lines, text or string(data.get("blurb")).strip()),
+        text=_text(lines, text or as_string(data.get("blurb")).strip()),
         assertions=_assertions(notice, said, [*recipients, author]),
         metadata=_metadata(
             notice,
-            message_type=string(data.get("type")),
+            message_type=as_string(data.get("type")),
             direction="inbound" if data.get("is_inbound") else "outbound",
-            error=string(data.get("error_type")),
+            error=as_string(data.get("error_type")),
         ),
         parent=notice.parent,
     )
@@ -199,7 +203,7 @@ def message_document(notice: Notice) -> Document:
 
 def comment_document(notice: Notice) -> Document:
     data = notice.target
-    author = mapping(data.get("author")) or mapping(notice.source.get("data"))
+    author = as_mapping(data.get("author")) or as_mapping(notice.source.get("data"))
     written = _time(data.get("posted_at"), notice.at)
     lines = {
         "Comment on": notice.subject,
@@ -211,7 +215,7 @@ def comment_document(notice: Notice) -> Document:
         kind="comment",
         title=f"Comment on {notice.subject or 'a conversation'}",
         occurred_at=written,
-        text=_text(lines, plain_text(string(data.get("body")) or string(data.get("text")))),
+        text=_text(lines, plain_text(as_string(data.get("body")) or as_string(data.get("text")))),
         assertions=_assertions(notice, said, [author]),
         metadata=_metadata(notice),
         parent=notice.parent,
@@ -220,20 +224,20 @@ def comment_document(notice: Notice) -> Document:
 
 def conversation_document(notice: Notice) -> Document:
     about = notice.conversation
-    assignee, contact = mapping(about.get("assignee")), mapping(about.get("recipient"))
-    actor = mapping(notice.source.get("data"))
-    links = [string(mapping(link).get("name")) for link in sequence(about.get("links"))]
+    assignee, contact = as_mapping(about.get("assignee")), as_mapping(about.get("recipient"))
+    actor = as_mapping(notice.source.get("data"))
+    links = [as_string(as_mapping(link).get("name")) for link in sequence(about.get("links"))]
     lines = {
         "Conversation": notice.subject,
         "Last change": " by ".join(filter(None, [notice.type, _label(actor)])),
-        "Status": string(about.get("status")),
+        "Status": as_string(about.get("status")),
         "Assigned to": _label(assignee),
         "With": _label(contact),
         "Tags": ", ".join(_tags(notice)),
         "Links": ", ".join(filter(None, links)),
         **{
             name: str(value)
-            for name, value in mapping(about.get("custom_fields")).items()
+            for name, value in as_mapping(about.get("custom_fields")).items()
             if isinstance(value, str | int | float) and value != ""
         },
     }
@@ -275,10 +279,10 @@ def _metadata(notice: Notice, **more: str) -> dict[str, Any]:
     known = {
         "event": notice.type,
         "conversation_id": notice.conversation_id,
-        "status": string(notice.conversation.get("status")),
-        "assignee": _handle(mapping(notice.conversation.get("assignee"))),
+        "status": as_string(notice.conversation.get("status")),
+        "assignee": _handle(as_mapping(notice.conversation.get("assignee"))),
         "tags": _tags(notice),
-        "inboxes": list(filter(None, (_name(mapping(item)) for item in sequence(inboxes)))),
+        "inboxes": list(filter(None, (_name(as_mapping(item)) for item in sequence(inboxes)))),
         **more,
     }
     return {name: value for name, value in known.items() if value}
@@ -286,7 +290,7 @@ def _metadata(notice: Notice, **more: str) -> dict[str, Any]:
 
 def _tags(notice: Notice) -> list[str]:
     tags: Iterator[str] = (
-        string(mapping(tag).get("name")) for tag in sequence(notice.conversation.get("tags"))
+        as_string(as_mapping(tag).get("name")) for tag in sequence(notice.conversation.get("tags"))
     )
     return list(dict.fromkeys(filter(None, tags)))
 
@@ -294,17 +298,17 @@ def _tags(notice: Notice) -> list[str]:
 def _time(value: object, otherwise: datetime) -> datetime:
     # A time that makes no sense is one field among many, no reason to lose the mail.
     with contextlib.suppress(Rejected):
-        return moment(value, "created_at") if value else otherwise
+        return parse_datetime(value, "created_at") if value else otherwise
     return otherwise
 
 
 def _handle(person: Mapping[str, Any]) -> str:
-    return " ".join((string(person.get("handle")) or string(person.get("email"))).split())
+    return " ".join((as_string(person.get("handle")) or as_string(person.get("email"))).split())
 
 
 def _name(person: Mapping[str, Any]) -> str:
-    full = f"{string(person.get('first_name'))} {string(person.get('last_name'))}".strip()
-    return string(person.get("name")).strip() or full
+    full = f"{as_string(person.get('first_name'))} {as_string(person.get('last_name'))}".strip()
+    return as_string(person.get("name")).strip() or full
 
 
 def _label(person: Mapping[str, Any]) -> str:

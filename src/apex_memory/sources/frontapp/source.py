@@ -30,17 +30,23 @@ from apex_memory.sources.frontapp.documents import (
     merged_document,
     message_document,
 )
-from apex_memory.sources.pages import Asked, Nudge, Page
+from apex_memory.sources.pages import ChangeHint, Page, PullContext
 from apex_memory.sources.payloads import (
-    broken,
+    as_string,
     canonical,
+    malformed_event,
     parse_json,
     parse_object,
     sample,
     storable,
-    string,
 )
-from apex_memory.sources.signatures import Secret, check_time, digest, fits, from_base64
+from apex_memory.sources.signatures import (
+    Secret,
+    check_time,
+    digest,
+    from_base64,
+    signature_matches,
+)
 
 
 class FrontAppSettings(PulledSettings):
@@ -94,7 +100,7 @@ class FrontApp(Source):
         self._minute = AsyncLimiter(self.settings.requests_per_minute, 60)
 
     @property
-    def missing(self) -> str:
+    def missing_settings(self) -> str:
         return "" if self.settings.api_token.get_secret_value() else "api_token"
 
     def receive(self, request: Request) -> Received:
@@ -104,25 +110,27 @@ class FrontApp(Source):
         if body.get("type") == "sync" and "payload" not in body:
             return _handshake(request.headers.get("x-front-challenge"))
         notice = Notice.read(body)
-        # Without a token nothing would ever answer the nudge.
-        nudges = [Nudge(notice.id, notice.at)] if notice.thin and not self.missing else []
-        return Received(self._events(notice, body, request.body), nudges=nudges)
+        # Without a token nothing would ever answer the change hint.
+        change_hints = (
+            [ChangeHint(notice.id, notice.at)] if notice.thin and not self.missing_settings else []
+        )
+        return Received(self._events(notice, body, request.body), change_hints=change_hints)
 
-    async def pull(self, asked: Asked) -> AsyncIterator[Page]:
+    async def pull(self, context: PullContext) -> AsyncIterator[Page]:
         """The bodies that previews lacked, then the events since the cursor, oldest first, a page of Front's at a time."""
         known = self.settings
-        front = Front(asked.link, self._minute, known.base_url, known.api_token)
-        if asked.window:
-            reach: Reach | None = Reach.start(asked.cursor, asked.window.since)
+        front = Front(context.link, self._minute, known.base_url, known.api_token)
+        if context.window:
+            reach: Reach | None = Reach.start(context.cursor, context.window.since)
         else:
-            for nudge in asked.nudges:
-                record = await front.event(nudge.key)
+            for hint in context.change_hints:
+                record = await front.event(hint.key)
                 events = await self._fetched(front, record) if record else []
-                yield Page(events=events, answered=[nudge])
-            reach = await self._since(front, asked)
+                yield Page(events=events, acknowledged=[hint])
+            reach = await self._since(front, context)
         if reach is None:
             return
-        until = asked.window.until if asked.window else None
+        until = context.window.until if context.window else None
         async for records, more in front.listing(reach.since, until):
             events = []
             for record in records:
@@ -135,7 +143,7 @@ class FrontApp(Source):
         """An `email` or `message`, a `comment`, or the state of a `conversation`."""
         body = parse_object(event.payload)
         notice = Notice.read(body)
-        if merged := string(body.get("apex_merged")):
+        if merged := as_string(body.get("apex_merged")):
             return merged_document(notice, merged)
         if notice.deleted:
             return Document(kind="conversation", title="", occurred_at=notice.at, deleted=True)
@@ -195,10 +203,10 @@ class FrontApp(Source):
             priority=self.priority,
         )
 
-    async def _since(self, front: Front, asked: Asked) -> Reach | None:
+    async def _since(self, front: Front, context: PullContext) -> Reach | None:
         """Where to go on; at the very first poll some hours before the newest event, None if there is none."""
-        if asked.cursor:
-            return Reach.start(asked.cursor, None)
+        if context.cursor:
+            return Reach.start(context.cursor, None)
         newest = await front.newest()
         if newest is None:
             return None
@@ -212,7 +220,7 @@ class FrontApp(Source):
             told: dict[str, Any] = storable(record)
             notice = Notice.read(told)
         except Rejected as reason:
-            return [broken(self.name, record, reason, reach.newest, self.priority)]
+            return [malformed_event(self.name, record, reason, reach.newest, self.priority)]
         if not reach.reached(notice.id, notice.at):
             return []
         events = self._events(notice, told, canonical(told))
@@ -223,7 +231,7 @@ class FrontApp(Source):
         try:
             return await self._whole(front, record)
         except Rejected as reason:
-            return [broken(self.name, record, reason, now(), self.priority)]
+            return [malformed_event(self.name, record, reason, now(), self.priority)]
 
     async def _whole(self, front: Front, record: Mapping[str, Any]) -> list[Event]:
         """A version of the message or comment that a preview tells of, under an id of its own.
@@ -263,7 +271,7 @@ class FrontApp(Source):
                 "no key to check this Front webhook with",
                 remedy=f"set sources.frontapp.{setting} to the key shown in Front",
             )
-        if not fits(wanted, from_base64(request.headers.get("x-front-signature", ""))):
+        if not signature_matches(wanted, from_base64(request.headers.get("x-front-signature", ""))):
             raise Unauthorized(
                 "X-Front-Signature does not fit the body",
                 remedy=f"compare sources.frontapp.{setting} with the key shown in Front",

@@ -16,7 +16,7 @@ from aiolimiter import AsyncLimiter
 from apex_memory.errors import Rejected, RetryLater
 from apex_memory.model import Event, micros, now
 from apex_memory.sources.auth import bearer
-from apex_memory.sources.http import Link, retry_after
+from apex_memory.sources.http import VendorClient, retry_after
 from apex_memory.sources.hubspot.documents import (
     KINDS,
     PRIORITY,
@@ -28,9 +28,16 @@ from apex_memory.sources.hubspot.documents import (
     read_key,
     record_event,
 )
-from apex_memory.sources.hubspot.settings import CrmSettings
-from apex_memory.sources.pages import Nudge, Page, Window
-from apex_memory.sources.payloads import broken, mapping, moment, parse_object, sequence, string
+from apex_memory.sources.hubspot.settings import HubSpotSettings
+from apex_memory.sources.pages import ChangeHint, Page, TimeRange
+from apex_memory.sources.payloads import (
+    as_mapping,
+    as_string,
+    malformed_event,
+    parse_datetime,
+    parse_object,
+    sequence,
+)
 
 SEARCH_PAGE, LIST_PAGE, READ_PAGE = 200, 100, 100  # most that HubSpot gives in a call
 AHEAD = timedelta(hours=1)  # a time further ahead of our clock does not move the cursor
@@ -67,7 +74,7 @@ class Place:
 
 def _digits(record: Any) -> str:
     with contextlib.suppress(Rejected):
-        return object_id(mapping(record).get("id"), "id")
+        return object_id(as_mapping(record).get("id"), "id")
     return ""
 
 
@@ -78,7 +85,7 @@ class DailyLimit(RetryLater):
 def wait_for_reset(position: dict[str, Any]) -> None:
     """Make no call at all while the daily limit is known to be spent."""
     until = position.pop("limit", {}).get("until")
-    left = (moment(until, "cursor.limit") - now()).total_seconds() if until else 0
+    left = (parse_datetime(until, "cursor.limit") - now()).total_seconds() if until else 0
     if left > 0:
         raise _spent(left)
 
@@ -99,7 +106,11 @@ class Walk:
     """
 
     def __init__(
-        self, calls: Calls, settings: CrmSettings, position: dict[str, Any], window: Window | None
+        self,
+        calls: Calls,
+        settings: HubSpotSettings,
+        position: dict[str, Any],
+        window: TimeRange | None,
     ) -> None:
         self._calls = calls
         self._settings = settings
@@ -107,38 +118,38 @@ class Walk:
         self._window = window
         self._pause = timedelta(seconds=settings.archived_seconds)
 
-    async def answers(self, nudges: Sequence[Nudge]) -> AsyncIterator[Page]:
+    async def answers(self, change_hints: Sequence[ChangeHint]) -> AsyncIterator[Page]:
         """Fetch what webhooks named. What is neither there nor in the recycling bin is gone."""
-        wanted: dict[str, dict[str, list[Nudge]]] = {}
+        wanted: dict[str, dict[str, list[ChangeHint]]] = {}
         strange = []
-        for nudge in nudges:
-            read = read_key(nudge.key)
+        for hint in change_hints:
+            read = read_key(hint.key)
             if read is None or read[0].plural not in self._settings.objects:
-                strange.append(nudge)
+                strange.append(hint)
             else:
-                wanted.setdefault(read[0].plural, {}).setdefault(read[1], []).append(nudge)
+                wanted.setdefault(read[0].plural, {}).setdefault(read[1], []).append(hint)
         if strange:
-            yield Page(answered=strange)
+            yield Page(acknowledged=strange)
         for plural, by_id in wanted.items():
             ids = list(by_id)
             for start in range(0, len(ids), READ_PAGE):
                 some = {id: by_id[id] for id in ids[start : start + READ_PAGE]}
                 yield await self._answer(KINDS[plural], some)
 
-    async def _answer(self, kind: Kind, wanted: Mapping[str, Sequence[Nudge]]) -> Page:
+    async def _answer(self, kind: Kind, wanted: Mapping[str, Sequence[ChangeHint]]) -> Page:
         live = await self._calls.read(kind, list(wanted), archived=False)
         missing = [id for id in wanted if id not in {_digits(record) for record in live}]
         binned = await self._calls.read(kind, missing, archived=True) if missing else []
         gone = [id for id in missing if id not in {_digits(record) for record in binned}]
         events = self._events(kind, [*live, *binned])
         for record in live:
-            for nudge in wanted.get(_digits(record), ()):
-                if nudge.at and nudge.key.endswith(":restored"):
-                    events += self._events(kind, [record], restored=nudge.at)
+            for hint in wanted.get(_digits(record), ()):
+                if hint.at and hint.key.endswith(":restored"):
+                    events += self._events(kind, [record], restored=hint.at)
         for id in gone:
-            at = max((nudge.at for nudge in wanted[id] if nudge.at), default=None)
+            at = max((hint.at for hint in wanted[id] if hint.at), default=None)
             events.append(gone_event(kind, id, at or now()))
-        return Page(events=events, answered=[nudge for some in wanted.values() for nudge in some])
+        return Page(events=events, acknowledged=[hint for some in wanted.values() for hint in some])
 
     async def changes(self, kind: Kind) -> AsyncIterator[Page]:
         """Everything changed since the cursor, or within the window, oldest change first."""
@@ -170,7 +181,7 @@ class Walk:
     async def archived(self, kind: Kind) -> AsyncIterator[Page]:
         """The recycling bin, where it is time for it: search never shows what lies there."""
         state, began = self._position[kind.plural], now()
-        due = moment(state.get("swept", 0), "cursor.swept") + self._pause
+        due = parse_datetime(state.get("swept", 0), "cursor.swept") + self._pause
         if self._window or began < due:
             return
         after: str | None = ""
@@ -191,14 +202,16 @@ class Walk:
             try:
                 events.append(record_event(kind, record, restored=restored))
             except Rejected as error:
-                events.append(broken(SOURCE, record, error, now(), PRIORITY))
+                events.append(malformed_event(SOURCE, record, error, now(), PRIORITY))
         return events
 
 
 class Calls:
     """The calls a pull makes, each for one page."""
 
-    def __init__(self, link: Link, settings: CrmSettings, searches: AsyncLimiter) -> None:
+    def __init__(
+        self, link: VendorClient, settings: HubSpotSettings, searches: AsyncLimiter
+    ) -> None:
         self._link = link
         self._searches = searches
         self._settings = settings
@@ -270,7 +283,7 @@ class Calls:
         """Seconds to wait. Raises `DailyLimit` where that is until the day's end."""
         given = retry_after(answer.headers.get("retry-after"))
         try:
-            policy = string(parse_object(answer.content).get("policyName"))
+            policy = as_string(parse_object(answer.content).get("policyName"))
         except Rejected:
             policy = ""
         if policy.upper() == "DAILY":
@@ -291,7 +304,7 @@ def _filter(property: str, operator: str, value: int | None) -> dict[str, str]:
 
 
 def _next(body: Mapping[str, Any]) -> str:
-    after = mapping(mapping(body.get("paging")).get("next")).get("after")
+    after = as_mapping(as_mapping(body.get("paging")).get("next")).get("after")
     return str(after) if after else ""
 
 

@@ -12,13 +12,13 @@ from typing import Any
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event, Priority, micros
 from apex_memory.sources.payloads import (
+    as_mapping,
+    as_string,
     canonical,
-    identifier,
-    mapping,
-    moment,
+    parse_datetime,
+    parse_identifier,
     parse_object,
     sequence,
-    string,
 )
 
 SOURCE = "hubspot"
@@ -113,16 +113,16 @@ def record_event(kind: Kind, record: object, *, restored: datetime | None = None
     `restored` is when it came back from the recycling bin: that need not change `updatedAt`, and must
     outdo the delete. `Rejected` if it cannot be read.
     """
-    body = mapping(record)
+    body = as_mapping(record)
     key = f"{kind.name}:{object_id(body.get('id'), 'id')}"
-    changed = moment(
-        body.get("updatedAt") or mapping(body.get("properties")).get(kind.modified), "updatedAt"
+    changed = parse_datetime(
+        body.get("updatedAt") or as_mapping(body.get("properties")).get(kind.modified), "updatedAt"
     )
     archived = body.get("archived") is True
     at, mark = changed, ""
     if archived:
         given = body.get("archivedAt")
-        at = max(changed, moment(given, "archivedAt")) if given else changed
+        at = max(changed, parse_datetime(given, "archivedAt")) if given else changed
         mark = ":archived"
     elif restored is not None:
         at, mark = max(changed, restored), f":restored@{micros(restored)}"
@@ -152,16 +152,16 @@ def _event(key: str, event_id: str, at: datetime, body: Mapping[str, Any]) -> Ev
 
 def modified(kind: Kind, record: object) -> int | None:
     """The time (ms since 1970) that search sorted this record by; None if it cannot be read."""
-    body = mapping(record)
-    given = mapping(body.get("properties")).get(kind.modified) or body.get("updatedAt")
+    body = as_mapping(record)
+    given = as_mapping(body.get("properties")).get(kind.modified) or body.get("updatedAt")
     with contextlib.suppress(Rejected):
-        return micros(moment(given, kind.modified)) // 1000
+        return micros(parse_datetime(given, kind.modified)) // 1000
     return None
 
 
 def object_id(value: object, place: str) -> str:
     """HubSpot's ids are numbers, in text or not."""
-    id = identifier(value, place)
+    id = parse_identifier(value, place)
     if not re.fullmatch(r"[0-9]{1,20}", id, re.ASCII):
         raise Rejected(f"{place}: expected a number", remedy=f"correct {place}")
     return id
@@ -186,7 +186,7 @@ class Notice:
     def read(cls, value: object, place: str) -> Notice:
         if not isinstance(value, dict):
             raise Rejected(f"{place}: expected an object", remedy=f"correct {place}")
-        name, _, action = string(value.get("subscriptionType")).partition(".")
+        name, _, action = as_string(value.get("subscriptionType")).partition(".")
         if not action:
             raise Rejected(
                 f"{place}.subscriptionType: expected a text like contact.creation",
@@ -194,7 +194,7 @@ class Notice:
             )
         given = [value.get("objectId", value.get("primaryObjectId"))]
         given += sequence(value.get("mergedObjectIds"))
-        kind = _BY_TYPE_ID.get(string(value.get("objectTypeId")))
+        kind = _BY_TYPE_ID.get(as_string(value.get("objectTypeId")))
         return cls(
             kind=kind if name == "object" else _BY_NAME.get(name),
             action=action,
@@ -209,7 +209,7 @@ def _from_ms(value: object, place: str) -> datetime | None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or abs(value) > 10**15:
         raise Rejected(f"{place}: expected milliseconds since 1970", remedy=f"correct {place}")
-    return moment(value / 1000, place)
+    return parse_datetime(value / 1000, place)
 
 
 def nudge_key(kind: Kind, id: str, *, restored: bool) -> str:
@@ -231,7 +231,7 @@ def record_document(event: Event) -> Document:
         raise Rejected(f"{name}: no such type of object", remedy="is this a record of HubSpot?")
     if body.get("archived") is True:
         return Document(kind=kind.name, title="", occurred_at=event.occurred_at, deleted=True)
-    told = {name: _one_line(value) for name, value in mapping(body.get("properties")).items()}
+    told = {name: _one_line(value) for name, value in as_mapping(body.get("properties")).items()}
     told = {name: value for name, value in told.items() if value}
     id = event.doc_key.partition(":")[2]
     title, about, said = _TELLERS[kind.name](id, told)
@@ -345,4 +345,4 @@ def _one_line(value: object) -> str:
     # All of HubSpot's values are texts or null; a number is taken all the same.
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
-    return " ".join(string(value).split())
+    return " ".join(as_string(value).split())

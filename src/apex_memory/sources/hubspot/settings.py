@@ -11,7 +11,7 @@ from apex_memory.sources.base import PulledSettings
 from apex_memory.sources.signatures import Secret
 
 
-class CrmSettings(PulledSettings):
+class HubSpotSettings(PulledSettings):
     """`[sources.hubspot]`"""
 
     access_token: SecretStr = Field(

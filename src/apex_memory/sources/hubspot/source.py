@@ -23,30 +23,30 @@ from apex_memory.sources.hubspot.documents import (
     nudge_key,
     record_document,
 )
-from apex_memory.sources.hubspot.settings import CrmSettings
-from apex_memory.sources.pages import Asked, Nudge, Page
+from apex_memory.sources.hubspot.settings import HubSpotSettings
+from apex_memory.sources.pages import ChangeHint, Page, PullContext
 from apex_memory.sources.payloads import (
-    broken,
     canonical,
+    malformed_event,
     parse_json,
     sample,
 )
-from apex_memory.sources.signatures import check_time, digest, fits
+from apex_memory.sources.signatures import check_time, digest, signature_matches
 
 # HubSpot signs its URL with these decoded, and only these.
 _DECODED = re.compile("%(3A|2F|3F|40|21|24|27|28|29|2A|2C|3B)", re.IGNORECASE)
 
 
 class HubSpot(Source):
-    """Companies, contacts and deals of HubSpot: polled by search, with webhooks as nudges."""
+    """Companies, contacts and deals of HubSpot: polled by search, with webhooks as change hints."""
 
     name: ClassVar[str] = "hubspot"
     title: ClassVar[str] = "HubSpot"
     priority: ClassVar[Priority] = Priority.P2
     pattern: ClassVar[Pattern] = Pattern.POLL
-    Settings: ClassVar[type[SourceSettings]] = CrmSettings
+    Settings: ClassVar[type[SourceSettings]] = HubSpotSettings
     poll_seconds: ClassVar[float] = 300
-    calls: ClassVar[tuple[float, float]] = (9, 1)  # of 100 in ten seconds
+    rate_limit: ClassVar[tuple[float, float]] = (9, 1)  # of 100 in ten seconds
 
     def __init__(self, settings: SourceSettings) -> None:
         super().__init__(settings)
@@ -55,11 +55,11 @@ class HubSpot(Source):
         )  # HubSpot allows four or five a second, it is not certain
 
     @property
-    def missing(self) -> str:
+    def missing_settings(self) -> str:
         return "" if self.settings.access_token.get_secret_value() else "access_token"
 
     def receive(self, request: Request) -> Received:
-        """A nudge per object; an event only for what needs no fetching: a contact erased for good."""
+        """A change hint per object; an event only for what needs no fetching: a contact erased for good."""
         self._verify(request)
         body = parse_json(request.body)
         if not isinstance(body, list):
@@ -68,9 +68,10 @@ class HubSpot(Source):
         if wrong and not notices:
             raise wrong[0][1]
         events = [
-            broken(self.name, item, why, request.received_at, self.priority) for item, why in wrong
+            malformed_event(self.name, item, why, request.received_at, self.priority)
+            for item, why in wrong
         ]
-        nudges: dict[str, Nudge] = {}
+        change_hints: dict[str, ChangeHint] = {}
         for notice in notices:
             kind = notice.kind
             if kind is None or kind.plural not in self.settings.objects or self._foreign(notice):
@@ -80,21 +81,24 @@ class HubSpot(Source):
                     events.append(gone_event(kind, id, notice.at or request.received_at))
                     continue
                 key = nudge_key(kind, id, restored=notice.action == "restore")
-                known = nudges.get(key)
+                known = change_hints.get(key)
                 times = [at for at in (known and known.at, notice.at) if at]
-                nudges[key] = Nudge(key, max(times, default=None))
-        return Received(events, nudges=list(nudges.values()))
+                change_hints[key] = ChangeHint(key, max(times, default=None))
+        return Received(events, change_hints=list(change_hints.values()))
 
-    async def pull(self, asked: Asked) -> AsyncIterator[Page]:
+    async def pull(self, context: PullContext) -> AsyncIterator[Page]:
         """What webhooks named, then what changed since the cursor, then what lies in the recycling bin."""
-        position = copied(asked.cursor)
+        position = copied(context.cursor)
         wait_for_reset(position)
         walk = Walk(
-            Calls(asked.link, self.settings, self._searches), self.settings, position, asked.window
+            Calls(context.link, self.settings, self._searches),
+            self.settings,
+            position,
+            context.window,
         )
         try:
-            if asked.window is None:
-                async for page in walk.answers(asked.nudges):
+            if context.window is None:
+                async for page in walk.answers(context.change_hints):
                     yield page
             for step in (walk.changes, walk.archived):
                 for name in self.settings.objects:
@@ -198,7 +202,7 @@ def _hashed(secret: SecretStr, signed: bytes) -> bytes:
 
 
 def _check(request: Request, header: str, wanted: Sequence[bytes]) -> None:
-    if not fits(wanted, request.headers[header.lower()]):
+    if not signature_matches(wanted, request.headers[header.lower()]):
         raise Unauthorized(
             f"{header} does not fit the body",
             remedy="compare sources.hubspot.client_secrets and sources.hubspot.public_url with the app in HubSpot",

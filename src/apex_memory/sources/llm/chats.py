@@ -20,13 +20,13 @@ from apex_memory.sources.llm.documents import (
     turns_of,
 )
 from apex_memory.sources.payloads import (
+    as_mapping,
+    as_string,
     checked,
-    identifier,
-    mapping,
-    moment,
+    parse_datetime,
+    parse_identifier,
     parse_json,
     sequence,
-    string,
 )
 
 
@@ -152,7 +152,9 @@ def _conversation(
     updated = chat.updated_at or chat.update_time or chat.created
     return Conversation(
         provider=provider,
-        id=None if found is None else identifier(found, f"{place}.conversation_id".lstrip(".")),
+        id=None
+        if found is None
+        else parse_identifier(found, f"{place}.conversation_id".lstrip(".")),
         turns=limited(turns, place),
         title=chat.title or "",
         model=chat.model or "",
@@ -160,7 +162,7 @@ def _conversation(
         updated=_moment(updated, place, "updated_at"),
         branches=branches,
         agent=_party(chat.agent),
-        user=_party(chat.user or string(mapping(chat.metadata).get("user_id")) or None),
+        user=_party(chat.user or as_string(as_mapping(chat.metadata).get("user_id")) or None),
         metadata=chat.metadata,
     )
 
@@ -169,18 +171,20 @@ def _joined(body: Mapping[str, Any], place: str) -> tuple[Mapping[str, Any], boo
     """A `{request, response}` pair as one body, recorded HTTP (`body` inside) or plain; and whether it was a pair."""
     if not isinstance(body.get("request"), dict):
         return body, False
-    request, response = mapping(body["request"]), mapping(body.get("response"))
-    asked = mapping(request.get("body", request))
+    request, response = as_mapping(body["request"]), as_mapping(body.get("response"))
+    context = as_mapping(request.get("body", request))
     answer = response.get("body", response)
     if isinstance(answer, str):
         answer = _recorded(answer, f"{place}.response.body".lstrip("."))
-    answered = mapping(answer)
+    acknowledged = as_mapping(answer)
     outer = {name: value for name, value in body.items() if name not in ("request", "response")}
-    own = {name: answered[name] for name in ("choices", "created", "model") if name in answered}
-    messages = [*sequence(asked.get("messages"))]
-    if answered.get("type") == "message":
-        messages.append({"role": "assistant", "content": answered.get("content")})
-    return {**asked, **own, **outer, "messages": messages}, True
+    own = {
+        name: acknowledged[name] for name in ("choices", "created", "model") if name in acknowledged
+    }
+    messages = [*sequence(context.get("messages"))]
+    if acknowledged.get("type") == "message":
+        messages.append({"role": "assistant", "content": acknowledged.get("content")})
+    return {**context, **own, **outer, "messages": messages}, True
 
 
 def _recorded(answer: str, place: str) -> Any:
@@ -192,14 +196,14 @@ def _recorded(answer: str, place: str) -> Any:
     for row in answer.splitlines():
         if not row.startswith("data:"):
             continue
-        event = mapping(parse_json(row.removeprefix("data:").encode(), place))
-        index, delta = event.get("index", 0), mapping(event.get("delta"))
+        event = as_mapping(parse_json(row.removeprefix("data:").encode(), place))
+        index, delta = event.get("index", 0), as_mapping(event.get("delta"))
         if not isinstance(index, int):
             continue
         if event.get("type") == "message_start":
-            message = dict(mapping(event.get("message")))
+            message = dict(as_mapping(event.get("message")))
         elif event.get("type") == "content_block_start":
-            blocks[index] = dict(mapping(event.get("content_block")))
+            blocks[index] = dict(as_mapping(event.get("content_block")))
         elif index in blocks:
             _extend(blocks[index], delta)
     if not message:
@@ -208,23 +212,23 @@ def _recorded(answer: str, place: str) -> Any:
             remedy="send the stream as recorded, or the final message",
         )
     for block in blocks.values():
-        block["input"] = string(block.pop("partial_json", "")) or block.get("input")
+        block["input"] = as_string(block.pop("partial_json", "")) or block.get("input")
     return {**message, "content": [blocks[index] for index in sorted(blocks)]}
 
 
 def _extend(block: dict[str, Any], delta: Mapping[str, Any]) -> None:
     for name in ("text", "thinking", "partial_json"):
         if isinstance(delta.get(name), str):
-            block[name] = string(block.get(name)) + delta[name]
+            block[name] = as_string(block.get(name)) + delta[name]
 
 
 def _party(value: str | dict[str, Any] | None) -> tuple[str, str] | None:
     """An agent or user as (id, name): a text is its id, an object has `id` or `name`."""
-    given = {"id": value} if isinstance(value, str) else mapping(value)
-    name = " ".join(string(given.get("name")).split())
-    own = " ".join((string(given.get("id")) or name).split())
+    given = {"id": value} if isinstance(value, str) else as_mapping(value)
+    name = " ".join(as_string(given.get("name")).split())
+    own = " ".join((as_string(given.get("id")) or name).split())
     return (own[:300], name[:300]) if own else None
 
 
 def _moment(value: float | str | None, place: str, field: str) -> datetime | None:
-    return None if value is None else moment(value, f"{place}.{field}".lstrip("."))
+    return None if value is None else parse_datetime(value, f"{place}.{field}".lstrip("."))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from apex_memory.errors import Rejected
 from apex_memory.model import File
-from apex_memory.sources.payloads import canonical, mapping, sequence, string
+from apex_memory.sources.payloads import as_mapping, as_string, canonical, sequence
 
 MAX_TURNS = 10_000
 MAX_TOOL_CHARS = 1_000  # of one call or result: enough for the facts, not for a whole web page
@@ -93,8 +93,8 @@ def call_text(name: str, arguments: object) -> str:
 
 def short(value: object) -> str:
     """A tool's arguments or result as one readable string, cut at 1,000 characters."""
-    if isinstance(value, list) and any("text" in mapping(item) for item in value):
-        value = "\n".join(string(mapping(item).get("text")) for item in value)
+    if isinstance(value, list) and any("text" in as_mapping(item) for item in value):
+        value = "\n".join(as_string(as_mapping(item).get("text")) for item in value)
     text = value.strip() if isinstance(value, str) else canonical(value).decode()
     return text if len(text) <= MAX_TOOL_CHARS else text[:MAX_TOOL_CHARS] + "…"
 
@@ -110,35 +110,37 @@ def limited(turns: Sequence[Turn], place: str) -> tuple[Turn, ...]:
 def _turn(speaker: Speaker, part: object, tools: dict[str, str], at: datetime | None) -> Turn:
     if isinstance(part, str):
         return Turn(speaker, part.strip(), at=at)
-    block = mapping(part)
-    kind = string(block.get("type"))
+    block = as_mapping(part)
+    kind = as_string(block.get("type"))
     if kind.endswith("tool_use"):
-        name = string(block.get("name"))
-        tools[string(block.get("id"))] = name
+        name = as_string(block.get("name"))
+        tools[as_string(block.get("id"))] = name
         return Turn(speaker, call_text(name, block.get("input")), at=at)
     if kind.endswith("tool_result"):
         result = short(block.get("content"))
         text = f"failed: {result}" if block.get("is_error") else result
-        name = string(block.get("name")) or tools.get(string(block.get("tool_use_id")), "")
+        name = as_string(block.get("name")) or tools.get(as_string(block.get("tool_use_id")), "")
         return Turn("tool", text, name, at)
     if kind in ("thinking", "reasoning", "redacted_thinking"):
-        return Turn("thinking", string(block.get("thinking")) or string(block.get("text")), at=at)
+        return Turn(
+            "thinking", as_string(block.get("thinking")) or as_string(block.get("text")), at=at
+        )
     return Turn(speaker, _content_text(kind, block), at=at)
 
 
 def _content_text(kind: str, block: Mapping[str, Any]) -> str:
     if kind == "refusal":
-        return f"[refuses] {string(block.get('refusal'))}"
+        return f"[refuses] {as_string(block.get('refusal'))}"
     if isinstance(block.get("text"), str):
-        return string(block["text"]).strip()
-    inner = mapping(block.get(kind.removeprefix("input_")))
+        return as_string(block["text"]).strip()
+    inner = as_mapping(block.get(kind.removeprefix("input_")))
     if "audio" in kind:
-        return f"[audio] {string(inner.get('transcript'))}".rstrip()
+        return f"[audio] {as_string(inner.get('transcript'))}".rstrip()
     name = next(
         filter(
             None,
             (
-                string(place.get(field))
+                as_string(place.get(field))
                 for place in (block, inner)
                 for field in ("filename", "file_name", "title", "name")
             ),

@@ -19,7 +19,14 @@ from apex_memory.sources.llm.documents import (
     short,
     turns_of,
 )
-from apex_memory.sources.payloads import checked, identifier, mapping, moment, sequence, string
+from apex_memory.sources.payloads import (
+    as_mapping,
+    as_string,
+    checked,
+    parse_datetime,
+    parse_identifier,
+    sequence,
+)
 
 
 class _Author(Loose):
@@ -80,7 +87,7 @@ def chatgpt_export(body: Mapping[str, Any], place: str) -> Conversation:
     own = export.conversation_id or export.id
     return Conversation(
         provider="chatgpt",
-        id=identifier(own, _at(place, "conversation_id")) if own else None,
+        id=parse_identifier(own, _at(place, "conversation_id")) if own else None,
         turns=limited(turns, place),
         title=export.title or "",
         model=export.default_model_slug or "",
@@ -105,14 +112,14 @@ def claude_export(body: Mapping[str, Any], place: str) -> Conversation:
         sent = [{**item, "type": "file"} for item in attachments + (message.files or [])]
         turns += turns_of(speaker, [*spoken, *sent], tools, at)
         files += [
-            File(string(item.get("file_name")) or "attachment.txt", "text/plain", text.encode())
+            File(as_string(item.get("file_name")) or "attachment.txt", "text/plain", text.encode())
             for item in attachments
-            if (text := string(item.get("extracted_content")))
+            if (text := as_string(item.get("extracted_content")))
         ]
-    project = string(mapping(export.project).get("name"))
+    project = as_string(as_mapping(export.project).get("name"))
     return Conversation(
         provider="claude",
-        id=identifier(export.uuid, _at(place, "uuid")) if export.uuid else None,
+        id=parse_identifier(export.uuid, _at(place, "uuid")) if export.uuid else None,
         turns=limited(turns, place),
         title=export.name or "",
         model=export.model or "",
@@ -156,9 +163,9 @@ def _written(node: _Node, place: str) -> float:
 
 def _chatgpt_turns(message: _Message, place: str) -> list[Turn]:
     at = _time(message.create_time, _at(place, "mapping.message.create_time"))
-    content, about = mapping(message.content), mapping(message.metadata)
+    content, about = as_mapping(message.content), as_mapping(message.metadata)
     author = message.author or _Author()
-    kind, role = string(content.get("content_type")), author.role
+    kind, role = as_string(content.get("content_type")), author.role
     hidden = about.get("is_visually_hidden_from_conversation") or message.weight == 0
     text = _chatgpt_text(content)
     if hidden or kind.endswith("editable_context") or role not in ("user", "assistant", "tool"):
@@ -169,34 +176,34 @@ def _chatgpt_turns(message: _Message, place: str) -> list[Turn]:
         return [Turn("tool", short(text), author.name or "", at)] if text else []
     if message.recipient not in (None, "all"):
         return [Turn("assistant", call_text(message.recipient, text), at=at)]
-    names = [string(mapping(item).get("name")) for item in sequence(about.get("attachments"))]
+    names = [as_string(as_mapping(item).get("name")) for item in sequence(about.get("attachments"))]
     parts = [text, *({"type": "file", "name": name} for name in names)]
     return turns_of("user" if role == "user" else "assistant", parts, {}, at)
 
 
 def _chatgpt_text(content: Mapping[str, Any]) -> str:
     said = [part if isinstance(part, str) else _part_text(part) for part in _parts(content)]
-    whole = [string(content.get(field)) for field in ("text", "result", "content")]
+    whole = [as_string(content.get(field)) for field in ("text", "result", "content")]
     return "\n".join(text.strip() for text in (*said, *whole) if text.strip())
 
 
 def _parts(content: Mapping[str, Any]) -> list[object]:
-    thoughts = (mapping(item).get("content") for item in sequence(content.get("thoughts")))
+    thoughts = (as_mapping(item).get("content") for item in sequence(content.get("thoughts")))
     profile = (content.get(field) for field in ("user_profile", "user_instructions"))
     texts: list[object] = [text for text in (*thoughts, *profile) if isinstance(text, str)]
     return [*sequence(content.get("parts")), *texts]
 
 
 def _part_text(part: object) -> str:
-    block = mapping(part)
-    kind = string(block.get("content_type"))
+    block = as_mapping(part)
+    kind = as_string(block.get("content_type"))
     if isinstance(block.get("text"), str):
-        return string(block["text"])
+        return as_string(block["text"])
     return "[image]" if "image" in kind else "[audio]" if "audio" in kind else ""
 
 
 def _time(value: float | str | None, place: str) -> datetime | None:
-    return None if value in (None, "") else moment(value, place)
+    return None if value in (None, "") else parse_datetime(value, place)
 
 
 def _at(place: str, field: str) -> str:

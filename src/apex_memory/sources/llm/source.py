@@ -15,14 +15,14 @@ from apex_memory.sources.llm.chats import anthropic_messages, openai_chat
 from apex_memory.sources.llm.documents import Conversation, Turn
 from apex_memory.sources.llm.exports import chatgpt_export, claude_export
 from apex_memory.sources.payloads import (
+    as_mapping,
+    as_string,
     canonical,
-    identifier,
     line,
-    mapping,
+    parse_identifier,
     parse_json,
     sample,
     sequence,
-    string,
 )
 
 CONTENT_TYPE = "application/vnd.apex.conversation+json"
@@ -86,7 +86,7 @@ class LLM(Source):
             )
         key = request.idempotency_key
         if key:
-            identifier(key, "Idempotency-Key")
+            parse_identifier(key, "Idempotency-Key")
         many = len(found) > 1
         return Received(
             [
@@ -121,7 +121,7 @@ class LLM(Source):
 
     def document(self, event: Event) -> Document:
         """A `conversation`, one passage a turn. Tool calls and results are cut short."""
-        body = mapping(parse_json(event.payload))
+        body = as_mapping(parse_json(event.payload))
         form = event.content_type.partition("format=")[2] or None
         talk = FORMATS[_format(body, "", form)](body, "")
         left_out = {
@@ -164,9 +164,9 @@ def _conversations(request: Request) -> Iterator[tuple[str, Mapping[str, Any]]]:
         ]
     else:
         body = parse_json(request.body)
-        several = mapping(body).get("conversations")
-        if mapping(body).get("object") == "list":
-            several = mapping(body).get("data")
+        several = as_mapping(body).get("conversations")
+        if as_mapping(body).get("object") == "list":
+            several = as_mapping(body).get("data")
         several = several if isinstance(several, list) else body
         found = (
             [(f"[{n}]", item) for n, item in enumerate(several)]
@@ -200,9 +200,9 @@ def _format(body: Mapping[str, Any], place: str, given: str | None) -> str:
     if "chat_messages" in body:
         return "claude.export"
     if "request" in body:
-        asked = mapping(mapping(body["request"]).get("body", body["request"]))
-        answer = mapping(body.get("response"))
-        return _chat_format({**asked, **mapping(answer.get("body", answer))})
+        context = as_mapping(as_mapping(body["request"]).get("body", body["request"]))
+        answer = as_mapping(body.get("response"))
+        return _chat_format({**context, **as_mapping(answer.get("body", answer))})
     if "messages" in body or "choices" in body or body.get("type") == "message":
         return _chat_format(body)
     raise Rejected(f"{place or 'body'}: no conversation format known here", remedy=_EXPECTED)
@@ -211,14 +211,14 @@ def _format(body: Mapping[str, Any], place: str, given: str | None) -> str:
 def _chat_format(body: Mapping[str, Any]) -> str:
     """OpenAI's and Anthropic's requests look alike; blocks, `system` and the model's name tell them apart."""
     blocks = (
-        mapping(part).get("type")
+        as_mapping(part).get("type")
         for message in sequence(body.get("messages"))
-        for part in sequence(mapping(message).get("content"))
+        for part in sequence(as_mapping(message).get("content"))
     )
     anthropic = (
         "system" in body
         or body.get("type") == "message"
-        or string(body.get("model")).startswith("claude")
+        or as_string(body.get("model")).startswith("claude")
         or any(kind in _ANTHROPIC_BLOCKS for kind in blocks)
     )
     return "anthropic.messages" if anthropic and "choices" not in body else "openai.chat"

@@ -14,16 +14,16 @@ from pydantic import SecretStr
 from apex_memory.errors import Rejected, RetryLater, Unauthorized
 from apex_memory.model import Event, Priority, micros, now
 from apex_memory.sources.auth import Fixed
-from apex_memory.sources.http import Link, retry_after
+from apex_memory.sources.http import VendorClient, retry_after
 from apex_memory.sources.payloads import (
-    broken,
+    as_mapping,
+    as_string,
     canonical,
-    identifier,
-    mapping,
+    malformed_event,
+    parse_identifier,
     parse_json,
     sequence,
     storable,
-    string,
 )
 from apex_memory.sources.plaid.documents import Transaction
 
@@ -47,7 +47,7 @@ Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class ItemError:
     """Why an Item could not be read. `lasting`: until a person does something about it."""
 
     code: str
@@ -101,10 +101,10 @@ class Changes:
 
     def _keep(self, record: object, payload: Mapping[str, Any], at: datetime) -> None:
         try:
-            id = identifier(mapping(record).get("transaction_id"), "transaction_id")
+            id = parse_identifier(as_mapping(record).get("transaction_id"), "transaction_id")
             happened = at if "removed" in payload else Transaction.read(payload).at
         except Rejected as reason:
-            self.unreadable.append(broken(SOURCE, record, reason, at, Priority.P1))
+            self.unreadable.append(malformed_event(SOURCE, record, reason, at, Priority.P1))
             return
         self.records[id] = (happened, canonical(storable(payload)))
 
@@ -112,9 +112,9 @@ class Changes:
 def accounts_of(page: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What names an account, by its id: balances change all day and are no part of a transaction."""
     names = ("name", "official_name", "mask", "type", "subtype")
-    found = (mapping(account) for account in sequence(page.get("accounts")))
+    found = (as_mapping(account) for account in sequence(page.get("accounts")))
     return {
-        string(account.get("account_id")): {name: account.get(name) for name in names}
+        as_string(account.get("account_id")): {name: account.get(name) for name in names}
         for account in found
     }
 
@@ -122,14 +122,16 @@ def accounts_of(page: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def transaction_payload(
     item: str, record: object, accounts: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    account = accounts.get(string(mapping(record).get("account_id")))
+    account = accounts.get(as_string(as_mapping(record).get("account_id")))
     return {"item_id": item, "transaction": record, **({"account": account} if account else {})}
 
 
 class Plaid:
     """Plaid's API for one pull."""
 
-    def __init__(self, link: Link, base_url: str, client_id: str, secret: SecretStr) -> None:
+    def __init__(
+        self, link: VendorClient, base_url: str, client_id: str, secret: SecretStr
+    ) -> None:
         self._link = link
         self._base = base_url.rstrip("/")
         self._auth = Fixed(
@@ -138,7 +140,7 @@ class Plaid:
 
     async def sync(
         self, item: str, token: SecretStr, cursor: str, history_days: int
-    ) -> Changes | Trouble:
+    ) -> Changes | ItemError:
         """Everything that changed since the cursor, of a loop that went through from its first page to its last.
 
         Plaid's rule: when any page of a loop fails, whatever the reason, what the loop brought so far is void,
@@ -148,9 +150,9 @@ class Plaid:
 
     async def history(
         self, token: SecretStr, since: datetime, until: datetime, offset: int
-    ) -> Mapping[str, Any] | Trouble:
+    ) -> Mapping[str, Any] | ItemError:
         """One page of `/transactions/get`: days from `since` to `until`, both inclusive."""
-        asked = {
+        context = {
             "access_token": token.get_secret_value(),
             "start_date": f"{since:%Y-%m-%d}",
             "end_date": f"{until:%Y-%m-%d}",
@@ -160,10 +162,10 @@ class Plaid:
                 "include_original_description": True,
             },
         }
-        return await self._insist(lambda: self._call("/transactions/get", asked))
+        return await self._insist(lambda: self._call("/transactions/get", context))
 
     async def key(self, kid: str) -> Mapping[str, Any] | None:
-        """A key that Plaid signs webhooks with; None when it knows no such key. Raises what `Link.call` raises."""
+        """A key that Plaid signs webhooks with; None when it knows no such key. Raises what `VendorClient.call` raises."""
         answer = await self._link.call(
             "POST",
             f"{self._base}/webhook_verification_key/get",
@@ -174,28 +176,28 @@ class Plaid:
         if not answer.is_success:
             self._raise_our_fault(_body(answer.content))
             return None
-        return mapping(_body(answer.content).get("key"))
+        return as_mapping(_body(answer.content).get("key"))
 
     async def _loop(
         self, item: str, token: SecretStr, cursor: str, history_days: int
-    ) -> Changes | Trouble:
+    ) -> Changes | ItemError:
         changes, position = Changes(cursor), cursor
         options: dict[str, Any] = {"include_original_description": True}
         if not cursor:
             options["days_requested"] = history_days  # counts on an Item's very first call alone
         for _ in range(MAX_PAGES):
-            asked = {
+            context = {
                 "access_token": token.get_secret_value(),
                 "count": PAGE,
                 "options": options,
                 **({"cursor": position} if position else {}),
             }
-            page = await self._call("/transactions/sync", asked)
-            if isinstance(page, Trouble):
+            page = await self._call("/transactions/sync", context)
+            if isinstance(page, ItemError):
                 return page
             following = page.get("next_cursor")
             if not isinstance(following, str):
-                return Trouble("NEXT_CURSOR_MISSING")
+                return ItemError("NEXT_CURSOR_MISSING")
             changes.add(item, page, now())
             if page.get("has_more") is not True:
                 # Empty: Plaid is not ready. The next pull asks from the same place.
@@ -204,19 +206,19 @@ class Plaid:
             if not following or following == position:
                 break
             position = following
-        return Trouble("CURSOR_DOES_NOT_MOVE")
+        return ItemError("CURSOR_DOES_NOT_MOVE")
 
-    async def _insist(self, start: Callable[[], Awaitable[Found | Trouble]]) -> Found | Trouble:
+    async def _insist(self, start: Callable[[], Awaitable[Found | ItemError]]) -> Found | ItemError:
         """Start again after what passes, a bounded number of times."""
         tried = 0
         while True:
             found = await start()
-            if not isinstance(found, Trouble) or found.lasting or tried == RESTARTS:
+            if not isinstance(found, ItemError) or found.lasting or tried == RESTARTS:
                 return found
             await asyncio.sleep(found.wait(tried))
             tried += 1
 
-    async def _call(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any] | Trouble:
+    async def _call(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any] | ItemError:
         # Everything comes back here, a broken connection too: repeating a single page of a loop is
         # just what Plaid forbids.
         try:
@@ -229,19 +231,19 @@ class Plaid:
                 patience=0,
             )
         except RetryLater:
-            return Trouble("UNREACHABLE")
+            return ItemError("UNREACHABLE")
         said = _body(answer.content)
         if answer.is_success:
             return said
         self._raise_our_fault(said)
-        code, kind = string(said.get("error_code")), string(said.get("error_type"))
+        code, kind = as_string(said.get("error_code")), as_string(said.get("error_type"))
         passing = code not in _LASTING_CODES and (
             answer.status_code == 429
             or answer.status_code >= 500
             or kind in _PASSING_TYPES
             or code in _PASSING_CODES
         )
-        return Trouble(
+        return ItemError(
             code or kind or f"HTTP_{answer.status_code}",
             lasting=not passing,
             body={name: said.get(name) for name in _TOLD if said.get(name)},
@@ -266,16 +268,16 @@ class Position:
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> Position:
         version = stored.get("version", 0)
-        return cls(version if isinstance(version, int) else 0, mapping(stored.get("items")))
+        return cls(version if isinstance(version, int) else 0, as_mapping(stored.get("items")))
 
     def stored(self) -> dict[str, Any]:
         return {"version": self.version, "items": {id: dict(one) for id, one in self.items.items()}}
 
     def cursor(self, item: str) -> str:
-        return string(mapping(self.items.get(item)).get("cursor"))
+        return as_string(as_mapping(self.items.get(item)).get("cursor"))
 
     def after(
-        self, item: str, found: Changes | Trouble, *, observe: bool
+        self, item: str, found: Changes | ItemError, *, observe: bool
     ) -> tuple[Position, list[Event]]:
         """The position once this is committed, and the events that go with it.
 
@@ -283,12 +285,14 @@ class Position:
         it in a webhook, and webhooks may come late and in any order. What our own call met is the truth.
         """
         version = max(self.version + 1, micros(now()))
-        failed = isinstance(found, Trouble)
-        code = found.code if isinstance(found, Trouble) else ""
-        cursor = self.cursor(item) if isinstance(found, Trouble) else found.cursor
-        events = [] if isinstance(found, Trouble) else found.events(version)
-        if observe or code != string(mapping(self.items.get(item)).get("error")):
-            error = dict(found.body) | {"error_code": code} if isinstance(found, Trouble) else None
+        failed = isinstance(found, ItemError)
+        code = found.code if isinstance(found, ItemError) else ""
+        cursor = self.cursor(item) if isinstance(found, ItemError) else found.cursor
+        events = [] if isinstance(found, ItemError) else found.events(version)
+        if observe or code != as_string(as_mapping(self.items.get(item)).get("error")):
+            error = (
+                dict(found.body) | {"error_code": code} if isinstance(found, ItemError) else None
+            )
             events.append(
                 Event(
                     source=SOURCE,
@@ -310,12 +314,12 @@ _TOLD = ("error_type", "error_code", "error_message", "display_message", "sugges
 
 def _body(content: bytes) -> Mapping[str, Any]:
     try:
-        return mapping(parse_json(content))
+        return as_mapping(parse_json(content))
     except Rejected:
         return {}  # a proxy's page instead of Plaid's answer: the status tells enough
 
 
-def raise_troubles(troubles: Mapping[str, Trouble]) -> None:
+def raise_troubles(troubles: Mapping[str, ItemError]) -> None:
     """After all Items had their turn: say which could not be read. What passes is tried again, what lasts needs a person."""
     passing = sorted(id for id, trouble in troubles.items() if not trouble.lasting)
     if passing:
@@ -332,6 +336,6 @@ def raise_troubles(troubles: Mapping[str, Trouble]) -> None:
         )
 
 
-def _named(ids: Sequence[str], troubles: Mapping[str, Trouble]) -> str:
+def _named(ids: Sequence[str], troubles: Mapping[str, ItemError]) -> str:
     shown = ", ".join(f"Item {id} answers {troubles[id].code}" for id in ids[:3])
     return shown if len(ids) <= 3 else f"{shown} and {len(ids) - 3} more"

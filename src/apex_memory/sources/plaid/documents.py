@@ -10,7 +10,13 @@ from typing import Any
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event
-from apex_memory.sources.payloads import identifier, mapping, moment, sequence, string
+from apex_memory.sources.payloads import (
+    as_mapping,
+    as_string,
+    parse_datetime,
+    parse_identifier,
+    sequence,
+)
 
 _INVOICE = re.compile(r"(?<![A-Z0-9])INV[- ]?(\d{3,12})(?!\d)", re.IGNORECASE)
 _META = (
@@ -64,14 +70,14 @@ class Transaction:
             raise Rejected("transaction.amount: too large", remedy="see Plaid's answer") from None
         time = next((name for name in _TIMES if record.get(name) is not None), "date")
         return cls(
-            id=identifier(record.get("transaction_id"), "transaction.transaction_id"),
-            at=moment(record.get(time), f"transaction.{time}"),
+            id=parse_identifier(record.get("transaction_id"), "transaction.transaction_id"),
+            at=parse_datetime(record.get(time), f"transaction.{time}"),
             amount=amount,
-            currency=string(record.get("iso_currency_code"))
-            or string(record.get("unofficial_currency_code")),
-            item=string(payload.get("item_id")),
+            currency=as_string(record.get("iso_currency_code"))
+            or as_string(record.get("unofficial_currency_code")),
+            item=as_string(payload.get("item_id")),
             record=record,
-            account=mapping(payload.get("account")),
+            account=as_mapping(payload.get("account")),
         )
 
     @property
@@ -85,12 +91,15 @@ class Transaction:
     @property
     def party(self) -> str:
         """Who is on the other side, as far as Plaid knows."""
-        known = (mapping(item).get("name") for item in sequence(self.record.get("counterparties")))
-        meta = mapping(self.record.get("payment_meta"))
+        known = (
+            as_mapping(item).get("name") for item in sequence(self.record.get("counterparties"))
+        )
+        meta = as_mapping(self.record.get("payment_meta"))
         side = "payee" if self.amount >= 0 else "payer"
         return next(
             filter(
-                None, map(string, (self.record.get("merchant_name"), meta.get(side), *known, None))
+                None,
+                map(as_string, (self.record.get("merchant_name"), meta.get(side), *known, None)),
             ),
             "",
         )
@@ -98,15 +107,15 @@ class Transaction:
     @property
     def words(self) -> str:
         """All that the bank wrote about it."""
-        meta = mapping(self.record.get("payment_meta"))
+        meta = as_mapping(self.record.get("payment_meta"))
         parts = [self.record.get(name) for name in ("name", "original_description")]
         parts += [meta.get(name) for name in _META]
-        return "\n".join(dict.fromkeys(filter(None, map(string, parts))))
+        return "\n".join(dict.fromkeys(filter(None, map(as_string, parts))))
 
     @property
     def account_label(self) -> str:
-        name = string(self.account.get("name")) or string(self.account.get("official_name"))
-        mask = string(self.account.get("mask"))
+        name = as_string(self.account.get("name")) or as_string(self.account.get("official_name"))
+        mask = as_string(self.account.get("mask"))
         return f"{name} …{mask}" if name and mask else name or mask
 
 
@@ -114,18 +123,18 @@ def transaction_document(payload: Mapping[str, Any]) -> Document:
     """A `bank_transaction`: the record of one payment."""
     told = Transaction.read(payload)
     record, state = told.record, "pending" if told.record.get("pending") else "posted"
-    who = told.party or string(record.get("name")) or "Bank transaction"
-    category = mapping(record.get("personal_finance_category"))
-    place = mapping(record.get("location"))
-    address = [string(place.get(name)) for name in ("address", "city", "region", "postal_code")]
+    who = told.party or as_string(record.get("name")) or "Bank transaction"
+    category = as_mapping(record.get("personal_finance_category"))
+    place = as_mapping(record.get("location"))
+    address = [as_string(place.get(name)) for name in ("address", "city", "region", "postal_code")]
     lines = {
         "Bank transaction": f"{told.money} {told.direction}, {state}",
         "Paid to" if told.amount >= 0 else "Received from": told.party,
-        "Date": string(record.get("date")) or f"{told.at:%Y-%m-%d}",
-        "Authorized": string(record.get("authorized_date")),
+        "Date": as_string(record.get("date")) or f"{told.at:%Y-%m-%d}",
+        "Authorized": as_string(record.get("authorized_date")),
         "Account": told.account_label,
-        "Check": string(record.get("check_number")),
-        "Category": string(category.get("detailed")).replace("_", " ").lower(),
+        "Check": as_string(record.get("check_number")),
+        "Category": as_string(category.get("detailed")).replace("_", " ").lower(),
         "Place": ", ".join(filter(None, address)),
     }
     head = "\n".join(f"{name}: {value}" for name, value in lines.items() if value)
@@ -157,7 +166,7 @@ def _assertions(told: Transaction, state: str) -> Iterator[Assertion]:
     own = f"payment:{told.id}"
     yield Assertion(subject=own, predicate="amount", value=told.money)
     yield Assertion(subject=own, predicate="status", value=state)
-    if account := string(told.record.get("account_id")).strip():
+    if account := as_string(told.record.get("account_id")).strip():
         yield Assertion(subject=own, predicate="account", object=f"account:{account}")
         if told.account_label:
             yield Assertion(
@@ -173,20 +182,20 @@ def _assertions(told: Transaction, state: str) -> Iterator[Assertion]:
 
 def item_document(event: Event, payload: Mapping[str, Any]) -> Document:
     """A `bank_item`: how a bank connection is, by Plaid's webhook or by what our own calls met."""
-    item = identifier(payload.get("item_id"), "item_id")
-    error = mapping(payload.get("error"))
-    said = string(payload.get("webhook_code"))
-    code = string(error.get("error_code")) or said or "WORKS"
+    item = parse_identifier(payload.get("item_id"), "item_id")
+    error = as_mapping(payload.get("error"))
+    said = as_string(payload.get("webhook_code"))
+    code = as_string(error.get("error_code")) or said or "WORKS"
     works = code in ("WORKS", "LOGIN_REPAIRED")
     state = "works" if works else code.replace("_", " ").lower()
     lines = {
         "Bank connection": item,
         "State": state,
         "Code": code,
-        "Plaid says": string(error.get("error_message")),
-        "For the user": string(error.get("display_message")),
-        "Reason": string(payload.get("reason")),
-        "Ends": string(payload.get("consent_expiration_time")),
+        "Plaid says": as_string(error.get("error_message")),
+        "For the user": as_string(error.get("display_message")),
+        "Reason": as_string(payload.get("reason")),
+        "Ends": as_string(payload.get("consent_expiration_time")),
         "What to do": "" if works else _REMEDIES.get(code, "See this code in Plaid's docs."),
     }
     return Document(

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from apex_memory.errors import RetryLater, Unauthorized
 from apex_memory.model import micros
 from apex_memory.sources.base import Request
-from apex_memory.sources.payloads import string
+from apex_memory.sources.payloads import as_string
 from apex_memory.sources.plaid.api import Plaid
 
 HEADER = "plaid-verification"
@@ -108,7 +108,7 @@ class Keys:
             raise Unauthorized(
                 "Plaid-Verification is not signed by its key", remedy="is this Plaid's webhook?"
             ) from None
-        given = string(claims.get("request_body_sha256")).encode("utf-8", "replace")
+        given = as_string(claims.get("request_body_sha256")).encode("utf-8", "replace")
         if not hmac.compare_digest(given, hashlib.sha256(request.body).hexdigest().encode()):
             raise Unauthorized(
                 "the body is not the one that was signed",

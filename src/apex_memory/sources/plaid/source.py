@@ -20,23 +20,23 @@ from apex_memory.sources.base import (
     Source,
     SourceSettings,
 )
-from apex_memory.sources.http import Link
-from apex_memory.sources.pages import Asked, Nudge, Page, Window
+from apex_memory.sources.http import VendorClient
+from apex_memory.sources.pages import ChangeHint, Page, PullContext, TimeRange
 from apex_memory.sources.payloads import (
-    identifier,
+    as_string,
+    parse_identifier,
     parse_json,
     parse_object,
     sample,
     sequence,
-    string,
 )
 from apex_memory.sources.plaid.api import (
     OVERLAP,
     SOURCE,
     Changes,
+    ItemError,
     Plaid,
     Position,
-    Trouble,
     raise_troubles,
 )
 from apex_memory.sources.plaid.documents import item_document, transaction_document
@@ -95,7 +95,7 @@ class PlaidSource(Source):
     priority: ClassVar[Priority] = Priority.P1
     pattern: ClassVar[Pattern] = Pattern.POLL
     poll_seconds: ClassVar[float] = 900  # Plaid itself asks a bank one to four times a day
-    calls: ClassVar[tuple[float, float]] = (20, 1)  # of 2,500 a minute
+    rate_limit: ClassVar[tuple[float, float]] = (20, 1)  # of 2,500 a minute
     max_body_bytes: ClassVar[int] = 100_000
     Settings: ClassVar[type[SourceSettings]] = PlaidSettings
 
@@ -104,7 +104,7 @@ class PlaidSource(Source):
         self._keys = Keys()
 
     @property
-    def missing(self) -> str:
+    def missing_settings(self) -> str:
         known = self.settings
         needed = {
             "client_id": known.client_id,
@@ -113,25 +113,25 @@ class PlaidSource(Source):
         }
         return next((name for name, value in needed.items() if not value), "")
 
-    async def before(self, request: Request, link: Link) -> None:
+    async def fetch_verification_data(self, request: Request, link: VendorClient) -> None:
         """Fetch the key that the webhook names, unless it is known. Raises `RetryLater` when Plaid cannot be asked."""
         known = self.settings
         if known.client_id and known.secret.get_secret_value():
             await self._keys.learn(request, self._plaid(link))
 
     def receive(self, request: Request) -> Received:
-        """A nudge to sync the Item, or what happened to the connection. Other webhooks are taken and ignored."""
+        """A change hint to sync the Item, or what happened to the connection. Other webhooks are taken and ignored."""
         issued = self._keys.signed_at(request, self.settings.replay_seconds)
         body = parse_object(request.body)
-        kind, code = string(body.get("webhook_type")), string(body.get("webhook_code"))
+        kind, code = as_string(body.get("webhook_type")), as_string(body.get("webhook_code"))
         if kind == "TRANSACTIONS" and code == "SYNC_UPDATES_AVAILABLE":
-            item = identifier(body.get("item_id"), "item_id")
-            return Received(nudges=[Nudge(item, issued)], reply=_TAKEN)
+            item = parse_identifier(body.get("item_id"), "item_id")
+            return Received(change_hints=[ChangeHint(item, issued)], reply=_TAKEN)
         if kind != "ITEM":
             return Received(reply=_TAKEN)
         item, code = (
-            identifier(body.get("item_id"), "item_id"),
-            identifier(code, "webhook_code")[:100],
+            parse_identifier(body.get("item_id"), "item_id"),
+            parse_identifier(code, "webhook_code")[:100],
         )
         # The same error may come twice in a year with the same body: the time tells the two apart.
         digest = hashlib.sha256(request.body).hexdigest()[:16]
@@ -145,41 +145,45 @@ class PlaidSource(Source):
             payload=request.body,
             priority=self.priority,
         )
-        nudges = [Nudge(ITEM_NUDGE + item, issued)] if health else []
-        return Received([event], reply=_TAKEN, nudges=nudges)
+        change_hints = [ChangeHint(ITEM_NUDGE + item, issued)] if health else []
+        return Received([event], reply=_TAKEN, change_hints=change_hints)
 
-    async def pull(self, asked: Asked) -> AsyncIterator[Page]:
-        """A whole sync loop an Item, each committed as one page with its cursor; those nudged for come first.
+    async def pull(self, context: PullContext) -> AsyncIterator[Page]:
+        """A whole sync loop an Item, each committed as one page with its cursor; those hinted at for come first.
 
         An Item that fails is recorded and does not stop the others; in the end the pull fails for it.
         """
-        if asked.window:
-            async for page in self._history(asked, asked.window):
+        if context.window:
+            async for page in self._history(context, context.window):
                 yield page
             return
-        nudges: dict[str, list[Nudge]] = {}
-        for nudge in asked.nudges:
-            nudges.setdefault(nudge.key.removeprefix(ITEM_NUDGE), []).append(nudge)
+        change_hints: dict[str, list[ChangeHint]] = {}
+        for hint in context.change_hints:
+            change_hints.setdefault(hint.key.removeprefix(ITEM_NUDGE), []).append(hint)
         items = {item.id: item for item in self.settings.items}
-        if strangers := [one for id, some in nudges.items() if id not in items for one in some]:
-            for nudge in strangers:
-                logger(room="plaid").warning("webhook for an Item not in settings", item=nudge.key)
-            yield Page(answered=strangers)
-        plaid, position = self._plaid(asked.link), Position.read(asked.cursor)
-        troubles: dict[str, Trouble] = {}
-        for item in sorted(items.values(), key=lambda one: (one.id not in nudges, one.id)):
+        if strangers := [
+            one for id, some in change_hints.items() if id not in items for one in some
+        ]:
+            for hint in strangers:
+                logger(component="plaid").warning(
+                    "webhook for an Item not in settings", item=hint.key
+                )
+            yield Page(acknowledged=strangers)
+        plaid, position = self._plaid(context.link), Position.read(context.cursor)
+        troubles: dict[str, ItemError] = {}
+        for item in sorted(items.values(), key=lambda one: (one.id not in change_hints, one.id)):
             before = position.cursor(item.id)
             days = self.settings.history_days
             found = await plaid.sync(item.id, item.access_token, before, days)
-            if isinstance(found, Trouble):
+            if isinstance(found, ItemError):
                 troubles[item.id] = found
                 if not found.lasting:
-                    continue  # its nudges stay: the next pull tries again
-            answered = nudges.get(item.id, [])
-            spoken = any(nudge.key.startswith(ITEM_NUDGE) for nudge in answered)
+                    continue  # its change hints stay: the next pull tries again
+            acknowledged = change_hints.get(item.id, [])
+            spoken = any(hint.key.startswith(ITEM_NUDGE) for hint in acknowledged)
             following, events = position.after(item.id, found, observe=spoken)
-            if events or answered or following != position:
-                yield Page(events=events, answered=answered, cursor=following.stored())
+            if events or acknowledged or following != position:
+                yield Page(events=events, acknowledged=acknowledged, cursor=following.stored())
             position = following
         raise_troubles(troubles)
 
@@ -205,17 +209,17 @@ class PlaidSource(Source):
         """As Plaid would, but with a key of our own, made for this very object, which alone trusts it."""
         return self._keys.sign(body, at)
 
-    def _plaid(self, link: Link) -> Plaid:
+    def _plaid(self, link: VendorClient) -> Plaid:
         known = self.settings
         return Plaid(link, known.base_url, known.client_id, known.secret)
 
-    async def _history(self, asked: Asked, window: Window) -> AsyncIterator[Page]:
+    async def _history(self, context: PullContext, window: TimeRange) -> AsyncIterator[Page]:
         """What the Items hold of the window's days.
 
         A transaction's version is the time before it was asked for: a sync that ends later may know better, and wins.
         """
-        plaid, troubles = self._plaid(asked.link), dict[str, Trouble]()
-        reached, offset = string(asked.cursor.get("item")), asked.cursor.get("offset", 0)
+        plaid, troubles = self._plaid(context.link), dict[str, ItemError]()
+        reached, offset = as_string(context.cursor.get("item")), context.cursor.get("offset", 0)
         last = window.until - timedelta(microseconds=1)
         for item in sorted(self.settings.items, key=lambda one: str(one.id)):
             if item.id < reached:
@@ -224,7 +228,7 @@ class PlaidSource(Source):
             while True:
                 version = micros(now())
                 page = await plaid.history(item.access_token, window.since, last, offset)
-                if isinstance(page, Trouble):
+                if isinstance(page, ItemError):
                     troubles[item.id] = page
                     break
                 records = sequence(page.get("transactions"))

@@ -13,8 +13,14 @@ import httpx2
 from apex_memory.errors import Rejected, RetryLater, Unauthorized
 from apex_memory.model import now
 from apex_memory.sources.auth import Auth, OAuth, Token, basic
-from apex_memory.sources.http import Link, retry_after
-from apex_memory.sources.payloads import mapping, moment, parse_object, sequence, string
+from apex_memory.sources.http import VendorClient, retry_after
+from apex_memory.sources.payloads import (
+    as_mapping,
+    as_string,
+    parse_datetime,
+    parse_object,
+    sequence,
+)
 from apex_memory.sources.quickbooks.records import SOURCE, Key, updated
 from apex_memory.sources.quickbooks.settings import QuickBooksSettings
 
@@ -89,7 +95,9 @@ def _stamp(seconds: int) -> str:
 class Calls:
     """The calls of a pull to one company's books."""
 
-    def __init__(self, link: Link, settings: QuickBooksSettings, realm: str, initial: str) -> None:
+    def __init__(
+        self, link: VendorClient, settings: QuickBooksSettings, realm: str, initial: str
+    ) -> None:
         self._link = link
         self._settings = settings
         self._realm = realm
@@ -105,9 +113,9 @@ class Calls:
             (entity, record)
             for answer in answers
             for entity in entities
-            for record in sequence(mapping(answer).get(entity))
+            for record in sequence(as_mapping(answer).get(entity))
         ]
-        return Changes(found, moment(body.get("time"), "time"))
+        return Changes(found, parse_datetime(body.get("time"), "time"))
 
     async def query(
         self, entity: str, place: Place, until: int | None
@@ -116,7 +124,7 @@ class Calls:
         body = await self._get("query", {"query": place.query(entity, until)})
         if not isinstance(body.get("QueryResponse"), dict):
             raise _strange("QueryResponse")
-        return sequence(body["QueryResponse"].get(entity)), moment(body.get("time"), "time")
+        return sequence(body["QueryResponse"].get(entity)), parse_datetime(body.get("time"), "time")
 
     async def one(self, key: Key) -> Any | None:
         """A record; None where there is none (any more)."""
@@ -182,33 +190,33 @@ class Calls:
 
 
 def _token(body: Mapping[str, Any], spent: str) -> Token:
-    access, lasts = string(body.get("access_token")), body.get("expires_in")
+    access, lasts = as_string(body.get("access_token")), body.get("expires_in")
     if not access:
         raise _strange("access_token")
     seconds = lasts if isinstance(lasts, int) and 0 < lasts < 10**7 else 3600
     return Token(
-        access, string(body.get("refresh_token")) or spent, now() + timedelta(seconds=seconds)
+        access, as_string(body.get("refresh_token")) or spent, now() + timedelta(seconds=seconds)
     )
 
 
 def _grant_error(answer: httpx2.Response) -> str:
     try:
-        return string(parse_object(answer.content).get("error"))
+        return as_string(parse_object(answer.content).get("error"))
     except Rejected:
         return ""
 
 
 def _fault(answer: httpx2.Response) -> str:
     try:
-        fault = mapping(parse_object(answer.content).get("Fault"))
+        fault = as_mapping(parse_object(answer.content).get("Fault"))
     except Rejected:
         return ""
     errors = sequence(fault.get("Error"))
-    return re.sub(r"\D", "", str(mapping(errors[0]).get("code", "")))[:10] if errors else ""
+    return re.sub(r"\D", "", str(as_mapping(errors[0]).get("code", "")))[:10] if errors else ""
 
 
 def _list(body: Any, name: str) -> list[Any]:
-    found = mapping(body).get(name)
+    found = as_mapping(body).get(name)
     if not isinstance(found, list):
         raise _strange(name)
     return found

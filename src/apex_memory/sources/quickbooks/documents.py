@@ -8,7 +8,7 @@ from typing import Any
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event, slug
-from apex_memory.sources.payloads import mapping, parse_object, sequence, string
+from apex_memory.sources.payloads import as_mapping, as_string, parse_object, sequence
 from apex_memory.sources.quickbooks.records import MOST_ID, Key
 
 MOST = 300  # characters of a name in a ref
@@ -26,7 +26,7 @@ def record_document(event: Event) -> Document:
         )
     kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key.entity).lower()
     # People and companies are not deleted there but made inactive, and may come back.
-    if string(body.get("status")).lower() == "deleted" or body.get("Active") is False:
+    if as_string(body.get("status")).lower() == "deleted" or body.get("Active") is False:
         return Document(kind=kind, title="", occurred_at=event.occurred_at, deleted=True)
     tell = _TELLERS.get(key.entity, _anything)
     title, about, lines, said = tell(key, body)
@@ -115,9 +115,9 @@ def _payment(key: Key, body: Mapping[str, Any]) -> Told:
 def _party(key: Key, body: Mapping[str, Any]) -> Told:
     name = (_line(body.get("DisplayName")) or _line(body.get("CompanyName")))[:MOST]
     ref = f"company:{name or key.id}"
-    email = _line(mapping(body.get("PrimaryEmailAddr")).get("Address")).lower()[:MOST]
-    phone = _line(mapping(body.get("PrimaryPhone")).get("FreeFormNumber"))[:MOST]
-    place = mapping(body.get("BillAddr"))
+    email = _line(as_mapping(body.get("PrimaryEmailAddr")).get("Address")).lower()[:MOST]
+    phone = _line(as_mapping(body.get("PrimaryPhone")).get("FreeFormNumber"))[:MOST]
+    place = as_mapping(body.get("BillAddr"))
     town = " ".join(filter(None, map(_line, (place.get("City"), place.get("CountrySubDivisionCode")))))  # fmt: skip
     said = [
         Assertion(subject=ref, predicate="name", value=name or key.id),
@@ -165,7 +165,7 @@ _TELLERS: Mapping[str, Callable[[Key, Mapping[str, Any]], Told]] = {
 
 def _status(body: Mapping[str, Any]) -> str:
     balance, total = _number(body.get("Balance")), _number(body.get("TotalAmt"))
-    if string(body.get("PrivateNote")).lower().startswith("voided"):
+    if as_string(body.get("PrivateNote")).lower().startswith("voided"):
         return "voided"
     if balance is None or total is None or total <= 0 or balance >= total:
         return "open"
@@ -204,10 +204,10 @@ def _said(body: Mapping[str, Any]) -> str:
 def _paid(key: Key, body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Refs of the invoices that a payment is for, by number where it is told, else by QuickBooks' own id."""
     for line in sequence(body.get("Line")):
-        more = sequence(mapping(mapping(line).get("LineEx")).get("any"))
-        values = [mapping(mapping(one).get("value")) for one in more]
+        more = sequence(as_mapping(as_mapping(line).get("LineEx")).get("any"))
+        values = [as_mapping(as_mapping(one).get("value")) for one in more]
         number = next((_line(one.get("Value")) for one in values if one.get("Name") == "txnReferenceNumber"), "")  # fmt: skip
-        for linked in map(mapping, sequence(mapping(line).get("LinkedTxn"))):
+        for linked in map(as_mapping, sequence(as_mapping(line).get("LinkedTxn"))):
             if linked.get("TxnType") != "Invoice":
                 continue
             if number:
@@ -217,7 +217,7 @@ def _paid(key: Key, body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _custom(body: Mapping[str, Any]) -> dict[str, str]:
-    fields = map(mapping, sequence(body.get("CustomField")))
+    fields = map(as_mapping, sequence(body.get("CustomField")))
     told = {
         _line(one.get("Name")): next(
             (text for kind in ("String", "Number", "Date") if (text := _line(one.get(f"{kind}Value")))),
@@ -230,15 +230,15 @@ def _custom(body: Mapping[str, Any]) -> dict[str, str]:
 
 def _notes(body: Mapping[str, Any]) -> dict[str, str]:
     return {
-        "Message": _line(mapping(body.get("CustomerMemo")).get("value")),
+        "Message": _line(as_mapping(body.get("CustomerMemo")).get("value")),
         "Note": _line(body.get("PrivateNote")),
     }
 
 
 def _items(body: Mapping[str, Any]) -> list[str]:
     rows = []
-    for line in map(mapping, sequence(body.get("Line"))):
-        detail = mapping(line.get(string(line.get("DetailType"))))
+    for line in map(as_mapping, sequence(body.get("Line"))):
+        detail = as_mapping(line.get(as_string(line.get("DetailType"))))
         item = _name(detail.get("ItemRef")) or _name(detail.get("AccountRef"))
         what = ": ".join(filter(None, (item, _line(line.get("Description")))))
         if what:
@@ -252,7 +252,7 @@ def _metadata(key: Key, body: Mapping[str, Any]) -> dict[str, Any]:
         "entity": key.entity,
         "number": _line(body.get("DocNumber")),
         "date": _line(body.get("TxnDate")),
-        "currency": _line(mapping(body.get("CurrencyRef")).get("value")),
+        "currency": _line(as_mapping(body.get("CurrencyRef")).get("value")),
         "amount": _number(body.get("TotalAmt")),
         "balance": _number(body.get("Balance")),
         "status": _status(body) if key.entity in ("Invoice", "Bill") else "",
@@ -261,13 +261,13 @@ def _metadata(key: Key, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _name(reference: object) -> str:
-    return _line(mapping(reference).get("name"))[:MOST]
+    return _line(as_mapping(reference).get("name"))[:MOST]
 
 
 def _line(value: object) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
-    return " ".join(string(value).split())
+    return " ".join(as_string(value).split())
 
 
 def _number(value: object) -> float | None:
@@ -282,4 +282,4 @@ def _money(value: object, body: Mapping[str, Any]) -> str:
     number = _number(value)
     if number is None:
         return ""
-    return f"{number:,.2f} {_line(mapping(body.get('CurrencyRef')).get('value'))}".rstrip()
+    return f"{number:,.2f} {_line(as_mapping(body.get('CurrencyRef')).get('value'))}".rstrip()

@@ -1,4 +1,4 @@
-"""A pull from QuickBooks Online: what changed since the cursor, the whole of it where that is too old, and nudges."""
+"""A pull from QuickBooks Online: what changed since the cursor, the whole of it where that is too old, and change hints."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Event, micros, now
-from apex_memory.sources.pages import Asked, Page, Window
-from apex_memory.sources.payloads import broken, moment
+from apex_memory.sources.pages import Page, PullContext, TimeRange
+from apex_memory.sources.payloads import malformed_event, parse_datetime
 from apex_memory.sources.quickbooks.api import CAP, Calls, Found, Place
 from apex_memory.sources.quickbooks.records import (
     PRIORITY,
@@ -21,7 +21,7 @@ from apex_memory.sources.quickbooks.records import (
 from apex_memory.sources.quickbooks.settings import QuickBooksSettings
 
 LOOK_BACK = timedelta(days=29)  # changes are kept for 30 days
-NUDGES = 20  # fetched between two commits
+CHANGE_HINTS = 20  # fetched between two commits
 
 
 class Walk:
@@ -31,13 +31,13 @@ class Walk:
     `entity`, `place`, `from`, `began`, `began_at`: where listing everything stands, while it goes on.
     """
 
-    def __init__(self, asked: Asked, settings: QuickBooksSettings) -> None:
+    def __init__(self, context: PullContext, settings: QuickBooksSettings) -> None:
         self._settings = settings
-        self._nudges = asked.nudges
-        self._window = asked.window
-        self._position = {realm: dict(state) for realm, state in asked.cursor.items()}
+        self._nudges = context.change_hints
+        self._window = context.window
+        self._position = {realm: dict(state) for realm, state in context.cursor.items()}
         self._calls = {
-            realm: Calls(asked.link, settings, realm, initial)
+            realm: Calls(context.link, settings, realm, initial)
             for realm, initial in settings.companies().items()
         }
 
@@ -56,25 +56,25 @@ class Walk:
     async def _answers(self) -> AsyncIterator[Page]:
         """Fetch what webhooks named. Of what is not there, only a webhook of its delete makes a delete here:
         otherwise it may just have been made, and the changes tell when it was deleted."""
-        for start in range(0, len(self._nudges), NUDGES):
-            some, events = self._nudges[start : start + NUDGES], []
-            for nudge in some:
-                text = nudge.key.removesuffix(":deleted")
+        for start in range(0, len(self._nudges), CHANGE_HINTS):
+            some, events = self._nudges[start : start + CHANGE_HINTS], []
+            for hint in some:
+                text = hint.key.removesuffix(":deleted")
                 key = Key.parse(text)
                 if key is None or key.realm not in self._calls or key.entity not in self._entities:
                     continue
                 record = await self._calls[key.realm].one(key)
                 if record is not None:
-                    events += self._events(key.realm, [(key.entity, record)], nudge.at or now())
-                elif text != nudge.key:
-                    events.append(deleted_event(key, nudge.at or now()))
-            yield Page(events=events, answered=some)
+                    events += self._events(key.realm, [(key.entity, record)], hint.at or now())
+                elif text != hint.key:
+                    events.append(deleted_event(key, hint.at or now()))
+            yield Page(events=events, acknowledged=some)
 
     async def _company(self, realm: str) -> AsyncIterator[Page]:
         state = self._position.setdefault(realm, {})
-        known = moment(state["time"], "cursor.time") if "time" in state else None
+        known = parse_datetime(state["time"], "cursor.time") if "time" in state else None
         if "entity" not in state and (
-            known is None or now() - moment(state["at"], "cursor.at") > LOOK_BACK
+            known is None or now() - parse_datetime(state["at"], "cursor.at") > LOOK_BACK
         ):
             begin = _seconds(known - self._overlap) if known else None
             state |= {"entity": self._entities[0], "place": [begin, 1, False], "from": begin}
@@ -112,7 +112,7 @@ class Walk:
 
     async def _changes(self, realm: str, state: dict[str, Any]) -> AsyncIterator[Page]:
         calls, began = self._calls[realm], now()
-        since = moment(state["time"], "cursor.time") - self._overlap
+        since = parse_datetime(state["time"], "cursor.time") - self._overlap
         changes = await calls.changes(self._entities, since)
         done = {"time": changes.time.isoformat(), "at": began.isoformat()}
         if not changes.whole:
@@ -144,7 +144,7 @@ class Walk:
         why = f"more than {CAP:,} changed at once"
         yield Page(events=[_gap(realm, entity, since, high, why)])
 
-    async def _history(self, realm: str, window: Window) -> AsyncIterator[Page]:
+    async def _history(self, realm: str, window: TimeRange) -> AsyncIterator[Page]:
         state = self._position.setdefault(realm, {})
         begin, until = _seconds(window.since), _seconds(window.until)
         for entity in self._entities:
@@ -174,7 +174,7 @@ class Walk:
             try:
                 events.append(record_event(realm, entity, record, at))
             except Rejected as error:
-                events.append(broken(SOURCE, record, error, at, PRIORITY))
+                events.append(malformed_event(SOURCE, record, error, at, PRIORITY))
         return events
 
 
@@ -187,7 +187,7 @@ def _gap(realm: str, entity: str, since: datetime, until: datetime, why: str) ->
         f"deletes in QuickBooks between {since:%Y-%m-%d %H:%M} and {until:%Y-%m-%d %H:%M} UTC may be missing here ({why})",
         remedy="look for them in the company's audit log, delete them here (`DELETE /v1/documents/ID`), then discard this",
     )
-    return broken(SOURCE, record, reason, until, PRIORITY)
+    return malformed_event(SOURCE, record, reason, until, PRIORITY)
 
 
 def _seconds(at: datetime) -> int:

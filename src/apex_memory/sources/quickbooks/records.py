@@ -12,11 +12,11 @@ from typing import Any
 from apex_memory.errors import Rejected
 from apex_memory.model import Event, Priority, micros
 from apex_memory.sources.payloads import (
+    as_mapping,
+    as_string,
     canonical,
-    identifier,
-    mapping,
-    moment,
-    string,
+    parse_datetime,
+    parse_identifier,
 )
 
 SOURCE = "quickbooks"
@@ -49,11 +49,11 @@ def record_event(realm: str, entity: str, record: object, asked_at: datetime) ->
 
     Times are whole seconds, so the sync token orders what happens within one. `Rejected` without an id.
     """
-    body = mapping(record)
+    body = as_mapping(record)
     key = Key(realm, entity, short_id(body.get("Id"), f"{entity}.Id"))
-    given = mapping(body.get("MetaData")).get("LastUpdatedTime")
-    at = moment(given, f"{entity}.MetaData.LastUpdatedTime") if given else asked_at
-    if string(body.get("status")).lower() == "deleted":
+    given = as_mapping(body.get("MetaData")).get("LastUpdatedTime")
+    at = parse_datetime(given, f"{entity}.MetaData.LastUpdatedTime") if given else asked_at
+    if as_string(body.get("status")).lower() == "deleted":
         return deleted_event(key, at, body)
     token = _token(body.get("SyncToken"))
     mark = f"{token}@{_seconds(at)}" if given else hashlib.sha256(canonical(body)).hexdigest()[:32]
@@ -80,9 +80,9 @@ def _event(key: Key, mark: str, at: datetime, rank: int, body: Mapping[str, Any]
 
 def updated(record: object) -> int | None:
     """When the record was last changed, in seconds since 1970; None if it cannot be read."""
-    given = mapping(mapping(record).get("MetaData")).get("LastUpdatedTime")
+    given = as_mapping(as_mapping(record).get("MetaData")).get("LastUpdatedTime")
     try:
-        return _seconds(moment(given, "LastUpdatedTime"))
+        return _seconds(parse_datetime(given, "LastUpdatedTime"))
     except Rejected:
         return None
 
@@ -97,7 +97,7 @@ def _token(value: object) -> int:
 
 
 def short_id(value: object, place: str) -> str:
-    id = identifier(value, place)
+    id = parse_identifier(value, place)
     if len(id) > MOST_ID:
         raise Rejected(f"{place}: longer than {MOST_ID} characters", remedy=f"correct {place}")
     return id
@@ -143,7 +143,7 @@ def read_notices(
 def _legacy_items(notifications: Sequence[Any]) -> Iterator[tuple[str, Any]]:
     for n, one in enumerate(notifications):
         place = f"eventNotifications[{n}]"
-        entities = mapping(mapping(one).get("dataChangeEvent")).get("entities")
+        entities = as_mapping(as_mapping(one).get("dataChangeEvent")).get("entities")
         if not isinstance(entities, list):
             yield place, one
             continue
@@ -155,10 +155,10 @@ def _legacy_items(notifications: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _legacy(item: Any, place: str, names: Mapping[str, str]) -> Notice | None:
-    entity = mapping(mapping(item).get("entity"))
+    entity = as_mapping(as_mapping(item).get("entity"))
     if not entity:
         raise Rejected(f"{place}: expected a changed entity", remedy=f"correct {place}")
-    name = names.get(string(entity.get("name")).lower())
+    name = names.get(as_string(entity.get("name")).lower())
     if name is None:
         return None
     return _notice(
@@ -167,7 +167,7 @@ def _legacy(item: Any, place: str, names: Mapping[str, str]) -> Notice | None:
             name,
             short_id(entity.get("id"), f"{place}.id"),
         ),
-        string(entity.get("operation")),
+        as_string(entity.get("operation")),
         entity.get("lastUpdated"),
         entity.get("deletedId"),
         place,
@@ -175,8 +175,8 @@ def _legacy(item: Any, place: str, names: Mapping[str, str]) -> Notice | None:
 
 
 def _cloud(item: Any, place: str, names: Mapping[str, str]) -> Notice | None:
-    told = mapping(item)
-    type = _CLOUD.fullmatch(string(told.get("type")))
+    told = as_mapping(item)
+    type = _CLOUD.fullmatch(as_string(told.get("type")))
     if type is None:
         raise Rejected(
             f"{place}.type: expected a text like qbo.invoice.updated.v1",
@@ -185,7 +185,7 @@ def _cloud(item: Any, place: str, names: Mapping[str, str]) -> Notice | None:
     name = names.get(type[1].lower())
     if name is None:
         return None
-    data = {key.lower(): value for key, value in mapping(told.get("data")).items()}
+    data = {key.lower(): value for key, value in as_mapping(told.get("data")).items()}
     return _notice(
         Key(
             _realm(told.get("intuitaccountid"), f"{place}.intuitaccountid"),
@@ -207,7 +207,7 @@ def _notice(key: Key, operation: str, at: object, merged: object, place: str) ->
     return Notice(
         key,
         _PAST.get(operation, operation),
-        moment(at, f"{place}.time") if at is not None else None,
+        parse_datetime(at, f"{place}.time") if at is not None else None,
         short_id(merged, f"{place}.deletedId") if merged else None,
     )
 

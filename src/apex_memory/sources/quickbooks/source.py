@@ -12,17 +12,17 @@ from pydantic import SecretStr
 from apex_memory.errors import Misconfigured, Unauthorized
 from apex_memory.model import Document, Event, Priority
 from apex_memory.sources.base import Pattern, Received, Request, Sample, Source, SourceSettings
-from apex_memory.sources.pages import Asked, Nudge, Page
-from apex_memory.sources.payloads import broken, canonical, parse_json, sample
+from apex_memory.sources.pages import ChangeHint, Page, PullContext
+from apex_memory.sources.payloads import canonical, malformed_event, parse_json, sample
 from apex_memory.sources.quickbooks.documents import record_document
 from apex_memory.sources.quickbooks.pull import Walk
 from apex_memory.sources.quickbooks.records import Key, deleted_event, read_notices
 from apex_memory.sources.quickbooks.settings import QuickBooksSettings
-from apex_memory.sources.signatures import digest, fits
+from apex_memory.sources.signatures import digest, signature_matches
 
 
 class QuickBooks(Source):
-    """Invoices, payments, bills, customers and vendors of QuickBooks Online: polled, with webhooks as nudges."""
+    """Invoices, payments, bills, customers and vendors of QuickBooks Online: polled, with webhooks as change hints."""
 
     name: ClassVar[str] = "quickbooks"
     title: ClassVar[str] = "QuickBooks Online"
@@ -30,10 +30,10 @@ class QuickBooks(Source):
     pattern: ClassVar[Pattern] = Pattern.POLL
     Settings: ClassVar[type[SourceSettings]] = QuickBooksSettings
     poll_seconds: ClassVar[float] = 300
-    calls: ClassVar[tuple[float, float]] = (100, 20)  # at most 400 in any minute, of 500
+    rate_limit: ClassVar[tuple[float, float]] = (100, 20)  # at most 400 in any minute, of 500
 
     @property
-    def missing(self) -> str:
+    def missing_settings(self) -> str:
         held = self.settings
         if not held.client_id or not held.client_secret.get_secret_value():
             return "client_secret" if held.client_id else "client_id"
@@ -42,15 +42,16 @@ class QuickBooks(Source):
         return "" if len(held.refresh_tokens) >= len(held.realm_ids) else "refresh_tokens"
 
     def receive(self, request: Request) -> Received:
-        """A nudge per record; an event only for what a merge took away, of which nothing can be fetched."""
+        """A change hint per record; an event only for what a merge took away, of which nothing can be fetched."""
         self._verify(request)
         notices, wrong = read_notices(parse_json(request.body), self.settings.entities)
         if wrong and not notices:
             raise wrong[0][1]
         events = [
-            broken(self.name, item, why, request.received_at, self.priority) for item, why in wrong
+            malformed_event(self.name, item, why, request.received_at, self.priority)
+            for item, why in wrong
         ]
-        nudges: dict[str, Nudge] = {}
+        change_hints: dict[str, ChangeHint] = {}
         for notice in notices:
             if self.settings.realm_ids and notice.key.realm not in self.settings.realm_ids:
                 continue
@@ -58,14 +59,14 @@ class QuickBooks(Source):
                 lost = Key(notice.key.realm, notice.key.entity, notice.merged)
                 events.append(deleted_event(lost, notice.at or request.received_at))
             key = f"{notice.key}:deleted" if notice.operation == "delete" else str(notice.key)
-            known = nudges.get(key)
+            known = change_hints.get(key)
             times = [at for at in (known and known.at, notice.at) if at]
-            nudges[key] = Nudge(key, max(times, default=None))
-        return Received(events, nudges=list(nudges.values()))
+            change_hints[key] = ChangeHint(key, max(times, default=None))
+        return Received(events, change_hints=list(change_hints.values()))
 
-    async def pull(self, asked: Asked) -> AsyncIterator[Page]:
+    async def pull(self, context: PullContext) -> AsyncIterator[Page]:
         """What webhooks named, then each company's changes since the cursor; or what a window holds."""
-        async for page in Walk(asked, self.settings).pages():
+        async for page in Walk(context, self.settings).pages():
             yield page
 
     def document(self, event: Event) -> Document:
@@ -94,7 +95,7 @@ class QuickBooks(Source):
                 remedy="set sources.quickbooks.verifier_tokens to the verifier token shown in the Intuit application",
             )
         wanted = [_signature(token, request.body) for token in tokens]
-        if not fits(wanted, request.headers.get("intuit-signature", "")):
+        if not signature_matches(wanted, request.headers.get("intuit-signature", "")):
             raise Unauthorized(
                 "intuit-signature does not fit the body",
                 remedy="compare sources.quickbooks.verifier_tokens with the verifier token in the Intuit application",

@@ -10,7 +10,13 @@ from typing import Any
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document
-from apex_memory.sources.payloads import identifier, line, mapping, moment, string
+from apex_memory.sources.payloads import (
+    as_mapping,
+    as_string,
+    line,
+    parse_datetime,
+    parse_identifier,
+)
 
 MOST_LINES = 60  # of an event's data in its text
 
@@ -76,12 +82,14 @@ class Notice:
         data = body.get(name, {})
         if not isinstance(data, dict):
             raise Rejected(f"{name}: expected an object", remedy="is this a Samsara event?")
-        kind = identifier(body.get("eventType"), "eventType")
+        kind = parse_identifier(body.get("eventType"), "eventType")
         record, record_id, change = _record(kind.lower(), data)
         return cls(
-            id=identifier(body.get("eventId"), "eventId"),
+            id=parse_identifier(body.get("eventId"), "eventId"),
             type=kind,
-            at=_from_ms(body["eventMs"]) if legacy else moment(body.get("eventTime"), "eventTime"),
+            at=_from_ms(body["eventMs"])
+            if legacy
+            else parse_datetime(body.get("eventTime"), "eventTime"),
             data=data,
             record=record,
             record_id=record_id,
@@ -92,9 +100,9 @@ class Notice:
 def _record(kind: str, data: Mapping[str, Any]) -> tuple[str, str, str]:
     """An event without the thing's id still tells that something happened: it then stands for itself."""
     found = _RECORD.fullmatch(kind)
-    thing = mapping(data.get(found[1])) or data if found else {}
+    thing = as_mapping(data.get(found[1])) or data if found else {}
     if found and (id := thing.get("id")) is not None:
-        return found[1], identifier(id, f"data.{found[1]}.id"), found[2]
+        return found[1], parse_identifier(id, f"data.{found[1]}.id"), found[2]
     return "", "", ""
 
 
@@ -102,7 +110,7 @@ def _from_ms(value: object) -> datetime:
     if isinstance(value, bool) or not isinstance(value, int):
         raise Rejected("eventMs: expected whole milliseconds since 1970", remedy="correct eventMs")
     seconds, rest = divmod(value, 1000)
-    return moment(seconds, "eventMs") + timedelta(milliseconds=rest)
+    return parse_datetime(seconds, "eventMs") + timedelta(milliseconds=rest)
 
 
 def event_document(notice: Notice) -> Document:
@@ -114,7 +122,7 @@ def event_document(notice: Notice) -> Document:
         found.insert(0, (_ROLES[notice.record], notice.data))  # the record without a wrapping
     named = {role: _named(role, thing) for role, thing in reversed(found)}
     what = _words(notice.type)
-    told = string(notice.data.get("summary")) or string(
+    told = as_string(notice.data.get("summary")) or as_string(
         notice.data.get("alertConditionDescription")
     )
     head = {"Event": told or what, "At": f"{notice.at:%Y-%m-%d %H:%M:%S} UTC"}
@@ -152,7 +160,7 @@ def _named(role: str, thing: Mapping[str, Any]) -> str:
 
 
 def _name(thing: Mapping[str, Any]) -> str:
-    return line(" ".join(string(thing.get("name")).split()), 200)
+    return line(" ".join(as_string(thing.get("name")).split()), 200)
 
 
 def _ref(role: str, thing: Mapping[str, Any]) -> str | None:
@@ -176,7 +184,7 @@ def _event_said(
                 said += vehicle_said(thing)
             else:
                 said.append(Assertion(subject=ref, predicate="name", value=_named(role, thing)))
-            if city := city_of(string(thing.get("formattedAddress"))):
+            if city := city_of(as_string(thing.get("formattedAddress"))):
                 said.append(Assertion(subject=ref, predicate="in", object=f"location:{city}"))
     for vehicle in refs["vehicle"][:1]:
         about = [("driver", refs["driver"])]
@@ -205,8 +213,8 @@ def vehicle_ref(vehicle: Mapping[str, Any]) -> str:
 
 
 def vin_of(vehicle: Mapping[str, Any]) -> str:
-    vin = mapping(vehicle.get("externalIds")).get("samsara.vin") or vehicle.get("vin")
-    return "".join(string(vin).split())[:40]
+    vin = as_mapping(vehicle.get("externalIds")).get("samsara.vin") or vehicle.get("vin")
+    return "".join(as_string(vin).split())[:40]
 
 
 def vehicle_said(vehicle: Mapping[str, Any]) -> list[Assertion]:

@@ -22,20 +22,26 @@ from apex_memory.sources.base import (
     Source,
     SourceSettings,
 )
-from apex_memory.sources.pages import Asked, Page, Reading, Window
+from apex_memory.sources.pages import Page, PullContext, Reading, TimeRange
 from apex_memory.sources.payloads import (
-    broken,
+    as_mapping,
+    as_string,
     canonical,
-    mapping,
-    moment,
+    malformed_event,
+    parse_datetime,
     parse_json,
     parse_object,
     sample,
-    string,
 )
 from apex_memory.sources.samsara.documents import Notice, event_document, iso
 from apex_memory.sources.samsara.stats import KINDS, read_vehicle, summarise, window_document
-from apex_memory.sources.signatures import Secret, check_time, digest, fits, from_base64
+from apex_memory.sources.signatures import (
+    Secret,
+    check_time,
+    digest,
+    from_base64,
+    signature_matches,
+)
 
 WINDOW = "application/vnd.apex.samsara-window+json"
 """Content type of a folded window; a webhook's event is plain JSON."""
@@ -90,7 +96,7 @@ class Samsara(Source):
     window_seconds: ClassVar[int] = 300
 
     @property
-    def missing(self) -> str:
+    def missing_settings(self) -> str:
         return "" if self.settings.api_token.get_secret_value() else "api_token"
 
     def receive(self, request: Request) -> Received:
@@ -110,13 +116,13 @@ class Samsara(Source):
         )
         return Received([event])
 
-    async def pull(self, asked: Asked) -> AsyncIterator[Page]:
-        """The feed from its cursor on, or the history of a window; nudges there are none."""
-        calls = _Calls(asked, self.settings, self.window_seconds, self.priority)
-        async for page in calls.feed() if asked.window is None else calls.history(asked.window):
+    async def pull(self, context: PullContext) -> AsyncIterator[Page]:
+        """The feed from its cursor on, or the history of a window; change hints there are none."""
+        calls = _Calls(context, self.settings, self.window_seconds, self.priority)
+        async for page in calls.feed() if context.window is None else calls.history(context.window):
             yield page
 
-    def fold(
+    def aggregate_window(
         self, series: str, start: datetime, readings: Sequence[Reading], version: int
     ) -> Event:
         """A vehicle's five minutes."""
@@ -165,7 +171,7 @@ class Samsara(Source):
             raise Unauthorized("X-Samsara-Timestamp is no number of seconds")
         secrets = self.settings.webhook_secrets
         wanted = [_signature(secret, stamp, request.body).encode() for secret in secrets]
-        if not fits(wanted, request.headers.get("x-samsara-signature", "")):
+        if not signature_matches(wanted, request.headers.get("x-samsara-signature", "")):
             raise Unauthorized(
                 "X-Samsara-Signature does not fit the body",
                 remedy="compare sources.samsara.webhook_secrets with the webhook's secret key in Samsara",
@@ -187,7 +193,7 @@ def _key(secret: str) -> bytes:
 class _Calls:
     """The calls of one pull. What is sane is told by the time it began at."""
 
-    asked: Asked
+    context: PullContext
     settings: Any
     seconds: int
     priority: Priority
@@ -195,14 +201,14 @@ class _Calls:
 
     async def feed(self) -> AsyncIterator[Page]:
         """What arrived since the cursor. A cursor that Samsara no longer takes is replaced, and the time between filled."""
-        before = string(self.asked.cursor.get("after"))
-        seen = moment(self.asked.cursor.get("seen", 0), "seen")
+        before = as_string(self.context.cursor.get("after"))
+        seen = parse_datetime(self.context.cursor.get("seen", 0), "seen")
         body = await self._page("feed", _after(before), lenient=bool(before))
         if body is None:
             # The new cursor is kept only when the gap is filled: what falls in between comes by either of them.
             before, body = "", await self._page("feed", {})
             since = max(seen - OVERLAP, self._sane.since)
-            async for page in self._listed(Window(since, self.began), ""):
+            async for page in self._listed(TimeRange(since, self.began), ""):
                 yield replace(page, cursor=None)
         while body is not None:
             after, more = self._position("feed", body, before)
@@ -212,26 +218,26 @@ class _Calls:
                 yield replace(page, cursor={"after": after, "seen": iso(seen)})
             before, body = after, await self._page("feed", _after(after)) if more else None
 
-    async def history(self, window: Window) -> AsyncIterator[Page]:
-        if not self.asked.cursor.get("done"):
-            async for page in self._listed(window, string(self.asked.cursor.get("after"))):
+    async def history(self, window: TimeRange) -> AsyncIterator[Page]:
+        if not self.context.cursor.get("done"):
+            async for page in self._listed(window, as_string(self.context.cursor.get("after"))):
                 yield page
 
-    async def _listed(self, window: Window, after: str) -> AsyncIterator[Page]:
+    async def _listed(self, window: TimeRange, after: str) -> AsyncIterator[Page]:
         times, more = {"startTime": iso(window.since), "endTime": iso(window.until)}, True
         while more and (body := await self._page("history", {**times, **_after(after)})):
             after, more = self._position("history", body, after)
             yield replace(self._read(body), cursor={"after": after, "done": not more})
 
     async def _page(
-        self, what: str, asked: Mapping[str, str], *, lenient: bool = False
+        self, what: str, context: Mapping[str, str], *, lenient: bool = False
     ) -> Mapping[str, Any] | None:
         """A page; None where a lenient call is answered 400: the cursor is not (any more) one."""
-        answer = await self.asked.link.call(
+        answer = await self.context.link.call(
             "GET",
             f"{self.settings.base_url.rstrip('/')}/fleet/vehicles/stats/{what}",
             auth=bearer(self.settings.api_token.get_secret_value()),
-            params={"types": ",".join(KINDS), **asked},
+            params={"types": ",".join(KINDS), **context},
             accept=(400,) if lenient else (),
         )
         if answer.status_code == 400:
@@ -250,8 +256,11 @@ class _Calls:
 
     def _position(self, what: str, body: Mapping[str, Any], before: str) -> tuple[str, bool]:
         """The cursor after this page, and whether there is more at once. A page without a cursor leaves it."""
-        paging = mapping(body.get("pagination"))
-        after, more = string(paging.get("endCursor")) or before, paging.get("hasNextPage") is True
+        paging = as_mapping(body.get("pagination"))
+        after, more = (
+            as_string(paging.get("endCursor")) or before,
+            paging.get("hasNextPage") is True,
+        )
         if more and after == before:
             raise RetryLater(
                 f"samsara: the {what} says there is more, but not where",
@@ -261,8 +270,8 @@ class _Calls:
         return after, more
 
     @property
-    def _sane(self) -> Window:
-        return Window(
+    def _sane(self) -> TimeRange:
+        return TimeRange(
             self.began - timedelta(days=self.settings.oldest_days),
             self.began + timedelta(days=self.settings.ahead_days),
         )
@@ -284,7 +293,7 @@ class _Calls:
         return Page(events=events, readings=readings)
 
     def _broken(self, record: object, reason: Rejected) -> Event:
-        return broken(Samsara.name, record, reason, self.began, self.priority)
+        return malformed_event(Samsara.name, record, reason, self.began, self.priority)
 
 
 def _after(cursor: str) -> dict[str, str]:

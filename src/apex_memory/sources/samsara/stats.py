@@ -11,8 +11,14 @@ from typing import Any
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document
-from apex_memory.sources.pages import Reading, Window
-from apex_memory.sources.payloads import identifier, mapping, moment, sequence, string
+from apex_memory.sources.pages import Reading, TimeRange
+from apex_memory.sources.payloads import (
+    as_mapping,
+    as_string,
+    parse_datetime,
+    parse_identifier,
+    sequence,
+)
 from apex_memory.sources.samsara.documents import (
     city_of,
     iso,
@@ -48,7 +54,7 @@ class Unread:
 
 
 def read_vehicle(
-    item: object, place: str, sane: Window, seconds: int
+    item: object, place: str, sane: TimeRange, seconds: int
 ) -> tuple[list[Reading], Unread | None]:
     """The readings in one vehicle's part of a page, and its points that are none. Raises `Rejected` without an id.
 
@@ -56,7 +62,7 @@ def read_vehicle(
     """
     if not isinstance(item, dict):
         raise Rejected(f"{place}: expected an object", remedy="report it to Samsara's support")
-    series = identifier(item.get("id"), f"{place}.id")
+    series = parse_identifier(item.get("id"), f"{place}.id")
     readings: list[Reading] = []
     unread: Unread | None = None
     for kind in KINDS:
@@ -67,8 +73,8 @@ def read_vehicle(
                 unread = unread or Unread(reason, {})
                 unread.add(kind, point)
     known = {
-        "name": string(item.get("name")),
-        "externalIds": dict(mapping(item.get("externalIds"))),
+        "name": as_string(item.get("name")),
+        "externalIds": dict(as_mapping(item.get("externalIds"))),
     }
     starts = sorted({window_start(one.at, seconds) for one in readings})
     return [
@@ -83,11 +89,11 @@ def _points(given: object) -> Sequence[Any]:
     return given if isinstance(given, list) else [given]
 
 
-def _reading(series: str, kind: str, point: object, place: str, sane: Window) -> Reading:
+def _reading(series: str, kind: str, point: object, place: str, sane: TimeRange) -> Reading:
     wrong = Rejected(f"{place}: no such point", remedy="report it to Samsara's support")
     if not isinstance(point, dict):
         raise wrong
-    at = moment(point.get("time"), f"{place}.time")
+    at = parse_datetime(point.get("time"), f"{place}.time")
     if not sane.since <= at < sane.until:
         raise Rejected(
             f"{place}.time: {iso(at)} is not between {iso(sane.since)[:10]} and {iso(sane.until)[:10]}",
@@ -127,7 +133,7 @@ def summarise(
     by_kind: dict[str, list[Reading]] = {kind: [] for kind in (VEHICLE, *KINDS)}
     for one in readings:
         by_kind.setdefault(one.kind, []).append(one)
-    known = mapping(by_kind[VEHICLE][-1].value) if by_kind[VEHICLE] else {}
+    known = as_mapping(by_kind[VEHICLE][-1].value) if by_kind[VEHICLE] else {}
     points = [one for kind, some in by_kind.items() if kind != VEHICLE for one in some]
     summary: dict[str, Any] = {
         "vehicle": {"id": series, **known},
@@ -146,7 +152,7 @@ def summarise(
 
 
 def _value(one: Reading, name: str) -> float | None:
-    return _number(mapping(one.value).get(name))
+    return _number(as_mapping(one.value).get(name))
 
 
 def _journey(gps: Sequence[Reading]) -> dict[str, Any]:
@@ -159,8 +165,8 @@ def _journey(gps: Sequence[Reading]) -> dict[str, Any]:
         and (longitude := _value(one, "longitude")) is not None
     ]
     journey: dict[str, Any] = {
-        "first": {"time": iso(gps[0].at), **mapping(gps[0].value)},
-        "last": {"time": iso(gps[-1].at), **mapping(gps[-1].value)},
+        "first": {"time": iso(gps[0].at), **as_mapping(gps[0].value)},
+        "last": {"time": iso(gps[-1].at), **as_mapping(gps[-1].value)},
         "places": list(places)[:MOST_PLACES],
         "miles": round(sum(map(_miles, spots, spots[1:])), 2),
     }
@@ -173,7 +179,9 @@ def _journey(gps: Sequence[Reading]) -> dict[str, Any]:
 
 
 def _place(point: object) -> str:
-    return string(mapping(mapping(point).get("reverseGeo")).get("formattedLocation")).strip()
+    return as_string(
+        as_mapping(as_mapping(point).get("reverseGeo")).get("formattedLocation")
+    ).strip()
 
 
 def _miles(one: tuple[float, float], other: tuple[float, float]) -> float:
@@ -188,19 +196,21 @@ def _engine(states: Sequence[Reading], end: datetime) -> dict[str, Any]:
     """A state lasts until the next, the last one to the window's end."""
     minutes: dict[str, float] = {}
     for one, until in zip(states, [*(one.at for one in states[1:]), end], strict=True):
-        state = string(mapping(one.value).get("value"))
+        state = as_string(as_mapping(one.value).get("value"))
         minutes[state] = minutes.get(state, 0.0) + (until - one.at).total_seconds() / 60
     return {
         "minutes": {state: round(sum_, 1) for state, sum_ in minutes.items()},
-        "last": string(mapping(states[-1].value).get("value")),
+        "last": as_string(as_mapping(states[-1].value).get("value")),
     }
 
 
 def window_document(summary: Mapping[str, Any]) -> Document:
     """Five minutes of a vehicle, as `summarise` tells them."""
-    start, end, last = (moment(summary.get(name), name) for name in ("start", "end", "last"))
-    vehicle, gps = mapping(summary.get("vehicle")), mapping(summary.get("gps"))
-    unit, state = unit_of(vehicle), string(mapping(summary.get("engine")).get("last"))
+    start, end, last = (
+        parse_datetime(summary.get(name), name) for name in ("start", "end", "last")
+    )
+    vehicle, gps = as_mapping(summary.get("vehicle")), as_mapping(summary.get("gps"))
+    unit, state = unit_of(vehicle), as_string(as_mapping(summary.get("engine")).get("last"))
     city = city_of(_place(gps.get("last")))
     return Document(
         kind="vehicle_window",
@@ -210,7 +220,7 @@ def window_document(summary: Mapping[str, Any]) -> Document:
         assertions=_window_said(vehicle, state, city, sequence(gps.get("places"))),
         metadata={
             "vehicle": unit,
-            "vehicle_id": string(vehicle.get("id")),
+            "vehicle_id": as_string(vehicle.get("id")),
             "start": iso(start),
             "end": iso(end),
             "readings": _count(summary),
@@ -232,12 +242,12 @@ def _window_lines(
     summary: Mapping[str, Any], start: datetime, end: datetime, last: datetime
 ) -> dict[str, str]:
     """Short, and in words: embedding a window costs more than all its readings, by the word. The rest is metadata."""
-    gps, fuel = mapping(summary.get("gps")), mapping(summary.get("fuel"))
-    minutes = mapping(mapping(summary.get("engine")).get("minutes"))
+    gps, fuel = as_mapping(summary.get("gps")), as_mapping(summary.get("fuel"))
+    minutes = as_mapping(as_mapping(summary.get("engine")).get("minutes"))
     places, here = sequence(gps.get("places")), _place(gps.get("last"))
     said = f"{_count(summary)} readings, last at {last:%H:%M:%S} UTC"
     return {
-        "Vehicle": unit_of(mapping(summary.get("vehicle"))),
+        "Vehicle": unit_of(as_mapping(summary.get("vehicle"))),
         "Window": f"{start:%Y-%m-%d %H:%M} to {end:%H:%M} UTC",
         "Telematics": f"{said} near {here}" if here else said,
         "Passed": "; ".join(places) if len(places) > 1 else "",
@@ -250,7 +260,7 @@ def _window_lines(
 
 
 def _driven(gps: Mapping[str, Any]) -> str:
-    mph, miles = mapping(gps.get("mph")), f"{gps['miles']:.1f} miles"
+    mph, miles = as_mapping(gps.get("mph")), f"{gps['miles']:.1f} miles"
     return f"{miles} at {mph['average']:.0f} mph, {mph['most']:.0f} at most" if mph else miles
 
 
@@ -273,9 +283,9 @@ def _window_said(
 
 
 def _count(summary: Mapping[str, Any]) -> int:
-    return sum(mapping(summary.get("readings")).values())
+    return sum(as_mapping(summary.get("readings")).values())
 
 
 def _spot(point: object) -> list[Any]:
     """Latitude and longitude in degrees."""
-    return [mapping(point).get(name) for name in ("latitude", "longitude")]
+    return [as_mapping(point).get(name) for name in ("latitude", "longitude")]

@@ -12,7 +12,7 @@ import httpx2
 from apex_memory.errors import RetryLater, Unauthorized
 from apex_memory.model import now
 from apex_memory.sources.auth import OAuth, Token
-from apex_memory.sources.http import Link, retry_after
+from apex_memory.sources.http import VendorClient, retry_after
 from apex_memory.sources.payloads import parse_json, parse_object
 from apex_memory.sources.sonar.documents import records_of
 
@@ -39,7 +39,7 @@ class Step:
 class Api:
     """SONAR's calls. They never go on after 429 or 451: that would block us for longer."""
 
-    def __init__(self, link: Link, settings: Any) -> None:
+    def __init__(self, link: VendorClient, settings: Any) -> None:
         self._link, self._settings = link, settings
         self._base = settings.base_url.rstrip("/")
         self._auth = OAuth(link.tokens, "sonar", self._token)
@@ -69,11 +69,11 @@ class Api:
         answer = await self._link.call(method, url, accept=(429, 451), **request)
         if answer.status_code not in (429, 451):
             return answer
-        asked = retry_after(answer.headers.get("retry-after")) or 0.0
+        context = retry_after(answer.headers.get("retry-after")) or 0.0
         block: float = self._settings.block_seconds
-        short = answer.status_code == 429 and asked > 0
+        short = answer.status_code == 429 and context > 0
         raise Blocked(
             f"sonar: SONAR answers {answer.status_code}: too many calls",
-            after=asked if short else max(asked, block),
+            after=context if short else max(context, block),
             remedy="nothing to do: it is asked again when the block is over; poll fewer series if it comes back",
         )

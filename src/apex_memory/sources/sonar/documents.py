@@ -11,7 +11,13 @@ from typing import Any
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document
-from apex_memory.sources.payloads import identifier, mapping, moment, sequence, string
+from apex_memory.sources.payloads import (
+    as_mapping,
+    as_string,
+    parse_datetime,
+    parse_identifier,
+    sequence,
+)
 
 NAMES = {
     "OTRI": "Outbound Tender Reject Index",
@@ -61,7 +67,7 @@ class Value:
         return cls(
             index=_code(_first(fields, _INDEX), "index"),
             qualifier=_code(_first(fields, _QUALIFIER), "qualifier"),
-            day=moment(_first(fields, _DATE), "date").date(),
+            day=parse_datetime(_first(fields, _DATE), "date").date(),
             number=None if number is None else _number(number),
         )
 
@@ -71,8 +77,8 @@ def completed(record: object, index: str, qualifier: str) -> object:
     if not isinstance(record, dict):
         return record
     fields = _folded(record)
-    asked = {"index": (_INDEX, index), "qualifier": (_QUALIFIER, qualifier)}
-    added = {name: value for name, (known, value) in asked.items() if not string(_first(fields, known))}  # fmt: skip
+    context = {"index": (_INDEX, index), "qualifier": (_QUALIFIER, qualifier)}
+    added = {name: value for name, (known, value) in context.items() if not as_string(_first(fields, known))}  # fmt: skip
     return {**record, **added}
 
 
@@ -80,7 +86,7 @@ def records_of(answer: object) -> list[object]:
     """The records in an answer: a list, or an object with one list of records in it."""
     if isinstance(answer, list):
         return answer
-    lists = [value for value in mapping(answer).values() if isinstance(value, list)]
+    lists = [value for value in as_mapping(answer).values() if isinstance(value, list)]
     if len(lists) != 1:
         raise Rejected(
             "sonar: the answer is no list of records",
@@ -127,13 +133,13 @@ def value_document(value: Value) -> Document:
 
 def alert_document(body: Mapping[str, Any], at: datetime) -> Document:
     """A `market_alert`: title and text, and every other plain field as a line."""
-    data = mapping(body.get("data"))
+    data = as_mapping(body.get("data"))
     said = {
         name: " ".join(str(value).split())
         for name, value in data.items()
         if isinstance(value, str | int | float) and not isinstance(value, bool)
     }
-    title, text = said.pop("title", "") or "Market alert", string(data.get("text")).strip()
+    title, text = said.pop("title", "") or "Market alert", as_string(data.get("text")).strip()
     lines = {
         name.replace("_", " ").capitalize(): value
         for name, value in said.items()
@@ -164,7 +170,7 @@ def _first(fields: Mapping[str, Any], names: tuple[str, ...]) -> Any:
 
 
 def _code(value: object, place: str) -> str:
-    code = identifier(value, place).strip().upper()
+    code = parse_identifier(value, place).strip().upper()
     if len(code) > 100:
         raise Rejected(f"{place}: longer than 100 characters", remedy=f"correct {place}")
     return code

@@ -27,19 +27,25 @@ from apex_memory.sources.base import (
     Source,
     SourceSettings,
 )
-from apex_memory.sources.pages import Asked, Page
+from apex_memory.sources.pages import Page, PullContext
 from apex_memory.sources.payloads import (
-    broken,
+    as_mapping,
+    as_string,
     canonical,
-    identifier,
-    mapping,
-    moment,
+    malformed_event,
+    parse_datetime,
+    parse_identifier,
     parse_json,
     parse_object,
     sample,
-    string,
 )
-from apex_memory.sources.signatures import Secret, check_time, digest, fits, from_base64
+from apex_memory.sources.signatures import (
+    Secret,
+    check_time,
+    digest,
+    from_base64,
+    signature_matches,
+)
 from apex_memory.sources.sonar.api import Api, Blocked, Step
 from apex_memory.sources.sonar.documents import (
     Value,
@@ -105,11 +111,11 @@ class Sonar(Source):
     pattern: ClassVar[Pattern] = Pattern.POLL
     poll_seconds: ClassVar[float] = 21_600
     # At most 80 in any minute, of the vendor's 100: 40 at once, and as many again in the minute after.
-    calls: ClassVar[tuple[float, float]] = (40, 60)
+    rate_limit: ClassVar[tuple[float, float]] = (40, 60)
     Settings: ClassVar[type[SourceSettings]] = SonarSettings
 
     @property
-    def missing(self) -> str:
+    def missing_settings(self) -> str:
         """The first of user, password and series that is not set."""
         known = self.settings
         given = {"username": known.username, "password": known.password.get_secret_value(), "series": known.series}  # fmt: skip
@@ -119,8 +125,8 @@ class Sonar(Source):
         """`index.value` with a record or a list of them, or an `alert`; see docs/howto/sources/sonar.md."""
         id = self._verify(request)
         body = parse_object(request.body)
-        kind, data = string(body.get("type")), body.get("data")
-        said = moment(body.get("timestamp"), "timestamp")
+        kind, data = as_string(body.get("type")), body.get("data")
+        said = parse_datetime(body.get("timestamp"), "timestamp")
         at = min(said, request.received_at)  # a clock that runs ahead must not hide what follows
         if kind == "alert" and isinstance(data, dict):
             return Received([self._alert(id, at, body, data)])
@@ -133,13 +139,13 @@ class Sonar(Source):
             remedy="see docs/howto/sources/sonar.md for the form of a message",
         )
 
-    async def pull(self, asked: Asked) -> AsyncIterator[Page]:
+    async def pull(self, context: PullContext) -> AsyncIterator[Page]:
         """Each series once; what is new in it or restated. Once SONAR refuses, nothing is asked until the block is over."""
-        state = _State.read(asked.cursor)
+        state = _State.read(context.cursor)
         await state.wait()
-        api = Api(asked.link, self.settings)
+        api = Api(context.link, self.settings)
         failed: list[ApexError] = []
-        for step in self._steps(state, asked):
+        for step in self._steps(state, context):
             try:
                 records = await api.values(step)
             except Blocked as error:
@@ -151,9 +157,9 @@ class Sonar(Source):
                 failed.append(error)
                 continue
             # A backfill tells again what it finds: it remembers its steps, not values.
-            seen = state.seen.get(step.series, {}) if asked.window is None else {}
+            seen = state.seen.get(step.series, {}) if context.window is None else {}
             events, seen = self._news(step, records, seen)
-            if asked.window is None:
+            if context.window is None:
                 state = replace(state, seen={**state.seen, step.series: seen})
             else:
                 state = replace(state, done=(*state.done, step.name))
@@ -202,17 +208,17 @@ class Sonar(Source):
                 remedy="the relay must send what Standard Webhooks demands",
             )
         wanted = [_digest(secret, id, stamp, request.body) for secret in secrets]
-        if not fits(wanted, *map(_decoded, given.split(" ")[:10])):
+        if not signature_matches(wanted, *map(_decoded, given.split(" ")[:10])):
             raise Unauthorized(
                 "webhook-signature does not fit the body",
                 remedy="compare sources.sonar.relay_secrets with the secret that the relay signs with",
             )
         check_time(request, int(stamp) * 1_000_000, self.name, self.settings.replay_seconds)
-        return identifier(id, "webhook-id")
+        return parse_identifier(id, "webhook-id")
 
     def _alert(self, id: str, at: datetime, body: Mapping[str, Any], data: Mapping[str, Any]) -> Event:  # fmt: skip
         named = data.get("id")
-        key = id if named is None else identifier(named, "data.id")
+        key = id if named is None else parse_identifier(named, "data.id")
         return self._event(id, f"alert:{key}", at, at, canonical(body))
 
     def _value(self, id: str, at: datetime, record: object) -> Event:
@@ -224,7 +230,7 @@ class Sonar(Source):
         try:
             return self._value(id, at, record)
         except Rejected as error:
-            return broken(self.name, record, error, at, self.priority)
+            return malformed_event(self.name, record, error, at, self.priority)
 
     def _event(self, id: str, key: str, seen: datetime, at: datetime, payload: bytes) -> Event:
         return Event(
@@ -237,11 +243,11 @@ class Sonar(Source):
             priority=self.priority,
         )
 
-    def _steps(self, state: _State, asked: Asked) -> list[Step]:
+    def _steps(self, state: _State, context: PullContext) -> list[Step]:
         """The calls to make: each series from where it was last read, or a backfill's days in parts."""
-        if asked.window is None:
+        if context.window is None:
             return [self._step(series, state) for series in map(str.upper, self.settings.series)]
-        first, last = asked.window.since.date(), asked.window.until.date()
+        first, last = context.window.since.date(), context.window.until.date()
         starts = range(0, (last - first).days + 1, CHUNK_DAYS)
         parts = [
             (
@@ -274,7 +280,7 @@ class Sonar(Source):
             try:
                 value = Value.read(record)
             except Rejected as error:
-                events.append(broken(self.name, record, error, at, self.priority))
+                events.append(malformed_event(self.name, record, error, at, self.priority))
                 continue
             told = f"{value.index}/{value.qualifier}"
             name = value.day.isoformat() + (f" {told}" if told != step.series else "")
@@ -297,7 +303,7 @@ class _State:
 
     @classmethod
     def read(cls, cursor: Mapping[str, Any]) -> _State:
-        return cls(mapping(cursor.get("seen")), cursor.get("until", 0), tuple(cursor.get("done", ())))  # fmt: skip
+        return cls(as_mapping(cursor.get("seen")), cursor.get("until", 0), tuple(cursor.get("done", ())))  # fmt: skip
 
     def cursor(self) -> dict[str, Any]:
         return {"seen": self.seen, "until": self.until, "done": list(self.done)}

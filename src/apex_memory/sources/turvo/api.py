@@ -10,8 +10,8 @@ from urllib.parse import quote
 from apex_memory.errors import Rejected, RetryLater, Unauthorized
 from apex_memory.model import now
 from apex_memory.sources.auth import OAuth, Token
-from apex_memory.sources.http import Link
-from apex_memory.sources.payloads import mapping, parse_object, string
+from apex_memory.sources.http import VendorClient
+from apex_memory.sources.payloads import as_mapping, as_string, parse_object
 
 
 class Failed(RetryLater):
@@ -25,7 +25,7 @@ class Failed(RetryLater):
 class Api:
     """Turvo's calls. Every one needs a bearer token and the API key."""
 
-    def __init__(self, link: Link, settings: Any) -> None:
+    def __init__(self, link: VendorClient, settings: Any) -> None:
         self._link, self._settings = link, settings
         self._base = settings.base_url.rstrip("/")
         self._key = {"x-api-key": settings.api_key.get_secret_value()}
@@ -58,7 +58,7 @@ class Api:
                 "turvo: the list of shipments has no `details.shipments`",
                 remedy="has Turvo's API changed? See docs/howto/sources/turvo.md",
             )
-        more = mapping(details.get("pagination")).get("moreAvailable") is not False
+        more = as_mapping(details.get("pagination")).get("moreAvailable") is not False
         return [row if isinstance(row, dict) else {"row": row} for row in rows], more
 
     async def _token(self, spent: Token | None) -> Token:
@@ -93,10 +93,10 @@ def _details(body: bytes, of: str) -> Mapping[str, Any]:
         told = parse_object(body)
     except Rejected as error:
         raise Failed(f"turvo: {of}: {error}", remedy="it is tried again by itself") from None
-    details, status = told.get("details"), string(told.get("Status"))
+    details, status = told.get("details"), as_string(told.get("Status"))
     if status.upper() == "SUCCESS" and isinstance(details, dict):
         return details
-    reason = mapping(details).get("errorCode")
+    reason = as_mapping(details).get("errorCode")
     code = str(reason)[:60] if isinstance(reason, str | int) else ""
     raise Failed(
         f"turvo: {of}: answered with Status {status[:40] or 'missing'}{f' ({code})' if code else ''}",

@@ -9,7 +9,7 @@ from typing import Any
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event
-from apex_memory.sources.payloads import mapping, moment, sequence, string
+from apex_memory.sources.payloads import as_mapping, as_string, parse_datetime, sequence
 
 STATUSES = {
     "2100": "Quote active", "2101": "Tendered", "2102": "Covered", "2103": "Dispatched", "2104": "At pickup",
@@ -37,7 +37,7 @@ def time_of(value: object) -> datetime | None:
     if isinstance(value, dict):
         value = value.get("date")
     try:
-        return moment(value, "date")
+        return parse_datetime(value, "date")
     except Rejected:
         return None
 
@@ -49,7 +49,7 @@ def changed_at(record: Mapping[str, Any]) -> datetime | None:
 
 def status_of(holder: Mapping[str, Any]) -> tuple[str, str]:
     """Key and label in `{code: {key, value}}`. Unknown keys keep the label that Turvo gives."""
-    code = mapping(holder.get("code"))
+    code = as_mapping(holder.get("code"))
     key = _words(code.get("key"))
     return key, STATUSES.get(key) or _words(code.get("value")) or (key and f"status {key}")
 
@@ -79,7 +79,7 @@ class _Shipment:
         self.record = record
         self.number = _words(record.get("customId")) or _words(record.get("id"))
         self.ref = f"shipment:{self.number}"
-        self.status_key, self.status = status_of(mapping(record.get("status")))
+        self.status_key, self.status = status_of(as_mapping(record.get("status")))
         self.customer_orders = _kept(record.get("customerOrder"))
         self.carrier_orders = _kept(record.get("carrierOrder"))
         self.customers = _names(self.customer_orders, "customer")
@@ -89,9 +89,9 @@ class _Shipment:
             for holder in (record, *self.customer_orders)
             for stop in _kept(holder.get("globalRoute")) + _kept(holder.get("route"))
         ]
-        lane = mapping(record.get("lane"))
-        self.origin = string(lane.get("start")) or self._place("1500")
-        self.destination = string(lane.get("end")) or self._place("1501")
+        lane = as_mapping(record.get("lane"))
+        self.origin = as_string(lane.get("start")) or self._place("1500")
+        self.destination = as_string(lane.get("end")) or self._place("1501")
         self.lane = " to ".join(filter(None, [self.origin, self.destination]))
         self.numbers = list(dict.fromkeys(self._numbers()))
         self.drivers = list(dict.fromkeys(self._drivers()))
@@ -108,7 +108,7 @@ class _Shipment:
             "Route": self.lane,
             "Pickup": _shown(record.get("startDate")),
             "Delivery": _shown(record.get("endDate")),
-            "Mode": _label(mapping(record.get("transportation")).get("mode")),
+            "Mode": _label(as_mapping(record.get("transportation")).get("mode")),
             "Equipment": ", ".join(filter(None, equipment)),
         }
         yield from (f"{name}: {value}" for name, value in labelled.items() if value)
@@ -140,7 +140,7 @@ class _Shipment:
             if kind:
                 yield self._is(kind, f"{kind}:{_code(kind, value)}")
         for order in self.carrier_orders:
-            yield from _codes(mapping(order.get("carrier")))
+            yield from _codes(as_mapping(order.get("carrier")))
         values = [("status", self.status)]
         values += [("amount", self._amount(order)) for order in self.customer_orders]
         for predicate, field in (("pickup_at", "startDate"), ("delivery_at", "endDate")):
@@ -165,8 +165,8 @@ class _Shipment:
     def _place(self, stop_type: str) -> str:
         """City and state of the first stop of a type (1500 pickup, 1501 delivery)."""
         for stop in self.stops:
-            if _words(mapping(stop.get("stopType")).get("key")) == stop_type:
-                address = mapping(stop.get("address"))
+            if _words(as_mapping(stop.get("stopType")).get("key")) == stop_type:
+                address = as_mapping(stop.get("address"))
                 return ", ".join(filter(None, [_words(address.get("city")), _words(address.get("state"))]))  # fmt: skip
         return ""
 
@@ -182,12 +182,12 @@ class _Shipment:
     def _drivers(self) -> Iterator[str]:
         for order in self.carrier_orders:
             for one in _kept(order.get("drivers")):
-                name = _words(mapping(one.get("context")).get("name")) or _words(one.get("name"))
+                name = _words(as_mapping(one.get("context")).get("name")) or _words(one.get("name"))
                 if name:
                     yield name
 
     def _amount(self, order: Mapping[str, Any]) -> str:
-        costs = mapping(order.get("costs"))
+        costs = as_mapping(order.get("costs"))
         total = costs.get("totalAmount")
         if not isinstance(total, int | float) or isinstance(total, bool) or abs(total) >= 1e15:
             return ""
@@ -199,7 +199,7 @@ def _kept(value: object) -> list[Mapping[str, Any]]:
 
 
 def _names(orders: Sequence[Mapping[str, Any]], of: str) -> list[str]:
-    names = (_words(mapping(order.get(of)).get("name")) for order in orders)
+    names = (_words(as_mapping(order.get(of)).get("name")) for order in orders)
     return list(dict.fromkeys(filter(None, names)))
 
 
@@ -207,12 +207,12 @@ def _words(value: object) -> str:
     """One line of what is text or a whole number."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
         return str(value)
-    return " ".join(string(value).split())
+    return " ".join(as_string(value).split())
 
 
 def _label(enum: object) -> str:
     """What people read of an enum `{key, value}`."""
-    return _words(mapping(enum).get("value"))
+    return _words(as_mapping(enum).get("value"))
 
 
 def _said(subject: str, predicate: str, value: str) -> Assertion:
@@ -240,7 +240,7 @@ def _shown(value: object) -> str:
 
 
 def _stop(stop: Mapping[str, Any]) -> str:
-    address, attributes = mapping(stop.get("address")), mapping(stop.get("attributes"))
+    address, attributes = as_mapping(stop.get("address")), as_mapping(stop.get("attributes"))
     city = " ".join(
         filter(
             None,
@@ -254,12 +254,12 @@ def _stop(stop: Mapping[str, Any]) -> str:
     )
     parts = [
         _label(stop.get("stopType")),
-        _words(mapping(stop.get("location")).get("name")),
+        _words(as_mapping(stop.get("location")).get("name")),
         _words(address.get("line1")),
         city,
     ]
     times = {
-        "appointment": mapping(stop.get("appointment")).get("start"),
+        "appointment": as_mapping(stop.get("appointment")).get("start"),
         "arrived": attributes.get("arrival"),
         "departed": attributes.get("departed"),
     }

@@ -24,18 +24,18 @@ from apex_memory.sources.base import (
     Source,
     SourceSettings,
 )
-from apex_memory.sources.pages import Asked, Nudge, Page
+from apex_memory.sources.pages import ChangeHint, Page, PullContext
 from apex_memory.sources.payloads import (
-    broken,
+    as_mapping,
+    as_string,
     canonical,
-    identifier,
-    mapping,
+    malformed_event,
+    parse_identifier,
     parse_json,
     parse_object,
     sample,
-    string,
 )
-from apex_memory.sources.signatures import Secret, digest, fits, from_base64
+from apex_memory.sources.signatures import Secret, digest, from_base64, signature_matches
 from apex_memory.sources.turvo.api import Api, Failed
 from apex_memory.sources.turvo.documents import changed_at, shipment_document, time_of
 
@@ -109,7 +109,7 @@ class Turvo(Source):
     Settings: ClassVar[type[SourceSettings]] = TurvoSettings
 
     @property
-    def missing(self) -> str:
+    def missing_settings(self) -> str:
         """The first credential of the API that is not set."""
         given: dict[str, SecretStr | str] = {
             name: getattr(self.settings, name)
@@ -118,45 +118,47 @@ class Turvo(Source):
         return next((name for name, value in given.items() if not _plain(value)), "")
 
     def receive(self, request: Request) -> Received:
-        """A nudge for the shipment that the notice names. Notices of other things hold nothing for memory."""
+        """A change hint for the shipment that the notice names. Notices of other things hold nothing for memory."""
         self._verify(request)
         body = parse_object(request.body)
-        if not string(body.get("eventName")):
+        if not as_string(body.get("eventName")):
             raise Rejected("eventName: expected text", remedy="is this a webhook of Turvo?")
-        if not string(body.get("eventName")).upper().startswith("SHIPMENT"):
+        if not as_string(body.get("eventName")).upper().startswith("SHIPMENT"):
             return Received()
-        about = mapping(body.get("eventPayload"))
-        load = mapping(about.get("load")).get("id")
-        id = identifier(load if about.get("id") is None else about.get("id"), "eventPayload.id")
+        about = as_mapping(body.get("eventPayload"))
+        load = as_mapping(about.get("load")).get("id")
+        id = parse_identifier(
+            load if about.get("id") is None else about.get("id"), "eventPayload.id"
+        )
         # The id is all that is needed: a time in a form that nobody has seen yet costs no update.
-        return Received(nudges=[Nudge(SHIPMENT + id, time_of(body.get("eventTime")))])
+        return Received(change_hints=[ChangeHint(SHIPMENT + id, time_of(body.get("eventTime")))])
 
-    async def pull(self, asked: Asked) -> AsyncIterator[Page]:
+    async def pull(self, context: PullContext) -> AsyncIterator[Page]:
         """First the shipments that webhooks named, then, when it is time, those that the list shows as changed.
 
         What webhooks name meanwhile comes before the list's next shipment.
         """
-        api = Api(asked.link, self.settings)
+        api = Api(context.link, self.settings)
         failed: list[Failed] = []
-        if asked.window is None:
-            async for page in self._named(api, asked.nudges, failed):
+        if context.window is None:
+            async for page in self._named(api, context.change_hints, failed):
                 yield page
-        async for page in self._listing(api, asked, failed):
+        async for page in self._listing(api, context, failed):
             yield page
         if failed:
             raise failed[0]
 
     async def _named(
-        self, api: Api, nudges: Sequence[Nudge], failed: list[Failed]
+        self, api: Api, change_hints: Sequence[ChangeHint], failed: list[Failed]
     ) -> AsyncIterator[Page]:
-        for nudge in nudges:
-            kind, _, id = nudge.key.partition(":")
+        for hint in change_hints:
+            kind, _, id = hint.key.partition(":")
             try:
-                events = [await self._fetched(api, id, nudge.at)] if f"{kind}:" == SHIPMENT else []
-            except Failed as error:  # the nudge stays, and its neighbours go on
+                events = [await self._fetched(api, id, hint.at)] if f"{kind}:" == SHIPMENT else []
+            except Failed as error:  # the change hint stays, and its neighbours go on
                 failed.append(error)
                 continue
-            yield Page(events=events, answered=[nudge])
+            yield Page(events=events, acknowledged=[hint])
 
     def document(self, event: Event) -> Document:
         """A `shipment`. A cancelled one stays, with that status; a deleted one is a tombstone."""
@@ -190,14 +192,14 @@ class Turvo(Source):
             )
         given = request.headers.get(known.webhook_header.lower(), "")
         tokens = [token.get_secret_value().encode() for token in known.webhook_tokens]
-        if tokens and not fits(tokens, given, _BEARER.sub("", given, count=1)):
+        if tokens and not signature_matches(tokens, given, _BEARER.sub("", given, count=1)):
             raise Unauthorized(
                 f"the token in {known.webhook_header} is not ours",
                 remedy="compare sources.turvo.webhook_tokens and webhook_header with Turvo's webhook profile",
             )
         wanted = [digest(key, request.body) for key in known.hmac_keys]
         signature = _signature(request.headers.get(known.hmac_header.lower(), ""))
-        if wanted and not fits(wanted, signature):
+        if wanted and not signature_matches(wanted, signature):
             raise Unauthorized(
                 f"{known.hmac_header} does not fit the body",
                 remedy="compare sources.turvo.hmac_keys with the key of who signs",
@@ -212,7 +214,7 @@ class Turvo(Source):
             record = await api.shipment(id)
             return self._event(id, record) if record is not None else self._gone(id, at)
         except Rejected as error:
-            return broken(self.name, {"shipment": id}, error, at or now(), self.priority)
+            return malformed_event(self.name, {"shipment": id}, error, at or now(), self.priority)
 
     def _event(self, id: str, record: Mapping[str, Any]) -> Event:
         payload = canonical(record)
@@ -245,17 +247,19 @@ class Turvo(Source):
             priority=self.priority,
         )
 
-    async def _listing(self, api: Api, asked: Asked, failed: list[Failed]) -> AsyncIterator[Page]:
+    async def _listing(
+        self, api: Api, context: PullContext, failed: list[Failed]
+    ) -> AsyncIterator[Page]:
         """Read the list page by page, and fetch what changed in it. The cursor says how far, so it goes on after a crash.
 
         Each page begins with the last row of the page before. Where that row is missing, rows went away
         above it and others slid past us: the list is begun anew.
         """
-        reading = _Reading.begun(asked, self.settings.listing_seconds)
+        reading = _Reading.begun(context, self.settings.listing_seconds)
         seen, restarts = ["?"], 0
         while reading:
             rows, more = await api.listed(reading.start, reading.since)
-            ids = [string(row.get("id")) or str(row.get("id")) for row in rows]
+            ids = [as_string(row.get("id")) or str(row.get("id")) for row in rows]
             slid = bool(reading.start) and reading.anchor not in ids
             if slid or (rows and ids == seen):
                 restarts += 1
@@ -276,23 +280,23 @@ class Turvo(Source):
                     yield Page(events=[await self._listed(api, row)])
                 except Failed as error:
                     failed.append(error)
-                async for page in self._named(api, await asked.newly(), failed):
+                async for page in self._named(api, await context.new_hints(), failed):
                     yield page
             reading = reading.past(rows, ids, failed=len(failed) > before)
             if not more or not fresh:
                 yield Page(cursor=reading.ended(self.settings.overlap_seconds))
                 return
             yield Page(cursor=reading.cursor())
-            async for page in self._named(api, await asked.newly(), failed):
+            async for page in self._named(api, await context.new_hints(), failed):
                 yield page
 
     async def _listed(self, api: Api, row: Mapping[str, Any]) -> Event:
         """The shipment of a row of the list."""
         at = changed_at(row)
         try:
-            return await self._fetched(api, identifier(row.get("id"), "id"), at)
+            return await self._fetched(api, parse_identifier(row.get("id"), "id"), at)
         except Rejected as error:
-            return broken(self.name, row, error, at or now(), self.priority)
+            return malformed_event(self.name, row, error, at or now(), self.priority)
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,16 +317,16 @@ class _Reading:
     failed: bool = False
 
     @classmethod
-    def begun(cls, asked: Asked, pause: float) -> _Reading | None:
+    def begun(cls, context: PullContext, pause: float) -> _Reading | None:
         """The reading to go on with, a new one, or none while the last is not long ago."""
-        known = {name: asked.cursor[name] for name in cls.__slots__ if name in asked.cursor}
+        known = {name: context.cursor[name] for name in cls.__slots__ if name in context.cursor}
         reading = cls(**known)
         if reading.start:
             return reading
-        if asked.window:
+        if context.window:
             return cls(
-                since=micros(asked.window.since),
-                until=micros(asked.window.until),
+                since=micros(context.window.since),
+                until=micros(context.window.until),
                 began=micros(now()),
             )
         if micros(now()) - reading.listed < pause * 1_000_000:

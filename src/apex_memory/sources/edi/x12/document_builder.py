@@ -16,7 +16,7 @@ from apex_memory.sources.payloads import line
 
 
 @dataclass(slots=True)
-class Told:
+class DocumentBuilder:
     """A set, and the document that grows out of it."""
 
     segments: Sequence[Segment]
@@ -55,51 +55,53 @@ class Told:
         )
 
 
-def tell_references(told: Told, segments: Sequence[Segment], own: str) -> None:
+def tell_references(builder: DocumentBuilder, segments: Sequence[Segment], own: str) -> None:
     """L11 and N9: whatever number somebody may look for."""
     numbers = [(value(one, 2), value(one, 1)) for one in every(segments, "L11")]
     numbers += [(value(one, 1), value(one, 2)) for one in every(segments, "N9")]
     for code, number in dict.fromkeys(numbers):
-        told.add(codes.REFERENCES.get(code, f"Reference {code}"), number)
+        builder.add(codes.REFERENCES.get(code, f"Reference {code}"), number)
         if code == "PO":
-            told.say(own, "po", object=f"po:{number}")
+            builder.say(own, "po", object=f"po:{number}")
         elif code == "CN":
-            told.say(own, "pro", object=pro_ref(number))
+            builder.say(own, "pro", object=pro_ref(number))
         elif code == "BM" and f"shipment:{number}" != own:
-            told.say(own, "bol", object=f"bol:{number}")
+            builder.say(own, "bol", object=f"bol:{number}")
 
 
-def tell_parties(told: Told, segments: Sequence[Segment], own: str, *, roles: bool = True) -> None:
+def tell_parties(
+    builder: DocumentBuilder, segments: Sequence[Segment], own: str, *, roles: bool = True
+) -> None:
     """Names and addresses. Without `roles` only those that have one of the shipment itself are linked to it."""
     for party in parties(segments):
         address = ", ".join(filter(None, (party.name, party.street, party.place, party.country)))
-        told.add(codes.PARTIES.get(party.role, f"Party {party.role}"), address)
+        builder.add(codes.PARTIES.get(party.role, f"Party {party.role}"), address)
         for contact in party.contacts:
-            told.add("Phone", contact)
-        _assert_party(told, party, own if roles or party.role in codes.ROLES else "")
+            builder.add("Phone", contact)
+        _assert_party(builder, party, own if roles or party.role in codes.ROLES else "")
 
 
-def _assert_party(told: Told, party: Party, own: str) -> None:
+def _assert_party(builder: DocumentBuilder, party: Party, own: str) -> None:
     role = codes.ROLES.get(party.role, "mentions")
     if party.name and party.name != party.number:
         company = f"company:{party.name}"
-        told.say(own if role != "mentions" else "", role, object=company)
-        told.say(company, "name", value=party.name)
-    told.say("", "mentions", object=party.location)
+        builder.say(own if role != "mentions" else "", role, object=company)
+        builder.say(company, "name", value=party.name)
+    builder.say("", "mentions", object=party.location)
 
 
-def tell_notes(told: Told, segments: Sequence[Segment]) -> None:
+def tell_notes(builder: DocumentBuilder, segments: Sequence[Segment]) -> None:
     """NTE and K1: free text."""
     for one in every(segments, "NTE"):
-        told.add("Note", value(one, 2))
+        builder.add("Note", value(one, 2))
     for one in every(segments, "K1"):
-        told.add("Note", " ".join(filter(None, (value(one, 1), value(one, 2)))))
+        builder.add("Note", " ".join(filter(None, (value(one, 1), value(one, 2)))))
 
 
-def tell_totals(told: Told) -> None:
+def tell_totals(builder: DocumentBuilder) -> None:
     """L3: what all of it weighs."""
-    for one in every(told.segments, "L3"):
-        told.add("Total weight", weight(value(one, 1), "", value(one, 11)))
+    for one in every(builder.segments, "L3"):
+        builder.add("Total weight", weight(value(one, 1), "", value(one, 11)))
 
 
 def weight(amount: str, unit: str, pieces: str) -> str:

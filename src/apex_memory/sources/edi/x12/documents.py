@@ -9,29 +9,31 @@ from typing import Any
 from apex_memory.errors import Rejected
 from apex_memory.model import Document
 from apex_memory.sources.edi.x12 import codes
-from apex_memory.sources.edi.x12.document_builder import Told, word
+from apex_memory.sources.edi.x12.document_builder import DocumentBuilder, word
 from apex_memory.sources.edi.x12.fields import first, loops
 from apex_memory.sources.edi.x12.invoices import tell_invoice
 from apex_memory.sources.edi.x12.reports import tell_status
 from apex_memory.sources.edi.x12.segments import Segment, value
 from apex_memory.sources.edi.x12.tenders import tell_response, tell_tender
-from apex_memory.sources.payloads import mapping, sequence, string
+from apex_memory.sources.payloads import as_mapping, as_string, sequence
 
 
 def set_document(payload: Mapping[str, Any], at: datetime) -> Document:
     """The document of a set as it was landed. `Rejected` if this is none."""
-    envelope = mapping(payload.get("envelope"))
-    segments = [tuple(map(string, sequence(one))) for one in sequence(payload.get("segments"))]
+    envelope = as_mapping(payload.get("envelope"))
+    segments = [tuple(map(as_string, sequence(one))) for one in sequence(payload.get("segments"))]
     if not segments or not all(segments):
         raise Rejected("payload.segments: expected segments", remedy="is this an X12 set?")
-    told = Told(segments, string(envelope.get("sender")), string(envelope.get("receiver")), at)
-    told.metadata = {
-        "set": told.set_id,
+    builder = DocumentBuilder(
+        segments, as_string(envelope.get("sender")), as_string(envelope.get("receiver")), at
+    )
+    builder.metadata = {
+        "set": builder.set_id,
         "envelope": dict(envelope),
-        "sent_at": string(payload.get("sent_at")),
+        "sent_at": as_string(payload.get("sent_at")),
         "test": payload.get("test") is True,
-        "acknowledged": string(payload.get("answer")),
-        "findings": [string(one) for one in sequence(payload.get("findings"))],
+        "acknowledged": as_string(payload.get("answer")),
+        "findings": [as_string(one) for one in sequence(payload.get("findings"))],
     }
     tell = {
         "204": tell_tender,
@@ -40,30 +42,30 @@ def set_document(payload: Mapping[str, Any], at: datetime) -> Document:
         "210": tell_invoice,
         "997": _answer,
     }
-    return tell.get(told.set_id, _other)(told)
+    return tell.get(builder.set_id, _other)(builder)
 
 
-def _answer(told: Told) -> Document:
-    head, end = first(told.segments, "AK1"), first(told.segments, "AK9")
+def _answer(builder: DocumentBuilder) -> Document:
+    head, end = first(builder.segments, "AK1"), first(builder.segments, "AK9")
     function, control = value(head, 1), value(head, 2)
     answer = word(codes.GROUP_ANSWERS, value(end, 1)) or "no answer"
-    told.lines.append(f"Functional acknowledgement: group {function} {control} {answer}")
-    told.add("From", told.sender)
-    told.add("Sets", f"{value(end, 4) or '?'} of {value(end, 2) or '?'} accepted")
+    builder.lines.append(f"Functional acknowledgement: group {function} {control} {answer}")
+    builder.add("From", builder.sender)
+    builder.add("Sets", f"{value(end, 4) or '?'} of {value(end, 2) or '?'} accepted")
     rejected = []
-    _, sets = loops(told.segments, "AK2")
+    _, sets = loops(builder.segments, "AK2")
     for one in sets:
         result = first(one, "AK5")
         name = f"{value(one[0], 1)} {value(one[0], 2)}"
         state = word(codes.GROUP_ANSWERS, value(result, 1)) or "no answer"
         faults = [word(codes.SET_FAULTS, value(result, n)) for n in range(2, 7)]
-        told.lines.append(f"Set {name}: {'; '.join(filter(None, [state, *faults]))}")
-        told.lines += list(_faults(one))
+        builder.lines.append(f"Set {name}: {'; '.join(filter(None, [state, *faults]))}")
+        builder.lines += list(_faults(one))
         if value(result, 1) not in ("A", "E"):
             rejected.append(name)
-    told.metadata |= {"function": function, "group": control, "answer": value(end, 1)}
-    told.metadata["rejected"] = rejected
-    return told.document("acknowledgement", f"997: group {function} {control} {answer}")
+    builder.metadata |= {"function": function, "group": control, "answer": value(end, 1)}
+    builder.metadata["rejected"] = rejected
+    return builder.document("acknowledgement", f"997: group {function} {control} {answer}")
 
 
 def _faults(segments: Sequence[Segment]) -> Iterator[str]:
@@ -75,7 +77,9 @@ def _faults(segments: Sequence[Segment]) -> Iterator[str]:
             yield f"  element {value(one, 1)}: error {value(one, 3)} {value(one, 4)}".rstrip()
 
 
-def _other(told: Told) -> Document:
-    told.lines.append(f"X12 {told.set_id or told.segments[0][0]} from {told.sender or 'unknown'}")
-    told.lines += [" ".join(filter(None, map(str.strip, one))) for one in told.segments]
-    return told.document("edi_other", told.lines[0])
+def _other(builder: DocumentBuilder) -> Document:
+    builder.lines.append(
+        f"X12 {builder.set_id or builder.segments[0][0]} from {builder.sender or 'unknown'}"
+    )
+    builder.lines += [" ".join(filter(None, map(str.strip, one))) for one in builder.segments]
+    return builder.document("edi_other", builder.lines[0])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from apex_memory.errors import Rejected
-from apex_memory.model import BROKEN, TOMBSTONE, Event, Priority
+from apex_memory.model import MALFORMED, TOMBSTONE, Event, Priority
 from apex_memory.sources.edi.x12.checks import MANDATORY, Verdict, judged
 from apex_memory.sources.edi.x12.envelope import (
     Group,
@@ -28,8 +28,8 @@ from apex_memory.sources.edi.x12.identity import (
     version,
 )
 from apex_memory.sources.edi.x12.segments import read, value
-from apex_memory.sources.pages import PickedUp
-from apex_memory.sources.payloads import broken, canonical
+from apex_memory.sources.pages import InboundFile
+from apex_memory.sources.payloads import canonical, malformed_event
 
 SOURCE, PRIORITY = "edi", Priority.P2
 MOST_FINDINGS = 200
@@ -52,7 +52,7 @@ class Opened:
                 for one, verdict in zip(group.sets, own, strict=True):
                     event = _event(interchange, group, one, verdict, place)
                     yield event
-                    if event.content_type != BROKEN and cancels(one.segments):
+                    if event.content_type != MALFORMED and cancels(one.segments):
                         yield _end(event, tender_key(one.segments, interchange))
                     place += 1
 
@@ -106,7 +106,7 @@ def _event(
     if verdict.answer != "R" or (one.whole and one.id not in MANDATORY):
         return event
     # Under its own keys, so that the partner's mended version settles the dead letter by itself.
-    refused = broken(SOURCE, record, _refusal(one, verdict), at, PRIORITY)
+    refused = malformed_event(SOURCE, record, _refusal(one, verdict), at, PRIORITY)
     return replace(event, payload=refused.payload, content_type=refused.content_type)
 
 
@@ -149,7 +149,7 @@ def _record(
     }
 
 
-def unreadable(file: PickedUp, reason: Rejected) -> Event:
+def unreadable(file: InboundFile, reason: Rejected) -> Event:
     """A file in which there is no set, as the dead letter that tells an operator of it."""
     record = {
         "file": file.name,
@@ -157,4 +157,4 @@ def unreadable(file: PickedUp, reason: Rejected) -> Event:
         "bytes": len(file.data),
         "begins": file.data[:200].decode("latin-1"),
     }
-    return broken(SOURCE, record, reason, EPOCH, PRIORITY)
+    return malformed_event(SOURCE, record, reason, EPOCH, PRIORITY)

@@ -59,9 +59,9 @@ def key(segments: Sequence[Segment], interchange: Interchange, group: Group) -> 
         case "210":
             parts = ("invoice", incoming, value(first(segments, "B3"), 2))
         case "997":
-            answered = first(segments, "AK1")
+            acknowledged = first(segments, "AK1")
             parts = ("acknowledgement", interchange.sender, interchange.receiver)
-            parts += (value(answered, 1), value(answered, 2))
+            parts += (value(acknowledged, 1), value(acknowledged, 2))
         case _:
             body = repr([[element.strip() for element in one] for one in segments[1:-1]])
             digest = hashlib.sha256(body.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -9,8 +9,8 @@ from apex_memory.errors import Rejected
 from apex_memory.model import Event, now
 from apex_memory.sources.edi.x12.events import PRIORITY, SOURCE
 from apex_memory.sources.edi.x12.places import UNFINISHED, Entry, Place
-from apex_memory.sources.pages import Page, PickedUp, Window
-from apex_memory.sources.payloads import broken
+from apex_memory.sources.pages import InboundFile, Page, TimeRange
+from apex_memory.sources.payloads import malformed_event
 
 PAGE_FILES, PAGE_BYTES = 20, 8_000_000  # picked up in one transaction
 
@@ -41,7 +41,7 @@ async def fresh(
                 del looks[_shown(entry.name)]
             else:  # it grew meanwhile
                 looks[_shown(entry.name)] = [len(data), entry.changed, now().timestamp()]
-        files = [PickedUp(f"{place.name}/{_shown(name)}", data) for name, data in taken]
+        files = [InboundFile(f"{place.name}/{_shown(name)}", data) for name, data in taken]
         yield Page(files=files, events=refused, cursor={**cursor, place.name: dict(looks)})
         before = dict(looks)
         for name, data in taken:
@@ -73,7 +73,7 @@ def _looked(
 
 
 async def history(
-    place: Place, cursor: Mapping[str, Any], window: Window, *, largest: int
+    place: Place, cursor: Mapping[str, Any], window: TimeRange, *, largest: int
 ) -> AsyncIterator[Page]:
     """Archived files whose time is in the window, the oldest first."""
     done = tuple(cursor.get(place.name) or (0.0, ""))
@@ -88,7 +88,7 @@ async def history(
     entries.sort(key=lambda entry: (entry.changed, _shown(entry.name)))
     for batch in _batches(entries):
         files = [
-            PickedUp(
+            InboundFile(
                 f"{place.name}/{_shown(entry.name)}", await place.read(entry.name, archived=True)
             )
             for entry in batch
@@ -116,7 +116,7 @@ def _too_large(place: Place, entry: Entry, largest: int) -> Event:
         f"{record['file']}: {entry.size} bytes, more than {largest}",
         remedy="ask the partner to send smaller files, and remove this one",
     )
-    return broken(SOURCE, record, reason, now(), PRIORITY)
+    return malformed_event(SOURCE, record, reason, now(), PRIORITY)
 
 
 def _shown(name: str) -> str:

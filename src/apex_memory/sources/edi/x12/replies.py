@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from apex_memory.sources.edi.x12.checks import Verdict, clock, date_of
 from apex_memory.sources.edi.x12.envelope import Group, Interchange, TransactionSet
 from apex_memory.sources.edi.x12.segments import value
-from apex_memory.sources.pages import PickedUp
+from apex_memory.sources.pages import InboundFile
 
 MOST_SET_CODES = 5  # AK5-02 to AK5-06, AK9-05 to AK9-09
 LONGEST_BAD_VALUE = 99  # AK4-04
@@ -21,7 +21,7 @@ LONGEST_BAD_VALUE = 99  # AK4-04
 
 def reply(
     interchange: Interchange, verdicts: Sequence[Sequence[Verdict]], place: str = ""
-) -> PickedUp | None:
+) -> InboundFile | None:
     """The answer to an interchange, with the `verdicts` on each group's sets; None where there is nothing to answer.
 
     A 997 is never answered, nor are sets without a group: nothing would say to what the answer belongs.
@@ -51,7 +51,7 @@ def reply(
     sender = re.sub(r"[^A-Za-z0-9-]", "_", interchange.sender)[:15] or "unknown"
     number = re.sub(r"[^A-Za-z0-9-]", "_", interchange.control)[:15] or "0"
     name = f"997_{sender}_{number}_{digest[:8]}.edi"
-    return PickedUp(f"{place}{name}", data.encode("utf-8", "replace"))
+    return InboundFile(f"{place}{name}", data.encode("utf-8", "replace"))
 
 
 def _only_acknowledgements(group: Group) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from apex_memory.model import Document
 from apex_memory.sources.edi.x12 import codes
 from apex_memory.sources.edi.x12.document_builder import (
-    Told,
+    DocumentBuilder,
     pro_ref,
     tell_parties,
     tell_references,
@@ -27,37 +27,37 @@ from apex_memory.sources.edi.x12.fields import (
 from apex_memory.sources.edi.x12.segments import value
 
 
-def tell_status(told: Told) -> Document:
+def tell_status(builder: DocumentBuilder) -> Document:
     """A 214: a `shipment_status`, titled by the newest of what it reports."""
-    head = first(told.segments, "B10")
-    number, pro = shipment(told.segments), value(head, 1)
-    scac = carrier(told.segments, told.sender)
+    head = first(builder.segments, "B10")
+    number, pro = shipment(builder.segments), value(head, 1)
+    scac = carrier(builder.segments, builder.sender)
     own = f"shipment:{number}" if number else pro_ref(pro)
-    reported = statuses(told.segments)
+    reported = statuses(builder.segments)
     newest = _newest(reported)
     title = _state(newest) if newest else "appointments" if reported else "no status"
-    told.lines.append(f"Shipment status from {scac}: {title}")
-    told.add("Shipment", number)
-    told.add("Carrier SCAC", scac)
-    told.add("PRO", pro)
-    before, _ = loops(told.segments, "LX")
-    tell_references(told, told.segments, own)
-    tell_parties(told, before, own)
-    told.lines += [_status_line(n, one) for n, one in enumerate(reported, 1)]
-    for one in every(told.segments, "AT8"):
-        told.add("Weight", weight(value(one, 3), value(one, 2), value(one, 4)))
-    told.say(own, "carrier", object=f"scac:{carrier(told.segments)}")
+    builder.lines.append(f"Shipment status from {scac}: {title}")
+    builder.add("Shipment", number)
+    builder.add("Carrier SCAC", scac)
+    builder.add("PRO", pro)
+    before, _ = loops(builder.segments, "LX")
+    tell_references(builder, builder.segments, own)
+    tell_parties(builder, before, own)
+    builder.lines += [_status_line(n, one) for n, one in enumerate(reported, 1)]
+    for one in every(builder.segments, "AT8"):
+        builder.add("Weight", weight(value(one, 3), value(one, 2), value(one, 4)))
+    builder.say(own, "carrier", object=f"scac:{carrier(builder.segments)}")
     if number:
-        told.say(own, "pro", object=pro_ref(pro))
+        builder.say(own, "pro", object=pro_ref(pro))
     for status in reported:
-        told.say(own, "vehicle", object=f"vehicle:{status.unit}")
+        builder.say(own, "vehicle", object=f"vehicle:{status.unit}")
         if status.city:
-            told.say("", "mentions", object=f"location:{status.city} {status.state}".strip())
+            builder.say("", "mentions", object=f"location:{status.city} {status.state}".strip())
     if newest:
-        told.say(own, "status", value=_state(newest))
-    told.metadata |= {"shipment": number, "scac": scac, "pro": pro}
-    told.metadata["statuses"] = [_status_fields(one) for one in reported]
-    return told.document("shipment_status", f"{number or pro} {title} ({scac})")
+        builder.say(own, "status", value=_state(newest))
+    builder.metadata |= {"shipment": number, "scac": scac, "pro": pro}
+    builder.metadata["statuses"] = [_status_fields(one) for one in reported]
+    return builder.document("shipment_status", f"{number or pro} {title} ({scac})")
 
 
 def _newest(reported: Sequence[Status]) -> Status | None:

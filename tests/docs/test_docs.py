@@ -114,7 +114,7 @@ def test_one_file_adds_a_source(tmp_path: Path) -> None:
 import json
 from apex_memory.config import Settings
 from apex_memory.gateway.application import create_app
-from apex_memory.sources.base import classes
+from apex_memory.sources.registry import classes
 from apex_memory.cli import reference
 settings = Settings(source_path={str(tmp_path)!r}, sources={{"toy": {{"secret": "s"}}}})
 paths = create_app(settings).openapi()["paths"]

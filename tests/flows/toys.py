@@ -7,9 +7,8 @@ from pathlib import Path
 
 from apex_memory.errors import RetryLater
 from apex_memory.model import Document, Event, Priority
-from apex_memory.sources.base import (
-    Nudge, Page, Pattern, PickedUp, Reading, Received, Source, SourceSettings, Unpacked,
-)
+from apex_memory.sources.base import Pattern, Received, Source, SourceSettings
+from apex_memory.sources.pages import ChangeHint, InboundFile, Page, Reading, UnpackedFile
 
 START = datetime(2026, 11, 2, 6, tzinfo=UTC)
 
@@ -30,7 +29,7 @@ class Toy(Source):
     Settings = FolderSettings
 
     @property
-    def missing(self):
+    def missing_settings(self):
         return "" if self.settings.folder else "folder"
 
     @property
@@ -38,7 +37,7 @@ class Toy(Source):
         return Path(self.settings.folder)
 
     def receive(self, request):
-        return Received(change hints=[Nudge("all")])
+        return Received(change_hints=[ChangeHint("all")])
 
     def document(self, event):
         return Document(kind="toy", title="Toy", occurred_at=event.occurred_at, text=json.loads(event.payload)["text"])
@@ -52,10 +51,10 @@ class Polled(Toy):
 
     name, title, priority, pattern, poll_seconds = "polled", "Polled", Priority.P2, Pattern.POLL, 60
 
-    async def pull(self, asked):
+    async def pull(self, context):
         lines = (self.place / "lines").read_text().splitlines()
-        at = asked.cursor.get("at", 0)
-        if asked.window:
+        at = context.cursor.get("at", 0)
+        if context.window:
             for n in range(at, len(lines)):
                 yield Page(events=[event("polled", f"line:{n}", 1, lines[n])], cursor={"at": n + 1})
             return
@@ -63,9 +62,9 @@ class Polled(Toy):
             raise RetryLater("polled: the vendor is in trouble", after=0.1)
         for n in range(at, len(lines), 2):
             some = [event("polled", f"line:{m}", 1, lines[m]) for m in range(n, min(n + 2, len(lines)))]
-            yield Page(events=some, cursor={"at": n + len(some)}, answered=asked.change hints)
+            yield Page(events=some, cursor={"at": n + len(some)}, acknowledged=context.change_hints)
         if at == len(lines):
-            yield Page(answered=asked.change hints)
+            yield Page(acknowledged=context.change_hints)
 
 
 class Streamed(Toy):
@@ -74,10 +73,10 @@ class Streamed(Toy):
     name, title, priority, pattern, poll_seconds = "streamed", "Streamed", Priority.P1, Pattern.STREAM, 0.05
     window_seconds = 300
 
-    async def pull(self, asked):
+    async def pull(self, context):
         file = self.place / "readings"
         lines = file.read_text().splitlines() if file.exists() else []
-        at = asked.cursor.get("at", 0)
+        at = context.cursor.get("at", 0)
         if at < len(lines):
             pairs = [line.split() for line in lines[at:]]
             readings = [
@@ -87,7 +86,7 @@ class Streamed(Toy):
             ]
             yield Page(readings=readings, cursor={"at": len(lines)})
 
-    def fold(self, series, start, readings, version):
+    def aggregate_window(self, series, start, readings, version):
         total = sum(one.value for one in readings)
         return event("streamed", f"window:{series}:{start.isoformat()}", version, f"{len(readings)} readings, sum {total}")
 
@@ -97,15 +96,15 @@ class Filed(Toy):
 
     name, title, priority, pattern, poll_seconds = "filed", "Filed", Priority.P2, Pattern.BATCH, 60
 
-    async def pull(self, asked):
+    async def pull(self, context):
         for file in sorted((self.place / "in").iterdir()):
-            yield Page(files=[PickedUp(file.name, file.read_bytes())])
+            yield Page(files=[InboundFile(file.name, file.read_bytes())])
             file.rename(self.place / "archive" / file.name)
 
     def unpack(self, file):
         lines = file.data.decode().splitlines()
         events = [event("filed", f"{file.name}:{n}", 1, line) for n, line in enumerate(lines)]
-        return Unpacked(events=events, replies=[PickedUp(f"{file.name}.ack", f"{len(lines)}".encode())], findings=["odd"])
+        return UnpackedFile(events=events, replies=[InboundFile(f"{file.name}.ack", f"{len(lines)}".encode())], findings=["odd"])
 
     async def send(self, replies, link):
         for reply in replies:

@@ -4,7 +4,7 @@ BIN    := .venv/bin
 READY  := .venv/.ready
 DEV    := .venv/.ready-dev
 
-.PHONY: demo test test-servers check lint types imports docs docs-check bench faults lock clean
+.PHONY: demo test test-servers check lint types imports docs docs-check docs-site bench faults lock clean
 
 $(READY): requirements.lock pyproject.toml
 	@echo "Setting up .venv (first time only) …"
@@ -32,8 +32,8 @@ test-servers: $(DEV)   ## contract suite and crash loop on servers that PyPI doe
 	fi
 
 lint: $(DEV)
-	$(BIN)/ruff format --check src tests bench
-	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench docs
+	$(BIN)/ruff check src tests bench docs
 
 types: $(DEV)
 	$(BIN)/mypy
@@ -41,13 +41,18 @@ types: $(DEV)
 imports: $(DEV)
 	$(BIN)/lint-imports
 
-docs: $(DEV)     ## generate the reference pages
+docs: $(DEV)     ## generate the reference pages and the pictures
 	$(BIN)/python -m apex_memory.cli reference docs/reference
+	$(BIN)/python -m docs.generate.pictures
 
 docs-check: $(DEV)
 	$(BIN)/python -m apex_memory.cli reference docs/reference --check
+	$(BIN)/python -m docs.generate.pictures --check
 
-check: lint types imports docs-check test test-servers   ## the whole gate; CI runs just this
+docs-site: $(DEV)   ## build the documentation site and check its links; look at it with `python -m http.server -d build/site`
+	$(BIN)/python -m docs.generate.site
+
+check: lint types imports docs-check docs-site test test-servers   ## the whole gate; CI runs just this
 
 bench: $(DEV)
 	$(BIN)/python -m bench $(ARGS)

@@ -1,0 +1,77 @@
+"""The documentation's generators: pictures are up to date, and the site's checks find what is broken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from docs.generate import architecture, pictures, site
+
+
+def test_generated_pictures_are_up_to_date() -> None:
+    for name, text in pictures.pictures().items():
+        assert (pictures.IMAGES / name).read_text("utf-8") == text, f"{name}: run `make docs`"
+
+
+def test_a_changed_contract_changes_the_picture(tmp_path: Path) -> None:
+    package = tmp_path / "src" / "toy"
+    package.mkdir(parents=True)
+    (package / "high.py").write_text('"""What users see. And more."""\nimport external\n')
+    (package / "low.py").write_text('"""What it stands on."""\n')
+    (package / "lower.py").write_text('"""What is below."""\n')
+    (tmp_path / "pyproject.toml").write_text(
+        """
+[tool.importlinter]
+root_package = "toy"
+[[tool.importlinter.contracts]]
+name = "Down only"
+type = "layers"
+layers = ["toy.high", "toy.low | toy.lower"]
+[[tool.importlinter.contracts]]
+name = "External is known above"
+type = "forbidden"
+source_modules = ["toy.low"]
+forbidden_modules = ["external"]
+"""
+    )
+    contracts = architecture.read_contracts(tmp_path)
+    assert contracts.layers == [["high"], ["low", "lower"]]
+    assert contracts.forbidden == {"external": {"low"}}
+    drawn = architecture.architecture_picture(tmp_path)
+    assert "What users see<" in drawn and "And more" not in drawn
+    assert drawn.count("imports external") == 1
+    assert "Down only." in drawn and "External is known above." in drawn
+
+
+def test_links_move_with_their_page_and_a_dead_one_is_named() -> None:
+    problems: list[str] = []
+    text = "[a](../CONTRIBUTING.md#x) [b](adr/001-land-first.md) [c](https://temporal.io)\n```\n[d](gone.md)\n```\n"
+    moved = site._moved(text, "docs/page.md", "page.md", problems)
+    assert moved == text.replace("../CONTRIBUTING.md", "contributing.md")
+    assert not problems
+    site._moved("[e](gone.md) [f](../Makefile)", "docs/page.md", "page.md", problems)
+    assert [problem.split(": ")[1] for problem in problems] == [
+        "links to docs/gone.md, which the site does not have",
+        "links to Makefile, which the site does not have",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ('<a href="other.html">x</a>', "no such page"),
+        ('<a href="#nowhere">x</a>', "no such anchor"),
+        ('<script src="https://cdn.example/x.js"></script>', "loads https://cdn.example/x.js"),
+    ],
+)
+def test_the_built_site_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, problem: str
+) -> None:
+    monkeypatch.setattr(site, "SITE", tmp_path)
+    page = tmp_path / "index.html"
+    page.write_text('<h1 id="here">x</h1><a href="index.html#here">x</a>')
+    site.check()
+    page.write_text(body)
+    with pytest.raises(site.SiteError, match=problem):
+        site.check()

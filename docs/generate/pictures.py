@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from docs.generate.architecture import architecture_picture
+from docs.generate.architecture import architecture_pictures
 from docs.generate.path import path_picture
 
 ROOT = Path(__file__).parents[2]
@@ -14,7 +14,7 @@ IMAGES = ROOT / "docs" / "images"
 
 def pictures(root: Path = ROOT) -> dict[str, str]:
     """Return file name → SVG of every generated picture."""
-    return {"architecture.svg": architecture_picture(root), "path.svg": path_picture()}
+    return {**architecture_pictures(root), "path.svg": path_picture()}
 
 
 def main(arguments: list[str]) -> int:

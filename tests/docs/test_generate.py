@@ -18,7 +18,10 @@ def test_a_changed_contract_changes_the_picture(tmp_path: Path) -> None:
     package = tmp_path / "src" / "toy"
     package.mkdir(parents=True)
     (package / "high.py").write_text('"""What users see. And more."""\nimport external\n')
-    (package / "low.py").write_text('"""What it stands on."""\n')
+    (package / "low").mkdir()
+    (package / "low" / "__init__.py").write_text('"""What it stands on."""\n')
+    (package / "low" / "upper.py").write_text('"""Above."""\n')
+    (package / "low" / "under.py").write_text('"""Below."""\n')
     (package / "lower.py").write_text('"""What is below."""\n')
     (tmp_path / "pyproject.toml").write_text(
         """
@@ -29,6 +32,11 @@ name = "Down only"
 type = "layers"
 layers = ["toy.high", "toy.low | toy.lower"]
 [[tool.importlinter.contracts]]
+name = "Inside low"
+type = "layers"
+containers = ["toy.low"]
+layers = ["upper", "under"]
+[[tool.importlinter.contracts]]
 name = "External is known above"
 type = "forbidden"
 source_modules = ["toy.low"]
@@ -36,9 +44,14 @@ forbidden_modules = ["external"]
 """
     )
     contracts = architecture.read_contracts(tmp_path)
-    assert contracts.layers == [["high"], ["low", "lower"]]
-    assert contracts.forbidden == {"external": {"low"}}
-    drawn = architecture.architecture_picture(tmp_path)
+    assert [(layers.container, layers.rows) for layers in contracts.layers] == [
+        ("toy", [["high"], ["low", "lower"]]),
+        ("toy.low", [["upper"], ["under"]]),
+    ]
+    assert contracts.forbidden == {"external": {"toy.low"}}
+    drawings = architecture.architecture_pictures(tmp_path)
+    assert set(drawings) == {"architecture.svg", "architecture-low.svg"}
+    drawn = drawings["architecture.svg"]
     assert "What users see<" in drawn and "And more" not in drawn
     assert drawn.count("imports external") == 1
     assert "Down only." in drawn and "External is known above." in drawn

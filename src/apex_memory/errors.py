@@ -5,6 +5,8 @@ the pipeline raise these; `flows` turns them into Temporal's errors and `gateway
 answers, in one place each. Messages hold ids and counts, never payloads or secrets.
 """
 
+from importlib.util import find_spec
+
 
 class ApexError(Exception):
     """Something went wrong, and `remedy` says what to do about it."""
@@ -56,3 +58,17 @@ class Forbidden(Unauthorized):
 
 class Misconfigured(ApexError):
     """A setting is missing or wrong; the message names it. Refused at start."""
+
+
+def require_extra(package: str, *, extra: str, feature: str, otherwise: str = "") -> None:
+    """Raise `Misconfigured` if an optional package is not installed.
+
+    `extra` is the extra of apex-memory that brings the package, `feature` what needs it, and
+    `otherwise` what to do instead of installing it.
+    """
+    if find_spec(package) is None:
+        alternative = f", or {otherwise}" if otherwise else ""
+        raise Misconfigured(
+            f"{feature}: the package {package} is not installed",
+            remedy=f"pip install 'apex-memory[{extra}]'{alternative}",
+        )

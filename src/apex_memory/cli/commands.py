@@ -33,14 +33,23 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"apex {__version__}")
+        # It imports Temporal's client, which no other command of this module needs.
+        from apex_memory.flows.temporal.deployment import build_id
+
+        typer.echo(f"apex {__version__} (build {build_id()})")
         raise typer.Exit
 
 
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version",
+            callback=_version,
+            is_eager=True,
+            help="Print the version, and the build as Temporal names it.",
+        ),
     ] = False,
 ) -> None:
     """Options that stand before a command."""

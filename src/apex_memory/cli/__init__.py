@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 
+from rich.markup import escape
+
 from apex_memory.cli.commands import app
 from apex_memory.cli.output import console
 from apex_memory.errors import ApexError
@@ -17,9 +19,11 @@ def main() -> None:
     try:
         app()
     except ApexError as error:
-        console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        # Escaped, because `[neo4j]` in a message is an extra and not markup.
+        out = console(stderr=True)
+        out.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         if error.remedy:
-            console(stderr=True).print(f"[dim]→ {error.remedy}[/]", highlight=False, soft_wrap=True)
+            out.print(f"[dim]→ {escape(error.remedy)}[/]", highlight=False, soft_wrap=True)
         sys.exit(1)
     except (KeyboardInterrupt, asyncio.CancelledError):  # asked to end while still starting
         sys.exit(130)

@@ -1,4 +1,4 @@
-"""How often a process that runs for long looks for garbage."""
+"""Garbage collection of long-running processes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import gc
 
 
 def collect_garbage_seldom() -> None:
-    """Call once, when the start is over: what it made is not looked at again, and what comes after seldom.
+    """Freeze the objects that exist now, and collect later ones seldom. Call it once, at the end of a start.
 
-    A batch makes a hundred thousand objects that are gone when it is. Looking through them every 700, as
-    the interpreter does by default, took a quarter of all that a document cost (docs/discussions/performance.md),
-    and a look through everything at once kept webhooks waiting.
+    A batch creates a hundred thousand objects and frees them at its end. The interpreter's default of a
+    collection every 700 objects took a quarter of the cost of a document (docs/discussions/performance.md),
+    and a collection over everything kept webhooks waiting.
     """
     gc.collect()
     gc.freeze()

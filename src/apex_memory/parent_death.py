@@ -12,18 +12,19 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(number: signal.Signals) -> Callable[[], None] | None:
-    """A function to run in a new process, after it dropped its rights: the parent's death ends it too.
+    """Return a function to run in a new process after it drops its rights: the parent's death then ends it too.
 
-    Linux only; elsewhere None, and the next start ends what is left (see `leftovers`).
+    `number` is the signal that ends it. Linux only; elsewhere None, and the next start ends leftover processes
+    (see `engines.state.leftovers`).
     """
     if sys.platform != "linux":
         return None
-    # Looked up here: after a fork nothing may be loaded.
+    # Looked up before the fork: after it no library may be loaded.
     prctl, parent = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()
 
-    def tie() -> None:
+    def end_with_parent() -> None:
         prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
-        if os.getppid() != parent:  # it died before the call
+        if os.getppid() != parent:  # the parent died before the call
             os._exit(1)
 
-    return tie
+    return end_with_parent

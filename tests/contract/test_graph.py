@@ -435,7 +435,7 @@ async def test_a_graph_of_an_earlier_version_is_refused(graph: GraphStore) -> No
     await graph._write("CREATE (:Assertion {id: 'a', stage: 's'})-[:SUBJECT]->(:Entity {id: 'x'})")
     with pytest.raises(Misconfigured, match="earlier version") as refused:
         await graph.prepare()
-    assert "made again" in refused.value.remedy
+    assert "rebuilt" in refused.value.remedy
 
 
 def test_a_url_without_adapter_is_refused() -> None:

@@ -28,7 +28,7 @@ from unittest import mock
 import httpx2
 
 from apex_memory.cli import main
-from apex_memory.engines.process import words
+from apex_memory.engines.process import command_and_environment
 from apex_memory.engines.state import ChildState, read_stack
 from apex_memory.model import now
 from apex_memory.sources import registry
@@ -144,7 +144,7 @@ class Stack:
         return "\n".join(f"--- {log.name}\n{_tail(log)}" for log in logs)
 
     def _leftovers(self) -> str:
-        return str([words(pid)[:100] for pid in belonging(self.data_dir)])
+        return str([command_and_environment(pid)[:100] for pid in belonging(self.data_dir)])
 
     def children(self) -> dict[str, ChildState]:
         """By name; none while a start has not yet taken over what the run before it wrote."""
@@ -313,7 +313,7 @@ def belonging(data_dir: Path) -> list[int]:
     """Processes started for this data folder, their children too."""
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     mark = f"APEX_DATA_DIR={data_dir}\n"
-    return [pid for pid in pids if mark in words(pid)]
+    return [pid for pid in pids if mark in command_and_environment(pid)]
 
 
 async def until(

@@ -22,7 +22,7 @@ from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from apex_memory.config import Settings
-from apex_memory.engines.process import words
+from apex_memory.engines.process import command_and_environment
 from apex_memory.engines.selection import embedded_engines, environment_for
 from apex_memory.engines.state import read_stack
 from apex_memory.engines.supervisor import Supervisor
@@ -48,7 +48,7 @@ def folder() -> Iterator[Path]:
 def belonging(folder: Path) -> list[int]:
     """Processes started for this data folder, children's children too. This one is not among them."""
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    return [pid for pid in pids if f"APEX_DATA_DIR={folder}" in words(pid)]
+    return [pid for pid in pids if f"APEX_DATA_DIR={folder}" in command_and_environment(pid)]
 
 
 async def until(condition: Callable[[], bool], *, seconds: float) -> float:
@@ -186,7 +186,7 @@ async def test_a_background_job_outlives_ctrl_c_and_ends_when_asked_to(folder: P
 async def where_it_stands(process: asyncio.subprocess.Process, folder: Path) -> str:
     """Threads and tasks of a supervisor that does not end, what it said, and what still runs below it."""
     assert process.stdout
-    told = [words(pid).splitlines()[:1] for pid in belonging(folder)]
+    told = [command_and_environment(pid).splitlines()[:1] for pid in belonging(folder)]
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         process.send_signal(number)
     with contextlib.suppress(TimeoutError):

@@ -65,7 +65,7 @@ async def test_a_server_that_hides_its_start_tells_its_database(
 
 async def test_a_wrong_password_says_what_to_check(url: str) -> None:
     store = Neo4jGraph(url.replace("apex-pass", "wrong"), timeout=10)
-    with pytest.raises(Unavailable, match="refuses us") as refused:
+    with pytest.raises(Unavailable, match="refuses the credentials") as refused:
         await store.ping()
     assert "rights" in refused.value.remedy
     await store.close()

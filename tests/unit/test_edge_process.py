@@ -105,9 +105,9 @@ async def test_a_process_that_stands_still_is_unavailable_in_time(process: EdgeP
         former = await store.incarnation()
         process.send(signal.SIGSTOP)
         began = time.monotonic()
-        with pytest.raises(Unavailable, match="no answer"):
+        with pytest.raises(Unavailable, match="no response"):
             await store.tally([uuid.uuid4()])
-        with pytest.raises(Unavailable, match="no answer"):
+        with pytest.raises(Unavailable, match="no response"):
             await store.search(dense=axis(0, DIMENSION), words=None, limit=1)
         assert time.monotonic() - began < 2
         process.send(signal.SIGCONT)
@@ -233,7 +233,7 @@ async def test_a_second_process_on_the_folder_is_refused(
 ) -> None:
     second = EdgeProcess(process.folder)
     assert second.start().wait(20) == 1
-    assert "belongs to another vector process" in second.log()
+    assert "is in use by another vector server" in second.log()
     await store.ping()
 
 

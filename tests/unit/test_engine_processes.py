@@ -16,7 +16,7 @@ import pytest
 from apex_memory.engines import supervisor
 from apex_memory.engines.base import free_port
 from apex_memory.engines.falkordb import FalkorDB
-from apex_memory.engines.process import Child, Process, child_of, words
+from apex_memory.engines.process import Child, Process, child_of, command_and_environment
 from apex_memory.engines.state import (
     ChildState,
     Stack,
@@ -59,7 +59,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def alive(pid: int) -> bool:
-    return bool(words(pid))
+    return bool(command_and_environment(pid))
 
 
 async def test_a_child_that_ends_at_its_start_leaves_its_last_words(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ async def test_a_child_that_ends_at_its_start_leaves_its_last_words(tmp_path: Pa
 async def test_a_child_that_never_answers_is_not_left_behind(tmp_path: Path) -> None:
     child = shell("echo $$; exec sleep 1000", tmp_path, ready=never, ready_seconds=0.2)
     async with Supervisor(tmp_path / "data", silent) as supervisor:
-        with pytest.raises(Unavailable, match="did not answer within"):
+        with pytest.raises(Unavailable, match="was not ready within"):
             await supervisor.start(child)
         assert not alive(int((tmp_path / "data/log/small.log").read_text()))
 
@@ -85,7 +85,7 @@ async def test_a_start_that_takes_long_is_told_and_not_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A store with much data reads it for minutes; ended and started again it would never be there."""
-    monkeypatch.setattr(supervisor, "TELL_SECONDS", 0.1)
+    monkeypatch.setattr(supervisor, "PROGRESS_SECONDS", 0.1)
     events: list[Event] = []
     loaded = asyncio.Event()
 
@@ -156,7 +156,7 @@ async def waits_before_restarts(folder: Path, count: int) -> list[float]:
 
     def note(name: str, what: str, detail: str) -> None:
         if what == "died":
-            died.append(float(detail.partition("again in ")[2].partition(" s")[0]))
+            died.append(float(detail.partition("restarting in ")[2].partition(" s")[0]))
 
     async with Supervisor(folder / "data", note) as supervisor:
         await supervisor.start(shell("sleep 0.01; exit 3", folder))

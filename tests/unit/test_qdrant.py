@@ -97,7 +97,7 @@ async def test_no_answer_is_unavailable_in_time() -> None:
     async with answering(0, None) as port:
         store = client(port, timeout=0.2)
         began = time.monotonic()
-        with pytest.raises(Unavailable, match=r"no answer to ping within 0\.2 s"):
+        with pytest.raises(Unavailable, match=r"no response to ping within 0\.2 s"):
             await store.ping()
         assert time.monotonic() - began < 2
         await store.close()

@@ -1,7 +1,7 @@
-"""Indexing, in a process of its own: it takes seconds of a processor, and the engine would stop everything for as long.
+"""Indexing in a process of its own: it takes seconds of CPU, during which the engine would block everything else.
 
-`python -m apex_memory.edge.builder DIMENSION TARGET SOURCE...` makes one indexed shard
-of the shards in the source folders, which are copies that nobody else has open, and removes these.
+`python -m apex_memory.edge.builder DIMENSION TARGET SOURCE...` builds one indexed shard from the
+shards in the source folders, which are copies that no other process has open, and removes these.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from qdrant_edge import (
 from apex_memory.edge.catalogue import Catalogue
 from apex_memory.edge.shard import (
     ENGINE,
-    catalogued,
+    catalogue_entry,
     create_engine,
     create_indexes,
     pages,
@@ -35,17 +35,16 @@ from apex_memory.errors import RetryLater
 from apex_memory.parent_death import die_with_parent
 
 NICENESS = 10
-SLICE = 1000  # points read and written at once
-THRESHOLD_KB = 1  # index whatever is there
-LINKS, EFFORT, FULL_SCAN_KB = (
-    16,
-    100,
-    10_000,
-)  # the engine's own defaults, which it wants spelled out
+SLICE = 1000  # points read and written together
+THRESHOLD_KB = 1  # so low that every shard is indexed
+# The engine's own defaults, which it requires to be given.
+HNSW_LINKS = 16
+HNSW_EFFORT = 100
+FULL_SCAN_KB = 10_000
 
 
 async def build(sources: Sequence[Path], target: Path, dimension: int) -> None:
-    """Make one indexed shard of copies of shards, by another process of low priority. Raises `RetryLater` when that failed."""
+    """Build one indexed shard from copies of shards, in another process of low priority. Raises `RetryLater` when it fails."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", __name__, str(dimension), str(target), *map(str, sources)),
         stdin=asyncio.subprocess.DEVNULL,
@@ -59,18 +58,18 @@ async def build(sources: Sequence[Path], target: Path, dimension: int) -> None:
         raise
     if code:
         raise RetryLater(
-            f"indexing ended with code {code}",
-            remedy="see the log of the vector process; searches are right meanwhile, but slower",
+            f"indexing ended with exit code {code}",
+            remedy="see the log of the vector process; searches stay correct, but are slower",
         )
 
 
 def index(sources: Sequence[Path], target: Path, dimension: int) -> None:
-    """Write what lives in the sources to a new shard, index it and put it on the disk. About 0.7 ms of a processor a point."""
+    """Write the live points of the sources to a new shard, index it and sync it to the disk. About 0.7 CPU-ms per point."""
     catalogue = Catalogue()
     shard = create_engine(
         target,
         dimension,
-        hnsw_config=HnswIndexConfig(LINKS, EFFORT, FULL_SCAN_KB),
+        hnsw_config=HnswIndexConfig(HNSW_LINKS, HNSW_EFFORT, FULL_SCAN_KB),
         optimizers=EdgeOptimizersConfig(indexing_threshold=THRESHOLD_KB, default_segment_number=1),
     )
     list(create_indexes(shard))
@@ -81,7 +80,7 @@ def index(sources: Sequence[Path], target: Path, dimension: int) -> None:
             if points:
                 shard.update(UpdateOperation.upsert_points(points))
             for record in records:
-                catalogue.add(*catalogued(record))
+                catalogue.add(*catalogue_entry(record))
         origin.close()
         shutil.rmtree(source)
     shard.optimize()

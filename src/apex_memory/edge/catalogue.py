@@ -1,10 +1,10 @@
-"""What one shard holds, known without asking the engine: its stages, where each point is, and how many passages have each term.
+"""The contents of one shard without a call to the engine: its stages, the place of each point, the passages per term.
 
-The stages say which shards a tally, a delete or an exclusion touches at all, so these cost the same
-however many shards there are. The places are the answer to a search: the engine would parse a whole
-payload for each hit. The term counts give one inverse document frequency for the whole corpus, though
-it lies in many shards. All forget nothing when points are deleted: a stage listed here may be gone,
-and counts of deleted passages fade when a shard is built (as in Lucene).
+The stages show which shards a tally, a delete or an exclusion touches, so these cost the same however
+many shards there are. The places make up the result of a search: the engine would parse a whole payload
+per hit. The term counts give one inverse document frequency for the whole corpus, which lies in many
+shards. Deletes change nothing here: a listed stage may be deleted already, and counts of deleted passages
+disappear when a shard is built (as in Lucene).
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ CATALOGUE, PLACES = "catalogue.npz", "places.npy"
 
 
 def to_place(stage: UUID, place: str) -> bytes:
-    """Where a point is, from what its payload says. Raises `ValueError`, and `struct.error` for numbers out of range."""
+    """Return the `PLACE` of a point from its payload. Raises `ValueError`, and `struct.error` for numbers out of range."""
     doc, n, start, end, _ = place.split(" ")
     return PLACE.pack(stage.bytes, to_uuid(doc).bytes, int(n), int(start), int(end))
 
 
 @lru_cache(maxsize=1_000)
 def to_uuid(text: str) -> UUID:
-    """Cached: the passages of a stage come one after the other."""
+    """Parse a UUID. Cached, as the passages of a stage come one after the other."""
     return UUID(text)
 
 
 class Catalogue:
-    """A catalogue that still grows, of the shard that takes writes."""
+    """The growing catalogue of the shard that takes writes."""
 
     def __init__(self) -> None:
         self.passages = 0
@@ -48,26 +48,26 @@ class Catalogue:
         self._counts: Counter[int] = Counter()
 
     def add(self, point: UUID, stage: UUID, place: bytes, terms: Iterable[int]) -> None:
-        """One new passage, its place as `PLACE` packs it, and its distinct terms."""
+        """Add one passage: its place as `PLACE` packs it, and its distinct terms."""
         self.passages += 1
         self._stages.add(stage.int)
         self._places[point.bytes] = place
         self._counts.update(terms)
 
     def held(self, stages: Iterable[UUID]) -> list[UUID]:
-        """Those of the stages that the shard may hold."""
+        """Return those of the stages that the shard may hold."""
         return [stage for stage in stages if stage.int in self._stages]
 
     def counts(self, terms: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """In how many passages each term occurs."""
+        """Return the number of passages that contain each term, shape (terms,)."""
         return np.array([self._counts[term] for term in terms.tolist()], dtype=np.int64)
 
     def places(self, points: Sequence[UUID]) -> list[bytes]:
-        """The place of each point, as `PLACE` packs it. All must be here."""
+        """Return the place of each point, as `PLACE` packs it. Raises `KeyError` for a point of another shard."""
         return [self._places[point.bytes] for point in points]
 
     def after(self, cursor: int, limit: int) -> list[UUID]:
-        """The first stages, in order of their high 64 bits, whose high 64 bits are above `cursor`."""
+        """Return the first `limit` stages, by their high 64 bits, whose high 64 bits are above `cursor`."""
         return [
             UUID(int=stage)
             for stage in heapq.nsmallest(limit, (s for s in self._stages if s >> 64 > cursor))
@@ -93,7 +93,7 @@ class Catalogue:
 
 
 class PackedCatalogue:
-    """A catalogue that is complete, in sorted arrays: 16 bytes a point and a stage, 12 a term; 44 a point stay in a mapped file."""
+    """A complete catalogue in sorted arrays: 16 bytes per point and stage, 12 per term; 44 per point stay in a mapped file."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class PackedCatalogue:
         self._high, self._low, self._terms, self._counts = high, low, terms, term_counts
 
     def held(self, stages: Iterable[UUID]) -> list[UUID]:
-        """Those of the stages that the shard may hold (64 of their 128 bits are compared)."""
+        """Return those of the stages that the shard may hold (64 of their 128 bits are compared)."""
         wanted = list(stages)
         if not wanted or not len(self._high):
             return []
@@ -120,22 +120,22 @@ class PackedCatalogue:
         return [wanted[i] for i in np.flatnonzero(self._high[places] == keys).tolist()]
 
     def counts(self, terms: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """In how many passages each term occurs."""
+        """Return the number of passages that contain each term, shape (terms,)."""
         if not len(self._terms):
             return np.zeros(len(terms), dtype=np.int64)
         places = np.minimum(np.searchsorted(self._terms, terms), len(self._terms) - 1)
         return np.where(self._terms[places] == terms, self._counts[places], 0)
 
     def places(self, points: Sequence[UUID]) -> list[bytes]:
-        """The place of each point, as `PLACE` packs it. All must be here."""
+        """Return the place of each point, as `PLACE` packs it. Raises `KeyError` for a point of another shard."""
         wanted = np.array([point.bytes for point in points], dtype="S16")
         rows = np.searchsorted(self._points, wanted)
         if (rows == len(self._points)).any() or (self._points[rows] != wanted).any():
-            raise KeyError("a point that its shard's catalogue does not hold")
+            raise KeyError("a point that the catalogue of its shard does not hold")
         return [place.tobytes() for place in self._places[rows]]
 
     def after(self, cursor: int, limit: int) -> list[UUID]:
-        """The first stages, in order of their high 64 bits, whose high 64 bits are above `cursor`."""
+        """Return the first `limit` stages, by their high 64 bits, whose high 64 bits are above `cursor`."""
         first = 0 if cursor < 0 else int(np.searchsorted(self._high, np.uint64(cursor), "right"))
         rows = slice(first, first + limit)
         pairs = zip(self._high[rows].tolist(), self._low[rows].tolist(), strict=True)
@@ -156,7 +156,7 @@ class PackedCatalogue:
 
     @classmethod
     def load(cls, folder: Path) -> PackedCatalogue | None:
-        """None where the folder holds none, or one from before catalogues knew places."""
+        """Load a saved catalogue. Return None when the folder has none, or one of an older format without places."""
         if not ((folder / CATALOGUE).exists() and (folder / PLACES).exists()):
             return None
         names = ("points", "high", "low", "terms", "term_counts")
@@ -171,7 +171,7 @@ class PackedCatalogue:
 def inverse_frequencies(
     terms: NDArray[np.uint32], catalogues: Sequence[Catalogue | PackedCatalogue]
 ) -> list[float]:
-    """BM25's inverse document frequency of each term, over all shards, with the engine's own formula."""
+    """Return BM25's inverse document frequency of each term over all shards, by the engine's own formula."""
     passages = sum(catalogue.passages for catalogue in catalogues)
     counts = sum((c.counts(terms) for c in catalogues), np.zeros(len(terms), dtype=np.int64))
     return [

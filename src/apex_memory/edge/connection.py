@@ -1,4 +1,4 @@
-"""A client's connection to the vector process: requests carry a number, so many can be under way."""
+"""A client's connection to the vector server. Requests carry a number, so many can be in flight."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STORE = "vectors"
 
 
 class Connection:
-    """One open connection. `greeting` is what the process said of itself. Open with `connect`."""
+    """One open connection. `greeting` is the server's first frame. Open it with `connect`."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, greeting: dict[str, Any]
@@ -30,32 +30,35 @@ class Connection:
 
     @property
     def alive(self) -> bool:
-        """Whether the other side still holds it, by the kernel's word: a closed one is seen at once, before our own loop has read of it."""
+        """Whether the server still holds it, according to the kernel, which knows of a closed one before the event loop reads it."""
         if self._broken:
             return False
-        if not hasattr(select, "POLLRDHUP"):  # not on Linux: the loop's word must do
+        if not hasattr(select, "POLLRDHUP"):  # not on Linux: rely on the event loop
             return True
         poll = select.poll()
         poll.register(self._writer.get_extra_info("socket").fileno(), select.POLLRDHUP)
         return not poll.poll(0)
 
     async def call(self, method: str, argument: Any = None) -> Any:
-        """The answer to one request. Raises `Unavailable` when the connection breaks meanwhile."""
+        """Send one request and return its result.
+
+        Raises `Unavailable` when the connection breaks or the engine fails, `Rejected` when it refuses the input.
+        """
         number = next(self._numbers)
-        answer = asyncio.get_running_loop().create_future()
-        self._waiting[number] = answer
+        response = asyncio.get_running_loop().create_future()
+        self._waiting[number] = response
         try:
             if self._broken:
                 raise Unavailable(STORE, "the connection broke")
             self._writer.write(to_frame([number, method, argument]))
             await self._writer.drain()
-            kind, result = await answer
+            kind, result = await response
         except ConnectionError as error:
             raise Unavailable(STORE, f"the connection broke ({error})") from error
         finally:
             del self._waiting[number]
-            if answer.done() and not answer.cancelled():
-                answer.exception()  # seen, also when the write failed first
+            if response.done() and not response.cancelled():
+                response.exception()  # mark as retrieved, also when the write failed first
         if kind == "ok":
             return result
         if kind == "rejected":
@@ -65,7 +68,7 @@ class Connection:
     async def close(self) -> None:
         self._reading.cancel()
         await asyncio.gather(self._reading, return_exceptions=True)
-        self._writer.close()  # again: a task that was cancelled before it began did not
+        self._writer.close()  # again: a task cancelled before it started did not close it
         with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
 
@@ -77,7 +80,7 @@ class Connection:
                 if waiting and not waiting.done():
                     waiting.set_result((kind, result))
         except (asyncio.IncompleteReadError, ConnectionError, BrokenFrame):
-            pass  # those who wait are told below
+            pass  # the waiting calls get their error below
         finally:
             self._broken = True
             for waiting in self._waiting.values():
@@ -87,18 +90,18 @@ class Connection:
 
 
 async def connect(host: str, port: int, password: str) -> Connection:
-    """A connection that the process has accepted. Raises `Unavailable`; the caller bounds the time."""
+    """Open a connection that the server accepts. Raises `Unavailable`. The caller bounds the time."""
     try:
         reader, writer = await asyncio.open_connection(host, port, limit=BUFFER)
     except OSError as error:
-        raise Unavailable(STORE, f"nothing answers at {host}:{port}") from error
+        raise Unavailable(STORE, f"no server listens at {host}:{port}") from error
     try:
         writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         writer.write(to_frame({"password": password}))
         greeting = await read_frame(reader)
     except (asyncio.IncompleteReadError, ConnectionError, BrokenFrame) as error:
         writer.close()
-        raise Unavailable(STORE, f"{host}:{port} is no vector process ({error})") from error
+        raise Unavailable(STORE, f"{host}:{port} is not a vector server ({error})") from error
     except asyncio.CancelledError:
         writer.close()
         raise

@@ -1,11 +1,11 @@
 """All shards as one corpus: where writes go, how searches merge, how shards are sealed and indexed.
 
 One small active shard takes the writes. It is sealed when it is full; then a copy of it is indexed by
-another process while the original goes on answering, the deletes made meanwhile are repeated on the
-copy, and the manifest swaps the two. What the manifest does not list is removed at start, so a
-crash at any moment leaves one shard or the other, never both.
+another process while the original still serves searches; the deletes made meanwhile are repeated on the
+copy, and the shard list swaps the two. A start removes shards that the list does not name, so a crash at
+any moment leaves one of them, never both.
 
-Writes are one at a time and in slices; searches run at once, between two slices.
+One write at a time runs, in slices; searches run between two slices.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from apex_memory.edge.shard import (
     sync,
     sync_log,
 )
-from apex_memory.edge.shard_list import Entry, read_manifest, write_manifest
+from apex_memory.edge.shard_list import Entry, read_shard_list, write_shard_list
 from apex_memory.model import Tally
 from apex_memory.telemetry import logger
 
-REBUILD_SECONDS = 60  # until an indexing that failed is tried again
-LOGGED_WRITES = 1000  # writes that an opening may have to repeat from a shard's log
-SLICE = 250  # points written, or stages deleted or counted, between two looks at what has arrived
+REBUILD_SECONDS = 60  # until a failed indexing is retried
+LOGGED_WRITES = 1000  # most writes that opening a shard repeats from its log
+SLICE = 250  # points written, or stages deleted or counted, before waiting searches run
 
 
 T = TypeVar("T")
 
 
 class Row(NamedTuple):
-    """A point to write, with what the catalogue must know of it."""
+    """A point to write, with its entry in the catalogue."""
 
     id: UUID
     stage: UUID
@@ -55,7 +55,7 @@ class Row(NamedTuple):
 
 
 class Corpus:
-    """The shards in one folder, owned by this process. Open with `open_corpus`."""
+    """The shards in one folder that this process owns. Open it with `open_corpus`."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Corpus:
         self._syncing = asyncio.Lock()
         self._sealed = asyncio.Event()
         self._failures = 0
-        self._sealed.set()  # a shard may be waiting since the last run
+        self._sealed.set()  # a shard may wait for its index since the last run
 
     @property
     def active(self) -> Shard:
@@ -86,7 +86,7 @@ class Corpus:
         return sum(shard.points for shard in self.shards)
 
     def stats(self) -> dict[str, int]:
-        """Points, shards, sealed points that await indexing or merging, and indexings that failed in a row."""
+        """Return the numbers of points, shards, sealed points without index, points to merge, and failed indexings in a row."""
         waiting = [shard for shard in self.shards if shard.sealed and not shard.built]
         merging = [] if waiting else self._next_work()
         return {
@@ -98,12 +98,12 @@ class Corpus:
         }
 
     async def upsert(self, rows: Sequence[Row]) -> None:
-        """Write points. Not durable before `flush`."""
+        """Write points. They are durable after `flush`."""
         async with self._writing:
             for part in slices(rows):
                 await self._write(part)
                 await breathe()
-                # All that were ever written count: deleted points too take their place in it.
+                # Deleted points count too: they still take space in the shard.
                 if self.active.catalogue.passages >= self._seal_points:
                     await self._seal()
 
@@ -117,37 +117,41 @@ class Corpus:
         await self.flush()
 
     def tally(self, stages: Sequence[UUID]) -> dict[UUID, Tally]:
-        """Count and sum of hashes of each stage that has points."""
-        # By id: a point may be in two shards, for the moment between a write and a delete.
-        found: dict[UUID, tuple[str, int]] = {}
+        """Return count and sum of hashes of each stage that has points."""
+        # By id: between a write and a delete a point may be in two shards.
+        hashes: dict[UUID, tuple[str, int]] = {}
         for shard in self.shards:
-            found |= shard.hashes(stages)
+            hashes |= shard.hashes(stages)
         sums: dict[str, tuple[int, int]] = {}
-        for stage, value in found.values():
+        for stage, value in hashes.values():
             count, checksum = sums.get(stage, (0, 0))
             sums[stage] = (count + 1, checksum + value)
         return {UUID(stage): Tally(*numbers) for stage, numbers in sums.items()}
 
     def stages_after(self, cursor: int, limit: int) -> list[UUID]:
-        """The next stages in order of their high 64 bits, from above `cursor` on; some may be gone. Empty at the end."""
-        found = {stage for shard in self.shards for stage in shard.catalogue.after(cursor, limit)}
-        return sorted(found, key=lambda stage: stage.int)[:limit]
+        """Return the next stages by their high 64 bits, above `cursor`; empty at the end. Some may be deleted already."""
+        stages: set[UUID] = set()
+        for shard in self.shards:
+            stages.update(shard.catalogue.after(cursor, limit))
+        return sorted(stages, key=lambda stage: stage.int)[:limit]
 
     async def flush(self) -> None:
-        """Put all that was written on the disk. Searches go on meanwhile. Raises `OSError`."""
-        async with self._syncing:  # so that the second of two returns no sooner than the first
+        """Sync all writes to the disk while searches continue. Raises `OSError`."""
+        async with (
+            self._syncing
+        ):  # so that the second of two calls does not return before the first
             for shard in list(self.shards):
                 await self._sync(shard)
 
     async def close(self) -> None:
-        """Write everything and release the folder's engines."""
+        """Write everything and close the engines."""
         async with self._writing:
             for shard in self.shards:
                 shard.flush()
                 shard.close()
 
     async def build(self) -> None:
-        """Index sealed shards and merge small ones, one piece of work after another, for ever."""
+        """Index sealed shards and merge small ones, one after the other, for ever."""
         while True:
             self._sealed.clear()
             work = self._next_work()
@@ -165,7 +169,7 @@ class Corpus:
                 await asyncio.sleep(REBUILD_SECONDS)
 
     def _next_work(self) -> list[Shard]:
-        """Shards to make one indexed shard of: the oldest that has no index, else enough small ones."""
+        """Return the shards to turn into one indexed shard: the oldest without an index, else enough small ones."""
         for shard in self.shards:
             if shard.sealed and not shard.built:
                 return [shard]
@@ -183,15 +187,17 @@ class Corpus:
         catalogue = self.active.catalogue
         assert isinstance(catalogue, Catalogue)
         stages, ids = {row.stage for row in rows}, [row.id for row in rows]
-        held = {s: s.have(ids) for s in self.shards if s.catalogue.held(stages)}
-        here = set(held.pop(self.active, []))
+        held = {s: s.existing(ids) for s in self.shards if s.catalogue.held(stages)}
+        known = set(held.pop(self.active, []))
         self.active.write(UpdateOperation.upsert_points([row.point for row in rows]))
         for row in rows:
-            if row.id not in here:
+            if row.id not in known:
                 catalogue.add(row.id, row.stage, row.place, row.terms)
-        for shard, again in held.items():
-            if again:  # deleted last, so that a crash leaves a point twice rather than not at all
-                await shard.delete(UpdateOperation.delete_points(again))
+        for shard, duplicates in held.items():
+            if (
+                duplicates
+            ):  # deleted last, so that a crash leaves a point twice rather than not at all
+                await shard.delete(UpdateOperation.delete_points(duplicates))
 
     async def _sync(self, shard: Shard) -> None:
         if not shard.dirty:
@@ -200,41 +206,41 @@ class Corpus:
         try:
             await asyncio.to_thread(sync_log, shard.path)
         except OSError:
-            if shard not in self.shards:  # swapped for its indexed copy, which is on the disk
+            if shard not in self.shards:  # replaced by its indexed copy, which is on the disk
                 return
             shard.dirty = True
             raise
         if shard.logged >= LOGGED_WRITES:
-            await shard.settle()
+            await shard.checkpoint()
 
     async def _seal(self) -> None:
-        """Start a new active shard. The old one waits for its index."""
+        """Start a new active shard. The full one waits for its index."""
         full = self.active
-        fresh = await create_shard(self._new_path(), self.dimension)
+        new = await create_shard(self._new_path(), self.dimension)
         assert isinstance(full.catalogue, Catalogue)
         packed = full.catalogue.packed()
         await asyncio.to_thread(packed.save, full.path)
-        await full.settle()
+        await full.checkpoint()
         await asyncio.to_thread(sync, full.path.parent)
         full.catalogue, full.sealed = packed, True
-        self._list([*self.shards, fresh])
-        self.shards.append(fresh)
+        self._write_list([*self.shards, new])
+        self.shards.append(new)
         self._sealed.set()
 
     async def _replace(self, shards: Sequence[Shard]) -> None:
-        """Make one indexed shard of copies of the shards, and put it in their place."""
+        """Index copies of the shards as one shard, and replace them by it."""
         target = self._new_path()
         copies = [target / f"copy-{shard.name}" for shard in shards]
         try:
             for shard, copy in zip(shards, copies, strict=True):
-                async with shard.settled:
+                async with shard.files:
                     await asyncio.to_thread(copy_tree, shard.path, copy)
                     shard.replay = []
             await build(copies, target, self.dimension)
             async with self._writing:
                 await self._swap(shards, target)
         except BaseException:
-            # cancelled or not: no shard is left noting changes for a copy that is gone
+            # also when cancelled: no shard may keep recording deletes for a copy that no longer exists
             for shard in shards:
                 shard.replay = None
             await asyncio.to_thread(shutil.rmtree, target, ignore_errors=True)
@@ -251,30 +257,30 @@ class Corpus:
         await asyncio.to_thread(sync_log, target)
         await asyncio.to_thread(sync, target.parent)
         kept = [shard for shard in self.shards if shard not in shards]
-        self._list([built, *kept])
+        self._write_list([built, *kept])
         self.shards[:] = [built, *kept]
 
     def _new_path(self) -> Path:
         return self.folder / "shards" / secrets.token_hex(4)
 
-    def _list(self, shards: Sequence[Shard]) -> None:
+    def _write_list(self, shards: Sequence[Shard]) -> None:
         entries = [Entry(shard.name, shard.sealed, shard.built) for shard in shards]
-        write_manifest(self.folder, self.dimension, entries)
+        write_shard_list(self.folder, self.dimension, entries)
 
 
 async def open_corpus(
     folder: Path, dimension: int, *, seal_points: int, merge_shards: int
 ) -> Corpus:
-    """The corpus in a folder that this process owns. Raises `Misconfigured` when it has another dimension.
+    """Open the corpus in a folder that this process owns. Raises `Misconfigured` when it has another dimension.
 
-    A shard is sealed at `seal_points`; so many small ones as `merge_shards` become one, so that
-    searches need not ask too many.
+    A shard is sealed at `seal_points` points; `merge_shards` small shards become one, so that a search
+    does not have to read too many.
     """
-    entries = read_manifest(folder, dimension)
+    entries = read_shard_list(folder, dimension)
     (folder / "shards").mkdir(exist_ok=True)
     listed = {entry.name for entry in entries}
     for path in (folder / "shards").iterdir():
-        if path.name not in listed:  # unfinished, or replaced
+        if path.name not in listed:  # unfinished or replaced
             shutil.rmtree(path)
     shards = [
         await open_shard(folder / "shards" / e.name, sealed=e.sealed, built=e.built)
@@ -283,9 +289,9 @@ async def open_corpus(
     corpus = Corpus(folder, dimension, shards, seal_points=seal_points, merge_shards=merge_shards)
     if not shards:
         shards.append(await create_shard(corpus._new_path(), dimension))
-        corpus._list(shards)
+        corpus._write_list(shards)
     for shard in shards:
-        shard.flush()  # what the log held need not be read again next time
+        shard.flush()  # so that the next start does not read the log again
     return corpus
 
 

@@ -1,9 +1,9 @@
-"""Frames between the vector process and its clients: a length of four bytes, then msgpack.
+"""Frames between the vector server and its clients: a length of four bytes, then msgpack.
 
-First frame of a client: `{"password": …}`; answer: `{"incarnation", "version", "dimension"}` or
-`{"refused": why}`. Then requests `[id, method, argument]` and answers `[id, "ok", result]` or
-`[id, kind, message]`, in any order. Vectors travel as raw little-endian float32, the points of an
-answer as 16 bytes of id and their `PLACE` each.
+A client's first frame is `{"password": …}`; the response is `{"incarnation", "version", "dimension"}` or
+`{"refused": reason}`. Then come requests `[id, method, argument]` and responses `[id, "ok", result]` or
+`[id, kind, message]`, in any order. Vectors travel as raw little-endian float32, the points of a search
+result as 16 bytes of id and their `PLACE` each.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import msgpack
 
 MAX_FRAME = 64 * 1024 * 1024
 MAX_GREETING = 4096
-BUFFER = 1024 * 1024  # bytes a stream reads ahead
+BUFFER = 1024 * 1024  # bytes that a stream reads ahead
 
 PLACE = struct.Struct("<16s16sIII")
-"""Where a point is: stage, document, number there, start and end in its text."""
+"""The place of a point: stage, document, number of the passage, its start and end in the text."""
 
 _LENGTH = struct.Struct(">I")
 
 
 class BrokenFrame(ValueError):
-    """The bytes are no frame of ours; the connection cannot go on."""
+    """The bytes are not a frame of this protocol; the connection cannot continue."""
 
 
 async def read_frame(reader: asyncio.StreamReader, limit: int = MAX_FRAME) -> Any:
-    """The next message. Raises `BrokenFrame`, and `IncompleteReadError` at the end of the stream."""
+    """Return the next message. Raises `BrokenFrame`, and `IncompleteReadError` at the end of the stream."""
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
     if length > limit:
         raise BrokenFrame(f"a frame of {length} bytes, above the limit of {limit}")
@@ -41,7 +41,7 @@ async def read_frame(reader: asyncio.StreamReader, limit: int = MAX_FRAME) -> An
 
 
 def to_frame(message: Any) -> bytes:
-    """The bytes of a message. Raises `BrokenFrame` above the size limit."""
+    """Return the bytes of a message. Raises `BrokenFrame` above the size limit."""
     body: bytes = msgpack.packb(message)
     if len(body) > MAX_FRAME:
         raise BrokenFrame(f"a frame of {len(body)} bytes, above the limit of {MAX_FRAME}")

@@ -1,10 +1,11 @@
-"""Searching all shards as one: the question in the engine's words, answers merged by score."""
+"""Search over all shards: one query per shard and leg, hits merged by score."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 from uuid import UUID
@@ -31,28 +32,28 @@ Hit = tuple[UUID, float]
 """Point, score."""
 
 Places = dict[UUID, bytes]
-"""Where each point is, as `PLACE` packs it."""
+"""The place of each point, as `PLACE` packs it."""
 
 Scored = tuple[float, Any, Shard]
-"""Score, the engine's hit, the shard it is in."""
+"""Score, the engine's hit, its shard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A search as it comes over the wire. Legs whose vector is missing are not searched."""
+    """A search as it comes over the wire. A leg whose vector is None is not searched."""
 
     dense: list[float] | None
     terms: NDArray[np.uint32] | None
     limit: int
     tags: Sequence[Sequence[str]] = ()
-    """Of each group, a point must have at least one."""
+    """A point must have at least one tag of each group."""
     since: float | None = None
     until: float | None = None
     exclude: Sequence[UUID] = ()
 
 
 def search(shards: Sequence[Shard], question: Question) -> tuple[dict[str, list[Hit]], Places]:
-    """The best `limit` points of each leg, best first, and where they are."""
+    """Return the best `limit` points of each leg, best first, and their places."""
     queries = _queries(shards, question)
     silent: dict[str, list[Hit]] = (
         {} if question.terms is None or "words" in queries else {"words": [], "nearby": []}
@@ -71,11 +72,10 @@ def search(shards: Sequence[Shard], question: Question) -> tuple[dict[str, list[
         ]
         for leg, hits in zip(best.values(), shard.query(requests), strict=True):
             leg.append(_scored(hits, shard))
-    winners = {leg: _first(found, question.limit) for leg, found in best.items()}
-    places = _places(row for leg in winners.values() for row in leg)
-    return silent | {
-        leg: [(point, score) for point, score, _ in found] for leg, found in winners.items()
-    }, places
+    winners = {leg: _first(hits, question.limit) for leg, hits in best.items()}
+    places = _places(chain.from_iterable(winners.values()))
+    ranked = {leg: [(point, score) for point, score, _ in hits] for leg, hits in winners.items()}
+    return silent | ranked, places
 
 
 def _queries(shards: Sequence[Shard], question: Question) -> dict[str, Query]:
@@ -92,15 +92,15 @@ def _queries(shards: Sequence[Shard], question: Question) -> dict[str, Query]:
 
 
 def _effort(shards: int, limit: int) -> SearchParams | None:
-    """How many candidates each shard's index weighs; the engine's own 100 for a few shards.
+    """Return the number of candidates that each shard's index considers; the engine's own 100 for a few shards.
 
-    Many shards weigh more together than one would: so each may weigh fewer.
+    Many shards consider more candidates together than one would, so each may consider fewer.
     """
     return SearchParams(hnsw_ef=max(limit, SHARED_EFFORT)) if shards > FEW_SHARDS else None
 
 
 def _filter(shard: Shard, question: Question) -> Filter | None:
-    """What of this shard may be found. Stages that it does not hold need no excluding, which is what costs."""
+    """Return the filter for this shard. Stages that it does not hold are left out, because excluding costs time."""
     must: list[Any] = [
         FieldCondition("tags", match=MatchAny(list(group))) for group in question.tags
     ]
@@ -115,10 +115,10 @@ def _scored(hits: Sequence[Any], shard: Shard) -> Iterator[Scored]:
     return ((hit.score, hit, shard) for hit in hits)
 
 
-def _first(found: Sequence[Iterator[Scored]], limit: int) -> list[tuple[UUID, float, Shard]]:
-    """The best of several lists that each are best first. Ids are made for these alone: they cost the most."""
+def _first(lists: Sequence[Iterator[Scored]], limit: int) -> list[tuple[UUID, float, Shard]]:
+    """Merge lists that are each best first. Ids are parsed for the best alone, as that costs the most."""
     first: dict[UUID, tuple[float, Shard]] = {}
-    for score, hit, shard in heapq.merge(*found, key=itemgetter(0), reverse=True):
+    for score, hit, shard in heapq.merge(*lists, key=itemgetter(0), reverse=True):
         first.setdefault(hit.id, (score, shard))
         if len(first) == limit:
             break
@@ -126,7 +126,7 @@ def _first(found: Sequence[Iterator[Scored]], limit: int) -> list[tuple[UUID, fl
 
 
 def _places(rows: Iterable[tuple[UUID, float, Shard]]) -> Places:
-    """Of the winners alone: most hits of most shards are none."""
+    """Return the places of the best points alone: most hits of most shards are not among them."""
     by_shard: dict[Shard, dict[UUID, None]] = {}
     for point, _, shard in rows:
         by_shard.setdefault(shard, {})[point] = None

@@ -1,8 +1,8 @@
-"""The embedded vector store: Qdrant Edge in a process of its own, spoken to over loopback.
+"""The process of the embedded vector server: Qdrant Edge behind a loopback port.
 
-`python -m apex_memory.edge.server`, with its settings in the environment: APEX_EDGE_HOST,
+`python -m apex_memory.edge.server` reads its settings from the environment: APEX_EDGE_HOST,
 APEX_EDGE_PORT, APEX_EDGE_PASSWORD, APEX_EDGE_DIR, APEX_EDGE_DIMENSION. APEX_EDGE_SEAL, the number of
-points at which a shard is sealed, and APEX_EDGE_MERGE, how many small shards become one, are for tests.
+points at which a shard is sealed, and APEX_EDGE_MERGE, the number of small shards to merge, are for tests.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from apex_memory.edge.protocol import (
 )
 from apex_memory.edge.search import Question, search
 from apex_memory.edge.shard import breathe, to_point
-from apex_memory.edge.shard_list import own
+from apex_memory.edge.shard_list import lock_folder
 from apex_memory.errors import Misconfigured, Rejected
 from apex_memory.gc_tuning import collect_garbage_seldom
 from apex_memory.telemetry import configure_logging, logger
 
 SEAL_POINTS, MERGE_SHARDS = 20_000, 4
 GREETING_SECONDS = 5
-IN_FLIGHT = 32  # requests of one connection that are worked on at once
+IN_FLIGHT = 32  # concurrent requests per connection
 WALK_STAGES = SLICE
 
 
-class VectorProcess:
-    """Answers requests for one corpus. Wire format: `edge_wire`."""
+class VectorServer:
+    """Serves the requests for one corpus. `edge.protocol` is the wire format."""
 
     def __init__(self, corpus: Corpus, password: str) -> None:
         self._corpus = corpus
@@ -70,62 +70,64 @@ class VectorProcess:
         }
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, until it ends."""
+        """Serve one connection until it ends."""
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
         try:
             with contextlib.suppress(
                 *(asyncio.IncompleteReadError, ConnectionError, TimeoutError, BrokenFrame),
-                asyncio.CancelledError,  # by `close` alone; the stream would log it as a failure
+                asyncio.CancelledError,  # only by `close`; the stream would log it as a failure
             ):
                 if await self._greet(reader, writer):
-                    await self._converse(reader, writer)
+                    await self._serve_requests(reader, writer)
         finally:
             self._connections.discard(task)
             writer.close()
 
     async def close(self) -> None:
-        """End all connections: what they asked for is cut off, not refused."""
+        """End all connections without a response to their open requests."""
         for task in self._connections:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         async with asyncio.timeout(GREETING_SECONDS):
-            hello = await read_frame(reader, MAX_GREETING)
-        given = hello.get("password") if isinstance(hello, dict) else None
-        known = isinstance(given, str) and hmac.compare_digest(given.encode(), self._password)
-        writer.write(to_frame(self._greeting if known else {"refused": "wrong password"}))
+            greeting = await read_frame(reader, MAX_GREETING)
+        password = greeting.get("password") if isinstance(greeting, dict) else None
+        valid = isinstance(password, str) and hmac.compare_digest(password.encode(), self._password)
+        writer.write(to_frame(self._greeting if valid else {"refused": "wrong password"}))
         await writer.drain()
-        return known
+        return valid
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve_requests(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         free = asyncio.Semaphore(IN_FLIGHT)
         async with asyncio.TaskGroup() as requests:
             try:
                 while True:
                     request = await read_frame(reader)
                     await free.acquire()
-                    task = requests.create_task(self._answer(request, writer))
+                    task = requests.create_task(self._respond(request, writer))
                     task.add_done_callback(lambda _: free.release())
             except (asyncio.IncompleteReadError, ConnectionError, BrokenFrame):
-                return  # what it asked for is still done: the group waits
+                return  # the task group still finishes the requests received before
 
-    async def _answer(self, request: Any, writer: asyncio.StreamWriter) -> None:
+    async def _respond(self, request: Any, writer: asyncio.StreamWriter) -> None:
         try:
             number, method, argument = request
-            answer = [number, "ok", await self._methods[method](argument)]
+            response = [number, "ok", await self._methods[method](argument)]
         except Rejected as error:
-            answer = [number, "rejected", str(error)]
+            response = [number, "rejected", str(error)]
         except OSError as error:
             logger(store="vectors").error("disk_failed", method=method, error=str(error))
-            answer = [number, "unavailable", f"{error.strerror} ({method})"]
+            response = [number, "unavailable", f"{error.strerror} ({method})"]
         except Exception as error:  # noqa: BLE001 (outermost loop; the engine raises no narrower type)
             logger(store="vectors").error("request_failed", method=method, error=str(error))
-            answer = [number, "unavailable" if is_fault(error) else "rejected", str(error)]
+            response = [number, "unavailable" if is_engine_fault(error) else "rejected", str(error)]
         with contextlib.suppress(ConnectionError):
-            writer.write(to_frame(answer))
+            writer.write(to_frame(response))
             await writer.drain()
 
     async def _ping(self, _: None) -> None:
@@ -144,7 +146,7 @@ class VectorProcess:
         dense = np.frombuffer(batch["dense"], dtype="<f4").reshape(len(rows), -1)
         if dense.shape[1] != self._corpus.dimension:
             raise Rejected(
-                f"vectors of {dense.shape[1]} dimensions, this store holds {self._corpus.dimension}",
+                f"vectors of {dense.shape[1]} dimensions; this store holds {self._corpus.dimension}",
                 remedy="use the embedder that this store was made with",
             )
         ends = np.cumsum(np.frombuffer(batch["lengths"], dtype="<u4")).tolist()
@@ -170,8 +172,8 @@ class VectorProcess:
     async def _tallies(self, stages: list[UUID]) -> list[tuple[bytes, int, int]]:
         rows: list[tuple[bytes, int, int]] = []
         for part in slices(stages):
-            found = self._corpus.tally(part)
-            rows += [(stage.bytes, tally.count, tally.checksum) for stage, tally in found.items()]
+            tallies = self._corpus.tally(part)
+            rows += [(stage.bytes, tally.count, tally.checksum) for stage, tally in tallies.items()]
             await breathe()
         return rows
 
@@ -179,71 +181,71 @@ class VectorProcess:
         await self._corpus.delete_stages([UUID(bytes=stage) for stage in stages])
 
     async def _walk(self, cursor: int | None) -> tuple[list[tuple[bytes, int, int]], int | None]:
-        """Tallies of the next stages, and where to go on; None at the end."""
+        """Return the tallies of the next stages and the next cursor, None at the end."""
         stages = self._corpus.stages_after(-1 if cursor is None else cursor, WALK_STAGES)
         if not stages:
             return [], None
         return await self._tallies(stages), stages[-1].int >> 64
 
-    async def _search(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """`points`: id and `PLACE` of each, one after the other, and `legs`: for each hit the point's number there, and the score."""
-        dense, terms = asked.pop("dense"), asked.pop("terms")
+    async def _search(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Return `points` (id and `PLACE` of each, concatenated) and `legs` (per hit the point's number there, and the score)."""
+        dense, terms = request.pop("dense"), request.pop("terms")
         question = Question(
             dense=None if dense is None else np.frombuffer(dense, dtype="<f4").tolist(),
             terms=None if terms is None else np.frombuffer(terms, dtype="<u4"),
-            exclude=[UUID(bytes=stage) for stage in asked.pop("exclude")],
-            **asked,
+            exclude=[UUID(bytes=stage) for stage in request.pop("exclude")],
+            **request,
         )
-        found, places = search(self._corpus.shards, question)
+        hits_by_leg, places = search(self._corpus.shards, question)
         numbers = {point: n for n, point in enumerate(places)}
         return {
             "points": b"".join(point.bytes + place for point, place in places.items()),
             "legs": {
                 leg: [(numbers[point], score) for point, score in hits]
-                for leg, hits in found.items()
+                for leg, hits in hits_by_leg.items()
             },
         }
 
 
-def is_fault(error: Exception) -> bool:
-    """Whether the engine itself is in trouble (its disk, say), not what it was given. It tells by text alone."""
+def is_engine_fault(error: Exception) -> bool:
+    """Return whether the engine itself failed (its disk, say), not its input. Only the text of the error shows it."""
     return str(error).startswith("Service ") or "os error" in str(error)
 
 
 async def serve(folder: Path, host: str, port: int, password: str, **options: int) -> None:
-    """Own the folder and answer on the port until SIGTERM or SIGINT. The options are those of `open_corpus`."""
-    with own(folder):
+    """Own the folder and serve the port until SIGTERM or SIGINT. `options` are those of `open_corpus`."""
+    with lock_folder(folder):
         corpus = await open_corpus(folder, **options)
-        process = VectorProcess(corpus, password)
+        vector_server = VectorServer(corpus, password)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        server = await asyncio.start_server(process.serve, host, port, limit=BUFFER)
+        server = await asyncio.start_server(vector_server.serve, host, port, limit=BUFFER)
         building = asyncio.create_task(corpus.build())
         collect_garbage_seldom()
         logger(store="vectors").info("ready", port=port, **corpus.stats())
         await stop.wait()
         server.close()
-        await process.close()
+        await vector_server.close()
         building.cancel()
         await asyncio.gather(building, return_exceptions=True)
         await corpus.close()
 
 
 def main() -> None:
-    # The one process that does not read config.py: it has no use for the other settings, which hold keys.
-    given = os.environ
+    # This process alone does not read config.py: the other settings hold keys that it does not need.
+    environment = os.environ
     configure_logging("info", "console")
     try:
         asyncio.run(
             serve(
-                Path(given["APEX_EDGE_DIR"]),
-                given["APEX_EDGE_HOST"],
-                int(given["APEX_EDGE_PORT"]),
-                given["APEX_EDGE_PASSWORD"],
-                dimension=int(given["APEX_EDGE_DIMENSION"]),
-                seal_points=int(given.get("APEX_EDGE_SEAL", SEAL_POINTS)),
-                merge_shards=int(given.get("APEX_EDGE_MERGE", MERGE_SHARDS)),
+                Path(environment["APEX_EDGE_DIR"]),
+                environment["APEX_EDGE_HOST"],
+                int(environment["APEX_EDGE_PORT"]),
+                environment["APEX_EDGE_PASSWORD"],
+                dimension=int(environment["APEX_EDGE_DIMENSION"]),
+                seal_points=int(environment.get("APEX_EDGE_SEAL", SEAL_POINTS)),
+                merge_shards=int(environment.get("APEX_EDGE_MERGE", MERGE_SHARDS)),
             )
         )
     except Misconfigured as error:

@@ -1,12 +1,12 @@
 """One shard of the corpus: a folder of Qdrant Edge with its catalogue beside it.
 
-Every call into the engine holds the interpreter; nothing else of the process runs meanwhile. So calls
-are made straight from the event loop, in pieces of some milliseconds, with `breathe()` between.
+Every call into the engine holds the interpreter lock; nothing else in the process runs meanwhile. So the
+event loop makes the calls itself, in pieces of a few milliseconds, with `breathe()` between them.
 
 A point has a dense vector and one sparse vector for both word fields: terms of `nearby` have the
 highest bit set. Two sparse vectors would double what an opening, a build and an upsert cost. The
-payload is what filters need (`stage`, `time`, `tags`) and `place`, one string for all else, because
-each further value costs some microseconds on its way into the engine.
+payload holds what filters need (`stage`, `time`, `tags`) and `place`, one string for everything else,
+because each further value costs some microseconds on its way into the engine.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ from apex_memory.edge.catalogue import (
     to_uuid,
 )
 
-NEARBY = 1 << 31  # term ids have 31 bits; this one says that the term is from `nearby`
-PAGE = 10_000  # points read at a time
+NEARBY = 1 << 31  # term ids have 31 bits; this bit marks a term of `nearby`
+PAGE = 10_000  # points per page
 TERMS = {"terms": EdgeSparseVectorParams(memory=Memory.Cached)}
-SEARCH_THREADS = 1  # of a shard: of more, the idle ones take a third of what a search costs
+SEARCH_THREADS = 1  # per shard: idle threads would take a third of the cost of a search
 ENGINE = "engine"
 
 
 async def breathe() -> None:
-    """Let requests that have arrived meanwhile go first: one turn reads the socket, one wakes the reader, one starts the request."""
+    """Let requests that arrived meanwhile run: one loop turn reads the socket, one wakes the reader, one starts the request."""
     for _ in range(4):
         await asyncio.sleep(0)
 
@@ -73,18 +73,18 @@ class Shard:
 
     path: Path
     engine: Any
-    """An `EdgeShard`. Its stubs allow for far more kinds of ids and vectors than ours."""
+    """An `EdgeShard`. Its stubs allow many more kinds of ids and vectors than this project uses."""
     catalogue: Catalogue | PackedCatalogue
     sealed: bool = False
     built: bool = False
     dirty: bool = False
-    """Holds writes that are not yet on the disk."""
+    """Has writes that are not yet on the disk."""
     logged: int = 0
     """Writes since the engine's own files were last written."""
-    settled: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while its files are copied: nothing may be written then."""
+    files: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while its files are copied: no write may change them."""
     replay: list[UpdateOperation] | None = None
-    """Deletes since its copy was taken, for the built shard that will replace it."""
+    """Deletes since its copy was taken, to repeat on the indexed shard that will replace it."""
 
     @property
     def name(self) -> str:
@@ -100,8 +100,8 @@ class Shard:
         self.engine.update(operation)
 
     async def delete(self, operation: UpdateOperation) -> None:
-        """Apply a delete, now or, if the files are being copied, right after."""
-        async with self.settled:
+        """Apply a delete at once, or right after the files are copied."""
+        async with self.files:
             self.write(operation)
             if self.replay is not None:
                 self.replay.append(operation)
@@ -111,31 +111,32 @@ class Shard:
             only = Filter(must=[of_stages(held)])
             await self.delete(UpdateOperation.delete_points_by_filter(only))
 
-    def have(self, ids: Sequence[UUID]) -> list[Any]:
-        """Those of the points that are here."""
+    def existing(self, ids: Sequence[UUID]) -> list[Any]:
+        """Return those of the points that the shard holds."""
         return [record.id for record in self.engine.retrieve(ids, False, False)]
 
     def query(self, requests: list[QueryRequest]) -> list[list[Any]]:
         return list(self.engine.query_batch(QueryBatchRequest(requests)))
 
     def hashes(self, stages: Sequence[UUID]) -> dict[UUID, tuple[str, int]]:
-        """Stage and hash of every point of the stages."""
-        found: dict[UUID, tuple[str, int]] = {}
+        """Return stage and hash of every point of the stages."""
+        hashes: dict[UUID, tuple[str, int]] = {}
         if held := self.catalogue.held(stages):
             only = Filter(must=[of_stages(held)])
             for records in pages(self.engine, PAGE, payload=["stage", "place"], only=only):
-                for r in records:
-                    found[r.id] = (r.payload["stage"], int(r.payload["place"].rpartition(" ")[2]))
-        return found
+                for record in records:
+                    hash_text = record.payload["place"].rpartition(" ")[2]
+                    hashes[record.id] = (record.payload["stage"], int(hash_text))
+        return hashes
 
     def flush(self) -> None:
-        """Let the engine write its files, so that the next opening need not read the log."""
+        """Make the engine write its files, so that the next opening does not read the log."""
         self.engine.flush()
         self.dirty, self.logged = False, 0
 
-    async def settle(self) -> None:
-        """Flush, but with most of the waiting for the disk in a thread, where it stops nobody."""
-        async with self.settled:
+    async def checkpoint(self) -> None:
+        """Flush, with most of the waiting for the disk in a thread, where it blocks nobody."""
+        async with self.files:
             with contextlib.suppress(FileNotFoundError):  # the engine renames files of its log
                 await asyncio.to_thread(sync_tree, self.path)
             self.flush()
@@ -145,7 +146,7 @@ class Shard:
 
 
 def create_engine(path: Path, dimension: int, **options: Any) -> Any:
-    """A new empty engine for the shard in the folder `path`, not on the disk yet."""
+    """Return a new empty engine for the shard in the folder `path`, not on the disk yet."""
     (path / ENGINE).mkdir(parents=True)
     layout = EdgeConfig(
         vectors={"dense": EdgeVectorParams(size=dimension, distance=Distance.Cosine)},
@@ -157,9 +158,9 @@ def create_engine(path: Path, dimension: int, **options: Any) -> Any:
 
 
 def create_indexes(engine: Any) -> Iterator[None]:
-    """Create the payload indexes, one a step."""
+    """Create the payload indexes, one per step."""
     options: dict[str, Any] = {
-        "enable_hnsw": False,  # no links in the vector index for every value: half the time to build it
+        "enable_hnsw": False,  # no extra links in the vector index per value: half the time to build it
         "memory": Memory.Cold,  # mapped: a built shard of 160,000 points opens in 0.1 s, not 0.6
     }
     indexes: dict[str, Any] = {
@@ -172,7 +173,7 @@ def create_indexes(engine: Any) -> Iterator[None]:
 
 
 async def create_shard(path: Path, dimension: int) -> Shard:
-    """A new empty shard, on the disk when this returns. Searches come in between its steps, of up to 50 ms."""
+    """Create an empty shard, on the disk when this returns. Searches run between its steps of up to 50 ms."""
     engine = create_engine(path, dimension)
     for _ in create_indexes(engine):
         await breathe()
@@ -183,8 +184,8 @@ async def create_shard(path: Path, dimension: int) -> Shard:
 
 
 async def open_shard(path: Path, *, sealed: bool, built: bool) -> Shard:
-    """Open a shard that exists. What its log holds beyond its files is applied first."""
-    # What is not named here stays as the shard has it; the engine wants one kind of vector named.
+    """Open an existing shard. The engine first applies the part of its log that is not in its files."""
+    # Settings that are not named stay as the shard has them; the engine requires one kind of vector.
     config = EdgeConfig(sparse_vectors=TERMS, max_search_threads=SEARCH_THREADS)
     engine: Any = EdgeShard.load(str(path / ENGINE), config)
     catalogue = PackedCatalogue.load(path) if sealed else None
@@ -192,16 +193,16 @@ async def open_shard(path: Path, *, sealed: bool, built: bool) -> Shard:
 
 
 def _read_catalogue(engine: Any) -> Catalogue:
-    """Make the catalogue from the points themselves: 40 µs a point."""
+    """Build the catalogue from the points themselves: 40 µs a point."""
     catalogue = Catalogue()
     for records in pages(engine, PAGE, payload=["stage", "place"], vectors=["terms"]):
         for record in records:
-            catalogue.add(*catalogued(record))
+            catalogue.add(*catalogue_entry(record))
     return catalogue
 
 
-def catalogued(record: Any) -> tuple[UUID, UUID, bytes, list[int]]:
-    """What a catalogue is told of a point that was read with its terms."""
+def catalogue_entry(record: Any) -> tuple[UUID, UUID, bytes, list[int]]:
+    """Return the arguments of `Catalogue.add` for a point that was read with its terms."""
     terms, stage = record.vector.get("terms"), to_uuid(record.payload["stage"])
     place = to_place(stage, record.payload["place"])
     return record.id, stage, place, terms.indices if terms else []
@@ -215,7 +216,7 @@ def pages(
     vectors: bool | list[str] = False,
     only: Filter | None = None,
 ) -> Iterator[list[Any]]:
-    """All points, or those that the filter lets pass, `size` at a time."""
+    """Yield all points, or those that match the filter, `size` at a time."""
     page: Any = None
     while True:
         records, page = engine.scroll(
@@ -235,22 +236,22 @@ def to_point(
 
 
 def sync_log(path: Path) -> None:
-    """Put the engine's log on the disk. All that was written before is then safe, though the engine's own files are not.
+    """Sync the engine's log to the disk. All earlier writes are then durable, though not yet in the engine's own files.
 
-    It may run in a thread, beside the engine: that is why it is here, for the engine's own flush
-    holds the interpreter, for 20 ms as a rule and 300 at times. Blocks; raises `OSError`.
+    It may run in a thread beside the engine. The engine's own flush holds the interpreter lock, for 20 ms
+    usually and 300 at times. Blocks; raises `OSError`.
     """
     for attempt in range(5):
         try:
             sync_tree(path / ENGINE / "wal")
             return
-        except FileNotFoundError:  # the engine renamed a file of it meanwhile: look again
+        except FileNotFoundError:  # the engine renamed a file meanwhile: list the folder again
             if attempt == 4:
                 raise
 
 
 def copy_tree(source: Path, target: Path) -> None:
-    """Copy a folder without filling the holes of its files: most of a log is one. Blocks; raises `OSError`."""
+    """Copy a folder and keep the holes of sparse files: most of a log is a hole. Blocks; raises `OSError`."""
     shutil.copytree(
         source, target, copy_function=_copy_data if sys.platform == "linux" else shutil.copy2
     )
@@ -265,7 +266,7 @@ def _copy_data(source: str, target: str) -> None:
                 place = os.lseek(origin.fileno(), place, os.SEEK_DATA)
                 stop = os.lseek(origin.fileno(), place, os.SEEK_HOLE)
             except OSError as error:
-                if error.errno != errno.ENXIO:  # nothing but a hole is left
+                if error.errno != errno.ENXIO:  # only a hole is left
                     raise
                 return
             os.lseek(copy.fileno(), place, os.SEEK_SET)
@@ -274,7 +275,7 @@ def _copy_data(source: str, target: str) -> None:
 
 
 def sync_tree(path: Path) -> None:
-    """Put a folder with all it holds on the disk. Blocks; raises `OSError`."""
+    """Sync a folder with all its files to the disk. Blocks; raises `OSError`."""
     for folder, _, names in os.walk(path):
         for name in names:
             sync(Path(folder) / name)
@@ -282,7 +283,7 @@ def sync_tree(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Put one file or folder on the disk."""
+    """Sync one file or folder to the disk. Blocks; raises `OSError`."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

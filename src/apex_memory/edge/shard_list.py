@@ -1,4 +1,4 @@
-"""The file that says which shards are the corpus. What it does not list is no data, and is removed at start."""
+"""The file that names the shards of the corpus. A start removes every shard that it does not name."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from apex_memory.edge.shard import sync
 from apex_memory.errors import Misconfigured
 
 FORMAT = 1
-MANIFEST = "corpus.json"
+SHARD_LIST = "corpus.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A shard as the manifest lists it. The last one is the active one, which takes writes."""
+    """A shard in the list. The last one is the active shard, which takes writes."""
 
     name: str
     sealed: bool = False
     built: bool = False
 
 
-def read_manifest(folder: Path, dimension: int) -> list[Entry]:
-    """The shards in the folder; none if it is new. Raises `Misconfigured` when it was made otherwise."""
+def read_shard_list(folder: Path, dimension: int) -> list[Entry]:
+    """Return the shards in the folder, none if it is new. Raises `Misconfigured` for another format or dimension."""
     try:
-        stored = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        stored = json.loads((folder / SHARD_LIST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
     if stored["format"] != FORMAT:
@@ -41,33 +41,33 @@ def read_manifest(folder: Path, dimension: int) -> list[Entry]:
     return [Entry(**entry) for entry in stored["shards"]]
 
 
-def write_manifest(folder: Path, dimension: int, entries: Sequence[Entry]) -> None:
-    """Replace the list of shards, durably and at once: a crash leaves the old one or the new.
+def write_shard_list(folder: Path, dimension: int, entries: Sequence[Entry]) -> None:
+    """Replace the list of shards durably and atomically: a crash leaves the old list or the new one.
 
-    Raises `OSError` while the old one holds. When it is not known which holds, the process ends:
-    whichever a new one reads is right.
+    Raises `OSError` while the old list is valid. When it is unknown which list is valid, the process ends:
+    the next start reads one of them, and both are correct.
     """
     stored = {"format": FORMAT, "dimension": dimension, "shards": [asdict(e) for e in entries]}
-    draft = folder / f"{MANIFEST}.new"
+    draft = folder / f"{SHARD_LIST}.new"
     draft.write_text(json.dumps(stored, indent=1), encoding="utf-8")
     sync(draft)
     try:
-        draft.replace(folder / MANIFEST)
+        draft.replace(folder / SHARD_LIST)
         sync(folder)
     except OSError as error:
-        raise SystemExit(f"{folder / MANIFEST} could not be replaced ({error})") from error
+        raise SystemExit(f"{folder / SHARD_LIST} could not be replaced ({error})") from error
 
 
 def check_dimension(held: int, wanted: int, where: str) -> None:
     if held != wanted:
         raise Misconfigured(
             f"{where} holds vectors of {held} dimensions, the embedder makes {wanted}",
-            remedy="go back to the former embedder, or move the vectors away and run `apex reconcile vectors`",
+            remedy="set the former embedder again, or move this folder away and run `apex reconcile vectors`",
         )
 
 
-def own(folder: Path) -> IO[str]:
-    """Take the folder for this process, until the returned file is closed. Raises `Misconfigured` if another has it."""
+def lock_folder(folder: Path) -> IO[str]:
+    """Lock the folder for this process until the returned file is closed. Raises `Misconfigured` if another process holds it."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = (folder / "owner").open("a+", encoding="utf-8")
     try:
@@ -77,8 +77,8 @@ def own(folder: Path) -> IO[str]:
         owner = lock.read().strip()
         lock.close()
         raise Misconfigured(
-            f"{folder} belongs to another vector process that runs (process {owner})",
-            remedy="use that one, or end it first",
+            f"{folder} is in use by another vector server (process {owner})",
+            remedy="use that server, or stop it first",
         ) from None
     lock.truncate(0)
     lock.write(str(os.getpid()))

@@ -1,4 +1,4 @@
-"""Real servers, started for you: one file a server, a supervisor that keeps them, a file that says what runs."""
+"""The base class of embedded engines, and small functions that all of them use."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ T = TypeVar("T")
 
 @dataclass
 class Engine(ABC):
-    """One embedded server: where it lives, how it starts, and how to tell that it answers.
+    """One embedded server: its folder, how to start it, and how to know that it is ready.
 
-    `prepare` comes first, once a start; then `command`, `environment` and `user` are valid. Only one
-    process may own `data_dir`; the supervisor sees to that.
+    Call `prepare` first, once per start; then `command`, `environment` and `user` are valid. Only one
+    process may own `data_dir`; the supervisor ensures that.
     """
 
     data_dir: Path
@@ -36,18 +36,18 @@ class Engine(ABC):
     password: str
 
     name: ClassVar[str]
-    """The program, as people and the log folder call it."""
+    """The name of the program, in messages and in the log folder."""
     role: ClassVar[str]
-    """The setting it serves: `documents`, `graph`, `vectors`, `cache` or `temporal`."""
+    """The setting that it serves: `documents`, `graph`, `vectors`, `cache` or `temporal`."""
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
     orphan_signal: ClassVar[signal.Signals] = signal.SIGKILL
-    """What the kernel sends when the supervisor dies: every engine keeps what it acknowledged."""
+    """The signal that the kernel sends when the supervisor dies. Every engine keeps its acknowledged writes."""
     ready_seconds: ClassVar[float] = 900
-    """A start may take as long: a store reads its data meanwhile, and would never get there if it were ended."""
+    """Time limit of a start. A store reads all its data meanwhile, and would never start if this were short."""
 
     @property
     def directory(self) -> Path:
-        """The engine's own folder, and its working folder."""
+        """The engine's own folder, which is also its working folder."""
         return self.data_dir / self.name
 
     @property
@@ -58,7 +58,7 @@ class Engine(ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """The setting's value that reaches this engine, with its password."""
+        """The value of the setting that reaches this engine, with its password."""
 
     def prepare(self) -> None:
         """Create data and configuration files. Idempotent; blocks for up to a second the first time."""
@@ -66,44 +66,44 @@ class Engine(ABC):
 
     @abstractmethod
     def command(self) -> list[str]:
-        """The program and its arguments, never with a secret: every user can read them in `ps`."""
+        """Return the program and its arguments, never with a secret: every user can read them in `ps`."""
 
     def environment(self) -> dict[str, str]:
-        """Variables of this engine, added to the supervisor's own without `APEX_*`."""
+        """Return the variables that this engine needs beside the supervisor's own, which it gets without `APEX_*`."""
         return {}
 
     @abstractmethod
     async def ready(self) -> None:
-        """Return once the engine really answers. Waits for ever: the caller bounds it and sees it exit."""
+        """Return once the engine serves requests. Waits for ever: the caller bounds the time and watches for its exit."""
 
     @abstractmethod
     async def version(self) -> str:
-        """Program and version, for people, as the ready engine tells them."""
+        """Return program and version for display, as reported by the ready engine."""
 
 
-async def answering(attempt: Callable[[], Awaitable[T]], *passing: type[Exception]) -> T:
-    """The result of `attempt`, repeated while it raises one of `passing`."""
+async def retry_until_ready(attempt: Callable[[], Awaitable[T]], *transient: type[Exception]) -> T:
+    """Return the result of `attempt`, repeated while it raises one of `transient`."""
     wait = 0.01
     while True:
         try:
             return await attempt()
-        except passing:
+        except transient:
             await asyncio.sleep(wait)
             wait = min(wait * 1.5, 0.2)
 
 
 async def reachable(port: int) -> None:
-    """Return once something listens on the port of this machine."""
-    _, writer = await answering(lambda: asyncio.open_connection(HOST, port), OSError)
+    """Return once a server listens on this port of the loopback address."""
+    _, writer = await retry_until_ready(lambda: asyncio.open_connection(HOST, port), OSError)
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
 
 
 def free_port(preferred: int | None = None) -> int:
-    """`preferred` if nobody listens there, else a port that is free now."""
-    # Not those that the system gives to outgoing connections: between now and the server's start
-    # another program's connection could take such a one.
+    """Return `preferred` if no server listens there, else a port that is free now."""
+    # Not from the range for outgoing connections: between now and the server's start a connection of
+    # another program could take such a port.
     for port in ([preferred] if preferred else []) + random.sample(PORTS, 20) + [0]:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -112,11 +112,11 @@ def free_port(preferred: int | None = None) -> int:
             except OSError:
                 continue
             return int(probe.getsockname()[1])
-    raise AssertionError("the system hands out ports for 0")
+    raise AssertionError("the system always has a port for 0")
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner reads, whole or not at all."""
+    """Write a file that only its owner can read, atomically."""
     draft = path.with_name(f".{path.name}.new")
     draft.unlink(missing_ok=True)
     draft.touch(mode=0o600)
@@ -125,7 +125,10 @@ def write_private(path: Path, text: str) -> None:
 
 
 def package_folder(package: str) -> Path:
-    """Where a package with an engine's programs is installed. It is not imported: some do things at import."""
+    """Return the folder of an installed package with programs. It is not imported: some packages act at import.
+
+    Raises `Misconfigured` when the package is not installed.
+    """
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise Misconfigured(

@@ -1,4 +1,4 @@
-"""How to start the embedded vector store, a process of this package."""
+"""The embedded vector server, a process of this package."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from apex_memory.engines.base import HOST, Engine, answering
+from apex_memory.engines.base import HOST, Engine, retry_until_ready
 from apex_memory.errors import Unavailable
 from apex_memory.stores.edge import EdgeVectors
 
 
 @dataclass
 class Edge(Engine):
-    """Qdrant Edge in a process of its own: its calls hold the interpreter for longer than a gateway may stand still."""
+    """Qdrant Edge in a process of its own: its calls hold the interpreter lock for longer than a gateway may pause."""
 
     dimension: int
 
@@ -37,10 +37,10 @@ class Edge(Engine):
         }
 
     async def ready(self) -> None:
-        # Nothing is searched here: the length of texts does not matter.
+        # This client never searches, so the average length of texts does not matter.
         client = EdgeVectors(self.url, self.dimension, timeout=5, bm25_average_words=60)
         try:
-            await answering(client.ping, Unavailable)
+            await retry_until_ready(client.ping, Unavailable)
         finally:
             await client.close()
 

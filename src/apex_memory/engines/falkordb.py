@@ -8,16 +8,16 @@ from typing import Any
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from apex_memory.engines.base import HOST, Engine, answering, package_folder, write_private
+from apex_memory.engines.base import HOST, Engine, package_folder, retry_until_ready, write_private
 
 GRAPH = "apex"
 
 
 class FalkorDB(Engine):
-    """Durable by `appendfsync always`; `EFFECTS_THRESHOLD 0` logs effects, or a reload replays slow MERGEs.
+    """Durable by `appendfsync always`. `EFFECTS_THRESHOLD 0` logs effects: otherwise a reload replays slow MERGEs.
 
-    The log is rewritten when it has grown by a fifth: a start reads what was rewritten five to eight
-    times as fast (90 and 11 MB a second), and each rewriting costs some 17 µs of a processor a document.
+    The log is rewritten when it has grown by a fifth: a start reads a rewritten log five to eight times as
+    fast (90 against 11 MB/s), and rewriting costs about 17 CPU-µs per document.
 
     The Bolt port stays off: its first parameterised MERGE crashes the server.
     """
@@ -53,10 +53,10 @@ loadmodule "{module}" EFFECTS_THRESHOLD 0 THREAD_COUNT 2 BOLT_PORT -1
         return [str(_binaries() / "redis-server"), str(self._config)]
 
     async def ready(self) -> None:
-        await ask(self.port, self.password, "PING")
+        await send_command(self.port, self.password, "PING")
 
     async def version(self) -> str:
-        modules = await ask(self.port, self.password, "MODULE", "LIST")
+        modules = await send_command(self.port, self.password, "MODULE", "LIST")
         number = next(
             int(entry["ver"]) for entry in map(_pairs, modules) if entry["name"] == "graph"
         )
@@ -67,8 +67,8 @@ loadmodule "{module}" EFFECTS_THRESHOLD 0 THREAD_COUNT 2 BOLT_PORT -1
         return self.directory / "falkordb.conf"
 
 
-async def ask(port: int, password: str, *command: str) -> Any:
-    """The answer of a Redis-speaking server on loopback to one command. Asks again until it answers."""
+async def send_command(port: int, password: str, *command: str) -> Any:
+    """Return the reply of a Redis-compatible server on loopback to one command. Retries until it replies."""
 
     async def attempt() -> Any:
         async with redis.asyncio.Redis(
@@ -76,7 +76,7 @@ async def ask(port: int, password: str, *command: str) -> Any:
         ) as client:
             return await client.execute_command(*command)
 
-    return await answering(attempt, RedisError, OSError)
+    return await retry_until_ready(attempt, RedisError, OSError)
 
 
 def _binaries() -> Path:

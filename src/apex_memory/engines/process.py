@@ -1,4 +1,4 @@
-"""One child process: in a group of its own, as the right user, gone when its parent is gone."""
+"""One child process: in a process group of its own, as the right user, ended when its parent ends."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ LOG_BYTES = 10_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Child:
-    """A process to keep running. `ready` returns once it answers; waiting for it is bounded by `ready_seconds`."""
+    """A process to keep running. `ready` returns once it serves requests; `ready_seconds` bounds the wait."""
 
     name: str
     command: Sequence[str]
     ready: Callable[[], Awaitable[None]]
     directory: Path
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Set on top of the supervisor's own environment."""
+    """Variables added to the supervisor's own environment."""
     private: bool = False
-    """Leave the supervisor's `APEX_*` variables out: they hold keys that engines have no use for."""
+    """Leave out the supervisor's `APEX_*` variables: they hold keys that engines do not need."""
     user: int | None = None
     niceness: int = 0
-    """How far it stands back while others want the processor: 0 not at all, 19 for whatever nobody wants."""
+    """CPU niceness, 0 (normal) to 19 (lowest priority)."""
     port: int = 0
     url: str = ""
-    """Where people reach it; without a password."""
+    """The address for display, without a password."""
     version: Callable[[], Awaitable[str]] | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     orphan_signal: signal.Signals = signal.SIGKILL
     start_waits: Sequence[float] = ()
-    """Seconds before each further try, when it ends or does not answer at its very first start."""
+    """Seconds before each retry, when it exits or does not become ready at its very first start."""
     ready_seconds: float = 30
     stop_seconds: float = 10
 
 
 def child_of(engine: Engine) -> Child:
-    """How to run an engine that is prepared."""
+    """Return how to run an engine, which must be prepared."""
     return Child(
         name=engine.name,
         command=engine.command(),
@@ -62,21 +62,21 @@ def child_of(engine: Engine) -> Child:
         version=engine.version,
         stop_signal=engine.stop_signal,
         orphan_signal=engine.orphan_signal,
-        start_waits=(0.3, 1),  # what a killed run held may take a moment to go
+        start_waits=(0.3, 1),  # the resources of a killed run may take a moment to be released
         ready_seconds=engine.ready_seconds,
     )
 
 
 class Process:
-    """A started child. Start it from the main thread: the kernel ends it when the thread that made it ends."""
+    """A started child. Start it from the main thread: the kernel ends it when the thread that started it ends."""
 
     def __init__(self, child: Child, log: Path) -> None:
         self.child = child
         self.log = log
-        self._gone = False
+        self._reaped = False
         try:
             _rotate(log)
-            self._said = log.stat().st_size  # by earlier starts
+            self._log_start = log.stat().st_size  # the lines before it are of earlier starts
             self._popen = _spawn(child, log)
         except OSError as error:
             raise Unavailable(
@@ -90,14 +90,17 @@ class Process:
         return self._popen.pid
 
     async def exited(self) -> int:
-        """Wait for the end; the exit code, or minus the signal that ended it."""
+        """Wait for its end. Return the exit code, or minus the signal that ended it."""
         while (code := self._popen.poll()) is None:
-            await self._change()
+            await self._state_change()
         return code
 
     async def until_ready(self) -> str:
-        """Return the child's version once it answers. Raises `Unavailable`, with its last words, when it exits or is too slow."""
-        ready = asyncio.ensure_future(self._answer())
+        """Return the child's version once it is ready.
+
+        Raises `Unavailable`, with the last lines of its log, when it exits or takes longer than `ready_seconds`.
+        """
+        ready = asyncio.ensure_future(self._ready_version())
         exited = asyncio.ensure_future(self.exited())
         try:
             await asyncio.wait(
@@ -106,9 +109,9 @@ class Process:
                 return_when=asyncio.FIRST_COMPLETED,
             )
             if exited.done():
-                raise self._failure(f"ended at its start ({describe(exited.result())})")
+                raise self._failure(f"ended during its start ({describe(exited.result())})")
             if not ready.done():
-                raise self._failure(f"did not answer within {self.child.ready_seconds:g} s")
+                raise self._failure(f"was not ready within {self.child.ready_seconds:g} s")
             return ready.result()
         finally:
             ready.cancel()
@@ -116,7 +119,7 @@ class Process:
             await asyncio.gather(ready, exited, return_exceptions=True)
 
     async def stop(self) -> int:
-        """Ask it to end; after `stop_seconds`, or when it has ended, kill what is left of its group. The exit code."""
+        """Signal it to end; after its end, or after `stop_seconds`, kill the rest of its group. Return the exit code."""
         self.signal(self.child.stop_signal)
         try:
             async with asyncio.timeout(self.child.stop_seconds):
@@ -128,28 +131,28 @@ class Process:
         return code
 
     async def kill(self) -> int:
-        """End it at once, with its whole group, and wait. The exit code."""
+        """Kill it with its whole group, and wait. Return the exit code."""
         self.kill_group()
         code = await self.exited()
-        self._gone = True
+        self._reaped = True
         return code
 
     def kill_group(self) -> None:
-        """End it and all of its group at once. Once it is gone, its number may be another's: nothing is done."""
-        if not self._gone:
+        """Kill it with its whole group. Does nothing once it is reaped, as another process may have its id then."""
+        if not self._reaped:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the child alone: it tells its own children what it wants of them."""
+        """Send a signal to the child alone, which passes it on to its own children as it needs."""
         if self._popen.poll() is None:
             self._popen.send_signal(number)
 
-    async def _answer(self) -> str:
+    async def _ready_version(self) -> str:
         await self.child.ready()
         return await self.child.version() if self.child.version else ""
 
-    async def _change(self) -> None:
+    async def _state_change(self) -> None:
         """Return when the process may have ended."""
         try:
             handle = os.pidfd_open(self.pid)
@@ -165,31 +168,31 @@ class Process:
             os.close(handle)
 
     def _failure(self, what: str) -> Unavailable:
-        words = " | ".join(last_lines(self.log, 5, since=self._said))
-        return Unavailable(self.child.name, f"{what}: {words}", remedy=f"see {self.log}")
+        lines = " | ".join(last_lines(self.log, 5, since=self._log_start))
+        return Unavailable(self.child.name, f"{what}: {lines}", remedy=f"see {self.log}")
 
 
-def words(pid: int) -> str:
-    """Command line and environment of a process, to know it by; empty when it is gone or not ours to see."""
+def command_and_environment(pid: int) -> str:
+    """Return command line and environment of a process, to identify it; empty when it has ended or is not readable."""
     if sys.platform == "linux":
         folder = Path(f"/proc/{pid}")
         try:
-            told = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
+            text = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
         except OSError:
             return ""
-        return told.replace(b"\0", b"\n").decode(errors="replace")
+        return text.replace(b"\0", b"\n").decode(errors="replace")
     # `e` adds the environment.
     command = ["ps", "eww", "-o", "command=", "-p", str(pid)]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 def describe(code: int) -> str:
-    """An exit code for people: `exit code 1`, `SIGKILL`."""
+    """Return an exit code for display: `exit code 1`, `SIGKILL`."""
     return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
 
 
 def last_lines(log: Path, count: int, *, since: int = 0) -> list[str]:
-    """The last lines of a log file, of what was written after the first `since` bytes; at most 4 kB."""
+    """Return the last lines of a log file, written after its first `since` bytes; at most 4 kB."""
     with log.open("rb") as file:
         file.seek(max(since, file.seek(0, os.SEEK_END) - 4096))
         lines = file.read().decode(errors="replace").splitlines()
@@ -198,7 +201,7 @@ def last_lines(log: Path, count: int, *, since: int = 0) -> list[str]:
 
 def _spawn(child: Child, log: Path) -> subprocess.Popen[bytes]:
     with log.open("ab") as output, warnings.catch_warnings():
-        # Newer Pythons warn of preexec_fn beside threads. Ours makes a few system calls and takes no lock.
+        # Newer Pythons warn of preexec_fn beside threads. This one makes a few system calls and takes no lock.
         warnings.simplefilter("ignore", DeprecationWarning)
         return subprocess.Popen(
             child.command,
@@ -216,27 +219,28 @@ def _spawn(child: Child, log: Path) -> subprocess.Popen[bytes]:
 
 
 def _before_exec(child: Child) -> Callable[[], None]:
-    """What the new process does before it becomes the child's program."""
-    tie = die_with_parent(child.orphan_signal)
+    """Return the function that the new process runs before it executes the child's program."""
+    end_with_parent = die_with_parent(child.orphan_signal)
 
     def prepare() -> None:
-        if tie:
-            tie()
+        if end_with_parent:
+            end_with_parent()
         if child.niceness:
-            stand_back(child.niceness)
+            lower_priority(child.niceness)
 
     return prepare
 
 
-def stand_back(niceness: int) -> None:
-    """Let others go first from here on: this process, and on Linux its session, and what they start.
+def lower_priority(niceness: int) -> None:
+    """Lower the CPU priority of this process, on Linux of its session, and of the processes they start.
 
-    Linux shares a processor among sessions first (`autogroup`), and among the processes of one
-    session by their niceness only then. Children have sessions of their own, so that their niceness
-    alone would change nothing.
+    Linux shares the CPU among sessions first (`autogroup`), and by niceness only within a session.
+    Children have sessions of their own, so their niceness alone would change nothing.
     """
     os.nice(niceness)
-    with contextlib.suppress(OSError):  # a kernel without it, or a container that does not allow it
+    with contextlib.suppress(
+        OSError
+    ):  # a kernel without autogroup, or a container that does not allow it
         group = os.open("/proc/self/autogroup", os.O_WRONLY)
         try:
             os.write(group, str(niceness).encode())
@@ -253,7 +257,7 @@ def _rotate(log: Path) -> None:
 
 
 def _environment(child: Child) -> dict[str, str]:
-    # Handed on, not read: a child needs PATH, HOME, locale, and what else this process was started with.
+    # Passed on, not read: a child needs PATH, HOME, the locale and other variables of this process.
     kept = {
         name: value
         for name, value in os.environ.items()

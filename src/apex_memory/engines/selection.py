@@ -1,4 +1,4 @@
-"""Which engines the settings ask for, and what the other processes must know to reach them."""
+"""The engines that the settings select, and the variables by which other processes reach them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from apex_memory.engines.valkey import Valkey
 
 
 def embedded_engines(settings: Settings, dimension: int) -> list[Engine]:
-    """Engines for the roles set to `embedded:`, PostgreSQL first; `dimension` is the embedder's.
+    """Return the engines for the roles set to `embedded:`, PostgreSQL first. `dimension` is the embedder's.
 
-    Ports and passwords are those of the last run in the data folder, as far as the ports are free.
-    Call it as the owner of the folder: it may write `secrets.json`.
+    Ports and passwords are those of the last run in the data folder, where the ports are still free. Only
+    the owner of the folder may call it: it may write `secrets.json`.
     """
     folder = settings.data_dir.resolve()
     known = last_ports(folder)
@@ -28,23 +28,23 @@ def embedded_engines(settings: Settings, dimension: int) -> list[Engine]:
 
     def temporal() -> Temporal:
         own = port("temporal")
-        # A fixed distance, as Temporal has it, so that links to the UI stay right too.
+        # At a fixed distance, as Temporal does it, so that links to the UI stay valid too.
         return Temporal(folder, own, "", free_port(own + 1000 if own < 64000 else None))
 
-    makers: dict[str, Callable[[], Engine]] = {
+    factories: dict[str, Callable[[], Engine]] = {
         "documents": lambda: PostgreSQL(folder, port("postgres"), secret(folder, "documents")),
         "cache": lambda: Valkey(folder, port("valkey"), secret(folder, "cache")),
         "graph": lambda: FalkorDB(folder, port("falkordb"), secret(folder, "graph")),
         "vectors": lambda: Edge(folder, port("vectors"), secret(folder, "vectors"), dimension),
         "temporal": temporal,
     }
-    return [make() for role, make in makers.items() if getattr(settings, role) == EMBEDDED]
+    return [create() for role, create in factories.items() if getattr(settings, role) == EMBEDDED]
 
 
 def environment_for(engines: Sequence[Engine], settings: Settings) -> dict[str, str]:
-    """`APEX_*` variables, with passwords, for processes that use these engines from this data folder."""
-    reach = {f"APEX_{engine.role.upper()}": engine.url for engine in engines}
+    """Return the `APEX_*` variables, with passwords, for processes that use these engines."""
+    variables = {f"APEX_{engine.role.upper()}": engine.url for engine in engines}
     for engine in engines:
         if isinstance(engine, Temporal):
-            reach["APEX_TEMPORAL_UI"] = engine.ui_url
-    return {"APEX_DATA_DIR": str(settings.data_dir.resolve()), **reach}
+            variables["APEX_TEMPORAL_UI"] = engine.ui_url
+    return {"APEX_DATA_DIR": str(settings.data_dir.resolve()), **variables}

@@ -1,4 +1,4 @@
-"""What runs in a data folder, and who owns it: the lock, the secrets, `run/stack.json`, leftovers of a killed run."""
+"""The state of a data folder on disk: its lock, the secrets, `run/stack.json`, leftover processes of a killed run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from apex_memory.engines.base import write_private
-from apex_memory.engines.process import words
+from apex_memory.engines.process import command_and_environment
 from apex_memory.errors import Conflict, Misconfigured
 
 
 class ChildState(BaseModel):
-    """One child of `apex up`. `pid` is 0 while it is down; `url` holds no password."""
+    """One child of `apex up`. `pid` is 0 while it is down; `url` has no password."""
 
     name: str
     pid: int = 0
@@ -42,39 +42,39 @@ class Stack(BaseModel):
     since: datetime
     children: dict[str, ChildState] = {}
     ports: dict[str, int] = {}
-    """Ports by child's name, kept over the end of the stack: addresses people noted stay right."""
+    """Ports by child's name, kept after the stack ends, so that noted addresses stay valid."""
 
     @property
     def urls(self) -> dict[str, str]:
-        """Where the children that run now are reached, by name; without passwords."""
+        """The addresses of the running children by name, without passwords."""
         return {name: child.url for name, child in self.children.items() if child.pid and child.url}
 
 
 def read_stack(data_dir: Path) -> Stack | None:
-    """The stack that runs in this data folder; None when none does."""
+    """Return the stack that runs in this data folder, None when none does."""
     return _recorded(data_dir) if _owned(data_dir) else None
 
 
 def write_stack(data_dir: Path, stack: Stack) -> None:
-    """Record the stack, whole or not at all."""
+    """Record the stack, atomically."""
     write_private(_file(data_dir), stack.model_dump_json(indent=1) + "\n")
 
 
 def last_ports(data_dir: Path) -> dict[str, int]:
-    """The ports that the children had last time, by name."""
+    """Return the ports that the children had in the last run, by name."""
     stack = _recorded(data_dir)
     return stack.ports if stack else {}
 
 
 def secret(data_dir: Path, name: str) -> str:
-    """The secret of this name, made when first asked for and kept in `secrets.json`, which only its owner reads."""
+    """Return the secret of this name. The first call creates it; `secrets.json`, readable by its owner alone, keeps it."""
     path = data_dir / "secrets.json"
     try:
         known: dict[str, str] = json.loads(path.read_bytes()) if path.exists() else {}
     except ValueError:
         raise Misconfigured(
             f"{path}: not JSON",
-            remedy="restore it from its backup: engines know no other passwords",
+            remedy="restore it from its backup: the engines accept only those passwords",
         ) from None
     if name not in known:
         known[name] = secrets.token_urlsafe(24)
@@ -84,12 +84,12 @@ def secret(data_dir: Path, name: str) -> str:
 
 @contextlib.contextmanager
 def ownership(data_dir: Path) -> Iterator[None]:
-    """Hold the data folder for this process. Raises `Conflict`, naming the owner, when another one has it.
+    """Lock the data folder for this process. Raises `Conflict`, naming the owner, when another process holds it.
 
-    The lock is the kernel's: it goes with its owner, however that ends.
+    The kernel releases the lock when its owner ends, however that happens.
     """
     try:
-        # Others may pass through, for PostgreSQL's user; everything in it is closed.
+        # Other users may pass through, for PostgreSQL's user; its content is closed to them.
         data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         (data_dir / "run").mkdir(mode=0o700, exist_ok=True)
         file = _lock_file(data_dir).open("a")
@@ -108,19 +108,19 @@ def ownership(data_dir: Path) -> Iterator[None]:
 
 
 def leftovers(data_dir: Path) -> list[tuple[str, int]]:
-    """(name, pid) of recorded children that still run although their supervisor does not."""
+    """Return (name, pid) of recorded children that still run although their supervisor does not."""
     stack = _recorded(data_dir)
     mark = rf"(^|\s)APEX_DATA_DIR={re.escape(str(data_dir))}(\s|$)"
     children = stack.children.values() if stack else []
     return [
         (child.name, child.pid)
         for child in children
-        if child.pid and re.search(mark, words(child.pid), re.MULTILINE)
+        if child.pid and re.search(mark, command_and_environment(child.pid), re.MULTILINE)
     ]
 
 
 def end_leftover(pid: int, *, seconds: float = 5) -> None:
-    """Ask a process to end and wait; then kill it, with its group. For PostgreSQL and others alike."""
+    """Interrupt a process and wait for its end, then kill it with its group. SIGINT suits PostgreSQL too."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGINT)
         if not _ended(pid, seconds):
@@ -151,7 +151,7 @@ def _owned(data_dir: Path) -> bool:
         return False
     except PermissionError:
         raise Misconfigured(
-            f"data_dir: {data_dir} may not be read by you",
+            f"data_dir: {data_dir} is not readable for this user",
             remedy="run this as the user who runs `apex up`, or set APEX_URL and APEX_API_KEY",
         ) from None
 
@@ -170,13 +170,13 @@ def _refusal(data_dir: Path) -> Conflict:
     url = stack.urls.get("gateway") if stack else None
     where = f", at {url}" if url else ""
     return Conflict(
-        f"{data_dir}: Apex runs here already ({owner}{where})",
-        remedy="use the one that runs, stop it first, or set APEX_DATA_DIR to another folder",
+        f"{data_dir}: Apex already runs here ({owner}{where})",
+        remedy="use the running one, stop it first, or set APEX_DATA_DIR to another folder",
     )
 
 
 def _ended(pid: int, seconds: float) -> bool:
-    """Wait until a process that is not our child has ended; False when it has not by then."""
+    """Wait until a process that is not a child has ended. Return False when it still runs after `seconds`."""
     deadline = time.monotonic() + seconds
     with contextlib.suppress(ProcessLookupError):
         while time.monotonic() < deadline:
@@ -189,7 +189,7 @@ def _ended(pid: int, seconds: float) -> bool:
 
 
 def _zombie(pid: int) -> bool:
-    """Ended, but not yet collected by its parent, as happens in a container without an init process."""
+    """Return whether it has ended but its parent has not reaped it, as in a container without an init process."""
     with contextlib.suppress(FileNotFoundError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     return False

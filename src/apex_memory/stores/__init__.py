@@ -1,1 +1,1 @@
-"""The four stores: `base` says what Apex asks of a graph and of a vector store, and each adapter is a module."""
+"""The four stores: `base` holds the protocols of a graph and of a vector store; each adapter is a module."""

@@ -1,8 +1,8 @@
-"""What Apex asks of a graph and of a vector store. One contract suite holds every adapter to it.
+"""The protocols of a store, a graph and a vector store. One contract suite (tests/contract) runs over every adapter.
 
 All calls are safe to repeat: ids derive from the stage, so the same upsert or delete twice is once.
-Adapters raise `Unavailable` when the server cannot be reached or answers too late, `RetryLater`
-when it says to come back, and `Rejected` when it refuses the data; nothing else. They hold a
+Adapters raise `Unavailable` when the server cannot be reached or responds too late, `RetryLater`
+when it is overloaded, and `Rejected` when it refuses the data; nothing else. They hold a
 connection pool, never a connection per call, and never retry: retries live in `saga`.
 """
 
@@ -17,22 +17,22 @@ from apex_memory.model import Filters, GraphAssertion, Tally, VectorPoint, Vecto
 
 
 class Store(Protocol):
-    """What every store can do."""
+    """The operations that every store has."""
 
     name: str
     """The role: `documents`, `graph`, `vectors` or `cache`; also the value of metrics labels and of `park_store`."""
 
     async def ping(self) -> None:
-        """Return when the store answers; raise `Unavailable` when it does not."""
+        """Return when the store responds. Raises `Unavailable` when it does not."""
 
     async def version(self) -> str:
-        """The engine and its version, for people: `FalkorDB 4.14.10`."""
+        """Return the engine and its version for display: `FalkorDB 4.14.10`."""
 
     async def incarnation(self) -> str:
-        """An id that changes whenever the server process behind the store is another one.
+        """Return an id of the server process behind the store: another process has another id.
 
-        It is read once a connection and dropped when the connection breaks, so asking costs nothing
-        on the hot path, and a restart between two calls is always seen by the second.
+        It is read once per connection and dropped when the connection breaks: reading it costs nothing
+        on the hot path, and the first call after a restart sees the new id.
         """
 
     async def close(self) -> None: ...
@@ -40,17 +40,17 @@ class Store(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StageTally:
-    """What a store holds of one stage, found by walking the store itself."""
+    """Count and checksum of one stage, as counted in the store itself."""
 
     stage: UUID
     tally: Tally
 
 
 class GraphHit(NamedTuple):
-    """A document that says something about one of the entities asked for, or about a neighbour of one.
+    """A document with an assertion about a queried entity, or about a neighbour of one.
 
-    `hops` is 0 when the document names the entity itself, 1 when it is linked by another document's
-    relation. `start` is the offset of the evidence in the document's text, if known.
+    `hops` is 0 when the document names the entity itself, 1 when a relation of another document links
+    it. `start` is the offset of the evidence in the document's text, if known.
     """
 
     doc: UUID
@@ -62,7 +62,7 @@ class GraphHit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GraphFact:
-    """One assertion as read from the graph, with the document and stage that make it."""
+    """One assertion as read from the graph, with its document and stage."""
 
     doc: UUID
     stage: UUID
@@ -74,50 +74,53 @@ class GraphFact:
 
 
 class GraphStore(Store, Protocol):
-    """Entities hold only their key; everything said about them is an assertion with stage and document.
+    """Entities hold only their key; every statement about them is an assertion with stage and document.
 
     Tally of a stage: `count` is the number of edges from its assertions to entities (one for the
-    subject, one for the object), `checksum` the sum of the assertion's hash over those edges; so a
-    lost node and a lost edge both show.
+    subject, one for the object), `checksum` the sum of the assertion's hash over those edges. Both a
+    lost node and a lost edge change it.
     """
 
     async def prepare(self) -> None:
         """Create indexes and constraints. Idempotent."""
 
     async def upsert(self, assertions: Sequence[GraphAssertion]) -> None:
-        """Write assertions and the entities they name. Durable on return. `Rejected` if one is refused (none or any part may be written)."""
+        """Write assertions and the entities they name. Durable on return.
+
+        Raises `Rejected` when the store refuses one of them; then none or any part of them may be written.
+        """
 
     async def tally(self, stages: Sequence[UUID]) -> Mapping[UUID, Tally]:
-        """Count and checksum per stage; a stage with nothing is left out."""
+        """Return count and checksum per stage, without the stages that hold nothing."""
 
     async def delete_stages(self, stages: Sequence[UUID]) -> None:
         """Remove all assertions of the stages. Entities stay: they are only keys."""
 
     def walk(self) -> AsyncIterator[StageTally]:
-        """Every stage the store holds, in pages; each once."""
+        """Yield every stage that the store holds, once each, reading page by page."""
 
     async def known(self, refs: Sequence[str]) -> Mapping[str, int]:
-        """Which of these entity refs exist, with the number of assertions that touch each."""
+        """Return the entity refs that exist, each with the number of assertions that touch it."""
 
     async def linked(
         self, refs: Sequence[str], *, limit: int, exclude: Sequence[UUID] = ()
     ) -> list[GraphHit]:
-        """Documents that name the entities (hops 0), then documents that name a neighbour by relation (hops 1).
+        """Return documents that name the entities (hops 0), then documents that name a neighbour by relation (hops 1).
 
-        Assertions of the stages in `exclude` are not followed. At most `limit` hits an entity and hop.
+        Assertions of the stages in `exclude` are not followed. At most `limit` hits per entity and hop.
         """
 
     async def facts(self, ref: str, *, limit: int, exclude: Sequence[UUID] = ()) -> list[GraphFact]:
-        """Assertions that have the entity as subject or object, newest first as far as the store can tell."""
+        """Return assertions that have the entity as subject or object, newest first by the time of writing."""
 
     async def forget_entities(self, refs: Sequence[str]) -> None:
         """Remove entity nodes that no assertion touches any more."""
 
 
 class VectorHit(NamedTuple):
-    """One chunk found by one leg. Higher score is better; the scale is the leg's own.
+    """One chunk found by one leg. A higher score is better; each leg has a scale of its own.
 
-    A tuple, for a search makes hundreds.
+    A tuple rather than a dataclass, because a search makes hundreds.
     """
 
     id: UUID
@@ -132,25 +135,31 @@ class VectorHit(NamedTuple):
 class VectorStore(Store, Protocol):
     """Chunks with a dense vector (cosine) and two sparse BM25 word fields: the passage, and it with its neighbours.
 
-    Legs in answers: `dense`, `words`, `nearby`. Tally: number of points of a stage, sum of their hashes.
+    Legs: `dense`, `words`, `nearby`. Tally: number of points of a stage, sum of their hashes.
     """
 
     dimension: int
 
     async def prepare(self) -> None:
-        """Create the collection and payload indexes, or check that what is there fits (dimension). Idempotent."""
+        """Create the collection and its indexes. Idempotent. Raises `Misconfigured` when it exists with another dimension."""
 
     async def upsert(self, points: Sequence[VectorPoint], vectors: Vectors) -> None:
-        """Write points; `vectors[i]` belongs to `points[i]`. Not durable before `flush`. Refuses NaN and wrong shapes with `Rejected`."""
+        """Write points; `vectors`, shape (points, dimension), holds `vectors[i]` for `points[i]`. Durable after `flush`.
+
+        Raises `Rejected` for NaN, infinity and wrong shapes.
+        """
 
     async def flush(self) -> None:
-        """Make everything written so far durable."""
+        """Make all earlier writes durable."""
 
-    async def tally(self, stages: Sequence[UUID]) -> Mapping[UUID, Tally]: ...
+    async def tally(self, stages: Sequence[UUID]) -> Mapping[UUID, Tally]:
+        """Return count and checksum per stage, without the stages that hold nothing."""
 
-    async def delete_stages(self, stages: Sequence[UUID]) -> None: ...
+    async def delete_stages(self, stages: Sequence[UUID]) -> None:
+        """Remove all points of the stages. Durable on return."""
 
-    def walk(self) -> AsyncIterator[StageTally]: ...
+    def walk(self) -> AsyncIterator[StageTally]:
+        """Yield every stage that the store holds, once each, reading page by page."""
 
     async def search(
         self,
@@ -161,7 +170,11 @@ class VectorStore(Store, Protocol):
         filters: Filters | None = None,
         exclude: Sequence[UUID] = (),
     ) -> Mapping[str, list[VectorHit]]:
-        """Best chunks per leg, best first, at most `limit` each. `dense` is one vector, shape (dimension,). Legs not asked for are left out."""
+        """Return the best chunks per leg, best first, at most `limit` per leg.
+
+        `dense` is one vector, shape (dimension,). A leg whose input is None is not in the result. Points of the
+        stages in `exclude` are not searched.
+        """
 
     async def points(self) -> int:
-        """How many points are held, deleted ones not counted."""
+        """Return the number of points, deleted ones not counted."""

@@ -1,7 +1,7 @@
 """Texts as BM25 sparse vectors, the same for both vector stores.
 
-A passage's weights hold term frequency and length normalisation; a question's are 1. The other half
-of BM25, the inverse document frequency, is the store's work, for only it knows the whole corpus.
+A passage's weights hold term frequency and length normalisation; a question's weights are 1. The other half
+of BM25, the inverse document frequency, is the store's work: only it knows the whole corpus.
 Terms are 31-bit hashes of stemmed words; `SHP-100045` gives `shp` and `100045`.
 """
 
@@ -22,7 +22,7 @@ NEARBY_PASSAGES = (
     3  # a passage and its two neighbours: the length that `nearby` texts are held against
 )
 NEARBY = 1 << 31  # marks a term as one of `nearby`, where both fields share one vector
-MOST_POINTS = 1 << 11  # that are counted together
+MAX_POINTS = 1 << 11  # points counted together
 
 _K, _B = 1.2, 0.75
 _ALL = 1e18  # as k, with b = 0, it leaves the bare count of a term as its weight
@@ -40,7 +40,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class TermRows:
-    """Sparse vectors of many points, one after the other; terms of `nearby` carry the mark `NEARBY`."""
+    """Sparse vectors of many points, concatenated; terms of `nearby` have the bit `NEARBY` set."""
 
     lengths: NDArray[np.uint32]
     ids: NDArray[np.uint32]
@@ -48,7 +48,7 @@ class TermRows:
 
 
 class Words:
-    """English words to terms. About 10 µs for 60 words."""
+    """Turns English text into terms. About 10 µs for 60 words."""
 
     def __init__(self, average_words: float) -> None:
         self._average = average_words
@@ -66,9 +66,9 @@ class Words:
         return _terms(self._passage.embed_query(text))
 
     def rows(self, points: Sequence[VectorPoint]) -> TermRows:
-        """`passage` and `nearby` of at most `MOST_POINTS` points, to the last bit, at a third of the time.
+        """Return what `passage` and `nearby` return for at most `MAX_POINTS` points, bit for bit, in a third of the time.
 
-        Where neighbours follow each other, their words are counted once and the counts added.
+        Where neighbours follow each other, their words are counted once and the counts are added.
         Raises `Rejected` for a text that is not Unicode.
         """
         ids: list[int] = []
@@ -101,11 +101,11 @@ class Words:
         wanted: Sequence[tuple[int, int]],
         points: int,
     ) -> TermRows:
-        """`wanted` are stretches of `ids`: those of the passages, then those of what is nearby."""
+        """Weigh the ranges `wanted` of `ids`: those of the passages, then those of `nearby`."""
         if not len(ids):
             none = np.zeros(0, dtype=np.uint32)
             return TermRows(np.zeros(points, np.uint32), none, none.astype(np.float32))
-        # One number holds point, field, term and count: one sort brings together what is to be added.
+        # One number holds point, field, term and count: one sort groups the counts to add.
         owner = np.tile(np.arange(points, dtype=np.uint64) << _TERM_BITS, 2)
         owner[points:] |= np.uint64(NEARBY)
         sizes = [end - start for start, end in wanted]
@@ -127,7 +127,7 @@ class Words:
 
 
 def _parts(points: Sequence[VectorPoint], n: int) -> tuple[int, int] | None:
-    """Which of the points `nearby` of the n-th is made of, when it is made of them and blanks between."""
+    """Return the range of points that the n-th point's `nearby` consists of; None when it holds more than them and blanks."""
     point = points[n]
     first, last = n, n + 1
     if first and _follow(points[first - 1], point):
@@ -147,8 +147,8 @@ def _parts(points: Sequence[VectorPoint], n: int) -> tuple[int, int] | None:
     return (first, last) if whole and apart else None
 
 
-def _follow(one: VectorPoint, other: VectorPoint) -> bool:
-    return one.stage == other.stage and one.n + 1 == other.n
+def _follow(first: VectorPoint, second: VectorPoint) -> bool:
+    return first.stage == second.stage and first.n + 1 == second.n
 
 
 def _embedded(model: Bm25, text: str, point: VectorPoint) -> SparseVector:

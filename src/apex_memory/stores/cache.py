@@ -1,4 +1,4 @@
-"""The cache: Redis or Valkey. It decides nothing, so it may be gone, empty or stale without harm."""
+"""The cache: Redis or Valkey. It decides nothing, so it may be unavailable, empty or stale without harm."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ end
 
 
 class Cache:
-    """Hints, locks and cached answers. `url` is `redis://user:password@host:port/0`; Redis 7 or later, or Valkey.
+    """Locks and cached answers. `url` is `redis://user:password@host:port/0`; Redis 7 or later, or Valkey.
 
-    Every method answers "don't know" when the server does not, within `timeout` seconds; after a failure
-    nothing is tried for `PAUSE_SECONDS`, so a dead cache costs microseconds. Only `ping`, `version`
+    Every method returns its neutral value when the server does not respond within `timeout` seconds. After a
+    failure no call is sent for `PAUSE_SECONDS`, so an unavailable cache costs microseconds. Only `ping`, `version`
     and `incarnation` raise `Unavailable`.
     """
 
@@ -82,27 +82,28 @@ class Cache:
             await self._answer("remember", ask, otherwise=None)
 
     async def lock(self, doc_ids: Sequence[UUID], owner: UUID, seconds: float) -> set[UUID]:
-        """Which locks `owner` holds now, for `seconds` since it first got them; all, when the cache does not answer.
+        """Return the locks that `owner` holds, for `seconds` since it first got them; all, when the cache does not respond.
 
-        They save work that would lose anyway. Nothing may depend on them.
+        Locks save work that would lose anyway. Nothing may depend on them.
         """
 
         async def ask(client: Redis) -> set[UUID]:
             async with client.pipeline(transaction=False) as batch:
-                for one in doc_ids:
-                    batch.set(_lock(one), owner.bytes, nx=True, get=True, px=_millis(seconds))
-                holders = await batch.execute()
-            ours = (None, owner.bytes)  # GET answers who held it before: nobody, or we
-            return {one for one, who in zip(doc_ids, holders, strict=True) if who in ours}
+                for doc_id in doc_ids:
+                    batch.set(_lock(doc_id), owner.bytes, nx=True, get=True, px=_millis(seconds))
+                former_holders = await batch.execute()
+            ok = (None, owner.bytes)  # free before, or held by this owner already
+            holders = zip(doc_ids, former_holders, strict=True)
+            return {doc_id for doc_id, holder in holders if holder in ok}
 
         return await self._answer("lock", ask, otherwise=set(doc_ids)) if doc_ids else set()
 
     async def unlock(self, doc_ids: Sequence[UUID], owner: UUID) -> None:
-        """Give back the locks that are still the owner's."""
+        """Release the locks that the owner still holds."""
 
         async def ask(client: Redis) -> None:
             await self._unlock(
-                keys=[_lock(one) for one in doc_ids], args=[owner.bytes], client=client
+                keys=[_lock(doc_id) for doc_id in doc_ids], args=[owner.bytes], client=client
             )
 
         if doc_ids:
@@ -133,7 +134,7 @@ class Cache:
             await self._answer("drop", ask, otherwise=None)
 
     async def ping(self) -> None:
-        """Tries even in a pause, and ends it when the server answers."""
+        """Send a call even in a pause, and end the pause when the server responds."""
         await self._server.ping()
         self._paused_until = 0.0
 
@@ -150,7 +151,7 @@ class Cache:
         await self._server.close()
 
     async def _answer(self, call: str, ask: Callable[[Redis], Awaitable[T]], *, otherwise: T) -> T:
-        """What the cache answers, or `otherwise`. After a failure and its pause, one caller probes for all."""
+        """Return the result of `ask`, or `otherwise`. After a failure and its pause, one caller probes for all."""
         now = self._clock()
         if now < self._paused_until:
             telemetry.CACHE_FAILURES.labels(call=call).inc()
@@ -159,12 +160,12 @@ class Cache:
             self._paused_until = now + PAUSE_SECONDS
         try:
             async with self._server.bounded() as client:
-                answer = await ask(client)
+                result = await ask(client)
         except (Unavailable, ResponseError) as error:
             self._fail(call, error)
             return otherwise
         self._paused_until = 0.0
-        return answer
+        return result
 
     def _fail(self, call: str, error: Exception) -> None:
         telemetry.CACHE_FAILURES.labels(call=call).inc()
@@ -173,7 +174,7 @@ class Cache:
         if now - self._logged_at >= LOG_SECONDS:
             self._logged_at = now
             self._log.warning(
-                "cache does not answer; going on without", call=call, error=str(error)
+                "the cache does not respond; continuing without it", call=call, error=str(error)
             )
 
 

@@ -5,8 +5,8 @@
     (:Assertion)-[:OBJECT]->(:Entity)     both ends are things: a relation, which hop 1 follows
     (:Assertion)-[:MENTIONS]->(:Entity)   one end is a document
 
-Assertions are found through their stage or an entity, never by an index of their own: FalkorDB builds
-its indexes anew at each start, and two over assertions took most of that.
+Assertions are reached through their stage or an entity, never by an index of their own: FalkorDB builds
+its indexes anew at each start, and two over assertions took most of that time.
 Relations have an edge type of their own so that hop 1 never walks through the mentions of a hub.
 Patterns name a label only where they enter the graph: FalkorDB starts at any label it sees, and
 would scan all assertions instead of following one entity's edges.
@@ -27,16 +27,18 @@ from apex_memory.model import GraphAssertion, Tally
 from apex_memory.stores.base import GraphFact, GraphHit, StageTally
 
 Row = Sequence[Any]
-Found = dict[tuple[UUID, UUID], int | None]
+Evidence = dict[tuple[UUID, UUID], int | None]  # (document, stage) → offset of the evidence
 
 UPSERT_ROWS = 500
 DELETE_ROWS = 5_000
-WALK_ROWS = 5_000  # about as many assertions a page
+WALK_ROWS = 5_000  # assertions per page, roughly
 REF_BYTES = 2_000  # FalkorDB's index loses strings above 4,096 bytes, Neo4j's above 8,000
-OVERFETCH = 3  # rows read for each hit wanted, as a document may say several things of one entity
+OVERFETCH = (
+    3  # rows read per wanted hit, as a document may have several assertions about one entity
+)
 
-# An assertion is there with its edges or not at all: a statement is applied whole. So those that are there
-# are left out, and the rest created: a MERGE for each of them and its edges costs twice as much.
+# A statement is applied whole, so an assertion exists with its edges or not at all. Existing ones are
+# skipped and the rest created: a MERGE for each assertion and its edges costs twice as much.
 UPSERT = """
 UNWIND $stages AS id
 MERGE (t:Stage {id: id})
@@ -102,7 +104,7 @@ CALL {
 }
 RETURN ref, doc, stage, start
 """
-# Neighbours that few speak of come first: they tell more. 32 are looked at, for a hub has thousands.
+# Neighbours with few assertions come first: they are more specific. 32 are considered, as a hub has thousands.
 # Each direction has a pattern of its own: in `[:SUBJECT|OBJECT]` a hub's names, which lead to nothing, count too.
 NEAR = """
 UNWIND $refs AS ref
@@ -128,7 +130,7 @@ CALL {
 }
 RETURN ref, doc, stage, start
 """
-# With nothing to exclude the relation is not looked at, and FalkorDB takes both hops in one step: on a hub of
+# With nothing to exclude the relation is not read, and FalkorDB takes both hops in one step: on a hub of
 # 10,000 names 1 ms, not 16.
 NEAR_ALL = NEAR.replace("(r)", "()").replace(" WHERE NOT r.stage IN $exclude", "")
 FACTS = """
@@ -146,7 +148,7 @@ DELETE e
 
 
 class CypherGraph(ABC):
-    """`GraphStore` in Cypher, but for the connection."""
+    """`GraphStore` in Cypher. Adapters add the connection."""
 
     name = "graph"
     degree: ClassVar[str]
@@ -159,15 +161,16 @@ class CypherGraph(ABC):
     async def _write(self, statement: str, **parameters: Any) -> Sequence[Row]: ...
 
     async def _refuse_former(self) -> None:
-        """Raise `Misconfigured` for a graph whose assertions have no stages: beside them all would be made again."""
+        """Raise `Misconfigured` for a graph without stages: everything would be created a second time beside it."""
         if any(without for (without,) in await self._read(FORMER)):
             raise Misconfigured(
-                "graph: it was made by an earlier version, without stages",
-                remedy="remove it (or, embedded, the folder `falkordb` in the data folder), and start: it is made again from PostgreSQL",
+                "graph: an earlier version created it, without stages",
+                remedy="remove it (or, embedded, the folder `falkordb` in the data folder) and start: it is rebuilt from PostgreSQL",
             )
 
     async def upsert(self, assertions: Sequence[GraphAssertion]) -> None:
-        rows = sorted({one.id: _row(one) for one in assertions}.values(), key=_order)
+        by_id = {assertion.id: _row(assertion) for assertion in assertions}
+        rows = sorted(by_id.values(), key=_order)
         for start in range(0, len(rows), UPSERT_ROWS):
             part = rows[start : start + UPSERT_ROWS]
             await self._write(UPSERT, stages=sorted({row[1] for row in part}), rows=part)
@@ -179,7 +182,7 @@ class CypherGraph(ABC):
         return {UUID(stage): Tally(count, checksum) for stage, count, checksum in rows}
 
     async def delete_stages(self, stages: Sequence[UUID]) -> None:
-        """In statements of bounded size, so that a huge stage does not keep other writers waiting."""
+        """Delete in statements of bounded size, so that a huge stage does not block other writers."""
         deleted = DELETE_ROWS if stages else 0
         while deleted == DELETE_ROWS:
             ((deleted,),) = await self._write(DELETE, stages=_texts(stages), rows=DELETE_ROWS)
@@ -187,7 +190,7 @@ class CypherGraph(ABC):
             await self._write(DELETE_EMPTY, stages=_texts(stages))
 
     async def walk(self) -> AsyncIterator[StageTally]:
-        """Pages by prefix of the stage id, which is random: each reads its own part of the index only."""
+        """Read pages by prefix of the stage id, which is random: each page reads only its part of the index."""
         ((held,),) = await self._read(COUNT) or [(0,)]
         digits = next(n for n in range(8) if 16**n * WALK_ROWS >= held)
         for low, high in _prefixes(digits):
@@ -195,76 +198,80 @@ class CypherGraph(ABC):
                 yield StageTally(UUID(stage), Tally(count, checksum))
 
     async def known(self, refs: Sequence[str]) -> Mapping[str, int]:
-        """A leftover entity that nothing touches any more is there with 0."""
-        asked = _askable(refs)
-        rows = await self._read(self._dialect(KNOWN), refs=asked) if asked else []
-        return {ref: touching for ref, touching in rows}
+        """Return also entities that no assertion touches any more, with 0."""
+        valid = _valid_refs(refs)
+        rows = await self._read(self._dialect(KNOWN), refs=valid) if valid else []
+        return {ref: assertions for ref, assertions in rows}
 
     async def linked(
         self, refs: Sequence[str], *, limit: int, exclude: Sequence[UUID] = ()
     ) -> list[GraphHit]:
-        """`entity` of a hit is always the one asked for. Of a hub's documents, any `limit` are given."""
-        asked = _askable(refs)
+        """Return hits whose `entity` is always a queried one. Of a hub's documents, any `limit` are returned."""
+        valid = _valid_refs(refs)
         naming, near = await asyncio.gather(
-            self._documents(NAMING, asked, limit, exclude),
-            self._documents(NEAR if exclude else NEAR_ALL, asked, limit, exclude),
+            self._documents(NAMING, valid, limit, exclude),
+            self._documents(NEAR if exclude else NEAR_ALL, valid, limit, exclude),
         )
-        for ref, found in near.items():
-            for place in naming[ref]:
-                found.pop(place, None)
-        return [
-            GraphHit(doc=doc, stage=stage, entity=ref, hops=hops, start=start)
-            for hops, answers in enumerate((naming, near))
-            for ref, found in answers.items()
-            for (doc, stage), start in list(found.items())[:limit]
-        ]
+        for ref, evidence in near.items():
+            for document in naming[ref]:
+                evidence.pop(document, None)
+        return [*_hits(naming, 0, limit), *_hits(near, 1, limit)]
 
     async def _documents(
         self, statement: str, refs: Sequence[str], limit: int, exclude: Sequence[UUID]
-    ) -> dict[str, Found]:
-        """At least `limit` documents for each entity, if there are, with the earliest evidence among the rows read.
+    ) -> dict[str, Evidence]:
+        """Return at least `limit` documents per entity, if there are so many, each with its earliest evidence.
 
-        Where one document says so much of an entity that it crowds others out, a second reading
-        lists documents alone.
+        Where one document has so many assertions about an entity that it crowds others out, a second
+        query lists documents alone.
         """
-        found: dict[str, Found] = {ref: {} for ref in refs}
-        for evidence, rows in (("a.start", limit * OVERFETCH), ("null", limit)):
+        documents: dict[str, Evidence] = {ref: {} for ref in refs}
+        for offset, limit_rows in (("a.start", limit * OVERFETCH), ("null", limit)):
             if not refs:
                 break
-            text = self._dialect(statement).replace("EVIDENCE", evidence)
-            answer = await self._read(text, refs=refs, rows=rows, exclude=_texts(exclude))
-            for ref, doc, stage, start in answer:
-                place = UUID(doc), UUID(stage)
-                starts = [at for at in (found[ref].get(place), start) if at is not None]
-                found[ref][place] = min(starts, default=None)
-            seen = Counter(row[0] for row in answer)
-            refs = [ref for ref in refs if seen[ref] == rows and len(found[ref]) < limit]
-        return found
+            text = self._dialect(statement).replace("EVIDENCE", offset)
+            rows = await self._read(text, refs=refs, rows=limit_rows, exclude=_texts(exclude))
+            for ref, doc, stage, start in rows:
+                document = UUID(doc), UUID(stage)
+                known = documents[ref].get(document)
+                starts = [value for value in (known, start) if value is not None]
+                documents[ref][document] = min(starts, default=None)
+            rows_of = Counter(row[0] for row in rows)
+            refs = [
+                ref for ref in refs if rows_of[ref] == limit_rows and len(documents[ref]) < limit
+            ]
+        return documents
 
     async def facts(self, ref: str, *, limit: int, exclude: Sequence[UUID] = ()) -> list[GraphFact]:
-        """Newest first by the time of writing to the graph."""
-        if not _askable([ref]):
+        """Return the newest first, by the time of writing to the graph."""
+        if not _valid_refs([ref]):
             return []
         rows = await self._read(FACTS, ref=ref, rows=limit, exclude=_texts(exclude))
         return [GraphFact(UUID(doc), UUID(stage), *rest) for doc, stage, *rest, _, _ in rows]
 
     async def forget_entities(self, refs: Sequence[str]) -> None:
-        if asked := _askable(refs):
-            await self._write(FORGET, refs=asked)
+        if valid := _valid_refs(refs):
+            await self._write(FORGET, refs=valid)
 
     def _dialect(self, statement: str) -> str:
         return re.sub(r"DEGREE\((\w+)\)", lambda m: self.degree.format(m[1]), statement)
 
 
+def _hits(documents: Mapping[str, Evidence], hops: int, limit: int) -> Iterator[GraphHit]:
+    for ref, evidence in documents.items():
+        for (doc, stage), start in list(evidence.items())[:limit]:
+            yield GraphHit(doc=doc, stage=stage, entity=ref, hops=hops, start=start)
+
+
 def _row(item: GraphAssertion) -> list[Any]:
-    """An assertion as the upsert takes it; raises `Rejected` for what a graph would garble."""
+    """Return an assertion as a row of the upsert. Raises `Rejected` for values that a graph would garble."""
     ends = [end for end in (item.subject, item.object) if end is not None]
     if not all(map(_storable, ends)):
         raise _rejected(
             item,
             f"an entity ref is empty, over {REF_BYTES} bytes, or holds \\x00, \\x01 or space at an end",
         )
-    if not all(map(_text, (item.predicate, item.value or ""))):
+    if not all(map(_storable_text, (item.predicate, item.value or ""))):
         raise _rejected(item, "its predicate or value holds NUL or a lone surrogate")
     if not (item.start is None or -(2**63) <= item.start < 2**63):
         raise _rejected(item, "its start is over 64 bits")
@@ -287,41 +294,41 @@ def _row(item: GraphAssertion) -> list[Any]:
 
 
 def _order(row: Row) -> tuple[Any, ...]:
-    """By entity, then id: writers that meet at the same entities take them in the same order."""
+    """Sort by entity, then id: writers that meet at the same entities lock them in the same order."""
     return row[4], row[5], row[6], row[0]
 
 
 def _rejected(item: GraphAssertion, reason: str) -> Rejected:
     return Rejected(
         f"assertion {item.id} ({item.predicate!a:.40}): {reason}",
-        remedy="mend what the source or the extractor makes of this event, then redrive it",
+        remedy="correct the source's mapping or the extractor for this event, then redrive it",
     )
 
 
-def _text(text: str) -> bool:
+def _storable_text(text: str) -> bool:
     return "\x00" not in text and (text.isascii() or not re.search(r"[\ud800-\udfff]", text))
 
 
 def _storable(ref: str) -> bool:
-    """Whether an index finds the ref again: FalkorDB's trims ends, splits at \\x01 and drops long ones.
+    """Return whether an index finds the ref again: FalkorDB's trims ends, splits at \\x01 and drops long ones.
 
-    What the index does not find, MERGE creates a second time.
+    MERGE creates a second node for a ref that the index does not find.
     """
     whole = ref != "" and ref.strip(" \t\n\v\f\r") == ref and "\x01" not in ref
-    return whole and _text(ref) and len(ref.encode()) <= REF_BYTES
+    return whole and _storable_text(ref) and len(ref.encode()) <= REF_BYTES
 
 
-def _askable(refs: Sequence[str]) -> list[str]:
-    """The refs that can be in the graph at all, each once."""
+def _valid_refs(refs: Sequence[str]) -> list[str]:
+    """Return the refs that can be in the graph at all, each once."""
     return [ref for ref in dict.fromkeys(refs) if _storable(ref)]
 
 
 def _texts(ids: Sequence[UUID]) -> list[str]:
-    return [str(one) for one in ids]
+    return [str(id) for id in ids]
 
 
 def _prefixes(digits: int) -> Iterator[tuple[str, str]]:
-    """All hexadecimal prefixes of a length, each with a bound above what starts with it.
+    """Yield all hexadecimal prefixes of a length, each with a bound above all ids that start with it.
 
     Prefix and `g`, not the next prefix: between `0f` and `10` FalkorDB's index finds all of `1…` too.
     """

@@ -1,4 +1,4 @@
-"""The embedded vector store's client. The store itself is `edge/server.py`."""
+"""The client of the embedded vector server, whose process is `edge/server.py`."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from apex_memory.stores.bm25 import Words
 from apex_memory.telemetry import VECTORS_FAILURES, VECTORS_POINTS, VECTORS_UNINDEXED
 
 SCHEMES = ("edge",)
-SLICE = 250  # points a request: the process looks at waiting searches between them
+SLICE = 250  # points per request: the server serves waiting searches between requests
 
-_FOUND = struct.Struct("<16s" + PLACE.format.removeprefix("<"))
+_POINT = struct.Struct("<16s" + PLACE.format.removeprefix("<"))
 
 
 class EdgeVectors:
-    """Vectors in our own process at `edge://:password@host:port`.
+    """Vectors in the embedded server at `edge://:password@host:port`.
 
-    Two connections: one for searches, one for all else, so that no search waits behind a large write.
+    Two connections: one for searches, one for everything else, so that no search waits behind a large write.
     Deletes are durable on return, upserts after `flush`.
     """
 
@@ -40,7 +40,7 @@ class EdgeVectors:
     def __init__(
         self, url: str, dimension: int, *, timeout: float, bm25_average_words: float
     ) -> None:
-        """`timeout` is in seconds a call. Nothing is connected yet."""
+        """Connect with the first call. `timeout` is in seconds per call."""
         parts = urlsplit(url)
         if not parts.hostname or not parts.port:
             raise Misconfigured(
@@ -72,7 +72,7 @@ class EdgeVectors:
         if held != self.dimension:
             raise Misconfigured(
                 f"vectors: the store holds {held} dimensions, the embedder makes {self.dimension}",
-                remedy="go back to the former embedder, or move the vectors away and run `apex reconcile vectors`",
+                remedy="set the former embedder again, or move the folder of the vectors away and run `apex reconcile vectors`",
             )
 
     async def upsert(self, points: Sequence[VectorPoint], vectors: Vectors) -> None:
@@ -81,12 +81,12 @@ class EdgeVectors:
         try:
             for first in range(0, len(points), SLICE):
                 part = slice(first, first + SLICE)
-                # In a thread while the one before is written: counting words leaves the interpreter to others.
+                # In a thread while the batch before is written: counting words releases the interpreter lock.
                 batch = await asyncio.to_thread(self._batch, points[part], vectors[part])
                 if sending:
                     await sending
                 sending = asyncio.create_task(self._call("upsert", batch))
-                await asyncio.sleep(0)  # it is sent before the next is made
+                await asyncio.sleep(0)  # so that it is sent before the next one is made
             if sending:
                 await sending
         finally:
@@ -126,27 +126,27 @@ class EdgeVectors:
     ) -> Mapping[str, list[VectorHit]]:
         if dense is not None:
             check_vectors((None,), dense[np.newaxis], self.dimension)
-        asked = {
+        request = {
             "dense": None if dense is None else dense.astype("<f4").tobytes(),
             "terms": None if words is None else self._words.question(words).ids.tobytes(),
             "limit": limit,
             "exclude": [stage.bytes for stage in exclude],
-            **_only(filters or Filters()),
+            **_conditions(filters or Filters()),
         }
-        found = await self._call("search", asked, over="searches")
-        points = [_found(*row) for row in _FOUND.iter_unpack(found["points"])]
+        response = await self._call("search", request, over="searches")
+        points = [_point(*row) for row in _POINT.iter_unpack(response["points"])]
         return {
             leg: [VectorHit(*points[int(n)], score) for n, score in hits]
-            for leg, hits in found["legs"].items()
+            for leg, hits in response["legs"].items()
         }
 
     async def points(self) -> int:
         return (await self.stats())["points"]
 
     async def stats(self) -> dict[str, int]:
-        """`points`, `shards`, `unindexed` (points that wait for their index), `unmerged`, `failures` of indexing in a row.
+        """Return `points`, `shards`, `unindexed` (points without an index yet), `unmerged`, `failures` of indexing in a row.
 
-        The gauges of the same names are set with it.
+        Also sets the gauges of the same names.
         """
         stats: dict[str, int] = await self._call("stats")
         VECTORS_POINTS.set(stats["points"])
@@ -181,7 +181,7 @@ class EdgeVectors:
                 yield
         except TimeoutError as error:
             raise Unavailable(
-                self.name, f"no answer to {method} within {self._timeout:g} s"
+                self.name, f"no response to {method} within {self._timeout:g} s"
             ) from error
         except (BrokenFrame, UnicodeEncodeError) as error:
             raise Rejected(
@@ -201,7 +201,10 @@ class EdgeVectors:
 
 
 def check_vectors(points: Sequence[object], vectors: Vectors, dimension: int) -> None:
-    """Raise `Rejected` unless there is one finite vector of the right dimension for every point: the engines take NaN, and a whole batch suffers from one wrong shape."""
+    """Raise `Rejected` unless there is one finite vector of the right dimension for every point.
+
+    The engines accept NaN, and refuse a whole batch for one wrong shape.
+    """
     if vectors.shape != (len(points), dimension):
         raise Rejected(
             f"vectors: shape {vectors.shape} for {len(points)} points of {dimension} dimensions",
@@ -211,7 +214,7 @@ def check_vectors(points: Sequence[object], vectors: Vectors, dimension: int) ->
         row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
         raise Rejected(
             f"vectors: vector {row} holds NaN or infinity",
-            remedy="mend the embedder; the text is not at fault",
+            remedy="check the embedder: it returns values that are no numbers",
         )
 
 
@@ -225,26 +228,26 @@ def _place(point: VectorPoint) -> str:
     return f"{point.doc} {point.n} {point.start} {point.end} {point.hash}"
 
 
-def _only(filters: Filters) -> dict[str, Any]:
+def _conditions(filters: Filters) -> dict[str, Any]:
     groups = {"source": filters.sources, "kind": filters.kinds, "entity": filters.entities}
     return {
         "tags": [[f"{name}={value}" for value in group] for name, group in groups.items() if group],
-        # Points know whole seconds: the second that `since` falls in belongs to the answer.
+        # Points hold whole seconds: the second that contains `since` belongs to the result.
         "since": math.floor(filters.since.timestamp()) if filters.since else None,
         "until": filters.until.timestamp() if filters.until else None,
     }
 
 
-def _found(
+def _point(
     point: bytes, stage: bytes, doc: bytes, n: int, start: int, end: int
 ) -> tuple[UUID, UUID, UUID, int, int, int]:
-    """All of a hit but its score."""
+    """Return a hit without its score."""
     return UUID(bytes=point), _uuid(stage), _uuid(doc), n, start, end
 
 
 @lru_cache(maxsize=10_000)
 def _uuid(value: bytes) -> UUID:
-    """The same object for the same bytes: the passages of a document, and its hits of several legs, share it."""
+    """Return the same object for the same bytes: passages of a document, and its hits of several legs, share it."""
     return UUID(bytes=value)
 
 

@@ -77,12 +77,12 @@ class FalkorGraph(CypherGraph):
         await self._server.close()
 
     async def _read(self, statement: str, **parameters: Any) -> Sequence[Row]:
-        """The server gives up when we do, so that what nobody waits for does not pile up there."""
+        """Give the server the same time limit, so that abandoned queries do not pile up there."""
         limit = max(1, int(self._timeout * 1000))
         try:
             return await self._rows("GRAPH.RO_QUERY", statement, parameters, "timeout", limit)
         except ResponseError as error:
-            if "empty key" in str(error):  # nothing was ever written, or all was lost
+            if "empty key" in str(error):  # nothing was ever written, or the data was lost
                 return []
             raise self._translated(error) from None
 
@@ -98,15 +98,15 @@ class FalkorGraph(CypherGraph):
         header = " ".join(f"{name}={literal(value)}" for name, value in parameters.items())
         text = f"CYPHER {header} {statement}" if header else statement
         async with self._server.bounded() as client:
-            answer = await client.execute_command(command, self._graph, text, *options)
-        rows: Sequence[Row] = answer[1] if len(answer) == 3 else []
+            response = await client.execute_command(command, self._graph, text, *options)
+        rows: Sequence[Row] = response[1] if len(response) == 3 else []
         return rows
 
     def _translated(self, error: ResponseError) -> Rejected | RetryLater | Unavailable:
-        """From `errCtx` on, messages quote the query, which holds content: cut there."""
+        """Translate an error. From `errCtx` on its message quotes the query, which holds content: that part is cut."""
         text = str(error)
         if "timed out" in text:
-            return Unavailable(self.name, f"no answer within {self._timeout:g} s")
+            return Unavailable(self.name, f"did not respond within {self._timeout:g} s")
         if "Max pending queries" in text:
             return RetryLater("graph: the server's queue is full", after=1)
         if text.startswith(
@@ -119,13 +119,13 @@ class FalkorGraph(CypherGraph):
 
 
 def literal(value: Any) -> str:
-    """A value as Cypher text: parameters travel in front of the statement, there is no binary form."""
+    """Return a value as Cypher text: FalkorDB takes parameters as text in front of the statement."""
     if isinstance(value, str):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     if value is None:
         return "null"
     if isinstance(value, list):
-        return "[" + ",".join([literal(one) for one in value]) + "]" if value else "[]"
+        return "[" + ",".join([literal(item) for item in value]) + "]" if value else "[]"
     if isinstance(value, int):
         return str(value)
     raise TypeError(f"{type(value).__name__} has no Cypher literal here")

@@ -1,4 +1,4 @@
-"""The graph behind a URL."""
+"""Opens the graph adapter for a URL."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ NEO4J_SCHEMES = ("neo4j", "neo4j+s", "neo4j+ssc", "bolt", "bolt+s", "bolt+ssc")
 
 
 def open_graph(url: str, *, timeout: float) -> GraphStore:
-    """The adapter for the URL's scheme. Nothing is connected yet; `timeout` is in seconds a statement."""
+    """Return the adapter for the URL's scheme, not connected yet. `timeout` is in seconds per statement.
+
+    Raises `Misconfigured` for an unknown scheme or a driver that is not installed.
+    """
     scheme = urlsplit(url).scheme
     if scheme in SCHEMES:
         return FalkorGraph(url, timeout=timeout)
     if scheme in NEO4J_SCHEMES:
         require_extra("neo4j", extra="neo4j", feature="graph")
-        # An extra: most installations have no Neo4j driver.
+        # Imported here, because the driver is an extra that most installations do not have.
         from apex_memory.stores.neo4j_graph import Neo4jGraph
 
         return Neo4jGraph(url, timeout=timeout)

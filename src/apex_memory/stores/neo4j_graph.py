@@ -27,9 +27,9 @@ CANNOT_SERVE = (
     exceptions.NotALeader,
     exceptions.ForbiddenOnReadOnlyDatabase,
 )
-# Deadlocks, lost races for a node, faults inside: nothing the data is to blame for.
-PASSING = (exceptions.TransientError, exceptions.ConstraintError, exceptions.DatabaseError)
-# The start time that SHOW DATABASES tells outlives the process.
+# Deadlocks, lost races for a node, internal faults: the data is not the cause.
+TRANSIENT = (exceptions.TransientError, exceptions.ConstraintError, exceptions.DatabaseError)
+# SHOW DATABASES reports a start time that outlives the process, so this asks the JVM.
 PROCESS = """
 CALL dbms.queryJmx('java.lang:type=Runtime') YIELD attributes
 RETURN attributes.Name.value, toString(attributes.StartTime.value)
@@ -82,10 +82,10 @@ class Neo4jGraph(CypherGraph):
             return (await self._driver.get_server_info()).agent.replace("/", " ")
 
     async def incarnation(self) -> str:
-        """Process and start of the leader. Costs a query, for the driver hides its connections.
+        """Return process and start time of the leader. Costs a query, because the driver hides its connections.
 
-        A server that does not have the procedure, as a hosted one may, tells its database instead: then
-        a restart goes unnoticed, and only another database is another incarnation.
+        On a server without the procedure (a hosted one may lack it) this is the id of the database instead: a
+        restart goes unnoticed then, and only another database is another incarnation.
         """
         try:
             ((process, started),) = await self._read(PROCESS)
@@ -103,7 +103,7 @@ class Neo4jGraph(CypherGraph):
         return await self._run(statement, parameters)
 
     async def _run(self, statement: str, parameters: dict[str, Any]) -> Sequence[Row]:
-        """One statement, one transaction; committed and on disk when it returns."""
+        """Run one statement in one transaction; it is committed and on disk on return."""
         # Version 25 of the language has no `CALL { WITH … }`; FalkorDB has nothing else.
         query = neo4j.Query("CYPHER 5 " + statement, timeout=self._timeout)
         async with self._bounded(), self._driver.session(database=self._database) as session:
@@ -116,31 +116,32 @@ class Neo4jGraph(CypherGraph):
             async with asyncio.timeout(self._timeout):
                 yield
         except TimeoutError:
-            raise self._late() from None
+            raise self._too_late() from None
         except (exceptions.Neo4jError, exceptions.DriverError, OSError) as error:
             raise self._translated(error) from None
 
     def _translated(self, error: Exception) -> ApexError:
-        """Messages of the server may quote values, so only the code is passed on."""
+        """Translate an error. Messages of the server may quote values, so only the code is passed on."""
         code = getattr(error, "code", None) or type(error).__name__
         if isinstance(error, exceptions.AuthError | exceptions.Forbidden):
-            return self._gone(
-                f"refuses us: {code}", "check user and password in the URL, and the user's rights"
+            return self._unavailable(
+                f"refuses the credentials: {code}",
+                "check user and password in the URL, and the user's rights",
             )
         if "DatabaseNotFound" in code:
-            return self._gone(
+            return self._unavailable(
                 f"has no database {self._database}", "create it, or name another one in the URL"
             )
         if "TransactionTimedOut" in code:
-            return self._late()
+            return self._too_late()
         if isinstance(error, CANNOT_SERVE) or not isinstance(error, exceptions.Neo4jError):
-            return self._gone(f"cannot be reached or cannot serve: {code}")
-        if isinstance(error, PASSING):
+            return self._unavailable(f"cannot be reached or cannot serve: {code}")
+        if isinstance(error, TRANSIENT):
             return RetryLater(f"graph: {code}", remedy="see the log of Neo4j if it lasts")
         return Rejected(f"graph: Neo4j refuses the statement: {code}")
 
-    def _gone(self, message: str, remedy: str = "") -> Unavailable:
+    def _unavailable(self, message: str, remedy: str = "") -> Unavailable:
         return Unavailable(self.name, f"{self._where} {message}", remedy=remedy)
 
-    def _late(self) -> Unavailable:
-        return self._gone(f"gave no answer within {self._timeout:g} s")
+    def _too_late(self) -> Unavailable:
+        return self._unavailable(f"did not respond within {self._timeout:g} s")

@@ -23,7 +23,7 @@ Connection = psycopg.AsyncConnection[DictRow]
 
 
 class _Pooled(psycopg.AsyncConnection[DictRow]):
-    """A connection that knows when it was last given back, so that one just used is not tried again."""
+    """A connection with the time of its return to the pool, so that one just used is not checked again."""
 
     returned_at = float("-inf")
 
@@ -33,14 +33,16 @@ Row = Mapping[str, Any]
 # Names the advisory lock under which one process at a time migrates.
 MIGRATION_LOCK = 0x41504558
 CHECK_SECONDS = (
-    2.0  # a pooled connection that does not answer an empty statement by then is dropped
+    2.0  # a pooled connection that does not answer an empty statement in time is dropped
 )
-FRESH_SECONDS = 1.0  # one given back so lately is not asked: under load that is every one
+FRESH_SECONDS = (
+    1.0  # a connection returned this recently is not checked: under load that is all of them
+)
 
 
 @asynccontextmanager
 async def translated() -> AsyncIterator[None]:
-    """PostgreSQL's errors as ours: gone, busy, or too slow. Anything else is a bug and passes."""
+    """Translate PostgreSQL's errors into `Unavailable`, `RetryLater` and `Rejected`. Any other error is a bug and passes."""
     try:
         yield
     except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure) as error:
@@ -56,11 +58,11 @@ async def translated() -> AsyncIterator[None]:
         raise Unavailable(
             "documents",
             "the disk is full",
-            remedy="free space for PostgreSQL; all waits until then",
+            remedy="free space on the disk of PostgreSQL; events wait until then",
         ) from error
     except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
         raise Unavailable(
-            "documents", f"PostgreSQL does not answer ({type(error).__name__})"
+            "documents", f"PostgreSQL does not respond ({type(error).__name__})"
         ) from error
 
 
@@ -82,7 +84,7 @@ class Postgres:
         timeout: float = 20,
         snapshot_seconds: float = 20,
     ) -> None:
-        # PostgreSQL ends what takes too long; this is for one that hangs and ends nothing.
+        # PostgreSQL ends statements that take too long; this limit is for a server that hangs.
         self._patience = max(timeout, snapshot_seconds) + 2
         self._pool = _pool(url, size, timeout, {"transaction_timeout": round(timeout * 1000)})
         self._readers = _pool(
@@ -131,7 +133,7 @@ class Postgres:
     async def fetch(
         self, query: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
     ) -> list[DictRow]:
-        """All rows of one statement, a transaction of its own."""
+        """Return all rows of one statement, which is a transaction of its own."""
         async with translated(), self._lent(self._pool) as connection:
             return await (await connection.execute(query, parameters)).fetchall()
 
@@ -144,7 +146,7 @@ class Postgres:
     async def execute(
         self, query: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
     ) -> int:
-        """Run one statement, a transaction of its own; answers the number of rows it touched."""
+        """Run one statement, which is a transaction of its own. Return the number of rows it touched."""
         async with translated(), self._lent(self._pool) as connection:
             return (await connection.execute(query, parameters)).rowcount
 
@@ -162,9 +164,9 @@ class Postgres:
 
 @contextmanager
 def _cut_after(connection: Connection, seconds: float) -> Iterator[None]:
-    """Shut the connection's socket after a while: what waits on it then fails as if the server had gone.
+    """Shut the connection's socket after `seconds`: whoever waits on it fails as if the server had stopped.
 
-    Cancelling is not enough: psycopg would ask the hanging server to cancel, and wait for its answer.
+    Cancelling is not enough: psycopg asks the hanging server to cancel, and waits for its response.
     """
     cut = asyncio.get_running_loop().call_later(seconds, _shut, connection)
     try:
@@ -190,7 +192,7 @@ def _hung_up(connection: Connection) -> bool:
 
 
 async def _check(connection: Connection) -> None:
-    """Raise for a connection that is gone. The kernel tells of a closed one at once; one that hangs must be asked."""
+    """Raise for a broken connection. The kernel reports a closed one at once; a hanging one needs a statement."""
     assert isinstance(connection, _Pooled)
     if time.monotonic() - connection.returned_at < FRESH_SECONDS and not _hung_up(connection):
         return
@@ -223,16 +225,16 @@ def _pool(
 
 
 def migrations() -> list[tuple[str, str]]:
-    """(name, SQL) of every migration in the package, in order."""
+    """Return (name, SQL) of every migration in the package, in order."""
     folder = resources.files("apex_memory.stores.migrations")
     files = sorted((item.name, item) for item in folder.iterdir() if item.name.endswith(".sql"))
     return [(name, item.read_text(encoding="utf-8")) for name, item in files]
 
 
 async def migrate(url: str) -> list[str]:
-    """Apply the migrations that the database lacks, each in its transaction; answers their names.
+    """Apply the migrations that the database lacks, each in its transaction. Return their names.
 
-    Refuses a database that holds a migration this version does not know: it belongs to a newer Apex.
+    Raises `Misconfigured` for a database with a migration that this version does not know: it belongs to a newer Apex.
     """
     async with (
         translated(),
@@ -253,16 +255,16 @@ async def migrate(url: str) -> list[str]:
                 f"documents: the database holds {max(newer)}, which this version does not know",
                 remedy="run the newer version of Apex, or name another database",
             )
-        fresh = [(name, sql) for name, sql in known if name not in applied]
-        for name, sql in fresh:
+        missing = [(name, sql) for name, sql in known if name not in applied]
+        for name, sql in missing:
             async with connection.transaction():
                 await connection.execute(sql)
                 await connection.execute("INSERT INTO migrations (name) VALUES (%s)", (name,))
-        return [name for name, _ in fresh]
+        return [name for name, _ in missing]
 
 
 async def wait_until_up(url: str, *, seconds: float) -> None:
-    """Return when PostgreSQL takes connections; raise `Unavailable` when it does not within `seconds`."""
+    """Return when PostgreSQL accepts connections. Raises `Unavailable` when it does not within `seconds`."""
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
         try:
@@ -275,7 +277,7 @@ async def wait_until_up(url: str, *, seconds: float) -> None:
 
 
 async def claim_installation(db: Postgres, *, embedder: str, dimension: int) -> UUID:
-    """The id of this installation. The first start fixes the embedder; another one later is refused."""
+    """Return the id of this installation. The first start fixes the embedder; `Misconfigured` for another one later."""
     row = await db.fetch_one(
         """UPDATE installation SET embedder = coalesce(embedder, %s), dimension = coalesce(dimension, %s)
            RETURNING id, embedder, dimension""",

@@ -1,7 +1,7 @@
 """Vectors in a Qdrant server at `http://host:6333/collection`.
 
-What is asked of the server is tested on qdrant-client's own local mode, which keeps its semantics. The
-wire itself (HTTP, API keys, time-outs, telemetry) has not been run against a server.
+The requests are tested on qdrant-client's own local mode, which has the server's semantics. The wire
+itself (HTTP, API keys, time-outs, telemetry) has not been run against a server.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from apex_memory.stores.base import StageTally, VectorHit
 from apex_memory.stores.bm25 import Terms, Words
 from apex_memory.stores.edge import check_vectors
 
-SLICE = 250  # points a request
-PAGE = 10_000  # points read at a time
+SLICE = 250  # points per request
+PAGE = 10_000  # points per page
 BUCKETS = 1 << 16  # stages are walked by the first 16 bits of their id
 
 INDEXES = {
@@ -44,7 +44,7 @@ INDEXES = {
 class QdrantVectors:
     """One collection: dense vector `dense` (cosine), sparse vectors `words` and `nearby` (with IDF).
 
-    Every write waits until the server has it in its log, so `flush` has nothing to do.
+    Every write waits for the server's log, so `flush` has nothing to do.
     """
 
     name = "vectors"
@@ -59,7 +59,7 @@ class QdrantVectors:
         api_key: str = "",
         client: AsyncQdrantClient | None = None,
     ) -> None:
-        """`timeout` is in seconds a call. `client` is for tests; nothing is connected yet."""
+        """Connect with the first call. `timeout` is in seconds per call; `client` is for tests."""
         parts = urlsplit(url)
         self._collection = parts.path.strip("/")
         if not self._collection or "/" in self._collection:
@@ -74,30 +74,30 @@ class QdrantVectors:
             port=parts.port or 6333,
             api_key=api_key or None,
             timeout=math.ceil(timeout),
-            check_compatibility=False,  # it would connect here and now
+            check_compatibility=False,  # the check would connect at once
         )
 
     async def ping(self) -> None:
-        async with self._asking("ping"):
+        async with self._translated("ping"):
             await self._client.info()
 
     async def version(self) -> str:
-        async with self._asking("version"):
+        async with self._translated("version"):
             return f"Qdrant {(await self._client.info()).version}"
 
     async def incarnation(self) -> str:
-        """A server's process id of its own making, from its telemetry: it changes with every start.
+        """Return the id that the server generates at every start, from its telemetry.
 
-        It is asked for each time, as HTTP shows no broken connection. Where telemetry is not to be
-        had (a key without the right to it, a proxy, another version, local mode) it is derived from version and
-        collection settings: an exchanged server or collection may then show, a restart does not.
-        Behind a load balancer over several nodes it names whichever node answered.
+        Each call asks the server, because HTTP shows no broken connection. Where telemetry is not available
+        (a key without the right, a proxy, another version, local mode) the id derives from version and collection
+        settings: another server or collection may then show, a restart does not. Behind a load balancer over
+        several nodes it is that of the node that responded.
         """
-        async with self._asking("incarnation"):
+        async with self._translated("incarnation"):
             try:
-                answer = await self._client.http.service_api.telemetry(details_level=0)
-                if answer.result is not None:
-                    return str(answer.result.id)
+                telemetry = await self._client.http.service_api.telemetry(details_level=0)
+                if telemetry.result is not None:
+                    return str(telemetry.result.id)
             except NotImplementedError:
                 pass
             except UnexpectedResponse as error:
@@ -108,14 +108,14 @@ class QdrantVectors:
                     raise
             server = await self._client.info()
             held = await self._client.get_collection(self._collection)
-            told = f"{server.version} {server.commit} {held.config.model_dump_json()}"
-            return hashlib.sha256(told.encode()).hexdigest()[:32]
+            description = f"{server.version} {server.commit} {held.config.model_dump_json()}"
+            return hashlib.sha256(description.encode()).hexdigest()[:32]
 
     async def close(self) -> None:
         await self._client.close()
 
     async def prepare(self) -> None:
-        async with self._asking("prepare"):
+        async with self._translated("prepare"):
             if not await self._client.collection_exists(self._collection):
                 await self._create()
             held = (await self._client.get_collection(self._collection)).config.params
@@ -133,11 +133,11 @@ class QdrantVectors:
                 self._point(point, vector.tolist())
                 for point, vector in zip(points[part], vectors[part], strict=True)
             ]
-            async with self._asking("upsert"):
+            async with self._translated("upsert"):
                 await self._client.upsert(self._collection, points=rows, wait=True)
 
     async def flush(self) -> None:
-        """Nothing is left to do: every write has waited for the server's log."""
+        """Do nothing: every write has waited for the server's log."""
 
     async def tally(self, stages: Sequence[UUID]) -> Mapping[UUID, Tally]:
         if not stages:
@@ -147,11 +147,13 @@ class QdrantVectors:
     async def delete_stages(self, stages: Sequence[UUID]) -> None:
         if stages:
             only = models.FilterSelector(filter=models.Filter(must=[_of_stages(stages)]))
-            async with self._asking("delete"):
+            async with self._translated("delete"):
                 await self._client.delete(self._collection, points_selector=only, wait=True)
 
     async def walk(self) -> AsyncIterator[StageTally]:
-        width = max(1, BUCKETS * PAGE // max(PAGE, await self.points()))  # about a page each
+        width = max(
+            1, BUCKETS * PAGE // max(PAGE, await self.points())
+        )  # about a page per bucket range
         for first in range(0, BUCKETS, width):
             bounds = models.Range(gte=first, lt=first + width)
             only = models.Filter(must=[models.FieldCondition(key="bucket", range=bounds)])
@@ -170,15 +172,15 @@ class QdrantVectors:
         if dense is not None:
             check_vectors((None,), dense[np.newaxis], self.dimension)
         queries: dict[str, Any] = {} if dense is None else {"dense": dense.tolist()}
-        found: dict[str, list[VectorHit]] = {}
+        hits: dict[str, list[VectorHit]] = {}
         if words is not None:
             terms = self._words.question(words)
             if len(terms.ids):
                 queries |= {"words": _sparse(terms), "nearby": _sparse(terms)}
             else:
-                found = {"words": [], "nearby": []}
+                hits = {"words": [], "nearby": []}
         if limit < 1 or not queries:
-            return found | {leg: [] for leg in queries}
+            return hits | {leg: [] for leg in queries}
         requests = [
             models.QueryRequest(
                 query=query,
@@ -189,14 +191,14 @@ class QdrantVectors:
             )
             for leg, query in queries.items()
         ]
-        async with self._asking("search"):
-            answers = await self._client.query_batch_points(self._collection, requests=requests)
-        for leg, answer in zip(queries, answers, strict=True):
-            found[leg] = [_hit(point) for point in answer.points]
-        return found
+        async with self._translated("search"):
+            responses = await self._client.query_batch_points(self._collection, requests=requests)
+        for leg, response in zip(queries, responses, strict=True):
+            hits[leg] = [_hit(point) for point in response.points]
+        return hits
 
     async def points(self) -> int:
-        async with self._asking("count"):
+        async with self._translated("count"):
             return int((await self._client.count(self._collection, exact=True)).count)
 
     async def _create(self) -> None:
@@ -212,7 +214,7 @@ class QdrantVectors:
                 sparse_vectors_config={"words": sparse, "nearby": sparse},
             )
         except UnexpectedResponse as error:
-            if error.status_code != 409:  # another process made it meanwhile
+            if error.status_code != 409:  # another process created it meanwhile
                 raise
 
     def _check(self, held: models.CollectionParams) -> None:
@@ -224,13 +226,13 @@ class QdrantVectors:
         )
         if dense is None or not idf or dense.distance != models.Distance.COSINE:
             raise Misconfigured(
-                f"vectors: collection {self._collection} was not made by Apex",
+                f"vectors: collection {self._collection} was not created by Apex",
                 remedy="name another collection in APEX_VECTORS; Apex creates it",
             )
         if dense.size != self.dimension:
             raise Misconfigured(
                 f"vectors: collection {self._collection} holds {dense.size} dimensions, the embedder makes {self.dimension}",
-                remedy="go back to the former embedder, or name a new collection and run `apex reconcile vectors`",
+                remedy="set the former embedder again, or name a new collection and run `apex reconcile vectors`",
             )
 
     def _point(self, point: VectorPoint, dense: list[float]) -> models.PointStruct:
@@ -260,10 +262,10 @@ class QdrantVectors:
         )
 
     async def _tally(self, only: models.Filter) -> dict[UUID, Tally]:
-        found: dict[UUID, Tally] = {}
+        tallies: dict[UUID, Tally] = {}
         page: Any = None
         while True:
-            async with self._asking("tally"):
+            async with self._translated("tally"):
                 records, page = await self._client.scroll(
                     self._collection,
                     scroll_filter=only,
@@ -274,34 +276,35 @@ class QdrantVectors:
             for record in records:
                 payload = record.payload or {}
                 stage = UUID(payload["stage"])
-                sofar = found.get(stage, Tally())
-                found[stage] = Tally(sofar.count + 1, sofar.checksum + payload["hash"])
+                tally = tallies.get(stage, Tally())
+                tallies[stage] = Tally(tally.count + 1, tally.checksum + payload["hash"])
             if page is None:
-                return found
+                return tallies
 
     @asynccontextmanager
-    async def _asking(self, what: str) -> AsyncIterator[None]:
-        """Bound a call, and give its failures our names."""
+    async def _translated(self, what: str) -> AsyncIterator[None]:
+        """Bound a call in time, and translate its errors."""
         try:
             async with asyncio.timeout(self._timeout):
                 yield
         except TimeoutError as error:
             raise Unavailable(
-                self.name, f"no answer to {what} within {self._timeout:g} s"
+                self.name, f"no response to {what} within {self._timeout:g} s"
             ) from error
         except ResponseHandlingException as error:
-            # Its text may hold parts of the answer.
+            # Its text may quote parts of the response.
             kind = type(error.source).__name__
             raise Unavailable(self.name, f"{what} failed ({kind})") from error
         except ResourceExhaustedResponse as error:
             raise RetryLater(
-                f"vectors: {what} came too fast for the server", after=error.retry_after_s
+                f"vectors: {what} exceeded the rate limit of the server", after=error.retry_after_s
             ) from error
         except UnexpectedResponse as error:
             raise self._refusal(what, error.status_code or 0) from error
         except ValueError as error:  # local mode, and the client's own checks
             raise Rejected(
-                f"vectors: {what} was refused ({error})", remedy="mend the batch"
+                f"vectors: {what} was refused ({error})",
+                remedy="check the version of the Qdrant server and its log",
             ) from error
 
     def _refusal(self, what: str, status: int) -> Rejected | Unavailable:
@@ -313,7 +316,7 @@ class QdrantVectors:
         remedies = {
             401: "check the key in APEX_QDRANT_API_KEY",
             403: "the key in APEX_QDRANT_API_KEY needs the right to write",
-            404: f"collection {self._collection} is gone: run `apex reconcile vectors`",
+            404: f"collection {self._collection} does not exist: run `apex reconcile vectors`",
         }
         return Unavailable(
             self.name, f"{what} got status {status}", remedy=remedies.get(status, "")
@@ -342,20 +345,20 @@ def _conditions(filters: Filters) -> Iterator[models.FieldCondition]:
         if values:
             yield models.FieldCondition(key=key, match=models.MatchAny(any=list(values)))
     if filters.since or filters.until:
-        # Points know whole seconds: the second that `since` falls in belongs to the answer.
+        # Points hold whole seconds: the second that contains `since` belongs to the result.
         since = math.floor(filters.since.timestamp()) if filters.since else None
         until = filters.until.timestamp() if filters.until else None
         yield models.FieldCondition(key="time", range=models.Range(gte=since, lt=until))
 
 
 def _hit(point: models.ScoredPoint) -> VectorHit:
-    held = point.payload or {}
+    payload = point.payload or {}
     return VectorHit(
         UUID(str(point.id)),
-        UUID(held["stage"]),
-        UUID(held["doc"]),
-        held["n"],
-        held["start"],
-        held["end"],
+        UUID(payload["stage"]),
+        UUID(payload["doc"]),
+        payload["n"],
+        payload["start"],
+        payload["end"],
         point.score,
     )

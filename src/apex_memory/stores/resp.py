@@ -1,7 +1,7 @@
-"""A server that speaks the Redis protocol: a pool, one time-out a call, no retries.
+"""A server that speaks the Redis protocol: a pool, one time-out per call, no retries.
 
-FalkorDB and the cache share it. Each connection learns the server's `run_id` when it is made. When
-one breaks, all that are older go too, so nothing is ever read from the memory of a server that is gone.
+FalkorDB and the cache share it. Each connection reads the server's `run_id` when it opens. When one
+breaks, all older connections are renewed too, so that no state of a stopped server is used.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from apex_memory.errors import Misconfigured, Unavailable
 
 
 class Pool(BlockingConnectionPool):  # type: ignore[misc]  # redis is not followed by mypy
-    """Connections of earlier generations are renewed when they are next taken."""
+    """A pool that renews connections of earlier generations when they are next taken."""
 
     generation = 0
 
@@ -33,9 +33,9 @@ class Pool(BlockingConnectionPool):  # type: ignore[misc]  # redis is not follow
 
 
 class RespServer:
-    """`client` runs commands inside `bounded()`, which turns every failure to answer into `Unavailable`.
+    """`client` runs commands inside `bounded()`, which turns every missing response into `Unavailable`.
 
-    `timeout` is in seconds and covers the whole call: waiting for a connection, connecting, the answer.
+    `timeout` is in seconds and covers the whole call: waiting for a connection, connecting, the response.
     Raises `Misconfigured` when the URL cannot be read.
     """
 
@@ -52,7 +52,7 @@ class RespServer:
         self._store = store
         self._timeout = timeout
         self._where = f"{address.get('host', 'localhost')}:{address.get('port', 6379)}"
-        ours = {
+        overrides = {
             "max_connections": connections,
             "timeout": None,  # `bounded` is the limit of everything
             "socket_timeout": None,
@@ -62,26 +62,26 @@ class RespServer:
             "decode_responses": decode,
             "redis_connect_func": self._greet,
         }
-        self._pool = Pool(**{**address, **ours})
+        self._pool = Pool(**{**address, **overrides})
         self.client = Redis(connection_pool=self._pool)
 
     async def _greet(self, connection: Any) -> None:
-        """The client's own handshake, and whom we are talking to."""
+        """Do the client's own handshake, and keep section `server` of INFO with the connection."""
         try:
             await connection.on_connect()
             await connection.send_command("INFO", "server")
-            answer = await connection.read_response()
+            response = await connection.read_response()
         except (exceptions.AuthenticationError, exceptions.NoPermissionError):
             raise
         except exceptions.ResponseError as error:
-            raise exceptions.ConnectionError(f"refused at greeting: {error}") from None
-        text = answer if isinstance(answer, str) else answer.decode()
+            raise exceptions.ConnectionError(f"refused INFO: {error}") from None
+        text = response if isinstance(response, str) else response.decode()
         connection.facts = dict(re.findall(r"^(\w+):(.*?)\r?$", text, re.MULTILINE))
         connection.generation = self._pool.generation
 
     @asynccontextmanager
     async def bounded(self) -> AsyncIterator[Redis]:
-        """Run commands on `client`; other errors than a failure to answer pass through."""
+        """Run commands on `client`. Errors other than a missing response pass through."""
         try:
             async with asyncio.timeout(self._timeout):
                 yield self.client
@@ -92,19 +92,19 @@ class RespServer:
         ) as error:
             raise Unavailable(
                 self._store,
-                f"{self._where} refuses us: {error}",
+                f"{self._where} refuses the credentials: {error}",
                 remedy="check user and password in the URL, and the user's rights",
             ) from None
         except (exceptions.OutOfMemoryError, exceptions.ReadOnlyError) as error:
             raise Unavailable(
                 self._store,
-                f"{self._where} takes no writes: {error}",
+                f"{self._where} accepts no writes: {error}",
                 remedy="give the server memory, or point the URL at the primary",
             ) from None
         except (TimeoutError, exceptions.TimeoutError):
             self._pool.generation += 1
             raise Unavailable(
-                self._store, f"{self._where} gave no answer within {self._timeout:g} s"
+                self._store, f"{self._where} did not respond within {self._timeout:g} s"
             ) from None
         except (exceptions.ConnectionError, exceptions.InvalidResponse, OSError) as error:
             self._pool.generation += 1
@@ -113,17 +113,17 @@ class RespServer:
             ) from None
 
     async def facts(self) -> dict[str, str]:
-        """What the server said of itself on a connection that still stands (section `server` of INFO)."""
+        """Return section `server` of INFO, as an open connection read it when it opened."""
         # Two turns of the loop let it notice a server that hung up, even if nothing else ran since.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         async with self.bounded():
             connection = await self._pool.get_connection()
             try:
-                found: dict[str, str] = connection.facts
+                facts: dict[str, str] = connection.facts
             finally:
                 await self._pool.release(connection)
-        return found
+        return facts
 
     async def ping(self) -> None:
         async with self.bounded() as client:

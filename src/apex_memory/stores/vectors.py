@@ -1,4 +1,4 @@
-"""The vector store behind a URL."""
+"""Opens the vector store adapter for a URL."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ def open_vectors(
     bm25_average_words: float,
     api_key: str = "",
 ) -> VectorStore:
-    """The adapter for the URL's scheme. Nothing is connected yet; `timeout` is in seconds a call."""
+    """Return the adapter for the URL's scheme, not connected yet. `timeout` is in seconds per call.
+
+    Raises `Misconfigured` for an unknown scheme.
+    """
     scheme = urlsplit(url).scheme
     if scheme in edge.SCHEMES:
         return edge.EdgeVectors(

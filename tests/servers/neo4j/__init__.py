@@ -11,7 +11,7 @@ from typing import ClassVar
 import neo4j
 from neo4j.exceptions import AuthError, Neo4jError, ServiceUnavailable
 
-from apex_memory.engines.base import HOST, Engine, answering
+from apex_memory.engines.base import HOST, Engine, retry_until_ready
 
 HERE = Path(__file__).parent
 JARS = HERE.parents[2] / ".cache" / "neo4j" / "lib"
@@ -44,7 +44,7 @@ class Neo4j(Engine):
         return [*java, str(HERE / "Neo4jServer.java"), str(self.directory), str(self.port)]
 
     async def ready(self) -> None:
-        await answering(self._log_in, ServiceUnavailable, Neo4jError, OSError)
+        await retry_until_ready(self._log_in, ServiceUnavailable, Neo4jError, OSError)
 
     async def version(self) -> str:
         async with self._driver(self.password) as driver:

@@ -1,4 +1,4 @@
-"""Carriers' EDI: what sets become, what is answered, and how files are picked up."""
+"""Carriers' EDI: documents of sets, replies by 997, and how files are picked up."""
 
 from __future__ import annotations
 
@@ -20,8 +20,13 @@ from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import Request
 from apex_memory.sources.edi.source import Edi
-from apex_memory.sources.edi.x12.checks import cents, clock, date_of
-from apex_memory.sources.edi.x12.fields import zoned
+from apex_memory.sources.edi.x12.values import (
+    TimeOfDay,
+    parse_amount,
+    parse_date,
+    parse_time,
+    to_utc,
+)
 from apex_memory.sources.http import VendorClient
 from apex_memory.sources.pages import InboundFile, Page, PullContext, TimeRange
 from apex_memory.sources.registry import load
@@ -52,37 +57,37 @@ EDI = edi()
 CHANGE, CANCEL = (TENDER.replace("B2A*00", f"B2A*{purpose}") for purpose in ("04", "01"))
 
 
-def unpacked(text: str, source: Edi = EDI) -> tuple[list[Event], list[str], list[str]]:
+def unpack(text: str, source: Edi = EDI) -> tuple[list[Event], list[str], list[str]]:
     """Events, the replies' bodies and findings."""
-    found = source.unpack(InboundFile("x.edi", text.encode()))
-    replies = [one.data.decode() for one in found.replies]
-    return list(found.events), replies, list(found.findings)
+    content = source.unpack(InboundFile("x.edi", text.encode()))
+    replies = [reply.data.decode() for reply in content.replies]
+    return list(content.events), replies, list(content.findings)
 
 
-def only(text: str) -> Event:
-    (event,) = unpacked(text)[0]
+def only_event(text: str) -> Event:
+    (event,) = unpack(text)[0]
     return event
 
 
-def first(text: str) -> Event:
-    return unpacked(text)[0][0]
+def first_event(text: str) -> Event:
+    return unpack(text)[0][0]
 
 
-def told(text: str) -> Document:
-    return EDI.document(first(text))
+def document_of(text: str) -> Document:
+    return EDI.document(first_event(text))
 
 
-def sets_of(reply: str) -> str:
-    """What stands between GS and GE."""
+def sets_in(reply: str) -> str:
+    """The sets of a reply, between GS and GE."""
     return reply[reply.index("ST*") : reply.index("GE*")]
 
 
-# What is answered
+# Replies
 
 
-def test_the_answer_to_a_good_file() -> None:
-    _, (reply,), findings = unpacked(STATUS_FILE)
-    assert sets_of(reply) == ACCEPTED
+def test_the_reply_to_a_good_file() -> None:
+    _, (reply,), findings = unpack(STATUS_FILE)
+    assert sets_in(reply) == ACCEPTED
     assert findings == []
     assert reply.startswith(
         "ISA*00*          *00*          *ZZ*APEXSHIPPER    *02*NWTR           *251101*0830*U*00401*"
@@ -90,16 +95,16 @@ def test_the_answer_to_a_good_file() -> None:
     assert len(reply.split("~")[0]) == 105
 
 
-def test_the_answer_to_two_groups_one_of_them_bad() -> None:
+def test_the_reply_to_two_groups_one_of_them_bad() -> None:
     bad = INVOICE.replace("20251103*124500*", "20251103*1,245.00*")
     text = interchange(4711, group("QM", 4711, STATUS), group("IM", 4712, bad))
-    events, (reply,), findings = unpacked(text)
-    assert sets_of(reply) == ACCEPTED + REJECTED
+    events, (reply,), findings = unpack(text)
+    assert sets_in(reply) == ACCEPTED + REJECTED
     assert [event.content_type for event in events] == ["application/json", MALFORMED]
     assert any("B307 has characters that its type does not allow: 1,245.00" in f for f in findings)
 
 
-def test_the_same_file_gets_the_same_answer_under_the_same_name() -> None:
+def test_the_same_file_gets_the_same_reply_under_the_same_name() -> None:
     first = EDI.unpack(InboundFile("a.edi", STATUS_FILE.encode())).replies
     again = edi().unpack(InboundFile("b.txt", STATUS_FILE.replace("\n", "\r\n").encode())).replies
     other = EDI.unpack(InboundFile("a.edi", STATUS_FILE.replace("0815", "0816").encode())).replies
@@ -109,7 +114,7 @@ def test_the_same_file_gets_the_same_answer_under_the_same_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "answer"),
+    ("text", "expected"),
     [
         (file("QM", STATUS.replace("SE*16", "SE*12")), "AK5*E*4~AK9*E*1*1*1~"),
         (file("QM", STATUS.replace("SE*16*0001", "SE*16*0002")), "AK5*E*3~AK9*E*1*1*1~"),
@@ -135,34 +140,34 @@ def test_the_same_file_gets_the_same_answer_under_the_same_name() -> None:
         (file("QM", STATUS.replace("ST*214*0001", "ST*214*")), "AK5*E*3*7~"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_in_codes(text: str, answer: str) -> None:
-    _, (reply,), findings = unpacked(text)
-    assert answer in reply
-    assert findings, "and in words"
+def test_errors_are_reported_by_code_and_in_words(text: str, expected: str) -> None:
+    _, (reply,), findings = unpack(text)
+    assert expected in reply
+    assert findings
 
 
-def test_every_reply_can_be_read_and_is_never_answered() -> None:
+def test_every_reply_can_be_parsed_and_gets_no_reply() -> None:
     bad = INVOICE.replace("*124500*", "*1*2~3*").replace("SHP-100045", "S:H*P")
     for text in (
         STATUS_FILE,
         file("IM", bad),
         interchange(3, group("SM", 1), group("QM", 2, STATUS)),
     ):
-        _, (reply,), _ = unpacked(text)
-        events, replies, findings = unpacked(reply)
+        _, (reply,), _ = unpack(text)
+        events, replies, findings = unpack(reply)
         assert events and not replies and not findings
         assert {EDI.document(event).kind for event in events} == {"acknowledgement"}
 
 
-def test_what_has_no_envelope_or_is_our_own_is_not_answered() -> None:
-    assert unpacked(STATUS)[1] == []
-    assert unpacked(interchange(1, STATUS))[1] == []
-    ours = edi(own_ids=["NWTR"])
-    assert unpacked(STATUS_FILE, ours)[1] == []
-    assert len(unpacked(STATUS_FILE, ours)[0]) == 1
-    assert unpacked(STATUS_FILE, edi(acknowledge=False))[1] == []
+def test_sets_without_envelope_and_our_own_files_get_no_reply() -> None:
+    assert unpack(STATUS)[1] == []
+    assert unpack(interchange(1, STATUS))[1] == []
+    own = edi(own_ids=["NWTR"])
+    assert unpack(STATUS_FILE, own)[1] == []
+    assert len(unpack(STATUS_FILE, own)[0]) == 1
+    assert unpack(STATUS_FILE, edi(acknowledge=False))[1] == []
     mixed = interchange(9, group("FA", 1, ACCEPTED), group("QM", 2, STATUS))
-    assert sets_of(unpacked(mixed)[1][0]).count("ST*997") == 1
+    assert sets_in(unpack(mixed)[1][0]).count("ST*997") == 1
 
 
 # Identity and versions
@@ -170,48 +175,54 @@ def test_what_has_no_envelope_or_is_our_own_is_not_answered() -> None:
 
 def test_a_file_sent_again_holds_the_same_events() -> None:
     again = STATUS_FILE.replace("~\n", "~").replace("*", "|")
-    assert only(again).event_id == only(STATUS_FILE).event_id
-    assert only(STATUS_FILE).event_id.startswith("02:NWTR>ZZ:APEXSHIPPER/000004711/4711/214:0001#")
+    assert only_event(again).event_id == only_event(STATUS_FILE).event_id
+    assert only_event(STATUS_FILE).event_id.startswith(
+        "02:NWTR>ZZ:APEXSHIPPER/000004711/4711/214:0001#"
+    )
 
 
-def test_a_control_number_used_twice_is_no_duplicate_and_is_told() -> None:
+def test_a_control_number_used_twice_is_no_duplicate_but_a_finding() -> None:
     other = STATUS_FILE.replace("SHP-100045", "SHP-100046")
-    first, second = only(STATUS_FILE), only(other)
+    first, second = only_event(STATUS_FILE), only_event(other)
     assert first.event_id != second.event_id
     assert EDI.control(first.event_id) == EDI.control(second.event_id) != ""
-    events, replies, findings = unpacked(STATUS_FILE + other)
+    events, replies, findings = unpack(STATUS_FILE + other)
     assert [event.event_id for event in events] == [first.event_id, second.event_id]
-    assert any(one.startswith("conflict: set 214 0001") for one in findings)
+    assert any(finding.startswith("conflict: set 214 0001") for finding in findings)
     assert "AK9*E*1*1*1*19~" in replies[1]
-    assert not [one for one in unpacked(STATUS_FILE * 2)[2] if "conflict" in one]
-    assert EDI.control(only(STATUS).event_id) == "", "without an envelope a number says nothing"
+    assert not [finding for finding in unpack(STATUS_FILE * 2)[2] if "conflict" in finding]
+    assert EDI.control(only_event(STATUS).event_id) == "", (
+        "without an envelope a number identifies nothing"
+    )
 
 
 def test_business_keys() -> None:
-    assert only(STATUS_FILE).doc_key == "status:NWTR:SHP-100045:1:sAF:20251101:0815"
-    assert only(file("SM", TENDER)).doc_key == "tender:NWTR:SHP-100045"
-    assert first(file("SM", CANCEL)).doc_key == "cancellation:NWTR:SHP-100045"
-    assert only(file("GF", RESPONSE)).doc_key == "response:NWTR:SHP-100045"
-    assert only(file("IM", INVOICE)).doc_key == "invoice:NWTR:INV-55012"
-    assert only(file("FA", ACCEPTED)).doc_key == "acknowledgement:NWTR:APEXSHIPPER:QM:4711"
+    assert only_event(STATUS_FILE).doc_key == "status:NWTR:SHP-100045:1:sAF:20251101:0815"
+    assert only_event(file("SM", TENDER)).doc_key == "tender:NWTR:SHP-100045"
+    assert first_event(file("SM", CANCEL)).doc_key == "cancellation:NWTR:SHP-100045"
+    assert only_event(file("GF", RESPONSE)).doc_key == "response:NWTR:SHP-100045"
+    assert only_event(file("IM", INVOICE)).doc_key == "invoice:NWTR:INV-55012"
+    assert only_event(file("FA", ACCEPTED)).doc_key == "acknowledgement:NWTR:APEXSHIPPER:QM:4711"
     appointment = STATUS.replace("AT7*AF*NS**", "AT7***AA*NA")
-    assert only(file("QM", appointment)).doc_key == "status:NWTR:SHP-100045:1:aAA:20251101:0815"
+    assert (
+        only_event(file("QM", appointment)).doc_key == "status:NWTR:SHP-100045:1:aAA:20251101:0815"
+    )
 
 
-def test_a_report_with_several_statuses_is_one_thing() -> None:
+def test_a_report_with_several_statuses_is_one_document() -> None:
     two = counted(STATUS.replace("AT8*", "AT7*X3*NS***20251101*0700*ET~AT8*"))
-    event = only(file("QM", two))
+    event = only_event(file("QM", two))
     assert event.doc_key.startswith("status:NWTR:SHP-100045:2 statuses:")
     document = EDI.document(event)
     assert document.title == "SHP-100045 departed pickup location (NWTR)", (
         "the newest, not the last"
     )
-    assert [one["status"] for one in document.metadata["statuses"]] == ["AF", "X3"]
+    assert [status["status"] for status in document.metadata["statuses"]] == ["AF", "X3"]
 
 
 def versions(*texts: str) -> list[str]:
-    """Event ids of one document, oldest version first."""
-    events = [only(text) for text in texts]
+    """Event ids of one document, the oldest version first."""
+    events = [only_event(text) for text in texts]
     assert len({event.doc_key for event in events}) == 1
     assert len({event.version for event in events}) == len(events)
     return [event.event_id for event in sorted(events, key=lambda event: event.version)]
@@ -223,22 +234,22 @@ def test_changes_are_versions_in_the_order_of_sending() -> None:
         file("SM", TENDER.replace("B2A*00", "B2A*04"), number=901, sent="20251031*1410"),
         file("SM", TENDER.replace("B2A*00", "B2A*05"), number=902, sent="20251031*1411"),
     ]
-    assert versions(*reversed(texts)) == [only(text).event_id for text in texts]
+    assert versions(*reversed(texts)) == [only_event(text).event_id for text in texts]
 
 
 def test_sets_of_one_interchange_are_ordered_by_their_place() -> None:
     text = file("SM", TENDER, CHANGE.replace("0001~", "0002~"))
-    tender, change = unpacked(text)[0]
+    tender, change = unpack(text)[0]
     assert tender.doc_key == change.doc_key
     assert tender.version < change.version
 
 
 @pytest.mark.parametrize("again", ["00", "04", "05"])
-def test_a_cancel_ends_what_was_tendered_before_it_and_not_what_is_after(again: str) -> None:
-    tender = only(file("SM", TENDER, number=900, sent="20251031*1410"))
-    cancel, end = unpacked(file("SM", CANCEL, number=901, sent="20251031*1410"))[0]
+def test_a_cancel_deletes_what_was_tendered_before_it_and_not_what_is_after(again: str) -> None:
+    tender = only_event(file("SM", TENDER, number=900, sent="20251031*1410"))
+    cancel, end = unpack(file("SM", CANCEL, number=901, sent="20251031*1410"))[0]
     anew = TENDER.replace("B2A*00", f"B2A*{again}")
-    later = only(file("SM", anew, number=902, sent="20251031*1411"))
+    later = only_event(file("SM", anew, number=902, sent="20251031*1411"))
     assert (end.content_type, end.payload) == (TOMBSTONE, b"")
     assert tender.doc_key == end.doc_key == later.doc_key != cancel.doc_key
     assert tender.version < end.version < later.version, "whatever order they arrive in"
@@ -247,103 +258,111 @@ def test_a_cancel_ends_what_was_tendered_before_it_and_not_what_is_after(again: 
 
 def test_a_tender_and_its_cancel_in_one_interchange() -> None:
     text = file("SM", TENDER, CANCEL.replace("0001~", "0002~"), TENDER.replace("0001~", "0003~"))
-    events, (reply,), findings = unpacked(text)
+    events, (reply,), findings = unpack(text)
     tender, _, end, anew = events
     assert tender.doc_key == end.doc_key == anew.doc_key
     assert tender.version < end.version < anew.version
-    assert "AK9*A*3*3*3~" in reply, "sets are answered, not events"
+    assert "AK9*A*3*3*3~" in reply, "sets are counted, not events"
     assert findings == []
 
 
 def test_a_cancel_sent_again_is_a_duplicate_and_no_conflict() -> None:
-    cancel, end = unpacked(file("SM", CANCEL))[0]
-    assert unpacked(file("SM", CANCEL).replace("~", "~\n"))[0] == [cancel, end]
+    cancel, end = unpack(file("SM", CANCEL))[0]
+    assert unpack(file("SM", CANCEL).replace("~", "~\n"))[0] == [cancel, end]
     assert cancel.event_id != end.event_id
-    assert EDI.control(cancel.event_id) == EDI.control(only(file("SM", TENDER)).event_id) != ""
-    assert EDI.control(end.event_id) == "", "what is wrong with a set is told once"
+    assert (
+        EDI.control(cancel.event_id) == EDI.control(only_event(file("SM", TENDER)).event_id) != ""
+    )
+    assert EDI.control(end.event_id) == "", "a conflict is reported once"
 
 
-def test_a_refused_cancel_ends_nothing() -> None:
-    bad = only(file("SM", CANCEL.replace("SE*18*0001", "SE*99*0002")))
-    mended, _ = unpacked(file("SM", CANCEL, number=4712, sent="20251101*0900"))[0]
+def test_a_refused_cancel_deletes_nothing() -> None:
+    bad = only_event(file("SM", CANCEL.replace("SE*18*0001", "SE*99*0002")))
+    corrected, _ = unpack(file("SM", CANCEL, number=4712, sent="20251101*0900"))[0]
     assert bad.content_type == MALFORMED
-    assert bad.doc_key == mended.doc_key
-    assert bad.version < mended.version
+    assert bad.doc_key == corrected.doc_key
+    assert bad.version < corrected.version
 
 
-def test_a_cancellation_tells_who_took_what_back_and_when() -> None:
-    tender, cancelled = told(file("SM", TENDER)), told(file("SM", CANCEL, sent="20251031*1410"))
+def test_a_cancellation_names_who_cancelled_what_and_when() -> None:
+    tender = document_of(file("SM", TENDER))
+    cancelled = document_of(file("SM", CANCEL, sent="20251031*1410"))
     assert (cancelled.kind, cancelled.about) == ("tender_cancellation", SHIPMENT)
     assert not cancelled.deleted
     assert cancelled.title == "Load tender SHP-100045 to NWTR: cancelled"
     for line in (
         "Status: cancelled",
         f"Cancelled by: {cancelled.metadata['envelope']['sender']}",
-        f"Told to: {cancelled.metadata['envelope']['receiver']}",
+        f"Sent to: {cancelled.metadata['envelope']['receiver']}",
         "Cancelled at: 2025-10-31 14:10 UTC",
         "PO: 7781",
     ):
         assert line in cancelled.text.splitlines()
-    assert said(cancelled, "status") == {(SHIPMENT, "tender cancelled")}
-    assert {one.object for one in cancelled.assertions} == {one.object for one in tender.assertions}
-    assert not said(cancelled, "pickup_at") | said(cancelled, "delivery_at"), "nobody comes"
+    assert facts(cancelled, "status") == {(SHIPMENT, "tender cancelled")}
+    assert objects_of(cancelled) == objects_of(tender)
+    assert not facts(cancelled, "pickup_at") | facts(cancelled, "delivery_at"), "nobody comes"
     assert "Stop" not in cancelled.text
 
 
-def test_a_cancellation_without_an_envelope_does_not_say_when() -> None:
-    assert "Cancelled at" not in told(CANCEL).text
+def test_a_cancellation_without_an_envelope_has_no_time() -> None:
+    assert "Cancelled at" not in document_of(CANCEL).text
 
 
 def test_without_an_envelope_all_that_have_one_are_newer() -> None:
-    enveloped, tender = only(file("SM", TENDER)), only(TENDER)
-    _, end = unpacked(CANCEL)[0]
+    enveloped, tender = only_event(file("SM", TENDER)), only_event(TENDER)
+    _, end = unpack(CANCEL)[0]
     assert tender.version < end.version < enveloped.version
 
 
 def test_a_corrected_invoice_is_a_newer_version() -> None:
     corrected = INVOICE.replace("*124500**2", "*125000*CO*2").replace("110000", "110500")
     text = file("IM", corrected, number=4712, sent="20251104*0900")
-    assert versions(text, file("IM", INVOICE))[1] == only(text).event_id
-    document = told(text)
+    assert versions(text, file("IM", INVOICE))[1] == only_event(text).event_id
+    document = document_of(text)
     assert document.metadata["correction"] == "CO"
     assert "Net amount: 1,250.00 USD" in document.text
 
 
-def test_a_refused_set_is_a_dead_letter_that_the_mended_one_settles() -> None:
-    bad = only(file("IM", INVOICE.replace("*124500*", "*12.45*")))
-    mended = only(file("IM", INVOICE, number=4712, sent="20251101*0900"))
+def test_a_refused_set_is_a_dead_letter_that_the_corrected_one_settles() -> None:
+    bad = only_event(file("IM", INVOICE.replace("*124500*", "*12.45*")))
+    corrected = only_event(file("IM", INVOICE, number=4712, sent="20251101*0900"))
     assert bad.content_type == MALFORMED
-    assert bad.doc_key == mended.doc_key
-    assert bad.version < mended.version
+    assert bad.doc_key == corrected.doc_key
+    assert bad.version < corrected.version
     with pytest.raises(Rejected):
         EDI.document(bad)
 
 
-# What sets say
+# Documents
 
 
-def said(document: Document, predicate: str) -> set[tuple[str, str]]:
+def facts(document: Document, predicate: str) -> set[tuple[str, str]]:
+    """Subject and object (or value) of each assertion with this predicate."""
     return {
-        (one.subject, one.object or one.value or "")
-        for one in document.assertions
-        if one.predicate == predicate
+        (fact.subject, fact.object or fact.value or "")
+        for fact in document.assertions
+        if fact.predicate == predicate
     }
+
+
+def objects_of(document: Document) -> set[str | None]:
+    return {fact.object for fact in document.assertions}
 
 
 SHIPMENT = "shipment:SHP-100045"
 
 
 def test_a_status() -> None:
-    document = told(STATUS_FILE)
+    document = document_of(STATUS_FILE)
     assert (document.kind, document.about) == ("shipment_status", None)
     assert document.occurred_at == datetime(2025, 11, 1, 12, 15, tzinfo=UTC)
     assert "1. departed pickup location (AF); 2025-11-01 08:15 ET; COLUMBUS, OH; unit T-204" in document.text  # fmt: skip
-    assert said(document, "vehicle") == {(SHIPMENT, "vehicle:T-204")}
-    assert said(document, "carrier") == {(SHIPMENT, "scac:NWTR")}
-    assert said(document, "pro") == {(SHIPMENT, "pro:778812")}
-    assert said(document, "po") == {(SHIPMENT, "po:7781")}
-    assert said(document, "status") == {(SHIPMENT, "departed pickup location")}
-    assert said(document, "consignee") == {(SHIPMENT, "company:SAMPLE RETAIL")}
+    assert facts(document, "vehicle") == {(SHIPMENT, "vehicle:T-204")}
+    assert facts(document, "carrier") == {(SHIPMENT, "scac:NWTR")}
+    assert facts(document, "pro") == {(SHIPMENT, "pro:778812")}
+    assert facts(document, "po") == {(SHIPMENT, "po:7781")}
+    assert facts(document, "status") == {(SHIPMENT, "departed pickup location")}
+    assert facts(document, "consignee") == {(SHIPMENT, "company:SAMPLE RETAIL")}
     assert document.metadata["test"] is True
     assert document.metadata["acknowledged"] == "A"
 
@@ -352,7 +371,7 @@ def test_a_reason_and_a_position() -> None:
     late = STATUS.replace("AT7*AF*NS", "AT7*SD*AO").replace(
         "MS1*COLUMBUS*OH*US", "MS1****0825956*0395740*W*N"
     )
-    document = told(file("QM", late))
+    document = document_of(file("QM", late))
     assert (
         "delayed (SD); weather; 2025-11-01 08:15 ET; position 39.96111, -82.99889" in document.text
     )
@@ -360,16 +379,18 @@ def test_a_reason_and_a_position() -> None:
 
 
 def test_a_tender() -> None:
-    document = told(file("SM", TENDER))
+    document = document_of(file("SM", TENDER))
     assert (document.kind, document.about) == ("tender", SHIPMENT)
     assert document.title == "Load tender SHP-100045 to NWTR: tendered"
     assert "Must respond by: 2025-10-31 17:00 ET" in document.text
     assert "Stop 2: complete unload\nDelivery requested: 2025-11-02 15:00 ET" in document.text
-    assert said(document, "origin") == {(SHIPMENT, "location:COLUMBUS OH")}
-    assert said(document, "destination") == {(SHIPMENT, "location:ATLANTA GA")}
-    assert said(document, "pickup_at") == {(SHIPMENT, "2025-11-01T12:00:00+00:00")}
-    assert said(document, "delivery_at") == {(SHIPMENT, "2025-11-02T20:00:00+00:00")}, "EST by then"
-    assert said(document, "billed_to") == {(SHIPMENT, "company:APEX SHIPPER LLC")}
+    assert facts(document, "origin") == {(SHIPMENT, "location:COLUMBUS OH")}
+    assert facts(document, "destination") == {(SHIPMENT, "location:ATLANTA GA")}
+    assert facts(document, "pickup_at") == {(SHIPMENT, "2025-11-01T12:00:00+00:00")}
+    assert facts(document, "delivery_at") == {(SHIPMENT, "2025-11-02T20:00:00+00:00")}, (
+        "EST by then"
+    )
+    assert facts(document, "billed_to") == {(SHIPMENT, "company:APEX SHIPPER LLC")}
 
 
 @pytest.mark.parametrize(
@@ -381,19 +402,19 @@ def test_a_tender() -> None:
     ],
 )
 def test_a_response(action: str, word: str, carriers: set[tuple[str, str]]) -> None:
-    document = told(file("GF", RESPONSE.replace("*A~", f"*{action}~")))
+    document = document_of(file("GF", RESPONSE.replace("*A~", f"*{action}~")))
     assert document.title == f"Tender SHP-100045 {word} by NWTR"
-    assert said(document, "carrier") == carriers
-    assert said(document, "pro") == {(SHIPMENT, "pro:778812")}
+    assert facts(document, "carrier") == carriers
+    assert facts(document, "pro") == {(SHIPMENT, "pro:778812")}
 
 
 def test_an_invoice() -> None:
-    document = told(file("IM", INVOICE))
+    document = document_of(file("IM", INVOICE))
     invoice = "invoice:INV-55012"
     assert (document.kind, document.about) == ("invoice", invoice)
     assert document.occurred_at == datetime(2025, 11, 3, tzinfo=UTC)
-    assert said(document, "amount") == {(invoice, "1245.00 USD")}
-    assert said(document, "bills") == {(invoice, SHIPMENT)}
+    assert facts(document, "amount") == {(invoice, "1245.00 USD")}
+    assert facts(document, "bills") == {(invoice, SHIPMENT)}
     assert "Line 2: FUEL SURCHARGE\nFuel surcharge: 145.00 USD" in document.text
     assert document.metadata["amount"] == 1245.0
     assert "warnings" not in document.metadata
@@ -407,23 +428,25 @@ def test_an_invoice() -> None:
         ("*FR*14500*", "*FR*145.00*", "is no amount"),
     ],
 )
-def test_charges_that_do_not_add_up_are_told_not_refused(old: str, new: str, warning: str) -> None:
+def test_charges_that_do_not_add_up_are_a_warning_and_no_refusal(
+    old: str, new: str, warning: str
+) -> None:
     assert old in INVOICE
-    document = told(file("IM", INVOICE.replace(old, new)))
-    assert any(warning in one for one in document.metadata["warnings"])
+    document = document_of(file("IM", INVOICE.replace(old, new)))
+    assert any(warning in text for text in document.metadata["warnings"])
     assert document.metadata["amount"] == 1245.0
 
 
 def test_negative_lines_count() -> None:
     discount = "LX*3~L5*3*DISCOUNT~L1*3***-44949****DSC~L3*"
     body = INVOICE.replace("L3*", discount).replace("*124500*", "*79551*")
-    document = told(file("IM", counted(body)))
+    document = document_of(file("IM", counted(body)))
     assert "Discount: -449.49 USD" in document.text
     assert "warnings" not in document.metadata
 
 
 def test_an_acknowledgement_of_ours() -> None:
-    document = told(file("FA", REJECTED))
+    document = document_of(file("FA", REJECTED))
     assert document.title == "997: group IM 4712 rejected"
     assert "Set 210 0001: rejected; segments in error" in document.text
     assert document.metadata["rejected"] == ["210 0001"]
@@ -431,27 +454,27 @@ def test_an_acknowledgement_of_ours() -> None:
 
 def test_an_unknown_set_is_kept() -> None:
     text = file("PO", "ST*850*0001~BEG*00*SA*PO-77~SE*3*0001~")
-    document = told(text)
+    document = document_of(text)
     assert document.kind == "edi_other"
     assert "BEG 00 SA PO-77" in document.text
-    assert only(text).doc_key.startswith("other:850:NWTR:PO:")
+    assert only_event(text).doc_key.startswith("other:850:NWTR:PO:")
 
 
 def test_a_ta1_alone_is_a_finding_and_no_dead_letter() -> None:
-    events, replies, findings = unpacked(interchange(5, "TA1*000000742*251101*0830*R*022~"))
+    events, replies, findings = unpack(interchange(5, "TA1*000000742*251101*0830*R*022~"))
     assert (events, replies) == ([], [])
-    assert any("TA1 answers our interchange 000000742: R 022" in one for one in findings)
+    assert any("TA1 for our interchange 000000742: R 022" in finding for finding in findings)
 
 
 def test_a_file_without_a_set_is_a_dead_letter() -> None:
-    (event,), replies, findings = unpacked("Dear carrier, see attached.")
+    (event,), replies, findings = unpack("Dear carrier, see attached.")
     assert event.content_type == MALFORMED
     assert not replies
     assert findings == ["no X12 in it: neither ISA, GS nor ST"]
 
 
-def test_codes_that_are_not_known_are_told_as_such() -> None:
-    document = told(file("QM", STATUS.replace("AT7*AF*NS", "AT7*QQ*ZZ")))
+def test_unknown_codes_are_shown_as_codes() -> None:
+    document = document_of(file("QM", STATUS.replace("AT7*AF*NS", "AT7*QQ*ZZ")))
     assert "status QQ (QQ); ZZ; 2025-11-01" in document.text
 
 
@@ -460,16 +483,16 @@ def test_codes_that_are_not_known_are_told_as_such() -> None:
     [("5165", 5165), ("-44949", -44949), ("51.65", None), ("1,245", None), ("", None), ("٣", None)],
 )
 def test_implied_decimals(text: str, expected: int | None) -> None:
-    assert cents(text) == expected
+    assert parse_amount(text) == expected
 
 
 def test_dates_and_times() -> None:
-    assert date_of("20251101") == date_of("251101") == date(2025, 11, 1)
-    assert date_of("990131") == date(1999, 1, 31)
-    assert [date_of(text) for text in ("20250230", "2025110", "", "00010101")] == [None] * 4
-    assert clock("0815") == (8, 15, 0, 0)
-    assert clock("08153025") == (8, 15, 30, 250_000)
-    assert [clock(text) for text in ("2400", "0860", "81", "08156")] == [None] * 4
+    assert parse_date("20251101") == parse_date("251101") == date(2025, 11, 1)
+    assert parse_date("990131") == date(1999, 1, 31)
+    assert [parse_date(text) for text in ("20250230", "2025110", "", "00010101")] == [None] * 4
+    assert parse_time("0815") == (8, 15, 0, 0)
+    assert parse_time("08153025") == (8, 15, 30, 250_000)
+    assert [parse_time(text) for text in ("2400", "0860", "81", "08156")] == [None] * 4
 
 
 @pytest.mark.parametrize(
@@ -490,51 +513,51 @@ def test_dates_and_times() -> None:
     ],
 )
 def test_zones(day: tuple[int, int, int], zone: str, hour: int) -> None:
-    at = zoned(date(*day), (12, 0, 0, 0), zone)
+    at = to_utc(date(*day), TimeOfDay(12, 0, 0, 0), zone)
     assert at == datetime(*day, hour, tzinfo=UTC)
 
 
-def test_by_request() -> None:
+def test_a_file_by_request() -> None:
     at = datetime(2026, 1, 1, tzinfo=UTC)
     request = Request(STATUS_FILE.encode(), {}, {}, at)
-    assert EDI.receive(request).events == [only(STATUS_FILE)]
+    assert EDI.receive(request).events == [only_event(STATUS_FILE)]
     with pytest.raises(Rejected, match="no X12"):
         EDI.receive(Request(b"{}", {}, {}, at))
 
 
-def test_the_samples_are_what_they_say() -> None:
-    bodies = {one.name: one.body.decode() for one in EDI.samples()}
+def test_the_samples_hold_the_files_of_the_contract() -> None:
+    bodies = {sample.name: sample.body.decode() for sample in EDI.samples()}
     assert bodies["status_214"] == STATUS_FILE
     assert INVOICE in bodies["invoice_210"]
     assert TENDER in bodies["tender_204"]
     assert RESPONSE in bodies["response_990"]
     for name in ("status_214", "invoice_210", "tender_204", "response_990"):
-        assert unpacked(bodies[name])[2] == []
+        assert unpack(bodies[name])[2] == []
 
 
 # Picking up
 
 
 @dataclass
-class Desk:
-    """Commits pages as the pulls do, in memory. `die`: asked before and after each commit."""
+class Worker:
+    """Commits pages as the pulls do, in memory. With `dice` it dies now and then, before or after a commit."""
 
     source: Edi
     cursor: dict[str, Any] = field(default_factory=dict)
     files: dict[bytes, InboundFile] = field(default_factory=dict)
     events: dict[str, Event] = field(default_factory=dict)
     refused: list[Event] = field(default_factory=list)
-    carried: set[bytes] = field(default_factory=set)
-    picked: int = 0
+    processed: set[bytes] = field(default_factory=set)
+    picked_up: int = 0
     dice: random.Random | None = None
 
     async def pull(
         self, window: TimeRange | None = None, cursor: dict[str, Any] | None = None
     ) -> None:
-        asked = PullContext(
+        context = PullContext(
             link=LINK, cursor=self.cursor if cursor is None else cursor, window=window
         )
-        async with aclosing(cast(Any, self.source.pull(asked))) as pages:
+        async with aclosing(cast(Any, self.source.pull(context))) as pages:
             async for page in pages:
                 if self._dies():
                     return
@@ -542,26 +565,28 @@ class Desk:
                 if self._dies():
                     return
 
-    async def carry(self, *, again: bool = False) -> None:
-        """Land and answer what was not carried yet; all of it once more with `again`."""
-        for data, picked in self.files.items():
-            if data in self.carried and not again:
+    async def process(self, *, again: bool = False) -> None:
+        """Land the files that are not processed yet, and write their replies; all once more with `again`."""
+        for data, picked_up in self.files.items():
+            if data in self.processed and not again:
                 continue
-            found = self.source.unpack(picked)
-            self.events |= {event.event_id: event for event in found.events}
-            await self.source.send(found.replies, LINK)
-            self.carried.add(data)
+            content = self.source.unpack(picked_up)
+            self.events |= {event.event_id: event for event in content.events}
+            await self.source.send(content.replies, LINK)
+            self.processed.add(data)
 
     def newest(self) -> dict[str, Event]:
         newest: dict[str, Event] = {}
-        for event in sorted(self.events.values(), key=lambda one: (one.version, one.event_id)):
+        for event in sorted(
+            self.events.values(), key=lambda event: (event.version, event.event_id)
+        ):
             newest[event.doc_key] = event
         return newest
 
     def _commit(self, page: Page) -> None:
         if page.cursor is not None:
             self.cursor = dict(page.cursor)
-        self.picked += len(page.files)
+        self.picked_up += len(page.files)
         self.refused += page.events
         self.files |= {file.data: file for file in page.files}
 
@@ -570,9 +595,9 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
+def worker(tmp_path: Path) -> Worker:
     (tmp_path / "in").mkdir()
-    return Desk(
+    return Worker(
         edi(
             inbound_folder=str(tmp_path / "in"),
             archive_folder=str(tmp_path / "done"),
@@ -582,153 +607,153 @@ def desk(tmp_path: Path) -> Desk:
     )
 
 
-def inbox(desk: Desk) -> Path:
-    return Path(desk.source.settings.inbound_folder)
+def inbox(worker: Worker) -> Path:
+    return Path(worker.source.settings.inbound_folder)
 
 
 def names(folder: Path) -> list[str]:
     return sorted(item.name for item in folder.iterdir()) if folder.exists() else []
 
 
-async def test_a_file_is_taken_at_the_second_look(desk: Desk, tmp_path: Path) -> None:
-    (inbox(desk) / "a.edi").write_text(STATUS_FILE)
-    await desk.pull()
-    assert desk.picked == 0
-    await desk.pull()
-    assert [one.name for one in desk.files.values()] == ["folder/a.edi"]
-    assert (names(inbox(desk)), names(tmp_path / "done")) == ([], ["a.edi"])
-    assert desk.cursor == {"folder": {}}
-    await desk.carry()
-    await desk.carry(again=True)
+async def test_a_file_is_picked_up_at_the_second_listing(worker: Worker, tmp_path: Path) -> None:
+    (inbox(worker) / "a.edi").write_text(STATUS_FILE)
+    await worker.pull()
+    assert worker.picked_up == 0
+    await worker.pull()
+    assert [file.name for file in worker.files.values()] == ["folder/a.edi"]
+    assert (names(inbox(worker)), names(tmp_path / "done")) == ([], ["a.edi"])
+    assert worker.cursor == {"folder": {}}
+    await worker.process()
+    await worker.process(again=True)
     (reply,) = names(tmp_path / "out")
     assert ACCEPTED in (tmp_path / "out" / reply).read_text()
 
 
-async def test_a_file_that_grows_is_left(desk: Desk) -> None:
-    path = inbox(desk) / "a.edi"
+async def test_a_file_that_grows_is_left(worker: Worker) -> None:
+    path = inbox(worker) / "a.edi"
     for n in (100, 200, 300):
         path.write_text(STATUS_FILE[:n])
-        await desk.pull()
+        await worker.pull()
     path.write_text(STATUS_FILE)
-    await desk.pull()
-    assert desk.picked == 0
-    await desk.pull()
-    assert list(desk.files) == [STATUS_FILE.encode()]
+    await worker.pull()
+    assert worker.picked_up == 0
+    await worker.pull()
+    assert list(worker.files) == [STATUS_FILE.encode()]
 
 
-async def test_a_file_that_was_renamed_is_taken_at_once(desk: Desk) -> None:
-    path = inbox(desk) / "a.edi.tmp"
-    path.write_text(STATUS_FILE)
-    for _ in range(3):
-        await desk.pull()
-    assert desk.picked == 0, "unfinished, however long it stands still"
-    path.rename(inbox(desk) / "a.edi")
-    await desk.pull()
-    assert desk.picked == 1
-
-
-async def test_a_file_must_stand_still_long_enough(desk: Desk) -> None:
-    desk.source.settings.settle_seconds = 3600
-    path = inbox(desk) / "a.edi"
+async def test_a_file_that_was_renamed_is_picked_up_at_once(worker: Worker) -> None:
+    path = inbox(worker) / "a.edi.tmp"
     path.write_text(STATUS_FILE)
     for _ in range(3):
-        await desk.pull()
-    assert desk.picked == 0
-    desk.cursor["folder"]["a.edi"][2] -= 3601
-    await desk.pull()
-    assert desk.picked == 1
+        await worker.pull()
+    assert worker.picked_up == 0, "unfinished, however long it is unchanged"
+    path.rename(inbox(worker) / "a.edi")
+    await worker.pull()
+    assert worker.picked_up == 1
+
+
+async def test_a_file_must_be_unchanged_long_enough(worker: Worker) -> None:
+    worker.source.settings.settle_seconds = 3600
+    path = inbox(worker) / "a.edi"
+    path.write_text(STATUS_FILE)
+    for _ in range(3):
+        await worker.pull()
+    assert worker.picked_up == 0
+    worker.cursor["folder"]["a.edi"][2] -= 3601
+    await worker.pull()
+    assert worker.picked_up == 1
 
 
 @pytest.mark.parametrize("committed", [False, True])
 async def test_a_worker_that_dies_around_the_commit_loses_and_doubles_nothing(
-    desk: Desk, committed: bool, tmp_path: Path
+    worker: Worker, committed: bool, tmp_path: Path
 ) -> None:
-    (inbox(desk) / "a.edi").write_text(STATUS_FILE)
-    await desk.pull()
+    (inbox(worker) / "a.edi").write_text(STATUS_FILE)
+    await worker.pull()
     async with aclosing(
-        cast(Any, desk.source.pull(PullContext(link=LINK, cursor=desk.cursor)))
+        cast(Any, worker.source.pull(PullContext(link=LINK, cursor=worker.cursor)))
     ) as pages:
         page = await anext(pages)
         if committed:
-            desk._commit(page)
-    assert names(inbox(desk)) == ["a.edi"]
+            worker._commit(page)
+    assert names(inbox(worker)) == ["a.edi"]
     for _ in range(2):
-        await desk.pull()
+        await worker.pull()
     assert names(tmp_path / "done") == ["a.edi"]
-    assert len(desk.files) == 1
+    assert len(worker.files) == 1
 
 
-async def test_names_in_the_archive_are_never_overwritten(desk: Desk, tmp_path: Path) -> None:
+async def test_names_in_the_archive_are_never_overwritten(worker: Worker, tmp_path: Path) -> None:
     for text in (STATUS_FILE, STATUS_FILE.replace("0815", "0816"), STATUS_FILE):
-        (inbox(desk) / "a.edi").write_text(text)
-        await desk.pull()
-        await desk.pull()
+        (inbox(worker) / "a.edi").write_text(text)
+        await worker.pull()
+        await worker.pull()
     kept = {(tmp_path / "done" / name).read_text() for name in names(tmp_path / "done")}
     assert kept == {STATUS_FILE, STATUS_FILE.replace("0815", "0816")}
 
 
-async def test_what_is_no_file_of_a_partner_is_left(desk: Desk, tmp_path: Path) -> None:
+async def test_links_folders_and_hidden_files_are_left(worker: Worker, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("password")
-    (inbox(desk) / "link.edi").symlink_to(secret)
-    (inbox(desk) / "folder.edi").mkdir()
-    (inbox(desk) / ".hidden").write_text("x")
+    (inbox(worker) / "link.edi").symlink_to(secret)
+    (inbox(worker) / "folder.edi").mkdir()
+    (inbox(worker) / ".hidden").write_text("x")
     for _ in range(3):
-        await desk.pull()
-    assert desk.picked == 0
+        await worker.pull()
+    assert worker.picked_up == 0
 
 
-async def test_a_file_too_large_is_a_dead_letter_and_its_neighbour_goes_on(desk: Desk) -> None:
-    with (inbox(desk) / "huge.edi").open("wb") as large:
+async def test_a_file_too_large_is_a_dead_letter_and_its_neighbour_goes_on(worker: Worker) -> None:
+    with (inbox(worker) / "huge.edi").open("wb") as large:
         large.truncate(Edi.max_body_bytes + 1)
-    (inbox(desk) / "a.edi").write_text(STATUS_FILE)
+    (inbox(worker) / "a.edi").write_text(STATUS_FILE)
     for _ in range(4):
-        await desk.pull()
-    assert desk.picked == 1
-    (refused,) = desk.refused
+        await worker.pull()
+    assert worker.picked_up == 1
+    (refused,) = worker.refused
     assert refused.content_type == MALFORMED
-    assert names(inbox(desk)) == ["huge.edi"]
+    assert names(inbox(worker)) == ["huge.edi"]
 
 
-async def test_a_name_that_is_no_text(desk: Desk, tmp_path: Path) -> None:
-    Path(os.fsdecode(os.fsencode(inbox(desk)) + b"/\xff.edi")).write_text(STATUS_FILE)
+async def test_a_file_name_that_is_no_text(worker: Worker, tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(inbox(worker)) + b"/\xff.edi")).write_text(STATUS_FILE)
     for _ in range(2):
-        await desk.pull()
-    assert [one.name for one in desk.files.values()] == ["folder/\\udcff.edi"]
-    assert names(inbox(desk)) == []
+        await worker.pull()
+    assert [file.name for file in worker.files.values()] == ["folder/\\udcff.edi"]
+    assert names(inbox(worker)) == []
 
 
-async def test_many_files_come_in_pages(desk: Desk) -> None:
+async def test_many_files_come_in_pages(worker: Worker) -> None:
     for n in range(45):
-        (inbox(desk) / f"{n:02d}.edi").write_text(STATUS_FILE.replace("0815", f"08{n:02d}"))
-    await desk.pull()
-    asked = PullContext(link=LINK, cursor=desk.cursor)
-    pages = [page async for page in desk.source.pull(asked)]
+        (inbox(worker) / f"{n:02d}.edi").write_text(STATUS_FILE.replace("0815", f"08{n:02d}"))
+    await worker.pull()
+    context = PullContext(link=LINK, cursor=worker.cursor)
+    pages = [page async for page in worker.source.pull(context)]
     assert [len(page.files) for page in pages] == [20, 20, 5]
     assert [len((page.cursor or {})["folder"]) for page in pages] == [25, 5, 0]
 
 
-async def test_a_backfill_reads_the_archive_and_leaves_it(desk: Desk, tmp_path: Path) -> None:
+async def test_a_backfill_reads_the_archive_and_leaves_it(worker: Worker, tmp_path: Path) -> None:
     for n in range(3):
-        (inbox(desk) / f"{n}.edi").write_text(STATUS_FILE.replace("0815", f"081{n}"))
-    await desk.pull()
-    await desk.pull()
+        (inbox(worker) / f"{n}.edi").write_text(STATUS_FILE.replace("0815", f"081{n}"))
+    await worker.pull()
+    await worker.pull()
     for n in range(3):
         os.utime(tmp_path / "done" / f"{n}.edi", (1_000_000 + n, 1_000_000 + n))
-    desk.files.clear()
+    worker.files.clear()
     since, until = (datetime.fromtimestamp(1_000_000 + n, UTC) for n in (0, 2))
-    await desk.pull(TimeRange(since, until), {})
-    assert [file.name for file in desk.files.values()] == ["folder/0.edi", "folder/1.edi"]
+    await worker.pull(TimeRange(since, until), {})
+    assert [file.name for file in worker.files.values()] == ["folder/0.edi", "folder/1.edi"]
     assert names(tmp_path / "done") == ["0.edi", "1.edi", "2.edi"]
-    desk.files.clear()
-    await desk.pull(TimeRange(since, until), {"folder": [1_000_000.0, "0.edi"]})
-    assert [file.name for file in desk.files.values()] == ["folder/1.edi"]
+    worker.files.clear()
+    await worker.pull(TimeRange(since, until), {"folder": [1_000_000.0, "0.edi"]})
+    assert [file.name for file in worker.files.values()] == ["folder/1.edi"]
 
 
-async def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+async def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     source = edi(inbound_folder=str(tmp_path / "no"), archive_folder=str(tmp_path / "done"))
-    with pytest.raises(Misconfigured, match="is not there"):
-        await Desk(source).pull()
+    with pytest.raises(Misconfigured, match="does not exist"):
+        await Worker(source).pull()
 
 
 @pytest.mark.parametrize(
@@ -744,7 +769,7 @@ async def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
         ({"sftp_host": "h", "sftp_user": "u", "sftp_known_hosts": "k", "sftp_key": "x"}, ""),
     ],
 )
-def test_what_a_pull_cannot_do_without(settings: dict[str, str], missing: str) -> None:
+def test_settings_that_a_pull_needs(settings: dict[str, str], missing: str) -> None:
     assert edi(**settings).missing_settings == (f"sources.edi.{missing}" if missing else "")
 
 
@@ -767,21 +792,21 @@ def remote(simulator: EdiSimulator, **changes: Any) -> Edi:
     return edi(**{**settings, **changes})
 
 
-async def test_by_sftp(tmp_path: Path) -> None:
+async def test_files_by_sftp(tmp_path: Path) -> None:
     async with mailbox() as simulator:
         (simulator.folder("sftp", "inbound") / "a.edi").write_text(STATUS_FILE)
-        desk = Desk(remote(simulator, sftp_key="", sftp_password=PASSWORD))
-        await desk.pull()
-        await desk.pull()
-        assert [file.name for file in desk.files.values()] == ["sftp/a.edi"]
+        worker = Worker(remote(simulator, sftp_key="", sftp_password=PASSWORD))
+        await worker.pull()
+        await worker.pull()
+        assert [file.name for file in worker.files.values()] == ["sftp/a.edi"]
         assert names(simulator.folder("sftp", "archive")) == ["a.edi"]
-        await desk.carry()
-        await desk.carry(again=True)
+        await worker.process()
+        await worker.process(again=True)
         assert simulator.answers() == {("NWTR", "QM", "4711"): "A"}
 
 
 @pytest.mark.parametrize("known", ["", "another", "other host"])
-async def test_an_unknown_server_is_refused_before_anything_is_told_to_it(known: str) -> None:
+async def test_an_unknown_server_is_refused_before_any_credential_is_sent(known: str) -> None:
     async with mailbox() as simulator, mailbox() as other:
         lines = {
             "": "# nobody",
@@ -790,89 +815,92 @@ async def test_an_unknown_server_is_refused_before_anything_is_told_to_it(known:
             ),
             "other host": other.settings("")["sftp_known_hosts"],
         }
-        desk = Desk(remote(simulator, sftp_known_hosts=lines[known]))
+        worker = Worker(remote(simulator, sftp_known_hosts=lines[known]))
         with pytest.raises(Unauthorized, match="not the pinned one") as refused:
-            await desk.pull()
+            await worker.pull()
         assert "sftp_known_hosts" in refused.value.remedy
 
 
 async def test_wrong_credentials_and_no_server() -> None:
     async with mailbox() as simulator:
         with pytest.raises(Unauthorized, match="refuses"):
-            await Desk(remote(simulator, sftp_key="", sftp_password="wrong")).pull()
+            await Worker(remote(simulator, sftp_key="", sftp_password="wrong")).pull()
         with pytest.raises(Misconfigured, match="sftp_key"):
-            await Desk(remote(simulator, sftp_key="no key")).pull()
+            await Worker(remote(simulator, sftp_key="no key")).pull()
         with pytest.raises(Misconfigured, match="no such folder"):
-            await Desk(remote(simulator, sftp_inbound="nowhere")).pull()
-        gone = remote(simulator)
+            await Worker(remote(simulator, sftp_inbound="nowhere")).pull()
+        unreachable = remote(simulator)
     with pytest.raises(RetryLater):
-        await Desk(gone).pull()
+        await Worker(unreachable).pull()
 
 
-async def test_a_server_that_is_down_keeps_no_folder_waiting(desk: Desk) -> None:
+async def test_a_server_that_is_down_does_not_delay_a_folder(worker: Worker) -> None:
     async with mailbox() as simulator:
         down = simulator.settings("")
-    both = {**down, **{k: str(v) for k, v in desk.source.settings if k.endswith("_folder")}}
-    (inbox(desk) / "a.edi").write_text(STATUS_FILE)
-    desk.source = edi(**both)
+    both = {**down, **{k: str(v) for k, v in worker.source.settings if k.endswith("_folder")}}
+    (inbox(worker) / "a.edi").write_text(STATUS_FILE)
+    worker.source = edi(**both)
     for _ in range(2):
         with pytest.raises(RetryLater):
-            await desk.pull()
-    assert desk.picked == 1
+            await worker.pull()
+    assert worker.picked_up == 1
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_a_bad_day_ends_with_everything_known_and_answered(seed: int) -> None:
+async def test_a_bad_day_ends_with_everything_in_memory_and_acknowledged(seed: int) -> None:
     chaos = Chaos(
         seed=seed, errors=0.1, limits=0.1, duplicates=0.3, disorder=0.3, mutations=0.3
     ) if seed else Chaos()  # fmt: skip
     async with mailbox(chaos, seed) as simulator:
-        desk = Desk(edi(**simulator.settings("")))
-        desk.dice = random.Random(seed) if seed else None
+        worker = Worker(edi(**simulator.settings("")))
+        worker.dice = random.Random(seed) if seed else None
         start, failures = simulator.world.start, 0
         for n in range(24):
             simulator.clock.advance_to(start + timedelta(hours=18) * (n + 1) / 24)
             simulator.pushes(start, simulator.clock.now)
             try:
-                await desk.pull()
+                await worker.pull()
             except ApexError:
                 failures += 1
-            await desk.carry()
+            await worker.process()
         chaos.off()
-        desk.dice = None
+        worker.dice = None
         for _ in range(3):
-            await desk.pull()
-            await desk.carry()
+            await worker.pull()
+            await worker.process()
         assert bool(failures) == bool(seed)
         now = simulator.clock.now
         assert simulator.answers() == simulator.expected_answers(now) != {}
-        newest = desk.newest()
-        gone = {key for key, event in newest.items() if event.content_type == TOMBSTONE}
+        newest = worker.newest()
+        deleted = {key for key, event in newest.items() if event.content_type == TOMBSTONE}
         truth = simulator.truth(now)
-        assert newest.keys() == {one.doc_key for one in truth}
-        assert gone == {one.doc_key for one in truth if one.deleted}
+        assert newest.keys() == {item.doc_key for item in truth}
+        assert deleted == {item.doc_key for item in truth if item.deleted}
         assert any(key.startswith("cancellation:") for key in newest)
         wrong = [
-            one
-            for one in truth
-            if not one.deleted and one.text not in desk.source.document(newest[one.doc_key]).text
+            item
+            for item in truth
+            if not item.deleted
+            and item.text not in worker.source.document(newest[item.doc_key]).text
         ]
         assert wrong == []
         for place in ("folder", "sftp"):
             assert names(simulator.folder(place, "inbound")) == []
             assert not [n for n in names(simulator.folder(place, "outbound")) if n.endswith(".tmp")]
-        assert len(desk.files) <= desk.picked
-        _all_quirks_were_there(list(desk.files.values()), desk)
+        assert len(worker.files) <= worker.picked_up
+        _check_quirks(list(worker.files.values()), worker)
 
 
-def _all_quirks_were_there(files: Sequence[InboundFile], desk: Desk) -> None:
-    findings = " ".join(one for file in files for one in desk.source.unpack(file).findings)
+def _check_quirks(files: Sequence[InboundFile], worker: Worker) -> None:
+    findings = ""
+    for picked_up in files:
+        findings += " ".join(worker.source.unpack(picked_up).findings)
     for quirk in ("not 106", "byte order", "over lines", "GE is missing", "SE01", "IEA02", "QM is due", "a blank", "SE02", "8 elements"):  # fmt: skip
         assert quirk in findings, quirk
 
 
-def test_assertions_name_what_they_are_about() -> None:
+def test_refs_of_assertions_have_a_type() -> None:
     for text in (STATUS_FILE, file("SM", TENDER), file("IM", INVOICE), file("GF", RESPONSE)):
-        for one in told(text).assertions:
-            assert isinstance(one, Assertion)
-            assert all(":" in ref for ref in (one.subject, one.object) if ref)
+        for fact in document_of(text).assertions:
+            assert isinstance(fact, Assertion)
+            assert all(":" in ref for ref in (fact.subject, fact.object) if ref)

@@ -1,4 +1,4 @@
-"""The tokenizer: every quirk that real files have, and nothing that makes it raise."""
+"""X12 segments and envelopes: the quirks of real files, and no input that raises."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from apex_memory.sources import registry
-from apex_memory.sources.edi.x12.envelope import Interchange, opened
-from apex_memory.sources.edi.x12.events import open_file
-from apex_memory.sources.edi.x12.segments import read
+from apex_memory.sources.edi.events import parse_file
+from apex_memory.sources.edi.x12.envelope import Interchange, TransactionSet, parse_envelopes
+from apex_memory.sources.edi.x12.segments import read_parts
 from tests.unit.x12_files import (
     INVOICE,
     RESPONSE,
@@ -30,25 +30,34 @@ FUZZ = settings(max_examples=300, deadline=None, database=None)
 
 
 def segments(text: str | bytes) -> list[list[tuple[str, ...]]]:
-    parts, _ = read(text.encode() if isinstance(text, str) else text)
-    return [[tuple(one) for one in part.segments] for part in parts]
+    parts, _ = read_parts(text.encode() if isinstance(text, str) else text)
+    return [[tuple(segment) for segment in part.segments] for part in parts]
 
 
 def stripped(text: str | bytes) -> list[list[tuple[str, ...]]]:
-    return [[tuple(e.strip() for e in one) for one in part] for part in segments(text)]
+    return [[tuple(map(str.strip, segment)) for segment in part] for part in segments(text)]
 
 
 def interchanges(text: str | bytes) -> list[Interchange]:
-    parts, _ = read(text.encode() if isinstance(text, str) else text)
-    return [opened(part) for part in parts]
+    parts, _ = read_parts(text.encode() if isinstance(text, str) else text)
+    return [parse_envelopes(part) for part in parts]
 
 
 def findings(text: str | bytes) -> list[str]:
-    return list(open_file(text.encode() if isinstance(text, str) else text).findings)
+    return list(parse_file(text.encode() if isinstance(text, str) else text).findings)
 
 
 def set_digests(text: str | bytes) -> list[str]:
-    return [one.digest() for i in interchanges(text) for g in i.groups for one in g.sets]
+    return [item.digest() for item in sets(text)]
+
+
+def sets(text: str | bytes) -> list[TransactionSet]:
+    """All sets of a file, in its order."""
+    result: list[TransactionSet] = []
+    for part in interchanges(text):
+        for part_group in part.groups:
+            result += part_group.sets
+    return result
 
 
 CLEAN = segments(FLAT)
@@ -85,10 +94,10 @@ QUIRKS: dict[str, tuple[str | bytes, str]] = {
     "no terminator at the end": (FLAT[:-1], ""),
     "GE and IEA missing": (FLAT.split("GE*")[0], "GE is missing"),
     "IEA missing": (FLAT.split("IEA*")[0], "IEA is missing"),
-    "IEA02 is not ISA13": (FLAT.replace("IEA*1*000004711", "IEA*1*000004712"), "IEA02 says"),
-    "IEA01 wrong": (FLAT.replace("IEA*1", "IEA*2"), "IEA01 says 2, there are 1 groups"),
-    "GE02 is not GS06": (FLAT.replace("GE*1*4711", "GE*1*4712"), "GE02 says 4712"),
-    "GE01 wrong": (FLAT.replace("GE*1*", "GE*7*"), "GE01 says 7, there are 1 sets"),
+    "IEA02 is not ISA13": (FLAT.replace("IEA*1*000004711", "IEA*1*000004712"), "IEA02 is"),
+    "IEA01 wrong": (FLAT.replace("IEA*1", "IEA*2"), "IEA01 is 2, there are 1 groups"),
+    "GE02 is not GS06": (FLAT.replace("GE*1*4711", "GE*1*4712"), "GE02 is 4712"),
+    "GE01 wrong": (FLAT.replace("GE*1*", "GE*7*"), "GE01 is 7, there are 1 sets"),
     "GS01 does not match the set": (FLAT.replace("GS*QM", "GS*IN"), "group IN, where QM is due"),
     "trailing GS element": (FLAT.replace("X*004010~", "X*004010*~"), "more than 8 elements"),
     "duplicate ISA": (FLAT[:106] + FLAT, "header without content"),
@@ -106,48 +115,51 @@ QUIRKS: dict[str, tuple[str | bytes, str]] = {
 
 
 @pytest.mark.parametrize("quirk", QUIRKS)
-def test_a_quirk_costs_nothing_and_is_told(quirk: str) -> None:
-    text, told = QUIRKS[quirk]
+def test_a_quirk_loses_nothing_and_is_a_finding(quirk: str) -> None:
+    text, expected = QUIRKS[quirk]
     assert set_digests(text) == DIGESTS
-    found = findings(text)
-    assert any(told in one for one in found) if told else found == [], found
+    actual = findings(text)
+    if expected:
+        assert any(expected in finding for finding in actual), actual
+    else:
+        assert actual == []
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("trailer", "expected"),
     [
-        ("SE*15*0001", "SE01 says 15, there are 16 segments"),
-        ("SE*x*0001", "SE01 says x"),
+        ("SE*15*0001", "SE01 is 15, there are 16 segments"),
+        ("SE*x*0001", "SE01 is x"),
         ("SE*16*0001 N/L", "text after the number in SE02"),
-        ("SE*16*9999", "SE02 says 9999, ST02 0001"),
+        ("SE*16*9999", "SE02 is 9999, ST02 is 0001"),
     ],
 )
-def test_a_trailer_that_is_wrong_is_told(said: str, told: str) -> None:
-    text = FLAT.replace("SE*16*0001", said)
+def test_a_wrong_trailer_is_a_finding(trailer: str, expected: str) -> None:
+    text = FLAT.replace("SE*16*0001", trailer)
     (only,) = interchanges(text)
-    assert only.groups[0].sets[0].whole
+    assert only.groups[0].sets[0].is_complete
     assert stripped(text)[0][:-3] == CLEAN[0][:-3]
-    assert any(told in one for one in findings(text))
+    assert any(expected in finding for finding in findings(text))
 
 
-def test_a_trailer_of_something_else_ends_no_set() -> None:
+def test_a_trailer_of_another_set_completes_none() -> None:
     (only,) = interchanges(FLAT.replace("SE*16*0001", "SE*40*0007"))
-    assert not only.groups[0].sets[0].whole
+    assert not only.groups[0].sets[0].is_complete
 
 
 def test_leading_blanks_in_elements() -> None:
     text = FLAT.replace("B10*PRO778812*SHP-100045*NWTR", "B10* PRO778812* SHP-100045* NWTR")
     assert stripped(text)[0] == CLEAN[0]
     assert set_digests(text) == DIGESTS
-    assert sum("begins with a blank" in one for one in findings(text)) == 3
+    assert sum("begins with a blank" in finding for finding in findings(text)) == 3
 
 
 def test_several_interchanges_each_with_separators_of_its_own() -> None:
     other = interchange(12, group("GF", 12, RESPONSE)).replace("*", "|").replace("~", "\n")
     bare = STATUS.replace("0001", "0009")
-    found = interchanges(bare + FLAT + "\r\n" + other + FLAT)
-    assert [one.control for one in found] == ["", "000004711", "000000012", "000004711"]
-    assert [len(one.groups[0].sets) for one in found] == [1, 1, 1, 1]
+    parts = interchanges(bare + FLAT + "\r\n" + other + FLAT)
+    assert [part.control for part in parts] == ["", "000004711", "000000012", "000004711"]
+    assert [len(part.groups[0].sets) for part in parts] == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("count", ["bytes", "characters"])
@@ -155,16 +167,16 @@ def test_binary_data_may_hold_terminators(count: str) -> None:
     data = "ISA~ST*~\r\n*é-"
     length = len(data.encode() if count == "bytes" else data)
     with_binary = FLAT.replace("AT8*", f"BIN*{length}*{data}~AT8*").replace("SE*16", "SE*17")
-    (found,) = segments(with_binary)
-    assert found[16] == ("BIN", str(length), data)
-    assert len(found) == 21
+    (part,) = segments(with_binary)
+    assert part[16] == ("BIN", str(length), data)
+    assert len(part) == 21
     assert findings(with_binary) == []
 
 
-def test_binary_data_of_another_length_is_told() -> None:
+def test_a_binary_length_that_does_not_fit_is_a_finding() -> None:
     text = FLAT.replace("AT8*", "BIN*99999*abc~AT8*").replace("SE*16", "SE*17")
     assert len(segments(text)[0]) == 21
-    assert any("BIN" in one for one in findings(text))
+    assert any("BIN" in finding for finding in findings(text))
 
 
 def test_a_party_called_isa_is_no_header() -> None:
@@ -173,27 +185,25 @@ def test_a_party_called_isa_is_no_header() -> None:
 
 
 @pytest.mark.parametrize("cut", range(120, len(FLAT), 7))
-def test_a_cut_file_never_gives_a_set_that_is_not_whole(cut: int) -> None:
+def test_a_truncated_file_never_yields_an_incomplete_set_as_complete(cut: int) -> None:
     end = FLAT.index("SE*16*0001") + len("SE*16*0001")
-    (only,) = interchanges(FLAT[:cut])
-    whole = [one.whole for g in only.groups for one in g.sets]
-    assert whole in ([], [cut >= end])
+    complete = [item.is_complete for item in sets(FLAT[:cut])]
+    assert complete in ([], [cut >= end])
     if cut < end:
         assert findings(FLAT[:cut])
 
 
-def test_sets_before_a_cut_are_saved() -> None:
-    sets = [INVOICE.replace("*0001~", f"*000{n}~") for n in range(1, 6)]
-    text = file("IM", *sets)
-    found = interchanges(text[: text.index(sets[3]) + 100])[0].groups[0].sets
-    assert [one.whole for one in found] == [True, True, True, False]
+def test_sets_before_a_cut_are_complete() -> None:
+    invoices = [INVOICE.replace("*0001~", f"*000{n}~") for n in range(1, 6)]
+    text = file("IM", *invoices)
+    cut = sets(text[: text.index(invoices[3]) + 100])
+    assert [item.is_complete for item in cut] == [True, True, True, False]
 
 
-def test_what_is_no_x12_is_said_so() -> None:
+def test_other_bytes_than_x12_are_a_finding() -> None:
     for data in (b"", b"  \r\n", b"{}", b"\x00\xff" * 50, b"PK\x03\x04", b"ISA", b"ISA*" * 30):
-        parts, told = read(data)
-        assert not [one for part in parts for one in part.segments if one[0] == "ST"]
-        assert told, data
+        assert not sets(data)
+        assert findings(data), data
 
 
 REAL_FILES = ("responses", "tender", "tender_bare", "status", "acknowledgement_bare")
@@ -202,17 +212,17 @@ REAL_FILES = ("responses", "tender", "tender_bare", "status", "acknowledgement_b
 @pytest.mark.parametrize("name", REAL_FILES)
 def test_real_files(name: str) -> None:
     data = (REAL / f"{name}.edi").read_bytes()
-    found = [one for i in interchanges(data) for g in i.groups for one in g.sets]
-    sets, lengths = {
+    items = sets(data)
+    count, lengths = {
         "responses": (3, [7, 5, 8]),
         "tender": (1, [61]),
         "tender_bare": (1, [29]),
         "status": (1, [27]),
         "acknowledgement_bare": (1, [10]),
     }[name]
-    assert len(found) == sets
-    assert [len(one.segments) for one in found] == lengths
-    assert all(one.whole for one in found)
+    assert len(items) == count
+    assert [len(item.segments) for item in items] == lengths
+    assert all(item.is_complete for item in items)
 
 
 @pytest.mark.parametrize(
@@ -222,21 +232,21 @@ def test_real_files(name: str) -> None:
 )
 def test_another_parser_reads_the_same(text: str) -> None:
     document = x12.tokenize_x12(text.encode())
-    own = [[e.strip() for e in one] for part in segments(text) for one in part]
-    theirs = [
-        [one.tag, *(element.decode().strip() for element in one.elements)]
-        for one in document.segments
-    ]
-    assert own == theirs
+    (own,) = stripped(text)
+    other = []
+    for segment in document.segments:
+        values = [value.decode().strip() for value in segment.elements]
+        other.append((segment.tag, *values))
+    assert own == other
     parsed = x12.parse_x12_interchange(document)
     assert parsed.control_number == interchanges(text)[0].control.encode()
 
 
 def test_another_parser_reads_the_same_real_tender() -> None:
     data = (REAL / "tender.edi").read_bytes()
-    theirs = x12.tokenize_x12(data).segments
-    own = [one for part in segments(data) for one in part]
-    assert [one[0] for one in own] == [one.tag for one in theirs]
+    other = x12.tokenize_x12(data).segments
+    (own,) = segments(data)
+    assert [segment[0] for segment in own] == [segment.tag for segment in other]
 
 
 PIECES = st.sampled_from(
@@ -273,8 +283,8 @@ PIECES = st.sampled_from(
 )
 @example(b"ISA*" + b"*" * 400)
 @example(b"\xff\xfeI\x00S\x00A\x00\x00\xd8")
-def test_no_bytes_make_it_raise(data: bytes) -> None:
-    for event in open_file(data).events():
+def test_no_bytes_raise(data: bytes) -> None:
+    for event in parse_file(data).events():
         assert len(event.event_id) < 1_000 and len(event.doc_key) < 1_000
         event.event_id.encode()
         event.doc_key.encode()
@@ -292,11 +302,11 @@ NAMES = st.sampled_from(["L11", "N1", "K1", "NTE", "ZZ9"])
     body=st.lists(st.tuples(NAMES, st.lists(VALUES, min_size=1, max_size=4)), max_size=8),
     ends=st.sampled_from(["~", "~\n", "~\r\n", "~\n   "]),
 )
-def test_what_is_written_is_read(body: list[tuple[str, list[str]]], ends: str) -> None:
+def test_segments_survive_writing_and_reading(body: list[tuple[str, list[str]]], ends: str) -> None:
     lines = ["*".join([name, *values]) for name, values in body]
     text = "~".join(["ST*214*0001", *lines, f"SE*{len(lines) + 2}*0001"]) + "~"
     whole = file("QM", text)
     (part,) = segments(whole.replace("~", ends))
     assert part[3:-3] == [(name, *values) for name, values in body]
     (only,) = interchanges(whole)
-    assert only.groups[0].sets[0].whole
+    assert only.groups[0].sets[0].is_complete

@@ -1,1 +1,1 @@
-"""Files of X12 for the source `edi`: picked up from their places, taken apart, told as documents, and answered."""
+"""The X12 standard (ASC X12, version 004010): segments, envelopes, element checks, field values, and the 997."""

@@ -1,8 +1,10 @@
-"""Words for the codes that road freight uses daily. A working subset: what is not here is told as its code."""
+"""Words for the codes that road freight uses daily. A working subset: any other code is shown as it is."""
 
 from __future__ import annotations
 
-STATUSES = {
+from collections.abc import Mapping
+
+STATUSES = {  # shipment status, element 1650
     "AA": "estimated to arrive at pickup",
     "AF": "departed pickup location",
     "AG": "estimated delivery",
@@ -30,8 +32,11 @@ STATUSES = {
     "X4": "arrived at terminal",
     "X6": "en route to delivery",
 }
-APPOINTMENTS = {"AA": "pickup appointment", "AB": "delivery appointment"}
-REASONS = {
+APPOINTMENTS = {  # element 1652
+    "AA": "pickup appointment",
+    "AB": "delivery appointment",
+}
+REASONS = {  # why a status is as it is, element 1651
     "AD": "customer requested future delivery",
     "AF": "accident",
     "AG": "consignee related",
@@ -42,10 +47,19 @@ REASONS = {
     "NA": "normal appointment",
     "NS": "normal status",
 }
-NORMAL = frozenset({"NA", "NS", ""})
-PURPOSES = {"00": "tendered", "01": "cancelled", "04": "changed", "05": "replaced"}
-ACTIONS = {"A": "accepted", "D": "declined", "C": "accepted with conditions"}
-STOPS = {
+NORMAL_REASONS = frozenset({"NA", "NS", ""})
+PURPOSES = {  # of a 204, element 353
+    "00": "tendered",
+    "01": "cancelled",
+    "04": "changed",
+    "05": "replaced",
+}
+ACTIONS = {  # of a 990, element 558
+    "A": "accepted",
+    "D": "declined",
+    "C": "accepted with conditions",
+}
+STOPS = {  # reason of a stop, element 163
     "CL": "complete load",
     "CU": "complete unload",
     "DT": "drop trailer",
@@ -56,7 +70,7 @@ STOPS = {
 }
 PICKUPS = frozenset({"CL", "PL", "LD"})
 DELIVERIES = frozenset({"CU", "PU", "UL"})
-DATES = {
+DATES = {  # date qualifier, element 432
     "02": "delivery requested",
     "10": "ship date requested",
     "37": "ship not before",
@@ -71,7 +85,7 @@ DATES = {
 }
 SHIP_DATES = ("69", "10", "37", "38")
 DELIVERY_DATES = ("70", "02", "54", "53")
-PARTIES = {
+PARTIES = {  # party, element 98
     "BT": "Bill to",
     "CA": "Carrier name",
     "CN": "Consignee",
@@ -82,7 +96,7 @@ PARTIES = {
     "SH": "Shipper",
     "ST": "Ship to",
 }
-ROLES = {
+PARTY_PREDICATES = {  # what a party is to the shipment or invoice
     "BT": "billed_to",
     "CN": "consignee",
     "PR": "billed_to",
@@ -90,7 +104,7 @@ ROLES = {
     "SH": "shipper",
     "ST": "consignee",
 }
-REFERENCES = {
+REFERENCES = {  # reference qualifier, element 128
     "BM": "Bill of lading",
     "CN": "Carrier's PRO",
     "CR": "Customer reference",
@@ -100,15 +114,19 @@ REFERENCES = {
     "PO": "PO",
     "SI": "Shipper's reference",
 }
-PAYMENTS = {"PP": "prepaid", "CC": "collect", "TP": "third party"}
-CHARGES = {
+PAYMENTS = {  # method of payment, element 146
+    "PP": "prepaid",
+    "CC": "collect",
+    "TP": "third party",
+}
+CHARGES = {  # special charge, element 150
     "DET": "detention",
     "DSC": "discount",
     "FUE": "fuel surcharge",
     "LUM": "lumper",
     "SOC": "stop-off",
 }
-GROUP_ANSWERS = {
+OUTCOMES = {  # of a set or a group, elements 717 and 715
     "A": "accepted",
     "E": "accepted, with errors noted",
     "M": "rejected",
@@ -117,7 +135,7 @@ GROUP_ANSWERS = {
     "W": "rejected",
     "X": "rejected",
 }
-SET_FAULTS = {
+SET_ERRORS = {  # element 718
     "1": "set not supported",
     "2": "set trailer missing",
     "3": "control numbers do not match",
@@ -126,3 +144,8 @@ SET_FAULTS = {
     "6": "missing or invalid set id",
     "7": "missing or invalid control number",
 }
+
+
+def describe(words: Mapping[str, str], code: str) -> str:
+    """Return the words for a code; the code itself where there are none."""
+    return words.get(code, code)

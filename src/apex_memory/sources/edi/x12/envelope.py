@@ -1,6 +1,6 @@
-"""Interchanges, groups and sets: which segments belong together, and where the envelopes contradict what is in them.
+"""The envelopes of X12: interchanges (ISA to IEA), groups (GS to GE) and transaction sets (ST to SE).
 
-A fault of an envelope never costs the neighbours: a set that is whole is taken, a set that has no end is not.
+A fault of an envelope never costs the neighbours: a complete set is taken, an incomplete one is not.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from apex_memory.sources.edi.x12.segments import Part, Segment, value
+from apex_memory.sources.edi.x12.segments import Part, Segment, element
 
 GROUP_OF = {
     "204": "SM",
@@ -18,94 +18,108 @@ GROUP_OF = {
     "210": "IM",
     "997": "FA",
 }
+"""Functional identifier code (GS01) by set."""
 
 
 @dataclass(slots=True)
 class TransactionSet:
-    """From ST to SE. `codes` say to the partner what is wrong with its envelope (element 718)."""
+    """From ST to SE. `error_codes` are the faults of its envelope, for the 997 (element 718)."""
 
     segments: list[Segment]
-    codes: list[str] = field(default_factory=list)
+    error_codes: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
     _digest: str = field(default="", init=False, repr=False)
 
     @property
     def id(self) -> str:
-        return value(self.segments[0], 1)
+        """Transaction set identifier (ST01), such as `214`."""
+        return element(self.segments[0], 1)
 
     @property
     def control(self) -> str:
-        return value(self.segments[0], 2)
+        """Control number (ST02)."""
+        return element(self.segments[0], 2)
 
     @property
-    def whole(self) -> bool:
-        """Its beginning and its end belong together, as far as anything tells."""
-        return "2" not in self.codes and not {"3", "4"} <= set(self.codes)
+    def is_complete(self) -> bool:
+        """Whether ST and SE belong together: SE is there, and its count or its control number fits."""
+        return "2" not in self.error_codes and not {"3", "4"} <= set(self.error_codes)
 
     def digest(self) -> str:
-        """SHA-256 (hex) of what it says, whatever delimiters and line breaks it came with. Only once it is complete."""
+        """Return the SHA-256 (hex) of the elements, whatever delimiters and line breaks they came with.
+
+        It is kept: call it only once the set is complete.
+        """
         if not self._digest:
-            said = "\x1e".join(["\x1d".join(map(str.strip, one)) for one in self.segments])
-            self._digest = hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
+            rows = ["\x1d".join(map(str.strip, segment)) for segment in self.segments]
+            content = "\x1e".join(rows)
+            self._digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
         return self._digest
 
 
 @dataclass(slots=True)
 class Group:
-    """From GS to GE; `header` is empty for sets that stand without one. `codes` are of element 716."""
+    """From GS to GE. `header` is empty for sets without a group; `error_codes` are of element 716."""
 
     header: Segment = ()
     sets: list[TransactionSet] = field(default_factory=list)
-    declared: int | None = None
-    codes: list[str] = field(default_factory=list)
+    declared_sets: int | None = None
+    """The number of sets by GE01; None where GE is missing or unreadable."""
+    error_codes: list[str] = field(default_factory=list)
 
     @property
     def function(self) -> str:
-        return value(self.header, 1)
+        """Functional identifier code (GS01)."""
+        return element(self.header, 1)
 
     @property
     def control(self) -> str:
-        return value(self.header, 6)
+        """Control number (GS06)."""
+        return element(self.header, 6)
 
 
 @dataclass(slots=True)
 class Interchange:
-    """From ISA to IEA; `header` is empty for sets that stand without one."""
+    """From ISA to IEA; `header` is empty for groups and sets without an interchange."""
 
     header: Segment = ()
     groups: list[Group] = field(default_factory=list)
     acknowledgements: list[Segment] = field(default_factory=list)
-    """TA1: what a partner says of an interchange of ours."""
+    """TA1 segments: a partner's acknowledgement of an interchange of ours."""
     findings: list[str] = field(default_factory=list)
 
     @property
     def sender(self) -> str:
-        return value(self.header, 6)
+        """Interchange id of the sender (ISA06)."""
+        return element(self.header, 6)
 
     @property
     def receiver(self) -> str:
-        return value(self.header, 8)
+        """Interchange id of the receiver (ISA08)."""
+        return element(self.header, 8)
 
     @property
     def control(self) -> str:
-        return value(self.header, 13)
+        """Control number (ISA13)."""
+        return element(self.header, 13)
 
     @property
     def identity(self) -> str:
-        """Sender, receiver and control number, with their qualifiers."""
+        """Sender, receiver and control number, with their qualifiers; `none` without an ISA."""
         if not self.header:
             return "none"
-        parties = (f"{value(self.header, n)}:{value(self.header, n + 1)}" for n in (5, 7))
-        return f"{'>'.join(parties)}/{self.control}"
+        sender = f"{element(self.header, 5)}:{self.sender}"
+        receiver = f"{element(self.header, 7)}:{self.receiver}"
+        return f"{sender}>{receiver}/{self.control}"
 
 
-def opened(part: Part) -> Interchange:
-    """What a part of a file holds."""
-    return _Opening(part).interchange
+def parse_envelopes(part: Part) -> Interchange:
+    """Return the groups and sets in a part of a file, with the faults of their envelopes."""
+    return _EnvelopeParser(part).interchange
 
 
-class _Opening:
-    """Walks through the segments of one part."""
+class _EnvelopeParser:
+    """Reads the segments of one part in their order."""
 
     def __init__(self, part: Part) -> None:
         self.interchange = Interchange(findings=list(part.findings))
@@ -115,10 +129,10 @@ class _Opening:
         self._closed = False
         self._stray: dict[str, int] = {}
         for segment in part.segments:
-            self._take(segment)
+            self._read(segment)
         self._end(part)
 
-    def _take(self, segment: Segment) -> None:
+    def _read(self, segment: Segment) -> None:
         match segment[0]:
             case "ISA":
                 self.interchange.header = segment
@@ -140,9 +154,9 @@ class _Opening:
                 self._set.segments.append(segment)
 
     def _end(self, part: Part) -> None:
-        if part.cut and self._set is not None:
+        if part.truncated and self._set is not None:
             self._findings.append("the file ends in the middle of a segment")
-        self._leave_group()
+        self._abandon_group()
         if part.enveloped and not self._closed:
             self._findings.append("IEA is missing")
         if not part.enveloped:
@@ -153,14 +167,14 @@ class _Opening:
             self._findings.append(f"{count} segments {name} outside of any set were skipped")
 
     def _open_group(self, segment: Segment) -> None:
-        self._leave_group()
+        self._abandon_group()
         self._group = Group(segment)
         self.interchange.groups.append(self._group)
         if len(segment) > 9:
             self._findings.append(f"group {self._group.control}: GS has more than 8 elements")
 
     def _open_set(self, segment: Segment) -> None:
-        self._leave_set()
+        self._abandon_set()
         if self._group is None:
             self._group = Group()
             self.interchange.groups.append(self._group)
@@ -179,79 +193,85 @@ class _Opening:
             self._findings.append("SE without ST")
             return
         self._set.segments.append(segment)
-        count, control = value(segment, 1), value(segment, 2)
-        held = len(self._set.segments)
-        if not (count.isdecimal() and count.isascii()) or int(count[:9]) != held:
-            self._note(f"SE01 says {count or 'nothing'}, there are {held} segments", "4")
+        count, control = element(segment, 1), element(segment, 2)
+        actual = len(self._set.segments)
+        if not (count.isdecimal() and count.isascii()) or int(count[:9]) != actual:
+            self._note(f"SE01 is {count or 'empty'}, there are {actual} segments", "4")
         if control.partition(" ")[0] != self._set.control:
-            self._note(f"SE02 says {control or 'nothing'}, ST02 {self._set.control}", "3")
+            self._note(f"SE02 is {control or 'empty'}, ST02 is {self._set.control}", "3")
         elif control != self._set.control:
             self._note(f"text after the number in SE02: {control}")
         self._set = None
 
-    def _leave_set(self) -> None:
+    def _abandon_set(self) -> None:
+        """Leave a set that has no SE."""
         if self._set is not None:
-            self._note("SE is missing: the set may not be whole", "2")
+            self._note("SE is missing: the set may be incomplete", "2")
             self._set = None
 
     def _close_group(self, segment: Segment) -> None:
-        self._leave_set()
+        self._abandon_set()
         group, self._group = self._group, None
         if group is None or not group.header:
             self._findings.append("GE without GS")
             return
-        count, control = value(segment, 1), value(segment, 2)
-        group.declared = int(count[:6]) if count.isdecimal() and count.isascii() else None
-        if group.declared != len(group.sets):
-            group.codes.append("5")
+        count, control = element(segment, 1), element(segment, 2)
+        group.declared_sets = int(count[:6]) if count.isdecimal() and count.isascii() else None
+        if group.declared_sets != len(group.sets):
+            group.error_codes.append("5")
             self._findings.append(
-                f"group {group.control}: GE01 says {count or 'nothing'}, there are {len(group.sets)} sets"
+                f"group {group.control}: GE01 is {count or 'empty'}, there are {len(group.sets)} sets"
             )
         if control != group.control:
-            group.codes.append("4")
+            group.error_codes.append("4")
             self._findings.append(
-                f"group {group.control}: GE02 says {control or 'nothing'}, GS06 {group.control}"
+                f"group {group.control}: GE02 is {control or 'empty'}, GS06 is {group.control}"
             )
 
-    def _leave_group(self) -> None:
-        self._leave_set()
+    def _abandon_group(self) -> None:
+        """Leave a group that has no GE."""
+        self._abandon_set()
         if self._group is not None and self._group.header:
-            self._group.codes.append("3")
+            self._group.error_codes.append("3")
             self._findings.append(f"group {self._group.control}: GE is missing")
         self._group = None
 
     def _close_interchange(self, segment: Segment) -> None:
-        self._leave_group()
+        self._abandon_group()
         self._closed = True
-        count, control = value(segment, 1), value(segment, 2)
+        count, control = element(segment, 1), element(segment, 2)
         groups = sum(bool(group.header) for group in self.interchange.groups)
         if count.lstrip("0") != str(groups or ""):
-            self._findings.append(f"IEA01 says {count or 'nothing'}, there are {groups} groups")
+            self._findings.append(f"IEA01 is {count or 'empty'}, there are {groups} groups")
         if control.lstrip("0") != self.interchange.control.lstrip("0"):
             self._findings.append(
-                f"IEA02 says {control or 'nothing'}, ISA13 {self.interchange.control}"
+                f"IEA02 is {control or 'empty'}, ISA13 is {self.interchange.control}"
             )
 
-    def _note(self, what: str, *codes: str) -> None:
+    def _note(self, finding: str, *error_codes: str) -> None:
         assert self._set is not None
-        self._set.findings.append(what)
-        self._set.codes += codes
+        self._set.findings.append(finding)
+        self._set.error_codes += error_codes
 
 
-def repeated(interchanges: Sequence[Interchange]) -> list[str]:
-    """Control numbers that stand in one file for different things; to the partners' own groups goes code 19."""
+def find_conflicts(interchanges: Sequence[Interchange]) -> list[str]:
+    """Return a finding for each set of a file whose control numbers stand there for other content too.
+
+    The groups of enveloped ones get error code 19 (element 716: duplicate control number).
+    """
     findings: list[str] = []
-    seen: dict[tuple[str, ...], str] = {}
+    digests: dict[tuple[str, ...], str] = {}
     for interchange in interchanges:
         for group in interchange.groups:
-            for one in group.sets:
-                key = (interchange.identity, group.function, group.control, one.id, one.control)
-                other = seen.setdefault(key, one.digest())
-                if interchange.header and other != one.digest():
-                    findings.append(
-                        f"conflict: set {one.id} {one.control} of interchange {interchange.control} stands here twice"
-                        " with different content"
-                    )
-                    if "19" not in group.codes:
-                        group.codes.append("19")
+            for item in group.sets:
+                key = (interchange.identity, group.function, group.control, item.id, item.control)
+                first_digest = digests.setdefault(key, item.digest())
+                if not interchange.header or first_digest == item.digest():
+                    continue
+                findings.append(
+                    f"conflict: set {item.id} {item.control} of interchange {interchange.control} stands here twice"
+                    " with different content"
+                )
+                if "19" not in group.error_codes:
+                    group.error_codes.append("19")
     return findings

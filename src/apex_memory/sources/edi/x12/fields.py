@@ -1,40 +1,44 @@
-"""What stands in a set: its parties, stops, statuses, times and amounts."""
+"""What a set holds: its parties, statuses, carrier and shipment number."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta, timezone
 
-from apex_memory.sources.edi.x12.checks import clock, date_of
-from apex_memory.sources.edi.x12.segments import Segment, value
-
-_OFFSETS = {"A": -9.0, "C": -6.0, "E": -5.0, "H": -10.0, "M": -7.0, "N": -3.5, "P": -8.0, "T": -4.0}
+from apex_memory.sources.edi.x12.segments import Segment, element
+from apex_memory.sources.edi.x12.values import StatedTime
 
 
-def first(segments: Sequence[Segment], name: str) -> Segment:
-    """The first segment of this id; an empty one where there is none."""
+def first_segment(segments: Sequence[Segment], name: str) -> Segment:
+    """Return the first segment of this id; an empty one where there is none."""
     return next((segment for segment in segments if segment[0] == name), ())
 
 
-def every(segments: Sequence[Segment], name: str) -> list[Segment]:
+def all_segments(segments: Sequence[Segment], name: str) -> list[Segment]:
+    """Return all segments of this id."""
     return [segment for segment in segments if segment[0] == name]
 
 
-def loops(segments: Sequence[Segment], head: str) -> tuple[list[Segment], list[list[Segment]]]:
-    """The segments before the first `head`, and a list for each `head` with what follows it."""
+def split_loops(
+    segments: Sequence[Segment], head: str
+) -> tuple[list[Segment], list[list[Segment]]]:
+    """Return the segments before the first `head`, and for each `head` a list of it and what follows it."""
     before: list[Segment] = []
-    found: list[list[Segment]] = []
+    loops: list[list[Segment]] = []
     for segment in segments:
         if segment[0] == head:
-            found.append([segment])
+            loops.append([segment])
+        elif loops:
+            loops[-1].append(segment)
         else:
-            (found[-1] if found else before).append(segment)
-    return before, found
+            before.append(segment)
+    return before, loops
 
 
 @dataclass(slots=True)
 class Party:
+    """An N1 with the N2, N3, N4 and G61 that follow it. `role` is a code of element 98."""
+
     role: str
     name: str
     number: str
@@ -46,7 +50,8 @@ class Party:
     contacts: list[str] = field(default_factory=list)
 
     @property
-    def place(self) -> str:
+    def city_line(self) -> str:
+        """`COLUMBUS, OH 43215`."""
         return ", ".join(filter(None, (self.city, f"{self.state} {self.zip}".strip())))
 
     @property
@@ -55,139 +60,111 @@ class Party:
         return f"location:{self.city} {self.state}".strip() if self.city else ""
 
 
-def parties(segments: Sequence[Segment]) -> list[Party]:
-    """N1 with the N2, N3, N4 and G61 that follow it."""
-    found: list[Party] = []
+def parse_parties(segments: Sequence[Segment]) -> list[Party]:
+    """Return the parties in their order. A party without a name is named by its number."""
+    parties: list[Party] = []
     current = None
     for segment in segments:
         match segment[0]:
             case "N1":
-                name, number = value(segment, 2).strip(" ,"), value(segment, 4)
-                current = Party(value(segment, 1), name or number, number)
-                found.append(current)
+                name, number = element(segment, 2).strip(" ,"), element(segment, 4)
+                current = Party(element(segment, 1), name or number, number)
+                parties.append(current)
             case "N2" if current:
-                current.name = f"{current.name} {value(segment, 1)}".strip()
+                current.name = f"{current.name} {element(segment, 1)}".strip()
             case "N3" if current:
-                current.street = ", ".join(filter(None, (value(segment, 1), value(segment, 2))))
+                street = (element(segment, 1), element(segment, 2))
+                current.street = ", ".join(filter(None, street))
             case "N4" if current:
-                current.city, current.state = value(segment, 1), value(segment, 2)
-                current.zip, current.country = value(segment, 3), value(segment, 4)
+                current.city, current.state = element(segment, 1), element(segment, 2)
+                current.zip, current.country = element(segment, 3), element(segment, 4)
             case "G61" if current:
-                parts = (value(segment, 2), value(segment, 4))
-                current.contacts.append(" ".join(filter(None, parts)))
+                contact = (element(segment, 2), element(segment, 4))
+                current.contacts.append(" ".join(filter(None, contact)))
             case _:
                 current = None
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """A date and time as the partner writes it. `at` is None where there is no date that can be read."""
-
-    day: str
-    time: str = ""
-    zone: str = ""
-
-    @property
-    def at(self) -> datetime | None:
-        day = date_of(self.day)
-        return zoned(day, clock(self.time), self.zone) if day else None
-
-    def __str__(self) -> str:
-        """`2025-11-01 08:15 ET`; what cannot be read stands as it came."""
-        day, time = date_of(self.day), clock(self.time)
-        shown = f"{time[0]:02d}:{time[1]:02d}" if time else self.time
-        zone = "local time" if self.zone == "LT" else self.zone
-        return " ".join(filter(None, (str(day) if day else self.day, shown, zone if shown else "")))
-
-
-def zoned(day: date, time: tuple[int, int, int, int] | None, zone: str) -> datetime:
-    """In UTC. Local time (LT), no zone and unknown zones are taken as UTC: the place's zone is not in the set."""
-    local = datetime(day.year, day.month, day.day, *(time or (0, 0, 0, 0)))
-    hours = _OFFSETS.get(zone[:1]) if len(zone) == 2 and zone[1] in "TSD" else None
-    if zone in ("UT", "GM") or hours is None:
-        return local.replace(tzinfo=UTC)
-    if zone[1] == "D" or (zone[1] == "T" and zone[0] != "H" and _summer(local)):
-        hours += 1
-    return local.replace(tzinfo=timezone(timedelta(hours=hours))).astimezone(UTC)
-
-
-def _summer(local: datetime) -> bool:
-    """Daylight time of the US and Canada: second Sunday of March to first Sunday of November, at 2 o'clock."""
-    march, november = datetime(local.year, 3, 8, 2), datetime(local.year, 11, 1, 2)
-    starts = march + timedelta(days=(6 - march.weekday()) % 7)
-    ends = november + timedelta(days=(6 - november.weekday()) % 7)
-    return starts <= local < ends
+    return parties
 
 
 @dataclass(slots=True)
 class Status:
-    """An AT7 with the MS1 and MS2 that follow it. `kind` is `status` or `appointment`."""
+    """An AT7 with the MS1 and MS2 that follow it. `line` is the LX it stands under."""
 
     line: str
     kind: str
+    """`status` (AT7-01) or `appointment` (AT7-03)."""
     code: str
     reason: str
-    when: Moment
+    when: StatedTime
     city: str = ""
     state: str = ""
     position: tuple[float, float] | None = None
+    """Latitude and longitude in degrees."""
     carrier: str = ""
     unit: str = ""
 
 
-def statuses(segments: Sequence[Segment]) -> list[Status]:
-    found: list[Status] = []
+def parse_statuses(segments: Sequence[Segment]) -> list[Status]:
+    """Return the statuses of a 214 in their order."""
+    statuses: list[Status] = []
     line = ""
     for segment in segments:
         match segment[0]:
             case "LX":
-                line = value(segment, 1)
+                line = element(segment, 1)
             case "AT7":
-                stated = value(segment, 1)
-                found.append(
-                    Status(
-                        line,
-                        "status" if stated else "appointment",
-                        stated or value(segment, 3),
-                        value(segment, 2 if stated else 4),
-                        Moment(value(segment, 5), value(segment, 6), value(segment, 7)),
-                    )
-                )
-            case "MS1" if found:
-                found[-1].city, found[-1].state = value(segment, 1), value(segment, 2)
-                found[-1].position = _position(segment)
-            case "MS2" if found:
-                found[-1].carrier, found[-1].unit = value(segment, 1), value(segment, 2)
-    return found
+                statuses.append(_parse_status(segment, line))
+            case "MS1" if statuses:
+                current = statuses[-1]
+                current.city, current.state = element(segment, 1), element(segment, 2)
+                current.position = _parse_position(segment)
+            case "MS2" if statuses:
+                current = statuses[-1]
+                current.carrier, current.unit = element(segment, 1), element(segment, 2)
+    return statuses
 
 
-def _position(segment: Segment) -> tuple[float, float] | None:
-    """Latitude and longitude in degrees, from DDDMMSS and the hemispheres."""
-    longitude = _degrees(value(segment, 4), value(segment, 6), 180)
-    latitude = _degrees(value(segment, 5), value(segment, 7), 90)
-    return (latitude, longitude) if latitude is not None and longitude is not None else None
+def _parse_status(segment: Segment, line: str) -> Status:
+    when = StatedTime(element(segment, 5), element(segment, 6), element(segment, 7))
+    if code := element(segment, 1):
+        return Status(line, "status", code, element(segment, 2), when)
+    return Status(line, "appointment", element(segment, 3), element(segment, 4), when)
 
 
-def _degrees(text: str, side: str, most: int) -> float | None:
-    if len(text) != 7 or not (text.isascii() and text.isdecimal()) or side not in tuple("NSEW"):
+def _parse_position(segment: Segment) -> tuple[float, float] | None:
+    """Return latitude and longitude in degrees of an MS1, from DDDMMSS and the hemispheres."""
+    longitude = _parse_degrees(element(segment, 4), element(segment, 6), 180)
+    latitude = _parse_degrees(element(segment, 5), element(segment, 7), 90)
+    if latitude is None or longitude is None:
+        return None
+    return latitude, longitude
+
+
+def _parse_degrees(text: str, hemisphere: str, most: int) -> float | None:
+    if len(text) != 7 or not (text.isascii() and text.isdecimal()):
+        return None
+    if hemisphere not in ("N", "S", "E", "W"):
         return None
     degrees = int(text[:3]) + int(text[3:5]) / 60 + int(text[5:]) / 3600
-    return round(-degrees if side in "SW" else degrees, 5) if degrees <= most else None
+    if degrees > most:
+        return None
+    return round(-degrees if hemisphere in "SW" else degrees, 5)
 
 
-def carrier(segments: Sequence[Segment], otherwise: str = "") -> str:
-    """The SCAC of the carrier, where the set gives it; else `otherwise`, the carrier's side of the envelope."""
-    for name, place in (("B2", 2), ("B1", 1), ("B10", 3), ("B3", 11)):
-        if scac := value(first(segments, name), place):
+def carrier_code(segments: Sequence[Segment], default: str = "") -> str:
+    """Return the SCAC of the carrier where the set gives it; else `default`, the carrier's side of the envelope."""
+    for name, n in (("B2", 2), ("B1", 1), ("B10", 3), ("B3", 11)):
+        if scac := element(first_segment(segments, name), n):
             return scac.upper()
-    said = (value(one, 1) for one in every(segments, "L11") if value(one, 2) == "SCA")
-    return next(said, "").upper() or otherwise
+    for reference in all_segments(segments, "L11"):
+        if element(reference, 2) == "SCA":
+            return element(reference, 1).upper() or default
+    return default
 
 
-def shipment(segments: Sequence[Segment]) -> str:
-    """The shipment's number, as the shipper gave it."""
-    for name, place in (("B2", 4), ("B1", 2), ("B10", 2), ("B3", 3)):
-        if number := value(first(segments, name), place):
+def shipment_number(segments: Sequence[Segment]) -> str:
+    """Return the shipment's number as the shipper gave it; empty where the set has none."""
+    for name, n in (("B2", 4), ("B1", 2), ("B10", 2), ("B3", 3)):
+        if number := element(first_segment(segments, name), n):
             return number
     return ""

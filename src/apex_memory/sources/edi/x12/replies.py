@@ -1,7 +1,7 @@
-"""The 997 that answers an interchange: what was taken, what was noted, what was refused, group by group.
+"""Functional acknowledgements (997) of interchanges: each set accepted, accepted with errors noted, or rejected.
 
-The same interchange always gets the same bytes under the same name: its times are those of the interchange answered, its
-control number is derived from it. So a reply that is written again replaces itself.
+The same interchange always gets the same bytes under the same name: the dates of the reply are those of the interchange,
+its control number is derived from the interchange's content. So a reply that is written again replaces itself.
 """
 
 from __future__ import annotations
@@ -10,130 +10,137 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 
-from apex_memory.sources.edi.x12.checks import Verdict, clock, date_of
+from apex_memory.sources.edi.x12.checks import Verdict
 from apex_memory.sources.edi.x12.envelope import Group, Interchange, TransactionSet
-from apex_memory.sources.edi.x12.segments import value
+from apex_memory.sources.edi.x12.segments import element
+from apex_memory.sources.edi.x12.values import parse_date, parse_time
 from apex_memory.sources.pages import InboundFile
 
 MOST_SET_CODES = 5  # AK5-02 to AK5-06, AK9-05 to AK9-09
 LONGEST_BAD_VALUE = 99  # AK4-04
+ACKNOWLEDGEMENTS = ("997", "999")
+
+Row = Sequence[object]
+"""A segment to write: its id and its elements."""
 
 
-def reply(
-    interchange: Interchange, verdicts: Sequence[Sequence[Verdict]], place: str = ""
+def build_reply(
+    interchange: Interchange, verdicts: Sequence[Sequence[Verdict]], prefix: str = ""
 ) -> InboundFile | None:
-    """The answer to an interchange, with the `verdicts` on each group's sets; None where there is nothing to answer.
+    """Return the 997 of an interchange, given the `verdicts` on each group's sets; None where none is due.
 
-    A 997 is never answered, nor are sets without a group: nothing would say to what the answer belongs.
+    A 997 is never acknowledged, nor are sets without a group, because AK1 names the group. `prefix` stands before the
+    file's name.
     """
     groups = [
-        (group, own)
-        for group, own in zip(interchange.groups, verdicts, strict=True)
+        (group, group_verdicts)
+        for group, group_verdicts in zip(interchange.groups, verdicts, strict=True)
         if group.header and group.function != "FA" and not _only_acknowledgements(group)
     ]
     if not interchange.header or not groups:
         return None
     digest = _digest(interchange)
     control = int(digest[:12], 16) % 999_999_999 + 1
-    segments: list[Sequence[object]] = [
-        _isa(interchange, control),
-        _gs(interchange, groups[0][0], control),
-    ]
-    for n, (group, own) in enumerate(groups, 1):
-        body = list(_set(group, own))
-        segments += [
-            ("ST", "997", f"{n:04d}"),
-            *body,
-            ("SE", len(body) + 2, f"{n:04d}"),
-        ]
-    segments += [("GE", len(groups), control), ("IEA", 1, f"{control:09d}")]
-    data = "".join("*".join(map(str, one)).rstrip("*") + "~" for one in segments)
+    rows = [_isa(interchange, control), _gs(interchange, groups[0][0], control)]
+    for n, (group, group_verdicts) in enumerate(groups, 1):
+        body = list(_group_rows(group, group_verdicts))
+        rows += [("ST", "997", f"{n:04d}"), *body, ("SE", len(body) + 2, f"{n:04d}")]
+    rows += [("GE", len(groups), control), ("IEA", 1, f"{control:09d}")]
+    return InboundFile(f"{prefix}{_file_name(interchange, digest)}", _write(rows))
+
+
+def _file_name(interchange: Interchange, digest: str) -> str:
     sender = re.sub(r"[^A-Za-z0-9-]", "_", interchange.sender)[:15] or "unknown"
     number = re.sub(r"[^A-Za-z0-9-]", "_", interchange.control)[:15] or "0"
-    name = f"997_{sender}_{number}_{digest[:8]}.edi"
-    return InboundFile(f"{place}{name}", data.encode("utf-8", "replace"))
+    return f"997_{sender}_{number}_{digest[:8]}.edi"
+
+
+def _write(rows: Sequence[Row]) -> bytes:
+    segments = ["*".join(map(str, row)).rstrip("*") + "~" for row in rows]
+    return "".join(segments).encode("utf-8", "replace")
 
 
 def _only_acknowledgements(group: Group) -> bool:
-    return bool(group.sets) and all(one.id in ("997", "999") for one in group.sets)
+    return bool(group.sets) and all(item.id in ACKNOWLEDGEMENTS for item in group.sets)
 
 
 def _digest(interchange: Interchange) -> str:
-    sets = (one.digest() for group in interchange.groups for one in group.sets)
-    headers = (repr(group.header) for group in interchange.groups)
-    told = "\n".join([repr(interchange.header), *headers, *sets])
-    return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
+    parts = [repr(interchange.header), *(repr(group.header) for group in interchange.groups)]
+    for group in interchange.groups:
+        parts += [item.digest() for item in group.sets]
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _isa(interchange: Interchange, control: int) -> Sequence[object]:
-    given = interchange.header
-    day, time = date_of(value(given, 9)), clock(value(given, 10))
+def _isa(interchange: Interchange, control: int) -> Row:
+    header = interchange.header
+    day, time = parse_date(element(header, 9)), parse_time(element(header, 10))
     return (
         *("ISA", "00", " " * 10, "00", " " * 10),
-        *(_fixed(value(given, 7), 2, "ZZ"), _fixed(interchange.receiver, 15)),
-        *(_fixed(value(given, 5), 2, "ZZ"), _fixed(interchange.sender, 15)),
+        *(_fixed(element(header, 7), 2, "ZZ"), _fixed(interchange.receiver, 15)),
+        *(_fixed(element(header, 5), 2, "ZZ"), _fixed(interchange.sender, 15)),
         f"{day:%y%m%d}" if day else "000101",
-        f"{time[0]:02d}{time[1]:02d}" if time else "0000",
+        f"{time.hour:02d}{time.minute:02d}" if time else "0000",
         *("U", "00401", f"{control:09d}", "0"),
-        "T" if value(given, 15) == "T" else "P",
+        "T" if element(header, 15) == "T" else "P",
         ":",
     )
 
 
-def _gs(interchange: Interchange, group: Group, control: int) -> Sequence[object]:
-    day, time = date_of(value(group.header, 4)), clock(value(group.header, 5))
+def _gs(interchange: Interchange, group: Group, control: int) -> Row:
+    day, time = parse_date(element(group.header, 4)), parse_time(element(group.header, 5))
     return (
         "GS",
         "FA",
-        _clean(value(group.header, 3) or interchange.receiver, 15),
-        _clean(value(group.header, 2) or interchange.sender, 15),
+        _clean(element(group.header, 3) or interchange.receiver, 15),
+        _clean(element(group.header, 2) or interchange.sender, 15),
         f"{day:%Y%m%d}" if day else "20000101",
-        f"{time[0]:02d}{time[1]:02d}" if time else "0000",
+        f"{time.hour:02d}{time.minute:02d}" if time else "0000",
         control,
         "X",
         "004010",
     )
 
 
-def _set(group: Group, verdicts: Sequence[Verdict]) -> Iterator[Sequence[object]]:
+def _group_rows(group: Group, verdicts: Sequence[Verdict]) -> Iterator[Row]:
+    """Yield AK1 to AK9 of a group."""
     yield ("AK1", _clean(group.function, 2), _clean(group.control, 9))
-    answers = []
-    for one, verdict in zip(group.sets, verdicts, strict=True):
-        if one.id in ("997", "999"):
-            continue  # in a group of something else by mistake; it is not answered there either
-        answers.append(verdict.answer)
-        yield from _answered(one, verdict)
-    accepted = sum(answer != "R" for answer in answers)
-    received = len(answers)
-    included = received if group.declared is None else group.declared
-    yield (
-        *("AK9", _group_answer(answers, accepted, group), included, received, accepted),
-        *group.codes[:MOST_SET_CODES],
-    )
+    outcomes = []
+    for item, verdict in zip(group.sets, verdicts, strict=True):
+        if item.id in ACKNOWLEDGEMENTS:
+            continue  # misplaced in a group of other sets, and not acknowledged there either
+        outcomes.append(verdict.outcome)
+        yield from _set_rows(item, verdict)
+    accepted = sum(outcome != "R" for outcome in outcomes)
+    received = len(outcomes)
+    declared = received if group.declared_sets is None else group.declared_sets
+    outcome = _group_outcome(outcomes, accepted, group)
+    yield ("AK9", outcome, declared, received, accepted, *group.error_codes[:MOST_SET_CODES])
 
 
-def _answered(one: TransactionSet, verdict: Verdict) -> Iterator[Sequence[object]]:
-    yield ("AK2", _clean(one.id, 3), _clean(one.control, 9))
+def _set_rows(item: TransactionSet, verdict: Verdict) -> Iterator[Row]:
+    """Yield AK2 to AK5 of a set."""
+    yield ("AK2", _clean(item.id, 3), _clean(item.control, 9))
     for error in verdict.errors:
         yield ("AK3", _clean(error.id, 3), error.position, "", error.code)
-        for element in error.elements:
-            bad = _clean(element.bad, LONGEST_BAD_VALUE)
-            yield ("AK4", element.place, element.number, element.code, bad)
-    yield ("AK5", verdict.answer, *verdict.codes[:MOST_SET_CODES])
+        for wrong in error.elements:
+            bad = _clean(wrong.bad, LONGEST_BAD_VALUE)
+            yield ("AK4", wrong.place, wrong.number, wrong.code, bad)
+    yield ("AK5", verdict.outcome, *verdict.error_codes[:MOST_SET_CODES])
 
 
-def _group_answer(answers: Sequence[str], accepted: int, group: Group) -> str:
-    if answers and not accepted:
+def _group_outcome(outcomes: Sequence[str], accepted: int, group: Group) -> str:
+    """AK9-01: A accepted, E accepted with errors noted, P accepted in part, R rejected."""
+    if outcomes and not accepted:
         return "R"
-    if accepted < len(answers):
+    if accepted < len(outcomes):
         return "P"
-    return "E" if group.codes or "E" in answers else "A"
+    return "E" if group.error_codes or "E" in outcomes else "A"
 
 
 def _clean(text: str, longest: int) -> str:
-    """A value that cannot break the reply: printable ASCII without our own delimiters."""
+    """Return a value that cannot break the reply: printable ASCII without the reply's own delimiters."""
     return re.sub(r"[^ -)+-9;-}]", " ", text)[:longest].strip()
 
 
-def _fixed(text: str, width: int, otherwise: str = "") -> str:
-    return (_clean(text, width) or otherwise).ljust(width)
+def _fixed(text: str, width: int, default: str = "") -> str:
+    return (_clean(text, width) or default).ljust(width)

@@ -1,7 +1,8 @@
-"""X12 as it really arrives: bytes into segments, whatever the partner's software made of the standard. Never raises.
+"""The lexical layer of X12: bytes into segments, whatever a partner's software made of the standard. Never raises.
 
-What is read in spite of a fault is told in `findings`, never passed over. A file is a row of parts: an interchange
-each, or segments that stand without one.
+A file is a sequence of parts. A part is an interchange, from its ISA on, or a run of segments that has no ISA. Each
+part has delimiters of its own (X12.5: element separator, component separator, segment terminator). Whatever is read in
+spite of a fault is reported in `findings`.
 """
 
 from __future__ import annotations
@@ -14,22 +15,25 @@ from itertools import islice
 from apex_memory.sources.payloads import storable
 
 Segment = tuple[str, ...]
-"""Its id and its elements, without blanks at their end."""
+"""The segment id and its elements, without trailing blanks. A BIN segment is (`BIN`, length, data)."""
 
-_HEADER_CHARACTERS = (
-    400  # an ISA is 106 characters; wrapped, indented or overlong ones a little more
+ISA_CHARACTERS = 106  # fixed by X12.5, separators and terminator included
+ISA_ELEMENTS = 16
+_HEADER_CHARACTERS = 400  # wrapped, indented and overlong ISAs are longer than 106 characters
+_BARE_TRIES = (
+    1_000  # candidates for a first segment without ISA, in a file that may be no X12 at all
 )
-_BARE_TRIES = 1_000  # places that may be a first segment without a header, in a file that is perhaps no X12 at all
-_SIGN = r"[^\w\s]|[\t\x1c-\x1f]"  # what may separate elements
-_ISA = re.compile(rf"(?<!\w)ISA(?={_SIGN})")
-_BARE = re.compile(rf"(?<!\w)(GS|ST)(?={_SIGN})")
-_NOTHING = " \t\r\n\x00\x1a\ufeff"
+_SEPARATOR = r"[^\w\s]|[\t\x1c-\x1f]"  # characters that can separate elements
+_ISA = re.compile(rf"(?<!\w)ISA(?={_SEPARATOR})")
+_BARE = re.compile(rf"(?<!\w)(GS|ST)(?={_SEPARATOR})")
+_PADDING = " \t\r\n\x00\x1a\ufeff"  # what senders put between segments and at the end of a file
 
 
 @dataclass(frozen=True, slots=True)
 class Delimiters:
     element: str
-    segment: str  # `\n` stands for any line end
+    segment: str
+    """The segment terminator; `\\n` stands for any line end."""
     component: str = ""
 
 
@@ -41,12 +45,14 @@ class Part:
     segments: Sequence[Segment]
     findings: Sequence[str]
     enveloped: bool
-    cut: bool
-    """The file ends inside its last segment: nothing says that this segment is whole."""
+    truncated: bool
+    """The last segment has no terminator, so it may be incomplete."""
 
 
 @dataclass(slots=True)
 class _Header:
+    """An ISA, or the position of a first segment without one. `start` and `end` are character offsets."""
+
     start: int
     end: int
     elements: Segment
@@ -54,35 +60,35 @@ class _Header:
     findings: list[str] = field(default_factory=list)
 
 
-def value(segment: Segment, n: int) -> str:
-    """Element `n`, counted from 1 as the standard counts; empty where there is none."""
+def element(segment: Segment, n: int) -> str:
+    """Return element `n` of a segment, counted from 1 as in the standard; empty where it is absent."""
     return segment[n].strip() if 0 <= n < len(segment) else ""
 
 
-def read(data: bytes) -> tuple[list[Part], list[str]]:
-    """The parts of a file in their order, and what is wrong with the file outside of them."""
-    text, findings = _text(data)
-    headers = list(_headers(text))
-    lead_end = headers[0].start if headers else len(text)
+def read_parts(data: bytes) -> tuple[list[Part], list[str]]:
+    """Return the parts of a file in their order, and the findings about what is outside of them."""
+    text, findings = _decode(data)
+    text = storable(text.rstrip(_PADDING))
+    headers = list(_find_headers(text))
+    first_header = headers[0].start if headers else len(text)
+
     parts = []
-    if bare := _bare(text[:lead_end]):
-        parts.append(_part(text, bare, lead_end, enveloped=False))
-    if (lead := text[: bare.start if bare else lead_end].strip(_NOTHING)) and (headers or bare):
+    bare = _find_bare_start(text[:first_header])
+    if bare:
+        parts.append(_read_part(text, bare, first_header, enveloped=False))
+    lead = text[: bare.start if bare else first_header].strip(_PADDING)
+    if lead and (headers or bare):
         findings.append(f"{len(lead)} characters before the first segment were skipped")
     for n, header in enumerate(headers):
         end = headers[n + 1].start if n + 1 < len(headers) else len(text)
-        parts.append(_part(text, header, end, enveloped=True))
+        parts.append(_read_part(text, header, end, enveloped=True))
+
     if not parts:
         findings.append("no X12 in it: neither ISA, GS nor ST" if lead else "the file is empty")
     return parts, findings
 
 
-def _text(data: bytes) -> tuple[str, list[str]]:
-    text, findings = _decoded(data)
-    return storable(text.rstrip(_NOTHING)), findings
-
-
-def _decoded(data: bytes) -> tuple[str, list[str]]:
+def _decode(data: bytes) -> tuple[str, list[str]]:
     findings = []
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16", "replace"), ["UTF-16, where X12 is ASCII"]
@@ -95,54 +101,66 @@ def _decoded(data: bytes) -> tuple[str, list[str]]:
         return data.decode("latin-1"), [*findings, "not UTF-8; read as Latin-1"]
 
 
-def _headers(text: str) -> Iterator[_Header]:
+def _find_headers(text: str) -> Iterator[_Header]:
     end = 0
     for match in _ISA.finditer(text):
         start = match.start()
         # `N1*SH*ISA*…` is a party called ISA, not a header.
-        inside = start < end or (start > 0 and text[start - 1] == text[start + 3])
-        if not inside and (header := _header(text, start)):
+        inside_element = start > 0 and text[start - 1] == text[start + 3]
+        if start < end or inside_element:
+            continue
+        if header := _parse_header(text, start):
             end = header.end
             yield header
 
 
-def _header(text: str, start: int) -> _Header | None:
-    """The ISA at `start`. Split on its sixteen separators, because short and wrapped ones have the rest elsewhere."""
+def _parse_header(text: str, start: int) -> _Header | None:
+    """Return the ISA at `start`, split on its sixteen separators: short and wrapped ones have no fixed columns."""
     separator = text[start + 3]
-    pieces = text[start : start + _HEADER_CHARACTERS].split(separator, 16)
-    if len(pieces) < 17:
+    pieces = text[start : start + _HEADER_CHARACTERS].split(separator, ISA_ELEMENTS)
+    if len(pieces) <= ISA_ELEMENTS:
         return None
-    elements = [piece.replace("\r", "").replace("\n", "") for piece in pieces[:16]]
-    if not _plausible(elements):
+    raw, rest = pieces[:ISA_ELEMENTS], pieces[ISA_ELEMENTS]
+    elements = [piece.replace("\r", "").replace("\n", "") for piece in raw]
+    if not _looks_like_isa(elements):
         return None
-    rest, found = pieces[16], _Header(start, 0, (), Delimiters(separator, ""))
-    component, segment, used = _ends(rest, separator, found.findings)
-    if not segment:
+
+    findings: list[str] = []
+    component, terminator, used = _header_end(rest, separator, findings)
+    if not terminator:
         return None
-    found.end = start + sum(map(len, pieces[:16])) + 16 + used
-    found.elements = (*(element.rstrip() for element in elements), component)
-    found.delimiters = Delimiters(separator, segment, component)
-    length = sum(map(len, elements)) + 18  # sixteen separators, component separator and terminator
-    if length != 106:
-        found.findings.append(f"ISA has {length} characters, not 106")
-    if pieces[:16] != elements:
-        found.findings.append("ISA is broken over lines")
-    return found
+    # The sixteen separators, the component separator and the terminator.
+    length = sum(map(len, elements)) + ISA_ELEMENTS + 2
+    if length != ISA_CHARACTERS:
+        findings.append(f"ISA has {length} characters, not {ISA_CHARACTERS}")
+    if raw != elements:
+        findings.append("ISA is broken over lines")
+    return _Header(
+        start,
+        start + sum(map(len, raw)) + ISA_ELEMENTS + used,
+        (*(item.rstrip() for item in elements), component),
+        Delimiters(separator, terminator, component),
+        findings,
+    )
 
 
-def _plausible(elements: Sequence[str]) -> bool:
-    looks = (
+def _looks_like_isa(elements: Sequence[str]) -> bool:
+    forms = (
         (9, r"\d{6}|\d{8}"),
         (10, r"\d{4,6}"),
         (12, r"\d{5}"),
         (13, r"\d{1,9}"),
         (15, r"[TPI]"),
     )
-    return sum(bool(re.fullmatch(form, elements[n].strip())) for n, form in looks) >= 3
+    matching = sum(bool(re.fullmatch(form, elements[n].strip())) for n, form in forms)
+    return matching >= 3
 
 
-def _ends(rest: str, separator: str, findings: list[str]) -> tuple[str, str, int]:
-    """Component separator and segment terminator after the sixteenth separator, and how many characters they take."""
+def _header_end(rest: str, separator: str, findings: list[str]) -> tuple[str, str, int]:
+    """Return component separator, segment terminator and the characters they take.
+
+    `rest` is what follows the sixteenth separator of an ISA. The terminator is empty where none can be told.
+    """
     component = rest[:1]
     if component in ("\r", "\n"):
         findings.append("ISA16 is missing")
@@ -150,9 +168,13 @@ def _ends(rest: str, separator: str, findings: list[str]) -> tuple[str, str, int
     blanks = len(rest[1:]) - len(rest[1:].lstrip(" "))
     after = rest[1 + blanks :]
     next_segment = after.lstrip("\r\n \t")
-    follows = next_segment.startswith((f"GS{separator}", f"TA1{separator}", f"IEA{separator}"))
-    line = re.split(r"[\r\n]", next_segment, maxsplit=1)[0].rstrip(" \t")
-    if follows and (after[0].isalpha() or (after[0] in "\r\n" and line.endswith(component))):
+    segment_follows = next_segment.startswith(
+        (f"GS{separator}", f"TA1{separator}", f"IEA{separator}")
+    )
+    next_line = re.split(r"[\r\n]", next_segment, maxsplit=1)[0].rstrip(" \t")
+    if segment_follows and (
+        after[0].isalpha() or (after[0] in "\r\n" and next_line.endswith(component))
+    ):
         findings.append("ISA16 is missing")
         return "", component, 1
     if not after:
@@ -167,79 +189,90 @@ def _ends(rest: str, separator: str, findings: list[str]) -> tuple[str, str, int
     return component, terminator, 1 + blanks + 1
 
 
-def _bare(text: str) -> _Header | None:
-    """Where GS or ST stands without an ISA, what its delimiters must be: its last element ends at the terminator."""
+def _find_bare_start(text: str) -> _Header | None:
+    """Return where a GS or ST stands without an ISA, with the delimiters that its last element implies."""
     for match in islice(_BARE.finditer(text), _BARE_TRIES):
         start, separator = match.start(), text[match.end()]
         count, code = (2, r"\d{3}") if match[1] == "ST" else (8, r"[A-Z]{2}")
         pieces = text[start : start + _HEADER_CHARACTERS].split(separator)
         if len(pieces) <= count or not re.fullmatch(code, pieces[1].strip()):
             continue
-        for n in (count, count + 1):  # ST03 and partners' own GS09 are allowed for
+        for n in (count, count + 1):  # ST03, and a ninth element in GS that some partners add
             last = re.match(r" *[\w-]{1,35} *", pieces[n]) if n < len(pieces) else None
             ending = pieces[n][last.end() : last.end() + 1] if last else ""
             if ending:
-                segment = "\n" if ending in "\r\n" else ending
-                return _Header(start, start, (), Delimiters(separator, segment))
+                terminator = "\n" if ending in "\r\n" else ending
+                return _Header(start, start, (), Delimiters(separator, terminator))
     return None
 
 
-def _part(text: str, header: _Header, end: int, *, enveloped: bool) -> Part:
+def _read_part(text: str, header: _Header, end: int, *, enveloped: bool) -> Part:
     findings = list(header.findings)
-    segments, cut = _segments(text[header.end : end], header.delimiters, findings)
+    segments, truncated = _split_segments(text[header.end : end], header.delimiters, findings)
     if enveloped:
         segments.insert(0, header.elements)
-    return Part(header.delimiters, segments, findings, enveloped, cut)
+    return Part(header.delimiters, segments, findings, enveloped, truncated)
 
 
-def _segments(body: str, delimiters: Delimiters, findings: list[str]) -> tuple[list[Segment], bool]:
-    segments, last, wrapped = [], "", 0
-    for piece in _pieces(body, delimiters, findings):
+def _split_segments(
+    body: str, delimiters: Delimiters, findings: list[str]
+) -> tuple[list[Segment], bool]:
+    """Return the segments, and whether the last one lacks its terminator."""
+    segments: list[Segment] = []
+    last, wrapped = "", 0
+    for piece in _split_pieces(body, delimiters, findings):
         if isinstance(piece, tuple):
             segments.append(piece)
             last = ""
             continue
-        last = piece.strip(_NOTHING)
+        last = piece.strip(_PADDING)
         if not last:
             continue
         if delimiters.segment != "\n" and ("\n" in last or "\r" in last):
             wrapped += 1
             last = last.replace("\r", "").replace("\n", "")
         elements = last.split(delimiters.element)
-        segments.append((elements[0].strip(), *(element.rstrip() for element in elements[1:])))
+        segments.append((elements[0].strip(), *(item.rstrip() for item in elements[1:])))
     if wrapped:
         findings.append(f"{wrapped} segments are broken over lines")
     return segments, bool(last) and delimiters.segment != "\n"
 
 
-def _pieces(body: str, delimiters: Delimiters, findings: list[str]) -> Iterator[str | Segment]:
-    """What stands between terminators; after the last one too, empty where all is well. Binary segments come split."""
-    end = re.compile("[\r\n]" if delimiters.segment == "\n" else re.escape(delimiters.segment))
-    sign = re.escape(delimiters.element)
-    binary = re.compile(rf"\s*BIN{sign}(\d{{1,9}}){sign}")
+def _split_pieces(
+    body: str, delimiters: Delimiters, findings: list[str]
+) -> Iterator[str | Segment]:
+    """Yield what stands between terminators, and after the last one. A BIN segment is yielded as a segment."""
+    terminator = re.compile(
+        "[\r\n]" if delimiters.segment == "\n" else re.escape(delimiters.segment)
+    )
+    separator = re.escape(delimiters.element)
+    binary = re.compile(rf"\s*BIN{separator}(\d{{1,9}}){separator}")
     if f"BIN{delimiters.element}" not in body:
-        yield from end.split(body)
+        yield from terminator.split(body)
         return
     position = 0
     while position <= len(body):
         if match := binary.match(body, position):
-            stop = _counted(body, match.end(), int(match[1]), end)
+            stop = _binary_end(body, match.end(), int(match[1]), terminator)
             if stop is not None:
                 yield ("BIN", match[1], body[match.end() : stop])
                 position = stop + 1
                 continue
             findings.append("the length in a BIN segment does not fit its data")
-        found = end.search(body, position)
-        yield body[position : found.start() if found else len(body)]
-        position = found.end() if found else len(body) + 1
+        ending = terminator.search(body, position)
+        yield body[position : ending.start() if ending else len(body)]
+        position = ending.end() if ending else len(body) + 1
 
 
-def _counted(body: str, start: int, length: int, end: re.Pattern[str]) -> int | None:
-    """Where binary data of `length` ends: counted in bytes or, by some senders, in characters; there a segment must end."""
+def _binary_end(body: str, start: int, length: int, terminator: re.Pattern[str]) -> int | None:
+    """Return the offset where binary data of `length` ends; None where no segment ends there.
+
+    BIN01 counts bytes by the standard, and characters with some senders.
+    """
     characters = body[start : start + length]
     in_bytes = characters.encode("utf-8", "surrogatepass")[:length].decode("utf-8", "ignore")
     for content in (in_bytes, characters):
         stop = start + len(content)
-        if len(characters) == length and (stop == len(body) or end.match(body, stop)):
+        if len(characters) == length and (stop == len(body) or terminator.match(body, stop)):
             return stop
     return None

@@ -1,4 +1,4 @@
-"""Where files lie: a folder here, or a partner's SFTP server. Both are looked through, read, archived and written to."""
+"""Mailboxes that exchange files with partners: a local folder, or an SFTP server. Each is listed, read, archived and written."""
 
 from __future__ import annotations
 
@@ -21,68 +21,74 @@ from apex_memory.telemetry import VENDOR_CALLS
 if TYPE_CHECKING:
     import asyncssh
 
-UNFINISHED = (".tmp", ".part", ".filepart")
+UNFINISHED_SUFFIXES = (".tmp", ".part", ".filepart")
 CONNECT_SECONDS = 20
 CALL_SECONDS = 120
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A file as a listing shows it: bytes, and seconds since 1970."""
+class FileEntry:
+    """A file as a listing shows it. `size` is in bytes, `modified_at` in seconds since 1970."""
 
     name: str
     size: int
-    changed: float
+    modified_at: float
 
 
-class Place(Protocol):
-    """`inbound`, `archive` and `outbound` of one partner or folder. Raises `RetryLater`, `Unauthorized`, `Misconfigured`."""
+class Mailbox(Protocol):
+    """The folders `inbound`, `archive` and `outbound` of one partner.
+
+    Every method raises `RetryLater`, `Unauthorized` or `Misconfigured`.
+    """
 
     @property
     def name(self) -> str:
         """Stands before the names of files from here, and in the cursor."""
 
-    async def listed(self, *, archived: bool = False) -> list[Entry]: ...
+    async def list_files(self, *, archived: bool = False) -> list[FileEntry]:
+        """Return the regular files in `inbound`, or in `archive`."""
 
     async def read(self, name: str, *, archived: bool = False) -> bytes: ...
 
     async def archive(self, name: str, data: bytes) -> None:
-        """Move a file out of `inbound`. One of that name there with other content stays."""
+        """Move a file out of `inbound`. A file of that name in `archive` with other content stays."""
 
     async def write(self, name: str, data: bytes) -> None:
-        """Put a file into `outbound`, whole or not at all; one of that name is replaced."""
+        """Put a file into `outbound`, whole or not at all; a file of that name is replaced."""
 
 
 def archive_name(name: str, data: bytes) -> str:
-    """The name in the archive when another file has `name` already: the same content, the same name."""
+    """Return the name in the archive where another file has `name` already: the same content, the same name."""
     path = PurePosixPath(name)
     return f"{path.stem}.{hashlib.sha256(data).hexdigest()[:12]}{path.suffix}"
 
 
 @dataclass(frozen=True, slots=True)
-class Folder:
+class FolderMailbox:
+    """Three local folders."""
+
     inbound: Path
     archived: Path
     outbound: Path | None
     name: str = "folder"
 
-    async def listed(self, *, archived: bool = False) -> list[Entry]:
+    async def list_files(self, *, archived: bool = False) -> list[FileEntry]:
         folder = self.archived if archived else self.inbound
-        with _folder_faults(folder):
+        with _folder_errors(folder):
             return await asyncio.to_thread(_scan, folder)
 
     async def read(self, name: str, *, archived: bool = False) -> bytes:
         path = (self.archived if archived else self.inbound) / name
-        with _folder_faults(path):
+        with _folder_errors(path):
             return await asyncio.to_thread(path.read_bytes)
 
     async def archive(self, name: str, data: bytes) -> None:
-        with _folder_faults(self.archived):
+        with _folder_errors(self.archived):
             await asyncio.to_thread(self._archive, name, data)
 
     async def write(self, name: str, data: bytes) -> None:
         assert self.outbound is not None
-        with _folder_faults(self.outbound):
+        with _folder_errors(self.outbound):
             await asyncio.to_thread(_write, self.outbound, name, data)
 
     def _archive(self, name: str, data: bytes) -> None:
@@ -90,18 +96,18 @@ class Folder:
         source, target = self.inbound / name, self.archived / name
         if target.exists():
             target = self.archived / archive_name(name, data)
-        with suppress(FileNotFoundError):  # another pull was here first
+        with suppress(FileNotFoundError):  # a concurrent pull archived it
             shutil.move(source, target)
 
 
-def _scan(folder: Path) -> list[Entry]:
+def _scan(folder: Path) -> list[FileEntry]:
     entries = []
     for item in os.scandir(folder):
-        # A link could name any file of this machine.
+        # Links are not followed: one could name any file of this machine.
         with suppress(FileNotFoundError):
-            held = item.stat(follow_symlinks=False)
-            if stat.S_ISREG(held.st_mode):
-                entries.append(Entry(item.name, held.st_size, held.st_mtime))
+            status = item.stat(follow_symlinks=False)
+            if stat.S_ISREG(status.st_mode):
+                entries.append(FileEntry(item.name, status.st_size, status.st_mtime))
     return entries
 
 
@@ -116,12 +122,13 @@ def _write(folder: Path, name: str, data: bytes) -> None:
 
 
 @contextmanager
-def _folder_faults(path: Path) -> Iterator[None]:
+def _folder_errors(path: Path) -> Iterator[None]:
+    """Translate the errors of the file system by what to do next."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError):
         raise Misconfigured(
-            f"edi: {path} is not there", remedy="check the folders under [sources.edi]"
+            f"edi: {path} does not exist", remedy="check the folders under [sources.edi]"
         ) from None
     except PermissionError:
         raise Misconfigured(
@@ -130,13 +137,14 @@ def _folder_faults(path: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise RetryLater(
-            f"edi: {path}: {error.strerror}", remedy="it is tried again by itself; check the disk"
+            f"edi: {path}: {error.strerror}",
+            remedy="it is retried automatically; check the disk",
         ) from None
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
-    """How to reach an SFTP server. `known_hosts` pins its key: another one, or none, is refused."""
+class SftpServer:
+    """How to reach an SFTP server. `known_hosts` pins its key: another key, or none, is refused."""
 
     host: str
     port: int
@@ -150,8 +158,8 @@ class Server:
     outbound: str
 
     @asynccontextmanager
-    async def opened(self) -> AsyncIterator[Remote]:
-        """A connection, for as long as the block lasts."""
+    async def open(self) -> AsyncIterator[SftpMailbox]:
+        """Connect, for as long as the block lasts."""
         require_extra(
             "asyncssh",
             extra="sftp",
@@ -161,11 +169,11 @@ class Server:
         import asyncssh  # heavy
 
         options = self._options()
-        with _server_faults(self.host):
+        with _server_errors(self.host):
             async with asyncssh.connect(self.host, self.port, **options) as connection:
                 VENDOR_CALLS.labels("edi", "2xx").inc()
                 async with connection.start_sftp_client() as sftp:
-                    yield Remote(self, sftp)
+                    yield SftpMailbox(self, sftp)
 
     def _options(self) -> dict[str, Any]:
         import asyncssh  # heavy
@@ -179,18 +187,18 @@ class Server:
                 remedy="set it to the whole text of the key file, and sftp_key_passphrase",
             ) from None
         try:
-            known = asyncssh.import_known_hosts(self.known_hosts)
+            known_hosts = asyncssh.import_known_hosts(self.known_hosts)
         except ValueError:
             raise Misconfigured(
                 "sources.edi.sftp_known_hosts: no lines of a known_hosts file",
-                remedy="set it to what `ssh-keyscan` shows, once the partner confirmed it",
+                remedy="set it to the output of `ssh-keyscan`, once the partner confirmed it",
             ) from None
-        # Nothing of this user's own SSH set-up may let us in, or decide whom we trust.
+        # The SSH set-up of the user that runs the worker must neither authenticate us nor decide whom we trust.
         return {
             "username": self.user,
             "password": self.password.get_secret_value() or None,
             "client_keys": keys,
-            "known_hosts": known,
+            "known_hosts": known_hosts,
             "config": None,
             "agent_path": None,
             "connect_timeout": CONNECT_SECONDS,
@@ -200,8 +208,8 @@ class Server:
 
 
 @contextmanager
-def _server_faults(host: str) -> Iterator[None]:
-    """What goes wrong between here and there, by what to do next."""
+def _server_errors(host: str) -> Iterator[None]:
+    """Translate the errors of SSH and SFTP by what to do next."""
     import asyncssh  # heavy
 
     try:
@@ -226,33 +234,33 @@ def _server_faults(host: str) -> Iterator[None]:
         raise RetryLater(
             f"edi: {host}: {type(error).__name__}",
             after=5,
-            remedy="it is tried again by itself; ask the partner if it lasts",
+            remedy="it is retried automatically; ask the partner if it persists",
         ) from None
 
 
-class Remote:
-    """An open connection as a place."""
+class SftpMailbox:
+    """Three folders of an SFTP server, over an open connection."""
 
     name = "sftp"
 
-    def __init__(self, server: Server, sftp: asyncssh.SFTPClient) -> None:
+    def __init__(self, server: SftpServer, sftp: asyncssh.SFTPClient) -> None:
         self._server, self._sftp = server, sftp
 
-    async def listed(self, *, archived: bool = False) -> list[Entry]:
+    async def list_files(self, *, archived: bool = False) -> list[FileEntry]:
         folder = self._server.archived if archived else self._server.inbound
         entries = []
-        with _server_faults(self._server.host):
+        with _server_errors(self._server.host):
             async with asyncio.timeout(CALL_SECONDS):
                 for item in await self._sftp.readdir(folder):
                     mode, name = item.attrs.permissions or 0, str(item.filename)
                     if stat.S_ISREG(mode) and "/" not in name:
-                        changed = float(item.attrs.mtime or 0)
-                        entries.append(Entry(name, item.attrs.size or 0, changed))
+                        modified_at = float(item.attrs.mtime or 0)
+                        entries.append(FileEntry(name, item.attrs.size or 0, modified_at))
         return entries
 
     async def read(self, name: str, *, archived: bool = False) -> bytes:
         folder = self._server.archived if archived else self._server.inbound
-        with _server_faults(self._server.host):
+        with _server_errors(self._server.host):
             async with (
                 asyncio.timeout(CALL_SECONDS),
                 self._sftp.open(f"{folder}/{name}", "rb") as file,
@@ -262,7 +270,7 @@ class Remote:
 
     async def archive(self, name: str, data: bytes) -> None:
         source, folder = f"{self._server.inbound}/{name}", self._server.archived
-        with _server_faults(self._server.host):
+        with _server_errors(self._server.host):
             async with asyncio.timeout(CALL_SECONDS):
                 await self._sftp.makedirs(folder, exist_ok=True)
                 target = f"{folder}/{name}"
@@ -272,7 +280,7 @@ class Remote:
 
     async def write(self, name: str, data: bytes) -> None:
         folder = self._server.outbound
-        with _server_faults(self._server.host):
+        with _server_errors(self._server.host):
             async with asyncio.timeout(CALL_SECONDS):
                 await self._sftp.makedirs(folder, exist_ok=True)
                 unfinished = f"{folder}/{name}.tmp"
@@ -281,11 +289,11 @@ class Remote:
                 await self._replace(unfinished, f"{folder}/{name}")
 
     async def _replace(self, source: str, target: str) -> None:
-        """Rename over what may be there: at once where the server can, else in two steps."""
+        """Rename over an existing target: atomically where the server can, else in two steps."""
         import asyncssh  # heavy
 
         if not await self._sftp.exists(source):
-            return  # another pull was here first, or an answer got lost on the way
+            return  # a concurrent pull renamed it, or the response to our own rename was lost
         try:
             await self._sftp.posix_rename(source, target)
         except asyncssh.SFTPOpUnsupported:

@@ -4,7 +4,7 @@ BIN    := .venv/bin
 READY  := .venv/.ready
 DEV    := .venv/.ready-dev
 
-.PHONY: demo test test-servers check lint types imports docs docs-check docs-site bench faults lock clean
+.PHONY: help demo test test-alone test-quick test-servers quick fix check lint types imports docs docs-check docs-site bench faults soak coverage lock clean
 
 $(READY): requirements.lock pyproject.toml
 	@echo "Setting up .venv (first time only) …"
@@ -17,11 +17,29 @@ $(DEV): $(READY) requirements-dev.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $@
 
+help:            ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | awk -F'\t' '{ printf "  \033[1m%-13s\033[0m %s\n", $$1, $$2 }'
+
 demo: $(READY)   ## set up, start the stack, land real inputs, ask questions; KEEP=1 leaves it running
 	@$(BIN)/python -m apex_memory.cli demo $(if $(KEEP),--keep)
 
-test: $(DEV)     ## the test suite, on real engines
-	$(BIN)/python -m pytest $(ARGS)
+# Tests run in parallel workers, each with engines of its own. Tests marked `alone` follow one by one: they measure
+# time, or kill processes, and another test beside them would be part of what they see.
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+
+test: $(DEV)     ## the test suite, on real engines, in parallel; ARGS="-k mail" for a part of it
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not alone" $(ARGS)
+	$(BIN)/python -m pytest -m alone $(ARGS) || test $$? = 5
+
+quick: $(DEV)    ## under a minute: lint, types, import contracts, and all tests that need no engine, side by side
+	@$(MAKE) --no-print-directory -j4 --output-sync=target lint types imports test-quick
+
+test-quick: $(DEV)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not engine" $(ARGS)
+
+fix: $(DEV)      ## format, and correct what the linter can correct
+	$(BIN)/ruff format src tests bench docs
+	$(BIN)/ruff check --fix src tests bench docs
 
 test-servers: $(DEV)   ## contract suite and crash loop on servers that PyPI does not carry: Neo4j, from Maven Central
 	@if command -v java >/dev/null && command -v mvn >/dev/null; then \
@@ -59,6 +77,18 @@ bench: $(DEV)
 
 faults: $(DEV)   ## the crash loop: FAULTS=100 SEED=… GRAPH=neo4j; ARGS=overload for a minute of ten times too much
 	$(BIN)/python -m tests.faults --faults $(or $(FAULTS),20) $(if $(SEED),--seed $(SEED)) $(if $(GRAPH),--graph $(GRAPH)) $(ARGS)
+
+soak: $(DEV)     ## random seeds, again and again for MINUTES=10: property tests and crash loops; prints each seed
+	@end=$$(( $$(date +%s) + 60 * $(or $(MINUTES),10) )); round=0; \
+	while [ $$(date +%s) -lt $$end ]; do \
+	  round=$$((round + 1)); seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); \
+	  echo "soak: round $$round, seed $$seed (repeat: make soak-round SEED=$$seed)"; \
+	  $(MAKE) --no-print-directory soak-round SEED=$$seed || exit 1; \
+	done
+
+soak-round: $(DEV)
+	$(BIN)/python -m pytest -q -m property --soak --hypothesis-seed=$(SEED) -p randomly -p "no:cacheprovider" --timeout 900 $(ARGS)
+	$(BIN)/python -m tests.faults --faults $(or $(FAULTS),20) --seed $(SEED)
 
 LOCK := uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml --group build
 

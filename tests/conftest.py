@@ -16,6 +16,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import pytest_asyncio
+from hypothesis import is_hypothesis_test, settings
 
 from apex_memory.engines.base import Engine, free_port
 from apex_memory.engines.edge import Edge
@@ -31,12 +32,45 @@ TEMPLATE = "apex_template"
 DIMENSION = 32
 
 
+ENGINES = {
+    "postgres_url",
+    "falkordb_url",
+    "valkey_url",
+    "vectors_url",
+    "temporal_address",
+    "hashing_vectors_url",
+    "own_vectors_url",
+}
+"""Fixtures that start an engine. A test that needs none of them, directly or not, is part of `make quick`."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--servers",
         action="store_true",
         help="also test on servers that PyPI does not carry: Neo4j",
     )
+    parser.addoption(
+        "--soak",
+        action="store_true",
+        help="random seeds and more examples for property tests; `make soak` repeats it",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The gate runs property tests with fixed seeds, so that it fails for a change alone; a soak takes new ones."""
+    settings.register_profile("gate", derandomize=True, database=None)
+    settings.register_profile("soak", max_examples=500, database=None, print_blob=True)
+    settings.load_profile("soak" if config.getoption("--soak") else "gate")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by what they use: `engine` by their fixtures, `property` by hypothesis."""
+    for item in items:
+        if ENGINES & set(getattr(item, "fixturenames", ())) or item.get_closest_marker("alone"):
+            item.add_marker("engine")
+        if is_hypothesis_test(getattr(item, "obj", None)):
+            item.add_marker("property")
 
 
 @pytest.fixture(scope="session", autouse=True)

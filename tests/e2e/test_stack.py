@@ -23,6 +23,7 @@ from tests.e2e.stack import CHILDREN, Stack, belonging, data_folder, running_sta
 from tests.e2e.writer import Item, Writer, items, writing
 
 pytestmark = [
+    pytest.mark.alone,  # kills and stops the processes of whole stacks, and measures how long they take
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
     pytest.mark.timeout(240),  # processes start on a machine that others work on, too
 ]

@@ -31,7 +31,10 @@ from apex_memory.errors import Conflict
 ENGINES = ("postgres", "valkey", "falkordb", "vectors", "temporal")
 DRIVER = Path(__file__).with_name("stack_process.py")
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+pytestmark = [
+    pytest.mark.alone,  # kills supervisors, and waits for what the kernel does then
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
+]
 
 
 @pytest.fixture

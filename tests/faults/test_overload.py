@@ -30,6 +30,7 @@ from tests.faults.overload import overload
 from tests.faults.storm import storm
 
 pytestmark = [
+    pytest.mark.alone,  # loads the machine
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
     pytest.mark.timeout(300),
 ]

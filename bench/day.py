@@ -16,10 +16,11 @@ from typing import Any
 
 import httpx2
 
-from apex_memory.simulate.day import Telling, end_of
-from apex_memory.simulate.program import classes
+from apex_memory.simulate.day import DayPlayback, end_of
+from apex_memory.simulate.delivery import Delivery
+from apex_memory.simulate.registry import simulator_classes
 from apex_memory.simulate.samsara.simulator import Samsara
-from apex_memory.simulate.served import Delivery, serving
+from apex_memory.simulate.server import serve_simulators
 from apex_memory.simulate.vendor import Chaos, Simulator
 from apex_memory.simulate.world import Clock, World
 from apex_memory.stores.postgres import Postgres
@@ -61,8 +62,8 @@ async def day() -> list[Row]:
     world = World.make(1, shipments=max(SHIPMENTS.values()))
     clock = Clock(world.start)
     speed = (end_of(world) - world.start).total_seconds() / DAY_SECONDS
-    simulators = [_simulator(kind, clock, speed) for kind in classes()]
-    async with serving(simulators) as served:
+    simulators = [_simulator(kind, clock, speed) for kind in simulator_classes()]
+    async with serve_simulators(simulators) as served:
         tables = served.settings()
         for name in tables.keys() - {"llm"}:
             tables[name].setdefault("poll_seconds", POLL_SECONDS)
@@ -79,7 +80,7 @@ async def day() -> list[Row]:
         ):
             await stack.whole(seconds=60)
             delivery = Delivery(stack.children()["gateway"].url, stack.key, http)
-            return await _told(stack, Telling(simulators, delivery, clock), speed)
+            return await _told(stack, DayPlayback(simulators, delivery, clock), speed)
 
 
 def _simulator(kind: type[Simulator], clock: Clock, speed: float) -> Simulator:
@@ -90,21 +91,21 @@ def _simulator(kind: type[Simulator], clock: Clock, speed: float) -> Simulator:
     return Samsara(world, clock, Chaos(), trucks=math.ceil(READINGS / one))
 
 
-async def _told(stack: Standing, telling: Telling, speed: float) -> list[Row]:
+async def _told(stack: Standing, playback: DayPlayback, speed: float) -> list[Row]:
     seconds = scaled(DAY_SECONDS)
     pids = {**stack.pids(), "simulators": os.getpid()}
     async with stack.inbox() as (_, db):
         before, began = usage(pids), time.perf_counter()
-        telling.clock.run(speed)
-        ages = await _watched(telling, db, seconds)
+        playback.clock.run(speed)
+        ages = await _watched(playback, db, seconds)
         used = spent(before, usage(pids))
         took = time.perf_counter() - began
-        telling.clock.run(0)
+        playback.clock.run(0)
         late = await until(
             lambda: _settled(stack), seconds=SETTLE_SECONDS, every=0.5, what=stack.told
         )
         came = await _came(db)
-    assert not telling.delivery.refused, telling.delivery.refused[:5]
+    assert not playback.delivery.refused, playback.delivery.refused[:5]
     readings = came.pop("readings")
     volumes = {name: came.get(name, 0) / (DAILY[name] * seconds / DAY_SECONDS) for name in DAILY}
     parts = ", ".join(f"{name} {100 * one.total / took:.0f}" for name, one in used.items())
@@ -142,7 +143,7 @@ async def _told(stack: Standing, telling: Telling, speed: float) -> list[Row]:
     ]
 
 
-async def _watched(telling: Telling, db: Postgres, seconds: float) -> list[float]:
+async def _watched(playback: DayPlayback, db: Postgres, seconds: float) -> list[float]:
     """Tell the day for so long; the age in seconds of the oldest event not at its end, every half second."""
     ages, end = list[float](), time.perf_counter() + seconds
 
@@ -153,13 +154,13 @@ async def _watched(telling: Telling, db: Postgres, seconds: float) -> list[float
             )
             ages.append(float(row["age"] or 0) if row else 0.0)
             if len(ages) % 60 == 0:
-                print(f"day: {telling.until:%H:%M}, oldest {ages[-1]:.1f} s", file=sys.stderr)
+                print(f"day: {playback.until:%H:%M}, oldest {ages[-1]:.1f} s", file=sys.stderr)
             await asyncio.sleep(0.5)
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(watch())
         while time.perf_counter() < end:
-            await telling.go_on()
+            await playback.send_due()
             await asyncio.sleep(0.25)
     return ages
 

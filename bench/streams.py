@@ -21,7 +21,7 @@ from starlette.routing import BaseRoute, Route
 
 from apex_memory.app import App
 from apex_memory.simulate.samsara.simulator import Samsara
-from apex_memory.simulate.served import serving
+from apex_memory.simulate.server import serve_simulators
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from bench.cpu import spent, usage
@@ -245,7 +245,7 @@ async def _check(app: App) -> None:
 
 async def _serve(trucks: int, speed: float) -> None:
     """Serve until standard input ends."""
-    async with serving([vendor(trucks, speed)]) as served:
+    async with serve_simulators([vendor(trucks, speed)]) as served:
         print(served.url, flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2
 
 from apex_memory.cli.simulate import settings_toml
-from apex_memory.simulate.program import classes
+from apex_memory.simulate.registry import simulator_classes
 from apex_memory.sources import registry
 
 
@@ -39,7 +39,7 @@ async def test_vendors_answer_and_the_settings_point_there(tmp_path: Path) -> No
                 assert line, said
                 said += line.decode()
         tables = tomllib.loads(file.read_text())["sources"]
-        assert set(tables) == {kind.name for kind in classes()}
+        assert set(tables) == {kind.name for kind in simulator_classes()}
         loaded = registry.load(tables)
         assert not [
             source.name for source in loaded.values() if source.pulled and source.missing_settings

@@ -17,8 +17,8 @@ from apex_memory.credentials.vault import new_key
 from apex_memory.engines.base import free_port
 from apex_memory.engines.edge import Edge
 from apex_memory.fetching.pulls import PullResult
-from apex_memory.simulate.program import classes
-from apex_memory.simulate.served import serving
+from apex_memory.simulate.registry import simulator_classes
+from apex_memory.simulate.server import serve_simulators
 from apex_memory.simulate.turvo.simulator import Turvo
 from apex_memory.simulate.vendor import Chaos, Simulator
 from apex_memory.simulate.world import Clock, World
@@ -41,7 +41,7 @@ def make_day_settings(make_settings: MakeSettings, crowded: str) -> MakeSettings
     return partial(make_settings, vectors=crowded)
 
 
-SIMULATORS = classes()
+SIMULATORS = simulator_classes()
 NAMES = [kind.name for kind in SIMULATORS]
 
 
@@ -64,7 +64,7 @@ async def day(
 ) -> AsyncIterator[Day]:
     world = World.make(7, shipments=6)
     simulator = kind(world, Clock(world.start), chaos)
-    async with serving([simulator]) as served:
+    async with serve_simulators([simulator]) as served:
         settings = make_settings(sources=served.settings(), secret_key=new_key())
         async with open_app(settings) as app:
             yield Day(app, simulator, kills=kills, seed=chaos.seed)

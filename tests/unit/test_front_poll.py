@@ -16,7 +16,7 @@ from starlette.routing import Route
 from apex_memory.errors import Rejected, Unauthorized
 from apex_memory.model import MALFORMED, TOMBSTONE, Event, micros, now
 from apex_memory.simulate.frontapp.simulator import FrontSimulator
-from apex_memory.simulate.served import serving
+from apex_memory.simulate.server import serve_simulators
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import Request
@@ -375,7 +375,7 @@ async def test_a_record_that_cannot_be_read_stops_nobody() -> None:
 async def test_the_simulator_is_read_whole_in_pages_of_fifteen() -> None:
     world = World.make(3, shipments=8)
     simulator = FrontSimulator(world, Clock(world.start + timedelta(hours=20)), Chaos())
-    async with serving([simulator]) as served, linked("frontapp") as link:
+    async with serve_simulators([simulator]) as served, linked("frontapp") as link:
         source = load({"frontapp": simulator.settings(f"{served.url}/frontapp")})["frontapp"]
         pages = [one async for one in source.pull(PullContext(link=link))]
     assert len(pages) > 2

@@ -21,7 +21,7 @@ from hubspot.utils.signature import Signature
 from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import MALFORMED, Assertion, Document, Event, micros, now
 from apex_memory.simulate.hubspot import simulator as vendor
-from apex_memory.simulate.served import serving
+from apex_memory.simulate.server import serve_simulators
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import Request
@@ -228,7 +228,7 @@ async def hubspot(
     world = World.make(7, shipments=6)
     simulator = vendor.HubSpot(world, Clock(world.start + timedelta(hours=20)), Chaos())
     change(simulator)
-    async with serving([simulator]) as served, linked("hubspot", patience=30) as link:
+    async with serve_simulators([simulator]) as served, linked("hubspot", patience=30) as link:
         source = configured(**{**simulator.settings(f"{served.url}/hubspot"), "overlap_seconds": 0, **settings})  # fmt: skip
         source._searches = source._searches.__class__(1000, 1)
         yield simulator, Held(source, link)

@@ -38,7 +38,7 @@ from apex_memory.simulate.plaid.simulator import (
     jwk,
     signature,
 )
-from apex_memory.simulate.served import serving
+from apex_memory.simulate.server import serve_simulators
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import Request
@@ -301,7 +301,10 @@ def posted(headers: dict[str, str], body: bytes = VECTOR, at: datetime = AT) -> 
 
 async def keyed(kid: str = MORNING_KEY, **told: Any) -> PlaidSource:
     """A source that has fetched a key, as Plaid (`told` changes it) tells it."""
-    async with serving([Script({"key": {**jwk(kid), **told}})]) as served, linked("plaid") as link:
+    async with (
+        serve_simulators([Script({"key": {**jwk(kid), **told}})]) as served,
+        linked("plaid") as link,
+    ):
         found = source(f"{served.url}/plaid")
         await found.fetch_verification_data(posted(signature(kid, VECTOR, AT)), link)
         return found
@@ -399,7 +402,7 @@ async def test_an_expired_key_is_refused() -> None:
 async def test_keys_are_asked_for_once_and_unknown_ones_seldom() -> None:
     script = Script(lambda body: {"key": jwk(body["key_id"])} if body["key_id"] == MORNING_KEY else
                     {"error_type": "INVALID_INPUT", "error_code": "INVALID_WEBHOOK_VERIFICATION_KEY_ID"})  # fmt: skip
-    async with serving([script]) as served, linked("plaid") as link:
+    async with serve_simulators([script]) as served, linked("plaid") as link:
         found = source(f"{served.url}/plaid")
         good = posted(signature(MORNING_KEY, VECTOR, AT))
         await asyncio.gather(*(found.fetch_verification_data(good, link) for _ in range(10)))
@@ -413,7 +416,7 @@ async def test_keys_are_asked_for_once_and_unknown_ones_seldom() -> None:
 
 async def test_a_key_is_looked_at_again_after_a_day() -> None:
     script = Script({"key": jwk(MORNING_KEY)}, {"key": {**jwk(MORNING_KEY), "expired_at": 5}})
-    async with serving([script]) as served, linked("plaid") as link:
+    async with serve_simulators([script]) as served, linked("plaid") as link:
         found, request = source(f"{served.url}/plaid"), posted(signature(MORNING_KEY, VECTOR, AT))
         await found.fetch_verification_data(request, link)
         assert found.receive(request).change_hints
@@ -519,7 +522,7 @@ def test_unknown_fields_pass_and_odd_ones_do_no_harm() -> None:
 async def test_the_sdk_reads_the_simulator() -> None:
     world = World.make(3, shipments=4)
     clock = Clock(world.start + timedelta(hours=18))
-    async with serving([PlaidSimulator(world, clock, Chaos())]) as served:
+    async with serve_simulators([PlaidSimulator(world, clock, Chaos())]) as served:
         read = await asyncio.to_thread(_read_by_sdk, f"{served.url}/plaid")
     assert len(read["loop"]) > 1
     final = {one.transaction_id for one in read["loop"][-1:] for one in read["all"]}
@@ -590,7 +593,7 @@ async def test_what_changes_between_pages_is_read_right(monkeypatch: pytest.Monk
     simulator = PlaidSimulator(world, Clock(world.start + timedelta(hours=18)), Chaos(seed=4))
     truth = {one.doc_key for one in simulator.truth(simulator.clock.now) if not one.deleted}
     simulator.chaos.mutations = 0.5
-    async with serving([simulator]) as served, linked("plaid") as link:
+    async with serve_simulators([simulator]) as served, linked("plaid") as link:
         base = f"{served.url}/plaid"
         found = load({"plaid": simulator.settings(base)})["plaid"]
         events = [event async for one in found.pull(PullContext(link=link)) for event in one.events]

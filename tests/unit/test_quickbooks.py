@@ -23,7 +23,7 @@ from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import MALFORMED, Document, micros, now
 from apex_memory.simulate.quickbooks import simulator as vendor
 from apex_memory.simulate.quickbooks.simulator import REALM
-from apex_memory.simulate.served import serving
+from apex_memory.simulate.server import serve_simulators
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import Request
@@ -184,7 +184,7 @@ async def quickbooks(database_url: str) -> AsyncIterator[Books]:
         async def books(**settings: Any) -> AsyncIterator[tuple[vendor.QuickBooks, Held]]:
             world = World.make(7, shipments=6)
             simulator = vendor.QuickBooks(world, Clock(world.start + timedelta(hours=20)), Chaos())
-            async with serving([simulator]) as served, httpx2.AsyncClient() as http:
+            async with serve_simulators([simulator]) as served, httpx2.AsyncClient() as http:
                 base = simulator.settings(f"{served.url}/quickbooks")
                 source = configured(**{**base, **settings})
                 link = VendorClient("quickbooks", http, tokens, calls=1000, patience=5)

@@ -21,7 +21,7 @@ from starlette.routing import BaseRoute, Route
 from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import MALFORMED, Assertion, Document, Event, Priority, micros, now
 from apex_memory.simulate.samsara.simulator import Samsara as Simulated
-from apex_memory.simulate.served import serving
+from apex_memory.simulate.server import serve_simulators
 from apex_memory.simulate.vendor import Chaos, Simulator
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import Request
@@ -417,7 +417,7 @@ class Scripted(Played):
 async def pulling(
     vendor: Simulator, **settings: Any
 ) -> AsyncIterator[Callable[..., AsyncIterator[Page]]]:
-    async with serving([vendor]) as served, linked("samsara", patience=2) as link:
+    async with serve_simulators([vendor]) as served, linked("samsara", patience=2) as link:
         base = f"{served.url}/samsara"
         source = samsara(**{**vendor.settings(base), **settings})
         assert source.missing_settings == ""
@@ -593,7 +593,10 @@ async def test_every_point_comes_once_however_small_the_pages() -> None:
 async def test_the_simulator_refuses_what_the_vendor_would() -> None:
     world = World.make(3, shipments=1)
     vendor = Simulated(world, Clock(world.start), Chaos())
-    async with serving([vendor]) as served, httpx2.AsyncClient(base_url=served.url) as http:
+    async with (
+        serve_simulators([vendor]) as served,
+        httpx2.AsyncClient(base_url=served.url) as http,
+    ):
         feed = "/samsara/fleet/vehicles/stats/feed"
         good = {"Authorization": f"Bearer {vendor.settings('')['api_token']}"}
         assert (await http.get(feed, params={"types": "gps"})).status_code == 401

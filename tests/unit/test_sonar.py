@@ -17,7 +17,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import MALFORMED, Assertion, Document, Event, micros
-from apex_memory.simulate.served import Served, serving
+from apex_memory.simulate.server import SimulatorServer, serve_simulators
 from apex_memory.simulate.sonar import simulator as vendor
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
@@ -316,13 +316,13 @@ Desk = Callable[..., AbstractAsyncContextManager[Ward]]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def served() -> AsyncIterator[Served]:
-    async with serving([Shelf()]) as served:
+async def served() -> AsyncIterator[SimulatorServer]:
+    async with serve_simulators([Shelf()]) as served:
         yield served
 
 
 @pytest.fixture
-def desk(served: Served) -> Desk:
+def desk(served: SimulatorServer) -> Desk:
     """Opens a source, with settings, before an empty shelf."""
 
     @asynccontextmanager
@@ -493,7 +493,7 @@ async def test_the_simulator_blocks_whoever_goes_on_and_we_do_not() -> None:
     world = World.make(1, shipments=1)
     one = vendor.Sonar(world, Clock(world.start + timedelta(hours=4)), Chaos(limits=0.5, seed=3))
     tokens = KeptTokens()
-    async with serving([one]) as served, linked("sonar", tokens, patience=0.2) as link:
+    async with serve_simulators([one]) as served, linked("sonar", tokens, patience=0.2) as link:
         source = sonar(**served.settings()["sonar"])
         ward = Ward(one, source, link)  # type: ignore[arg-type]
         refused = 0

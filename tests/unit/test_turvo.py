@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import MALFORMED, Assertion, Document, Event, micros
-from apex_memory.simulate.served import Served, serving
+from apex_memory.simulate.server import SimulatorServer, serve_simulators
 from apex_memory.simulate.turvo import simulator as vendor
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
@@ -400,13 +400,13 @@ Desk = Callable[..., AbstractAsyncContextManager[Ward]]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def served() -> AsyncIterator[Served]:
-    async with serving([Shelf()]) as served:
+async def served() -> AsyncIterator[SimulatorServer]:
+    async with serve_simulators([Shelf()]) as served:
         yield served
 
 
 @pytest.fixture
-def desk(served: Served) -> Desk:
+def desk(served: SimulatorServer) -> Desk:
     """Opens a source, with settings, before an empty shelf."""
 
     @asynccontextmanager

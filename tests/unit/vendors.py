@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import httpx2
 
 from apex_memory.errors import ApexError
-from apex_memory.simulate.served import Served, serving
+from apex_memory.simulate.server import SimulatorServer, serve_simulators
 from apex_memory.simulate.vendor import Chaos, Simulator, Truth
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.auth import Renew, Token, Tokens
@@ -71,7 +71,7 @@ class Played(Simulator):
 
 @asynccontextmanager
 async def emptied(
-    served: Served, kind: type[S]
+    served: SimulatorServer, kind: type[S]
 ) -> AsyncIterator[tuple[S, dict[str, Any], VendorClient]]:
     """The one simulator that is served, as new; the settings that point to it; and a link."""
     (simulator,) = served.simulators
@@ -92,7 +92,7 @@ async def pulled(
 ) -> tuple[list[Page], ApexError | None]:
     """All pages of a pull, and the error that it ended with. `make` takes the vendor's address and settings."""
     pages: list[Page] = []
-    async with serving([vendor]) as served, linked(vendor.name) as link:
+    async with serve_simulators([vendor]) as served, linked(vendor.name) as link:
         asked = PullContext(
             link=link, cursor=cursor or {}, change_hints=change_hints, window=window
         )

@@ -27,9 +27,10 @@ from apex_memory.cli.up import Running, running, show_stack
 from apex_memory.config import Settings, load_settings
 from apex_memory.engines.state import read_stack
 from apex_memory.errors import Conflict, require_extra
-from apex_memory.simulate.day import Telling, end_of, yesterday
-from apex_memory.simulate.program import classes
-from apex_memory.simulate.served import Delivery, Served, serving
+from apex_memory.simulate.day import DayPlayback, end_of, yesterday
+from apex_memory.simulate.delivery import Delivery
+from apex_memory.simulate.registry import simulator_classes
+from apex_memory.simulate.server import SimulatorServer, serve_simulators
 from apex_memory.simulate.vendor import Chaos, Simulator
 from apex_memory.simulate.world import Clock, World
 
@@ -75,8 +76,8 @@ async def _demo(*, keep: bool) -> bool:
     out = console()
     world = World.make(shipments=SHIPMENTS, start=yesterday())
     clock = Clock(world.start)
-    simulators = [kind(world, clock, Chaos()) for kind in classes()]
-    async with serving(simulators) as served:
+    simulators = [kind(world, clock, Chaos()) for kind in simulator_classes()]
+    async with serve_simulators(simulators) as served:
         settings = _settings(served)
         out.print(
             "[dim]Starting PostgreSQL, FalkorDB, Valkey, Qdrant Edge, Temporal, gateway and worker …[/]"
@@ -94,7 +95,7 @@ async def _demo(*, keep: bool) -> bool:
     return not good
 
 
-def _settings(served: Served) -> Settings:
+def _settings(served: SimulatorServer) -> Settings:
     """Settings that point every source at its simulator, polled as often as a compressed day needs."""
     tables = served.settings()
     for name, table in tables.items():
@@ -124,7 +125,7 @@ async def _day(
         out.rule("1. A day of nine sources")
         async with httpx2.AsyncClient(timeout=30) as http:
             delivery = Delivery(stack.url, key, http)
-            seen = await _happen(api, Telling(simulators, delivery, clock))
+            seen = await _happen(api, DayPlayback(simulators, delivery, clock))
         out.print(seen.line(), highlight=False)
         for refused in delivery.refused:
             out.print(f"[red]refused:[/] {refused}", highlight=False)
@@ -168,25 +169,25 @@ class Seen:
         )
 
 
-async def _happen(api: Gateway, telling: Telling) -> Seen:
+async def _happen(api: Gateway, playback: DayPlayback) -> Seen:
     """The day, step by step, with a line a source; ends when everything that came is in memory."""
-    began, end = monotonic(), end_of(telling.simulators[0].world)
-    start = telling.clock.now
+    began, end = monotonic(), end_of(playback.simulators[0].world)
+    start = playback.clock.now
     files = asyncio.create_task(asyncio.to_thread(_send_documents, api))
     with Live(console=console(stderr=True), refresh_per_second=8, transient=True) as live:
         for n in range(1, STEPS + 1):
-            telling.clock.advance_to(start + (end - start) * n / STEPS)
-            await telling.go_on()
-            await _look(api, live, telling)
+            playback.clock.advance_to(start + (end - start) * n / STEPS)
+            await playback.send_due()
+            await _look(api, live, playback)
             await asyncio.sleep(STEP_SECONDS)
-        await telling.delivery.flush()
+        await playback.delivery.flush()
         await files
         pulled = [row["name"] for row in await _rows(api) if row["pulled_at"]]
         for name in pulled:  # what happened last is fetched now, not at the next turn
             await asyncio.to_thread(api.call, "POST", f"/v1/sources/{name}/run")
         quiet, known = 0, -1
         while quiet < 2 and monotonic() - began < SETTLE_SECONDS:
-            rows = await _look(api, live, telling)
+            rows = await _look(api, live, playback)
             now = sum(row["documents"] for row in rows)
             quiet = quiet + 1 if Seen(rows, 0).settled and now == known else 0
             known = now
@@ -204,10 +205,10 @@ async def _happen(api: Gateway, telling: Telling) -> Seen:
     return Seen(rows, monotonic() - began, list(documents_folder().iterdir()))
 
 
-async def _look(api: Gateway, live: Live, telling: Telling) -> Sequence[Mapping[str, Any]]:
+async def _look(api: Gateway, live: Live, playback: DayPlayback) -> Sequence[Mapping[str, Any]]:
     rows = await _rows(api)
     table = Table(box=None, pad_edge=False, header_style="dim", title_justify="left")
-    table.title = f"{telling.until:%A %H:%M} in the simulated world"
+    table.title = f"{playback.until:%A %H:%M} in the simulated world"
     for column in ("source", "", "by", "sent", "in memory", "waits"):
         table.add_column(column)
     for row in rows:
@@ -215,7 +216,7 @@ async def _look(api: Gateway, live: Live, telling: Telling) -> Sequence[Mapping[
             row["title"],
             row["priority"],
             row["pattern"],
-            str(telling.delivery.sent.get(row["name"], "")),
+            str(playback.delivery.sent.get(row["name"], "")),
             str(row["documents"]),
             str(row["backlog"] + row["change_hints"] + row["files"] or ""),
         )

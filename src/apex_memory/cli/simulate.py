@@ -17,9 +17,10 @@ from apex_memory.cli.client import admin_key, gateway_url
 from apex_memory.cli.output import console
 from apex_memory.config import load_settings
 from apex_memory.errors import ApexError, Rejected, require_extra
-from apex_memory.simulate.day import Telling, end_of, yesterday
-from apex_memory.simulate.program import classes
-from apex_memory.simulate.served import Delivery, Served, serving
+from apex_memory.simulate.day import DayPlayback, end_of, yesterday
+from apex_memory.simulate.delivery import Delivery
+from apex_memory.simulate.registry import simulator_classes
+from apex_memory.simulate.server import SimulatorServer, serve_simulators
 from apex_memory.simulate.vendor import Chaos, Simulator
 from apex_memory.simulate.world import Clock, World
 
@@ -49,14 +50,14 @@ def simulate(
     Example: apex simulate --settings apex.toml, then `apex up` in another terminal
     """
     require_extra("asyncssh", extra="sftp", feature="apex simulate")
-    names = [kind.name for kind in classes()]
+    names = [kind.name for kind in simulator_classes()]
     if unknown := set(only or ()) - set(names):
         raise Rejected(f"no simulator for {min(unknown)}", remedy=f"there are {', '.join(names)}")
     world = World.make(seed, shipments=shipments, start=yesterday())
     clock = Clock(world.start)
     simulators = [
         kind(world, clock, _chaos(trouble, seed + n))
-        for n, kind in enumerate(classes())
+        for n, kind in enumerate(simulator_classes())
         if not only or kind.name in only
     ]
     asyncio.run(_simulate(simulators, speed, port, settings_file))
@@ -81,29 +82,32 @@ async def _simulate(
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with serving(simulators, port=port) as served, httpx2.AsyncClient(timeout=30) as http:
+    async with (
+        serve_simulators(simulators, port=port) as served,
+        httpx2.AsyncClient(timeout=30) as http,
+    ):
         _show(served, file)
         delivery = await _gateway(http, stop)
         if delivery is None:
             return
         clock = simulators[0].clock
         clock.run(speed)
-        telling = Telling(simulators, delivery, clock)
+        playback = DayPlayback(simulators, delivery, clock)
         console().print(f"Sending to {delivery.url}. Ctrl-C stops.", highlight=False)
-        await _tell(telling, stop)
+        await _tell(playback, stop)
 
 
-async def _tell(telling: Telling, stop: asyncio.Event) -> None:
-    out, end = console(), end_of(telling.simulators[0].world)
+async def _tell(playback: DayPlayback, stop: asyncio.Event) -> None:
+    out, end = console(), end_of(playback.simulators[0].world)
     with out.status("") as line:
         while not stop.is_set():
-            await telling.go_on()
-            sent = ", ".join(f"{count} {name}" for name, count in telling.delivery.sent.items())
-            over = " (the day is over; APIs go on answering)" if telling.until > end else ""
-            line.update(f"{telling.until:%a %H:%M}{over}  sent: {sent or 'nothing yet'}")
-            for refused in telling.delivery.refused:
+            await playback.send_due()
+            sent = ", ".join(f"{count} {name}" for name, count in playback.delivery.sent.items())
+            over = " (the day is over; APIs go on answering)" if playback.until > end else ""
+            line.update(f"{playback.until:%a %H:%M}{over}  sent: {sent or 'nothing yet'}")
+            for refused in playback.delivery.refused:
                 out.print(f"[red]refused[/] {refused}", highlight=False)
-            telling.delivery.refused.clear()
+            playback.delivery.refused.clear()
             await _rest(stop, TICK_SECONDS)
 
 
@@ -133,7 +137,7 @@ async def _rest(stop: asyncio.Event, seconds: float) -> None:
         return
 
 
-def _show(served: Served, file: Path | None) -> None:
+def _show(served: SimulatorServer, file: Path | None) -> None:
     table = Table(title="Vendors", title_justify="left")
     for column in ("source", "answers at"):
         table.add_column(column)

@@ -1,6 +1,6 @@
-"""Simulators of the nine vendors, over one logistics world: what `apex simulate`, the demo and the tests run.
+"""Simulators of the nine vendors over one logistics world, for `apex simulate`, the demo and the tests.
 
-They speak the vendors' wire contracts on loopback (auth, paging, cursors, limits, errors, signed webhooks) and know
-nothing of Apex: a bug in a source cannot hide in its simulator. `world` is what happens; `vendor` is what a simulator
-is; one module a vendor tells the world in that vendor's words; `program` serves them all.
+They speak the vendors' wire contracts on loopback (authentication, paging, cursors, limits, errors, signed webhooks) and
+import nothing of Apex, so that no bug can hide in both. `world` holds what happens, `vendor` what a simulator is; a
+package for each vendor turns the world into that vendor's API and webhooks; `server` and `delivery` run them.
 """

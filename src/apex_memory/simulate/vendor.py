@@ -1,4 +1,4 @@
-"""What a simulator is: routes that answer as the vendor does, webhooks that it sends, and what is true in the end."""
+"""What a simulator is: the vendor's API, the webhooks it sends, and what memory must hold in the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar
 
-from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
@@ -18,45 +17,43 @@ from apex_memory.simulate.world import Clock, World
 
 @dataclass(slots=True)
 class Chaos:
-    """How badly a vendor behaves. Shares are of calls or deliveries, 0 to 1; the same seed, the same trouble.
-
-    `off()` ends it, for the quiet after which everything must have arrived.
-    """
+    """How badly a vendor behaves. Shares are of calls or deliveries, 0 to 1; the same seed, the same faults."""
 
     seed: int = 1
     errors: float = 0.0
-    """Calls answered 5xx."""
+    """Calls that get a 5xx."""
     limits: float = 0.0
-    """Calls answered 429, with `Retry-After`."""
+    """Calls that get a 429, with `Retry-After`."""
     expiries: float = 0.0
-    """Calls on which the token is suddenly no longer valid (401)."""
+    """Calls on which the token has expired (401)."""
     duplicates: float = 0.0
     """Webhooks sent twice."""
     disorder: float = 0.0
     """Webhooks held back behind later ones."""
     lost: float = 0.0
-    """Webhooks never sent: the poll must make up for them."""
+    """Webhooks never sent: only the poll brings what they were about."""
     mutations: float = 0.0
-    """Page calls between which the data changes."""
+    """Calls for a page after which the data changes."""
     _dice: random.Random = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._dice = random.Random(self.seed)  # noqa: S311 -- trouble, not a secret
+        self._dice = random.Random(self.seed)  # noqa: S311 -- faults, not a secret
 
     def strikes(self, share: float) -> bool:
+        """Return whether the fault of this share happens now."""
         return share > 0 and self._dice.random() < share
 
     def off(self) -> None:
-        """From now on everything goes well."""
+        """End all faults, for the calm after which everything must have arrived."""
         self.errors = self.limits = self.expiries = 0.0
         self.duplicates = self.disorder = self.lost = self.mutations = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Push:
-    """A webhook or an API call that the vendor (or an agent) makes: to `path` of Apex, at a time of the world.
+    """A webhook, or an API call of an agent, to `path` of Apex at the world time `at`.
 
-    `sign` makes the headers at the moment of sending: signatures carry the real time.
+    `sign` returns the headers for a body and the time of sending: signatures carry real time.
     """
 
     at: datetime
@@ -70,7 +67,7 @@ class Push:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What memory must hold of one thing in the end: `text` stands in its document; `deleted`: it is not found."""
+    """What memory must hold of one document in the end: `text` is in it; or, if `deleted`, that it is not found."""
 
     doc_key: str
     text: str = ""
@@ -78,7 +75,7 @@ class Truth:
 
 
 class Simulator(ABC):
-    """One vendor over the world. Everything it answers and sends is a function of world, clock, seed and chaos."""
+    """One vendor over the world. All that it returns and sends is a function of world, clock, seed and chaos."""
 
     name: ClassVar[str]
     """The source that it feeds."""
@@ -88,29 +85,32 @@ class Simulator(ABC):
 
     @abstractmethod
     def settings(self, base: str) -> dict[str, Any]:
-        """`[sources.NAME]` that points the source at this simulator, served under `base` (no trailing slash)."""
+        """Return the `[sources.NAME]` table that points the source at this simulator.
+
+        It is served under the URL `base`, which has no trailing slash.
+        """
 
     def routes(self) -> Sequence[BaseRoute]:
-        """The vendor's API, relative to `base`."""
+        """Return the vendor's API, with paths relative to `base`."""
         return ()
 
     def pushes(self, since: datetime, until: datetime) -> Iterable[Push]:
-        """What is sent in this stretch of world time (since exclusive, until inclusive), in order, without chaos."""
+        """Return what is sent in this range of world time (since exclusive, until inclusive), in order, without chaos."""
         return ()
 
     @abstractmethod
     def truth(self, until: datetime) -> Sequence[Truth]:
-        """All that memory must hold of this vendor once everything up to then has arrived."""
+        """Return all that memory must hold of this vendor once everything up to `until` has arrived."""
 
-    async def open(self) -> None:  # noqa: B027 -- most are routes alone
-        """Start what is more than routes (an SFTP server)."""
+    async def open(self) -> None:  # noqa: B027 -- most have routes only
+        """Start what is not served by routes (an SFTP server)."""
 
     async def close(self) -> None:  # noqa: B027 -- as above
-        """End it."""
+        """Stop what `open` started."""
 
 
-def trouble(chaos: Chaos, request: Request) -> Response | None:
-    """A vendor's usual bad answers, in plain form; vendors with a form of their own make it themselves."""
+def chaos_response(chaos: Chaos) -> Response | None:
+    """Return a plain 429 or 503 where one strikes; vendors with an error format of their own build theirs."""
     if chaos.strikes(chaos.limits):
         return JSONResponse({"message": "too many requests"}, 429, {"Retry-After": "0.02"})
     if chaos.strikes(chaos.errors):

@@ -1,7 +1,7 @@
 """One logistics world, the same for the same seed: shippers, carriers, trucks, and shipments from tender to payment.
 
-Every vendor tells of the same things in its own words, so the same shipment shows up in mail, transport system, EDI,
-telematics, invoice, bank, CRM and chat. Times are the world's own: a `Clock` says how far its day has come.
+Every vendor reports the same things in its own format, so the same shipment shows up in mail, transport system, EDI,
+telematics, invoice, bank, CRM and chat. Times are the world's own; a `Clock` gives its present.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from datetime import UTC, datetime, timedelta
 from time import monotonic
 
 DAY = datetime(2026, 11, 2, 6, tzinfo=UTC)
-"""When a world begins unless told otherwise: a Monday morning."""
+"""When a world begins by default: a Monday morning."""
 
 
 class Clock:
-    """The world's time: stands still until told, or runs `speed` world seconds a second."""
+    """The world's time: it stands still, or runs at `speed` world seconds a second."""
 
     def __init__(self, start: datetime = DAY, *, speed: float = 0) -> None:
         self._start, self._speed, self._began = start, speed, monotonic()
@@ -27,12 +27,12 @@ class Clock:
         return self._start + timedelta(seconds=(monotonic() - self._began) * self._speed)
 
     def run(self, speed: float) -> None:
-        """Go on from here, at so many world seconds a second; 0 stands still."""
+        """Run from here on at `speed` world seconds a second; 0 stands still."""
         self._start, self._began = self.now, monotonic()
         self._speed = speed
 
     def advance_to(self, moment: datetime) -> None:
-        """Go there at once; going back is not possible."""
+        """Set the time to `moment`, unless it is past already."""
         self._start, self._began = max(moment, self.now), monotonic()
 
 
@@ -75,7 +75,7 @@ class Vehicle:
 
 @dataclass(frozen=True, slots=True)
 class Milestone:
-    """A step of a shipment. `code` is the world's own word: vendors map it to theirs."""
+    """A step of a shipment. `code` is one of `STEPS`; each vendor maps it to a code of its own."""
 
     code: str
     at: datetime
@@ -98,7 +98,10 @@ STEPS = (
 
 @dataclass(frozen=True, slots=True)
 class Shipment:
-    """`number` 100045 is `SHP-100045`. Money is in US cents. A cancelled one ends after `accepted`."""
+    """A load from origin to destination: number 100045 is `SHP-100045`. Money is in US cents.
+
+    A cancelled shipment ends after `accepted`.
+    """
 
     number: int
     customer: Company
@@ -132,15 +135,15 @@ class Shipment:
         return self.linehaul_cents + self.fuel_cents
 
     def at(self, code: str) -> datetime | None:
-        """When the step happens; None if it never does."""
-        return next((one.at for one in self.milestones if one.code == code), None)
+        """Return when the step happens; None if it never does."""
+        return next((step.at for step in self.milestones if step.code == code), None)
 
     def reached(self, now: datetime) -> Sequence[Milestone]:
-        """The steps up to now, oldest first."""
-        return [one for one in self.milestones if one.at <= now]
+        """Return the steps up to now, the oldest first."""
+        return [step for step in self.milestones if step.at <= now]
 
     def position(self, now: datetime) -> tuple[float, float]:
-        """Where the truck is: latitude, longitude in degrees."""
+        """Return where the truck is: latitude and longitude in degrees."""
         start = self.at("picked_up") or now
         end = self.at("at_delivery") or start + timedelta(hours=1)
         share = min(1.0, max(0.0, (now - start) / max(end - start, timedelta(seconds=1))))
@@ -187,7 +190,7 @@ _GOODS = (
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """All that ever happens in it. `make` it from a seed."""
+    """All that ever happens: companies, people, vehicles and shipments."""
 
     seed: int
     start: datetime
@@ -200,7 +203,7 @@ class World:
 
     @classmethod
     def make(cls, seed: int = 1, *, shipments: int = 12, start: datetime = DAY) -> World:
-        """A day of `shipments`, numbered from 100041 on. The same arguments, the same world."""
+        """Return a day of so many `shipments`, numbered from 100041 on. The same arguments give the same world."""
         dice = random.Random(seed)  # noqa: S311 -- a world, not a secret
         customers = tuple(_company(dice, 9001 + n, name) for n, name in enumerate(_CUSTOMERS))
         carriers = tuple(
@@ -208,10 +211,10 @@ class World:
         )
         vehicles = tuple(_vehicle(dice, n, carriers[n % len(carriers)]) for n in range(9))
         staff = tuple(_person(dice, "acme.example") for _ in range(4))
-        made = tuple(
+        loads = tuple(
             _shipment(dice, 100_041 + n, start, customers, vehicles) for n in range(shipments)
         )
-        return cls(seed, start, customers, carriers, vehicles, made, staff)
+        return cls(seed, start, customers, carriers, vehicles, loads, staff)
 
 
 def _person(dice: random.Random, domain: str) -> Person:

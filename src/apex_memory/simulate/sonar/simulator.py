@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from apex_memory.simulate.vendor import Chaos, Push, Simulator, Truth, trouble
+from apex_memory.simulate.vendor import Chaos, Push, Simulator, Truth, chaos_response
 from apex_memory.simulate.world import Clock, Shipment, World
 
 USER, PASSWORD = "apex", "example-sonar-password"
@@ -106,7 +106,7 @@ class Sonar(Simulator):
     async def authenticate(self, request: Request) -> Response:
         if refused := self._refused():
             return refused
-        if bad := trouble(self.chaos, request):
+        if bad := chaos_response(self.chaos):
             return bad
         if await request.json() != {"username": USER, "password": PASSWORD}:
             return JSONResponse({"message": "unknown user"}, 401)

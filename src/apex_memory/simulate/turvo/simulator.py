@@ -32,7 +32,7 @@ from apex_memory.simulate.turvo.records import (
     twin_id,
     twin_record,
 )
-from apex_memory.simulate.vendor import Chaos, Push, Simulator, Truth, trouble
+from apex_memory.simulate.vendor import Chaos, Push, Simulator, Truth, chaos_response
 from apex_memory.simulate.world import Clock, Shipment, World
 
 TENANT = "9901"
@@ -133,7 +133,7 @@ class Turvo(Simulator):
 
     async def authenticate(self, request: Request) -> Response:
         self.calls.append("token")
-        if bad := trouble(self.chaos, request):
+        if bad := chaos_response(self.chaos):
             return bad
         body = await request.json()
         query = request.query_params
@@ -197,7 +197,7 @@ class Turvo(Simulator):
         if self.chaos.strikes(self.chaos.errors / 2):
             details = {"errorMessage": "Something went wrong", "errorCode": "5000"}
             return JSONResponse({"Status": "ERROR", "details": details})
-        return trouble(self.chaos, request)
+        return chaos_response(self.chaos)
 
     def _rows(self) -> list[dict[str, Any]]:
         now = self.clock.now

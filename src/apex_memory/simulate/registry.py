@@ -1,4 +1,4 @@
-"""Every simulator there is."""
+"""The simulators, one a vendor, found by their packages."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from apex_memory import simulate
 from apex_memory.simulate.vendor import Simulator
 
 
-def classes() -> list[type[Simulator]]:
-    """Return every simulator class, by the name of its source: one a package of this folder."""
-    found: dict[str, type[Simulator]] = {}
+def simulator_classes() -> list[type[Simulator]]:
+    """Return every simulator class, ordered by the name of its source: one a package of this folder."""
+    by_name: dict[str, type[Simulator]] = {}
     for info in pkgutil.iter_modules(simulate.__path__):
         if not info.ispkg:
             continue
@@ -21,5 +21,5 @@ def classes() -> list[type[Simulator]]:
             if not isinstance(item, type) or not issubclass(item, Simulator):
                 continue
             if item.__module__ == module.__name__ and not inspect.isabstract(item):
-                found[item.name] = item
-    return [found[name] for name in sorted(found)]
+                by_name[item.name] = item
+    return [by_name[name] for name in sorted(by_name)]

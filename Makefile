@@ -41,6 +41,15 @@ fix: $(DEV)      ## format, and correct what the linter can correct
 	$(BIN)/ruff format src tests bench docs
 	$(BIN)/ruff check --fix src tests bench docs
 
+# Not a part of `make test`: on Python 3.11 counting lines costs the tests 30 to 80 % more processor time. 3.12 and later count
+# through sys.monitoring, which is cheap.
+coverage: $(DEV) ## the tests with line coverage, which is printed at the end; ARGS=tests/unit for a part
+	@rm -rf build/coverage && mkdir -p build/coverage
+	COVERAGE_CORE=$(shell $(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
+	  $(BIN)/python -m coverage run -m pytest $(ARGS)
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage report
+
 test-servers: $(DEV)   ## contract suite and crash loop on servers that PyPI does not carry: Neo4j, from Maven Central
 	@if command -v java >/dev/null && command -v mvn >/dev/null; then \
 	  $(BIN)/python -m pytest tests/contract/test_graph.py tests/servers tests/faults/test_loop.py::test_the_promise_is_kept_on_neo4j \

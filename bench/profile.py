@@ -78,8 +78,7 @@ async def _batch(app: App, ledger: Ledger, corpus: Corpus, n: int) -> None:
     publication, step = app.publication, ledger.step
     await step("land", lambda: app.land(events))
     await step("claim", lambda: app.inbox.claim("documents", batch=batch, limit=BATCH, lease=60))
-    claimed = await step("read payloads", lambda: app.inbox.events(batch))
-    work = [event for event, _ in claimed]
+    work = await step("read payloads", lambda: app.inbox.unprepared(batch))
     made: Any = await step(
         "parse, chunk, extract", lambda: app.pipeline.prepare([(event, document) for event in work])
     )

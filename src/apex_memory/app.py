@@ -36,7 +36,7 @@ from apex_memory.saga import recovery
 from apex_memory.saga.collector import Collector
 from apex_memory.saga.dead_letters import DeadLetters
 from apex_memory.saga.failures import Failure
-from apex_memory.saga.publication import Publication, Report
+from apex_memory.saga.publication import BatchResult, Publication
 from apex_memory.saga.recovery import Recovery
 from apex_memory.saga.retries import ResilientStore
 from apex_memory.saga.sweeper import Sweeper, SweepResult
@@ -84,9 +84,7 @@ class App:
 
     async def land(self, events: Sequence[Event]) -> list[LandResult]:
         """Commit events to the inbox; only then may a source be answered 2xx."""
-        landed = await self.inbox.land(events)
-        await self.cache.remember([item.id for item in landed])
-        return landed
+        return await self.inbox.land(events)
 
     async def pull(
         self, name: str, *, on_page: OnPage | None = None, backfill: Backfill | None = None
@@ -129,11 +127,11 @@ class App:
     def _held(self, *batches: UUID) -> AbstractAsyncContextManager[None]:
         return self.inbox.keeping(*batches, lease=self.settings.lease_seconds)
 
-    async def prepare(self, source: str, batch: UUID) -> Report:
+    async def prepare(self, source: str, batch: UUID) -> BatchResult:
         """Parse, extract and embed the events of a batch that have no manifest yet, and store the manifests."""
-        events = [event for event, _ in await self.inbox.events(batch)]
+        events = await self.inbox.unprepared(batch)
         if not events:
-            return Report()
+            return BatchResult()
         began = monotonic()
         async with self._held(batch):
             with STEP_SECONDS.labels("prepare").time():
@@ -145,7 +143,7 @@ class App:
         self.batch_sizer.took(source, len(events), monotonic() - began)
         return report
 
-    async def publish(self, batch: UUID, *, behind: UUID | None = None) -> Report:
+    async def publish(self, batch: UUID, *, behind: UUID | None = None) -> BatchResult:
         """Stage, verify and flip the prepared events of a batch; the one that waits behind it keeps its lease, too."""
         async with self._held(*([batch, behind] if behind else [batch])):
             return await self.publication.publish(batch)
@@ -156,14 +154,14 @@ class App:
         One event alone has failed an attempt, and in the end becomes a dead letter. Of many, one may
         be to blame: they are ready again at once, and claimed one at a time, so it fails alone.
         """
-        events = await self.inbox.held(batch)
+        events = await self.inbox.owned(batch)
         self.log.error("batch given up", source=source, step=step, events=len(events))
         if len(events) == 1:
             error = RetryLater(reason, remedy="the worker's log says where")
-            await self.publication.failures.settle(batch, step, [Failure(events[0], error)])
+            await self.publication.failures.handle(batch, step, [Failure(events[0], error)])
         else:
             self.batch_sizer.isolate(source, len(events))
-            await self.publication.release(batch, events, seconds=0)
+            await self.inbox.release(batch, events, seconds=0)
 
     async def drain(self, source: str, *, run: Run | None = None) -> int:
         """The direct path: batches until nothing is ready; answers the number of events carried.
@@ -172,7 +170,7 @@ class App:
         source are published in the order they were claimed in.
         """
         carried = 0
-        publishing: asyncio.Task[Report] | None = None
+        publishing: asyncio.Task[BatchResult] | None = None
         try:
             while True:
                 batch = await self.claim(source, run=run)
@@ -195,12 +193,12 @@ class App:
             if publishing:
                 await publishing
 
-    async def _published(self, publishing: asyncio.Task[Report], *, behind: UUID) -> None:
+    async def _published(self, publishing: asyncio.Task[BatchResult], *, behind: UUID) -> None:
         """Wait for a batch to be published. If it fails, the one behind it is ready for others at once."""
         async with self._held(behind):
             await asyncio.wait([publishing])
         if publishing.exception():
-            await self.publication.release(behind, await self.inbox.held(behind), seconds=0)
+            await self.inbox.release(behind, await self.inbox.owned(behind), seconds=0)
         await publishing
 
     async def sweep(self) -> SweepResult:
@@ -316,11 +314,11 @@ def _wire(
         vault=vault,
         credentials=Credentials(vault, loaded, settings),
         links=links,
-        pulls=Pulls(db, inbox),
-        files=Files(db, inbox),
-        readings=Readings(db, inbox),
+        pulls=Pulls(db),
+        files=Files(db),
+        readings=Readings(db),
         states=SourceStates(db, loaded),
-        backfills=Backfills(db, inbox),
+        backfills=Backfills(db),
         publication=publication,
         sweeper=Sweeper(db, graph, vectors, stores, resilient_stores),
         collector=Collector(db, graph, vectors, settings),

@@ -139,7 +139,10 @@ async def _each_document_has_one_live_stage(app: App, findings: Findings) -> Non
 async def _all_stores_hold_what_the_manifests_say(app: App, findings: Findings) -> None:
     """I4: number and hashes of the live stages' items, in the graph and in the vectors."""
     rows = await app.db.fetch("SELECT doc_key, stage_id, manifest_id FROM documents")
-    manifests = await app.publication.manifests.load(row["manifest_id"] for row in rows)
+    async with app.db.connection() as connection:
+        manifests = await app.publication.manifests.load(
+            connection, [row["manifest_id"] for row in rows]
+        )
     stages = [row["stage_id"] for row in rows]
     in_graph, in_vectors = await app.graph.tally(stages), await app.vectors.tally(stages)
     for row in rows:
@@ -168,7 +171,7 @@ async def _nothing_else_is_in_the_stores(app: App, findings: Findings) -> None:
 async def _nothing_is_under_way(app: App, findings: Findings) -> None:
     """I6: no event waits, and no stage is neither live nor removed."""
     for row in await app.inbox.backlog():
-        findings.unfinished.append(f"{row['events']} events of {row['source']} are {row['state']}")
+        findings.unfinished.append(f"{row.events} events of {row.source} are {row.state}")
     for row in await app.db.fetch(
         "SELECT state, count(*) AS n FROM stages WHERE state NOT IN ('committed', 'reaped') GROUP BY 1"
     ):

@@ -27,7 +27,7 @@ from apex_memory.flows.temporal.queues import drain_id
 from apex_memory.flows.wakes import Waker
 from apex_memory.flows.worker import serve
 from apex_memory.model import LandResult
-from apex_memory.saga.publication import Report
+from apex_memory.saga.publication import BatchResult
 from tests.conftest import running
 from tests.e2e.conftest import MakeSettings, land, live, state, text_event
 from tests.flows.scripted import until
@@ -92,7 +92,7 @@ async def test_a_batch_that_waits_for_the_one_before_keeps_its_lease(
     async with running(temporal), open_app(settings) as app, serving(app) as waker:
         publish, gate = app.publication.publish, asyncio.Event()
 
-        async def publish_late(batch: UUID) -> Report:
+        async def publish_late(batch: UUID) -> BatchResult:
             await gate.wait()
             return await publish(batch)
 

@@ -10,7 +10,6 @@ import pytest
 import pytest_asyncio
 
 from apex_memory.fetching.files import CHUNK, Files
-from apex_memory.inbox import Inbox
 from apex_memory.model import Document, Event, Priority
 from apex_memory.sources.base import Received, Request, Sample, Source, SourceSettings
 from apex_memory.sources.http import VendorClient
@@ -72,7 +71,7 @@ async def db(database_url: str) -> AsyncIterator[Postgres]:
 
 async def carried(db: Postgres, source: Lined, name: str, data: bytes) -> dict[str, Any]:
     """Keep a file, land and answer it; its row."""
-    files = Files(db, Inbox(db))
+    files = Files(db)
     async with db.transaction() as connection:
         [id] = await files.insert(connection, source.name, [InboundFile(name, data)])
     while (await files.land_chunk(source, id)).more:

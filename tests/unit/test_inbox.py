@@ -1,11 +1,14 @@
 """Landing and claiming, on a real PostgreSQL."""
 
 import asyncio
+import re
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
+import apex_memory
 from apex_memory.errors import Rejected, Unavailable
 from apex_memory.inbox import Inbox, Run
 from apex_memory.model import Event, Priority, now
@@ -71,8 +74,8 @@ async def test_a_lease_that_ran_out_is_claimed_again_by_another_batch(db: Postgr
     assert [item.event_id for item in await inbox.claim("toy", batch=found, limit=1, lease=30)] == [
         "e1"
     ]
-    assert await inbox.events(lost) == [], "the first owner has nothing left to do"
-    assert [item.event_id for item, _ in await inbox.events(found)] == ["e1"]
+    assert await inbox.unprepared(lost) == [], "the first owner has nothing left to do"
+    assert [item.event_id for item in await inbox.unprepared(found)] == ["e1"]
 
 
 async def test_a_claim_whose_answer_was_lost_can_be_repeated(db: Postgres) -> None:
@@ -132,3 +135,18 @@ async def test_the_claim_uses_its_index(db: Postgres) -> None:
     )
     text = "\n".join(row["QUERY PLAN"] for row in plan)
     assert "inbox_ready" in text and "Sort" not in text, text
+
+
+WRITE = re.compile(
+    r"\b(INSERT\s+INTO|UPDATE|DELETE\s+FROM|MERGE\s+INTO|TRUNCATE|COPY)\s+inbox\b", re.I
+)
+
+
+def test_only_the_inbox_package_writes_the_table_inbox() -> None:
+    package = Path(apex_memory.__file__).parent
+    writers: dict[str, int] = {}
+    for file in package.rglob("*.py"):
+        if count := len(WRITE.findall(file.read_text(encoding="utf-8"))):
+            writers[str(file.relative_to(package))] = count
+    assert set(writers) == {"inbox/landing.py", "inbox/leases.py", "inbox/transitions.py"}
+    assert writers["inbox/landing.py"] == 1, "one INSERT"

@@ -13,7 +13,7 @@ import pytest
 from apex_memory.inbox import Inbox
 from apex_memory.model import Event, Manifest, now
 from apex_memory.saga.dead_letters import DeadLetters
-from apex_memory.saga.journal import Committed, Journal
+from apex_memory.saga.journal import CommitResult, Journal
 from apex_memory.saga.manifests import Manifests
 from apex_memory.saga.stage import Stage
 from apex_memory.saga.sweeper import Sweeper
@@ -34,15 +34,15 @@ class Saga:
     def __init__(self, db: Postgres) -> None:
         self.db = db
         self.inbox = Inbox(db)
-        self.manifests = Manifests(db)
+        self.manifests = Manifests()
         self.journal = Journal(db, self.manifests, lease=30)
 
-    async def prepared(self, version: int, *, lease: float = 30) -> uuid.UUID:
-        """A batch with a version of the document, ready to begin."""
+    async def prepared(self, version: int, *, key: str = "d", lease: float = 30) -> uuid.UUID:
+        """A batch with a version of a document, ready to begin."""
         event = Event(
             source="toy",
             event_id=f"e{version}",
-            doc_key="d",
+            doc_key=key,
             version=version,
             occurred_at=now(),
             payload=b"{}",
@@ -59,7 +59,7 @@ class Saga:
         assert len(await self.inbox.claim("toy", batch=batch, limit=10, lease=lease)) == 1
         return batch
 
-    async def commit(self, batch: uuid.UUID, stages: list[Stage]) -> Committed:
+    async def commit(self, batch: uuid.UUID, stages: list[Stage]) -> CommitResult:
         return await self.journal.commit(batch, stages, graph_at=now(), vectors_at=now())
 
     async def wait(self, count: int) -> None:
@@ -169,3 +169,12 @@ async def test_a_redrive_waits_for_the_event_before_it_holds_the_dead_letter(sag
         await saga.wait(1)
         await connection.execute("UPDATE dead_letters SET message = 'again'")
     assert [row["message"] for row in await redriving] == ["again"]
+
+
+async def test_eight_batches_begin_at_once_and_none_needs_a_second_connection(db: Postgres) -> None:
+    """A begin that loads manifests from PostgreSQL uses the connection of its transaction, as the pool has no more."""
+    saga = Saga(db)
+    batches = [await saga.prepared(version, key=f"d{version}") for version in range(8)]
+    cold = Journal(db, Manifests(), lease=30)  # a worker that prepared none of them
+    begun = await asyncio.gather(*(cold.begin(batch) for batch in batches))
+    assert [len(result.stages) for result in begun] == [1] * 8

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from apex_memory.fetching.windows import Readings
-from apex_memory.inbox import Inbox
+from apex_memory.inbox import landing
 from apex_memory.model import Document, Event, LandResult, Priority, now
 from apex_memory.sources.base import Received, Request, Sample, Source, SourceSettings
 from apex_memory.sources.pages import Reading
@@ -70,7 +70,7 @@ def toy() -> Toy:
 
 @pytest.fixture
 def readings(db: Postgres) -> Readings:
-    return Readings(db, Inbox(db))
+    return Readings(db)
 
 
 def reading(minutes: float, value: Any = 1, *, series: str = "a", kind: str = "n") -> Reading:
@@ -171,7 +171,7 @@ async def test_a_day_has_a_partition_made_when_it_is_needed(db: Postgres, readin
 
 
 async def test_many_need_the_same_new_day_at_once(db: Postgres, toy: Toy) -> None:
-    several = [Readings(db, Inbox(db)) for _ in range(6)]  # each as in a process of its own
+    several = [Readings(db) for _ in range(6)]  # each as in a process of its own
     some = [reading(n, series=f"s{n}") for n in range(40)]
     orders = [some if n % 2 else some[::-1] for n in range(6)]
     kept = await asyncio.gather(*(keep(db, one, toy, *order) for one, order in zip(several, orders, strict=True)))  # fmt: skip
@@ -179,7 +179,7 @@ async def test_many_need_the_same_new_day_at_once(db: Postgres, toy: Toy) -> Non
 
 
 async def test_what_is_forgotten_can_come_again(db: Postgres, readings: Readings, toy: Toy) -> None:
-    other = Readings(db, Inbox(db))  # a process that knows nothing of the forgetting
+    other = Readings(db)  # a process that knows nothing of the forgetting
     await keep(db, other, toy, reading(-1440), reading(-1440 + 6), reading(0), reading(-721))
     await readings.aggregate(toy, everything=True)
     assert await readings.forget(START) == ["readings_20251119"]
@@ -210,7 +210,7 @@ async def test_who_forgets_waits_for_who_keeps(db: Postgres, readings: Readings,
 
 
 async def test_folds_at_once_share_the_work(db: Postgres, toy: Toy) -> None:
-    several = [Readings(db, Inbox(db)) for _ in range(4)]
+    several = [Readings(db) for _ in range(4)]
     await keep(db, several[0], toy, *(reading(5 * n, series=f"s{m}") for n in range(50) for m in range(12)))  # fmt: skip
     folded = await asyncio.gather(*(one.aggregate(toy, everything=True) for one in several))
     assert sum(folded) == 600
@@ -242,17 +242,19 @@ async def test_a_page_that_dies_leaves_no_window(
     assert await keep(db, readings, toy, reading(1)) == 1, "its partition is made again, too"
 
 
-async def test_a_reading_that_comes_while_its_window_is_folded_is_not_lost(db: Postgres, toy: Toy) -> None:  # fmt: skip
-    slow = Slow(db)
-    readings = Readings(db, slow)
+async def test_a_reading_that_arrives_while_its_window_is_aggregated_is_not_lost(
+    db: Postgres, readings: Readings, toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await keep(db, readings, toy, reading(1))
-    folding = asyncio.create_task(readings.aggregate(toy, everything=True))
-    await slow.reached.wait()
-    coming = asyncio.create_task(keep(db, readings, toy, reading(2)))
+    gated = GatedLanding()
+    monkeypatch.setattr(landing, "land", gated.land)
+    aggregating = asyncio.create_task(readings.aggregate(toy, everything=True))
+    await gated.reached.wait()
+    arriving = asyncio.create_task(keep(db, readings, toy, reading(2)))
     await _waits(db, "WITH kept")
-    slow.go.set()
-    assert await coming == 1
-    await folding
+    gated.go.set()
+    assert await arriving == 1
+    await aggregating
     await readings.aggregate(toy, everything=True)
     found = await landed(db)
     assert [len(body) for body in found.values()] == [1, 2]
@@ -276,19 +278,17 @@ async def test_reading_a_window_looks_into_the_index(db: Postgres, readings: Rea
     assert "Seq Scan on readings" not in plan and "Index" in plan, plan
 
 
-class Slow(Inbox):
-    """Lands when it is told to."""
+class GatedLanding:
+    """`landing.land`, held up until `go` is set."""
 
-    def __init__(self, db: Postgres) -> None:
-        super().__init__(db)
+    def __init__(self) -> None:
         self.reached, self.go = asyncio.Event(), asyncio.Event()
+        self._land = landing.land
 
-    async def land(
-        self, events: Sequence[Event], connection: Connection | None = None
-    ) -> list[LandResult]:
+    async def land(self, connection: Connection, events: Sequence[Event]) -> list[LandResult]:
         self.reached.set()
         await self.go.wait()
-        return await super().land(events, connection)
+        return await self._land(connection, events)
 
 
 def _die(url: str, toy: Toy) -> None:
@@ -298,7 +298,7 @@ def _die(url: str, toy: Toy) -> None:
         db = Postgres(url)
         await db.open()
         try:
-            await Readings(db, Inbox(db)).aggregate(toy, everything=True)
+            await Readings(db).aggregate(toy, everything=True)
         finally:
             await db.close()
 

@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 
 from apex_memory.errors import Conflict, NotFound
 from apex_memory.fetching.pulls import Backfill
-from apex_memory.inbox import Inbox, event_of
+from apex_memory.inbox import event_from_row, landing
 from apex_memory.model import Priority
 from apex_memory.sources.pages import TimeRange
 from apex_memory.stores.postgres import Postgres
@@ -26,9 +26,8 @@ Kind = Literal["backfill", "replay"]
 
 
 class Backfills:
-    def __init__(self, db: Postgres, inbox: Inbox) -> None:
+    def __init__(self, db: Postgres) -> None:
         self._db = db
-        self._inbox = inbox
 
     async def create(
         self, source: str, kind: Kind, since: datetime, until: datetime, *, actor: str
@@ -127,11 +126,13 @@ class Backfills:
         if not rows:
             return 0, 0
         events = [
-            event_of(one, event_id=f"{one['event_id']}{MARK}{id.hex[:12]}", priority=Priority.P2)
+            event_from_row(
+                one, event_id=f"{one['event_id']}{MARK}{id.hex[:12]}", priority=Priority.P2
+            )
             for one in rows
         ]
         async with self._db.transaction() as connection:
-            landed = await self._inbox.land(events, connection)
+            landed = await landing.land(connection, events)
             fresh = sum(not one.duplicate for one in landed)
             await connection.execute(
                 """UPDATE backfills SET position = %s, seen = seen + %s, landed = landed + %s

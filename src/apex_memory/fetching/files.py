@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from apex_memory.errors import NotFound
-from apex_memory.inbox import Inbox
+from apex_memory.inbox import landing
 from apex_memory.model import NAMESPACE, Event
 from apex_memory.sources.base import Source
 from apex_memory.sources.http import VendorClient
@@ -40,9 +40,8 @@ class FileState:
 
 
 class Files:
-    def __init__(self, db: Postgres, inbox: Inbox) -> None:
+    def __init__(self, db: Postgres) -> None:
         self._db = db
-        self._inbox = inbox
         self._unpacked: OrderedDict[UUID, UnpackedFile] = OrderedDict()
 
     async def insert(
@@ -76,7 +75,7 @@ class Files:
         events = unpacked.events[start : start + CHUNK]
         landed = start + len(events)
         async with self._db.transaction() as connection:
-            await self._inbox.land(events, connection)
+            await landing.land(connection, events)
             conflicts = await _conflicts(connection, source, events)
             await connection.execute(
                 """UPDATE files SET events = %(events)s, landed = greatest(landed, %(landed)s),

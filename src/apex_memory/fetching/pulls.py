@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 from apex_memory.errors import ApexError, Conflict
 from apex_memory.fetching.files import Files
 from apex_memory.fetching.windows import Readings
-from apex_memory.inbox import Inbox
+from apex_memory.inbox import landing
 from apex_memory.model import Priority
 from apex_memory.sources.base import Source
 from apex_memory.sources.http import VendorClient
@@ -40,11 +40,10 @@ class PullResult:
 
 
 class Pulls:
-    def __init__(self, db: Postgres, inbox: Inbox) -> None:
+    def __init__(self, db: Postgres) -> None:
         self._db = db
-        self._inbox = inbox
-        self._files = Files(db, inbox)
-        self._readings = Readings(db, inbox)
+        self._files = Files(db)
+        self._readings = Readings(db)
 
     async def note(self, source: str, change_hints: Sequence[ChangeHint]) -> None:
         """Keep change hints until what they name is fetched. Only then may a vendor be answered 2xx."""
@@ -123,7 +122,7 @@ class Pulls:
         async with self._db.transaction() as connection:
             if page.cursor is not None:
                 await self._move(connection, key, before, dict(page.cursor))
-            landed = await self._inbox.land(page.events, connection)
+            landed = await landing.land(connection, page.events)
             readings = await self._readings.insert(connection, source, page.readings)
             files = await self._files.insert(connection, source.name, page.files)
             await self._answer(connection, source.name, page.acknowledged, noted)

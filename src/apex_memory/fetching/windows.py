@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from apex_memory.inbox import Inbox
+from apex_memory.inbox import landing
 from apex_memory.sources.base import Source
 from apex_memory.sources.pages import Reading
 from apex_memory.stores.postgres import Connection, Postgres
@@ -27,9 +27,8 @@ PARTITIONS_LOCK = 0x41504559
 
 
 class Readings:
-    def __init__(self, db: Postgres, inbox: Inbox) -> None:
+    def __init__(self, db: Postgres) -> None:
         self._db = db
-        self._inbox = inbox
 
     async def insert(
         self, connection: Connection, source: Source, readings: Sequence[Reading]
@@ -132,7 +131,7 @@ class Readings:
                 events.append(
                     source.aggregate_window(series, start, readings, versions[series, start])
                 )
-            await self._inbox.land(events, connection)
+            await landing.land(connection, events)
         return len(due)
 
     async def _read(

@@ -1,5 +1,6 @@
 """The Enhanced Saga: four databases change as one. docs/discussions/protocol.md argues each step.
 
-`publication` carries a batch from manifests to a flip; `journal` holds the transactions that make it
-so; `sweeper`, `collector` and `recovery` put right what crashes and outages leave behind.
+`publication` takes a batch from manifests to the flip, and `journal` holds its transactions. `failures` decides
+what happens to an event that could not go on. `sweeper`, `collector` and `recovery` repair what crashes and
+outages leave behind.
 """

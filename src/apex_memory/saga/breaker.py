@@ -1,4 +1,4 @@
-"""Circuit breaker: after some failures a store is left alone for a while, then tried with one probe."""
+"""Circuit breaker: after repeated failures a store gets no calls for a while, then one probe."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ WINDOW = 20  # calls over which the failure rate is taken
 
 
 class CircuitOpen(Unavailable):
-    """The breaker is open: the store was not asked."""
+    """The breaker is open, so the store was not called."""
 
 
 class Breaker:
-    """closed → open after `failures` in a row, or when half of the last 20 calls failed → half-open after
-    `open_seconds`: one probe at a time → closed when it succeeds. A cancelled call counts as neither.
+    """The breaker of one store.
+
+    `closed` → `open` after `failures` in a row, or when half of the last 20 calls failed. `open` → `half-open`
+    after `open_seconds`: one probe at a time is let through. It closes the breaker when it succeeds, and opens
+    it again when it fails. A cancelled call counts as neither.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class Breaker:
 
     @asynccontextmanager
     async def call(self) -> AsyncIterator[None]:
-        """Run one store call inside; raises `CircuitOpen` instead when the store is to be left alone."""
+        """Run one store call inside the block. Raises `CircuitOpen` instead while the breaker is open."""
         probe = self._admit()
         try:
             yield
@@ -67,8 +70,8 @@ class Breaker:
         if state == "open" or (state == "half-open" and self._probing):
             raise CircuitOpen(
                 self.store,
-                f"left alone after failures (breaker {state})",
-                remedy="it is tried again by itself; see `apex doctor`",
+                f"no calls after repeated failures (breaker {state})",
+                remedy="Apex probes it again by itself; see `apex doctor`",
             )
         self._probing = state == "half-open"
         if self._probing:

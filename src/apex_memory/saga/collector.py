@@ -1,4 +1,4 @@
-"""The collector: removes superseded stages once no reader can see them, and what retention has outlived."""
+"""The collector: removes superseded stages that no reader can see, and rows past their retention."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Collector:
         self._db = db
         self._graph = graph
         self._vectors = vectors
-        # A flip is dated inside its transaction, so readers may begin on the old stage until that ends.
+        # A flip takes its time inside its transaction, and readers may begin on the old stage until that ends.
         self._grace = settings.grace_seconds + settings.call_timeout_seconds
         self._tombstones = timedelta(days=settings.tombstone_days)
         self._history = timedelta(days=settings.payload_days)
         self._log = logger(component="collector")
 
     async def collect(self) -> int:
-        """Remove what is due; answers the number of stages. Stops early when a store is away."""
+        """Remove what is due; return the number of stages. Stops early when a store is unavailable."""
         total = 0
         while True:
             stages = await self._due()
@@ -46,7 +46,10 @@ class Collector:
         return total
 
     async def _due(self) -> list[UUID]:
-        """Superseded longer than the grace, and before the oldest snapshot still running; `reaping` ones are resumed."""
+        """Mark stages `reaping` that are superseded for longer than the grace and than the oldest open snapshot.
+
+        Return them, with those that an earlier pass left `reaping`.
+        """
         rows = await self._db.fetch(
             """WITH due AS (
                  SELECT stage_id FROM stages
@@ -62,7 +65,7 @@ class Collector:
         return [row["stage_id"] for row in rows]
 
     async def _drop_tombstones(self) -> None:
-        """A tombstone outlives its source's replay horizon, then goes; its stage goes with it."""
+        """Remove tombstones that are older than every source's replay horizon; their stages follow."""
         await self._db.execute(
             """WITH due AS (SELECT doc_id FROM documents WHERE deleted AND committed_at < %s FOR UPDATE SKIP LOCKED),
                     old AS (DELETE FROM documents USING due WHERE documents.doc_id = due.doc_id RETURNING stage_id)
@@ -71,7 +74,7 @@ class Collector:
         )
 
     async def _drop_history(self) -> None:
-        """Raw payloads and versions that nothing points at any more, past their retention."""
+        """Remove raw payloads and manifests past their retention that nothing refers to."""
         before = now() - self._history
         await self._db.execute(
             """DELETE FROM manifests m WHERE created_at < %s AND NOT EXISTS (SELECT FROM documents d WHERE d.manifest_id = m.id)

@@ -1,4 +1,4 @@
-"""Dead letters: events that could not go on, with the reason and the way out. Listed, shown, redriven, discarded."""
+"""Dead letters: events that could not go on, each with the reason and the remedy. Listed, shown, redriven, discarded."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from apex_memory.errors import Conflict, NotFound
+from apex_memory.inbox import transitions
 from apex_memory.stores.postgres import Connection, Postgres
 
 
@@ -22,7 +23,7 @@ class DeadLetters:
         fingerprint: str | None = None,
         limit: int = 100,
     ) -> list[dict[str, Any]]:
-        """Newest first. None means any."""
+        """Dead letters that match every filter, newest first. A filter of None matches any."""
         return await self._db.fetch(
             """SELECT * FROM dead_letters
                WHERE (%(status)s::text IS NULL OR status = %(status)s) AND (%(source)s::text IS NULL OR source = %(source)s)
@@ -32,44 +33,45 @@ class DeadLetters:
         )
 
     async def show(self, id: int) -> dict[str, Any]:
-        """One dead letter with its event's content type and size. The payload itself is at the event."""
+        """One dead letter with its event's content type and size in bytes. Raises `NotFound`."""
         row = await self._db.fetch_one(
             """SELECT l.*, i.content_type, i.doc_key, i.occurred_at, octet_length(p.body) AS payload_bytes
                FROM dead_letters l JOIN inbox i ON i.id = l.inbox_id LEFT JOIN payloads p ON p.inbox_id = i.id WHERE l.id = %s""",
             (id,),
         )
         if row is None:
-            raise NotFound(
-                f"dead letter {id}: no such",
-                remedy="`apex dead-letters list` shows those there are",
-            )
+            raise _not_found(id)
         return row
 
     async def redrive(
         self, ids: Sequence[int], *, actor: str, dry_run: bool = False
     ) -> list[dict[str, Any]]:
-        """Send events round again from prepare, with their original order. Answers the dead letters it moved (or would)."""
+        """Send the events of open dead letters through the pipeline again, with their original order.
+
+        Returns the dead letters that moved (or would move, with `dry_run`). One that is `retrying` already is
+        left out. Raises `NotFound` for an unknown id, `Conflict` for one that is closed.
+        """
         async with self._db.transaction() as connection:
-            rows = await _open(connection, ids)
+            rows = await _lock_open(connection, ids)
             if dry_run or not rows:
                 return rows
-            await connection.execute(
-                """UPDATE inbox SET state = 'received', attempts = 0, next_at = clock_timestamp(), ended_at = NULL, batch = NULL
-                   WHERE id = ANY(%s) AND state = 'dead'""",
-                ([row["inbox_id"] for row in rows],),
-            )
+            await transitions.redrive(connection, [row["inbox_id"] for row in rows])
             await _resolve(connection, rows, "retrying", None, actor)
             return rows
 
     async def discard(self, ids: Sequence[int], *, actor: str, reason: str) -> list[dict[str, Any]]:
-        """Close dead letters for good; the raw events stay, and say why."""
+        """Close open dead letters for good, with a reason; return them. Their raw events stay.
+
+        Raises `NotFound` for an unknown id, `Conflict` for one that is closed.
+        """
         async with self._db.transaction() as connection:
-            rows = await _open(connection, ids)
+            rows = await _lock_open(connection, ids)
             await _resolve(connection, rows, "discarded", reason, actor)
             return rows
 
 
-async def _open(connection: Connection, ids: Sequence[int]) -> list[dict[str, Any]]:
+async def _lock_open(connection: Connection, ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Lock the events of the dead letters, then the dead letters; return those that are open."""
     await connection.execute(
         """SELECT FROM inbox WHERE id IN (SELECT inbox_id FROM dead_letters WHERE id = ANY(%s))
            ORDER BY id FOR NO KEY UPDATE""",
@@ -81,17 +83,18 @@ async def _open(connection: Connection, ids: Sequence[int]) -> list[dict[str, An
     rows = await cursor.fetchall()
     missing = set(ids) - {row["id"] for row in rows}
     if missing:
-        raise NotFound(
-            f"dead letter {min(missing)}: no such",
-            remedy="`apex dead-letters list` shows those there are",
-        )
+        raise _not_found(min(missing))
     closed = [row for row in rows if row["status"] not in ("open", "retrying")]
     if closed:
         raise Conflict(
             f"dead letter {closed[0]['id']} is {closed[0]['status']}",
-            remedy="only open ones can be redriven or discarded",
+            remedy="only open dead letters can be redriven or discarded",
         )
     return [row for row in rows if row["status"] == "open"]
+
+
+def _not_found(id: int) -> NotFound:
+    return NotFound(f"dead letter {id} not found", remedy="`apex dead-letters list` lists them")
 
 
 async def _resolve(
@@ -101,6 +104,7 @@ async def _resolve(
     resolution: str | None,
     actor: str,
 ) -> None:
+    """Set the status of locked dead letters, with an audit row for each."""
     await connection.execute(
         "UPDATE dead_letters SET status = %s, resolution = %s, actor = %s, last_at = clock_timestamp() WHERE id = ANY(%s)",
         (status, resolution, actor, [row["id"] for row in rows]),

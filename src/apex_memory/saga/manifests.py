@@ -1,4 +1,4 @@
-"""Manifests at rest: written once before anything is staged, read by whoever publishes, repairs or rebuilds."""
+"""Manifests at rest: written once before anything is staged, and read to publish, repair or rebuild."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ import msgpack
 import numpy as np
 
 from apex_memory.model import Assertion, Chunk, Manifest
-from apex_memory.stores.postgres import Connection, Postgres, Row
+from apex_memory.stores.postgres import Connection, Row
 
 SEPARATOR = "\x1f"
-WARM = (
-    2_000  # manifests kept in memory between prepare and publish; a worker without them reads them
-)
+WARM = 2_000  # manifests kept in memory between prepare and publish
 
 
 class Manifests:
-    """Stores manifests, and keeps the newest few warm so that publishing need not read them back."""
+    """Stores manifests, and keeps the newest in memory so that publishing need not read them back.
 
-    def __init__(self, db: Postgres) -> None:
-        self._db = db
+    Every method uses the caller's connection: a second one from the same pool could wait for transactions
+    that wait for a second one themselves.
+    """
+
+    def __init__(self) -> None:
         self._warm: OrderedDict[UUID, Manifest] = OrderedDict()
 
     async def insert(self, connection: Connection, manifests: Sequence[Manifest]) -> None:
-        """Write manifests inside the caller's transaction. One that exists stays as it is."""
+        """Insert manifests. One that exists stays as it is."""
         if not manifests:
             return
-        # Binary (`%b`): as text, vectors and texts would be escaped byte by byte, at a third of a batch's time.
+        # Binary parameters (`%b`): escaping vectors and texts byte by byte took a third of a batch's time.
         await connection.execute(
             f"""INSERT INTO manifests (id, inbox_id, doc_id, source, doc_key, pipeline, kind, title, text, occurred_at,
                                        metadata, parent_id, deleted, chunks, vectors, assertions, entities, hash, about)
@@ -51,18 +52,18 @@ class Manifests:
         while len(self._warm) > WARM:
             self._warm.popitem(last=False)
 
-    async def load(self, ids: Iterable[UUID]) -> dict[UUID, Manifest]:
+    async def load(self, connection: Connection, ids: Iterable[UUID]) -> dict[UUID, Manifest]:
         """Manifests by id, with text, chunks, vectors and assertions."""
         wanted = set(ids)
-        found = {id: self._warm[id] for id in wanted if id in self._warm}
-        cold = list(wanted - found.keys())
+        manifests = {id: self._warm[id] for id in wanted if id in self._warm}
+        cold = list(wanted - manifests.keys())
         if cold:
-            rows = await self._db.fetch("SELECT * FROM manifests WHERE id = ANY(%s)", (cold,))
-            found |= {row["id"]: from_row(row) for row in rows}
-        return found
+            cursor = await connection.execute("SELECT * FROM manifests WHERE id = ANY(%s)", (cold,))
+            manifests |= {row["id"]: from_row(row) for row in await cursor.fetchall()}
+        return manifests
 
     def forget(self, ids: Iterable[UUID]) -> None:
-        """Drop manifests from memory: they are published, or will not be."""
+        """Drop manifests from memory, once they are published or have failed."""
         for id in ids:
             self._warm.pop(id, None)
 
@@ -94,7 +95,7 @@ def _columns(manifest: Manifest) -> tuple[Any, ...]:
 
 
 def from_row(row: Row) -> Manifest:
-    """A manifest from its row."""
+    """The manifest in a row of the table `manifests`."""
     chunks = tuple(
         Chunk(n, start, end) for n, (start, end) in enumerate(msgpack.unpackb(row["chunks"]))
     )

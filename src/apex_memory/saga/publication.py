@@ -1,13 +1,13 @@
 """Publishing a batch: begin → stage → verify → commit → after.
 
-A batch shares calls, never a fate: each document commits or fails alone. One that a store refuses is
-found by bisection; when many are refused alike, the store is the problem, and all wait for it.
+Documents of a batch share calls, not outcomes: each commits or fails alone. A document that a store refuses
+is isolated by bisection; when a store refuses many alike, the store is the problem, and all wait for it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
@@ -16,9 +16,11 @@ import numpy as np
 
 from apex_memory.config import Settings
 from apex_memory.errors import ApexError, Rejected, RetryLater, Unavailable
-from apex_memory.model import Event, Manifest, Tally, Vectors, now
+from apex_memory.inbox import leases, transitions
+from apex_memory.inbox.transitions import EndedEvent
+from apex_memory.model import Event, GraphAssertion, Manifest, Tally, VectorPoint, Vectors, now
 from apex_memory.saga.failures import Disposition, Failure, FailureHandler
-from apex_memory.saga.journal import Committed, Ended, Journal
+from apex_memory.saga.journal import CommitResult, Journal
 from apex_memory.saga.manifests import Manifests
 from apex_memory.saga.retries import ResilientStore
 from apex_memory.saga.stage import Stage
@@ -27,14 +29,16 @@ from apex_memory.stores.cache import Cache
 from apex_memory.stores.postgres import Postgres
 from apex_memory.telemetry import ENDED, SEARCHABLE_SECONDS, STEP_SECONDS, logger
 
-SYSTEMIC_SHARE = (
-    0.2  # of a batch of at least SYSTEMIC_LEAST, refused alike: the store is at fault, not the data
-)
+# A store that refuses more than this share of a batch (of at least so many documents) is itself at fault.
+SYSTEMIC_SHARE = 0.2
 SYSTEMIC_LEAST = 5
+BUSY_SECONDS = 0.5  # until a document that another worker publishes is tried again
+
+WriteStages = Callable[[Sequence[Stage]], Awaitable[None]]
 
 
 @dataclass(slots=True)
-class Report:
+class BatchResult:
     """What became of a batch: inbox ids by outcome."""
 
     prepared: list[UUID] = field(default_factory=list)
@@ -44,11 +48,21 @@ class Report:
     dead: list[UUID] = field(default_factory=list)
     retry: list[UUID] = field(default_factory=list)
     landed: int = 0
-    """Events landed by deletions and restorations: more work is ready."""
+    """Events landed by deletions and restorations, so that more work is ready."""
 
-    def add(self, fates: dict[UUID, Disposition]) -> None:
-        for inbox_id, fate in fates.items():
-            getattr(self, fate).append(inbox_id)
+    def add(self, dispositions: Mapping[UUID, Disposition]) -> None:
+        """Add what was decided about failed events."""
+        for inbox_id, disposition in dispositions.items():
+            getattr(self, disposition).append(inbox_id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    """What staging came to: errors by stage id, and when each store held the other stages durably."""
+
+    errors: dict[UUID, ApexError]
+    graph_at: datetime
+    vectors_at: datetime
 
 
 class Publication:
@@ -61,101 +75,97 @@ class Publication:
         *,
         settings: Settings,
         pipeline: str,
-        resilient_stores: dict[str, ResilientStore],
+        resilient_stores: Mapping[str, ResilientStore],
     ) -> None:
         self._db = db
         self._graph = graph
         self._vectors = vectors
         self._cache = cache
-        self._guards = resilient_stores
+        self._resilient_stores = resilient_stores
         self._lease = settings.lease_seconds
         self._dimension = vectors.dimension
-        self.manifests = Manifests(db)
+        self.manifests = Manifests()
         self.journal = Journal(db, self.manifests, lease=settings.lease_seconds)
         self.failures = FailureHandler(db, max_attempts=settings.max_attempts, pipeline=pipeline)
         self._log = logger(component="saga")
 
     async def store_manifests(
         self, batch: UUID, prepared: Sequence[tuple[Event, Manifest | ApexError]]
-    ) -> Report:
-        """Keep what the pipeline made, before anything is staged; settle what it refused."""
-        report = Report()
-        manifests = [result for _, result in prepared if isinstance(result, Manifest)]
+    ) -> BatchResult:
+        """Store what the pipeline made of each event, before anything is staged, and handle what it refused."""
+        result = BatchResult()
+        manifests: list[Manifest] = []
+        failures: list[Failure] = []
+        for event, outcome in prepared:
+            if isinstance(outcome, Manifest):
+                manifests.append(outcome)
+            else:
+                failures.append(Failure(event.id, outcome))
         async with self._db.transaction() as connection:
             await self.manifests.insert(connection, manifests)
-            cursor = await connection.execute(
-                """UPDATE inbox SET state = 'prepared', prepared_at = clock_timestamp()
-                   FROM (SELECT id FROM inbox WHERE id = ANY(%s) AND open AND batch = %s
-                         ORDER BY id FOR NO KEY UPDATE) mine
-                   WHERE inbox.id = mine.id RETURNING inbox.id""",
-                ([manifest.inbox_id for manifest in manifests], batch),
+            result.prepared = await transitions.mark_prepared(
+                connection, batch, [manifest.inbox_id for manifest in manifests]
             )
-            report.prepared = [row["id"] for row in await cursor.fetchall()]
-        failures = [
-            Failure(event.id, result)
-            for event, result in prepared
-            if not isinstance(result, Manifest)
-        ]
-        report.add(await self.failures.settle(batch, "prepare", failures))
-        return report
+        result.add(await self.failures.handle(batch, "prepare", failures))
+        return result
 
-    async def publish(self, batch: UUID) -> Report:
+    async def publish(self, batch: UUID) -> BatchResult:
         """Bring every prepared event of the batch to an outcome. Safe to run again after any crash."""
-        report = Report()
+        result = BatchResult()
         while True:
             with STEP_SECONDS.labels("begin").time():
                 begun = await self.journal.begin(batch)
-            report.superseded.extend(begun.superseded)
+            result.superseded.extend(begun.superseded)
             _count(begun.ended)
             if not begun.stages:
-                return report
-            await self._publish_stages(batch, begun.stages, report)
+                return result
+            await self._publish_stages(batch, begun.stages, result)
 
-    async def _publish_stages(self, batch: UUID, stages: list[Stage], report: Report) -> None:
-        granted = await self._cache.lock(
+    async def _publish_stages(
+        self, batch: UUID, stages: Sequence[Stage], result: BatchResult
+    ) -> None:
+        locked = await self._cache.lock(
             [stage.manifest.doc_id for stage in stages], batch, self._lease
         )
-        held = [stage for stage in stages if stage.manifest.doc_id in granted]
-        busy = [stage for stage in stages if stage.manifest.doc_id not in granted]
-        if busy:  # a hint that another worker is at it: leave it to that one, look again soon
+        held = [stage for stage in stages if stage.manifest.doc_id in locked]
+        busy = [stage for stage in stages if stage.manifest.doc_id not in locked]
+        if busy:  # the lock hints that another worker publishes the document: leave it to that one
             await self.journal.abort(batch, busy, "another worker has the document")
-            await self.release(batch, [stage.manifest.inbox_id for stage in busy], seconds=0.5)
+            ids = [stage.manifest.inbox_id for stage in busy]
+            async with self._db.connection() as connection:
+                await leases.release(connection, batch, ids, seconds=BUSY_SECONDS)
         try:
-            failed, graph_at, vectors_at = await self._stage_and_verify(held)
-            await self._settle(batch, held, failed, report)
-            good = [stage for stage in held if stage.id not in failed]
+            staged = await self._stage_and_verify(held)
+            await self._handle_failures(batch, held, staged.errors, result)
+            good = [stage for stage in held if stage.id not in staged.errors]
             with STEP_SECONDS.labels("commit").time():
                 committed = await self.journal.commit(
-                    batch, good, graph_at=graph_at, vectors_at=vectors_at
+                    batch, good, graph_at=staged.graph_at, vectors_at=staged.vectors_at
                 )
-            await self._after(committed, report)
+            await self._after(committed, result)
         finally:
             await self._cache.unlock([stage.manifest.doc_id for stage in held], batch)
             self.manifests.forget(stage.manifest.id for stage in stages)
 
-    async def _settle(
-        self, batch: UUID, stages: Sequence[Stage], failed: dict[UUID, ApexError], report: Report
+    async def _handle_failures(
+        self,
+        batch: UUID,
+        stages: Sequence[Stage],
+        errors: Mapping[UUID, ApexError],
+        result: BatchResult,
     ) -> None:
-        bad = [stage for stage in stages if stage.id in failed]
-        if bad:
-            await self.journal.abort(batch, bad, str(next(iter(failed.values())))[:300])
-            failures = [Failure(stage.manifest.inbox_id, failed[stage.id]) for stage in bad]
-            report.add(await self.failures.settle(batch, "stage", failures))
+        failed = [stage for stage in stages if stage.id in errors]
+        if not failed:
+            return
+        await self.journal.abort(batch, failed, str(errors[failed[0].id])[:300])
+        failures = [Failure(stage.manifest.inbox_id, errors[stage.id]) for stage in failed]
+        result.add(await self.failures.handle(batch, "stage", failures))
 
-    async def release(self, batch: UUID, ids: Sequence[UUID], *, seconds: float) -> None:
-        """Give events of the batch back, ready again in `seconds`; no attempt is consumed."""
-        await self._db.execute(
-            """UPDATE inbox SET batch = NULL, next_at = clock_timestamp() + make_interval(secs => %s)
-               FROM (SELECT id FROM inbox WHERE id = ANY(%s) AND open AND batch = %s
-                     ORDER BY id FOR NO KEY UPDATE) mine
-               WHERE inbox.id = mine.id""",
-            (seconds, list(ids), batch),
-        )
+    async def stage_and_verify(self, stages: Sequence[Stage]) -> dict[UUID, ApexError]:
+        """Write stages that a repair opened to both stores and verify them; return errors by stage id."""
+        return (await self._stage_and_verify(stages)).errors
 
-    async def _stage_and_verify(
-        self, stages: Sequence[Stage]
-    ) -> tuple[dict[UUID, ApexError], datetime, datetime]:
-        """Errors by stage id, and when the graph and the vectors held the rest durably."""
+    async def _stage_and_verify(self, stages: Sequence[Stage]) -> _Staged:
         with STEP_SECONDS.labels("stage").time():
             (graph_errors, graph_at), (vector_errors, vectors_at) = await asyncio.gather(
                 self._write("graph", stages, self._write_graph),
@@ -164,101 +174,97 @@ class Publication:
         errors = vector_errors | graph_errors
         with STEP_SECONDS.labels("verify").time():
             errors |= await self.verify([stage for stage in stages if stage.id not in errors])
-        return errors, graph_at, vectors_at
-
-    async def stage_and_verify(self, stages: Sequence[Stage]) -> dict[UUID, ApexError]:
-        """As for a batch, for stages that repair opens: errors by stage id."""
-        errors, _, _ = await self._stage_and_verify(stages)
-        return errors
+        return _Staged(errors, graph_at, vectors_at)
 
     async def _write(
-        self,
-        store: str,
-        stages: Sequence[Stage],
-        write: Callable[[Sequence[Stage]], Awaitable[None]],
+        self, store: str, stages: Sequence[Stage], write: WriteStages
     ) -> tuple[dict[UUID, ApexError], datetime]:
-        errors = await self._bisect(self._guards[store], stages, write)
-        refused = [error for error in errors.values() if isinstance(error, Rejected)]
-        if len(stages) >= SYSTEMIC_LEAST and len(refused) > SYSTEMIC_SHARE * len(stages):
+        """Write stages to one store; return errors by stage id, and when the rest was durable."""
+        errors = await self._bisect(self._resilient_stores[store], stages, write)
+        rejections = [error for error in errors.values() if isinstance(error, Rejected)]
+        if len(stages) >= SYSTEMIC_LEAST and len(rejections) > SYSTEMIC_SHARE * len(stages):
             self._log.error(
-                "a store refuses much of a batch: parked, not buried",
+                "a store refuses much of a batch: its events are parked, not dead letters",
                 store=store,
-                refused=len(refused),
+                refused=len(rejections),
                 of=len(stages),
             )
             systemic = Unavailable(
-                store, f"refuses {len(refused)} of {len(stages)} documents alike ({refused[0]})"
+                store, f"refuses {len(rejections)} of {len(stages)} documents ({rejections[0]})"
             )
-            errors = {
-                id: systemic if isinstance(error, Rejected) else error
-                for id, error in errors.items()
-            }
+            for stage_id, error in errors.items():
+                if isinstance(error, Rejected):
+                    errors[stage_id] = systemic
         return errors, now()
 
     async def _bisect(
-        self,
-        guard: ResilientStore,
-        stages: Sequence[Stage],
-        write: Callable[[Sequence[Stage]], Awaitable[None]],
+        self, store: ResilientStore, stages: Sequence[Stage], write: WriteStages
     ) -> dict[UUID, ApexError]:
+        """Write stages in one call; halve them while the store refuses the call. Return errors by stage id."""
         if not stages:
             return {}
         try:
-            await guard.call(lambda: write(stages))
+            await store.call(lambda: write(stages))
         except Rejected as error:
             if len(stages) == 1:
                 return {stages[0].id: error}
             middle = len(stages) // 2
-            return await self._bisect(guard, stages[:middle], write) | await self._bisect(
-                guard, stages[middle:], write
-            )
+            first_half = await self._bisect(store, stages[:middle], write)
+            second_half = await self._bisect(store, stages[middle:], write)
+            return first_half | second_half
         except (Unavailable, RetryLater) as error:
             return dict.fromkeys((stage.id for stage in stages), error)
         return {}
 
     async def _write_graph(self, stages: Sequence[Stage]) -> None:
-        assertions = [assertion for stage in stages for assertion in stage.assertions()]
+        assertions: list[GraphAssertion] = []
+        for stage in stages:
+            assertions.extend(stage.assertions())
         if assertions:
             await self._graph.upsert(assertions)
 
     async def _write_vectors(self, stages: Sequence[Stage]) -> None:
-        points = [point for stage in stages for point in stage.points()]
+        points: list[VectorPoint] = []
+        for stage in stages:
+            points.extend(stage.points())
         if points:
             await self._vectors.upsert(points, self._rows(stages))
             await self._vectors.flush()
 
     def _rows(self, stages: Sequence[Stage]) -> Vectors:
+        """The vectors of all stages, shape (chunks, dimension)."""
         rows = [stage.manifest.vectors for stage in stages if len(stage.manifest.chunks)]
         return np.concatenate(rows) if rows else np.zeros((0, self._dimension), np.float32)
 
     async def verify(self, stages: Sequence[Stage]) -> dict[UUID, ApexError]:
-        """Ask both stores what they hold of the stages; errors by stage id where that is not the manifest."""
+        """Compare the tallies of both stores with the manifests; return errors by stage id where they differ."""
         if not stages:
             return {}
         ids = [stage.id for stage in stages]
         try:
             in_graph, in_vectors = await asyncio.gather(
-                self._guards["graph"].call(lambda: self._graph.tally(ids)),
-                self._guards["vectors"].call(lambda: self._vectors.tally(ids)),
+                self._resilient_stores["graph"].call(lambda: self._graph.tally(ids)),
+                self._resilient_stores["vectors"].call(lambda: self._vectors.tally(ids)),
             )
         except (Unavailable, RetryLater) as error:
             return dict.fromkeys(ids, error)
         errors: dict[UUID, ApexError] = {}
         for stage in stages:
-            for store, found, wanted in (
+            for store, held, expected in (
                 ("graph", in_graph.get(stage.id, Tally()), stage.edges_tally),
                 ("vectors", in_vectors.get(stage.id, Tally()), stage.chunks_tally),
             ):
-                if found != wanted:
+                if held != expected:
                     errors[stage.id] = RetryLater(
-                        f"{store}: holds {found.count} of {wanted.count} items of stage {stage.id}, or other content"
+                        f"{store}: holds {held.count} of {expected.count} items of stage {stage.id}, or other content"
                     )
         return errors
 
-    async def _after(self, committed: Committed, report: Report) -> None:
-        report.landed += committed.landed
-        report.done.extend(committed.done)
-        report.superseded.extend(committed.superseded)
+    async def _after(self, committed: CommitResult, result: BatchResult) -> None:
+        """Count, log, and drop what the cache holds of the stages that readers no longer see."""
+        result.landed += committed.landed
+        result.done.extend(committed.done)
+        result.superseded.extend(committed.superseded)
         _count(committed.ended)
         if committed.lost:
             self._log.warning(
@@ -270,7 +276,7 @@ class Publication:
             await self._cache.drop([f"document:{stage}" for stage in committed.dropped_stages])
 
 
-def _count(ended: Sequence[Ended]) -> None:
+def _count(ended: Sequence[EndedEvent]) -> None:
     for event in ended:
         ENDED.labels(event.source, event.state).inc()
         if event.state == "done":

@@ -1,8 +1,9 @@
-"""Recovery: a store that came back is not believed until what it should hold has been checked.
+"""Recovery: a store that restarted is checked before readers trust it again.
 
-When a store's incarnation changes it is `recovering`: readers call its leg degraded until every stage
-committed since the last good mark has been counted there, and what is missing staged again from its
-manifest, under a new stage. `reconcile` does the same for everything, and removes what nobody knows.
+When a store's incarnation changes it becomes `recovering`, and readers report its leg as degraded. Recovery
+then compares every stage committed since the last verified time, and stages what is missing again from its
+manifest, under a new stage. `reconcile` does the same for all stages, and removes stages that PostgreSQL
+does not know.
 """
 
 from __future__ import annotations
@@ -23,20 +24,22 @@ from apex_memory.stores.postgres import Postgres
 from apex_memory.telemetry import REPAIRED, logger
 
 PAGE = 500  # stages checked in one call to a store
-MARGIN = timedelta(minutes=15)  # checked again before the last good mark
-UNKNOWN_AGE = timedelta(
-    hours=24
-)  # a stage nobody knows is left alone this long: its journal row may be restoring
-UNKNOWN_SHARE = 0.01  # more unknown stages than this: wrong database, delete nothing
-
-STATE_SECONDS = 1.0  # below what a search waits for the states of all stores
-
+MARGIN = timedelta(
+    minutes=15
+)  # stages committed so long before the last verified time are checked too
+# An unknown stage stays this long, because its journal row may be in a backup that is being restored.
+UNKNOWN_AGE = timedelta(hours=24)
+# A larger share of unknown stages means that the store belongs to another database: nothing is deleted.
+UNKNOWN_SHARE = 0.01
+STATE_SECONDS = (
+    1.0  # patience with one store; below what a search waits for the states of all stores
+)
 LONG_AGO = datetime(2000, 1, 1).astimezone()
 
 
 @dataclass(slots=True)
 class ReconcileResult:
-    """What a check of a store found: stages looked at, documents repaired, stray stages removed or left."""
+    """Counts of a check of one store: stages checked, documents repaired, unknown stages removed or left alone."""
 
     store: str
     stages: int = 0
@@ -53,13 +56,14 @@ class Recovery:
         self._db = db
         self._stores: Mapping[str, GraphStore | VectorStore] = {"graph": graph, "vectors": vectors}
         self._publication = publication
-        self._gating = asyncio.Lock()
+        self._checking = asyncio.Lock()
         self._log = logger(component="recovery")
 
     async def prepare(self) -> None:
-        """Before anything is written: indexes, and a look whether each store fits. What it holds is for `gate` to check.
+        """Create the indexes of each store, and check that its schema fits, before anything is written.
 
-        Raises `Misconfigured` for one that does not fit; one that is away is prepared when it is there.
+        Raises `Misconfigured` for a store that does not fit. One that is unavailable is prepared when it
+        answers. `check_restarted_stores` checks what the stores hold.
         """
         for name, store in self._stores.items():
             try:
@@ -68,21 +72,21 @@ class Recovery:
                 self._log.warning("store not prepared yet", store=name, reason=str(error))
 
     async def check_restarted_stores(self) -> list[ReconcileResult]:
-        """Look at each store's incarnation; check a store that is another one than last time.
+        """Check each store whose incarnation is not the verified one.
 
-        One at a time: what comes while a long check goes on waits, and finds it done.
+        One call at a time: a call during a long check waits for it, and then has nothing to do.
         """
-        checked = []
-        async with self._gating:
+        results = []
+        async with self._checking:
             for name, store in self._stores.items():
                 try:
-                    found = await self._check_restarted_store(name, store)
+                    result = await self._check_restarted_store(name, store)
                 except (Unavailable, RetryLater) as error:
                     self._log.warning("store not checked yet", store=name, reason=str(error))
                     continue
-                if found:
-                    checked.append(found)
-        return checked
+                if result:
+                    results.append(result)
+        return results
 
     async def _check_restarted_store(
         self, name: str, store: GraphStore | VectorStore
@@ -100,27 +104,26 @@ class Recovery:
             incarnation,
             "recovering",
             row["verified_at"] if row else began,
-            "the server is another one than before",
+            "the server restarted, or is another one",
         )
-        checked = await self.check(name, since=since)
-        if (
-            checked.repaired and since != LONG_AGO
-        ):  # it has lost something: trust nothing older either
+        result = await self.check(name, since=since)
+        if result.repaired and since != LONG_AGO:
+            # The store lost acknowledged data, so what was verified earlier may be gone too.
             everything = await self.check(name, since=LONG_AGO)
-            checked.stages += everything.stages
-            checked.repaired += everything.repaired
-        if checked.errors:
-            self._log.error("store still recovering", store=name, errors=checked.errors[:3])
-            return checked
+            result.stages += everything.stages
+            result.repaired += everything.repaired
+        if result.errors:
+            self._log.error("store still recovering", store=name, errors=result.errors[:3])
+            return result
         if await store.incarnation() == incarnation:
             await self._mark(name, incarnation, "ready", began, "")
         self._log.info(
             "store checked after its start",
             store=name,
-            stages=checked.stages,
-            repaired=checked.repaired,
+            stages=result.stages,
+            repaired=result.repaired,
         )
-        return checked
+        return result
 
     async def _mark(
         self, store: str, incarnation: str, state: str, verified_at: datetime, reason: str
@@ -134,27 +137,27 @@ class Recovery:
         )
 
     async def check(self, name: str, *, since: datetime) -> ReconcileResult:
-        """Count every stage committed since a moment in one store; stage again what is not whole there."""
-        checked = ReconcileResult(name)
+        """Compare every stage committed since `since` with one store; repair those that are incomplete there."""
+        result = ReconcileResult(name)
+        side = 0 if name == "vectors" else 1
         async for page in self._committed(since):
-            checked.stages += len(page)
+            result.stages += len(page)
             expected = await self._publication.journal.expected(page)
-            found = await self._stores[name].tally(page)
-            side = 0 if name == "vectors" else 1
-            broken = [
+            held = await self._stores[name].tally(page)
+            incomplete = [
                 stage
                 for stage in page
-                if stage in expected and found.get(stage, Tally()) != expected[stage][side]
+                if stage in expected and held.get(stage, Tally()) != expected[stage][side]
             ]
-            if broken:
-                repaired, errors = await self.repair(broken)
-                checked.repaired += repaired
-                checked.errors += errors
+            if incomplete:
+                repaired, errors = await self.repair(incomplete)
+                result.repaired += repaired
+                result.errors += errors
                 REPAIRED.labels(name).inc(repaired)
-        return checked
+        return result
 
     async def _committed(self, since: datetime) -> AsyncIterator[list[UUID]]:
-        """Committed stages since a moment, oldest first, a page at a time."""
+        """Yield pages of the stages committed since `since`, oldest first."""
         position = (since, UUID(int=0))
         while True:
             rows = await self._db.fetch(
@@ -168,15 +171,19 @@ class Recovery:
             position = (rows[-1]["committed_at"], rows[-1]["stage_id"])
 
     async def repair(self, stages: Sequence[UUID]) -> tuple[int, list[str]]:
-        """Publish the manifests of live stages again under new stages; answers (repaired, errors)."""
+        """Publish the manifests of live stages again under new stages; return the number repaired, and errors."""
         owner = uuid.uuid4()
         old_of: dict[UUID, UUID] = {}
         fresh: list[Stage] = []
-        rows = await self._db.fetch(
-            "SELECT * FROM stages WHERE stage_id = ANY(%s) AND state = 'committed' ORDER BY doc_id",
-            (list(stages),),
-        )
-        manifests = await self._publication.manifests.load(row["manifest_id"] for row in rows)
+        async with self._db.connection() as connection:
+            cursor = await connection.execute(
+                "SELECT * FROM stages WHERE stage_id = ANY(%s) AND state = 'committed' ORDER BY doc_id",
+                (list(stages),),
+            )
+            rows = await cursor.fetchall()
+            manifests = await self._publication.manifests.load(
+                connection, [row["manifest_id"] for row in rows]
+            )
         for row in rows:
             stage = Stage(
                 uuid.uuid4(), manifests[row["manifest_id"]], row["version"], row["event_id"]
@@ -196,7 +203,7 @@ class Recovery:
         return len(swapped), [str(error) for error in errors.values()]
 
     async def _swap(self, pairs: Sequence[tuple[UUID, UUID]], owner: UUID) -> set[UUID]:
-        """Point documents from an old stage to its copy, where the old one is still what readers see."""
+        """Point documents from an old stage to its copy, where the old one is still live; return the new stages."""
         async with self._db.transaction() as connection:
             await connection.execute(
                 "SELECT FROM stages WHERE stage_id = ANY(%s) ORDER BY doc_id FOR UPDATE",
@@ -226,43 +233,48 @@ class Recovery:
         return {row["new"] for row in rows}
 
     async def reconcile(self, name: str, *, prune_unknown: bool = False) -> ReconcileResult:
-        """Compare one store with PostgreSQL, both ways. Unknown stages go only after a day, or when asked for by name."""
-        checked = await self.check(name, since=LONG_AGO)
-        walked, strays = 0, []
+        """Compare one store with PostgreSQL in both directions.
+
+        Unknown stages are removed only after a day and when they are few, or at once with `prune_unknown`.
+        """
+        result = await self.check(name, since=LONG_AGO)
+        walked = 0
+        page: list[UUID] = []
         async for item in self._stores[name].walk():
             walked += 1
-            strays.append(item.stage)
-            if len(strays) >= PAGE:
-                await self._remove_strays(name, strays, checked, walked, prune_unknown)
-                strays = []
-        await self._remove_strays(name, strays, checked, walked, prune_unknown)
-        if not checked.left:
+            page.append(item.stage)
+            if len(page) >= PAGE:
+                await self._remove_strays(name, page, result, walked, prune_unknown)
+                page = []
+        await self._remove_strays(name, page, result, walked, prune_unknown)
+        if not result.left:
             await self._db.execute("DELETE FROM flags WHERE name = %s", (f"unknown-stages:{name}",))
-        return checked
+        return result
 
     async def _remove_strays(
-        self, name: str, seen: Sequence[UUID], checked: ReconcileResult, walked: int, prune: bool
+        self, name: str, held: Sequence[UUID], result: ReconcileResult, walked: int, prune: bool
     ) -> None:
-        if not seen:
+        """Remove from one store those of the stages it holds that are reaped, or unknown for long enough."""
+        if not held:
             return
         rows = await self._db.fetch(
-            "SELECT stage_id, state FROM stages WHERE stage_id = ANY(%s)", (list(seen),)
+            "SELECT stage_id, state FROM stages WHERE stage_id = ANY(%s)", (list(held),)
         )
         state = {row["stage_id"]: row["state"] for row in rows}
-        reaped = [stage for stage in seen if state.get(stage) == "reaped"]
-        unknown = [stage for stage in seen if stage not in state]
+        reaped = [stage for stage in held if state.get(stage) == "reaped"]
+        unknown = [stage for stage in held if stage not in state]
         if unknown and not (prune or await self._unknown_for_long(name, unknown, walked)):
-            checked.left += len(unknown)
-            self._log.warning("stages nobody knows, left alone", store=name, stages=len(unknown))
+            result.left += len(unknown)
+            self._log.warning("unknown stages left alone", store=name, stages=len(unknown))
             unknown = []
         if reaped or unknown:
             await self._stores[name].delete_stages(reaped + unknown)
             if name == "vectors":
                 await self._stores[name].flush()  # type: ignore[union-attr]
-            checked.removed += len(reaped) + len(unknown)
+            result.removed += len(reaped) + len(unknown)
 
     async def _unknown_for_long(self, name: str, unknown: Sequence[UUID], walked: int) -> bool:
-        """True once the strays were first seen a day ago and are few; remembers when they were first seen."""
+        """Whether unknown stages are few and first appeared a day ago; records when they first appeared."""
         row = await self._db.fetch_one(
             """INSERT INTO flags (name, value, actor) VALUES (%s, to_jsonb(now()), 'reconcile')
                ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING changed_at""",
@@ -274,24 +286,27 @@ class Recovery:
 
 
 async def states(db: Postgres, stores: Sequence[Store]) -> dict[str, str]:
-    """`ready`, `recovering` or `unavailable` by store, comparing what is there with what was verified.
+    """`ready`, `recovering` or `unavailable` by store, from its incarnation and the verified one.
 
-    The stores are asked side by side, each for `STATE_SECONDS` at most: one that hangs is not taken for all.
+    The stores are queried concurrently, each for `STATE_SECONDS` at most, so that one that hangs does not
+    hide the others.
     """
     rows = await db.fetch("SELECT store, state, incarnation FROM store_state")
     verified = {row["store"]: row["incarnation"] for row in rows if row["state"] == "ready"}
-    found = await asyncio.gather(*map(_incarnation, stores))
-    return {
-        store.name: "unavailable"
-        if incarnation is None
-        else "ready"
-        if incarnation == verified.get(store.name)
-        else "recovering"
-        for store, incarnation in zip(stores, found, strict=True)
-    }
+    incarnations = await asyncio.gather(*map(_incarnation, stores))
+    by_store = {}
+    for store, incarnation in zip(stores, incarnations, strict=True):
+        if incarnation is None:
+            by_store[store.name] = "unavailable"
+        elif incarnation == verified.get(store.name):
+            by_store[store.name] = "ready"
+        else:
+            by_store[store.name] = "recovering"
+    return by_store
 
 
 async def _incarnation(store: Store) -> str | None:
+    """The store's incarnation; None when it does not answer in time."""
     try:
         async with asyncio.timeout(STATE_SECONDS):
             return await store.incarnation()

@@ -1,4 +1,4 @@
-"""One way to call a store from the saga: bounded in time, behind its breaker, tried again when that can help."""
+"""The one way to call a store from the saga: bounded in time, behind its breaker, retried where that can help."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from apex_memory.telemetry import RETRIES
 T = TypeVar("T")
 
 
-def _passing(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     return isinstance(error, (RetryLater, Unavailable)) and not isinstance(error, CircuitOpen)
 
 
 class ResilientStore:
-    """The only layer of retries around a store call: 1, 2, 4 s with jitter (settings)."""
+    """A store behind the only layer of retries: waits of 1, 2 and 4 s with jitter (settings `retry_…`)."""
 
     def __init__(self, store: str, settings: Settings) -> None:
         self.store = store
@@ -33,15 +33,18 @@ class ResilientStore:
         self._timeout = settings.call_timeout_seconds
 
     async def call(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """The operation's result. Raises `Unavailable` when the store stays away, `Rejected` as it comes."""
+        """Run the operation and return its result.
+
+        Raises `Unavailable` or `RetryLater` when every attempt failed, `CircuitOpen` at once while the breaker
+        is open, and any other error of the operation as it is.
+        """
+        longest_wait = self._first_wait * 2 ** max(0, self._attempts - 2)
         async for attempt in stamina.retry_context(
-            on=_passing,
+            on=_is_transient,
             attempts=self._attempts,
             timeout=None,
             wait_initial=self._first_wait,
-            wait_max=self._first_wait * 2 ** (self._attempts - 2)
-            if self._attempts > 1
-            else self._first_wait,
+            wait_max=longest_wait,
             wait_jitter=self._first_wait / 4,
             wait_exp_base=2,
         ):

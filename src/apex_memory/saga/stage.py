@@ -1,7 +1,7 @@
-"""A stage: one attempt to publish one manifest, and what it puts into the graph and the vector store.
+"""A stage: one attempt to publish one manifest, and the items it writes to the graph and the vector store.
 
-Every id there derives from the random stage id, never from document and version: a late delete or
-a restored backup can then never hit live data.
+Every item's id derives from the random stage id, never from document and version, so that a late delete or a
+restored backup can never hit live data.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from apex_memory.model import (
 
 @dataclass(frozen=True)
 class Stage:
-    """What the journal's row says, with the manifest it publishes. Its items are hashed once, when first asked for."""
+    """A row of the journal with the manifest that it publishes. Its items are hashed once, on first use."""
 
     id: UUID
     manifest: Manifest
@@ -51,6 +51,7 @@ class Stage:
         return _edges_tally(self.manifest, self._assertion_hashes)
 
     def points(self) -> Iterator[VectorPoint]:
+        """The points of the vector store, one for each chunk."""
         manifest = self.manifest
         seconds = int(manifest.occurred_at.timestamp())
         for chunk, hash in zip(manifest.chunks, self._chunk_hashes, strict=True):
@@ -71,6 +72,7 @@ class Stage:
             )
 
     def assertions(self) -> Iterator[GraphAssertion]:
+        """The assertions of the graph."""
         hashed = zip(self.manifest.assertions, self._assertion_hashes, strict=True)
         for n, (assertion, hash) in enumerate(hashed):
             yield GraphAssertion(

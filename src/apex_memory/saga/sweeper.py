@@ -1,7 +1,7 @@
-"""The sweeper: puts right what crashes and outages leave behind. Runs every few seconds; every step is safe to repeat.
+"""The sweeper: repairs what crashes and outages leave behind. Runs every few seconds; every step is safe to repeat.
 
-Dead first, then delete: an expired stage is marked aborted by compare-and-set, and only then removed
-from the stores, so that a worker that wakes late finds its commit refused.
+It marks an expired stage aborted by compare-and-set before it removes the stage from the stores, so that the
+commit of a worker that wakes late is refused.
 """
 
 from __future__ import annotations
@@ -11,19 +11,22 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from apex_memory.errors import RetryLater, Unavailable
+from apex_memory.inbox import queries, transitions
 from apex_memory.saga.retries import ResilientStore
 from apex_memory.stores.base import GraphStore, Store, VectorStore
 from apex_memory.stores.postgres import Postgres
 from apex_memory.telemetry import STAGES_SWEPT, logger
 
 SWEEP_MAX = 500  # stages removed in one pass
-RAMP_FIRST = 1  # one probe, then ten times more each pass while the store holds
+RAMP_FIRST = (
+    1  # events unparked by the first pass: one probe; each further pass unparks ten times more
+)
 RAMP_MAX = 10_000
 
 
 @dataclass(slots=True)
 class SweepResult:
-    """What a pass did: stages found expired, stages removed, events let out of parking by store."""
+    """What a pass did: stages expired, stages removed, events unparked and still parked by store."""
 
     expired: int = 0
     removed: int = 0
@@ -44,21 +47,23 @@ class Sweeper:
         self._graph = graph
         self._vectors = vectors
         self._stores = stores
-        self._guards = resilient_stores
+        self._resilient_stores = resilient_stores
         self._ramp: dict[str, int] = {}
         self._log = logger(component="sweeper")
 
     async def sweep(self) -> SweepResult:
-        swept = SweepResult(expired=await self._expire())
-        swept.removed = await self.remove_aborted()
-        await self._unpark(swept)
-        if swept.expired or swept.removed or swept.unparked:
+        """Expire stages, remove aborted ones, and unpark events whose store answers again."""
+        result = SweepResult(expired=await self._expire())
+        result.removed = await self.remove_aborted()
+        await self._unpark(result)
+        if result.expired or result.removed or result.unparked:
             self._log.info(
-                "swept", expired=swept.expired, removed=swept.removed, unparked=swept.unparked
+                "swept", expired=result.expired, removed=result.removed, unparked=result.unparked
             )
-        return swept
+        return result
 
     async def _expire(self) -> int:
+        """Abort the stages whose lease ran out; return their number."""
         return await self._db.execute(
             """UPDATE stages SET state = 'aborted', ended_at = clock_timestamp(), error = 'the lease ran out'
                FROM (SELECT stage_id FROM stages WHERE state = 'staging' AND lease_until < clock_timestamp()
@@ -67,7 +72,10 @@ class Sweeper:
         )
 
     async def remove_aborted(self) -> int:
-        """Delete aborted stages from the stores; they become reaped. A store that is away: next time."""
+        """Delete aborted stages from the stores and mark them reaped; return their number.
+
+        Zero when a store is unavailable: a later pass removes them.
+        """
         rows = await self._db.fetch(
             "SELECT stage_id FROM stages WHERE state = 'aborted' ORDER BY lease_until LIMIT %s",
             (SWEEP_MAX,),
@@ -79,30 +87,28 @@ class Sweeper:
         STAGES_SWEPT.inc(removed)
         return removed
 
-    async def _unpark(self, swept: SweepResult) -> None:
-        """Half-open: one probe. Then a ramp: P0 first, the newest version of each document first."""
-        rows = await self._db.fetch(
-            "SELECT park_store, count(*) AS n FROM inbox WHERE state = 'parked' GROUP BY 1"
-        )
-        parked = {row["park_store"]: row["n"] for row in rows}
+    async def _unpark(self, result: SweepResult) -> None:
+        """Let events out of parking, store by store: one as a probe, then ten times more with each pass."""
+        async with self._db.connection() as connection:
+            parked = await queries.parked_by_store(connection)
         for store in [store for store in self._ramp if store not in parked]:
             del self._ramp[store]
         for store, waiting in parked.items():
-            swept.waiting[store] = waiting
-            if not await self._answers(store):
+            result.waiting[store] = waiting
+            if not await self._is_available(store):
                 self._ramp[store] = RAMP_FIRST
                 continue
-            size = self._ramp.get(store, RAMP_FIRST)
-            swept.unparked[store] = await self._release(store, size)
-            self._ramp[store] = min(size * 10, RAMP_MAX)
+            limit = self._ramp.get(store, RAMP_FIRST)
+            async with self._db.connection() as connection:
+                result.unparked[store] = await transitions.unpark(connection, store, limit=limit)
+            self._ramp[store] = min(limit * 10, RAMP_MAX)
 
-    async def _answers(self, name: str) -> bool:
-        guard, store = self._guards.get(name), self._stores.get(name)
-        if guard and guard.breaker.state == "open":
+    async def _is_available(self, name: str) -> bool:
+        """Whether a store's breaker lets calls through and the store answers a ping."""
+        resilient_store, store = self._resilient_stores.get(name), self._stores.get(name)
+        if resilient_store and resilient_store.breaker.state == "open":
             return False
-        if (
-            store is None
-        ):  # not a store of ours (an embedding server): the probe is the event itself
+        if store is None:  # an embedding server, say: the unparked event itself is the probe
             return True
         try:
             await store.ping()
@@ -110,36 +116,23 @@ class Sweeper:
             return False
         return True
 
-    async def _release(self, store: str, size: int) -> int:
-        return await self._db.execute(
-            """WITH newest AS (
-                 SELECT DISTINCT ON (doc_id) id, priority, seq FROM inbox WHERE state = 'parked' AND park_store = %s
-                 ORDER BY doc_id, version DESC, event_id DESC
-               ), next AS (
-                 SELECT id FROM inbox WHERE id IN (SELECT id FROM newest ORDER BY priority, seq LIMIT %s) AND state = 'parked'
-                 FOR NO KEY UPDATE SKIP LOCKED)
-               UPDATE inbox SET state = CASE WHEN prepared_at IS NULL THEN 'received' ELSE 'prepared' END,
-                                park_store = NULL, next_at = clock_timestamp()
-               FROM next WHERE inbox.id = next.id""",
-            (store, size),
-        )
-
 
 async def remove_stages(stages: Sequence[UUID], graph: GraphStore, vectors: VectorStore) -> bool:
-    """Delete the stages' items from both stores; False when one is away (nothing is lost, it is done later)."""
+    """Delete the stages' items from both stores; return False when one is unavailable, so that the caller tries later."""
     try:
         await graph.delete_stages(stages)
         await vectors.delete_stages(stages)
         await vectors.flush()
     except (Unavailable, RetryLater) as error:
         logger(component="sweeper").warning(
-            "stages stay for now", stages=len(stages), reason=str(error)
+            "stages not removed yet", stages=len(stages), reason=str(error)
         )
         return False
     return True
 
 
 async def mark_reaped(db: Postgres, stages: Sequence[UUID], state: str) -> int:
+    """Mark stages `reaped` that are still in `state`; return their number."""
     return await db.execute(
         """UPDATE stages SET state = 'reaped', ended_at = clock_timestamp()
            FROM (SELECT stage_id FROM stages WHERE stage_id = ANY(%s) AND state = %s FOR UPDATE SKIP LOCKED) gone

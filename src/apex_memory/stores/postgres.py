@@ -108,9 +108,15 @@ class Postgres:
         await self._pool.close()
 
     @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection on which each statement is a transaction of its own, so that one statement is one round trip."""
+        async with translated(), self._lent(self._pool) as connection:
+            yield connection
+
+    @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """A read-committed transaction: commits at the end of the block, rolls back on an exception."""
-        async with translated(), self._lent(self._pool) as connection, connection.transaction():
+        async with self.connection() as connection, connection.transaction():
             yield connection
 
     @asynccontextmanager
@@ -134,7 +140,7 @@ class Postgres:
         self, query: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
     ) -> list[DictRow]:
         """Return all rows of one statement, which is a transaction of its own."""
-        async with translated(), self._lent(self._pool) as connection:
+        async with self.connection() as connection:
             return await (await connection.execute(query, parameters)).fetchall()
 
     async def fetch_one(
@@ -147,7 +153,7 @@ class Postgres:
         self, query: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
     ) -> int:
         """Run one statement, which is a transaction of its own. Return the number of rows it touched."""
-        async with translated(), self._lent(self._pool) as connection:
+        async with self.connection() as connection:
             return (await connection.execute(query, parameters)).rowcount
 
     async def ping(self) -> None:

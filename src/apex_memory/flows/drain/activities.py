@@ -22,7 +22,7 @@ from apex_memory.inbox import Run
 
 if TYPE_CHECKING:  # `workflows` names the activities, and must not load every engine for that
     from apex_memory.app import App
-    from apex_memory.saga.publication import Report
+    from apex_memory.saga.publication import BatchResult
 
 
 class DrainActivities:
@@ -60,12 +60,12 @@ class DrainActivities:
         await self._app.give_up(order.source, UUID(order.batch), order.step, order.reason)
 
 
-def _report(report: Report) -> StepReport:
+def _report(result: BatchResult) -> StepReport:
     """Counts of all, and the first few ids, the gravest outcomes first."""
-    by_outcome = {outcome: ids for outcome in SEVERITY if (ids := getattr(report, outcome))}
+    by_outcome = {outcome: ids for outcome in SEVERITY if (ids := getattr(result, outcome))}
     named = [(str(id), outcome) for outcome, ids in by_outcome.items() for id in ids]
     return StepReport(
         {outcome: len(ids) for outcome, ids in by_outcome.items()},
         dict(named[:SHOWN]),
-        report.landed,
+        result.landed,
     )

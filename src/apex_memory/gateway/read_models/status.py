@@ -87,9 +87,9 @@ async def refresh_gauges(app: App) -> None:
     oldest: dict[str, float] = {}
     events: dict[tuple[str, str], int] = {}
     for row in rows:
-        name, state = row["source"], row["state"]
-        events[name, state] = events.get((name, state), 0) + row["events"]
-        oldest[name] = max(oldest.get(name, 0), (now() - row["oldest"]).total_seconds())
+        events[row.source, row.state] = events.get((row.source, row.state), 0) + row.events
+        age = (now() - row.oldest).total_seconds()
+        oldest[row.source] = max(oldest.get(row.source, 0), age)
     for (name, state), count in events.items():
         INBOX_OPEN.labels(name, state).set(count)
     for name, seconds in oldest.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any, Literal
 
@@ -166,14 +167,11 @@ async def _counts(gateway: GatewayDep, stores: list[dict[str, Any]]) -> dict[str
     unknown = dict.fromkeys(("backlog", "open", "parked", "dead_letters"))
     if any(row["name"] == "documents" and row["state"] == "unavailable" for row in stores):
         return unknown
-    rows = [
-        {**row, "park_store": row["park_store"] if row["state"] == "parked" else None}
-        for row in await gateway.app.inbox.backlog()
-    ]
+    rows = await gateway.app.inbox.backlog()
     return {
-        "backlog": rows,
-        "open": sum(row["events"] for row in rows if row["state"] != "parked"),
-        "parked": sum(row["events"] for row in rows if row["state"] == "parked"),
+        "backlog": [asdict(row) for row in rows],
+        "open": sum(row.events for row in rows if row.state != "parked"),
+        "parked": sum(row.events for row in rows if row.state == "parked"),
         "dead_letters": await status.dead_letters(gateway.app),
     }
 

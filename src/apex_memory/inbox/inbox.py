@@ -1,0 +1,95 @@
+"""The inbox for callers that have no transaction of their own: one call, one commit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+from apex_memory.errors import ApexError
+from apex_memory.inbox import landing, leases, queries
+from apex_memory.inbox.leases import ClaimedEvent, Run
+from apex_memory.inbox.queries import BacklogRow
+from apex_memory.model import Event, LandResult
+from apex_memory.stores.postgres import Postgres
+from apex_memory.telemetry import logger
+
+
+class Inbox:
+    """Landing, leases and queries over the pool. Every method raises `Unavailable` without PostgreSQL."""
+
+    def __init__(self, db: Postgres) -> None:
+        self._db = db
+        self._log = logger(component="inbox")
+
+    async def land(self, events: Sequence[Event]) -> list[LandResult]:
+        """Commit events; see `landing.land`. Only after this returns may a source be answered 2xx."""
+        async with self._db.connection() as connection:
+            return await landing.land(connection, events)
+
+    async def claim(
+        self, source: str, *, batch: UUID, limit: int, lease: float, run: Run | None = None
+    ) -> list[ClaimedEvent]:
+        """Lease ready events to a batch; see `leases.claim`."""
+        async with self._db.connection() as connection:
+            return await leases.claim(
+                connection, source, batch=batch, limit=limit, lease=lease, run=run
+            )
+
+    async def renew(self, *batches: UUID, lease: float) -> None:
+        """Extend the leases of batches; see `leases.renew`."""
+        async with self._db.connection() as connection:
+            await leases.renew(connection, batches, lease=lease)
+
+    async def release(self, batch: UUID, ids: Sequence[UUID], *, seconds: float) -> None:
+        """Return events of a batch to the queue; see `leases.release`."""
+        async with self._db.connection() as connection:
+            await leases.release(connection, batch, ids, seconds=seconds)
+
+    @asynccontextmanager
+    async def keeping(self, *batches: UUID, lease: float) -> AsyncIterator[None]:
+        """Renew the leases of batches every third of `lease` seconds inside the block, however long it takes."""
+        task = asyncio.create_task(self._keep(batches, lease))
+        try:
+            yield
+        finally:
+            task.cancel()
+
+    async def _keep(self, batches: Sequence[UUID], lease: float) -> None:
+        while True:
+            await asyncio.sleep(lease / 3)
+            try:
+                await self.renew(*batches, lease=lease)
+            except ApexError as error:
+                self._log.warning("lease not renewed", batch=str(batches[0]), reason=str(error))
+
+    async def unprepared(self, batch: UUID) -> list[Event]:
+        """The events of a batch that have no manifest yet, with payloads."""
+        async with self._db.connection() as connection:
+            return await queries.unprepared(connection, batch)
+
+    async def owned(self, batch: UUID) -> list[UUID]:
+        """Ids of the open events that a batch owns."""
+        async with self._db.connection() as connection:
+            return await queries.owned(connection, batch)
+
+    async def event(self, id: UUID) -> Event:
+        """One raw event as it landed; `NotFound` if there is no payload."""
+        async with self._db.connection() as connection:
+            return await queries.event(connection, id)
+
+    async def ready(self) -> dict[str, int]:
+        """Number of events by source that can be claimed now."""
+        async with self._db.connection() as connection:
+            return await queries.ready(connection)
+
+    async def finished(self, ids: Sequence[UUID]) -> set[UUID]:
+        """Those of the events that are final or parked."""
+        async with self._db.connection() as connection:
+            return await queries.finished(connection, ids)
+
+    async def backlog(self) -> list[BacklogRow]:
+        """Events that are not final, by source, state and the store they wait for."""
+        async with self._db.connection() as connection:
+            return await queries.backlog(connection)

@@ -1,0 +1,121 @@
+"""Reads of the inbox: events with their payloads, and what waits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from psycopg.rows import class_row
+
+from apex_memory.errors import NotFound
+from apex_memory.model import Event, Priority
+from apex_memory.stores.postgres import Connection, Row
+
+
+@dataclass(frozen=True, slots=True)
+class BacklogRow:
+    """Events of a source that are not final: how many in which state, and when the oldest was received."""
+
+    source: str
+    state: str
+    park_store: str | None
+    """The store that parked events wait for."""
+    events: int
+    oldest: datetime
+
+
+async def unprepared(connection: Connection, batch: UUID) -> list[Event]:
+    """The events of a batch that have no manifest yet, with payloads, in the order of the claim."""
+    cursor = await connection.execute(
+        """SELECT i.*, p.body FROM inbox i JOIN payloads p ON p.inbox_id = i.id
+           WHERE i.open AND i.batch = %s AND i.state = 'received' ORDER BY i.priority, i.seq""",
+        (batch,),
+    )
+    return [event_from_row(row) for row in await cursor.fetchall()]
+
+
+async def owned(connection: Connection, batch: UUID) -> list[UUID]:
+    """Ids of the open events that a batch owns."""
+    cursor = await connection.execute(
+        "SELECT id FROM inbox WHERE open AND batch = %s ORDER BY id", (batch,)
+    )
+    return [row["id"] for row in await cursor.fetchall()]
+
+
+async def owns_any(connection: Connection, batch: UUID) -> bool:
+    """Whether a batch still owns an open event."""
+    cursor = await connection.execute(
+        "SELECT FROM inbox WHERE open AND batch = %s LIMIT 1", (batch,)
+    )
+    return await cursor.fetchone() is not None
+
+
+async def event(connection: Connection, id: UUID) -> Event:
+    """One raw event as it landed. Raises `NotFound` for an unknown id, or when retention removed the payload."""
+    cursor = await connection.execute(
+        "SELECT i.*, p.body FROM inbox i JOIN payloads p ON p.inbox_id = i.id WHERE i.id = %s",
+        (id,),
+    )
+    row = await cursor.fetchone()
+    if row is None:
+        raise NotFound(
+            f"event {id}: payload not found",
+            remedy="check the id; payloads are kept for payload_days",
+        )
+    return event_from_row(row)
+
+
+async def ready(connection: Connection) -> dict[str, int]:
+    """Number of events by source that can be claimed now. A paused source has none."""
+    cursor = await connection.execute(
+        """SELECT source, count(*) AS events FROM inbox
+           WHERE open AND next_at <= clock_timestamp() AND source NOT IN (SELECT name FROM sources WHERE paused)
+           GROUP BY source"""
+    )
+    return {row["source"]: row["events"] for row in await cursor.fetchall()}
+
+
+async def finished(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:
+    """Those of the events that are final or parked, so that waiting for them longer is pointless."""
+    cursor = await connection.execute(
+        "SELECT id FROM inbox WHERE id = ANY(%s) AND NOT open", (list(ids),)
+    )
+    return {row["id"] for row in await cursor.fetchall()}
+
+
+async def backlog(connection: Connection) -> list[BacklogRow]:
+    """Events that are not final, by source, state and the store they wait for."""
+    async with connection.cursor(row_factory=class_row(BacklogRow)) as cursor:
+        await cursor.execute(
+            """SELECT source, state, CASE WHEN state = 'parked' THEN park_store END AS park_store,
+                      count(*) AS events, min(received_at) AS oldest
+               FROM inbox WHERE open OR state = 'parked' GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"""
+        )
+        return await cursor.fetchall()
+
+
+async def parked_by_store(connection: Connection) -> dict[str, int]:
+    """Number of parked events by the store they wait for."""
+    cursor = await connection.execute(
+        "SELECT park_store, count(*) AS events FROM inbox WHERE state = 'parked' GROUP BY 1"
+    )
+    return {row["park_store"]: row["events"] for row in await cursor.fetchall()}
+
+
+def event_from_row(
+    row: Row, *, event_id: str | None = None, priority: Priority | None = None
+) -> Event:
+    """The event in a row of `inbox` joined with its payload as `body`; with another id or priority where given."""
+    return Event(
+        source=row["source"],
+        event_id=event_id or row["event_id"],
+        doc_key=row["doc_key"],
+        version=row["version"],
+        occurred_at=row["occurred_at"],
+        payload=bytes(row["body"]),
+        content_type=row["content_type"],
+        priority=Priority(row["priority"]) if priority is None else priority,
+        trace_parent=row["trace_parent"],
+    )

@@ -1,0 +1,189 @@
+"""The state machine of an event: every change of state, and nothing else.
+
+```
+            land
+             │
+             ▼         mark_prepared
+         received ───────────────────▶ prepared ─── end ──▶ done, superseded
+          ▲ │ │ ▲                       ▲ │ │
+          │ │ │ └────── unpark ──┬──────┘ │ │
+          │ │ └───── park ──▶ parked ◀────┘ │
+          │ └── mark_dead ──▶ dead ◀────────┘
+          └────── redrive ─────┘
+```
+
+- `received` and `prepared` are *open*: a drain claims them (`leases`). `prepared` has a manifest, so it never
+  needs the pipeline again. `postpone` keeps the state: it records a failed attempt and delays the next.
+- `parked` waits for a store. It is not open, so a source whose store is away costs no claims, and parking
+  consumes no attempt. `unpark` returns an event to the open state it came from.
+- `done` and `superseded` are final. `dead` is final until an operator redrives it; a dead letter shows it.
+- Whoever acts on a claim (`mark_prepared`, `park`, `postpone`, `mark_dead`) must still own it: `lock_owned` or the
+  statement itself checks the batch, and a worker whose lease ran out changes nothing. `end` needs no owner:
+  the commit that calls it has locked the events and checked its stages.
+
+Every function is part of the caller's transaction and locks events by id, before stages, documents and dead
+letters (the order is in `saga/journal.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+from uuid import UUID
+
+from apex_memory.stores.postgres import Connection
+
+PARK_DEADLINE_SECONDS = 60  # a parked event is looked at again by then at the latest
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedEvent:
+    """An event that the caller's batch owns, locked."""
+
+    id: UUID
+    source: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedEvent:
+    """What an event's row records of a failure."""
+
+    id: UUID
+    attempts: int
+    message: str
+    store: str = ""
+    """The store that a parked event waits for."""
+    wait_seconds: float = 0
+    """How long a postponed event waits for its next attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndedEvent:
+    """An event that became `done` or `superseded`, for the metrics once its transaction has committed."""
+
+    source: str
+    state: str
+    seconds: float
+    """From received to the end."""
+
+
+async def lock_owned(
+    connection: Connection, batch: UUID, ids: Sequence[UUID]
+) -> dict[UUID, OwnedEvent]:
+    """Lock those of the events that the batch still owns, by id. An event that is missing has another owner now."""
+    cursor = await connection.execute(
+        """SELECT id, source, attempts FROM inbox WHERE id = ANY(%s) AND open AND batch = %s
+           ORDER BY id FOR NO KEY UPDATE""",
+        (list(ids), batch),
+    )
+    rows = await cursor.fetchall()
+    return {row["id"]: OwnedEvent(row["id"], row["source"], row["attempts"]) for row in rows}
+
+
+async def mark_prepared(connection: Connection, batch: UUID, ids: Sequence[UUID]) -> list[UUID]:
+    """`received` → `prepared`, for events that the batch still owns; return their ids."""
+    cursor = await connection.execute(
+        """UPDATE inbox SET state = 'prepared', prepared_at = clock_timestamp()
+           FROM (SELECT id FROM inbox WHERE id = ANY(%s) AND open AND batch = %s
+                 ORDER BY id FOR NO KEY UPDATE) mine
+           WHERE inbox.id = mine.id RETURNING inbox.id""",
+        (list(ids), batch),
+    )
+    return [row["id"] for row in await cursor.fetchall()]
+
+
+async def end(
+    connection: Connection, ids: Sequence[UUID], state: Literal["done", "superseded"]
+) -> list[EndedEvent]:
+    """Any open or parked state → `done` or `superseded`. An event that is final already stays as it is."""
+    if not ids:
+        return []
+    cursor = await connection.execute(
+        """UPDATE inbox SET state = %s, ended_at = clock_timestamp(), batch = NULL, park_store = NULL, last_error = NULL
+           WHERE id = ANY(%s) AND (open OR state = 'parked')
+           RETURNING source, extract(epoch FROM ended_at - received_at)::float AS seconds""",
+        (state, sorted(ids)),
+    )
+    return [EndedEvent(row["source"], state, row["seconds"]) for row in await cursor.fetchall()]
+
+
+async def park(connection: Connection, events: Sequence[FailedEvent]) -> None:
+    """Open → `parked`, until the store that each waits for answers. Consumes no attempt."""
+    if not events:
+        return
+    await connection.execute(
+        """UPDATE inbox SET state = 'parked', batch = NULL, park_store = t.store, last_error = t.message,
+                  next_at = clock_timestamp() + make_interval(secs => %s)
+           FROM unnest(%s::uuid[], %s::text[], %s::text[]) AS t (id, store, message) WHERE inbox.id = t.id""",
+        (
+            PARK_DEADLINE_SECONDS,
+            [event.id for event in events],
+            [event.store for event in events],
+            [event.message for event in events],
+        ),
+    )
+
+
+async def unpark(connection: Connection, store: str, *, limit: int) -> int:
+    """`parked` → `received` or `prepared`, for up to `limit` documents that wait for the store; return the number.
+
+    The most urgent first, and the newest version of each document first: older ones then end as superseded.
+    """
+    cursor = await connection.execute(
+        """WITH newest AS (
+             SELECT DISTINCT ON (doc_id) id, priority, seq FROM inbox WHERE state = 'parked' AND park_store = %s
+             ORDER BY doc_id, version DESC, event_id DESC
+           ), next AS (
+             SELECT id FROM inbox WHERE id IN (SELECT id FROM newest ORDER BY priority, seq LIMIT %s) AND state = 'parked'
+             FOR NO KEY UPDATE SKIP LOCKED)
+           UPDATE inbox SET state = CASE WHEN prepared_at IS NULL THEN 'received' ELSE 'prepared' END,
+                            park_store = NULL, next_at = clock_timestamp()
+           FROM next WHERE inbox.id = next.id""",
+        (store, limit),
+    )
+    return cursor.rowcount
+
+
+async def postpone(connection: Connection, events: Sequence[FailedEvent]) -> None:
+    """Open → open: record a failed attempt, and let the next one wait."""
+    if not events:
+        return
+    await connection.execute(
+        """UPDATE inbox SET attempts = t.attempts, batch = NULL, last_error = t.message,
+                  next_at = clock_timestamp() + make_interval(secs => t.wait)
+           FROM unnest(%s::uuid[], %s::integer[], %s::text[], %s::float[]) AS t (id, attempts, message, wait)
+           WHERE inbox.id = t.id""",
+        (
+            [event.id for event in events],
+            [event.attempts for event in events],
+            [event.message for event in events],
+            [event.wait_seconds for event in events],
+        ),
+    )
+
+
+async def mark_dead(connection: Connection, events: Sequence[FailedEvent]) -> None:
+    """Open → `dead`. The caller files the dead letter that shows it in the same transaction."""
+    if not events:
+        return
+    await connection.execute(
+        """UPDATE inbox SET state = 'dead', ended_at = clock_timestamp(), batch = NULL, attempts = t.attempts, last_error = t.message
+           FROM unnest(%s::uuid[], %s::integer[], %s::text[]) AS t (id, attempts, message) WHERE inbox.id = t.id""",
+        (
+            [event.id for event in events],
+            [event.attempts for event in events],
+            [event.message for event in events],
+        ),
+    )
+
+
+async def redrive(connection: Connection, ids: Sequence[UUID]) -> None:
+    """`dead` → `received`: through the pipeline again, with the original order and all attempts."""
+    await connection.execute(
+        """UPDATE inbox SET state = 'received', attempts = 0, next_at = clock_timestamp(), ended_at = NULL, batch = NULL,
+                  prepared_at = NULL
+           WHERE id = ANY(%s) AND state = 'dead'""",
+        (list(ids),),
+    )

@@ -54,12 +54,12 @@ def _put(simulator: EdiSimulator) -> list[bytes]:
 async def _measured(app: App, simulator: EdiSimulator, files: list[bytes]) -> list[Row]:
     source = app.sources["edi"]
     began = time.perf_counter()
-    await app.pull("edi")  # the first look
-    await app.pull("edi")
+    await app.fetcher.pull("edi")  # the first look
+    await app.fetcher.pull("edi")
     picked = time.perf_counter() - began
-    await app.process_files("edi")
+    await app.fetcher.process_files("edi")
     answered = time.perf_counter() - began
-    await app.drain("edi")
+    await app.direct.drain("edi")
     seconds = time.perf_counter() - began
     held = await app.db.fetch_one(
         """SELECT (SELECT count(*) FROM documents WHERE source = 'edi') AS documents,

@@ -93,7 +93,7 @@ async def opened(
     async with open_app(Settings(**{**urls, **given, **settings})) as app:
         if embedder:
             await app.pipeline.close()
-            app.pipeline = Pipeline(embedder, chunk_chars=CHUNK_CHARS)
+            app.pipeline = app.steps._pipeline = Pipeline(embedder, chunk_chars=CHUNK_CHARS)
         await (
             app.recovery.check_restarted_stores()
         )  # this and the next as the worker does at its start

@@ -78,8 +78,8 @@ class Steps:
     @activity.defn
     async def carry_one(self, batch: str) -> int:
         await self.claim(batch)
-        await self._app.prepare("documents", UUID(batch))
-        return len((await self._app.publish(UUID(batch))).done)
+        await self._app.steps.prepare("documents", UUID(batch))
+        return len((await self._app.steps.publish(UUID(batch))).done)
 
     @activity.defn
     async def claim(self, batch: str) -> None:
@@ -129,7 +129,7 @@ class Steps:
 
 async def carry_each(app: App, pattern: Any, events: Sequence[Event]) -> float:
     """Events a second, each by a workflow of its own, up to `AT_ONCE` at a time. Fails unless each carried one."""
-    await app.land(events)
+    await app.inbox.land(events)
     async with _worker(app, [AsOne, StepByStep], Steps(app).all) as (client, queue):
         free = asyncio.Semaphore(AT_ONCE)
 
@@ -150,7 +150,7 @@ async def carry_each(app: App, pattern: Any, events: Sequence[Event]) -> float:
 async def carry_drained(app: App, events: Sequence[Event]) -> float:
     """Events a second by the product's own workflow, from its start to the end of the last event."""
     for first in range(0, len(events), 1_000):
-        await app.land(events[first : first + 1_000])
+        await app.inbox.land(events[first : first + 1_000])
     client = await connect(app.settings.temporal)
     steps = DrainActivities(app)
     activities: list[Callable[..., Any]] = [

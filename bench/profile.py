@@ -76,7 +76,7 @@ async def _batch(app: App, ledger: Ledger, corpus: Corpus, n: int) -> None:
     events = [corpus.event(BATCH * n + k) for k in range(BATCH)]
     document, batch = app.sources["documents"].document, uuid.uuid4()
     publication, step = app.publication, ledger.step
-    await step("land", lambda: app.land(events))
+    await step("land", lambda: app.inbox.land(events))
     await step("claim", lambda: app.inbox.claim("documents", batch=batch, limit=BATCH, lease=60))
     work = await step("read payloads", lambda: app.inbox.unprepared(batch))
     made: Any = await step(

@@ -105,7 +105,7 @@ async def streams() -> list[Row]:
 
 async def flat_out(app: App, sent: Vendor, pids: dict[str, int]) -> Row:
     """As much as goes: the next step is pulled and folded while the windows of those before are drained."""
-    await app.pull(NAME)
+    await app.fetcher.pull(NAME)
     await sent.advance(STEP)
     await _carry(app)  # connections, plans, partitions, the model
     profile = await _profile(app, sent, pids)
@@ -114,8 +114,8 @@ async def flat_out(app: App, sent: Vendor, pids: dict[str, int]) -> Row:
     async with _draining(app):
         for _ in range(STEPS):
             await sent.advance(STEP)
-            await app.pull(NAME)
-            await app.aggregate_windows(NAME)
+            await app.fetcher.pull(NAME)
+            await app.fetcher.aggregate_windows(NAME)
     seconds = time.perf_counter() - began
     used, kept = spent(before, usage(pids)), await _kept(app) - first
     await _check(app)
@@ -133,9 +133,9 @@ async def _profile(app: App, sent: Vendor, pids: dict[str, int]) -> str:
     """Wall seconds and CPU milliseconds per 1,000 readings of one step, by what is done."""
     ledger, first = Ledger(pids), await _kept(app)
     await sent.advance(STEP)
-    await ledger.step("pull", lambda: app.pull(NAME))
-    windows = await ledger.step("fold", lambda: app.aggregate_windows(NAME))
-    await ledger.step("drain", lambda: app.drain(NAME))
+    await ledger.step("pull", lambda: app.fetcher.pull(NAME))
+    windows = await ledger.step("fold", lambda: app.fetcher.aggregate_windows(NAME))
+    await ledger.step("drain", lambda: app.direct.drain(NAME))
     kept = await _kept(app) - first
     parts = (
         f"{step} {wall:.1f} s ("
@@ -152,15 +152,15 @@ async def _profile(app: App, sent: Vendor, pids: dict[str, int]) -> str:
 
 async def at_pace(app: App, pids: dict[str, int]) -> list[Row]:
     """At the target's rate, polled as in life: what it costs, and whether anything falls behind."""
-    await app.pull(NAME)
+    await app.fetcher.pull(NAME)
     first, before, began = await _kept(app), usage(pids), time.perf_counter()
     worked, waits = list[float](), list[float]()
     async with _draining(app):
         while (gone := time.perf_counter() - began) < PACED_SECONDS:
             await asyncio.sleep(POLL_SECONDS * (len(worked) + 1) - gone)
             start = time.perf_counter()
-            await app.pull(NAME)
-            await app.aggregate_windows(NAME)
+            await app.fetcher.pull(NAME)
+            await app.fetcher.aggregate_windows(NAME)
             worked.append(time.perf_counter() - start)
             waits.append(await _oldest(app))
         kept, seconds = await _kept(app) - first, time.perf_counter() - began
@@ -200,7 +200,7 @@ async def _draining(app: App) -> AsyncIterator[None]:
     ended = asyncio.Event()
 
     async def drain() -> None:
-        while await app.drain(NAME) or not ended.is_set():
+        while await app.direct.drain(NAME) or not ended.is_set():
             await asyncio.sleep(0.05)
 
     async with asyncio.TaskGroup() as tasks:
@@ -218,9 +218,9 @@ async def _oldest(app: App) -> float:
 
 
 async def _carry(app: App) -> None:
-    await app.pull(NAME)
-    await app.aggregate_windows(NAME)
-    await app.drain(NAME)
+    await app.fetcher.pull(NAME)
+    await app.fetcher.aggregate_windows(NAME)
+    await app.direct.drain(NAME)
 
 
 async def _kept(app: App) -> int:
@@ -232,8 +232,8 @@ async def _kept(app: App) -> int:
 
 async def _check(app: App) -> None:
     """Fails unless every reading is in a window, every window folded and every version of it carried."""
-    await app.aggregate_windows(NAME, everything=True)
-    await app.drain(NAME)
+    await app.fetcher.aggregate_windows(NAME, everything=True)
+    await app.direct.drain(NAME)
     row = await app.db.fetch_one(
         """SELECT (SELECT count(*) FROM windows WHERE dirty) AS dirty,
                   (SELECT count(*) FROM inbox WHERE state NOT IN ('done', 'superseded')) AS undone,

@@ -80,9 +80,9 @@ async def rates() -> list[Row]:
 async def carry(app: App, corpus: Corpus, count: int, name: str, first: int = 0) -> float:
     """Land, then drain; documents a second of the draining. Fails when one was not carried."""
     for page in corpus.events(first, count, name=name):
-        await app.land(page)
+        await app.inbox.land(page)
     began = time.perf_counter()
-    carried = await app.drain("documents")
+    carried = await app.direct.drain("documents")
     seconds = time.perf_counter() - began
     row = await app.db.fetch_one("SELECT count(*) AS n FROM inbox WHERE state <> 'done'")
     if carried != count or row is None or row["n"]:
@@ -93,8 +93,8 @@ async def carry(app: App, corpus: Corpus, count: int, name: str, first: int = 0)
 async def alone(app: App, event: Event) -> float:
     """Seconds from landing one event to its commit."""
     began = time.perf_counter()
-    await app.land([event])
-    await app.drain("documents")
+    await app.inbox.land([event])
+    await app.direct.drain("documents")
     return time.perf_counter() - began
 
 

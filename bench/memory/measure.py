@@ -73,9 +73,9 @@ async def ask_all(app: App) -> list[Outcome]:
 async def load(app: App) -> dict[tuple[str, str], Place]:
     """The world, through inbox, pipeline and saga, into the stores; and where all evidence stands."""
     made = events(app.sources)
-    await app.land(list(made.values()))
+    await app.inbox.land(list(made.values()))
     for name in sorted({event.source for event in made.values()}):
-        await app.drain(name)
+        await app.direct.drain(name)
     kept = await app.db.fetch(
         """SELECT d.doc_id, m.text FROM documents d JOIN manifests m ON m.id = d.manifest_id
            WHERE NOT d.deleted AND d.doc_id = ANY(%s)""",

@@ -106,7 +106,7 @@ def delete_event(of: Event, *, version: int) -> Event:
 
 
 async def land(app: App, *events: Event) -> list[LandResult]:
-    return await app.land(events)
+    return await app.inbox.land(events)
 
 
 async def state(app: App, landed: LandResult) -> str:

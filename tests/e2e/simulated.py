@@ -56,19 +56,19 @@ class Day:
         for push in self.held:
             await self.send_one(push)
         for _ in range(3):
-            await self.app.pull(self.name)
-            await self.app.process_files(self.name)
-            await self.app.aggregate_windows(self.name, everything=True)
-            await self.app.drain(self.name)
+            await self.app.fetcher.pull(self.name)
+            await self.app.fetcher.process_files(self.name)
+            await self.app.fetcher.aggregate_windows(self.name, everything=True)
+            await self.app.direct.drain(self.name)
 
     async def step(self) -> None:
         try:
-            await self.app.pull(self.name)
+            await self.app.fetcher.pull(self.name)
         except ApexError as error:
             self.failures.append(str(error))
-        await self.app.process_files(self.name)
-        await self.app.aggregate_windows(self.name)
-        await self.app.drain(self.name)
+        await self.app.fetcher.process_files(self.name)
+        await self.app.fetcher.aggregate_windows(self.name)
+        await self.app.direct.drain(self.name)
 
     async def send(self, pushes: Any) -> None:
         chaos = self.simulator.chaos
@@ -89,10 +89,10 @@ class Day:
         headers = {"content-type": push.content_type}
         headers |= {name.lower(): value for name, value in push.sign(push.body, now).items()}
         request = Request(push.body, headers, {}, now)
-        await source.fetch_verification_data(request, self.app.links[self.name])
+        await source.fetch_verification_data(request, self.app.fetcher.clients[self.name])
         received = source.receive(request)
-        await self.app.land(received.events)
-        await self.app.pulls.note(self.name, received.change_hints)
+        await self.app.inbox.land(received.events)
+        await self.app.fetcher.pulls.note(self.name, received.change_hints)
 
     async def check(self, truth: Sequence[Truth], *, dead: int = 0) -> None:
         """Every simulated thing once in its newest state, deleted ones gone, nothing else, and nothing left over."""

@@ -96,7 +96,7 @@ async def api(make_settings: MakeSettings) -> AsyncIterator[Api]:
 async def drained(api: Api, source: str = "documents") -> None:
     """Carry what lands, until cancelled: what a worker does."""
     while True:
-        await api.app.drain(source)
+        await api.app.direct.drain(source)
         await asyncio.sleep(0.01)
 
 
@@ -113,7 +113,7 @@ async def carried(api: Api, source: str = "documents") -> AsyncIterator[None]:
 async def test_from_a_post_to_an_answer(api: Api) -> None:
     event = await api.land()
     assert not event["duplicate"]
-    await api.app.drain("documents")
+    await api.app.direct.drain("documents")
     found = (await api.post("/v1/search", json={"query": "where is SHP-100045?"})).json()
     assert found["hits"][0]["document_id"] == event["document_id"]
     assert found["hits"][0]["provenance"]["id"] == event["id"]
@@ -129,7 +129,7 @@ async def test_from_a_post_to_an_answer(api: Api) -> None:
 
 async def test_a_search_by_address_answers_as_the_post_does(api: Api) -> None:
     event = await api.land()
-    await api.app.drain("documents")
+    await api.app.direct.drain("documents")
     query = {"q": "SHP-100045", "source": "documents", "entity": "shipment:SHP-100045", "limit": 1}
     [hit] = (await api.get("/v1/search", params=query)).json()["hits"]
     assert hit["document_id"] == event["document_id"]
@@ -202,7 +202,7 @@ async def test_waiting_in_vain_is_202_and_not_searchable(api: Api) -> None:
 async def test_waiting_for_what_is_already_there_is_200_with_duplicate(api: Api) -> None:
     body = {"key": "a", "text": TEXT, "version": 7}
     await api.post("/v1/documents", json=body)
-    await api.app.drain("documents")
+    await api.app.direct.drain("documents")
     answer = await api.post("/v1/documents?wait=searchable", json=body)
     assert answer.status_code == 200
     assert answer.json()["events"][0]["duplicate"] and answer.json()["searchable"]
@@ -305,10 +305,10 @@ async def test_an_event_is_shown_from_received_to_done(api: Api) -> None:
     path = f"/v1/events/{event['id']}"
     seen = (await api.get(path)).json()
     assert seen["state"] == "received" and seen["owner"] is None and seen["deadline"]
-    batch = await api.app.claim("documents")
+    batch = await api.app.steps.claim("documents")
     seen = (await api.get(path)).json()
     assert seen["owner"] == str(batch.id) and seen["deadline"] > seen["received_at"]
-    await api.app.prepare("documents", batch.id)
+    await api.app.steps.prepare("documents", batch.id)
     assert (await api.get(path)).json()["state"] == "prepared"
     begun = await api.app.publication.journal.begin(batch.id)
     seen = (await api.get(path)).json()
@@ -317,7 +317,7 @@ async def test_an_event_is_shown_from_received_to_done(api: Api) -> None:
         e["id"] for e in (await api.get("/v1/events?state=staged")).json()["events"]
     ] == [event["id"]]
     assert (await api.get("/v1/events?state=prepared")).json()["events"] == []
-    await api.app.publish(batch.id)
+    await api.app.steps.publish(batch.id)
     seen = (await api.get(path)).json()
     assert seen["state"] == "done" and seen["ended_at"] and seen["deadline"] is None
     assert seen["stores"]["vectors"]["state"] == "held"
@@ -395,14 +395,14 @@ async def test_a_deletion_outruns_what_is_still_on_its_way(api: Api) -> None:
     event = await api.land(version=far)
     answer = await api.http.delete(f"/v1/documents/{event['document_id']}")
     assert answer.status_code == 202, "landed, though the document is not there yet"
-    await api.app.drain("documents")
+    await api.app.direct.drain("documents")
     assert (await api.get(f"/v1/documents/{event['document_id']}")).status_code == 404
     assert (await api.http.delete(f"/v1/documents/{uuid4()}")).status_code == 404
 
 
 async def broken(api: Api, count: int) -> None:
     """Land events that no source understands, and let them become dead letters."""
-    await api.app.land(
+    await api.app.inbox.land(
         [
             Event(
                 source="documents",
@@ -416,7 +416,7 @@ async def broken(api: Api, count: int) -> None:
             for n in range(count)
         ]
     )
-    await api.app.drain("documents")
+    await api.app.direct.drain("documents")
 
 
 async def test_dead_letters_are_listed_redriven_and_discarded(api: Api) -> None:
@@ -523,7 +523,7 @@ async def test_too_many_at_once_are_sent_away(api: Api) -> None:
     async def land(events: Sequence[Event]) -> list[LandResult]:
         inside.set()
         await gate.wait()
-        return await api.app.land(events)
+        return await api.app.inbox.land(events)
 
     object.__setattr__(api.gateway, "landings", GroupCommitter(land, queued=1))
     waiting = asyncio.create_task(api.post("/v1/documents", json={"text": "one"}))
@@ -577,7 +577,7 @@ async def test_an_agents_trace_goes_on_with_its_event(api: Api) -> None:
 
 async def test_a_store_is_reconciled_once_at_a_time(api: Api) -> None:
     await api.land()
-    await api.app.drain("documents")
+    await api.app.direct.drain("documents")
     answer = await api.post("/v1/stores/graph/reconcile", json={})
     assert answer.status_code == 200 and answer.json()["stages"] == 1
     api.gateway.reconciling.add("graph")

@@ -148,7 +148,7 @@ async def worker(settings: Settings) -> AsyncIterator[None]:
     async def carry(app: App) -> None:
         while True:
             for source in app.sources:
-                await app.drain(source)
+                await app.direct.drain(source)
             await asyncio.sleep(0.02)
 
     async with open_app(settings) as app:

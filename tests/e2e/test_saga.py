@@ -31,7 +31,7 @@ async def test_one_event_becomes_one_document_in_all_stores(app: App) -> None:
     [landed] = await land(
         app, text_event(app, "a", "Shipment SHP-100045 left Columbus, OH.", version=1)
     )
-    assert await app.drain("documents") == 1
+    assert await app.direct.drain("documents") == 1
     assert await state(app, landed) == "done"
     document = await live(app, "a")
     assert document and "shipment:SHP-100045" in document["entities"]
@@ -48,10 +48,10 @@ async def test_an_update_replaces_the_version_and_the_old_stage_is_collected_aft
 
 async def _update_and_collect(app: App) -> None:
     await land(app, text_event(app, "a", "first text", version=1))
-    await app.drain("documents")
+    await app.direct.drain("documents")
     first = await live(app, "a")
     await land(app, text_event(app, "a", "second text", version=2))
-    await app.drain("documents")
+    await app.direct.drain("documents")
     second = await live(app, "a")
     assert (
         first
@@ -59,11 +59,11 @@ async def _update_and_collect(app: App) -> None:
         and second["text"] == "second text"
         and second["stage_id"] != first["stage_id"]
     )
-    assert await app.collect() == 0, "within the grace a reader may still see it"
+    assert await app.upkeep.collect() == 0, "within the grace a reader may still see it"
     assert (await held(app, first["stage_id"]))[1] == 1
     # The grace itself is what is tested: it counts from the end of the longest possible flip.
     await asyncio.sleep(app.settings.grace_seconds + app.settings.call_timeout_seconds + 0.1)
-    assert await app.collect() == 1
+    assert await app.upkeep.collect() == 1
     assert await held(app, first["stage_id"]) == (0, 0)
     assert (await held(app, second["stage_id"]))[1] == 1
 
@@ -71,19 +71,19 @@ async def _update_and_collect(app: App) -> None:
 async def test_a_redelivery_changes_nothing(app: App) -> None:
     event = text_event(app, "a", "text", version=1)
     [first] = await land(app, event)
-    await app.drain("documents")
+    await app.direct.drain("documents")
     before = await live(app, "a")
     [again] = await land(app, event)
     assert again.duplicate and again.id == first.id
-    assert await app.drain("documents") == 0
+    assert await app.direct.drain("documents") == 0
     assert await live(app, "a") == before
 
 
 async def test_a_late_older_version_is_superseded(app: App) -> None:
     await land(app, text_event(app, "a", "newer", version=2))
-    await app.drain("documents")
+    await app.direct.drain("documents")
     [late] = await land(app, text_event(app, "a", "older", version=1))
-    await app.drain("documents")
+    await app.direct.drain("documents")
     document = await live(app, "a")
     assert await state(app, late) == "superseded"
     assert document and document["text"] == "newer"
@@ -92,7 +92,7 @@ async def test_a_late_older_version_is_superseded(app: App) -> None:
 async def test_versions_in_one_batch_end_with_the_newest(app: App) -> None:
     events = [text_event(app, "a", f"text {n}", version=n) for n in (3, 1, 5, 2, 4)]
     landed = await land(app, *events)
-    await app.drain("documents")
+    await app.direct.drain("documents")
     document = await live(app, "a")
     assert document and document["text"] == "text 5"
     states = [await state(app, item) for item in landed]
@@ -105,7 +105,7 @@ async def test_equal_versions_are_decided_by_event_id_in_either_order(app: App) 
             await land(
                 app, text_event(app, key, f"text of {name}", version=7, event_id=f"{key}-{name}")
             )
-            await app.drain("documents")
+            await app.direct.drain("documents")
         document = await live(app, key)
         assert document and document["text"] == "text of y"
 
@@ -113,16 +113,16 @@ async def test_equal_versions_are_decided_by_event_id_in_either_order(app: App) 
 async def test_a_delete_hides_and_an_older_version_does_not_revive(app: App) -> None:
     event = text_event(app, "a", "text", version=1)
     await land(app, event)
-    await app.drain("documents")
+    await app.direct.drain("documents")
     [gone] = await land(app, delete_event(event, version=5))
-    await app.drain("documents")
+    await app.direct.drain("documents")
     assert await state(app, gone) == "done"
     assert await live(app, "a") is None
     [late] = await land(app, text_event(app, "a", "late", version=3))
-    await app.drain("documents")
+    await app.direct.drain("documents")
     assert await state(app, late) == "superseded" and await live(app, "a") is None
     await land(app, text_event(app, "a", "again", version=9))
-    await app.drain("documents")
+    await app.direct.drain("documents")
     document = await live(app, "a")
     assert document and document["text"] == "again"
 
@@ -131,7 +131,7 @@ async def test_poison_ends_as_dead_letter_and_its_neighbours_go_on(app: App) -> 
     good = [text_event(app, f"g{n}", f"good {n}", version=1) for n in range(5)]
     poison = replace(good[2], event_id="poison", doc_key="p", payload=b"\x00not an envelope")
     landed = await land(app, *good, poison)
-    await app.drain("documents")
+    await app.direct.drain("documents")
     assert [await state(app, item) for item in landed] == ["done"] * 5 + ["dead"]
     [letter] = await app.dead_letters.find()
     assert letter["step"] == "prepare" and letter["event_id"] == "poison" and letter["message"]
@@ -141,7 +141,7 @@ async def test_poison_ends_as_dead_letter_and_its_neighbours_go_on(app: App) -> 
 async def test_a_dead_letter_is_redriven_or_superseded(app: App) -> None:
     poison = replace(text_event(app, "p", "x", version=1), payload=b"junk")
     [landed] = await land(app, poison)
-    await app.drain("documents")
+    await app.direct.drain("documents")
     [letter] = await app.dead_letters.find()
     assert [
         row["id"]
@@ -149,21 +149,21 @@ async def test_a_dead_letter_is_redriven_or_superseded(app: App) -> None:
     ] == [letter["id"]]
     assert await state(app, landed) == "dead", "a dry run changes nothing"
     await app.dead_letters.redrive([letter["id"]], actor="test")
-    await app.drain("documents")
+    await app.direct.drain("documents")
     assert (await app.dead_letters.show(letter["id"]))["status"] == "open", (
         "still poison: open again"
     )
     await land(app, text_event(app, "p", "healthy", version=2))
-    await app.drain("documents")
+    await app.direct.drain("documents")
     assert (await app.dead_letters.show(letter["id"]))["status"] == "superseded"
 
 
 async def test_a_crash_before_commit_leaves_the_prior_version_and_is_swept(app: App) -> None:
     await land(app, text_event(app, "a", "good", version=1))
-    await app.drain("documents")
+    await app.direct.drain("documents")
     [landed] = await land(app, text_event(app, "a", "update", version=2))
-    batch = await app.claim("documents")
-    await app.prepare("documents", batch.id)
+    batch = await app.steps.claim("documents")
+    await app.steps.prepare("documents", batch.id)
     begun = await app.publication.journal.begin(batch.id)
     assert not await app.publication.stage_and_verify(begun.stages)
     # The worker dies here: staged, verified, not committed.
@@ -173,7 +173,7 @@ async def test_a_crash_before_commit_leaves_the_prior_version_and_is_swept(app: 
     await app.db.execute(
         "UPDATE stages SET lease_until = now() - interval '1 s' WHERE state = 'staging'"
     )
-    swept = await app.sweep()
+    swept = await app.upkeep.sweep()
     assert (swept.expired, swept.removed) == (1, 1)
     assert await held(app, begun.stages[0].id) == (0, 0)
     assert not (
@@ -185,19 +185,19 @@ async def test_a_crash_before_commit_leaves_the_prior_version_and_is_swept(app: 
         )
     ).done, "dead never revives"
     await app.db.execute("UPDATE inbox SET next_at = now() WHERE id = %s", (landed.id,))
-    await app.drain("documents")
+    await app.direct.drain("documents")
     document = await live(app, "a")
     assert document and document["text"] == "update"
 
 
 async def test_a_worker_that_wakes_late_finds_its_commit_refused(app: App) -> None:
     [landed] = await land(app, text_event(app, "a", "text", version=1))
-    slow = await app.claim("documents")
-    await app.prepare("documents", slow.id)
+    slow = await app.steps.claim("documents")
+    await app.steps.prepare("documents", slow.id)
     begun = await app.publication.journal.begin(slow.id)
     await app.db.execute("UPDATE inbox SET next_at = now()")  # its lease has run out
     await app.cache.unlock([landed.doc_id], slow.id)
-    assert await app.drain("documents") == 1
+    assert await app.direct.drain("documents") == 1
     winner = await live(app, "a")
     assert winner
     assert not await app.publication.stage_and_verify(begun.stages)
@@ -222,18 +222,18 @@ async def test_a_store_that_is_gone_parks_events_and_they_go_on_by_themselves(
         landed = await land(
             app, *(text_event(app, f"d{n}", f"SHP-20004{n}", version=1) for n in range(25))
         )
-        await app.drain("documents")
+        await app.direct.drain("documents")
         rows = await app.db.fetch("SELECT state, park_store, attempts FROM inbox")
         assert {(row["state"], row["park_store"], row["attempts"]) for row in rows} == {
             ("parked", store, 0)
         }
-        assert (await app.sweep()).unparked == {}, "it does not answer: nothing is let out"
+        assert (await app.upkeep.sweep()).unparked == {}, "it does not answer: nothing is let out"
         gone.heal()
         freed = []
         for _ in range(4):
             await asyncio.sleep(app.settings.breaker_open_seconds)  # the breaker's own wait
-            freed.append((await app.sweep()).unparked.get(store, 0))
-            await app.drain("documents")
+            freed.append((await app.upkeep.sweep()).unparked.get(store, 0))
+            await app.direct.drain("documents")
         assert freed[:3] == [1, 10, 14], "one probe, then a ramp"
         assert {await state(app, item) for item in landed} == {"done"}
 
@@ -247,17 +247,17 @@ async def test_what_a_store_acknowledged_but_does_not_hold_is_not_committed(
         lying.plan(Fault.DROP, "upsert", times=1)
         app.publication._vectors = lying
         [landed] = await land(app, text_event(app, "a", "text", version=1))
-        await app.drain("documents")
+        await app.direct.drain("documents")
         assert await live(app, "a") is None
         assert await state(app, landed) in ("received", "prepared")
         await app.db.execute("UPDATE inbox SET next_at = now()")
-        await app.drain("documents")
+        await app.direct.drain("documents")
         assert await state(app, landed) == "done"
 
         lying.plan(Fault.DROP, "upsert", times=1)
         app.publication.verify = _believe  # type: ignore[method-assign]
         await land(app, text_event(app, "b", "text", version=1))
-        await app.drain("documents")
+        await app.direct.drain("documents")
         document = await live(app, "b")
         assert document and (await held(app, document["stage_id"]))[1] == 0, (
             "control: unverified, a document without vectors is visible"
@@ -275,7 +275,7 @@ async def test_a_refused_document_is_found_by_bisection(make_settings: MakeSetti
         landed = await land(
             app, *(text_event(app, f"d{n}", f"SHP-10004{n}", version=1) for n in range(8))
         )
-        await app.drain("documents")
+        await app.direct.drain("documents")
         states = [await state(app, item) for item in landed]
         assert states == ["done"] * 3 + ["dead"] + ["done"] * 4
 
@@ -285,7 +285,7 @@ async def test_many_refusals_alike_park_the_batch(make_settings: MakeSettings) -
         events = [text_event(app, f"d{n}", f"SHP-10004{n}", version=1) for n in range(8)]
         app.publication._graph = _Picky(app.graph, {str(event.doc_id) for event in events[:4]})  # type: ignore[assignment]
         landed = await land(app, *events)
-        await app.drain("documents")
+        await app.direct.drain("documents")
         assert [await state(app, item) for item in landed] == ["parked"] * 4 + ["done"] * 4
         assert await app.dead_letters.find() == []
 
@@ -308,23 +308,23 @@ class _Picky:
 
 async def test_a_store_that_lost_data_is_repaired_from_manifests(app: App) -> None:
     await land(app, *(text_event(app, f"d{n}", f"SHP-10004{n} text", version=1) for n in range(6)))
-    await app.drain("documents")
+    await app.direct.drain("documents")
     before = {row["stage_id"] for row in await stages(app, "committed")}
     lost = sorted(before)[:2]
     await app.vectors.delete_stages(lost)
     await app.vectors.flush()
-    assert (await app.store_states())["vectors"] == "ready"
+    assert (await app.recovery.states())["vectors"] == "ready"
     await app.db.execute("UPDATE store_state SET incarnation = 'another' WHERE store = 'vectors'")
-    assert (await app.store_states())["vectors"] == "recovering", "until it is checked"
+    assert (await app.recovery.states())["vectors"] == "recovering", "until it is checked"
     # A second look at the same time waits, and finds it done; what is written meanwhile is not held up.
     await land(app, text_event(app, "d6", "SHP-100046 text", version=1))
     [checked], again, _ = await asyncio.gather(
         app.recovery.check_restarted_stores(),
         app.recovery.check_restarted_stores(),
-        app.drain("documents"),
+        app.direct.drain("documents"),
     )
     assert (checked.store, checked.repaired, checked.errors, again) == ("vectors", 2, [], [])
-    assert (await app.store_states())["vectors"] == "ready"
+    assert (await app.recovery.states())["vectors"] == "ready"
     now_live = {row["stage_id"] for row in await stages(app, "committed")}
     assert len(now_live) == 7 and not now_live & set(lost)
     for stage in now_live:
@@ -343,20 +343,24 @@ async def test_deleting_a_parent_takes_its_children_and_restoring_brings_them_ba
         conversation("cnv_1", "archive", at=12),
     ]
     for body in events:
-        await app.land(front.receive(request(front, body)).events)
-    await app.drain("frontapp")
+        await app.inbox.land(front.receive(request(front, body)).events)
+    await app.direct.drain("frontapp")
     assert await live(app, "message:msg_1") and await live(app, "message:msg_2")
-    await app.land(front.receive(request(front, conversation("cnv_1", "trash", at=20))).events)
-    await app.drain("frontapp")
+    await app.inbox.land(
+        front.receive(request(front, conversation("cnv_1", "trash", at=20))).events
+    )
+    await app.direct.drain("frontapp")
     assert (
         await live(app, "message:msg_1") is None and await live(app, "conversation:cnv_1") is None
     )
     # One that comes late finds its conversation deleted.
-    await app.land(front.receive(request(front, message("msg_3", "cnv_1", at=15))).events)
-    await app.drain("frontapp")
+    await app.inbox.land(front.receive(request(front, message("msg_3", "cnv_1", at=15))).events)
+    await app.direct.drain("frontapp")
     assert await live(app, "message:msg_3") is None
-    await app.land(front.receive(request(front, conversation("cnv_1", "restore", at=30))).events)
-    await app.drain("frontapp")
+    await app.inbox.land(
+        front.receive(request(front, conversation("cnv_1", "restore", at=30))).events
+    )
+    await app.direct.drain("frontapp")
     for key in ("message:msg_1", "message:msg_2", "message:msg_3", "conversation:cnv_1"):
         assert await live(app, key), key
 
@@ -377,13 +381,13 @@ async def test_a_batch_that_breaks_a_step_is_taken_apart_until_the_one_to_blame_
 
         app.pipeline.prepare = break_on_one  # type: ignore[method-assign]
         for _ in range(20):
-            batch = await app.claim("documents")
+            batch = await app.steps.claim("documents")
             if batch.events:
                 try:
-                    await app.prepare("documents", batch.id)
-                    await app.publish(batch.id)
+                    await app.steps.prepare("documents", batch.id)
+                    await app.steps.publish(batch.id)
                 except ZeroDivisionError:
-                    await app.give_up(
+                    await app.steps.give_up(
                         "documents", batch.id, "prepare", "ZeroDivisionError in prepare"
                     )
             await app.db.execute("UPDATE inbox SET next_at = now() WHERE batch IS NULL")
@@ -416,7 +420,7 @@ async def test_the_next_batch_is_prepared_while_one_is_published_and_order_holds
         app.pipeline.prepare, app.publication.publish = prepare_noted, publish_noted  # type: ignore[method-assign]
         for version in (1, 2, 3):
             await land(app, text_event(app, "a", f"text {version}", version=version))
-        assert await app.drain("documents") == 3
+        assert await app.direct.drain("documents") == 3
         assert len(prepared) == len(published) == 3
         assert max(len(known) - n for n, known in enumerate(published)) == 2  # two in hand at most
         document = await live(app, "a")
@@ -440,7 +444,7 @@ async def test_a_batch_that_cannot_be_published_ends_the_drain_and_gives_back_th
         for name in ("a", "b"):
             await land(app, text_event(app, name, "text", version=1))
         with pytest.raises(Misconfigured):
-            await app.drain("documents")
+            await app.direct.drain("documents")
         assert not await live(app, "a")
-        [waiting] = (await app.claim("documents")).events
+        [waiting] = (await app.steps.claim("documents")).events
         assert waiting.event_id == "b@1", "prepared, and ready at once"

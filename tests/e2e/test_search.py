@@ -73,7 +73,7 @@ async def world(
                     for one in DOCUMENTS
                 ),
             )
-            assert await app.drain("documents") == len(DOCUMENTS)
+            assert await app.direct.drain("documents") == len(DOCUMENTS)
             yield app
         await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
@@ -118,7 +118,7 @@ def keys(app: App, answer: Answer) -> list[str]:
 
 async def remember(app: App, key: str, text: str, **fields: Any) -> uuid.UUID:
     [landed] = await land(app, text_event(app, key, text, **fields))
-    await app.drain("documents")
+    await app.direct.drain("documents")
     return landed.doc_id
 
 
@@ -308,8 +308,8 @@ async def test_staging_and_superseded_stages_are_never_shown_but_were_there_to_b
     [landed] = await land(
         app, text_event(app, "a", "PO 445566 green pallets by Acme Foods LLC", version=3)
     )
-    batch = await app.claim("documents")
-    await app.prepare("documents", batch.id)
+    batch = await app.steps.claim("documents")
+    await app.steps.prepare("documents", batch.id)
     stages = (await app.publication.journal.begin(batch.id)).stages
     assert await app.publication.stage_and_verify(stages) == {}
     vector = await HashingEmbedder().query("pallets")
@@ -356,9 +356,9 @@ class Interrupted:
 async def test_deleted_documents_are_gone(app: App) -> None:
     event = text_event(app, "a", "PO 445566 for Acme Foods LLC", version=1)
     [landed] = await land(app, event)
-    await app.drain("documents")
+    await app.direct.drain("documents")
     await land(app, delete_event(event, version=2))
-    await app.drain("documents")
+    await app.direct.drain("documents")
     for query in ("PO 445566", "Acme Foods", "445566 for", ""):
         assert await snippets(app.search, query) == []
     with pytest.raises(NotFound, match="deleted"):
@@ -397,7 +397,7 @@ async def test_a_page_full_of_dead_passages_is_filled_again(app: App) -> None:
                 app, "a", f"forklift forklift forklift Acme Foods LLC {version}", version=version
             ),
         )
-        await app.drain("documents")
+        await app.direct.drain("documents")
     await remember(app, "a", "nothing of the kind", version=121)
     await remember(
         app, "b", "Acme Foods LLC lends us a forklift for the long dock by the river", version=1
@@ -424,7 +424,7 @@ async def test_a_store_full_of_strangers_is_said_to_hide_something(app: App) -> 
     for batch in range(2):
         for n in range(100):
             await land(app, text_event(app, f"{batch}-{n}", "seal number"))
-        await app.drain("documents")
+        await app.direct.drain("documents")
     await app.db.execute("DELETE FROM documents")
     await app.db.execute("DELETE FROM stages")
     answer = await app.search.search("seal number", limit=1)
@@ -630,7 +630,7 @@ async def test_an_entity_shows_live_assertions_only(app: App) -> None:
 async def test_the_list_of_documents_pages_through_all(app: App) -> None:
     for n in range(7):
         await land(app, text_event(app, f"d{n}", "text", kind="note" if n % 2 else "memo"))
-    await app.drain("documents")
+    await app.direct.drain("documents")
     seen, after, pages = [], None, 0
     while after or not pages:
         page = await app.search.documents(limit=3, after=after)

@@ -95,14 +95,14 @@ async def test_what_a_webhook_names_does_not_wait_for_a_long_list(
 
         async def on_page(done: PullResult) -> None:
             if done.pages == 1:
-                await app.pulls.note("turvo", [ChangeHint("shipment:404")])
+                await app.fetcher.pulls.note("turvo", [ChangeHint("shipment:404")])
             row = await app.db.fetch_one(
                 "SELECT count(*) AS n FROM change_hints WHERE source = 'turvo'"
             )
             assert row
             waiting.append(row["n"])
 
-        await app.pull("turvo", on_page=on_page)
+        await app.fetcher.pull("turvo", on_page=on_page)
         assert waiting[0] == 1, "it came while the list was read"
         assert not any(waiting[1:]), "and was answered before the list's next shipment"
         assert len(waiting) > 5, "the list went on for long after it"

@@ -71,10 +71,10 @@ async def test_a_pause_holds_what_landed_until_it_ends(api: Api) -> None:
     assert answer["source"]["state"] == "paused"
     assert "Temporal was not told" in answer["note"]  # it is away in this test
     event = await api.land()
-    assert await api.app.drain("documents") == 0
+    assert await api.app.direct.drain("documents") == 0
     assert await api.app.inbox.ready() == {}
     await api.post("/v1/sources/documents/resume")
-    assert await api.app.drain("documents") == 1
+    assert await api.app.direct.drain("documents") == 1
     shown = (await api.get(f"/v1/events/{event['id']}")).json()
     assert shown["state"] == "done"
 
@@ -174,7 +174,7 @@ async def test_an_invoice_waits_for_its_shipment(api: Api) -> None:
     async def record(ref: str, version: int, **more: object) -> None:
         told = {"ref": ref, "version": version, "text": f"The record of {ref}.", **more}
         assert (await api.post("/v1/records", json=told)).status_code == 202
-        await api.app.drain("records")
+        await api.app.direct.drain("records")
 
     await record("invoice:INV-55045", 1, text="Invoice INV-55045 bills shipment SHP-100045.")
     assert await waiting() == ["shipment:SHP-100045"]

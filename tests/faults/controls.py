@@ -105,8 +105,8 @@ def event(app: App, send: Send) -> Event:
 async def fill(app: App) -> dict[UUID, Send]:
     """Some documents, searchable; what was acknowledged."""
     sends = [document(f"c{n}", n + 1) for n in range(DOCUMENTS)]
-    landed = await app.land([event(app, send) for send in sends])
-    await app.drain("documents")
+    landed = await app.inbox.land([event(app, send) for send in sends])
+    await app.direct.drain("documents")
     return {item.id: send for item, send in zip(landed, sends, strict=True)}
 
 

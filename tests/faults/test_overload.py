@@ -100,15 +100,17 @@ async def test_a_full_disk_is_said_and_nothing_acknowledged_is_lost(
             )
             async with open_app(settings) as app:
                 await app.recovery.check_restarted_stores()
-                [before] = await app.land([text_event(app, "before", "SHP-100045.", version=1)])
-                await app.drain("documents")
+                [before] = await app.inbox.land(
+                    [text_event(app, "before", "SHP-100045.", version=1)]
+                )
+                await app.direct.drain("documents")
                 ballast = folder / "ballast"
                 filled(ballast)
                 kept = []
                 with pytest.raises(Unavailable) as refused:
                     for n in range(400):
                         event = text_event(app, f"k{n}", secrets.token_hex(100_000), version=1)
-                        kept += await app.land([event])
+                        kept += await app.inbox.land([event])
                 print(f"{len(kept)} landed, then: {refused.value}")
                 assert kept, "full from the start: this proves little"
                 ballast.unlink()
@@ -117,7 +119,9 @@ async def test_a_full_disk_is_said_and_nothing_acknowledged_is_lost(
                     await process.until_ready()
                 for _ in range(50):
                     with contextlib.suppress(Unavailable):
-                        [after] = await app.land([text_event(app, "after", "Door 4.", version=1)])
+                        [after] = await app.inbox.land(
+                            [text_event(app, "after", "Door 4.", version=1)]
+                        )
                         break
                     await asyncio.sleep(0.1)
                 assert [await state(app, item) for item in kept] == ["received"] * len(kept)
@@ -125,7 +129,7 @@ async def test_a_full_disk_is_said_and_nothing_acknowledged_is_lost(
                 await app.db.execute(
                     "DELETE FROM inbox WHERE id = ANY(%s)", ([item.id for item in kept],)
                 )
-                await app.drain("documents")
+                await app.direct.drain("documents")
                 assert await state(app, after) == "done"
                 stages = await app.db.fetch("SELECT stage_id FROM stages")
                 await app.vectors.delete_stages([row["stage_id"] for row in stages])

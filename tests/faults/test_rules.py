@@ -122,8 +122,6 @@ class Memory(RuleBasedStateMachine):
             retry_attempts=1,
             max_attempts=50,
             breaker_open_seconds=0.01,
-            snapshot_seconds=0.05,
-            grace_seconds=0.06,
         )
         self.app = app = await self.closing.enter_async_context(open_app(given))
         # The vector store is shared with the examples before, and those that fail leave it as it is.
@@ -183,11 +181,11 @@ class Memory(RuleBasedStateMachine):
     @rule(chance=st.randoms(use_true_random=False))
     def redeliver(self, chance: Any) -> None:
         if self.events:
-            [landed] = self.do(self.app.land([chance.choice(self.events)]))
+            [landed] = self.do(self.app.inbox.land([chance.choice(self.events)]))
             assert landed.duplicate
 
     def _land(self, event: Event, send: Send) -> None:
-        [landed] = self.do(self.app.land([event]))
+        [landed] = self.do(self.app.inbox.land([event]))
         assert landed.duplicate == (event.id in self.sent)
         if not landed.duplicate:
             self.sent[event.id] = send
@@ -199,15 +197,22 @@ class Memory(RuleBasedStateMachine):
 
     @rule()
     def work(self) -> None:
-        self.do(self.app.drain("documents"))
+        self.do(self.app.direct.drain("documents"))
 
     @rule()
     def sweep(self) -> None:
-        self.do(self.app.sweep())
+        self.do(self.app.upkeep.sweep())
 
     @rule()
     def collect(self) -> None:
-        self.do(self.app.collect())
+        """The grace is over, and the collector runs."""
+        self.do(self._collect())
+
+    async def _collect(self) -> None:
+        await self.app.db.execute(
+            "UPDATE stages SET ended_at = ended_at - interval '1 h' WHERE state = 'superseded'"
+        )
+        await self.app.upkeep.collect()
 
     @rule()
     def redrive(self) -> None:
@@ -222,10 +227,10 @@ class Memory(RuleBasedStateMachine):
         self.do(self._abandon(STEPS.index(step)))
 
     async def _abandon(self, last: int) -> None:
-        batch = await self.app.claim("documents")
+        batch = await self.app.steps.claim("documents")
         stages: list[Stage] = []
         if last >= 1:
-            await self.app.prepare("documents", batch.id)
+            await self.app.steps.prepare("documents", batch.id)
         if last >= 2:
             stages = (await self.app.publication.journal.begin(batch.id)).stages
         if last >= 3:
@@ -251,7 +256,7 @@ class Memory(RuleBasedStateMachine):
         errors = {} if held.verified else await publication.stage_and_verify(held.stages)
         good = [stage for stage in held.stages if stage.id not in errors]
         await publication.journal.commit(held.batch, good, graph_at=now(), vectors_at=now())
-        await self.app.publish(held.batch)
+        await self.app.steps.publish(held.batch)
 
     @rule(store=STORES)
     def outage(self, store: str) -> None:
@@ -304,7 +309,7 @@ class Memory(RuleBasedStateMachine):
             self.do(self._look_into_the_stores())
 
     async def _look_into_the_stores(self) -> None:
-        states = await self.app.store_states()
+        states = await self.app.recovery.states()
         rows = await self.app.db.fetch("SELECT doc_key, stage_id FROM documents ORDER BY doc_key")
         expected = await self.app.publication.journal.expected([row["stage_id"] for row in rows])
         for store, side in (("vectors", 0), ("graph", 1)):
@@ -351,16 +356,13 @@ class Memory(RuleBasedStateMachine):
         """Let time pass until nothing waits: leases and waits are over, the grace too."""
         for _ in range(30):
             await self._expire()
-            await self.app.db.execute(
-                "UPDATE stages SET ended_at = ended_at - interval '1 h' WHERE state = 'superseded'"
-            )
-            await self.app.sweep()
-            await self.app.drain("documents")
-            await self.app.collect()
+            await self.app.upkeep.sweep()
+            await self.app.direct.drain("documents")
+            await self._collect()
             busy = await self.app.db.fetch(
                 "SELECT FROM stages WHERE state NOT IN ('committed', 'reaped') LIMIT 1"
             )
-            states = await self.app.store_states()
+            states = await self.app.recovery.states()
             if (
                 not busy
                 and not await self.app.inbox.backlog()
@@ -508,8 +510,8 @@ def test_a_lease_is_renewed_beside_a_commit_and_waits_for_nothing(world: World) 
 
 
 async def _renew_beside_a_commit(app: App) -> None:
-    batch = await app.claim("documents")
-    await app.prepare("documents", batch.id)
+    batch = await app.steps.claim("documents")
+    await app.steps.prepare("documents", batch.id)
     [held, free] = (await app.publication.journal.begin(batch.id)).stages
     async with app.db.transaction() as committing:
         for query, id in (

@@ -50,7 +50,7 @@ class Place:
         return row["text"] if row else None
 
     async def state(self, source: str) -> dict[str, Any]:
-        return next(row for row in await self.app.states.listed() if row["name"] == source)
+        return next(row for row in await self.app.fetcher.states.listed() if row["name"] == source)
 
 
 @pytest.fixture
@@ -106,12 +106,12 @@ async def test_polls_streams_and_files_arrive(make_settings: MakeSettings, folde
         assert await place.text("streamed", window) == "2 readings, sum 30"
         assert not list((folder / "in").iterdir())
         await until((folder / "out" / "a.txt.ack").exists, "the sender is answered")
-        [file] = await place.app.files.listed()
+        [file] = await place.app.fetcher.files.listed()
         assert (file["events"], file["landed"], file["findings"]) == (2, 2, ["odd"])
 
         # A change hint fetches at once; a late reading opens its window again.
         (folder / "lines").write_text("one\ntwo\nthree\nfour\n")
-        await place.app.pulls.note("polled", [ChangeHint("all")])
+        await place.app.fetcher.pulls.note("polled", [ChangeHint("all")])
         place.waker.pull("polled")
         await until(
             lambda: place.text("polled", "line:3"), "the change hint was followed", seconds=20
@@ -132,14 +132,14 @@ async def test_a_pause_outlives_the_worker(make_settings: MakeSettings, folder: 
     async with temporal_server() as temporal:
         async with at_work(make_settings, folder, temporal) as place:
             await until(lambda: place.text("polled", "line:0"), "the poll arrived", seconds=30)
-            await place.app.states.decide("polled", actor="test", paused=True)
+            await place.app.fetcher.states.decide("polled", actor="test", paused=True)
         (folder / "lines").write_text("one\ntwo\nthree\nfour\n")
         async with at_work(make_settings, folder, temporal) as place:
             assert (await place.state("polled"))["state"] == "paused"
             await place.pulling.trigger("polled")
             await until(lambda: _pulls(place), "the triggered pull ended", seconds=20)
             assert await place.text("polled", "line:3") is None
-            await place.app.states.decide("polled", actor="test", paused=False)
+            await place.app.fetcher.states.decide("polled", actor="test", paused=False)
             await place.pulling.trigger("polled")
             await until(lambda: place.text("polled", "line:3"), "it goes on", seconds=20)
             actions = await place.app.db.fetch("SELECT actor, subject FROM audit")
@@ -220,7 +220,7 @@ async def test_a_cancelled_backfill_stops(make_settings: MakeSettings, folder: P
     (folder / "lines").write_text("".join(f"line {n}\n" for n in range(2_000)))
     since = datetime.now(UTC) - timedelta(hours=1)
     async with temporal_server() as temporal, at_work(make_settings, folder, temporal) as place:
-        await place.app.states.decide("polled", actor="test", enabled=True)
+        await place.app.fetcher.states.decide("polled", actor="test", enabled=True)
         backfills = place.app.backfills
         id = await backfills.create("polled", "backfill", since, datetime.now(UTC), actor="test")
         await place.pulling.backfill("polled", id)

@@ -40,10 +40,10 @@ class PullResult:
 
 
 class Pulls:
-    def __init__(self, db: Postgres) -> None:
+    def __init__(self, db: Postgres, files: Files, readings: Readings) -> None:
         self._db = db
-        self._files = Files(db)
-        self._readings = Readings(db)
+        self._files = files
+        self._readings = readings
 
     async def note(self, source: str, change_hints: Sequence[ChangeHint]) -> None:
         """Keep change hints until what they name is fetched. Only then may a vendor be answered 2xx."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from psycopg.types.json import Jsonb
@@ -15,7 +16,7 @@ FETCHED = (Pattern.POLL, Pattern.STREAM, Pattern.BATCH)
 
 
 class SourceStates:
-    def __init__(self, db: Postgres, sources: dict[str, Source]) -> None:
+    def __init__(self, db: Postgres, sources: Mapping[str, Source]) -> None:
         self._db = db
         self._sources = sources
 

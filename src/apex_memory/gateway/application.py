@@ -128,7 +128,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             drains=drains,
             pulling=pulling,
             waiting=CompletionWaiter(app.inbox),
-            landings=GroupCommitter(app.land),
+            landings=GroupCommitter(app.inbox.land),
             temporal=client,
         )
         tasks = [

@@ -51,14 +51,14 @@ async def ingest(request: Request, name: str) -> Response:
 async def note(gateway: Gateway, source: str, change_hints: Sequence[ChangeHint]) -> None:
     """Keep what a vendor says has changed, and ask for a pull that fetches it."""
     if change_hints:
-        await gateway.app.pulls.note(source, change_hints)
+        await gateway.app.fetcher.pulls.note(source, change_hints)
         gateway.waker.pull(source)
 
 
 async def _receive(gateway: Gateway, source: Source, request: Request, body: bytes) -> Received:
     query = {key: value for key, value in request.query_params.items() if key not in OUR_QUERY}
     asked = InboundRequest(body=body, headers=dict(request.headers), query=query, received_at=now())
-    await source.fetch_verification_data(asked, gateway.app.links[source.name])
+    await source.fetch_verification_data(asked, gateway.app.fetcher.clients[source.name])
     try:
         if len(body) > THREAD_BYTES:
             return await asyncio.to_thread(source.receive, asked)

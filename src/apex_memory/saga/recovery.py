@@ -232,6 +232,10 @@ class Recovery:
             )
         return {row["new"] for row in rows}
 
+    async def states(self) -> dict[str, str]:
+        """`ready`, `recovering` or `unavailable` for the graph and the vectors; see `states`."""
+        return await states(self._db, list(self._stores.values()))
+
     async def reconcile(self, name: str, *, prune_unknown: bool = False) -> ReconcileResult:
         """Compare one store with PostgreSQL in both directions.
 

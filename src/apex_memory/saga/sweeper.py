@@ -40,13 +40,13 @@ class Sweeper:
         db: Postgres,
         graph: GraphStore,
         vectors: VectorStore,
-        stores: Mapping[str, Store],
+        stores: Sequence[Store],
         resilient_stores: Mapping[str, ResilientStore],
     ) -> None:
         self._db = db
         self._graph = graph
         self._vectors = vectors
-        self._stores = stores
+        self._stores = {store.name: store for store in stores}
         self._resilient_stores = resilient_stores
         self._ramp: dict[str, int] = {}
         self._log = logger(component="sweeper")

@@ -35,7 +35,7 @@ class DrainActivities:
     async def claim(self, order: ClaimInput) -> ClaimedBatch:
         info = activity.info()
         run = Run(info.workflow_id or "", info.workflow_run_id or "")
-        batch = await self._app.claim(order.source, batch=UUID(order.batch), run=run)
+        batch = await self._app.steps.claim(order.source, batch=UUID(order.batch), run=run)
         return ClaimedBatch(
             str(batch.id),
             len(batch.events),
@@ -46,18 +46,18 @@ class DrainActivities:
     @activity.defn
     async def prepare(self, order: BatchInput) -> StepReport:
         async with heartbeating():
-            return _report(await self._app.prepare(order.source, UUID(order.batch)))
+            return _report(await self._app.steps.prepare(order.source, UUID(order.batch)))
 
     @activity.defn
     async def publish(self, order: BatchInput) -> StepReport:
         async with heartbeating():
             behind = UUID(order.behind) if order.behind else None
-            return _report(await self._app.publish(UUID(order.batch), behind=behind))
+            return _report(await self._app.steps.publish(UUID(order.batch), behind=behind))
 
     @activity.defn
     async def give_up(self, order: GiveUpInput) -> None:
         """Take back a batch that a step failed on."""
-        await self._app.give_up(order.source, UUID(order.batch), order.step, order.reason)
+        await self._app.steps.give_up(order.source, UUID(order.batch), order.step, order.reason)
 
 
 def _report(result: BatchResult) -> StepReport:

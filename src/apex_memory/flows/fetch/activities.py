@@ -44,8 +44,8 @@ class PullActivities:
     @activity.defn
     async def pull(self, order: PullInput) -> PullReport:
         async with heartbeating():
-            done = await self._app.pull(order.source, on_page=self._woken(order.source))
-            files = await self._app.files.open_files(order.source)
+            done = await self._app.fetcher.pull(order.source, on_page=self._woken(order.source))
+            files = await self._app.fetcher.files.open_files(order.source)
             return PullReport(
                 done.pages, done.events, done.fresh, done.readings, [str(id) for id in files]
             )
@@ -57,9 +57,9 @@ class PullActivities:
         may = True
         async with heartbeating():
             while monotonic() < end and not activity.is_worker_shutdown():
-                may = await self._app.states.may_pull(order.source)
-                done = await self._app.pull(order.source, on_page=self._woken(order.source))
-                windows = await self._app.aggregate_windows(order.source) if may else 0
+                may = await self._app.fetcher.states.may_pull(order.source)
+                done = await self._app.fetcher.pull(order.source, on_page=self._woken(order.source))
+                windows = await self._app.fetcher.aggregate_windows(order.source) if may else 0
                 if windows:
                     await self._drains.wake(order.source)
                 looks, readings, events, folded = (
@@ -75,15 +75,15 @@ class PullActivities:
     async def land_file(self, order: FileInput) -> FileReport:
         async with heartbeating():
             source = self._app.sources[order.source]
-            state = await self._app.files.land_chunk(source, UUID(order.file))
+            state = await self._app.fetcher.files.land_chunk(source, UUID(order.file))
             await self._drains.wake(order.source)
             return FileReport(state.events, state.landed, state.more)
 
     @activity.defn
     async def answer_file(self, order: FileInput) -> list[str]:
         async with heartbeating():
-            source, link = self._app.sources[order.source], self._app.links[order.source]
-            return await self._app.files.answer(source, UUID(order.file), link)
+            source, link = self._app.sources[order.source], self._app.fetcher.clients[order.source]
+            return await self._app.fetcher.files.answer(source, UUID(order.file), link)
 
     @activity.defn
     async def backfill(self, order: BackfillInput) -> BackfillReport:
@@ -116,7 +116,7 @@ class PullActivities:
             await self._slow_down(done.events, began)
 
         backfill = await self._app.backfills.order(id)
-        await self._app.pull(order.source, on_page=on_page, backfill=backfill)
+        await self._app.fetcher.pull(order.source, on_page=on_page, backfill=backfill)
 
     async def _replay(self, order: BackfillInput) -> None:
         id, began, total = UUID(order.id), monotonic(), 0

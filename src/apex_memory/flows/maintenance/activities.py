@@ -35,7 +35,7 @@ class MaintenanceActivities:
     async def sweep(self) -> SweepReport:
         """Put right what was left behind, then wake the drain of every source that has something ready."""
         async with heartbeating():
-            swept = await self._app.sweep()
+            swept = await self._app.upkeep.sweep()
             ready = await self._app.inbox.ready()
             woken = {source: n for source, n in ready.items() if source in self._app.sources}
             if len(woken) < len(ready):
@@ -55,7 +55,7 @@ class MaintenanceActivities:
     @activity.defn
     async def collect(self) -> int:
         async with heartbeating():
-            return await self._app.collect()
+            return await self._app.upkeep.collect()
 
     @activity.defn
     async def reconcile(self, order: StoreInput) -> ReconcileReport:

@@ -34,7 +34,7 @@ async def store_rows(app: App) -> list[dict[str, Any]]:
 async def _states(app: App) -> dict[str, str]:
     try:
         async with asyncio.timeout(2 * SECONDS):
-            return await app.store_states()
+            return await app.recovery.states()
     except (ApexError, TimeoutError):
         return {}  # PostgreSQL is away, and its own row says so
 

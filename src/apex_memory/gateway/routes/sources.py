@@ -242,7 +242,7 @@ def routes() -> APIRouter:
 
 async def list_sources(gateway: GatewayDep, key: Reader) -> dict[str, Any]:
     """Every source: its state, when its last event came, what waits, and what is wrong."""
-    return {"sources": [_shown(gateway, row) for row in await gateway.app.states.listed()]}
+    return {"sources": [_shown(gateway, row) for row in await gateway.app.fetcher.states.listed()]}
 
 
 async def decide(gateway: GatewayDep, key: Admin, name: Name, action: Action) -> dict[str, Any]:
@@ -270,9 +270,9 @@ async def decide(gateway: GatewayDep, key: Admin, name: Name, action: Action) ->
             "pause": ("paused", True),
             "resume": ("paused", False),
         }[action]
-        await gateway.app.states.decide(name, actor=key.id, **{setting: value})
+        await gateway.app.fetcher.states.decide(name, actor=key.id, **{setting: value})
         note = await _tell_drain(gateway, name, action)
-    rows = await gateway.app.states.listed()
+    rows = await gateway.app.fetcher.states.listed()
     row = next(row for row in rows if row["name"] == name)
     return {"source": _shown(gateway, row), "note": note}
 
@@ -364,7 +364,7 @@ async def list_files(
     limit: Limit = 50,
 ) -> dict[str, Any]:
     """Files that were picked up or sent, the newest first."""
-    return {"files": await gateway.app.files.listed(source=source, limit=limit)}
+    return {"files": await gateway.app.fetcher.files.listed(source=source, limit=limit)}
 
 
 def _known(gateway: Opened, name: str) -> None:

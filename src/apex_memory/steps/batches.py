@@ -1,0 +1,103 @@
+"""The steps of a batch, from inbox to memory: claim → prepare → publish, or give_up."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from time import monotonic
+from uuid import UUID
+
+from apex_memory.config import Settings
+from apex_memory.errors import RetryLater
+from apex_memory.inbox import Batch, Inbox, Run
+from apex_memory.pipeline import Pipeline
+from apex_memory.pipeline.batch_sizer import BatchSizer
+from apex_memory.saga.failures import Failure
+from apex_memory.saga.publication import BatchResult, Publication
+from apex_memory.sources.base import Source
+from apex_memory.telemetry import BATCH_EVENTS, STEP_SECONDS, logger
+
+
+class BatchSteps:
+    """The steps of a batch. Each is safe to run again, in any process; a batch is named by its id alone."""
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        pipeline: Pipeline,
+        publication: Publication,
+        sources: Mapping[str, Source],
+        settings: Settings,
+    ) -> None:
+        self._inbox = inbox
+        self._pipeline = pipeline
+        self._publication = publication
+        self._sources = sources
+        self._lease = settings.lease_seconds
+        self._sizer = BatchSizer(most=settings.batch_max, seconds=settings.batch_seconds)
+        self._log = logger(component="steps")
+
+    async def claim(
+        self, source: str, *, batch: UUID | None = None, run: Run | None = None
+    ) -> Batch:
+        """Lease what is ready of a source, up to `batch_max` events. The same `batch` again gets the same events.
+
+        An empty batch means that nothing is ready.
+        """
+        batch = batch or uuid.uuid4()
+        limit = self._sizer.limit(source)
+        events = await self._inbox.claim(
+            source, batch=batch, limit=limit, lease=self._lease, run=run
+        )
+        if events:
+            BATCH_EVENTS.labels(source).observe(len(events))
+        return Batch(batch, source, events, more=len(events) >= limit)
+
+    async def prepare(self, source: str, batch: UUID) -> BatchResult:
+        """Parse, extract and embed the events of a batch that have no manifest yet, and store the manifests."""
+        events = await self._inbox.unprepared(batch)
+        if not events:
+            return BatchResult()
+        began = monotonic()
+        async with self.keep_lease(batch):
+            with STEP_SECONDS.labels("prepare").time():
+                document = self._sources[source].document
+                outcomes = await self._pipeline.prepare([(event, document) for event in events])
+            result = await self._publication.store_manifests(
+                batch, list(zip(events, outcomes, strict=True))
+            )
+        self._sizer.took(source, len(events), monotonic() - began)
+        return result
+
+    async def publish(self, batch: UUID, *, behind: UUID | None = None) -> BatchResult:
+        """Stage, verify and flip the prepared events of a batch.
+
+        Keeps the lease of the batch that waits behind it, too.
+        """
+        batches = [batch, behind] if behind else [batch]
+        async with self.keep_lease(*batches):
+            return await self._publication.publish(batch)
+
+    async def give_up(self, source: str, batch: UUID, step: str, reason: str) -> None:
+        """Take back a batch whose step failed with an unforeseen error.
+
+        A single event has failed an attempt, and becomes a dead letter in the end. Among several, any may be
+        the cause: they are ready again at once and are claimed one at a time, so that it fails alone.
+        """
+        events = await self._inbox.owned(batch)
+        self._log.error("batch given up", source=source, step=step, events=len(events))
+        if len(events) == 1:
+            error = RetryLater(reason, remedy="the worker's log says where")
+            await self._publication.failures.handle(batch, step, [Failure(events[0], error)])
+        else:
+            self._sizer.isolate(source, len(events))
+            await self._inbox.release(batch, events, seconds=0)
+
+    async def release(self, batch: UUID) -> None:
+        """Return every event of a batch to the queue, ready at once. Consumes no attempt."""
+        await self._inbox.release(batch, await self._inbox.owned(batch), seconds=0)
+
+    def keep_lease(self, *batches: UUID) -> AbstractAsyncContextManager[None]:
+        """Renew the leases of batches inside the block."""
+        return self._inbox.keeping(*batches, lease=self._lease)

@@ -1,0 +1,42 @@
+"""Upkeep: what runs every few seconds by the clock. Both steps are safe to repeat and to run side by side."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from apex_memory.config import Settings
+from apex_memory.fetching.windows import Readings
+from apex_memory.model import now
+from apex_memory.saga.collector import Collector
+from apex_memory.saga.recovery import Recovery
+from apex_memory.saga.sweeper import Sweeper, SweepResult
+from apex_memory.telemetry import logger
+
+
+class Upkeep:
+    def __init__(
+        self,
+        recovery: Recovery,
+        sweeper: Sweeper,
+        collector: Collector,
+        readings: Readings,
+        settings: Settings,
+    ) -> None:
+        self._recovery = recovery
+        self._sweeper = sweeper
+        self._collector = collector
+        self._readings = readings
+        self._reading_age = timedelta(days=settings.reading_days)
+        self._log = logger(component="upkeep")
+
+    async def sweep(self) -> SweepResult:
+        """Check stores that restarted, abort and remove expired stages, unpark events whose store answers."""
+        await self._recovery.check_restarted_stores()
+        return await self._sweeper.sweep()
+
+    async def collect(self) -> int:
+        """Remove superseded stages past their grace and rows past their retention; return the number of stages."""
+        dropped = await self._readings.forget(now() - self._reading_age)
+        if dropped:
+            self._log.info("old readings removed", partitions=dropped)
+        return await self._collector.collect()

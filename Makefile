@@ -46,7 +46,7 @@ fix: $(DEV)      ## format, and correct what the linter can correct
 coverage: $(DEV) ## the tests with line coverage, which is printed at the end; ARGS=tests/unit for a part
 	@rm -rf build/coverage && mkdir -p build/coverage
 	COVERAGE_CORE=$(shell $(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
-	  $(BIN)/python -m coverage run -m pytest $(ARGS)
+	  $(BIN)/python -m coverage run -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report
 

@@ -1,6 +1,6 @@
 """A day of all nine sources within ten minutes: whether anything falls behind, and what share of the processors it takes.
 
-The simulated vendors run in the process that measures; what they spend is told apart.
+The simulated vendors run in the measuring process; their share is reported by itself.
 """
 
 from __future__ import annotations
@@ -80,18 +80,18 @@ async def day() -> list[Row]:
         ):
             await stack.whole(seconds=60)
             delivery = Delivery(stack.children()["gateway"].url, stack.key, http)
-            return await _told(stack, DayPlayback(simulators, delivery, clock), speed)
+            return await _measure(stack, DayPlayback(simulators, delivery, clock), speed)
 
 
 def _simulator(kind: type[Simulator], clock: Clock, speed: float) -> Simulator:
     world = World.make(1, shipments=SHIPMENTS[kind.name])
     if kind is not Samsara:
         return kind(world, clock, Chaos())
-    one = Samsara(world, clock, Chaos(), trucks=1).readings_per_minute * speed
-    return Samsara(world, clock, Chaos(), trucks=math.ceil(READINGS / one))
+    per_truck = Samsara(world, clock, Chaos(), trucks=1).readings_per_minute * speed
+    return Samsara(world, clock, Chaos(), trucks=math.ceil(READINGS / per_truck))
 
 
-async def _told(stack: Standing, playback: DayPlayback, speed: float) -> list[Row]:
+async def _measure(stack: Standing, playback: DayPlayback, speed: float) -> list[Row]:
     seconds = scaled(DAY_SECONDS)
     pids = {**stack.pids(), "simulators": os.getpid()}
     async with stack.inbox() as (_, db):
@@ -104,21 +104,21 @@ async def _told(stack: Standing, playback: DayPlayback, speed: float) -> list[Ro
         late = await until(
             lambda: _settled(stack), seconds=SETTLE_SECONDS, every=0.5, what=stack.told
         )
-        came = await _came(db)
+        landed = await _landed(db)
     assert not playback.delivery.refused, playback.delivery.refused[:5]
-    readings = came.pop("readings")
-    volumes = {name: came.get(name, 0) / (DAILY[name] * seconds / DAY_SECONDS) for name in DAILY}
-    parts = ", ".join(f"{name} {100 * one.total / took:.0f}" for name, one in used.items())
-    ours = sum(one.total for name, one in used.items() if name != "simulators")
-    events = ", ".join(f"{count:,} {name}" for name, count in came.items())
+    readings = landed.pop("readings")
+    volumes = {name: landed.get(name, 0) / (DAILY[name] * seconds / DAY_SECONDS) for name in DAILY}
+    parts = ", ".join(f"{name} {100 * cpu.total / took:.0f}" for name, cpu in used.items())
+    apex = sum(cpu.total for name, cpu in used.items() if name != "simulators")
+    events = ", ".join(f"{count:,} {name}" for name, count in landed.items())
     third = len(ages) // 3
     how = (
         f"nine simulated vendors for {took:.0f} s, in which {seconds / DAY_SECONDS:.0%} of a day goes by ({speed:.0f} times as fast as in life); "
         f"landed: {events}; {60 * readings / took:,.0f} readings a minute; MiniLM"
     )
     thirds = ", ".join(
-        f"{percentile(some, 0.5):.1f}/{percentile(some, 0.99):.1f}"
-        for some in (ages[:third], ages[third : 2 * third], ages[2 * third :])
+        f"{percentile(part, 0.5):.1f}/{percentile(part, 0.99):.1f}"
+        for part in (ages[:third], ages[third : 2 * third], ages[2 * third :])
     )
     least = "all sources at their volumes, the least of them", min(volumes.values()), "× its volume"
     shares = "events landed, in parts of a day's volume for so much time: " + ", ".join(
@@ -126,17 +126,17 @@ async def _told(stack: Standing, playback: DayPlayback, speed: float) -> list[Ro
     )
     return [
         at_most(
-            "all sources at their volumes, oldest event not at its end, p99",
+            "all sources at their volumes, oldest open event, p99",
             percentile(ages, 0.99),
             "s",
             LATE,
-            f"asked every half second; p50/p99 by thirds of the time: {thirds} s; {late:.1f} s after the last one nothing waited; {how}",
+            f"read every half second; p50/p99 by thirds of the time: {thirds} s; {late:.1f} s after the last one nothing waited; {how}",
         ),
         # The morning is not the whole day.
         at_least(*least, 1, shares) if seconds >= DAY_SECONDS else stated(*least, shares),
         stated(
             "all sources at their volumes, CPU share",
-            100 * ours / took / (os.cpu_count() or 1),
+            100 * apex / took / (os.cpu_count() or 1),
             "% of all cores",
             f"% of one core: {parts}",
         ),
@@ -144,7 +144,7 @@ async def _told(stack: Standing, playback: DayPlayback, speed: float) -> list[Ro
 
 
 async def _watched(playback: DayPlayback, db: Postgres, seconds: float) -> list[float]:
-    """Tell the day for so long; the age in seconds of the oldest event not at its end, every half second."""
+    """Play the day for so long; return the age in seconds of the oldest open event, every half second."""
     ages, end = list[float](), time.perf_counter() + seconds
 
     async def watch() -> None:
@@ -173,7 +173,7 @@ async def _settled(stack: Standing) -> bool:
     return not any(row["backlog"] or row["change_hints"] or row["files"] for row in rows)
 
 
-async def _came(db: Postgres) -> dict[str, int]:
+async def _landed(db: Postgres) -> dict[str, int]:
     """Events by source, and `readings`."""
     rows = await db.fetch("SELECT source, count(*) AS n FROM inbox GROUP BY source ORDER BY source")
     kept = await db.fetch_one("SELECT count(*) AS n FROM readings WHERE kind <> 'vehicle'")

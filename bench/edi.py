@@ -1,12 +1,13 @@
-"""500 EDI files of mixed quality, from a partner's SFTP server and a folder into memory, each answered."""
+"""500 EDI files of mixed quality, from a partner's SFTP server and a folder into memory, each acknowledged."""
 
 from __future__ import annotations
 
 import time
 from datetime import timedelta
+from pathlib import Path
 
 from apex_memory.app import App
-from apex_memory.simulate.edi.simulator import PLACES, EdiSimulator
+from apex_memory.simulate.edi.simulator import MAILBOXES, EdiSimulator
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.pages import InboundFile
@@ -17,7 +18,7 @@ FILES = 500
 
 
 async def edi() -> list[Row]:
-    """Pull, land, answer and publish the files; then what taking them apart alone costs."""
+    """Pull, land, acknowledge and publish the files; then measure what parsing them alone costs."""
     world = World.make(5, shipments=56)
     simulator = EdiSimulator(world, Clock(world.start), Chaos())
     await simulator.open()
@@ -37,28 +38,31 @@ async def edi() -> list[Row]:
 
 
 def _put(simulator: EdiSimulator) -> list[bytes]:
-    """Fill the mailboxes, a tenth of it with what is cut off or no X12 at all; answers the files."""
+    """Fill the mailboxes, up to a tenth with truncated files or no X12 at all; return the files."""
     simulator.clock.advance_to(simulator.world.start + timedelta(days=2))
-    simulator.post(simulator.clock.now)
-    inboxes = [simulator.folder(place, "inbound") for place in PLACES]
-    n = sum(len(list(folder.iterdir())) for folder in inboxes)
+    simulator.put_files(simulator.clock.now)
+    folders = [simulator.folder(mailbox, "inbound") for mailbox in MAILBOXES]
+    n = sum(len(list(folder.iterdir())) for folder in folders)
     assert FILES * 0.85 < n < FILES, f"{n} files of partners: choose another number of shipments"
     while n < FILES:
         cut = f"ST*214*0001~B10*PRO{n}*SHP-{n}*NWTR~LX*1~AT7*X3*NS***202611"
         damaged = cut if n % 2 else f"Dear partner, see attachment {n}."
-        (inboxes[n // 2 % 2] / f"damaged-{n}.edi").write_text(damaged)
+        (folders[n // 2 % 2] / f"damaged-{n}.edi").write_text(damaged)
         n += 1
-    return [path.read_bytes() for folder in inboxes for path in sorted(folder.iterdir())]
+    paths: list[Path] = []
+    for folder in folders:
+        paths += sorted(folder.iterdir())
+    return [path.read_bytes() for path in paths]
 
 
 async def _measured(app: App, simulator: EdiSimulator, files: list[bytes]) -> list[Row]:
     source = app.sources["edi"]
     began = time.perf_counter()
-    await app.fetcher.pull("edi")  # the first look
+    await app.fetcher.pull("edi")  # the first listing
     await app.fetcher.pull("edi")
-    picked = time.perf_counter() - began
+    picked_up = time.perf_counter() - began
     await app.fetcher.process_files("edi")
-    answered = time.perf_counter() - began
+    acknowledged = time.perf_counter() - began
     await app.direct.drain("edi")
     seconds = time.perf_counter() - began
     held = await app.db.fetch_one(
@@ -67,7 +71,7 @@ async def _measured(app: App, simulator: EdiSimulator, files: list[bytes]) -> li
                   (SELECT count(*) FROM inbox WHERE source = 'edi' AND open) AS open"""
     )
     assert held and not held["open"]
-    wrong = simulator.expected_answers(simulator.clock.now).items() - simulator.answers().items()
+    wrong = simulator.expected_outcomes(simulator.clock.now).items() - simulator.outcomes().items()
     assert not wrong, sorted(wrong)[:3]
     began = time.process_time()
     for n, data in enumerate(files):
@@ -77,14 +81,14 @@ async def _measured(app: App, simulator: EdiSimulator, files: list[bytes]) -> li
     alone = (time.process_time() - began) / len(files)
     return [
         at_least(
-            f"{len(files)} EDI files of mixed quality, to done and answered",
+            f"{len(files)} EDI files of mixed quality, to done and acknowledged",
             len(files) / seconds,
             "files/s",
             10,
-            f"by SFTP and from a folder, 16 habits of partners' software, some cut off or no X12 at all; {held['documents']} documents, {held['dead']} dead letters, all 997s as expected; picked up after {picked:.1f} s, answered after {answered:.1f} s, done after {seconds:.1f} s; MiniLM",
+            f"by SFTP and from a folder, 16 habits of partners' software, some cut off or no X12 at all; {held['documents']} documents, {held['dead']} dead letters, all 997s as expected; picked up after {picked_up:.1f} s, acknowledged after {acknowledged:.1f} s, done after {seconds:.1f} s; MiniLM",
         ),
         at_most(
-            "an EDI file taken apart, told and answered, CPU",
+            "an EDI file parsed, made documents and acknowledged, CPU",
             1000 * alone,
             "ms",
             5,

@@ -1,4 +1,4 @@
-"""A source against its simulator: a day of the world goes by, with trouble, and memory must hold the truth at its end."""
+"""A source against its simulator: after a day of the world, with faults, memory must hold the truth."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Killed(RetryLater):
 
 @dataclass
 class Day:
-    """A day of one vendor, carried into memory by the direct path. `kills`: share of pages around which the worker dies."""
+    """A day of one vendor, processed by the direct path. `kills`: share of pages around which the worker dies."""
 
     app: App
     simulator: Simulator
@@ -41,7 +41,7 @@ class Day:
         self.held: list[Push] = []
 
     async def run(self) -> None:
-        """Let the day go by with trouble, then let everything arrive in peace."""
+        """Run the day with faults, then let everything arrive without."""
         simulator, source = self.simulator, self.app.sources[self.name]
         self.app.sources[self.name] = _Mortal(source, self)  # type: ignore[assignment]
         before = simulator.clock.now
@@ -95,28 +95,28 @@ class Day:
         await self.app.fetcher.pulls.note(self.name, received.change_hints)
 
     async def check(self, truth: Sequence[Truth], *, dead: int = 0) -> None:
-        """Every simulated thing once in its newest state, deleted ones gone, nothing else, and nothing left over."""
+        """Assert that each simulated document is there once, in its newest state, and nothing else, and nothing is left over."""
         rows = await self.app.db.fetch(
             """SELECT d.doc_id, d.doc_key, d.deleted, m.text FROM documents d JOIN manifests m ON m.id = d.manifest_id
                WHERE d.source = %s""",
             (self.name,),
         )
         held = {row["doc_key"]: row for row in rows if not row["deleted"]}
-        expected = {one.doc_key: one for one in truth if not one.deleted}
-        assert len(expected) + sum(one.deleted for one in truth) == len(truth), "one truth a thing"
-        assert expected, "a day without anything proves nothing"
+        expected = {item.doc_key: item for item in truth if not item.deleted}
+        deleted = [item for item in truth if item.deleted]
+        assert len(expected) + len(deleted) == len(truth), "each document is expected once"
+        assert expected, "an empty day proves nothing"
         assert held.keys() == expected.keys(), (
             f"missing {sorted(expected.keys() - held.keys())[:5]}, too many {sorted(held.keys() - expected.keys())[:5]}"
         )
-        for key, one in expected.items():
-            assert one.text in held[key]["text"], (
-                f"{key}: {one.text!r} not in {held[key]['text']!r}"
+        for key, item in expected.items():
+            assert item.text in held[key]["text"], (
+                f"{key}: {item.text!r} not in {held[key]['text']!r}"
             )
-        for one in truth:
-            if one.deleted:
-                with suppress(NotFound):
-                    await self.app.search.document(document_uuid(self.name, one.doc_key))
-                    raise AssertionError(f"{one.doc_key} is deleted but found")
+        for item in deleted:
+            with suppress(NotFound):
+                await self.app.search.document(document_uuid(self.name, item.doc_key))
+                raise AssertionError(f"{item.doc_key} is deleted but found")
         left = await self.app.db.fetch(
             "SELECT event_id, state, last_error FROM inbox WHERE source = %s AND (open OR state IN ('parked', 'dead'))",
             (self.name,),
@@ -129,7 +129,7 @@ class Day:
 
 
 class _Mortal:
-    """The source, in a worker that is killed now and then: before a page is committed, or right after."""
+    """The source in a worker that is killed now and then, before a page is committed or right after."""
 
     def __init__(self, source: Source, day: Day) -> None:
         self._source, self._day = source, day
@@ -137,8 +137,8 @@ class _Mortal:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
 
-    async def pull(self, asked: PullContext) -> AsyncIterator[Page]:
-        async for page in self._source.pull(asked):
+    async def pull(self, context: PullContext) -> AsyncIterator[Page]:
+        async for page in self._source.pull(context):
             if self._day.dice.random() < self._day.kills:
                 raise Killed("killed before the page was committed")
             yield page

@@ -1,4 +1,4 @@
-"""`apex simulate`: the vendors answer, the settings it writes are read, and it ends when told."""
+"""`apex simulate`: the vendors' APIs respond, Apex reads the settings it writes, and Ctrl-C ends it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from apex_memory.simulate.registry import simulator_classes
 from apex_memory.sources import registry
 
 
-async def test_vendors_answer_and_the_settings_point_there(tmp_path: Path) -> None:
+async def test_the_settings_point_to_the_vendors(tmp_path: Path) -> None:
     file = tmp_path / "apex.toml"
     command = [sys.executable, "-m", "apex_memory.cli", "simulate"]
     environment = {
@@ -32,20 +32,20 @@ async def test_vendors_answer_and_the_settings_point_there(tmp_path: Path) -> No
     )
     assert process.stdout
     try:
-        said = ""
+        output = ""
         async with asyncio.timeout(30):
-            while "Waiting for the gateway" not in said:
+            while "Waiting for the gateway" not in output:
                 line = await process.stdout.readline()
-                assert line, said
-                said += line.decode()
+                assert line, output
+                output += line.decode()
         tables = tomllib.loads(file.read_text())["sources"]
         assert set(tables) == {kind.name for kind in simulator_classes()}
         loaded = registry.load(tables)
         assert not [
             source.name for source in loaded.values() if source.pulled and source.missing_settings
         ]
-        url = re.search(r"http://127\.0\.0\.1:\d+", said)
-        assert url, said
+        url = re.search(r"http://127\.0\.0\.1:\d+", output)
+        assert url, output
         async with httpx2.AsyncClient() as http:
             refused = await http.get(f"{url[0]}/samsara/fleet/vehicles/stats/feed?types=gps")
             assert refused.status_code == 401

@@ -1,4 +1,4 @@
-"""Every polled, streamed, sent or filed source against its simulator: once in peace, once with all that can go wrong."""
+"""Every source against its simulator: a day without faults, and days with all that can go wrong."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.e2e.simulated import Day
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def crowded(engine_data: Path) -> AsyncIterator[str]:
-    """A vector process for all these days: other tests' searches would drown in what they leave."""
+    """A vector process for all these days: their documents would crowd the searches of other tests."""
     folder = Path(tempfile.mkdtemp(dir=engine_data))
     async with running(Edge(folder, free_port(), PASSWORD, HASHING_DIMENSION)) as engine:
         yield engine.url
@@ -46,7 +46,7 @@ NAMES = [kind.name for kind in SIMULATORS]
 
 
 def rough(seed: int) -> Chaos:
-    """A bad day: more trouble than a vendor's worst."""
+    """A bad day: more faults than a vendor ever has."""
     return Chaos(
         seed=seed,
         errors=0.1,
@@ -71,27 +71,28 @@ async def day(
 
 
 @pytest.mark.parametrize("kind", SIMULATORS, ids=NAMES)
-async def test_a_day_in_peace(kind: type[Simulator], make_day_settings: MakeSettings) -> None:
-    async with day(kind, make_day_settings, Chaos()) as told:
-        await told.run()
-        assert not told.failures
-        await told.check(told.simulator.truth(told.simulator.clock.now))
+async def test_a_day_without_faults(kind: type[Simulator], make_day_settings: MakeSettings) -> None:
+    async with day(kind, make_day_settings, Chaos()) as simulated:
+        await simulated.run()
+        assert not simulated.failures
+        await simulated.check(simulated.simulator.truth(simulated.simulator.clock.now))
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("kind", SIMULATORS, ids=NAMES)
 async def test_a_bad_day(kind: type[Simulator], seed: int, make_day_settings: MakeSettings) -> None:
-    async with day(kind, make_day_settings, rough(seed), kills=0.1) as told:
-        await told.run()
-        await told.check(told.simulator.truth(told.simulator.clock.now))
+    async with day(kind, make_day_settings, rough(seed), kills=0.1) as simulated:
+        await simulated.run()
+        await simulated.check(simulated.simulator.truth(simulated.simulator.clock.now))
 
 
-async def test_what_a_webhook_names_does_not_wait_for_a_long_list(
+async def test_a_change_hint_does_not_wait_for_a_long_list(
     make_day_settings: MakeSettings,
 ) -> None:
-    async with day(Turvo, make_day_settings, Chaos()) as told:
-        app, waiting = told.app, list[int]()
-        told.simulator.clock.advance_to(told.simulator.world.start + timedelta(hours=12))
+    async with day(Turvo, make_day_settings, Chaos()) as simulated:
+        app, waiting = simulated.app, list[int]()
+        simulator = simulated.simulator
+        simulator.clock.advance_to(simulator.world.start + timedelta(hours=12))
 
         async def on_page(done: PullResult) -> None:
             if done.pages == 1:
@@ -104,5 +105,5 @@ async def test_what_a_webhook_names_does_not_wait_for_a_long_list(
 
         await app.fetcher.pull("turvo", on_page=on_page)
         assert waiting[0] == 1, "it came while the list was read"
-        assert not any(waiting[1:]), "and was answered before the list's next shipment"
+        assert not any(waiting[1:]), "and was fetched before the list's next shipment"
         assert len(waiting) > 5, "the list went on for long after it"

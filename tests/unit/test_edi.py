@@ -802,7 +802,7 @@ async def test_files_by_sftp(tmp_path: Path) -> None:
         assert names(simulator.folder("sftp", "archive")) == ["a.edi"]
         await worker.process()
         await worker.process(again=True)
-        assert simulator.answers() == {("NWTR", "QM", "4711"): "A"}
+        assert simulator.outcomes() == {("NWTR", "QM", "4711"): "A"}
 
 
 @pytest.mark.parametrize("known", ["", "another", "other host"])
@@ -870,7 +870,7 @@ async def test_a_bad_day_ends_with_everything_in_memory_and_acknowledged(seed: i
             await worker.process()
         assert bool(failures) == bool(seed)
         now = simulator.clock.now
-        assert simulator.answers() == simulator.expected_answers(now) != {}
+        assert simulator.outcomes() == simulator.expected_outcomes(now) != {}
         newest = worker.newest()
         deleted = {key for key, event in newest.items() if event.content_type == TOMBSTONE}
         truth = simulator.truth(now)
@@ -884,9 +884,9 @@ async def test_a_bad_day_ends_with_everything_in_memory_and_acknowledged(seed: i
             and item.text not in worker.source.document(newest[item.doc_key]).text
         ]
         assert wrong == []
-        for place in ("folder", "sftp"):
-            assert names(simulator.folder(place, "inbound")) == []
-            assert not [n for n in names(simulator.folder(place, "outbound")) if n.endswith(".tmp")]
+        for name in ("folder", "sftp"):
+            assert names(simulator.folder(name, "inbound")) == []
+            assert not [n for n in names(simulator.folder(name, "outbound")) if n.endswith(".tmp")]
         assert len(worker.files) <= worker.picked_up
         _check_quirks(list(worker.files.values()), worker)
 

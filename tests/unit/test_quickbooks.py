@@ -370,7 +370,7 @@ async def test_throttling_of_either_kind_is_tried_later(quickbooks: Books) -> No
         await held.pull()
         fault = vendor._fault(403, "003001", "ThrottleExceeded", "SERVICE", simulator.clock.now)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(simulator, "_trouble", lambda request: fault)
+            patch.setattr(simulator, "_refused", lambda request: fault)
             with pytest.raises(RetryLater, match="too often"):
                 await held.pull()
 

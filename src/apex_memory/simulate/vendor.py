@@ -53,7 +53,7 @@ class Chaos:
 class Push:
     """A webhook, or an API call of an agent, to `path` of Apex at the world time `at`.
 
-    `sign` returns the headers for a body and the time of sending: signatures carry real time.
+    `sign` returns the headers for a body and the time of sending: signatures hold real time.
     """
 
     at: datetime

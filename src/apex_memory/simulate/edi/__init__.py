@@ -1,1 +1,1 @@
-"""Simulator: Carriers' EDI."""
+"""Simulator of carriers' EDI."""

@@ -1,4 +1,4 @@
-"""What carriers and we say of a shipment in X12, and what memory must hold of it."""
+"""The X12 messages of a shipment, ours and the carrier's, and what memory must hold of each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Segments = list[tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One set on its way, and what memory must hold of it."""
+    """One set, sent at `at` and seen so much `late`r; `text` must be in the document `doc_key`."""
 
     at: datetime
     sender: str
@@ -33,13 +33,13 @@ class Message:
     text: str
     late: timedelta = timedelta()
     deletes: str = ""
-    """The key of what it takes away."""
+    """The key of the document that it deletes; empty if none."""
 
 
-def messages(shipment: Shipment) -> Iterator[Message]:
-    """All that is ever said of it."""
+def messages_of(shipment: Shipment) -> Iterator[Message]:
+    """Yield all messages about a shipment."""
     yield from _tenders(shipment)
-    yield from _answers(shipment)
+    yield from _responses(shipment)
     yield from _statuses(shipment)
     yield from _invoices(shipment)
     yield _acknowledgement(shipment)
@@ -50,14 +50,14 @@ def _day(at: datetime) -> str:
 
 
 def _party(role: str, name: str, place: Place | None = None) -> Segments:
-    found: Segments = [("N1", role, name.upper())]
+    segments: Segments = [("N1", role, name.upper())]
     if place:
-        found.append(("N4", place.city.upper(), place.state, place.zip, "US"))
-    return found
+        segments.append(("N4", place.city.upper(), place.state, place.zip, "US"))
+    return segments
 
 
 def _tenders(shipment: Shipment) -> Iterator[Message]:
-    """All 204s of it."""
+    """Our 204s."""
     scac = shipment.carrier.scac
     pickup, delivery = shipment.at("at_pickup"), shipment.at("at_delivery")
     for purpose, at, late in _purposes(shipment):
@@ -82,10 +82,10 @@ def _tenders(shipment: Shipment) -> Iterator[Message]:
 
 
 def _purposes(shipment: Shipment) -> Iterator[tuple[str, datetime, timedelta]]:
-    """What each is for, when it is sent, and how late it is seen.
+    """Yield the purpose of each 204, when it is sent, and how late it is seen.
 
-    The tender, for some a change, and the cancel. Some are cancelled by mistake and tendered anew. Of some the tender is
-    seen only after its cancel, or the mistaken cancel only after the new tender.
+    There is a tender, for some shipments a change, and for cancelled ones a cancel. Some are cancelled by mistake and
+    tendered anew. Of some the tender is seen only after its cancel, or the mistaken cancel only after the new tender.
     """
     at, cancelled, n = shipment.at("tendered"), shipment.cancelled_at, shipment.number
     assert at is not None
@@ -101,7 +101,7 @@ def _purposes(shipment: Shipment) -> Iterator[tuple[str, datetime, timedelta]]:
 
 
 def _acknowledgement(shipment: Shipment) -> Message:
-    """The carrier's 997 to a tender of ours; it answers by the shipment's number, so that each is a thing of its own."""
+    """The carrier's 997 to a tender of ours. AK102 is the shipment's number, so that each has a key of its own."""
     at, number = shipment.at("tendered"), str(shipment.number)
     assert at is not None
     segments: Segments = [
@@ -117,8 +117,8 @@ def _acknowledgement(shipment: Shipment) -> Message:
     return Message(at + timedelta(minutes=2), scac, US, "FA", segments, key, text)
 
 
-def _answers(shipment: Shipment) -> Iterator[Message]:
-    """Some carriers decline first and think better of it."""
+def _responses(shipment: Shipment) -> Iterator[Message]:
+    """The carrier's 990s: some decline first and accept later."""
     at, scac = shipment.at("accepted"), shipment.carrier.scac
     assert at is not None
     actions = [("A", at)]
@@ -136,7 +136,7 @@ def _answers(shipment: Shipment) -> Iterator[Message]:
 
 
 def _statuses(shipment: Shipment) -> Iterator[Message]:
-    """Where the truck is. Some carriers tell of the pickup only when they are on the road: late, and both at once."""
+    """The carrier's 214s. Some carriers report the pickup only when they are on the road: late, and both at once."""
     en_route = shipment.at("en_route")
     for milestone in shipment.milestones:
         if milestone.code not in _STATUS:
@@ -148,24 +148,27 @@ def _statuses(shipment: Shipment) -> Iterator[Message]:
 
 
 def _status(shipment: Shipment, milestone: Milestone, late: timedelta) -> Message:
-    code, words = _STATUS[milestone.code]
+    code, description = _STATUS[milestone.code]
     reason, at, scac = "NS", milestone.at, shipment.carrier.scac
     if milestone.code == "en_route" and shipment.delayed_minutes:
-        code, words, reason = "SD", "delayed", "AO"
+        code, description, reason = "SD", "delayed", "AO"
     place = milestone.place
-    where = ("MS1", place.city.upper(), place.state, "US") if place else _position(shipment, at)
+    if place:
+        location: tuple[str, ...] = ("MS1", place.city.upper(), place.state, "US")
+    else:
+        location = _position(shipment, at)
     segments: Segments = [
         ("ST", "214"),
         ("B10", shipment.pro, shipment.id, scac),
         ("L11", shipment.po, "PO"),
         ("LX", "1"),
         ("AT7", code, reason, "", "", _day(at), f"{at:%H%M}", "UT"),
-        where,
+        location,
         ("MS2", scac, shipment.vehicle.unit),
         ("AT8", "G", "L", str(shipment.pounds), str(shipment.pallets)),
     ]
     key = f"status:{scac}:{shipment.id}:1:s{code}:{_day(at)}:{at:%H%M}"
-    return Message(at, scac, US, "QM", segments, key, f"{words} ({code})", late)
+    return Message(at, scac, US, "QM", segments, key, f"{description} ({code})", late)
 
 
 def _position(shipment: Shipment, at: datetime) -> tuple[str, ...]:
@@ -179,7 +182,7 @@ def _degrees(value: float) -> str:
 
 
 def _invoices(shipment: Shipment) -> Iterator[Message]:
-    """The invoice, and for some a corrected one with detention."""
+    """The carrier's 210: an invoice, and for some shipments a corrected one with detention."""
     at = shipment.at("invoiced")
     if at is None:
         return
@@ -197,9 +200,9 @@ def _invoice(shipment: Shipment, at: datetime, detention: int) -> Message:
         *([("DETENTION", detention, "DET")] if detention else []),
     ]
     lines: Segments = []
-    for n, (words, cents, code) in enumerate(charges, 1):
+    for n, (description, cents, code) in enumerate(charges, 1):
         rest = ("", "", "", code) if code else ()
-        lines += [("LX", str(n)), ("L5", str(n), words)]
+        lines += [("LX", str(n)), ("L5", str(n), description)]
         lines.append(("L1", str(n), f"{cents / 100:.2f}", "FR", str(cents), *rest))
     number, correction = shipment.invoice, "CO" if detention else ""
     head = ("B3", "", number, shipment.id, "PP", "", _day(at), str(total), correction)

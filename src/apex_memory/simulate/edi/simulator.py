@@ -1,8 +1,8 @@
-"""Carriers' EDI: X12 files in a folder and on an SFTP server, written by software that knows the standard by hearsay.
+"""Carriers' EDI: X12 files in a folder and on an SFTP server, with the deviations from the standard that real ones have.
 
-We are the broker: copies of the tenders that we send (204) lie in the folder, carriers answer (990), acknowledge (997),
-tell where the truck is (214) and bill (210). Every file has a quirk of those that real ones have. What comes back into
-`outbound` can be compared with `expected_answers`.
+We are the broker: copies of the tenders that we send (204) lie in the folder; carriers respond (990), acknowledge (997),
+report where the truck is (214) and bill (210). The replies that come back into `outbound` can be compared with
+`expected_outcomes`.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from typing import Any, ClassVar
 
 import asyncssh
 
-from apex_memory.simulate.edi.messages import US, Message, messages
-from apex_memory.simulate.edi.x12 import QUIRKS, Group, encoded, group_answers
+from apex_memory.simulate.edi.messages import US, Message, messages_of
+from apex_memory.simulate.edi.x12 import QUIRKS, Group, GroupId, encode, parse_reply
 from apex_memory.simulate.vendor import Chaos, Push, Simulator, Truth
 from apex_memory.simulate.world import Clock, World
 
 USER, PASSWORD = "apex", "example-password"
-PLACES = ("folder", "sftp")
+MAILBOXES = ("folder", "sftp")
+_FOLDERS = ("inbound", "archive", "outbound")
 
 
 @dataclass(frozen=True, slots=True)
-class Posted:
-    """A file that appears at its time in `inbound` of a place."""
+class ScheduledFile:
+    """A file that appears at its time in the `inbound` folder of a mailbox."""
 
     at: datetime
-    place: str
+    mailbox: str
     name: str
     data: bytes
     groups: Sequence[Group]
@@ -44,14 +45,14 @@ class EdiSimulator(Simulator):
 
     def __init__(self, world: World, clock: Clock, chaos: Chaos) -> None:
         super().__init__(world, clock, chaos)
-        self._posted = sorted(self._files(), key=lambda file: (file.at, file.name))
-        self._waiting = list(self._posted)
-        self._half: list[tuple[Path, bytes]] = []
+        self._scheduled = sorted(self._files(), key=lambda file: (file.at, file.name))
+        self._waiting = list(self._scheduled)
+        self._half_written: list[tuple[Path, bytes]] = []
         self._root: Path | None = None
         self._listener: asyncssh.SSHAcceptor | None = None
         self._host_key = asyncssh.generate_private_key("ssh-ed25519")
         self._user_key = asyncssh.generate_private_key("ssh-ed25519")
-        self._troubled = False
+        self._has_failed = False
 
     def settings(self, base: str) -> dict[str, Any]:
         assert self._listener is not None
@@ -69,57 +70,58 @@ class EdiSimulator(Simulator):
         }
 
     def pushes(self, since: datetime, until: datetime) -> Iterable[Push]:
-        """Nothing is sent; files appear."""
-        self.post(until)
+        """Nothing is sent. Files appear in the mailboxes instead."""
+        self.put_files(until)
         return ()
 
     def truth(self, until: datetime) -> Sequence[Truth]:
         newest: dict[str, Truth] = {}
-        for one in self._said(until):
-            newest[one.doc_key] = Truth(one.doc_key, one.text)
-            if one.deletes:
-                newest[one.deletes] = Truth(one.deletes, deleted=True)
+        seen = [message for message in self._messages() if message.at + message.late <= until]
+        for message in sorted(seen, key=lambda message: message.at):
+            newest[message.doc_key] = Truth(message.doc_key, message.text)
+            if message.deletes:
+                newest[message.deletes] = Truth(message.deletes, deleted=True)
         return list(newest.values())
 
-    def _said(self, until: datetime) -> list[Message]:
-        said = [one for one in self._messages() if one.at + one.late <= until]
-        return sorted(said, key=lambda one: one.at)
+    def expected_outcomes(self, until: datetime) -> dict[GroupId, str]:
+        """Return the AK9-01 that each group of carriers must have got by then."""
+        outcomes: dict[GroupId, str] = {}
+        for file in self._scheduled:
+            if file.at > until:
+                continue
+            for group in file.groups:
+                if group.function != "FA" and group.sender != US:
+                    outcomes[group.sender, group.function, group.number] = group.outcome
+        return outcomes
 
-    def expected_answers(self, until: datetime) -> dict[tuple[str, str, str], str]:
-        """By receiver, function and number of a group: the answer that its sender waits for."""
-        return {
-            (group.sender, group.function, group.number): group.answer
-            for file in self._posted
-            if file.at <= until
-            for group in file.groups
-            if group.function != "FA" and group.sender != US
-        }
+    def outcomes(self) -> dict[GroupId, str]:
+        """Return the AK9-01 of each group that came back. Fails on two of one group that differ."""
+        outcomes: dict[GroupId, str] = {}
+        for path in self._replies():
+            for group, outcome in parse_reply(path.read_text()):
+                assert outcomes.setdefault(group, outcome) == outcome, f"{path.name}: {group}"
+        return outcomes
 
-    def answers(self) -> dict[tuple[str, str, str], str]:
-        """What came back, in the same form. Fails on two answers to one group that differ."""
-        found: dict[tuple[str, str, str], str] = {}
-        for place in PLACES:
-            for path in sorted(self.folder(place, "outbound").iterdir()):
-                for key, answer in group_answers(path.read_text()):
-                    assert found.setdefault(key, answer) == answer, f"{path.name}: {key}"
-        return found
+    def _replies(self) -> Iterator[Path]:
+        for mailbox in MAILBOXES:
+            yield from sorted(self.folder(mailbox, "outbound").iterdir())
 
-    def folder(self, place: str, name: str) -> Path:
-        """`inbound`, `archive` or `outbound` of a place, on this machine."""
+    def folder(self, mailbox: str, name: str) -> Path:
+        """Return the path of `inbound`, `archive` or `outbound` of a mailbox."""
         assert self._root is not None
-        return self._root / place / name
+        return self._root / mailbox / name
 
     async def open(self) -> None:
         self._root = Path(tempfile.mkdtemp(prefix="apex-edi-"))
-        for place in PLACES:
+        for mailbox in MAILBOXES:
             for name in _FOLDERS:
-                self.folder(place, name).mkdir(parents=True)
+                self.folder(mailbox, name).mkdir(parents=True)
         self._listener = await asyncssh.listen(
             "127.0.0.1",
             0,
             server_factory=lambda: _Login(self._user_key.export_public_key()),
             server_host_keys=[self._host_key],
-            sftp_factory=lambda channel: _Files(channel, self, self._root or Path()),
+            sftp_factory=lambda channel: _SftpFiles(channel, self, self._root or Path()),
             config=None,
         )
 
@@ -130,59 +132,61 @@ class EdiSimulator(Simulator):
         if self._root:
             shutil.rmtree(self._root)
 
-    def post(self, until: datetime) -> None:
-        """Let the files appear that are due. Uploads by SFTP may come late, in halves, or twice."""
-        for path, data in self._half:
+    def put_files(self, until: datetime) -> None:
+        """Put the files that are due into `inbound`. Uploads by SFTP may come late, in halves, or twice."""
+        for path, data in self._half_written:
             path.write_bytes(data)
             if path.suffix == ".tmp":
                 path.rename(path.with_suffix(""))
-        self._half = []
+        self._half_written = []
         waiting = []
         for file in self._waiting:
-            remote = file.place == "sftp"
-            if file.at > until or (remote and self.chaos.strikes(self.chaos.disorder)):
+            is_remote = file.mailbox == "sftp"
+            if file.at > until or (is_remote and self.chaos.strikes(self.chaos.disorder)):
                 waiting.append(file)
                 continue
-            path = self.folder(file.place, "inbound") / file.name
-            if remote and self.chaos.strikes(self.chaos.mutations):
-                self._begin(path, file.data)
+            path = self.folder(file.mailbox, "inbound") / file.name
+            if is_remote and self.chaos.strikes(self.chaos.mutations):
+                self._put_half(path, file.data)
             else:
                 _put(path, file.data)
             if self.chaos.strikes(self.chaos.duplicates):
                 _put(path.with_name(f"again-{file.name}"), file.data)
         self._waiting = waiting
 
-    def trouble(self) -> bool:
-        """Whether this call goes wrong; never two in a row."""
+    def fails(self) -> bool:
+        """Return whether this SFTP call fails; never two in a row."""
         strikes = self.chaos.strikes(self.chaos.errors + self.chaos.limits)
-        self._troubled = strikes and not self._troubled
-        return self._troubled
+        self._has_failed = strikes and not self._has_failed
+        return self._has_failed
 
-    def _begin(self, path: Path, data: bytes) -> None:
-        """The first half of an upload, under the final name or one that says that it is not finished."""
-        if len(self._half) % 2:
+    def _put_half(self, path: Path, data: bytes) -> None:
+        """Write the first half of an upload, under the final name or an unfinished one."""
+        if len(self._half_written) % 2:
             path = path.with_name(f"{path.name}.tmp")
         path.write_bytes(data[: len(data) // 2])
-        self._half.append((path, data))
+        self._half_written.append((path, data))
 
-    def _files(self) -> Iterator[Posted]:
-        """Messages in envelopes: one a file, or all that a carrier sends at one time."""
-        batches: dict[tuple[str, datetime], list[Message]] = {}
-        for one in self._messages():
-            batches.setdefault((one.sender, one.at + one.late), []).append(one)
+    def _files(self) -> Iterator[ScheduledFile]:
+        """Yield the messages in envelopes: all that a sender sends at one time are a file."""
+        batches: dict[tuple[datetime, str], list[Message]] = {}
+        for message in self._messages():
+            batches.setdefault((message.at + message.late, message.sender), []).append(message)
         numbers = dict.fromkeys((US, *(carrier.scac for carrier in self.world.carriers)), 4700)
-        for n, ((sender, at), batch) in enumerate(
-            sorted(batches.items(), key=lambda item: item[0][::-1])
+        for n, ((at, sender), batch) in enumerate(
+            sorted(batches.items(), key=lambda item: item[0])
         ):
             data, groups, quirk = b"", [], QUIRKS[n % len(QUIRKS)]
-            for one in sorted(batch, key=lambda one: one.at):
+            for message in sorted(batch, key=lambda message: message.at):
                 numbers[sender] += 1
-                group = Group(sender, one.function, str(numbers[sender]), quirk)
-                data += encoded(group, one.receiver, one.at, one.segments, first=not data)
+                group = Group(sender, message.function, str(numbers[sender]), quirk)
+                data += encode(
+                    group, message.receiver, message.at, message.segments, first=not data
+                )
                 groups.append(group)
-            place = "sftp" if self._is_remote(sender) else "folder"
+            mailbox = "sftp" if self._is_remote(sender) else "folder"
             name = f"{sender}_{numbers[sender]}.{('edi', 'txt', 'x12')[n % 3]}"
-            yield Posted(at, place, name, data, groups)
+            yield ScheduledFile(at, mailbox, name, data, groups)
 
     def _is_remote(self, sender: str) -> bool:
         scacs = [carrier.scac for carrier in self.world.carriers]
@@ -190,10 +194,7 @@ class EdiSimulator(Simulator):
 
     def _messages(self) -> Iterator[Message]:
         for shipment in self.world.shipments:
-            yield from messages(shipment)
-
-
-_FOLDERS = ("inbound", "archive", "outbound")
+            yield from messages_of(shipment)
 
 
 def _put(path: Path, data: bytes) -> None:
@@ -224,8 +225,8 @@ class _Login(asyncssh.SSHServer):
         return (username, password) == (USER, PASSWORD)
 
 
-class _Files(asyncssh.SFTPServer):
-    """The mailbox on the server: what is due appears when somebody looks, and now and then a call fails."""
+class _SftpFiles(asyncssh.SFTPServer):
+    """The mailbox on the server: files that are due appear at a listing, and now and then a call fails."""
 
     def __init__(
         self, channel: asyncssh.SSHServerChannel[bytes], simulator: EdiSimulator, root: Path
@@ -235,7 +236,7 @@ class _Files(asyncssh.SFTPServer):
 
     async def scandir(self, path: bytes) -> AsyncIterator[asyncssh.SFTPName]:
         if path.endswith(b"inbound"):
-            self._simulator.post(self._simulator.clock.now)
+            self._simulator.put_files(self._simulator.clock.now)
         self._fail()
         async for item in super().scandir(path):
             yield item
@@ -245,5 +246,5 @@ class _Files(asyncssh.SFTPServer):
         return super().open(path, pflags, attrs)
 
     def _fail(self) -> None:
-        if self._simulator.trouble():
+        if self._simulator.fails():
             raise asyncssh.SFTPFailure("server is busy")

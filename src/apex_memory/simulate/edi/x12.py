@@ -1,4 +1,4 @@
-"""X12 as carriers' software writes it, each with a habit of its own, and the 997s that come back."""
+"""X12 as carriers' software writes it, with the deviations of real files, and the 997s that come back."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FUNCTIONS = {"SM": "204", "GF": "990", "QM": "214", "IM": "210", "FA": "997"}
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A group with one set in it. `answer` is the 997 that it deserves."""
+    """A group with one set in it. `intended` is its GS01 by the standard."""
 
     sender: str
     intended: str
@@ -38,15 +38,17 @@ class Group:
 
     @property
     def function(self) -> str:
-        odd = self.quirk == "function" and self.intended in ("QM", "IM")
-        return "IN" if odd else self.intended
+        """GS01 as the sender writes it."""
+        is_wrong = self.quirk == "function" and self.intended in ("QM", "IM")
+        return "IN" if is_wrong else self.intended
 
     @property
-    def answer(self) -> str:
+    def outcome(self) -> str:
+        """AK9-01 of the 997 that it must get."""
         return "E" if self.quirk in ("unclosed", "count") else "A"
 
 
-def encoded(
+def encode(
     group: Group,
     receiver: str,
     at: datetime,
@@ -54,7 +56,10 @@ def encoded(
     *,
     first: bool,
 ) -> bytes:
-    """An interchange with one group and one set; `body` begins with ST, without its number, and lacks SE."""
+    """Return an interchange with one group and one set.
+
+    `body` begins with an ST without its number, and has no SE. `first`: nothing stands before it in the file.
+    """
     quirk, number = group.quirk, group.number
     element, terminator = ("|", "'") if quirk == "bars" else ("*", "~")
     if quirk in ("newline", "ellipsis"):
@@ -65,7 +70,7 @@ def encoded(
     segments = [
         (*gs, "") if quirk == "trailing" else gs,
         (*body[0], "0001"),
-        *(_blank(one) if quirk == "blank" else one for one in body[1:]),
+        *(_with_blank(segment) if quirk == "blank" else segment for segment in body[1:]),
         (
             "SE",
             str(len(body) + (2 if quirk == "count" else 1)),
@@ -76,10 +81,10 @@ def encoded(
         segments.append(("GE", "1", number))
         segments.append(("IEA", "1", "000000001" if quirk == "interchange" else control))
     gap = {"lines": "\n", "indented": "\r\n    "}.get(quirk, "")
-    written = [element.join(one).rstrip(element) for one in [isa, *segments]]
+    written = [element.join(segment).rstrip(element) for segment in [isa, *segments]]
     if quirk == "trailing":
         written[1] += element
-    text = "".join(f"{one}{terminator}{gap}" for one in written)
+    text = "".join(f"{segment}{terminator}{gap}" for segment in written)
     if quirk == "wrapped":
         text = "\n".join(text[n : n + 80] for n in range(0, len(text), 80)) + "\n"
     return (b"\xef\xbb\xbf" if quirk == "mark" and first else b"") + text.encode()
@@ -95,27 +100,31 @@ def _isa(group: Group, receiver: str, at: datetime, control: str) -> tuple[str, 
     )
 
 
-def _blank(segment: tuple[str, ...]) -> tuple[str, ...]:
+def _with_blank(segment: tuple[str, ...]) -> tuple[str, ...]:
     if segment[0] not in ("B1", "B10", "N1"):
         return segment
     return (segment[0], f" {segment[1]}", *segment[2:])
 
 
-def group_answers(text: str) -> Iterator[tuple[tuple[str, str, str], str]]:
-    """Of a 997 interchange as it should be: (to whom, function, number of the group answered), answer."""
-    segments = [one.split("*") for one in text.split("~") if one]
+GroupId = tuple[str, str, str]
+"""Sender, function (GS01) and control number (GS06) of a group."""
+
+
+def parse_reply(text: str) -> Iterator[tuple[GroupId, str]]:
+    """Yield each group that a 997 interchange acknowledges, and AK9-01. Fails if the interchange is malformed."""
+    segments = [segment.split("*") for segment in text.split("~") if segment]
     assert len(text.split("~", maxsplit=1)[0]) == 105, "ISA must be padded"
     assert [segments[n][0] for n in (0, 1, -2, -1)] == ["ISA", "GS", "GE", "IEA"]
     assert segments[0][13] == segments[-1][2]
     assert segments[1][6] == segments[-2][2]
-    answered, started = ("", ""), 0
-    for n, one in enumerate(segments):
-        if one[0] == "ST":
-            started = n
-        elif one[0] == "AK1":
-            answered = (one[1], one[2])
-        elif one[0] == "AK9":
-            yield (segments[0][8].strip(), *answered), one[1]
-        elif one[0] == "SE":
-            assert int(one[1]) == n - started + 1
-            assert one[2] == segments[started][2]
+    group, set_start = ("", ""), 0
+    for n, segment in enumerate(segments):
+        if segment[0] == "ST":
+            set_start = n
+        elif segment[0] == "AK1":
+            group = (segment[1], segment[2])
+        elif segment[0] == "AK9":
+            yield (segments[0][8].strip(), *group), segment[1]
+        elif segment[0] == "SE":
+            assert int(segment[1]) == n - set_start + 1
+            assert segment[2] == segments[set_start][2]

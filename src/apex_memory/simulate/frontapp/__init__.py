@@ -1,1 +1,1 @@
-"""Simulator: Front, the shared inbox."""
+"""Simulator of Front, the shared inbox."""

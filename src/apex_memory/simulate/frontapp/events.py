@@ -1,4 +1,4 @@
-"""What happens in the shared inbox: a conversation a shipment, a second one merged into it, and some for the bin."""
+"""Events of the shared inbox: a conversation a shipment, some with a second one merged into it, some with a digest for the trash."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 from apex_memory.simulate.world import Person, Shipment, World
 
-LISTED_AFTER = timedelta(minutes=2)  # events of mass actions show up in the list that much later
+LISTED_AFTER = timedelta(minutes=2)  # events of mass actions are listed that much later
 
 Via = Literal["application", "rule", "preview", "none"]
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event. `via` says which webhook carries it; `partial`: the list names its target by id alone."""
+    """One event. `via` is the webhook that sends it; `partial`: the list has only the id of its target."""
 
     id: str
     type: str
@@ -41,24 +41,26 @@ class Event:
 
 
 def events_of(world: World) -> list[Event]:
-    """All that ever happens, in the order of Front's list."""
-    events = [event for shipment in world.shipments for event in _told(world, shipment)]
+    """Return all events of a world in the order of Front's list."""
+    events: list[Event] = []
+    for shipment in world.shipments:
+        events += _shipment_events(world, shipment)
     return sorted(events, key=lambda event: (event.emitted, event.id))
 
 
-def _told(world: World, shipment: Shipment) -> Iterator[Event]:
+def _shipment_events(world: World, shipment: Shipment) -> Iterator[Event]:
     started = shipment.at("en_route") or shipment.at("accepted")
     assert started is not None, "every shipment is accepted"
     began = started + timedelta(minutes=3)
-    yield from _asked(world, shipment, began)
+    yield from _conversation(world, shipment, began)
     if shipment.number % 3 == 0:
-        yield from _asked_again(world, shipment, began + timedelta(minutes=4))
+        yield from _merged_conversation(world, shipment, began + timedelta(minutes=4))
     if shipment.number % 2 == 0:
-        yield from _binned(world, shipment, began + timedelta(minutes=1))
+        yield from _digest(world, shipment, began + timedelta(minutes=1))
 
 
-def _asked(world: World, shipment: Shipment, began: datetime) -> Iterator[Event]:
-    """The usual course: a question, a rule's tag, somebody takes it, looks it up, and answers."""
+def _conversation(world: World, shipment: Shipment, began: datetime) -> Iterator[Event]:
+    """The usual course: a question, a rule's tag, an assignment, a comment, and a reply."""
     number, staff = shipment.number, world.staff[shipment.number % len(world.staff)]
     conversation, subject = f"cnv_{number}a", f"ETA for {shipment.id}?"
     rule: Via = ("application", "rule", "preview")[number % 3]
@@ -92,7 +94,7 @@ def _asked(world: World, shipment: Shipment, began: datetime) -> Iterator[Event]
         "author": teammate(staff),
         "posted_at": posted,
     }
-    # At the very same millisecond: only ids tell the two apart at a page's edge.
+    # At the same millisecond as the assignment: only ids order the two at the end of a page.
     about = {"body": comment, "kind": "comment", "target": comment["id"]}
     yield event(4, "comment", 2, **about, partial=number % 4 == 1)
     replied = began + timedelta(minutes=12)
@@ -102,16 +104,16 @@ def _asked(world: World, shipment: Shipment, began: datetime) -> Iterator[Event]
     yield event(6, "archive", 30, via="none" if number % 2 else "application")
 
 
-def _asked_again(world: World, shipment: Shipment, began: datetime) -> Iterator[Event]:
-    """The customer writes once more, and the two conversations become one."""
+def _merged_conversation(world: World, shipment: Shipment, began: datetime) -> Iterator[Event]:
+    """A colleague asks too, and the two conversations are merged."""
     number, staff = shipment.number, world.staff[0]
     subject, colleague = f"Any news on {shipment.id}", shipment.customer.people[0]
     text = f"Has {shipment.id} been picked up in {shipment.origin.city} yet?"
     mail = _mail(f"msg_{number}c1", colleague, "dispatch@acme.example", subject, text, began)
-    asked = Event(
+    inbound = Event(
         f"evt_{number}c1", "inbound", began, f"cnv_{number}c", subject, staff, **_message(mail)
     )
-    yield asked
+    yield inbound
     at = began + timedelta(minutes=9)
     yield Event(
         f"evt_{number}c2",
@@ -124,17 +126,17 @@ def _asked_again(world: World, shipment: Shipment, began: datetime) -> Iterator[
     )
 
 
-def _binned(world: World, shipment: Shipment, began: datetime) -> Iterator[Event]:
-    """Something nobody asked for."""
+def _digest(world: World, shipment: Shipment, began: datetime) -> Iterator[Event]:
+    """A newsletter that is moved to the trash."""
     number, staff = shipment.number, world.staff[-1]
     conversation, subject = f"cnv_{number}b", "Your weekly load board digest"
     sender = Person("Load Board", "digest@loadboard.example", "")
     text = f"Lane of the week: {shipment.origin.city} to {shipment.destination.city}."
     mail = _mail(f"msg_{number}b1", sender, "dispatch@acme.example", subject, text, began)
-    kept = Event(
+    inbound = Event(
         f"evt_{number}b1", "inbound", began, conversation, subject, staff, **_message(mail)
     )
-    yield kept
+    yield inbound
     at = began + timedelta(minutes=10)
     yield Event(f"evt_{number}b2", "trash", at, conversation, subject, staff)
 

@@ -1,4 +1,4 @@
-"""Front: the shared inbox. Customers ask for their shipments, staff comment and answer; both kinds of webhook, and `/events`."""
+"""Front, the shared inbox: customers ask for their shipments, staff comment and reply. Both kinds of webhook, and `/events`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from apex_memory.simulate.vendor import Chaos, Push, Simulator, Truth
 from apex_memory.simulate.world import Clock, World
 
 SIGNING_KEY, API_SECRET, API_TOKEN = "simulated-signing-key", "simulated-secret", "simulated-token"
-MOST = 15  # events a page
+PAGE_SIZE = 15  # events
 _STATUS = {"archive": "archived", "trash": "deleted", "assign": "assigned"}
 _OUTER = {
     "inbound": "inbound_received",
@@ -33,7 +33,7 @@ _OUTER = {
 
 
 class FrontSimulator(Simulator):
-    """A conversation a shipment, a second one that is merged into it, and some that end in the bin."""
+    """A conversation a shipment, some with a second one merged into it, some with a digest in the trash."""
 
     name: ClassVar[str] = "frontapp"
 
@@ -52,11 +52,11 @@ class FrontSimulator(Simulator):
 
     def routes(self) -> Sequence[Route]:
         return [
-            Route("/events", self._list),
-            Route("/events/{id}", self._one),
-            Route("/messages/{id}", self._thing),
-            Route("/comments/{id}", self._thing),
-            Route("/conversations/{id}", self._conversation),
+            Route("/events", self._list_events),
+            Route("/events/{id}", self._show_event),
+            Route("/messages/{id}", self._show_target),
+            Route("/comments/{id}", self._show_target),
+            Route("/conversations/{id}", self._show_conversation),
         ]
 
     def pushes(self, since: datetime, until: datetime) -> Iterator[Push]:
@@ -65,36 +65,37 @@ class FrontSimulator(Simulator):
                 yield self._push(event)
 
     def truth(self, until: datetime) -> Sequence[Truth]:
-        told = [event for event in self._events if event.listed_at <= until]
-        binned = {event.conversation for event in told if event.type == "trash"}
-        held = []
-        for event in told:
+        events = [event for event in self._events if event.listed_at <= until]
+        trashed = {event.conversation for event in events if event.type == "trash"}
+        truth = []
+        for event in events:
             if event.body is not None:
-                gone = event.conversation in binned
-                text = (
-                    "" if gone else str(event.body["text" if event.kind == "message" else "body"])
-                )
-                held.append(Truth(f"{event.kind}:{event.target}", text, gone))
+                key = f"{event.kind}:{event.target}"
+                if event.conversation in trashed:
+                    truth.append(Truth(key, deleted=True))
+                else:
+                    text = event.body["text" if event.kind == "message" else "body"]
+                    truth.append(Truth(key, str(text)))
             if event.merged:
                 text = f"Merged into: {event.conversation}"
-                held.append(Truth(f"conversation:{event.merged}", text))
-        merged = {event.merged for event in told}
-        for id in sorted({event.conversation for event in told} - merged):
-            mine = [event for event in told if event.conversation == id]
-            if any(event.body is None for event in mine):
-                held.append(_conversation_truth(id, mine, gone=id in binned))
-        return held
+                truth.append(Truth(f"conversation:{event.merged}", text))
+        merged = {event.merged for event in events}
+        for id in sorted({event.conversation for event in events} - merged):
+            own_events = [event for event in events if event.conversation == id]
+            if any(event.body is None for event in own_events):
+                truth.append(_conversation_truth(id, own_events, deleted=id in trashed))
+        return truth
 
     def _push(self, event: Event) -> Push:
-        inner = self._told(event, partial=event.via == "preview")
+        payload = self._payload(event, partial=event.via == "preview")
         if event.via == "application":
             envelope = {"type": _OUTER[event.type], "authorization": {"id": "cmp_sim"}}
-            body = json.dumps({**envelope, "payload": inner}).encode()
+            body = json.dumps({**envelope, "payload": payload}).encode()
             return Push(event.at, "/hooks/frontapp", body, sign_application)
-        return Push(event.at, "/hooks/frontapp", json.dumps(inner).encode(), sign_rule)
+        return Push(event.at, "/hooks/frontapp", json.dumps(payload).encode(), sign_rule)
 
-    def _told(self, event: Event, *, partial: bool) -> dict[str, Any]:
-        """An event in Front's words."""
+    def _payload(self, event: Event, *, partial: bool) -> dict[str, Any]:
+        """Return an event in Front's format; `partial`: conversation and target by id alone."""
         target: dict[str, Any] | None = None
         if event.body is not None:
             data = {"id": event.target} if partial else event.body
@@ -104,7 +105,7 @@ class FrontSimulator(Simulator):
         elif event.type == "tag":
             target = {"_meta": {"type": "tag"}, "data": {"id": "tag_eta", "name": "ETA"}}
         state = {"id": event.conversation} if partial else self._state(event)
-        told = {
+        payload = {
             "_links": {"self": f"https://acme.api.frontapp.com/events/{event.id}"},
             "id": event.id,
             "type": event.type,
@@ -112,16 +113,17 @@ class FrontSimulator(Simulator):
             "conversation": state,
             "source": {"_meta": {"type": "teammate"}, "data": teammate(event.actor)},
         }
-        return {**told, "target": target} if target else told
+        return {**payload, "target": target} if target else payload
 
     def _state(self, event: Event) -> dict[str, Any]:
-        before = [
-            one
-            for one in self._events
-            if one.conversation == event.conversation and one.at <= event.at
+        """Return the conversation as it is after an event."""
+        history = [
+            item
+            for item in self._events
+            if item.conversation == event.conversation and item.at <= event.at
         ]
-        changes = [one.type for one in before if one.type in _STATUS]
-        assigned = next((one.actor for one in before if one.type == "assign"), None)
+        changes = [item.type for item in history if item.type in _STATUS]
+        assigned = next((item.actor for item in history if item.type == "assign"), None)
         return {
             "id": event.conversation,
             "type": "email",
@@ -135,72 +137,78 @@ class FrontSimulator(Simulator):
             "is_private": False,
         }
 
-    async def _list(self, request: Request) -> Response:
+    async def _list_events(self, request: Request) -> Response:
         if refused := self._refused(request):
             return refused
-        asked = request.query_params
-        if token := asked.get("page_token"):
+        query = request.query_params
+        if token := query.get("page_token"):
             after, before, descending, last = json.loads(base64.urlsafe_b64decode(token))
         else:
-            after = float(asked.get("q[after]", 0))
-            before = float(asked.get("q[before]", 1e12))
-            descending, last = asked.get("sort_order", "desc") != "asc", None
-        found = [
+            after = float(query.get("q[after]", 0))
+            before = float(query.get("q[before]", 1e12))
+            descending, last = query.get("sort_order", "desc") != "asc", None
+        listed = [
             event
             for event in self._events
             if after < event.emitted < before and event.listed_at <= self.clock.now
         ]
         if descending:
-            found.reverse()
-        keys = [[event.emitted, event.id] for event in found]
-        start = next(
-            (n for n, key in enumerate(keys) if last and _beyond(key, last, descending)), None
-        )
-        start = (len(found) if start is None else start) if last else 0
-        limit = min(MOST, int(asked.get("limit", MOST)))
-        page = found[start : start + limit]
-        following = None
-        if start + limit < len(found):
+            listed.reverse()
+        keys = [[event.emitted, event.id] for event in listed]
+        start = 0
+        if last:
+            beyond = (n for n, key in enumerate(keys) if _is_beyond(key, last, descending))
+            start = next(beyond, len(listed))
+        limit = min(PAGE_SIZE, int(query.get("limit", PAGE_SIZE)))
+        page = listed[start : start + limit]
+        next_url = None
+        if start + limit < len(listed):
             state = json.dumps([after, before, descending, keys[start + limit - 1]]).encode()
             token = base64.urlsafe_b64encode(state).decode()
-            own = request.url.replace(query="")
-            following = f"{own}?limit={limit}&page_token={token}"
+            own_url = request.url.replace(query="")
+            next_url = f"{own_url}?limit={limit}&page_token={token}"
         return JSONResponse(
             {
-                "_pagination": {"next": following},
+                "_pagination": {"next": next_url},
                 "_links": {"self": str(request.url)},
-                "_results": [self._told(event, partial=event.partial) for event in page],
+                "_results": [self._payload(event, partial=event.partial) for event in page],
             },
             headers={"x-ratelimit-limit": "50", "x-ratelimit-remaining": "49"},
         )
 
-    async def _one(self, request: Request) -> Response:
+    async def _show_event(self, request: Request) -> Response:
         if refused := self._refused(request):
             return refused
-        found = self._visible(request.path_params["id"], "id")
-        # The one event, too, names its target only: its body is a call of its own.
-        return JSONResponse(self._told(found, partial=True)) if found else _error(404, "Not found")
+        event = self._visible(request.path_params["id"], "id")
+        if event is None:
+            return _error(404, "Not found")
+        # A single event, too, has only the id of its target: the body takes a call of its own.
+        return JSONResponse(self._payload(event, partial=True))
 
-    async def _thing(self, request: Request) -> Response:
+    async def _show_target(self, request: Request) -> Response:
         if refused := self._refused(request):
             return refused
-        found = self._visible(request.path_params["id"], "target")
-        return JSONResponse(found.body) if found else _error(404, "Not found")
+        event = self._visible(request.path_params["id"], "target")
+        return JSONResponse(event.body) if event else _error(404, "Not found")
 
-    async def _conversation(self, request: Request) -> Response:
-        """A conversation that was merged away leads to the one it is in now."""
+    async def _show_conversation(self, request: Request) -> Response:
+        """A conversation that was merged into another one redirects to it."""
         if refused := self._refused(request):
             return refused
         id = request.path_params["id"]
         if into := self._visible(id, "merged"):
             path = request.url.path.replace(id, into.conversation)
             return RedirectResponse(str(request.url.replace(path=path)), 301)
-        mine = [e for e in self._events if e.conversation == id and e.at <= self.clock.now]
-        return JSONResponse(self._state(mine[-1])) if mine else _error(404, "Not found")
+        now = self.clock.now
+        events = [event for event in self._events if event.conversation == id and event.at <= now]
+        return JSONResponse(self._state(events[-1])) if events else _error(404, "Not found")
 
     def _visible(self, id: str, field: str) -> Event | None:
-        now = self.clock.now
-        return next((e for e in self._events if getattr(e, field) == id and e.at <= now), None)
+        """Return the first event up to now whose `field` is `id`."""
+        for event in self._events:
+            if getattr(event, field) == id and event.at <= self.clock.now:
+                return event
+        return None
 
     def _refused(self, request: Request) -> Response | None:
         if request.headers.get("authorization") != f"Bearer {API_TOKEN}":
@@ -213,7 +221,7 @@ class FrontSimulator(Simulator):
 
 
 def sign_application(body: bytes, at: datetime) -> dict[str, str]:
-    """The headers of an application webhook."""
+    """Return the headers of an application webhook."""
     stamp = str(int(at.timestamp() * 1000))
     digest = hmac.digest(SIGNING_KEY.encode(), f"{stamp}:".encode() + body, "sha256")
     signature = base64.b64encode(digest).decode()
@@ -221,22 +229,24 @@ def sign_application(body: bytes, at: datetime) -> dict[str, str]:
 
 
 def sign_rule(body: bytes, at: datetime) -> dict[str, str]:
-    """The header of a rule's webhook, which signs no time."""
+    """Return the header of a rule's webhook, whose signature covers no time."""
     digest = hmac.digest(API_SECRET.encode(), body, "sha1")
     return {"X-Front-Signature": base64.b64encode(digest).decode()}
 
 
-def _conversation_truth(id: str, events: Sequence[Event], *, gone: bool) -> Truth:
-    if gone:
+def _conversation_truth(id: str, events: Sequence[Event], *, deleted: bool) -> Truth:
+    if deleted:
         return Truth(f"conversation:{id}", deleted=True)
-    # A preview, too, tells the conversation's state, if it came before its own full form.
-    states = [e for e in events if e.body is None or e.partial or e.via == "preview"]
+    # A preview, too, holds the conversation's state, if it came before its own full form.
+    states = [
+        event for event in events if event.body is None or event.partial or event.via == "preview"
+    ]
     last = states[-1]
     text = last.subject if last.body is not None else f"Last change: {last.type}"
     return Truth(f"conversation:{id}", text)
 
 
-def _beyond(key: list[Any], last: list[Any], descending: bool) -> bool:
+def _is_beyond(key: list[Any], last: list[Any], descending: bool) -> bool:
     return key < last if descending else key > last
 
 

@@ -1,1 +1,1 @@
-"""Simulator: HubSpot, the CRM."""
+"""Simulator of HubSpot, the CRM."""

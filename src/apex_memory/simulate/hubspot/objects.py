@@ -1,4 +1,4 @@
-"""HubSpot's objects, version by version: the world's companies, their people, and a deal a shipment."""
+"""HubSpot's objects, version by version: companies, contacts, and a deal a shipment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOUCHED = {"companies": "description", "contacts": "jobtitle", "deals": "descrip
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """An object from `at` on. `archived`: in the recycling bin."""
+    """An object from `at` on. `archived`: in the recycle bin."""
 
     at: datetime
     properties: Mapping[str, str]
@@ -32,7 +32,7 @@ Objects = dict[tuple[str, int], list[Version]]
 
 
 def objects_of(world: World) -> Objects:
-    """All that the CRM will ever hold of a world."""
+    """Return all that the CRM ever holds of a world."""
     objects: Objects = {}
     imported = world.start - timedelta(days=1)
     people: dict[str, int] = {}
@@ -51,31 +51,35 @@ def objects_of(world: World) -> Objects:
                     "jobtitle": "Dispatcher" if company.scac else "Buyer",
                 }
                 put(objects, "contacts", people[person.email], Version(imported, properties))
-    _leave_and_return(objects, world, sorted(people.values()))
+    _archive_contacts(objects, world, sorted(people.values()))
     for shipment in world.shipments:
         _deal(objects, shipment)
     return objects
 
 
 def put(objects: Objects, plural: str, id: int, version: Version) -> None:
-    """Write a version of an object."""
+    """Add a version of an object."""
     versions = objects.setdefault((plural, id), [])
     versions.append(version)
-    versions.sort(key=lambda one: one.at)
+    versions.sort(key=lambda item: item.at)
 
 
 def last_of(versions: Sequence[Version], now: datetime) -> Version:
-    """The version that holds now; the first while there is none."""
-    return [one for one in versions if one.at <= now][-1] if versions[0].at <= now else versions[0]
+    """Return the version that is current at `now`; the first one before its time."""
+    past = [version for version in versions if version.at <= now]
+    return past[-1] if past else versions[0]
 
 
-def _leave_and_return(objects: Objects, world: World, contacts: Sequence[int]) -> None:
+def _archive_contacts(objects: Objects, world: World, contacts: Sequence[int]) -> None:
+    """Archive the first three contacts, and restore the first of them."""
     for n, id in enumerate(contacts[:3]):
         (first,) = objects["contacts", id]
-        gone = world.start + timedelta(hours=3 + n, minutes=7)
-        put(objects, "contacts", id, Version(gone, first.properties, archived=True))
+        archived_at = world.start + timedelta(hours=3 + n, minutes=7)
+        put(objects, "contacts", id, Version(archived_at, first.properties, archived=True))
         if n == 0:
-            put(objects, "contacts", id, Version(gone + timedelta(hours=4), first.properties))
+            put(
+                objects, "contacts", id, Version(archived_at + timedelta(hours=4), first.properties)
+            )
 
 
 def _deal(objects: Objects, shipment: Shipment) -> None:

@@ -1,4 +1,4 @@
-"""HubSpot: the world's companies, their people, and a deal a shipment; search, lists, batch reads and signed webhooks."""
+"""HubSpot: companies, contacts, and a deal a shipment; search, lists, batch reads and signed webhooks."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ from apex_memory.simulate.vendor import Chaos, Push, Simulator, Truth
 from apex_memory.simulate.world import Clock, World
 
 TOKEN = "simulated-access-token"  # noqa: S105 -- of a simulator
-AHEAD = timedelta(
-    seconds=1
-)  # several changes at one moment run that far ahead of the clock at most
-SECONDS_LATE = 90  # most that search lags behind on a bad day
+# Several changes at one moment get times of their own, at most this far ahead of the clock.
+AHEAD = timedelta(seconds=1)
+SEARCH_LAG_SECONDS = 90  # the most, with chaos
 
 
 class HubSpot(Simulator):
@@ -37,11 +36,11 @@ class HubSpot(Simulator):
         super().__init__(world, clock, chaos)
         self.objects = objects_of(world)
         self.most = 200
-        """Most objects in a page of search, whatever is asked for."""
+        """Most objects in a page of search, whatever limit the request has."""
         self.cap = 10_000
-        """Most objects that one query shows."""
+        """Most objects that the pages of one search reach."""
         self.calls_left: int | None = None
-        """Calls until the daily limit; None: there is none."""
+        """Calls until the daily limit; None: no limit."""
         self._touches = 0
 
     def settings(self, base: str) -> dict[str, Any]:
@@ -58,47 +57,47 @@ class HubSpot(Simulator):
     def routes(self) -> Sequence[BaseRoute]:
         place = "/crm/v3/objects/{plural}"
         return [
-            Route(f"{place}/search", self._told(self._search), methods=["POST"]),
-            Route(f"{place}/batch/read", self._told(self._batch), methods=["POST"]),
-            Route(f"{place}/{{id:int}}", self._told(self._one)),
-            Route(place, self._told(self._list)),
+            Route(f"{place}/search", self._endpoint(self._search), methods=["POST"]),
+            Route(f"{place}/batch/read", self._endpoint(self._batch), methods=["POST"]),
+            Route(f"{place}/{{id:int}}", self._endpoint(self._read)),
+            Route(place, self._endpoint(self._list)),
         ]
 
     def pushes(self, since: datetime, until: datetime) -> Iterable[Push]:
         return pushes(self.objects, since, until)
 
     def truth(self, until: datetime) -> Sequence[Truth]:
-        told = []
+        truth = []
         for (plural, id), versions in self.objects.items():
             if versions[0].at <= until + AHEAD:
                 last, key = last_of(versions, until + AHEAD), f"{SINGULAR[plural]}:{id}"
                 text = last.properties[TOUCHED[plural]]
-                told.append(Truth(key, "" if last.archived else text, deleted=last.archived))
-        return told
+                truth.append(Truth(key, "" if last.archived else text, deleted=last.archived))
+        return truth
 
     def put(self, plural: str, id: int, version: Version) -> None:
-        """Write a version of an object."""
+        """Add a version of an object."""
         put(self.objects, plural, id, version)
 
-    # -- what it answers
-
-    def _told(self, answer: Callable[[str, Request, Any], Response]) -> Callable[[Request], Any]:
+    def _endpoint(
+        self, respond: Callable[[str, Request, Any], Response]
+    ) -> Callable[[Request], Any]:
         async def endpoint(request: Request) -> Response:
-            if (bad := self._trouble(request)) is not None:
-                return bad
+            if (error := self._refused(request)) is not None:
+                return error
             plural = request.path_params["plural"]
             if plural not in SINGULAR:
                 return _error(404, "OBJECT_NOT_FOUND", f"no type {plural}")
             if self.chaos.strikes(self.chaos.mutations):
                 self._touch()
             body = await request.json() if request.method == "POST" else {}
-            return answer(plural, request, body)
+            return respond(plural, request, body)
 
         return endpoint
 
-    def _trouble(self, request: Request) -> Response | None:
+    def _refused(self, request: Request) -> Response | None:
         if request.headers.get("authorization") != f"Bearer {TOKEN}":
-            return _error(401, "INVALID_AUTHENTICATION", "no such token")
+            return _error(401, "INVALID_AUTHENTICATION", "invalid token")
         if self.calls_left is not None:
             self.calls_left -= 1
             if self.calls_left < 0:
@@ -111,7 +110,7 @@ class HubSpot(Simulator):
         return _error(502, "INTERNAL_ERROR", "bad gateway") if chaos.strikes(chaos.errors) else None
 
     def _touch(self) -> None:
-        """Somebody changes an object between two calls. Times of one object differ."""
+        """Change an object between two calls. The times of one object's versions differ."""
         now = self.clock.now + AHEAD
         live = [
             key for key, versions in self.objects.items() if not last_of(versions, now).archived
@@ -121,101 +120,98 @@ class HubSpot(Simulator):
         last = last_of(self.objects[plural, id], now)
         property = TOUCHED[plural]
         text = f"{last.properties[property].partition(' Note')[0]} Note {self._touches}."
-        at = max(_whole(self.clock.now), last.at + timedelta(milliseconds=1))
+        at = max(_to_milliseconds(self.clock.now), last.at + timedelta(milliseconds=1))
         self.put(plural, id, Version(at, {**last.properties, property: text}))
 
     def _live(self, plural: str) -> Iterator[tuple[int, Version, Version]]:
-        """Ids with their first and their present version."""
+        """Yield the ids of a type with their first and their current version."""
         now = self.clock.now + AHEAD
         for (kind, id), versions in self.objects.items():
             if kind == plural and versions[0].at <= now:
                 yield id, versions[0], last_of(versions, now)
 
     def _search(self, plural: str, request: Request, body: Any) -> Response:
-        late = timedelta(seconds=SECONDS_LATE if self.chaos.mutations else 0)
-        found = []
+        late = timedelta(seconds=SEARCH_LAG_SECONDS if self.chaos.mutations else 0)
+        records = []
         for id, first, last in self._live(plural):
             lag = late * (id % 10 / 10)
             record = _record(plural, id, first, last, body.get("properties", []))
             if not last.archived and last.at <= self.clock.now + AHEAD - lag:
-                found.append(record)
+                records.append(record)
         groups = [group["filters"] for group in body.get("filterGroups", [])]
         if groups:
-            found = [one for one in found if any(all(map(_fits(one), group)) for group in groups)]
+            records = [record for record in records if _matches_any(record, groups)]
         if sorts := body.get("sorts"):
-            # Among equals in no order that anybody could rely on.
-            found.sort(key=lambda one: hashlib.sha256(str(one["id"]).encode()).digest())
-            found.sort(
-                key=lambda one: _number(one, sorts[0]["propertyName"]),
+            # Equal ones come in an order that nobody can rely on.
+            records.sort(key=lambda record: hashlib.sha256(str(record["id"]).encode()).digest())
+            records.sort(
+                key=lambda record: _number(record, sorts[0]["propertyName"]),
                 reverse=sorts[0].get("direction") == "DESCENDING",
             )
         limit, start = min(body.get("limit", 10), self.most), int(body.get("after") or 0)
         if start + limit > self.cap:
             return _error(400, "VALIDATION_ERROR", f"paging beyond {self.cap} is not possible")
-        return _page(found, start, limit, {"total": len(found)})
+        return _page(records, start, limit, {"total": len(records)})
 
     def _list(self, plural: str, request: Request, body: Any) -> Response:
         query = request.query_params
-        archived, wanted = (
-            query.get("archived", "").lower() == "true",
-            query.get("properties", "").split(","),
-        )
+        archived = query.get("archived", "").lower() == "true"
+        properties = query.get("properties", "").split(",")
         limit = int(query.get("limit", 10))
         if limit > 100:
             return _error(400, "VALIDATION_ERROR", "limit: at most 100")
-        found = [
-            _record(plural, id, first, last, wanted)
-            for id, first, last in sorted(self._live(plural), key=lambda one: one[0])
+        records = [
+            _record(plural, id, first, last, properties)
+            for id, first, last in sorted(self._live(plural), key=lambda item: item[0])
             if last.archived == archived and id >= int(query.get("after") or 0)
         ]
-        after = found[limit]["id"] if len(found) > limit else None
-        return _answer(found[:limit], after, {})
+        after = records[limit]["id"] if len(records) > limit else None
+        return _results(records[:limit], after, {})
 
     def _batch(self, plural: str, request: Request, body: Any) -> Response:
         archived = request.query_params.get("archived", "").lower() == "true"
-        asked = [int(one["id"]) for one in body["inputs"]]
-        if len(asked) > 100:
+        ids = [int(item["id"]) for item in body["inputs"]]
+        if len(ids) > 100:
             return _error(400, "VALIDATION_ERROR", "inputs: at most 100")
-        found = [
+        records = [
             _record(plural, id, first, last, body.get("properties", []))
             for id, first, last in self._live(plural)
-            if last.archived == archived and id in asked
+            if last.archived == archived and id in ids
         ]
-        answer: dict[str, Any] = {"status": "COMPLETE", "results": found}
-        missing = set(map(str, asked)) - {one["id"] for one in found}
+        result: dict[str, Any] = {"status": "COMPLETE", "results": records}
+        missing = set(map(str, ids)) - {record["id"] for record in records}
         times = {"startedAt": _iso(self.clock.now), "completedAt": _iso(self.clock.now)}
         if not missing:
-            return JSONResponse({**answer, **times})
-        lost = {
+            return JSONResponse({**result, **times})
+        error = {
             "status": "error",
             "category": "OBJECT_NOT_FOUND",
             "message": "Could not get some objects",
             "context": {"ids": sorted(missing)},
         }
-        return JSONResponse({**answer, **times, "numErrors": 1, "errors": [lost]}, 207)
+        return JSONResponse({**result, **times, "numErrors": 1, "errors": [error]}, 207)
 
-    def _one(self, plural: str, request: Request, body: Any) -> Response:
+    def _read(self, plural: str, request: Request, body: Any) -> Response:
         query = request.query_params
         for id, first, last in self._live(plural):
-            if id == request.path_params["id"] and last.archived == (
-                query.get("archived", "").lower() == "true"
-            ):
-                wanted = query.get("properties", "").split(",")
-                return JSONResponse(_record(plural, id, first, last, wanted))
-        return _error(404, "OBJECT_NOT_FOUND", "no such object")
+            archived = query.get("archived", "").lower() == "true"
+            if id == request.path_params["id"] and last.archived == archived:
+                properties = query.get("properties", "").split(",")
+                return JSONResponse(_record(plural, id, first, last, properties))
+        return _error(404, "OBJECT_NOT_FOUND", "object not found")
 
 
 def _record(
-    plural: str, id: int, first: Version, last: Version, wanted: Sequence[str]
+    plural: str, id: int, first: Version, last: Version, properties: Sequence[str]
 ) -> dict[str, Any]:
     stamp = "lastmodifieddate" if plural == "contacts" else "hs_lastmodifieddate"
     own = {"createdate": _iso(first.at), stamp: _iso(last.at), "hs_object_id": str(id)}
-    asked: dict[str, str | None] = {
-        name: last.properties.get(name) for name in wanted if name and name not in own
+    selected: dict[str, str | None] = {
+        name: last.properties.get(name) for name in properties if name and name not in own
     }
     record: dict[str, Any] = {
         "id": str(id),
-        "properties": {**asked, **own},
+        "properties": {**selected, **own},
         "createdAt": _iso(first.at),
         "updatedAt": _iso(last.at),
         "archived": last.archived,
@@ -225,19 +221,20 @@ def _record(
     return record
 
 
-def _fits(record: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], bool]:
-    def fits(wanted: Mapping[str, Any]) -> bool:
-        has = _number(record, wanted["propertyName"])
-        than = int(wanted["value"])
-        return {
-            "EQ": has == than,
-            "GT": has > than,
-            "GTE": has >= than,
-            "LT": has < than,
-            "LTE": has <= than,
-        }[wanted["operator"]]
+def _matches_any(record: Mapping[str, Any], groups: Sequence[Sequence[Mapping[str, Any]]]) -> bool:
+    """Whether all filters of at least one group match."""
+    return any(all(_matches(record, condition) for condition in group) for group in groups)
 
-    return fits
+
+def _matches(record: Mapping[str, Any], condition: Mapping[str, Any]) -> bool:
+    actual, limit = _number(record, condition["propertyName"]), int(condition["value"])
+    return {
+        "EQ": actual == limit,
+        "GT": actual > limit,
+        "GTE": actual >= limit,
+        "LT": actual < limit,
+        "LTE": actual <= limit,
+    }[condition["operator"]]
 
 
 def _number(record: Mapping[str, Any], property: str) -> int:
@@ -248,17 +245,17 @@ def _number(record: Mapping[str, Any], property: str) -> int:
 
 
 def _page(
-    found: Sequence[Mapping[str, Any]], start: int, limit: int, more: Mapping[str, Any]
+    records: Sequence[Mapping[str, Any]], start: int, limit: int, fields: Mapping[str, Any]
 ) -> Response:
     end = start + limit
-    return _answer(found[start:end], str(end) if len(found) > end else None, more)
+    return _results(records[start:end], str(end) if len(records) > end else None, fields)
 
 
-def _answer(
-    results: Sequence[Mapping[str, Any]], after: str | None, more: Mapping[str, Any]
+def _results(
+    results: Sequence[Mapping[str, Any]], after: str | None, fields: Mapping[str, Any]
 ) -> Response:
     paging = {"paging": {"next": {"after": after, "link": "?after=" + after}}} if after else {}
-    return JSONResponse({**more, "results": results, **paging})
+    return JSONResponse({**fields, "results": results, **paging})
 
 
 def _error(status: int, category: str, message: str) -> Response:
@@ -277,7 +274,7 @@ def _limit(policy: str, headers: Mapping[str, str]) -> Response:
     return JSONResponse(body, 429, headers)
 
 
-def _whole(at: datetime) -> datetime:
+def _to_milliseconds(at: datetime) -> datetime:
     return at.replace(microsecond=at.microsecond // 1000 * 1000)
 
 

@@ -1,4 +1,4 @@
-"""HubSpot's webhooks: up to a hundred notices in one, signed over the URL as HubSpot reads it."""
+"""HubSpot's webhooks: up to a hundred notices in each, signed over the URL as HubSpot normalizes it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ PORTAL, APP = 44_001, 33_001
 
 
 def pushes(objects: Objects, since: datetime, until: datetime) -> Iterator[Push]:
-    """The webhooks of a stretch of time (since exclusive, until inclusive), in order."""
+    """Yield the webhooks of a range of time (since exclusive, until inclusive), in order."""
     moments: dict[datetime, list[dict[str, Any]]] = {}
     for (plural, id), versions in objects.items():
-        for before, version in zip([None, *versions], versions, strict=False):
+        for previous, version in zip([None, *versions], versions, strict=False):
             if since < version.at <= until:
                 notices = moments.setdefault(version.at, [])
-                notices += _notices(plural, id, before, version)
+                notices += _notices(plural, id, previous, version)
     for at in sorted(moments):
         for start in range(0, len(moments[at]), 100):
             body = json.dumps(moments[at][start : start + 100]).encode()
@@ -33,7 +33,7 @@ def pushes(objects: Objects, since: datetime, until: datetime) -> Iterator[Push]
 
 
 def signed(body: bytes, at: datetime) -> Mapping[str, str]:
-    """A v3 signature; HubSpot decodes some characters of the URL first."""
+    """Return the headers of a v3 signature. HubSpot decodes some characters of the URL first."""
     stamp = str(int(at.timestamp() * 1000))
     text = b"POST" + URL.replace("%2C", ",").encode() + body + stamp.encode()
     digest = hmac.digest(SECRET.encode(), text, "sha256")
@@ -46,9 +46,9 @@ def signed(body: bytes, at: datetime) -> Mapping[str, str]:
 
 
 def _notices(
-    plural: str, id: int, before: Version | None, version: Version
+    plural: str, id: int, previous: Version | None, version: Version
 ) -> list[dict[str, Any]]:
-    """What HubSpot sends of a new version; a change stands before the creation that it belongs to."""
+    """Return the notices of a new version. A change comes before the creation that it belongs to."""
     notice = {
         "eventId": id * 10 + 1,
         "subscriptionId": 24_001,
@@ -63,7 +63,7 @@ def _notices(
     kind = SINGULAR[plural]
     if version.archived:
         return [{**notice, "subscriptionType": f"{kind}.deletion", "changeFlag": "DELETED"}]
-    if before and before.archived:
+    if previous and previous.archived:
         return [{**notice, "subscriptionType": f"{kind}.restore"}]
     property = "dealstage" if plural == "deals" else TOUCHED[plural]
     change = {
@@ -73,4 +73,4 @@ def _notices(
         "propertyValue": version.properties[property],
     }
     created = {**notice, "subscriptionType": f"{kind}.creation", "changeFlag": "CREATED"}
-    return [change] if before else [change, created]
+    return [change] if previous else [change, created]

@@ -1,1 +1,1 @@
-"""Simulator: Conversations with language models."""
+"""Simulator of agents and chat products."""

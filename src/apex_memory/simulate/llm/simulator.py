@@ -1,4 +1,4 @@
-"""Agents and people talk about shipments: conversations in all four formats, sent again whenever they have grown."""
+"""Agents and people converse about shipments: conversations in four formats, sent again whenever they have grown."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _HALF_MINUTE = timedelta(seconds=30)
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
-    """One turn: a person's, the model's, or what a tool answered."""
+class _Turn:
+    """One turn: `user`, `assistant`, `call` (a tool call) or `tool` (its result)."""
 
     role: str
     text: str
@@ -27,16 +27,16 @@ class _Said:
 
 
 @dataclass(frozen=True, slots=True)
-class _Talk:
-    """A conversation: what was said, and how many turns there were each time that it was sent."""
+class _Conversation:
+    """A conversation, and the number of turns it had each time that it was sent."""
 
     shipment: Shipment
     provider: str
     id: str
-    turns: tuple[_Said, ...]
+    turns: tuple[_Turn, ...]
     sent: tuple[int, ...]
     edited: bool = False
-    """The first question was asked differently at first: another branch of the tree."""
+    """Whether the first question was edited: the first wording is another branch of the tree."""
 
     @property
     def key(self) -> str:
@@ -47,7 +47,7 @@ class _Talk:
 
 
 class LLMSimulator(Simulator):
-    """Four talks that tell of the same shipments in turn; agents keep ours up to date, exports come whole."""
+    """Two conversations a shipment. Agents send theirs whenever it has grown; exports hold whole conversations."""
 
     name: ClassVar[str] = "llm"
 
@@ -55,50 +55,52 @@ class LLMSimulator(Simulator):
         return {}
 
     def pushes(self, since: datetime, until: datetime) -> Sequence[Push]:
-        due = [
-            (talk.sent_at(turns), talk, turns)
-            for talk in self._talks()
-            for turns in talk.sent
-            if since < talk.sent_at(turns) <= until
-        ]
-        due.sort(key=lambda one: (one[0], one[1].key))
-        return [
-            Push(at, PATH, body_of(talk, turns), lambda body, now: {}, keyed=True)
-            for at, talk, turns in due
-        ]
+        due: list[tuple[datetime, str, bytes]] = []
+        for conversation in self._conversations():
+            for turns in conversation.sent:
+                at = conversation.sent_at(turns)
+                if since < at <= until:
+                    due.append((at, conversation.key, body_of(conversation, turns)))
+        due.sort(key=lambda item: item[:2])
+        return [Push(at, PATH, body, _no_signature, keyed=True) for at, _, body in due]
 
     def truth(self, until: datetime) -> Sequence[Truth]:
-        told = []
-        for talk in self._talks():
-            sent = [turns for turns in talk.sent if talk.sent_at(turns) <= until]
+        truth = []
+        for conversation in self._conversations():
+            sent = [turns for turns in conversation.sent if conversation.sent_at(turns) <= until]
             if sent:
-                told.append(Truth(talk.key, talk.turns[sent[-1] - 1].text))
-        return told
+                last_turn = conversation.turns[sent[-1] - 1]
+                truth.append(Truth(conversation.key, last_turn.text))
+        return truth
 
-    def _talks(self) -> Iterator[_Talk]:
+    def _conversations(self) -> Iterator[_Conversation]:
         for shipment in self.world.shipments:
             yield _tracking(self.world, shipment)
             yield _billing(shipment)
 
 
-def _tracking(world: World, shipment: Shipment) -> _Talk:
-    """An agent that answers our people: it looks shipments up, and is asked again later."""
+def _no_signature(body: bytes, at: datetime) -> Mapping[str, str]:
+    return {}
+
+
+def _tracking(world: World, shipment: Shipment) -> _Conversation:
+    """Return a dialogue of our people with an agent: it looks a shipment up, and gets a second question later."""
     began = (shipment.at("picked_up") or shipment.at("accepted") or world.start) + timedelta(
         minutes=7
     )
-    where = (
+    status = (
         f"on the way from {shipment.origin.city} to {shipment.destination.city} in unit {shipment.vehicle.unit}"
         if shipment.at("picked_up")
         else "cancelled by the customer"
     )
     later = shipment.at("delivered") or began + timedelta(hours=1)
     turns = (
-        _Said("user", f"Where is {shipment.id}?", began),
-        _Said("call", json.dumps({"shipment": shipment.id}), began + timedelta(seconds=2)),
-        _Said("tool", json.dumps({"status": where}), began + timedelta(seconds=3)),
-        _Said("assistant", f"{shipment.id} is {where}.", began + timedelta(seconds=5)),
-        _Said("user", "And now? The customer asks again.", later + timedelta(minutes=5)),
-        _Said(
+        _Turn("user", f"Where is {shipment.id}?", began),
+        _Turn("call", json.dumps({"shipment": shipment.id}), began + timedelta(seconds=2)),
+        _Turn("tool", json.dumps({"status": status}), began + timedelta(seconds=3)),
+        _Turn("assistant", f"{shipment.id} is {status}.", began + timedelta(seconds=5)),
+        _Turn("user", "And now? The customer asks again.", later + timedelta(minutes=5)),
+        _Turn(
             "assistant",
             f"{shipment.carrier.name} reports {shipment.pro} as its last word on {shipment.id}.",
             later + timedelta(minutes=6),
@@ -106,24 +108,24 @@ def _tracking(world: World, shipment: Shipment) -> _Talk:
     )
     provider = "openai" if shipment.number % 2 else "anthropic"
     id = f"track-{shipment.number}"
-    return _Talk(shipment, provider, id, turns, (4, 6))
+    return _Conversation(shipment, provider, id, turns, (4, 6))
 
 
-def _billing(shipment: Shipment) -> _Talk:
-    """Somebody in accounting asks a chat product; exports of it are imported twice."""
+def _billing(shipment: Shipment) -> _Conversation:
+    """Return a dialogue of accounting with a chat product, of which two exports are imported."""
     began = (shipment.at("invoiced") or shipment.at("accepted") or datetime.max) + timedelta(
         minutes=11
     )
     money = f"{shipment.total_cents / 100:,.2f} USD"
     turns = (
-        _Said("user", f"Draft a note that {shipment.invoice} bills {shipment.id}.", began),
-        _Said(
+        _Turn("user", f"Draft a note that {shipment.invoice} bills {shipment.id}.", began),
+        _Turn(
             "assistant",
             f"Dear {shipment.customer.name}: {shipment.invoice} over {money} bills {shipment.id}.",
             began + timedelta(seconds=20),
         ),
-        _Said("user", "Shorter, and name the purchase order.", began + timedelta(minutes=50)),
-        _Said(
+        _Turn("user", "Shorter, and name the purchase order.", began + timedelta(minutes=50)),
+        _Turn(
             "assistant",
             f"{shipment.invoice}, {money}, for {shipment.id}, PO {shipment.po}.",
             began + timedelta(minutes=51),
@@ -133,85 +135,89 @@ def _billing(shipment: Shipment) -> _Talk:
         id, provider = str(uuid.uuid5(uuid.NAMESPACE_URL, f"claude/{shipment.number}")), "claude"
     else:
         id, provider = str(uuid.uuid5(uuid.NAMESPACE_URL, f"chatgpt/{shipment.number}")), "chatgpt"
-    return _Talk(shipment, provider, id, turns, (2, 4), edited=shipment.number % 4 == 0)
+    return _Conversation(shipment, provider, id, turns, (2, 4), edited=shipment.number % 4 == 0)
 
 
-def body_of(talk: _Talk, turns: int) -> bytes:
-    """The conversation as far as it had gone, in its vendor's format."""
-    form: Mapping[str, Callable[[_Talk, Sequence[_Said]], Any]] = {
+def body_of(conversation: _Conversation, turns: int) -> bytes:
+    """Return the conversation up to so many turns, in its vendor's format."""
+    builders: Mapping[str, Callable[[_Conversation, Sequence[_Turn]], Any]] = {
         "openai": _openai,
         "anthropic": _anthropic,
         "chatgpt": _chatgpt,
         "claude": _claude,
     }
-    return json.dumps(form[talk.provider](talk, talk.turns[:turns])).encode()
+    return json.dumps(
+        builders[conversation.provider](conversation, conversation.turns[:turns])
+    ).encode()
 
 
-def _openai(talk: _Talk, turns: Sequence[_Said]) -> dict[str, Any]:
+def _openai(conversation: _Conversation, turns: Sequence[_Turn]) -> dict[str, Any]:
     messages: list[dict[str, Any]] = [{"role": "developer", "content": "Answer from the tools."}]
-    for said in turns:
-        if said.role == "call":
-            call = {"name": "track_shipment", "arguments": said.text}
+    for turn in turns:
+        if turn.role == "call":
+            call = {"name": "track_shipment", "arguments": turn.text}
             calls = [{"id": "call_1", "type": "function", "function": call}]
             messages.append({"role": "assistant", "content": None, "tool_calls": calls})
-        elif said.role == "tool":
-            messages.append({"role": "tool", "tool_call_id": "call_1", "content": said.text})
+        elif turn.role == "tool":
+            messages.append({"role": "tool", "tool_call_id": "call_1", "content": turn.text})
         else:
-            messages.append({"role": said.role, "content": said.text})
-    return _kept(talk, turns, "openai.chat", {"messages": messages})
+            messages.append({"role": turn.role, "content": turn.text})
+    return _with_envelope(conversation, turns, "openai.chat", {"messages": messages})
 
 
-def _anthropic(talk: _Talk, turns: Sequence[_Said]) -> dict[str, Any]:
+def _anthropic(conversation: _Conversation, turns: Sequence[_Turn]) -> dict[str, Any]:
     messages: list[dict[str, Any]] = []
-    for said in turns:
-        if said.role == "call":
-            asked = {"type": "tool_use", "id": "toolu_1", "name": "track_shipment"}
-            block, role = {**asked, "input": json.loads(said.text)}, "assistant"
-        elif said.role == "tool":
-            block = {"type": "tool_result", "tool_use_id": "toolu_1", "content": said.text}
+    for turn in turns:
+        if turn.role == "call":
+            tool = {"type": "tool_use", "id": "toolu_1", "name": "track_shipment"}
+            block, role = {**tool, "input": json.loads(turn.text)}, "assistant"
+        elif turn.role == "tool":
+            block = {"type": "tool_result", "tool_use_id": "toolu_1", "content": turn.text}
             role = "user"
         else:
-            block, role = {"type": "text", "text": said.text}, said.role
+            block, role = {"type": "text", "text": turn.text}, turn.role
         messages.append({"role": role, "content": [block]})
-    more = {"system": "Answer from the tools.", "messages": messages}
-    return _kept(talk, turns, "anthropic.messages", more)
+    content = {"system": "Answer from the tools.", "messages": messages}
+    return _with_envelope(conversation, turns, "anthropic.messages", content)
 
 
-def _kept(
-    talk: _Talk, turns: Sequence[_Said], form: str, more: Mapping[str, Any]
+def _with_envelope(
+    conversation: _Conversation, turns: Sequence[_Turn], format: str, content: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What our own agents send beside a vendor's messages."""
+    """Add what our own agents send beside a vendor's messages."""
     return {
-        "conversation_id": talk.id,
-        "format": form,
-        "title": f"Tracking {talk.shipment.id}",
+        "conversation_id": conversation.id,
+        "format": format,
+        "title": f"Tracking {conversation.shipment.id}",
         "agent": {"id": "dispatch-assistant", "name": "Dispatch Assistant"},
-        "user": talk.shipment.contact.email,
-        "model": MODELS[talk.provider],
+        "user": conversation.shipment.contact.email,
+        "model": MODELS[conversation.provider],
         "created_at": turns[0].at.isoformat(),
         "updated_at": turns[-1].at.isoformat(),
-        **more,
+        **content,
     }
 
 
-def _chatgpt(talk: _Talk, turns: Sequence[_Said]) -> list[dict[str, Any]]:
-    """One conversation of an export: a tree. An edited question hangs beside the one that counts."""
+def _chatgpt(conversation: _Conversation, turns: Sequence[_Turn]) -> list[dict[str, Any]]:
+    """An export of one conversation: a tree, in which an edited question is a branch of its own."""
     nodes: dict[str, dict[str, Any]] = {
         "root": {"id": "root", "parent": None, "children": [], "message": None}
     }
-    if talk.edited:
-        old = _Said("user", "Draft something for accounting.", turns[0].at - timedelta(seconds=40))
-        _grow(nodes, "old", "root", old)
-        _grow(nodes, "old-answer", "old", _Said("assistant", "For whom?", old.at + _HALF_MINUTE))
+    if conversation.edited:
+        old = _Turn("user", "Draft something for accounting.", turns[0].at - timedelta(seconds=40))
+        _add_node(nodes, "old", "root", old)
+        _add_node(
+            nodes, "old-answer", "old", _Turn("assistant", "For whom?", old.at + _HALF_MINUTE)
+        )
     parent = "root"
-    for n, said in enumerate(turns):
-        _grow(nodes, f"node-{n}", parent, said)
+    for n, turn in enumerate(turns):
+        _add_node(nodes, f"node-{n}", parent, turn)
         parent = f"node-{n}"
     return [
         {
-            "conversation_id": talk.id,
-            "id": talk.id,
-            "title": f"Note on {talk.shipment.invoice}",
+            "conversation_id": conversation.id,
+            "id": conversation.id,
+            "title": f"Note on {conversation.shipment.invoice}",
             "create_time": turns[0].at.timestamp(),
             "update_time": turns[-1].at.timestamp(),
             "current_node": parent,
@@ -222,13 +228,13 @@ def _chatgpt(talk: _Talk, turns: Sequence[_Said]) -> list[dict[str, Any]]:
     ]
 
 
-def _grow(nodes: dict[str, dict[str, Any]], id: str, parent: str, said: _Said) -> None:
+def _add_node(nodes: dict[str, dict[str, Any]], id: str, parent: str, turn: _Turn) -> None:
     message = {
         "id": f"message-{id}",
-        "author": {"role": said.role, "name": None, "metadata": {}},
-        "create_time": said.at.timestamp(),
+        "author": {"role": turn.role, "name": None, "metadata": {}},
+        "create_time": turn.at.timestamp(),
         "update_time": None,
-        "content": {"content_type": "text", "parts": [said.text]},
+        "content": {"content_type": "text", "parts": [turn.text]},
         "status": "finished_successfully",
         "end_turn": True,
         "weight": 1.0,
@@ -240,24 +246,24 @@ def _grow(nodes: dict[str, dict[str, Any]], id: str, parent: str, said: _Said) -
     nodes[parent]["children"].append(id)
 
 
-def _claude(talk: _Talk, turns: Sequence[_Said]) -> list[dict[str, Any]]:
+def _claude(conversation: _Conversation, turns: Sequence[_Turn]) -> list[dict[str, Any]]:
     messages = [
         {
-            "uuid": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{talk.id}/{n}")),
-            "sender": "human" if said.role == "user" else "assistant",
-            "text": said.text,
-            "content": [{"type": "text", "text": said.text}],
+            "uuid": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{conversation.id}/{n}")),
+            "sender": "human" if turn.role == "user" else "assistant",
+            "text": turn.text,
+            "content": [{"type": "text", "text": turn.text}],
             "attachments": [],
             "files": [],
-            "created_at": said.at.isoformat(),
-            "updated_at": said.at.isoformat(),
+            "created_at": turn.at.isoformat(),
+            "updated_at": turn.at.isoformat(),
         }
-        for n, said in enumerate(turns)
+        for n, turn in enumerate(turns)
     ]
     return [
         {
-            "uuid": talk.id,
-            "name": f"Note on {talk.shipment.invoice}",
+            "uuid": conversation.id,
+            "name": f"Note on {conversation.shipment.invoice}",
             "summary": "",
             "created_at": turns[0].at.isoformat(),
             "updated_at": turns[-1].at.isoformat(),

@@ -1,1 +1,1 @@
-"""Simulator: Plaid, the bank."""
+"""Simulator of Plaid, the bank connections."""

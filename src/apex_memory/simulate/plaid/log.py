@@ -1,4 +1,4 @@
-"""What happens on the two bank accounts of the world, in Plaid's words and in order."""
+"""The transactions of the world's two bank accounts in Plaid's format: a log of changes for each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NULL_PLACE = ("address", "city", "region", "postal_code", "country", "lat", "lo
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A transaction appears or changes, or with `record` None goes away."""
+    """A transaction is added or modified; with `record` None it is removed."""
 
     at: datetime
     id: str
@@ -37,24 +37,28 @@ class Change:
 
 
 def receipts(world: World) -> Iterator[Change]:
-    """Customers' payments: pending first, then posted under another id."""
+    """Yield customers' payments: pending first, then posted under another id."""
     for shipment in world.shipments:
         if (paid := shipment.at("paid")) is None:
             continue
         posted = paid + timedelta(minutes=40)
-        said = shipment.invoice if shipment.number % 2 else shipment.invoice.replace("-", "")
-        name = f"ACH CREDIT {shipment.customer.name.upper()} {said}"
+        reference = shipment.invoice if shipment.number % 2 else shipment.invoice.replace("-", "")
+        name = f"ACH CREDIT {shipment.customer.name.upper()} {reference}"
         cents, number = -shipment.total_cents, shipment.number
         first, last = f"txR{number}Pending", f"txR{number}Posted"
-        more: dict[str, Any] = {"merchant_name": shipment.customer.name, "payment_channel": "other"}
-        pending = record(first, OPERATING, paid, cents, f"PENDING {name}", pending=True, **more)
+        fields: dict[str, Any] = {
+            "merchant_name": shipment.customer.name,
+            "payment_channel": "other",
+        }
+        pending = record(first, OPERATING, paid, cents, f"PENDING {name}", pending=True, **fields)
         yield Change(paid, first, pending)
         yield Change(posted, first, None)
-        done: dict[str, Any] = {**more, "pending_transaction_id": first}
-        yield Change(posted, last, record(last, OPERATING, posted, cents, name, **done))
+        posted_fields: dict[str, Any] = {**fields, "pending_transaction_id": first}
+        yield Change(posted, last, record(last, OPERATING, posted, cents, name, **posted_fields))
 
 
 def payments(world: World) -> Iterator[Change]:
+    """Yield our payments: carriers, fuel, and holds."""
     for shipment in world.shipments:
         yield from _carrier_pay(shipment)
         yield from _fuel(shipment)
@@ -63,14 +67,14 @@ def payments(world: World) -> Iterator[Change]:
 
 
 def _carrier_pay(shipment: Shipment) -> Iterator[Change]:
-    """The carrier is paid; the bank's short words are made better a little later."""
+    """The carrier is paid; a little later Plaid completes the bank's short description."""
     if (invoiced := shipment.at("invoiced")) is None:
         return
     at, id = invoiced + timedelta(minutes=20), f"txC{shipment.number}"
     carrier, cents = shipment.carrier.name, shipment.linehaul_cents * 4 // 5
     yield Change(at, id, record(id, PAYABLES, at, cents, f"WIRE OUT {shipment.number}"))
     reason = f"{shipment.id} {shipment.pro}"
-    better = record(
+    completed = record(
         id,
         PAYABLES,
         at,
@@ -79,11 +83,11 @@ def _carrier_pay(shipment: Shipment) -> Iterator[Change]:
         merchant_name=carrier,
         payment_meta={**dict.fromkeys(_NULL_META), "payee": carrier, "reason": reason},
     )
-    yield Change(at + timedelta(minutes=35), id, better)
+    yield Change(at + timedelta(minutes=35), id, completed)
 
 
 def _fuel(shipment: Shipment) -> Iterator[Change]:
-    """Fuel by card: a hold of a round sum, then what it really cost, under another id."""
+    """Fuel by card: a hold of a round sum, then the actual cost under another id."""
     if (rolling := shipment.at("en_route")) is None:
         return
     at, posted = rolling + timedelta(minutes=10), rolling + timedelta(minutes=75)
@@ -91,13 +95,13 @@ def _fuel(shipment: Shipment) -> Iterator[Change]:
     name = f"FUEL DESK {shipment.origin.city.upper()} {shipment.origin.state} UNIT {shipment.vehicle.unit}"
     yield Change(at, first, record(first, PAYABLES, at, 10_000, f"HOLD {name}", pending=True))
     yield Change(posted, first, None)
-    more: dict[str, Any] = {"merchant_name": "Fuel Desk", "pending_transaction_id": first}
+    fields: dict[str, Any] = {"merchant_name": "Fuel Desk", "pending_transaction_id": first}
     cents = 10_000 + shipment.miles * 19
-    yield Change(posted, last, record(last, PAYABLES, posted, cents, name, **more))
+    yield Change(posted, last, record(last, PAYABLES, posted, cents, name, **fields))
 
 
 def _hold(shipment: Shipment) -> Iterator[Change]:
-    """A hold that is let go: removed, with nothing in its place."""
+    """A hold that is released: removed, with nothing in its place."""
     if (arrived := shipment.at("at_pickup")) is None:
         return
     at, id = arrived + timedelta(minutes=5), f"txL{shipment.number}"
@@ -113,9 +117,9 @@ def record(
     name: str,
     *,
     pending: bool = False,
-    **more: Any,
+    **fields: Any,
 ) -> dict[str, Any]:
-    """A transaction in Plaid's words: positive is money out."""
+    """Return a transaction in Plaid's format; positive amounts are money out. `fields` replace defaults."""
     day = f"{at.astimezone(UTC):%Y-%m-%d}"
     return {
         "account_id": ACCOUNTS[item][0],
@@ -148,18 +152,20 @@ def record(
         "transaction_code": None,
         "transaction_id": id,
         "unofficial_currency_code": None,
-        **more,
+        **fields,
     }
 
 
 def order(change: Change) -> tuple[datetime, bool, str]:
+    """Return the sort key of a change: removals come before additions of the same time."""
     return change.at, change.record is not None, change.id
 
 
 def state(log: Sequence[Change]) -> dict[str, Mapping[str, Any]]:
-    held: dict[str, Mapping[str, Any]] = {}
+    """Return the transactions that exist after these changes, by id."""
+    records: dict[str, Mapping[str, Any]] = {}
     for change in log:
-        held.pop(change.id, None)
+        records.pop(change.id, None)
         if change.record is not None:
-            held[change.id] = change.record
-    return held
+            records[change.id] = change.record
+    return records

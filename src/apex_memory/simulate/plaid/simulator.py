@@ -1,4 +1,4 @@
-"""Plaid: two bank connections of the world, read by `/transactions/sync`, and webhooks signed with ES256."""
+"""Plaid: two bank connections, read by `/transactions/sync`, and webhooks signed with ES256."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ MORNING_KEY, NOON_KEY, EXPIRED_KEY = (
     "6c5516e1-92dc-479e-a8ff-5a51992e0002",
     "6c5516e1-92dc-479e-a8ff-5a51992e0003",
 )
-PAGE = 4  # changes a page at most: small, so that loops have several
+PAGE = 4  # changes at most: few, so that sync loops have several pages
 READY_AFTER = timedelta(minutes=40)  # until then the second connection has no data yet
-OUTAGE = (timedelta(hours=6), timedelta(hours=8))  # its bank wants its user to log in again
+OUTAGE = (timedelta(hours=6), timedelta(hours=8))  # in between the second one requires a login
 
 
 class PlaidSimulator(Simulator):
-    """Customers pay invoices into one account; carriers and fuel are paid from the other."""
+    """Customers pay invoices into one account; carriers and fuel are paid from the other one."""
 
     name: ClassVar[str] = "plaid"
 
@@ -69,61 +69,58 @@ class PlaidSimulator(Simulator):
         ]
 
     def pushes(self, since: datetime, until: datetime) -> list[Push]:
-        """For every change the code that counts and the older one beside it; the connection's own troubles."""
-        told: list[tuple[datetime, dict[str, Any]]] = []
+        """For every change the current webhook and its legacy form; the connection's own errors."""
+        due: list[tuple[datetime, dict[str, Any]]] = []
         for item, log in self._logs.items():
             for at in sorted({max(change.at, self._ready_at(item)) for change in log}):
-                told += [(at, body) for body in _updates(item)]
+                due += [(at, body) for body in _updates(item)]
         if self._outage:
             lost, back = (self.world.start + after for after in OUTAGE)
             error = _error("ITEM_ERROR", "ITEM_LOGIN_REQUIRED", "a user login is required")
-            told.append((lost, _webhook("ITEM", "ERROR", PAYABLES, error=error)))
-            told.append((back, _webhook("ITEM", "LOGIN_REPAIRED", PAYABLES)))
-        due = sorted(
-            ((at, body) for at, body in told if since < at <= until), key=lambda one: one[0]
-        )
-        return [self._push(at, body) for at, body in due]
+            due.append((lost, _webhook("ITEM", "ERROR", PAYABLES, error=error)))
+            due.append((back, _webhook("ITEM", "LOGIN_REPAIRED", PAYABLES)))
+        due.sort(key=lambda item: item[0])
+        return [self._push(at, body) for at, body in due if since < at <= until]
 
     def truth(self, until: datetime) -> Sequence[Truth]:
-        held: list[Truth] = []
+        truth: list[Truth] = []
         lost, back = (self.world.start + after for after in OUTAGE)
-        away = self._outage and lost <= until < back
+        is_out = self._outage and lost <= until < back
         for item, log in self._logs.items():
-            seen = self._seen(item, lost if away and item == PAYABLES else until)
-            final = state(log[:seen])
-            held += [
-                Truth(f"transaction:{id}", str(record["name"])) for id, record in final.items()
-            ]
-            gone = {change.id for change in log[:seen]} - final.keys()
-            held += [Truth(f"transaction:{id}", deleted=True) for id in sorted(gone)]
+            seen = self._count(item, lost if is_out and item == PAYABLES else until)
+            records = state(log[:seen])
+            for id, transaction in records.items():
+                truth.append(Truth(f"transaction:{id}", str(transaction["name"])))
+            removed = {change.id for change in log[:seen]} - records.keys()
+            truth += [Truth(f"transaction:{id}", deleted=True) for id in sorted(removed)]
         if self._outage and until >= lost:
-            said = "item login required" if away else "works"
-            held.append(Truth(f"item:{PAYABLES}", f"State: {said}"))
-        return held
+            connection = "item login required" if is_out else "works"
+            truth.append(Truth(f"item:{PAYABLES}", f"State: {connection}"))
+        return truth
 
-    def _push(self, at: datetime, body: Mapping[str, Any]) -> Push:
+    def _push(self, at: datetime, content: Mapping[str, Any]) -> Push:
         kid = MORNING_KEY if at < self.world.start + timedelta(hours=4) else NOON_KEY
-        raw = json.dumps(body, indent=2, sort_keys=True).encode()
-        return Push(at, "/hooks/plaid", raw, lambda sent, now: signature(kid, sent, now))
+        raw = json.dumps(content, indent=2, sort_keys=True).encode()
+        return Push(at, "/hooks/plaid", raw, lambda body, now: signature(kid, body, now))
 
     def _ready_at(self, item: str) -> datetime:
         return self.world.start + (READY_AFTER if item == PAYABLES else timedelta(0))
 
-    def _seen(self, item: str, now: datetime) -> int:
-        """How many of the changes Plaid tells of by now."""
+    def _count(self, item: str, now: datetime) -> int:
+        """Return how many changes of the log Plaid has by now."""
         if now < self._ready_at(item):
             return 0
         return sum(change.at <= now for change in self._logs[item])
 
     async def _sync(self, request: Request) -> Response:
-        body, refused = await self._asked(request)
+        body, refused = await self._check(request)
         cursor = str(body.get("cursor") or "")
         place = _read_cursor(cursor)
         if refused is None and place is None:
             refused = _failure(400, "INVALID_INPUT", "INVALID_FIELD", "cursor not associated")
         loop = place.loop if place else 0
         if refused is not None:
-            self._void.add(loop)  # a page that failed voids its loop
+            self._void.add(loop)  # a failed page voids its loop
             return refused
         assert place is not None
         item, now = TOKENS[body["access_token"]], self.clock.now
@@ -133,7 +130,7 @@ class PlaidSimulator(Simulator):
             return _mutation()
         if now < self._ready_at(item):
             return JSONResponse(self._page(item, "NOT_READY", [], "", more=False))
-        seen = self._seen(item, now)
+        seen = self._count(item, now)
         if loop and seen != place.until:
             self._void.add(loop)
             return _mutation()
@@ -144,27 +141,27 @@ class PlaidSimulator(Simulator):
         start, size = place.offset, min(PAGE, int(body.get("count") or 100))
         page, more = changes[start : start + size], start + size < len(changes)
         if not loop and self.chaos.strikes(self.chaos.mutations):
-            # Something that is there for a moment: a loop that breaks off now must not leave it anywhere.
+            # A transaction that exists for a moment: of a loop that is broken off, nothing may be kept.
             self._doomed.add(place.loop)
             page = [("added", self._phantom(item, place.loop)), *page]
             more = True
-        following = _Cursor(item, place.since, place.until, start + size, place.loop)
-        next_cursor = (following if more else _Cursor(item, place.until)).text
+        next_page = _Cursor(item, place.since, place.until, start + size, place.loop)
+        next_cursor = (next_page if more else _Cursor(item, place.until)).text
         status = "HISTORICAL_UPDATE_COMPLETE"
         return JSONResponse(self._page(item, status, page, next_cursor, more=more))
 
     async def _get(self, request: Request) -> Response:
-        body, refused = await self._asked(request)
+        body, refused = await self._check(request)
         if refused is not None:
             return refused
         item, options = TOKENS[body["access_token"]], body.get("options") or {}
-        records = state(self._logs[item][: self._seen(item, self.clock.now)]).values()
+        records = state(self._logs[item][: self._count(item, self.clock.now)]).values()
         within = [
             record
             for record in records
             if body["start_date"] <= str(record["date"]) <= body["end_date"]
         ]
-        within.sort(key=lambda one: (one["date"], one["transaction_id"]), reverse=True)
+        within.sort(key=lambda item: (item["date"], item["transaction_id"]), reverse=True)
         offset, count = int(options.get("offset") or 0), int(options.get("count") or 100)
         return JSONResponse(
             {
@@ -177,7 +174,7 @@ class PlaidSimulator(Simulator):
         )
 
     async def _key(self, request: Request) -> Response:
-        body, refused = await self._asked(request, item=False)
+        body, refused = await self._check(request, item=False)
         if refused is not None:
             return refused
         kid = body.get("key_id")
@@ -186,20 +183,21 @@ class PlaidSimulator(Simulator):
             return _failure(400, "INVALID_INPUT", code, "invalid key_id")
         return JSONResponse({"key": jwk(str(kid)), "request_id": self._request_id()})
 
-    async def _asked(
+    async def _check(
         self, request: Request, *, item: bool = True
     ) -> tuple[dict[str, Any], Response | None]:
-        """The body, and what is wrong with the call: bad luck, wrong keys, or an unknown or broken connection."""
+        """Return the body, and an error response if the call fails.
+
+        Reasons are wrong keys, an unknown or broken connection, and chaos.
+        """
         body = json.loads(await request.body())
-        given = (
+        credentials = (
             request.headers.get("plaid-client-id", body.get("client_id")),
             request.headers.get("plaid-secret", body.get("secret")),
         )
-        if given != (CLIENT_ID, SECRET):
-            wrong = _failure(
-                400, "INVALID_INPUT", "INVALID_API_KEYS", "invalid client_id or secret"
-            )
-            return body, wrong
+        if credentials != (CLIENT_ID, SECRET):
+            code = "INVALID_API_KEYS"
+            return body, _failure(400, "INVALID_INPUT", code, "invalid client_id or secret")
         if item and body.get("access_token") not in TOKENS:
             code = "INVALID_ACCESS_TOKEN"
             return body, _failure(
@@ -219,19 +217,19 @@ class PlaidSimulator(Simulator):
         return body, None
 
     def _changes(self, item: str, since: int, until: int) -> list[tuple[str, Mapping[str, Any]]]:
-        """What differs between two places in the log: added, modified and removed, in the log's order."""
+        """Return the differences between two positions of the log, in its order: kind and record."""
         log = self._logs[item]
         before, after = state(log[:since]), state(log[:until])
-        told: dict[str, tuple[str, Mapping[str, Any]]] = {}
+        changes: dict[str, tuple[str, Mapping[str, Any]]] = {}
         for change in log[since:until]:
-            told.pop(change.id, None)
+            changes.pop(change.id, None)
             if change.id in after:
                 kind = "modified" if change.id in before else "added"
-                told[change.id] = (kind, after[change.id])
+                changes[change.id] = (kind, after[change.id])
             elif change.id in before:
                 removed = {"transaction_id": change.id, "account_id": ACCOUNTS[item][0]}
-                told[change.id] = ("removed", removed)
-        return list(told.values())
+                changes[change.id] = ("removed", removed)
+        return list(changes.values())
 
     def _page(
         self,
@@ -242,11 +240,13 @@ class PlaidSimulator(Simulator):
         *,
         more: bool,
     ) -> dict[str, Any]:
-        kinds = ("added", "modified", "removed")
+        by_kind: dict[str, list[Mapping[str, Any]]] = {"added": [], "modified": [], "removed": []}
+        for kind, item_record in changes:
+            by_kind[kind].append(item_record)
         return {
             "transactions_update_status": status,
             "accounts": [_account(item)],
-            **{kind: [record for one, record in changes if one == kind] for kind in kinds},
+            **by_kind,
             "next_cursor": next_cursor,
             "has_more": more,
             "request_id": self._request_id(),
@@ -262,7 +262,7 @@ class PlaidSimulator(Simulator):
 
 @dataclass(frozen=True, slots=True)
 class _Cursor:
-    """A place in an Item's log; within a loop also the loop's end, the page's offset and the loop's number."""
+    """A position in an Item's log; within a loop also the loop's end, the page's offset and the loop's number."""
 
     item: str
     since: int = 0
@@ -286,7 +286,7 @@ def _read_cursor(text: str) -> _Cursor | None:
 
 
 def signature(kid: str, body: bytes, at: datetime) -> dict[str, str]:
-    """The header with which Plaid sends this body."""
+    """Return the header with which Plaid sends this body."""
     claims = {
         "iat": int(at.timestamp()),
         "request_body_sha256": hashlib.sha256(body).hexdigest(),
@@ -296,7 +296,7 @@ def signature(kid: str, body: bytes, at: datetime) -> dict[str, str]:
 
 
 def jwk(kid: str) -> dict[str, Any]:
-    """The public half of a key."""
+    """Return the public half of a key."""
     numbers = _private(kid).public_key().public_numbers()
     x, y = (
         base64.urlsafe_b64encode(number.to_bytes(32)).rstrip(b"=").decode()
@@ -316,7 +316,7 @@ def jwk(kid: str) -> dict[str, Any]:
 
 
 def _private(kid: str) -> ec.EllipticCurvePrivateKey:
-    # Made from the id: a run can be repeated, and the key is worth nothing.
+    # Derived from the id, so that a run can be repeated. The key protects nothing.
     secret = int.from_bytes(hashlib.sha256(kid.encode()).digest()[:31])
     return ec.derive_private_key(secret, ec.SECP256R1())
 
@@ -380,7 +380,7 @@ def _error(kind: str, code: str, message: str) -> dict[str, Any]:
 
 
 def _failure(status: int, kind: str, code: str, message: str) -> Response:
-    # Plaid itself asks for no wait. A simulated day is short, so what passes does so at once.
+    # Plaid sends no Retry-After. A simulated day is short, so the wait here is too.
     headers = {"Retry-After": "0.02"} if status >= 429 else None
     return JSONResponse(_error(kind, code, message), status, headers)
 

@@ -1,1 +1,1 @@
-"""Simulator: QuickBooks Online, the books."""
+"""Simulator of QuickBooks Online, the books."""

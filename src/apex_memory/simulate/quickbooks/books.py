@@ -1,4 +1,4 @@
-"""The books of a company as QuickBooks keeps them: its customers and vendors, and what each shipment costs and brings."""
+"""The books of a company in QuickBooks' format: customers, vendors, and each shipment's invoice, payment and bill."""
 
 from __future__ import annotations
 
@@ -21,62 +21,64 @@ class Books:
         default_factory=dict
     )
     merges: list[tuple[datetime, str, str, str]] = field(default_factory=list)
-    """Records entered twice: time, type, the id that stays, the id that is gone."""
+    """Merges of records: time, type, the id that stays, the id that is removed."""
 
     def put(self, entity: str, id: str, at: datetime, body: Mapping[str, Any]) -> None:
-        """Write a version; its sync token is one more than the last."""
-        told = self.versions.setdefault((entity, id), [])
+        """Add a version; its sync token is one more than the last one's."""
+        versions = self.versions.setdefault((entity, id), [])
         at = at.replace(microsecond=0)
-        created = told[0][0] if told else at
+        created = versions[0][0] if versions else at
         meta = {"CreateTime": iso(created), "LastUpdatedTime": iso(at)}
         own = {
             "domain": "QBO",
             "sparse": False,
             "Id": id,
-            "SyncToken": str(len(told)),
+            "SyncToken": str(len(versions)),
             "MetaData": meta,
         }
-        told.append((at, {**body, **own}))
+        versions.append((at, {**body, **own}))
 
     def delete(self, entity: str, id: str, at: datetime) -> None:
+        """Add a deletion as the newest version."""
         at = at.replace(microsecond=0)
-        gone = {"domain": "QBO", "status": "Deleted", "Id": id}
-        self.versions[entity, id].append((at, {**gone, "MetaData": {"LastUpdatedTime": iso(at)}}))
+        stub = {"domain": "QBO", "status": "Deleted", "Id": id}
+        self.versions[entity, id].append((at, {**stub, "MetaData": {"LastUpdatedTime": iso(at)}}))
 
     def now(self, entity: str, now: datetime) -> list[tuple[datetime, dict[str, Any]]]:
-        """The last version of each record of a type."""
-        found = []
+        """Return the current version of each record of a type: time and body."""
+        current = []
         for (kind, _), versions in self.versions.items():
-            if kind == entity and (past := [one for one in versions if one[0] <= now]):
-                found.append(past[-1])
-        return found
+            past = [version for version in versions if version[0] <= now]
+            if kind == entity and past:
+                current.append(past[-1])
+        return current
 
 
 def books_of(world: World) -> Books:
-    """All that the books will ever say of a world."""
+    """Return all records of a world, with all their versions."""
     books = Books()
     opened = world.start - timedelta(days=2)
     for company in world.customers:
         books.put("Customer", str(company.number), opened, _party(company))
     for company in world.carriers:
         books.put("Vendor", str(company.number), opened, _party(company))
-    _leave(books, world, opened)
+    _inactive_and_merged(books, world, opened)
     for shipment in world.shipments:
-        _money(books, shipment)
+        _transactions(books, shipment)
     return books
 
 
-def _leave(books: Books, world: World, opened: datetime) -> None:
+def _inactive_and_merged(books: Books, world: World, opened: datetime) -> None:
     """A customer made inactive, one that comes back, and a vendor entered twice and merged."""
     start, carrier = world.start, world.carriers[0]
     for n, name in enumerate(("Closed Mills", "Seasonal Orchards")):
         body = {"DisplayName": name, "Active": True, "Notes": f"{name}, called monthly."}
         books.put("Customer", str(9_900 + n), opened, body)
-        away = start + timedelta(hours=4 + n)
-        books.put("Customer", str(9_900 + n), away, {**body, "Active": False})
+        left_at = start + timedelta(hours=4 + n)
+        books.put("Customer", str(9_900 + n), left_at, {**body, "Active": False})
         if n:
-            back = {**body, "Notes": f"{name} is back."}
-            books.put("Customer", str(9_900 + n), away + timedelta(hours=3), back)
+            returned = {**body, "Notes": f"{name} is back."}
+            books.put("Customer", str(9_900 + n), left_at + timedelta(hours=3), returned)
     merged = start + timedelta(hours=7)
     twice = {"DisplayName": f"{carrier.name} (2)", "Active": True, "Notes": "Entered twice."}
     books.put("Vendor", "9990", opened, twice)
@@ -84,7 +86,7 @@ def _leave(books: Books, world: World, opened: datetime) -> None:
     books.merges.append((merged.replace(microsecond=0), "Vendor", str(carrier.number), "9990"))
 
 
-def _money(books: Books, shipment: Shipment) -> None:
+def _transactions(books: Books, shipment: Shipment) -> None:
     id = str(shipment.number - 100_000)
     if delivered := shipment.at("delivered"):
         books.put("Bill", id, delivered, _bill(shipment))
@@ -107,9 +109,9 @@ def _money(books: Books, shipment: Shipment) -> None:
         )
     note = f"{shipment.invoice} is paid."
     link = [{"TxnId": id, "TxnType": "Payment"}]
-    done = {**invoice, "Balance": 0, "LinkedTxn": link, "PrivateNote": note}
+    paid_invoice = {**invoice, "Balance": 0, "LinkedTxn": link, "PrivateNote": note}
     books.put("Payment", id, paid, _payment(shipment, id))
-    books.put("Invoice", id, paid, done)
+    books.put("Invoice", id, paid, paid_invoice)
 
 
 def _party(company: Company) -> dict[str, Any]:
@@ -147,12 +149,12 @@ def _invoice(shipment: Shipment) -> dict[str, Any]:
             {
                 "Id": str(n),
                 "LineNum": n,
-                "Description": what,
+                "Description": description,
                 "Amount": cents / 100,
                 "DetailType": "SalesItemLineDetail",
                 "SalesItemLineDetail": {"ItemRef": {"value": str(n), "name": item}},
             }
-            for n, (item, cents, what) in enumerate(lines, 1)
+            for n, (item, cents, description) in enumerate(lines, 1)
         ]
         + [{"Amount": total, "DetailType": "SubTotalLineDetail", "SubTotalLineDetail": {}}],
         "TotalAmt": total,
@@ -214,5 +216,5 @@ def _bill(shipment: Shipment) -> dict[str, Any]:
 
 
 def iso(at: datetime, timespec: str = "seconds") -> str:
-    """A time as QuickBooks writes it."""
+    """Return a time as QuickBooks writes it."""
     return at.astimezone(PACIFIC).isoformat(timespec=timespec)

@@ -1,4 +1,4 @@
-"""QuickBooks' query language, as far as anybody here speaks it: `select * from ENTITY where … orderby … startposition …`."""
+"""The part of QuickBooks' query language that Apex uses: `select * from ENTITY where … orderby … startposition …`."""
 
 from __future__ import annotations
 
@@ -18,41 +18,46 @@ _QUERY = re.compile(
 
 
 def select(books: Books, text: str, now: datetime) -> tuple[str, list[dict[str, Any]], int, int]:
-    """The entity, its records, the first that is asked for (from 1) and how many. Raises `ValueError`."""
+    """Return the entity, its matching records, the start position (from 1) and the most results.
+
+    Raises `ValueError` if the query is not understood.
+    """
     match = _QUERY.fullmatch(text.strip())
     if match is None:
         raise ValueError("not understood")
     entity = match["entity"]
     conditions = re.split(r"\s+and\s+", match["where"] or "", flags=re.IGNORECASE)
-    conditions = [one for one in conditions if one]
-    if entity in LISTS and not any(one.lower().startswith("active") for one in conditions):
+    conditions = [condition for condition in conditions if condition]
+    if entity in LISTS and not any(
+        condition.lower().startswith("active") for condition in conditions
+    ):
         conditions.append("Active in (true)")
-    tests = [_condition(one) for one in conditions]
+    tests = [_parse_condition(condition) for condition in conditions]
     start, most = int(match["start"] or 1), int(match["most"] or 100)
     if most > 1000 or start < 1:
         raise ValueError("page")
-    found = [
+    records = [
         record
         for at, record in books.now(entity, now)
         if record.get("status") != "Deleted" and all(test(at, record) for test in tests)
     ]
     if match["order"] == "MetaData.LastUpdatedTime":
-        found.sort(key=lambda one: datetime.fromisoformat(one["MetaData"]["LastUpdatedTime"]))
-    return entity, found, start, most
+        records.sort(key=lambda item: datetime.fromisoformat(item["MetaData"]["LastUpdatedTime"]))
+    return entity, records, start, most
 
 
-def _condition(text: str) -> Callable[[datetime, Mapping[str, Any]], bool]:
+def _parse_condition(text: str) -> Callable[[datetime, Mapping[str, Any]], bool]:
     if active := re.fullmatch(r"Active in \((.+)\)", text, re.IGNORECASE):
-        wanted = [one.strip().lower() == "true" for one in active[1].split(",")]
-        return lambda at, record: record.get("Active", True) in wanted
+        states = [state.strip().lower() == "true" for state in active[1].split(",")]
+        return lambda at, record: record.get("Active", True) in states
     if timed := re.fullmatch(r"MetaData\.LastUpdatedTime\s*(>=|<=|>|<|=)\s*'(.+)'", text):
-        than = datetime.fromisoformat(timed[2])
+        limit = datetime.fromisoformat(timed[2])
         compare: dict[str, Callable[[datetime], bool]] = {
-            ">=": lambda at: at >= than,
-            "<=": lambda at: at <= than,
-            ">": lambda at: at > than,
-            "<": lambda at: at < than,
-            "=": lambda at: at == than,
+            ">=": lambda at: at >= limit,
+            "<=": lambda at: at <= limit,
+            ">": lambda at: at > limit,
+            "<": lambda at: at < limit,
+            "=": lambda at: at == limit,
         }
         return lambda at, record: compare[timed[1]](at)
     if equal := re.fullmatch(r"(\w+)\s*=\s*'(.*)'", text):

@@ -1,4 +1,4 @@
-"""QuickBooks Online: an invoice, a payment and a carrier's bill a shipment; changes, queries, OAuth, signed webhooks."""
+"""QuickBooks Online: an invoice, a payment and a bill a shipment; change data capture, queries, OAuth, signed webhooks."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class QuickBooks(Simulator):
         super().__init__(world, clock, chaos)
         self.books = books_of(world)
         self.cap = 1000
-        """Most objects in an answer of changes."""
+        """Most objects in a response of change data capture."""
         self.newest_first = False
-        """Which of too many changes are shown: nobody promises either."""
+        """Which of too many changes are returned: the contract promises neither."""
         self.refresh, self.spent = FIRST_REFRESH, ""
         self.access = ""
         self.renewals = 0
         self.connected = True
-        """Whether the company still lets the application in."""
+        """Whether the company still allows the application."""
         self._touches = 0
 
     def settings(self, base: str) -> dict[str, Any]:
@@ -54,71 +54,68 @@ class QuickBooks(Simulator):
         return [
             Route("/oauth2/v1/tokens/bearer", self._token, methods=["POST"]),
             Route("/.well-known/openid_configuration", _discovery),
-            Route(f"{company}/cdc", self._told(self._changes)),
-            Route(f"{company}/query", self._told(self._query), methods=["GET", "POST"]),
-            Route(f"{company}/{{entity}}/{{id}}", self._told(self._one)),
+            Route(f"{company}/cdc", self._endpoint(self._changes)),
+            Route(f"{company}/query", self._endpoint(self._query), methods=["GET", "POST"]),
+            Route(f"{company}/{{entity}}/{{id}}", self._endpoint(self._read)),
         ]
 
     def pushes(self, since: datetime, until: datetime) -> Iterable[Push]:
         return pushes(self.books, since, until)
 
     def truth(self, until: datetime) -> Sequence[Truth]:
-        told = []
+        truth = []
         for (entity, id), versions in self.books.versions.items():
             if past := [body for at, body in versions if at <= until]:
                 last, key = past[-1], f"{REALM}:{entity}:{id}"
-                gone = last.get("status") == "Deleted" or last.get("Active") is False
+                deleted = last.get("status") == "Deleted" or last.get("Active") is False
                 text = last.get("PrivateNote") or last.get("Notes") or ""
-                told.append(Truth(key, "" if gone else text, deleted=gone))
-        return told
+                truth.append(Truth(key, "" if deleted else text, deleted=deleted))
+        return truth
 
-    # -- what it answers
-
-    def _told(self, answer: Callable[[Request, str], Response]) -> Callable[[Request], Any]:
+    def _endpoint(self, respond: Callable[[Request, str], Response]) -> Callable[[Request], Any]:
         async def endpoint(request: Request) -> Response:
-            if (bad := self._trouble(request)) is not None:
-                return bad
+            if (error := self._refused(request)) is not None:
+                return error
             if self.chaos.strikes(self.chaos.mutations):
                 self._touch()
             body = (await request.body()).decode()
-            response = answer(request, body)
+            response = respond(request, body)
             response.headers["intuit_tid"] = "1-simulated-0001"
             return response
 
         return endpoint
 
-    def _trouble(self, request: Request) -> Response | None:
+    def _refused(self, request: Request) -> Response | None:
         chaos = self.chaos
         if chaos.strikes(chaos.expiries):
             self.access = ""
         if not self.access or request.headers.get("authorization") != f"Bearer {self.access}":
             return _fault(401, "3200", "AuthenticationFault", "AUTHENTICATION", self.clock.now)
         if chaos.strikes(chaos.limits):
-            answer = _fault(429, "003001", "ThrottleExceeded", "SERVICE", self.clock.now)
-            answer.headers["Retry-After"] = "0.02"
-            return answer
+            response = _fault(429, "003001", "ThrottleExceeded", "SERVICE", self.clock.now)
+            response.headers["Retry-After"] = "0.02"
+            return response
         if chaos.strikes(chaos.errors):
             return _fault(503, "10000", "ServiceUnavailable", "SystemFault", self.clock.now)
         return None
 
     def _touch(self) -> None:
-        """Somebody changes an invoice or a vendor between two calls, often within one second."""
+        """Change an invoice or a vendor between two calls, often within one second."""
         now = self.clock.now
-        live = [
-            (entity, body)
-            for entity in ("Invoice", "Vendor")
-            for _, body in self.books.now(entity, now)
-            if body.get("status") != "Deleted" and body.get("PrivateNote") != "Voided"
-        ]
+        live = []
+        for entity in ("Invoice", "Vendor"):
+            for _, body in self.books.now(entity, now):
+                if body.get("status") != "Deleted" and body.get("PrivateNote") != "Voided":
+                    live.append((entity, body))
         self._touches += 1
         entity, body = live[(self._touches * 5) % len(live)]
         name = "PrivateNote" if entity == "Invoice" else "Notes"
         text = f"{str(body.get(name, '')).partition(' Touched')[0]} Touched {self._touches}."
         versions = self.books.versions[entity, body["Id"]]
-        ahead = [one for one in versions if one[0] > now.replace(microsecond=0)]
+        ahead = [version for version in versions if version[0] > now.replace(microsecond=0)]
         del versions[len(versions) - len(ahead) :]
         self.books.put(entity, body["Id"], now, {**body, name: text})
-        for at, later in ahead:  # what the world still holds for it comes on top
+        for at, later in ahead:  # the versions that the world plans come on top
             if later.get("status") == "Deleted":
                 self.books.delete(entity, body["Id"], at)
             else:
@@ -131,12 +128,12 @@ class QuickBooks(Simulator):
             return JSONResponse({"error": "invalid_client"}, 401)
         if form.get("grant_type") != "refresh_token":
             return JSONResponse({"error": "unsupported_grant_type"}, 400)
-        given = form.get("refresh_token")
-        # The one before still works until the newest is used, in case its answer was lost.
-        if not self.connected or not given or given not in (self.refresh, self.spent):
+        sent = form.get("refresh_token")
+        # The previous token works until the newest is used, in case the response with it was lost.
+        if not self.connected or not sent or sent not in (self.refresh, self.spent):
             return JSONResponse({"error": "invalid_grant"}, 400)
         self.renewals += 1
-        self.spent, self.refresh = str(given), f"AB11-simulated-{self.renewals}"
+        self.spent, self.refresh = str(sent), f"AB11-simulated-{self.renewals}"
         self.access = f"access-{self.renewals}"
         return JSONResponse(
             {
@@ -151,38 +148,36 @@ class QuickBooks(Simulator):
     def _changes(self, request: Request, body: str) -> Response:
         query, now = request.query_params, self.clock.now
         since = datetime.fromisoformat(query["changedSince"]).astimezone(UTC)
-        asked = query["entities"].split(",")
+        entities = query["entities"].split(",")
         if now - since > timedelta(days=30):
             return _fault(
                 400, "4001", "changedSince: more than 30 days ago", "ValidationFault", now
             )
-        found = [
-            (at, entity, record)
-            for entity in asked
-            for at, record in self.books.now(entity, now)
-            if at > since
-        ]
-        found.sort(key=lambda one: one[0], reverse=self.newest_first)
-        shown = found[: self.cap]
-        answers = []
-        for entity in asked:
-            records = [record for _, kind, record in shown if kind == entity]
+        changes: list[tuple[datetime, str, dict[str, Any]]] = []
+        for entity in entities:
+            current = self.books.now(entity, now)
+            changes += [(at, entity, record) for at, record in current if at > since]
+        changes.sort(key=lambda change: change[0], reverse=self.newest_first)
+        returned = changes[: self.cap]
+        responses = []
+        for entity in entities:
+            records = [record for _, kind, record in returned if kind == entity]
             size = {"startPosition": 1, "maxResults": len(records)}
-            answers.append({entity: records, **size} if records else {})
-        return JSONResponse({"CDCResponse": [{"QueryResponse": answers}], "time": _iso_ms(now)})
+            responses.append({entity: records, **size} if records else {})
+        return JSONResponse({"CDCResponse": [{"QueryResponse": responses}], "time": _iso_ms(now)})
 
     def _query(self, request: Request, body: str) -> Response:
         now = self.clock.now
         try:
             text = request.query_params.get("query") or body
-            entity, found, start, most = select(self.books, text, now)
+            entity, records, start, most = select(self.books, text, now)
         except ValueError as error:
             return _fault(400, "4001", f"QueryValidationError: {error}", "ValidationFault", now)
-        shown = found[start - 1 : start - 1 + most]
-        told = {entity: shown, "startPosition": start, "maxResults": len(shown)} if shown else {}
-        return JSONResponse({"QueryResponse": told, "time": _iso_ms(now)})
+        page = records[start - 1 : start - 1 + most]
+        content = {entity: page, "startPosition": start, "maxResults": len(page)} if page else {}
+        return JSONResponse({"QueryResponse": content, "time": _iso_ms(now)})
 
-    def _one(self, request: Request, body: str) -> Response:
+    def _read(self, request: Request, body: str) -> Response:
         now, names = self.clock.now, {kind.lower(): kind for kind, _ in self.books.versions}
         entity = names.get(request.path_params["entity"], "")
         for _, record in self.books.now(entity, now):

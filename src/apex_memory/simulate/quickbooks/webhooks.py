@@ -1,4 +1,4 @@
-"""QuickBooks' webhooks: signed, a few changes each, in the old form and in that of CloudEvents."""
+"""QuickBooks' webhooks: signed, up to five changes each, in the legacy format and in that of CloudEvents."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ from apex_memory.simulate.vendor import Push
 REALM = "9130350000000001"
 VERIFIER = "simulated-verifier"
 
-Told = tuple[datetime, str, str, str, str]  # at, entity, id, operation, lost by a merge
+Notice = tuple[datetime, str, str, str, str]
+"""Time, entity, id, operation, and the id that a merge removed."""
 
 
 def pushes(books: Books, since: datetime, until: datetime) -> Iterator[Push]:
-    """The webhooks of a stretch of time (since exclusive, until inclusive), in order."""
+    """Yield the webhooks of a range of time (since exclusive, until inclusive), in order."""
     notices = []
     for (entity, id), versions in books.versions.items():
         for n, (at, body) in enumerate(versions):
             if since < at <= until:
                 notices.append((at, entity, id, _operation(n, body), ""))
     notices += [
-        (at, entity, kept, "Merge", lost)
-        for at, entity, kept, lost in books.merges
+        (at, entity, kept, "Merge", removed)
+        for at, entity, kept, removed in books.merges
         if since < at <= until
     ]
     notices.sort()
     for n in range(0, len(notices), 5):
-        some = notices[n : n + 5]
-        told: Any = _legacy(some) if n % 2 else _cloud(some)
-        yield Push(notices[n][0], "/hooks/quickbooks", json.dumps(told).encode(), signed)
+        batch = notices[n : n + 5]
+        content: Any = _legacy(batch) if n % 2 else _cloud_events(batch)
+        yield Push(batch[0][0], "/hooks/quickbooks", json.dumps(content).encode(), signed)
 
 
 def signed(body: bytes, at: datetime) -> Mapping[str, str]:
+    """Return the signature header of a body."""
     digest = hmac.digest(VERIFIER.encode(), body, "sha256")
     return {"intuit-signature": base64.b64encode(digest).decode()}
 
@@ -50,21 +52,21 @@ def _operation(n: int, body: Mapping[str, Any]) -> str:
     return "Update" if n else "Create"
 
 
-def _legacy(notices: Sequence[Told]) -> dict[str, Any]:
+def _legacy(notices: Sequence[Notice]) -> dict[str, Any]:
     entities = [
         {
             "name": entity,
             "id": id,
             "operation": operation,
             "lastUpdated": at.astimezone(PACIFIC).strftime("%Y-%m-%dT%H:%M:%S%z"),
-            **({"deletedId": lost} if lost else {}),
+            **({"deletedId": removed} if removed else {}),
         }
-        for at, entity, id, operation, lost in notices
+        for at, entity, id, operation, removed in notices
     ]
     return {"eventNotifications": [{"realmId": REALM, "dataChangeEvent": {"entities": entities}}]}
 
 
-def _cloud(notices: Sequence[Told]) -> list[dict[str, Any]]:
+def _cloud_events(notices: Sequence[Notice]) -> list[dict[str, Any]]:
     past = {"Create": "created", "Update": "updated", "Delete": "deleted"}
     past |= {"Merge": "merged", "Void": "voided"}
     return [
@@ -77,7 +79,7 @@ def _cloud(notices: Sequence[Told]) -> list[dict[str, Any]]:
             "datacontenttype": "application/json",
             "intuitentityid": id,
             "intuitaccountid": REALM,
-            "data": {"deletedId": lost} if lost else {},
+            "data": {"deletedId": removed} if removed else {},
         }
-        for at, entity, id, operation, lost in notices
+        for at, entity, id, operation, removed in notices
     ]

@@ -1,1 +1,1 @@
-"""Simulator: Samsara, the trucks."""
+"""Simulator of Samsara, the vehicles."""

@@ -1,4 +1,4 @@
-"""What Samsara's webhooks tell of the world, and how they are signed."""
+"""Samsara's webhooks: events of the world in its format, and their signature."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Truck:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """Something that a webhook tells, and what memory must hold of it."""
+class WebhookEvent:
+    """An event that a webhook sends, and the text that memory must hold of it."""
 
     at: datetime
     type: str
     data: dict[str, Any]
     text: str
     record: str = ""
-    """Key of the record that this is a version of; empty: it stands for itself."""
+    """Key of the record that this is a version of; empty: a document of its own."""
 
     @property
     def id(self) -> str:
@@ -46,70 +46,81 @@ class Told:
 
     @property
     def body(self) -> bytes:
-        legacy = self.type in ("Alert", "Ping")
-        body = {
-            "eventId": self.id,
-            "eventType": self.type,
-            **(
-                {"eventMs": round(self.at.timestamp() * 1000), "event": self.data}
-                if legacy
-                else {
-                    "eventTime": iso(self.at),
-                    "orgId": 20001,
-                    "webhookId": "1411750000000001",
-                    "data": self.data,
-                }
-            ),
-        }
-        return json.dumps(body).encode()
+        """The request body: alerts and pings have the legacy format."""
+        content: dict[str, Any]
+        if self.type in ("Alert", "Ping"):
+            content = {"eventMs": round(self.at.timestamp() * 1000), "event": self.data}
+        else:
+            content = {
+                "eventTime": iso(self.at),
+                "orgId": 20001,
+                "webhookId": "1411750000000001",
+                "data": self.data,
+            }
+        return json.dumps({"eventId": self.id, "eventType": self.type, **content}).encode()
 
 
-def tellings(world: World, trucks: Mapping[str, Truck]) -> Iterator[Told]:
-    """All webhooks of a world, in no order."""
+def webhook_events(world: World, trucks: Mapping[str, Truck]) -> Iterator[WebhookEvent]:
+    """Yield all events of a world, in no order."""
     start = world.start
-    yield Told(start + timedelta(seconds=20), "Ping", {"text": "Ping"}, "")
+    yield WebhookEvent(start + timedelta(seconds=20), "Ping", {"text": "Ping"}, "")
     for n, place in enumerate(PLACES):
         address, at = _address(n, place), start + timedelta(minutes=1 + n)
         key = f"address:{address['id']}"
-        yield Told(at, "AddressCreated", {"address": address}, address["name"], key)
+        yield WebhookEvent(at, "AddressCreated", {"address": address}, address["name"], key)
         if n % 3 == 0:
             changed = {**address, "notes": f"Gate code changed at the {place.city} yard"}
-            yield Told(at + timedelta(hours=2), "addressUpdated", {"address": changed}, changed["notes"], key)  # fmt: skip
+            yield WebhookEvent(at + timedelta(hours=2), "addressUpdated", {"address": changed}, changed["notes"], key)  # fmt: skip
         if n in (3, 7):
-            yield Told(at + timedelta(hours=5), "AddressDeleted", {"address": address}, "", key)
+            yield WebhookEvent(
+                at + timedelta(hours=5), "AddressDeleted", {"address": address}, "", key
+            )
     for vehicle in world.vehicles:
         record = _vehicle(trucks[str(vehicle.number)])
         at = start + timedelta(minutes=2)
-        yield Told(at, "VehicleUpdated", {"vehicle": record}, vehicle.unit, f"vehicle:{vehicle.number}")  # fmt: skip
+        yield WebhookEvent(at, "VehicleUpdated", {"vehicle": record}, vehicle.unit, f"vehicle:{vehicle.number}")  # fmt: skip
     for shipment in world.shipments:
         for milestone in shipment.milestones:
-            yield from _step(shipment, milestone, trucks[str(shipment.vehicle.number)])
+            yield from _milestone_events(shipment, milestone, trucks[str(shipment.vehicle.number)])
 
 
-def _step(shipment: Shipment, step: Milestone, truck: Truck) -> Iterator[Told]:
+def _milestone_events(shipment: Shipment, step: Milestone, truck: Truck) -> Iterator[WebhookEvent]:
     driver = {"id": str(45_000 + truck.n), "name": shipment.vehicle.driver.name}
-    who = {"vehicle": _vehicle(truck), "driver": driver}
+    vehicle_and_driver = {"vehicle": _vehicle(truck), "driver": driver}
     if step.code == "dispatched":
         comment = f"Left steer tire worn, seen before {shipment.id}"
-        dvir = {"id": str(shipment.number), "type": "preTrip", "safetyStatus": "safe", **who}
+        dvir = {
+            "id": str(shipment.number),
+            "type": "preTrip",
+            "safetyStatus": "safe",
+            **vehicle_and_driver,
+        }
         defects = [{"defectType": "Tires", "comment": comment, "isResolved": False}]
-        yield Told(step.at, "dvirSubmitted", {"dvir": {**dvir, "vehicleDefects": defects}}, comment)  # fmt: skip
+        yield WebhookEvent(step.at, "dvirSubmitted", {"dvir": {**dvir, "vehicleDefects": defects}}, comment)  # fmt: skip
     elif step.code in ("at_pickup", "at_delivery") and step.place:
         address = _address(PLACES.index(step.place), step.place)
         stop = {"name": address["name"], "actualArrivalTime": iso(step.at), "address": address}
         route = {"id": str(shipment.number), "name": shipment.id, "stops": [stop]}
-        yield Told(step.at, "GeofenceEntry", {"address": address, **who}, address["name"])
-        yield Told(step.at, "RouteStopArrival", {"operation": "stop arrived", "route": route, **who}, shipment.id)  # fmt: skip
+        yield WebhookEvent(
+            step.at, "GeofenceEntry", {"address": address, **vehicle_and_driver}, address["name"]
+        )
+        yield WebhookEvent(step.at, "RouteStopArrival", {"operation": "stop arrived", "route": route, **vehicle_and_driver}, shipment.id)  # fmt: skip
     elif step.code == "en_route" and shipment.number % 2:
-        yield Told(step.at, "SevereSpeedingStarted", {"maxSpeedMilesPerHour": 84, **who}, "84")
+        yield WebhookEvent(
+            step.at,
+            "SevereSpeedingStarted",
+            {"maxSpeedMilesPerHour": 84, **vehicle_and_driver},
+            "84",
+        )
     elif step.code == "en_route":
         device = {"id": int(truck.id), "name": truck.unit, "vin": truck.vin}
         summary = f"Fuel level of {truck.unit} is below 15% on {shipment.id}"
         alert = {"alertConditionId": "DeviceFuelLevelBelow", "summary": summary, "resolved": False}  # fmt: skip
-        yield Told(step.at, "Alert", {**alert, "device": device}, summary)
+        yield WebhookEvent(step.at, "Alert", {**alert, "device": device}, summary)
 
 
 def sign(body: bytes, at: datetime) -> Mapping[str, str]:
+    """Return the signature headers of a body."""
     stamp = str(int(at.timestamp()))
     signed = f"v1:{stamp}:".encode() + body
     digest = hmac.digest(base64.b64decode(SECRET), signed, "sha256").hex()

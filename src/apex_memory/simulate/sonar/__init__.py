@@ -1,1 +1,1 @@
-"""Simulator: SONAR, market data."""
+"""Simulator of SONAR, the market data."""

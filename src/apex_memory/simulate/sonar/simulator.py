@@ -1,4 +1,4 @@
-"""FreightWaves SONAR: index values by day that are restated, billed calls, a block for who goes on; and a relay that signs."""
+"""FreightWaves SONAR: index values by day that are restated, billed calls, a block that each further call extends; and a relay that signs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ USER, PASSWORD = "apex", "example-sonar-password"
 SECRET = "whsec_" + base64.b64encode(b"example relay secret, 32 bytes..").decode()
 POLLED = ("OTRI", "USA")
 RELAYED = ("OTVI", "ATL")
-BLOCK = 0.04  # seconds; ten minutes at the vendor's
-PAST = 3  # days before the world's own that have values
+BLOCK = 0.04  # seconds; ten minutes with the vendor
+PAST = 3  # days with values before the world's own day
 
 
 class Sonar(Simulator):
-    """One polled index, one that the relay sends, and an alert for every shipment that is late."""
+    """One polled index, one that the relay sends, and an alert for every shipment that is under way."""
 
     name: ClassVar[str] = "sonar"
 
@@ -36,8 +36,8 @@ class Sonar(Simulator):
         super().__init__(world, clock, chaos)
         self.tokens: set[str] = set()
         self.serial = count(1)
-        self.closed = 0.0  # until when calls are answered 451 (monotonic)
-        self.hammered = 0  # calls that came in that time
+        self.closed = 0.0  # calls get a 451 until then (monotonic)
+        self.hammered = 0  # calls during a block
         self.billed: list[str] = []
         self.restated: dict[date, int] = {}
 
@@ -61,53 +61,56 @@ class Sonar(Simulator):
         ]
 
     def pushes(self, since: datetime, until: datetime) -> Iterable[Push]:
-        """What the relay sends: yesterday's value, its restatement and the way back; alerts."""
-        told = [(at, _message("index.value", at, self._relayed(at))) for at in self._relays()]
-        told += [
-            (at, _message("alert", at, _alert(one)))
-            for one in self.world.shipments
-            for at in [one.at("en_route")]
-            if at
-        ]
-        for at, body in sorted(told, key=lambda one: one[0]):
+        """What the relay sends: yesterday's value, its restatement, and the first value again; alerts."""
+        messages = [(at, _message("index.value", at, self._relayed(at))) for at in self._relays()]
+        for shipment in self.world.shipments:
+            started = shipment.at("en_route")
+            if started:
+                alert = _message("alert", started, _alert(shipment))
+                messages.append((started, alert))
+        for at, body in sorted(messages, key=lambda message: message[0]):
             if since < at <= until:
                 yield Push(at, "/hooks/sonar", body, signed)
 
     def truth(self, until: datetime) -> Sequence[Truth]:
         index, qualifier = POLLED
-        found = [
-            Truth(f"index:{index}/{qualifier}/{day}", f"Value: {self.value(POLLED, day, until)}")
-            for day in self._days()
-            if self.value(POLLED, day, until) is not None
-        ]
+        truth = []
+        for day in self._days():
+            value = self.value(POLLED, day, until)
+            if value is not None:
+                truth.append(Truth(f"index:{index}/{qualifier}/{day}", f"Value: {value}"))
         if sent := [at for at in self._relays() if at <= until]:
-            told = self._relayed(sent[-1])
-            key = f"index:{told['Index']}/{told['Qualifier']}/{told['Date'][:10]}"
-            found.append(Truth(key, f"Value: {told['Value']}"))
-        for one in self.world.shipments:
-            at = one.at("en_route")
+            relayed = self._relayed(sent[-1])
+            key = f"index:{relayed['Index']}/{relayed['Qualifier']}/{relayed['Date'][:10]}"
+            truth.append(Truth(key, f"Value: {relayed['Value']}"))
+        for shipment in self.world.shipments:
+            at = shipment.at("en_route")
             if at and at <= until:
-                found.append(Truth(f"alert:{_alert(one)['id']}", _alert(one)["text"]))
-        return found
+                alert = _alert(shipment)
+                truth.append(Truth(f"alert:{alert['id']}", alert["text"]))
+        return truth
 
     def value(self, series: tuple[str, str], day: date, now: datetime) -> float | None:
-        """As it is told now: today's comes out after three hours, yesterday's is restated after five, and back after ten."""
+        """Return a value as it is at `now`, None before it is published.
+
+        Today's value is published after three hours; yesterday's is restated after five, and as it was after ten.
+        """
         hours = (now - self.world.start) / timedelta(hours=1)
         today = self.world.start.date()
         if day > today or (day == today and hours < 3):
             return None
-        made = hashlib.sha256(f"{self.world.seed}/{'/'.join(series)}/{day}".encode()).digest()
-        value = 500 + int.from_bytes(made[:2]) % 400
+        digest = hashlib.sha256(f"{self.world.seed}/{'/'.join(series)}/{day}".encode()).digest()
+        value = 500 + int.from_bytes(digest[:2]) % 400
         if day == today - timedelta(days=1) and 5 <= hours < 10:
             value += 25
-        more = self.restated.get(day, 0) if series == POLLED else 0
-        return (value + 3 * more) / 100
+        restatements = self.restated.get(day, 0) if series == POLLED else 0
+        return (value + 3 * restatements) / 100
 
     async def authenticate(self, request: Request) -> Response:
         if refused := self._refused():
             return refused
-        if bad := chaos_response(self.chaos):
-            return bad
+        if error := chaos_response(self.chaos):
+            return error
         if await request.json() != {"username": USER, "password": PASSWORD}:
             return JSONResponse({"message": "unknown user"}, 401)
         token = f"sonar-token-{next(self.serial)}"  # older ones stay valid
@@ -135,19 +138,18 @@ class Sonar(Simulator):
         if self.chaos.strikes(self.chaos.mutations):
             day = self._days()[len(self.billed) % PAST]
             self.restated[day] = self.restated.get(day, 0) + 1
-        found = [
-            self._record(series, day, value)
-            for day in self._days()
-            if start <= day <= end
-            if (value := self.value(series, day, self.clock.now)) is not None
-        ]
-        return JSONResponse(found)
+        records = []
+        for day in self._days():
+            value = self.value(series, day, self.clock.now)
+            if start <= day <= end and value is not None:
+                records.append(self._record(series, day, value))
+        return JSONResponse(records)
 
     async def indexes(self, request: Request) -> Response:
         return self._refused() or JSONResponse([POLLED[0], RELAYED[0]])
 
     def _refused(self) -> Response | None:
-        """A call in the time of a block makes it longer."""
+        """Return the 451 of a block, which each call extends; None where there is no block."""
         if monotonic() >= self.closed:
             return None
         self.hammered += 1
@@ -159,7 +161,7 @@ class Sonar(Simulator):
         return [today - timedelta(days=n) for n in range(PAST, -1, -1)]
 
     def _record(self, series: tuple[str, str], day: date, value: float) -> dict[str, Any]:
-        """In one of the forms that clients have seen; the field names are not published."""
+        """Return a value in one of the formats that clients have met; the field names are not published."""
         if len(self.billed) % 2:
             return {
                 "index": series[0],
@@ -183,14 +185,14 @@ class Sonar(Simulator):
 
 
 def signed(body: bytes, at: datetime) -> Mapping[str, str]:
-    """Standard Webhooks: the id stays when a message is sent again, the time does not."""
+    """Return the headers of Standard Webhooks: a repeated message has the same id and another time."""
     id, stamp = f"msg_{hashlib.sha256(body).hexdigest()[:20]}", str(int(at.timestamp()))
     key = base64.b64decode(SECRET.removeprefix("whsec_"))
-    made = hmac.new(key, f"{id}.{stamp}.".encode() + body, hashlib.sha256).digest()
+    digest = hmac.new(key, f"{id}.{stamp}.".encode() + body, hashlib.sha256).digest()
     return {
         "webhook-id": id,
         "webhook-timestamp": stamp,
-        "webhook-signature": f"v1,{base64.b64encode(made).decode()}",
+        "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
     }
 
 
@@ -198,16 +200,14 @@ def _message(kind: str, at: datetime, data: Mapping[str, Any]) -> bytes:
     return json.dumps({"type": kind, "timestamp": at.isoformat(), "data": data}).encode()
 
 
-def _alert(one: Shipment) -> dict[str, str]:
-    lane = (
-        f"{one.origin.city}, {one.origin.state} to {one.destination.city}, {one.destination.state}"
-    )
-    mood = "Tight" if one.delayed_minutes else "Loose"
+def _alert(shipment: Shipment) -> dict[str, str]:
+    lane = f"{shipment.origin.city}, {shipment.origin.state} to {shipment.destination.city}, {shipment.destination.state}"
+    mood = "Tight" if shipment.delayed_minutes else "Loose"
     return {
-        "id": f"alr-{one.number}",
+        "id": f"alr-{shipment.number}",
         "title": f"{mood} market: {lane}",
-        "text": f"Rejections on the lane {lane} touch {one.id}, under way with {one.carrier.name}.",
+        "text": f"Rejections on the lane {lane} touch {shipment.id}, under way with {shipment.carrier.name}.",
         "index": "OTRI",
-        "qualifier": one.origin.city[:3].upper(),
-        "severity": "high" if one.delayed_minutes else "low",
+        "qualifier": shipment.origin.city[:3].upper(),
+        "severity": "high" if shipment.delayed_minutes else "low",
     }

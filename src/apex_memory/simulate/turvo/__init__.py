@@ -1,1 +1,1 @@
-"""Simulator: Turvo, the transport system."""
+"""Simulator of Turvo, the transport system."""

@@ -1,4 +1,4 @@
-"""Turvo's records of shipments: the statuses they take, what a list's row and a record say, and the twins entered by mistake."""
+"""Turvo's records of shipments: their statuses, list rows, full records, and the twins that were entered by mistake."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEYS = {
 }  # fmt: skip
 
 Remark = tuple[int, datetime]
-"""The number of a remark that somebody wrote, and when."""
+"""The number of a remark, and when it was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Step:
 
 
 def steps(shipment: Shipment) -> Iterator[Step]:
-    """Every status it will ever take, oldest first; one of them a key that is in nobody's list."""
+    """Yield every status that it will ever take, the oldest first. `2199` is in no published list."""
     for milestone in shipment.milestones:
         yield Step(KEYS[milestone.code], milestone.at)
         if milestone.code == "en_route" and shipment.delayed_minutes:
@@ -44,11 +44,12 @@ def steps(shipment: Shipment) -> Iterator[Step]:
 
 
 def reached(shipment: Shipment, now: datetime) -> list[Step]:
+    """Return the statuses up to now, the oldest first."""
     return [step for step in steps(shipment) if step.at <= now]
 
 
 def planned(shipment: Shipment) -> tuple[datetime, datetime]:
-    """Appointments at pickup and delivery."""
+    """Return the appointments at pickup and delivery."""
     tendered = shipment.milestones[0].at
     pickup = (shipment.at("at_pickup") or tendered + timedelta(hours=4)).replace(minute=0, second=0, microsecond=0)  # fmt: skip
     return pickup, pickup + timedelta(hours=round(shipment.miles / 50))
@@ -70,39 +71,39 @@ def removed(twin: Shipment) -> datetime:
     return twin.milestones[0].at + timedelta(hours=2)
 
 
-def shared(one: Shipment, now: datetime, said: Remark | None) -> dict[str, Any]:
-    """What a row of the list and a record have in common."""
-    taken = reached(one, now)
-    _, noted = said or (0, taken[-1].at)
+def common_fields(shipment: Shipment, now: datetime, remark: Remark | None) -> dict[str, Any]:
+    """Return what a row of the list and a full record have in common."""
+    statuses = reached(shipment, now)
+    _, remarked_at = remark or (0, statuses[-1].at)
     return {
-        "id": turvo_id(one),
-        "customId": one.id,
+        "id": turvo_id(shipment),
+        "customId": shipment.id,
         "ltlShipment": False,
-        "status": status(taken[-1].key),
-        "lane": {"start": _city(one.origin), "end": _city(one.destination)},
-        "created": stamp(taken[0].at),
-        "lastUpdatedOn": stamp(max(taken[-1].at, noted)),
+        "status": status(statuses[-1].key),
+        "lane": {"start": _city(shipment.origin), "end": _city(shipment.destination)},
+        "created": stamp(statuses[0].at),
+        "lastUpdatedOn": stamp(max(statuses[-1].at, remarked_at)),
     }
 
 
-def details(one: Shipment, now: datetime, said: Remark | None) -> dict[str, Any]:
-    """What a record says beyond it."""
-    pickup, delivery = planned(one)
-    remark, _ = said or (0, now)
-    covered = one.at("accepted")
-    numbers = [("1400", "Purchase order #", one.po), ("1401", "BOL #", one.id), ("1405", "PRO #", one.pro)]  # fmt: skip
-    if remark:
-        numbers.append(("1499", "Remark", remark_text(one, remark)))
-    carrier = {"id": one.carrier.number, "name": one.carrier.name, "scac": one.carrier.scac, "mcNumber": one.carrier.mc}  # fmt: skip
+def detail_fields(shipment: Shipment, now: datetime, remark: Remark | None) -> dict[str, Any]:
+    """Return what a full record has beyond the common fields."""
+    pickup, delivery = planned(shipment)
+    serial, _ = remark or (0, now)
+    covered = shipment.at("accepted")
+    numbers = [("1400", "Purchase order #", shipment.po), ("1401", "BOL #", shipment.id), ("1405", "PRO #", shipment.pro)]  # fmt: skip
+    if serial:
+        numbers.append(("1499", "Remark", remark_text(shipment, serial)))
+    carrier = {"id": shipment.carrier.number, "name": shipment.carrier.name, "scac": shipment.carrier.scac, "mcNumber": shipment.carrier.mc}  # fmt: skip
     order = {
-        "id": one.number + 500,
+        "id": shipment.number + 500,
         "carrier": carrier,
         "deleted": False,
-        "drivers": [{"context": {"name": one.vehicle.driver.name}, "phone": {"number": one.vehicle.driver.phone}}],
-        "externalIds": [{"type": {"key": "1410", "value": "Truck #"}, "value": one.vehicle.unit}],
+        "drivers": [{"context": {"name": shipment.vehicle.driver.name}, "phone": {"number": shipment.vehicle.driver.phone}}],
+        "externalIds": [{"type": {"key": "1410", "value": "Truck #"}, "value": shipment.vehicle.unit}],
     }  # fmt: skip
     fell_through = {
-        "id": one.number + 400,
+        "id": shipment.number + 400,
         "carrier": {"id": 599, "name": "Fell Through Freight"},
         "deleted": True,
     }
@@ -113,36 +114,36 @@ def details(one: Shipment, now: datetime, said: Remark | None) -> dict[str, Any]
         "equipment": [{"type": {"key": "1200", "value": "Van"}, "deleted": False}],
         "customerOrder": [
             {
-                "id": one.number + 71,
-                "customer": {"id": one.customer.number, "name": one.customer.name},
+                "id": shipment.number + 71,
+                "customer": {"id": shipment.customer.number, "name": shipment.customer.name},
                 "deleted": False,
                 "externalIds": [
                     {"type": {"key": key, "value": label}, "value": value}
                     for key, label, value in numbers
                 ],
-                "costs": {"totalAmount": one.total_cents / 100},
+                "costs": {"totalAmount": shipment.total_cents / 100},
                 "route": [
-                    _stop(one, "1500", "Pickup", one.origin, pickup, "at_pickup", now),
-                    _stop(one, "1501", "Delivery", one.destination, delivery, "at_delivery", now),
+                    _stop(shipment, "1500", "Pickup", shipment.origin, pickup, "at_pickup", now),
+                    _stop(shipment, "1501", "Delivery", shipment.destination, delivery, "at_delivery", now),
                 ],
             }
         ],
         "carrierOrder": [fell_through, order] if covered and covered <= now else [],
         "statusHistory": [
-            {**status(step.key), "lastUpdatedOn": stamp(step.at)} for step in reached(one, now)
+            {**status(step.key), "lastUpdatedOn": stamp(step.at)} for step in reached(shipment, now)
         ],
     }  # fmt: skip
 
 
 def twin_record(twin: Shipment, now: datetime) -> dict[str, Any]:
-    """A shipment entered twice, with the soft flag once it is removed."""
-    flagged = now >= removed(twin)
-    changed = removed(twin) if flagged else entered(twin)
+    """Return a shipment that was entered twice. Once removed it has the flag `deleted`."""
+    deleted = now >= removed(twin)
+    changed = removed(twin) if deleted else entered(twin)
     return {
         "id": twin_id(twin),
         "customId": f"{twin.id}-2",
         "status": status("2101"),
-        "deleted": flagged,
+        "deleted": deleted,
         "lastUpdatedOn": stamp(changed),
     }
 
@@ -160,18 +161,18 @@ def remark_text(shipment: Shipment, serial: int) -> str:
 
 
 def _stop(
-    one: Shipment, key: str, label: str, place: Place, at: datetime, code: str, now: datetime
+    shipment: Shipment, key: str, label: str, place: Place, at: datetime, code: str, now: datetime
 ) -> dict[str, Any]:
-    arrived = one.at(code)
-    done = {"arrival": {"date": stamp(arrived)}} if arrived and arrived <= now else {}
-    address = {"line1": f"{one.number % 900} Example Way", "city": place.city, "state": place.state, "zip": place.zip, "country": "US"}  # fmt: skip
+    arrived = shipment.at(code)
+    attributes = {"arrival": {"date": stamp(arrived)}} if arrived and arrived <= now else {}
+    address = {"line1": f"{shipment.number % 900} Example Way", "city": place.city, "state": place.state, "zip": place.zip, "country": "US"}  # fmt: skip
     return {
         "stopType": {"key": key, "value": label},
         "location": {"id": int(place.zip)},
         "timezone": "America/New_York",
         "address": address,
         "appointment": {"start": stamp(at)},
-        "attributes": done,
+        "attributes": attributes,
         "deleted": False,
     }
 

@@ -1,4 +1,4 @@
-"""Turvo: its public API with both page objects, thin webhooks with a token, records that differ from the list's rows."""
+"""Turvo: its public API with both page objects, thin webhooks with a token, records with more than the list's rows."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from starlette.routing import BaseRoute, Route
 from apex_memory.simulate.turvo.records import (
     Remark,
     Step,
-    details,
+    common_fields,
+    detail_fields,
     entered,
     plain,
     planned,
     reached,
     remark_text,
     removed,
-    shared,
     stamp,
     status,
     steps,
@@ -45,7 +45,7 @@ TOKEN, HMAC_KEY = "example-turvo-webhook-token", "example-turvo-hmac-key"
 
 
 class Turvo(Simulator):
-    """Shipments from their tender on. One was entered twice and deleted, one has a twin with the soft `deleted` flag."""
+    """Shipments from their tender on. One has a twin that is removed, one a twin that gets the flag `deleted`."""
 
     name: ClassVar[str] = "turvo"
 
@@ -80,42 +80,39 @@ class Turvo(Simulator):
         ]
 
     def pushes(self, since: datetime, until: datetime) -> Iterable[Push]:
-        """A notice for each change. Remarks (`mutations`) send none: the list must show them."""
-        told = [
-            (step.at, _notice(turvo_id(shipment), step.at, step))
-            for shipment in self.world.shipments
-            for step in steps(shipment)
-        ]
+        """A webhook for each change. Remarks (`mutations`) send none: only the list shows them."""
+        notices: list[tuple[datetime, dict[str, Any]]] = []
+        for shipment in self.world.shipments:
+            id = turvo_id(shipment)
+            notices += [(step.at, _notice(id, step.at, step)) for step in steps(shipment)]
         for twin in (self.deleted_twin, self.flagged_twin):
-            told += [(at, _notice(twin_id(twin), at)) for at in (entered(twin), removed(twin))]
+            notices += [(at, _notice(twin_id(twin), at)) for at in (entered(twin), removed(twin))]
         undated = {"eventName": "SHIPMENT_UPDATE", "eventPayload": {"load": {"id": twin_id(self.flagged_twin)}}}  # fmt: skip
-        told.append((removed(self.flagged_twin), undated))
-        told += [(self.world.start + timedelta(hours=1), _carrier_notice(self.world))]
-        for at, body in sorted(told, key=lambda one: one[0]):
+        notices.append((removed(self.flagged_twin), undated))
+        notices.append((self.world.start + timedelta(hours=1), _carrier_notice(self.world)))
+        for at, body in sorted(notices, key=lambda notice: notice[0]):
             if since < at <= until:
                 yield Push(at, "/hooks/turvo", json.dumps(body).encode(), signed)
 
     def truth(self, until: datetime) -> Sequence[Truth]:
-        found = []
+        truth = []
         for shipment in self.world.shipments:
-            taken = reached(shipment, until)
-            if not taken:
+            statuses = reached(shipment, until)
+            if not statuses:
                 continue
-            remark, noted = self.remarks.get(shipment.number, (0, until))
-            newer = remark and noted > taken[-1].at
-            text = (
-                f"Remark: {remark_text(shipment, remark)}"
-                if newer
-                else f"Status: {plain(taken[-1])}"
-            )
-            found.append(Truth(f"shipment:{turvo_id(shipment)}", text))
+            serial, remarked_at = self.remarks.get(shipment.number, (0, until))
+            if serial and remarked_at > statuses[-1].at:
+                text = f"Remark: {remark_text(shipment, serial)}"
+            else:
+                text = f"Status: {plain(statuses[-1])}"
+            truth.append(Truth(f"shipment:{turvo_id(shipment)}", text))
         for twin in (self.deleted_twin, self.flagged_twin):
             key = f"shipment:{twin_id(twin)}"
             if until >= removed(twin):
-                found.append(Truth(key, deleted=True))
+                truth.append(Truth(key, deleted=True))
             elif until >= entered(twin):
-                found.append(Truth(key, "Status: Tendered"))
-        return found
+                truth.append(Truth(key, "Status: Tendered"))
+        return truth
 
     @property
     def deleted_twin(self) -> Shipment:
@@ -126,23 +123,23 @@ class Turvo(Simulator):
         return self.world.shipments[1]
 
     def change(self, number: int) -> None:
-        """Somebody writes a remark, which no webhook tells."""
+        """Write a remark on a shipment, for which no webhook is sent."""
         times = [at for _, at in self.remarks.values()]
         newest = max([self.clock.now, *(at + timedelta(milliseconds=1) for at in times)])
         self.remarks[number] = (next(self.serial), newest)
 
     async def authenticate(self, request: Request) -> Response:
         self.calls.append("token")
-        if bad := chaos_response(self.chaos):
-            return bad
+        if error := chaos_response(self.chaos):
+            return error
         body = await request.json()
         query = request.query_params
         given = (query.get("client_id"), query.get("client_secret"), body.get("username"), body.get("password"))  # fmt: skip
-        asks = (body.get("grant_type"), body.get("scope"), body.get("type"))
+        grant = (body.get("grant_type"), body.get("scope"), body.get("type"))
         if (
             request.headers.get("x-api-key") != API_KEY
             or given != (*CLIENT, *USER)
-            or asks != ("password", "read+trust+write", "business")
+            or grant != ("password", "read+trust+write", "business")
         ):
             return JSONResponse({"error": "invalid_grant"}, 401)
         token = f"turvo-token-{next(self.serial)}"
@@ -158,7 +155,7 @@ class Turvo(Simulator):
         )
 
     async def list_shipments(self, request: Request) -> Response:
-        """Newest change first; the page object is one of the two that clients have seen."""
+        """Newest change first; the page object is one of the two that clients have met."""
         self.calls.append("list")
         if refused := self._refused(request):
             return refused
@@ -166,17 +163,19 @@ class Turvo(Simulator):
         rows = self._rows()
         page = rows[start : start + size]
         more = start + size < len(rows)
-        pagination: dict[str, Any] = (
-            {"start": start, "pageSize": size, "totalRecordsInPage": len(page), "moreAvailable": more}
-            if len(self.calls) % 3
-            else {"total": len(rows), "pages": -(-len(rows) // size), "page": start // size, "limit": size}
-        )  # fmt: skip
-        answer = _success({"shipments": page, "pagination": pagination})
+        pagination: dict[str, Any]
+        if len(self.calls) % 3:
+            pagination = {"start": start, "pageSize": size, "totalRecordsInPage": len(page), "moreAvailable": more}  # fmt: skip
+        else:
+            pagination = {"total": len(rows), "pages": -(-len(rows) // size), "page": start // size, "limit": size}  # fmt: skip
+        response = _success({"shipments": page, "pagination": pagination})
         if self.chaos.strikes(self.chaos.mutations):
-            known = [one for one in self.world.shipments if reached(one, self.clock.now)]
+            known = [
+                shipment for shipment in self.world.shipments if reached(shipment, self.clock.now)
+            ]
             if known:
                 self.change(known[len(self.calls) % len(known)].number)
-        return answer
+        return response
 
     async def show_shipment(self, request: Request) -> Response:
         self.calls.append("shipment")
@@ -188,7 +187,7 @@ class Turvo(Simulator):
         return _success(record)
 
     def _refused(self, request: Request) -> Response | None:
-        """Failures with HTTP 200, too: only `Status` tells them."""
+        """Return an error response, or None. Some errors have HTTP 200: only `Status` shows them."""
         if self.chaos.strikes(self.chaos.expiries):
             self.tokens.clear()
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -201,14 +200,15 @@ class Turvo(Simulator):
 
     def _rows(self) -> list[dict[str, Any]]:
         now = self.clock.now
-        rows = [
-            shared(one, now, self.remarks.get(one.number))
-            | {"startDate": stamp(pickup), "endDate": stamp(delivery)}
-            for one in self.world.shipments
-            if reached(one, now)
-            for pickup, delivery in (planned(one),)
-        ]
-        rows += [twin_record(twin, now) for twin in (self.deleted_twin, self.flagged_twin) if self._there(twin)]  # fmt: skip
+        rows = []
+        for shipment in self.world.shipments:
+            if not reached(shipment, now):
+                continue
+            pickup, delivery = planned(shipment)
+            row = common_fields(shipment, now, self.remarks.get(shipment.number))
+            rows.append(row | {"startDate": stamp(pickup), "endDate": stamp(delivery)})
+        twins = (self.deleted_twin, self.flagged_twin)
+        rows += [twin_record(twin, now) for twin in twins if self._exists(twin)]
         rows.sort(key=lambda row: (row["lastUpdatedOn"], row["id"]), reverse=True)
         return rows
 
@@ -216,37 +216,37 @@ class Turvo(Simulator):
         now = self.clock.now
         for twin in (self.deleted_twin, self.flagged_twin):
             if id == str(twin_id(twin)):
-                return twin_record(twin, now) if self._there(twin) else None
-        for one in self.world.shipments:
-            if id == str(turvo_id(one)) and reached(one, now):
-                said = self.remarks.get(one.number)
-                record = shared(one, now, said) | details(one, now, said)
-                if one.number % 2:  # some records do not say when they changed
+                return twin_record(twin, now) if self._exists(twin) else None
+        for shipment in self.world.shipments:
+            if id == str(turvo_id(shipment)) and reached(shipment, now):
+                remark = self.remarks.get(shipment.number)
+                record = common_fields(shipment, now, remark) | detail_fields(shipment, now, remark)
+                if shipment.number % 2:  # some records have no time of change
                     del record["lastUpdatedOn"]
                 return record
         return None
 
-    def _there(self, twin: Shipment) -> bool:
+    def _exists(self, twin: Shipment) -> bool:
         now = self.clock.now
         return entered(twin) <= now and (twin is self.flagged_twin or now < removed(twin))
 
 
 def signed(body: bytes, at: datetime) -> Mapping[str, str]:
-    """The profile's token, and the signature of a proxy."""
+    """Return the profile's token, and the signature of a proxy."""
     digest = hmac.new(HMAC_KEY.encode(), body, hashlib.sha256).hexdigest()
     return {"X-Turvo-Token": TOKEN, "X-Turvo-Signature": digest}
 
 
 def _notice(id: int, at: datetime, step: Step | None = None) -> dict[str, Any]:
-    """As thin as Turvo's: an id, and the status where it is one that changed."""
-    about: dict[str, Any] = {"id": id}
+    """Return the body of a webhook: an id, and the status where the status changed."""
+    payload: dict[str, Any] = {"id": id}
     if step:
-        about |= {"status": status(step.key)}
+        payload |= {"status": status(step.key)}
     return {
         "tenantId": TENANT,
         "eventName": "SHIPMENT_STATUS_UPDATE" if step else "SHIPMENT_UPDATE",
         "eventTime": stamp(at),
-        "eventPayload": about,
+        "eventPayload": payload,
     }
 
 

@@ -61,7 +61,10 @@ class App:
 
         self.vault = Vault(db, read_keys(secret_keys(settings)))
         self.credentials = Credentials(self.vault, self.sources, settings)
-        clients = _vendor_clients(self.sources, http, VaultTokens(self.vault))
+        tokens = VaultTokens(self.vault)
+        clients = {
+            name: _vendor_client(source, http, tokens) for name, source in self.sources.items()
+        }
 
         self.inbox = Inbox(db)
         self.fetcher = Fetcher(db, self.sources, clients)
@@ -156,12 +159,6 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         yield app
 
 
-def _vendor_clients(
-    sources: Mapping[str, Source], http: httpx2.AsyncClient, tokens: VaultTokens
-) -> dict[str, VendorClient]:
-    """An HTTP client for each source's vendor, with the vendor's rate limit."""
-    clients = {}
-    for name, source in sources.items():
-        calls, seconds = source.rate_limit
-        clients[name] = VendorClient(name, http, tokens, calls=calls, seconds=seconds)
-    return clients
+def _vendor_client(source: Source, http: httpx2.AsyncClient, tokens: VaultTokens) -> VendorClient:
+    """The HTTP client for a source's vendor. It follows rate limits that are set at run time."""
+    return VendorClient(source.name, http, tokens, rate_limits=lambda: source.rate_limits)

@@ -187,7 +187,9 @@ async def quickbooks(database_url: str) -> AsyncIterator[Books]:
             async with serve_simulators([simulator]) as served, httpx2.AsyncClient() as http:
                 base = simulator.settings(f"{served.url}/quickbooks")
                 source = configured(**{**base, **settings})
-                link = VendorClient("quickbooks", http, tokens, calls=1000, patience=5)
+                link = VendorClient(
+                    "quickbooks", http, tokens, rate_limits=lambda: [(1_000, 1)], patience=5
+                )
                 yield simulator, Held(source, link)
 
         yield books

@@ -52,7 +52,9 @@ async def linked(
 ) -> AsyncIterator[VendorClient]:
     """A link on which calls are not spread out. Without `tokens` none may be asked for."""
     async with httpx2.AsyncClient(verify=False) as http:  # plain HTTP here: no certificates to load
-        yield VendorClient(source, http, tokens or NoTokens(), calls=1_000, patience=patience)
+        yield VendorClient(
+            source, http, tokens or NoTokens(), rate_limits=lambda: [(1_000, 1)], patience=patience
+        )
 
 
 class Played(Simulator):

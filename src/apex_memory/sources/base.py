@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import from_json
 
 from apex_memory.model import Document, Event, Priority
-from apex_memory.sources.http import VendorClient
+from apex_memory.sources.http import RateLimit, VendorClient
 from apex_memory.sources.pages import (
     ChangeHint,
     InboundFile,
@@ -128,7 +128,7 @@ class Source(ABC):
     Settings: ClassVar[type[SourceSettings]] = SourceSettings
     poll_seconds: ClassVar[float] = 0
     """Pause between two pulls of a poll or batch source, and between two looks of a stream; 0: never pulled."""
-    rate_limit: ClassVar[tuple[float, float]] = (10, 1)
+    rate_limit: ClassVar[RateLimit] = (10, 1)
     """The vendor's rate limit: calls in so many seconds. Leave room for others who use the same account."""
     window_seconds: ClassVar[int] = 0
     """Length of the windows into which a stream's readings are folded; 0: it has none."""
@@ -154,6 +154,11 @@ class Source(ABC):
     def poll_every(self) -> float:
         """Seconds between two pulls: the setting `poll_seconds` where the source has one, else the class's."""
         return float(getattr(self.settings, "poll_seconds", None) or self.poll_seconds)
+
+    @property
+    def rate_limits(self) -> Sequence[RateLimit]:
+        """The rate limits that hold together, with the settings of this moment."""
+        return (self.rate_limit,)
 
     @property
     def missing_settings(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from time import monotonic
@@ -17,13 +17,17 @@ from apex_memory.errors import Rejected, RetryLater, Unauthorized
 from apex_memory.sources.auth import Auth, Tokens
 from apex_memory.telemetry import VENDOR_CALLS
 
+RateLimit = tuple[float, float]
+"""Calls in so many seconds."""
+
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between tries without a `Retry-After`
 
 
 class VendorClient:
     """Calls to one vendor, from all pulls of this process.
 
-    `calls` in `seconds` is the vendor's rate limit; `patience` is how long (seconds) passing faults are
+    `rate_limits` returns the limits that hold at the moment, each (calls, seconds); a limit that changes at run
+    time holds from the next call. `patience` is how long (seconds) passing faults are
     waited out inside one call before the whole step is given back to be tried later.
     """
 
@@ -33,14 +37,14 @@ class VendorClient:
         http: httpx2.AsyncClient,
         tokens: Tokens,
         *,
-        calls: float = 10,
-        seconds: float = 1,
+        rate_limits: Callable[[], Sequence[RateLimit]] = lambda: [(10, 1)],
         patience: float = 30,
     ) -> None:
         self.source = source
         self.tokens = tokens
         self._http = http
-        self._limit = AsyncLimiter(calls, seconds)
+        self._rate_limits = rate_limits
+        self._limiters: dict[RateLimit, AsyncLimiter] = {}
         self._patience = patience
 
     async def call(
@@ -88,18 +92,27 @@ class VendorClient:
     ) -> tuple[httpx2.Response | None, float | None]:
         """The answer, and the seconds after which to try again where that makes sense."""
         backoff = min(LONGEST_WAIT, FIRST_WAIT * 2**tried) * (0.5 + random.random())  # noqa: S311 -- jitter
-        async with self._limit:
-            try:
-                answer = await self._http.request(method, url, headers=headers, **request)
-            except httpx2.TransportError:
-                VENDOR_CALLS.labels(self.source, "unreachable").inc()
-                return None, backoff
+        await self._wait_for_limits()
+        try:
+            answer = await self._http.request(method, url, headers=headers, **request)
+        except httpx2.TransportError:
+            VENDOR_CALLS.labels(self.source, "unreachable").inc()
+            return None, backoff
         VENDOR_CALLS.labels(self.source, f"{answer.status_code // 100}xx").inc()
         if answer.status_code == 429:
             return answer, retry_after(answer.headers.get("retry-after")) or backoff
         if answer.status_code >= 500:
             return answer, retry_after(answer.headers.get("retry-after")) or backoff
         return answer, None
+
+    async def _wait_for_limits(self) -> None:
+        """Wait until every rate limit allows a call. A limit that is new starts unused."""
+        current = self._rate_limits()
+        self._limiters = {
+            limit: self._limiters.get(limit) or AsyncLimiter(*limit) for limit in current
+        }
+        for limiter in list(self._limiters.values()):
+            await limiter.acquire()
 
     def _refused(self, status: int) -> Unauthorized | Rejected:
         if status in (401, 403):

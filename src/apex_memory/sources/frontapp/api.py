@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
-from aiolimiter import AsyncLimiter
 from pydantic import SecretStr
 
 from apex_memory.errors import Rejected
@@ -73,11 +72,8 @@ class Reach:
 class Front:
     """Front's core API for one pull."""
 
-    def __init__(
-        self, link: VendorClient, minute: AsyncLimiter, base_url: str, token: SecretStr
-    ) -> None:
+    def __init__(self, link: VendorClient, base_url: str, token: SecretStr) -> None:
         self._link = link
-        self._minute = minute
         self._base = base_url.rstrip("/")
         self._auth = bearer(token.get_secret_value())
 
@@ -137,10 +133,9 @@ class Front:
         """An object of the API; None for 404, empty for 403, which says that this one thing is not for us."""
         for _ in range(REDIRECTS):
             self._check(url)
-            async with self._minute:
-                answer = await self._link.call(
-                    "GET", url, auth=self._auth, accept=(*_MOVED, *self._absent(url))
-                )
+            answer = await self._link.call(
+                "GET", url, auth=self._auth, accept=(*_MOVED, *self._absent(url))
+            )
             if answer.status_code in _MOVED:
                 url = urljoin(url, answer.headers.get("location", ""))
                 continue

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
-from aiolimiter import AsyncLimiter
 from pydantic import Field, SecretStr
 
 from apex_memory.errors import Misconfigured, Rejected, Unauthorized
@@ -30,6 +29,7 @@ from apex_memory.sources.frontapp.documents import (
     merged_document,
     message_document,
 )
+from apex_memory.sources.http import RateLimit
 from apex_memory.sources.pages import ChangeHint, Page, PullContext
 from apex_memory.sources.payloads import (
     as_string,
@@ -94,10 +94,10 @@ class FrontApp(Source):
     poll_seconds: ClassVar[float] = 120
     Settings: ClassVar[type[SourceSettings]] = FrontAppSettings
 
-    def __init__(self, settings: SourceSettings) -> None:
-        super().__init__(settings)
-        # Over all pulls of this process; `calls` alone would let bursts use up a company's minute.
-        self._minute = AsyncLimiter(self.settings.requests_per_minute, 60)
+    @property
+    def rate_limits(self) -> Sequence[RateLimit]:
+        # The calls per second alone would let bursts use up the company's minute.
+        return (self.rate_limit, (self.settings.requests_per_minute, 60))
 
     @property
     def missing_settings(self) -> str:
@@ -119,7 +119,7 @@ class FrontApp(Source):
     async def pull(self, context: PullContext) -> AsyncIterator[Page]:
         """The bodies that previews lacked, then the events since the cursor, oldest first, a page of Front's at a time."""
         known = self.settings
-        front = Front(context.link, self._minute, known.base_url, known.api_token)
+        front = Front(context.link, known.base_url, known.api_token)
         if context.window:
             reach: Reach | None = Reach.start(context.cursor, context.window.since)
         else:

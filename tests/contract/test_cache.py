@@ -54,8 +54,6 @@ def failures() -> float:
 async def ask_everything(cache: Cache) -> None:
     """Every call, with the answers that say "don't know"."""
     ids, owner = [uuid4(), uuid4()], uuid4()
-    assert await cache.seen(ids) == set()
-    await cache.remember(ids)
     assert await cache.lock(ids, owner, 5) == set(ids)
     await cache.unlock(ids, owner)
     assert await cache.get_many(["a"]) == {}
@@ -63,19 +61,11 @@ async def ask_everything(cache: Cache) -> None:
     await cache.drop(["a"])
 
 
-EVERYTHING = 7  # calls
+EVERYTHING = 5  # calls
 
 
 async def ttl(client: redis.asyncio.Redis, key: str) -> float:
     return await client.pttl(key) / 1000
-
-
-async def test_hints_are_remembered_for_a_day(cache: Cache, client: redis.asyncio.Redis) -> None:
-    known, unknown = [uuid4() for _ in range(3)], [uuid4() for _ in range(2)]
-    await cache.remember(known)
-    await cache.remember(known[:1])
-    assert await cache.seen([unknown[0], *known, unknown[1]]) == set(known)
-    assert 86_000 < await ttl(client, f"apex:seen:{known[0]}") <= 86_400
 
 
 async def test_a_lock_has_one_owner(cache: Cache, client: redis.asyncio.Redis) -> None:
@@ -124,10 +114,8 @@ async def test_cached_answers(cache: Cache, client: redis.asyncio.Redis) -> None
 
 
 async def test_nothing_asked_nothing_done(cache: Cache) -> None:
-    assert await cache.seen([]) == set()
     assert await cache.lock([], uuid4(), 1) == set()
     assert await cache.get_many([]) == {}
-    await cache.remember([])
     await cache.unlock([], uuid4())
     await cache.put_many({}, 1)
     await cache.drop([])
@@ -135,13 +123,11 @@ async def test_nothing_asked_nothing_done(cache: Cache) -> None:
 
 async def test_a_flush_in_between_is_no_failure(cache: Cache, client: redis.asyncio.Redis) -> None:
     doc, owner, before = uuid4(), uuid4(), failures()
-    await cache.remember([doc])
     await cache.lock([doc], owner, 30)
     await cache.put_many({"k": b"v"}, 30)
     await cache.unlock([uuid4()], owner)  # the script is loaded now
     await client.flushall()
     await client.script_flush()
-    assert await cache.seen([doc]) == set()
     assert await cache.get_many(["k"]) == {}
     await cache.unlock([doc], owner)
     assert await cache.lock([doc], uuid4(), 30) == {doc}
@@ -218,7 +204,6 @@ async def test_it_is_used_again_when_it_is_back(tmp_path: Path) -> None:
     process, clock = await start(), Clock()
     cache = Cache(engine.url, timeout=5, clock=clock)
     doc, before = uuid4(), failures()
-    await cache.remember([doc])
     assert await cache.seen([doc]) == {doc}
     incarnation = await cache.incarnation()
     assert failures() == before
@@ -229,7 +214,6 @@ async def test_it_is_used_again_when_it_is_back(tmp_path: Path) -> None:
     await ask_everything(cache)  # still pausing: nothing is kept
     assert failures() == before + EVERYTHING * 2
     clock.now += PAUSE_SECONDS
-    await cache.remember([doc])
     assert await cache.seen([doc]) == {doc}
     assert failures() == before + EVERYTHING * 2
     assert await cache.incarnation() != incarnation

@@ -12,6 +12,7 @@ import pytest
 from apex_memory.app import App, open_app
 from apex_memory.errors import Misconfigured, Rejected
 from apex_memory.model import Tally
+from apex_memory.stores.cache import Cache
 from tests.e2e.conftest import MakeSettings, delete_event, land, live, state, text_event
 from tests.faulty import Fault, Faulty
 
@@ -66,6 +67,23 @@ async def _update_and_collect(app: App) -> None:
     assert await app.upkeep.collect() == 1
     assert await held(app, first["stage_id"]) == (0, 0)
     assert (await held(app, second["stage_id"]))[1] == 1
+
+
+async def test_landing_calls_no_store_but_postgresql(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing stands between a request and its 202 but the commit."""
+
+    def called(*_: Any, **__: Any) -> None:
+        raise AssertionError("landing called another store")
+
+    for store in (Cache, type(app.graph), type(app.vectors)):
+        for name in [name for name in vars(store) if not name.startswith("__")]:
+            if callable(getattr(store, name)):
+                monkeypatch.setattr(store, name, called)
+    [landed] = await land(app, text_event(app, "a", "text", version=1))
+    monkeypatch.undo()
+    assert await state(app, landed) == "received"
 
 
 async def test_a_redelivery_changes_nothing(app: App) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from apex_memory.credentials.vault import new_key
+from apex_memory.credentials.vault import Vault, new_key, read_keys
 from apex_memory.engines.base import free_port
 from apex_memory.model import now
 from apex_memory.sources.registry import load
@@ -165,6 +165,21 @@ async def test_a_wrong_secret_is_refused_before_it_is_kept(
     answer = await api.http.put(f"/v1/secrets/{path}", json={"value": value})
     assert answer.status_code == status, answer.text
     assert (await api.get("/v1/secrets")).json()["secrets"] == []
+
+
+async def test_secrets_are_sealed_again_under_a_new_key(api: Api) -> None:
+    put = await api.http.put("/v1/secrets/frontapp/signing_keys", json={"value": ["a-key"]})
+    assert put.status_code == 204
+    old = api.app.settings.secret_key.get_secret_value()
+    fresh = new_key()
+    api.app.vault._keys = Vault(api.app.db, read_keys([fresh, old]))._keys
+    api.app.vault._first = Vault(api.app.db, read_keys([fresh]))._first
+    answer = await api.post("/v1/secrets/reseal")
+    assert (answer.status_code, answer.json()) == (200, {"resealed": 1, "unreadable": []})
+    only_new = Vault(api.app.db, read_keys([fresh]))
+    assert await only_new.get("source/frontapp/signing_keys") == ["a-key"]
+    again = await api.post("/v1/secrets/reseal")
+    assert again.json() == {"resealed": 0, "unreadable": []}
 
 
 async def test_an_invoice_waits_for_its_shipment(api: Api) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from apex_memory.credentials.lease import leased
 from apex_memory.credentials.tokens import VaultTokens
-from apex_memory.credentials.vault import Vault, new_key, read_keys
-from apex_memory.errors import Misconfigured, Unauthorized
+from apex_memory.credentials.vault import ResealResult, Vault, new_key, read_keys
+from apex_memory.errors import Misconfigured, Unauthorized, Unavailable
 from apex_memory.sources.auth import Token
 from apex_memory.stores.postgres import Postgres
 
@@ -44,9 +46,9 @@ async def test_a_secret_comes_back_and_is_not_in_the_table(db: Postgres) -> None
 
 async def test_another_key_opens_nothing(db: Postgres) -> None:
     await vault_of(db, OLD).put("a", 1, actor="test")
-    with pytest.raises(Misconfigured, match="not here"):
+    with pytest.raises(Misconfigured, match="not configured"):
         await vault_of(db, NEW).get("a")
-    assert [row["readable"] for row in await vault_of(db, NEW).listed()] == [False]
+    assert [row.readable for row in await vault_of(db, NEW).listed()] == [False]
     with pytest.raises(Misconfigured, match="nothing can be sealed"):
         await vault_of(db).put("b", 1, actor="test")
 
@@ -55,8 +57,38 @@ async def test_keys_rotate(db: Postgres) -> None:
     await vault_of(db, OLD).put("a", 1, actor="test")
     both = vault_of(db, NEW, OLD)
     assert await both.get("a") == 1
-    assert await both.reseal() == 1
+    assert await both.reseal(actor="test") == ResealResult(resealed=1)
     assert await vault_of(db, NEW).get("a") == 1
+    assert await both.reseal(actor="test") == ResealResult(), "safe to repeat"
+
+
+async def test_a_reseal_goes_on_past_a_secret_whose_key_is_missing(db: Postgres) -> None:
+    await vault_of(db, new_key()).put("a", 1, actor="test")
+    await vault_of(db, OLD).put("b", 2, actor="test")
+    result = await vault_of(db, NEW, OLD).reseal(actor="test")
+    assert result == ResealResult(resealed=1, unreadable=["a"])
+    assert await vault_of(db, NEW).get("b") == 2
+
+
+async def test_a_reseal_keeps_the_value_that_is_set_meanwhile(db: Postgres) -> None:
+    await vault_of(db, OLD).put("a", "old", actor="test")
+    both = vault_of(db, NEW, OLD)
+    async with db.transaction() as connection:
+        await connection.execute("SELECT FROM secrets FOR UPDATE")
+        resealing = asyncio.create_task(both.reseal(actor="test"))
+        await _until_blocked(db)
+        await vault_of(db, OLD)._write(connection, "a", "new", "test")
+    await resealing
+    assert await vault_of(db, NEW).get("a") == "new"
+
+
+async def test_a_removal_is_noticed_whichever_secret_it_is(db: Postgres) -> None:
+    vault = vault_of(db, OLD)
+    await vault.put("a", 1, actor="test")
+    await vault.put("b", 2, actor="test")
+    before = await vault.revision()
+    await vault.remove("a", actor="test")
+    assert await vault.revision() != before
 
 
 async def test_a_secret_cannot_take_anothers_place(db: Postgres) -> None:
@@ -66,7 +98,7 @@ async def test_a_secret_cannot_take_anothers_place(db: Postgres) -> None:
     await db.execute(
         "UPDATE secrets SET sealed = (SELECT sealed FROM secrets WHERE name = 'a') WHERE name = 'b'"
     )
-    with pytest.raises(Misconfigured, match="tampered"):
+    with pytest.raises(Misconfigured, match="changed outside"):
         await vault.get("b")
 
 
@@ -110,3 +142,93 @@ async def test_a_refused_renewal_keeps_what_was_there(db: Postgres) -> None:
     kept = await tokens.current("qbo")
     assert kept and kept.refresh == "r" and kept.ending
     assert repr(kept) == f"Token(expires_at={soon})", "a token is never written to a log"
+
+
+async def test_a_vendor_slower_than_a_transaction_may_last_still_gets_its_token_stored(
+    database_url: str,
+) -> None:
+    db = Postgres(database_url, timeout=0.5, snapshot_seconds=0.5)
+    await db.open()
+    try:
+        tokens = VaultTokens(vault_of(db, OLD))
+
+        async def renew(old: Token | None) -> Token:
+            await asyncio.sleep(0.8)
+            return Token("access", "refresh")
+
+        assert (await tokens.renewed("qbo", None, renew)).access == "access"
+        assert (await tokens.current("qbo")) == Token("access", "refresh")
+    finally:
+        await db.close()
+
+
+async def test_a_renewal_whose_caller_is_cancelled_is_stored(db: Postgres) -> None:
+    tokens = VaultTokens(vault_of(db, OLD))
+    spent, answer = asyncio.Event(), asyncio.Event()
+
+    async def renew(old: Token | None) -> Token:
+        spent.set()
+        await answer.wait()
+        return Token("access", "refresh")
+
+    caller = asyncio.create_task(tokens.renewed("qbo", None, renew))
+    await spent.wait()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    answer.set()
+    async with asyncio.timeout(10):
+        while await tokens.current("qbo") is None:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_new_token_waits_for_postgresql(db: Postgres) -> None:
+    class Away(Vault):
+        failures = 2
+
+        async def _replace(self, name: str, before: Any, after: Any, actor: str) -> Any:
+            if self.failures:
+                self.failures -= 1
+                raise Unavailable("documents", "down")
+            return await super()._replace(name, before, after, actor)
+
+    async def renew(old: Token | None) -> Token:
+        return Token("access", "refresh")
+
+    tokens = VaultTokens(Away(db, read_keys([OLD])))
+    assert (await tokens.renewed("qbo", None, renew)).access == "access"
+    assert await tokens.current("qbo") == Token("access", "refresh")
+
+
+async def test_a_lease_is_held_by_one_renewed_and_taken_over_from_a_holder_that_died(db: Postgres) -> None:  # fmt: skip
+    order: list[str] = []
+
+    async def hold(name: str, seconds: float) -> None:
+        async with leased(db, "x", seconds=0.3):
+            order.append(f"{name} in")
+            await asyncio.sleep(seconds)
+            order.append(f"{name} out")
+
+    first = asyncio.create_task(hold("first", 0.9))  # longer than the lease, which it renews
+    async with asyncio.timeout(10):
+        while not order:
+            await asyncio.sleep(0.01)
+        await hold("second", 0)
+        await first
+    assert order == ["first in", "first out", "second in", "second out"]
+    await db.execute(
+        "INSERT INTO leases VALUES ('x', gen_random_uuid(), clock_timestamp() + interval '0.3 s')"
+    )
+    async with asyncio.timeout(10):
+        await hold("third", 0)
+    assert await db.fetch("SELECT FROM leases") == []
+
+
+async def _until_blocked(db: Postgres) -> None:
+    """Return when a connection waits for a lock."""
+    async with asyncio.timeout(10):
+        while not await db.fetch(
+            """SELECT FROM pg_stat_activity
+               WHERE datname = current_database() AND wait_event_type = 'Lock'"""
+        ):
+            await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""The credentials of sources: what the settings say, and what the vault holds laid over it."""
+"""The credentials of sources: their settings from file and environment, overlaid by what the vault holds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from apex_memory.sources import registry
 from apex_memory.sources.base import Source
 from apex_memory.telemetry import logger
 
-FRESH_SECONDS = 1.0  # how soon every process knows a secret that was set
+FRESH_SECONDS = 1.0  # how soon every process uses a secret that was set
 
 
 class Credentials:
@@ -23,34 +23,35 @@ class Credentials:
         self._log = logger(component="secrets")
 
     async def apply(self) -> None:
-        """Lay the vault's values over the settings of each source. Raises `Misconfigured` for one that cannot be right."""
-        kept = await self._vault.all(registry.SECRETS)
+        """Overlay the settings of each source with the vault's values. Raises `Misconfigured` for an invalid one."""
+        stored = await self._vault.all(registry.SECRETS)
         for name, source in self._sources.items():
-            given = {**self._settings.sources.get(name, {}), **registry.secrets_of(name, kept)}
+            given = {**self._settings.sources.get(name, {}), **registry.secrets_of(name, stored)}
             source.settings = registry.settings_of(type(source), given)
 
     async def keep_fresh(self) -> None:
-        """For ever: take over, within a second, what is set in the vault. Wrong values are logged and left out."""
-        known = None
+        """Run for ever: apply what changes in the vault within a second. Invalid values are logged and ignored."""
+        applied = None
         while True:
             try:
-                if (changed := await self._vault.changed_at()) != known:
-                    known = changed
+                revision = await self._vault.revision()
+                if revision != applied:
+                    applied = revision
                     await self.apply()
             except ApexError as error:
-                self._log.warning("secrets not read", reason=str(error))
+                self._log.warning("secrets not applied", reason=str(error))
             await asyncio.sleep(FRESH_SECONDS)
 
 
 def secret_keys(settings: Settings) -> list[str]:
-    """The texts of the keys that seal secrets: the setting first, then the file's lines."""
+    """The keys that seal secrets, as text: the setting `secret_key` first, then the lines of the key file."""
     file = settings.secret_key_file or settings.data_dir / "secret.key"
     try:
         lines = file.read_text().splitlines()
     except FileNotFoundError:
         if settings.secret_key_file:
             raise Misconfigured(
-                f"secret_key_file: {file} is not there", remedy="make a key with `apex secrets key`"
+                f"secret_key_file: {file} not found", remedy="make a key with `apex secrets key`"
             ) from None
         lines = []
     return [settings.secret_key.get_secret_value(), *lines]

@@ -12,23 +12,22 @@ PREFIX = "token/"
 
 
 class VaultTokens:
-    """`apex_memory.sources.Tokens` over the vault."""
+    """`apex_memory.sources.auth.Tokens` over the vault."""
 
     def __init__(self, vault: Vault) -> None:
         self._vault = vault
 
     async def current(self, name: str) -> Token | None:
+        """The newest token under this name."""
         return _token(await self._vault.get(PREFIX + name))
 
     async def renewed(self, name: str, spent: Token | None, renew: Renew) -> Token:
+        """A token other than `spent`: one that another process stored, or else what `renew` returns."""
+
         async def make(stored: Any) -> Any:
             token = _token(stored)
-            if (
-                token is not None
-                and not token.ending
-                and (spent is None or token.access != spent.access)
-            ):
-                return stored  # another process was faster
+            if token is not None and not token.ending and not _same(token, spent):
+                return stored
             return _stored(await renew(token))
 
         token = _token(await self._vault.change(PREFIX + name, make, actor="token"))
@@ -36,7 +35,12 @@ class VaultTokens:
         return token
 
 
+def _same(token: Token, spent: Token | None) -> bool:
+    return spent is not None and token.access == spent.access
+
+
 def _token(stored: Any) -> Token | None:
+    """The token in a value of the vault."""
     if not stored:
         return None
     expires = stored.get("expires_at")
@@ -48,6 +52,7 @@ def _token(stored: Any) -> Token | None:
 
 
 def _stored(token: Token) -> dict[str, str | None]:
+    """A token as a value of the vault."""
     return {
         "access": token.access,
         "refresh": token.refresh,

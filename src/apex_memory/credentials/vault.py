@@ -1,37 +1,71 @@
 """Secrets and tokens at rest: sealed with AES-256-GCM under a key that is not in the database.
 
-Several keys may be there while one replaces the other: the first seals, each opens what it sealed. A
-secret's name is bound into its seal, so that one cannot be put in another's place.
+Several keys may be configured while one replaces another: the first seals, and each opens what it sealed. A
+secret's name is bound into its seal (as associated data), so that no secret can take another's place.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
 import json
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, LiteralString
 
+import stamina
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from psycopg.rows import class_row
 
-from apex_memory.errors import Misconfigured
+from apex_memory.credentials.lease import leased
+from apex_memory.errors import Misconfigured, RetryLater, Unavailable
 from apex_memory.stores.postgres import Connection, Postgres
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
+STORE_SECONDS = 120.0  # how long a new value is held in memory while PostgreSQL does not take it
+
+MakeValue = Callable[[Any], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class SecretRow:
+    """What may be shown of a secret. `readable` means that the key which sealed it is configured here."""
+
+    name: str
+    key_id: str
+    changed_by: str
+    changed_at: datetime
+    readable: bool = True
+
+
+@dataclass(slots=True)
+class ResealResult:
+    """Secrets that were sealed under another key and now are under the first, and those whose key is missing."""
+
+    resealed: int = 0
+    unreadable: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sealed:
+    name: str
+    key_id: str
+    sealed: bytes
 
 
 def new_key() -> str:
-    """A fresh key as text, for `secret_key` or a line of the key file."""
+    """A new random key as text, for `secret_key` or a line of the key file."""
     return base64.b64encode(os.urandom(KEY_BYTES)).decode()
 
 
 def read_keys(texts: Sequence[str]) -> list[bytes]:
-    """Keys from their texts. Raises `Misconfigured` for one that is none."""
+    """Decode keys. Empty lines are skipped. Raises `Misconfigured` for a text that is not a key."""
     keys = []
     for text in filter(None, (line.strip() for line in texts)):
         try:
@@ -41,7 +75,7 @@ def read_keys(texts: Sequence[str]) -> list[bytes]:
         if len(key) != KEY_BYTES:
             raise Misconfigured(
                 "secret_key: expected 32 bytes in base64",
-                remedy="make one with `apex secrets key`, or `openssl rand -base64 32`",
+                remedy="make a key with `apex secrets key`, or `openssl rand -base64 32`",
             )
         keys.append(key)
     return keys
@@ -54,76 +88,121 @@ class Vault:
         self._db = db
         self._keys = {_key_id(key): AESGCM(key) for key in keys}
         self._first = _key_id(keys[0]) if keys else ""
+        self._changes: set[asyncio.Task[Any]] = set()
 
     async def get(self, name: str) -> Any:
-        """The value under this name; None if there is none. Raises `Misconfigured` without its key."""
-        row = await self._db.fetch_one(
-            "SELECT key_id, sealed FROM secrets WHERE name = %s", (name,)
-        )
-        return self._open(name, row) if row else None
+        """The value of a secret, or None if there is none. Raises `Misconfigured` without its key."""
+        async with self._db.connection() as connection:
+            rows = await _read(connection, "name = %s", name)
+        return self._open(rows[0]) if rows else None
 
     async def all(self, prefix: str) -> dict[str, Any]:
-        """Values by name, of all names that begin so."""
-        rows = await self._db.fetch(
-            "SELECT name, key_id, sealed FROM secrets WHERE starts_with(name, %s)", (prefix,)
-        )
-        return {row["name"]: self._open(row["name"], row) for row in rows}
+        """Values by name, of all secrets whose name starts with `prefix`. Raises `Misconfigured` without a key."""
+        async with self._db.connection() as connection:
+            rows = await _read(connection, "starts_with(name, %s)", prefix)
+        return {row.name: self._open(row) for row in rows}
 
     async def put(self, name: str, value: Any, *, actor: str) -> None:
-        """Seal and keep a value; it is what holds from then on, in every process within a second."""
+        """Seal and store a value. Every process uses it within a second."""
         async with self._db.transaction() as connection:
             await self._write(connection, name, value, actor)
             await _audit(connection, actor, "set", name)
 
     async def remove(self, name: str, *, actor: str) -> bool:
+        """Delete a secret; return False if there was none."""
         async with self._db.transaction() as connection:
-            gone = await connection.execute("DELETE FROM secrets WHERE name = %s", (name,))
-            if gone.rowcount:
+            removed = await connection.execute("DELETE FROM secrets WHERE name = %s", (name,))
+            if removed.rowcount:
                 await _audit(connection, actor, "remove", name)
-        return bool(gone.rowcount)
+        return bool(removed.rowcount)
 
-    async def change(self, name: str, make: Callable[[Any], Awaitable[Any]], *, actor: str) -> Any:
-        """Under a lock over all processes: what `make` makes of the value (None: none yet), kept before the lock ends.
+    async def change(self, name: str, make: MakeValue, *, actor: str) -> Any:
+        """Store what `make` returns for the current value (None if there is none), and return it.
 
-        `make` may answer the very value it was given: then nothing is written.
+        One process at a time runs `make`, which may take as long as a vendor needs: no transaction is open
+        meanwhile. It may return the value it was given; then nothing is written. A change goes on to its end
+        when the caller is cancelled, and holds the new value until PostgreSQL has stored it: a refresh token
+        that was spent cannot be had again.
         """
-        async with self._db.transaction() as connection:
-            await connection.execute(
-                "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"secret {name}",)
-            )
-            row = await (
-                await connection.execute(
-                    "SELECT key_id, sealed FROM secrets WHERE name = %s", (name,)
-                )
-            ).fetchone()
-            before = self._open(name, row) if row else None
+        task = asyncio.create_task(self._change(name, make, actor))
+        self._changes.add(task)
+        task.add_done_callback(self._forget_change)
+        return await asyncio.shield(task)
+
+    def _forget_change(self, task: asyncio.Task[Any]) -> None:
+        self._changes.discard(task)
+        if not task.cancelled():
+            task.exception()  # a caller that was cancelled does not retrieve it
+
+    async def _change(self, name: str, make: MakeValue, actor: str) -> Any:
+        async with leased(self._db, f"secret {name}"):
+            before = await self.get(name)
             after = await make(before)
-            if after != before:
-                await self._write(connection, name, after, actor)
+            if after == before:
+                return after
+            async for attempt in stamina.retry_context(
+                on=(Unavailable, RetryLater),
+                attempts=None,
+                timeout=STORE_SECONDS,
+                wait_initial=0.1,
+                wait_max=5,
+            ):
+                with attempt:
+                    return await self._replace(name, before, after, actor)
+        raise AssertionError("unreachable: the retry context returns or raises")
+
+    async def _replace(self, name: str, before: Any, after: Any, actor: str) -> Any:
+        """Store `after` where the value still is `before`; else return the newer value that somebody stored."""
+        async with self._db.transaction() as connection:
+            rows = await _read(connection, "name = %s FOR UPDATE", name)
+            current = self._open(rows[0]) if rows else None
+            if current is None and before is not None:
+                return after  # an operator removed it meanwhile: use the new value once, and keep it removed
+            if current not in (before, after):
+                return current
+            await self._write(connection, name, after, actor)
         return after
 
-    async def listed(self) -> list[dict[str, Any]]:
-        """Names and times, never values; `readable` tells whether the key is here."""
-        rows = await self._db.fetch(
-            "SELECT name, key_id, changed_by, changed_at FROM secrets ORDER BY name"
-        )
-        return [{**row, "readable": row["key_id"] in self._keys} for row in rows]
+    async def listed(self) -> list[SecretRow]:
+        """All secrets by name, without values."""
+        async with (
+            self._db.connection() as connection,
+            connection.cursor(row_factory=class_row(SecretRow)) as cursor,
+        ):
+            await cursor.execute(
+                """SELECT name, key_id, changed_by, changed_at, key_id = ANY(%s) AS readable
+                   FROM secrets ORDER BY name""",
+                (list(self._keys),),
+            )
+            return await cursor.fetchall()
 
-    async def changed_at(self) -> datetime | None:
-        """When anything was last changed, for processes that keep values in memory."""
-        row = await self._db.fetch_one("SELECT max(changed_at) AS at, count(*) FROM secrets")
-        return row["at"] if row else None
+    async def revision(self) -> tuple[datetime | None, int]:
+        """A value that differs after any change or removal, for processes that keep secrets in memory."""
+        row = await self._db.fetch_one("SELECT max(changed_at) AS at, count(*) AS n FROM secrets")
+        return (row["at"], row["n"]) if row else (None, 0)
 
-    async def reseal(self) -> int:
-        """Seal everything under the first key; answers how many were under another. Then the old key may go."""
-        rows = await self._db.fetch(
-            "SELECT name, key_id, sealed FROM secrets WHERE key_id <> %s", (self._first,)
-        )
-        for row in rows:
-            value = self._open(row["name"], row)
+    async def reseal(self, *, actor: str) -> ResealResult:
+        """Seal every secret under the first key, so that older keys can be removed. Safe to repeat.
+
+        Do it when every process knows the first key. A secret whose key is not configured stays as it is and
+        is listed in the result. Raises `Misconfigured` without any key.
+        """
+        result = ResealResult()
+        async with self._db.connection() as connection:
+            outdated = await _read(connection, "key_id <> %s", self._first)
+        for name in sorted(row.name for row in outdated):
             async with self._db.transaction() as connection:
-                await self._write(connection, row["name"], value, "reseal")
-        return len(rows)
+                # Locked, so that a value that is set meanwhile is not replaced by the older one.
+                rows = await _read(connection, "name = %s FOR UPDATE", name)
+                if not rows or rows[0].key_id == self._first:
+                    continue
+                if rows[0].key_id not in self._keys:
+                    result.unreadable.append(name)
+                    continue
+                await self._write(connection, name, self._open(rows[0]), actor)
+                await _audit(connection, actor, "reseal", name)
+                result.resealed += 1
+        return result
 
     async def _write(self, connection: Connection, name: str, value: Any, actor: str) -> None:
         if not self._keys:
@@ -140,22 +219,33 @@ class Vault:
             (name, self._first, nonce + sealed, actor),
         )
 
-    def _open(self, name: str, row: Mapping[str, Any]) -> Any:
-        key = self._keys.get(row["key_id"])
+    def _open(self, row: _Sealed) -> Any:
+        key = self._keys.get(row.key_id)
         if key is None:
             raise Misconfigured(
-                f"secret {name} is sealed under a key that is not here ({row['key_id']})",
+                f"secret {row.name} is sealed under a key that is not configured ({row.key_id})",
                 remedy="add that key to secret_key_file, or set the secret again",
             )
-        sealed = bytes(row["sealed"])
+        sealed = bytes(row.sealed)
         try:
             return json.loads(
-                key.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], name.encode())
+                key.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], row.name.encode())
             )
         except InvalidTag:
             raise Misconfigured(
-                f"secret {name} was tampered with", remedy="set the secret again"
+                f"secret {row.name} does not match its seal: it was changed outside Apex",
+                remedy="set the secret again",
             ) from None
+
+
+async def _read(connection: Connection, condition: LiteralString, value: str) -> list[_Sealed]:
+    """Sealed secrets that match a condition on the table `secrets`."""
+    async with connection.cursor(row_factory=class_row(_Sealed)) as cursor:
+        await cursor.execute(
+            f"SELECT name, key_id, sealed FROM secrets WHERE {condition}",
+            (value,),
+        )
+        return await cursor.fetchall()
 
 
 async def _audit(connection: Connection, actor: str, action: str, name: str) -> None:
@@ -166,5 +256,5 @@ async def _audit(connection: Connection, actor: str, action: str, name: str) -> 
 
 
 def _key_id(key: bytes) -> str:
-    """Names a key without telling it."""
+    """Twelve hex digits that name a key without revealing it."""
     return hashlib.sha256(b"apex secret key" + key).hexdigest()[:12]

@@ -18,7 +18,6 @@ from apex_memory.stores.resp import RespServer
 SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
 PAUSE_SECONDS = 2.0
 LOG_SECONDS = 30.0
-SEEN_SECONDS = 86_400
 CONNECTIONS = 16
 
 T = TypeVar("T")
@@ -61,25 +60,6 @@ class Cache:
         self._paused_until = 0.0
         self._logged_at = float("-inf")
         self._log = telemetry.logger(store=self.name)
-
-    async def seen(self, ids: Sequence[UUID]) -> set[UUID]:
-        """Which of these were remembered in the last day. A hint: one that is missing may have been seen too."""
-
-        async def ask(client: Redis) -> set[UUID]:
-            marks = await client.mget([_mark(one) for one in ids])
-            return {one for one, mark in zip(ids, marks, strict=True) if mark is not None}
-
-        return await self._answer("seen", ask, otherwise=set()) if ids else set()
-
-    async def remember(self, ids: Sequence[UUID]) -> None:
-        async def ask(client: Redis) -> None:
-            async with client.pipeline(transaction=False) as batch:
-                for one in ids:
-                    batch.set(_mark(one), b"", ex=SEEN_SECONDS)
-                await batch.execute()
-
-        if ids:
-            await self._answer("remember", ask, otherwise=None)
 
     async def lock(self, doc_ids: Sequence[UUID], owner: UUID, seconds: float) -> set[UUID]:
         """Return the locks that `owner` holds, for `seconds` since it first got them; all, when the cache does not respond.
@@ -176,10 +156,6 @@ class Cache:
             self._log.warning(
                 "the cache does not respond; continuing without it", call=call, error=str(error)
             )
-
-
-def _mark(one: UUID) -> str:
-    return f"apex:seen:{one}"
 
 
 def _lock(doc_id: UUID) -> str:

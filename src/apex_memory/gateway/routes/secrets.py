@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -38,6 +39,14 @@ class SecretList(BaseModel):
     secrets: list[SecretRow]
 
 
+class Resealed(BaseModel):
+    """How many secrets are under the first key now that were not, and those whose key is not configured."""
+
+    model_config = example({"resealed": 3, "unreadable": []})
+    resealed: int
+    unreadable: list[str]
+
+
 class SecretValue(BaseModel):
     """The value: text, or a list of texts where the setting is a list (two signing keys while one replaces the other)."""
 
@@ -64,6 +73,14 @@ def routes() -> APIRouter:
         responses=problems(401, 403, 503),
     )
     router.add_api_route(
+        "/v1/secrets/reseal",
+        reseal_secrets,
+        methods=["POST"],
+        summary="Reseal all secrets under the first key",
+        response_model=Resealed,
+        responses=problems(401, 403, 409, 503),
+    )
+    router.add_api_route(
         "/v1/secrets/{source}/{setting}",
         set_secret,
         methods=["PUT"],
@@ -86,7 +103,18 @@ def routes() -> APIRouter:
 
 async def list_secrets(gateway: GatewayDep, key: Admin) -> dict[str, Any]:
     """Names and times, never values. Tokens that sources renewed by themselves are among them."""
-    return {"secrets": await gateway.app.vault.listed()}
+    return {"secrets": [asdict(row) for row in await gateway.app.vault.listed()]}
+
+
+async def reseal_secrets(gateway: GatewayDep, key: Admin) -> dict[str, Any]:
+    """Seal every secret under the first key, so that older keys can be removed. Safe to repeat.
+
+    Start every process with the new key first, in front of the old one.
+    """
+    try:
+        return asdict(await gateway.app.vault.reseal(actor=key.id))
+    except Misconfigured as error:
+        raise Conflict(str(error), remedy=error.remedy) from None
 
 
 async def set_secret(

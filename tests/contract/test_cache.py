@@ -159,7 +159,7 @@ async def test_a_dead_cache_costs_one_try_a_pause() -> None:
         assert (time.perf_counter() - started) / 100 / EVERYTHING < 0.000_5
         clock.now += LOG_SECONDS
         await ask_everything(cache)
-    assert [line["call"] for line in logs] == ["seen", "seen"]
+    assert [line["call"] for line in logs] == ["lock", "lock"]
     assert "secret" not in str(logs)
     for call in (cache.ping, cache.version, cache.incarnation):
         with pytest.raises(Unavailable) as caught:
@@ -203,8 +203,9 @@ async def test_it_is_used_again_when_it_is_back(tmp_path: Path) -> None:
 
     process, clock = await start(), Clock()
     cache = Cache(engine.url, timeout=5, clock=clock)
-    doc, before = uuid4(), failures()
-    assert await cache.seen([doc]) == {doc}
+    key, before = uuid4().hex, failures()
+    await cache.put_many({key: b"v"}, 60)
+    assert await cache.get_many([key]) == {key: b"v"}
     incarnation = await cache.incarnation()
     assert failures() == before
     await process.kill()
@@ -214,7 +215,8 @@ async def test_it_is_used_again_when_it_is_back(tmp_path: Path) -> None:
     await ask_everything(cache)  # still pausing: nothing is kept
     assert failures() == before + EVERYTHING * 2
     clock.now += PAUSE_SECONDS
-    assert await cache.seen([doc]) == {doc}
+    await cache.put_many({key: b"v"}, 60)
+    assert await cache.get_many([key]) == {key: b"v"}
     assert failures() == before + EVERYTHING * 2
     assert await cache.incarnation() != incarnation
     await cache.close()
@@ -246,4 +248,4 @@ async def test_a_cancelled_call_leaves_no_answer_behind(cache: Cache) -> None:
         await asyncio.gather(task, return_exceptions=True)
         ids: list[UUID] = [uuid4()]
         assert await cache.lock(ids, uuid4(), 1) == set(ids)
-        assert await cache.seen(ids) == set()
+        assert await cache.get_many(["absent"]) == {}

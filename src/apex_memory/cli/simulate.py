@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import os
 import signal
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import httpx2
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from apex_memory.cli.client import admin_key, gateway_url
 from apex_memory.cli.output import console
 from apex_memory.config import load_settings
-from apex_memory.errors import ApexError, Rejected, require_extra
+from apex_memory.errors import ApexError, Conflict, Misconfigured, Rejected, require_extra
 from apex_memory.simulate.day import DayPlayback, end_of, yesterday
 from apex_memory.simulate.delivery import Delivery
 from apex_memory.simulate.registry import simulator_classes
-from apex_memory.simulate.server import SimulatorServer, serve_simulators
+from apex_memory.simulate.server import PortUnavailable, SimulatorServer, serve_simulators
 from apex_memory.simulate.vendor import Chaos, Simulator
 from apex_memory.simulate.world import Clock, World
 
 TICK_SECONDS = 0.25
-WAIT_SECONDS = 1.0  # between two looks for the gateway
+GATEWAY_POLL_SECONDS = 1.0
+MARKER = "# Written by `apex simulate`, sha256 "
+"""Begins the first line of a settings file; the digest of the other lines follows."""
 
 
 def simulate(
@@ -42,17 +48,22 @@ def simulate(
     ] = None,
     settings_file: Annotated[
         Path | None,
-        typer.Option("--settings", help="Write the settings that point Apex here into this file."),
+        typer.Option(
+            "--settings",
+            help="Write the settings that point Apex here into this file. A file that is not from this command is left alone.",
+        ),
     ] = None,
 ) -> None:
     """Run the vendors of all sources on loopback: their APIs, and signed webhooks to the gateway, as a day goes by.
 
-    Example: apex simulate --settings apex.toml, then `apex up` in another terminal
+    Example: apex simulate --settings simulated.toml, then `APEX_SETTINGS_FILE=simulated.toml apex up` in another terminal
     """
     require_extra("asyncssh", extra="sftp", feature="apex simulate")
     names = [kind.name for kind in simulator_classes()]
     if unknown := set(only or ()) - set(names):
         raise Rejected(f"no simulator for {min(unknown)}", remedy=f"there are {', '.join(names)}")
+    if settings_file:
+        check_replaceable(settings_file)
     world = World.make(seed, shipments=shipments, start=yesterday())
     clock = Clock(world.start)
     simulators = [
@@ -60,7 +71,13 @@ def simulate(
         for n, kind in enumerate(simulator_classes())
         if not only or kind.name in only
     ]
-    asyncio.run(_simulate(simulators, speed, port, settings_file))
+    try:
+        asyncio.run(_simulate(simulators, speed, port, settings_file))
+    except PortUnavailable as error:
+        raise Conflict(
+            f"port {port} is not available ({error})",
+            remedy="name another one by --port, or --port 0 for any free one",
+        ) from None
 
 
 def _chaos(share: float, seed: int) -> Chaos:
@@ -77,43 +94,48 @@ def _chaos(share: float, seed: int) -> Chaos:
 
 
 async def _simulate(
-    simulators: Sequence[Simulator], speed: float, port: int, file: Path | None
+    simulators: Sequence[Simulator], speed: float, port: int, settings_file: Path | None
 ) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with (
-        serve_simulators(simulators, port=port) as served,
+        serve_simulators(simulators, port=port) as server,
         httpx2.AsyncClient(timeout=30) as http,
     ):
-        _show(served, file)
-        delivery = await _gateway(http, stop)
+        _show_vendors(server)
+        if settings_file:
+            write_settings(settings_file, server.settings())
+            console().print(f"Settings are in {escape(str(settings_file))}.", highlight=False)
+        delivery = await _wait_for_gateway(http, stop)
         if delivery is None:
             return
         clock = simulators[0].clock
         clock.run(speed)
         playback = DayPlayback(simulators, delivery, clock)
         console().print(f"Sending to {delivery.url}. Ctrl-C stops.", highlight=False)
-        await _tell(playback, stop)
+        await _play(playback, stop)
 
 
-async def _tell(playback: DayPlayback, stop: asyncio.Event) -> None:
+async def _play(playback: DayPlayback, stop: asyncio.Event) -> None:
+    """Send what falls due, with a line of progress, until `stop`."""
     out, end = console(), end_of(playback.simulators[0].world)
-    with out.status("") as line:
+    with out.status("") as progress:
         while not stop.is_set():
             await playback.send_due()
-            sent = ", ".join(f"{count} {name}" for name, count in playback.delivery.sent.items())
-            over = " (the day is over; APIs go on answering)" if playback.until > end else ""
-            line.update(f"{playback.until:%a %H:%M}{over}  sent: {sent or 'nothing yet'}")
+            counts = [f"{count} {name}" for name, count in playback.delivery.sent.items()]
+            over = " (the day is over; the APIs stay up)" if playback.until > end else ""
+            sent = ", ".join(counts) or "nothing yet"
+            progress.update(f"{playback.until:%a %H:%M}{over}  sent: {sent}")
             for refused in playback.delivery.refused:
-                out.print(f"[red]refused[/] {refused}", highlight=False)
+                out.print(f"[red]refused[/] {escape(refused)}", highlight=False)
             playback.delivery.refused.clear()
-            await _rest(stop, TICK_SECONDS)
+            await _sleep(stop, TICK_SECONDS)
 
 
-async def _gateway(http: httpx2.AsyncClient, stop: asyncio.Event) -> Delivery | None:
-    """The way to the gateway, as soon as there is one."""
-    said = False
+async def _wait_for_gateway(http: httpx2.AsyncClient, stop: asyncio.Event) -> Delivery | None:
+    """Return a delivery to the gateway once it is ready; None if `stop` comes first."""
+    announced = False
     while not stop.is_set():
         settings = load_settings()
         try:
@@ -122,14 +144,15 @@ async def _gateway(http: httpx2.AsyncClient, stop: asyncio.Event) -> Delivery | 
                 return Delivery(url, admin_key(settings), http)
         except (ApexError, httpx2.TransportError):
             pass
-        if not said:
+        if not announced:
             console().print("Waiting for the gateway: run `apex up` with these settings …")
-            said = True
-        await _rest(stop, WAIT_SECONDS)
+            announced = True
+        await _sleep(stop, GATEWAY_POLL_SECONDS)
     return None
 
 
-async def _rest(stop: asyncio.Event, seconds: float) -> None:
+async def _sleep(stop: asyncio.Event, seconds: float) -> None:
+    """Wait so long, or until `stop`."""
     try:
         async with asyncio.timeout(seconds):
             await stop.wait()
@@ -137,31 +160,73 @@ async def _rest(stop: asyncio.Event, seconds: float) -> None:
         return
 
 
-def _show(served: SimulatorServer, file: Path | None) -> None:
+def _show_vendors(server: SimulatorServer) -> None:
     table = Table(title="Vendors", title_justify="left")
-    for column in ("source", "answers at"):
+    for column in ("source", "API"):
         table.add_column(column)
-    for simulator in served.simulators:
-        table.add_row(simulator.name, f"{served.url}/{simulator.name}")
+    for simulator in server.simulators:
+        table.add_row(simulator.name, f"{server.url}/{simulator.name}")
     console().print(table)
-    if file:
-        file.write_text(settings_toml(served.settings()), encoding="utf-8")
-        console().print(f"Settings are in {file}.", highlight=False)
+
+
+def check_replaceable(file: Path) -> None:
+    """Raise `Conflict` if `file` exists and is not, unchanged, what `write_settings` wrote."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    first, _, rest = text.partition("\n")
+    if first != MARKER + _digest(rest):
+        raise Conflict(
+            f"{file} exists, and was written or changed by somebody else: it is left as it is",
+            remedy="name a new file, such as --settings simulated.toml, and set APEX_SETTINGS_FILE to it for `apex up`",
+        )
+
+
+def write_settings(file: Path, tables: dict[str, dict[str, Any]]) -> None:
+    """Write `[sources.NAME]` tables, readable by this user only.
+
+    A file from an earlier run is replaced. Raises `Conflict` for any other file, `Misconfigured` if the folder cannot
+    be written.
+    """
+    rest = settings_toml(tables)
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)  # mode 600
+        unfinished = Path(name)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as output:
+                output.write(f"{MARKER}{_digest(rest)}\n{rest}")
+            check_replaceable(file)
+            unfinished.replace(file)
+        except BaseException:
+            unfinished.unlink()
+            raise
+    except OSError as error:
+        raise Misconfigured(
+            f"--settings {file}: {error.strerror}", remedy="name a file in a folder you may write"
+        ) from None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def settings_toml(tables: dict[str, dict[str, Any]]) -> str:
-    """`[sources.NAME]` tables as TOML."""
+    """Return `[sources.NAME]` tables as TOML."""
     lines = ["# Points Apex at `apex simulate`. Secrets in it are the simulators'.", ""]
     for name, values in tables.items():
         lines.append(f"[sources.{name}]")
-        lines += [f"{key} = {_value(value)}" for key, value in values.items()]
+        lines += [f"{key} = {_toml_value(value)}" for key, value in values.items()]
         lines.append("")
     return "\n".join(lines)
 
 
-def _value(value: Any) -> str:
+def _toml_value(value: Any) -> str:
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(k)} = {_value(v)}" for k, v in value.items()) + " }"
+        items = (f"{json.dumps(key)} = {_toml_value(item)}" for key, item in value.items())
+        return f"{{ {', '.join(items)} }}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_value, value)) + "]"
+        return f"[{', '.join(map(_toml_value, value))}]"
     return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)

@@ -16,6 +16,10 @@ from starlette.routing import Mount
 from apex_memory.simulate.vendor import Simulator
 
 
+class PortUnavailable(Exception):
+    """The port is taken by another program, or this user may not bind it."""
+
+
 @dataclass(frozen=True, slots=True)
 class SimulatorServer:
     """Simulators that are served under `url`/NAME."""
@@ -35,7 +39,7 @@ class SimulatorServer:
 async def serve_simulators(
     simulators: Sequence[Simulator], *, port: int = 0
 ) -> AsyncIterator[SimulatorServer]:
-    """Serve on 127.0.0.1 inside the block; port 0 takes a free one."""
+    """Serve on 127.0.0.1 inside the block; port 0 takes a free one. Raises `PortUnavailable`."""
     mounts = [
         Mount(f"/{simulator.name}", routes=list(simulator.routes())) for simulator in simulators
     ]
@@ -46,7 +50,10 @@ async def serve_simulators(
     # The protocol is named, because asyncio sets TCP_NODELAY only then.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", port))
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise PortUnavailable(f"127.0.0.1:{port}: {error.strerror}") from None
         for simulator in simulators:
             await simulator.open()
         task = asyncio.create_task(server.serve(sockets=[listener]), name="simulators")

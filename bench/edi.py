@@ -10,6 +10,7 @@ from apex_memory.app import App
 from apex_memory.simulate.edi.simulator import MAILBOXES, EdiSimulator
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
+from apex_memory.sources.base import as_file_source
 from apex_memory.sources.pages import InboundFile
 from bench.engines import opened, running_engines
 from bench.rows import Row, at_least, at_most
@@ -75,7 +76,7 @@ async def _measured(app: App, simulator: EdiSimulator, files: list[bytes]) -> li
     assert not wrong, sorted(wrong)[:3]
     began = time.process_time()
     for n, data in enumerate(files):
-        for event in source.unpack(InboundFile(f"{n}", data)).events:
+        for event in as_file_source(source).unpack(InboundFile(f"{n}", data)).events:
             if event.content_type == "application/json":
                 source.document(event)
     alone = (time.process_time() - began) / len(files)

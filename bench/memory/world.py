@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from apex_memory.model import Event, micros
-from apex_memory.sources.base import Request, Source
+from apex_memory.sources.base import InboundRequest, Source
 
 FOLDER = Path(__file__).parent
 NOW = datetime(2025, 11, 28, 12, tzinfo=UTC)
@@ -150,5 +150,5 @@ def _document(item: Item, sources: Mapping[str, Source]) -> Event:
 
 def _posted(source: Source, item: Item, **body: Any) -> Event:
     headers = {"content-type": "application/json"}
-    request = Request(json.dumps(body).encode(), headers, {}, item.at)
+    request = InboundRequest(json.dumps(body).encode(), headers, {}, item.at)
     return source.receive(request).events[0]

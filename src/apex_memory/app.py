@@ -24,7 +24,7 @@ from apex_memory.saga.retries import ResilientStore
 from apex_memory.saga.sweeper import Sweeper
 from apex_memory.search import Search
 from apex_memory.sources import registry
-from apex_memory.sources.base import Source
+from apex_memory.sources.base import PulledSource, Source
 from apex_memory.sources.http import VendorClient
 from apex_memory.steps.batches import BatchSteps
 from apex_memory.steps.direct import DirectPath
@@ -63,7 +63,9 @@ class App:
         self.credentials = Credentials(self.vault, self.sources, settings)
         tokens = VaultTokens(self.vault)
         clients = {
-            name: _vendor_client(source, http, tokens) for name, source in self.sources.items()
+            name: _vendor_client(source, http, tokens)
+            for name, source in self.sources.items()
+            if isinstance(source, PulledSource)
         }
 
         self.inbox = Inbox(db)
@@ -159,6 +161,8 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         yield app
 
 
-def _vendor_client(source: Source, http: httpx2.AsyncClient, tokens: VaultTokens) -> VendorClient:
+def _vendor_client(
+    source: PulledSource, http: httpx2.AsyncClient, tokens: VaultTokens
+) -> VendorClient:
     """The HTTP client for a source's vendor. It follows rate limits that are set at run time."""
     return VendorClient(source.name, http, tokens, rate_limits=lambda: source.rate_limits)

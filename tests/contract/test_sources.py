@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from apex_memory.errors import ApexError, Misconfigured, Rejected, Unauthorized
 from apex_memory.model import Document, Event, Priority
-from apex_memory.sources.base import Request, Sample, Source
+from apex_memory.sources.base import InboundRequest, Sample, Source
 from apex_memory.sources.registry import classes, load
 
 AT = datetime(2025, 11, 20, 12, tzinfo=UTC)
@@ -92,9 +92,9 @@ def secrets(kind: type[Source], salt: str) -> dict[str, Any]:
     return found
 
 
-def signed(source: Source, sample: Sample, at: datetime = AT) -> Request:
+def signed(source: Source, sample: Sample, at: datetime = AT) -> InboundRequest:
     headers = {"content-type": sample.content_type, **source.sign(sample.body, at)}
-    return Request(sample.body, headers, sample.query, AT)
+    return InboundRequest(sample.body, headers, sample.query, AT)
 
 
 def assert_sound(event: Event, document: Document, source: Source) -> None:
@@ -170,7 +170,7 @@ def test_receiving_twice_gives_equal_events_and_documents(
             assert source.document(event) == source.document(event) == other.document(event)
 
 
-def unauthorized(source: Source, request: Request) -> bool:
+def unauthorized(source: Source, request: InboundRequest) -> bool:
     try:
         source.receive(request)
     except Unauthorized:
@@ -178,7 +178,7 @@ def unauthorized(source: Source, request: Request) -> bool:
     return False
 
 
-def taken(source: Source, request: Request) -> bool:
+def taken(source: Source, request: InboundRequest) -> bool:
     """Thin notifications hold no event: they name what is to be fetched."""
     received = source.receive(request)
     return bool(received.events or received.change_hints)
@@ -236,7 +236,7 @@ def test_unknown_and_wrong_settings_are_named(name: str, extra: Path) -> None:
         load({"nobody": {}}, extra)
 
 
-def receive_or_refuse(source: Source, request: Request) -> None:
+def receive_or_refuse(source: Source, request: InboundRequest) -> None:
     try:
         events = source.receive(request).events
     except (Unauthorized, Rejected) as error:
@@ -310,8 +310,8 @@ def test_garbage_is_refused(
 ) -> None:
     source = sources[name]
     given = {"content-type": content_type, **headers}
-    receive_or_refuse(source, Request(body, given, query, AT))
-    receive_or_refuse(source, Request(body, {**given, **source.sign(body, AT)}, query, AT))
+    receive_or_refuse(source, InboundRequest(body, given, query, AT))
+    receive_or_refuse(source, InboundRequest(body, {**given, **source.sign(body, AT)}, query, AT))
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -355,6 +355,6 @@ def test_a_sample_with_one_wrong_part_is_taken_or_refused(
 def test_errors_carry_a_way_out(sources: dict[str, Source]) -> None:
     for source in sources.values():
         with pytest.raises(ApexError) as refused:
-            request = Request(b"{", {"content-type": "application/json"}, {}, AT)
+            request = InboundRequest(b"{", {"content-type": "application/json"}, {}, AT)
             source.receive(replace(request, headers={**request.headers, **source.sign(b"{", AT)}))
         assert refused.value.remedy

@@ -17,7 +17,7 @@ from apex_memory.config import Settings
 from apex_memory.engines.base import free_port
 from apex_memory.engines.edge import Edge
 from apex_memory.model import TOMBSTONE, Event, LandResult, micros, now
-from apex_memory.sources.base import Request
+from apex_memory.sources.base import InboundRequest
 from tests.conftest import PASSWORD, running
 
 HASHING_DIMENSION = 256
@@ -80,7 +80,7 @@ def text_event(
     """The event that `POST /v1/documents` makes of a text, with a chosen version and idempotency key."""
     number = micros(now()) if version is None else version
     body = {"key": key, "text": text, "version": number, **fields}
-    request = Request(
+    request = InboundRequest(
         body=dumps(body),
         headers={
             "content-type": "application/json",

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from apex_memory.model import now
-from apex_memory.sources.base import Request, Source
+from apex_memory.sources.base import InboundRequest, Source
 
 START = 1_761_955_200  # seconds; `at` is added
 
@@ -66,9 +66,9 @@ def _webhook(
     ).encode()
 
 
-def request(source: Source, body: bytes) -> Request:
+def request(source: Source, body: bytes) -> InboundRequest:
     at = now()
     headers = {name.lower(): value for name, value in source.sign(body, at).items()}
-    return Request(
+    return InboundRequest(
         body=body, headers={"content-type": "application/json", **headers}, query={}, received_at=at
     )

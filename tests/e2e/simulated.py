@@ -13,7 +13,7 @@ from apex_memory.app import App
 from apex_memory.errors import ApexError, NotFound, RetryLater
 from apex_memory.model import document_uuid
 from apex_memory.simulate.vendor import Push, Simulator, Truth
-from apex_memory.sources.base import Request, Source
+from apex_memory.sources.base import InboundRequest, PulledSource, Source
 from apex_memory.sources.pages import Page, PullContext
 
 STEPS = 24
@@ -88,8 +88,10 @@ class Day:
         source, now = self.app.sources[self.name], datetime.now(UTC)
         headers = {"content-type": push.content_type}
         headers |= {name.lower(): value for name, value in push.sign(push.body, now).items()}
-        request = Request(push.body, headers, {}, now)
-        await source.fetch_verification_data(request, self.app.fetcher.clients[self.name])
+        request = InboundRequest(push.body, headers, {}, now)
+        if isinstance(source, PulledSource):
+            client = self.app.fetcher.clients[self.name]
+            await source.fetch_verification_data(request, client)
         received = source.receive(request)
         await self.app.inbox.land(received.events)
         await self.app.fetcher.pulls.note(self.name, received.change_hints)

@@ -19,6 +19,7 @@ from apex_memory.cli.simulate import settings_toml, write_settings
 from apex_memory.errors import Conflict, Misconfigured
 from apex_memory.simulate.registry import simulator_classes
 from apex_memory.sources import registry
+from apex_memory.sources.base import PulledSource
 
 
 async def test_the_settings_point_to_the_vendors(tmp_path: Path) -> None:
@@ -46,7 +47,9 @@ async def test_the_settings_point_to_the_vendors(tmp_path: Path) -> None:
         assert set(tables) == {kind.name for kind in simulator_classes()}
         loaded = registry.load(tables)
         assert not [
-            source.name for source in loaded.values() if source.pulled and source.missing_settings
+            source.name
+            for source in loaded.values()
+            if isinstance(source, PulledSource) and source.missing_settings
         ]
         url = re.search(r"http://127\.0\.0\.1:\d+", output)
         assert url, output

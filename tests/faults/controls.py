@@ -18,7 +18,7 @@ from apex_memory.engines.falkordb import FalkorDB
 from apex_memory.engines.process import Process, child_of
 from apex_memory.errors import ApexError
 from apex_memory.model import Event, now
-from apex_memory.sources.base import Request
+from apex_memory.sources.base import InboundRequest
 from tests.faults.checks import examine, settle
 from tests.faults.readers import History, judge_document, judge_hit
 from tests.faults.story import Send, document, mark, text, title
@@ -93,7 +93,7 @@ async def scratch(app: App, **other: str) -> AsyncIterator[App]:
 
 
 def event(app: App, send: Send) -> Event:
-    request = Request(
+    request = InboundRequest(
         body=send.body,
         headers={"content-type": "application/json"},
         query={},

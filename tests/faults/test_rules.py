@@ -28,7 +28,7 @@ from apex_memory.model import TOMBSTONE, Event, Tally, now
 from apex_memory.saga import journal
 from apex_memory.saga.recovery import ReconcileResult
 from apex_memory.saga.stage import Stage
-from apex_memory.sources.base import Request
+from apex_memory.sources.base import InboundRequest
 from apex_memory.stores.postgres import Connection
 from tests.faults.checks import examine, settle
 from tests.faults.story import Send, document, text
@@ -143,7 +143,7 @@ class Memory(RuleBasedStateMachine):
     @rule(key=KEYS, version=VERSIONS, by=st.sampled_from("xy"))
     def write(self, key: str, version: int, by: str) -> None:
         send = document(key, version)
-        request = Request(
+        request = InboundRequest(
             body=send.body,
             headers={"content-type": "application/json", "idempotency-key": f"{key}{version}{by}"},
             query={},

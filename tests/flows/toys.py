@@ -7,13 +7,13 @@ from pathlib import Path
 
 from apex_memory.errors import RetryLater
 from apex_memory.model import Document, Event, Priority
-from apex_memory.sources.base import Pattern, Received, Source, SourceSettings
+from apex_memory.sources.base import FileSource, Pattern, PulledSettings, PulledSource, Received, StreamSource
 from apex_memory.sources.pages import ChangeHint, InboundFile, Page, Reading, UnpackedFile
 
 START = datetime(2026, 11, 2, 6, tzinfo=UTC)
 
 
-class FolderSettings(SourceSettings):
+class FolderSettings(PulledSettings):
     folder: str = ""
     poll_seconds: float = 3600
 
@@ -23,7 +23,7 @@ def event(source, key, version, text):
                  payload=json.dumps({"text": text}).encode(), priority=Priority.P2)
 
 
-class Toy(Source):
+class Toy:
     """A toy."""
 
     Settings = FolderSettings
@@ -46,7 +46,7 @@ class Toy(Source):
         return []
 
 
-class Polled(Toy):
+class Polled(Toy, PulledSource):
     """Lines of a file."""
 
     name, title, priority, pattern, poll_seconds = "polled", "Polled", Priority.P2, Pattern.POLL, 60
@@ -67,7 +67,7 @@ class Polled(Toy):
             yield Page(acknowledged=context.change_hints)
 
 
-class Streamed(Toy):
+class Streamed(Toy, StreamSource):
     """Readings in a file: a second and a value a line."""
 
     name, title, priority, pattern, poll_seconds = "streamed", "Streamed", Priority.P1, Pattern.STREAM, 0.05
@@ -91,7 +91,7 @@ class Streamed(Toy):
         return event("streamed", f"window:{series}:{start.isoformat()}", version, f"{len(readings)} readings, sum {total}")
 
 
-class Filed(Toy):
+class Filed(Toy, FileSource):
     """Files of lines."""
 
     name, title, priority, pattern, poll_seconds = "filed", "Filed", Priority.P2, Pattern.BATCH, 60

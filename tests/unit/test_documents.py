@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event, micros
-from apex_memory.sources.base import Request
+from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.registry import load
 
 AT = datetime(2025, 11, 20, 12, tzinfo=UTC)
@@ -34,7 +34,7 @@ def receive(
     headers = {"content-type": content_type} | (
         {"idempotency-key": idempotency} if idempotency else {}
     )
-    return list(SOURCE.receive(Request(raw, headers, query, at)).events)
+    return list(SOURCE.receive(InboundRequest(raw, headers, query, at)).events)
 
 
 def one(*given: Any, **more: Any) -> Event:

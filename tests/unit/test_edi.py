@@ -18,7 +18,7 @@ from apex_memory.model import MALFORMED, TOMBSTONE, Assertion, Document, Event
 from apex_memory.simulate.edi.simulator import PASSWORD, EdiSimulator
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources.base import Request
+from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.edi.source import Edi
 from apex_memory.sources.edi.x12.values import (
     TimeOfDay,
@@ -519,10 +519,10 @@ def test_zones(day: tuple[int, int, int], zone: str, hour: int) -> None:
 
 def test_a_file_by_request() -> None:
     at = datetime(2026, 1, 1, tzinfo=UTC)
-    request = Request(STATUS_FILE.encode(), {}, {}, at)
+    request = InboundRequest(STATUS_FILE.encode(), {}, {}, at)
     assert EDI.receive(request).events == [only_event(STATUS_FILE)]
     with pytest.raises(Rejected, match="no X12"):
-        EDI.receive(Request(b"{}", {}, {}, at))
+        EDI.receive(InboundRequest(b"{}", {}, {}, at))
 
 
 def test_the_samples_hold_the_files_of_the_contract() -> None:

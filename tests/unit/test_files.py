@@ -11,23 +11,24 @@ import pytest_asyncio
 
 from apex_memory.fetching.files import CHUNK, Files
 from apex_memory.model import Document, Event, Priority
-from apex_memory.sources.base import Received, Request, Sample, Source, SourceSettings
+from apex_memory.sources.base import FileSource, InboundRequest, PulledSettings, Received, Sample
 from apex_memory.sources.http import VendorClient
-from apex_memory.sources.pages import InboundFile, UnpackedFile
+from apex_memory.sources.pages import InboundFile, Page, PullContext, UnpackedFile
 from apex_memory.stores.postgres import Postgres
 
 AT = datetime(2026, 11, 2, tzinfo=UTC)
 NO_LINK = cast(VendorClient, None)  # this source writes to a list
 
 
-class Lined(Source):
+class Lined(FileSource):
     """A line an event: `CONTROL#CONTENT`."""
 
     name, title, priority = "lined", "Lined", Priority.P2
-    Settings = SourceSettings
+    Settings = PulledSettings
+    poll_seconds = 60
 
     def __init__(self) -> None:
-        super().__init__(SourceSettings())
+        super().__init__(PulledSettings())
         self.sent: list[str] = []
 
     def unpack(self, file: InboundFile) -> UnpackedFile:
@@ -51,7 +52,10 @@ class Lined(Source):
     def control(self, event_id: str) -> str:
         return event_id.partition("#")[0]
 
-    def receive(self, request: Request) -> Received:
+    def receive(self, request: InboundRequest) -> Received:
+        raise NotImplementedError
+
+    def pull(self, context: PullContext) -> AsyncIterator[Page]:
         raise NotImplementedError
 
     def document(self, event: Event) -> Document:

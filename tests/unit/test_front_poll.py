@@ -19,7 +19,7 @@ from apex_memory.simulate.frontapp.simulator import FrontSimulator
 from apex_memory.simulate.server import serve_simulators
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources.base import Request
+from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.frontapp.source import FrontApp
 from apex_memory.sources.pages import ChangeHint, Page, PullContext, TimeRange
 from apex_memory.sources.registry import load
@@ -232,7 +232,7 @@ async def test_a_token_that_is_refused_says_so() -> None:
 def webhook(source: FrontApp, event: dict[str, Any]) -> tuple[Event, Sequence[ChangeHint]]:
     at = datetime.fromtimestamp(START, UTC)
     raw = json.dumps({"type": "x", "authorization": {"id": "cmp_1"}, "payload": event}).encode()
-    received = source.receive(Request(raw, source.sign(raw, at), {}, at))
+    received = source.receive(InboundRequest(raw, source.sign(raw, at), {}, at))
     return received.events[0], received.change_hints
 
 

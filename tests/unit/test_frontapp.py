@@ -14,7 +14,7 @@ import pytest
 
 from apex_memory.errors import Misconfigured, Rejected, Unauthorized
 from apex_memory.model import Assertion, Document, Event, micros
-from apex_memory.sources.base import Request
+from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.frontapp.source import FrontApp
 from apex_memory.sources.payloads import plain_text
 from apex_memory.sources.registry import load
@@ -62,7 +62,7 @@ def target(kind: str = "message", **data: Any) -> dict[str, Any]:
 
 def received(body: dict[str, Any], source: FrontApp = KEYED) -> Event:
     raw = json.dumps(body).encode()
-    (found,) = source.receive(Request(raw, source.sign(raw, AT), {}, AT)).events
+    (found,) = source.receive(InboundRequest(raw, source.sign(raw, AT), {}, AT)).events
     return found
 
 
@@ -72,7 +72,7 @@ def told(body: dict[str, Any]) -> Document:
 
 def test_the_application_vector() -> None:
     source = front(signing_keys=["fk_example_signing_key_01"])
-    assert source.receive(Request(received_at=AT, **APPLICATION)).events == ()
+    assert source.receive(InboundRequest(received_at=AT, **APPLICATION)).events == ()
     assert source.sign(APPLICATION["body"], datetime.fromtimestamp(1761955200, UTC).replace(microsecond=123000)) == APPLICATION["headers"]  # fmt: skip
 
 
@@ -81,30 +81,30 @@ def test_the_rule_vector() -> None:
     assert source.sign(RULE["body"], AT) == RULE["headers"]
     # Signed, but about nothing: the vector's body names no conversation.
     with pytest.raises(Rejected, match=r"conversation\.id"):
-        source.receive(Request(received_at=AT, **RULE))
+        source.receive(InboundRequest(received_at=AT, **RULE))
 
 
 def test_the_challenge_is_echoed_only_when_signed() -> None:
     source = front(signing_keys=["fk_example_signing_key_01"])
     headers = {**APPLICATION["headers"], "x-front-challenge": "abc 123"}
-    reply = source.receive(Request(APPLICATION["body"], headers, {}, AT)).reply
+    reply = source.receive(InboundRequest(APPLICATION["body"], headers, {}, AT)).reply
     assert reply is not None
     assert (reply.body, reply.content_type, reply.status) == (b"abc 123", "text/plain", 200)
     with pytest.raises(Unauthorized):
-        KEYED.receive(Request(APPLICATION["body"], headers, {}, AT))
+        KEYED.receive(InboundRequest(APPLICATION["body"], headers, {}, AT))
 
 
 @pytest.mark.parametrize("key", ["key-1", "key-2"])
 def test_both_keys_are_active_during_rotation(key: str) -> None:
     assert received(event(), KEYED).event_id == "evt_1"
     raw = json.dumps(event()).encode()
-    KEYED.receive(Request(raw, front(signing_keys=[key]).sign(raw, AT), {}, AT))
+    KEYED.receive(InboundRequest(raw, front(signing_keys=[key]).sign(raw, AT), {}, AT))
 
 
 @pytest.mark.parametrize(("seconds", "allowed"), [(300, True), (-300, True), (301, False), (-301, False)])  # fmt: skip
 def test_the_replay_window(seconds: int, allowed: bool) -> None:
     raw = json.dumps(event()).encode()
-    request = Request(raw, KEYED.sign(raw, AT), {}, AT + timedelta(seconds=seconds))
+    request = InboundRequest(raw, KEYED.sign(raw, AT), {}, AT + timedelta(seconds=seconds))
     if allowed:
         KEYED.receive(request)
     else:
@@ -117,7 +117,7 @@ def test_one_kind_of_secret_does_not_open_the_other_kind_of_webhook() -> None:
     rule_with_application_key = hmac.digest(b"key-1", raw, hashlib.sha1)
     headers = {"x-front-signature": base64.b64encode(rule_with_application_key).decode()}
     with pytest.raises(Unauthorized) as refused:
-        KEYED.receive(Request(raw, headers, {}, AT))
+        KEYED.receive(InboundRequest(raw, headers, {}, AT))
     assert "no key" in str(refused.value)
     assert "sources.frontapp.api_secrets" in refused.value.remedy
 

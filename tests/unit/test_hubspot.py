@@ -24,7 +24,7 @@ from apex_memory.simulate.hubspot import simulator as vendor
 from apex_memory.simulate.server import serve_simulators
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources.base import Request
+from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.hubspot.documents import KINDS, gone_event, record_event
 from apex_memory.sources.hubspot.source import HubSpot
 from apex_memory.sources.pages import ChangeHint, TimeRange
@@ -57,14 +57,14 @@ def v3(signature: str = V3, stamp: str = STAMP) -> dict[str, str]:
 
 def received(body: object, source: HubSpot = KEYED) -> Any:
     raw = json.dumps(body).encode()
-    return source.receive(Request(raw, source.sign(raw, AT), {}, AT))
+    return source.receive(InboundRequest(raw, source.sign(raw, AT), {}, AT))
 
 
 # Who is let in
 
 
 def test_the_v3_vector() -> None:
-    got = KEYED.receive(Request(BODY, v3(), {}, AT))
+    got = KEYED.receive(InboundRequest(BODY, v3(), {}, AT))
     assert got.change_hints == [ChangeHint("deal:42", None)] and not got.events
     assert KEYED.sign(BODY, AT) == v3()
 
@@ -72,21 +72,21 @@ def test_the_v3_vector() -> None:
 def test_the_v1_vector_only_where_older_apps_are_let_in() -> None:
     headers = {"x-hubspot-signature": V1, "x-hubspot-signature-version": "v1"}
     older = configured(client_secrets=[SECRET], public_url=URL, legacy_signatures=True)
-    assert older.receive(Request(BODY, headers, {}, AT)).change_hints
-    assert older.receive(Request(BODY, {"x-hubspot-signature": V1}, {}, AT)).change_hints
+    assert older.receive(InboundRequest(BODY, headers, {}, AT)).change_hints
+    assert older.receive(InboundRequest(BODY, {"x-hubspot-signature": V1}, {}, AT)).change_hints
     with pytest.raises(Unauthorized, match="no X-HubSpot-Signature-v3") as refused:
-        KEYED.receive(Request(BODY, headers, {}, AT))
+        KEYED.receive(InboundRequest(BODY, headers, {}, AT))
     assert "sources.hubspot.legacy_signatures" in refused.value.remedy
     for changed in (headers | {"x-hubspot-signature-version": "v2"}, {"x-hubspot-signature": V1[:-1] + "0"}):  # fmt: skip
         with pytest.raises(Unauthorized, match="does not fit"):
-            older.receive(Request(BODY, changed, {}, AT))
+            older.receive(InboundRequest(BODY, changed, {}, AT))
 
 
 def test_v2_covers_method_and_url() -> None:
     older = configured(client_secrets=[SECRET], public_url=URL, legacy_signatures=True)
     digest = hashlib.sha256(SECRET.encode() + b"POST" + URL.encode() + BODY).hexdigest()
     headers = {"x-hubspot-signature": digest, "x-hubspot-signature-version": "v2"}
-    assert older.receive(Request(BODY, headers, {}, AT)).change_hints
+    assert older.receive(InboundRequest(BODY, headers, {}, AT)).change_hints
 
 
 @pytest.mark.parametrize("version", ["v1", "v2", "v3"])
@@ -95,13 +95,13 @@ def test_the_official_package_agrees(version: str) -> None:
     older = configured(client_secrets=[SECRET], public_url=URL, legacy_signatures=True)
     headers = {"x-hubspot-signature": told, "x-hubspot-signature-version": version}
     given = v3(told) if version == "v3" else headers
-    assert older.receive(Request(BODY, given, {}, AT)).change_hints
+    assert older.receive(InboundRequest(BODY, given, {}, AT)).change_hints
 
 
 def test_a_broken_v3_signature_is_not_saved_by_an_older_one() -> None:
     older = configured(client_secrets=[SECRET], public_url=URL, legacy_signatures=True)
     with pytest.raises(Unauthorized):
-        older.receive(Request(BODY, {**v3("x"), "x-hubspot-signature": V1}, {}, AT))
+        older.receive(InboundRequest(BODY, {**v3("x"), "x-hubspot-signature": V1}, {}, AT))
 
 
 def test_characters_of_the_url_that_hubspot_decodes() -> None:
@@ -109,20 +109,20 @@ def test_characters_of_the_url_that_hubspot_decodes() -> None:
     for url in ("https://a.example/h?t=a,b:1&x=%20", "https://a.example/h?t=a%2Cb%3A1&x=%20"):
         signed = b"POST" + url.encode() + BODY + STAMP.encode()
         digest = base64.b64encode(hmac.digest(SECRET.encode(), signed, "sha256")).decode()
-        assert source.receive(Request(BODY, v3(digest), {}, AT)).change_hints
+        assert source.receive(InboundRequest(BODY, v3(digest), {}, AT)).change_hints
 
 
 @pytest.mark.parametrize("secret", ["s-1", "s-2"])
 def test_both_secrets_are_active_during_rotation(secret: str) -> None:
     both = configured(client_secrets=["s-1", "s-2"])
     assert both.receive(
-        Request(BODY, configured(client_secrets=[secret]).sign(BODY, AT), {}, AT)
+        InboundRequest(BODY, configured(client_secrets=[secret]).sign(BODY, AT), {}, AT)
     ).change_hints
 
 
 @pytest.mark.parametrize(("seconds", "allowed"), [(300, True), (-300, True), (301, False), (-301, False)])  # fmt: skip
 def test_the_replay_window(seconds: int, allowed: bool) -> None:
-    request = Request(BODY, v3(), {}, AT + timedelta(seconds=seconds))
+    request = InboundRequest(BODY, v3(), {}, AT + timedelta(seconds=seconds))
     if allowed:
         assert KEYED.receive(request).change_hints
         return
@@ -140,9 +140,9 @@ def test_a_forged_request_is_refused_before_it_is_read() -> None:
         (BODY, {}),
     ):
         with pytest.raises(Unauthorized):
-            KEYED.receive(Request(body, headers, {}, AT))
+            KEYED.receive(InboundRequest(body, headers, {}, AT))
     with pytest.raises(Unauthorized) as refused:
-        configured(client_secrets=[SECRET]).receive(Request(BODY, v3(), {}, AT))
+        configured(client_secrets=[SECRET]).receive(InboundRequest(BODY, v3(), {}, AT))
     assert "sources.hubspot.public_url" in refused.value.remedy
     with pytest.raises(Misconfigured, match="client_secrets"):
         configured().sign(b"", AT)

@@ -11,7 +11,7 @@ import pytest
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event, micros
-from apex_memory.sources.base import Request
+from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.payloads import sample
 from apex_memory.sources.registry import load
 
@@ -32,7 +32,7 @@ def receive(
 ) -> list[Event]:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"content-type": content_type} | ({"idempotency-key": key} if key else {})
-    return list(SOURCE.receive(Request(raw, headers, query, at)).events)
+    return list(SOURCE.receive(InboundRequest(raw, headers, query, at)).events)
 
 
 def one(body: Any, **more: Any) -> Event:

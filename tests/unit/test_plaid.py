@@ -41,7 +41,7 @@ from apex_memory.simulate.plaid.simulator import (
 from apex_memory.simulate.server import serve_simulators
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources.base import Request
+from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.pages import ChangeHint, Page, PullContext, TimeRange
 from apex_memory.sources.plaid.source import PlaidSource
 from apex_memory.sources.registry import load
@@ -295,8 +295,8 @@ def test_what_is_missing_is_named() -> None:
 # Webhooks
 
 
-def posted(headers: dict[str, str], body: bytes = VECTOR, at: datetime = AT) -> Request:
-    return Request(body, {name.lower(): value for name, value in headers.items()}, {}, at)
+def posted(headers: dict[str, str], body: bytes = VECTOR, at: datetime = AT) -> InboundRequest:
+    return InboundRequest(body, {name.lower(): value for name, value in headers.items()}, {}, at)
 
 
 async def keyed(kid: str = MORNING_KEY, **told: Any) -> PlaidSource:

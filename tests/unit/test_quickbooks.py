@@ -26,7 +26,7 @@ from apex_memory.simulate.quickbooks.simulator import REALM
 from apex_memory.simulate.server import serve_simulators
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources.base import Request
+from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.http import VendorClient
 from apex_memory.sources.pages import ChangeHint, TimeRange
 from apex_memory.sources.payloads import sample
@@ -51,7 +51,7 @@ KEYED = configured(verifier_tokens=["one", "two"])
 
 def received(body: object, source: QuickBooksSource = KEYED) -> Any:
     raw = json.dumps(body).encode()
-    return source.receive(Request(raw, source.sign(raw, AT), {}, AT))
+    return source.receive(InboundRequest(raw, source.sign(raw, AT), {}, AT))
 
 
 # Who is let in
@@ -61,7 +61,7 @@ def test_the_vector_of_cloud_events() -> None:
     source = configured(verifier_tokens=["example-verifier-token"])
     headers = {"intuit-signature": "Wv4tG+1xJ8yQZKk0fbnl1X8rNSSt5JRf7D0IL8Mrz18="}
     assert source.sign(CLOUD, AT) == headers
-    got = source.receive(Request(CLOUD, headers, {}, AT))
+    got = source.receive(InboundRequest(CLOUD, headers, {}, AT))
     assert got.change_hints == [
         ChangeHint(f"{REALM}:Invoice:95", datetime(2025, 11, 1, tzinfo=UTC))
     ]
@@ -71,7 +71,7 @@ def test_the_vector_of_the_official_package() -> None:
     source = configured(verifier_tokens=["verify_me"])
     headers = {"intuit-signature": "nfPLN16u3vMvv08ghDs+dOkLuirEVDy5wAeG/lmM2OA="}
     with pytest.raises(Rejected, match="eventNotifications"):  # let in, but not understood
-        source.receive(Request(b'{"stuff":"5"}', headers, {}, AT))
+        source.receive(InboundRequest(b'{"stuff":"5"}', headers, {}, AT))
     client = QuickBooks(verifier_token="verify_me", minorversion=75)
     assert client.validate_webhook_signature('{"stuff":"5"}', headers["intuit-signature"])
 
@@ -79,7 +79,7 @@ def test_the_vector_of_the_official_package() -> None:
 @pytest.mark.parametrize("token", ["one", "two"])
 def test_both_tokens_are_active_during_rotation(token: str) -> None:
     signed = configured(verifier_tokens=[token]).sign(CLOUD, AT)
-    assert KEYED.receive(Request(CLOUD, signed, {}, AT)).change_hints
+    assert KEYED.receive(InboundRequest(CLOUD, signed, {}, AT)).change_hints
 
 
 def test_a_forged_request_is_refused_before_it_is_read() -> None:
@@ -87,7 +87,7 @@ def test_a_forged_request_is_refused_before_it_is_read() -> None:
     wrong = configured(verifier_tokens=["three"]).sign(CLOUD, AT)
     for body, headers in ((CLOUD + b" ", good), (b"{", good), (CLOUD, wrong), (CLOUD, {}), (CLOUD, {"intuit-signature": "é"})):  # fmt: skip
         with pytest.raises(Unauthorized) as refused:
-            KEYED.receive(Request(body, headers, {}, AT))
+            KEYED.receive(InboundRequest(body, headers, {}, AT))
         assert "sources.quickbooks.verifier_tokens" in refused.value.remedy
     with pytest.raises(Misconfigured, match="verifier_tokens"):
         configured().sign(b"", AT)

@@ -13,20 +13,21 @@ import pytest
 from apex_memory.fetching.windows import Readings
 from apex_memory.inbox import landing
 from apex_memory.model import Document, Event, LandResult, Priority, now
-from apex_memory.sources.base import Received, Request, Sample, Source, SourceSettings
-from apex_memory.sources.pages import Reading
+from apex_memory.sources.base import InboundRequest, PulledSettings, Received, Sample, StreamSource
+from apex_memory.sources.pages import Page, PullContext, Reading
 from apex_memory.stores.postgres import Connection, Postgres
 
 START = datetime(2025, 11, 20, 12, tzinfo=UTC)
 
 
-class Toy(Source):
+class Toy(StreamSource):
     """A stream of numbers."""
 
     name = "toy"
     title = "Toy"
     priority = Priority.P1
     window_seconds = 300
+    poll_seconds = 5
     broken = False
 
     def aggregate_window(
@@ -45,7 +46,10 @@ class Toy(Source):
             payload=json.dumps(body).encode(),
         )
 
-    def receive(self, request: Request) -> Received:
+    def receive(self, request: InboundRequest) -> Received:
+        raise NotImplementedError
+
+    def pull(self, context: PullContext) -> AsyncIterator[Page]:
         raise NotImplementedError
 
     def document(self, event: Event) -> Document:
@@ -65,7 +69,7 @@ async def db(database_url: str) -> AsyncIterator[Postgres]:
 
 @pytest.fixture
 def toy() -> Toy:
-    return Toy(SourceSettings())
+    return Toy(PulledSettings())
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from apex_memory.simulate.samsara.simulator import Samsara as Simulated
 from apex_memory.simulate.server import serve_simulators
 from apex_memory.simulate.vendor import Chaos, Simulator
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources.base import Request
+from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.pages import Page, PullContext, Reading, TimeRange
 from apex_memory.sources.payloads import parse_json, sample
 from apex_memory.sources.registry import load
@@ -35,7 +35,7 @@ from tests.unit.vendors import Played, linked
 SECRET = "c2Ftc2FyYS1leGFtcGxlLXNlY3JldC0wMDAx"
 OTHER = base64.b64encode(b"another secret").decode()
 AT = datetime.fromtimestamp(1761955200, UTC)
-VECTOR = Request(
+VECTOR = InboundRequest(
     body=b'{"eventId":"5a0c1c7e-0000-4000-8000-000000000001","eventTime":"2025-11-01T00:00:00Z","eventType":"geofenceEntry","orgId":20001,"webhookId":"1411750000000001","data":{}}',
     headers={
         "x-samsara-timestamp": "1761955200",
@@ -92,7 +92,7 @@ def notice(kind: str = "GeofenceEntry", **data: Any) -> dict[str, Any]:
 
 def received(body: dict[str, Any]) -> Event:
     raw = json.dumps(body).encode()
-    (found,) = KEYED.receive(Request(raw, KEYED.sign(raw, AT), {}, AT)).events
+    (found,) = KEYED.receive(InboundRequest(raw, KEYED.sign(raw, AT), {}, AT)).events
     return found
 
 
@@ -116,7 +116,7 @@ def test_the_vector() -> None:
 @pytest.mark.parametrize("secret", [SECRET, OTHER])
 def test_both_secrets_are_active_during_rotation(secret: str) -> None:
     KEYED.receive(
-        Request(VECTOR.body, samsara(webhook_secrets=[secret]).sign(VECTOR.body, AT), {}, AT)
+        InboundRequest(VECTOR.body, samsara(webhook_secrets=[secret]).sign(VECTOR.body, AT), {}, AT)
     )
     with pytest.raises(Misconfigured):
         samsara(webhook_secrets=[SECRET, OTHER, "dGhpcmQ="])
@@ -124,7 +124,7 @@ def test_both_secrets_are_active_during_rotation(secret: str) -> None:
 
 @pytest.mark.parametrize(("seconds", "allowed"), [(300, True), (-300, True), (301, False), (-301, False)])  # fmt: skip
 def test_the_replay_window(seconds: int, allowed: bool) -> None:
-    request = Request(VECTOR.body, VECTOR.headers, {}, AT + timedelta(seconds=seconds))
+    request = InboundRequest(VECTOR.body, VECTOR.headers, {}, AT + timedelta(seconds=seconds))
     if allowed:
         KEYED.receive(request)
     else:
@@ -152,7 +152,7 @@ def _forged(key: bytes, message: bytes) -> str:
 def test_only_the_vendors_own_scheme_is_taken(signature: str) -> None:
     headers = {**VECTOR.headers, "x-samsara-signature": signature}
     with pytest.raises(Unauthorized) as refused:
-        KEYED.receive(Request(VECTOR.body, headers, {}, AT))
+        KEYED.receive(InboundRequest(VECTOR.body, headers, {}, AT))
     assert "sources.samsara.webhook_secrets" in refused.value.remedy
 
 
@@ -161,7 +161,7 @@ def test_a_time_is_a_whole_number_of_seconds(stamp: str) -> None:
     signature = _forged(base64.b64decode(SECRET), f"v1:{stamp}:".encode() + VECTOR.body)
     headers = {"x-samsara-timestamp": stamp, "x-samsara-signature": signature}
     with pytest.raises(Unauthorized, match="Timestamp"):
-        KEYED.receive(Request(VECTOR.body, headers, {}, AT))
+        KEYED.receive(InboundRequest(VECTOR.body, headers, {}, AT))
 
 
 @pytest.mark.parametrize(
@@ -183,14 +183,14 @@ def test_a_time_is_a_whole_number_of_seconds(stamp: str) -> None:
 )  # fmt: skip
 def test_what_is_malformed_is_refused_with_its_place(body: bytes, place: str) -> None:
     with pytest.raises(Rejected, match=place) as refused:
-        KEYED.receive(Request(body, KEYED.sign(body, AT), {}, AT))
+        KEYED.receive(InboundRequest(body, KEYED.sign(body, AT), {}, AT))
     assert refused.value.remedy
 
 
 def test_a_ping_is_about_nothing() -> None:
     for body in ({"eventId": "1", "eventMs": 1, "eventType": "Ping", "event": {}}, notice("ping")):
         raw = json.dumps(body).encode()
-        assert not KEYED.receive(Request(raw, KEYED.sign(raw, AT), {}, AT)).events
+        assert not KEYED.receive(InboundRequest(raw, KEYED.sign(raw, AT), {}, AT)).events
 
 
 def test_an_event_says_who_and_where() -> None:

@@ -10,7 +10,7 @@ import pytest
 from apex_memory.errors import Unauthorized
 from apex_memory.model import micros
 from apex_memory.sources import signatures
-from apex_memory.sources.base import Request
+from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.signatures import check_time, digest, from_base64, signature_matches
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -52,7 +52,7 @@ def test_text_that_is_no_base64_is_nothing() -> None:
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_window_ends_to_the_microsecond(sign: int) -> None:
-    request = Request(b"", {}, {}, AT + sign * timedelta(seconds=300))
+    request = InboundRequest(b"", {}, {}, AT + sign * timedelta(seconds=300))
     check_time(request, micros(AT), "toy", 300)
     with pytest.raises(Unauthorized, match="300 s away") as refused:
         check_time(request, micros(AT) - sign, "toy", 300)

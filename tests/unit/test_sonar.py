@@ -21,7 +21,7 @@ from apex_memory.simulate.server import SimulatorServer, serve_simulators
 from apex_memory.simulate.sonar import simulator as vendor
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources.base import Request
+from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.http import VendorClient
 from apex_memory.sources.pages import PullContext, TimeRange
 from apex_memory.sources.registry import load
@@ -44,9 +44,9 @@ def sonar(**settings: Any) -> Sonar:
 KEYED = sonar(relay_secrets=[SECRET])
 
 
-def request(body: object, source: Sonar = KEYED, *, at: datetime = AT) -> Request:
+def request(body: object, source: Sonar = KEYED, *, at: datetime = AT) -> InboundRequest:
     raw = json.dumps(body).encode()
-    return Request(raw, source.sign(raw, at), {}, AT)
+    return InboundRequest(raw, source.sign(raw, at), {}, AT)
 
 
 def received(body: object) -> list[Event]:
@@ -70,7 +70,7 @@ def test_what_the_published_library_signs_is_let_in() -> None:
             "webhook-signature": Webhook(secret).sign("msg_2KWPBgLlAfxdpx2AI54pPJ85f4W", AT, raw),
         }
         for source in (KEYED, sonar(relay_secrets=[secret])):
-            (event,) = source.receive(Request(raw.encode(), headers, {}, AT)).events
+            (event,) = source.receive(InboundRequest(raw.encode(), headers, {}, AT)).events
             assert event.event_id == "msg_2KWPBgLlAfxdpx2AI54pPJ85f4W"
 
 
@@ -91,7 +91,7 @@ def test_both_secrets_are_active_during_rotation_on_either_side() -> None:
     several = " ".join(["v1a,AAAA", one.headers["webhook-signature"], two.headers["webhook-signature"], "v2,"])  # fmt: skip
     headers = {**one.headers, "webhook-signature": several}
     for source in (KEYED, other):
-        assert source.receive(Request(one.body, headers, {}, AT)).events
+        assert source.receive(InboundRequest(one.body, headers, {}, AT)).events
 
 
 @pytest.mark.parametrize(
@@ -114,10 +114,10 @@ def test_a_tampered_message_is_refused(changes: dict[str, str]) -> None:
     good = request(MESSAGE)
     assert good.headers["webhook-timestamp"] == "1762005805"
     with pytest.raises(Unauthorized) as refused:
-        KEYED.receive(Request(good.body, {**good.headers, **changes}, {}, AT))
+        KEYED.receive(InboundRequest(good.body, {**good.headers, **changes}, {}, AT))
     assert refused.value.remedy
     with pytest.raises(Unauthorized):
-        KEYED.receive(Request(good.body + b" ", good.headers, {}, AT))
+        KEYED.receive(InboundRequest(good.body + b" ", good.headers, {}, AT))
 
 
 @pytest.mark.parametrize(("seconds", "allowed"), [(300, True), (-300, True), (302, False), (-302, False)])  # fmt: skip

@@ -20,7 +20,7 @@ from apex_memory.simulate.server import SimulatorServer, serve_simulators
 from apex_memory.simulate.turvo import simulator as vendor
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
-from apex_memory.sources.base import Request
+from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.http import VendorClient
 from apex_memory.sources.pages import ChangeHint, PullContext, TimeRange
 from apex_memory.sources.registry import load
@@ -63,9 +63,11 @@ def turvo(**settings: Any) -> Turvo:
     return source
 
 
-def request(body: object, **headers: str) -> Request:
+def request(body: object, **headers: str) -> InboundRequest:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return Request(raw, {name.replace("_", "-"): text for name, text in headers.items()}, {}, AT)
+    return InboundRequest(
+        raw, {name.replace("_", "-"): text for name, text in headers.items()}, {}, AT
+    )
 
 
 # Who is let in
@@ -111,11 +113,11 @@ def test_where_token_and_signature_are_set_both_are_demanded() -> None:
     raw = json.dumps(NOTICE).encode()
     headers = source.sign(raw, AT)
     assert set(headers) == {"authorization", "x-turvo-signature"}
-    assert source.receive(Request(raw, headers, {}, AT)).change_hints
+    assert source.receive(InboundRequest(raw, headers, {}, AT)).change_hints
     for missing in headers:
         kept = {name: value for name, value in headers.items() if name != missing}
         with pytest.raises(Unauthorized):
-            source.receive(Request(raw, kept, {}, AT))
+            source.receive(InboundRequest(raw, kept, {}, AT))
 
 
 def test_signing_and_checking_without_a_secret_say_so() -> None:

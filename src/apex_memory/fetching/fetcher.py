@@ -8,13 +8,13 @@ from apex_memory.fetching.files import Files
 from apex_memory.fetching.pulls import Backfill, OnPage, PullResult, Pulls
 from apex_memory.fetching.source_states import SourceStates
 from apex_memory.fetching.windows import Readings
-from apex_memory.sources.base import Source
+from apex_memory.sources.base import PulledSource, Source, as_file_source, as_stream_source
 from apex_memory.sources.http import VendorClient
 from apex_memory.stores.postgres import Postgres
 
 
 class Fetcher:
-    """All fetching of this process. `clients` holds the HTTP client of each source's vendor."""
+    """All fetching of this process. `clients` holds the HTTP client of each pulled source's vendor."""
 
     def __init__(
         self, db: Postgres, sources: Mapping[str, Source], clients: Mapping[str, VendorClient]
@@ -34,17 +34,18 @@ class Fetcher:
         Fetches nothing for a source that is paused, disabled or lacks a setting.
         """
         source = self._sources[name]
-        if not source.pulled or source.missing_settings or not await self.states.may_pull(name):
+        if not isinstance(source, PulledSource) or source.missing_settings:
+            return PullResult()
+        if not await self.states.may_pull(name):
             return PullResult()
         return await self.pulls.run(source, self.clients[name], on_page=on_page, backfill=backfill)
 
     async def process_files(self, name: str) -> int:
         """Land and answer a source's open files; return their number. The direct path."""
-        return await self.files.process(self._sources[name], self.clients[name])
+        source = as_file_source(self._sources[name])
+        return await self.files.process(source, self.clients[name])
 
     async def aggregate_windows(self, name: str, *, everything: bool = False) -> int:
         """Land the windows of a stream that are due, or all that changed; return their number."""
-        source = self._sources[name]
-        if not source.window_seconds:
-            return 0
+        source = as_stream_source(self._sources[name])
         return await self.readings.aggregate(source, everything=everything)

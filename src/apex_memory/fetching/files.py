@@ -13,7 +13,7 @@ from uuid import UUID, uuid5
 from apex_memory.errors import NotFound
 from apex_memory.inbox import landing
 from apex_memory.model import NAMESPACE, Event
-from apex_memory.sources.base import Source
+from apex_memory.sources.base import FileSource
 from apex_memory.sources.http import VendorClient
 from apex_memory.sources.pages import InboundFile, UnpackedFile
 from apex_memory.stores.postgres import Connection, Postgres
@@ -67,7 +67,7 @@ class Files:
         )
         return [row["id"] for row in rows]
 
-    async def land_chunk(self, source: Source, id: UUID) -> FileState:
+    async def land_chunk(self, source: FileSource, id: UUID) -> FileState:
         """Land the next chunk of a file. Safe to repeat: an event that landed is a duplicate then."""
         row = await self._row(id)
         unpacked = await self._unpack(source, id, row)
@@ -89,7 +89,7 @@ class Files:
             )
         return FileState(len(unpacked.events), landed)
 
-    async def answer(self, source: Source, id: UUID, link: VendorClient) -> list[str]:
+    async def answer(self, source: FileSource, id: UUID, link: VendorClient) -> list[str]:
         """Write the file's replies back, and end it; answers the replies' names."""
         unpacked = await self._unpack(source, id, await self._row(id))
         if unpacked.replies:
@@ -102,7 +102,7 @@ class Files:
         self._unpacked.pop(id, None)
         return names
 
-    async def process(self, source: Source, link: VendorClient) -> int:
+    async def process(self, source: FileSource, link: VendorClient) -> int:
         """Land and answer every file of a source that is not at an end; answers how many."""
         ids = await self.open_files(source.name)
         for id in ids:
@@ -127,7 +127,7 @@ class Files:
             raise NotFound(f"file {id}: not here", remedy="`apex sources files` lists them")
         return row
 
-    async def _unpack(self, source: Source, id: UUID, row: dict[str, Any]) -> UnpackedFile:
+    async def _unpack(self, source: FileSource, id: UUID, row: dict[str, Any]) -> UnpackedFile:
         if id not in self._unpacked:
             file = InboundFile(row["name"], bytes(row["body"]))
             self._unpacked[id] = await asyncio.to_thread(source.unpack, file)
@@ -136,7 +136,9 @@ class Files:
         return self._unpacked[id]
 
 
-async def _conflicts(connection: Connection, source: Source, events: Sequence[Event]) -> list[str]:
+async def _conflicts(
+    connection: Connection, source: FileSource, events: Sequence[Event]
+) -> list[str]:
     """What an earlier file sent under the same control numbers with other content. Both are kept."""
     controls = {event.event_id: source.control(event.event_id) for event in events}
     asked = {id: control for id, control in controls.items() if control}

@@ -15,7 +15,7 @@ from apex_memory.fetching.files import Files
 from apex_memory.fetching.windows import Readings
 from apex_memory.inbox import landing
 from apex_memory.model import Priority
-from apex_memory.sources.base import Source
+from apex_memory.sources.base import PulledSource, StreamSource
 from apex_memory.sources.http import VendorClient
 from apex_memory.sources.pages import ChangeHint, Page, PullContext, TimeRange
 from apex_memory.stores.postgres import Connection, Postgres
@@ -62,7 +62,7 @@ class Pulls:
 
     async def run(
         self,
-        source: Source,
+        source: PulledSource,
         link: VendorClient,
         *,
         on_page: OnPage | None = None,
@@ -111,7 +111,7 @@ class Pulls:
 
     async def _commit(
         self,
-        source: Source,
+        source: PulledSource,
         key: str,
         before: dict[str, Any],
         page: Page,
@@ -123,7 +123,9 @@ class Pulls:
             if page.cursor is not None:
                 await self._move(connection, key, before, dict(page.cursor))
             landed = await landing.land(connection, page.events)
-            readings = await self._readings.insert(connection, source, page.readings)
+            readings = 0
+            if isinstance(source, StreamSource):
+                readings = await self._readings.insert(connection, source, page.readings)
             files = await self._files.insert(connection, source.name, page.files)
             await self._answer(connection, source.name, page.acknowledged, noted)
         done.pages += 1

@@ -8,7 +8,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from apex_memory.errors import NotFound
-from apex_memory.sources.base import Pattern, Source
+from apex_memory.sources.base import Pattern, PulledSource, Source
 from apex_memory.stores.postgres import Postgres
 
 FETCHED = (Pattern.POLL, Pattern.STREAM, Pattern.BATCH)
@@ -72,7 +72,7 @@ class SourceStates:
 
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:
         source = self._sources[row["name"]]
-        missing = source.missing_settings if source.pulled else ""
+        missing = source.missing_settings if isinstance(source, PulledSource) else ""
         state = (
             "disabled"
             if row["enabled"] is False

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from apex_memory.inbox import landing
-from apex_memory.sources.base import Source
+from apex_memory.sources.base import StreamSource
 from apex_memory.sources.pages import Reading
 from apex_memory.stores.postgres import Connection, Postgres
 from apex_memory.telemetry import READINGS
@@ -31,7 +31,7 @@ class Readings:
         self._db = db
 
     async def insert(
-        self, connection: Connection, source: Source, readings: Sequence[Reading]
+        self, connection: Connection, source: StreamSource, readings: Sequence[Reading]
     ) -> int:
         """Keep readings inside the caller's transaction; answers how many were not there before."""
         if not readings:
@@ -81,7 +81,7 @@ class Readings:
         return int(row["kept"])
 
     async def _call_due(
-        self, connection: Connection, source: Source, series: Sequence[str]
+        self, connection: Connection, source: StreamSource, series: Sequence[str]
     ) -> None:
         """Windows that their series has left behind need not wait. A device whose clock is ahead has left nothing behind."""
         await connection.execute(
@@ -96,14 +96,14 @@ class Readings:
             {"source": source.name, "series": series},
         )
 
-    async def aggregate(self, source: Source, *, everything: bool = False) -> int:
+    async def aggregate(self, source: StreamSource, *, everything: bool = False) -> int:
         """Land a version of every window that is due (or has anything new, with `everything`); answers how many."""
         folded = 0
         while done := await self._aggregate_some(source, everything):
             folded += done
         return folded
 
-    async def _aggregate_some(self, source: Source, everything: bool) -> int:
+    async def _aggregate_some(self, source: StreamSource, everything: bool) -> int:
         async with self._db.transaction() as connection:
             due = await (
                 await connection.execute(
@@ -135,7 +135,7 @@ class Readings:
         return len(due)
 
     async def _read(
-        self, connection: Connection, source: Source, windows: Sequence[tuple[str, datetime]]
+        self, connection: Connection, source: StreamSource, windows: Sequence[tuple[str, datetime]]
     ) -> list[Any]:
         return await (
             await connection.execute(

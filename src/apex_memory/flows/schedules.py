@@ -31,7 +31,7 @@ from apex_memory.flows.fetch.messages import PullInput
 from apex_memory.flows.maintenance.messages import ReconcileInput, RoundsInput
 from apex_memory.flows.temporal.attributes import attributes_of
 from apex_memory.flows.temporal.queues import BULK, REALTIME, key_of, pull_id, queue_of
-from apex_memory.sources.base import Pattern, Source
+from apex_memory.sources.base import PulledSource, Source, StreamSource
 
 RUN_SECONDS = 300.0  # how long one run of `sweep` or `collect` goes on in rounds
 RECONCILE_HOUR = 3  # UTC
@@ -59,8 +59,13 @@ def schedules(settings: Settings) -> dict[str, Schedule]:
 
 def pulls(sources: Mapping[str, Source]) -> dict[str, Schedule]:
     """A schedule for every polled or batch source that has what it needs. A source that is paused answers at once."""
-    return {
-        pull_id(name): Schedule(
+    found: dict[str, Schedule] = {}
+    for name, source in sources.items():
+        if not isinstance(source, PulledSource) or isinstance(source, StreamSource):
+            continue
+        if source.missing_settings:
+            continue
+        found[pull_id(name)] = Schedule(
             action=ScheduleActionStartWorkflow(
                 "Pull",
                 args=[PullInput(name)],
@@ -79,9 +84,7 @@ def pulls(sources: Mapping[str, Source]) -> dict[str, Schedule]:
                 catchup_window=timedelta(seconds=max(60, source.poll_every)),
             ),
         )
-        for name, source in sources.items()
-        if source.pulled and source.pattern != Pattern.STREAM and not source.missing_settings
-    }
+    return found
 
 
 async def ensure_schedules(

@@ -29,7 +29,7 @@ from apex_memory.flows.temporal.client import connect
 from apex_memory.flows.temporal.deployment import UNCLAIMED_SECONDS, Deployment
 from apex_memory.flows.temporal.errors import Translation
 from apex_memory.flows.temporal.queues import BULK, QUEUES, REALTIME, drain_id
-from apex_memory.sources.base import Source
+from apex_memory.sources.base import PulledSource, Source
 from apex_memory.telemetry import logger
 
 if TYPE_CHECKING:
@@ -187,7 +187,9 @@ async def maintain(
 
 def _complete(sources: Mapping[str, Source]) -> set[str]:
     return {
-        name for name, source in sources.items() if source.pulled and not source.missing_settings
+        name
+        for name, source in sources.items()
+        if isinstance(source, PulledSource) and not source.missing_settings
     }
 
 

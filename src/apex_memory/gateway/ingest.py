@@ -18,8 +18,7 @@ from apex_memory.gateway.dependencies import Gateway, here, presented
 from apex_memory.gateway.errors import Malformed
 from apex_memory.gateway.read_models.events import FINAL, Events
 from apex_memory.model import Event, LandResult, now
-from apex_memory.sources.base import Received, Source
-from apex_memory.sources.base import Request as InboundRequest
+from apex_memory.sources.base import InboundRequest, PulledSource, Received, Source
 from apex_memory.sources.pages import ChangeHint
 from apex_memory.telemetry import trace_carrier, tracer
 
@@ -58,7 +57,8 @@ async def note(gateway: Gateway, source: str, change_hints: Sequence[ChangeHint]
 async def _receive(gateway: Gateway, source: Source, request: Request, body: bytes) -> Received:
     query = {key: value for key, value in request.query_params.items() if key not in OUR_QUERY}
     asked = InboundRequest(body=body, headers=dict(request.headers), query=query, received_at=now())
-    await source.fetch_verification_data(asked, gateway.app.fetcher.clients[source.name])
+    if isinstance(source, PulledSource):
+        await source.fetch_verification_data(asked, gateway.app.fetcher.clients[source.name])
     try:
         if len(body) > THREAD_BYTES:
             return await asyncio.to_thread(source.receive, asked)

@@ -1,8 +1,8 @@
-"""What a source is: the class that every vendor's package defines, and the requests, samples and settings it uses.
+"""The classes that a vendor's package derives from, and the requests, samples and settings that they use.
 
-`receive` runs in the gateway before anything is stored: verify first, on the raw bytes, then split into events.
-`pull` runs in the worker: it fetches what a vendor does not send, page by page. `document` runs in the worker and is
-pure: same event, same document.
+`Source` receives webhooks or API calls. `PulledSource` also fetches from the vendor, page by page; `StreamSource` pulls
+readings and turns windows of them into events; `FileSource` pulls files, unpacks them and sends replies. A class derives
+from the one that fits, so a caller asks `isinstance(source, FileSource)` and gets just the methods that exist.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, ClassVar, get_origin
+from typing import Any, ClassVar, Generic, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import from_json
+from typing_extensions import TypeVar
 
+from apex_memory.errors import Rejected
 from apex_memory.model import Document, Event, Priority
 from apex_memory.sources.http import RateLimit, VendorClient
 from apex_memory.sources.pages import (
@@ -30,7 +32,7 @@ from apex_memory.sources.pages import (
 
 
 class Pattern(StrEnum):
-    """How most of a source's events come in."""
+    """How most events of a source arrive."""
 
     WEBHOOK = "webhook"
     API = "api"
@@ -40,7 +42,7 @@ class Pattern(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class InboundRequest:
     """An HTTP request as a source sees it: header names in lower case, the body as it came."""
 
     body: bytes
@@ -60,7 +62,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer that replaces the usual 202, for handshakes."""
+    """A response that replaces the usual 202, for handshakes."""
 
     body: bytes
     content_type: str = "text/plain"
@@ -69,7 +71,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What one request holds: events to land, things to fetch, and an own answer if the vendor wants one."""
+    """The content of one request: events to land, hints of things to fetch, and a response of its own if the vendor expects one."""
 
     events: Sequence[Event] = ()
     reply: Reply | None = None
@@ -95,26 +97,32 @@ class SourceSettings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _lists_from_environment(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The environment knows no lists: `["a", "b"]` and `a` are taken for one where one is due."""
-        found = dict(values)
+        """Read lists from environment variables: both `["a", "b"]` and `a` are accepted where a list is expected."""
+        parsed = dict(values)
         for name, spec in cls.model_fields.items():
-            value = found.get(name)
+            value = parsed.get(name)
             if get_origin(spec.annotation) is list and isinstance(value, str):
-                found[name] = from_json(value) if value.startswith("[") else [value]
-        return found
+                parsed[name] = from_json(value) if value.startswith("[") else [value]
+        return parsed
 
 
 class PulledSettings(SourceSettings):
-    """Settings of a source that is fetched."""
+    """Settings of a source that is pulled."""
 
     poll_seconds: float | None = Field(
         None,
         gt=0,
-        description="Seconds between two looks at the vendor. Empty: what suits the vendor.",
+        description="Seconds between two pulls. Empty: the interval that suits the vendor.",
     )
 
 
-class Source(ABC):
+SettingsT_co = TypeVar("SettingsT_co", bound=SourceSettings, default=SourceSettings, covariant=True)
+PulledSettingsT_co = TypeVar(
+    "PulledSettingsT_co", bound=PulledSettings, default=PulledSettings, covariant=True
+)
+
+
+class Source(ABC, Generic[SettingsT_co]):
     """One vendor or kind of input. The class docstring is its line in the docs."""
 
     name: ClassVar[str]
@@ -126,15 +134,9 @@ class Source(ABC):
     """Route of an API source (`/v1/conversations`). Empty for a webhook, whose route is `/hooks/NAME`."""
     max_body_bytes: ClassVar[int] = 5_000_000
     Settings: ClassVar[type[SourceSettings]] = SourceSettings
-    poll_seconds: ClassVar[float] = 0
-    """Pause between two pulls of a poll or batch source, and between two looks of a stream; 0: never pulled."""
-    rate_limit: ClassVar[RateLimit] = (10, 1)
-    """The vendor's rate limit: calls in so many seconds. Leave room for others who use the same account."""
-    window_seconds: ClassVar[int] = 0
-    """Length of the windows into which a stream's readings are folded; 0: it has none."""
 
-    def __init__(self, settings: SourceSettings) -> None:
-        self.settings: Any = settings
+    def __init__(self, settings: SettingsT_co) -> None:
+        self.settings: SettingsT_co = settings
 
     @property
     def route(self) -> str:
@@ -142,18 +144,45 @@ class Source(ABC):
 
     @property
     def authenticated_by_key(self) -> bool:
-        """API sources ask for an API key with scope `ingest`; webhooks carry their vendor's signature."""
+        """Whether requests need an API key with scope `ingest` (API sources) rather than a vendor's signature (webhooks)."""
         return bool(self.path)
 
-    @property
-    def pulled(self) -> bool:
-        """Whether anything is fetched for this source."""
-        return self.poll_seconds > 0
+    @abstractmethod
+    def receive(self, request: InboundRequest) -> Received:
+        """Verify a request on its raw bytes, then split it into events. Runs in the gateway before anything is stored.
+
+        Raises `Unauthorized` for a wrong signature, `Rejected` for a malformed body.
+        """
+
+    @abstractmethod
+    def document(self, event: Event) -> Document:
+        """Return the document of an event. Runs in the worker and is pure: same event, same document.
+
+        Raises `Rejected` if the payload cannot be understood; the event ends as a dead letter then.
+        """
+
+    @abstractmethod
+    def samples(self) -> Sequence[Sample]:
+        """Return requests for tests and the demo."""
+
+    def sign(self, body: bytes, at: datetime) -> Mapping[str, str]:
+        """Return the headers with which the vendor would send this body. Empty for API sources."""
+        return {}
+
+
+class PulledSource(Source[PulledSettingsT_co]):
+    """A source that also fetches from its vendor, on a schedule and after change hints."""
+
+    Settings: ClassVar[type[SourceSettings]] = PulledSettings
+    poll_seconds: ClassVar[float]
+    """Seconds between two pulls, where the settings give no other interval."""
+    rate_limit: ClassVar[RateLimit] = (10, 1)
+    """The vendor's rate limit: calls, in so many seconds. Leave room for others who use the same account."""
 
     @property
     def poll_every(self) -> float:
-        """Seconds between two pulls: the setting `poll_seconds` where the source has one, else the class's."""
-        return float(getattr(self.settings, "poll_seconds", None) or self.poll_seconds)
+        """Seconds between two pulls."""
+        return float(self.settings.poll_seconds or self.poll_seconds)
 
     @property
     def rate_limits(self) -> Sequence[RateLimit]:
@@ -162,55 +191,69 @@ class Source(ABC):
 
     @property
     def missing_settings(self) -> str:
-        """The first setting that a pull cannot do without; empty when it can run, or never pulls."""
+        """The first setting that a pull needs and that is not set; empty when it can run."""
         return ""
 
-    async def fetch_verification_data(self, request: Request, link: VendorClient) -> None:  # noqa: B027 -- most need nothing
-        """Fetch what verifying this request needs, such as a key that its header names."""
+    async def fetch_verification_data(self, request: InboundRequest, link: VendorClient) -> None:
+        """Fetch what `receive` needs to verify this request, such as a key that its header names."""
 
     @abstractmethod
-    def receive(self, request: Request) -> Received:
-        """Verify, then split into events. Raises `Unauthorized` (signature) or `Rejected` (malformed)."""
+    def pull(self, context: PullContext) -> AsyncIterator[Page]:
+        """Yield pages from the vendor, from the cursor on, until it has no more at the moment. Runs in the worker.
 
-    def pull(self, asked: PullContext) -> AsyncIterator[Page]:
-        """Pages from the vendor, from the cursor on, until there is no more at the moment.
-
-        An asynchronous generator. Each page is committed, its cursor with it, before the next is asked for:
-        what stands after a `yield` runs when the page is safe. A pull that is broken off starts again from
-        the last committed cursor. One record that cannot be read becomes an event all the same (`broken`),
-        and ends as a dead letter.
+        Each page is committed together with its cursor before the next one is requested, so code after a `yield`
+        runs when the page is safe. An interrupted pull starts again from the last committed cursor. A record that
+        cannot be read becomes an event too (`malformed_event`) and ends as a dead letter.
         """
-        raise NotImplementedError(f"{self.name} is not pulled")
 
+
+class StreamSource(PulledSource[PulledSettingsT_co]):
+    """A pulled source of readings. Apex keeps them raw, and memory holds an event per window of a series."""
+
+    window_seconds: ClassVar[int]
+    """Length of a window."""
+
+    @abstractmethod
     def aggregate_window(
         self, series: str, start: datetime, readings: Sequence[Reading], version: int
     ) -> Event:
-        """The event that tells what happened in a window of a series: all its readings, by time. Pure."""
-        raise NotImplementedError(f"{self.name} has no windows")
+        """Return the event of one window of a series, from all its readings in order of time. Pure."""
 
+
+class FileSource(PulledSource[PulledSettingsT_co]):
+    """A pulled source of files, each with events and perhaps with replies to the sender."""
+
+    @abstractmethod
     def unpack(self, file: InboundFile) -> UnpackedFile:
-        """The events in a file of a batch source. Pure: the same file, the same events. Never raises for bad content."""
-        raise NotImplementedError(f"{self.name} has no files")
+        """Return the events in a file. Pure: same file, same events. Never raises for bad content."""
 
     def control(self, event_id: str) -> str:
-        """The part of an event's id that a partner promises never to use for other content; empty where there is none.
+        """Return the part of an event's id that a partner must never reuse for other content; empty where there is none.
 
-        What follows it in the id, after a `#`, names the content. Two contents under one control are a finding.
+        The rest of the id, after a `#`, names the content. Two contents under one control are a finding.
         """
         return ""
 
     async def send(self, replies: Sequence[InboundFile], link: VendorClient) -> None:
-        """Write a file's replies back to where the partner looks for them. Safe to repeat."""
-        raise NotImplementedError(f"{self.name} writes nothing back")
+        """Write the replies to a file where the partner expects them. Idempotent."""
 
-    @abstractmethod
-    def document(self, event: Event) -> Document:
-        """The document this event makes. Pure. Raises `Rejected` if the payload cannot be understood."""
 
-    @abstractmethod
-    def samples(self) -> Sequence[Sample]:
-        """Requests for tests and the demo."""
+def as_stream_source(source: Source) -> StreamSource:
+    """Return the source as a `StreamSource`. Raises `Rejected` when it is another kind."""
+    if isinstance(source, StreamSource):
+        return source
+    raise _wrong_kind(source, "streams no readings")
 
-    def sign(self, body: bytes, at: datetime) -> Mapping[str, str]:
-        """Headers with which the vendor would send this body. Empty for API sources."""
-        return {}
+
+def as_file_source(source: Source) -> FileSource:
+    """Return the source as a `FileSource`. Raises `Rejected` when it is another kind."""
+    if isinstance(source, FileSource):
+        return source
+    raise _wrong_kind(source, "has no files")
+
+
+def _wrong_kind(source: Source, reason: str) -> Rejected:
+    return Rejected(
+        f"{source.name}: the source {reason}",
+        remedy="`apex sources` shows how each source gets its events",
+    )

@@ -15,7 +15,7 @@ from pydantic import Field, SecretStr
 
 from apex_memory.errors import Unauthorized
 from apex_memory.model import micros
-from apex_memory.sources.base import Request
+from apex_memory.sources.base import InboundRequest
 
 Secret = Annotated[SecretStr, Field(min_length=1)]  # an empty secret would make forging easy
 
@@ -44,7 +44,7 @@ def from_base64(text: str) -> bytes:
         return b""
 
 
-def check_time(request: Request, signed_at: int, source: str, replay_seconds: float) -> None:
+def check_time(request: InboundRequest, signed_at: int, source: str, replay_seconds: float) -> None:
     """Refuse, as `Unauthorized`, what was signed (microseconds since 1970) too far from when it came."""
     late = abs(micros(request.received_at) - signed_at) / 1_000_000
     if late > replay_seconds:

@@ -22,6 +22,7 @@ from apex_memory.flows.fetch.messages import (
     PullReport,
 )
 from apex_memory.flows.temporal.heartbeat import heartbeating
+from apex_memory.sources.base import as_file_source, as_stream_source
 
 if TYPE_CHECKING:  # the workflows name the activities, and must not load every engine for that
     from apex_memory.app import App
@@ -54,6 +55,7 @@ class PullActivities:
     async def follow(self, order: FollowInput) -> FollowReport:
         """Look, fold, rest, until the time is over or the worker stops. Every page is safe when it is taken."""
         end, looks, readings, events, folded = monotonic() + order.run_seconds, 0, 0, 0, 0
+        source = as_stream_source(self._app.sources[order.source])
         may = True
         async with heartbeating():
             while monotonic() < end and not activity.is_worker_shutdown():
@@ -68,13 +70,13 @@ class PullActivities:
                     events + done.fresh,
                     folded + windows,
                 )
-                await _rest(self._app.sources[order.source].poll_every)
+                await _rest(source.poll_every)
         return FollowReport(looks, readings, events, folded, paused=not may)
 
     @activity.defn
     async def land_file(self, order: FileInput) -> FileReport:
         async with heartbeating():
-            source = self._app.sources[order.source]
+            source = as_file_source(self._app.sources[order.source])
             state = await self._app.fetcher.files.land_chunk(source, UUID(order.file))
             await self._drains.wake(order.source)
             return FileReport(state.events, state.landed, state.more)
@@ -82,8 +84,9 @@ class PullActivities:
     @activity.defn
     async def answer_file(self, order: FileInput) -> list[str]:
         async with heartbeating():
-            source, link = self._app.sources[order.source], self._app.fetcher.clients[order.source]
-            return await self._app.fetcher.files.answer(source, UUID(order.file), link)
+            source = as_file_source(self._app.sources[order.source])
+            client = self._app.fetcher.clients[order.source]
+            return await self._app.fetcher.files.answer(source, UUID(order.file), client)
 
     @activity.defn
     async def backfill(self, order: BackfillInput) -> BackfillReport:

@@ -23,7 +23,7 @@ from apex_memory.flows.temporal.queues import (
     queue_of,
 )
 from apex_memory.model import Priority as Urgency
-from apex_memory.sources.base import Pattern, Source
+from apex_memory.sources.base import PulledSource, Source, StreamSource
 
 CALL = timedelta(seconds=10)
 
@@ -36,7 +36,7 @@ class Pulling:
     async def trigger(self, name: str) -> None:
         """Look now, once more if a look is under way. A stream looks by itself every few seconds. Raises `Unavailable`."""
         source = self._sources[name]
-        if source.pattern == Pattern.STREAM or not source.pulled:
+        if isinstance(source, StreamSource) or not isinstance(source, PulledSource):
             return
         if source.missing_settings:
             raise Conflict(
@@ -50,7 +50,7 @@ class Pulling:
     async def follow(self) -> None:
         """See that every stream that has what it needs is followed."""
         for name, source in self._sources.items():
-            if source.pattern == Pattern.STREAM and source.pulled and not source.missing_settings:
+            if isinstance(source, StreamSource) and not source.missing_settings:
                 priority = int(source.priority)
                 async with _told(f"follow {name}"):
                     await self._client.start_workflow(

@@ -17,7 +17,7 @@ from apex_memory.gateway.dependencies import Admin, GatewayDep, Reader
 from apex_memory.gateway.dependencies import Gateway as Opened
 from apex_memory.gateway.routes.shared import IsoDateTime, example, problems
 from apex_memory.model import now
-from apex_memory.sources.base import Pattern
+from apex_memory.sources.base import Pattern, PulledSource
 
 _ROW: dict[str, Any] = {
     "name": "plaid",
@@ -254,7 +254,7 @@ async def decide(gateway: GatewayDep, key: Admin, name: Name, action: Action) ->
     note = ""
     if action == "run":
         source = gateway.app.sources[name]
-        if not source.pulled:
+        if not isinstance(source, PulledSource):
             raise Conflict(
                 f"{name} is not pulled: it sends",
                 remedy="nothing to do; its events land as they come",
@@ -307,7 +307,7 @@ async def begin_backfill(
     """Fetch a stretch of the vendor's past anew, at the lowest priority and a bounded rate."""
     _known(gateway, name)
     source = gateway.app.sources[name]
-    if not source.pulled:
+    if not isinstance(source, PulledSource):
         raise Rejected(
             f"{name} cannot be fetched: it only sends",
             remedy="replay it from the raw events instead, or import its export",

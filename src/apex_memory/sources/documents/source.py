@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event, File, Priority, micros
-from apex_memory.sources.base import Received, Request, Sample, Source
+from apex_memory.sources.base import InboundRequest, Received, Sample, Source
 from apex_memory.sources.forms import Part, form_parts
 from apex_memory.sources.payloads import (
     as_mapping,
@@ -97,7 +97,7 @@ class Documents(Source):
     path: ClassVar[str] = "/v1/documents"
     max_body_bytes: ClassVar[int] = 50_000_000
 
-    def receive(self, request: Request) -> Received:
+    def receive(self, request: InboundRequest) -> Received:
         """One event a document; all of them or, when one is malformed, none."""
         uploads = list(_uploads(request))
         many = len(uploads) > 1
@@ -165,7 +165,7 @@ class Documents(Source):
             ),
         ]
 
-    def _event(self, request: Request, upload: Upload, given: str | None) -> Event:
+    def _event(self, request: InboundRequest, upload: Upload, given: str | None) -> Event:
         fields, stated = upload.fields, upload.fields.occurred_at
         at = request.received_at if stated is None else parse_datetime(stated, "occurred_at")
         version = micros(at) if fields.version is None else fields.version
@@ -189,7 +189,7 @@ class Documents(Source):
         )
 
 
-def _uploads(request: Request) -> Iterator[Upload]:
+def _uploads(request: InboundRequest) -> Iterator[Upload]:
     for upload in _split(request):
         if not upload.data.strip():
             raise Rejected(
@@ -198,7 +198,7 @@ def _uploads(request: Request) -> Iterator[Upload]:
         yield upload
 
 
-def _split(request: Request) -> Iterator[Upload]:
+def _split(request: InboundRequest) -> Iterator[Upload]:
     if request.content_type == "multipart/form-data":
         yield from _form(form_parts(request.body, request.headers["content-type"]))
     elif "name" in request.query or request.content_type != "application/json":

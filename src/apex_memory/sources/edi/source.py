@@ -13,11 +13,11 @@ from pydantic import SecretStr
 from apex_memory.errors import ApexError, Rejected, RetryLater
 from apex_memory.model import MALFORMED, Document, Event, Priority
 from apex_memory.sources.base import (
+    FileSource,
+    InboundRequest,
     Pattern,
     Received,
-    Request,
     Sample,
-    Source,
     SourceSettings,
 )
 from apex_memory.sources.edi.documents import set_document
@@ -41,7 +41,7 @@ SEND_ATTEMPTS = 4
 SEND_PAUSE = 0.1  # seconds, doubled with each attempt
 
 
-class Edi(Source):
+class Edi(FileSource[EdiSettings]):
     """Carriers' EDI (ANSI X12): tenders (204), responses (990), status (214), invoices (210), acknowledgements (997).
 
     Files come from a folder, an SFTP server, or as the body of a request. One event a transaction set, two for a
@@ -84,7 +84,7 @@ class Edi(Source):
                 return f"sources.edi.{name}"
         return ""
 
-    def receive(self, request: Request) -> Received:
+    def receive(self, request: InboundRequest) -> Received:
         """Return an event for each set of an X12 file."""
         file = parse_file(request.body)
         events = list(file.events())
@@ -210,6 +210,9 @@ class Edi(Source):
     async def _open_mailbox(self, name: str) -> AsyncIterator[Mailbox]:
         settings = self.settings
         if name == "folder":
+            assert (
+                settings.inbound_folder and settings.archive_folder
+            )  # `missing_settings` asks for both
             yield FolderMailbox(
                 settings.inbound_folder, settings.archive_folder, settings.outbound_folder
             )

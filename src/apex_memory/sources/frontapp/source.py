@@ -13,12 +13,12 @@ from pydantic import Field, SecretStr
 from apex_memory.errors import Misconfigured, Rejected, Unauthorized
 from apex_memory.model import TOMBSTONE, Document, Event, Priority, micros, now
 from apex_memory.sources.base import (
+    InboundRequest,
     PulledSettings,
+    PulledSource,
     Received,
     Reply,
-    Request,
     Sample,
-    Source,
     SourceSettings,
 )
 from apex_memory.sources.frontapp.api import Front, Reach
@@ -80,7 +80,7 @@ class FrontAppSettings(PulledSettings):
     )
 
 
-class FrontApp(Source):
+class FrontApp(PulledSource[FrontAppSettings]):
     """E-mails, comments and conversation state from Front's application and rule webhooks.
 
     With an `api_token` a poll of `/events` brings what no webhook told: mass actions, imports, lost deliveries. It
@@ -103,7 +103,7 @@ class FrontApp(Source):
     def missing_settings(self) -> str:
         return "" if self.settings.api_token.get_secret_value() else "api_token"
 
-    def receive(self, request: Request) -> Received:
+    def receive(self, request: InboundRequest) -> Received:
         """One event, or the answer to Front's challenge when the webhook is being set up."""
         self._verify(request)
         body = parse_object(request.body)
@@ -254,7 +254,7 @@ class FrontApp(Source):
         payload = canonical(storable(record))
         return [self._event(notice, f"{notice.id}/{notice.about_id}", notice.key, payload)]
 
-    def _verify(self, request: Request) -> None:
+    def _verify(self, request: InboundRequest) -> None:
         # The time decides the kind: only application webhooks carry one, and only their keys are
         # tried then, so an application's message cannot pass as an older rule's.
         stamp = request.headers.get("x-front-request-timestamp")

@@ -14,7 +14,14 @@ from pydantic import SecretStr
 
 from apex_memory.errors import Misconfigured, Rejected, Unauthorized
 from apex_memory.model import Document, Event, Priority, micros, now
-from apex_memory.sources.base import Pattern, Received, Request, Sample, Source, SourceSettings
+from apex_memory.sources.base import (
+    InboundRequest,
+    Pattern,
+    PulledSource,
+    Received,
+    Sample,
+    SourceSettings,
+)
 from apex_memory.sources.hubspot.api import Calls, DailyLimit, Walk, copied, wait_for_reset
 from apex_memory.sources.hubspot.documents import (
     KINDS,
@@ -37,7 +44,7 @@ from apex_memory.sources.signatures import check_time, digest, signature_matches
 _DECODED = re.compile("%(3A|2F|3F|40|21|24|27|28|29|2A|2C|3B)", re.IGNORECASE)
 
 
-class HubSpot(Source):
+class HubSpot(PulledSource[HubSpotSettings]):
     """Companies, contacts and deals of HubSpot: polled by search, with webhooks as change hints."""
 
     name: ClassVar[str] = "hubspot"
@@ -48,7 +55,7 @@ class HubSpot(Source):
     poll_seconds: ClassVar[float] = 300
     rate_limit: ClassVar[tuple[float, float]] = (9, 1)  # of 100 in ten seconds
 
-    def __init__(self, settings: SourceSettings) -> None:
+    def __init__(self, settings: HubSpotSettings) -> None:
         super().__init__(settings)
         self._searches = AsyncLimiter(
             2, 0.5
@@ -58,7 +65,7 @@ class HubSpot(Source):
     def missing_settings(self) -> str:
         return "" if self.settings.access_token.get_secret_value() else "access_token"
 
-    def receive(self, request: Request) -> Received:
+    def receive(self, request: InboundRequest) -> Received:
         """A change hint per object; an event only for what needs no fetching: a contact erased for good."""
         self._verify(request)
         body = parse_json(request.body)
@@ -136,7 +143,7 @@ class HubSpot(Source):
         ours = self.settings.portal_id
         return bool(ours) and notice.portal != str(ours)
 
-    def _verify(self, request: Request) -> None:
+    def _verify(self, request: InboundRequest) -> None:
         secrets = self.settings.client_secrets
         if not secrets:
             raise Unauthorized(
@@ -153,7 +160,7 @@ class HubSpot(Source):
                 remedy="for an older app that sends none, set sources.hubspot.legacy_signatures",
             )
 
-    def _verify_v3(self, request: Request, secrets: Sequence[SecretStr]) -> None:
+    def _verify_v3(self, request: InboundRequest, secrets: Sequence[SecretStr]) -> None:
         stamp = request.headers.get("x-hubspot-request-timestamp", "")
         if not re.fullmatch(r"[0-9]{1,16}", stamp, re.ASCII):
             raise Unauthorized("X-HubSpot-Request-Timestamp is no number of milliseconds")
@@ -162,7 +169,7 @@ class HubSpot(Source):
         _check(request, "X-HubSpot-Signature-v3", wanted)
         check_time(request, int(stamp) * 1000, self.name, self.settings.replay_seconds)
 
-    def _verify_legacy(self, request: Request, secrets: Sequence[SecretStr]) -> None:
+    def _verify_legacy(self, request: InboundRequest, secrets: Sequence[SecretStr]) -> None:
         second = request.headers.get("x-hubspot-signature-version") == "v2"
         heads = [b"POST" + url.encode() for url in self._urls()] if second else [b""]
         wanted = [_hashed(secret, head + request.body) for secret in secrets for head in heads]
@@ -201,7 +208,7 @@ def _hashed(secret: SecretStr, signed: bytes) -> bytes:
     return hashlib.sha256(secret.get_secret_value().encode() + signed).hexdigest().encode()
 
 
-def _check(request: Request, header: str, wanted: Sequence[bytes]) -> None:
+def _check(request: InboundRequest, header: str, wanted: Sequence[bytes]) -> None:
     if not signature_matches(wanted, request.headers[header.lower()]):
         raise Unauthorized(
             f"{header} does not fit the body",

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event, Priority, micros
-from apex_memory.sources.base import Received, Request, Sample, Source, SourceSettings
+from apex_memory.sources.base import InboundRequest, Received, Sample, Source, SourceSettings
 from apex_memory.sources.llm.chats import anthropic_messages, openai_chat
 from apex_memory.sources.llm.documents import Conversation, Turn
 from apex_memory.sources.llm.exports import chatgpt_export, claude_export
@@ -52,7 +52,7 @@ class LLMSettings(SourceSettings):
     )
 
 
-class LLM(Source):
+class LLM(Source[LLMSettings]):
     """Conversations of people and agents with language models: OpenAI, Anthropic, ChatGPT and Claude exports.
 
     A body holds one conversation, an array of them, or one a line (`application/x-ndjson`). The
@@ -76,7 +76,7 @@ class LLM(Source):
     max_body_bytes: ClassVar[int] = 50_000_000  # exports come as one file
     Settings: ClassVar[type[SourceSettings]] = LLMSettings
 
-    def receive(self, request: Request) -> Received:
+    def receive(self, request: InboundRequest) -> Received:
         """One event a conversation; all of them or, when one is malformed, none."""
         found = list(_conversations(request))
         if not 0 < len(found) <= MAX_CONVERSATIONS:
@@ -96,7 +96,7 @@ class LLM(Source):
         )
 
     def _event(
-        self, request: Request, place: str, body: Mapping[str, Any], key: str | None
+        self, request: InboundRequest, place: str, body: Mapping[str, Any], key: str | None
     ) -> Event:
         form = _format(body, place, request.query.get("format"))
         talk = FORMATS[form](body, place)
@@ -155,7 +155,7 @@ class LLM(Source):
         ]
 
 
-def _conversations(request: Request) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _conversations(request: InboundRequest) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Each conversation of the body with its place in it."""
     if request.content_type in LINES:
         rows = enumerate(request.body.splitlines(), 1)

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from apex_memory.errors import RetryLater, Unauthorized
 from apex_memory.model import micros
-from apex_memory.sources.base import Request
+from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.payloads import as_string
 from apex_memory.sources.plaid.api import Plaid
 
@@ -51,7 +51,7 @@ class Keys:
         self._unknown = AsyncLimiter(*UNKNOWN_KEYS)
         self._own: tuple[str, ec.EllipticCurvePrivateKey] | None = None
 
-    async def learn(self, request: Request, plaid: Plaid) -> None:
+    async def learn(self, request: InboundRequest, plaid: Plaid) -> None:
         """Fetch the key that a webhook names, unless it is known.
 
         Anybody may name keys, so what is unknown is asked for a few times a minute and no more. Raises
@@ -79,7 +79,7 @@ class Keys:
             if found and (key := _read_key(kid, found)):
                 self._known[kid] = key
 
-    def signed_at(self, request: Request, replay_seconds: float) -> datetime:
+    def signed_at(self, request: InboundRequest, replay_seconds: float) -> datetime:
         """The time at which Plaid signed the body. Raises `Unauthorized`."""
         token = request.headers.get(HEADER, "")
         kid = _kid(token)

@@ -11,13 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from apex_memory.model import Document, Event, Priority, micros, now
 from apex_memory.sources.base import (
+    InboundRequest,
     Pattern,
     PulledSettings,
+    PulledSource,
     Received,
     Reply,
-    Request,
     Sample,
-    Source,
     SourceSettings,
 )
 from apex_memory.sources.http import VendorClient
@@ -78,7 +78,7 @@ class PlaidSettings(PulledSettings):
     )
 
 
-class PlaidSource(Source):
+class PlaidSource(PulledSource[PlaidSettings]):
     """Bank transactions from Plaid: a poll of `/transactions/sync` for each Item, hastened by its webhooks.
 
     A transaction that Plaid removes (a pending one when it is posted under a new id, say) is deleted here.
@@ -99,7 +99,7 @@ class PlaidSource(Source):
     max_body_bytes: ClassVar[int] = 100_000
     Settings: ClassVar[type[SourceSettings]] = PlaidSettings
 
-    def __init__(self, settings: SourceSettings) -> None:
+    def __init__(self, settings: PlaidSettings) -> None:
         super().__init__(settings)
         self._keys = Keys()
 
@@ -113,13 +113,13 @@ class PlaidSource(Source):
         }
         return next((name for name, value in needed.items() if not value), "")
 
-    async def fetch_verification_data(self, request: Request, link: VendorClient) -> None:
+    async def fetch_verification_data(self, request: InboundRequest, link: VendorClient) -> None:
         """Fetch the key that the webhook names, unless it is known. Raises `RetryLater` when Plaid cannot be asked."""
         known = self.settings
         if known.client_id and known.secret.get_secret_value():
             await self._keys.learn(request, self._plaid(link))
 
-    def receive(self, request: Request) -> Received:
+    def receive(self, request: InboundRequest) -> Received:
         """A change hint to sync the Item, or what happened to the connection. Other webhooks are taken and ignored."""
         issued = self._keys.signed_at(request, self.settings.replay_seconds)
         body = parse_object(request.body)

@@ -11,7 +11,14 @@ from pydantic import SecretStr
 
 from apex_memory.errors import Misconfigured, Unauthorized
 from apex_memory.model import Document, Event, Priority
-from apex_memory.sources.base import Pattern, Received, Request, Sample, Source, SourceSettings
+from apex_memory.sources.base import (
+    InboundRequest,
+    Pattern,
+    PulledSource,
+    Received,
+    Sample,
+    SourceSettings,
+)
 from apex_memory.sources.pages import ChangeHint, Page, PullContext
 from apex_memory.sources.payloads import canonical, malformed_event, parse_json, sample
 from apex_memory.sources.quickbooks.documents import record_document
@@ -21,7 +28,7 @@ from apex_memory.sources.quickbooks.settings import QuickBooksSettings
 from apex_memory.sources.signatures import digest, signature_matches
 
 
-class QuickBooks(Source):
+class QuickBooks(PulledSource[QuickBooksSettings]):
     """Invoices, payments, bills, customers and vendors of QuickBooks Online: polled, with webhooks as change hints."""
 
     name: ClassVar[str] = "quickbooks"
@@ -41,7 +48,7 @@ class QuickBooks(Source):
             return "realm_ids"
         return "" if len(held.refresh_tokens) >= len(held.realm_ids) else "refresh_tokens"
 
-    def receive(self, request: Request) -> Received:
+    def receive(self, request: InboundRequest) -> Received:
         """A change hint per record; an event only for what a merge took away, of which nothing can be fetched."""
         self._verify(request)
         notices, wrong = read_notices(parse_json(request.body), self.settings.entities)
@@ -87,7 +94,7 @@ class QuickBooks(Source):
             )
         return {"intuit-signature": _signature(self.settings.verifier_tokens[0], body).decode()}
 
-    def _verify(self, request: Request) -> None:
+    def _verify(self, request: InboundRequest) -> None:
         tokens = self.settings.verifier_tokens
         if not tokens:
             raise Unauthorized(

@@ -14,13 +14,13 @@ from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import Document, Event, Priority, micros, now
 from apex_memory.sources.auth import bearer
 from apex_memory.sources.base import (
+    InboundRequest,
     Pattern,
     PulledSettings,
     Received,
-    Request,
     Sample,
-    Source,
     SourceSettings,
+    StreamSource,
 )
 from apex_memory.sources.pages import Page, PullContext, Reading, TimeRange
 from apex_memory.sources.payloads import (
@@ -84,7 +84,7 @@ class SamsaraSettings(PulledSettings):
     )
 
 
-class Samsara(Source):
+class Samsara(StreamSource[SamsaraSettings]):
     """Positions, engine states and fuel of vehicles from Samsara's stats feed, and its webhooks' events."""
 
     name: ClassVar[str] = "samsara"
@@ -99,7 +99,7 @@ class Samsara(Source):
     def missing_settings(self) -> str:
         return "" if self.settings.api_token.get_secret_value() else "api_token"
 
-    def receive(self, request: Request) -> Received:
+    def receive(self, request: InboundRequest) -> Received:
         """One event; nothing of a ping."""
         self._verify(request)
         notice = Notice.read(parse_object(request.body))
@@ -160,7 +160,7 @@ class Samsara(Source):
             "x-samsara-signature": _signature(self.settings.webhook_secrets[0], stamp, body),
         }
 
-    def _verify(self, request: Request) -> None:
+    def _verify(self, request: InboundRequest) -> None:
         if not self.settings.webhook_secrets:
             raise Unauthorized(
                 "no secret to check this Samsara webhook with",

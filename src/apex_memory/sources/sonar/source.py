@@ -19,12 +19,12 @@ from pydantic import Field, SecretStr, field_validator
 from apex_memory.errors import ApexError, Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import Document, Event, Priority, micros, now
 from apex_memory.sources.base import (
+    InboundRequest,
     Pattern,
     PulledSettings,
+    PulledSource,
     Received,
-    Request,
     Sample,
-    Source,
     SourceSettings,
 )
 from apex_memory.sources.pages import Page, PullContext
@@ -102,7 +102,7 @@ class SonarSettings(PulledSettings):
         return secrets
 
 
-class Sonar(Source):
+class Sonar(PulledSource[SonarSettings]):
     """Freight market indexes and alerts from FreightWaves SONAR, polled, and relayed with a signature."""
 
     name: ClassVar[str] = "sonar"
@@ -121,7 +121,7 @@ class Sonar(Source):
         given = {"username": known.username, "password": known.password.get_secret_value(), "series": known.series}  # fmt: skip
         return next((name for name, value in given.items() if not value), "")
 
-    def receive(self, request: Request) -> Received:
+    def receive(self, request: InboundRequest) -> Received:
         """`index.value` with a record or a list of them, or an `alert`; see docs/howto/sources/sonar.md."""
         id = self._verify(request)
         body = parse_object(request.body)
@@ -191,7 +191,7 @@ class Sonar(Source):
         made = base64.b64encode(_digest(secrets[0], id, stamp, body)).decode()
         return {"webhook-id": id, "webhook-timestamp": stamp, "webhook-signature": f"v1,{made}"}
 
-    def _verify(self, request: Request) -> str:
+    def _verify(self, request: InboundRequest) -> str:
         """The message's id."""
         secrets = self.settings.relay_secrets
         if not secrets:

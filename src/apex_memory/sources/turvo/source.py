@@ -17,11 +17,11 @@ from pydantic import Field, SecretStr
 from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import Document, Event, Priority, micros, now
 from apex_memory.sources.base import (
+    InboundRequest,
     PulledSettings,
+    PulledSource,
     Received,
-    Request,
     Sample,
-    Source,
     SourceSettings,
 )
 from apex_memory.sources.pages import ChangeHint, Page, PullContext
@@ -99,7 +99,7 @@ class TurvoSettings(PulledSettings):
     )
 
 
-class Turvo(Source):
+class Turvo(PulledSource[TurvoSettings]):
     """Shipments with their stops, parties, numbers and status from Turvo, fetched when a webhook names them."""
 
     name: ClassVar[str] = "turvo"
@@ -117,7 +117,7 @@ class Turvo(Source):
         }
         return next((name for name, value in given.items() if not _plain(value)), "")
 
-    def receive(self, request: Request) -> Received:
+    def receive(self, request: InboundRequest) -> Received:
         """A change hint for the shipment that the notice names. Notices of other things hold nothing for memory."""
         self._verify(request)
         body = parse_object(request.body)
@@ -183,7 +183,7 @@ class Turvo(Source):
             headers[known.hmac_header.lower()] = digest(key, body).hex()
         return headers
 
-    def _verify(self, request: Request) -> None:
+    def _verify(self, request: InboundRequest) -> None:
         known = self.settings
         if not known.webhook_tokens and not known.hmac_keys:
             raise Unauthorized(

@@ -1,4 +1,4 @@
-"""Every setting, read in this one place: environment `APEX_*`, then `apex.toml`, then the defaults here.
+"""Every setting. Only this module reads them: from the environment `APEX_*`, then `apex.toml`, then the defaults.
 
 `docs/reference/settings.md` is generated from this class.
 """
@@ -24,7 +24,7 @@ EMBEDDED = "embedded:"
 
 
 class Settings(BaseSettings):
-    """One flat table; sources have tables of their own under `[sources.NAME]`."""
+    """One flat table of settings; each source has a table of its own under `[sources.NAME]`."""
 
     model_config = SettingsConfigDict(
         env_prefix="APEX_", env_nested_delimiter="__", extra="forbid", validate_default=True
@@ -55,27 +55,27 @@ class Settings(BaseSettings):
     )
     temporal_ui: str = Field(
         "",
-        description="Address of the Temporal UI, for links. Filled in by `apex up` for the embedded server.",
+        description="Address of the Temporal UI, for links. `apex up` sets it for the embedded server.",
     )
     qdrant_api_key: SecretStr = Field(SecretStr(""), description="API key of a Qdrant server.")
 
     host: str = Field(
         "127.0.0.1",
-        description="Address the gateway listens on. Anything but loopback makes Apex reachable from outside.",
+        description="Address that the gateway listens on. Anything but loopback makes Apex reachable from outside.",
     )
     port: int = Field(
         8460,
         ge=0,
         le=65535,
-        description="Port of the gateway; 0 takes a free one. When taken, `apex up` says so and takes a free one.",
+        description="Port of the gateway; 0 chooses a free one. When the port is in use, `apex up` reports it and chooses a free one.",
     )
     api_key: SecretStr = Field(
         SecretStr(""),
-        description="Key that the command line sends. Empty: the admin key that `apex up` keeps in the data folder.",
+        description="API key that the command line sends. Empty: the admin key that `apex up` stores in the data folder.",
     )
     url: str = Field(
         "",
-        description="Gateway the command line talks to. Empty: the one that `apex up` started from this data folder.",
+        description="URL of the gateway that the command line uses. Empty: the one that `apex up` started from this data folder.",
     )
 
     embedder: str = Field(
@@ -90,26 +90,28 @@ class Settings(BaseSettings):
         SecretStr(""), description="Bearer key for an embedding server."
     )
     embedder_threads: int = Field(
-        0, ge=0, description="Threads of the local model; 0 takes the number of processors."
+        0, ge=0, description="Threads of the local model; 0 means the number of processors."
     )
 
     batch_max: int = Field(256, ge=1, le=500, description="Most events in one batch.")
     batch_seconds: float = Field(
         2,
         gt=0,
-        description="How long preparing a batch should take: batches shrink to that when embedding is slow.",
+        description="How long preparing a batch should take (seconds): batches are smaller when embedding is slow.",
     )
     lease_seconds: float = Field(
-        60, gt=0, description="How long a worker owns a batch. After that another may take it over."
+        60,
+        gt=0,
+        description="How long a worker owns a batch (seconds) without renewing its lease. After that another may take it over.",
     )
-    retry_attempts: int = Field(4, ge=1, description="Tries of one store call inside the saga.")
+    retry_attempts: int = Field(4, ge=1, description="Attempts of one store call inside the saga.")
     retry_seconds: float = Field(
         1,
         gt=0,
-        description="Wait before the second try; it doubles each time (1, 2, 4) with jitter.",
+        description="Wait before the second attempt (seconds); it doubles each time (1, 2, 4) with jitter.",
     )
     call_timeout_seconds: float = Field(
-        20, gt=0, description="Longest a single call to a store may take."
+        20, gt=0, description="Longest that a single call to a store may take (seconds)."
     )
     max_attempts: int = Field(
         5,
@@ -117,43 +119,55 @@ class Settings(BaseSettings):
         description="Failed attempts (outages not counted) before an event becomes a dead letter.",
     )
     breaker_failures: int = Field(
-        5, ge=1, description="Failures in a row that open a store's circuit breaker."
+        5, ge=1, description="Consecutive failures that open a store's circuit breaker."
     )
     breaker_open_seconds: float = Field(
-        60, gt=0, description="How long an open breaker waits before it lets one probe through."
+        60,
+        gt=0,
+        description="How long an open breaker waits (seconds) before it lets one probe through.",
     )
     snapshot_seconds: float = Field(
-        20, gt=0, description="Longest a reader's snapshot may live. Must be below `grace_seconds`."
+        20,
+        gt=0,
+        description="Longest that a reader's snapshot may live (seconds). Must be below `grace_seconds`.",
     )
     grace_seconds: float = Field(
         60,
         gt=0,
-        description="How long superseded stages stay in the stores for readers that still see them.",
+        description="How long superseded stages stay in the stores (seconds), for readers that still see them.",
     )
     sweep_seconds: float = Field(
         5,
         gt=0,
-        description="How often the sweeper looks for expired stages, parked events and lost wakes.",
+        description="Seconds between two passes of the sweeper over expired stages, parked events and lost wakes.",
     )
     collect_seconds: float = Field(
-        30, gt=0, description="How often the collector removes superseded stages."
+        30,
+        gt=0,
+        description="Seconds between two passes of the collector, which removes superseded stages.",
     )
-    payload_days: float = Field(365, gt=0, description="How long raw payloads are kept for replay.")
+    payload_days: float = Field(
+        365, gt=0, description="Days that raw payloads are kept for replay."
+    )
     tombstone_days: float = Field(
         90,
         gt=0,
-        description="How long the mark of a deleted document outlives it. Must exceed every source's replay horizon.",
+        description="Days that the tombstone of a deleted document is kept. Must exceed every source's replay horizon.",
     )
 
     max_body_bytes: int = Field(
-        5_000_000, gt=0, description="Largest webhook or JSON body. Sources may ask for less."
+        5_000_000,
+        gt=0,
+        description="Largest webhook or JSON body in bytes. A source may set a lower limit.",
     )
-    max_upload_bytes: int = Field(50_000_000, gt=0, description="Largest uploaded document.")
-    chunk_chars: int = Field(900, ge=100, description="Most characters in one chunk.")
+    max_upload_bytes: int = Field(
+        50_000_000, gt=0, description="Largest uploaded document in bytes."
+    )
+    chunk_chars: int = Field(900, ge=100, description="Most characters of one chunk.")
     bm25_average_words: float = Field(
         60,
         gt=0,
-        description="Average number of words in a chunk, for the word leg's length normalisation.",
+        description="Average number of words of a chunk, for the length normalisation of BM25.",
     )
 
     secret_key: SecretStr = Field(
@@ -162,22 +176,24 @@ class Settings(BaseSettings):
     )
     secret_key_file: Path | None = Field(
         None,
-        description="File with such keys, one a line: the first seals, all open. Empty: `secret.key` in the data folder, which `apex up` makes.",
+        description="File with such keys, one a line: the first seals, all open. Empty: `secret.key` in the data folder, which `apex up` creates.",
     )
     reading_days: float = Field(
-        30, gt=0, description="How long raw readings of streams are kept; their windows stay."
+        30,
+        gt=0,
+        description="Days that raw readings of streams are kept; the documents of their windows stay.",
     )
     backfill_events_per_second: float = Field(
-        50, gt=0, description="Fastest that a backfill or a replay lands events."
+        50, gt=0, description="Most events a second that a backfill or a replay lands."
     )
-    source_path: Path | None = Field(None, description="Folder with further source files.")
+    source_path: Path | None = Field(None, description="Folder with additional source modules.")
     sources: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="A table a source: `[sources.frontapp]`, see each source's page.",
+        description="A table for each source: `[sources.frontapp]`, see the page of the source.",
     )
     log_format: Literal["console", "json"] = Field("console", description="`json` for machines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least level that is logged."
+        "info", description="Lowest level that is logged."
     )
 
     @field_validator("graph", "vectors", "cache", "documents")
@@ -222,12 +238,12 @@ def settings_file() -> Path:
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Settings from overrides, environment and file. Raises `Misconfigured` with the setting's name and the remedy."""
+    """Read settings from overrides, environment and file. Raises `Misconfigured`, which names the setting."""
     known = {f"APEX_{name.upper()}" for name in Settings.model_fields} | {"APEX_SETTINGS_FILE"}
     for name in os.environ:
         if name.startswith("APEX_") and name not in known and not name.startswith("APEX_SOURCES__"):
             raise Misconfigured(
-                f"{name}: no such setting", remedy="see docs/reference/settings.md, or unset it"
+                f"{name}: unknown setting", remedy="see docs/reference/settings.md, or unset it"
             )
     try:
         return Settings(**overrides)
@@ -239,5 +255,5 @@ def load_settings(**overrides: Any) -> Settings:
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise Misconfigured(
-            f"{settings_file()}: {error}", remedy="mend the TOML syntax there"
+            f"{settings_file()}: {error}", remedy="correct the TOML syntax there"
         ) from None

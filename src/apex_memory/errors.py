@@ -1,15 +1,15 @@
-"""Errors, named by what to do next.
+"""Errors, named by what the caller does next.
 
-Every error carries a `remedy`: one sentence that tells a person the way out. Stores, sources and
-the pipeline raise these; `flows` turns them into Temporal's errors and `gateway` into HTTP
-answers, in one place each. Messages hold ids and counts, never payloads or secrets.
+Every error carries a `remedy`: one sentence that tells a person what to do. Stores, sources and the
+pipeline raise these; `flows` translates them to Temporal's errors and `gateway` to HTTP responses, in
+one place each. Messages hold ids and counts, never payloads or secrets.
 """
 
 from importlib.util import find_spec
 
 
 class ApexError(Exception):
-    """Something went wrong, and `remedy` says what to do about it."""
+    """Base of all errors that Apex raises. `remedy` says what a person can do."""
 
     def __init__(self, message: str, *, remedy: str = "") -> None:
         super().__init__(message)
@@ -17,7 +17,7 @@ class ApexError(Exception):
 
 
 class RetryLater(ApexError):
-    """A passing fault: try the same thing again, not before `after` seconds."""
+    """A transient fault: try the same thing again, not before `after` seconds."""
 
     def __init__(self, message: str, *, after: float = 1.0, remedy: str = "") -> None:
         super().__init__(message, remedy=remedy)
@@ -25,7 +25,7 @@ class RetryLater(ApexError):
 
 
 class Unavailable(ApexError):
-    """A store cannot be reached: park the work until `store` is back. No attempt is consumed."""
+    """A store cannot be reached: park the work until `store` answers. Consumes no attempt."""
 
     def __init__(self, store: str, message: str, *, remedy: str = "") -> None:
         super().__init__(f"{store}: {message}", remedy=remedy or "run `apex doctor`")
@@ -33,31 +33,31 @@ class Unavailable(ApexError):
 
 
 class Rejected(ApexError):
-    """The input can never succeed as it is: refuse it, or file it as a dead letter."""
+    """The input can never succeed as it is: refuse it, or make it a dead letter."""
 
 
 class NotFound(Rejected):
-    """No such thing here."""
+    """The named thing does not exist."""
 
 
 class TooLarge(Rejected):
-    """The input is over a limit."""
+    """The input exceeds a limit."""
 
 
 class Conflict(ApexError):
-    """Another writer won, or the request contradicts what is stored."""
+    """Another writer was first, or the request contradicts what is stored."""
 
 
 class Unauthorized(ApexError):
-    """No valid signature or key came with the request."""
+    """The request has no valid signature or key."""
 
 
 class Forbidden(Unauthorized):
-    """The key is valid, but lacks the scope."""
+    """The key is valid but lacks the scope."""
 
 
 class Misconfigured(ApexError):
-    """A setting is missing or wrong; the message names it. Refused at start."""
+    """A setting is missing or invalid; the message names it."""
 
 
 def require_extra(package: str, *, extra: str, feature: str, otherwise: str = "") -> None:

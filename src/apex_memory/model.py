@@ -1,8 +1,8 @@
-"""The words of the system: events, documents, manifests, stages. Plain values, no behaviour that needs a store.
+"""The vocabulary of the system: events, documents, manifests, stages. Plain values without behaviour that needs a store.
 
-Identity is derived, never minted: `event_uuid` and `document_uuid` are uuid5 of natural keys, so
-a redelivery names the same row again. A stage id is the one random id, because every id in the
-graph and the vector store derives from it (docs/discussions/protocol.md).
+Identity is derived, never generated: `event_uuid` and `document_uuid` are uuid5 of natural keys, so
+a redelivery names the same row again. Only a stage id is random, because every id in the graph and
+the vector store derives from it (docs/discussions/protocol.md).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TOMBSTONE = "application/vnd.apex.tombstone+json"
 """Content type of a delete that Apex itself lands, for any source: an event with an empty body."""
 
 MALFORMED = "application/vnd.apex.broken+json"
-"""Content type of a pulled record that could not be read: `{"reason", "remedy", "record"}`. A dead letter to be."""
+"""Content type of a fetched record that could not be read: `{"reason", "remedy", "record"}`. It becomes a dead letter."""
 
 
 class Priority(IntEnum):
@@ -78,7 +78,7 @@ def now() -> datetime:
 
 
 def micros(moment: datetime) -> int:
-    """Microseconds since 1970 UTC: the usual version of an event, exact to the microsecond."""
+    """Microseconds since 1970-01-01 UTC, exact: the usual version of an event."""
     delta = moment.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
 
@@ -113,7 +113,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class LandResult:
-    """What the inbox answers for an event: its id, and whether it was there already."""
+    """What landing returns for an event: its ids, and whether it had landed before."""
 
     id: uuid.UUID
     source: str
@@ -124,7 +124,7 @@ class LandResult:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Entity:
-    """Something the documents speak of. `ref` (`type:key`) is its id in the graph and in filters."""
+    """Something that documents mention. `ref` (`type:key`) is its id in the graph and in filters."""
 
     type: str
     key: str
@@ -140,17 +140,17 @@ class Entity:
 
 
 def slug(name: str) -> str:
-    """A name as a stable key: folded to ASCII, lower case, words joined by `-` (`Northwind Trucking` → `northwind-trucking`)."""
+    """A name as a stable key: ASCII where possible, lower case, words joined by `-` (`Northwind Trucking` → `northwind-trucking`)."""
     folded = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode() or name
     return re.sub(r"[^a-z0-9]+", "-", folded.lower()).strip("-")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assertion:
-    """One thing a document says: `subject predicate object` or `subject predicate value`.
+    """One statement of a document: `subject predicate object` or `subject predicate value`.
 
     Entities in the graph hold only their key; names, attributes, relations and mentions are
-    assertions, tagged with stage and document, so one delete by stage takes them all away.
+    assertions, tagged with stage and document, so that one delete by stage removes them all.
     `subject` and `object` are entity refs; a mention has the document itself as subject
     (`document:<doc_id>`, filled in by the pipeline where it is empty). `start` is the character
     offset of the evidence in the document's text, where there is one.
@@ -174,7 +174,7 @@ class File:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """What a source makes of one payload: readable text, and what its structure says.
+    """What a source makes of one payload: readable text, and assertions from its structure.
 
     `passages` are natural units of `text` as (start, end) character offsets (the turns of a
     conversation, say); chunks never cross them. `files` are parsed by the pipeline and their text
@@ -193,8 +193,8 @@ class Document:
     parent: str | None = None
     deleted: bool = False
     about: str | None = None
-    """Ref of the entity that this document is the record of (`shipment:SHP-100045`), where it is one's own record:
-    what other documents say of that entity waits for it (`apex links`)."""
+    """Ref of the entity whose own record this document is (`shipment:SHP-100045`). Other documents' references to that
+    entity stay unresolved until this document exists (`apex links`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +235,7 @@ class Manifest:
         return self.text[chunk.start : chunk.end]
 
     def content_hash(self) -> bytes:
-        """sha256 over all that readers can see; equal content has an equal hash, whatever the event."""
+        """sha256 over everything that readers see, whatever the event: equal content has an equal hash."""
         digest = hashlib.sha256()
         for part in (
             self.kind,
@@ -261,14 +261,14 @@ class Tally:
 
 
 def content_hash31(*parts: object) -> int:
-    """31-bit hash of an item's content. Sums of up to 2^22 of them stay exact in a double."""
+    """31-bit hash of an item's content. A sum of up to 2^22 of them is exact in a double."""
     body = "\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(body, digest_size=4).digest()) & 0x7FFFFFFF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorPoint:
-    """A chunk as the vector store holds it. `id` is uuid5(stage, n); `hash` covers text and place."""
+    """A chunk as the vector store holds it. `id` is uuid5(stage, n); `hash` covers text and offsets."""
 
     id: uuid.UUID
     stage: uuid.UUID
@@ -304,7 +304,7 @@ class GraphAssertion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """What a search is limited to. Empty means everything. Times are inclusive since, exclusive until."""
+    """Limits of a search. An empty field limits nothing. `since` is inclusive, `until` exclusive."""
 
     sources: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()

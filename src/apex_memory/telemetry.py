@@ -1,4 +1,4 @@
-"""Logs, metrics and traces. Every metric of Apex is in the table below, with its line of prose.
+"""Logs, metrics and traces. Every metric of Apex is in the table below, with its description.
 
 `docs/reference/metrics.md` is generated from the table. Logs name events by id; they never hold
 payloads, texts or secrets.
@@ -19,14 +19,14 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 
 LANDED = Counter("apex_events_landed", "Events committed to the inbox.", ["source"])
 DUPLICATES = Counter(
-    "apex_events_duplicate", "Redeliveries answered without a second row.", ["source"]
+    "apex_events_duplicate", "Redeliveries, for which no second row is written.", ["source"]
 )
 REFUSED = Counter(
     "apex_requests_refused", "Requests refused before landing, by reason.", ["source", "reason"]
 )
 ENDED = Counter(
     "apex_events_ended",
-    "Events that reached an end: done, superseded, dead; or were parked.",
+    "Events that became done, superseded, dead or parked, by state.",
     ["source", "state"],
 )
 CONFLICTS = Counter(
@@ -36,20 +36,22 @@ CONFLICTS = Counter(
 )
 VENDOR_CALLS = Counter(
     "apex_vendor_calls",
-    "Calls to a source's vendor, by the class of the answer (2xx, 4xx, 5xx) or `unreachable`.",
+    "Calls to a source's vendor, by the class of the response (2xx, 4xx, 5xx) or `unreachable`.",
     ["source", "answer"],
 )
 CHANGE_HINTS = Counter(
-    "apex_change_hints", "Thin notifications kept until the thing they name is fetched.", ["source"]
+    "apex_change_hints",
+    "Thin notifications stored until the thing they name is fetched.",
+    ["source"],
 )
 PULLS = Counter(
     "apex_pulls", "Pulls of a source that ended, by outcome: done or failed.", ["source", "outcome"]
 )
-READINGS = Counter("apex_readings", "Readings of streams committed, repeats left out.", ["source"])
-RETRIES = Counter("apex_store_retries", "Store calls tried again.", ["store"])
+READINGS = Counter("apex_readings", "Readings of streams committed, without repeats.", ["source"])
+RETRIES = Counter("apex_store_retries", "Retried store calls.", ["store"])
 BREAKER = Gauge(
     "apex_breaker_open",
-    "1 while a store's circuit breaker is open, 0.5 half-open, 0 closed.",
+    "State of a store's circuit breaker: 1 open, 0.5 half-open, 0 closed.",
     ["store"],
 )
 STAGES_SWEPT = Counter(
@@ -60,7 +62,7 @@ STAGES_COLLECTED = Counter(
 )
 REPAIRED = Counter(
     "apex_documents_repaired",
-    "Documents staged again because a store had lost part of them.",
+    "Documents staged again because a store lost part of them.",
     ["store"],
 )
 STEP_SECONDS = Histogram(
@@ -73,12 +75,12 @@ BATCH_EVENTS = Histogram(
     buckets=(1, 2, 5, 10, 25, 50, 100, 250, 500),
 )
 SEARCHABLE_SECONDS = Histogram(
-    "apex_searchable_seconds", "From received to searchable.", ["source"], buckets=SECONDS
+    "apex_searchable_seconds", "Time from received to searchable.", ["source"], buckets=SECONDS
 )
 SEARCH_SECONDS = Histogram(
     "apex_search_seconds", "Duration of a search.", ["part"], buckets=SECONDS
 )
-DEGRADED = Counter("apex_search_degraded", "Search answers that lacked a store.", ["store"])
+DEGRADED = Counter("apex_search_degraded", "Searches answered without a store.", ["store"])
 HTTP_SECONDS = Histogram(
     "apex_http_seconds",
     "Duration of an HTTP request.",
@@ -86,26 +88,26 @@ HTTP_SECONDS = Histogram(
     buckets=SECONDS,
 )
 INBOX_OPEN = Gauge(
-    "apex_inbox_open", "Events in the inbox that are not at an end.", ["source", "state"]
+    "apex_inbox_open", "Events in the inbox that are not final.", ["source", "state"]
 )
 OLDEST_SECONDS = Gauge("apex_inbox_oldest_seconds", "Age of the oldest open event.", ["source"])
 WAKES_FAILED = Counter(
-    "apex_wakes_failed", "Wakes that Temporal did not take; the sweeper makes up for them.", []
+    "apex_wakes_failed", "Wakes that Temporal did not accept; the sweeper repeats them.", []
 )
 CACHE_FAILURES = Counter(
-    "apex_cache_failures", "Cache calls that failed; answers were right, but slower.", ["call"]
+    "apex_cache_failures", "Failed cache calls; results were right, but slower.", ["call"]
 )
 VECTORS_POINTS = Gauge("apex_vectors_points", "Points in the embedded vector store.")
 VECTORS_UNINDEXED = Gauge(
     "apex_vectors_unindexed",
-    "Points of the embedded vector store that await their index; until then searches are slower.",
+    "Points of the embedded vector store that are not indexed yet; until then searches are slower.",
 )
 VECTORS_FAILURES = Gauge(
     "apex_vectors_indexing_failures",
-    "Indexings of the embedded vector store that failed in a row; it is tried again each minute.",
+    "Consecutive failed indexings of the embedded vector store; it retries every minute.",
 )
 ENGINE_RESTARTS = Counter(
-    "apex_engine_restarts", "Embedded engines started again by `apex up`.", ["engine"]
+    "apex_engine_restarts", "Embedded engines restarted by `apex up`.", ["engine"]
 )
 
 tracer = trace.get_tracer("apex_memory")
@@ -147,12 +149,12 @@ def configure_logging(level: str, style: str) -> None:
 
 
 def logger(**context: Any) -> Any:
-    """A structured logger; `context` is on every line of it."""
+    """A structured logger; `context` is part of each of its lines."""
     return structlog.get_logger(**context)
 
 
 def trace_carrier() -> Mapping[str, str]:
-    """The W3C trace headers of the current span, to hand over with work."""
+    """The W3C trace headers of the current span, to pass on with work."""
     from opentelemetry.propagate import inject
 
     carrier: dict[str, str] = {}

@@ -1,1 +1,1 @@
-"""Keys and secrets: the encrypted vault, OAuth tokens of vendors, stored secrets laid over settings, API keys."""
+"""Keys and secrets: the encrypted vault, OAuth tokens of vendors, stored secrets that overlay settings, API keys."""

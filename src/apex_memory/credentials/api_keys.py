@@ -1,8 +1,8 @@
-"""API keys: made, checked without SQL on the hot path, revoked.
+"""API keys: created, checked without SQL on the hot path, revoked.
 
-A key is `apex_<id>_<secret>`. Kept is only its SHA-256 digest. A slow hash such as argon2 protects
-secrets that people choose, because they can be guessed; this one is 256 random bits, which nobody
-guesses at any speed, and a slow hash would cost every request what it costs an attacker.
+A key is `apex_<id>_<secret>`. Only its SHA-256 digest is stored. A slow hash such as argon2 protects secrets that
+people choose, because those can be guessed; this one is 256 random bits, which nobody guesses at any speed, and a
+slow hash would cost every request what it costs an attacker.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from apex_memory.model import now
 from apex_memory.stores.postgres import Postgres
 
 SCOPES = ("ingest", "read", "admin")
-FRESH_SECONDS = 5.0  # how long a revoked key may still be taken
-LOOK_SECONDS = 0.2  # least time between two looks into the table, whatever is presented
-STALE_SECONDS = 60.0  # how long known keys are taken while PostgreSQL is away
+FRESH_SECONDS = 5.0  # how long a revoked key may still be accepted
+LOAD_SECONDS = 0.2  # least time between two reads of the table, whatever is presented
+STALE_SECONDS = 60.0  # how long known keys are accepted while PostgreSQL is unavailable
 USED_SECONDS = 60.0  # how often `used_at` is written
 _HOW = "send `Authorization: Bearer apex_…` with a key from `apex keys create`"
 
 
 @dataclass(frozen=True, slots=True)
 class NewKey:
-    """A key just made. `key` is shown this once and kept nowhere."""
+    """A new key. `key` is shown this once and stored nowhere."""
 
     id: str
     name: str
@@ -50,17 +50,18 @@ class Key:
 
     @property
     def actor(self) -> str:
-        """Who it is, in the audit."""
+        """The actor of the audit rows that this key causes."""
         return f"key:{self.id}"
 
     def may(self, scope: str) -> bool:
+        """Whether the key has the scope; `admin` implies the others."""
         return scope in self.scopes or "admin" in self.scopes
 
 
 async def create_key(
     db: Postgres, name: str, scopes: Sequence[str], *, actor: str = "apex"
 ) -> NewKey:
-    """Make a key. `Rejected` for scopes that do not exist, or none."""
+    """Create a key. Raises `Rejected` for scopes that do not exist, or for none."""
     wanted = tuple(scope for scope in SCOPES if scope in scopes)
     if not wanted or set(scopes) - set(SCOPES):
         raise Rejected("scopes: unknown or none", remedy=f"choose among {', '.join(SCOPES)}")
@@ -79,16 +80,16 @@ async def create_key(
 
 
 async def list_keys(db: Postgres) -> list[dict[str, Any]]:
-    """Every key ever made, newest first, without what could be presented."""
+    """Every key that was ever created, newest first, without digests."""
     return await db.fetch(
         "SELECT id, name, scopes, created_at, used_at, revoked_at FROM api_keys ORDER BY created_at DESC, id"
     )
 
 
 async def revoke_key(db: Postgres, id: str, *, actor: str) -> dict[str, Any]:
-    """End a key. `NotFound` if there is none, `Conflict` if it is the last admin key."""
+    """Revoke a key and return its row. Raises `NotFound` for an unknown one, `Conflict` for the last admin key."""
     async with db.transaction() as connection:
-        # One revocation at a time, or two could take the last two admin keys.
+        # Locks all admin keys, or two revocations at once could take the last two.
         cursor = await connection.execute(
             "SELECT * FROM api_keys WHERE revoked_at IS NULL AND (id = %s OR 'admin' = ANY(scopes)) ORDER BY id FOR UPDATE",
             (id,),
@@ -96,7 +97,7 @@ async def revoke_key(db: Postgres, id: str, *, actor: str) -> dict[str, Any]:
         live = {row["id"]: row for row in await cursor.fetchall()}
         if id not in live:
             raise NotFound(
-                "no such key, or revoked already", remedy="GET /v1/keys shows those there are"
+                "key not found, or revoked already", remedy="GET /v1/keys lists the keys"
             )
         others = [row for row in live.values() if row["id"] != id]
         if "admin" in live[id]["scopes"] and not others:
@@ -115,31 +116,30 @@ async def revoke_key(db: Postgres, id: str, *, actor: str) -> dict[str, Any]:
 
 
 class KeyRing:
-    """All live keys, in memory; looked up again every few seconds and when an unknown one comes."""
+    """All live keys in memory, read again every few seconds and when an unknown key is presented."""
 
     def __init__(self, db: Postgres) -> None:
         self._db = db
         self._keys: dict[str, Key] = {}
-        self._looking = asyncio.Lock()
-        self._looked_at = self._tried_at = float("-inf")
-        self._failed: Unavailable | None = None
+        self._loading = asyncio.Lock()
+        self._loaded_at = self._tried_at = float("-inf")
+        self._load_error: Unavailable | None = None
         self._used: dict[str, datetime] = {}
 
     async def check(self, presented: str | None, scope: str) -> Key:
-        """The key, if it is valid and has the scope; else `Unauthorized` or `Forbidden`.
+        """Return the key if it is valid and has the scope. Raises `Unauthorized` or `Forbidden` if not.
 
-        `Unavailable` when PostgreSQL is away and the key was not seen in the last minute.
+        Raises `Unavailable` when PostgreSQL is unavailable and the key was not loaded in the last minute.
         """
         if not presented:
             raise Unauthorized("no API key", remedy=_HOW)
         id = _id(presented)
-        # An unknown one may have been made a moment ago. All who ask share one look, so guessing
-        # costs no SQL each.
+        # An unknown key may be new. All requests that wait share one read, so that guessed keys cost no SQL each.
         if monotonic() - self._tried_at > FRESH_SECONDS or (id and id not in self._keys):
-            await self._look()
+            await self._load()
         key = self._keys.get(id)
-        if self._failed and (key is None or monotonic() - self._looked_at > STALE_SECONDS):
-            raise self._failed
+        if self._load_error and (key is None or monotonic() - self._loaded_at > STALE_SECONDS):
+            raise self._load_error
         if key is None or not hmac.compare_digest(key.digest, _digest(presented)):
             raise Unauthorized("this API key is not valid", remedy=_HOW)
         if not key.may(scope):
@@ -151,33 +151,35 @@ class KeyRing:
         return key
 
     def expire(self) -> None:
-        """Look again at the next check: a key of this process was made or revoked."""
+        """Read the table at the next check, because this process created or revoked a key."""
         self._tried_at = float("-inf")
 
-    async def _look(self) -> None:
-        asked = monotonic()
-        async with self._looking:
-            if self._tried_at > asked:
-                return  # another look began after this one was asked for
-            await asyncio.sleep(max(0.0, self._tried_at + LOOK_SECONDS - asked))
+    async def _load(self) -> None:
+        requested = monotonic()
+        async with self._loading:
+            if self._tried_at > requested:
+                return  # a read that began after this call serves it, too
+            await asyncio.sleep(max(0.0, self._tried_at + LOAD_SECONDS - requested))
             began = monotonic()
             try:
                 rows = await self._db.fetch(
                     "SELECT id, scopes, digest FROM api_keys WHERE revoked_at IS NULL"
                 )
             except Unavailable as error:
-                # Nothing is revoked without PostgreSQL, and the status page must stay readable. All
-                # who waited for this look are told by it, instead of each trying for themselves.
-                self._failed, self._tried_at = error, monotonic()
+                # Nothing is revoked without PostgreSQL, and the status page must stay readable. All requests
+                # that waited for this read use its error, instead of each trying again.
+                self._load_error = error
+                self._tried_at = monotonic()
                 return
-            self._failed, self._tried_at, self._looked_at = None, began, began
+            self._load_error = None
+            self._tried_at = self._loaded_at = began
             self._keys = {
                 row["id"]: Key(row["id"], frozenset(row["scopes"]), bytes(row["digest"]))
                 for row in rows
             }
 
     async def write_used(self) -> None:
-        """Write when keys were last used since the last call."""
+        """Record the last use of the keys that were used since the last call."""
         used, self._used = self._used, {}
         if used:
             await self._db.execute(

@@ -1,4 +1,4 @@
-"""What Apex fetches rather than receives: pulls page by page, files, readings of streams and their windows, backfills.
+"""Everything that Apex fetches rather than receives: pulls, files, readings of streams and their windows, backfills.
 
-Everything a page brings is committed in one transaction with its cursor.
+Everything that a page brings is committed in one transaction with its cursor.
 """

@@ -1,7 +1,7 @@
-"""Backfills fetch a stretch of a source's past anew; replays carry kept raw events through the pipeline once more.
+"""Backfills fetch a range of a source's past again; replays send stored raw events through the pipeline again.
 
-Both are bulk work with a row that shows how far they are. A replayed event is a new one with the version of the old: it
-wins over what the older code made of the same payload, and loses against anything newer.
+Both are bulk work with a row that shows their progress. A replayed event is a new event with the version of the old
+one: it wins over the document that older code made of the same payload, and loses to any newer version.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from apex_memory.sources.pages import TimeRange
 from apex_memory.stores.postgres import Postgres
 
 CHUNK = 200  # events replayed in one transaction
-MARK = "#replay:"
+MARK = "#replay:"  # in the id of a replayed event, before the id of the replay
 
 Kind = Literal["backfill", "replay"]
 
@@ -32,7 +32,7 @@ class Backfills:
     async def create(
         self, source: str, kind: Kind, since: datetime, until: datetime, *, actor: str
     ) -> UUID:
-        """Write the order down; a flow carries it out. `Conflict` when one of the source is running."""
+        """Record a backfill or replay for a flow to carry out; return its id. Raises `Conflict` while the source has one."""
         async with self._db.transaction() as connection:
             await connection.execute(
                 "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"backfill {source}",)
@@ -45,7 +45,7 @@ class Backfills:
             if running:
                 raise Conflict(
                     f"{source}: backfill {running['id']} is running",
-                    remedy="wait for its end (`apex sources backfills`), or cancel it",
+                    remedy="wait until it has ended (`apex sources backfills`), or cancel it",
                 )
             row = await (
                 await connection.execute(
@@ -67,20 +67,19 @@ class Backfills:
         return UUID(str(row["id"]))
 
     async def get(self, id: UUID) -> dict[str, Any]:
+        """The row of a backfill or replay. Raises `NotFound`."""
         row = await self._db.fetch_one("SELECT * FROM backfills WHERE id = %s", (id,))
         if row is None:
-            raise NotFound(
-                f"backfill {id}: no such one", remedy="`apex sources backfills` lists them"
-            )
+            raise NotFound(f"backfill {id} not found", remedy="`apex sources backfills` lists them")
         return row
 
     async def running(self) -> list[tuple[str, UUID]]:
-        """Source and id of those that are not at an end, whether or not a flow is at them."""
+        """Source and id of those that are running, whether or not a flow works on them."""
         rows = await self._db.fetch("SELECT source, id FROM backfills WHERE state = 'running'")
         return [(row["source"], row["id"]) for row in rows]
 
     async def listed(self, *, limit: int = 50) -> list[dict[str, Any]]:
-        """The newest first, with how far each is."""
+        """The newest first, with their progress."""
         return await self._db.fetch(
             """SELECT id, source, kind, since, until, state, seen, landed, error, actor, started_at, ended_at
                FROM backfills ORDER BY started_at DESC LIMIT %s""",
@@ -88,7 +87,7 @@ class Backfills:
         )
 
     async def progress(self, id: UUID, *, seen: int, landed: int) -> bool:
-        """Show how far it is; False when it was cancelled meanwhile."""
+        """Record progress; return False when it was cancelled meanwhile."""
         return bool(
             await self._db.execute(
                 """UPDATE backfills SET seen = greatest(seen, %s), landed = greatest(landed, %s)
@@ -98,7 +97,7 @@ class Backfills:
         )
 
     async def end(self, id: UUID, state: str, error: str | None = None) -> bool:
-        """Mark a running one as `done`, `failed` or `cancelled`, and forget its cursor; False if it had ended."""
+        """End a running one as `done`, `failed` or `cancelled` and drop its cursor; return False if it had ended already."""
         ended = await self._db.execute(
             "UPDATE backfills SET state = %s, error = %s, ended_at = now() WHERE id = %s AND state = 'running'",
             (state, error, id),
@@ -107,11 +106,15 @@ class Backfills:
         return bool(ended)
 
     async def order(self, id: UUID) -> Backfill:
+        """The range that a backfill fetches."""
         row = await self.get(id)
         return Backfill(id, row["source"], TimeRange(row["since"], row["until"]))
 
     async def replay_chunk(self, id: UUID) -> tuple[int, int]:
-        """Land the next raw events of a replay again; answers how many were read and landed. Safe to repeat."""
+        """Land the next raw events of a replay again; return how many were read and how many landed.
+
+        Zero read means that the replay has no more, or no longer runs. Safe to repeat.
+        """
         row = await self.get(id)
         if row["state"] != "running":
             return 0, 0
@@ -127,13 +130,13 @@ class Backfills:
             return 0, 0
         events = [
             event_from_row(
-                one, event_id=f"{one['event_id']}{MARK}{id.hex[:12]}", priority=Priority.P2
+                event, event_id=f"{event['event_id']}{MARK}{id.hex[:12]}", priority=Priority.P2
             )
-            for one in rows
+            for event in rows
         ]
         async with self._db.transaction() as connection:
             landed = await landing.land(connection, events)
-            fresh = sum(not one.duplicate for one in landed)
+            fresh = sum(not item.duplicate for item in landed)
             await connection.execute(
                 """UPDATE backfills SET position = %s, seen = seen + %s, landed = landed + %s
                    WHERE id = %s AND position = %s""",

@@ -1,4 +1,4 @@
-"""Files of batch sources: kept whole by content, unpacked into events in chunks, answered."""
+"""Files of batch sources: stored by content, unpacked into events in chunks, then replied to."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from apex_memory.sources.pages import InboundFile, UnpackedFile
 from apex_memory.stores.postgres import Connection, Postgres
 
 CHUNK = 500  # events landed at once
-KEPT = 4  # unpacked files in memory, for their next chunk
+UNPACKED_MAX = 4  # unpacked files kept in memory for their next chunk
 
 
 def file_uuid(source: str, data: bytes) -> UUID:
-    """The id of a file, the same wherever and however often it is picked up."""
+    """The id of a file, from its content: the same wherever and however often it is picked up."""
     return uuid5(NAMESPACE, f"file\x00{source}\x00{hashlib.sha256(data).hexdigest()}")
 
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """How far a file is: `landed` of its `events`, from `start` on in this chunk."""
+    """How far a file is: `landed` of its `events` are in the inbox."""
 
     events: int
     landed: int
@@ -47,7 +47,7 @@ class Files:
     async def insert(
         self, connection: Connection, source: str, files: Sequence[InboundFile]
     ) -> list[UUID]:
-        """Keep files inside the caller's transaction; answers the ids of those that are not at an end."""
+        """Store files inside the caller's transaction; return their ids. The same content again is the same row."""
         ids = []
         for file in files:
             id = file_uuid(source, file.data)
@@ -60,7 +60,7 @@ class Files:
         return ids
 
     async def open_files(self, source: str) -> list[UUID]:
-        """Files that are not at an end, the oldest first."""
+        """Ids of the files that are not finished, the oldest first."""
         rows = await self._db.fetch(
             "SELECT id FROM files WHERE source = %s AND ended_at IS NULL ORDER BY received_at",
             (source,),
@@ -68,7 +68,10 @@ class Files:
         return [row["id"] for row in rows]
 
     async def land_chunk(self, source: FileSource, id: UUID) -> FileState:
-        """Land the next chunk of a file. Safe to repeat: an event that landed is a duplicate then."""
+        """Land the next chunk of a file. Safe to repeat: an event that landed already is a duplicate.
+
+        Raises `NotFound` for an unknown id.
+        """
         row = await self._row(id)
         unpacked = await self._unpack(source, id, row)
         start = row["landed"]
@@ -89,11 +92,11 @@ class Files:
             )
         return FileState(len(unpacked.events), landed)
 
-    async def answer(self, source: FileSource, id: UUID, link: VendorClient) -> list[str]:
-        """Write the file's replies back, and end it; answers the replies' names."""
+    async def answer(self, source: FileSource, id: UUID, client: VendorClient) -> list[str]:
+        """Send the file's replies to the partner and finish it; return the names of the replies."""
         unpacked = await self._unpack(source, id, await self._row(id))
         if unpacked.replies:
-            await source.send(unpacked.replies, link)
+            await source.send(unpacked.replies, client)
         names = [reply.name for reply in unpacked.replies]
         await self._db.execute(
             "UPDATE files SET ended_at = coalesce(ended_at, clock_timestamp()), replies = %s WHERE id = %s",
@@ -102,17 +105,17 @@ class Files:
         self._unpacked.pop(id, None)
         return names
 
-    async def process(self, source: FileSource, link: VendorClient) -> int:
-        """Land and answer every file of a source that is not at an end; answers how many."""
+    async def process(self, source: FileSource, client: VendorClient) -> int:
+        """Land and answer every open file of a source; return their number."""
         ids = await self.open_files(source.name)
         for id in ids:
             while (await self.land_chunk(source, id)).more:
                 pass
-            await self.answer(source, id, link)
+            await self.answer(source, id, client)
         return len(ids)
 
     async def listed(self, *, source: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
-        """The newest files, without their content."""
+        """The newest files first, without their content."""
         return await self._db.fetch(
             """SELECT id, source, name, encode(sha256, 'hex') AS sha256, length(body) AS bytes, received_at, events,
                       landed, findings, replies, ended_at
@@ -124,14 +127,14 @@ class Files:
     async def _row(self, id: UUID) -> dict[str, Any]:
         row = await self._db.fetch_one("SELECT name, body, landed FROM files WHERE id = %s", (id,))
         if row is None:
-            raise NotFound(f"file {id}: not here", remedy="`apex sources files` lists them")
+            raise NotFound(f"file {id} not found", remedy="`apex sources files` lists them")
         return row
 
     async def _unpack(self, source: FileSource, id: UUID, row: dict[str, Any]) -> UnpackedFile:
         if id not in self._unpacked:
             file = InboundFile(row["name"], bytes(row["body"]))
             self._unpacked[id] = await asyncio.to_thread(source.unpack, file)
-            while len(self._unpacked) > KEPT:
+            while len(self._unpacked) > UNPACKED_MAX:
                 self._unpacked.popitem(last=False)
         return self._unpacked[id]
 
@@ -139,20 +142,22 @@ class Files:
 async def _conflicts(
     connection: Connection, source: FileSource, events: Sequence[Event]
 ) -> list[str]:
-    """What an earlier file sent under the same control numbers with other content. Both are kept."""
-    controls = {event.event_id: source.control(event.event_id) for event in events}
-    asked = {id: control for id, control in controls.items() if control}
-    if not asked:
+    """Findings about control numbers that an earlier file used for other content. Both contents are kept."""
+    controls: dict[str, str] = {}
+    for event in events:
+        if control := source.control(event.event_id):
+            controls[event.event_id] = control
+    if not controls:
         return []
     rows = await (
         await connection.execute(
             """SELECT DISTINCT t.control FROM unnest(%s::text[], %s::text[]) AS t (event_id, control)
                JOIN inbox i ON i.source = %s AND i.event_id >= t.control || '#' AND i.event_id < t.control || '$'
                            AND i.event_id <> t.event_id""",
-            (list(asked), list(asked.values()), source.name),
+            (list(controls), list(controls.values()), source.name),
         )
     ).fetchall()
     return [
-        f"control {row['control']} was used before for other content: both are kept, ask the partner"
+        f"control {row['control']} was used before for other content; both are kept: ask the partner which is right"
         for row in rows
     ]

@@ -1,8 +1,8 @@
-"""A pull: pages from a vendor, each committed with its cursor before the next is asked for."""
+"""A pull: pages from a vendor, each committed with its cursor before the next is requested."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -21,22 +21,48 @@ from apex_memory.sources.pages import ChangeHint, Page, PullContext, TimeRange
 from apex_memory.stores.postgres import Connection, Postgres
 from apex_memory.telemetry import CHANGE_HINTS, PULLS, logger
 
-MOST_NUDGES = 500  # fetched in one pull; the rest waits for the next
+MOST_HINTS = 500  # change hints that one pull fetches; the rest waits for the next
+ERROR_CHARS = 500
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
-MOST_ERROR = 500  # characters
 
-OnPage = Callable[["PullResult"], Awaitable[None]]
+Position = dict[str, Any]
+"""A source's cursor: how far it was pulled, in its own terms."""
 
 
 @dataclass(slots=True)
 class PullResult:
-    """What a pull has brought so far. `fresh` of the `events` were not there before."""
+    """What a pull has brought so far. `fresh` counts the events that were not in the inbox before."""
 
     pages: int = 0
     events: int = 0
     fresh: int = 0
     readings: int = 0
     files: list[UUID] = field(default_factory=list)
+
+
+OnPage = Callable[[PullResult], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Backfill:
+    """A range of a source's past that is fetched again beside its usual pulls."""
+
+    id: UUID
+    source: str
+    window: TimeRange
+
+    @property
+    def cursor(self) -> str:
+        """The key of its cursor, apart from that of the usual pulls."""
+        return f"{self.source}#{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredHint:
+    """A change hint, and when it was stored last. A hint that arrives again gets a later time."""
+
+    hint: ChangeHint
+    noted_at: datetime
 
 
 class Pulls:
@@ -46,12 +72,12 @@ class Pulls:
         self._readings = readings
 
     async def note(self, source: str, change_hints: Sequence[ChangeHint]) -> None:
-        """Keep change hints until what they name is fetched. Only then may a vendor be answered 2xx."""
+        """Store change hints until a pull has fetched what they name. Only then may a vendor be answered 2xx."""
         if not change_hints:
             return
-        # By time, where the vendor gives one: a batch of notices may be in any order.
-        in_order = sorted(change_hints, key=lambda hint: hint.at or LONG_AGO)
-        newest = {hint.key: hint for hint in in_order}
+        # By time, where the vendor gives one, because the notices of a batch may be in any order.
+        by_time = sorted(change_hints, key=lambda hint: hint.at or LONG_AGO)
+        newest = {hint.key: hint for hint in by_time}
         await self._db.execute(
             """INSERT INTO change_hints (source, key, at) SELECT %s, key, at FROM unnest(%s::text[], %s::timestamptz[]) AS t (key, at)
                ORDER BY key ON CONFLICT (source, key) DO UPDATE
@@ -63,82 +89,84 @@ class Pulls:
     async def run(
         self,
         source: PulledSource,
-        link: VendorClient,
+        client: VendorClient,
         *,
         on_page: OnPage | None = None,
         backfill: Backfill | None = None,
     ) -> PullResult:
-        """Pull until the vendor has no more at the moment. Raises what the source raises; what was committed stays.
+        """Pull until the vendor has no more at the moment. `on_page` runs after each committed page.
 
-        Raises `Conflict` when another pull of the source moved the cursor meanwhile: this one ends.
+        Raises what the source raises; what was committed stays. Raises `Conflict` when another pull of the
+        source moved the cursor meanwhile, which ends this one.
         """
         key = backfill.cursor if backfill else source.name
         cursor = await self._cursor(key)
-        noted = dict[str, tuple[ChangeHint, datetime]]()
+        stored: dict[str, _StoredHint] = {}
 
         async def new_hints() -> Sequence[ChangeHint]:
-            found = {} if backfill else await self._noted(source.name)
-            fresh = [
-                hint for key, (hint, at) in found.items() if noted.get(key, (None, None))[1] != at
-            ]
-            noted.update(found)
+            """Hints that arrived since the last call. A backfill leaves them to the usual pulls."""
+            if backfill:
+                return []
+            current = await self._stored_hints(source.name)
+            fresh = [item.hint for key, item in current.items() if stored.get(key) != item]
+            stored.update(current)
             return fresh
 
-        asked = PullContext(
-            link=link,
+        context = PullContext(
+            link=client,
             cursor=cursor,
             change_hints=await new_hints(),
             new_hints=new_hints,
             window=backfill.window if backfill else None,
         )
-        done = PullResult()
+        result = PullResult()
         try:
-            async for brought in source.pull(asked):
-                page = _bulk(brought) if backfill else brought
-                cursor = await self._commit(source, key, cursor, page, noted, done)
+            async for fetched in source.pull(context):
+                page = _with_bulk_priority(fetched) if backfill else fetched
+                cursor = await self._commit(source, key, cursor, page, stored, result)
                 if on_page:
-                    await on_page(done)
+                    await on_page(result)
         except ApexError as error:
-            await self._ended(
-                source.name, f"{error} ({error.remedy})" if error.remedy else str(error)
-            )
+            message = f"{error} ({error.remedy})" if error.remedy else str(error)
+            await self._record_outcome(source.name, message)
             PULLS.labels(source.name, "failed").inc()
             raise
         if not backfill:
-            await self._ended(source.name, None)
+            await self._record_outcome(source.name, None)
         PULLS.labels(source.name, "done").inc()
-        return done
+        return result
 
     async def _commit(
         self,
         source: PulledSource,
         key: str,
-        before: dict[str, Any],
+        before: Position,
         page: Page,
-        noted: dict[str, tuple[ChangeHint, datetime]],
-        done: PullResult,
-    ) -> dict[str, Any]:
-        """One transaction; answers the cursor that holds after it."""
+        stored: Mapping[str, _StoredHint],
+        result: PullResult,
+    ) -> Position:
+        """Commit a page in one transaction and add it to the result; return the cursor that holds afterwards."""
+        after = before if page.cursor is None else dict(page.cursor)
         async with self._db.transaction() as connection:
             if page.cursor is not None:
-                await self._move(connection, key, before, dict(page.cursor))
+                await self._move(connection, key, before, after)
             landed = await landing.land(connection, page.events)
             readings = 0
             if isinstance(source, StreamSource):
                 readings = await self._readings.insert(connection, source, page.readings)
             files = await self._files.insert(connection, source.name, page.files)
-            await self._answer(connection, source.name, page.acknowledged, noted)
-        done.pages += 1
-        done.events += len(landed)
-        done.fresh += sum(not one.duplicate for one in landed)
-        done.readings += readings
-        done.files += files
-        return before if page.cursor is None else dict(page.cursor)
+            await self._forget_hints(connection, source.name, page.acknowledged, stored)
+        result.pages += 1
+        result.events += len(landed)
+        result.fresh += sum(not item.duplicate for item in landed)
+        result.readings += readings
+        result.files += files
+        return after
 
     async def _move(
-        self, connection: Connection, key: str, before: dict[str, Any], after: dict[str, Any]
+        self, connection: Connection, key: str, before: Position, after: Position
     ) -> None:
-        """Compare and set: a pull that outlived its lease must not put the cursor back."""
+        """Move the cursor by compare-and-set: a pull that outlived its lease must not put it back."""
         moved = await connection.execute(
             """INSERT INTO cursors (source, position) VALUES (%s, %s)
                ON CONFLICT (source) DO UPDATE SET position = excluded.position, changed_at = now()
@@ -148,69 +176,60 @@ class Pulls:
         if not moved.rowcount:
             raise Conflict(
                 f"{key}: another pull moved the cursor",
-                remedy="nothing to do: that pull goes on, this one has ended",
+                remedy="nothing to do: the other pull continues, this one has ended",
             )
 
-    async def _cursor(self, key: str) -> dict[str, Any]:
+    async def _cursor(self, key: str) -> Position:
         row = await self._db.fetch_one("SELECT position FROM cursors WHERE source = %s", (key,))
         return dict(row["position"]) if row else {}
 
-    async def _noted(self, source: str) -> dict[str, tuple[ChangeHint, datetime]]:
+    async def _stored_hints(self, source: str) -> dict[str, _StoredHint]:
+        """The oldest stored hints of a source, by key."""
         rows = await self._db.fetch(
             "SELECT key, at, noted_at FROM change_hints WHERE source = %s ORDER BY noted_at LIMIT %s",
-            (source, MOST_NUDGES),
+            (source, MOST_HINTS),
         )
-        return {row["key"]: (ChangeHint(row["key"], row["at"]), row["noted_at"]) for row in rows}
+        return {
+            row["key"]: _StoredHint(ChangeHint(row["key"], row["at"]), row["noted_at"])
+            for row in rows
+        }
 
-    async def _answer(
+    async def _forget_hints(
         self,
         connection: Connection,
         source: str,
         acknowledged: Sequence[ChangeHint],
-        noted: dict[str, tuple[ChangeHint, datetime]],
+        stored: Mapping[str, _StoredHint],
     ) -> None:
-        """Forget change hints, except those that came again since they were read."""
-        known = [(hint.key, noted[hint.key][1]) for hint in acknowledged if hint.key in noted]
-        if known:
-            keys, times = zip(*known, strict=True)
-            await connection.execute(
-                # One that another holds just now comes again, or is forgotten by that one.
-                """DELETE FROM change_hints USING (
-                     SELECT n.source, n.key FROM change_hints n JOIN unnest(%s::text[], %s::timestamptz[]) AS t (key, noted_at)
-                       ON n.key = t.key AND n.noted_at = t.noted_at
-                     WHERE n.source = %s FOR UPDATE OF n SKIP LOCKED) answered
-                   WHERE change_hints.source = answered.source AND change_hints.key = answered.key""",
-                (list(keys), list(times), source),
-            )
+        """Delete acknowledged hints, except those that arrived again since they were read."""
+        read = [stored[hint.key] for hint in acknowledged if hint.key in stored]
+        if not read:
+            return
+        await connection.execute(
+            # A row that another transaction holds is skipped: it arrives again, or that one deletes it.
+            """DELETE FROM change_hints USING (
+                 SELECT n.source, n.key FROM change_hints n JOIN unnest(%s::text[], %s::timestamptz[]) AS t (key, noted_at)
+                   ON n.key = t.key AND n.noted_at = t.noted_at
+                 WHERE n.source = %s FOR UPDATE OF n SKIP LOCKED) fetched
+               WHERE change_hints.source = fetched.source AND change_hints.key = fetched.key""",
+            ([item.hint.key for item in read], [item.noted_at for item in read], source),
+        )
 
-    async def _ended(self, source: str, error: str | None) -> None:
+    async def _record_outcome(self, source: str, error: str | None) -> None:
+        """Record when a pull ended, or why it failed, for the list of sources."""
         if error:
-            logger(component="pull").warning(
-                "pull failed", source=source, reason=error[:MOST_ERROR]
-            )
+            error = error[:ERROR_CHARS]
+            logger(component="pull").warning("pull failed", source=source, reason=error)
         await self._db.execute(
             """INSERT INTO sources (name, pulled_at, error, error_at)
                VALUES (%(name)s, CASE WHEN %(error)s::text IS NULL THEN now() END, %(error)s,
                        CASE WHEN %(error)s::text IS NOT NULL THEN now() END)
                ON CONFLICT (name) DO UPDATE SET pulled_at = coalesce(excluded.pulled_at, sources.pulled_at),
                  error = excluded.error, error_at = coalesce(excluded.error_at, sources.error_at)""",
-            {"name": source, "error": error[:MOST_ERROR] if error else None},
+            {"name": source, "error": error},
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Backfill:
-    """A stretch of a source's past, fetched anew beside its usual pulls."""
-
-    id: UUID
-    source: str
-    window: TimeRange
-
-    @property
-    def cursor(self) -> str:
-        return f"{self.source}#{self.id}"
-
-
-def _bulk(page: Page) -> Page:
-    """What is backfilled stands behind everything that happens now."""
+def _with_bulk_priority(page: Page) -> Page:
+    """The page with events of priority P2: a backfill waits behind everything that happens now."""
     return replace(page, events=[replace(event, priority=Priority.P2) for event in page.events])

@@ -1,4 +1,4 @@
-"""Sources as operators see and decide them: enabled, paused, how the last pull went, what waits."""
+"""The state of sources: enabled or paused by operators, the outcome of the last pull, and what waits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from apex_memory.sources.base import Pattern, PulledSource, Source
 from apex_memory.stores.postgres import Postgres
 
 FETCHED = (Pattern.POLL, Pattern.STREAM, Pattern.BATCH)
-"""Patterns of sources that bring nothing without being fetched. Others work without what a poll needs."""
+"""Patterns of sources that bring nothing unless they are fetched. Other patterns work without a poll's settings."""
 
 
 class SourceStates:
@@ -28,9 +28,12 @@ class SourceStates:
         return row is None
 
     async def decide(self, source: str, *, actor: str, **decision: bool) -> None:
-        """Set `enabled` or `paused`, at once and for all processes, and across restarts. Written to the audit."""
+        """Set `enabled` or `paused`, durably and for all processes at once, with an audit row.
+
+        Raises `NotFound` for an unknown source.
+        """
         if source not in self._sources:
-            raise NotFound(f"{source}: no such source", remedy="`apex sources` lists them")
+            raise NotFound(f"source {source} not found", remedy="`apex sources` lists them")
         (name, value), *rest = decision.items()
         assert name in ("enabled", "paused") and not rest
         async with self._db.transaction() as connection:
@@ -46,7 +49,7 @@ class SourceStates:
             )
 
     async def listed(self) -> list[dict[str, Any]]:
-        """A row a source: pattern, priority, state, last event, backlog, lag (seconds), change hints, files, error."""
+        """One row for each source: pattern, priority, state, last event, backlog, lag (s), change hints, files, error."""
         rows = await self._db.fetch(
             """SELECT n.name, s.enabled, s.paused, s.pulled_at, s.error, s.error_at, e.received_at AS last_event_at,
                       coalesce(b.events, 0) AS backlog, b.lag, coalesce(p.events, 0) AS parked,
@@ -73,27 +76,31 @@ class SourceStates:
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:
         source = self._sources[row["name"]]
         missing = source.missing_settings if isinstance(source, PulledSource) else ""
-        state = (
-            "disabled"
-            if row["enabled"] is False
-            else "paused"
-            if row["paused"]
-            else "not configured"
-            if missing and source.pattern in FETCHED
-            else "failing"
-            if row["error"]
-            else "working"
-            if row["backlog"]
-            else "idle"
-        )
-        shown = {name: row[name] for name in row if name not in ("enabled", "paused")}
+        counts = {
+            name: value for name, value in row.items() if name not in ("name", "enabled", "paused")
+        }
         return {
             "name": source.name,
             "title": source.title,
             "pattern": str(source.pattern),
             "priority": f"P{int(source.priority)}",
-            "state": state,
+            "state": _state(source, row, missing),
             "missing": missing or None,
-            **{name: value for name, value in shown.items() if name != "name"},
+            **counts,
             "lag": float(row["lag"]) if row["lag"] is not None else None,
         }
+
+
+def _state(source: Source, row: dict[str, Any], missing: str) -> str:
+    """The state to show: the first of these that holds, what an operator decided before what happens."""
+    states = (
+        ("disabled", row["enabled"] is False),
+        ("paused", row["paused"]),
+        ("not configured", missing and source.pattern in FETCHED),
+        ("failing", row["error"]),
+        ("working", row["backlog"]),
+    )
+    for state, holds in states:
+        if holds:
+            return state
+    return "idle"

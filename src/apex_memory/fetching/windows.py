@@ -1,7 +1,7 @@
-"""Readings of streams: kept raw in a partition a day, and folded into windows that memory holds.
+"""Readings of streams: stored raw in one partition a day, and aggregated into windows that become documents.
 
-A window is folded when its series has moved on to a later one, or when nothing came for it for a while;
-a late reading opens it again, and the next fold is a newer version of the same document.
+A window is aggregated when its series has moved on to a later window, or when no reading arrived for it for
+`QUIET_SECONDS`. A late reading makes it dirty again; the next aggregation is a newer version of its document.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from apex_memory.sources.pages import Reading
 from apex_memory.stores.postgres import Connection, Postgres
 from apex_memory.telemetry import READINGS
 
-QUIET_SECONDS = 30  # a window that ended is folded when nothing came for it for so long
-WINDOWS = 200  # folded in one transaction
-# Names the advisory lock under which one transaction at a time makes partitions.
+QUIET_SECONDS = 30  # a window that ended is aggregated when no reading arrived for it for so long
+WINDOWS = 200  # aggregated in one transaction
+# Key of the advisory lock under which one transaction at a time creates partitions.
 PARTITIONS_LOCK = 0x41504559
 
 
@@ -33,12 +33,13 @@ class Readings:
     async def insert(
         self, connection: Connection, source: StreamSource, readings: Sequence[Reading]
     ) -> int:
-        """Keep readings inside the caller's transaction; answers how many were not there before."""
+        """Store readings inside the caller's transaction; return how many were not stored before."""
         if not readings:
             return 0
-        await self._make_partitions(connection, {one.at.astimezone(UTC).date() for one in readings})
-        # Rows are taken in order, so that two who bring the same ones wait for, and never block, each other.
-        # A window that is open already is left alone until it ends: its `due_at` would stay what it is.
+        days = {reading.at.astimezone(UTC).date() for reading in readings}
+        await self._make_partitions(connection, days)
+        # Rows are inserted in order, so that two transactions with the same readings cannot deadlock.
+        # A dirty window whose `due_at` would hardly change is not written.
         row = await (
             await connection.execute(
                 """WITH kept AS (
@@ -61,13 +62,13 @@ class Readings:
                      RETURNING series
                    )
                    SELECT (SELECT count(*) FROM kept) AS kept,
-                          (SELECT array_agg(DISTINCT series) FROM opened) AS moved""",
+                          (SELECT array_agg(DISTINCT series) FROM opened) AS opened""",
                 {
                     "source": source.name,
-                    "series": [one.series for one in readings],
-                    "kinds": [one.kind for one in readings],
-                    "times": [one.at for one in readings],
-                    "values": [_json(one.value) for one in readings],
+                    "series": [reading.series for reading in readings],
+                    "kinds": [reading.kind for reading in readings],
+                    "times": [reading.at for reading in readings],
+                    "values": [_json(reading.value) for reading in readings],
                     "width": source.window_seconds,
                     "quiet": QUIET_SECONDS,
                 },
@@ -75,15 +76,15 @@ class Readings:
         ).fetchone()
         if row is None or not row["kept"]:
             return 0
-        if row["moved"]:
-            await self._call_due(connection, source, row["moved"])
+        if row["opened"]:
+            await self._mark_due(connection, source, row["opened"])
         READINGS.labels(source.name).inc(row["kept"])
         return int(row["kept"])
 
-    async def _call_due(
+    async def _mark_due(
         self, connection: Connection, source: StreamSource, series: Sequence[str]
     ) -> None:
-        """Windows that their series has left behind need not wait. A device whose clock is ahead has left nothing behind."""
+        """Make dirty windows due whose series has a later one. Windows in the future, of a device whose clock is ahead, do not count."""
         await connection.execute(
             """UPDATE windows SET due_at = clock_timestamp()
                WHERE (source, series, start) IN (
@@ -97,13 +98,13 @@ class Readings:
         )
 
     async def aggregate(self, source: StreamSource, *, everything: bool = False) -> int:
-        """Land a version of every window that is due (or has anything new, with `everything`); answers how many."""
-        folded = 0
-        while done := await self._aggregate_some(source, everything):
-            folded += done
-        return folded
+        """Land a new version of every window that is due, or of every dirty one with `everything`; return their number."""
+        total = 0
+        while count := await self._aggregate_chunk(source, everything):
+            total += count
+        return total
 
-    async def _aggregate_some(self, source: StreamSource, everything: bool) -> int:
+    async def _aggregate_chunk(self, source: StreamSource, everything: bool) -> int:
         async with self._db.transaction() as connection:
             due = await (
                 await connection.execute(
@@ -121,12 +122,11 @@ class Readings:
             versions = {(row["series"], row["start"]): row["version"] for row in due}
             rows = await self._read(connection, source, list(versions))
             events = []
-            for (series, start), some in groupby(
-                rows, key=lambda row: (row["series"], row["start"])
-            ):
+            by_window = groupby(rows, key=lambda row: (row["series"], row["start"]))
+            for (series, start), window_rows in by_window:
                 readings = [
                     Reading(series=series, kind=row["kind"], at=row["at"], value=row["value"])
-                    for row in some
+                    for row in window_rows
                 ]
                 events.append(
                     source.aggregate_window(series, start, readings, versions[series, start])
@@ -139,7 +139,7 @@ class Readings:
     ) -> list[Any]:
         return await (
             await connection.execute(
-                # A look into the index for each window, whatever the planner believes of a partition made today.
+                # One index scan for each window, whatever the planner assumes of a partition created today.
                 """SELECT w.series, w.start, r.kind, r.at, r.value
                    FROM unnest(%s::text[], %s::timestamptz[]) AS w (series, start)
                    CROSS JOIN LATERAL (
@@ -158,7 +158,7 @@ class Readings:
         ).fetchall()
 
     async def _make_partitions(self, connection: Connection, days: set[date]) -> None:
-        """Attached, not made in place: that would wait for everyone who reads or writes readings."""
+        """Create partitions apart and attach them: creating them in place would wait for all who use the table."""
         if not await self._absent(connection, days):
             return
         await connection.execute("SELECT pg_advisory_xact_lock(%s)", (PARTITIONS_LOCK,))
@@ -171,7 +171,7 @@ class Readings:
             )
 
     async def _absent(self, connection: Connection, days: set[date]) -> list[date]:
-        """Days without a partition. Nobody drops one from here to the transaction's end: the parent is locked for that."""
+        """Days without a partition. The query locks the parent table, so none is dropped before the transaction ends."""
         rows = await (
             await connection.execute(
                 """SELECT day FROM unnest(%s::date[], %s::text[]) AS t (day, name)
@@ -182,10 +182,10 @@ class Readings:
         return [row["day"] for row in rows]
 
     async def forget(self, before: datetime) -> list[str]:
-        """Drop the partitions of days that ended before this; answers their names. Their windows stay in memory.
+        """Drop the partitions of days that ended before `before`; return their names. Their documents stay.
 
-        A reading that still comes for such a day is kept again, but a window that memory holds stays as it is:
-        the versions of its remains begin at 1 once more.
+        A reading that arrives later for such a day is stored again, but the versions of its window begin at 1
+        once more, so a document that exists stays as it is.
         """
         day = before.astimezone(UTC).date()
         rows = await self._db.fetch(
@@ -210,5 +210,5 @@ def _partition(day: date) -> str:
 def _json(value: Any) -> str:
     try:
         return orjson.dumps(value).decode()
-    except TypeError:  # a whole number beyond 64 bits, which PostgreSQL holds
+    except TypeError:  # an integer beyond 64 bits, which PostgreSQL can hold
         return json.dumps(value)

@@ -186,7 +186,10 @@ class Settings(BaseSettings):
     backfill_events_per_second: float = Field(
         50, gt=0, description="Most events a second that a backfill or a replay lands."
     )
-    source_path: Path | None = Field(None, description="Folder with additional source modules.")
+    source_path: Path | None = Field(
+        None,
+        description="Folder with further sources: files NAME.py, or packages with a source.py.",
+    )
     sources: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="A table for each source: `[sources.frontapp]`, see the page of the source.",

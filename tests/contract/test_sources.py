@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -66,14 +67,26 @@ class Toy(Source):
         key = self.settings.secret.get_secret_value().encode() or b"none"
         return {"x-toy-signature": hmac.new(key, body, "sha256").hexdigest()}
 '''
-NAMES = [kind.name for kind in classes()] + ["toy"]
-WEBHOOKS = [kind.name for kind in classes() if not kind.path] + ["toy"]
+NAMES = [kind.name for kind in classes()] + ["toy", "parcels"]
+WEBHOOKS = [kind.name for kind in classes() if not kind.path] + ["toy", "parcels"]
+
+
+def guide_files() -> dict[str, str]:
+    """Return the files that docs/howto/add-a-source.md tells a newcomer to write, by their path."""
+    page = (Path(__file__).parents[2] / "docs/howto/add-a-source.md").read_text(encoding="utf-8")
+    files = re.findall(
+        r"^`(parcels/\w+\.py)`[^`]*?(?:`[^`\n]+`[^`]*?)*```python\n(.*?)```", page, re.M | re.S
+    )
+    return dict(files)
 
 
 @pytest.fixture(scope="module")
 def extra(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sources")
     (folder / "toy.py").write_text(TOY)
+    for name, text in guide_files().items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
     return folder
 
 

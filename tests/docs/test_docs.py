@@ -18,7 +18,7 @@ from apex_memory.cli import reference
 from apex_memory.cli.commands import app
 from apex_memory.cli.output import show_table
 from apex_memory.config import Settings
-from tests.contract.test_sources import TOY
+from tests.contract.test_sources import TOY, guide_files
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
@@ -130,3 +130,10 @@ print(json.dumps([sorted(paths), page]))
 def test_a_cell_with_a_style_shows_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     show_table("", ("state", "text"), [(Text("idle", style="green"), "[green]raw[/]")], empty="")
     assert "idle   [green]raw[/]" in capsys.readouterr().out
+
+
+def test_the_guide_for_a_new_source_names_every_file_of_its_package() -> None:
+    """tests/contract/test_sources.py runs the contract tests over them."""
+    assert sorted(guide_files()) == [
+        f"parcels/{name}.py" for name in ("__init__", "api", "documents", "settings", "source")
+    ]

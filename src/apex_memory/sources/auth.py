@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-EXPIRY_SECONDS = 60  # a token is renewed that long before it ends
+EXPIRY_SECONDS = 60  # a token is renewed this long before it expires
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """An OAuth token. Never logged; encrypted where it is stored."""
+    """An OAuth token. It is never logged, and encrypted where it is stored."""
 
     access: str
     refresh: str = ""
@@ -33,30 +33,31 @@ Renew = Callable[[Token | None], Awaitable[Token]]
 
 
 class Tokens(Protocol):
-    """Tokens at rest, shared by all processes."""
+    """The stored tokens, shared by all processes."""
 
     async def current(self, name: str) -> Token | None:
-        """The newest token under this name."""
+        """Return the newest token of this name."""
 
     async def renewed(self, name: str, spent: Token | None, renew: Renew) -> Token:
-        """Another token than `spent`: a newer one that is stored already, else what `renew` makes of the stored one.
+        """Return a token newer than `spent`: the stored one if it is newer, else the result of `renew`.
 
-        Under a lock over all processes, and stored before the lock ends: no refresh token is spent twice.
+        Holds a lock over all processes and stores the result before releasing it, so that no refresh token is spent
+        twice.
         """
 
 
 class Auth(Protocol):
-    """What authenticates a call."""
+    """The authentication of a call."""
 
     async def headers(self) -> Mapping[str, str]: ...
 
     async def renew(self) -> bool:
-        """After a 401: True when there are other headers to try once more with."""
+        """Renew after a 401. Return whether another attempt has other headers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """Headers that stay: an API token, a key and a secret."""
+    """Fixed headers, such as an API token or a key and a secret."""
 
     values: Mapping[str, str]
 
@@ -68,11 +69,12 @@ class Fixed:
 
 
 def bearer(token: str) -> Fixed:
+    """Return bearer authentication with an API token."""
     return Fixed({"Authorization": f"Bearer {token}"})
 
 
 class OAuth:
-    """A bearer token that is kept in `tokens` and renewed when it ends or is refused."""
+    """A bearer token that is stored in `tokens` and renewed when it expires or is refused."""
 
     def __init__(
         self, tokens: Tokens, name: str, renew: Renew, *, more: Mapping[str, str] | None = None
@@ -94,6 +96,6 @@ class OAuth:
 
 
 def basic(user: str, password: str) -> Fixed:
-    """HTTP basic authentication."""
+    """Return HTTP basic authentication (RFC 7617)."""
     pair = base64.b64encode(f"{user}:{password}".encode()).decode()
     return Fixed({"Authorization": f"Basic {pair}"})

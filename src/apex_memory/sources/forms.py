@@ -1,4 +1,4 @@
-"""`multipart/form-data`, read from the body as it came (RFC 7578)."""
+"""Parser for `multipart/form-data` (RFC 7578)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_FIELD_BYTES = 100_000
 
 @dataclass(slots=True)
 class Part:
-    """One part: a file when it has a file name, else a field."""
+    """One part of a form: a file if it has a file name, else a field."""
 
     headers: dict[bytes, bytes] = field(default_factory=dict)
     chunks: list[bytes] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Part:
 
     @property
     def text(self) -> str:
-        """A field's value. Raises `Rejected` when it is no UTF-8 or too long."""
+        """The value of a field. Raises `Rejected` when it is not UTF-8 or too long."""
         try:
             value = self.data.decode()
         except UnicodeDecodeError:
@@ -59,12 +59,12 @@ class Part:
     def _option(self, option: bytes) -> str | None:
         disposition = self.headers.get(b"content-disposition", b"")
         value = parse_options_header(disposition)[1].get(option)
-        # Browsers and curl send UTF-8 here, whatever the standard for headers says.
+        # Browsers and curl send UTF-8 here, contrary to the standard for headers.
         return None if value is None else value.decode("utf-8", "replace").replace("\x00", "")
 
 
 def form_parts(body: bytes, content_type: str) -> Sequence[Part]:
-    """All parts of a form, in order. Raises `Rejected` when the form is malformed or cut off."""
+    """Return all parts of a form in order. Raises `Rejected` when the form is malformed or truncated."""
     try:
         boundary = parse_options_header(content_type)[1].get(b"boundary")
         if not boundary:
@@ -75,15 +75,15 @@ def form_parts(body: bytes, content_type: str) -> Sequence[Part]:
         MultipartParser(boundary, reader.callbacks()).write(body)
     except (FormParserError, UnicodeError) as error:
         raise Rejected(
-            f"body: no well-formed multipart ({error})", remedy="correct the form"
+            f"body: not well-formed multipart ({error})", remedy="correct the form"
         ) from None
     if not reader.ended:
-        raise Rejected("body: the form is cut off", remedy="send the whole body")
+        raise Rejected("body: the form is truncated", remedy="send the whole body")
     return reader.parts
 
 
 class _Reader:
-    """Collects what the parser calls back with."""
+    """Collects the parts from the parser's callbacks."""
 
     def __init__(self) -> None:
         self.parts: list[Part] = []

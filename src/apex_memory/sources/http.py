@@ -1,4 +1,4 @@
-"""The way out to a vendor: its rate limit, its `Retry-After`, back-off, and a token renewed once on 401."""
+"""The HTTP client for a vendor: rate limits, `Retry-After`, back-off, and one token renewal after a 401."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from apex_memory.sources.auth import Auth, Tokens
 from apex_memory.telemetry import VENDOR_CALLS
 
 RateLimit = tuple[float, float]
-"""Calls in so many seconds."""
+"""Number of calls, and the seconds that they are counted in."""
 
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between tries without a `Retry-After`
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between attempts without a `Retry-After`
 
 
 class VendorClient:
     """Calls to one vendor, from all pulls of this process.
 
     `rate_limits` returns the limits that hold at the moment, each (calls, seconds); a limit that changes at run
-    time holds from the next call. `patience` is how long (seconds) passing faults are
-    waited out inside one call before the whole step is given back to be tried later.
+    time holds from the next call. `patience` is the time in seconds for which one call retries transient faults; after that the
+    caller gets `RetryLater`, and the whole step is retried later.
     """
 
     def __init__(
@@ -57,53 +57,56 @@ class VendorClient:
         patience: float | None = None,
         **request: Any,
     ) -> httpx2.Response:
-        """One call, answered 2xx or with a status in `accept`.
+        """Send one request and return the response, which is 2xx or has a status in `accept`.
 
-        `patience` (seconds) other than the link's is for calls that must not be repeated by themselves: 0.
+        `patience` (seconds) overrides the client's; 0 is for calls that must not be retried.
         `request` takes `params`, `json`, `content`, `data`, `headers`. Raises `RetryLater` when 429, 5xx or a
-        broken connection outlast the patience, `Unauthorized` for 401 (after one renewal) and 403,
-        `Rejected` for any other status: repeating that call cannot help.
+        broken connection outlast the patience, `Unauthorized` for 401 (after one renewal) and 403, and
+        `Rejected` for any other status, which no retry can change.
         """
         given = request.pop("headers", {})
-        began, tried, renewed = monotonic(), 0, False
+        started, attempts, renewed = monotonic(), 0, False
         while True:
             headers = {**given, **(await auth.headers() if auth else {})}
-            answer, wait = await self._try(method, url, headers, request, tried)
-            status = answer.status_code if answer is not None else 0
-            if answer is not None and (answer.is_success or status in accept):
-                return answer
+            response, wait = await self._try(method, url, headers, request, attempts)
+            status = response.status_code if response is not None else 0
+            if response is not None and (response.is_success or status in accept):
+                return response
             if status == 401 and auth and not renewed and await auth.renew():
                 renewed = True
                 continue
             if wait is None:
                 raise self._refused(status)
-            if monotonic() - began + wait > (self._patience if patience is None else patience):
-                why = f"answers {status}" if status else "cannot be reached"
+            if monotonic() - started + wait > (self._patience if patience is None else patience):
+                why = f"responds with status {status}" if status else "cannot be reached"
                 raise RetryLater(
                     f"{self.source}: the vendor {why}",
                     after=wait,
-                    remedy="it is tried again by itself; see the vendor's status page if it lasts",
+                    remedy="Apex retries it; see the vendor's status page if it lasts",
                 )
-            tried += 1
+            attempts += 1
             await asyncio.sleep(wait)
 
     async def _try(
-        self, method: str, url: str, headers: Mapping[str, str], request: dict[str, Any], tried: int
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        request: dict[str, Any],
+        attempts: int,
     ) -> tuple[httpx2.Response | None, float | None]:
-        """The answer, and the seconds after which to try again where that makes sense."""
-        backoff = min(LONGEST_WAIT, FIRST_WAIT * 2**tried) * (0.5 + random.random())  # noqa: S311 -- jitter
+        """Return the response, None without a connection; and the seconds before a retry, None where no retry helps."""
+        backoff = min(LONGEST_WAIT, FIRST_WAIT * 2**attempts) * (0.5 + random.random())  # noqa: S311 -- jitter
         await self._wait_for_limits()
         try:
-            answer = await self._http.request(method, url, headers=headers, **request)
+            response = await self._http.request(method, url, headers=headers, **request)
         except httpx2.TransportError:
             VENDOR_CALLS.labels(self.source, "unreachable").inc()
             return None, backoff
-        VENDOR_CALLS.labels(self.source, f"{answer.status_code // 100}xx").inc()
-        if answer.status_code == 429:
-            return answer, retry_after(answer.headers.get("retry-after")) or backoff
-        if answer.status_code >= 500:
-            return answer, retry_after(answer.headers.get("retry-after")) or backoff
-        return answer, None
+        VENDOR_CALLS.labels(self.source, f"{response.status_code // 100}xx").inc()
+        if response.status_code == 429 or response.status_code >= 500:
+            return response, retry_after(response.headers.get("retry-after")) or backoff
+        return response, None
 
     async def _wait_for_limits(self) -> None:
         """Wait until every rate limit allows a call. A limit that is new starts unused."""
@@ -117,17 +120,17 @@ class VendorClient:
     def _refused(self, status: int) -> Unauthorized | Rejected:
         if status in (401, 403):
             return Unauthorized(
-                f"{self.source}: the vendor refuses our credentials ({status})",
-                remedy=f"check the secrets under [sources.{self.source}], and what they may do there",
+                f"{self.source}: the vendor refuses the credentials ({status})",
+                remedy=f"check the secrets in [sources.{self.source}], and their rights at the vendor",
             )
         return Rejected(
-            f"{self.source}: the vendor answers {status}",
+            f"{self.source}: the vendor responds with status {status}",
             remedy="the call cannot succeed as it is; see the vendor's documentation of this status",
         )
 
 
 def retry_after(text: str | None) -> float | None:
-    """Seconds in a `Retry-After`: whole or fractional seconds, or an HTTP date."""
+    """Return the seconds in a `Retry-After` header (RFC 9110, 10.2.3): a number, also fractional, or an HTTP date; else None."""
     if not text:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What a pulled source brings, and what it starts from: pages, readings, files, change hints."""
+"""The input and output of a pull: its context, pages, readings, files and change hints."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from apex_memory.sources.http import VendorClient
 
 @dataclass(frozen=True, slots=True)
 class ChangeHint:
-    """A thin notification: the vendor says that the thing `key` changed. Many for one thing are one.
+    """A vendor's notification that the thing `key` changed, without its content. Several for one thing count as one.
 
-    Kept durably until a pull says that it fetched the thing.
+    It is stored until a pull acknowledges that it fetched the thing.
     """
 
     key: str
     at: datetime | None = None
-    """When it changed, as the vendor says; the newest of several is kept."""
+    """When it changed, according to the vendor; of several the newest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """One measurement of a stream, kept raw. Its identity is (series, kind, at)."""
+    """One measurement of a stream, stored raw. (series, kind, at) identifies it."""
 
     series: str
-    """What was measured: a vehicle's id."""
+    """The measured object, such as a vehicle's id."""
     kind: str
     at: datetime
     value: Any
-    """JSON."""
+    """Any JSON value."""
 
 
 @dataclass(frozen=True, slots=True)
 class InboundFile:
-    """A file of a batch source, as it lay there."""
+    """A file of a file source, as the partner wrote it."""
 
     name: str
     data: bytes
@@ -45,7 +45,7 @@ class InboundFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnpackedFile:
-    """What a file holds: events in order, files to write back, and what is wrong with the file as a whole."""
+    """The content of a file: events in order, files to write back, and findings about the file as a whole."""
 
     events: Sequence[Event] = ()
     replies: Sequence[InboundFile] = ()
@@ -68,7 +68,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class TimeRange:
-    """The time that a backfill covers: inclusive since, exclusive until."""
+    """The time that a backfill covers, from `since` (inclusive) until `until` (exclusive)."""
 
     since: datetime
     until: datetime
@@ -80,11 +80,11 @@ async def _none() -> Sequence[ChangeHint]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullContext:
-    """What a pull starts from. With `window` it is a backfill, whose cursor is its own."""
+    """The starting point of a pull. With `window` it is a backfill, which has a cursor of its own."""
 
     link: VendorClient
     cursor: Mapping[str, Any] = field(default_factory=dict)
     change_hints: Sequence[ChangeHint] = ()
     new_hints: Callable[[], Awaitable[Sequence[ChangeHint]]] = _none
-    """Change hints that came since: for a pull that takes long, so that what is waited for need not wait for its end."""
+    """Return change hints that arrived since the last call, so that a long pull can fetch urgent things before its end."""
     window: TimeRange | None = None

@@ -1,4 +1,4 @@
-"""Reading what others send: JSON, times, HTML. What is malformed raises `Rejected` with its place, never anything else."""
+"""Parsers for foreign input: JSON, times, ids, HTML. Malformed input raises `Rejected` with its place, and nothing else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from apex_memory.errors import Rejected
 from apex_memory.model import MALFORMED, Event, Priority
 
 MAX_DEPTH = 100
-MAX_KEY_BYTES = 1000  # keys go into B-tree indexes, whose rows hold about 2,700 bytes
+MAX_KEY_BYTES = 1000  # keys are in B-tree indexes, whose rows hold about 2,700 bytes
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -30,7 +30,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def parse_json(body: bytes, place: str = "body") -> Any:
-    """The JSON value in `body`, at most 100 levels deep, made `storable`; numbers beyond a double are null."""
+    """Return the JSON value in `body`, made `storable`. Numbers beyond a double become null.
+
+    Raises `Rejected` for anything else than UTF-8 JSON, and for more than 100 levels.
+    """
     try:
         text = body.decode("utf-8-sig")
         value = json.loads(text, parse_float=_finite, parse_constant=_no_constant)
@@ -39,12 +42,12 @@ def parse_json(body: bytes, place: str = "body") -> Any:
     except ValueError as error:
         raise Rejected(f"{place}: not JSON ({error})", remedy="send valid UTF-8 JSON") from None
     _check_depth(value, place)
-    # Only an escape can bring what no database stores; most bodies have none and are not walked.
+    # Only an escape can produce characters that no database stores; most bodies have none and are not walked.
     return storable(value) if _ESCAPED.search(text) else value
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in `body`."""
+    """Return the JSON object in `body`. Raises `Rejected` for any other value."""
     value = parse_json(body)
     if not isinstance(value, dict):
         raise Rejected("body: expected a JSON object", remedy="send one JSON object")
@@ -52,12 +55,12 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def canonical(value: object) -> bytes:
-    """The one JSON form of a value: sorted keys, no spaces, UTF-8."""
+    """Return the canonical JSON of a value: sorted keys, no spaces, UTF-8."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
 
 
 def storable(value: Any) -> Any:
-    """The same value, with U+FFFD for NUL and lone surrogates: vendors cut texts in the middle of an emoji."""
+    """Return the value with U+FFFD for NUL and lone surrogates, as vendors cut texts in the middle of an emoji."""
     if isinstance(value, str):
         return _UNSTORABLE.sub("\ufffd", value)
     if isinstance(value, list):
@@ -68,7 +71,7 @@ def storable(value: Any) -> Any:
 
 
 def checked(model: type[Model], value: object, place: str) -> Model:
-    """`value` as `model`. `Rejected` names the path of the first wrong field and what is expected there."""
+    """Return `value` as `model`. `Rejected` names the path of the first wrong field and what is expected there."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -83,7 +86,7 @@ def checked(model: type[Model], value: object, place: str) -> Model:
 
 
 def parse_datetime(value: object, place: str) -> datetime:
-    """A time given as seconds since 1970 or as ISO 8601 (UTC where no zone is given), exact to the microsecond."""
+    """Parse a time, exact to the microsecond: seconds since 1970, or ISO 8601, which is UTC without a zone."""
     try:
         if isinstance(value, str):
             return _from_text(value.strip())
@@ -97,7 +100,7 @@ def parse_datetime(value: object, place: str) -> datetime:
 
 
 def parse_identifier(value: object, place: str) -> str:
-    """A natural key: one line of text, not empty, at most 1,000 bytes. Whole numbers are taken as text."""
+    """Parse a natural key: one line of text, not empty, at most 1,000 bytes. Whole numbers are accepted as text."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
         value = str(value)
     if not isinstance(value, str) or not value.strip() or _CONTROL.search(value):
@@ -110,20 +113,22 @@ def parse_identifier(value: object, place: str) -> str:
 
 
 def as_mapping(value: object) -> Mapping[str, Any]:
-    """`value` if it is an object, else nothing: for optional parts of a vendor's body."""
+    """Return `value` if it is a JSON object, else an empty one: for optional parts of a vendor's body."""
     return value if isinstance(value, dict) else {}
 
 
 def sequence(value: object) -> Sequence[Any]:
+    """Return `value` if it is a JSON array, else an empty one."""
     return value if isinstance(value, list) else ()
 
 
 def as_string(value: object) -> str:
+    """Return `value` if it is a string, else an empty one."""
     return value if isinstance(value, str) else ""
 
 
 def line(text: str, longest: int = 80) -> str:
-    """The first line that says something, cut at `longest` characters."""
+    """Return the first line that is not blank, cut at `longest` characters."""
     first = next((row.strip() for row in text.splitlines() if row.strip()), "")
     return first if len(first) <= longest else first[: longest - 1].rstrip() + "…"
 
@@ -136,7 +141,7 @@ _TAG = re.compile(r"</?[a-z!][^<>]*>", re.IGNORECASE)
 
 
 def plain_text(markup: str) -> str:
-    """The readable text of HTML. Linear in its length, because anybody who sends a mail chooses it."""
+    """Return the readable text of HTML. Takes linear time, because anybody who sends a mail chooses its content."""
     kept: list[str] = []
     position = 0
     while hidden := _HIDDEN.search(markup, position):
@@ -186,8 +191,8 @@ def _too_deep(place: str) -> Rejected:
 
 
 def _from_seconds(seconds: Decimal) -> datetime:
-    # Through the decimal digits: a double times a million is off by one in the last place. The
-    # bound comes first, or a huge exponent would be written out in full.
+    # By decimal digits: a double times a million is off by one in the last place. The bound comes
+    # first, because a huge exponent would be written out in full.
     if not math.isfinite(seconds) or not -62_135_596_800 <= seconds < 253_402_300_799:
         raise ValueError("out of range")
     return _EPOCH + timedelta(microseconds=int((seconds * 1_000_000).to_integral_value()))
@@ -201,7 +206,7 @@ def _from_text(text: str) -> datetime:
 
 
 def _path(place: str, location: Sequence[int | str], value: Any, missing: bool) -> str:
-    # The location of a union's error also names the union's branches, which are no part of the body.
+    # The location of an error in a union also names the branches of the union, which are not in the body.
     for n, step in enumerate(location, 1):
         absent = missing and n == len(location)
         if isinstance(value, dict) and isinstance(step, str) and (step in value or absent):
@@ -217,9 +222,9 @@ def _path(place: str, location: Sequence[int | str], value: Any, missing: bool) 
 def malformed_event(
     source: str, record: object, reason: Rejected, at: datetime, priority: Priority
 ) -> Event:
-    """A record of a page that cannot be read, as an event that will end as a dead letter with its reason.
+    """Return an event for a record that cannot be read. It ends as a dead letter with the reason.
 
-    So it is kept raw, is seen by an operator, and never stops its neighbours.
+    So the record is kept raw, an operator sees it, and it never stops its neighbours.
     """
     body = canonical({"reason": str(reason), "remedy": reason.remedy, "record": storable(record)})
     digest = hashlib.sha256(canonical(storable(record))).hexdigest()

@@ -1,4 +1,4 @@
-"""Which sources exist, and their configuration: every package here, and the files in `source_path`."""
+"""The list of all sources, and their configuration: the packages here, and those in the folder `source_path`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pkgutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,44 +19,58 @@ from apex_memory.errors import Misconfigured
 from apex_memory.sources.base import Source, SourceSettings
 
 
-def _modules(extra: Path | None) -> Iterator[Any]:
+def _modules(extra: Path | None) -> Iterator[ModuleType]:
     for info in pkgutil.iter_modules(sources.__path__):
         if info.ispkg:
             yield importlib.import_module(f"{sources.__name__}.{info.name}.source")
-    for file in sorted(extra.glob("*.py")) if extra else ():
-        spec = importlib.util.spec_from_file_location(f"apex_source_{file.stem}", file)
-        if spec is None or spec.loader is None:
-            raise Misconfigured(f"source_path: {file} is not a Python module")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:  # somebody else's file may raise anything: it is said which one
-            raise Misconfigured(
-                f"source_path: {file} cannot be loaded ({type(error).__name__}: {error})",
-                remedy="correct the file, or take it out of source_path",
-            ) from error
-        yield module
+    if extra is None:
+        return
+    for file in sorted(extra.glob("*.py")):
+        yield _load(f"apex_source_{file.stem}", file)
+    for file in sorted(extra.glob("*/source.py")):
+        package = f"apex_source_{file.parent.name}"
+        _load(package, file.parent / "__init__.py")
+        yield _load(f"{package}.source", file)
+
+
+def _load(name: str, file: Path) -> ModuleType:
+    """Load a module of `source_path` under a name that no installed package has. Raises `Misconfigured`."""
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None or not file.exists():
+        raise Misconfigured(
+            f"source_path: {file} is not a Python module",
+            remedy="a source is a file NAME.py, or a folder with __init__.py and source.py",
+        )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a user's file may raise anything: the error names the file
+        raise Misconfigured(
+            f"source_path: {file} cannot be loaded ({type(error).__name__}: {error})",
+            remedy="correct the file, or remove it from source_path",
+        ) from error
+    return module
 
 
 def classes(extra: Path | None = None) -> list[type[Source]]:
-    """Every source class there is, by name."""
-    found: dict[str, type[Source]] = {}
+    """Return every source class, sorted by name. Raises `Misconfigured` when two have the same name."""
+    by_name: dict[str, type[Source]] = {}
     for module in _modules(extra):
         for item in vars(module).values():
             if not _is_source(item, module.__name__):
                 continue
-            if item.name in found:
+            if item.name in by_name:
                 raise Misconfigured(
-                    f"source_path: {module.__name__} defines {item.name}, which there is already",
+                    f"source_path: {module.__name__} defines {item.name}, which exists already",
                     remedy="give the source another name",
                 )
-            found[item.name] = item
-    return [found[name] for name in sorted(found)]
+            by_name[item.name] = item
+    return [by_name[name] for name in sorted(by_name)]
 
 
 def _is_source(item: Any, module: str) -> bool:
-    """A class of this module that says its name; one without is a base for others."""
+    """Return whether it is a source class of this module with a name. A class without one is a base for others."""
     return (
         isinstance(item, type)
         and issubclass(item, Source)
@@ -66,34 +81,37 @@ def _is_source(item: Any, module: str) -> bool:
 
 
 def load(settings: Mapping[str, Mapping[str, Any]], extra: Path | None = None) -> dict[str, Source]:
-    """All sources, configured from the `[sources.NAME]` tables. Refuses unknown names and wrong values."""
+    """Return all sources by name, configured from the `[sources.NAME]` tables.
+
+    Raises `Misconfigured` for unknown names and wrong values.
+    """
     kinds = {item.name: item for item in classes(extra)}
     unknown = set(settings) - set(kinds)
     if unknown:
         raise Misconfigured(
-            f"sources.{min(unknown)}: no such source", remedy=f"known sources: {', '.join(kinds)}"
+            f"sources.{min(unknown)}: unknown source", remedy=f"known sources: {', '.join(kinds)}"
         )
     return {name: kind(settings_of(kind, settings.get(name, {}))) for name, kind in kinds.items()}
 
 
 def settings_of(kind: type[Source], given: Mapping[str, Any]) -> SourceSettings:
-    """The settings of a source. Raises `Misconfigured` with the first wrong one's name."""
+    """Return the validated settings of a source. Raises `Misconfigured`, which names the first wrong one."""
     try:
         return kind.Settings.model_validate(given)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(["sources", kind.name, *map(str, first["loc"])])
         raise Misconfigured(
-            f"{place}: {first['msg']}", remedy="see docs/reference/settings.md"
+            f"{place}: {first['msg']}", remedy=f"see docs/reference/sources.md#{kind.name}"
         ) from None
 
 
 SECRETS = "source/"
-"""Secrets of sources are kept under `source/NAME/SETTING`."""
+"""Prefix of the vault paths of sources' secrets: `source/NAME/SETTING`."""
 
 
 def secrets_of(name: str, kept: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the kept secrets those of one source, by setting."""
+    """Return the secrets of one source by setting, out of all `kept` ones by vault path."""
     prefix = f"{SECRETS}{name}/"
     return {
         path.removeprefix(prefix): value for path, value in kept.items() if path.startswith(prefix)

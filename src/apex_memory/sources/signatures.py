@@ -1,6 +1,6 @@
-"""What vendors' signatures have in common: secrets, digests, comparing them, and the window for the signed time.
+"""The common parts of vendors' signatures: secrets, digests, their comparison, and the window for the signed time.
 
-What is signed, how it is written and where it stands differ from vendor to vendor, and stay in their files.
+The signed bytes, their encoding and their header differ from vendor to vendor and are in the vendors' packages.
 """
 
 from __future__ import annotations
@@ -23,21 +23,27 @@ Secret = Annotated[SecretStr, Field(min_length=1)]  # an empty secret would make
 def digest(
     key: SecretStr | bytes, signed: bytes, algorithm: Literal["sha1", "sha256"] = "sha256"
 ) -> bytes:
-    """The HMAC of what is signed, as bytes."""
+    """Return the HMAC of the signed bytes."""
     if isinstance(key, SecretStr):
         key = key.get_secret_value().encode()
     return hmac.digest(key, signed, algorithm)
 
 
-def signature_matches(wanted: Sequence[bytes], *given: str | bytes) -> bool:
-    """Whether one of those given is one of those wanted: of each active secret one, as the vendor writes it."""
-    said = [one.encode("utf-8", "replace") if isinstance(one, str) else one for one in given]
-    # A list, so that every pair is compared and time tells nothing about which one fits.
-    return any([hmac.compare_digest(one, another) for one in said for another in wanted])
+def signature_matches(expected: Sequence[bytes], *given: str | bytes) -> bool:
+    """Return whether a given signature equals an expected one, of which each active secret has one.
+
+    Takes the same time whichever pair matches: all are compared, each in constant time.
+    """
+    matches = False
+    for signature in given:
+        value = signature.encode("utf-8", "replace") if isinstance(signature, str) else signature
+        for candidate in expected:
+            matches |= hmac.compare_digest(value, candidate)
+    return matches
 
 
 def from_base64(text: str) -> bytes:
-    """The bytes behind a text; none where it is no base64, which fits nothing."""
+    """Decode base64. Return no bytes for other text, which match no signature."""
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -45,10 +51,10 @@ def from_base64(text: str) -> bytes:
 
 
 def check_time(request: InboundRequest, signed_at: int, source: str, replay_seconds: float) -> None:
-    """Refuse, as `Unauthorized`, what was signed (microseconds since 1970) too far from when it came."""
-    late = abs(micros(request.received_at) - signed_at) / 1_000_000
-    if late > replay_seconds:
+    """Raise `Unauthorized` for a request that was signed (microseconds since 1970) too long before or after its arrival."""
+    difference = abs(micros(request.received_at) - signed_at) / 1_000_000
+    if difference > replay_seconds:
         raise Unauthorized(
-            f"signed {late:.0f} s away from our time",
+            f"signed {difference:.0f} s away from this machine's time",
             remedy=f"check this machine's clock, or sources.{source}.replay_seconds",
         )

@@ -24,11 +24,11 @@ _MOVED = (301, 302, 307, 308)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class Reach:
-    """How far a listing has come: the newest time, and the ids seen within the overlap before it.
+class ListProgress:
+    """The progress of a listing: the newest time, and the ids seen within the overlap before it.
 
-    The cursor follows each page as long as Front keeps to the order that was asked for; once it does not, only the end of
-    the list moves it. It never stands in our future, whatever time an event claims: nothing after it would be seen.
+    The cursor follows each page as long as Front keeps the requested order; once it does not, only the end of the list
+    moves it. It is never in the future, whatever time an event claims, because later events would be missed.
     """
 
     def __init__(self, newest: datetime, seen: Mapping[str, int]) -> None:
@@ -40,14 +40,14 @@ class Reach:
         self._ordered = True
 
     @classmethod
-    def start(cls, cursor: Mapping[str, Any], otherwise: datetime | None) -> Reach:
-        """From a cursor; without one from the time `otherwise`."""
+    def start(cls, cursor: Mapping[str, Any], otherwise: datetime | None) -> ListProgress:
+        """Return the progress at a cursor; without one, at the time `otherwise`."""
         after = cursor.get("after")
         newest = _EPOCH + timedelta(microseconds=after) if isinstance(after, int) else otherwise
         return cls(newest or _EPOCH, as_mapping(cursor.get("seen")))
 
-    def reached(self, id: str, at: datetime) -> bool:
-        """Note an event; False when it was seen before."""
+    def add(self, id: str, at: datetime) -> bool:
+        """Record an event. Return whether it is new."""
         if self._last and at < self._last:
             self._ordered = False
         self._last = at
@@ -59,7 +59,7 @@ class Reach:
         return True
 
     def cursor(self, *, ended: bool) -> dict[str, Any] | None:
-        """What to store with a page; None while the order cannot be relied on."""
+        """Return the cursor to store with a page; None while the order is not reliable."""
         if not (self._ordered or ended):
             return None
         self.moved = False
@@ -80,7 +80,7 @@ class Front:
     async def listing(
         self, since: datetime, until: datetime | None
     ) -> AsyncIterator[tuple[Sequence[Any], bool]]:
-        """Pages of events, oldest first, each with whether more follow. `next` is followed as it is given."""
+        """Yield pages of events, oldest first, each with whether more follow. `next` is followed as it is."""
         query = {"q[after]": f"{max(0, micros(since)) // 1_000_000}"}
         if until:
             query["q[before]"] = f"{-(-micros(until) // 1_000_000)}"
@@ -91,74 +91,80 @@ class Front:
             following = as_mapping(page.get("_pagination")).get("next")
             if following is not None and (not isinstance(following, str) or following == url):
                 raise Rejected(
-                    "frontapp: `_pagination.next` leads nowhere",
-                    remedy="see whether sources.frontapp.base_url is Front's API",
+                    "frontapp: `_pagination.next` is not a link to another page",
+                    remedy="check that sources.frontapp.base_url is Front's API",
                 )
             yield sequence(page.get("_results")), bool(following)
             url = following or None
 
     async def newest(self) -> datetime | None:
-        """The time of the newest event there is."""
+        """Return the time of the newest event, None if there is none."""
         query = {"sort_by": "created_at", "sort_order": "desc", "limit": "1"}
         page = await self._get(f"{self._base}/events?{urlencode(query)}") or {}
-        times = [as_mapping(one).get("emitted_at") for one in sequence(page.get("_results"))]
+        times = [as_mapping(item).get("emitted_at") for item in sequence(page.get("_results"))]
         return max((parse_datetime(time, "emitted_at") for time in times), default=None)
 
     async def event(self, id: str) -> Mapping[str, Any] | None:
-        """One event; None if Front has it no more."""
+        """Return one event, None if Front no longer has it."""
         if not re.fullmatch(r"[\w-]{1,100}", id, re.ASCII):
             return None
         return await self._get(f"{self._base}/events/{id}")
 
     async def thing(self, kind: str, id: str) -> Mapping[str, Any] | None:
-        """A message or comment; None if it is gone, empty if we may not see it."""
+        """Return a message or comment: None if it does not exist, empty if the token may not read it."""
         return await self._get(f"{self._base}/{kind}/{id}")
 
     async def completed(
         self, record: Mapping[str, Any], kind: str, data: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """An event with the body of its message or comment.
+        """Return an event with the body of its message or comment.
 
-        Where it names its conversation by id alone that is fetched too: after a merge Front leads to the surviving one.
+        A conversation that it names by id alone is fetched too: after a merge Front redirects to the surviving one.
         """
         whole = {**record, "target": {"_meta": {"type": kind.removesuffix("s")}, "data": data}}
         held = as_mapping(record.get("conversation"))
         id = as_string(held.get("id"))
         if "status" not in held and re.fullmatch(r"cnv_[a-z0-9]{1,60}", id):
-            found = await self._get(f"{self._base}/conversations/{id}")
-            whole["conversation"] = found or held
+            conversation = await self._get(f"{self._base}/conversations/{id}")
+            whole["conversation"] = conversation or held
         return whole
 
     async def _get(self, url: str) -> Mapping[str, Any] | None:
-        """An object of the API; None for 404, empty for 403, which says that this one thing is not for us."""
+        """Return an object of the API: None for 404, empty for 403, which means that the token may not read this one."""
         for _ in range(REDIRECTS):
             self._check(url)
-            answer = await self._link.call(
+            response = await self._link.call(
                 "GET", url, auth=self._auth, accept=(*_MOVED, *self._absent(url))
             )
-            if answer.status_code in _MOVED:
-                url = urljoin(url, answer.headers.get("location", ""))
+            if response.status_code in _MOVED:
+                url = urljoin(url, response.headers.get("location", ""))
                 continue
-            if not answer.is_success:
+            if not response.is_success:
                 logger(component="frontapp").warning(
-                    "Front does not give this out",
+                    "Front does not return this object",
                     path=urlsplit(url).path,
-                    status=answer.status_code,
+                    status=response.status_code,
                 )
-                return None if answer.status_code == 404 else {}
-            found = parse_json(answer.content, "answer")
-            if not isinstance(found, dict):
-                raise Rejected("frontapp: expected an object", remedy="is base_url Front's API?")
-            return found
-        raise Rejected("frontapp: redirected too often", remedy="is base_url Front's API?")
+                return None if response.status_code == 404 else {}
+            value = parse_json(response.content, "response")
+            if not isinstance(value, dict):
+                raise Rejected(
+                    "frontapp: expected an object",
+                    remedy="check that sources.frontapp.base_url is Front's API",
+                )
+            return value
+        raise Rejected(
+            "frontapp: redirected too often",
+            remedy="check that sources.frontapp.base_url is Front's API",
+        )
 
     def _absent(self, url: str) -> tuple[int, ...]:
-        """Statuses that concern one thing alone. For the list of events they mean that our token is no good."""
+        """Return the statuses that concern one object alone. For the list of events they mean that the token is wrong."""
         path = urlsplit(url).path.removeprefix(urlsplit(self._base).path)
         return () if path == "/events" else (403, 404)
 
     def _check(self, url: str) -> None:
-        """Our token goes to `base_url` and to Front's own hosts, wherever an answer points."""
+        """Raise `Rejected` for a URL that is neither at `base_url` nor on Front's own hosts: they alone get the token."""
         try:
             given, base = urlsplit(url), urlsplit(self._base)
             host, port = given.hostname or "", given.port
@@ -168,6 +174,6 @@ class Front:
         own = re.fullmatch(r"([a-z0-9-]+\.)*frontapp\.com", host) and "@" not in given.netloc
         if not same and not (own and given.scheme == "https" and port in (None, 443)):
             raise Rejected(
-                "frontapp: an answer points to a host that is not Front's",
-                remedy="see whether sources.frontapp.base_url is Front's API",
+                "frontapp: a response points to a host that is not Front's",
+                remedy="check that sources.frontapp.base_url is Front's API",
             )

@@ -1,4 +1,4 @@
-"""What a Front event says: read from either kind of webhook, and told as a document."""
+"""Front events, read from either kind of webhook or the API, and their documents."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from apex_memory.sources.payloads import (
     sequence,
 )
 
-MOST_MERGED = 100  # conversations that one event may merge
+MAX_MERGED = 100  # conversations that one event may merge
 
 _ROLES = ("from", "to", "cc", "bcc")
 _WITH_BODY = ("inbound", "outbound", "out_reply", "comment")
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
-    """One Front event, from either kind of webhook. Unknown types and fields pass.
+class FrontEvent:
+    """One Front event, from either kind of webhook or the API. Unknown types and fields are accepted.
 
-    `about` is what it changes: a message or comment when the event carries its body, else the
-    conversation (a preview without the body must not replace a message that is there in full).
+    `about` is what it changes: a message or comment when the event has its body, else the conversation (a
+    preview without the body must not replace a message that is stored in full).
     """
 
     id: str
@@ -45,11 +45,11 @@ class Notice:
     source: Mapping[str, Any]
     target: Mapping[str, Any]
     thin: bool = False
-    """A preview: it tells of a message or comment without its body, which is to be fetched."""
+    """Whether it is a preview: about a message or comment whose body must be fetched."""
     fetch: tuple[Literal["messages", "comments"], str] | None = None
-    """Where the body of a preview is, when the event names it."""
+    """Collection and id of the body of a preview, when the event names them."""
     merged: tuple[str, ...] = ()
-    """Conversations that went up in this one."""
+    """Ids of the conversations that were merged into this one."""
 
     @property
     def key(self) -> str:
@@ -64,10 +64,13 @@ class Notice:
         return as_string(self.target.get("subject")) or as_string(self.conversation.get("subject"))
 
     @classmethod
-    def read(cls, body: Mapping[str, Any]) -> Notice:
+    def read(cls, body: Mapping[str, Any]) -> FrontEvent:
+        """Return the event in a body. Raises `Rejected` for a body that is no Front event."""
         event = body.get("payload", body)
         if not isinstance(event, dict):
-            raise Rejected("payload: expected an object", remedy="is this a Front event?")
+            raise Rejected(
+                "payload: expected an object", remedy="check that the request comes from Front"
+            )
         conversation = as_mapping(event.get("conversation"))
         held = conversation.get("id")
         conversation_id = parse_identifier(held, "conversation.id") if held is not None else None
@@ -112,11 +115,15 @@ def _about(target: Mapping[str, Any]) -> Literal["message", "comment", "conversa
     kind = as_mapping(target.get("_meta")).get("type")
     if not (has_body and data.get("id")):
         return "conversation"
-    return "message" if kind == "message" else "comment" if kind == "comment" else "conversation"
+    if kind == "message":
+        return "message"
+    if kind == "comment":
+        return "comment"
+    return "conversation"
 
 
 def _fetch(meta: str, held: object) -> tuple[Literal["messages", "comments"], str] | None:
-    """The collection and id of what a preview tells of. Ids become part of a path, so only Front's kind will do."""
+    """Return collection and id of the body of a preview. Ids become part of a path, so only Front's form is accepted."""
     id = as_string(held)
     if not re.fullmatch(r"[a-z]{2,5}_[a-z0-9]{1,60}", id):
         return None
@@ -126,48 +133,46 @@ def _fetch(meta: str, held: object) -> tuple[Literal["messages", "comments"], st
 def _merged(target: Mapping[str, Any]) -> tuple[str, ...]:
     held = target.get("data")
     listed = sequence(held) or sequence(as_mapping(held).get("ids"))
-    ids = (
-        as_string(as_mapping(item).get("id")) or as_string(item) for item in listed[:MOST_MERGED]
-    )
+    ids = (as_string(as_mapping(item).get("id")) or as_string(item) for item in listed[:MAX_MERGED])
     return tuple(dict.fromkeys(id for id in ids if re.fullmatch(r"cnv_[a-z0-9]{1,60}", id)))
 
 
-def merged_document(notice: Notice, merged: str) -> Document:
+def merged_document(event: FrontEvent, merged: str) -> Document:
     """A conversation that went up in another one: what is known of it is known of that."""
     lines = {
-        "Conversation": notice.subject,
-        "Merged into": notice.conversation_id or "",
-        "Date": f"{notice.at:%Y-%m-%d %H:%M} UTC",
+        "Conversation": event.subject,
+        "Merged into": event.conversation_id or "",
+        "Date": f"{event.at:%Y-%m-%d %H:%M} UTC",
     }
     same = (
-        [Assertion(subject=f"conversation:{merged}", predicate="same_as", object=notice.parent)]
-        if notice.parent
+        [Assertion(subject=f"conversation:{merged}", predicate="same_as", object=event.parent)]
+        if event.parent
         else []
     )
     return Document(
         kind="conversation",
-        title=notice.subject or "(no subject)",
-        occurred_at=notice.at,
+        title=event.subject or "(no subject)",
+        occurred_at=event.at,
         text=_text(lines),
         assertions=tuple(same),
         metadata={
-            "event": notice.type,
+            "event": event.type,
             "conversation_id": merged,
-            "merged_into": notice.conversation_id,
+            "merged_into": event.conversation_id,
         },
     )
 
 
-def message_document(notice: Notice) -> Document:
-    data = notice.target
+def message_document(event: FrontEvent) -> Document:
+    data = event.target
     recipients = [item for item in sequence(data.get("recipients")) if as_mapping(item)]
     by_role = {role: [r for r in recipients if r.get("role") == role] for role in _ROLES}
-    sent = _time(data.get("created_at"), notice.at)
+    sent = _time(data.get("created_at"), event.at)
     files = [
         as_string(as_mapping(item).get("filename")) for item in sequence(data.get("attachments"))
     ]
     lines = {
-        "Subject": notice.subject,
+        "Subject": event.subject,
         **{
             role.capitalize(): ", ".join(_label(item) for item in items)
             for role, items in by_role.items()
@@ -176,7 +181,7 @@ def message_document(notice: Notice) -> Document:
         "Attachments": ", ".join(filter(None, files)),
     }
     text = as_string(data.get("text")).strip() or plain_text(as_string(data.get("body")))
-    said = [
+    assertions = [
         Assertion(predicate=role, object=ref)
         for role, items in by_role.items()
         for item in items
@@ -184,56 +189,57 @@ def message_document(notice: Notice) -> Document:
     ]
     author = as_mapping(data.get("author"))
     if ref := _ref(author):
-        said.append(Assertion(predicate="author", object=ref))
+        assertions.append(Assertion(predicate="author", object=ref))
     return Document(
         kind="email" if data.get("type") == "email" else "message",
-        title=notice.subject or "(no subject)",
+        title=event.subject or "(no subject)",
         occurred_at=sent,
         text=_text(lines, text or as_string(data.get("blurb")).strip()),
-        assertions=_assertions(notice, said, [*recipients, author]),
+        assertions=_assertions(event, assertions, [*recipients, author]),
         metadata=_metadata(
-            notice,
+            event,
             message_type=as_string(data.get("type")),
             direction="inbound" if data.get("is_inbound") else "outbound",
             error=as_string(data.get("error_type")),
         ),
-        parent=notice.parent,
+        parent=event.parent,
     )
 
 
-def comment_document(notice: Notice) -> Document:
-    data = notice.target
-    author = as_mapping(data.get("author")) or as_mapping(notice.source.get("data"))
-    written = _time(data.get("posted_at"), notice.at)
+def comment_document(event: FrontEvent) -> Document:
+    data = event.target
+    author = as_mapping(data.get("author")) or as_mapping(event.source.get("data"))
+    written = _time(data.get("posted_at"), event.at)
     lines = {
-        "Comment on": notice.subject,
+        "Comment on": event.subject,
         "From": _label(author),
         "Date": f"{written:%Y-%m-%d %H:%M} UTC",
     }
-    said = [Assertion(predicate="from", object=ref)] if (ref := _ref(author)) else []
+    assertions = [Assertion(predicate="from", object=ref)] if (ref := _ref(author)) else []
     return Document(
         kind="comment",
-        title=f"Comment on {notice.subject or 'a conversation'}",
+        title=f"Comment on {event.subject or 'a conversation'}",
         occurred_at=written,
-        text=_text(lines, plain_text(as_string(data.get("body")) or as_string(data.get("text")))),
-        assertions=_assertions(notice, said, [author]),
-        metadata=_metadata(notice),
-        parent=notice.parent,
+        # Comments are plain text: what looks like a tag was typed so.
+        text=_text(lines, (as_string(data.get("body")) or as_string(data.get("text"))).strip()),
+        assertions=_assertions(event, assertions, [author]),
+        metadata=_metadata(event),
+        parent=event.parent,
     )
 
 
-def conversation_document(notice: Notice) -> Document:
-    about = notice.conversation
+def conversation_document(event: FrontEvent) -> Document:
+    about = event.conversation
     assignee, contact = as_mapping(about.get("assignee")), as_mapping(about.get("recipient"))
-    actor = as_mapping(notice.source.get("data"))
+    actor = as_mapping(event.source.get("data"))
     links = [as_string(as_mapping(link).get("name")) for link in sequence(about.get("links"))]
     lines = {
-        "Conversation": notice.subject,
-        "Last change": " by ".join(filter(None, [notice.type, _label(actor)])),
+        "Conversation": event.subject,
+        "Last change": " by ".join(filter(None, [event.type, _label(actor)])),
         "Status": as_string(about.get("status")),
         "Assigned to": _label(assignee),
         "With": _label(contact),
-        "Tags": ", ".join(_tags(notice)),
+        "Tags": ", ".join(_tags(event)),
         "Links": ", ".join(filter(None, links)),
         **{
             name: str(value)
@@ -241,19 +247,19 @@ def conversation_document(notice: Notice) -> Document:
             if isinstance(value, str | int | float) and value != ""
         },
     }
-    entity = notice.parent
-    said = [
+    entity = event.parent
+    assertions = [
         Assertion(subject=entity or "", predicate=predicate, object=ref)
         for predicate, person in (("assigned_to", assignee), ("with", contact))
         if (ref := _ref(person))
     ]
     return Document(
         kind="conversation",
-        title=notice.subject or "(no subject)",
-        occurred_at=notice.at,
+        title=event.subject or "(no subject)",
+        occurred_at=event.at,
         text=_text(lines),
-        assertions=_assertions(notice, said, [assignee, contact]),
-        metadata=_metadata(notice),
+        assertions=_assertions(event, assertions, [assignee, contact]),
+        metadata=_metadata(event),
     )
 
 
@@ -263,40 +269,40 @@ def _text(lines: Mapping[str, str], body: str = "") -> str:
 
 
 def _assertions(
-    notice: Notice, said: Sequence[Assertion], people: Sequence[Mapping[str, Any]]
+    event: FrontEvent, assertions: Sequence[Assertion], people: Sequence[Mapping[str, Any]]
 ) -> tuple[Assertion, ...]:
     names = [
         Assertion(subject=ref, predicate="name", value=name)
         for person in people
         if (ref := _ref(person)) and (name := _name(person))
     ]
-    place = [Assertion(predicate="in", object=notice.parent)] if notice.parent else []
-    return tuple(dict.fromkeys([*said, *place, *names]))
+    place = [Assertion(predicate="in", object=event.parent)] if event.parent else []
+    return tuple(dict.fromkeys([*assertions, *place, *names]))
 
 
-def _metadata(notice: Notice, **more: str) -> dict[str, Any]:
-    inboxes = notice.source.get("data")
+def _metadata(event: FrontEvent, **more: str) -> dict[str, Any]:
+    inboxes = event.source.get("data")
     known = {
-        "event": notice.type,
-        "conversation_id": notice.conversation_id,
-        "status": as_string(notice.conversation.get("status")),
-        "assignee": _handle(as_mapping(notice.conversation.get("assignee"))),
-        "tags": _tags(notice),
+        "event": event.type,
+        "conversation_id": event.conversation_id,
+        "status": as_string(event.conversation.get("status")),
+        "assignee": _handle(as_mapping(event.conversation.get("assignee"))),
+        "tags": _tags(event),
         "inboxes": list(filter(None, (_name(as_mapping(item)) for item in sequence(inboxes)))),
         **more,
     }
     return {name: value for name, value in known.items() if value}
 
 
-def _tags(notice: Notice) -> list[str]:
+def _tags(event: FrontEvent) -> list[str]:
     tags: Iterator[str] = (
-        as_string(as_mapping(tag).get("name")) for tag in sequence(notice.conversation.get("tags"))
+        as_string(as_mapping(tag).get("name")) for tag in sequence(event.conversation.get("tags"))
     )
     return list(dict.fromkeys(filter(None, tags)))
 
 
 def _time(value: object, otherwise: datetime) -> datetime:
-    # A time that makes no sense is one field among many, no reason to lose the mail.
+    # A time that cannot be read must not lose the mail: it is one field among many.
     with contextlib.suppress(Rejected):
         return parse_datetime(value, "created_at") if value else otherwise
     return otherwise
@@ -317,7 +323,7 @@ def _label(person: Mapping[str, Any]) -> str:
 
 
 def _ref(person: Mapping[str, Any]) -> str | None:
-    """`email:`, `phone:` or, for other channels, `contact:` with the handle."""
+    """Return the entity of a person: `email:`, `phone:` or, for other channels, `contact:` with the handle."""
     handle = _handle(person).lower()
     if not handle or len(handle) > 320:
         return None

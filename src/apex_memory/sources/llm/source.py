@@ -6,14 +6,13 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from pydantic import Field
-
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event, Priority, micros
 from apex_memory.sources.base import InboundRequest, Received, Sample, Source, SourceSettings
 from apex_memory.sources.llm.chats import anthropic_messages, openai_chat
 from apex_memory.sources.llm.documents import Conversation, Turn
 from apex_memory.sources.llm.exports import chatgpt_export, claude_export
+from apex_memory.sources.llm.settings import LLMSettings
 from apex_memory.sources.payloads import (
     as_mapping,
     as_string,
@@ -39,17 +38,6 @@ LINES = (
     "application/x-jsonlines",
 )
 MAX_CONVERSATIONS = 10_000
-
-
-class LLMSettings(SourceSettings):
-    """`[sources.llm]`"""
-
-    include_thinking: bool = Field(
-        default=False, description="Whether a model's thinking is part of the text."
-    )
-    include_system: bool = Field(
-        default=False, description="Whether system prompts and hidden context are part of the text."
-    )
 
 
 class LLM(Source[LLMSettings]):

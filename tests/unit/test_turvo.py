@@ -611,7 +611,7 @@ async def test_a_status_other_than_success_is_tried_again_and_stops_no_neighbour
         ward.shelf.rows = [row(1, 1), row(2, 2), row(3, 3)]
         ward.shelf.answers["1"] = failing(**details)
         done = Pulled()
-        with pytest.raises(RetryLater, match="answered with Status ERROR") as failed:
+        with pytest.raises(RetryLater, match="responded with Status ERROR") as failed:
             await ward.pull(
                 change_hints=[ChangeHint("shipment:1"), ChangeHint("shipment:2")], into=done
             )

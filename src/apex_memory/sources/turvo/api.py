@@ -1,4 +1,4 @@
-"""Turvo's calls: a token for a user's password, a page of the list of shipments, one shipment."""
+"""Calls to Turvo: a token for a user's password, a page of the list of shipments, one shipment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from apex_memory.sources.payloads import as_mapping, as_string, parse_object
 
 
 class Failed(RetryLater):
-    """Turvo answered, but reports a failure of this one call. It does not say which failures last."""
+    """Turvo reports a failure of this one call. It does not say which failures are permanent."""
 
     def __init__(self, message: str, *, code: str = "", remedy: str) -> None:
         super().__init__(message, after=60, remedy=remedy)
@@ -23,7 +23,7 @@ class Failed(RetryLater):
 
 
 class Api:
-    """Turvo's calls. Every one needs a bearer token and the API key."""
+    """Calls to Turvo. Each needs a bearer token and the API key."""
 
     def __init__(self, link: VendorClient, settings: Any) -> None:
         self._link, self._settings = link, settings
@@ -32,37 +32,37 @@ class Api:
         self._auth = OAuth(link.tokens, "turvo", self._token, more=self._key)
 
     async def shipment(self, id: str) -> Mapping[str, Any] | None:
-        """The record, or None when there is none (any more)."""
+        """Return the record, None if there is none."""
         url = f"{self._base}/shipments/{quote(id, safe='')}"
-        answer = await self._link.call("GET", url, auth=self._auth, accept=(404, 410))
-        if answer.status_code in (404, 410):
+        response = await self._link.call("GET", url, auth=self._auth, accept=(404, 410))
+        if response.status_code in (404, 410):
             return None
         try:
-            return _details(answer.content, id)
+            return _details(response.content, id)
         except Failed as error:
             if error.code in self._settings.gone_codes:
                 return None
             raise
 
     async def listed(self, start: int, since: int) -> tuple[list[Mapping[str, Any]], bool]:
-        """A page of the list, and whether there may be more. Two page objects are known; both are optional."""
+        """Return a page of the list, and whether there may be more. Two page objects are known; both are optional."""
         params: dict[str, Any] = {"start": start, "pageSize": self._settings.page_size}
         if self._settings.updated_filter and since > 0:
             params[self._settings.updated_filter] = _iso(since)
         url = f"{self._base}/shipments/list"
-        answer = await self._link.call("GET", url, auth=self._auth, params=params)
-        details = _details(answer.content, "list")
+        response = await self._link.call("GET", url, auth=self._auth, params=params)
+        details = _details(response.content, "list")
         rows = details.get("shipments")
         if not isinstance(rows, list):
             raise Rejected(
                 "turvo: the list of shipments has no `details.shipments`",
-                remedy="has Turvo's API changed? See docs/howto/sources/turvo.md",
+                remedy="see docs/howto/sources/turvo.md: Turvo's API may have changed",
             )
         more = as_mapping(details.get("pagination")).get("moreAvailable") is not False
         return [row if isinstance(row, dict) else {"row": row} for row in rows], more
 
     async def _token(self, spent: Token | None) -> Token:
-        """A token for the user's password: Turvo's other clients do not spend the refresh token either."""
+        """Return a token for the user's password. The refresh token is not used, as Turvo's other clients do not use it."""
         known = self._settings
         client = {"client_id": known.client_id, "client_secret": known.client_secret.get_secret_value()}  # fmt: skip
         body = {
@@ -74,12 +74,12 @@ class Api:
             "type": "business",
         }
         url = f"{self._base}/oauth/token"
-        answer = await self._link.call("POST", url, params=client, json=body, headers=self._key)
-        told = parse_object(answer.content)
-        access, lasts = told.get("access_token"), told.get("expires_in")
+        response = await self._link.call("POST", url, params=client, json=body, headers=self._key)
+        body_fields = parse_object(response.content)
+        access, lasts = body_fields.get("access_token"), body_fields.get("expires_in")
         if not isinstance(access, str) or not access:
             raise Unauthorized(
-                "turvo: no access_token in the answer to our credentials",
+                "turvo: no access_token in the response to the credentials",
                 remedy="check client_id, username and password under [sources.turvo]",
             )
         if isinstance(lasts, int | float) and 0 < lasts < 10**9:
@@ -88,20 +88,23 @@ class Api:
 
 
 def _details(body: bytes, of: str) -> Mapping[str, Any]:
-    """What an answer holds. Turvo reports failures with HTTP 200 too, in `Status`."""
+    """Return the `details` of a response. Turvo reports failures with HTTP 200 too, in `Status`.
+
+    Raises `Failed` for a reported failure.
+    """
     try:
-        told = parse_object(body)
+        fields = parse_object(body)
     except Rejected as error:
-        raise Failed(f"turvo: {of}: {error}", remedy="it is tried again by itself") from None
-    details, status = told.get("details"), as_string(told.get("Status"))
+        raise Failed(f"turvo: {of}: {error}", remedy="Apex retries it") from None
+    details, status = fields.get("details"), as_string(fields.get("Status"))
     if status.upper() == "SUCCESS" and isinstance(details, dict):
         return details
     reason = as_mapping(details).get("errorCode")
     code = str(reason)[:60] if isinstance(reason, str | int) else ""
     raise Failed(
-        f"turvo: {of}: answered with Status {status[:40] or 'missing'}{f' ({code})' if code else ''}",
+        f"turvo: {of}: responded with Status {status[:40] or 'missing'}{f' ({code})' if code else ''}",
         code=code,
-        remedy="it is tried again by itself; if it lasts, ask Turvo's support what this code means",
+        remedy="Apex retries it; if it lasts, ask Turvo's support what this code means",
     )
 
 

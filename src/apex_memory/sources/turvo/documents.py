@@ -1,4 +1,4 @@
-"""What Turvo says of a shipment: read from a notice, a row of a list or the record itself, and told as a document."""
+"""Turvo's shipments, read from a webhook, a row of the list or the record itself, and their documents."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STATUSES = {
     "2136": "Departed", "2137": "Held", "2138": "Out for delivery", "2139": "In transshipment", "2140": "On hold",
     "2141": "Interline",
 }  # fmt: skip
-"""Status keys and how they are spelt here: labels vary from tenant to tenant. There are more; those keep their label."""
+"""Status keys with one spelling each, as labels vary from tenant to tenant. Other keys keep Turvo's label."""
 
 _NUMBERS = (
     ("po", re.compile(r"\bpurchase order\b|\bp\.?o\.?\b", re.IGNORECASE)),
@@ -33,7 +33,7 @@ _NUMBERS = (
 
 
 def time_of(value: object) -> datetime | None:
-    """A time as Turvo's lists give it (ISO 8601) or as its records do (`{date, timeZone}`); None if it is neither."""
+    """Return a time of Turvo's lists (ISO 8601) or records (`{date, timeZone}`), None for anything else."""
     if isinstance(value, dict):
         value = value.get("date")
     try:
@@ -43,37 +43,37 @@ def time_of(value: object) -> datetime | None:
 
 
 def changed_at(record: Mapping[str, Any]) -> datetime | None:
-    """When the shipment last changed, where the record says it."""
+    """Return the time of the shipment's last change, None if the record has none."""
     return next(filter(None, (time_of(record.get(name)) for name in ("lastUpdatedOn", "updated"))), None)  # fmt: skip
 
 
 def status_of(holder: Mapping[str, Any]) -> tuple[str, str]:
-    """Key and label in `{code: {key, value}}`. Unknown keys keep the label that Turvo gives."""
+    """Return key and label of `{code: {key, value}}`. Unknown keys keep Turvo's label."""
     code = as_mapping(holder.get("code"))
     key = _words(code.get("key"))
     return key, STATUSES.get(key) or _words(code.get("value")) or (key and f"status {key}")
 
 
 def shipment_document(record: Mapping[str, Any], event: Event) -> Document:
-    """The shipment as a document, about `shipment:<custom id>`."""
+    """Return the document of a shipment, about `shipment:<custom id>`."""
     if record.get("deleted") is True:
         return Document(kind="shipment", title="", occurred_at=event.occurred_at, deleted=True)
-    told = _Shipment(record)
+    shipment = _Shipment(record)
+    lane = f"({shipment.lane})" if shipment.lane else ""
+    title = [f"Shipment {shipment.number}", lane, shipment.status]
     return Document(
         kind="shipment",
-        title=" ".join(
-            filter(None, [f"Shipment {told.number}", told.lane and f"({told.lane})", told.status])
-        ),
+        title=" ".join(filter(None, title)),
         occurred_at=event.occurred_at,
-        text="\n".join(told.lines()),
-        assertions=tuple(dict.fromkeys(told.assertions())),
-        metadata={name: value for name, value in told.metadata().items() if value},
-        about=told.ref,
+        text="\n".join(shipment.lines()),
+        assertions=tuple(dict.fromkeys(shipment.assertions())),
+        metadata={name: value for name, value in shipment.metadata().items() if value},
+        about=shipment.ref,
     )
 
 
 class _Shipment:
-    """A record, read once. Whatever is not as expected is left out; soft-deleted parts are too."""
+    """A record, parsed once. Unexpected values and soft-deleted parts are left out."""
 
     def __init__(self, record: Mapping[str, Any]) -> None:
         self.record = record
@@ -84,11 +84,9 @@ class _Shipment:
         self.carrier_orders = _kept(record.get("carrierOrder"))
         self.customers = _names(self.customer_orders, "customer")
         self.carriers = _names(self.carrier_orders, "carrier")
-        self.stops = [
-            stop
-            for holder in (record, *self.customer_orders)
-            for stop in _kept(holder.get("globalRoute")) + _kept(holder.get("route"))
-        ]
+        self.stops: list[Mapping[str, Any]] = []
+        for holder in (record, *self.customer_orders):
+            self.stops += _kept(holder.get("globalRoute")) + _kept(holder.get("route"))
         lane = as_mapping(record.get("lane"))
         self.origin = as_string(lane.get("start")) or self._place("1500")
         self.destination = as_string(lane.get("end")) or self._place("1501")
@@ -98,7 +96,7 @@ class _Shipment:
 
     def lines(self) -> Iterator[str]:
         record = self.record
-        equipment = (_label(one.get("type")) for one in _kept(record.get("equipment")))
+        equipment = (_label(item.get("type")) for item in _kept(record.get("equipment")))
         labelled = {
             "Shipment": self.number,
             "Status": self.status,
@@ -130,15 +128,15 @@ class _Shipment:
 
     def assertions(self) -> Iterator[Assertion]:
         for predicate, names in (("customer", self.customers), ("carrier", self.carriers)):
-            yield from (self._is(predicate, f"company:{name}") for name in names)
-            yield from (_said(f"company:{name}", "name", name) for name in names)
-        yield from (self._is("driver", f"person:{name}") for name in self.drivers)
+            yield from (self._relation(predicate, f"company:{name}") for name in names)
+            yield from (_value(f"company:{name}", "name", name) for name in names)
+        yield from (self._relation("driver", f"person:{name}") for name in self.drivers)
         for predicate, place in (("origin", self.origin), ("destination", self.destination)):
             if place:
-                yield self._is(predicate, f"location:{place}")
+                yield self._relation(predicate, f"location:{place}")
         for kind, _, value in self.numbers:
             if kind:
-                yield self._is(kind, f"{kind}:{_code(kind, value)}")
+                yield self._relation(kind, f"{kind}:{_code(kind, value)}")
         for order in self.carrier_orders:
             yield from _codes(as_mapping(order.get("carrier")))
         values = [("status", self.status)]
@@ -146,9 +144,9 @@ class _Shipment:
         for predicate, field in (("pickup_at", "startDate"), ("delivery_at", "endDate")):
             at = time_of(self.record.get(field))
             values.append((predicate, at.isoformat() if at else ""))
-        yield from (_said(self.ref, predicate, value) for predicate, value in values if value)
+        yield from (_value(self.ref, predicate, value) for predicate, value in values if value)
 
-    def _is(self, predicate: str, ref: str) -> Assertion:
+    def _relation(self, predicate: str, ref: str) -> Assertion:
         return Assertion(subject=self.ref, predicate=predicate, object=ref)
 
     def metadata(self) -> dict[str, Any]:
@@ -163,7 +161,7 @@ class _Shipment:
         }
 
     def _place(self, stop_type: str) -> str:
-        """City and state of the first stop of a type (1500 pickup, 1501 delivery)."""
+        """Return city and state of the first stop of a type (1500 pickup, 1501 delivery)."""
         for stop in self.stops:
             if _words(as_mapping(stop.get("stopType")).get("key")) == stop_type:
                 address = as_mapping(stop.get("address"))
@@ -171,18 +169,20 @@ class _Shipment:
         return ""
 
     def _numbers(self) -> Iterator[tuple[str, str, str]]:
-        """Kind of entity (or nothing), label and value of every external id."""
+        """Yield entity type (empty if unknown), label and value of every external id."""
         for holder in (self.record, *self.customer_orders, *self.carrier_orders):
-            for one in _kept(holder.get("externalIds")):
-                label, value = _label(one.get("type")) or "Reference", _words(one.get("value"))
+            for external_id in _kept(holder.get("externalIds")):
+                label = _label(external_id.get("type")) or "Reference"
+                value = _words(external_id.get("value"))
                 if value:
-                    kind = next((kind for kind, named in _NUMBERS if named.search(label)), "")
+                    kind = next((kind for kind, pattern in _NUMBERS if pattern.search(label)), "")
                     yield kind, label, value
 
     def _drivers(self) -> Iterator[str]:
         for order in self.carrier_orders:
-            for one in _kept(order.get("drivers")):
-                name = _words(as_mapping(one.get("context")).get("name")) or _words(one.get("name"))
+            for driver in _kept(order.get("drivers")):
+                person = as_mapping(driver.get("context"))
+                name = _words(person.get("name")) or _words(driver.get("name"))
                 if name:
                     yield name
 
@@ -195,7 +195,8 @@ class _Shipment:
 
 
 def _kept(value: object) -> list[Mapping[str, Any]]:
-    return [one for one in sequence(value) if isinstance(one, dict) and not one.get("deleted")]
+    """Return the objects of an array that are not soft-deleted."""
+    return [item for item in sequence(value) if isinstance(item, dict) and not item.get("deleted")]
 
 
 def _names(orders: Sequence[Mapping[str, Any]], of: str) -> list[str]:
@@ -204,23 +205,23 @@ def _names(orders: Sequence[Mapping[str, Any]], of: str) -> list[str]:
 
 
 def _words(value: object) -> str:
-    """One line of what is text or a whole number."""
+    """Return text or a whole number as one line, empty for anything else."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
         return str(value)
     return " ".join(as_string(value).split())
 
 
 def _label(enum: object) -> str:
-    """What people read of an enum `{key, value}`."""
+    """Return the label of an enum `{key, value}`."""
     return _words(as_mapping(enum).get("value"))
 
 
-def _said(subject: str, predicate: str, value: str) -> Assertion:
+def _value(subject: str, predicate: str, value: str) -> Assertion:
     return Assertion(subject=subject, predicate=predicate, value=value)
 
 
 def _codes(carrier: Mapping[str, Any]) -> Iterator[Assertion]:
-    """The codes by which others know the carrier."""
+    """Yield the codes that identify the carrier in other sources."""
     name = _words(carrier.get("name"))
     for kind, field in (("scac", "scac"), ("mc", "mcNumber")):
         if name and (code := _words(carrier.get(field))):
@@ -228,7 +229,7 @@ def _codes(carrier: Mapping[str, Any]) -> Iterator[Assertion]:
 
 
 def _code(kind: str, value: str) -> str:
-    """`PRO778045` and `PO 7745` are the numbers 778045 and 7745."""
+    """Return the bare number: 778045 for `PRO778045`, 7745 for `PO 7745`."""
     plain = re.sub(r"^(?:PRO|PO|BOL)[\s#:-]*(?=\S*\d)", "", value, flags=re.IGNORECASE)
     return plain if kind != "vehicle" else value
 
@@ -241,17 +242,8 @@ def _shown(value: object) -> str:
 
 def _stop(stop: Mapping[str, Any]) -> str:
     address, attributes = as_mapping(stop.get("address")), as_mapping(stop.get("attributes"))
-    city = " ".join(
-        filter(
-            None,
-            [
-                ", ".join(
-                    filter(None, [_words(address.get("city")), _words(address.get("state"))])
-                ),
-                _words(address.get("zip")),
-            ],
-        )
-    )
+    city_and_state = filter(None, [_words(address.get("city")), _words(address.get("state"))])
+    city = f"{', '.join(city_and_state)} {_words(address.get('zip'))}".strip()
     parts = [
         _label(stop.get("stopType")),
         _words(as_mapping(stop.get("location")).get("name")),

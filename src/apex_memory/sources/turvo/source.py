@@ -1,6 +1,6 @@
-"""Turvo: shipments and their status. Webhooks say that one changed; it is fetched from Turvo's API.
+"""Turvo: shipments and their status. Webhooks only name a changed shipment; it is fetched from Turvo's API.
 
-What webhooks miss is found by reading Turvo's list of shipments now and then and comparing when each last changed.
+Changes that webhooks miss are found by scan Turvo's list of shipments regularly and comparing the times of change.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from apex_memory.sources.turvo.documents import changed_at, shipment_document, t
 from apex_memory.sources.turvo.settings import TurvoSettings
 
 SHIPMENT = "shipment:"
-RESTARTS = 5  # of one reading of the list, before it is left for later
+RESTARTS = 5  # of one scan of the list, before it is left for a later pull
 _BEARER = re.compile(r"bearer\s+", re.IGNORECASE)
 
 
@@ -56,18 +56,20 @@ class Turvo(PulledSource[TurvoSettings]):
     @property
     def missing_settings(self) -> str:
         """The first credential of the API that is not set."""
-        given: dict[str, SecretStr | str] = {
+        credentials: dict[str, SecretStr | str] = {
             name: getattr(self.settings, name)
             for name in ("client_id", "client_secret", "api_key", "username", "password")
         }
-        return next((name for name, value in given.items() if not _plain(value)), "")
+        return next((name for name, value in credentials.items() if not _plain(value)), "")
 
     def receive(self, request: InboundRequest) -> Received:
-        """A change hint for the shipment that the notice names. Notices of other things hold nothing for memory."""
+        """Return a change hint for the shipment that the webhook names. Webhooks about other objects are ignored."""
         self._verify(request)
         body = parse_object(request.body)
         if not as_string(body.get("eventName")):
-            raise Rejected("eventName: expected text", remedy="is this a webhook of Turvo?")
+            raise Rejected(
+                "eventName: expected text", remedy="check that the request comes from Turvo"
+            )
         if not as_string(body.get("eventName")).upper().startswith("SHIPMENT"):
             return Received()
         about = as_mapping(body.get("eventPayload"))
@@ -75,13 +77,13 @@ class Turvo(PulledSource[TurvoSettings]):
         id = parse_identifier(
             load if about.get("id") is None else about.get("id"), "eventPayload.id"
         )
-        # The id is all that is needed: a time in a form that nobody has seen yet costs no update.
+        # Only the id is needed: a time in an unknown form must not cost an update.
         return Received(change_hints=[ChangeHint(SHIPMENT + id, time_of(body.get("eventTime")))])
 
     async def pull(self, context: PullContext) -> AsyncIterator[Page]:
-        """First the shipments that webhooks named, then, when it is time, those that the list shows as changed.
+        """Yield the shipments that webhooks named, then, when a scan is due, those that the list shows as changed.
 
-        What webhooks name meanwhile comes before the list's next shipment.
+        Shipments that webhooks name meanwhile come before the next shipment of the list.
         """
         api = Api(context.link, self.settings)
         failed: list[Failed] = []
@@ -100,13 +102,15 @@ class Turvo(PulledSource[TurvoSettings]):
             kind, _, id = hint.key.partition(":")
             try:
                 events = [await self._fetched(api, id, hint.at)] if f"{kind}:" == SHIPMENT else []
-            except Failed as error:  # the change hint stays, and its neighbours go on
+            except (
+                Failed
+            ) as error:  # the change hint stays for the next pull; its neighbours are not affected
                 failed.append(error)
                 continue
             yield Page(events=events, acknowledged=[hint])
 
     def document(self, event: Event) -> Document:
-        """A `shipment`. A cancelled one stays, with that status; a deleted one is a tombstone."""
+        """Return a `shipment`. A cancelled one stays, with that status; a deleted one is a tombstone."""
         return shipment_document(parse_object(event.payload), event)
 
     def samples(self) -> Sequence[Sample]:
@@ -116,7 +120,7 @@ class Turvo(PulledSource[TurvoSettings]):
         ]
 
     def sign(self, body: bytes, at: datetime) -> Mapping[str, str]:
-        """The token's header, and the signature's where a key is set."""
+        """Return the header with the token, and the one with the signature where a key is set."""
         known, headers = self.settings, {}
         if not known.webhook_tokens and not known.hmac_keys:
             raise Misconfigured(
@@ -132,28 +136,28 @@ class Turvo(PulledSource[TurvoSettings]):
         known = self.settings
         if not known.webhook_tokens and not known.hmac_keys:
             raise Unauthorized(
-                "no token to check this Turvo webhook with",
+                "no token is set to verify this Turvo webhook",
                 remedy="set sources.turvo.webhook_tokens to the token in Turvo's webhook profile",
             )
         given = request.headers.get(known.webhook_header.lower(), "")
         tokens = [token.get_secret_value().encode() for token in known.webhook_tokens]
         if tokens and not signature_matches(tokens, given, _BEARER.sub("", given, count=1)):
             raise Unauthorized(
-                f"the token in {known.webhook_header} is not ours",
+                f"the token in {known.webhook_header} is wrong",
                 remedy="compare sources.turvo.webhook_tokens and webhook_header with Turvo's webhook profile",
             )
-        wanted = [digest(key, request.body) for key in known.hmac_keys]
+        expected = [digest(key, request.body) for key in known.hmac_keys]
         signature = _signature(request.headers.get(known.hmac_header.lower(), ""))
-        if wanted and not signature_matches(wanted, signature):
+        if expected and not signature_matches(expected, signature):
             raise Unauthorized(
-                f"{known.hmac_header} does not fit the body",
-                remedy="compare sources.turvo.hmac_keys with the key of who signs",
+                f"{known.hmac_header} does not match the body",
+                remedy="compare sources.turvo.hmac_keys with the key of the signing proxy",
             )
 
     async def _fetched(self, api: Api, id: str, at: datetime | None) -> Event:
-        """The shipment as it is now; a tombstone if it is gone (`at`: when we heard of it).
+        """Return the shipment as it is now, or a tombstone if it does not exist. `at` is the time of the change hint.
 
-        Raises `Failed` when Turvo reports a failure, `RetryLater` and `Unauthorized` as the link does.
+        Raises `Failed` when Turvo reports a failure, and what `VendorClient.call` raises.
         """
         try:
             record = await api.shipment(id)
@@ -164,7 +168,7 @@ class Turvo(PulledSource[TurvoSettings]):
     def _event(self, id: str, record: Mapping[str, Any]) -> Event:
         payload = canonical(record)
         changed = changed_at(record)
-        # Turvo's times have milliseconds: the digits below tell changes within one apart, by the length of the history.
+        # Turvo's times have milliseconds: the digits below order changes within one, by the length of the history.
         later = min(999, len(record["statusHistory"])) if isinstance(record.get("statusHistory"), list) else 0  # fmt: skip
         stamp = micros(changed) + later if changed else 0
         digest = hashlib.sha256(payload).hexdigest()[:24]
@@ -172,7 +176,7 @@ class Turvo(PulledSource[TurvoSettings]):
             source=self.name,
             event_id=f"{SHIPMENT}{id}@{stamp}:{digest}",
             doc_key=SHIPMENT + id,
-            # A record that does not say when it changed is ordered by when it was seen.
+            # A record without a time of change is ordered by the time of this fetch.
             version=stamp or micros(now()),
             occurred_at=changed or now(),
             payload=payload,
@@ -195,48 +199,48 @@ class Turvo(PulledSource[TurvoSettings]):
     async def _listing(
         self, api: Api, context: PullContext, failed: list[Failed]
     ) -> AsyncIterator[Page]:
-        """Read the list page by page, and fetch what changed in it. The cursor says how far, so it goes on after a crash.
+        """Read the list page by page and fetch the changed shipments. The cursor holds the position, also over a crash.
 
-        Each page begins with the last row of the page before. Where that row is missing, rows went away
-        above it and others slid past us: the list is begun anew.
+        Each page starts with the last row of the page before. Where that row is missing, rows above it were removed and
+        others moved up unseen: the scan starts again.
         """
-        reading = _Reading.begun(context, self.settings.listing_seconds)
+        scan = _ListScan.started(context, self.settings.listing_seconds)
         seen, restarts = ["?"], 0
-        while reading:
-            rows, more = await api.listed(reading.start, reading.since)
+        while scan:
+            rows, more = await api.listed(scan.start, scan.since)
             ids = [as_string(row.get("id")) or str(row.get("id")) for row in rows]
-            slid = bool(reading.start) and reading.anchor not in ids
+            slid = bool(scan.start) and scan.anchor not in ids
             if slid or (rows and ids == seen):
                 restarts += 1
                 if restarts > RESTARTS:
                     raise RetryLater(
                         "turvo: the list of shipments changes faster than it can be read",
                         after=10,
-                        remedy="it is read again by itself; set sources.turvo.updated_filter if your Turvo knows one",
+                        remedy="Apex reads it again; set sources.turvo.updated_filter if your Turvo supports one",
                     )
             if slid:
-                reading = replace(reading, start=0, anchor="")
+                scan = replace(scan, start=0, anchor="")
                 continue
             seen = ids
             before = len(failed)
-            fresh = [row for row, id in zip(rows, ids, strict=True) if id != reading.anchor]
-            for row in filter(reading.wants, fresh):
+            fresh = [row for row, id in zip(rows, ids, strict=True) if id != scan.anchor]
+            for row in filter(scan.wants, fresh):
                 try:
                     yield Page(events=[await self._listed(api, row)])
                 except Failed as error:
                     failed.append(error)
                 async for page in self._named(api, await context.new_hints(), failed):
                     yield page
-            reading = reading.past(rows, ids, failed=len(failed) > before)
+            scan = scan.past(rows, ids, failed=len(failed) > before)
             if not more or not fresh:
-                yield Page(cursor=reading.ended(self.settings.overlap_seconds))
+                yield Page(cursor=scan.ended(self.settings.overlap_seconds))
                 return
-            yield Page(cursor=reading.cursor())
+            yield Page(cursor=scan.cursor())
             async for page in self._named(api, await context.new_hints(), failed):
                 yield page
 
     async def _listed(self, api: Api, row: Mapping[str, Any]) -> Event:
-        """The shipment of a row of the list."""
+        """Return the event of the shipment in a row of the list."""
         at = changed_at(row)
         try:
             return await self._fetched(api, parse_identifier(row.get("id"), "id"), at)
@@ -245,11 +249,11 @@ class Turvo(PulledSource[TurvoSettings]):
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
-    """One reading of the list, as the cursor keeps it. Times are microseconds since 1970.
+class _ListScan:
+    """One scan of the list, as the cursor stores it. Times are microseconds since 1970.
 
-    What changed at or after `since` (and before `until`, in a backfill) is fetched. `newest` is the last change seen,
-    `listed` when the reading before this one ended, `began` when this one began; `anchor` is the row at `start`.
+    Shipments that changed at or after `since` (and before `until`, in a backfill) are fetched. `newest` is the last
+    change seen, `listed` the end of the scan before, `began` the start of this one; `anchor` is the row at `start`.
     """
 
     since: int = 0
@@ -262,30 +266,30 @@ class _Reading:
     failed: bool = False
 
     @classmethod
-    def begun(cls, context: PullContext, pause: float) -> _Reading | None:
-        """The reading to go on with, a new one, or none while the last is not long ago."""
+    def started(cls, context: PullContext, pause: float) -> _ListScan | None:
+        """Return the scan to continue, a new one, or None while the last scan is recent."""
         known = {name: context.cursor[name] for name in cls.__slots__ if name in context.cursor}
-        reading = cls(**known)
-        if reading.start:
-            return reading
+        scan = cls(**known)
+        if scan.start:
+            return scan
         if context.window:
             return cls(
                 since=micros(context.window.since),
                 until=micros(context.window.until),
                 began=micros(now()),
             )
-        if micros(now()) - reading.listed < pause * 1_000_000:
+        if micros(now()) - scan.listed < pause * 1_000_000:
             return None
-        return cls(since=reading.since, listed=reading.listed, began=micros(now()))
+        return cls(since=scan.since, listed=scan.listed, began=micros(now()))
 
     def wants(self, row: Mapping[str, Any]) -> bool:
-        """Whether the row may have changed since: one without a time cannot be compared, and is fetched."""
+        """Return whether the row may have changed: one without a time cannot be compared, so it is fetched."""
         changed = changed_at(row)
         if changed is None:
             return True
         return self.since <= micros(changed) and (not self.until or micros(changed) < self.until)
 
-    def past(self, rows: Sequence[Mapping[str, Any]], ids: Sequence[str], *, failed: bool) -> _Reading:  # fmt: skip
+    def past(self, rows: Sequence[Mapping[str, Any]], ids: Sequence[str], *, failed: bool) -> _ListScan:  # fmt: skip
         """Behind a page."""
         times = [micros(at) for at in map(changed_at, rows) if at]
         return replace(
@@ -300,14 +304,14 @@ class _Reading:
         return asdict(self)
 
     def ended(self, overlap: float) -> dict[str, Any]:
-        """The cursor behind the last page.
+        """Return the cursor after the last page.
 
-        The next reading looks back to the newest change seen, but never past the beginning of this one: rows that
-        were already read may have changed meanwhile, and a clock that runs ahead must not hide what follows.
+        The next scan starts at the newest change seen, but not after the start of this scan: rows may have changed
+        after they were read, and a vendor's clock that is ahead must not hide later changes.
         """
         since = min(self.newest, self.began) - int(overlap * 1_000_000)
         return asdict(
-            _Reading(
+            _ListScan(
                 since=self.since if self.failed else max(self.since, since),
                 listed=micros(now()),
             )

@@ -1,4 +1,4 @@
-"""Conversations as OpenAI's and Anthropic's APIs carry them: requests, responses, and pairs of both."""
+"""Conversations in the formats of OpenAI's and Anthropic's APIs: requests, responses, pairs of both, item lists."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from apex_memory.sources.llm.documents import (
 from apex_memory.sources.payloads import (
     as_mapping,
     as_string,
+    canonical,
     checked,
     parse_datetime,
     parse_identifier,
@@ -31,7 +32,7 @@ from apex_memory.sources.payloads import (
 
 
 class Loose(BaseModel):
-    """Names what is read; what vendors add beside it passes."""
+    """Names the fields that are read; further fields are accepted."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -73,7 +74,7 @@ class _Choice(Loose):
 
 
 class _Chat(Loose):
-    """What both vendors' bodies and our wrapper around them may hold."""
+    """The fields of both vendors' bodies, and of the wrapper around them."""
 
     conversation_id: str | int | None = None
     id: str | int | None = None
@@ -92,18 +93,20 @@ class _Chat(Loose):
 
 
 def openai_chat(body: Mapping[str, Any], place: str) -> Conversation:
-    """A chat request, a completion, or both: `messages`, then the first of `choices`."""
+    """Read a chat request, a completion, or both: `messages`, then the first of `choices`."""
     body, exchanged = _joined(body, place)
     chat = checked(_Chat, body, place)
     tools: dict[str, str] = {}
     messages = chat.messages + [choice.message for choice in chat.choices[:1]]
-    turns = [turn for message in messages for turn in _openai_turns(message, tools)]
+    turns: list[Turn] = []
+    for message in messages:
+        turns += _openai_turns(message, tools)
     branches = max(0, len(chat.choices) - 1)
     return _conversation("openai", chat, turns, place, exchanged=exchanged, branches=branches)
 
 
 def anthropic_messages(body: Mapping[str, Any], place: str) -> Conversation:
-    """A Messages request, a response, or both; the response may be the recorded event stream."""
+    """Read a Messages request, a response, or both. The response may be the recorded event stream."""
     body, exchanged = _joined(body, place)
     if body.get("type") == "message" and "messages" not in body:
         body = {**body, "messages": [{"role": body.get("role"), "content": body.get("content")}]}
@@ -127,8 +130,8 @@ def _openai_turns(message: _Message, tools: dict[str, str]) -> list[Turn]:
         function = call.function or call.custom or _Function()
         tools[call.id] = function.name
         parts.append(call_text(function.name, function.arguments or function.input))
-    if old := message.function_call:
-        parts.append(call_text(old.name, old.arguments))
+    if function_call := message.function_call:  # the older form
+        parts.append(call_text(function_call.name, function_call.arguments))
     return turns_of(_SPEAKERS[message.role], parts, tools)
 
 
@@ -146,15 +149,13 @@ def _conversation(
             f"{place}.messages: expected at least one message".lstrip("."),
             remedy="send `messages`, a list of {role, content}",
         )
-    # A response's own id names one answer, not the talk it belongs to.
+    # A response's own id names one response, not its conversation.
     own = None if exchanged or ("choices" in chat.model_fields_set and chat.messages) else chat.id
-    found = chat.conversation_id if chat.conversation_id is not None else own
+    id = chat.conversation_id if chat.conversation_id is not None else own
     updated = chat.updated_at or chat.update_time or chat.created
     return Conversation(
         provider=provider,
-        id=None
-        if found is None
-        else parse_identifier(found, f"{place}.conversation_id".lstrip(".")),
+        id=None if id is None else parse_identifier(id, f"{place}.conversation_id".lstrip(".")),
         turns=limited(turns, place),
         title=chat.title or "",
         model=chat.model or "",
@@ -168,7 +169,7 @@ def _conversation(
 
 
 def _joined(body: Mapping[str, Any], place: str) -> tuple[Mapping[str, Any], bool]:
-    """A `{request, response}` pair as one body, recorded HTTP (`body` inside) or plain; and whether it was a pair."""
+    """Return a `{request, response}` pair as one body, and whether it was a pair. Both may be recorded HTTP, with `body` inside."""
     if not isinstance(body.get("request"), dict):
         return body, False
     request, response = as_mapping(body["request"]), as_mapping(body.get("response"))
@@ -188,12 +189,15 @@ def _joined(body: Mapping[str, Any], place: str) -> tuple[Mapping[str, Any], boo
 
 
 def _recorded(answer: str, place: str) -> Any:
-    """An answer recorded as text: JSON, or Anthropic's event stream as the message it spells out."""
+    """Return a response recorded as text: JSON, or the final message of Anthropic's event stream.
+
+    Lines end at LF alone (with or without CR): the JSON in them may hold U+2028 and U+0085, which `splitlines` splits at.
+    """
     if answer.lstrip().startswith("{"):
         return parse_json(answer.encode(), place)
     message: dict[str, Any] = {}
     blocks: dict[int, dict[str, Any]] = {}
-    for row in answer.splitlines():
+    for row in answer.split("\n"):
         if not row.startswith("data:"):
             continue
         event = as_mapping(parse_json(row.removeprefix("data:").encode(), place))
@@ -223,7 +227,7 @@ def _extend(block: dict[str, Any], delta: Mapping[str, Any]) -> None:
 
 
 def _party(value: str | dict[str, Any] | None) -> tuple[str, str] | None:
-    """An agent or user as (id, name): a text is its id, an object has `id` or `name`."""
+    """Return an agent or user as (id, name): a text is its id, an object has `id` or `name`."""
     given = {"id": value} if isinstance(value, str) else as_mapping(value)
     name = " ".join(as_string(given.get("name")).split())
     own = " ".join((as_string(given.get("id")) or name).split())
@@ -232,3 +236,37 @@ def _party(value: str | dict[str, Any] | None) -> tuple[str, str] | None:
 
 def _moment(value: float | str | None, place: str, field: str) -> datetime | None:
     return None if value is None else parse_datetime(value, f"{place}.{field}".lstrip("."))
+
+
+_ITEM_TYPES = ("message", "function_call", "function_call_output", "reasoning")
+
+
+def is_item_list(value: object) -> bool:
+    """Return whether a value is a list of OpenAI's conversation items (Responses and Conversations APIs)."""
+    items = sequence(value)
+    return bool(items) and all(as_mapping(item).get("type") in _ITEM_TYPES for item in items)
+
+
+def conversation_of_items(body: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """Return a list of OpenAI's items as one chat body: an item is a turn, not a conversation."""
+    messages: list[dict[str, Any]] = []
+    for item in map(as_mapping, sequence(body.get(field))):
+        kind = item.get("type")
+        if kind == "message":
+            messages.append({"role": item.get("role"), "content": item.get("content")})
+        elif kind == "function_call":
+            function = {"name": item.get("name"), "arguments": item.get("arguments")}
+            call = {"id": as_string(item.get("call_id")), "function": function}
+            messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+        elif kind == "function_call_output":
+            output = item.get("output")
+            text = output if isinstance(output, str) else canonical(output).decode()
+            call_id = as_string(item.get("call_id"))
+            messages.append({"role": "tool", "content": text, "tool_call_id": call_id})
+        else:
+            summary = [
+                {**as_mapping(part), "type": "thinking"} for part in sequence(item.get("summary"))
+            ]
+            messages.append({"role": "assistant", "content": summary})
+    outer = {name: value for name, value in body.items() if name not in ("object", field)}
+    return {**outer, "format": "openai.chat", "messages": messages}

@@ -1,4 +1,4 @@
-"""A conversation with a language model, whatever format it came in: turns in order, each of one speaker."""
+"""A conversation with a language model, independent of its format: turns in order, each of one speaker."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from apex_memory.model import File
 from apex_memory.sources.payloads import as_mapping, as_string, canonical, sequence
 
 MAX_TURNS = 10_000
-MAX_TOOL_CHARS = 1_000  # of one call or result: enough for the facts, not for a whole web page
+MAX_TOOL_CHARS = 1_000  # per call or result: enough for the facts, not for a whole web page
 
 Speaker = Literal["user", "assistant", "tool", "system", "thinking"]
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one speaker says at once. `name` is the tool's; system and thinking are shown on request only."""
+    """One speaker's turn. `name` is the tool's. Turns of system and thinking are left out unless a setting includes them."""
 
     speaker: Speaker
     text: str
@@ -30,7 +30,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """`updated` is the time of the last change where the format states one. `branches` counts other ways the talk went."""
+    """A conversation. `updated` is the stated time of the last change, if any; `branches` counts its other branches."""
 
     provider: str
     id: str | None
@@ -60,7 +60,7 @@ class Conversation:
 
     @property
     def last_at(self) -> datetime | None:
-        """When it last changed: as stated, else the time of its latest turn."""
+        """The time of the last change: as stated, else that of the latest turn."""
         return self.updated or max((turn.at for turn in self.turns if turn.at), default=None)
 
 
@@ -70,29 +70,29 @@ def turns_of(
     tools: dict[str, str],
     at: datetime | None = None,
 ) -> list[Turn]:
-    """The turns of one message, from the content parts of OpenAI, Anthropic and Claude exports (their types do not clash).
+    """Return the turns of one message from content parts of OpenAI, Anthropic or Claude exports, whose types do not clash.
 
-    A tool's result inside a user's message is the tool's turn. `tools` maps call ids to tool
-    names; calls met here are added.
+    A tool's result inside a user's message is the tool's turn. `tools` maps call ids to tool names; calls in this
+    message are added to it. Parts of unknown types have no words: they stay in the raw event alone.
     """
-    said: list[Turn] = []
+    turns: list[Turn] = []
     for part in parts:
         turn = _turn(speaker, part, tools, at)
         if not turn.text.strip():
             continue
-        if said and (said[-1].speaker, said[-1].name) == (turn.speaker, turn.name):
-            turn = Turn(turn.speaker, f"{said.pop().text}\n{turn.text}", turn.name, at)
-        said.append(turn)
-    return said
+        if turns and (turns[-1].speaker, turns[-1].name) == (turn.speaker, turn.name):
+            turn = Turn(turn.speaker, f"{turns.pop().text}\n{turn.text}", turn.name, at)
+        turns.append(turn)
+    return turns
 
 
 def call_text(name: str, arguments: object) -> str:
-    """`[calls track {"shipment":"SHP-100045"}]`"""
+    """Return a tool call as text: `[calls track {"shipment":"SHP-100045"}]`."""
     return f"[calls {name or 'a tool'} {short(arguments)}]"
 
 
 def short(value: object) -> str:
-    """A tool's arguments or result as one readable string, cut at 1,000 characters."""
+    """Return a tool's arguments or result as one readable string, cut at 1,000 characters."""
     if isinstance(value, list) and any("text" in as_mapping(item) for item in value):
         value = "\n".join(as_string(as_mapping(item).get("text")) for item in value)
     text = value.strip() if isinstance(value, str) else canonical(value).decode()
@@ -136,21 +136,21 @@ def _content_text(kind: str, block: Mapping[str, Any]) -> str:
     inner = as_mapping(block.get(kind.removeprefix("input_")))
     if "audio" in kind:
         return f"[audio] {as_string(inner.get('transcript'))}".rstrip()
-    name = next(
-        filter(
-            None,
-            (
-                as_string(place.get(field))
-                for place in (block, inner)
-                for field in ("filename", "file_name", "title", "name")
-            ),
-        ),
-        "",
-    )
-    label = "image" if "image" in kind else "file" if kind in ("file", "document") else kind
-    return f"[{label} {name}]".replace(" ]", "]") if label else ""
+    if "image" in kind:
+        label = "image"
+    elif kind in ("file", "document", "input_file"):
+        label = "file"
+    else:
+        return ""
+    names = [as_string(block.get(field)) for field in _NAME_FIELDS]
+    names += [as_string(inner.get(field)) for field in _NAME_FIELDS]
+    name = next(filter(None, names), "")
+    return f"[{label} {name}]" if name else f"[{label}]"
+
+
+_NAME_FIELDS = ("filename", "file_name", "title", "name")
 
 
 def parts_of(content: object) -> Sequence[object]:
-    """Content as parts: a text is one part, nothing is none."""
+    """Return content as parts: a text is one part, nothing is none."""
     return (content,) if isinstance(content, str) else sequence(content)

@@ -1,4 +1,4 @@
-"""Conversations as ChatGPT and Claude export them: full snapshots, with ids and times."""
+"""Conversations in ChatGPT's and Claude's exports: full snapshots with ids and times."""
 
 from __future__ import annotations
 
@@ -79,11 +79,13 @@ class _Claude(Loose):
 
 
 def chatgpt_export(body: Mapping[str, Any], place: str) -> Conversation:
-    """One conversation of `conversations.json`: a tree, of which the way to `current_node` is told."""
+    """Read one conversation of `conversations.json`: a tree, of which the path to `current_node` is taken."""
     export = checked(_ChatGPT, body, place)
-    way, branches = _way(export, place)
-    nodes = [export.mapping[node].message for node in way]
-    turns = [turn for message in nodes if message for turn in _chatgpt_turns(message, place)]
+    path, branches = _path(export, place)
+    nodes = [export.mapping[node].message for node in path]
+    turns: list[Turn] = []
+    for message in filter(None, nodes):
+        turns += _chatgpt_turns(message, place)
     own = export.conversation_id or export.id
     return Conversation(
         provider="chatgpt",
@@ -98,7 +100,7 @@ def chatgpt_export(body: Mapping[str, Any], place: str) -> Conversation:
 
 
 def claude_export(body: Mapping[str, Any], place: str) -> Conversation:
-    """One conversation of Claude's export. The text of attachments comes along as files."""
+    """Read one conversation of Claude's export. The texts of attachments become files."""
     export = checked(_Claude, body, place)
     tools: dict[str, str] = {}
     turns: list[Turn] = []
@@ -130,8 +132,8 @@ def claude_export(body: Mapping[str, Any], place: str) -> Conversation:
     )
 
 
-def _way(export: _ChatGPT, place: str) -> tuple[list[str], int]:
-    """The nodes from the root to the current one (or the latest leaf), and how many other leaves there are."""
+def _path(export: _ChatGPT, place: str) -> tuple[list[str], int]:
+    """Return the nodes from the root to the current one (or the latest leaf), and the number of other leaves."""
     nodes = export.mapping
     parents = {node.parent for node in nodes.values()}
     leaves = [name for name in nodes if name not in parents]
@@ -140,19 +142,19 @@ def _way(export: _ChatGPT, place: str) -> tuple[list[str], int]:
         current = max(leaves, key=lambda leaf: (_written(nodes[leaf], place), leaf))
     if current is None and nodes:
         raise Rejected(
-            f"{_at(place, 'mapping')}: every node has a child, so it is no tree",
+            f"{_at(place, 'mapping')}: every node has a child, so it is not a tree",
             remedy="send the export as ChatGPT wrote it",
         )
-    way: dict[str, None] = {}
+    path: dict[str, None] = {}
     while current is not None and current in nodes:
-        if current in way:
+        if current in path:
             raise Rejected(
                 f"{_at(place, 'mapping')}: node {current[:80]} is its own ancestor",
                 remedy="send the export as ChatGPT wrote it",
             )
-        way[current] = None
+        path[current] = None
         current = nodes[current].parent
-    return list(way)[::-1], sum(1 for leaf in leaves if leaf not in way)
+    return list(path)[::-1], sum(1 for leaf in leaves if leaf not in path)
 
 
 def _written(node: _Node, place: str) -> float:
@@ -182,9 +184,9 @@ def _chatgpt_turns(message: _Message, place: str) -> list[Turn]:
 
 
 def _chatgpt_text(content: Mapping[str, Any]) -> str:
-    said = [part if isinstance(part, str) else _part_text(part) for part in _parts(content)]
+    parts = [part if isinstance(part, str) else _part_text(part) for part in _parts(content)]
     whole = [as_string(content.get(field)) for field in ("text", "result", "content")]
-    return "\n".join(text.strip() for text in (*said, *whole) if text.strip())
+    return "\n".join(text.strip() for text in (*parts, *whole) if text.strip())
 
 
 def _parts(content: Mapping[str, Any]) -> list[object]:
@@ -199,7 +201,9 @@ def _part_text(part: object) -> str:
     kind = as_string(block.get("content_type"))
     if isinstance(block.get("text"), str):
         return as_string(block["text"])
-    return "[image]" if "image" in kind else "[audio]" if "audio" in kind else ""
+    if "image" in kind:
+        return "[image]"
+    return "[audio]" if "audio" in kind else ""
 
 
 def _time(value: float | str | None, place: str) -> datetime | None:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Any, ClassVar
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event, Priority, micros
 from apex_memory.sources.base import InboundRequest, Received, Sample, Source, SourceSettings
-from apex_memory.sources.llm.chats import anthropic_messages, openai_chat
+from apex_memory.sources.llm.chats import (
+    anthropic_messages,
+    conversation_of_items,
+    is_item_list,
+    openai_chat,
+)
 from apex_memory.sources.llm.documents import Conversation, Turn
 from apex_memory.sources.llm.exports import chatgpt_export, claude_export
 from apex_memory.sources.llm.settings import LLMSettings
@@ -43,18 +51,19 @@ MAX_CONVERSATIONS = 10_000
 class LLM(Source[LLMSettings]):
     """Conversations of people and agents with language models: OpenAI, Anthropic, ChatGPT and Claude exports.
 
-    A body holds one conversation, an array of them, or one a line (`application/x-ndjson`). The
-    format is found out, or given as `"format"` in the object or `?format=`. Each conversation is
-    one document, `provider:conversation id`. A body holds the whole talk so far: sending it again
-    with more turns makes a new version, which takes the place of the one before.
+    A body holds one conversation, an array of them, or one per line (`application/x-ndjson`). The
+    format is recognised, or given as `"format"` in the object or `?format=`. Each conversation is
+    one document, `provider:conversation id`. A body holds the whole conversation so far: sending
+    it again with more turns makes a new version, which replaces the one before.
 
-    - Without a conversation id the hash of agent, user and the first question and answer stands
-      for it. Send `conversation_id` for anything that goes on.
+    - Without a conversation id, the hash of agent, user and the first question and answer is the
+      id. Send `conversation_id` for any conversation that continues.
     - Event id: the `Idempotency-Key` (`key#n` for the n-th of many). Else the stated time of the
-      last change and the number of turns; where no time is stated, the hash of the content. So
-      sending the same again is a duplicate.
+      last change, the size and the hash of the content. So sending the same again is a duplicate,
+      and any change is a new event.
     - Version: the stated time of the last change, else the latest turn's time, else the time of
-      receipt.
+      receipt. Of two states with one stated time the later arrival wins, and within one body the
+      later one.
     """
 
     name: ClassVar[str] = "llm"
@@ -65,23 +74,26 @@ class LLM(Source[LLMSettings]):
     Settings: ClassVar[type[SourceSettings]] = LLMSettings
 
     def receive(self, request: InboundRequest) -> Received:
-        """One event a conversation; all of them or, when one is malformed, none."""
-        found = list(_conversations(request))
-        if not 0 < len(found) <= MAX_CONVERSATIONS:
+        """Return one event per conversation. Raises `Rejected` for the whole body when one is malformed."""
+        conversations = list(_conversations(request))
+        if not 0 < len(conversations) <= MAX_CONVERSATIONS:
             raise Rejected(
-                f"body: {len(found)} conversations, expected 1 to {MAX_CONVERSATIONS}",
+                f"body: {len(conversations)} conversations, expected 1 to {MAX_CONVERSATIONS}",
                 remedy="send at least one, and long exports in parts",
             )
         key = request.idempotency_key
         if key:
             parse_identifier(key, "Idempotency-Key")
-        many = len(found) > 1
-        return Received(
-            [
-                self._event(request, place, body, key and (f"{key}#{n}" if many else key))
-                for n, (place, body) in enumerate(found)
-            ]
-        )
+        many = len(conversations) > 1
+        events: list[Event] = []
+        before: Counter[str] = Counter()  # events of the same conversation earlier in this body
+        for n, (place, body) in enumerate(conversations):
+            event_id = key and (f"{key}#{n}" if many else key)
+            event = self._event(request, place, body, event_id)
+            event = replace(event, version=event.version + before[event.doc_key])
+            before[event.doc_key] += 1
+            events.append(event)
+        return Received(events)
 
     def _event(
         self, request: InboundRequest, place: str, body: Mapping[str, Any], key: str | None
@@ -89,18 +101,20 @@ class LLM(Source[LLMSettings]):
         form = _format(body, place, request.query.get("format"))
         talk = FORMATS[form](body, place)
         payload = canonical(body)
+        digest = hashlib.sha256(payload).hexdigest()
         at = talk.last_at or request.received_at
         if talk.updated:
-            # The number of turns, in fixed width: of two snapshots of the same second the longer
-            # is a new event, and as the greater event id it wins.
-            own = f"{talk.key}@{micros(at)}.{len(talk.turns):05d}"
+            # Turns and characters in fixed width: of two states with one version the longer has the
+            # greater event id, and wins.
+            characters = sum(len(turn.text) for turn in talk.turns)
+            own = f"{talk.key}@{micros(at)}.{len(talk.turns):05d}.{characters:09d}#{digest[:24]}"
         else:
-            own = f"{talk.key}#{hashlib.sha256(payload).hexdigest()}"
+            own = f"{talk.key}#{digest}"
         return Event(
             source=self.name,
             event_id=key or own,
             doc_key=talk.key,
-            version=micros(at),
+            version=_version(at, request.received_at),
             occurred_at=at,
             payload=payload,
             content_type=f"{CONTENT_TYPE}; format={form}",
@@ -108,7 +122,7 @@ class LLM(Source[LLMSettings]):
         )
 
     def document(self, event: Event) -> Document:
-        """A `conversation`, one passage a turn. Tool calls and results are cut short."""
+        """Return a `conversation` with one passage per turn. Long tool calls and results are cut."""
         body = as_mapping(parse_json(event.payload))
         form = event.content_type.partition("format=")[2] or None
         talk = FORMATS[_format(body, "", form)](body, "")
@@ -117,11 +131,12 @@ class LLM(Source[LLMSettings]):
             "system": not self.settings.include_system,
         }
         turns = [turn for turn in talk.turns if not left_out.get(turn.speaker)]
-        text, passages = _told(turns)
-        said = [turn.text for turn in turns if turn.speaker == "user"] or [t.text for t in turns]
+        text, passages = _render(turns)
+        questions = [turn.text for turn in turns if turn.speaker == "user"]
+        opening = questions or [turn.text for turn in turns]
         return Document(
             kind="conversation",
-            title=line(talk.title, 200) or line("\n".join(said)) or "Conversation",
+            title=line(talk.title, 200) or line("\n".join(opening)) or "Conversation",
             occurred_at=event.occurred_at,
             text=text,
             passages=passages,
@@ -131,10 +146,10 @@ class LLM(Source[LLMSettings]):
         )
 
     def samples(self) -> Sequence[Sample]:
-        real = ("anthropic_exchange", "openai_completion", "chatgpt_export", "claude_export")
+        third_party = ("anthropic_exchange", "openai_completion", "chatgpt_export", "claude_export")
         own = parse_json(sample("llm", "own.json"))
         return [
-            *(Sample(name, sample("llm", f"{name}.json")) for name in real),
+            *(Sample(name, sample("llm", f"{name}.json")) for name in third_party),
             *(
                 Sample(item["name"], canonical(item["body"]), events=item.get("events", 1))
                 for item in own
@@ -144,24 +159,24 @@ class LLM(Source[LLMSettings]):
 
 
 def _conversations(request: InboundRequest) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each conversation of the body with its place in it."""
+    """Yield each conversation of the body with its place."""
     if request.content_type in LINES:
-        rows = enumerate(request.body.splitlines(), 1)
-        found: list[tuple[str, Any]] = [
+        rows = enumerate(request.body.split(b"\n"), 1)
+        items: list[tuple[str, Any]] = [
             (f"line {n}", parse_json(row, f"line {n}")) for n, row in rows if row.strip()
         ]
     else:
         body = parse_json(request.body)
-        several = as_mapping(body).get("conversations")
+        listed = as_mapping(body).get("conversations", body)
         if as_mapping(body).get("object") == "list":
-            several = as_mapping(body).get("data")
-        several = several if isinstance(several, list) else body
-        found = (
-            [(f"[{n}]", item) for n, item in enumerate(several)]
-            if isinstance(several, list)
-            else [("", body)]
-        )
-    for place, item in found:
+            listed = as_mapping(body).get("data")
+            if is_item_list(listed):
+                listed = conversation_of_items(as_mapping(body), "data")
+        if isinstance(listed, list):
+            items = [(f"[{n}]", item) for n, item in enumerate(listed)]
+        else:
+            items = [("", listed)]
+    for place, item in items:
         if not isinstance(item, dict):
             raise Rejected(
                 f"{place or 'body'}: expected a conversation, an object", remedy=_EXPECTED
@@ -193,37 +208,52 @@ def _format(body: Mapping[str, Any], place: str, given: str | None) -> str:
         return _chat_format({**context, **as_mapping(answer.get("body", answer))})
     if "messages" in body or "choices" in body or body.get("type") == "message":
         return _chat_format(body)
-    raise Rejected(f"{place or 'body'}: no conversation format known here", remedy=_EXPECTED)
+    raise Rejected(f"{place or 'body'}: unknown conversation format", remedy=_EXPECTED)
 
 
 def _chat_format(body: Mapping[str, Any]) -> str:
-    """OpenAI's and Anthropic's requests look alike; blocks, `system` and the model's name tell them apart."""
-    blocks = (
-        as_mapping(part).get("type")
-        for message in sequence(body.get("messages"))
-        for part in sequence(as_mapping(message).get("content"))
-    )
+    """Return the vendor of a request: OpenAI's and Anthropic's differ by blocks, `system` and the model's name."""
+    kinds: set[object] = set()
+    for message in sequence(body.get("messages")):
+        parts = sequence(as_mapping(message).get("content"))
+        kinds.update(as_string(as_mapping(part).get("type")) for part in parts)
     anthropic = (
         "system" in body
         or body.get("type") == "message"
         or as_string(body.get("model")).startswith("claude")
-        or any(kind in _ANTHROPIC_BLOCKS for kind in blocks)
+        or not kinds.isdisjoint(_ANTHROPIC_BLOCKS)
     )
     return "anthropic.messages" if anthropic and "choices" not in body else "openai.chat"
 
 
-def _told(turns: Sequence[Turn]) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """The turns as text, a blank line between, and the offsets of each."""
-    said = [
-        f"{' '.join([turn.speaker.capitalize(), turn.name]).strip()}: {turn.text.strip()}"
-        for turn in turns
-    ]
+def _version(at: datetime, received_at: datetime) -> int:
+    """Return the version of a state: its time in microseconds, with digits below its resolution for the arrival.
+
+    Times come in seconds or milliseconds, so two states may have the same one, such as a conversation and its redaction.
+    The unused digits grow with the time from the statement to the arrival, so that the later arrival is the newer version:
+    by its square root in seconds, by its cube root in milliseconds, which leaves room for 30 years.
+    """
+    stated = micros(at)
+    elapsed = max(0.0, (received_at - at).total_seconds())
+    if stated % 1_000_000 == 0:
+        return stated + min(int((elapsed * 1000) ** (1 / 2)), 999_999)
+    if stated % 1_000 == 0:
+        return stated + min(int(elapsed ** (1 / 3)), 999)
+    return stated
+
+
+def _render(turns: Sequence[Turn]) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """Return the turns as text with blank lines between them, and the offsets of each turn."""
+    texts: list[str] = []
     passages: list[tuple[int, int]] = []
     start = 0
-    for text in said:
+    for turn in turns:
+        speaker = f"{turn.speaker.capitalize()} {turn.name}".strip()
+        text = f"{speaker}: {turn.text.strip()}"
+        texts.append(text)
         passages.append((start, start + len(text)))
         start += len(text) + 2
-    return "\n\n".join(said), tuple(passages)
+    return "\n\n".join(texts), tuple(passages)
 
 
 def _assertions(talk: Conversation) -> Iterator[Assertion]:

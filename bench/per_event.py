@@ -88,7 +88,9 @@ class Steps:
     @activity.defn
     async def parse(self, batch: str) -> None:
         document = self._app.sources["documents"].document
-        events = await self._app.inbox.unprepared(UUID(batch))
+        events = await self._app.inbox.start(
+            UUID(batch), list(await self._app.inbox.unprepared(UUID(batch)))
+        )
         made = await self._app.pipeline.prepare([(event, document) for event in events])
         self._held[batch] = list(zip(events, made, strict=True))
 

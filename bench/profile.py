@@ -78,7 +78,8 @@ async def _batch(app: App, ledger: Ledger, corpus: Corpus, n: int) -> None:
     publication, step = app.publication, ledger.step
     await step("land", lambda: app.inbox.land(events))
     await step("claim", lambda: app.inbox.claim("documents", batch=batch, limit=BATCH, lease=60))
-    work = await step("read payloads", lambda: app.inbox.unprepared(batch))
+    ids = list(await step("list events", lambda: app.inbox.unprepared(batch)))
+    work = await step("read payloads", lambda: app.inbox.start(batch, ids))
     made: Any = await step(
         "parse, chunk, extract", lambda: app.pipeline.prepare([(event, document) for event in work])
     )

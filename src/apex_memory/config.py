@@ -99,6 +99,11 @@ class Settings(BaseSettings):
         gt=0,
         description="How long preparing a batch should take (seconds): batches are smaller when embedding is slow.",
     )
+    prepare_seconds: float = Field(
+        300,
+        gt=0,
+        description="Longest that preparing a group of events may take (seconds), before it is tried in smaller groups.",
+    )
     lease_seconds: float = Field(
         60,
         gt=0,
@@ -116,7 +121,7 @@ class Settings(BaseSettings):
     max_attempts: int = Field(
         5,
         ge=1,
-        description="Failed attempts (outages not counted) before an event becomes a dead letter.",
+        description="Failed attempts (outages not counted) before an event becomes a dead letter. Attempts that time out or end the worker are counted apart, up to the same number.",
     )
     breaker_failures: int = Field(
         5, ge=1, description="Consecutive failures that open a store's circuit breaker."

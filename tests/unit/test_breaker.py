@@ -98,5 +98,5 @@ async def test_guard_bounds_a_hanging_store() -> None:
     guard = ResilientStore(
         "vectors", Settings(retry_attempts=1, retry_seconds=0.001, call_timeout_seconds=0.05)
     )
-    with pytest.raises(Unavailable, match=r"no answer within 0\.05 s"):
+    with pytest.raises(Unavailable, match=r"no response within 0\.05 s"):
         await asyncio.wait_for(guard.call(asyncio.Event().wait), 2)

@@ -10,7 +10,7 @@ import pytest
 
 import apex_memory
 from apex_memory.errors import Rejected, Unavailable
-from apex_memory.inbox import Inbox, Run
+from apex_memory.inbox import Inbox, Run, leases
 from apex_memory.model import Event, Priority, now
 from apex_memory.stores.postgres import Postgres
 
@@ -61,9 +61,10 @@ async def test_claims_are_exclusive_and_most_urgent_first(db: Postgres) -> None:
         "toy", batch=uuid.uuid4(), limit=3, lease=30, run=Run("drain:toy", "r1")
     )
     two = await inbox.claim("toy", batch=uuid.uuid4(), limit=10, lease=30)
-    assert [item.event_id for item in one] == ["e9", "e0", "e1"]
-    assert [item.event_id for item in two] == ["e2", "e3", "e4"]
-    assert await inbox.claim("toy", batch=uuid.uuid4(), limit=10, lease=30) == []
+    assert [item.event_id for item in one.events] == ["e9", "e0", "e1"]
+    assert [item.event_id for item in two.events] == ["e2", "e3", "e4"]
+    assert (one.more, two.more) == (True, False)
+    assert (await inbox.claim("toy", batch=uuid.uuid4(), limit=10, lease=30)).events == []
 
 
 async def test_a_lease_that_ran_out_is_claimed_again_by_another_batch(db: Postgres) -> None:
@@ -71,11 +72,12 @@ async def test_a_lease_that_ran_out_is_claimed_again_by_another_batch(db: Postgr
     await inbox.land([event(1)])
     lost, found = uuid.uuid4(), uuid.uuid4()
     await inbox.claim("toy", batch=lost, limit=1, lease=-1)
-    assert [item.event_id for item in await inbox.claim("toy", batch=found, limit=1, lease=30)] == [
-        "e1"
-    ]
-    assert await inbox.unprepared(lost) == [], "the first owner has nothing left to do"
-    assert [item.event_id for item in await inbox.unprepared(found)] == ["e1"]
+    claim = await inbox.claim("toy", batch=found, limit=1, lease=30)
+    assert [item.event_id for item in claim.events] == ["e1"]
+    assert await inbox.unprepared(lost) == {}, "the first owner has nothing left to do"
+    assert await inbox.start(lost, [claim.events[0].id]) == [], "and cannot begin on it"
+    assert await inbox.unprepared(found) == {claim.events[0].id: 0}
+    assert [item.event_id for item in await inbox.start(found, [claim.events[0].id])] == ["e1"]
 
 
 async def test_a_claim_whose_answer_was_lost_can_be_repeated(db: Postgres) -> None:
@@ -84,9 +86,33 @@ async def test_a_claim_whose_answer_was_lost_can_be_repeated(db: Postgres) -> No
     batch = uuid.uuid4()
     first = await inbox.claim("toy", batch=batch, limit=2, lease=30)
     again = await inbox.claim("toy", batch=batch, limit=2, lease=30)
-    assert [item.id for item in again] == [item.id for item in first]
+    assert [item.id for item in again.events] == [item.id for item in first.events]
     rest = await inbox.claim("toy", batch=uuid.uuid4(), limit=5, lease=30)
-    assert [item.event_id for item in rest] == ["e2", "e3"]
+    assert [item.event_id for item in rest.events] == ["e2", "e3"]
+
+
+async def test_w7_a_claim_is_bounded_in_bytes_and_a_giant_is_alone(
+    db: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "BATCH_BYTES", 1_000)
+    monkeypatch.setattr(leases, "ALONE_BYTES", 600)
+    inbox = Inbox(db)
+    sizes = [400, 400, 400, 700, 100, 2_000, 5, 5]
+    await inbox.land([event(n, payload=bytes(size)) for n, size in enumerate(sizes)])
+    batches = []
+    while True:
+        claim = await inbox.claim("toy", batch=uuid.uuid4(), limit=5, lease=30)
+        if not claim.events:
+            break
+        batches.append(([item.event_id for item in claim.events], claim.more))
+    assert batches == [
+        (["e0", "e1"], True),
+        (["e2"], True),
+        (["e3"], True),
+        (["e4"], True),
+        (["e5"], True),
+        (["e6", "e7"], False),
+    ]
 
 
 async def test_what_postgresql_refuses_is_rejected_and_its_absence_is_unavailable(

@@ -56,7 +56,8 @@ class Saga:
 
     async def claimed(self, *, lease: float = 30) -> uuid.UUID:
         batch = uuid.uuid4()
-        assert len(await self.inbox.claim("toy", batch=batch, limit=10, lease=lease)) == 1
+        claim = await self.inbox.claim("toy", batch=batch, limit=10, lease=lease)
+        assert len(claim.events) == 1
         return batch
 
     async def commit(self, batch: uuid.UUID, stages: list[Stage]) -> CommitResult:

@@ -113,6 +113,7 @@ class Backfills:
     async def replay_chunk(self, id: UUID) -> tuple[int, int]:
         """Land the next raw events of a replay again; return how many were read and how many landed.
 
+        Leaves out what an operator discarded.
         Zero read means that the replay has no more, or no longer runs. Safe to repeat.
         """
         row = await self.get(id)
@@ -123,6 +124,7 @@ class Backfills:
             f"""SELECT i.*, p.body FROM inbox i JOIN payloads p ON p.inbox_id = i.id
                 WHERE i.source = %s AND i.seq > %s AND i.received_at >= %s AND i.received_at < %s
                   AND strpos(i.event_id, '{MARK}') = 0
+                  AND NOT EXISTS (SELECT FROM dead_letters l WHERE l.inbox_id = i.id AND l.status = 'discarded')
                 ORDER BY i.seq LIMIT {CHUNK}""",
             (row["source"], after, row["since"], row["until"]),
         )

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from uuid import UUID
 
 from apex_memory.errors import ApexError
-from apex_memory.inbox import landing, leases, queries
-from apex_memory.inbox.leases import ClaimedEvent, Run
+from apex_memory.inbox import landing, leases, queries, transitions
+from apex_memory.inbox.leases import Claim, Run
 from apex_memory.inbox.queries import BacklogRow
 from apex_memory.model import Event, LandResult
 from apex_memory.stores.postgres import Postgres
@@ -30,7 +30,7 @@ class Inbox:
 
     async def claim(
         self, source: str, *, batch: UUID, limit: int, lease: float, run: Run | None = None
-    ) -> list[ClaimedEvent]:
+    ) -> Claim:
         """Lease ready events to a batch; see `leases.claim`."""
         async with self._db.connection() as connection:
             return await leases.claim(
@@ -64,10 +64,16 @@ class Inbox:
             except ApexError as error:
                 self._log.warning("lease not renewed", batch=str(batches[0]), reason=str(error))
 
-    async def unprepared(self, batch: UUID) -> list[Event]:
-        """The events of a batch that have no manifest yet, with payloads."""
+    async def unprepared(self, batch: UUID) -> dict[UUID, int]:
+        """The events of a batch that have no manifest yet, with their `starts`."""
         async with self._db.connection() as connection:
             return await queries.unprepared(connection, batch)
+
+    async def start(self, batch: UUID, ids: Sequence[UUID]) -> list[Event]:
+        """Count that a step begins on events of a batch; return those that the batch still owns, with payloads."""
+        async with self._db.connection() as connection:
+            await transitions.start(connection, batch, ids)
+            return await queries.events(connection, batch, ids)
 
     async def owned(self, batch: UUID) -> list[UUID]:
         """Ids of the open events that a batch owns."""

@@ -12,6 +12,9 @@ from uuid import UUID
 
 from apex_memory.stores.postgres import Connection
 
+BATCH_BYTES = 64_000_000  # payloads of one batch
+ALONE_BYTES = 8_000_000  # a larger payload is a batch of its own
+
 
 @dataclass(frozen=True, slots=True)
 class ClaimedEvent:
@@ -31,7 +34,15 @@ class Batch:
     source: str
     events: list[ClaimedEvent]
     more: bool
-    """The batch is full, so there are probably more events."""
+    """More events are ready, or the batch is full, so that there probably are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The events of a claim, and whether more were ready than it took."""
+
+    events: list[ClaimedEvent]
+    more: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +61,11 @@ async def claim(
     limit: int,
     lease: float,
     run: Run | None = None,
-) -> list[ClaimedEvent]:
+) -> Claim:
     """Lease up to `limit` ready events of a source to `batch` for `lease` seconds, most urgent and oldest first.
+
+    Their payloads are up to `BATCH_BYTES` together, and a payload over `ALONE_BYTES` is a batch of its own, so that
+    the memory of a batch is bounded and a giant holds up nobody else's batch.
 
     A claim that is repeated with the same batch returns the same events, so a lost reply does no harm.
     A paused source has no ready events.
@@ -64,26 +78,38 @@ async def claim(
              WHERE open AND source = %(source)s AND next_at <= clock_timestamp() AND NOT EXISTS (SELECT FROM mine)
                AND NOT EXISTS (SELECT FROM sources WHERE name = %(source)s AND paused)
              ORDER BY priority, seq LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
-           ), picked AS (SELECT id FROM mine UNION ALL SELECT id FROM ready)
+           ), sized AS (
+             SELECT i.id, row_number() OVER w AS n, sum(coalesce(octet_length(p.body), 0)) OVER w AS bytes,
+                    bool_or(coalesce(octet_length(p.body), 0) > %(alone)s) OVER w AS giant
+             FROM ready JOIN inbox i USING (id) LEFT JOIN payloads p ON p.inbox_id = i.id
+             WINDOW w AS (ORDER BY i.priority, i.seq)
+           ), picked AS (
+             SELECT id FROM mine UNION ALL SELECT id FROM sized WHERE n = 1 OR bytes <= %(bytes)s AND NOT giant
+           )
            UPDATE inbox SET batch = %(batch)s, next_at = clock_timestamp() + make_interval(secs => %(lease)s),
                             workflow_id = %(workflow)s, run_id = %(run)s
            FROM picked WHERE inbox.id = picked.id
-           RETURNING inbox.id, inbox.event_id, inbox.attempts, inbox.trace_parent, inbox.priority, inbox.seq""",
+           RETURNING inbox.id, inbox.event_id, inbox.attempts, inbox.trace_parent, inbox.priority, inbox.seq,
+                     (SELECT count(*) FROM ready) AS ready""",
         {
             "source": source,
             "limit": limit,
             "batch": batch,
             "lease": lease,
+            "bytes": BATCH_BYTES,
+            "alone": ALONE_BYTES,
             "workflow": run.workflow_id if run else None,
             "run": run.run_id if run else None,
         },
     )
     rows = await cursor.fetchall()
     rows.sort(key=lambda row: (row["priority"], row["seq"]))
-    return [
+    events = [
         ClaimedEvent(row["id"], row["event_id"], row["attempts"], row["trace_parent"])
         for row in rows
     ]
+    ready = rows[0]["ready"] if rows else 0
+    return Claim(events, more=len(events) >= limit or ready > len(events))
 
 
 async def renew(connection: Connection, batches: Sequence[UUID], *, lease: float) -> None:
@@ -112,7 +138,7 @@ async def release(
 ) -> None:
     """Return events of the batch to the queue, ready again in `seconds`. Consumes no attempt."""
     await connection.execute(
-        """UPDATE inbox SET batch = NULL, next_at = clock_timestamp() + make_interval(secs => %s)
+        """UPDATE inbox SET batch = NULL, starts = 0, next_at = clock_timestamp() + make_interval(secs => %s)
            FROM (SELECT id FROM inbox WHERE id = ANY(%s) AND open AND batch = %s
                  ORDER BY id FOR NO KEY UPDATE) mine
            WHERE inbox.id = mine.id""",

@@ -26,12 +26,21 @@ class BacklogRow:
     oldest: datetime
 
 
-async def unprepared(connection: Connection, batch: UUID) -> list[Event]:
-    """The events of a batch that have no manifest yet, with payloads, in the order of the claim."""
+async def unprepared(connection: Connection, batch: UUID) -> dict[UUID, int]:
+    """The events of a batch that have no manifest yet, in the order of the claim, with their `starts`."""
+    cursor = await connection.execute(
+        "SELECT id, starts FROM inbox WHERE open AND batch = %s AND state = 'received' ORDER BY priority, seq",
+        (batch,),
+    )
+    return {row["id"]: row["starts"] for row in await cursor.fetchall()}
+
+
+async def events(connection: Connection, batch: UUID, ids: Sequence[UUID]) -> list[Event]:
+    """Those of the events that the batch owns and that have no manifest yet, with payloads, in the order of the claim."""
     cursor = await connection.execute(
         """SELECT i.*, p.body FROM inbox i JOIN payloads p ON p.inbox_id = i.id
-           WHERE i.open AND i.batch = %s AND i.state = 'received' ORDER BY i.priority, i.seq""",
-        (batch,),
+           WHERE i.open AND i.batch = %s AND i.id = ANY(%s) AND i.state = 'received' ORDER BY i.priority, i.seq""",
+        (batch, list(ids)),
     )
     return [event_from_row(row) for row in await cursor.fetchall()]
 

@@ -8,14 +8,19 @@
           ▲ │ │ ▲                       ▲ │ │
           │ │ │ └────── unpark ──┬──────┘ │ │
           │ │ └───── park ──▶ parked ◀────┘ │
-          │ └── mark_dead ──▶ dead ◀────────┘
-          └────── redrive ─────┘
+          │ │                   │ discard   │
+          │ │   mark_dead,      ▼           │ mark_dead,
+          │ └── discard ─────▶ dead ◀───────┘ discard
+          └────── redrive ──────┘
 ```
 
 - `received` and `prepared` are *open*: a drain claims them (`leases`). `prepared` has a manifest, so it never
   needs the pipeline again. `postpone` keeps the state: it records a failed attempt and delays the next.
 - `parked` waits for a store. It is not open, so a source whose store is away costs no claims, and parking
   consumes no attempt. `unpark` returns an event to the open state it came from.
+- A step counts itself in `starts` before it begins (`start`), and every outcome that it reports sets `starts` to
+  zero. So `starts` counts the time-outs and crashes in a row, and bounds them (`steps/batches.py`). `parks` and
+  `parked_at` bound parking in the same way (`saga/failures.py`).
 - `done` and `superseded` are final. `dead` is final until an operator redrives it; a dead letter shows it.
 - Whoever acts on a claim (`mark_prepared`, `park`, `postpone`, `mark_dead`) must still own it: `lock_owned` or the
   statement itself checks the batch, and a worker whose lease ran out changes nothing. `end` needs no owner:
@@ -29,8 +34,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 from uuid import UUID
+
+from psycopg.rows import class_row
 
 from apex_memory.stores.postgres import Connection
 
@@ -44,6 +52,9 @@ class OwnedEvent:
     id: UUID
     source: str
     attempts: int
+    parks: int
+    parked_at: datetime | None
+    """When it was parked first, since it was parked `parks` times."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +66,8 @@ class FailedEvent:
     message: str
     store: str = ""
     """The store that a parked event waits for."""
+    tried: bool = True
+    """False for an event that was parked without a call to the store: that does not count as parked once more."""
     wait_seconds: float = 0
     """How long a postponed event waits for its next attempt."""
 
@@ -73,19 +86,30 @@ async def lock_owned(
     connection: Connection, batch: UUID, ids: Sequence[UUID]
 ) -> dict[UUID, OwnedEvent]:
     """Lock those of the events that the batch still owns, by id. An event that is missing has another owner now."""
-    cursor = await connection.execute(
-        """SELECT id, source, attempts FROM inbox WHERE id = ANY(%s) AND open AND batch = %s
-           ORDER BY id FOR NO KEY UPDATE""",
+    async with connection.cursor(row_factory=class_row(OwnedEvent)) as cursor:
+        await cursor.execute(
+            """SELECT id, source, attempts, parks, parked_at FROM inbox WHERE id = ANY(%s) AND open AND batch = %s
+               ORDER BY id FOR NO KEY UPDATE""",
+            (list(ids), batch),
+        )
+        return {event.id: event for event in await cursor.fetchall()}
+
+
+async def start(connection: Connection, batch: UUID, ids: Sequence[UUID]) -> None:
+    """Count that a step begins to work on events that the batch still owns. Keeps their state."""
+    await connection.execute(
+        """UPDATE inbox SET starts = starts + 1
+           FROM (SELECT id FROM inbox WHERE id = ANY(%s) AND open AND batch = %s
+                 ORDER BY id FOR NO KEY UPDATE) mine
+           WHERE inbox.id = mine.id""",
         (list(ids), batch),
     )
-    rows = await cursor.fetchall()
-    return {row["id"]: OwnedEvent(row["id"], row["source"], row["attempts"]) for row in rows}
 
 
 async def mark_prepared(connection: Connection, batch: UUID, ids: Sequence[UUID]) -> list[UUID]:
     """`received` → `prepared`, for events that the batch still owns; return their ids."""
     cursor = await connection.execute(
-        """UPDATE inbox SET state = 'prepared', prepared_at = clock_timestamp()
+        """UPDATE inbox SET state = 'prepared', prepared_at = clock_timestamp(), starts = 0
            FROM (SELECT id FROM inbox WHERE id = ANY(%s) AND open AND batch = %s
                  ORDER BY id FOR NO KEY UPDATE) mine
            WHERE inbox.id = mine.id RETURNING inbox.id""",
@@ -101,7 +125,8 @@ async def end(
     if not ids:
         return []
     cursor = await connection.execute(
-        """UPDATE inbox SET state = %s, ended_at = clock_timestamp(), batch = NULL, park_store = NULL, last_error = NULL
+        """UPDATE inbox SET state = %s, ended_at = clock_timestamp(), batch = NULL, park_store = NULL, last_error = NULL,
+                  starts = 0, parks = 0, parked_at = NULL
            WHERE id = ANY(%s) AND (open OR state = 'parked')
            RETURNING source, extract(epoch FROM ended_at - received_at)::float AS seconds""",
         (state, sorted(ids)),
@@ -114,13 +139,16 @@ async def park(connection: Connection, events: Sequence[FailedEvent]) -> None:
     if not events:
         return
     await connection.execute(
-        """UPDATE inbox SET state = 'parked', batch = NULL, park_store = t.store, last_error = t.message,
+        """UPDATE inbox SET state = 'parked', batch = NULL, park_store = t.store, last_error = t.message, starts = 0,
+                  parks = parks + CASE WHEN t.tried THEN 1 ELSE 0 END, parked_at = coalesce(parked_at, clock_timestamp()),
                   next_at = clock_timestamp() + make_interval(secs => %s)
-           FROM unnest(%s::uuid[], %s::text[], %s::text[]) AS t (id, store, message) WHERE inbox.id = t.id""",
+           FROM unnest(%s::uuid[], %s::text[], %s::boolean[], %s::text[]) AS t (id, store, tried, message)
+           WHERE inbox.id = t.id""",
         (
             PARK_DEADLINE_SECONDS,
             [event.id for event in events],
             [event.store for event in events],
+            [event.tried for event in events],
             [event.message for event in events],
         ),
     )
@@ -129,14 +157,16 @@ async def park(connection: Connection, events: Sequence[FailedEvent]) -> None:
 async def unpark(connection: Connection, store: str, *, limit: int) -> int:
     """`parked` → `received` or `prepared`, for up to `limit` documents that wait for the store; return the number.
 
-    The most urgent first, and the newest version of each document first: older ones then end as superseded.
+    Those that were parked least often first, so that one event that its store cannot take does not stand in front
+    of all others for ever; of these the most urgent. Of each document the newest version: older ones then end as
+    superseded.
     """
     cursor = await connection.execute(
         """WITH newest AS (
-             SELECT DISTINCT ON (doc_id) id, priority, seq FROM inbox WHERE state = 'parked' AND park_store = %s
+             SELECT DISTINCT ON (doc_id) id, parks, priority, seq FROM inbox WHERE state = 'parked' AND park_store = %s
              ORDER BY doc_id, version DESC, event_id DESC
            ), next AS (
-             SELECT id FROM inbox WHERE id IN (SELECT id FROM newest ORDER BY priority, seq LIMIT %s) AND state = 'parked'
+             SELECT id FROM inbox WHERE id IN (SELECT id FROM newest ORDER BY parks, priority, seq LIMIT %s) AND state = 'parked'
              FOR NO KEY UPDATE SKIP LOCKED)
            UPDATE inbox SET state = CASE WHEN prepared_at IS NULL THEN 'received' ELSE 'prepared' END,
                             park_store = NULL, next_at = clock_timestamp()
@@ -151,7 +181,7 @@ async def postpone(connection: Connection, events: Sequence[FailedEvent]) -> Non
     if not events:
         return
     await connection.execute(
-        """UPDATE inbox SET attempts = t.attempts, batch = NULL, last_error = t.message,
+        """UPDATE inbox SET attempts = t.attempts, batch = NULL, last_error = t.message, starts = 0,
                   next_at = clock_timestamp() + make_interval(secs => t.wait)
            FROM unnest(%s::uuid[], %s::integer[], %s::text[], %s::float[]) AS t (id, attempts, message, wait)
            WHERE inbox.id = t.id""",
@@ -169,7 +199,8 @@ async def mark_dead(connection: Connection, events: Sequence[FailedEvent]) -> No
     if not events:
         return
     await connection.execute(
-        """UPDATE inbox SET state = 'dead', ended_at = clock_timestamp(), batch = NULL, attempts = t.attempts, last_error = t.message
+        """UPDATE inbox SET state = 'dead', ended_at = clock_timestamp(), batch = NULL, park_store = NULL, attempts = t.attempts,
+                  last_error = t.message
            FROM unnest(%s::uuid[], %s::integer[], %s::text[]) AS t (id, attempts, message) WHERE inbox.id = t.id""",
         (
             [event.id for event in events],
@@ -179,11 +210,27 @@ async def mark_dead(connection: Connection, events: Sequence[FailedEvent]) -> No
     )
 
 
+async def discard(connection: Connection, ids: Sequence[UUID], reason: str) -> list[UUID]:
+    """Open or `parked` → `dead`, on an operator's decision; return the ids that moved.
+
+    A worker that works on the event finds it no longer its own. The caller aborts the event's stages and files
+    the dead letter in the same transaction.
+    """
+    cursor = await connection.execute(
+        """UPDATE inbox SET state = 'dead', ended_at = clock_timestamp(), batch = NULL, park_store = NULL, last_error = %s
+           FROM (SELECT id FROM inbox WHERE id = ANY(%s) AND (open OR state = 'parked')
+                 ORDER BY id FOR NO KEY UPDATE) mine
+           WHERE inbox.id = mine.id RETURNING inbox.id""",
+        (reason, list(ids)),
+    )
+    return [row["id"] for row in await cursor.fetchall()]
+
+
 async def redrive(connection: Connection, ids: Sequence[UUID]) -> None:
     """`dead` → `received`: through the pipeline again, with the original order and all attempts."""
     await connection.execute(
-        """UPDATE inbox SET state = 'received', attempts = 0, next_at = clock_timestamp(), ended_at = NULL, batch = NULL,
-                  prepared_at = NULL
+        """UPDATE inbox SET state = 'received', attempts = 0, starts = 0, parks = 0, parked_at = NULL,
+                  next_at = clock_timestamp(), ended_at = NULL, batch = NULL, prepared_at = NULL
            WHERE id = ANY(%s) AND state = 'dead'""",
         (list(ids),),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 from apex_memory.errors import Conflict, NotFound
 from apex_memory.inbox import transitions
@@ -68,6 +69,52 @@ class DeadLetters:
             rows = await _lock_open(connection, ids)
             await _resolve(connection, rows, "discarded", reason, actor)
             return rows
+
+    async def discard_events(
+        self, ids: Sequence[UUID], *, actor: str, reason: str
+    ) -> list[dict[str, Any]]:
+        """End events that are not final, whatever a worker does with them now; return their dead letters.
+
+        The raw events stay, with closed dead letters that say who discarded them and why. Raises `NotFound` for
+        an unknown id, `Conflict` for an event that is final.
+        """
+        async with self._db.transaction() as connection:
+            moved = await transitions.discard(connection, ids, reason)
+            if left := sorted(set(ids) - set(moved)):
+                raise await _why_not_discarded(connection, left[0])
+            await connection.execute(
+                """UPDATE stages SET state = 'aborted', ended_at = clock_timestamp(), error = 'its event was discarded'
+                   FROM (SELECT stage_id FROM stages WHERE inbox_id = ANY(%s) AND state = 'staging'
+                         ORDER BY doc_id FOR UPDATE) open
+                   WHERE stages.stage_id = open.stage_id""",
+                (moved,),
+            )
+            cursor = await connection.execute(
+                """INSERT INTO dead_letters AS l (inbox_id, source, doc_id, version, event_id, step, error_class, fingerprint,
+                                                  message, attempts, first_at, pipeline)
+                   SELECT id, source, doc_id, version, event_id, CASE WHEN prepared_at IS NULL THEN 'prepare' ELSE 'stage' END,
+                          'Discarded', 'discarded', %s, attempts, received_at, ''
+                   FROM inbox WHERE id = ANY(%s) ORDER BY id
+                   ON CONFLICT (inbox_id) DO UPDATE SET status = 'open', last_at = clock_timestamp()
+                   RETURNING *""",
+                (reason, moved),
+            )
+            rows = await cursor.fetchall()
+            await _resolve(connection, rows, "discarded", reason, actor)
+            return [
+                {**row, "status": "discarded", "resolution": reason, "actor": actor} for row in rows
+            ]
+
+
+async def _why_not_discarded(connection: Connection, id: UUID) -> NotFound | Conflict:
+    cursor = await connection.execute("SELECT state FROM inbox WHERE id = %s", (id,))
+    row = await cursor.fetchone()
+    if row is None:
+        return NotFound(f"event {id} not found", remedy="`apex events` lists events")
+    return Conflict(
+        f"event {id} is {row['state']}",
+        remedy="only an event that is not final can be discarded; a dead letter is discarded by its own id",
+    )
 
 
 async def _lock_open(connection: Connection, ids: Sequence[int]) -> list[dict[str, Any]]:

@@ -13,12 +13,16 @@ from uuid import UUID
 from apex_memory.errors import ApexError, Misconfigured, Rejected, RetryLater, Unavailable
 from apex_memory.inbox import queries, transitions
 from apex_memory.inbox.transitions import FailedEvent, OwnedEvent
+from apex_memory.saga.breaker import CircuitOpen
 from apex_memory.stores.postgres import Connection, Postgres
 from apex_memory.telemetry import ENDED, logger
 
 Disposition = Literal["retry", "parked", "dead"]
 RETRY_SECONDS = (2, 10, 60, 300)  # waits between attempts of whole steps
 LOGGED_IDS = 5  # ids in a line of the log
+MOST_PARKS = (
+    10  # an event that is parked more often, while its store serves others, is itself to blame
+)
 MESSAGE_CHARS = 500
 # Rest after a batch that held nothing but broken events: at most, and for each of them.
 REST_SECONDS, REST_EACH_SECONDS = 1.0, 0.04
@@ -54,7 +58,10 @@ class FailureHandler:
         errors = {failure.inbox_id: _attributed(failure.error) for failure in failures}
         async with self._db.transaction() as connection:
             owned = await transitions.lock_owned(connection, batch, list(errors))
-            handled = [self._decide(event, errors[event.id]) for event in owned.values()]
+            handled = []
+            for event in owned.values():
+                error = await _blamed(connection, event, errors[event.id])
+                handled.append(self._decide(event, error))
             parked = [item for item in handled if item.disposition == "parked"]
             postponed = [item for item in handled if item.disposition == "retry"]
             dead = [item for item in handled if item.disposition == "dead"]
@@ -155,8 +162,17 @@ class _Handled:
             attempts=self.attempts,
             message=self.message,
             store=store,
+            tried=not isinstance(self.error, CircuitOpen),
             wait_seconds=wait,
         )
+
+
+def unfinished(step: str, starts: int) -> Rejected:
+    """The error of an event whose attempts never reported an outcome."""
+    return Rejected(
+        f"{step} it timed out or ended the worker {starts} times in a row",
+        remedy="the payload is too much for the limits of this installation: discard it, or redrive it after an upgrade",
+    )
 
 
 def _attributed(error: ApexError) -> ApexError:
@@ -164,6 +180,31 @@ def _attributed(error: ApexError) -> ApexError:
     if isinstance(error, Misconfigured):
         return Unavailable("settings", str(error), remedy=error.remedy)
     return error
+
+
+async def _blamed(connection: Connection, event: OwnedEvent, error: ApexError) -> ApexError:
+    """The error of an event that was parked `MOST_PARKS` times while its store served others: `Rejected`.
+
+    Any other error stays as it is: a store that serves nobody is unavailable, however long that takes, and so is
+    one whose settings are wrong. By then the event was tried alone (`groups.py`), so it is not another's fault.
+    """
+    if not isinstance(error, Unavailable) or error.store == "settings":
+        return error
+    if event.parks < MOST_PARKS or isinstance(error, CircuitOpen):
+        return error
+    cursor = await connection.execute(
+        # A document with passages that was committed since; for other stores than these two, also prepared since.
+        """SELECT FROM documents d JOIN manifests m ON m.id = d.manifest_id
+           WHERE d.committed_at > %(since)s AND octet_length(m.vectors) > 0
+             AND (m.created_at > %(since)s OR %(store)s IN ('graph', 'vectors')) LIMIT 1""",
+        {"since": event.parked_at, "store": error.store},
+    )
+    if await cursor.fetchone() is None:
+        return error
+    return Rejected(
+        f"{error} (parked {event.parks} times, while the store served others)",
+        remedy="the store does not take what this event brings: discard it, or redrive it after an upgrade",
+    )
 
 
 def fingerprint(step: str, error: ApexError) -> str:

@@ -24,6 +24,7 @@ from apex_memory.inbox import transitions
 from apex_memory.inbox.transitions import EndedEvent
 from apex_memory.model import Tally
 from apex_memory.saga.families import delete_children, lock_families, lock_parents, restore_children
+from apex_memory.saga.groups import next_group, suspicion
 from apex_memory.saga.manifests import Manifests
 from apex_memory.saga.stage import Stage
 from apex_memory.stores.postgres import Connection, Postgres
@@ -37,6 +38,8 @@ class BeginResult:
     stages: list[Stage] = field(default_factory=list)
     superseded: list[UUID] = field(default_factory=list)
     """Inbox ids of events that are older than their document, or than the deletion of its parent."""
+    exhausted: list[UUID] = field(default_factory=list)
+    """Inbox ids of events whose attempts timed out or ended the worker too often."""
     ended: list[EndedEvent] = field(default_factory=list)
 
 
@@ -66,6 +69,8 @@ class _PreparedEvent:
     version: int
     event_id: str
     source: str
+    starts: int
+    parks: int
     manifest_id: UUID
     hash: bytes
     live_version: int | None
@@ -97,15 +102,20 @@ class _PreparedEvent:
 
 
 class Journal:
-    def __init__(self, db: Postgres, manifests: Manifests, *, lease: float) -> None:
+    def __init__(
+        self, db: Postgres, manifests: Manifests, *, lease: float, max_starts: int = 5
+    ) -> None:
         self._db = db
         self._manifests = manifests
         self._lease = lease
+        self._max_starts = max_starts
 
     async def begin(self, batch: UUID) -> BeginResult:
         """Open a stage for the newest prepared event of each document in the batch; end events that came too late.
 
-        The rows written here are the saga's journal: whatever crashes later, the sweeper reads them.
+        Opens a group of the batch where attempts never reported an outcome (`groups.py`): call it until it
+        returns nothing. The rows written here are the saga's journal: whatever crashes later, the sweeper reads
+        them.
         """
         result = BeginResult()
         async with self._db.transaction() as connection:
@@ -120,8 +130,17 @@ class Journal:
                 else:
                     newest[event.doc_id] = event
             result.ended = await transitions.end(connection, result.superseded, "superseded")
-            if newest:
-                result.stages = await self._open(connection, batch, list(newest.values()))
+            suspicions: dict[UUID, int] = {}
+            for event in newest.values():
+                if event.starts >= self._max_starts:
+                    result.exhausted.append(event.id)
+                else:
+                    suspicions[event.id] = suspicion(event.starts, event.parks)
+            group = set(next_group(suspicions))
+            if group:
+                await transitions.start(connection, batch, sorted(group))
+                opened = [event for event in newest.values() if event.id in group]
+                result.stages = await self._open(connection, batch, opened)
         return result
 
     async def _open(
@@ -237,7 +256,7 @@ async def _lock_prepared(connection: Connection, batch: UUID) -> list[_PreparedE
     """The prepared events that the batch owns, locked by id."""
     async with connection.cursor(row_factory=class_row(_PreparedEvent)) as cursor:
         await cursor.execute(
-            """SELECT i.id, i.doc_id, i.version, i.event_id, i.source, m.id AS manifest_id, m.hash,
+            """SELECT i.id, i.doc_id, i.version, i.event_id, i.source, i.starts, i.parks, m.id AS manifest_id, m.hash,
                       d.version AS live_version, d.event_id AS live_event, d.hash AS live_hash,
                       (p.deleted AND (p.version, p.event_id) >= (i.version, i.event_id)) AS orphaned
                FROM inbox i

@@ -19,7 +19,7 @@ from apex_memory.errors import ApexError, Rejected, RetryLater, Unavailable
 from apex_memory.inbox import leases, transitions
 from apex_memory.inbox.transitions import EndedEvent
 from apex_memory.model import Event, GraphAssertion, Manifest, Tally, VectorPoint, Vectors, now
-from apex_memory.saga.failures import Disposition, Failure, FailureHandler
+from apex_memory.saga.failures import Disposition, Failure, FailureHandler, unfinished
 from apex_memory.saga.journal import CommitResult, Journal
 from apex_memory.saga.manifests import Manifests
 from apex_memory.saga.retries import ResilientStore
@@ -49,6 +49,16 @@ class BatchResult:
     retry: list[UUID] = field(default_factory=list)
     landed: int = 0
     """Events landed by deletions and restorations, so that more work is ready."""
+
+    def merge(self, other: BatchResult) -> None:
+        """Add the outcomes of a part of the batch."""
+        self.prepared += other.prepared
+        self.done += other.done
+        self.superseded += other.superseded
+        self.parked += other.parked
+        self.dead += other.dead
+        self.retry += other.retry
+        self.landed += other.landed
 
     def add(self, dispositions: Mapping[UUID, Disposition]) -> None:
         """Add what was decided about failed events."""
@@ -85,7 +95,10 @@ class Publication:
         self._lease = settings.lease_seconds
         self._dimension = vectors.dimension
         self.manifests = Manifests()
-        self.journal = Journal(db, self.manifests, lease=settings.lease_seconds)
+        self._max_attempts = settings.max_attempts
+        self.journal = Journal(
+            db, self.manifests, lease=settings.lease_seconds, max_starts=settings.max_attempts
+        )
         self.failures = FailureHandler(db, max_attempts=settings.max_attempts, pipeline=pipeline)
         self._log = logger(component="saga")
 
@@ -117,9 +130,14 @@ class Publication:
                 begun = await self.journal.begin(batch)
             result.superseded.extend(begun.superseded)
             _count(begun.ended)
-            if not begun.stages:
+            if begun.exhausted:
+                error = unfinished("publishing", self._max_attempts)
+                failures = [Failure(id, error) for id in begun.exhausted]
+                result.add(await self.failures.handle(batch, "stage", failures))
+            if begun.stages:
+                await self._publish_stages(batch, begun.stages, result)
+            elif not begun.exhausted:
                 return result
-            await self._publish_stages(batch, begun.stages, result)
 
     async def _publish_stages(
         self, batch: UUID, stages: Sequence[Stage], result: BatchResult

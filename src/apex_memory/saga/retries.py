@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 import stamina
@@ -38,21 +38,37 @@ class ResilientStore:
         Raises `Unavailable` or `RetryLater` when every attempt failed, `CircuitOpen` at once while the breaker
         is open, and any other error of the operation as it is.
         """
-        longest_wait = self._first_wait * 2 ** max(0, self._attempts - 2)
-        async for attempt in stamina.retry_context(
-            on=_is_transient,
-            attempts=self._attempts,
-            timeout=None,
-            wait_initial=self._first_wait,
-            wait_max=longest_wait,
-            wait_jitter=self._first_wait / 4,
-            wait_exp_base=2,
-        ):
-            with attempt:
-                if attempt.num > 1:
-                    RETRIES.labels(self.store).inc()
-                return await self._once(operation)
+        failure: Exception | None = None
+        try:
+            async for attempt in self._tries():
+                with attempt:
+                    if attempt.num > 1:
+                        RETRIES.labels(self.store).inc()
+                    try:
+                        return await self._once(operation)
+                    except (Unavailable, RetryLater) as error:
+                        if not isinstance(error, CircuitOpen):
+                            failure = error
+                        raise
+        except CircuitOpen:
+            if failure is None:
+                raise
+            raise failure from None  # this call's own failure opened the breaker
         raise AssertionError("unreachable: the retry context returns or raises")
+
+    def _tries(self) -> AsyncIterator[stamina.Attempt]:
+        longest_wait = self._first_wait * 2 ** max(0, self._attempts - 2)
+        return aiter(
+            stamina.retry_context(
+                on=_is_transient,
+                attempts=self._attempts,
+                timeout=None,
+                wait_initial=self._first_wait,
+                wait_max=longest_wait,
+                wait_jitter=self._first_wait / 4,
+                wait_exp_base=2,
+            )
+        )
 
     async def _once(self, operation: Callable[[], Awaitable[T]]) -> T:
         async with self.breaker.call():
@@ -60,4 +76,4 @@ class ResilientStore:
                 async with asyncio.timeout(self._timeout):
                     return await operation()
             except TimeoutError:
-                raise Unavailable(self.store, f"no answer within {self._timeout:g} s") from None
+                raise Unavailable(self.store, f"no response within {self._timeout:g} s") from None

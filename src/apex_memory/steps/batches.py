@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from uuid import UUID
@@ -13,7 +14,8 @@ from apex_memory.errors import RetryLater
 from apex_memory.inbox import Batch, Inbox, Run
 from apex_memory.pipeline import Pipeline
 from apex_memory.pipeline.batch_sizer import BatchSizer
-from apex_memory.saga.failures import Failure
+from apex_memory.saga.failures import Failure, unfinished
+from apex_memory.saga.groups import next_group
 from apex_memory.saga.publication import BatchResult, Publication
 from apex_memory.sources.base import Source
 from apex_memory.telemetry import BATCH_EVENTS, STEP_SECONDS, logger
@@ -35,6 +37,8 @@ class BatchSteps:
         self._publication = publication
         self._sources = sources
         self._lease = settings.lease_seconds
+        self._max_attempts = settings.max_attempts
+        self._prepare_seconds = settings.prepare_seconds
         self._sizer = BatchSizer(most=settings.batch_max, seconds=settings.batch_seconds)
         self._log = logger(component="steps")
 
@@ -47,28 +51,55 @@ class BatchSteps:
         """
         batch = batch or uuid.uuid4()
         limit = self._sizer.limit(source)
-        events = await self._inbox.claim(
+        claim = await self._inbox.claim(
             source, batch=batch, limit=limit, lease=self._lease, run=run
         )
-        if events:
-            BATCH_EVENTS.labels(source).observe(len(events))
-        return Batch(batch, source, events, more=len(events) >= limit)
+        if claim.events:
+            BATCH_EVENTS.labels(source).observe(len(claim.events))
+        return Batch(batch, source, claim.events, more=claim.more)
 
     async def prepare(self, source: str, batch: UUID) -> BatchResult:
-        """Parse, extract and embed the events of a batch that have no manifest yet, and store the manifests."""
-        events = await self._inbox.unprepared(batch)
-        if not events:
-            return BatchResult()
+        """Parse, extract and embed the events of a batch that have no manifest yet, and store the manifests.
+
+        Each group of events is stored before the next one begins. An event whose attempts timed out or ended
+        the worker `max_attempts` times becomes a dead letter.
+        """
+        result = BatchResult()
         began = monotonic()
         async with self.keep_lease(batch):
             with STEP_SECONDS.labels("prepare").time():
-                document = self._sources[source].document
-                outcomes = await self._pipeline.prepare([(event, document) for event in events])
-            result = await self._publication.store_manifests(
-                batch, list(zip(events, outcomes, strict=True))
-            )
-        self._sizer.took(source, len(events), monotonic() - began)
+                while starts := await self._inbox.unprepared(batch):
+                    group = next_group(starts)
+                    if starts[group[0]] >= self._max_attempts:
+                        await self._abandon(batch, group, result)
+                    else:
+                        await self._prepare_group(source, batch, group, result)
+        if result.prepared:
+            self._sizer.took(source, len(result.prepared), monotonic() - began)
         return result
+
+    async def _prepare_group(
+        self, source: str, batch: UUID, ids: Sequence[UUID], result: BatchResult
+    ) -> None:
+        events = await self._inbox.start(batch, ids)
+        document = self._sources[source].document
+        try:
+            async with asyncio.timeout(self._prepare_seconds):
+                outcomes = await self._pipeline.prepare([(event, document) for event in events])
+        except TimeoutError:
+            self._log.warning("preparing timed out", source=source, events=len(events))
+            if len(events) == 1:
+                error = RetryLater(f"preparing it took longer than {self._prepare_seconds:g} s")
+                failure = Failure(events[0].id, error)
+                result.add(await self._publication.failures.handle(batch, "prepare", [failure]))
+            return  # several events stay started: the loop works on them in smaller groups
+        result.merge(
+            await self._publication.store_manifests(batch, list(zip(events, outcomes, strict=True)))
+        )
+
+    async def _abandon(self, batch: UUID, ids: Sequence[UUID], result: BatchResult) -> None:
+        failures = [Failure(id, unfinished("preparing", self._max_attempts)) for id in ids]
+        result.add(await self._publication.failures.handle(batch, "prepare", failures))
 
     async def publish(self, batch: UUID, *, behind: UUID | None = None) -> BatchResult:
         """Stage, verify and flip the prepared events of a batch.

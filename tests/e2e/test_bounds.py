@@ -1,0 +1,250 @@
+"""What bounds the attempts of an event, so that none holds its source: crashes, time-outs, parking, operators' decisions."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from apex_memory.app import App, open_app
+from apex_memory.errors import Conflict, NotFound, Unavailable
+from apex_memory.model import LandResult, now
+from apex_memory.saga.failures import MOST_PARKS
+from apex_memory.saga.groups import next_group
+from apex_memory.saga.stage import Stage
+from tests.e2e.conftest import MakeSettings, land, live, state, text_event
+
+POISON = "poison"
+
+
+class WorkerEnds(BaseException):
+    """Stands for what no worker survives: it is killed, or its memory is used up."""
+
+
+@pytest.fixture
+async def app(make_settings: MakeSettings) -> AsyncIterator[App]:
+    async with open_app(make_settings(max_attempts=3, prepare_seconds=0.5)) as app:
+        await app.recovery.check_restarted_stores()
+        yield app
+
+
+async def land_texts(app: App, count: int) -> tuple[list[LandResult], LandResult]:
+    """So many harmless events, and one poison among them."""
+    events = [text_event(app, f"d{n}", f"text {n}", version=1) for n in range(count)]
+    events.insert(count // 2, text_event(app, POISON, "text", version=1))
+    landed = await land(app, *events)
+    return landed[: count // 2] + landed[count // 2 + 1 :], landed[count // 2]
+
+
+async def work(app: App, attempts: int = 50) -> int:
+    """Drain in one worker after the other until the source is empty; return the number of workers that ended."""
+    ended = 0
+    for _ in range(attempts):
+        try:
+            await app.direct.drain("documents")
+        except WorkerEnds:
+            ended += 1
+            # The lease of the batch that the dead worker held runs out.
+            await app.db.execute("UPDATE inbox SET next_at = clock_timestamp() WHERE open")
+            continue
+        if not await app.db.fetch("SELECT FROM inbox WHERE open"):
+            return ended
+        await app.db.execute("UPDATE inbox SET next_at = clock_timestamp() WHERE open")
+    raise AssertionError(f"events are still open after {attempts} workers")
+
+
+async def letter_of(app: App, landed: LandResult) -> dict[str, Any]:
+    [letter] = [
+        row for row in await app.dead_letters.find(status=None) if row["inbox_id"] == landed.id
+    ]
+    return letter
+
+
+async def assert_only_the_poison_died(
+    app: App, harmless: Sequence[LandResult], poison: LandResult
+) -> dict[str, Any]:
+    assert [await state(app, landed) for landed in harmless] == ["done"] * len(harmless)
+    assert await state(app, poison) == "dead"
+    return await letter_of(app, poison)
+
+
+async def test_w1_an_event_that_ends_the_worker_while_it_is_prepared_becomes_a_dead_letter(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harmless, poison = await land_texts(app, 40)
+    prepare = app.pipeline.prepare
+
+    async def prepare_or_end(work: Sequence[Any]) -> Any:
+        if any(event.doc_key == POISON for event, _ in work):
+            raise WorkerEnds
+        return await prepare(work)
+
+    monkeypatch.setattr(app.pipeline, "prepare", prepare_or_end)
+    assert await work(app) == 3
+    letter = await assert_only_the_poison_died(app, harmless, poison)
+    assert letter["step"] == "prepare" and "3 times" in letter["message"]
+
+
+async def test_w1_an_event_that_ends_the_worker_while_it_is_published_becomes_a_dead_letter(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harmless, poison = await land_texts(app, 40)
+    stage_and_verify = app.publication._stage_and_verify
+
+    async def stage_or_end(stages: Sequence[Stage]) -> Any:
+        if any(stage.manifest.doc_key == POISON for stage in stages):
+            raise WorkerEnds
+        return await stage_and_verify(stages)
+
+    monkeypatch.setattr(app.publication, "_stage_and_verify", stage_or_end)
+    assert await work(app) == 3
+    letter = await assert_only_the_poison_died(app, harmless, poison)
+    assert letter["step"] == "stage" and "3 times" in letter["message"]
+
+
+async def test_w1_an_event_that_is_never_prepared_in_time_becomes_a_dead_letter(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harmless, poison = await land_texts(app, 20)
+    prepare = app.pipeline.prepare
+
+    async def prepare_or_hang(work: Sequence[Any]) -> Any:
+        if any(event.doc_key == POISON for event, _ in work):
+            await asyncio.Event().wait()
+        return await prepare(work)
+
+    monkeypatch.setattr(app.pipeline, "prepare", prepare_or_hang)
+    assert await work(app) == 0, "a time-out ends no worker"
+    letter = await assert_only_the_poison_died(app, harmless, poison)
+    assert "longer than" in letter["message"]
+
+
+async def test_w1_a_redriven_event_gets_all_its_attempts_again(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, poison = await land_texts(app, 1)
+    with monkeypatch.context() as patch:
+
+        async def end(work: Sequence[Any]) -> Any:
+            raise WorkerEnds
+
+        patch.setattr(app.pipeline, "prepare", end)
+        assert await work(app) > 0
+    await app.dead_letters.redrive([(await letter_of(app, poison))["id"]], actor="test")
+    assert await work(app) == 0
+    assert await state(app, poison) == "done"
+
+
+def test_groups_get_smaller_and_the_harmless_come_first() -> None:
+    ids = [uuid.uuid4() for _ in range(60)]
+    assert next_group({}) == []
+    assert next_group(dict.fromkeys(ids, 0)) == ids
+    assert next_group(dict.fromkeys(ids, 1)) == ids[:16]
+    assert next_group(dict.fromkeys(ids, 2)) == ids[:1]
+    assert next_group({ids[0]: 4, ids[1]: 0, ids[2]: 1, ids[3]: 0}) == [ids[1], ids[3]]
+
+
+async def test_an_event_that_its_store_never_takes_becomes_a_dead_letter_while_others_pass(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harmless, poison = await land_texts(app, 4)
+    write = app.publication._write_vectors
+
+    async def write_or_fail(stages: Sequence[Stage]) -> None:
+        if any(stage.manifest.doc_key == POISON for stage in stages):
+            raise Unavailable("vectors", "it does not respond")
+        await write(stages)
+
+    monkeypatch.setattr(app.publication, "_write_vectors", write_or_fail)
+    async with asyncio.timeout(60):
+        while await state(app, poison) != "dead":
+            await app.direct.drain("documents")
+            await asyncio.sleep(app.settings.breaker_open_seconds)
+            await app.upkeep.sweep()
+    letter = await assert_only_the_poison_died(app, harmless, poison)
+    assert f"parked {MOST_PARKS} times" in letter["message"]
+
+
+async def test_an_outage_makes_no_dead_letters_however_often_events_are_parked(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harmless, poison = await land_texts(app, 3)
+    with monkeypatch.context() as patch:
+
+        async def fail(stages: Sequence[Stage]) -> None:
+            raise Unavailable("vectors", "it does not respond")
+
+        patch.setattr(app.publication, "_write_vectors", fail)
+        for _ in range(MOST_PARKS * 2):
+            await app.direct.drain("documents")
+            await app.db.execute(
+                """UPDATE inbox SET parks = parks + 2, state = 'prepared', next_at = clock_timestamp()
+                   WHERE state = 'parked'"""
+            )
+    assert await app.dead_letters.find(status=None) == []
+    await asyncio.sleep(app.settings.breaker_open_seconds)
+    assert await work(app) == 0
+    assert [await state(app, landed) for landed in [*harmless, poison]] == ["done"] * 4
+
+
+@pytest.mark.parametrize("step", ["received", "prepared", "staged", "parked"])
+async def test_w1_an_event_that_is_not_final_can_be_discarded(app: App, step: str) -> None:
+    [landed] = await land(app, text_event(app, "a", "text", version=1))
+    batch = await app.steps.claim("documents")
+    stages: list[Stage] = []
+    if step != "received":
+        await app.steps.prepare("documents", batch.id)
+    if step == "staged":
+        stages = (await app.publication.journal.begin(batch.id)).stages
+    if step == "parked":
+        await app.db.execute(
+            "UPDATE inbox SET state = 'parked', park_store = 'graph', batch = NULL"
+        )
+    [letter] = await app.dead_letters.discard_events([landed.id], actor="ops", reason="too large")
+    assert (letter["status"], letter["actor"], letter["resolution"]) == (
+        "discarded",
+        "ops",
+        "too large",
+    )
+    assert await state(app, landed) == "dead"
+    # The worker that was at it changes nothing.
+    await app.steps.prepare("documents", batch.id)
+    commit = await app.publication.journal.commit(
+        batch.id, stages, graph_at=now(), vectors_at=now()
+    )
+    assert commit.done == [] and len(commit.lost) == len(stages)
+    await app.steps.publish(batch.id)
+    assert await work(app) == 0
+    assert await state(app, landed) == "dead" and await live(app, "a") is None
+    assert (await app.inbox.event(landed.id)).payload, "the raw event stays"
+    with pytest.raises(Conflict, match="is dead"):
+        await app.dead_letters.discard_events([landed.id], actor="ops", reason="again")
+
+
+async def test_discarding_an_unknown_event_changes_nothing(app: App) -> None:
+    [landed] = await land(app, text_event(app, "a", "text", version=1))
+    with pytest.raises(NotFound):
+        await app.dead_letters.discard_events(
+            [landed.id, uuid.uuid4()], actor="ops", reason="typing error"
+        )
+    assert await state(app, landed) == "received"
+
+
+async def test_a_replay_leaves_discarded_events_alone(app: App) -> None:
+    kept, discarded = await land(
+        app, text_event(app, "a", "one", version=1), text_event(app, "b", "two", version=1)
+    )
+    await app.dead_letters.discard_events([discarded.id], actor="ops", reason="not ours")
+    await work(app)
+    id = await app.backfills.create(
+        "documents", "replay", now() - timedelta(hours=1), now() + timedelta(hours=1), actor="test"
+    )
+    assert await app.backfills.replay_chunk(id) == (1, 1)
+    await work(app)
+    assert await live(app, "a") and await live(app, "b") is None
+    assert await state(app, kept) == "done"
+    assert (await letter_of(app, discarded))["status"] == "discarded"

@@ -419,6 +419,17 @@ async def broken(api: Api, count: int) -> None:
     await api.app.direct.drain("documents")
 
 
+async def test_an_event_that_waits_is_discarded(api: Api) -> None:
+    id = (await api.land())["id"]
+    done = await api.post(f"/v1/events/{id}/discard", json={"reason": "too large"})
+    assert done.status_code == 200, done.text
+    assert (done.json()["status"], done.json()["resolution"]) == ("discarded", "too large")
+    assert (await api.get(f"/v1/events/{id}")).json()["state"] == "dead"
+    again = await api.post(f"/v1/events/{id}/discard", json={"reason": "too large"})
+    assert again.status_code == 409
+    assert await api.app.direct.drain("documents") == 0
+
+
 async def test_dead_letters_are_listed_redriven_and_discarded(api: Api) -> None:
     await broken(api, 3)
     letters = (await api.get("/v1/dead-letters")).json()["dead_letters"]

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from apex_memory.gateway.dependencies import Admin, Gateway, GatewayDep, Reader
-from apex_memory.gateway.routes.events import Limit
+from apex_memory.gateway.routes.events import EventId, Limit
 from apex_memory.gateway.routes.shared import DOCUMENT, EVENT, example, problems
 
 Status = Literal["open", "retrying", "resolved", "discarded", "superseded"]
@@ -170,6 +170,14 @@ def routes() -> APIRouter:
         response_model=DeadLetterFull,
         responses=changed,
     )
+    add(
+        "/v1/events/{id}/discard",
+        discard_event,
+        methods=["POST"],
+        summary="Discard an event that is not final",
+        response_model=DeadLetterFull,
+        responses=changed,
+    )
     return router
 
 
@@ -235,3 +243,16 @@ async def discard_dead_letter(
     """Close it for good. The raw event stays and says why."""
     await gateway.app.dead_letters.discard([id], actor=key.actor, reason=order.reason)
     return await gateway.app.dead_letters.show(id)
+
+
+async def discard_event(
+    gateway: GatewayDep, key: Admin, id: EventId, order: Discard
+) -> dict[str, Any]:
+    """End an event that waits or is in progress, whatever a worker does with it. The raw event stays.
+
+    Returns the dead letter that records who discarded it and why.
+    """
+    [letter] = await gateway.app.dead_letters.discard_events(
+        [id], actor=key.actor, reason=order.reason
+    )
+    return await gateway.app.dead_letters.show(letter["id"])

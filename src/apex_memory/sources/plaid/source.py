@@ -7,13 +7,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
-
 from apex_memory.model import Document, Event, Priority, micros, now
 from apex_memory.sources.base import (
     InboundRequest,
     Pattern,
-    PulledSettings,
     PulledSource,
     Received,
     Reply,
@@ -41,41 +38,12 @@ from apex_memory.sources.plaid.api import (
 )
 from apex_memory.sources.plaid.documents import item_document, transaction_document
 from apex_memory.sources.plaid.keys import Keys
+from apex_memory.sources.plaid.settings import PlaidSettings
 from apex_memory.telemetry import logger
 
 ITEM_NUDGE = "item:"  # before the id: Plaid spoke of the connection itself, not of transactions
 HEALTH = ("ERROR", "LOGIN_REPAIRED", "USER_PERMISSION_REVOKED")
 _TAKEN = Reply(b"{}", "application/json")  # Plaid wants 200
-
-
-class PlaidItem(BaseModel):
-    """One bank connection of Plaid, which calls it an Item."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    id: str = Field(min_length=1, max_length=200)
-    access_token: SecretStr = Field(min_length=1)
-
-
-class PlaidSettings(PulledSettings):
-    """`[sources.plaid]`"""
-
-    client_id: str = Field("", description="Client id, from Plaid's dashboard.")
-    secret: SecretStr = Field(SecretStr(""), description="Secret of the environment in `base_url`.")
-    items: list[PlaidItem] = Field(
-        default=[],
-        description="The bank connections to read: `[{id = …, access_token = …}]`, as Plaid Link gave them.",
-    )
-    base_url: str = Field(
-        "https://production.plaid.com",
-        description="Plaid's API; `https://sandbox.plaid.com` for its sandbox.",
-    )
-    history_days: int = Field(
-        90, ge=1, le=730, description="How far back an Item's first sync reaches; fixed by it."
-    )
-    replay_seconds: float = Field(
-        300, gt=0, description="How far a webhook's time may be from ours."
-    )
 
 
 class PlaidSource(PulledSource[PlaidSettings]):

@@ -1,4 +1,4 @@
-"""What Samsara's webhooks tell, as documents; and how a vehicle is named, in events and in readings alike."""
+"""Samsara's webhook events and their documents; and the names of vehicles in events and readings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from apex_memory.sources.payloads import (
     parse_identifier,
 )
 
-MOST_LINES = 60  # of an event's data in its text
+MAX_LINES = 60  # of an event's data in its text, the named vehicles, drivers and places not counted
 
 _CITY = re.compile(r"(?:^|,)\s*([^,]+),\s*([A-Z]{2})(?:,?\s+\d{5}(?:-\d{4})?)?(?:,\s*USA?)?\s*$")
 _RECORD = re.compile(r"(address|driver|vehicle)(created|updated|deleted)")
@@ -35,19 +35,22 @@ _HERE = ("geofenceentry", "routestoparrival")  # after these the vehicle is at t
 
 
 def iso(at: datetime) -> str:
-    """`2026-11-02T14:05:00Z`, with a fraction only where there is one."""
+    """Return a time as `2026-11-02T14:05:00Z`, with a fraction only if there is one."""
     return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def city_of(place: str) -> str:
-    """`I-71, Columbus, OH, 43215` → `Columbus OH`; empty where no city is told."""
-    found = _CITY.search(place)
-    return f"{found[1].strip()} {found[2]}" if found else ""
+    """Return the city of an address: `Columbus OH` for `I-71, Columbus, OH, 43215`, empty without one.
+
+    Only the end of a long text is searched: the pattern takes quadratic time.
+    """
+    match = _CITY.search(place[-200:])
+    return f"{match[1].strip()} {match[2]}" if match else ""
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
-    """A webhook's envelope, 2.0 or 1.0. `record` is the kind of thing whose record changed, if it is about one."""
+class WebhookEvent:
+    """A webhook's envelope, version 2.0 or 1.0. `record` is the type of the object whose record changed, if it is about one."""
 
     id: str
     type: str
@@ -67,21 +70,23 @@ class Notice:
 
     @property
     def rank(self) -> int:
-        """Which of two changes of the same moment is the later one."""
+        """Order of changes with the same time: a greater rank is later."""
         return ("", "created", "updated", "deleted").index(self.change)
 
     @property
     def ping(self) -> bool:
-        """Sent when a webhook is set up or tried out; about nothing."""
+        """Whether it is a test that Samsara sends when a webhook is set up."""
         return self.type.lower() == "ping"
 
     @classmethod
-    def read(cls, body: Mapping[str, Any]) -> Notice:
+    def read(cls, body: Mapping[str, Any]) -> WebhookEvent:
         legacy = "eventTime" not in body and "eventMs" in body
         name = "event" if legacy else "data"
         data = body.get(name, {})
         if not isinstance(data, dict):
-            raise Rejected(f"{name}: expected an object", remedy="is this a Samsara event?")
+            raise Rejected(
+                f"{name}: expected an object", remedy="check that the request comes from Samsara"
+            )
         kind = parse_identifier(body.get("eventType"), "eventType")
         record, record_id, change = _record(kind.lower(), data)
         return cls(
@@ -98,12 +103,15 @@ class Notice:
 
 
 def _record(kind: str, data: Mapping[str, Any]) -> tuple[str, str, str]:
-    """An event without the thing's id still tells that something happened: it then stands for itself."""
-    found = _RECORD.fullmatch(kind)
-    thing = as_mapping(data.get(found[1])) or data if found else {}
-    if found and (id := thing.get("id")) is not None:
-        return found[1], parse_identifier(id, f"data.{found[1]}.id"), found[2]
-    return "", "", ""
+    """Return type, id and change of the record that an event is about; empty for an event without an object's id."""
+    match = _RECORD.fullmatch(kind)
+    if match is None:
+        return "", "", ""
+    record = as_mapping(data.get(match[1])) or data
+    id = record.get("id")
+    if id is None:
+        return "", "", ""
+    return match[1], parse_identifier(id, f"data.{match[1]}.id"), match[2]
 
 
 def _from_ms(value: object) -> datetime:
@@ -113,49 +121,48 @@ def _from_ms(value: object) -> datetime:
     return parse_datetime(seconds, "eventMs") + timedelta(milliseconds=rest)
 
 
-def event_document(notice: Notice) -> Document:
-    """The newest record of an address, driver or vehicle; or something that happened, which stands for itself."""
-    if notice.deleted:
-        return Document(kind=notice.record, title="", occurred_at=notice.at, deleted=True)
-    found = list(_found(notice.data))
-    if notice.record and not any(role == _ROLES[notice.record] for role, _ in found):
-        found.insert(0, (_ROLES[notice.record], notice.data))  # the record without a wrapping
-    named = {role: _named(role, thing) for role, thing in reversed(found)}
-    what = _words(notice.type)
-    told = as_string(notice.data.get("summary")) or as_string(
-        notice.data.get("alertConditionDescription")
+def event_document(event: WebhookEvent) -> Document:
+    """Return the newest record of an address, driver or vehicle, or the document of another event."""
+    if event.deleted:
+        return Document(kind=event.record, title="", occurred_at=event.at, deleted=True)
+    parties = list(_parties(event.data))
+    if event.record and not any(role == _ROLES[event.record] for role, _ in parties):
+        parties.insert(0, (_ROLES[event.record], event.data))  # the record without an envelope
+    names = {role: _party_name(role, party) for role, party in reversed(parties)}
+    label = _words(event.type)
+    summary = as_string(event.data.get("summary")) or as_string(
+        event.data.get("alertConditionDescription")
     )
-    head = {"Event": told or what, "At": f"{notice.at:%Y-%m-%d %H:%M:%S} UTC"}
-    body = dict(_lines(notice.data))
+    head = {"Event": summary or label, "At": f"{event.at:%Y-%m-%d %H:%M:%S} UTC"}
+    body = dict(_lines(event.data))
     title = ", ".join(
-        filter(None, [line(told) or what, named.get("vehicle"), named.get("location")])
+        filter(None, [line(summary) or label, names.get("vehicle"), names.get("location")])
     )
     return Document(
-        kind=notice.record or "vehicle_event",
+        kind=event.record or "vehicle_event",
         title=title,
-        occurred_at=notice.at,
+        occurred_at=event.at,
         text=labelled(head | body),
-        assertions=_event_said(notice, found),
+        assertions=_event_assertions(event, parties),
         metadata={
-            "event": notice.type,
-            **({"vehicle": named["vehicle"]} if named.get("vehicle") else {}),
-            **({"driver": named["driver"]} if named.get("driver") else {}),
+            "event": event.type,
+            **{role: names[role] for role in ("vehicle", "driver") if names.get(role)},
         },
-        about=_ref(*found[0]) if notice.record and found else None,
+        about=_ref(*parties[0]) if event.record and parties else None,
     )
 
 
-def _found(data: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The vehicles, drivers and places named anywhere in an event, with their role."""
+def _parties(data: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the vehicles, drivers and places named anywhere in an event, with their role."""
     for name, value in data.items():
         for thing in value if isinstance(value, list) else [value]:
             if isinstance(thing, dict):
-                if (role := _ROLES.get(name)) and _named(role, thing):
+                if (role := _ROLES.get(name)) and _party_name(role, thing):
                     yield role, thing
-                yield from _found(thing)
+                yield from _parties(thing)
 
 
-def _named(role: str, thing: Mapping[str, Any]) -> str:
+def _party_name(role: str, thing: Mapping[str, Any]) -> str:
     return unit_of(thing) if role == "vehicle" else _name(thing)
 
 
@@ -166,40 +173,42 @@ def _name(thing: Mapping[str, Any]) -> str:
 def _ref(role: str, thing: Mapping[str, Any]) -> str | None:
     if role == "vehicle":
         return vehicle_ref(thing)
-    name = _named(role, thing)
+    name = _party_name(role, thing)
     kind = "person" if role == "driver" else "location"
     return f"{kind}:{name}" if name else None
 
 
-def _event_said(
-    notice: Notice, found: Iterable[tuple[str, Mapping[str, Any]]]
+def _event_assertions(
+    event: WebhookEvent, parties: Iterable[tuple[str, Mapping[str, Any]]]
 ) -> tuple[Assertion, ...]:
     refs: dict[str, list[str]] = {"vehicle": [], "driver": [], "location": []}
-    said: list[Assertion] = []
-    for role, thing in found:
+    assertions: list[Assertion] = []
+    for role, thing in parties:
         if ref := _ref(role, thing):
             refs[role].append(ref)
-            said.append(Assertion(predicate=role, object=ref))
+            assertions.append(Assertion(predicate=role, object=ref))
             if role == "vehicle":
-                said += vehicle_said(thing)
+                assertions += vehicle_assertions(thing)
             else:
-                said.append(Assertion(subject=ref, predicate="name", value=_named(role, thing)))
+                assertions.append(
+                    Assertion(subject=ref, predicate="name", value=_party_name(role, thing))
+                )
             if city := city_of(as_string(thing.get("formattedAddress"))):
-                said.append(Assertion(subject=ref, predicate="in", object=f"location:{city}"))
+                assertions.append(Assertion(subject=ref, predicate="in", object=f"location:{city}"))
     for vehicle in refs["vehicle"][:1]:
         about = [("driver", refs["driver"])]
-        if notice.type.lower() in _HERE:
+        if event.type.lower() in _HERE:
             about.append(("location", refs["location"]))
-        said += [
+        assertions += [
             Assertion(subject=vehicle, predicate=predicate, object=others[0])
             for predicate, others in about
             if others
         ]
-    return tuple(dict.fromkeys(said))
+    return tuple(dict.fromkeys(assertions))
 
 
 def unit_of(vehicle: Mapping[str, Any]) -> str:
-    """The name on the door; a vehicle without one goes by Samsara's id."""
+    """Return the vehicle's name, as on its door; Samsara's id for one without a name."""
     return _name(vehicle) or _id(vehicle)
 
 
@@ -217,24 +226,26 @@ def vin_of(vehicle: Mapping[str, Any]) -> str:
     return "".join(as_string(vin).split())[:40]
 
 
-def vehicle_said(vehicle: Mapping[str, Any]) -> list[Assertion]:
-    """Its name, and under what other names it goes: events may know a vehicle by Samsara's id alone."""
+def vehicle_assertions(vehicle: Mapping[str, Any]) -> list[Assertion]:
+    """Return its name and its other identifiers, as events may name a vehicle by Samsara's id alone."""
     ref, id, vin = vehicle_ref(vehicle), _id(vehicle), vin_of(vehicle)
-    said = [Assertion(subject=ref, predicate="name", value=unit_of(vehicle))]
+    assertions = [Assertion(subject=ref, predicate="name", value=unit_of(vehicle))]
     if id:
-        said.append(Assertion(subject=ref, predicate="samsara_id", value=id))
+        assertions.append(Assertion(subject=ref, predicate="samsara_id", value=id))
         if ref != f"vehicle:samsara-{id}":
-            said.append(Assertion(subject=ref, predicate="same_as", object=f"vehicle:samsara-{id}"))
+            assertions.append(
+                Assertion(subject=ref, predicate="same_as", object=f"vehicle:samsara-{id}")
+            )
     if vin:
-        said.append(Assertion(subject=ref, predicate="same_as", object=f"vin:{vin}"))
-    return said
+        assertions.append(Assertion(subject=ref, predicate="same_as", object=f"vin:{vin}"))
+    return assertions
 
 
 def _lines(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What an event's data say, a line each: `Vehicle`, `Vehicle id`, `Driver`, `Route stops 2 address` …"""
+    """Yield an event's data, a line per value: `Vehicle`, `Vehicle id`, `Driver`, `Route stops 2 address` …"""
     open_: list[tuple[str, Any]] = [("", data)]
-    told = 0
-    while open_ and told < MOST_LINES:
+    count = 0
+    while open_ and count < MAX_LINES:
         path, value = open_.pop()
         if isinstance(value, dict):
             inner = [(_path(path, name), item) for name, item in value.items()]
@@ -242,9 +253,10 @@ def _lines(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         elif isinstance(value, list):
             open_ += reversed([(f"{path} {n}", item) for n, item in enumerate(value, 1)])
         elif isinstance(value, str | int | float) and value != "":
-            told += 1
-            shown = ("yes" if value else "no") if isinstance(value, bool) else str(value)
-            yield path, line(shown, 1000)
+            count += 1
+            if isinstance(value, bool):
+                value = "yes" if value else "no"
+            yield path, line(str(value), 1000)
 
 
 def _path(outer: str, name: str) -> str:
@@ -254,7 +266,7 @@ def _path(outer: str, name: str) -> str:
 
 
 def _words(name: str) -> str:
-    """`SevereSpeedingStarted` → `Severe speeding started`."""
+    """Return a name as words: `Severe speeding started` for `SevereSpeedingStarted`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[._]", " ", name).strip().capitalize()
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
-from pydantic import Field, SecretStr
+from pydantic import SecretStr
 
 from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import Document, Event, Priority, micros, now
@@ -16,7 +16,6 @@ from apex_memory.sources.auth import bearer
 from apex_memory.sources.base import (
     InboundRequest,
     Pattern,
-    PulledSettings,
     Received,
     Sample,
     SourceSettings,
@@ -33,10 +32,10 @@ from apex_memory.sources.payloads import (
     parse_object,
     sample,
 )
-from apex_memory.sources.samsara.documents import Notice, event_document, iso
+from apex_memory.sources.samsara.documents import WebhookEvent, event_document, iso
+from apex_memory.sources.samsara.settings import SamsaraSettings
 from apex_memory.sources.samsara.stats import KINDS, read_vehicle, summarise, window_document
 from apex_memory.sources.signatures import (
-    Secret,
     check_time,
     digest,
     from_base64,
@@ -44,44 +43,9 @@ from apex_memory.sources.signatures import (
 )
 
 WINDOW = "application/vnd.apex.samsara-window+json"
-"""Content type of a folded window; a webhook's event is plain JSON."""
-OVERLAP = timedelta(
-    hours=6
-)  # fetched again where a feed had to be begun anew: points may come late
-ASKED_AGAIN = 30  # seconds after which a page that makes no sense is asked for again
-
-
-class SamsaraSettings(PulledSettings):
-    """`[sources.samsara]`"""
-
-    api_token: SecretStr = Field(
-        SecretStr(""), description="API token that may read vehicle statistics."
-    )
-    base_url: str = Field(
-        "https://api.samsara.com",
-        pattern=r"^https?://[^/]+(/.*)?$",
-        description="Samsara's API; `https://api.eu.samsara.com` for organisations in Europe.",
-    )
-    webhook_secrets: list[Secret] = Field(
-        default=[],
-        max_length=2,
-        description="Secret keys of the webhooks, in base64 as Samsara shows them; two while one replaces the other.",
-    )
-    replay_seconds: float = Field(
-        300, gt=0, description="How far the time of a webhook's signature may be from ours."
-    )
-    oldest_days: float = Field(
-        400,
-        gt=0,
-        le=36500,
-        description="How old a reading may be, in days; an older one is a dead letter.",
-    )
-    ahead_days: float = Field(
-        1,
-        gt=0,
-        le=36500,
-        description="How far ahead of our clock a reading may be, in days; one further ahead is a dead letter.",
-    )
+"""Content type of a window's summary; a webhook's event is plain JSON."""
+OVERLAP = timedelta(hours=6)  # fetched again when a feed starts anew, as points may arrive late
+RETRY_SECONDS = 30  # before an invalid page is requested again
 
 
 class Samsara(StreamSource[SamsaraSettings]):
@@ -100,24 +64,24 @@ class Samsara(StreamSource[SamsaraSettings]):
         return "" if self.settings.api_token.get_secret_value() else "api_token"
 
     def receive(self, request: InboundRequest) -> Received:
-        """One event; nothing of a ping."""
+        """Return one event; none for a ping."""
         self._verify(request)
-        notice = Notice.read(parse_object(request.body))
-        if notice.ping:
+        webhook = WebhookEvent.read(parse_object(request.body))
+        if webhook.ping:
             return Received()
         event = Event(
             source=self.name,
-            event_id=f"event:{notice.id}",
-            doc_key=notice.key,
-            version=micros(notice.at) + notice.rank,
-            occurred_at=notice.at,
+            event_id=f"event:{webhook.id}",
+            doc_key=webhook.key,
+            version=micros(webhook.at) + webhook.rank,
+            occurred_at=webhook.at,
             payload=request.body,
             priority=self.priority,
         )
         return Received([event])
 
     async def pull(self, context: PullContext) -> AsyncIterator[Page]:
-        """The feed from its cursor on, or the history of a window; change hints there are none."""
+        """Yield the feed from its cursor on, or the history of a backfill's window. There are no change hints."""
         calls = _Calls(context, self.settings, self.window_seconds, self.priority)
         async for page in calls.feed() if context.window is None else calls.history(context.window):
             yield page
@@ -125,7 +89,7 @@ class Samsara(StreamSource[SamsaraSettings]):
     def aggregate_window(
         self, series: str, start: datetime, readings: Sequence[Reading], version: int
     ) -> Event:
-        """A vehicle's five minutes."""
+        """Return the event of a vehicle's five minutes."""
         key = f"window:{series}:{iso(start)}"
         return Event(
             source=self.name,
@@ -139,11 +103,11 @@ class Samsara(StreamSource[SamsaraSettings]):
         )
 
     def document(self, event: Event) -> Document:
-        """A `vehicle_window`, a `vehicle_event`, or the record of an `address`, `driver` or `vehicle`."""
+        """Return a `vehicle_window`, a `vehicle_event`, or the record of an `address`, `driver` or `vehicle`."""
         body = parse_object(event.payload)
         if event.content_type == WINDOW:
             return window_document(body)
-        return event_document(Notice.read(body))
+        return event_document(WebhookEvent.read(body))
 
     def samples(self) -> Sequence[Sample]:
         own = parse_json(sample("samsara", "own.json"))
@@ -163,17 +127,17 @@ class Samsara(StreamSource[SamsaraSettings]):
     def _verify(self, request: InboundRequest) -> None:
         if not self.settings.webhook_secrets:
             raise Unauthorized(
-                "no secret to check this Samsara webhook with",
+                "no secret is set to verify this Samsara webhook",
                 remedy="set sources.samsara.webhook_secrets to the webhook's secret key in Samsara",
             )
         stamp = request.headers.get("x-samsara-timestamp", "")
         if not re.fullmatch(r"[0-9]{1,12}", stamp):
-            raise Unauthorized("X-Samsara-Timestamp is no number of seconds")
+            raise Unauthorized("X-Samsara-Timestamp is not a number of seconds")
         secrets = self.settings.webhook_secrets
-        wanted = [_signature(secret, stamp, request.body).encode() for secret in secrets]
-        if not signature_matches(wanted, request.headers.get("x-samsara-signature", "")):
+        expected = [_signature(secret, stamp, request.body).encode() for secret in secrets]
+        if not signature_matches(expected, request.headers.get("x-samsara-signature", "")):
             raise Unauthorized(
-                "X-Samsara-Signature does not fit the body",
+                "X-Samsara-Signature does not match the body",
                 remedy="compare sources.samsara.webhook_secrets with the webhook's secret key in Samsara",
             )
         check_time(request, int(stamp) * 1_000_000, self.name, self.settings.replay_seconds)
@@ -185,27 +149,27 @@ def _signature(secret: SecretStr, stamp: str, body: bytes) -> str:
 
 
 def _key(secret: str) -> bytes:
-    """The bytes behind a secret; one that is no base64 is taken as it stands."""
+    """Return the bytes of a secret: decoded base64, any other text as it is."""
     return from_base64(secret.strip()) or secret.encode()
 
 
 @dataclass(slots=True)
 class _Calls:
-    """The calls of one pull. What is sane is told by the time it began at."""
+    """The calls of one pull. Its start decides which times of readings are sane."""
 
     context: PullContext
-    settings: Any
+    settings: SamsaraSettings
     seconds: int
     priority: Priority
     began: datetime = field(default_factory=now)
 
     async def feed(self) -> AsyncIterator[Page]:
-        """What arrived since the cursor. A cursor that Samsara no longer takes is replaced, and the time between filled."""
+        """Yield what arrived since the cursor. A cursor that Samsara no longer accepts is replaced, and the gap filled."""
         before = as_string(self.context.cursor.get("after"))
         seen = parse_datetime(self.context.cursor.get("seen", 0), "seen")
         body = await self._page("feed", _after(before), lenient=bool(before))
         if body is None:
-            # The new cursor is kept only when the gap is filled: what falls in between comes by either of them.
+            # The new cursor is stored only when the gap is filled, so that nothing between the two is missed.
             before, body = "", await self._page("feed", {})
             since = max(seen - OVERLAP, self._sane.since)
             async for page in self._listed(TimeRange(since, self.began), ""):
@@ -213,7 +177,8 @@ class _Calls:
         while body is not None:
             after, more = self._position("feed", body, before)
             page = self._read(body)
-            seen = max([seen, *(one.at for one in page.readings if one.at <= self.began)])
+            times = [reading.at for reading in page.readings if reading.at <= self.began]
+            seen = max([seen, *times])
             if page.readings or page.events or after != before:
                 yield replace(page, cursor={"after": after, "seen": iso(seen)})
             before, body = after, await self._page("feed", _after(after)) if more else None
@@ -232,30 +197,30 @@ class _Calls:
     async def _page(
         self, what: str, context: Mapping[str, str], *, lenient: bool = False
     ) -> Mapping[str, Any] | None:
-        """A page; None where a lenient call is answered 400: the cursor is not (any more) one."""
-        answer = await self.context.link.call(
+        """Return a page; None when a lenient call gets status 400, for a cursor that is not valid any more."""
+        response = await self.context.link.call(
             "GET",
             f"{self.settings.base_url.rstrip('/')}/fleet/vehicles/stats/{what}",
             auth=bearer(self.settings.api_token.get_secret_value()),
             params={"types": ",".join(KINDS), **context},
             accept=(400,) if lenient else (),
         )
-        if answer.status_code == 400:
+        if response.status_code == 400:
             return None
         try:
-            body = parse_object(answer.content)
+            body = parse_object(response.content)
             if not isinstance(body.get("data"), list):
                 raise Rejected("data: expected a list")
         except Rejected as error:
             raise RetryLater(
-                f"samsara: this is no page of the {what}: {error}",
-                after=ASKED_AGAIN,
-                remedy="it is asked again by itself; check sources.samsara.base_url if it lasts",
+                f"samsara: not a page of the {what}: {error}",
+                after=RETRY_SECONDS,
+                remedy="Apex retries it; check sources.samsara.base_url if it lasts",
             ) from None
         return body
 
     def _position(self, what: str, body: Mapping[str, Any], before: str) -> tuple[str, bool]:
-        """The cursor after this page, and whether there is more at once. A page without a cursor leaves it."""
+        """Return the cursor after this page, and whether more pages follow. A page without a cursor leaves it."""
         paging = as_mapping(body.get("pagination"))
         after, more = (
             as_string(paging.get("endCursor")) or before,
@@ -263,9 +228,9 @@ class _Calls:
         )
         if more and after == before:
             raise RetryLater(
-                f"samsara: the {what} says there is more, but not where",
-                after=ASKED_AGAIN,
-                remedy="it is asked again by itself; see Samsara's status page if it lasts",
+                f"samsara: the {what} announces more pages without a cursor",
+                after=RETRY_SECONDS,
+                remedy="Apex retries it; see Samsara's status page if it lasts",
             )
         return after, more
 
@@ -277,16 +242,18 @@ class _Calls:
         )
 
     def _read(self, body: Mapping[str, Any]) -> Page:
-        """A page's readings. What of a vehicle cannot be read is one event, which will be a dead letter."""
+        """Return a page's readings. The unreadable points of a vehicle become one event, which ends as a dead letter."""
         readings: list[Reading] = []
         events: list[Event] = []
         for n, item in enumerate(body["data"]):
             try:
-                found, unread = read_vehicle(item, f"data[{n}]", self._sane, self.seconds)
+                vehicle_readings, unread = read_vehicle(
+                    item, f"data[{n}]", self._sane, self.seconds
+                )
             except Rejected as reason:
                 events.append(self._broken(item, reason))
                 continue
-            readings += found
+            readings += vehicle_readings
             if unread:
                 record = {name: item.get(name) for name in ("id", "name", "externalIds")}
                 events.append(self._broken({**record, **unread.points}, unread.reason))

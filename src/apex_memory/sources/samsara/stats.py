@@ -1,4 +1,4 @@
-"""Points of Samsara's stats feed: read as readings, folded into a vehicle's five minutes, told as a document."""
+"""Samsara's stats feed: its points as readings, a vehicle's window of them as a summary, and its document."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from apex_memory.sources.samsara.documents import (
     iso,
     labelled,
     unit_of,
+    vehicle_assertions,
     vehicle_ref,
-    vehicle_said,
 )
 
 KINDS = ("gps", "engineStates", "fuelPercents")  # the feed takes at most three
 VEHICLE = "vehicle"
-"""Kind of the reading that keeps a vehicle's name and VIN beside its points: one a window, at the window's start."""
-MOST_PLACES = 8  # of a window
+"""Kind of the reading with a vehicle's name and VIN: one per window, at the window's start."""
+MAX_PLACES = 8  # in a window's document
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def window_start(at: datetime, seconds: int) -> datetime:
-    """Where the window that holds `at` begins; windows are counted from 1970."""
+    """Return the start of the window that contains `at`; windows are counted from 1970."""
     width = timedelta(seconds=seconds)
     return _EPOCH + (at - _EPOCH) // width * width
 
 
 @dataclass(slots=True)
 class Unread:
-    """What of one vehicle's part of a page cannot be read, and the first reason."""
+    """The unreadable points in one vehicle's part of a page, and the first reason."""
 
     reason: Rejected
     points: dict[str, list[Any]]
@@ -56,9 +56,9 @@ class Unread:
 def read_vehicle(
     item: object, place: str, sane: TimeRange, seconds: int
 ) -> tuple[list[Reading], Unread | None]:
-    """The readings in one vehicle's part of a page, and its points that are none. Raises `Rejected` without an id.
+    """Return the readings in one vehicle's part of a page, and its unreadable points. Raises `Rejected` without an id.
 
-    Times outside `sane` are no readings: a device with a wrong clock must not make partitions for its days.
+    Points with times outside `sane` are unreadable: a device with a wrong clock must not create partitions for its days.
     """
     if not isinstance(item, dict):
         raise Rejected(f"{place}: expected an object", remedy="report it to Samsara's support")
@@ -72,13 +72,13 @@ def read_vehicle(
             except Rejected as reason:
                 unread = unread or Unread(reason, {})
                 unread.add(kind, point)
-    known = {
+    vehicle = {
         "name": as_string(item.get("name")),
         "externalIds": dict(as_mapping(item.get("externalIds"))),
     }
-    starts = sorted({window_start(one.at, seconds) for one in readings})
+    starts = sorted({window_start(reading.at, seconds) for reading in readings})
     return [
-        *(Reading(series=series, kind=VEHICLE, at=start, value=known) for start in starts),
+        *(Reading(series=series, kind=VEHICLE, at=start, value=vehicle) for start in starts),
         *readings,
     ], unread
 
@@ -90,7 +90,7 @@ def _points(given: object) -> Sequence[Any]:
 
 
 def _reading(series: str, kind: str, point: object, place: str, sane: TimeRange) -> Reading:
-    wrong = Rejected(f"{place}: no such point", remedy="report it to Samsara's support")
+    wrong = Rejected(f"{place}: not a valid point", remedy="report it to Samsara's support")
     if not isinstance(point, dict):
         raise wrong
     at = parse_datetime(point.get("time"), f"{place}.time")
@@ -100,11 +100,11 @@ def _reading(series: str, kind: str, point: object, place: str, sane: TimeRange)
             remedy="check the device's clock; to take older ones raise sources.samsara.oldest_days",
         )
     if kind == "gps":
-        fits = _within(point.get("latitude"), 90) and _within(point.get("longitude"), 180)
+        valid = _within(point.get("latitude"), 90) and _within(point.get("longitude"), 180)
     else:
         value = point.get("value")
-        fits = isinstance(value, str) if kind == "engineStates" else _number(value) is not None
-    if not fits:
+        valid = isinstance(value, str) if kind == "engineStates" else _number(value) is not None
+    if not valid:
         raise wrong
     return Reading(
         series=series,
@@ -115,7 +115,7 @@ def _reading(series: str, kind: str, point: object, place: str, sane: TimeRange)
 
 
 def _number(value: object) -> float | None:
-    """A number that can be one of a vehicle's; nothing else, and none so large that sums of it are no more."""
+    """Return a number of a plausible size, None for anything else, so that sums stay finite."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not -1e12 < value < 1e12:
         return None
     return float(value)
@@ -129,45 +129,49 @@ def _within(value: object, most: float) -> bool:
 def summarise(
     series: str, start: datetime, seconds: int, readings: Sequence[Reading]
 ) -> dict[str, Any]:
-    """What a window holds, as JSON. Pure, and never fails whatever the readings' values are."""
+    """Return the summary of a window as JSON. Pure; never fails, whatever the values of the readings are."""
     by_kind: dict[str, list[Reading]] = {kind: [] for kind in (VEHICLE, *KINDS)}
-    for one in readings:
-        by_kind.setdefault(one.kind, []).append(one)
-    known = as_mapping(by_kind[VEHICLE][-1].value) if by_kind[VEHICLE] else {}
-    points = [one for kind, some in by_kind.items() if kind != VEHICLE for one in some]
+    for reading in readings:
+        by_kind.setdefault(reading.kind, []).append(reading)
+    vehicle = as_mapping(by_kind[VEHICLE][-1].value) if by_kind[VEHICLE] else {}
+    points = [reading for reading in readings if reading.kind != VEHICLE]
     summary: dict[str, Any] = {
-        "vehicle": {"id": series, **known},
+        "vehicle": {"id": series, **vehicle},
         "start": iso(start),
         "end": iso(start + timedelta(seconds=seconds)),
-        "readings": dict(Counter(one.kind for one in points)),
-        "last": iso(max((one.at for one in points), default=start)),
+        "readings": dict(Counter(point.kind for point in points)),
+        "last": iso(max((point.at for point in points), default=start)),
     }
     if gps := by_kind["gps"]:
         summary["gps"] = _journey(gps)
     if states := by_kind["engineStates"]:
         summary["engine"] = _engine(states, start + timedelta(seconds=seconds))
-    if fuel := [n for one in by_kind["fuelPercents"] if (n := _value(one, "value")) is not None]:
+    if fuel := _values(by_kind["fuelPercents"], "value"):
         summary["fuel"] = {"from": fuel[0], "to": fuel[-1]}
     return summary
 
 
-def _value(one: Reading, name: str) -> float | None:
-    return _number(as_mapping(one.value).get(name))
+def _value(reading: Reading, name: str) -> float | None:
+    return _number(as_mapping(reading.value).get(name))
+
+
+def _values(readings: Sequence[Reading], name: str) -> list[float]:
+    numbers = (_value(reading, name) for reading in readings)
+    return [number for number in numbers if number is not None]
 
 
 def _journey(gps: Sequence[Reading]) -> dict[str, Any]:
-    places = dict.fromkeys(place for one in gps if (place := _place(one.value)))
-    speeds = [n for one in gps if (n := _value(one, "speedMilesPerHour")) is not None]
-    spots = [
-        (latitude, longitude)
-        for one in gps
-        if (latitude := _value(one, "latitude")) is not None
-        and (longitude := _value(one, "longitude")) is not None
-    ]
+    places = dict.fromkeys(filter(None, (_place(reading.value) for reading in gps)))
+    speeds = _values(gps, "speedMilesPerHour")
+    spots: list[tuple[float, float]] = []
+    for reading in gps:
+        latitude, longitude = _value(reading, "latitude"), _value(reading, "longitude")
+        if latitude is not None and longitude is not None:
+            spots.append((latitude, longitude))
     journey: dict[str, Any] = {
         "first": {"time": iso(gps[0].at), **as_mapping(gps[0].value)},
         "last": {"time": iso(gps[-1].at), **as_mapping(gps[-1].value)},
-        "places": list(places)[:MOST_PLACES],
+        "places": list(places)[:MAX_PLACES],
         "miles": round(sum(map(_miles, spots, spots[1:])), 2),
     }
     if speeds:
@@ -184,20 +188,22 @@ def _place(point: object) -> str:
     ).strip()
 
 
-def _miles(one: tuple[float, float], other: tuple[float, float]) -> float:
-    """Along the great circle."""
-    (north, east), (to_north, to_east) = (tuple(map(math.radians, spot)) for spot in (one, other))
+def _miles(start: tuple[float, float], end: tuple[float, float]) -> float:
+    """Return the distance along the great circle, in miles; positions are in degrees."""
+    north, east = map(math.radians, start)
+    to_north, to_east = map(math.radians, end)
     across = math.sin((to_east - east) / 2) ** 2 * math.cos(north) * math.cos(to_north)
     chord = min(1.0, max(0.0, math.sin((to_north - north) / 2) ** 2 + across))
     return 2 * 3958.8 * math.asin(math.sqrt(chord))
 
 
 def _engine(states: Sequence[Reading], end: datetime) -> dict[str, Any]:
-    """A state lasts until the next, the last one to the window's end."""
+    """Return the minutes per state: a state lasts until the next one, the last one until the window's end."""
     minutes: dict[str, float] = {}
-    for one, until in zip(states, [*(one.at for one in states[1:]), end], strict=True):
-        state = as_string(as_mapping(one.value).get("value"))
-        minutes[state] = minutes.get(state, 0.0) + (until - one.at).total_seconds() / 60
+    ends = [*(reading.at for reading in states[1:]), end]
+    for reading, until in zip(states, ends, strict=True):
+        state = as_string(as_mapping(reading.value).get("value"))
+        minutes[state] = minutes.get(state, 0.0) + (until - reading.at).total_seconds() / 60
     return {
         "minutes": {state: round(sum_, 1) for state, sum_ in minutes.items()},
         "last": as_string(as_mapping(states[-1].value).get("value")),
@@ -205,7 +211,7 @@ def _engine(states: Sequence[Reading], end: datetime) -> dict[str, Any]:
 
 
 def window_document(summary: Mapping[str, Any]) -> Document:
-    """Five minutes of a vehicle, as `summarise` tells them."""
+    """Return the document of a vehicle's window, from its `summarise` summary."""
     start, end, last = (
         parse_datetime(summary.get(name), name) for name in ("start", "end", "last")
     )
@@ -217,7 +223,7 @@ def window_document(summary: Mapping[str, Any]) -> Document:
         title=f"{unit}, {start:%Y-%m-%d %H:%M} to {end:%H:%M} UTC" + (f", {city}" if city else ""),
         occurred_at=last,
         text=labelled(_window_lines(summary, start, end, last)),
-        assertions=_window_said(vehicle, state, city, sequence(gps.get("places"))),
+        assertions=_window_assertions(vehicle, state, city, sequence(gps.get("places"))),
         metadata={
             "vehicle": unit,
             "vehicle_id": as_string(vehicle.get("id")),
@@ -241,15 +247,15 @@ def window_document(summary: Mapping[str, Any]) -> Document:
 def _window_lines(
     summary: Mapping[str, Any], start: datetime, end: datetime, last: datetime
 ) -> dict[str, str]:
-    """Short, and in words: embedding a window costs more than all its readings, by the word. The rest is metadata."""
+    """Return the text of a window by label. It is short, as embedding it costs more than all its readings; the rest is metadata."""
     gps, fuel = as_mapping(summary.get("gps")), as_mapping(summary.get("fuel"))
     minutes = as_mapping(as_mapping(summary.get("engine")).get("minutes"))
     places, here = sequence(gps.get("places")), _place(gps.get("last"))
-    said = f"{_count(summary)} readings, last at {last:%H:%M:%S} UTC"
+    telematics = f"{_count(summary)} readings, last at {last:%H:%M:%S} UTC"
     return {
         "Vehicle": unit_of(as_mapping(summary.get("vehicle"))),
         "Window": f"{start:%Y-%m-%d %H:%M} to {end:%H:%M} UTC",
-        "Telematics": f"{said} near {here}" if here else said,
+        "Telematics": f"{telematics} near {here}" if here else telematics,
         "Passed": "; ".join(places) if len(places) > 1 else "",
         "Driven": _driven(gps) if gps else "",
         "Engine": ", ".join(f"{state} {n:.0f} min" for state, n in minutes.items()),
@@ -264,22 +270,22 @@ def _driven(gps: Mapping[str, Any]) -> str:
     return f"{miles} at {mph['average']:.0f} mph, {mph['most']:.0f} at most" if mph else miles
 
 
-def _window_said(
+def _window_assertions(
     vehicle: Mapping[str, Any], state: str, city: str, places: Sequence[Any]
 ) -> tuple[Assertion, ...]:
     ref = vehicle_ref(vehicle)
-    said = [Assertion(predicate="vehicle", object=ref), *vehicle_said(vehicle)]
+    assertions = [Assertion(predicate="vehicle", object=ref), *vehicle_assertions(vehicle)]
     if state:
-        said.append(Assertion(subject=ref, predicate="status", value=state))
+        assertions.append(Assertion(subject=ref, predicate="status", value=state))
     if city:
-        said.append(Assertion(subject=ref, predicate="location", object=f"location:{city}"))
+        assertions.append(Assertion(subject=ref, predicate="location", object=f"location:{city}"))
     passed = dict.fromkeys(map(city_of, places))
-    said += [
+    assertions += [
         Assertion(predicate="passed", object=f"location:{other}")
         for other in passed
         if other not in ("", city)
     ]
-    return tuple(said)
+    return tuple(assertions)
 
 
 def _count(summary: Mapping[str, Any]) -> int:
@@ -287,5 +293,5 @@ def _count(summary: Mapping[str, Any]) -> int:
 
 
 def _spot(point: object) -> list[Any]:
-    """Latitude and longitude in degrees."""
+    """Return latitude and longitude in degrees."""
     return [as_mapping(point).get(name) for name in ("latitude", "longitude")]

@@ -1,6 +1,6 @@
 """SONAR: freight market indexes, polled from FreightWaves' API; values and alerts also through a signed relay.
 
-The vendor itself sends nothing: a relay is a program of ours, or of a partner, that signs as Standard Webhooks says.
+The vendor itself sends no webhooks: a relay is a program of the user or a partner that signs by Standard Webhooks.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import SecretStr
 
 from apex_memory.errors import ApexError, Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import Document, Event, Priority, micros, now
 from apex_memory.sources.base import (
     InboundRequest,
     Pattern,
-    PulledSettings,
     PulledSource,
     Received,
     Sample,
@@ -40,7 +39,6 @@ from apex_memory.sources.payloads import (
     sample,
 )
 from apex_memory.sources.signatures import (
-    Secret,
     check_time,
     digest,
     from_base64,
@@ -53,53 +51,11 @@ from apex_memory.sources.sonar.documents import (
     completed,
     value_document,
 )
+from apex_memory.sources.sonar.settings import FIRST_DAYS, SonarSettings, relay_key
 
-Series = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$")]
 MOST_RECORDS = 1_000  # in one message of the relay
-FIRST_DAYS = 30  # fetched of a series that is new
 CHUNK_DAYS = 366  # fetched with one call of a backfill
 SHORT_WAIT = 2.0  # seconds that a pull waits by itself
-
-
-class SonarSettings(PulledSettings):
-    """`[sources.sonar]`"""
-
-    relay_secrets: list[Secret] = Field(
-        default=[],
-        max_length=2,
-        description="Secrets of the relay, `whsec_…` as Standard Webhooks writes them; two while one replaces the other.",
-    )
-    replay_seconds: float = Field(
-        300, gt=0, description="How far the time of a message of the relay may be from ours."
-    )
-    base_url: str = Field(
-        "https://api.freightwaves.com",
-        pattern=r"^https?://[^/]+(/.*)?$",
-        description="SONAR's API.",
-    )
-    username: str = Field("", description="User of the SONAR API.")
-    password: SecretStr = Field(SecretStr(""), description="That user's password.")
-    series: list[Series] = Field(
-        default=[],
-        description="What is polled, as INDEX/QUALIFIER: `OTRI/USA`, `OTVI/ATL`, `VOTRI/ATLDAL`. One billed call each.",
-    )
-    since: date | None = Field(
-        None,
-        description=f"First day fetched of a series that is new; {FIRST_DAYS} days back where it is not set.",
-    )
-    reread_days: int = Field(
-        7, ge=0, le=366, description="Days read again each time, because values are restated."
-    )
-    block_seconds: float = Field(
-        600, gt=0, description="How long nothing is asked after SONAR refused to answer (429, 451)."
-    )
-
-    @field_validator("relay_secrets")
-    @classmethod
-    def _readable(cls, secrets: list[SecretStr]) -> list[SecretStr]:
-        for secret in secrets:
-            _key(secret)
-        return secrets
 
 
 class Sonar(PulledSource[SonarSettings]):
@@ -321,20 +277,8 @@ class _State:
         await asyncio.sleep(max(0.0, left))
 
 
-def _key(secret: SecretStr) -> bytes:
-    """The bytes of a secret: base64 after `whsec_`; any other text as it is."""
-    text = secret.get_secret_value()
-    if not text.startswith("whsec_"):
-        return text.encode()
-    coded = text.removeprefix("whsec_")
-    key = from_base64(coded + "=" * (-len(coded) % 4))
-    if not key:
-        raise ValueError("expected base64 after whsec_")
-    return key
-
-
 def _digest(secret: SecretStr, id: str, stamp: str, body: bytes) -> bytes:
-    return digest(_key(secret), f"{id}.{stamp}.".encode() + body)
+    return digest(relay_key(secret), f"{id}.{stamp}.".encode() + body)
 
 
 def _decoded(signature: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Does the memory find what was asked for? A small world of freight, questions with evidence, and recall."""
+"""The memory bench: a small world of freight, questions with evidence, and the recall of search."""
 
 from bench.memory.measure import measure
 

@@ -1,4 +1,4 @@
-"""`python -m bench.memory`: recall by leg, for each embedder that is here. About 30 s an embedder."""
+"""`python -m bench.memory`: recall by leg, for each installed embedder. About 30 s per embedder."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from bench.memory.measure import Outcome, ask_all, rows, table
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("embedder", nargs="*", help="as APEX_EMBEDDER; default: all that are here")
+    parser.add_argument(
+        "embedder", nargs="*", help="as APEX_EMBEDDER; default: all that are installed"
+    )
     parser.add_argument(
         "--chunk-chars", type=int, default=Settings.model_fields["chunk_chars"].default
     )
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     scrub_environment()
     configure_logging("error", "console")
-    embedders = given.embedder or ["minilm", "wordllama"]
-    if not given.embedder:
+    embedders = arguments.embedder or ["minilm", "wordllama"]
+    if not arguments.embedder:
         if E5.is_dir():
             embedders.append(f"onnx:{E5}")
         else:
             print("not measured: e5-small-v2 (python -m bench.memory.fetch_e5 gets it, with Maven)")
-    asyncio.run(report(embedders, given.chunk_chars))
+    asyncio.run(report(embedders, arguments.chunk_chars))
 
 
 async def report(embedders: list[str], chunk_chars: int) -> None:
@@ -43,8 +45,8 @@ async def report(embedders: list[str], chunk_chars: int) -> None:
     lines = table(outcomes)
     for line in (lines[0], ["---"] * len(lines[0]), *lines[1:]):
         print(f"| {' | '.join(line)} |")
-    for name, some in outcomes.items():
-        for row in rows(some, name):
+    for name, embedder_outcomes in outcomes.items():
+        for row in rows(embedder_outcomes, name):
             if row.ok is not None:
                 print(
                     f"{'ok  ' if row.ok else 'MISS'} {row.name}: {row.value:g} ({row.target}), {name}"

@@ -19,25 +19,25 @@ FUSED = "fused"
 HALVES = ("tuned", "held")
 _NOTHING = Weights(**dict.fromkeys(Weights.__dataclass_fields__, 0.0))
 
-Place = tuple[UUID, int, int]
-"""Where evidence stands: document, and the quote's offsets in its text."""
+EvidenceSpan = tuple[UUID, int, int]
+"""A quote: its document, and its character offsets (start, end) there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one leg, or all, brought for one question: the rank of each piece of evidence, None beyond ten."""
+    """The result of one leg, or of all, for one question: the rank of each piece of evidence, None beyond ten."""
 
     question: Question
     leg: str
     ranks: tuple[int | None, ...]
 
     def recall(self, at: int) -> float:
-        """Share of the question's evidence among the first `at` hits."""
+        """Return the share of the question's evidence among the first `at` hits."""
         return sum(rank is not None and rank <= at for rank in self.ranks) / len(self.ranks)
 
 
 async def measure(app: App) -> list[Row]:
-    """The bench's rows. The app's stores should be empty before: all that is in them competes."""
+    """Return the bench's rows. The app's stores must be empty before, because everything in them competes."""
     began = time.perf_counter()
     outcomes = await ask_all(app)
     note = f"{app.settings.embedder}, {time.perf_counter() - began:.0f} s"
@@ -45,9 +45,9 @@ async def measure(app: App) -> list[Row]:
 
 
 async def ask_all(app: App) -> list[Outcome]:
-    """Load the world, then ask every question of every leg and of all."""
-    places = await load(app)
-    embedder = _Remembering(
+    """Load the world, then search every question with each leg alone and with all legs."""
+    spans = await load(app)
+    embedder = _CachingEmbedder(
         open_embedder(
             app.settings.embedder,
             model=app.settings.embedder_model,
@@ -58,20 +58,20 @@ async def ask_all(app: App) -> list[Outcome]:
     )
     outcomes = []
     for leg in (*LEGS, FUSED):
-        search = search_of(app, embedder, _reading(leg))
+        search = search_of(app, embedder, _extraction(leg))
         for question in questions():
-            answer = await search.search(question.text, limit=10, weights=_weights(leg))
-            if answer.degraded:
-                raise RuntimeError(f"{leg}: degraded {answer.degraded}")
-            hits = [hit for hit in answer.hits if _brought(leg, hit)]
-            wanted = [places[one.document, one.quote] for one in question.evidence]
-            outcomes.append(Outcome(question, leg, tuple(rank_of(one, hits) for one in wanted)))
+            result = await search.search(question.text, limit=10, weights=_weights(leg))
+            if result.degraded:
+                raise RuntimeError(f"{leg}: degraded {result.degraded}")
+            hits = [hit for hit in result.hits if _is_from(leg, hit)]
+            wanted = [spans[evidence.document, evidence.quote] for evidence in question.evidence]
+            outcomes.append(Outcome(question, leg, tuple(rank_of(span, hits) for span in wanted)))
     await embedder.close()
     return outcomes
 
 
-async def load(app: App) -> dict[tuple[str, str], Place]:
-    """The world, through inbox, pipeline and saga, into the stores; and where all evidence stands."""
+async def load(app: App) -> dict[tuple[str, str], EvidenceSpan]:
+    """Load the world through inbox, pipeline and saga into the stores. Return the span of each piece of evidence."""
     made = events(app.sources)
     await app.inbox.land(list(made.values()))
     for name in sorted({event.source for event in made.values()}):
@@ -85,17 +85,18 @@ async def load(app: App) -> dict[tuple[str, str], Place]:
     missing = [key for key, event in made.items() if event.doc_id not in texts]
     if missing:
         raise RuntimeError(f"not in memory: {missing}")
-    places = {}
+    spans = {}
     for question in questions():
-        for one in question.evidence:
-            doc = made[one.document].doc_id
-            start = texts[doc].index(one.quote)
-            places[one.document, one.quote] = (doc, start, start + len(one.quote))
-    return places
+        for evidence in question.evidence:
+            doc = made[evidence.document].doc_id
+            start = texts[doc].index(evidence.quote)
+            end = start + len(evidence.quote)
+            spans[evidence.document, evidence.quote] = (doc, start, end)
+    return spans
 
 
 def search_of(app: App, embedder: Any, read: Callable[[str], QueryEntities]) -> Search:
-    """The app's search, asked on the world's last day."""
+    """Return the app's search with its clock on the world's last day."""
     return Search(
         app.db,
         app.graph,
@@ -108,9 +109,9 @@ def search_of(app: App, embedder: Any, read: Callable[[str], QueryEntities]) -> 
     )
 
 
-def rank_of(place: Place, hits: Sequence[Hit]) -> int | None:
-    """The first hit that overlaps the evidence."""
-    doc, start, end = place
+def rank_of(span: EvidenceSpan, hits: Sequence[Hit]) -> int | None:
+    """Return the rank of the first hit that overlaps the evidence."""
+    doc, start, end = span
     return next(
         (hit.rank for hit in hits if hit.doc_id == doc and hit.start < end and start < hit.end),
         None,
@@ -118,13 +119,13 @@ def rank_of(place: Place, hits: Sequence[Hit]) -> int | None:
 
 
 def rows(outcomes: Sequence[Outcome], note: str) -> list[Row]:
-    """What the bench shows: legs and fused over all questions, fused by type and half, and the targets."""
+    """Return the bench's rows: legs and fused over all questions, fused by type and half, and the targets."""
     every = {leg: recall(outcomes, leg) for leg in (*LEGS, FUSED)}
     best = max(LEGS, key=lambda leg: every[leg])
     values = {
         **{f"recall@5, {leg}": value for leg, value in every.items()},
         "recall@10, fused": recall(outcomes, FUSED, at=10),
-        **{f"recall@5, fused, {one}": recall(outcomes, FUSED, type=one) for one in TYPES},
+        **{f"recall@5, fused, {type}": recall(outcomes, FUSED, type=type) for type in TYPES},
         **{f"recall@5, fused, {half} half": recall(outcomes, FUSED, half=half) for half in HALVES},
     }
     first = recall(outcomes, FUSED, at=1, type="identifier")
@@ -139,17 +140,19 @@ def rows(outcomes: Sequence[Outcome], note: str) -> list[Row]:
 def recall(
     outcomes: Sequence[Outcome], leg: str, *, at: int = 5, type: str = "", half: str = ""
 ) -> float:
-    """Mean recall over the questions of a type and half, all of them by default."""
-    some = [
-        one.recall(at)
-        for one in outcomes
-        if one.leg == leg and type in ("", one.question.type) and half in ("", one.question.half)
+    """Return the mean recall over the questions of a type and half, by default over all."""
+    recalls = [
+        outcome.recall(at)
+        for outcome in outcomes
+        if outcome.leg == leg
+        and type in ("", outcome.question.type)
+        and half in ("", outcome.question.half)
     ]
-    return sum(some) / len(some)
+    return sum(recalls) / len(recalls)
 
 
 def _weights(leg: str) -> Weights | None:
-    """Of a leg alone. Identifiers come first whatever the weights are."""
+    """Return the weights of a leg alone. Identifiers come first whatever the weights are."""
     if leg == FUSED:
         return None
     if leg == "identifiers":
@@ -157,8 +160,8 @@ def _weights(leg: str) -> Weights | None:
     return Weights(**{**{name: 0.0 for name in Weights.__dataclass_fields__}, leg: 1.0})
 
 
-def _reading(leg: str) -> Callable[[str], QueryEntities]:
-    """How the question is read: for one leg alone, without what only others use."""
+def _extraction(leg: str) -> Callable[[str], QueryEntities]:
+    """Return the extraction for a leg: for one leg alone, without the entities that only other legs use."""
     if leg == "graph":
         return lambda text: QueryEntities((), _all(extract_query(text)))
     if leg == "identifiers":
@@ -170,14 +173,14 @@ def _all(entities: QueryEntities) -> tuple[str, ...]:
     return (*entities.certain, *entities.candidates)
 
 
-def _brought(leg: str, hit: Hit) -> bool:
-    """Whether the hit is the leg's own: one that fills the page up because nothing else came is not."""
+def _is_from(leg: str, hit: Hit) -> bool:
+    """Return whether the leg itself returned the hit; hits that only fill the page do not count."""
     name = {"identifiers": "identifier"}.get(leg, leg)
     return leg == FUSED or name in hit.legs
 
 
-class _Remembering:
-    """An embedder that embeds each question once, though it is asked six times."""
+class _CachingEmbedder:
+    """An embedder that embeds each question once, although the bench searches it six times."""
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
@@ -194,16 +197,16 @@ class _Remembering:
 
 
 def table(outcomes: Mapping[str, Sequence[Outcome]]) -> list[list[str]]:
-    """Recall@5 by leg and embedder, over both halves, each half, and each type."""
+    """Return recall@5 by leg and embedder, over both halves, each half, and each type."""
     head = ["embedder", "leg", "all @5", "all @10", "tuned @5", "held @5", *TYPES]
     lines = [head]
-    for name, some in outcomes.items():
+    for name, embedder_outcomes in outcomes.items():
         for leg in (*LEGS, FUSED):
             values = [
-                recall(some, leg),
-                recall(some, leg, at=10),
-                *(recall(some, leg, half=half) for half in HALVES),
-                *(recall(some, leg, type=one) for one in TYPES),
+                recall(embedder_outcomes, leg),
+                recall(embedder_outcomes, leg, at=10),
+                *(recall(embedder_outcomes, leg, half=half) for half in HALVES),
+                *(recall(embedder_outcomes, leg, type=type) for type in TYPES),
             ]
             lines.append([name, leg, *(f"{value:.3f}".lstrip("0") for value in values)])
     return lines

@@ -1,7 +1,7 @@
 """The sample world as events of its sources, and the questions with the passages that answer them.
 
-World files hold one item after another: a head line `@@ key | time | …`, then the text. Mails come
-as Front tells them, talks as an agent pushes them, everything else as plain documents. Companies,
+World files hold one item after another: a head line `@@ key | time | …`, then the text. Mails are events of
+Front, talks are conversations that an agent pushes, everything else is a plain document. Companies,
 people and numbers are invented.
 """
 
@@ -20,7 +20,7 @@ from apex_memory.sources.base import InboundRequest, Source
 
 FOLDER = Path(__file__).parent
 NOW = datetime(2025, 11, 28, 12, tzinfo=UTC)
-"""When the questions are asked: the day after the world ends."""
+"""The time of the questions: the day after the world ends."""
 
 TYPES = ("identifier", "paraphrase", "two-source", "who-said", "when")
 _SPEAKERS = {"U": "user", "A": "assistant"}
@@ -51,14 +51,18 @@ class Question:
 
     @property
     def half(self) -> Literal["tuned", "held"]:
-        """Ranking was tuned on the first half alone. By hash, so that it stays when questions are added."""
+        """Ranking was tuned on the first half only. Chosen by hash, so that it stays when questions are added."""
         return "held" if hashlib.sha256(self.text.encode()).digest()[0] & 1 else "tuned"
 
 
 def questions() -> list[Question]:
     rows = map(json.loads, (FOLDER / "questions.jsonl").read_text().splitlines())
     return [
-        Question(row["type"], row["question"], tuple(Evidence(**one) for one in row["evidence"]))
+        Question(
+            row["type"],
+            row["question"],
+            tuple(Evidence(**evidence) for evidence in row["evidence"]),
+        )
         for row in rows
     ]
 
@@ -117,12 +121,12 @@ def _talk(item: Item, sources: Mapping[str, Source]) -> Event:
     agent, user, title = item.head
     messages = []
     for line in item.text.splitlines():
-        speaker, _, said = line.partition(": ")
+        speaker, _, content = line.partition(": ")
         if speaker in _SPEAKERS:
-            messages.append({"role": _SPEAKERS[speaker], "content": said})
+            messages.append({"role": _SPEAKERS[speaker], "content": content})
         else:
             name = speaker.removeprefix("T ")
-            messages.append({"role": "tool", "name": name, "content": said})
+            messages.append({"role": "tool", "name": name, "content": content})
     return _posted(
         sources["llm"],
         item,

@@ -20,9 +20,9 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Question:
     kind: str
-    question: str
+    text: str
     answer: str
 
 
@@ -310,34 +310,38 @@ DOCUMENTS = (
 )
 
 QUESTIONS = (
-    Asked("identifier", "what is the carrier on SHP-100077?", "shipment-2"),
-    Asked("identifier", "anything wrong with load LD-58123?", "mail-3"),
-    Asked("identifier", "which papers belong to BOL 7781234", "mail-8"),
-    Asked("identifier", "MSKU1234565 status", "mail-11"),
-    Asked("identifier", "extras on the LD-58140 settlement", "mail-4"),
-    Asked("words", "detention free hours at a dock", "policy-1"),
-    Asked("words", "fault code P0217", "truck-3"),
-    Asked("words", "what does the lumper receipt amount to", "mail-4"),
-    Asked("words", "lithium batteries", "policy-5"),
-    Asked("words", "settlement week 40 wire", "bank-1"),
-    Asked("words", "spot rates Atlanta outbound", "market-1"),
-    Asked("words", "liftgate furniture", "shipment-4"),
-    Asked("words", "returnable racks of stampings", "shipment-3"),
-    Asked("meaning", "which mountain road cannot be crossed because of winter weather?", "mail-10"),
-    Asked("meaning", "how long can someone drive before they must rest?", "policy-7"),
-    Asked("meaning", "fruit got too warm on the way", "mail-3"),
-    Asked("meaning", "a client complimented one of our truckers", "mail-9"),
-    Asked("meaning", "deadline to seek compensation for broken goods", "policy-3"),
-    Asked("meaning", "requirements to hire an unknown trucking company", "policy-2"),
-    Asked("meaning", "which supplier's proof of liability protection is about to expire", "mail-7"),
-    Asked("meaning", "vehicle overheating", "truck-3"),
-    Asked("meaning", "who is working when the office is shut at the end of the week?", "chat-3"),
-    Asked("meaning", "price of gas for trucks at the moment", "market-2"),
-    Asked("meaning", "import box selected for government inspection", "mail-11"),
-    Asked("name", "how good is Piedmont Haulers?", "chat-4"),
-    Asked("name", "who works at Kestrel Paper Company?", "hubspot-1"),
-    Asked("name", "what did Harbor Foods pay us?", "bank-2"),
-    Asked("name", "lane Harbor Foods LLC is interested in", "mail-5"),
-    Asked("name", "Northwind Trucking equipment around Toledo", "chat-1"),
-    Asked("name", "money sent to Blue Mesa Freight", "bank-1"),
+    Question("identifier", "what is the carrier on SHP-100077?", "shipment-2"),
+    Question("identifier", "anything wrong with load LD-58123?", "mail-3"),
+    Question("identifier", "which papers belong to BOL 7781234", "mail-8"),
+    Question("identifier", "MSKU1234565 status", "mail-11"),
+    Question("identifier", "extras on the LD-58140 settlement", "mail-4"),
+    Question("words", "detention free hours at a dock", "policy-1"),
+    Question("words", "fault code P0217", "truck-3"),
+    Question("words", "what does the lumper receipt amount to", "mail-4"),
+    Question("words", "lithium batteries", "policy-5"),
+    Question("words", "settlement week 40 wire", "bank-1"),
+    Question("words", "spot rates Atlanta outbound", "market-1"),
+    Question("words", "liftgate furniture", "shipment-4"),
+    Question("words", "returnable racks of stampings", "shipment-3"),
+    Question(
+        "meaning", "which mountain road cannot be crossed because of winter weather?", "mail-10"
+    ),
+    Question("meaning", "how long can someone drive before they must rest?", "policy-7"),
+    Question("meaning", "fruit got too warm on the way", "mail-3"),
+    Question("meaning", "a client complimented one of our truckers", "mail-9"),
+    Question("meaning", "deadline to seek compensation for broken goods", "policy-3"),
+    Question("meaning", "requirements to hire an unknown trucking company", "policy-2"),
+    Question(
+        "meaning", "which supplier's proof of liability protection is about to expire", "mail-7"
+    ),
+    Question("meaning", "vehicle overheating", "truck-3"),
+    Question("meaning", "who is working when the office is shut at the end of the week?", "chat-3"),
+    Question("meaning", "price of gas for trucks at the moment", "market-2"),
+    Question("meaning", "import box selected for government inspection", "mail-11"),
+    Question("name", "how good is Piedmont Haulers?", "chat-4"),
+    Question("name", "who works at Kestrel Paper Company?", "hubspot-1"),
+    Question("name", "what did Harbor Foods pay us?", "bank-2"),
+    Question("name", "lane Harbor Foods LLC is interested in", "mail-5"),
+    Question("name", "Northwind Trucking equipment around Toledo", "chat-1"),
+    Question("name", "money sent to Blue Mesa Freight", "bank-1"),
 )

@@ -19,9 +19,9 @@ from apex_memory.engines.base import free_port
 from apex_memory.engines.edge import Edge
 from apex_memory.errors import NotFound, Rejected, Unavailable
 from apex_memory.model import Filters, document_uuid, now
-from apex_memory.pipeline import QueryEntities, extract_query
+from apex_memory.pipeline import Embedder, QueryEntities, extract_query, open_embedder
 from apex_memory.pipeline.embed import HashingEmbedder
-from apex_memory.search import Answer, Search, Weights
+from apex_memory.search import Search, SearchResult, Weights
 from apex_memory.stores.cache import Cache
 from apex_memory.stores.graph import open_graph
 from apex_memory.stores.vectors import open_vectors
@@ -68,14 +68,26 @@ async def world(
                 app,
                 *(
                     text_event(
-                        app, one.key, one.text, kind=one.kind, title=one.title, occurred_at=one.at
+                        app,
+                        item.key,
+                        item.text,
+                        kind=item.kind,
+                        title=item.title,
+                        occurred_at=item.at,
                     )
-                    for one in DOCUMENTS
+                    for item in DOCUMENTS
                 ),
             )
             assert await app.direct.drain("documents") == len(DOCUMENTS)
             yield app
         await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@module
+async def minilm() -> AsyncIterator[Embedder]:
+    embedder = open_embedder("minilm")
+    yield embedder
+    await embedder.close()
 
 
 @module
@@ -94,11 +106,11 @@ async def app(make_settings: MakeSettings, own_vectors_url: str) -> AsyncIterato
         await app.recovery.check_restarted_stores()
         yield app
         async with aclosing(app.vectors.walk()) as held:
-            await app.vectors.delete_stages([one.stage async for one in held])
+            await app.vectors.delete_stages([item.stage async for item in held])
 
 
 def search_with(app: App, **changes: Any) -> Search:
-    """The app's search, with some of its parts replaced."""
+    """Return the app's search with some of its parts replaced."""
 
     embedder = HashingEmbedder()
     given: dict[str, Any] = {
@@ -111,9 +123,9 @@ def search_with(app: App, **changes: Any) -> Search:
     return Search(*stores, **given | changes)
 
 
-def keys(app: App, answer: Answer) -> list[str]:
-    names = {document_uuid("documents", one.key): one.key for one in DOCUMENTS}
-    return [names.get(hit.doc_id, str(hit.doc_id)) for hit in answer.hits]
+def keys(app: App, result: SearchResult) -> list[str]:
+    names = {document_uuid("documents", item.key): item.key for item in DOCUMENTS}
+    return [names.get(hit.doc_id, str(hit.doc_id)) for hit in result.hits]
 
 
 async def remember(app: App, key: str, text: str, **fields: Any) -> uuid.UUID:
@@ -130,13 +142,13 @@ async def snippets(search: Search, query: str, **options: Any) -> list[str]:
 
 
 async def recall(app: App, search: Search, weights: Weights | None) -> tuple[float, float]:
-    """Shares of the questions whose answer is among the first three, and the first five, documents."""
+    """Return the shares of the questions whose answer is among the first three, and the first five, documents."""
     ranks = []
-    for asked in QUESTIONS:
-        answer = await search.search(
-            asked.question, limit=5, passages_per_document=1, weights=weights
+    for question in QUESTIONS:
+        result = await search.search(
+            question.text, limit=5, passages_per_document=1, weights=weights
         )
-        ranks.append([*keys(app, answer)[:5], *"?????", asked.answer].index(asked.answer) + 1)
+        ranks.append([*keys(app, result)[:5], *"?????", question.answer].index(question.answer) + 1)
     return sum(rank <= 3 for rank in ranks) / len(ranks), sum(rank <= 5 for rank in ranks) / len(
         ranks
     )
@@ -146,12 +158,12 @@ def only(leg: str) -> Weights:
     return Weights(**dict.fromkeys(Weights.__dataclass_fields__, 0.0) | {leg: 1.0})
 
 
-async def test_fused_beats_every_single_leg(world: App) -> None:
+async def test_fused_beats_every_single_leg(world: App, minilm: Embedder) -> None:
     fused = await recall(world, world.search, None)
     nothing_named = search_with(
         world,
-        embed_query=world.search._embed_query,
-        embedder_id="minilm-int8-384",
+        embed_query=minilm.query,
+        embedder_id=minilm.id,
         extract_query=lambda text: QueryEntities((), ()),
     )
     for leg in SINGLE:
@@ -161,22 +173,22 @@ async def test_fused_beats_every_single_leg(world: App) -> None:
 
 
 async def test_an_identifier_of_the_question_comes_first(world: App) -> None:
-    for asked in QUESTIONS:
-        if asked.kind == "identifier":
-            answer = await world.search.search(asked.question)
-            assert asked.answer == keys(world, answer)[0], asked
-            assert answer.hits[0].why and "identifier" in answer.hits[0].legs
-            assert any(entity.exact and entity.count for entity in answer.entities)
+    for question in QUESTIONS:
+        if question.kind == "identifier":
+            result = await world.search.search(question.text)
+            assert question.answer == keys(world, result)[0], question
+            assert result.hits[0].why and "identifier" in result.hits[0].legs
+            assert any(entity.exact and entity.count for entity in result.entities)
 
 
 async def test_every_document_with_the_identifier_comes_before_all_others(world: App) -> None:
-    answer = await world.search.search("SHP-100045 late pickup Northwind", limit=10)
-    assert set(keys(world, answer)[:3]) == {"mail-1", "mail-2", "shipment-1"}
-    assert len(answer.hits) == 10 and answer.degraded == []
-    assert all("SHP-100045" in hit.snippet for hit in answer.hits[:3])
+    result = await world.search.search("SHP-100045 late pickup Northwind", limit=10)
+    assert set(keys(world, result)[:3]) == {"mail-1", "mail-2", "shipment-1"}
+    assert len(result.hits) == 10 and result.degraded == []
+    assert all("SHP-100045" in hit.snippet for hit in result.hits[:3])
 
 
-async def test_a_hit_tells_where_it_comes_from(world: App) -> None:
+async def test_a_hit_has_its_provenance(world: App) -> None:
     hit = (await world.search.search("lithium batteries", limit=1)).hits[0]
     view = await world.search.document(hit.doc_id)
     assert view.text[hit.start : hit.end] == hit.snippet and "Lithium" in hit.snippet
@@ -189,10 +201,10 @@ async def test_a_hit_tells_where_it_comes_from(world: App) -> None:
 
 
 async def test_a_name_leads_through_the_graph(world: App) -> None:
-    answer = await world.search.search("what do we know about piedmont haulers?", limit=3)
-    assert set(keys(world, answer)[:2]) == {"chat-4", "shipment-4"}
-    assert "company:piedmont-haulers" in answer.hits[0].why and answer.hits[0].legs["graph"] > 0
-    assert [entity.ref for entity in answer.entities if not entity.exact] == [
+    result = await world.search.search("what do we know about piedmont haulers?", limit=3)
+    assert set(keys(world, result)[:2]) == {"chat-4", "shipment-4"}
+    assert "company:piedmont-haulers" in result.hits[0].why and result.hits[0].legs["graph"] > 0
+    assert [entity.ref for entity in result.entities if not entity.exact] == [
         "company:piedmont-haulers"
     ]
 
@@ -208,9 +220,9 @@ async def test_time_words_prefer_what_happened_then(app: App) -> None:
         ("yard check on Monday", "2025-11-03"),
         ("yard check this week", "2025-11-03"),
     ):
-        answer = await search.search(query)
-        assert len(answer.hits) == 2 and answer.hits[0].snippet == days[day], query
-        assert answer.hits[0].legs["time"] == 1 > answer.hits[1].legs["time"]
+        result = await search.search(query)
+        assert len(result.hits) == 2 and result.hits[0].snippet == days[day], query
+        assert result.hits[0].legs["time"] == 1 > result.hits[1].legs["time"]
 
 
 async def test_what_happened_then_is_found_among_many_that_are_more_alike(app: App) -> None:
@@ -221,42 +233,42 @@ async def test_what_happened_then_is_found_among_many_that_are_more_alike(app: A
     await land(app, *others)
     await remember(app, "then", "walked the long yard", occurred_at="2025-10-10T08:00:00Z")
     search = search_with(app, clock=lambda: datetime(2025, 11, 6, 12, tzinfo=UTC))
-    asked = "yard check on 10 October"
-    first, *_ = await snippets(search, asked, weights=Weights(time=50))
-    assert first == "walked the long yard", "no weight helps what no leg brings"
-    assert first not in await snippets(search, asked, weights=Weights(time=0))
+    query = "yard check on 10 October"
+    first, *_ = await snippets(search, query, weights=Weights(time=50))
+    assert first == "walked the long yard", "no weight helps a passage that no leg returns"
+    assert first not in await snippets(search, query, weights=Weights(time=0))
 
 
 @pytest.mark.parametrize(
     ("filters", "passes"),
     [
-        (Filters(kinds=("policy", "email")), lambda one: one.kind == "email"),
-        (Filters(since=datetime(2025, 11, 1, tzinfo=UTC)), lambda one: one.at >= "2025-11-01"),
+        (Filters(kinds=("policy", "email")), lambda item: item.kind == "email"),
+        (Filters(since=datetime(2025, 11, 1, tzinfo=UTC)), lambda item: item.at >= "2025-11-01"),
         (
             Filters(
                 since=datetime(2025, 10, 13, tzinfo=UTC),
                 until=datetime(2025, 10, 20, 12, tzinfo=UTC),
             ),
-            lambda one: "2025-10-13" <= one.at < "2025-10-20T12:00:00Z",
+            lambda item: "2025-10-13" <= item.at < "2025-10-20T12:00:00Z",
         ),
-        (Filters(entities=("company:harbor-foods",)), lambda one: "Harbor Foods LLC" in one.text),
-        (Filters(sources=("turvo",)), lambda one: False),
-        (Filters(sources=("documents",), kinds=("window",)), lambda one: one.kind == "window"),
+        (Filters(entities=("company:harbor-foods",)), lambda item: "Harbor Foods LLC" in item.text),
+        (Filters(sources=("turvo",)), lambda item: False),
+        (Filters(sources=("documents",), kinds=("window",)), lambda item: item.kind == "window"),
     ],
 )
 @pytest.mark.parametrize("query", ["how is SHP-100045, and Harbor Foods LLC trucks", ""])
 async def test_filters_hold_in_every_leg(
     world: App, query: str, filters: Filters, passes: Callable[[Any], bool]
 ) -> None:
-    answer = await world.search.search(query, limit=50, filters=filters)
-    assert set(keys(world, answer)) == {one.key for one in DOCUMENTS if passes(one)}
+    result = await world.search.search(query, limit=50, filters=filters)
+    assert set(keys(world, result)) == {item.key for item in DOCUMENTS if passes(item)}
 
 
 async def test_without_a_question_the_newest_come_first(app: App) -> None:
     for n in range(3):
         await remember(app, f"d{n}", f"text {n}")
-    answer = await app.search.search("  \n", limit=2)
-    assert [(hit.rank, hit.snippet) for hit in answer.hits] == [(1, "text 2"), (2, "text 1")]
+    result = await app.search.search("  \n", limit=2)
+    assert [(hit.rank, hit.snippet) for hit in result.hits] == [(1, "text 2"), (2, "text 1")]
 
 
 @pytest.mark.parametrize(
@@ -277,7 +289,7 @@ async def test_limits_are_refused(world: App, query: str, options: dict[str, int
 @pytest.mark.parametrize(
     "query", ["\x00", "a\x00b", "\ud800", "'; DROP TABLE x --", "🚚" * 2_000, "?"]
 )
-async def test_any_characters_may_be_asked(world: App, query: str) -> None:
+async def test_a_query_may_have_any_characters(world: App, query: str) -> None:
     assert (await world.search.search(query, limit=1)).degraded == []
 
 
@@ -285,8 +297,8 @@ async def test_passages_of_a_long_document(app: App) -> None:
     parts = [f"Part {n}. " + f"filler words about topic{n} " * 30 for n in range(6)]
     parts[4] += "The container MSKU1234565 waits here."
     doc = await remember(app, "long", "\n\n".join(parts))
-    answer = await app.search.search("topic2 filler", passages_per_document=2)
-    assert len(answer.hits) == 2 and "topic2" in answer.hits[0].snippet
+    result = await app.search.search("topic2 filler", passages_per_document=2)
+    assert len(result.hits) == 2 and "topic2" in result.hits[0].snippet
     exact = await app.search.search("MSKU1234565 part")
     assert exact.hits[0].doc_id == doc and "MSKU1234565" in exact.hits[0].snippet
     assert len({hit.start for hit in exact.hits}) == len(exact.hits) == 3
@@ -302,7 +314,9 @@ async def test_an_update_replaces_what_is_found(app: App) -> None:
     assert await snippets(app.search, "gate code") == ["The gate code is nine"]
 
 
-async def test_staging_and_superseded_stages_are_never_shown_but_were_there_to_be(app: App) -> None:
+async def test_staging_and_superseded_stages_are_never_shown_though_they_are_in_the_stores(
+    app: App,
+) -> None:
     await remember(app, "a", "PO 445566 red pallets by Acme Foods LLC", version=1)
     await remember(app, "a", "PO 445566 blue pallets by Acme Foods LLC", version=2)
     [landed] = await land(
@@ -343,11 +357,11 @@ class Interrupted:
         self._store = store
         self._happens: Callable[[], Any] | None = happens
 
-    async def search(self, **asked: Any) -> Any:
+    async def search(self, **options: Any) -> Any:
         happens, self._happens = self._happens, None
         if happens:
             await happens()
-        return await self._store.search(**asked)
+        return await self._store.search(**options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
@@ -370,19 +384,19 @@ async def test_deleted_documents_are_gone(app: App) -> None:
 
 
 class Counting:
-    """A store that notes how it was searched."""
+    """A store that counts the stages excluded from each query."""
 
     def __init__(self, store: Any) -> None:
         self._store = store
         self.excluded: list[int] = []
 
-    async def search(self, **asked: Any) -> Any:
-        self.excluded.append(len(asked["exclude"]))
-        return await self._store.search(**asked)
+    async def search(self, **options: Any) -> Any:
+        self.excluded.append(len(options["exclude"]))
+        return await self._store.search(**options)
 
-    async def linked(self, refs: Any, **asked: Any) -> Any:
-        self.excluded.append(len(asked["exclude"]))
-        return await self._store.linked(refs, **asked)
+    async def linked(self, refs: Any, **options: Any) -> Any:
+        self.excluded.append(len(options["exclude"]))
+        return await self._store.linked(refs, **options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
@@ -404,22 +418,20 @@ async def test_a_page_full_of_dead_passages_is_filled_again(app: App) -> None:
     )
     vectors, graph = Counting(app.vectors), Counting(app.graph)
     search = search_with(app, vectors=vectors, graph=graph)
-    answer = await search.search("forklift Acme Foods LLC")
-    assert answer.hits[0].snippet.startswith("Acme Foods LLC lends") and answer.degraded == []
-    # Words and meaning are asked for apart, and each page is short for itself.
+    result = await search.search("forklift Acme Foods LLC")
+    assert result.hits[0].snippet.startswith("Acme Foods LLC lends") and result.degraded == []
+    # Words and meaning are separate queries, and the page of each is short.
     assert sorted(vectors.excluded) == [0, 0, 120, 120] and graph.excluded == [0, 120]
 
 
-async def test_nothing_is_excluded_while_enough_is_live(world: App) -> None:
+async def test_nothing_is_excluded_while_enough_is_live(world: App, minilm: Embedder) -> None:
     vectors = Counting(world.vectors)
-    search = search_with(
-        world, vectors=vectors, embed_query=world.search._embed_query, embedder_id="minilm-int8-384"
-    )
+    search = search_with(world, vectors=vectors, embed_query=minilm.query, embedder_id=minilm.id)
     await search.search("pallets")
     assert vectors.excluded == [0, 0]
 
 
-async def test_a_store_full_of_strangers_is_said_to_hide_something(app: App) -> None:
+async def test_a_store_full_of_unknown_stages_is_degraded(app: App) -> None:
     """Points whose stages nobody knows, more than can be left out by name in three rounds."""
     for batch in range(2):
         for n in range(100):
@@ -427,8 +439,8 @@ async def test_a_store_full_of_strangers_is_said_to_hide_something(app: App) -> 
         await app.direct.drain("documents")
     await app.db.execute("DELETE FROM documents")
     await app.db.execute("DELETE FROM stages")
-    answer = await app.search.search("seal number", limit=1)
-    assert answer.hits == [] and answer.degraded == ["vectors"]
+    result = await app.search.search("seal number", limit=1)
+    assert result.hits == [] and result.degraded == ["vectors"]
 
 
 # What is away
@@ -439,22 +451,22 @@ def degraded_count(store: str) -> float:
 
 
 @pytest.mark.parametrize("fault", [Fault.FAIL, Fault.DELAY])
-async def test_without_the_graph_the_answer_says_so(app: App, fault: Fault) -> None:
+async def test_without_the_graph_the_result_is_degraded(app: App, fault: Fault) -> None:
     await remember(app, "a", "Acme Foods LLC asks for PO 445566")
     graph = Faulty(app.graph)
     graph.plan(fault, "known", "linked", "facts", seconds=30)
     before = degraded_count("graph")
     search = search_with(app, graph=graph)
-    answer = await search.search("Acme Foods LLC")
-    assert answer.degraded == ["graph"] and degraded_count("graph") == before + 1
-    assert [hit.snippet for hit in answer.hits] == ["Acme Foods LLC asks for PO 445566"]
-    assert answer.took_ms["total"] < 5_000
+    result = await search.search("Acme Foods LLC")
+    assert result.degraded == ["graph"] and degraded_count("graph") == before + 1
+    assert [hit.snippet for hit in result.hits] == ["Acme Foods LLC asks for PO 445566"]
+    assert result.took_ms["total"] < 5_000
     view = await search.entity("company:acme-foods")
     assert view.degraded == ["graph"] and len(view.documents) == 1
 
 
 @pytest.mark.parametrize("fault", [Fault.FAIL, Fault.DELAY])
-async def test_without_the_vectors_identifiers_and_names_still_answer(
+async def test_without_the_vectors_identifiers_and_names_are_still_found(
     app: App, fault: Fault
 ) -> None:
     await remember(app, "a", "PO 445566 is ready")
@@ -462,10 +474,10 @@ async def test_without_the_vectors_identifiers_and_names_still_answer(
     vectors = Faulty(app.vectors)
     vectors.plan(fault, "search", seconds=30)
     search = search_with(app, vectors=vectors)
-    answer = await search.search("PO 445566 for acme foods")
-    assert answer.degraded == ["vectors"]
-    assert [hit.snippet for hit in answer.hits] == ["PO 445566 is ready", "Acme Foods LLC called"]
-    assert answer.took_ms["total"] < 5_000
+    result = await search.search("PO 445566 for acme foods")
+    assert result.degraded == ["vectors"]
+    assert [hit.snippet for hit in result.hits] == ["PO 445566 is ready", "Acme Foods LLC called"]
+    assert result.took_ms["total"] < 5_000
 
 
 async def test_with_both_servers_gone_for_real(app: App) -> None:
@@ -476,27 +488,27 @@ async def test_with_both_servers_gone_for_real(app: App) -> None:
     )
     cache = Cache(f"redis://:x@127.0.0.1:{free_port()}/0")
     search = search_with(app, graph=graph, vectors=vectors, cache=cache)
-    answer = await search.search("PO 445566")
-    assert answer.degraded == ["graph", "vectors"] and len(answer.hits) == 1
+    result = await search.search("PO 445566")
+    assert result.degraded == ["graph", "vectors"] and len(result.hits) == 1
     for store in (graph, vectors, cache):
         await store.close()
 
 
-async def test_without_the_embedder_words_still_answer(app: App) -> None:
+async def test_without_the_embedder_words_are_still_found(app: App) -> None:
     async def away(text: str) -> Any:
         raise Unavailable("embedder", "gone")
 
     await remember(app, "a", "gate code nine")
-    answer = await search_with(app, embed_query=away, embedder_id="x").search("gate code")
-    assert answer.degraded == ["embedder"] and len(answer.hits) == 1
-    assert "dense" not in answer.hits[0].legs and "words" in answer.hits[0].legs
+    result = await search_with(app, embed_query=away, embedder_id="x").search("gate code")
+    assert result.degraded == ["embedder"] and len(result.hits) == 1
+    assert "dense" not in result.hits[0].legs and "words" in result.hits[0].legs
 
 
 async def test_a_store_that_is_recovering_is_used_and_named(app: App) -> None:
     await remember(app, "a", "gate code nine")
     await app.db.execute("UPDATE store_state SET state = 'recovering' WHERE store = 'vectors'")
-    answer = await app.search.search("gate code")
-    assert answer.degraded == ["vectors"] and len(answer.hits) == 1
+    result = await app.search.search("gate code")
+    assert result.degraded == ["vectors"] and len(result.hits) == 1
 
 
 async def test_a_store_that_restarts_during_the_search_is_named(app: App) -> None:
@@ -525,18 +537,18 @@ async def test_a_store_that_restarts_during_the_search_is_named(app: App) -> Non
 
 
 @pytest.mark.parametrize("store", ["graph", "vectors"])
-async def test_a_state_that_cannot_be_told_is_not_passed_for_good(app: App, store: str) -> None:
+async def test_an_unknown_incarnation_degrades_the_store(app: App, store: str) -> None:
     faulty = Faulty(getattr(app, store))
     faulty.plan(Fault.DELAY, "incarnation", seconds=30)
     search = search_with(app, **{store: faulty})
-    answer = await search.search("x")
-    assert answer.degraded == [store] and answer.took_ms["total"] < 5_000
-    again = await search.search("x")  # left alone: nothing is waited for
+    result = await search.search("x")
+    assert result.degraded == [store] and result.took_ms["total"] < 5_000
+    again = await search.search("x")  # skipped: no time is spent on it
     assert again.degraded == [store] and again.took_ms["total"] < 250
     assert faulty.counts["incarnation", Fault.DELAY] == 1
 
 
-async def test_a_store_that_hung_is_left_alone_for_a_while(app: App) -> None:
+async def test_a_store_that_hung_is_skipped_for_a_while(app: App) -> None:
     vectors = Faulty(app.vectors)
     vectors.plan(Fault.DELAY, "search", times=1, seconds=30)
     search = search_with(app, vectors=vectors, leg_seconds=0.1, rest_seconds=60)
@@ -547,7 +559,7 @@ async def test_a_store_that_hung_is_left_alone_for_a_while(app: App) -> None:
     assert (await patient.search("x")).degraded == []
 
 
-async def test_without_postgresql_nothing_is_answered(app: App) -> None:
+async def test_without_postgresql_every_call_fails(app: App) -> None:
     app_db = app.db
     await app_db.close()
     for call in (app.search.search("x"), app.search.search(""), app.search.entity("po:1")):
@@ -563,17 +575,17 @@ async def test_a_dead_cache_changes_nothing(app: App) -> None:
         assert (await search.document(doc)).text == "gate code nine"
 
 
-async def test_a_question_is_embedded_once(app: App) -> None:
-    asked: list[str] = []
+async def test_a_query_is_embedded_once(app: App) -> None:
+    embedded: list[str] = []
 
     async def embed(text: str) -> Any:
-        asked.append(text)
+        embedded.append(text)
         return await HashingEmbedder().query(text)
 
     search = search_with(app, embed_query=embed, embedder_id=uuid.uuid4().hex)
     for _ in range(2):
         assert (await search.search("gate code")).degraded == []
-    assert asked == ["gate code"]
+    assert embedded == ["gate code"]
 
 
 # Single things
@@ -588,7 +600,7 @@ async def test_a_document_with_its_versions(app: App) -> None:
         view = await app.search.document(doc)
         assert (view.text, view.key, view.provenance.version) == ("second PO 445566", "a", 2)
         assert view.entities == ["po:445566"] and view.passages == [(0, len(view.text))]
-        states = [(one.version, one.state, one.kept) for one in view.versions]
+        states = [(item.version, item.state, item.kept) for item in view.versions]
         assert states == [(2, "committed", True), (1, "superseded", True)]
         assert view.provenance.received_at == view.versions[0].received_at
     older = await app.search.document_version(doc, 1)
@@ -617,8 +629,8 @@ async def test_an_entity_shows_live_assertions_only(app: App) -> None:
     assert set(view.names) == {"Harbor Foods LLC", "Harbor Foods, LLC"}
     assert view.roles == {"mentions": 2, "consignee": 1} and len(view.documents) == 2
     place = await app.search.entity("location:savannah-ga")
-    [said] = place.attributes
-    assert (said.predicate, said.value, said.doc_id) == ("zip", "31401", first)
+    [attribute] = place.attributes
+    assert (attribute.predicate, attribute.value, attribute.doc_id) == ("zip", "31401", first)
     await remember(app, "a", "Nobody is named here any more.", version=2)
     view = await app.search.entity("company:harbor-foods")
     assert view.names == ["Harbor Foods, LLC"] and view.roles == {"mentions": 1}

@@ -184,8 +184,8 @@ async def more(writer: Writer, count: int) -> None:
 async def test_without_the_cache_answers_are_the_same_and_only_slower() -> None:
     async def answers() -> tuple[list[Any], float]:
         began, found = time.monotonic(), []
-        for asked in QUESTIONS:
-            answer = await stack.search(asked.question)
+        for question in QUESTIONS:
+            answer = await stack.search(question.text)
             assert answer["degraded"] == [], "the cache decides nothing"
             found.append([(hit["document_id"], hit["start"]) for hit in answer["hits"]])
         return found, (time.monotonic() - began) / len(QUESTIONS) * 1000

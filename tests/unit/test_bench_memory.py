@@ -1,4 +1,4 @@
-"""The memory bench's own data: enough of it, evidence that can be located, paraphrases that are some."""
+"""The memory bench's own data: enough of it, evidence that can be located, true paraphrases."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def texts() -> dict[str, str]:
 
 
 def test_there_is_enough_of_each_kind(texts: dict[str, str]) -> None:
-    counts = Counter(one.type for one in questions())
+    counts = Counter(item.type for item in questions())
     assert set(counts) == set(TYPES) == set(LEAST)
     assert all(counts[kind] >= least for kind, least in LEAST.items()) and counts.total() >= 150
     assert len(texts) >= 120
@@ -33,24 +33,26 @@ def test_there_is_enough_of_each_kind(texts: dict[str, str]) -> None:
 
 def test_every_quote_stands_in_its_document_once(texts: dict[str, str]) -> None:
     wrong = [
-        (one.document, one.quote, texts.get(one.document, "").count(one.quote))
+        (item.document, item.quote, texts.get(item.document, "").count(item.quote))
         for question in questions()
-        for one in question.evidence
-        if texts.get(one.document, "").count(one.quote) != 1
+        for item in question.evidence
+        if texts.get(item.document, "").count(item.quote) != 1
     ]
     assert wrong == []
 
 
 def test_nothing_is_there_twice(texts: dict[str, str]) -> None:
     keys = Counter(item.key for item in items())
-    asked = Counter(question.text.lower() for question in questions())
+    query_counts = Counter(question.text.lower() for question in questions())
     same = Counter(texts.values())
-    assert [one for counts in (keys, asked, same) for one, n in counts.items() if n > 1] == []
+    assert [
+        item for counts in (keys, query_counts, same) for item, n in counts.items() if n > 1
+    ] == []
 
 
 def test_two_sources_are_two_documents() -> None:
     for question in questions():
-        documents = {one.document for one in question.evidence}
+        documents = {item.document for item in question.evidence}
         assert len(documents) == (2 if question.type == "two-source" else 1), question.text
 
 

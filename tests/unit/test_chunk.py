@@ -1,4 +1,4 @@
-"""Chunks: exact places, nothing lost, no border crossed."""
+"""Chunks: exact offsets, nothing lost, no border crossed."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ TEXTS = st.text(
 
 
 @st.composite
-def told(draw: st.DrawFn) -> tuple[str, list[tuple[int, int]]]:
+def texts_with_passages(draw: st.DrawFn) -> tuple[str, list[tuple[int, int]]]:
     text = draw(TEXTS)
     marks = sorted(draw(st.lists(st.integers(0, len(text)), max_size=8)))
     return text, list(zip(marks[::2], marks[1::2], strict=False))
 
 
-@given(told(), st.integers(1, 60))
+@given(texts_with_passages(), st.integers(1, 60))
 def test_chunks_cover_the_text_in_order_and_never_cross_a_passage(
     case: tuple[str, list[tuple[int, int]]], size: int
 ) -> None:
     text, passages = case
     chunks = chunk(text, passages, chunk_chars=size)
-    assert [one.n for one in chunks] == list(range(len(chunks)))
+    assert [piece.n for piece in chunks] == list(range(len(chunks)))
     assert bool(chunks) == bool(text.strip())
     last = 0
-    for one in chunks:
-        assert last <= one.start < one.end <= len(text)
-        assert one.end - one.start <= size
-        assert not text[last : one.start].strip(), "only blanks lie between chunks"
-        last = one.end
+    for piece in chunks:
+        assert last <= piece.start < piece.end <= len(text)
+        assert piece.end - piece.start <= size
+        assert not text[last : piece.start].strip(), "only blanks lie between chunks"
+        last = piece.end
         for start, end in passages:
-            apart = one.end <= start or one.start >= end
-            assert apart or (start <= one.start and one.end <= end) or start == end
+            apart = piece.end <= start or piece.start >= end
+            assert apart or (start <= piece.start and piece.end <= end) or start == end
     assert not text[last:].strip()
 
 
@@ -57,7 +57,7 @@ def test_markdown_is_cut_at_its_headings() -> None:
     assert [piece.partition("\n")[0] for piece in pieces] == ["# One", "# Two"]
 
 
-def test_a_text_with_no_place_to_cut_is_cut_all_the_same() -> None:
+def test_a_text_without_blanks_is_cut_too() -> None:
     text = "x" * (2 * _SLAB + 10)
     chunks = chunk(text, [], chunk_chars=900)
     assert "".join(text[c.start : c.end] for c in chunks) == text

@@ -100,19 +100,19 @@ def test_values(text: str, predicate: str, values: list[str]) -> None:
 
 def test_roles_names_and_postal_codes_keep_their_place() -> None:
     text = "Shipper: Northwind Trucking, LLC\nShips from Columbus, OH 43215"
-    found = extract(text, ())
+    result = extract(text, ())
     at = text.index("Northwind")
-    assert Assertion(predicate="shipper", object="company:northwind-trucking", start=at) in found
+    assert Assertion(predicate="shipper", object="company:northwind-trucking", start=at) in result
     name = Assertion(
         predicate="name",
         subject="company:northwind-trucking",
         value="Northwind Trucking, LLC",
         start=at,
     )
-    assert name in found
-    postal = [a for a in found if a.predicate == "zip"]
+    assert name in result
+    postal = [a for a in result if a.predicate == "zip"]
     assert [(a.subject, a.value) for a in postal] == [("location:columbus-oh", "43215")]
-    assert all(text[a.start :].startswith(a.value or "") for a in found if a.predicate == "name")
+    assert all(text[a.start :].startswith(a.value or "") for a in result if a.predicate == "name")
 
 
 def test_an_entity_is_mentioned_once_a_passage_and_not_too_often() -> None:
@@ -165,23 +165,23 @@ def test_one_spelling_whoever_says_it(given_ref: str, ref: str) -> None:
     ],
 )
 def test_questions(question: str, certain: str | None, candidate: str | None) -> None:
-    found = extract_query(question)
-    assert certain in {*found.certain, None}
-    assert candidate in {*found.candidates, None}
-    assert not set(found.certain) & set(found.candidates)
+    result = extract_query(question)
+    assert certain in {*result.certain, None}
+    assert candidate in {*result.candidates, None}
+    assert not set(result.certain) & set(result.candidates)
 
 
 @given(st.text(max_size=600))
 def test_questions_of_any_kind_stay_small(text: str) -> None:
-    found = extract_query(text)
-    assert len(found.candidates) <= MAX_CANDIDATES
-    assert all(ref.partition(":")[2] for ref in (*found.certain, *found.candidates))
+    result = extract_query(text)
+    assert len(result.candidates) <= MAX_CANDIDATES
+    assert all(ref.partition(":")[2] for ref in (*result.certain, *result.candidates))
 
 
 @given(st.text(max_size=300))
 def test_any_text_is_taken(text: str) -> None:
-    for one in extract(text, ()):
-        assert one.start is None or 0 <= one.start < len(text)
+    for assertion in extract(text, ()):
+        assert assertion.start is None or 0 <= assertion.start < len(text)
 
 
 @pytest.mark.parametrize(

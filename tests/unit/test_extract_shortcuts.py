@@ -1,4 +1,4 @@
-"""What saves patterns their way through a text changes nothing of what they find."""
+"""The shortcuts past parts of a text change nothing of what the patterns find."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAIRS = {
     and isinstance(first, re.Pattern) and not name.endswith(("MONTH", "DAY"))
 }  # fmt: skip
 ALL = b"@ +0 AAAA 0/0 0000-00-00 000-0000 AAAA000000, A" + b"A" * 13 + b"0000"
-"""A form in which everything is there: nothing is left out on account of it."""
+"""A shape in which every pattern may occur."""
 
 _PARTS = """
 SHP-100045 shp 123456 Load LD-1234 load # 5512-33 Invoice INV-2024-7 inv Bill of lading b/l BOL p.o. PO 7781 purchase order
@@ -45,17 +45,17 @@ def test_every_first_has_its_pattern() -> None:
 
 @pytest.mark.parametrize("name", PAIRS)
 @given(text=TEXTS | TEXTS.map(str.upper) | TEXTS.map(str.lower))
-def test_first_finds_every_place_a_match_begins_at(name: str, text: str) -> None:
+def test_first_finds_every_position_at_which_a_match_begins(name: str, text: str) -> None:
     first, pattern = PAIRS[name]
-    found = [match.span() for match in matches(first, pattern, text)]
-    assert found == [match.span() for match in pattern.finditer(text)]
+    spans = [match.span() for match in matches(first, pattern, text)]
+    assert spans == [match.span() for match in pattern.finditer(text)]
 
 
 @given(text=TEXTS | TEXTS.map(str.upper))
-def test_form_leaves_out_nothing_that_is_there(text: str) -> None:
-    for find in (identifiers.find_identifiers, parties.find_places, values.find_dates):
+def test_the_shape_rules_out_nothing_that_occurs(text: str) -> None:
+    for find in (identifiers.find_identifiers, parties.find_cities, values.find_dates):
         assert list(find(text, char_shape(text))) == list(find(text, ALL))
 
 
-def test_form_keeps_every_place() -> None:
+def test_the_shape_keeps_every_offset() -> None:
     assert char_shape("Pay $1,200 é\tby 3/4") == b"Aay $0,000 ? by 0/0"

@@ -95,7 +95,7 @@ async def test_a_document_becomes_a_manifest(pipeline: Pipeline) -> None:
     ]
 
 
-async def test_the_same_event_makes_the_same_manifest_in_any_company(pipeline: Pipeline) -> None:
+async def test_the_same_event_makes_the_same_manifest_beside_any_others(pipeline: Pipeline) -> None:
     work = [(event(n), makes(text=f"Load {10_000 + n} " * n)) for n in range(1, 30)]
     together = await pipeline.prepare(work)
     for item, made in zip(work, together, strict=True):
@@ -155,7 +155,9 @@ async def test_deletes_leave_nothing(pipeline: Pipeline) -> None:
     assert made[1].parent_id == event(doc_key="p").doc_id
 
 
-async def test_text_that_no_store_takes_is_mended_and_places_move_along(pipeline: Pipeline) -> None:
+async def test_text_that_no_store_accepts_is_cleaned_and_offsets_move_along(
+    pipeline: Pipeline,
+) -> None:
     text = "cafe\u0301\r\nSHP-100045\x00\ud800\r\nthird"
     passages = ((0, 5), (7, 19), (21, 26))
     said = Assertion(predicate="says", value="a\x00", start=21)
@@ -209,7 +211,7 @@ async def test_files_follow_the_text_and_none_is_lost_silently(pipeline: Pipelin
     assert isinstance(refused, Rejected)
 
 
-async def test_limits_are_kept_and_said(
+async def test_limits_are_kept_and_noted(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare, "MAX_CHARACTERS", 1_000)

@@ -9,12 +9,12 @@ import msgpack
 import pytest
 
 from apex_memory.search.fusion import Leg, Weights, coverage, fuse, smooth
-from apex_memory.search.ranking import Exact, Ranked, Ranking
-from apex_memory.search.retrieval import GraphFinds, VectorFinds
-from apex_memory.search.time_words import Span
+from apex_memory.search.ranking import IdentifierMatches, RankedPassage, Ranking
+from apex_memory.search.retrieval import GraphCandidates, VectorCandidates
+from apex_memory.search.snapshot import DocumentContent, LiveDocument
+from apex_memory.search.time_expressions import TimeRange
 from apex_memory.search.visibility import SnapshotView
 from apex_memory.stores.base import GraphHit
-from apex_memory.stores.postgres import Row
 
 A, B, C, D = (uuid.UUID(int=n) for n in range(1, 5))
 DAY = datetime(2025, 11, 3, tzinfo=UTC)
@@ -27,23 +27,27 @@ def test_scales_do_not_matter_but_distances_do() -> None:
     legs = {"dense": Leg(dense, 0.3), "words": Leg(words)}
     fused = fuse(dense, legs, weights)
     assert sorted(fused, key=fused.__getitem__, reverse=True) == [(B, 0), (A, 0), (C, 0)]
-    thousand = Leg({place: score * 1000 for place, score in words.items()})
+    thousand = Leg({passage: score * 1000 for passage, score in words.items()})
     assert fuse(dense, legs | {"words": thousand}, weights) == pytest.approx(fused)
 
 
-def test_a_passage_that_a_leg_did_not_bring_gets_its_floor() -> None:
+def test_a_passage_that_a_leg_did_not_return_gets_its_floor() -> None:
     legs = {"words": Leg({(A, 0): 4.0, (B, 0): 2.0}, floor=0.0)}
     fused = fuse([(A, 0), (B, 0), (C, 0)], legs, Weights())
     spread = math.sqrt(8 / 3)
     assert fused == pytest.approx({(A, 0): 2 / spread, (B, 0): 0, (C, 0): -2 / spread})
 
 
-def test_the_only_passage_with_the_word_comes_before_any_that_is_merely_alike() -> None:
-    """As the crash loop found: among a hundred that are more alike it was not among the first hundred."""
-    alike = {(uuid.UUID(int=n), 0): 0.2 + n / 1000 for n in range(1, 301)}
-    alike[A, 0] = 0.1
-    legs = {"dense": Leg(alike, 0.1), "dense_nearby": Leg(alike, 0.1), "words": Leg({(A, 0): 12.0})}
-    fused = fuse(alike, legs, Weights())
+def test_the_only_passage_with_the_word_comes_before_merely_similar_ones() -> None:
+    """Found by the crash loop: among a hundred more similar ones it was not among the first hundred."""
+    similar = {(uuid.UUID(int=n), 0): 0.2 + n / 1000 for n in range(1, 301)}
+    similar[A, 0] = 0.1
+    legs = {
+        "dense": Leg(similar, 0.1),
+        "dense_nearby": Leg(similar, 0.1),
+        "words": Leg({(A, 0): 12.0}),
+    }
+    fused = fuse(similar, legs, Weights())
     assert max(fused, key=fused.__getitem__) == (A, 0)
 
 
@@ -64,19 +68,19 @@ def test_smoothing_takes_in_the_neighbours_that_exist() -> None:
     assert smoothed.scores == pytest.approx({(A, 0): 0.75, (A, 1): 0.75, (B, 0): 0.9, (C, 1): 0.5})
 
 
-def test_word_legs_are_trusted_by_how_much_of_the_question_they_cover() -> None:
+def test_word_legs_count_by_how_much_of_the_query_they_cover() -> None:
     best = Leg({(A, 0): 14.0, (B, 0): 2.0})
     assert coverage(best, terms=2, corpus=1_500) == pytest.approx(14 / 2 / math.log(1_001))
     assert coverage(best, terms=2, corpus=0) > 1
     assert coverage(None, terms=2, corpus=9) == coverage(best, terms=0, corpus=9) == 0
     weights = Weights(words=2, nearby=1, covered=0.5)
-    assert weights.trusting(1.2, 0.5) == weights
-    assert weights.trusting(0.25, 0) == Weights(words=1, nearby=0, covered=0.5)
-    assert Weights(covered=0).trusting(0, 0) == Weights(covered=0)
+    assert weights.scaled_by_coverage(1.2, 0.5) == weights
+    assert weights.scaled_by_coverage(0.25, 0) == Weights(words=1, nearby=0, covered=0.5)
+    assert Weights(covered=0).scaled_by_coverage(0, 0) == Weights(covered=0)
 
 
-def row(doc: uuid.UUID, *, passages: int = 1, days: int = 0) -> Row:
-    return {"doc_id": doc, "passages": passages, "occurred_at": DAY + timedelta(days=days)}
+def row(doc: uuid.UUID, *, passages: int = 1, days: int = 0) -> LiveDocument:
+    return LiveDocument(doc, doc, DAY + timedelta(days=days), passages)
 
 
 def content(
@@ -85,20 +89,21 @@ def content(
     starts: tuple[int | None, ...] = (),
     kind: str = "email",
     title: str = "",
-) -> Row:
-    said = [("mentions", "document:x", ref, None, start) for start in starts]
-    packed = {"spans": msgpack.packb(spans), "assertions": msgpack.packb(said)}
-    return {**packed, "kind": kind, "title": title}
+) -> DocumentContent:
+    assertions = [("mentions", "document:x", ref, None, start) for start in starts]
+    return DocumentContent(A, kind, title, msgpack.packb(spans), msgpack.packb(assertions))
 
 
 def ranking(**changes: object) -> Ranking:
     """Documents A, B, C of one passage, found by the word leg in this order."""
     words = {(A, 0): 9.0, (B, 0): 6.0, (C, 0): 3.0}
     given = {
-        "rows": {doc: row(doc) for doc in (A, B, C)},
-        "vectors": VectorFinds({"words": words}, {"words": 0.0}, dict.fromkeys(words, (0, 10))),
-        "graph": GraphFinds(),
-        "exact": Exact(),
+        "documents": {doc: row(doc) for doc in (A, B, C)},
+        "vectors": VectorCandidates(
+            {"words": words}, {"words": 0.0}, dict.fromkeys(words, (0, 10))
+        ),
+        "graph": GraphCandidates(),
+        "identifiers": IdentifierMatches(),
         "contents": {},
         "time": None,
         "weights": Weights(),
@@ -108,15 +113,15 @@ def ranking(**changes: object) -> Ranking:
     return Ranking(**given | changes)  # type: ignore[arg-type]
 
 
-def docs(ranked: list[Ranked]) -> list[uuid.UUID]:
-    return [one.doc for one in ranked]
+def docs(ranked: list[RankedPassage]) -> list[uuid.UUID]:
+    return [passage.doc for passage in ranked]
 
 
-def exact(*named: tuple[str, uuid.UUID]) -> Exact:
-    found = Exact()
+def matches(*named: tuple[str, uuid.UUID]) -> IdentifierMatches:
+    matches = IdentifierMatches()
     for ref, doc in named:
-        found.add(ref, doc)
-    return found
+        matches.add(ref, doc)
+    return matches
 
 
 def test_fused_order_without_anything_else() -> None:
@@ -129,8 +134,8 @@ def test_an_identifier_wins_outright_and_its_passage_leads() -> None:
     ref = "shipment:SHP-100045"
     held = content((0, 10), (10, 20), (20, 30), ref=ref, starts=(12, 25))
     ranked = ranking(
-        rows={doc: row(doc) for doc in (A, B, C, D)},
-        exact=exact((ref, D)),
+        documents={doc: row(doc) for doc in (A, B, C, D)},
+        identifiers=matches((ref, D)),
         contents={D: held},
     ).order(limit=9, passages_per_document=3)
     assert docs(ranked) == [D, D, A, B, C]
@@ -148,38 +153,38 @@ def test_an_identifier_wins_outright_and_its_passage_leads() -> None:
         ("shipment", "INV-7", A),
     ],
 )
-def test_the_record_of_a_thing_comes_before_what_is_said_of_it(
+def test_the_record_of_a_thing_comes_before_documents_about_it(
     kind: str, title: str, first: uuid.UUID
 ) -> None:
-    found = exact(*(("invoice:INV-7", doc) for doc in (A, C)))
+    found = matches(*(("invoice:INV-7", doc) for doc in (A, C)))
     contents = {
         A: content((0, 10), title="Re: INV-7"),
         C: content((0, 10), kind=kind, title=title),
     }
-    ranked = ranking(exact=found, contents=contents)
+    ranked = ranking(identifiers=found, contents=contents)
     assert docs(ranked.order(limit=3, passages_per_document=1))[0] == first
 
 
 def test_rare_identifiers_outweigh_common_ones() -> None:
     common = [("scac:JBHT", doc) for doc in (A, B, C)]
-    found = exact(*common, ("shipment:SHP-1", D))
+    found = matches(*common, ("shipment:SHP-1", D))
     contents = {doc: content((0, 10)) for doc in (A, B, C, D)}
     rows = {doc: row(doc) for doc in (A, B, C, D)}
-    ranked = ranking(rows=rows, exact=found, contents=contents)
+    ranked = ranking(documents=rows, identifiers=found, contents=contents)
     assert docs(ranked.order(limit=2, passages_per_document=1)) == [D, A]
 
 
-def test_an_identifier_without_a_place_takes_the_best_passage_of_its_document() -> None:
+def test_an_identifier_without_an_offset_takes_the_best_passage_of_its_document() -> None:
     held = content((0, 10), ref="po:1", starts=(None,))
-    ranked = ranking(exact=exact(("po:1", C)), contents={C: held})
+    ranked = ranking(identifiers=matches(("po:1", C)), contents={C: held})
     assert docs(ranked.order(limit=3, passages_per_document=1)) == [C, A, B]
 
 
 def test_a_document_without_text_can_be_found_by_identifier() -> None:
     ranked = ranking(
-        rows={D: row(D, passages=0)},
-        vectors=VectorFinds(),
-        exact=exact(("po:1", D)),
+        documents={D: row(D, passages=0)},
+        vectors=VectorCandidates(),
+        identifiers=matches(("po:1", D)),
         contents={D: content(ref="po:1", starts=(None,))},
     ).order(limit=3, passages_per_document=1)
     assert docs(ranked) == [D] and (ranked[0].start, ranked[0].end) == (0, 0)
@@ -191,17 +196,19 @@ def test_the_graph_lifts_what_it_links_and_rare_entities_more() -> None:
         GraphHit(B, B, "company:rare", 0, 3),
         GraphHit(C, C, "company:rare", 1, 3),
     ]
-    finds = GraphFinds(hits, {"company:rare": 2, "company:common": 5_000})
-    shares = finds.scores()
+    candidates = GraphCandidates(hits, {"company:rare": 2, "company:common": 5_000})
+    shares = candidates.scores()
     assert shares[B] > shares[A] > 0 and shares[B] > shares[C] > 0
-    lifted = ranking(graph=finds, weights=Weights(graph=9))
+    lifted = ranking(graph=candidates, weights=Weights(graph=9))
     assert docs(lifted.order(limit=3, passages_per_document=1))[0] == B
 
 
 def test_a_document_that_only_the_graph_knows_is_shown_at_its_evidence() -> None:
     ranked = ranking(
-        rows={doc: row(doc) for doc in (A, B, C, D)},
-        graph=GraphFinds([GraphHit(D, D, "person:dana-ortiz", 0, 14)], {"person:dana-ortiz": 1}),
+        documents={doc: row(doc) for doc in (A, B, C, D)},
+        graph=GraphCandidates(
+            [GraphHit(D, D, "person:dana-ortiz", 0, 14)], {"person:dana-ortiz": 1}
+        ),
         contents={D: content((0, 10), (10, 20))},
     ).order(limit=9, passages_per_document=1)
     assert (ranked[-1].doc, ranked[-1].start) == (D, 10)
@@ -210,28 +217,30 @@ def test_a_document_that_only_the_graph_knows_is_shown_at_its_evidence() -> None
 
 def test_time_words_lift_softly() -> None:
     rows = {A: row(A, days=60), B: row(B, days=0), C: row(C, days=60)}
-    span = Span(DAY, DAY + timedelta(days=1))
-    near = ranking(rows=rows, time=span, weights=Weights(time=2))
+    span = TimeRange(DAY, DAY + timedelta(days=1))
+    near = ranking(documents=rows, time=span, weights=Weights(time=2))
     assert docs(near.order(limit=3, passages_per_document=1)) == [B, A, C]
     assert docs(
-        ranking(rows=rows, time=span, weights=Weights(time=0)).order(
+        ranking(documents=rows, time=span, weights=Weights(time=0)).order(
             limit=3, passages_per_document=1
         )
     ) == [A, B, C]
 
 
-def test_no_document_takes_more_than_its_share_of_the_answer() -> None:
+def test_no_document_takes_more_than_its_share_of_the_result() -> None:
     words = {(A, n): 9.0 - n for n in range(5)} | {(B, 0): 1.0}
-    finds = VectorFinds({"words": words}, {"words": 0.0}, dict.fromkeys(words, (0, 10)))
-    ranked = ranking(vectors=finds).order(limit=3, passages_per_document=2)
+    candidates = VectorCandidates({"words": words}, {"words": 0.0}, dict.fromkeys(words, (0, 10)))
+    ranked = ranking(vectors=candidates).order(limit=3, passages_per_document=2)
     assert docs(ranked) == [A, A, B]
 
 
-def test_equal_scores_are_ordered_by_time_then_place() -> None:
+def test_equal_scores_are_ordered_by_time_then_id() -> None:
     words = {(doc, 0): 1.0 for doc in (A, B, C)}
-    finds = VectorFinds({"words": words}, {"words": 0.0}, dict.fromkeys(words, (0, 10)))
+    candidates = VectorCandidates({"words": words}, {"words": 0.0}, dict.fromkeys(words, (0, 10)))
     rows = {A: row(A), B: row(B, days=1), C: row(C)}
-    assert docs(ranking(vectors=finds, rows=rows).order(limit=3, passages_per_document=1)) == [
+    assert docs(
+        ranking(vectors=candidates, documents=rows).order(limit=3, passages_per_document=1)
+    ) == [
         B,
         A,
         C,
@@ -239,25 +248,25 @@ def test_equal_scores_are_ordered_by_time_then_place() -> None:
 
 
 class SlowReader:
-    """Answers a look-up only when told to."""
+    """Returns rows only after `go` is set."""
 
     def __init__(self) -> None:
-        self.asked: list[set[uuid.UUID]] = []
+        self.loaded: list[set[uuid.UUID]] = []
         self.go = asyncio.Event()
 
-    async def live(self, docs: set[uuid.UUID]) -> dict[uuid.UUID, Row]:
-        self.asked.append(set(docs))
+    async def live(self, docs: set[uuid.UUID]) -> dict[uuid.UUID, LiveDocument]:
+        self.loaded.append(set(docs))
         await self.go.wait()
-        return {doc: {"stage_id": doc} for doc in docs}
+        return {doc: row(doc) for doc in docs}
 
 
-async def test_no_leg_goes_on_before_the_rows_that_another_asked_for_are_in() -> None:
+async def test_no_leg_continues_before_the_rows_that_another_requested_are_in() -> None:
     reader = SlowReader()
     live = SnapshotView(reader)  # type: ignore[arg-type]
     hit = GraphHit(A, A, "company:x", 0, None)
 
     async def leg(*docs: uuid.UUID) -> bool:
-        await live.look_up(docs)
+        await live.load(docs)
         return live.shows(hit)
 
     first, second = asyncio.create_task(leg(A, B)), asyncio.create_task(leg(A))
@@ -265,4 +274,4 @@ async def test_no_leg_goes_on_before_the_rows_that_another_asked_for_are_in() ->
         await asyncio.sleep(0)
     reader.go.set()
     assert await first and await second
-    assert reader.asked == [{A, B}], "each once"
+    assert reader.loaded == [{A, B}], "each once"

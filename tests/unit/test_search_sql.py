@@ -1,7 +1,9 @@
 """The statements of the read path use their indexes, on 20,000 documents."""
 
+import hashlib
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -11,8 +13,8 @@ import pytest_asyncio
 from psycopg.rows import dict_row
 
 from apex_memory.model import Filters
-from apex_memory.search.answers import DocumentRow
-from apex_memory.search.documents import _cursor, _list_query
+from apex_memory.search.documents import list_query, to_cursor
+from apex_memory.search.results import DocumentSummary
 from apex_memory.search.snapshot import EXACT_LIMIT, SnapshotReader
 from apex_memory.stores.postgres import Connection
 
@@ -44,19 +46,32 @@ INSERT INTO documents (doc_id, source, doc_key, kind, title, version, event_id, 
 """
 
 
+def _doc(n: int) -> uuid.UUID:
+    """The id of document n."""
+    return uuid.UUID(hashlib.md5(f"doc{n}".encode(), usedforsecurity=False).hexdigest())
+
+
 class Explaining:
-    """A connection that also asks for the plan of each statement, with the values it runs with."""
+    """A connection that also keeps the plan of each statement, made with the values it runs with."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.plans: list[dict[str, Any]] = []
 
+    @asynccontextmanager
+    async def cursor(self, **options: Any) -> AsyncIterator[Any]:
+        async with self._connection.cursor(**options) as cursor:
+            yield _ExplainingCursor(self, cursor)
+
     async def execute(self, query: Any, values: Any = (), **options: Any) -> Any:
+        await self.explain(query, values)
+        return await self._connection.execute(query, values, **options)
+
+    async def explain(self, query: Any, values: Any) -> None:
         cursor = await self._connection.execute(f"EXPLAIN (FORMAT JSON) {query}", values)
         row = await cursor.fetchone()
         assert row
         self.plans.append(row["QUERY PLAN"][0]["Plan"])
-        return await self._connection.execute(query, values, **options)
 
     def indexes(self) -> set[str]:
         return {node["Index Name"] for node in self.nodes() if "Index Name" in node}
@@ -71,6 +86,19 @@ class Explaining:
             node = waiting.pop()
             waiting += node.get("Plans", [])
             yield node
+
+
+class _ExplainingCursor:
+    def __init__(self, connection: Explaining, cursor: Any) -> None:
+        self._connection = connection
+        self._cursor = cursor
+
+    async def execute(self, query: Any, values: Any = (), **options: Any) -> None:
+        await self._connection.explain(query, values)
+        await self._cursor.execute(query, values, **options)
+
+    async def fetchall(self) -> Any:
+        return await self._cursor.fetchall()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -107,7 +135,7 @@ async def test_an_identifier_is_found_by_the_index_over_entities(explaining: Exp
 
 async def test_a_common_identifier_is_found_among_the_newest(explaining: Explaining) -> None:
     found = await reader(explaining).identified(["scac:JBHT"])
-    assert len(found) == EXACT_LIMIT and found[0][1]["event_id"] == "e1"
+    assert len(found) == EXACT_LIMIT and found[0][1] == _doc(1)
     assert explaining.indexes() == {"documents_recent"} and not explaining.walked()
 
 
@@ -128,15 +156,15 @@ async def test_live_documents_are_read_by_key(
     )
     ids = [row["doc_id"] for row in await cursor.fetchall()]
     live = await reader(explaining, filters).live([*ids, uuid.uuid4()])
-    assert set(live) == set(ids) and live[ids[0]]["passages"] == 1
+    assert set(live) == set(ids) and live[ids[0]].passages == 1
     assert explaining.indexes() == {"documents_pkey", "stages_pkey"} and not explaining.walked()
 
 
 async def test_stages_that_readers_do_not_see_are_read_from_their_index(
     explaining: Explaining,
 ) -> None:
-    assert len(await reader(explaining).unsettled(1_000)) == DOCUMENTS // 50
-    assert await reader(explaining).unsettled(100) == [], "too many to leave out by name"
+    assert len(await reader(explaining).hidden_stages(1_000)) == DOCUMENTS // 50
+    assert await reader(explaining).hidden_stages(100) == [], "too many to leave out by name"
     assert explaining.indexes() == {"stages_unsettled"}
 
 
@@ -144,22 +172,22 @@ async def test_text_is_read_by_key(explaining: Explaining) -> None:
     cursor = await explaining._connection.execute("SELECT doc_id FROM documents LIMIT 10")
     ids = [row["doc_id"] for row in await cursor.fetchall()]
     texts = await reader(explaining).snippets([(id, 2, 7) for id in ids])
-    assert [row["snippet"] for row in texts] == ["x x x"] * 10
+    assert [snippet.snippet for snippet in texts] == ["x x x"] * 10
     assert explaining.indexes() == {"documents_pkey", "manifests_pkey", "inbox_pkey"}
     assert not explaining.walked()
 
 
 async def test_the_newest_documents_are_read_from_their_index(explaining: Explaining) -> None:
     newest = await reader(explaining, Filters(kinds=("shipment",))).newest(5)
-    assert [row["event_id"] for row in newest] == ["e1", "e2", "e3", "e4", "e5"]
+    assert [document.doc_id for document in newest] == [_doc(n) for n in range(1, 6)]
     assert explaining.indexes() == {"documents_recent", "manifests_pkey"}
 
 
 async def test_every_page_of_the_list_is_read_from_its_index(explaining: Explaining) -> None:
-    query, values = _list_query((), (), False, 50, None)
+    query, values = list_query((), (), False, 50, None)
     first = await (await explaining.execute(query, values)).fetchall()
-    last = DocumentRow(key="", **{k: v for k, v in first[-1].items() if k != "doc_key"})
-    query, values = _list_query(("turvo",), ("shipment",), None, 50, _cursor(last))
+    last = DocumentSummary(**first[-1])
+    query, values = list_query(("turvo",), ("shipment",), None, 50, to_cursor(last))
     second = await (await explaining.execute(query, values)).fetchall()
     assert second[0]["version"] == 51
     assert explaining.indexes() == {"documents_recent"} and not explaining.walked()

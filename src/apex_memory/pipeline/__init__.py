@@ -1,7 +1,7 @@
-"""From an event to its manifest: parse, clean, chunk, extract, embed. The same for every source.
+"""Turns an event into its manifest: parse, clean, chunk, extract, embed. The same for every source.
 
-What comes out depends on the event, the source's `document` and the versions here alone; so a
-manifest's id derives from the event and `Pipeline.pipeline`, and making it again gives the same one.
+The result depends only on the event, the source's `document` and the versions here. So a manifest's id
+derives from the event and `Pipeline.pipeline`, and preparing an event again gives the same manifest.
 """
 
 from apex_memory.pipeline.embed import Embedder, open_embedder

@@ -1,4 +1,4 @@
-"""The pace of preparing: how many events make a batch, so that an urgent one waits no longer than it must."""
+"""The size of a batch: small enough that an urgent event does not wait long for the batch before it."""
 
 from __future__ import annotations
 
@@ -8,27 +8,31 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class BatchSizer:
-    """As many events as are prepared in about `seconds`, `most` at most; learnt for each source from its batches."""
+    """Sizes batches so that one takes about `seconds`, with `most` events at most. It learns each source's rate."""
 
     most: int
     seconds: float
     _rates: dict[str, float] = field(default_factory=dict)
-    _alone: dict[str, int] = field(default_factory=dict)
+    """Events per second by source."""
+    _isolated: dict[str, int] = field(default_factory=dict)
+    """Events that are still to be claimed alone, by source."""
 
     def isolate(self, source: str, events: int) -> None:
-        """Claim the next events of a source one at a time."""
-        self._alone[source] = events
+        """Let the source's next `events` batches have one event each."""
+        self._isolated[source] = events
 
     def limit(self, source: str) -> int:
-        """Events of the source's next batch."""
-        if self._alone.get(source):
-            self._alone[source] -= 1
+        """Return the number of events for the source's next batch."""
+        if self._isolated.get(source):
+            self._isolated[source] -= 1
             return 1
         rate = self._rates.get(source)
-        return self.most if rate is None else max(1, min(self.most, math.ceil(rate * self.seconds)))
+        if rate is None:
+            return self.most
+        return max(1, min(self.most, math.ceil(rate * self.seconds)))
 
-    def took(self, source: str, events: int, seconds: float) -> None:
-        """Learn from a batch. Small ones say little about large ones: they never lower the pace."""
+    def record(self, source: str, events: int, seconds: float) -> None:
+        """Learn from a finished batch. A short one never lowers the rate: it shows little about long ones."""
         rate = events / max(seconds, 1e-6)
         known = self._rates.get(source, rate)
         if seconds > self.seconds / 4 or rate > known:

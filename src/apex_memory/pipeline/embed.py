@@ -1,4 +1,4 @@
-"""Embedders: texts → unit vectors. Which one is a setting; its id is part of every manifest's."""
+"""Embedders: texts to unit vectors. A setting chooses the embedder; its id is part of every manifest's id."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ _SERVER = "set APEX_EMBEDDER to the URL of an embedding server (`http://host/v1`
 class Embedder(Protocol):
     """Turns texts into vectors of one dimension.
 
-    Raises `Unavailable('embedder', …)` or `RetryLater` when a server cannot answer now, `Rejected`
-    when it refuses a text, `Misconfigured` when it cannot work with these settings.
+    Raises `Unavailable('embedder', …)` or `RetryLater` while a server cannot respond, `Rejected` if it
+    refuses a text, and `Misconfigured` if it cannot work with these settings.
     """
 
     id: str
-    """Stable name of model and dimension (`minilm-int8-384`): vectors of two ids never mix."""
+    """Stable name of model and dimension (`minilm-int8-384`). Vectors of two ids never mix."""
     dimension: int
 
     async def passages(self, texts: Sequence[str]) -> Vectors:
-        """Vectors of passages to be found, shape (len(texts), dimension), rows of unit length."""
+        """Return the vectors of passages, shape (len(texts), dimension), rows of unit length."""
 
     async def query(self, text: str) -> Vectors:
-        """Vector of a question, shape (dimension,), of unit length."""
+        """Return the vector of a query, shape (dimension,), of unit length."""
 
     async def close(self) -> None: ...
 
 
 def unit_rows(rows: Vectors) -> Vectors:
-    """Rows scaled to length one. A row of zeros becomes an even one; NaN and infinity are `Rejected`."""
+    """Return the rows scaled to length one; a row of zeros becomes one of equal values. Raises `Rejected` for NaN and infinity."""
     if not np.isfinite(rows).all():
         raise Rejected(
-            "the embedder gave a vector with NaN or infinity",
-            remedy="look for the text that caused it; redrive it with another embedder",
+            "the embedder returned a vector with NaN or infinity",
+            remedy="find the text that caused it, and redrive it with another embedder",
         )
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    even = np.float32(1 / math.sqrt(rows.shape[1])) if rows.shape[1] else np.float32(0)
-    return np.where(norms > 0, rows / np.where(norms > 0, norms, 1), even).astype(np.float32)
+    equal = np.float32(1 / math.sqrt(rows.shape[1])) if rows.shape[1] else np.float32(0)
+    return np.where(norms > 0, rows / np.where(norms > 0, norms, 1), equal).astype(np.float32)
 
 
 class HashingEmbedder:
-    """Signed feature hashing of words and pairs of words: no model, no dependency; for tests."""
+    """Signed feature hashing of words and pairs of words: no model, no dependency. For tests."""
 
     _WORD = re.compile(r"\w+")
 
@@ -65,8 +65,8 @@ class HashingEmbedder:
             words = self._WORD.findall(text.lower())
             for feature in [*words, *map(" ".join, pairwise(words))]:
                 digest = hashlib.blake2b(feature.encode("utf-8", "replace"), digest_size=8).digest()
-                place = int.from_bytes(digest)
-                row[(place >> 1) % self.dimension] += 1 if place & 1 else -1
+                number = int.from_bytes(digest)
+                row[(number >> 1) % self.dimension] += 1 if number & 1 else -1
         return unit_rows(rows)
 
     async def query(self, text: str) -> Vectors:
@@ -80,10 +80,10 @@ class HashingEmbedder:
 def open_embedder(
     spec: str, *, model: str = "", dimension: int = 0, key: str = "", threads: int = 0
 ) -> Embedder:
-    """The embedder that the settings name: `minilm`, `wordllama`, `onnx:FOLDER`, `hashing`, or a server's URL.
+    """Return the embedder that the settings name: `minilm`, `wordllama`, `onnx:FOLDER`, `hashing`, or a server's URL.
 
-    `threads` is for local models, 0 takes the number of processors; `model`, `dimension` and `key`
-    are for a server. Loading a model takes about 0.3 s. Raises `Misconfigured`.
+    `threads` applies to local models, 0 means the number of processors; `model`, `dimension` and `key`
+    apply to a server. Loading a model takes about 0.3 s. Raises `Misconfigured`.
     """
     if spec == "hashing":
         return HashingEmbedder()
@@ -109,6 +109,6 @@ def open_embedder(
 
         return ServerEmbedder(spec, model=model, dimension=dimension, key=key)
     raise Misconfigured(
-        f"embedder: {spec!r} is not known",
+        f"embedder: {spec!r} is unknown",
         remedy="set APEX_EMBEDDER to `minilm`, `wordllama`, `onnx:FOLDER`, `hashing`, or the URL of a server (`http://host/v1`)",
     )

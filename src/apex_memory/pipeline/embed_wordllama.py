@@ -1,4 +1,4 @@
-"""wordllama: means of word vectors. About 20 times MiniLM's speed, and weaker."""
+"""wordllama: means of word vectors. About 20 times as fast as MiniLM, and less accurate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from apex_memory.errors import Misconfigured
 from apex_memory.model import Vectors
 from apex_memory.pipeline.embed import unit_rows
 
-_SLICE = 256  # texts a thread call
+_SLICE = 256  # texts per batch
 
 
 class WordLlamaEmbedder:
@@ -29,7 +29,7 @@ class WordLlamaEmbedder:
             )
         except FileNotFoundError:
             raise Misconfigured(
-                "embedder: the wordllama package holds no weights of 256 dimensions",
+                "embedder: the wordllama package has no weights of 256 dimensions",
                 remedy="install wordllama 0.4 again, or set APEX_EMBEDDER to `minilm`",
             ) from None
 

@@ -1,4 +1,4 @@
-"""One spelling for an entity, whoever names it: a mail, a transport system, an invoice or a question."""
+"""One spelling for each entity, whether a mail, a transport system, an invoice or a query names it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NO_DASH = frozenset({"pro", "mc", "usdot", "container", "vin"})
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """An entity as it stands in a text: its ref, the words there, and their character offset."""
+    """An entity in a text: its ref, its spelling there (`surface`), and the character offset of that."""
 
     ref: str
     surface: str
@@ -30,21 +30,21 @@ class Mention:
 
 
 def company_key(name: str) -> str:
-    """`Northwind Trucking, LLC` → `northwind-trucking`: legal forms come and go, the name stays."""
+    """`Northwind Trucking, LLC` → `northwind-trucking`: the key leaves legal forms out, because many texts do."""
     key = slug(name)
     return _LEGAL.sub("", key) or key
 
 
 def phone_key(digits: str) -> str:
-    """E.164 as far as it can be known: ten digits are North American."""
-    plain = re.sub(r"\D", "", digits)
-    return f"+1{plain}" if len(plain) == 10 else f"+{plain}"
+    """Return a number in E.164. Ten digits are taken for a North American number."""
+    number = re.sub(r"\D", "", digits)
+    return f"+1{number}" if len(number) == 10 else f"+{number}"
 
 
 def canonical(ref: str) -> str:
-    """The one spelling of a ref: identifiers in capitals, names as slugs, e-mail in lower case.
+    """Return the one spelling of a ref: identifiers in capitals, names as slugs, e-mail addresses in lower case.
 
-    Types that are not known here keep their key, case and all.
+    Other types keep their key as it is.
     """
     if ":" not in ref:
         return ref

@@ -1,4 +1,4 @@
-"""What a text says, by rules: identifiers, people, companies, places, amounts, dates; and what a question asks for."""
+"""Extraction by rules: identifiers, people, companies, cities, amounts and dates of a text, and the entities of a query."""
 
 from __future__ import annotations
 
@@ -6,67 +6,77 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from apex_memory.model import Assertion, slug
-from apex_memory.pipeline.chunk import units
+from apex_memory.pipeline.chunk import split_at_passages
 from apex_memory.pipeline.entities import Mention, canonical, company_key
 from apex_memory.pipeline.identifiers import find_identifiers
-from apex_memory.pipeline.parties import find_companies, find_parties, find_places
+from apex_memory.pipeline.parties import City, Party, find_cities, find_companies, find_parties
 from apex_memory.pipeline.regions import NAMES
-from apex_memory.pipeline.stopwords import NOT_ASKED
+from apex_memory.pipeline.stopwords import NOT_AT_EDGE
 from apex_memory.pipeline.text import char_shape
 from apex_memory.pipeline.values import find_amounts, find_dates
 
-MAX_MENTIONS = 5  # of one entity in one document: the first of a passage each
+MAX_MENTIONS = 5  # of one entity in one document: the first in each passage
 MAX_CANDIDATES = 60
 
 
 def extract(text: str, passages: Sequence[tuple[int, int]]) -> list[Assertion]:
-    """Assertions with their places: mentions, names, parties and postal codes, then amounts and dates.
+    """Return assertions with their offsets: mentions, roles of parties, names, postal codes, amounts and dates.
 
-    An empty subject stands for the document. In order of worth, so that a limit cuts the least.
+    An empty subject means the document itself. The most useful come first, so that a limit cuts the least.
     """
     shape = char_shape(text)
     parties = sorted(find_parties(text), key=lambda party: party.mention.start)
-    places = sorted(find_places(text, shape), key=lambda place: place.mention.start)
+    cities = sorted(find_cities(text, shape), key=lambda city: city.mention.start)
     mentions = [
         *find_identifiers(text, shape),
         *find_companies(text),
         *(party.mention for party in parties),
-        *(place.mention for place in places),
+        *(city.mention for city in cities),
     ]
     mentions.sort(key=lambda mention: (mention.start, mention.ref))
-    said = [
-        *_mentions(mentions, [start for start, _ in units(len(text), passages)]),
-        *(
-            Assertion(predicate=p.role, object=p.mention.ref, start=p.mention.start)
-            for p in parties
-        ),
+    borders = [start for start, _ in split_at_passages(len(text), passages)]
+    assertions = [
+        *_mentions(mentions, borders),
+        *_roles(parties),
         *_names(mentions),
-        *(
-            Assertion(
-                predicate="zip", subject=p.mention.ref, value=p.postal_code, start=p.mention.start
-            )
-            for p in places
-            if p.postal_code
-        ),
+        *_postal_codes(cities),
         *_values(text, shape),
     ]
-    return list({(a.predicate, a.subject, a.object, a.value, a.start): a for a in said}.values())
+    distinct = {(a.predicate, a.subject, a.object, a.value, a.start): a for a in assertions}
+    return list(distinct.values())
 
 
 def _mentions(mentions: Sequence[Mention], borders: Sequence[int]) -> Iterator[Assertion]:
-    seen: dict[str, list[int]] = {}
+    """Yield the first mention of an entity in each passage, `MAX_MENTIONS` at most."""
+    passages_by_ref: dict[str, list[int]] = {}
     for mention in mentions:
-        unit = bisect_right(borders, mention.start)
-        units_seen = seen.setdefault(mention.ref, [])
-        if unit not in units_seen and len(units_seen) < MAX_MENTIONS:
-            units_seen.append(unit)
+        passage = bisect_right(borders, mention.start)
+        passages = passages_by_ref.setdefault(mention.ref, [])
+        if passage not in passages and len(passages) < MAX_MENTIONS:
+            passages.append(passage)
             yield Assertion(predicate="mentions", object=mention.ref, start=mention.start)
 
 
+def _roles(parties: Sequence[Party]) -> Iterator[Assertion]:
+    for party in parties:
+        mention = party.mention
+        yield Assertion(predicate=party.role, object=mention.ref, start=mention.start)
+
+
+def _postal_codes(cities: Sequence[City]) -> Iterator[Assertion]:
+    for city in cities:
+        if city.postal_code:
+            mention = city.mention
+            yield Assertion(
+                predicate="zip", subject=mention.ref, value=city.postal_code, start=mention.start
+            )
+
+
 def _names(mentions: Sequence[Mention]) -> Iterator[Assertion]:
-    """How the text spells an entity, where that is not its key."""
+    """Yield the text's first spelling of each entity, if it differs from the key."""
     named: set[str] = set()
     for mention in mentions:
         if mention.ref not in named and not mention.ref.endswith(f":{mention.surface}"):
@@ -77,9 +87,9 @@ def _names(mentions: Sequence[Mention]) -> Iterator[Assertion]:
 
 
 def _values(text: str, shape: bytes) -> Iterator[Assertion]:
-    for predicate, found in (("amount", find_amounts(text)), ("date", find_dates(text, shape))):
+    for predicate, values in (("amount", find_amounts(text)), ("date", find_dates(text, shape))):
         first: dict[str, int] = {}
-        for value, start in found:
+        for value, start in values:
             first[value] = min(start, first.get(value, start))
         for value, start in sorted(first.items(), key=lambda item: item[1]):
             yield Assertion(predicate=predicate, value=value, start=start)
@@ -87,7 +97,7 @@ def _values(text: str, shape: bytes) -> Iterator[Assertion]:
 
 @dataclass(frozen=True, slots=True)
 class QueryEntities:
-    """What a question may be about. `certain` refs stand in it as such; `candidates` need looking up."""
+    """The entities of a query: `certain` refs are spelled out in it, `candidates` are refs that its words may mean."""
 
     certain: tuple[str, ...]
     candidates: tuple[str, ...]
@@ -97,21 +107,18 @@ _QUERY_WORD = re.compile(r"[^\W_][\w&'’.-]{0,40}")
 
 
 def extract_query(text: str) -> QueryEntities:
-    """The entities that a question names, however it spells them, and refs that its words might be."""
+    """Return the entities that a query names, in any case, and refs that its words may mean."""
     text = text[:2_000]
     shape, upper = char_shape(text), text.upper()
-    found = [*find_identifiers(text, shape), *find_identifiers(upper, char_shape(upper))]
     mentions = [
-        *found,
+        *find_identifiers(text, shape),
+        *find_identifiers(upper, char_shape(upper)),
         *find_companies(text),
-        *(place.mention for place in find_places(text, shape)),
+        *(city.mention for city in find_cities(text, shape)),
     ]
     certain = dict.fromkeys(canonical(mention.ref) for mention in mentions)
     candidates = (ref for ref in dict.fromkeys(_candidates(text)) if ref not in certain)
-    return QueryEntities(
-        tuple(certain),
-        tuple(ref for _, ref in zip(range(MAX_CANDIDATES), candidates, strict=False)),
-    )
+    return QueryEntities(tuple(certain), tuple(islice(candidates, MAX_CANDIDATES)))
 
 
 def _candidates(text: str) -> Iterator[str]:
@@ -126,7 +133,7 @@ def _candidates(text: str) -> Iterator[str]:
     for size in (2, 3, 1, 4):
         for first in range(len(words) - size + 1):
             gram = words[first : first + size]
-            if gram[0].lower() in NOT_ASKED or gram[-1].lower() in NOT_ASKED:
+            if gram[0].lower() in NOT_AT_EDGE or gram[-1].lower() in NOT_AT_EDGE:
                 continue
             key = slug(name := " ".join(gram))
             if not key or any(sum(map(str.isdigit, word)) >= 3 for word in gram):

@@ -1,7 +1,7 @@
-"""Identifiers of the trade, exact or not at all: numbers with a check digit are checked, bare ones need a label.
+"""Identifiers of the freight trade. Numbers with a check digit are checked; numbers without any mark need a label.
 
-Every pattern starts at a word's border and repeats a bounded number of times, so that the time
-grows with the length of the text and nothing else.
+Every pattern starts at a word's border and repeats a bounded number of times, so that the time is
+linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _OWN = r"(?!(?:SHP|LD|INV|PO|BOL|PRO|MC)[-\s]?\d)"  # `Load SHP-100045` names a 
 _UNITS = r"(?!\s?(?:lbs?|kgs?|tons?|pallets?|pcs|pieces|skids?|cases|cartons|miles?|mi|ft|hours|hrs|[%'’])(?!\w))"
 _DATE = r"(?!(?:19|20)\d\d-\d\d-\d\d)"
 _CODE = rf"{_OWN}{_DATE}(?=[A-Z0-9-]{{0,24}}\d{{3}})([A-Z0-9]{{1,24}}(?:-[A-Z0-9]{{1,24}}){{0,4}}){_END}{_UNITS}"
-# Between a label and its code: ` `, `: `, ` # `, `-`, ` No.: ` … The group tells that a sign stood there.
+# Between a label and its code: ` `, `: `, ` # `, `-`, ` No.: ` … The group is empty if only blanks are there.
 _SIGN = r"(?=[\s#:.-])\s{0,2}((?:#|no\.?|num\.?|number|nbr\.?|id)?\s?[#:-]?)\s{0,2}"
 
 
@@ -43,8 +43,7 @@ _LABELS: tuple[tuple[str, str, str], ...] = (
     ),
 )
 _LABELLED = tuple((kind, _labelled(label, code)) for kind, label, code in _LABELS)
-# Where any label stands: one look through the text instead of one a kind.
-# By their first two characters: words that begin so are a tenth of all.
+# Positions of any label, by its first two characters: one search instead of one per kind. A tenth of all words begin so.
 _LABEL_FIRST = re.compile(
     r"[sSlLpPbBiImMuUdDtTvV](?<![\w-].)"
     r"(?i:(?<=s(?=[hc])|l(?=o)|p(?=[rou.])|b(?=[oi/])|i(?=n)|m(?=c)|u(?=[sn])|d(?=o)|t(?=r)|v(?=e)))",
@@ -54,7 +53,7 @@ _LABEL = re.compile(
     rf"{_WORD}(?=(?:{'|'.join(label for _, label, _ in _LABELS)})[\s#:.-])",
     re.IGNORECASE | re.ASCII,
 )
-_LONG = re.compile(r"\d{4}")  # a bare word before it makes a label only to a number this long
+_LONG = re.compile(r"\d{4}")  # without a sign, a label needs a number of this length
 _BARE = frozenset({"shipment", "load", "bol", "po", "invoice"})
 
 _SHIPMENT = re.compile(rf"{_WORD}SHP[-\s]?(\d{{4,12}}){_END}", re.IGNORECASE | re.ASCII)
@@ -67,7 +66,7 @@ _INVOICE = re.compile(
 )
 _INVOICE_FIRST = re.compile(r"[iI](?<![\w-].)(?=[nN])", re.ASCII)
 
-# Carriers met daily, by the code of the trade's directory. Only in capitals, and only these.
+# Well-known carriers, by their code in the SCAC directory. Only in capitals.
 _SCACS = (
     "AACT|ABFS|CNWY|CTII|DAFG|EXLA|FXFE|FXNL|HJBT|JBHT|KNIG|ODFL|PITD|RDFS|RLCA|SCNN|SEFL|UPGF|USXI"
 )
@@ -87,70 +86,80 @@ _FOREIGN_PHONE = re.compile(r"(?<![\w.+-])(\+[2-9][\d ().-]{6,18}\d)(?![\w-])", 
 
 
 def find_identifiers(text: str, char_shape: bytes) -> Iterator[Mention]:
-    """Every identifier in the text, some perhaps twice, in no order. `form` is the text's (`pipeline.text`)."""
+    """Yield every identifier in the text, in no order, some perhaps twice. `char_shape` is that of the text (`pipeline.text`)."""
     for find in (_labelled_codes, _prefixed, _checked, _addresses):
         yield from find(text, char_shape)
 
 
 def _labelled_codes(text: str, _: bytes) -> Iterator[Mention]:
     ends = dict.fromkeys((kind for kind, _ in _LABELLED), 0)
-    for place in matches(_LABEL_FIRST, _LABEL, text):
+    for label in matches(_LABEL_FIRST, _LABEL, text):
         for kind, pattern in _LABELLED:
-            match = pattern.match(text, place.start()) if place.start() >= ends[kind] else None
+            if label.start() < ends[kind]:
+                continue
+            match = pattern.match(text, label.start())
             if match is None:
                 continue
             ends[kind] = match.end()
-            sign, code = match[1].strip(), match[2]
+            sign = match[1].strip()
+            code = match[2]
             if sign or kind not in _BARE or _LONG.search(code):
                 yield Mention(canonical(f"{kind}:{code}"), code, match.start(2))
 
 
 def _prefixed(text: str, char_shape: bytes) -> Iterator[Mention]:
     lower = text.lower()
-    for kind, there, prefix, first, pattern in (
+    for kind, may_occur, prefix, first, pattern in (
         ("shipment", "shp" in lower, "SHP-", _SHIPMENT_FIRST, _SHIPMENT),
         ("load", "ld-" in lower, "LD-", _LOAD_FIRST, _LOAD),
         ("invoice", "inv" in lower, "", _INVOICE_FIRST, _INVOICE),
         ("scac", b"AAAA" in char_shape, "", _KNOWN_SCAC_FIRST, _KNOWN_SCAC),
     ):
-        for match in matches(first, pattern, text) if there else ():
+        for match in matches(first, pattern, text) if may_occur else ():
             yield Mention(canonical(f"{kind}:{prefix}{match[1]}"), match[0], match.start())
 
 
 def _checked(text: str, char_shape: bytes) -> Iterator[Mention]:
-    boxed = any(gap + b"000000" in char_shape for gap in (b"AAAA", b"AAAA-", b"AAAA "))
-    for match in _CONTAINER.finditer(text) if boxed else ():
+    has_container = any(gap + b"000000" in char_shape for gap in (b"AAAA", b"AAAA-", b"AAAA "))
+    for match in _CONTAINER.finditer(text) if has_container else ():
         number = "".join(match.groups())
         if container_digit(number[:10]) == int(number[10]):
             yield Mention(f"container:{number}", match[0], match.start())
-    long = b"0000" in char_shape and b"A" * 17 in char_shape.replace(b"0", b"A")
-    for match in _VIN.finditer(text) if long else ():
+    has_vin = b"0000" in char_shape and b"A" * 17 in char_shape.replace(b"0", b"A")
+    for match in _VIN.finditer(text) if has_vin else ():
         if not match[1].isdigit() and vin_digit(match[1]) == match[1][8]:
             yield Mention(f"vin:{match[1]}", match[1], match.start())
 
 
 def _addresses(text: str, char_shape: bytes) -> Iterator[Mention]:
-    dialled = any(b"000" + gap + b"0000" in char_shape for gap in (b"-", b".", b" "))
+    has_phone = any(b"000" + gap + b"0000" in char_shape for gap in (b"-", b".", b" "))
     patterns: tuple[tuple[str, bool, re.Pattern[str], Callable[[str], str]], ...] = (
         ("email", b"@" in char_shape, _EMAIL, str.lower),
-        ("phone", dialled, _PHONE, phone_key),
+        ("phone", has_phone, _PHONE, phone_key),
         ("phone", b"+0" in char_shape, _FOREIGN_PHONE, phone_key),
     )
-    for kind, there, pattern, key in patterns:
-        for match in pattern.finditer(text) if there else ():
+    for kind, may_occur, pattern, key in patterns:
+        for match in pattern.finditer(text) if may_occur else ():
             if kind != "phone" or 8 <= sum(map(str.isdigit, match[1])) <= 15:
                 yield Mention(f"{kind}:{key(match[1])}", match[1], match.start(1))
 
 
 def container_digit(number: str) -> int:
-    """The check digit of a container number's first ten characters (ISO 6346)."""
-    # Letters count 10, 12, 13 … 38: multiples of 11 are left out.
-    values = (int(c) if c.isdigit() else (n := ord(c) - 55) + (n - 1) // 10 for c in number)
-    return sum(value << place for place, value in enumerate(values)) % 11 % 10
+    """Return the check digit of a container number's first ten characters (ISO 6346)."""
+    total = sum(_container_value(character) << n for n, character in enumerate(number))
+    return total % 11 % 10
+
+
+def _container_value(character: str) -> int:
+    """Return the value of a digit or letter. Letters count 10, 12, 13 … 38, without the multiples of 11."""
+    if character.isdigit():
+        return int(character)
+    position = ord(character) - ord("A")
+    return 10 + position + (position + 9) // 10
 
 
 def vin_digit(vin: str) -> str:
-    """The check digit of a vehicle identification number, at its ninth place (49 CFR 565.15)."""
+    """Return the check digit of a vehicle identification number, its ninth character (49 CFR 565.15)."""
     values = dict(zip("ABCDEFGHJKLMNPRSTUVWXYZ", "12345678123457923456789", strict=True))
     weights = (8, 7, 6, 5, 4, 3, 2, 10, 0, 9, 8, 7, 6, 5, 4, 3, 2)
     total = sum(int(values.get(c, c)) * weight for c, weight in zip(vin, weights, strict=True))

@@ -1,4 +1,4 @@
-"""Who and where: companies, the parties that labels name, and places. Rather none than a wrong one."""
+"""Companies, parties after a label, and cities. The rules prefer to miss a name over a wrong one."""
 
 from __future__ import annotations
 
@@ -48,29 +48,29 @@ _CITY = re.compile(
     rf"({'|'.join(sorted(CODES))}|{'|'.join(sorted(NAMES, key=len, reverse=True))})(?![\w'-])(?: {{1,2}}(\d{{5}}(?:-\d{{4}})?|[A-Z]\d[A-Z] ?\d[A-Z]\d)\b)?"
 )
 _CITY_FIRST = re.compile(r"[A-Z](?<![\w.'-].)")
-_WORDS_TOO = frozenset(
+_CODES_AND_WORDS = frozenset(
     {"OR", "IN", "OK", "ME", "HI", "ON", "OH", "MA", "PA", "LA", "CO", "AL", "DE", "ID", "MS"}
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Party:
-    """Somebody in a role that a label gives: `Consignee: Harbor Foods`."""
+    """A company or person in the role that a label names: `Consignee: Harbor Foods`."""
 
     role: str
     mention: Mention
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A city with its state or province, and its postal code where one stands there."""
+class City:
+    """A city with its state or province, and its postal code if there is one."""
 
     mention: Mention
     postal_code: str | None
 
 
 def find_companies(text: str) -> Iterator[Mention]:
-    """Names that end as companies' do (`Northwind Trucking LLC`)."""
+    """Yield names that end like a company's (`Northwind Trucking LLC`)."""
     done = 0
     for match in matches(_SUFFIX_FIRST, _SUFFIX, text):
         if match.start() < done:
@@ -85,7 +85,7 @@ def find_companies(text: str) -> Iterator[Mention]:
 
 
 def _name_start(text: str, floor: int, end: int) -> int:
-    """Where the name before a suffix starts; `end` when there is none."""
+    """Return the start of the name before a suffix, which starts at `end`; `end` if there is no name."""
     window = text[floor:end]
     window = window[window.rfind("\n") + 1 :]
     if not window.endswith(" "):
@@ -99,42 +99,40 @@ def _name_start(text: str, floor: int, end: int) -> int:
         words.pop(0)
     if all(word.lower() in NOT_NAMES or word.isdigit() for word in words):
         return end
-    return (
-        text.rindex(words[0], floor, end)
-        if len(words) == 1
-        else text.rindex(" ".join(words), floor, end)
-    )
+    return text.rindex(" ".join(words), floor, end)
 
 
 def find_parties(text: str) -> Iterator[Party]:
-    """Companies and persons that stand after a label at the start of a line or table cell."""
+    """Yield companies and persons after a label at the start of a line or table cell."""
     for match in _LABEL.finditer(text):
         role = _ROLES[match[1].lower()]
-        cut = _PARTY_END.search(match[2])
-        name = (match[2][: cut.start()] if cut else match[2]).strip(" .*_|,\t")
+        name = match[2]
+        name_end = _PARTY_END.search(name)
+        if name_end:
+            name = name[: name_end.start()]
+        name = name.strip(" .*_|,\t")
         kind = "person" if role in _PEOPLE else "company"
-        shape = _PERSON if kind == "person" else _COMPANY
+        pattern = _PERSON if kind == "person" else _COMPANY
         key = slug(name) if kind == "person" else company_key(name)
-        if key and shape.match(name) and not set(key.split("-")) <= NOT_NAMES and "@" not in name:
+        if key and pattern.match(name) and not set(key.split("-")) <= NOT_NAMES and "@" not in name:
             start = match.start(2) + match[2].index(name)
             yield Party(role, Mention(f"{kind}:{key}", name, start))
 
 
-def find_places(text: str, char_shape: bytes) -> Iterator[Place]:
-    """Cities with a state of the US or a province of Canada: `Columbus, OH 43215` → `location:columbus-oh`."""
-    there = b", A" in char_shape or b",A" in char_shape
-    for match in matches(_CITY_FIRST, _CITY, text) if there else ():
+def find_cities(text: str, char_shape: bytes) -> Iterator[City]:
+    """Yield cities with a state of the US or a province of Canada: `Columbus, OH 43215` → `location:columbus-oh`."""
+    may_occur = b", A" in char_shape or b",A" in char_shape
+    for match in matches(_CITY_FIRST, _CITY, text) if may_occur else ():
         code = NAMES.get(match[2], match[2])
         words = match[1].split(" ")
         while words and words[0].lower().rstrip(".") in NOT_NAMES:
             words.pop(0)
         city = " ".join(words)
-        shouted = city.isupper() and match[2] in _WORDS_TOO and not match[3]
-        if not words or (
-            shouted
-            and text[match.end() : match.end() + 1] not in {"", "\n", ".", ",", ";", ")", "|"}
-        ):
+        # In a text in capitals, `CALL US, OR …` looks like a city with its state.
+        is_doubtful = city.isupper() and match[2] in _CODES_AND_WORDS and not match[3]
+        next_character = text[match.end() : match.end() + 1]
+        if not words or (is_doubtful and next_character not in {"", "\n", ".", ",", ";", ")", "|"}):
             continue
         start = match.end(1) - len(city)
         surface = text[start : match.end(2)]
-        yield Place(Mention(f"location:{slug(f'{city} {code}')}", surface, start), match[3])
+        yield City(Mention(f"location:{slug(f'{city} {code}')}", surface, start), match[3])

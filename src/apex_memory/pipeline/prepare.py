@@ -1,4 +1,4 @@
-"""The way of a batch through the rooms of the pipeline. Each item makes it, or fails, for itself."""
+"""Prepares batches of events: each event becomes a manifest, or an error of its own."""
 
 from __future__ import annotations
 
@@ -38,18 +38,19 @@ VERSION = "1"
 """Raise it when the output changes for the same input: it is part of every manifest's id."""
 
 MAX_CHARACTERS = 2_000_000
-"""Most characters of one document's text; what follows is cut off, and the metadata says so."""
+"""Longest text of a document. The rest is cut off, and the metadata has the full length under `cut`."""
 
 MAX_ASSERTIONS = 2_000
-MAX_TITLE = 500
+MAX_TITLE = 500  # characters
 _FILE_SECONDS = 30.0
 
 T = TypeVar("T")
 Work = tuple[Event, Callable[[Event], Document]]
+"""An event, and its source's function that turns it into a document."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Draft:
+class _ChunkedDocument:
     """A document that lacks only its vectors."""
 
     event: Event
@@ -57,11 +58,11 @@ class _Draft:
     chunks: tuple[Chunk, ...] = ()
 
     def texts(self) -> list[str]:
-        return [self.document.text[one.start : one.end] for one in self.chunks]
+        return [self.document.text[chunk.start : chunk.end] for chunk in self.chunks]
 
 
 class Pipeline:
-    """Turns batches of events into manifests. `close()` ends the process that reads office files."""
+    """Turns batches of events into manifests. `close()` ends the process that reads files."""
 
     def __init__(self, embedder: Embedder, *, chunk_chars: int) -> None:
         self.pipeline = f"{VERSION}/{embedder.id}"
@@ -70,66 +71,86 @@ class Pipeline:
         self._reader = FileReader(seconds=_FILE_SECONDS, most=MAX_CHARACTERS)
 
     async def prepare(self, work: Sequence[Work]) -> list[Manifest | ApexError]:
-        """A manifest for each event, or the error that stands in its place; in the order of `work`.
+        """Return a manifest or an error for each event, in the order of `work`.
 
-        The errors are `Rejected` for what can never succeed, and `Unavailable`, `RetryLater` or
-        `Misconfigured` for an embedder that cannot serve now.
+        The errors are `Rejected` for an event that can never succeed, and `Unavailable`, `RetryLater` or
+        `Misconfigured` from an embedder that cannot work now.
         """
-        documents = await asyncio.to_thread(lambda: [_document(*item) for item in work])
-        read = [await self._read_files(one) for one in documents]
-        drafts = await asyncio.to_thread(
-            lambda: [self._draft(event, one) for (event, _), one in zip(work, read, strict=True)]
+        documents = await asyncio.to_thread(lambda: [_make_document(*item) for item in work])
+        complete = [await self._read_files(document) for document in documents]
+        events = [event for event, _ in work]
+        chunked = await asyncio.to_thread(
+            lambda: [
+                self._chunk(event, document)
+                for event, document in zip(events, complete, strict=True)
+            ]
         )
-        vectors = await self._embed([one for one in drafts if isinstance(one, _Draft)])
-        return [
-            one if isinstance(one, ApexError) else self._finish(one, next(vectors))
-            for one in drafts
-        ]
+        vectors = await self._embed(
+            [item for item in chunked if isinstance(item, _ChunkedDocument)]
+        )
+        results: list[Manifest | ApexError] = []
+        for item in chunked:
+            if isinstance(item, ApexError):
+                results.append(item)
+            else:
+                results.append(self._manifest(item, next(vectors)))
+        return results
 
     async def close(self) -> None:
-        """End the reader's process. The embedder belongs to who opened it."""
+        """End the file reader's process. The embedder belongs to its opener."""
         await self._reader.close()
 
     async def _read_files(self, document: Document | ApexError) -> Document | ApexError:
         if isinstance(document, ApexError) or not document.files or document.deleted:
             return document
-        return await _caught(_with_files(document, self._reader))
+        return await _result_or_error(_with_files(document, self._reader))
 
-    def _draft(self, event: Event, document: Document | ApexError) -> _Draft | ApexError:
+    def _chunk(self, event: Event, document: Document | ApexError) -> _ChunkedDocument | ApexError:
         if isinstance(document, ApexError):
             return document
-        with _errors("pipeline") as failed:
+        with _collect_error("pipeline") as errors:
             if document.deleted:
-                return _Draft(event, _emptied(document))
-            whole = _settle(document, event)
-            chunks = chunk(whole.text, whole.passages, chunk_chars=self._chunk_chars)
-            return _Draft(event, _with_assertions(whole, event), chunks)
-        return failed[0]
+                return _ChunkedDocument(event, _without_content(document))
+            cleaned = _clean_document(document, event)
+            chunks = chunk(cleaned.text, cleaned.passages, chunk_chars=self._chunk_chars)
+            return _ChunkedDocument(event, _with_assertions(cleaned, event), chunks)
+        return errors[0]
 
-    async def _embed(self, drafts: Sequence[_Draft]) -> Iterator[Vectors | ApexError]:
-        """Vectors of each draft. All texts go together; only when that is refused, draft by draft."""
-        texts = [one.texts() for one in drafts]
-        whole = await self._vectors([text for some in texts for text in some])
-        if isinstance(whole, Rejected) and len(drafts) > 1:
-            return iter([await self._vectors(some) for some in texts])
-        if isinstance(whole, ApexError):
-            return iter([whole if some else self._none() for some in texts])
-        ends = np.cumsum([len(some) for some in texts])
-        return iter([rows.copy() for rows in np.split(whole, ends[:-1])] if drafts else [])
+    async def _embed(self, documents: Sequence[_ChunkedDocument]) -> Iterator[Vectors | ApexError]:
+        """Return the vectors of each document. All texts are embedded at once; if that is rejected, document by document."""
+        texts = [document.texts() for document in documents]
+        all_texts: list[str] = []
+        for document_texts in texts:
+            all_texts += document_texts
+        vectors = await self._vectors(all_texts)
+        if isinstance(vectors, Rejected) and len(documents) > 1:
+            return iter([await self._vectors(document_texts) for document_texts in texts])
+        if isinstance(vectors, ApexError):
+            # A document without text needs no embedder.
+            return iter(
+                [vectors if document_texts else self._no_vectors() for document_texts in texts]
+            )
+        if not documents:
+            return iter([])
+        ends = np.cumsum([len(document_texts) for document_texts in texts])
+        # Copies, so that one document does not keep the whole batch in memory.
+        return iter([rows.copy() for rows in np.split(vectors, ends[:-1])])
 
     async def _vectors(self, texts: Sequence[str]) -> Vectors | ApexError:
-        return await _caught(self._embedder.passages(texts)) if texts else self._none()
+        if not texts:
+            return self._no_vectors()
+        return await _result_or_error(self._embedder.passages(texts))
 
-    def _none(self) -> Vectors:
+    def _no_vectors(self) -> Vectors:
         return np.zeros((0, self._embedder.dimension), dtype=np.float32)
 
-    def _finish(self, draft: _Draft, vectors: Vectors | ApexError) -> Manifest | ApexError:
+    def _manifest(
+        self, chunked: _ChunkedDocument, vectors: Vectors | ApexError
+    ) -> Manifest | ApexError:
         if isinstance(vectors, ApexError):
             return vectors
-        event, document = draft.event, draft.document
+        event, document = chunked.event, chunked.document
         parent = document_uuid(event.source, clean(document.parent)) if document.parent else None
-        refs = {ref for one in document.assertions for ref in (one.subject, one.object) if ref}
-        refs |= {document.about} if document.about else set()
         return Manifest(
             id=uuid.uuid5(event.id, self.pipeline),
             inbox_id=event.id,
@@ -144,57 +165,67 @@ class Pipeline:
             metadata=document.metadata,
             parent_id=parent,
             deleted=document.deleted,
-            chunks=draft.chunks,
+            chunks=chunked.chunks,
             vectors=vectors,
             assertions=document.assertions,
-            entities=tuple(sorted(ref for ref in refs if not ref.startswith("document:"))),
+            entities=_entity_refs(document),
             about=document.about,
         )
 
 
-def _document(event: Event, make: Callable[[Event], Document]) -> Document | ApexError:
+def _entity_refs(document: Document) -> tuple[str, ...]:
+    """Return the refs of all entities in the document's assertions and of its subject, sorted."""
+    refs: set[str] = set()
+    for assertion in document.assertions:
+        refs.add(assertion.subject)
+        refs.add(assertion.object or "")
+    refs.add(document.about or "")
+    return tuple(sorted(ref for ref in refs if ref and not ref.startswith("document:")))
+
+
+def _make_document(event: Event, make: Callable[[Event], Document]) -> Document | ApexError:
     if event.content_type == TOMBSTONE:
         return Document(kind="tombstone", title="", occurred_at=event.occurred_at, deleted=True)
-    with _errors(event.source) as failed:
+    with _collect_error(event.source) as errors:
         if event.content_type == MALFORMED:
-            told = json.loads(event.payload)
-            raise Rejected(told["reason"], remedy=told["remedy"])
-        made = make(event)
-        if not isinstance(made, Document):
-            raise TypeError  # a source of somebody else's may not be typed
-        return made
-    return failed[0]
+            malformed = json.loads(event.payload)
+            raise Rejected(malformed["reason"], remedy=malformed["remedy"])
+        document = make(event)
+        if not isinstance(document, Document):
+            raise TypeError  # a source from outside this project may not be type-checked
+        return document
+    return errors[0]
 
 
 @contextmanager
-def _errors(place: str) -> Iterator[list[ApexError]]:
-    """Catches what goes wrong with one item, so that it never disturbs its neighbours."""
-    failed: list[ApexError] = []
+def _collect_error(place: str) -> Iterator[list[ApexError]]:
+    """Catch the error of one item, so that it does not disturb its neighbours, and append it to the list yielded."""
+    errors: list[ApexError] = []
     try:
-        yield failed
+        yield errors
     except ApexError as error:
-        failed.append(error)
+        errors.append(error)
     except Exception as error:  # noqa: BLE001 -- a source's or parser's bug must cost its own event alone
-        failed.append(_bug(error, place))
+        errors.append(_bug(error, place))
 
 
-async def _caught(step: Awaitable[T]) -> T | ApexError:
-    with _errors("pipeline") as failed:
+async def _result_or_error(step: Awaitable[T]) -> T | ApexError:
+    with _collect_error("pipeline") as errors:
         return await step
-    return failed[0]
+    return errors[0]
 
 
 def _bug(error: Exception, place: str) -> Rejected:
-    """What kind of error and where it arose; never its message, which may quote the payload."""
+    """Return an error with the kind and place of a bug; never its message, which may quote the payload."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return Rejected(
         f"{type(error).__name__} in {place} ({PurePath(frame.filename).name}:{frame.lineno})",
-        remedy="this is a bug: report it with the event's id, and redrive the event once it is mended",
+        remedy="this is a bug: report it with the event's id, and redrive the event after an update",
     )
 
 
 async def _with_files(document: Document, reader: FileReader) -> Document:
-    """The document with its files' text in its own. A single file without text around it is the document."""
+    """Return the document with the texts of its files in its own. A single file without text around it becomes the document."""
     if len(document.files) == 1 and not document.text.strip():
         file = document.files[0]
         parsed = await parse(file, reader)
@@ -202,7 +233,7 @@ async def _with_files(document: Document, reader: FileReader) -> Document:
         return replace(
             document,
             text=parsed.text,
-            title=_title(document.title, file.name) or parsed.title or file.name,
+            title=_own_title(document.title, file.name) or parsed.title or file.name,
             passages=parsed.sections,
             metadata={**document.metadata, "files": [{**note, **parsed.metadata}]},
             assertions=(*document.assertions, *parsed.assertions),
@@ -221,13 +252,13 @@ async def _with_files(document: Document, reader: FileReader) -> Document:
     )
 
 
-def _title(given: str, file_name: str) -> str:
-    """The title a person gave; a file's name is none."""
-    return "" if given.strip() == file_name.strip() else given.strip()
+def _own_title(title: str, file_name: str) -> str:
+    """Return the title that a person gave; a title equal to the file's name is not one."""
+    return "" if title.strip() == file_name.strip() else title.strip()
 
 
-def _emptied(document: Document) -> Document:
-    """A deleted document keeps its kind and place alone."""
+def _without_content(document: Document) -> Document:
+    """Return a deleted document, which keeps only its kind, time and parent."""
     return Document(
         kind=clean(document.kind),
         title="",
@@ -237,16 +268,15 @@ def _emptied(document: Document) -> Document:
     )
 
 
-def _settle(document: Document, event: Event) -> Document:
-    """The document with clean text, and everything that points into it moved along."""
+def _clean_document(document: Document, event: Event) -> Document:
+    """Return the document with text that every store can hold, and with its offsets moved accordingly."""
     if document.occurred_at.tzinfo is None:
         raise Rejected(
             f"{event.source} gave a time without a zone", remedy="correct the source's `document`"
         )
     text = document.text if document.text.strip() else ""
-    starts = {one.start for one in document.assertions if one.start is not None}
-    borders = {border for passage in document.passages for border in passage}
-    if text and any(not 0 <= mark <= len(text) for mark in starts | borders):
+    offsets = _offsets(document)
+    if text and any(not 0 <= offset <= len(text) for offset in offsets):
         raise Rejected(
             f"{event.source} points outside its text of {len(text)} characters",
             remedy="correct the source's `document`",
@@ -255,7 +285,7 @@ def _settle(document: Document, event: Event) -> Document:
     if len(text) > MAX_CHARACTERS:
         metadata["cut"] = {"characters": len(text), "kept": MAX_CHARACTERS}
         text = text[:MAX_CHARACTERS]
-    text, moved = clean_at(text, starts | borders)
+    text, moved = clean_at(text, offsets)
     title = " ".join(clean(document.title).split())[:MAX_TITLE]
     return replace(
         document,
@@ -269,38 +299,49 @@ def _settle(document: Document, event: Event) -> Document:
         ),
         metadata=clean_value(metadata),
         about=canonical(clean(document.about)) if document.about else None,
-        assertions=tuple(_clean_assertion(one, moved) for one in document.assertions),
+        assertions=tuple(_clean_assertion(assertion, moved) for assertion in document.assertions),
     )
 
 
-def _clean_assertion(one: Assertion, moved: Mapping[int, int]) -> Assertion:
+def _offsets(document: Document) -> set[int]:
+    """Return all offsets that point into the document's text."""
+    offsets = {assertion.start for assertion in document.assertions if assertion.start is not None}
+    for passage in document.passages:
+        offsets.update(passage)
+    return offsets
+
+
+def _clean_assertion(assertion: Assertion, moved: Mapping[int, int]) -> Assertion:
     return Assertion(
-        predicate=clean(one.predicate),
-        subject=canonical(clean(one.subject)),
-        object=None if one.object is None else canonical(clean(one.object)),
-        value=None if one.value is None else clean(one.value),
-        start=None if one.start is None else moved.get(one.start),
+        predicate=clean(assertion.predicate),
+        subject=canonical(clean(assertion.subject)),
+        object=None if assertion.object is None else canonical(clean(assertion.object)),
+        value=None if assertion.value is None else clean(assertion.value),
+        start=None if assertion.start is None else moved.get(assertion.start),
     )
 
 
 def _with_assertions(document: Document, event: Event) -> Document:
-    """What the source says, then what the text says; each once, and not too many."""
-    own = f"document:{event.doc_id}"
-    told = [*document.assertions, *extract(document.text, document.passages)]
-    filled = dict.fromkeys(one if one.subject else _of(own, one) for one in told)
-    kept = tuple(filled)[:MAX_ASSERTIONS]
+    """Add the assertions extracted from the text to those of the source. Each occurs once; there are `MAX_ASSERTIONS` at most."""
+    own_ref = f"document:{event.doc_id}"
+    assertions = [*document.assertions, *extract(document.text, document.passages)]
+    distinct = dict.fromkeys(
+        assertion if assertion.subject else _with_subject(own_ref, assertion)
+        for assertion in assertions
+    )
+    kept = tuple(distinct)[:MAX_ASSERTIONS]
     metadata: dict[str, Any] = dict(document.metadata)
-    if len(filled) > len(kept):
-        metadata["assertions_cut"] = len(filled) - len(kept)
+    if len(distinct) > len(kept):
+        metadata["assertions_cut"] = len(distinct) - len(kept)
     return replace(document, assertions=kept, metadata=metadata)
 
 
-def _of(subject: str, one: Assertion) -> Assertion:
-    """The assertion with its subject filled in; `dataclasses.replace` takes three times as long."""
+def _with_subject(subject: str, assertion: Assertion) -> Assertion:
+    """Return the assertion with another subject. `dataclasses.replace` takes three times as long."""
     return Assertion(
-        predicate=one.predicate,
+        predicate=assertion.predicate,
         subject=subject,
-        object=one.object,
-        value=one.value,
-        start=one.start,
+        object=assertion.object,
+        value=assertion.value,
+        start=assertion.start,
     )

@@ -14,5 +14,5 @@ _TABLE = (
     "PE Prince Edward Island;QC Quebec;SK Saskatchewan;YT Yukon"
 )
 NAMES = {name: code for code, _, name in (row.partition(" ") for row in _TABLE.split(";"))}
-"""Code by name: `Ohio` → `OH`."""
+"""Codes by name: `Ohio` → `OH`."""
 CODES = frozenset(NAMES.values())

@@ -1,4 +1,4 @@
-"""Words that are no part of a name."""
+"""Words that are not a part of names."""
 
 _BEFORE_NAMES = """
 a an the this that our your their my his her its we i you they all any no new each both other another some
@@ -11,7 +11,7 @@ call email tell ask paid pay load loads shipment invoice regards best sincerely 
 monday tuesday wednesday thursday friday saturday sunday january february march april may june july august
 september october november december today yesterday tomorrow pickup delivery origin destination near
 """
-_OF_QUESTIONS = """
+_OF_QUERIES = """
 a an the of to in on at by for from with and or is are was were be been do does did has have had what when where
 who whom which why how many much any all about between since until before after during last next this that these
 those it its we our us i me my you your they them their he she his her show find list give tell get latest recent
@@ -20,6 +20,6 @@ please can could would should will not no yes there here than then today yesterd
 """
 
 NOT_NAMES = frozenset(_BEFORE_NAMES.split())
-"""They stand before a name in a text, or make a common phrase with its end (`Air Freight`)."""
-NOT_ASKED = frozenset(_OF_QUESTIONS.split())
-"""A name in a question neither starts nor ends with one of them."""
+"""Words that stand before a name in a text, or form a common phrase with its last word (`Air Freight`)."""
+NOT_AT_EDGE = frozenset(_OF_QUERIES.split())
+"""Words with which a name in a query neither starts nor ends."""

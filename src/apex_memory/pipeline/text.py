@@ -8,74 +8,77 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-# PostgreSQL refuses NUL and surrogates; the other control characters are separators in our own rows.
-_UNHOLDABLE = re.compile("[\x00-\x08\x0b-\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+# PostgreSQL refuses NUL and surrogates; the other control characters are separators in packed rows.
+_UNSTORABLE = re.compile("[\x00-\x08\x0b-\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _LINE_END = re.compile("\r\n?")
-_FORMS = bytes(
-    ord(
-        "0"
-        if chr(n).isdigit()
-        else "A"
-        if chr(n).isupper()
-        else " "
-        if chr(n).isspace()
-        else chr(n)
-    )
-    if n < 128
-    else n
-    for n in range(256)
-)
+
+
+def _shape_of(code: int) -> int:
+    character = chr(code)
+    if code >= 128:
+        return code
+    if character.isdigit():
+        return ord("0")
+    if character.isupper():
+        return ord("A")
+    if character.isspace():
+        return ord(" ")
+    return code
+
+
+_SHAPES = bytes(map(_shape_of, range(256)))
 
 
 def char_shape(text: str) -> bytes:
-    """The text with every digit as `0`, capital as `A` and blank as ` `, `?` for what is not ASCII.
+    """Return the text with `0` for every digit, `A` for a capital, a blank for white space, `?` for what is not ASCII.
 
-    What a pattern demands of its matches' form is looked for here at a thirtieth of the pattern's
-    own time: most texts have no telephone number.
+    Searching it for the shape that every match of a pattern must have takes a thirtieth of the pattern's
+    own time, and most texts hold, say, no telephone number.
     """
-    return text.encode("ascii", "replace").translate(_FORMS)
+    return text.encode("ascii", "replace").translate(_SHAPES)
 
 
 def matches(first: re.Pattern[str], pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
-    """What `pattern.finditer` gives, where `first` finds every place that a match can begin at.
+    """Yield the matches of `pattern.finditer`, where `first` finds every position at which a match can begin.
 
-    For patterns that begin with a look behind: their own search tries each character at full cost,
-    while a set of characters is looked for at a tenth of it.
+    For patterns that begin with a look-behind: their own search tries each character at full cost, a
+    search for a set of characters takes a tenth of that.
     """
     done = 0
-    for place in first.finditer(text):
-        start = place.start()
+    for candidate in first.finditer(text):
+        start = candidate.start()
         if start >= done and (match := pattern.match(text, start)):
             done = match.end()
             yield match
 
 
 def clean(text: str) -> str:
-    """The text as stores can hold it. What cannot be held becomes U+FFFD."""
+    """Return the text as every store can hold it. Other characters become U+FFFD."""
     if text.isascii() and text.isprintable():
         return text
-    held = _UNHOLDABLE.sub("\ufffd", _LINE_END.sub("\n", text))
-    return held if unicodedata.is_normalized("NFC", held) else unicodedata.normalize("NFC", held)
+    return unicodedata.normalize("NFC", _UNSTORABLE.sub("\ufffd", _LINE_END.sub("\n", text)))
 
 
-def clean_at(text: str, marks: Iterable[int]) -> tuple[str, dict[int, int]]:
-    """The clean text, and where each marked offset of the old text lies in it.
+def clean_at(text: str, offsets: Iterable[int]) -> tuple[str, dict[int, int]]:
+    """Return the clean text, and the new offset of each given offset.
 
-    The text is cleaned piece by piece between the marks, so a mark is exact even where cleaning
-    changes lengths; a combining sign at the very start of a piece stays as it is.
+    The text is cleaned piece by piece between the offsets, so they stay exact even where cleaning
+    changes lengths. A combining character at the very start of a piece stays as it is.
     """
     pieces: list[str] = []
     moved: dict[int, int] = {0: 0}
     last = length = 0
-    for mark in sorted({mark for mark in marks if 0 < mark <= len(text)} | {len(text)}):
-        pieces.append(clean(text[last:mark]))
+    inside = {offset for offset in offsets if 0 < offset <= len(text)}
+    for offset in sorted(inside | {len(text)}):
+        pieces.append(clean(text[last:offset]))
         length += len(pieces[-1])
-        last, moved[mark] = mark, length
+        moved[offset] = length
+        last = offset
     return "".join(pieces), moved
 
 
 def clean_value(value: Any) -> Any:
-    """Metadata as PostgreSQL's jsonb takes it: clean strings, finite numbers, all else as its text."""
+    """Return metadata as PostgreSQL's jsonb accepts it: clean strings, finite numbers, other values as text."""
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Amounts of money and dates, as a text writes them, in one form: `2450.00 USD`, `2026-03-03`."""
+"""Amounts of money and dates in a text, in one format: `2450.00 USD`, `2026-03-03`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from decimal import Decimal
 
 from apex_memory.pipeline.text import matches
 
-Found = tuple[str, int]  # the value in its one form, and its character offset
+ValueAt = tuple[str, int]
+"""A value in its one format, and its character offset."""
 
 _CURRENCY = {"$": "USD", "US$": "USD", "C$": "CAD", "CA$": "CAD", "€": "EUR", "£": "GBP"}
 _CODES = "USD|CAD|EUR|GBP|MXN"
@@ -38,8 +39,8 @@ _DAY_FIRST = re.compile(
 )
 
 
-def find_amounts(text: str) -> Iterator[Found]:
-    """Amounts with a currency. A bare `$` is taken for US dollars."""
+def find_amounts(text: str) -> Iterator[ValueAt]:
+    """Yield amounts with a currency. A bare `$` means US dollars."""
     named = any(code in text for code in _CODES.split("|"))
     signed = named or any(sign in text for sign in "$€£")
     for match in matches(_BEFORE_FIRST, _BEFORE, text) if signed else ():
@@ -54,13 +55,15 @@ def _amount(digits: str, currency: str, scale: int) -> str:
     return f"{Decimal(digits.replace(',', '')) * scale:.2f} {currency}"
 
 
-def find_dates(text: str, char_shape: bytes) -> Iterator[Found]:
-    """Dates with a year. `3/4/2026` is read month first, unless only the other way makes a date."""
+def find_dates(text: str, char_shape: bytes) -> Iterator[ValueAt]:
+    """Yield dates with a year. `3/4/2026` is read month first, unless only the other order is a date."""
     for match in _ISO.finditer(text) if b"0000-00-00" in char_shape else ():
         yield from _date(match[1], match[2], match[3], match.start())
     for match in _SLASHED.finditer(text) if b"0/0" in char_shape else ():
         year = match[3] if len(match[3]) == 4 else f"20{match[3]}"
-        month, day = (match[2], match[1]) if int(match[1]) > 12 else (match[1], match[2])
+        month, day = match[1], match[2]
+        if int(month) > 12:
+            month, day = day, month
         yield from _date(year, month, day, match.start())
     named = b" 0000" in char_shape
     for match in _MONTH_FIRST.finditer(text) if named else ():
@@ -73,7 +76,7 @@ def _month(name: str) -> str:
     return str(_MONTHS.index(name[:3].lower()) + 1)
 
 
-def _date(year: str, month: str, day: str, start: int) -> Iterator[Found]:
+def _date(year: str, month: str, day: str, start: int) -> Iterator[ValueAt]:
     try:
         yield date(int(year), int(month), int(day)).isoformat(), start
     except ValueError:  # the 31st of June is not a date

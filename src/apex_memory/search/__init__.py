@@ -1,39 +1,40 @@
-"""The read path: questions, documents, entities, from one snapshot of PostgreSQL and what the other stores add.
+"""The read path: search, single documents, entities and lists of documents.
 
-The snapshot comes first. Every hit of the graph and the vectors is dropped whose document does not
-point at its stage there, so a reader never sees part of a version, nor a mix of two.
+Each call reads one snapshot of PostgreSQL first. A hit of the graph or the vector store is kept only
+if its document points at the hit's stage in that snapshot, so a reader never sees a part of a version
+or a mix of two.
 """
 
-from apex_memory.search.answers import (
-    Answer,
-    DocumentRow,
+from apex_memory.search.fusion import Weights
+from apex_memory.search.results import (
+    AttributeValue,
+    DocumentPage,
+    DocumentSummary,
+    DocumentVersion,
     DocumentView,
     EntityView,
     Hit,
-    Page,
     Provenance,
     QueryEntities,
-    Recognised,
+    RecognisedEntity,
     Relation,
-    Said,
-    Version,
+    SearchResult,
 )
-from apex_memory.search.fusion import Weights
 from apex_memory.search.service import Search
 
 __all__ = [
-    "Answer",
-    "DocumentRow",
+    "AttributeValue",
+    "DocumentPage",
+    "DocumentSummary",
+    "DocumentVersion",
     "DocumentView",
     "EntityView",
     "Hit",
-    "Page",
     "Provenance",
     "QueryEntities",
-    "Recognised",
+    "RecognisedEntity",
     "Relation",
-    "Said",
     "Search",
-    "Version",
+    "SearchResult",
     "Weights",
 ]

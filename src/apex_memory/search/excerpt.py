@@ -1,4 +1,4 @@
-"""The part of a passage that speaks of the question: what a person reads of a hit first. Pure."""
+"""Excerpts: the part of a passage that holds the query's words. No I/O."""
 
 from __future__ import annotations
 
@@ -7,25 +7,23 @@ from bisect import bisect_left
 from collections.abc import Callable
 
 EXCERPT_CHARS = 240
-WORDS_MAX = 50  # of a question looked for
+WORDS_MAX = 50  # words of a query that are looked for
 
-_LEAD = 60  # characters kept before the first word of the question, at most
+_LEAD = 60  # characters kept before the first word of the query, at most
 _WORD = re.compile(r"\w[\w'’-]*")
-_SENTENCE = re.compile(r"(?:[.!?:]\s+|\n\s*)(?=\S)")
+_SENTENCE_START = re.compile(r"(?:[.!?:]\s+|\n\s*)(?=\S)")
 
 
-def excerpter(question: str, matters: Callable[[str], bool]) -> Callable[[str], str]:
-    """What cuts passages down to at most `EXCERPT_CHARS` with most of the question's words that matter.
+def excerpter(query: str, is_relevant: Callable[[str], bool]) -> Callable[[str], str]:
+    """Return a function that cuts a passage down to `EXCERPT_CHARS` characters with most of the query's relevant words.
 
-    Words are alike when they begin alike (`delivered`, `delivery`). White space is folded; `…` stands
-    where something was left out. A passage with none of the words is shown from its start.
+    Words match if they begin alike (`delivered`, `delivery`). White space is folded; `…` marks text that
+    was left out. A passage with none of the words is cut from its start.
     """
-    asked = dict.fromkeys(word.lower() for word in _WORD.findall(question) if matters(word))
-    # The ending is what grammar changes; a number or code has none.
-    stems = dict.fromkeys(w[: max(3, len(w) - 3)] if w.isalpha() else w for w in asked)
-    longest = sorted(stems, key=len, reverse=True)[:WORDS_MAX]
-    found = "|".join(map(re.escape, longest))
-    pattern = re.compile(rf"\b(?:{found})", re.IGNORECASE) if found else None
+    words = dict.fromkeys(word.lower() for word in _WORD.findall(query) if is_relevant(word))
+    longest = sorted(dict.fromkeys(map(_stem, words)), key=len, reverse=True)[:WORDS_MAX]
+    alternatives = "|".join(map(re.escape, longest))
+    pattern = re.compile(rf"\b(?:{alternatives})", re.IGNORECASE) if alternatives else None
 
     def excerpt(passage: str) -> str:
         if len(passage) > EXCERPT_CHARS:
@@ -36,8 +34,13 @@ def excerpter(question: str, matters: Callable[[str], bool]) -> Callable[[str], 
     return excerpt
 
 
+def _stem(word: str) -> str:
+    """Drop the ending, which grammar changes; a number or code has none."""
+    return word[: max(3, len(word) - 3)] if word.isalpha() else word
+
+
 def _best_start(passage: str, pattern: re.Pattern[str]) -> int:
-    """Where the window with the most different words begins: at its sentence, where that is near."""
+    """Return the start of the window with the most different words: the start of its sentence, where that is near."""
     matches = [(match.start(), match[0].lower()) for match in pattern.finditer(passage)]
     starts = [start for start, _ in matches]
     width = EXCERPT_CHARS - _LEAD
@@ -46,12 +49,13 @@ def _best_start(passage: str, pattern: re.Pattern[str]) -> int:
         words = {word for _, word in matches[n : bisect_left(starts, start + width)]}
         if len(words) > most:
             best, most = start, len(words)
-    near = [m.end() for m in _SENTENCE.finditer(passage, max(best - _LEAD, 0), best)]
-    return near[0] if near else max(best - _LEAD, 0)
+    lead_start = max(best - _LEAD, 0)
+    sentence_starts = [m.end() for m in _SENTENCE_START.finditer(passage, lead_start, best)]
+    return sentence_starts[0] if sentence_starts else lead_start
 
 
 def _cut(passage: str, start: int) -> str:
-    """`EXCERPT_CHARS` from about `start`, between words."""
+    """Return `EXCERPT_CHARS` characters from about `start`, cut between words."""
     start = min(start, len(passage) - EXCERPT_CHARS)
     if start > 0:
         space = passage.find(" ", start - 1, start + 40)

@@ -1,4 +1,4 @@
-"""Ranking: live hits of all legs into one order of passages. Pure."""
+"""Ranking: the candidates of all legs in one order of passages. No I/O."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
-from apex_memory.search.fusion import Leg, Place, Weights, coverage, fuse, smooth
-from apex_memory.search.retrieval import GraphFinds, VectorFinds
-from apex_memory.search.snapshot import spans_of, starts_of
-from apex_memory.search.time_words import Span
-from apex_memory.stores.postgres import Row
+from apex_memory.search.fusion import Leg, PassageId, Scores, Weights, coverage, fuse, smooth
+from apex_memory.search.retrieval import GraphCandidates, VectorCandidates
+from apex_memory.search.snapshot import DocumentContent, LiveDocument
+from apex_memory.search.time_expressions import TimeRange
 
 _TITLE_WORD = re.compile(r"[\w-]+")
 
 BESIDE_SHARE = 0.5  # of a document's graph score, for its passages without the evidence
 
+PassageSpans = dict[PassageId, tuple[int, int]]
+"""Character offsets (start, end) of each passage."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ranked:
-    """A passage in its place in the order."""
+class RankedPassage:
+    """A passage of the result, with its character offsets, its fused score and the scores of its legs."""
 
     doc: UUID
     start: int
@@ -32,154 +35,189 @@ class Ranked:
 
 
 @dataclass(slots=True)
-class Exact:
-    """Identifiers of the question, and the documents that hold them. These come before all others."""
+class IdentifierMatches:
+    """The identifiers of a query and the documents that hold them. These come before all others."""
 
     refs: dict[UUID, list[str]] = field(default_factory=dict)
-    """By document."""
+    """Refs by document."""
     counts: Counter[str] = field(default_factory=Counter)
-    """Documents an identifier."""
+    """Number of documents by ref."""
 
     def add(self, ref: str, doc: UUID) -> None:
         self.refs.setdefault(doc, []).append(ref)
         self.counts[ref] += 1
 
-    def worth(self, doc: UUID) -> float:
-        """More for more identifiers, and for rare ones: one shipment outweighs its carrier's code."""
-        return sum(1 / self.counts[ref] for ref in self.refs[doc]) if doc in self.refs else 0.0
+    def score(self, doc: UUID) -> float:
+        """Return more for more identifiers, and for rare ones: one shipment outweighs its carrier's code."""
+        return sum(1 / self.counts[ref] for ref in self.refs.get(doc, ()))
 
 
 @dataclass(slots=True, kw_only=True)
 class Ranking:
-    """What is known for one question once all legs are in."""
+    """Everything that the order of one query's passages depends on."""
 
-    rows: Mapping[UUID, Row]
-    vectors: VectorFinds
-    graph: GraphFinds
-    exact: Exact
-    contents: Mapping[UUID, Row]
-    """What the documents say that the graph or an identifier led to."""
-    time: Span | None
+    documents: Mapping[UUID, LiveDocument]
+    """All candidates."""
+    vectors: VectorCandidates
+    graph: GraphCandidates
+    identifiers: IdentifierMatches
+    contents: Mapping[UUID, DocumentContent]
+    """Contents of the documents that the graph or an identifier led to."""
+    time: TimeRange | None
     weights: Weights
     terms: int
-    """Words of the question that the word legs look for."""
+    """Number of words in the query that the word legs look for."""
     corpus: int
-    """Documents there are, about."""
+    """Approximate number of documents in memory."""
 
-    def order(self, *, limit: int, passages_per_document: int) -> list[Ranked]:
-        """The best passages: those with an identifier of the question first, then by fused score."""
+    def order(self, *, limit: int, passages_per_document: int) -> list[RankedPassage]:
+        """Return the best passages: first those with an identifier of the query, then by fused score."""
         spans = dict(self.vectors.spans)
-        named = {doc: self._named(doc, spans) for doc in self.exact.refs}
-        evidence = self._evidence(spans)
+        identified = {doc: self._identified_passages(doc, spans) for doc in self.identifiers.refs}
+        evidence = self._graph_evidence(spans)
         legs = self._legs(spans, evidence)
-        words, nearby = (
-            coverage(legs.get(name), terms=self.terms, corpus=self.corpus)
-            for name in ("words", "nearby")
-        )
-        scores = fuse(spans, legs, self.weights.trusting(words, nearby))
+        scores = fuse(spans, legs, self._scaled_weights(legs))
         leads = {
-            max(places, key=lambda place: (scores[place], -place[1])) for places in named.values()
+            max(passages, key=lambda passage: (scores[passage], -passage[1]))
+            for passages in identified.values()
         }
-        ordered = sorted(
-            spans,
-            key=lambda place: (
-                place not in leads,
-                -self.exact.worth(place[0]),
-                not self._is_record(place[0]),
-                -scores[place],
-                -self.rows[place[0]]["occurred_at"].timestamp(),
-                place,
-            ),
-        )
-        taken: Counter[UUID] = Counter()
-        ranked = []
-        for place in ordered:
-            taken[place[0]] += 1
-            if taken[place[0]] <= passages_per_document:
-                ranked.append(self._ranked(place, spans[place], scores[place], legs))
+        ordered = sorted(spans, key=lambda passage: self._sort_key(passage, leads, scores))
+        per_document: Counter[UUID] = Counter()
+        ranked: list[RankedPassage] = []
+        for passage in ordered:
+            per_document[passage[0]] += 1
+            if per_document[passage[0]] <= passages_per_document:
+                ranked.append(self._ranked(passage, spans[passage], scores[passage], legs))
             if len(ranked) == limit:
                 break
         return ranked
 
+    def _sort_key(
+        self, passage: PassageId, leads: Collection[PassageId], scores: Scores
+    ) -> tuple[Any, ...]:
+        """Order by: best passage of a document with an identifier, worth of its identifiers, the thing's own record, score, time."""
+        doc = passage[0]
+        return (
+            passage not in leads,
+            -self.identifiers.score(doc),
+            not self._is_record(doc),
+            -scores[passage],
+            -self.documents[doc].occurred_at.timestamp(),
+            passage,
+        )
+
+    def _scaled_weights(self, legs: Mapping[str, Leg]) -> Weights:
+        words = coverage(legs.get("words"), terms=self.terms, corpus=self.corpus)
+        nearby = coverage(legs.get("nearby"), terms=self.terms, corpus=self.corpus)
+        return self.weights.scaled_by_coverage(words, nearby)
+
     def _is_record(self, doc: UUID) -> bool:
-        """Whether it is the record of the very thing that is asked for: a `shipment` titled by its number.
+        """Return whether the document is the record of a thing that the query identifies: a `shipment` titled by its number.
 
-        It comes before what mails and talks say of that thing.
+        It comes before mails and conversations about that thing.
         """
-        if doc not in self.exact.refs:
+        content = self.contents.get(doc)
+        if content is None or doc not in self.identifiers.refs:
             return False
-        row = self.contents[doc]
-        words = _TITLE_WORD.findall(row["title"])
-        about = (ref.partition(":") for ref in self.exact.refs[doc])
-        return any(kind == row["kind"] and key in words for kind, _, key in about)
+        title_words = _TITLE_WORD.findall(content.title)
+        for ref in self.identifiers.refs[doc]:
+            kind, _, key = ref.partition(":")
+            if kind == content.kind and key in title_words:
+                return True
+        return False
 
-    def _named(self, doc: UUID, spans: dict[Place, tuple[int, int]]) -> list[Place]:
-        """The passages that hold an identifier, by position; those found otherwise, or the first, where none is known."""
-        row = self.contents[doc]
-        there = spans_of(row)
-        places = _holding(doc, there, starts_of(row, self.exact.refs[doc]))
-        places = places or [place for place in spans if place[0] == doc] or [(doc, 0)]
-        for place in places:
-            spans.setdefault(place, there[place[1]] if there else (0, 0))
-        return places
+    def _identified_passages(self, doc: UUID, spans: PassageSpans) -> list[PassageId]:
+        """Return the passages of a document that hold an identifier, and add them to `spans`.
 
-    def _evidence(self, spans: dict[Place, tuple[int, int]]) -> dict[UUID, set[int]]:
-        """Where documents name the graph's entities; one that no leg gave a passage for gets one here."""
+        If no position is known: the passages that other legs returned, or the first one.
+        """
+        content = self.contents[doc]
+        own_spans = content.passage_spans()
+        starts = content.evidence_starts(self.identifiers.refs[doc])
+        passages = _passages_holding(doc, own_spans, starts)
+        if not passages:
+            passages = [passage for passage in spans if passage[0] == doc] or [(doc, 0)]
+        for passage in passages:
+            spans.setdefault(passage, own_spans[passage[1]] if own_spans else (0, 0))
+        return passages
+
+    def _graph_evidence(self, spans: PassageSpans) -> dict[UUID, set[int]]:
+        """Return the offsets at which documents name the graph's entities.
+
+        A document of which no leg returned a passage gets one added to `spans`.
+        """
         evidence: dict[UUID, set[int]] = {}
         for hit in self.graph.hits:
-            evidence.setdefault(hit.doc, set()).update([] if hit.start is None else [hit.start])
-        passages = {doc for doc, _ in spans}
-        for doc in evidence.keys() & self.contents.keys() - passages:
-            there = spans_of(self.contents[doc])
-            places = _holding(doc, there, sorted(evidence[doc])) or [(doc, 0)]
-            spans[places[0]] = there[places[0][1]] if there else (0, 0)
+            starts = evidence.setdefault(hit.doc, set())
+            if hit.start is not None:
+                starts.add(hit.start)
+        documents_with_passages = {doc for doc, _ in spans}
+        for doc in evidence.keys() & self.contents.keys() - documents_with_passages:
+            own_spans = self.contents[doc].passage_spans()
+            passages = _passages_holding(doc, own_spans, sorted(evidence[doc])) or [(doc, 0)]
+            spans[passages[0]] = own_spans[passages[0][1]] if own_spans else (0, 0)
         return evidence
 
     def _legs(
-        self, spans: Mapping[Place, tuple[int, int]], evidence: Mapping[UUID, Collection[int]]
+        self, spans: PassageSpans, evidence: Mapping[UUID, Collection[int]]
     ) -> dict[str, Leg]:
         legs = {
             name: Leg(scores, self.vectors.floors[name])
             for name, scores in self.vectors.scores.items()
         }
         if "dense" in legs:
-            passages = {doc: row["passages"] for doc, row in self.rows.items()}
-            legs["dense_nearby"] = smooth(legs["dense"], passages)
-        linked = self.graph.scores()
-        legs["graph"] = Leg(
-            {
-                place: linked[place[0]] * (1 if _holds(span, evidence[place[0]]) else BESIDE_SHARE)
-                for place, span in spans.items()
-                if place[0] in linked
-            }
-        )
+            passage_counts = {doc: live.passages for doc, live in self.documents.items()}
+            legs["dense_nearby"] = smooth(legs["dense"], passage_counts)
+        legs["graph"] = Leg(self._graph_scores(spans, evidence))
         if self.time:
-            close = {doc: self.time.closeness(row["occurred_at"]) for doc, row in self.rows.items()}
-            legs["time"] = Leg({place: close[place[0]] for place in spans})
+            closeness = {
+                doc: self.time.closeness(live.occurred_at) for doc, live in self.documents.items()
+            }
+            legs["time"] = Leg({passage: closeness[passage[0]] for passage in spans})
         return legs
 
+    def _graph_scores(
+        self, spans: PassageSpans, evidence: Mapping[UUID, Collection[int]]
+    ) -> Scores:
+        document_scores = self.graph.scores()
+        scores = {}
+        for passage, span in spans.items():
+            doc = passage[0]
+            if doc in document_scores:
+                share = 1 if _holds_evidence(span, evidence[doc]) else BESIDE_SHARE
+                scores[passage] = document_scores[doc] * share
+        return scores
+
     def _ranked(
-        self, place: Place, span: tuple[int, int], score: float, legs: Mapping[str, Leg]
-    ) -> Ranked:
-        doc = place[0]
-        own = {name: leg.scores[place] for name, leg in legs.items() if place in leg.scores}
-        if doc in self.exact.refs:
-            own["identifier"] = self.exact.worth(doc)
-        led = [hit.entity for hit in self.graph.hits if hit.doc == doc]
-        return Ranked(
+        self, passage: PassageId, span: tuple[int, int], score: float, legs: Mapping[str, Leg]
+    ) -> RankedPassage:
+        doc = passage[0]
+        leg_scores = {
+            name: leg.scores[passage] for name, leg in legs.items() if passage in leg.scores
+        }
+        if doc in self.identifiers.refs:
+            leg_scores["identifier"] = self.identifiers.score(doc)
+        graph_refs = [hit.entity for hit in self.graph.hits if hit.doc == doc]
+        return RankedPassage(
             doc=doc,
             start=span[0],
             end=span[1],
             score=score,
-            legs=own,
-            why=tuple(dict.fromkeys([*self.exact.refs.get(doc, ()), *led])),
+            legs=leg_scores,
+            why=tuple(dict.fromkeys([*self.identifiers.refs.get(doc, ()), *graph_refs])),
         )
 
 
-def _holding(doc: UUID, spans: Sequence[tuple[int, int]], starts: Sequence[int]) -> list[Place]:
-    return [(doc, n) for n, span in enumerate(spans) if any(span[0] <= s < span[1] for s in starts)]
+def _passages_holding(
+    doc: UUID, spans: Sequence[tuple[int, int]], starts: Sequence[int]
+) -> list[PassageId]:
+    return [
+        (doc, n)
+        for n, (start, end) in enumerate(spans)
+        if any(start <= evidence < end for evidence in starts)
+    ]
 
 
-def _holds(span: tuple[int, int], starts: Collection[int]) -> bool:
-    """True also where no start is known: then the whole document is the evidence."""
+def _holds_evidence(span: tuple[int, int], starts: Collection[int]) -> bool:
+    """Return whether an offset lies in the span; True if no offset is known, for then the whole document is the evidence."""
     return not starts or any(span[0] <= start < span[1] for start in starts)

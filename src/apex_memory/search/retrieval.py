@@ -1,4 +1,4 @@
-"""The legs: what the vector store and the graph bring to a question, kept only where the snapshot agrees."""
+"""Retrieval: candidates for a query from the vector store and the graph, kept only where the snapshot shows them."""
 
 from __future__ import annotations
 
@@ -10,159 +10,166 @@ from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from apex_memory.model import Filters, Vectors
-from apex_memory.search.fusion import Place
-from apex_memory.search.time_words import Span
-from apex_memory.search.visibility import SnapshotView, StoreQuery, settled
+from apex_memory.search.fusion import PassageId
+from apex_memory.search.time_expressions import TimeRange
+from apex_memory.search.visibility import SnapshotView, StoreQuery, gather_both
 from apex_memory.stores.base import GraphHit, GraphStore, VectorHit, VectorStore
 
-GRAPH_ENTITIES = 8  # the rarest of those that a question may name
-GRAPH_LIMIT = 50  # hits an entity and hop
-NEIGHBOUR_SHARE = 0.3  # what being linked to an entity counts, beside naming it
+GRAPH_ENTITIES = 8  # the rarest of the entities that a query may name
+GRAPH_LIMIT = 50  # hits per entity and hop
+NEIGHBOUR_SHARE = 0.3  # score of a document linked to an entity, relative to one that names it
 
-
-Pages = Sequence[Mapping[str, list[VectorHit]]]
-"""Hits by leg: of the whole question, then of the documents with its identifiers, or of its time, alone."""
+LegPages = Sequence[Mapping[str, list[VectorHit]]]
+"""Hits by leg, one mapping per call of the vector store: for the whole query first, then for the documents with its
+identifiers and for the documents of its time, if it has any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """A question as the stores are asked it."""
+class RetrievalQuery:
+    """A query as the stores receive it."""
 
     text: str
-    exact: Sequence[str]
-    """Identifiers that live documents hold."""
+    identifiers: Sequence[str]
+    """Refs of identifiers in the query that live documents hold."""
     refs: Sequence[str]
-    """All that it may name."""
-    time: Span | None
-    """The time that it speaks of."""
+    """Refs of all entities that the query may name."""
+    time: TimeRange | None
+    """The time that the query names."""
     filters: Filters | None
     depth: int
-    """Hits a leg."""
+    """Hits per leg."""
 
 
 @dataclass(slots=True)
-class VectorFinds:
-    """Live passages by leg, and what any other passage could have scored at most."""
+class VectorCandidates:
+    """Live passages: scores by leg, the floor of each leg, and character offsets (start, end)."""
 
-    scores: dict[str, dict[Place, float]] = field(default_factory=dict)
+    scores: dict[str, dict[PassageId, float]] = field(default_factory=dict)
     floors: dict[str, float] = field(default_factory=dict)
-    spans: dict[Place, tuple[int, int]] = field(default_factory=dict)
+    spans: dict[PassageId, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
-class GraphFinds:
-    """Live documents that name an entity of the question, or are linked to one."""
+class GraphCandidates:
+    """Live documents that name an entity of the query, or are linked to one."""
 
     hits: list[GraphHit] = field(default_factory=list)
     known: Mapping[str, int] = field(default_factory=dict)
-    """Entities of the question that the graph holds, and how many assertions touch each."""
+    """Entities of the query that the graph holds, with the number of assertions that touch each."""
 
     def scores(self) -> dict[UUID, float]:
-        """Share of the question's entities that a document names, rare ones counting more: 0 to 1."""
-        worth = {ref: 1 / math.log2(2 + count) for ref, count in self.known.items()}
+        """Return for each document the share of the query's entities that it names, 0 to 1; rare entities count more."""
+        rarity = {ref: 1 / math.log2(2 + count) for ref, count in self.known.items()}
         best: dict[tuple[UUID, str], float] = {}
         for hit in self.hits:
-            share = worth.get(hit.entity, 0) * (NEIGHBOUR_SHARE if hit.hops else 1)
-            best[hit.doc, hit.entity] = max(best.get((hit.doc, hit.entity), 0), share)
+            score = rarity.get(hit.entity, 0) * (NEIGHBOUR_SHARE if hit.hops else 1)
+            best[hit.doc, hit.entity] = max(best.get((hit.doc, hit.entity), 0), score)
         scores: dict[UUID, float] = {}
-        for (doc, _), share in best.items():
-            scores[doc] = scores.get(doc, 0) + share / sum(worth.values())
+        for (doc, _), score in best.items():
+            scores[doc] = scores.get(doc, 0) + score / sum(rarity.values())
         return scores
 
 
-class Legs:
+class Retriever:
+    """Reads candidates from both stores."""
+
     def __init__(self, graph: GraphStore, vectors: VectorStore) -> None:
         self._graph = graph
         self._vectors = vectors
 
-    async def passages(
-        self, question: Question, vector: Awaitable[Vectors | None], asker: StoreQuery
-    ) -> VectorFinds:
-        """What the vector store brings. It looks for the words while the question's vector is still being made."""
-        pages = await settled(
-            self._fill(question, None, question.text, asker),
-            self._dense(question, vector, asker),
+    async def from_vectors(
+        self, query: RetrievalQuery, vector: Awaitable[Vectors | None], store_query: StoreQuery
+    ) -> VectorCandidates:
+        """Return passages by words and by meaning. The word legs run while the query's vector is still being made."""
+        by_words, by_meaning = await gather_both(
+            self._pages(query, None, query.text, store_query),
+            self._dense_pages(query, vector, store_query),
         )
-        return _vector_finds([*pages[0], *pages[1]], asker.live, question.depth)
+        return _candidates([*by_words, *by_meaning], store_query.snapshot, query.depth)
 
-    async def _dense(
-        self, question: Question, vector: Awaitable[Vectors | None], asker: StoreQuery
-    ) -> Pages:
-        made = await vector
-        return () if made is None else await self._fill(question, made, None, asker)
+    async def _dense_pages(
+        self, query: RetrievalQuery, vector: Awaitable[Vectors | None], store_query: StoreQuery
+    ) -> LegPages:
+        dense = await vector
+        if dense is None:
+            return ()
+        return await self._pages(query, dense, None, store_query)
 
-    async def _fill(
-        self, question: Question, dense: Vectors | None, words: str | None, asker: StoreQuery
-    ) -> Pages:
-        shows = asker.live.shows
+    async def _pages(
+        self,
+        query: RetrievalQuery,
+        dense: Vectors | None,
+        words: str | None,
+        store_query: StoreQuery,
+    ) -> LegPages:
+        shows = store_query.snapshot.shows
 
-        def short(pages: Pages) -> bool:
-            """Whether less than half of a full page is live."""
+        def is_short(pages: LegPages) -> bool:
+            """Return whether less than half of a full page is live."""
             return any(
-                len(leg) >= question.depth and 2 * sum(map(shows, leg)) < len(leg)
-                for leg in pages[0].values()
+                len(hits) >= query.depth and 2 * sum(map(shows, hits)) < len(hits)
+                for hits in pages[0].values()
             )
 
-        pages = await asker.fill(
+        pages = await store_query.run_until_filled(
             "vectors",
-            lambda exclude: self._ask(question, dense, words, exclude),
-            hits=lambda pages: [hit for page in pages for leg in page.values() for hit in leg],
-            short=short,
+            lambda exclude: self._search_vectors(query, dense, words, exclude),
+            items_of=_hits_of,
+            is_short=is_short,
         )
         return pages or ()
 
-    async def _ask(
+    async def _search_vectors(
         self,
-        question: Question,
+        query: RetrievalQuery,
         dense: Vectors | None,
         words: str | None,
         exclude: Sequence[UUID],
-    ) -> Pages:
-        """A page for the question, and one each over the documents with its identifiers and of its time, if it has any.
+    ) -> LegPages:
+        """Return a page for the query, and one each over the documents with its identifiers and of its time.
 
-        Among many documents those could not come up by likeness alone, and what is not brought is not boosted.
+        Among many documents these could not come up by similarity alone, and a passage that no leg returns
+        cannot be boosted.
         """
-        given = question.filters or Filters()
-        asked = [question.filters]
-        if question.exact and not given.entities:
-            asked.append(replace(given, entities=tuple(question.exact)))
-        if question.time and not (given.since or given.until):
-            asked.append(replace(given, since=question.time.since, until=question.time.until))
+        filters = query.filters or Filters()
+        variants = [query.filters]
+        if query.identifiers and not filters.entities:
+            variants.append(replace(filters, entities=tuple(query.identifiers)))
+        if query.time and not (filters.since or filters.until):
+            variants.append(replace(filters, since=query.time.since, until=query.time.until))
         calls = (
             self._vectors.search(
-                dense=dense,
-                words=words,
-                limit=question.depth,
-                filters=filters,
-                exclude=exclude,
+                dense=dense, words=words, limit=query.depth, filters=variant, exclude=exclude
             )
-            for filters in asked
+            for variant in variants
         )
         return await asyncio.gather(*calls)
 
-    async def links(self, question: Question, asker: StoreQuery) -> GraphFinds:
-        """What the graph brings."""
-        shows = asker.live.shows
+    async def from_graph(self, query: RetrievalQuery, store_query: StoreQuery) -> GraphCandidates:
+        """Return documents that the graph links to the query's entities."""
+        shows = store_query.snapshot.shows
 
-        def short(hits: Sequence[GraphHit]) -> bool:
-            """Whether less than half of a full page, of an entity and hop, is live."""
-            pages = Counter((hit.entity, hit.hops) for hit in hits)
-            shown = Counter((hit.entity, hit.hops) for hit in hits if shows(hit))
-            return any(n >= GRAPH_LIMIT and 2 * shown[page] < n for page, n in pages.items())
+        def is_short(hits: Sequence[GraphHit]) -> bool:
+            """Return whether less than half of a full page, of an entity and hop, is live."""
+            total = Counter((hit.entity, hit.hops) for hit in hits)
+            live = Counter((hit.entity, hit.hops) for hit in hits if shows(hit))
+            return any(
+                count >= GRAPH_LIMIT and 2 * live[page] < count for page, count in total.items()
+            )
 
-        known = await asker.once("graph", lambda: self._known(question.refs))
+        known = await store_query.run("graph", lambda: self._known(query.refs))
         if not known:
-            return GraphFinds()
-        hits = await asker.fill(
+            return GraphCandidates()
+        hits = await store_query.run_until_filled(
             "graph",
             lambda exclude: self._graph.linked(list(known), limit=GRAPH_LIMIT, exclude=exclude),
-            hits=lambda hits: hits,
-            short=short,
+            items_of=lambda hits: hits,
+            is_short=is_short,
         )
-        return GraphFinds([hit for hit in hits or () if shows(hit)], known)
+        return GraphCandidates([hit for hit in hits or () if shows(hit)], known)
 
     async def _known(self, refs: Sequence[str]) -> dict[str, int]:
-        """Those of the refs that the graph holds, the rarest few."""
+        """Return the rarest of the refs that the graph holds, with their number of assertions."""
         if not refs:
             return {}
         counts = await self._graph.known(refs)
@@ -170,18 +177,27 @@ class Legs:
         return {ref: count for count, ref in rarest[:GRAPH_ENTITIES]}
 
 
-def _vector_finds(pages: Pages, live: SnapshotView, depth: int) -> VectorFinds:
-    finds = VectorFinds()
+def _hits_of(pages: LegPages) -> list[VectorHit]:
+    hits: list[VectorHit] = []
+    for page in pages:
+        for leg_hits in page.values():
+            hits += leg_hits
+    return hits
+
+
+def _candidates(pages: LegPages, snapshot: SnapshotView, depth: int) -> VectorCandidates:
+    candidates = VectorCandidates()
     for page in pages:
         for leg, hits in page.items():
-            scores = finds.scores.setdefault(leg, {})
+            scores = candidates.scores.setdefault(leg, {})
             for hit in hits:
-                if live.shows(hit):
-                    place = hit.doc, hit.n
-                    scores[place] = hit.score
-                    finds.spans[place] = (hit.start, hit.end)
-            # BM25 of a passage without any of the words is 0; else none scores above the last of a page.
-            whole = leg != "dense" and len(hits) < depth
-            last = min((hit.score for hit in hits), default=0.0)
-            finds.floors.setdefault(leg, 0.0 if whole else last)
-    return finds
+                if snapshot.shows(hit):
+                    passage = hit.doc, hit.n
+                    scores[passage] = hit.score
+                    candidates.spans[passage] = (hit.start, hit.end)
+            # The BM25 score of a passage without any of the words is 0. Otherwise no passage that is
+            # missing scores above the last hit of a page.
+            is_complete = leg != "dense" and len(hits) < depth
+            lowest = min((hit.score for hit in hits), default=0.0)
+            candidates.floors.setdefault(leg, 0.0 if is_complete else lowest)
+    return candidates

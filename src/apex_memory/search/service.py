@@ -1,69 +1,82 @@
-"""The question's way: its vector and entities, the snapshot, the legs, one order, the text."""
+"""Search: the entities and the vector of a query, the snapshot, the legs, one ranking, the texts."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 from uuid import UUID
 
-import numpy as np
-
-from apex_memory.errors import Rejected
 from apex_memory.model import Entity, Filters, Vectors, now
-from apex_memory.search.answers import (
-    Answer,
-    DocumentView,
-    EntityView,
-    Hit,
-    Page,
-    Provenance,
-    QueryEntities,
-    Recognised,
-)
 from apex_memory.search.documents import DocumentReader
 from apex_memory.search.excerpt import excerpter
 from apex_memory.search.fusion import Weights
-from apex_memory.search.ranking import Exact, Ranked, Ranking
-from apex_memory.search.retrieval import GraphFinds, Legs, Question
-from apex_memory.search.snapshot import SNIPPET_CHARS, Opening, SnapshotReader, spans_of
+from apex_memory.search.query_vectors import QueryVector, QueryVectors
+from apex_memory.search.ranking import IdentifierMatches, RankedPassage, Ranking
+from apex_memory.search.requests import SearchRequest
+from apex_memory.search.results import (
+    DocumentPage,
+    DocumentView,
+    EntityView,
+    Hit,
+    Provenance,
+    QueryEntities,
+    RecognisedEntity,
+    SearchResult,
+)
+from apex_memory.search.retrieval import GraphCandidates, RetrievalQuery, Retriever
+from apex_memory.search.snapshot import (
+    SNIPPET_CHARS,
+    DocumentContent,
+    SnapshotReader,
+    SnapshotSummary,
+    Snippet,
+    unpack_spans,
+)
+from apex_memory.search.time_expressions import find_time_range
 from apex_memory.search.time_limits import Degraded, Stopwatch, TimeLimiter
-from apex_memory.search.time_words import time_words
-from apex_memory.search.visibility import SnapshotView, StoreQuery, settled
+from apex_memory.search.visibility import SnapshotView, StoreQuery, gather_both
 from apex_memory.stores.base import GraphStore, Store, VectorStore
 from apex_memory.stores.bm25 import Words
 from apex_memory.stores.cache import Cache
-from apex_memory.stores.postgres import Postgres, Row
+from apex_memory.stores.postgres import Postgres
 
-QUERY_CHARS = 2_000
-LIMIT_MAX = 100
-EXACT_MAX = 20  # identifiers of one question looked up in the exact index
-LEAST_DEPTH = 50  # hits a leg
-VECTOR_SECONDS = 3_600  # a question's vector stays in the cache
+EXACT_MAX = 20  # identifiers of one query that are looked up in the exact index
+LEAST_DEPTH = 50  # hits per leg
 
 T = TypeVar("T")
 
-# Types whose refs are names, not identifiers: a question about Dallas must not be answered by
-# every document that names Dallas before any other.
+# Types whose refs are names, not identifiers: for a query about Dallas, documents that merely name
+# Dallas must not come before all others.
 NAMES = frozenset({"company", "person", "location"})
 
 
 @dataclass(frozen=True, slots=True)
-class _Vector:
-    """A question's vector; None without an embedder. `cached` is where it came from."""
+class _SearchRun:
+    """One search in progress: the request, and what its parts report."""
 
-    row: Vectors | None
-    cached: bool
+    request: SearchRequest
+    degraded: Degraded = field(default_factory=Degraded)
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+
+@dataclass(frozen=True, slots=True)
+class _RunSnapshot:
+    """The snapshot of one search."""
+
+    reader: SnapshotReader
+    view: SnapshotView
+    summary: SnapshotSummary
+    identifiers: IdentifierMatches
 
 
 class Search:
-    """Answers questions from what one snapshot of PostgreSQL shows, and reads single documents and entities.
+    """Searches memory as one snapshot of PostgreSQL shows it, and reads single documents and entities.
 
-    `embed_query` gives a question's vector (shape (dimension,)) and `extract_query` its entities.
-    `leg_seconds` bounds each store's part; one that ran out of it is left alone for `rest_seconds`.
+    `embed_query` returns the vector of a query, shape (dimension,), and `extract_query` its entities.
+    Each store's part takes `leg_seconds` at most; after a timeout a store is skipped for `rest_seconds`.
     """
 
     def __init__(
@@ -81,16 +94,15 @@ class Search:
         clock: Callable[[], datetime] = now,
     ) -> None:
         self._db = db
-        self._cache = cache
-        self._embed_query = embed_query
-        self._embedder_id = embedder_id
+        self._graph = graph
+        self._vectors = vectors
         self._extract_query = extract_query
         self._clock = clock
-        self._bounded = TimeLimiter(seconds=leg_seconds, rest=rest_seconds)
-        self._words = Words(average_words=1)  # of questions, whose terms do not depend on it
-        self._legs = Legs(graph, vectors)
-        self._graph, self._vectors = graph, vectors
-        self._memory = DocumentReader(db, graph, cache, bounded=self._bounded)
+        self._time_limiter = TimeLimiter(seconds=leg_seconds, rest=rest_seconds)
+        self._query_vectors = QueryVectors(cache, embed_query, embedder_id, self._time_limiter)
+        self._words = Words(average_words=1)  # only for queries, whose terms do not depend on it
+        self._retriever = Retriever(graph, vectors)
+        self._documents = DocumentReader(db, graph, cache, time_limiter=self._time_limiter)
 
     async def search(
         self,
@@ -100,191 +112,161 @@ class Search:
         filters: Filters | None = None,
         passages_per_document: int = 3,
         weights: Weights | None = None,
-    ) -> Answer:
-        """The best passages for a question; without one, the newest documents that pass the filters.
+    ) -> SearchResult:
+        """Return the best passages for a query; for an empty query the newest documents that pass the filters.
 
-        Raises `Rejected` for a question over 2,000 characters or a limit outside 1 to 100, and
-        `Unavailable` when PostgreSQL is not there. Any other store that is away makes the answer
-        `degraded`.
+        Raises `Rejected` for a query over 2,000 characters or a limit outside 1 to 100, and `Unavailable`
+        without PostgreSQL. Without any other store the result is `degraded`.
         """
-        text = query.encode("utf-8", "replace").decode().replace("\x00", " ").strip()
-        _check(text, limit, passages_per_document)
-        watch, degraded = Stopwatch(), Degraded()
-        with watch.part("total"):
-            if not text:
-                answer = await self._newest(limit, filters, watch)
+        run = _SearchRun(
+            SearchRequest.from_query(
+                query,
+                limit=limit,
+                passages_per_document=passages_per_document,
+                filters=filters,
+                weights=weights,
+            )
+        )
+        with run.stopwatch.part("total"):
+            if run.request.text:
+                result = await self._best_passages(run)
             else:
-                answer = await self._ask(
-                    text,
-                    limit,
-                    filters,
-                    passages_per_document,
-                    weights or Weights(),
-                    watch,
-                    degraded,
-                )
-        answer.degraded = degraded.names()
-        answer.took_ms = watch.took_ms
-        return answer
+                result = await self._newest_documents(run)
+        result.degraded = run.degraded.names()
+        result.took_ms = run.stopwatch.took_ms
+        return result
 
-    async def _newest(self, limit: int, filters: Filters | None, watch: Stopwatch) -> Answer:
-        with watch.part("read"):
+    async def _newest_documents(self, run: _SearchRun) -> SearchResult:
+        with run.stopwatch.part("read"):
             async with self._db.snapshot() as connection:
-                reader = SnapshotReader(connection, filters)
-                ranked = []
-                for row in await reader.newest(limit):
-                    start, end = next(iter(spans_of(row)), (0, 0))
-                    ranked.append(
-                        Ranked(doc=row["doc_id"], start=start, end=end, score=0.0, legs={}, why=())
+                reader = SnapshotReader(connection, run.request.filters)
+                passages: list[RankedPassage] = []
+                for document in await reader.newest(run.request.limit):
+                    start, end = next(iter(unpack_spans(document.spans)), (0, 0))
+                    passages.append(
+                        RankedPassage(
+                            doc=document.doc_id, start=start, end=end, score=0.0, legs={}, why=()
+                        )
                     )
-                return Answer(hits=await _hits(reader, ranked, excerpter("", self._matters)))
+                hits = await _hits(reader, passages, excerpter("", self._is_relevant))
+        return SearchResult(hits=hits)
 
-    async def _ask(
-        self,
-        text: str,
-        limit: int,
-        filters: Filters | None,
-        passages_per_document: int,
-        weights: Weights,
-        watch: Stopwatch,
-        degraded: Degraded,
-    ) -> Answer:
-        # Begun at once: a vector takes as long as all else together. What waits for it holds a
-        # connection meanwhile, for `leg_seconds` at most, and of those there are enough.
-        vector = asyncio.create_task(self._vector(text, degraded, watch))
+    async def _best_passages(self, run: _SearchRun) -> SearchResult:
+        # Started first: a vector takes as long as everything else together. The search holds a connection
+        # while it waits for the vector, `leg_seconds` at most; the pool is large enough for that.
+        vector = asyncio.create_task(self._query_vector(run))
         try:
-            answer, _ = await settled(
-                self._look(
-                    text, limit, filters, passages_per_document, weights, watch, degraded, vector
-                ),
-                self._keep_vector(text, vector),
+            result, _ = await gather_both(
+                self._rank_in_snapshot(run, vector),
+                self._store_vector(run.request.text, vector),
             )
         finally:
             vector.cancel()
-        return answer
+        return result
 
-    async def _look(
-        self,
-        text: str,
-        limit: int,
-        filters: Filters | None,
-        passages_per_document: int,
-        weights: Weights,
-        watch: Stopwatch,
-        degraded: Degraded,
-        vector: Awaitable[_Vector],
-    ) -> Answer:
-        entities = self._extract_query(text)
-        certain = [ref for ref in entities.certain if Entity.parse(ref).type not in NAMES]
+    async def _rank_in_snapshot(
+        self, run: _SearchRun, vector: Awaitable[QueryVector]
+    ) -> SearchResult:
+        request = run.request
+        entities = self._extract_query(request.text)
+        exact_refs = [ref for ref in entities.certain if Entity.parse(ref).type not in NAMES]
         async with self._db.snapshot() as connection:
-            reader, exact = SnapshotReader(connection, filters), Exact()
-            live = SnapshotView(reader)
-            with watch.part("identifiers"):
-                opening = await reader.opening()
-                for ref, row in await reader.identified(certain[:EXACT_MAX]):
-                    exact.add(ref, row["doc_id"])
-            question = Question(
-                text=text,
-                exact=list(exact.counts),
+            with run.stopwatch.part("identifiers"):
+                snapshot = await _open_snapshot(
+                    SnapshotReader(connection, request.filters), exact_refs
+                )
+            query = RetrievalQuery(
+                text=request.text,
+                identifiers=list(snapshot.identifiers.counts),
                 refs=[*entities.certain, *entities.candidates],
-                time=time_words(text, self._clock()),
-                filters=filters,
-                depth=max(LEAST_DEPTH, 3 * limit),
+                time=find_time_range(request.text, self._clock()),
+                filters=request.filters,
+                depth=max(LEAST_DEPTH, 3 * request.limit),
             )
-            asker = StoreQuery(live, self._bounded, degraded)
-            with watch.part("stores"):
-                found, (linked, contents) = await settled(
-                    self._checked(
+            store_query = StoreQuery(snapshot.view, self._time_limiter, run.degraded)
+            with run.stopwatch.part("stores"):
+                from_vectors, (from_graph, contents) = await gather_both(
+                    self._verified(
                         self._vectors,
-                        self._legs.passages(question, _rows(vector), asker),
-                        opening,
-                        degraded,
+                        self._retriever.from_vectors(query, _vector_of(vector), store_query),
+                        run,
+                        snapshot,
                     ),
-                    self._linked(
-                        exact,
-                        self._checked(
-                            self._graph, self._legs.links(question, asker), opening, degraded
-                        ),
-                        live,
-                        reader,
-                    ),
+                    self._from_graph(query, store_query, run, snapshot),
                 )
-            with watch.part("read"):
+            with run.stopwatch.part("read"):
                 ranking = Ranking(
-                    rows=live.rows,
-                    vectors=found,
-                    graph=linked,
-                    exact=exact,
+                    documents=snapshot.view.documents,
+                    vectors=from_vectors,
+                    graph=from_graph,
+                    identifiers=snapshot.identifiers,
                     contents=contents,
-                    time=question.time,
-                    weights=weights,
-                    terms=len(self._words.question(text).ids),
-                    corpus=opening.documents,
+                    time=query.time,
+                    weights=request.weights,
+                    terms=len(self._words.question(request.text).ids),
+                    corpus=snapshot.summary.documents,
                 )
-                ranked = ranking.order(limit=limit, passages_per_document=passages_per_document)
-                hits = await _hits(reader, ranked, excerpter(text, self._matters))
-        recognised = [Recognised(ref, True, exact.counts[ref]) for ref in certain] + [
-            Recognised(ref, False, count)
-            for ref, count in linked.known.items()
-            if ref not in certain
-        ]
-        return Answer(hits=hits, entities=recognised)
+                passages = ranking.order(
+                    limit=request.limit, passages_per_document=request.passages_per_document
+                )
+                hits = await _hits(
+                    snapshot.reader, passages, excerpter(request.text, self._is_relevant)
+                )
+        return SearchResult(
+            hits=hits,
+            entities=_recognised(exact_refs, snapshot.identifiers, from_graph.known),
+        )
 
-    def _matters(self, word: str) -> bool:
-        """Whether the word legs look for it: they leave stop words out."""
+    def _is_relevant(self, word: str) -> bool:
+        """Return whether the word legs look for a word: they leave stop words out."""
         return bool(self._words.question(word).ids.size)
 
-    async def _checked(
-        self, store: Store, answer: Awaitable[T], opening: Opening, degraded: Degraded
+    async def _verified(
+        self, store: Store, call: Awaitable[T], run: _SearchRun, snapshot: _RunSnapshot
     ) -> T:
-        """What a store answers; afterwards it is degraded unless it is the one known to be whole."""
-        given = await answer
-        await self._bounded.mark([store], opening.verified, degraded)
-        return given
+        """Return the result of a call. Afterwards the store is degraded unless it is the verified incarnation."""
+        result = await call
+        await self._time_limiter.check_incarnation(store, snapshot.summary.verified, run.degraded)
+        return result
 
-    async def _linked(
-        self, exact: Exact, links: Awaitable[GraphFinds], live: SnapshotView, reader: SnapshotReader
-    ) -> tuple[GraphFinds, Mapping[UUID, Row]]:
-        """What the graph brings, and what the documents say that it or an identifier led to."""
-        linked = await links
-        await live.look_up(exact.refs)
-        led = exact.refs.keys() | {hit.doc for hit in linked.hits}
-        return linked, await reader.contents(led)
+    async def _from_graph(
+        self,
+        query: RetrievalQuery,
+        store_query: StoreQuery,
+        run: _SearchRun,
+        snapshot: _RunSnapshot,
+    ) -> tuple[GraphCandidates, Mapping[UUID, DocumentContent]]:
+        """Return the graph's candidates, and the contents of these and of the documents with an identifier."""
+        candidates = await self._verified(
+            self._graph, self._retriever.from_graph(query, store_query), run, snapshot
+        )
+        await snapshot.view.load(snapshot.identifiers.refs)
+        docs = snapshot.identifiers.refs.keys() | {hit.doc for hit in candidates.hits}
+        return candidates, await snapshot.reader.contents(docs)
 
-    async def _vector(self, text: str, degraded: Degraded, watch: Stopwatch) -> _Vector:
-        with watch.part("embed"):
-            key = self._vector_key(text)
-            cached = (await self._cache.get_many([key])).get(key)
-            if cached:
-                return _Vector(np.frombuffer(cached, dtype="<f4"), cached=True)
-            made = await self._bounded.run("embedder", degraded, lambda: self._embed_query(text))
-            return _Vector(made, cached=False)
+    async def _query_vector(self, run: _SearchRun) -> QueryVector:
+        with run.stopwatch.part("embed"):
+            return await self._query_vectors.get(run.request.text, run.degraded)
 
-    async def _keep_vector(self, text: str, vector: Awaitable[_Vector]) -> None:
-        made = await vector
-        if made.row is not None and not made.cached:
-            held = np.ascontiguousarray(made.row, dtype="<f4").tobytes()
-            await self._cache.put_many({self._vector_key(text): held}, VECTOR_SECONDS)
-
-    def _vector_key(self, text: str) -> str:
-        return f"query:{self._embedder_id}:{hashlib.sha256(text.encode()).hexdigest()}"
+    async def _store_vector(self, text: str, vector: Awaitable[QueryVector]) -> None:
+        await self._query_vectors.store(text, await vector)
 
     async def document(self, doc_id: UUID) -> DocumentView:
-        """The version that readers see. Raises `NotFound` for one that never was, or is deleted."""
-        return await self._memory.document(doc_id)
+        """Return the version that readers see. Raises `NotFound` for an unknown or deleted document."""
+        return await self._documents.document(doc_id)
 
     async def document_version(
         self, doc_id: UUID, version: int, event_id: str | None = None
     ) -> DocumentView:
-        """A version that readers see or have seen, while its manifest is kept; else `NotFound`.
+        """Return a version that readers see or have seen. Raises `NotFound` if its manifest is not kept.
 
-        Versions with the same number differ by `event_id`; without it the last of them is meant.
+        Versions with the same number differ by `event_id`; without it the last of them is returned.
         """
-        return await self._memory.document_version(doc_id, version, event_id)
+        return await self._documents.document_version(doc_id, version, event_id)
 
     async def entity(self, ref: str, *, limit: int = 50) -> EntityView:
-        """What live documents say of an entity; `NotFound` when none names it."""
-        return await self._memory.entity(ref, limit=limit)
+        """Return what live documents state of an entity. Raises `NotFound` if none names it."""
+        return await self._documents.entity(ref, limit=limit)
 
     async def documents(
         self,
@@ -294,66 +276,74 @@ class Search:
         deleted: bool | None = False,
         limit: int = 50,
         after: str | None = None,
-    ) -> Page:
-        """Documents by time of their last commit, newest first, from the cursor `after` on.
+    ) -> DocumentPage:
+        """Return documents by time of their last commit, newest first, starting after the cursor `after`.
 
-        `deleted` None lists the deleted ones too, True them alone. Raises `Rejected` for a cursor
-        that no page gave.
+        `deleted` None includes deleted documents, True lists these alone. Raises `Rejected` for a cursor
+        that is not from such a page.
         """
-        return await self._memory.documents(
+        return await self._documents.documents(
             sources=sources, kinds=kinds, deleted=deleted, limit=limit, after=after
         )
 
 
-async def _rows(vector: Awaitable[_Vector]) -> Vectors | None:
-    return (await vector).row
+async def _open_snapshot(reader: SnapshotReader, exact_refs: Sequence[str]) -> _RunSnapshot:
+    """Take the snapshot and look up the query's identifiers in it."""
+    summary = await reader.summary()
+    identifiers = IdentifierMatches()
+    for ref, doc in await reader.identified(exact_refs[:EXACT_MAX]):
+        identifiers.add(ref, doc)
+    return _RunSnapshot(reader, SnapshotView(reader), summary, identifiers)
 
 
-def _check(text: str, limit: int, passages_per_document: int) -> None:
-    if len(text) > QUERY_CHARS:
-        raise Rejected(
-            f"the question has {len(text)} characters",
-            remedy=f"ask in at most {QUERY_CHARS} characters",
-        )
-    if not 1 <= limit <= LIMIT_MAX or passages_per_document < 1:
-        raise Rejected(
-            f"limit {limit}, {passages_per_document} passages a document",
-            remedy=f"ask for 1 to {LIMIT_MAX} hits, and at least one passage a document",
-        )
+async def _vector_of(query_vector: Awaitable[QueryVector]) -> Vectors | None:
+    return (await query_vector).vector
+
+
+def _recognised(
+    exact_refs: Sequence[str], identifiers: IdentifierMatches, known: Mapping[str, int]
+) -> list[RecognisedEntity]:
+    exact = [RecognisedEntity(ref, True, identifiers.counts[ref]) for ref in exact_refs]
+    others = [
+        RecognisedEntity(ref, False, count) for ref, count in known.items() if ref not in exact_refs
+    ]
+    return exact + others
 
 
 async def _hits(
-    reader: SnapshotReader, ranked: Sequence[Ranked], excerpt: Callable[[str], str]
+    reader: SnapshotReader, passages: Sequence[RankedPassage], excerpt: Callable[[str], str]
 ) -> list[Hit]:
-    """Ranked passages with their text and origin."""
-    rows = await reader.snippets([(one.doc, one.start, one.end) for one in ranked])
+    """Return the passages with their texts and origins."""
+    snippets = await reader.snippets(
+        [(passage.doc, passage.start, passage.end) for passage in passages]
+    )
     return [
-        _hit(rank, one, row, excerpt)
-        for rank, (one, row) in enumerate(zip(ranked, rows, strict=True), start=1)
+        _hit(rank, passage, snippet, excerpt)
+        for rank, (passage, snippet) in enumerate(zip(passages, snippets, strict=True), start=1)
     ]
 
 
-def _hit(rank: int, one: Ranked, row: Row, excerpt: Callable[[str], str]) -> Hit:
+def _hit(rank: int, passage: RankedPassage, snippet: Snippet, excerpt: Callable[[str], str]) -> Hit:
     return Hit(
         rank=rank,
-        doc_id=row["doc_id"],
-        title=row["title"],
-        source=row["source"],
-        kind=row["kind"],
-        occurred_at=row["occurred_at"],
-        snippet=row["snippet"],
-        excerpt=excerpt(row["snippet"]),
-        start=one.start,
-        end=min(one.end, one.start + SNIPPET_CHARS),
-        score=one.score,
-        legs=one.legs,
-        why=one.why,
+        doc_id=snippet.doc_id,
+        title=snippet.title,
+        source=snippet.source,
+        kind=snippet.kind,
+        occurred_at=snippet.occurred_at,
+        snippet=snippet.snippet,
+        excerpt=excerpt(snippet.snippet),
+        start=passage.start,
+        end=min(passage.end, passage.start + SNIPPET_CHARS),
+        score=passage.score,
+        legs=passage.legs,
+        why=passage.why,
         provenance=Provenance(
-            inbox_id=row["inbox_id"],
-            event_id=row["event_id"],
-            version=row["version"],
-            received_at=row["received_at"],
-            manifest_id=row["manifest_id"],
-            stage_id=row["stage_id"],
+            inbox_id=snippet.inbox_id,
+            event_id=snippet.event_id,
+            version=snippet.version,
+            received_at=snippet.received_at,
+            manifest_id=snippet.manifest_id,
+            stage_id=snippet.stage_id,
         ),
     )

@@ -1,27 +1,112 @@
-"""What a search reads from PostgreSQL, all in one snapshot: which documents are live, and their text."""
+"""Reads from PostgreSQL, all in one snapshot: which documents are live, and their text."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, LiteralString
+from datetime import datetime
+from typing import Any, LiteralString, TypeVar
 from uuid import UUID
 
 import msgpack
+from psycopg.rows import class_row
 
 from apex_memory.model import Filters
-from apex_memory.stores.postgres import Connection, Row
+from apex_memory.stores.postgres import Connection
 
 EXACT_LIMIT = 50  # newest documents looked up for one identifier
 SNIPPET_CHARS = 2_000
 
-_ROW: LiteralString = "d.doc_id, d.stage_id, d.manifest_id, d.source, d.kind, d.title, d.occurred_at, d.version, d.event_id"
+R = TypeVar("R")
 
 
-def conditions(filters: Filters | None) -> tuple[LiteralString, dict[str, Any]]:
-    """`WHERE` conditions over `documents d` for what is live and passes the filters, with their parameters."""
-    parts: list[LiteralString] = ["NOT d.deleted"]
-    values: dict[str, Any] = {}
+@dataclass(frozen=True, slots=True)
+class SnapshotSummary:
+    """The approximate number of documents, and the verified incarnation of each store that is complete."""
+
+    documents: int
+    verified: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class LiveDocument:
+    """A document that readers see, with the number of its passages."""
+
+    doc_id: UUID
+    stage_id: UUID
+    occurred_at: datetime
+    passages: int
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentContent:
+    """Kind, title, passages and assertions of a document. `spans` and `assertions` are packed as in its manifest."""
+
+    doc_id: UUID
+    kind: str
+    title: str
+    spans: bytes
+    assertions: bytes
+
+    def passage_spans(self) -> list[tuple[int, int]]:
+        """Return (start, end) character offsets of the passages, in order."""
+        return unpack_spans(self.spans)
+
+    def evidence_starts(self, refs: Collection[str]) -> list[int]:
+        """Return the character offsets at which the text names one of the entities, in order."""
+        return sorted(
+            start
+            for _, subject, object, _, start in msgpack.unpackb(self.assertions)
+            if start is not None and (subject in refs or object in refs)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NewestDocument:
+    """A document with its passages, packed as in its manifest."""
+
+    doc_id: UUID
+    spans: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Snippet:
+    """Text of a passage with its document and origin."""
+
+    doc_id: UUID
+    stage_id: UUID
+    manifest_id: UUID
+    inbox_id: UUID
+    source: str
+    kind: str
+    title: str
+    occurred_at: datetime
+    version: int
+    event_id: str
+    received_at: datetime
+    snippet: str
+
+
+@dataclass(frozen=True, slots=True)
+class _IdentifierRow:
+    doc_id: UUID
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class _StageRow:
+    stage_id: UUID
+
+
+def unpack_spans(spans: bytes) -> list[tuple[int, int]]:
+    """Return (start, end) character offsets of passages from a manifest's column `chunks`."""
+    return [(start, end) for start, end in msgpack.unpackb(spans)]
+
+
+def live_conditions(filters: Filters | None) -> tuple[LiteralString, dict[str, Any]]:
+    """Return `WHERE` conditions over `documents d` for live documents that pass the filters, and their parameters."""
+    conditions: list[LiteralString] = ["NOT d.deleted"]
+    parameters: dict[str, Any] = {}
     if filters:
         clauses: Sequence[tuple[LiteralString, str, Any]] = (
             ("d.source = ANY(%(sources)s)", "sources", list(filters.sources)),
@@ -32,17 +117,9 @@ def conditions(filters: Filters | None) -> tuple[LiteralString, dict[str, Any]]:
         )
         for clause, name, value in clauses:
             if value:
-                parts.append(clause)
-                values[name] = value
-    return " AND ".join(parts), values
-
-
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """About how many documents there are, and which incarnation of each store is known to be whole."""
-
-    documents: int
-    verified: Mapping[str, str]
+                conditions.append(clause)
+                parameters[name] = value
+    return " AND ".join(conditions), parameters
 
 
 class SnapshotReader:
@@ -50,113 +127,120 @@ class SnapshotReader:
 
     def __init__(self, connection: Connection, filters: Filters | None) -> None:
         self._connection = connection
-        self._where, self._values = conditions(filters)
+        self._where, self._parameters = live_conditions(filters)
 
-    async def opening(self) -> Opening:
-        """What a search knows before it asks any store.
+    async def summary(self) -> SnapshotSummary:
+        """Return what a search needs before it queries any store.
 
-        The first statement of a search: PostgreSQL takes the snapshot here, not when the transaction begins.
+        This must be the first statement of a search: PostgreSQL takes the snapshot with the first
+        statement of a transaction, not at its begin.
         """
-        cursor = await self._connection.execute(
+        [summary] = await self._rows(
+            SnapshotSummary,
             """SELECT CASE WHEN c.reltuples < 1000 THEN (SELECT count(*) FROM (SELECT FROM documents LIMIT 1000) d)
                            ELSE c.reltuples END::bigint AS documents,
                       (SELECT coalesce(jsonb_object_agg(store, incarnation), '{}') FROM store_state
                        WHERE state = 'ready') AS verified
-               FROM pg_class c WHERE c.oid = 'documents'::regclass"""
+               FROM pg_class c WHERE c.oid = 'documents'::regclass""",
+            {},
         )
-        row = await cursor.fetchone()
-        assert row is not None
-        return Opening(int(row["documents"]), row["verified"])
+        return summary
 
-    async def identified(self, refs: Sequence[str]) -> list[tuple[str, Row]]:
-        """(ref, document) for the newest live documents that hold an identifier, up to `EXACT_LIMIT` each."""
+    async def identified(self, refs: Sequence[str]) -> list[tuple[str, UUID]]:
+        """Return (ref, document id) of the newest live documents that hold an identifier, at most `EXACT_LIMIT` per ref."""
         if not refs:
             return []
-        # A branch for each ref, with its value in the plan: the statistics of the very identifier
-        # decide between the index over entities and a walk over the newest documents.
+        # A branch per ref, with its value in the plan: the statistics of that very identifier decide
+        # between the index over entities and a walk over the newest documents.
         branches: list[LiteralString] = [
-            f"""(SELECT {_ROW}, {n} AS n FROM documents d WHERE {self._where} AND d.entities && ARRAY[%(ref{n})s]
+            f"""(SELECT d.doc_id, {n} AS n FROM documents d WHERE {self._where} AND d.entities && ARRAY[%(ref{n})s]
                  ORDER BY d.committed_at DESC LIMIT {EXACT_LIMIT})"""
             for n in range(len(refs))
         ]
-        values = {f"ref{n}": ref for n, ref in enumerate(refs)}
-        cursor = await self._connection.execute(
-            " UNION ALL ".join(branches), self._values | values, prepare=False
+        parameters = {f"ref{n}": ref for n, ref in enumerate(refs)}
+        rows = await self._rows(
+            _IdentifierRow,
+            " UNION ALL ".join(branches),
+            self._parameters | parameters,
+            prepare=False,
         )
-        return [(refs[row["n"]], row) for row in await cursor.fetchall()]
+        return [(refs[row.n], row.doc_id) for row in rows]
 
-    async def live(self, docs: Collection[UUID]) -> dict[UUID, Row]:
-        """What ranking needs of the documents among `docs` that readers see and the filters pass.
+    async def live(self, docs: Collection[UUID]) -> dict[UUID, LiveDocument]:
+        """Return those of the documents that readers see and that pass the filters.
 
-        `passages` says how many each has. The rest is read for the few that are shown: rows of a
-        hundred documents are much of what a search costs.
+        They hold only what ranking needs. The rest is read for the few documents that are shown: the
+        rows of a hundred documents are a large part of a search's cost.
         """
-        cursor = await self._connection.execute(
+        rows = await self._rows(
+            LiveDocument,
             f"""SELECT d.doc_id, d.stage_id, d.occurred_at, coalesce(s.chunks, 0) AS passages FROM documents d
                 LEFT JOIN stages s ON s.stage_id = d.stage_id
                 WHERE d.doc_id = ANY(%(docs)b) AND {self._where}""",
-            self._values | {"docs": list(docs)},
+            self._parameters | {"docs": list(docs)},
         )
-        return {row["doc_id"]: row for row in await cursor.fetchall()}
+        return {row.doc_id: row for row in rows}
 
-    async def contents(self, docs: Collection[UUID]) -> dict[UUID, Row]:
-        """`kind`, `title`, and `spans` and `assertions` as manifests pack them, by document."""
+    async def contents(self, docs: Collection[UUID]) -> dict[UUID, DocumentContent]:
+        """Return the contents of documents, by document id."""
         if not docs:
             return {}
-        cursor = await self._connection.execute(
+        rows = await self._rows(
+            DocumentContent,
             """SELECT d.doc_id, d.kind, d.title, m.chunks AS spans, m.assertions
-               FROM documents d JOIN manifests m ON m.id = d.manifest_id WHERE d.doc_id = ANY(%b)""",
-            (list(docs),),
+               FROM documents d JOIN manifests m ON m.id = d.manifest_id WHERE d.doc_id = ANY(%(docs)b)""",
+            {"docs": list(docs)},
         )
-        return {row["doc_id"]: row for row in await cursor.fetchall()}
+        return {row.doc_id: row for row in rows}
 
-    async def unsettled(self, most: int) -> list[UUID]:
-        """Stages that this snapshot does not show, but the stores may hold; none if there are more than `most`."""
-        cursor = await self._connection.execute(
+    async def hidden_stages(self, most: int) -> list[UUID]:
+        """Return the stages that this snapshot hides but the stores may hold; none if they are more than `most`."""
+        rows = await self._rows(
+            _StageRow,
             """SELECT stage_id FROM stages
-               WHERE state IN ('staging', 'aborted', 'superseded', 'reaping') LIMIT %s""",
-            (most + 1,),
+               WHERE state IN ('staging', 'aborted', 'superseded', 'reaping') LIMIT %(limit)s""",
+            {"limit": most + 1},
         )
-        rows = await cursor.fetchall()
-        return [row["stage_id"] for row in rows] if len(rows) <= most else []
+        if len(rows) > most:
+            return []
+        return [row.stage_id for row in rows]
 
-    async def newest(self, limit: int) -> Sequence[Row]:
-        """The documents that pass the filters, newest first, with `spans`."""
-        cursor = await self._connection.execute(
-            f"""SELECT {_ROW}, m.chunks AS spans FROM
+    async def newest(self, limit: int) -> list[NewestDocument]:
+        """Return the documents that pass the filters, newest first."""
+        return await self._rows(
+            NewestDocument,
+            f"""SELECT d.doc_id, m.chunks AS spans FROM
                   (SELECT * FROM documents d WHERE {self._where} ORDER BY d.committed_at DESC LIMIT %(limit)s) d
                 JOIN manifests m ON m.id = d.manifest_id ORDER BY d.committed_at DESC""",
-            self._values | {"limit": limit},
+            self._parameters | {"limit": limit},
             prepare=False,
         )
-        return await cursor.fetchall()
 
-    async def snippets(self, places: Sequence[tuple[UUID, int, int]]) -> Sequence[Row]:
-        """Documents, text and origin for (document, start, end), in order: with `snippet`, `inbox_id`, `received_at`."""
-        docs, starts, ends = zip(*places, strict=True) if places else ((), (), ())
-        cursor = await self._connection.execute(
-            f"""SELECT {_ROW}, substr(m.text, t.start + 1, t.length) AS snippet, m.inbox_id, i.received_at
-               FROM unnest(%s::uuid[], %s::integer[], %s::integer[]) WITH ORDINALITY AS t (id, start, length, n)
+    async def snippets(self, passages: Sequence[tuple[UUID, int, int]]) -> list[Snippet]:
+        """Return the texts of passages, (document id, start, end), in the same order. Each is cut at `SNIPPET_CHARS`."""
+        return await self._rows(
+            Snippet,
+            """SELECT d.doc_id, d.stage_id, d.manifest_id, m.inbox_id, d.source, d.kind, d.title, d.occurred_at,
+                      d.version, d.event_id, i.received_at, substr(m.text, t.start + 1, t.length) AS snippet
+               FROM unnest(%(docs)s::uuid[], %(starts)s::integer[], %(lengths)s::integer[])
+                    WITH ORDINALITY AS t (id, start, length, n)
                JOIN documents d ON d.doc_id = t.id JOIN manifests m ON m.id = d.manifest_id
                JOIN inbox i ON i.id = m.inbox_id ORDER BY t.n""",
-            (
-                list(docs),
-                list(starts),
-                [min(end - start, SNIPPET_CHARS) for start, end in zip(starts, ends, strict=True)],
-            ),
+            {
+                "docs": [doc for doc, _, _ in passages],
+                "starts": [start for _, start, _ in passages],
+                "lengths": [min(end - start, SNIPPET_CHARS) for _, start, end in passages],
+            },
         )
-        return await cursor.fetchall()
 
-
-def spans_of(row: Row) -> list[tuple[int, int]]:
-    """(start, end) of the passages of a document, from its manifest's row."""
-    return list(map(tuple, msgpack.unpackb(row["spans"])))
-
-
-def starts_of(row: Row, refs: Collection[str]) -> list[int]:
-    """Where the text of a document names one of the entities, from its manifest's row, in order."""
-    return sorted(
-        start
-        for _, subject, object, _, start in msgpack.unpackb(row["assertions"])
-        if start is not None and (subject in refs or object in refs)
-    )
+    async def _rows(
+        self,
+        row_type: type[R],
+        query: LiteralString,
+        parameters: Mapping[str, Any],
+        *,
+        prepare: bool | None = None,
+    ) -> list[R]:
+        async with self._connection.cursor(row_factory=class_row(row_type)) as cursor:
+            await cursor.execute(query, parameters, prepare=prepare)
+            return await cursor.fetchall()

@@ -1,10 +1,10 @@
-"""A store's part in an answer, bounded in time: one that is away or hangs makes the answer poorer, never late."""
+"""Time limits for the parts of a search: a store that is down or hangs makes the result poorer, never late."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Degraded:
-    """What did not take part in one answer in full; counted once each."""
+    """The parts that did not take part in one result in full. Each is counted once."""
 
     def __init__(self) -> None:
         self._parts: set[str] = set()
@@ -31,7 +31,7 @@ class Degraded:
 
 
 class TimeLimiter:
-    """Runs one part of an answer within `seconds`. A part that ran out of time is left alone for `rest` seconds."""
+    """Runs a part of a search for at most `seconds`. A part that times out is skipped for `rest` seconds."""
 
     def __init__(
         self, *, seconds: float, rest: float, clock: Callable[[], float] = time.monotonic
@@ -39,25 +39,25 @@ class TimeLimiter:
         self._seconds = seconds
         self._rest = rest
         self._clock = clock
-        self._left_alone: dict[str, float] = {}
+        self._skipped_until: dict[str, float] = {}
         self._log = logger(component="search")
 
     async def run(
         self, part: str, degraded: Degraded, call: Callable[[], Awaitable[T]]
     ) -> T | None:
-        """What the call answers; None, with `part` degraded, when it is away, too slow or left alone.
+        """Return the result of the call, or None, with `part` degraded, if it is down, too slow or skipped.
 
-        PostgreSQL is no part: without it `Unavailable` passes.
+        PostgreSQL is not such a part: without it `Unavailable` is raised.
         """
-        if self._clock() < self._left_alone.get(part, 0):
-            reason = "left alone after it had not answered in time"
+        if self._clock() < self._skipped_until.get(part, 0):
+            reason = "skipped for a while after a timeout"
         else:
             try:
                 async with asyncio.timeout(self._seconds):
                     return await call()
             except TimeoutError:
-                self._left_alone[part] = self._clock() + self._rest
-                reason = f"no answer in {self._seconds:g} s"
+                self._skipped_until[part] = self._clock() + self._rest
+                reason = f"timeout after {self._seconds:g} s"
             except (Unavailable, RetryLater) as error:
                 if isinstance(error, Unavailable) and error.store == "documents":
                     raise
@@ -66,34 +66,31 @@ class TimeLimiter:
         degraded.add(part)
         return None
 
-    async def mark(
-        self, stores: Sequence[Store], verified: Mapping[str, str], degraded: Degraded
+    async def check_incarnation(
+        self, store: Store, verified: Mapping[str, str], degraded: Degraded
     ) -> None:
-        """Degrade each store that is not the incarnation that this snapshot knows as verified.
+        """Degrade a store whose incarnation is not the verified one of this snapshot.
 
-        To be called once the stores have answered. An incarnation that is gone never comes back: one
-        that is there now, and was verified before the stores were asked, was there all the while.
+        Call it after the store has responded. A past incarnation never comes back: if the present one
+        was verified before the store was queried, it was there all the while.
         """
-        found = await asyncio.gather(
-            *(self.run(store.name, degraded, store.incarnation) for store in stores)
-        )
-        for store, incarnation in zip(stores, found, strict=True):
-            if incarnation is None or incarnation != verified.get(store.name):
-                degraded.add(store.name)
+        incarnation = await self.run(store.name, degraded, store.incarnation)
+        if incarnation is None or incarnation != verified.get(store.name):
+            degraded.add(store.name)
 
 
 class Stopwatch:
-    """Milliseconds that each part of an answer took; also observed as `apex_search_seconds`."""
+    """Measures the parts of a search in milliseconds. Each is also observed as `apex_search_seconds`."""
 
     def __init__(self) -> None:
         self.took_ms: dict[str, float] = {}
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
             yield
         finally:
-            seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - start
             SEARCH_SECONDS.labels(name).observe(seconds)
             self.took_ms[name] = round(self.took_ms.get(name, 0) + seconds * 1000, 3)

@@ -1,7 +1,7 @@
-"""Links whose other side is missing: entities that documents name and no source has sent the record of yet.
+"""Unresolved references: entities that documents name although no source has sent the entity's own record yet.
 
-Nothing is stored for them. A link waits for as long as no live document is `about` its entity, and closes by itself
-with the commit of the one that is.
+Nothing is stored for them. A reference is unresolved as long as no live document is `about` its entity; the commit of
+such a document resolves it.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ from typing import Any
 from apex_memory.stores.postgres import Postgres
 
 RECORDED = ("shipment", "invoice")
-"""Types of entities whose record is expected from a source. People and places have none."""
+"""Types of entities whose record a source is expected to send. People and places have none."""
 
 
 @dataclass(frozen=True, slots=True)
-class WaitingLink:
-    """An entity without its record: who names it (the first few documents, by source and key), and since when."""
+class UnresolvedReference:
+    """An entity without its record: the documents that name it, and since when they do."""
 
     ref: str
     documents: int
     sources: Sequence[str]
     examples: Sequence[dict[str, Any]]
+    """The first three documents: `{"document_id", "source", "key", "title"}`."""
     since: datetime
 
 
-async def waiting_links(
+async def unresolved_references(
     db: Postgres, *, types: Sequence[str] = RECORDED, limit: int = 50
-) -> list[WaitingLink]:
-    """The longest waiting first."""
+) -> list[UnresolvedReference]:
+    """Return the references that wait longest first."""
     rows = await db.fetch(
         """SELECT ref, count(*) AS documents, array_agg(DISTINCT source ORDER BY source) AS sources,
                   min(committed_at) AS since,
@@ -44,6 +45,8 @@ async def waiting_links(
         (list(types), limit),
     )
     return [
-        WaitingLink(row["ref"], row["documents"], row["sources"], row["examples"][:3], row["since"])
+        UnresolvedReference(
+            row["ref"], row["documents"], row["sources"], row["examples"][:3], row["since"]
+        )
         for row in rows
     ]

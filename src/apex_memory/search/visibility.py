@@ -1,4 +1,4 @@
-"""Which hits the snapshot shows, and asking a store again when too many are not."""
+"""Which hits the snapshot shows, and repeated queries where too few of a store's hits are live."""
 
 from __future__ import annotations
 
@@ -8,29 +8,28 @@ from functools import partial
 from typing import Protocol, TypeVar
 from uuid import UUID
 
-from apex_memory.search.snapshot import SnapshotReader
+from apex_memory.search.snapshot import LiveDocument, SnapshotReader
 from apex_memory.search.time_limits import Degraded, TimeLimiter
-from apex_memory.stores.postgres import Row
 
-ROUNDS = 3  # of asking a store that fills its page with what the snapshot does not show
-EXCLUDE_MAX = 1_000  # stages left out by name; so many cost the vector store about 5 ms
+ROUNDS = 3  # queries of a store that fills its page with hits that the snapshot hides
+EXCLUDE_MAX = 1_000  # stages excluded by id; that many cost the vector store about 5 ms
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 
-async def settled(one: Awaitable[T], other: Awaitable[U]) -> tuple[T, U]:
-    """Both answers. An error of one waits for the other, which may still read in the snapshot."""
-    first, second = await asyncio.gather(one, other, return_exceptions=True)
-    if isinstance(first, BaseException):
-        raise first
-    if isinstance(second, BaseException):
-        raise second
-    return first, second
+async def gather_both(first: Awaitable[T], second: Awaitable[U]) -> tuple[T, U]:
+    """Return both results. If one fails, the other still ends first: it may be reading in the snapshot."""
+    first_result, second_result = await asyncio.gather(first, second, return_exceptions=True)
+    if isinstance(first_result, BaseException):
+        raise first_result
+    if isinstance(second_result, BaseException):
+        raise second_result
+    return first_result, second_result
 
 
-class Staged(Protocol):
-    """What a store answers: something of a document that one of its stages put there."""
+class StagedItem(Protocol):
+    """An item that a store returns: a part of a document, written by one of its stages."""
 
     @property
     def doc(self) -> UUID: ...
@@ -40,69 +39,72 @@ class Staged(Protocol):
 
 
 class SnapshotView:
-    """The documents of one snapshot, each looked up once."""
+    """The documents of one snapshot, each read once."""
 
     def __init__(self, reader: SnapshotReader) -> None:
         self._reader = reader
-        self._looking = asyncio.Lock()
-        self._looked_up: set[UUID] = set()
-        self._unsettled: list[UUID] | None = None
-        self.rows: dict[UUID, Row] = {}
+        self._lock = asyncio.Lock()
+        self._loaded: set[UUID] = set()
+        self._hidden_stages: list[UUID] | None = None
+        self.documents: dict[UUID, LiveDocument] = {}
 
-    async def look_up(self, docs: Iterable[UUID]) -> None:
-        # The legs run at once: none may go on before the rows that another asked for are in.
-        async with self._looking:
-            fresh = set(docs) - self._looked_up
-            if fresh:
-                self.rows |= await self._reader.live(fresh)
-                self._looked_up |= fresh
+    async def load(self, docs: Iterable[UUID]) -> None:
+        # The legs run concurrently: none may continue before the rows that another one requests are in.
+        async with self._lock:
+            missing = set(docs) - self._loaded
+            if missing:
+                self.documents |= await self._reader.live(missing)
+                self._loaded |= missing
 
-    def shows(self, hit: Staged) -> bool:
-        row = self.rows.get(hit.doc)
-        return row is not None and row["stage_id"] == hit.stage
+    def shows(self, item: StagedItem) -> bool:
+        """Return whether the item's document, which must be loaded, points at the item's stage."""
+        document = self.documents.get(item.doc)
+        return document is not None and document.stage_id == item.stage
 
-    async def unsettled(self) -> list[UUID]:
-        """Stages to leave out by name; none when they are too many for that."""
-        if self._unsettled is None:
-            self._unsettled = await self._reader.unsettled(EXCLUDE_MAX)
-        return self._unsettled
+    async def hidden_stages(self) -> list[UUID]:
+        """Return the stages to exclude by id; none if there are more than `EXCLUDE_MAX`."""
+        if self._hidden_stages is None:
+            self._hidden_stages = await self._reader.hidden_stages(EXCLUDE_MAX)
+        return self._hidden_stages
 
 
 class StoreQuery:
-    """Asks stores for one search: bounded in time, and again where too little of an answer is live."""
+    """Queries stores for one search: within a time limit, and again where too few hits are live."""
 
-    def __init__(self, live: SnapshotView, bounded: TimeLimiter, degraded: Degraded) -> None:
-        self.live = live
+    def __init__(
+        self, snapshot: SnapshotView, time_limiter: TimeLimiter, degraded: Degraded
+    ) -> None:
+        self.snapshot = snapshot
         self.degraded = degraded
-        self._bounded = bounded
+        self._time_limiter = time_limiter
 
-    async def once(self, store: str, call: Callable[[], Awaitable[T]]) -> T | None:
-        """What the store answers; None when it does not take part."""
-        return await self._bounded.run(store, self.degraded, call)
+    async def run(self, store: str, call: Callable[[], Awaitable[T]]) -> T | None:
+        """Return the store's result; None if the store does not take part."""
+        return await self._time_limiter.run(store, self.degraded, call)
 
-    async def fill(
+    async def run_until_filled(
         self,
         store: str,
         call: Callable[[Sequence[UUID]], Awaitable[T]],
         *,
-        hits: Callable[[T], Sequence[Staged]],
-        short: Callable[[T], bool],
+        items_of: Callable[[T], Sequence[StagedItem]],
+        is_short: Callable[[T], bool],
     ) -> T | None:
-        """What the store answers when asked without the stages given, its documents looked up.
+        """Return the result of `call(stages to exclude)`, with its documents loaded; None if the store does not take part.
 
-        The first question leaves nothing out: naming stages to a store is dearer than dropping hits.
-        Only when too few are live it is asked again, without what this snapshot does not show. The
-        store is degraded when it is so full of that that more may be hidden behind it.
+        The first call excludes nothing: excluding stages in the store costs more than dropping hits here.
+        It is repeated without hidden stages only if too few items are live. After `ROUNDS` calls the store is
+        degraded, because more hits may lie behind its hidden ones.
         """
         exclude: set[UUID] = set()
         for _ in range(ROUNDS):
-            answer = await self.once(store, partial(call, sorted(exclude)))
-            if answer is None:
+            result = await self.run(store, partial(call, sorted(exclude)))
+            if result is None:
                 return None
-            await self.live.look_up(hit.doc for hit in hits(answer))
-            if not short(answer):
-                return answer
-            exclude |= {hit.stage for hit in hits(answer) if not self.live.shows(hit)}
-            exclude |= set(await self.live.unsettled())
+            await self.snapshot.load(item.doc for item in items_of(result))
+            if not is_short(result):
+                return result
+            exclude |= {item.stage for item in items_of(result) if not self.snapshot.shows(item)}
+            exclude |= set(await self.snapshot.hidden_stages())
         self.degraded.add(store)
-        return answer
+        return result

@@ -75,7 +75,7 @@ class BatchSteps:
                     else:
                         await self._prepare_group(source, batch, group, result)
         if result.prepared:
-            self._sizer.took(source, len(result.prepared), monotonic() - began)
+            self._sizer.record(source, len(result.prepared), monotonic() - began)
         return result
 
     async def _prepare_group(

@@ -18,7 +18,7 @@ from apex_memory.gateway.routes.ingest import LANDED_ANSWERS, WAIT_PARAMETERS
 from apex_memory.gateway.routes.shared import DOCUMENT, IsoDateTime, problems
 from apex_memory.gateway.routes.views import AnswerView, DocumentFull, DocumentPage, EntityFull
 from apex_memory.model import TOMBSTONE, Entity, Event, Filters, Priority, micros, now
-from apex_memory.search.service import LIMIT_MAX, QUERY_CHARS
+from apex_memory.search.requests import LIMIT_MAX, QUERY_CHARS
 
 Name = Annotated[str, Field(max_length=400)]
 DocumentId = Annotated[UUID, Path(description="The document's id.", examples=[DOCUMENT])]

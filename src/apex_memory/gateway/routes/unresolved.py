@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from apex_memory.gateway.dependencies import GatewayDep, Reader
 from apex_memory.gateway.routes.shared import DOCUMENT, example, problems
-from apex_memory.search.unresolved import waiting_links
+from apex_memory.search.unresolved import unresolved_references
 
 _LINK: dict[str, Any] = {
     "ref": "shipment:SHP-100045",
@@ -77,4 +77,6 @@ async def list_links(
 
     Each closes by itself when the source that records it has sent it: an invoice may come before its shipment.
     """
-    return {"links": [asdict(link) for link in await waiting_links(gateway.app.db, limit=limit)]}
+    return {
+        "links": [asdict(link) for link in await unresolved_references(gateway.app.db, limit=limit)]
+    }

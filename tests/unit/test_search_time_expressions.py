@@ -1,4 +1,4 @@
-"""Time words, asked on Wednesday 12 November 2025, 15:30 UTC."""
+"""Time expressions in queries made on Wednesday 12 November 2025, 15:30 UTC."""
 
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -6,18 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apex_memory.search.time_words import Span, time_words
+from apex_memory.search.time_expressions import TimeRange, find_time_range
 
 AT = datetime(2025, 11, 12, 15, 30, tzinfo=UTC)
 
 
-def day(year: int, month: int, number: int, *, days: int = 1) -> Span:
+def day(year: int, month: int, number: int, *, days: int = 1) -> TimeRange:
     start = datetime(year, month, number, tzinfo=UTC)
-    return Span(start, start + timedelta(days=days))
+    return TimeRange(start, start + timedelta(days=days))
 
 
 @pytest.mark.parametrize(
-    ("question", "span"),
+    ("query", "time_range"),
     [
         ("what came in today?", day(2025, 11, 12)),
         ("what came in yesterday?", day(2025, 11, 11)),
@@ -43,24 +43,24 @@ def day(year: int, month: int, number: int, *, days: int = 1) -> Span:
         ("calls on Wednesday", day(2025, 11, 12)),
         ("calls last Wednesday", day(2025, 11, 5)),
         ("three days ago", day(2025, 11, 9)),
-        ("the last 2 weeks", Span(AT - timedelta(days=14), AT)),
-        ("past 24 hours", Span(AT - timedelta(hours=24), AT)),
+        ("the last 2 weeks", TimeRange(AT - timedelta(days=14), AT)),
+        ("past 24 hours", TimeRange(AT - timedelta(hours=24), AT)),
         ("rates in Q1 2025", day(2025, 1, 1, days=90)),
         ("rates in Q4", day(2025, 10, 1, days=92)),
         ("carriers we used in 2024", day(2024, 1, 1, days=366)),
-        ("since Monday", Span(day(2025, 11, 10).since, AT)),
+        ("since Monday", TimeRange(day(2025, 11, 10).since, AT)),
         (
             "between 3 November and 5 November",
-            Span(day(2025, 11, 3).since, day(2025, 11, 5).until),
+            TimeRange(day(2025, 11, 3).since, day(2025, 11, 5).until),
         ),
     ],
 )
-def test_a_question_names_a_stretch_of_time(question: str, span: Span) -> None:
-    assert time_words(question, AT) == span
+def test_a_query_names_a_time_range(query: str, time_range: TimeRange) -> None:
+    assert find_time_range(query, AT) == time_range
 
 
 @pytest.mark.parametrize(
-    "question",
+    "query",
     [
         "where is SHP-100045?",
         "invoice INV-2025-10-31",
@@ -71,25 +71,27 @@ def test_a_question_names_a_stretch_of_time(question: str, span: Span) -> None:
         "",
     ],
 )
-def test_other_words_are_no_time(question: str) -> None:
-    assert time_words(question, AT) is None
+def test_other_words_are_no_time_expression(query: str) -> None:
+    assert find_time_range(query, AT) is None
 
 
-def test_the_moment_of_asking_may_have_any_zone() -> None:
+def test_the_time_of_the_query_may_have_any_zone() -> None:
     chicago = AT.astimezone(timezone(timedelta(hours=-6)))
-    assert time_words("yesterday", chicago) == day(2025, 11, 11)
+    assert find_time_range("yesterday", chicago) == day(2025, 11, 11)
 
 
 def test_closeness_is_one_inside_and_falls_outside() -> None:
-    span = day(2025, 11, 3, days=7)
-    assert span.closeness(span.since) == 1
-    assert span.closeness(span.until) == pytest.approx(1)
-    before, long_before = (span.closeness(span.since - timedelta(days=days)) for days in (7, 70))
+    time_range = day(2025, 11, 3, days=7)
+    assert time_range.closeness(time_range.since) == 1
+    assert time_range.closeness(time_range.until) == pytest.approx(1)
+    before, long_before = (
+        time_range.closeness(time_range.since - timedelta(days=days)) for days in (7, 70)
+    )
     assert before == pytest.approx(0.3679, abs=1e-3)
     assert 0 < long_before < 0.001
 
 
 @given(st.text(max_size=80) | st.from_regex(r"(last|in|on) \w{1,9} \d{1,9}( ago)?", fullmatch=True))
-def test_no_question_breaks_it(question: str) -> None:
-    span = time_words(question, AT)
-    assert span is None or span.since < span.until
+def test_any_query_is_accepted(query: str) -> None:
+    time_range = find_time_range(query, AT)
+    assert time_range is None or time_range.since < time_range.until

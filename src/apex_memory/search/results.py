@@ -1,4 +1,4 @@
-"""What a search is asked and what it answers. Plain values; the gateway turns them into JSON."""
+"""The values that the read path takes and returns. The gateway turns them into JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uuid import UUID
 
 
 class QueryEntities(Protocol):
-    """What a question names: `certain` refs stand in it as such, `candidates` are what its words might be."""
+    """The entities of a query: `certain` refs are spelled out in it, `candidates` are refs that its words may mean."""
 
     @property
     def certain(self) -> Sequence[str]: ...
@@ -20,18 +20,18 @@ class QueryEntities(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Recognised:
-    """An entity that the question names. `exact` ones are identifiers: documents that hold one come first."""
+class RecognisedEntity:
+    """An entity that the query names. Documents that hold an `exact` one, an identifier, come first."""
 
     ref: str
     exact: bool
     count: int
-    """Documents found that hold an exact one (50 at most are looked for); assertions in the graph otherwise."""
+    """For an exact one the documents that hold it, at most 50; otherwise its assertions in the graph."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """Where a version comes from: the raw event in the inbox, and what was made of it."""
+    """The origin of a version: its raw event in the inbox, its manifest and its stage."""
 
     inbox_id: UUID
     event_id: str
@@ -53,31 +53,31 @@ class Hit:
     occurred_at: datetime
     snippet: str
     excerpt: str
-    """At most 240 characters of the snippet, around the question's words; white space folded."""
+    """At most 240 characters of the snippet, around the query's words; white space is folded."""
     start: int
     end: int
     score: float
     legs: Mapping[str, float]
-    """Each leg's own score, on its own scale; a leg that did not bring the passage is left out."""
+    """The score of each leg, on the leg's own scale; a leg that did not return the passage is absent."""
     why: tuple[str, ...]
-    """Refs of the question's entities that led here."""
+    """Refs of the query's entities that led to this passage."""
     provenance: Provenance
 
 
 @dataclass(slots=True, kw_only=True)
-class Answer:
-    """Hits, best first. `degraded` names what did not take part in full: then more may be there than is shown."""
+class SearchResult:
+    """Hits, best first. If `degraded` is not empty, there may be better hits than those shown."""
 
     hits: list[Hit] = field(default_factory=list)
     degraded: list[str] = field(default_factory=list)
-    """Of `vectors`, `graph`, `embedder`."""
+    """The parts that did not take part in full: of `vectors`, `graph`, `embedder`."""
     took_ms: dict[str, float] = field(default_factory=dict)
-    entities: list[Recognised] = field(default_factory=list)
+    entities: list[RecognisedEntity] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Version:
-    """One version of a document, and the raw event it came from. `state` is its stage's; `kept` if its text can still be read."""
+class DocumentVersion:
+    """A version of a document and its raw event. `state` is the state of its stage; `kept` means its text can still be read."""
 
     version: int
     event_id: str
@@ -104,13 +104,13 @@ class DocumentView:
     entities: Sequence[str]
     passages: Sequence[tuple[int, int]]
     provenance: Provenance
-    versions: Sequence[Version]
-    """Newest first: those that readers have seen, and those being staged."""
+    versions: Sequence[DocumentVersion]
+    """Newest first: versions that readers have seen, and versions in staging."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DocumentRow:
-    """A document in a list. The list is ordered by `committed_at`, newest first."""
+class DocumentSummary:
+    """A document in a list. Lists are ordered by `committed_at`, newest first."""
 
     doc_id: UUID
     source: str
@@ -124,16 +124,16 @@ class DocumentRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """A page of a list; `next` is the cursor of the following one, None at the end."""
+class DocumentPage:
+    """A page of a list of documents. `next` is the cursor of the following page, None on the last."""
 
-    documents: list[DocumentRow]
+    documents: list[DocumentSummary]
     next: str | None
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """Something said of an entity, and the document that says it."""
+class AttributeValue:
+    """An attribute of an entity, and the document that states it. `start` is the evidence's character offset."""
 
     predicate: str
     value: str
@@ -143,7 +143,7 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """`subject predicate object`, one of which is the entity viewed, and the document that says it."""
+    """`subject predicate object`, and the document that states it. The entity viewed is the subject or the object."""
 
     subject: str
     predicate: str
@@ -154,17 +154,17 @@ class Relation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntityView:
-    """What live documents say of an entity."""
+    """An entity as live documents describe it."""
 
     ref: str
     names: Sequence[str]
     """Spellings, the most frequent first."""
-    attributes: Sequence[Said]
+    attributes: Sequence[AttributeValue]
     relations: Sequence[Relation]
     neighbours: Mapping[str, int]
-    """Entities at the other end of its relations, and by how many."""
+    """Entities at the other end of its relations, with the number of relations to each."""
     roles: Mapping[str, int]
-    """How documents name it (`mentions`, `carrier`), and how many of those looked at do."""
-    documents: Sequence[DocumentRow]
-    """Those that name it, newest first."""
+    """Predicates by which documents name it (`mentions`, `carrier`), with the number of assertions of each."""
+    documents: Sequence[DocumentSummary]
+    """Documents that name it, newest first."""
     degraded: Sequence[str]

@@ -1,0 +1,244 @@
+"""Time expressions in a query: `yesterday`, `last week`, `in October`, `on 3 November`, an ISO date. They boost, never filter.
+
+Days are UTC, like every stored time. A day or month without a year is the latest one that is not in the future.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+DAY = timedelta(days=1)
+
+_MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
+_WEEKDAYS = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+_NUMBERS = {
+    **{"a": 1, "an": 1, "a couple of": 2, "couple of": 2, "a few": 3, "few": 3},
+    **{"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8},
+    **{"nine": 9, "ten": 10, "eleven": 11, "twelve": 12},
+}
+_UNITS = {
+    "hour": timedelta(hours=1),
+    "day": DAY,
+    "week": 7 * DAY,
+    "month": 30 * DAY,
+    "quarter": 91 * DAY,
+    "year": 365 * DAY,
+}
+
+_MONTH = r"(jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)"
+_WEEKDAY = r"(mon|tues|wednes|thurs|fri|satur|sun)day"
+_NUMBER = rf"(\d{{1,3}}|{'|'.join(sorted(_NUMBERS, key=len, reverse=True))})"
+_UNIT = r"(hour|day|week|month|quarter|year)s?"
+_YEAR = r"((?:19|20)\d\d)"
+
+
+@dataclass(frozen=True, slots=True)
+class TimeRange:
+    """A range of time, `since` inclusive, `until` exclusive."""
+
+    since: datetime
+    until: datetime
+
+    def closeness(self, moment: datetime) -> float:
+        """Return 1 inside the range. Outside it falls by e with every length of the range, a day at least."""
+        if self.since <= moment < self.until:
+            return 1.0
+        gap = self.since - moment if moment < self.since else moment - self.until
+        return math.exp(-gap / max(self.until - self.since, DAY))
+
+
+Reading = Callable[[re.Match[str], datetime], TimeRange]
+"""Turns a match of a rule's pattern, and the time of the query, into a range. Raises `ValueError` for a date that does not exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Expression:
+    start: int
+    time_range: TimeRange
+
+
+def find_time_range(query: str, at: datetime) -> TimeRange | None:
+    """Return the range of time that a query, made at the time `at`, names; None if there is none."""
+    at = at.astimezone(UTC)
+    expressions = _expressions(query, at)
+    if not expressions:
+        return None
+    first = expressions[0]
+    words_before = query[: first.start].lower().split()
+    preposition = words_before[-1] if words_before else ""
+    if preposition in {"between", "from"} and len(expressions) > 1:
+        until = max(first.time_range.until, expressions[1].time_range.until)
+        return TimeRange(first.time_range.since, until)
+    if preposition in {"since", "after"} and first.time_range.since < at:
+        return TimeRange(first.time_range.since, at)
+    return first.time_range
+
+
+def _expressions(query: str, at: datetime) -> list[_Expression]:
+    """Return the time expressions by position; of several at one position, that of the earlier rule first."""
+    expressions: list[_Expression] = []
+    for pattern, reading in _RULES:
+        for match in pattern.finditer(query):
+            # A date that does not exist, such as 31 November or a year before 1, is no expression.
+            with suppress(ValueError, OverflowError):
+                expressions.append(_Expression(match.start(), reading(match, at)))
+    return sorted(expressions, key=lambda expression: expression.start)
+
+
+def _midnight(at: datetime) -> datetime:
+    return at.replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def _day(start: datetime) -> TimeRange:
+    return TimeRange(start, start + DAY)
+
+
+def _month(year: int, month: int) -> TimeRange:
+    start = datetime(year, month, 1, tzinfo=UTC)
+    return TimeRange(start, datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC))
+
+
+def _quarter(year: int, quarter: int) -> TimeRange:
+    return TimeRange(_month(year, 3 * quarter - 2).since, _month(year, 3 * quarter).until)
+
+
+def _year(year: int) -> TimeRange:
+    return TimeRange(datetime(year, 1, 1, tzinfo=UTC), datetime(year + 1, 1, 1, tzinfo=UTC))
+
+
+def _unit_of(name: str, at: datetime) -> TimeRange:
+    """Return the calendar's hour, day, week (from Monday), month, quarter or year around a moment."""
+    today = _midnight(at)
+    if name == "week":
+        monday = today - at.weekday() * DAY
+        return TimeRange(monday, monday + 7 * DAY)
+    if name == "month":
+        return _month(at.year, at.month)
+    if name == "quarter":
+        return _quarter(at.year, (at.month + 2) // 3)
+    if name == "year":
+        return _year(at.year)
+    if name == "hour":
+        hour = at.replace(minute=0, second=0, microsecond=0)
+        return TimeRange(hour, hour + timedelta(hours=1))
+    return _day(today)
+
+
+def _count(word: str) -> int:
+    return int(word) if word.isdigit() else _NUMBERS[word.lower()]
+
+
+def _month_number(name: str) -> int:
+    return _MONTHS.index(name[:3].lower()) + 1
+
+
+def _iso_date(match: re.Match[str], at: datetime) -> TimeRange:
+    return _day(datetime(int(match[1]), int(match[2]), int(match[3]), tzinfo=UTC))
+
+
+def _iso_month(match: re.Match[str], at: datetime) -> TimeRange:
+    return _month(int(match[1]), int(match[2]))
+
+
+def _us_date(match: re.Match[str], at: datetime) -> TimeRange:
+    year = int(match[3]) + (2000 if len(match[3]) == 2 else 0)
+    return _day(datetime(year, int(match[1]), int(match[2]), tzinfo=UTC))
+
+
+def _date(day: str, month: str, year: str | None, at: datetime) -> TimeRange:
+    number = _month_number(month)
+    if year:
+        return _day(datetime(int(year), number, int(day), tzinfo=UTC))
+    years = range(at.year, at.year - 5, -1)  # the last 29 February may be some years back
+    for candidate in years:
+        try:
+            start = datetime(candidate, number, int(day), tzinfo=UTC)
+        except ValueError:
+            continue
+        if start <= at:
+            return _day(start)
+    raise ValueError(f"no {day} {month} in {years}")
+
+
+def _month_name(match: re.Match[str], at: datetime) -> TimeRange:
+    number = _month_number(match[1])
+    year = int(match[2]) if match[2] else at.year - (number > at.month)
+    return _month(year, number)
+
+
+def _weekday(match: re.Match[str], at: datetime) -> TimeRange:
+    back = (at.weekday() - _WEEKDAYS.index(match[2][:3].lower())) % 7
+    if back == 0 and match[1]:  # `last Monday` on a Monday
+        back = 7
+    return _day(_midnight(at) - back * DAY)
+
+
+def _ago(match: re.Match[str], at: datetime) -> TimeRange:
+    unit = match[2].lower()
+    then = at - _count(match[1]) * _UNITS[unit]
+    if unit in {"hour", "day"}:
+        return _unit_of(unit, then)
+    return TimeRange(then - _UNITS[unit] / 2, then + _UNITS[unit] / 2)
+
+
+def _last_few(match: re.Match[str], at: datetime) -> TimeRange:
+    return TimeRange(at - _count(match[1]) * _UNITS[match[2].lower()], at)
+
+
+def _last(match: re.Match[str], at: datetime) -> TimeRange:
+    unit = match[1].lower()
+    return _unit_of(unit, _unit_of(unit, at).since - timedelta(microseconds=1))
+
+
+_RULES: tuple[tuple[re.Pattern[str], Reading], ...] = tuple(
+    (re.compile(rf"(?<![\w-])(?:{pattern})(?![\w-])", re.IGNORECASE | re.ASCII), reading)
+    for pattern, reading in (
+        (rf"{_YEAR}-(\d\d)-(\d\d)", _iso_date),
+        (rf"{_YEAR}-(\d\d)", _iso_month),
+        (r"(\d{1,2})/(\d{1,2})/(\d{4}|\d\d)", _us_date),
+        (
+            rf"(\d{{1,2}})(?:st|nd|rd|th)?(?: of)? {_MONTH}\.?(?:,? {_YEAR})?",
+            lambda m, at: _date(m[1], m[2], m[3], at),
+        ),
+        (
+            rf"{_MONTH}\.? (\d{{1,2}})(?:st|nd|rd|th)?(?:,? {_YEAR})?",
+            lambda m, at: _date(m[2], m[1], m[3], at),
+        ),
+        (rf"{_MONTH} {_YEAR}", _month_name),
+        (
+            rf"(?:in|of|during|since|from|last|this|early|late|mid|until|before|after|for|through) {_MONTH}()",
+            _month_name,
+        ),
+        (
+            rf"Q([1-4])(?: (?:of )?{_YEAR})?",
+            lambda m, at: _quarter(
+                int(m[2] or at.year - (int(m[1]) * 3 - 2 > at.month)), int(m[1])
+            ),
+        ),
+        (rf"in {_YEAR}", lambda m, at: _year(int(m[1]))),
+        (rf"(last )?{_WEEKDAY}", _weekday),
+        (rf"{_NUMBER} {_UNIT} ago", _ago),
+        (rf"(?:last|past|previous) {_NUMBER} {_UNIT}", _last_few),
+        (r"(?:last|previous|past) (week|month|quarter|year)", _last),
+        (r"this (week|month|quarter|year)", lambda m, at: _unit_of(m[1].lower(), at)),
+        (
+            "last night",
+            lambda m, at: TimeRange(
+                _midnight(at) - timedelta(hours=6), _midnight(at) + timedelta(hours=6)
+            ),
+        ),
+        ("day before yesterday", lambda m, at: _day(_midnight(at) - 2 * DAY)),
+        ("yesterday", lambda m, at: _day(_midnight(at) - DAY)),
+        ("today|tonight|this (?:morning|afternoon|evening)", lambda m, at: _day(_midnight(at))),
+        ("tomorrow", lambda m, at: _day(_midnight(at) + DAY)),
+        (
+            "recently|lately|latest|newest|most recent|current(?:ly)?|right now|these days",
+            lambda m, at: TimeRange(at - 7 * DAY, at + timedelta(seconds=1)),
+        ),
+    )
+)

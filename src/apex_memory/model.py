@@ -194,7 +194,7 @@ class Document:
     deleted: bool = False
     about: str | None = None
     """Ref of the entity whose own record this document is (`shipment:SHP-100045`). Other documents' references to that
-    entity stay unresolved until this document exists (`apex links`)."""
+    entity stay unresolved until this document exists (`apex unresolved`)."""
 
 
 @dataclass(frozen=True, slots=True)

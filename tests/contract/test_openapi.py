@@ -41,7 +41,7 @@ def test_every_operation_has_its_refusals(name: str) -> None:
     assert any(status.startswith("4") for status in refusals)
     for status, answer in refusals.items():
         media = answer["content"]["application/json"]
-        assert media["schema"]["$ref"].endswith("/Problem"), status
+        assert media["schema"]["$ref"].endswith("/ErrorResponse"), status
         assert set(media["example"]["error"]) == {"code", "message", "remedy"}
         assert "headers" in answer or status != "503"
     if "{id}" in name and "/v1/" in name:

@@ -379,7 +379,7 @@ async def test_a_deletion_takes_the_document_away_and_can_be_waited_for(api: Api
     event = await api.land()
     path = f"/v1/documents/{event['document_id']}"
     async with carried(api):
-        await api.gateway.waiting.until_ended([UUID(event["id"])], 20)
+        await api.gateway.completion.until_ended([UUID(event["id"])], 20)
         answer = await api.http.delete(f"{path}?wait=searchable&timeout=20")
     assert answer.status_code == 200, answer.text
     assert answer.json()["events"][0]["event_id"].startswith("delete:")

@@ -184,7 +184,7 @@ async def test_secrets_are_sealed_again_under_a_new_key(api: Api) -> None:
 
 async def test_an_invoice_waits_for_its_shipment(api: Api) -> None:
     async def waiting() -> list[str]:
-        return [link["ref"] for link in (await api.get("/v1/links")).json()["links"]]
+        return [link["ref"] for link in (await api.get("/v1/unresolved")).json()["unresolved"]]
 
     async def record(ref: str, version: int, **more: object) -> None:
         told = {"ref": ref, "version": version, "text": f"The record of {ref}.", **more}
@@ -193,7 +193,7 @@ async def test_an_invoice_waits_for_its_shipment(api: Api) -> None:
 
     await record("invoice:INV-55045", 1, text="Invoice INV-55045 bills shipment SHP-100045.")
     assert await waiting() == ["shipment:SHP-100045"]
-    [link] = (await api.get("/v1/links")).json()["links"]
+    [link] = (await api.get("/v1/unresolved")).json()["unresolved"]
     assert link["sources"] == ["records"] and link["examples"][0]["title"] == "invoice:INV-55045"
     await record("shipment:SHP-100045", 1)
     assert await waiting() == []

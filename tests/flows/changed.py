@@ -16,10 +16,10 @@ class HastyDrain(Drain):
     """Rests before it begins."""
 
     @workflow.init
-    def __init__(self, order: DrainInput) -> None:
-        super().__init__(order)
+    def __init__(self, input: DrainInput) -> None:
+        super().__init__(input)
 
     @workflow.run
-    async def run(self, order: DrainInput) -> None:
+    async def run(self, input: DrainInput) -> None:
         await workflow.sleep(timedelta(seconds=1))
-        await super().run(order)
+        await super().run(input)

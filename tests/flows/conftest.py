@@ -34,9 +34,9 @@ class Bench:
         self.handle: WorkflowHandle[Drain, None]
 
     async def start(self, **changes: object) -> WorkflowHandle[Drain, None]:
-        order = DrainInput("frontapp", 0, quiet_seconds=0.3, idle_seconds=600, fault_seconds=0.2)
+        input = DrainInput("frontapp", 0, quiet_seconds=0.3, idle_seconds=600, fault_seconds=0.2)
         self.handle = await self.client.start_workflow(
-            Drain.run, replace(order, **changes), id=self.name, task_queue=self.name
+            Drain.run, replace(input, **changes), id=self.name, task_queue=self.name
         )
         return self.handle
 

@@ -66,8 +66,8 @@ async def collect() -> int:
 
 
 @activity.defn
-async def reconcile(order: StoreInput) -> ReconcileReport:
-    return ReconcileReport(order.store, 10, 0, 0, 0, 0)
+async def reconcile(input: StoreInput) -> ReconcileReport:
+    return ReconcileReport(input.store, 10, 0, 0, 0, 0)
 
 
 @activity.defn
@@ -97,12 +97,12 @@ async def burst(bench: Bench) -> None:
 async def faults(bench: Bench) -> None:
     bench.steps.fail = {
         "claim": [RetryLater("busy", after=0.01)],
-        "publish": [Misconfigured("wrong", remedy="mend it")],
+        "publish": [Misconfigured("wrong", remedy="correct it")],
     }
     bench.steps.land(1)
     await bench.start()
     await bench.wake()
-    await until(lambda: not bench.steps.fail["publish"], "a step gave up")
+    await until(lambda: not bench.steps.fail["publish"], "a step failed permanently")
     bench.steps.land(2)
     await carried(bench, 3)
     await handed_over(bench)
@@ -120,7 +120,7 @@ async def pause(bench: Bench) -> None:
 
 async def idle(bench: Bench) -> None:
     await bench.start(idle_seconds=0.1)
-    await until(lambda: bench.steps.looks >= 3, "three looks")
+    await until(lambda: bench.steps.claims >= 3, "three claims")
 
 
 async def export_drains(client: Client) -> None:
@@ -157,29 +157,29 @@ async def export_others(client: Client) -> None:
 
 
 @activity.defn
-async def pull(order: PullInput) -> PullReport:
+async def pull(input: PullInput) -> PullReport:
     return PullReport(2, 300, 290, 0, ["a", "b"])
 
 
 @activity.defn
-async def follow(order: FollowInput) -> FollowReport:
+async def follow(input: FollowInput) -> FollowReport:
     return FollowReport(120, 4_000, 12, 20)
 
 
 @activity.defn
-async def land_file(order: FileInput) -> FileReport:
+async def land_file(input: FileInput) -> FileReport:
     done = activity.info().workflow_id in landing
     landing.add(activity.info().workflow_id)
     return FileReport(600, 600 if done else 500, more=not done)
 
 
 @activity.defn
-async def answer_file(order: FileInput) -> list[str]:
+async def answer_file(input: FileInput) -> list[str]:
     return ["997.edi"]
 
 
 @activity.defn
-async def backfill(order: BackfillInput) -> BackfillReport:
+async def backfill(input: BackfillInput) -> BackfillReport:
     return BackfillReport("done", 500, 12)
 
 
@@ -200,10 +200,10 @@ async def export_fetching(client: Client) -> None:
         activities=[pull, follow, land_file, answer_file, backfill],
         interceptors=[Translation()],
     ):
-        for workflow, order in calls:
+        for workflow, input in calls:
             name = workflow.__name__.lower()
             handle = await client.start_workflow(
-                workflow.run, order, id=name, task_queue="fetching"
+                workflow.run, input, id=name, task_queue="fetching"
             )
             first = client.get_workflow_handle(name, run_id=handle.first_execution_run_id)
             await until(lambda first=first: _closed(first), f"{name} ended")

@@ -52,7 +52,7 @@ class Steps:
     """Events of each batch that was prepared."""
     published: list[str] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
-    looks: int = 0
+    claims: int = 0
     claimed: list[str] = field(default_factory=list)
     """Ids of the batches that had events."""
     behind: list[str] = field(default_factory=list)
@@ -70,12 +70,12 @@ class Steps:
             raise self.fail[step].pop(0)
 
     @activity.defn
-    async def claim(self, order: ClaimInput) -> ClaimedBatch:
+    async def claim(self, input: ClaimInput) -> ClaimedBatch:
         self._maybe_fail("claim")
         taken, self.ready = self.ready[: self.limit], self.ready[self.limit :]
-        batch = order.batch
+        batch = input.batch
         self.held[batch] = taken
-        self.looks += 1
+        self.claims += 1
         if taken:
             self.batches.append(len(taken))
             self.claimed.append(batch)
@@ -83,18 +83,18 @@ class Steps:
         return ClaimedBatch(batch, len(taken), len(taken) >= self.limit, names)
 
     @activity.defn
-    async def prepare(self, order: BatchInput) -> StepReport:
+    async def prepare(self, input: BatchInput) -> StepReport:
         self._maybe_fail("prepare")
-        self.prepared.append(len(self.held[order.batch]))
-        return StepReport({"prepared": len(self.held[order.batch])})
+        self.prepared.append(len(self.held[input.batch]))
+        return StepReport({"prepared": len(self.held[input.batch])})
 
     @activity.defn
-    async def publish(self, order: BatchInput) -> StepReport:
-        self.behind.append(order.behind)
+    async def publish(self, input: BatchInput) -> StepReport:
+        self.behind.append(input.behind)
         if self.gate:
             await self.gate.wait()
         self._maybe_fail("publish")
-        events = self.held[order.batch]
+        events = self.held[input.batch]
         self.published += events
         landed, self.land_more = self.land_more, 0
         self.land(landed)
@@ -102,9 +102,9 @@ class Steps:
         return StepReport({self.outcome: len(events)}, named, landed)
 
     @activity.defn
-    async def give_up(self, order: GiveUpInput) -> None:
-        self.given_up.append(order.step)
-        self.ready = self.held.pop(order.batch) + self.ready
+    async def give_up(self, input: GiveUpInput) -> None:
+        self.given_up.append(input.step)
+        self.ready = self.held.pop(input.batch) + self.ready
 
     @property
     def activities(self) -> list[Callable[..., Awaitable[object]]]:

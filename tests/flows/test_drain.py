@@ -32,13 +32,13 @@ async def test_wake_carries_everything_in_batches_and_looks_once_more(bench: Ben
     await bench.wake()
     await until(lambda: len(bench.steps.published) == 25, "25 events published")
     assert bench.steps.batches == [10, 10, 5]
-    await until(lambda: bench.steps.looks == 4, "one look more after the burst")
+    await until(lambda: bench.steps.claims == 4, "one more claim after the burst")
 
 
 async def test_without_wake_nothing_is_looked_for_until_the_idle_time(bench: Bench) -> None:
     bench.steps.land(1)
     await bench.start(idle_seconds=0.5)
-    assert not bench.steps.looks
+    assert not bench.steps.claims
     await until(lambda: bench.steps.published == ["e0"], "a lost wake made up for")
 
 
@@ -77,7 +77,7 @@ async def test_an_empty_wake_makes_no_new_run(bench: Bench) -> None:
     handle = await bench.start()
     for count in (1, 2, 3):
         await bench.wake()
-        await until(lambda count=count: bench.steps.looks == count, f"check {count}")
+        await until(lambda count=count: bench.steps.claims == count, f"check {count}")
     assert await bench.runs() == [handle.first_execution_run_id]
 
 
@@ -112,7 +112,7 @@ async def test_paused_drain_finishes_its_batch_and_takes_no_other(bench: Bench) 
     bench.steps.land(1)
     handle = await bench.start()
     await bench.wake()
-    await until(lambda: bench.steps.looks == 1, "the batch is claimed")
+    await until(lambda: bench.steps.claims == 1, "the batch is claimed")
     await handle.signal("pause")
     bench.steps.gate.set()
     await until(lambda: bench.steps.published == ["e0"], "the batch in hand is finished")
@@ -124,7 +124,7 @@ async def test_paused_drain_finishes_its_batch_and_takes_no_other(bench: Bench) 
         return "paused" in await details(handle)
 
     await until(says_paused, "the details say so")
-    assert bench.steps.looks == 1
+    assert bench.steps.claims == 1
     assert (await (await handle.describe()).memo())["paused"] is True
 
     await bench.client.get_workflow_handle(bench.name).signal("resume")
@@ -149,13 +149,15 @@ async def test_outage_is_tried_again(bench: Bench) -> None:
 
 
 async def test_a_step_that_gives_up_does_not_end_the_drain(bench: Bench) -> None:
-    bench.steps.fail = {"publish": [Misconfigured("wrong", remedy="mend it")]}
+    bench.steps.fail = {"publish": [Misconfigured("wrong", remedy="correct it")]}
     bench.steps.land(1)
     handle = await bench.start(fault_seconds=0.5, quiet_seconds=600)
     await bench.wake()
 
     async def told() -> bool:
-        return "publish gave up: Misconfigured: wrong — mend it" in await details(handle)
+        return "publish failed permanently: Misconfigured: wrong — correct it" in await details(
+            handle
+        )
 
     await until(told, "the reason in the details")
     bench.steps.land(1)
@@ -173,7 +175,7 @@ async def test_a_bug_is_tried_again_then_given_up_and_never_quoted(
     await bench.wake()
 
     async def told() -> bool:
-        return "prepare gave up: Bug: KeyError" in await details(handle)
+        return "prepare failed permanently: Bug: KeyError" in await details(handle)
 
     await until(told, "the reason in the details")
     history = await handle.fetch_history()
@@ -203,7 +205,7 @@ async def test_the_next_batch_is_prepared_while_one_is_published_and_no_third_is
     await bench.client.get_workflow_handle(bench.name).signal("pause")
     bench.steps.gate.set()
     await until(lambda: len(bench.steps.published) == 20, "both in hand are finished")
-    assert bench.steps.looks == 2
+    assert bench.steps.claims == 2
     await bench.client.get_workflow_handle(bench.name).signal("resume")
     await until(lambda: len(bench.steps.published) == 25, "the rest is carried")
     assert bench.steps.published == [f"e{n}" for n in range(25)]
@@ -223,7 +225,7 @@ async def test_who_publishes_knows_the_batch_that_waits_behind(bench: Bench) -> 
 
 
 async def test_a_batch_that_fails_leaves_the_one_behind_it_alone(bench: Bench) -> None:
-    bench.steps.fail = {"publish": [Misconfigured("wrong", remedy="mend it")]}
+    bench.steps.fail = {"publish": [Misconfigured("wrong", remedy="correct it")]}
     bench.steps.land(20)
     await bench.start()
     await bench.wake()

@@ -105,7 +105,7 @@ async def test_polls_streams_and_files_arrive(make_settings: MakeSettings, folde
         await until(lambda: place.text("streamed", window), "the window arrived", seconds=30)
         assert await place.text("streamed", window) == "2 readings, sum 30"
         assert not list((folder / "in").iterdir())
-        await until((folder / "out" / "a.txt.ack").exists, "the sender is answered")
+        await until((folder / "out" / "a.txt.ack").exists, "the acknowledgement is written")
         [file] = await place.app.fetcher.files.listed()
         assert (file["events"], file["landed"], file["findings"]) == (2, 2, ["odd"])
 

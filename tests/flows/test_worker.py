@@ -21,7 +21,7 @@ from apex_memory.engines.base import free_port
 from apex_memory.engines.temporal import Temporal
 from apex_memory.flows.drain.control import Drains, priorities_of
 from apex_memory.flows.fetch.control import Pulling
-from apex_memory.flows.maintenance.smoke_test import hello
+from apex_memory.flows.maintenance.smoke_test import run_smoke_test
 from apex_memory.flows.temporal.client import connect
 from apex_memory.flows.temporal.queues import drain_id
 from apex_memory.flows.wakes import Waker
@@ -79,10 +79,10 @@ async def test_a_landed_event_is_carried_and_names_its_run(
         ).fetch_history()
         assert "Columbus" not in history.to_json()
 
-        workflow, greeting = await hello(client)
-        assert workflow.startswith("hello:") and not greeting.away
-        assert set(greeting.stores) == {"documents", "graph", "vectors", "cache"}
-        assert greeting.stores["documents"].startswith("PostgreSQL")
+        workflow, report = await run_smoke_test(client)
+        assert workflow.startswith("hello:") and not report.away
+        assert set(report.stores) == {"documents", "graph", "vectors", "cache"}
+        assert report.stores["documents"].startswith("PostgreSQL")
 
 
 async def test_a_batch_that_waits_for_the_one_before_keeps_its_lease(
@@ -129,7 +129,7 @@ async def test_the_sweep_makes_up_for_a_lost_wake(
     async with running(temporal), open_app(settings) as app, serving(app) as waker:
         [first] = await land(app, text_event(app, "a", "one"))
         waker.wake("documents")
-        await until(lambda: done(app, first), "the worker works")
+        await until(lambda: done(app, first), "the worker processes an event")
         [second] = await land(app, text_event(app, "b", "two"))
         await until(lambda: done(app, second), "carried, though nobody woke the drain")
 
@@ -183,7 +183,7 @@ async def test_temporal_that_lost_its_data_is_set_up_again(
         async with running(temporal):
             [first] = await land(app, text_event(app, "a", "one"))
             waker.wake("documents")
-            await until(lambda: done(app, first), "the worker works")
+            await until(lambda: done(app, first), "the worker processes an event")
         for file in temporal.directory.glob("temporal.db*"):
             file.unlink()
         async with running(temporal):

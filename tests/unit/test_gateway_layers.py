@@ -31,7 +31,7 @@ from apex_memory.gateway.errors import Malformed
 from apex_memory.gateway.middleware import Hosts, RequestMiddleware
 from apex_memory.telemetry import HTTP_SECONDS, REFUSED
 
-ANSWERS = {
+RESPONSES = {
     "unauthorized": (Unauthorized("no"), 401),
     "forbidden": (Forbidden("no"), 403),
     "not_found": (NotFound("no"), 404),
@@ -59,7 +59,7 @@ def application(settings: Settings, limit: int = 1_000) -> FastAPI:
     async def fail(code: str) -> None:
         if code == "bug":
             raise ZeroDivisionError("the body said: secret")
-        raise ANSWERS[code][0]
+        raise RESPONSES[code][0]
 
     @api.post("/numbers")
     async def numbers(body: list[int]) -> int:
@@ -80,12 +80,12 @@ async def client() -> AsyncIterator[httpx2.AsyncClient]:
         yield client
 
 
-@pytest.mark.parametrize("code", ANSWERS)
+@pytest.mark.parametrize("code", RESPONSES)
 async def test_every_error_has_its_status_and_the_one_shape(
     client: httpx2.AsyncClient, code: str
 ) -> None:
     answer = await client.get(f"/raise/{code}")
-    assert answer.status_code == ANSWERS[code][1]
+    assert answer.status_code == RESPONSES[code][1]
     assert answer.json()["error"]["code"] == code
     assert set(answer.json()["error"]) == {"code", "message", "remedy"}
     assert ("retry-after" in answer.headers) == (answer.status_code == 503)
@@ -93,10 +93,10 @@ async def test_every_error_has_its_status_and_the_one_shape(
 
 
 async def test_every_class_of_error_has_an_answer() -> None:
-    assert {kind for kind, _, _ in errors.ANSWERS} == {type(e) for e, _ in ANSWERS.values()} - {
+    assert {kind for kind, _, _ in errors.STATUSES} == {type(e) for e, _ in RESPONSES.values()} - {
         Malformed
     }
-    assert errors.answer(ApexError("no")) == (500, "internal")
+    assert errors.status_of(ApexError("no")) == (500, "internal")
     assert (await client_of(application(Settings())).get("/raise/retry_later")).headers[
         "retry-after"
     ] == "2", "seconds are rounded up"

@@ -15,7 +15,7 @@ __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Run a command; an error becomes one line that says what is wrong and one that says what to do."""
+    """Run a command. An error is printed as one line with the reason and one line with the remedy."""
     try:
         app()
     except ApexError as error:
@@ -25,5 +25,5 @@ def main() -> None:
         if error.remedy:
             out.print(f"[dim]→ {escape(error.remedy)}[/]", highlight=False, soft_wrap=True)
         sys.exit(1)
-    except (KeyboardInterrupt, asyncio.CancelledError):  # asked to end while still starting
+    except (KeyboardInterrupt, asyncio.CancelledError):  # interrupted while starting
         sys.exit(130)

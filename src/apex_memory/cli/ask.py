@@ -1,4 +1,4 @@
-"""`apex search`, `document`, `entity`, `events`, `event`: the memory and its events, for people."""
+"""`apex search`, `document`, `entity`, `events`, `event`: search the memory and inspect events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.markup import escape
 from apex_memory.cli.client import gateway
 from apex_memory.cli.output import ago, between, console, moment, pairs, show_json, show_table
 
-Json = Annotated[bool, typer.Option("--json", help="Machine output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def search(
@@ -22,14 +22,18 @@ def search(
     kind: Annotated[
         list[str] | None, typer.Option(help="Only these kinds of document; may be repeated.")
     ] = None,
-    since: Annotated[str | None, typer.Option(help="Not before this time (ISO).")] = None,
-    until: Annotated[str | None, typer.Option(help="Before this time (ISO).")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only documents at or after this time (ISO 8601).")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Only documents before this time (ISO 8601).")
+    ] = None,
     entity: Annotated[
         list[str] | None, typer.Option(help="Only documents that name this entity (type:key).")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Ask the memory.
+    """Search the memory.
 
     Example: apex search "who asked about SHP-100045?" --source frontapp
     """
@@ -53,12 +57,10 @@ def search(
 
 
 def show_answer(answer: dict[str, Any]) -> None:
-    """Hits with snippet, scores and provenance; says what is degraded."""
+    """Print hits with excerpt, scores and provenance, and the stores that could not take part."""
     out = console()
     if answer["degraded"]:
-        out.print(
-            f"[yellow]degraded: {', '.join(answer['degraded'])}: the answer may be thinner than usual[/]"
-        )
+        out.print(f"[yellow]degraded: {', '.join(answer['degraded'])}: some hits may be missing[/]")
     if not answer["hits"]:
         out.print("[dim]Nothing found.[/]")
     for hit in answer["hits"]:
@@ -76,8 +78,9 @@ def show_answer(answer: dict[str, Any]) -> None:
             out.print(line, highlight=False, overflow="fold")
 
 
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _short(text: str, length: int) -> str:
+    """Return the text, cut to `length` characters."""
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def document(
@@ -88,23 +91,23 @@ def document(
     Example: apex document 6f0d4f2c-…
     """
     with gateway() as api:
-        found = api.call("GET", f"/v1/documents/{id}")
+        view = api.call("GET", f"/v1/documents/{id}")
     if json:
-        show_json(found)
+        show_json(view)
         return
     out = console()
     out.print(
-        f"[bold]{escape(found['title'])}[/]  [dim]{found['kind']} from {found['source']}[/]",
+        f"[bold]{escape(view['title'])}[/]  [dim]{view['kind']} from {view['source']}[/]",
         highlight=False,
     )
-    out.print(escape(found["text"]), highlight=False)
-    pairs("Facts", {**found["metadata"], "entities": ", ".join(found["entities"])})
+    out.print(escape(view["text"]), highlight=False)
+    pairs("Facts", {**view["metadata"], "entities": ", ".join(view["entities"])})
     show_table(
         "Versions",
         ("version", "event", "state", "committed"),
         [
             (v["version"], v["event_id"], v["state"], moment(v["committed_at"]))
-            for v in found["versions"]
+            for v in view["versions"]
         ],
         empty="No versions.",
     )
@@ -114,24 +117,24 @@ def entity(
     ref: Annotated[str, typer.Argument(help="type:key, such as shipment:SHP-100045.")],
     json: Json = False,
 ) -> None:
-    """Show what the memory says about a thing: names, relations, documents.
+    """Show what the memory knows about an entity: names, relations, documents.
 
     Example: apex entity shipment:SHP-100045
     """
     type_, _, key = ref.partition(":")
     with gateway() as api:
-        found = api.call("GET", f"/v1/entities/{type_}/{key}")
+        view = api.call("GET", f"/v1/entities/{type_}/{key}")
     if json:
-        show_json(found)
+        show_json(view)
         return
     out = console()
-    if found["degraded"]:
-        out.print(f"[yellow]degraded: {', '.join(found['degraded'])}: more may be known[/]")
-    out.print(f"[bold]{ref}[/] {', '.join(found['names'])}", highlight=False)
+    if view["degraded"]:
+        out.print(f"[yellow]degraded: {', '.join(view['degraded'])}: some facts may be missing[/]")
+    out.print(f"[bold]{ref}[/] {', '.join(view['names'])}", highlight=False)
     show_table(
         "Neighbours",
         ("entity", "relations"),
-        list(found["neighbours"].items()),
+        list(view["neighbours"].items()),
         empty="No neighbours.",
     )
     show_table(
@@ -139,7 +142,7 @@ def entity(
         ("title", "source", "when", "id"),
         [
             (d["title"], d["source"], moment(d["occurred_at"])[:16], d["document_id"])
-            for d in found["documents"]
+            for d in view["documents"]
         ],
         empty="No documents.",
     )
@@ -154,7 +157,7 @@ def events(
     limit: Annotated[int, typer.Option("--limit", "-n", help="How many.")] = 20,
     json: Json = False,
 ) -> None:
-    """List events, newest first, with where each one is.
+    """List events, newest first, with their states.
 
     Example: apex events --state parked
     """
@@ -187,44 +190,44 @@ def events(
 def event(
     id: Annotated[str, typer.Argument(help="Event id, from `apex events`.")], json: Json = False
 ) -> None:
-    """Show one event's life: times, stores, attempts, and the workflow run that carried it.
+    """Show an event: times, stores, attempts, and the workflow run that processed it.
 
     Example: apex event 0b6c3a7e-…
     """
     with gateway() as api:
-        found = api.call("GET", f"/v1/events/{id}")
+        view = api.call("GET", f"/v1/events/{id}")
     if json:
-        show_json(found)
+        show_json(view)
         return
-    show_event(found)
+    show_event(view)
 
 
-def show_event(found: dict[str, Any]) -> None:
-    """One event's life: the steps in the order they happened, then what else is known."""
-    began = found["received_at"]
-    steps = [("received", began), ("prepared", found["prepared_at"])]
+def show_event(view: dict[str, Any]) -> None:
+    """Print the steps of an event in the order in which they happened, then the other facts."""
+    began = view["received_at"]
+    steps = [("received", began), ("prepared", view["prepared_at"])]
     steps += sorted(
         (
             (f"in {store}", state["at"])
-            for store, state in found["stores"].items()
+            for store, state in view["stores"].items()
             if state.get("at")
         ),
         key=lambda step: step[1],
     )
-    steps.append((found["state"], found["ended_at"]))
+    steps.append((view["state"], view["ended_at"]))
     show_table(
-        f"{found['source']} {_short(found['event_id'], 80)}",
+        f"{view['source']} {_short(view['event_id'], 80)}",
         ("step", "when (UTC)", "after"),
         [(step, moment(at), between(began, at)) for step, at in steps],
         empty="",
     )
-    rest = {"document": found["document_id"], "attempts": found["attempts"] or ""}
+    rest = {"document": view["document_id"], "attempts": view["attempts"] or ""}
     for name in ("owner", "deadline", "park_store", "last_error", "dead_letter"):
-        if not (name in ("owner", "deadline") and found["ended_at"]):
-            rest[name] = found.get(name) or ""
+        if not (name in ("owner", "deadline") and view["ended_at"]):
+            rest[name] = view.get(name) or ""
     out = console()
     for name, value in rest.items():
         if value:
             out.print(f"[dim]{name:>10}[/]  {escape(str(value))}", highlight=False, soft_wrap=True)
-    if found.get("workflow_url"):
-        out.print(f"[dim]{'run':>10}[/]  {found['workflow_url']}", highlight=False, soft_wrap=True)
+    if view.get("workflow_url"):
+        out.print(f"[dim]{'run':>10}[/]  {view['workflow_url']}", highlight=False, soft_wrap=True)

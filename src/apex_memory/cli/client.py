@@ -1,4 +1,4 @@
-"""The gateway, as the command line calls it."""
+"""The HTTP client with which commands call the gateway."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ KEY_FILE = "admin.key"
 
 
 class Refused(ApexError):
-    """The gateway refused the request; its own words and remedy are passed on."""
+    """The gateway refused the request. Message and remedy are the gateway's."""
 
 
 class Gateway:
-    """A session with the gateway. Errors come as `Refused` or `Unavailable`, with a remedy."""
+    """A session with the gateway. Its calls raise `Refused` or `Unavailable`, with a remedy."""
 
     def __init__(self, url: str, key: str) -> None:
         self.url = url
@@ -41,9 +41,9 @@ class Gateway:
         params: Mapping[str, Any] | None = None,
         timeout: float = 60,
     ) -> Any:
-        """The answer's JSON, awaited for at most `timeout` seconds."""
+        """Return the JSON of the response. `timeout` is in seconds."""
         try:
-            answer = self._http.request(
+            response = self._http.request(
                 method,
                 path,
                 json=json,
@@ -55,28 +55,30 @@ class Gateway:
         except httpx2.TransportError as error:
             raise Unavailable(
                 "gateway",
-                f"{self.url} does not answer ({type(error).__name__})",
+                f"{self.url} does not respond ({type(error).__name__})",
                 remedy="start it with `apex up`",
             ) from None
-        if answer.is_success:
-            return answer.json() if answer.content else None
-        raise _refused(answer)
+        if response.is_success:
+            return response.json() if response.content else None
+        raise _refused(response)
 
     def close(self) -> None:
         self._http.close()
 
 
-def _refused(answer: httpx2.Response) -> Refused:
+def _refused(response: httpx2.Response) -> Refused:
     try:
-        problem = answer.json()["error"]
-        return Refused(f"{problem['message']}", remedy=problem.get("remedy", ""))
+        problem = response.json()["error"]
+        return Refused(str(problem["message"]), remedy=problem.get("remedy", ""))
     except (json.JSONDecodeError, KeyError, TypeError):
-        return Refused(f"the gateway answered {answer.status_code}", remedy="run `apex doctor`")
+        return Refused(
+            f"the gateway returned status {response.status_code}", remedy="run `apex doctor`"
+        )
 
 
 @contextmanager
 def gateway(settings: Settings | None = None) -> Iterator[Gateway]:
-    """The gateway of this data folder, or the one that the settings name."""
+    """Yield a session with the gateway that the settings name, or that runs from the data folder."""
     settings = settings or load_settings()
     session = Gateway(gateway_url(settings), admin_key(settings))
     try:
@@ -86,20 +88,21 @@ def gateway(settings: Settings | None = None) -> Iterator[Gateway]:
 
 
 def gateway_url(settings: Settings) -> str:
+    """Return the gateway's URL. Raises `Unavailable` when the settings name none and no stack runs."""
     if settings.url:
         return settings.url.rstrip("/")
     stack = read_stack(settings.data_dir)
     if stack is None or "gateway" not in stack.urls:
         raise Unavailable(
             "gateway",
-            f"nothing runs from {settings.data_dir}",
+            f"no stack runs from {settings.data_dir}",
             remedy="start it with `apex up`, or set APEX_URL",
         )
     return stack.urls["gateway"]
 
 
 def admin_key(settings: Settings) -> str:
-    """The key to send: the setting, or the admin key that `apex up` keeps in the data folder."""
+    """Return the API key: the setting, or the admin key that `apex up` keeps in the data folder; empty without one."""
     given = settings.api_key.get_secret_value()
     if given:
         return given
@@ -108,7 +111,7 @@ def admin_key(settings: Settings) -> str:
         return file.read_text(encoding="utf-8").strip()
     except PermissionError:
         raise Misconfigured(
-            f"{file}: may not be read by you", remedy="set APEX_API_KEY to a key of yours"
+            f"{file}: permission denied", remedy="set APEX_API_KEY to your own key"
         ) from None
     except FileNotFoundError:
         return ""

@@ -1,4 +1,4 @@
-"""All commands, put together."""
+"""The tree of all commands."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from apex_memory.cli import (
     secrets,
     simulate,
     sources,
+    unresolved,
     up,
 )
-from apex_memory.cli import unresolved as links
 
 app = typer.Typer(
-    help="Apex Memory: every event of your tools, in one memory that agents can ask.",
+    help="Apex Memory: every event of your tools, in one memory that agents can search.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -31,9 +31,9 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        # It imports Temporal's client, which no other command of this module needs.
+def _print_version(requested: bool) -> None:
+    if requested:
+        # Not at the top: it imports Temporal's client, which other commands do not need.
         from apex_memory.flows.temporal.deployment import build_id
 
         typer.echo(f"apex {__version__} (build {build_id()})")
@@ -46,13 +46,13 @@ def _root(
         bool,
         typer.Option(
             "--version",
-            callback=_version,
+            callback=_print_version,
             is_eager=True,
-            help="Print the version, and the build as Temporal names it.",
+            help="Print the version and the build id.",
         ),
     ] = False,
 ) -> None:
-    """Options that stand before a command."""
+    """Options before the command."""
 
 
 app.command("up")(up.up)
@@ -65,7 +65,7 @@ app.command("document")(ask.document)
 app.command("entity")(ask.entity)
 app.command("events")(ask.events)
 app.command("event")(ask.event)
-app.command("links")(links.links)
+app.command("unresolved")(unresolved.unresolved)
 app.add_typer(sources.app, name="sources")
 app.add_typer(secrets.app, name="secrets")
 app.add_typer(dead_letters.app, name="dead-letters")

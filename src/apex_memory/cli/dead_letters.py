@@ -1,4 +1,4 @@
-"""`apex dead-letters`: events that could not go on, and the ways out."""
+"""`apex dead-letters`: events whose processing failed: inspect, redrive, discard."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from apex_memory.cli.client import gateway
 from apex_memory.cli.output import ago, console, pairs, show_json, show_table
 
 app = typer.Typer(help="Dead letters: list, show, redrive, discard.", no_args_is_help=True)
-Json = Annotated[bool, typer.Option("--json", help="Machine output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Ids = Annotated[list[int], typer.Argument(help="Ids, from `apex dead-letters list`.")]
 
 
@@ -20,7 +20,7 @@ def list_letters(
         str, typer.Option(help="open, retrying, resolved, discarded, superseded, or any.")
     ] = "open",
     source: Annotated[str | None, typer.Option(help="Only this source.")] = None,
-    limit: Annotated[int, typer.Option(help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option(help="Most rows.")] = 50,
     json: Json = False,
 ) -> None:
     """List dead letters, newest first.
@@ -59,7 +59,7 @@ def show(
     id: Annotated[int, typer.Argument(help="Id, from `apex dead-letters list`.")],
     json: Json = False,
 ) -> None:
-    """Show one dead letter: what, why, and the way out.
+    """Show a dead letter with its reason and its remedy.
 
     Example: apex dead-letters show 7
     """
@@ -76,14 +76,16 @@ def redrive(
     ids: Annotated[
         list[int] | None, typer.Argument(help="Ids, from `apex dead-letters list`.")
     ] = None,
-    fingerprint: Annotated[str | None, typer.Option(help="All open ones of this kind.")] = None,
+    fingerprint: Annotated[
+        str | None, typer.Option(help="All open ones with this fingerprint.")
+    ] = None,
     source: Annotated[str | None, typer.Option(help="All open ones of this source.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be sent round again.")
+        bool, typer.Option("--dry-run", help="Only count what would be redriven.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Send events round again from prepare, in their original order.
+    """Process dead letters again from the prepare step, with their original versions.
 
     Example: apex dead-letters redrive 7 8, or: apex dead-letters redrive --fingerprint 9f3c21a0b7de --dry-run
     """
@@ -102,19 +104,22 @@ def redrive(
     if json:
         show_json(answer)
         return
-    said = "would be sent" if dry_run else "sent"
-    console().print(
-        f"{len(answer['dead_letters'])} {said} round again. `apex events --state dead` shows what fails anew."
-    )
+    count = len(answer["dead_letters"])
+    if dry_run:
+        console().print(f"{count} would be redriven.")
+    else:
+        console().print(
+            f"{count} redriven. `apex events --state dead` lists those that fail again."
+        )
 
 
 @app.command("discard")
 def discard(
     ids: Ids,
-    reason: Annotated[str, typer.Option(help="Why; kept in the audit.")],
+    reason: Annotated[str, typer.Option(help="The reason, for the audit log.")],
     json: Json = False,
 ) -> None:
-    """Close dead letters for good. The raw events stay.
+    """Close dead letters permanently. The raw events are kept.
 
     Example: apex dead-letters discard 7 --reason "test data"
     """

@@ -1,4 +1,4 @@
-"""`apex demo`: a working day of nine vendors, compressed: start, let it happen, ask, show, stop."""
+"""`apex demo`: a compressed working day of nine vendors: start the stack, play the day, search, show, stop."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from apex_memory.simulate.world import Clock, World
 
 FOLDER = Path(".apex-demo")
 SHIPMENTS = 5
-STEPS = 12  # into which the day is cut
+STEPS = 12  # parts of the day
 STEP_SECONDS = 0.1
 SETTLE_SECONDS = 90.0
 POLL_SECONDS = 1.0
-LOOK_SECONDS = 0.5  # between two looks at what waits
+REFRESH_SECONDS = 0.5  # between two queries for the backlog
 SHIPMENT = "SHP-100045"
 QUESTIONS = (
     f"Where is {SHIPMENT}, who asked about it, and what was billed?",
@@ -51,10 +51,10 @@ QUESTIONS = (
 
 def demo(
     keep: Annotated[
-        bool, typer.Option("--keep", help="Leave the stack running at the end, until Ctrl-C.")
+        bool, typer.Option("--keep", help="Keep the stack running at the end, until Ctrl-C.")
     ] = False,
 ) -> None:
-    """Run a day of all sources against simulated vendors, in a folder of its own (./.apex-demo, made anew).
+    """Run a day of all sources against simulated vendors, in a folder of its own (./.apex-demo, which is recreated).
 
     Example: apex demo --keep
     """
@@ -62,14 +62,13 @@ def demo(
         require_extra(package, extra="embedded", feature="apex demo")
     if read_stack(FOLDER):
         raise Conflict(
-            f"a demo runs already from {FOLDER}", remedy="stop it first (Ctrl-C in its terminal)"
+            f"a demo is running already from {FOLDER}",
+            remedy="stop it first (Ctrl-C in its terminal)",
         )
     if FOLDER.exists():
         shutil.rmtree(FOLDER)
     if asyncio.run(_demo(keep=keep)):
-        raise Conflict(
-            "the demo did not end as it should", remedy=f"see {FOLDER}/log, and run `apex doctor`"
-        )
+        raise Conflict("the demo is incomplete", remedy=f"see the logs in {FOLDER}/log")
 
 
 async def _demo(*, keep: bool) -> bool:
@@ -87,7 +86,7 @@ async def _demo(*, keep: bool) -> bool:
             good = await _day(settings, stack, simulators, clock)
             if keep:
                 out.print(
-                    f"\nIt goes on running. In another terminal: [bold]export APEX_DATA_DIR={FOLDER}[/], then `apex search …`. Ctrl-C stops it.",
+                    f"\nThe stack keeps running. In another terminal: [bold]export APEX_DATA_DIR={FOLDER}[/], then `apex search …`. Ctrl-C stops it.",
                     highlight=False,
                 )
                 await stack.supervisor.wait()
@@ -118,35 +117,35 @@ def _report(name: str, what: str, detail: str) -> None:
 async def _day(
     settings: Settings, stack: Running, simulators: Sequence[Simulator], clock: Clock
 ) -> bool:
-    """Let the day happen, ask, show. True when everything came and every question found something."""
+    """Play the day, search, show. Return True when every event was processed and every question has hits."""
     out, key = console(), admin_key(settings)
     api = Gateway(stack.url, key)
     try:
         out.rule("1. A day of nine sources")
         async with httpx2.AsyncClient(timeout=30) as http:
             delivery = Delivery(stack.url, key, http)
-            seen = await _happen(api, DayPlayback(simulators, delivery, clock))
-        out.print(seen.line(), highlight=False)
+            result = await _play(api, DayPlayback(simulators, delivery, clock))
+        out.print(result.line(), highlight=False)
         for refused in delivery.refused:
             out.print(f"[red]refused:[/] {refused}", highlight=False)
-        answered = await asyncio.to_thread(_ask, api)
+        has_hits = await asyncio.to_thread(_search, api)
         out.print(
             f"\nAPI docs     {stack.url}/docs\nTemporal UI  {stack.temporal_ui}/namespaces/apex/workflows",
             highlight=False,
         )
-        return answered and seen.settled and not delivery.refused
+        return has_hits and result.settled and not delivery.refused
     finally:
         api.close()
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What came, by source, and whether nothing was left over."""
+class DayResult:
+    """The state of every source after the day."""
 
     rows: Sequence[Mapping[str, Any]]
     seconds: float
     files: Sequence[Path] = ()
-    """Documents that were sent from a folder."""
+    """Documents sent from a folder."""
 
     @property
     def settled(self) -> bool:
@@ -161,7 +160,7 @@ class Seen:
 
     def line(self) -> str:
         total = sum(row["documents"] for row in self.rows)
-        end = "nothing waits" if self.settled else "[red]not all of it is done[/]"
+        end = "nothing is left to do" if self.settled else "[red]some are still in progress[/]"
         kinds = ", ".join(sorted({file.suffix[1:] for file in self.files}))
         return (
             f"{total} documents of {len(self.rows)} sources are in memory after {self.seconds:.1f} s, "
@@ -169,8 +168,8 @@ class Seen:
         )
 
 
-async def _happen(api: Gateway, playback: DayPlayback) -> Seen:
-    """The day, step by step, with a line a source; ends when everything that came is in memory."""
+async def _play(api: Gateway, playback: DayPlayback) -> DayResult:
+    """Play the day step by step, with a table of the sources. Return when every event is in memory, or time is up."""
     began, end = monotonic(), end_of(playback.simulators[0].world)
     start = playback.clock.now
     files = asyncio.create_task(asyncio.to_thread(_send_documents, api))
@@ -178,20 +177,20 @@ async def _happen(api: Gateway, playback: DayPlayback) -> Seen:
         for n in range(1, STEPS + 1):
             playback.clock.advance_to(start + (end - start) * n / STEPS)
             await playback.send_due()
-            await _look(api, live, playback)
+            await _show_progress(api, live, playback)
             await asyncio.sleep(STEP_SECONDS)
         await playback.delivery.flush()
         await files
         pulled = [row["name"] for row in await _rows(api) if row["pulled_at"]]
-        for name in pulled:  # what happened last is fetched now, not at the next turn
+        for name in pulled:  # the last changes are fetched now, not at the scheduled time
             await asyncio.to_thread(api.call, "POST", f"/v1/sources/{name}/run")
         quiet, known = 0, -1
         while quiet < 2 and monotonic() - began < SETTLE_SECONDS:
-            rows = await _look(api, live, playback)
+            rows = await _show_progress(api, live, playback)
             now = sum(row["documents"] for row in rows)
-            quiet = quiet + 1 if Seen(rows, 0).settled and now == known else 0
+            quiet = quiet + 1 if DayResult(rows, 0).settled and now == known else 0
             known = now
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(REFRESH_SECONDS)
     rows = await _rows(api)
     show_table(
         "",
@@ -202,14 +201,16 @@ async def _happen(api: Gateway, playback: DayPlayback) -> Seen:
         ],
         empty="",
     )
-    return Seen(rows, monotonic() - began, list(documents_folder().iterdir()))
+    return DayResult(rows, monotonic() - began, list(documents_folder().iterdir()))
 
 
-async def _look(api: Gateway, live: Live, playback: DayPlayback) -> Sequence[Mapping[str, Any]]:
+async def _show_progress(
+    api: Gateway, live: Live, playback: DayPlayback
+) -> Sequence[Mapping[str, Any]]:
     rows = await _rows(api)
     table = Table(box=None, pad_edge=False, header_style="dim", title_justify="left")
     table.title = f"{playback.until:%A %H:%M} in the simulated world"
-    for column in ("source", "", "by", "sent", "in memory", "waits"):
+    for column in ("source", "", "by", "sent", "in memory", "waiting"):
         table.add_column(column)
     for row in rows:
         table.add_row(
@@ -225,8 +226,8 @@ async def _look(api: Gateway, live: Live, playback: DayPlayback) -> Sequence[Map
 
 
 async def _rows(api: Gateway) -> Sequence[Mapping[str, Any]]:
-    found = await asyncio.to_thread(api.call, "GET", "/v1/sources")
-    rows: Sequence[Mapping[str, Any]] = found["sources"]
+    response = await asyncio.to_thread(api.call, "GET", "/v1/sources")
+    rows: Sequence[Mapping[str, Any]] = response["sources"]
     return rows
 
 
@@ -235,9 +236,10 @@ def _send_documents(api: Gateway) -> dict[str, Any]:
     return send_files(api, files, wait=False, timeout=0, quiet=True)
 
 
-def _ask(api: Gateway) -> bool:
-    """Ask, and show where one shipment shows up; True when every question found something."""
-    out, found = console(), True
+def _search(api: Gateway) -> bool:
+    """Search, and show one shipment in all sources. Return True when every question has hits."""
+    out = console()
+    complete = True
     for n, question in enumerate(QUESTIONS, start=2):
         out.rule(f"{n}. {question}", style="dim")
         answer = api.call(
@@ -246,8 +248,8 @@ def _ask(api: Gateway) -> bool:
             json={"query": question, "limit": 8 if n == 2 else 3, "passages_per_document": 1},
         )
         show_answer(answer)
-        found = found and bool(answer["hits"]) and not answer["degraded"]
-    out.rule(f"One shipment in all of them: {SHIPMENT}", style="dim")
+        complete = complete and bool(answer["hits"]) and not answer["degraded"]
+    out.rule(f"One shipment in all sources: {SHIPMENT}", style="dim")
     documents = _naming(api)
     sources = Counter(row["source"] for row in documents)
     show_table(
@@ -259,14 +261,14 @@ def _ask(api: Gateway) -> bool:
         ],
         empty="Nothing.",
     )
-    out.rule("One event's life", style="dim")
+    out.rule("One event, step by step", style="dim")
     event = next(row["provenance"]["id"] for row in documents)
     show_event(api.call("GET", f"/v1/events/{event}"))
-    return found and len(sources) > 1
+    return complete and len(sources) > 1
 
 
 def _naming(api: Gateway) -> list[dict[str, Any]]:
-    """Documents that name the shipment, the newest first."""
+    """Return the search hits that name the shipment, newest first."""
     answer = api.call(
         "POST",
         "/v1/search",
@@ -282,7 +284,7 @@ def _naming(api: Gateway) -> list[dict[str, Any]]:
 
 
 def documents_folder() -> Path:
-    """The folder of example documents: in the package when installed, in the checkout otherwise."""
+    """Return the folder of example documents: in the package when installed, in the checkout otherwise."""
     package = Path(apex_memory.__file__).parent
     inside = package / "examples" / "documents"
     return inside if inside.exists() else package.parents[1] / "examples" / "documents"

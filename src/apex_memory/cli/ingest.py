@@ -1,4 +1,4 @@
-"""`apex ingest`: folders and files into the memory, with a progress bar."""
+"""`apex ingest`: send files and folders to the memory, with a progress bar."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ TYPES = {".eml": "message/rfc822", ".msg": "application/vnd.ms-outlook", ".md": 
 
 def ingest(
     paths: Annotated[
-        list[Path], typer.Argument(help="Files and folders; hidden files are left out.")
+        list[Path], typer.Argument(help="Files and folders. Hidden files are skipped.")
     ],
     wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Wait until all is searchable.")
+        bool, typer.Option("--wait/--no-wait", help="Wait until all files are searchable.")
     ] = True,
-    timeout: Annotated[float, typer.Option(help="Longest to wait, in seconds.")] = 600,
-    json: Annotated[bool, typer.Option("--json", help="Machine output.")] = False,
+    timeout: Annotated[float, typer.Option(help="Longest wait in seconds.")] = 600,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Bring documents into the memory. Unchanged files are recognised; changed ones become new versions.
+    """Send documents to the memory. Unchanged files are recognised; changed files become new versions.
 
     Example: apex ingest ./contracts rate-confirmation.pdf
     """
     files = list(_files(paths))
     if not files:
-        raise Rejected("no files there", remedy="name files, or folders that hold some")
+        raise Rejected("no files found", remedy="name files, or folders that contain files")
     with gateway() as api:
         result = send_files(api, files, wait=wait, timeout=timeout, quiet=json)
     if json:
         show_json(result)
     else:
-        _say(result)
+        _show_result(result)
     if result["refused"] or result["dead"]:
         raise typer.Exit(1)
 
 
 def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
-    """(file, key): the key is the path below what was named, so the same folder gives the same documents."""
+    """Yield (file, key). The key is the path below the named folder, so that the same folder gives the same documents."""
     for path in paths:
         if path.is_file():
             yield path, path.name
@@ -65,14 +65,14 @@ def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
 def send_files(
     api: Gateway, files: Sequence[tuple[Path, str]], *, wait: bool, timeout: float, quiet: bool
 ) -> dict[str, Any]:
-    """Land files; answers event ids, duplicates, refusals, and the states they reached."""
+    """Send files. Return their event ids, the number of duplicates, refused files, and the states that the events reached."""
     result: dict[str, Any] = {"landed": [], "known": 0, "refused": [], "dead": [], "open": 0}
     with progress(quiet) as bar:
         sending = bar.add_task("landing", total=len(files))
         for file, key in files:
             try:
                 answer = api.call(
-                    "POST", "/v1/documents", content=file.read_bytes(), **_request(file, key)
+                    "POST", "/v1/documents", content=file.read_bytes(), **_request_for(file, key)
                 )
             except Refused as error:
                 result["refused"].append(
@@ -91,7 +91,7 @@ def send_files(
     return result
 
 
-def _request(file: Path, key: str) -> dict[str, Any]:
+def _request_for(file: Path, key: str) -> dict[str, Any]:
     kind = (
         TYPES.get(file.suffix.lower())
         or mimetypes.guess_type(file.name)[0]
@@ -105,7 +105,7 @@ def _request(file: Path, key: str) -> dict[str, Any]:
 
 
 def progress(quiet: bool) -> Progress:
-    """A bar on stderr: what, how far, how long."""
+    """Return a progress bar on stderr: task, count, elapsed time."""
     return Progress(
         TextColumn("{task.description:>11}"),
         BarColumn(bar_width=40),
@@ -117,15 +117,15 @@ def progress(quiet: bool) -> Progress:
 
 
 def follow(api: Gateway, ids: Sequence[str], bar: Progress, *, timeout: float) -> dict[str, str]:
-    """Watch events until each is at an end or parked, or time is up; answers state by id."""
+    """Poll events until each has finished or is parked, or `timeout` seconds have passed. Return the state by id."""
     task = bar.add_task("searchable", total=len(ids))
     states: dict[str, str] = dict.fromkeys(ids, "received")
     deadline = monotonic() + timeout
     while True:
         waiting = [id for id, state in states.items() if state in OPEN]
         for first in range(0, len(waiting), STATES_AT_ONCE):
-            some = waiting[first : first + STATES_AT_ONCE]
-            states |= api.call("POST", "/v1/events/states", json={"ids": some})["states"]
+            chunk = waiting[first : first + STATES_AT_ONCE]
+            states |= api.call("POST", "/v1/events/states", json={"ids": chunk})["states"]
         finished = sum(state not in OPEN for state in states.values())
         bar.update(task, completed=finished)
         if finished == len(states) or monotonic() > deadline:
@@ -133,7 +133,7 @@ def follow(api: Gateway, ids: Sequence[str], bar: Progress, *, timeout: float) -
         sleep(0.1)
 
 
-def _say(result: dict[str, Any]) -> None:
+def _show_result(result: dict[str, Any]) -> None:
     new = len(result["landed"]) - result["known"]
     console().print(
         f"{new} new, {result['known']} known already, {len(result['refused'])} refused."
@@ -146,13 +146,9 @@ def _say(result: dict[str, Any]) -> None:
     )
     if result["dead"]:
         console().print(
-            f"[red]{len(result['dead'])} could not be read[/]: `apex dead-letters list` says why."
+            f"[red]{len(result['dead'])} could not be read[/]: see `apex dead-letters list` for the reasons."
         )
     if result.get("parked"):
-        console().print(
-            f"[yellow]{len(result['parked'])} wait for a store[/]: `apex status` says which."
-        )
+        console().print(f"[yellow]{len(result['parked'])} wait for a store[/]: see `apex status`.")
     if result["open"]:
-        console().print(
-            f"[yellow]{result['open']} are still under way[/]: `apex events` shows them."
-        )
+        console().print(f"[yellow]{result['open']} are still in progress[/]: see `apex events`.")

@@ -1,4 +1,4 @@
-"""`apex keys`: who may call the gateway."""
+"""`apex keys`: the API keys of the gateway."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ app = typer.Typer(help="API keys: list, create, revoke.", no_args_is_help=True)
 
 @app.command("list")
 def list_keys(
-    json: Annotated[bool, typer.Option("--json", help="Machine output.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List keys, never their secrets.
+    """List keys, without their secrets.
 
     Example: apex keys list
     """
@@ -50,9 +50,9 @@ def create(
         list[str] | None,
         typer.Option("--scope", "-s", help="ingest, read or admin; may be repeated."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Machine output.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Create a key. It is shown once; only its digest is kept.
+    """Create a key. It is shown once; only its digest is stored.
 
     Example: apex keys create "support agent" --scope read --scope ingest
     """

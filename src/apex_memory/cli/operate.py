@@ -1,4 +1,4 @@
-"""`apex status`, `doctor`, `hello`, `reconcile`: is it well, and if not, what to do."""
+"""`apex status`, `doctor`, `hello`, `reconcile`: check the health of the stack, and repair stores."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from apex_memory.config import Settings, load_settings
 from apex_memory.engines.state import read_stack
 from apex_memory.errors import ApexError
 
-Json = Annotated[bool, typer.Option("--json", help="Machine output.")]
-LEAST_DISK = 1_000_000_000  # bytes
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+LEAST_DISK = 1_000_000_000  # bytes free, below which `doctor` warns
 
 
 def status(json: Json = False) -> None:
-    """Show what runs, how far behind it is, and what waits.
+    """Show processes, stores, and unfinished events.
 
     Example: apex status
     """
     settings = load_settings()
     with gateway(settings) as api:
-        found = api.call("GET", "/v1/status")
+        report = api.call("GET", "/v1/status")
     stack = read_stack(settings.data_dir)
     if json:
         show_json(
-            {**found, "processes": stack.model_dump(mode="json")["children"] if stack else {}}
+            {**report, "processes": stack.model_dump(mode="json")["children"] if stack else {}}
         )
         return
     if stack:
@@ -54,29 +54,31 @@ def status(json: Json = False) -> None:
     show_table(
         "Stores",
         ("store", "state", "engine"),
-        [(s["name"], s["state"], s["version"]) for s in found["stores"]],
+        [(s["name"], s["state"], s["version"]) for s in report["stores"]],
         empty="",
     )
     show_table(
-        "Not at an end",
+        "Unfinished events",
         ("source", "state", "waits for", "events", "oldest"),
         [
             (b["source"], b["state"], b["park_store"], b["events"], ago(b["oldest"]))
-            for b in found["backlog"] or ()
+            for b in report["backlog"] or ()
         ],
-        empty="Nothing waits." if found["backlog"] is not None else "Not known without PostgreSQL.",
+        empty="No unfinished events."
+        if report["backlog"] is not None
+        else "Unknown: PostgreSQL is unavailable.",
     )
-    if found["dead_letters"]:
+    if report["dead_letters"]:
         console().print(
-            f"[red]{found['dead_letters']} dead letters[/]: see `apex dead-letters list`."
+            f"[red]{report['dead_letters']} dead letters[/]: see `apex dead-letters list`."
         )
-    if not found["temporal"]["reachable"]:
-        console().print("[red]Temporal does not answer[/]: events land, and wait for it.")
+    if not report["temporal"]["reachable"]:
+        console().print("[red]Temporal does not respond[/]: events land, and wait for it.")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of `apex doctor`."""
+    """One line of `apex doctor`. `good` passes, `bad` fails the command, `note` only informs."""
 
     what: str
     state: Literal["good", "bad", "note"]
@@ -85,7 +87,7 @@ class Finding:
 
 
 def doctor(json: Json = False) -> None:
-    """Look for what is wrong, and say the way out of each. Exit code 1 if anything is.
+    """Check the whole stack and print a remedy for every problem. The exit code is 1 if there is one.
 
     Example: apex doctor
     """
@@ -105,7 +107,7 @@ def doctor(json: Json = False) -> None:
 
 
 def examine() -> Iterator[Finding]:
-    """Findings, from the settings outwards; stops where nothing further can be known."""
+    """Yield findings, from the settings outwards. Stops where further checks are impossible."""
     try:
         settings = load_settings()
     except ApexError as error:
@@ -121,15 +123,15 @@ def examine() -> Iterator[Finding]:
         return
     api = Gateway(url, admin_key(settings))
     try:
-        found = api.call("GET", "/v1/status")
+        report = api.call("GET", "/v1/status")
         sources = api.call("GET", "/v1/sources")["sources"]
     except ApexError as error:
         yield Finding("gateway", "bad", str(error), error.remedy)
         return
     finally:
         api.close()
-    yield Finding("gateway", "good", f"answers at {url}")
-    yield from _inside(found)
+    yield Finding("gateway", "good", f"responds at {url}")
+    yield from _stores_and_events(report)
     yield from _sources(sources)
 
 
@@ -141,7 +143,7 @@ def _disk(settings: Settings) -> Iterator[Finding]:
             "disk",
             "bad",
             f"{free / 1e9:.1f} GB free at {place}",
-            "free space there: engines stop taking events when it is full",
+            "free space there: engines refuse events when the disk is full",
         )
     else:
         yield Finding("disk", "good", f"{free / 1e9:.0f} GB free")
@@ -164,50 +166,50 @@ def _processes(settings: Settings) -> Iterator[Finding]:
                 child.name,
                 "bad",
                 f"is down ({child.last_exit or 'starting'})",
-                f"it is started again by itself; see {log}",
+                f"it is restarted automatically; see {log}",
             )
         elif child.restarts:
             yield Finding(
                 child.name,
                 "note",
-                f"was started again {child.restarts} times, last exit {child.last_exit}",
+                f"was restarted {child.restarts} times, last exit {child.last_exit}",
                 f"see {log}",
             )
         else:
             yield Finding(child.name, "good", f"{child.version or 'runs'}, pid {child.pid}")
 
 
-def _inside(found: dict[str, Any]) -> Iterator[Finding]:
-    for store in found["stores"]:
+def _stores_and_events(report: dict[str, Any]) -> Iterator[Finding]:
+    for store in report["stores"]:
         if store["state"] == "ready":
             yield Finding(f"store {store['name']}", "good", store["version"])
         else:
-            remedy = "events wait and searches say so until it is back; check its address and log"
+            remedy = "events wait for it, and searches report it as degraded; check its address and its log"
             if store["state"] == "recovering":
-                remedy = "it restarted and is being checked against PostgreSQL; this ends by itself"
+                remedy = "it restarted and is being checked against PostgreSQL; no action is needed"
             yield Finding(f"store {store['name']}", "bad", store["state"], remedy)
-    if found["temporal"]["reachable"]:
-        yield Finding("temporal", "good", found["temporal"]["address"])
+    if report["temporal"]["reachable"]:
+        yield Finding("temporal", "good", report["temporal"]["address"])
     else:
         yield Finding(
             "temporal",
             "bad",
-            f"{found['temporal']['address']} does not answer",
-            "events land and wait; start it, or check APEX_TEMPORAL",
+            f"{report['temporal']['address']} does not respond",
+            "events land and wait for it; start it, or check APEX_TEMPORAL",
         )
-    if parked := found["parked"]:
+    if parked := report["parked"]:
         yield Finding(
             "parked",
             "note",
             f"{parked} events wait for a store",
-            "they go on by themselves when it is back",
+            "they continue automatically when it responds again",
         )
-    if found["dead_letters"]:
+    if report["dead_letters"]:
         yield Finding(
             "dead letters",
             "note",
-            f"{found['dead_letters']} are open",
-            "`apex dead-letters list` says why, `redrive` or `discard` them",
+            f"{report['dead_letters']} are open",
+            "see `apex dead-letters list` for the reasons, then `redrive` or `discard` them",
         )
 
 
@@ -216,7 +218,7 @@ def _sources(rows: Sequence[dict[str, Any]]) -> Iterator[Finding]:
         name = f"source {row['name']}"
         if row["state"] == "failing":
             yield Finding(
-                name, "bad", row["error"], "it is tried again by itself; see `apex sources`"
+                name, "bad", row["error"], "it is retried automatically; see `apex sources`"
             )
         elif row["state"] in ("paused", "disabled"):
             yield Finding(
@@ -228,25 +230,25 @@ _UNDO = {"paused": "resume", "disabled": "enable"}
 
 
 def hello(json: Json = False) -> None:
-    """The smoke test: one small workflow through Temporal and every store.
+    """Run the smoke test: one small workflow through Temporal and every store.
 
     Example: apex hello
     """
     with gateway() as api:
-        found = api.call("POST", "/v1/hello")
+        report = api.call("POST", "/v1/hello")
     if json:
-        show_json(found)
+        show_json(report)
         return
     show_table(
         "Hello",
         ("part", "state", "answer"),
-        [(p["name"], p["state"], p["answer"]) for p in found["parts"]],
+        [(p["name"], p["state"], p["answer"]) for p in report["parts"]],
         empty="",
     )
-    away = [p["name"] for p in found["parts"] if p["state"] != "ready"]
-    said = f"[red]Away: {', '.join(away)}.[/]" if away else "[green]All answer.[/]"
+    away = [p["name"] for p in report["parts"] if p["state"] != "ready"]
+    result = f"[red]Unavailable: {', '.join(away)}.[/]" if away else "[green]All respond.[/]"
     console().print(
-        f"{said} {found['milliseconds']:.0f} ms. The run: {found['workflow_url'] or found['workflow_id']}",
+        f"{result} {report['milliseconds']:.0f} ms. Workflow: {report['workflow_url'] or report['workflow_id']}",
         highlight=False,
         soft_wrap=True,
     )
@@ -263,20 +265,20 @@ def reconcile(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Compare a store with PostgreSQL, both ways: repair what it lost, remove what is left over. Restores an empty store too.
+    """Compare a store with PostgreSQL: restore what it lost, remove what PostgreSQL does not know. Restores an empty store too.
 
     Example: apex reconcile vectors
     """
     with gateway() as api:
-        found = api.call(
+        report = api.call(
             "POST", f"/v1/stores/{store}/reconcile", json={"prune": prune}, timeout=86_400
         )
     if json:
-        show_json(found)
+        show_json(report)
         return
     console().print(
-        f"{store}: {found['stages']} stages checked, {found['repaired']} documents repaired, "
-        f"{found['removed']} stray stages removed, {found['left']} left alone."
+        f"{store}: {report['stages']} stages checked, {report['repaired']} documents repaired, "
+        f"{report['removed']} stray stages removed, {report['left']} left alone."
     )
-    if found["errors"]:
+    if report["errors"]:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""What people see: tables, times, JSON. Colours only where a terminal shows them."""
+"""Output for people: tables, times, JSON. Colours only on a terminal."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ STATE_COLOURS = {
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console as wide as the terminal, or wide enough for tables where there is none."""
+    """Return a console as wide as the terminal, or wide enough for tables where there is none."""
     return Console(
         stderr=stderr, width=None if (sys.stderr if stderr else sys.stdout).isatty() else 120
     )
 
 
 def show_json(value: Any) -> None:
-    """Machine output: one JSON document on stdout."""
+    """Print one JSON document to stdout."""
     sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
 
 
 def show_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str
 ) -> None:
-    """A table with a title; `empty` is said where there are no rows. A cell may be a `Text` with a style of its own."""
+    """Print a table with a title, or `empty` without rows. A cell may be a `Text` with its own style."""
     rows = list(rows)
     if not rows:
         if empty:
@@ -77,14 +77,14 @@ def _cell(value: Any) -> str | Text:
 
 
 def moment(text: str | None) -> str:
-    """An ISO time as local people read it, to the millisecond; empty for none."""
+    """Return an ISO time in UTC, readable, to the millisecond; empty for None."""
     if not text:
         return ""
     return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
 
 
 def ago(text: str | None) -> str:
-    """How long ago an ISO time was: `3 s`, `12 min`, `5 h`, `2 d`."""
+    """Return how long ago an ISO time was: `3 s`, `12 min`, `5 h`, `2 d`; empty for None."""
     if not text:
         return ""
     seconds = (datetime.now(UTC) - datetime.fromisoformat(text)).total_seconds()
@@ -95,7 +95,7 @@ def ago(text: str | None) -> str:
 
 
 def between(earlier: str | None, later: str | None) -> str:
-    """Milliseconds from one ISO time to another."""
+    """Return the milliseconds from one ISO time to another."""
     if not earlier or not later:
         return ""
     delta = datetime.fromisoformat(later) - datetime.fromisoformat(earlier)
@@ -103,5 +103,5 @@ def between(earlier: str | None, later: str | None) -> str:
 
 
 def pairs(title: str, values: Mapping[str, Any]) -> None:
-    """A two-column list of what is known."""
+    """Print a two-column list of names and values."""
     show_table(title, ("", ""), values.items(), empty="nothing")

@@ -1,4 +1,4 @@
-"""`apex secrets`: credentials of sources, sealed in PostgreSQL."""
+"""`apex secrets`: credentials of sources, stored encrypted in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from apex_memory.credentials.vault import new_key
 from apex_memory.errors import Rejected
 
 app = typer.Typer(
-    help="Credentials of sources: set, list, remove; never shown.", no_args_is_help=True
+    help="Credentials of sources: set, list, remove. They are never shown.", no_args_is_help=True
 )
 
 Source = Annotated[str, typer.Argument(help="The source's name.")]
@@ -22,29 +22,29 @@ Setting = Annotated[str, typer.Argument(help="The setting, as in docs/reference/
 
 @app.command("list")
 def list_secrets(
-    json: Annotated[bool, typer.Option("--json", help="Machine output.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List secrets by name, never their values.
+    """List secrets by name, without their values.
 
     Example: apex secrets list
     """
     with gateway() as api:
-        found = api.call("GET", "/v1/secrets")
+        response = api.call("GET", "/v1/secrets")
     if json:
-        show_json(found)
+        show_json(response)
         return
     show_table(
         "Secrets",
-        ("name", "sealed with", "changed", "by", ""),
+        ("name", "encrypted with", "changed", "by", ""),
         [
             (
-                one["name"],
-                one["key_id"],
-                ago(one["changed_at"]),
-                one["changed_by"],
-                "" if one["readable"] else "[red]its key is not here[/]",
+                row["name"],
+                row["key_id"],
+                ago(row["changed_at"]),
+                row["changed_by"],
+                "" if row["readable"] else "[red]its encryption key is missing[/]",
             )
-            for one in found["secrets"]
+            for row in response["secrets"]
         ],
         empty="None: credentials come from the settings file and the environment.",
     )
@@ -56,10 +56,10 @@ def set_secret(
     setting: Setting,
     also: Annotated[
         bool,
-        typer.Option("--list", help="The setting is a list: one value a line, the newest first."),
+        typer.Option("--list", help="The setting is a list: one value per line, the newest first."),
     ] = False,
 ) -> None:
-    """Set a credential, read from standard input or asked for. Holds within a second, without a restart.
+    """Set a credential, from standard input or a prompt. It takes effect within a second, without a restart.
 
     Example: apex secrets set plaid secret < plaid-secret.txt
     """
@@ -69,7 +69,7 @@ def set_secret(
         text = sys.stdin.read()
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise Rejected("no value", remedy="give it on standard input, or type it when asked")
+        raise Rejected("no value", remedy="send it to standard input, or type it at the prompt")
     value = lines if also else "\n".join(lines)
     with gateway() as api:
         api.call("PUT", f"/v1/secrets/{source}/{setting}", json={"value": value})
@@ -78,7 +78,7 @@ def set_secret(
 
 @app.command("remove")
 def remove(source: Source, setting: Setting) -> None:
-    """Remove a credential; what the settings file says holds again.
+    """Remove a credential. The value in the settings file takes effect again.
 
     Example: apex secrets remove plaid secret
     """
@@ -89,7 +89,7 @@ def remove(source: Source, setting: Setting) -> None:
 
 @app.command("key")
 def key() -> None:
-    """Make a key that seals secrets: for APEX_SECRET_KEY, or as the first line of the key file.
+    """Create a key that encrypts secrets: for APEX_SECRET_KEY, or as the first line of the key file.
 
     Example: apex secrets key
     """

@@ -1,4 +1,4 @@
-"""`apex sources`: where events come from, and what an operator does about it."""
+"""`apex sources`: list sources, pause, pull, backfill and replay them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ app = typer.Typer(
     invoke_without_command=True,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Machine output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Argument(help="The source's name, from `apex sources`.")]
 Since = Annotated[
     str,
-    typer.Option("--since", help="From when: `2026-11-01`, `2026-11-01T08:00Z`, or `7d`, `12h`."),
+    typer.Option("--since", help="Start: `2026-11-01`, `2026-11-01T08:00Z`, or `7d`, `12h` ago."),
 ]
-Until = Annotated[str, typer.Option("--until", help="Until when, exclusive; now if left out.")]
-Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show progress until it ends.")]
+Until = Annotated[str, typer.Option("--until", help="End, exclusive. Default: now.")]
+Wait = Annotated[
+    bool, typer.Option("--wait/--no-wait", help="Wait for the end, with a progress bar.")
+]
 _COLOURS = {
     "failing": "red",
     "not configured": "dim",
@@ -38,7 +40,7 @@ _COLOURS = {
 
 @app.callback()
 def sources(context: typer.Context, json: Json = False) -> None:
-    """List sources: pattern, priority, state, last event, backlog, lag, and what is wrong.
+    """List sources: pattern, priority, state, last event, backlog, lag, and errors.
 
     Example: apex sources --json
     """
@@ -48,14 +50,14 @@ def sources(context: typer.Context, json: Json = False) -> None:
 
 @app.command("list")
 def list_sources(json: Json = False) -> None:
-    """List sources: pattern, priority, state, last event, backlog, lag, and what is wrong.
+    """List sources: pattern, priority, state, last event, backlog, lag, and errors.
 
     Example: apex sources list
     """
     with gateway() as api:
-        found = api.call("GET", "/v1/sources")
+        response = api.call("GET", "/v1/sources")
     if json:
-        show_json(found)
+        show_json(response)
         return
     show_table(
         "Sources",
@@ -72,7 +74,7 @@ def list_sources(json: Json = False) -> None:
             "waits",
             "remark",
         ),
-        [_row(row) for row in found["sources"]],
+        [_row(row) for row in response["sources"]],
         empty="No sources.",
     )
 
@@ -104,17 +106,17 @@ def _row(row: dict[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def _decide(name: str, action: str, said: str) -> None:
+def _decide(name: str, action: str, result: str) -> None:
     with gateway() as api:
         answer = api.call("POST", f"/v1/sources/{name}/{action}")
-    console().print(f"{name} {said}.", highlight=False)
+    console().print(f"{name} {result}.", highlight=False)
     if answer["note"]:
         console(stderr=True).print(f"[yellow]{answer['note']}[/]", highlight=False)
 
 
 @app.command()
 def enable(name: Name) -> None:
-    """Let a source be pulled again.
+    """Pull a source again after `disable`.
 
     Example: apex sources enable plaid
     """
@@ -123,16 +125,16 @@ def enable(name: Name) -> None:
 
 @app.command()
 def disable(name: Name) -> None:
-    """Stop pulling a source. What it sends still lands and is carried.
+    """Stop pulling a source. Events that it sends still land and are processed.
 
     Example: apex sources disable sonar
     """
-    _decide(name, "disable", "is disabled: it is not pulled any more")
+    _decide(name, "disable", "is disabled and no longer pulled")
 
 
 @app.command()
 def pause(name: Name) -> None:
-    """Stop carrying and pulling a source, across restarts. Its events still land, and wait.
+    """Stop processing and pulling a source, across restarts. Its events still land, and wait.
 
     Example: apex sources pause samsara
     """
@@ -141,16 +143,16 @@ def pause(name: Name) -> None:
 
 @app.command()
 def resume(name: Name) -> None:
-    """Go on with a paused source.
+    """Continue a paused source.
 
     Example: apex sources resume samsara
     """
-    _decide(name, "resume", "goes on")
+    _decide(name, "resume", "continues")
 
 
 @app.command()
 def run(name: Name) -> None:
-    """Pull a source now instead of at its next turn.
+    """Pull a source now instead of at the scheduled time.
 
     Example: apex sources run quickbooks
     """
@@ -161,7 +163,7 @@ def run(name: Name) -> None:
 def backfill(
     name: Name, since: Since, until: Until = "", wait: Wait = True, json: Json = False
 ) -> None:
-    """Fetch a stretch of the vendor's past anew, at the lowest priority and a bounded rate.
+    """Fetch a time range from the vendor again, at the lowest priority and a limited rate.
 
     Example: apex sources backfill hubspot --since 30d --until 2026-11-01
     """
@@ -172,7 +174,7 @@ def backfill(
 def replay(
     name: Name, since: Since, until: Until = "", wait: Wait = True, json: Json = False
 ) -> None:
-    """Carry raw events that landed since then through the pipeline once more, after a better parser, say.
+    """Process raw events that landed in a time range again, for example after an improvement of the parser.
 
     Example: apex sources replay edi --since 2d
     """
@@ -180,11 +182,11 @@ def replay(
 
 
 def _begin(name: str, kind: str, since: str, until: str, wait: bool, json: bool) -> None:
-    order = {"since": moment(since).isoformat()}
+    body = {"since": moment(since).isoformat()}
     if until:
-        order["until"] = moment(until).isoformat()
+        body["until"] = moment(until).isoformat()
     with gateway() as api:
-        row = api.call("POST", f"/v1/sources/{name}/{kind}", json=order)
+        row = api.call("POST", f"/v1/sources/{name}/{kind}", json=body)
         if wait:
             row = _watch(api, row, quiet=json)
     if json:
@@ -205,7 +207,7 @@ def _watch(api: Gateway, row: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
         while row["state"] == "running":
             time.sleep(0.5)
             rows = api.call("GET", "/v1/backfills", params={"limit": 500})["backfills"]
-            row = next(one for one in rows if one["id"] == row["id"])
+            row = next(item for item in rows if item["id"] == row["id"])
             bar.update(
                 task,
                 completed=row["seen"],
@@ -216,32 +218,32 @@ def _watch(api: Gateway, row: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
 
 @app.command()
 def backfills(json: Json = False) -> None:
-    """List backfills and replays with how far they are.
+    """List backfills and replays with their progress.
 
     Example: apex sources backfills
     """
     with gateway() as api:
-        found = api.call("GET", "/v1/backfills")
+        response = api.call("GET", "/v1/backfills")
     if json:
-        show_json(found)
+        show_json(response)
         return
     show_table(
         "Backfills and replays",
         ("id", "source", "kind", "state", "seen", "new", "since", "until", "began", "error"),
         [
             (
-                one["id"],
-                one["source"],
-                one["kind"],
-                one["state"],
-                one["seen"],
-                one["landed"],
-                one["since"][:16],
-                one["until"][:16],
-                ago(one["started_at"]),
-                one["error"] or "",
+                row["id"],
+                row["source"],
+                row["kind"],
+                row["state"],
+                row["seen"],
+                row["landed"],
+                row["since"][:16],
+                row["until"][:16],
+                ago(row["started_at"]),
+                row["error"] or "",
             )
-            for one in found["backfills"]
+            for row in response["backfills"]
         ],
         empty="None yet.",
     )
@@ -251,7 +253,7 @@ def backfills(json: Json = False) -> None:
 def cancel(
     id: Annotated[str, typer.Argument(help="Its id, from `apex sources backfills`.")],
 ) -> None:
-    """Cancel a backfill or replay after the page in hand. What landed stays.
+    """Cancel a backfill or replay after its current page. Events that have landed are kept.
 
     Example: apex sources cancel 0a3f6f4e-64c7-4d0f-9d83-2b8a4b0e6c11
     """
@@ -262,40 +264,40 @@ def cancel(
 
 @app.command()
 def files(
-    source: Annotated[str, typer.Option("--source", "-s", help="Only this source's.")] = "",
+    source: Annotated[str, typer.Option("--source", "-s", help="Only this source.")] = "",
     json: Json = False,
 ) -> None:
-    """List the files of batch sources: what they hold, what is wrong, how they were answered.
+    """List the files of batch sources: their events, problems found, acknowledgements sent.
 
     Example: apex sources files --source edi
     """
     with gateway() as api:
-        found = api.call("GET", "/v1/files", params={"source": source} if source else {})
+        response = api.call("GET", "/v1/files", params={"source": source} if source else {})
     if json:
-        show_json(found)
+        show_json(response)
         return
     show_table(
         "Files",
-        ("name", "source", "bytes", "came", "events", "landed", "replies", "findings"),
+        ("name", "source", "bytes", "received", "events", "landed", "replies", "findings"),
         [
             (
-                one["name"],
-                one["source"],
-                one["bytes"],
-                ago(one["received_at"]),
-                "" if one["events"] is None else one["events"],
-                one["landed"],
-                ", ".join(one["replies"]),
-                "; ".join(one["findings"]),
+                row["name"],
+                row["source"],
+                row["bytes"],
+                ago(row["received_at"]),
+                "" if row["events"] is None else row["events"],
+                row["landed"],
+                ", ".join(row["replies"]),
+                "; ".join(row["findings"]),
             )
-            for one in found["files"]
+            for row in response["files"]
         ],
         empty="No files.",
     )
 
 
 def moment(text: str) -> datetime:
-    """`7d`, `12h`, `30m` ago, or a date or time in ISO 8601 (UTC where no zone is given)."""
+    """Return the time of `7d`, `12h`, `30m` ago, or of a date or time in ISO 8601 (UTC without a zone). Raises `Rejected`."""
     unit = {"d": "days", "h": "hours", "m": "minutes"}.get(text[-1:], "")
     try:
         if unit and text[:-1].isdigit():
@@ -303,6 +305,7 @@ def moment(text: str) -> datetime:
         parsed = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
         raise Rejected(
-            f"{text!r} is no time", remedy="say `7d`, `12h`, `2026-11-01` or `2026-11-01T08:00Z`"
+            f"{text!r} is not a time",
+            remedy="write `7d`, `12h`, `2026-11-01` or `2026-11-01T08:00Z`",
         ) from None
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)

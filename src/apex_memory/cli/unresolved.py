@@ -1,4 +1,4 @@
-"""`apex links`: what is named somewhere and recorded nowhere yet."""
+"""`apex unresolved`: entities that documents name and no source has recorded yet."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from apex_memory.cli.client import gateway
 from apex_memory.cli.output import ago, show_json, show_table
 
 
-def links(
-    json: Annotated[bool, typer.Option("--json", help="Machine output.")] = False,
+def unresolved(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List links that wait: shipments and invoices that documents name and no source has recorded yet.
+    """List shipments and invoices that documents name and no source has recorded yet.
 
-    Example: apex links
+    Example: apex unresolved
     """
     with gateway() as api:
-        found = api.call("GET", "/v1/links")
+        response = api.call("GET", "/v1/unresolved")
     if json:
-        show_json(found)
+        show_json(response)
         return
     show_table(
-        "Waiting links",
-        ("waits for", "named by", "documents", "for example", "since"),
+        "Entities without a record",
+        ("entity", "named by", "documents", "for example", "since"),
         [
             (
-                one["ref"],
-                ", ".join(one["sources"]),
-                one["documents"],
-                one["examples"][0]["title"],
-                ago(one["since"]),
+                entity["ref"],
+                ", ".join(entity["sources"]),
+                entity["documents"],
+                entity["examples"][0]["title"],
+                ago(entity["since"]),
             )
-            for one in found["links"]
+            for entity in response["unresolved"]
         ],
-        empty="None: whatever is named is recorded.",
+        empty="None: every shipment and invoice that documents name has a record.",
     )

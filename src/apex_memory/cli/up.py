@@ -1,4 +1,4 @@
-"""`apex up`: the whole stack in one command, supervised, on loopback."""
+"""`apex up`: start and supervise the whole stack on loopback."""
 
 from __future__ import annotations
 
@@ -26,17 +26,15 @@ from apex_memory.engines.state import read_stack
 from apex_memory.engines.supervisor import Report, Supervisor
 from apex_memory.stores.postgres import Postgres, migrate
 
-NICENESS = {
-    "worker": 3,
-    "bulk": 10,
-}  # what is embedded and stored a moment later is a backlog; an answer is late
+# Responses come first: work that starts a moment later only lengthens the backlog.
+NICENESS = {"worker": 3, "bulk": 10}
 
-LATE = ("graph", "vectors")  # a start reads all their data, and landing needs neither
+SLOW_TO_START = ("graph", "vectors")  # they read all their data at start, and landing needs neither
 
 WORDS = {
     "ready": "[green]ready[/]",
     "died": "[red]died[/]",
-    "restarted": "[green]started again[/]",
+    "restarted": "[green]restarted[/]",
     "failed": "[red]did not start[/]",
     "starting": "[yellow]still starting[/]",
     "leftover": "[yellow]left over[/]",
@@ -45,24 +43,24 @@ WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A stack that answers."""
+    """A running stack."""
 
     url: str
     temporal_ui: str
     new_key: str | None
-    """The first admin key, when this start made it."""
+    """The first admin key, if this start created it."""
     seconds: float
     supervisor: Supervisor
 
 
 def up(
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Say what each process does.")
+        bool, typer.Option("--verbose", "-v", help="Print what each process does.")
     ] = False,
 ) -> None:
-    """Start everything and keep it running: engines, gateway, worker. Ctrl-C stops all.
+    """Start everything and keep it running: engines, gateway, workers. Ctrl-C stops all.
 
-    Events are taken in as soon as PostgreSQL is there, also while a large graph is still read.
+    Events can land as soon as PostgreSQL is ready, also while a large graph is still loading.
 
     Example: apex up
     """
@@ -77,7 +75,7 @@ async def _up(settings: Settings, *, verbose: bool) -> None:
     def report(name: str, what: str, detail: str) -> None:
         nonlocal landing
         if (name, what) == ("gateway", "ready"):
-            landing = f"; {detail} takes in events meanwhile"
+            landing = f"; {detail} accepts events meanwhile"
         elif what == "starting":
             detail += landing
         if what == "stopped" or (quiet_until_up and not running_now and what == "ready"):
@@ -94,20 +92,22 @@ async def _up(settings: Settings, *, verbose: bool) -> None:
 
 @asynccontextmanager
 async def running(settings: Settings, report: Report) -> AsyncIterator[Running]:
-    """The stack, up and answering; stopped at the end of the block.
+    """Start the stack, and stop it at the end of the block.
 
-    The gateway does not wait for the graph and the vectors: it lands what arrives while they load.
+    The gateway does not wait for the graph and the vectors: events land while they load.
     """
     began = monotonic()
     dimension = await _dimension(settings)
     async with Supervisor(settings.data_dir, report) as supervisor:
         engines = await asyncio.to_thread(embedded_engines, settings, dimension)
         environment = environment_for(engines, settings)
-        with _first_failure():
+        with _unwrapped_failure():
             async with asyncio.TaskGroup() as beside:
-                late = [one for one in engines if one.role in LATE]
-                loading = beside.create_task(supervisor.start(*late))
-                await supervisor.start(*(one for one in engines if one.role not in LATE))
+                slow = [engine for engine in engines if engine.role in SLOW_TO_START]
+                loading = beside.create_task(supervisor.start(*slow))
+                await supervisor.start(
+                    *(engine for engine in engines if engine.role not in SLOW_TO_START)
+                )
                 documents = environment.get("APEX_DOCUMENTS", settings.documents)
                 await migrate(documents)
                 _secret_key(settings)
@@ -125,8 +125,8 @@ async def running(settings: Settings, report: Report) -> AsyncIterator[Running]:
 
 
 @contextmanager
-def _first_failure() -> Iterator[None]:
-    """Of what failed side by side, the first, as itself: the others were ended for it."""
+def _unwrapped_failure() -> Iterator[None]:
+    """Raise the first failure of a task group itself: the other tasks were only cancelled because of it."""
     try:
         yield
     except BaseExceptionGroup as failures:
@@ -134,7 +134,7 @@ def _first_failure() -> Iterator[None]:
 
 
 async def _dimension(settings: Settings) -> int:
-    # Here, not above: this loads models' libraries, which no other command needs.
+    # Not at the top: it loads the libraries of models, which other commands do not need.
     from apex_memory.pipeline import open_embedder
 
     if settings.vectors != EMBEDDED:
@@ -151,8 +151,8 @@ async def _dimension(settings: Settings) -> int:
 
 
 async def _first_key(settings: Settings, documents: str) -> str | None:
-    """An admin key for this data folder, made once and kept where only its owner reads."""
-    # Here, not above: the gateway's libraries would slow every command's start.
+    """Create the admin key of this data folder, once, in a file that only its owner can read. Return it, or None if there is one."""
+    # Not at the top: the gateway's libraries would slow the start of every command.
     from apex_memory.credentials.api_keys import create_key
 
     file = key_file(settings)
@@ -169,7 +169,7 @@ async def _first_key(settings: Settings, documents: str) -> str | None:
 
 
 def _secret_key(settings: Settings) -> None:
-    """A key that seals secrets, made once for this data folder, unless one is set."""
+    """Create the key that encrypts secrets, once per data folder, unless a setting names one."""
     file = settings.data_dir / "secret.key"
     set_already = settings.secret_key.get_secret_value() or settings.secret_key_file
     if not set_already and not file.exists():
@@ -182,8 +182,8 @@ def _gateway(settings: Settings, environment: dict[str, str], report: Report) ->
         report("gateway", "port taken", f"{settings.port} is in use; listening on {port} instead")
     own = {"APEX_PORT": str(port)}
     if not settings.embedder_threads:
-        # It embeds single questions: two threads take a fifth less time for one, and 30 % more of the
-        # processors, which the stores need for their part of the answer.
+        # It embeds single questions: two threads are a fifth faster, and take 30 % more of the
+        # processors, which the stores need for the same search.
         own["APEX_EMBEDDER_THREADS"] = "1"
     url = f"http://{settings.host}:{port}"
     return _child("gateway", settings, {**environment, **own}, url, port)
@@ -209,7 +209,7 @@ def _child(
                 await asyncio.sleep(0.05)
 
     async def at_once() -> None:
-        """The worker waits for what it needs by itself."""
+        """The worker itself waits for what it needs."""
 
     async def version() -> str:
         return f"Apex {__version__}"
@@ -235,7 +235,7 @@ def _settings_file() -> str:
 
 
 def show_stack(settings: Settings, stack: Running) -> None:
-    """One table: what runs where, versions, and the key."""
+    """Print a table of processes with addresses and versions, and the first API key."""
     out = console()
     state = read_stack(settings.data_dir)
     table = Table(box=None, header_style="dim", pad_edge=False)
@@ -253,7 +253,7 @@ def show_stack(settings: Settings, stack: Running) -> None:
         out.print(f"Temporal  {stack.temporal_ui}/namespaces/apex/workflows", highlight=False)
     if stack.new_key:
         out.print(
-            f"API key   [bold]{stack.new_key}[/]  [dim](admin, shown once; the command line finds it by itself)[/]",
+            f"API key   [bold]{stack.new_key}[/]  [dim](admin, shown once; the command line uses it automatically)[/]",
             highlight=False,
             soft_wrap=True,
         )

@@ -1,4 +1,4 @@
-"""`python -m apex_memory.flows [realtime|bulk]`: a worker process, until SIGTERM; without an argument for all work."""
+"""`python -m apex_memory.flows [realtime|bulk]`: a worker process. Without an argument it serves both task queues."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def run(settings: Settings, role: str = "all") -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    # The library would log each failed step with its trace; `errors` says it in a line.
+    # The library would log each failed step with its trace; `temporal.errors` logs one line.
     logging.getLogger("temporalio.activity").setLevel(logging.ERROR)
     build, temporal_port = build_id(), free_port()
     runtime = quiet_runtime(PrometheusConfig(bind_address=f"{HOST}:{temporal_port}"))
@@ -46,35 +46,35 @@ async def run(settings: Settings, role: str = "all") -> None:
         "temporal_metrics": f"http://{HOST}:{temporal_port}/metrics",
     }
     with registered(settings.data_dir / "run" / f"{name}.json", card):
-        logger(component="worker").info("worker starts", **card)
+        logger(component="worker").info("worker starting", **card)
         async with open_app(settings) as app:
             if name == "worker":
                 await app.recovery.prepare()
             collect_garbage_seldom()
-            beside = [asyncio.create_task(app.credentials.keep_fresh(), name="secrets")]
+            background = [asyncio.create_task(app.credentials.keep_fresh(), name="secrets")]
             if name == "worker":
-                beside.append(asyncio.create_task(_check_stores(app), name="gate"))
+                background.append(asyncio.create_task(_check_stores(app), name="check stores"))
             try:
                 await serve(app, build=build, stop=stop, runtime=runtime, queues=queues)
             finally:
-                for task in beside:
+                for task in background:
                     task.cancel()
     logger(component="worker").info("worker stopped")
 
 
 async def _check_stores(app: App) -> None:
-    """Check what restarted with us, beside the work: of much data it takes a minute, and until then readers call the stores degraded."""
+    """Check stores that restarted, in the background: with much data it takes a minute, and until then searches report them as degraded."""
     try:
         await app.recovery.check_restarted_stores()
-    except ApexError as error:  # a sweep does the same again soon
+    except ApexError as error:  # the next sweep checks again
         logger(component="worker").error(
-            "stores not checked", reason=str(error), remedy=error.remedy
+            "check of restarted stores failed", reason=str(error), remedy=error.remedy
         )
 
 
 @contextlib.contextmanager
 def registered(path: Path, card: dict[str, object]) -> Iterator[None]:
-    """Keep a file that says where this process is reached, while it lives."""
+    """Keep a file with this process's addresses while it runs."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_private(path, json.dumps(card))
     try:
@@ -84,10 +84,10 @@ def registered(path: Path, card: dict[str, object]) -> Iterator[None]:
 
 
 def main() -> int:
-    """Work until told to stop; 1 when it could not start, 2 for a role of the work that there is not."""
+    """Run until SIGTERM or SIGINT. Return the exit code: 0, 1 when the worker could not start, 2 for an unknown role."""
     role = sys.argv[1] if sys.argv[1:] else "all"
     if role not in ROLES:
-        print(f"{role}: no such role; there are {', '.join(ROLES)}", file=sys.stderr)
+        print(f"{role}: no such role; use one of {', '.join(ROLES)}", file=sys.stderr)
         return 2
     try:
         settings = load_settings()

@@ -1,6 +1,6 @@
-"""What runs by the clock: sweep, collect, the nightly comparison of the stores, and a pull for every polled source.
+"""Schedules: sweep, collect, the nightly comparison of the stores, and a pull for every polled source.
 
-Shown and triggered in Temporal's UI.
+The Temporal UI shows and triggers them.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from apex_memory.flows.temporal.attributes import attributes_of
 from apex_memory.flows.temporal.queues import BULK, REALTIME, key_of, pull_id, queue_of
 from apex_memory.sources.base import PulledSource, Source, StreamSource
 
-RUN_SECONDS = 300.0  # how long one run of `sweep` or `collect` goes on in rounds
+RUN_SECONDS = 300.0  # length of one run of `Sweep` or `Collect`, which works in rounds
 RECONCILE_HOUR = 3  # UTC
 
 
 def schedules(settings: Settings) -> dict[str, Schedule]:
-    """Every schedule by id."""
-    order = ReconcileInput(["graph", "vectors"])
+    """Return the schedules of maintenance by id."""
+    stores = ReconcileInput(["graph", "vectors"])
     nightly = ScheduleSpec(
         calendars=[ScheduleCalendarSpec(hour=[ScheduleRange(RECONCILE_HOUR)])],
         jitter=timedelta(minutes=10),
@@ -48,7 +48,7 @@ def schedules(settings: Settings) -> dict[str, Schedule]:
         "sweep": _rounds("Sweep", REALTIME, settings.sweep_seconds),
         "collect": _rounds("Collect", BULK, settings.collect_seconds),
         "reconcile": Schedule(
-            action=_start("Reconcile", BULK, order),
+            action=_start("Reconcile", BULK, stores),
             spec=nightly,
             policy=SchedulePolicy(
                 overlap=ScheduleOverlapPolicy.SKIP, catchup_window=timedelta(hours=12)
@@ -58,20 +58,20 @@ def schedules(settings: Settings) -> dict[str, Schedule]:
 
 
 def pulls(sources: Mapping[str, Source]) -> dict[str, Schedule]:
-    """A schedule for every polled or batch source that has what it needs. A source that is paused answers at once."""
-    found: dict[str, Schedule] = {}
+    """Return a schedule for every polled or batch source whose settings are complete. The pull of a paused source ends at once."""
+    schedules: dict[str, Schedule] = {}
     for name, source in sources.items():
         if not isinstance(source, PulledSource) or isinstance(source, StreamSource):
             continue
         if source.missing_settings:
             continue
-        found[pull_id(name)] = Schedule(
+        schedules[pull_id(name)] = Schedule(
             action=ScheduleActionStartWorkflow(
                 "Pull",
                 args=[PullInput(name)],
                 id=pull_id(name),
                 task_queue=queue_of(int(source.priority)),
-                static_summary=f"Fetch what {source.title} has",
+                static_summary=f"Fetch from {source.title}",
                 typed_search_attributes=attributes_of(name, int(source.priority)),
                 priority=Priority(priority_key=key_of(int(source.priority)), fairness_key=name),
             ),
@@ -84,45 +84,47 @@ def pulls(sources: Mapping[str, Source]) -> dict[str, Schedule]:
                 catchup_window=timedelta(seconds=max(60, source.poll_every)),
             ),
         )
-    return found
+    return schedules
 
 
 async def ensure_schedules(
     client: Client, settings: Settings, sources: Mapping[str, Source]
 ) -> None:
-    """Create the schedules, or bring them up to date, and begin what goes on in rounds. Paused stays paused."""
+    """Create or update the schedules, and start `Sweep` and `Collect`. A paused schedule stays paused."""
     await _ensure(client, schedules(settings))
     await ensure_pulls(client, sources)
     for id in ("sweep", "collect"):
-        await begin_rounds(client, id)
+        await start_rounds(client, id)
 
 
 async def ensure_pulls(client: Client, sources: Mapping[str, Source]) -> None:
-    """Create or update the schedules of pulls, and look once now: a source may have become complete since."""
+    """Create or update the schedules of pulls. A new schedule pulls at once."""
     for id in await _ensure(client, pulls(sources)):
         await client.get_schedule_handle(id).trigger(overlap=ScheduleOverlapPolicy.SKIP)
 
 
 async def _ensure(client: Client, wanted: Mapping[str, Schedule]) -> list[str]:
-    """Answers the ids of those that were not there."""
-    fresh = []
+    """Create or update schedules. Return the ids of new ones."""
+    created = []
     for id, schedule in wanted.items():
         try:
             await client.create_schedule(id, schedule)
-            fresh.append(id)
+            created.append(id)
         except ScheduleAlreadyRunningError:
             await client.get_schedule_handle(id).update(_Updating(schedule))
-    return fresh
+    return created
 
 
-async def begin_rounds(client: Client, id: str) -> None:
-    """Start a run of the schedule now, unless one is running or a person paused it."""
+async def start_rounds(client: Client, id: str) -> None:
+    """Start a run of the schedule now, unless one runs or the schedule is paused."""
     handle = client.get_schedule_handle(id)
     if not (await handle.describe()).schedule.state.paused:
         await handle.trigger(overlap=ScheduleOverlapPolicy.SKIP)
 
 
 class _Updating:
+    """Replaces a schedule but keeps its state: paused stays paused."""
+
     def __init__(self, schedule: Schedule) -> None:
         self._schedule = schedule
 
@@ -131,17 +133,17 @@ class _Updating:
 
 
 def _rounds(workflow: str, queue: str, every_seconds: float) -> Schedule:
-    """Runs that follow on each other without a gap: the next one waits for the end of the one before."""
-    order = RoundsInput(max(1.0, every_seconds), RUN_SECONDS)
+    """Return a schedule of runs without a gap: each run starts when the previous one ends."""
+    rounds = RoundsInput(max(1.0, every_seconds), RUN_SECONDS)
     run = timedelta(seconds=RUN_SECONDS)
     return Schedule(
-        action=_start(workflow, queue, order),
+        action=_start(workflow, queue, rounds),
         spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=run)]),
         policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.BUFFER_ONE, catchup_window=run),
     )
 
 
-def _start(workflow: str, queue: str, order: Any) -> ScheduleActionStartWorkflow:
+def _start(workflow: str, queue: str, input: Any) -> ScheduleActionStartWorkflow:
     return ScheduleActionStartWorkflow(
-        workflow, args=[order], id=workflow.lower(), task_queue=queue
+        workflow, args=[input], id=workflow.lower(), task_queue=queue
     )

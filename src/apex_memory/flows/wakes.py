@@ -1,7 +1,7 @@
-"""Wakes from the landing side: cheap, coalesced, and never in the way of landing.
+"""Wakes: signals to drains and pulls after events have landed. Cheap, coalesced, and never a delay for landing.
 
-A wake says only "look": many become one. When Temporal is away wakes are lost, counted, and made up for by the sweeper,
-and by the next pull that the clock starts.
+A wake carries no data, so many become one. Wakes that fail while Temporal is unavailable are counted; the sweeper and
+the next scheduled pull make up for them.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from apex_memory.flows.fetch.control import Pulling
 from apex_memory.telemetry import WAKES_FAILED, logger
 
 LEAST_SECONDS = 0.02  # between two wakes of a source
-# The same under load, for P0, P1, P2: a steady trickle would else be a batch an event, at 60 to 90 ms of CPU each.
+# The same under sustained load, for P0, P1, P2: otherwise each event of a steady stream would be a batch of its own,
+# at 60 to 90 ms of CPU each.
 SUSTAINED_SECONDS = (0.1, 0.5, 1.0)
 PULL_SECONDS = (
-    2.0  # between two pulls that change hints ask for: one fetches all that were hinted at
+    2.0  # between two pulls that change hints request: one pull fetches all hinted changes
 )
-CREDIT = 25  # wakes at the short distance before the long one holds
-FAULT_SECONDS = 1.0
-LOG_SECONDS = 30.0
+CREDIT = 25  # wakes at the short interval before the long one applies
+FAULT_SECONDS = 1.0  # pause after a failed wake
+LOG_SECONDS = 30.0  # between two log messages about failed wakes
 
 
 class Waker:
-    """Holds a flag and at most one task a source, however many wakes come and however long Temporal is away."""
+    """Keeps one flag and at most one task per source, however many wakes are requested and however long Temporal is away."""
 
     def __init__(self, drains: Drains, pulling: Pulling) -> None:
         self._drains = drains
@@ -38,17 +39,15 @@ class Waker:
         self._log = logger(component="wakes")
 
     def wake(self, source: str) -> None:
-        """Ask for a look at the source's inbox, soon. Returns at once and never raises."""
-        if (
-            source in self._drains.priorities
-        ):  # else no drain carries it: the sweeper reports such events
-            self._ask("drain", source)
+        """Request a wake of the source's drain, soon. Returns at once and never raises."""
+        if source in self._drains.priorities:  # the sweeper reports events of unknown sources
+            self._request("drain", source)
 
     def pull(self, source: str) -> None:
-        """Ask for a pull of the source, soon: a vendor says that something changed."""
-        self._ask("pull", source)
+        """Request a pull of the source, soon: its vendor has changes."""
+        self._request("pull", source)
 
-    def _ask(self, what: str, source: str) -> None:
+    def _request(self, what: str, source: str) -> None:
         self._wanted.add((what, source))
         if (what, source) not in self._tasks:
             self._tasks[what, source] = asyncio.create_task(
@@ -56,7 +55,7 @@ class Waker:
             )
 
     async def close(self) -> None:
-        """Drop what is not sent; the sweeper makes up for it."""
+        """Drop wakes that are not sent; the sweeper makes up for them."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -72,7 +71,7 @@ class Waker:
                         wait = PULL_SECONDS
                     else:
                         await self._drains.wake(source)
-                        wait = self._distance(source)
+                        wait = self._interval(source)
                 except (Unavailable, Conflict) as error:
                     self._count_failure(source, error)
                     wait = FAULT_SECONDS
@@ -80,8 +79,8 @@ class Waker:
         finally:
             del self._tasks[what, source]
 
-    def _distance(self, source: str) -> float:
-        """Seconds until the next wake: short while the source has credit, earned at the long distance."""
+    def _interval(self, source: str) -> float:
+        """Return the seconds until the next wake: short while the source has credit, which grows at the long interval."""
         now = asyncio.get_running_loop().time()
         sustained = SUSTAINED_SECONDS[self._drains.priorities[source]]
         spent = max(self._earned.get(source, 0), now - CREDIT * sustained)
@@ -94,7 +93,7 @@ class Waker:
         now = asyncio.get_running_loop().time()
         if now - self._logged_at >= LOG_SECONDS:
             self._log.warning(
-                "wakes fail; what came is safe in PostgreSQL and waits for the sweeper or the next pull",
+                "wakes fail; events are stored in PostgreSQL and wait for the sweeper or the next pull",
                 source=source,
                 failed=self._failed,
                 reason=str(error),

@@ -1,4 +1,4 @@
-"""The worker: carries what Temporal hands out, and sees to schedules, builds and wakes."""
+"""The worker: runs workflows and activities, and maintains schedules and builds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from apex_memory.flows.fetch.control import Pulling
 from apex_memory.flows.fetch.workflows import PULL_WORKFLOWS
 from apex_memory.flows.maintenance.activities import MaintenanceActivities
 from apex_memory.flows.maintenance.workflows import MAINTENANCE_WORKFLOWS
-from apex_memory.flows.schedules import begin_rounds, ensure_pulls, ensure_schedules
+from apex_memory.flows.schedules import ensure_pulls, ensure_schedules, start_rounds
 from apex_memory.flows.temporal.attributes import ensure_attributes
 from apex_memory.flows.temporal.client import connect
 from apex_memory.flows.temporal.deployment import UNCLAIMED_SECONDS, Deployment
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 WORKFLOWS = (Drain, *PULL_WORKFLOWS, *MAINTENANCE_WORKFLOWS)
 
-# Steps at a time: bulk work gets the smaller share. Pulls wait for vendors most of their time, so it is not too small.
+# Most activities at a time. Bulk work has fewer; pulls mostly wait for vendors, so that it is enough.
 SLOTS = {REALTIME: 16, BULK: 8}
 MAINTAIN_SECONDS = 30.0
 STOP_SECONDS = 5.0
-PATIENCE_SECONDS = 60.0  # a finished step's report is worth waiting for
+PATIENCE_SECONDS = 60.0  # how long a call is retried: the result of a finished step is worth it
 
 
 async def serve(
@@ -53,9 +53,10 @@ async def serve(
     maintain_seconds: float = MAINTAIN_SECONDS,
     queues: Sequence[str] = QUEUES,
 ) -> None:
-    """Work on these queues until `stop` is set. Who works in real time also tends schedules and drains.
+    """Serve these task queues until `stop` is set. The worker of the real-time queue also maintains schedules and builds.
 
-    Waits for Temporal as long as it takes, and goes on when it comes back."""
+    Waits while Temporal is unavailable, and continues when it responds again.
+    """
     log = logger(component="worker", build=build)
     while not stop.is_set():
         try:
@@ -64,9 +65,9 @@ async def serve(
             )
             await _work(app, client, build, stop, maintain_seconds, queues)
         except (Unavailable, RPCError, RuntimeError) as error:
-            # RuntimeError is what the library raises for a worker that the server will not have.
-            log.warning("Temporal does not answer; trying again", reason=str(error)[:300])
-            await _either(stop, seconds=2)
+            # RuntimeError: the server refuses the worker.
+            log.warning("Temporal does not respond; trying again", reason=str(error)[:300])
+            await _wait_for(stop, seconds=2)
 
 
 async def _work(
@@ -80,7 +81,7 @@ async def _work(
     drains = Drains(client, priorities_of(app.sources))
     deployment = Deployment(client, build)
     async with workers(
-        deployment, steps_of(app, drains, Pulling(client, app.sources), build), queues
+        deployment, activities_of(app, drains, Pulling(client, app.sources), build), queues
     ):
         if REALTIME not in queues:
             await stop.wait()
@@ -101,8 +102,10 @@ async def _maintain(app: App, drains: Drains, deployment: Deployment, seconds: f
     await maintain(app.settings, app.sources, drains, deployment, seconds=seconds)
 
 
-def steps_of(app: App, drains: Drains, pulling: Pulling, build: str) -> list[Callable[..., Any]]:
-    """Every activity of the real application."""
+def activities_of(
+    app: App, drains: Drains, pulling: Pulling, build: str
+) -> list[Callable[..., Any]]:
+    """Return every activity, over one opened `App`."""
     drain = DrainActivities(app)
     fetching = PullActivities(app, drains)
     maintenance = MaintenanceActivities(app, drains, pulling, build=build)
@@ -120,7 +123,7 @@ async def workers(
     activities: Sequence[Callable[..., Any]],
     queues: Sequence[str] = QUEUES,
 ) -> AsyncIterator[None]:
-    """A worker for each of these task queues, polling inside the block."""
+    """Run a worker for each of these task queues inside the block."""
     started: list[Worker] = []
     async with AsyncExitStack() as stack:
         for queue in queues:
@@ -133,7 +136,7 @@ async def workers(
                 deployment_config=deployment.config,
                 max_concurrent_activities=SLOTS[queue],
                 max_cached_workflows=200,
-                # A killed worker's workflows wait for it that long before another gets them.
+                # How long workflows of a killed worker wait before another worker gets them.
                 sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
                 graceful_shutdown_timeout=timedelta(seconds=STOP_SECONDS),
             )
@@ -141,14 +144,14 @@ async def workers(
             started.append(worker)
         try:
             yield
-        finally:  # both at once, so that stopping takes `STOP_SECONDS` at most
+        finally:  # in parallel, so that stopping takes at most `STOP_SECONDS`
             await asyncio.gather(*(worker.shutdown() for worker in started))
 
 
 async def activate_build(
     settings: Settings, sources: Mapping[str, Source], drains: Drains, deployment: Deployment
 ) -> None:
-    """Make this build current, start the schedules and what follows streams, wake every source."""
+    """Make this build current, start the schedules and the streams, and wake the drain of every source."""
     await ensure_attributes(deployment.client)
     await deployment.make_current()
     await ensure_schedules(deployment.client, settings, sources)
@@ -167,25 +170,25 @@ async def maintain(
     seconds: float = MAINTAIN_SECONDS,
     unclaimed: float = UNCLAIMED_SECONDS,
 ) -> None:
-    """See to it, for ever, that every workflow has a worker, and that Temporal knows what it should."""
+    """Every few seconds: restart workflows without a worker, and update schedules and streams. Never returns."""
     log = logger(component="worker", build=deployment.build)
-    complete = _complete(sources)
+    complete = _complete_sources(sources)
     while True:
         try:
             await _restart_abandoned(drains, deployment, unclaimed)
             await asyncio.sleep(seconds)
-            if await deployment.current() is None:  # Temporal came back without its data
+            if await deployment.current() is None:  # Temporal lost its data
                 await activate_build(settings, sources, drains, deployment)
-            if (now := _complete(sources)) != complete:  # secrets were set meanwhile
-                complete = now
+            if _complete_sources(sources) != complete:  # secrets were set meanwhile
+                complete = _complete_sources(sources)
                 await ensure_pulls(deployment.client, sources)
             await Pulling(deployment.client, sources).follow()
         except (RPCError, Unavailable) as error:
-            log.warning("Temporal does not answer; trying again", reason=str(error)[:300])
+            log.warning("Temporal does not respond; trying again", reason=str(error)[:300])
             await asyncio.sleep(1)
 
 
-def _complete(sources: Mapping[str, Source]) -> set[str]:
+def _complete_sources(sources: Mapping[str, Source]) -> set[str]:
     return {
         name
         for name, source in sources.items()
@@ -194,21 +197,21 @@ def _complete(sources: Mapping[str, Source]) -> set[str]:
 
 
 async def _restart_abandoned(drains: Drains, deployment: Deployment, unclaimed: float) -> None:
-    """End what no worker carries any more, and let this build carry it on: paused stays paused."""
+    """Terminate workflows that no worker runs any more, and start them on this build. Paused stays paused."""
     by_id = {drain_id(source): source for source in drains.sources}
-    for ended in await deployment.end_abandoned(unclaimed):
+    for execution in await deployment.terminate_abandoned(unclaimed):
         logger(component="worker").warning(
-            "ended a workflow that no worker carries", workflow=ended.id, run=ended.run_id
+            "terminated a workflow without a worker", workflow=execution.id, run=execution.run_id
         )
-        if ended.id in by_id:
-            paused = bool(await ended.memo_value("paused", False))
-            await drains.wake(by_id[ended.id], paused=paused)
-        elif (schedule := ended.id.partition("-")[0]) in ("sweep", "collect"):
-            await begin_rounds(deployment.client, schedule)
+        if execution.id in by_id:
+            paused = bool(await execution.memo_value("paused", False))
+            await drains.wake(by_id[execution.id], paused=paused)
+        elif (schedule := execution.id.partition("-")[0]) in ("sweep", "collect"):
+            await start_rounds(deployment.client, schedule)
 
 
-async def _either(stop: asyncio.Event, *, seconds: float) -> None:
-    """Return when `stop` is set, or after a while."""
+async def _wait_for(stop: asyncio.Event, *, seconds: float) -> None:
+    """Return when `stop` is set, or after `seconds`."""
     try:
         async with asyncio.timeout(seconds):
             await stop.wait()

@@ -1,4 +1,4 @@
-"""HTTP: the way in for vendors and agents, and the way to ask. `python -m apex_memory.gateway` runs it."""
+"""The HTTP API: takes in webhooks and documents, and serves search and operations. `python -m apex_memory.gateway` runs it."""
 
 from apex_memory.gateway.application import create_app
 

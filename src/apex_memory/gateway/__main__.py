@@ -18,7 +18,11 @@ SHUTDOWN_SECONDS = 10  # for requests under way; below the time a supervisor giv
 
 
 def main() -> int:
-    """Serve until told to stop. 2 when the settings or the address cannot work, 1 when it ended by a failure."""
+    """Serve until SIGTERM or SIGINT.
+
+    Return the exit code: 0 after an orderly stop, 1 when the server could not start, 2 for settings or an address
+    that cannot work.
+    """
     try:
         settings = load_settings()
         configure_logging(settings.log_level, settings.log_format)
@@ -26,7 +30,7 @@ def main() -> int:
         with _bind(settings) as bound:
             logger(component="gateway").info("listening", url=_url(bound))
             for number in (signal.SIGTERM, signal.SIGINT):
-                # uvicorn ends in order when told to, then raises the signal again. That one is over.
+                # uvicorn shuts down on the signal, then raises it again for the process: that repetition is ignored.
                 signal.signal(number, lambda *_: None)
             server.run(sockets=[bound])
     except ApexError as error:
@@ -47,7 +51,7 @@ def _config(settings: Settings) -> uvicorn.Config:
         lifespan="on",
         loop="auto" if sys.platform == "win32" else "uvloop",
         ws="none",
-        access_log=False,  # ours has no query strings
+        access_log=False,  # `RequestMiddleware` writes the access log, without query strings
         log_config=None,
         server_header=False,
         timeout_keep_alive=30,  # above the idle time of most proxies would be better still for them
@@ -56,10 +60,10 @@ def _config(settings: Settings) -> uvicorn.Config:
 
 
 def _bind(settings: Settings) -> socket.socket:
-    """The listening socket, so that port 0 can be told and a taken port is a clear refusal."""
+    """Return the bound socket, so that the log shows the port chosen for 0, and a port in use is a clear error."""
     host = settings.host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is named, or asyncio leaves Nagle on: 40 ms an answer.
+    # asyncio disables Nagle only where the protocol is named: otherwise each response waits 40 ms.
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -68,7 +72,7 @@ def _bind(settings: Settings) -> socket.socket:
         bound.close()
         raise Misconfigured(
             f"host, port: cannot listen on {settings.host}:{settings.port} ({error.strerror})",
-            remedy="stop what listens there, or set another port",
+            remedy="stop the program that uses the port, or set another port",
         ) from None
     return bound
 

@@ -1,4 +1,4 @@
-"""The HTTP application: its layers, its routes, and what is open while it runs."""
+"""The HTTP application: its middleware, its routes, and what stays open while it runs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from apex_memory.flows.drain.control import Drains, priorities_of
 from apex_memory.flows.fetch.control import Pulling
 from apex_memory.flows.temporal.client import connect
 from apex_memory.flows.wakes import Waker
-from apex_memory.gateway import errors
-from apex_memory.gateway import openapi_page as reference
+from apex_memory.gateway import errors, openapi_page
 from apex_memory.gateway.body_limit import BodyLimitMiddleware, limit_of
 from apex_memory.gateway.completion import CompletionWaiter
 from apex_memory.gateway.dependencies import Gateway
@@ -27,46 +26,61 @@ from apex_memory.gateway.middleware import Hosts, RequestMiddleware
 from apex_memory.gateway.routes import (
     dead_letters,
     events,
+    ingest,
     keys,
     memory,
     operations,
     secrets,
+    sources,
     status,
+    unresolved,
 )
-from apex_memory.gateway.routes import ingest as intake
-from apex_memory.gateway.routes import sources as source_routes
-from apex_memory.gateway.routes import unresolved as links
 from apex_memory.sources import registry
 from apex_memory.telemetry import logger
 
-DESCRIPTION = """Takes in every event of a company's tools and answers from one memory.
+DESCRIPTION = """Apex Memory stores every event of a company's tools and lets agents search all of them as one memory.
 
-Webhooks carry their vendor's signature. Everything else needs an API key (`Authorization: Bearer
-apex_…`, or `X-API-Key`) with the scope `ingest`, `read` or `admin`; admin implies the others.
+**Authentication.** Webhooks carry their vendor's signature. Every other request needs an API key
+(`Authorization: Bearer apex_…`, or `X-API-Key`) with the scope `ingest`, `read` or `admin`; `admin` includes the
+other two.
 
-**2xx means kept**: an event is answered only after PostgreSQL has committed it. Sending it again is
-harmless: it is answered with the same status and ids, `duplicate: true`, and takes effect once. A
-refusal is `{"error": {"code", "message", "remedy"}}`; after 503 send it again when `Retry-After` is over.
+**Durability.** A 2xx response means that PostgreSQL has committed the event. Sending the same event again is safe:
+the response has the same status and ids, with `duplicate: true`, and the event takes effect once.
+
+**Errors** have the body `{"error": {"code", "message", "remedy"}}`. After 503 repeat the request when the seconds in
+`Retry-After` have passed: the event may have been stored already, and repeating it does not store it twice.
+
+**Asynchronous processing.** An event is searchable shortly after it is accepted. `?wait=searchable` makes the
+response wait for that; `GET /v1/events/{id}` shows the current state at any time.
 """
 TAGS = [
-    {"name": "hooks", "description": "Webhooks of vendors, verified by their signature."},
+    {"name": "hooks", "description": "Webhooks from vendors, verified by their signature."},
     {"name": "ingest", "description": "Documents and conversations, sent with an API key."},
-    {"name": "memory", "description": "Search, documents, entities."},
-    {"name": "events", "description": "Where each event is, and which stores have it."},
-    {"name": "dead letters", "description": "Events that could not go on, and the way out."},
+    {
+        "name": "memory",
+        "description": "Search, documents, entities, and entities without a record.",
+    },
+    {"name": "events", "description": "The state of each event, and which stores hold it."},
+    {
+        "name": "dead letters",
+        "description": "Events whose processing failed, and how to retry or discard them.",
+    },
     {"name": "keys", "description": "API keys and their scopes."},
-    {"name": "status", "description": "How the installation is."},
+    {"name": "status", "description": "Health of the installation."},
     {
         "name": "sources",
-        "description": "Where events come from: state, pause, run, backfill, replay.",
+        "description": "The sources of events: state, pause, run, backfill, replay.",
     },
-    {"name": "secrets", "description": "Credentials of sources, sealed. Never shown."},
-    {"name": "operations", "description": "What an operator sets off."},
+    {
+        "name": "secrets",
+        "description": "Credentials of sources, stored encrypted and never returned.",
+    },
+    {"name": "operations", "description": "Operations that an administrator starts."},
 ]
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The ASGI application; it opens everything when it starts. Raises `Misconfigured` for wrong source settings."""
+    """Return the ASGI application, which opens the stores when it starts. Raises `Misconfigured` for wrong source settings."""
     loaded = registry.load(settings.sources, settings.source_path)
     api = FastAPI(
         title="Apex Memory",
@@ -74,7 +88,7 @@ def create_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         openapi_tags=TAGS,
         lifespan=_lifespan(settings),
-        docs_url=None,  # they would load scripts from elsewhere; ours is a plain page
+        docs_url=None,  # FastAPI's page loads scripts from a CDN; `openapi_page` serves a plain one
         redoc_url=None,
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
@@ -82,17 +96,17 @@ def create_app(settings: Settings) -> FastAPI:
     api.state.routes = {source.route: source.name for source in loaded.values()}
     errors.install(api)
     for router in (
-        intake.routes(loaded, settings),
-        memory.routes(),
-        events.routes(),
-        dead_letters.routes(),
-        keys.routes(),
-        status.routes(),
-        links.routes(),
-        source_routes.routes(),
-        secrets.routes(),
-        operations.routes(),
-        reference.routes(),
+        ingest.source_router(loaded, settings),
+        memory.router,
+        events.router,
+        dead_letters.router,
+        keys.router,
+        status.router,
+        unresolved.router,
+        sources.router,
+        secrets.router,
+        operations.router,
+        openapi_page.router,
     ):
         api.include_router(router)
     limits = {source.route: limit_of(source, settings) for source in loaded.values()}
@@ -113,26 +127,24 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
 
 @asynccontextmanager
 async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
-    """Everything a request handler needs. Temporal may be away: the connection is made when first used."""
+    """Open everything a request handler needs. Temporal may be unavailable: the connection is made when first used."""
     async with open_app(settings) as app:
         client = await connect(settings.temporal, lazy=True)
+        drains = Drains(client, priorities_of(app.sources))
+        pulling = Pulling(client, app.sources)
+        waker = Waker(drains, pulling)
         gateway = Gateway(
             app=app,
             keys=KeyRing(app.db),
-            waker=(
-                waker := Waker(
-                    drains := Drains(client, priorities_of(app.sources)),
-                    pulling := Pulling(client, app.sources),
-                )
-            ),
+            waker=waker,
             drains=drains,
             pulling=pulling,
-            waiting=CompletionWaiter(app.inbox),
-            landings=GroupCommitter(app.inbox.land),
+            completion=CompletionWaiter(app.inbox),
+            group_commit=GroupCommitter(app.inbox.land),
             temporal=client,
         )
         tasks = [
-            asyncio.create_task(gateway.waiting.run(), name="waiting"),
+            asyncio.create_task(gateway.completion.run(), name="completion"),
             asyncio.create_task(_keep_used(gateway.keys), name="keys used"),
             asyncio.create_task(app.credentials.keep_fresh(), name="secrets"),
         ]
@@ -143,7 +155,9 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await waker.close()
-            with suppress(ApexError):  # `used_at` is for people; PostgreSQL may be gone before us
+            with suppress(
+                ApexError
+            ):  # `used_at` is informative; PostgreSQL may have stopped already
                 await gateway.keys.write_used()
 
 
@@ -154,4 +168,4 @@ async def _keep_used(keys: KeyRing) -> None:
         try:
             await keys.write_used()
         except ApexError as error:
-            log.warning("when keys were used was not written", reason=str(error)[:200])
+            log.warning("last use of API keys was not stored", reason=str(error)[:200])

@@ -1,4 +1,4 @@
-"""Limits on bodies, before they are read and while they come: size, time, and all of them together."""
+"""Limits on request bodies, before and while they are read: size, time, and the sum of all bodies in memory."""
 
 from __future__ import annotations
 
@@ -15,20 +15,25 @@ from apex_memory.gateway.errors import problem
 from apex_memory.sources.base import Source
 from apex_memory.telemetry import REFUSED
 
-JSON_BYTES = 1_000_000  # largest body of a route that is no source's
+JSON_BYTES = 1_000_000  # largest body of a route that belongs to no source
 BODY_SECONDS = 120  # longest a body may take to arrive
-LINGER_SECONDS = 5  # reading of what was refused, so that its sender sees why
-HELD_BYTES = 256_000_000  # all bodies held at one time
+LINGER_SECONDS = (
+    5  # how long a refused body is still read, so that its sender can read the response
+)
+HELD_BYTES = 256_000_000  # all bodies in memory at one time
 
 
 def limit_of(source: Source, settings: Settings) -> int:
-    """Largest body of a source: its own wish within what the settings allow its kind."""
+    """Return the largest body of a source in bytes: its own limit, or the settings' limit for its kind if that is smaller."""
     allowed = settings.max_upload_bytes if source.authenticated_by_key else settings.max_body_bytes
     return min(source.max_body_bytes, allowed)
 
 
 class BodyLimitMiddleware:
-    """ASGI layer. `limits` has the limit of each POST route that is a source's, `names` whose it is."""
+    """Refuses bodies that are too large, too slow, or too many at once.
+
+    `limits` maps the POST route of each source to its limit in bytes, `names` maps it to the source's name.
+    """
 
     def __init__(
         self, app: ASGIApp, *, limits: Mapping[str, int], names: Mapping[str, str]
@@ -49,7 +54,7 @@ class BodyLimitMiddleware:
         if not stated.isdecimal() or int(stated) > limit:
             if source:
                 REFUSED.labels(source, "too_large").inc()
-            # Only here the connection must not be used again: the body is still on its way.
+            # The connection cannot be used again: the body is still being sent.
             answer = problem(
                 413,
                 "too_large",
@@ -79,9 +84,9 @@ class BodyLimitMiddleware:
 
 
 async def _refuse(answer: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer at once, then read on for a while before closing.
+    """Send the response at once, then keep reading for a while before closing.
 
-    To close on a client that is still sending resets the connection: it would see that, not the answer.
+    Closing while the client still sends resets the connection, and the client would not see the response.
     """
 
     async def send_open(message: Message) -> None:
@@ -107,7 +112,7 @@ class _Body:
 
     async def read(self) -> Message:
         if self._ended:
-            return await self._receive()  # waits for the client to leave
+            return await self._receive()  # waits for the client to disconnect
         try:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()

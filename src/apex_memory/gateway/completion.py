@@ -1,4 +1,4 @@
-"""Waiting for events to end: one question a turn for all who wait, never a connection per waiter."""
+"""Waiting for events to finish: one query per turn serves all waiting requests, so that none holds a connection."""
 
 from __future__ import annotations
 
@@ -10,29 +10,36 @@ from apex_memory.errors import ApexError, RetryLater
 from apex_memory.inbox import Inbox
 from apex_memory.telemetry import logger
 
-TURN_SECONDS = 0.015
-FAILED_SECONDS = 0.5  # pause while PostgreSQL does not answer
+TURN_SECONDS = 0.015  # pause between two queries
+FAILED_SECONDS = 0.5  # pause after a failed query
 MAX_WAITERS = 1_000
 
 
 class CompletionWaiter:
+    """Lets requests wait until their events have finished. `run` does the queries, in a task of its own."""
+
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox
         self._waiters: dict[asyncio.Event, set[UUID]] = {}
-        self._someone = asyncio.Event()
+        self._has_waiters = asyncio.Event()
         self._log = logger(component="gateway")
 
     async def until_ended(self, ids: Sequence[UUID], seconds: float) -> bool:
-        """True when all events are at an end or parked; False when `seconds` are over before."""
+        """Wait until all events have finished or are parked. Return False when `seconds` pass first.
+
+        Raises `RetryLater` when `MAX_WAITERS` requests wait already.
+        """
         if not ids:
             return True
         if len(self._waiters) >= MAX_WAITERS:
             raise RetryLater(
-                f"{MAX_WAITERS} requests wait already", after=1, remedy="ask without `wait`"
+                f"{MAX_WAITERS} requests are waiting already",
+                after=1,
+                remedy="repeat it without `wait`",
             )
         ended = asyncio.Event()
         self._waiters[ended] = set(ids)
-        self._someone.set()
+        self._has_waiters.set()
         try:
             async with asyncio.timeout(seconds):
                 await ended.wait()
@@ -43,21 +50,21 @@ class CompletionWaiter:
             self._waiters.pop(ended, None)
 
     async def run(self) -> None:
-        """Ask for all waiters together, until cancelled."""
+        """Query for all waiters together, until cancelled."""
         while True:
-            self._someone.clear()
+            self._has_waiters.clear()
             if not self._waiters:
-                await self._someone.wait()
+                await self._has_waiters.wait()
             try:
                 await self._turn()
                 await asyncio.sleep(TURN_SECONDS)
             except ApexError as error:
-                self._log.warning("waiters were not served", reason=str(error)[:200])
+                self._log.warning("query for waiting requests failed", reason=str(error)[:200])
                 await asyncio.sleep(FAILED_SECONDS)
 
     async def _turn(self) -> None:
-        asked = {id for ids in self._waiters.values() for id in ids}
-        finished = await self._inbox.finished(list(asked))
+        pending: set[UUID] = set().union(*self._waiters.values())
+        finished = await self._inbox.finished(list(pending))
         for ended, ids in list(self._waiters.items()):
             ids.difference_update(finished)
             if not ids:

@@ -1,4 +1,4 @@
-"""What a request handler finds: the opened parts of this process, and who is asking."""
+"""Dependencies of request handlers: the opened parts of this process, and the API key of the request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from apex_memory.gateway.group_commit import GroupCommitter
 
 
 class Wakes(Protocol):
-    """Tells the workers of a source that something is ready. Never blocks, never raises."""
+    """Notifies the workers of a source that something is ready. Never blocks, never raises."""
 
     def wake(self, source: str) -> None: ...
 
@@ -27,41 +27,44 @@ class Wakes(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
+    """The opened parts that handlers use."""
+
     app: App
     keys: KeyRing
     waker: Wakes
     drains: Drains
     pulling: Pulling
-    waiting: CompletionWaiter
-    landings: GroupCommitter
+    completion: CompletionWaiter
+    group_commit: GroupCommitter
     temporal: Client
     reconciling: set[str] = field(default_factory=set)
+    """Stores whose comparison with PostgreSQL is under way."""
 
 
-def here(request: Request) -> Gateway:
+def gateway_of(request: Request) -> Gateway:
     return cast(Gateway, request.app.state.gateway)
 
 
-GatewayDep = Annotated[Gateway, Depends(here)]
+GatewayDep = Annotated[Gateway, Depends(gateway_of)]
 
 _BEARER = HTTPBearer(
     auto_error=False,
     scheme_name="bearer",
-    description="An API key, `apex_…`. Scopes: ingest, read, admin; admin implies the others.",
+    description="An API key, `apex_…`. Scopes: ingest, read, admin; admin includes the other two.",
 )
 _HEADER = APIKeyHeader(
-    name="X-API-Key", auto_error=False, scheme_name="header", description="The same key."
+    name="X-API-Key", auto_error=False, scheme_name="header", description="The same API key."
 )
 
 
 def presented(request: Request) -> str | None:
-    """The API key of a request, from `Authorization: Bearer` or `X-API-Key`."""
+    """Return the API key of a request, from `Authorization: Bearer` or `X-API-Key`."""
     kind, _, key = request.headers.get("authorization", "").partition(" ")
     return key.strip() if kind.lower() == "bearer" else request.headers.get("x-api-key")
 
 
 class Requires:
-    """Dependency: a valid key with the scope."""
+    """Dependency that requires a valid API key with the scope. Raises `Unauthorized` or `Forbidden`."""
 
     def __init__(self, scope: str) -> None:
         self._scope = scope
@@ -72,7 +75,7 @@ class Requires:
         _bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)] = None,
         _header: Annotated[str | None, Security(_HEADER)] = None,
     ) -> Key:
-        return await here(request).keys.check(presented(request), self._scope)
+        return await gateway_of(request).keys.check(presented(request), self._scope)
 
 
 Reader = Annotated[Key, Depends(Requires("read"))]

@@ -1,7 +1,7 @@
-"""Errors as HTTP answers: the one place where a status is chosen.
+"""Errors as HTTP responses: the one place where a status is chosen.
 
-Every refusal has the same shape, `{"error": {"code", "message", "remedy"}}`. It never repeats what
-was sent: messages name places and limits, not values.
+Every error has the same body, `{"error": {"code", "message", "remedy"}}`. It never repeats what
+was sent: messages name fields and limits, not values.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from apex_memory.errors import (
 )
 from apex_memory.telemetry import REFUSED
 
-STORE_SECONDS = 5  # Retry-After while a store is away: the time a restart of it takes
+STORE_SECONDS = 5  # Retry-After while a store is unavailable: about the time that its restart takes
 
 # The most specific class stands first.
-ANSWERS: tuple[tuple[type[ApexError], int, str], ...] = (
+STATUSES: tuple[tuple[type[ApexError], int, str], ...] = (
     (Forbidden, 403, "forbidden"),
     (Unauthorized, 401, "unauthorized"),
     (NotFound, 404, "not_found"),
@@ -45,7 +45,7 @@ ANSWERS: tuple[tuple[type[ApexError], int, str], ...] = (
 )
 HTTP_CODES = {
     400: ("bad_request", "send a well-formed request"),
-    404: ("not_found", "see /docs for the routes there are"),
+    404: ("not_found", "see /docs for the routes"),
     405: ("method_not_allowed", "see /docs for the methods of this route"),
     408: ("timeout", "send the body faster, or in parts"),
     413: ("too_large", "send less at once; limits are in /v1/sources and the settings"),
@@ -54,11 +54,11 @@ HTTP_CODES = {
 
 
 class Malformed(Rejected):
-    """The body is not what its content type says: 400, where `Rejected` is 422."""
+    """The body does not match its content type: 400, where `Rejected` is 422."""
 
 
 def install(api: FastAPI) -> None:
-    """Answer every error of the routes in the one shape."""
+    """Register the handlers that turn every error of a route into a response of this shape."""
     api.add_exception_handler(ApexError, _apex)
     api.add_exception_handler(RequestValidationError, _invalid)
     api.add_exception_handler(HTTPException, _http)
@@ -73,7 +73,7 @@ def problem(
     headers: Mapping[str, str] | None = None,
     **more: str,
 ) -> Response:
-    """The answer itself. `more` stands beside code, message and remedy."""
+    """Return the error response. `more` adds fields beside code, message and remedy."""
     body = {"error": {"code": code, "message": message, "remedy": remedy, **more}}
     return Response(
         orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS),
@@ -83,11 +83,11 @@ def problem(
     )
 
 
-def answer(error: ApexError) -> tuple[int, str]:
-    """Status and code of an error."""
+def status_of(error: ApexError) -> tuple[int, str]:
+    """Return the HTTP status and the code of an error."""
     if isinstance(error, Malformed):
         return 400, "malformed"
-    for kind, status, code in ANSWERS:
+    for kind, status, code in STATUSES:
         if isinstance(error, kind):
             return status, code
     return 500, "internal"
@@ -95,7 +95,7 @@ def answer(error: ApexError) -> tuple[int, str]:
 
 async def _apex(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApexError)
-    status, code = answer(error)
+    status, code = status_of(error)
     _count(request, code)
     return problem(status, code, _clean(str(error)), error.remedy, headers=_headers(request, error))
 
@@ -108,7 +108,7 @@ def _headers(request: Request, error: ApexError) -> dict[str, str]:
     keyed = not request.url.path.startswith("/hooks/")
     if isinstance(error, Unauthorized) and not isinstance(error, Forbidden) and keyed:
         return {"WWW-Authenticate": 'Bearer realm="apex"'}
-    # What is left of the body is not wanted: the connection cannot be used again.
+    # The rest of the body stays unread, so the connection cannot be used again.
     return {"Connection": "close"} if isinstance(error, TooLarge) else {}
 
 
@@ -134,7 +134,7 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 def _count(request: Request, code: str) -> None:
-    """Refusals are counted where something was to be landed."""
+    """Count the refusal of a request that would have landed events."""
     if request.method == "POST":
         source = request.app.state.routes.get(request.url.path)
         if source:
@@ -142,5 +142,5 @@ def _count(request: Request, code: str) -> None:
 
 
 def _clean(text: str) -> str:
-    """At most 500 characters that every JSON reader takes."""
+    """Return at most 500 characters, without surrogates, which some JSON readers refuse."""
     return text[:500].encode("utf-8", "replace").decode()

@@ -1,8 +1,8 @@
-"""Landing for many requests at once: what comes while a commit is under way shares the next one.
+"""Group commit: requests that arrive while a commit is under way share the next one.
 
-An idle gateway lands each request by itself, at once. Under load a commit carries all requests that
-waited for it, so their number, not the disk, is what a commit costs. Nothing is answered before its
-own events are committed.
+An idle gateway commits each request at once. Under load one commit holds the events of all requests
+that wait, so that the cost of the disk is shared. No request gets its response before its own events
+are committed.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from apex_memory.errors import Rejected, RetryLater, Unavailable
 from apex_memory.model import Event, LandResult
 
 AT_ONCE = 3  # commits under way; well below the pool's eight connections, so that readers find one
-QUEUED = 512  # requests inside
-SECONDS = 5.0  # until a request is sent away; vendors give up after three to ten
-MOST_EVENTS = 256
-MOST_BYTES = 8_000_000
-AWAY_SECONDS = 1.0
+QUEUED = 512  # most requests waiting for a commit
+SECONDS = 5.0  # longest a request waits for its commit; vendors give up after three to ten
+MOST_EVENTS = 256  # in one commit
+MOST_BYTES = 8_000_000  # in one commit
+AWAY_SECONDS = 1.0  # how long requests are refused after PostgreSQL did not respond
 
 Land = Callable[[Sequence[Event]], Awaitable[list[LandResult]]]
 
 
 @dataclass(slots=True, eq=False)
 class _Commit:
-    """Events of several requests, to be landed by one statement."""
+    """Events of several requests, landed by one statement."""
 
     events: list[Event] = field(default_factory=list)
     bytes: int = 0
@@ -38,7 +38,7 @@ class _Commit:
         return room and self.bytes + _bytes(events) <= MOST_BYTES
 
     def add(self, events: Sequence[Event]) -> slice:
-        """Where the answers for these events will be."""
+        """Add events. Return the slice of the commit's results that belongs to them."""
         start = len(self.events)
         self.events += events
         self.bytes += _bytes(events)
@@ -46,7 +46,10 @@ class _Commit:
 
 
 class GroupCommitter:
-    """All landings of this process. While PostgreSQL is away one request a second finds out; the others are told at once."""
+    """Commits the events of all requests of this process.
+
+    While PostgreSQL is unavailable one request a second tries it; the others are refused at once.
+    """
 
     def __init__(
         self, land: Land, *, at_once: int = AT_ONCE, queued: int = QUEUED, seconds: float = SECONDS
@@ -60,17 +63,17 @@ class GroupCommitter:
         self._away_until = 0.0
 
     async def land(self, events: Sequence[Event]) -> list[LandResult]:
-        """Commit the events of one request; answers one `LandResult` each, in order.
+        """Commit the events of one request. Return one `LandResult` for each, in order.
 
-        Raises `RetryLater` when too many requests are inside or this one is for too long, `Unavailable`
-        without PostgreSQL. Sending the same again is right after both.
+        Raises `RetryLater` when too many requests wait or this one has waited too long, and `Unavailable`
+        without PostgreSQL. Repeating the request is right after both.
         """
         if not events:
             return []
         if self._inside >= self._most:
             raise _busy()
         if monotonic() < self._away_until:
-            raise Unavailable("documents", "PostgreSQL did not answer a moment ago")
+            raise Unavailable("documents", "PostgreSQL did not respond a moment ago")
         self._inside += 1
         try:
             async with asyncio.timeout(self._seconds):
@@ -84,28 +87,28 @@ class GroupCommitter:
         commit = self._next
         if commit is None or not commit.takes(events):
             commit = self._next = self._open()
-        mine = commit.add(events)
+        positions = commit.add(events)
         try:
-            # Shielded: one request that gives up must not take the others' commit with it.
-            return (await asyncio.shield(commit.task))[mine]
+            # Shielded: a request that gives up must not cancel the commit of the others.
+            return (await asyncio.shield(commit.task))[positions]
         except Rejected:
             if len(commit.events) == len(events):
                 raise
-            # PostgreSQL refused one of many, and so kept none: each finds out for itself.
+            # PostgreSQL refused one event and so kept none: each request commits alone.
             alone = self._open()
-            mine = alone.add(events)
-            return (await asyncio.shield(alone.task))[mine]
+            positions = alone.add(events)
+            return (await asyncio.shield(alone.task))[positions]
 
     def _open(self) -> _Commit:
         commit = _Commit()
         commit.task = asyncio.create_task(self._run(commit), name="land")
-        commit.task.add_done_callback(_note)
+        commit.task.add_done_callback(_retrieve_exception)
         return commit
 
     async def _run(self, commit: _Commit) -> list[LandResult]:
         async with self._slots:
             if self._next is commit:
-                self._next = None  # from here on nobody may join
+                self._next = None  # closed: later requests open the next commit
             try:
                 return await self._land(commit.events)
             except Unavailable:
@@ -113,8 +116,8 @@ class GroupCommitter:
                 raise
 
 
-def _note(task: asyncio.Task[list[LandResult]]) -> None:
-    """Look at the error, or asyncio complains when all who waited have given up."""
+def _retrieve_exception(task: asyncio.Task[list[LandResult]]) -> None:
+    """Mark the error as seen: asyncio logs one that nobody awaits, which happens when all requests have given up."""
     if not task.cancelled():
         task.exception()
 
@@ -127,5 +130,5 @@ def _busy() -> RetryLater:
     return RetryLater(
         "too many requests at once",
         after=1,
-        remedy="send it again after the seconds in Retry-After; what was kept is recognised",
+        remedy="repeat it after the seconds in Retry-After; an event that is stored already is recognised",
     )

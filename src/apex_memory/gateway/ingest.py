@@ -1,4 +1,4 @@
-"""The way in: one handler for every source's route. Verify, land, wake, answer; nothing else is needed to say 202."""
+"""Ingestion: the one handler behind every source's route verifies, lands, wakes the worker and responds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastapi import Request, Response
 from opentelemetry.propagate import extract
 
 from apex_memory.errors import Rejected
-from apex_memory.gateway.dependencies import Gateway, here, presented
+from apex_memory.gateway.dependencies import Gateway, gateway_of, presented
 from apex_memory.gateway.errors import Malformed
 from apex_memory.gateway.read_models.events import FINAL, Events
 from apex_memory.model import Event, LandResult, now
@@ -22,54 +22,60 @@ from apex_memory.sources.base import InboundRequest, PulledSource, Received, Sou
 from apex_memory.sources.pages import ChangeHint
 from apex_memory.telemetry import trace_carrier, tracer
 
-THREAD_BYTES = 256_000  # parsing more than this would hold up other requests
+THREAD_BYTES = 256_000  # larger bodies are parsed in a thread, so that other requests do not wait
 WAIT_SECONDS = 10.0
 MAX_WAIT_SECONDS = 60.0
-SHOWN_IDS = 20  # most ids in a status link
-OUR_QUERY = ("wait", "timeout")
+SHOWN_IDS = 20  # most event ids in a status URL
+OWN_PARAMETERS = ("wait", "timeout")  # the gateway's, not passed on to the source
 
 
 async def ingest(request: Request, name: str) -> Response:
-    """Answer a POST to a source's route."""
-    gateway = here(request)
+    """Handle a POST to the route of the source `name`."""
+    gateway = gateway_of(request)
     source = gateway.app.sources[name]
     if source.authenticated_by_key:
         await gateway.keys.check(presented(request), "ingest")
-    seconds = wait_asked(request)
+    seconds = requested_wait(request)
     body = await request.body()
     parent = extract(request.headers) if source.authenticated_by_key else None
     with tracer.start_as_current_span(f"receive {name}", context=parent):
         received = await _receive(gateway, source, request, body)
         landed = await land(gateway, received.events)
-        await note(gateway, name, received.change_hints)
+        await store_change_hints(gateway, name, received.change_hints)
     if reply := received.reply:
         return Response(reply.body, status_code=reply.status, media_type=reply.content_type)
-    return await answer(gateway, landed, seconds)
+    return await respond(gateway, landed, seconds)
 
 
-async def note(gateway: Gateway, source: str, change_hints: Sequence[ChangeHint]) -> None:
-    """Keep what a vendor says has changed, and ask for a pull that fetches it."""
+async def store_change_hints(
+    gateway: Gateway, source: str, change_hints: Sequence[ChangeHint]
+) -> None:
+    """Store the change hints of a vendor, and request a pull that fetches the changes."""
     if change_hints:
         await gateway.app.fetcher.pulls.note(source, change_hints)
         gateway.waker.pull(source)
 
 
 async def _receive(gateway: Gateway, source: Source, request: Request, body: bytes) -> Received:
-    query = {key: value for key, value in request.query_params.items() if key not in OUR_QUERY}
-    asked = InboundRequest(body=body, headers=dict(request.headers), query=query, received_at=now())
+    query = {key: value for key, value in request.query_params.items() if key not in OWN_PARAMETERS}
+    inbound = InboundRequest(
+        body=body, headers=dict(request.headers), query=query, received_at=now()
+    )
     if isinstance(source, PulledSource):
-        await source.fetch_verification_data(asked, gateway.app.fetcher.clients[source.name])
+        await source.fetch_verification_data(inbound, gateway.app.fetcher.clients[source.name])
     try:
         if len(body) > THREAD_BYTES:
-            return await asyncio.to_thread(source.receive, asked)
-        return source.receive(asked)
+            return await asyncio.to_thread(source.receive, inbound)
+        return source.receive(inbound)
     except Rejected as error:
-        if asked.content_type == "application/json" and await asyncio.to_thread(_no_json, body):
+        if inbound.content_type == "application/json" and await asyncio.to_thread(
+            _is_invalid_json, body
+        ):
             raise Malformed(str(error), remedy=error.remedy) from None
         raise
 
 
-def _no_json(body: bytes) -> bool:
+def _is_invalid_json(body: bytes) -> bool:
     try:
         json.loads(body.decode("utf-8-sig"))
     except RecursionError:
@@ -80,26 +86,26 @@ def _no_json(body: bytes) -> bool:
 
 
 async def land(gateway: Gateway, events: Sequence[Event]) -> list[LandResult]:
-    """Commit events and wake their workers. `RetryLater` when too many land at once."""
+    """Commit events and wake the workers of their sources. Raises `RetryLater` under overload, `Unavailable` without PostgreSQL."""
     carrier = trace_carrier().get("traceparent")
     if carrier:
-        events = [event_traced(event, carrier) for event in events]
-    landed = await gateway.landings.land(events)
+        events = [_with_trace(event, carrier) for event in events]
+    landed = await gateway.group_commit.land(events)
     for source in {item.source for item in landed}:
         gateway.waker.wake(source)
     return landed
 
 
-def event_traced(event: Event, carrier: str) -> Event:
+def _with_trace(event: Event, carrier: str) -> Event:
     return replace(event, trace_parent=event.trace_parent or carrier)
 
 
-def wait_asked(request: Request) -> float | None:
-    """Seconds to wait for the end of the events; None if not asked for. `Rejected` for other values."""
+def requested_wait(request: Request) -> float | None:
+    """Return how many seconds the response may wait for its events, None without `?wait`. Raises `Rejected` for other values."""
     query = request.query_params
     wait = query.get("wait")
     if wait not in (None, "searchable"):
-        raise Rejected("wait: only `searchable` is known", remedy="send `?wait=searchable`")
+        raise Rejected("wait: the only value is `searchable`", remedy="send `?wait=searchable`")
     try:
         seconds = float(query.get("timeout", WAIT_SECONDS))
     except ValueError:
@@ -111,20 +117,23 @@ def wait_asked(request: Request) -> float | None:
     return seconds if wait else None
 
 
-async def answer(gateway: Gateway, landed: Sequence[LandResult], seconds: float | None) -> Response:
-    """202 at once, or the receipt: 200 when all events are at an end, 202 when time was up before."""
+async def respond(
+    gateway: Gateway, landed: Sequence[LandResult], seconds: float | None
+) -> Response:
+    """Return 202 at once, or, where the request waits, the receipt: 200 when all events have finished, 202 when time ran out first."""
     if seconds is None:
         return _json(202, {"events": list(map(_landed, landed)), "status_url": _link(landed)})
     ids = [item.id for item in landed]
-    await gateway.waiting.until_ended(ids, seconds)
+    await gateway.completion.until_ended(ids, seconds)
     return await receipt(gateway, landed)
 
 
 async def receipt(gateway: Gateway, landed: Sequence[LandResult]) -> Response:
+    """Return the current state of landed events: 200 when all have finished, 202 otherwise."""
     shown = await Events(gateway.app.db, gateway.app.settings).shown([item.id for item in landed])
     events = [_landed(item) | _progress(shown.get(item.id, {})) for item in landed]
     states = [event["state"] for event in events]
-    # A version that is superseded by a newer one is as searchable as it will ever be.
+    # A superseded version counts: its newer version is the one that is searchable.
     searchable = all(state in ("done", "superseded") for state in states)
     status = 200 if all(state in FINAL for state in states) else 202
     body = {"events": events, "status_url": _link(landed), "searchable": searchable}

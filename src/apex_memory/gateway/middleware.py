@@ -1,4 +1,4 @@
-"""What every request passes first: Host check, request id, duration, access log, and the last `except`."""
+"""The outermost middleware: Host check, request id, duration, access log, and the last `except`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,21 @@ from apex_memory.gateway.errors import problem
 from apex_memory.telemetry import HTTP_SECONDS, logger
 
 METHODS = ("GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH")
-QUIET = ("/healthz", "/readyz", "/metrics")  # asked for every few seconds: logged at debug only
-DISCONNECTED = 499  # the client left before it was answered; no such status goes over the wire
+QUIET = (
+    "/healthz",
+    "/readyz",
+    "/metrics",
+)  # probes call these every few seconds: logged at debug only
+DISCONNECTED = 499  # the client disconnected before the response; this status is only logged
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class Hosts:
-    """Which Host headers are ours.
+    """Decides which Host headers are accepted.
 
-    A gateway on loopback answers only to names of loopback: otherwise a web page could, by DNS
-    rebinding, talk to it through the browser of someone on this machine. Webhook routes are exempt:
-    they are called through tunnels with the tunnel's name, and carry their vendor's signature.
+    A gateway on loopback accepts only names of loopback: otherwise a web page could, by DNS
+    rebinding, reach it through the browser of someone on this machine. Webhook routes are exempt:
+    tunnels call them under the tunnel's name, and they carry their vendor's signature.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -41,7 +45,7 @@ class Hosts:
 
 
 def host_name(host: str) -> str:
-    """The name in `name:port` or `[::1]:port`, lower case."""
+    """Return the name in `name:port` or `[::1]:port`, in lower case."""
     host = host.partition("/")[0].strip().lower()
     if host.startswith("["):
         return host[1:].partition("]")[0]
@@ -58,7 +62,7 @@ def is_loopback(name: str) -> bool:
 
 
 class RequestMiddleware:
-    """The outermost ASGI layer of our own."""
+    """Checks the Host, then handles the request; logs and measures every one."""
 
     def __init__(self, app: ASGIApp, *, hosts: Hosts) -> None:
         self._app = app
@@ -77,7 +81,7 @@ class RequestMiddleware:
                 await problem(
                     421,
                     "wrong_host",
-                    "this Host is not ours",
+                    "the Host header names another server",
                     "call the gateway by a name of loopback, or set `url` to its public address",
                 )(scope, receive, exchange.send)
         except ClientDisconnect:
@@ -88,8 +92,8 @@ class RequestMiddleware:
                 await problem(
                     500,
                     "internal",
-                    "something went wrong here",
-                    "look for the id in the gateway's log",
+                    "internal error",
+                    "search the gateway's log for the id",
                     id=exchange.id,
                 )(scope, receive, exchange.send)
         finally:
@@ -101,7 +105,7 @@ class RequestMiddleware:
         route = getattr(scope.get("route"), "path_format", "unmatched")
         HTTP_SECONDS.labels(method, route, str(exchange.status)).observe(seconds)
         write = self._log.debug if route in QUIET else self._log.info
-        # The path as it came, percent-encoded, and never the query: it may hold names and keys.
+        # The raw path, percent-encoded, and never the query: a query may hold names and keys.
         path = scope.get("raw_path") or scope["path"].encode()
         write(
             "request",
@@ -114,15 +118,15 @@ class RequestMiddleware:
 
 
 class Exchange:
-    """One request and what was answered to it."""
+    """One request and the status of its response."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
-        found: dict[bytes, bytes] = {}
+        headers: dict[bytes, bytes] = {}
         for name, value in scope["headers"]:
             if name in (b"host", b"x-request-id"):
-                found.setdefault(name, value)
-        self.host = found.get(b"host", b"").decode("latin-1")
-        given = found.get(b"x-request-id", b"")
+                headers.setdefault(name, value)
+        self.host = headers.get(b"host", b"").decode("latin-1")
+        given = headers.get(b"x-request-id", b"")
         self.id = given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         self.began = perf_counter()
         self.status = 500

@@ -1,4 +1,4 @@
-"""`/docs`: the OpenAPI document as a plain page. No scripts and nothing from elsewhere, so it works offline."""
+"""`/docs`: the OpenAPI document as a plain page, without scripts or external files, so that it works offline."""
 
 from __future__ import annotations
 
@@ -26,19 +26,21 @@ td { border-top: 1px solid var(--line); padding: .3rem .6rem .3rem 0; vertical-a
 """
 
 
-def routes() -> APIRouter:
-    router = APIRouter()
-    router.add_api_route("/docs", show, include_in_schema=False, response_class=HTMLResponse)
-    return router
+router = APIRouter()
 
 
+@router.get(
+    "/docs",
+    include_in_schema=False,
+    response_class=HTMLResponse,
+)
 async def show(request: Request) -> HTMLResponse:
     """The reference page."""
     return HTMLResponse(page(request.app.openapi()), headers={"Content-Security-Policy": _POLICY})
 
 
 def page(document: Mapping[str, Any]) -> str:
-    """The OpenAPI document as HTML."""
+    """Return the OpenAPI document as HTML."""
     about = document["info"]
     body = "".join(_section(document, tag) for tag in document["tags"])
     return (
@@ -51,19 +53,18 @@ def page(document: Mapping[str, Any]) -> str:
 
 
 def _prose(text: str) -> str:
-    """Markdown as HTML; HTML in it is shown, not taken."""
+    """Return Markdown as HTML. HTML in it is escaped."""
     html: str = MarkdownIt("commonmark", {"html": False}).render(text)
     return html
 
 
 def _section(document: Mapping[str, Any], tag: Mapping[str, str]) -> str:
-    operations = "".join(
-        _operation(document, method, path, operation)
-        for path, item in document["paths"].items()
-        for method, operation in item.items()
-        if method in METHODS and tag["name"] in operation.get("tags", ())
-    )
-    return f"<h2>{escape(tag['name'])}</h2><p>{escape(tag['description'])}</p>{operations}"
+    parts = [f"<h2>{escape(tag['name'])}</h2><p>{escape(tag['description'])}</p>"]
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            if method in METHODS and tag["name"] in operation.get("tags", ()):
+                parts.append(_operation(document, method, path, operation))
+    return "".join(parts)
 
 
 def _operation(
@@ -76,33 +77,34 @@ def _operation(
     bodies = "".join(
         _content(document, "Body", operation.get("requestBody", {}).get("content", {}))
     )
-    answers = "".join(
-        f"<tr><td><code>{status}</code><td>{_prose(answer['description'])}"
-        for status, answer in operation["responses"].items()
+    responses = "".join(
+        f"<tr><td><code>{status}</code><td>{_prose(response['description'])}"
+        for status, response in operation["responses"].items()
     )
-    good = (item for status, item in operation["responses"].items() if status.startswith("2"))
-    examples = "".join(
-        part for item in good for part in _content(document, "Answer", item.get("content", {}))
-    )
+    examples = ""
+    for status, response in operation["responses"].items():
+        if status.startswith("2"):
+            examples += "".join(_content(document, "Response", response.get("content", {})))
     return (
         f"<details><summary><b>{method.upper()}</b> <code>{escape(path)}</code> {escape(operation['summary'])}</summary>"
         f"{_prose(operation.get('description', ''))}"
-        f"<table>{parameters}</table>{bodies}<table>{answers}</table>{examples}</details>"
+        f"<table>{parameters}</table>{bodies}<table>{responses}</table>{examples}</details>"
     )
 
 
 def _content(document: Mapping[str, Any], title: str, content: Mapping[str, Any]) -> Iterator[str]:
     for kind, media in content.items():
-        found = example_of(document, media)
-        if found is not None:
-            shown = (
-                found if isinstance(found, str) else json.dumps(found, indent=2, ensure_ascii=False)
-            )
-            yield f"<p>{title}, <code>{escape(kind)}</code></p><pre>{escape(shown)}</pre>"
+        example = example_of(document, media)
+        if example is None:
+            continue
+        text = example
+        if not isinstance(example, str):
+            text = json.dumps(example, indent=2, ensure_ascii=False)
+        yield f"<p>{title}, <code>{escape(kind)}</code></p><pre>{escape(text)}</pre>"
 
 
 def example_of(document: Mapping[str, Any], media: Mapping[str, Any]) -> Any:
-    """The first example of a body: its own, or that of its schema. None if there is none."""
+    """Return the first example of a body, its own or that of its schema; None without an example."""
     if "example" in media:
         return media["example"]
     for item in media.get("examples", {}).values():

@@ -1,4 +1,4 @@
-"""The steps as Temporal runs them: each calls `app`, and answers with ids and counts."""
+"""The activities of a drain: each calls `app` and returns ids and counts."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from apex_memory.flows.drain.progress import SEVERITY
 from apex_memory.flows.temporal.heartbeat import heartbeating
 from apex_memory.inbox import Run
 
-if TYPE_CHECKING:  # `workflows` names the activities, and must not load every engine for that
+if TYPE_CHECKING:  # the workflow imports this module, and must not load every engine
     from apex_memory.app import App
     from apex_memory.saga.publication import BatchResult
 
 
 class DrainActivities:
-    """The steps of a drain, around one opened `App`."""
+    """The activities of a drain, over one opened `App`."""
 
     def __init__(self, app: App) -> None:
         self._app = app
 
     @activity.defn
-    async def claim(self, order: ClaimInput) -> ClaimedBatch:
+    async def claim(self, input: ClaimInput) -> ClaimedBatch:
+        """Lease the next batch of the source."""
         info = activity.info()
         run = Run(info.workflow_id or "", info.workflow_run_id or "")
-        batch = await self._app.steps.claim(order.source, batch=UUID(order.batch), run=run)
+        batch = await self._app.steps.claim(input.source, batch=UUID(input.batch), run=run)
         return ClaimedBatch(
             str(batch.id),
             len(batch.events),
@@ -44,28 +45,32 @@ class DrainActivities:
         )
 
     @activity.defn
-    async def prepare(self, order: BatchInput) -> StepReport:
+    async def prepare(self, input: BatchInput) -> StepReport:
+        """Parse, extract and embed the events of a batch."""
         async with heartbeating():
-            return _report(await self._app.steps.prepare(order.source, UUID(order.batch)))
+            return _report(await self._app.steps.prepare(input.source, UUID(input.batch)))
 
     @activity.defn
-    async def publish(self, order: BatchInput) -> StepReport:
+    async def publish(self, input: BatchInput) -> StepReport:
+        """Write the prepared events of a batch to all stores."""
         async with heartbeating():
-            behind = UUID(order.behind) if order.behind else None
-            return _report(await self._app.steps.publish(UUID(order.batch), behind=behind))
+            behind = UUID(input.behind) if input.behind else None
+            return _report(await self._app.steps.publish(UUID(input.batch), behind=behind))
 
     @activity.defn
-    async def give_up(self, order: GiveUpInput) -> None:
-        """Take back a batch that a step failed on."""
-        await self._app.steps.give_up(order.source, UUID(order.batch), order.step, order.reason)
+    async def give_up(self, input: GiveUpInput) -> None:
+        """Release a batch whose step failed permanently."""
+        await self._app.steps.give_up(input.source, UUID(input.batch), input.step, input.reason)
 
 
 def _report(result: BatchResult) -> StepReport:
-    """Counts of all, and the first few ids, the gravest outcomes first."""
-    by_outcome = {outcome: ids for outcome in SEVERITY if (ids := getattr(result, outcome))}
-    named = [(str(id), outcome) for outcome, ids in by_outcome.items() for id in ids]
-    return StepReport(
-        {outcome: len(ids) for outcome, ids in by_outcome.items()},
-        dict(named[:SHOWN]),
-        result.landed,
-    )
+    """Return the counts of all events, and the outcomes of the first few, the most severe first."""
+    counts: dict[str, int] = {}
+    outcomes: dict[str, str] = {}
+    for outcome in SEVERITY:
+        ids = getattr(result, outcome)
+        if ids:
+            counts[outcome] = len(ids)
+        for id in ids[: SHOWN - len(outcomes)]:
+            outcomes[str(id)] = outcome
+    return StepReport(counts, outcomes, result.landed)

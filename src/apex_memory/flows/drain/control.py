@@ -1,4 +1,4 @@
-"""The drains as others see them: woken, paused, resumed. One call is one signal; the drain is started by it if need be."""
+"""Wake, pause and resume drains. Each call sends one signal, which also starts the drain where it does not run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CALL_SECONDS = 10
 
 
 class Drains:
-    """Signals to the drain of each source. `priorities` names all sources there are (0, 1, 2 for P0 to P2)."""
+    """Sends signals to the drain of each source. `priorities` maps every source to 0, 1 or 2 for P0 to P2."""
 
     def __init__(self, client: Client, priorities: Mapping[str, int]) -> None:
         self._client = client
@@ -31,14 +31,15 @@ class Drains:
         return sorted(self.priorities)
 
     async def wake(self, source: str, *, paused: bool = False) -> None:
-        """Tell the drain that something is ready. `paused` holds for a drain that this starts. Raises `Unavailable`."""
+        """Signal that events are ready. `paused` is the state of a drain that this call starts. Raises `Unavailable`."""
         await self._signal(source, "wake", paused=paused)
 
     async def pause(self, source: str) -> None:
-        """Let the drain finish its batch, then wait. Events land and wait meanwhile. Raises `Unavailable`."""
+        """Stop the drain after its current batch. Events still land, and wait. Raises `Unavailable`."""
         await self._signal(source, "pause")
 
     async def resume(self, source: str) -> None:
+        """Continue a paused drain. Raises `Unavailable`."""
         await self._signal(source, "resume")
 
     async def _signal(
@@ -62,7 +63,7 @@ class Drains:
             )
         except RPCError as error:
             raise Unavailable("temporal", f"{signal} failed ({error.status.name})") from error
-        except RuntimeError as error:  # how the library says that a lazy client found nobody
+        except RuntimeError as error:  # raised by a lazy client that cannot connect
             raise Unavailable("temporal", f"{signal} failed: no connection") from error
 
 

@@ -1,6 +1,6 @@
-"""What travels between workflows and activities, and so stays in histories: ids and counts, nothing else.
+"""The inputs and results of the drain's workflow and activities. Histories keep them: ids and counts only.
 
-Plain dataclasses for Temporal's own JSON converter: the sandbox imports this for every workflow.
+Plain dataclasses for Temporal's JSON converter: the sandbox imports this module for every workflow.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ SHOWN = 20  # most events that a history names one by one
 
 @dataclass(frozen=True)
 class DrainInput:
-    """What a drain works on. Times are seconds."""
+    """Input of a drain. Times are seconds."""
 
     source: str
     priority: int
     paused: bool = False
     check_now: bool = False
-    """Look for events at once: the run before left off in the middle of a burst."""
+    """Claim at once: the previous run ended in the middle of a burst."""
     idle_seconds: float = 30
-    """Without a wake, look that often: a wake may have been lost."""
+    """Time after which a drain without a wake claims: a wake may have been lost."""
     quiet_seconds: float = 2
-    """A burst is over when nothing came for so long."""
+    """Time without events after which a burst is over."""
     fault_seconds: float = 15
-    """Wait after a step that failed for good, before the next batch."""
+    """Pause after a step that failed permanently."""
     run_events: int = 600
-    """History length at which a run hands over to the next, well below the server's hint of 4,096."""
+    """History length in events at which a run continues as new, well below the server's suggestion at 4,096."""
 
 
 @dataclass(frozen=True)
 class ClaimInput:
-    """`batch` names the lease: the same claim again, after a lost answer, gets the same events."""
+    """Input of `claim`. `batch` is the id of the lease: repeating a claim whose response was lost returns the same events."""
 
     source: str
     batch: str
@@ -47,7 +47,7 @@ class EventName:
 
 @dataclass(frozen=True)
 class ClaimedBatch:
-    """A leased batch; `events` names the first few, `more` says that it came back full."""
+    """A leased batch. `events` names its first few events; `more` is true when the batch is full."""
 
     id: str
     count: int
@@ -57,15 +57,17 @@ class ClaimedBatch:
 
 @dataclass(frozen=True)
 class BatchInput:
+    """Input of `prepare` and `publish`."""
+
     source: str
     batch: str
     behind: str = ""
-    """Id of the batch that is claimed and prepared meanwhile, and waits for this one."""
+    """Id of the batch that is prepared meanwhile; its lease is extended too."""
 
 
 @dataclass(frozen=True)
 class GiveUpInput:
-    """A batch whose step failed for good; `reason` holds class and place, never data."""
+    """A batch whose step failed permanently. `reason` holds the class and place of the error, never data."""
 
     source: str
     batch: str
@@ -75,7 +77,7 @@ class GiveUpInput:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step did: events by outcome, the gravest few by id, and how many events it landed itself."""
+    """Result of a step: events by outcome, the most severe few by id, and the number of events that it landed itself."""
 
     counts: dict[str, int] = field(default_factory=dict)
     outcomes: dict[str, str] = field(default_factory=dict)

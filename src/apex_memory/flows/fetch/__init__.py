@@ -1,1 +1,1 @@
-"""From vendor to inbox: workflows for pulls, streams, files and backfills, with their activities and messages."""
+"""From vendor to inbox: the workflows of pulls, streams, files and backfills, with their activities and messages."""

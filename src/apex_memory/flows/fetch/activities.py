@@ -1,4 +1,4 @@
-"""The steps that fetch, as Temporal runs them: each calls `app`, and answers with ids and counts."""
+"""The activities that fetch: each calls `app` and returns ids and counts."""
 
 from __future__ import annotations
 
@@ -24,108 +24,123 @@ from apex_memory.flows.fetch.messages import (
 from apex_memory.flows.temporal.heartbeat import heartbeating
 from apex_memory.sources.base import as_file_source, as_stream_source
 
-if TYPE_CHECKING:  # the workflows name the activities, and must not load every engine for that
+if TYPE_CHECKING:  # the workflows import this module, and must not load every engine
     from apex_memory.app import App
     from apex_memory.fetching.pulls import OnPage, PullResult
 
-STOP_SECONDS = 1.0  # how often a step that waits looks whether the worker is to stop
+STOP_SECONDS = 1.0  # how often a waiting step checks whether the worker stops
 
 
 class Cancelled(Exception):
-    """An operator cancelled the backfill."""
+    """Raised when an operator has cancelled the backfill."""
 
 
 class PullActivities:
-    """The activities of fetching, around one opened `App`."""
+    """The activities of fetching, over one opened `App`."""
 
     def __init__(self, app: App, drains: Drains) -> None:
         self._app = app
         self._drains = drains
 
     @activity.defn
-    async def pull(self, order: PullInput) -> PullReport:
+    async def pull(self, input: PullInput) -> PullReport:
+        """Fetch every page that the vendor has now. Return also the ids of unfinished files."""
         async with heartbeating():
-            done = await self._app.fetcher.pull(order.source, on_page=self._woken(order.source))
-            files = await self._app.fetcher.files.open_files(order.source)
+            result = await self._app.fetcher.pull(
+                input.source, on_page=self._wake_on_page(input.source)
+            )
+            files = await self._app.fetcher.files.open_files(input.source)
             return PullReport(
-                done.pages, done.events, done.fresh, done.readings, [str(id) for id in files]
+                result.pages,
+                result.events,
+                result.fresh,
+                result.readings,
+                [str(id) for id in files],
             )
 
     @activity.defn
-    async def follow(self, order: FollowInput) -> FollowReport:
-        """Look, fold, rest, until the time is over or the worker stops. Every page is safe when it is taken."""
-        end, looks, readings, events, folded = monotonic() + order.run_seconds, 0, 0, 0, 0
-        source = as_stream_source(self._app.sources[order.source])
-        may = True
+    async def follow(self, input: FollowInput) -> FollowReport:
+        """Pull, aggregate finished windows and wait, until the time is over or the worker stops. Each page is committed on its own."""
+        end = monotonic() + input.run_seconds
+        pulls = readings = events = windows = 0
+        source = as_stream_source(self._app.sources[input.source])
+        enabled = True
         async with heartbeating():
             while monotonic() < end and not activity.is_worker_shutdown():
-                may = await self._app.fetcher.states.may_pull(order.source)
-                done = await self._app.fetcher.pull(order.source, on_page=self._woken(order.source))
-                windows = await self._app.fetcher.aggregate_windows(order.source) if may else 0
-                if windows:
-                    await self._drains.wake(order.source)
-                looks, readings, events, folded = (
-                    looks + 1,
-                    readings + done.readings,
-                    events + done.fresh,
-                    folded + windows,
+                enabled = await self._app.fetcher.states.may_pull(input.source)
+                result = await self._app.fetcher.pull(
+                    input.source, on_page=self._wake_on_page(input.source)
                 )
-                await _rest(source.poll_every)
-        return FollowReport(looks, readings, events, folded, paused=not may)
+                pulls += 1
+                readings += result.readings
+                events += result.fresh
+                if enabled:
+                    finished = await self._app.fetcher.aggregate_windows(input.source)
+                    windows += finished
+                    if finished:
+                        await self._drains.wake(input.source)
+                await _wait(source.poll_every)
+        return FollowReport(pulls, readings, events, windows, paused=not enabled)
 
     @activity.defn
-    async def land_file(self, order: FileInput) -> FileReport:
+    async def land_file(self, input: FileInput) -> FileReport:
+        """Land the next chunk of a file's events."""
         async with heartbeating():
-            source = as_file_source(self._app.sources[order.source])
-            state = await self._app.fetcher.files.land_chunk(source, UUID(order.file))
-            await self._drains.wake(order.source)
+            source = as_file_source(self._app.sources[input.source])
+            state = await self._app.fetcher.files.land_chunk(source, UUID(input.file))
+            await self._drains.wake(input.source)
             return FileReport(state.events, state.landed, state.more)
 
     @activity.defn
-    async def answer_file(self, order: FileInput) -> list[str]:
+    async def answer_file(self, input: FileInput) -> list[str]:
+        """Send the acknowledgements of a file to its sender. Return their names."""
         async with heartbeating():
-            source = as_file_source(self._app.sources[order.source])
-            client = self._app.fetcher.clients[order.source]
-            return await self._app.fetcher.files.answer(source, UUID(order.file), client)
+            source = as_file_source(self._app.sources[input.source])
+            client = self._app.fetcher.clients[input.source]
+            return await self._app.fetcher.files.answer(source, UUID(input.file), client)
 
     @activity.defn
-    async def backfill(self, order: BackfillInput) -> BackfillReport:
+    async def backfill(self, input: BackfillInput) -> BackfillReport:
+        """Run a backfill or a replay to its end. Its state and progress are in PostgreSQL."""
         async with heartbeating():
-            row = await self._app.backfills.get(UUID(order.id))
-            carry = self._replay if row["kind"] == "replay" else self._backfill
+            row = await self._app.backfills.get(UUID(input.id))
+            work = self._replay if row["kind"] == "replay" else self._backfill
             try:
-                await carry(order)
-                await self._app.backfills.end(UUID(order.id), "done")
+                await work(input)
+                await self._app.backfills.end(UUID(input.id), "done")
             except Cancelled:
                 pass
             except asyncio.CancelledError:
                 if not activity.is_worker_shutdown():
-                    await self._app.backfills.end(UUID(order.id), "cancelled")
+                    await self._app.backfills.end(UUID(input.id), "cancelled")
                 raise
             except RetryLater:
-                raise  # tried again from where it was
+                raise  # Temporal retries the activity, which continues after the last page
             except ApexError as error:
-                await self._app.backfills.end(UUID(order.id), "failed", str(error)[:500])
-            row = await self._app.backfills.get(UUID(order.id))
+                await self._app.backfills.end(UUID(input.id), "failed", str(error)[:500])
+            row = await self._app.backfills.get(UUID(input.id))
             return BackfillReport(row["state"], row["seen"], row["landed"])
 
-    async def _backfill(self, order: BackfillInput) -> None:
-        id, began = UUID(order.id), monotonic()
+    async def _backfill(self, input: BackfillInput) -> None:
+        id, began = UUID(input.id), monotonic()
 
-        async def on_page(done: PullResult) -> None:
-            if not await self._app.backfills.progress(id, seen=done.events, landed=done.fresh):
+        async def on_page(result: PullResult) -> None:
+            if not await self._app.backfills.progress(id, seen=result.events, landed=result.fresh):
                 raise Cancelled
-            await self._drains.wake(order.source)
-            await self._slow_down(done.events, began)
+            await self._drains.wake(input.source)
+            await self._slow_down(result.events, began)
 
         backfill = await self._app.backfills.order(id)
-        await self._app.fetcher.pull(order.source, on_page=on_page, backfill=backfill)
+        await self._app.fetcher.pull(input.source, on_page=on_page, backfill=backfill)
 
-    async def _replay(self, order: BackfillInput) -> None:
-        id, began, total = UUID(order.id), monotonic(), 0
-        while (found := await self._app.backfills.replay_chunk(id))[0]:
-            total += found[0]
-            await self._drains.wake(order.source)
+    async def _replay(self, input: BackfillInput) -> None:
+        id, began, total = UUID(input.id), monotonic(), 0
+        while True:
+            read, _ = await self._app.backfills.replay_chunk(id)
+            if not read:
+                break
+            total += read
+            await self._drains.wake(input.source)
             await self._slow_down(total, began)
         if (await self._app.backfills.get(id))["state"] != "running":
             raise Cancelled
@@ -134,16 +149,16 @@ class PullActivities:
         due = began + events / self._app.settings.backfill_events_per_second
         await asyncio.sleep(max(0.0, due - monotonic()))
 
-    def _woken(self, source: str) -> OnPage:
-        async def on_page(done: PullResult) -> None:
-            if done.fresh:
+    def _wake_on_page(self, source: str) -> OnPage:
+        async def on_page(result: PullResult) -> None:
+            if result.fresh:
                 await self._drains.wake(source)
 
         return on_page
 
 
-async def _rest(seconds: float) -> None:
-    """Wait; shorter when the worker is to stop."""
+async def _wait(seconds: float) -> None:
+    """Wait, or return early when the worker stops."""
     end = monotonic() + seconds
     while (left := end - monotonic()) > 0 and not activity.is_worker_shutdown():  # noqa: ASYNC110 -- two conditions
         await asyncio.sleep(min(left, STOP_SECONDS))

@@ -1,4 +1,4 @@
-"""Pulls as others see them: triggered, followed, backfilled. See `drains` for the way from inbox to memory."""
+"""Trigger pulls, follow streams, start backfills. `drain.control` does the same for drains."""
 
 from __future__ import annotations
 
@@ -29,12 +29,17 @@ CALL = timedelta(seconds=10)
 
 
 class Pulling:
+    """Starts what fetches from the vendors of `sources`."""
+
     def __init__(self, client: Client, sources: Mapping[str, Source]) -> None:
         self._client = client
         self._sources = sources
 
     async def trigger(self, name: str) -> None:
-        """Look now, once more if a look is under way. A stream looks by itself every few seconds. Raises `Unavailable`."""
+        """Pull now, or once more after a running pull. Does nothing for a stream, which is read every few seconds.
+
+        Raises `Conflict` when a setting is missing, `Unavailable` without Temporal.
+        """
         source = self._sources[name]
         if isinstance(source, StreamSource) or not isinstance(source, PulledSource):
             return
@@ -43,38 +48,38 @@ class Pulling:
                 f"{name}: {source.missing_settings} is not set",
                 remedy=f"set sources.{name}.{source.missing_settings}, see docs/howto/sources/{name}.md",
             )
-        async with _told(f"pull of {name}"):
+        async with _translated_errors(f"pull of {name}"):
             handle = self._client.get_schedule_handle(pull_id(name))
             await handle.trigger(overlap=ScheduleOverlapPolicy.BUFFER_ONE, rpc_timeout=CALL)
 
     async def follow(self) -> None:
-        """See that every stream that has what it needs is followed."""
+        """Start the workflow of every stream whose settings are complete, where it does not run. Raises `Unavailable`."""
         for name, source in self._sources.items():
             if isinstance(source, StreamSource) and not source.missing_settings:
                 priority = int(source.priority)
-                async with _told(f"follow {name}"):
+                async with _translated_errors(f"follow {name}"):
                     await self._client.start_workflow(
                         "Follow",
                         FollowInput(name),
                         id=follow_id(name),
                         task_queue=queue_of(priority),
                         id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                        static_summary=f"Stays with the stream of {source.title}",
+                        static_summary=f"Reads the stream of {source.title}",
                         search_attributes=attributes_of(name, priority),
                         priority=Priority(priority_key=key_of(priority), fairness_key=name),
                         rpc_timeout=CALL,
                     )
 
     async def backfill(self, name: str, id: UUID) -> None:
-        """Start what `Backfills.create` wrote down, at the lowest priority."""
-        async with _told(f"backfill of {name}"):
+        """Start a backfill that `Backfills.create` stored, at the lowest priority. Raises `Unavailable`."""
+        async with _translated_errors(f"backfill of {name}"):
             await self._client.start_workflow(
                 "Backfill",
                 BackfillInput(name, str(id)),
                 id=backfill_id(name, str(id)),
                 task_queue=BULK,
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                static_summary=f"A stretch of {name}'s past",
+                static_summary=f"Backfill or replay of {name}",
                 search_attributes=attributes_of(name, int(Urgency.P2)),
                 priority=Priority(priority_key=5, fairness_key=name),
                 rpc_timeout=CALL,
@@ -82,14 +87,16 @@ class Pulling:
 
 
 @asynccontextmanager
-async def _told(what: str) -> AsyncIterator[None]:
+async def _translated_errors(what: str) -> AsyncIterator[None]:
     try:
         yield
     except RPCError as error:
         if error.status == RPCStatusCode.NOT_FOUND:
             raise Unavailable(
-                "temporal", f"{what}: no worker has set it up yet", remedy="start a worker"
+                "temporal",
+                f"{what}: no worker has created its schedule yet",
+                remedy="start a worker",
             ) from error
         raise Unavailable("temporal", f"{what} failed ({error.status.name})") from error
-    except RuntimeError as error:  # how the library says that a lazy client found nobody
+    except RuntimeError as error:  # raised by a lazy client that cannot connect
         raise Unavailable("temporal", f"{what} failed: no connection") from error

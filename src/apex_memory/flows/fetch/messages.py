@@ -1,4 +1,4 @@
-"""What travels between the workflows that fetch and their activities: names, ids and counts. See `orders`."""
+"""The inputs and results of the workflows that fetch: names, ids and counts. See `drain.messages`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class PullInput:
+    """Input of `Pull`."""
+
     source: str
 
 
 @dataclass(frozen=True)
 class PullReport:
-    """What a pull brought; `files` are those that are not at an end, whenever they came."""
+    """Result of a pull. `fresh` counts new events; `files` are all unfinished files, whenever they arrived."""
 
     pages: int = 0
     events: int = 0
@@ -23,32 +25,35 @@ class PullReport:
 
 @dataclass(frozen=True)
 class FollowInput:
-    """Follow a stream for so many seconds a step, as often as its settings say; then the next run goes on."""
+    """Input of `Follow`: the seconds that one activity reads the stream, and the activities of one run."""
 
     source: str
     run_seconds: float = 600
     runs: int = 50
-    """Activities in one run of the workflow."""
 
 
 @dataclass(frozen=True)
 class FollowReport:
-    looks: int = 0
+    """Result of reading a stream: pulls, readings stored, new events, windows aggregated."""
+
+    pulls: int = 0
     readings: int = 0
     events: int = 0
-    folded: int = 0
+    windows: int = 0
     paused: bool = False
 
 
 @dataclass(frozen=True)
 class FileInput:
+    """Input of `File`. `file` is the file's id."""
+
     source: str
     file: str
 
 
 @dataclass(frozen=True)
 class FileReport:
-    """How far a file is."""
+    """Progress of a file: its events, those that landed, and whether any are left."""
 
     events: int
     landed: int
@@ -57,12 +62,16 @@ class FileReport:
 
 @dataclass(frozen=True)
 class BackfillInput:
+    """Input of `Backfill`. `id` is the row that holds its range and progress."""
+
     source: str
     id: str
 
 
 @dataclass(frozen=True)
 class BackfillReport:
+    """Result of a backfill or replay: `seen` counts its events, `landed` those that were new."""
+
     state: str
     seen: int
     landed: int

@@ -1,4 +1,4 @@
-"""The workflows that fetch: what runs when. Cursors, files and progress are in PostgreSQL; any run may be ended at any time."""
+"""The workflows that fetch. Cursors, files and progress are in PostgreSQL, so any run may be terminated at any time."""
 
 from __future__ import annotations
 
@@ -29,90 +29,90 @@ RETRY = RetryPolicy(
     backoff_coefficient=2,
     maximum_interval=timedelta(seconds=60),
 )
-# The heartbeat says whether the step lives; how long a vendor takes says nothing.
+# The heartbeat detects a lost worker; a slow vendor may take hours.
 STEP: dict[str, Any] = {
     "start_to_close_timeout": timedelta(hours=6),
     "heartbeat_timeout": timedelta(seconds=15),
     "retry_policy": RETRY,
 }
-# A poll that cannot succeed for so long shows as failed; the schedule starts the next one.
+# A pull that cannot succeed within this time fails visibly; the schedule starts the next one.
 PULL: dict[str, Any] = {**STEP, "schedule_to_close_timeout": timedelta(minutes=15)}
 
 
 @workflow.defn
 class Pull:
-    """One look at a polled source: every page there is at the moment, then a child for each file that came."""
+    """One pull of a source: every page that the vendor has now, then a child workflow for each unfinished file."""
 
     @workflow.run
-    async def run(self, order: PullInput) -> PullReport:
+    async def run(self, input: PullInput) -> PullReport:
         report: PullReport = await workflow.execute_activity_method(
-            PullActivities.pull, order, summary=order.source, **PULL
+            PullActivities.pull, input, summary=input.source, **PULL
         )
         for file in report.files:
-            await _carry_file(FileInput(order.source, file))
+            await _start_file(FileInput(input.source, file))
         workflow.set_current_details(
-            f"**{order.source}**: {report.pages} pages, {report.events} events ({report.fresh} new), "
+            f"**{input.source}**: {report.pages} pages, {report.events} events ({report.fresh} new), "
             f"{report.readings} readings, {len(report.files)} files"
         )
         return report
 
 
-async def _carry_file(order: FileInput) -> None:
-    with suppress(WorkflowAlreadyStartedError):  # an earlier pull's child is at it
+async def _start_file(input: FileInput) -> None:
+    with suppress(WorkflowAlreadyStartedError):  # the child of an earlier pull processes it
         await workflow.start_child_workflow(
             File.run,
-            order,
-            id=file_id(order.source, order.file),
+            input,
+            id=file_id(input.source, input.file),
             parent_close_policy=workflow.ParentClosePolicy.ABANDON,
-            static_summary=f"A file of {order.source}",
+            static_summary=f"File of {input.source}",
         )
 
 
 @workflow.defn
 class File:
-    """A file of a batch source: its events land chunk by chunk, then it is answered."""
+    """A file of a batch source: its events land chunk by chunk, then it is acknowledged to its sender."""
 
     @workflow.run
-    async def run(self, order: FileInput) -> FileReport:
+    async def run(self, input: FileInput) -> FileReport:
         while True:
             report: FileReport = await workflow.execute_activity_method(
-                PullActivities.land_file, order, summary=order.source, **STEP
+                PullActivities.land_file, input, summary=input.source, **STEP
             )
             workflow.set_current_details(f"{report.landed} of {report.events} events landed")
             if not report.more:
                 break
         await workflow.execute_activity_method(
-            PullActivities.answer_file, order, summary="answer the sender", **STEP
+            PullActivities.answer_file, input, summary="Acknowledge to the sender", **STEP
         )
         return report
 
 
 @workflow.defn
 class Follow:
-    """Stays with a stream: a long step that looks, commits and folds, again and again. A fresh run every few hours."""
+    """Reads a stream in long activities that pull, commit and aggregate. Continues as new every few hours."""
 
     @workflow.run
-    async def run(self, order: FollowInput) -> None:
+    async def run(self, input: FollowInput) -> None:
         total = FollowReport()
-        for _ in range(order.runs):
+        for _ in range(input.runs):
             try:
                 report: FollowReport = await workflow.execute_activity_method(
-                    PullActivities.follow, order, summary=order.source, **STEP
+                    PullActivities.follow, input, summary=input.source, **STEP
                 )
             except ActivityError as error:
                 if is_cancelled_exception(error):
                     raise
-                workflow.set_current_details(f"**{order.source}**: {error.cause}")
+                workflow.set_current_details(f"**{input.source}**: {error.cause}")
                 await workflow.sleep(timedelta(seconds=60))
                 continue
             total = FollowReport(
-                total.looks + report.looks,
+                total.pulls + report.pulls,
                 total.readings + report.readings,
                 total.events + report.events,
-                total.folded + report.folded,
+                total.windows + report.windows,
                 report.paused,
             )
-            workflow.set_current_details(_followed(order, total))
+            workflow.set_current_details(_details(input, total))
             info = workflow.info()
             if (
                 info.is_continue_as_new_suggested()
@@ -120,29 +120,31 @@ class Follow:
             ):
                 break
         workflow.continue_as_new(
-            order,
+            input,
             initial_versioning_behavior=workflow.ContinueAsNewVersioningBehavior.AUTO_UPGRADE,
         )
 
 
-def _followed(order: FollowInput, total: FollowReport) -> str:
-    state = "paused" if total.paused else "follows"
+def _details(input: FollowInput, total: FollowReport) -> str:
+    state = "paused" if total.paused else "reading"
     return (
-        f"**{order.source}** {state}: {total.looks} looks, {total.readings} readings, "
-        f"{total.folded} windows, {total.events} events"
+        f"**{input.source}** {state}: {total.pulls} pulls, {total.readings} readings, "
+        f"{total.windows} windows, {total.events} events"
     )
 
 
 @workflow.defn
 class Backfill:
-    """A stretch of a source's past, at the lowest priority and a bounded rate. Cancelling it ends it in order."""
+    """A backfill or replay of a source, at the lowest priority and a limited rate. Cancelling stops it after the current page."""
 
     @workflow.run
-    async def run(self, order: BackfillInput) -> BackfillReport:
+    async def run(self, input: BackfillInput) -> BackfillReport:
         report: BackfillReport = await workflow.execute_activity_method(
-            PullActivities.backfill, order, summary=order.source, **STEP
+            PullActivities.backfill, input, summary=input.source, **STEP
         )
-        workflow.set_current_details(f"{report.state}: {report.landed} of {report.seen} landed")
+        workflow.set_current_details(
+            f"{report.state}: {report.landed} of {report.seen} events are new"
+        )
         return report
 
 

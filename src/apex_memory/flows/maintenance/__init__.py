@@ -1,1 +1,1 @@
-"""Work by the clock and by hand: sweep, collect, reconcile, and the smoke test."""
+"""Scheduled and manual maintenance: sweep, collect, reconcile, and the smoke test."""

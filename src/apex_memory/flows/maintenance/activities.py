@@ -1,4 +1,4 @@
-"""The maintenance steps as Temporal runs them: each calls `app` and returns counts."""
+"""The activities of maintenance: each calls `app` and returns counts."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from apex_memory.flows.maintenance.messages import (
 from apex_memory.flows.temporal.heartbeat import heartbeating
 from apex_memory.telemetry import logger
 
-if TYPE_CHECKING:  # the workflows name the activities, and must not load every engine for that
+if TYPE_CHECKING:  # the workflows import this module, and must not load every engine
     from apex_memory.app import App
 
 
 class MaintenanceActivities:
-    """Sweep, collect, reconcile and the smoke test, around one opened `App`."""
+    """Sweep, collect, reconcile and the smoke test, over one opened `App`."""
 
     def __init__(self, app: App, drains: Drains, pulling: Pulling, *, build: str) -> None:
         self._app = app
@@ -33,47 +33,49 @@ class MaintenanceActivities:
 
     @activity.defn
     async def sweep(self) -> SweepReport:
-        """Put right what was left behind, then wake the drain of every source that has something ready."""
+        """Repair what interrupted work left behind, then wake the drain of every source that has events ready."""
         async with heartbeating():
             swept = await self._app.upkeep.sweep()
             ready = await self._app.inbox.ready()
             woken = {source: n for source, n in ready.items() if source in self._app.sources}
             if len(woken) < len(ready):
                 logger(component="flows").warning(
-                    "events of sources that are not loaded wait",
+                    "events of unknown sources wait",
                     sources=sorted(set(ready) - set(woken)),
                 )
             for source in woken:
                 await self._drains.wake(source)
             for source, id in await self._app.backfills.running():
-                if (
-                    source in self._app.sources
-                ):  # ordered while Temporal was away, or its run is lost
+                # Its workflow does not run when it was created without Temporal, or its run was lost.
+                if source in self._app.sources:
                     await self._pulling.backfill(source, id)
             return SweepReport(swept.expired, swept.removed, swept.unparked, woken)
 
     @activity.defn
     async def collect(self) -> int:
+        """Remove superseded stages and expired data. Return the number of stages removed."""
         async with heartbeating():
             return await self._app.upkeep.collect()
 
     @activity.defn
-    async def reconcile(self, order: StoreInput) -> ReconcileReport:
+    async def reconcile(self, input: StoreInput) -> ReconcileReport:
+        """Compare a store with PostgreSQL and repair both ways."""
         async with heartbeating():
-            checked = await self._app.recovery.reconcile(order.store)
+            result = await self._app.recovery.reconcile(input.store)
             return ReconcileReport(
-                checked.store,
-                checked.stages,
-                checked.repaired,
-                checked.removed,
-                checked.left,
-                len(checked.errors),
+                result.store,
+                result.stages,
+                result.repaired,
+                result.removed,
+                result.left,
+                len(result.errors),
             )
 
     @activity.defn
     async def smoke_test(self) -> SmokeTestReport:
-        """Ask every store for its version. One that is away is an answer too."""
-        stores, away = {}, {}
+        """Return the version of every store, or the reason why it is unavailable."""
+        stores: dict[str, str] = {}
+        away: dict[str, str] = {}
         for store in self._app.stores:
             try:
                 await store.ping()

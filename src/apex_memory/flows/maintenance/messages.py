@@ -1,4 +1,4 @@
-"""What travels between the maintenance workflows and their activities: ids and counts. See `drain.messages`."""
+"""The inputs and results of the maintenance workflows: ids and counts. See `drain.messages`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RoundsInput:
-    """Work every so many seconds, for so many seconds."""
+    """Input of a workflow that works in rounds: seconds between rounds, and seconds of the run."""
 
     every_seconds: float
     run_seconds: float
@@ -15,7 +15,7 @@ class RoundsInput:
 
 @dataclass(frozen=True)
 class SweepReport:
-    """Stages expired and removed, events by store let out of parking, and the sources that were woken."""
+    """Result of a sweep: stages expired and removed, unparked events by store, and ready events by woken source."""
 
     expired: int
     removed: int
@@ -25,17 +25,21 @@ class SweepReport:
 
 @dataclass(frozen=True)
 class ReconcileInput:
+    """Input of `Reconcile`."""
+
     stores: list[str]
 
 
 @dataclass(frozen=True)
 class StoreInput:
+    """Input of the activity `reconcile`."""
+
     store: str
 
 
 @dataclass(frozen=True)
 class ReconcileReport:
-    """A check of one store: stages looked at, documents repaired, strays removed or left, errors met."""
+    """Result of comparing one store: stages checked, documents repaired, strays removed or left, errors."""
 
     store: str
     stages: int
@@ -47,7 +51,7 @@ class ReconcileReport:
 
 @dataclass(frozen=True)
 class SmokeTestReport:
-    """What the worker sees: its build, and each store's version or what keeps it away."""
+    """Result of the smoke test: the worker's build, the version of each store, and why others are unavailable."""
 
     build: str
     stores: dict[str, str]

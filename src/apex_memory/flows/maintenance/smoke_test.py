@@ -13,14 +13,14 @@ from apex_memory.flows.maintenance.messages import SmokeTestReport
 from apex_memory.flows.temporal.queues import REALTIME
 
 
-async def hello(client: Client) -> tuple[str, SmokeTestReport]:
-    """One round trip through a worker to every store: the id of the workflow that did it, and what it saw.
+async def run_smoke_test(client: Client) -> tuple[str, SmokeTestReport]:
+    """Run one workflow through a worker to every store. Return its id and its result.
 
-    Raises `Unavailable` when Temporal does not answer, or when no worker takes the work within 15 s.
+    Raises `Unavailable` when Temporal does not respond, or when no worker finishes the workflow within 15 s.
     """
     id = f"hello:{uuid.uuid4()}"
     try:
-        greeting = await client.execute_workflow(
+        report = await client.execute_workflow(
             "Hello",
             id=id,
             task_queue=REALTIME,
@@ -29,13 +29,13 @@ async def hello(client: Client) -> tuple[str, SmokeTestReport]:
             execution_timeout=timedelta(seconds=15),
         )
     except RPCError as error:
-        raise Unavailable("temporal", f"hello failed ({error.status.name})") from error
-    except RuntimeError as error:  # how the library says that a lazy client found nobody
-        raise Unavailable("temporal", "hello failed: no connection") from error
+        raise Unavailable("temporal", f"smoke test failed ({error.status.name})") from error
+    except RuntimeError as error:  # raised by a lazy client that cannot connect
+        raise Unavailable("temporal", "smoke test failed: no connection") from error
     except WorkflowFailureError as error:
         raise Unavailable(
             "temporal",
             f"{id} did not finish: {error.cause}",
-            remedy="is the worker running? see `apex status`",
+            remedy="check that the worker runs: `apex status`",
         ) from error
-    return id, greeting
+    return id, report

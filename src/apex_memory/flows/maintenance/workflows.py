@@ -1,4 +1,4 @@
-"""The maintenance workflows: what runs when. Any run may be ended at any time; all state is in PostgreSQL."""
+"""The maintenance workflows. All state is in PostgreSQL, so any run may be terminated at any time."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ with workflow.unsafe.imports_passed_through():
 
 @workflow.defn
 class Sweep:
-    """Sweeps again and again until its time is over; the schedule begins the next one at once.
+    """Sweeps in rounds until its time is over; the schedule starts the next run at once. Returns summed counts.
 
-    A run a pass would cost the server 90 ms of CPU and a row in the list of runs every few seconds; a
-    round costs 37 ms and no row. Answers what the rounds did, summed.
+    A run for every sweep would cost the server 90 ms of CPU and an entry in the list of runs every few seconds; a
+    round costs 37 ms and no entry.
     """
 
     @workflow.run
-    async def run(self, order: RoundsInput) -> dict[str, int]:
-        return await _rounds(order, self._sweep)
+    async def run(self, input: RoundsInput) -> dict[str, int]:
+        return await _rounds(input, self._sweep)
 
     async def _sweep(self) -> dict[str, int]:
         report: SweepReport = await workflow.execute_activity_method(
@@ -47,11 +47,11 @@ class Sweep:
 
 @workflow.defn
 class Collect:
-    """Collects superseded stages, in rounds as `Sweep` does."""
+    """Removes superseded stages, in rounds as `Sweep` does."""
 
     @workflow.run
-    async def run(self, order: RoundsInput) -> dict[str, int]:
-        return await _rounds(order, self._collect)
+    async def run(self, input: RoundsInput) -> dict[str, int]:
+        return await _rounds(input, self._collect)
 
     async def _collect(self) -> dict[str, int]:
         return {
@@ -60,20 +60,18 @@ class Collect:
 
 
 async def _rounds(
-    order: RoundsInput, work: Callable[[], Awaitable[dict[str, int]]]
+    input: RoundsInput, work: Callable[[], Awaitable[dict[str, int]]]
 ) -> dict[str, int]:
-    """Work, rest, work again, until the run's time is over; the sums of what the rounds answered."""
-    every, end = (
-        timedelta(seconds=order.every_seconds),
-        workflow.info().start_time + timedelta(seconds=order.run_seconds),
-    )
+    """Work in rounds until the run's time is over. Return the summed counts of all rounds."""
+    every = timedelta(seconds=input.every_seconds)
+    end = workflow.info().start_time + timedelta(seconds=input.run_seconds)
     total = {"rounds": 0}
     while True:
-        done = await work()
-        for name, count in {**done, "rounds": 1}.items():
+        counts = await work()
+        for name, count in {**counts, "rounds": 1}.items():
             total[name] = total.get(name, 0) + count
-        text = ", ".join(f"{count} {name}" for name, count in total.items())
-        workflow.set_current_details(f"So far: {text}")
+        summary = ", ".join(f"{count} {name}" for name, count in total.items())
+        workflow.set_current_details(f"So far: {summary}")
         if workflow.now() + every >= end:
             return total
         await workflow.sleep(every)
@@ -84,19 +82,19 @@ class Reconcile:
     """Compares stores with PostgreSQL, one after the other, and repairs them."""
 
     @workflow.run
-    async def run(self, order: ReconcileInput) -> list[ReconcileReport]:
+    async def run(self, input: ReconcileInput) -> list[ReconcileReport]:
         options = {**LONG, "start_to_close_timeout": timedelta(hours=12)}
         return [
             await workflow.execute_activity_method(
                 MaintenanceActivities.reconcile, StoreInput(store), summary=store, **options
             )
-            for store in order.stores
+            for store in input.stores
         ]
 
 
 @workflow.defn
 class Hello:
-    """The smoke test: one round trip through the worker to every store. Lands nothing."""
+    """The smoke test: one round trip through a worker to every store. Stores nothing."""
 
     @workflow.run
     async def run(self) -> SmokeTestReport:

@@ -1,4 +1,4 @@
-"""The search attributes by which runs are found in Temporal's UI: ApexSource, ApexPriority, ApexOutcome."""
+"""The search attributes that filter runs in the Temporal UI: ApexSource, ApexPriority, ApexOutcome."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from apex_memory.errors import Misconfigured
 SOURCE = SearchAttributeKey.for_keyword("ApexSource")
 PRIORITY = SearchAttributeKey.for_keyword("ApexPriority")
 OUTCOME = SearchAttributeKey.for_keyword("ApexOutcome")
-"""`idle`, `working`, or the worst that became of an event in the run: `done`, `parked`, `dead`."""
+"""`idle`, `working`, or the most severe outcome of an event in the run: `done`, `parked`, `dead`."""
 
 KEYWORD = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
 
 
 def attributes_of(source: str, priority: int) -> TypedSearchAttributes:
-    """What a drain's first run starts with."""
+    """Return the search attributes of a new run."""
     return TypedSearchAttributes(
         [
             SearchAttributePair(SOURCE, source),
@@ -33,7 +33,7 @@ def attributes_of(source: str, priority: int) -> TypedSearchAttributes:
 
 
 async def ensure_attributes(client: Client) -> None:
-    """Create what the namespace lacks. Raises `Misconfigured` where that is not allowed (Temporal Cloud, say)."""
+    """Create missing search attributes. Raises `Misconfigured` where that is not allowed, for example on Temporal Cloud."""
     operator = client.operator_service
     listed = await operator.list_search_attributes(
         ListSearchAttributesRequest(namespace=client.namespace)

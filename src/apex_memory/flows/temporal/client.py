@@ -1,4 +1,4 @@
-"""The way to Temporal: an address in the settings becomes a client."""
+"""The connection to Temporal, from an address in the settings."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ ADDRESS = re.compile(r"(?P<target>[^/\s]+:\d+)/(?P<namespace>[\w.-]+)")
 async def connect(
     address: str, *, lazy: bool = False, patience: float = 5, runtime: Runtime | None = None
 ) -> Client:
-    """A client for `host:port/namespace`. It connects again by itself whenever Temporal comes back.
+    """Return a client for `host:port/namespace`. It reconnects automatically.
 
-    With `lazy` nothing is sent before the first call. A call that finds nobody is repeated for `patience`
-    seconds. Raises `Misconfigured` for an address that is none, and, unless lazy, `Unavailable` when nobody
-    answers there.
+    With `lazy` nothing is sent before the first call. A call without a connection is retried for `patience`
+    seconds. Raises `Misconfigured` for a malformed address and, unless lazy, `Unavailable` when no server responds.
     """
     match = ADDRESS.fullmatch(address)
     if match is None:
         raise Misconfigured(
-            f"temporal: `{address}` is no address", remedy="write `host:port/namespace`"
+            f"temporal: `{address}` is not an address", remedy="write `host:port/namespace`"
         )
     try:
         return await Client.connect(
@@ -45,14 +44,11 @@ async def connect(
                 max_retries=1000,
             ),
         )
-    except (
-        RuntimeError,
-        RPCError,
-    ) as error:  # the library raises a bare RuntimeError for "no connection"
-        raise Unavailable("temporal", f"nobody answers at {match['target']}") from error
+    except (RuntimeError, RPCError) as error:  # RuntimeError means "no connection"
+        raise Unavailable("temporal", f"no server responds at {match['target']}") from error
 
 
 def quiet_runtime(metrics: PrometheusConfig | None = None) -> Runtime:
-    """The library's threads; one a process. It logs errors alone: every outage is told by our own callers."""
+    """Return the library's runtime, one per process. It logs only errors: callers log every outage."""
     quiet = LoggingConfig(TelemetryFilter(core_level="ERROR", other_level="ERROR"))
     return Runtime(telemetry=TelemetryConfig(logging=quiet, metrics=metrics))

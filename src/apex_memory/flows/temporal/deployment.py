@@ -1,8 +1,8 @@
-"""Which code carries which workflow: each build is a version of the worker deployment `apex`.
+"""Which build runs which workflow: each build is a version of the worker deployment `apex`.
 
-A workflow is pinned to the build it began on; drains move to the current build when they hand over.
-After an upgrade of a single worker nobody is left to carry the old build's workflows: they are ended,
-which loses nothing, and the next wake or schedule starts them on the new one.
+A workflow is pinned to the build on which it began; drains move to the current build when they continue as new.
+After an upgrade of a single worker no worker of the old build is left to run its workflows: they are terminated,
+which loses nothing, and the next wake or schedule starts them on the new build.
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import WorkerDeploymentConfig
 
 DEPLOYMENT = "apex"
-UNCLAIMED_SECONDS = (
-    5.0  # a workflow task that no worker took for so long has none: longer than the sticky time-out
-)
+# A workflow task that is unclaimed for so long has no worker. Longer than the sticky time-out.
+UNCLAIMED_SECONDS = 5.0
 RUNNING = WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_RUNNING
 UNCLAIMED = PendingWorkflowTaskState.PENDING_WORKFLOW_TASK_STATE_SCHEDULED
 
-NOT_YET = (  # how the server says that it has not seen the build, or is asked too often
+NOT_YET = (  # the server has not seen the build yet, or limits the rate of requests
     RPCStatusCode.NOT_FOUND,
     RPCStatusCode.FAILED_PRECONDITION,
     RPCStatusCode.RESOURCE_EXHAUSTED,
@@ -41,7 +40,7 @@ NOT_YET = (  # how the server says that it has not seen the build, or is asked t
 
 
 def build_id() -> str:
-    """Version and hash of the package's source files: any change of code is another build."""
+    """Return the version and a hash of the package's source files: any change of code is another build."""
     digest = hashlib.sha256()
     for file in _sources(resources.files("apex_memory")):
         digest.update(file.name.encode() + b"\x00" + file.read_bytes() + b"\x00")
@@ -49,18 +48,18 @@ def build_id() -> str:
 
 
 def _sources(folder: Traversable) -> list[Traversable]:
-    found: list[Traversable] = []
+    files: list[Traversable] = []
     for item in sorted(folder.iterdir(), key=lambda item: item.name):
         if item.is_dir():
-            found += _sources(item)
+            files += _sources(item)
         elif item.name.endswith(".py"):
-            found.append(item)
-    return found
+            files.append(item)
+    return files
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """One build, as Temporal sees it."""
+    """One build as a version of the worker deployment."""
 
     client: Client
     build: str
@@ -74,9 +73,9 @@ class Deployment:
         )
 
     async def current(self) -> str | None:
-        """The build that new workflows begin on; None before the first was made so."""
+        """Return the build on which new workflows begin; None before the first activation."""
         try:
-            found = await self.client.workflow_service.describe_worker_deployment(
+            description = await self.client.workflow_service.describe_worker_deployment(
                 DescribeWorkerDeploymentRequest(
                     namespace=self.client.namespace, deployment_name=DEPLOYMENT
                 )
@@ -85,11 +84,11 @@ class Deployment:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return None
             raise
-        routing = found.worker_deployment_info.routing_config
+        routing = description.worker_deployment_info.routing_config
         return routing.current_deployment_version.build_id or None
 
     async def make_current(self) -> None:
-        """New workflows begin on this build. Waits until the server has seen its worker, which takes a moment."""
+        """Make new workflows begin on this build. Waits until the server has seen its worker, which takes a moment."""
         request = SetWorkerDeploymentCurrentVersionRequest(
             namespace=self.client.namespace,
             deployment_name=DEPLOYMENT,
@@ -105,22 +104,24 @@ class Deployment:
                     raise
             await asyncio.sleep(0.25)
 
-    async def end_abandoned(self, seconds: float = UNCLAIMED_SECONDS) -> list[WorkflowExecution]:
-        """End workflows of other builds that no worker carries any more; answers them.
+    async def terminate_abandoned(
+        self, seconds: float = UNCLAIMED_SECONDS
+    ) -> list[WorkflowExecution]:
+        """Terminate workflows of other builds that no worker runs any more. Return them.
 
-        Each is hinted at with a signal. A living worker takes the task at once (and a drain then moves to the
-        current build); where the task is still unclaimed after `seconds`, there is none.
+        Each workflow gets a signal. A worker of its build takes the task at once (and a drain then moves to the
+        current build); a task that is still unclaimed after `seconds` has no worker.
         """
-        nudged = [item async for item in self._others()]
-        if not nudged:
+        candidates = [item async for item in self._of_other_builds()]
+        if not candidates:
             return []
-        for item in nudged:
-            await self._nudge(item)
+        for item in candidates:
+            await self._signal(item)
         await asyncio.sleep(seconds)
-        return await self._end(nudged)
+        return await self._terminate_unclaimed(candidates)
 
-    async def _others(self) -> AsyncIterator[WorkflowExecution]:
-        """Running workflows that another build began."""
+    async def _of_other_builds(self) -> AsyncIterator[WorkflowExecution]:
+        """Yield running workflows that began on another build."""
         query = (
             f"ExecutionStatus = 'Running' AND TemporalWorkerDeployment = '{DEPLOYMENT}' "
             f"AND TemporalWorkerDeploymentVersion != '{DEPLOYMENT}:{self.build}'"
@@ -128,30 +129,32 @@ class Deployment:
         async for item in self.client.list_workflows(query):
             yield item
 
-    async def _end(self, nudged: Sequence[WorkflowExecution]) -> list[WorkflowExecution]:
-        ended = []
-        for item in nudged:
+    async def _terminate_unclaimed(
+        self, candidates: Sequence[WorkflowExecution]
+    ) -> list[WorkflowExecution]:
+        terminated = []
+        for item in candidates:
             handle = self.client.get_workflow_handle(item.id, run_id=item.run_id)
-            with _gone():
-                found = (await handle.describe()).raw_description
+            with _ignore_ended():
+                description = (await handle.describe()).raw_description
                 if (
-                    found.workflow_execution_info.status == RUNNING
-                    and found.pending_workflow_task.state == UNCLAIMED
+                    description.workflow_execution_info.status == RUNNING
+                    and description.pending_workflow_task.state == UNCLAIMED
                 ):
                     await handle.terminate(
-                        reason=f"no worker of its build is left; {self.build} goes on"
+                        reason=f"no worker of its build is left; {self.build} continues"
                     )
-                    ended.append(item)
-        return ended
+                    terminated.append(item)
+        return terminated
 
-    async def _nudge(self, item: WorkflowExecution) -> None:
-        with _gone():
+    async def _signal(self, item: WorkflowExecution) -> None:
+        with _ignore_ended():
             await self.client.get_workflow_handle(item.id, run_id=item.run_id).signal("wake")
 
 
 @contextmanager
-def _gone() -> Iterator[None]:
-    """Let pass that a workflow ended by itself meanwhile."""
+def _ignore_ended() -> Iterator[None]:
+    """Ignore that a workflow ended meanwhile."""
     try:
         yield
     except RPCError as error:

@@ -1,4 +1,4 @@
-"""Apex's errors as Temporal's, in this one place: try again, not before a moment, or never."""
+"""Apex errors as Temporal errors, translated in this one place: retry, retry later, or do not retry."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from apex_memory.errors import (
 from apex_memory.telemetry import logger
 
 FINAL = (Rejected, Conflict, Unauthorized, Misconfigured)
-BUG_ATTEMPTS = 5  # an error that is none of ours is a bug: tried again so often, then given up
+BUG_ATTEMPTS = 5  # attempts of a step that raises anything but an `ApexError`, which is a bug
 
 
 def translate(error: ApexError) -> ApplicationError:
-    """The error with its remedy, under its class's name; never with a body, since ours hold none."""
+    """Return the error with its remedy, under its class name. Apex errors never hold bodies."""
     return ApplicationError(
         f"{error} — {error.remedy}" if error.remedy else str(error),
         type=type(error).__name__,
@@ -35,7 +35,7 @@ def translate(error: ApexError) -> ApplicationError:
 
 
 class Translation(Interceptor):
-    """Translates what activities raise. Install it on every worker."""
+    """Interceptor that translates the errors of activities. Every worker needs it."""
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
         return _Translating(next)
@@ -58,12 +58,12 @@ class _Translating(ActivityInboundInterceptor):
             raise translate(error) from None
         except ApplicationError:
             raise
-        except Exception as error:  # noqa: BLE001 (the outermost frame of a step; it is raised again, without its text)
+        except Exception as error:  # noqa: BLE001 (the outermost frame of a step; it is raised again without its text)
             raise _bug(error) from None
 
 
 def _bug(error: Exception) -> ApplicationError:
-    """An error nobody foresaw. Its message may quote data, so class and place alone are told."""
+    """Return an unexpected error as a Temporal error with its class and place only: its message may quote data."""
     info = activity.info()
     logger(component="flows").error(
         "step failed unexpectedly",
@@ -75,7 +75,7 @@ def _bug(error: Exception) -> ApplicationError:
         ],
     )
     return ApplicationError(
-        f"{type(error).__name__} in {info.activity_type}: the worker's log says where",
+        f"{type(error).__name__} in {info.activity_type}: see the worker's log",
         type="Bug",
         non_retryable=info.attempt >= BUG_ATTEMPTS,
     )

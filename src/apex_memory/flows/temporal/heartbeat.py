@@ -1,4 +1,4 @@
-"""Heartbeats: how a long step says that it lives."""
+"""Heartbeats of long steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from temporalio import activity
 
 @contextlib.asynccontextmanager
 async def heartbeating() -> AsyncIterator[None]:
-    """Tell the server that the step lives, three times within its heartbeat time-out."""
+    """Send heartbeats inside the block, three within each heartbeat time-out."""
     limit = activity.info().heartbeat_timeout
     beat = asyncio.create_task(_beat(limit.total_seconds() / 3)) if limit else None
     try:

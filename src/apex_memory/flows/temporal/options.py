@@ -1,4 +1,4 @@
-"""How long activities may take, and how they are retried."""
+"""Time-outs and retries of activities."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ RETRY = RetryPolicy(
     backoff_coefficient=2,
     maximum_interval=timedelta(seconds=30),
 )
-# A worker that is killed is missed after that long: its batch goes on with another.
+# After this time the server gives the batch of a killed worker to another.
 SHORT: dict[str, Any] = {"start_to_close_timeout": timedelta(seconds=10), "retry_policy": RETRY}
-# Embedding a batch of long documents takes minutes: the heartbeat says whether the step lives, not the clock.
+# Embedding a batch of long documents takes minutes: the heartbeat, not the time-out, detects a lost worker.
 LONG: dict[str, Any] = {
     "start_to_close_timeout": timedelta(hours=1),
     "heartbeat_timeout": timedelta(seconds=10),

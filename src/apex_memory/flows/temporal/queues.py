@@ -1,4 +1,4 @@
-"""Where work waits: real-time and bulk work have task queues of their own, so that neither stands before the other."""
+"""Task queues and workflow ids. Real-time and bulk work have separate task queues, so that neither delays the other."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ REALTIME = "apex-realtime"
 BULK = "apex-bulk"
 QUEUES = (REALTIME, BULK)
 ROLES = {"all": QUEUES, "realtime": (REALTIME,), "bulk": (BULK,)}
-"""What a worker process may be started for, by its argument."""
+"""The task queues of a worker process, by its role (its argument)."""
 
 
 def queue_of(priority: int) -> str:
-    """The task queue for a source of this priority: P2 is bulk."""
+    """Return the task queue for a source of this priority: P2 is bulk."""
     return BULK if priority >= Priority.P2 else REALTIME
 
 
 def key_of(priority: int) -> int:
-    """Temporal's priority key, 1 (first) to 5: it orders a queue's backlog and pre-empts nothing."""
+    """Return Temporal's priority key, 1 (first) to 5. It orders the backlog of a queue and pre-empts nothing."""
     return 1 + 2 * priority
 
 
 def drain_id(source: str) -> str:
-    """The workflow id of a source's drain."""
+    """Return the workflow id of a source's drain."""
     return f"drain:{source}"
 
 
 def pull_id(source: str) -> str:
-    """The id of a polled source's schedule, and the beginning of its runs'."""
+    """Return the id of a polled source's schedule, which is the prefix of the ids of its workflows."""
     return f"pull:{source}"
 
 

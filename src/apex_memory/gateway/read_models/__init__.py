@@ -1,1 +1,1 @@
-"""Queries behind the routes: where each event is, and how the installation does."""
+"""Queries behind the routes: the state of each event, and the health of the installation."""

@@ -1,4 +1,4 @@
-"""Read model of events: where each one is, who has it, until when, and which stores hold it."""
+"""Read model of events: state, owner, deadline, and which stores hold each one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from apex_memory.errors import NotFound
 from apex_memory.model import TOMBSTONE
 from apex_memory.stores.postgres import Postgres, Row
 
-# Of an event's stages the one readers see counts, then the one in work, then the last.
+# Of an event's stages the committed one counts, then the one being written, then the last.
 _DETAIL: LiteralString = """
 SELECT i.*, s.state AS stage_state, s.created_at AS staged_at, s.graph_at, s.vectors_at, s.committed_at,
        l.id AS dead_letter_id, l.status AS dead_letter_status, l.remedy
@@ -42,6 +42,8 @@ FINAL = ("done", "superseded", "dead")
 
 
 class Events:
+    """Queries over the inbox and the stages of its events."""
+
     def __init__(self, db: Postgres, settings: Settings) -> None:
         self._db = db
         self._ui = settings.temporal_ui.rstrip("/")
@@ -57,7 +59,7 @@ class Events:
         after: int | None = None,
         limit: int = 50,
     ) -> tuple[list[dict[str, Any]], int | None]:
-        """Events, newest first, and the position to go on from (None at the end)."""
+        """Return events, newest first, and the position where the next page starts (None on the last)."""
         conditions: list[LiteralString] = ["true"]
         if source is not None:
             conditions.append("source = %(source)s")
@@ -86,14 +88,14 @@ class Events:
         return page, rows[limit - 1]["seq"] if len(rows) > limit else None
 
     async def show(self, id: UUID) -> dict[str, Any]:
-        """One event. `NotFound` if there is none."""
-        found, _ = await self.find(ids=[id], limit=1)
-        if not found:
+        """Return one event. Raises `NotFound`."""
+        events, _ = await self.find(ids=[id], limit=1)
+        if not events:
             raise NotFound("no such event", remedy="check the id; GET /v1/events lists events")
-        return found[0]
+        return events[0]
 
     async def states(self, ids: Sequence[UUID]) -> dict[UUID, str]:
-        """States by id, of those that exist."""
+        """Return the state of each event by its id. Unknown ids are left out."""
         rows = await self._db.fetch(
             "SELECT id, CASE WHEN state = 'prepared' AND "
             + _STAGING
@@ -103,14 +105,14 @@ class Events:
         return {row["id"]: row["state"] for row in rows}
 
     async def shown(self, ids: Sequence[UUID]) -> dict[UUID, dict[str, Any]]:
-        """Events by id; for the receipt of a request."""
-        found, _ = await self.find(ids=ids, limit=max(1, len(ids)))
-        return {event["id"]: event for event in found}
+        """Return events by id, for the receipt of a request."""
+        events, _ = await self.find(ids=ids, limit=max(1, len(ids)))
+        return {event["id"]: event for event in events}
 
     async def newest(self, document: UUID) -> Row:
-        """Source, key and version of a document, or of an event about it that is not at its end yet, whichever is newer.
+        """Return source, key and version of a document, or of an unfinished event about it, whichever is newer.
 
-        `NotFound` if there is neither, or if the newest is a deletion.
+        Raises `NotFound` if there is neither, or if the newest is a deletion.
         """
         row = await self._db.fetch_one(
             """SELECT * FROM (
@@ -123,7 +125,8 @@ class Events:
         )
         if row is None or row["deleted"]:
             raise NotFound(
-                "no such document, or deleted already", remedy="GET /v1/documents lists documents"
+                "no such document, or it is deleted already",
+                remedy="GET /v1/documents lists documents",
             )
         return row
 
@@ -161,15 +164,15 @@ class Events:
         }
 
     def workflow_url(self, workflow_id: str | None, run_id: str | None) -> str | None:
-        """The run's history in the Temporal UI; None where either is not known."""
+        """Return the URL of the run's history in the Temporal UI; None without a UI or a workflow."""
         if not workflow_id or not self._ui:
             return None
-        place = f"{self._ui}/namespaces/{quote(self._namespace, safe='')}/workflows/{quote(workflow_id, safe='')}"
-        return f"{place}/{quote(run_id, safe='')}/history" if run_id else place
+        url = f"{self._ui}/namespaces/{quote(self._namespace, safe='')}/workflows/{quote(workflow_id, safe='')}"
+        return f"{url}/{quote(run_id, safe='')}/history" if run_id else url
 
 
 def _stores(row: Row) -> dict[str, dict[str, Any]]:
-    """What each store has of the event. The cache fills when the document is read, and decides nothing."""
+    """Return what each store holds of the event. The cache is filled when the document is read, and decides nothing."""
     held = {
         None: "none",
         "staging": "writing",

@@ -1,4 +1,4 @@
-"""How this installation is: its stores, its backlog, Temporal. Bounded in time, whatever hangs."""
+"""Health of this installation: stores, backlog, Temporal. Every query is bounded in time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECONDS = 2.0  # longest one part of the status may take
 
 
 async def store_rows(app: App) -> list[dict[str, Any]]:
-    """State and version of each store. `recovering`: it answers, but is being checked after a restart."""
+    """Return state and version of each store. `recovering`: it responds, and is being checked after a restart."""
     states, *rows = await asyncio.gather(_states(app), *map(_store, app.stores))
     for row in rows:
         if row["state"] == "ready":
@@ -36,37 +36,39 @@ async def _states(app: App) -> dict[str, str]:
         async with asyncio.timeout(2 * SECONDS):
             return await app.recovery.states()
     except (ApexError, TimeoutError):
-        return {}  # PostgreSQL is away, and its own row says so
+        return {}  # the row of PostgreSQL shows that it is unavailable
 
 
 async def _store(store: Store) -> dict[str, Any]:
     row: dict[str, Any] = {"name": store.name, "state": "ready", "version": None, "reason": None}
     try:
         async with asyncio.timeout(SECONDS):
-            await store.ping()  # a version may be what its connection was told at its start
+            await (
+                store.ping()
+            )  # first, because some clients remember the version from when they connected
             row["version"] = await store.version()
     except ApexError as error:
         row |= {"state": "unavailable", "reason": str(error)[:300]}
     except TimeoutError:
-        row |= {"state": "unavailable", "reason": f"no answer within {SECONDS:.0f} s"}
+        row |= {"state": "unavailable", "reason": f"no response within {SECONDS:.0f} s"}
     return row
 
 
-async def promptly(answer: Awaitable[T]) -> T:
-    """PostgreSQL's answer within `SECONDS`, or `Unavailable`: who probes does not wait for a pool."""
+async def promptly(result: Awaitable[T]) -> T:
+    """Return the result within `SECONDS`, or raise `Unavailable`: a probe must not wait for a free connection."""
     try:
         async with asyncio.timeout(SECONDS):
-            return await answer
+            return await result
     except TimeoutError:
-        raise Unavailable("documents", f"no answer within {SECONDS:.0f} s") from None
+        raise Unavailable("documents", f"no response within {SECONDS:.0f} s") from None
 
 
 async def temporal_reachable(client: Client) -> bool:
-    """Whether the Temporal server answers. Without it events land and wait."""
+    """Return whether the Temporal server responds. Without it events land and wait."""
     try:
         async with asyncio.timeout(SECONDS):
             return await client.service_client.check_health()
-    except (RPCError, RuntimeError, TimeoutError):  # RuntimeError: a lazy client found nobody
+    except (RPCError, RuntimeError, TimeoutError):  # RuntimeError: a lazy client could not connect
         return False
 
 
@@ -78,7 +80,7 @@ async def dead_letters(app: App) -> int:
 async def refresh_gauges(app: App) -> None:
     """Set the gauges of the vector store and of the inbox. Raises `Unavailable` without PostgreSQL."""
     if isinstance(app.vectors, EdgeVectors):
-        with suppress(ApexError, TimeoutError):  # a store that is away is told by its own row
+        with suppress(ApexError, TimeoutError):  # `store_rows` reports a store that is unavailable
             async with asyncio.timeout(SECONDS):
                 await app.vectors.stats()
     rows = await promptly(app.inbox.backlog())

@@ -1,1 +1,1 @@
-"""The routes, a file a subject, each with the models of its answers."""
+"""The routes: one file per subject, with the models of its requests and responses."""

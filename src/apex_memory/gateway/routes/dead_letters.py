@@ -1,4 +1,4 @@
-"""Dead letters: events that could not go on, and the two ways out, again or never."""
+"""Dead letters: events whose processing failed. An administrator redrives or discards them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from apex_memory.gateway.routes.events import EventId, Limit
 from apex_memory.gateway.routes.shared import DOCUMENT, EVENT, example, problems
 
 Status = Literal["open", "retrying", "resolved", "discarded", "superseded"]
-MOST = 1_000  # redriven by one filter at a time: look at what became of them before going on
+REDRIVE_LIMIT = 1_000  # most dead letters that one request redrives
 LetterNumber = Annotated[int, Field(ge=1, lt=2**63)]
-LetterId = Annotated[int, Path(ge=1, lt=2**63, description="Its number.", examples=[7])]
+LetterId = Annotated[
+    int, Path(ge=1, lt=2**63, description="The dead letter's number.", examples=[7])
+]
 
 _LETTER: dict[str, Any] = {
     "id": 7,
@@ -29,7 +31,7 @@ _LETTER: dict[str, Any] = {
     "error": "Rejected",
     "fingerprint": "9f2c51d07a3e",
     "message": "segment 14: N1 without a name",
-    "remedy": "ask the carrier to send it again, or discard it",
+    "remedy": "ask the carrier to resend it, or discard it",
     "attempts": 1,
     "first_at": "2026-03-03T15:15:00Z",
     "last_at": "2026-03-03T15:15:02Z",
@@ -41,7 +43,7 @@ _LETTER: dict[str, Any] = {
 
 
 class DeadLetter(BaseModel):
-    """An event that could not go on. `fingerprint` is the same for failures of the same kind."""
+    """An event whose processing failed. Failures of the same kind share a `fingerprint`."""
 
     model_config = ConfigDict(populate_by_name=True, json_schema_extra={"examples": [_LETTER]})
     id: int
@@ -64,7 +66,7 @@ class DeadLetter(BaseModel):
     actor: str | None
 
 
-_SHOWN = {
+_DETAIL = {
     **_LETTER,
     "content_type": "application/edi-x12",
     "document_key": "214:SHP-100045",
@@ -73,53 +75,53 @@ _SHOWN = {
 }
 
 
-class DeadLetterFull(DeadLetter):
-    """The same with facts of its event. The payload is at `/v1/events/{event}/payload`."""
+class DeadLetterDetail(DeadLetter):
+    """A dead letter with details of its event. The payload is at `/v1/events/{event}/payload`."""
 
-    model_config = ConfigDict(populate_by_name=True, json_schema_extra={"examples": [_SHOWN]})
+    model_config = ConfigDict(populate_by_name=True, json_schema_extra={"examples": [_DETAIL]})
     content_type: str
     document_key: str = Field(validation_alias="doc_key")
     occurred_at: datetime
     payload_bytes: int | None
 
 
-class DeadLetters(BaseModel):
+class DeadLetterList(BaseModel):
     """Dead letters, newest first."""
 
     model_config = example({"dead_letters": [_LETTER]})
     dead_letters: list[DeadLetter]
 
 
-class Redrive(BaseModel):
-    """Which dead letters to send round again: `ids`, or all open ones of a fingerprint, a source or both."""
+class RedriveRequest(BaseModel):
+    """The dead letters to redrive: `ids`, or all open ones of a fingerprint, a source or both."""
 
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={"examples": [{"fingerprint": "9f2c51d07a3e", "dry_run": True}]},
     )
-    ids: list[LetterNumber] | None = Field(None, min_length=1, max_length=MOST)
+    ids: list[LetterNumber] | None = Field(None, min_length=1, max_length=REDRIVE_LIMIT)
     fingerprint: str | None = Field(None, max_length=100)
     source: str | None = Field(None, max_length=100)
     dry_run: bool = False
 
     @model_validator(mode="after")
-    def _one_way(self) -> Redrive:
+    def _one_way(self) -> RedriveRequest:
         filtered = self.fingerprint is not None or self.source is not None
         if (self.ids is not None) == filtered:
-            raise ValueError("expected either `ids`, or `fingerprint` and `source`")
+            raise ValueError("expected either `ids`, or `fingerprint` and `source`, not both")
         return self
 
 
-class Redriven(BaseModel):
-    """Those sent round again, or, with `dry_run`, those that would be."""
+class RedriveResult(BaseModel):
+    """The redriven dead letters or, with `dry_run`, those that would be redriven."""
 
     model_config = example({"dry_run": True, "dead_letters": [_LETTER]})
     dry_run: bool
     dead_letters: list[DeadLetter]
 
 
-class Discard(BaseModel):
-    """Why it is given up; kept with it and in the audit."""
+class DiscardRequest(BaseModel):
+    """Why the event is discarded. The reason is stored with the dead letter and in the audit log."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"reason": "test load of the carrier"}]}
@@ -127,104 +129,87 @@ class Discard(BaseModel):
     reason: str = Field(min_length=1, max_length=500)
 
 
-def routes() -> APIRouter:
-    router = APIRouter(tags=["dead letters"])
-    add = router.add_api_route
-    refused = problems(401, 403, 422, 503)
-    changed = problems(400, 401, 403, 404, 409, 413, 422, 503)
-    add(
-        "/v1/dead-letters",
-        list_dead_letters,
-        summary="List dead letters",
-        response_model=DeadLetters,
-        responses=refused,
-    )
-    add(
-        "/v1/dead-letters/redrive",
-        redrive_dead_letters,
-        methods=["POST"],
-        summary="Send many round again",
-        response_model=Redriven,
-        responses=changed,
-    )
-    add(
-        "/v1/dead-letters/{id:int}",
-        show_dead_letter,
-        summary="Show one dead letter",
-        response_model=DeadLetterFull,
-        responses=problems(401, 403, 404, 422, 503),
-    )
-    add(
-        "/v1/dead-letters/{id:int}/redrive",
-        redrive_dead_letter,
-        methods=["POST"],
-        summary="Send one round again",
-        response_model=Redriven,
-        responses=problems(401, 403, 404, 409, 422, 503),
-    )
-    add(
-        "/v1/dead-letters/{id:int}/discard",
-        discard_dead_letter,
-        methods=["POST"],
-        summary="Give one up",
-        response_model=DeadLetterFull,
-        responses=changed,
-    )
-    add(
-        "/v1/events/{id}/discard",
-        discard_event,
-        methods=["POST"],
-        summary="Discard an event that is not final",
-        response_model=DeadLetterFull,
-        responses=changed,
-    )
-    return router
+router = APIRouter(tags=["dead letters"])
+_REFUSED = problems(401, 403, 422, 503)
+_CHANGED = problems(400, 401, 403, 404, 409, 413, 422, 503)
 
 
+@router.get(
+    "/v1/dead-letters",
+    summary="List dead letters",
+    response_model=DeadLetterList,
+    responses=_REFUSED,
+)
 async def list_dead_letters(
     gateway: GatewayDep,
     key: Reader,
     status: Annotated[
-        Status | Literal["any"], Query(description="Only with this status.", examples=["open"])
+        Status | Literal["any"],
+        Query(description="Only dead letters with this status.", examples=["open"]),
     ] = "open",
     source: Annotated[
-        str | None, Query(max_length=100, description="Only of this source.", examples=["edi"])
+        str | None,
+        Query(max_length=100, description="Only dead letters of this source.", examples=["edi"]),
     ] = None,
     fingerprint: Annotated[
         str | None,
-        Query(max_length=100, description="Only of this kind.", examples=["9f2c51d07a3e"]),
+        Query(
+            max_length=100,
+            description="Only dead letters with this fingerprint.",
+            examples=["9f2c51d07a3e"],
+        ),
     ] = None,
     limit: Limit = 50,
 ) -> dict[str, Any]:
-    """Newest first, with the reason and the way out."""
-    found = await gateway.app.dead_letters.find(
+    """List dead letters, newest first, each with the reason and the remedy."""
+    rows = await gateway.app.dead_letters.find(
         status=None if status == "any" else status,
         source=source,
         fingerprint=fingerprint,
         limit=limit,
     )
-    return {"dead_letters": found}
+    return {"dead_letters": rows}
 
 
+@router.get(
+    "/v1/dead-letters/{id:int}",
+    summary="Show a dead letter",
+    response_model=DeadLetterDetail,
+    responses=problems(401, 403, 404, 422, 503),
+)
 async def show_dead_letter(gateway: GatewayDep, key: Reader, id: LetterId) -> dict[str, Any]:
-    """The reason, the remedy, and what the event is."""
+    """Show the reason, the remedy, and details of the event."""
     return await gateway.app.dead_letters.show(id)
 
 
+@router.post(
+    "/v1/dead-letters/{id:int}/redrive",
+    summary="Redrive a dead letter",
+    response_model=RedriveResult,
+    responses=problems(401, 403, 404, 409, 422, 503),
+)
 async def redrive_dead_letter(gateway: GatewayDep, key: Admin, id: LetterId) -> dict[str, Any]:
-    """It enters again at prepare, with its original order: a newer version is not overwritten."""
+    """Process the event again from the prepare step. It keeps its original version: a newer version is not overwritten."""
     return await _redrive(gateway, [id], key.actor, dry_run=False)
 
 
-async def redrive_dead_letters(gateway: GatewayDep, key: Admin, order: Redrive) -> dict[str, Any]:
-    """At most 1,000 by filter at a time. With `dry_run` nothing is changed."""
-    ids = order.ids
+@router.post(
+    "/v1/dead-letters/redrive",
+    summary="Redrive dead letters",
+    response_model=RedriveResult,
+    responses=_CHANGED,
+)
+async def redrive_dead_letters(
+    gateway: GatewayDep, key: Admin, body: RedriveRequest
+) -> dict[str, Any]:
+    """Process many events again, at most 1,000 per request. With `dry_run` nothing changes."""
+    ids = body.ids
     if ids is None:
-        found = await gateway.app.dead_letters.find(
-            status="open", source=order.source, fingerprint=order.fingerprint, limit=MOST
+        rows = await gateway.app.dead_letters.find(
+            status="open", source=body.source, fingerprint=body.fingerprint, limit=REDRIVE_LIMIT
         )
-        ids = [row["id"] for row in found]
-    return await _redrive(gateway, ids, key.actor, dry_run=order.dry_run)
+        ids = [row["id"] for row in rows]
+    return await _redrive(gateway, ids, key.actor, dry_run=body.dry_run)
 
 
 async def _redrive(
@@ -237,22 +222,34 @@ async def _redrive(
     return {"dry_run": dry_run, "dead_letters": rows}
 
 
+@router.post(
+    "/v1/dead-letters/{id:int}/discard",
+    summary="Discard a dead letter",
+    response_model=DeadLetterDetail,
+    responses=_CHANGED,
+)
 async def discard_dead_letter(
-    gateway: GatewayDep, key: Admin, id: LetterId, order: Discard
+    gateway: GatewayDep, key: Admin, id: LetterId, body: DiscardRequest
 ) -> dict[str, Any]:
-    """Close it for good. The raw event stays and says why."""
-    await gateway.app.dead_letters.discard([id], actor=key.actor, reason=order.reason)
+    """Close the dead letter permanently. The raw event is kept, with the reason."""
+    await gateway.app.dead_letters.discard([id], actor=key.actor, reason=body.reason)
     return await gateway.app.dead_letters.show(id)
 
 
+@router.post(
+    "/v1/events/{id}/discard",
+    summary="Discard an unfinished event",
+    response_model=DeadLetterDetail,
+    responses=_CHANGED,
+)
 async def discard_event(
-    gateway: GatewayDep, key: Admin, id: EventId, order: Discard
+    gateway: GatewayDep, key: Admin, id: EventId, body: DiscardRequest
 ) -> dict[str, Any]:
-    """End an event that waits or is in progress, whatever a worker does with it. The raw event stays.
+    """Discard an event that waits or is in progress, whatever a worker does with it. The raw event is kept.
 
     Returns the dead letter that records who discarded it and why.
     """
     [letter] = await gateway.app.dead_letters.discard_events(
-        [id], actor=key.actor, reason=order.reason
+        [id], actor=key.actor, reason=body.reason
     )
     return await gateway.app.dead_letters.show(letter["id"])

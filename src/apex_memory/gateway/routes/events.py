@@ -1,4 +1,4 @@
-"""Events: where each is, and what came in."""
+"""Events: their state, and their payloads."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from apex_memory.gateway.routes.shared import DOCUMENT, EVENT, IsoDateTime, exam
 
 State = Literal["received", "prepared", "staged", "done", "superseded", "parked", "dead"]
 EventId = Annotated[UUID, Path(description="The event's id.", examples=[EVENT])]
-Limit = Annotated[int, Query(ge=1, le=200, description="Most items in the answer.", examples=[50])]
+Limit = Annotated[
+    int, Query(ge=1, le=200, description="Most items in the response.", examples=[50])
+]
 
 
 class StoreState(BaseModel):
-    """What a store has of an event: `held`, `writing`, `superseded`, `removed`, `none`; the cache fills `on_read`."""
+    """What a store holds of an event: `held`, `writing`, `superseded`, `removed` or `none`; the cache is filled `on_read`."""
 
     model_config = example({"state": "held", "at": "2026-03-03T15:15:00.401Z"})
     state: Literal["none", "writing", "held", "superseded", "removed", "on_read"]
@@ -61,12 +63,12 @@ _EVENT: dict[str, Any] = {
 }
 
 
-class EventState(BaseModel):
-    """One event, from received to its end.
+class EventView(BaseModel):
+    """One event, from `received` to a final state (`done`, `superseded`, `dead`).
 
-    While it is not at an end, `deadline` is when somebody looks at it again at the latest: the end
-    of its owner's lease, or the time of its next try. `owner` is the batch that holds it. `workflow_url`
-    leads to the history of the run that carries or carried it, if there is a UI.
+    Until then, `owner` is the batch that holds the event, and `deadline` is the latest time at which it is
+    processed again: the end of its owner's lease, or the time of the next attempt. `workflow_url` is the history
+    of the workflow run that processed it, if a Temporal UI is configured.
     """
 
     model_config = example(_EVENT)
@@ -101,93 +103,63 @@ class EventPage(BaseModel):
     """Events, newest first. `next` is the `cursor` of the following page, null on the last."""
 
     model_config = example({"events": [_EVENT], "next": "10412"})
-    events: list[EventState]
+    events: list[EventView]
     next: str | None
 
 
-class Watched(BaseModel):
-    """Which events to look at."""
+class EventIds(BaseModel):
+    """The events to look up, by id."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"ids": [EVENT]}]})
     ids: list[UUID] = Field(min_length=1, max_length=500)
 
 
-class States(BaseModel):
-    """State by event id. Ids that do not exist are left out."""
+class EventStates(BaseModel):
+    """State by event id. Unknown ids are left out."""
 
     model_config = example({"states": {EVENT: "done"}})
     states: dict[UUID, State]
 
 
-def routes() -> APIRouter:
-    router = APIRouter(tags=["events"])
-    router.add_api_route(
-        "/v1/events",
-        list_events,
-        summary="List events",
-        response_model=EventPage,
-        responses=problems(401, 403, 422, 503),
-    )
-    router.add_api_route(
-        "/v1/events/states",
-        list_states,
-        methods=["POST"],
-        summary="States of many events",
-        response_model=States,
-        responses=problems(400, 401, 403, 413, 422, 503),
-    )
-    router.add_api_route(
-        "/v1/events/{id:uuid}",
-        show_event,
-        summary="Show one event",
-        response_model=EventState,
-        responses=problems(401, 403, 404, 422, 503),
-    )
-    router.add_api_route(
-        "/v1/events/{id:uuid}/payload",
-        show_payload,
-        summary="Download what came in",
-        response_class=Response,
-        responses=problems(401, 403, 404, 422, 503)
-        | {
-            200: {
-                "description": "The payload, byte for byte. `Apex-Content-Type` says what it is.",
-                "content": {
-                    "application/octet-stream": {
-                        "schema": {"type": "string", "format": "binary"},
-                        "example": '{"type": "inbound_received", "id": "evt_55c8c149"}',
-                    }
-                },
-            }
-        },
-    )
-    return router
+router = APIRouter(tags=["events"])
 
 
+@router.get(
+    "/v1/events",
+    summary="List events",
+    response_model=EventPage,
+    responses=problems(401, 403, 422, 503),
+)
 async def list_events(
     gateway: GatewayDep,
     key: Reader,
     source: Annotated[
-        str | None, Query(max_length=100, description="Only of this source.", examples=["frontapp"])
+        str | None,
+        Query(max_length=100, description="Only events of this source.", examples=["frontapp"]),
     ] = None,
     state: Annotated[
-        State | None, Query(description="Only in this state.", examples=["parked"])
+        State | None, Query(description="Only events in this state.", examples=["parked"])
     ] = None,
     since: Annotated[
         IsoDateTime | None,
-        Query(description="Received at or after.", examples=["2026-03-03T00:00:00Z"]),
+        Query(
+            description="Only events received at or after this time.",
+            examples=["2026-03-03T00:00:00Z"],
+        ),
     ] = None,
     id: Annotated[
         list[UUID] | None,
-        Query(max_length=100, description="Only these; may be repeated.", examples=[[EVENT]]),
+        Query(
+            max_length=100, description="Only these events; may be repeated.", examples=[[EVENT]]
+        ),
     ] = None,
     cursor: Annotated[
-        str | None, Query(description="`next` of the page before.", examples=["10412"])
+        str | None, Query(description="`next` of the previous page.", examples=["10412"])
     ] = None,
     limit: Limit = 50,
 ) -> dict[str, Any]:
-    """Newest first, with state, owner, deadline and what each store has."""
-    found, after = await Events(gateway.app.db, gateway.app.settings).find(
+    """List events, newest first, each with its state, owner, deadline and what each store holds."""
+    events, after = await Events(gateway.app.db, gateway.app.settings).find(
         source=source,
         state=state,
         since=since,
@@ -195,26 +167,55 @@ async def list_events(
         after=position(cursor),
         limit=limit,
     )
-    return {"events": found, "next": None if after is None else str(after)}
+    return {"events": events, "next": None if after is None else str(after)}
 
 
-async def list_states(gateway: GatewayDep, key: Reader, watched: Watched) -> dict[str, Any]:
-    """For following up to 500 events at little cost."""
-    return {"states": await Events(gateway.app.db, gateway.app.settings).states(watched.ids)}
+@router.post(
+    "/v1/events/states",
+    summary="Show the states of many events",
+    response_model=EventStates,
+    responses=problems(400, 401, 403, 413, 422, 503),
+)
+async def list_states(gateway: GatewayDep, key: Reader, body: EventIds) -> dict[str, Any]:
+    """Show the states of up to 500 events: cheap enough to poll."""
+    return {"states": await Events(gateway.app.db, gateway.app.settings).states(body.ids)}
 
 
+@router.get(
+    "/v1/events/{id:uuid}",
+    summary="Show an event",
+    response_model=EventView,
+    responses=problems(401, 403, 404, 422, 503),
+)
 async def show_event(gateway: GatewayDep, key: Reader, id: EventId) -> dict[str, Any]:
-    """Where the event is, who has it until when, and what each store has of it."""
+    """Show the event's state, owner and deadline, and what each store holds of it."""
     return await Events(gateway.app.db, gateway.app.settings).show(id)
 
 
+@router.get(
+    "/v1/events/{id:uuid}/payload",
+    summary="Download a payload",
+    response_class=Response,
+    responses=problems(401, 403, 404, 422, 503)
+    | {
+        200: {
+            "description": "The payload, byte for byte. `Apex-Content-Type` is its content type.",
+            "content": {
+                "application/octet-stream": {
+                    "schema": {"type": "string", "format": "binary"},
+                    "example": '{"type": "inbound_received", "id": "evt_55c8c149"}',
+                }
+            },
+        }
+    },
+)
 async def show_payload(gateway: GatewayDep, key: Admin, id: EventId) -> Response:
-    """The raw payload as a download. It may hold personal data, so it needs an admin key."""
+    """Download the raw payload. It may hold personal data, so it needs an admin key."""
     event = await gateway.app.inbox.event(id)
     kind = event.content_type.encode("ascii", "replace").decode()
     return Response(
         event.payload,
-        # Never a type that a browser renders: anybody may have sent this.
+        # Never a type that a browser renders: the payload comes from outside.
         media_type="application/octet-stream",
         headers={
             "Content-Disposition": f'attachment; filename="{id}"',
@@ -224,9 +225,9 @@ async def show_payload(gateway: GatewayDep, key: Admin, id: EventId) -> Response
 
 
 def position(cursor: str | None) -> int | None:
-    """The position in a cursor; `Rejected` for what is none of ours."""
+    """Return the position in a cursor. Raises `Rejected` for anything that is no cursor of this API."""
     if cursor is None:
         return None
     if not (cursor.isascii() and cursor.isdecimal() and len(cursor) <= 18):
-        raise Rejected("query.cursor: not one of ours", remedy="send `next` of the page before")
+        raise Rejected("query.cursor: not a cursor", remedy="send `next` of the previous page")
     return int(cursor)

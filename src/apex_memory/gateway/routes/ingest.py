@@ -1,4 +1,4 @@
-"""The routes of the sources, derived from their classes."""
+"""The routes of the sources, derived from the source classes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from apex_memory.gateway.routes.events import StoreState
 from apex_memory.gateway.routes.shared import DOCUMENT, EVENT, example, problems
 from apex_memory.sources.base import Sample, Source
 
-EXAMPLE_BYTES = 6_000  # longer samples would bury the page
+EXAMPLE_BYTES = 6_000  # longer samples would make the documentation unreadable
 
 _LANDED = {
     "id": EVENT,
@@ -37,7 +37,7 @@ _STORES = {
 
 
 class LandedEvent(BaseModel):
-    """An event in the inbox. A redelivery has the same ids, `duplicate` true, and the same status as the first delivery."""
+    """A stored event. A redelivery gets the same ids and status as the first delivery, with `duplicate: true`."""
 
     model_config = example(_LANDED)
     id: UUID
@@ -47,8 +47,8 @@ class LandedEvent(BaseModel):
     duplicate: bool
 
 
-class Accepted(BaseModel):
-    """Landed: durable, and about to be worked on."""
+class LandedResponse(BaseModel):
+    """The events are stored durably. Processing follows."""
 
     model_config = example({"events": [_LANDED], "status_url": f"/v1/events/{EVENT}"})
     events: list[LandedEvent]
@@ -68,7 +68,7 @@ _RECEIPT = {
 
 
 class EventReceipt(LandedEvent):
-    """What became of an event."""
+    """A stored event with its current state."""
 
     model_config = example(_RECEIPT)
     state: str | None
@@ -81,7 +81,7 @@ class EventReceipt(LandedEvent):
 
 
 class Receipt(BaseModel):
-    """The answer to `?wait=searchable`. `searchable` is true when every event is done, or superseded by a newer version."""
+    """The response to `?wait=searchable`. `searchable` is true when every event is done or superseded by a newer version."""
 
     model_config = example(
         {
@@ -99,14 +99,14 @@ WAIT_PARAMETERS: list[dict[str, Any]] = [
     {
         "name": "wait",
         "in": "query",
-        "description": "Answer only when the events are at an end, with a receipt.",
+        "description": "Respond when all events have finished, with a receipt.",
         "schema": {"type": "string", "enum": ["searchable"]},
         "example": "searchable",
     },
     {
         "name": "timeout",
         "in": "query",
-        "description": "Longest to wait, in seconds. After that the answer is 202 with `searchable: false`.",
+        "description": "Longest wait in seconds. After that the response is 202 with `searchable: false`.",
         "schema": {
             "type": "number",
             "minimum": 0,
@@ -119,18 +119,18 @@ WAIT_PARAMETERS: list[dict[str, Any]] = [
 _IDEMPOTENCY = {
     "name": "Idempotency-Key",
     "in": "header",
-    "description": "Id of this request, chosen by the caller: sending it again is a duplicate, not a second event.",
+    "description": "Id of this request, chosen by the caller. A request with the same id is a duplicate, not a second event.",
     "schema": {"type": "string", "maxLength": 1000},
     "example": "mail-2026-03-03-0012",
 }
-LANDED_ANSWERS: dict[int | str, dict[str, Any]] = {
+LANDED_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "model": Receipt,
-        "description": "With `wait`: all events are at an end. A vendor's handshake is answered as it asks.",
+        "description": "With `wait`: all events have finished. Also the response to a vendor's handshake.",
     },
     202: {
-        "model": Accepted | Receipt,
-        "description": "Landed. With `wait`: time was up before all were at an end. A redelivery is answered alike.",
+        "model": LandedResponse | Receipt,
+        "description": "Stored. With `wait`: time ran out before all events had finished. A redelivery gets the same response.",
         "content": {
             "application/json": {
                 "example": {"events": [_LANDED], "status_url": f"/v1/events/{EVENT}"}
@@ -140,15 +140,15 @@ LANDED_ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def routes(sources: Mapping[str, Source], settings: Settings) -> APIRouter:
-    """A POST route for every source."""
+def source_router(sources: Mapping[str, Source], settings: Settings) -> APIRouter:
+    """Return a router with the POST route of every source."""
     router = APIRouter()
     for source in sources.values():
-        _add(router, source, limit_of(source, settings))
+        _add_route(router, source, limit_of(source, settings))
     return router
 
 
-def _add(router: APIRouter, source: Source, limit: int) -> None:
+def _add_route(router: APIRouter, source: Source, limit: int) -> None:
     keyed = source.authenticated_by_key
     about = inspect.cleandoc(type(source).__doc__ or source.title)
     how = "an API key with scope `ingest`" if keyed else "the vendor's signature"
@@ -159,10 +159,10 @@ def _add(router: APIRouter, source: Source, limit: int) -> None:
         name=f"receive_{source.name}",
         tags=["ingest" if keyed else "hooks"],
         summary=f"Send {source.title}" if keyed else f"Webhook of {source.title}",
-        description=f"{about}\n\nAt most {limit:,} bytes. Needs {how}. Priority {source.priority.name}.",
+        description=f"{about}\n\nAt most {limit:,} bytes. Requires {how}. Priority {source.priority.name}.",
         status_code=202,
         response_model=None,
-        responses=LANDED_ANSWERS
+        responses=LANDED_RESPONSES
         | problems(400, 401, *([403] if keyed else []), 408, 413, 422, 503, host=keyed),
         openapi_extra={
             "requestBody": _body(source.samples()),
@@ -180,7 +180,7 @@ def _endpoint(name: str) -> Callable[[Request], Awaitable[Response]]:
 
 
 def _parameters(source: Source) -> list[dict[str, Any]]:
-    """The source's own query parameters, as far as its samples use them."""
+    """Return the source's own query parameters: those that its samples use."""
     if not source.authenticated_by_key:
         return []
     query: dict[str, str] = {}
@@ -190,7 +190,7 @@ def _parameters(source: Source) -> list[dict[str, Any]]:
         {
             "name": name,
             "in": "query",
-            "description": "See above.",
+            "description": "See the description of this route.",
             "schema": {"type": "string"},
             "example": value,
         }
@@ -200,7 +200,7 @@ def _parameters(source: Source) -> list[dict[str, Any]]:
 
 
 def _body(samples: Iterable[Sample]) -> dict[str, Any]:
-    """The request body, documented by the source's own samples."""
+    """Return the documentation of the request body, with the source's samples as examples."""
     content: dict[str, Any] = {}
     for sample in samples:
         kind = sample.content_type.partition(";")[0]
@@ -208,18 +208,20 @@ def _body(samples: Iterable[Sample]) -> dict[str, Any]:
         if kind.startswith("multipart/"):
             entry["example"] = {"file": "(the bytes of a file)"}
         elif len(sample.body) <= EXAMPLE_BYTES:
-            entry.setdefault("examples", {})[sample.name] = {"value": _shown(kind, sample.body)}
+            entry.setdefault("examples", {})[sample.name] = {
+                "value": _example_of(kind, sample.body)
+            }
     return {"required": True, "content": content}
 
 
 def _schema(kind: str) -> dict[str, Any]:
     if kind == "application/json":
-        return {}  # any JSON: the source says what it wants of it, and the samples show it
+        return {}  # any JSON: the source checks it, and the samples show its shape
     if kind.startswith("multipart/"):
         files = {"type": "array", "items": {"type": "string", "format": "binary"}}
         return {"type": "object", "properties": {"file": files}, "required": ["file"]}
     return {"type": "string", "format": "binary"}
 
 
-def _shown(kind: str, body: bytes) -> Any:
+def _example_of(kind: str, body: bytes) -> Any:
     return json.loads(body) if kind == "application/json" else body.decode("utf-8", "replace")

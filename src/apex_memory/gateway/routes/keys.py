@@ -1,4 +1,4 @@
-"""API keys: made, listed, revoked."""
+"""API keys: create, list, revoke."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _KEY: dict[str, Any] = {
 }
 
 
-class KeyOrder(BaseModel):
-    """The key to make. `admin` implies the other scopes."""
+class KeyRequest(BaseModel):
+    """The key to create. `admin` includes the other scopes."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -34,8 +34,8 @@ class KeyOrder(BaseModel):
     scopes: list[Scope] = Field(min_length=1, max_length=3)
 
 
-class MadeKey(BaseModel):
-    """The new key. `key` is shown this once and kept nowhere."""
+class CreatedKey(BaseModel):
+    """The new key. `key` is shown only in this response: only its digest is stored."""
 
     model_config = ConfigDict(
         from_attributes=True,
@@ -56,8 +56,8 @@ class MadeKey(BaseModel):
     key: str
 
 
-class KeyRow(BaseModel):
-    """A key, without what could be presented. `used_at` is exact to a minute."""
+class ApiKey(BaseModel):
+    """A key without its secret. `used_at` is accurate to a minute."""
 
     model_config = example(_KEY)
     id: str
@@ -68,62 +68,55 @@ class KeyRow(BaseModel):
     revoked_at: datetime | None
 
 
-class KeyRows(BaseModel):
-    """All keys ever made, newest first."""
+class ApiKeyList(BaseModel):
+    """All keys, newest first, with revoked ones."""
 
     model_config = example({"keys": [_KEY]})
-    keys: list[KeyRow]
+    keys: list[ApiKey]
 
 
-def routes() -> APIRouter:
-    router = APIRouter(tags=["keys"])
-    router.add_api_route(
-        "/v1/keys",
-        list_keys,
-        summary="List API keys",
-        response_model=KeyRows,
-        responses=problems(401, 403, 503),
-    )
-    router.add_api_route(
-        "/v1/keys",
-        create_key,
-        methods=["POST"],
-        status_code=201,
-        summary="Make an API key",
-        response_model=MadeKey,
-        responses=problems(400, 401, 403, 413, 422, 503),
-    )
-    router.add_api_route(
-        "/v1/keys/{id}",
-        revoke_key,
-        methods=["DELETE"],
-        summary="Revoke an API key",
-        response_model=KeyRow,
-        responses=problems(401, 403, 404, 409, 422, 503),
-    )
-    return router
+router = APIRouter(tags=["keys"])
 
 
+@router.get(
+    "/v1/keys",
+    summary="List API keys",
+    response_model=ApiKeyList,
+    responses=problems(401, 403, 503),
+)
 async def list_keys(gateway: GatewayDep, key: Admin) -> dict[str, Any]:
-    """Also those revoked, with when they were last used."""
+    """List all keys, revoked ones too, with the time of their last use."""
     return {"keys": await keys.list_keys(gateway.app.db)}
 
 
-async def create_key(gateway: GatewayDep, key: Admin, order: KeyOrder) -> keys.NewKey:
-    """The answer shows the key; nothing can show it again."""
-    made = await keys.create_key(gateway.app.db, order.name, order.scopes, actor=key.actor)
+@router.post(
+    "/v1/keys",
+    status_code=201,
+    summary="Create an API key",
+    response_model=CreatedKey,
+    responses=problems(400, 401, 403, 413, 422, 503),
+)
+async def create_key(gateway: GatewayDep, key: Admin, body: KeyRequest) -> keys.NewKey:
+    """Create a key. Only this response contains it."""
+    created = await keys.create_key(gateway.app.db, body.name, body.scopes, actor=key.actor)
     gateway.keys.expire()
-    return made
+    return created
 
 
+@router.delete(
+    "/v1/keys/{id}",
+    summary="Revoke an API key",
+    response_model=ApiKey,
+    responses=problems(401, 403, 404, 409, 422, 503),
+)
 async def revoke_key(
     gateway: GatewayDep,
     key: Admin,
     id: Annotated[
-        str, Path(max_length=100, description="From the list.", examples=["4f0c9a1be27d"])
+        str, Path(max_length=100, description="The key's id.", examples=["4f0c9a1be27d"])
     ],
 ) -> dict[str, Any]:
-    """At once on this gateway, within seconds on every other. The last admin key is refused."""
+    """Revoke a key: at once on this gateway, within seconds on others. The last admin key cannot be revoked."""
     row = await keys.revoke_key(gateway.app.db, id, actor=key.actor)
     gateway.keys.expire()
     return row

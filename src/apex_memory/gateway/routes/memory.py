@@ -11,12 +11,12 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from apex_memory.gateway.dependencies import Admin, GatewayDep, Reader
-from apex_memory.gateway.ingest import answer, land, wait_asked
+from apex_memory.gateway.ingest import land, requested_wait, respond
 from apex_memory.gateway.read_models.events import Events
 from apex_memory.gateway.routes.events import Limit
-from apex_memory.gateway.routes.ingest import LANDED_ANSWERS, WAIT_PARAMETERS
+from apex_memory.gateway.routes.ingest import LANDED_RESPONSES, WAIT_PARAMETERS
 from apex_memory.gateway.routes.shared import DOCUMENT, IsoDateTime, problems
-from apex_memory.gateway.routes.views import AnswerView, DocumentFull, DocumentPage, EntityFull
+from apex_memory.gateway.routes.views import DocumentPage, DocumentView, EntityView, SearchResponse
 from apex_memory.model import TOMBSTONE, Entity, Event, Filters, Priority, micros, now
 from apex_memory.search.requests import LIMIT_MAX, QUERY_CHARS
 
@@ -31,8 +31,8 @@ OnlyKinds = Annotated[
 ]
 
 
-class Limits(BaseModel):
-    """What to limit a search to; empty means everything. Times are inclusive since, exclusive until."""
+class SearchFilters(BaseModel):
+    """Filters of a search; an empty filter excludes nothing. `since` is inclusive, `until` exclusive; both compare `occurred_at`."""
 
     model_config = ConfigDict(extra="forbid")
     sources: Names = []
@@ -51,8 +51,8 @@ class Limits(BaseModel):
         )
 
 
-class Question(BaseModel):
-    """A question, words or an identifier. Without a query: the newest documents that pass the filters."""
+class SearchRequest(BaseModel):
+    """A question, words or an identifier. Without a query the newest documents that pass the filters are returned."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -72,80 +72,36 @@ class Question(BaseModel):
     query: str = Field("", max_length=QUERY_CHARS)
     limit: int = Field(10, ge=1, le=LIMIT_MAX)
     passages_per_document: int = Field(3, ge=1, le=LIMIT_MAX)
-    filters: Limits = Limits()
+    filters: SearchFilters = SearchFilters()
 
 
-def routes() -> APIRouter:
-    router = APIRouter(tags=["memory"])
-    add = router.add_api_route
-    refused = problems(401, 403, 422, 503)
-    missing = problems(401, 403, 404, 422, 503)
-    add(
-        "/v1/search",
-        search,
-        methods=["POST"],
-        summary="Search memory",
-        response_model=AnswerView,
-        responses=refused | problems(400, 413),
-    )
-    add(
-        "/v1/search",
-        search_by_query,
-        summary="Search memory, in the address",
-        response_model=AnswerView,
-        responses=refused,
-    )
-    add(
-        "/v1/documents",
-        list_documents,
-        summary="List documents",
-        response_model=DocumentPage,
-        responses=refused,
-    )
-    add(
-        "/v1/documents/{id:uuid}",
-        show_document,
-        summary="Read a document",
-        response_model=DocumentFull,
-        responses=missing,
-    )
-    add(
-        "/v1/documents/{id:uuid}/versions/{version}",
-        show_version,
-        summary="Read an earlier version of a document",
-        response_model=DocumentFull,
-        responses=missing,
-    )
-    add(
-        "/v1/documents/{id:uuid}",
-        delete_document,
-        methods=["DELETE"],
-        summary="Delete a document",
-        status_code=202,
-        response_model=None,
-        responses=LANDED_ANSWERS | missing,
-        openapi_extra={"parameters": WAIT_PARAMETERS},
-    )
-    add(
-        "/v1/entities/{type}/{key:path}",
-        show_entity,
-        summary="What is known of an entity",
-        response_model=EntityFull,
-        responses=missing,
-    )
-    return router
+router = APIRouter(tags=["memory"])
+_REFUSED = problems(401, 403, 422, 503)
+_MISSING = problems(401, 403, 404, 422, 503)
 
 
-async def search(gateway: GatewayDep, key: Reader, question: Question) -> Any:
-    """Passages by meaning, words, identifiers and links, best first, with each leg's score and the provenance."""
+@router.post(
+    "/v1/search",
+    summary="Search memory",
+    response_model=SearchResponse,
+    responses=_REFUSED | problems(400, 413),
+)
+async def search(gateway: GatewayDep, key: Reader, body: SearchRequest) -> Any:
+    """Search passages by meaning, words, identifiers and relations. Returns the best first, each with its scores and provenance."""
     return await gateway.app.search.search(
-        question.query,
-        limit=question.limit,
-        passages_per_document=question.passages_per_document,
-        filters=question.filters.filters(),
+        body.query,
+        limit=body.limit,
+        passages_per_document=body.passages_per_document,
+        filters=body.filters.filters(),
     )
 
 
+@router.get(
+    "/v1/search",
+    summary="Search memory with a query string",
+    response_model=SearchResponse,
+    responses=_REFUSED,
+)
 async def search_by_query(
     gateway: GatewayDep,
     key: Reader,
@@ -166,41 +122,55 @@ async def search_by_query(
     entity: Annotated[
         Names | None,
         Query(
-            description="Only documents that name one of these; may be repeated.",
+            description="Only documents that name one of these entities; may be repeated.",
             examples=[["shipment:SHP-100045"]],
         ),
     ] = None,
     since: Annotated[
         IsoDateTime | None,
-        Query(description="Occurred at or after.", examples=["2026-03-01T00:00:00Z"]),
+        Query(
+            description="Only documents that occurred at or after this time.",
+            examples=["2026-03-01T00:00:00Z"],
+        ),
     ] = None,
     until: Annotated[
         IsoDateTime | None,
-        Query(description="Occurred before.", examples=["2026-04-01T00:00:00Z"]),
+        Query(
+            description="Only documents that occurred before this time.",
+            examples=["2026-04-01T00:00:00Z"],
+        ),
     ] = None,
 ) -> Any:
-    """The same as the POST, for links and quick tries."""
-    limits = Limits(
+    """The same search as the POST, for links and quick experiments."""
+    filters = SearchFilters(
         sources=source or [], kinds=kind or [], entities=entity or [], since=since, until=until
     )
-    question = Question(
-        query=q, limit=limit, passages_per_document=passages_per_document, filters=limits
+    body = SearchRequest(
+        query=q, limit=limit, passages_per_document=passages_per_document, filters=filters
     )
-    return await search(gateway, key, question)
+    return await search(gateway, key, body)
 
 
+@router.get(
+    "/v1/documents",
+    summary="List documents",
+    response_model=DocumentPage,
+    responses=_REFUSED,
+)
 async def list_documents(
     gateway: GatewayDep,
     key: Reader,
     source: OnlySources = None,
     kind: OnlyKinds = None,
-    deleted: Annotated[bool, Query(description="Also those deleted.", examples=[False])] = False,
+    deleted: Annotated[
+        bool, Query(description="Include deleted documents.", examples=[False])
+    ] = False,
     cursor: Annotated[
-        str | None, Query(max_length=400, description="`next` of the page before.")
+        str | None, Query(max_length=400, description="`next` of the previous page.")
     ] = None,
     limit: Limit = 50,
 ) -> Any:
-    """The newest commit first."""
+    """List documents, the newest commit first."""
     return await gateway.app.search.documents(
         sources=source or (),
         kinds=kind or (),
@@ -210,39 +180,64 @@ async def list_documents(
     )
 
 
+@router.get(
+    "/v1/documents/{id:uuid}",
+    summary="Read a document",
+    response_model=DocumentView,
+    responses=_MISSING,
+)
 async def show_document(gateway: GatewayDep, key: Reader, id: DocumentId) -> Any:
-    """The version readers see, in full, with the list of its versions."""
+    """Read the current version of a document in full, with the list of its versions."""
     return await gateway.app.search.document(id)
 
 
+@router.get(
+    "/v1/documents/{id:uuid}/versions/{version}",
+    summary="Read an earlier version of a document",
+    response_model=DocumentView,
+    responses=_MISSING,
+)
 async def show_version(
     gateway: GatewayDep,
     key: Reader,
     id: DocumentId,
     version: Annotated[
         int,
-        Path(ge=-(2**63), lt=2**63, description="From `versions`.", examples=[1772550900000000]),
+        Path(
+            ge=-(2**63),
+            lt=2**63,
+            description="The version's number, from `versions`.",
+            examples=[1772550900000000],
+        ),
     ],
 ) -> Any:
-    """An earlier version, as long as what was made of it is kept."""
+    """Read an earlier version, for as long as it is kept."""
     return await gateway.app.search.document_version(id, version)
 
 
+@router.delete(
+    "/v1/documents/{id:uuid}",
+    summary="Delete a document",
+    status_code=202,
+    response_model=None,
+    responses=LANDED_RESPONSES | _MISSING,
+    openapi_extra={"parameters": WAIT_PARAMETERS},
+)
 async def delete_document(
     gateway: GatewayDep, key: Admin, request: Request, id: DocumentId
 ) -> Response:
-    """Land a deletion: a version of its own, above every known one, which takes the document and those below it out of all stores.
+    """Delete a document: store a deletion as its newest version, which removes the document from all stores.
 
-    The raw payloads stay, so a deletion can be undone by sending the document again.
+    The raw payloads are kept. Sending the document again restores it.
     """
-    seconds = wait_asked(request)
+    seconds = requested_wait(request)
     known = await Events(gateway.app.db, gateway.app.settings).newest(id)
     event = tombstone(known["source"], known["doc_key"], known["version"])
-    return await answer(gateway, await land(gateway, [event]), seconds)
+    return await respond(gateway, await land(gateway, [event]), seconds)
 
 
 def tombstone(source: str, doc_key: str, version: int) -> Event:
-    """The event that deletes a document whose newest version is `version`."""
+    """Return the event that deletes a document whose newest version is `version`."""
     at: datetime = now()
     return Event(
         source=source,
@@ -256,11 +251,17 @@ def tombstone(source: str, doc_key: str, version: int) -> Event:
     )
 
 
+@router.get(
+    "/v1/entities/{type}/{key:path}",
+    summary="Show an entity",
+    response_model=EntityView,
+    responses=_MISSING,
+)
 async def show_entity(
     gateway: GatewayDep,
     key: Reader,
     type: Annotated[str, Path(pattern=r"^[a-z][a-z0-9_]*$", max_length=100, examples=["shipment"])],
     name: Annotated[str, Path(alias="key", max_length=400, examples=["SHP-100045"])],
 ) -> Any:
-    """Names, attributes, relations and documents of a person, company, shipment, …"""
+    """Show names, attributes, relations and documents of a person, company, shipment or other entity."""
     return await gateway.app.search.entity(Entity(type, name).ref)

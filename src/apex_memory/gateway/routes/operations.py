@@ -1,4 +1,4 @@
-"""What an operator sets off: the smoke test, and the comparison of a store with PostgreSQL."""
+"""Operations: the smoke test, and the comparison of a store with PostgreSQL."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict
 
 from apex_memory.errors import Conflict, Unavailable
-from apex_memory.flows.maintenance.smoke_test import hello
+from apex_memory.flows.maintenance.smoke_test import run_smoke_test
 from apex_memory.gateway.dependencies import Admin, GatewayDep, Reader
 from apex_memory.gateway.read_models.events import Events
 from apex_memory.gateway.read_models.status import temporal_reachable
 from apex_memory.gateway.routes.shared import example, problems
 
 
-class Part(BaseModel):
-    """What one store, or the worker, answered."""
+class SmokeTestPart(BaseModel):
+    """The result of one store, or of the worker."""
 
     name: str
     state: Literal["ready", "unavailable"]
     answer: str
 
 
-class Hello(BaseModel):
-    """A round trip through Temporal and a worker to every store."""
+class SmokeTest(BaseModel):
+    """The result of a round trip through Temporal and a worker to every store."""
 
     model_config = example(
         {
@@ -41,18 +41,18 @@ class Hello(BaseModel):
     workflow_id: str
     workflow_url: str | None
     milliseconds: float
-    parts: list[Part]
+    parts: list[SmokeTestPart]
 
 
-class Comparison(BaseModel):
-    """How to compare. `prune` also removes stages that PostgreSQL does not know, without waiting a day."""
+class ReconcileRequest(BaseModel):
+    """Options of the comparison. `prune` also removes stages that PostgreSQL does not know, without waiting a day."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"prune": False}]})
     prune: bool = False
 
 
-class Compared(BaseModel):
-    """Stages looked at, documents repaired, stray stages removed or left alone."""
+class ReconcileResult(BaseModel):
+    """Stages checked, documents repaired, stray stages removed or left alone."""
 
     model_config = ConfigDict(
         from_attributes=True,
@@ -77,41 +77,29 @@ class Compared(BaseModel):
     errors: list[str]
 
 
-def routes() -> APIRouter:
-    router = APIRouter(tags=["operations"])
-    router.add_api_route(
-        "/v1/hello",
-        say_hello,
-        methods=["POST"],
-        summary="Smoke test",
-        response_model=Hello,
-        responses=problems(401, 403, 503),
-    )
-    router.add_api_route(
-        "/v1/stores/{store}/reconcile",
-        reconcile,
-        methods=["POST"],
-        summary="Compare a store with PostgreSQL",
-        response_model=Compared,
-        responses=problems(400, 401, 403, 409, 413, 422, 503),
-    )
-    return router
+router = APIRouter(tags=["operations"])
 
 
+@router.post(
+    "/v1/hello",
+    summary="Run the smoke test",
+    response_model=SmokeTest,
+    responses=problems(401, 403, 503),
+)
 async def say_hello(gateway: GatewayDep, key: Reader) -> dict[str, Any]:
-    """One small workflow through Temporal, a worker and every store. 503 when no worker takes it within 15 s."""
+    """Run one small workflow through Temporal, a worker and every store. Returns 503 when no worker takes it within 15 s."""
     if not await temporal_reachable(gateway.temporal):
-        raise Unavailable("temporal", "does not answer")
+        raise Unavailable("temporal", "does not respond")
     began = perf_counter()
-    id, greeting = await hello(gateway.temporal)
-    parts = [{"name": "worker", "state": "ready", "answer": greeting.build}]
+    id, report = await run_smoke_test(gateway.temporal)
+    parts = [{"name": "worker", "state": "ready", "answer": report.build}]
     parts += [
         {"name": name, "state": "ready", "answer": version}
-        for name, version in greeting.stores.items()
+        for name, version in report.stores.items()
     ]
     parts += [
         {"name": name, "state": "unavailable", "answer": reason}
-        for name, reason in greeting.away.items()
+        for name, reason in report.away.items()
     ]
     return {
         "workflow_id": id,
@@ -121,17 +109,30 @@ async def say_hello(gateway: GatewayDep, key: Reader) -> dict[str, Any]:
     }
 
 
+@router.post(
+    "/v1/stores/{store}/reconcile",
+    summary="Compare a store with PostgreSQL",
+    response_model=ReconcileResult,
+    responses=problems(400, 401, 403, 409, 413, 422, 503),
+)
 async def reconcile(
     gateway: GatewayDep,
     key: Admin,
-    store: Annotated[Literal["graph", "vectors"], Path(description="Which.", examples=["vectors"])],
-    order: Comparison,
+    store: Annotated[
+        Literal["graph", "vectors"], Path(description="The store.", examples=["vectors"])
+    ],
+    body: ReconcileRequest,
 ) -> Any:
-    """Both ways: repair what the store lost, remove what is left over in it. Restores an empty store too. One at a time."""
+    """Compare a store with PostgreSQL, repair what the store lost and remove what PostgreSQL does not know.
+
+    Restores an empty store too. Only one comparison of a store runs at a time.
+    """
     if store in gateway.reconciling:
-        raise Conflict(f"{store} is being compared already", remedy="wait for that one to end")
+        raise Conflict(
+            f"{store} is being compared already", remedy="wait until that comparison ends"
+        )
     gateway.reconciling.add(store)
     try:
-        return await gateway.app.recovery.reconcile(store, prune_unknown=order.prune)
+        return await gateway.app.recovery.reconcile(store, prune_unknown=body.prune)
     finally:
         gateway.reconciling.discard(store)

@@ -1,4 +1,4 @@
-"""Credentials of sources: set, listed by name, removed. Values are sealed, and never come out again."""
+"""Credentials of sources: set, list by name, remove. Values are stored encrypted and never returned."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ROW = {
 
 
 class SecretRow(BaseModel):
-    """A secret's name; `readable` is false when the key that sealed it is not here."""
+    """A secret's name. `readable` is false when the encryption key of the secret is missing."""
 
     model_config = example(_ROW)
     name: str
@@ -39,8 +39,8 @@ class SecretList(BaseModel):
     secrets: list[SecretRow]
 
 
-class Resealed(BaseModel):
-    """How many secrets are under the first key now that were not, and those whose key is not configured."""
+class ResealResult(BaseModel):
+    """The number of secrets that are newly encrypted under the first key, and those whose key is not configured."""
 
     model_config = example({"resealed": 3, "unreadable": []})
     resealed: int
@@ -48,7 +48,7 @@ class Resealed(BaseModel):
 
 
 class SecretValue(BaseModel):
-    """The value: text, or a list of texts where the setting is a list (two signing keys while one replaces the other)."""
+    """The value: text, or a list of texts where the setting is a list (two signing keys during a rotation)."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"value": ["new-key", "old-key"]}]}
@@ -56,58 +56,39 @@ class SecretValue(BaseModel):
     value: SecretStr | list[SecretStr] | dict[str, SecretStr]
 
 
-Name = Annotated[str, Path(description="Source.", examples=["frontapp"], max_length=100)]
+Name = Annotated[str, Path(description="The source's name.", examples=["frontapp"], max_length=100)]
 Setting = Annotated[
-    str, Path(description="Setting of the source.", examples=["signing_keys"], max_length=100)
+    str,
+    Path(
+        description="The name of a setting of the source.",
+        examples=["signing_keys"],
+        max_length=100,
+    ),
 ]
 
 
-def routes() -> APIRouter:
-    router = APIRouter(tags=["secrets"])
-    router.add_api_route(
-        "/v1/secrets",
-        list_secrets,
-        methods=["GET"],
-        summary="List secrets",
-        response_model=SecretList,
-        responses=problems(401, 403, 503),
-    )
-    router.add_api_route(
-        "/v1/secrets/reseal",
-        reseal_secrets,
-        methods=["POST"],
-        summary="Reseal all secrets under the first key",
-        response_model=Resealed,
-        responses=problems(401, 403, 409, 503),
-    )
-    router.add_api_route(
-        "/v1/secrets/{source}/{setting}",
-        set_secret,
-        methods=["PUT"],
-        summary="Set a secret",
-        status_code=204,
-        response_class=Response,
-        responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
-    )
-    router.add_api_route(
-        "/v1/secrets/{source}/{setting}",
-        remove_secret,
-        methods=["DELETE"],
-        summary="Remove a secret",
-        status_code=204,
-        response_class=Response,
-        responses=problems(401, 403, 404, 422, 503),
-    )
-    return router
+router = APIRouter(tags=["secrets"])
 
 
+@router.get(
+    "/v1/secrets",
+    summary="List secrets",
+    response_model=SecretList,
+    responses=problems(401, 403, 503),
+)
 async def list_secrets(gateway: GatewayDep, key: Admin) -> dict[str, Any]:
-    """Names and times, never values. Tokens that sources renewed by themselves are among them."""
+    """List names and times, never values. Tokens that sources renewed automatically are included."""
     return {"secrets": [asdict(row) for row in await gateway.app.vault.listed()]}
 
 
+@router.post(
+    "/v1/secrets/reseal",
+    summary="Encrypt all secrets under the first key",
+    response_model=ResealResult,
+    responses=problems(401, 403, 409, 503),
+)
 async def reseal_secrets(gateway: GatewayDep, key: Admin) -> dict[str, Any]:
-    """Seal every secret under the first key, so that older keys can be removed. Safe to repeat.
+    """Encrypt every secret under the first key, so that older keys can be removed. Safe to repeat.
 
     Start every process with the new key first, in front of the old one.
     """
@@ -117,19 +98,26 @@ async def reseal_secrets(gateway: GatewayDep, key: Admin) -> dict[str, Any]:
         raise Conflict(str(error), remedy=error.remedy) from None
 
 
+@router.put(
+    "/v1/secrets/{source}/{setting}",
+    summary="Set a secret",
+    status_code=204,
+    response_class=Response,
+    responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
+)
 async def set_secret(
-    gateway: GatewayDep, key: Admin, source: Name, setting: Setting, given: SecretValue
+    gateway: GatewayDep, key: Admin, source: Name, setting: Setting, body: SecretValue
 ) -> None:
-    """Holds in every process within a second, without a restart; it goes before the settings file."""
-    loaded = gateway.app.sources.get(source)
-    if loaded is None:
+    """Set a secret. It takes effect in every process within a second, and takes precedence over the settings file."""
+    kind = gateway.app.sources.get(source)
+    if kind is None:
         raise NotFound(f"{source[:100]}: no such source", remedy="GET /v1/sources lists them")
-    if setting not in loaded.Settings.model_fields:
-        known = ", ".join(loaded.Settings.model_fields)
+    if setting not in kind.Settings.model_fields:
+        known = ", ".join(kind.Settings.model_fields)
         raise Rejected(f"{source}.{setting[:100]}: no such setting", remedy=f"known: {known}")
-    value = _plain(given.value)
+    value = _plain(body.value)
     try:
-        settings_of(type(loaded), {**gateway.app.settings.sources.get(source, {}), setting: value})
+        settings_of(type(kind), {**gateway.app.settings.sources.get(source, {}), setting: value})
     except Misconfigured as error:
         raise Rejected(
             str(error), remedy=f"see sources.{source}.{setting} in the settings reference"
@@ -140,15 +128,22 @@ async def set_secret(
         raise Conflict(str(error), remedy=error.remedy) from None
 
 
+@router.delete(
+    "/v1/secrets/{source}/{setting}",
+    summary="Remove a secret",
+    status_code=204,
+    response_class=Response,
+    responses=problems(401, 403, 404, 422, 503),
+)
 async def remove_secret(gateway: GatewayDep, key: Admin, source: Name, setting: Setting) -> None:
-    """What the settings file says holds again."""
+    """Remove a secret. The value in the settings file takes effect again."""
     if not await gateway.app.vault.remove(f"{SECRETS}{source}/{setting}", actor=key.id):
-        raise NotFound(f"{source}.{setting}: not set here", remedy="GET /v1/secrets lists them")
+        raise NotFound(f"{source}.{setting}: not set", remedy="GET /v1/secrets lists them")
 
 
 def _plain(value: SecretStr | list[SecretStr] | dict[str, SecretStr]) -> Any:
     if isinstance(value, list):
-        return [one.get_secret_value() for one in value]
+        return [item.get_secret_value() for item in value]
     if isinstance(value, dict):
-        return {name: one.get_secret_value() for name, one in value.items()}
+        return {name: item.get_secret_value() for name, item in value.items()}
     return value.get_secret_value()

@@ -1,4 +1,4 @@
-"""What all routes document alike: the shape of refusals, examples, times."""
+"""Parts of the documentation that all routes share: error responses, examples, times."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ EVENT = "0a3f6f4e-64c7-5d0f-9d83-2b8a4b0e6c11"
 DOCUMENT = "5e0c2f9a-1f43-5c1d-8f0e-7a2f2f8f1b90"
 
 
-def _said(value: Any) -> Any:
-    """Refuse what pydantic would take for seconds since 1970: the contract says ISO 8601."""
+def _require_iso_text(value: Any) -> Any:
+    """Refuse numbers, which pydantic would take for seconds since 1970: the API takes ISO 8601."""
     if isinstance(value, datetime) or (isinstance(value, str) and "-" in value):
         return value
     raise ValueError("expected a time in ISO 8601, with its zone")
 
 
-IsoDateTime = Annotated[AwareDatetime, BeforeValidator(_said)]
+IsoDateTime = Annotated[AwareDatetime, BeforeValidator(_require_iso_text)]
 
 
 def example(*values: dict[str, Any]) -> ConfigDict:
-    """Model settings with examples for the OpenAPI document."""
+    """Return model settings with examples for the OpenAPI document."""
     return ConfigDict(json_schema_extra={"examples": list(values)})
 
 
-class Refusal(BaseModel):
-    """Why a request was refused, and the way out."""
+class ErrorDetail(BaseModel):
+    """Why a request failed, and what to do about it."""
 
     code: str
     message: str
     remedy: str
     id: str | None = None
-    """Only for 500: find it in the gateway's log."""
+    """Only for 500: the id under which the gateway logged the error."""
 
 
-class Problem(BaseModel):
-    """The answer to every refused request."""
+class ErrorResponse(BaseModel):
+    """The body of every error response."""
 
     model_config = example(
         {
@@ -48,18 +48,18 @@ class Problem(BaseModel):
             }
         }
     )
-    error: Refusal
+    error: ErrorDetail
 
 
 _KNOWN = {
     400: (
-        "The body is not what its content type says.",
+        "The body does not match its content type.",
         "malformed",
         "body: not JSON",
         "send valid UTF-8 JSON",
     ),
     401: (
-        "No valid key or signature.",
+        "The API key or the signature is missing or not valid.",
         "unauthorized",
         "no API key",
         "send `Authorization: Bearer apex_…` with a key from `apex keys create`",
@@ -71,15 +71,15 @@ _KNOWN = {
         "use a key with `admin`, or create one with `apex keys create`",
     ),
     404: (
-        "No such thing.",
+        "Not found.",
         "not_found",
-        "no such document, or deleted already",
+        "no such document, or it is deleted already",
         "GET /v1/documents lists documents",
     ),
     408: (
         "The body did not arrive in time.",
         "timeout",
-        "body: not here within 120 s",
+        "body: not complete within 120 s",
         "send the body faster, or in parts",
     ),
     409: (
@@ -95,36 +95,36 @@ _KNOWN = {
         "send less at once; limits are in /v1/sources and the settings",
     ),
     421: (
-        "The Host header is not ours (only while bound to loopback).",
+        "The Host header names another server (checked only while bound to loopback).",
         "wrong_host",
-        "this Host is not ours",
+        "the Host header names another server",
         "call the gateway by a name of loopback, or set `url` to its public address",
     ),
     422: (
-        "The request is understood and cannot be right.",
+        "The request is well-formed, but a value is not acceptable.",
         "invalid",
         "query.limit: Input should be less than or equal to 200",
         "correct query.limit",
     ),
     503: (
-        "A store is away, or too much is going on. `Retry-After` says when to send it again; nothing was kept.",
+        "A store is unavailable, or the gateway is overloaded. Repeat the request when the seconds in `Retry-After` have passed: the event may have been stored already, and repeating it does not store it twice.",
         "unavailable",
-        "documents: PostgreSQL does not answer (OperationalError)",
+        "documents: PostgreSQL does not respond (OperationalError)",
         "run `apex doctor`",
     ),
 }
 
 
 def problems(*statuses: int, host: bool = True) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI responses for refusals with these statuses, and for a Host that is not ours, where that is checked."""
+    """Return the OpenAPI responses for these error statuses, and for a wrong Host, where that is checked."""
     documented: dict[int | str, dict[str, Any]] = {}
     for status in (*statuses, *([421] if host else [])):
         description, code, message, remedy = _KNOWN[status]
-        refusal = {"error": {"code": code, "message": message, "remedy": remedy}}
+        body = {"error": {"code": code, "message": message, "remedy": remedy}}
         documented[status] = {
-            "model": Problem,
+            "model": ErrorResponse,
             "description": description,
-            "content": {"application/json": {"example": refusal}},
+            "content": {"application/json": {"example": body}},
         }
         if status == 503:
             documented[status]["headers"] = {

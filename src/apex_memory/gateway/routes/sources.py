@@ -1,4 +1,4 @@
-"""Where events come from: what each source is at, and what an operator decides of it."""
+"""Sources: their state, and the decisions of an operator about them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from apex_memory.errors import ApexError, Conflict, NotFound, Rejected, Unavailable
 from apex_memory.gateway.body_limit import limit_of
-from apex_memory.gateway.dependencies import Admin, GatewayDep, Reader
-from apex_memory.gateway.dependencies import Gateway as Opened
+from apex_memory.gateway.dependencies import Admin, Gateway, GatewayDep, Reader
 from apex_memory.gateway.routes.shared import IsoDateTime, example, problems
 from apex_memory.model import now
 from apex_memory.sources.base import Pattern, PulledSource
@@ -73,9 +72,9 @@ _FILE: dict[str, Any] = {
 
 
 class SourceRow(BaseModel):
-    """A source: how to send to it, and what it is at.
+    """A source: how to send to it, and its state.
 
-    `lag` is the age in seconds of the oldest event that is not at an end; `missing` the setting it lacks.
+    `lag` is the age in seconds of its oldest unfinished event; `missing` is the setting that it lacks.
     """
 
     model_config = example(_ROW)
@@ -108,17 +107,17 @@ class SourceList(BaseModel):
     sources: list[SourceRow]
 
 
-class Decided(BaseModel):
-    """What holds now."""
+class SourceDecision(BaseModel):
+    """The state of the source after the decision."""
 
     model_config = example({"source": _ROW, "note": ""})
     source: SourceRow
     note: str
-    """What a person should know besides; empty mostly."""
+    """A remark for people; usually empty."""
 
 
-class Stretch(BaseModel):
-    """A stretch of time: inclusive since, exclusive until (now, if left out)."""
+class TimeRange(BaseModel):
+    """A time range: `since` is inclusive, `until` exclusive (default: now)."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -131,7 +130,7 @@ class Stretch(BaseModel):
 
 
 class BackfillRow(BaseModel):
-    """How far a backfill or a replay is: events seen, and those that were new."""
+    """Progress of a backfill or replay: `seen` counts its events, `landed` those that were new."""
 
     model_config = example(_BACKFILL)
     id: UUID
@@ -154,7 +153,7 @@ class BackfillList(BaseModel):
 
 
 class FileRow(BaseModel):
-    """A file of a batch source: events it holds and landed, what is wrong with it, and the replies written."""
+    """A file of a batch source: its events, how many of them landed, problems found in it, and the replies written."""
 
     model_config = example(_FILE)
     id: UUID
@@ -178,90 +177,95 @@ class FileList(BaseModel):
 Name = Annotated[str, Path(description="The source's name.", examples=["plaid"], max_length=100)]
 Action = Annotated[
     Literal["enable", "disable", "pause", "resume", "run"],
-    Path(description="What to do.", examples=["pause"]),
+    Path(description="The decision.", examples=["pause"]),
 ]
-Limit = Annotated[int, Query(ge=1, le=500, description="Most rows.", examples=[50])]
+Limit = Annotated[
+    int, Query(ge=1, le=500, description="Most items in the response.", examples=[50])
+]
 
 
-def routes() -> APIRouter:
-    router = APIRouter(tags=["sources"])
-    add = router.add_api_route
-    add(
-        "/v1/sources",
-        list_sources,
-        methods=["GET"],
-        summary="List sources",
-        response_model=SourceList,
-        responses=problems(401, 403, 503),
-    )
-    # Before the route of actions, which would take their names for one.
-    for kind, function in (("backfills", begin_backfill), ("replays", begin_replay)):
-        add(
-            f"/v1/sources/{{name}}/{kind}",
-            function,
-            methods=["POST"],
-            status_code=202,
-            summary=f"Begin a {kind[:-1]}",
-            response_model=BackfillRow,
-            responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
-        )
-    add(
-        "/v1/sources/{name}/{action}",
-        decide,
-        methods=["POST"],
-        summary="Pause, resume, enable, disable or run a source",
-        response_model=Decided,
-        responses=problems(401, 403, 404, 409, 422, 503),
-    )
-    add(
-        "/v1/backfills",
-        list_backfills,
-        methods=["GET"],
-        summary="List backfills and replays",
-        response_model=BackfillList,
-        responses=problems(401, 403, 422, 503),
-    )
-    add(
-        "/v1/backfills/{id}",
-        cancel_backfill,
-        methods=["DELETE"],
-        summary="Cancel a backfill or replay",
-        response_model=BackfillRow,
-        responses=problems(401, 403, 404, 409, 422, 503),
-    )
-    add(
-        "/v1/files",
-        list_files,
-        methods=["GET"],
-        summary="List files of batch sources",
-        response_model=FileList,
-        responses=problems(401, 403, 422, 503),
-    )
-    return router
+router = APIRouter(tags=["sources"])
 
 
+@router.get(
+    "/v1/sources",
+    summary="List sources",
+    response_model=SourceList,
+    responses=problems(401, 403, 503),
+)
 async def list_sources(gateway: GatewayDep, key: Reader) -> dict[str, Any]:
-    """Every source: its state, when its last event came, what waits, and what is wrong."""
-    return {"sources": [_shown(gateway, row) for row in await gateway.app.fetcher.states.listed()]}
+    """List every source with its state, the time of its last event, its backlog and its last error."""
+    return {
+        "sources": [_source_row(gateway, row) for row in await gateway.app.fetcher.states.listed()]
+    }
 
 
+# Before the route of decisions, which would take `backfills` and `replays` for one.
+@router.post(
+    "/v1/sources/{name}/backfills",
+    status_code=202,
+    summary="Begin a backfill",
+    response_model=BackfillRow,
+    responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
+)
+async def begin_backfill(
+    gateway: GatewayDep, key: Admin, name: Name, body: TimeRange
+) -> dict[str, Any]:
+    """Fetch a time range from the vendor again, at the lowest priority and a limited rate."""
+    _require_known(gateway, name)
+    source = gateway.app.sources[name]
+    if not isinstance(source, PulledSource):
+        raise Rejected(
+            f"{name} cannot be fetched: it only sends events",
+            remedy="replay its raw events instead, or import an export of it",
+        )
+    if source.missing_settings:
+        raise Conflict(
+            f"{name}: {source.missing_settings} is not set",
+            remedy=f"set sources.{name}.{source.missing_settings}",
+        )
+    return await _begin(gateway, name, "backfill", body, key.id)
+
+
+@router.post(
+    "/v1/sources/{name}/replays",
+    status_code=202,
+    summary="Begin a replay",
+    response_model=BackfillRow,
+    responses=problems(400, 401, 403, 404, 409, 413, 422, 503),
+)
+async def begin_replay(
+    gateway: GatewayDep, key: Admin, name: Name, body: TimeRange
+) -> dict[str, Any]:
+    """Process the raw events that landed in a time range again, for example after an improvement of the parser."""
+    _require_known(gateway, name)
+    return await _begin(gateway, name, "replay", body, key.id)
+
+
+@router.post(
+    "/v1/sources/{name}/{action}",
+    summary="Pause, resume, enable, disable or run a source",
+    response_model=SourceDecision,
+    responses=problems(401, 403, 404, 409, 422, 503),
+)
 async def decide(gateway: GatewayDep, key: Admin, name: Name, action: Action) -> dict[str, Any]:
-    """`pause` stops carrying and pulling (events still land), across restarts; `disable` stops pulling alone.
+    """Change the state of a source. The decision survives restarts.
 
-    `run` pulls now instead of at the next turn.
+    `pause` stops processing and pulling, while events still land; `resume` ends that. `disable` stops pulling only;
+    `enable` ends that. `run` pulls now instead of at the scheduled time.
     """
-    _known(gateway, name)
+    _require_known(gateway, name)
     note = ""
     if action == "run":
         source = gateway.app.sources[name]
         if not isinstance(source, PulledSource):
             raise Conflict(
-                f"{name} is not pulled: it sends",
-                remedy="nothing to do; its events land as they come",
+                f"{name} cannot be pulled: it sends its events",
+                remedy="nothing to do: its events land as they arrive",
             )
         await gateway.pulling.trigger(name)
         note = (
-            "" if source.pattern != Pattern.STREAM else "a stream looks by itself every few seconds"
+            "" if source.pattern != Pattern.STREAM else "a stream is read every few seconds anyway"
         )
     else:
         setting, value = {
@@ -271,13 +275,13 @@ async def decide(gateway: GatewayDep, key: Admin, name: Name, action: Action) ->
             "resume": ("paused", False),
         }[action]
         await gateway.app.fetcher.states.decide(name, actor=key.id, **{setting: value})
-        note = await _tell_drain(gateway, name, action)
+        note = await _signal_drain(gateway, name, action)
     rows = await gateway.app.fetcher.states.listed()
     row = next(row for row in rows if row["name"] == name)
-    return {"source": _shown(gateway, row), "note": note}
+    return {"source": _source_row(gateway, row), "note": note}
 
 
-def _shown(gateway: Opened, row: dict[str, Any]) -> dict[str, Any]:
+def _source_row(gateway: Gateway, row: dict[str, Any]) -> dict[str, Any]:
     source = gateway.app.sources[row["name"]]
     return {
         **row,
@@ -288,8 +292,8 @@ def _shown(gateway: Opened, row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def _tell_drain(gateway: Opened, name: str, action: str) -> str:
-    """PostgreSQL has decided; the drain hears of it so that Temporal's UI shows it."""
+async def _signal_drain(gateway: Gateway, name: str, action: str) -> str:
+    """Signal the decision, which PostgreSQL holds already, to the drain, so that the Temporal UI shows it. Return a remark on failure."""
     try:
         if action == "pause":
             await gateway.drains.pause(name)
@@ -297,58 +301,47 @@ async def _tell_drain(gateway: Opened, name: str, action: str) -> str:
             await gateway.drains.resume(name)
             gateway.waker.pull(name)
     except ApexError as error:
-        return f"it holds, but Temporal was not told: {error}"
+        return f"the decision is stored, but Temporal was not notified: {error}"
     return ""
 
 
-async def begin_backfill(
-    gateway: GatewayDep, key: Admin, name: Name, order: Stretch
-) -> dict[str, Any]:
-    """Fetch a stretch of the vendor's past anew, at the lowest priority and a bounded rate."""
-    _known(gateway, name)
-    source = gateway.app.sources[name]
-    if not isinstance(source, PulledSource):
-        raise Rejected(
-            f"{name} cannot be fetched: it only sends",
-            remedy="replay it from the raw events instead, or import its export",
-        )
-    if source.missing_settings:
-        raise Conflict(
-            f"{name}: {source.missing_settings} is not set",
-            remedy=f"set sources.{name}.{source.missing_settings}",
-        )
-    return await _begin(gateway, name, "backfill", order, key.id)
-
-
-async def begin_replay(
-    gateway: GatewayDep, key: Admin, name: Name, order: Stretch
-) -> dict[str, Any]:
-    """Carry the raw events that landed in a stretch of time through the pipeline once more: after a better parser, say."""
-    _known(gateway, name)
-    return await _begin(gateway, name, "replay", order, key.id)
-
-
 async def _begin(
-    gateway: Opened, name: str, kind: Literal["backfill", "replay"], order: Stretch, actor: str
+    gateway: Gateway, name: str, kind: Literal["backfill", "replay"], body: TimeRange, actor: str
 ) -> dict[str, Any]:
-    until = order.until or now()
-    if until <= order.since:
-        raise Rejected("until: not after since", remedy="give a stretch of time")
-    id = await gateway.app.backfills.create(name, kind, order.since, until, actor=actor)
-    with suppress(Unavailable):  # the order is kept: the sweep starts it when Temporal is back
+    until = body.until or now()
+    if until <= body.since:
+        raise Rejected("until: not after since", remedy="set until to a later time than since")
+    id = await gateway.app.backfills.create(name, kind, body.since, until, actor=actor)
+    with suppress(
+        Unavailable
+    ):  # the backfill is stored: the sweep starts it when Temporal responds again
         await gateway.pulling.backfill(name, id)
     return await gateway.app.backfills.get(id)
 
 
+@router.get(
+    "/v1/backfills",
+    summary="List backfills and replays",
+    response_model=BackfillList,
+    responses=problems(401, 403, 422, 503),
+)
 async def list_backfills(gateway: GatewayDep, key: Reader, limit: Limit = 50) -> dict[str, Any]:
-    """The newest first."""
+    """List backfills and replays, newest first."""
     return {"backfills": await gateway.app.backfills.listed(limit=limit)}
 
 
+@router.delete(
+    "/v1/backfills/{id}",
+    summary="Cancel a backfill or replay",
+    response_model=BackfillRow,
+    responses=problems(401, 403, 404, 409, 422, 503),
+)
 async def cancel_backfill(
-    gateway: GatewayDep, key: Admin, id: Annotated[UUID, Path(description="Its id.")]
+    gateway: GatewayDep,
+    key: Admin,
+    id: Annotated[UUID, Path(description="The id of the backfill or replay.")],
 ) -> dict[str, Any]:
-    """End it after the page or chunk in hand. What landed stays."""
+    """Stop after the current page or chunk. Events that have landed are kept."""
     row = await gateway.app.backfills.get(id)
     if not await gateway.app.backfills.end(id, "cancelled"):
         raise Conflict(
@@ -357,16 +350,24 @@ async def cancel_backfill(
     return await gateway.app.backfills.get(id)
 
 
+@router.get(
+    "/v1/files",
+    summary="List files of batch sources",
+    response_model=FileList,
+    responses=problems(401, 403, 422, 503),
+)
 async def list_files(
     gateway: GatewayDep,
     key: Reader,
-    source: Annotated[str | None, Query(description="Only this source's.", max_length=100)] = None,
+    source: Annotated[
+        str | None, Query(description="Only files of this source.", max_length=100)
+    ] = None,
     limit: Limit = 50,
 ) -> dict[str, Any]:
-    """Files that were picked up or sent, the newest first."""
+    """List files that were fetched or uploaded, newest first."""
     return {"files": await gateway.app.fetcher.files.listed(source=source, limit=limit)}
 
 
-def _known(gateway: Opened, name: str) -> None:
+def _require_known(gateway: Gateway, name: str) -> None:
     if name not in gateway.app.sources:
         raise NotFound(f"{name[:100]}: no such source", remedy="GET /v1/sources lists them")

@@ -21,7 +21,7 @@ from apex_memory.telemetry import logger
 
 
 class StoreRow(BaseModel):
-    """A store. `recovering`: it answers, but is being checked after a restart."""
+    """A store. `recovering`: it responds, and is being checked after a restart."""
 
     name: str
     state: Literal["ready", "recovering", "unavailable"]
@@ -30,7 +30,7 @@ class StoreRow(BaseModel):
 
 
 class BacklogRow(BaseModel):
-    """Events not at an end, of one source and state. `park_store` is the store parked ones wait for."""
+    """Unfinished events of one source and state. `park_store` is the store that parked events wait for."""
 
     source: str
     state: str
@@ -40,7 +40,7 @@ class BacklogRow(BaseModel):
 
 
 class TemporalState(BaseModel):
-    """Whether Temporal answers. Without it events land and wait."""
+    """Whether Temporal responds. Without it events land and wait."""
 
     address: str
     reachable: bool
@@ -48,7 +48,7 @@ class TemporalState(BaseModel):
 
 
 class Status(BaseModel):
-    """How this installation is. Counts are null while PostgreSQL is away."""
+    """Health of this installation. Counts are null while PostgreSQL is unavailable."""
 
     model_config = example(
         {
@@ -95,60 +95,23 @@ class Status(BaseModel):
 
 
 class Health(BaseModel):
-    """It is."""
+    """The check passed."""
 
     model_config = example({"status": "ok"})
     status: Literal["ok"]
 
 
-def routes() -> APIRouter:
-    router = APIRouter(tags=["status"])
-    add = router.add_api_route
-    add(
-        "/v1/status",
-        show_status,
-        summary="State of the installation",
-        response_model=Status,
-        responses=problems(401, 403, 503),
-    )
-    add(
-        "/healthz",
-        healthz,
-        summary="Is the process up?",
-        response_model=Health,
-        responses=problems(),
-    )
-    add(
-        "/readyz",
-        readyz,
-        summary="Can events land?",
-        response_model=Health,
-        responses=problems(503),
-    )
-    add(
-        "/metrics",
-        metrics,
-        summary="Metrics for Prometheus",
-        response_class=Response,
-        responses=problems(401, 403, 503)
-        | {
-            200: {
-                "description": "Prometheus text format.",
-                "content": {
-                    "text/plain": {
-                        "schema": {"type": "string"},
-                        "example": 'apex_events_landed_total{source="frontapp"} 1024.0\n',
-                    }
-                },
-            }
-        },
-    )
-    add("/", root, include_in_schema=False, response_class=RedirectResponse)
-    return router
+router = APIRouter(tags=["status"])
 
 
+@router.get(
+    "/v1/status",
+    summary="Show the state of the installation",
+    response_model=Status,
+    responses=problems(401, 403, 503),
+)
 async def show_status(gateway: GatewayDep, key: Reader) -> dict[str, Any]:
-    """Stores, backlog, parked events, dead letters, Temporal."""
+    """Show stores, backlog, parked events, dead letters and Temporal."""
     app = gateway.app
     answer: dict[str, Any] = {
         "version": __version__,
@@ -176,35 +139,69 @@ async def _counts(gateway: GatewayDep, stores: list[dict[str, Any]]) -> dict[str
     }
 
 
+@router.get(
+    "/healthz",
+    summary="Check that the process runs",
+    response_model=Health,
+    responses=problems(),
+)
 async def healthz() -> dict[str, str]:
-    """No key needed."""
+    """Return 200 while the process runs. Needs no key."""
     return {"status": "ok"}
 
 
+@router.get(
+    "/readyz",
+    summary="Check that events can land",
+    response_model=Health,
+    responses=problems(503),
+)
 async def readyz(gateway: GatewayDep) -> dict[str, str]:
-    """200 while PostgreSQL answers: landing needs nothing else. No key needed."""
+    """Return 200 while PostgreSQL responds: landing needs nothing else. Needs no key."""
     await status.promptly(gateway.app.db.ping())
     return {"status": "ok"}
 
 
+@router.get(
+    "/metrics",
+    summary="Metrics for Prometheus",
+    response_class=Response,
+    responses=problems(401, 403, 503)
+    | {
+        200: {
+            "description": "Prometheus text format.",
+            "content": {
+                "text/plain": {
+                    "schema": {"type": "string"},
+                    "example": 'apex_events_landed_total{source="frontapp"} 1024.0\n',
+                }
+            },
+        }
+    },
+)
 async def metrics(gateway: GatewayDep, request: Request) -> Response:
-    """From this machine without a key, from elsewhere with an admin key."""
+    """Return metrics: to this machine without a key, to others with an admin key."""
     if not _local(request):
         await gateway.keys.check(presented(request), "admin")
     try:
         await status.refresh_gauges(gateway.app)
-    except ApexError as error:  # the other metrics are needed most when PostgreSQL is away
+    except ApexError as error:  # the other metrics are needed most while PostgreSQL is unavailable
         logger(component="gateway").warning("inbox gauges are stale", reason=str(error)[:200])
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _local(request: Request) -> bool:
-    """Asked by a program on this machine: not through a proxy here, nor by a page in a browser here."""
+    """Return whether the caller is a program on this machine, neither behind a proxy nor a web page in a browser."""
     client = request.client.host if request.client else ""
     forwarded = any(name in request.headers for name in ("forwarded", "x-forwarded-for", "via"))
     named = is_loopback(host_name(request.headers.get("host", "")))
     return is_loopback(client) and named and not forwarded
 
 
+@router.get(
+    "/",
+    include_in_schema=False,
+    response_class=RedirectResponse,
+)
 async def root() -> RedirectResponse:
     return RedirectResponse("/docs")

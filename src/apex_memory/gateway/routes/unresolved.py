@@ -1,4 +1,4 @@
-"""Links whose other side has not come yet."""
+"""Entities that documents name and whose record no source has sent yet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from apex_memory.gateway.dependencies import GatewayDep, Reader
 from apex_memory.gateway.routes.shared import DOCUMENT, example, problems
 from apex_memory.search.unresolved import unresolved_references
 
-_LINK: dict[str, Any] = {
+_UNRESOLVED: dict[str, Any] = {
     "ref": "shipment:SHP-100045",
     "documents": 2,
     "sources": ["edi", "quickbooks"],
@@ -30,7 +30,7 @@ _LINK: dict[str, Any] = {
 }
 
 
-class NamedIn(BaseModel):
+class NamingDocument(BaseModel):
     """A document that names the entity."""
 
     document_id: UUID
@@ -39,44 +39,41 @@ class NamedIn(BaseModel):
     title: str
 
 
-class WaitingLinkView(BaseModel):
-    """An entity that documents name and whose record no source has sent yet."""
+class UnresolvedEntity(BaseModel):
+    """An entity that documents name and whose record no source has sent yet. `examples` has the first few documents."""
 
-    model_config = example(_LINK)
+    model_config = example(_UNRESOLVED)
     ref: str
     documents: int
     sources: list[str]
-    examples: list[NamedIn]
+    examples: list[NamingDocument]
     since: datetime
 
 
-class LinkList(BaseModel):
-    model_config = example({"links": [_LINK]})
-    links: list[WaitingLinkView]
+class UnresolvedList(BaseModel):
+    model_config = example({"unresolved": [_UNRESOLVED]})
+    unresolved: list[UnresolvedEntity]
 
 
-def routes() -> APIRouter:
-    router = APIRouter(tags=["memory"])
-    router.add_api_route(
-        "/v1/links",
-        list_links,
-        methods=["GET"],
-        summary="Links that wait",
-        response_model=LinkList,
-        responses=problems(401, 403, 422, 503),
-    )
-    return router
+router = APIRouter(tags=["memory"])
 
 
-async def list_links(
+@router.get(
+    "/v1/unresolved",
+    summary="List entities without a record",
+    response_model=UnresolvedList,
+    responses=problems(401, 403, 422, 503),
+)
+async def list_unresolved(
     gateway: GatewayDep,
     key: Reader,
-    limit: Annotated[int, Query(ge=1, le=500, description="Most rows.", examples=[50])] = 50,
+    limit: Annotated[
+        int, Query(ge=1, le=500, description="Most items in the response.", examples=[50])
+    ] = 50,
 ) -> dict[str, Any]:
-    """Shipments and invoices that are named somewhere and not recorded yet, the longest waiting first.
+    """List shipments and invoices that documents name and no source has recorded yet, longest waiting first.
 
-    Each closes by itself when the source that records it has sent it: an invoice may come before its shipment.
+    An entry disappears when a source sends the record: an invoice may arrive before its shipment.
     """
-    return {
-        "links": [asdict(link) for link in await unresolved_references(gateway.app.db, limit=limit)]
-    }
+    entities = await unresolved_references(gateway.app.db, limit=limit)
+    return {"unresolved": [asdict(entity) for entity in entities]}

@@ -1,4 +1,4 @@
-"""What memory answers, as HTTP says it: search hits, documents, entities."""
+"""Response models of memory: search hits, documents, entities."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _example(value: dict[str, Any]) -> ConfigDict:
 
 
 class ProvenanceView(View):
-    """Where a version comes from: `id` is the event at `/v1/events/{id}`."""
+    """The origin of a version: `id` is the event at `/v1/events/{id}`."""
 
     id: UUID = Field(validation_alias="inbox_id")
     event_id: str
@@ -56,9 +56,9 @@ class ProvenanceView(View):
 
 
 class HitView(View):
-    """A passage; `excerpt` is the part of it around the question's words, in at most 240 characters.
+    """A passage. `excerpt` is its part around the words of the question, at most 240 characters.
 
-    `start` and `end` are character offsets in the document's text; `legs` has each leg's own score.
+    `start` and `end` are character offsets in the document's text. `legs` has the score of each search method.
     """
 
     rank: int
@@ -77,16 +77,16 @@ class HitView(View):
     provenance: ProvenanceView
 
 
-class RecognisedView(View):
-    """An entity the question names; `exact` ones are identifiers, whose documents come first."""
+class RecognisedEntity(View):
+    """An entity that the question names. `exact` marks identifiers, whose documents are ranked first."""
 
     ref: str
     exact: bool
     count: int
 
 
-class AnswerView(View):
-    """Hits, best first. `degraded` names stores that did not take part in full: then more may be there than is shown."""
+class SearchResponse(View):
+    """Hits, best first. `degraded` names stores that could not take part in full, so that hits may be missing."""
 
     model_config = _example(
         {
@@ -116,11 +116,11 @@ class AnswerView(View):
     hits: list[HitView]
     degraded: list[str]
     took_ms: dict[str, float]
-    entities: list[RecognisedView]
+    entities: list[RecognisedEntity]
 
 
 class VersionView(View):
-    """One version of a document, made by the event `id`. `kept` says whether its text can still be read."""
+    """One version of a document, made by the event `id`. `kept` is true while its text can be read."""
 
     version: int
     id: UUID = Field(validation_alias="inbox_id")
@@ -131,7 +131,7 @@ class VersionView(View):
     kept: bool
 
 
-class DocumentFull(View):
+class DocumentView(View):
     """A version of a document in full. `passages` are (start, end) character offsets in `text`."""
 
     model_config = _example(
@@ -176,7 +176,7 @@ class DocumentFull(View):
     versions: list[VersionView]
 
 
-class DocumentRowView(View):
+class DocumentSummary(View):
     """A document in a list."""
 
     model_config = _example(_ROW)
@@ -192,15 +192,15 @@ class DocumentRowView(View):
 
 
 class DocumentPage(View):
-    """Documents, the newest commit first. `next` is the `cursor` of the following page, null on the last."""
+    """Documents, the newest commit first. `next` is the `cursor` of the following page, null on the last page."""
 
     model_config = _example({"documents": [_ROW], "next": None})
-    documents: list[DocumentRowView]
+    documents: list[DocumentSummary]
     next: str | None
 
 
-class SaidView(View):
-    """Something said of the entity, and by which document."""
+class AttributeView(View):
+    """An attribute of the entity, and the document that states it."""
 
     predicate: str
     value: str
@@ -218,8 +218,8 @@ class RelationView(View):
     start: int | None
 
 
-class EntityFull(View):
-    """What live documents say of an entity."""
+class EntityView(View):
+    """The entity as current documents describe it."""
 
     model_config = _example(
         {
@@ -245,9 +245,9 @@ class EntityFull(View):
     )
     ref: str
     names: list[str]
-    attributes: list[SaidView]
+    attributes: list[AttributeView]
     relations: list[RelationView]
     neighbours: Mapping[str, int]
     roles: Mapping[str, int]
-    documents: list[DocumentRowView]
+    documents: list[DocumentSummary]
     degraded: list[str]

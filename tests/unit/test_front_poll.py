@@ -383,3 +383,15 @@ async def test_the_simulator_is_read_whole_in_pages_of_fifteen() -> None:
     assert [id for id in ids(pages) if "/" not in id] == known
     fetched = {event.doc_key for one in pages for event in one.events if "/msg_" in event.event_id}
     assert fetched == {f"message:msg_{one.number}a5" for one in world.shipments}
+
+
+@pytest.mark.parametrize("refusal", [(400, {}), (422, {})])
+async def test_s2_an_event_that_front_refuses_is_a_dead_letter_and_stops_nothing(
+    refusal: tuple[int, dict[str, Any]],
+) -> None:
+    script = Script(events__evt_1=refusal, events=listed(told("evt_2", 5)))
+    hints = [ChangeHint("evt_1", datetime.fromtimestamp(START, UTC))]
+    pages, _ = await pulled(script, cursor=HERE, change_hints=hints)
+    assert pages[0].acknowledged == hints
+    assert [event.content_type for event in pages[0].events] == [MALFORMED]
+    assert [event.event_id for page in pages[1:] for event in page.events] == ["evt_2"]

@@ -17,6 +17,7 @@ from hubspot import Client
 from hubspot.crm.contacts import PublicObjectSearchRequest
 from hubspot.crm.deals import BatchReadInputSimplePublicObjectId
 from hubspot.utils.signature import Signature
+from starlette.requests import Request as StarletteRequest
 
 from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import MALFORMED, Assertion, Document, Event, micros, now
@@ -538,3 +539,26 @@ async def test_the_official_package_reads_the_simulator() -> None:
         await held.pull()
         live = held.live()
         await asyncio.to_thread(read)
+
+
+async def test_s2_a_record_that_hubspot_refuses_is_a_dead_letter_and_stops_nothing() -> None:
+    def refuse_one(simulator: vendor.HubSpot) -> None:
+        batch = simulator._batch
+
+        def respond(plural: str, request: StarletteRequest, body: Any) -> Any:
+            if {"id": "9001"} in body["inputs"]:
+                return vendor._error(400, "VALIDATION_ERROR", "9001 is refused")
+            return batch(plural, request, body)
+
+        simulator._batch = respond  # type: ignore[method-assign]
+
+    async with hubspot(refuse_one, archived_seconds=1e6) as (simulator, held):
+        await held.pull()
+        held.events.clear()
+        at = simulator.clock.now + timedelta(seconds=2)
+        keys = ["company:9001", "company:9002"]
+        await held.pull(change_hints=[ChangeHint(key, at) for key in keys])
+        assert sorted(held.acknowledged) == keys
+        assert "company:9002" in held.live(), "its neighbours come"
+        (letter,) = held.broken()
+        assert letter["record"]["hint"] == "company:9001"

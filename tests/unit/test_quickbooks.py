@@ -16,6 +16,8 @@ from quickbooks import QuickBooks
 from quickbooks.cdc import change_data_capture
 from quickbooks.exceptions import ObjectNotFoundException
 from quickbooks.objects import Customer, Invoice, Payment
+from starlette.requests import Request as StarletteRequest
+from starlette.responses import Response
 
 from apex_memory.credentials.tokens import VaultTokens
 from apex_memory.credentials.vault import Vault, new_key, read_keys
@@ -373,7 +375,7 @@ async def test_throttling_of_either_kind_is_tried_later(quickbooks: Books) -> No
         fault = vendor._fault(403, "003001", "ThrottleExceeded", "SERVICE", simulator.clock.now)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(simulator, "_refused", lambda request: fault)
-            with pytest.raises(RetryLater, match="too often"):
+            with pytest.raises(RetryLater, match="too many calls"):
                 await held.pull()
 
 
@@ -584,3 +586,41 @@ def understand(client: QuickBooks, simulator: vendor.QuickBooks) -> None:
     changes = change_data_capture([Invoice, Payment, Customer], f"{since:%Y-%m-%dT%H:%M:%S}+00:00", qb=client)  # fmt: skip
     assert {found.Id for found in changes.Payment._object_list} >= {"45"}
     assert not hasattr(changes, "Bill")
+
+
+@pytest.mark.parametrize(("status", "code"), [(400, "2050"), (404, "")])
+async def test_s2_a_record_that_is_refused_is_a_dead_letter_and_stops_nothing(
+    quickbooks: Books, status: int, code: str
+) -> None:
+    async with quickbooks() as (simulator, held):
+        at = simulator.clock.now
+        refused = simulator._refused
+
+        def refuse(request: StarletteRequest) -> Any:
+            if request.url.path.endswith("/bill/45"):
+                return vendor._fault(status, code, "Refused", "ValidationFault", at)
+            return refused(request)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(simulator, "_refused", refuse)
+            keys = [f"{REALM}:Bill:45", f"{REALM}:Invoice:45"]
+            await held.pull(change_hints=[ChangeHint(key, at) for key in keys])
+        assert held.acknowledged == keys
+        assert f"{REALM}:Invoice:45" in held.live(), "its neighbours come"
+        assert held.cursor, "the changes were read"
+        (letter,) = held.broken()
+        assert letter["record"]["hint"] == f"{REALM}:Bill:45"
+
+
+async def test_s11_throttling_in_xml_is_throttling(quickbooks: Books) -> None:
+    xml = b'<IntuitResponse><Fault type="SERVICE"><Error code="3001"><Message>ThrottleExceeded</Message></Error></Fault></IntuitResponse>'
+    async with quickbooks() as (simulator, held):
+        await held.pull()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                simulator,
+                "_refused",
+                lambda request: Response(xml, 403, media_type="application/xml"),
+            )
+            with pytest.raises(RetryLater, match="too many calls"):
+                await held.pull()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
-from apex_memory.model import Event
+from apex_memory.errors import Rejected
+from apex_memory.model import Event, Priority
 from apex_memory.sources.http import VendorClient
+from apex_memory.sources.payloads import malformed_event
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +90,12 @@ class PullContext:
     new_hints: Callable[[], Awaitable[Sequence[ChangeHint]]] = _none
     """Return change hints that arrived since the last call, so that a long pull can fetch urgent things before its end."""
     window: TimeRange | None = None
+
+
+def unfetchable_event(source: str, hint: ChangeHint, reason: Rejected, priority: Priority) -> Event:
+    """Return an event for a hinted record that the vendor refuses to return. It ends as a dead letter with the reason.
+
+    So the hint can be acknowledged: one record never stops its source. Redrive needs the record to be fetched again.
+    """
+    at = hint.at or datetime.now(UTC)
+    return malformed_event(source, {"hint": hint.key, "at": at.isoformat()}, reason, at, priority)

@@ -28,7 +28,7 @@ from apex_memory.sources.frontapp.documents import (
 )
 from apex_memory.sources.frontapp.settings import FrontAppSettings
 from apex_memory.sources.http import RateLimit
-from apex_memory.sources.pages import ChangeHint, Page, PullContext
+from apex_memory.sources.pages import ChangeHint, Page, PullContext, unfetchable_event
 from apex_memory.sources.payloads import (
     as_string,
     canonical,
@@ -89,8 +89,11 @@ class FrontApp(PulledSource[FrontAppSettings]):
             progress: ListProgress | None = ListProgress.start(context.cursor, context.window.since)
         else:
             for hint in context.change_hints:
-                record = await front.event(hint.key)
-                events = await self._fetched(front, record) if record else []
+                try:
+                    record = await front.event(hint.key)
+                    events = await self._fetched(front, record) if record else []
+                except Rejected as error:  # this event alone: the others and the list go on
+                    events = [unfetchable_event(self.name, hint, error, self.priority)]
                 yield Page(events=events, acknowledged=[hint])
             progress = await self._since(front, context)
         if progress is None:

@@ -29,7 +29,7 @@ from apex_memory.sources.hubspot.documents import (
     record_event,
 )
 from apex_memory.sources.hubspot.settings import HubSpotSettings
-from apex_memory.sources.pages import ChangeHint, Page, TimeRange
+from apex_memory.sources.pages import ChangeHint, Page, TimeRange, unfetchable_event
 from apex_memory.sources.payloads import (
     as_mapping,
     as_string,
@@ -133,8 +133,26 @@ class Walk:
         for plural, by_id in wanted.items():
             ids = list(by_id)
             for start in range(0, len(ids), READ_PAGE):
-                some = {id: by_id[id] for id in ids[start : start + READ_PAGE]}
-                yield await self._answer(KINDS[plural], some)
+                hints = {id: by_id[id] for id in ids[start : start + READ_PAGE]}
+                async for page in self._hinted(KINDS[plural], hints):
+                    yield page
+
+    async def _hinted(
+        self, kind: Kind, hints: Mapping[str, Sequence[ChangeHint]]
+    ) -> AsyncIterator[Page]:
+        """Yield the page of some records; where HubSpot refuses them together, one page for each."""
+        try:
+            yield await self._answer(kind, hints)
+            return
+        except Rejected as error:
+            if len(hints) == 1:
+                (same_record,) = hints.values()
+                event = unfetchable_event(SOURCE, same_record[-1], error, PRIORITY)
+                yield Page(events=[event], acknowledged=same_record)
+                return
+        for id, same_record in hints.items():
+            async for page in self._hinted(kind, {id: same_record}):
+                yield page
 
     async def _answer(self, kind: Kind, wanted: Mapping[str, Sequence[ChangeHint]]) -> Page:
         live = await self._calls.read(kind, list(wanted), archived=False)

@@ -149,9 +149,9 @@ class Calls:
         code = _fault(answer)
         if code in THROTTLED:
             raise RetryLater(
-                "quickbooks: QuickBooks says that we call too often",
+                "quickbooks: QuickBooks reports too many calls",
                 after=retry_after(answer.headers.get("retry-after")) or 60,
-                remedy="it is tried again by itself",
+                remedy="Apex retries it",
             )
         if missing and code == NOT_FOUND:
             return {}
@@ -207,10 +207,12 @@ def _grant_error(answer: httpx2.Response) -> str:
 
 
 def _fault(answer: httpx2.Response) -> str:
+    """Return the digits of the first error code: of a JSON fault, or of the XML that QuickBooks' gateway sends."""
     try:
         fault = as_mapping(parse_object(answer.content).get("Fault"))
     except Rejected:
-        return ""
+        code = re.search(rb'(?:\bcode="|errorCode=)(\d{1,10})\b', answer.content[:10_000])
+        return code[1].decode() if code else ""
     errors = sequence(fault.get("Error"))
     return re.sub(r"\D", "", str(as_mapping(errors[0]).get("code", "")))[:10] if errors else ""
 

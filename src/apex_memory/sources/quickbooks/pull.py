@@ -8,7 +8,7 @@ from typing import Any
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Event, micros, now
-from apex_memory.sources.pages import Page, PullContext, TimeRange
+from apex_memory.sources.pages import Page, PullContext, TimeRange, unfetchable_event
 from apex_memory.sources.payloads import malformed_event, parse_datetime
 from apex_memory.sources.quickbooks.api import CAP, Calls, Found, Place
 from apex_memory.sources.quickbooks.records import (
@@ -33,7 +33,7 @@ class Walk:
 
     def __init__(self, context: PullContext, settings: QuickBooksSettings) -> None:
         self._settings = settings
-        self._nudges = context.change_hints
+        self._change_hints = context.change_hints
         self._window = context.window
         self._position = {realm: dict(state) for realm, state in context.cursor.items()}
         self._calls = {
@@ -43,7 +43,7 @@ class Walk:
 
     async def pages(self) -> AsyncIterator[Page]:
         if self._window is None:
-            async for page in self._answers():
+            async for page in self._hinted():
                 yield page
         for realm in self._calls:
             if self._window:
@@ -53,22 +53,31 @@ class Walk:
                 async for page in self._company(realm):
                     yield page
 
-    async def _answers(self) -> AsyncIterator[Page]:
-        """Fetch what webhooks named. Of what is not there, only a webhook of its delete makes a delete here:
-        otherwise it may just have been made, and the changes tell when it was deleted."""
-        for start in range(0, len(self._nudges), CHANGE_HINTS):
-            some, events = self._nudges[start : start + CHANGE_HINTS], []
-            for hint in some:
+    async def _hinted(self) -> AsyncIterator[Page]:
+        """Fetch the records that webhooks named.
+
+        A record that does not exist is deleted here only after a webhook of its deletion: otherwise it may have just
+        been created, and the list of changes reports its deletion.
+        """
+        for start in range(0, len(self._change_hints), CHANGE_HINTS):
+            hints = self._change_hints[start : start + CHANGE_HINTS]
+            events: list[Event] = []
+            for hint in hints:
                 text = hint.key.removesuffix(":deleted")
                 key = Key.parse(text)
                 if key is None or key.realm not in self._calls or key.entity not in self._entities:
                     continue
-                record = await self._calls[key.realm].one(key)
+                at = hint.at or now()
+                try:
+                    record = await self._calls[key.realm].one(key)
+                except Rejected as error:  # this record alone: the others and the changes go on
+                    events.append(unfetchable_event(SOURCE, hint, error, PRIORITY))
+                    continue
                 if record is not None:
-                    events += self._events(key.realm, [(key.entity, record)], hint.at or now())
+                    events += self._events(key.realm, [(key.entity, record)], at)
                 elif text != hint.key:
-                    events.append(deleted_event(key, hint.at or now()))
-            yield Page(events=events, acknowledged=some)
+                    events.append(deleted_event(key, at))
+            yield Page(events=events, acknowledged=hints)
 
     async def _company(self, realm: str) -> AsyncIterator[Page]:
         state = self._position.setdefault(realm, {})

@@ -218,7 +218,7 @@ async def test_one_item_that_fails_does_not_stop_the_others() -> None:
     pages, error = await pulled(script, items=TWO)
     assert keys(pages) == ["item:itm_a", "transaction:t1"]
     assert isinstance(error, Unauthorized)
-    assert "itm_a answers ITEM_LOGIN_REQUIRED" in str(error)
+    assert "itm_a: ITEM_LOGIN_REQUIRED" in str(error)
     told = source().document(pages[0].events[0])
     assert told.kind == "bank_item"
     assert "State: item login required" in told.text
@@ -384,7 +384,7 @@ async def test_a_token_without_time_is_refused() -> None:
 @pytest.mark.parametrize("told", [{"alg": "RS256"}, {"kid": "other"}, {"crv": "P-384"}, {"x": "!"}])
 async def test_a_key_of_another_kind_is_no_key(told: dict[str, Any]) -> None:
     found = await keyed(**told)
-    with pytest.raises(Unauthorized, match="no such key"):
+    with pytest.raises(Unauthorized, match="is unknown, or was not fetched"):
         found.receive(posted(signature(MORNING_KEY, VECTOR, AT)))
 
 

@@ -28,63 +28,63 @@ from apex_memory.sources.payloads import (
 from apex_memory.sources.plaid.documents import Transaction
 
 SOURCE = "plaid"
-PAGE = 500  # transactions a call, Plaid's most
+PAGE = 500  # transactions per call, Plaid's limit
 MAX_PAGES = 2_000  # of one loop: more than any bank account's two years
 RESTARTS = 6  # of one loop within one pull
 FIRST_WAIT, LONGEST_WAIT = 0.25, 8.0  # seconds between two starts
 MUTATION = "TRANSACTIONS_SYNC_MUTATION_DURING_PAGINATION"
 OVERLAP = (
-    10  # transactions asked for again on the next page of a history, whose offsets shift under us
+    10  # transactions read again on the next page of a history, whose offsets may shift meanwhile
 )
 
-# What passes by itself. All other errors last until somebody acts.
+# Transient errors. All others last until a person acts.
 _PASSING_TYPES = ("API_ERROR", "RATE_LIMIT_EXCEEDED", "RATE_LIMIT_ERROR", "INSTITUTION_ERROR")
 _PASSING_CODES = (MUTATION, "PRODUCT_NOT_READY")
 _LASTING_CODES = ("INSTITUTION_NO_LONGER_SUPPORTED",)
 _OUR_FAULT = ("INVALID_API_KEYS", "UNAUTHORIZED_ENVIRONMENT", "UNAUTHORIZED_ROUTE_ACCESS")
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class ItemError:
-    """Why an Item could not be read. `lasting`: until a person does something about it."""
+    """The reason why an Item could not be read. A `lasting` one needs a person to act."""
 
     code: str
     lasting: bool = False
     body: Mapping[str, Any] = field(default_factory=dict)
     after: float | None = None
-    """Seconds that Plaid, or a proxy before it, asks us to wait."""
+    """Seconds to wait, from Plaid's or a proxy's `Retry-After`."""
 
-    def wait(self, tried: int) -> float:
-        """Seconds until the next start. A mutation is over at once."""
+    def wait(self, attempts: int) -> float:
+        """Return the seconds until the next attempt. The first one after a mutation is immediate."""
         if self.after is not None:
             return self.after
-        if self.code == MUTATION and not tried:
+        if self.code == MUTATION and not attempts:
             return 0.0
         jitter = 0.5 + random.random()  # noqa: S311 -- no secret
-        return min(LONGEST_WAIT, FIRST_WAIT * 2.0**tried) * jitter
+        return min(LONGEST_WAIT, FIRST_WAIT * 2.0**attempts) * jitter
 
 
 @dataclass(slots=True)
 class Changes:
-    """All that one loop brought. Of a transaction that is told of twice the last word stands."""
+    """The result of one sync loop. Of a transaction that occurs twice the last record counts."""
 
     cursor: str
     records: dict[str, tuple[datetime, bytes]] = field(default_factory=dict)
-    """By transaction id: when it happened, and the payload of its event."""
+    """By transaction id: its time, and the payload of its event."""
     unreadable: list[Event] = field(default_factory=list)
 
     def add(self, item: str, page: Mapping[str, Any], at: datetime) -> None:
         accounts = accounts_of(page)
-        told = [*sequence(page.get("added")), *sequence(page.get("modified"))]
-        for record in told:
+        records = [*sequence(page.get("added")), *sequence(page.get("modified"))]
+        for record in records:
             self._keep(record, transaction_payload(item, record, accounts), at)
         for record in sequence(page.get("removed")):
             self._keep(record, {"item_id": item, "removed": record}, at)
 
     def events(self, version: int) -> list[Event]:
-        """One event a transaction, all of the same version."""
+        """Return one event per transaction, all with the same version."""
         kept = [
             Event(
                 source=SOURCE,
@@ -110,12 +110,12 @@ class Changes:
 
 
 def accounts_of(page: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What names an account, by its id: balances change all day and are no part of a transaction."""
+    """Return the naming fields of each account by its id. Balances are left out: they change all day."""
     names = ("name", "official_name", "mask", "type", "subtype")
-    found = (as_mapping(account) for account in sequence(page.get("accounts")))
+    accounts = (as_mapping(account) for account in sequence(page.get("accounts")))
     return {
         as_string(account.get("account_id")): {name: account.get(name) for name in names}
-        for account in found
+        for account in accounts
     }
 
 
@@ -141,17 +141,17 @@ class Plaid:
     async def sync(
         self, item: str, token: SecretStr, cursor: str, history_days: int
     ) -> Changes | ItemError:
-        """Everything that changed since the cursor, of a loop that went through from its first page to its last.
+        """Return everything that changed since the cursor, from one complete loop over all pages.
 
-        Plaid's rule: when any page of a loop fails, whatever the reason, what the loop brought so far is void,
-        and it starts again from the cursor of its first page. So nothing leaves here before the last page.
+        Plaid's rule: when any page of a loop fails, the pages before it are void, and the loop starts again from the
+        cursor of its first page. So no result is returned before the last page.
         """
-        return await self._insist(lambda: self._loop(item, token, cursor, history_days))
+        return await self._with_restarts(lambda: self._loop(item, token, cursor, history_days))
 
     async def history(
         self, token: SecretStr, since: datetime, until: datetime, offset: int
     ) -> Mapping[str, Any] | ItemError:
-        """One page of `/transactions/get`: days from `since` to `until`, both inclusive."""
+        """Return one page of `/transactions/get` for the days from `since` to `until`, both inclusive."""
         context = {
             "access_token": token.get_secret_value(),
             "start_date": f"{since:%Y-%m-%d}",
@@ -162,21 +162,21 @@ class Plaid:
                 "include_original_description": True,
             },
         }
-        return await self._insist(lambda: self._call("/transactions/get", context))
+        return await self._with_restarts(lambda: self._call("/transactions/get", context))
 
     async def key(self, kid: str) -> Mapping[str, Any] | None:
-        """A key that Plaid signs webhooks with; None when it knows no such key. Raises what `VendorClient.call` raises."""
-        answer = await self._link.call(
+        """Return a key that signs webhooks, None when Plaid has no such key. Raises what `VendorClient.call` raises."""
+        response = await self._link.call(
             "POST",
             f"{self._base}/webhook_verification_key/get",
             auth=self._auth,
             json={"key_id": kid},
             accept=(400, 404),
         )
-        if not answer.is_success:
-            self._raise_our_fault(_body(answer.content))
+        if not response.is_success:
+            self._raise_our_fault(_body(response.content))
             return None
-        return as_mapping(_body(answer.content).get("key"))
+        return as_mapping(_body(response.content).get("key"))
 
     async def _loop(
         self, item: str, token: SecretStr, cursor: str, history_days: int
@@ -184,7 +184,9 @@ class Plaid:
         changes, position = Changes(cursor), cursor
         options: dict[str, Any] = {"include_original_description": True}
         if not cursor:
-            options["days_requested"] = history_days  # counts on an Item's very first call alone
+            options["days_requested"] = (
+                history_days  # has an effect on an Item's very first call alone
+            )
         for _ in range(MAX_PAGES):
             context = {
                 "access_token": token.get_secret_value(),
@@ -200,7 +202,7 @@ class Plaid:
                 return ItemError("NEXT_CURSOR_MISSING")
             changes.add(item, page, now())
             if page.get("has_more") is not True:
-                # Empty: Plaid is not ready. The next pull asks from the same place.
+                # Empty: Plaid is not ready. The next pull starts at the same cursor.
                 changes.cursor = following or cursor
                 return changes
             if not following or following == position:
@@ -208,21 +210,22 @@ class Plaid:
             position = following
         return ItemError("CURSOR_DOES_NOT_MOVE")
 
-    async def _insist(self, start: Callable[[], Awaitable[Found | ItemError]]) -> Found | ItemError:
-        """Start again after what passes, a bounded number of times."""
-        tried = 0
+    async def _with_restarts(
+        self, start: Callable[[], Awaitable[Result | ItemError]]
+    ) -> Result | ItemError:
+        """Return the result of `start`, repeated after transient errors, at most `RESTARTS` times."""
+        attempts = 0
         while True:
-            found = await start()
-            if not isinstance(found, ItemError) or found.lasting or tried == RESTARTS:
-                return found
-            await asyncio.sleep(found.wait(tried))
-            tried += 1
+            result = await start()
+            if not isinstance(result, ItemError) or result.lasting or attempts == RESTARTS:
+                return result
+            await asyncio.sleep(result.wait(attempts))
+            attempts += 1
 
     async def _call(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any] | ItemError:
-        # Everything comes back here, a broken connection too: repeating a single page of a loop is
-        # just what Plaid forbids.
+        # Every failure is returned, a broken connection too: Plaid forbids to repeat a single page of a loop.
         try:
-            answer = await self._link.call(
+            response = await self._link.call(
                 "POST",
                 self._base + path,
                 auth=self._auth,
@@ -232,35 +235,36 @@ class Plaid:
             )
         except RetryLater:
             return ItemError("UNREACHABLE")
-        said = _body(answer.content)
-        if answer.is_success:
-            return said
-        self._raise_our_fault(said)
-        code, kind = as_string(said.get("error_code")), as_string(said.get("error_type"))
-        passing = code not in _LASTING_CODES and (
-            answer.status_code == 429
-            or answer.status_code >= 500
+        fields = _body(response.content)
+        if response.is_success:
+            return fields
+        self._raise_our_fault(fields)
+        code, kind = as_string(fields.get("error_code")), as_string(fields.get("error_type"))
+        transient = code not in _LASTING_CODES and (
+            response.status_code == 429
+            or response.status_code >= 500
             or kind in _PASSING_TYPES
             or code in _PASSING_CODES
         )
         return ItemError(
-            code or kind or f"HTTP_{answer.status_code}",
-            lasting=not passing,
-            body={name: said.get(name) for name in _TOLD if said.get(name)},
-            after=retry_after(answer.headers.get("retry-after")),
+            code or kind or f"HTTP_{response.status_code}",
+            lasting=not transient,
+            body={name: fields.get(name) for name in _ERROR_FIELDS if fields.get(name)},
+            after=retry_after(response.headers.get("retry-after")),
         )
 
-    def _raise_our_fault(self, said: Mapping[str, Any]) -> None:
-        if said.get("error_code") in _OUR_FAULT:
+    def _raise_our_fault(self, fields: Mapping[str, Any]) -> None:
+        """Raise `Unauthorized` for an error of the whole account, which concerns every Item."""
+        if fields.get("error_code") in _OUR_FAULT:
             raise Unauthorized(
-                f"plaid: {said['error_code']}",
+                f"plaid: {fields['error_code']}",
                 remedy="check sources.plaid.client_id, secret and base_url: keys belong to one environment",
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The cursor: of each Item Plaid's cursor and the error it was left with, and the last version given."""
+    """The stored cursor: Plaid's cursor and the last error of each Item, and the last version used."""
 
     version: int
     items: Mapping[str, Mapping[str, str]]
@@ -271,28 +275,30 @@ class Position:
         return cls(version if isinstance(version, int) else 0, as_mapping(stored.get("items")))
 
     def stored(self) -> dict[str, Any]:
-        return {"version": self.version, "items": {id: dict(one) for id, one in self.items.items()}}
+        return {
+            "version": self.version,
+            "items": {id: dict(state) for id, state in self.items.items()},
+        }
 
     def cursor(self, item: str) -> str:
         return as_string(as_mapping(self.items.get(item)).get("cursor"))
 
     def after(
-        self, item: str, found: Changes | ItemError, *, observe: bool
+        self, item: str, result: Changes | ItemError, *, observe: bool
     ) -> tuple[Position, list[Event]]:
-        """The position once this is committed, and the events that go with it.
+        """Return the position after this result is committed, and the events that belong to it.
 
-        A change of the Item's health is an event, and so is, with `observe`, the health as it is: Plaid spoke of
-        it in a webhook, and webhooks may come late and in any order. What our own call met is the truth.
+        A change of the Item's health is an event. With `observe` the current health is one too: a webhook mentioned it,
+        and webhooks may arrive late and in any order, so the result of this call decides.
         """
         version = max(self.version + 1, micros(now()))
-        failed = isinstance(found, ItemError)
-        code = found.code if isinstance(found, ItemError) else ""
-        cursor = self.cursor(item) if isinstance(found, ItemError) else found.cursor
-        events = [] if isinstance(found, ItemError) else found.events(version)
+        error: dict[str, Any] | None = None
+        if isinstance(result, ItemError):
+            code, cursor, events = result.code, self.cursor(item), []
+            error = {**result.body, "error_code": code}
+        else:
+            code, cursor, events = "", result.cursor, result.events(version)
         if observe or code != as_string(as_mapping(self.items.get(item)).get("error")):
-            error = (
-                dict(found.body) | {"error_code": code} if isinstance(found, ItemError) else None
-            )
             events.append(
                 Event(
                     source=SOURCE,
@@ -304,38 +310,38 @@ class Position:
                     priority=Priority.P1,
                 )
             )
-        kept = {"cursor": cursor, **({"error": code} if failed else {})}
+        kept = {"cursor": cursor, **({"error": code} if error else {})}
         changed = events or kept != self.items.get(item)
         return Position(version if changed else self.version, {**self.items, item: kept}), events
 
 
-_TOLD = ("error_type", "error_code", "error_message", "display_message", "suggested_action")
+_ERROR_FIELDS = ("error_type", "error_code", "error_message", "display_message", "suggested_action")
 
 
 def _body(content: bytes) -> Mapping[str, Any]:
     try:
         return as_mapping(parse_json(content))
     except Rejected:
-        return {}  # a proxy's page instead of Plaid's answer: the status tells enough
+        return {}  # a proxy's page instead of Plaid's response: the status is enough
 
 
-def raise_troubles(troubles: Mapping[str, ItemError]) -> None:
-    """After all Items had their turn: say which could not be read. What passes is tried again, what lasts needs a person."""
-    passing = sorted(id for id, trouble in troubles.items() if not trouble.lasting)
-    if passing:
+def raise_item_errors(errors: Mapping[str, ItemError]) -> None:
+    """Raise for the Items that could not be read, after all had their turn: `RetryLater` if any error is transient."""
+    transient = sorted(id for id, error in errors.items() if not error.lasting)
+    if transient:
         raise RetryLater(
-            f"plaid: {_named(passing, troubles)}",
+            f"plaid: {_describe(transient, errors)}",
             after=30,
-            remedy="it is tried again by itself; see Plaid's status page if it lasts",
+            remedy="Apex retries it; see Plaid's status page if it lasts",
         )
-    if troubles:
+    if errors:
         raise Unauthorized(
-            f"plaid: {_named(sorted(troubles), troubles)}",
-            remedy="have the bank's user log in again (Plaid Link in update mode), or take the Item out of "
+            f"plaid: {_describe(sorted(errors), errors)}",
+            remedy="have the bank's user log in again (Plaid Link in update mode), or remove the Item from "
             "sources.plaid.items; all other Items were read",
         )
 
 
-def _named(ids: Sequence[str], troubles: Mapping[str, ItemError]) -> str:
-    shown = ", ".join(f"Item {id} answers {troubles[id].code}" for id in ids[:3])
+def _describe(ids: Sequence[str], errors: Mapping[str, ItemError]) -> str:
+    shown = ", ".join(f"Item {id}: {errors[id].code}" for id in ids[:3])
     return shown if len(ids) <= 3 else f"{shown} and {len(ids) - 3} more"

@@ -1,4 +1,4 @@
-"""Who signed a webhook of Plaid: its keys, fetched by name and kept, and tokens checked against them."""
+"""Verification of Plaid's webhooks: keys fetched by their id and kept, and tokens verified with them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from apex_memory.sources.payloads import as_string
 from apex_memory.sources.plaid.api import Plaid
 
 HEADER = "plaid-verification"
-KEY_SECONDS = 24 * 3600  # then a key is looked at again: it may have expired
-KEY_PATIENCE = 5.0  # seconds to find a key in; Plaid waits 10 for its webhook's answer
-UNKNOWN_KEYS = (5, 60)  # at most so many unknown keys are asked for in so many seconds
+KEY_SECONDS = 24 * 3600  # after which a key is fetched again: it may have expired
+KEY_PATIENCE = 5.0  # seconds to fetch a key; Plaid waits 10 for the response to its webhook
+UNKNOWN_KEYS = (5, 60)  # most unknown keys to fetch, in so many seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class VerificationKey:
     """A public key that Plaid signs with. `expired_at`: seconds since 1970."""
 
     public: ec.EllipticCurvePublicKey
@@ -43,10 +43,10 @@ class Key:
 
 
 class Keys:
-    """The keys that Plaid has named so far."""
+    """The keys known so far."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Key] = {}
+        self._known: dict[str, VerificationKey] = {}
         self._asking = asyncio.Lock()
         self._unknown = AsyncLimiter(*UNKNOWN_KEYS)
         self._own: tuple[str, ec.EllipticCurvePrivateKey] | None = None
@@ -54,13 +54,13 @@ class Keys:
     async def learn(self, request: InboundRequest, plaid: Plaid) -> None:
         """Fetch the key that a webhook names, unless it is known.
 
-        Anybody may name keys, so what is unknown is asked for a few times a minute and no more. Raises
-        `RetryLater` when Plaid does not answer in time; it sends the webhook again.
+        Anybody may name keys in a request, so only a few unknown ones per minute are fetched. Raises `RetryLater` when
+        Plaid does not respond in time; it sends the webhook again.
         """
         kid = _kid(request.headers.get(HEADER, ""))
         if kid is None:
             return
-        async with self._asking:  # many webhooks of a new key: one of them asks
+        async with self._asking:  # of many webhooks with a new key one fetches it
             known = self._known.get(kid)
             if known is not None and not known.old:
                 return
@@ -70,28 +70,28 @@ class Keys:
                 await self._unknown.acquire()
             try:
                 async with asyncio.timeout(KEY_PATIENCE):
-                    found = await plaid.key(kid)
+                    jwk = await plaid.key(kid)
             except TimeoutError:
                 raise RetryLater(
-                    "plaid: its key did not come in time", after=30, remedy="Plaid sends it again"
+                    "plaid: the key did not arrive in time", after=30, remedy="Plaid sends it again"
                 ) from None
             self._known.pop(kid, None)
-            if found and (key := _read_key(kid, found)):
+            if jwk and (key := _read_key(kid, jwk)):
                 self._known[kid] = key
 
     def signed_at(self, request: InboundRequest, replay_seconds: float) -> datetime:
-        """The time at which Plaid signed the body. Raises `Unauthorized`."""
+        """Return the time at which Plaid signed the body. Raises `Unauthorized` for a request that Plaid did not sign."""
         token = request.headers.get(HEADER, "")
         kid = _kid(token)
         if kid is None:
             raise Unauthorized(
-                "Plaid-Verification is no ES256 token",
-                remedy="webhooks come from Plaid alone; sources.plaid.base_url names its environment",
+                "Plaid-Verification is not an ES256 token",
+                remedy="check that the request comes from Plaid",
             )
         key = self._known.get(kid)
         if key is None:
             raise Unauthorized(
-                "Plaid knows no such key, or it was not asked yet",
+                "the key of this webhook is unknown, or was not fetched yet",
                 remedy="set sources.plaid.client_id, secret and base_url to the environment that sends webhooks",
             )
         if key.expired_at is not None and key.expired_at <= request.received_at.timestamp():
@@ -106,31 +106,34 @@ class Keys:
             )
         except (jwt.PyJWTError, ValueError, RecursionError):
             raise Unauthorized(
-                "Plaid-Verification is not signed by its key", remedy="is this Plaid's webhook?"
+                "Plaid-Verification is not signed by its key",
+                remedy="check that the request comes from Plaid",
             ) from None
         given = as_string(claims.get("request_body_sha256")).encode("utf-8", "replace")
         if not hmac.compare_digest(given, hashlib.sha256(request.body).hexdigest().encode()):
             raise Unauthorized(
                 "the body is not the one that was signed",
-                remedy="let no proxy rewrite bodies on the way to /hooks/plaid",
+                remedy="no proxy may change bodies on the way to /hooks/plaid",
             )
         issued = claims.get("iat")
         if isinstance(issued, bool) or not isinstance(issued, int | float):
-            raise Unauthorized("the token has no time", remedy="is this Plaid's webhook?")
-        late = request.received_at.timestamp() - issued
-        if not abs(late) <= replay_seconds:
             raise Unauthorized(
-                f"signed {abs(late):.0f} s away from our time",
+                "the token has no time", remedy="check that the request comes from Plaid"
+            )
+        difference = request.received_at.timestamp() - issued
+        if not abs(difference) <= replay_seconds:
+            raise Unauthorized(
+                f"signed {abs(difference):.0f} s away from this machine's time",
                 remedy="check this machine's clock, or sources.plaid.replay_seconds",
             )
         return datetime.fromtimestamp(int(issued), UTC)
 
     def sign(self, body: bytes, at: datetime) -> Mapping[str, str]:
-        """The header for a body, with a key that only this object knows and trusts."""
+        """Return the header for a body, signed with a key that only this object knows and accepts."""
         if self._own is None:
             self._own = (f"own-{uuid4()}", ec.generate_private_key(ec.SECP256R1()))
         kid, private = self._own
-        self._known[kid] = Key(private.public_key())
+        self._known[kid] = VerificationKey(private.public_key())
         claims = {
             "iat": micros(at) // 1_000_000,
             "request_body_sha256": hashlib.sha256(body).hexdigest(),
@@ -139,7 +142,7 @@ class Keys:
 
 
 def _kid(token: str) -> str | None:
-    """The key that a token names; None when it is no token of Plaid's kind."""
+    """Return the key id of a token, None when it is not a token of Plaid's form."""
     if not token.isascii() or len(token) > 4_000:
         return None
     try:
@@ -151,10 +154,10 @@ def _kid(token: str) -> str | None:
     return kid if usual and header.get("alg") == "ES256" else None
 
 
-def _read_key(kid: str, jwk: Mapping[str, Any]) -> Key | None:
-    """The key as Plaid tells it; None when it is another key, or of another kind."""
-    wanted = {"kid": kid, "alg": "ES256", "kty": "EC", "crv": "P-256"}
-    if any(jwk.get(name) != value for name, value in wanted.items()):
+def _read_key(kid: str, jwk: Mapping[str, Any]) -> VerificationKey | None:
+    """Return the key of a JSON Web VerificationKey, None for another key or another type."""
+    expected = {"kid": kid, "alg": "ES256", "kty": "EC", "crv": "P-256"}
+    if any(jwk.get(name) != value for name, value in expected.items()):
         return None
     try:
         public = jwt.algorithms.ECAlgorithm.from_jwk(dict(jwk))
@@ -163,4 +166,4 @@ def _read_key(kid: str, jwk: Mapping[str, Any]) -> Key | None:
     expired = jwk.get("expired_at")
     if not isinstance(public, ec.EllipticCurvePublicKey):
         return None
-    return Key(public, float(expired) if isinstance(expired, int | float) else None)
+    return VerificationKey(public, float(expired) if isinstance(expired, int | float) else None)

@@ -30,8 +30,13 @@ class PlaidSettings(PulledSettings):
         description="Plaid's API; `https://sandbox.plaid.com` for its sandbox.",
     )
     history_days: int = Field(
-        90, ge=1, le=730, description="How far back an Item's first sync reaches; fixed by it."
+        90,
+        ge=1,
+        le=730,
+        description="Days that an Item's first sync goes back; it cannot be changed afterwards.",
     )
     replay_seconds: float = Field(
-        300, gt=0, description="How far a webhook's time may be from ours."
+        300,
+        gt=0,
+        description="Seconds that the signed time of a webhook may differ from this machine's clock.",
     )

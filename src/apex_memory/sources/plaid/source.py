@@ -1,4 +1,4 @@
-"""Plaid: bank transactions, by whole sync loops; webhooks only say that it is time for one."""
+"""Plaid: bank transactions, by complete sync loops; webhooks only trigger one."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ from apex_memory.sources.plaid.api import (
     ItemError,
     Plaid,
     Position,
-    raise_troubles,
+    raise_item_errors,
 )
 from apex_memory.sources.plaid.documents import item_document, transaction_document
 from apex_memory.sources.plaid.keys import Keys
 from apex_memory.sources.plaid.settings import PlaidSettings
 from apex_memory.telemetry import logger
 
-ITEM_NUDGE = "item:"  # before the id: Plaid spoke of the connection itself, not of transactions
+ITEM_HINT = "item:"  # prefix of a hint about the connection itself rather than its transactions
 HEALTH = ("ERROR", "LOGIN_REPAIRED", "USER_PERMISSION_REVOKED")
-_TAKEN = Reply(b"{}", "application/json")  # Plaid wants 200
+_ACCEPTED = Reply(b"{}", "application/json")  # Plaid expects 200
 
 
 class PlaidSource(PulledSource[PlaidSettings]):
-    """Bank transactions from Plaid: a poll of `/transactions/sync` for each Item, hastened by its webhooks.
+    """Bank transactions from Plaid: a poll of `/transactions/sync` for each Item, triggered early by its webhooks.
 
     A transaction that Plaid removes (a pending one when it is posted under a new id, say) is deleted here.
     The state of a connection that needs its user to log in is a `bank_item`.
 
-    - Version: Plaid gives none. Each Item's changes come as a log, read in loops; the version of all that
-      a loop brings is our time when the loop had ended, and at least one more than that of the loop
-      committed before (kept in the cursor). A loop is committed with its cursor or not at all, and the next one is
-      asked for after that commit. So a later state always has a greater version, whatever the clock does.
+    - Version: Plaid has none. Each Item's changes are a log, read in loops. The version of all changes in a loop is
+      this machine's time at the end of the loop, and at least one more than that of the loop committed before (stored in
+      the cursor). A loop is committed with its cursor or not at all, and the next one starts after that commit. So a
+      later state always has a greater version, whatever the clock does.
     """
 
     name: ClassVar[str] = SOURCE
@@ -82,26 +82,26 @@ class PlaidSource(PulledSource[PlaidSettings]):
         return next((name for name, value in needed.items() if not value), "")
 
     async def fetch_verification_data(self, request: InboundRequest, link: VendorClient) -> None:
-        """Fetch the key that the webhook names, unless it is known. Raises `RetryLater` when Plaid cannot be asked."""
+        """Fetch the key that the webhook names, unless it is known. Raises `RetryLater` when Plaid does not respond."""
         known = self.settings
         if known.client_id and known.secret.get_secret_value():
             await self._keys.learn(request, self._plaid(link))
 
     def receive(self, request: InboundRequest) -> Received:
-        """A change hint to sync the Item, or what happened to the connection. Other webhooks are taken and ignored."""
+        """Return a change hint to sync the Item, or an event about the connection. Other webhooks are accepted and ignored."""
         issued = self._keys.signed_at(request, self.settings.replay_seconds)
         body = parse_object(request.body)
         kind, code = as_string(body.get("webhook_type")), as_string(body.get("webhook_code"))
         if kind == "TRANSACTIONS" and code == "SYNC_UPDATES_AVAILABLE":
             item = parse_identifier(body.get("item_id"), "item_id")
-            return Received(change_hints=[ChangeHint(item, issued)], reply=_TAKEN)
+            return Received(change_hints=[ChangeHint(item, issued)], reply=_ACCEPTED)
         if kind != "ITEM":
-            return Received(reply=_TAKEN)
+            return Received(reply=_ACCEPTED)
         item, code = (
             parse_identifier(body.get("item_id"), "item_id"),
             parse_identifier(code, "webhook_code")[:100],
         )
-        # The same error may come twice in a year with the same body: the time tells the two apart.
+        # The same error may occur twice in a year with the same body: the time distinguishes them.
         digest = hashlib.sha256(request.body).hexdigest()[:16]
         health = code in HEALTH
         event = Event(
@@ -113,13 +113,13 @@ class PlaidSource(PulledSource[PlaidSettings]):
             payload=request.body,
             priority=self.priority,
         )
-        change_hints = [ChangeHint(ITEM_NUDGE + item, issued)] if health else []
-        return Received([event], reply=_TAKEN, change_hints=change_hints)
+        change_hints = [ChangeHint(ITEM_HINT + item, issued)] if health else []
+        return Received([event], reply=_ACCEPTED, change_hints=change_hints)
 
     async def pull(self, context: PullContext) -> AsyncIterator[Page]:
-        """A whole sync loop an Item, each committed as one page with its cursor; those hinted at for come first.
+        """Yield a complete sync loop per Item, each as one page with its cursor; Items with change hints come first.
 
-        An Item that fails is recorded and does not stop the others; in the end the pull fails for it.
+        An Item that fails does not stop the others; the pull fails at the end.
         """
         if context.window:
             async for page in self._history(context, context.window):
@@ -127,36 +127,31 @@ class PlaidSource(PulledSource[PlaidSettings]):
             return
         change_hints: dict[str, list[ChangeHint]] = {}
         for hint in context.change_hints:
-            change_hints.setdefault(hint.key.removeprefix(ITEM_NUDGE), []).append(hint)
+            change_hints.setdefault(hint.key.removeprefix(ITEM_HINT), []).append(hint)
         items = {item.id: item for item in self.settings.items}
-        if strangers := [
-            one for id, some in change_hints.items() if id not in items for one in some
-        ]:
-            for hint in strangers:
-                logger(component="plaid").warning(
-                    "webhook for an Item not in settings", item=hint.key
-                )
-            yield Page(acknowledged=strangers)
+        for id in change_hints.keys() - items.keys():
+            logger(component="plaid").warning("webhook for an Item not in settings", item=id)
+            yield Page(acknowledged=change_hints[id])
         plaid, position = self._plaid(context.link), Position.read(context.cursor)
-        troubles: dict[str, ItemError] = {}
-        for item in sorted(items.values(), key=lambda one: (one.id not in change_hints, one.id)):
+        errors: dict[str, ItemError] = {}
+        for item in sorted(items.values(), key=lambda item: (item.id not in change_hints, item.id)):
             before = position.cursor(item.id)
             days = self.settings.history_days
-            found = await plaid.sync(item.id, item.access_token, before, days)
-            if isinstance(found, ItemError):
-                troubles[item.id] = found
-                if not found.lasting:
-                    continue  # its change hints stay: the next pull tries again
+            result = await plaid.sync(item.id, item.access_token, before, days)
+            if isinstance(result, ItemError):
+                errors[item.id] = result
+                if not result.lasting:
+                    continue  # its change hints stay for the next pull
             acknowledged = change_hints.get(item.id, [])
-            spoken = any(hint.key.startswith(ITEM_NUDGE) for hint in acknowledged)
-            following, events = position.after(item.id, found, observe=spoken)
+            mentioned = any(hint.key.startswith(ITEM_HINT) for hint in acknowledged)
+            following, events = position.after(item.id, result, observe=mentioned)
             if events or acknowledged or following != position:
                 yield Page(events=events, acknowledged=acknowledged, cursor=following.stored())
             position = following
-        raise_troubles(troubles)
+        raise_item_errors(errors)
 
     def document(self, event: Event) -> Document:
-        """A `bank_transaction`, its removal, or a `bank_item`."""
+        """Return a `bank_transaction`, its removal, or a `bank_item`."""
         payload = parse_object(event.payload)
         if "removed" in payload:
             return Document(
@@ -167,14 +162,14 @@ class PlaidSource(PulledSource[PlaidSettings]):
         return item_document(event, payload)
 
     def samples(self) -> Sequence[Sample]:
-        # Plaid prints its bodies over several lines; what is signed is that form and no other.
+        # Plaid prints its bodies over several lines, and signs that form.
         return [
-            Sample(one["name"], one["body"].encode(), events=one["events"])
-            for one in parse_json(sample("plaid", "own.json"))
+            Sample(item["name"], item["body"].encode(), events=item["events"])
+            for item in parse_json(sample("plaid", "own.json"))
         ]
 
     def sign(self, body: bytes, at: datetime) -> Mapping[str, str]:
-        """As Plaid would, but with a key of our own, made for this very object, which alone trusts it."""
+        """Return the header that Plaid would send, signed with a key that only this object accepts."""
         return self._keys.sign(body, at)
 
     def _plaid(self, link: VendorClient) -> Plaid:
@@ -182,14 +177,14 @@ class PlaidSource(PulledSource[PlaidSettings]):
         return Plaid(link, known.base_url, known.client_id, known.secret)
 
     async def _history(self, context: PullContext, window: TimeRange) -> AsyncIterator[Page]:
-        """What the Items hold of the window's days.
+        """Yield the transactions of the window's days, Item by Item.
 
-        A transaction's version is the time before it was asked for: a sync that ends later may know better, and wins.
+        A transaction's version is the time before its page was requested, so that a sync that ends later wins.
         """
-        plaid, troubles = self._plaid(context.link), dict[str, ItemError]()
+        plaid, errors = self._plaid(context.link), dict[str, ItemError]()
         reached, offset = as_string(context.cursor.get("item")), context.cursor.get("offset", 0)
         last = window.until - timedelta(microseconds=1)
-        for item in sorted(self.settings.items, key=lambda one: str(one.id)):
+        for item in sorted(self.settings.items, key=lambda item: str(item.id)):
             if item.id < reached:
                 continue
             offset = offset if item.id == reached else 0
@@ -197,7 +192,7 @@ class PlaidSource(PulledSource[PlaidSettings]):
                 version = micros(now())
                 page = await plaid.history(item.access_token, window.since, last, offset)
                 if isinstance(page, ItemError):
-                    troubles[item.id] = page
+                    errors[item.id] = page
                     break
                 records = sequence(page.get("transactions"))
                 changes = Changes("")
@@ -209,4 +204,4 @@ class PlaidSource(PulledSource[PlaidSettings]):
                 offset += max(1, len(records) - OVERLAP)
                 cursor = {"item": item.id, "offset": offset}
                 yield Page(events=changes.events(version), cursor=cursor)
-        raise_troubles(troubles)
+        raise_item_errors(errors)

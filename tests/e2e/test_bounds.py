@@ -12,7 +12,7 @@ import pytest
 
 from apex_memory.app import App, open_app
 from apex_memory.errors import Conflict, NotFound, Unavailable
-from apex_memory.model import LandResult, now
+from apex_memory.model import LandResult, VectorPoint, Vectors, now
 from apex_memory.saga.failures import MOST_PARKS
 from apex_memory.saga.groups import next_group
 from apex_memory.saga.stage import Stage
@@ -152,14 +152,14 @@ async def test_an_event_that_its_store_never_takes_becomes_a_dead_letter_while_o
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harmless, poison = await land_texts(app, 4)
-    write = app.publication._write_vectors
+    upsert = app.vectors.upsert
 
-    async def write_or_fail(stages: Sequence[Stage]) -> None:
-        if any(stage.manifest.doc_key == POISON for stage in stages):
+    async def upsert_or_fail(points: Sequence[VectorPoint], vectors: Vectors) -> None:
+        if any(point.doc == poison.doc_id for point in points):
             raise Unavailable("vectors", "it does not respond")
-        await write(stages)
+        await upsert(points, vectors)
 
-    monkeypatch.setattr(app.publication, "_write_vectors", write_or_fail)
+    monkeypatch.setattr(app.vectors, "upsert", upsert_or_fail)
     async with asyncio.timeout(60):
         while await state(app, poison) != "dead":
             await app.direct.drain("documents")
@@ -175,10 +175,10 @@ async def test_an_outage_makes_no_dead_letters_however_often_events_are_parked(
     harmless, poison = await land_texts(app, 3)
     with monkeypatch.context() as patch:
 
-        async def fail(stages: Sequence[Stage]) -> None:
+        async def fail(points: Sequence[VectorPoint], vectors: Vectors) -> None:
             raise Unavailable("vectors", "it does not respond")
 
-        patch.setattr(app.publication, "_write_vectors", fail)
+        patch.setattr(app.vectors, "upsert", fail)
         for _ in range(MOST_PARKS * 2):
             await app.direct.drain("documents")
             await app.db.execute(
@@ -248,3 +248,35 @@ async def test_a_replay_leaves_discarded_events_alone(app: App) -> None:
     assert await live(app, "a") and await live(app, "b") is None
     assert await state(app, kept) == "done"
     assert (await letter_of(app, discarded))["status"] == "discarded"
+
+
+async def test_o1_a_document_that_names_another_shipment_on_each_line_stops_nobody(
+    make_settings: MakeSettings,
+) -> None:
+    """Each call to a store stays small, so that its time limit holds for a giant, too, and no breaker opens."""
+    async with open_app(make_settings(call_timeout_seconds=2, retry_attempts=1)) as app:
+        await app.recovery.check_restarted_stores()
+        lines = "\n".join(f"Shipment SHP-{n} left." for n in range(100_000, 180_000))
+        calls: list[int] = []
+        upsert = app.vectors.upsert
+
+        async def measured(points: Sequence[VectorPoint], vectors: Vectors) -> None:
+            calls.append(sum(len(ref) for point in points for ref in point.entities))
+            await upsert(points, vectors)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(app.vectors, "upsert", measured)
+            giant, *small = await land(
+                app,
+                text_event(app, "giant", lines, version=1),
+                *(text_event(app, f"d{n}", f"text {n}", version=1) for n in range(26)),
+            )
+            await work(app)
+        assert [await state(app, landed) for landed in [giant, *small]] == ["done"] * 27
+        assert {
+            name: store.breaker.state for name, store in app.publication._resilient_stores.items()
+        } == {
+            "graph": "closed",
+            "vectors": "closed",
+        }
+        assert max(calls) < 200_000, "characters of entities in one call"

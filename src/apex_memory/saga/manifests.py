@@ -15,7 +15,9 @@ from apex_memory.model import Assertion, Chunk, Manifest
 from apex_memory.stores.postgres import Connection, Row
 
 SEPARATOR = "\x1f"
-WARM = 2_000  # manifests kept in memory between prepare and publish
+# Manifests kept in memory between prepare and publish: so many, and of so many bytes together.
+WARM = 2_000
+WARM_BYTES = 256_000_000
 
 
 class Manifests:
@@ -27,6 +29,7 @@ class Manifests:
 
     def __init__(self) -> None:
         self._warm: OrderedDict[UUID, Manifest] = OrderedDict()
+        self._warm_bytes = 0
 
     async def insert(self, connection: Connection, manifests: Sequence[Manifest]) -> None:
         """Insert manifests. One that exists stays as it is."""
@@ -48,9 +51,11 @@ class Manifests:
             [list(column) for column in zip(*map(_columns, manifests), strict=True)],
         )
         for manifest in manifests:
+            self.forget([manifest.id])
             self._warm[manifest.id] = manifest
-        while len(self._warm) > WARM:
-            self._warm.popitem(last=False)
+            self._warm_bytes += _size(manifest)
+        while len(self._warm) > WARM or self._warm_bytes > WARM_BYTES:
+            self.forget([next(iter(self._warm))])
 
     async def load(self, connection: Connection, ids: Iterable[UUID]) -> dict[UUID, Manifest]:
         """Manifests by id, with text, chunks, vectors and assertions."""
@@ -65,7 +70,15 @@ class Manifests:
     def forget(self, ids: Iterable[UUID]) -> None:
         """Drop manifests from memory, once they are published or have failed."""
         for id in ids:
-            self._warm.pop(id, None)
+            manifest = self._warm.pop(id, None)
+            if manifest is not None:
+                self._warm_bytes -= _size(manifest)
+
+
+def _size(manifest: Manifest) -> int:
+    """About how many bytes a manifest takes in memory: its text, its vectors, and some for each item."""
+    items = len(manifest.chunks) + len(manifest.assertions) + len(manifest.entities)
+    return 4 * len(manifest.text) + manifest.vectors.nbytes + 300 * items
 
 
 def _columns(manifest: Manifest) -> tuple[Any, ...]:

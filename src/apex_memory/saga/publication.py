@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from uuid import UUID
 
 import numpy as np
@@ -33,6 +34,11 @@ from apex_memory.telemetry import ENDED, SEARCHABLE_SECONDS, STEP_SECONDS, logge
 SYSTEMIC_SHARE = 0.2
 SYSTEMIC_LEAST = 5
 BUSY_SECONDS = 0.5  # until a document that another worker publishes is tried again
+
+# Most items of one call to a store. The size of a call is bounded, so that a call that exceeds its time limit says
+# something about the store, which is what its breaker counts, and nothing about the size of a document.
+POINTS_PER_CALL = 500
+ASSERTIONS_PER_CALL = 2_000
 
 WriteStages = Callable[[Sequence[Stage]], Awaitable[None]]
 
@@ -198,7 +204,7 @@ class Publication:
         self, store: str, stages: Sequence[Stage], write: WriteStages
     ) -> tuple[dict[UUID, ApexError], datetime]:
         """Write stages to one store; return errors by stage id, and when the rest was durable."""
-        errors = await self._bisect(self._resilient_stores[store], stages, write)
+        errors = await self._bisect(stages, write)
         rejections = [error for error in errors.values() if isinstance(error, Rejected)]
         if len(stages) >= SYSTEMIC_LEAST and len(rejections) > SYSTEMIC_SHARE * len(stages):
             self._log.error(
@@ -215,20 +221,18 @@ class Publication:
                     errors[stage_id] = systemic
         return errors, now()
 
-    async def _bisect(
-        self, store: ResilientStore, stages: Sequence[Stage], write: WriteStages
-    ) -> dict[UUID, ApexError]:
-        """Write stages in one call; halve them while the store refuses the call. Return errors by stage id."""
+    async def _bisect(self, stages: Sequence[Stage], write: WriteStages) -> dict[UUID, ApexError]:
+        """Write stages together; halve them while the store refuses them. Return errors by stage id."""
         if not stages:
             return {}
         try:
-            await store.call(lambda: write(stages))
+            await write(stages)
         except Rejected as error:
             if len(stages) == 1:
                 return {stages[0].id: error}
             middle = len(stages) // 2
-            first_half = await self._bisect(store, stages[:middle], write)
-            second_half = await self._bisect(store, stages[middle:], write)
+            first_half = await self._bisect(stages[:middle], write)
+            second_half = await self._bisect(stages[middle:], write)
             return first_half | second_half
         except (Unavailable, RetryLater) as error:
             return dict.fromkeys((stage.id for stage in stages), error)
@@ -238,16 +242,22 @@ class Publication:
         assertions: list[GraphAssertion] = []
         for stage in stages:
             assertions.extend(stage.assertions())
-        if assertions:
-            await self._graph.upsert(assertions)
+        for first in range(0, len(assertions), ASSERTIONS_PER_CALL):
+            part = assertions[first : first + ASSERTIONS_PER_CALL]
+            await self._resilient_stores["graph"].call(partial(self._graph.upsert, part))
 
     async def _write_vectors(self, stages: Sequence[Stage]) -> None:
         points: list[VectorPoint] = []
         for stage in stages:
             points.extend(stage.points())
-        if points:
-            await self._vectors.upsert(points, self._rows(stages))
-            await self._vectors.flush()
+        if not points:
+            return
+        rows = self._rows(stages)
+        store = self._resilient_stores["vectors"]
+        for first in range(0, len(points), POINTS_PER_CALL):
+            part = slice(first, first + POINTS_PER_CALL)
+            await store.call(partial(self._vectors.upsert, points[part], rows[part]))
+        await store.call(self._vectors.flush)
 
     def _rows(self, stages: Sequence[Stage]) -> Vectors:
         """The vectors of all stages, shape (chunks, dimension)."""

@@ -7,6 +7,7 @@ restored backup can never hit live data.
 from __future__ import annotations
 
 import uuid
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,8 @@ from apex_memory.model import (
     VectorPoint,
     content_hash31,
 )
+
+ENTITIES_EACH = 64  # a document with more entities has them on the passages that name them
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Stage:
         """The points of the vector store, one for each chunk."""
         manifest = self.manifest
         seconds = int(manifest.occurred_at.timestamp())
+        entities = entities_by_chunk(manifest)
         for chunk, hash in zip(manifest.chunks, self._chunk_hashes, strict=True):
             yield VectorPoint(
                 id=uuid.uuid5(self.id, f"c{chunk.n}"),
@@ -67,7 +71,7 @@ class Stage:
                 source=manifest.source,
                 kind=manifest.kind,
                 time=seconds,
-                entities=manifest.entities,
+                entities=entities[chunk.n],
                 hash=hash,
             )
 
@@ -86,6 +90,34 @@ class Stage:
                 start=assertion.start,
                 hash=hash,
             )
+
+
+def entities_by_chunk(manifest: Manifest) -> list[Sequence[str]]:
+    """The entities by which each chunk can be filtered, in the order of the chunks.
+
+    All chunks of a document carry all its entities while these are few. A chunk of a document with more than
+    `ENTITIES_EACH` carries those that its own text names; the first chunk carries those that the text does not
+    name, too. So the size of a document's points grows with its text, not with its text times its entities.
+    """
+    chunks = manifest.chunks
+    if len(manifest.entities) <= ENTITIES_EACH or not chunks:
+        return [manifest.entities] * len(chunks)
+    known = set(manifest.entities)
+    starts = [chunk.start for chunk in chunks]
+    named: list[set[str]] = [set() for _ in chunks]
+    for assertion in manifest.assertions:
+        if assertion.start is None:
+            continue
+        refs = known.intersection((assertion.subject, assertion.object or ""))
+        last = max(0, bisect_right(starts, assertion.start) - 1)
+        named[last] |= refs
+        # Chunks may overlap: earlier ones that reach this far name it, too.
+        for n in range(last - 1, -1, -1):
+            if chunks[n].end <= assertion.start:
+                break
+            named[n] |= refs
+    named[0] |= known.difference(*named)
+    return [sorted(refs) for refs in named]
 
 
 def chunks_tally(manifest: Manifest) -> Tally:

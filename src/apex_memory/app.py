@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import timedelta
 
 import httpx2
 
@@ -69,7 +70,9 @@ class App:
         }
 
         self.inbox = Inbox(db)
-        self.fetcher = Fetcher(db, self.sources, clients)
+        self.fetcher = Fetcher(
+            db, self.sources, clients, keep_readings=timedelta(days=settings.reading_days)
+        )
         self.backfills = Backfills(db)
 
         resilient_stores = {name: ResilientStore(name, settings) for name in ("graph", "vectors")}
@@ -90,9 +93,7 @@ class App:
 
         self.steps = BatchSteps(self.inbox, self.pipeline, self.publication, self.sources, settings)
         self.direct = DirectPath(self.steps)
-        self.upkeep = Upkeep(
-            self.recovery, self.sweeper, self.collector, self.fetcher.readings, settings
-        )
+        self.upkeep = Upkeep(self.recovery, self.sweeper, self.collector, self.fetcher.readings)
         self.search = Search(
             db,
             graph,

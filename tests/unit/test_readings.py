@@ -18,6 +18,7 @@ from apex_memory.sources.pages import Page, PullContext, Reading
 from apex_memory.stores.postgres import Connection, Postgres
 
 START = datetime(2025, 11, 20, 12, tzinfo=UTC)
+FOREVER = timedelta(days=100_000)
 
 
 class Toy(StreamSource):
@@ -74,7 +75,7 @@ def toy() -> Toy:
 
 @pytest.fixture
 def readings(db: Postgres) -> Readings:
-    return Readings(db)
+    return Readings(db, keep=FOREVER)
 
 
 def reading(minutes: float, value: Any = 1, *, series: str = "a", kind: str = "n") -> Reading:
@@ -175,46 +176,83 @@ async def test_a_day_has_a_partition_made_when_it_is_needed(db: Postgres, readin
 
 
 async def test_many_need_the_same_new_day_at_once(db: Postgres, toy: Toy) -> None:
-    several = [Readings(db) for _ in range(6)]  # each as in a process of its own
+    several = [Readings(db, keep=FOREVER) for _ in range(6)]  # each as in a process of its own
     some = [reading(n, series=f"s{n}") for n in range(40)]
     orders = [some if n % 2 else some[::-1] for n in range(6)]
     kept = await asyncio.gather(*(keep(db, one, toy, *order) for one, order in zip(several, orders, strict=True)))  # fmt: skip
     assert sum(kept) == 40, "each reading was new to one of them"
 
 
-async def test_what_is_forgotten_can_come_again(db: Postgres, readings: Readings, toy: Toy) -> None:
-    other = Readings(db)  # a process that knows nothing of the forgetting
-    await keep(db, other, toy, reading(-1440), reading(-1440 + 6), reading(0), reading(-721))
+def expiring(db: Postgres) -> Readings:
+    """Readings whose retention ends at the midnight before `START`."""
+    return Readings(db, keep=now() - START)
+
+
+async def rest(db: Postgres) -> None:
+    """No reading arrived for two days."""
+    await db.execute("UPDATE windows SET due_at = due_at - interval '2 days'")
+
+
+async def test_s1_readings_are_dropped_after_their_retention_and_late_ones_do_not_replace_a_window(
+    db: Postgres, toy: Toy
+) -> None:
+    readings = expiring(db)
+    await keep(db, readings, toy, reading(-1440), reading(-1440 + 1), reading(0), reading(-721))
     await readings.aggregate(toy, everything=True)
-    assert await readings.forget(START) == ["readings_20251119"]
+    assert await readings.forget() == [], "a backfill may bring more of them"
+    await rest(db)
+    assert await readings.forget() == ["readings_20251119"]
     rows = await db.fetch("SELECT start FROM windows")
-    assert [row["start"] for row in rows] == [START], "windows of what is kept are kept"
-    assert await readings.forget(START) == []
+    assert [row["start"] for row in rows] == [START], "windows within the retention are kept"
+    assert await readings.forget() == []
     before = await landed(db)
-    assert await keep(db, other, toy, reading(-1440 + 1)) == 1
+    assert await keep(db, readings, toy, reading(-1440 + 2)) == 1
     await readings.aggregate(toy, everything=True)
-    assert await landed(db) == before, "memory keeps the whole window, not the late remains"
+    after = await landed(db)
+    [late] = set(after) - set(before)
+    assert len(after[late]) == 1, "what came late is an event of its own"
+    order = await db.fetch(
+        "SELECT event_id FROM inbox WHERE doc_key = 'a@19 12:00' ORDER BY version, event_id"
+    )
+    assert order[0]["event_id"] == late, "and older than the document of the whole window"
+    assert len(after[order[-1]["event_id"]]) == 2
 
 
-async def test_windows_not_folded_yet_survive_their_readings(db: Postgres, readings: Readings, toy: Toy) -> None:  # fmt: skip
-    await keep(db, readings, toy, reading(0))
-    await readings.forget(START + timedelta(days=2))
-    assert await readings.aggregate(toy, everything=True) == 1, "it is done with, though there is nothing left to tell"  # fmt: skip
-    assert await landed(db) == {}
+async def test_s1_a_window_that_waits_for_its_aggregation_keeps_its_readings(
+    db: Postgres, toy: Toy
+) -> None:
+    """History of three vehicles: however the collector runs meanwhile, each window reaches the inbox whole."""
+    readings = expiring(db)
+    for minutes in range(0, 30, 5):
+        page = [reading(minutes - 2 * 1440, n, series=series) for n, series in enumerate("abc")]
+        await keep(db, readings, toy, *page)
+        await rest(db)
+        await readings.forget()
+    assert await readings.aggregate(toy, everything=True) == 18
+    assert [len(body) for body in (await landed(db)).values()] == [1] * 18
+    await rest(db)
+    assert await readings.forget() == ["readings_20251118"]
 
 
-async def test_who_forgets_waits_for_who_keeps(db: Postgres, readings: Readings, toy: Toy) -> None:
-    await keep(db, readings, toy, reading(0))
+async def test_s1_dropping_waits_for_a_transaction_that_inserts_and_keeps_what_it_brings(
+    db: Postgres, toy: Toy
+) -> None:
+    readings = expiring(db)
+    await keep(db, readings, toy, reading(-1440))
+    await readings.aggregate(toy, everything=True)
+    await rest(db)
     async with db.transaction() as connection:
-        await readings.insert(connection, toy, [reading(1)])
-        forgetting = asyncio.create_task(readings.forget(START + timedelta(days=2)))
-        await _waits(db, "DROP")
-        assert await readings.insert(connection, toy, [reading(2)]) == 1, "no deadlock"
-    assert await forgetting == ["readings_20251120"]
+        await readings.insert(connection, toy, [reading(-1440 + 1)])
+        forgetting = asyncio.create_task(readings.forget())
+        await _waits(db, "LOCK")
+        assert await readings.insert(connection, toy, [reading(-1440 + 2)]) == 1, "no deadlock"
+    assert await forgetting == []
+    assert await readings.aggregate(toy, everything=True) == 1
+    assert sorted(map(len, (await landed(db)).values())) == [1, 3]
 
 
 async def test_folds_at_once_share_the_work(db: Postgres, toy: Toy) -> None:
-    several = [Readings(db) for _ in range(4)]
+    several = [Readings(db, keep=FOREVER) for _ in range(4)]
     await keep(db, several[0], toy, *(reading(5 * n, series=f"s{m}") for n in range(50) for m in range(12)))  # fmt: skip
     folded = await asyncio.gather(*(one.aggregate(toy, everything=True) for one in several))
     assert sum(folded) == 600
@@ -302,7 +340,7 @@ def _die(url: str, toy: Toy) -> None:
         db = Postgres(url)
         await db.open()
         try:
-            await Readings(db).aggregate(toy, everything=True)
+            await Readings(db, keep=FOREVER).aggregate(toy, everything=True)
         finally:
             await db.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 
 from apex_memory.fetching.files import Files
 from apex_memory.fetching.pulls import Backfill, OnPage, PullResult, Pulls
@@ -17,12 +18,17 @@ class Fetcher:
     """All fetching of this process. `clients` holds the HTTP client of each pulled source's vendor."""
 
     def __init__(
-        self, db: Postgres, sources: Mapping[str, Source], clients: Mapping[str, VendorClient]
+        self,
+        db: Postgres,
+        sources: Mapping[str, Source],
+        clients: Mapping[str, VendorClient],
+        *,
+        keep_readings: timedelta,
     ) -> None:
         self.clients = clients
         self.states = SourceStates(db, sources)
         self.files = Files(db)
-        self.readings = Readings(db)
+        self.readings = Readings(db, keep=keep_readings)
         self.pulls = Pulls(db, self.files, self.readings)
         self._sources = sources
 

@@ -31,12 +31,13 @@ Position = dict[str, Any]
 
 @dataclass(slots=True)
 class PullResult:
-    """What a pull has brought so far. `fresh` counts the events that were not in the inbox before."""
+    """What a pull has brought so far. `fresh` counts the events that were not in the inbox before, `fresh_readings` the readings."""
 
     pages: int = 0
     events: int = 0
     fresh: int = 0
     readings: int = 0
+    fresh_readings: int = 0
     files: list[UUID] = field(default_factory=list)
 
 
@@ -159,7 +160,8 @@ class Pulls:
         result.pages += 1
         result.events += len(landed)
         result.fresh += sum(not item.duplicate for item in landed)
-        result.readings += readings
+        result.readings += len(page.readings)
+        result.fresh_readings += readings
         result.files += files
         return after
 

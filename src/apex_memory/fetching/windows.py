@@ -2,6 +2,10 @@
 
 A window is aggregated when its series has moved on to a later window, or when no reading arrived for it for
 `QUIET_SECONDS`. A late reading makes it dirty again; the next aggregation is a newer version of its document.
+
+Past the retention the raw readings of a window are gone, and so is its row. A reading that arrives even later (a
+backfill of old days) opens the window anew, with a version below all that the window ever had: where a document of
+the whole window exists, it stays live, and the remains end as a superseded version with their text.
 """
 
 from __future__ import annotations
@@ -10,25 +14,32 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import groupby
-from typing import Any
+from typing import Any, LiteralString
 
 import orjson
 
 from apex_memory.inbox import landing
+from apex_memory.model import now
 from apex_memory.sources.base import StreamSource
 from apex_memory.sources.pages import Reading
 from apex_memory.stores.postgres import Connection, Postgres
 from apex_memory.telemetry import READINGS
 
 QUIET_SECONDS = 30  # a window that ended is aggregated when no reading arrived for it for so long
+REST = timedelta(
+    days=1
+)  # raw readings past their retention are kept that long after their window's last reading
 WINDOWS = 200  # aggregated in one transaction
 # Key of the advisory lock under which one transaction at a time creates partitions.
 PARTITIONS_LOCK = 0x41504559
 
 
 class Readings:
-    def __init__(self, db: Postgres) -> None:
+    """Readings of all streams. `keep` is how long raw readings are kept (setting `reading_days`)."""
+
+    def __init__(self, db: Postgres, *, keep: timedelta) -> None:
         self._db = db
+        self._keep = keep
 
     async def insert(
         self, connection: Connection, source: StreamSource, readings: Sequence[Reading]
@@ -53,8 +64,11 @@ class Readings:
                      SELECT series, date_bin(make_interval(secs => %(width)s), at, 'epoch') AS start
                      FROM kept GROUP BY 1, 2
                    ), opened AS (
-                     INSERT INTO windows (source, series, start, due_at)
-                     SELECT %(source)s, series, start, clock_timestamp() + make_interval(secs => %(quiet)s) + greatest(
+                     INSERT INTO windows (source, series, start, version, due_at)
+                     SELECT %(source)s, series, start,
+                            -- Below every version of before, whose row may be gone: see the module's text.
+                            CASE WHEN start < %(horizon)s THEN -(extract(epoch FROM clock_timestamp()) * 1e6)::bigint ELSE 0 END,
+                            clock_timestamp() + make_interval(secs => %(quiet)s) + greatest(
                               interval '0', start + make_interval(secs => %(width)s) - clock_timestamp())
                      FROM touched ORDER BY series, start
                      ON CONFLICT (source, series, start) DO UPDATE SET dirty = true, due_at = excluded.due_at
@@ -71,6 +85,7 @@ class Readings:
                     "values": [_json(reading.value) for reading in readings],
                     "width": source.window_seconds,
                     "quiet": QUIET_SECONDS,
+                    "horizon": self._horizon(),
                 },
             )
         ).fetchone()
@@ -181,26 +196,65 @@ class Readings:
         ).fetchall()
         return [row["day"] for row in rows]
 
-    async def forget(self, before: datetime) -> list[str]:
-        """Drop the partitions of days that ended before `before`; return their names. Their documents stay.
+    async def forget(self) -> list[str]:
+        """Drop the partitions of days past the retention; return their names. The documents of their windows stay.
 
-        A reading that arrives later for such a day is stored again, but the versions of its window begin at 1
-        once more, so a document that exists stays as it is.
+        A day is kept while a window of it, or one that reaches into it, is not aggregated yet or got a reading in
+        the last `REST`: what waits for its aggregation is never dropped, and a backfill of old days that is
+        interrupted finds its readings again.
         """
-        day = before.astimezone(UTC).date()
-        rows = await self._db.fetch(
-            """SELECT c.relname AS name FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-               WHERE i.inhparent = 'readings'::regclass AND c.relname < %s ORDER BY 1""",
-            (_partition(day),),
-        )
-        for row in rows:
-            await self._db.execute(f"DROP TABLE IF EXISTS {row['name']}")
+        horizon = self._horizon()
+        days = [day for day in await self._days() if day < horizon.date()]
+        busy = await self._busy_days(horizon) if days else set()
+        dropped = []
+        for day in days:
+            if not busy.isdisjoint((day, day - timedelta(days=1))):
+                continue
+            if await self._drop(day):
+                dropped.append(_partition(day))
         await self._db.execute(
             """DELETE FROM windows WHERE (source, series, start) IN (
-                 SELECT source, series, start FROM windows WHERE start < %s AND NOT dirty FOR UPDATE SKIP LOCKED)""",
-            (datetime.combine(day, time(), UTC),),
+                 SELECT source, series, start FROM windows
+                 WHERE start < %s AND NOT dirty AND due_at < clock_timestamp() - %s FOR UPDATE SKIP LOCKED)""",
+            (horizon, REST),
         )
-        return [row["name"] for row in rows]
+        return dropped
+
+    def _horizon(self) -> datetime:
+        """The midnight (UTC) before which readings are past their retention."""
+        return datetime.combine((now() - self._keep).date(), time(), UTC)
+
+    async def _days(self) -> list[date]:
+        """The days that have a partition, in order."""
+        rows = await self._db.fetch(
+            """SELECT to_date(right(c.relname, 8), 'YYYYMMDD') AS day FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+               WHERE i.inhparent = 'readings'::regclass ORDER BY 1"""
+        )
+        return [row["day"] for row in rows]
+
+    async def _busy_days(
+        self, horizon: datetime, connection: Connection | None = None
+    ) -> set[date]:
+        """The days before the horizon with a window that waits for its aggregation, or was active lately."""
+        query: LiteralString = """SELECT DISTINCT (start AT TIME ZONE 'UTC')::date AS day FROM windows
+                                  WHERE start < %s AND (dirty OR due_at > clock_timestamp() - %s)"""
+        if connection is None:
+            rows = await self._db.fetch(query, (horizon, REST))
+        else:
+            rows = await (await connection.execute(query, (horizon, REST))).fetchall()
+        return {row["day"] for row in rows}
+
+    async def _drop(self, day: date) -> bool:
+        """Drop a day's partition, unless one of its windows became busy; return whether it was dropped."""
+        after = datetime.combine(day + timedelta(days=1), time(), UTC)
+        async with self._db.transaction() as connection:
+            # Waits for the transactions that insert readings: their windows show in the query after it.
+            await connection.execute("LOCK TABLE readings IN ACCESS EXCLUSIVE MODE")
+            busy = await self._busy_days(after, connection)
+            if not busy.isdisjoint((day, day - timedelta(days=1))):
+                return False
+            await connection.execute(f"DROP TABLE IF EXISTS {_partition(day)}")
+        return True
 
 
 def _partition(day: date) -> str:

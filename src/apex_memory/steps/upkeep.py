@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
-from apex_memory.config import Settings
 from apex_memory.fetching.windows import Readings
-from apex_memory.model import now
 from apex_memory.saga.collector import Collector
 from apex_memory.saga.recovery import Recovery
 from apex_memory.saga.sweeper import Sweeper, SweepResult
@@ -20,13 +16,11 @@ class Upkeep:
         sweeper: Sweeper,
         collector: Collector,
         readings: Readings,
-        settings: Settings,
     ) -> None:
         self._recovery = recovery
         self._sweeper = sweeper
         self._collector = collector
         self._readings = readings
-        self._reading_age = timedelta(days=settings.reading_days)
         self._log = logger(component="upkeep")
 
     async def sweep(self) -> SweepResult:
@@ -36,7 +30,7 @@ class Upkeep:
 
     async def collect(self) -> int:
         """Remove superseded stages past their grace and rows past their retention; return the number of stages."""
-        dropped = await self._readings.forget(now() - self._reading_age)
+        dropped = await self._readings.forget()
         if dropped:
             self._log.info("old readings removed", partitions=dropped)
         return await self._collector.collect()

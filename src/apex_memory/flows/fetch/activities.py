@@ -54,7 +54,7 @@ class PullActivities:
                 result.pages,
                 result.events,
                 result.fresh,
-                result.readings,
+                result.fresh_readings,
                 [str(id) for id in files],
             )
 
@@ -72,7 +72,7 @@ class PullActivities:
                     input.source, on_page=self._wake_on_page(input.source)
                 )
                 pulls += 1
-                readings += result.readings
+                readings += result.fresh_readings
                 events += result.fresh
                 if enabled:
                     finished = await self._app.fetcher.aggregate_windows(input.source)
@@ -125,7 +125,9 @@ class PullActivities:
         id, began = UUID(input.id), monotonic()
 
         async def on_page(result: PullResult) -> None:
-            if not await self._app.backfills.progress(id, seen=result.events, landed=result.fresh):
+            seen = result.events + result.readings
+            landed = result.fresh + result.fresh_readings
+            if not await self._app.backfills.progress(id, seen=seen, landed=landed):
                 raise Cancelled
             await self._drains.wake(input.source)
             await self._slow_down(result.events, began)

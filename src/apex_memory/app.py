@@ -92,7 +92,7 @@ class App:
         self.collector = Collector(db, graph, vectors, settings)
 
         self.steps = BatchSteps(self.inbox, self.pipeline, self.publication, self.sources, settings)
-        self.direct = DirectPath(self.steps)
+        self.direct = DirectPath(self.steps, self.inbox, self.sources)
         self.upkeep = Upkeep(self.recovery, self.sweeper, self.collector, self.fetcher.readings)
         self.search = Search(
             db,

@@ -90,6 +90,11 @@ HTTP_SECONDS = Histogram(
 INBOX_OPEN = Gauge(
     "apex_inbox_open", "Events in the inbox that are not final.", ["source", "state"]
 )
+STALLS = Counter(
+    "apex_source_stalls",
+    "Times that nobody worked on a source's ready events for a minute, and the direct path drained it.",
+    ["source"],
+)
 OLDEST_SECONDS = Gauge("apex_inbox_oldest_seconds", "Age of the oldest open event.", ["source"])
 WAKES_FAILED = Counter(
     "apex_wakes_failed", "Wakes that Temporal did not accept; the sweeper repeats them.", []

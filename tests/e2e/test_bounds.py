@@ -280,3 +280,38 @@ async def test_o1_a_document_that_names_another_shipment_on_each_line_stops_nobo
             "vectors": "closed",
         }
         assert max(calls) < 200_000, "characters of entities in one call"
+
+
+async def stalled_sources(app: App) -> dict[str, str]:
+    rows = await app.fetcher.states.listed()
+    return {row["name"]: row["state"] for row in rows if row["stalled"] is not None}
+
+
+async def test_o2_a_source_that_nobody_works_on_shows_and_is_drained_by_the_direct_path(
+    app: App,
+) -> None:
+    """Whatever sequences the steps is stuck: it lands, it may even have claimed, and then nothing happens."""
+    [one, two] = await land(
+        app, text_event(app, "a", "one", version=1), text_event(app, "b", "two", version=1)
+    )
+    assert await stalled_sources(app) == {}, "it has only just landed"
+    await app.steps.claim("documents")
+    await app.db.execute("UPDATE inbox SET next_at = next_at - interval '1 h'")
+    assert await stalled_sources(app) == {"documents": "stalled"}
+    await app.fetcher.states.decide("documents", actor="test", paused=True)
+    assert await app.direct.drain_stalled() == {} and await stalled_sources(app) == {}
+    await app.fetcher.states.decide("documents", actor="test", paused=False)
+    assert await app.direct.drain_stalled() == {"documents": 2}
+    assert [await state(app, landed) for landed in (one, two)] == ["done"] * 2
+    assert await stalled_sources(app) == {}
+
+
+async def test_o2_a_source_with_a_live_lease_is_not_stalled(app: App) -> None:
+    """A long backlog waits, too, while a worker makes progress on it."""
+    await land(app, *(text_event(app, f"d{n}", "text", version=1) for n in range(4)))
+    await app.db.execute("UPDATE inbox SET next_at = next_at - interval '1 h'")
+    await app.db.execute(
+        """UPDATE inbox SET batch = gen_random_uuid(), next_at = clock_timestamp() + interval '1 min'
+           WHERE doc_key = 'd0'"""
+    )
+    assert await app.direct.drain_stalled() == {} and await stalled_sources(app) == {}

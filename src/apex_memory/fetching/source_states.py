@@ -8,11 +8,14 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from apex_memory.errors import NotFound
+from apex_memory.inbox import queries
 from apex_memory.sources.base import Pattern, PulledSource, Source
 from apex_memory.stores.postgres import Postgres
 
 FETCHED = (Pattern.POLL, Pattern.STREAM, Pattern.BATCH)
 """Patterns of sources that bring nothing unless they are fetched. Other patterns work without a poll's settings."""
+
+STALLED_SECONDS = 30.0  # ready events that nobody works on for that long make a source `stalled`
 
 
 class SourceStates:
@@ -49,7 +52,10 @@ class SourceStates:
             )
 
     async def listed(self) -> list[dict[str, Any]]:
-        """One row for each source: pattern, priority, state, last event, backlog, lag (s), change hints, files, error."""
+        """One row for each source: pattern, priority, state, last event, backlog, lag (s), change hints, files, error.
+
+        `stalled` is how long (s) ready events have waited while nobody works on the source; None if they do not.
+        """
         rows = await self._db.fetch(
             """SELECT n.name, s.enabled, s.paused, s.pulled_at, s.error, s.error_at, e.received_at AS last_event_at,
                       coalesce(b.events, 0) AS backlog, b.lag, coalesce(p.events, 0) AS parked,
@@ -71,9 +77,11 @@ class SourceStates:
                ORDER BY n.name""",
             (list(self._sources),),
         )
-        return [self._row(row) for row in rows]
+        async with self._db.connection() as connection:
+            stalled = await queries.stalled(connection, seconds=STALLED_SECONDS)
+        return [self._row(row, stalled.get(row["name"])) for row in rows]
 
-    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _row(self, row: dict[str, Any], stalled: float | None) -> dict[str, Any]:
         source = self._sources[row["name"]]
         missing = source.missing_settings if isinstance(source, PulledSource) else ""
         counts = {
@@ -84,19 +92,21 @@ class SourceStates:
             "title": source.title,
             "pattern": str(source.pattern),
             "priority": f"P{int(source.priority)}",
-            "state": _state(source, row, missing),
+            "state": _state(source, row, missing, stalled),
             "missing": missing or None,
             **counts,
             "lag": float(row["lag"]) if row["lag"] is not None else None,
+            "stalled": stalled,
         }
 
 
-def _state(source: Source, row: dict[str, Any], missing: str) -> str:
+def _state(source: Source, row: dict[str, Any], missing: str, stalled: float | None) -> str:
     """The state to show: the first of these that holds, what an operator decided before what happens."""
     states = (
         ("disabled", row["enabled"] is False),
         ("paused", row["paused"]),
         ("not configured", missing and source.pattern in FETCHED),
+        ("stalled", stalled),
         ("failing", row["error"]),
         ("working", row["backlog"]),
     )

@@ -54,6 +54,7 @@ async def run(settings: Settings, role: str = "all") -> None:
             background = [asyncio.create_task(app.credentials.keep_fresh(), name="secrets")]
             if name == "worker":
                 background.append(asyncio.create_task(_check_stores(app), name="check stores"))
+                background.append(asyncio.create_task(app.direct.watch(), name="stalls"))
             try:
                 await serve(app, build=build, stop=stop, runtime=runtime, queues=queues)
             finally:

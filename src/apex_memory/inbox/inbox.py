@@ -90,6 +90,11 @@ class Inbox:
         async with self._db.connection() as connection:
             return await queries.ready(connection)
 
+    async def stalled(self, *, seconds: float) -> dict[str, float]:
+        """Sources whose ready events nobody works on for over `seconds`, with how long (s)."""
+        async with self._db.connection() as connection:
+            return await queries.stalled(connection, seconds=seconds)
+
     async def finished(self, ids: Sequence[UUID]) -> set[UUID]:
         """Those of the events that are final or parked."""
         async with self._db.connection() as connection:

@@ -86,6 +86,23 @@ async def ready(connection: Connection) -> dict[str, int]:
     return {row["source"]: row["events"] for row in await cursor.fetchall()}
 
 
+async def stalled(connection: Connection, *, seconds: float) -> dict[str, float]:
+    """Sources whose ready events nobody works on, with how long (s) the oldest has been ready, if over `seconds`.
+
+    A source that is paused is not stalled, nor is one with a live lease: a long backlog makes progress. Neither
+    the sweeper nor Temporal decides this, so it also holds when these are stuck.
+    """
+    cursor = await connection.execute(
+        """SELECT source, extract(epoch FROM clock_timestamp() - min(next_at))::float AS waiting FROM inbox
+           WHERE open AND source NOT IN (SELECT name FROM sources WHERE paused)
+           GROUP BY source
+           HAVING min(next_at) < clock_timestamp() - make_interval(secs => %s)
+              AND NOT coalesce(bool_or(batch IS NOT NULL AND next_at > clock_timestamp()), false)""",
+        (seconds,),
+    )
+    return {row["source"]: row["waiting"] for row in await cursor.fetchall()}
+
+
 async def finished(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:
     """Those of the events that are final or parked, so that waiting for them longer is pointless."""
     cursor = await connection.execute(

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from uuid import UUID
 
-from apex_memory.inbox import Run
+from apex_memory.errors import ApexError
+from apex_memory.inbox import Inbox, Run
 from apex_memory.saga.publication import BatchResult
 from apex_memory.steps.batches import BatchSteps
+from apex_memory.telemetry import STALLS, logger
+
+STALLED_SECONDS = (
+    60.0  # after that long without a live lease, ready events are worked on by the direct path
+)
+CHECK_SECONDS = 10.0
 
 
 class DirectPath:
-    def __init__(self, steps: BatchSteps) -> None:
+    def __init__(self, steps: BatchSteps, inbox: Inbox, sources: Collection[str]) -> None:
         self._steps = steps
+        self._inbox = inbox
+        self._sources = sources
+        self._log = logger(component="direct")
 
     async def drain(self, source: str, *, run: Run | None = None) -> int:
         """Work through a source's events until none is ready; return the number of events.
@@ -45,6 +56,39 @@ class DirectPath:
         finally:
             if publishing:
                 await publishing
+
+    async def drain_stalled(self, *, seconds: float = STALLED_SECONDS) -> dict[str, int]:
+        """Drain the sources whose ready events nobody works on for over `seconds`; return the events by source.
+
+        Whatever sequences the steps otherwise may be down or stuck; events are claimed by lease, so it does no
+        harm when it recovers meanwhile. A source that fails does not keep the others from their turn.
+        """
+        drained = {}
+        for source, waiting in (await self._inbox.stalled(seconds=seconds)).items():
+            if source not in self._sources:
+                continue
+            self._log.warning(
+                "a source is stalled; the direct path drains it",
+                source=source,
+                seconds=round(waiting),
+            )
+            STALLS.labels(source).inc()
+            try:
+                drained[source] = await self.drain(source)
+            except ApexError as error:
+                self._log.error(
+                    "draining failed", source=source, reason=str(error), remedy=error.remedy
+                )
+        return drained
+
+    async def watch(self) -> None:
+        """Run for ever: drain what stalls."""
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            try:
+                await self.drain_stalled()
+            except ApexError as error:
+                self._log.warning("stalled sources not checked", reason=str(error))
 
     async def _wait_for(self, publishing: asyncio.Task[BatchResult], *, behind: UUID) -> None:
         """Wait until a batch is published. If that fails, release the batch behind it for others."""

@@ -32,6 +32,7 @@ _ROW: dict[str, Any] = {
     "documents": 1024,
     "backlog": 0,
     "lag": None,
+    "stalled": None,
     "parked": 0,
     "dead_letters": 0,
     "change_hints": 0,
@@ -74,7 +75,8 @@ _FILE: dict[str, Any] = {
 class SourceRow(BaseModel):
     """A source: how to send to it, and its state.
 
-    `lag` is the age in seconds of its oldest unfinished event; `missing` is the setting that it lacks.
+    `lag` is the age in seconds of its oldest unfinished event; `stalled` is how long (s) ready events have waited
+    while nobody works on the source; `missing` is the setting that it lacks.
     """
 
     model_config = example(_ROW)
@@ -82,7 +84,7 @@ class SourceRow(BaseModel):
     title: str
     pattern: Pattern
     priority: Literal["P0", "P1", "P2"]
-    state: Literal["idle", "working", "failing", "paused", "disabled", "not configured"]
+    state: Literal["idle", "working", "stalled", "failing", "paused", "disabled", "not configured"]
     missing: str | None
     pulled_at: datetime | None
     error: str | None
@@ -91,6 +93,7 @@ class SourceRow(BaseModel):
     documents: int
     backlog: int
     lag: float | None
+    stalled: float | None
     parked: int
     dead_letters: int
     change_hints: int

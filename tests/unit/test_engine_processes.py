@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -277,6 +278,15 @@ def test_what_is_kept_for_the_next_start(tmp_path: Path) -> None:
     assert last_ports(folder) == {"postgres": 7}
     private = [folder / "secrets.json", folder / "run/stack.json"]
     assert [path.stat().st_mode & 0o777 for path in private] == [0o600, 0o600]
+
+
+def test_processes_that_are_seeded_alike_draw_different_ports() -> None:
+    """As the workers of a parallel test run are, which start their engines at the same time."""
+    drawn = []
+    for _ in range(2):
+        random.seed(1)
+        drawn.append([free_port() for _ in range(5)])
+    assert drawn[0] != drawn[1]
 
 
 def test_a_port_in_use_is_not_taken_again() -> None:

@@ -104,7 +104,9 @@ def free_port(preferred: int | None = None) -> int:
     """Return `preferred` if no server listens there, else a port that is free now."""
     # Not from the range for outgoing connections: between now and the server's start a connection of
     # another program could take such a port.
-    for port in ([preferred] if preferred else []) + random.sample(PORTS, 20) + [0]:
+    # Drawn by the system: processes that seed `random` alike would all try the same port at the same time.
+    drawn = random.SystemRandom().sample(PORTS, 20)
+    for port in ([preferred] if preferred else []) + drawn + [0]:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

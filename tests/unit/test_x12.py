@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from apex_memory.sources import registry
 from apex_memory.sources.edi.events import parse_file
 from apex_memory.sources.edi.x12.envelope import Interchange, TransactionSet, parse_envelopes
-from apex_memory.sources.edi.x12.segments import read_parts
+from apex_memory.sources.edi.x12.segments import _ByteOffsets, read_parts
 from tests.unit.x12_files import (
     INVOICE,
     RESPONSE,
@@ -173,6 +174,51 @@ def test_binary_data_may_hold_terminators(count: str) -> None:
     assert findings(with_binary) == []
 
 
+@pytest.mark.parametrize(
+    "bad",
+    ["BIN*99999999*~", "\n" * 40 + "BIN*99999999*", "BIN*9*é~", " " * 30 + "~", "ISA*00*~"],
+    ids=["lengths", "newlines", "not ascii", "blanks", "headers"],
+)
+@pytest.mark.parametrize("terminator", ["~", "\n"])
+def test_w6_time_is_linear_in_the_bytes_of_a_file(bad: str, terminator: str) -> None:
+    """Four times the bytes take about four times as long; with a square they would take sixteen times."""
+    head = FLAT[:106].replace("~", terminator)
+
+    def seconds(size: int) -> float:
+        body = (bad.replace("~", terminator) * (size // len(bad) + 1))[:size]
+        data = f"{head}{STATUS.replace('~', terminator)}BIN*5*{terminator}{body}".encode()
+        times = []
+        for _ in range(3):
+            began = time.process_time()
+            parse_file(data)
+            times.append(time.process_time() - began)
+        return min(times)
+
+    small, large = seconds(60_000), seconds(240_000)
+    assert large < 1.5
+    assert large < 9 * max(small, 0.01)
+
+
+@FUZZ
+@given(
+    text=st.text("aé…\U0001f69a~", max_size=3_000),
+    start=st.integers(0, 3_000),
+    length=st.integers(0, 9_000),
+)
+def test_w6_byte_offsets_are_those_of_the_encoded_text(text: str, start: int, length: int) -> None:
+    start = min(start, len(text))
+    rest = text[start:].encode()
+    try:
+        expected = start + len(rest[:length].decode()) if length <= len(rest) else None
+    except UnicodeDecodeError:
+        expected = None
+    actual = _ByteOffsets(text).advance(start, length)
+    if expected is None and text.isascii():
+        assert actual == start + length, "beyond the end, which the caller checks"
+    else:
+        assert actual == expected
+
+
 def test_a_binary_length_that_does_not_fit_is_a_finding() -> None:
     text = FLAT.replace("AT8*", "BIN*99999*abc~AT8*").replace("SE*16", "SE*17")
     assert len(segments(text)[0]) == 21
@@ -288,6 +334,29 @@ def test_no_bytes_raise(data: bytes) -> None:
         assert len(event.event_id) < 1_000 and len(event.doc_key) < 1_000
         event.event_id.encode()
         event.doc_key.encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"M\xc4RS \x96 CAF\xc9", "MÄRS – CAFÉ"),
+        (b"\x80 100 \x93net\x94", "€ 100 “net”"),
+        (b"O\x92NEIL \x81", "O’NEIL \x81"),
+        ("MÄRS – CAFÉ".encode(), "MÄRS – CAFÉ"),
+        ("MÄRS ".encode() + b"CAF\xc9", "MÄRS CAFÉ"),
+    ],
+)
+def test_f10_bytes_that_are_no_utf_8_are_windows_1252(data: bytes, name: str) -> None:
+    text = FLAT.encode().replace(b"EXAMPLE PAPER CO", data)
+    assert segments(text)[0][6][2] == name
+    is_utf8 = data == name.encode()
+    assert findings(text) == ([] if is_utf8 else ["not UTF-8; read as Windows-1252"])
+
+
+def test_f10_one_file_of_two_senders_with_an_encoding_each() -> None:
+    utf8 = FLAT.replace("EXAMPLE PAPER CO", "ŁÓDŹ PAPER").encode()
+    cp1252 = FLAT.encode().replace(b"EXAMPLE PAPER CO", b"M\xc4RS").replace(b"4711", b"4712")
+    assert [part[6][2] for part in segments(utf8 + cp1252)] == ["ŁÓDŹ PAPER", "MÄRS"]
 
 
 VALUES = st.text(

@@ -8,9 +8,10 @@ spite of a fault is reported in `findings`.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 
 from apex_memory.sources.payloads import storable
 
@@ -25,7 +26,21 @@ _BARE_TRIES = (
 )
 _SEPARATOR = r"[^\w\s]|[\t\x1c-\x1f]"  # characters that can separate elements
 _ISA = re.compile(rf"(?<!\w)ISA(?={_SEPARATOR})")
+_ISA_FORMS = (
+    (12, re.compile(r"\d{5}")),
+    (15, re.compile(r"[TPI]")),
+    (13, re.compile(r"\d{1,9}")),
+    (10, re.compile(r"\d{4,6}")),
+    (9, re.compile(r"\d{6}|\d{8}")),
+)
 _BARE = re.compile(rf"(?<!\w)(GS|ST)(?={_SEPARATOR})")
+_ESCAPED_BYTE = re.compile(
+    "[\udc80-\udcff]"
+)  # a byte that is no UTF-8, as `surrogateescape` marks it
+_WINDOWS_1252 = {
+    0xDC00 + byte: bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(128, 256)
+}
+"""Escaped bytes as WHATWG's windows-1252 reads them, the superset of Latin-1 that senders mean by it."""
 _PADDING = " \t\r\n\x00\x1a\ufeff"  # what senders put between segments and at the end of a file
 
 
@@ -95,10 +110,12 @@ def _decode(data: bytes) -> tuple[str, list[str]]:
     if data.startswith(b"\xef\xbb\xbf"):
         data = data[3:]
         findings.append("begins with a UTF-8 byte order mark")
-    try:
-        return data.decode(), findings
-    except UnicodeDecodeError:
-        return data.decode("latin-1"), [*findings, "not UTF-8; read as Latin-1"]
+    text = data.decode("utf-8", "surrogateescape")
+    if not text.isascii() and _ESCAPED_BYTE.search(text):
+        # Byte by byte, so that a file put together from several senders' files is read too.
+        text = text.translate(_WINDOWS_1252)
+        findings.append("not UTF-8; read as Windows-1252")
+    return text, findings
 
 
 def _find_headers(text: str) -> Iterator[_Header]:
@@ -120,11 +137,11 @@ def _parse_header(text: str, start: int) -> _Header | None:
     pieces = text[start : start + _HEADER_CHARACTERS].split(separator, ISA_ELEMENTS)
     if len(pieces) <= ISA_ELEMENTS:
         return None
-    raw, rest = pieces[:ISA_ELEMENTS], pieces[ISA_ELEMENTS]
-    elements = [piece.replace("\r", "").replace("\n", "") for piece in raw]
-    if not _looks_like_isa(elements):
+    if not _looks_like_isa(pieces):
         return None
 
+    raw, rest = pieces[:ISA_ELEMENTS], pieces[ISA_ELEMENTS]
+    elements = [_unwrap(piece) for piece in raw]
     findings: list[str] = []
     component, terminator, used = _header_end(rest, separator, findings)
     if not terminator:
@@ -144,16 +161,18 @@ def _parse_header(text: str, start: int) -> _Header | None:
     )
 
 
-def _looks_like_isa(elements: Sequence[str]) -> bool:
-    forms = (
-        (9, r"\d{6}|\d{8}"),
-        (10, r"\d{4,6}"),
-        (12, r"\d{5}"),
-        (13, r"\d{1,9}"),
-        (15, r"[TPI]"),
-    )
-    matching = sum(bool(re.fullmatch(form, elements[n].strip())) for n, form in forms)
+def _looks_like_isa(pieces: Sequence[str]) -> bool:
+    """Whether at least three of five elements have the form that they have in an ISA."""
+    matching = 0
+    for tried, (n, form) in enumerate(_ISA_FORMS):
+        if matching + len(_ISA_FORMS) - tried < 3:
+            return False
+        matching += form.fullmatch(_unwrap(pieces[n]).strip()) is not None
     return matching >= 3
+
+
+def _unwrap(text: str) -> str:
+    return text.replace("\r", "").replace("\n", "")
 
 
 def _header_end(rest: str, separator: str, findings: list[str]) -> tuple[str, str, int]:
@@ -230,7 +249,7 @@ def _split_segments(
             continue
         if delimiters.segment != "\n" and ("\n" in last or "\r" in last):
             wrapped += 1
-            last = last.replace("\r", "").replace("\n", "")
+            last = _unwrap(last)
         elements = last.split(delimiters.element)
         segments.append((elements[0].strip(), *(item.rstrip() for item in elements[1:])))
     if wrapped:
@@ -241,38 +260,86 @@ def _split_segments(
 def _split_pieces(
     body: str, delimiters: Delimiters, findings: list[str]
 ) -> Iterator[str | Segment]:
-    """Yield what stands between terminators, and after the last one. A BIN segment is yielded as a segment."""
+    """Yield what stands between terminators, and after the last one. A BIN segment is yielded as a segment.
+
+    Takes time linear in the length of `body`, whatever lengths its BIN segments state.
+    """
     terminator = re.compile(
         "[\r\n]" if delimiters.segment == "\n" else re.escape(delimiters.segment)
     )
     separator = re.escape(delimiters.element)
-    binary = re.compile(rf"\s*BIN{separator}(\d{{1,9}}){separator}")
     if f"BIN{delimiters.element}" not in body:
         yield from terminator.split(body)
         return
-    position = 0
+    header = re.compile(rf"BIN{separator}(\d{{1,9}}){separator}")
+    offsets = _ByteOffsets(body)
+    position, misfits = 0, 0
     while position <= len(body):
-        if match := binary.match(body, position):
-            stop = _binary_end(body, match.end(), int(match[1]), terminator)
-            if stop is not None:
-                yield ("BIN", match[1], body[match.end() : stop])
-                position = stop + 1
-                continue
-            findings.append("the length in a BIN segment does not fit its data")
         ending = terminator.search(body, position)
-        yield body[position : ending.start() if ending else len(body)]
+        stop = ending.start() if ending else len(body)
+        piece = body[position:stop]
+        content = piece.lstrip()
+        if binary := header.match(content):
+            start = position + len(piece) - len(content) + binary.end()
+            end = _binary_end(body, start, int(binary[1]), terminator, offsets)
+            if end is not None:
+                yield ("BIN", binary[1], body[start:end])
+                position = end + 1
+                continue
+            misfits += 1
+        yield piece
         position = ending.end() if ending else len(body) + 1
+    if misfits:
+        findings.append(f"the length in {misfits} BIN segments does not fit their data")
 
 
-def _binary_end(body: str, start: int, length: int, terminator: re.Pattern[str]) -> int | None:
+def _binary_end(
+    body: str, start: int, length: int, terminator: re.Pattern[str], offsets: _ByteOffsets
+) -> int | None:
     """Return the offset where binary data of `length` ends; None where no segment ends there.
 
     BIN01 counts bytes by the standard, and characters with some senders.
     """
-    characters = body[start : start + length]
-    in_bytes = characters.encode("utf-8", "surrogatepass")[:length].decode("utf-8", "ignore")
-    for content in (in_bytes, characters):
-        stop = start + len(content)
-        if len(characters) == length and (stop == len(body) or terminator.match(body, stop)):
-            return stop
+    for end in (offsets.advance(start, length), start + length):
+        if end is None or end > len(body):
+            continue
+        if end == len(body) or terminator.match(body, end):
+            return end
     return None
+
+
+class _ByteOffsets:
+    """Counts UTF-8 bytes in a text without encoding it again for each question."""
+
+    _BLOCK = 1_024  # characters
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._blocks: list[int] | None = None
+        """Byte offset of each block of characters. None: every character is a byte."""
+        if not text.isascii():
+            blocks = range(0, len(text), self._BLOCK)
+            sizes = (len(_encode(text[start : start + self._BLOCK])) for start in blocks)
+            self._blocks = list(accumulate(sizes, initial=0))
+
+    def advance(self, start: int, length: int) -> int | None:
+        """Return the character offset so many bytes after `start`; None beyond the end or within a character."""
+        if self._blocks is None:
+            return start + length
+        block = start // self._BLOCK
+        before = self._text[block * self._BLOCK : start]
+        target = self._blocks[block] + len(_encode(before)) + length
+        if target > self._blocks[-1]:
+            return None
+        block = min(bisect_right(self._blocks, target), len(self._blocks) - 1) - 1
+        first = block * self._BLOCK
+        content = _encode(self._text[first : first + self._BLOCK])
+        try:
+            within = content[: target - self._blocks[block]].decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:
+            return None
+        return first + len(within)
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")

@@ -75,7 +75,7 @@ def test_a_file_as_it_should_be() -> None:
     assert segments(STATUS_FILE) == CLEAN
 
 
-SHORT = "ISA*00* *00* *02*NWTR *ZZ*APEXSHIPPER *251101*0830*U*00401*000004711*0*T*:~"
+SHORT = "ISA*00* *00* *02*NWTR *ZZ*APEXSHIPPER *251101*0830*U*00401*000004711*0*P*:~"
 QUIRKS: dict[str, tuple[str | bytes, str]] = {
     "byte order mark": (b"\xef\xbb\xbf" + FLAT.encode(), "byte order mark"),
     "ISA not padded": (SHORT + FLAT[106:], "ISA has 75 characters, not 106"),
@@ -103,9 +103,9 @@ QUIRKS: dict[str, tuple[str | bytes, str]] = {
     "trailing GS element": (FLAT.replace("X*004010~", "X*004010*~"), "more than 8 elements"),
     "duplicate ISA": (FLAT[:106] + FLAT, "header without content"),
     "text before": ("Content-Type: application/edi-x12\r\n\r\n" + FLAT, "were skipped"),
-    "ISA16 missing": (FLAT.replace("*T*:~", "*T*~"), "ISA16 is missing"),
-    "ISA16 missing, lines": (STATUS_FILE.replace("*T*:~", "*T*~"), "ISA16 is missing"),
-    "blank before the terminator": (FLAT.replace("*T*:~", "*T*: ~"), "blanks before the end"),
+    "ISA16 missing": (FLAT.replace("*P*:~", "*P*~"), "ISA16 is missing"),
+    "ISA16 missing, lines": (STATUS_FILE.replace("*P*:~", "*P*~"), "ISA16 is missing"),
+    "blank before the terminator": (FLAT.replace("*P*:~", "*P*: ~"), "blanks before the end"),
     "segments outside of a set": (FLAT.replace("GE*1", "ZZZ*1~GE*1"), "outside of any set"),
     "no group": (FLAT[:106] + STATUS + "IEA*0*000004711~", "no GS"),
     "set without envelope": (STATUS, "no ISA"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 STATUS_FILE = """\
-ISA*00*          *00*          *02*NWTR           *ZZ*APEXSHIPPER    *251101*0830*U*00401*000004711*0*T*:~
+ISA*00*          *00*          *02*NWTR           *ZZ*APEXSHIPPER    *251101*0830*U*00401*000004711*0*P*:~
 GS*QM*NWTR*APEXSHIPPER*20251101*0830*4711*X*004010~
 ST*214*0001~
 B10*PRO778812*SHP-100045*NWTR~
@@ -43,7 +43,7 @@ def interchange(
     number: int, *groups: str, sender: str = "NWTR", receiver: str = "APEXSHIPPER"
 ) -> str:
     return (
-        f"ISA*00*          *00*          *02*{sender:<15}*ZZ*{receiver:<15}*251101*0830*U*00401*{number:09d}*0*T*:~"
+        f"ISA*00*          *00*          *02*{sender:<15}*ZZ*{receiver:<15}*251101*0830*U*00401*{number:09d}*0*P*:~"
         f"{''.join(groups)}IEA*{len(groups)}*{number:09d}~"
     )
 

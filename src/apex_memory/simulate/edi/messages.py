@@ -112,7 +112,7 @@ def _acknowledgement(shipment: Shipment) -> Message:
         ("AK9", "A", "1", "1", "1"),
     ]
     scac = shipment.carrier.scac
-    key = f"acknowledgement:{scac}:{US}:SM:{number}"
+    key = f"acknowledgement:{scac}:{US}:SM:{number}:204/0001"
     text = f"group SM {number} accepted"
     return Message(at + timedelta(minutes=2), scac, US, "FA", segments, key, text)
 
@@ -167,13 +167,26 @@ def _status(shipment: Shipment, milestone: Milestone, late: timedelta) -> Messag
         ("MS2", scac, shipment.vehicle.unit),
         ("AT8", "G", "L", str(shipment.pounds), str(shipment.pallets)),
     ]
-    key = f"status:{scac}:{shipment.id}:1:s{code}:{_day(at)}:{at:%H%M}"
+    position = _degrees_of(location)
+    where = f"{place.city.upper()} {place.state}" if place else f"{position[0]} {position[1]}"
+    status = f"1:s{code}:{_day(at)}:{at:%H%M}:{where}:{shipment.vehicle.unit}"
+    key = f"status:{scac}:{shipment.id}:{status}:{shipment.pro}:PO={shipment.po}"
     return Message(at, scac, US, "QM", segments, key, f"{description} ({code})", late)
 
 
 def _position(shipment: Shipment, at: datetime) -> tuple[str, ...]:
     latitude, longitude = shipment.position(at)
     return ("MS1", "", "", "", _degrees(-longitude), _degrees(latitude), "W", "N")
+
+
+def _degrees_of(location: tuple[str, ...]) -> tuple[float, ...]:
+    """Return latitude and longitude as whoever reads this MS1 must compute them."""
+    if location[1]:
+        return ()
+    numbers = []
+    for text, sign in ((location[5], 1), (location[4], -1)):
+        numbers.append(sign * round(int(text[:3]) + int(text[3:5]) / 60 + int(text[5:]) / 3600, 5))
+    return tuple(numbers)
 
 
 def _degrees(value: float) -> str:

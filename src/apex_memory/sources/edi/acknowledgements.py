@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from apex_memory.model import Document
-from apex_memory.sources.edi.document_builder import DocumentBuilder
+from apex_memory.sources.edi.document_builder import DocumentBuilder, add_remaining
 from apex_memory.sources.edi.x12 import codes
 from apex_memory.sources.edi.x12.fields import first_segment, split_loops
 from apex_memory.sources.edi.x12.segments import Segment, element
@@ -27,6 +27,7 @@ def acknowledgement_document(builder: DocumentBuilder) -> Document:
         builder.lines += _set_lines(name, response)
         if element(first_segment(response, "AK5"), 1) not in ("A", "E"):
             rejected.append(name)
+    add_remaining(builder, builder.segments)
     builder.metadata |= {
         "function": function,
         "group": control,

@@ -13,11 +13,15 @@ from apex_memory.sources.edi.document_builder import DocumentBuilder
 from apex_memory.sources.edi.invoices import invoice_document
 from apex_memory.sources.edi.status_reports import status_document
 from apex_memory.sources.edi.tenders import response_document, tender_document
+from apex_memory.sources.edi.x12 import codes
 from apex_memory.sources.payloads import as_mapping, as_string, sequence
 
 
-def set_document(payload: Mapping[str, Any], at: datetime) -> Document:
-    """Return the document of a set's event payload. Raises `Rejected` if it is no such payload."""
+def set_document(payload: Mapping[str, Any], at: datetime, *, keep_tests_apart: bool) -> Document:
+    """Return the document of a set's event payload. Raises `Rejected` if it is no such payload.
+
+    With `keep_tests_apart` the document of a test interchange's set holds nothing of the set.
+    """
     envelope = as_mapping(payload.get("envelope"))
     rows = sequence(payload.get("segments"))
     segments = [tuple(map(as_string, sequence(row))) for row in rows]
@@ -34,8 +38,19 @@ def set_document(payload: Mapping[str, Any], at: datetime) -> Document:
         "acknowledged": as_string(payload.get("answer")),
         "findings": list(map(as_string, sequence(payload.get("findings")))),
     }
+    if builder.metadata["test"] and keep_tests_apart:
+        return _test_document(builder)
     build = _BUILDERS.get(builder.set_id, _other_document)
     return build(builder)
+
+
+def _test_document(builder: DocumentBuilder) -> Document:
+    """An `edi_test`: that a test came, for whom and when. Its numbers and amounts are nobody's, so they are left out."""
+    title = f"Test {builder.set_id} from {builder.sender or 'unknown'}, kept apart"
+    outcome = codes.describe(codes.OUTCOMES, builder.metadata["acknowledged"])
+    builder.lines.append(title)
+    builder.add_line("Checked", outcome)
+    return builder.document("edi_test", title)
 
 
 def _other_document(builder: DocumentBuilder) -> Document:

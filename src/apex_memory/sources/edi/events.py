@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from apex_memory.errors import Rejected
-from apex_memory.model import MALFORMED, TOMBSTONE, Event, Priority
+from apex_memory.model import TOMBSTONE, Event, Priority
 from apex_memory.sources.edi.identity import (
     EPOCH,
+    TEST_PREFIX,
+    Envelope,
     document_key,
     document_version,
     is_cancel,
     occurred_at,
-    sent_at,
     shorten,
     tender_key,
 )
 from apex_memory.sources.edi.x12.checks import MANDATORY_SEGMENTS, Verdict, check_set
 from apex_memory.sources.edi.x12.envelope import (
-    Group,
     Interchange,
     TransactionSet,
-    find_conflicts,
+    find_repetitions,
     parse_envelopes,
 )
 from apex_memory.sources.edi.x12.segments import element, read_parts
@@ -40,10 +40,9 @@ TOMBSTONE_PREFIX = "cancels/"
 
 @dataclass(frozen=True, slots=True)
 class CheckedSet:
-    """A set with its envelopes, its verdict, and its index in the interchange (from 0)."""
+    """A set with its envelope, its verdict, and its index in the interchange (from 0)."""
 
-    interchange: Interchange
-    group: Group
+    envelope: Envelope
     set: TransactionSet
     verdict: Verdict
     place: int
@@ -61,14 +60,27 @@ class X12File:
         for interchange, verdicts in self.interchanges:
             yield from _checked_sets(interchange, verdicts)
 
-    def events(self) -> Iterator[Event]:
-        """Yield an event for each set, and a tombstone of the tender after each cancel."""
+    def events(
+        self, *, acknowledged: Callable[[Interchange], bool] | None = None
+    ) -> Iterator[Event]:
+        """Yield an event for each set, and a tombstone of the tender after each cancel.
+
+        `acknowledged` returns whether a 997 is written for an interchange, which the dead letter of a refused set then
+        refers to; without it none is. A set of a test interchange has a key of its own, deletes nothing, and is no dead letter.
+        """
         for checked in self.sets():
+            interchange, segments = checked.envelope.interchange, checked.set.segments
             event = _set_event(checked)
+            if interchange.is_test:
+                yield replace(event, doc_key=shorten(TEST_PREFIX + event.doc_key))
+                continue
+            if _is_refused(checked):
+                has_reply = acknowledged is not None and acknowledged(interchange)
+                yield _refused_event(event, checked, acknowledged=has_reply)
+                continue
             yield event
-            segments = checked.set.segments
-            if event.content_type != MALFORMED and is_cancel(segments):
-                yield _tombstone(event, tender_key(segments, checked.interchange))
+            if is_cancel(segments):
+                yield _tombstone(event, tender_key(segments, checked.envelope))
 
     @property
     def has_acknowledgements(self) -> bool:
@@ -85,8 +97,11 @@ def parse_file(data: bytes) -> X12File:
         verdicts = [[check_set(item) for item in group.sets] for group in interchange.groups]
         checked.append((interchange, verdicts))
         findings += _findings(interchange, verdicts)
-    findings += find_conflicts([interchange for interchange, _ in checked])
-    return X12File(checked, findings[:MOST_FINDINGS])
+    findings += find_repetitions([interchange for interchange, _ in checked])
+    if len(findings) > MOST_FINDINGS:
+        omitted = len(findings) - MOST_FINDINGS + 1
+        findings[MOST_FINDINGS - 1 :] = [f"{omitted} more findings"]
+    return X12File(checked, findings)
 
 
 def _checked_sets(
@@ -94,43 +109,65 @@ def _checked_sets(
 ) -> Iterator[CheckedSet]:
     place = 0
     for group, group_verdicts in zip(interchange.groups, verdicts, strict=True):
+        envelope = Envelope.of(interchange, group)
         for item, verdict in zip(group.sets, group_verdicts, strict=True):
-            yield CheckedSet(interchange, group, item, verdict, place)
+            yield CheckedSet(envelope, item, verdict, place)
             place += 1
 
 
 def _findings(interchange: Interchange, verdicts: Sequence[Sequence[Verdict]]) -> Iterator[str]:
+    """Yield what is to be known of an interchange: itself first, then its sets, in the order of the file."""
     where = f"interchange {interchange.control}: " if interchange.header else ""
+    if interchange.is_test:
+        yield f"{where}a test (ISA15 is T): its sets are kept apart from real ones"
     for finding in interchange.findings:
         yield where + finding
     for ta1 in interchange.acknowledgements:
         yield f"{where}TA1 for our interchange {element(ta1, 1)}: {element(ta1, 4)} {element(ta1, 5)}"
+    for group in interchange.groups:
+        if Envelope.of(interchange, group).is_in_repeated_hour:
+            yield (
+                f"{where}group {group.control} was sent in the hour that the end of daylight time repeats:"
+                " its sets are ordered by control number"
+            )
     for checked in _checked_sets(interchange, verdicts):
-        in_group = f"group {checked.group.control}, " if checked.group.header else ""
+        group = checked.envelope.group
+        in_group = f"group {group.control}, " if group.header else ""
         for finding in checked.verdict.findings:
             yield f"{where}{in_group}set {checked.set.id} {checked.set.control}: {finding}"
 
 
 def _set_event(checked: CheckedSet) -> Event:
-    interchange, group, item = checked.interchange, checked.group, checked.set
-    control = shorten(f"{interchange.identity}/{group.control}/{item.id}:{item.control}")
-    at = occurred_at(item.segments, interchange, group)
-    record = _record(checked)
-    event = Event(
+    envelope, item = checked.envelope, checked.set
+    control = f"{envelope.interchange.identity}/{envelope.group.control}/{item.id}:{item.control}"
+    return Event(
         source=SOURCE,
-        event_id=f"{control}#{item.digest()[:32]}",
-        doc_key=document_key(item.segments, interchange, group),
-        version=document_version(item.segments, interchange, group, checked.place),
-        occurred_at=at,
-        payload=canonical(record),
+        event_id=f"{shorten(control)}#{item.digest()[:32]}",
+        doc_key=document_key(item.segments, envelope),
+        version=document_version(item.segments, envelope, checked.place),
+        occurred_at=occurred_at(item.segments, envelope),
+        payload=canonical(_record(checked)),
         priority=PRIORITY,
     )
-    is_refused = checked.verdict.outcome == "R"
-    is_other_kind = item.is_complete and item.id not in MANDATORY_SEGMENTS
-    if not is_refused or is_other_kind:
-        return event
-    # Under its own keys, so that the partner's corrected version settles the dead letter.
-    refused = malformed_event(SOURCE, record, _refusal(checked), at, PRIORITY)
+
+
+def _is_refused(checked: CheckedSet) -> bool:
+    """Whether a set becomes a dead letter. A complete set of another kind is rejected by its 997, but kept unread."""
+    is_other_kind = checked.set.is_complete and checked.set.id not in MANDATORY_SEGMENTS
+    return checked.verdict.outcome == "R" and not is_other_kind
+
+
+def _refused_event(event: Event, checked: CheckedSet, *, acknowledged: bool) -> Event:
+    """Return the dead letter of a set, under the set's own keys, so that its correction supersedes it."""
+    item, reason = checked.set, checked.verdict.reason
+    remedy = "ask the partner to correct it and send it again"
+    if acknowledged and checked.envelope.group.header:
+        remedy += "; the 997 names the errors"
+    refusal = Rejected(
+        f"set {item.id} {item.control} was refused: {reason}"[:500],
+        remedy=remedy,
+    )
+    refused = malformed_event(SOURCE, _record(checked), refusal, event.occurred_at, PRIORITY)
     return replace(event, payload=refused.payload, content_type=refused.content_type)
 
 
@@ -145,30 +182,23 @@ def _tombstone(cancel: Event, tender: str) -> Event:
     )
 
 
-def _refusal(checked: CheckedSet) -> Rejected:
-    item, reason = checked.set, checked.verdict.reason
-    return Rejected(
-        f"set {item.id} {item.control} was refused: {reason}"[:500],
-        remedy="ask the partner to correct it and send it again; the 997 names the errors",
-    )
-
-
 def _record(checked: CheckedSet) -> dict[str, Any]:
     """Return the payload of a set's event."""
-    interchange, group, item = checked.interchange, checked.group, checked.set
-    sent, _ = sent_at(interchange, group)
+    envelope, item = checked.envelope, checked.set
+    interchange = envelope.interchange
     return {
         "segments": [list(map(str.strip, segment)) for segment in item.segments],
         "envelope": {
-            "sender": interchange.sender,
-            "receiver": interchange.receiver,
+            "sender": envelope.sender,
+            "receiver": envelope.receiver,
             "interchange": interchange.control,
-            "group": group.control,
+            "group": envelope.group.control,
+            "function": envelope.group.function,
             "set": item.control,
             "sha256": item.digest(),
         },
-        "sent_at": sent.isoformat() if sent else "",
-        "test": element(interchange.header, 15) == "T",
+        "sent_at": envelope.sent.isoformat() if envelope.sent else "",
+        "test": interchange.is_test,
         "answer": checked.verdict.outcome,
         "findings": [
             *interchange.findings[:MOST_INTERCHANGE_FINDINGS],

@@ -7,8 +7,12 @@ from collections.abc import Iterator, Sequence
 from apex_memory.model import Document
 from apex_memory.sources.edi.document_builder import (
     DocumentBuilder,
+    add_dates,
+    add_equipment,
+    add_notes,
     add_parties,
     add_references,
+    add_remaining,
     add_totals,
     format_weight,
 )
@@ -42,9 +46,17 @@ def invoice_document(builder: DocumentBuilder) -> Document:
     builder.add_line("Payment", codes.describe(codes.PAYMENTS, element(head, 4)))
     date_label = "Delivered" if element(head, 10) == "035" else "Date"
     builder.add_line(date_label, str(StatedTime(element(head, 9))))
-    add_references(builder, builder.segments, f"shipment:{shipment}" if shipment else "")
+    shipment_ref = f"shipment:{shipment}" if shipment else ""
+    add_dates(builder, builder.segments)
+    add_references(builder, builder.segments, shipment_ref)
     before, charges = split_loops(builder.segments, "LX")
     add_parties(builder, before, subject)
+    add_equipment(builder, builder.segments, shipment_ref)
+    add_notes(builder, before)
+    add_remaining(builder, before)
+    for goods in all_segments(before, "L5"):
+        builder.add_line("Goods", element(goods, 2))
+    _add_amounts(builder, before, currency)
     for charge in charges:
         _add_charge(builder, charge, currency)
     add_totals(builder)
@@ -71,11 +83,22 @@ def _add_charge(builder: DocumentBuilder, segments: Sequence[Segment], currency:
     descriptions = [element(item, 2) for item in all_segments(segments, "L5")]
     goods = " ".join(filter(None, descriptions))
     builder.lines.append(f"\nLine {element(segments[0], 1)}: {goods}".rstrip(": "))
+    _add_amounts(builder, segments, currency)
+    add_parties(builder, segments, "")
+    add_notes(builder, segments)
+    add_remaining(builder, segments)
+
+
+def _add_amounts(builder: DocumentBuilder, segments: Sequence[Segment], currency: str) -> None:
+    """Add charges (L1), named by their description or their code, and weights (L0)."""
     for charge in all_segments(segments, "L1"):
-        text = element(charge, 4)
-        label = codes.describe(codes.CHARGES, element(charge, 8)) or "freight"
+        text, code, description = element(charge, 4), element(charge, 8), element(charge, 12)
+        label = codes.CHARGES.get(code) or description or code or "freight"
         amount = _format_amount(parse_amount(text), currency) or text
-        builder.add_line(label[0].upper() + label[1:], amount)
+        rate = " ".join(filter(None, (element(charge, 2), element(charge, 3))))
+        details = [amount, f"rate {rate}" if rate else ""]
+        details += [detail for detail in (description, code) if detail and detail != label]
+        builder.add_line(label[0].upper() + label[1:], ", ".join(filter(None, details)))
     for quantity in all_segments(segments, "L0"):
         weight = format_weight(element(quantity, 4), element(quantity, 11), element(quantity, 8))
         builder.add_line("Weight", weight)

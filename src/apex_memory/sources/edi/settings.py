@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 
@@ -45,6 +46,10 @@ class EdiSettings(PulledSettings):
         description="How long the size and time of a file must be unchanged, over two listings at least, before it is picked up.",
     )
     acknowledge: bool = Field(True, description="Reply to picked-up files by 997.")
+    test_interchanges: Literal["apart", "take"] = Field(
+        "apart",
+        description="What to do with interchanges that are marked as a test (ISA15 = T). `apart`: memory notes that they came, without their content. `take`: like real ones, under keys of their own.",
+    )
     own_ids: list[str] = Field(
         default=[],
         description="Our own interchange ids (ISA06): copies of what we sent are taken in, and get no 997.",

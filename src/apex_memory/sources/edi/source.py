@@ -32,6 +32,7 @@ from apex_memory.sources.edi.events import (
 from apex_memory.sources.edi.mailboxes import FolderMailbox, Mailbox, SftpServer
 from apex_memory.sources.edi.pickup import pull_archive, pull_inbound
 from apex_memory.sources.edi.settings import EdiSettings
+from apex_memory.sources.edi.x12.envelope import Interchange
 from apex_memory.sources.edi.x12.replies import build_reply
 from apex_memory.sources.http import VendorClient
 from apex_memory.sources.pages import InboundFile, Page, PullContext, UnpackedFile
@@ -122,7 +123,7 @@ class Edi(FileSource[EdiSettings]):
     def unpack(self, file: InboundFile) -> UnpackedFile:
         """Return an event for each set, a reply for each interchange, and all findings in words."""
         content = parse_file(file.data)
-        events = list(content.events())
+        events = list(content.events(acknowledged=self._acknowledges))
         if not events and not content.has_acknowledgements:
             reason = "; ".join(content.findings[:5]) or "no transaction set in it"
             refusal = Rejected(reason, remedy="ask who put this file there")
@@ -134,15 +135,22 @@ class Edi(FileSource[EdiSettings]):
         )
 
     def _replies(self, file_name: str, content: X12File) -> Iterator[InboundFile]:
-        if not self.settings.acknowledge:
-            return
         mailbox, slash, _ = file_name.partition("/")
         prefix = mailbox + slash if slash and mailbox in self._mailbox_names() else ""
         for interchange, verdicts in content.interchanges:
-            if interchange.sender in self.settings.own_ids:
+            if not self._acknowledges(interchange):
                 continue
             if reply := build_reply(interchange, verdicts, prefix):
                 yield reply
+
+    def _acknowledges(self, interchange: Interchange) -> bool:
+        """Whether a 997 is written for an interchange from a mailbox."""
+        settings = self.settings
+        return bool(
+            settings.acknowledge
+            and interchange.header
+            and interchange.sender not in settings.own_ids
+        )
 
     async def send(self, replies: Sequence[InboundFile], link: VendorClient) -> None:
         """Write replies into the outbound folder of the mailbox that their file came from."""
@@ -170,10 +178,16 @@ class Edi(FileSource[EdiSettings]):
                 del files[0]
 
     def document(self, event: Event) -> Document:
-        """A `tender`, `tender_cancellation`, `tender_response`, `shipment_status`, `invoice`, `acknowledgement`, or `edi_other`."""
+        """A `tender`, `tender_cancellation`, `tender_response`, `shipment_status`, `invoice`, `acknowledgement`, or `edi_other`.
+
+        A set of a test interchange is an `edi_test` without its content, unless the settings say otherwise.
+        """
         if event.content_type == MALFORMED:
             raise Rejected("this set was refused", remedy="ask the partner to send it again")
-        return set_document(parse_object(event.payload), event.occurred_at)
+        keep_tests_apart = self.settings.test_interchanges == "apart"
+        return set_document(
+            parse_object(event.payload), event.occurred_at, keep_tests_apart=keep_tests_apart
+        )
 
     def samples(self) -> Sequence[Sample]:
         published = [

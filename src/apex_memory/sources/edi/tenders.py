@@ -7,10 +7,16 @@ from collections.abc import Sequence
 from apex_memory.model import Document
 from apex_memory.sources.edi.document_builder import (
     DocumentBuilder,
+    add_dates,
+    add_equipment,
     add_notes,
     add_parties,
     add_references,
+    add_remaining,
     add_totals,
+    add_weights,
+    format_weight,
+    stated_time,
 )
 from apex_memory.sources.edi.identity import is_cancel
 from apex_memory.sources.edi.x12 import codes
@@ -54,10 +60,13 @@ def tender_document(builder: DocumentBuilder) -> Document:
     payment = codes.describe(codes.PAYMENTS, element(first_segment(segments, "B2"), 6))
     builder.add_line("Payment", payment)
     before, stops = split_loops(segments, "S5")
-    _add_dates(builder, before)
+    add_dates(builder, before)
     add_references(builder, before, shipment)
     add_parties(builder, before, shipment)
-    _add_equipment(builder, before)
+    add_equipment(builder, before, shipment)
+    _add_goods(builder, before)
+    add_notes(builder, before)
+    add_remaining(builder, before)
     for stop in stops:
         _add_stop(builder, stop, shipment)
     _assert_ends(builder, stops, shipment)
@@ -80,7 +89,12 @@ def response_document(builder: DocumentBuilder) -> Document:
     for event in all_segments(builder.segments, "V9"):
         text = (element(event, 1), element(event, 8))
         builder.add_line("Event", " ".join(filter(None, text)))
+    add_dates(builder, builder.segments)
+    add_parties(builder, builder.segments, shipment)
+    add_equipment(builder, builder.segments, shipment)
     add_notes(builder, builder.segments)
+    add_totals(builder)
+    add_remaining(builder, builder.segments)
     builder.add_fact(shipment, "status", value=f"tender {state}")
     if action in ("A", "C"):
         builder.add_fact(shipment, "carrier", object=f"scac:{carrier_code(builder.segments)}")
@@ -105,20 +119,51 @@ def _add_stop(builder: DocumentBuilder, stop: Stop, shipment: str) -> None:
     head = stop[0]
     reason = codes.describe(codes.STOPS, element(head, 2))
     builder.lines.append(f"\nStop {element(head, 1)}: {reason}".rstrip(": "))
-    _add_dates(builder, stop)
+    add_dates(builder, stop)
     add_references(builder, stop, shipment)
     add_parties(builder, stop, shipment, at_stop=True)
+    weight = format_weight(element(head, 3), element(head, 4), element(head, 5))
+    builder.add_line("Load", weight)
+    add_equipment(builder, stop, shipment)
+    _add_goods(builder, stop)
     add_notes(builder, stop)
-    for goods in all_segments(stop, "L5"):
+    add_remaining(builder, stop)
+
+
+def _add_goods(builder: DocumentBuilder, segments: Sequence[Segment]) -> None:
+    """Add descriptions (L5), weights (AT8) and hazardous goods (LH1, LH2, LH3, LFH)."""
+    for goods in all_segments(segments, "L5"):
         builder.add_line("Goods", element(goods, 2))
+    add_weights(builder, segments)
+    for hazard in all_segments(segments, "LH1"):
+        parts = [element(hazard, 3)]
+        if group := element(hazard, 10):
+            parts.append(f"packing group {group}")
+        if quantity := element(hazard, 2):
+            parts.append(f"quantity {quantity}")
+        builder.add_line("Hazardous goods", ", ".join(filter(None, parts)))
+    for hazard in all_segments(segments, "LH2"):
+        hazard_class = (element(hazard, 1), element(hazard, 3))
+        builder.add_line("Hazard class", ", ".join(filter(None, hazard_class)))
+    for hazard in all_segments(segments, "LH3"):
+        builder.add_line("Hazardous goods", element(hazard, 1))
+    for hazard in all_segments(segments, "LFH"):
+        text = (element(hazard, 2), element(hazard, 3))
+        builder.add_line("Hazardous goods", " ".join(filter(None, text)))
 
 
 def _assert_ends(
     builder: DocumentBuilder, stops: Sequence[Stop], shipment: str, *, with_dates: bool = True
 ) -> None:
-    """Assert origin and destination of the shipment: its first pickup and its last delivery."""
+    """Assert origin and destination of the shipment: its first pickup and its last delivery.
+
+    A partner may have codes of its own for stops. Then the first stop is the origin, the last one the destination.
+    """
     pickups = [stop for stop in stops if element(stop[0], 2) in codes.PICKUPS]
     deliveries = [stop for stop in stops if element(stop[0], 2) in codes.DELIVERIES]
+    if len(stops) > 1:
+        pickups = pickups or list(stops[:1])
+        deliveries = deliveries or list(stops[-1:])
     if pickups:
         first = pickups[0]
         _assert_place(builder, first, shipment, "origin")
@@ -132,9 +177,16 @@ def _assert_ends(
 
 
 def _assert_place(builder: DocumentBuilder, stop: Stop, shipment: str, predicate: str) -> None:
-    for party in parse_parties(stop)[:1]:
-        builder.add_fact(shipment, predicate, object=party.location)
-        builder.metadata[predicate] = party.city_line
+    """Assert where a stop is: the city of its first party that has one, else the company."""
+    parties = parse_parties(stop)
+    for party in parties:
+        if party.location:
+            builder.add_fact(shipment, predicate, object=party.location)
+            builder.metadata[predicate] = party.city_line
+            return
+    for party in parties[:1]:
+        builder.add_fact(shipment, predicate, object=f"company:{party.name}")
+        builder.metadata[predicate] = party.name
 
 
 def _assert_date(
@@ -143,24 +195,6 @@ def _assert_date(
     """Assert the date of a stop: that of the first of `qualifiers` which the stop has."""
     dates = {element(date, 1): date for date in all_segments(stop, "G62")}
     due = next((dates[qualifier] for qualifier in qualifiers if qualifier in dates), None)
-    at = _stated_time(due).at if due else None
+    at = stated_time(due).at if due else None
     if at:
         builder.add_fact(shipment, predicate, value=at.isoformat())
-
-
-def _add_equipment(builder: DocumentBuilder, segments: Sequence[Segment]) -> None:
-    for equipment in all_segments(segments, "N7"):
-        number = element(equipment, 1) + element(equipment, 2)
-        builder.add_line("Equipment", " ".join(filter(None, (number, element(equipment, 11)))))
-
-
-def _add_dates(builder: DocumentBuilder, segments: Sequence[Segment]) -> None:
-    for date in all_segments(segments, "G62"):
-        qualifier = element(date, 1)
-        label = codes.DATES.get(qualifier, f"date {qualifier}")
-        builder.add_line(label[0].upper() + label[1:], str(_stated_time(date)))
-
-
-def _stated_time(date: Segment) -> StatedTime:
-    """The date, time and zone of a G62."""
-    return StatedTime(element(date, 2), element(date, 4), element(date, 5))

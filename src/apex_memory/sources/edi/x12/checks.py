@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 from apex_memory.sources.edi.x12.envelope import TransactionSet
 from apex_memory.sources.edi.x12.segments import Segment, element
-from apex_memory.sources.edi.x12.values import parse_date, parse_time
+from apex_memory.sources.edi.x12.values import ZONES, parse_date, parse_time
 
-MOST_ERRORS = 50  # reported of one set
+MOST_ERRORS = 50  # reported of one set, in its 997 and in words
 
 
 class ElementRule(NamedTuple):
@@ -76,7 +77,11 @@ ELEMENTS: Mapping[str, Mapping[int, ElementRule]] = {
     "MS2": {1: ElementRule(140, "ID", 2, 4), 2: ElementRule(207, "AN", 1, 10)},
     "LX": {1: ElementRule(554, "N0", 1, 6, "+")},
     "S5": {1: ElementRule(165, "N0", 1, 3, "+"), 2: ElementRule(163, "ID", 2, 2, "+")},
-    "G62": {2: ElementRule(373, "DT", 6, 8), 4: ElementRule(337, "TM", 4, 8)},
+    "G62": {
+        2: ElementRule(373, "DT", 6, 8),
+        4: ElementRule(337, "TM", 4, 8),
+        5: ElementRule(623, "ID", 2, 2),
+    },
     "L1": {4: ElementRule(58, "N2", 1, 12)},
     "L3": {5: ElementRule(58, "N2", 1, 12)},
     "N1": {1: ElementRule(98, "ID", 2, 3, "+"), 2: ElementRule(93, "AN", 1, 60)},
@@ -99,7 +104,11 @@ _FORMS = {
     "DT": re.compile(r"\d+", re.ASCII),
     "TM": re.compile(r"\d+", re.ASCII),
 }
-_KNOWN_CODES = {353: frozenset({"00", "01", "04", "05"}), 558: frozenset("ACD")}
+_KNOWN_CODES = {
+    353: frozenset({"00", "01", "04", "05"}),
+    558: frozenset("ACD"),
+    623: ZONES,
+}
 _ERROR_TEXTS = {
     "1": "is missing",
     "2": "is missing (one of several must be there)",
@@ -173,13 +182,18 @@ def check_set(item: TransactionSet) -> Verdict:
     if not item.control:
         verdict.error_codes.append("7")
         verdict.findings.append("ST02 is missing")
-    verdict.findings += _leading_blanks(item)
+    verdict.findings += islice(_leading_blanks(item), MOST_ERRORS)
+    unreported = 0
     for fault in _faults(item):
         if len(verdict.errors) < MOST_ERRORS:
             verdict.errors.append(fault.error)
-        verdict.findings.append(fault.finding)
+            verdict.findings.append(fault.finding)
+        else:
+            unreported += 1
         if fault.refuses and not reason:
             reason = fault.finding
+    if unreported:
+        verdict.findings.append(f"{unreported} more errors of this kind")
     if verdict.errors:
         verdict.error_codes.append("5")
     if reason:

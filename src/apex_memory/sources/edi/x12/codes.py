@@ -32,6 +32,11 @@ STATUSES = {  # shipment status, element 1650
     "X4": "arrived at terminal",
     "X6": "en route to delivery",
 }
+ESTIMATES = {  # statuses that say what is expected, and the fact that they assert
+    "AA": "estimated_pickup_at",
+    "AG": "estimated_delivery_at",
+    "X2": "estimated_delivery_at",
+}
 APPOINTMENTS = {  # element 1652
     "AA": "pickup appointment",
     "AB": "delivery appointment",
@@ -46,6 +51,11 @@ REASONS = {  # why a status is as it is, element 1651
     "BD": "border",
     "NA": "normal appointment",
     "NS": "normal status",
+}
+CONTACTS = {  # how to reach somebody, element 365
+    "EM": "E-mail",
+    "FX": "Fax",
+    "TE": "Phone",
 }
 NORMAL_REASONS = frozenset({"NA", "NS", ""})
 PURPOSES = {  # of a 204, element 353
@@ -62,17 +72,22 @@ ACTIONS = {  # of a 990, element 558
 STOPS = {  # reason of a stop, element 163
     "CL": "complete load",
     "CU": "complete unload",
+    "DR": "drop trailer",
     "DT": "drop trailer",
     "LD": "load",
+    "LE": "spot for load",
+    "PA": "pick up preloaded equipment",
     "PL": "part load",
     "PU": "part unload",
+    "SU": "spot for unload",
     "UL": "unload",
 }
-PICKUPS = frozenset({"CL", "PL", "LD"})
-DELIVERIES = frozenset({"CU", "PU", "UL"})
+PICKUPS = frozenset({"CL", "LD", "LE", "PA", "PL"})
+DELIVERIES = frozenset({"CU", "DR", "DT", "PU", "SU", "UL"})
 DATES = {  # date qualifier, element 432
     "02": "delivery requested",
     "10": "ship date requested",
+    "17": "estimated delivery",
     "37": "ship not before",
     "38": "ship not later than",
     "53": "deliver not before",
@@ -114,6 +129,7 @@ REFERENCES = {  # reference qualifier, element 128
     "PO": "PO",
     "SI": "Shipper's reference",
 }
+WEIGHT_UNITS = {"": "lb", "K": "kg", "L": "lb"}  # element 188
 PAYMENTS = {  # method of payment, element 146
     "PP": "prepaid",
     "CC": "collect",

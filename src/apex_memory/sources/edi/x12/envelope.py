@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from apex_memory.sources.edi.x12.segments import Part, Segment, element
+from apex_memory.sources.edi.x12.values import parse_date, parse_time
 
 GROUP_OF = {
     "204": "SM",
@@ -104,6 +105,11 @@ class Interchange:
         return element(self.header, 13)
 
     @property
+    def is_test(self) -> bool:
+        """Whether the sender marks it as a test (ISA15)."""
+        return element(self.header, 15).upper() == "T"
+
+    @property
     def identity(self) -> str:
         """Sender, receiver and control number, with their qualifiers; `none` without an ISA."""
         if not self.header:
@@ -136,6 +142,10 @@ class _EnvelopeParser:
         match segment[0]:
             case "ISA":
                 self.interchange.header = segment
+                if parse_date(element(segment, 9)) is None:
+                    self._findings.append(
+                        f"ISA09 is no date: {element(segment, 9)[:20] or 'empty'}"
+                    )
             case "GS":
                 self._open_group(segment)
             case "ST":
@@ -172,6 +182,14 @@ class _EnvelopeParser:
         self.interchange.groups.append(self._group)
         if len(segment) > 9:
             self._findings.append(f"group {self._group.control}: GS has more than 8 elements")
+        if parse_date(element(segment, 4)) is None:
+            self._findings.append(
+                f"group {self._group.control}: GS04 is no date: {element(segment, 4)[:20] or 'empty'}"
+            )
+        if parse_time(element(segment, 5)) is None:
+            self._findings.append(
+                f"group {self._group.control}: GS05 is no time: {element(segment, 5)[:20] or 'empty'}"
+            )
 
     def _open_set(self, segment: Segment) -> None:
         self._abandon_set()
@@ -254,24 +272,33 @@ class _EnvelopeParser:
         self._set.error_codes += error_codes
 
 
-def find_conflicts(interchanges: Sequence[Interchange]) -> list[str]:
-    """Return a finding for each set of a file whose control numbers stand there for other content too.
+def find_repetitions(interchanges: Sequence[Interchange]) -> list[str]:
+    """Return a finding for each set of a file whose control numbers or whose content stand there before.
 
-    The groups of enveloped ones get error code 19 (element 716: duplicate control number).
+    Other content under the same control numbers is a conflict, which gives its group error code 19 (element 716:
+    duplicate control number). Where a whole interchange is repeated, each of its sets is a finding.
     """
     findings: list[str] = []
     digests: dict[tuple[str, ...], str] = {}
+    contents: dict[tuple[str, tuple[Segment, ...]], str] = {}
     for interchange in interchanges:
         for group in interchange.groups:
             for item in group.sets:
-                key = (interchange.identity, group.function, group.control, item.id, item.control)
-                first_digest = digests.setdefault(key, item.digest())
-                if not interchange.header or first_digest == item.digest():
-                    continue
-                findings.append(
-                    f"conflict: set {item.id} {item.control} of interchange {interchange.control} stands here twice"
-                    " with different content"
+                name = (
+                    f"set {item.id} {item.control} of interchange {interchange.control or 'none'}"
                 )
-                if "19" not in group.error_codes:
-                    group.error_codes.append("19")
+                envelope = (interchange.identity, group.function, group.control)
+                control = (*envelope, item.id, item.control)
+                content = (interchange.sender, tuple(item.segments[1:-1]))
+                is_repeated = control in digests
+                first_digest = digests.setdefault(control, item.digest())
+                first_name = contents.setdefault(content, name)
+                if is_repeated and first_digest == item.digest():
+                    findings.append(f"{name} stands here twice with the same content")
+                elif is_repeated and interchange.header:
+                    findings.append(f"conflict: {name} stands here twice with different content")
+                    if "19" not in group.error_codes:
+                        group.error_codes.append("19")
+                elif first_name != name:
+                    findings.append(f"{name} has the same content as {first_name}")
     return findings

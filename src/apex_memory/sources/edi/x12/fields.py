@@ -42,12 +42,16 @@ class Party:
     role: str
     name: str
     number: str
+    """Identification code (N1-04)."""
     street: str = ""
     city: str = ""
     state: str = ""
     zip: str = ""
     country: str = ""
-    contacts: list[str] = field(default_factory=list)
+    more: list[str] = field(default_factory=list)
+    """What a second N4 holds."""
+    contacts: list[tuple[str, str]] = field(default_factory=list)
+    """Of each G61: the qualifier of its number (element 365), and name and number."""
 
     @property
     def city_line(self) -> str:
@@ -71,16 +75,19 @@ def parse_parties(segments: Sequence[Segment]) -> list[Party]:
                 current = Party(element(segment, 1), name or number, number)
                 parties.append(current)
             case "N2" if current:
-                current.name = f"{current.name} {element(segment, 1)}".strip()
+                names = (current.name, element(segment, 1), element(segment, 2))
+                current.name = " ".join(filter(None, names))
             case "N3" if current:
-                street = (element(segment, 1), element(segment, 2))
+                street = (current.street, element(segment, 1), element(segment, 2))
                 current.street = ", ".join(filter(None, street))
+            case "N4" if current and (current.city_line or current.country):
+                current.more += filter(None, map(str.strip, segment[1:5]))
             case "N4" if current:
                 current.city, current.state = element(segment, 1), element(segment, 2)
                 current.zip, current.country = element(segment, 3), element(segment, 4)
             case "G61" if current:
-                contact = (element(segment, 2), element(segment, 4))
-                current.contacts.append(" ".join(filter(None, contact)))
+                contact = " ".join(filter(None, (element(segment, 2), element(segment, 4))))
+                current.contacts.append((element(segment, 3), contact))
             case _:
                 current = None
     return parties
@@ -98,30 +105,43 @@ class Status:
     when: StatedTime
     city: str = ""
     state: str = ""
+    country: str = ""
     position: tuple[float, float] | None = None
     """Latitude and longitude in degrees."""
+    unread_position: str = ""
+    """The position as it came, where it cannot be read."""
     carrier: str = ""
     unit: str = ""
 
 
 def parse_statuses(segments: Sequence[Segment]) -> list[Status]:
-    """Return the statuses of a 214 in their order."""
+    """Return the statuses of a 214 in their order, each with the first MS1 and the first MS2 that follow it."""
     statuses: list[Status] = []
     line = ""
+    open_for: set[str] = set()
     for segment in segments:
-        match segment[0]:
-            case "LX":
-                line = element(segment, 1)
-            case "AT7":
-                statuses.append(_parse_status(segment, line))
-            case "MS1" if statuses:
-                current = statuses[-1]
-                current.city, current.state = element(segment, 1), element(segment, 2)
-                current.position = _parse_position(segment)
-            case "MS2" if statuses:
-                current = statuses[-1]
-                current.carrier, current.unit = element(segment, 1), element(segment, 2)
+        name = segment[0]
+        if name == "LX":
+            line = element(segment, 1)
+        elif name == "AT7":
+            statuses.append(_parse_status(segment, line))
+            open_for = {"MS1", "MS2"}
+        elif name in open_for:
+            open_for.remove(name)
+            _add_to_status(statuses[-1], segment)
     return statuses
+
+
+def _add_to_status(status: Status, segment: Segment) -> None:
+    """Read an MS1 (place) or an MS2 (carrier and unit)."""
+    if segment[0] == "MS2":
+        status.carrier, status.unit = element(segment, 1), element(segment, 2)
+        return
+    status.city, status.state = element(segment, 1), element(segment, 2)
+    status.country = element(segment, 3)
+    status.position = _parse_position(segment)
+    if status.position is None:
+        status.unread_position = " ".join(filter(None, map(str.strip, segment[4:8])))
 
 
 def _parse_status(segment: Segment, line: str) -> Status:
@@ -149,6 +169,32 @@ def _parse_degrees(text: str, hemisphere: str, most: int) -> float | None:
     if degrees > most:
         return None
     return round(-degrees if hemisphere in "SW" else degrees, 5)
+
+
+def unattached_segments(segments: Sequence[Segment]) -> list[Segment]:
+    """Return the segments that belong to a party or a status by their kind, but to none by their place."""
+    unattached = []
+    in_party = False
+    open_for: set[str] = set()
+    for segment in segments:
+        name = segment[0]
+        if name in ("N2", "N3", "N4", "G61"):
+            if not in_party:
+                unattached.append(segment)
+            continue
+        in_party = name == "N1"
+        if name == "AT7":
+            open_for = {"MS1", "MS2"}
+        elif name in open_for:
+            open_for.remove(name)
+        elif name in ("MS1", "MS2"):
+            unattached.append(segment)
+    return unattached
+
+
+def equipment_number(segment: Segment) -> str:
+    """Return the number of an N7: initial, number and check digit, as it is painted on the container or trailer."""
+    return element(segment, 1) + element(segment, 2) + element(segment, 18)
 
 
 def carrier_code(segments: Sequence[Segment], default: str = "") -> str:

@@ -1,7 +1,8 @@
 """Functional acknowledgements (997) of interchanges: each set accepted, accepted with errors noted, or rejected.
 
 The same interchange always gets the same bytes under the same name: the dates of the reply are those of the interchange,
-its control number is derived from the interchange's content. So a reply that is written again replaces itself.
+its control number and its name are derived from the interchange's content and the reply's. So a reply that is written
+again replaces itself, and no other one.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from datetime import date, datetime
 
 from apex_memory.sources.edi.x12.checks import Verdict
 from apex_memory.sources.edi.x12.envelope import Group, Interchange, TransactionSet
-from apex_memory.sources.edi.x12.segments import element
-from apex_memory.sources.edi.x12.values import parse_date, parse_time
+from apex_memory.sources.edi.x12.segments import Segment, element
+from apex_memory.sources.edi.x12.values import local_time, parse_date, parse_time
 from apex_memory.sources.pages import InboundFile
 
 MOST_SET_CODES = 5  # AK5-02 to AK5-06, AK9-05 to AK9-09
@@ -39,20 +41,26 @@ def build_reply(
     ]
     if not interchange.header or not groups:
         return None
-    digest = _digest(interchange)
-    control = int(digest[:12], 16) % 999_999_999 + 1
-    rows = [_isa(interchange, control), _gs(interchange, groups[0][0], control)]
+    sets: list[Row] = []
     for n, (group, group_verdicts) in enumerate(groups, 1):
         body = list(_group_rows(group, group_verdicts))
-        rows += [("ST", "997", f"{n:04d}"), *body, ("SE", len(body) + 2, f"{n:04d}")]
-    rows += [("GE", len(groups), control), ("IEA", 1, f"{control:09d}")]
+        sets += [("ST", "997", f"{n:04d}"), *body, ("SE", len(body) + 2, f"{n:04d}")]
+    digest = _digest(interchange, _write(sets))
+    control = int(digest[:12], 16) % 999_999_999 + 1
+    rows = [
+        _isa(interchange, control),
+        _gs(interchange, groups[0][0], control),
+        *sets,
+        ("GE", len(groups), control),
+        ("IEA", 1, f"{control:09d}"),
+    ]
     return InboundFile(f"{prefix}{_file_name(interchange, digest)}", _write(rows))
 
 
 def _file_name(interchange: Interchange, digest: str) -> str:
     sender = re.sub(r"[^A-Za-z0-9-]", "_", interchange.sender)[:15] or "unknown"
     number = re.sub(r"[^A-Za-z0-9-]", "_", interchange.control)[:15] or "0"
-    return f"997_{sender}_{number}_{digest[:8]}.edi"
+    return f"997_{sender}_{number}_{digest[:12]}.edi"
 
 
 def _write(rows: Sequence[Row]) -> bytes:
@@ -64,37 +72,48 @@ def _only_acknowledgements(group: Group) -> bool:
     return bool(group.sets) and all(item.id in ACKNOWLEDGEMENTS for item in group.sets)
 
 
-def _digest(interchange: Interchange) -> str:
+def _digest(interchange: Interchange, sets: bytes) -> str:
+    """Return the SHA-256 (hex) of all that the reply depends on: what came, and the `sets` that acknowledge it."""
     parts = [repr(interchange.header), *(repr(group.header) for group in interchange.groups)]
     for group in interchange.groups:
         parts += [item.digest() for item in group.sets]
-    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+    content = "\n".join(parts).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(content + b"\n" + sets).hexdigest()
 
 
 def _isa(interchange: Interchange, control: int) -> Row:
     header = interchange.header
-    day, time = parse_date(element(header, 9)), parse_time(element(header, 10))
+    sent = _sent(header, 9, 10)
     return (
         *("ISA", "00", " " * 10, "00", " " * 10),
         *(_fixed(element(header, 7), 2, "ZZ"), _fixed(interchange.receiver, 15)),
         *(_fixed(element(header, 5), 2, "ZZ"), _fixed(interchange.sender, 15)),
-        f"{day:%y%m%d}" if day else "000101",
-        f"{time.hour:02d}{time.minute:02d}" if time else "0000",
+        f"{sent:%y%m%d}",
+        f"{sent:%H%M}",
         *("U", "00401", f"{control:09d}", "0"),
         "T" if element(header, 15) == "T" else "P",
         ":",
     )
 
 
+def _sent(header: Segment, day_place: int, time_place: int) -> datetime:
+    """Return when an envelope was sent, in the sender's local time: 2000-01-01 where its date is not readable."""
+    day, time = parse_date(element(header, day_place)), parse_time(element(header, time_place))
+    return local_time(day or date(2000, 1, 1), time)
+
+
 def _gs(interchange: Interchange, group: Group, control: int) -> Row:
-    day, time = parse_date(element(group.header, 4)), parse_time(element(group.header, 5))
+    # GS04 is not readable in some files; then the interchange was sent at the time of its ISA.
+    header = interchange.header
+    is_dated = parse_date(element(group.header, 4)) is not None
+    sent = _sent(group.header, 4, 5) if is_dated else _sent(header, 9, 10)
     return (
         "GS",
         "FA",
         _clean(element(group.header, 3) or interchange.receiver, 15),
         _clean(element(group.header, 2) or interchange.sender, 15),
-        f"{day:%Y%m%d}" if day else "20000101",
-        f"{time.hour:02d}{time.minute:02d}" if time else "0000",
+        f"{sent:%Y%m%d}",
+        f"{sent:%H%M}",
         control,
         "X",
         "004010",

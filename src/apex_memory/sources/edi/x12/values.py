@@ -18,10 +18,16 @@ _OFFSET_HOURS = {
     "T": -4.0,
 }
 """Standard time of the zones of element 623 by their first letter, in hours from UTC."""
+ZONES = frozenset(
+    {"GM", "LT", "UT"}
+    | {letter + kind for letter in _OFFSET_HOURS for kind in "TSD"}
+    | {f"{number:02d}" for number in range(1, 25)}
+)
+"""Codes of element 623."""
 
 
 class TimeOfDay(NamedTuple):
-    """A time of day."""
+    """A time of day. Hour 24 is the midnight at the end of the day, which some partners write."""
 
     hour: int
     minute: int
@@ -48,10 +54,19 @@ def parse_time(text: str) -> TimeOfDay | None:
     if not re.fullmatch(r"\d{4}|\d{6,8}", text, re.ASCII):
         return None
     hour, minute, second = int(text[:2]), int(text[2:4]), int(text[4:6] or 0)
+    fraction = text[6:]
+    if hour == 24 and not int(text[2:]):
+        return TimeOfDay(24, 0, 0, 0)
     if hour > 23 or minute > 59 or second > 59:
         return None
-    fraction = text[6:]
     return TimeOfDay(hour, minute, second, int(fraction.ljust(6, "0")) if fraction else 0)
+
+
+def local_time(day: date, time: TimeOfDay | None) -> datetime:
+    """Return date and time without a zone; midnight where there is no time."""
+    hour, minute, second, microsecond = time or (0, 0, 0, 0)
+    start = datetime(day.year, day.month, day.day)
+    return start + timedelta(hours=hour, minutes=minute, seconds=second, microseconds=microsecond)
 
 
 def parse_amount(text: str) -> int | None:
@@ -75,9 +90,17 @@ class StatedTime:
     def __str__(self) -> str:
         """`2025-11-01 08:15 ET`; what cannot be read is shown as it came."""
         day, time = parse_date(self.day), parse_time(self.time)
-        shown = f"{time.hour:02d}:{time.minute:02d}" if time else self.time
-        zone = "local time" if self.zone == "LT" else self.zone
-        return " ".join(filter(None, (str(day) if day else self.day, shown, zone if shown else "")))
+        if day and time:
+            shown = f"{local_time(day, time):%Y-%m-%d %H:%M}"
+        else:
+            shown = " ".join(filter(None, (str(day) if day else self.day, self.time)))
+        return " ".join(filter(None, (shown, self._zone_name() if self.time else "")))
+
+    def _zone_name(self) -> str:
+        if self.zone == "LT":
+            return "local time"
+        hours = _numbered_offset(self.zone)
+        return self.zone if hours is None else f"UTC{hours:+03d}:00"
 
 
 def to_utc(day: date, time: TimeOfDay | None, zone: str) -> datetime:
@@ -85,7 +108,10 @@ def to_utc(day: date, time: TimeOfDay | None, zone: str) -> datetime:
 
     Local time (LT), no zone and unknown zones are read as UTC: the set does not give the place's zone.
     """
-    local = datetime(day.year, day.month, day.day, *(time or (0, 0, 0, 0)))
+    local = local_time(day, time)
+    numbered = _numbered_offset(zone)
+    if numbered is not None:
+        return (local - timedelta(hours=numbered)).replace(tzinfo=UTC)
     hours = _OFFSET_HOURS.get(zone[:1]) if len(zone) == 2 and zone[1] in "TSD" else None
     if zone in ("UT", "GM") or hours is None:
         return local.replace(tzinfo=UTC)
@@ -95,9 +121,27 @@ def to_utc(day: date, time: TimeOfDay | None, zone: str) -> datetime:
     return local.replace(tzinfo=timezone(timedelta(hours=hours))).astimezone(UTC)
 
 
+def _numbered_offset(zone: str) -> int | None:
+    """Return the hours from UTC of a numbered zone: 01 to 12 are UTC+1 to UTC+12, 13 to 24 are UTC-12 to UTC-1."""
+    if not re.fullmatch(r"\d{2}", zone, re.ASCII) or not 1 <= int(zone) <= 24:
+        return None
+    number = int(zone)
+    return number if number <= 12 else number - 25
+
+
 def _is_daylight_time(local: datetime) -> bool:
     """In the US and Canada: second Sunday of March to first Sunday of November, at 2 o'clock."""
-    march, november = datetime(local.year, 3, 8, 2), datetime(local.year, 11, 1, 2)
+    march = datetime(local.year, 3, 8, 2)
     starts = march + timedelta(days=(6 - march.weekday()) % 7)
-    ends = november + timedelta(days=(6 - november.weekday()) % 7)
-    return starts <= local < ends
+    return starts <= local < _end_of_daylight_time(local.year)
+
+
+def _end_of_daylight_time(year: int) -> datetime:
+    november = datetime(year, 11, 1, 2)
+    return november + timedelta(days=(6 - november.weekday()) % 7)
+
+
+def is_repeated_hour(local: datetime) -> bool:
+    """Return whether the clock shows this hour twice: the one before daylight time ends in the US and Canada."""
+    end = _end_of_daylight_time(local.year)
+    return end - timedelta(hours=1) <= local < end

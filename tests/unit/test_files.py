@@ -27,9 +27,10 @@ class Lined(FileSource):
     Settings = PulledSettings
     poll_seconds = 60
 
-    def __init__(self) -> None:
+    def __init__(self, findings: Sequence[str] = ()) -> None:
         super().__init__(PulledSettings())
         self.sent: list[str] = []
+        self.findings = findings
 
     def unpack(self, file: InboundFile) -> UnpackedFile:
         lines = file.data.decode().split()
@@ -44,7 +45,8 @@ class Lined(FileSource):
             )
             for line in lines
         ]
-        return UnpackedFile(events=events, replies=[InboundFile(f"{file.name}.ack", b"ok")])
+        replies = [InboundFile(f"{file.name}.ack", b"ok")]
+        return UnpackedFile(events=events, replies=replies, findings=self.findings)
 
     async def send(self, replies: Sequence[InboundFile], link: VendorClient) -> None:
         self.sent += [reply.name for reply in replies]
@@ -82,6 +84,16 @@ async def carried(db: Postgres, source: Lined, name: str, data: bytes) -> dict[s
         pass
     await files.answer(source, id, NO_LINK)
     return next(row for row in await files.listed() if row["id"] == id)
+
+
+async def test_s12_findings_keep_the_order_of_the_file(db: Postgres) -> None:
+    findings = ["second in the alphabet", "zebra", "apple", "zebra", "first"]
+    source = Lined(findings)
+    row = await carried(db, source, "a.txt", " ".join(f"{n}#a" for n in range(CHUNK + 1)).encode())
+    assert row["findings"] == ["second in the alphabet", "zebra", "apple", "first"]
+    later = await carried(db, source, "b.txt", b"0#b 1#a")
+    assert later["findings"][:4] == row["findings"]
+    assert len(later["findings"]) == 5, "and the conflict with the file before, at the end"
 
 
 async def test_a_file_lands_in_chunks_and_is_answered_once(db: Postgres) -> None:

@@ -82,7 +82,9 @@ class Files:
             conflicts = await _conflicts(connection, source, events)
             await connection.execute(
                 """UPDATE files SET events = %(events)s, landed = greatest(landed, %(landed)s),
-                     findings = ARRAY(SELECT DISTINCT unnest(findings || %(findings)s::text[])) WHERE id = %(id)s""",
+                     findings = findings || ARRAY(SELECT new.finding FROM unnest(%(findings)s::text[]) WITH ORDINALITY
+                       AS new (finding, n) WHERE new.finding <> ALL(findings) GROUP BY 1 ORDER BY min(new.n))
+                   WHERE id = %(id)s""",
                 {
                     "events": len(unpacked.events),
                     "landed": landed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -13,7 +13,7 @@ from apex_memory.app import App
 from apex_memory.errors import ApexError, NotFound, RetryLater
 from apex_memory.model import document_uuid
 from apex_memory.simulate.vendor import Push, Simulator, Truth
-from apex_memory.sources.base import InboundRequest, PulledSource, Source
+from apex_memory.sources.base import FileSource, InboundRequest, PulledSource, StreamSource
 from apex_memory.sources.pages import Page, PullContext
 
 STEPS = 24
@@ -43,7 +43,8 @@ class Day:
     async def run(self) -> None:
         """Run the day with faults, then let everything arrive without."""
         simulator, source = self.simulator, self.app.sources[self.name]
-        self.app.sources[self.name] = _Mortal(source, self)  # type: ignore[assignment]
+        if isinstance(source, PulledSource):
+            source.pull = _mortal(source, self)  # type: ignore[method-assign]
         before = simulator.clock.now
         for n in range(self.steps):
             now = simulator.world.start + timedelta(hours=self.hours) * (n + 1) / self.steps
@@ -51,23 +52,32 @@ class Day:
             await self.send(simulator.pushes(before, now))
             await self.step()
             before = now
-        self.app.sources[self.name] = source
+        if isinstance(source, PulledSource):
+            del source.pull
         simulator.chaos.off()
         for push in self.held:
             await self.send_one(push)
         for _ in range(3):
-            await self.app.fetcher.pull(self.name)
-            await self.app.fetcher.process_files(self.name)
-            await self.app.fetcher.aggregate_windows(self.name, everything=True)
-            await self.app.direct.drain(self.name)
+            if isinstance(source, PulledSource):
+                await self.app.fetcher.pull(self.name)
+            await self.process(everything=True)
 
     async def step(self) -> None:
-        try:
-            await self.app.fetcher.pull(self.name)
-        except ApexError as error:
-            self.failures.append(str(error))
-        await self.app.fetcher.process_files(self.name)
-        await self.app.fetcher.aggregate_windows(self.name)
+        source = self.app.sources[self.name]
+        if isinstance(source, PulledSource):
+            try:
+                await self.app.fetcher.pull(self.name)
+            except ApexError as error:
+                self.failures.append(str(error))
+        await self.process()
+
+    async def process(self, *, everything: bool = False) -> None:
+        """Land files and windows, and drain; with `everything` the windows that have not ended too."""
+        source = self.app.sources[self.name]
+        if isinstance(source, FileSource):
+            await self.app.fetcher.process_files(self.name)
+        if isinstance(source, StreamSource):
+            await self.app.fetcher.aggregate_windows(self.name, everything=everything)
         await self.app.direct.drain(self.name)
 
     async def send(self, pushes: Any) -> None:
@@ -130,19 +140,15 @@ class Day:
         assert not change_hints, change_hints
 
 
-class _Mortal:
-    """The source in a worker that is killed now and then, before a page is committed or right after."""
+def _mortal(source: PulledSource, day: Day) -> Callable[[PullContext], AsyncIterator[Page]]:
+    """Return the pull of a worker that is killed now and then, before a page is committed or right after."""
 
-    def __init__(self, source: Source, day: Day) -> None:
-        self._source, self._day = source, day
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)
-
-    async def pull(self, context: PullContext) -> AsyncIterator[Page]:
-        async for page in self._source.pull(context):
-            if self._day.dice.random() < self._day.kills:
+    async def pull(context: PullContext) -> AsyncIterator[Page]:
+        async for page in type(source).pull(source, context):
+            if day.dice.random() < day.kills:
                 raise Killed("killed before the page was committed")
             yield page
-            if self._day.dice.random() < self._day.kills:
+            if day.dice.random() < day.kills:
                 raise Killed("killed after the page was committed")
+
+    return pull

@@ -69,7 +69,7 @@ async def test_sources_are_listed_with_what_they_are_at(api: Api) -> None:
 async def test_a_pause_holds_what_landed_until_it_ends(api: Api) -> None:
     answer = (await api.post("/v1/sources/documents/pause")).json()
     assert answer["source"]["state"] == "paused"
-    assert "Temporal was not told" in answer["note"]  # it is away in this test
+    assert "Temporal was not notified" in answer["note"]  # it is away in this test
     event = await api.land()
     assert await api.app.direct.drain("documents") == 0
     assert await api.app.inbox.ready() == {}

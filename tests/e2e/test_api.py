@@ -536,7 +536,7 @@ async def test_too_many_at_once_are_sent_away(api: Api) -> None:
         await gate.wait()
         return await api.app.inbox.land(events)
 
-    object.__setattr__(api.gateway, "landings", GroupCommitter(land, queued=1))
+    object.__setattr__(api.gateway, "group_commit", GroupCommitter(land, queued=1))
     waiting = asyncio.create_task(api.post("/v1/documents", json={"text": "one"}))
     await inside.wait()
     busy = await api.post("/v1/documents", json={"text": "two"})

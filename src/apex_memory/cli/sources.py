@@ -30,6 +30,7 @@ Wait = Annotated[
 ]
 _COLOURS = {
     "failing": "red",
+    "stalled": "red",
     "not configured": "dim",
     "disabled": "dim",
     "paused": "yellow",

@@ -168,6 +168,42 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(
         50_000_000, gt=0, description="Largest uploaded document in bytes."
     )
+    max_connections: int = Field(
+        800,
+        ge=1,
+        description="Most open connections of the gateway. Stay below the process's limit of open files.",
+    )
+    max_connections_per_peer: int = Field(
+        400,
+        ge=1,
+        description="Most open connections from one address. A reverse proxy counts as one address.",
+    )
+    max_header_bytes: int = Field(
+        32_768, ge=1_024, description="Largest request line and headers of a request, together."
+    )
+    max_headers: int = Field(100, ge=10, description="Most headers of a request.")
+    header_seconds: float = Field(
+        10, gt=0, description="Longest that the headers of a request may take to arrive."
+    )
+    body_seconds: float = Field(
+        120, gt=0, description="Longest that a body sent with an API key may take to arrive."
+    )
+    webhook_body_seconds: float = Field(
+        15, gt=0, description="Longest that the body of a webhook may take to arrive."
+    )
+    min_body_rate: int = Field(
+        1_000, ge=0, description="Least bytes per second of a body, measured over five seconds."
+    )
+    keyed_body_memory: int = Field(
+        256_000_000,
+        gt=0,
+        description="Memory for the bodies of requests with an API key, in bytes, all together.",
+    )
+    webhook_body_memory: int = Field(
+        128_000_000,
+        gt=0,
+        description="Memory for the bodies of webhooks, in bytes, all together. One address gets a quarter of it.",
+    )
     chunk_chars: int = Field(900, ge=100, description="Most characters of one chunk.")
     bm25_average_words: float = Field(
         60,

@@ -24,6 +24,11 @@ DUPLICATES = Counter(
 REFUSED = Counter(
     "apex_requests_refused", "Requests refused before landing, by reason.", ["source", "reason"]
 )
+CONNECTIONS_REFUSED = Counter(
+    "apex_connections_refused",
+    "Connections closed before a request was handled: too many, or headers too large or too slow.",
+    ["reason"],
+)
 ENDED = Counter(
     "apex_events_ended",
     "Events that became done, superseded, dead or parked, by state.",

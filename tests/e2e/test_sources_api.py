@@ -156,6 +156,10 @@ async def test_a_signing_key_rotates_without_a_restart(api: Api) -> None:
         ("frontapp/nothing", "x", 422),
         ("nobody/secret", "x", 404),
         ("frontapp/signing_keys", [""], 422),
+        ("edi/inbound_folder", "/", 422),
+        ("edi/sftp_host", "attacker.example", 422),
+        ("plaid/base_url", "https://attacker.example", 422),
+        ("quickbooks/token_url", "https://attacker.example", 422),
         ("frontapp/signing_keys", ["a", "b", "c"], 422),
     ],
 )

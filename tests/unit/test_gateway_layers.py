@@ -26,9 +26,11 @@ from apex_memory.errors import (
 )
 from apex_memory.gateway import body_limit as bodies
 from apex_memory.gateway import errors
-from apex_memory.gateway.body_limit import BodyLimitMiddleware
+from apex_memory.gateway.body_limit import BodyLimitMiddleware, SourceRoute
 from apex_memory.gateway.errors import Malformed
 from apex_memory.gateway.middleware import Hosts, RequestMiddleware
+from apex_memory.model import Document, Event, Priority
+from apex_memory.sources.base import InboundRequest, Received, Sample, Source, SourceSettings
 from apex_memory.telemetry import HTTP_SECONDS, REFUSED
 
 RESPONSES = {
@@ -43,6 +45,23 @@ RESPONSES = {
     "unavailable": (Unavailable("graph", "no"), 503),
     "misconfigured": (Misconfigured("no"), 500),
 }
+
+
+class Toy(Source[SourceSettings]):
+    """A webhook source whose signature header is unknown to the gateway."""
+
+    name = "toy"
+    title = "Toy"
+    priority = Priority.P1
+
+    def receive(self, request: InboundRequest) -> Received:
+        return Received()
+
+    def document(self, event: Event) -> Document:
+        raise NotImplementedError
+
+    def samples(self) -> list[Sample]:
+        return []
 
 
 def application(settings: Settings, limit: int = 1_000) -> FastAPI:
@@ -65,7 +84,8 @@ def application(settings: Settings, limit: int = 1_000) -> FastAPI:
     async def numbers(body: list[int]) -> int:
         return sum(body)
 
-    api.add_middleware(BodyLimitMiddleware, limits={"/hooks/toy": limit}, names=api.state.routes)
+    routes = {"/hooks/toy": SourceRoute(Toy(SourceSettings()), limit)}
+    api.add_middleware(BodyLimitMiddleware, settings=settings, routes=routes)
     api.add_middleware(RequestMiddleware, hosts=Hosts(settings))
     return api
 
@@ -231,11 +251,13 @@ async def test_json_routes_have_a_limit_too(
     assert streamed.status_code == 413
 
 
-async def test_all_bodies_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "HELD_BYTES", 0)
+async def test_all_bodies_together_are_bounded() -> None:
     layer = BodyLimitMiddleware(
-        application(Settings()), limits={"/hooks/toy": 100}, names={"/hooks/toy": "toy"}
+        application(Settings()),
+        settings=Settings(webhook_body_memory=800),
+        routes={"/hooks/toy": SourceRoute(Toy(SourceSettings()), 100)},
     )
+    share = layer._webhooks
     gate = asyncio.Event()
 
     async def holding(parts: list[bytes]) -> int:
@@ -252,27 +274,27 @@ async def test_all_bodies_together_are_bounded(monkeypatch: pytest.MonkeyPatch) 
             status.append(message.get("status"))
 
         scope = {"type": "http", "method": "POST", "path": "/hooks/toy", "headers": []}
-        await layer(scope | {"query_string": b"", "app": layer._app}, receive, send)
+        scope |= {"query_string": b"", "app": layer._app, "client": ("10.0.0.1", 1)}
+        await layer(scope, receive, send)
         return int(status[0])
 
     held = [asyncio.create_task(holding([b"x" * 100])) for _ in range(2)]
-    while layer._held < 200:
+    while share.used < 200:
         await asyncio.sleep(0)
     assert await holding([b"x"]) == 503
     gate.set()
     assert await asyncio.gather(*held) == [200, 200]
-    assert layer._held == 0
+    assert share.used == 0 and not share.by_peer
     assert await holding([b"x"]) == 200
 
 
-async def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.01)
+async def test_a_body_that_does_not_come_is_given_up() -> None:
 
     async def slow() -> AsyncIterator[bytes]:
         yield b"x"
         await asyncio.Event().wait()
 
-    async with client_of(application(Settings())) as client:
+    async with client_of(application(Settings(webhook_body_seconds=0.01))) as client:
         answer = await client.post("/hooks/toy", content=slow())
         assert answer.status_code == 408 and answer.json()["error"]["code"] == "timeout"
 

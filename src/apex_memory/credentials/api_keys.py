@@ -126,8 +126,8 @@ class KeyRing:
         self._load_error: Unavailable | None = None
         self._used: dict[str, datetime] = {}
 
-    async def check(self, presented: str | None, scope: str) -> Key:
-        """Return the key if it is valid and has the scope. Raises `Unauthorized` or `Forbidden` if not.
+    async def check(self, presented: str | None, scope: str | None) -> Key:
+        """Return the key if it is valid and has the scope, if one is given. Raises `Unauthorized` or `Forbidden`.
 
         Raises `Unavailable` when PostgreSQL is unavailable and the key was not loaded in the last minute.
         """
@@ -142,7 +142,7 @@ class KeyRing:
             raise self._load_error
         if key is None or not hmac.compare_digest(key.digest, _digest(presented)):
             raise Unauthorized("this API key is not valid", remedy=_HOW)
-        if not key.may(scope):
+        if scope is not None and not key.may(scope):
             raise Forbidden(
                 f"this key lacks the scope `{scope}`",
                 remedy=f"use a key with `{scope}`, or create one with `apex keys create`",

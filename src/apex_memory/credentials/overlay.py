@@ -26,8 +26,9 @@ class Credentials:
         """Overlay the settings of each source with the vault's values. Raises `Misconfigured` for an invalid one."""
         stored = await self._vault.all(registry.SECRETS)
         for name, source in self._sources.items():
-            given = {**self._settings.sources.get(name, {}), **registry.secrets_of(name, stored)}
-            source.settings = registry.settings_of(type(source), given)
+            kind = type(source)
+            given = {**self._settings.sources.get(name, {}), **registry.secrets_of(kind, stored)}
+            source.settings = registry.settings_of(kind, given)
 
     async def keep_fresh(self) -> None:
         """Run for ever: apply what changes in the vault within a second. Invalid values are logged and ignored."""

@@ -11,6 +11,7 @@ import uvicorn
 from apex_memory.config import Settings, load_settings
 from apex_memory.errors import ApexError, Misconfigured
 from apex_memory.gateway.application import create_app
+from apex_memory.gateway.protocol import limited_protocol
 from apex_memory.gc_tuning import collect_garbage_seldom
 from apex_memory.telemetry import configure_logging, logger
 
@@ -51,6 +52,7 @@ def _config(settings: Settings) -> uvicorn.Config:
         lifespan="on",
         loop="auto" if sys.platform == "win32" else "uvloop",
         ws="none",
+        http=limited_protocol(settings),
         access_log=False,  # `RequestMiddleware` writes the access log, without query strings
         log_config=None,
         server_header=False,

@@ -18,9 +18,9 @@ from apex_memory.flows.fetch.control import Pulling
 from apex_memory.flows.temporal.client import connect
 from apex_memory.flows.wakes import Waker
 from apex_memory.gateway import errors, openapi_page
-from apex_memory.gateway.body_limit import BodyLimitMiddleware, limit_of
+from apex_memory.gateway.body_limit import BodyLimitMiddleware, SourceRoute, limit_of
 from apex_memory.gateway.completion import CompletionWaiter
-from apex_memory.gateway.dependencies import Gateway
+from apex_memory.gateway.dependencies import Gateway, authenticate
 from apex_memory.gateway.group_commit import GroupCommitter
 from apex_memory.gateway.middleware import Hosts, RequestMiddleware
 from apex_memory.gateway.routes import (
@@ -109,8 +109,12 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_page.router,
     ):
         api.include_router(router)
-    limits = {source.route: limit_of(source, settings) for source in loaded.values()}
-    api.add_middleware(BodyLimitMiddleware, limits=limits, names=api.state.routes)
+    routes = {
+        source.route: SourceRoute(source, limit_of(source, settings)) for source in loaded.values()
+    }
+    api.add_middleware(
+        BodyLimitMiddleware, settings=settings, routes=routes, authenticate=authenticate
+    )
     api.add_middleware(RequestMiddleware, hosts=Hosts(settings))
     return api
 

@@ -63,6 +63,11 @@ def presented(request: Request) -> str | None:
     return key.strip() if kind.lower() == "bearer" else request.headers.get("x-api-key")
 
 
+async def authenticate(request: Request) -> Key:
+    """Return the valid API key of a request, whatever its scopes. Raises `Unauthorized`."""
+    return await gateway_of(request).keys.check(presented(request), None)
+
+
 class Requires:
     """Dependency that requires a valid API key with the scope. Raises `Unauthorized` or `Forbidden`."""
 

@@ -95,17 +95,23 @@ def status_of(error: ApexError) -> tuple[int, str]:
 
 async def _apex(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApexError)
-    status, code = status_of(error)
+    _, code = status_of(error)
     _count(request, code)
-    return problem(status, code, _clean(str(error)), error.remedy, headers=_headers(request, error))
+    return response_for(error, keyed=not request.url.path.startswith("/hooks/"))
 
 
-def _headers(request: Request, error: ApexError) -> dict[str, str]:
+def response_for(error: ApexError, *, keyed: bool) -> Response:
+    """Return the response to an error. `keyed` is whether the route takes an API key."""
+    status, code = status_of(error)
+    headers = _headers(error, keyed=keyed)
+    return problem(status, code, _clean(str(error)), error.remedy, headers=headers)
+
+
+def _headers(error: ApexError, *, keyed: bool) -> dict[str, str]:
     if isinstance(error, RetryLater):
         return {"Retry-After": str(max(1, math.ceil(error.after)))}
     if isinstance(error, Unavailable):
         return {"Retry-After": str(STORE_SECONDS)}
-    keyed = not request.url.path.startswith("/hooks/")
     if isinstance(error, Unauthorized) and not isinstance(error, Forbidden) and keyed:
         return {"WWW-Authenticate": 'Bearer realm="apex"'}
     # The rest of the body stays unread, so the connection cannot be used again.

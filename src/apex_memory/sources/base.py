@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, ClassVar, Generic, get_origin
+from typing import Any, ClassVar, Generic, Self, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import from_json
@@ -105,6 +106,26 @@ class SourceSettings(BaseModel):
                 parsed[name] = from_json(value) if value.startswith("[") else [value]
         return parsed
 
+    @model_validator(mode="after")
+    def _addresses_are_safe(self) -> Self:
+        """Refuse addresses that would send credentials unencrypted: https, or http on this machine."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if name.endswith("_url") and isinstance(value, str) and value:
+                _check_address(name, value)
+        return self
+
+
+def _check_address(name: str, value: str) -> None:
+    """Raise `ValueError` for a URL that is neither https nor http on loopback, or that contains a password."""
+    url = urlsplit(value)
+    host = url.hostname or ""
+    local = host == "localhost" or host.startswith("127.") or host == "::1"
+    if url.scheme != "https" and not (url.scheme == "http" and local):
+        raise ValueError(f"{name}: must start with https://, or with http:// on this machine")
+    if not host or url.username or url.password:
+        raise ValueError(f"{name}: must name a host, without user and password")
+
 
 class PulledSettings(SourceSettings):
     """Settings of a source that is pulled."""
@@ -141,6 +162,14 @@ class Source(ABC, Generic[SettingsT_co]):
     @property
     def route(self) -> str:
         return self.path or f"/hooks/{self.name}"
+
+    @property
+    def signature_headers(self) -> Sequence[str]:
+        """The headers, in lower case, of which a genuine webhook has at least one. Empty: not known.
+
+        The gateway refuses a webhook without any of them before it reads the body.
+        """
+        return ()
 
     @property
     def authenticated_by_key(self) -> bool:

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 
 from apex_memory import sources
 from apex_memory.errors import Misconfigured
@@ -106,13 +106,34 @@ def settings_of(kind: type[Source], given: Mapping[str, Any]) -> SourceSettings:
         ) from None
 
 
+def secret_settings(kind: type[Source]) -> list[str]:
+    """Return the settings of a source that hold secrets: those that may be set over the API.
+
+    All others, such as base URLs and folders, come from the settings file: whoever could change them over the API
+    could send a secret to another server, or read files of this one.
+    """
+    fields = kind.Settings.model_fields.items()
+    return [name for name, field in fields if _holds_secret(field.annotation)]
+
+
+def _holds_secret(annotation: Any) -> bool:
+    """Whether a type is `SecretStr`, or a list, union or model that contains it and nothing that is an address."""
+    if annotation is SecretStr:
+        return True
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        fields = annotation.model_fields.values()
+        return any(_holds_secret(field.annotation) for field in fields)
+    return any(_holds_secret(argument) for argument in get_args(annotation))
+
+
 SECRETS = "source/"
 """Prefix of the vault paths of sources' secrets: `source/NAME/SETTING`."""
 
 
-def secrets_of(name: str, kept: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the secrets of one source by setting, out of all `kept` ones by vault path."""
-    prefix = f"{SECRETS}{name}/"
-    return {
-        path.removeprefix(prefix): value for path, value in kept.items() if path.startswith(prefix)
-    }
+def secrets_of(kind: type[Source], kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the secrets of one source by setting, out of all `kept` ones by vault path.
+
+    Values of other settings, which earlier versions could store, are left out.
+    """
+    paths = {setting: f"{SECRETS}{kind.name}/{setting}" for setting in secret_settings(kind)}
+    return {setting: kept[path] for setting, path in paths.items() if path in kept}

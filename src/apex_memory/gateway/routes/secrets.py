@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr
 from apex_memory.errors import Conflict, Misconfigured, NotFound, Rejected
 from apex_memory.gateway.dependencies import Admin, GatewayDep
 from apex_memory.gateway.routes.shared import example, problems
-from apex_memory.sources.registry import SECRETS, settings_of
+from apex_memory.sources.registry import SECRETS, secret_settings, settings_of
 
 _ROW = {
     "name": "source/frontapp/signing_keys",
@@ -109,15 +109,19 @@ async def set_secret(
     gateway: GatewayDep, key: Admin, source: Name, setting: Setting, body: SecretValue
 ) -> None:
     """Set a secret. It takes effect in every process within a second, and takes precedence over the settings file."""
-    kind = gateway.app.sources.get(source)
-    if kind is None:
+    loaded = gateway.app.sources.get(source)
+    if loaded is None:
         raise NotFound(f"{source[:100]}: no such source", remedy="GET /v1/sources lists them")
-    if setting not in kind.Settings.model_fields:
-        known = ", ".join(kind.Settings.model_fields)
-        raise Rejected(f"{source}.{setting[:100]}: no such setting", remedy=f"known: {known}")
+    kind = type(loaded)
+    names = secret_settings(kind)
+    if setting not in names:
+        raise Rejected(
+            f"{source}.{setting[:100]} is not a secret",
+            remedy=f"secrets of {source}: {', '.join(names) or 'none'}; set others in the settings file",
+        )
     value = _plain(body.value)
     try:
-        settings_of(type(kind), {**gateway.app.settings.sources.get(source, {}), setting: value})
+        settings_of(kind, {**gateway.app.settings.sources.get(source, {}), setting: value})
     except Misconfigured as error:
         raise Rejected(
             str(error), remedy=f"see sources.{source}.{setting} in the settings reference"

@@ -69,6 +69,10 @@ class FrontApp(PulledSource[FrontAppSettings]):
     def missing_settings(self) -> str:
         return "" if self.settings.api_token.get_secret_value() else "api_token"
 
+    @property
+    def signature_headers(self) -> Sequence[str]:
+        return ("x-front-signature",)
+
     def receive(self, request: InboundRequest) -> Received:
         """Return one event, or the response to Front's challenge while the webhook is being set up."""
         self._verify(request)

@@ -65,6 +65,10 @@ class HubSpot(PulledSource[HubSpotSettings]):
     def missing_settings(self) -> str:
         return "" if self.settings.access_token.get_secret_value() else "access_token"
 
+    @property
+    def signature_headers(self) -> Sequence[str]:
+        return ("x-hubspot-signature-v3", "x-hubspot-signature")
+
     def receive(self, request: InboundRequest) -> Received:
         """A change hint per object; an event only for what needs no fetching: a contact erased for good."""
         self._verify(request)

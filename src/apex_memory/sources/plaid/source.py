@@ -87,6 +87,10 @@ class PlaidSource(PulledSource[PlaidSettings]):
         if known.client_id and known.secret.get_secret_value():
             await self._keys.learn(request, self._plaid(link))
 
+    @property
+    def signature_headers(self) -> Sequence[str]:
+        return ("plaid-verification",)
+
     def receive(self, request: InboundRequest) -> Received:
         """Return a change hint to sync the Item, or an event about the connection. Other webhooks are accepted and ignored."""
         issued = self._keys.signed_at(request, self.settings.replay_seconds)

@@ -48,6 +48,10 @@ class QuickBooks(PulledSource[QuickBooksSettings]):
             return "realm_ids"
         return "" if len(held.refresh_tokens) >= len(held.realm_ids) else "refresh_tokens"
 
+    @property
+    def signature_headers(self) -> Sequence[str]:
+        return ("intuit-signature",)
+
     def receive(self, request: InboundRequest) -> Received:
         """A change hint per record; an event only for what a merge took away, of which nothing can be fetched."""
         self._verify(request)

@@ -63,6 +63,10 @@ class Samsara(StreamSource[SamsaraSettings]):
     def missing_settings(self) -> str:
         return "" if self.settings.api_token.get_secret_value() else "api_token"
 
+    @property
+    def signature_headers(self) -> Sequence[str]:
+        return ("x-samsara-signature",)
+
     def receive(self, request: InboundRequest) -> Received:
         """Return one event; none for a ping."""
         self._verify(request)

@@ -77,6 +77,10 @@ class Sonar(PulledSource[SonarSettings]):
         given = {"username": known.username, "password": known.password.get_secret_value(), "series": known.series}  # fmt: skip
         return next((name for name, value in given.items() if not value), "")
 
+    @property
+    def signature_headers(self) -> Sequence[str]:
+        return ("webhook-signature",)
+
     def receive(self, request: InboundRequest) -> Received:
         """`index.value` with a record or a list of them, or an `alert`; see docs/howto/sources/sonar.md."""
         id = self._verify(request)

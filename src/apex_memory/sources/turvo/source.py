@@ -62,6 +62,10 @@ class Turvo(PulledSource[TurvoSettings]):
         }
         return next((name for name, value in credentials.items() if not _plain(value)), "")
 
+    @property
+    def signature_headers(self) -> Sequence[str]:
+        return (self.settings.webhook_header.lower(), self.settings.hmac_header.lower())
+
     def receive(self, request: InboundRequest) -> Received:
         """Return a change hint for the shipment that the webhook names. Webhooks about other objects are ignored."""
         self._verify(request)

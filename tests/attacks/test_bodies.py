@@ -1,0 +1,66 @@
+"""W5: bodies without authentication cannot keep out requests with an API key."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from apex_memory.config import Settings
+from tests.attacks.server import KEY, Connection, Server, connection, serving
+
+
+def head(path: str, length: int, *headers: str) -> bytes:
+    """The head of a POST with a body of so many bytes."""
+    lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {length}", *headers]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+async def test_w5_a_request_without_a_key_is_refused_before_its_body() -> None:
+    async with serving(Settings()) as server:
+        for path in ("/v1/keyed", "/v1/json", "/hooks/signed", "/nothing"):
+            async with connection(server) as attack:
+                await attack.send(head(path, 900_000))
+                assert await attack.status() == 401, path
+        for key in ("", "apex_wrong"):
+            async with connection(server) as attack:
+                await attack.send(head("/v1/keyed", 900_000, f"X-API-Key: {key}"))
+                assert await attack.status() == 401
+        assert server.bodies == []
+
+
+async def test_w5_slow_webhooks_do_not_keep_out_requests_with_a_key() -> None:
+    settings = Settings(webhook_body_memory=4_000_000, webhook_body_seconds=3)
+    async with serving(settings) as server, AsyncExitStack() as stack:
+        attackers: list[Connection] = []
+        for _ in range(52):
+            attack = await stack.enter_async_context(connection(server))
+            attackers.append(attack)
+            await attack.send(head("/hooks/signed", 1_900_000, "X-Signature: forged"))
+            await attack.send(b"x" * 100_000)
+        async with connection(server) as honest:
+            await honest.send(head("/v1/keyed", 1_000_000, f"X-API-Key: {KEY}") + b"y" * 1_000_000)
+            assert await honest.status() == 200
+        assert server.limits._webhooks.used <= 1_200_000, "a quarter of the share for one peer"
+        statuses = [await attack.status() for attack in attackers]
+        assert set(statuses) <= {408, 503} and statuses.count(503) > 30
+        await _released(server)
+        async with connection(server) as vendor:
+            await vendor.send(head("/hooks/signed", 5, "X-Signature: s") + b"hello")
+            assert await vendor.status() == 200
+
+
+async def test_w5_a_body_below_the_least_rate_is_refused() -> None:
+    settings = Settings(min_body_rate=1_000)
+    async with serving(settings) as server, connection(server) as slow:
+        await slow.send(head("/v1/keyed", 1_000_000, f"X-API-Key: {KEY}"))
+        status = asyncio.create_task(slow.status(20))
+        while not status.done() and await slow.send(b"x"):
+            await asyncio.sleep(0.1)
+        assert await status == 408
+        await _released(server)
+
+
+async def _released(server: Server) -> None:
+    async with asyncio.timeout(10):
+        while server.limits._webhooks.used or server.limits._keyed.used:
+            await asyncio.sleep(0.02)

@@ -14,7 +14,6 @@ from apex_memory.flows.drain.messages import (
     BatchInput,
     ClaimedBatch,
     ClaimInput,
-    EventName,
     GiveUpInput,
     StepReport,
 )
@@ -79,7 +78,7 @@ class Steps:
         if taken:
             self.batches.append(len(taken))
             self.claimed.append(batch)
-        names = [EventName(f"id-{name}", name) for name in taken[:SHOWN]]
+        names = [f"id-{name}" for name in taken[:SHOWN]]
         return ClaimedBatch(batch, len(taken), len(taken) >= self.limit, names)
 
     @activity.defn

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import re
 from pathlib import Path
+from time import process_time
 
 import pytest
 from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 from temporalio.workflow import NondeterminismError
 
+from apex_memory.flows.drain.messages import DrainInput
+from apex_memory.flows.temporal.options import TASK_TIMEOUT
 from apex_memory.flows.worker import WORKFLOWS
 from tests.flows.changed import HastyDrain
 
@@ -41,3 +46,31 @@ def test_histories_name_no_machine(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     assert "stackTrace" not in text
     assert "@" not in text
+
+
+def test_w4_histories_hold_ids_and_counts_alone() -> None:
+    """A source's own event ids can hold addresses and document keys: the drain's histories name inbox ids only."""
+    for file in FILES:
+        if file.stem.startswith("drain"):
+            assert '"event_id"' not in _decoded(file), file.stem
+
+
+def _decoded(file: Path) -> str:
+    """Every payload of a history, decoded."""
+    payloads = re.findall(r'"data": ?"([A-Za-z0-9+/=]+)"', file.read_text(encoding="utf-8"))
+    assert payloads, "a history without payloads would pass any test"
+    return "\n".join(base64.b64decode(payload).decode("utf-8", "replace") for payload in payloads)
+
+
+async def test_o2_a_run_replays_in_a_fraction_of_its_task_time_out() -> None:
+    """A worker without a cache replays a run of the greatest length, on a machine of a tenth of this one's speed.
+
+    The process time counts, so that a loaded test machine does not matter.
+    """
+    longest = max(FILES, key=lambda file: len(history(file).events))
+    events = len(history(longest).events)
+    began = process_time()
+    await Replayer(workflows=ALL).replay_workflow(history(longest))
+    per_event = (process_time() - began) / events
+    slowed = 10 * per_event * DrainInput("edi", 2).run_events
+    assert slowed < TASK_TIMEOUT.total_seconds() / 2, f"{slowed:.1f} s"

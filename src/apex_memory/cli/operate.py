@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json as jsonlib
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
+import httpx2
 import typer
 
 from apex_memory.cli.client import Gateway, admin_key, gateway, gateway_url
@@ -15,7 +18,10 @@ from apex_memory.config import Settings, load_settings
 from apex_memory.engines.state import read_stack
 from apex_memory.errors import ApexError
 
+OPEN_BREAKER = re.compile(r'^apex_breaker_open\{store="(\w+)"\} 1(?:\.0)?$', re.MULTILINE)
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+LAG_SECONDS = 300  # age of the oldest unfinished event, above which `doctor` mentions it
 LEAST_DISK = 1_000_000_000  # bytes free, below which `doctor` warns
 
 
@@ -71,6 +77,11 @@ def status(json: Json = False) -> None:
     if report["dead_letters"]:
         console().print(
             f"[red]{report['dead_letters']} dead letters[/]: see `apex dead-letters list`."
+        )
+    for workflow in report["temporal"]["failing"]:
+        console().print(
+            f"[red]{workflow['id']} fails[/]: attempt {workflow['attempt']} of its current {workflow['what']}.",
+            highlight=False,
         )
     if not report["temporal"]["reachable"]:
         console().print("[red]Temporal does not respond[/]: events land, and wait for it.")
@@ -131,6 +142,7 @@ def examine() -> Iterator[Finding]:
     finally:
         api.close()
     yield Finding("gateway", "good", f"responds at {url}")
+    yield from _breakers(settings)
     yield from _stores_and_events(report)
     yield from _sources(sources)
 
@@ -179,6 +191,23 @@ def _processes(settings: Settings) -> Iterator[Finding]:
             yield Finding(child.name, "good", f"{child.version or 'runs'}, pid {child.pid}")
 
 
+def _breakers(settings: Settings) -> Iterator[Finding]:
+    """Yield the stores whose circuit breaker is open in a worker of this data folder."""
+    for file in sorted((settings.data_dir / "run").glob("*.json")):
+        try:
+            url = jsonlib.loads(file.read_text(encoding="utf-8"))["metrics"]
+            metrics = httpx2.get(url, timeout=2).text
+        except (OSError, ValueError, KeyError, httpx2.HTTPError):
+            continue  # `_processes` reports a worker that does not run
+        for store in OPEN_BREAKER.findall(metrics):
+            yield Finding(
+                f"breaker {store}",
+                "bad",
+                f"is open in the worker `{file.stem}`: calls to {store} failed repeatedly",
+                f"it closes automatically when {store} responds; see its log",
+            )
+
+
 def _stores_and_events(report: dict[str, Any]) -> Iterator[Finding]:
     for store in report["stores"]:
         if store["state"] == "ready":
@@ -196,6 +225,13 @@ def _stores_and_events(report: dict[str, Any]) -> Iterator[Finding]:
             "bad",
             f"{report['temporal']['address']} does not respond",
             "events land and wait for it; start it, or check APEX_TEMPORAL",
+        )
+    for workflow in report["temporal"]["failing"]:
+        yield Finding(
+            f"workflow {workflow['id']}",
+            "bad",
+            f"fails: attempt {workflow['attempt']} of its current {workflow['what']}",
+            "see the worker's log; its events are processed without Temporal meanwhile",
         )
     if parked := report["parked"]:
         yield Finding(
@@ -219,6 +255,20 @@ def _sources(rows: Sequence[dict[str, Any]]) -> Iterator[Finding]:
         if row["state"] == "failing":
             yield Finding(
                 name, "bad", row["error"], "it is retried automatically; see `apex sources`"
+            )
+        elif row["state"] == "stalled":
+            yield Finding(
+                name,
+                "bad",
+                f"{row['backlog']} events are ready and nobody has worked on them for {row['stalled']:.0f} s",
+                "check that a worker runs (`apex status`) and read its log",
+            )
+        elif (row["lag"] or 0) > LAG_SECONDS and row["state"] != "paused":
+            yield Finding(
+                name,
+                "note",
+                f"the oldest of {row['backlog']} unfinished events arrived {row['lag'] / 60:.0f} min ago",
+                "it is being worked on; see `apex sources` for the progress",
             )
         elif row["state"] in ("paused", "disabled"):
             yield Finding(

@@ -30,6 +30,7 @@ from apex_memory.config import Settings
 from apex_memory.flows.fetch.messages import PullInput
 from apex_memory.flows.maintenance.messages import ReconcileInput, RoundsInput
 from apex_memory.flows.temporal.attributes import attributes_of
+from apex_memory.flows.temporal.options import TASK_TIMEOUT
 from apex_memory.flows.temporal.queues import BULK, REALTIME, key_of, pull_id, queue_of
 from apex_memory.sources.base import PulledSource, Source, StreamSource
 
@@ -71,6 +72,7 @@ def pulls(sources: Mapping[str, Source]) -> dict[str, Schedule]:
                 args=[PullInput(name)],
                 id=pull_id(name),
                 task_queue=queue_of(int(source.priority)),
+                task_timeout=TASK_TIMEOUT,
                 static_summary=f"Fetch from {source.title}",
                 typed_search_attributes=attributes_of(name, int(source.priority)),
                 priority=Priority(priority_key=key_of(int(source.priority)), fairness_key=name),
@@ -145,5 +147,9 @@ def _rounds(workflow: str, queue: str, every_seconds: float) -> Schedule:
 
 def _start(workflow: str, queue: str, input: Any) -> ScheduleActionStartWorkflow:
     return ScheduleActionStartWorkflow(
-        workflow, args=[input], id=workflow.lower(), task_queue=queue
+        workflow,
+        args=[input],
+        id=workflow.lower(),
+        task_queue=queue,
+        task_timeout=TASK_TIMEOUT,
     )

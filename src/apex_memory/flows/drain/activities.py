@@ -12,7 +12,6 @@ from apex_memory.flows.drain.messages import (
     BatchInput,
     ClaimedBatch,
     ClaimInput,
-    EventName,
     GiveUpInput,
     StepReport,
 )
@@ -41,7 +40,7 @@ class DrainActivities:
             str(batch.id),
             len(batch.events),
             batch.more,
-            [EventName(str(event.id), event.event_id) for event in batch.events[:SHOWN]],
+            [str(event.id) for event in batch.events[:SHOWN]],
         )
 
     @activity.defn

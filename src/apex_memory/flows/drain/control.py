@@ -13,6 +13,7 @@ from temporalio.service import RPCError
 from apex_memory.errors import NotFound, Unavailable
 from apex_memory.flows.drain.messages import DrainInput
 from apex_memory.flows.temporal.attributes import attributes_of
+from apex_memory.flows.temporal.options import TASK_TIMEOUT
 from apex_memory.flows.temporal.queues import drain_id, key_of, queue_of
 from apex_memory.sources.base import Source
 
@@ -59,6 +60,7 @@ class Drains:
                 memo={"paused": paused},
                 search_attributes=attributes_of(source, priority),
                 priority=Priority(priority_key=key_of(priority), fairness_key=source),
+                task_timeout=TASK_TIMEOUT,
                 rpc_timeout=timedelta(seconds=CALL_SECONDS),
             )
         except RPCError as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-SHOWN = 20  # most events that a history names one by one
+SHOWN = 20  # most events whose ids a history holds
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ class DrainInput:
     """Time without events after which a burst is over."""
     fault_seconds: float = 15
     """Pause after a step that failed permanently."""
-    run_events: int = 600
-    """History length in events at which a run continues as new, well below the server's suggestion at 4,096."""
+    run_events: int = 120
+    """History length in events at which a run continues as new. A worker that lost its cache replays the whole history
+    within one workflow task, so a run must be short enough to replay in a fraction of that time on a slow machine."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +39,16 @@ class ClaimInput:
 
 
 @dataclass(frozen=True)
-class EventName:
-    """An event by its own id and by the source's."""
-
-    id: str
-    event_id: str
-
-
-@dataclass(frozen=True)
 class ClaimedBatch:
-    """A leased batch. `events` names its first few events; `more` is true when the batch is full."""
+    """A leased batch. `events` has the ids of its first few events; `more` is true when the batch is full.
+
+    The ids are those of the inbox. A source's own ids can hold addresses and keys of documents, and stay out of histories.
+    """
 
     id: str
     count: int
     more: bool
-    events: list[EventName] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -11,21 +11,14 @@ SEVERITY = ("dead", "parked", "retry", "superseded", "done", "prepared")
 
 
 @dataclass
-class EventProgress:
-    """One event of the run."""
-
-    event_id: str = ""
-    outcome: str = "claimed"
-
-
-@dataclass
 class RunProgress:
     """Batches processed since the run began. All events are counted; up to `SHOWN` are listed."""
 
     batches: int = 0
     events: int = 0
     counts: dict[str, int] = field(default_factory=dict)
-    rows: dict[str, EventProgress] = field(default_factory=dict)
+    outcomes: dict[str, str] = field(default_factory=dict)
+    """Outcome by event id, of up to `SHOWN` events."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds by step, summed over batches, including the wait for a worker."""
     faults: list[str] = field(default_factory=list)
@@ -33,20 +26,18 @@ class RunProgress:
     def add_batch(self, batch: ClaimedBatch) -> None:
         self.batches += 1
         self.events += batch.count
-        for event in batch.events:
-            if event.id in self.rows or len(self.rows) < SHOWN:
-                self.rows[event.id] = EventProgress(event.event_id)
+        for id in batch.events:
+            if id in self.outcomes or len(self.outcomes) < SHOWN:
+                self.outcomes[id] = "claimed"
 
     def add_outcomes(self, report: StepReport) -> None:
         for outcome, count in report.counts.items():
             self.counts[outcome] = self.counts.get(outcome, 0) + count
         for id, outcome in report.outcomes.items():
-            if id in self.rows:
-                self.rows[id].outcome = outcome
-            elif len(self.rows) < SHOWN or outcome in SEVERITY[:3]:
-                self.rows[id] = EventProgress(outcome=outcome)
-        while len(self.rows) > SHOWN:
-            self.rows.pop(max(self.rows, key=lambda id: _severity(self.rows[id].outcome)))
+            if id in self.outcomes or len(self.outcomes) < SHOWN or outcome in SEVERITY[:3]:
+                self.outcomes[id] = outcome
+        while len(self.outcomes) > SHOWN:
+            self.outcomes.pop(max(self.outcomes, key=lambda id: _severity(self.outcomes[id])))
 
     def add_time(self, step: str, seconds: float) -> None:
         self.seconds[step] = self.seconds.get(step, 0) + seconds
@@ -72,20 +63,13 @@ class RunProgress:
                 "",
                 f"{self.events} events in {self.batches} batches: {counts or 'in progress'}",
             ]
-            lines += ["", f"Steps: {steps}", "", "| event | id | outcome |", "|---|---|---|"]
-            lines += [
-                f"| {_cell(row.event_id)} | `{id}` | {row.outcome} |"
-                for id, row in self.rows.items()
-            ]
-            if self.events > len(self.rows):
-                lines.append(f"| … {self.events - len(self.rows)} more | | |")
+            lines += ["", f"Steps: {steps}", "", "| event | outcome |", "|---|---|"]
+            lines += [f"| `{id}` | {outcome} |" for id, outcome in self.outcomes.items()]
+            if self.events > len(self.outcomes):
+                lines.append(f"| … {self.events - len(self.outcomes)} more | |")
         lines += ["", *(f"- {fault}" for fault in self.faults)] if self.faults else []
         return "\n".join(lines)
 
 
 def _severity(outcome: str) -> int:
     return SEVERITY.index(outcome) if outcome in SEVERITY else len(SEVERITY)
-
-
-def _cell(text: str) -> str:
-    return text[:60].replace("|", "\\|").replace("\n", " ")

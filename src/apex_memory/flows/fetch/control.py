@@ -14,6 +14,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from apex_memory.errors import Conflict, Unavailable
 from apex_memory.flows.fetch.messages import BackfillInput, FollowInput
 from apex_memory.flows.temporal.attributes import attributes_of
+from apex_memory.flows.temporal.options import TASK_TIMEOUT
 from apex_memory.flows.temporal.queues import (
     BULK,
     backfill_id,
@@ -67,6 +68,7 @@ class Pulling:
                         static_summary=f"Reads the stream of {source.title}",
                         search_attributes=attributes_of(name, priority),
                         priority=Priority(priority_key=key_of(priority), fairness_key=name),
+                        task_timeout=TASK_TIMEOUT,
                         rpc_timeout=CALL,
                     )
 
@@ -82,6 +84,7 @@ class Pulling:
                 static_summary=f"Backfill or replay of {name}",
                 search_attributes=attributes_of(name, int(Urgency.P2)),
                 priority=Priority(priority_key=5, fairness_key=name),
+                task_timeout=TASK_TIMEOUT,
                 rpc_timeout=CALL,
             )
 

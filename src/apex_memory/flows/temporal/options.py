@@ -7,6 +7,10 @@ from typing import Any
 
 from temporalio.common import RetryPolicy
 
+# Longest that one workflow task may take. It includes the replay of the run's history after a worker lost its cache:
+# the default of 10 s is too short for that on a machine that is slowed to a tenth.
+TASK_TIMEOUT = timedelta(seconds=60)
+
 RETRY = RetryPolicy(
     initial_interval=timedelta(seconds=1),
     backoff_coefficient=2,

@@ -20,6 +20,7 @@ from apex_memory.telemetry import INBOX_OPEN, OLDEST_SECONDS
 T = TypeVar("T")
 
 SECONDS = 2.0  # longest one part of the status may take
+FAILING_ATTEMPTS = 3  # attempts of a task or activity from which its workflow is reported
 
 
 async def store_rows(app: App) -> list[dict[str, Any]]:
@@ -70,6 +71,26 @@ async def temporal_reachable(client: Client) -> bool:
             return await client.service_client.check_health()
     except (RPCError, RuntimeError, TimeoutError):  # RuntimeError: a lazy client could not connect
         return False
+
+
+async def failing_workflows(client: Client) -> list[dict[str, Any]]:
+    """Return running workflows whose current task or activity failed `FAILING_ATTEMPTS` times; empty without Temporal.
+
+    Temporal itself shows such a workflow as running.
+    """
+    failing: list[dict[str, Any]] = []
+    with suppress(RPCError, RuntimeError, TimeoutError):
+        async with asyncio.timeout(SECONDS):
+            async for execution in client.list_workflows("ExecutionStatus = 'Running'", limit=100):
+                handle = client.get_workflow_handle(execution.id, run_id=execution.run_id)
+                described = (await handle.describe()).raw_description
+                attempts = {"workflow task": described.pending_workflow_task.attempt}
+                for pending in described.pending_activities:
+                    attempts["activity"] = max(attempts.get("activity", 0), pending.attempt)
+                for what, attempt in attempts.items():
+                    if attempt >= FAILING_ATTEMPTS:
+                        failing.append({"id": execution.id, "what": what, "attempt": attempt})
+    return failing
 
 
 async def dead_letters(app: App) -> int:

@@ -39,11 +39,20 @@ class BacklogRow(BaseModel):
     oldest: datetime
 
 
+class FailingWorkflow(BaseModel):
+    """A running workflow whose current task, or activity, has failed several times."""
+
+    id: str
+    what: Literal["workflow task", "activity"]
+    attempt: int
+
+
 class TemporalState(BaseModel):
-    """Whether Temporal responds. Without it events land and wait."""
+    """Whether Temporal responds, and the workflows that fail repeatedly. Without Temporal events land and wait."""
 
     address: str
     reachable: bool
+    failing: list[FailingWorkflow]
     ui: str | None
 
 
@@ -67,6 +76,7 @@ class Status(BaseModel):
             "temporal": {
                 "address": "127.0.0.1:7233/apex",
                 "reachable": True,
+                "failing": [{"id": "drain:edi", "what": "workflow task", "attempt": 12}],
                 "ui": "http://127.0.0.1:8461",
             },
             "backlog": [
@@ -119,6 +129,7 @@ async def show_status(gateway: GatewayDep, key: Reader) -> dict[str, Any]:
         "temporal": {
             "address": app.settings.temporal,
             "reachable": await status.temporal_reachable(gateway.temporal),
+            "failing": await status.failing_workflows(gateway.temporal),
             "ui": app.settings.temporal_ui or None,
         },
         "sources": sorted(app.sources),

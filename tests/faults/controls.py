@@ -131,7 +131,7 @@ async def _forgetful_store(app: App, vectors: str, folder: Path, result: Control
             result.saw("a store that forgets", found, meant="the graph holds 0 of")
             await mine.recovery.check_restarted_stores()
             mine.collector._grace = 0
-            await mine.collect()
+            await mine.upkeep.collect()
             await settle(mine, seconds=1)
             left = (await examine(mine, acknowledged)).all()
             if left:

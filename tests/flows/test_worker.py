@@ -85,6 +85,7 @@ async def test_a_landed_event_is_carried_and_names_its_run(
         assert report.stores["documents"].startswith("PostgreSQL")
 
 
+@pytest.mark.alone  # has a lease of half a second
 async def test_a_batch_that_waits_for_the_one_before_keeps_its_lease(
     make_settings: MakeSettings, temporal: Temporal
 ) -> None:

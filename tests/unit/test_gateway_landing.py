@@ -97,6 +97,7 @@ async def test_who_gives_up_takes_no_commit_along(db: Postgres) -> None:
     assert [item.duplicate for item in await landings.land([event(1)])] == [True]
 
 
+@pytest.mark.alone  # lands within 50 ms
 async def test_requests_inside_are_bounded_in_number_and_time(db: Postgres) -> None:
     gated = Gated(db)
     landings = GroupCommitter(gated.land, queued=1, seconds=0.05)

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from apex_memory.app import App
 from apex_memory.flows.__main__ import main
 from apex_memory.saga.journal import Journal
 from apex_memory.saga.publication import Publication
+from apex_memory.steps.batches import BatchSteps
 
 Did = Callable[[Any], bool]
 
@@ -28,7 +28,7 @@ def always(answer: Any) -> bool:
 
 # Where the step ends, and how its answer shows that there was something to do.
 STEPS: dict[str, tuple[type, str, Did]] = {
-    "claim": (App, "claim", lambda batch: bool(batch.events)),
+    "claim": (BatchSteps, "claim", lambda batch: bool(batch.events)),
     "manifests": (Publication, "store_manifests", lambda report: bool(report.prepared)),
     "begin": (Journal, "begin", lambda begun: bool(begun.stages)),
     "graph": (Publication, "_write_graph", always),

@@ -160,7 +160,7 @@ async def waits_before_restarts(folder: Path, count: int) -> list[float]:
             died.append(float(detail.partition("restarting in ")[2].partition(" s")[0]))
 
     async with Supervisor(folder / "data", note) as supervisor:
-        await supervisor.start(shell("sleep 0.01; exit 3", folder))
+        await supervisor.start(shell("sleep 0.1; exit 3", folder))
         await until(lambda: len(died) >= count)
         stack = read_stack(folder / "data")
         assert stack and stack.children["small"].last_exit == "exit code 3"

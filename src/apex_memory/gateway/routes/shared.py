@@ -76,6 +76,12 @@ _KNOWN = {
         "no such document, or it is deleted already",
         "GET /v1/documents lists documents",
     ),
+    431: (
+        "The headers are larger than 32 kB, or more than 100.",
+        "headers_too_large",
+        "headers: larger than 32768 bytes",
+        "send fewer or shorter headers, or a shorter query",
+    ),
     408: (
         "The body did not arrive in time.",
         "timeout",
@@ -118,7 +124,7 @@ _KNOWN = {
 def problems(*statuses: int, host: bool = True) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI responses for these error statuses, and for a wrong Host, where that is checked."""
     documented: dict[int | str, dict[str, Any]] = {}
-    for status in (*statuses, *([421] if host else [])):
+    for status in (*statuses, *([421] if host else []), 431):
         description, code, message, remedy = _KNOWN[status]
         body = {"error": {"code": code, "message": message, "remedy": remedy}}
         documented[status] = {

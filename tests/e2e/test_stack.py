@@ -276,8 +276,9 @@ async def test_without_a_store_events_park_and_searches_say_so(
         rows = [row for row in status.json["backlog"] if row["state"] == "parked"]
         assert {row["park_store"] for row in rows} == {store} and status.json["parked"] > 0
         assert doctor.code == 1
-        [bad] = [finding for finding in doctor.json if finding["state"] == "bad"]
-        assert bad["what"] == f"store {store}" and bad["remedy"]
+        bad = {finding["what"]: finding for finding in doctor.json if finding["state"] == "bad"}
+        assert f"store {store}" in bad and all(finding["remedy"] for finding in bad.values())
+        assert set(bad) <= {f"store {store}", f"breaker {store}"}, "nothing else is wrong"
     print(f"all at their end {await stack.ended(ids):.1f} s after {store} came back")
     await stack.whole()
     await see_all_once(stack, writer)

@@ -22,7 +22,7 @@ import numpy as np
 from tests.e2e.stack import running_stack
 from tests.faults.kinds import GRAPHS
 from tests.faults.loop import Result, run
-from tests.faults.overload import overload
+from tests.faults.overload import ROOM, overload
 
 FOLDER = Path("faults")
 OVERLOAD_SECONDS = 60.0
@@ -110,7 +110,7 @@ def _loop(given: argparse.Namespace) -> int:
 
 
 async def _overload(seconds: float, file: Path | None) -> int:
-    async with running_stack() as stack:
+    async with running_stack(**ROOM) as stack:
         found = await overload(stack, seconds)
     told = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **found.report()}
     text = json.dumps(told, indent=2) + "\n"

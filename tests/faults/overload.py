@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 from tests.e2e.stack import Stack, until
 
 HANDS_CALM, HANDS_OVERLOAD = 6, 700  # the first is what the gateway lands at once
+ROOM = {"MAX_CONNECTIONS": "1600", "MAX_CONNECTIONS_PER_PEER": "1600"}
+"""Settings of the stack: all hands come from one address, and its limit is not what is tested here."""
 CALM_SECONDS = 2.0
 TIMES = 10
 # PostgreSQL gets a share of its time, in one piece of each period. A commit carries hundreds of

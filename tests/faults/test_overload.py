@@ -26,7 +26,7 @@ from apex_memory.stores.postgres import migrate
 from tests.conftest import PASSWORD
 from tests.e2e.conftest import live, state, text_event
 from tests.e2e.stack import Stack, running_stack
-from tests.faults.overload import overload
+from tests.faults.overload import ROOM, overload
 from tests.faults.storm import storm
 
 pytestmark = [
@@ -41,7 +41,7 @@ LITTLE = 3_000_000  # bytes
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def stack() -> AsyncIterator[Stack]:
-    async with running_stack() as stack:
+    async with running_stack(**ROOM) as stack:
         yield stack
 
 

@@ -33,9 +33,9 @@ def test_make_demo_lands_answers_and_leaves_nothing_running() -> None:
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-2000:]
     said = ran.stdout
     for part in (
-        "nothing is left to do",
+        "all done",
         "Where is SHP-100045",
-        "One shipment in all of them",
+        "One shipment in all sources",
         "One event, step by step",
         "Temporal UI",
         "All stopped.",
@@ -43,7 +43,7 @@ def test_make_demo_lands_answers_and_leaves_nothing_running() -> None:
         assert part in said, part
     for kind in ("docx", "eml", "html", "md", "pdf", "xlsx"):
         assert kind in said
-    met = said.partition("One shipment in all of them")[2].partition("One event, step by step")[0]
+    met = said.partition("One shipment in all sources")[2].partition("One event, step by step")[0]
     for source in classes():
         assert source.name in met, f"{source.name} never speaks of the shipment"
     assert "degraded" not in said and "Nothing found" not in said

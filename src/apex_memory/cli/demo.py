@@ -160,7 +160,7 @@ class DayResult:
 
     def line(self) -> str:
         total = sum(row["documents"] for row in self.rows)
-        end = "nothing is left to do" if self.settled else "[red]some are still in progress[/]"
+        end = "all done" if self.settled else "[red]some are still in progress[/]"
         kinds = ", ".join(sorted({file.suffix[1:] for file in self.files}))
         return (
             f"{total} documents of {len(self.rows)} sources are in memory after {self.seconds:.1f} s, "

@@ -8,8 +8,6 @@ the vector store derives from it (docs/discussions/protocol.md).
 from __future__ import annotations
 
 import hashlib
-import re
-import unicodedata
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +17,8 @@ from typing import Any, NewType
 
 import numpy as np
 from numpy.typing import NDArray
+
+from apex_memory.normalization import name_key
 
 NAMESPACE = uuid.UUID("6f0d4f2c-9d0e-5b39-8f4b-3f6d0c1f7a11")
 
@@ -140,9 +140,11 @@ class Entity:
 
 
 def slug(name: str) -> str:
-    """A name as a stable key: ASCII where possible, lower case, words joined by `-` (`Northwind Trucking` → `northwind-trucking`)."""
-    folded = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode() or name
-    return re.sub(r"[^a-z0-9]+", "-", folded.lower()).strip("-")
+    """Return a name as a stable key: NFKC, case-folded, words joined by `-` (`Northwind Trucking` → `northwind-trucking`).
+
+    Letters of every script are kept (`山田運輸`, `łódź-transport`). Only a blank name has an empty key.
+    """
+    return name_key(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

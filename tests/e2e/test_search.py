@@ -304,6 +304,49 @@ async def test_passages_of_a_long_document(app: App) -> None:
     assert len({hit.start for hit in exact.hits}) == len(exact.hits) == 3
 
 
+async def test_f19_a_number_in_a_bold_label_or_a_table_is_an_identifier(app: App) -> None:
+    for n in range(12):
+        await land(app, text_event(app, f"d{n}", f"PRO and its number, {n}: 9876543"))
+    await remember(app, "bold", "Your pickup. **PRO:** 223456789 was loaded.")
+    await remember(app, "table", "| PRO | 323456789 |\n| --- | --- |\n| City | Reno |")
+    for query, key in (("PRO 223456789", "bold"), ("where is pro# 323456789", "table")):
+        hit = (await app.search.search(query)).hits[0]
+        assert hit.doc_id == document_uuid("documents", key) and "identifier" in hit.legs
+
+
+async def test_f28_words_of_scripts_without_blanks_are_found_by_the_word_legs(app: App) -> None:
+    texts = {
+        "ja": "トラックが遅れています。倉庫は週末に閉まっています。",
+        "zh": "我们的卡车在上海港口被延误了",
+        "th": "รถบรรทุกมาถึงท่าเรือแล้ว",
+    }
+    for key, text in texts.items():
+        await remember(app, key, text)
+    for query, key in (("倉庫", "ja"), ("港口", "zh"), ("ท่าเรือ", "th")):
+        hit = (await app.search.search(query)).hits[0]
+        assert hit.doc_id == document_uuid("documents", key) and hit.legs["words"] > 0
+
+
+async def test_the_exact_code_outranks_its_neighbours(app: App) -> None:
+    plates = [f"{n:05}" for n in range(9990, 10010)]
+    await land(
+        app, *(text_event(app, p, f"Vehicle updated. License plate: {p}. Yard 7.") for p in plates)
+    )
+    await app.direct.drain("documents")
+    for plate in ("09999", "10000", "09990"):
+        hit = (await app.search.search(f"which truck has license plate {plate}")).hits[0]
+        assert plate in hit.snippet and hit.legs["codes"] == 1
+
+
+async def test_an_identifier_without_digits_is_found_by_the_name_of_its_type(app: App) -> None:
+    for n, key in enumerate(("ABCXXXX", "ABCXXXY", "ABCXXXZ")):
+        about = {"entities": [f"shipment:{key}"]}
+        await remember(app, key, f"Moved {n} pallets of tile over the pass", **about)
+    result = await app.search.search("where is shipment abcxxxy")
+    assert result.hits[0].doc_id == document_uuid("documents", "ABCXXXY")
+    assert [entity.ref for entity in result.entities if entity.exact] == ["shipment:ABCXXXY"]
+
+
 # What is live
 
 

@@ -199,3 +199,112 @@ def test_time_grows_with_length_alone(piece: str) -> None:
 
     short, long = min(seconds(25_000) for _ in range(2)), seconds(100_000)
     assert long < 10 * short + 0.05
+
+
+@pytest.mark.parametrize(
+    ("text", "ref"),
+    [
+        ("at the gate: SHP\u2011100811", "shipment:SHP-100811"),  # no-break hyphen
+        ("at the gate: SHP\u2010100811", "shipment:SHP-100811"),
+        ("at the gate: SHP\u2013100813", "shipment:SHP-100813"),  # en dash
+        ("at the gate: SHP-\u200b100812", "shipment:SHP-100812"),  # zero width
+        ("at the gate: SHP-100\u00ad815", "shipment:SHP-100815"),  # soft hyphen
+        ("at the gate: SHP\u00a0100814", "shipment:SHP-100814"),  # no-break blank
+        ("ＳＨＰ－１００８１６", "shipment:SHP-100816"),
+        ("MSKU\u2011123456\u20115", "container:MSKU1234565"),
+        ("PRO\u202fNo.\u00a0123456789", "pro:123456789"),
+        ("due 2026\u201103\u201104, INV\u20132026\u20130042", "invoice:INV-2026-0042"),
+    ],
+)
+def test_f21_identifiers_are_recognised_in_any_typography(text: str, ref: str) -> None:
+    [mention] = [a for a in extract(text, ()) if a.predicate == "mentions"]
+    assert mention.object == ref
+    assert mention.start is not None and text[mention.start].isalnum()
+    assert ref in extract_query(text).certain
+
+
+@given(
+    st.lists(
+        st.sampled_from(["SHP-100045", " ", "\u200b", "\u00ad", "\ufb03", "é", "a", "**", "½", "中", "\n"]),
+        max_size=30,
+    ).map("".join)
+)  # fmt: skip
+def test_f21_offsets_are_those_of_the_original(text: str) -> None:
+    for assertion in extract(text, [(0, len(text))]):
+        assert assertion.start is not None and 0 <= assertion.start < len(text)
+        if assertion.object == "shipment:SHP-100045":
+            assert text[assertion.start] == "S"
+
+
+@pytest.mark.parametrize(
+    ("text", "refs"),
+    [
+        ("**PRO:** 223456789", {"pro:223456789"}),
+        ("**PRO**: 223456789, Load #: **778899**", {"pro:223456789", "load:778899"}),
+        ("PO Number: __4500777__", {"po:4500777"}),
+        ("SHP-**100045** and `SHP-100046` and SHP-**100**047", {"shipment:SHP-100045", "shipment:SHP-100046", "shipment:SHP-100047"}),
+        ("PRO [223456789](https://carrier.example/t)", {"pro:223456789"}),
+        ("| PRO | 323456789 |\n| --- | --- |\n| PO Number | 4500888 |\n| Load # | 778900 |",
+         {"pro:323456789", "po:4500888", "load:778900"}),
+        ("| PRO # | Purchase Order | Shipment ID |\n|:---|---|---:|\n| 323456789 | 4500999 | AX-2211 |\n| 323456790 | | |",
+         {"pro:323456789", "pro:323456790", "po:4500999", "shipment:AX-2211"}),
+        ("| Item | Weight |\n|---|---|\n| 323456789 | 4500999 |", set()),
+        ("2 * 3 * 4 and snake_case_100045", set()),
+    ],
+)  # fmt: skip
+def test_f19_identifiers_are_recognised_across_markup(text: str, refs: set[str]) -> None:
+    assert mentioned(text) == refs
+    for mention in extract(text, ()):
+        assert mention.start is not None and text[mention.start].isalnum()
+
+
+@pytest.mark.parametrize(
+    ("query", "ref"),
+    [
+        ("where is shipment ABCXXXX?", "shipment:ABCXXXX"),
+        ("load # 12", "load:12"),
+        ("balance of account acc_1Xy", "account:acc_1Xy"),
+        ("trailer TR5", "vehicle:TR5"),
+    ],
+)
+def test_short_identifiers_are_possible_after_the_name_of_their_type(query: str, ref: str) -> None:
+    entities = extract_query(query)
+    assert ref in {*entities.identifiers, *entities.certain}
+    assert not set(entities.identifiers) & set(entities.certain)
+
+
+NAMES_APART = [
+    ("Иван Петров", "Анна Смирнова"), ("山田運輸", "鈴木商店"), ("ООО Ромашка", "山田運輸"),
+    ("北京 University", "上海 University"), ("Łódź Transport", "Odz Transport"), ("!!!", "???"), ("🚚", "🚢"),
+    ("हिन्दी", "हन्द"), ("Café Nord", "Caf Nord"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("first", "second"), NAMES_APART)
+def test_f2_different_names_have_different_keys(first: str, second: str) -> None:
+    for kind in ("company", "person", "location"):
+        assert canonical(f"{kind}:{first}") != canonical(f"{kind}:{second}")
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("Straße", "strasse"),
+        ("STRASSE", "strasse"),
+        ("Łódź Transport", "łódź-transport"),
+        ("Cafe\u0301 Nord", "café-nord"),
+        ("\uff21\uff23\uff2d\uff25 \uff26reight", "acme-freight"),
+        ("Har\u00adbor\u200b Foods", "harbor-foods"),
+        ("山田運輸", "山田運輸"),
+    ],
+)
+def test_f2_a_key_folds_case_and_width_and_keeps_letters(name: str, key: str) -> None:
+    assert canonical(f"company:{name}") == f"company:{key}"
+    assert canonical(f"company:{key}") == f"company:{key}"
+
+
+@given(st.text(min_size=1, max_size=40).filter(lambda name: name.strip()))
+def test_f2_no_name_has_an_empty_key(name: str) -> None:
+    key = canonical(f"person:{name}").partition(":")[2]
+    assert key
+    assert canonical(f"person:{key}") == f"person:{key}"

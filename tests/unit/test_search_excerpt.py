@@ -25,6 +25,11 @@ def test_most_different_words_win_over_many_of_one() -> None:
     assert "towing came to 640" in excerpter("invoice for towing 640", matters)(passage)
 
 
+def test_f28_a_word_without_blanks_around_it_is_shown() -> None:
+    shown = excerpter("倉庫", matters)("茶" * 400 + "。倉庫は閉まっています。" + "茶" * 400)
+    assert "倉庫" in shown and len(shown) <= EXCERPT_CHARS
+
+
 @pytest.mark.parametrize("question", ["", "the of", "xylophone", "(", "🚚", "SHP-1 \\"])
 def test_without_a_word_in_common_it_shows_the_start(question: str) -> None:
     shown = excerpter(question, matters)(FILLER * 9)

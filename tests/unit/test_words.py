@@ -131,3 +131,38 @@ def test_a_text_that_is_not_unicode_is_refused_with_its_point() -> None:
     (point,) = points(["truck \ud800"])
     with pytest.raises(Rejected, match=str(point.id)):
         words.rows([point])
+
+
+@pytest.mark.parametrize(
+    ("sentence", "query"),
+    [
+        ("倉庫は週末閉まっています", "倉庫"),
+        ("倉庫は週末閉まっています", "週末"),
+        ("我们的卡车在上海港口被延误了", "港口"),
+        ("茶は倉庫にあります", "茶"),
+        ("รถบรรทุกมาถึงท่าเรือแล้ว", "ท่าเรือ"),
+        ("ລົດບັນທຸກມາຮອດແລ້ວ", "ບັນທຸກ"),
+        ("창고는 주말에 닫힙니다", "창고"),
+        ("トラックが遅れています", "トラック"),
+    ],
+)
+def test_f28_a_word_is_found_in_a_sentence_without_blanks(sentence: str, query: str) -> None:
+    assert ids(query)
+    assert ids(query) <= set(words.passage(sentence).ids.tolist())
+    assert not ids(query) & set(words.passage("The truck waits at the dock").ids.tolist())
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        ("the o\ufb03ce", "office"),
+        ("a certi\ufb01cate", "certificate"),
+        ("indi\u00adgo", "indigo"),
+        ("tea\u200bl", "teal"),
+        ("\uff34\uff25\uff21\uff2c", "teal"),
+        ("Straße", "STRASSE"),
+        ("of the merchan-\ndise there", "merchandise"),
+    ],
+)
+def test_f21_words_have_one_normal_form(text: str, query: str) -> None:
+    assert ids(query) <= set(words.passage(text).ids.tolist())

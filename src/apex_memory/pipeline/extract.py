@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from apex_memory.model import Assertion, slug
+from apex_memory.normalization import NormalizedText
 from apex_memory.pipeline.chunk import split_at_passages
 from apex_memory.pipeline.entities import Mention, canonical, company_key
 from apex_memory.pipeline.identifiers import find_identifiers
@@ -20,13 +21,30 @@ from apex_memory.pipeline.values import find_amounts, find_dates
 
 MAX_MENTIONS = 5  # of one entity in one document: the first in each passage
 MAX_CANDIDATES = 60
+MAX_IDENTIFIERS = 8
 
 
 def extract(text: str, passages: Sequence[tuple[int, int]]) -> list[Assertion]:
     """Return assertions with their offsets: mentions, roles of parties, names, postal codes, amounts and dates.
 
-    An empty subject means the document itself. The most useful come first, so that a limit cuts the least.
+    They are recognised in the normal form of the text (`normalization`), without marks of Markdown, and their offsets
+    are those of the original. An empty subject means the document itself. The most useful come first, so that a limit
+    cuts the least.
     """
+    normalized = NormalizedText(text)
+    borders = [start for start, _ in split_at_passages(len(text), passages)]
+    if normalized.text == text:
+        return _extract(text, borders)
+    moved_borders = [normalized.offset_of(border) for border in borders]
+    return [_moved(assertion, normalized) for assertion in _extract(normalized.text, moved_borders)]
+
+
+def _moved(assertion: Assertion, normalized: NormalizedText) -> Assertion:
+    assert assertion.start is not None  # extracted assertions always have an offset
+    return replace(assertion, start=normalized.original_offset(assertion.start))
+
+
+def _extract(text: str, borders: Sequence[int]) -> list[Assertion]:
     shape = char_shape(text)
     parties = sorted(find_parties(text), key=lambda party: party.mention.start)
     cities = sorted(find_cities(text, shape), key=lambda city: city.mention.start)
@@ -37,7 +55,6 @@ def extract(text: str, passages: Sequence[tuple[int, int]]) -> list[Assertion]:
         *(city.mention for city in cities),
     ]
     mentions.sort(key=lambda mention: (mention.start, mention.ref))
-    borders = [start for start, _ in split_at_passages(len(text), passages)]
     assertions = [
         *_mentions(mentions, borders),
         *_roles(parties),
@@ -101,14 +118,29 @@ class QueryEntities:
 
     certain: tuple[str, ...]
     candidates: tuple[str, ...]
+    identifiers: tuple[str, ...] = ()
+    """Refs that are identifiers only if a document holds them: a word after the name of its type (`shipment ABCXXXX`)."""
 
 
+# How a query may name the type of an identifier, and the type in refs.
+_TYPE_NAMES = {
+    "shipment": "shipment", "load": "load", "pro": "pro", "bol": "bol", "bill of lading": "bol", "po": "po",
+    "purchase order": "po", "invoice": "invoice", "mc": "mc", "usdot": "usdot", "dot": "usdot", "scac": "scac",
+    "container": "container", "vin": "vin", "unit": "vehicle", "truck": "vehicle", "tractor": "vehicle",
+    "trailer": "vehicle", "vehicle": "vehicle", "account": "account", "payment": "payment", "bill": "bill",
+    "transaction": "transaction", "deal": "deal", "contact": "contact", "conversation": "conversation",
+}  # fmt: skip
+_TYPED_WORD = re.compile(
+    rf"(?<![\w-])({'|'.join(sorted(_TYPE_NAMES, key=len, reverse=True))})(?:[ ](?:no\.?|number|id))?[ ]?[#:]?[ ]?"
+    r"(?=[^\s]{2})([A-Z0-9][A-Z0-9_-]{1,39})(?![\w-])",
+    re.IGNORECASE | re.ASCII,
+)
 _QUERY_WORD = re.compile(r"[^\W_][\w&'’.-]{0,40}")
 
 
 def extract_query(text: str) -> QueryEntities:
     """Return the entities that a query names, in any case, and refs that its words may mean."""
-    text = text[:2_000]
+    text = NormalizedText(text[:2_000]).text
     shape, upper = char_shape(text), text.upper()
     mentions = [
         *find_identifiers(text, shape),
@@ -118,7 +150,21 @@ def extract_query(text: str) -> QueryEntities:
     ]
     certain = dict.fromkeys(canonical(mention.ref) for mention in mentions)
     candidates = (ref for ref in dict.fromkeys(_candidates(text)) if ref not in certain)
-    return QueryEntities(tuple(certain), tuple(islice(candidates, MAX_CANDIDATES)))
+    identifiers = (ref for ref in dict.fromkeys(_possible_identifiers(text)) if ref not in certain)
+    return QueryEntities(
+        tuple(certain),
+        tuple(islice(candidates, MAX_CANDIDATES)),
+        tuple(islice(identifiers, MAX_IDENTIFIERS)),
+    )
+
+
+def _possible_identifiers(text: str) -> Iterator[str]:
+    for match in _TYPED_WORD.finditer(text):
+        word = match[2].rstrip("-")
+        if word.lower() not in NOT_AT_EDGE:
+            kind = _TYPE_NAMES[match[1].lower()]
+            yield canonical(f"{kind}:{word}")
+            yield canonical(f"{kind}:{word.upper()}")
 
 
 def _candidates(text: str) -> Iterator[str]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from apex_memory.pipeline.entities import Mention, canonical, phone_key
+from apex_memory.pipeline.tables import cells_under_headers, with_colons
 from apex_memory.pipeline.text import matches
 
 _WORD = r"(?<![\w-])"
@@ -53,6 +54,10 @@ _LABEL = re.compile(
     rf"{_WORD}(?=(?:{'|'.join(label for _, label, _ in _LABELS)})[\s#:.-])",
     re.IGNORECASE | re.ASCII,
 )
+_LABEL_HEADER = re.compile(
+    rf"(?:{'|'.join(label for _, label, _ in _LABELS)})[ ]?(?:#|no\.?|num\.?|number|nbr\.?|id)?:?\Z",
+    re.IGNORECASE | re.ASCII,
+)
 _LONG = re.compile(r"\d{4}")  # without a sign, a label needs a number of this length
 _BARE = frozenset({"shipment", "load", "bol", "po", "invoice"})
 
@@ -87,11 +92,28 @@ _FOREIGN_PHONE = re.compile(r"(?<![\w.+-])(\+[2-9][\d ().-]{6,18}\d)(?![\w-])", 
 
 def find_identifiers(text: str, char_shape: bytes) -> Iterator[Mention]:
     """Yield every identifier in the text, in no order, some perhaps twice. `char_shape` is that of the text (`pipeline.text`)."""
-    for find in (_labelled_codes, _prefixed, _checked, _addresses):
+    yield from _labelled_codes(with_colons(text))
+    yield from _codes_in_columns(text)
+    for find in (_prefixed, _checked, _addresses):
         yield from find(text, char_shape)
 
 
-def _labelled_codes(text: str, _: bytes) -> Iterator[Mention]:
+def _codes_in_columns(text: str) -> Iterator[Mention]:
+    """Yield the codes in columns of tables whose header is a label, such as `PRO` or `PO Number`."""
+    labels: dict[str, bool] = {}
+    for cell in cells_under_headers(text):
+        if cell.header not in labels:
+            labels[cell.header] = bool(_LABEL_HEADER.match(cell.header))
+        if not labels[cell.header]:
+            continue
+        prefix = f"{cell.header}: "
+        for mention in _labelled_codes(prefix + cell.text[:100]):
+            if mention.start >= len(prefix):
+                start = cell.start + mention.start - len(prefix)
+                yield Mention(mention.ref, mention.surface, start)
+
+
+def _labelled_codes(text: str) -> Iterator[Mention]:
     ends = dict.fromkeys((kind for kind, _ in _LABELLED), 0)
     for label in matches(_LABEL_FIRST, _LABEL, text):
         for kind, pattern in _LABELLED:

@@ -34,7 +34,7 @@ from apex_memory.pipeline.parse import append_files, parse
 from apex_memory.pipeline.reader import FileReader
 from apex_memory.pipeline.text import clean, clean_at, clean_value
 
-VERSION = "1"
+VERSION = "2"
 """Raise it when the output changes for the same input: it is part of every manifest's id."""
 
 MAX_CHARACTERS = 2_000_000
@@ -299,7 +299,7 @@ def _clean_document(document: Document, event: Event) -> Document:
         ),
         metadata=clean_value(metadata),
         about=canonical(clean(document.about)) if document.about else None,
-        assertions=tuple(_clean_assertion(assertion, moved) for assertion in document.assertions),
+        assertions=tuple(_clean_assertions(document.assertions, moved)),
     )
 
 
@@ -309,6 +309,20 @@ def _offsets(document: Document) -> set[int]:
     for passage in document.passages:
         offsets.update(passage)
     return offsets
+
+
+def _clean_assertions(
+    assertions: Sequence[Assertion], moved: Mapping[int, int]
+) -> Iterator[Assertion]:
+    """Yield the assertions with clean values and canonical refs, without those about an entity whose name is blank."""
+    for assertion in assertions:
+        cleaned = _clean_assertion(assertion, moved)
+        if not _is_nameless(cleaned.subject) and not _is_nameless(cleaned.object or ""):
+            yield cleaned
+
+
+def _is_nameless(ref: str) -> bool:
+    return ref.endswith(":") and ref.count(":") == 1
 
 
 def _clean_assertion(assertion: Assertion, moved: Mapping[int, int]) -> Assertion:

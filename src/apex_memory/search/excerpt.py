@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+from apex_memory.normalization import UNSPACED
 
 EXCERPT_CHARS = 240
 WORDS_MAX = 50  # words of a query that are looked for
@@ -20,10 +23,15 @@ def excerpter(query: str, is_relevant: Callable[[str], bool]) -> Callable[[str],
     Words match if they begin alike (`delivered`, `delivery`). White space is folded; `…` marks text that
     was left out. A passage with none of the words is cut from its start.
     """
-    words = dict.fromkeys(word.lower() for word in _WORD.findall(query) if is_relevant(word))
+    words = dict.fromkeys(word.lower() for word in _words(query) if is_relevant(word))
     longest = sorted(dict.fromkeys(map(_stem, words)), key=len, reverse=True)[:WORDS_MAX]
     alternatives = "|".join(map(re.escape, longest))
-    pattern = re.compile(rf"\b(?:{alternatives})", re.IGNORECASE) if alternatives else None
+    # A word of a script without blanks may begin anywhere.
+    pattern = (
+        re.compile(rf"(?:\b|(?=[^\x00-\x7f]))(?:{alternatives})", re.IGNORECASE)
+        if alternatives
+        else None
+    )
 
     def excerpt(passage: str) -> str:
         if len(passage) > EXCERPT_CHARS:
@@ -32,6 +40,18 @@ def excerpter(query: str, is_relevant: Callable[[str], bool]) -> Callable[[str],
         return " ".join(passage.split())
 
     return excerpt
+
+
+def _words(query: str) -> Iterator[str]:
+    """Yield the words of a query; a run of a script without blanks as pairs of characters, as the word legs do."""
+    for word in _WORD.findall(query):
+        if not UNSPACED.search(word):
+            yield word
+            continue
+        for run in UNSPACED.findall(word):
+            if len(run) == 1:
+                yield run
+            yield from map("".join, pairwise(run))
 
 
 def _stem(word: str) -> str:

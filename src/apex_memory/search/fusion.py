@@ -1,10 +1,10 @@
 """Fusion: one score per passage out of the scores of several legs, each on a scale of its own.
 
-A leg is one ranked list of passages: by meaning (`dense`), by words (`words`, `nearby`), by the graph, by
-time. Fusion adds normalised scores, not reciprocal ranks: measured, equal ranks made words and meaning
+A leg is one ranked list of passages: by meaning (`dense`), by words (`words`, `nearby`), by codes, by
+the graph, by time. Fusion adds normalised scores, not reciprocal ranks: measured, equal ranks made words and meaning
 together worse than words alone. A passage that a leg did not return gets the leg's floor, and the leg's
 values become z-scores over the candidates of all legs. So a leg that returned one passage of hundreds, such
-as the only one with the query's word, weighs much. The boosts (graph, time) are shares of 1 and stay as they are.
+as the only one with the query's word, weighs much. The boosts (codes, graph, time) are shares of 1 and stay as they are.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class Weights:
     """Similarity of meaning, averaged over the passage and its neighbours."""
     graph: float = 0.5
     """Links to the entities that the query names, 0 to 1."""
+    codes: float = 6.0
+    """The query's codes and numbers that the passage holds, rare ones counting more, 0 to 1."""
     time: float = 3.0
     """Closeness to the time that the query names, 0 to 1. Passages lie about 10 apart in the sum."""
     covered: float = 0.6
@@ -53,7 +55,7 @@ class Weights:
         )
 
 
-BOOSTS = frozenset({"graph", "time"})
+BOOSTS = frozenset({"codes", "graph", "time"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,6 +168,10 @@ class Ranking:
         if "dense" in legs:
             passage_counts = {doc: live.passages for doc, live in self.documents.items()}
             legs["dense_nearby"] = smooth(legs["dense"], passage_counts)
+        if "codes" in legs:
+            best = max(legs["codes"].scores.values(), default=1.0)
+            shares = {passage: score / best for passage, score in legs["codes"].scores.items()}
+            legs["codes"] = Leg(shares)
         legs["graph"] = Leg(self._graph_scores(spans, evidence))
         if self.time:
             closeness = {

@@ -18,6 +18,10 @@ class QueryEntities(Protocol):
     @property
     def candidates(self) -> Sequence[str]: ...
 
+    @property
+    def identifiers(self) -> Sequence[str]:
+        """Refs that are identifiers only if a document holds them."""
+
 
 @dataclass(frozen=True, slots=True)
 class RecognisedEntity:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,9 @@ GRAPH_ENTITIES = 8  # the rarest of the entities that a query may name
 GRAPH_LIMIT = 50  # hits per entity and hop
 NEIGHBOUR_SHARE = 0.3  # score of a document linked to an entity, relative to one that names it
 
+_CODE_WORD = re.compile(r"(?<![\w.,-])(?=[^\s]{0,40}\d)\w[\w.-]{2,40}\w(?![\w-])")
+_YEAR = re.compile(r"(?:19|20)\d\d(?:-\d\d){0,2}\Z")
+
 LegPages = Sequence[Mapping[str, list[VectorHit]]]
 """Hits by leg, one mapping per call of the vector store: for the whole query first, then for the documents with its
 identifiers and for the documents of its time, if it has any."""
@@ -33,6 +37,8 @@ class RetrievalQuery:
     """Refs of identifiers in the query that live documents hold."""
     refs: Sequence[str]
     """Refs of all entities that the query may name."""
+    codes: str
+    """The query's words that look like codes or numbers, joined by blanks."""
     time: TimeRange | None
     """The time that the query names."""
     filters: Filters | None
@@ -68,6 +74,12 @@ class GraphCandidates:
         for (doc, _), score in best.items():
             scores[doc] = scores.get(doc, 0) + score / sum(rarity.values())
         return scores
+
+
+def code_words(query: str) -> str:
+    """Return the words of a query that hold a digit and are four characters long or longer, without years and dates."""
+    words = [word for word in _CODE_WORD.findall(query) if not _YEAR.match(word)]
+    return " ".join(words)
 
 
 class Retriever:
@@ -137,13 +149,28 @@ class Retriever:
             variants.append(replace(filters, entities=tuple(query.identifiers)))
         if query.time and not (filters.since or filters.until):
             variants.append(replace(filters, since=query.time.since, until=query.time.until))
-        calls = (
+        calls: list[Awaitable[Mapping[str, list[VectorHit]]]] = [
             self._vectors.search(
                 dense=dense, words=words, limit=query.depth, filters=variant, exclude=exclude
             )
             for variant in variants
-        )
+        ]
+        if words and query.codes:
+            calls.append(self._search_codes(query, exclude))
         return await asyncio.gather(*calls)
+
+    async def _search_codes(
+        self, query: RetrievalQuery, exclude: Sequence[UUID]
+    ) -> Mapping[str, list[VectorHit]]:
+        """Return the passages that hold the query's codes, as a leg of their own."""
+        page = await self._vectors.search(
+            dense=None,
+            words=query.codes,
+            limit=query.depth,
+            filters=query.filters,
+            exclude=exclude,
+        )
+        return {"codes": page["words"]}
 
     async def from_graph(self, query: RetrievalQuery, store_query: StoreQuery) -> GraphCandidates:
         """Return documents that the graph links to the query's entities."""

@@ -26,7 +26,7 @@ from apex_memory.search.results import (
     RecognisedEntity,
     SearchResult,
 )
-from apex_memory.search.retrieval import GraphCandidates, RetrievalQuery, Retriever
+from apex_memory.search.retrieval import GraphCandidates, RetrievalQuery, Retriever, code_words
 from apex_memory.search.snapshot import (
     SNIPPET_CHARS,
     DocumentContent,
@@ -173,12 +173,14 @@ class Search:
         async with self._db.snapshot() as connection:
             with run.stopwatch.part("identifiers"):
                 snapshot = await _open_snapshot(
-                    SnapshotReader(connection, request.filters), exact_refs
+                    SnapshotReader(connection, request.filters),
+                    [*exact_refs, *entities.identifiers],
                 )
             query = RetrievalQuery(
                 text=request.text,
                 identifiers=list(snapshot.identifiers.counts),
                 refs=[*entities.certain, *entities.candidates],
+                codes=code_words(request.text),
                 time=find_time_range(request.text, self._clock()),
                 filters=request.filters,
                 depth=max(LEAST_DEPTH, 3 * request.limit),
@@ -303,6 +305,8 @@ async def _vector_of(query_vector: Awaitable[QueryVector]) -> Vectors | None:
 def _recognised(
     exact_refs: Sequence[str], identifiers: IdentifierMatches, known: Mapping[str, int]
 ) -> list[RecognisedEntity]:
+    held = [ref for ref in identifiers.counts if ref not in exact_refs]
+    exact_refs = [*exact_refs, *held]
     exact = [RecognisedEntity(ref, True, identifiers.counts[ref]) for ref in exact_refs]
     others = [
         RecognisedEntity(ref, False, count) for ref, count in known.items() if ref not in exact_refs

@@ -10,6 +10,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from time import perf_counter
 from typing import Any
 
 import httpx2
@@ -80,7 +81,7 @@ def samsara(**settings: Any) -> Samsara:
 KEYED = samsara(webhook_secrets=[SECRET, OTHER])
 
 
-def notice(kind: str = "GeofenceEntry", **data: Any) -> dict[str, Any]:
+def webhook(kind: str = "GeofenceEntry", **data: Any) -> dict[str, Any]:
     return {
         "eventId": "5a0c1c7e-0000-4000-8000-000000000009",
         "eventTime": "2025-11-01T14:03:20.5Z",
@@ -90,14 +91,14 @@ def notice(kind: str = "GeofenceEntry", **data: Any) -> dict[str, Any]:
     }
 
 
-def received(body: dict[str, Any]) -> Event:
+def event_of(body: dict[str, Any]) -> Event:
     raw = json.dumps(body).encode()
-    (found,) = KEYED.receive(InboundRequest(raw, KEYED.sign(raw, AT), {}, AT)).events
-    return found
+    (result,) = KEYED.receive(InboundRequest(raw, KEYED.sign(raw, AT), {}, AT)).events
+    return result
 
 
-def told(body: dict[str, Any]) -> Document:
-    return KEYED.document(received(body))
+def document_of(body: dict[str, Any]) -> Document:
+    return KEYED.document(event_of(body))
 
 
 # Webhooks
@@ -188,7 +189,7 @@ def test_what_is_malformed_is_refused_with_its_place(body: bytes, place: str) ->
 
 
 def test_a_ping_is_about_nothing() -> None:
-    for body in ({"eventId": "1", "eventMs": 1, "eventType": "Ping", "event": {}}, notice("ping")):
+    for body in ({"eventId": "1", "eventMs": 1, "eventType": "Ping", "event": {}}, webhook("ping")):
         raw = json.dumps(body).encode()
         assert not KEYED.receive(InboundRequest(raw, KEYED.sign(raw, AT), {}, AT)).events
 
@@ -196,14 +197,14 @@ def test_a_ping_is_about_nothing() -> None:
 def test_an_event_says_who_and_where() -> None:
     vehicle = {"id": "281474900000001", "name": "T-204", "externalIds": {"samsara.vin": "1EXAMPLEVIN000001"}}  # fmt: skip
     address = {"id": "494123", "name": "Example Paper Co", "formattedAddress": "350 Front St, Columbus, OH 43215"}  # fmt: skip
-    document = told(notice(vehicle=vehicle, driver={"id": "4", "name": "Dana Whitfield"}, address=address))  # fmt: skip
+    document = document_of(webhook(vehicle=vehicle, driver={"id": "4", "name": "Dana Whitfield"}, address=address))  # fmt: skip
     assert document.title == "Geofence entry, T-204, Example Paper Co"
-    for said in (
+    for fact in (
         "Vehicle: T-204",
         "Driver: Dana Whitfield",
         "Address formatted address: 350 Front St",
     ):
-        assert said in document.text
+        assert fact in document.text
     assert set(document.assertions) >= {
         Assertion(predicate="vehicle", object="vehicle:T-204"),
         Assertion(subject="vehicle:T-204", predicate="same_as", object="vin:1EXAMPLEVIN000001"),
@@ -212,22 +213,22 @@ def test_an_event_says_who_and_where() -> None:
         Assertion(subject="vehicle:T-204", predicate="location", object="location:Example Paper Co"),
         Assertion(subject="location:Example Paper Co", predicate="in", object="location:Columbus OH"),
     }  # fmt: skip
-    left = told(notice("GeofenceExit", vehicle=vehicle, address=address))
-    assert not [one for one in left.assertions if one.subject == "vehicle:T-204" and one.predicate == "location"]  # fmt: skip
+    left = document_of(webhook("GeofenceExit", vehicle=vehicle, address=address))
+    assert not [item for item in left.assertions if item.subject == "vehicle:T-204" and item.predicate == "location"]  # fmt: skip
 
 
 def test_the_legacy_envelope() -> None:
-    event = next(one for one in KEYED.samples() if one.name == "legacy_alert")
-    landed = received(json.loads(event.body))
+    event = next(item for item in KEYED.samples() if item.name == "legacy_alert")
+    landed = event_of(json.loads(event.body))
     assert landed.version == 1763639960123000
     document = KEYED.document(landed)
     assert document.title == "Fuel level of T-204 is below 15%, T-204"
-    assert "vehicle:T-204" in {one.object for one in document.assertions}
+    assert "vehicle:T-204" in {item.object for item in document.assertions}
     assert "Alert condition id: DeviceFuelLevelBelow" in document.text
 
 
 def test_a_vehicle_known_by_id_alone_is_the_named_one() -> None:
-    document = told(notice(vehicle={"id": "281474900000001"}))
+    document = document_of(webhook(vehicle={"id": "281474900000001"}))
     assert Assertion(predicate="vehicle", object="vehicle:samsara-281474900000001") in document.assertions  # fmt: skip
 
 
@@ -236,8 +237,8 @@ def test_a_vehicle_known_by_id_alone_is_the_named_one() -> None:
 def test_a_deleted_address_is_gone(kind: str, wrapped: bool) -> None:
     address = {"id": "494123", "name": "Example Paper Co"}
     data = {"address": address} if wrapped else address
-    deleted, created = received(notice(kind, **data)), received(notice("addressCreated", **data))
-    updated = received(notice("AddressUpdated", **data))
+    deleted, created = event_of(webhook(kind, **data)), event_of(webhook("addressCreated", **data))
+    updated = event_of(webhook("AddressUpdated", **data))
     assert deleted.doc_key == created.doc_key == updated.doc_key == "address:494123"
     assert created.version < updated.version < deleted.version, "of changes at the same moment"
     assert KEYED.document(deleted).deleted
@@ -246,13 +247,13 @@ def test_a_deleted_address_is_gone(kind: str, wrapped: bool) -> None:
 
 
 def test_records_are_about_their_thing() -> None:
-    assert told(notice("VehicleUpdated", vehicle={"id": "1", "name": "T-204"})).about == "vehicle:T-204"  # fmt: skip
-    assert told(notice("DriverCreated", id="7", name="Dana Whitfield")).about == "person:Dana Whitfield"  # fmt: skip
-    assert received(notice("DriverCreated", name="?")).doc_key.startswith("event:"), "no id to know it by"  # fmt: skip
+    assert document_of(webhook("VehicleUpdated", vehicle={"id": "1", "name": "T-204"})).about == "vehicle:T-204"  # fmt: skip
+    assert document_of(webhook("DriverCreated", id="7", name="Dana Whitfield")).about == "person:Dana Whitfield"  # fmt: skip
+    assert event_of(webhook("DriverCreated", name="?")).doc_key.startswith("event:"), "no id to know it by"  # fmt: skip
 
 
 def test_a_large_event_is_told_in_part() -> None:
-    document = told(notice(**{f"field{n}": "x" * 5000 for n in range(300)}))
+    document = document_of(webhook(**{f"field{n}": "x" * 5000 for n in range(300)}))
     assert 40 < document.text.count("\n") < 80
     assert len(document.text) < 100_000
 
@@ -261,8 +262,8 @@ def test_a_large_event_is_told_in_part() -> None:
 
 
 def read(item: object) -> tuple[list[Reading], dict[str, Any] | None]:
-    found, unread = read_vehicle(item, "data[0]", SANE, 300)
-    return found, unread.points if unread else None
+    result, unread = read_vehicle(item, "data[0]", SANE, 300)
+    return result, unread.points if unread else None
 
 
 def changed(**fields: Any) -> dict[str, Any]:
@@ -270,16 +271,16 @@ def changed(**fields: Any) -> dict[str, Any]:
 
 
 def test_a_vehicles_part_of_a_page() -> None:
-    found, unread = read(FEED["data"][0])  # type: ignore[index]
+    result, unread = read(FEED["data"][0])  # type: ignore[index]
     assert unread is None
-    assert [(one.kind, one.at.isoformat()[11:19]) for one in found] == [
+    assert [(item.kind, item.at.isoformat()[11:19]) for item in result] == [
         (VEHICLE, "14:00:00"),
         ("gps", "14:03:20"),
         ("engineStates", "14:03:18"),
         ("fuelPercents", "14:03:18"),
     ]
-    assert found[0].value == {"name": "Unit 204", "externalIds": {"samsara.vin": "1EXAMPLEVIN000001"}}  # fmt: skip
-    assert found[1].value["headingDegrees"] == 182 and "time" not in found[1].value
+    assert result[0].value == {"name": "Unit 204", "externalIds": {"samsara.vin": "1EXAMPLEVIN000001"}}  # fmt: skip
+    assert result[1].value["headingDegrees"] == 182 and "time" not in result[1].value
 
 
 @pytest.mark.parametrize(
@@ -299,9 +300,9 @@ def test_a_vehicles_part_of_a_page() -> None:
     ],
 )
 def test_a_point_that_is_none_costs_itself_alone(point: object) -> None:
-    found, unread = read(changed(gps=[point, *changed()["gps"]]))
+    result, unread = read(changed(gps=[point, *changed()["gps"]]))
     assert unread == {"gps": [point]}
-    assert [one.kind for one in found] == [VEHICLE, "gps", "engineStates", "fuelPercents"]
+    assert [item.kind for item in result] == [VEHICLE, "gps", "engineStates", "fuelPercents"]
 
 
 @pytest.mark.parametrize("item", [None, [], {"name": "T-204"}, {"id": "", "gps": []}, {"id": 1.5}])
@@ -310,7 +311,7 @@ def test_a_vehicle_without_an_id_is_none(item: object) -> None:
         read(item)
 
 
-def folded(*points: tuple[str, str, Any]) -> Document:
+def aggregated(*points: tuple[str, str, Any]) -> Document:
     """Of (kind, time within the window, value)."""
     readings = [
         Reading(series="28", kind=kind, at=datetime.fromisoformat(f"2025-11-01T{at}Z"), value=value)
@@ -332,7 +333,7 @@ def gps(at: str, latitude: float, place: str = "", mph: float = 60) -> tuple[str
 
 
 def test_a_window_tells_where_the_truck_went() -> None:
-    document = folded(
+    document = aggregated(
         (VEHICLE, "14:00:00", {"name": "T-204", "externalIds": {"samsara.vin": "1EXAMPLEVIN000001"}}),
         gps("14:00:05", 39.90, "I-71, Grove City, OH, 43123"),
         ("engineStates", "14:01:00", {"value": "On"}),
@@ -381,7 +382,7 @@ def test_a_window_tells_where_the_truck_went() -> None:
     ],
 )  # fmt: skip
 def test_a_window_is_told_whatever_its_values_are(points: list[tuple[str, str, Any]]) -> None:
-    document = folded(*points)
+    document = aggregated(*points)
     assert document.title.startswith("28, 2025-11-01 14:00")
     assert document.text.startswith("Vehicle: 28\nWindow: ")
 
@@ -441,9 +442,9 @@ def page(*vehicles: Any, after: str = "", more: Any = False) -> dict[str, Any]:
 async def test_pages_are_followed_and_the_cursor_moves_with_each() -> None:
     vendor = Scripted(page(point(), after="a", more=True), page(point(4), after="b"))
     async with pulling(vendor) as pull:
-        found = [one async for one in pull()]
-    assert [one.cursor["after"] for one in found if one.cursor] == ["a", "b"]
-    assert [len(one.readings) for one in found] == [2, 2]
+        result = [item async for item in pull()]
+    assert [item.cursor["after"] for item in result if item.cursor] == ["a", "b"]
+    assert [len(item.readings) for item in result] == [2, 2]
     assert vendor.asked == [("feed", {}), ("feed", {"after": "a"})]
 
 
@@ -456,22 +457,22 @@ async def test_a_page_is_asked_for_only_when_the_one_before_is_safe() -> None:
 
 async def test_nothing_new_is_no_page_and_an_empty_cursor_keeps_the_last() -> None:
     async with pulling(Scripted(page(after="a"), page())) as pull:
-        assert [one async for one in pull({"after": "a", "seen": "2025-11-01T00:00:00Z"})] == []
-        assert [one async for one in pull({"after": "a"})] == []
+        assert [item async for item in pull({"after": "a", "seen": "2025-11-01T00:00:00Z"})] == []
+        assert [item async for item in pull({"after": "a"})] == []
 
 
 @pytest.mark.parametrize("after", ["a", ""])
 async def test_a_feed_that_stands_still_is_asked_later(after: str) -> None:
     async with pulling(Scripted(page(point(), after=after, more=True))) as pull:
         with pytest.raises(RetryLater, match="without a cursor"):
-            [one async for one in pull({"after": "a"})]
+            [item async for item in pull({"after": "a"})]
 
 
 async def test_a_limit_is_waited_out_to_the_fraction() -> None:
     slow = JSONResponse({"message": "slow down"}, 429, {"Retry-After": "0.40235"})
     async with pulling(Scripted(slow, page(point(), after="a"))) as pull:
         began = asyncio.get_running_loop().time()
-        assert len([one async for one in pull()]) == 1
+        assert len([item async for item in pull()]) == 1
         assert asyncio.get_running_loop().time() - began >= 0.4
 
 
@@ -479,14 +480,14 @@ async def test_a_limit_is_waited_out_to_the_fraction() -> None:
 async def test_what_is_no_page_is_asked_for_later(body: str) -> None:
     async with pulling(Scripted(Response(body))) as pull:
         with pytest.raises(RetryLater, match="not a page"):
-            [one async for one in pull()]
+            [item async for item in pull()]
 
 
 async def test_our_own_mistakes_are_told() -> None:
     for status, error in ((401, Unauthorized), (403, Unauthorized), (400, Rejected), (404, Rejected)):  # fmt: skip
         async with pulling(Scripted(JSONResponse({"message": "no"}, status))) as pull:
             with pytest.raises(error):
-                [one async for one in pull()]
+                [item async for item in pull()]
 
 
 async def test_what_cannot_be_read_is_quarantined_with_its_reason() -> None:
@@ -500,10 +501,10 @@ async def test_what_cannot_be_read_is_quarantined_with_its_reason() -> None:
         )
     )
     async with pulling(vendor) as pull:
-        (found,) = [one async for one in pull()]
-    assert {one.series for one in found.readings} == {"1", "2"}
-    assert {one.content_type for one in found.events} == {MALFORMED}
-    first, second = (json.loads(one.payload) for one in found.events)
+        (result,) = [item async for item in pull()]
+    assert {item.series for item in result.readings} == {"1", "2"}
+    assert {item.content_type for item in result.events} == {MALFORMED}
+    first, second = (json.loads(item.payload) for item in result.events)
     assert first["record"] == {"id": "1", "name": "T-204", "externalIds": None, "engineStates": [old, old]}  # fmt: skip
     assert "1999-01-01" in first["reason"] and "oldest_days" in first["remedy"]
     assert second["record"] == {"name": "no id"} and "data[1].id" in second["reason"]
@@ -512,9 +513,9 @@ async def test_what_cannot_be_read_is_quarantined_with_its_reason() -> None:
 async def test_a_setting_says_how_old_a_reading_may_be() -> None:
     vendor = Scripted(*(page(point(minutes=500 * 1440), after="a") for _ in range(2)))
     async with pulling(vendor) as pull:
-        (strict,) = [one async for one in pull()]
+        (strict,) = [item async for item in pull()]
     async with pulling(vendor, oldest_days=600) as pull:
-        (lenient,) = [one async for one in pull()]
+        (lenient,) = [item async for item in pull()]
     assert (len(strict.readings), len(strict.events)) == (0, 1)
     assert (len(lenient.readings), len(lenient.events)) == (2, 0)
 
@@ -529,10 +530,12 @@ async def test_a_cursor_that_is_no_longer_taken_leaves_no_gap() -> None:
     )
     seen = now() - timedelta(hours=1)
     async with pulling(vendor) as pull:
-        found = [one async for one in pull({"after": "a", "seen": seen.isoformat()})]
-    assert [one.cursor["after"] if one.cursor else None for one in found] == [None, None, "n"], (
-        "the new cursor is safe only when all between is"
-    )
+        result = [item async for item in pull({"after": "a", "seen": seen.isoformat()})]
+    assert [item.cursor["after"] if item.cursor else None for item in result] == [
+        None,
+        None,
+        "n",
+    ], "the new cursor is safe only when all between is"
     assert [what for what, _ in vendor.asked] == ["feed", "feed", "history", "history"]
     since = datetime.fromisoformat(vendor.asked[2][1]["startTime"])
     assert since <= seen - timedelta(hours=6)
@@ -543,12 +546,12 @@ async def test_a_backfill_lists_a_window_and_knows_when_it_is_done() -> None:
     vendor = Scripted(page(point(), after="a", more=True), page(point(), after=""))
     window = TimeRange(START, START + timedelta(hours=1))
     async with pulling(vendor) as pull:
-        found = [one async for one in pull(window=window)]
-        assert [one.cursor for one in found] == [
+        result = [item async for item in pull(window=window)]
+        assert [item.cursor for item in result] == [
             {"after": "a", "done": False},
             {"after": "a", "done": True},
         ]
-        assert [one async for one in pull(found[-1].cursor, window)] == []
+        assert [item async for item in pull(result[-1].cursor, window)] == []
     times = {"startTime": "2025-11-01T14:00:00Z", "endTime": "2025-11-01T15:00:00Z"}
     assert vendor.asked == [("history", times), ("history", {**times, "after": "a"})]
 
@@ -558,12 +561,12 @@ async def test_the_real_sample_is_read() -> None:
     published = parse_json(sample("samsara", "stats_feed.json"))
     text = json.dumps(published).replace('"time": "time"', '"time": "2025-11-01T14:03:20Z"')
     dated = {**json.loads(text), "pagination": {"endCursor": "a", "hasNextPage": False}}
-    found, unread = read(dated["data"][0])
-    assert unread is None and {one.kind for one in found} == {VEHICLE, "gps", "engineStates", "fuelPercents"}  # fmt: skip
+    result, unread = read(dated["data"][0])
+    assert unread is None and {item.kind for item in result} == {VEHICLE, "gps", "engineStates", "fuelPercents"}  # fmt: skip
     published["pagination"]["hasNextPage"] = False
     async with pulling(Scripted(published)) as pull:
-        (whole,) = [one async for one in pull()]
-    assert not whole.readings and len({one.event_id for one in whole.events}) == 1
+        (whole,) = [item async for item in pull()]
+    assert not whole.readings and len({item.event_id for item in whole.events}) == 1
 
 
 async def test_every_point_comes_once_however_small_the_pages() -> None:
@@ -574,19 +577,19 @@ async def test_every_point_comes_once_however_small_the_pages() -> None:
         clock = Clock(world.start)
         vendor = Simulated(world, clock, Chaos(mutations=0.3), page=size)
         cursor: Mapping[str, Any] = {}
-        found: dict[tuple[str, str, datetime], Any] = {}
+        result: dict[tuple[str, str, datetime], Any] = {}
         async with pulling(vendor) as pull:
             for hours in (0.1, 5, 9):
                 clock.advance_to(world.start + timedelta(hours=hours))
-                async for one in pull(cursor):
-                    cursor = one.cursor or cursor
-                    for reading in one.readings:
+                async for item in pull(cursor):
+                    cursor = item.cursor or cursor
+                    for reading in item.readings:
                         key = (reading.series, reading.kind, reading.at)
-                        assert found.setdefault(key, reading.value) == reading.value
-        totals.append(found)
-        points = sum(key[1] != VEHICLE for key in found)
-        windows = [one for one in vendor.truth(clock.now) if one.doc_key.startswith("window:")]
-        assert points == sum(int(one.text.split()[1]) for one in windows) > 400
+                        assert result.setdefault(key, reading.value) == reading.value
+        totals.append(result)
+        points = sum(key[1] != VEHICLE for key in result)
+        windows = [item for item in vendor.truth(clock.now) if item.doc_key.startswith("window:")]
+        assert points == sum(int(item.text.split()[1]) for item in windows) > 400
     assert totals[0] == totals[1]
 
 
@@ -603,3 +606,92 @@ async def test_the_simulator_refuses_what_the_vendor_would() -> None:
         for query in ({}, {"types": "gps,a"}, {"types": "gps", "after": "x"}):
             assert (await http.get(feed, params=query, headers=good)).status_code == 400, query
         assert (await http.get(feed, params={"types": "gps"}, headers=good)).status_code == 200
+
+
+# Faults seen, by their id
+
+
+@pytest.mark.parametrize("minutes", [0, 1, 60 * 24 * 400])
+def test_s7_an_update_after_the_delete_does_not_bring_an_address_back(minutes: int) -> None:
+    address = {"id": "494123", "name": "Example Paper Co"}
+    deleted = event_of(webhook("AddressDeleted", address=address))
+    later = (START + timedelta(minutes=minutes)).isoformat()
+    for kind in ("AddressCreated", "AddressUpdated"):
+        other = event_of({**webhook(kind, address=address), "eventTime": later})
+        assert other.doc_key == deleted.doc_key
+        assert other.version < deleted.version < 2**63 - 10**6, "an operator can still delete it"
+
+
+@pytest.mark.parametrize("corners", [3, 4, 40, 400])
+@pytest.mark.parametrize("place", ["geofence", "address"])
+def test_s12_an_area_of_many_corners_leaves_the_address_its_name(corners: int, place: str) -> None:
+    vertices = [{"latitude": 39.9 + n / 1000, "longitude": -83.0} for n in range(corners)]
+    area = {"polygon": {"vertices": vertices}, "settings": {"showAddresses": True}}
+    thing = {"geofence": area, "id": "494123", "formattedAddress": "350 Front St, Columbus, OH 43215", "name": "Example Paper Co", "notes": "Ring at dock 4"}  # fmt: skip
+    document = document_of(webhook("GeofenceEntry", **{place: thing}))
+    assert document.title == "Geofence entry, Example Paper Co"
+    for fact in ("Example Paper Co", "350 Front St", "494123", "Ring at dock 4"):
+        assert fact in document.text
+    assert document.text.count("\n") < 20
+
+
+def test_s12_of_a_large_event_the_outer_values_are_shown() -> None:
+    fields = [{"label": f"field {n}", "options": [{"id": f"o{n}-{m}", "text": "x"} for m in range(9)]} for n in range(90)]  # fmt: skip
+    document = document_of(
+        webhook("FormSubmitted", form={"fields": fields, "title": "Gate check", "status": "done"})
+    )
+    for fact in ("Gate check", "done", "field 0", "field 89"):
+        assert fact in document.text
+    assert "Further values, not shown:" in document.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "title"),
+    [
+        ("DriverUpdated", "Dana Whitfield", "Driver Dana Whitfield"),
+        ("driverCreated", "Dana Whitfield", "Driver Dana Whitfield"),
+        ("VehicleUpdated", "T-204", "Vehicle T-204"),
+        ("AddressCreated", "Example Paper Co", "Address Example Paper Co"),
+        ("DriverUpdated", "", "Driver 45646"),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_s12_a_records_title_is_its_name(kind: str, name: str, title: str, wrapped: bool) -> None:
+    record = {"id": "45646", "name": name}
+    wrapper = kind.lower().removesuffix("updated").removesuffix("created")
+    document = document_of(webhook(kind, **({wrapper: record} if wrapped else record)))
+    assert document.title == title
+
+
+def test_s12_an_event_about_a_driver_alone_has_the_drivers_name() -> None:
+    document = document_of(webhook("DriverSignedIn", driver={"id": "4", "name": "Dana Whitfield"}))
+    assert document.title == "Driver signed in, Dana Whitfield"
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["," * 200_000, "a, " * 70_000, " " * 200_000 + ",", "A" * 200_000, ", " + " " * 200_000 + "x"],
+)
+def test_w6_a_long_place_takes_no_time(place: str) -> None:
+    began = perf_counter()
+    address = {"id": "1", "name": "Yard", "formattedAddress": place}
+    document_of(webhook("GeofenceEntry", address=address))
+    aggregated(gps("14:00:01", 39.9, place), gps("14:00:02", 39.9, f"{place} OH"))
+    assert perf_counter() - began < 2
+
+
+def test_w6_long_names_of_fields_do_not_multiply() -> None:
+    nested: Any = list(range(300))
+    for _ in range(60):
+        nested = {"n" * 1_000: nested, "other": "x"}
+    document = document_of(webhook("FormSubmitted", form=nested))
+    assert len(document.text) < 200_000
+
+
+def test_an_event_and_a_record_have_their_own_id() -> None:
+    event = document_of(webhook(driver={"id": "4", "name": "Dana Whitfield"}))
+    expected = "id:5a0c1c7e-0000-4000-8000-000000000009"
+    assert Assertion(predicate="id", object=expected) in event.assertions
+    record = document_of(webhook("AddressUpdated", address={"id": "494123", "name": "Yard"}))
+    assert Assertion(predicate="id", object="id:494123") in record.assertions
+    assert Assertion(predicate="id", object=expected) not in record.assertions

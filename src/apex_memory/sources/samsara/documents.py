@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from apex_memory.errors import Rejected
-from apex_memory.model import Assertion, Document
+from apex_memory.model import Assertion, Document, micros
+from apex_memory.sources.fields import as_words, labelled, remaining_lines
 from apex_memory.sources.payloads import (
     as_mapping,
     as_string,
@@ -18,8 +20,9 @@ from apex_memory.sources.payloads import (
     parse_identifier,
 )
 
-MAX_LINES = 60  # of an event's data in its text, the named vehicles, drivers and places not counted
+MAX_PARTIES = 200  # vehicles, drivers and places of one event
 
+_AFTER_ALL = 4 * 10**18  # added to the version of a delete: greater than any time in microseconds
 _CITY = re.compile(r"(?:^|,)\s*([^,]+),\s*([A-Z]{2})(?:,?\s+\d{5}(?:-\d{4})?)?(?:,\s*USA?)?\s*$")
 _RECORD = re.compile(r"(address|driver|vehicle)(created|updated|deleted)")
 _ROLES = {
@@ -69,9 +72,14 @@ class WebhookEvent:
         return self.change == "deleted"
 
     @property
-    def rank(self) -> int:
-        """Order of changes with the same time: a greater rank is later."""
-        return ("", "created", "updated", "deleted").index(self.change)
+    def version(self) -> int:
+        """Order among the changes of a record: by time; at the same time creation, update, delete.
+
+        A delete is the last change whatever its time, because Samsara gives no id a second time: an update that claims
+        to be later than the delete does not bring the record back.
+        """
+        rank = ("", "created", "updated", "deleted").index(self.change)
+        return micros(self.at) + rank + (_AFTER_ALL if self.deleted else 0)
 
     @property
     def ping(self) -> bool:
@@ -125,24 +133,21 @@ def event_document(event: WebhookEvent) -> Document:
     """Return the newest record of an address, driver or vehicle, or the document of another event."""
     if event.deleted:
         return Document(kind=event.record, title="", occurred_at=event.at, deleted=True)
-    parties = list(_parties(event.data))
+    parties = list(islice(_parties(event.data), MAX_PARTIES))
     if event.record and not any(role == _ROLES[event.record] for role, _ in parties):
         parties.insert(0, (_ROLES[event.record], event.data))  # the record without an envelope
     names = {role: _party_name(role, party) for role, party in reversed(parties)}
-    label = _words(event.type)
     summary = as_string(event.data.get("summary")) or as_string(
         event.data.get("alertConditionDescription")
     )
-    head = {"Event": summary or label, "At": f"{event.at:%Y-%m-%d %H:%M:%S} UTC"}
-    body = dict(_lines(event.data))
-    title = ", ".join(
-        filter(None, [line(summary) or label, names.get("vehicle"), names.get("location")])
-    )
+    label = " ".join(summary.split()) or as_words(event.type)
+    head = {"Event": label, "At": f"{event.at:%Y-%m-%d %H:%M:%S} UTC"}
+    lines = remaining_lines(event.data, shown=("summary",) if summary else ())
     return Document(
         kind=event.record or "vehicle_event",
-        title=title,
+        title=_title(event, label, names),
         occurred_at=event.at,
-        text=labelled(head | body),
+        text="\n".join([labelled(head), *lines]),
         assertions=_event_assertions(event, parties),
         metadata={
             "event": event.type,
@@ -150,6 +155,15 @@ def event_document(event: WebhookEvent) -> Document:
         },
         about=_ref(*parties[0]) if event.record and parties else None,
     )
+
+
+def _title(event: WebhookEvent, label: str, names: Mapping[str, str]) -> str:
+    """Return `Driver Dana Whitfield` for a record, and for another event what happened, to whom and where."""
+    if event.record:
+        name = names.get(_ROLES[event.record]) or event.record_id
+        return f"{event.record.capitalize()} {name}"
+    party = names.get("vehicle") or names.get("driver")
+    return ", ".join(filter(None, [line(label), party, names.get("location")]))
 
 
 def _parties(data: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -179,32 +193,37 @@ def _ref(role: str, thing: Mapping[str, Any]) -> str | None:
 
 
 def _event_assertions(
-    event: WebhookEvent, parties: Iterable[tuple[str, Mapping[str, Any]]]
+    event: WebhookEvent, parties: Sequence[tuple[str, Mapping[str, Any]]]
 ) -> tuple[Assertion, ...]:
     refs: dict[str, list[str]] = {"vehicle": [], "driver": [], "location": []}
-    assertions: list[Assertion] = []
-    for role, thing in parties:
-        if ref := _ref(role, thing):
-            refs[role].append(ref)
-            assertions.append(Assertion(predicate=role, object=ref))
-            if role == "vehicle":
-                assertions += vehicle_assertions(thing)
-            else:
-                assertions.append(
-                    Assertion(subject=ref, predicate="name", value=_party_name(role, thing))
-                )
-            if city := city_of(as_string(thing.get("formattedAddress"))):
-                assertions.append(Assertion(subject=ref, predicate="in", object=f"location:{city}"))
-    for vehicle in refs["vehicle"][:1]:
-        about = [("driver", refs["driver"])]
-        if event.type.lower() in _HERE:
-            about.append(("location", refs["location"]))
-        assertions += [
-            Assertion(subject=vehicle, predicate=predicate, object=others[0])
-            for predicate, others in about
-            if others
-        ]
+    assertions = [Assertion(predicate="id", object=f"id:{event.record_id or event.id}")]
+    for role, party in parties:
+        ref = _ref(role, party)
+        if ref is None:
+            continue
+        refs[role].append(ref)
+        assertions.append(Assertion(predicate=role, object=ref))
+        if role == "vehicle":
+            assertions += vehicle_assertions(party)
+        else:
+            name = _party_name(role, party)
+            assertions.append(Assertion(subject=ref, predicate="name", value=name))
+        city = city_of(as_string(party.get("formattedAddress")))
+        if city:
+            assertions.append(Assertion(subject=ref, predicate="in", object=f"location:{city}"))
+    assertions += _about_vehicle(event, refs)
     return tuple(dict.fromkeys(assertions))
+
+
+def _about_vehicle(event: WebhookEvent, refs: Mapping[str, Sequence[str]]) -> Iterator[Assertion]:
+    """Yield who drives the event's first vehicle, and where it is after an arrival."""
+    if not refs["vehicle"]:
+        return
+    vehicle = refs["vehicle"][0]
+    if refs["driver"]:
+        yield Assertion(subject=vehicle, predicate="driver", object=refs["driver"][0])
+    if refs["location"] and event.type.lower() in _HERE:
+        yield Assertion(subject=vehicle, predicate="location", object=refs["location"][0])
 
 
 def unit_of(vehicle: Mapping[str, Any]) -> str:
@@ -239,36 +258,3 @@ def vehicle_assertions(vehicle: Mapping[str, Any]) -> list[Assertion]:
     if vin:
         assertions.append(Assertion(subject=ref, predicate="same_as", object=f"vin:{vin}"))
     return assertions
-
-
-def _lines(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield an event's data, a line per value: `Vehicle`, `Vehicle id`, `Driver`, `Route stops 2 address` …"""
-    open_: list[tuple[str, Any]] = [("", data)]
-    count = 0
-    while open_ and count < MAX_LINES:
-        path, value = open_.pop()
-        if isinstance(value, dict):
-            inner = [(_path(path, name), item) for name, item in value.items()]
-            open_ += reversed(inner)
-        elif isinstance(value, list):
-            open_ += reversed([(f"{path} {n}", item) for n, item in enumerate(value, 1)])
-        elif isinstance(value, str | int | float) and value != "":
-            count += 1
-            if isinstance(value, bool):
-                value = "yes" if value else "no"
-            yield path, line(str(value), 1000)
-
-
-def _path(outer: str, name: str) -> str:
-    if outer and name == "name":
-        return outer
-    return f"{outer} {_words(name).lower()}".strip().capitalize()
-
-
-def _words(name: str) -> str:
-    """Return a name as words: `Severe speeding started` for `SevereSpeedingStarted`."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[._]", " ", name).strip().capitalize()
-
-
-def labelled(lines: Mapping[str, str]) -> str:
-    return "\n".join(f"{name}: {value}" for name, value in lines.items() if value)

@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from apex_memory.errors import Rejected
-from apex_memory.model import Assertion, Document
+from apex_memory.model import Assertion, Document, Priority
+from apex_memory.sources.fields import labelled
 from apex_memory.sources.pages import Reading, TimeRange
 from apex_memory.sources.payloads import (
     as_mapping,
@@ -22,16 +23,19 @@ from apex_memory.sources.payloads import (
 from apex_memory.sources.samsara.documents import (
     city_of,
     iso,
-    labelled,
     unit_of,
     vehicle_assertions,
     vehicle_ref,
 )
 
+SOURCE = "samsara"
+PRIORITY = Priority.P1
+WINDOW_SECONDS = 300
 KINDS = ("gps", "engineStates", "fuelPercents")  # the feed takes at most three
 VEHICLE = "vehicle"
 """Kind of the reading with a vehicle's name and VIN: one per window, at the window's start."""
 MAX_PLACES = 8  # in a window's document
+MAX_PLACE = 300  # characters of a place
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -183,9 +187,8 @@ def _journey(gps: Sequence[Reading]) -> dict[str, Any]:
 
 
 def _place(point: object) -> str:
-    return as_string(
-        as_mapping(as_mapping(point).get("reverseGeo")).get("formattedLocation")
-    ).strip()
+    place = as_string(as_mapping(as_mapping(point).get("reverseGeo")).get("formattedLocation"))
+    return place.strip()[:MAX_PLACE]
 
 
 def _miles(start: tuple[float, float], end: tuple[float, float]) -> float:
@@ -230,18 +233,21 @@ def window_document(summary: Mapping[str, Any]) -> Document:
             "start": iso(start),
             "end": iso(end),
             "readings": _count(summary),
-            **(
-                {
-                    "miles": gps["miles"],
-                    "first_position": _spot(gps.get("first")),
-                    "last_position": _spot(gps.get("last")),
-                }
-                if gps
-                else {}
-            ),
+            **_positions(gps),
             **({"engine": state} if state else {}),
         },
     )
+
+
+def _positions(gps: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a window's metadata that comes from its positions."""
+    if not gps:
+        return {}
+    return {
+        "miles": gps["miles"],
+        "first_position": _spot(gps.get("first")),
+        "last_position": _spot(gps.get("last")),
+    }
 
 
 def _window_lines(
@@ -259,10 +265,15 @@ def _window_lines(
         "Passed": "; ".join(places) if len(places) > 1 else "",
         "Driven": _driven(gps) if gps else "",
         "Engine": ", ".join(f"{state} {n:.0f} min" for state, n in minutes.items()),
-        "Fuel": " to ".join(
-            dict.fromkeys(f"{fuel[side]:.0f} %" for side in ("from", "to") if fuel)
-        ),
+        "Fuel": _change(fuel),
     }
+
+
+def _change(fuel: Mapping[str, Any]) -> str:
+    """Return `71 % to 68 %`; one value where they are equal."""
+    if not fuel:
+        return ""
+    return " to ".join(dict.fromkeys((f"{fuel['from']:.0f} %", f"{fuel['to']:.0f} %")))
 
 
 def _driven(gps: Mapping[str, Any]) -> str:

@@ -1,0 +1,132 @@
+"""Lines of text for the fields of a record that the builder of its document does not show itself.
+
+A builder writes the main lines of a document by hand. Every other field ends in a line of its own, so that no value that
+a vendor sends is in no document. A package's `SHOWN` names the fields that its builder puts into text, metadata or
+assertions, and its `LEFT_OUT` those that carry no fact; docs/howto/sources says why they are left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+MAX_LINES = 300  # of one record; the values nested deepest are cut first
+MAX_VALUE = 2_000  # characters of a value
+MAX_LABEL = 150  # characters
+MAX_CHARACTERS = 100_000  # of all lines together
+MAX_NUMBERS = (
+    3  # entries of a list of bare numbers, such as the corners of an area, before it is summarised
+)
+MAX_VALUES = 20_000  # looked at in one record
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """A value of a record. `path` joins names by dots, without places in lists; `label` has both, as words."""
+
+    path: str
+    label: str
+    depth: int
+    value: Any
+
+
+def remaining_lines(
+    record: Mapping[str, Any],
+    *,
+    shown: Collection[str] = (),
+    left_out: Collection[str] = (),
+) -> list[str]:
+    """Return a line `Label: value` for each value of a record, in its order, but for the given fields.
+
+    `shown` and `left_out` hold paths such as `Line.Amount`; a path stands for everything below it. Time and size are
+    bounded: of a record with more than `MAX_LINES` values the least nested ones are shown, and the last line has the
+    number of the others.
+    """
+    fields = list(islice(record_fields(record, without={*shown, *left_out}), MAX_VALUES))
+    kept = set(sorted(range(len(fields)), key=lambda n: fields[n].depth)[:MAX_LINES])
+    lines: list[str] = []
+    characters = 0
+    for n, field in enumerate(fields):
+        line = f"{field.label}: {field.value}"
+        if n in kept and characters + len(line) <= MAX_CHARACTERS:
+            lines.append(line)
+            characters += len(line)
+    omitted = len(fields) - len(lines)
+    if omitted:
+        lines.append(f"Further values, not shown: {omitted}")
+    return lines
+
+
+def record_fields(
+    record: Mapping[str, Any], *, without: Collection[str] = frozenset()
+) -> Iterator[_Field]:
+    """Yield the values of a record with their paths, in its order; empty ones and those below `without` are left out."""
+    open_ = [_Field("", "", 0, record)]
+    while open_:
+        field = open_.pop()
+        if isinstance(field.value, dict):
+            inner = [_member(field, name, value) for name, value in field.value.items()]
+            open_ += reversed([member for member in inner if member.path not in without])
+        elif isinstance(field.value, list):
+            open_ += reversed(list(_entries(field)))
+        elif (text := _text(field.value)) != "":
+            yield _Field(field.path, field.label, field.depth, text)
+
+
+def _member(outer: _Field, name: str, value: Any) -> _Field:
+    path = f"{outer.path}.{name}" if outer.path else name
+    return _Field(path[:MAX_VALUE], _label(outer.label, name), outer.depth + 1, value)
+
+
+def _label(outer: str, name: str) -> str:
+    if outer and name.lower() == "name":
+        return outer
+    return f"{outer} {as_words(name).lower()}".strip().capitalize()[:MAX_LABEL]
+
+
+def _entries(field: _Field) -> Iterator[_Field]:
+    """Yield the entries of a list, numbered if there are several; a long list of bare numbers as one entry."""
+    entries = field.value
+    if len(entries) > MAX_NUMBERS and all(map(_is_numeric, entries)):
+        names = dict.fromkeys(name for entry in entries[:1] if isinstance(entry, dict) for name in entry)  # fmt: skip
+        note = f" ({', '.join(names)})" if names else ""
+        yield _Field(field.path, field.label, field.depth, f"{len(entries)} entries{note}")
+        return
+    for n, entry in enumerate(entries, 1):
+        label = f"{field.label} {n}"[:MAX_LABEL] if len(entries) > 1 else field.label
+        yield _Field(field.path, label, field.depth, entry)
+
+
+def _is_numeric(entry: object) -> bool:
+    if isinstance(entry, dict):
+        return bool(entry) and all(map(_is_number, entry.values()))
+    return _is_number(entry)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _text(value: object) -> str:
+    """Return a value as one line; empty for null, and for what is not a plain value."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        value = " ".join(value[: 2 * MAX_VALUE].split())
+    elif not isinstance(value, int | float):
+        return ""
+    text = str(value)
+    return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 1]}…"
+
+
+def as_words(name: str) -> str:
+    """Return a field's or an event's name as words: `Severe speeding started` for `SevereSpeedingStarted`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[._]", " ", name).strip().capitalize()
+
+
+def labelled(lines: Mapping[str, str]) -> str:
+    """Return the lines `Label: value` of a document's text, without those that have no value."""
+    return "\n".join(f"{label}: {value}" for label, value in lines.items() if value)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import statistics
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests.e2e import front
 from tests.e2e.stack import Stack
@@ -19,8 +21,10 @@ NEIGHBOURS = 1_500
 ROUNDS = 4
 HANDS = 4
 RATE = 100.0  # broken files a second, where what counts is how long a single message waits
-SINGLE = 32
+SINGLE = 32  # messages, one after the other
 STORMS = 3  # with idle times between, for the machine is not the same from minute to minute
+BEGUN_SECONDS = 0.5
+LEAST = 2.0  # seconds of the rate that each storm must have had in fact
 APART_SECONDS = 0.1  # between two messages: faster, they wait for each other's share of the wakes
 AGAIN_SECONDS, TRIES = 0.5, 20  # as a vendor does when it is told to come back
 SAYS = "The truck waits at the dock. " * 12
@@ -39,14 +43,10 @@ class Stormed:
 
     def slower(self) -> tuple[float, float]:
         """How many times as long it took beside the storm: to carry a backlog, and to wait. Of medians."""
-        medians = [
-            statistics.median(some)
-            for some in (
-                *(self.carried_beside, self.carried_alone),
-                *(self.waited_beside, self.waited_alone),
-            )
-        ]
-        return medians[0] / medians[1], medians[2] / medians[3]
+        return (
+            statistics.median(self.carried_beside) / statistics.median(self.carried_alone),
+            statistics.median(self.waited_beside) / statistics.median(self.waited_alone),
+        )
 
 
 async def storm(stack: Stack) -> Stormed:
@@ -58,12 +58,16 @@ async def storm(stack: Stack) -> Stormed:
         for broken, seconds in reversed(pair) if n % 2 else pair:
             seconds.append(await _carried(stack, broken))
     for _ in range(STORMS):
-        found.waited_alone += await _waited(stack, SINGLE)
-        coming = asyncio.create_task(_land(stack, _poisons(STORM), rate=RATE))
-        await asyncio.sleep(0.5)
-        found.waited_beside += await _waited(stack, 2 * SINGLE, before=coming)
-        await _end_dead(stack, await coming)
-    found.waited_alone += await _waited(stack, SINGLE)
+        found.waited_alone += await _waited(stack)
+        enough = asyncio.Event()
+        coming = asyncio.create_task(_land_until(stack, enough))
+        await asyncio.sleep(BEGUN_SECONDS)
+        found.waited_beside += await _waited(stack)
+        enough.set()
+        poisoned = await coming
+        assert len(poisoned) > LEAST * RATE, "too few broken files to speak of a storm"
+        await _end_dead(stack, poisoned)
+    found.waited_alone += await _waited(stack)
     return found
 
 
@@ -78,43 +82,61 @@ async def _carried(stack: Stack, broken: int) -> float:
     return took
 
 
-async def _waited(
-    stack: Stack, count: int, before: asyncio.Task[list[str]] | None = None
-) -> list[float]:
-    """One after the other; fewer when the storm is over first."""
+async def _waited(stack: Stack) -> list[float]:
+    """Seconds that each of `SINGLE` messages took, one after the other."""
     took = []
-    while len(took) < count and not (before and before.done()):
+    for _ in range(SINGLE):
         began = time.monotonic()
         answer = await stack.hook(_message(), path="/hooks/frontapp?wait=searchable&timeout=30")
         assert answer.status_code == 200, answer.text
         took.append(time.monotonic() - began)
         await asyncio.sleep(APART_SECONDS)
-    assert len(took) >= SINGLE / 2, "the storm was over too soon to tell"
     return took
 
 
-async def _land(
-    stack: Stack, bodies: Sequence[bytes], *, hook: bool = False, rate: float = 0
-) -> list[str]:
-    """The events' ids. `rate` requests a second; as fast as may be if 0."""
+async def _land(stack: Stack, bodies: Sequence[bytes], *, hook: bool = False) -> list[str]:
+    """Land the bodies as fast as may be; return the ids of their events."""
 
-    async def hand(some: Sequence[bytes]) -> list[str]:
-        ids, began = [], time.monotonic()
+    async def land(share: Sequence[bytes]) -> list[str]:
+        ids = []
         async with Client(stack) as client:
-            for n, body in enumerate(some):
-                if rate:
-                    await asyncio.sleep(max(0.0, began + n * HANDS / rate - time.monotonic()))
-                for _ in range(TRIES):
-                    status, _, answer = await client.post(body, hook=hook)
-                    if status not in (429, 503):
-                        break
-                    await asyncio.sleep(AGAIN_SECONDS)
-                assert status in (200, 202), answer
-                ids += ids_of(answer)
+            for body in share:
+                ids += await _send(client, body, hook=hook)
         return ids
 
-    answers = await asyncio.gather(*(hand(bodies[n::HANDS]) for n in range(HANDS)))
-    return [id for ids in answers for id in ids]
+    return await _gathered(land(bodies[n::HANDS]) for n in range(HANDS))
+
+
+async def _land_until(stack: Stack, enough: asyncio.Event) -> list[str]:
+    """Land `RATE` broken files a second; return the ids of their events."""
+
+    async def land() -> list[str]:
+        ids: list[str] = []
+        began = time.monotonic()
+        async with Client(stack) as client:
+            for n in itertools.count():
+                await asyncio.sleep(max(0.0, began + n * HANDS / RATE - time.monotonic()))
+                if enough.is_set():
+                    break
+                ids += await _send(client, _poison(), hook=False)
+        return ids
+
+    return await _gathered(land() for _ in range(HANDS))
+
+
+async def _gathered(shares: Iterable[Coroutine[Any, Any, list[str]]]) -> list[str]:
+    return [id for ids in await asyncio.gather(*shares) for id in ids]
+
+
+async def _send(client: Client, body: bytes, *, hook: bool) -> list[str]:
+    """Send a request, again after each refusal as a vendor does; return the ids of its events."""
+    for _ in range(TRIES):
+        status, _, answer = await client.post(body, hook=hook)
+        if status not in (429, 503):
+            break
+        await asyncio.sleep(AGAIN_SECONDS)
+    assert status in (200, 202), answer
+    return ids_of(answer)
 
 
 async def _end_dead(stack: Stack, ids: Sequence[str]) -> None:
@@ -128,4 +150,8 @@ def _message() -> bytes:
 
 
 def _poisons(count: int) -> list[bytes]:
-    return [poison(uuid.uuid4().int % 10**12, 1).body for _ in range(count)]
+    return [_poison() for _ in range(count)]
+
+
+def _poison() -> bytes:
+    return poison(uuid.uuid4().int % 10**12, 1).body

@@ -40,6 +40,8 @@ class Steps:
 
     limit: int = 10
     outcome: str = "done"
+    refused: int = 0
+    """Events of each batch that preparing makes dead letters."""
     fail: dict[str, list[Exception]] = field(default_factory=dict)
     """Errors by step, raised one a call."""
     land_more: int = 0
@@ -84,8 +86,11 @@ class Steps:
     @activity.defn
     async def prepare(self, input: BatchInput) -> StepReport:
         self._maybe_fail("prepare")
-        self.prepared.append(len(self.held[input.batch]))
-        return StepReport({"prepared": len(self.held[input.batch])})
+        events = self.held[input.batch]
+        self.prepared.append(len(events))
+        dead, self.held[input.batch] = events[: self.refused], events[self.refused :]
+        outcomes = {f"id-{name}": "dead" for name in dead[:SHOWN]}
+        return StepReport({"prepared": len(events) - len(dead), "dead": len(dead)}, outcomes)
 
     @activity.defn
     async def publish(self, input: BatchInput) -> StepReport:

@@ -50,6 +50,21 @@ async def test_events_that_publishing_lands_are_carried_at_once(bench: Bench) ->
     await until(lambda: len(bench.steps.published) == 4, "what publishing landed")
 
 
+async def test_a_batch_of_broken_files_alone_is_not_published(bench: Bench) -> None:
+    bench.steps.refused = 3
+    bench.steps.land(3)
+    await bench.start()
+    await bench.wake()
+    first, _ = await until(_runs_at_least(bench, 2), "a second run after the burst")
+    assert await outcome(bench.client, bench.name, first) == "dead"
+    assert bench.steps.behind == []
+
+    bench.steps.land(4)
+    await bench.wake()
+    await until(lambda: bench.steps.published == ["e6"], "the event that is not broken")
+    assert bench.steps.prepared == [3, 4]
+
+
 async def test_a_burst_is_a_run_and_its_outcome_can_be_searched(bench: Bench) -> None:
     bench.steps.land(3)
     await bench.start()

@@ -14,6 +14,9 @@ from typing import Any, BinaryIO
 
 import xberg
 
+NICENESS = 10
+"""The event loops of worker and gateway come first on a busy processor: a storm of files must not slow messages."""
+
 
 def limit_memory(most: int) -> None:
     """Let allocations beyond `most` bytes fail, where the system can do that."""
@@ -74,6 +77,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
 
 if __name__ == "__main__":
     limit_memory(int(sys.argv[1]))
+    os.nice(NICENESS)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what native code prints must not mix with the answers
     answers.write(b"ready\n")

@@ -78,3 +78,8 @@ class StepReport:
     counts: dict[str, int] = field(default_factory=dict)
     outcomes: dict[str, str] = field(default_factory=dict)
     landed: int = 0
+
+    @property
+    def settled(self) -> int:
+        """Events that the step took out of the batch: all but the prepared ones."""
+        return sum(count for outcome, count in self.counts.items() if outcome != "prepared")

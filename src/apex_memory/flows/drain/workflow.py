@@ -117,6 +117,7 @@ class Drain:
     async def _process_batch(self) -> bool:
         """Claim and prepare a batch while the previous one is published, then publish it. Return False without events.
 
+        A batch of which preparing settled every event is not published: a storm of broken files costs a step less.
         Only a full batch is published in the background, since only then a next batch is likely.
         """
         source = self._input.source
@@ -138,15 +139,19 @@ class Drain:
         try:
             await self._published()
         finally:  # also when the previous batch failed: this one is independent of it
-            input = replace(input, behind=self._next)
-            self._publishing = asyncio.create_task(self._publish(batch, input, prepared))
+            if prepared.settled == batch.count:  # such as a batch of broken files
+                self._record_outcomes(prepared)
+            else:
+                input = replace(input, behind=self._next)
+                self._publishing = asyncio.create_task(self._publish(batch, input, prepared))
         if not batch.more:
             await self._published()
         return True
 
     async def _publish(self, batch: ClaimedBatch, input: BatchInput, prepared: StepReport) -> None:
         published: StepReport = await self._step("publish", DrainActivities.publish, batch, input)
-        self._record_outcomes(prepared, published)
+        self._record_outcomes(prepared)
+        self._progress.add_outcomes(published)
         self._dirty = self._dirty or published.landed > 0
 
     async def _published(self) -> None:
@@ -187,12 +192,11 @@ class Drain:
         self._progress.add_time(step, (workflow.now() - began).total_seconds())
         return result
 
-    def _record_outcomes(self, prepared: StepReport, published: StepReport) -> None:
-        """Record outcomes. `prepared` is not one: prepared events get their outcome from publishing."""
+    def _record_outcomes(self, prepared: StepReport) -> None:
+        """Record the failures of preparing. `prepared` is not an outcome: prepared events get theirs from publishing."""
         failed = {name: n for name, n in prepared.counts.items() if name != "prepared"}
         outcomes = {id: name for id, name in prepared.outcomes.items() if name != "prepared"}
         self._progress.add_outcomes(StepReport(failed, outcomes))
-        self._progress.add_outcomes(published)
 
     async def _pause_after_failure(self, error: ActivityError) -> None:
         """Pause after a step that failed permanently. Its events are claimed again in smaller batches, until the faulty one is alone."""

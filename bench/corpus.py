@@ -14,7 +14,7 @@ import msgpack
 import numpy as np
 
 from apex_memory.model import Event, Priority, Vectors, now
-from apex_memory.pipeline.embed import unit_rows
+from apex_memory.pipeline.embedders.base import unit_rows
 from apex_memory.sources.documents.source import CONTENT_TYPE
 
 DIMENSION = 384

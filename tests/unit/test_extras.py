@@ -13,7 +13,7 @@ from apex_memory import errors
 from apex_memory.cli import main
 from apex_memory.engines.base import package_folder
 from apex_memory.errors import Misconfigured
-from apex_memory.pipeline.embed import open_embedder
+from apex_memory.pipeline.embedders.selection import open_embedder
 from apex_memory.pipeline.reader import FileReader
 from apex_memory.stores.graph import open_graph
 
@@ -65,7 +65,7 @@ def test_no_process_imports_an_optional_package(module: str) -> None:
 
 
 def test_the_check_above_sees_an_import() -> None:
-    ran = imported("apex_memory.pipeline.embed_onnx", PACKAGES["onnx"])
+    ran = imported("apex_memory.pipeline.embedders.onnx", PACKAGES["onnx"])
     assert ran.returncode == 1 and "not in the base: onnxruntime" in ran.stderr
 
 

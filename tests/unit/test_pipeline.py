@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from apex_memory.errors import ApexError, Rejected, RetryLater, Unavailable
 from apex_memory.model import TOMBSTONE, Assertion, Document, Event, File, Manifest, Vectors
 from apex_memory.pipeline import Pipeline, prepare
-from apex_memory.pipeline.embed import HashingEmbedder
+from apex_memory.pipeline.embedders.hashing import HashingEmbedder
 from apex_memory.pipeline.text import clean, clean_at, clean_value
 from tests import documents
 

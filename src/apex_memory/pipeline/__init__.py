@@ -4,7 +4,8 @@ The result depends only on the event, the source's `document` and the versions h
 derives from the event and `Pipeline.pipeline`, and preparing an event again gives the same manifest.
 """
 
-from apex_memory.pipeline.embed import Embedder, open_embedder
+from apex_memory.pipeline.embedders.base import Embedder
+from apex_memory.pipeline.embedders.selection import open_embedder
 from apex_memory.pipeline.extract import QueryEntities, extract_query
 from apex_memory.pipeline.prepare import MAX_CHARACTERS, VERSION, Pipeline
 

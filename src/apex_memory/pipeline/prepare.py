@@ -27,7 +27,7 @@ from apex_memory.model import (
     document_uuid,
 )
 from apex_memory.pipeline.chunk import chunk
-from apex_memory.pipeline.embed import Embedder
+from apex_memory.pipeline.embedders.base import Embedder
 from apex_memory.pipeline.entities import canonical
 from apex_memory.pipeline.extract import extract
 from apex_memory.pipeline.parse import append_files, parse

@@ -10,7 +10,7 @@ import wordllama
 
 from apex_memory.errors import Misconfigured
 from apex_memory.model import Vectors
-from apex_memory.pipeline.embed import unit_rows
+from apex_memory.pipeline.embedders.base import unit_rows
 
 _SLICE = 256  # texts per batch
 

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 
 from apex_memory.errors import Misconfigured
 from apex_memory.model import Vectors
-from apex_memory.pipeline.embed import unit_rows
+from apex_memory.pipeline.embedders.base import unit_rows
 
 MODEL, TOKENIZER, ENCODER = "model.onnx", "tokenizer.json", "encoder.toml"
 

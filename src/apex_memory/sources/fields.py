@@ -1,15 +1,15 @@
 """Lines of text for the fields of a record that the builder of its document does not show itself.
 
 A builder writes the main lines of a document by hand. Every other field ends in a line of its own, so that no value that
-a vendor sends is in no document. A package's `SHOWN` names the fields that its builder puts into text, metadata or
-assertions, and its `LEFT_OUT` those that carry no fact; docs/howto/sources says why they are left out.
+a vendor sends is in no document. A package's `RecordFields` name the fields that its builder puts into text, metadata or
+assertions, and those that carry no fact, with the reason. The tables in docs/reference/sources.md are made of them.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -21,6 +21,24 @@ MAX_NUMBERS = (
     3  # entries of a list of bare numbers, such as the corners of an area, before it is summarised
 )
 MAX_VALUES = 20_000  # looked at in one record
+_UNNAMED = ("name", "value", "data", "properties", "transaction", "target")
+"""Names of members that add nothing to the label of what they stand in."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordFields:
+    """The fields of one kind of record by path, such as `transaction.amount`; a path stands for everything below it.
+
+    `shown`: the places that the builder puts a field into by name, some of the words `title`, `text`, `metadata`,
+    `assertion`, `version` and `time`. `left_out`: why a field is in none. A path `*.NAME` is that field at any depth. With
+    `others_in_text` every other field has a line of its own in the text (`remaining_lines`). `note`: a sentence for the docs.
+    """
+
+    record: str
+    shown: Mapping[str, str]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    others_in_text: bool = True
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +67,8 @@ def remaining_lines(
     kept = set(sorted(range(len(fields)), key=lambda n: fields[n].depth)[:MAX_LINES])
     lines: list[str] = []
     characters = 0
-    for n, field in enumerate(fields):
-        line = f"{field.label}: {field.value}"
+    for n, item in enumerate(fields):
+        line = f"{item.label}: {item.value}"
         if n in kept and characters + len(line) <= MAX_CHARACTERS:
             lines.append(line)
             characters += len(line)
@@ -66,14 +84,19 @@ def record_fields(
     """Yield the values of a record with their paths, in its order; empty ones and those below `without` are left out."""
     open_ = [_Field("", "", 0, record)]
     while open_:
-        field = open_.pop()
-        if isinstance(field.value, dict):
-            inner = [_member(field, name, value) for name, value in field.value.items()]
-            open_ += reversed([member for member in inner if member.path not in without])
-        elif isinstance(field.value, list):
-            open_ += reversed(list(_entries(field)))
-        elif (text := _text(field.value)) != "":
-            yield _Field(field.path, field.label, field.depth, text)
+        outer = open_.pop()
+        if isinstance(outer.value, dict):
+            inner = [_member(outer, name, value) for name, value in outer.value.items()]
+            open_ += reversed([member for member in inner if not _is_among(member.path, without)])
+        elif isinstance(outer.value, list):
+            open_ += reversed(list(_entries(outer)))
+        elif (text := _text(outer.value)) != "":
+            label = outer.label or as_words(outer.path.rpartition(".")[2])
+            yield _Field(outer.path, label, outer.depth, text)
+
+
+def _is_among(path: str, paths: Collection[str]) -> bool:
+    return path in paths or f"*.{path.rpartition('.')[2]}" in paths
 
 
 def _member(outer: _Field, name: str, value: Any) -> _Field:
@@ -82,22 +105,27 @@ def _member(outer: _Field, name: str, value: Any) -> _Field:
 
 
 def _label(outer: str, name: str) -> str:
-    if outer and name.lower() == "name":
+    """Return the label of a member: `Driver` for the name of `driver`, `Invoice id` for the `invoiceId` of `invoice`."""
+    if name.lower() in _UNNAMED:
         return outer
-    return f"{outer} {as_words(name).lower()}".strip().capitalize()[:MAX_LABEL]
+    words = as_words(name).lower()
+    last = outer.rpartition(" ")[2].lower()
+    if last and words.startswith(f"{last} "):
+        words = words.removeprefix(f"{last} ")
+    return f"{outer} {words}".strip().capitalize()[:MAX_LABEL]
 
 
-def _entries(field: _Field) -> Iterator[_Field]:
+def _entries(outer: _Field) -> Iterator[_Field]:
     """Yield the entries of a list, numbered if there are several; a long list of bare numbers as one entry."""
-    entries = field.value
+    entries = outer.value
     if len(entries) > MAX_NUMBERS and all(map(_is_numeric, entries)):
         names = dict.fromkeys(name for entry in entries[:1] if isinstance(entry, dict) for name in entry)  # fmt: skip
         note = f" ({', '.join(names)})" if names else ""
-        yield _Field(field.path, field.label, field.depth, f"{len(entries)} entries{note}")
+        yield _Field(outer.path, outer.label, outer.depth, f"{len(entries)} entries{note}")
         return
     for n, entry in enumerate(entries, 1):
-        label = f"{field.label} {n}"[:MAX_LABEL] if len(entries) > 1 else field.label
-        yield _Field(field.path, label, field.depth, entry)
+        label = f"{outer.label} {n}"[:MAX_LABEL] if len(entries) > 1 else outer.label
+        yield _Field(outer.path, label, outer.depth, entry)
 
 
 def _is_numeric(entry: object) -> bool:

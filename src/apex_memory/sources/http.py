@@ -1,4 +1,4 @@
-"""The HTTP client for a vendor: rate limits, `Retry-After`, back-off, and one token renewal after a 401."""
+"""The HTTP client for a vendor: rate limits, `Retry-After`, back-off, one token renewal after a 401, bounded responses."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ RateLimit = tuple[float, float]
 """Number of calls, and the seconds that they are counted in."""
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between attempts without a `Retry-After`
+MAX_RESPONSE_BYTES = 32_000_000  # decoded; the fullest page that a vendor documents has a tenth
+MAX_RESPONSE_SECONDS = 120.0  # from the request to the last byte of its response
+
+
+_BODY_HEADERS = ("content-encoding", "content-length", "transfer-encoding")
+"""Headers that no longer hold for a body that is decoded and complete."""
 
 
 class VendorClient:
@@ -62,7 +68,7 @@ class VendorClient:
         `patience` (seconds) overrides the client's; 0 is for calls that must not be retried.
         `request` takes `params`, `json`, `content`, `data`, `headers`. Raises `RetryLater` when 429, 5xx or a
         broken connection outlast the patience, `Unauthorized` for 401 (after one renewal) and 403, and
-        `Rejected` for any other status, which no retry can change.
+        `Rejected` for any other status, which no retry can change, and for a response of more than `MAX_RESPONSE_BYTES`.
         """
         given = request.pop("headers", {})
         started, attempts, renewed = monotonic(), 0, False
@@ -99,14 +105,45 @@ class VendorClient:
         backoff = min(LONGEST_WAIT, FIRST_WAIT * 2**attempts) * (0.5 + random.random())  # noqa: S311 -- jitter
         await self._wait_for_limits()
         try:
-            response = await self._http.request(method, url, headers=headers, **request)
-        except httpx2.TransportError:
+            async with asyncio.timeout(MAX_RESPONSE_SECONDS):
+                response = await self._send(method, url, headers, request)
+        except (httpx2.TransportError, TimeoutError):
             VENDOR_CALLS.labels(self.source, "unreachable").inc()
             return None, backoff
         VENDOR_CALLS.labels(self.source, f"{response.status_code // 100}xx").inc()
         if response.status_code == 429 or response.status_code >= 500:
             return response, retry_after(response.headers.get("retry-after")) or backoff
         return response, None
+
+    async def _send(
+        self, method: str, url: str, headers: Mapping[str, str], request: Mapping[str, Any]
+    ) -> httpx2.Response:
+        """Return the response with its whole body. Raises `Rejected` as soon as the body exceeds `MAX_RESPONSE_BYTES`.
+
+        Bytes are counted after decompression, so that a small compressed body cannot fill the memory.
+        """
+        sent = self._http.build_request(method, url, headers=headers, **request)
+        response = await self._http.send(sent, stream=True)
+        try:
+            chunks: list[bytes] = []
+            size = 0
+            async for chunk in response.aiter_bytes():
+                size += len(chunk)
+                if size > MAX_RESPONSE_BYTES:
+                    raise self._too_large(response.status_code)
+                chunks.append(chunk)
+        finally:
+            await response.aclose()
+        return httpx2.Response(
+            response.status_code,
+            headers=[
+                (name, value)
+                for name, value in response.headers.multi_items()
+                if name not in _BODY_HEADERS
+            ],
+            content=b"".join(chunks),
+            request=sent,
+        )
 
     async def _wait_for_limits(self) -> None:
         """Wait until every rate limit allows a call. A limit that is new starts unused."""
@@ -116,6 +153,14 @@ class VendorClient:
         }
         for limiter in list(self._limiters.values()):
             await limiter.acquire()
+
+    def _too_large(self, status: int) -> Rejected:
+        VENDOR_CALLS.labels(self.source, f"{status // 100}xx").inc()
+        return Rejected(
+            f"{self.source}: the vendor's response is larger than {MAX_RESPONSE_BYTES // 1_000_000} MB",
+            remedy=f"check that sources.{self.source}.base_url is the vendor's address; "
+            "a record of this size has to be made smaller at the vendor",
+        )
 
     def _refused(self, status: int) -> Unauthorized | Rejected:
         if status in (401, 403):

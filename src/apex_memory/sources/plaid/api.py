@@ -230,11 +230,13 @@ class Plaid:
                 self._base + path,
                 auth=self._auth,
                 json=body,
-                accept=range(400, 600),
+                accept=range(300, 600),
                 patience=0,
             )
         except RetryLater:
             return ItemError("UNREACHABLE")
+        except Rejected:  # every status is accepted above: only the size of a response is refused
+            return ItemError("RESPONSE_TOO_LARGE")
         fields = _body(response.content)
         if response.is_success:
             return fields

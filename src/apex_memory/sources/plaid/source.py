@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from apex_memory.model import Document, Event, Priority, micros, now
 from apex_memory.sources.base import (
@@ -17,6 +17,7 @@ from apex_memory.sources.base import (
     Sample,
     SourceSettings,
 )
+from apex_memory.sources.fields import RecordFields
 from apex_memory.sources.http import VendorClient
 from apex_memory.sources.pages import ChangeHint, Page, PullContext, TimeRange
 from apex_memory.sources.payloads import (
@@ -36,13 +37,18 @@ from apex_memory.sources.plaid.api import (
     Position,
     raise_item_errors,
 )
-from apex_memory.sources.plaid.documents import item_document, transaction_document
+from apex_memory.sources.plaid.documents import (
+    HEALTH,
+    ITEM,
+    TRANSACTION,
+    item_document,
+    transaction_document,
+)
 from apex_memory.sources.plaid.keys import Keys
 from apex_memory.sources.plaid.settings import PlaidSettings
 from apex_memory.telemetry import logger
 
 ITEM_HINT = "item:"  # prefix of a hint about the connection itself rather than its transactions
-HEALTH = ("ERROR", "LOGIN_REPAIRED", "USER_PERMISSION_REVOKED")
 _ACCEPTED = Reply(b"{}", "application/json")  # Plaid expects 200
 
 
@@ -66,6 +72,7 @@ class PlaidSource(PulledSource[PlaidSettings]):
     rate_limit: ClassVar[tuple[float, float]] = (20, 1)  # of 2,500 a minute
     max_body_bytes: ClassVar[int] = 100_000
     Settings: ClassVar[type[SourceSettings]] = PlaidSettings
+    records: ClassVar[Sequence[RecordFields]] = (TRANSACTION, ITEM)
 
     def __init__(self, settings: PlaidSettings) -> None:
         super().__init__(settings)
@@ -97,27 +104,27 @@ class PlaidSource(PulledSource[PlaidSettings]):
         body = parse_object(request.body)
         kind, code = as_string(body.get("webhook_type")), as_string(body.get("webhook_code"))
         if kind == "TRANSACTIONS" and code == "SYNC_UPDATES_AVAILABLE":
-            item = parse_identifier(body.get("item_id"), "item_id")
+            if body.get("item_id") is None:
+                return Received(reply=_ACCEPTED)  # of a processor's token: it names no Item of ours
+            item = parse_identifier(body["item_id"], "item_id")
             return Received(change_hints=[ChangeHint(item, issued)], reply=_ACCEPTED)
         if kind != "ITEM":
             return Received(reply=_ACCEPTED)
-        item, code = (
-            parse_identifier(body.get("item_id"), "item_id"),
-            parse_identifier(code, "webhook_code")[:100],
-        )
+        item = parse_identifier(body.get("item_id"), "item_id")
+        code = parse_identifier(code, "webhook_code")[:100]
         # The same error may occur twice in a year with the same body: the time distinguishes them.
         digest = hashlib.sha256(request.body).hexdigest()[:16]
-        health = code in HEALTH
         event = Event(
             source=self.name,
             event_id=f"item:{item[:300]}:{code}@{micros(issued)}:{digest}",
-            doc_key=f"item:{item}" if health else f"item:{item}:{code}",
+            doc_key=_notice_key(item, code, body),
             version=micros(issued),
             occurred_at=issued,
             payload=request.body,
             priority=self.priority,
         )
-        change_hints = [ChangeHint(ITEM_HINT + item, issued)] if health else []
+        mentions_health = code in HEALTH or body.get("error")
+        change_hints = [ChangeHint(ITEM_HINT + item, issued)] if mentions_health else []
         return Received([event], reply=_ACCEPTED, change_hints=change_hints)
 
     async def pull(self, context: PullContext) -> AsyncIterator[Page]:
@@ -209,3 +216,11 @@ class PlaidSource(PulledSource[PlaidSettings]):
                 cursor = {"item": item.id, "offset": offset}
                 yield Page(events=changes.events(version), cursor=cursor)
         raise_item_errors(errors)
+
+
+def _notice_key(item: str, code: str, body: Mapping[str, Any]) -> str:
+    """Return the document key of an `ITEM` webhook: the connection's for its state, else one for each code and account."""
+    if code in HEALTH:
+        return f"item:{item}"
+    account = as_string(body.get("account_id"))[:300]
+    return f"item:{item}:{code}:{account}" if account else f"item:{item}:{code}"

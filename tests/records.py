@@ -1,0 +1,183 @@
+"""A full record of each kind, with every field that the vendor's contract has, for tests of what becomes of its fields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from apex_memory.model import Document, Event, Priority
+from apex_memory.sources.base import Source
+from apex_memory.sources.payloads import canonical
+from apex_memory.sources.registry import load
+
+AT = datetime(2025, 11, 20, 12, tzinfo=UTC)
+SOURCES = load({})
+Steps = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record and the event that its source makes of it. `others`: other values of fields that accept few."""
+
+    source: Source
+    event: Callable[[Any], Event]
+    body: Any
+    others: Mapping[Steps, Any] = field(default_factory=dict)
+    closed: tuple[Steps, ...] = ()
+    """Objects that take no further fields, such as an enum."""
+
+    def document(self, body: Any) -> Document:
+        return self.source.document(self.event(body))
+
+    def version(self, body: Any) -> int:
+        return self.event(body).version
+
+    def leaves(self) -> Iterator[Steps]:
+        for steps, value in _walk(self.body):
+            if not isinstance(value, dict | list) and value not in (None, ""):
+                yield steps
+
+    def open_places(self) -> Iterator[Steps]:
+        for steps, value in _walk(self.body):
+            if isinstance(value, dict) and steps not in self.closed:
+                yield steps
+
+
+def _walk(value: Any, steps: Steps = ()) -> Iterator[tuple[Steps, Any]]:
+    yield steps, value
+    inner: Mapping[Any, Any] = {}
+    if isinstance(value, dict):
+        inner = value
+    elif isinstance(value, list):
+        inner = dict(enumerate(value))
+    for step, item in inner.items():
+        yield from _walk(item, (*steps, step))
+
+
+def event_of(source: str, key: str) -> Callable[[Any], Event]:
+    """Return how an event of a source is made of a body that is its payload."""
+    return lambda body: Event(
+        source=source,
+        event_id="e",
+        doc_key=key,
+        version=1,
+        occurred_at=AT,
+        payload=canonical(body),
+        priority=Priority.P2,
+    )
+
+
+PLAID_TRANSACTION = {
+    "item_id": "itm_a",
+    "account": {
+        "account_id": "acEx01",
+        "name": "Operating Checking",
+        "official_name": "Business Advantage",
+        "mask": "4501",
+        "type": "depository",
+        "subtype": "checking",
+    },
+    "transaction": {
+        "transaction_id": "txEx0002",
+        "account_id": "acEx01",
+        "amount": 1245.5,
+        "iso_currency_code": "USD",
+        "unofficial_currency_code": None,
+        "date": "2025-11-03",
+        "datetime": "2025-11-03T10:00:00Z",
+        "authorized_date": "2025-11-01",
+        "authorized_datetime": "2025-11-01T09:00:00Z",
+        "name": "NORTHWIND TRUCKING",
+        "original_description": "ACH NORTHWIND 8812",
+        "merchant_name": "Northwind Trucking",
+        "merchant_entity_id": "mrch_81",
+        "website": "northwind.example",
+        "pending": False,
+        "pending_transaction_id": "txEx0001",
+        "payment_channel": "other",
+        "check_number": "1007",
+        "transaction_code": "direct debit",
+        "transaction_type": "special",
+        "account_owner": "Pat Okafor",
+        "logo_url": "https://plaid.example/logo.png",
+        "location": {
+            "address": "9 Placeholder Ave",
+            "city": "Atlanta",
+            "region": "GA",
+            "postal_code": "30303",
+            "country": "US",
+            "store_number": "S-118",
+            "lat": 33.74,
+            "lon": -84.38,
+        },
+        "payment_meta": {
+            "reference_number": "ref-55",
+            "ppd_id": "ppd-6",
+            "payee": "Northwind Inc",
+            "payer": "Apex Shipper",
+            "by_order_of": "Lee",
+            "payment_method": "ACH",
+            "payment_processor": "Dwolla",
+            "reason": "INV-55012",
+        },
+        "personal_finance_category": {
+            "primary": "TRANSPORTATION",
+            "detailed": "TRANSPORTATION_FREIGHT",
+            "confidence_level": "HIGH",
+        },
+        "personal_finance_category_icon_url": "https://plaid.example/icon.png",
+        "counterparties": [
+            {
+                "name": "Northwind Trucking",
+                "type": "merchant",
+                "entity_id": "ent_1",
+                "website": "northwind.example",
+                "logo_url": "https://plaid.example/n.png",
+                "confidence_level": "VERY_HIGH",
+            }
+        ],
+    },
+}
+PLAID_ITEM = {
+    "webhook_type": "ITEM",
+    "webhook_code": "PENDING_DISCONNECT",
+    "item_id": "itm_a",
+    "account_id": "acEx01",
+    "environment": "production",
+    "reason": "INSTITUTION_MIGRATION",
+    "consent_expiration_time": "2025-12-01T13:25:17Z",
+    "disconnect_time": "2025-12-02T00:00:00Z",
+    "new_webhook_url": "https://hooks.example.com/plaid",
+    "user_id": "usr_2",
+    "error": {
+        "error_type": "ITEM_ERROR",
+        "error_code": "ITEM_LOGIN_REQUIRED",
+        "error_message": "the login details changed",
+        "display_message": "log in again",
+        "suggested_action": "open Link",
+        "documentation_url": "https://plaid.example/docs",
+        "request_id": "rq_1",
+        "status": 400,
+    },
+}
+
+
+def _of(source: str, key: str, body: Any, **more: Any) -> Record:
+    return Record(SOURCES[source], event_of(source, key), body, **more)
+
+
+RECORDS: dict[tuple[str, str], Record] = {
+    ("plaid", "bank_transaction"): _of(
+        "plaid",
+        "transaction:txEx0002",
+        PLAID_TRANSACTION,
+        others={
+            ("transaction", "date"): "2025-11-09",
+            ("transaction", "datetime"): "2025-11-09T10:00:00Z",
+            ("transaction", "authorized_datetime"): "2025-11-02T09:00:00Z",
+        },
+    ),
+    ("plaid", "bank_item"): _of("plaid", "item:itm_a", PLAID_ITEM),
+}

@@ -1,0 +1,76 @@
+"""The client for vendors: the size and the time of a response are bounded, whatever its headers state."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from collections.abc import AsyncIterator, Callable
+
+import httpx2
+import pytest
+
+from apex_memory.errors import Rejected, RetryLater
+from apex_memory.sources import http
+from apex_memory.sources.http import VendorClient
+from tests.unit.vendors import NoTokens
+
+Handler = Callable[[httpx2.Request], httpx2.Response]
+
+
+async def call(handler: Handler) -> httpx2.Response:
+    transport = httpx2.MockTransport(handler)
+    async with httpx2.AsyncClient(transport=transport) as client:
+        link = VendorClient("toy", client, NoTokens(), patience=0)
+        return await link.call("GET", "http://toy.test/")
+
+
+async def test_w10_a_response_over_the_limit_is_refused_before_it_is_read_to_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http, "MAX_RESPONSE_BYTES", 2_000_000)
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 100_000
+            yield b"x" * 100_000
+
+    with pytest.raises(Rejected, match="larger than 2 MB") as refused:
+        await call(lambda request: httpx2.Response(200, content=endless()))
+    assert sent == 2_100_000
+    assert "sources.toy.base_url" in refused.value.remedy
+
+
+async def test_w10_a_small_body_that_decompresses_to_a_large_one_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http, "MAX_RESPONSE_BYTES", 100_000)
+    packed = gzip.compress(b" " * 100_001)
+    assert len(packed) < 1_000
+    headers = {"content-encoding": "gzip"}
+    with pytest.raises(Rejected, match="larger than"):
+        await call(lambda request: httpx2.Response(200, headers=headers, content=packed))
+
+
+async def test_a_response_at_the_limit_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "MAX_RESPONSE_BYTES", 100_000)
+    packed = gzip.compress(b"x" * 100_000)
+    headers = [("content-encoding", "gzip"), ("x-limit", "5"), ("x-limit", "6")]
+    response = await call(lambda request: httpx2.Response(200, headers=headers, content=packed))
+    assert response.content == b"x" * 100_000
+    assert response.headers.get_list("x-limit") == ["5", "6"]
+    assert str(response.request.url) == "http://toy.test/"
+
+
+async def test_w10_a_body_that_never_ends_is_tried_again_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http, "MAX_RESPONSE_SECONDS", 0.05)
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    with pytest.raises(RetryLater, match="cannot be reached"):
+        await call(lambda request: httpx2.Response(200, content=slow()))

@@ -16,7 +16,7 @@ from apex_memory.errors import Misconfigured
 from apex_memory.fetching.backfills import Backfills
 from apex_memory.fetching.fetcher import Fetcher
 from apex_memory.inbox import Inbox
-from apex_memory.pipeline import Embedder, Pipeline, extract_query, open_embedder
+from apex_memory.pipeline import Embedder, Pipeline, ReaderLimits, extract_query, open_embedder
 from apex_memory.saga.collector import Collector
 from apex_memory.saga.dead_letters import DeadLetters
 from apex_memory.saga.publication import Publication
@@ -76,7 +76,12 @@ class App:
         self.backfills = Backfills(db)
 
         resilient_stores = {name: ResilientStore(name, settings) for name in ("graph", "vectors")}
-        self.pipeline = Pipeline(embedder, chunk_chars=settings.chunk_chars)
+        self.pipeline = Pipeline(
+            embedder,
+            chunk_chars=settings.chunk_chars,
+            limits=_reader_limits(settings),
+            reader_processes=settings.reader_processes,
+        )
         self.publication = Publication(
             db,
             graph,
@@ -160,6 +165,19 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         with suppress(Misconfigured):  # `keep_fresh` logs it again; the other sources work
             await app.credentials.apply()
         yield app
+
+
+def _reader_limits(settings: Settings) -> ReaderLimits:
+    return ReaderLimits(
+        seconds=settings.reader_seconds,
+        cpu_seconds=settings.reader_cpu_seconds,
+        memory_bytes=settings.reader_memory_bytes,
+        max_files=settings.reader_max_files,
+        nesting=settings.reader_nesting,
+        mime_nesting=settings.reader_mime_nesting,
+        unpacked_bytes=settings.reader_unpacked_bytes,
+        compression_ratio=settings.reader_compression_ratio,
+    )
 
 
 def _vendor_client(

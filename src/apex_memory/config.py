@@ -204,6 +204,44 @@ class Settings(BaseSettings):
         gt=0,
         description="Memory for the bodies of webhooks, in bytes, all together. One address gets a quarter of it.",
     )
+    reader_processes: int = Field(
+        2,
+        ge=1,
+        le=64,
+        description="Processes of a worker that read files: PDF, Office, mail, HTML.",
+    )
+    reader_seconds: float = Field(
+        60, gt=0, description="Longest that reading the files of one event may take (seconds)."
+    )
+    reader_cpu_seconds: float = Field(
+        30,
+        ge=1,
+        description="Most processor time for reading the files of one event (seconds, rounded up).",
+    )
+    reader_memory_bytes: int = Field(
+        2_147_483_648,
+        ge=536_870_912,
+        description="Address space of a process that reads files, in bytes. It is more than the memory that it uses.",
+    )
+    reader_max_files: int = Field(
+        1_000, ge=1, description="Most files, attachments and members of archives in one event."
+    )
+    reader_nesting: int = Field(
+        10, ge=0, description="Most levels of mails and archives inside one another."
+    )
+    reader_mime_nesting: int = Field(
+        100, ge=1, description="Most levels of parts inside one another in a mail."
+    )
+    reader_unpacked_bytes: int = Field(
+        250_000_000,
+        ge=1_000_000,
+        description="Most bytes that the archives and Office files of one event may unpack to.",
+    )
+    reader_compression_ratio: int = Field(
+        250,
+        ge=10,
+        description="Most that a member of an archive larger than 1 MB may grow when it is unpacked.",
+    )
     chunk_chars: int = Field(900, ge=100, description="Most characters of one chunk.")
     bm25_average_words: float = Field(
         60,

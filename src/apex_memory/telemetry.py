@@ -34,6 +34,11 @@ ENDED = Counter(
     "Events that became done, superseded, dead or parked, by state.",
     ["source", "state"],
 )
+DOCUMENTS_CUT = Counter(
+    "apex_documents_cut",
+    "Documents that are not whole because of a limit: characters, entities or files.",
+    ["source", "limit"],
+)
 CONFLICTS = Counter(
     "apex_version_conflicts",
     "Events with the version of the stored document but other content.",

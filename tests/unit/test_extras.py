@@ -13,6 +13,7 @@ from apex_memory import errors
 from apex_memory.cli import main
 from apex_memory.engines.base import package_folder
 from apex_memory.errors import Misconfigured
+from apex_memory.model import File
 from apex_memory.pipeline.embedders.selection import open_embedder
 from apex_memory.pipeline.reader import FileReader
 from apex_memory.stores.graph import open_graph
@@ -103,9 +104,9 @@ async def test_office_files_the_graph_and_engines_name_their_extras(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(errors, "find_spec", lambda name: None)
-    reader = FileReader(seconds=1, most=10)
+    reader = FileReader()
     with pytest.raises(Misconfigured, match="xberg") as raised:
-        await reader.read(b"", "application/pdf", "plain")
+        await reader.read_file(File("a.pdf", "application/pdf", b"%PDF-"))
     assert "apex-memory[documents]" in raised.value.remedy
     with pytest.raises(Misconfigured, match="neo4j") as raised:
         open_graph("neo4j://host/neo4j", timeout=1)

@@ -219,11 +219,11 @@ async def test_limits_are_kept_and_noted(
     made = await one(pipeline, makes(text=long, passages=((0, 4), (4, 1_004))))
     assert made.text == long[:1_000]
     assert made.chunks[-1].end == 999
-    assert made.metadata["cut"] == {"characters": 1_004, "kept": 1_000}
+    assert made.metadata[prepare.DEGRADED] == {"characters": {"found": 1_004, "kept": 1_000}}
     monkeypatch.setattr(prepare, "MAX_ASSERTIONS", 20)
     many = await one(pipeline, makes(text=" ".join(f"SHP-{n}" for n in range(10_000, 10_030))))
     assert len(many.assertions) == 20
-    assert many.metadata["assertions_cut"] == 10
+    assert many.metadata[prepare.DEGRADED] == {"entities": {"found": 30, "kept": 20}}
 
 
 @pytest.mark.parametrize("error", [Unavailable("embedder", "down"), RetryLater("busy", after=9)])

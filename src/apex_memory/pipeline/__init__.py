@@ -7,7 +7,8 @@ derives from the event and `Pipeline.pipeline`, and preparing an event again giv
 from apex_memory.pipeline.embedders.base import Embedder
 from apex_memory.pipeline.embedders.selection import open_embedder
 from apex_memory.pipeline.extract import QueryEntities, extract_query
-from apex_memory.pipeline.prepare import MAX_CHARACTERS, VERSION, Pipeline
+from apex_memory.pipeline.file_limits import MAX_CHARACTERS, ReaderLimits
+from apex_memory.pipeline.prepare import VERSION, Pipeline
 
 __all__ = [
     "MAX_CHARACTERS",
@@ -15,6 +16,7 @@ __all__ = [
     "Embedder",
     "Pipeline",
     "QueryEntities",
+    "ReaderLimits",
     "extract_query",
     "open_embedder",
 ]

@@ -1,51 +1,31 @@
-"""Files to text: PDF, Word, Excel, HTML, e-mail (with what is attached), and text of any kind."""
+"""Files to text: PDF, Office, HTML, e-mail (with what is attached), archives, and text of any kind.
+
+All of it runs in the reader's process (`reader_process.py`), within the budget of one event. The worker itself
+reads small plain texts only (`read_plain_text`).
+"""
 
 from __future__ import annotations
 
-import asyncio
-import io
 import re
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
 from typing import Any
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, File
+from apex_memory.pipeline.archives import archive_members
 from apex_memory.pipeline.charset import decode
+from apex_memory.pipeline.file_kinds import NAMES, TYPES, is_plain_text, kind_of, shown
+from apex_memory.pipeline.file_limits import BudgetExceeded, EventBudget, budget_exceeded
 from apex_memory.pipeline.mail import read_mail
-from apex_memory.pipeline.reader import FileReader
+from apex_memory.pipeline.office_packages import final_word_file, formatted_spreadsheet
 
-SUPPORTED = "PDF, DOCX, XLSX, HTML, MSG, EML, Markdown, text, CSV, JSON, XML, X12"
-MAX_DEPTH = 3  # mail in mail in mail
-
-_OFFICE = "application/vnd.openxmlformats-officedocument"
-_TYPES = {
-    "pdf": "application/pdf",
-    "docx": f"{_OFFICE}.wordprocessingml.document",
-    "xlsx": f"{_OFFICE}.spreadsheetml.sheet",
-    "html": "text/html",
-    "msg": "application/vnd.ms-outlook",
-    "mail": "message/rfc822",
-}
-_KIND_BY_TYPE = {media_type: kind for kind, media_type in _TYPES.items()} | {
-    "application/xhtml+xml": "html",
-    "application/json": "text",
-    "application/x-ndjson": "text",
-    "application/xml": "text",
-    "application/edi-x12": "text",
-    "application/yaml": "text",
-}
-_KIND_BY_EXTENSION = {
-    "pdf": "pdf", "docx": "docx", "xlsx": "xlsx", "html": "html", "htm": "html", "msg": "msg", "eml": "mail",
-    **dict.fromkeys(
-        ("txt", "text", "log", "md", "markdown", "csv", "tsv", "json", "jsonl", "ndjson", "xml", "yaml", "yml", "edi", "x12"),
-        "text",
-    ),
-}  # fmt: skip
-_HTML = re.compile(rb"\s{0,100}<(?:!doctype html|html|head|body)\b", re.IGNORECASE)
+_PLAIN_BYTES = 1_000_000
 _HEADING = re.compile(r"^#{1,6} +(\S[^\n]{0,200})", re.MULTILINE)
+_BOUNDARY = re.compile(
+    rb"^--([^\r\n]{1,200})|boundary[ \t]*=[ \t]*(?:\"([^\"\r\n]{1,200})\"|([^\s\";]{1,200}))",
+    re.IGNORECASE | re.MULTILINE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,69 +39,118 @@ class Parsed:
     assertions: tuple[Assertion, ...] = ()
 
 
-async def parse(file: File, reader: FileReader, *, depth: int = 0) -> Parsed:
-    """The file as text. Raises `Rejected` for a type that cannot be read, a broken file, and one without text."""
-    kind = kind_of(file)
+def read_plain_text(file: File) -> Parsed | None:
+    """Return a small plain text; None for a file that only the reader's process may read.
+
+    This is the one format that the worker reads itself: decoding a megabyte of UTF-8 takes a millisecond, is linear
+    in its size, and cannot fail. A declared charset other than UTF-8 may have a slow decoder.
+    """
+    if len(file.data) > _PLAIN_BYTES or not is_plain_text(file):
+        return None
+    if (_charset(file) or "utf-8").lower() not in ("utf-8", "utf8", "us-ascii"):
+        return None
+    return _with_text(file, _text(file))
+
+
+def parse(file: File, budget: EventBudget, *, depth: int = 0) -> Parsed:
+    """Return a file as text.
+
+    Raises `Rejected` for a type that cannot be read, a broken file and one without text, and `BudgetExceeded` when
+    the event is beyond a limit.
+    """
+    budget.add_file()
+    kind = kind_of(file, budget)
     if kind == "mail":
-        parsed = await _mail(file, reader, depth)
+        parsed = _mail(file, budget, depth)
+    elif kind == "zip":
+        parsed = _archive(file, budget, depth)
     elif kind == "text":
-        parsed = Parsed(await asyncio.to_thread(decode, file.data, _charset(file)))
-        if file.name.lower().endswith((".md", ".markdown")) or "markdown" in file.content_type:
-            parsed = replace(parsed, title=_heading(parsed.text))
+        parsed = _cut(_text(file), budget)
     else:
-        parsed = await _office(file, kind, reader)
+        parsed = _office(file, kind, budget)
+    return _with_text(file, parsed)
+
+
+def append_files(
+    text: str, files: Iterable[File | tuple[str, Rejected]], budget: EventBudget, *, depth: int
+) -> tuple[str, tuple[tuple[int, int], ...], list[dict[str, Any]]]:
+    """Return the text with each file's under a heading, where those are, and a note on every file.
+
+    A file that cannot be read is not lost silently: its note has the reason under `unread`. A pair is a file that
+    could not be unpacked, with the reason.
+    """
+    pieces: list[str] = [text] if text else []
+    length = len(text)
+    sections: list[tuple[int, int]] = []
+    notes: list[dict[str, Any]] = []
+    for file in files:
+        if isinstance(file, tuple):
+            name, reason = file
+            budget.add_file()
+            notes.append({"name": name, "unread": str(reason)})
+            continue
+        note: dict[str, Any] = {
+            "name": file.name,
+            "type": file.content_type,
+            "bytes": len(file.data),
+        }
+        notes.append(note)
+        try:
+            parsed = _attached(file, budget, depth)
+        except BudgetExceeded:
+            raise
+        except Rejected as error:
+            note["unread"] = str(error)
+            continue
+        note.update(parsed.metadata)
+        piece = f"## {file.name}\n\n{parsed.text}"
+        start = length + 2 if pieces else 0
+        pieces.append(piece)
+        length = start + len(piece)
+        sections.append((start, length))
+    return "\n\n".join(pieces), tuple(sections), notes
+
+
+def _attached(file: File, budget: EventBudget, depth: int) -> Parsed:
+    if depth > budget.limits.nesting:
+        budget.add_file()
+        raise Rejected(f"more than {budget.limits.nesting} levels deep (limit `reader_nesting`)")
+    if not budget.characters_left:
+        budget.add_file()
+        budget.files_left_out += 1
+        raise Rejected(f"beyond the {budget.limits.characters:,} characters of a document")
+    return parse(file, budget, depth=depth)
+
+
+def _with_text(file: File, parsed: Parsed) -> Parsed:
     if not parsed.text.strip():
         raise Rejected(
-            f"{_shown(file)} holds no text",
+            f"{shown(file)} holds no text",
             remedy="if it is a scan, run it through text recognition first",
         )
     return parsed
 
 
-def kind_of(file: File) -> str:
-    """`pdf`, `docx`, `xlsx`, `html`, `msg`, `mail` or `text`: by the first bytes where they are plain, by type, by extension."""
-    declared = file.content_type.partition(";")[0].strip().lower()
-    extension = PurePosixPath(file.name.lower()).suffix.removeprefix(".")
-    kind = (
-        _by_magic(file.data)
-        or _KIND_BY_TYPE.get(declared)
-        or _KIND_BY_EXTENSION.get(extension)
-        or ("text" if declared.startswith("text/") else "")
-        or ("html" if _HTML.match(file.data[:500]) else "")
+def _cut(parsed: Parsed, budget: EventBudget, *, characters: int | None = None) -> Parsed:
+    """Return the file with what is left of its text within the limit of the event, and a note if that is not all.
+
+    `characters` is the length of the whole text, where `parsed` has its beginning only.
+    """
+    characters = len(parsed.text) if characters is None else characters
+    kept = budget.take_characters(parsed.text)
+    if len(kept) == characters:
+        return parsed
+    budget.characters_left_out += characters - len(kept)
+    cut = {"characters": characters, "kept": len(kept)}
+    return replace(parsed, text=kept, metadata={**parsed.metadata, "cut": cut})
+
+
+def _text(file: File) -> Parsed:
+    text = decode(file.data, _charset(file))
+    is_markdown = (
+        file.name.lower().endswith((".md", ".markdown")) or "markdown" in file.content_type
     )
-    if not kind:
-        raise Rejected(
-            f"cannot read {_shown(file)}; supported: {SUPPORTED}",
-            remedy="send it in one of these formats",
-        )
-    return kind
-
-
-def _by_magic(data: bytes) -> str:
-    if data.startswith(b"%PDF-"):
-        return "pdf"
-    if data.startswith(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"):
-        return "msg"
-    if data.startswith(b"PK\x03\x04"):
-        try:
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                names = archive.namelist()
-        except (zipfile.BadZipFile, ValueError, OSError):
-            return ""
-        for folder, kind in (("word/", "docx"), ("xl/", "xlsx")):
-            if any(name.startswith(folder) for name in names):
-                return kind
-    return ""
-
-
-def _shown(file: File) -> str:
-    """A file for people: its extension or type, never its name, which may say too much for a log."""
-    extension = PurePosixPath(file.name).suffix[:12]
-    return (
-        extension
-        if extension.isascii() and extension
-        else file.content_type[:80] or "a file without a type"
-    )
+    return Parsed(text, title=_heading(text) if is_markdown else "")
 
 
 def _charset(file: File) -> str | None:
@@ -134,75 +163,116 @@ def _heading(text: str) -> str:
     return match[1].strip(" #*") if match else ""
 
 
-async def _office(file: File, kind: str, reader: FileReader) -> Parsed:
-    data = (
-        decode(file.data, _charset(file)).encode("utf-8", "replace")
-        if kind == "html"
-        else file.data
-    )
+def _office(file: File, kind: str, budget: EventBudget) -> Parsed:
+    # Imported here, because the worker imports this module and needs no office reader.
+    from apex_memory.pipeline.office import read_office_file
+
+    data = file.data
+    if kind == "html":
+        data = decode(data, _charset(file)).encode("utf-8", "replace")
+    elif kind == "docx":
+        data = final_word_file(data, budget)
+    elif kind == "xlsx":
+        data = formatted_spreadsheet(data, budget)
+    if not budget.start_native():
+        raise Rejected(
+            "the file crashed the reader twice",
+            remedy="save it anew in another format, or send its text",
+        )
     # A PDF's plain text keeps its lines, which labels (`Shipper: …`) need; the others have real structure.
-    reading = await reader.read(data, _TYPES[kind], "plain" if kind == "pdf" else "markdown")
+    office = read_office_file(
+        data,
+        media_type=TYPES[kind],
+        name=NAMES[kind],
+        style="plain" if kind == "pdf" else "markdown",
+        limits=budget.limits,
+    )
     metadata = {
-        "pages": reading.pages or None,
-        "title": reading.title or reading.subject,
-        "authors": reading.authors,
-        "cut": reading.cut,
+        "pages": office.pages or None,
+        "title": office.title or office.subject,
+        "authors": office.authors,
     }
-    title = reading.title or (reading.subject if kind == "msg" else "")
-    return Parsed(
-        reading.text,
-        title=title or (_heading(reading.text) if kind in ("docx", "html") else ""),
+    title = office.title or (office.subject if kind == "msg" else "")
+    parsed = Parsed(
+        office.text,
+        title=title or (_heading(office.text) if kind in ("docx", "html") else ""),
         metadata={name: value for name, value in metadata.items() if value},
     )
+    return _cut(parsed, budget, characters=office.characters)
 
 
-async def _mail(file: File, reader: FileReader, depth: int) -> Parsed:
-    mail = await asyncio.to_thread(read_mail, file.data)
-    body = mail.body
+def _mail(file: File, budget: EventBudget, depth: int) -> Parsed:
+    check_mime_parts(file.data, budget)
+    try:
+        mail = read_mail(file.data)
+    except RecursionError:
+        raise _nested_too_deep(budget) from None
+    text = f"{mail.head}\n{mail.body}"
     if mail.is_html:
-        page = File("body.html", "text/html; charset=utf-8", body.encode("utf-8", "replace"))
-        body = (await _office(page, "html", reader)).text
-    text, sections, notes = await append_files(
-        f"{mail.head}\n{body}".strip("\n"), mail.files, reader, depth=depth + 1
-    )
-    attached = {"attachments": notes} if notes else {}
+        page = File("body.html", "text/html; charset=utf-8", mail.body.encode("utf-8", "replace"))
+        text = f"{mail.head}\n{_office(page, 'html', budget).text}"
+    body = _cut(Parsed(text.strip("\n")), budget) if not mail.is_html else Parsed(text.strip("\n"))
+    text, sections, notes = append_files(body.text, mail.files, budget, depth=depth + 1)
+    metadata = {"mail": mail.metadata, **body.metadata}
+    if notes:
+        metadata["attachments"] = notes
     return Parsed(
         text,
         title=mail.subject,
         sections=sections,
-        metadata={"mail": mail.metadata, **attached},
+        metadata=metadata,
         assertions=mail.assertions if depth == 0 else (),
     )
 
 
-async def append_files(
-    text: str, files: Sequence[File], reader: FileReader, *, depth: int
-) -> tuple[str, tuple[tuple[int, int], ...], list[dict[str, Any]]]:
-    """The text with each file's under a heading, where those are, and a note on every file.
+def check_mime_parts(data: bytes, budget: EventBudget) -> None:
+    """Raise `BudgetExceeded` for a mail of more parts, or of parts nested deeper, than the limits allow.
 
-    A file that cannot be read is not lost silently: its note has the reason under `unread`.
+    The mail parser compares each line with the boundary of every open multipart. This pass is linear: it keeps the
+    boundaries that are declared, and counts those of them that delimit the place where it is.
     """
-    pieces, length = [text], len(text)
-    sections: list[tuple[int, int]] = []
-    notes: list[dict[str, Any]] = []
-    for file in files:
-        note: dict[str, Any] = {
-            "name": file.name,
-            "type": file.content_type,
-            "bytes": len(file.data),
-        }
-        notes.append(note)
-        try:
-            if depth > MAX_DEPTH:
-                raise Rejected(f"attached {MAX_DEPTH + 1} mails deep")
-            parsed = await parse(file, reader, depth=depth)
-        except Rejected as error:
-            note["unread"] = str(error)
+    places: dict[bytes, int] = {}
+    declared: list[bytes] = []
+    delimits: list[bool] = []
+    depth = parts = 0
+    for match in _BOUNDARY.finditer(data):
+        delimiter = match[1]
+        if delimiter is None:
+            boundary = match[2] or match[3]
+            if boundary not in places:
+                places[boundary] = len(declared)
+                declared.append(boundary)
+                delimits.append(False)
             continue
-        note.update(parsed.metadata)
-        piece = f"## {file.name}\n\n{parsed.text}"
-        pieces.append(piece)
-        start = length + 2
-        length = start + len(piece)
-        sections.append((start, length))
-    return "\n\n".join(pieces), tuple(sections), notes
+        delimiter = delimiter.rstrip()
+        place = places.get(delimiter, places.get(delimiter.removesuffix(b"--")))
+        if place is None:
+            continue
+        while len(declared) > place + 1:
+            del places[declared.pop()]
+            depth -= delimits.pop()
+        depth += not delimits[place]
+        delimits[place] = True
+        parts += delimiter in places
+        budget.check_files(parts)
+        if depth > budget.limits.mime_nesting:
+            raise _nested_too_deep(budget)
+
+
+def _nested_too_deep(budget: EventBudget) -> BudgetExceeded:
+    return budget_exceeded(
+        "reader_mime_nesting",
+        f"a mail has parts nested more than {budget.limits.mime_nesting} levels deep",
+    )
+
+
+def _archive(file: File, budget: EventBudget, depth: int) -> Parsed:
+    members = archive_members(file.data, budget)
+    text, sections, notes = append_files("", members, budget, depth=depth + 1)
+    if not text.strip():
+        reason = notes[0]["unread"] if notes else "it is empty"
+        raise Rejected(
+            f"none of {len(notes)} files in {shown(file)} could be read: {reason}",
+            remedy="send them in another format",
+        )
+    return Parsed(text, sections=sections, metadata={"members": notes})

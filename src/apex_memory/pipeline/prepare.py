@@ -22,6 +22,7 @@ from apex_memory.model import (
     Chunk,
     Document,
     Event,
+    File,
     Manifest,
     Vectors,
     document_uuid,
@@ -30,19 +31,22 @@ from apex_memory.pipeline.chunk import chunk
 from apex_memory.pipeline.embedders.base import Embedder
 from apex_memory.pipeline.entities import canonical
 from apex_memory.pipeline.extract import extract
-from apex_memory.pipeline.parse import append_files, parse
-from apex_memory.pipeline.reader import FileReader
+from apex_memory.pipeline.file_limits import MAX_CHARACTERS, ReaderLimits
+from apex_memory.pipeline.reader import FileReader, ReadFiles
 from apex_memory.pipeline.text import clean, clean_at, clean_value
+from apex_memory.telemetry import DOCUMENTS_CUT, logger
 
 VERSION = "2"
 """Raise it when the output changes for the same input: it is part of every manifest's id."""
 
-MAX_CHARACTERS = 2_000_000
-"""Longest text of a document. The rest is cut off, and the metadata has the full length under `cut`."""
-
 MAX_ASSERTIONS = 2_000
+DEGRADED = "apex_degraded"
+"""Key of the metadata of a document that is not whole: what a limit left out, as `{limit: {"found": …, "kept": …}}`.
+
+The limits are `characters` (of the text), `entities` (statements about them) and `files`.
+"""
+
 MAX_TITLE = 500  # characters
-_FILE_SECONDS = 30.0
 
 T = TypeVar("T")
 Work = tuple[Event, Callable[[Event], Document]]
@@ -62,13 +66,21 @@ class _ChunkedDocument:
 
 
 class Pipeline:
-    """Turns batches of events into manifests. `close()` ends the process that reads files."""
+    """Turns batches of events into manifests. `close()` ends the processes that read files."""
 
-    def __init__(self, embedder: Embedder, *, chunk_chars: int) -> None:
+    def __init__(
+        self,
+        embedder: Embedder,
+        *,
+        chunk_chars: int,
+        limits: ReaderLimits | None = None,
+        reader_processes: int = 2,
+    ) -> None:
         self.pipeline = f"{VERSION}/{embedder.id}"
         self._embedder = embedder
         self._chunk_chars = chunk_chars
-        self._reader = FileReader(seconds=_FILE_SECONDS, most=MAX_CHARACTERS)
+        self._reader = FileReader(limits, processes=reader_processes)
+        self._log = logger(component="pipeline")
 
     async def prepare(self, work: Sequence[Work]) -> list[Manifest | ApexError]:
         """Return a manifest or an error for each event, in the order of `work`.
@@ -77,6 +89,7 @@ class Pipeline:
         `Misconfigured` from an embedder that cannot work now.
         """
         documents = await asyncio.to_thread(lambda: [_make_document(*item) for item in work])
+        # One after the other: the other processes that read files are for the batches of other sources.
         complete = [await self._read_files(document) for document in documents]
         events = [event for event, _ in work]
         chunked = await asyncio.to_thread(
@@ -97,7 +110,7 @@ class Pipeline:
         return results
 
     async def close(self) -> None:
-        """End the file reader's process. The embedder belongs to its opener."""
+        """End the file reader's processes. The embedder belongs to its opener."""
         await self._reader.close()
 
     async def _read_files(self, document: Document | ApexError) -> Document | ApexError:
@@ -144,12 +157,25 @@ class Pipeline:
     def _no_vectors(self) -> Vectors:
         return np.zeros((0, self._embedder.dimension), dtype=np.float32)
 
+    def _report_degraded(self, event: Event, document: Document) -> None:
+        degraded: Mapping[str, Any] = document.metadata.get(DEGRADED, {})
+        for limit, counts in degraded.items():
+            DOCUMENTS_CUT.labels(event.source, limit).inc()
+            self._log.warning(
+                "document is not whole",
+                events=[str(event.id)],
+                source=event.source,
+                limit=limit,
+                counts=counts,
+            )
+
     def _manifest(
         self, chunked: _ChunkedDocument, vectors: Vectors | ApexError
     ) -> Manifest | ApexError:
         if isinstance(vectors, ApexError):
             return vectors
         event, document = chunked.event, chunked.document
+        self._report_degraded(event, document)
         parent = document_uuid(event.source, clean(document.parent)) if document.parent else None
         return Manifest(
             id=uuid.uuid5(event.id, self.pipeline),
@@ -193,6 +219,9 @@ def _make_document(event: Event, make: Callable[[Event], Document]) -> Document 
         document = make(event)
         if not isinstance(document, Document):
             raise TypeError  # a source from outside this project may not be type-checked
+        if DEGRADED in document.metadata:  # only the pipeline knows what it left out
+            metadata = {key: value for key, value in document.metadata.items() if key != DEGRADED}
+            return replace(document, metadata=metadata)
         return document
     return errors[0]
 
@@ -227,29 +256,50 @@ def _bug(error: Exception, place: str) -> Rejected:
 async def _with_files(document: Document, reader: FileReader) -> Document:
     """Return the document with the texts of its files in its own. A single file without text around it becomes the document."""
     if len(document.files) == 1 and not document.text.strip():
-        file = document.files[0]
-        parsed = await parse(file, reader)
-        note = {"name": file.name, "type": file.content_type, "bytes": len(file.data)}
-        return replace(
-            document,
-            text=parsed.text,
-            title=_own_title(document.title, file.name) or parsed.title or file.name,
-            passages=parsed.sections,
-            metadata={**document.metadata, "files": [{**note, **parsed.metadata}]},
-            assertions=(*document.assertions, *parsed.assertions),
-        )
-    text, sections, notes = await append_files(document.text, document.files, reader, depth=0)
-    if not text.strip():
+        return await _as_document(document, document.files[0], reader)
+    read = await reader.append_files(document.text, document.files)
+    parsed = read.parsed
+    if not parsed.text.strip():
+        notes = parsed.metadata["files"]
         raise Rejected(
             f"none of {len(notes)} files could be read: {notes[0]['unread']}",
             remedy="send them in another format",
         )
     return replace(
         document,
-        text=text,
-        passages=(*document.passages, *sections),
-        metadata={**document.metadata, "files": notes},
+        text=parsed.text,
+        passages=(*document.passages, *parsed.sections),
+        metadata={**document.metadata, **parsed.metadata, **_left_out(read)},
     )
+
+
+async def _as_document(document: Document, file: File, reader: FileReader) -> Document:
+    read = await reader.read_file(file)
+    parsed = read.parsed
+    note = {"name": file.name, "type": file.content_type, "bytes": len(file.data)}
+    return replace(
+        document,
+        text=parsed.text,
+        title=_own_title(document.title, file.name) or parsed.title or file.name,
+        passages=parsed.sections,
+        metadata={
+            **document.metadata,
+            "files": [{**note, **parsed.metadata}],
+            **_left_out(read),
+        },
+        assertions=(*document.assertions, *parsed.assertions),
+    )
+
+
+def _left_out(read: ReadFiles) -> dict[str, Any]:
+    """Return what the limit of characters left out of the files, as metadata; empty if nothing."""
+    degraded: dict[str, Any] = {}
+    kept = len(read.parsed.text)
+    if read.characters_left_out:
+        degraded["characters"] = {"found": kept + read.characters_left_out, "kept": kept}
+    if read.files_left_out:
+        degraded["files"] = {"left_out": read.files_left_out}
+    return {DEGRADED: degraded} if degraded else {}
 
 
 def _own_title(title: str, file_name: str) -> str:
@@ -283,7 +333,7 @@ def _clean_document(document: Document, event: Event) -> Document:
         )
     metadata = dict(document.metadata)
     if len(text) > MAX_CHARACTERS:
-        metadata["cut"] = {"characters": len(text), "kept": MAX_CHARACTERS}
+        metadata[DEGRADED] = _with_cut(metadata, len(text))
         text = text[:MAX_CHARACTERS]
     text, moved = clean_at(text, offsets)
     title = " ".join(clean(document.title).split())[:MAX_TITLE]
@@ -301,6 +351,13 @@ def _clean_document(document: Document, event: Event) -> Document:
         about=canonical(clean(document.about)) if document.about else None,
         assertions=tuple(_clean_assertions(document.assertions, moved)),
     )
+
+
+def _with_cut(metadata: Mapping[str, Any], length: int) -> dict[str, Any]:
+    """Return what is left out of a document, with the cut of a text of `length` characters that may be cut already."""
+    degraded = dict(metadata.get(DEGRADED, {}))
+    found = degraded.get("characters", {}).get("found", length)
+    return {**degraded, "characters": {"found": found, "kept": MAX_CHARACTERS}}
 
 
 def _offsets(document: Document) -> set[int]:
@@ -346,7 +403,8 @@ def _with_assertions(document: Document, event: Event) -> Document:
     kept = tuple(distinct)[:MAX_ASSERTIONS]
     metadata: dict[str, Any] = dict(document.metadata)
     if len(distinct) > len(kept):
-        metadata["assertions_cut"] = len(distinct) - len(kept)
+        degraded = {"entities": {"found": len(distinct), "kept": len(kept)}}
+        metadata[DEGRADED] = {**metadata.get(DEGRADED, {}), **degraded}
     return replace(document, assertions=kept, metadata=metadata)
 
 

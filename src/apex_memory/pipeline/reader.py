@@ -1,136 +1,253 @@
-"""Office files are read in a process of its own, bounded in memory and time.
+"""Reads the files of events in processes of their own, bounded in memory, time and output.
 
-Parsers of such formats can be made to run for hours, to eat all memory, or to crash: a deeply
-nested HTML page of 500 kB overflows the native stack. There it costs one file, here the worker.
+Parsers can be made to run for hours, to eat all memory, or to crash: a deeply nested HTML page of 500 kB overflows
+the native stack. Here that costs one event, in the worker it would cost all.
+
+An event has one budget for all of its files (`ReaderLimits`). Whoever needs more becomes a dead letter that names
+the limit. A file that crashes the process twice is left out, with a note, so that the mail around it is kept.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import os
+import signal
+import struct
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from time import monotonic
+from typing import Any
+
+import msgpack
 
 from apex_memory.errors import Misconfigured, Rejected, require_extra
+from apex_memory.model import Assertion, File
+from apex_memory.pipeline.file_limits import BudgetExceeded, ReaderLimits, budget_exceeded
+from apex_memory.pipeline.parse import Parsed, read_plain_text
 
-_PROGRAM = Path(__file__).parent / "reader_process.py"
-_MEMORY = 4 << 30  # bytes of address space; threads reserve much more than they use
+_MODULE = "apex_memory.pipeline.reader_process"
+_LENGTH = struct.Struct(">Q")
+_MAX_MESSAGE = 64_000_000  # bytes: the characters of an event, in UTF-8, with notes on its files
 _START_SECONDS = 60.0
-
-Style = Literal["plain", "markdown"]
+_MAX_ATTEMPTS = 6  # three files of an event may crash the process twice
+_CPU_LIMIT = (
+    -signal.SIGXCPU if hasattr(signal, "SIGXCPU") else None
+)  # exit code of a process ended by it
+_KEPT_MEMORY = 512_000_000  # bytes: a process that ever used more is ended, which gives it back
 
 
 @dataclass(frozen=True, slots=True)
-class ParsedFile:
-    """What is in an office file."""
+class ReadFiles:
+    """What is in the files of an event, and what is not because of the limit of characters."""
 
-    text: str
-    cut: bool
-    title: str
-    subject: str
-    authors: list[str]
-    pages: int | None
+    parsed: Parsed
+    characters_left_out: int = 0
+    files_left_out: int = 0
+
+
+class _Crashed(Exception):
+    """The process ended. `native_call` is the number of the call of native code that it was in, if in one."""
+
+    def __init__(self, code: int | None, native_call: int | None) -> None:
+        super().__init__()
+        self.code = code
+        self.native_call = native_call
 
 
 class FileReader:
-    """One process that reads one file at a time; started at the first file, and again after a crash."""
+    """Up to `processes` processes, each of which reads the files of one event at a time. Started when needed."""
 
-    def __init__(self, *, seconds: float, most: int) -> None:
-        """At most `seconds` a file, and `most` characters of its text."""
-        self._seconds = seconds
-        self._most = most
-        self._process: Process | None = None
-        self._lock = asyncio.Lock()
+    def __init__(self, limits: ReaderLimits | None = None, *, processes: int = 2) -> None:
+        self._limits = limits or ReaderLimits()
+        self._idle: list[Process] = []
+        self._slots = asyncio.Semaphore(processes)
 
-    async def read(self, data: bytes, media_type: str, style: Style) -> ParsedFile:
-        """Raises `Rejected` for a file that cannot be read, crashes the reader twice, or takes too long."""
-        async with self._lock:
-            for _ in range(2):  # a crash may have been a shortage of memory that has passed
-                try:
-                    return await self._ask(data, media_type, style)
-                except (EOFError, ConnectionError):
-                    continue
-            raise Rejected(
-                "the file crashed the reader twice",
-                remedy="save it anew in another format, or send its text",
-            )
+    async def read_file(self, file: File) -> ReadFiles:
+        """Return the text of a single file.
+
+        Raises `Rejected` for a file that cannot be read or crashes the reader twice, `BudgetExceeded` beyond a limit.
+        """
+        if plain := read_plain_text(file):
+            text = plain.text[: self._limits.characters]
+            left_out = len(plain.text) - len(text)
+            return ReadFiles(replace(plain, text=text) if left_out else plain, left_out)
+        return await self._read([file], None)
+
+    async def append_files(self, text: str, files: Sequence[File]) -> ReadFiles:
+        """Return the text with each file's under a heading behind it.
+
+        `metadata["files"]` has a note on every file, with the reason under `unread` for one that cannot be read.
+        Raises `BudgetExceeded` beyond a limit.
+        """
+        return await self._read(files, text)
 
     async def close(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
+        """End the processes. Nobody may be reading."""
+        while self._idle:
+            await _end(self._idle.pop())
+
+    async def _read(self, files: Sequence[File], text: str | None) -> ReadFiles:
+        request = {
+            "files": [[file.name, file.content_type, file.data] for file in files],
+            "text": text,
+            "limits": asdict(self._limits),
+            "has_office_reader": _has_office_reader(),
+        }
+        async with self._slots:  # waiting for one is not a part of the event's time
+            return await self._attempt(request)
+
+    async def _attempt(self, request: dict[str, Any]) -> ReadFiles:
+        """Send the request until the process answers; without the files that crashed it twice."""
+        seconds, cpu_seconds = self._limits.seconds, self._limits.cpu_seconds
+        crashes: Counter[int] = Counter()
+        for _ in range(_MAX_ATTEMPTS):
+            skipped = [number for number, count in crashes.items() if count > 1]
+            process = await self._take()
+            began = monotonic()
+            try:
+                async with asyncio.timeout(seconds):
+                    answer = await _exchange(
+                        process, {**request, "skipped": skipped, "cpu_seconds": cpu_seconds}
+                    )
+            except TimeoutError:
+                await _end(process)
+                raise self._too_slow() from None
+            except _Crashed as crash:
+                await _end(process)
+                if crash.code == _CPU_LIMIT:
+                    raise self._too_much_cpu() from None
+                # Who crashes in native code is known by the number of the call. -1: the process died elsewhere.
+                crashes[-1 if crash.native_call is None else crash.native_call] += 1
+                elapsed = monotonic() - began
+                seconds, cpu_seconds = max(1, seconds - elapsed), max(1, cpu_seconds - elapsed)
+                continue
+            except BaseException:
+                await _end(process)  # half an answer may be on its way: nobody can use it again
+                raise
+            await self._give_back(process, answer["peak_memory"])
+            return _read_files(answer)
+        raise Rejected(
+            f"its files crashed the reader {_MAX_ATTEMPTS} times",
+            remedy="save them anew in another format, or send their text",
+        )
+
+    async def _take(self) -> Process:
+        while self._idle:
+            process = self._idle.pop()
             if process.returncode is None:
-                process.kill()
-            await process.communicate()
+                return process
+            await _end(process)
+        return await _start()
 
-    async def _ask(self, data: bytes, media_type: str, style: Style) -> ParsedFile:
-        process = self._process
-        if (
-            process is None or process.returncode is not None
-        ):  # it may have died after its last answer
-            await self.close()
-            process = await self._start()
-        answered = False
-        try:
-            async with asyncio.timeout(self._seconds):
-                answer = await self._exchange(process, data, media_type, style)
-            answered = True
-        except TimeoutError:
-            raise Rejected(
-                f"the file took longer than {self._seconds:g} s to read",
-                remedy="split it, or send its text",
-            ) from None
-        finally:
-            if (
-                not answered
-            ):  # half an answer may be on its way: nobody can talk to this process again
-                await self.close()
-        if "error" in answer:
-            raise Rejected(
-                f"the file cannot be read as {media_type} ({answer['error']})",
-                remedy="see that it opens in its own program and is not protected by a password",
-            )
-        return ParsedFile(**answer)
+    async def _give_back(self, process: Process, peak_memory: int) -> None:
+        if peak_memory > _KEPT_MEMORY:
+            await _end(process)
+        else:
+            self._idle.append(process)
 
-    async def _exchange(
-        self, process: Process, data: bytes, media_type: str, style: Style
-    ) -> dict[str, Any]:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        request = {"size": len(data), "type": media_type, "style": style, "most": self._most}
-        process.stdin.write(json.dumps(request).encode() + b"\n")
-        process.stdin.write(data)
+    def _too_slow(self) -> BudgetExceeded:
+        return budget_exceeded(
+            "reader_seconds", f"reading its files takes longer than {self._limits.seconds:g} s"
+        )
+
+    def _too_much_cpu(self) -> BudgetExceeded:
+        return budget_exceeded(
+            "reader_cpu_seconds",
+            f"reading its files takes more than {self._limits.cpu_seconds:g} s of processor time",
+        )
+
+
+async def _exchange(process: Process, request: dict[str, Any]) -> dict[str, Any]:
+    """Send a request and return its answer. Raises `_Crashed` when the process ends instead."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    native_call: int | None = None
+    try:
+        body: bytes = msgpack.packb(request, unicode_errors="surrogatepass")
+        process.stdin.write(_LENGTH.pack(len(body)))
+        process.stdin.write(body)
         await process.stdin.drain()
-        line = await process.stdout.readline()
-        if not line:
-            raise EOFError
-        answer: dict[str, Any] = json.loads(
-            await process.stdout.readexactly(json.loads(line)["size"])
-        )
-        return answer
+        while True:
+            message = await _receive(process)
+            if "native" not in message:
+                return message
+            native_call = message["native"]
+    except (asyncio.IncompleteReadError, ConnectionError):
+        raise _Crashed(await process.wait(), native_call) from None
 
-    async def _start(self) -> Process:
-        require_extra("xberg", extra="documents", feature="office files")
-        self._process = process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",
-            str(_PROGRAM),
-            str(_MEMORY),
-            stdin=PIPE,
-            stdout=PIPE,
-            stderr=DEVNULL,
+
+async def _receive(process: Process) -> dict[str, Any]:
+    assert process.stdout is not None
+    length = _LENGTH.unpack(await process.stdout.readexactly(_LENGTH.size))[0]
+    if length > _MAX_MESSAGE:
+        raise Rejected(
+            f"its files hold more than {_MAX_MESSAGE:,} bytes of text and notes",
+            remedy="split it, or send its text",
         )
-        assert process.stdout is not None
-        try:
-            async with asyncio.timeout(_START_SECONDS):
-                if await process.stdout.readline() == b"ready\n":
-                    return process
-        except TimeoutError:
-            pass
-        await self.close()
-        raise Misconfigured(
-            "the reader of office files does not start",
-            remedy="install xberg again, and see that 4 GiB of address space are allowed",
-        )
+    message: dict[str, Any] = msgpack.unpackb(
+        await process.stdout.readexactly(length), unicode_errors="surrogatepass"
+    )
+    return message
+
+
+def _read_files(answer: dict[str, Any]) -> ReadFiles:
+    """Return the result of an answer, or raise its error."""
+    if "needs_office_reader" in answer:
+        _require_office_reader()
+    if error := answer.get("error"):
+        raise Rejected(error["message"], remedy=error["remedy"])
+    fields = answer["parsed"]
+    parsed = Parsed(
+        text=fields["text"],
+        title=fields["title"],
+        sections=tuple((start, end) for start, end in fields["sections"]),
+        metadata=fields["metadata"],
+        assertions=tuple(Assertion(**assertion) for assertion in fields["assertions"]),
+    )
+    return ReadFiles(parsed, answer["characters_left_out"], answer["files_left_out"])
+
+
+def _has_office_reader() -> bool:
+    try:
+        _require_office_reader()
+    except Misconfigured:
+        return False
+    return True
+
+
+def _require_office_reader() -> None:
+    require_extra("xberg", extra="documents", feature="office files")
+
+
+async def _start() -> Process:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",
+        "-m",
+        _MODULE,
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=DEVNULL,
+        # Numeric libraries reserve address space for each of their threads. None computes anything here.
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+    )
+    try:
+        async with asyncio.timeout(_START_SECONDS):
+            if "ready" in await _receive(process):
+                return process
+    except (TimeoutError, asyncio.IncompleteReadError):
+        pass
+    await _end(process)
+    raise Misconfigured(
+        "the reader of files does not start",
+        remedy=f"`python -m {_MODULE}` says why; install the extra `documents` again",
+    )
+
+
+async def _end(process: Process) -> None:
+    if process.returncode is None:
+        process.kill()
+    await process.communicate()

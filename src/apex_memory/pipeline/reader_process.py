@@ -1,85 +1,142 @@
-"""Reads office files with xberg in a process of its own. Started by `reader.py` by this file's path.
+"""The process that reads foreign files: `python -m apex_memory.pipeline.reader_process`, started by `reader.py`.
 
-It imports nothing of Apex, so it starts fast. A request is a line of JSON and then `size` bytes; an
-answer is a line of JSON with `size`, and then that many bytes of JSON. It ends when its input does.
+A message is eight bytes with its length (big endian) and then msgpack. For each request the process sends any
+number of `{"native": n}`, before its n-th call of native code, and then one message with `parsed` or `error`. It
+ends when its input does. Whatever the files do, the kernel bounds its processor time and memory.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
+import struct
 import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from typing import Any, BinaryIO
 
-import xberg
+import msgpack
+
+from apex_memory.errors import Rejected
+from apex_memory.model import File
+from apex_memory.pipeline.file_limits import (
+    EventBudget,
+    OfficeReaderMissing,
+    ReaderLimits,
+    budget_exceeded,
+)
+from apex_memory.pipeline.parse import Parsed, append_files, parse
+
+try:
+    import resource
+except ImportError:  # Windows: only the counted limits hold there
+    resource = None  # type: ignore[assignment]
+with suppress(ImportError):  # an extra; loaded before the first file, so that no event pays for it
+    import xberg  # noqa: F401
+
+_LENGTH = struct.Struct(">Q")
+_MAX_WRITTEN_FILE = 1_000_000  # bytes of any file on disk that native code might write
 
 NICENESS = 10
 """The event loops of worker and gateway come first on a busy processor: a storm of files must not slow messages."""
 
 
-def limit_memory(most: int) -> None:
-    """Let allocations beyond `most` bytes fail, where the system can do that."""
+def main(requests: BinaryIO, answers: BinaryIO) -> None:
+    send(answers, {"ready": True})
+    limited_memory = 0
+    while length := requests.read(_LENGTH.size):
+        body = requests.read(_LENGTH.unpack(length)[0])
+        request = msgpack.unpackb(body, unicode_errors="surrogatepass")
+        limits = ReaderLimits(**request["limits"])
+        if limits.memory_bytes != limited_memory:
+            _limit_memory(limits.memory_bytes)
+            limited_memory = limits.memory_bytes
+        _limit_cpu(request["cpu_seconds"])
+        send(answers, _answer(request, limits, lambda n: send(answers, {"native": n})))
+
+
+def send(stream: BinaryIO, message: Mapping[str, Any]) -> None:
+    body: bytes = msgpack.packb(message, unicode_errors="surrogatepass")
+    stream.write(_LENGTH.pack(len(body)) + body)
+    stream.flush()
+
+
+def _answer(
+    request: Mapping[str, Any], limits: ReaderLimits, before_native: Callable[[int], None]
+) -> dict[str, Any]:
+    budget = EventBudget(
+        limits,
+        has_office_reader=request["has_office_reader"],
+        skipped=frozenset(request["skipped"]),
+        before_native=before_native,
+    )
     try:
-        import resource
-    except ImportError:  # Windows
-        return
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        parsed = _read([File(*fields) for fields in request["files"]], request["text"], budget)
+        answer: dict[str, Any] = {"parsed": asdict(parsed)}
+    except MemoryError:
+        answer = {"error": _error(memory_exceeded(limits))}
+    except OfficeReaderMissing:
+        answer = {"needs_office_reader": True}
+    except Rejected as error:
+        answer = {"error": _error(error)}
+    answer["characters_left_out"] = budget.characters_left_out
+    answer["files_left_out"] = budget.files_left_out
+    answer["peak_memory"] = _peak_memory()
+    return answer
 
 
-def configuration(style: str, most: int) -> xberg.ExtractionConfig:
-    return xberg.ExtractionConfig(
-        use_cache=False,
-        disable_ocr=True,
-        enable_quality_processing=False,
-        output_format=style,
-        escape_markdown=False,
-        max_archive_depth=0,
-        html_options=xberg.ConversionOptions(extract_metadata=False),
-        concurrency=xberg.ConcurrencyConfig(max_threads=1),
-        security_limits=xberg.SecurityLimits(
-            max_archive_size=8 * most, max_content_size=10 * most, max_table_cells=1_000_000
-        ),
+def _read(files: list[File], text: str | None, budget: EventBudget) -> Parsed:
+    """Return the one file, or the text with the files behind it."""
+    if text is None:
+        return parse(files[0], budget)
+    text, sections, notes = append_files(text, files, budget, depth=0)
+    return Parsed(text, sections=sections, metadata={"files": notes})
+
+
+def _error(error: Rejected) -> dict[str, str]:
+    return {"message": str(error), "remedy": error.remedy}
+
+
+def memory_exceeded(limits: ReaderLimits) -> Rejected:
+    return budget_exceeded(
+        "reader_memory_bytes",
+        f"reading its files needs more than {limits.memory_bytes:,} bytes of memory",
     )
 
 
-async def read(request: dict[str, Any], data: bytes) -> dict[str, Any]:
-    """`{text, title, pages, cut, …}` of a file, or `{error}` with the kind of failure."""
-    most = int(request["most"])
-    wanted = xberg.ExtractInput(kind="bytes", bytes=data, mime_type=request["type"])
-    try:
-        result = await xberg.extract(wanted, configuration(request["style"], most))
-    except Exception as error:  # noqa: BLE001 -- the outermost loop of this process; native errors are plain RuntimeErrors
-        # Their text may quote the file, so only its start is kept.
-        return {"error": str(error).partition(":")[0][:60] or type(error).__name__}
-    if not result.results:
-        return {"error": "no result"}
-    found = result.results[0]
-    pages, form = found.metadata.pages, found.metadata.format
-    pdf = form.pdf if form else None
-    return {
-        "text": found.content[:most],
-        "cut": len(found.content) > most,
-        "title": found.metadata.title or "",
-        "subject": found.metadata.subject or "",
-        "authors": found.metadata.authors or [],
-        "pages": pdf.page_count if pdf else pages.total_count if pages else None,
-    }
+def _limit_memory(size: int) -> None:
+    """Let allocations beyond `size` bytes of address space fail, and large files on disk and core dumps, too."""
+    if resource is not None:
+        _set_limit(resource.RLIMIT_AS, size)
+        _set_limit(resource.RLIMIT_FSIZE, _MAX_WRITTEN_FILE)
+        _set_limit(resource.RLIMIT_CORE, 0)
 
 
-def serve(requests: BinaryIO, answers: BinaryIO) -> None:
-    while line := requests.readline():
-        request = json.loads(line)
-        body = json.dumps(asyncio.run(read(request, requests.read(request["size"])))).encode()
-        answers.write(json.dumps({"size": len(body)}).encode() + b"\n" + body)
-        answers.flush()
+def _limit_cpu(seconds: float) -> None:
+    """Let the kernel end this process `seconds` of processor time from now. The limit counts whole seconds."""
+    if resource is not None:
+        used = time.process_time()
+        _set_limit(resource.RLIMIT_CPU, int(used + seconds) + 1)
+
+
+def _set_limit(kind: int, value: int) -> None:
+    """Set a limit of this process, at most to what its own parent allows."""
+    _, most = resource.getrlimit(kind)
+    resource.setrlimit(kind, (value if most == resource.RLIM_INFINITY else min(value, most), most))
+
+
+def _peak_memory() -> int:
+    """Return the most memory in bytes that this process ever used; 0 where that is unknown."""
+    if resource is None:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 if __name__ == "__main__":
-    limit_memory(int(sys.argv[1]))
     os.nice(NICENESS)
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what native code prints must not mix with the answers
-    answers.write(b"ready\n")
-    answers.flush()
-    serve(sys.stdin.buffer, answers)
+    messages = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what native code prints must not mix with the messages
+    main(sys.stdin.buffer, messages)

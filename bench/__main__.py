@@ -1,4 +1,7 @@
-"""`make bench`: every row, a table and `bench/latest.json`. `python -m bench NAME…` runs single groups; `profile` prints where the time of a document goes."""
+"""`make bench`: measure every row, print a table and write `bench/latest.json`.
+
+`python -m bench GROUP …` measures single groups; `python -m bench profile` prints the CPU time of a document by step.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ async def memory() -> list[Row]:
     """Rows of `bench.memory`: retrieval on the project's questions."""
     measure = importlib.import_module("bench.memory").measure
     chunk_chars = Settings.model_fields["chunk_chars"].default
-    async with engines.alone(chunk_chars=chunk_chars) as app:
+    async with engines.standalone(chunk_chars=chunk_chars) as app:
         return [row_of(row) for row in await measure(app)]
 
 
@@ -55,12 +58,14 @@ def run(names: list[str]) -> list[Row]:
         began = time.monotonic()
         runs = uvloop.run if name in ON_THE_GATEWAYS_LOOP else asyncio.run
         try:
-            found = runs(_group(name))
+            group_rows = runs(_group(name))
         except Exception as error:  # noqa: BLE001 -- one broken group must not hide the others' rows
             traceback.print_exc()
-            found = [Row(name, 0, "", "measured", False, f"{type(error).__name__}: {error}"[:300])]
+            group_rows = [
+                Row(name, 0, "", "measured", False, f"{type(error).__name__}: {error}"[:300])
+            ]
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
-        rows += found
+        rows += group_rows
     return rows
 
 
@@ -78,10 +83,12 @@ def show(rows: list[Row]) -> None:
     Console(width=160).print(table)
 
 
-def keep(rows: list[Row]) -> None:
-    """Write `latest.json`; rows of groups that did not run this time stay."""
+def save(rows: list[Row]) -> None:
+    """Write `latest.json`. Rows of groups that were not measured this time stay."""
     known = {row["name"]: row for row in json.loads(LATEST.read_text())} if LATEST.exists() else {}
-    known = {name: row for name, row in known.items() if name not in GROUPS}  # failures of before
+    known = {
+        name: row for name, row in known.items() if name not in GROUPS
+    }  # failures of earlier runs
     known |= {row.name: row.as_json() for row in rows}
     LATEST.write_text(json.dumps(list(known.values()), indent=1, ensure_ascii=False) + "\n")
 
@@ -94,13 +101,15 @@ def main() -> int:
         print(asyncio.run(profile.table()))
         return 0
     if unknown := set(names) - GROUPS.keys():
-        print(f"no such rows: {', '.join(unknown)}; there are {', '.join(GROUPS)}, and `profile`")
+        print(
+            f"unknown groups: {', '.join(unknown)}. Groups: {', '.join(GROUPS)}, or `profile` alone"
+        )
         return 2
     print(f"scale {SCALE:g} of the long rows (SCALE=1 is full size)", file=sys.stderr)
     if not sys.argv[1:]:
         LATEST.unlink(missing_ok=True)
     rows = run(names)
-    keep(rows)
+    save(rows)
     show(rows)
     return 0
 

@@ -1,4 +1,4 @@
-"""The embedded engines without gateway and worker, and an App in this process on top of them."""
+"""Embedded engines without gateway and worker, and an App in this process on top of them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Engines:
         return {name: child.pid for name, child in stack.children.items()}
 
     async def fresh(self) -> dict[str, str]:
-        """Addresses of an empty database and an empty graph on the same servers."""
+        """Return the addresses of an empty database and an empty graph on the same servers."""
         name = f"b{uuid.uuid4().hex[:8]}"
         documents, graph = self.urls["documents"], self.urls["graph"]
         async with await psycopg.AsyncConnection.connect(documents, autocommit=True) as admin:
@@ -52,7 +52,7 @@ class Engines:
 
 @asynccontextmanager
 async def data_folder() -> AsyncIterator[Path]:
-    """A folder that PostgreSQL's unprivileged user can pass through; gone at the end."""
+    """A folder that PostgreSQL's unprivileged user can pass through; removed at the end."""
     folder = Path(tempfile.mkdtemp(prefix="apex-bench-"))
     folder.chmod(0o711)
     try:
@@ -65,7 +65,7 @@ async def data_folder() -> AsyncIterator[Path]:
 async def running_engines(
     *, dimension: int = DIMENSION, temporal: bool = False
 ) -> AsyncIterator[Engines]:
-    """PostgreSQL, FalkorDB, the vector process, Valkey, and Temporal when asked for; stopped at the end."""
+    """Run PostgreSQL, FalkorDB, the vector process, Valkey, and Temporal if `temporal`; stop them at the end."""
     async with data_folder() as folder:
         settings = Settings(data_dir=folder, temporal="embedded:" if temporal else "none:1/apex")
         async with Supervisor(folder, _silent) as supervisor:
@@ -84,7 +84,7 @@ async def running_engines(
 async def opened(
     urls: dict[str, str], folder: Path, embedder: Embedder | None = None, **settings: Any
 ) -> AsyncIterator[App]:
-    """An App on these addresses. With `embedder`, passages get their vectors from it; questions from MiniLM always."""
+    """Open an App on these addresses. With `embedder`, passages get their vectors from it; questions from MiniLM always."""
     given: dict[str, Any] = {
         "data_dir": folder,
         "chunk_chars": CHUNK_CHARS,
@@ -105,8 +105,8 @@ async def opened(
 
 
 @asynccontextmanager
-async def alone(**settings: Any) -> AsyncIterator[App]:
-    """An App with MiniLM on engines of its own."""
+async def standalone(**settings: Any) -> AsyncIterator[App]:
+    """Open an App with MiniLM on engines of its own."""
     async with (
         running_engines() as engines,
         opened(await engines.fresh(), engines.folder, **settings) as app,
@@ -115,7 +115,7 @@ async def alone(**settings: Any) -> AsyncIterator[App]:
 
 
 def scrub_environment() -> None:
-    """No setting of the person who runs the bench reaches it."""
+    """Remove the settings of the person who runs the bench."""
     for name in [name for name in os.environ if name.startswith("APEX_")]:
         del os.environ[name]
     os.environ["APEX_SETTINGS_FILE"] = os.devnull

@@ -1,4 +1,4 @@
-"""What changes when the stores are full: the cost of an event, and searches, also while others write."""
+"""Cost of an event and latency of searches when the stores are full, also while another process writes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from bench.corpus import CARRIERS, PLACES, Corpus, GivenEmbedder, random_pool
 from bench.cpu import spent, usage
 from bench.engines import Engines, opened, running_engines
 from bench.rows import SCALE, Row, at_most, percentile, scaled
-from bench.writing import carry
+from bench.writing import land_and_drain
 
 FULL = 200_000
-# Documents whose cost is taken: those of one sealed shard of vectors, or of one merge, so that each sample pays for
-# its share of the indexing.
+# Documents of a sample: as many as fill one sealed shard of vectors, or one merge, so that each sample includes its share
+# of the indexing.
 SAMPLE = 16_000 if SCALE >= 1 else 4_000
 FOUND_AT = 20_000  # documents, 100,000 chunks, that searches run on
 QUESTIONS = 200
@@ -31,7 +31,7 @@ COST_LIMIT, P50, P99 = 1.2, 20, 100
 
 
 async def filled() -> list[Row]:
-    """Cost an event after N documents against N/20, and searches at 100,000 chunks, of one corpus."""
+    """Measure the cost of an event after N documents and after N/20, and searches at 100,000 chunks."""
     count = scaled(FULL)
     corpus = Corpus()
     async with running_engines() as engines:
@@ -43,13 +43,15 @@ async def filled() -> list[Row]:
             embedder_threads=1,  # as `apex up` sets it for the gateway
         ) as app:
             few = count // 20
-            await carry(app, corpus, few, "f")
+            await land_and_drain(app, corpus, few, "f")
             first = await _cost(app, corpus, pids, few)
             held = few + SAMPLE
             searched_at = max(held, min(count, FOUND_AT))
-            await carry(app, corpus, searched_at - held, "f", held)
+            await land_and_drain(app, corpus, searched_at - held, "f", held)
             rows = await _searches(app, engines, corpus, searched_at, 1000 / first[1])
-            await carry(app, corpus, max(count, searched_at) - searched_at, "f", searched_at)
+            await land_and_drain(
+                app, corpus, max(count, searched_at) - searched_at, "f", searched_at
+            )
             last = await _cost(app, corpus, pids, count)
     return [
         at_most(
@@ -64,17 +66,17 @@ async def filled() -> list[Row]:
 
 
 async def _cost(app: App, corpus: Corpus, pids: dict[str, int], first: int) -> tuple[float, float]:
-    """CPU and wall milliseconds a document, with all that was indexed for them afterwards."""
+    """Return the CPU and wall milliseconds per document, including the indexing that follows."""
     await indexed(app)
     before = usage(pids)
-    rate = await carry(app, corpus, SAMPLE, "f", first)
+    rate = await land_and_drain(app, corpus, SAMPLE, "f", first)
     await indexed(app)
     used = spent(before, usage(pids))
-    return 1000 * sum(one.total for one in used.values()) / SAMPLE, 1000 / rate
+    return 1000 * sum(usage.total for usage in used.values()) / SAMPLE, 1000 / rate
 
 
 async def indexed(app: App) -> bool:
-    """Wait until the vector process has indexed and merged what is sealed; False when that takes too long."""
+    """Wait until the vector process has indexed and merged all sealed points. Return False if that takes too long."""
     deadline = time.monotonic() + INDEX_SECONDS
     while (stats := await app.vectors.stats())["unindexed"] or stats["unmerged"]:  # type: ignore[attr-defined]
         if time.monotonic() > deadline:
@@ -90,61 +92,61 @@ async def _searches(
     chunks = await app.vectors.points()
     how = (
         f"{chunks:,} chunks, {QUESTIONS} different questions, one after the other, limit 10, MiniLM's question vector included, in process, on the gateway's event loop"
-        + ("" if whole else "; indexing was not over")
+        + ("" if whole else "; indexing had not finished")
     )
     common = " ".join(corpus.common_words)
-    rows = _two("search", await ask(app, questions(corpus, documents)), how)
+    rows = _p50_and_p99("search", await time_searches(app, make_queries(corpus, documents)), how)
     many = [f"{common} {n}" for n in range(QUESTIONS)]
-    rows += _two("search, ten common words", await ask(app, many), how)
+    rows += _p50_and_p99("search, ten common words", await time_searches(app, many), how)
     async with writing(engines, app, rate / 2):
-        taken = await ask(app, questions(corpus, documents, seed=2))
-    return rows + _two(
+        taken = await time_searches(app, make_queries(corpus, documents, seed=2))
+    return rows + _p50_and_p99(
         "search while writing",
         taken,
-        f"{how}; another process writes {rate / 2:.0f} documents/s, half of what it just did",
+        f"{how}; another process writes {rate / 2:.0f} documents/s, half of the rate just measured",
     )
 
 
-def _two(name: str, taken: list[float], how: str) -> list[Row]:
+def _p50_and_p99(name: str, taken: list[float], how: str) -> list[Row]:
     return [
         at_most(f"{name}, p50", 1000 * percentile(taken, 0.5), "ms", P50, how),
         at_most(f"{name}, p99", 1000 * percentile(taken, 0.99), "ms", P99, how),
     ]
 
 
-def questions(corpus: Corpus, documents: int, seed: int = 1) -> list[str]:
-    """Of all kinds: words of a passage, a shipment, a carrier and a place."""
+def make_queries(corpus: Corpus, documents: int, seed: int = 1) -> list[str]:
+    """Return queries of three kinds: words of a passage, a shipment, a carrier with a place."""
     dice = random.Random(seed)
-    asked = []
+    queries = []
     for n in range(QUESTIONS):
         words = corpus.passage(dice, 0).split()
-        asked.append(
+        queries.append(
             (
                 " ".join(words[8 : 8 + dice.randrange(3, 8)]),
                 f"where is SHP-{100_000 + dice.randrange(documents)} {words[9]}",
                 f"{dice.choice(CARRIERS)} late near {dice.choice(PLACES)} {words[10]} {words[12]}",
             )[n % 3]
         )
-    return asked
+    return queries
 
 
-async def ask(app: App, asked: Sequence[str]) -> list[float]:
-    """Seconds of each search. Fails when one lacks a store or finds nothing."""
-    for question in asked[:5]:
-        await app.search.search(f"warm {question}")
+async def time_searches(app: App, queries: Sequence[str]) -> list[float]:
+    """Return the seconds of each search. Raises `AssertionError` for a degraded or empty result."""
+    for query in queries[:5]:
+        await app.search.search(f"warm {query}")
     taken = []
-    for question in asked:
+    for query in queries:
         began = time.perf_counter()
-        answer = await app.search.search(question)
+        answer = await app.search.search(query)
         taken.append(time.perf_counter() - began)
         if answer.degraded or not answer.hits:
-            raise AssertionError(f"{question!r}: {answer.degraded}, {len(answer.hits)} hits")
+            raise AssertionError(f"{query!r}: {answer.degraded}, {len(answer.hits)} hits")
     return taken
 
 
 @asynccontextmanager
 async def writing(engines: Engines, app: App, rate: float) -> AsyncIterator[None]:
-    """Another process that lands and drains `rate` documents a second meanwhile."""
+    """Run a process that lands and drains `rate` documents/s inside the block."""
     settings = app.settings
     urls = {n: getattr(settings, n) for n in ("documents", "graph", "vectors", "cache", "temporal")}
     process = await asyncio.create_subprocess_exec(
@@ -164,13 +166,13 @@ async def writing(engines: Engines, app: App, rate: float) -> AsyncIterator[None
 
 
 async def write(urls: dict[str, str], folder: Path, rate: float) -> None:
-    """Write until SIGTERM: twice a second what half a second's worth is."""
+    """Write until SIGTERM: every half second the documents of half a second."""
     corpus, stop = Corpus(), asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with opened(urls, folder, GivenEmbedder(random_pool())) as app:
         page, first, due = max(1, round(rate / 2)), 0, time.monotonic()
         while not stop.is_set():
-            await carry(app, corpus, page, "w", first)
+            await land_and_drain(app, corpus, page, "w", first)
             if not first:
                 print("writing", flush=True)
             first, due = first + page, due + 0.5

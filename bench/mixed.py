@@ -1,4 +1,4 @@
-"""Priorities under load: webhooks that are asked for at once, while bulk work drains."""
+"""Priorities under load: webhooks, each timed until it is searchable, while bulk work drains."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from apex_memory.model import Event, Priority, micros
 from bench.rows import Row, at_most, percentile, scaled, stated
-from bench.standing import one_by_one, standing
+from bench.standing import one_after_another, standing
 from tests.e2e.stack import until
 
 FLOOD = 100_000
@@ -23,7 +23,7 @@ async def mixed() -> list[Row]:
     count = scaled(FLOOD)
     async with standing("minilm") as (stack, _):
         await stack.whole(seconds=60)
-        idle = await one_by_one(stack, "idle", PAUSES)
+        idle = await one_after_another(stack, "idle", PAUSES)
         async with stack.inbox() as (inbox, db):
             for page in _flood(count):
                 await inbox.land(page)
@@ -39,7 +39,7 @@ async def mixed() -> list[Row]:
 
             await until(draining, seconds=60, every=0.1, what=stack.told)
             began, before = time.perf_counter(), await left()
-            busy = await one_by_one(stack, "busy", PAUSES)
+            busy = await one_after_another(stack, "busy", PAUSES)
             seconds, after = time.perf_counter() - began, await left()
     assert after > 0, "the flood was over before the webhooks were: nothing was measured"
     return [

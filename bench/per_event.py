@@ -1,7 +1,6 @@
-"""The pattern that batches replace: a workflow an event. As people write it, with an activity a step; and at its cheapest, with one.
+"""A workflow per event, the pattern that batches replace: with an activity per step, and in its cheapest form with one.
 
-And the product's own: a drain that carries the events of a source in batches, on the same Temporal server, in
-this same process.
+And the drain of the product, which processes events in batches, on the same Temporal server and in the same process.
 """
 
 from __future__ import annotations
@@ -35,17 +34,17 @@ LIMIT: dict[str, Any] = {"start_to_close_timeout": timedelta(seconds=60)}
 
 @workflow.defn
 class AsOne:
-    """One activity that does all."""
+    """A workflow with a single activity for all steps."""
 
     @workflow.run
     async def run(self, batch: str) -> int:
-        done: int = await workflow.execute_activity("carry_one", batch, **LIMIT)
+        done: int = await workflow.execute_activity("process_all", batch, **LIMIT)
         return done
 
 
 @workflow.defn
 class StepByStep:
-    """An activity a step. What one hands to the next stays with the worker: cheaper than to send it through the server."""
+    """A workflow with an activity per step. Intermediate results stay in the worker, which is cheaper than sending them through the server."""
 
     @workflow.run
     async def run(self, batch: str) -> int:
@@ -61,7 +60,7 @@ class StepByStep:
 
 
 class Steps:
-    """The same writes as a batch's, for one event at a time."""
+    """The writes of a batch, for one event at a time."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -71,12 +70,12 @@ class Steps:
     @property
     def all(self) -> list[Callable[..., Any]]:
         return [
-            *(self.carry_one, self.claim, self.parse, self.embed, self.keep, self.begin),
+            *(self.process_all, self.claim, self.parse, self.embed, self.keep, self.begin),
             *(self.write_graph, self.write_vectors, self.verify, self.commit),
         ]
 
     @activity.defn
-    async def carry_one(self, batch: str) -> int:
+    async def process_all(self, batch: str) -> int:
         await self.claim(batch)
         await self._app.steps.prepare("documents", UUID(batch))
         return len((await self._app.steps.publish(UUID(batch))).done)
@@ -96,7 +95,7 @@ class Steps:
 
     @activity.defn
     async def embed(self, batch: str) -> None:
-        """The vectors are given: what is left of this step is its round trip."""
+        """Do nothing: vectors are given, and the round trip is what remains of this step."""
 
     @activity.defn
     async def keep(self, batch: str) -> None:
@@ -129,28 +128,28 @@ class Steps:
         return len(done.done)
 
 
-async def carry_each(app: App, pattern: Any, events: Sequence[Event]) -> float:
-    """Events a second, each by a workflow of its own, up to `AT_ONCE` at a time. Fails unless each carried one."""
+async def run_each(app: App, pattern: Any, events: Sequence[Event]) -> float:
+    """Return events/s with a workflow per event, up to `AT_ONCE` at a time. Raises `AssertionError` unless each is done."""
     await app.inbox.land(events)
     async with _worker(app, [AsOne, StepByStep], Steps(app).all) as (client, queue):
         free = asyncio.Semaphore(AT_ONCE)
 
-        async def one() -> int:
+        async def run_workflow() -> int:
             async with free:
                 id = str(uuid.uuid4())
                 done: int = await client.execute_workflow(pattern.run, id, id=id, task_queue=queue)
                 return done
 
         began = time.perf_counter()
-        carried = await asyncio.gather(*(one() for _ in events))
+        finished = await asyncio.gather(*(run_workflow() for _ in events))
         seconds = time.perf_counter() - began
-    if sum(carried) != len(events):
-        raise AssertionError(f"{sum(carried)} of {len(events)} carried")
+    if sum(finished) != len(events):
+        raise AssertionError(f"{sum(finished)} of {len(events)} done")
     return len(events) / seconds
 
 
-async def carry_drained(app: App, events: Sequence[Event]) -> float:
-    """Events a second by the product's own workflow, from its start to the end of the last event."""
+async def run_drain(app: App, events: Sequence[Event]) -> float:
+    """Return events/s of the product's drain, from its start to the end of the last event."""
     for first in range(0, len(events), 1_000):
         await app.inbox.land(events[first : first + 1_000])
     client = await connect(app.settings.temporal)
@@ -181,7 +180,7 @@ async def carry_drained(app: App, events: Sequence[Event]) -> float:
 async def _worker(
     app: App, workflows: Sequence[type], activities: Sequence[Callable[..., Any]]
 ) -> AsyncIterator[tuple[Client, str]]:
-    """A worker on a queue of its own; the sandbox is left out, which is in favour of many workflows."""
+    """Run a worker on a queue of its own. It has no sandbox, which favours the workflow per event."""
     client, queue = await connect(app.settings.temporal), f"bench-{uuid.uuid4().hex[:8]}"
     async with Worker(
         client,

@@ -1,4 +1,4 @@
-"""Where the CPU-milliseconds of one document go: each step by itself, by process."""
+"""CPU milliseconds of a document, by step and process."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Ledger:
         result = await work()
         self.wall[name] += time.perf_counter() - began
         used: dict[str, Usage] = spent(before, usage(self._pids))
-        for process, one in used.items():
-            self.cpu[name][process] += one.total
+        for process, usage_of_step in used.items():
+            self.cpu[name][process] += usage_of_step.total
         return result
 
     def markdown(self, documents: int) -> str:
@@ -57,7 +57,7 @@ def _line(name: str, wall: float, cells: list[float]) -> str:
 
 
 async def table() -> str:
-    """A Markdown table, in milliseconds a document of five chunks, vectors given, batches of 256."""
+    """Return a Markdown table in milliseconds per document of five chunks, vectors given, batches of 256."""
     corpus = Corpus()
     async with running_engines() as engines:
         pids = {"client": os.getpid(), **engines.pids}
@@ -72,7 +72,7 @@ async def table() -> str:
 
 
 async def _batch(app: App, ledger: Ledger, corpus: Corpus, n: int) -> None:
-    """The steps of `App.drain`, one after the other so that each one's CPU is its own."""
+    """Run the steps of the direct path one after the other, so that the CPU time of each is separate."""
     events = [corpus.event(BATCH * n + k) for k in range(BATCH)]
     document, batch = app.sources["documents"].document, uuid.uuid4()
     publication, step = app.publication, ledger.step

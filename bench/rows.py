@@ -1,4 +1,4 @@
-"""A line of the table: what was measured, against what target, and how."""
+"""Rows of the result table: a measured value, its target, and how it was measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCALE = float(os.environ.get("SCALE", "0.1"))
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`target` is text for people; `ok` is None for what is stated without a target."""
+    """A measured value in `unit`. `target` is text for people; `ok` is None for a value without a target."""
 
     name: str
     value: float
@@ -39,16 +39,16 @@ def stated(name: str, value: float, unit: str, note: str) -> Row:
 
 
 def row_of(given: Row | Mapping[str, Any]) -> Row:
-    """A row of another part of the bench, which may answer plain mappings."""
+    """Return a row of a part of the bench that may return plain mappings."""
     return given if isinstance(given, Row) else Row(**given)
 
 
 def scaled(full: int) -> int:
-    """A size at this run's scale."""
+    """Return a size at the scale of this run."""
     return max(1, round(full * SCALE))
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The value that `share` of the values do not exceed (nearest rank)."""
+    """Return the value that `share` of the values do not exceed (nearest rank)."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered) + 0.5) - 1))]

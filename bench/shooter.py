@@ -79,7 +79,7 @@ class Lines:
 
 
 async def shoot(url: str, rate: int, seconds: int) -> list[float]:
-    """An open loop: signed webhooks, each sent when it is due whatever became of the others; seconds from due to answered."""
+    """Send signed webhooks in an open loop, each when it is due; return the seconds from due to response."""
     parts = urlsplit(url)
     assert parts.hostname and parts.port
     requests = signed_requests(f"{parts.hostname}:{parts.port}", rate * seconds)

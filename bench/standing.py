@@ -1,4 +1,4 @@
-"""The whole stack as its users run it: `apex up`, signed webhooks over HTTP, kill -9, restarts."""
+"""The whole stack as users run it: `apex up`, signed webhooks over HTTP, kill -9, restarts."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ SINGLE = 40
 FULL = 200_000
 DRAINED = 3_000
 IN_FLIGHT = 1_500
-PORTION = 20_000  # documents landed and carried at a time: progress shows, and none waits for long
+PORTION = 20_000  # documents landed and processed at a time, so that progress shows
 CATCH_UP_SECONDS = 600
 TESTS_OWN = {"PORT", "EMBEDDER", "SOURCES__FRONTAPP__SIGNING_KEYS"}
 
 
 class Standing(Stack):
-    """A stack with the settings of the product, where the tests' stack has impatient ones."""
+    """A stack with the default settings, where the stack of the tests has short intervals."""
 
     def set(self, **settings: str) -> None:
         defaults = {
@@ -47,7 +47,7 @@ class Standing(Stack):
 
     @asynccontextmanager
     async def inbox(self) -> AsyncIterator[tuple[Inbox, Postgres]]:
-        """The stack's own inbox, for what would take HTTP too long to land."""
+        """The inbox of the stack, for more events than HTTP lands in reasonable time."""
         password, port = secret(self.data_dir, "documents"), self.children()["postgres"].port
         db = Postgres(f"postgresql://apex:{password}@{HOST}:{port}/apex", size=2)
         await db.open()
@@ -57,7 +57,7 @@ class Standing(Stack):
             await db.close()
 
     async def lands(self) -> float:
-        """The seconds until the gateway of a start that begins now is ready."""
+        """Return the seconds from now until the gateway is ready."""
         return await until(
             lambda: "gateway" in (seen := self.children()) and seen["gateway"].ready,
             seconds=CATCH_UP_SECONDS,
@@ -65,7 +65,7 @@ class Standing(Stack):
         )
 
     async def kill_all(self) -> None:
-        """SIGKILL to every process of the stack at once."""
+        """Send SIGKILL to every process of the stack at once."""
         for pid in belonging(self.data_dir):
             os.kill(pid, signal.SIGKILL)
         assert self._up
@@ -73,7 +73,7 @@ class Standing(Stack):
         await until(lambda: not belonging(self.data_dir), seconds=10)
 
     def cpu(self) -> float:
-        """CPU seconds of all processes since `apex up` was called."""
+        """Return the CPU seconds of all processes since `apex up` was called."""
         assert self._up
         return usage({"up": self._up.pid})["up"].total
 
@@ -83,7 +83,7 @@ class Standing(Stack):
 
 @asynccontextmanager
 async def standing(embedder: str, **settings: str) -> AsyncIterator[tuple[Standing, float]]:
-    """A stack in an empty folder, and the seconds its start took."""
+    """Run a stack in an empty folder; yield it and the seconds of its start."""
     async with data_folder() as folder:
         stack = Standing(folder, EMBEDDER=embedder, **settings)
         try:
@@ -93,11 +93,11 @@ async def standing(embedder: str, **settings: str) -> AsyncIterator[tuple[Standi
 
 
 async def hooks() -> list[Row]:
-    """Cold start, webhooks one by one until searchable, webhooks at 200/s. With MiniLM, as shipped."""
+    """Measure a cold start, single webhooks until searchable, and webhooks at 200/s, with MiniLM."""
     async with standing("minilm") as (stack, cold):
         worked = stack.cpu()
         await stack.whole(seconds=60)
-        single = await one_by_one(stack)
+        single = await one_after_another(stack)
         pids = {**stack.pids(), "client": os.getpid()}
         before = usage(pids)
         answers = await at_a_rate(stack)
@@ -136,10 +136,10 @@ async def hooks() -> list[Row]:
     ]
 
 
-async def one_by_one(
+async def one_after_another(
     stack: Standing, name: str = "one", pauses: tuple[float, float] = (0.2, 0.9)
 ) -> list[float]:
-    """Seconds from POST to done of single webhooks, with irregular pauses between them."""
+    """Return the seconds from POST to done of single webhooks, with irregular pauses between them."""
     dice, taken = random.Random(1), []
     async with stack.inbox() as (inbox, _):
         for n in range(SINGLE + 3):
@@ -156,14 +156,14 @@ async def one_by_one(
             if n >= 3:  # the first ones warm the stack
                 taken.append(time.perf_counter() - began)
             assert (await stack.states([str(id)])) == {str(id): "done"}
-            await asyncio.sleep(dice.uniform(*pauses))  # what makes it idle; nothing is waited for
-    found = await stack.search(f"{name}{SINGLE + 2}")
-    assert f"{name}{SINGLE + 2}" in found["hits"][0]["snippet"], "done, and not found"
+            await asyncio.sleep(dice.uniform(*pauses))  # makes the stack idle
+    results = await stack.search(f"{name}{SINGLE + 2}")
+    assert f"{name}{SINGLE + 2}" in results["hits"][0]["snippet"], "done, but not found"
     return taken
 
 
 async def at_a_rate(stack: Standing) -> list[float]:
-    """Answer times in seconds of an open loop that another process drives."""
+    """Return response times in seconds of an open loop that another process drives."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bench.shooter", stack.children()["gateway"].url),
         *(str(RATE), str(RATE_SECONDS)),
@@ -176,7 +176,7 @@ async def at_a_rate(stack: Standing) -> list[float]:
 
 
 async def load() -> list[Row]:
-    """What a worker and Temporal spend under load, memory, a restart, and kill -9 of everything in mid-load."""
+    """Measure CPU under load, memory, a restart, and recovery after kill -9 of everything in mid-load."""
     count, corpus = scaled(FULL), Corpus()
     async with standing("hashing") as (stack, _):
         await stack.whole(seconds=60)
@@ -239,7 +239,7 @@ async def load() -> list[Row]:
 
 
 async def bulk(stack: Standing, corpus: Corpus, first: int, count: int) -> None:
-    """Land straight into the inbox, post one document to wake the drain, and wait until all are done."""
+    """Land directly into the inbox, post one document to wake the drain, and wait until all are done."""
     async with stack.inbox() as (inbox, db):
         for page in corpus.events(first, count, name="s"):
             await inbox.land(page)
@@ -255,7 +255,7 @@ async def bulk(stack: Standing, corpus: Corpus, first: int, count: int) -> None:
 
 
 async def kill_and_recover(stack: Standing, corpus: Corpus, first: int) -> tuple[float, int]:
-    """Seconds from the kill to the first commit after it, and how many of the events did not end well."""
+    """Return the seconds from the kill to the next commit, and the number of events that did not become done."""
     events = [event for page in corpus.events(first, IN_FLIGHT, name="s") for event in page]
     ids = [event.id for event in events]
     async with stack.inbox() as (inbox, db):
@@ -267,7 +267,7 @@ async def kill_and_recover(stack: Standing, corpus: Corpus, first: int) -> tuple
 
         await until(under_way, seconds=60, every=0.02, what=stack.told)
         before = await _done(db, ids)
-    assert before < IN_FLIGHT, "all was done before the kill"
+    assert before < IN_FLIGHT, "all events were done before the kill"
     killed = time.perf_counter()
     await stack.kill_all()
     await stack.start()
@@ -285,7 +285,7 @@ async def kill_and_recover(stack: Standing, corpus: Corpus, first: int) -> tuple
         async def over() -> bool:
             return await _done(db, ids) == IN_FLIGHT
 
-        with suppress(AssertionError):  # what is missing is counted, and said in the row
+        with suppress(AssertionError):  # the row states how many are missing
             await until(over, seconds=180, every=0.2)
         return seconds, IN_FLIGHT - await _done(db, ids)
 

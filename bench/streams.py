@@ -1,6 +1,6 @@
-"""Readings of a stream: from the vendor's feed into PostgreSQL, folded, and their windows into all four stores.
+"""Readings of a stream: from the vendor's feed into PostgreSQL, aggregated, and their windows into all four stores.
 
-The simulated vendor is a process of its own (`python -m bench.streams TRUCKS SPEED`), whose CPU time is told apart.
+The simulated vendor is a process of its own (`python -m bench.streams TRUCKS SPEED`), so that its CPU time is separate.
 """
 
 from __future__ import annotations
@@ -88,105 +88,105 @@ async def running_vendor(trucks: int, speed: float = 0) -> AsyncIterator[Vendor]
 
 
 async def streams() -> list[Row]:
-    """Readings a second flat out, and at the target's pace: the CPU it takes, and whether anything falls behind."""
+    """Measure readings/s at full speed, and CPU and lag at the target rate."""
     async with running_engines() as engines:
         pids = {**engines.pids, "client": os.getpid()}
-        async with running_vendor(FLEET) as sent:
-            settings = {NAME: vendor(0, 0).settings(sent.url)}
+        async with running_vendor(FLEET) as feed:
+            settings = {NAME: vendor(0, 0).settings(feed.url)}
             async with opened(await engines.fresh(), engines.folder, sources=settings) as app:
-                flat = await flat_out(app, sent, {**pids, "simulator": sent.pid})
+                flat = await flat_out(app, feed, {**pids, "simulator": feed.pid})
         trucks = round(PACED * 60 / vendor(1, 0).readings_per_minute / PACED_SPEED)
-        async with running_vendor(trucks, PACED_SPEED) as sent:
-            settings = {NAME: vendor(0, 0).settings(sent.url)}
+        async with running_vendor(trucks, PACED_SPEED) as feed:
+            settings = {NAME: vendor(0, 0).settings(feed.url)}
             async with opened(await engines.fresh(), engines.folder, sources=settings) as app:
-                paced = await at_pace(app, {**pids, "simulator": sent.pid})
+                paced = await at_pace(app, {**pids, "simulator": feed.pid})
     return [flat, *paced]
 
 
-async def flat_out(app: App, sent: Vendor, pids: dict[str, int]) -> Row:
-    """As much as goes: the next step is pulled and folded while the windows of those before are drained."""
+async def flat_out(app: App, feed: Vendor, pids: dict[str, int]) -> Row:
+    """Measure full speed: the next step is pulled and aggregated while earlier windows are drained."""
     await app.fetcher.pull(NAME)
-    await sent.advance(STEP)
-    await _carry(app)  # connections, plans, partitions, the model
-    profile = await _profile(app, sent, pids)
-    before, first = usage(pids), await _kept(app)
+    await feed.advance(STEP)
+    await _process(app)  # connections, plans, partitions, the model
+    profile = await _profile(app, feed, pids)
+    before, first = usage(pids), await _stored(app)
     began = time.perf_counter()
     async with _draining(app):
         for _ in range(STEPS):
-            await sent.advance(STEP)
+            await feed.advance(STEP)
             await app.fetcher.pull(NAME)
             await app.fetcher.aggregate_windows(NAME)
     seconds = time.perf_counter() - began
-    used, kept = spent(before, usage(pids)), await _kept(app) - first
+    used, stored = spent(before, usage(pids)), await _stored(app) - first
     await _check(app)
-    cpu = ", ".join(f"{name} {1e6 * one.total / kept:.0f}" for name, one in used.items())
+    cpu = ", ".join(f"{name} {1e6 * usage.total / stored:.0f}" for name, usage in used.items())
     return at_least(
         "readings/s, feed to PostgreSQL, folded and drained",
-        kept / seconds,
+        stored / seconds,
         "readings/s",
         TARGET,
-        f"{kept:,} readings of {FLEET} trucks in {seconds:.0f} s, their windows into all four stores with MiniLM, one process of ours, the simulator on the same cores; CPU ms per 1,000 readings: {cpu}; one after the other: {profile}",
+        f"{stored:,} readings of {FLEET} trucks in {seconds:.0f} s, their windows into all four stores with MiniLM, one Apex process, the simulator on the same cores; CPU ms per 1,000 readings: {cpu}; one after the other: {profile}",
     )
 
 
-async def _profile(app: App, sent: Vendor, pids: dict[str, int]) -> str:
-    """Wall seconds and CPU milliseconds per 1,000 readings of one step, by what is done."""
-    ledger, first = Ledger(pids), await _kept(app)
-    await sent.advance(STEP)
+async def _profile(app: App, feed: Vendor, pids: dict[str, int]) -> str:
+    """Return wall seconds and CPU milliseconds per 1,000 readings, by step."""
+    ledger, first = Ledger(pids), await _stored(app)
+    await feed.advance(STEP)
     await ledger.step("pull", lambda: app.fetcher.pull(NAME))
     windows = await ledger.step("fold", lambda: app.fetcher.aggregate_windows(NAME))
     await ledger.step("drain", lambda: app.direct.drain(NAME))
-    kept = await _kept(app) - first
+    stored = await _stored(app) - first
     parts = (
         f"{step} {wall:.1f} s ("
         + ", ".join(
-            f"{name} {1e6 * cpu / kept:.0f}"
+            f"{name} {1e6 * cpu / stored:.0f}"
             for name, cpu in ledger.cpu[step].items()
-            if 1e6 * cpu / kept >= 1
+            if 1e6 * cpu / stored >= 1
         )
         + ")"
         for step, wall in ledger.wall.items()
     )
-    return f"{kept:,} readings, {windows} windows: {', '.join(parts)}"
+    return f"{stored:,} readings, {windows} windows: {', '.join(parts)}"
 
 
 async def at_pace(app: App, pids: dict[str, int]) -> list[Row]:
-    """At the target's rate, polled as in life: what it costs, and whether anything falls behind."""
+    """Measure CPU and lag at the target rate, polled at the usual interval."""
     await app.fetcher.pull(NAME)
-    first, before, began = await _kept(app), usage(pids), time.perf_counter()
-    worked, waits = list[float](), list[float]()
+    first, before, began = await _stored(app), usage(pids), time.perf_counter()
+    poll_seconds, oldest_seconds = list[float](), list[float]()
     async with _draining(app):
-        while (gone := time.perf_counter() - began) < PACED_SECONDS:
-            await asyncio.sleep(POLL_SECONDS * (len(worked) + 1) - gone)
+        while (elapsed := time.perf_counter() - began) < PACED_SECONDS:
+            await asyncio.sleep(POLL_SECONDS * (len(poll_seconds) + 1) - elapsed)
             start = time.perf_counter()
             await app.fetcher.pull(NAME)
             await app.fetcher.aggregate_windows(NAME)
-            worked.append(time.perf_counter() - start)
-            waits.append(await _oldest(app))
-        kept, seconds = await _kept(app) - first, time.perf_counter() - began
+            poll_seconds.append(time.perf_counter() - start)
+            oldest_seconds.append(await _oldest(app))
+        stored, seconds = await _stored(app) - first, time.perf_counter() - began
         used = spent(before, usage(pids))
     await _check(app)
-    parts = ", ".join(f"{name} {100 * one.total / seconds:.0f}" for name, one in used.items())
-    ours = sum(one.total for name, one in used.items() if name != "simulator")
-    how = f"{kept / seconds:,.0f} readings/s for {seconds:.0f} s, windows ending {PACED_SPEED} times as often for a tenth of the trucks, MiniLM"
+    parts = ", ".join(f"{name} {100 * usage.total / seconds:.0f}" for name, usage in used.items())
+    own_seconds = sum(usage.total for name, usage in used.items() if name != "simulator")
+    how = f"{stored / seconds:,.0f} readings/s for {seconds:.0f} s, windows ending {PACED_SPEED} times as often for a tenth of the trucks, MiniLM"
     period = STEP / PACED_SPEED
     return [
         stated(
             "readings at 100 × the busiest source, CPU share",
-            100 * ours / seconds / (os.cpu_count() or 1),
+            100 * own_seconds / seconds / (os.cpu_count() or 1),
             "% of all cores",
             f"{how}; % of one core: {parts}",
         ),
         at_most(
             "readings at 100 × the busiest source, a poll's work, p99",
-            percentile(worked, 0.99),
+            percentile(poll_seconds, 0.99),
             "s",
             POLL_SECONDS,
             f"{how}; pull and fold of every {POLL_SECONDS} s, while windows are drained: with less than that no reading waits for long",
         ),
         at_most(
             "readings at 100 × the busiest source, oldest window not in memory",
-            max(waits),
+            max(oldest_seconds),
             "s",
             period,
             f"{how}; all windows end at once, every {period:g} s: with less than that nothing piles up",
@@ -196,7 +196,7 @@ async def at_pace(app: App, pids: dict[str, int]) -> list[Row]:
 
 @asynccontextmanager
 async def _draining(app: App) -> AsyncIterator[None]:
-    """Drains all the time inside the block, and until nothing is left at its end."""
+    """Drain continuously inside the block, and at its end until nothing is left."""
     ended = asyncio.Event()
 
     async def drain() -> None:
@@ -210,28 +210,28 @@ async def _draining(app: App) -> AsyncIterator[None]:
 
 
 async def _oldest(app: App) -> float:
-    """Seconds since the oldest event landed that is not at its end."""
+    """Return the seconds since the oldest open event landed."""
     row = await app.db.fetch_one(
         "SELECT extract(epoch FROM clock_timestamp() - min(received_at)) AS age FROM inbox WHERE open"
     )
     return float(row["age"] or 0) if row else 0.0
 
 
-async def _carry(app: App) -> None:
+async def _process(app: App) -> None:
     await app.fetcher.pull(NAME)
     await app.fetcher.aggregate_windows(NAME)
     await app.direct.drain(NAME)
 
 
-async def _kept(app: App) -> int:
-    """Points in PostgreSQL, without the vehicles' names that are kept beside them."""
+async def _stored(app: App) -> int:
+    """Return the readings in PostgreSQL, without the vehicles' names that are stored beside them."""
     row = await app.db.fetch_one("SELECT count(*) AS n FROM readings WHERE kind <> 'vehicle'")
     assert row
     return int(row["n"])
 
 
 async def _check(app: App) -> None:
-    """Fails unless every reading is in a window, every window folded and every version of it carried."""
+    """Raise `AssertionError` unless every reading is in a window, and every window is aggregated and in memory."""
     await app.fetcher.aggregate_windows(NAME, everything=True)
     await app.direct.drain(NAME)
     row = await app.db.fetch_one(

@@ -1,6 +1,6 @@
-"""How fast documents go into all four stores, against the same stores' own rate, a model's, and a workflow an event.
+"""Rate of documents into all four stores, compared with the stores' bulk rate, the model's rate, and a workflow per event.
 
-In this process, by the direct path (`App.drain`), with vectors made beforehand where the model is not the subject.
+Measured in this process on the direct path. Vectors are made beforehand where the model is not the subject.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from apex_memory.saga.manifests import _columns as manifest_columns
 from apex_memory.saga.stage import Stage
 from bench.corpus import CHUNKS, Corpus, GivenEmbedder, random_pool
 from bench.cpu import spent, usage
-from bench.engines import alone as standalone
-from bench.engines import opened, running_engines
-from bench.per_event import AT_ONCE, AsOne, StepByStep, carry_drained, carry_each
+from bench.engines import opened, running_engines, standalone
+from bench.per_event import AT_ONCE, AsOne, StepByStep, run_drain, run_each
 from bench.rows import Row, at_least, at_most, percentile, stated
 
 DOCUMENTS = 3_000
@@ -36,17 +35,19 @@ RAW_PAGE = 1_000
 
 
 async def rates() -> list[Row]:
-    """Documents/s, the raw rate of the same stores, and one event alone."""
+    """Measure documents/s, the bulk rate of the same stores, and the latency of a single event."""
     corpus = Corpus()
     async with running_engines() as engines:
         pids = {**engines.pids, "client": os.getpid()}
         urls, raw_urls = await engines.fresh(), await engines.fresh()
         async with opened(urls, engines.folder, GivenEmbedder(random_pool())) as app:
-            await carry(app, corpus, 256, "warm")
+            await land_and_drain(app, corpus, 256, "warm")
             before = usage(pids)
-            ours = await carry(app, corpus, DOCUMENTS, "a")
+            rate = await land_and_drain(app, corpus, DOCUMENTS, "a")
             cpu = spent(before, usage(pids))
-            single = [await alone(app, corpus.event(n, name="one")) for n in range(SINGLE)]
+            single = [
+                await land_and_commit(app, corpus.event(n, name="one")) for n in range(SINGLE)
+            ]
         async with opened(raw_urls, engines.folder, GivenEmbedder(random_pool())) as app:
             raw = await raw_rate(app, [corpus.event(n, name="raw") for n in range(DOCUMENTS)])
     parts = ", ".join(f"{name} {1000 * used.total / DOCUMENTS:.2f}" for name, used in cpu.items())
@@ -55,14 +56,14 @@ async def rates() -> list[Row]:
     return [
         at_least(
             "documents/s into all four stores",
-            ours,
+            rate,
             "documents/s",
             500,
             f"{how}; CPU ms a document {total:.2f}: {parts}",
         ),
         at_least(
             "documents/s, of the stores' raw bulk rate",
-            ours / raw,
+            rate / raw,
             "×",
             0.5,
             f"raw {raw:.0f}/s on the same servers: same rows by COPY, same assertions and points, stores in parallel, one flush per {RAW_PAGE}, no saga, not parsed",
@@ -77,21 +78,21 @@ async def rates() -> list[Row]:
     ]
 
 
-async def carry(app: App, corpus: Corpus, count: int, name: str, first: int = 0) -> float:
-    """Land, then drain; documents a second of the draining. Fails when one was not carried."""
+async def land_and_drain(app: App, corpus: Corpus, count: int, name: str, first: int = 0) -> float:
+    """Land documents, then drain them; return the documents/s of draining. Raises `AssertionError` if one is not done."""
     for page in corpus.events(first, count, name=name):
         await app.inbox.land(page)
     began = time.perf_counter()
-    carried = await app.direct.drain("documents")
+    drained = await app.direct.drain("documents")
     seconds = time.perf_counter() - began
     row = await app.db.fetch_one("SELECT count(*) AS n FROM inbox WHERE state <> 'done'")
-    if carried != count or row is None or row["n"]:
-        raise AssertionError(f"{carried} of {count} carried, {row} not done")
+    if drained != count or row is None or row["n"]:
+        raise AssertionError(f"{drained} of {count} drained, {row} not done")
     return count / seconds
 
 
-async def alone(app: App, event: Event) -> float:
-    """Seconds from landing one event to its commit."""
+async def land_and_commit(app: App, event: Event) -> float:
+    """Return the seconds from landing an event to its commit."""
     began = time.perf_counter()
     await app.inbox.land([event])
     await app.direct.drain("documents")
@@ -99,12 +100,12 @@ async def alone(app: App, event: Event) -> float:
 
 
 async def raw_rate(app: App, events: Sequence[Event]) -> float:
-    """Documents a second when each store only takes what it is handed, page by page, all stores at once."""
+    """Return the documents/s of bulk writes: each store takes page after page, all stores at once, without a saga."""
     document = app.sources["documents"].document
-    made = await app.pipeline.prepare([(event, document) for event in events])
-    manifests = [one for one in made if isinstance(one, Manifest)]
+    prepared = await app.pipeline.prepare([(event, document) for event in events])
+    manifests = [manifest for manifest in prepared if isinstance(manifest, Manifest)]
     assert len(manifests) == len(events)
-    stages = [Stage(uuid.uuid4(), one, 1, "x") for one in manifests]
+    stages = [Stage(uuid.uuid4(), manifest, 1, "x") for manifest in manifests]
     began = time.perf_counter()
     for first in range(0, len(stages), RAW_PAGE):
         page = slice(first, first + RAW_PAGE)
@@ -117,7 +118,7 @@ async def raw_rate(app: App, events: Sequence[Event]) -> float:
 
 
 async def _copy(app: App, events: Sequence[Event], stages: Sequence[Stage]) -> None:
-    """The rows that a carried document leaves in the inbox, payloads, manifests, stages and documents."""
+    """Copy the rows that a processed document leaves in inbox, payloads, manifests, stages and documents."""
     async with app.db.transaction() as connection:
         cursor = connection.cursor()
         async with cursor.copy(
@@ -227,25 +228,27 @@ async def _vectors(app: App, stages: Sequence[Stage]) -> None:
 
 
 async def with_model() -> list[Row]:
-    """Documents a second with MiniLM, of the rate at which the model alone embeds the same passages."""
+    """Measure documents/s with MiniLM, relative to the rate at which the model alone embeds the same passages."""
     corpus = Corpus()
     async with standalone() as app:
-        texts = [part for n in range(WITH_MODEL) for part in corpus.text(n).split("\n\n")]
+        texts = []
+        for n in range(WITH_MODEL):
+            texts += corpus.text(n).split("\n\n")
         embedder = app.pipeline._embedder
         await embedder.passages(texts[:50])
-        alone, whole = [await _embedding(embedder, texts)], []
-        for turn in range(TURNS):  # in turns, for machines have moods
-            whole.append(WITH_MODEL / await carry(app, corpus, WITH_MODEL, f"m{turn}"))
-            alone.append(await _embedding(embedder, texts))
-        model = WITH_MODEL * len(alone) / sum(alone)
-        ours = WITH_MODEL * len(whole) / sum(whole)
+        model_seconds, rates = [await _embedding(embedder, texts)], []
+        for turn in range(TURNS):  # alternately, because the speed of a machine varies
+            rates.append(await land_and_drain(app, corpus, WITH_MODEL, f"m{turn}"))
+            model_seconds.append(await _embedding(embedder, texts))
+        model = WITH_MODEL * len(model_seconds) / sum(model_seconds)
+        rate = len(rates) / sum(1 / each for each in rates)
     return [
         at_least(
             "documents/s with MiniLM, of the model's own rate",
-            ours / model,
+            rate / model,
             "×",
             0.9,
-            f"{ours:.1f} of {model:.1f} documents/s, {TURNS} × {WITH_MODEL} documents of {CHUNKS} chunks of 60 words, direct path, between {len(alone)} runs of the model alone over the same passages",
+            f"{rate:.1f} of {model:.1f} documents/s, {TURNS} × {WITH_MODEL} documents of {CHUNKS} chunks of 60 words, direct path, between {len(model_seconds)} runs of the model alone over the same passages",
         )
     ]
 
@@ -257,16 +260,16 @@ async def _embedding(embedder: Embedder, texts: Sequence[str]) -> float:
 
 
 async def per_event() -> list[Row]:
-    """Batches against a workflow an event, on the same servers, in the same minute."""
+    """Compare batches with a workflow per event, on the same servers in the same minute."""
     corpus = Corpus()
     async with running_engines(temporal=True) as engines:
         urls = await engines.fresh()
         async with opened(urls, engines.folder, GivenEmbedder(random_pool())) as app:
-            await carry(app, corpus, 256, "warm")
-            drained = await carry_drained(app, _some(corpus, BATCHED, "d"))
-            steps = await carry_each(app, StepByStep, _some(corpus, PER_EVENT, "s"))
-            one = await carry_each(app, AsOne, _some(corpus, PER_EVENT, "o"))
-            direct = await carry(app, corpus, BATCHED, "a")
+            await land_and_drain(app, corpus, 256, "warm")
+            drained = await run_drain(app, _make_events(corpus, BATCHED, "d"))
+            steps = await run_each(app, StepByStep, _make_events(corpus, PER_EVENT, "s"))
+            single = await run_each(app, AsOne, _make_events(corpus, PER_EVENT, "o"))
+            direct = await land_and_drain(app, corpus, BATCHED, "a")
     same = f"same App, stores, process and Temporal dev server; {PER_EVENT} workflows, up to {AT_ONCE} at once, against {BATCHED} events in batches"
     return [
         at_least(
@@ -278,12 +281,12 @@ async def per_event() -> list[Row]:
         ),
         stated(
             "against a workflow per event with a single activity",
-            drained / one,
+            drained / single,
             "×",
-            f"the cheapest form of the pattern, all steps of an event in one activity: {one:.1f}/s; {same}",
+            f"the cheapest form of the pattern, all steps of an event in one activity: {single:.1f}/s; {same}",
         ),
     ]
 
 
-def _some(corpus: Corpus, count: int, name: str) -> list[Event]:
+def _make_events(corpus: Corpus, count: int, name: str) -> list[Event]:
     return [corpus.event(n, name=name) for n in range(count)]

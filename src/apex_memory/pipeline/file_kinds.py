@@ -55,6 +55,8 @@ NAMES = {
 
 _KIND_BY_TYPE = {media_type: kind for kind, media_type in TYPES.items()} | {
     "application/xhtml+xml": "html",
+    "message/global": "mail",
+    "message/news": "mail",
     "application/x-zip-compressed": "zip",
     "text/rtf": "rtf",
     "application/json": "text",
@@ -148,7 +150,9 @@ def _kind_by_bytes(file: File, budget: EventBudget) -> str:
 
 def _kind_by_type(file: File) -> str:
     declared = file.content_type.partition(";")[0].strip().lower()
-    return _KIND_BY_TYPE.get(declared) or ("text" if declared.startswith("text/") else "")
+    # What messages hold about a message, such as a delivery report, is text (RFC 3464).
+    is_text = declared.startswith(("text/", "message/"))
+    return _KIND_BY_TYPE.get(declared) or ("text" if is_text else "")
 
 
 def _kind_by_content(file: File) -> str:

@@ -1,138 +1,261 @@
-"""E-mail as it goes over the wire (RFC 5322), by the standard library's lenient reader."""
+"""E-mail as it goes over the wire (RFC 5322): the headers that are shown, the text, the files, and who wrote to whom."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
-from email import message_from_bytes
-from email.errors import HeaderParseError
-from email.header import decode_header, make_header
-from email.message import Message
-from email.utils import getaddresses, parsedate_to_datetime
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from apex_memory.markup import plain_text
 from apex_memory.model import Assertion, File, slug
-from apex_memory.pipeline.charset import decode
+from apex_memory.pipeline.headers import Mailbox, field_text, mailboxes, sent_at
+from apex_memory.pipeline.mime import Part, read_message
 
-_SHOWN = ("From", "To", "Cc", "Date", "Subject")
 _ROLES = {"From": "from", "To": "to", "Cc": "cc"}
-_MAX_HEADER = 10_000  # characters: the address parser's time grows faster than its input
 _MAX_ADDRESSES = 100
-_MAX_PARTS = 1_000
+_MAX_NESTING = 200  # a level is a frame of Python's stack
+_MAX_COMPARED = 200_000  # characters of a text that are compared with its alternative
 _PERSON = re.compile(r"[^\W\d_][\w'’.-]{0,30}(?: [^\W\d_][\w'’.-]{0,30}){1,3}\Z")
+_MAILS = frozenset({"message/rfc822", "message/global", "message/news"})
+_HTML = re.compile(r"\s{0,100}<(?:!doctype html|html|head|body)\b", re.IGNORECASE)
+# Formats that only ever repeat a text that stands beside them in a multipart/alternative.
+_REPETITIONS = frozenset(
+    {"text/x-amp-html", "text/watch-html", "text/enriched", "text/richtext", "text/rtf"}
+)
+_ADDRESS_OF_PAGE = re.compile(r"https?://\S+|www\.\S+", re.IGNORECASE)
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A text part of a mail."""
+
+    text: str
+    is_html: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """A mail taken apart. `head` is the shown headers, a line each; `body` is HTML only where no text came."""
+    """A mail taken apart. `head` is the shown headers, a line each; `bodies` are its text parts in their order."""
 
     head: str
-    body: str
-    is_html: bool
+    bodies: tuple[Body, ...]
     subject: str
     metadata: Mapping[str, Any]
     assertions: tuple[Assertion, ...]
     files: tuple[File, ...]
 
 
-def read_mail(data: bytes) -> Mail:
-    """The mail, with every part that is not its text as a file. `start` in assertions is into `head`."""
-    message = message_from_bytes(data)
-    headers = {name: _header(message, name) for name in (*_SHOWN, "Message-ID")}
-    head = "".join(f"{name}: {headers[name]}\n" for name in _SHOWN if headers[name])
-    texts: list[str] = []
-    pages: list[str] = []
-    files: list[File] = []
-    for part in _parts(message):
-        kind = part.get_content_type()
-        if part.get_filename() or part.get_content_disposition() == "attachment":
-            files.append(_file(part))
-        elif kind == "text/plain":
-            texts.append(_text(part))
-        elif kind == "text/html":
-            pages.append(_text(part))
-        else:
-            files.append(_file(part))
-    is_html = not any(map(str.strip, texts)) and bool(pages)
+def read_mail(data: bytes, *, max_parts: int = 1_000, max_nesting: int = 100) -> Mail:
+    """Return the mail. All that is not its text is a file. `start` in assertions is an offset into `head`.
+
+    Of more parts than `max_parts`, and of multiparts deeper than `max_nesting`, the rest is one file of a type that
+    cannot be read, so that its note shows it.
+    """
+    message = read_message(data)
+    content = _Reading(max_parts, min(max_nesting, _MAX_NESTING)).read(message)
+    # Raw bytes in headers that are not UTF-8 are mostly in the charset of the text below.
+    charset = _text_charset(message)
+    people = {name: mailboxes(message.fields.get(name.lower(), b""), charset) for name in _ROLES}
+    others = {
+        name: field_text(message.fields.get(name.lower(), b""), charset)
+        for name in ("Date", "Subject", "Message-ID")
+    }
+    head = _Head()
+    for name, boxes in people.items():
+        head.add_mailboxes(name, boxes)
+    head.add("Date", others["Date"])
+    head.add("Subject", others["Subject"])
     return Mail(
-        head=head,
-        body="\n\n".join(pages if is_html else texts),
-        is_html=is_html,
-        subject=headers["Subject"],
-        metadata=_metadata(headers),
-        assertions=tuple(_correspondents(headers, head)),
-        files=tuple(files),
+        head=head.text,
+        bodies=tuple(body for body in content.bodies if body.text.strip()),
+        subject=others["Subject"],
+        metadata=_metadata(people, others),
+        assertions=tuple(head.assertions),
+        files=tuple(content.files),
     )
 
 
-def _parts(message: Message) -> Iterator[Message]:
-    """The leaves. A mail inside this one is a leaf too."""
-    waiting = [message]
-    for _ in range(_MAX_PARTS):
-        if not waiting:
-            return
-        part = waiting.pop()
-        inner = part.get_payload()
-        if isinstance(inner, list) and part.get_content_maintype() == "multipart":
-            waiting += [one for one in reversed(inner) if isinstance(one, Message)]
-        else:
-            yield part
+@dataclass(slots=True)
+class _Content:
+    """What a part of a mail holds: texts and files, each in their order."""
+
+    bodies: list[Body] = field(default_factory=list)
+    files: list[File] = field(default_factory=list)
+
+    def add(self, other: _Content) -> None:
+        self.bodies += other.bodies
+        self.files += other.files
+
+    @property
+    def is_html(self) -> bool:
+        return any(body.is_html for body in self.bodies)
+
+    @property
+    def has_text(self) -> bool:
+        return any(body.text.strip() for body in self.bodies)
 
 
-def _header(message: Message, name: str) -> str:
-    raw = str(message.get(name, ""))[:_MAX_HEADER]
-    # An unknown charset, or bytes that are not of it: better raw than lost.
-    with suppress(HeaderParseError, LookupError, ValueError):
-        raw = str(make_header(decode_header(raw)))
-    return " ".join(raw.split())
+class _Reading:
+    """Reads the parts of one mail."""
+
+    def __init__(self, max_parts: int, max_nesting: int) -> None:
+        self._max_parts = max_parts
+        self._max_nesting = max_nesting
+        self._parts = 0
+
+    def read(self, part: Part, *, depth: int = 0, is_alternative: bool = False) -> _Content:
+        """Return the content of a part and of those inside it. In an alternative, texts with a name are no files."""
+        self._parts += 1
+        is_too_deep = depth >= self._max_nesting
+        parts = None if is_too_deep else part.parts(self._max_parts)
+        if parts is None:
+            return _leaf(part, is_too_deep=is_too_deep, is_alternative=is_alternative)
+        kind = part.content_type
+        is_alternative = kind == "multipart/alternative" or (
+            is_alternative and kind == "multipart/related"
+        )
+        contents: list[_Content] = []
+        for inner in parts:
+            if self._parts >= self._max_parts:
+                contents.append(_Content(files=[_left_out(self._max_parts)]))
+                break
+            contents.append(self.read(inner, depth=depth + 1, is_alternative=is_alternative))
+        return _choose(contents) if kind == "multipart/alternative" else _joined(contents)
 
 
-def _text(part: Message) -> str:
-    payload = part.get_payload(decode=True)
-    return decode(payload if isinstance(payload, bytes) else b"", part.get_content_charset())
+def _left_out(max_parts: int) -> File:
+    """Return a file that stands for the parts beyond the limit: it cannot be read, and its note shows that."""
+    return File(f"parts after the first {max_parts}", "application/octet-stream", b"")
 
 
-def _file(part: Message) -> File:
-    kind = part.get_content_type()
-    inner = part.get_payload()
-    if kind == "message/rfc822" and isinstance(inner, list) and inner:
-        whole = inner[0]
-        data = whole.as_bytes() if isinstance(whole, Message) else b""
-        return File(part.get_filename() or "message.eml", kind, data)
-    payload = part.get_payload(decode=True)
-    name = " ".join(str(part.get_filename() or f"unnamed {kind}").split())[:255]
-    return File(name, kind, payload if isinstance(payload, bytes) else b"")
+def _leaf(part: Part, *, is_too_deep: bool, is_alternative: bool) -> _Content:
+    kind = part.content_type
+    name = part.file_name
+    is_attached = part.disposition == "attachment" or (bool(name) and not is_alternative)
+    if kind in _MAILS:
+        return _Content(files=[File(name or "message.eml", "message/rfc822", part.content())])
+    is_text = kind in ("text/plain", "text/html", "text/rfc822-headers") or (
+        kind.startswith("message/")
+        or (kind.startswith("multipart/") and not is_too_deep)  # without any delimiter
+    )
+    if is_text and not is_attached:
+        text = part.text()
+        is_html = kind == "text/html" or (
+            kind.startswith("multipart/") and _HTML.match(text) is not None
+        )
+        return _Content(bodies=[Body(text, is_html)])
+    charset = part.charset if kind.startswith("text/") else None
+    content_type = f"{kind}; charset={charset}" if charset else kind
+    return _Content(files=[File(name or f"unnamed {kind}", content_type, part.content())])
 
 
-def _metadata(headers: Mapping[str, str]) -> dict[str, Any]:
-    sent = None
-    with suppress(ValueError):  # not a date: the header line still shows what it said
-        sent = parsedate_to_datetime(headers["Date"]).isoformat() if headers["Date"] else None
-    found = {
-        "from": headers["From"],
-        "to": headers["To"],
-        "cc": headers["Cc"],
-        "date": sent,
-        "subject": headers["Subject"],
-        "message_id": headers["Message-ID"],
-    }
-    return {name: value for name, value in found.items() if value}
+def _joined(contents: Sequence[_Content]) -> _Content:
+    joined = _Content()
+    for content in contents:
+        joined.add(content)
+    return joined
 
 
-def _correspondents(headers: Mapping[str, str], head: str) -> Iterator[Assertion]:
-    """Who wrote to whom, and what they are called."""
-    for name, predicate in _ROLES.items():
-        for person, address in getaddresses([headers[name]])[:_MAX_ADDRESSES]:
-            if "@" not in address:
-                continue
-            ref, place = f"email:{address.lower()}", head.find(address)
-            start = place if place >= 0 else None
-            yield Assertion(predicate=predicate, object=ref, start=start)
-            if person and person != address:
-                yield Assertion(subject=ref, predicate="name", value=person, start=start)
-            if _PERSON.match(person):
-                who = f"person:{slug(person)}"
-                yield Assertion(subject=who, predicate="name", value=person, start=start)
-                yield Assertion(subject=who, predicate="email", object=ref, start=start)
+def _choose(contents: Sequence[_Content]) -> _Content:
+    """Return one of the alternatives: the plain text, unless the HTML says what the plain text does not."""
+    html = _joined([content for content in contents if content.is_html])
+    plain = _joined([content for content in contents if not content.is_html])
+    if not html.has_text or (plain.has_text and not _is_stub(plain.bodies, html.bodies)):
+        chosen = plain.bodies
+    else:
+        chosen = html.bodies
+    files: list[File] = []
+    for content in contents:
+        files += content.files
+    if chosen:
+        files = [file for file in files if file.content_type.partition(";")[0] not in _REPETITIONS]
+    return _Content(chosen, files)
+
+
+def _is_stub(plain: Sequence[Body], html: Sequence[Body]) -> bool:
+    """Return whether the plain text lacks much of the HTML's words, or numbers of it without having others instead.
+
+    An HTML part with few words and no number (`View in browser`) beside a long text is the stub itself.
+    """
+    plain_words = _words(body.text for body in plain)
+    html_words = _words(
+        plain_text(body.text[: 10 * _MAX_COMPARED]) if body.is_html else body.text for body in html
+    )
+    missing = html_words - plain_words
+    if not missing:
+        return False
+    missing_numbers = _numbers(missing)
+    if not missing_numbers and len(html_words) < max(4, len(plain_words) / 8):
+        return False
+    if len(missing) > 0.3 * len(html_words):
+        return True
+    return bool(missing_numbers) and not _numbers(plain_words - html_words)
+
+
+def _words(texts: Iterator[str]) -> set[str]:
+    words: set[str] = set()
+    for text in texts:
+        visible = _ADDRESS_OF_PAGE.sub(" ", text[:_MAX_COMPARED])
+        words.update(_WORD.findall(visible.casefold()))
+    return words
+
+
+def _numbers(words: set[str]) -> set[str]:
+    return {word for word in words if any(character.isdigit() for character in word)}
+
+
+def _text_charset(message: Part) -> str | None:
+    """Return the charset of the mail's first text, as far as its own header or that of a first part declares it."""
+    part = message
+    for _ in range(3):
+        parts = part.parts(1)
+        if not parts:
+            break
+        part = parts[0]
+    return part.charset
+
+
+class _Head:
+    """The shown headers, and assertions on who wrote to whom, with their offsets there."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.assertions: list[Assertion] = []
+
+    def add(self, name: str, value: str) -> None:
+        if value:
+            self.text += f"{name}: {value}\n"
+
+    def add_mailboxes(self, name: str, boxes: Sequence[Mailbox]) -> None:
+        shown: list[str] = []
+        start = len(self.text) + len(f"{name}: ")
+        for n, box in enumerate(boxes):
+            shown.append(str(box))
+            if box.address and n < _MAX_ADDRESSES:
+                address_start = start + str(box).rindex(box.address)
+                self.assertions += _correspondent(_ROLES[name], box, address_start)
+            start += len(str(box)) + len(", ")
+        self.add(name, ", ".join(shown))
+
+
+def _correspondent(predicate: str, box: Mailbox, start: int) -> Iterator[Assertion]:
+    """Yield who sends or receives the mail, and what they are called."""
+    ref = f"email:{box.address.lower()}"
+    yield Assertion(predicate=predicate, object=ref, start=start)
+    if box.name and box.name != box.address:
+        yield Assertion(subject=ref, predicate="name", value=box.name, start=start)
+    if _PERSON.match(box.name):
+        person = f"person:{slug(box.name)}"
+        yield Assertion(subject=person, predicate="name", value=box.name, start=start)
+        yield Assertion(subject=person, predicate="email", object=ref, start=start)
+
+
+def _metadata(people: Mapping[str, Sequence[Mailbox]], others: Mapping[str, str]) -> dict[str, str]:
+    date = sent_at(others["Date"])
+    metadata = {role: ", ".join(map(str, people[name])) for name, role in _ROLES.items()}
+    metadata["date"] = date.isoformat() if date else ""
+    metadata["subject"] = others["Subject"]
+    metadata["message_id"] = others["Message-ID"]
+    return {name: value for name, value in metadata.items() if value}

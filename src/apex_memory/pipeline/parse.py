@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from apex_memory.errors import Rejected
+from apex_memory.markup import plain_text, without_image_links, without_images
 from apex_memory.model import Assertion, File
 from apex_memory.pipeline.archives import archive_members
-from apex_memory.pipeline.charset import decode
+from apex_memory.pipeline.charset import decode, decode_html
 from apex_memory.pipeline.file_kinds import NAMES, TYPES, is_plain_text, kind_of, shown
 from apex_memory.pipeline.file_limits import BudgetExceeded, EventBudget, budget_exceeded
-from apex_memory.pipeline.mail import read_mail
+from apex_memory.pipeline.mail import Body, read_mail
 from apex_memory.pipeline.office_packages import final_word_file, formatted_spreadsheet
 
 _PLAIN_BYTES = 1_000_000
@@ -150,7 +151,10 @@ def _text(file: File) -> Parsed:
     is_markdown = (
         file.name.lower().endswith((".md", ".markdown")) or "markdown" in file.content_type
     )
-    return Parsed(text, title=_heading(text) if is_markdown else "")
+    if not is_markdown:
+        return Parsed(text)
+    text = without_image_links(without_images(text))
+    return Parsed(text, title=_heading(text))
 
 
 def _charset(file: File) -> str | None:
@@ -169,7 +173,8 @@ def _office(file: File, kind: str, budget: EventBudget) -> Parsed:
 
     data = file.data
     if kind == "html":
-        data = decode(data, _charset(file)).encode("utf-8", "replace")
+        page = without_images(decode_html(data, _charset(file)))
+        data = page.encode("utf-8", "replace")
     elif kind == "docx":
         data = final_word_file(data, budget)
     elif kind == "xlsx":
@@ -193,27 +198,29 @@ def _office(file: File, kind: str, budget: EventBudget) -> Parsed:
         "authors": office.authors,
     }
     title = office.title or (office.subject if kind == "msg" else "")
+    text = without_image_links(office.text)
     parsed = Parsed(
-        office.text,
-        title=title or (_heading(office.text) if kind in ("docx", "html") else ""),
+        text,
+        title=title or (_heading(text) if kind in ("docx", "html") else ""),
         metadata={name: value for name, value in metadata.items() if value},
     )
-    return _cut(parsed, budget, characters=office.characters)
+    removed = len(office.text) - len(text)
+    return _cut(parsed, budget, characters=office.characters - removed)
 
 
 def _mail(file: File, budget: EventBudget, depth: int) -> Parsed:
     check_mime_parts(file.data, budget)
-    try:
-        mail = read_mail(file.data)
-    except RecursionError:
-        raise _nested_too_deep(budget) from None
-    text = f"{mail.head}\n{mail.body}"
-    if mail.is_html:
-        page = File("body.html", "text/html; charset=utf-8", mail.body.encode("utf-8", "replace"))
-        text = f"{mail.head}\n{_office(page, 'html', budget).text}"
-    body = _cut(Parsed(text.strip("\n")), budget) if not mail.is_html else Parsed(text.strip("\n"))
-    text, sections, notes = append_files(body.text, mail.files, budget, depth=depth + 1)
-    metadata = {"mail": mail.metadata, **body.metadata}
+    limits = budget.limits
+    mail = read_mail(file.data, max_parts=limits.max_files, max_nesting=limits.mime_nesting)
+    bodies = [_mail_body(body, budget) for body in mail.bodies]
+    body = "\n\n".join(body.text.strip("\r\n") for body in bodies)
+    text, sections, notes = append_files(
+        f"{mail.head}\n{body}".strip("\n"), mail.files, budget, depth=depth + 1
+    )
+    metadata: dict[str, Any] = {"mail": mail.metadata}
+    cuts = [body.metadata["cut"] for body in bodies if "cut" in body.metadata]
+    if cuts:
+        metadata["cut"] = {name: sum(cut[name] for cut in cuts) for name in cuts[0]}
     if notes:
         metadata["attachments"] = notes
     return Parsed(
@@ -225,11 +232,28 @@ def _mail(file: File, budget: EventBudget, depth: int) -> Parsed:
     )
 
 
+def _mail_body(body: Body, budget: EventBudget) -> Parsed:
+    """Return a text part of a mail. A page that the office reader cannot read is stripped of its tags instead."""
+    if not body.is_html:
+        return _cut(Parsed(without_image_links(body.text)), budget)
+    if budget.characters_left:
+        page = File("body.html", "text/html; charset=utf-8", body.text.encode("utf-8", "replace"))
+        try:
+            parsed = _office(page, "html", budget)
+        except BudgetExceeded:
+            raise
+        except Rejected:
+            pass
+        else:
+            if parsed.text.strip():
+                return parsed
+    return _cut(Parsed(plain_text(body.text)), budget)
+
+
 def check_mime_parts(data: bytes, budget: EventBudget) -> None:
     """Raise `BudgetExceeded` for a mail of more parts, or of parts nested deeper, than the limits allow.
 
-    The mail parser compares each line with the boundary of every open multipart. This pass is linear: it keeps the
-    boundaries that are declared, and counts those of them that delimit the place where it is.
+    This pass keeps the boundaries that are declared, and counts those of them that delimit the place where it is.
     """
     places: dict[bytes, int] = {}
     declared: list[bytes] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import html
 import json
 import math
 import re
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from apex_memory.errors import Rejected
+from apex_memory.markup import plain_text as markup_to_text
 from apex_memory.model import MALFORMED, Event, Priority
 
 MAX_DEPTH = 100
@@ -133,28 +133,9 @@ def line(text: str, longest: int = 80) -> str:
     return first if len(first) <= longest else first[: longest - 1].rstrip() + "…"
 
 
-_HIDDEN = re.compile(r"<(?:(?P<comment>!--)|(?P<tag>script|style|head|title)\b)", re.IGNORECASE)
-_BREAK = re.compile(
-    r"<(?:br|hr|/?(?:p|div|tr|li|ul|ol|table|blockquote|h[1-6]))\b[^<>]*>", re.IGNORECASE
-)
-_TAG = re.compile(r"</?[a-z!][^<>]*>", re.IGNORECASE)
-
-
 def plain_text(markup: str) -> str:
     """Return the readable text of HTML. Takes linear time, because anybody who sends a mail chooses its content."""
-    kept: list[str] = []
-    position = 0
-    while hidden := _HIDDEN.search(markup, position):
-        kept.append(markup[position : hidden.start()])
-        closing = "-->" if hidden["comment"] else f"</{hidden['tag']}"
-        end = re.compile(re.escape(closing), re.IGNORECASE).search(markup, hidden.end())
-        position = end.end() if end else len(markup)
-        if end and not hidden["comment"]:
-            position = markup.find(">", position) + 1 or len(markup)
-    text = re.sub(r"\s+", " ", "".join(kept) + markup[position:])
-    text = html.unescape(_TAG.sub("", _BREAK.sub("\n", text)))
-    rows = (re.sub(r"[^\S\n]+", " ", row).strip() for row in text.split("\n"))
-    return _UNSTORABLE.sub("\ufffd", re.sub(r"\n{3,}", "\n\n", "\n".join(rows)).strip())
+    return _UNSTORABLE.sub("\ufffd", markup_to_text(markup))
 
 
 def sample(source: str, name: str) -> bytes:

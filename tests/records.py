@@ -9,6 +9,7 @@ from typing import Any
 
 from apex_memory.model import Document, Event, Priority
 from apex_memory.sources.base import Source
+from apex_memory.sources.hubspot.documents import OBJECT_TYPES, record_event
 from apex_memory.sources.payloads import canonical
 from apex_memory.sources.registry import load
 
@@ -180,4 +181,96 @@ RECORDS: dict[tuple[str, str], Record] = {
         },
     ),
     ("plaid", "bank_item"): _of("plaid", "item:itm_a", PLAID_ITEM),
+}
+
+
+def _hubspot(type: str, properties: Mapping[str, Any]) -> Record:
+    body = {
+        "id": "6001",
+        "createdAt": "2025-10-01T08:00:00Z",
+        "updatedAt": "2025-11-01T14:00:00Z",
+        "archived": False,
+        "archivedAt": "2025-11-01T14:00:00Z",
+        "properties": {
+            "createdate": "2025-10-01T08:00:00Z",
+            "hs_object_id": "6001",
+            "hs_lastmodifieddate": "2025-11-01T14:00:00Z",
+            **properties,
+        },
+        "associations": {"companies": {"results": [{"id": "9001", "type": "deal_to_company"}]}},
+    }
+    return Record(
+        SOURCES["hubspot"],
+        lambda body: record_event(OBJECT_TYPES[type], body),
+        body,
+        others={
+            ("id",): "6077",
+            ("updatedAt",): "2025-11-09T14:00:00Z",
+            ("properties", "amount"): "13777",
+        },
+    )
+
+
+RECORDS |= {
+    ("hubspot", "company"): _hubspot(
+        "companies",
+        {
+            "name": "Northwind Trucking",
+            "domain": "northwind.example",
+            "website": "www.northwind.example",
+            "phone": "+1 614 555 0123",
+            "address": "100 Example Way",
+            "city": "Columbus",
+            "state": "OH",
+            "zip": "43215",
+            "country": "United States",
+            "industry": "TRANSPORTATION",
+            "type": "VENDOR",
+            "lifecyclestage": "customer",
+            "numberofemployees": "120",
+            "annualrevenue": "7000000",
+            "description": "A carrier of paper",
+            "scac": "NWTR",
+            "mc_number": "123456",
+            "hs_num_child_companies": "2",
+        },
+    ),
+    ("hubspot", "contact"): _hubspot(
+        "contacts",
+        {
+            "firstname": "Dana",
+            "lastname": "Whitfield",
+            "email": "dana@paper.example",
+            "phone": "+1 614 555 0123",
+            "mobilephone": "+1 614 555 0124",
+            "jobtitle": "Buyer",
+            "company": "Example Paper Co",
+            "city": "Columbus",
+            "state": "OH",
+            "lifecyclestage": "lead",
+            "hs_lead_status": "OPEN",
+            "message": "Call me about Atlanta",
+            "associatedcompanyid": "9001",
+            "hubspot_owner_id": "77",
+            "favourite_lane": "ATL",
+        },
+    ),
+    ("hubspot", "deal"): _hubspot(
+        "deals",
+        {
+            "dealname": "Lane bid ATL",
+            "dealstage": "closedwon",
+            "pipeline": "default",
+            "amount": "12500",
+            "deal_currency_code": "USD",
+            "closedate": "2025-12-01T00:00:00Z",
+            "dealtype": "newbusiness",
+            "hs_priority": "high",
+            "hs_next_step": "Send the contract",
+            "description": "A dedicated lane",
+            "hubspot_owner_id": "77",
+            "hs_primary_associated_company": "9001",
+            "hs_forecast_amount": "11000",
+        },
+    ),
 }

@@ -26,7 +26,7 @@ from apex_memory.simulate.server import serve_simulators
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import InboundRequest
-from apex_memory.sources.hubspot.documents import KINDS, gone_event, record_event
+from apex_memory.sources.hubspot.documents import OBJECT_TYPES, deletion_event, record_event
 from apex_memory.sources.hubspot.source import HubSpot
 from apex_memory.sources.pages import ChangeHint, TimeRange
 from apex_memory.sources.payloads import sample
@@ -396,8 +396,8 @@ async def test_a_restore_outdoes_the_delete_even_where_the_object_did_not_change
 
 
 def test_what_is_not_shown_yet_is_not_lost_by_a_fetch_that_found_nothing() -> None:
-    made = record_event(KINDS["deals"], {"id": "7", "updatedAt": "2025-11-01T00:00:00.123Z"})
-    gone = gone_event(KINDS["deals"], "7", AT)
+    made = record_event(OBJECT_TYPES["deals"], {"id": "7", "updatedAt": "2025-11-01T00:00:00.123Z"})
+    gone = deletion_event(OBJECT_TYPES["deals"], "7", AT)
     assert made.occurred_at == AT and (made.version, made.event_id) > (gone.version, gone.event_id)
 
 
@@ -445,7 +445,7 @@ async def test_the_short_limit_is_waited_out() -> None:
 
 def told(kind: str, id: str = "51", **properties: Any) -> Document:
     record = {"id": id, "properties": properties, "updatedAt": "2025-11-01T00:00:00.123Z", "future": 1}  # fmt: skip
-    event = record_event(KINDS[kind], record)
+    event = record_event(OBJECT_TYPES[kind], record)
     assert json.loads(event.payload) == record, "unknown fields are kept"
     return KEYED.document(event)
 
@@ -488,8 +488,8 @@ def test_a_company_and_a_deal_meet_by_the_company_id() -> None:
 
 @pytest.mark.parametrize("value", ["", None, 7, [], {}, "nan", "1e999", "\u0007", "x" * 5_000])
 def test_odd_values_are_told_or_left_out(value: Any) -> None:
-    for kind, plan in KINDS.items():
-        document = told(kind, **dict.fromkeys(plan.shown, value))
+    for kind, plan in OBJECT_TYPES.items():
+        document = told(kind, **dict.fromkeys(plan.labels, value))
         assert document.title
         json.dumps([document.metadata, document.text], allow_nan=False)
 
@@ -497,7 +497,7 @@ def test_odd_values_are_told_or_left_out(value: Any) -> None:
 @pytest.mark.parametrize("name", ["contacts", "deals"])
 def test_real_records(name: str) -> None:
     for record in json.loads(sample("hubspot", f"{name}.json"))["results"]:
-        event: Event = record_event(KINDS[name], record)
+        event: Event = record_event(OBJECT_TYPES[name], record)
         document = KEYED.document(event)
         assert document.title and document.text
         assert event.doc_key == f"{name[:-1]}:{record['id']}"

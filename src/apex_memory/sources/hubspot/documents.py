@@ -1,16 +1,17 @@
-"""HubSpot's words: object types, records as events and documents, and the notices of its webhooks."""
+"""HubSpot's object types, records as events and documents, and the changes that its webhooks name."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event, Priority, micros
+from apex_memory.sources.fields import RecordFields, labelled, remaining_lines
 from apex_memory.sources.payloads import (
     as_mapping,
     as_string,
@@ -23,21 +24,25 @@ from apex_memory.sources.payloads import (
 
 SOURCE = "hubspot"
 PRIORITY = Priority.P2
-MOST = 300  # characters of a name in a ref
+MAX_NAME = 300  # characters of a name in a ref
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """An object type. `modified` is the property that search windows go by; `shown` maps properties to labels."""
+class ObjectType:
+    """A type of CRM objects.
 
-    plural: str  # in paths
-    name: str  # in webhooks and document keys
-    type_id: str  # in webhooks of the newer form
+    `plural` is its name in paths, `name` in webhooks and document keys, `type_id` in webhooks of the newer form. `modified`
+    is the property that search windows go by. `labels` maps the properties that a document begins with to their labels.
+    """
+
+    plural: str
+    name: str
+    type_id: str
     modified: str
-    shown: Mapping[str, str]
+    labels: Mapping[str, str]
 
 
-_COMPANY = Kind(
+_COMPANY = ObjectType(
     "companies",
     "company",
     "0-2",
@@ -60,7 +65,7 @@ _COMPANY = Kind(
         "description": "Description",
     },
 )
-_CONTACT = Kind(
+_CONTACT = ObjectType(
     "contacts",
     "contact",
     "0-1",
@@ -81,7 +86,7 @@ _CONTACT = Kind(
         "associatedcompanyid": "Company id",
     },
 )
-_DEAL = Kind(
+_DEAL = ObjectType(
     "deals",
     "deal",
     "0-3",
@@ -101,40 +106,96 @@ _DEAL = Kind(
         "hs_primary_associated_company": "Company id",
     },
 )
-KINDS: Mapping[str, Kind] = {kind.plural: kind for kind in (_COMPANY, _CONTACT, _DEAL)}
-_BY_NAME = {kind.name: kind for kind in KINDS.values()}
-_BY_TYPE_ID = {kind.type_id: kind for kind in KINDS.values()}
-_OWN = {"createdate", "hs_object_id", "hs_lastmodifieddate", "lastmodifieddate"}
+OBJECT_TYPES: Mapping[str, ObjectType] = {type.plural: type for type in (_COMPANY, _CONTACT, _DEAL)}
+_BY_NAME = {type.name: type for type in OBJECT_TYPES.values()}
+_BY_TYPE_ID = {type.type_id: type for type in OBJECT_TYPES.values()}
+
+_OWN_FIELDS: Mapping[str, str] = {
+    "id": "text metadata",
+    "createdAt": "text",
+    "updatedAt": "version time",
+}
+_LEFT_OUT: Mapping[str, str] = {
+    "archived": "an archived record is deleted here",
+    "archivedAt": "the time of the delete",
+    "properties.createdate": "the record's `createdAt`",
+    "properties.hs_object_id": "the record's `id`",
+    "properties.hs_lastmodifieddate": "the record's `updatedAt`",
+    "properties.lastmodifieddate": "the record's `updatedAt`",
+}
+_OTHER_PLACES: Mapping[str, Mapping[str, str]] = {
+    "company": {
+        "name": "title text assertion",
+        "domain": "text assertion",
+        "phone": "text assertion",
+        "city": "text assertion",
+        "state": "text assertion",
+        "lifecyclestage": "text metadata assertion",
+    },
+    "contact": {
+        "firstname": "title text assertion",
+        "lastname": "title text assertion",
+        "email": "text assertion",
+        "phone": "text assertion",
+        "mobilephone": "text assertion",
+        "jobtitle": "text assertion",
+        "company": "text assertion",
+        "lifecyclestage": "text metadata",
+    },
+    "deal": {
+        "dealname": "title text assertion",
+        "dealstage": "text metadata assertion",
+        "pipeline": "text metadata",
+        "amount": "text metadata assertion",
+        "deal_currency_code": "text metadata",
+        "hubspot_owner_id": "text metadata",
+        "hs_primary_associated_company": "text assertion",
+    },
+}
+"""By document kind: the places of properties that stand in more than the text."""
 
 
-def record_event(kind: Kind, record: object, *, restored: datetime | None = None) -> Event:
-    """A record of any call as an event: the same state, the same event, by whatever way it came.
+def _record_fields(type: ObjectType) -> RecordFields:
+    places = {name: _OTHER_PLACES[type.name].get(name, "text") for name in type.labels}
+    return RecordFields(
+        type.name,
+        shown={**_OWN_FIELDS, **{f"properties.{name}": where for name, where in places.items()}},
+        left_out=_LEFT_OUT,
+    )
 
-    `restored` is when it came back from the recycling bin: that need not change `updatedAt`, and must
-    outdo the delete. `Rejected` if it cannot be read.
+
+FIELDS: Mapping[str, RecordFields] = {
+    type.name: _record_fields(type) for type in OBJECT_TYPES.values()
+}
+
+
+def record_event(type: ObjectType, record: object, *, restored: datetime | None = None) -> Event:
+    """Return the event of a record. Equal states give equal events, whichever call returned the record.
+
+    `restored` is the time at which the record came back from the recycling bin: that need not change `updatedAt`, and
+    must be newer than the delete. Raises `Rejected` if the record cannot be read.
     """
     body = as_mapping(record)
-    key = f"{kind.name}:{object_id(body.get('id'), 'id')}"
+    key = f"{type.name}:{object_id(body.get('id'), 'id')}"
     changed = parse_datetime(
-        body.get("updatedAt") or as_mapping(body.get("properties")).get(kind.modified), "updatedAt"
+        body.get("updatedAt") or as_mapping(body.get("properties")).get(type.modified), "updatedAt"
     )
-    archived = body.get("archived") is True
-    at, mark = changed, ""
-    if archived:
+    if body.get("archived") is True:
         given = body.get("archivedAt")
         at = max(changed, parse_datetime(given, "archivedAt")) if given else changed
-        mark = ":archived"
-    elif restored is not None:
-        at, mark = max(changed, restored), f":restored@{micros(restored)}"
-    return _event(key, f"{key}@{micros(at if archived else changed)}{mark}", at, body)
+        return _event(key, f"{key}@{micros(at)}:archived", at, body)
+    event_id = f"{key}@{micros(changed)}"
+    if restored is None:
+        return _event(key, event_id, changed, body)
+    return _event(key, f"{event_id}:restored@{micros(restored)}", max(changed, restored), body)
 
 
-def gone_event(kind: Kind, id: str, at: datetime) -> Event:
-    """A delete of what HubSpot knows no more, not even in its recycling bin.
+def deletion_event(type: ObjectType, id: str, at: datetime) -> Event:
+    """Return the delete of an object that HubSpot no longer has, not even in its recycling bin.
 
-    At an equal time the record wins (`@` sorts behind `:`): HubSpot may not show yet what was just made.
+    At an equal time the record wins (`@` sorts behind `:`): HubSpot may not yet show an object that was just created.
     """
-    key = f"{kind.name}:{id}"
+    key = f"{type.name}:{id}"
     return _event(key, f"{key}:gone@{micros(at)}", at, {"id": id, "archived": True})
 
 
@@ -150,17 +211,17 @@ def _event(key: str, event_id: str, at: datetime, body: Mapping[str, Any]) -> Ev
     )
 
 
-def modified(kind: Kind, record: object) -> int | None:
-    """The time (ms since 1970) that search sorted this record by; None if it cannot be read."""
+def modified_ms(type: ObjectType, record: object) -> int | None:
+    """Return the time by which search sorted a record, in milliseconds since 1970; None if it cannot be read."""
     body = as_mapping(record)
-    given = as_mapping(body.get("properties")).get(kind.modified) or body.get("updatedAt")
+    given = as_mapping(body.get("properties")).get(type.modified) or body.get("updatedAt")
     with contextlib.suppress(Rejected):
-        return micros(parse_datetime(given, kind.modified)) // 1000
+        return micros(parse_datetime(given, type.modified)) // 1000
     return None
 
 
 def object_id(value: object, place: str) -> str:
-    """HubSpot's ids are numbers, in text or not."""
+    """Return an id as text. HubSpot's ids are numbers, in text or not. Raises `Rejected` for anything else."""
     id = parse_identifier(value, place)
     if not re.fullmatch(r"[0-9]{1,20}", id, re.ASCII):
         raise Rejected(f"{place}: expected a number", remedy=f"correct {place}")
@@ -168,10 +229,10 @@ def object_id(value: object, place: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
-    """One element of a webhook: what happened to which objects. `kind` None: a type that is not held here."""
+class ObjectChange:
+    """One element of a webhook: what happened to which objects. `type` is None for objects that Apex does not hold."""
 
-    kind: Kind | None
+    type: ObjectType | None
     action: str
     ids: tuple[str, ...]
     at: datetime | None
@@ -179,11 +240,15 @@ class Notice:
 
     @property
     def order(self) -> tuple[bool, int]:
-        """HubSpot puts a change before the creation it belongs to: creation first, then by time."""
+        """The order among the changes of a webhook: creations first, then by time.
+
+        HubSpot puts a change before the creation that it belongs to.
+        """
         return self.action != "creation", micros(self.at) if self.at else 0
 
     @classmethod
-    def read(cls, value: object, place: str) -> Notice:
+    def read(cls, value: object, place: str) -> ObjectChange:
+        """Return the change that an element names. Raises `Rejected` with the field that cannot be read."""
         if not isinstance(value, dict):
             raise Rejected(f"{place}: expected an object", remedy=f"correct {place}")
         name, _, action = as_string(value.get("subscriptionType")).partition(".")
@@ -192,13 +257,13 @@ class Notice:
                 f"{place}.subscriptionType: expected a text like contact.creation",
                 remedy=f"correct {place}.subscriptionType",
             )
-        given = [value.get("objectId", value.get("primaryObjectId"))]
-        given += sequence(value.get("mergedObjectIds"))
-        kind = _BY_TYPE_ID.get(as_string(value.get("objectTypeId")))
+        ids = [value.get("objectId", value.get("primaryObjectId"))]
+        ids += sequence(value.get("mergedObjectIds"))
+        by_type_id = _BY_TYPE_ID.get(as_string(value.get("objectTypeId")))
         return cls(
-            kind=kind if name == "object" else _BY_NAME.get(name),
+            type=by_type_id if name == "object" else _BY_NAME.get(name),
             action=action,
-            ids=tuple(dict.fromkeys(object_id(id, f"{place}.objectId") for id in given)),
+            ids=tuple(dict.fromkeys(object_id(id, f"{place}.objectId") for id in ids)),
             at=_from_ms(value.get("occurredAt"), f"{place}.occurredAt"),
             portal=str(value.get("portalId", "")),
         )
@@ -212,137 +277,163 @@ def _from_ms(value: object, place: str) -> datetime | None:
     return parse_datetime(value / 1000, place)
 
 
-def nudge_key(kind: Kind, id: str, *, restored: bool) -> str:
-    return f"{kind.name}:{id}:restored" if restored else f"{kind.name}:{id}"
+def hint_key(type: ObjectType, id: str, *, restored: bool) -> str:
+    """Return the key of the hint to fetch an object."""
+    return f"{type.name}:{id}:restored" if restored else f"{type.name}:{id}"
 
 
-def read_key(key: str) -> tuple[Kind, str, bool] | None:
-    """Kind, id, and whether it was restored; None if the key is none of ours."""
-    match = re.fullmatch(r"(\w+):([0-9]+)(:restored)?", key, re.ASCII)
-    kind = _BY_NAME.get(match[1]) if match else None
-    return (kind, match[2], bool(match[3])) if match and kind else None
+def parse_hint_key(key: str) -> tuple[ObjectType, str] | None:
+    """Return type and id of the object that a hint names; None for a key of another form."""
+    match = re.fullmatch(r"(\w+):([0-9]+)(?::restored)?", key, re.ASCII)
+    type = _BY_NAME.get(match[1]) if match else None
+    return (type, match[2]) if match and type else None
 
 
 def record_document(event: Event) -> Document:
-    """A `company`, `contact` or `deal` as its properties tell it."""
-    name = event.doc_key.partition(":")[0]
-    kind, body = _BY_NAME.get(name), parse_object(event.payload)
-    if kind is None:
-        raise Rejected(f"{name}: no such type of object", remedy="is this a record of HubSpot?")
+    """Return the `company`, `contact` or `deal` of a record. Raises `Rejected` for another type."""
+    name, _, id = event.doc_key.partition(":")
+    type, body = _BY_NAME.get(name), parse_object(event.payload)
+    if type is None:
+        raise Rejected(
+            f"{name}: unknown type of object", remedy="check that this is a record of HubSpot"
+        )
     if body.get("archived") is True:
-        return Document(kind=kind.name, title="", occurred_at=event.occurred_at, deleted=True)
-    told = {name: _one_line(value) for name, value in as_mapping(body.get("properties")).items()}
-    told = {name: value for name, value in told.items() if value}
-    id = event.doc_key.partition(":")[2]
-    title, about, said = _TELLERS[kind.name](id, told)
-    lines = [f"{label}: {told[name]}" for name, label in kind.shown.items() if name in told]
-    lines += [
-        f"{name.removeprefix('hs_').replace('_', ' ').capitalize()}: {value}"
-        for name, value in sorted(told.items())
-        if name not in kind.shown and name not in _OWN
-    ]
+        return Document(kind=type.name, title="", occurred_at=event.occurred_at, deleted=True)
+    properties = _properties(body)
+    summary = _SUMMARIES[type.name](id, properties)
+    created = as_string(body.get("createdAt")) or properties.get("createdate", "")
+    known = {label: properties.get(name, "") for name, label in type.labels.items()}
+    head = labelled({**known, "HubSpot id": id, "Created": created})
+    fields = FIELDS[type.name]
     return Document(
-        kind=kind.name,
-        title=title,
+        kind=type.name,
+        title=summary.title,
         occurred_at=event.occurred_at,
-        text="\n".join(lines) or title,
-        assertions=tuple(dict.fromkeys(said)),
-        metadata=_metadata(id, told),
-        about=about,
+        text="\n".join(
+            [head, *remaining_lines(body, shown=fields.shown, left_out=fields.left_out)]
+        ),
+        assertions=tuple(dict.fromkeys(summary.assertions)),
+        metadata=_metadata(id, properties),
+        about=summary.about,
     )
 
 
-Told = tuple[str, str, list[Assertion]]
+def _properties(body: Mapping[str, Any]) -> dict[str, str]:
+    """Return the properties that have a value, each as one line."""
+    lines = {name: _one_line(value) for name, value in as_mapping(body.get("properties")).items()}
+    return {name: line for name, line in lines.items() if line}
 
 
-def _company(id: str, told: Mapping[str, str]) -> Told:
-    name = (told.get("name") or told.get("domain") or f"Company {id}")[:MOST]
+@dataclass(frozen=True, slots=True)
+class _Summary:
+    """Title, entity and assertions of a record."""
+
+    title: str
+    about: str
+    assertions: list[Assertion]
+
+
+def _company(id: str, properties: Mapping[str, str]) -> _Summary:
+    name = (properties.get("name") or properties.get("domain") or f"Company {id}")[:MAX_NAME]
     ref = f"company:{name}"
-    said = [
+    assertions = [
         Assertion(subject=ref, predicate="name", value=name),
         Assertion(subject=ref, predicate="same_as", object=f"crm_company:{id}"),
-        *_values(ref, told, domain="domain", status="lifecyclestage"),
-        *_objects(ref, told, phone=("phone", "phone")),
-        *(
-            Assertion(subject=ref, predicate="same_as", object=f"{kind}:{told[property][:MOST]}")
-            for property, kind in (("scac", "scac"), ("mc_number", "mc"), ("usdot", "usdot"))
-            if property in told
-        ),
+        *_values(ref, properties, domain="domain", status="lifecyclestage"),
+        *_objects(ref, properties, phone=("phone", "phone")),
     ]
-    if place := " ".join(filter(None, (told.get("city"), told.get("state")))):
-        said.append(Assertion(subject=ref, predicate="in", object=f"location:{place[:MOST]}"))
-    return name, ref, said
+    for property, kind in (("scac", "scac"), ("mc_number", "mc"), ("usdot", "usdot")):
+        if property in properties:
+            code = f"{kind}:{properties[property][:MAX_NAME]}"
+            assertions.append(Assertion(subject=ref, predicate="same_as", object=code))
+    place = " ".join(filter(None, (properties.get("city"), properties.get("state"))))
+    if place:
+        location = f"location:{place[:MAX_NAME]}"
+        assertions.append(Assertion(subject=ref, predicate="in", object=location))
+    return _Summary(name, ref, assertions)
 
 
-def _contact(id: str, told: Mapping[str, str]) -> Told:
-    name = " ".join(filter(None, (told.get("firstname"), told.get("lastname"))))[:MOST]
-    email = told["email"].lower()[:MOST] if "@" in told.get("email", "") else ""
+def _contact(id: str, properties: Mapping[str, str]) -> _Summary:
+    names = (properties.get("firstname"), properties.get("lastname"))
+    name = " ".join(filter(None, names))[:MAX_NAME]
+    email = properties.get("email", "").lower()[:MAX_NAME]
+    if "@" not in email:
+        email = ""
     person = f"person:{name}" if name else ""
     ref = f"email:{email}" if email else person or f"contact:{id}"
-    said = _values(ref, {"name": name, **told}, name="name", title="jobtitle")
+    assertions = _values(ref, {"name": name, **properties}, name="name", title="jobtitle")
     for subject in filter(None, dict.fromkeys((ref, person))):
-        said += _objects(
+        assertions += _objects(
             subject,
-            told,
+            properties,
             works_for=("company", "company"),
             phone=("phone", "phone"),
             mobile=("mobilephone", "phone"),
         )
-        if "company" not in told:
-            said += _objects(subject, told, works_for=("associatedcompanyid", "crm_company"))
+        if "company" not in properties:
+            company_id = ("associatedcompanyid", "crm_company")
+            assertions += _objects(subject, properties, works_for=company_id)
     if email and person:
-        said.append(Assertion(subject=person, predicate="email", object=ref))
-    return name or email or f"Contact {id}", ref, said
+        assertions.append(Assertion(subject=person, predicate="email", object=ref))
+    return _Summary(name or email or f"Contact {id}", ref, assertions)
 
 
-def _deal(id: str, told: Mapping[str, str]) -> Told:
-    name, ref = told.get("dealname") or f"Deal {id}", f"deal:{id}"
-    said = [
+def _deal(id: str, properties: Mapping[str, str]) -> _Summary:
+    name, ref = properties.get("dealname") or f"Deal {id}", f"deal:{id}"
+    company = ("hs_primary_associated_company", "crm_company")
+    assertions = [
         Assertion(subject=ref, predicate="name", value=name),
-        *_values(ref, told, status="dealstage", amount="amount"),
-        *_objects(ref, told, customer=("hs_primary_associated_company", "crm_company")),
+        *_values(ref, properties, status="dealstage", amount="amount"),
+        *_objects(ref, properties, customer=company),
     ]
-    return name, ref, said
+    return _Summary(name, ref, assertions)
 
 
-_TELLERS = {"company": _company, "contact": _contact, "deal": _deal}
+_SUMMARIES: Mapping[str, Callable[[str, Mapping[str, str]], _Summary]] = {
+    "company": _company,
+    "contact": _contact,
+    "deal": _deal,
+}
 
 
-def _values(ref: str, told: Mapping[str, str], **wanted: str) -> list[Assertion]:
+def _values(ref: str, properties: Mapping[str, str], **names: str) -> list[Assertion]:
+    """Return an assertion for each predicate whose property has a value."""
     return [
-        Assertion(subject=ref, predicate=predicate, value=told[property])
-        for predicate, property in wanted.items()
-        if told.get(property)
+        Assertion(subject=ref, predicate=predicate, value=properties[name])
+        for predicate, name in names.items()
+        if properties.get(name)
     ]
 
 
-def _objects(ref: str, told: Mapping[str, str], **wanted: tuple[str, str]) -> list[Assertion]:
-    return [
-        Assertion(subject=ref, predicate=predicate, object=f"{kind}:{told[property][:MOST]}")
-        for predicate, (property, kind) in wanted.items()
-        if told.get(property)
-        # A phone's key is its digits; a text without any names nobody.
-        and (kind != "phone" or re.search(r"\d{5}", re.sub(r"\D", "", told[property])))
-    ]
+def _objects(ref: str, properties: Mapping[str, str], **names: tuple[str, str]) -> list[Assertion]:
+    """Return an assertion for each predicate whose property, the first of the pair, names an entity of the second's type."""
+    assertions: list[Assertion] = []
+    for predicate, (name, kind) in names.items():
+        value = properties.get(name, "")
+        # A phone's key is its digits; a text with fewer than five of them is no number.
+        if value and (kind != "phone" or re.search(r"\d{5}", re.sub(r"\D", "", value))):
+            object = f"{kind}:{value[:MAX_NAME]}"
+            assertions.append(Assertion(subject=ref, predicate=predicate, object=object))
+    return assertions
 
 
-def _metadata(id: str, told: Mapping[str, str]) -> dict[str, Any]:
+def _metadata(id: str, properties: Mapping[str, str]) -> dict[str, Any]:
     amount: float | None = None
     with contextlib.suppress(ValueError):
-        amount = float(told.get("amount", ""))
-    known = {
+        amount = float(properties.get("amount", ""))
+    metadata = {
         "crm_id": id,
-        "stage": told.get("dealstage") or told.get("lifecyclestage"),
-        "pipeline": told.get("pipeline"),
+        "stage": properties.get("dealstage") or properties.get("lifecyclestage"),
+        "pipeline": properties.get("pipeline"),
         "amount": amount if amount is not None and abs(amount) < 1e15 else None,
-        "currency": told.get("deal_currency_code"),
-        "owner_id": told.get("hubspot_owner_id"),
+        "currency": properties.get("deal_currency_code"),
+        "owner_id": properties.get("hubspot_owner_id"),
     }
-    return {name: value for name, value in known.items() if value is not None}
+    return {name: value for name, value in metadata.items() if value is not None}
 
 
 def _one_line(value: object) -> str:
-    # All of HubSpot's values are texts or null; a number is taken all the same.
+    # All of HubSpot's values are texts or null; a number is accepted too.
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     return " ".join(as_string(value).split())

@@ -1,4 +1,4 @@
-"""What `[sources.hubspot]` may hold."""
+"""The settings of the source `hubspot`."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class HubSpotSettings(PulledSettings):
     objects: list[Literal["companies", "contacts", "deals"]] = Field(
         default=["companies", "contacts", "deals"],
         min_length=1,
-        description="Types of objects to hold.",
+        description="Types of objects to keep.",
     )
     properties: list[str] = Field(
         default=[],
-        description="Internal names of further properties to ask for, such as custom ones (`scac`, `mc_number`).",
+        description="Internal names of further properties to fetch, such as custom ones (`scac`, `mc_number`).",
     )
     client_secrets: list[Secret] = Field(
         default=[],
@@ -40,23 +40,25 @@ class HubSpotSettings(PulledSettings):
     )
     legacy_signatures: bool = Field(
         default=False,
-        description="Take webhooks of older apps too, whose signatures (v1, v2) carry no time and so may be replayed.",
+        description="Accept webhooks of older apps too, whose signatures (v1, v2) have no time and so may be replayed.",
     )
     replay_seconds: float = Field(
-        300, gt=0, description="How far the time of a webhook's signature may be from ours."
+        300,
+        gt=0,
+        description="Seconds that the time of a webhook's signature may differ from this machine's clock.",
     )
     portal_id: int = Field(
-        0, ge=0, description="HubSpot account whose webhooks count; 0: any that is signed."
+        0, ge=0, description="HubSpot account whose webhooks are accepted; 0: any that is signed."
     )
     overlap_seconds: float = Field(
         600,
         ge=0,
-        description="How far before the newest change seen a poll begins: HubSpot's search shows changes late.",
+        description="Seconds before the newest change seen at which a poll begins: HubSpot's search shows changes late.",
     )
     archived_seconds: float = Field(
         3600,
         ge=0,
-        description="How often the recycling bin is listed, for deletes of which no webhook told.",
+        description="Seconds between two listings of the recycling bin, for deletes without a webhook.",
     )
     time_zone: str = Field(
         "UTC",
@@ -69,5 +71,5 @@ class HubSpotSettings(PulledSettings):
         try:
             ZoneInfo(value)
         except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError("no such time zone; a name like America/Chicago is meant") from None
+            raise ValueError("unknown time zone: expected a name like America/Chicago") from None
         return value

@@ -1,4 +1,4 @@
-"""CRM: companies, contacts and deals of HubSpot, by search; webhooks say what to fetch at once."""
+"""HubSpot, the CRM: companies, contacts and deals by search; webhooks name what to fetch at once."""
 
 from __future__ import annotations
 
@@ -22,12 +22,20 @@ from apex_memory.sources.base import (
     Sample,
     SourceSettings,
 )
-from apex_memory.sources.hubspot.api import Calls, DailyLimit, Walk, copied, wait_for_reset
+from apex_memory.sources.fields import RecordFields
+from apex_memory.sources.hubspot.api import (
+    DailyLimit,
+    HubSpotApi,
+    HubSpotPull,
+    copied,
+    wait_for_reset,
+)
 from apex_memory.sources.hubspot.documents import (
-    KINDS,
-    Notice,
-    gone_event,
-    nudge_key,
+    FIELDS,
+    OBJECT_TYPES,
+    ObjectChange,
+    deletion_event,
+    hint_key,
     record_document,
 )
 from apex_memory.sources.hubspot.settings import HubSpotSettings
@@ -40,7 +48,7 @@ from apex_memory.sources.payloads import (
 )
 from apex_memory.sources.signatures import check_time, digest, signature_matches
 
-# HubSpot signs its URL with these decoded, and only these.
+# The percent-encoded characters that HubSpot decodes in a URL before it signs it.
 _DECODED = re.compile("%(3A|2F|3F|40|21|24|27|28|29|2A|2C|3B)", re.IGNORECASE)
 
 
@@ -52,14 +60,14 @@ class HubSpot(PulledSource[HubSpotSettings]):
     priority: ClassVar[Priority] = Priority.P2
     pattern: ClassVar[Pattern] = Pattern.POLL
     Settings: ClassVar[type[SourceSettings]] = HubSpotSettings
+    records: ClassVar[Sequence[RecordFields]] = tuple(FIELDS.values())
     poll_seconds: ClassVar[float] = 300
     rate_limit: ClassVar[tuple[float, float]] = (9, 1)  # of 100 in ten seconds
 
     def __init__(self, settings: HubSpotSettings) -> None:
         super().__init__(settings)
-        self._searches = AsyncLimiter(
-            2, 0.5
-        )  # HubSpot allows four or five a second, it is not certain
+        # HubSpot allows four or five searches a second: its documents differ.
+        self._searches = AsyncLimiter(2, 0.5)
 
     @property
     def missing_settings(self) -> str:
@@ -70,50 +78,54 @@ class HubSpot(PulledSource[HubSpotSettings]):
         return ("x-hubspot-signature-v3", "x-hubspot-signature")
 
     def receive(self, request: InboundRequest) -> Received:
-        """A change hint per object; an event only for what needs no fetching: a contact erased for good."""
+        """Return a change hint for each object; an event only for a contact that is erased, which cannot be fetched."""
         self._verify(request)
         body = parse_json(request.body)
         if not isinstance(body, list):
-            raise Rejected("body: expected a JSON array", remedy="is this HubSpot's webhook?")
-        notices, wrong = _notices(body)
-        if wrong and not notices:
-            raise wrong[0][1]
+            raise Rejected(
+                "body: expected a JSON array", remedy="check that the request comes from HubSpot"
+            )
+        changes, malformed = _read_changes(body)
+        if malformed and not changes:
+            raise malformed[0][1]
         events = [
-            malformed_event(self.name, item, why, request.received_at, self.priority)
-            for item, why in wrong
+            malformed_event(self.name, item, reason, request.received_at, self.priority)
+            for item, reason in malformed
         ]
         change_hints: dict[str, ChangeHint] = {}
-        for notice in notices:
-            kind = notice.kind
-            if kind is None or kind.plural not in self.settings.objects or self._foreign(notice):
+        for change in changes:
+            type = change.type
+            if type is None or type.plural not in self.settings.objects:
                 continue
-            for id in notice.ids:
-                if notice.action == "privacyDeletion":
-                    events.append(gone_event(kind, id, notice.at or request.received_at))
+            if self._is_of_another_account(change):
+                continue
+            for id in change.ids:
+                if change.action == "privacyDeletion":
+                    events.append(deletion_event(type, id, change.at or request.received_at))
                     continue
-                key = nudge_key(kind, id, restored=notice.action == "restore")
-                known = change_hints.get(key)
-                times = [at for at in (known and known.at, notice.at) if at]
+                key = hint_key(type, id, restored=change.action == "restore")
+                earlier = change_hints.get(key)
+                times = [at for at in (earlier and earlier.at, change.at) if at]
                 change_hints[key] = ChangeHint(key, max(times, default=None))
         return Received(events, change_hints=list(change_hints.values()))
 
     async def pull(self, context: PullContext) -> AsyncIterator[Page]:
-        """What webhooks named, then what changed since the cursor, then what lies in the recycling bin."""
+        """Yield the objects that webhooks named, then what changed since the cursor, then the recycling bin."""
         position = copied(context.cursor)
         wait_for_reset(position)
-        walk = Walk(
-            Calls(context.link, self.settings, self._searches),
+        pull = HubSpotPull(
+            HubSpotApi(context.link, self.settings, self._searches),
             self.settings,
             position,
             context.window,
         )
         try:
             if context.window is None:
-                async for page in walk.answers(context.change_hints):
+                async for page in pull.hinted(context.change_hints):
                     yield page
-            for step in (walk.changes, walk.archived):
+            for step in (pull.changes, pull.archived):
                 for name in self.settings.objects:
-                    async for page in step(KINDS[name]):
+                    async for page in step(OBJECT_TYPES[name]):
                         yield page
         except DailyLimit as spent:
             position["limit"] = {"until": (now() + timedelta(seconds=spent.after)).isoformat()}
@@ -121,7 +133,7 @@ class HubSpot(PulledSource[HubSpotSettings]):
             raise
 
     def document(self, event: Event) -> Document:
-        """A `company`, a `contact` or a `deal`."""
+        """Return a `company`, a `contact` or a `deal`."""
         return record_document(event)
 
     def samples(self) -> Sequence[Sample]:
@@ -131,7 +143,7 @@ class HubSpot(PulledSource[HubSpotSettings]):
         ]
 
     def sign(self, body: bytes, at: datetime) -> Mapping[str, str]:
-        """Headers of a v3 signature."""
+        """Return the headers of a v3 signature."""
         if not self.settings.client_secrets:
             raise Misconfigured(
                 "sources.hubspot.client_secrets: not set", remedy="set a secret to sign with"
@@ -143,9 +155,9 @@ class HubSpot(PulledSource[HubSpotSettings]):
             "x-hubspot-signature-v3": _v3(self.settings.client_secrets[0], signed).decode(),
         }
 
-    def _foreign(self, notice: Notice) -> bool:
-        ours = self.settings.portal_id
-        return bool(ours) and notice.portal != str(ours)
+    def _is_of_another_account(self, change: ObjectChange) -> bool:
+        portal_id = self.settings.portal_id
+        return bool(portal_id) and change.portal != str(portal_id)
 
     def _verify(self, request: InboundRequest) -> None:
         secrets = self.settings.client_secrets
@@ -168,32 +180,38 @@ class HubSpot(PulledSource[HubSpotSettings]):
         stamp = request.headers.get("x-hubspot-request-timestamp", "")
         if not re.fullmatch(r"[0-9]{1,16}", stamp, re.ASCII):
             raise Unauthorized("X-HubSpot-Request-Timestamp is no number of milliseconds")
-        signed = [_signed(url, request.body, stamp) for url in self._urls()]
-        wanted = [_v3(secret, one) for secret in secrets for one in signed]
-        _check(request, "X-HubSpot-Signature-v3", wanted)
+        expected: list[bytes] = []
+        for url in self._urls():
+            signed = _signed(url, request.body, stamp)
+            expected += [_v3(secret, signed) for secret in secrets]
+        _check(request, "X-HubSpot-Signature-v3", expected)
         check_time(request, int(stamp) * 1000, self.name, self.settings.replay_seconds)
 
     def _verify_legacy(self, request: InboundRequest, secrets: Sequence[SecretStr]) -> None:
-        second = request.headers.get("x-hubspot-signature-version") == "v2"
-        heads = [b"POST" + url.encode() for url in self._urls()] if second else [b""]
-        wanted = [_hashed(secret, head + request.body) for secret in secrets for head in heads]
-        _check(request, "X-HubSpot-Signature", wanted)
+        heads = [b""]
+        if request.headers.get("x-hubspot-signature-version") == "v2":
+            heads = [b"POST" + url.encode() for url in self._urls()]
+        expected: list[bytes] = []
+        for head in heads:
+            expected += [_hashed(secret, head + request.body) for secret in secrets]
+        _check(request, "X-HubSpot-Signature", expected)
 
     def _urls(self) -> list[str]:
-        # Whether the signed URL has its characters decoded is not certain; the secret is needed either way.
+        """Return the forms of the URL that HubSpot may have signed: it is not verified whether it decodes characters."""
         url = self.settings.public_url
         return [url, _decoded(url)]
 
 
-def _notices(body: Sequence[Any]) -> tuple[list[Notice], list[tuple[Any, Rejected]]]:
-    """The readable elements, creation first and then by time, and the others with what is wrong."""
-    notices, wrong = [], []
+def _read_changes(body: Sequence[Any]) -> tuple[list[ObjectChange], list[tuple[Any, Rejected]]]:
+    """Return the readable elements, creations first and then by time, and the others each with its error."""
+    changes: list[ObjectChange] = []
+    malformed: list[tuple[Any, Rejected]] = []
     for n, item in enumerate(body):
         try:
-            notices.append(Notice.read(item, f"body[{n}]"))
+            changes.append(ObjectChange.read(item, f"body[{n}]"))
         except Rejected as error:
-            wrong.append((item, error))
-    return sorted(notices, key=lambda notice: notice.order), wrong
+            malformed.append((item, error))
+    return sorted(changes, key=lambda change: change.order), malformed
 
 
 def _decoded(url: str) -> str:
@@ -212,8 +230,8 @@ def _hashed(secret: SecretStr, signed: bytes) -> bytes:
     return hashlib.sha256(secret.get_secret_value().encode() + signed).hexdigest().encode()
 
 
-def _check(request: InboundRequest, header: str, wanted: Sequence[bytes]) -> None:
-    if not signature_matches(wanted, request.headers[header.lower()]):
+def _check(request: InboundRequest, header: str, expected: Sequence[bytes]) -> None:
+    if not signature_matches(expected, request.headers[header.lower()]):
         raise Unauthorized(
             f"{header} does not fit the body",
             remedy="compare sources.hubspot.client_secrets and sources.hubspot.public_url with the app in HubSpot",

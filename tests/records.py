@@ -11,6 +11,7 @@ from apex_memory.model import Document, Event, Priority
 from apex_memory.sources.base import Source
 from apex_memory.sources.hubspot.documents import OBJECT_TYPES, record_event
 from apex_memory.sources.payloads import canonical
+from apex_memory.sources.quickbooks import records as quickbooks
 from apex_memory.sources.registry import load
 
 AT = datetime(2025, 11, 20, 12, tzinfo=UTC)
@@ -273,4 +274,146 @@ RECORDS |= {
             "hs_forecast_amount": "11000",
         },
     ),
+}
+
+
+QUICKBOOKS_OWN = {
+    "domain": "QBO",
+    "sparse": False,
+    "Id": "501",
+    "SyncToken": "3",
+    "MetaData": {
+        "CreateTime": "2025-10-30T09:00:00-07:00",
+        "LastUpdatedTime": "2025-11-01T07:05:11-07:00",
+    },
+    "CustomField": [
+        {"DefinitionId": "1", "Name": "PO", "Type": "StringType", "StringValue": "PO-7781"},
+        {"DefinitionId": "2", "Name": "Pallets", "Type": "NumberType", "NumberValue": 24},
+        {"DefinitionId": "3", "Name": "Loaded", "Type": "DateType", "DateValue": "2025-10-31"},
+    ],
+    "CustomerMemo": {"value": "Thank you for the freight"},
+    "PrivateNote": "Ask for the POD",
+    "CurrencyRef": {"value": "USD", "name": "United States Dollar"},
+}
+QUICKBOOKS_TRANSACTION = {
+    **QUICKBOOKS_OWN,
+    "DocNumber": "INV-55012",
+    "TxnDate": "2025-11-01",
+    "TotalAmt": 1245.5,
+    "Balance": 845.5,
+    "CustomerRef": {"value": "58", "name": "Sample Retail"},
+    "Line": [
+        {
+            "Id": "1",
+            "LineNum": 1,
+            "Amount": 1300.0,
+            "Description": "Columbus to Atlanta",
+            "DetailType": "SalesItemLineDetail",
+            "SalesItemLineDetail": {
+                "ItemRef": {"value": "7", "name": "Freight"},
+                "Qty": 1,
+                "UnitPrice": 1300.0,
+                "TaxCodeRef": {"value": "NON"},
+            },
+        },
+        {
+            "Amount": 54.5,
+            "DetailType": "DiscountLineDetail",
+            "DiscountLineDetail": {
+                "PercentBased": True,
+                "DiscountPercent": 4.2,
+                "DiscountAccountRef": {"value": "86", "name": "Discounts given"},
+            },
+        },
+    ],
+    "TxnTaxDetail": {
+        "TxnTaxCodeRef": {"value": "5"},
+        "TotalTax": 12.25,
+        "TaxLine": [
+            {
+                "Amount": 12.25,
+                "DetailType": "TaxLineDetail",
+                "TaxLineDetail": {"TaxPercent": 8.1, "TaxRateRef": {"value": "3"}},
+            }
+        ],
+    },
+    "LinkedTxn": [{"TxnId": "77", "TxnType": "Estimate"}],
+    "BillAddr": {"Line1": "9 Placeholder Ave", "City": "Atlanta", "PostalCode": "30303"},
+    "ShipAddr": {"Line1": "1 Dock Road", "City": "Macon"},
+    "BillEmail": {"Address": "ap@retail.example"},
+    "SalesTermRef": {"value": "3", "name": "Net 30"},
+    "TrackingNum": "TRK-91",
+    "EmailStatus": "EmailSent",
+}
+QUICKBOOKS_PARTY = {
+    **QUICKBOOKS_OWN,
+    "DisplayName": "Northwind Trucking",
+    "CompanyName": "Northwind Inc",
+    "PrintOnCheckName": "Northwind Checks",
+    "GivenName": "Lee",
+    "FamilyName": "Okafor",
+    "PrimaryEmailAddr": {"Address": "ap@nw.example"},
+    "PrimaryPhone": {"FreeFormNumber": "(614) 555-0100"},
+    "Mobile": {"FreeFormNumber": "(614) 555-0101"},
+    "AlternatePhone": {"FreeFormNumber": "(614) 555-0102"},
+    "Fax": {"FreeFormNumber": "(614) 555-0103"},
+    "WebAddr": {"URI": "https://nw.example"},
+    "BillAddr": {
+        "Id": "12",
+        "Line1": "100 Example Way",
+        "Line2": "Dock 4",
+        "City": "Columbus",
+        "CountrySubDivisionCode": "OH",
+        "PostalCode": "43215",
+        "Country": "US",
+    },
+    "AcctNum": "A-9",
+    "Balance": 90.5,
+    "Notes": "Pays late",
+    "TaxIdentifier": "XX-7",
+    "Active": True,
+    "TermRef": {"value": "3"},
+}
+
+
+def _quickbooks(entity: str, body: Mapping[str, Any]) -> Record:
+    return Record(
+        SOURCES["quickbooks"],
+        lambda body: quickbooks.record_event("9130", entity, body, AT),
+        body,
+        others={
+            ("SyncToken",): "4",
+            ("MetaData", "LastUpdatedTime"): "2025-11-02T07:05:11-07:00",
+        },
+    )
+
+
+_VENDOR_SIDE = {
+    **{name: value for name, value in QUICKBOOKS_TRANSACTION.items() if name != "CustomerRef"},
+    "VendorRef": {"value": "12", "name": "Northwind Trucking"},
+}
+_PAYMENT = {
+    **{name: value for name, value in QUICKBOOKS_TRANSACTION.items() if name != "DocNumber"},
+    "PaymentRefNum": "ck-1007",
+    "PaymentMethodRef": {"value": "2", "name": "Check"},
+    "UnappliedAmt": 12.5,
+    "DepositToAccountRef": {"value": "35"},
+    "Line": [
+        {
+            "Amount": 1245.5,
+            "Description": "For the freight",
+            "LinkedTxn": [{"TxnId": "501", "TxnType": "Invoice"}],
+            "LineEx": {"any": [{"value": {"Name": "txnOpenBalance", "Value": "1245.50"}}]},
+        }
+    ],
+}
+RECORDS |= {
+    ("quickbooks", "invoice"): _quickbooks(
+        "Invoice", {**QUICKBOOKS_TRANSACTION, "DueDate": "2025-12-01"}
+    ),
+    ("quickbooks", "bill"): _quickbooks("Bill", {**_VENDOR_SIDE, "DueDate": "2025-12-01"}),
+    ("quickbooks", "payment"): _quickbooks("Payment", _PAYMENT),
+    ("quickbooks", "customer"): _quickbooks("Customer", QUICKBOOKS_PARTY),
+    ("quickbooks", "vendor"): _quickbooks("Vendor", QUICKBOOKS_PARTY),
+    ("quickbooks", "every other kind of record"): _quickbooks("PurchaseOrder", _VENDOR_SIDE),
 }

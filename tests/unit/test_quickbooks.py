@@ -514,6 +514,40 @@ def test_parties_and_what_else_is_held() -> None:
     assert (other.kind, other.title) == ("purchase_order", "PurchaseOrder PO-1")
 
 
+def test_a_reference_by_id_alone_leads_to_the_party() -> None:
+    invoice = told("Invoice", **{**INVOICE, "CustomerRef": {"value": "58"}})
+    customer = told("Customer", Id="58", DisplayName="Sample Retail")
+    ref = f"qbo_customer:{REALM}-58"
+    assert ("invoice:INV-55045", "billed_to", ref) in said(invoice)
+    assert ("company:Sample Retail", "same_as", ref) in said(customer)
+    assert "Customer ref: 58" in invoice.text
+    bill = told("Bill", DocNumber="9", VendorRef={"value": "12"})
+    assert (f"bill:{REALM}-501", "vendor", f"qbo_vendor:{REALM}-12") in said(bill)
+
+
+def test_discounts_and_taxes_are_lines() -> None:
+    discount = {
+        "Amount": 54.5,
+        "DetailType": "DiscountLineDetail",
+        "DiscountLineDetail": {"DiscountPercent": 4.2},
+    }
+    tax = {"TotalTax": 12.25, "TaxLine": [{"Amount": 12.25}]}
+    text = told("Invoice", **{**INVOICE, "Line": [discount], "TxnTaxDetail": tax}).text
+    assert "- Discount 54.50" in text and "discount percent: 4.2" in text
+    assert "total tax: 12.25" in text
+
+
+def test_every_phone_of_a_party_is_asserted() -> None:
+    phones = {"PrimaryPhone": "614 555 0100", "Mobile": "614 555 0101", "AlternatePhone": "614 555 0102"}  # fmt: skip
+    bodies = {field: {"FreeFormNumber": number} for field, number in phones.items()}
+    party = told(
+        "Vendor", DisplayName="Northwind", **bodies, Fax={"FreeFormNumber": "614 555 0103"}
+    )
+    asserted = {fact for _, predicate, fact in said(party) if predicate == "phone"}
+    assert asserted == {f"phone:{number}" for number in phones.values()}
+    assert "614 555 0103" in party.text
+
+
 def test_deleted_and_inactive_records_are_deletes() -> None:
     assert told("Customer", DisplayName="A", Active=False).deleted
     gone = {"domain": "QBO", "status": "Deleted", "Id": "498", "MetaData": {"LastUpdatedTime": "2025-11-01T06:59:00-07:00"}}  # fmt: skip

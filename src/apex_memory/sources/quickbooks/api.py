@@ -1,4 +1,4 @@
-"""The calls to one company's books in QuickBooks Online: what is asked, and what its answers and refusals mean."""
+"""Calls to the books of one company in QuickBooks Online, and the meaning of its errors."""
 
 from __future__ import annotations
 
@@ -21,61 +21,68 @@ from apex_memory.sources.payloads import (
     parse_object,
     sequence,
 )
-from apex_memory.sources.quickbooks.records import SOURCE, Key, updated
+from apex_memory.sources.quickbooks.records import SOURCE, Key, updated_seconds
 from apex_memory.sources.quickbooks.settings import QuickBooksSettings
 
 MINOR_VERSION = 75
-CAP = 1000  # objects in an answer of changes; what is beyond is missing without a word
-ROWS, SHARED = 1000, 100  # rows of a query; those that the next page of one second shows again
+MAX_CHANGES = (
+    1000  # records in a response of the change operation, which leaves out any others silently
+)
+MAX_ROWS = 1000  # of a query
+OVERLAP_ROWS = 100  # of the next page within one second, which may have shifted meanwhile
 THROTTLED = ("3001", "003001")
 NOT_FOUND = "610"
 MAY_BE_INACTIVE = ("Customer", "Vendor", "Item", "Account", "Employee", "Class", "Department")
 
-Found = tuple[str, Any]  # entity, record
+FetchedRecord = tuple[str, Any]
+"""An entity's name, and one of its records."""
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """An answer of the change operation: what changed, and QuickBooks' time."""
+    """A response of the change operation: the changed records, and QuickBooks' time."""
 
-    found: Sequence[Found]
+    records: Sequence[FetchedRecord]
     time: datetime
 
     @property
-    def whole(self) -> bool:
-        return len(self.found) < CAP
+    def complete(self) -> bool:
+        return len(self.records) < MAX_CHANGES
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a query stands: at a second since 1970, or at a row among what changed in just that second.
+class QueryPosition:
+    """The position of a listing: a second since 1970, or a row among the records that changed in exactly that second.
 
-    Not at a row among all: a record that changes meanwhile moves to the end, and a row further on is skipped.
+    It is never a row among all records: a record that changes meanwhile moves to the end, and another one would be skipped.
     """
 
     at: int | None = None
     row: int = 1
     within: bool = False
 
-    def after(self, entity: str, records: Sequence[Any]) -> Place | None:
-        """Where it goes on behind these records; None at the end."""
+    def after(self, entity: str, records: Sequence[Any]) -> QueryPosition | None:
+        """Return the position behind these records; None at the end."""
         if self.within and self.at is not None:
-            if len(records) < ROWS:
-                return Place(self.at + 1)
-            return Place(self.at, self.row + ROWS - SHARED, within=True)
-        if len(records) < ROWS:
+            if len(records) < MAX_ROWS:
+                return QueryPosition(self.at + 1)
+            return QueryPosition(self.at, self.row + MAX_ROWS - OVERLAP_ROWS, within=True)
+        if len(records) < MAX_ROWS:
             return None
-        times = [at for record in records if (at := updated(record)) is not None]
+        seconds = (updated_seconds(record) for record in records)
+        times = [second for second in seconds if second is not None]
         if not times:
             raise Rejected(
                 f"{len(records)} {entity} of QuickBooks without a readable LastUpdatedTime",
-                remedy="is sources.quickbooks.base_url QuickBooks' API?",
+                remedy="check that sources.quickbooks.base_url is QuickBooks' API",
             )
         last = max(times)
-        return Place(last) if self.at is None or last > self.at else Place(self.at, within=True)
+        if self.at is None or last > self.at:
+            return QueryPosition(last)
+        return QueryPosition(self.at, within=True)
 
     def query(self, entity: str, until: int | None) -> str:
-        """The query of up to 1,000 records from here on, in order of change."""
+        """Return the query for up to 1,000 records from here on, in order of change."""
         field = "MetaData.LastUpdatedTime"
         conditions = ["Active in (true, false)"] if entity in MAY_BE_INACTIVE else []
         if self.at is not None:
@@ -84,7 +91,7 @@ class Place:
         if end is not None:
             conditions.append(f"{field} < '{_stamp(end)}'")
         where = f" where {' and '.join(conditions)}" if conditions else ""
-        return f"select * from {entity}{where} orderby {field} STARTPOSITION {self.row} MAXRESULTS {ROWS}"
+        return f"select * from {entity}{where} orderby {field} STARTPOSITION {self.row} MAXRESULTS {MAX_ROWS}"
 
 
 def _stamp(seconds: int) -> str:
@@ -92,8 +99,8 @@ def _stamp(seconds: int) -> str:
     return at.isoformat(timespec="seconds")
 
 
-class Calls:
-    """The calls of a pull to one company's books."""
+class QuickBooksApi:
+    """The books of one company, for one pull."""
 
     def __init__(
         self, link: VendorClient, settings: QuickBooksSettings, realm: str, initial: str
@@ -105,38 +112,37 @@ class Calls:
         self._auth: Auth = OAuth(link.tokens, f"{SOURCE}/{realm}", self._renewed)
 
     async def changes(self, entities: Sequence[str], since: datetime) -> Changes:
-        """What changed after `since`, at most 1,000 objects and without any order."""
+        """Return what changed after `since`: at most 1,000 records, without any order."""
         stamp = since.astimezone(UTC).isoformat(timespec="seconds")
         body = await self._get("cdc", {"entities": ",".join(entities), "changedSince": stamp})
-        answers = [one for part in _list(body, "CDCResponse") for one in _list(part, "QueryResponse")]  # fmt: skip
-        found = [
-            (entity, record)
-            for answer in answers
-            for entity in entities
-            for record in sequence(as_mapping(answer).get(entity))
-        ]
-        return Changes(found, parse_datetime(body.get("time"), "time"))
+        records: list[FetchedRecord] = []
+        for part in _list(body, "CDCResponse"):
+            for response in _list(part, "QueryResponse"):
+                for entity in entities:
+                    changed = sequence(as_mapping(response).get(entity))
+                    records += [(entity, record) for record in changed]
+        return Changes(records, parse_datetime(body.get("time"), "time"))
 
     async def query(
-        self, entity: str, place: Place, until: int | None
+        self, entity: str, position: QueryPosition, until: int | None
     ) -> tuple[Sequence[Any], datetime]:
-        """Up to 1,000 records from `place` on, changed before `until` (s), and QuickBooks' time."""
-        body = await self._get("query", {"query": place.query(entity, until)})
+        """Return up to 1,000 records from `position` on, changed before `until` (seconds), and QuickBooks' time."""
+        body = await self._get("query", {"query": position.query(entity, until)})
         if not isinstance(body.get("QueryResponse"), dict):
-            raise _strange("QueryResponse")
+            raise _missing("QueryResponse")
         return sequence(body["QueryResponse"].get(entity)), parse_datetime(body.get("time"), "time")
 
-    async def one(self, key: Key) -> Any | None:
-        """A record; None where there is none (any more)."""
-        body = await self._get(f"{key.entity.lower()}/{key.id}", {}, missing=True)
+    async def record(self, key: Key) -> Any | None:
+        """Return a record; None if it does not exist, or no longer."""
+        body = await self._get(f"{key.entity.lower()}/{key.id}", {}, may_be_missing=True)
         return body.get(key.entity) if body else None
 
     async def _get(
-        self, path: str, params: Mapping[str, str], *, missing: bool = False
+        self, path: str, params: Mapping[str, str], *, may_be_missing: bool = False
     ) -> dict[str, Any]:
-        """The answer; empty for a thing that is not found, if it may be missing."""
+        """Return the body of a response; an empty one for a record that is not found, with `may_be_missing`."""
         base = self._settings.base_url.rstrip("/")
-        answer = await self._link.call(
+        response = await self._link.call(
             "GET",
             f"{base}/v3/company/{self._realm}/{path}",
             auth=self._auth,
@@ -144,29 +150,36 @@ class Calls:
             params={**params, "minorversion": str(MINOR_VERSION)},
             headers={"Accept": "application/json"},
         )
-        if answer.is_success:
-            return parse_object(answer.content)
-        code = _fault(answer)
+        if response.is_success:
+            return parse_object(response.content)
+        code = _fault(response)
         if code in THROTTLED:
             raise RetryLater(
                 "quickbooks: QuickBooks reports too many calls",
-                after=retry_after(answer.headers.get("retry-after")) or 60,
+                after=retry_after(response.headers.get("retry-after")) or 60,
                 remedy="Apex retries it",
             )
-        if missing and code == NOT_FOUND:
+        if may_be_missing and code == NOT_FOUND:
             return {}
-        trace = re.sub(r"[^\w-]", "", answer.headers.get("intuit_tid", ""))[:64]
-        told = f"quickbooks: QuickBooks answers {answer.status_code}, code {code or 'none'}, intuit_tid {trace or 'none'}"
-        if answer.status_code == 403:
-            raise Unauthorized(told, remedy="check what the connected user may do in QuickBooks")
-        raise Rejected(told, remedy="see QuickBooks' documentation of that code")
+        trace = re.sub(r"[^\w-]", "", response.headers.get("intuit_tid", ""))[:64]
+        problem = (
+            f"quickbooks: QuickBooks responds with status {response.status_code}, code {code or 'none'}, "
+            f"intuit_tid {trace or 'none'}"
+        )
+        if response.status_code == 403:
+            raise Unauthorized(
+                problem, remedy="check the rights of the connected user in QuickBooks"
+            )
+        raise Rejected(problem, remedy="see QuickBooks' documentation of that code")
 
     async def _renewed(self, spent: Token | None) -> Token:
-        """Another access token for the newest refresh token; for that of the settings where the newest fails,
-        which is how a company is connected anew."""
-        kept = spent.refresh if spent else ""
-        for refresh in dict.fromkeys(filter(None, (kept, self._initial))):
-            answer = await self._link.call(
+        """Return a new access token for the newest refresh token.
+
+        If QuickBooks refuses that one, the token of the settings is tried: so a company is connected anew.
+        """
+        newest = spent.refresh if spent else ""
+        for refresh in dict.fromkeys(filter(None, (newest, self._initial))):
+            response = await self._link.call(
                 "POST",
                 self._settings.token_url,
                 auth=basic(
@@ -176,11 +189,11 @@ class Calls:
                 data={"grant_type": "refresh_token", "refresh_token": refresh},
                 headers={"Accept": "application/json"},
             )
-            if answer.is_success:
-                return _token(parse_object(answer.content), refresh)
-            if _grant_error(answer) != "invalid_grant":
+            if response.is_success:
+                return _token(parse_object(response.content), refresh)
+            if _grant_error(response) != "invalid_grant":
                 raise Unauthorized(
-                    f"quickbooks: QuickBooks refuses the application ({answer.status_code})",
+                    f"quickbooks: QuickBooks refuses the application ({response.status_code})",
                     remedy="check sources.quickbooks.client_id and sources.quickbooks.client_secret",
                 )
         raise Unauthorized(
@@ -192,40 +205,40 @@ class Calls:
 def _token(body: Mapping[str, Any], spent: str) -> Token:
     access, lasts = as_string(body.get("access_token")), body.get("expires_in")
     if not access:
-        raise _strange("access_token")
+        raise _missing("access_token")
     seconds = lasts if isinstance(lasts, int) and 0 < lasts < 10**7 else 3600
     return Token(
         access, as_string(body.get("refresh_token")) or spent, now() + timedelta(seconds=seconds)
     )
 
 
-def _grant_error(answer: httpx2.Response) -> str:
+def _grant_error(response: httpx2.Response) -> str:
     try:
-        return as_string(parse_object(answer.content).get("error"))
+        return as_string(parse_object(response.content).get("error"))
     except Rejected:
         return ""
 
 
-def _fault(answer: httpx2.Response) -> str:
+def _fault(response: httpx2.Response) -> str:
     """Return the digits of the first error code: of a JSON fault, or of the XML that QuickBooks' gateway sends."""
     try:
-        fault = as_mapping(parse_object(answer.content).get("Fault"))
+        fault = as_mapping(parse_object(response.content).get("Fault"))
     except Rejected:
-        code = re.search(rb'(?:\bcode="|errorCode=)(\d{1,10})\b', answer.content[:10_000])
+        code = re.search(rb'(?:\bcode="|errorCode=)(\d{1,10})\b', response.content[:10_000])
         return code[1].decode() if code else ""
     errors = sequence(fault.get("Error"))
     return re.sub(r"\D", "", str(as_mapping(errors[0]).get("code", "")))[:10] if errors else ""
 
 
 def _list(body: Any, name: str) -> list[Any]:
-    found = as_mapping(body).get(name)
-    if not isinstance(found, list):
-        raise _strange(name)
-    return found
+    value = as_mapping(body).get(name)
+    if not isinstance(value, list):
+        raise _missing(name)
+    return value
 
 
-def _strange(name: str) -> Rejected:
+def _missing(name: str) -> Rejected:
     return Rejected(
-        f"quickbooks: an answer of QuickBooks without {name}",
-        remedy="is sources.quickbooks.base_url QuickBooks' API?",
+        f"quickbooks: a response of QuickBooks without {name}",
+        remedy="check that sources.quickbooks.base_url is QuickBooks' API",
     )

@@ -1,63 +1,161 @@
-"""QuickBooks Online's records as documents."""
+"""Documents of QuickBooks Online's records."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event, slug
+from apex_memory.sources.fields import RecordFields, as_words, labelled, remaining_lines
 from apex_memory.sources.payloads import as_mapping, as_string, parse_object, sequence
-from apex_memory.sources.quickbooks.records import MOST_ID, Key
+from apex_memory.sources.quickbooks.records import MAX_ID, Key
 
-MOST = 300  # characters of a name in a ref
+MAX_NAME = 300  # characters of a name in a ref
 
 _SHIPMENT = re.compile(r"(?<![\w-])SHP[-\s]?(\d{4,12})(?![\w-])", re.IGNORECASE | re.ASCII)
 _PRO = re.compile(r"(?<![\w-])PRO[-\s#:]{0,3}(\d{5,11})(?![\w-])", re.IGNORECASE | re.ASCII)
 
+_RECORD: Mapping[str, str] = {
+    "Id": "text metadata",
+    "MetaData.CreateTime": "text",
+    "MetaData.LastUpdatedTime": "version time",
+    "SyncToken": "version",
+    "CustomField.Name": "text",
+    "CustomField.StringValue": "text",
+    "CustomField.NumberValue": "text",
+    "CustomField.DateValue": "text",
+    "CustomerMemo.value": "text",
+    "PrivateNote": "text",
+}
+_TRANSACTION: Mapping[str, str] = {
+    "DocNumber": "text metadata",
+    "TxnDate": "text metadata",
+    "TotalAmt": "text metadata assertion",
+    "Balance": "text metadata",
+    "CurrencyRef.value": "text metadata",
+    "Line.Amount": "text",
+    "Line.Description": "text",
+}
+_PARTY: Mapping[str, str] = {
+    **_RECORD,
+    "DisplayName": "title text assertion",
+    "CompanyName": "text",
+    "GivenName": "text",
+    "FamilyName": "text",
+    "PrimaryEmailAddr.Address": "text assertion",
+    "PrimaryPhone.FreeFormNumber": "text assertion",
+    "BillAddr.Line1": "text",
+    "BillAddr.City": "text assertion",
+    "BillAddr.CountrySubDivisionCode": "text assertion",
+    "BillAddr.PostalCode": "text",
+    "AcctNum": "text",
+    "Balance": "text metadata",
+    "CurrencyRef.value": "text metadata",
+    "Notes": "text",
+}
+_LEFT_OUT: Mapping[str, str] = {
+    "domain": "`QBO` for all of them",
+    "sparse": "how much of the record a call returned",
+    "status": "a deleted record is deleted here",
+    "Active": "an inactive record is deleted here",
+    "Line.Id": "the line's place",
+    "Line.LineNum": "the line's place",
+}
+_NUMBERED: Mapping[str, str] = {**_RECORD, **_TRANSACTION, "DocNumber": "title text metadata"}
+FIELDS: Mapping[str, RecordFields] = {
+    "Invoice": RecordFields(
+        "invoice",
+        shown={**_NUMBERED, "CustomerRef.name": "text assertion", "DueDate": "text"},
+        left_out=_LEFT_OUT,
+    ),
+    "Bill": RecordFields(
+        "bill",
+        shown={**_NUMBERED, "VendorRef.name": "title text assertion", "DueDate": "text"},
+        left_out=_LEFT_OUT,
+    ),
+    "Payment": RecordFields(
+        "payment",
+        shown={
+            **_RECORD,
+            **{name: where for name, where in _TRANSACTION.items() if name != "DocNumber"},
+            "CustomerRef.name": "title text assertion",
+            "PaymentRefNum": "text",
+            "PaymentMethodRef.name": "text",
+        },
+        left_out=_LEFT_OUT,
+    ),
+    "Customer": RecordFields("customer", shown=_PARTY, left_out=_LEFT_OUT),
+    "Vendor": RecordFields("vendor", shown=_PARTY, left_out=_LEFT_OUT),
+}
+OTHER_FIELDS = RecordFields(
+    "every other kind of record",
+    shown=_NUMBERED,
+    left_out=_LEFT_OUT,
+    note="A record without a DocNumber has its Name, its DisplayName or its id in the title.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Summary:
+    """Title, entity, first lines and assertions of a record."""
+
+    title: str
+    about: str | None
+    lines: dict[str, str]
+    assertions: list[Assertion]
+
 
 def record_document(event: Event) -> Document:
-    """An `invoice`, `payment`, `bill`, `customer`, `vendor`, or any other kind of record by its name."""
+    """Return an `invoice`, `payment`, `bill`, `customer`, `vendor`, or a document of another kind, named after its entity."""
     key, body = Key.parse(event.doc_key), parse_object(event.payload)
     if key is None:
         raise Rejected(
-            f"{event.doc_key}: no record's key", remedy="is this a record of QuickBooks?"
+            f"{event.doc_key}: not the key of a record",
+            remedy="check that this is a record of QuickBooks",
         )
     kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key.entity).lower()
-    # People and companies are not deleted there but made inactive, and may come back.
+    # People and companies are not deleted in QuickBooks but made inactive, and may come back.
     if as_string(body.get("status")).lower() == "deleted" or body.get("Active") is False:
         return Document(kind=kind, title="", occurred_at=event.occurred_at, deleted=True)
-    tell = _TELLERS.get(key.entity, _anything)
-    title, about, lines, said = tell(key, body)
-    rows = [*lines.items(), *_custom(body).items(), *_notes(body).items()]
-    text = "\n".join(f"{label}: {value}" for label, value in rows if value)
+    summary = _SUMMARIES.get(key.entity, _other)(key, body)
+    fields = FIELDS.get(key.entity, OTHER_FIELDS)
+    created = _line(as_mapping(body.get("MetaData")).get("CreateTime"))
+    head = {
+        **summary.lines,
+        **_custom_fields(body),
+        **_notes(body),
+        "QuickBooks id": key.id,
+        "Created": created,
+    }
+    lines = [
+        labelled(head),
+        *remaining_lines(body, shown=fields.shown, left_out=fields.left_out),
+    ]
     items = "\n".join(_items(body))
-    text = "\n\n".join(filter(None, (text, items)))
     return Document(
         kind=kind,
-        title=title,
+        title=summary.title,
         occurred_at=event.occurred_at,
-        text=text or title,
-        assertions=tuple(dict.fromkeys(said)),
+        text="\n\n".join(filter(None, ("\n".join(lines), items))),
+        assertions=tuple(dict.fromkeys(summary.assertions)),
         metadata=_metadata(key, body),
-        about=about,
+        about=summary.about,
     )
 
 
-Told = tuple[str, str | None, dict[str, str], list[Assertion]]
-
-
-def _invoice(key: Key, body: Mapping[str, Any]) -> Told:
+def _invoice(key: Key, body: Mapping[str, Any]) -> _Summary:
     number, customer = _line(body.get("DocNumber")), _name(body.get("CustomerRef"))
     ref = f"invoice:{number}" if number else f"invoice:{key.realm}-{key.id}"
-    said = [
+    assertions = [
         Assertion(subject=ref, predicate="same_as", object=f"qbo_invoice:{key.realm}-{key.id}"),
         Assertion(subject=ref, predicate="status", value=_status(body)),
         *_amounts(ref, body),
-        *_related(ref, "billed_to", "company", customer),
+        *_party_assertion(ref, "billed_to", "Customer", key, body),
         *_billed(ref, body),
-        *_related(ref, "po", "po", _custom(body).get("PO", "")),
+        *_related(ref, "po", "po", _custom_fields(body).get("PO", "")),
     ]
     lines = {
         "Invoice": number or key.id,
@@ -66,21 +164,22 @@ def _invoice(key: Key, body: Mapping[str, Any]) -> Told:
         **_sums(body),
         "Due": _line(body.get("DueDate")),
     }
-    return f"Invoice {number or key.id}", ref, lines, said
+    return _Summary(f"Invoice {number or key.id}", ref, lines, assertions)
 
 
-def _bill(key: Key, body: Mapping[str, Any]) -> Told:
+def _bill(key: Key, body: Mapping[str, Any]) -> _Summary:
     number, vendor = _line(body.get("DocNumber")), _name(body.get("VendorRef"))
     ref = f"bill:{key.realm}-{key.id}"
     billed = _billed(ref, body)
-    pros = dict.fromkeys(f"pro:{match[1]}" for match in _PRO.finditer(_said(body)))
-    said = [
+    pros = dict.fromkeys(f"pro:{match[1]}" for match in _PRO.finditer(_free_text(body)))
+    role = "carrier" if billed or pros else "vendor"
+    assertions = [
         Assertion(subject=ref, predicate="status", value=_status(body)),
         *_amounts(ref, body),
-        *_related(ref, "carrier" if billed or pros else "vendor", "company", vendor),
+        *_party_assertion(ref, role, "Vendor", key, body),
         *billed,
         *(Assertion(subject=ref, predicate="pro", object=pro) for pro in pros),
-        *_related(ref, "po", "po", _custom(body).get("PO", "")),
+        *_related(ref, "po", "po", _custom_fields(body).get("PO", "")),
     ]
     lines = {
         "Bill": number or key.id,
@@ -89,72 +188,89 @@ def _bill(key: Key, body: Mapping[str, Any]) -> Told:
         **_sums(body),
         "Due": _line(body.get("DueDate")),
     }
-    return " from ".join(filter(None, (f"Bill {number or key.id}", vendor))), ref, lines, said
+    title = " from ".join(filter(None, (f"Bill {number or key.id}", vendor)))
+    return _Summary(title, ref, lines, assertions)
 
 
-def _payment(key: Key, body: Mapping[str, Any]) -> Told:
+def _payment(key: Key, body: Mapping[str, Any]) -> _Summary:
     customer, ref = _name(body.get("CustomerRef")), f"payment:{key.realm}-{key.id}"
-    paid = list(dict.fromkeys(_paid(key, body)))
-    said = [
+    paid = list(dict.fromkeys(_paid_invoices(key, body)))
+    assertions = [
         Assertion(subject=ref, predicate="name", value=f"Payment {key.id}"),
         *_amounts(ref, body),
-        *_related(ref, "customer", "company", customer),
-        *(Assertion(subject=ref, predicate="pays", object=object) for object, _ in paid),
+        *_party_assertion(ref, "customer", "Customer", key, body),
+        *(Assertion(subject=ref, predicate="pays", object=invoice) for invoice, _ in paid),
     ]
     lines = {
         "Payment": key.id,
         "Customer": customer,
-        "Pays": ", ".join(label for _, label in paid if label),
+        "Pays": ", ".join(number for _, number in paid if number),
         **_sums(body),
         "Reference": _line(body.get("PaymentRefNum")),
         "Method": _name(body.get("PaymentMethodRef")),
     }
-    return " from ".join(filter(None, (f"Payment {key.id}", customer))), ref, lines, said
+    title = " from ".join(filter(None, (f"Payment {key.id}", customer)))
+    return _Summary(title, ref, lines, assertions)
 
 
-def _party(key: Key, body: Mapping[str, Any]) -> Told:
-    name = (_line(body.get("DisplayName")) or _line(body.get("CompanyName")))[:MOST]
+def _party(key: Key, body: Mapping[str, Any]) -> _Summary:
+    """Return the summary of a customer or a vendor."""
+    name = (_line(body.get("DisplayName")) or _line(body.get("CompanyName")))[:MAX_NAME]
     ref = f"company:{name or key.id}"
-    email = _line(as_mapping(body.get("PrimaryEmailAddr")).get("Address")).lower()[:MOST]
-    phone = _line(as_mapping(body.get("PrimaryPhone")).get("FreeFormNumber"))[:MOST]
-    place = as_mapping(body.get("BillAddr"))
-    town = " ".join(filter(None, map(_line, (place.get("City"), place.get("CountrySubDivisionCode")))))  # fmt: skip
-    said = [
+    email = _line(as_mapping(body.get("PrimaryEmailAddr")).get("Address")).lower()[:MAX_NAME]
+    address = as_mapping(body.get("BillAddr"))
+    city_and_state = (_line(address.get("City")), _line(address.get("CountrySubDivisionCode")))
+    town = " ".join(filter(None, city_and_state))
+    own = f"qbo_{key.entity.lower()}:{key.realm}-{key.id}"
+    assertions = [
         Assertion(subject=ref, predicate="name", value=name or key.id),
-        Assertion(
-            subject=ref,
-            predicate="same_as",
-            object=f"qbo_{key.entity.lower()}:{key.realm}-{key.id}",
-        ),
+        Assertion(subject=ref, predicate="same_as", object=own),
         *_related(ref, "email", "email", email if "@" in email else ""),
-        *_related(ref, "phone", "phone", phone if len(re.sub(r"\D", "", phone)) >= 5 else ""),
-        *_related(ref, "in", "location", town[:MOST]),
+        *_related(ref, "in", "location", town[:MAX_NAME]),
     ]
+    for field in ("PrimaryPhone", "Mobile", "AlternatePhone"):
+        assertions += _related(ref, "phone", "phone", _phone(body.get(field)))
+    contact = (_line(body.get("GivenName")), _line(body.get("FamilyName")))
+    whole_address = (_line(address.get("Line1")), town, _line(address.get("PostalCode")))
+    company = _line(body.get("CompanyName"))
     lines = {
         key.entity: name or key.id,
-        "Company": _line(body.get("CompanyName")) if body.get("CompanyName") != name else "",
-        "Contact": " ".join(filter(None, map(_line, (body.get("GivenName"), body.get("FamilyName"))))),
+        "Company": company if company != name else "",
+        "Contact": " ".join(filter(None, contact)),
         "E-mail": email,
-        "Phone": phone,
-        "Address": ", ".join(filter(None, (_line(place.get("Line1")), town, _line(place.get("PostalCode"))))),
+        "Phone": _line(as_mapping(body.get("PrimaryPhone")).get("FreeFormNumber")),
+        "Address": ", ".join(filter(None, whole_address)),
         "Account": _line(body.get("AcctNum")),
         "Balance": _money(body.get("Balance"), body),
+        "Currency": _currency(body),
         "Notes": _line(body.get("Notes")),
-    }  # fmt: skip
-    return name or f"{key.entity} {key.id}", ref, lines, said
+    }
+    return _Summary(name or f"{key.entity} {key.id}", ref, lines, assertions)
 
 
-def _anything(key: Key, body: Mapping[str, Any]) -> Told:
-    """A kind of record that is told by what most records have."""
-    named = next((text for name in ("DocNumber", "Name", "DisplayName") if (text := _line(body.get(name)))), key.id)  # fmt: skip
-    party = next((text for name in ("CustomerRef", "VendorRef", "EntityRef") if (text := _name(body.get(name)))), "")  # fmt: skip
+def _phone(value: object) -> str:
+    """Return a phone number; empty for a text with fewer than five digits, which is no number."""
+    number = _line(as_mapping(value).get("FreeFormNumber"))[:MAX_NAME]
+    return number if len(re.sub(r"\D", "", number)) >= 5 else ""
+
+
+def _other(key: Key, body: Mapping[str, Any]) -> _Summary:
+    """Return the summary of a record of another kind, by the fields that most kinds have."""
+    names = (_line(body.get(name)) for name in ("DocNumber", "Name", "DisplayName"))
+    named = next(filter(None, names), key.id)
+    roles = ("CustomerRef", "VendorRef", "EntityRef")
+    party = next(filter(None, (_name(body.get(role)) for role in roles)), "")
     ref = f"qbo_{slug(key.entity).replace('-', '_')}:{key.realm}-{key.id}"
     lines = {key.entity: named, "With": party, **_sums(body)}
-    said = [*_amounts(ref, body), *_related(ref, "with", "company", party), *_billed(ref, body)]
-    return f"{key.entity} {named}", ref, lines, said
+    assertions = [
+        *_amounts(ref, body),
+        *_related(ref, "with", "company", party),
+        *_billed(ref, body),
+    ]
+    return _Summary(f"{key.entity} {named}", ref, lines, assertions)
 
 
-_TELLERS: Mapping[str, Callable[[Key, Mapping[str, Any]], Told]] = {
+_SUMMARIES: Mapping[str, Callable[[Key, Mapping[str, Any]], _Summary]] = {
     "Invoice": _invoice,
     "Bill": _bill,
     "Payment": _payment,
@@ -189,43 +305,67 @@ def _related(ref: str, predicate: str, kind: str, name: str) -> list[Assertion]:
     return [Assertion(subject=ref, predicate=predicate, object=f"{kind}:{name}")] if name else []
 
 
+def _party_assertion(
+    ref: str, predicate: str, entity: str, key: Key, body: Mapping[str, Any]
+) -> list[Assertion]:
+    """Return the assertion of a customer or vendor: by name, else by its id, which the party's own record asserts too."""
+    reference = as_mapping(body.get(f"{entity}Ref"))
+    if name := _name(reference):
+        return _related(ref, predicate, "company", name)
+    id = _line(reference.get("value"))[:MAX_ID]
+    object = f"{key.realm}-{id}" if id else ""
+    return _related(ref, predicate, f"qbo_{entity.lower()}", object)
+
+
 def _billed(ref: str, body: Mapping[str, Any]) -> list[Assertion]:
-    """What a bill is for, as its lines, custom fields and notes name it."""
-    shipments = dict.fromkeys(f"shipment:SHP-{m[1]}" for m in _SHIPMENT.finditer(_said(body)))
-    return [Assertion(subject=ref, predicate="bills", object=one) for one in shipments]
+    """Return the shipments that a bill or invoice is for, as its lines, custom fields and notes name them."""
+    numbers = dict.fromkeys(match[1] for match in _SHIPMENT.finditer(_free_text(body)))
+    return [
+        Assertion(subject=ref, predicate="bills", object=f"shipment:SHP-{number}")
+        for number in numbers
+    ]
 
 
-def _said(body: Mapping[str, Any]) -> str:
-    return "\n".join(
-        (_line(body.get("DocNumber")), *_custom(body).values(), *_notes(body).values(), *_items(body))
-    )  # fmt: skip
+def _free_text(body: Mapping[str, Any]) -> str:
+    """Return what people wrote into a record: its number, custom fields, notes and lines."""
+    written = [_line(body.get("DocNumber")), *_custom_fields(body).values()]
+    return "\n".join([*written, *_notes(body).values(), *_items(body)])
 
 
-def _paid(key: Key, body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Refs of the invoices that a payment is for, by number where it is told, else by QuickBooks' own id."""
-    for line in sequence(body.get("Line")):
-        more = sequence(as_mapping(as_mapping(line).get("LineEx")).get("any"))
-        values = [as_mapping(as_mapping(one).get("value")) for one in more]
-        number = next((_line(one.get("Value")) for one in values if one.get("Name") == "txnReferenceNumber"), "")  # fmt: skip
-        for linked in map(as_mapping, sequence(as_mapping(line).get("LinkedTxn"))):
+def _paid_invoices(key: Key, body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield ref and number of the invoices that a payment is for.
+
+    The ref is the number where the payment has it, else QuickBooks' own id; then the number is empty.
+    """
+    for line in map(as_mapping, sequence(body.get("Line"))):
+        number = _reference_number(line)
+        for linked in map(as_mapping, sequence(line.get("LinkedTxn"))):
             if linked.get("TxnType") != "Invoice":
                 continue
             if number:
-                yield f"invoice:{number[:MOST]}", number
+                yield f"invoice:{number[:MAX_NAME]}", number
             elif id := _line(linked.get("TxnId")):
-                yield f"qbo_invoice:{key.realm}-{id[:MOST_ID]}", ""
+                yield f"qbo_invoice:{key.realm}-{id[:MAX_ID]}", ""
 
 
-def _custom(body: Mapping[str, Any]) -> dict[str, str]:
-    fields = map(as_mapping, sequence(body.get("CustomField")))
-    told = {
-        _line(one.get("Name")): next(
-            (text for kind in ("String", "Number", "Date") if (text := _line(one.get(f"{kind}Value")))),
-            "",
-        )
-        for one in fields
-    }  # fmt: skip
-    return {name: value for name, value in told.items() if name and value}
+def _reference_number(line: Mapping[str, Any]) -> str:
+    """Return the number of the invoice that a payment's line is for, which its extension `LineEx` holds."""
+    for entry in sequence(as_mapping(line.get("LineEx")).get("any")):
+        value = as_mapping(as_mapping(entry).get("value"))
+        if value.get("Name") == "txnReferenceNumber":
+            return _line(value.get("Value"))
+    return ""
+
+
+def _custom_fields(body: Mapping[str, Any]) -> dict[str, str]:
+    """Return the custom fields that have name and value."""
+    fields: dict[str, str] = {}
+    for field in map(as_mapping, sequence(body.get("CustomField"))):
+        values = (_line(field.get(f"{type}Value")) for type in ("String", "Number", "Date"))
+        name, value = _line(field.get("Name")), next(filter(None, values), "")
+        if name and value:
+            fields[name] = value
+    return fields
 
 
 def _notes(body: Mapping[str, Any]) -> dict[str, str]:
@@ -236,35 +376,43 @@ def _notes(body: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _items(body: Mapping[str, Any]) -> list[str]:
-    rows = []
+    """Return a row for each line with an amount or a description, named by its item, its account or its type."""
+    rows: list[str] = []
     for line in map(as_mapping, sequence(body.get("Line"))):
-        detail = as_mapping(line.get(as_string(line.get("DetailType"))))
+        type = as_string(line.get("DetailType"))
+        detail = as_mapping(line.get(type))
         item = _name(detail.get("ItemRef")) or _name(detail.get("AccountRef"))
-        what = ": ".join(filter(None, (item, _line(line.get("Description")))))
-        if what:
-            rows.append(" ".join(filter(None, ("-", what, _money(line.get("Amount"), body)))))
+        description = _line(line.get("Description"))
+        amount = _money(line.get("Amount"), body)
+        if not item and not description:
+            item = as_words(type.removesuffix("LineDetail"))
+        label = ": ".join(filter(None, (item, description)))
+        if label or amount:
+            rows.append(" ".join(filter(None, ("-", label, amount))))
     return rows
 
 
 def _metadata(key: Key, body: Mapping[str, Any]) -> dict[str, Any]:
-    known = {
+    metadata = {
         "realm": key.realm,
         "entity": key.entity,
+        "id": key.id,
         "number": _line(body.get("DocNumber")),
         "date": _line(body.get("TxnDate")),
-        "currency": _line(as_mapping(body.get("CurrencyRef")).get("value")),
+        "currency": _currency(body),
         "amount": _number(body.get("TotalAmt")),
         "balance": _number(body.get("Balance")),
         "status": _status(body) if key.entity in ("Invoice", "Bill") else "",
     }
-    return {name: value for name, value in known.items() if value not in ("", None)}
+    return {name: value for name, value in metadata.items() if value not in ("", None)}
 
 
 def _name(reference: object) -> str:
-    return _line(as_mapping(reference).get("name"))[:MOST]
+    return _line(as_mapping(reference).get("name"))[:MAX_NAME]
 
 
 def _line(value: object) -> str:
+    """Return a text or a number as one line, empty for anything else."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     return " ".join(as_string(value).split())
@@ -278,8 +426,10 @@ def _number(value: object) -> float | None:
     return number if number is not None and abs(number) < 1e15 else None
 
 
+def _currency(body: Mapping[str, Any]) -> str:
+    return _line(as_mapping(body.get("CurrencyRef")).get("value"))
+
+
 def _money(value: object, body: Mapping[str, Any]) -> str:
     number = _number(value)
-    if number is None:
-        return ""
-    return f"{number:,.2f} {_line(as_mapping(body.get('CurrencyRef')).get('value'))}".rstrip()
+    return "" if number is None else f"{number:,.2f} {_currency(body)}".rstrip()

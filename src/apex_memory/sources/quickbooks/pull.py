@@ -1,4 +1,4 @@
-"""A pull from QuickBooks Online: what changed since the cursor, the whole of it where that is too old, and change hints."""
+"""A pull from QuickBooks Online: hinted records, and the changes since the cursor, or all records if it is too old."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from apex_memory.errors import Rejected
 from apex_memory.model import Event, micros, now
 from apex_memory.sources.pages import Page, PullContext, TimeRange, unfetchable_event
 from apex_memory.sources.payloads import malformed_event, parse_datetime
-from apex_memory.sources.quickbooks.api import CAP, Calls, Found, Place
+from apex_memory.sources.quickbooks.api import (
+    MAX_CHANGES,
+    FetchedRecord,
+    QueryPosition,
+    QuickBooksApi,
+)
 from apex_memory.sources.quickbooks.records import (
     PRIORITY,
     SOURCE,
@@ -24,11 +29,11 @@ LOOK_BACK = timedelta(days=29)  # changes are kept for 30 days
 CHANGE_HINTS = 20  # fetched between two commits
 
 
-class Walk:
-    """One pull. `position` is the cursor as it grows; a company's part of it holds:
+class QuickBooksPull:
+    """One pull. `position` is the growing cursor, with a part for each company, which holds:
 
-    `time`: QuickBooks' time up to which everything is here, and `at`: ours when it said so;
-    `entity`, `place`, `from`, `began`, `began_at`: where listing everything stands, while it goes on.
+    `time`: QuickBooks' time up to which everything is here, and `at`: this machine's time of that response;
+    `entity`, `place`, `from`, `began`, `began_at`: the position of a listing of all records, until it is complete.
     """
 
     def __init__(self, context: PullContext, settings: QuickBooksSettings) -> None:
@@ -36,16 +41,17 @@ class Walk:
         self._change_hints = context.change_hints
         self._window = context.window
         self._position = {realm: dict(state) for realm, state in context.cursor.items()}
-        self._calls = {
-            realm: Calls(context.link, settings, realm, initial)
+        self._apis = {
+            realm: QuickBooksApi(context.link, settings, realm, initial)
             for realm, initial in settings.companies().items()
         }
 
     async def pages(self) -> AsyncIterator[Page]:
+        """Yield the hinted records, then each company's changes; for a backfill the records of its window."""
         if self._window is None:
             async for page in self._hinted():
                 yield page
-        for realm in self._calls:
+        for realm in self._apis:
             if self._window:
                 async for page in self._history(realm, self._window):
                     yield page
@@ -65,11 +71,11 @@ class Walk:
             for hint in hints:
                 text = hint.key.removesuffix(":deleted")
                 key = Key.parse(text)
-                if key is None or key.realm not in self._calls or key.entity not in self._entities:
+                if key is None or key.realm not in self._apis or key.entity not in self._entities:
                     continue
                 at = hint.at or now()
                 try:
-                    record = await self._calls[key.realm].one(key)
+                    record = await self._apis[key.realm].record(key)
                 except Rejected as error:  # this record alone: the others and the changes go on
                     events.append(unfetchable_event(SOURCE, hint, error, PRIORITY))
                     continue
@@ -80,6 +86,7 @@ class Walk:
             yield Page(events=events, acknowledged=hints)
 
     async def _company(self, realm: str) -> AsyncIterator[Page]:
+        """Yield a company's changes since the cursor, after a listing of all its records if there is none, or an old one."""
         state = self._position.setdefault(realm, {})
         known = parse_datetime(state["time"], "cursor.time") if "time" in state else None
         if "entity" not in state and (
@@ -96,74 +103,79 @@ class Walk:
             yield page
 
     async def _listing(self, realm: str, state: dict[str, Any]) -> AsyncIterator[Page]:
-        """Everything, kind by kind; the changes meanwhile come afterwards."""
+        """Yield all records, entity by entity. The changes made meanwhile come afterwards."""
         first = state["entity"] if state["entity"] in self._entities else self._entities[0]
         entities = self._entities[self._entities.index(first) :]
-        place: Place | None = Place(*state["place"])
+        position: QueryPosition | None = QueryPosition(*state["place"])
         for n, entity in enumerate(entities):
-            while place:
+            while position:
                 began = now()
-                records, time = await self._calls[realm].query(entity, place, None)
-                place = place.after(entity, records)
+                records, time = await self._apis[realm].query(entity, position, None)
+                position = position.after(entity, records)
                 if "began" not in state:
                     state |= {"began": time.isoformat(), "began_at": began.isoformat()}
-                if place:
-                    state["place"] = [place.at, place.row, place.within]
+                if position:
+                    state["place"] = [position.at, position.row, position.within]
                 elif n + 1 < len(entities):
                     state |= {"entity": entities[n + 1], "place": [state["from"], 1, False]}
                 else:
                     done = {"time": state["began"], "at": state["began_at"]}
                     state.clear()
                     state |= done
-                events = self._events(realm, [(entity, one) for one in records], time)
+                events = self._events(realm, [(entity, record) for record in records], time)
                 yield Page(events=events, cursor=self._cursor())
-            place = Place(*state["place"]) if "place" in state else None
+            position = QueryPosition(*state["place"]) if "place" in state else None
 
     async def _changes(self, realm: str, state: dict[str, Any]) -> AsyncIterator[Page]:
-        calls, began = self._calls[realm], now()
+        """Yield the changes since the cursor."""
+        api, began = self._apis[realm], now()
         since = parse_datetime(state["time"], "cursor.time") - self._overlap
-        changes = await calls.changes(self._entities, since)
+        changes = await api.changes(self._entities, since)
         done = {"time": changes.time.isoformat(), "at": began.isoformat()}
-        if not changes.whole:
+        if not changes.complete:
             for entity in self._entities:
                 async for page in self._alone(realm, entity, since):
                     yield page
         state |= done
-        yield Page(events=self._events(realm, changes.found, changes.time), cursor=self._cursor())
+        yield Page(events=self._events(realm, changes.records, changes.time), cursor=self._cursor())
 
     async def _alone(self, realm: str, entity: str, since: datetime) -> AsyncIterator[Page]:
-        """The changes of one kind. Where even they are cut: whole from as early as they come whole, and
-        a query for what was before, which knows no deletes."""
-        calls = self._calls[realm]
-        changes = await calls.changes([entity], since)
-        yield Page(events=self._events(realm, changes.found, changes.time))
-        if changes.whole:
+        """Yield the changes of one entity.
+
+        If even these are incomplete: the changes from the earliest time from which they are complete, and a query for what
+        changed before, which does not return deletes.
+        """
+        api = self._apis[realm]
+        changes = await api.changes([entity], since)
+        yield Page(events=self._events(realm, changes.records, changes.time))
+        if changes.complete:
             return
         low, high = since, changes.time + timedelta(seconds=1)
         while high - low > timedelta(seconds=1):
             middle = low + (high - low) / 2
-            later = await calls.changes([entity], middle)
-            low, high = (low, middle) if later.whole else (middle, high)
-            yield Page(events=self._events(realm, later.found, later.time))
-        place: Place | None = Place(_seconds(since))
-        while place:
-            records, time = await calls.query(entity, place, _seconds(high) + 2)
-            place = place.after(entity, records)
-            yield Page(events=self._events(realm, [(entity, one) for one in records], time))
-        why = f"more than {CAP:,} changed at once"
+            later = await api.changes([entity], middle)
+            low, high = (low, middle) if later.complete else (middle, high)
+            yield Page(events=self._events(realm, later.records, later.time))
+        position: QueryPosition | None = QueryPosition(_seconds(since))
+        while position:
+            records, time = await api.query(entity, position, _seconds(high) + 2)
+            position = position.after(entity, records)
+            yield Page(events=self._events(realm, [(entity, record) for record in records], time))
+        why = f"more than {MAX_CHANGES:,} changed at once"
         yield Page(events=[_gap(realm, entity, since, high, why)])
 
     async def _history(self, realm: str, window: TimeRange) -> AsyncIterator[Page]:
         state = self._position.setdefault(realm, {})
         begin, until = _seconds(window.since), _seconds(window.until)
         for entity in self._entities:
-            place = Place(*state[entity]) if state.get(entity) else Place(begin)
-            more: Place | None = None if entity in state and not state[entity] else place
-            while more:
-                records, time = await self._calls[realm].query(entity, more, until)
-                more = more.after(entity, records)
-                state[entity] = [more.at, more.row, more.within] if more else []
-                events = self._events(realm, [(entity, one) for one in records], time)
+            position: QueryPosition | None = QueryPosition(begin)
+            if entity in state:
+                position = QueryPosition(*state[entity]) if state[entity] else None
+            while position:
+                records, time = await self._apis[realm].query(entity, position, until)
+                position = position.after(entity, records)
+                state[entity] = [position.at, position.row, position.within] if position else []
+                events = self._events(realm, [(entity, record) for record in records], time)
                 yield Page(events=events, cursor=self._cursor())
 
     @property
@@ -177,9 +189,9 @@ class Walk:
     def _cursor(self) -> dict[str, Any]:
         return {realm: dict(state) for realm, state in self._position.items()}
 
-    def _events(self, realm: str, found: Sequence[Found], at: datetime) -> list[Event]:
+    def _events(self, realm: str, records: Sequence[FetchedRecord], at: datetime) -> list[Event]:
         events = []
-        for entity, record in found:
+        for entity, record in records:
             try:
                 events.append(record_event(realm, entity, record, at))
             except Rejected as error:
@@ -188,13 +200,13 @@ class Walk:
 
 
 def _gap(realm: str, entity: str, since: datetime, until: datetime, why: str) -> Event:
-    """Says, as a dead letter, that deletes may have been missed: QuickBooks has no other list of them."""
-    # The minute, so that polls whose time overlaps tell of one gap once.
+    """Return the dead letter of a gap in which deletes may be missing: QuickBooks has no other list of them."""
+    # The minute: polls whose times overlap report one gap once.
     until = until.replace(second=0, microsecond=0) + timedelta(minutes=1)
     record = {"realm": realm, "entity": entity, "until": until.isoformat()}
     reason = Rejected(
         f"deletes in QuickBooks between {since:%Y-%m-%d %H:%M} and {until:%Y-%m-%d %H:%M} UTC may be missing here ({why})",
-        remedy="look for them in the company's audit log, delete them here (`DELETE /v1/documents/ID`), then discard this",
+        remedy="find them in the company's audit log, delete them here (`DELETE /v1/documents/ID`), then discard this dead letter",
     )
     return malformed_event(SOURCE, record, reason, until, PRIORITY)
 

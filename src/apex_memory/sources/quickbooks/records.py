@@ -1,4 +1,4 @@
-"""QuickBooks Online's words: records as events, and the notices of its two webhook envelopes."""
+"""QuickBooks Online's records as events, and the changes that its two webhook envelopes name."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from apex_memory.sources.payloads import (
 
 SOURCE = "quickbooks"
 PRIORITY = Priority.P2
-MOST_ID = 100
-_LAST = 999_999  # a delete is the last thing that happens in its second
+MAX_ID = 100  # characters of an id
+_LAST = 999_999  # rank of a delete, which is the last change of its second
 
 _CLOUD = re.compile(r"qbo\.([a-z]{1,40})\.([a-z]{1,40})\.v\d{1,3}", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Names a thing: ids repeat across types and companies."""
+    """The identity of a record: ids repeat across entities and companies (realms)."""
 
     realm: str
     entity: str
@@ -40,19 +40,21 @@ class Key:
 
     @classmethod
     def parse(cls, text: str) -> Key | None:
+        """Return the key of a text `realm:entity:id`, None for another form."""
         parts = text.split(":", 2)
         return cls(*parts) if len(parts) == 3 and all(parts) else None
 
 
-def record_event(realm: str, entity: str, record: object, asked_at: datetime) -> Event:
-    """A record of any call as an event: the same state, the same event. `asked_at` stands in for a missing time.
+def record_event(realm: str, entity: str, record: object, fetched_at: datetime) -> Event:
+    """Return the event of a record. Equal states give equal events, whichever call returned the record.
 
-    Times are whole seconds, so the sync token orders what happens within one. `Rejected` without an id.
+    `fetched_at` replaces a missing time. Times are whole seconds, so the sync token orders the changes within one.
+    Raises `Rejected` for a record without an id.
     """
     body = as_mapping(record)
     key = Key(realm, entity, short_id(body.get("Id"), f"{entity}.Id"))
     given = as_mapping(body.get("MetaData")).get("LastUpdatedTime")
-    at = parse_datetime(given, f"{entity}.MetaData.LastUpdatedTime") if given else asked_at
+    at = parse_datetime(given, f"{entity}.MetaData.LastUpdatedTime") if given else fetched_at
     if as_string(body.get("status")).lower() == "deleted":
         return deleted_event(key, at, body)
     token = _token(body.get("SyncToken"))
@@ -61,9 +63,9 @@ def record_event(realm: str, entity: str, record: object, asked_at: datetime) ->
 
 
 def deleted_event(key: Key, at: datetime, body: Mapping[str, Any] | None = None) -> Event:
-    """A delete as of `at`."""
-    told = body or {"domain": "QBO", "status": "Deleted", "Id": key.id}
-    return _event(key, f"deleted@{_seconds(at)}", at, _LAST, told)
+    """Return the delete of a record at a time."""
+    payload = body or {"domain": "QBO", "status": "Deleted", "Id": key.id}
+    return _event(key, f"deleted@{_seconds(at)}", at, _LAST, payload)
 
 
 def _event(key: Key, mark: str, at: datetime, rank: int, body: Mapping[str, Any]) -> Event:
@@ -78,8 +80,8 @@ def _event(key: Key, mark: str, at: datetime, rank: int, body: Mapping[str, Any]
     )
 
 
-def updated(record: object) -> int | None:
-    """When the record was last changed, in seconds since 1970; None if it cannot be read."""
+def updated_seconds(record: object) -> int | None:
+    """Return the time of a record's last change, in seconds since 1970; None if it cannot be read."""
     given = as_mapping(as_mapping(record).get("MetaData")).get("LastUpdatedTime")
     try:
         return _seconds(parse_datetime(given, "LastUpdatedTime"))
@@ -97,15 +99,16 @@ def _token(value: object) -> int:
 
 
 def short_id(value: object, place: str) -> str:
+    """Return an id as text. Raises `Rejected` when it is missing or too long."""
     id = parse_identifier(value, place)
-    if len(id) > MOST_ID:
-        raise Rejected(f"{place}: longer than {MOST_ID} characters", remedy=f"correct {place}")
+    if len(id) > MAX_ID:
+        raise Rejected(f"{place}: longer than {MAX_ID} characters", remedy=f"correct {place}")
     return id
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
-    """One change that a webhook names. `operation` in lower case; `merged` is the id that a merge took away."""
+class RecordChange:
+    """One change that a webhook names. `operation` is in lower case; `merged` is the id of the record that a merge removed."""
 
     key: Key
     operation: str
@@ -113,12 +116,12 @@ class Notice:
     merged: str | None = None
 
 
-def read_notices(
+def read_changes(
     body: Any, entities: Sequence[str]
-) -> tuple[list[Notice], list[tuple[Any, Rejected]]]:
-    """Notices of either envelope about `entities`, and the elements that cannot be read with the reason.
+) -> tuple[list[RecordChange], list[tuple[Any, Rejected]]]:
+    """Return the changes of these entities, and the elements that cannot be read, each with its error.
 
-    An object is the older envelope, an array holds CloudEvents.
+    An object is the older envelope, an array holds CloudEvents. Raises `Rejected` for anything else.
     """
     if isinstance(body, dict) and isinstance(body.get("eventNotifications"), list):
         items, read = list(_legacy_items(body["eventNotifications"])), _legacy
@@ -127,41 +130,43 @@ def read_notices(
     else:
         raise Rejected(
             "body: expected eventNotifications, or an array of CloudEvents",
-            remedy="is this QuickBooks' webhook?",
+            remedy="check that the request comes from QuickBooks",
         )
-    notices, wrong = [], []
+    changes: list[RecordChange] = []
+    malformed: list[tuple[Any, Rejected]] = []
     names = {entity.lower(): entity for entity in entities}
     for place, item in items:
         try:
-            if notice := read(item, place, names):
-                notices.append(notice)
+            if change := read(item, place, names):
+                changes.append(change)
         except Rejected as error:
-            wrong.append((item, error))
-    return notices, wrong
+            malformed.append((item, error))
+    return changes, malformed
 
 
 def _legacy_items(notifications: Sequence[Any]) -> Iterator[tuple[str, Any]]:
-    for n, one in enumerate(notifications):
+    """Yield place and content of each changed entity; a notification without entities as it came."""
+    for n, notification in enumerate(notifications):
         place = f"eventNotifications[{n}]"
-        entities = as_mapping(as_mapping(one).get("dataChangeEvent")).get("entities")
+        entities = as_mapping(as_mapping(notification).get("dataChangeEvent")).get("entities")
         if not isinstance(entities, list):
-            yield place, one
+            yield place, notification
             continue
         for m, entity in enumerate(entities):
             yield (
                 f"{place}.dataChangeEvent.entities[{m}]",
-                {"realmId": one.get("realmId"), "entity": entity},
+                {"realmId": notification.get("realmId"), "entity": entity},
             )
 
 
-def _legacy(item: Any, place: str, names: Mapping[str, str]) -> Notice | None:
+def _legacy(item: Any, place: str, names: Mapping[str, str]) -> RecordChange | None:
     entity = as_mapping(as_mapping(item).get("entity"))
     if not entity:
         raise Rejected(f"{place}: expected a changed entity", remedy=f"correct {place}")
     name = names.get(as_string(entity.get("name")).lower())
     if name is None:
         return None
-    return _notice(
+    return _change(
         Key(
             _realm(item["realmId"], f"{place}.realmId"),
             name,
@@ -174,9 +179,9 @@ def _legacy(item: Any, place: str, names: Mapping[str, str]) -> Notice | None:
     )
 
 
-def _cloud(item: Any, place: str, names: Mapping[str, str]) -> Notice | None:
-    told = as_mapping(item)
-    type = _CLOUD.fullmatch(as_string(told.get("type")))
+def _cloud(item: Any, place: str, names: Mapping[str, str]) -> RecordChange | None:
+    event = as_mapping(item)
+    type = _CLOUD.fullmatch(as_string(event.get("type")))
     if type is None:
         raise Rejected(
             f"{place}.type: expected a text like qbo.invoice.updated.v1",
@@ -185,15 +190,15 @@ def _cloud(item: Any, place: str, names: Mapping[str, str]) -> Notice | None:
     name = names.get(type[1].lower())
     if name is None:
         return None
-    data = {key.lower(): value for key, value in as_mapping(told.get("data")).items()}
-    return _notice(
+    data = {key.lower(): value for key, value in as_mapping(event.get("data")).items()}
+    return _change(
         Key(
-            _realm(told.get("intuitaccountid"), f"{place}.intuitaccountid"),
+            _realm(event.get("intuitaccountid"), f"{place}.intuitaccountid"),
             name,
-            short_id(told.get("intuitentityid"), f"{place}.intuitentityid"),
+            short_id(event.get("intuitentityid"), f"{place}.intuitentityid"),
         ),
         type[2],
-        told.get("time"),
+        event.get("time"),
         data.get("deletedid"),
         place,
     )
@@ -202,9 +207,9 @@ def _cloud(item: Any, place: str, names: Mapping[str, str]) -> Notice | None:
 _PAST = {"deleted": "delete", "merged": "merge"}
 
 
-def _notice(key: Key, operation: str, at: object, merged: object, place: str) -> Notice:
+def _change(key: Key, operation: str, at: object, merged: object, place: str) -> RecordChange:
     operation = operation.lower()
-    return Notice(
+    return RecordChange(
         key,
         _PAST.get(operation, operation),
         parse_datetime(at, f"{place}.time") if at is not None else None,

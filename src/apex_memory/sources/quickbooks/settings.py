@@ -1,4 +1,4 @@
-"""What `[sources.quickbooks]` may hold."""
+"""The settings of the source `quickbooks`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class QuickBooksSettings(PulledSettings):
     )
     refresh_tokens: list[Secret] = Field(
         default=[],
-        description="A refresh token a company, in the order of `realm_ids`, as the application got it when the company was connected. Later ones are kept in PostgreSQL.",
+        description="A refresh token for each company, in the order of `realm_ids`, as the application got it when the company was connected. Newer ones are stored in PostgreSQL.",
     )
     verifier_tokens: list[Secret] = Field(
         default=[],
@@ -32,12 +32,12 @@ class QuickBooksSettings(PulledSettings):
     entities: list[Annotated[str, Field(pattern=r"^[A-Z][A-Za-z]{1,39}$")]] = Field(
         default=["Invoice", "Payment", "Bill", "Customer", "Vendor"],
         min_length=1,
-        description="Kinds of records to hold, as QuickBooks' API spells them.",
+        description="Kinds of records to keep, as QuickBooks' API spells them.",
     )
     overlap_seconds: float = Field(
         600,
         ge=0,
-        description="How far before the last answer's time the next changes are asked for.",
+        description="Seconds before the time of the last response from which the next changes are fetched.",
     )
     base_url: str = Field(
         "https://quickbooks.api.intuit.com",
@@ -47,10 +47,10 @@ class QuickBooksSettings(PulledSettings):
     token_url: str = Field(
         "https://oauth.platform.intuit.com/oauth2/v1/tokens/bearer",
         pattern=r"^https?://[^/]+(/.*)?$",
-        description="Where Intuit gives out tokens.",
+        description="Intuit's address for tokens.",
     )
 
     def companies(self) -> dict[str, str]:
-        """The first refresh token by realm."""
+        """Return each company's refresh token of the settings by realm."""
         tokens = [token.get_secret_value() for token in self.refresh_tokens]
         return dict(zip(self.realm_ids, tokens, strict=False))

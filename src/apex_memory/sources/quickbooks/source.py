@@ -1,4 +1,4 @@
-"""Books: invoices, payments, bills, customers and vendors of QuickBooks Online, by its change operation and webhooks."""
+"""QuickBooks Online: invoices, payments, bills, customers and vendors, by its change operation and webhooks."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from apex_memory.sources.base import (
     Sample,
     SourceSettings,
 )
+from apex_memory.sources.fields import RecordFields
 from apex_memory.sources.pages import ChangeHint, Page, PullContext
 from apex_memory.sources.payloads import canonical, malformed_event, parse_json, sample
-from apex_memory.sources.quickbooks.documents import record_document
-from apex_memory.sources.quickbooks.pull import Walk
-from apex_memory.sources.quickbooks.records import Key, deleted_event, read_notices
+from apex_memory.sources.quickbooks.documents import FIELDS, OTHER_FIELDS, record_document
+from apex_memory.sources.quickbooks.pull import QuickBooksPull
+from apex_memory.sources.quickbooks.records import Key, deleted_event, read_changes
 from apex_memory.sources.quickbooks.settings import QuickBooksSettings
 from apex_memory.sources.signatures import digest, signature_matches
 
@@ -36,52 +37,55 @@ class QuickBooks(PulledSource[QuickBooksSettings]):
     priority: ClassVar[Priority] = Priority.P2
     pattern: ClassVar[Pattern] = Pattern.POLL
     Settings: ClassVar[type[SourceSettings]] = QuickBooksSettings
+    records: ClassVar[Sequence[RecordFields]] = (*FIELDS.values(), OTHER_FIELDS)
     poll_seconds: ClassVar[float] = 300
     rate_limit: ClassVar[tuple[float, float]] = (100, 20)  # at most 400 in any minute, of 500
 
     @property
     def missing_settings(self) -> str:
-        held = self.settings
-        if not held.client_id or not held.client_secret.get_secret_value():
-            return "client_secret" if held.client_id else "client_id"
-        if not held.realm_ids:
+        settings = self.settings
+        if not settings.client_id:
+            return "client_id"
+        if not settings.client_secret.get_secret_value():
+            return "client_secret"
+        if not settings.realm_ids:
             return "realm_ids"
-        return "" if len(held.refresh_tokens) >= len(held.realm_ids) else "refresh_tokens"
+        return "" if len(settings.refresh_tokens) >= len(settings.realm_ids) else "refresh_tokens"
 
     @property
     def signature_headers(self) -> Sequence[str]:
         return ("intuit-signature",)
 
     def receive(self, request: InboundRequest) -> Received:
-        """A change hint per record; an event only for what a merge took away, of which nothing can be fetched."""
+        """Return a change hint for each record; an event only for one that a merge removed, which cannot be fetched."""
         self._verify(request)
-        notices, wrong = read_notices(parse_json(request.body), self.settings.entities)
-        if wrong and not notices:
-            raise wrong[0][1]
+        changes, malformed = read_changes(parse_json(request.body), self.settings.entities)
+        if malformed and not changes:
+            raise malformed[0][1]
         events = [
-            malformed_event(self.name, item, why, request.received_at, self.priority)
-            for item, why in wrong
+            malformed_event(self.name, item, reason, request.received_at, self.priority)
+            for item, reason in malformed
         ]
         change_hints: dict[str, ChangeHint] = {}
-        for notice in notices:
-            if self.settings.realm_ids and notice.key.realm not in self.settings.realm_ids:
+        for change in changes:
+            if self.settings.realm_ids and change.key.realm not in self.settings.realm_ids:
                 continue
-            if notice.merged:
-                lost = Key(notice.key.realm, notice.key.entity, notice.merged)
-                events.append(deleted_event(lost, notice.at or request.received_at))
-            key = f"{notice.key}:deleted" if notice.operation == "delete" else str(notice.key)
-            known = change_hints.get(key)
-            times = [at for at in (known and known.at, notice.at) if at]
+            if change.merged:
+                merged = Key(change.key.realm, change.key.entity, change.merged)
+                events.append(deleted_event(merged, change.at or request.received_at))
+            key = f"{change.key}:deleted" if change.operation == "delete" else str(change.key)
+            earlier = change_hints.get(key)
+            times = [at for at in (earlier and earlier.at, change.at) if at]
             change_hints[key] = ChangeHint(key, max(times, default=None))
         return Received(events, change_hints=list(change_hints.values()))
 
     async def pull(self, context: PullContext) -> AsyncIterator[Page]:
-        """What webhooks named, then each company's changes since the cursor; or what a window holds."""
-        async for page in Walk(context, self.settings).pages():
+        """Yield the records that webhooks named, then each company's changes since the cursor; or the records of a window."""
+        async for page in QuickBooksPull(context, self.settings).pages():
             yield page
 
     def document(self, event: Event) -> Document:
-        """An `invoice`, `payment`, `bill`, `customer`, `vendor`, or what else is held."""
+        """Return an `invoice`, `payment`, `bill`, `customer`, `vendor`, or a document of another kind."""
         return record_document(event)
 
     def samples(self) -> Sequence[Sample]:
@@ -91,7 +95,7 @@ class QuickBooks(PulledSource[QuickBooksSettings]):
         ]
 
     def sign(self, body: bytes, at: datetime) -> Mapping[str, str]:
-        """The header of a webhook. It carries no time."""
+        """Return the header of a webhook. It has no time."""
         if not self.settings.verifier_tokens:
             raise Misconfigured(
                 "sources.quickbooks.verifier_tokens: not set", remedy="set a token to sign with"
@@ -105,8 +109,8 @@ class QuickBooks(PulledSource[QuickBooksSettings]):
                 "no token to check this QuickBooks webhook with",
                 remedy="set sources.quickbooks.verifier_tokens to the verifier token shown in the Intuit application",
             )
-        wanted = [_signature(token, request.body) for token in tokens]
-        if not signature_matches(wanted, request.headers.get("intuit-signature", "")):
+        expected = [_signature(token, request.body) for token in tokens]
+        if not signature_matches(expected, request.headers.get("intuit-signature", "")):
             raise Unauthorized(
                 "intuit-signature does not fit the body",
                 remedy="compare sources.quickbooks.verifier_tokens with the verifier token in the Intuit application",

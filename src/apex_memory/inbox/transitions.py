@@ -1,5 +1,16 @@
 """The state machine of an event: every change of state, and nothing else.
 
+The rule that it serves: what a source was answered 2xx ends as a live version, as a superseded version whose
+text is kept, or as a dead letter that is listed with its reason; and nothing can hold a source for ever.
+
+- A live version is `done`, and its document points at its stage. A superseded version is `superseded`, or `done`
+  with a newer version live; its manifest keeps its text. A dead letter is `dead`, with a row in `dead_letters`
+  that is written in the same transaction.
+- Nothing holds a source for ever, because every open event has a deadline (`next_at`), every attempt is counted
+  (`attempts`, `starts`, `parks`), and each count has a limit at which the event becomes a dead letter.
+
+`tests/faults/test_every_end.py` searches for inputs that break the rule.
+
 ```
             land
              │

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -172,6 +173,9 @@ FIELDS: Mapping[str, RecordFields] = {
 def record_event(type: ObjectType, record: object, *, restored: datetime | None = None) -> Event:
     """Return the event of a record. Equal states give equal events, whichever call returned the record.
 
+    The id holds a digest of the properties: calculated ones change, and several changes fall into a millisecond,
+    without another `updatedAt`. Of two such states the digest decides which is live; the other is kept as superseded.
+
     `restored` is the time at which the record came back from the recycling bin: that need not change `updatedAt`, and
     must be newer than the delete. Raises `Rejected` if the record cannot be read.
     """
@@ -180,14 +184,17 @@ def record_event(type: ObjectType, record: object, *, restored: datetime | None 
     changed = parse_datetime(
         body.get("updatedAt") or as_mapping(body.get("properties")).get(type.modified), "updatedAt"
     )
+    # The mark stands before the digest, so that an archived record is newer than the same record before.
+    digest = hashlib.sha256(canonical(as_mapping(body.get("properties")))).hexdigest()[:16]
     if body.get("archived") is True:
         given = body.get("archivedAt")
         at = max(changed, parse_datetime(given, "archivedAt")) if given else changed
-        return _event(key, f"{key}@{micros(at)}:archived", at, body)
+        return _event(key, f"{key}@{micros(at)}:archived#{digest}", at, body)
     event_id = f"{key}@{micros(changed)}"
     if restored is None:
-        return _event(key, event_id, changed, body)
-    return _event(key, f"{event_id}:restored@{micros(restored)}", max(changed, restored), body)
+        return _event(key, f"{event_id}#{digest}", changed, body)
+    mark = f"restored@{micros(restored)}"
+    return _event(key, f"{event_id}:{mark}#{digest}", max(changed, restored), body)
 
 
 def deletion_event(type: ObjectType, id: str, at: datetime) -> Event:

@@ -248,6 +248,9 @@ def test_f21_offsets_are_those_of_the_original(text: str) -> None:
          {"pro:323456789", "po:4500888", "load:778900"}),
         ("| PRO # | Purchase Order | Shipment ID |\n|:---|---|---:|\n| 323456789 | 4500999 | AX-2211 |\n| 323456790 | | |",
          {"pro:323456789", "pro:323456790", "po:4500999", "shipment:AX-2211"}),
+        # Columns as wide as their longest cell, as the office reader writes them.
+        ("| PRO       | 323456789 |\n| --------- | --------- |\n| PO Number | 4500888   |\n| Load #    | 778900    |",
+         {"pro:323456789", "po:4500888", "load:778900"}),
         ("| Item | Weight |\n|---|---|\n| 323456789 | 4500999 |", set()),
         ("2 * 3 * 4 and snake_case_100045", set()),
     ],

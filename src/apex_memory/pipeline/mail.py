@@ -23,6 +23,7 @@ _HTML = re.compile(r"\s{0,100}<(?:!doctype html|html|head|body)\b", re.IGNORECAS
 _REPETITIONS = frozenset(
     {"text/x-amp-html", "text/watch-html", "text/enriched", "text/richtext", "text/rtf"}
 )
+_WORDS_OF_STUBS = frozenset({"html", "browser"})
 _ADDRESS_OF_PAGE = re.compile(r"https?://\S+|www\.\S+", re.IGNORECASE)
 _WORD = re.compile(r"\w+")
 
@@ -175,23 +176,25 @@ def _choose(contents: Sequence[_Content]) -> _Content:
 
 
 def _is_stub(plain: Sequence[Body], html: Sequence[Body]) -> bool:
-    """Return whether the plain text lacks much of the HTML's words, or numbers of it without having others instead.
-
-    An HTML part with few words and no number (`View in browser`) beside a long text is the stub itself.
-    """
+    """Return whether the plain text lacks much of the HTML's words, or numbers of it without having others instead."""
     plain_words = _words(body.text for body in plain)
     html_words = _words(
         plain_text(body.text[: 10 * _MAX_COMPARED]) if body.is_html else body.text for body in html
     )
     missing = html_words - plain_words
-    if not missing:
-        return False
     missing_numbers = _numbers(missing)
-    if not missing_numbers and len(html_words) < max(4, len(plain_words) / 8):
+    if not missing or (not missing_numbers and _is_bare(html_words, plain_words)):
         return False
     if len(missing) > 0.3 * len(html_words):
         return True
     return bool(missing_numbers) and not _numbers(plain_words - html_words)
+
+
+def _is_bare(html_words: set[str], plain_words: set[str]) -> bool:
+    """Return whether the HTML has few words (`View in browser`), beside a plain text that does not speak of HTML."""
+    if plain_words & _WORDS_OF_STUBS:
+        return False
+    return len(html_words) < 3 or len(html_words) * 2 < len(plain_words)
 
 
 def _words(texts: Iterator[str]) -> set[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from apex_memory.app import App
-from apex_memory.pipeline import Embedder, QueryEntities, extract_query, open_embedder
+from apex_memory.pipeline import Embedder, QueryEntities, canonical, extract_query, open_embedder
 from apex_memory.search import Hit, Search, Weights
 from bench.memory.world import NOW, TYPES, Question, events, questions
 from bench.rows import Row, at_least, stated
@@ -105,6 +105,7 @@ def search_of(app: App, embedder: Any, read: Callable[[str], QueryEntities]) -> 
         embed_query=embedder.query,
         embedder_id=embedder.id,
         extract_query=read,
+        canonical_ref=canonical,
         clock=lambda: NOW,
     )
 

@@ -16,7 +16,14 @@ from apex_memory.errors import Misconfigured
 from apex_memory.fetching.backfills import Backfills
 from apex_memory.fetching.fetcher import Fetcher
 from apex_memory.inbox import Inbox
-from apex_memory.pipeline import Embedder, Pipeline, ReaderLimits, extract_query, open_embedder
+from apex_memory.pipeline import (
+    Embedder,
+    Pipeline,
+    ReaderLimits,
+    canonical,
+    extract_query,
+    open_embedder,
+)
 from apex_memory.saga.collector import Collector
 from apex_memory.saga.dead_letters import DeadLetters
 from apex_memory.saga.publication import Publication
@@ -107,6 +114,7 @@ class App:
             embed_query=embedder.query,
             embedder_id=embedder.id,
             extract_query=extract_query,
+            canonical_ref=canonical,
         )
 
 

@@ -25,6 +25,12 @@ NAMESPACE = uuid.UUID("6f0d4f2c-9d0e-5b39-8f4b-3f6d0c1f7a11")
 StageId = NewType("StageId", uuid.UUID)
 Vectors = NDArray[np.float32]  # shape (chunks, dimension), rows of unit length
 
+DEGRADED = "apex_degraded"
+"""Key of the metadata of a document that is not whole: what limits left out, by the name of the limit.
+
+The limits are `characters` and `entities` (`{"found": n, "kept": m}`), and `files` (`{"left_out": n}`).
+"""
+
 TOMBSTONE = "application/vnd.apex.tombstone+json"
 """Content type of a delete that Apex itself lands, for any source: an event with an empty body."""
 

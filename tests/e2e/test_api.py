@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID, uuid4
 
 import httpx2
@@ -16,6 +17,7 @@ import pytest
 from fastapi import FastAPI
 
 from apex_memory.app import App
+from apex_memory.cli.ask import left_out
 from apex_memory.config import Settings
 from apex_memory.credentials.api_keys import create_key
 from apex_memory.engines.base import free_port
@@ -599,3 +601,52 @@ async def test_a_store_is_reconciled_once_at_a_time(api: Api) -> None:
 async def test_hello_says_that_temporal_is_away(api: Api) -> None:
     answer = await api.post("/v1/hello")
     assert answer.status_code == 503 and "temporal" in answer.json()["error"]["message"]
+
+
+async def test_f14_refs_are_found_in_any_spelling(api: Api) -> None:
+    spelled = ["company:Northwind Trucking, LLC", "shipment:shp-777001", "phone:(901) 555-0143"]
+    other = ["company:northwind trucking", "Shipment: SHP-777001", "phone:+1 901.555.0143"]
+    event = await api.land("spelled", "Nothing of it in the words.", entities=spelled)
+    await api.app.direct.drain("documents")
+    document = (await api.get(f"/v1/documents/{event['document_id']}")).json()
+    assert document["entities"] == [
+        "company:northwind-trucking",
+        "phone:+19015550143",
+        "shipment:SHP-777001",
+    ]
+    for ref in [*spelled, *other, *document["entities"]]:
+        body = {"query": "", "filters": {"entities": [ref]}}
+        hits = (await api.post("/v1/search", json=body)).json()["hits"]
+        assert [hit["document_id"] for hit in hits] == [event["document_id"]], ref
+        answer = await api.get("/v1/search", params={"q": "words", "entity": ref})
+        assert [hit["document_id"] for hit in answer.json()["hits"]] == [event["document_id"]], ref
+        kind, _, key = ref.partition(":")
+        shown = await api.get(f"/v1/entities/{kind.lower()}/{quote(key, safe='')}")
+        assert shown.status_code == 200, ref
+        assert shown.json()["ref"] in document["entities"]
+
+
+async def test_o1_a_document_that_is_cut_says_so_everywhere(api: Api) -> None:
+    codes = " ".join(f"SHP-{n}" for n in range(100_000, 102_500))
+    text = f"{codes}\n" + "word " * 400_000
+    body = {"key": "giant", "version": 1, "text": text}
+    event = (await api.post("/v1/documents", json=body)).json()["events"][0]
+    await api.app.direct.drain("documents")
+    document = (await api.get(f"/v1/documents/{event['document_id']}")).json()
+    degraded = document["degraded"]
+    assert degraded == {
+        "characters": {"found": len(text), "kept": 2_000_000},
+        "entities": {"found": 2_500, "kept": 2_000},
+    }
+    assert "apex_degraded" not in document["metadata"]
+    assert (await api.get(f"/v1/events/{event['id']}")).json()["degraded"] == degraded
+    receipt = (await api.post("/v1/documents?wait=searchable", json=body)).json()["events"][0]
+    assert receipt["duplicate"] and receipt["degraded"] == degraded
+    metrics = (await api.get("/metrics")).text
+    assert 'apex_documents_cut_total{limit="characters",source="documents"}' in metrics
+    assert left_out(degraded) == (
+        f"2,000,000 of {len(text):,} characters kept, 2,000 of 2,500 entities kept"
+    )
+    whole = await api.land("whole", "Nothing is left out.")
+    await api.app.direct.drain("documents")
+    assert (await api.get(f"/v1/events/{whole['id']}")).json()["degraded"] == {}

@@ -19,7 +19,7 @@ from apex_memory.engines.base import free_port
 from apex_memory.engines.edge import Edge
 from apex_memory.errors import NotFound, Rejected, Unavailable
 from apex_memory.model import Filters, document_uuid, now
-from apex_memory.pipeline import Embedder, QueryEntities, extract_query, open_embedder
+from apex_memory.pipeline import Embedder, QueryEntities, canonical, extract_query, open_embedder
 from apex_memory.pipeline.embedders.hashing import HashingEmbedder
 from apex_memory.search import Search, SearchResult, Weights
 from apex_memory.stores.cache import Cache
@@ -117,6 +117,7 @@ def search_with(app: App, **changes: Any) -> Search:
         "embed_query": embedder.query,
         "embedder_id": embedder.id,
         "extract_query": extract_query,
+        "canonical_ref": canonical,
         "leg_seconds": 0.3,
     }
     stores = [changes.pop(name, getattr(app, name)) for name in ("db", "graph", "vectors", "cache")]

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import random
+import re
+import zipfile
 from collections.abc import AsyncIterator
+from html import escape
 
 import pytest
 import pytest_asyncio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from apex_memory.errors import Rejected
 from apex_memory.model import File
+from apex_memory.pipeline.archives import OLE
 from apex_memory.pipeline.charset import decode
 from apex_memory.pipeline.file_limits import ReaderLimits
+from apex_memory.pipeline.number_formats import show_number
 from apex_memory.pipeline.parse import Parsed
 from apex_memory.pipeline.reader import FileReader
 from tests import documents
@@ -252,3 +261,200 @@ def test_marks_are_told_apart() -> None:
     for encoding in ("utf-8-sig", "utf-16", "utf-32"):
         assert decode("é漢".encode(encoding)) == "é漢"
     assert decode(b"\x81\xe9") == "\ufffdé"
+
+
+def tracked_word_file() -> bytes:
+    """A Word file with a deletion, an insertion and a move."""
+    moved = '<w:moveFrom w:id="4" w:author="A"><w:r><w:t>Old place mossy.</w:t></w:r></w:moveFrom>'
+    body = (
+        '<w:p><w:del w:id="1" w:author="A"><w:r><w:delText>flint</w:delText></w:r></w:del>'
+        '<w:ins w:id="2" w:author="A"><w:r><w:t>brindle</w:t></w:r></w:ins></w:p>'
+        f'<w:p><w:pPr><w:rPr><w:moveFrom w:id="3" w:author="A"/></w:rPr></w:pPr>{moved}</w:p>'
+        "<w:p><w:r><w:t>Between.</w:t></w:r></w:p>"
+        '<w:p><w:moveTo w:id="5" w:author="A"><w:r><w:t>New place ferny.</w:t></w:r></w:moveTo></w:p>'
+    )
+    plain = documents.docx("HERE")
+    with zipfile.ZipFile(io.BytesIO(plain)) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    paragraph = re.compile(rb"<w:p>.*</w:p>")
+    parts["word/document.xml"] = paragraph.sub(body.encode(), parts["word/document.xml"])
+    return documents.archive(parts)
+
+
+async def test_f22_word_files_are_read_in_their_final_text(reader: FileReader) -> None:
+    words = (await read(reader, "a.docx", tracked_word_file())).text.split()
+    assert words == ["brindle", "Between.", "New", "place", "ferny."]
+
+
+def formatted_workbook(cells: list[tuple[str, str]]) -> bytes:
+    """An Excel file of one row: each cell is a number with its format code."""
+    plain = documents.xlsx([["x"]], sheet="Rates")
+    with zipfile.ZipFile(io.BytesIO(plain)) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    names = [
+        f'<numFmt numFmtId="{164 + n}" formatCode="{escape(code)}"/>'
+        for n, (_, code) in enumerate(cells)
+    ]
+    styles = [f'<xf numFmtId="{164 + n}"/>' for n in range(len(cells))]
+    row = [
+        f'<c r="{chr(65 + n)}1" s="{n}"><v>{value}</v></c>' for n, (value, _) in enumerate(cells)
+    ]
+    space = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
+    parts["xl/styles.xml"] = (
+        f"<styleSheet {space}><numFmts>{''.join(names)}</numFmts><cellXfs>{''.join(styles)}</cellXfs></styleSheet>"
+    ).encode()
+    parts["xl/_rels/workbook.xml.rels"] = parts["xl/_rels/workbook.xml.rels"].replace(
+        b"</Relationships>",
+        b'<Relationship Id="rId9" Target="styles.xml" '
+        b'Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/styles"/></Relationships>',
+    )
+    parts["xl/worksheets/sheet1.xml"] = (
+        f'<worksheet {space}><sheetData><row r="1">{"".join(row)}</row></sheetData></worksheet>'
+    ).encode()
+    return documents.archive(parts)
+
+
+async def test_f22_numbers_of_excel_files_are_read_as_shown(reader: FileReader) -> None:
+    cells = [
+        ("0.185", "0.00%"),
+        ("2138", "00000"),
+        ("1250.5", '"$"#,##0.00'),
+        ("3.3000000000000003", "General"),
+        ("46328", "yyyy\\-mm\\-dd"),
+        ("-12", "0;(0)"),
+        ("9015550143", "(000) 000-0000"),
+    ]
+    text = (await read(reader, "a.xlsx", formatted_workbook(cells))).text
+    shown = [cell.strip() for cell in text.splitlines()[2].strip("| ").split("|")]
+    assert shown == ["18.50%", "02138", "$1,250.50", "3.3", "2026-11-02", "(12)", "(901) 555-0143"]
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "shown"),
+    [
+        ("-1234567.891", "#,##0.00", "-1,234,567.89"),
+        ("123456789", "000-00-0000", "123-45-6789"),
+        ("5550143", "[<=9999999]###\\-####;(###) ###\\-####", "555-0143"),
+        ("9015550143", "[<=9999999]###\\-####;(###) ###\\-####", "(901) 555-0143"),
+        ("12345678", '0.0,,"M"', "12.3M"),
+        ("0.5", "[$€-407] #,##0.00", "€ 0.50"),
+        ("-5", '_("$"* #,##0.00_);_("$"* \\(#,##0.00\\)', "$(5.00)"),
+        ("1234.5", "0.00E+00", "1.23E+03"),
+        ("1.005", "0.00", "1.01"),
+        ("-0.004", "0.00", "0.00"),
+        ("42000", '0" lbs"', "42000 lbs"),
+        ("0.5", "# ?/?", None),
+        ("45000", "m/d/yy", None),
+        ("0.5", "[h]:mm", None),
+        ("1", ";;;", None),
+        ("1234567890123456", "General", None),
+        ("nan", "0", None),
+        ("1e400", "0", None),
+    ],
+)
+def test_f22_number_formats(value: str, code: str, shown: str | None) -> None:
+    assert show_number(value, code) == shown
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=300))
+def test_f22_any_format_code_is_shown_or_left_alone(value: float, code: str) -> None:
+    shown = show_number(repr(value), code)
+    assert shown is None or len(shown) < 1_000
+
+
+def ole_file(*streams: str) -> bytes:
+    """The start of an OLE file, whose directory names these streams."""
+    return (
+        OLE + bytes(504) + b"".join(name.encode("utf-16-le").ljust(128, b"\0") for name in streams)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("old.xls", OLE + bytes(1_900), r"cannot be read as an Excel 97-2003 workbook \(\.xls\)"),
+        ("a.bin", ole_file("Workbook"), "cannot be read as an Excel 97-2003 workbook"),
+        ("a.bin", ole_file("WordDocument"), "cannot be read as a Word 97-2003 document"),
+        ("a.bin", ole_file("PowerPoint Document"), "cannot be read as a PowerPoint 97-2003"),
+        ("a.bin", ole_file("__properties_version1.0", "WordDocument"), "as an Outlook message"),
+        (
+            "a.xlsx",
+            ole_file("EncryptionInfo", "EncryptedPackage"),
+            r"\.xlsx is an Office file protected by a password",
+        ),
+        ("a.bin", ole_file("Something"), "is an OLE file of an unknown kind"),
+        ("a.msi", OLE, "is an OLE file of an unknown kind"),
+    ],
+)
+async def test_f23_ole_files_are_called_what_they_are(
+    reader: FileReader, name: str, data: bytes, reason: str
+) -> None:
+    with pytest.raises(Rejected, match=reason) as refused:
+        await read(reader, name, data)
+    assert refused.value.remedy and "vnd.ms-outlook" not in str(refused.value).replace("as an", "")
+
+
+async def test_archives_are_read_file_by_file(reader: FileReader) -> None:
+    inner = documents.archive({"deep.txt": b"Words in the inner archive."})
+    data = documents.archive(
+        {
+            "../../etc/loads.csv": b"load,1",
+            "C:\\docs\\note.txt": b"A note.",
+            "folder/": b"",
+            "bol.pdf": BILL,
+            "logo.png": b"\x89PNG\r\n\x1a\n",
+            "inner.zip": inner,
+        }
+    )
+    found = await read(reader, "papers.zip", data)
+    assert found.text.startswith("## loads.csv\n\nload,1\n\n## note.txt\n\nA note.")
+    assert "Shipper: Northwind" in found.text and "Words in the inner archive." in found.text
+    notes = {note["name"]: note for note in found.metadata["members"]}
+    assert list(notes) == ["loads.csv", "note.txt", "bol.pdf", "logo.png", "inner.zip"]
+    assert "cannot read .png" in notes["logo.png"]["unread"]
+    for start, end in found.sections:
+        assert found.text[start:end].startswith("## ")
+
+
+async def test_a_protected_member_of_an_archive_has_a_note(reader: FileReader) -> None:
+    data = bytearray(documents.archive({"a.txt": b"secret", "b.txt": b"open words"}))
+    for sign, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(sign) + offset] |= 1  # the first member is marked as encrypted
+    found = await read(reader, "a.zip", bytes(data))
+    assert found.metadata["members"][0]["unread"] == "protected by a password"
+    assert "open words" in found.text
+    with pytest.raises(Rejected, match=r"none of 0 files in \.zip could be read"):
+        await read(reader, "a.zip", documents.archive({}))
+
+
+@pytest.mark.parametrize(
+    ("name", "media_type", "data", "text"),
+    [
+        ("apex.ini", "", b"[dock]\nopens=6", "[dock]\nopens=6"),
+        ("README", "", b"Dock opens at six.", "Dock opens at six."),
+        ("notes.unknown", "application/octet-stream", "Größe".encode(), "Größe"),
+        ("LETTER", "", ("Gr\xfc\xdfe aus K\xf6ln, " * 5).encode("cp1252"), "Grüße aus Köln, " * 5),
+        ("page", "", b"<!doctype html><body><p>Dock</p></body>", "Dock"),
+        ("rich.rtf", "", rb"{\rtf1\ansi Dock {\b opens} at six.\par}", "Dock **opens** at six."),
+    ],
+)
+async def test_texts_are_recognised_by_their_content(
+    reader: FileReader, name: str, media_type: str, data: bytes, text: str
+) -> None:
+    assert (await read(reader, name, data, media_type)).text.strip() == text.strip()
+
+
+@pytest.mark.parametrize(
+    ("media_type", "data"),
+    [
+        ("", bytes(range(256)) * 10),
+        ("", random.Random(7).randbytes(5_000)),
+        ("image/x-unknown", b"words and words"),
+        ("", b"words\x00words"),
+    ],
+)
+async def test_what_is_not_text_is_refused(
+    reader: FileReader, media_type: str, data: bytes
+) -> None:
+    with pytest.raises(Rejected, match="cannot read"):
+        await reader.read_file(File("blob", media_type, data))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.markup import escape
@@ -78,6 +80,17 @@ def show_answer(answer: dict[str, Any]) -> None:
             out.print(line, highlight=False, overflow="fold")
 
 
+def left_out(degraded: Mapping[str, Mapping[str, int]]) -> str:
+    """Return what limits left out of a document, for people; empty for a document that is whole."""
+    parts: list[str] = []
+    for limit, counts in sorted(degraded.items()):
+        if "found" in counts:
+            parts.append(f"{counts['kept']:,} of {counts['found']:,} {limit} kept")
+        else:
+            parts.append(f"{counts['left_out']:,} {limit} left out")
+    return ", ".join(parts)
+
+
 def _short(text: str, length: int) -> str:
     """Return the text, cut to `length` characters."""
     return text if len(text) <= length else text[: length - 1] + "…"
@@ -100,6 +113,8 @@ def document(
         f"[bold]{escape(view['title'])}[/]  [dim]{view['kind']} from {view['source']}[/]",
         highlight=False,
     )
+    if view["degraded"]:
+        out.print(f"[yellow]not whole: {left_out(view['degraded'])}[/]", highlight=False)
     out.print(escape(view["text"]), highlight=False)
     pairs("Facts", {**view["metadata"], "entities": ", ".join(view["entities"])})
     show_table(
@@ -123,7 +138,7 @@ def entity(
     """
     type_, _, key = ref.partition(":")
     with gateway() as api:
-        view = api.call("GET", f"/v1/entities/{type_}/{key}")
+        view = api.call("GET", f"/v1/entities/{quote(type_, safe='')}/{quote(key, safe='')}")
     if json:
         show_json(view)
         return
@@ -179,7 +194,7 @@ def events(
                 e["state"],
                 ago(e["received_at"]) + " ago",
                 between(e["received_at"], e["ended_at"]),
-                e["last_error"],
+                e["last_error"] or left_out(e["degraded"]),
             )
             for e in answer["events"]
         ],
@@ -221,7 +236,11 @@ def show_event(view: dict[str, Any]) -> None:
         [(step, moment(at), between(began, at)) for step, at in steps],
         empty="",
     )
-    rest = {"document": view["document_id"], "attempts": view["attempts"] or ""}
+    rest = {
+        "document": view["document_id"],
+        "attempts": view["attempts"] or "",
+        "not whole": left_out(view["degraded"]),
+    }
     for name in ("owner", "deadline", "park_store", "last_error", "dead_letter"):
         if not (name in ("owner", "deadline") and view["ended_at"]):
             rest[name] = view.get(name) or ""

@@ -159,6 +159,7 @@ def _progress(shown: dict[str, Any]) -> dict[str, Any]:
         "park_store",
         "last_error",
         "dead_letter",
+        "degraded",
     )
     return {name: shown.get(name) for name in names}
 

@@ -49,7 +49,7 @@ def canonical(ref: str) -> str:
     if ":" not in ref:
         return ref
     entity = Entity.parse(ref)
-    kind, key = entity.type, entity.key.strip()
+    kind, key = entity.type.strip().lower(), entity.key.strip()
     if kind in IDENTIFIERS:
         key = re.sub(r"\s+|-+" if kind in _NO_DASH else r"\s+", "", key).upper()
     elif kind == "company":

@@ -16,6 +16,7 @@ import numpy as np
 
 from apex_memory.errors import ApexError, Rejected
 from apex_memory.model import (
+    DEGRADED,
     MALFORMED,
     TOMBSTONE,
     Assertion,
@@ -40,12 +41,6 @@ VERSION = "2"
 """Raise it when the output changes for the same input: it is part of every manifest's id."""
 
 MAX_ASSERTIONS = 2_000
-DEGRADED = "apex_degraded"
-"""Key of the metadata of a document that is not whole: what a limit left out, as `{limit: {"found": …, "kept": …}}`.
-
-The limits are `characters` (of the text), `entities` (statements about them) and `files`.
-"""
-
 MAX_TITLE = 500  # characters
 
 T = TypeVar("T")

@@ -15,6 +15,7 @@ import msgpack
 from psycopg.rows import class_row
 
 from apex_memory.errors import NotFound, Rejected
+from apex_memory.model import DEGRADED
 from apex_memory.search.results import (
     AttributeValue,
     DocumentPage,
@@ -122,6 +123,8 @@ class DocumentReader:
         self, connection: Connection, doc_id: UUID, pointer: _StagePointer
     ) -> DocumentView:
         content = await self._content(connection, pointer)
+        metadata = dict(content["metadata"])
+        degraded = metadata.pop(DEGRADED, {})
         return DocumentView(
             doc_id=doc_id,
             source=content["source"],
@@ -131,7 +134,8 @@ class DocumentReader:
             text=content["text"],
             occurred_at=datetime.fromisoformat(content["occurred_at"]),
             parent_id=UUID(content["parent_id"]) if content["parent_id"] else None,
-            metadata=content["metadata"],
+            metadata=metadata,
+            degraded=degraded,
             entities=content["entities"],
             passages=[(start, end) for start, end in content["passages"]],
             provenance=Provenance(

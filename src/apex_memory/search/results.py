@@ -105,6 +105,8 @@ class DocumentView:
     occurred_at: datetime
     parent_id: UUID | None
     metadata: Mapping[str, Any]
+    degraded: Mapping[str, Mapping[str, int]]
+    """What limits left out of the document, by limit; empty for a document that is whole."""
     entities: Sequence[str]
     passages: Sequence[tuple[int, int]]
     provenance: Provenance

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TypeVar
 from uuid import UUID
@@ -75,7 +75,8 @@ class _RunSnapshot:
 class Search:
     """Searches memory as one snapshot of PostgreSQL shows it, and reads single documents and entities.
 
-    `embed_query` returns the vector of a query, shape (dimension,), and `extract_query` its entities.
+    `embed_query` returns the vector of a query, shape (dimension,), and `extract_query` its entities. Refs of
+    callers may be spelled as people do (`phone:(901) 555-0143`): `canonical_ref` returns the ref that documents have.
     Each store's part takes `leg_seconds` at most; after a timeout a store is skipped for `rest_seconds`.
     """
 
@@ -89,6 +90,7 @@ class Search:
         embed_query: Callable[[str], Awaitable[Vectors]],
         embedder_id: str,
         extract_query: Callable[[str], QueryEntities],
+        canonical_ref: Callable[[str], str],
         leg_seconds: float = 2,
         rest_seconds: float = 5,
         clock: Callable[[], datetime] = now,
@@ -97,6 +99,7 @@ class Search:
         self._graph = graph
         self._vectors = vectors
         self._extract_query = extract_query
+        self._canonical_ref = canonical_ref
         self._clock = clock
         self._time_limiter = TimeLimiter(seconds=leg_seconds, rest=rest_seconds)
         self._query_vectors = QueryVectors(cache, embed_query, embedder_id, self._time_limiter)
@@ -123,7 +126,7 @@ class Search:
                 query,
                 limit=limit,
                 passages_per_document=passages_per_document,
-                filters=filters,
+                filters=self._with_canonical_refs(filters),
                 weights=weights,
             )
         )
@@ -135,6 +138,11 @@ class Search:
         result.degraded = run.degraded.names()
         result.took_ms = run.stopwatch.took_ms
         return result
+
+    def _with_canonical_refs(self, filters: Filters | None) -> Filters | None:
+        if filters is None or not filters.entities:
+            return filters
+        return replace(filters, entities=tuple(map(self._canonical_ref, filters.entities)))
 
     async def _newest_documents(self, run: _SearchRun) -> SearchResult:
         with run.stopwatch.part("read"):
@@ -268,7 +276,7 @@ class Search:
 
     async def entity(self, ref: str, *, limit: int = 50) -> EntityView:
         """Return what live documents state of an entity. Raises `NotFound` if none names it."""
-        return await self._documents.entity(ref, limit=limit)
+        return await self._documents.entity(self._canonical_ref(ref), limit=limit)
 
     async def documents(
         self,

@@ -16,13 +16,16 @@ from apex_memory.stores.postgres import Postgres, Row
 # Of an event's stages the committed one counts, then the one being written, then the last.
 _DETAIL: LiteralString = """
 SELECT i.*, s.state AS stage_state, s.created_at AS staged_at, s.graph_at, s.vectors_at, s.committed_at,
-       l.id AS dead_letter_id, l.status AS dead_letter_status, l.remedy
+       l.id AS dead_letter_id, l.status AS dead_letter_status, l.remedy, m.degraded
 FROM chosen i
 LEFT JOIN LATERAL (
   SELECT * FROM stages s WHERE s.inbox_id = i.id
   ORDER BY array_position(ARRAY['committed', 'staging', 'superseded', 'reaping'], s.state) NULLS LAST, s.created_at DESC LIMIT 1
 ) s ON true
 LEFT JOIN dead_letters l ON l.inbox_id = i.id
+LEFT JOIN LATERAL (
+  SELECT metadata -> 'apex_degraded' AS degraded FROM manifests WHERE manifests.inbox_id = i.id ORDER BY created_at DESC LIMIT 1
+) m ON true
 ORDER BY i.seq DESC"""
 
 _STAGING: LiteralString = (
@@ -157,6 +160,7 @@ class Events:
             "park_store": row["park_store"] if row["state"] == "parked" else None,
             "dead_letter": row["dead_letter_id"],
             "remedy": row["remedy"] if row["state"] == "dead" else None,
+            "degraded": row["degraded"] or {},
             "stores": _stores(row),
             "workflow_id": row["workflow_id"],
             "run_id": row["run_id"],

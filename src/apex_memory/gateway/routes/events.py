@@ -51,6 +51,7 @@ _EVENT: dict[str, Any] = {
     "park_store": None,
     "dead_letter": None,
     "remedy": None,
+    "degraded": {},
     "stores": {
         "documents": {"state": "writing", "at": None},
         "graph": {"state": "writing", "at": None},
@@ -68,7 +69,8 @@ class EventView(BaseModel):
 
     Until then, `owner` is the batch that holds the event, and `deadline` is the latest time at which it is
     processed again: the end of its owner's lease, or the time of the next attempt. `workflow_url` is the history
-    of the workflow run that processed it, if a Temporal UI is configured.
+    of the workflow run that processed it, if a Temporal UI is configured. `degraded` says what limits left out of the
+    document, as `GET /v1/documents/{id}` does.
     """
 
     model_config = example(_EVENT)
@@ -93,6 +95,7 @@ class EventView(BaseModel):
     park_store: str | None
     dead_letter: int | None
     remedy: str | None
+    degraded: dict[str, dict[str, int]]
     stores: dict[str, StoreState]
     workflow_id: str | None
     run_id: str | None

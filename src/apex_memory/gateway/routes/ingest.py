@@ -64,11 +64,12 @@ _RECEIPT = {
     "park_store": None,
     "last_error": None,
     "dead_letter": None,
+    "degraded": {},
 }
 
 
 class EventReceipt(LandedEvent):
-    """A stored event with its current state."""
+    """A stored event with its current state. `degraded` says what limits left out of its document, as `GET /v1/documents/{id}` does."""
 
     model_config = example(_RECEIPT)
     state: str | None
@@ -78,6 +79,7 @@ class EventReceipt(LandedEvent):
     park_store: str | None
     last_error: str | None
     dead_letter: int | None
+    degraded: dict[str, dict[str, int]] | None
 
 
 class Receipt(BaseModel):

@@ -132,7 +132,11 @@ class VersionView(View):
 
 
 class DocumentView(View):
-    """A version of a document in full. `passages` are (start, end) character offsets in `text`."""
+    """A version of a document in full. `passages` are (start, end) character offsets in `text`.
+
+    `degraded` says what limits left out, by limit: `{"characters": {"found": 3000000, "kept": 2000000}}`. It is empty
+    for a document that is whole.
+    """
 
     model_config = _example(
         {
@@ -145,6 +149,7 @@ class DocumentView(View):
             "occurred_at": _AT,
             "parent_id": None,
             "metadata": {"conversation": "cnv_yo1kg5q"},
+            "degraded": {},
             "entities": ["shipment:SHP-100045"],
             "passages": [[0, 80]],
             "provenance": _PROVENANCE,
@@ -170,6 +175,7 @@ class DocumentView(View):
     occurred_at: datetime
     parent_id: UUID | None
     metadata: Mapping[str, Any]
+    degraded: Mapping[str, dict[str, int]]
     entities: list[str]
     passages: list[tuple[int, int]]
     provenance: ProvenanceView

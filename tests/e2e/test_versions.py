@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import sys
@@ -128,20 +129,57 @@ async def test_the_same_webhook_twice_takes_effect_once(
     assert version["id"] == first["id"]
 
 
-async def test_the_same_idempotency_key_twice_keeps_the_first_body(
+async def test_f27_an_idempotency_key_used_again_with_another_body_is_refused(
     stack: Stack, shipments: Iterator[str]
 ) -> None:
     shipment, other = next(shipments), next(shipments)
     path, headers = "/v1/documents?wait=searchable&timeout=30", {"idempotency-key": shipment}
     sent = [
-        await stack.post(path, json={"key": shipment, "text": f"{name} is late."}, headers=headers)
-        for name in (shipment, other)
+        await stack.http.post(
+            path, json={"key": shipment, "text": f"{name} is late."}, headers=headers
+        )
+        for name in (shipment, other, shipment)
     ]
-    [first], [second] = (answer["events"] for answer in sent)
-    assert (first["duplicate"], second["duplicate"]) == (False, True)
-    assert first["id"] == second["id"]
+    assert [response.status_code for response in sent] == [200, 422, 200]
+    assert "Idempotency-Key" in sent[1].json()["error"]["message"]
+    [first], [again] = (sent[n].json()["events"] for n in (0, 2))
+    assert (first["duplicate"], again["duplicate"]) == (False, True)
+    assert first["id"] == again["id"]
     assert await naming(stack, shipment) == [first["document_id"]]
     assert await naming(stack, other) == []
+
+
+async def test_f27_of_requests_at_once_with_one_idempotency_key_only_one_is_accepted(
+    stack: Stack, shipments: Iterator[str]
+) -> None:
+    shipment = next(shipments)
+    headers = {"idempotency-key": shipment}
+    bodies = [{"key": f"{shipment}-{n}", "text": f"{shipment}, load {n}."} for n in range(8)]
+    responses = await asyncio.gather(
+        *(stack.http.post("/v1/documents", json=body, headers=headers) for body in bodies)
+    )
+    accepted = [response for response in responses if response.status_code == 202]
+    assert sorted(response.status_code for response in responses) == [202] + [422] * 7
+    [event] = accepted[0].json()["events"]
+    await stack.ended([event["id"]])
+    assert await naming(stack, shipment) == [event["document_id"]]
+
+
+async def test_w8_idempotency_keys_of_two_clients_are_apart(
+    stack: Stack, shipments: Iterator[str]
+) -> None:
+    shipment, other = next(shipments), next(shipments)
+    created = await stack.post("/v1/keys", json={"name": f"agent {other}", "scopes": ["ingest"]})
+    headers = {"idempotency-key": shipment}
+    path = "/v1/documents?wait=searchable&timeout=30"
+    [first] = (await stack.post(path, json={"text": f"{shipment} left."}, headers=headers))[
+        "events"
+    ]
+    async with stack.client(created["key"]) as client:
+        answer = await client.post(path, json={"text": f"{other} left."}, headers=headers)
+    assert answer.status_code == 200 and not answer.json()["events"][0]["duplicate"]
+    assert await naming(stack, shipment) == [first["document_id"]]
+    assert await naming(stack, other) == [answer.json()["events"][0]["document_id"]]
 
 
 async def test_a_late_older_version_is_superseded(stack: Stack, shipments: Iterator[str]) -> None:

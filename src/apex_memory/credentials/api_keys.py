@@ -45,6 +45,7 @@ class Key:
     """A valid key, as a request presented it."""
 
     id: str
+    name: str
     scopes: frozenset[str]
     digest: bytes
 
@@ -163,7 +164,7 @@ class KeyRing:
             began = monotonic()
             try:
                 rows = await self._db.fetch(
-                    "SELECT id, scopes, digest FROM api_keys WHERE revoked_at IS NULL"
+                    "SELECT id, name, scopes, digest FROM api_keys WHERE revoked_at IS NULL"
                 )
             except Unavailable as error:
                 # Nothing is revoked without PostgreSQL, and the status page must stay readable. All requests
@@ -174,7 +175,9 @@ class KeyRing:
             self._load_error = None
             self._tried_at = self._loaded_at = began
             self._keys = {
-                row["id"]: Key(row["id"], frozenset(row["scopes"]), bytes(row["digest"]))
+                row["id"]: Key(
+                    row["id"], row["name"], frozenset(row["scopes"]), bytes(row["digest"])
+                )
                 for row in rows
             }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,14 +34,18 @@ async def ingest(request: Request, name: str) -> Response:
     """Handle a POST to the route of the source `name`."""
     gateway = gateway_of(request)
     source = gateway.app.sources[name]
+    caller = ""
     if source.authenticated_by_key:
-        await gateway.keys.check(presented(request), "ingest")
+        caller = (await gateway.keys.check(presented(request), "ingest")).name
     seconds = requested_wait(request)
     body = await request.body()
     parent = extract(request.headers) if source.authenticated_by_key else None
     with tracer.start_as_current_span(f"receive {name}", context=parent):
-        received = await _receive(gateway, source, request, body)
-        landed = await land(gateway, received.events)
+        received = await _receive(gateway, source, request, body, caller)
+        if caller and "idempotency-key" in request.headers:
+            landed = await _land_once(gateway, received.events)
+        else:
+            landed = await land(gateway, received.events)
         await store_change_hints(gateway, name, received.change_hints)
     if reply := received.reply:
         return Response(reply.body, status_code=reply.status, media_type=reply.content_type)
@@ -56,10 +61,16 @@ async def store_change_hints(
         gateway.waker.pull(source)
 
 
-async def _receive(gateway: Gateway, source: Source, request: Request, body: bytes) -> Received:
+async def _receive(
+    gateway: Gateway, source: Source, request: Request, body: bytes, caller: str
+) -> Received:
     query = {key: value for key, value in request.query_params.items() if key not in OWN_PARAMETERS}
     inbound = InboundRequest(
-        body=body, headers=dict(request.headers), query=query, received_at=now()
+        body=body,
+        headers=dict(request.headers),
+        query=query,
+        received_at=now(),
+        caller=caller,
     )
     if isinstance(source, PulledSource):
         await source.fetch_verification_data(inbound, gateway.app.fetcher.clients[source.name])
@@ -83,6 +94,35 @@ def _is_invalid_json(body: bytes) -> bool:
     except ValueError:
         return True
     return False
+
+
+async def _land_once(gateway: Gateway, events: Sequence[Event]) -> list[LandResult]:
+    """Land events that an `Idempotency-Key` names. Raises `Rejected` if it named another content before.
+
+    A repetition lands nothing and gets the receipt of the first request. Other content would be dropped as a
+    duplicate, so it is refused (draft-ietf-httpapi-idempotency-key-header, section 2.7).
+    """
+    repeated = await _check_repetition(gateway, events)
+    landed = await land(gateway, events)
+    if not repeated and any(item.duplicate for item in landed):
+        await _check_repetition(gateway, events)  # another request with this key landed meanwhile
+    return landed
+
+
+async def _check_repetition(gateway: Gateway, events: Sequence[Event]) -> bool:
+    """Return whether these very events exist already. Raises `Rejected` if other ones do under their names."""
+    if not events:
+        return False
+    digests = {event.event_id: hashlib.sha256(event.payload).digest() for event in events}
+    known = await gateway.app.inbox.payload_digests(events[0].source, list(digests))
+    if not known:
+        return False
+    if known != digests:
+        raise Rejected(
+            "Idempotency-Key: it was used for another request, whose content differs",
+            remedy="send a new Idempotency-Key with new content; nothing of this request was kept",
+        )
+    return True
 
 
 async def land(gateway: Gateway, events: Sequence[Event]) -> list[LandResult]:

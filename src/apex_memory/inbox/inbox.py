@@ -85,6 +85,13 @@ class Inbox:
         async with self._db.connection() as connection:
             return await queries.event(connection, id)
 
+    async def payload_digests(
+        self, source: str, event_ids: Sequence[str]
+    ) -> dict[str, bytes | None]:
+        """The SHA-256 of the payloads of events that exist; see `queries.payload_digests`."""
+        async with self._db.connection() as connection:
+            return await queries.payload_digests(connection, source, event_ids)
+
     async def ready(self) -> dict[str, int]:
         """Number of events by source that can be claimed now."""
         async with self._db.connection() as connection:

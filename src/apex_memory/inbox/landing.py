@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 from apex_memory.model import Event, LandResult
 from apex_memory.stores.postgres import Connection
@@ -13,12 +14,15 @@ from apex_memory.telemetry import DUPLICATES, LANDED
 async def land(connection: Connection, events: Sequence[Event]) -> list[LandResult]:
     """Insert events with their payloads; return one `LandResult` for each, in order.
 
-    One statement for any number of events. An event that exists already keeps its first payload. Raises
+    One statement for any number of events. An event that exists already keeps its first payload, also when both
+    are in this call. Raises
     `Rejected` for values that PostgreSQL cannot hold.
     """
     if not events:
         return []
-    distinct = {event.id: event for event in events}
+    distinct: dict[UUID, Event] = {}
+    for event in events:
+        distinct.setdefault(event.id, event)
     cursor = await connection.execute(
         """WITH new AS (
              SELECT * FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::uuid[], %b::text[], %b::smallint[],

@@ -76,6 +76,18 @@ async def event(connection: Connection, id: UUID) -> Event:
     return event_from_row(row)
 
 
+async def payload_digests(
+    connection: Connection, source: str, event_ids: Sequence[str]
+) -> dict[str, bytes | None]:
+    """The SHA-256 of the payload by event id, for those of the events that exist; None where retention removed it."""
+    cursor = await connection.execute(
+        """SELECT i.event_id, sha256(p.body) AS digest FROM inbox i LEFT JOIN payloads p ON p.inbox_id = i.id
+           WHERE i.source = %s AND i.event_id = ANY(%s)""",
+        (source, list(event_ids)),
+    )
+    return {row["event_id"]: row["digest"] for row in await cursor.fetchall()}
+
+
 async def ready(connection: Connection) -> dict[str, int]:
     """Number of events by source that can be claimed now. A paused source has none."""
     cursor = await connection.execute(

@@ -31,6 +31,7 @@ from apex_memory.sources.pages import (
     Reading,
     UnpackedFile,
 )
+from apex_memory.sources.payloads import parse_identifier
 
 
 class Pattern(StrEnum):
@@ -51,15 +52,26 @@ class InboundRequest:
     headers: Mapping[str, str]
     query: Mapping[str, str]
     received_at: datetime
+    caller: str = ""
+    """Name of the API key; empty for webhooks."""
 
     @property
     def content_type(self) -> str:
         """Media type without parameters, lower case; empty if not given."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
-    @property
-    def idempotency_key(self) -> str | None:
-        return self.headers.get("idempotency-key")
+    def named_ids(self, count: int) -> list[str | None]:
+        """Return the ids that the header `Idempotency-Key` gives the `count` events of this request; None for each without it.
+
+        The id of one event is the caller and the key; `#0`, `#1` … follow for several. Callers share no keys, and a new
+        API key under the same name continues those of the old one. Raises `Rejected` for a malformed key.
+        """
+        key = self.headers.get("idempotency-key")
+        if not key:
+            return [None] * count
+        parse_identifier(key, "Idempotency-Key")
+        name = f"{self.caller}/{key}" if self.caller else key
+        return [name] if count == 1 else [f"{name}#{n}" for n in range(count)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,7 @@ WAIT_PARAMETERS: list[dict[str, Any]] = [
 _IDEMPOTENCY = {
     "name": "Idempotency-Key",
     "in": "header",
-    "description": "Id of this request, chosen by the caller. A request with the same id is a duplicate, not a second event.",
+    "description": "Id of this request, chosen by the caller. The same request again is a duplicate; another content under the same id is refused (422).",
     "schema": {"type": "string", "maxLength": 1000},
     "example": "mail-2026-03-03-0012",
 }

@@ -37,7 +37,7 @@ class Documents(Source):
     document. Its version is `version`, else `occurred_at`, else the time of receipt; keep to one of
     them for a key. The event id, which makes a repetition a duplicate, is
 
-    - the `Idempotency-Key` (`key#n` for the n-th of many files), if sent;
+    - the API key's name and the `Idempotency-Key` (`#n` for the n-th of many files), if sent;
     - without `key`: the hash of content and fields. Posting the same again is a duplicate; the same
       file under another title is a new version of it;
     - with `key` and `version` or `occurred_at`: key, version and hash. Sending an unchanged file
@@ -55,14 +55,9 @@ class Documents(Source):
     def receive(self, request: InboundRequest) -> Received:
         """One event a document; all of them or, when one is malformed, none."""
         uploads = list(read_uploads(request))
-        many = len(uploads) > 1
-        if key := request.idempotency_key:
-            parse_identifier(key, "Idempotency-Key")
+        ids = request.named_ids(len(uploads))
         return Received(
-            [
-                self._event(request, upload, key and (f"{key}#{n}" if many else key))
-                for n, upload in enumerate(uploads)
-            ]
+            [self._event(request, upload, id) for upload, id in zip(uploads, ids, strict=True)]
         )
 
     def document(self, event: Event) -> Document:

@@ -26,7 +26,6 @@ from apex_memory.sources.payloads import (
     as_string,
     canonical,
     line,
-    parse_identifier,
     parse_json,
     sample,
     sequence,
@@ -58,7 +57,7 @@ class LLM(Source[LLMSettings]):
 
     - Without a conversation id, the hash of agent, user and the first question and answer is the
       id. Send `conversation_id` for any conversation that continues.
-    - Event id: the `Idempotency-Key` (`key#n` for the n-th of many). Else the stated time of the
+    - Event id: the API key's name and the `Idempotency-Key` (`#n` for the n-th of many). Else the stated time of the
       last change, the size and the hash of the content. So sending the same again is a duplicate,
       and any change is a new event.
     - Version: the stated time of the last change, else the latest turn's time, else the time of
@@ -81,14 +80,10 @@ class LLM(Source[LLMSettings]):
                 f"body: {len(conversations)} conversations, expected 1 to {MAX_CONVERSATIONS}",
                 remedy="send at least one, and long exports in parts",
             )
-        key = request.idempotency_key
-        if key:
-            parse_identifier(key, "Idempotency-Key")
-        many = len(conversations) > 1
+        ids = request.named_ids(len(conversations))
         events: list[Event] = []
         before: Counter[str] = Counter()  # events of the same conversation earlier in this body
-        for n, (place, body) in enumerate(conversations):
-            event_id = key and (f"{key}#{n}" if many else key)
+        for (place, body), event_id in zip(conversations, ids, strict=True):
             event = self._event(request, place, body, event_id)
             event = replace(event, version=event.version + before[event.doc_key])
             before[event.doc_key] += 1

@@ -466,3 +466,25 @@ async def test_a_batch_that_cannot_be_published_ends_the_drain_and_gives_back_th
         assert not await live(app, "a")
         [waiting] = (await app.steps.claim("documents")).events
         assert waiting.event_id == "b@1", "prepared, and ready at once"
+
+
+async def test_an_event_that_waited_past_the_retention_keeps_its_manifest(app: App) -> None:
+    [landed] = await land(app, text_event(app, "a", "SHP-100045 left.", version=1))
+    batch = await app.steps.claim("documents")
+    await app.steps.prepare("documents", batch.id)
+    await app.db.execute("UPDATE manifests SET created_at = created_at - interval '10 years'")
+    await app.upkeep.collect()
+    await app.db.execute("UPDATE inbox SET next_at = clock_timestamp()")
+    await app.direct.drain("documents")
+    assert await state(app, landed) == "done" and await live(app, "a")
+
+
+async def test_an_event_whose_manifest_is_gone_is_prepared_again(app: App) -> None:
+    [landed] = await land(app, text_event(app, "a", "SHP-100045 left.", version=1))
+    batch = await app.steps.claim("documents")
+    await app.steps.prepare("documents", batch.id)
+    await app.db.execute("DELETE FROM manifests")
+    await app.steps.publish(batch.id)
+    assert await state(app, landed) == "received"
+    await app.direct.drain("documents")
+    assert await state(app, landed) == "done" and await live(app, "a")

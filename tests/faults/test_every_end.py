@@ -321,8 +321,8 @@ def search(world: World, kind: type[Company] = Company, **more: Any) -> None:
     """Run examples of what comes in; `AssertionError` when the rule is broken."""
     gate = settings().derandomize
     given: dict[str, Any] = {
-        "max_examples": 6 if gate else 60,
-        "stateful_step_count": 30 if gate else 60,
+        "max_examples": 5 if gate else 60,
+        "stateful_step_count": 25 if gate else 60,
         "deadline": None,
         "suppress_health_check": list(HealthCheck),
         "print_blob": True,

@@ -16,6 +16,7 @@ text is kept, or as a dead letter that is listed with its reason; and nothing ca
              │
              ▼         mark_prepared
          received ───────────────────▶ prepared ─── end ──▶ done, superseded
+             ◀────── unprepare ────────
           ▲ │ │ ▲                       ▲ │ │
           │ │ │ └────── unpark ──┬──────┘ │ │
           │ │ └───── park ──▶ parked ◀────┘ │
@@ -127,6 +128,17 @@ async def mark_prepared(connection: Connection, batch: UUID, ids: Sequence[UUID]
         (list(ids), batch),
     )
     return [row["id"] for row in await cursor.fetchall()]
+
+
+async def unprepare(connection: Connection, ids: Sequence[UUID]) -> None:
+    """`prepared` → `received`, ready at once: for events whose manifest is gone, which no stage can be made of."""
+    if not ids:
+        return
+    await connection.execute(
+        """UPDATE inbox SET state = 'received', prepared_at = NULL, batch = NULL, next_at = clock_timestamp()
+           WHERE id = ANY(%s) AND open AND state = 'prepared'""",
+        (list(ids),),
+    )
 
 
 async def end(

@@ -74,11 +74,15 @@ class Collector:
         )
 
     async def _drop_history(self) -> None:
-        """Remove raw payloads and manifests past their retention that nothing refers to."""
+        """Remove raw payloads and manifests past their retention that nothing refers to.
+
+        An event that is not final keeps its manifest, however long its source was paused or its store away.
+        """
         before = now() - self._history
         await self._db.execute(
             """DELETE FROM manifests m WHERE created_at < %s AND NOT EXISTS (SELECT FROM documents d WHERE d.manifest_id = m.id)
-               AND NOT EXISTS (SELECT FROM stages s WHERE s.manifest_id = m.id AND s.state <> 'reaped')""",
+               AND NOT EXISTS (SELECT FROM stages s WHERE s.manifest_id = m.id AND s.state <> 'reaped')
+               AND NOT EXISTS (SELECT FROM inbox i WHERE i.id = m.inbox_id AND (i.open OR i.state = 'parked'))""",
             (before,),
         )
         await self._db.execute(

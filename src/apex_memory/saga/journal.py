@@ -71,8 +71,9 @@ class _PreparedEvent:
     source: str
     starts: int
     parks: int
-    manifest_id: UUID
-    hash: bytes
+    manifest_id: UUID | None
+    """None if its manifest is gone, for example after a restore of a backup."""
+    hash: bytes | None
     live_version: int | None
     live_event: str | None
     live_hash: bytes | None
@@ -122,7 +123,11 @@ class Journal:
             await lock_parents(connection, batch)
             events = await _lock_prepared(connection, batch)
             newest: dict[UUID, _PreparedEvent] = {}
+            unprepared: list[UUID] = []
             for event in sorted(events, key=lambda event: event.order):
+                if event.manifest_id is None:
+                    unprepared.append(event.id)
+                    continue
                 if event.conflicts:
                     CONFLICTS.labels(event.source).inc()
                 if event.stale or event.orphaned:
@@ -130,6 +135,7 @@ class Journal:
                 else:
                     newest[event.doc_id] = event
             result.ended = await transitions.end(connection, result.superseded, "superseded")
+            await transitions.unprepare(connection, unprepared)
             suspicions: dict[UUID, int] = {}
             for event in newest.values():
                 if event.starts >= self._max_starts:
@@ -146,10 +152,12 @@ class Journal:
     async def _open(
         self, connection: Connection, batch: UUID, events: Sequence[_PreparedEvent]
     ) -> list[Stage]:
-        manifests = await self._manifests.load(connection, [event.manifest_id for event in events])
+        ids = [event.manifest_id for event in events if event.manifest_id]
+        manifests = await self._manifests.load(connection, ids)
         stages = [
             Stage(uuid.uuid4(), manifests[event.manifest_id], event.version, event.event_id)
             for event in sorted(events, key=lambda event: str(event.doc_id))
+            if event.manifest_id
         ]
         await connection.execute(
             """UPDATE stages SET state = 'aborted', ended_at = clock_timestamp(), error = 'a later attempt took over'
@@ -260,8 +268,8 @@ async def _lock_prepared(connection: Connection, batch: UUID) -> list[_PreparedE
                       d.version AS live_version, d.event_id AS live_event, d.hash AS live_hash,
                       (p.deleted AND (p.version, p.event_id) >= (i.version, i.event_id)) AS orphaned
                FROM inbox i
-               CROSS JOIN LATERAL (SELECT id, hash, parent_id FROM manifests WHERE inbox_id = i.id
-                                   ORDER BY created_at DESC LIMIT 1) m
+               LEFT JOIN LATERAL (SELECT id, hash, parent_id FROM manifests WHERE inbox_id = i.id
+                                  ORDER BY created_at DESC LIMIT 1) m ON true
                LEFT JOIN documents d ON d.doc_id = i.doc_id
                LEFT JOIN documents p ON p.doc_id = m.parent_id
                WHERE i.open AND i.batch = %s AND i.state = 'prepared'

@@ -1,4 +1,4 @@
-"""Bytes to text, as browsers do it: byte order mark, declared encoding, then a guess. It never fails.
+"""Bytes to text, as browsers read them: byte order mark, declared encoding, then a guess. It never fails.
 
 Labels of encodings mean what the WHATWG Encoding Standard says: `iso-8859-1` is windows-1252, `gb2312` is GB 18030.
 Only the encodings listed here are used. Python also has codecs that take quadratic time (`punycode`, `idna`) or
@@ -68,11 +68,17 @@ iso2022-jp-ext iso2022jp csiso2022jp iso2022jp1 iso2022jp2 iso2022jp3 iso2022jpm
 cp949          euckr ksc56011987 ksc56011989 ksc5601 cp949 949 windows949 uhc korean csksc56011987 cseuckr isoir149
 iso2022-kr     iso2022kr csiso2022kr
 """
-_CODECS = {
-    label: codec
-    for codec, *labels in (line.split() for line in _LABELS.strip().splitlines())
-    for label in labels
-}
+
+
+def _codecs_by_label() -> dict[str, str]:
+    codecs_by_label: dict[str, str] = {}
+    for line in _LABELS.strip().splitlines():
+        codec, *labels = line.split()
+        codecs_by_label.update(dict.fromkeys(labels, codec))
+    return codecs_by_label
+
+
+_CODECS = _codecs_by_label()
 # What a codec does not know its fuller relative may: the row of NEC's special characters, letters of Hong Kong.
 _RELATIVES = {"euc-jp": "euc-jis-2004", "iso2022-jp-ext": "iso2022-jp-2004", "big5hkscs": "cp950"}
 
@@ -94,8 +100,7 @@ _META_CHARSET = re.compile(
 def codec_of(label: str) -> str | None:
     """Return the name of Python's codec for a label (`Content-Type`, `<meta>`, XML), or None.
 
-    The labels of ASCII are unknown ones: unlike a browser, a mail program that declares it says nothing about bytes
-    that are not ASCII.
+    The labels of ASCII are unknown ones: unlike a browser, a mail program that declares it leaves other bytes open.
     """
     name = label[:60].partition("*")[0].lower()
     name = re.sub(r":19\d\d\Z", "", name.strip(" \t\r\n\"'"))

@@ -79,7 +79,7 @@ _KIND_BY_EXTENSION = {
 }  # fmt: skip
 _PACKAGES = frozenset({"docx", "xlsx", "pptx", "odt", "ods", "odp", "zip"})
 _BINARY_TYPES = ("image/", "audio/", "video/", "font/")
-_HTML = re.compile(rb"\s{0,100}<(?:!doctype html|html|head|body)\b", re.IGNORECASE)
+_HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s{0,100}<(?:!doctype html|html|head|body)\b", re.IGNORECASE)
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f]")
 _HIGH = re.compile(rb"[\x80-\xff]")
 _MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")

@@ -135,10 +135,8 @@ def _leaf(part: Part, *, is_too_deep: bool, is_alternative: bool) -> _Content:
     kind = part.content_type
     name = part.file_name
     is_attached = part.disposition == "attachment" or (bool(name) and not is_alternative)
-    if kind in _MAILS:
-        return _Content(files=[File(name or "message.eml", "message/rfc822", part.content())])
     is_text = kind in ("text/plain", "text/html", "text/rfc822-headers") or (
-        kind.startswith("message/")
+        (kind.startswith("message/") and kind not in _MAILS)
         or (kind.startswith("multipart/") and not is_too_deep)  # without any delimiter
     )
     if is_text and not is_attached:
@@ -147,9 +145,14 @@ def _leaf(part: Part, *, is_too_deep: bool, is_alternative: bool) -> _Content:
             kind.startswith("multipart/") and _HTML.match(text) is not None
         )
         return _Content(bodies=[Body(text, is_html)])
-    charset = part.charset if kind.startswith("text/") else None
-    content_type = f"{kind}; charset={charset}" if charset else kind
-    return _Content(files=[File(name or f"unnamed {kind}", content_type, part.content())])
+    data, text_after = part.content()
+    if kind in _MAILS:
+        file = File(name or "message.eml", "message/rfc822", data)
+    else:
+        charset = part.charset if kind.startswith("text/") else None
+        content_type = f"{kind}; charset={charset}" if charset else kind
+        file = File(name or f"unnamed {kind}", content_type, data)
+    return _Content([Body(text_after, is_html=False)] if text_after else [], [file])
 
 
 def _joined(contents: Sequence[_Content]) -> _Content:
@@ -160,7 +163,7 @@ def _joined(contents: Sequence[_Content]) -> _Content:
 
 
 def _choose(contents: Sequence[_Content]) -> _Content:
-    """Return one of the alternatives: the plain text, unless the HTML says what the plain text does not."""
+    """Return one of the alternatives: the plain text, unless it is a stub beside the HTML."""
     html = _joined([content for content in contents if content.is_html])
     plain = _joined([content for content in contents if not content.is_html])
     if not html.has_text or (plain.has_text and not _is_stub(plain.bodies, html.bodies)):

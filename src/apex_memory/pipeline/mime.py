@@ -22,7 +22,7 @@ MAX_FIELD = 10_000
 """Bytes of a field that are kept: the parser of parameters takes more than linear time."""
 
 _EOL = rb"(?:\r\n|\r|\n|\Z)"
-_FIRST_LINES = re.compile(rb"(?:[ \t]*+[\r\n]++)*+")
+_FIRST_LINES = re.compile(rb"(?:(?:[ \t\v\f]|\xc2\xa0)*+[\r\n]++)*+")
 _ENVELOPE = re.compile(rb">?From [^\r\n]{0,1000}" + _EOL)
 _HEADER = re.compile(
     rb"(?:[!-9;-~]{1,200}+[ \t]*+:[^\r\n]*+" + _EOL + rb"(?:[ \t][^\r\n]*+" + _EOL + rb")*+)*+"
@@ -33,7 +33,7 @@ _KEPT_FIELD = re.compile(
     re.IGNORECASE,
 )
 _LINE_END = re.compile(rb"\r\n|\r|\n")
-_COMMENT = re.compile(r"\([^()]*\)")
+_COMMENT = re.compile(r"\([^()]{0,100}\)")
 _SOFT_BREAK = re.compile(rb"=[ \t]+(?=\r?\n)")
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 
@@ -74,16 +74,17 @@ class Part:
         name = name or self._parameter("content-type", "name")
         return " ".join(decode_words(name).split())[:255] or None if name else None
 
-    def content(self) -> bytes:
-        """Return the body with its transfer encoding undone."""
-        return self._decoded()[0]
+    def content(self) -> tuple[bytes, str]:
+        """Return the body with its transfer encoding undone, and text that a server has put after the encoded body."""
+        body, rest = self._decoded()
+        return body, decode(rest).strip()
 
     def text(self) -> str:
-        """Return the body of a text, with text that a mail server has put after the encoded body."""
-        content, rest = self._decoded()
+        """Return the body of a text, with text that a server has put after it."""
+        body, rest = self.content()
         read = decode_html if self.content_type == "text/html" else decode
-        text = read(content, self.charset)
-        return f"{text.rstrip()}\n\n{decode(rest).strip()}\n" if rest.strip() else text
+        text = read(body, self.charset)
+        return f"{text.rstrip()}\n\n{rest}\n" if rest else text
 
     def parts(self, limit: int) -> list[Part] | None:
         """Return the first parts of a multipart, up to `limit`; None where no parts are found.
@@ -97,7 +98,7 @@ class Part:
         if (
             not spans and "content-transfer-encoding" in self.fields
         ):  # against RFC 2045, section 6.4
-            data = self.content()
+            data, _ = self._decoded()
             start, end = 0, len(data)
             spans = _spans(data, start, end, self._boundary(), limit)
         if not spans:
@@ -115,7 +116,9 @@ class Part:
 
     def _decoded(self) -> tuple[bytes, bytes]:
         body = self.data[self.start : self.end]
-        encoding = _COMMENT.sub("", self._value("content-transfer-encoding")).lower()
+        encoding = self._value("content-transfer-encoding")[:200].lower()
+        while (uncommented := _COMMENT.sub("", encoding)) != encoding:  # comments may be nested
+            encoding = uncommented
         if re.search(r"base.?64", encoding):
             return decode_base64(body)
         if re.search(r"quoted.?printable", encoding):
@@ -216,12 +219,12 @@ def _delimiters(
     delimiter = b"--" + boundary
     pattern = re.compile(rb"(--)?[ \t]*(?:\r\n|\r|\n|\Z)")
     position = start
-    while (found := data.find(delimiter, position, end)) >= 0:
-        position = found + len(delimiter)
-        is_line = found == start or data[found - 1 : found] in (b"\n", b"\r")
+    while (line_start := data.find(delimiter, position, end)) >= 0:
+        position = line_start + len(delimiter)
+        is_line = line_start == start or data[line_start - 1 : line_start] in (b"\n", b"\r")
         if is_line and (line := pattern.match(data, position, end)):
             position = line.end()
-            yield found, position, line[1] is not None
+            yield line_start, position, line[1] is not None
 
 
 def _without_line_end(data: bytes, start: int, end: int) -> int:

@@ -417,3 +417,252 @@ RECORDS |= {
     ("quickbooks", "vendor"): _quickbooks("Vendor", QUICKBOOKS_PARTY),
     ("quickbooks", "every other kind of record"): _quickbooks("PurchaseOrder", _VENDOR_SIDE),
 }
+
+
+def _turvo_stop(n: int, type: tuple[str, str]) -> dict[str, Any]:
+    return {
+        "id": 70 + n,
+        "stopType": {"key": type[0], "value": type[1]},
+        "location": {"id": 310 + n, "name": f"Dock {n}"},
+        "timezone": "America/New_York",
+        "address": {
+            "line1": f"{n} Example Way",
+            "line2": f"Suite {n}",
+            "city": "Columbus",
+            "state": "OH",
+            "zip": f"4321{n}",
+            "country": "US",
+        },
+        "appointment": {"start": f"2025-11-0{n}T12:00:00Z", "end": f"2025-11-0{n}T13:00:00Z"},
+        "attributes": {
+            "arrival": f"2025-11-0{n}T12:10:00Z",
+            "departed": f"2025-11-0{n}T12:50:00Z",
+        },
+        "notes": f"gate {n}",
+        "deleted": False,
+    }
+
+
+_TURVO_TIMES = [
+    *(("startDate", "date"), ("endDate", "date"), ("statusHistory", 0, "lastUpdatedOn")),
+    *(
+        (*holder, n, *field)
+        for holder in (("globalRoute",), ("customerOrder", 0, "route"))
+        for n in (0,)
+        for field in (
+            ("appointment", "start"),
+            ("attributes", "arrival"),
+            ("attributes", "departed"),
+        )
+    ),
+]
+TURVO = {
+    "id": 1000450123,
+    "customId": "SHP-100045",
+    "ltlShipment": False,
+    "status": {"code": {"key": "2105", "value": "En route"}, "notes": "Left at dawn"},
+    "startDate": {"date": "2025-11-01T12:00:00Z", "timeZone": "America/New_York"},
+    "endDate": {"date": "2025-11-02T19:00:00Z", "timeZone": "America/Chicago"},
+    "lane": {"start": "Columbus, OH", "end": "Atlanta, GA"},
+    "transportation": {"mode": {"key": "24105", "value": "TL"}, "serviceType": {"value": "Any"}},
+    "equipment": [
+        {"type": {"key": "1200", "value": "Van"}, "size": {"value": "53 ft"}, "weight": 42}
+    ],
+    "externalIds": [{"type": {"key": "1", "value": "Dock"}, "value": "D-12"}],
+    "globalRoute": [_turvo_stop(1, ("1500", "Pickup"))],
+    "customerOrder": [
+        {
+            "id": 71,
+            "customer": {"id": 9001, "name": "Example Paper Co"},
+            "costs": {"totalAmount": 1245.5, "currency": {"key": "1550", "value": "USD"}},
+            "externalIds": [{"type": {"value": "Purchase order #"}, "value": "PO 7745"}],
+            "items": [{"name": "Paper rolls", "qty": 24, "notes": "keep dry"}],
+            "route": [_turvo_stop(2, ("1501", "Delivery"))],
+            "deleted": False,
+        }
+    ],
+    "carrierOrder": [
+        {
+            "id": 44,
+            "carrier": {
+                "id": 512,
+                "name": "Northwind Trucking",
+                "scac": "NWTR",
+                "mcNumber": 123456,
+            },
+            "drivers": [{"context": {"id": 5, "name": "Luis Ortega"}, "phone": "+1 614 555 0142"}],
+            "externalIds": [{"type": {"value": "Truck #"}, "value": "T-204"}],
+            "deleted": False,
+        }
+    ],
+    "statusHistory": [
+        {"code": {"key": "2103", "value": "Dispatched"}, "lastUpdatedOn": "2025-11-01T10:00:00Z"}
+    ],
+    "tracking": {"isTrackable": True, "eta": "2025-11-02T18:30:00Z"},
+    "lastUpdatedOn": "2025-11-01T14:00:00Z",
+    "updated": "2025-11-01T14:00:00Z",
+    "createdDate": "2025-10-30T08:00:00Z",
+}
+RECORDS |= {
+    ("turvo", "shipment"): _of(
+        "turvo",
+        "shipment:1000450123",
+        TURVO,
+        others={
+            ("status", "code", "key"): "2106",
+            ("statusHistory", 0, "code", "key"): "2104",
+            **dict.fromkeys(_TURVO_TIMES, "2025-12-24T06:07:00Z"),
+        },
+    )
+}
+
+
+_TEAMMATE = {
+    "id": "tea_1",
+    "email": "dana@acme.example",
+    "username": "dana",
+    "first_name": "Dana",
+    "last_name": "Whitfield",
+    "is_admin": True,
+    "is_available": True,
+    "is_blocked": True,
+}
+_FRONT_CONVERSATION = {
+    "_links": {"self": "https://acme.api.frontapp.com/conversations/cnv_51a"},
+    "id": "cnv_51a",
+    "subject": "ETA for SHP-100045?",
+    "status": "assigned",
+    "ticket_ids": ["TIC-7"],
+    "assignee": _TEAMMATE,
+    "recipient": {"handle": "ops@example.com", "name": "Ops Desk", "role": "from"},
+    "tags": [
+        {
+            "id": "tag_3",
+            "name": "Urgent load",
+            "highlight": "pink",
+            "is_private": True,
+            "is_visible_in_conversation_lists": True,
+            "created_at": 1692808372.298,
+            "updated_at": 1692808372.298,
+        }
+    ],
+    "links": [
+        {"id": "top_1", "name": "Ticket 9", "type": "web", "external_url": "https://t.example/9"}
+    ],
+    "custom_fields": {"Load number": "L-778", "Rolls": 24},
+    "is_private": True,
+    "created_at": 1761955199.9,
+    "scheduled_reminders": [{"created_at": 1761955199.9, "scheduled_at": 1761999999.0}],
+    "last_message": {"id": "msg_87", "text": "another one"},
+    "metadata": {"external_conversation_ids": ["x"]},
+}
+
+
+def _front(record: str, type: str, source: Any, target: Any) -> dict[tuple[str, str], Record]:
+    body = {
+        "_links": {"self": "https://acme.api.frontapp.com/events/evt_7q1"},
+        "id": "evt_7q1",
+        "type": type,
+        "emitted_at": 1761955200.5,
+        "conversation": _FRONT_CONVERSATION,
+        "source": source,
+        "target": target,
+    }
+    times = [("emitted_at",), ("conversation", "created_at")]
+    times += [("target", "data", name) for name in ("created_at", "posted_at")]
+    return {
+        ("frontapp", record): _of(
+            "frontapp",
+            "message:msg_88",
+            body,
+            others={**dict.fromkeys(times, 1761999999.5), ("target", "_meta", "type"): "tag"},
+            closed=(
+                ("_links",),
+                ("conversation", "_links"),
+                ("conversation", "metadata"),
+                ("conversation", "last_message"),
+                ("conversation", "recipient"),
+                ("source", "_meta"),
+                ("target", "_meta"),
+                ("target", "data", "metadata"),
+                ("target", "data", "metadata", "headers"),
+                ("target", "data", "attachments", 0, "metadata"),
+            ),
+        )
+    }
+
+
+_INBOX = {
+    "_meta": {"type": "inboxes"},
+    "data": [
+        {
+            "id": "inb_3",
+            "name": "Dispatch",
+            "address": "in-3@in.frontapp.example",
+            "send_as": "dispatch@acme.example",
+            "type": "smtp",
+            "is_private": True,
+            "is_public": True,
+        }
+    ],
+}
+_ATTACHMENT = {
+    "id": "fil_1",
+    "filename": "pod.pdf",
+    "url": "https://acme.api.frontapp.com/download/fil_1",
+    "content_type": "application/pdf",
+    "size": 48123,
+    "metadata": {"is_inline": False, "cid": "c-1"},
+}
+RECORDS |= _front(
+    "email and message",
+    "inbound",
+    _INBOX,
+    {
+        "_meta": {"type": "message"},
+        "data": {
+            "id": "msg_88",
+            "type": "email",
+            "is_inbound": True,
+            "created_at": 1761955199.8,
+            "subject": "Re: ETA for SHP-100045?",
+            "blurb": "Hello, when",
+            "body": "<p>Hello, when will it come?</p>",
+            "text": "Hello, when will it come?",
+            "author": _TEAMMATE,
+            "is_draft": True,
+            "draft_mode": "shared",
+            "version": "v-3",
+            "error_type": "bounce",
+            "signature": {"name": "Short one"},
+            "metadata": {"headers": {"in_reply_to": "x"}},
+            "recipients": [
+                {"handle": "ops@example.com", "role": "from", "name": "Ops Desk"},
+                {"handle": "dispatch@acme.example", "role": "to", "name": "Dispatch Desk"},
+            ],
+            "attachments": [_ATTACHMENT],
+        },
+    },
+)
+RECORDS |= _front(
+    "comment",
+    "comment",
+    {"_meta": {"type": "teammate"}, "data": _TEAMMATE},
+    {
+        "_meta": {"type": "comment"},
+        "data": {
+            "id": "com_5",
+            "body": "Call the driver",
+            "posted_at": 1761955199.8,
+            "author": _TEAMMATE,
+            "attachments": [_ATTACHMENT],
+            "is_pinned": True,
+        },
+    },
+)
+RECORDS |= _front(
+    "conversation",
+    "tag",
+    {"_meta": {"type": "teammate"}, "data": _TEAMMATE},
+    {"_meta": {"type": "tag"}, "data": {"id": "tag_9", "name": "Claims"}},
+)

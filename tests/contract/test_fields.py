@@ -61,9 +61,10 @@ def rule_of(fields: RecordFields, path: str) -> tuple[str, bool]:
     for length in range(len(parts), 0, -1):
         outer = ".".join(parts[:length])
         for rules, is_left_out in ((fields.shown, False), (fields.left_out, True)):
-            places = rules.get(outer) or rules.get(f"*.{parts[length - 1]}")
-            if places:
-                return places, is_left_out
+            suffixes = (f"*.{'.'.join(parts[start:length])}" for start in range(length))
+            for known in (outer, *suffixes):
+                if known in rules:
+                    return rules[known], is_left_out
     assert fields.others_in_text, f"{path} is neither shown nor left out"
     return "text", False
 
@@ -72,7 +73,8 @@ def rule_of(fields: RecordFields, path: str) -> tuple[str, bool]:
 def test_every_kind_of_record_has_a_full_sample(name: tuple[str, str]) -> None:
     paths = {plain(path) for path in RECORDS[name].leaves()}
     for path in FIELDS[name].shown:
-        own = [other for other in paths if other == path or other.startswith(f"{path}.")]
+        suffix = path.removeprefix("*")
+        own = [other for other in paths if f".{other}.".find(f".{suffix.strip('.')}.") >= 0]
         assert own, f"{path} is declared, but its sample has none"
 
 

@@ -237,7 +237,8 @@ def test_a_mail_reads_well_and_says_who() -> None:
     document = told(event(target={**mail, "data": {**mail["data"], "text": "When?\x00 \ud83d"}}))
     assert document.text == (
         "Subject: ETA?\nFrom: Dana <Ops@Example.com>\nTo: dispatch@acme.example\n"
-        "Cc: Luis <+1 (614) 555-0142>\nDate: 2025-10-31 23:59 UTC\n\nWhen?\ufffd \ufffd"
+        "Cc: Luis <+1 (614) 555-0142>\nDate: 2025-10-31 23:59 UTC\nConversation id: cnv_1\n"
+        "Message id: x_1\nSource id: inb_3\n\nWhen?\ufffd \ufffd"
     )
     assert document.kind == "email"
     assert micros(document.occurred_at) == 1761955199800000
@@ -250,6 +251,23 @@ def test_a_mail_reads_well_and_says_who() -> None:
         Assertion(subject="phone:+16145550142", predicate="name", value="Luis"),
     }
     assert document.metadata["inboxes"] == ["Dispatch"]
+
+
+def test_attachments_of_comments_and_ticket_ids_are_in_the_text() -> None:
+    comment = target(kind="comment", attachments=[{"filename": "pod.pdf", "size": 48123}])
+    about = {"id": "cnv_1", "subject": "ETA?", "ticket_ids": ["TIC-7", "TIC-8"]}
+    text = told(event(target=comment, conversation=about)).text
+    assert "Attachments: pod.pdf" in text and "size: 48123" in text
+    assert "TIC-7" in text and "TIC-8" in text
+
+
+def test_a_recipient_of_another_role_is_named() -> None:
+    people = [{"handle": "claims@example.com", "role": "reply-to", "name": "Claims"}]
+    document = told(event(target=target(type="email", recipients=people)))
+    assert "Reply-to: Claims <claims@example.com>" in document.text
+    assert (
+        Assertion(predicate="recipient", object="email:claims@example.com") in document.assertions
+    )
 
 
 def test_other_channels_are_messages() -> None:
@@ -270,7 +288,8 @@ def test_a_conversation_tells_its_state() -> None:
     document = told(event("archive", conversation=state, target=None))
     assert document.kind == "conversation"
     assert "Assigned to: Morgan Vale <Morgan@acme.example>" in document.text
-    assert "Tags: Hot\nLinks: SHP-100045\nPO: 77" in document.text
+    assert "Tags: Hot\nLinks: SHP-100045\n" in document.text
+    assert "\nPO: 77\n" in document.text
     assert (
         Assertion(
             subject="conversation:cnv_1",

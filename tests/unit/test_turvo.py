@@ -228,11 +228,14 @@ def test_a_shipment_reads_well_and_says_who_and_where() -> None:
             {"carrier": carrier, "drivers": drivers, "externalIds": trucks},
         ],
     })  # fmt: skip
-    assert document.text == (
+    text, _, others = document.text.partition("\n\nFurther fields\n")
+    assert "Carrier order carrier mc number: 123456" in others
+    assert "Fell Through" not in document.text
+    assert text == (
         "Shipment: SHP-100045\nStatus: En route\nCustomer: Example Paper Co\nCarrier: Northwind Trucking\n"
         "Driver: Luis Ortega\nRoute: Columbus, OH to Atlanta, GA\n"
         "Pickup: 2025-11-01 12:00 UTC (America/New_York)\nDelivery: 2025-11-02 19:00 UTC (America/New_York)\n"
-        "Purchase order #: PO 7745\nPRO #: PRO778812\nBOL #: SHP-100045\nDock: 12\nTruck #: T-204\n"
+        "Turvo id: 1000450123\nPurchase order #: PO 7745\nPRO #: PRO778812\nBOL #: SHP-100045\nDock: 12\nTruck #: T-204\n"
         "Charges: 1245.00 USD\n\nStops\n"
         "1. Pickup, 100 Example Way, Columbus, OH 43215, appointment 2025-11-01 12:00 UTC\n\n"
         "Status history\n2025-11-01 10:00 UTC Dispatched"

@@ -30,7 +30,7 @@ class RecordFields:
     """The fields of one kind of record by path, such as `transaction.amount`; a path stands for everything below it.
 
     `shown`: the places that the builder puts a field into by name, some of the words `title`, `text`, `metadata`,
-    `assertion`, `version` and `time`. `left_out`: why a field is in none. A path `*.NAME` is that field at any depth. With
+    `assertion`, `version` and `time`. `left_out`: why a field is in none. A path `*.PATH` is that path at any depth. With
     `others_in_text` every other field has a line of its own in the text (`remaining_lines`). `note`: a sentence for the docs.
     """
 
@@ -56,14 +56,16 @@ def remaining_lines(
     *,
     shown: Collection[str] = (),
     left_out: Collection[str] = (),
+    false_flags: bool = True,
 ) -> list[str]:
     """Return a line `Label: value` for each value of a record, in its order, but for the given fields.
 
-    `shown` and `left_out` hold paths such as `Line.Amount`; a path stands for everything below it. Time and size are
-    bounded: of a record with more than `MAX_LINES` values the least nested ones are shown, and the last line has the
+    `shown` and `left_out` hold paths such as `Line.Amount`; a path stands for everything below it, and `*.PATH` for the
+    path at any depth. Without `false_flags` a value of false has no line. Time and size are bounded: of a record with more than `MAX_LINES` values the least nested ones are shown, and the last line has the
     number of the others.
     """
-    fields = list(islice(record_fields(record, without={*shown, *left_out}), MAX_VALUES))
+    values = record_fields(record, without={*shown, *left_out}, false_flags=false_flags)
+    fields = list(islice(values, MAX_VALUES))
     kept = set(sorted(range(len(fields)), key=lambda n: fields[n].depth)[:MAX_LINES])
     lines: list[str] = []
     characters = 0
@@ -79,24 +81,30 @@ def remaining_lines(
 
 
 def record_fields(
-    record: Mapping[str, Any], *, without: Collection[str] = frozenset()
+    record: Mapping[str, Any],
+    *,
+    without: Collection[str] = frozenset(),
+    false_flags: bool = True,
 ) -> Iterator[_Field]:
     """Yield the values of a record with their paths, in its order; empty ones and those below `without` are left out."""
+    anywhere = tuple(f".{path[2:]}" for path in without if path.startswith("*."))
     open_ = [_Field("", "", 0, record)]
     while open_:
         outer = open_.pop()
         if isinstance(outer.value, dict):
             inner = [_member(outer, name, value) for name, value in outer.value.items()]
-            open_ += reversed([member for member in inner if not _is_among(member.path, without)])
+            open_ += [
+                member
+                for member in reversed(inner)
+                if member.path not in without and not f".{member.path}".endswith(anywhere)
+            ]
         elif isinstance(outer.value, list):
             open_ += reversed(list(_entries(outer)))
+        elif outer.value is False and not false_flags:
+            continue
         elif (text := _text(outer.value)) != "":
             label = outer.label or as_words(outer.path.rpartition(".")[2])
             yield _Field(outer.path, label, outer.depth, text)
-
-
-def _is_among(path: str, paths: Collection[str]) -> bool:
-    return path in paths or f"*.{path.rpartition('.')[2]}" in paths
 
 
 def _member(outer: _Field, name: str, value: Any) -> _Field:

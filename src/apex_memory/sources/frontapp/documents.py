@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document
+from apex_memory.sources.fields import RecordFields, labelled, remaining_lines
 from apex_memory.sources.payloads import (
     as_mapping,
     as_string,
@@ -24,6 +25,110 @@ MAX_MERGED = 100  # conversations that one event may merge
 
 _ROLES = ("from", "to", "cc", "bcc")
 _WITH_BODY = ("inbound", "outbound", "out_reply", "comment")
+
+_LEFT_OUT: Mapping[str, str] = {
+    "id": "names the change, not what changed",
+    "*._links": "addresses in Front's API",
+    "*._meta": "the type of what stands beside it",
+    "*.metadata": "technical details of the channel",
+    "*.is_admin": "the account's state in Front",
+    "*.is_available": "the account's state in Front",
+    "*.is_blocked": "the account's state in Front",
+    "conversation.last_message": "a message has a document of its own",
+    "conversation.tags.highlight": "a colour",
+    "conversation.tags.created_at": "about the tag, not the conversation",
+    "conversation.tags.updated_at": "about the tag, not the conversation",
+    "conversation.tags.is_private": "about the tag, not the conversation",
+    "conversation.tags.is_visible_in_conversation_lists": "about the tag, not the conversation",
+    "source.data.is_private": "the setting of an inbox",
+    "source.data.is_public": "the setting of an inbox",
+    "source.data.send_as": "the setting of an inbox",
+    "source.data.type": "the setting of an inbox",
+}
+_CONVERSATION: Mapping[str, str] = {
+    "type": "metadata",
+    "conversation.id": "text metadata assertion",
+    "conversation.status": "metadata",
+    "conversation.assignee.email": "text metadata",
+    "conversation.assignee.first_name": "text",
+    "conversation.assignee.last_name": "text",
+    "conversation.tags.name": "text metadata",
+}
+_IN_MESSAGES: Mapping[str, str] = {
+    **_LEFT_OUT,
+    "emitted_at": "the time of the change; the message has its own",
+    "conversation.created_at": "stands in the conversation's document",
+    "target.data.attachments.url": "needs a login at Front",
+}
+_NOTE = "A flag that is false has no line."
+MESSAGE_FIELDS = RecordFields(
+    "email and message",
+    shown={
+        **_CONVERSATION,
+        "conversation.subject": "text",
+        "source.data.name": "metadata",
+        "target.data.id": "text metadata",
+        "target.data.type": "metadata",
+        "target.data.is_inbound": "metadata",
+        "target.data.created_at": "text time",
+        "target.data.subject": "title text",
+        "target.data.text": "text",
+        "target.data.error_type": "metadata",
+        "target.data.recipients.handle": "text assertion",
+        "target.data.recipients.name": "text assertion",
+        "target.data.recipients.role": "text",
+        "target.data.author.email": "text assertion",
+        "target.data.author.first_name": "text assertion",
+        "target.data.author.last_name": "text assertion",
+        "target.data.attachments.filename": "text",
+    },
+    left_out={
+        **_IN_MESSAGES,
+        "conversation.recipient": "one of the message's recipients",
+        "target.data.body": "the HTML form of the text, which stands in its place where there is none",
+        "target.data.blurb": "the beginning of the text, which stands in its place where there is none",
+    },
+    note=_NOTE,
+)
+COMMENT_FIELDS = RecordFields(
+    "comment",
+    shown={
+        **_CONVERSATION,
+        "conversation.subject": "title text",
+        "target.data.id": "text metadata",
+        "target.data.posted_at": "text time",
+        "target.data.body": "text",
+        "target.data.author.email": "text assertion",
+        "target.data.author.first_name": "text assertion",
+        "target.data.author.last_name": "text assertion",
+        "target.data.attachments.filename": "text",
+    },
+    left_out={
+        **_IN_MESSAGES,
+        "target.data.text": "the body, and stands in its place where there is none",
+    },
+    note=_NOTE,
+)
+CONVERSATION_FIELDS = RecordFields(
+    "conversation",
+    shown={
+        **_CONVERSATION,
+        "type": "text metadata",
+        "emitted_at": "time",
+        "conversation.created_at": "text",
+        "conversation.subject": "title text",
+        "conversation.status": "text metadata",
+        "conversation.assignee.email": "text metadata assertion",
+        "conversation.recipient.handle": "text assertion",
+        "conversation.recipient.name": "text assertion",
+        "conversation.links.name": "text",
+        "source.data.email": "text",
+        "source.data.first_name": "text",
+        "source.data.last_name": "text",
+    },
+    left_out=_LEFT_OUT,
+    note=_NOTE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +149,8 @@ class FrontEvent:
     conversation: Mapping[str, Any]
     source: Mapping[str, Any]
     target: Mapping[str, Any]
+    record: Mapping[str, Any]
+    """The event as it came."""
     thin: bool = False
     """Whether it is a preview: about a message or comment whose body must be fetched."""
     fetch: tuple[Literal["messages", "comments"], str] | None = None
@@ -103,6 +210,7 @@ class FrontEvent:
             conversation=conversation,
             source=as_mapping(event.get("source")),
             target={} if about == "conversation" else data,
+            record=event,
             thin=thin,
             fetch=_fetch(meta, data.get("id")) if thin else None,
             merged=_merged(target) if meta == "deleted_conversation_ids" else (),
@@ -153,7 +261,7 @@ def merged_document(event: FrontEvent, merged: str) -> Document:
         kind="conversation",
         title=event.subject or "(no subject)",
         occurred_at=event.at,
-        text=_text(lines),
+        text=labelled(lines),
         assertions=tuple(same),
         metadata={
             "event": event.type,
@@ -166,35 +274,40 @@ def merged_document(event: FrontEvent, merged: str) -> Document:
 def message_document(event: FrontEvent) -> Document:
     data = event.target
     recipients = [item for item in sequence(data.get("recipients")) if as_mapping(item)]
-    by_role = {role: [r for r in recipients if r.get("role") == role] for role in _ROLES}
+    roles = [*_ROLES, *(as_string(recipient.get("role")) for recipient in recipients)]
+    by_role = {
+        role: [recipient for recipient in recipients if as_string(recipient.get("role")) == role]
+        for role in dict.fromkeys(roles)
+    }
     sent = _time(data.get("created_at"), event.at)
-    files = [
-        as_string(as_mapping(item).get("filename")) for item in sequence(data.get("attachments"))
-    ]
+    author = as_mapping(data.get("author"))
     lines = {
         "Subject": event.subject,
+        "Conversation": _other_subject(event),
         **{
-            role.capitalize(): ", ".join(_label(item) for item in items)
+            role.capitalize() or "Recipient": ", ".join(_label(item) for item in items)
             for role, items in by_role.items()
         },
         "Date": f"{sent:%Y-%m-%d %H:%M} UTC",
-        "Attachments": ", ".join(filter(None, files)),
+        "Author": _label(author),
+        "Attachments": _attachments(data),
+        **_conversation_lines(event),
+        "Message id": event.about_id,
     }
     text = as_string(data.get("text")).strip() or plain_text(as_string(data.get("body")))
     assertions = [
-        Assertion(predicate=role, object=ref)
+        Assertion(predicate=role if role in _ROLES else "recipient", object=ref)
         for role, items in by_role.items()
         for item in items
         if (ref := _ref(item))
     ]
-    author = as_mapping(data.get("author"))
     if ref := _ref(author):
         assertions.append(Assertion(predicate="author", object=ref))
     return Document(
         kind="email" if data.get("type") == "email" else "message",
         title=event.subject or "(no subject)",
         occurred_at=sent,
-        text=_text(lines, text or as_string(data.get("blurb")).strip()),
+        text=_text(event, lines, MESSAGE_FIELDS, text or as_string(data.get("blurb")).strip()),
         assertions=_assertions(event, assertions, [*recipients, author]),
         metadata=_metadata(
             event,
@@ -214,6 +327,9 @@ def comment_document(event: FrontEvent) -> Document:
         "Comment on": event.subject,
         "From": _label(author),
         "Date": f"{written:%Y-%m-%d %H:%M} UTC",
+        "Attachments": _attachments(data),
+        **_conversation_lines(event),
+        "Comment id": event.about_id,
     }
     assertions = [Assertion(predicate="from", object=ref)] if (ref := _ref(author)) else []
     return Document(
@@ -221,7 +337,12 @@ def comment_document(event: FrontEvent) -> Document:
         title=f"Comment on {event.subject or 'a conversation'}",
         occurred_at=written,
         # Comments are plain text: what looks like a tag was typed so.
-        text=_text(lines, (as_string(data.get("body")) or as_string(data.get("text"))).strip()),
+        text=_text(
+            event,
+            lines,
+            COMMENT_FIELDS,
+            (as_string(data.get("body")) or as_string(data.get("text"))).strip(),
+        ),
         assertions=_assertions(event, assertions, [author]),
         metadata=_metadata(event),
         parent=event.parent,
@@ -233,6 +354,7 @@ def conversation_document(event: FrontEvent) -> Document:
     assignee, contact = as_mapping(about.get("assignee")), as_mapping(about.get("recipient"))
     actor = as_mapping(event.source.get("data"))
     links = [as_string(as_mapping(link).get("name")) for link in sequence(about.get("links"))]
+    begun = _time(about.get("created_at"), None)
     lines = {
         "Conversation": event.subject,
         "Last change": " by ".join(filter(None, [event.type, _label(actor)])),
@@ -241,11 +363,8 @@ def conversation_document(event: FrontEvent) -> Document:
         "With": _label(contact),
         "Tags": ", ".join(_tags(event)),
         "Links": ", ".join(filter(None, links)),
-        **{
-            name: str(value)
-            for name, value in as_mapping(about.get("custom_fields")).items()
-            if isinstance(value, str | int | float) and value != ""
-        },
+        "Begun": f"{begun:%Y-%m-%d %H:%M} UTC" if begun else "",
+        "Conversation id": event.conversation_id or "",
     }
     entity = event.parent
     assertions = [
@@ -257,15 +376,51 @@ def conversation_document(event: FrontEvent) -> Document:
         kind="conversation",
         title=event.subject or "(no subject)",
         occurred_at=event.at,
-        text=_text(lines),
+        text=_text(event, lines, CONVERSATION_FIELDS),
         assertions=_assertions(event, assertions, [assignee, contact]),
         metadata=_metadata(event),
     )
 
 
-def _text(lines: Mapping[str, str], body: str = "") -> str:
-    head = "\n".join(f"{name}: {value}" for name, value in lines.items() if value)
+def _text(event: FrontEvent, lines: Mapping[str, str], fields: RecordFields, body: str = "") -> str:
+    """Return the first lines, a line for each further field, and the body after a blank line."""
+    custom_fields = _custom_fields(event)
+    shown = {*fields.shown, *(f"conversation.custom_fields.{name}" for name in custom_fields)}
+    others = remaining_lines(event.record, shown=shown, left_out=fields.left_out, false_flags=False)
+    head = "\n".join([labelled({**lines, **custom_fields}), *others])
     return f"{head}\n\n{body}" if body else head
+
+
+def _conversation_lines(event: FrontEvent) -> dict[str, str]:
+    """Return the lines of a message or comment about its conversation."""
+    return {
+        "Assigned to": _label(as_mapping(event.conversation.get("assignee"))),
+        "Tags": ", ".join(_tags(event)),
+        "Conversation id": event.conversation_id or "",
+    }
+
+
+def _custom_fields(event: FrontEvent) -> dict[str, str]:
+    """Return the conversation's custom fields that have a plain value, by their own names."""
+    fields = as_mapping(event.conversation.get("custom_fields"))
+    return {
+        name: str(value)
+        for name, value in fields.items()
+        if isinstance(value, str | int | float) and value != ""
+    }
+
+
+def _other_subject(event: FrontEvent) -> str:
+    """Return the conversation's subject, empty where it is the message's too."""
+    subject = as_string(event.conversation.get("subject"))
+    return subject if subject != event.subject else ""
+
+
+def _attachments(data: Mapping[str, Any]) -> str:
+    names = (
+        as_string(as_mapping(item).get("filename")) for item in sequence(data.get("attachments"))
+    )
+    return ", ".join(filter(None, names))
 
 
 def _assertions(
@@ -285,6 +440,7 @@ def _metadata(event: FrontEvent, **more: str) -> dict[str, Any]:
     known = {
         "event": event.type,
         "conversation_id": event.conversation_id,
+        f"{event.about}_id": event.about_id,
         "status": as_string(event.conversation.get("status")),
         "assignee": _handle(as_mapping(event.conversation.get("assignee"))),
         "tags": _tags(event),
@@ -301,7 +457,10 @@ def _tags(event: FrontEvent) -> list[str]:
     return list(dict.fromkeys(filter(None, tags)))
 
 
-def _time(value: object, otherwise: datetime) -> datetime:
+Otherwise = TypeVar("Otherwise", datetime, None)
+
+
+def _time(value: object, otherwise: Otherwise) -> datetime | Otherwise:
     # A time that cannot be read must not lose the mail: it is one field among many.
     with contextlib.suppress(Rejected):
         return parse_datetime(value, "created_at") if value else otherwise

@@ -18,8 +18,12 @@ from apex_memory.sources.base import (
     Sample,
     SourceSettings,
 )
+from apex_memory.sources.fields import RecordFields
 from apex_memory.sources.frontapp.api import Front, ListProgress
 from apex_memory.sources.frontapp.documents import (
+    COMMENT_FIELDS,
+    CONVERSATION_FIELDS,
+    MESSAGE_FIELDS,
     FrontEvent,
     comment_document,
     conversation_document,
@@ -59,6 +63,11 @@ class FrontApp(PulledSource[FrontAppSettings]):
     priority: ClassVar[Priority] = Priority.P0
     poll_seconds: ClassVar[float] = 120
     Settings: ClassVar[type[SourceSettings]] = FrontAppSettings
+    records: ClassVar[Sequence[RecordFields]] = (
+        MESSAGE_FIELDS,
+        COMMENT_FIELDS,
+        CONVERSATION_FIELDS,
+    )
 
     @property
     def rate_limits(self) -> Sequence[RateLimit]:

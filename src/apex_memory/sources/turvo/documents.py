@@ -9,6 +9,7 @@ from typing import Any
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event
+from apex_memory.sources.fields import RecordFields, remaining_lines
 from apex_memory.sources.payloads import as_mapping, as_string, parse_datetime, sequence
 
 STATUSES = {
@@ -29,6 +30,56 @@ _NUMBERS = (
     ("bol", re.compile(r"\bbol\b|\bbill of lading\b", re.IGNORECASE)),
     ("pro", re.compile(r"\bpro\b", re.IGNORECASE)),
     ("vehicle", re.compile(r"\b(?:truck|tractor|trailer)\b", re.IGNORECASE)),
+)
+
+_LABEL = "the label of a key with one spelling here"
+_STOP = (
+    "stopType.value",
+    "location.name",
+    "address.line1",
+    "address.city",
+    "address.state",
+    "address.zip",
+    "appointment.start",
+    "attributes.arrival",
+    "attributes.departed",
+)
+SHIPMENT_FIELDS = RecordFields(
+    "shipment",
+    shown={
+        "id": "text metadata",
+        "customId": "title text metadata assertion",
+        "status.code.key": "title text metadata assertion",
+        "ltlShipment": "metadata",
+        "lane.start": "title text assertion",
+        "lane.end": "title text assertion",
+        "startDate.date": "text assertion",
+        "startDate.timeZone": "text",
+        "endDate.date": "text assertion",
+        "endDate.timeZone": "text",
+        "customerOrder.customer.name": "text metadata assertion",
+        "customerOrder.costs.totalAmount": "text assertion",
+        "customerOrder.costs.currency.value": "text assertion",
+        "carrierOrder.carrier.name": "text metadata assertion",
+        "carrierOrder.drivers.context.name": "text assertion",
+        "*.externalIds.type.value": "text",
+        "*.externalIds.value": "text",
+        "transportation.mode.value": "text",
+        "equipment.type.value": "text",
+        **{f"*.route.{field}": "text" for field in _STOP},
+        **{f"*.globalRoute.{field}": "text" for field in _STOP},
+        "statusHistory.code.key": "text",
+        "statusHistory.lastUpdatedOn": "text",
+    },
+    left_out={
+        "status.code.value": _LABEL,
+        "statusHistory.code.value": _LABEL,
+        "*.key": "the key of a label that is shown",
+        "*.deleted": "a deleted part is left out, and a deleted shipment is deleted here",
+        "lastUpdatedOn": "the version",
+        "updated": "the version",
+    },
+    note="Of a deleted part, such as a stop, nothing is shown.",
 )
 
 
@@ -108,6 +159,7 @@ class _Shipment:
             "Delivery": _shown(record.get("endDate")),
             "Mode": _label(as_mapping(record.get("transportation")).get("mode")),
             "Equipment": ", ".join(filter(None, equipment)),
+            "Turvo id": _words(record.get("id")),
         }
         yield from (f"{name}: {value}" for name, value in labelled.items() if value)
         yield from (f"{label}: {value}" for _, label, value in self.numbers)
@@ -125,6 +177,16 @@ class _Shipment:
         if history:
             yield "\nStatus history"
             yield from (f"{at:%Y-%m-%d %H:%M} UTC {label}" for at, label in sorted(history))
+        # Rows of the list have these times as texts.
+        times = [name for name in ("startDate", "endDate") if isinstance(record.get(name), str)]
+        others = remaining_lines(
+            _without_deleted(record),
+            shown={*SHIPMENT_FIELDS.shown, *times},
+            left_out=SHIPMENT_FIELDS.left_out,
+        )
+        if others:
+            yield "\nFurther fields"
+            yield from others
 
     def assertions(self) -> Iterator[Assertion]:
         for predicate, names in (("customer", self.customers), ("carrier", self.carriers)):
@@ -192,6 +254,16 @@ class _Shipment:
         if not isinstance(total, int | float) or isinstance(total, bool) or abs(total) >= 1e15:
             return ""
         return f"{total:.2f} {_label(costs.get('currency')) or 'USD'}"
+
+
+def _without_deleted(value: Any) -> Any:
+    """Return a record without its soft-deleted parts. Payloads are bounded in depth."""
+    if isinstance(value, dict):
+        return {name: _without_deleted(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        parts = [part for part in value if not (isinstance(part, dict) and part.get("deleted"))]
+        return [_without_deleted(part) for part in parts]
+    return value
 
 
 def _kept(value: object) -> list[Mapping[str, Any]]:

@@ -23,6 +23,7 @@ from apex_memory.sources.base import (
     Sample,
     SourceSettings,
 )
+from apex_memory.sources.fields import RecordFields
 from apex_memory.sources.pages import ChangeHint, Page, PullContext
 from apex_memory.sources.payloads import (
     as_mapping,
@@ -36,7 +37,12 @@ from apex_memory.sources.payloads import (
 )
 from apex_memory.sources.signatures import digest, from_base64, signature_matches
 from apex_memory.sources.turvo.api import Api, Failed
-from apex_memory.sources.turvo.documents import changed_at, shipment_document, time_of
+from apex_memory.sources.turvo.documents import (
+    SHIPMENT_FIELDS,
+    changed_at,
+    shipment_document,
+    time_of,
+)
 from apex_memory.sources.turvo.settings import TurvoSettings
 
 SHIPMENT = "shipment:"
@@ -52,6 +58,7 @@ class Turvo(PulledSource[TurvoSettings]):
     priority: ClassVar[Priority] = Priority.P0
     poll_seconds: ClassVar[float] = 300
     Settings: ClassVar[type[SourceSettings]] = TurvoSettings
+    records: ClassVar[Sequence[RecordFields]] = (SHIPMENT_FIELDS,)
 
     @property
     def missing_settings(self) -> str:

@@ -100,7 +100,9 @@ class App:
         )
         self.dead_letters = DeadLetters(db)
         self.recovery = Recovery(db, graph, vectors, self.publication)
-        self.sweeper = Sweeper(db, graph, vectors, self.stores, resilient_stores)
+        self.sweeper = Sweeper(
+            db, graph, vectors, self.stores, resilient_stores, lease=settings.lease_seconds
+        )
         self.collector = Collector(db, graph, vectors, settings)
 
         self.steps = BatchSteps(self.inbox, self.pipeline, self.publication, self.sources, settings)

@@ -488,3 +488,17 @@ async def test_an_event_whose_manifest_is_gone_is_prepared_again(app: App) -> No
     assert await state(app, landed) == "received"
     await app.direct.drain("documents")
     assert await state(app, landed) == "done" and await live(app, "a")
+
+
+async def test_a_clock_that_is_set_back_holds_neither_an_event_nor_a_stage(app: App) -> None:
+    """What a worker leased before the clock went back by an hour is taken over, not an hour later but now."""
+    [landed] = await land(app, text_event(app, "a", "SHP-100045 left.", version=1))
+    batch = await app.steps.claim("documents")
+    await app.steps.prepare("documents", batch.id)
+    await app.publication.journal.begin(batch.id)  # and the worker dies
+    await app.db.execute("UPDATE inbox SET next_at = next_at + interval '1 hour'")
+    await app.db.execute("UPDATE stages SET lease_until = lease_until + interval '1 hour'")
+    swept = await app.upkeep.sweep()
+    assert swept.expired == 1
+    await app.direct.drain("documents")
+    assert await state(app, landed) == "done" and await live(app, "a")

@@ -145,7 +145,7 @@ async def test_a_sweep_passes_over_the_stage_that_a_commit_holds(saga: Saga) -> 
     await saga.journal.begin(batch)
     await saga.db.execute("UPDATE stages SET lease_until = now() - interval '1 s'")
     nothing: Any = None  # the sweep's first step needs no other store
-    sweeper = Sweeper(saga.db, nothing, nothing, [], {})
+    sweeper = Sweeper(saga.db, nothing, nothing, [], {}, lease=60)
     async with saga.db.transaction() as connection:
         await connection.execute("SELECT FROM stages WHERE state = 'staging' FOR UPDATE")
         async with asyncio.timeout(5):

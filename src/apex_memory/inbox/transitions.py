@@ -54,6 +54,7 @@ from psycopg.rows import class_row
 
 from apex_memory.stores.postgres import Connection
 
+LONGEST_WAIT_SECONDS = 900  # between two attempts, whatever a vendor or a server demands
 PARK_DEADLINE_SECONDS = 60  # a parked event is looked at again by then at the latest
 
 
@@ -212,9 +213,26 @@ async def postpone(connection: Connection, events: Sequence[FailedEvent]) -> Non
             [event.id for event in events],
             [event.attempts for event in events],
             [event.message for event in events],
-            [event.wait_seconds for event in events],
+            [min(event.wait_seconds, LONGEST_WAIT_SECONDS) for event in events],
         ),
     )
+
+
+async def correct_deadlines(connection: Connection, *, lease: float) -> int:
+    """Make open events ready whose deadline is further ahead than any lease or wait; return the number.
+
+    Such a deadline was written before the clock of PostgreSQL was set back. Without this the event would wait until
+    the clock is there again.
+    """
+    cursor = await connection.execute(
+        """UPDATE inbox SET next_at = clock_timestamp()
+           FROM (SELECT id FROM inbox
+                 WHERE open AND next_at > clock_timestamp() + make_interval(secs => %s)
+                 ORDER BY id FOR NO KEY UPDATE SKIP LOCKED) late
+           WHERE inbox.id = late.id""",
+        (2 * max(lease, LONGEST_WAIT_SECONDS),),
+    )
+    return cursor.rowcount
 
 
 async def mark_dead(connection: Connection, events: Sequence[FailedEvent]) -> None:

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from apex_memory.errors import RetryLater, Unavailable
 from apex_memory.inbox import queries, transitions
+from apex_memory.inbox.transitions import LONGEST_WAIT_SECONDS
 from apex_memory.saga.retries import ResilientStore
 from apex_memory.stores.base import GraphStore, Store, VectorStore
 from apex_memory.stores.postgres import Postgres
@@ -42,17 +43,27 @@ class Sweeper:
         vectors: VectorStore,
         stores: Sequence[Store],
         resilient_stores: Mapping[str, ResilientStore],
+        *,
+        lease: float,
     ) -> None:
         self._db = db
         self._graph = graph
         self._vectors = vectors
         self._stores = {store.name: store for store in stores}
         self._resilient_stores = resilient_stores
+        self._lease = lease
         self._ramp: dict[str, int] = {}
         self._log = logger(component="sweeper")
 
     async def sweep(self) -> SweepResult:
-        """Expire stages, remove aborted ones, and unpark events whose store answers again."""
+        """Expire stages, remove aborted ones, and unpark events whose store answers again.
+
+        Corrects deadlines first that a clock set back has put far ahead.
+        """
+        async with self._db.connection() as connection:
+            late = await transitions.correct_deadlines(connection, lease=self._lease)
+        if late:
+            self._log.warning("deadlines were far ahead: was the clock set back?", events=late)
         result = SweepResult(expired=await self._expire())
         result.removed = await self.remove_aborted()
         await self._unpark(result)
@@ -63,12 +74,17 @@ class Sweeper:
         return result
 
     async def _expire(self) -> int:
-        """Abort the stages whose lease ran out; return their number."""
+        """Abort the stages whose lease ran out; return their number.
+
+        A lease that ends further ahead than two leases was written before the clock was set back, and not renewed since.
+        """
         return await self._db.execute(
             """UPDATE stages SET state = 'aborted', ended_at = clock_timestamp(), error = 'the lease ran out'
-               FROM (SELECT stage_id FROM stages WHERE state = 'staging' AND lease_until < clock_timestamp()
+               FROM (SELECT stage_id FROM stages WHERE state = 'staging'
+                       AND (lease_until < clock_timestamp() OR lease_until > clock_timestamp() + make_interval(secs => %s))
                      FOR UPDATE SKIP LOCKED) expired
-               WHERE stages.stage_id = expired.stage_id"""
+               WHERE stages.stage_id = expired.stage_id""",
+            (2 * self._lease + LONGEST_WAIT_SECONDS,),
         )
 
     async def remove_aborted(self) -> int:

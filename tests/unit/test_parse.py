@@ -50,14 +50,14 @@ async def read(reader: FileReader, name: str, data: bytes, media_type: str = "")
 
 
 async def test_pdf_keeps_its_lines(reader: FileReader) -> None:
-    found = await read(reader, "bol.pdf", BILL, documents.PDF)
-    assert found.text.splitlines()[:2] == [
+    parsed = await read(reader, "bol.pdf", BILL, documents.PDF)
+    assert parsed.text.splitlines()[:2] == [
         "Bill of Lading BOL 8812345",
         "Shipper: Northwind Trucking LLC",
     ]
-    assert "Consignee: Harbor Foods" in found.text
-    assert found.title == "BOL 8812345"
-    assert found.metadata["pages"] == 2
+    assert "Consignee: Harbor Foods" in parsed.text
+    assert parsed.title == "BOL 8812345"
+    assert parsed.metadata["pages"] == 2
 
 
 async def test_word_and_excel_become_markdown(reader: FileReader) -> None:
@@ -77,9 +77,9 @@ async def test_html_loses_its_scripts_not_its_text(reader: FileReader) -> None:
         (page.encode(), "text/html"),
         (page.encode("cp1252"), "text/html; charset=windows-1252"),
     ):
-        found = await read(reader, "page", data, kind)
-        assert found.text.split() == ["#", "Délai", "SHP-100045", "late"]
-        assert found.title == "Délai"
+        parsed = await read(reader, "page", data, kind)
+        assert parsed.text.split() == ["#", "Délai", "SHP-100045", "late"]
+        assert parsed.title == "Délai"
 
 
 @pytest.mark.parametrize("name", ["a.pdf", "a.docx", "a.xlsx"])
@@ -102,13 +102,13 @@ async def test_the_first_bytes_win_over_name_and_type(reader: FileReader, name: 
         ("x.edi", "", b"ISA*00*~", "ISA*00*~"),
     ],
 )
-async def test_text_as_it_is(
+async def test_text_is_kept_verbatim(
     reader: FileReader, name: str, media_type: str, data: bytes, text: str
 ) -> None:
     assert (await read(reader, name, data, media_type)).text == text
 
 
-async def test_mail_with_what_is_attached(reader: FileReader) -> None:
+async def test_mail_with_attachments(reader: FileReader) -> None:
     forwarded = documents.mail("Original words", subject="First", sender="Sam Lee <sam@x.example>")
     data = documents.mail(
         "See attached.",
@@ -120,8 +120,8 @@ async def test_mail_with_what_is_attached(reader: FileReader) -> None:
             ("first.eml", "application/octet-stream", forwarded),
         ],
     )
-    found = await read(reader, "mail.eml", data)
-    head, _, rest = found.text.partition("\n\n")
+    parsed = await read(reader, "mail.eml", data)
+    head, _, rest = parsed.text.partition("\n\n")
     assert head.splitlines() == [
         "From: Dana Ortiz <dana@northwind.example>",
         "To: Dispatch <dispatch@acme.example>",
@@ -129,25 +129,27 @@ async def test_mail_with_what_is_attached(reader: FileReader) -> None:
         "Subject: ETA for SHP-100045? ü",
     ]
     assert rest.startswith("See attached.")
-    assert "not this" not in found.text
-    sections = [found.text[start:end] for start, end in found.sections]
-    assert [one.partition("\n")[0] for one in sections] == ["## bol.pdf", "## first.eml"]
+    assert "not this" not in parsed.text
+    sections = [parsed.text[start:end] for start, end in parsed.sections]
+    assert [section.partition("\n")[0] for section in sections] == ["## bol.pdf", "## first.eml"]
     assert "Shipper: Northwind" in sections[0]
     assert "Original words" in sections[1]
-    assert found.title == "ETA for SHP-100045? ü"
-    assert found.metadata["mail"]["message_id"] == "<20260303.1@northwind.example>"
-    assert found.metadata["mail"]["date"] == "2026-03-03T09:15:00-06:00"
-    notes = {note["name"]: note for note in found.metadata["attachments"]}
+    assert parsed.title == "ETA for SHP-100045? ü"
+    assert parsed.metadata["mail"]["message_id"] == "<20260303.1@northwind.example>"
+    assert parsed.metadata["mail"]["date"] == "2026-03-03T09:15:00-06:00"
+    notes = {note["name"]: note for note in parsed.metadata["attachments"]}
     assert notes["logo.png"]["unread"].startswith("cannot read .png; supported: PDF")
     assert notes["bol.pdf"]["pages"] == 2
-    said = {(a.predicate, a.subject, a.object or a.value) for a in found.assertions}
-    assert ("from", "", "email:dana@northwind.example") in said
-    assert ("name", "email:dana@northwind.example", "Dana Ortiz") in said
-    assert ("email", "person:dana-ortiz", "email:dana@northwind.example") in said
-    assert not any("sam@x.example" in str(one) for one in said), "a mail inside is not this mail"
+    assertions = {(a.predicate, a.subject, a.object or a.value) for a in parsed.assertions}
+    assert ("from", "", "email:dana@northwind.example") in assertions
+    assert ("name", "email:dana@northwind.example", "Dana Ortiz") in assertions
+    assert ("email", "person:dana-ortiz", "email:dana@northwind.example") in assertions
+    assert not any("sam@x.example" in str(fields) for fields in assertions), (
+        "a mail inside is not this mail"
+    )
     assert all(
-        found.text[a.start :].startswith(("dana@", "dispatch@"))
-        for a in found.assertions
+        parsed.text[a.start :].startswith(("dana@", "dispatch@"))
+        for a in parsed.assertions
         if a.start
     )
 
@@ -157,16 +159,16 @@ async def test_mail_of_html_alone(reader: FileReader) -> None:
     assert "Load **SHP-100045**" in (await read(reader, "m.eml", data)).text
 
 
-async def test_mail_in_mail_ends_somewhere(reader: FileReader) -> None:
+async def test_mails_inside_mails_are_read_to_a_limit(reader: FileReader) -> None:
     data = documents.mail("innermost words", subject="0")
     nesting = ReaderLimits().nesting
     for n in range(1, nesting + 3):
         data = documents.mail(
             "", html="<p>x</p>", subject=str(n), attachments=[(f"{n}.eml", "application/x", data)]
         )
-    found = await read(reader, "m.eml", data)
-    assert "innermost" not in found.text
-    assert f"more than {nesting} levels deep (limit `reader_nesting`)" in str(found.metadata)
+    parsed = await read(reader, "m.eml", data)
+    assert "innermost" not in parsed.text
+    assert f"more than {nesting} levels deep (limit `reader_nesting`)" in str(parsed.metadata)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ async def test_mail_in_mail_ends_somewhere(reader: FileReader) -> None:
         b"Subject: \xff\xfe\n\nhello",
     ],
 )
-async def test_mail_that_is_not_quite_mail(reader: FileReader, data: bytes) -> None:
+async def test_malformed_mail_keeps_its_text(reader: FileReader, data: bytes) -> None:
     assert "hello" in (await read(reader, "m.eml", data)).text
 
 
@@ -247,17 +249,17 @@ async def test_a_cancelled_reading_leaves_no_answer_behind(reader: FileReader) -
     assert "Northwind" in (await read(reader, "bol.pdf", BILL)).text
 
 
-async def test_no_more_text_than_asked_for() -> None:
+async def test_text_is_cut_at_the_limit() -> None:
     reader = FileReader(ReaderLimits(characters=1_000))
     try:
-        found = await read(reader, "long.html", b"<p>" + b"word " * 1_000)
+        parsed = await read(reader, "long.html", b"<p>" + b"word " * 1_000)
     finally:
         await reader.close()
-    assert len(found.text) == 1_000
-    assert found.metadata["cut"] == {"characters": 5_000, "kept": 1_000}
+    assert len(parsed.text) == 1_000
+    assert parsed.metadata["cut"] == {"characters": 5_000, "kept": 1_000}
 
 
-def test_marks_are_told_apart() -> None:
+def test_byte_order_marks_are_distinguished() -> None:
     for encoding in ("utf-8-sig", "utf-16", "utf-32"):
         assert decode("é漢".encode(encoding)) == "é漢"
     assert decode(b"\x81\xe9") == "\ufffdé"
@@ -406,23 +408,23 @@ async def test_archives_are_read_file_by_file(reader: FileReader) -> None:
             "inner.zip": inner,
         }
     )
-    found = await read(reader, "papers.zip", data)
-    assert found.text.startswith("## loads.csv\n\nload,1\n\n## note.txt\n\nA note.")
-    assert "Shipper: Northwind" in found.text and "Words in the inner archive." in found.text
-    notes = {note["name"]: note for note in found.metadata["members"]}
+    parsed = await read(reader, "papers.zip", data)
+    assert parsed.text.startswith("## loads.csv\n\nload,1\n\n## note.txt\n\nA note.")
+    assert "Shipper: Northwind" in parsed.text and "Words in the inner archive." in parsed.text
+    notes = {note["name"]: note for note in parsed.metadata["members"]}
     assert list(notes) == ["loads.csv", "note.txt", "bol.pdf", "logo.png", "inner.zip"]
     assert "cannot read .png" in notes["logo.png"]["unread"]
-    for start, end in found.sections:
-        assert found.text[start:end].startswith("## ")
+    for start, end in parsed.sections:
+        assert parsed.text[start:end].startswith("## ")
 
 
 async def test_a_protected_member_of_an_archive_has_a_note(reader: FileReader) -> None:
     data = bytearray(documents.archive({"a.txt": b"secret", "b.txt": b"open words"}))
     for sign, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         data[data.index(sign) + offset] |= 1  # the first member is marked as encrypted
-    found = await read(reader, "a.zip", bytes(data))
-    assert found.metadata["members"][0]["unread"] == "protected by a password"
-    assert "open words" in found.text
+    parsed = await read(reader, "a.zip", bytes(data))
+    assert parsed.metadata["members"][0]["unread"] == "protected by a password"
+    assert "open words" in parsed.text
     with pytest.raises(Rejected, match=r"none of 0 files in \.zip could be read"):
         await read(reader, "a.zip", documents.archive({}))
 

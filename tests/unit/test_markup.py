@@ -15,6 +15,7 @@ from apex_memory.markup import plain_text, without_image_links, without_images
 from apex_memory.model import File
 from apex_memory.pipeline.file_limits import ReaderLimits
 from apex_memory.pipeline.reader import FileReader
+from apex_memory.sources.payloads import plain_text as source_text
 
 REMOTE = "https://tracker.example/pixel.png?to=ops"
 DATA = "data:image/png;base64," + base64.b64encode(bytes(range(256)) * 40).decode()
@@ -118,6 +119,11 @@ def test_no_text_is_too_odd(text: str) -> None:
     assert isinstance(without_images(text), str)
     assert isinstance(plain_text(text), str)
     assert isinstance(without_image_links(text), str)
+
+
+def test_f20_sources_read_the_alternative_text_of_images() -> None:
+    page = f'<p>head <img alt="seal &lt;7&gt; photo" src="{DATA}"><br>tail <img src="{REMOTE}"></p>'
+    assert source_text(page) == "head seal <7> photo\ntail"
 
 
 def test_cells_of_a_table_are_words_of_their_own() -> None:

@@ -247,7 +247,7 @@ def _mail_body(body: Body, budget: EventBudget) -> Parsed:
         else:
             if parsed.text.strip():
                 return parsed
-    return _cut(Parsed(plain_text(body.text)), budget)
+    return _cut(Parsed(plain_text(without_images(body.text))), budget)
 
 
 def check_mime_parts(data: bytes, budget: EventBudget) -> None:

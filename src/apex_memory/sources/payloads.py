@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from apex_memory.errors import Rejected
 from apex_memory.markup import plain_text as markup_to_text
+from apex_memory.markup import without_images
 from apex_memory.model import MALFORMED, Event, Priority
 
 MAX_DEPTH = 100
@@ -134,8 +135,11 @@ def line(text: str, longest: int = 80) -> str:
 
 
 def plain_text(markup: str) -> str:
-    """Return the readable text of HTML. Takes linear time, because anybody who sends a mail chooses its content."""
-    return _UNSTORABLE.sub("\ufffd", markup_to_text(markup))
+    """Return the readable text of HTML, with the alternative text of its images.
+
+    Takes linear time, because anybody who sends a mail chooses its content.
+    """
+    return _UNSTORABLE.sub("\ufffd", markup_to_text(without_images(markup)))
 
 
 def sample(source: str, name: str) -> bytes:

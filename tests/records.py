@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from apex_memory.model import Document, Event, Priority
-from apex_memory.sources.base import Source
+from apex_memory.sources.base import InboundRequest, Source
 from apex_memory.sources.hubspot.documents import OBJECT_TYPES, record_event
 from apex_memory.sources.payloads import canonical
 from apex_memory.sources.quickbooks import records as quickbooks
@@ -170,7 +170,7 @@ def _of(source: str, key: str, body: Any, **more: Any) -> Record:
     return Record(SOURCES[source], event_of(source, key), body, **more)
 
 
-RECORDS: dict[tuple[str, str], Record] = {
+RECORDS: dict[tuple[str, ...], Record] = {
     ("plaid", "bank_transaction"): _of(
         "plaid",
         "transaction:txEx0002",
@@ -558,7 +558,7 @@ _FRONT_CONVERSATION = {
 }
 
 
-def _front(record: str, type: str, source: Any, target: Any) -> dict[tuple[str, str], Record]:
+def _front(record: str, type: str, source: Any, target: Any) -> dict[tuple[str, ...], Record]:
     body = {
         "_links": {"self": "https://acme.api.frontapp.com/events/evt_7q1"},
         "id": "evt_7q1",
@@ -666,3 +666,196 @@ RECORDS |= _front(
     {"_meta": {"type": "teammate"}, "data": _TEAMMATE},
     {"_meta": {"type": "tag"}, "data": {"id": "tag_9", "name": "Claims"}},
 )
+
+
+_COMPLETION = {
+    "conversation_id": "conv-ex-1",
+    "format": "openai.chat",
+    "title": "Where is it",
+    "model": "gpt-ex",
+    "agent": {"id": "dispatch-agent", "name": "Dispatch Agent"},
+    "user": {"id": "morgan@brightline.example", "name": "Morgan"},
+    "metadata": {"team": "night shift"},
+    "created_at": "2025-11-01T10:00:00Z",
+    "updated_at": "2025-11-01T11:00:00Z",
+    "usage": {"total_tokens": 12},
+    "temperature": 0.5,
+    "project": "Freight desk",
+    "prompt_cache_key": "cache-9",
+    "messages": [
+        {"role": "user", "content": "Where is SHP-100045?"},
+        {
+            "role": "assistant",
+            "content": "I look",
+            "tool_calls": [
+                {"id": "c9", "function": {"name": "track", "arguments": "{SHP-100045}"}}
+            ],
+        },
+        {"role": "tool", "tool_call_id": "c9", "content": "En route"},
+    ],
+}
+_TIMES = {
+    ("created_at",): "2025-11-01T09:00:00Z",
+    ("updated_at",): "2025-11-01T11:30:00Z",
+    **{("messages", n, "role"): "user" for n in (1, 2)},
+    ("messages", 0, "role"): "assistant",
+    ("messages", 1, "tool_calls", 0, "id"): "c8",
+    ("messages", 2, "tool_call_id"): "c8",
+}
+
+
+def _llm_event(body: Any) -> Event:
+    request = InboundRequest(canonical(body), {"content-type": "application/json"}, {}, AT)
+    (event,) = SOURCES["llm"].receive(request).events
+    return event
+
+
+RECORDS[("llm", "conversation")] = Record(
+    SOURCES["llm"],
+    _llm_event,
+    _COMPLETION,
+    others=_TIMES | {("format",): "openai.chat"},
+    closed=(
+        ("messages", 0),
+        ("messages", 1),
+        ("messages", 2),
+        ("messages", 1, "tool_calls", 0),
+        ("messages", 1, "tool_calls", 0, "function"),
+        ("metadata",),
+        ("usage",),
+    ),
+)
+_ANSWER = {
+    "id": "msg_01Xy",
+    "type": "message",
+    "role": "assistant",
+    "model": "claude-ex",
+    "content": [{"type": "text", "text": "Near Knoxville"}],
+    "stop_reason": "max_tokens",
+    "usage": {"input_tokens": 5},
+    "container_note": "from cache",
+}
+_ANSWER_CLOSED = (("content", 0), ("usage",))
+_PAIR = {
+    "conversation_id": "conv-ex-2",
+    "request": {
+        "model": "claude-ex",
+        "max_tokens": 100,
+        "messages": [{"role": "user", "content": "Where is it?"}],
+        "service_note": "night",
+    },
+}
+
+
+def _below(outer: Steps, closed: tuple[Steps, ...]) -> tuple[Steps, ...]:
+    return tuple((*outer, *steps) for steps in closed)
+
+
+RECORDS |= {
+    ("llm", "conversation", "response"): Record(
+        SOURCES["llm"],
+        _llm_event,
+        _ANSWER,
+        others={
+            ("type",): "message",
+            ("role",): "user",
+            ("content", 0, "type"): "output_text",
+        },
+        closed=_ANSWER_CLOSED,
+    ),
+    ("llm", "conversation", "pair"): Record(
+        SOURCES["llm"],
+        _llm_event,
+        {**_PAIR, "response": _ANSWER},
+        others={
+            ("request", "model"): "claude-ex",
+            ("response", "type"): "message",
+            ("response", "content", 0, "type"): "output_text",
+            ("request", "messages", 0, "role"): "assistant",
+        },
+        closed=(("request", "messages", 0), *_below(("response",), _ANSWER_CLOSED)),
+    ),
+    ("llm", "conversation", "recorded"): Record(
+        SOURCES["llm"],
+        _llm_event,
+        {**_PAIR, "response": {"status": 200, "headers": {"x": "y"}, "body": _ANSWER}},
+        others={
+            ("request", "model"): "claude-ex",
+            ("response", "body", "type"): "message",
+            ("response", "body", "content", 0, "type"): "output_text",
+            ("request", "messages", 0, "role"): "assistant",
+        },
+        closed=(
+            ("request", "messages", 0),
+            ("response", "headers"),
+            *_below(("response", "body"), _ANSWER_CLOSED),
+        ),
+    ),
+    ("llm", "conversation", "completion"): Record(
+        SOURCES["llm"],
+        _llm_event,
+        {
+            "id": "chatcmpl-B9",
+            "object": "chat.completion",
+            "created": 1762000000,
+            "model": "gpt-ex",
+            "system_fingerprint": "fp_1",
+            "choices": [{"message": {"role": "assistant", "content": "At dock 4"}}],
+        },
+        others={("choices", 0, "message", "role"): "user"},
+        closed=(("choices", 0), ("choices", 0, "message")),
+    ),
+    ("llm", "conversation", "claude"): Record(
+        SOURCES["llm"],
+        _llm_event,
+        {
+            "uuid": "3f0c-1",
+            "name": "Scorecard",
+            "summary": "About carriers",
+            "account": {"uuid": "acc-1"},
+            "project": {"uuid": "prj-1", "name": "Carriers"},
+            "created_at": "2025-11-01T10:00:00Z",
+            "updated_at": "2025-11-01T11:00:00Z",
+            "chat_messages": [{"sender": "human", "text": "Score them"}],
+        },
+        others={
+            ("created_at",): "2025-11-01T09:00:00Z",
+            ("updated_at",): "2025-11-01T11:30:00Z",
+            ("chat_messages", 0, "sender"): "assistant",
+        },
+        closed=(("chat_messages", 0),),
+    ),
+    ("llm", "conversation", "chatgpt"): Record(
+        SOURCES["llm"],
+        _llm_event,
+        {
+            "conversation_id": "6543-c",
+            "title": "Dock times",
+            "create_time": 1762000000.5,
+            "update_time": 1762000100.5,
+            "default_model_slug": "gpt-ex",
+            "current_node": "n1",
+            "gizmo_id": "g-77",
+            "is_archived": True,
+            "mapping": {
+                "n1": {
+                    "message": {
+                        "author": {"role": "user"},
+                        "content": {"content_type": "text", "parts": ["When is dock 4 free?"]},
+                    }
+                }
+            },
+        },
+        others={("mapping", "n1", "message", "author", "role"): "assistant"},
+        closed=tuple(
+            ("mapping", *steps)
+            for steps in (
+                (),
+                ("n1",),
+                ("n1", "message"),
+                ("n1", "message", "author"),
+                ("n1", "message", "content"),
+            )
+        ),
+    ),
+}

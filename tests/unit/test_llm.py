@@ -186,7 +186,7 @@ def test_a_talk_with_tools_reads_well() -> None:
         'Tool track: {"status":"En route","near":"Knoxville TN"}',
         "Assistant: SHP-100045 is en route with Northwind Trucking, near Knoxville TN.",
     ]
-    assert document.text == "\n\n".join(turns(document))
+    assert document.text.startswith("\n\n".join(turns(document)))
     assert document.title == "Where is SHP-100045?"
     assert document.kind == "conversation"
     assert set(document.assertions) == {
@@ -308,7 +308,11 @@ def test_without_a_stated_time_the_latest_turn_gives_the_version() -> None:
 
 def test_an_export_may_hold_empty_talks() -> None:
     document = told({"uuid": "u", "name": "Never begun", "chat_messages": []})
-    assert (document.title, document.text, document.passages) == ("Never begun", "", ())
+    assert (document.title, document.text, document.passages) == (
+        "Never begun",
+        "Conversation id: u",
+        (),
+    )
 
 
 def test_half_an_emoji_is_no_obstacle() -> None:
@@ -401,7 +405,49 @@ def test_f18_a_block_of_an_unknown_type_adds_no_words_and_hides_none() -> None:
         "content": [{"type": "token_budget"}],
     }
     text = told({"uuid": "u", "chat_messages": [message]}).text
-    assert text == "Assistant: It is at dock 4."
+    assert text == "Assistant: It is at dock 4.\n\nConversation id: u"
+
+
+def test_a_compaction_has_its_words() -> None:
+    block = {"type": "compaction", "content": "They asked about SHP-100045."}
+    message = {"role": "assistant", "content": [block, {"type": "text", "text": "Yes."}]}
+    document = told({"model": "claude-x", "messages": [ASK, message]})
+    assert turns(document)[1] == "Assistant: [compaction] They asked about SHP-100045.\nYes."
+
+
+@pytest.mark.parametrize("content", [[], [{"type": "text", "text": "I cannot"}]])
+def test_a_refusal_is_told(content: list[dict[str, str]]) -> None:
+    response = {"id": "msg_01Xy", "type": "message", "role": "assistant", "content": content, "stop_reason": "refusal"}  # fmt: skip
+    document = told({"request": {"messages": [ASK], "model": "claude-x"}, "response": response})
+    assert "Stopped because of: refusal" in document.text
+    assert document.metadata["stop_reason"] == "refusal"
+    assert turns(document)[-1].startswith("Assistant: ")
+    stream = [
+        {"type": "message_start", "message": {"id": "msg_01Xy", "type": "message", "role": "assistant"}},
+        {"type": "message_delta", "delta": {"stop_reason": "refusal"}},
+    ]  # fmt: skip
+    raw = "\n\n".join(f"data: {json.dumps(row)}" for row in stream)
+    recorded = told(
+        {"request": {"messages": [ASK], "model": "claude-x"}, "response": {"body": raw}}
+    )
+    assert "Stopped because of: refusal" in recorded.text
+    assert "Response id: msg_01Xy" in recorded.text
+
+
+def test_ids_of_conversation_and_response_are_in_the_text_outside_the_turns() -> None:
+    completion = {"id": "chatcmpl-B9x", "object": "chat.completion", "created": 1762000000, "model": "gpt-x", "choices": [{"index": 0, "message": TELL, "finish_reason": "length"}]}  # fmt: skip
+    exchange = {"conversation_id": "conv-77", "request": {"messages": [ASK]}, "response": completion}  # fmt: skip
+    for body, ids in (
+        (completion, ["chatcmpl-B9x"]),
+        ({**completion, "messages": [ASK]}, ["chatcmpl-B9x"]),
+        (exchange, ["conv-77", "chatcmpl-B9x"]),
+        (chat(ASK, TELL), ["c1"]),
+        ({"uuid": "3f0c-claude", "chat_messages": [{"sender": "human", "text": "Hi"}]}, ["3f0c-claude"]),
+    ):  # fmt: skip
+        document = told(body)
+        assert all(id in document.text for id in ids)
+        assert not any(id in turn for id in ids for turn in turns(document))
+    assert "Stopped because of: length" in told(completion).text
 
 
 def test_s9_a_list_of_openai_items_is_one_conversation() -> None:

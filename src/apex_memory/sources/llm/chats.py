@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from apex_memory.sources.llm.documents import (
     Turn,
     call_text,
     limited,
+    other_lines,
     parts_of,
     short,
     turns_of,
@@ -71,6 +73,7 @@ _SPEAKERS: Mapping[str, Speaker] = {
 
 class _Choice(Loose):
     message: _Message
+    finish_reason: str | None = None
 
 
 class _Chat(Loose):
@@ -90,10 +93,13 @@ class _Chat(Loose):
     update_time: float | str | None = None
     created: float | None = None
     metadata: dict[str, Any] | None = None
+    response_id: str | None = None
+    stop_reason: str | None = None
 
 
 def openai_chat(body: Mapping[str, Any], place: str) -> Conversation:
     """Read a chat request, a completion, or both: `messages`, then the first of `choices`."""
+    whole = body
     body, exchanged = _joined(body, place)
     chat = checked(_Chat, body, place)
     tools: dict[str, str] = {}
@@ -102,20 +108,32 @@ def openai_chat(body: Mapping[str, Any], place: str) -> Conversation:
     for message in messages:
         turns += _openai_turns(message, tools)
     branches = max(0, len(chat.choices) - 1)
-    return _conversation("openai", chat, turns, place, exchanged=exchanged, branches=branches)
+    talk = _conversation("openai", chat, turns, place, exchanged=exchanged, branches=branches)
+    reason = next((choice.finish_reason or "" for choice in chat.choices[:1]), "")
+    return replace(talk, stop_reason=reason, other_lines=other_lines(whole))
 
 
 def anthropic_messages(body: Mapping[str, Any], place: str) -> Conversation:
     """Read a Messages request, a response, or both. The response may be the recorded event stream."""
+    whole = body
     body, exchanged = _joined(body, place)
     if body.get("type") == "message" and "messages" not in body:
-        body = {**body, "messages": [{"role": body.get("role"), "content": body.get("content")}]}
+        body = {
+            "response_id": body.get("id"),
+            **body,
+            "messages": [{"role": body.get("role"), "content": body.get("content")}],
+        }
     chat = checked(_Chat, body, place)
     tools: dict[str, str] = {}
     turns = turns_of("system", parts_of(chat.system), tools)
     for message in chat.messages:
         turns += turns_of(_SPEAKERS[message.role], parts_of(message.content), tools)
-    return _conversation("anthropic", chat, turns, place, exchanged=exchanged)
+    if chat.stop_reason == "refusal" and not any(
+        turn.speaker == "assistant" for turn in turns[-1:]
+    ):
+        turns.append(Turn("assistant", "[refuses]"))
+    talk = _conversation("anthropic", chat, turns, place, exchanged=exchanged)
+    return replace(talk, other_lines=other_lines(whole))
 
 
 def _openai_turns(message: _Message, tools: dict[str, str]) -> list[Turn]:
@@ -165,6 +183,8 @@ def _conversation(
         agent=_party(chat.agent),
         user=_party(chat.user or as_string(as_mapping(chat.metadata).get("user_id")) or None),
         metadata=chat.metadata,
+        response_id=chat.response_id or ("" if own is not None else str(chat.id or "")),
+        stop_reason=chat.stop_reason or "",
     )
 
 
@@ -180,8 +200,11 @@ def _joined(body: Mapping[str, Any], place: str) -> tuple[Mapping[str, Any], boo
     acknowledged = as_mapping(answer)
     outer = {name: value for name, value in body.items() if name not in ("request", "response")}
     own = {
-        name: acknowledged[name] for name in ("choices", "created", "model") if name in acknowledged
+        name: acknowledged[name]
+        for name in ("choices", "created", "model", "stop_reason")
+        if name in acknowledged
     }
+    own["response_id"] = as_string(acknowledged.get("id")) or None
     messages = [*sequence(context.get("messages"))]
     if acknowledged.get("type") == "message":
         messages.append({"role": "assistant", "content": acknowledged.get("content")})
@@ -206,6 +229,8 @@ def _recorded(answer: str, place: str) -> Any:
             continue
         if event.get("type") == "message_start":
             message = dict(as_mapping(event.get("message")))
+        elif event.get("type") == "message_delta":
+            message.update({name: value for name, value in delta.items() if name in _DELTAS})
         elif event.get("type") == "content_block_start":
             blocks[index] = dict(as_mapping(event.get("content_block")))
         elif index in blocks:
@@ -218,6 +243,10 @@ def _recorded(answer: str, place: str) -> Any:
     for block in blocks.values():
         block["input"] = as_string(block.pop("partial_json", "")) or block.get("input")
     return {**message, "content": [blocks[index] for index in sorted(blocks)]}
+
+
+_DELTAS = ("stop_reason", "stop_sequence")
+"""Fields of a message that the end of its stream states."""
 
 
 def _extend(block: dict[str, Any], delta: Mapping[str, Any]) -> None:

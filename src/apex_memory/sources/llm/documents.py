@@ -10,10 +10,81 @@ from typing import Any, Literal
 
 from apex_memory.errors import Rejected
 from apex_memory.model import File
+from apex_memory.sources.fields import RecordFields, remaining_lines
 from apex_memory.sources.payloads import as_mapping, as_string, canonical, sequence
 
 MAX_TURNS = 10_000
 MAX_TOOL_CHARS = 1_000  # per call or result: enough for the facts, not for a whole web page
+
+_CALL = "a setting of the call"
+_CALL_SETTINGS = (
+    *("tools", "tool_choice", "parallel_tool_calls", "functions", "thinking", "reasoning_effort"),
+    *("temperature", "top_p", "top_k", "n", "seed", "max_tokens", "max_completion_tokens"),
+    *("stream", "stream_options", "stop", "stop_sequences", "store", "response_format"),
+    *("logprobs", "top_logprobs", "logit_bias", "presence_penalty", "frequency_penalty", "betas"),
+)
+CONVERSATION_FIELDS = RecordFields(
+    "conversation",
+    shown={
+        "*.messages": "text",
+        "*.choices": "text",
+        "*.content": "text",
+        "*.mapping": "text",
+        "*.chat_messages": "text",
+        "project.name": "metadata",
+        "conversation_id": "text metadata",
+        "id": "text",
+        "uuid": "text metadata",
+        "response.id": "text metadata",
+        "response.body.id": "text metadata",
+        "model": "metadata",
+        "response.model": "metadata",
+        "response.body.model": "metadata",
+        "title": "title",
+        "name": "title",
+        "agent.id": "metadata assertion",
+        "agent.name": "assertion",
+        "user.id": "metadata assertion",
+        "user.name": "assertion",
+        "metadata": "metadata",
+        "*.stop_reason": "text metadata",
+        "created_at": "metadata",
+        "updated_at": "metadata",
+        "create_time": "metadata",
+        "update_time": "metadata",
+    },
+    left_out={
+        "format": "the format of the body",
+        "object": "the format of the body",
+        "*.role": "the speaker of the turn",
+        "*.type": "the kind of the record",
+        "*.system": "shown with `include_system`",
+        "*.usage": "counts of tokens",
+        "*.system_fingerprint": "the vendor's build",
+        "*.service_tier": _CALL,
+        "*.created": "the time of the response",
+        "*.current_node": "the branch that is shown",
+        "*.default_model_slug": "the model, in the metadata",
+        "*.headers": "of recorded HTTP",
+        "request.model": "the model of the response, which counts where both are given",
+        "*.content_type": "the kind of the words",
+        **{f"*.{name}": _CALL for name in _CALL_SETTINGS},
+    },
+    note="Of a turn: its words, tool calls and results, cut at 1,000 characters; thinking and system texts if the settings "
+    "include them; names of pictures, sounds and files. Ids of single messages and blocks are left out: a conversation is "
+    "found by its own.",
+)
+
+
+def other_lines(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a line for each field of a body that is neither a turn nor shown elsewhere."""
+    fields = CONVERSATION_FIELDS
+    shown = set(fields.shown)
+    if isinstance(as_mapping(body.get("response")).get("body"), str):
+        shown.add("response.body")  # recorded as text: its words are the last turn
+    lines = remaining_lines(body, shown=shown, left_out=fields.left_out, false_flags=False)
+    return tuple(lines)
+
 
 Speaker = Literal["user", "assistant", "tool", "system", "thinking"]
 
@@ -44,6 +115,12 @@ class Conversation:
     user: tuple[str, str] | None = None
     files: tuple[File, ...] = ()
     metadata: Mapping[str, Any] | None = None
+    response_id: str = ""
+    """The vendor's id of the last response, such as `chatcmpl-…` or `msg_…`."""
+    stop_reason: str = ""
+    """Why the model stopped, as the vendor states it."""
+    other_lines: tuple[str, ...] = ()
+    """A line for each field of the body that nothing else shows."""
 
     @property
     def key(self) -> str:
@@ -73,7 +150,7 @@ def turns_of(
     """Return the turns of one message from content parts of OpenAI, Anthropic or Claude exports, whose types do not clash.
 
     A tool's result inside a user's message is the tool's turn. `tools` maps call ids to tool names; calls in this
-    message are added to it. Parts of unknown types have no words: they stay in the raw event alone.
+    message are added to it. A part of an unknown type has the words of its content; one without is in the raw event alone.
     """
     turns: list[Turn] = []
     for part in parts:
@@ -141,11 +218,21 @@ def _content_text(kind: str, block: Mapping[str, Any]) -> str:
     elif kind in ("file", "document", "input_file"):
         label = "file"
     else:
-        return ""
+        return _unknown_block_text(kind, block)
     names = [as_string(block.get(field)) for field in _NAME_FIELDS]
     names += [as_string(inner.get(field)) for field in _NAME_FIELDS]
     name = next(filter(None, names), "")
     return f"[{label} {name}]" if name else f"[{label}]"
+
+
+def _unknown_block_text(kind: str, block: Mapping[str, Any]) -> str:
+    """Return the words of a block of another type, such as a `compaction`; empty for a block that is only data."""
+    words = [as_string(block.get(field)).strip() for field in ("content", "summary")]
+    words += [
+        as_string(as_mapping(part).get("text")).strip() for part in sequence(block.get("content"))
+    ]
+    text = "\n".join(filter(None, words))
+    return f"[{kind}] {text}" if text else ""
 
 
 _NAME_FIELDS = ("filename", "file_name", "title", "name")

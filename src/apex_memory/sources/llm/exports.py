@@ -15,6 +15,7 @@ from apex_memory.sources.llm.documents import (
     Turn,
     call_text,
     limited,
+    other_lines,
     parts_of,
     short,
     turns_of,
@@ -96,6 +97,7 @@ def chatgpt_export(body: Mapping[str, Any], place: str) -> Conversation:
         started=_time(export.create_time, _at(place, "create_time")),
         updated=_time(export.update_time, _at(place, "update_time")),
         branches=branches,
+        other_lines=other_lines(body),
     )
 
 
@@ -129,6 +131,7 @@ def claude_export(body: Mapping[str, Any], place: str) -> Conversation:
         updated=_time(export.updated_at, _at(place, "updated_at")),
         files=tuple(files),
         metadata={"project": project} if project else None,
+        other_lines=other_lines(body),
     )
 
 

@@ -12,13 +12,14 @@ from typing import Any, ClassVar
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event, Priority, micros
 from apex_memory.sources.base import InboundRequest, Received, Sample, Source, SourceSettings
+from apex_memory.sources.fields import RecordFields, labelled
 from apex_memory.sources.llm.chats import (
     anthropic_messages,
     conversation_of_items,
     is_item_list,
     openai_chat,
 )
-from apex_memory.sources.llm.documents import Conversation, Turn
+from apex_memory.sources.llm.documents import CONVERSATION_FIELDS, Conversation, Turn
 from apex_memory.sources.llm.exports import chatgpt_export, claude_export
 from apex_memory.sources.llm.settings import LLMSettings
 from apex_memory.sources.payloads import (
@@ -71,6 +72,7 @@ class LLM(Source[LLMSettings]):
     path: ClassVar[str] = "/v1/conversations"
     max_body_bytes: ClassVar[int] = 50_000_000  # exports come as one file
     Settings: ClassVar[type[SourceSettings]] = LLMSettings
+    records: ClassVar[Sequence[RecordFields]] = (CONVERSATION_FIELDS,)
 
     def receive(self, request: InboundRequest) -> Received:
         """Return one event per conversation. Raises `Rejected` for the whole body when one is malformed."""
@@ -127,6 +129,7 @@ class LLM(Source[LLMSettings]):
         }
         turns = [turn for turn in talk.turns if not left_out.get(turn.speaker)]
         text, passages = _render(turns)
+        text = "\n\n".join(filter(None, (text, _about(talk))))
         questions = [turn.text for turn in turns if turn.speaker == "user"]
         opening = questions or [turn.text for turn in turns]
         return Document(
@@ -251,6 +254,19 @@ def _render(turns: Sequence[Turn]) -> tuple[str, tuple[tuple[int, int], ...]]:
     return "\n\n".join(texts), tuple(passages)
 
 
+_USUAL_ENDS = ("", "stop", "end_turn", "tool_use", "tool_calls", "stop_sequence", "function_call")
+
+
+def _about(talk: Conversation) -> str:
+    """Return the lines about a conversation that follow its turns, outside their passages: its ids, so that they find it."""
+    ids = {
+        "Conversation id": talk.id or "",
+        "Response id": talk.response_id,
+        "Stopped because of": "" if talk.stop_reason in _USUAL_ENDS else talk.stop_reason,
+    }
+    return "\n".join(filter(None, (labelled(ids), *talk.other_lines)))
+
+
 def _assertions(talk: Conversation) -> Iterator[Assertion]:
     for predicate, party in (("agent", talk.agent), ("user", talk.user)):
         if party is None:
@@ -267,6 +283,8 @@ def _metadata(talk: Conversation, turns: Sequence[Turn]) -> dict[str, Any]:
         **(talk.metadata or {}),
         "provider": talk.provider,
         "conversation_id": talk.id,
+        "response_id": talk.response_id,
+        "stop_reason": talk.stop_reason,
         "model": talk.model,
         "turns": len(turns),
         "participants": sorted({turn.speaker for turn in turns}),

@@ -63,15 +63,16 @@ class InboundRequest:
     def named_ids(self, count: int) -> list[str | None]:
         """Return the ids that the header `Idempotency-Key` gives the `count` events of this request; None for each without it.
 
-        The id of one event is the caller and the key; `#0`, `#1` … follow for several. Callers share no keys, and a new
-        API key under the same name continues those of the old one. Raises `Rejected` for a malformed key.
+        The id of the first event is the caller and the key; `#1`, `#2` … follow for further ones. So the same key with more
+        events than before names the first event again, and its other content is noticed. Callers share no keys, and a
+        new API key under the same name continues those of the old one. Raises `Rejected` for a malformed key.
         """
         key = self.headers.get("idempotency-key")
         if not key:
             return [None] * count
         parse_identifier(key, "Idempotency-Key")
         name = f"{self.caller}/{key}" if self.caller else key
-        return [name] if count == 1 else [f"{name}#{n}" for n in range(count)]
+        return [name, *(f"{name}#{n}" for n in range(1, count))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ class Documents(Source):
     document. Its version is `version`, else `occurred_at`, else the time of receipt; keep to one of
     them for a key. The event id, which makes a repetition a duplicate, is
 
-    - the API key's name and the `Idempotency-Key` (`#n` for the n-th of many files), if sent;
+    - the API key's name and the `Idempotency-Key` (`#1`, `#2` … for further files), if sent;
     - without `key`: the hash of content and fields. Posting the same again is a duplicate; the same
       file under another title is a new version of it;
     - with `key` and `version` or `occurred_at`: key, version and hash. Sending an unchanged file

@@ -58,7 +58,7 @@ class LLM(Source[LLMSettings]):
 
     - Without a conversation id, the hash of agent, user and the first question and answer is the
       id. Send `conversation_id` for any conversation that continues.
-    - Event id: the API key's name and the `Idempotency-Key` (`#n` for the n-th of many). Else the stated time of the
+    - Event id: the API key's name and the `Idempotency-Key` (`#1`, `#2` … for further ones). Else the stated time of the
       last change, the size and the hash of the content. So sending the same again is a duplicate,
       and any change is a new event.
     - Version: the stated time of the last change, else the latest turn's time, else the time of

@@ -7,6 +7,8 @@ DEV    := .venv/.ready-dev
 .PHONY: help demo test test-alone test-quick test-servers quick fix check lint types imports docs docs-check docs-site bench faults soak coverage lock clean
 
 $(READY): requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))' || \
+	  { echo "Apex needs Python 3.11, 3.12 or 3.13 here; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another one: make demo PYTHON=python3.12"; exit 1; }
 	@echo "Setting up .venv (first time only) …"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock

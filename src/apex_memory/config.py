@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -319,19 +321,31 @@ def settings_file() -> Path:
     return Path(os.environ.get("APEX_SETTINGS_FILE", "apex.toml"))
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the beginning of a remedy that names the most similar known name, or an empty string."""
+    similar = difflib.get_close_matches(name, list(known), n=1)
+    return f"perhaps you mean {similar[0]}; " if similar else ""
+
+
 def load_settings(**overrides: Any) -> Settings:
     """Read settings from overrides, environment and file. Raises `Misconfigured`, which names the setting."""
     known = {f"APEX_{name.upper()}" for name in Settings.model_fields} | {"APEX_SETTINGS_FILE"}
     for name in os.environ:
         if name.startswith("APEX_") and name not in known and not name.startswith("APEX_SOURCES__"):
             raise Misconfigured(
-                f"{name}: unknown setting", remedy="see docs/reference/settings.md, or unset it"
+                f"{name}: unknown setting",
+                remedy=f"{did_you_mean(name, known)}see docs/reference/settings.md, or unset it",
             )
     try:
         return Settings(**overrides)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         name = ".".join(map(str, first["loc"])) or "settings"
+        if first["type"] == "extra_forbidden":
+            raise Misconfigured(
+                f"{name}: unknown setting",
+                remedy=f"{did_you_mean(name, Settings.model_fields)}see docs/reference/settings.md, or remove it",
+            ) from None
         raise Misconfigured(
             f"{name}: {first['msg']}", remedy="see docs/reference/settings.md"
         ) from None

@@ -7,6 +7,12 @@ one place each. Messages hold ids and counts, never payloads or secrets.
 
 from importlib.util import find_spec
 
+CHANGED_EMBEDDER = (
+    "set the former embedder again; a memory keeps its embedder, so for another one start a new memory"
+    " (a new APEX_DATA_DIR, or new databases) and send or backfill the documents again"
+)
+"""The remedy wherever a store's vectors are not the embedder's."""
+
 
 class ApexError(Exception):
     """Base of all errors that Apex raises. `remedy` says what a person can do."""

@@ -264,7 +264,7 @@ class Stack:
                 code = int(end.code or 0)
         return Said(code, out.getvalue(), error.getvalue())
 
-    async def command(self, *arguments: str) -> Said:
+    async def command(self, *arguments: str, seconds: float = 60) -> Said:
         """`apex …` as a person calls it in this data folder."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "apex_memory.cli", *arguments),
@@ -275,7 +275,7 @@ class Stack:
             stderr=asyncio.subprocess.PIPE,
         )
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(seconds):
                 out, error = await process.communicate()
         finally:
             if process.returncode is None:

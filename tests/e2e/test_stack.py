@@ -341,13 +341,15 @@ async def test_a_folder_is_ingested_once_and_every_list_is_json(stack: Stack) ->
     first = await stack.command("ingest", "--json", str(EXAMPLES))
     files = len(list(EXAMPLES.iterdir()))
     assert first.code == 0, first
-    assert (len(first.json["landed"]), first.json["known"]) == (files, 0)
-    assert not first.json["refused"] and not first.json["dead"] and not first.json["open"]
+    sent = first.json["files"]
+    assert [file["outcome"] for file in sent] == ["new"] * files
+    assert [file["state"] for file in sent] == ["done"] * files
     second = await stack.command("ingest", "--json", str(EXAMPLES))
     assert second.code == 0
-    assert (second.json["landed"], second.json["known"]) == (first.json["landed"], files)
+    assert [file["outcome"] for file in second.json["files"]] == ["unchanged"] * files
+    assert [f["events"] for f in second.json["files"]] == [f["events"] for f in sent]
 
-    event = await stack.get(f"/v1/events/{first.json['landed'][0]}")
+    event = await stack.get(f"/v1/events/{sent[0]['events'][0]}")
     lists = [
         ["status"],
         ["doctor"],
@@ -355,6 +357,7 @@ async def test_a_folder_is_ingested_once_and_every_list_is_json(stack: Stack) ->
         ["search", "SHP-100045"],
         ["entity", "shipment:SHP-100045"],
         ["document", event["document_id"]],
+        ["documents"],
         ["events"],
         ["event", event["id"]],
         ["keys", "list"],

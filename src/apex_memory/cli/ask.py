@@ -1,4 +1,4 @@
-"""`apex search`, `document`, `entity`, `events`, `event`: search the memory and inspect events."""
+"""`apex search`, `document`, `documents`, `delete`, `entity`: the memory and its documents."""
 
 from __future__ import annotations
 
@@ -7,37 +7,55 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
-from rich.markup import escape
 
 from apex_memory.cli.client import gateway
-from apex_memory.cli.output import ago, between, console, moment, pairs, show_json, show_table
+from apex_memory.cli.options import AnyId, Since, Until, iso
+from apex_memory.cli.output import (
+    Id,
+    Json,
+    ago,
+    is_terminal,
+    minute,
+    moment,
+    pairs,
+    say,
+    show_json,
+    show_table,
+    shown_id,
+)
+from apex_memory.errors import Conflict
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DELETE_SECONDS = 30  # longest that `apex delete` waits until the document is gone from every store
+SHOWN_DOCUMENTS = 20  # of an entity
+
+Sources = Annotated[
+    list[str] | None, typer.Option("--source", help="Only these sources; may be repeated.")
+]
+Kinds = Annotated[
+    list[str] | None,
+    typer.Option("--kind", help="Only these kinds of document; may be repeated."),
+]
 
 
 def search(
     question: Annotated[str, typer.Argument(help="A question, words, or an identifier.")],
     limit: Annotated[int, typer.Option("--limit", "-n", help="How many passages.")] = 5,
-    source: Annotated[
-        list[str] | None, typer.Option(help="Only these sources; may be repeated.")
-    ] = None,
-    kind: Annotated[
-        list[str] | None, typer.Option(help="Only these kinds of document; may be repeated.")
-    ] = None,
-    since: Annotated[
-        str | None, typer.Option(help="Only documents at or after this time (ISO 8601).")
-    ] = None,
-    until: Annotated[
-        str | None, typer.Option(help="Only documents before this time (ISO 8601).")
-    ] = None,
+    source: Sources = None,
+    kind: Kinds = None,
+    since: Since = "",
+    until: Until = "",
     entity: Annotated[
         list[str] | None, typer.Option(help="Only documents that name this entity (type:key).")
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Also print why each passage is there: scores and events."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Search the memory.
 
-    Example: apex search "who asked about SHP-100045?" --source frontapp
+    Example: apex search "who asked about SHP-100045?" --source frontapp --since 7d
     """
     body = {
         "query": question,
@@ -45,8 +63,8 @@ def search(
         "filters": {
             "sources": source or [],
             "kinds": kind or [],
-            "since": since,
-            "until": until,
+            "since": iso(since),
+            "until": iso(until),
             "entities": entity or [],
         },
     }
@@ -55,29 +73,38 @@ def search(
     if json:
         show_json(answer)
         return
-    show_answer(answer)
+    filtered = any((source, kind, since, until, entity))
+    show_answer(answer, explain=explain, filtered=filtered)
 
 
-def show_answer(answer: dict[str, Any]) -> None:
-    """Print hits with excerpt, scores and provenance, and the stores that could not take part."""
-    out = console()
+def show_answer(answer: dict[str, Any], *, explain: bool = False, filtered: bool = False) -> None:
+    """Print hits, each with its document's id, and before them what the search lacks: stores, identifiers."""
     if answer["degraded"]:
-        out.print(f"[yellow]degraded: {', '.join(answer['degraded'])}: some hits may be missing[/]")
+        names = ", ".join(answer["degraded"])
+        say((f"Without {names}: some hits may be missing. See `apex doctor`.", "yellow"))
+    within = " that passes the filters" if filtered else ""
+    for identifier in answer["unknown"]:
+        say((f"No document{within} holds {identifier}.", "yellow"))
     if not answer["hits"]:
-        out.print("[dim]Nothing found.[/]")
+        say((f"No document{within} matches." if filtered else "Nothing found.", "dim"))
+        return
+    if answer["unknown"]:
+        say(("The nearest passages are about something else:", "dim"))
     for hit in answer["hits"]:
-        origin = hit["provenance"]
-        about = f"{hit['kind']} from {hit['source']}, {moment(hit['occurred_at'])[:16]}"
+        _show_hit(hit, explain=explain)
+
+
+def _show_hit(hit: dict[str, Any], *, explain: bool) -> None:
+    about = f"{hit['kind']} from {hit['source']}, {minute(hit['occurred_at'])}"
+    id = shown_id(hit["document_id"])
+    say(f"{hit['rank']}. ", (hit["title"], "bold"), (f"  {about}  ", "dim"), (id, "cyan"))
+    say(" ".join(hit["excerpt"].split()), indent=3)
+    if explain:
         legs = ", ".join(f"{leg} {score:.2f}" for leg, score in hit["legs"].items())
-        because = f"  names {', '.join(hit['why'])}" if hit["why"] else ""
-        lines = (
-            f"[bold]{hit['rank']}. {escape(hit['title'])}[/]  [dim]{about}[/]",
-            f"   {escape(hit['excerpt'])}",
-            f"   [dim]score {hit['score']:.2f} ({legs}){escape(because)}[/]",
-            f"   [dim]event {origin['id']} ({escape(_short(origin['event_id'], 60))})[/]",
-        )
-        for line in lines:
-            out.print(line, highlight=False, overflow="fold")
+        names = f", names {', '.join(hit['why'])}" if hit["why"] else ""
+        say((f"score {hit['score']:.2f} ({legs}){names}", "dim"), indent=3)
+        origin = hit["provenance"]
+        say((f"event {origin['id']} ({origin['event_id']})", "dim"), indent=3)
 
 
 def left_out(degraded: Mapping[str, Mapping[str, int]]) -> str:
@@ -91,48 +118,133 @@ def left_out(degraded: Mapping[str, Mapping[str, int]]) -> str:
     return ", ".join(parts)
 
 
-def _short(text: str, length: int) -> str:
-    """Return the text, cut to `length` characters."""
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def document(
-    id: Annotated[str, typer.Argument(help="Document id, from a search.")], json: Json = False
-) -> None:
+def document(id: AnyId, json: Json = False) -> None:
     """Show a document: text, entities, versions, and the event it came from.
 
-    Example: apex document 6f0d4f2c-…
+    Example: apex document 6f0d4f2c
     """
     with gateway() as api:
-        view = api.call("GET", f"/v1/documents/{id}")
+        view = api.call("GET", f"/v1/documents/{api.resolve(id)['document']}")
     if json:
         show_json(view)
         return
-    out = console()
-    out.print(
-        f"[bold]{escape(view['title'])}[/]  [dim]{view['kind']} from {view['source']}[/]",
-        highlight=False,
-    )
+    say((view["title"], "bold"), (f"  {view['kind']} from {view['source']}", "dim"))
     if view["degraded"]:
-        out.print(f"[yellow]not whole: {left_out(view['degraded'])}[/]", highlight=False)
-    out.print(escape(view["text"]), highlight=False)
-    pairs("Facts", {**view["metadata"], "entities": ", ".join(view["entities"])})
+        say((f"not whole: {left_out(view['degraded'])}", "yellow"))
+    for line in view["text"].splitlines():
+        say(line)
+    say("")
+    facts = {
+        "document": view["document_id"],
+        "key": view["key"],
+        "occurred": moment(view["occurred_at"]),
+        **view["metadata"],
+        "entities": ", ".join(view["entities"]),
+    }
+    pairs("Facts", facts)
     show_table(
         "Versions",
-        ("version", "event", "state", "committed"),
+        ("event", "state", "committed", "version", "source's event"),
         [
-            (v["version"], v["event_id"], v["state"], moment(v["committed_at"]))
+            (Id(v["id"]), v["state"], moment(v["committed_at"]), v["version"], v["event_id"])
             for v in view["versions"]
         ],
         empty="No versions.",
+        free=("source's event",),
     )
+
+
+def documents(
+    source: Sources = None,
+    kind: Kinds = None,
+    deleted: Annotated[
+        bool, typer.Option("--deleted", help="Also list deleted documents.")
+    ] = False,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many.")] = 20,
+    json: Json = False,
+) -> None:
+    """List documents, the newest change first.
+
+    Example: apex documents --source turvo --limit 50
+    """
+    rows: list[dict[str, Any]] = []
+    cursor = None
+    with gateway() as api:
+        while len(rows) < limit:
+            params = {"source": source, "kind": kind, "deleted": deleted or None, "cursor": cursor}
+            page = api.call(
+                "GET", "/v1/documents", params={**params, "limit": min(200, limit - len(rows))}
+            )
+            rows += page["documents"]
+            cursor = page["next"]
+            if cursor is None:
+                break
+    if json:
+        show_json({"documents": rows, "next": cursor})
+        return
+    show_table("Documents", *_document_rows(rows), empty="No documents.", free=("title", "kind"))
+
+
+def _document_rows(rows: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    columns = ("id", "source", "kind", "title", "occurred", "changed", "")
+    return columns, [
+        (
+            Id(row["document_id"]),
+            row["source"],
+            row["kind"],
+            row["title"],
+            minute(row["occurred_at"]),
+            f"{ago(row['committed_at'])} ago",
+            "deleted" if row["deleted"] else "",
+        )
+        for row in rows
+    ]
+
+
+def delete(
+    id: AnyId,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+    json: Json = False,
+) -> None:
+    """Delete a document from every store. Its raw payloads are kept; sending a newer version restores it.
+
+    Example: apex delete 6f0d4f2c
+    """
+    with gateway() as api:
+        found = api.resolve(id)["document"]
+        title = ""
+        if not yes:
+            view = api.call("GET", f"/v1/documents/{found}")
+            title = view["title"]
+            _confirm(f"Delete {title!r} from {view['source']} (document {found})?")
+        receipt = api.call(
+            "DELETE",
+            f"/v1/documents/{found}",
+            params={"wait": "searchable", "timeout": DELETE_SECONDS},
+        )
+    if json:
+        show_json(receipt)
+        return
+    event = receipt["events"][0]["id"]
+    if receipt["searchable"]:
+        say(f"Document {found} is deleted from every store (event {event}).")
+    else:
+        say(f"The deletion of document {found} is stored; see `apex event {event}`.")
+
+
+def _confirm(question: str) -> None:
+    """Ask on a terminal. Raises `Conflict` where nobody can answer, and `typer.Abort` for a no."""
+    if not is_terminal(stderr=True):
+        raise Conflict("delete needs a confirmation", remedy="add --yes")
+    say(question, stderr=True)
+    typer.confirm("Delete it", abort=True, err=True)
 
 
 def entity(
     ref: Annotated[str, typer.Argument(help="type:key, such as shipment:SHP-100045.")],
     json: Json = False,
 ) -> None:
-    """Show what the memory knows about an entity: names, relations, documents.
+    """Show what the memory knows about an entity: names, attributes, relations, documents.
 
     Example: apex entity shipment:SHP-100045
     """
@@ -142,111 +254,49 @@ def entity(
     if json:
         show_json(view)
         return
-    out = console()
     if view["degraded"]:
-        out.print(f"[yellow]degraded: {', '.join(view['degraded'])}: some facts may be missing[/]")
-    out.print(f"[bold]{ref}[/] {', '.join(view['names'])}", highlight=False)
+        names = ", ".join(view["degraded"])
+        say((f"Without {names}: some facts may be missing. See `apex doctor`.", "yellow"))
+    say((ref, "bold"), f"  {', '.join(view['names'])}")
+    pairs("", _distinct(view["attributes"]))
     show_table(
-        "Neighbours",
-        ("entity", "relations"),
-        list(view["neighbours"].items()),
-        empty="No neighbours.",
-    )
-    show_table(
-        "Documents",
-        ("title", "source", "when", "id"),
+        "Related",
+        ("entity", "as", "times"),
         [
-            (d["title"], d["source"], moment(d["occurred_at"])[:16], d["document_id"])
-            for d in view["documents"]
+            (other, ", ".join(_relations(view["relations"], other)), count)
+            for other, count in view["neighbours"].items()
         ],
-        empty="No documents.",
-    )
-
-
-def events(
-    source: Annotated[str | None, typer.Option(help="Only this source.")] = None,
-    state: Annotated[
-        str | None,
-        typer.Option(help="received, prepared, staged, done, superseded, parked or dead."),
-    ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", help="How many.")] = 20,
-    json: Json = False,
-) -> None:
-    """List events, newest first, with their states.
-
-    Example: apex events --state parked
-    """
-    with gateway() as api:
-        answer = api.call(
-            "GET", "/v1/events", params={"source": source, "state": state, "limit": limit}
-        )
-    if json:
-        show_json(answer)
-        return
-    show_table(
-        "Events",
-        ("id", "source", "event", "state", "received", "took", "why"),
-        [
-            (
-                e["id"],
-                e["source"],
-                e["event_id"],
-                e["state"],
-                ago(e["received_at"]) + " ago",
-                between(e["received_at"], e["ended_at"]),
-                e["last_error"] or left_out(e["degraded"]),
-            )
-            for e in answer["events"]
-        ],
-        empty="No events.",
-    )
-
-
-def event(
-    id: Annotated[str, typer.Argument(help="Event id, from `apex events`.")], json: Json = False
-) -> None:
-    """Show an event: times, stores, attempts, and the workflow run that processed it.
-
-    Example: apex event 0b6c3a7e-…
-    """
-    with gateway() as api:
-        view = api.call("GET", f"/v1/events/{id}")
-    if json:
-        show_json(view)
-        return
-    show_event(view)
-
-
-def show_event(view: dict[str, Any]) -> None:
-    """Print the steps of an event in the order in which they happened, then the other facts."""
-    began = view["received_at"]
-    steps = [("received", began), ("prepared", view["prepared_at"])]
-    steps += sorted(
-        (
-            (f"in {store}", state["at"])
-            for store, state in view["stores"].items()
-            if state.get("at")
-        ),
-        key=lambda step: step[1],
-    )
-    steps.append((view["state"], view["ended_at"]))
-    show_table(
-        f"{view['source']} {_short(view['event_id'], 80)}",
-        ("step", "when (UTC)", "after"),
-        [(step, moment(at), between(began, at)) for step, at in steps],
         empty="",
+        free=("entity", "as"),
     )
-    rest = {
-        "document": view["document_id"],
-        "attempts": view["attempts"] or "",
-        "not whole": left_out(view["degraded"]),
-    }
-    for name in ("owner", "deadline", "park_store", "last_error", "dead_letter"):
-        if not (name in ("owner", "deadline") and view["ended_at"]):
-            rest[name] = view.get(name) or ""
-    out = console()
-    for name, value in rest.items():
-        if value:
-            out.print(f"[dim]{name:>10}[/]  {escape(str(value))}", highlight=False, soft_wrap=True)
-    if view.get("workflow_url"):
-        out.print(f"[dim]{'run':>10}[/]  {view['workflow_url']}", highlight=False, soft_wrap=True)
+    rows = sorted(view["documents"], key=lambda row: str(row["occurred_at"]), reverse=True)
+    columns, cells = _document_rows(rows[:SHOWN_DOCUMENTS])
+    # Without the time of the change, which says little about an entity.
+    show_table(
+        "Documents, newest first",
+        columns[:5],
+        [row[:5] for row in cells],
+        empty="",
+        free=("title", "kind"),
+    )
+    if len(rows) > SHOWN_DOCUMENTS:
+        say((f"and {len(rows) - SHOWN_DOCUMENTS} earlier ones: use --json", "dim"))
+
+
+def _distinct(attributes: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the distinct values of each attribute, in their order."""
+    values: dict[str, dict[str, None]] = {}
+    for attribute in attributes:
+        values.setdefault(attribute["predicate"], {})[attribute["value"]] = None
+    return {predicate: ", ".join(texts) for predicate, texts in values.items()}
+
+
+def _relations(relations: list[dict[str, Any]], other: str) -> list[str]:
+    """Return the distinct predicates between the entity and `other`."""
+    return list(
+        dict.fromkeys(
+            relation["predicate"]
+            for relation in relations
+            if other in (relation["subject"], relation["object"])
+        )
+    )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import httpx2
@@ -15,10 +17,32 @@ from apex_memory.engines.state import read_stack
 from apex_memory.errors import ApexError, Misconfigured, Unavailable
 
 KEY_FILE = "admin.key"
+LONGEST_PAUSE = 10.0  # seconds; of what `Retry-After` asks for
+COMMANDS = {
+    "GET /v1/events": "apex events",
+    "GET /v1/documents": "apex documents",
+    "GET /v1/sources": "apex sources",
+    "GET /v1/secrets": "apex secrets list",
+    "GET /v1/keys": "apex keys list",
+    "`DELETE /v1/documents/ID`": "apex delete ID",
+    "/v1/sources": "apex sources --json",
+}
+"""The command for each route that a remedy names: people who use the command line cannot do much with a route."""
+
+_ROUTE = re.compile("|".join(re.escape(route) + r"(?![\w/`])" for route in COMMANDS))
 
 
 class Refused(ApexError):
-    """The gateway refused the request. Message and remedy are the gateway's."""
+    """The gateway refused the request. Message and remedy are the gateway's; `status` is that of the response."""
+
+    def __init__(self, message: str, *, remedy: str = "", status: int = 0) -> None:
+        super().__init__(message, remedy=with_commands(remedy))
+        self.status = status
+
+
+def with_commands(remedy: str) -> str:
+    """Return a remedy with commands in the place of HTTP routes."""
+    return _ROUTE.sub(lambda match: f"`{COMMANDS[match[0]]}`", remedy)
 
 
 class Gateway:
@@ -42,38 +66,87 @@ class Gateway:
         timeout: float = 60,
     ) -> Any:
         """Return the JSON of the response. `timeout` is in seconds."""
+        response = self._send(
+            method,
+            path,
+            json=json,
+            content=content,
+            headers=dict(headers or {}),
+            timeout=timeout,
+            params=_given(params),
+        )
+        return response.json() if response.content else None
+
+    def call_patiently(
+        self, method: str, path: str, *, patience: float = 60, **request: Any
+    ) -> Any:
+        """Do the same, and repeat the request while the gateway returns 503, as its `Retry-After` says.
+
+        Raises `Refused` when `patience` seconds have passed. Only for requests that may be repeated.
+        """
+        deadline = monotonic() + patience
+        while True:
+            try:
+                return self.call(method, path, **request)
+            except Busy as error:
+                pause = min(error.after, LONGEST_PAUSE)
+                if monotonic() + pause > deadline:
+                    raise
+                sleep(pause)
+
+    def download(self, path: str, *, params: Mapping[str, Any] | None = None) -> bytes:
+        """Return the bytes of a response."""
+        return self._send("GET", path, params=_given(params)).content
+
+    def resolve(self, id: str) -> dict[str, str]:
+        """Return the `event` and the `document` that any id names. Raises `Refused` if none or several do."""
+        answer: dict[str, str] = self.call("GET", "/v1/resolve", params={"id": id})
+        return answer
+
+    def _send(self, method: str, path: str, **request: Any) -> httpx2.Response:
         try:
-            response = self._http.request(
-                method,
-                path,
-                json=json,
-                content=content,
-                headers=dict(headers or {}),
-                timeout=timeout,
-                params={name: value for name, value in (params or {}).items() if value is not None},
-            )
+            response = self._http.request(method, path, **request)
         except httpx2.TransportError as error:
             raise Unavailable(
                 "gateway",
                 f"{self.url} does not respond ({type(error).__name__})",
                 remedy="start it with `apex up`",
             ) from None
-        if response.is_success:
-            return response.json() if response.content else None
-        raise _refused(response)
+        if not response.is_success:
+            raise _refused(response)
+        return response
 
     def close(self) -> None:
         self._http.close()
 
 
+class Busy(Refused):
+    """The gateway returned 503: repeat the request after `after` seconds."""
+
+    def __init__(self, message: str, *, remedy: str = "", after: float = 1.0) -> None:
+        super().__init__(message, remedy=remedy, status=503)
+        self.after = after
+
+
+def _given(params: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (params or {}).items() if value is not None}
+
+
 def _refused(response: httpx2.Response) -> Refused:
     try:
         problem = response.json()["error"]
-        return Refused(str(problem["message"]), remedy=problem.get("remedy", ""))
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return Refused(
-            f"the gateway returned status {response.status_code}", remedy="run `apex doctor`"
-        )
+        message, remedy = str(problem["message"]), str(problem.get("remedy", ""))
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        message = f"the gateway returned status {response.status_code}"
+        remedy = "run `apex doctor`"
+    if response.status_code == 503:
+        return Busy(message, remedy=remedy, after=_seconds(response.headers.get("retry-after")))
+    return Refused(message, remedy=remedy, status=response.status_code)
+
+
+def _seconds(header: str | None) -> float:
+    """Return the seconds of a `Retry-After`; 1 where it has none."""
+    return float(header) if header and header.isascii() and header.isdecimal() else 1.0
 
 
 @contextmanager

@@ -11,8 +11,10 @@ from apex_memory.cli import (
     ask,
     dead_letters,
     demo,
+    events,
     ingest,
     keys,
+    logs,
     operate,
     reference,
     secrets,
@@ -56,15 +58,20 @@ def _root(
 
 
 app.command("up")(up.up)
+app.command("stop")(up.stop)
 app.command("status")(operate.status)
 app.command("doctor")(operate.doctor)
+app.command("logs")(logs.logs)
 app.command("hello")(operate.hello)
 app.command("ingest")(ingest.ingest)
 app.command("search")(ask.search)
 app.command("document")(ask.document)
 app.command("entity")(ask.entity)
-app.command("events")(ask.events)
-app.command("event")(ask.event)
+app.command("documents")(ask.documents)
+app.command("delete")(ask.delete)
+app.command("events")(events.events)
+app.command("event")(events.event)
+app.command("payload")(events.payload)
 app.command("unresolved")(unresolved.unresolved)
 app.add_typer(sources.app, name="sources")
 app.add_typer(secrets.app, name="secrets")

@@ -6,11 +6,20 @@ from typing import Annotated, Any
 
 import typer
 
-from apex_memory.cli.client import gateway
-from apex_memory.cli.output import ago, console, pairs, show_json, show_table
+from apex_memory.cli.client import gateway, with_commands
+from apex_memory.cli.output import (
+    Id,
+    Json,
+    ago,
+    moment,
+    pairs,
+    say,
+    show_json,
+    show_table,
+    size,
+)
 
 app = typer.Typer(help="Dead letters: list, show, redrive, discard.", no_args_is_help=True)
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Ids = Annotated[list[int], typer.Argument(help="Ids, from `apex dead-letters list`.")]
 
 
@@ -42,7 +51,7 @@ def list_letters(
                 r["id"],
                 r["status"],
                 r["source"],
-                r["event_id"],
+                Id(r["event"]),
                 r["step"],
                 r["message"],
                 r["fingerprint"],
@@ -51,6 +60,7 @@ def list_letters(
             for r in answer["dead_letters"]
         ],
         empty="No dead letters.",
+        free=("why",),
     )
 
 
@@ -68,7 +78,31 @@ def show(
     if json:
         show_json(letter)
         return
-    pairs(f"Dead letter {id}", letter)
+    pairs(f"Dead letter {id}", _facts(letter))
+
+
+def _facts(letter: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "status": letter["status"],
+        "why": letter["message"],
+        "what to do": with_commands(letter["remedy"]),
+        "source": letter["source"],
+        "event": letter["event"],
+        "source's event": letter["event_id"],
+        "document": letter["document_id"],
+        "key": letter["document_key"],
+        "payload": f"{size(letter['payload_bytes'])} of {letter['content_type']}: `apex payload {letter['event']}`"
+        if letter["payload_bytes"]
+        else "",
+        "failed in": f"{letter['step']} ({letter['error']})",
+        "kind": letter["fingerprint"],
+        "attempts": letter["attempts"],
+        "occurred": moment(letter["occurred_at"]),
+        "first failed": moment(letter["first_at"]),
+        "last failed": moment(letter["last_at"]),
+        "resolution": letter["resolution"],
+        "by": letter["actor"],
+    }
 
 
 @app.command("redrive")
@@ -106,11 +140,9 @@ def redrive(
         return
     count = len(answer["dead_letters"])
     if dry_run:
-        console().print(f"{count} would be redriven.")
+        say(f"{count} would be redriven.")
     else:
-        console().print(
-            f"{count} redriven. `apex events --state dead` lists those that fail again."
-        )
+        say(f"{count} redriven. `apex events --state dead` lists those that fail again.")
 
 
 @app.command("discard")
@@ -131,4 +163,4 @@ def discard(
     if json:
         show_json(letters)
         return
-    console().print(f"{len(ids)} discarded.")
+    say(f"{len(ids)} discarded.")

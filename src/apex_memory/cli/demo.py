@@ -19,10 +19,12 @@ from rich.live import Live
 from rich.table import Table
 
 import apex_memory
-from apex_memory.cli.ask import show_answer, show_event
+from apex_memory.cli.ask import show_answer
 from apex_memory.cli.client import Gateway, admin_key
-from apex_memory.cli.ingest import send_files
-from apex_memory.cli.output import console, show_table
+from apex_memory.cli.events import show_event
+from apex_memory.cli.ingest import SentFile, send_files
+from apex_memory.cli.operate import examine
+from apex_memory.cli.output import console, duration, rule, say, show_table, styled
 from apex_memory.cli.up import Running, running, show_stack
 from apex_memory.config import Settings, load_settings
 from apex_memory.engines.state import read_stack
@@ -38,7 +40,9 @@ FOLDER = Path(".apex-demo")
 SHIPMENTS = 5
 STEPS = 12  # parts of the day
 STEP_SECONDS = 0.1
-SETTLE_SECONDS = 90.0
+STALL_SECONDS = 180.0
+"""Without any progress for so long, the demo gives up. A slow machine is given as long as it needs."""
+SLOW_SECONDS = 20.0  # after so long the display says what it waits for
 POLL_SECONDS = 1.0
 REFRESH_SECONDS = 0.5  # between two queries for the backlog
 SHIPMENT = "SHP-100045"
@@ -72,25 +76,29 @@ def demo(
 
 
 async def _demo(*, keep: bool) -> bool:
-    out = console()
     world = World.make(shipments=SHIPMENTS, start=yesterday())
     clock = Clock(world.start)
     simulators = [kind(world, clock, Chaos()) for kind in simulator_classes()]
     async with serve_simulators(simulators) as served:
         settings = _settings(served)
-        out.print(
-            "[dim]Starting PostgreSQL, FalkorDB, Valkey, Qdrant Edge, Temporal, gateway and worker …[/]"
+        say(
+            (
+                "Starting PostgreSQL, FalkorDB, Valkey, Qdrant Edge, Temporal, gateway, worker …",
+                "dim",
+            )
         )
         async with running(settings, _report) as stack:
             show_stack(settings, stack)
             good = await _day(settings, stack, simulators, clock)
             if keep:
-                out.print(
-                    f"\nThe stack keeps running. In another terminal: [bold]export APEX_DATA_DIR={FOLDER}[/], then `apex search …`. Ctrl-C stops it.",
-                    highlight=False,
+                say("")
+                say(
+                    "The stack keeps running. In another terminal: ",
+                    (f"export APEX_DATA_DIR={FOLDER}", "bold"),
+                    ", then `apex search …`. Ctrl-C stops it.",
                 )
                 await stack.supervisor.wait()
-    out.print("[dim]All stopped.[/]")
+    say(("All stopped.", "dim"))
     return not good
 
 
@@ -111,28 +119,29 @@ def _settings(served: SimulatorServer) -> Settings:
 
 def _report(name: str, what: str, detail: str) -> None:
     if what not in ("ready", "stopped"):
-        console(stderr=True).print(f"  {name} {what}: {detail}", highlight=False)
+        say(f"  {name} {what}: {detail}", stderr=True)
 
 
 async def _day(
     settings: Settings, stack: Running, simulators: Sequence[Simulator], clock: Clock
 ) -> bool:
     """Play the day, search, show. Return True when every event was processed and every question has hits."""
-    out, key = console(), admin_key(settings)
+    key = admin_key(settings)
     api = Gateway(stack.url, key)
     try:
-        out.rule("1. A day of nine sources")
+        rule("1. A day of nine sources")
         async with httpx2.AsyncClient(timeout=30) as http:
             delivery = Delivery(stack.url, key, http)
             result = await _play(api, DayPlayback(simulators, delivery, clock))
-        out.print(result.line(), highlight=False)
+        say(result.line())
         for refused in delivery.refused:
-            out.print(f"[red]refused:[/] {refused}", highlight=False)
+            say(("refused:", "red"), f" {refused}")
+        if not result.settled:
+            await asyncio.to_thread(_show_what_is_wrong, result.rows)
         has_hits = await asyncio.to_thread(_search, api)
-        out.print(
-            f"\nAPI docs     {stack.url}/docs\nTemporal UI  {stack.temporal_ui}/namespaces/apex/workflows",
-            highlight=False,
-        )
+        say("")
+        say(f"API docs     {stack.url}/docs")
+        say(f"Temporal UI  {stack.temporal_ui}/namespaces/apex/workflows")
         return has_hits and result.settled and not delivery.refused
     finally:
         api.close()
@@ -160,10 +169,10 @@ class DayResult:
 
     def line(self) -> str:
         total = sum(row["documents"] for row in self.rows)
-        end = "all done" if self.settled else "[red]some are still in progress[/]"
+        end = "all done" if self.settled else "some are still in progress"
         kinds = ", ".join(sorted({file.suffix[1:] for file in self.files}))
         return (
-            f"{total} documents of {len(self.rows)} sources are in memory after {self.seconds:.1f} s, "
+            f"{total} documents of {len(self.rows)} sources are in memory after {duration(self.seconds)}, "
             f"{len(self.files)} of them files ({kinds}); {end}."
         )
 
@@ -184,13 +193,7 @@ async def _play(api: Gateway, playback: DayPlayback) -> DayResult:
         pulled = [row["name"] for row in await _rows(api) if row["pulled_at"]]
         for name in pulled:  # the last changes are fetched now, not at the scheduled time
             await asyncio.to_thread(api.call, "POST", f"/v1/sources/{name}/run")
-        quiet, known = 0, -1
-        while quiet < 2 and monotonic() - began < SETTLE_SECONDS:
-            rows = await _show_progress(api, live, playback)
-            now = sum(row["documents"] for row in rows)
-            quiet = quiet + 1 if DayResult(rows, 0).settled and now == known else 0
-            known = now
-            await asyncio.sleep(REFRESH_SECONDS)
+        await _settle(api, live, playback)
     rows = await _rows(api)
     show_table(
         "",
@@ -204,8 +207,57 @@ async def _play(api: Gateway, playback: DayPlayback) -> DayResult:
     return DayResult(rows, monotonic() - began, list(documents_folder().iterdir()))
 
 
+async def _settle(api: Gateway, live: Live, playback: DayPlayback) -> None:
+    """Return when everything is in memory, or when nothing has changed for `STALL_SECONDS`."""
+    quiet, known = 0, None
+    began = changed = monotonic()
+    while quiet < 2 and monotonic() - changed < STALL_SECONDS:
+        slow = monotonic() - began > SLOW_SECONDS
+        rows = await _show_progress(api, live, playback, explain=slow)
+        now = progress_of(rows)
+        quiet = quiet + 1 if DayResult(rows, 0).settled and now == known else 0
+        if now != known:
+            known, changed = now, monotonic()
+        await asyncio.sleep(REFRESH_SECONDS)
+
+
+def progress_of(rows: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    """Return what changes while sources are worked on: documents, and everything that waits."""
+    return tuple(
+        row[name] for row in rows for name in ("documents", "backlog", "change_hints", "files")
+    )
+
+
+def waiting_for(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what each unfinished source waits for, the most first."""
+    kinds = {
+        "backlog": "events",
+        "change_hints": "changes to fetch",
+        "files": "files",
+        "dead_letters": "dead letters",
+    }
+    lines: list[tuple[int, str]] = []
+    for row in rows:
+        counts = {text: row[name] for name, text in kinds.items() if row[name]}
+        if counts or row["error"]:
+            parts = [f"{count} {text}" for text, count in counts.items()]
+            parts += [row["error"]] if row["error"] else []
+            lines.append((sum(counts.values()), f"{row['title']}: {', '.join(parts)}"))
+    return [line for _, line in sorted(lines, reverse=True)]
+
+
+def _show_what_is_wrong(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print what is unfinished, and what `apex doctor` says: the stack still runs now, and not when the demo ends."""
+    say((f"Nothing has changed for {STALL_SECONDS:.0f} s. Unfinished:", "red"))
+    for line in waiting_for(rows):
+        say(line, indent=2)
+    for finding in examine():
+        if finding.state == "bad":
+            say(("✗", "red"), f" {finding.what}: {finding.detail}", indent=2)
+
+
 async def _show_progress(
-    api: Gateway, live: Live, playback: DayPlayback
+    api: Gateway, live: Live, playback: DayPlayback, *, explain: bool = False
 ) -> Sequence[Mapping[str, Any]]:
     rows = await _rows(api)
     table = Table(box=None, pad_edge=False, header_style="dim", title_justify="left")
@@ -221,6 +273,9 @@ async def _show_progress(
             str(row["documents"]),
             str(row["backlog"] + row["change_hints"] + row["files"] or ""),
         )
+    if explain and (waiting := waiting_for(rows)):
+        table.caption = styled(f"This machine is slow, or busy. Waiting for {waiting[0]}")
+        table.caption_justify = "left"
     live.update(table)
     return rows
 
@@ -231,17 +286,16 @@ async def _rows(api: Gateway) -> Sequence[Mapping[str, Any]]:
     return rows
 
 
-def _send_documents(api: Gateway) -> dict[str, Any]:
-    files = [(file, f"demo/{file.name}") for file in sorted(documents_folder().iterdir())]
-    return send_files(api, files, wait=False, timeout=0, quiet=True)
+def _send_documents(api: Gateway) -> None:
+    files = [SentFile(file, f"demo/{file.name}") for file in sorted(documents_folder().iterdir())]
+    send_files(api, files, wait=False, timeout=0, quiet=True)
 
 
 def _search(api: Gateway) -> bool:
     """Search, and show one shipment in all sources. Return True when every question has hits."""
-    out = console()
     complete = True
     for n, question in enumerate(QUESTIONS, start=2):
-        out.rule(f"{n}. {question}", style="dim")
+        rule(f"{n}. {question}")
         answer = api.call(
             "POST",
             "/v1/search",
@@ -249,7 +303,7 @@ def _search(api: Gateway) -> bool:
         )
         show_answer(answer)
         complete = complete and bool(answer["hits"]) and not answer["degraded"]
-    out.rule(f"One shipment in all sources: {SHIPMENT}", style="dim")
+    rule(f"One shipment in all sources: {SHIPMENT}")
     documents = _naming(api)
     sources = Counter(row["source"] for row in documents)
     show_table(
@@ -260,8 +314,9 @@ def _search(api: Gateway) -> bool:
             for name, count in sources.most_common()
         ],
         empty="Nothing.",
+        free=("the latest",),
     )
-    out.rule("One event, step by step", style="dim")
+    rule("One event, step by step")
     event = next(row["provenance"]["id"] for row in documents)
     show_event(api.call("GET", f"/v1/events/{event}"))
     return complete and len(sources) > 1

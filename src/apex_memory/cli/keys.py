@@ -7,15 +7,13 @@ from typing import Annotated
 import typer
 
 from apex_memory.cli.client import gateway
-from apex_memory.cli.output import ago, console, show_json, show_table
+from apex_memory.cli.output import Json, ago, say, show_json, show_table
 
 app = typer.Typer(help="API keys: list, create, revoke.", no_args_is_help=True)
 
 
 @app.command("list")
-def list_keys(
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def list_keys(json: Json = False) -> None:
     """List keys, without their secrets.
 
     Example: apex keys list
@@ -40,6 +38,7 @@ def list_keys(
             for k in keys["keys"]
         ],
         empty="No keys.",
+        free=("name",),
     )
 
 
@@ -50,7 +49,7 @@ def create(
         list[str] | None,
         typer.Option("--scope", "-s", help="ingest, read or admin; may be repeated."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Create a key. It is shown once; only its digest is stored.
 
@@ -61,19 +60,23 @@ def create(
     if json:
         show_json(key)
         return
-    console().print(f"[bold]{key['key']}[/]", highlight=False, soft_wrap=True)
-    console(stderr=True).print(
-        f"[dim]id {key['id']}, scopes {' '.join(key['scopes'])}. It is not shown again.[/]",
-        highlight=False,
-    )
+    say((key["key"], "bold"))
+    about = f"id {key['id']}, scopes {' '.join(key['scopes'])}. It is not shown again."
+    say((about, "dim"), stderr=True)
 
 
 @app.command("revoke")
-def revoke(id: Annotated[str, typer.Argument(help="The key's id, from `apex keys list`.")]) -> None:
+def revoke(
+    id: Annotated[str, typer.Argument(help="The key's id, from `apex keys list`.")],
+    json: Json = False,
+) -> None:
     """Revoke a key at once.
 
     Example: apex keys revoke k3f9a2
     """
     with gateway() as api:
         api.call("DELETE", f"/v1/keys/{id}")
-    console().print(f"Key {id} is revoked.")
+    if json:
+        show_json({"id": id, "revoked": True})
+    else:
+        say(f"Key {id} is revoked.")

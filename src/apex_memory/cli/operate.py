@@ -13,14 +13,13 @@ import httpx2
 import typer
 
 from apex_memory.cli.client import Gateway, admin_key, gateway, gateway_url
-from apex_memory.cli.output import ago, console, show_json, show_table
+from apex_memory.cli.output import Json, ago, duration, say, show_json, show_table
 from apex_memory.config import Settings, load_settings
 from apex_memory.engines.state import read_stack
 from apex_memory.errors import ApexError
 
 OPEN_BREAKER = re.compile(r'^apex_breaker_open\{store="(\w+)"\} 1(?:\.0)?$', re.MULTILINE)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 LAG_SECONDS = 300  # age of the oldest unfinished event, above which `doctor` mentions it
 LEAST_DISK = 1_000_000_000  # bytes free, below which `doctor` warns
 
@@ -56,12 +55,14 @@ def status(json: Json = False) -> None:
                 for c in stack.children.values()
             ],
             empty="",
+            free=("version", "last exit"),
         )
     show_table(
         "Stores",
         ("store", "state", "engine"),
         [(s["name"], s["state"], s["version"]) for s in report["stores"]],
         empty="",
+        free=("engine",),
     )
     show_table(
         "Unfinished events",
@@ -75,16 +76,12 @@ def status(json: Json = False) -> None:
         else "Unknown: PostgreSQL is unavailable.",
     )
     if report["dead_letters"]:
-        console().print(
-            f"[red]{report['dead_letters']} dead letters[/]: see `apex dead-letters list`."
-        )
+        say((f"{report['dead_letters']} dead letters", "red"), ": see `apex dead-letters list`.")
     for workflow in report["temporal"]["failing"]:
-        console().print(
-            f"[red]{workflow['id']} fails[/]: attempt {workflow['attempt']} of its current {workflow['what']}.",
-            highlight=False,
-        )
+        attempt = f": attempt {workflow['attempt']} of its current {workflow['what']}."
+        say((f"{workflow['id']} fails", "red"), attempt)
     if not report["temporal"]["reachable"]:
-        console().print("[red]Temporal does not respond[/]: events land, and wait for it.")
+        say(("Temporal does not respond", "red"), ": events land, and wait for it.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +103,11 @@ def doctor(json: Json = False) -> None:
     if json:
         show_json([asdict(finding) for finding in findings])
     else:
-        marks = {"good": "[green]✓[/]", "bad": "[red]✗[/]", "note": "[yellow]![/]"}
+        marks = {"good": ("✓", "green"), "bad": ("✗", "red"), "note": ("!", "yellow")}
         for finding in findings:
-            console().print(
-                f"{marks[finding.state]} {finding.what}: {finding.detail}", highlight=False
-            )
+            say(marks[finding.state], f" {finding.what}: {finding.detail}")
             if finding.remedy:
-                console().print(f"    [dim]→ {finding.remedy}[/]", highlight=False)
+                say((f"→ {finding.remedy}", "dim"), indent=4)
     if any(finding.state == "bad" for finding in findings):
         raise typer.Exit(1)
 
@@ -260,14 +255,14 @@ def _sources(rows: Sequence[dict[str, Any]]) -> Iterator[Finding]:
             yield Finding(
                 name,
                 "bad",
-                f"{row['backlog']} events are ready and nobody has worked on them for {row['stalled']:.0f} s",
+                f"{row['backlog']} events are ready and nobody has worked on them for {duration(row['stalled'])}",
                 "check that a worker runs (`apex status`) and read its log",
             )
         elif (row["lag"] or 0) > LAG_SECONDS and row["state"] != "paused":
             yield Finding(
                 name,
                 "note",
-                f"the oldest of {row['backlog']} unfinished events arrived {row['lag'] / 60:.0f} min ago",
+                f"the oldest of {row['backlog']} unfinished events arrived {duration(row['lag'])} ago",
                 "it is being worked on; see `apex sources` for the progress",
             )
         elif row["state"] in ("paused", "disabled"):
@@ -294,14 +289,15 @@ def hello(json: Json = False) -> None:
         ("part", "state", "answer"),
         [(p["name"], p["state"], p["answer"]) for p in report["parts"]],
         empty="",
+        free=("answer",),
     )
     away = [p["name"] for p in report["parts"] if p["state"] != "ready"]
-    result = f"[red]Unavailable: {', '.join(away)}.[/]" if away else "[green]All respond.[/]"
-    console().print(
-        f"{result} {report['milliseconds']:.0f} ms. Workflow: {report['workflow_url'] or report['workflow_id']}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    took = duration(report["milliseconds"] / 1000)
+    if away:
+        say((f"Unavailable: {', '.join(away)}.", "red"), f" {took}.")
+    else:
+        say(("All respond", "green"), f" after {took}.")
+    say(f"Workflow: {report['workflow_url'] or report['workflow_id']}")
 
 
 def reconcile(
@@ -326,7 +322,7 @@ def reconcile(
     if json:
         show_json(report)
         return
-    console().print(
+    say(
         f"{store}: {report['stages']} stages checked, {report['repaired']} documents repaired, "
         f"{report['removed']} stray stages removed, {report['left']} left alone."
     )

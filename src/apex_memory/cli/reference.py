@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from apex_memory.cli.output import console
+from apex_memory.cli.output import say
 from apex_memory.config import Settings
 from apex_memory.errors import Conflict
 from apex_memory.sources import registry
@@ -45,7 +45,7 @@ def reference(
         raise Conflict(
             f"out of date: {', '.join(stale)}", remedy="run `make docs` and commit what it writes"
         )
-    console().print(f"{folder}: {'up to date' if check else 'written'}")
+    say(f"{folder}: {'up to date' if check else 'written'}")
 
 
 def pages(apex: Any) -> Iterator[tuple[str, str]]:

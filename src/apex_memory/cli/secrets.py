@@ -6,9 +6,10 @@ import sys
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from apex_memory.cli.client import gateway
-from apex_memory.cli.output import ago, console, show_json, show_table
+from apex_memory.cli.output import Json, ago, say, show_json, show_table
 from apex_memory.credentials.vault import new_key
 from apex_memory.errors import Rejected
 
@@ -17,13 +18,11 @@ app = typer.Typer(
 )
 
 Source = Annotated[str, typer.Argument(help="The source's name.")]
-Setting = Annotated[str, typer.Argument(help="The setting, as in docs/reference/settings.md.")]
+Setting = Annotated[str, typer.Argument(help="The setting, as in docs/reference/sources.md.")]
 
 
 @app.command("list")
-def list_secrets(
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def list_secrets(json: Json = False) -> None:
     """List secrets by name, without their values.
 
     Example: apex secrets list
@@ -42,7 +41,7 @@ def list_secrets(
                 row["key_id"],
                 ago(row["changed_at"]),
                 row["changed_by"],
-                "" if row["readable"] else "[red]its encryption key is missing[/]",
+                "" if row["readable"] else Text("its encryption key is missing", "red"),
             )
             for row in response["secrets"]
         ],
@@ -58,6 +57,7 @@ def set_secret(
         bool,
         typer.Option("--list", help="The setting is a list: one value per line, the newest first."),
     ] = False,
+    json: Json = False,
 ) -> None:
     """Set a credential, from standard input or a prompt. It takes effect within a second, without a restart.
 
@@ -73,18 +73,24 @@ def set_secret(
     value = lines if also else "\n".join(lines)
     with gateway() as api:
         api.call("PUT", f"/v1/secrets/{source}/{setting}", json={"value": value})
-    console().print(f"{source}.{setting} is set.", highlight=False)
+    if json:
+        show_json({"source": source, "setting": setting, "set": True})
+    else:
+        say(f"{source}.{setting} is set.")
 
 
 @app.command("remove")
-def remove(source: Source, setting: Setting) -> None:
+def remove(source: Source, setting: Setting, json: Json = False) -> None:
     """Remove a credential. The value in the settings file takes effect again.
 
     Example: apex secrets remove plaid secret
     """
     with gateway() as api:
         api.call("DELETE", f"/v1/secrets/{source}/{setting}")
-    console().print(f"{source}.{setting} is removed.", highlight=False)
+    if json:
+        show_json({"source": source, "setting": setting, "set": False})
+    else:
+        say(f"{source}.{setting} is removed.")
 
 
 @app.command("key")
@@ -93,4 +99,4 @@ def key() -> None:
 
     Example: apex secrets key
     """
-    console().print(new_key(), highlight=False, soft_wrap=True)
+    say(new_key())

@@ -14,11 +14,9 @@ from typing import Annotated, Any
 
 import httpx2
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from apex_memory.cli.client import admin_key, gateway_url
-from apex_memory.cli.output import console
+from apex_memory.cli.output import console, say, show_table, styled
 from apex_memory.config import load_settings
 from apex_memory.errors import ApexError, Conflict, Misconfigured, Rejected, require_extra
 from apex_memory.simulate.day import DayPlayback, end_of, yesterday
@@ -106,14 +104,14 @@ async def _simulate(
         _show_vendors(server)
         if settings_file:
             write_settings(settings_file, server.settings())
-            console().print(f"Settings are in {escape(str(settings_file))}.", highlight=False)
+            say(f"Settings are in {settings_file}.")
         delivery = await _wait_for_gateway(http, stop)
         if delivery is None:
             return
         clock = simulators[0].clock
         clock.run(speed)
         playback = DayPlayback(simulators, delivery, clock)
-        console().print(f"Sending to {delivery.url}. Ctrl-C stops.", highlight=False)
+        say(f"Sending to {delivery.url}. Ctrl-C stops.")
         await _play(playback, stop)
 
 
@@ -126,9 +124,9 @@ async def _play(playback: DayPlayback, stop: asyncio.Event) -> None:
             counts = [f"{count} {name}" for name, count in playback.delivery.sent.items()]
             over = " (the day is over; the APIs stay up)" if playback.until > end else ""
             sent = ", ".join(counts) or "nothing yet"
-            progress.update(f"{playback.until:%a %H:%M}{over}  sent: {sent}")
+            progress.update(styled(f"{playback.until:%a %H:%M}{over}  sent: {sent}"))
             for refused in playback.delivery.refused:
-                out.print(f"[red]refused[/] {escape(refused)}", highlight=False)
+                out.print(styled(("refused", "red"), f" {refused}"), overflow="ignore", crop=False)
             playback.delivery.refused.clear()
             await _sleep(stop, TICK_SECONDS)
 
@@ -145,7 +143,7 @@ async def _wait_for_gateway(http: httpx2.AsyncClient, stop: asyncio.Event) -> De
         except (ApexError, httpx2.TransportError):
             pass
         if not announced:
-            console().print("Waiting for the gateway: run `apex up` with these settings …")
+            say("Waiting for the gateway: run `apex up` with these settings …")
             announced = True
         await _sleep(stop, GATEWAY_POLL_SECONDS)
     return None
@@ -161,12 +159,8 @@ async def _sleep(stop: asyncio.Event, seconds: float) -> None:
 
 
 def _show_vendors(server: SimulatorServer) -> None:
-    table = Table(title="Vendors", title_justify="left")
-    for column in ("source", "API"):
-        table.add_column(column)
-    for simulator in server.simulators:
-        table.add_row(simulator.name, f"{server.url}/{simulator.name}")
-    console().print(table)
+    rows = [(simulator.name, f"{server.url}/{simulator.name}") for simulator in server.simulators]
+    show_table("Vendors", ("source", "API"), rows, empty="")
 
 
 def check_replaceable(file: Path) -> None:

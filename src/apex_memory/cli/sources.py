@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
 from apex_memory.cli.client import Gateway, gateway
 from apex_memory.cli.ingest import progress
-from apex_memory.cli.output import ago, console, show_json, show_table
-from apex_memory.errors import Rejected
+from apex_memory.cli.options import Since, Until, parse_time
+from apex_memory.cli.output import Id, Json, ago, duration, minute, say, show_json, show_table
 
 app = typer.Typer(
     invoke_without_command=True,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Argument(help="The source's name, from `apex sources`.")]
-Since = Annotated[
-    str,
-    typer.Option("--since", help="Start: `2026-11-01`, `2026-11-01T08:00Z`, or `7d`, `12h` ago."),
-]
-Until = Annotated[str, typer.Option("--until", help="End, exclusive. Default: now.")]
 Wait = Annotated[
     bool, typer.Option("--wait/--no-wait", help="Wait for the end, with a progress bar.")
 ]
-_COLOURS = {
-    "failing": "red",
-    "stalled": "red",
-    "not configured": "dim",
-    "disabled": "dim",
-    "paused": "yellow",
-    "working": "cyan",
-    "idle": "green",
-}
 
 
 @app.callback()
@@ -67,9 +50,9 @@ def list_sources(json: Json = False) -> None:
             "",
             "pattern",
             "state",
-            "last event",
-            "last pull",
-            "documents",
+            "newest",
+            "pulled",
+            "docs",
             "backlog",
             "lag",
             "waits",
@@ -77,6 +60,7 @@ def list_sources(json: Json = False) -> None:
         ),
         [_row(row) for row in response["sources"]],
         empty="No sources.",
+        free=("remark", "waits"),
     )
 
 
@@ -90,74 +74,76 @@ def _row(row: dict[str, Any]) -> tuple[Any, ...]:
         waits.append(f"{row['dead_letters']} dead")
     remark = row["error"] if row["state"] == "failing" else ""
     if row["missing"]:
-        remark = f"set sources.{row['name']}.{row['missing']}"
-    colour = _COLOURS[row["state"]]
+        remark = f"needs {row['missing'].rpartition('.')[2]}"
     return (
         row["name"],
         row["priority"],
         row["pattern"],
-        Text(row["state"], style=colour),
+        "not set up" if row["state"] == "not configured" else row["state"],
         ago(row["last_event_at"]),
         ago(row["pulled_at"]),
         row["documents"],
         row["backlog"] or "",
-        f"{row['lag']:.0f} s" if row["lag"] else "",
+        duration(row["lag"]) if row["lag"] else "",
         ", ".join(waits),
         remark,
     )
 
 
-def _decide(name: str, action: str, result: str) -> None:
+def _decide(name: str, action: str, result: str, *, as_json: bool) -> None:
     with gateway() as api:
         answer = api.call("POST", f"/v1/sources/{name}/{action}")
-    console().print(f"{name} {result}.", highlight=False)
+    if as_json:
+        show_json(answer)
+        return
+    say(f"{name} {result}.")
     if answer["note"]:
-        console(stderr=True).print(f"[yellow]{answer['note']}[/]", highlight=False)
+        say((answer["note"], "yellow"), stderr=True)
 
 
 @app.command()
-def enable(name: Name) -> None:
+def enable(name: Name, json: Json = False) -> None:
     """Pull a source again after `disable`.
 
     Example: apex sources enable plaid
     """
-    _decide(name, "enable", "is enabled")
+    _decide(name, "enable", "is enabled", as_json=json)
 
 
 @app.command()
-def disable(name: Name) -> None:
+def disable(name: Name, json: Json = False) -> None:
     """Stop pulling a source. Events that it sends still land and are processed.
 
     Example: apex sources disable sonar
     """
-    _decide(name, "disable", "is disabled and no longer pulled")
+    _decide(name, "disable", "is disabled and no longer pulled", as_json=json)
 
 
 @app.command()
-def pause(name: Name) -> None:
+def pause(name: Name, json: Json = False) -> None:
     """Stop processing and pulling a source, across restarts. Its events still land, and wait.
 
     Example: apex sources pause samsara
     """
-    _decide(name, "pause", "is paused: its events land, and wait")
+    _decide(name, "pause", "is paused: its events land, and wait", as_json=json)
 
 
 @app.command()
-def resume(name: Name) -> None:
+def resume(name: Name, json: Json = False) -> None:
     """Continue a paused source.
 
     Example: apex sources resume samsara
     """
-    _decide(name, "resume", "continues")
+    _decide(name, "resume", "continues", as_json=json)
 
 
 @app.command()
-def run(name: Name) -> None:
+def run(name: Name, json: Json = False) -> None:
     """Pull a source now instead of at the scheduled time.
 
     Example: apex sources run quickbooks
     """
-    _decide(name, "run", "is being pulled")
+    _decide(name, "run", "is being pulled", as_json=json)
 
 
 @app.command()
@@ -183,9 +169,9 @@ def replay(
 
 
 def _begin(name: str, kind: str, since: str, until: str, wait: bool, json: bool) -> None:
-    body = {"since": moment(since).isoformat()}
+    body = {"since": parse_time(since).isoformat()}
     if until:
-        body["until"] = moment(until).isoformat()
+        body["until"] = parse_time(until).isoformat()
     with gateway() as api:
         row = api.call("POST", f"/v1/sources/{name}/{kind}", json=body)
         if wait:
@@ -193,18 +179,17 @@ def _begin(name: str, kind: str, since: str, until: str, wait: bool, json: bool)
     if json:
         show_json(row)
     else:
-        console().print(
-            f"{row['kind']} {row['id']} is {row['state']}: {row['landed']} of {row['seen']} events are new.",
-            highlight=False,
+        say(
+            f"{row['kind']} {row['id']} is {row['state']}: {row['landed']} of {row['seen']} events are new."
         )
     if row["state"] == "failed":
-        console(stderr=True).print(f"[red]{row['error']}[/]", highlight=False)
+        say((row["error"], "red"), stderr=True)
         raise typer.Exit(1)
 
 
 def _watch(api: Gateway, row: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
     with progress(quiet=quiet) as bar:
-        task = bar.add_task(f"{row['kind']} of {row['source']}", total=None)
+        task = bar.add_task(f"{row['kind']} of {row['source']}", total=None, detail="")
         while row["state"] == "running":
             time.sleep(0.5)
             rows = api.call("GET", "/v1/backfills", params={"limit": 500})["backfills"]
@@ -233,34 +218,46 @@ def backfills(json: Json = False) -> None:
         ("id", "source", "kind", "state", "seen", "new", "since", "until", "began", "error"),
         [
             (
-                row["id"],
+                Id(row["id"]),
                 row["source"],
                 row["kind"],
                 row["state"],
                 row["seen"],
                 row["landed"],
-                row["since"][:16],
-                row["until"][:16],
+                minute(row["since"]),
+                minute(row["until"]),
                 ago(row["started_at"]),
                 row["error"] or "",
             )
             for row in response["backfills"]
         ],
         empty="None yet.",
+        free=("error",),
     )
 
 
 @app.command()
 def cancel(
     id: Annotated[str, typer.Argument(help="Its id, from `apex sources backfills`.")],
+    json: Json = False,
 ) -> None:
     """Cancel a backfill or replay after its current page. Events that have landed are kept.
 
     Example: apex sources cancel 0a3f6f4e-64c7-4d0f-9d83-2b8a4b0e6c11
     """
     with gateway() as api:
-        row = api.call("DELETE", f"/v1/backfills/{id}")
-    console().print(f"{row['kind']} of {row['source']} is cancelled.", highlight=False)
+        row = api.call("DELETE", f"/v1/backfills/{_backfill_id(api, id)}")
+    if json:
+        show_json(row)
+    else:
+        say(f"{row['kind']} of {row['source']} is cancelled.")
+
+
+def _backfill_id(api: Gateway, start: str) -> str:
+    """Return the id that begins with `start`, as `apex sources backfills` shows it; `start` itself if none or several do."""
+    rows = api.call("GET", "/v1/backfills", params={"limit": 500})["backfills"]
+    ids = [str(row["id"]) for row in rows if str(row["id"]).startswith(start.lower())]
+    return ids[0] if len(ids) == 1 else start
 
 
 @app.command()
@@ -288,25 +285,11 @@ def files(
                 ago(row["received_at"]),
                 "" if row["events"] is None else row["events"],
                 row["landed"],
-                ", ".join(row["replies"]),
+                len(row["replies"]) or "",
                 "; ".join(row["findings"]),
             )
             for row in response["files"]
         ],
         empty="No files.",
+        free=("name", "findings"),
     )
-
-
-def moment(text: str) -> datetime:
-    """Return the time of `7d`, `12h`, `30m` ago, or of a date or time in ISO 8601 (UTC without a zone). Raises `Rejected`."""
-    unit = {"d": "days", "h": "hours", "m": "minutes"}.get(text[-1:], "")
-    try:
-        if unit and text[:-1].isdigit():
-            return datetime.now(UTC) - timedelta(**{unit: int(text[:-1])})
-        parsed = datetime.fromisoformat(text)
-    except (ValueError, OverflowError):
-        raise Rejected(
-            f"{text!r} is not a time",
-            remedy="write `7d`, `12h`, `2026-11-01` or `2026-11-01T08:00Z`",
-        ) from None
-    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from apex_memory.cli.client import gateway
-from apex_memory.cli.output import ago, show_json, show_table
+from apex_memory.cli.output import Json, ago, show_json, show_table
 
 
-def unresolved(
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def unresolved(json: Json = False) -> None:
     """List shipments and invoices that documents name and no source has recorded yet.
 
     Example: apex unresolved
@@ -36,4 +30,5 @@ def unresolved(
             for entity in response["unresolved"]
         ],
         empty="None: every shipment and invoice that documents name has a record.",
+        free=("for example", "named by"),
     )

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, sleep
 from typing import Annotated
 
 import httpx2
 import typer
-from rich.table import Table
 
 from apex_memory import __version__
+from apex_memory.cli import STARTING
 from apex_memory.cli.client import key_file
-from apex_memory.cli.output import console
-from apex_memory.config import EMBEDDED, Settings, load_settings, settings_file
+from apex_memory.cli.output import Json, duration, say, show_json, show_table
+from apex_memory.config import Settings, load_settings, settings_file
 from apex_memory.credentials.vault import new_key as new_secret_key
 from apex_memory.engines.base import free_port, write_private
 from apex_memory.engines.process import Child
 from apex_memory.engines.selection import embedded_engines, environment_for
-from apex_memory.engines.state import read_stack
+from apex_memory.engines.state import Stack, read_stack
 from apex_memory.engines.supervisor import Report, Supervisor
-from apex_memory.stores.postgres import Postgres, migrate
+from apex_memory.errors import Conflict, Misconfigured
+from apex_memory.pipeline.embedders.probe import probe_embedder
+from apex_memory.stores.postgres import Postgres, check_embedder, migrate
 
 # Responses come first: work that starts a moment later only lengthens the backlog.
 NICENESS = {"worker": 3, "bulk": 10}
@@ -32,13 +37,18 @@ NICENESS = {"worker": 3, "bulk": 10}
 SLOW_TO_START = ("graph", "vectors")  # they read all their data at start, and landing needs neither
 
 WORDS = {
-    "ready": "[green]ready[/]",
-    "died": "[red]died[/]",
-    "restarted": "[green]restarted[/]",
-    "failed": "[red]did not start[/]",
-    "starting": "[yellow]still starting[/]",
-    "leftover": "[yellow]left over[/]",
+    "ready": ("ready", "green"),
+    "died": ("died", "red"),
+    "restarted": ("restarted", "green"),
+    "failed": ("did not start", "red"),
+    "starting": ("still starting", "yellow"),
+    "leftover": ("left over", "yellow"),
 }
+HOW_TO_STOP = "Ctrl-C stops all."
+DETACHED_LOG = "up.log"
+READY_SECONDS = 300  # a busy machine takes a minute for what takes two seconds otherwise
+STOP_SECONDS = 90  # longest that `apex stop` waits: children have 10 s each, the last started first
+POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +67,111 @@ def up(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print what each process does.")
     ] = False,
+    detach: Annotated[
+        bool,
+        typer.Option(
+            "--detach",
+            "-d",
+            help="Return once all is up, and leave it running: `apex stop` ends it.",
+        ),
+    ] = False,
 ) -> None:
     """Start everything and keep it running: engines, gateway, workers. Ctrl-C stops all.
 
     Events can land as soon as PostgreSQL is ready, also while a large graph is still loading.
 
-    Example: apex up
+    Example: apex up --detach
     """
-    asyncio.run(_up(load_settings(), verbose=verbose))
+    settings = load_settings()
+    if detach:
+        _up_detached(settings, verbose=verbose)
+    else:
+        asyncio.run(_up(settings, verbose=verbose))
+
+
+def _up_detached(settings: Settings, *, verbose: bool) -> None:
+    """Start `apex up` in a session of its own, show what it prints until all is up, and leave it running."""
+    if stack := read_stack(settings.data_dir):
+        raise Conflict(
+            f"{settings.data_dir}: Apex already runs here (process {stack.pid})",
+            remedy="see `apex status`, or end it with `apex stop`",
+        )
+    folder = settings.data_dir / "log"
+    settings.data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    log = folder / DETACHED_LOG
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "apex_memory.cli", "up", *(["--verbose"] if verbose else [])],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+        )
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        while not is_up(read_stack(settings.data_dir), process.pid):
+            if process.poll() is not None:
+                _relay(lines.read(), stderr=True)
+                raise typer.Exit(process.returncode or 1)
+            _relay(lines.read())
+            sleep(POLL_SECONDS)
+        sleep(POLL_SECONDS)  # for its last lines
+        _relay(lines.read())
+    say(
+        f"It runs in the background (process {process.pid}). `apex stop` ends it; its messages are in {log}."
+    )
+
+
+def _relay(output: str, *, stderr: bool = False) -> None:
+    """Print what `apex up` printed, without the lines that are untrue here or printed already."""
+    for line in output.splitlines():
+        if line not in (STARTING, HOW_TO_STOP):
+            say(line, stderr=stderr)
+
+
+def is_up(stack: Stack | None, pid: int) -> bool:
+    """Return whether the `apex up` of process `pid` has started everything."""
+    if stack is None or stack.pid != pid:
+        return False
+    names = ("gateway", "worker", "bulk")
+    return all(name in stack.children and stack.children[name].ready for name in names)
+
+
+def stop(json: Json = False) -> None:
+    """Stop the stack of this data folder, wherever it was started. The data stays.
+
+    Example: apex stop
+    """
+    settings = load_settings()
+    stack = read_stack(settings.data_dir)
+    if stack is None:
+        if json:
+            show_json({"stopped": False, "pid": None})
+        else:
+            say(f"No stack runs from {settings.data_dir}.")
+        return
+    try:
+        os.kill(stack.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pass  # it ended meanwhile
+    except PermissionError:
+        raise Misconfigured(
+            f"process {stack.pid} belongs to another user",
+            remedy="run `apex stop` as the user who runs `apex up`",
+        ) from None
+    deadline = monotonic() + STOP_SECONDS
+    while (running_stack := read_stack(settings.data_dir)) and running_stack.pid == stack.pid:
+        if monotonic() > deadline:
+            raise Conflict(
+                f"process {stack.pid} still stops after {STOP_SECONDS} s",
+                remedy=f"see {settings.data_dir / 'log'}, or run `apex stop` again: a second signal ends it at once",
+            )
+        sleep(POLL_SECONDS)
+    if json:
+        show_json({"stopped": True, "pid": stack.pid})
+    else:
+        say("All stopped.")
 
 
 async def _up(settings: Settings, *, verbose: bool) -> None:
@@ -80,14 +187,15 @@ async def _up(settings: Settings, *, verbose: bool) -> None:
             detail += landing
         if what == "stopped" or (quiet_until_up and not running_now and what == "ready"):
             return
-        console().print(f"  {name:>10}  {WORDS.get(what, what)}  [dim]{detail}[/]", highlight=False)
+        say(f"  {name:>10}  ", WORDS.get(what, what), (f"  {detail}", "dim"))
 
     async with running(settings, report) as stack:
         running_now = True
         show_stack(settings, stack)
+        say((HOW_TO_STOP, "dim"))
         await stack.supervisor.wait()
-        console().print("[dim]Stopping …[/]")
-    console().print("[dim]All stopped.[/]")
+        say(("Stopping …", "dim"))
+    say(("All stopped.", "dim"))
 
 
 @asynccontextmanager
@@ -97,7 +205,10 @@ async def running(settings: Settings, report: Report) -> AsyncIterator[Running]:
     The gateway does not wait for the graph and the vectors: events land while they load.
     """
     began = monotonic()
-    dimension = await _dimension(settings)
+    check_sources(settings)
+    embedder, dimension = await probe_embedder(
+        settings.embedder, model=settings.embedder_model, dimension=settings.embedder_dimension
+    )
     async with Supervisor(settings.data_dir, report) as supervisor:
         engines = await asyncio.to_thread(embedded_engines, settings, dimension)
         environment = environment_for(engines, settings)
@@ -110,6 +221,7 @@ async def running(settings: Settings, report: Report) -> AsyncIterator[Running]:
                 )
                 documents = environment.get("APEX_DOCUMENTS", settings.documents)
                 await migrate(documents)
+                await _check_embedder(documents, embedder, dimension)
                 _secret_key(settings)
                 new_key = await _first_key(settings, documents)
                 gateway = _gateway(settings, environment, report)
@@ -133,21 +245,22 @@ def _unwrapped_failure() -> Iterator[None]:
         raise failures.exceptions[0] from None
 
 
-async def _dimension(settings: Settings) -> int:
-    # Not at the top: it loads the libraries of models, which other commands do not need.
-    from apex_memory.pipeline import open_embedder
+def check_sources(settings: Settings) -> None:
+    """Raise `Misconfigured` for wrong settings of a source: now, not in a child when all engines run."""
+    # Not at the top: it loads the packages of all sources, which other commands do not need.
+    from apex_memory.sources import registry
 
-    if settings.vectors != EMBEDDED:
-        return 0
-    embedder = await asyncio.to_thread(
-        open_embedder,
-        settings.embedder,
-        model=settings.embedder_model,
-        dimension=settings.embedder_dimension,
-        key=settings.embedder_key.get_secret_value(),
-    )
-    await embedder.close()
-    return embedder.dimension
+    registry.load(settings.sources, settings.source_path)
+
+
+async def _check_embedder(documents: str, embedder: str, dimension: int) -> None:
+    """Raise `Misconfigured` if the memory was embedded with another embedder: now, not in every child."""
+    db = Postgres(documents, size=1)
+    await db.open()
+    try:
+        await check_embedder(db, embedder=embedder, dimension=dimension)
+    finally:
+        await db.close()
 
 
 async def _first_key(settings: Settings, documents: str) -> str | None:
@@ -224,6 +337,7 @@ def _child(
             "APEX_SETTINGS_FILE": environment.get("APEX_SETTINGS_FILE", _settings_file()),
         },
         niceness=NICENESS.get(name, 0),
+        ready_seconds=READY_SECONDS,
         url=url,
         port=port,
         version=version,
@@ -236,25 +350,24 @@ def _settings_file() -> str:
 
 def show_stack(settings: Settings, stack: Running) -> None:
     """Print a table of processes with addresses and versions, and the first API key."""
-    out = console()
     state = read_stack(settings.data_dir)
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    for column in ("", "address", "version"):
-        table.add_column(column)
-    for child in state.children.values() if state else ():
-        table.add_row(f"[green]✓[/] {child.name}", child.url or "[dim]no port[/]", child.version)
-    out.print(
-        f"[bold]Apex Memory {__version__}[/] is up after {stack.seconds:.1f} s, data in {settings.data_dir}",
-        highlight=False,
+    say(
+        (f"Apex Memory {__version__}", "bold"),
+        f" is up after {duration(stack.seconds)}, data in {settings.data_dir}",
     )
-    out.print(table)
-    out.print(f"API       {stack.url}/docs", highlight=False)
+    show_table(
+        "",
+        ("process", "address", "version"),
+        [
+            (child.name, child.url or "no port", child.version)
+            for child in (state.children.values() if state else ())
+        ],
+        empty="",
+        free=("version",),
+    )
+    say(f"API       {stack.url}/docs")
     if stack.temporal_ui:
-        out.print(f"Temporal  {stack.temporal_ui}/namespaces/apex/workflows", highlight=False)
+        say(f"Temporal  {stack.temporal_ui}/namespaces/apex/workflows")
     if stack.new_key:
-        out.print(
-            f"API key   [bold]{stack.new_key}[/]  [dim](admin, shown once; the command line uses it automatically)[/]",
-            highlight=False,
-            soft_wrap=True,
-        )
-    out.print("[dim]Ctrl-C stops all.[/]")
+        say("API key   ", (stack.new_key, "bold"))
+        say((f"          for admins, in {key_file(settings)}; the command line uses it", "dim"))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from apex_memory.edge.shard import sync
-from apex_memory.errors import Misconfigured
+from apex_memory.errors import CHANGED_EMBEDDER, Misconfigured
 
 FORMAT = 1
 SHARD_LIST = "corpus.json"
@@ -62,7 +62,7 @@ def check_dimension(held: int, wanted: int, where: str) -> None:
     if held != wanted:
         raise Misconfigured(
             f"{where} holds vectors of {held} dimensions, the embedder makes {wanted}",
-            remedy="set the former embedder again, or move this folder away and run `apex reconcile vectors`",
+            remedy=CHANGED_EMBEDDER,
         )
 
 

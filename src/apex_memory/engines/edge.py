@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 
+from apex_memory.edge.shard_list import read_shard_list
 from apex_memory.engines.base import HOST, Engine, retry_until_ready
 from apex_memory.errors import Unavailable
 from apex_memory.stores.edge import EdgeVectors
@@ -23,6 +24,11 @@ class Edge(Engine):
     @property
     def url(self) -> str:
         return f"edge://:{self.password}@{HOST}:{self.port}"
+
+    def prepare(self) -> None:
+        """Raise `Misconfigured` if the folder holds vectors of another dimension: the process would only log it."""
+        super().prepare()
+        read_shard_list(self.directory, self.dimension)
 
     def command(self) -> list[str]:
         return [sys.executable, "-m", "apex_memory.edge.server"]

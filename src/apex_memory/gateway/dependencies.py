@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Protocol, cast
 
@@ -11,6 +12,7 @@ from temporalio.client import Client
 
 from apex_memory.app import App
 from apex_memory.credentials.api_keys import Key, KeyRing
+from apex_memory.errors import Rejected
 from apex_memory.flows.drain.control import Drains
 from apex_memory.flows.fetch.control import Pulling
 from apex_memory.gateway.completion import CompletionWaiter
@@ -46,6 +48,25 @@ def gateway_of(request: Request) -> Gateway:
 
 
 GatewayDep = Annotated[Gateway, Depends(gateway_of)]
+
+
+async def require_known_sources(gateway: Gateway, names: Iterable[str | None]) -> None:
+    """Raise `Rejected`, listing the sources, for a name that is neither a source nor the origin of an event in memory."""
+    unknown = {name for name in names if name is not None and name not in gateway.app.sources}
+    if not unknown:
+        return
+    # A source may have been removed from `source_path` after its events came.
+    rows = await gateway.app.db.fetch(
+        "SELECT name FROM unnest(%s::text[]) AS name WHERE EXISTS (SELECT FROM inbox WHERE source = name)",
+        (list(unknown),),
+    )
+    unknown -= {row["name"] for row in rows}
+    if unknown:
+        raise Rejected(
+            f"{min(unknown)[:100]}: no such source",
+            remedy=f"sources are {', '.join(gateway.app.sources)}",
+        )
+
 
 _BEARER = HTTPBearer(
     auto_error=False,

@@ -273,11 +273,11 @@ async def _versions(connection: Connection, doc_id: UUID) -> list[DocumentVersio
 
 
 async def _documents_naming(connection: Connection, ref: str, limit: int) -> list[DocumentSummary]:
-    """Return the newest live documents that name an entity."""
+    """Return the newest live documents that name an entity, by the time at which they occurred."""
     return await _summaries(
         connection,
         f"""SELECT {_SUMMARY_COLUMNS} FROM documents d WHERE NOT d.deleted AND d.entities && ARRAY[%(ref)s]
-            ORDER BY d.committed_at DESC LIMIT %(limit)s""",
+            ORDER BY d.occurred_at DESC, d.doc_id DESC LIMIT %(limit)s""",
         {"ref": ref, "limit": limit},
         prepare=False,
     )

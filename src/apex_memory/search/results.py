@@ -77,6 +77,8 @@ class SearchResult:
     """The parts that did not take part in full: of `vectors`, `graph`, `embedder`."""
     took_ms: dict[str, float] = field(default_factory=dict)
     entities: list[RecognisedEntity] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    """Identifiers of the query that no document holds: the hits are about something else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -10,6 +11,7 @@ from typing import TypeVar
 from uuid import UUID
 
 from apex_memory.model import Entity, Filters, Vectors, now
+from apex_memory.normalization import words_of
 from apex_memory.search.documents import DocumentReader
 from apex_memory.search.excerpt import excerpter
 from apex_memory.search.fusion import Weights
@@ -47,6 +49,8 @@ EXACT_MAX = 20  # identifiers of one query that are looked up in the exact index
 LEAST_DEPTH = 50  # hits per leg
 
 T = TypeVar("T")
+
+_NO_SYMBOL = re.compile(r"[\W_]+")
 
 # Types whose refs are names, not identifiers: for a query about Dallas, documents that merely name
 # Dallas must not come before all others.
@@ -225,6 +229,10 @@ class Search:
         return SearchResult(
             hits=hits,
             entities=_recognised(exact_refs, snapshot.identifiers, from_graph.known),
+            unknown=[
+                *_unknown_identifiers(exact_refs, snapshot.identifiers, hits),
+                *(() if run.degraded.names() else _unknown_code(query, exact_refs, hits)),
+            ],
         )
 
     def _is_relevant(self, word: str) -> bool:
@@ -320,6 +328,33 @@ def _recognised(
         RecognisedEntity(ref, False, count) for ref, count in known.items() if ref not in exact_refs
     ]
     return exact + others
+
+
+def _unknown_identifiers(
+    exact_refs: Sequence[str], identifiers: IdentifierMatches, hits: Sequence[Hit]
+) -> list[str]:
+    """Return the identifiers of a query that no document has as an entity, and no hit in its text."""
+    keys = [Entity.parse(ref).key for ref in exact_refs if not identifiers.counts[ref]]
+    return [key for key in keys if not _holds(hits, key)]
+
+
+def _unknown_code(
+    query: RetrievalQuery, exact_refs: Sequence[str], hits: Sequence[Hit]
+) -> list[str]:
+    """Return the query's only code if no hit holds it: passages that hold it would be the first hits.
+
+    Of several codes one may be in passages that the limit leaves out, so nothing is said about them.
+    """
+    codes = query.codes.split()
+    if len(codes) != 1 or exact_refs or query.identifiers or _holds(hits, codes[0]):
+        return []
+    return codes
+
+
+def _holds(hits: Sequence[Hit], code: str) -> bool:
+    wanted = _NO_SYMBOL.sub("", words_of(code).casefold())
+    texts = (f"{hit.title} {hit.snippet}" for hit in hits)
+    return any(wanted in _NO_SYMBOL.sub("", words_of(text).casefold()) for text in texts)
 
 
 async def _hits(

@@ -15,6 +15,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from apex_memory import sources
+from apex_memory.config import did_you_mean
 from apex_memory.errors import Misconfigured
 from apex_memory.sources.base import Source, SourceSettings
 
@@ -101,6 +102,12 @@ def settings_of(kind: type[Source], given: Mapping[str, Any]) -> SourceSettings:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(["sources", kind.name, *map(str, first["loc"])])
+        if first["type"] == "extra_forbidden":
+            similar = did_you_mean(str(first["loc"][-1]), kind.Settings.model_fields)
+            raise Misconfigured(
+                f"{place}: unknown setting",
+                remedy=f"{similar}see docs/reference/sources.md#{kind.name}",
+            ) from None
         raise Misconfigured(
             f"{place}: {first['msg']}", remedy=f"see docs/reference/sources.md#{kind.name}"
         ) from None

@@ -16,7 +16,7 @@ import numpy as np
 
 from apex_memory.edge.connection import Connection, connect
 from apex_memory.edge.protocol import PLACE, BrokenFrame
-from apex_memory.errors import Misconfigured, Rejected, Unavailable
+from apex_memory.errors import CHANGED_EMBEDDER, Misconfigured, Rejected, Unavailable
 from apex_memory.model import Filters, Tally, VectorPoint, Vectors
 from apex_memory.stores.base import StageTally, VectorHit
 from apex_memory.stores.bm25 import Words
@@ -72,7 +72,7 @@ class EdgeVectors:
         if held != self.dimension:
             raise Misconfigured(
                 f"vectors: the store holds {held} dimensions, the embedder makes {self.dimension}",
-                remedy="set the former embedder again, or move the folder of the vectors away and run `apex reconcile vectors`",
+                remedy=CHANGED_EMBEDDER,
             )
 
     async def upsert(self, points: Sequence[VectorPoint], vectors: Vectors) -> None:

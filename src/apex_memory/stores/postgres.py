@@ -17,7 +17,14 @@ import psycopg
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from apex_memory.errors import Conflict, Misconfigured, Rejected, RetryLater, Unavailable
+from apex_memory.errors import (
+    CHANGED_EMBEDDER,
+    Conflict,
+    Misconfigured,
+    Rejected,
+    RetryLater,
+    Unavailable,
+)
 
 Connection = psycopg.AsyncConnection[DictRow]
 
@@ -293,9 +300,20 @@ async def claim_installation(db: Postgres, *, embedder: str, dimension: int) -> 
         raise Conflict(
             "documents: the installation row is gone", remedy="restore the database from its backup"
         )
+    _require_same_embedder(row, embedder, dimension)
+    return cast(UUID, row["id"])
+
+
+async def check_embedder(db: Postgres, *, embedder: str, dimension: int) -> None:
+    """Raise `Misconfigured` if the memory was embedded with another embedder. Changes nothing."""
+    row = await db.fetch_one("SELECT embedder, dimension FROM installation")
+    if row is not None and row["embedder"] is not None:
+        _require_same_embedder(row, embedder, dimension)
+
+
+def _require_same_embedder(row: Row, embedder: str, dimension: int) -> None:
     if (row["embedder"], row["dimension"]) != (embedder, dimension):
         raise Misconfigured(
-            f"embedder: this installation's memory was embedded with {row['embedder']} ({row['dimension']} d), not {embedder} ({dimension} d)",
-            remedy=f"set the embedder back, or start a new data folder for {embedder}",
+            f"embedder: this memory was embedded with {row['embedder']} ({row['dimension']} dimensions), the settings choose {embedder} ({dimension})",
+            remedy=CHANGED_EMBEDDER,
         )
-    return cast(UUID, row["id"])

@@ -21,7 +21,7 @@ from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unavailable
+from apex_memory.errors import CHANGED_EMBEDDER, Misconfigured, Rejected, RetryLater, Unavailable
 from apex_memory.model import Filters, Tally, VectorPoint, Vectors
 from apex_memory.stores.base import StageTally, VectorHit
 from apex_memory.stores.bm25 import Terms, Words
@@ -232,7 +232,7 @@ class QdrantVectors:
         if dense.size != self.dimension:
             raise Misconfigured(
                 f"vectors: collection {self._collection} holds {dense.size} dimensions, the embedder makes {self.dimension}",
-                remedy="set the former embedder again, or name a new collection and run `apex reconcile vectors`",
+                remedy=CHANGED_EMBEDDER,
             )
 
     def _point(self, point: VectorPoint, dense: list[float]) -> models.PointStruct:

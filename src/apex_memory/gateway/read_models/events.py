@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, LiteralString
 from urllib.parse import quote
 from uuid import UUID
 
 from apex_memory.config import Settings
-from apex_memory.errors import NotFound
-from apex_memory.model import TOMBSTONE
+from apex_memory.errors import NotFound, Rejected
+from apex_memory.model import TOMBSTONE, document_uuid, event_uuid
 from apex_memory.stores.postgres import Postgres, Row
 
 # Of an event's stages the committed one counts, then the one being written, then the last.
 _DETAIL: LiteralString = """
 SELECT i.*, s.state AS stage_state, s.created_at AS staged_at, s.graph_at, s.vectors_at, s.committed_at,
-       l.id AS dead_letter_id, l.status AS dead_letter_status, l.remedy, m.degraded
+       m.kind, m.title, m.deleted, m.degraded, octet_length(p.body) AS payload_bytes,
+       l.id AS dead_letter_id, l.status AS dead_letter_status, l.remedy
 FROM chosen i
+LEFT JOIN payloads p ON p.inbox_id = i.id
+LEFT JOIN LATERAL (
+  SELECT kind, title, deleted, metadata -> 'apex_degraded' AS degraded FROM manifests WHERE manifests.inbox_id = i.id ORDER BY created_at DESC LIMIT 1
+) m ON true
 LEFT JOIN LATERAL (
   SELECT * FROM stages s WHERE s.inbox_id = i.id
   ORDER BY array_position(ARRAY['committed', 'staging', 'superseded', 'reaping'], s.state) NULLS LAST, s.created_at DESC LIMIT 1
 ) s ON true
 LEFT JOIN dead_letters l ON l.inbox_id = i.id
-LEFT JOIN LATERAL (
-  SELECT metadata -> 'apex_degraded' AS degraded FROM manifests WHERE manifests.inbox_id = i.id ORDER BY created_at DESC LIMIT 1
-) m ON true
 ORDER BY i.seq DESC"""
 
 _STAGING: LiteralString = (
@@ -42,6 +45,14 @@ _STATES: dict[str, LiteralString] = {
     "dead": "state = 'dead'",
 }
 FINAL = ("done", "superseded", "dead")
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedIds:
+    """An event, and the document that it changes."""
+
+    event: UUID
+    document: UUID
 
 
 class Events:
@@ -112,6 +123,65 @@ class Events:
         events, _ = await self.find(ids=ids, limit=max(1, len(ids)))
         return {event["id"]: event for event in events}
 
+    async def resolve(self, text: str, sources: Iterable[str]) -> ResolvedIds:
+        """Return the event and the document that an id names.
+
+        It may be the id of an event or a document, its first 8 or more characters, a source's own id of an event, or
+        a document's key. A document's event is that of its newest version; an event's document is the one it changes.
+        Raises `NotFound` if nothing has this id, and `Rejected` if several things do.
+        """
+        low, high = _id_range(text)
+        derived_events = [event_uuid(source, text) for source in sources]
+        derived_documents = [document_uuid(source, text) for source in sources]
+        rows = await self._db.fetch(
+            """SELECT id AS event, doc_id AS document, 1 AS rank FROM inbox WHERE id = ANY(%(events)s)
+               UNION (SELECT id, doc_id, 1 FROM inbox WHERE id BETWEEN %(low)s AND %(high)s LIMIT 3)
+               UNION
+               SELECT event.id, known.doc_id, 2 FROM (
+                 (SELECT DISTINCT doc_id FROM inbox WHERE doc_id = ANY(%(documents)s))
+                 UNION (SELECT DISTINCT doc_id FROM inbox WHERE doc_id BETWEEN %(low)s AND %(high)s LIMIT 3)
+               ) known
+               CROSS JOIN LATERAL (
+                 SELECT id FROM inbox WHERE doc_id = known.doc_id ORDER BY version DESC, event_id DESC LIMIT 1
+               ) event
+               ORDER BY rank""",
+            {"events": derived_events, "documents": derived_documents, "low": low, "high": high},
+        )
+        if not rows:
+            raise NotFound(
+                f"{text[:80]}: no event and no document has this id",
+                remedy="check the id; GET /v1/events lists events, GET /v1/documents lists documents",
+            )
+        if len({row["document"] for row in rows}) > 1:
+            raise Rejected(
+                f"{text[:80]}: several events or documents have this id",
+                remedy="send more of it, or all of it",
+            )
+        return ResolvedIds(event=rows[0]["event"], document=rows[0]["document"])
+
+    async def newest_of_keys(self, source: str, keys: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the newest event of each document of a source, by the documents' keys. Unknown keys are left out."""
+        rows = await self._db.fetch(
+            """SELECT event.* FROM unnest(%s::uuid[]) AS wanted
+               CROSS JOIN LATERAL (
+                 SELECT id, event_id, doc_id, doc_key, version, state, content_type FROM inbox WHERE doc_id = wanted
+                 ORDER BY version DESC, event_id DESC LIMIT 1
+               ) event""",
+            ([document_uuid(source, key) for key in dict.fromkeys(keys)],),
+        )
+        return [
+            {
+                "key": row["doc_key"],
+                "document": row["doc_id"],
+                "event": row["id"],
+                "event_id": row["event_id"],
+                "version": row["version"],
+                "state": row["state"],
+                "deletion": row["content_type"] == TOMBSTONE,
+            }
+            for row in rows
+        ]
+
     async def newest(self, document: UUID) -> Row:
         """Return source, key and version of a document, or of an unfinished event about it, whichever is newer.
 
@@ -147,6 +217,10 @@ class Events:
             "priority": row["priority"],
             "version": row["version"],
             "content_type": row["content_type"],
+            "kind": row["kind"],
+            "title": row["title"],
+            "deletion": bool(row["deleted"]) or row["content_type"] == TOMBSTONE,
+            "payload_bytes": row["payload_bytes"],
             "state": state,
             "occurred_at": row["occurred_at"],
             "received_at": row["received_at"],
@@ -173,6 +247,14 @@ class Events:
             return None
         url = f"{self._ui}/namespaces/{quote(self._namespace, safe='')}/workflows/{quote(workflow_id, safe='')}"
         return f"{url}/{quote(run_id, safe='')}/history" if run_id else url
+
+
+def _id_range(text: str) -> tuple[UUID | None, UUID | None]:
+    """Return the first and the last UUID that begin with a text; (None, None) if it is no beginning of one."""
+    digits = text.replace("-", "").lower()
+    if not 8 <= len(digits) <= 32 or not set(digits) <= set("0123456789abcdef"):
+        return None, None
+    return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
 
 
 def _stores(row: Row) -> dict[str, dict[str, Any]]:

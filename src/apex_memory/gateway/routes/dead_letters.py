@@ -9,7 +9,13 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from apex_memory.gateway.dependencies import Admin, Gateway, GatewayDep, Reader
+from apex_memory.gateway.dependencies import (
+    Admin,
+    Gateway,
+    GatewayDep,
+    Reader,
+    require_known_sources,
+)
 from apex_memory.gateway.routes.events import EventId, Limit
 from apex_memory.gateway.routes.shared import DOCUMENT, EVENT, example, problems
 
@@ -162,6 +168,7 @@ async def list_dead_letters(
     limit: Limit = 50,
 ) -> dict[str, Any]:
     """List dead letters, newest first, each with the reason and the remedy."""
+    await require_known_sources(gateway, [source])
     rows = await gateway.app.dead_letters.find(
         status=None if status == "any" else status,
         source=source,
@@ -204,6 +211,7 @@ async def redrive_dead_letters(
 ) -> dict[str, Any]:
     """Process many events again, at most 1,000 per request. With `dry_run` nothing changes."""
     ids = body.ids
+    await require_known_sources(gateway, [body.source])
     if ids is None:
         rows = await gateway.app.dead_letters.find(
             status="open", source=body.source, fingerprint=body.fingerprint, limit=REDRIVE_LIMIT

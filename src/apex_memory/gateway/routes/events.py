@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from apex_memory.errors import Rejected
-from apex_memory.gateway.dependencies import Admin, GatewayDep, Reader
+from apex_memory.gateway.dependencies import Admin, GatewayDep, Reader, require_known_sources
 from apex_memory.gateway.read_models.events import Events
 from apex_memory.gateway.routes.shared import DOCUMENT, EVENT, IsoDateTime, example, problems
 
@@ -38,6 +38,10 @@ _EVENT: dict[str, Any] = {
     "priority": 0,
     "version": 1772550900000000,
     "content_type": "application/json",
+    "kind": "email",
+    "title": "Re: ETA for SHP-100045",
+    "deletion": False,
+    "payload_bytes": 1204,
     "state": "staged",
     "occurred_at": "2026-03-03T15:15:00Z",
     "received_at": "2026-03-03T15:15:00.300Z",
@@ -69,8 +73,9 @@ class EventView(BaseModel):
 
     Until then, `owner` is the batch that holds the event, and `deadline` is the latest time at which it is
     processed again: the end of its owner's lease, or the time of the next attempt. `workflow_url` is the history
-    of the workflow run that processed it, if a Temporal UI is configured. `degraded` says what limits left out of the
-    document, as `GET /v1/documents/{id}` does.
+    of the workflow run that processed it, if a Temporal UI is configured. `kind` and `title` are known once it is
+    prepared. `deletion` is true for an event that removes its document. `payload_bytes` is null once the payload is
+    older than `payload_days`. `degraded` says what limits left out of the document, as `GET /v1/documents/{id}` does.
     """
 
     model_config = example(_EVENT)
@@ -82,6 +87,10 @@ class EventView(BaseModel):
     priority: int
     version: int
     content_type: str
+    kind: str | None
+    title: str | None
+    deletion: bool
+    payload_bytes: int | None
     state: State
     occurred_at: datetime
     received_at: datetime
@@ -124,6 +133,17 @@ class EventStates(BaseModel):
     states: dict[UUID, State]
 
 
+class Resolved(BaseModel):
+    """An event, and the document that it changes."""
+
+    model_config = ConfigDict(
+        from_attributes=True,
+        json_schema_extra={"examples": [{"event": EVENT, "document": DOCUMENT}]},
+    )
+    event: UUID
+    document: UUID
+
+
 router = APIRouter(tags=["events"])
 
 
@@ -162,6 +182,7 @@ async def list_events(
     limit: Limit = 50,
 ) -> dict[str, Any]:
     """List events, newest first, each with its state, owner, deadline and what each store holds."""
+    await require_known_sources(gateway, [source])
     events, after = await Events(gateway.app.db, gateway.app.settings).find(
         source=source,
         state=state,
@@ -182,6 +203,29 @@ async def list_events(
 async def list_states(gateway: GatewayDep, key: Reader, body: EventIds) -> dict[str, Any]:
     """Show the states of up to 500 events: cheap enough to poll."""
     return {"states": await Events(gateway.app.db, gateway.app.settings).states(body.ids)}
+
+
+@router.get(
+    "/v1/resolve",
+    summary="Resolve an id",
+    response_model=Resolved,
+    responses=problems(401, 403, 404, 422, 503),
+)
+async def resolve_id(
+    gateway: GatewayDep,
+    key: Reader,
+    id: Annotated[
+        str,
+        Query(
+            min_length=1,
+            max_length=1_000,
+            description="Id of an event or a document, its first 8 or more characters, a source's own event id, or a document's key.",
+            examples=[EVENT[:8]],
+        ),
+    ],
+) -> Any:
+    """Return the event and the document that an id names. For a document, the event is that of its newest version."""
+    return await Events(gateway.app.db, gateway.app.settings).resolve(id, gateway.app.sources)
 
 
 @router.get(
@@ -212,12 +256,20 @@ async def show_event(gateway: GatewayDep, key: Reader, id: EventId) -> dict[str,
         }
     },
 )
-async def show_payload(gateway: GatewayDep, key: Admin, id: EventId) -> Response:
+async def show_payload(
+    gateway: GatewayDep,
+    key: Admin,
+    id: EventId,
+    first: Annotated[
+        int | None,
+        Query(ge=1, description="Only so many bytes from its beginning.", examples=[500]),
+    ] = None,
+) -> Response:
     """Download the raw payload. It may hold personal data, so it needs an admin key."""
     event = await gateway.app.inbox.event(id)
     kind = event.content_type.encode("ascii", "replace").decode()
     return Response(
-        event.payload,
+        event.payload[:first],
         # Never a type that a browser renders: the payload comes from outside.
         media_type="application/octet-stream",
         headers={

@@ -10,13 +10,19 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from apex_memory.gateway.dependencies import Admin, GatewayDep, Reader
+from apex_memory.gateway.dependencies import Admin, GatewayDep, Reader, require_known_sources
 from apex_memory.gateway.ingest import land, requested_wait, respond
 from apex_memory.gateway.read_models.events import Events
 from apex_memory.gateway.routes.events import Limit
 from apex_memory.gateway.routes.ingest import LANDED_RESPONSES, WAIT_PARAMETERS
 from apex_memory.gateway.routes.shared import DOCUMENT, IsoDateTime, problems
-from apex_memory.gateway.routes.views import DocumentPage, DocumentView, EntityView, SearchResponse
+from apex_memory.gateway.routes.views import (
+    DocumentPage,
+    DocumentView,
+    EntityView,
+    NewestEvents,
+    SearchResponse,
+)
 from apex_memory.model import TOMBSTONE, Entity, Event, Filters, Priority, micros, now
 from apex_memory.search.requests import LIMIT_MAX, QUERY_CHARS
 
@@ -75,6 +81,17 @@ class SearchRequest(BaseModel):
     filters: SearchFilters = SearchFilters()
 
 
+class DocumentKeys(BaseModel):
+    """Documents of a source, by their keys."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"source": "documents", "keys": ["handbook/rates.pdf"]}]},
+    )
+    source: str = Field(max_length=100)
+    keys: list[Annotated[str, Field(max_length=5_000)]] = Field(min_length=1, max_length=500)
+
+
 router = APIRouter(tags=["memory"])
 _REFUSED = problems(401, 403, 422, 503)
 _MISSING = problems(401, 403, 404, 422, 503)
@@ -88,6 +105,7 @@ _MISSING = problems(401, 403, 404, 422, 503)
 )
 async def search(gateway: GatewayDep, key: Reader, body: SearchRequest) -> Any:
     """Search passages by meaning, words, identifiers and relations. Returns the best first, each with its scores and provenance."""
+    await require_known_sources(gateway, body.filters.sources)
     return await gateway.app.search.search(
         body.query,
         limit=body.limit,
@@ -171,6 +189,7 @@ async def list_documents(
     limit: Limit = 50,
 ) -> Any:
     """List documents, the newest commit first."""
+    await require_known_sources(gateway, source or ())
     return await gateway.app.search.documents(
         sources=source or (),
         kinds=kind or (),
@@ -178,6 +197,18 @@ async def list_documents(
         limit=limit,
         after=cursor,
     )
+
+
+@router.post(
+    "/v1/documents/newest",
+    summary="Show the newest events of documents by key",
+    response_model=NewestEvents,
+    responses=_REFUSED | problems(400, 413),
+)
+async def show_newest_events(gateway: GatewayDep, key: Reader, body: DocumentKeys) -> Any:
+    """Show the newest event of up to 500 documents of a source, finished or not: what a client that sends files compares."""
+    events = Events(gateway.app.db, gateway.app.settings)
+    return {"documents": await events.newest_of_keys(body.source, body.keys)}
 
 
 @router.get(

@@ -86,7 +86,10 @@ class RecognisedEntity(View):
 
 
 class SearchResponse(View):
-    """Hits, best first. `degraded` names stores that could not take part in full, so that hits may be missing."""
+    """Hits, best first. `degraded` names stores that could not take part in full, so that hits may be missing.
+
+    `unknown` has the identifiers of the query that no document holds: the hits do not concern them.
+    """
 
     model_config = _example(
         {
@@ -111,12 +114,14 @@ class SearchResponse(View):
             "degraded": [],
             "took_ms": {"embed": 3.1, "vectors": 2.4, "total": 9.8},
             "entities": [{"ref": "shipment:SHP-100045", "exact": True, "count": 3}],
+            "unknown": [],
         }
     )
     hits: list[HitView]
     degraded: list[str]
     took_ms: dict[str, float]
     entities: list[RecognisedEntity]
+    unknown: list[str]
 
 
 class VersionView(View):
@@ -203,6 +208,39 @@ class DocumentPage(View):
     model_config = _example({"documents": [_ROW], "next": None})
     documents: list[DocumentSummary]
     next: str | None
+
+
+class NewestEvent(BaseModel):
+    """The newest event of a document. `event` is its id, `event_id` the source's own."""
+
+    key: str
+    document: UUID
+    event: UUID
+    event_id: str
+    version: int
+    state: str
+    deletion: bool
+
+
+class NewestEvents(BaseModel):
+    """The newest events of documents. Documents without an event are left out."""
+
+    model_config = _example(
+        {
+            "documents": [
+                {
+                    "key": "handbook/rates.pdf",
+                    "document": DOCUMENT,
+                    "event": EVENT,
+                    "event_id": "handbook/rates.pdf@1772550900000000#9f2c51d07a3e",
+                    "version": 1772550900000000,
+                    "state": "done",
+                    "deletion": False,
+                }
+            ]
+        }
+    )
+    documents: list[NewestEvent]
 
 
 class AttributeView(View):

@@ -1,0 +1,393 @@
+"""What the command line prints: text from outside stays text, rows fit the terminal, pipes get everything."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.text import Text
+
+import apex_memory.cli as package
+from apex_memory.cli import ask, events, output
+from apex_memory.cli.client import COMMANDS, Busy, Gateway, with_commands
+from apex_memory.cli.demo import DayResult, progress_of, waiting_for
+from apex_memory.cli.ingest import SentFile, find_files, send_files
+from apex_memory.cli.logs import Tail, log_files
+from apex_memory.cli.options import parse_time
+from apex_memory.errors import NotFound, Rejected, Unavailable
+
+CLI = Path(package.__file__).parent
+HOSTILE = (
+    "[/x]",
+    "[bold red]x[/]",
+    "[link=file:///etc]y[/link]",
+    ":smile:",
+    "\x1b]0;title\x07",
+    "\u202egnp.exe",
+)
+ID = "0a3f6f4e-64c7-5d0f-9d83-2b8a4b0e6c11"
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Make the output a terminal of so many columns."""
+
+    def make(columns: int) -> None:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        for module in (output, ask, events):
+            monkeypatch.setattr(module, "is_terminal", lambda *, stderr=False: True)
+
+    return make
+
+
+def test_o8_no_module_of_the_command_line_parses_text_as_markup() -> None:
+    """Only `output` makes consoles, with markup off. Whatever else rich parses by itself is switched off where it is used."""
+    for file in CLI.glob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            name = (
+                call.func.attr
+                if isinstance(call.func, ast.Attribute)
+                else getattr(call.func, "id", "")
+            )
+            options = {word.arg: word.value for word in call.keywords}
+            if name in ("Console", "TextColumn"):
+                off = options.get("markup")
+                assert isinstance(off, ast.Constant) and off.value is False, f"{file.name}: {name}"
+            assert name not in ("from_markup", "Markdown", "Panel"), f"{file.name}: {name}"
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("columns", [0, 70, 120])
+def test_o8_hostile_text_is_printed_literally_by_every_kind_of_output(
+    text: str, columns: int, terminal: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    if columns:
+        terminal(columns)
+    output.say(text, (text, "bold"))
+    output.say(text, indent=3)
+    output.pairs(text, {text: text})
+    output.show_table(text, ("a", "b"), [(text, text)], empty=text, free=("b",))
+    output.show_table("", ("a",), [], empty=text)
+    output.rule(text)
+    printed = capsys.readouterr().out
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", printed)
+    assert shown.count(output.clean(text)) == 11
+    assert not set(shown) & {"\x1b", "\x07", "\u202e"}
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_o8_hits_documents_and_events_show_hostile_text(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hit = {
+        "rank": 1, "title": text, "kind": text, "source": text, "occurred_at": None, "excerpt": text,
+        "document_id": ID, "score": 1.0, "legs": {"dense": 0.5}, "why": [text],
+        "provenance": {"id": ID, "event_id": text},
+    }  # fmt: skip
+    answer = {"degraded": [text], "unknown": [text], "hits": [hit]}
+    ask.show_answer(answer, explain=True)
+    events.show_event(event_view(title=text, last_error=text), preview=text)
+    printed = capsys.readouterr().out
+    assert printed.count(output.clean(text)) >= 9 and "\x1b" not in printed
+
+
+def event_view(**given: Any) -> dict[str, Any]:
+    at = "2026-03-03T15:15:00Z"
+    return {
+        "id": ID, "source": "edi", "event_id": "e-1", "document_id": ID, "kind": "email",
+        "content_type": "application/json", "title": "Delay", "deletion": False, "state": "done",
+        "payload_bytes": 2_400, "degraded": {}, "occurred_at": at, "received_at": at, "prepared_at": at,
+        "ended_at": "2026-03-03T15:15:03Z", "stores": {"graph": {"state": "held", "at": at}},
+        "attempts": 0, "owner": None, "deadline": None, "park_store": None, "last_error": None,
+        "remedy": None, "dead_letter": None, "workflow_url": None, **given,
+    }  # fmt: skip
+
+
+def test_a_deletion_looks_like_a_deletion(capsys: pytest.CaptureFixture[str]) -> None:
+    events.show_event(event_view())
+    written = capsys.readouterr().out
+    assert "Delay  email from edi, done" in written and "in graph" in written
+    assert "2.4 kB of application/json" in written and "delet" not in written
+    events.show_event(event_view(deletion=True, payload_bytes=0))
+    deleted = capsys.readouterr().out
+    assert "deletion from edi" in deleted and "out of graph" in deleted and "\ndeleted " in deleted
+    assert "in graph" not in deleted and "payload" not in deleted
+
+
+@pytest.mark.parametrize("columns", [50, 80, 120])
+def test_rows_fit_the_terminal_and_break_between_words(
+    columns: int, terminal: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal(columns)
+    words = "Purchase order acknowledged by the carrier at the second terminal"
+    rows = [(output.Id(ID), "quickbooks", words, "done", "12 min ago", "")] * 3
+    columns_of_table = ("id", "source", "what", "state", "received", "why")
+    output.show_table("Events", columns_of_table, rows, empty="", free=("what", "why"))
+    lines = capsys.readouterr().out.splitlines()
+    assert all(cell_len(line) <= columns for line in lines)
+    assert sum(ID[:8] in line for line in lines) == 3 and ID not in "".join(lines)
+    if columns >= 80:
+        assert len(lines) == 5, "a row is a line"
+    else:
+        for line in lines[2:]:
+            for word in line.strip(" ·").split():
+                assert (
+                    word
+                    in f"{words} {ID[:8]} Events id source what state done received 12 min ago quickbooks ·"
+                )
+
+
+def test_a_pipe_gets_whole_values_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "word " * 200 + "end"
+    digest = "9f" * 32
+    output.show_table(
+        "", ("id", "what"), [(output.Id(ID), long), (digest, "x")], empty="", free=("what",)
+    )
+    output.say(long)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert lines[1] == f"{ID}{' ' * 30}{long}" and lines[2].startswith(digest) and lines[3] == long
+
+
+def test_a_terminal_shortens_hashes_but_no_numbers() -> None:
+    assert output.short_hashes("sha256:" + "9f" * 32 + "#1") == "sha256:9f9f9f9f…#1"
+    assert output.short_hashes("1795864785769000 " + ID) == "1795864785769000 " + ID
+
+
+@given(
+    widths=st.lists(st.integers(1, 90), min_size=1, max_size=9),
+    room=st.integers(20, 200),
+    data=st.data(),
+)
+def test_columns_fit_or_the_table_becomes_paragraphs(
+    widths: list[int], room: int, data: st.DataObject
+) -> None:
+    free = data.draw(st.lists(st.booleans(), min_size=len(widths), max_size=len(widths)))
+    fitted = output.fit(widths, free, room)
+    if fitted is None:
+        least = [min(w, output.LEAST_FREE) if f else w for w, f in zip(widths, free, strict=True)]
+        assert sum(least) + output.GAP * (len(widths) - 1) > room
+        return
+    assert sum(fitted) + output.GAP * (len(fitted) - 1) <= room or fitted == widths
+    for before, after, may_be_cut in zip(widths, fitted, free, strict=True):
+        assert after == before or (may_be_cut and output.LEAST_FREE <= after < before)
+
+
+@given(text=st.text(alphabet=st.sampled_from("ab 山\n"), max_size=120), width=st.integers(1, 40))
+def test_wrapping_keeps_every_word_whole(text: str, width: int) -> None:
+    lines = [line.plain for line in output.wrapped(Text(text), width)]
+    assert " ".join(lines).split() == text.split()
+    for line in lines:
+        assert cell_len(line) <= width or len(line.split()) == 1 or line.startswith(" ")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.004, "4 ms"), (0.34, "340 ms"), (7.36, "7.4 s"), (73.806, "74 s"), (790, "13 min"), (7_300, "2 h"), (180_000, "2 d")],
+)  # fmt: skip
+def test_durations_are_for_people(seconds: float, text: str) -> None:
+    assert output.duration(seconds) == text
+
+
+@pytest.mark.parametrize("text", ["2026-11-27", "2026-11-27T08:00Z", "7d", "12h", "30m"])
+def test_since_takes_dates_and_distances_everywhere(text: str) -> None:
+    assert parse_time(text).tzinfo
+
+
+@pytest.mark.parametrize("text", ["yesterday", "7 d", "d", "", "٣d", "99999999999d"])
+def test_since_refuses_what_is_no_time(text: str) -> None:
+    with pytest.raises(Rejected, match="is not a time"):
+        parse_time(text)
+
+
+def test_every_remedy_with_a_route_names_a_command_on_the_command_line() -> None:
+    """Remedies are strings in the code of the gateway and below."""
+    named = 0
+    for file in CLI.parent.rglob("*.py"):
+        if file.parent == CLI or file.name in ("shared.py", "openapi_page.py"):
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.keyword)
+                and node.arg == "remedy"
+                and isinstance(node.value, ast.Constant)
+            ):
+                remedy = str(node.value.value)
+                if "/v1/" in remedy:
+                    named += 1
+                    assert "/v1/" not in with_commands(remedy), (file.name, remedy)
+    assert named >= 5
+    assert (
+        with_commands("check the id; GET /v1/events lists events")
+        == "check the id; `apex events` lists events"
+    )
+    assert all(command.startswith("apex ") for command in COMMANDS.values())
+
+
+def test_the_same_file_has_one_key_by_folder_and_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "contracts"
+    (folder / "2026").mkdir(parents=True)
+    file = folder / "2026" / "a [x].pdf"
+    file.write_bytes(b"a")
+    (folder / ".hidden").write_bytes(b"h")
+    [by_folder] = find_files([folder])
+    [by_name] = find_files([file])
+    [both] = find_files([folder, file, folder / "2026"])
+    monkeypatch.chdir(folder / "2026")
+    [from_within] = find_files([Path("a [x].pdf")])
+    assert {f.key for f in (by_folder, by_name, both, from_within)} == {file.resolve().as_posix()}
+    [below] = find_files([file], root=tmp_path)
+    assert below.key == "contracts/2026/a [x].pdf"
+    with pytest.raises(Rejected, match="is not below"):
+        list(find_files([file], root=tmp_path / "other"))
+
+
+class FakeGateway(Gateway):
+    """A gateway that answers each POST of a document with the next of `outcomes`: an error, or None for success."""
+
+    def __init__(self, outcomes: list[Exception | None]) -> None:
+        self.outcomes = outcomes
+        self.sent: list[dict[str, Any]] = []
+        self.newest: list[dict[str, Any]] = []
+
+    def call(self, method: str, path: str, **request: Any) -> Any:
+        if path == "/v1/sources":
+            return {"sources": [{"name": "documents", "max_body_bytes": 1_000}]}
+        if path == "/v1/documents/newest":
+            return {"documents": self.newest}
+        assert (method, path) == ("POST", "/v1/documents")
+        self.sent.append(request)
+        outcome = self.outcomes.pop(0) if self.outcomes else None
+        if outcome:
+            raise outcome
+        return {"events": [{"id": ID, "duplicate": False}]}
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """Pauses pass at once, and move the clock."""
+    now = [0.0]
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        now[0] += seconds
+
+    for name in ("apex_memory.cli.client", "apex_memory.cli.ingest"):
+        monkeypatch.setattr(f"{name}.sleep", pause)
+        monkeypatch.setattr(f"{name}.monotonic", lambda: now[0])
+    yield pauses
+
+
+def send(api: FakeGateway, *files: Path) -> list[SentFile]:
+    found = list(find_files(files))
+    send_files(api, found, wait=False, timeout=0, quiet=True)
+    return found
+
+
+def test_ingest_repeats_a_503_as_its_retry_after_says(
+    tmp_path: Path, no_pauses: list[float]
+) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("a")
+    api = FakeGateway([Busy("overloaded", after=3), Unavailable("gateway", "away"), None])
+    [sent] = send(api, file)
+    assert sent.outcome == "new" and sent.events == [ID]
+    assert no_pauses == [3, 1]
+    keys = {request["headers"]["Idempotency-Key"] for request in api.sent}
+    assert len(api.sent) == 3 and len(keys) == 1, "a repetition is a duplicate of the first"
+
+
+def test_ingest_never_calls_a_file_refused_that_may_be_stored(
+    tmp_path: Path, no_pauses: list[float]
+) -> None:
+    files = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for file in files:
+        file.write_text(file.name)
+    first, second = send(FakeGateway([Busy("overloaded", after=5)] * 1_000), *files)
+    assert (first.outcome, second.outcome) == ("unconfirmed", "not sent")
+    assert sum(no_pauses) <= 120 and "not stored twice" in first.remedy
+
+
+def test_ingest_recognises_an_unchanged_file_after_touch(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("a")
+    api = FakeGateway([])
+    [first] = send(api, file)
+    event_id = api.sent[0]["headers"]["Idempotency-Key"]
+    api.newest = [{"key": first.key, "event": ID, "event_id": event_id, "state": "done"}]
+    file.touch()
+    [again] = send(api, file)
+    assert again.outcome == "unchanged" and len(api.sent) == 1
+    file.write_text("b")
+    [changed] = send(api, file)
+    assert changed.outcome == "new" and len(api.sent) == 2
+    before, after = (request["params"]["version"] for request in api.sent)
+    assert after > before, "the file in the folder is the newest, whatever its time says"
+
+
+def test_ingest_refuses_what_it_cannot_read_and_goes_on(tmp_path: Path) -> None:
+    large, fine, dangling = tmp_path / "a.bin", tmp_path / "b.txt", tmp_path / "c.txt"
+    large.write_bytes(b"x" * 1_001)
+    fine.write_text("b")
+    dangling.write_text("c")
+    found = list(find_files([large, fine, dangling]))
+    dangling.unlink()
+    send_files(FakeGateway([]), found, wait=False, timeout=0, quiet=True)
+    assert [file.outcome for file in found] == ["refused", "new", "refused"]
+    assert "larger than" in found[0].reason and "cannot be read" in found[2].reason
+
+
+def test_o4_the_demo_counts_every_change_as_progress_and_says_what_is_slow() -> None:
+    row = {
+        "title": "Carrier EDI", "documents": 3, "backlog": 2, "change_hints": 0, "files": 4,
+        "dead_letters": 0, "error": "",
+    }  # fmt: skip
+    idle = {**row, "title": "Front", "backlog": 0, "files": 0}
+    before = progress_of([row, idle])
+    for name in ("documents", "backlog", "change_hints", "files"):
+        assert progress_of([{**row, name: row[name] + 1}, idle]) != before
+    assert waiting_for([idle, row]) == ["Carrier EDI: 2 events, 4 files"]
+    assert not DayResult([row], 1.0).settled and DayResult([idle], 1.0).settled
+
+
+def test_logs_are_read_from_their_end_and_followed_through_a_rotation(tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    log.write_bytes(b"".join(b"line %d\n" % n for n in range(20_000)))
+    tail = Tail(log)
+    assert tail.last(2) == ["line 19998", "line 19999"]
+    with log.open("ab") as more:
+        more.write(b"new\nhalf")
+    assert list(tail.new()) == ["new"]
+    with log.open("ab") as more:
+        more.write(b" and half\n")
+    assert list(tail.new()) == ["half and half"]
+    log.rename(tmp_path / "worker.log.1")
+    log.write_bytes(b"rotated\n")
+    assert list(tail.new()) == ["rotated"]
+    assert [file.name for file in log_files(tmp_path, ["worker"])] == ["worker.log"]
+    with pytest.raises(NotFound, match="no such log") as refused:
+        log_files(tmp_path, ["wroker"])
+    assert "worker" in refused.value.remedy
+
+
+def test_json_is_never_wrapped_or_coloured(
+    terminal: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal(40)
+    out = io.StringIO()
+    monkeypatch.setattr("sys.stdout", out)
+    output.show_json({"text": "[/x] " * 100})
+    assert json.loads(out.getvalue()) == {"text": "[/x] " * 100}

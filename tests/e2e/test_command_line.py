@@ -133,7 +133,7 @@ async def test_payloads_logs_and_steering_commands_have_machine_readable_output(
     assert wrong.code == 1 and "worker" in wrong.error
     for action in ("pause", "resume"):
         said = stack.say("sources", action, "frontapp", "--json")
-        assert said.code == 0 and said.json["name"] == "frontapp", said
+        assert said.code == 0 and "note" in said.json, said
     key = stack.say("keys", "create", "temporary", "--json").json
     assert stack.say("keys", "revoke", key["id"], "--json").json == {
         "id": key["id"],

@@ -165,14 +165,14 @@ def test_a_terminal_shortens_hashes_but_no_numbers() -> None:
 
 
 @given(
-    widths=st.lists(st.integers(1, 90), min_size=1, max_size=9),
+    columns=st.lists(st.tuples(st.integers(1, 90), st.booleans()), min_size=1, max_size=9),
     room=st.integers(20, 200),
-    data=st.data(),
 )
 def test_columns_fit_or_the_table_becomes_paragraphs(
-    widths: list[int], room: int, data: st.DataObject
+    columns: list[tuple[int, bool]], room: int
 ) -> None:
-    free = data.draw(st.lists(st.booleans(), min_size=len(widths), max_size=len(widths)))
+    widths = [width for width, _ in columns]
+    free = [may_be_cut for _, may_be_cut in columns]
     fitted = output.fit(widths, free, room)
     if fitted is None:
         least = [min(w, output.LEAST_FREE) if f else w for w, f in zip(widths, free, strict=True)]

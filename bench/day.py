@@ -27,7 +27,7 @@ from apex_memory.stores.postgres import Postgres
 from bench.cpu import spent, usage
 from bench.rows import Row, at_least, at_most, percentile, scaled, stated
 from bench.standing import Standing, standing
-from tests.e2e.stack import until
+from tests.waiting import seconds_until
 
 DAY_SECONDS = 600  # of this machine, for the whole day of the world
 # The first so many shipments of one world bring each source its volume of a day, or somewhat more.
@@ -101,7 +101,7 @@ async def _measure(stack: Standing, playback: DayPlayback, speed: float) -> list
         used = spent(before, usage(pids))
         took = time.perf_counter() - began
         playback.clock.run(0)
-        late = await until(
+        late = await seconds_until(
             lambda: _settled(stack), seconds=SETTLE_SECONDS, every=0.5, what=stack.told
         )
         landed = await _landed(db)

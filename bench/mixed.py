@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from apex_memory.model import Event, Priority, micros
 from bench.rows import Row, at_most, percentile, scaled, stated
 from bench.standing import one_after_another, standing
-from tests.e2e.stack import until
+from tests.waiting import until
 
 FLOOD = 100_000
 PAUSES = (0.1, 0.4)  # seconds between two webhooks

@@ -27,6 +27,7 @@ from apex_memory.flows.temporal.client import connect
 from apex_memory.flows.temporal.errors import Translation
 from apex_memory.model import Event, now
 from apex_memory.saga.stage import Stage
+from tests.waiting import until
 
 AT_ONCE = 100
 LIMIT: dict[str, Any] = {"start_to_close_timeout": timedelta(seconds=60)}
@@ -166,8 +167,11 @@ async def run_drain(app: App, events: Sequence[Event]) -> float:
         handle = await client.start_workflow(
             Drain.run, DrainInput("documents", 1, check_now=True), id=queue, task_queue=queue
         )
-        while await app.db.fetch_one("SELECT 1 FROM inbox WHERE open LIMIT 1"):
-            await asyncio.sleep(0.01)
+
+        async def nothing_open() -> bool:
+            return not await app.db.fetch_one("SELECT 1 FROM inbox WHERE open LIMIT 1")
+
+        await until(nothing_open, seconds=3600, every=0.01)
         seconds = time.perf_counter() - began
         await client.get_workflow_handle(handle.id).terminate("measured")
     row = await app.db.fetch_one("SELECT count(*) AS n FROM inbox WHERE state <> 'done'")

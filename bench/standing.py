@@ -22,7 +22,8 @@ from bench.corpus import Corpus
 from bench.cpu import rss_mb, spent, usage
 from bench.rows import Row, at_most, percentile, scaled, stated
 from tests.e2e import front
-from tests.e2e.stack import SETTINGS, Stack, belonging, data_folder, until
+from tests.e2e.stack import SETTINGS, Stack, belonging, data_folder
+from tests.waiting import seconds_until, until
 
 RATE, RATE_SECONDS = 200, 15
 SINGLE = 40
@@ -58,7 +59,7 @@ class Standing(Stack):
 
     async def lands(self) -> float:
         """Return the seconds from now until the gateway is ready."""
-        return await until(
+        return await seconds_until(
             lambda: "gateway" in (seen := self.children()) and seen["gateway"].ready,
             seconds=CATCH_UP_SECONDS,
             what=self.told,

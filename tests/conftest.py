@@ -26,22 +26,20 @@ from apex_memory.engines.process import Process, child_of
 from apex_memory.engines.temporal import Temporal
 from apex_memory.engines.valkey import Valkey
 from apex_memory.stores.postgres import migrate
+from tests.needs import needs_engine, shares_engine_in_module
+from tests.parallel import (
+    ALONE,
+    publish_groups,
+    pytest_configure_node,
+    pytest_xdist_make_scheduler,
+)
+
+__all__ = ["pytest_configure_node", "pytest_xdist_make_scheduler"]  # hooks, so they have to be here
 
 PASSWORD = "pw"
 TEMPLATE = "apex_template"
 DIMENSION = 32
-
-
-ENGINES = {
-    "postgres_url",
-    "falkordb_url",
-    "valkey_url",
-    "vectors_url",
-    "temporal_address",
-    "hashing_vectors_url",
-    "own_vectors_url",
-}
-"""Fixtures that start an engine. A test that needs none of them, directly or not, is part of `make quick`."""
+SERVER_SECONDS = 400  # a JVM starts, and Maven fetches it the first time
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,25 +50,56 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption(
         "--soak",
-        action="store_true",
-        help="random seeds and more examples for property tests; `make soak` repeats it",
+        type=int,
+        metavar="SEED",
+        help="draw faults and inputs from this seed instead of the gate's fixed ones; `make soak` passes fresh ones",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The gate runs property tests with fixed seeds, so that it fails for a change alone; a soak takes new ones."""
+    """Fix the seeds of property tests, so that the gate fails for a change alone; a soak draws new ones."""
     settings.register_profile("gate", derandomize=True, database=None)
     settings.register_profile("soak", max_examples=500, database=None, print_blob=True)
-    settings.load_profile("soak" if config.getoption("--soak") else "gate")
+    settings.load_profile("gate" if config.getoption("--soak") is None else "soak")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by what they use: `engine` by their fixtures, `property` by hypothesis."""
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects by these marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests by what they use, and group those that must stay in one worker."""
+    servers = servers_missing(config)
     for item in items:
-        if ENGINES & set(getattr(item, "fixturenames", ())) or item.get_closest_marker("alone"):
+        if needs_engine(item):
             item.add_marker("engine")
         if is_hypothesis_test(getattr(item, "obj", None)):
-            item.add_marker("property")
+            item.add_marker("soak")
+        if item.get_closest_marker("server"):
+            item.add_marker(pytest.mark.timeout(SERVER_SECONDS))
+            if servers:
+                item.add_marker(pytest.mark.skip(reason=servers))
+        _group(item)
+    publish_groups(config, items)
+
+
+def _group(item: pytest.Item) -> None:
+    """Keep together in one worker the tests that share an engine, so that it is started once."""
+    if item.get_closest_marker("alone"):
+        group = ALONE
+    elif item.get_closest_marker("server"):
+        group = "server"
+    elif shares_engine_in_module(item):
+        group = item.nodeid.partition("::")[0]
+    else:
+        return
+    item.add_marker(pytest.mark.xdist_group(group))
+
+
+def servers_missing(config: pytest.Config) -> str:
+    """Return why tests on other servers are skipped; empty when they run."""
+    if not (config.getoption("--servers") or os.environ.get("SERVERS")):
+        return "on Neo4j only with --servers: `make test-servers`"
+    if not (shutil.which("java") and shutil.which("mvn")):
+        return "NOT TESTED on Neo4j, which needs Java 17 and Maven"
+    return ""
 
 
 @pytest.fixture(scope="session", autouse=True)

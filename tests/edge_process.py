@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from apex_memory.engines.base import HOST, free_port
 from apex_memory.errors import Unavailable
 from apex_memory.stores.edge import EdgeVectors
+from tests.waiting import until
 
 DIMENSION = 16
 
@@ -54,13 +54,18 @@ class EdgeProcess:
 
     async def ready(self, store: EdgeVectors) -> None:
         """Return when it answers; its exit ends the wait."""
-        assert self._popen
-        while True:
+        popen = self._popen
+        assert popen
+
+        async def answers() -> bool:
             try:
-                return await store.ping()
+                await store.ping()
             except Unavailable:
-                assert self._popen.poll() is None, self.log()
-                await asyncio.sleep(0.02)
+                assert popen.poll() is None, self.log()
+                return False
+            return True
+
+        await until(answers, self.log, seconds=30)
 
     def send(self, number: signal.Signals) -> None:
         assert self._popen

@@ -19,6 +19,7 @@ from apex_memory.engines.valkey import Valkey
 from apex_memory.errors import Misconfigured, Unavailable
 from apex_memory.stores.cache import LOG_SECONDS, PAUSE_SECONDS, Cache
 from apex_memory.telemetry import CACHE_FAILURES
+from tests.waiting import until
 
 
 @pytest_asyncio.fixture
@@ -92,9 +93,7 @@ async def test_only_one_of_many_gets_a_lock(cache: Cache) -> None:
 async def test_a_lock_runs_out(cache: Cache) -> None:
     doc = uuid4()
     await cache.lock([doc], uuid4(), 0.05)
-    async with asyncio.timeout(5):
-        while not await cache.lock([doc], uuid4(), 0.05):
-            await asyncio.sleep(0.005)
+    await until(lambda: cache.lock([doc], uuid4(), 0.05), "the lock is free", every=0.005)
 
 
 async def test_cached_answers(cache: Cache, client: redis.asyncio.Redis) -> None:
@@ -108,9 +107,11 @@ async def test_cached_answers(cache: Cache, client: redis.asyncio.Redis) -> None
     await cache.drop([*keys[1:3], "none"])
     assert await cache.get_many(keys[:4]) == {keys[0]: b"new", keys[3]: items[keys[3]]}
     await cache.put_many({keys[0]: b"short"}, 0.01)
-    async with asyncio.timeout(5):
-        while await cache.get_many(keys[:1]):
-            await asyncio.sleep(0.005)
+
+    async def gone() -> bool:
+        return not await cache.get_many(keys[:1])
+
+    await until(gone, "it ran out", every=0.005)
 
 
 async def test_nothing_asked_nothing_done(cache: Cache) -> None:
@@ -242,7 +243,7 @@ async def test_a_cancelled_call_leaves_no_answer_behind(cache: Cache) -> None:
     await cache.put_many(keys, 60)
     for wait in range(40):
         task = asyncio.create_task(cache.get_many(list(keys)))
-        for _ in range(wait % 8):
+        for _ in range(wait % 8):  # turns of the loop: each round cancels the call a little later
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

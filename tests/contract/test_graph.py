@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
 from collections import Counter
@@ -35,14 +34,14 @@ SHIPMENT, CARRIER, INVOICE = "shipment:SHP-100045", "carrier:MC-123456", "invoic
 SCHEMES = ["falkordb"] if find_spec("neo4j") is None else ["falkordb", "neo4j"]
 
 
+SERVERS = ["falkordb", pytest.param("neo4j", marks=pytest.mark.server)]
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every adapter; those whose server is not from PyPI only when asked for: `--servers`, or SERVERS=1."""
-    asked = metafunc.config.getoption("--servers", default=False) or os.environ.get("SERVERS")
-    kinds = ["falkordb", "neo4j"] if asked else ["falkordb"]
-    if "graph_url" in metafunc.fixturenames:
-        metafunc.parametrize("graph_url", kinds, indirect=True)
-    if "server" in metafunc.fixturenames:
-        metafunc.parametrize("server", kinds, indirect=True)
+    """Every adapter."""
+    for fixture in ("graph_url", "server"):
+        if fixture in metafunc.fixturenames:
+            metafunc.parametrize(fixture, SERVERS, indirect=True)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import (
     asynccontextmanager,
     contextmanager,
@@ -32,6 +32,7 @@ from apex_memory.engines.process import command_and_environment
 from apex_memory.engines.state import ChildState, read_stack
 from apex_memory.model import now
 from apex_memory.sources import registry
+from tests.waiting import seconds_until, until
 
 CHILDREN = ("postgres", "valkey", "falkordb", "vectors", "temporal", "gateway", "worker", "bulk")
 FINAL = ("done", "superseded", "dead")
@@ -195,7 +196,9 @@ class Stack:
             path, some = "/v1/events/states", list(ids[first : first + 500])
             # As a client does: while a stack catches up, PostgreSQL may have no time for questions.
             while (answer := await self.http.post(path, json={"ids": some})).status_code == 503:
-                await asyncio.sleep(float(answer.headers["retry-after"]))
+                await asyncio.sleep(
+                    float(answer.headers["retry-after"])
+                )  # what the gateway asks for
             assert answer.is_success, (path, answer.status_code, answer.text)
             states |= answer.json()["states"]
         return states
@@ -207,7 +210,7 @@ class Stack:
             states = await self.states(ids)
             return len(states) == len(set(ids)) and set(states.values()) <= set(FINAL)
 
-        return await until(at_an_end, seconds=seconds, every=0.1, what=self.told)
+        return await seconds_until(at_an_end, seconds=seconds, every=0.1, what=self.told)
 
     async def whole(self, *, seconds: float = 30) -> float:
         """Wait until every process runs, every store is ready, and nothing waits; the seconds that took."""
@@ -222,7 +225,7 @@ class Stack:
             ready = all(store["state"] == "ready" for store in status["stores"])
             return ready and status["temporal"]["reachable"] and not status["backlog"]
 
-        return await until(is_whole, seconds=seconds, every=0.1, what=self.told)
+        return await seconds_until(is_whole, seconds=seconds, every=0.1, what=self.told)
 
     @contextmanager
     def held(self, name: str) -> Iterator[None]:
@@ -247,7 +250,7 @@ class Stack:
             child = self.children()[name]
             return child.ready and child.pid not in (0, former)
 
-        return await until(is_back, seconds=30, what=self.told)
+        return await seconds_until(is_back, seconds=30, what=self.told)
 
     def say(self, *arguments: str) -> Said:
         """`apex …` in this process: the same, without a second of imports each."""
@@ -314,24 +317,6 @@ def belonging(data_dir: Path) -> list[int]:
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     mark = f"APEX_DATA_DIR={data_dir}\n"
     return [pid for pid in pids if mark in command_and_environment(pid)]
-
-
-async def until(
-    condition: Callable[[], bool | Awaitable[bool]],
-    *,
-    seconds: float,
-    every: float = 0.05,
-    what: Callable[[], str] = lambda: "",
-) -> float:
-    """Wait until `condition` holds; the seconds that took. Fails after `seconds`, saying `what`."""
-    began = time.monotonic()
-    while True:
-        holds = condition()
-        if holds if isinstance(holds, bool) else await holds:
-            return time.monotonic() - began
-        if time.monotonic() - began > seconds:
-            raise AssertionError(f"not within {seconds:g} s. {what()}")
-        await asyncio.sleep(every)
 
 
 def _parents() -> dict[int, int]:

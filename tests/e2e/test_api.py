@@ -28,6 +28,7 @@ from apex_memory.gateway.group_commit import GroupCommitter
 from apex_memory.model import Event, LandResult, now
 from tests.e2e import front
 from tests.e2e.conftest import MakeSettings
+from tests.waiting import until
 
 TEXT = "Shipment SHP-100045 left Columbus, OH for Northwind Trucking."
 
@@ -99,7 +100,7 @@ async def drained(api: Api, source: str = "documents") -> None:
     """Carry what lands, until cancelled: what a worker does."""
     while True:
         await api.app.direct.drain(source)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # a worker's pause between two looks
 
 
 @asynccontextmanager
@@ -525,8 +526,11 @@ async def test_without_postgresql_everything_is_503_and_says_when_to_come_back(
             assert (await api.get("/metrics")).status_code == 200
         finally:
             await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
-    while (await api.get("/readyz")).status_code != 200:
-        await asyncio.sleep(0.05)
+
+    async def ready() -> bool:
+        return (await api.get("/readyz")).status_code == 200
+
+    await until(ready, "the gateway is ready again", seconds=30)
     assert not (await api.land())["duplicate"]
 
 

@@ -22,6 +22,7 @@ from apex_memory.credentials.api_keys import create_key
 from apex_memory.engines.base import free_port
 from apex_memory.stores.postgres import Postgres
 from tests.e2e.conftest import MakeSettings
+from tests.waiting import until
 
 # Left out: what needs a worker (the smoke test answers 503 without one), and what would prune the
 # vectors of other tests, which share the process.
@@ -86,13 +87,15 @@ def process(settings: Settings, port: int, log: Path) -> Iterator[subprocess.Pop
 
 async def until_up(url: str, running: subprocess.Popen[bytes], log: Path) -> None:
     async with httpx2.AsyncClient() as http:
-        while True:
+
+        async def is_up() -> bool:
             assert running.poll() is None, log.read_text()
             try:
-                if (await http.get(f"{url}/readyz")).is_success:
-                    return
+                return (await http.get(f"{url}/readyz")).is_success
             except httpx2.TransportError:
-                await asyncio.sleep(0.05)
+                return False
+
+        await until(is_up, log.read_text, seconds=60)
 
 
 @pytest.fixture
@@ -149,7 +152,7 @@ async def worker(settings: Settings) -> AsyncIterator[None]:
         while True:
             for source in app.sources:
                 await app.direct.drain(source)
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # a worker's pause between two looks
 
     async with open_app(settings) as app:
         await app.recovery.check_restarted_stores()

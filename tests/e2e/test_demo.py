@@ -11,8 +11,6 @@ import pytest
 from apex_memory.engines.state import leftovers, read_stack
 from apex_memory.sources.registry import classes
 
-pytestmark = pytest.mark.alone  # measures how long the demo takes
-
 ROOT = Path(__file__).parents[2]
 
 

@@ -15,7 +15,7 @@ from apex_memory.sources.registry import load
 from tests.e2e import front
 from tests.e2e.conftest import MakeSettings
 from tests.e2e.test_api import Api, client_of, running_api
-from tests.flows.scripted import until
+from tests.waiting import until
 
 RECORDS = '''
 import json

@@ -19,11 +19,11 @@ from apex_memory.engines.base import free_port
 from apex_memory.model import now
 from tests.e2e import front
 from tests.e2e.logistics import DOCUMENTS, QUESTIONS
-from tests.e2e.stack import CHILDREN, Stack, belonging, data_folder, running_stack, until
+from tests.e2e.stack import CHILDREN, Stack, belonging, data_folder, running_stack
 from tests.e2e.writer import Item, Writer, items, writing
+from tests.waiting import until
 
 pytestmark = [
-    pytest.mark.alone,  # kills and stops the processes of whole stacks, and measures how long they take
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
     pytest.mark.timeout(240),  # processes start on a machine that others work on, too
 ]

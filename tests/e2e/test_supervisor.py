@@ -27,14 +27,12 @@ from apex_memory.engines.selection import embedded_engines, environment_for
 from apex_memory.engines.state import read_stack
 from apex_memory.engines.supervisor import Supervisor
 from apex_memory.errors import Conflict
+from tests.waiting import seconds_until
 
 ENGINES = ("postgres", "valkey", "falkordb", "vectors", "temporal")
 DRIVER = Path(__file__).with_name("stack_process.py")
 
-pytestmark = [
-    pytest.mark.alone,  # kills supervisors, and waits for what the kernel does then
-    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
-]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 @pytest.fixture
@@ -52,15 +50,6 @@ def belonging(folder: Path) -> list[int]:
     """Processes started for this data folder, children's children too. This one is not among them."""
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     return [pid for pid in pids if f"APEX_DATA_DIR={folder}" in command_and_environment(pid)]
-
-
-async def until(condition: Callable[[], bool], *, seconds: float) -> float:
-    """Wait until `condition` holds; how long that took. Fails after `seconds`."""
-    begun = time.monotonic()
-    while not condition():
-        assert time.monotonic() - begun < seconds, "the condition was not met in time"
-        await asyncio.sleep(0.02)
-    return time.monotonic() - begun
 
 
 @asynccontextmanager
@@ -89,6 +78,7 @@ def settings_of(folder: Path) -> Settings:
     return Settings(data_dir=folder)
 
 
+@pytest.mark.alone(reason="a start has a budget of ten seconds")
 async def test_starts_within_budget_and_restarts_what_dies(
     folder: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -137,7 +127,7 @@ async def kill_and_see_it_return(
     former = stack.children[name].pid
     os.kill(former, signal.SIGKILL)
 
-    took = await until(
+    took = await seconds_until(
         lambda: any(event[:2] == (name, "restarted") for event in events), seconds=15
     )
     print(f"{name} answers again after {took:.2f} s")
@@ -205,7 +195,7 @@ async def test_killed_supervisor_leaves_no_orphan_and_the_next_start_recovers(fo
             await connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
         await ask_graph(reach, "CREATE (:Kept {answer: 42})")
         process.kill()
-        took = await until(lambda: belonging(folder) == [], seconds=5)
+        took = await seconds_until(lambda: belonging(folder) == [], seconds=5)
         print(f"no orphan {took:.2f} s after kill -9")
 
     begun = time.monotonic()

@@ -15,7 +15,8 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e import front
-from tests.e2e.stack import Stack, running_stack, until
+from tests.e2e.stack import Stack, running_stack
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),

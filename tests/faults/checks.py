@@ -190,7 +190,7 @@ async def settle(app: App, *, seconds: float) -> float:
         await _nothing_is_under_way(app, findings)
         if not findings.unfinished:
             break
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.5)  # a bounded poll, which keeps its last findings
     for store in ("graph", "vectors"):
         await app.recovery.reconcile(store)
     return time.monotonic() - began

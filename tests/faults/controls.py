@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from tests.faults.checks import examine, settle
 from tests.faults.readers import History, judge_document, judge_hit
 from tests.faults.story import Send, document, mark, text, title
 from tests.faulty import Fault, Faulty
+from tests.waiting import until
 
 DOCUMENTS = 12
 
@@ -143,12 +143,15 @@ async def _forgetful_store(app: App, vectors: str, folder: Path, result: Control
 
 async def _answering(app: App) -> None:
     """The first call after a restart finds the connections broken."""
-    for _ in range(20):
+
+    async def answers() -> bool:
         try:
             await app.graph.ping()
-            return
         except ApexError:
-            await asyncio.sleep(0.05)
+            return False
+        return True
+
+    await until(answers, "the graph answers")
 
 
 async def _lying_store(app: App, store: str, vectors: str, result: Controlled) -> None:

@@ -16,9 +16,10 @@ from apex_memory.engines.base import free_port
 from apex_memory.engines.process import child_of
 from apex_memory.engines.state import ChildState, read_stack
 from apex_memory.engines.supervisor import Supervisor
-from tests.e2e.stack import Stack, until
+from tests.e2e.stack import Stack
 from tests.faults.proxy import Proxy
 from tests.faults.story import Send
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 LEASE_SECONDS = 3
@@ -118,7 +119,7 @@ def kill(child: str) -> Fault:
 def stop(child: str, least: float, most: float) -> Fault:
     async def strike(stack: FaultyStack, chance: random.Random) -> None:
         with stack.held(child):
-            await asyncio.sleep(chance.uniform(least, most))
+            await asyncio.sleep(chance.uniform(least, most))  # the fault lasts
 
     return Fault(f"stop {child}", strike)
 
@@ -130,7 +131,7 @@ def lose_replies(store: str) -> Fault:
         proxy.lose(chance.randrange(1, 4))
         try:
             await until(lambda: proxy.lost > before, seconds=20, what=stack.told)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.5)  # the fault lasts
         finally:
             proxy.heal()
 
@@ -146,7 +147,7 @@ def acknowledge_late(store: str) -> Fault:
         proxy.delay(chance.uniform(1, 4))
         try:
             await until(lambda: proxy.late > before, seconds=20, what=stack.told)
-            await asyncio.sleep(chance.uniform(1, 4))
+            await asyncio.sleep(chance.uniform(1, 4))  # the fault lasts
         finally:
             proxy.heal()
 
@@ -174,7 +175,9 @@ async def _kill_two(stack: FaultyStack, chance: random.Random) -> None:
     """A store and the worker at the same moment: a power cut in small."""
     for child in ("worker", chance.choice((stack.graph, "vectors"))):
         os.kill(stack.children()[child].pid, signal.SIGKILL)
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(
+        0.3
+    )  # so long the supervisor takes at least, until it starts one of them again
 
 
 def kinds(graph: str) -> Sequence[Fault]:

@@ -115,7 +115,7 @@ async def _strike(
             for n, fault in enumerate(planned, 1):
                 if deadline and time.monotonic() > deadline:
                     break
-                await asyncio.sleep(chance.uniform(0.3, 1.5))
+                await asyncio.sleep(chance.uniform(0.3, 1.5))  # the plan's pause between two faults
                 await fault.strike(stack, chance)
                 took = await _works_again(stack, n)
                 result.faults[fault.name] += 1
@@ -130,7 +130,7 @@ async def _strike(
                 )
         finally:
             writers.close()
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # one turn of the loop, in which the writers see it
             readers.close()
     result.accepted = len(writers.ledger.acknowledged)
     result.duplicates, result.sent_again = writers.ledger.duplicates, writers.ledger.sent_again
@@ -152,7 +152,7 @@ async def _works_again(stack: Stack, n: int) -> float:
                 return time.monotonic() - began
         except httpx2.TransportError:
             pass
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # a bounded poll, which measures
     raise AssertionError(f"nothing can be written {HEAL_SECONDS} s after the fault. {stack.told()}")
 
 

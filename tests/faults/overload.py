@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from tests.e2e.stack import Stack, until
+from tests.e2e.stack import Stack
+from tests.waiting import seconds_until
 
 HANDS_CALM, HANDS_OVERLOAD = 6, 700  # the first is what the gateway lands at once
 ROOM = {"MAX_CONNECTIONS": "1600", "MAX_CONNECTIONS_PER_PEER": "1600"}
@@ -75,7 +76,7 @@ async def overload(stack: Stack, seconds: float) -> Overloaded:
     found.statuses, found.offered = dict(statuses), statuses.total() / seconds
     found.taken = statuses[202] / seconds
     ids += more
-    back = await until(lambda: _is_ready(stack), seconds=CATCH_UP_SECONDS, what=stack.told)
+    back = await seconds_until(lambda: _is_ready(stack), seconds=CATCH_UP_SECONDS, what=stack.told)
     found.caught_up_seconds = back + await stack.ended(ids, seconds=CATCH_UP_SECONDS)
     found.states = dict(Counter((await stack.states(ids)).values()))
     return found

@@ -1,8 +1,7 @@
-"""A minute of the crash loop with a fixed plan. `make soak` runs it with random plans."""
+"""A minute of the crash loop, with a fixed plan in the gate and a fresh one in `make soak`."""
 
 from __future__ import annotations
 
-import os
 import sys
 
 import pytest
@@ -13,23 +12,29 @@ from tests.faults.loop import Result, run
 STRIKE_SECONDS = 60  # no fault begins later than that after the stack is up
 
 pytestmark = [
-    pytest.mark.alone,
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
     pytest.mark.timeout(300),  # starts the whole stack on a machine that others work on, too
 ]
 
 
-async def test_the_promise_is_kept_through_faults() -> None:
-    result = await run("steady", 100, seconds=STRIKE_SECONDS)
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> str:
+    soak: int | None = request.config.getoption("--soak")
+    return "steady" if soak is None else str(soak)
+
+
+@pytest.mark.soak
+async def test_the_promise_is_kept_through_faults(seed: str) -> None:
+    result = await run(seed, 100, seconds=STRIKE_SECONDS)
     _judge(result)
 
 
-async def test_the_promise_is_kept_on_neo4j(request: pytest.FixtureRequest) -> None:
+@pytest.mark.soak
+@pytest.mark.server
+async def test_the_promise_is_kept_on_neo4j(seed: str) -> None:
     """Its server killed, stopped and cut off, each once."""
-    if not (request.config.getoption("--servers") or os.environ.get("SERVERS")):
-        pytest.skip("needs Java and Maven: `make test-servers`")
     of = kinds_of_graph("neo4j")
-    result = await run("steady", len(of), graph="neo4j", of=of)
+    result = await run(seed, len(of), graph="neo4j", of=of)
     _judge(result)
 
 

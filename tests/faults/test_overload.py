@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import secrets
@@ -11,26 +10,28 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from apex_memory.app import open_app
+from apex_memory.app import App, open_app
 from apex_memory.config import Settings
 from apex_memory.engines.base import free_port
 from apex_memory.engines.postgres import PostgreSQL
 from apex_memory.engines.process import Process, child_of
 from apex_memory.errors import Unavailable
+from apex_memory.model import LandResult
 from apex_memory.stores.postgres import migrate
 from tests.conftest import PASSWORD
 from tests.e2e.conftest import live, state, text_event
 from tests.e2e.stack import Stack, running_stack
 from tests.faults.overload import ROOM, overload
 from tests.faults.storm import storm
+from tests.waiting import until
 
 pytestmark = [
-    pytest.mark.alone,  # loads the machine
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
     pytest.mark.timeout(300),
 ]
@@ -45,6 +46,7 @@ async def stack() -> AsyncIterator[Stack]:
         yield stack
 
 
+@pytest.mark.alone(reason="loads the machine, and compares rates")
 async def test_overload_is_refused_with_a_time_to_come_back_and_then_caught_up(
     stack: Stack,
 ) -> None:
@@ -54,6 +56,7 @@ async def test_overload_is_refused_with_a_time_to_come_back_and_then_caught_up(
     assert found.wrong(times=3) == []
 
 
+@pytest.mark.alone(reason="compares how long the same takes with and without the storm")
 async def test_a_storm_of_poison_leaves_its_neighbours_their_share(stack: Stack) -> None:
     """Broken files beside messages of another source, with and without them in one run.
 
@@ -118,13 +121,7 @@ async def test_a_full_disk_is_said_and_nothing_acknowledged_is_lost(
                 if process._popen.poll() is not None:  # it ends itself when its log cannot grow
                     process = Process(child_of(engine), tmp_path / "postgres.log")
                     await process.until_ready()
-                for _ in range(50):
-                    with contextlib.suppress(Unavailable):
-                        [after] = await app.inbox.land(
-                            [text_event(app, "after", "Door 4.", version=1)]
-                        )
-                        break
-                    await asyncio.sleep(0.1)
+                [after] = await until(partial(landed_at_last, app), seconds=30, every=0.1)
                 assert [await state(app, item) for item in kept] == ["received"] * len(kept)
                 assert await state(app, before) == "done" and await live(app, "before")
                 await app.db.execute(
@@ -136,6 +133,12 @@ async def test_a_full_disk_is_said_and_nothing_acknowledged_is_lost(
                 await app.vectors.delete_stages([row["stage_id"] for row in stages])
         finally:
             await process.kill()
+
+
+async def landed_at_last(app: App) -> list[LandResult]:
+    with contextlib.suppress(Unavailable):
+        return await app.inbox.land([text_event(app, "after", "Door 4.", version=1)])
+    return []
 
 
 def filled(ballast: Path) -> None:

@@ -38,6 +38,7 @@ T = TypeVar("T")
 KEYS = st.sampled_from(("a", "b", "c", "d"))
 VERSIONS = st.integers(1, 9)
 STORES = st.sampled_from(("graph", "vectors"))
+GATE_EXAMPLES, SOAK_EXAMPLES = 12, 120
 STEPS = ("claim", "prepare", "begin", "stage")
 
 Order = tuple[int, str]
@@ -369,7 +370,7 @@ class Memory(RuleBasedStateMachine):
                 and set(states.values()) == {"ready"}
             ):
                 break
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # longer than the breaker stays open, in 30 rounds at most
         await settle(self.app, seconds=1)
 
 
@@ -390,9 +391,7 @@ def world(
 def use(world: World, kind: type[Memory] = Memory, **more: Any) -> None:
     """Run examples of random use. `AssertionError` when one does not come out as it ought to."""
     given: dict[str, Any] = {
-        "max_examples": 12
-        if settings().derandomize
-        else 120,  # fixed seeds in the gate, random ones in a soak
+        "max_examples": GATE_EXAMPLES if settings.default.derandomize else SOAK_EXAMPLES,
         "stateful_step_count": 25,
         "deadline": None,
         "suppress_health_check": list(HealthCheck),
@@ -401,6 +400,7 @@ def use(world: World, kind: type[Memory] = Memory, **more: Any) -> None:
     run_machine(type(kind.__name__, (kind,), {"world": world}), settings=settings(**given | more))
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(240)
 def test_whatever_happens_the_newest_version_is_what_all_stores_hold(world: World) -> None:
     use(world)

@@ -10,6 +10,7 @@ import asyncio
 import json
 import re
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ from apex_memory.flows.temporal.client import connect
 from apex_memory.flows.temporal.errors import Translation
 from tests.conftest import running
 from tests.flows.conftest import Bench, bench_for
-from tests.flows.scripted import Steps, until
+from tests.flows.scripted import Steps
+from tests.waiting import until
 
 HISTORIES = Path(__file__).parent / "histories"
 
@@ -206,7 +208,7 @@ async def export_fetching(client: Client) -> None:
                 workflow.run, input, id=name, task_queue="fetching"
             )
             first = client.get_workflow_handle(name, run_id=handle.first_execution_run_id)
-            await until(lambda first=first: _closed(first), f"{name} ended")
+            await until(partial(_closed, first), f"{name} ended")
             await write(name, first)
         await client.get_workflow_handle("follow").terminate("exported")
 

@@ -21,19 +21,6 @@ from apex_memory.flows.drain.messages import (
 T = TypeVar("T")
 
 
-async def until(condition: Callable[[], Awaitable[T] | T], what: str, *, seconds: float = 15) -> T:
-    """The first true answer of `condition`; fails with `what` when there is none in time."""
-    deadline = asyncio.get_running_loop().time() + seconds
-    while True:
-        answer = condition()
-        if asyncio.iscoroutine(answer):
-            answer = await answer
-        if answer:
-            return answer
-        assert asyncio.get_running_loop().time() < deadline, f"not in {seconds} s: {what}"
-        await asyncio.sleep(0.01)
-
-
 @dataclass
 class Steps:
     """An inbox of numbered events, and what each step answers for them."""

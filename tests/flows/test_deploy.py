@@ -20,7 +20,8 @@ from apex_memory.flows.temporal.client import connect
 from apex_memory.flows.temporal.deployment import Deployment, build_id
 from apex_memory.flows.worker import activate_build, maintain, workers
 from tests.conftest import running
-from tests.flows.scripted import Steps, until
+from tests.flows.scripted import Steps
+from tests.waiting import until
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from temporalio.common import SearchAttributeKey
 from apex_memory.errors import Misconfigured, RetryLater, Unavailable
 from apex_memory.flows.temporal import errors
 from tests.flows.conftest import Bench, bench_for
-from tests.flows.scripted import Steps, until
+from tests.flows.scripted import Steps
+from tests.waiting import until
 
 OUTCOME = SearchAttributeKey.for_keyword("ApexOutcome")
 
@@ -92,7 +93,7 @@ async def test_an_empty_wake_makes_no_new_run(bench: Bench) -> None:
     handle = await bench.start()
     for count in (1, 2, 3):
         await bench.wake()
-        await until(lambda count=count: bench.steps.claims == count, f"check {count}")
+        await until(lambda: bench.steps.claims == count, f"check {count}")  # noqa: B023 (awaited here)
     assert await bench.runs() == [handle.first_execution_run_id]
 
 

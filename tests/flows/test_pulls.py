@@ -27,8 +27,8 @@ from apex_memory.model import document_uuid
 from apex_memory.sources.pages import ChangeHint
 from tests.conftest import running
 from tests.e2e.conftest import MakeSettings
-from tests.flows.scripted import until
 from tests.flows.toys import TOYS
+from tests.waiting import until
 
 
 @dataclass

@@ -18,7 +18,7 @@ from apex_memory.flows.temporal.deployment import Deployment
 from apex_memory.flows.worker import workers
 from tests.conftest import running
 from tests.flows.export_histories import collect, sweep
-from tests.flows.scripted import until
+from tests.waiting import until
 
 
 @pytest_asyncio.fixture

@@ -6,6 +6,7 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -25,7 +26,7 @@ from apex_memory.flows.temporal.queues import drain_id
 from apex_memory.flows.wakes import Waker
 from apex_memory.telemetry import WAKES_FAILED
 from tests.conftest import running
-from tests.flows.scripted import until
+from tests.waiting import until
 
 SOURCES = {"wake-p0": 0, "wake-p2": 2}
 NO_PULLS = Pulling(cast(Client, None), {})  # these sources send
@@ -76,7 +77,7 @@ async def test_a_thousand_wakes_are_a_few_signals(waker: Waker, client: Client) 
     began = loop.time()
     for _ in range(1000):
         waker.wake("wake-p0")
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # others get their turn, as between requests
     lasted = loop.time() - began
     await until(lambda: not waker._tasks, "all sent")
     sent = await signals(client, "wake-p0")
@@ -101,7 +102,7 @@ async def test_the_last_wake_is_never_swallowed(client: Client) -> None:
             waker.wake(
                 "wake-p0"
             )  # the one before has just been taken, and its distance still holds
-            await until(lambda count=count: drains.taken == count, f"wake {count}")
+            await until(lambda: drains.taken == count, f"wake {count}")  # noqa: B023 (awaited here)
         assert await signals(client, "wake-p0") >= 1
     finally:
         await waker.close()
@@ -116,7 +117,7 @@ async def test_sustained_load_is_spread_wider(
     end = loop.time() + 1
     while loop.time() < end:
         waker.wake("wake-p0")
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.005)  # the load: 200 wakes a second
     await until(lambda: not waker._tasks, "all sent")
     assert 5 <= await signals(client, "wake-p0") <= 18  # at 20 ms it would be 40 or so
 
@@ -129,7 +130,7 @@ async def test_bulk_is_woken_more_rarely_under_load(
     end = loop.time() + 0.8
     while loop.time() < end:
         waker.wake("wake-p2")
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.005)  # the load: 200 wakes a second
     assert await signals(client, "wake-p2") <= 3
 
 
@@ -139,7 +140,7 @@ async def test_each_source_has_its_queue_priority_and_attributes(
     waker.wake("wake-p0")
     waker.wake("wake-p2")
     for source, queue, key in (("wake-p0", "apex-realtime", 1), ("wake-p2", "apex-bulk", 5)):
-        await until(lambda source=source: started(client, source), f"{source} started")
+        await until(partial(started, client, source), f"{source} started")
         found = await client.get_workflow_handle(drain_id(source)).describe()
         assert found.task_queue == queue
         assert found.raw_info.priority.priority_key == key

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -30,7 +31,7 @@ from apex_memory.model import LandResult
 from apex_memory.saga.publication import BatchResult
 from tests.conftest import running
 from tests.e2e.conftest import MakeSettings, land, live, state, text_event
-from tests.flows.scripted import until
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ async def test_a_landed_event_is_carried_and_names_its_run(
         assert report.stores["documents"].startswith("PostgreSQL")
 
 
-@pytest.mark.alone  # has a lease of half a second
+@pytest.mark.alone(reason="has a lease of half a second")
 async def test_a_batch_that_waits_for_the_one_before_keeps_its_lease(
     make_settings: MakeSettings, temporal: Temporal
 ) -> None:
@@ -120,7 +121,7 @@ async def test_a_batch_that_waits_for_the_one_before_keeps_its_lease(
         await until(is_held_much_later, "its lease goes on, three times over", seconds=5)
         gate.set()
         for landed in (first, second):
-            await until(lambda landed=landed: done(app, landed), "carried")
+            await until(partial(done, app, landed), "carried")
 
 
 async def test_the_sweep_makes_up_for_a_lost_wake(

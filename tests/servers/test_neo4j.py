@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,11 +16,11 @@ from apex_memory.stores.neo4j_graph import Neo4jGraph
 from tests.conftest import running
 from tests.servers.neo4j import Neo4j
 
+pytestmark = pytest.mark.server
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def url(request: pytest.FixtureRequest, engine_data: Path) -> AsyncIterator[str]:
-    if not (request.config.getoption("--servers") or os.environ.get("SERVERS")):
-        pytest.skip("needs Java and Maven: `make test-servers`")
+async def url(engine_data: Path) -> AsyncIterator[str]:
     folder = Path(tempfile.mkdtemp(dir=engine_data))
     async with running(Neo4j(folder, free_port(), "apex-pass")) as engine:
         yield engine.url

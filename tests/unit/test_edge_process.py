@@ -136,7 +136,7 @@ async def test_a_call_under_way_when_the_process_dies_is_unavailable(
 ) -> None:
     process.send(signal.SIGSTOP)
     call = asyncio.create_task(store.tally([uuid.uuid4()]))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # one turn of the loop, in which it is sent
     process.end(signal.SIGKILL)
     with pytest.raises(Unavailable):
         await call

@@ -17,6 +17,7 @@ from apex_memory.model import Tally, VectorPoint
 from apex_memory.stores.edge import EdgeVectors
 from tests.edge_process import DIMENSION, EdgeProcess, edge_client, edge_process
 from tests.points import stage_points, tally_of, unit
+from tests.waiting import until
 
 SEAL = 60
 
@@ -64,9 +65,13 @@ class Expected:
 
 async def indexed(store: EdgeVectors) -> None:
     """Wait until nothing is left to index."""
-    while (stats := await store.stats())["unindexed"]:
+
+    async def nothing_left() -> bool:
+        stats = await store.stats()
         assert not stats["failures"]
-        await asyncio.sleep(0.02)
+        return not stats["unindexed"]
+
+    await until(nothing_left, "all is indexed", seconds=60)
 
 
 async def test_results_stay_the_same_through_sealing_indexing_and_merging(tmp_path: Path) -> None:
@@ -79,9 +84,13 @@ async def test_results_stay_the_same_through_sealing_indexing_and_merging(tmp_pa
                 await expected.delete(store, stage)
             await expected.check(store)
         assert (await store.stats())["shards"] > 3
-        while (await store.stats())["shards"] > 2:  # the merged one and the active one
+
+        async def merged() -> bool:
             await expected.check(store)
-            await asyncio.sleep(0.05)  # leave the builder some of the processors
+            return (await store.stats())["shards"] <= 2  # the merged one and the active one
+
+        # The pause leaves the builder some of the processors.
+        await until(merged, "the shards are merged", seconds=60, every=0.05)
         await expected.check(store)
         await expected.delete(store, next(iter(expected.points)))
         await expected.check(store)
@@ -124,9 +133,12 @@ async def test_a_killed_builder_is_told_and_harms_nothing(tmp_path: Path) -> Non
         await process.ready(store)
         await expected.add(store, SEAL)
         os.kill(await builder_of(process), signal.SIGKILL)
-        while not (stats := await store.stats())["failures"]:
-            await asyncio.sleep(0.02)
-        assert stats["unindexed"] == SEAL
+
+        async def failed() -> bool:
+            return bool((await store.stats())["failures"])
+
+        await until(failed, "the failure is counted", seconds=30)
+        assert (await store.stats())["unindexed"] == SEAL
         await expected.check(store)
         assert "indexing_failed" in process.log()
         process.end(signal.SIGKILL)
@@ -159,8 +171,8 @@ async def test_kill_9_at_any_moment_leaves_one_whole_corpus(
         await expected.check(store)
         await indexed(store)
         await expected.check(store)
-        while leftovers(process):  # the last swapped shard goes after the swap
-            await asyncio.sleep(0.02)
+        # The last swapped shard goes after the swap.
+        await until(lambda: not leftovers(process), "no leftovers", seconds=30)
         await store.close()
 
 
@@ -181,7 +193,8 @@ def leftovers(process: EdgeProcess) -> set[str]:
 
 async def builder_of(process: EdgeProcess) -> int:
     """Wait for the process that indexes; its id."""
-    while True:
+
+    def running() -> int:
         for status in Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 words = status.read_bytes()
@@ -189,4 +202,6 @@ async def builder_of(process: EdgeProcess) -> int:
                 continue
             if b"edge.builder" in words and str(process.folder).encode() in words:
                 return int(status.parent.name)
-        await asyncio.sleep(0.01)
+        return 0
+
+    return await until(running, "a builder runs", seconds=30, every=0.01)

@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from apex_memory.engines.state import (
 )
 from apex_memory.engines.supervisor import Supervisor
 from apex_memory.errors import Unavailable
+from tests.waiting import until
 
 Event = tuple[str, str, str]
 
@@ -51,12 +51,6 @@ def shell(script: str, folder: Path, **options: object) -> Child:
     options.setdefault("name", "small")
     options.setdefault("ready", at_once)
     return Child(command=["/bin/sh", "-c", script], directory=folder, **options)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def alive(pid: int) -> bool:

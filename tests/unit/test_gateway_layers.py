@@ -32,6 +32,7 @@ from apex_memory.gateway.middleware import Hosts, RequestMiddleware
 from apex_memory.model import Document, Event, Priority
 from apex_memory.sources.base import InboundRequest, Received, Sample, Source, SourceSettings
 from apex_memory.telemetry import HTTP_SECONDS, REFUSED
+from tests.waiting import until
 
 RESPONSES = {
     "unauthorized": (Unauthorized("no"), 401),
@@ -279,8 +280,7 @@ async def test_all_bodies_together_are_bounded() -> None:
         return int(status[0])
 
     held = [asyncio.create_task(holding([b"x" * 100])) for _ in range(2)]
-    while share.used < 200:
-        await asyncio.sleep(0)
+    await until(lambda: share.used >= 200, "both bodies are held", every=0)
     assert await holding([b"x"]) == 503
     gate.set()
     assert await asyncio.gather(*held) == [200, 200]

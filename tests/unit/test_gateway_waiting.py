@@ -14,6 +14,7 @@ from apex_memory.gateway.completion import CompletionWaiter
 from apex_memory.inbox import Inbox
 from apex_memory.model import Event, now
 from apex_memory.stores.postgres import Postgres
+from tests.waiting import until
 
 
 class Asked(Inbox):
@@ -65,8 +66,10 @@ async def test_a_hundred_waiters_share_two_connections_and_their_questions(
 ) -> None:
     ids = await landed(db, 100)
     waits = [asyncio.create_task(waiting.until_ended([id], 20)) for id in ids]
-    while not any(count == 100 for count in waiting._inbox.questions):  # type: ignore[attr-defined]
-        await asyncio.sleep(0.005)
+    await until(
+        lambda: 100 in waiting._inbox.questions,  # type: ignore[attr-defined]
+        "one question is about all hundred",
+    )
     assert not any(wait.done() for wait in waits)
     await db.execute("UPDATE inbox SET state = 'done'")
     assert await asyncio.gather(*waits) == [True] * 100
@@ -98,7 +101,7 @@ async def test_waiters_are_bounded(
 ) -> None:
     monkeypatch.setattr(module, "MAX_WAITERS", 1)
     first = asyncio.create_task(waiting.until_ended([uuid4()], 0.1))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # one turn of the loop, in which it begins
     with pytest.raises(RetryLater):
         await waiting.until_ended([uuid4()], 1)
     assert await first is False

@@ -18,6 +18,7 @@ from apex_memory.saga.manifests import Manifests
 from apex_memory.saga.stage import Stage
 from apex_memory.saga.sweeper import Sweeper
 from apex_memory.stores.postgres import Postgres
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -65,15 +66,15 @@ class Saga:
 
     async def wait(self, count: int) -> None:
         """Return when so many connections wait for a lock."""
-        async with asyncio.timeout(10):
-            while True:
-                row = await self.db.fetch_one(
-                    """SELECT count(*) AS n FROM pg_stat_activity
-                       WHERE datname = current_database() AND wait_event_type = 'Lock'"""
-                )
-                if row and row["n"] == count:
-                    return
-                await asyncio.sleep(0.01)
+
+        async def wait() -> bool:
+            row = await self.db.fetch_one(
+                """SELECT count(*) AS n FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'"""
+            )
+            return row is not None and row["n"] == count
+
+        await until(wait, f"{count} connections wait for a lock")
 
 
 def _manifest(event: Event) -> Manifest:

@@ -16,6 +16,7 @@ from apex_memory.model import Document, Event, LandResult, Priority, now
 from apex_memory.sources.base import InboundRequest, PulledSettings, Received, Sample, StreamSource
 from apex_memory.sources.pages import Page, PullContext, Reading
 from apex_memory.stores.postgres import Connection, Postgres
+from tests.waiting import until
 
 START = datetime(2025, 11, 20, 12, tzinfo=UTC)
 FOREVER = timedelta(days=100_000)
@@ -348,13 +349,9 @@ def _die(url: str, toy: Toy) -> None:
 
 
 async def _waits(db: Postgres, statement: str) -> None:
-    """Until a statement that begins so waits for a lock."""
-    async with asyncio.timeout(10):
-        while not await db.fetch(
-            "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s",
-            (f"{statement}%",),
-        ):
-            await asyncio.sleep(0.01)
+    """Wait until a statement that begins so waits for a lock."""
+    query = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
+    await until(lambda: db.fetch(query, (f"{statement}%",)), "a statement waits for a lock")
 
 
 async def _plan(connection: Connection, readings: Readings, toy: Toy) -> str:

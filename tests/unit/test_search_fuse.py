@@ -270,7 +270,7 @@ async def test_no_leg_continues_before_the_rows_that_another_requested_are_in() 
         return live.shows(hit)
 
     first, second = asyncio.create_task(leg(A, B)), asyncio.create_task(leg(A))
-    for _ in range(5):
+    for _ in range(5):  # turns of the loop, in which both ask
         await asyncio.sleep(0)
     reader.go.set()
     assert await first and await second

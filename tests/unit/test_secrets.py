@@ -16,6 +16,7 @@ from apex_memory.credentials.vault import ResealResult, Vault, new_key, read_key
 from apex_memory.errors import Misconfigured, Unauthorized, Unavailable
 from apex_memory.sources.auth import Token
 from apex_memory.stores.postgres import Postgres
+from tests.waiting import until
 
 OLD, NEW = new_key(), new_key()
 
@@ -115,7 +116,7 @@ async def test_two_workers_spend_a_refresh_token_once(db: Postgres) -> None:
         refresh = old.refresh if old else "first"
         assert refresh not in spent, "a refresh token was spent twice"
         spent.append(refresh)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # a vendor's time, in which the other workers come
         return Token(f"access-{len(spent)}", f"refresh-{len(spent)}")
 
     workers = [VaultTokens(vault_of(db, OLD)) for _ in range(5)]
@@ -153,7 +154,7 @@ async def test_a_vendor_slower_than_a_transaction_may_last_still_gets_its_token_
         tokens = VaultTokens(vault_of(db, OLD))
 
         async def renew(old: Token | None) -> Token:
-            await asyncio.sleep(0.8)
+            await asyncio.sleep(0.8)  # longer than a transaction may last
             return Token("access", "refresh")
 
         assert (await tokens.renewed("qbo", None, renew)).access == "access"
@@ -177,9 +178,7 @@ async def test_a_renewal_whose_caller_is_cancelled_is_stored(db: Postgres) -> No
     with pytest.raises(asyncio.CancelledError):
         await caller
     answer.set()
-    async with asyncio.timeout(10):
-        while await tokens.current("qbo") is None:
-            await asyncio.sleep(0.01)
+    await until(lambda: tokens.current("qbo"), "the token is stored")
 
 
 async def test_a_new_token_waits_for_postgresql(db: Postgres) -> None:
@@ -206,13 +205,12 @@ async def test_a_lease_is_held_by_one_renewed_and_taken_over_from_a_holder_that_
     async def hold(name: str, seconds: float) -> None:
         async with leased(db, "x", seconds=0.3):
             order.append(f"{name} in")
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(seconds)  # how long the lease is held is what is tested
             order.append(f"{name} out")
 
     first = asyncio.create_task(hold("first", 0.9))  # longer than the lease, which it renews
+    await until(lambda: order, "the first holds it")
     async with asyncio.timeout(10):
-        while not order:
-            await asyncio.sleep(0.01)
         await hold("second", 0)
         await first
     assert order == ["first in", "first out", "second in", "second out"]
@@ -226,9 +224,6 @@ async def test_a_lease_is_held_by_one_renewed_and_taken_over_from_a_holder_that_
 
 async def _until_blocked(db: Postgres) -> None:
     """Return when a connection waits for a lock."""
-    async with asyncio.timeout(10):
-        while not await db.fetch(
-            """SELECT FROM pg_stat_activity
+    query = """SELECT FROM pg_stat_activity
                WHERE datname = current_database() AND wait_event_type = 'Lock'"""
-        ):
-            await asyncio.sleep(0.01)
+    await until(lambda: db.fetch(query), "a connection waits for a lock")

@@ -1,0 +1,88 @@
+"""Spread the tests over several worker processes, each with engines of its own, and run some tests while nothing else runs.
+
+xdist's own `--dist loadgroup` appends a test's group to its id, which pytest 9.2 no longer allows. So here each worker
+writes the groups of its tests to a file, and the scheduler reads it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from xdist.scheduler import LoadGroupScheduling
+
+ALONE = "alone"
+FOLDER = pytest.StashKey[TemporaryDirectory[str]]()
+FILE = "groups_file"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker where to write the groups of its tests. Called in the process that distributes."""
+    stash = node.config.stash
+    if FOLDER not in stash:
+        stash[FOLDER] = TemporaryDirectory(prefix="apex-groups-")
+        node.config.add_cleanup(stash[FOLDER].cleanup)
+    node.workerinput[FILE] = str(Path(stash[FOLDER].name) / f"{node.gateway.id}.json")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> AloneLast | None:
+    """Use `AloneLast` for `--dist loadgroup`."""
+    return AloneLast(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
+def publish_groups(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
+    """Write the group of each test that has the mark `xdist_group`, by its id. Called in a worker."""
+    workerinput: dict[str, Any] | None = getattr(config, "workerinput", None)
+    if workerinput is None:
+        return
+    groups = {}
+    for item in items:
+        mark = item.get_closest_marker("xdist_group")
+        if mark is not None:
+            groups[item.nodeid] = mark.args[0]
+    Path(workerinput[FILE]).write_text(json.dumps(groups))
+
+
+class AloneLast(LoadGroupScheduling):  # type: ignore[misc] # xdist has no types
+    """Tests of one group go to one worker. The group `ALONE` runs last, when all other workers have ended.
+
+    A worker holds its last test back until it receives another one or the order to shut down. So the
+    workers shut down one by one as the other tests run out, and the last open one gets the group.
+    """
+
+    def schedule(self) -> None:
+        if self.collection is None:
+            folder = Path(self.config.stash[FOLDER].name)
+            first = next(iter(self.registered_collections))
+            self._groups = json.loads((folder / f"{first.gateway.id}.json").read_text())
+        super().schedule()
+
+    def _split_scope(self, nodeid: str) -> str:
+        return str(self._groups.get(nodeid, nodeid))
+
+    def _assign_work_unit(self, node: Any) -> None:
+        if ALONE in self.workqueue:
+            self.workqueue.move_to_end(ALONE)
+            if len(self.workqueue) == 1 and len(self.nodes) > 1:
+                return
+        super()._assign_work_unit(node)
+
+    def _reschedule(self, node: Any) -> None:
+        if list(self.workqueue) != [ALONE] or node.shutting_down:
+            super()._reschedule(node)
+        elif self.nodes == [node]:
+            self._assign_work_unit(node)
+        elif any(not other.shutting_down for other in self.nodes if other is not node):
+            node.shutdown()
+
+    def remove_node(self, node: Any) -> str | None:
+        crashed: str | None = super().remove_node(node)
+        if list(self.workqueue) == [ALONE] and len(self.nodes) == 1:
+            self._reschedule(self.nodes[0])
+        return crashed

@@ -90,7 +90,7 @@ async def test_results_stay_the_same_through_sealing_indexing_and_merging(tmp_pa
             return (await store.stats())["shards"] <= 2  # the merged one and the active one
 
         # The pause leaves the builder some of the processors.
-        await until(merged, "the shards are merged", seconds=60, every=0.05)
+        await until(merged, "the shards are merged", seconds=100, every=0.05)
         await expected.check(store)
         await expected.delete(store, next(iter(expected.points)))
         await expected.check(store)
@@ -134,11 +134,12 @@ async def test_a_killed_builder_is_told_and_harms_nothing(tmp_path: Path) -> Non
         await expected.add(store, SEAL)
         os.kill(await builder_of(process), signal.SIGKILL)
 
-        async def failed() -> bool:
-            return bool((await store.stats())["failures"])
+        async def failed() -> dict[str, int] | None:
+            stats = await store.stats()
+            return stats if stats["failures"] else None
 
-        await until(failed, "the failure is counted", seconds=30)
-        assert (await store.stats())["unindexed"] == SEAL
+        stats = await until(failed, "the failure is counted", seconds=30)
+        assert stats and stats["unindexed"] == SEAL
         await expected.check(store)
         assert "indexing_failed" in process.log()
         process.end(signal.SIGKILL)

@@ -50,7 +50,7 @@ SETTINGS = {
     "SNAPSHOT_SECONDS": "4",
     "GRACE_SECONDS": "5",
 }
-START_SECONDS = 60  # most of it for a machine that others work on, too
+START_SECONDS = 180  # most of it for a machine that others work on, too
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,17 +143,23 @@ def examine() -> Iterator[Finding]:
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:
+    """Yield each volume that data lie on and that is nearly full; a volume of an engine's own has its name."""
     place = settings.data_dir if settings.data_dir.exists() else settings.data_dir.absolute().parent
-    free = shutil.disk_usage(place).free
-    if free < LEAST_DISK:
-        yield Finding(
-            "disk",
-            "bad",
-            f"{free / 1e9:.1f} GB free at {place}",
-            "free space there: engines refuse events when the disk is full",
-        )
-    else:
-        yield Finding("disk", "good", f"{free / 1e9:.0f} GB free")
+    volumes = {place.stat().st_dev: ("disk", place)}
+    for folder in sorted(place.iterdir()) if place == settings.data_dir else ():
+        if folder.is_dir():
+            volumes.setdefault(folder.stat().st_dev, (f"disk of {folder.name}", folder))
+    for name, folder in volumes.values():
+        usage = shutil.disk_usage(folder)
+        if usage.free < min(LEAST_DISK, usage.total / 4):
+            yield Finding(
+                name,
+                "bad",
+                f"{usage.free / 1e9:.1f} GB free at {folder}",
+                "free space there: engines refuse events when the disk is full",
+            )
+        else:
+            yield Finding(name, "good", f"{usage.free / 1e9:.1f} GB free")
 
 
 def _processes(settings: Settings) -> Iterator[Finding]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from apex_memory.model import Document, Event, Priority
+from apex_memory.model import Document, Event, Priority, micros
 from apex_memory.sources.base import InboundRequest, Source
 from apex_memory.sources.hubspot.documents import OBJECT_TYPES, record_event
+from apex_memory.sources.pages import TimeRange
 from apex_memory.sources.payloads import canonical
 from apex_memory.sources.quickbooks import records as quickbooks
 from apex_memory.sources.registry import load
+from apex_memory.sources.samsara.source import Samsara
+from apex_memory.sources.samsara.stats import read_vehicle
 
 AT = datetime(2025, 11, 20, 12, tzinfo=UTC)
 SOURCES = load({})
@@ -857,5 +860,125 @@ RECORDS |= {
                 ("n1", "message", "content"),
             )
         ),
+    ),
+}
+
+
+def _window_event(body: Any) -> Event:
+    """Return the event of the window of a vehicle's points, as the feed returns them."""
+    source = SOURCES["samsara"]
+    assert isinstance(source, Samsara)
+    start = datetime(2025, 11, 1, 14, 0, tzinfo=UTC)
+    sane = TimeRange(start - timedelta(days=1), start + timedelta(days=1))
+    readings, unread = read_vehicle(body, "data[0]", sane, source.window_seconds)
+    assert unread is None
+    return source.aggregate_window(body["id"], start, readings, 1)
+
+
+RECORDS |= {
+    ("sonar", "market_index"): _of(
+        "sonar",
+        "index:OTRI/ATL/2025-11-01",
+        {"index": "OTRI", "qualifier": "ATL", "date": "2025-11-01", "value": 6.42, "unit": "pct"},
+        others={("date",): "2025-11-09"},
+    ),
+    ("sonar", "market_index", "other names"): _of(
+        "sonar",
+        "index:OTRI/ATL/2025-11-01",
+        {
+            "ticker": "OTRI",
+            "granularity": "ATL",
+            "data_timestamp": "2025-11-01T00:00:00",
+            "data_value": 6.42,
+            "granularity_level": "KMA",
+        },
+        others={("data_timestamp",): "2025-11-09T00:00:00"},
+    ),
+    ("sonar", "market_alert"): Record(
+        SOURCES["sonar"],
+        lambda body: replace(
+            event_of("sonar", "alert:1")(body),
+            occurred_at=datetime.fromisoformat(body["timestamp"]),
+            version=micros(datetime.fromisoformat(body["timestamp"])),
+        ),
+        {
+            "type": "alert",
+            "timestamp": "2025-11-01T14:03:20+00:00",
+            "data": {
+                "id": "alr_1",
+                "title": "Rejections jump",
+                "text": "SHP-100045 is on this lane.",
+                "severity": "high",
+                "index": "otri",
+                "qualifier": "atl",
+                "values": {"from": 6.4, "to": 9.1},
+            },
+        },
+        others={("timestamp",): "2025-11-02T14:03:20+00:00"},
+        closed=((),),
+    ),
+    ("samsara", "vehicle_event, address, driver and vehicle"): Record(
+        SOURCES["samsara"],
+        lambda body: replace(
+            event_of("samsara", "event:1")(body), occurred_at=datetime(2025, 11, 1, tzinfo=UTC)
+        ),
+        {
+            "eventId": "5a0c1c7e-01",
+            "eventTime": "2025-11-01T00:00:00+00:00",
+            "eventType": "GeofenceEntry",
+            "orgId": 20001,
+            "webhookId": "1411",
+            "data": {
+                "summary": "Unit 204 entered the yard",
+                "vehicle": {
+                    "id": "281474900000001",
+                    "name": "Unit 204",
+                    "externalIds": {"samsara.vin": "1EXAMPLEVIN000001", "fleet": "F-9"},
+                    "licensePlate": "09999",
+                },
+                "driver": {"id": "88", "name": "Dana Whitfield", "phone": "614-555-0100"},
+                "address": {
+                    "id": "99",
+                    "name": "Main yard",
+                    "formattedAddress": "100 Example Way, Columbus, OH 43215",
+                    "geofence": {"circle": {"radiusMeters": 25}},
+                },
+                "odometerMeters": 12345678,
+            },
+        },
+        others={("eventTime",): "2025-11-02T00:00:00+00:00"},
+        closed=((),),
+    ),
+    ("samsara", "vehicle_window"): Record(
+        SOURCES["samsara"],
+        _window_event,
+        {
+            "id": "281474900000001",
+            "name": "Unit 204",
+            "externalIds": {"samsara.vin": "1EXAMPLEVIN000001"},
+            "gps": [
+                {
+                    "time": "2025-11-01T14:01:20Z",
+                    "latitude": 39.9612,
+                    "longitude": -82.9988,
+                    "headingDegrees": 182,
+                    "speedMilesPerHour": 61.5,
+                    "isEcuSpeed": True,
+                    "reverseGeo": {"formattedLocation": "I-71, Columbus, OH, 43215"},
+                }
+            ],
+            "engineStates": [{"time": "2025-11-01T14:01:18Z", "value": "On"}],
+            "fuelPercents": [{"time": "2025-11-01T14:01:18Z", "value": 71}],
+            "decorations": {"x": 1},
+        },
+        others={
+            ("id",): "281474900000002",
+            ("gps", 0, "time"): "2025-11-01T14:03:20Z",
+            ("engineStates", 0, "time"): "2025-11-01T14:02:18Z",
+            ("fuelPercents", 0, "value"): 44,
+            ("gps", 0, "reverseGeo", "formattedLocation"): "I-71, Qwxz, OH, 43215",
+            ("gps", 0, "latitude"): 38.1,
+            ("gps", 0, "longitude"): -81.1,
+        },
     ),
 }

@@ -19,6 +19,8 @@ from tests.records import RECORDS, Record
 
 WORD = "Qwxz7391"
 FIELDS = {(kind.name, fields.record): fields for kind in classes() for fields in kind.records}
+# A set of X12 has segments, not named fields: test_edi_faults.py tries every element of every segment.
+BY_SAMPLE = [name for name in FIELDS if name[0] != "edi"]
 LEAVES = [(name, path) for name, record in RECORDS.items() for path in record.leaves()]
 
 
@@ -74,7 +76,7 @@ def rule_of(fields: RecordFields, path: str) -> tuple[str, bool]:
     return "text", False
 
 
-@pytest.mark.parametrize("name", FIELDS, ids="/".join)
+@pytest.mark.parametrize("name", BY_SAMPLE, ids="/".join)
 def test_every_kind_of_record_has_a_full_sample(name: tuple[str, str]) -> None:
     samples = [record for other, record in RECORDS.items() if other[:2] == name]
     paths = {plain(path) for sample in samples for path in sample.leaves()}

@@ -364,6 +364,14 @@ def test_s6_a_reference_gives_the_number_that_is_missing() -> None:
     assert refused.version < corrected.version
 
 
+def test_s6_a_set_that_names_nothing_has_to_be_discarded_once_corrected() -> None:
+    bad = TENDER.replace("*SHP-100045**PP", "***PP")
+    (known,) = events(file("SM", bad))
+    assert "discard" not in json.loads(known.payload)["remedy"], "its correction closes it"
+    (unknown,) = events(file("SM", bad.replace("L11*SHP-100045*BM~", "L11*X1*ZZ~")))
+    assert "discard this" in json.loads(unknown.payload)["remedy"]
+
+
 def test_s6_sets_that_name_nothing_have_a_key_each() -> None:
     bad = TENDER.replace("*SHP-100045**PP", "***PP").replace("L11*SHP-100045*BM~", "L11*X1*ZZ~")
     other = bad.replace("SAMPLE RETAIL", "OTHER RETAIL")

@@ -196,7 +196,9 @@ def test_an_index_value() -> None:
 def test_fields_are_read_whatever_their_case(record: dict[str, Any]) -> None:
     (event,) = received({**MESSAGE, "data": record})
     assert event.doc_key == "index:OTRI/ATL/2025-11-01"
-    assert KEYED.document(event).text.endswith("Value: 6.42")
+    assert KEYED.document(event).text.startswith(
+        "Index: OTRI Outbound Tender Reject Index\nMarket: ATL\nDate: 2025-11-01\nValue: 6.42"
+    )
     assert json.loads(event.payload) == record  # kept as it came
 
 
@@ -219,7 +221,7 @@ def test_an_alert() -> None:
     assert event.doc_key == "alert:alr_1"
     document = KEYED.document(event)
     assert document.text == (
-        "Alert: Rejections jump\nIndex: otri\nQualifier: atl\nSeverity: high\n\nSHP-100045 is on this lane."
+        "Alert: Rejections jump\nId: alr_1\nIndex: otri\nNested: 1\nQualifier: atl\nSeverity: high\n\nSHP-100045 is on this lane."
     )
     assert (document.kind, document.occurred_at) == ("market_alert", datetime(2025, 11, 1, 14, 3, 20, tzinfo=UTC))  # fmt: skip
     assert document.assertions == (Assertion(predicate="of", object="index:OTRI/ATL"),)
@@ -423,7 +425,7 @@ async def test_a_broken_record_stops_no_other_and_a_missing_series_no_other(desk
 async def test_an_answer_without_records_is_named(desk: Desk, answer: object) -> None:
     async with desk() as ward:
         ward.shelf.held["OTRI/USA"] = answer
-        with pytest.raises(Rejected, match="no list of records") as refused:
+        with pytest.raises(Rejected, match="not a list of records") as refused:
             await ward.pull()
         assert refused.value.remedy
 

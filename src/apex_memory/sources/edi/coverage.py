@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from apex_memory.sources.edi.x12.fields import unattached_segments
 from apex_memory.sources.edi.x12.segments import Segment
+from apex_memory.sources.fields import RecordFields
 
 _COMMON: Mapping[str, Sequence[int]] = {
     "L11": (1, 2, 3),
@@ -89,6 +90,25 @@ LEFT_OUT: Mapping[str, Sequence[int]] = {
     "AK4": (2,),
 }
 """By segment: the places that hold a counter or a code which only tells how to read a neighbour."""
+
+
+def set_fields(set_id: str) -> RecordFields:
+    """Return the elements of a set for the reference page: a row for each segment, such as `B2 02 04 06`."""
+    shown = SHOWN[set_id]
+    return RecordFields(
+        f"set {set_id}",
+        shown={_elements(segment, places): "text" for segment, places in shown.items()},
+        left_out={
+            _elements(segment, places): "counters, and codes that tell how to read a neighbour"
+            for segment, places in LEFT_OUT.items()
+            if segment in shown or segment in ("ST", "SE")
+        },
+        note="Segments with the places of their elements. Numbers, parties, dates, amounts and states are asserted too.",
+    )
+
+
+def _elements(segment: str, places: Sequence[int]) -> str:
+    return " ".join([segment, *(f"{place:02}" for place in places)])
 
 
 def remaining_lines(set_id: str, segments: Sequence[Segment]) -> Iterator[str]:

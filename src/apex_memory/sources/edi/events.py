@@ -16,6 +16,7 @@ from apex_memory.sources.edi.identity import (
     document_key,
     document_version,
     is_cancel,
+    names_nothing,
     occurred_at,
     shorten,
     tender_key,
@@ -161,6 +162,10 @@ def _refused_event(event: Event, checked: CheckedSet, *, acknowledged: bool) -> 
     """Return the dead letter of a set, under the set's own keys, so that its correction supersedes it."""
     item, reason = checked.set, checked.verdict.reason
     remedy = "ask the partner to correct it and send it again"
+    if names_nothing(event.doc_key):
+        remedy += (
+            ", then discard this: it names nothing by which its correction could be recognised"
+        )
     if acknowledged and checked.envelope.group.header:
         remedy += "; the 997 names the errors"
     refusal = Rejected(

@@ -34,6 +34,8 @@ TEST_PREFIX = "test:"
 LONGEST_KEY = 300  # characters; of a longer key the first 200 and a hash remain
 _PURPOSE_ORDER = {"00": 0, "04": 1, "05": 1, "01": 2}
 """Order of 204s without an envelope, by B2A01."""
+_UNIDENTIFIED = "unidentified"
+"""Begins the keys of sets that name nothing."""
 _NUMBER_REFERENCES = ("BM", "LO", "SI", "CR")
 """Reference qualifiers under which shippers repeat the shipment's number, the likeliest first."""
 
@@ -108,6 +110,11 @@ def document_key(segments: Sequence[Segment], envelope: Envelope) -> str:
     return _join(*_key_parts(segments, envelope))
 
 
+def names_nothing(key: str) -> bool:
+    """Return whether the key of a set is its content, because the set has neither a number nor a reference that repeats it."""
+    return key.startswith(f"{_UNIDENTIFIED}:")
+
+
 def _key_parts(segments: Sequence[Segment], envelope: Envelope) -> tuple[str, ...]:
     set_id = element(segments[0], 1)
     match set_id:
@@ -129,7 +136,7 @@ def _key_parts(segments: Sequence[Segment], envelope: Envelope) -> tuple[str, ..
             return _content_parts("other", segments, envelope)
     if number:
         return (kind, carrier, number)
-    return _content_parts("unidentified", segments, envelope)
+    return _content_parts(_UNIDENTIFIED, segments, envelope)
 
 
 def _number(segments: Sequence[Segment]) -> str:
@@ -153,7 +160,7 @@ def _status_report_parts(segments: Sequence[Segment], envelope: Envelope) -> tup
     pro = element(first_segment(segments, "B10"), 1)
     number = shipment_number(segments)
     if not number and not pro:
-        return _content_parts("unidentified", segments, envelope)
+        return _content_parts(_UNIDENTIFIED, segments, envelope)
     about = {f"{qualifier}={value}".upper() for qualifier, value in _references(segments)}
     statuses = parse_statuses(segments)
     if not all(status.city or status.position for status in statuses):

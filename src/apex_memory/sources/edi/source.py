@@ -20,6 +20,7 @@ from apex_memory.sources.base import (
     Sample,
     SourceSettings,
 )
+from apex_memory.sources.edi.coverage import SHOWN, set_fields
 from apex_memory.sources.edi.documents import set_document
 from apex_memory.sources.edi.events import (
     PRIORITY,
@@ -34,6 +35,7 @@ from apex_memory.sources.edi.pickup import pull_archive, pull_inbound
 from apex_memory.sources.edi.settings import EdiSettings
 from apex_memory.sources.edi.x12.envelope import Interchange
 from apex_memory.sources.edi.x12.replies import build_reply
+from apex_memory.sources.fields import RecordFields
 from apex_memory.sources.http import VendorClient
 from apex_memory.sources.pages import InboundFile, Page, PullContext, UnpackedFile
 from apex_memory.sources.payloads import parse_json, parse_object, sample
@@ -64,6 +66,7 @@ class Edi(FileSource[EdiSettings]):
     max_body_bytes: ClassVar[int] = 20_000_000
     poll_seconds: ClassVar[float] = 60
     Settings: ClassVar[type[SourceSettings]] = EdiSettings
+    records: ClassVar[Sequence[RecordFields]] = tuple(map(set_fields, SHOWN))
 
     @property
     def missing_settings(self) -> str:

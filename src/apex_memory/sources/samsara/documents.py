@@ -11,7 +11,7 @@ from typing import Any
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, micros
-from apex_memory.sources.fields import as_words, labelled, remaining_lines
+from apex_memory.sources.fields import RecordFields, as_words, labelled, remaining_lines
 from apex_memory.sources.payloads import (
     as_mapping,
     as_string,
@@ -35,6 +35,22 @@ _ROLES = {
     "geofence": "location",
 }
 _HERE = ("geofenceentry", "routestoparrival")  # after these the vehicle is at that place
+
+EVENT_FIELDS = RecordFields(
+    "vehicle_event, address, driver and vehicle",
+    shown={
+        "eventId": "text",
+        "eventType": "text metadata",
+        "eventTime": "text time",
+        "data.summary": "title text",
+    },
+    left_out={
+        "orgId": "the organisation of the token",
+        "webhookId": "names the subscription, not the event",
+    },
+    note="Vehicles, drivers and places anywhere in an event are asserted too. The older envelope has `eventMs` and `event`. "
+    "A list of more than three bare numbers, such as the corners of an area, is shown by its length.",
+)
 
 
 def iso(at: datetime) -> str:
@@ -141,7 +157,12 @@ def event_document(event: WebhookEvent) -> Document:
         event.data.get("alertConditionDescription")
     )
     label = " ".join(summary.split()) or as_words(event.type)
-    head = {"Event": label, "At": f"{event.at:%Y-%m-%d %H:%M:%S} UTC"}
+    head = {
+        "Event": label,
+        "At": f"{event.at:%Y-%m-%d %H:%M:%S} UTC",
+        "Event type": event.type,
+        "Event id": event.id,
+    }
     lines = remaining_lines(event.data, shown=("summary",) if summary else ())
     return Document(
         kind=event.record or "vehicle_event",

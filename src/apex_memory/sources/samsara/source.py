@@ -19,15 +19,22 @@ from apex_memory.sources.base import (
     SourceSettings,
     StreamSource,
 )
+from apex_memory.sources.fields import RecordFields
 from apex_memory.sources.pages import Page, PullContext, Reading
 from apex_memory.sources.payloads import canonical, parse_json, parse_object, sample
 from apex_memory.sources.samsara.api import SamsaraApi
-from apex_memory.sources.samsara.documents import WebhookEvent, event_document, iso
+from apex_memory.sources.samsara.documents import (
+    EVENT_FIELDS,
+    WebhookEvent,
+    event_document,
+    iso,
+)
 from apex_memory.sources.samsara.pull import StatsPull
 from apex_memory.sources.samsara.settings import SamsaraSettings
 from apex_memory.sources.samsara.stats import (
     PRIORITY,
     SOURCE,
+    WINDOW_FIELDS,
     WINDOW_SECONDS,
     summarise,
     window_document,
@@ -51,6 +58,7 @@ class Samsara(StreamSource[SamsaraSettings]):
     priority: ClassVar[Priority] = PRIORITY
     pattern: ClassVar[Pattern] = Pattern.STREAM
     Settings: ClassVar[type[SourceSettings]] = SamsaraSettings
+    records: ClassVar[Sequence[RecordFields]] = (EVENT_FIELDS, WINDOW_FIELDS)
     poll_seconds: ClassVar[float] = 5  # the least that Samsara asks for
     window_seconds: ClassVar[int] = WINDOW_SECONDS
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Priority
-from apex_memory.sources.fields import labelled
+from apex_memory.sources.fields import RecordFields, labelled
 from apex_memory.sources.pages import Reading, TimeRange
 from apex_memory.sources.payloads import (
     as_mapping,
@@ -36,6 +36,31 @@ VEHICLE = "vehicle"
 """Kind of the reading with a vehicle's name and VIN: one per window, at the window's start."""
 MAX_PLACES = 8  # in a window's document
 MAX_PLACE = 300  # characters of a place
+
+WINDOW_FIELDS = RecordFields(
+    "vehicle_window",
+    shown={
+        "id": "metadata assertion",
+        "name": "title text metadata assertion",
+        "externalIds": "assertion",
+        "gps.time": "text time",
+        "gps.latitude": "metadata",
+        "gps.longitude": "metadata",
+        "gps.speedMilesPerHour": "text",
+        "gps.reverseGeo.formattedLocation": "title text assertion",
+        "engineStates.time": "text",
+        "engineStates.value": "text metadata assertion",
+        "fuelPercents.value": "text",
+    },
+    left_out={
+        "gps.headingDegrees": "of every point",
+        "gps.isEcuSpeed": "of every point",
+        "fuelPercents.time": "of every point",
+        "decorations": "not fetched",
+    },
+    others_in_text=False,
+    note="A window sums up the points of five minutes. Each point is kept as it came for `reading_days`.",
+)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -1,4 +1,4 @@
-"""SONAR's calls: a token for a user's password, and the values of a series. They stop at once when SONAR wants it."""
+"""Calls to SONAR: a token for a user's password, and the values of a series. A block by SONAR stops them at once."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from apex_memory.sources.auth import OAuth, Token
 from apex_memory.sources.http import VendorClient, retry_after
 from apex_memory.sources.payloads import parse_json, parse_object
 from apex_memory.sources.sonar.documents import records_of
+from apex_memory.sources.sonar.settings import SonarSettings
 
-TOKEN_DAYS = 30  # after which a new one is asked for; the vendor's last a year
+TOKEN_DAYS = 30  # after which a new token is fetched; SONAR's are valid for a year
 
 
 class Blocked(RetryLater):
-    """SONAR refuses to answer for a while. Asking on makes it longer."""
+    """SONAR refuses calls for a while. Further calls prolong the block."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One call: a series (`OTRI/ATL`), from a day to a day, both included."""
+    """One call: a series (`OTRI/ATL`) and its first and last day, both inclusive."""
 
     series: str
     first: date
@@ -36,44 +37,43 @@ class Step:
         return f"{self.series} {self.first}"
 
 
-class Api:
-    """SONAR's calls. They never go on after 429 or 451: that would block us for longer."""
+class SonarApi:
+    """SONAR's API. A response of 429 or 451 ends the calls: more of them would prolong the block."""
 
-    def __init__(self, link: VendorClient, settings: Any) -> None:
+    def __init__(self, link: VendorClient, settings: SonarSettings) -> None:
         self._link, self._settings = link, settings
         self._base = settings.base_url.rstrip("/")
         self._auth = OAuth(link.tokens, "sonar", self._token)
 
     async def values(self, step: Step) -> list[object]:
-        """The records of a series in these days."""
+        """Return the records of a series in these days."""
         index, _, qualifier = step.series.partition("/")
-        path = "/".join(quote(one, safe="") for one in (index, qualifier))
+        path = "/".join(quote(part, safe="") for part in (index, qualifier))
         url = f"{self._base}/data/{path}/{step.first}/{step.last}"
-        answer = await self._call("GET", url, auth=self._auth)
-        return records_of(parse_json(answer.content, "answer"))
+        response = await self._call("GET", url, auth=self._auth)
+        return records_of(parse_json(response.content, "response"))
 
     async def _token(self, spent: Token | None) -> Token:
-        known = self._settings
-        body = {"username": known.username, "password": known.password.get_secret_value()}
-        answer = await self._call("POST", f"{self._base}/Credential/authenticate", json=body)
-        told = {name.lower(): value for name, value in parse_object(answer.content).items()}
-        token = told.get("token")
+        settings = self._settings
+        body = {"username": settings.username, "password": settings.password.get_secret_value()}
+        response = await self._call("POST", f"{self._base}/Credential/authenticate", json=body)
+        fields = {name.lower(): value for name, value in parse_object(response.content).items()}
+        token = fields.get("token")
         if not isinstance(token, str) or not token:
             raise Unauthorized(
-                "sonar: no token in the answer to our credentials",
+                "sonar: the response to the credentials has no token",
                 remedy="check username and password under [sources.sonar]",
             )
         return Token(token, expires_at=now() + timedelta(days=TOKEN_DAYS))
 
     async def _call(self, method: str, url: str, **request: Any) -> httpx2.Response:
-        answer = await self._link.call(method, url, accept=(429, 451), **request)
-        if answer.status_code not in (429, 451):
-            return answer
-        context = retry_after(answer.headers.get("retry-after")) or 0.0
-        block: float = self._settings.block_seconds
-        short = answer.status_code == 429 and context > 0
+        response = await self._link.call(method, url, accept=(429, 451), **request)
+        if response.status_code not in (429, 451):
+            return response
+        stated = retry_after(response.headers.get("retry-after")) or 0.0
+        is_short = response.status_code == 429 and stated > 0
         raise Blocked(
-            f"sonar: SONAR answers {answer.status_code}: too many calls",
-            after=context if short else max(context, block),
-            remedy="nothing to do: it is asked again when the block is over; poll fewer series if it comes back",
+            f"sonar: SONAR responds with status {response.status_code}: too many calls",
+            after=stated if is_short else max(stated, self._settings.block_seconds),
+            remedy="Apex continues after the block; poll fewer series if it returns",
         )

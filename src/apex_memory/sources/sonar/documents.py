@@ -1,4 +1,4 @@
-"""What SONAR and its relay say: index values and alerts, read whatever the case of their fields, and told as documents."""
+"""SONAR's index values and alerts, read whatever the case of their field names, and their documents."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document
+from apex_memory.sources.fields import RecordFields, labelled, remaining_lines
 from apex_memory.sources.payloads import (
     as_mapping,
     as_string,
@@ -33,12 +34,38 @@ NAMES = {
 }
 _INDEX, _QUALIFIER = ("index", "ticker"), ("qualifier", "granularity")
 _DATE, _VALUE = ("date", "data_timestamp"), ("value", "data_value")
+VALUE_FIELDS = RecordFields(
+    "market_index",
+    shown={
+        "index": "title text metadata assertion",
+        "ticker": "title text metadata assertion",
+        "qualifier": "title text metadata assertion",
+        "granularity": "title text metadata assertion",
+        "date": "title text metadata time",
+        "data_timestamp": "title text metadata time",
+        "value": "title text metadata assertion",
+        "data_value": "title text metadata assertion",
+    },
+    note="Names in any case. `ticker`, `granularity`, `data_timestamp` and `data_value` stand for the names above them.",
+)
+ALERT_FIELDS = RecordFields(
+    "market_alert",
+    shown={
+        "timestamp": "version time",
+        "data.title": "title text",
+        "data.text": "text",
+        "data.index": "text metadata assertion",
+        "data.qualifier": "text metadata assertion",
+        "data.severity": "text metadata",
+    },
+    left_out={"type": "`alert`"},
+)
 _LANE = re.compile(r"([A-Z]{3})([A-Z]{3})")
 
 
 @dataclass(frozen=True, slots=True)
-class Value:
-    """One index, at one place or lane, on one day. `number` None: the value was withdrawn, or is not out yet."""
+class IndexValue:
+    """One index, at one place or lane, on one day. `number` is None if the value was withdrawn, or is not published yet."""
 
     index: str
     qualifier: str
@@ -55,13 +82,19 @@ class Value:
 
     @property
     def shown(self) -> str:
+        """The value as text, with up to 15 digits; empty without one."""
         return "" if self.number is None else f"{self.number:.15g}"
 
     @classmethod
-    def read(cls, record: object) -> Value:
-        """Raises `Rejected` with the field that cannot be read. Field names are not verified: several are known."""
+    def read(cls, record: object) -> IndexValue:
+        """Return the value in a record. Raises `Rejected` with the field that cannot be read.
+
+        SONAR's field names are not verified: several are accepted.
+        """
         if not isinstance(record, dict):
-            raise Rejected("record: expected an object", remedy="is this a value of SONAR?")
+            raise Rejected(
+                "record: expected an object", remedy="check that this is a value of SONAR"
+            )
         fields = _folded(record)
         number = _first(fields, _VALUE)
         return cls(
@@ -72,33 +105,37 @@ class Value:
         )
 
 
-def completed(record: object, index: str, qualifier: str) -> object:
-    """The record, with index and place as they were asked for where it does not name them itself."""
+def with_series(record: object, index: str, qualifier: str) -> object:
+    """Return the record, with the index and place of the request where it does not name them itself."""
     if not isinstance(record, dict):
         return record
     fields = _folded(record)
-    context = {"index": (_INDEX, index), "qualifier": (_QUALIFIER, qualifier)}
-    added = {name: value for name, (known, value) in context.items() if not as_string(_first(fields, known))}  # fmt: skip
-    return {**record, **added}
+    completed = dict(record)
+    if not as_string(_first(fields, _INDEX)):
+        completed["index"] = index
+    if not as_string(_first(fields, _QUALIFIER)):
+        completed["qualifier"] = qualifier
+    return completed
 
 
-def records_of(answer: object) -> list[object]:
-    """The records in an answer: a list, or an object with one list of records in it."""
-    if isinstance(answer, list):
-        return answer
-    lists = [value for value in as_mapping(answer).values() if isinstance(value, list)]
+def records_of(body: object) -> list[object]:
+    """Return the records in a response: a list, or an object with one list of records in it. Raises `Rejected`."""
+    if isinstance(body, list):
+        return body
+    lists = [value for value in as_mapping(body).values() if isinstance(value, list)]
     if len(lists) != 1:
         raise Rejected(
-            "sonar: the answer is no list of records",
-            remedy="has the API changed? See docs/howto/sources/sonar.md",
+            "sonar: the response is not a list of records",
+            remedy="see docs/howto/sources/sonar.md for the forms that are read",
         )
     return list(sequence(lists[0]))
 
 
-def value_document(value: Value) -> Document:
-    """A `market_index`; gone where the value was withdrawn."""
+def value_document(value: IndexValue, record: Mapping[str, Any]) -> Document:
+    """Return the `market_index` of a value, or its delete where the value was withdrawn."""
     if value.number is None:
         return Document(kind="market_index", title="", occurred_at=value.at, deleted=True)
+    known = [name for name in record if name.lower() in VALUE_FIELDS.shown]
     lane = _LANE.fullmatch(value.qualifier)
     lines = {
         "Index": " ".join(filter(None, [value.index, NAMES.get(value.index)])),
@@ -112,7 +149,7 @@ def value_document(value: Value) -> Document:
         kind="market_index",
         title=f"{value.index} {value.qualifier} {value.day}: {value.shown}",
         occurred_at=value.at,
-        text=_text(lines),
+        text="\n".join([labelled(lines), *remaining_lines(record, shown=known)]),
         assertions=(
             Assertion(predicate="of", object=series),
             Assertion(predicate="value", value=value.shown),
@@ -132,33 +169,32 @@ def value_document(value: Value) -> Document:
 
 
 def alert_document(body: Mapping[str, Any], at: datetime) -> Document:
-    """A `market_alert`: title and text, and every other plain field as a line."""
+    """Return the `market_alert` of a relay's message: its title and text, and every other field in a line of its own."""
     data = as_mapping(body.get("data"))
-    said = {
-        name: " ".join(str(value).split())
-        for name, value in data.items()
-        if isinstance(value, str | int | float) and not isinstance(value, bool)
-    }
-    title, text = said.pop("title", "") or "Market alert", as_string(data.get("text")).strip()
-    lines = {
-        name.replace("_", " ").capitalize(): value
-        for name, value in said.items()
-        if name not in ("id", "text")
-    }
-    index, qualifier = said.get("index", "").upper(), said.get("qualifier", "").upper()
+    title = _one_line(data.get("title")) or "Market alert"
+    text = as_string(data.get("text")).strip()
+    lines = [labelled({"Alert": title}), *remaining_lines(data, shown=("title", "text"))]
+    index, qualifier = (
+        _one_line(data.get("index")).upper(),
+        _one_line(data.get("qualifier")).upper(),
+    )
     series = f"index:{index}/{qualifier}" if index and qualifier else ""
+    metadata = {name: _one_line(data.get(name)) for name in ("index", "qualifier", "severity")}
     return Document(
         kind="market_alert",
         title=title,
         occurred_at=at,
-        text=_text({"Alert": title, **lines}) + (f"\n\n{text}" if text else ""),
+        text="\n".join(lines) + (f"\n\n{text}" if text else ""),
         assertions=(Assertion(predicate="of", object=series),) if series else (),
-        metadata={name: said[name] for name in ("index", "qualifier", "severity") if name in said},
+        metadata={name: value for name, value in metadata.items() if value},
     )
 
 
-def _text(lines: Mapping[str, str]) -> str:
-    return "\n".join(f"{name}: {value}" for name, value in lines.items() if value)
+def _one_line(value: object) -> str:
+    """Return a text or a number as one line, empty for anything else."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    return " ".join(as_string(value).split())
 
 
 def _folded(record: Mapping[str, Any]) -> dict[str, Any]:

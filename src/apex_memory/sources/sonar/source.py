@@ -1,6 +1,6 @@
 """SONAR: freight market indexes, polled from FreightWaves' API; values and alerts also through a signed relay.
 
-The vendor itself sends no webhooks: a relay is a program of the user or a partner that signs by Standard Webhooks.
+FreightWaves sends no webhooks: a relay is a program of the user or a partner that signs by Standard Webhooks.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from apex_memory.sources.base import (
     Sample,
     SourceSettings,
 )
+from apex_memory.sources.fields import RecordFields
 from apex_memory.sources.pages import Page, PullContext
 from apex_memory.sources.payloads import (
     as_mapping,
@@ -44,18 +45,20 @@ from apex_memory.sources.signatures import (
     from_base64,
     signature_matches,
 )
-from apex_memory.sources.sonar.api import Api, Blocked, Step
+from apex_memory.sources.sonar.api import Blocked, SonarApi, Step
 from apex_memory.sources.sonar.documents import (
-    Value,
+    ALERT_FIELDS,
+    VALUE_FIELDS,
+    IndexValue,
     alert_document,
-    completed,
     value_document,
+    with_series,
 )
 from apex_memory.sources.sonar.settings import FIRST_DAYS, SonarSettings, relay_key
 
-MOST_RECORDS = 1_000  # in one message of the relay
-CHUNK_DAYS = 366  # fetched with one call of a backfill
-SHORT_WAIT = 2.0  # seconds that a pull waits by itself
+MAX_RECORDS = 1_000  # in one message of the relay
+CHUNK_DAYS = 366  # of one call of a backfill
+SHORT_WAIT = 2.0  # longest rest of a block that a pull waits for, in seconds
 
 
 class Sonar(PulledSource[SonarSettings]):
@@ -66,44 +69,56 @@ class Sonar(PulledSource[SonarSettings]):
     priority: ClassVar[Priority] = Priority.P2
     pattern: ClassVar[Pattern] = Pattern.POLL
     poll_seconds: ClassVar[float] = 21_600
-    # At most 80 in any minute, of the vendor's 100: 40 at once, and as many again in the minute after.
+    # At most 80 in any minute, of SONAR's 100: 40 at once, and as many again in the minute after.
     rate_limit: ClassVar[tuple[float, float]] = (40, 60)
     Settings: ClassVar[type[SourceSettings]] = SonarSettings
+    records: ClassVar[Sequence[RecordFields]] = (VALUE_FIELDS, ALERT_FIELDS)
 
     @property
     def missing_settings(self) -> str:
         """The first of user, password and series that is not set."""
-        known = self.settings
-        given = {"username": known.username, "password": known.password.get_secret_value(), "series": known.series}  # fmt: skip
-        return next((name for name, value in given.items() if not value), "")
+        settings = self.settings
+        needed = {
+            "username": settings.username,
+            "password": settings.password.get_secret_value(),
+            "series": settings.series,
+        }
+        return next((name for name, value in needed.items() if not value), "")
 
     @property
     def signature_headers(self) -> Sequence[str]:
         return ("webhook-signature",)
 
     def receive(self, request: InboundRequest) -> Received:
-        """`index.value` with a record or a list of them, or an `alert`; see docs/howto/sources/sonar.md."""
+        """Return the events of an `index.value`, with a record or a list of them, or of an `alert`.
+
+        docs/howto/sources/sonar.md has the form of a message.
+        """
         id = self._verify(request)
         body = parse_object(request.body)
         kind, data = as_string(body.get("type")), body.get("data")
-        said = parse_datetime(body.get("timestamp"), "timestamp")
-        at = min(said, request.received_at)  # a clock that runs ahead must not hide what follows
+        stated = parse_datetime(body.get("timestamp"), "timestamp")
+        at = min(
+            stated, request.received_at
+        )  # a clock that runs ahead must not hide later messages
         if kind == "alert" and isinstance(data, dict):
             return Received([self._alert(id, at, body, data)])
         if kind == "index.value" and isinstance(data, dict):
             return Received([self._value(id, at, data)])
-        if kind == "index.value" and isinstance(data, list) and 0 < len(data) <= MOST_RECORDS:
-            return Received([self._kept(f"{id}#{n}", at, one) for n, one in enumerate(data)])
+        if kind == "index.value" and isinstance(data, list) and 0 < len(data) <= MAX_RECORDS:
+            return Received(
+                [self._value_or_malformed(f"{id}#{n}", at, record) for n, record in enumerate(data)]
+            )
         raise Rejected(
             "type, data: expected an alert, or an index.value with 1 to 1,000 records",
             remedy="see docs/howto/sources/sonar.md for the form of a message",
         )
 
     async def pull(self, context: PullContext) -> AsyncIterator[Page]:
-        """Each series once; what is new in it or restated. Once SONAR refuses, nothing is asked until the block is over."""
+        """Yield a page for each series, with its new and restated values. After a block by SONAR no call is made until it ends."""
         state = _State.read(context.cursor)
         await state.wait()
-        api = Api(context.link, self.settings)
+        api = SonarApi(context.link, self.settings)
         failed: list[ApexError] = []
         for step in self._steps(state, context):
             try:
@@ -113,12 +128,12 @@ class Sonar(PulledSource[SonarSettings]):
                 state = replace(state, until=micros(now()) + int(error.after * 1_000_000))
                 yield Page(cursor=state.cursor())
                 break
-            except Rejected as error:  # an index that is not there; the others are
+            except Rejected as error:  # such as an unknown index: the other series go on
                 failed.append(error)
                 continue
-            # A backfill tells again what it finds: it remembers its steps, not values.
+            # A backfill stores all values again: it remembers its steps, not values.
             seen = state.seen.get(step.series, {}) if context.window is None else {}
-            events, seen = self._news(step, records, seen)
+            events, seen = self._changes(step, records, seen)
             if context.window is None:
                 state = replace(state, seen={**state.seen, step.series: seen})
             else:
@@ -128,11 +143,11 @@ class Sonar(PulledSource[SonarSettings]):
             raise failed[0]
 
     def document(self, event: Event) -> Document:
-        """A `market_index` of one day, or a `market_alert`."""
+        """Return the `market_index` of one day, or a `market_alert`."""
         body = parse_object(event.payload)
         if event.doc_key.startswith("alert:"):
             return alert_document(body, event.occurred_at)
-        return value_document(Value.read(body))
+        return value_document(IndexValue.read(body), body)
 
     def samples(self) -> Sequence[Sample]:
         return [
@@ -141,7 +156,7 @@ class Sonar(PulledSource[SonarSettings]):
         ]
 
     def sign(self, body: bytes, at: datetime) -> Mapping[str, str]:
-        """A relay's headers. The id is made of the body: the same message again has the same."""
+        """Return a relay's headers. The id is made of the body, so that a repeated message has the same one."""
         secrets = self.settings.relay_secrets
         if not secrets:
             raise Misconfigured(
@@ -152,7 +167,7 @@ class Sonar(PulledSource[SonarSettings]):
         return {"webhook-id": id, "webhook-timestamp": stamp, "webhook-signature": f"v1,{made}"}
 
     def _verify(self, request: InboundRequest) -> str:
-        """The message's id."""
+        """Return the message's id. Raises `Unauthorized` for a message that the relay did not sign."""
         secrets = self.settings.relay_secrets
         if not secrets:
             raise Unauthorized(
@@ -165,10 +180,10 @@ class Sonar(PulledSource[SonarSettings]):
         if not (id.isascii() and re.fullmatch(r"[0-9]{1,12}", stamp, re.ASCII)):
             raise Unauthorized(
                 "webhook-id or webhook-timestamp is missing or wrong",
-                remedy="the relay must send what Standard Webhooks demands",
+                remedy="the relay must send the headers of Standard Webhooks",
             )
-        wanted = [_digest(secret, id, stamp, request.body) for secret in secrets]
-        if not signature_matches(wanted, *map(_decoded, given.split(" ")[:10])):
+        expected = [_digest(secret, id, stamp, request.body) for secret in secrets]
+        if not signature_matches(expected, *map(_decoded, given.split(" ")[:10])):
             raise Unauthorized(
                 "webhook-signature does not fit the body",
                 remedy="compare sources.sonar.relay_secrets with the secret that the relay signs with",
@@ -182,11 +197,11 @@ class Sonar(PulledSource[SonarSettings]):
         return self._event(id, f"alert:{key}", at, at, canonical(body))
 
     def _value(self, id: str, at: datetime, record: object) -> Event:
-        value = Value.read(record)
+        value = IndexValue.read(record)
         return self._event(id, value.key, at, value.at, canonical(record))
 
-    def _kept(self, id: str, at: datetime, record: object) -> Event:
-        """The event of a record among others: one that cannot be read stops none of them."""
+    def _value_or_malformed(self, id: str, at: datetime, record: object) -> Event:
+        """Return the event of one record of many; of a record that cannot be read, the event that becomes a dead letter."""
         try:
             return self._value(id, at, record)
         except Rejected as error:
@@ -197,26 +212,23 @@ class Sonar(PulledSource[SonarSettings]):
             source=self.name,
             event_id=id,
             doc_key=key,
-            version=micros(seen),  # SONAR numbers no versions: what was seen last holds
+            version=micros(seen),  # SONAR has no versions: the value seen last is the newest
             occurred_at=at,
             payload=payload,
             priority=self.priority,
         )
 
     def _steps(self, state: _State, context: PullContext) -> list[Step]:
-        """The calls to make: each series from where it was last read, or a backfill's days in parts."""
+        """Return the calls to make: each series from its last read day on, or a backfill's days in parts."""
         if context.window is None:
             return [self._step(series, state) for series in map(str.upper, self.settings.series)]
         first, last = context.window.since.date(), context.window.until.date()
         starts = range(0, (last - first).days + 1, CHUNK_DAYS)
-        parts = [
-            (
-                first + timedelta(days=n),
-                min(last, first + timedelta(days=n + CHUNK_DAYS - 1)),
-            )
-            for n in starts
-        ]
-        steps = [Step(one.upper(), *part) for one in self.settings.series for part in parts]
+        steps: list[Step] = []
+        for series in self.settings.series:
+            for n in starts:
+                end = min(last, first + timedelta(days=n + CHUNK_DAYS - 1))
+                steps.append(Step(series.upper(), first + timedelta(days=n), end))
         return [step for step in steps if step.name not in state.done]
 
     def _step(self, series: str, state: _State) -> Step:
@@ -228,22 +240,24 @@ class Sonar(PulledSource[SonarSettings]):
             first = self.settings.since or today - timedelta(days=FIRST_DAYS)
         return Step(series, first, max(first, today))
 
-    def _news(
+    def _changes(
         self, step: Step, records: Sequence[object], seen: Mapping[str, str]
     ) -> tuple[list[Event], dict[str, str]]:
-        """Events for values that differ from what was seen last, and what is seen now."""
+        """Return the events of values that differ from those seen last, and the values seen now by day."""
         index, _, qualifier = step.series.partition("/")
         began, events, known = now(), [], dict(seen)
         for n, raw in enumerate(records):
-            record = completed(raw, index, qualifier)
-            at = began + timedelta(microseconds=n)  # a day that is told twice: the second holds
+            record = with_series(raw, index, qualifier)
+            at = began + timedelta(
+                microseconds=n
+            )  # of a day that occurs twice the second value counts
             try:
-                value = Value.read(record)
+                value = IndexValue.read(record)
             except Rejected as error:
                 events.append(malformed_event(self.name, record, error, at, self.priority))
                 continue
-            told = f"{value.index}/{value.qualifier}"
-            name = value.day.isoformat() + (f" {told}" if told != step.series else "")
+            series = f"{value.index}/{value.qualifier}"
+            name = value.day.isoformat() + (f" {series}" if series != step.series else "")
             if known.get(name, "") != value.shown:
                 id = f"{value.key}@{micros(at)}"
                 events.append(self._event(id, value.key, at, value.at, canonical(record)))
@@ -255,7 +269,7 @@ class Sonar(PulledSource[SonarSettings]):
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """The cursor: the values last seen of each series by day, until when SONAR blocks (µs), what a backfill has done."""
+    """The cursor: each series' values seen last by day, the end of a block in microseconds since 1970, a backfill's done steps."""
 
     seen: Mapping[str, Mapping[str, str]]
     until: int
@@ -269,14 +283,14 @@ class _State:
         return {"seen": self.seen, "until": self.until, "done": list(self.done)}
 
     async def wait(self) -> None:
-        """Raises `RetryLater` while SONAR blocks us: not one call is made."""
+        """Wait for the end of a block if it is near. Raises `RetryLater` otherwise."""
         left = (self.until - micros(now())) / 1_000_000
         if left > SHORT_WAIT:
             end = datetime.now(UTC) + timedelta(seconds=left)
             raise RetryLater(
-                f"sonar: SONAR refused to answer; asked again after {end:%H:%M:%S} UTC",
+                f"sonar: SONAR blocks calls until {end:%H:%M:%S} UTC",
                 after=left,
-                remedy="nothing to do; poll fewer series or less often if it comes back",
+                remedy="Apex continues after the block; poll fewer series or less often if it returns",
             )
         await asyncio.sleep(max(0.0, left))
 

@@ -55,7 +55,7 @@ def test_the_quickstart_runs_as_written_in_a_fresh_clone(tmp_path: Path) -> None
             "export PYTHONPATH=$PWD/src",
             *run_it,
             *send_it,
-            "apex search 'who waits at dock 4?' | grep note-1",
+            "apex search 'who waits at dock 4?' | grep 'waits at dock 4'",
             "apex doctor",
             "apex stop",
         ]

@@ -14,7 +14,7 @@ from apex_memory.sources.registry import classes
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 def test_make_demo_lands_answers_and_leaves_nothing_running() -> None:
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("APEX_")
@@ -26,7 +26,7 @@ def test_make_demo_lands_answers_and_leaves_nothing_running() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=170,
+        timeout=880,  # the demo waits as long as there is progress
     )
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-2000:]
     said = ran.stdout
@@ -44,6 +44,6 @@ def test_make_demo_lands_answers_and_leaves_nothing_running() -> None:
     met = said.partition("One shipment in all sources")[2].partition("One event, step by step")[0]
     for source in classes():
         assert source.name in met, f"{source.name} never speaks of the shipment"
-    assert "degraded" not in said and "Nothing found" not in said
+    assert "some hits may be missing" not in said and "Nothing found" not in said
     folder = ROOT / ".apex-demo"
     assert read_stack(folder) is None and leftovers(folder) == []

@@ -135,7 +135,7 @@ class Connection:
     async def flood(self, data: bytes, most: int) -> int:
         """Send the same bytes until the server closes, or `most` bytes are sent. Return the number of bytes sent."""
         while self.sent < most and await self.send(data):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # one turn of the loop, in which the server reads
         return self.sent
 
     async def status(self, seconds: float = 10) -> int:

@@ -55,7 +55,7 @@ async def test_w5_a_body_below_the_least_rate_is_refused() -> None:
         await slow.send(head("/v1/keyed", 1_000_000, f"X-API-Key: {KEY}"))
         status = asyncio.create_task(slow.status(20))
         while not status.done() and await slow.send(b"x"):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # the attack: a byte from time to time
         assert await status == 408
         await _released(server)
 

@@ -10,6 +10,7 @@ import pytest
 
 from apex_memory.config import Settings
 from tests.attacks.server import Server, connection, serving
+from tests.waiting import until
 
 GET = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 FLOOD = 20_000_000  # bytes that an attacker tries to send
@@ -74,7 +75,7 @@ async def test_w2_headers_must_arrive_in_time(server: Server, sent: bytes) -> No
 async def test_w2_one_byte_at_a_time_does_not_extend_the_deadline(server: Server) -> None:
     async with connection(server) as attack:
         while await attack.send(b"G" if not attack.sent else b"E"):
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # the attack: a byte from time to time
             assert attack.sent < 100, "a connection that trickles is closed"
 
 
@@ -99,12 +100,10 @@ async def test_w2_connections_of_one_peer_are_limited_and_given_back(server: Ser
 
         for _ in range(25):
             tasks.create_task(hold())
-        while len(statuses) < 25:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(statuses) == 25, "every request has its status")
         release.set()
     assert sorted(statuses) == [200] * 20 + [503] * 5
-    while server.connections.by_peer:
-        await asyncio.sleep(0.01)
+    await until(lambda: not server.connections.by_peer, "no connection is left")
     async with connection(server) as client:
         await client.send(GET + b"\r\n")
         assert await client.status() == 200

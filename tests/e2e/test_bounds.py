@@ -163,7 +163,7 @@ async def test_an_event_that_its_store_never_takes_becomes_a_dead_letter_while_o
     async with asyncio.timeout(60):
         while await state(app, poison) != "dead":
             await app.direct.drain("documents")
-            await asyncio.sleep(app.settings.breaker_open_seconds)
+            await asyncio.sleep(app.settings.breaker_open_seconds)  # the breaker's own wait
             await app.upkeep.sweep()
     letter = await assert_only_the_poison_died(app, harmless, poison)
     assert f"parked {MOST_PARKS} times" in letter["message"]
@@ -186,7 +186,7 @@ async def test_an_outage_makes_no_dead_letters_however_often_events_are_parked(
                    WHERE state = 'parked'"""
             )
     assert await app.dead_letters.find(status=None) == []
-    await asyncio.sleep(app.settings.breaker_open_seconds)
+    await asyncio.sleep(app.settings.breaker_open_seconds)  # the breaker's own wait
     assert await work(app) == 0
     assert [await state(app, landed) for landed in [*harmless, poison]] == ["done"] * 4
 

@@ -101,6 +101,6 @@ class Proxy:
             if delay.is_set():
                 delay.clear()
                 self.late += 1
-                await asyncio.sleep(self._late_seconds)
+                await asyncio.sleep(self._late_seconds)  # the fault itself
             writer.write(chunk)
             await writer.drain()

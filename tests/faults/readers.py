@@ -93,7 +93,7 @@ class Readers:
                 if isinstance(error, RuntimeError) and not self._stack.http.is_closed:
                     raise
                 self.asked["unanswered"] += 1
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.1)  # a client's pause before it repeats
 
     def _note(self, *verdicts: str | None) -> None:
         self.wrong += [verdict for verdict in verdicts if verdict]

@@ -59,14 +59,14 @@ class Writers:
     async def _work(self) -> None:
         while not self._closing.is_set():
             await self._send(next(self._sends))
-            await asyncio.sleep(self._pause)
+            await asyncio.sleep(self._pause)  # the load: its pause between two sends
 
     async def _send(self, send: Send) -> None:
         first = True
         while True:
             if not first:
                 self.ledger.sent_again += 1
-                await asyncio.sleep(AGAIN_SECONDS)
+                await asyncio.sleep(AGAIN_SECONDS)  # a client's pause before it repeats
             first = False
             try:
                 async with asyncio.timeout(LIMIT_SECONDS):

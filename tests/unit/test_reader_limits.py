@@ -157,7 +157,7 @@ async def test_w6_a_neighbour_is_read_while_a_bomb_runs() -> None:
     try:
         await asyncio.gather(*[reader.read_file(HARMLESS) for _ in range(2)])  # both processes run
         burning = asyncio.create_task(reader.read_file(bomb))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # one turn of the loop, in which it is sent
         await reader.read_file(HARMLESS)
         await reader.read_file(File("note.txt", "text/plain", b"plain words"))
         assert not burning.done(), "the bomb ended first, so this test shows nothing"

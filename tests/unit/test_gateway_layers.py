@@ -134,7 +134,20 @@ async def test_a_bug_is_answered_with_an_id_that_is_in_the_log_and_nothing_else(
     [bug] = [line for line in log if line["log_level"] == "error"]
     assert bug["error_id"] == answer.headers["x-request-id"] and bug["exc_info"]
     [access] = [line for line in log if line["event"] == "request"]
-    assert access["path"] == "/raise/bug" and "hidden" not in str(access)
+    assert access["path"] == "/raise/{code}" and "hidden" not in str(access)
+
+
+@pytest.mark.parametrize(
+    "path", ["/raise/ada@example.com", "/nothing/ada@example.com?q=ada@example.com"]
+)
+async def test_w10_the_access_log_has_no_path_that_names_somebody(
+    client: httpx2.AsyncClient, path: str
+) -> None:
+    with capture_logs() as log:
+        await client.get(path)
+    [access] = [line for line in log if line["event"] == "request"]
+    assert "ada" not in str(access) and "example.com" not in str(access)
+    assert access["path"] in ("/raise/{code}", "unmatched")
 
 
 @pytest.mark.parametrize(

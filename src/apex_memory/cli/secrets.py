@@ -93,6 +93,25 @@ def remove(source: Source, setting: Setting, json: Json = False) -> None:
         say(f"{source}.{setting} is removed.")
 
 
+@app.command("reseal")
+def reseal(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Encrypt all secrets under the first key, so that older keys can be removed.
+
+    Start every process with the new key first, in front of the old one. Safe to repeat.
+
+    Example: apex secrets reseal
+    """
+    with gateway() as api:
+        result = api.call("POST", "/v1/secrets/reseal")
+    if json:
+        show_json(result)
+        return
+    console().print(f"{result['resealed']} secrets encrypted under the first key.")
+    if result["unreadable"]:
+        names = ", ".join(result["unreadable"])
+        console().print(f"Not readable with any configured key: {names}. Keep or set them anew.")
+
+
 @app.command("key")
 def key() -> None:
     """Create a key that encrypts secrets: for APEX_SECRET_KEY, or as the first line of the key file.

@@ -22,6 +22,11 @@ MOST_EVENTS = 256  # in one commit
 MOST_BYTES = 8_000_000  # in one commit
 AWAY_SECONDS = 1.0  # how long requests are refused after PostgreSQL did not respond
 
+MAY_BE_STORED = (
+    "the events may have been stored: repeat the request after the seconds in Retry-After, with the same Idempotency-Key, "
+    "and what is stored already is recognised"
+)
+
 Land = Callable[[Sequence[Event]], Awaitable[list[LandResult]]]
 
 
@@ -73,13 +78,27 @@ class GroupCommitter:
         if self._inside >= self._most:
             raise _busy()
         if monotonic() < self._away_until:
-            raise Unavailable("documents", "PostgreSQL did not respond a moment ago")
+            raise Unavailable(
+                "documents",
+                "PostgreSQL did not respond a moment ago; nothing of this request is stored",
+            )
         self._inside += 1
         try:
             async with asyncio.timeout(self._seconds):
                 return await self._share(events)
         except TimeoutError:
-            raise _busy() from None
+            raise RetryLater(
+                f"the outcome is unknown: no commit within {self._seconds:g} s",
+                after=1,
+                remedy=MAY_BE_STORED,
+            ) from None
+        except Unavailable as error:
+            # The connection may have broken after PostgreSQL committed.
+            raise Unavailable(
+                error.store,
+                "PostgreSQL did not confirm the commit, so its outcome is unknown",
+                remedy=MAY_BE_STORED,
+            ) from error
         finally:
             self._inside -= 1
 
@@ -128,7 +147,7 @@ def _bytes(events: Sequence[Event]) -> int:
 
 def _busy() -> RetryLater:
     return RetryLater(
-        "too many requests at once",
+        "too many requests at once; nothing of this request is stored",
         after=1,
-        remedy="repeat it after the seconds in Retry-After; an event that is stored already is recognised",
+        remedy="repeat it after the seconds in Retry-After",
     )

@@ -105,12 +105,11 @@ class RequestMiddleware:
         route = getattr(scope.get("route"), "path_format", "unmatched")
         HTTP_SECONDS.labels(method, route, str(exchange.status)).observe(seconds)
         write = self._log.debug if route in QUIET else self._log.info
-        # The raw path, percent-encoded, and never the query: a query may hold names and keys.
-        path = scope.get("raw_path") or scope["path"].encode()
+        # The template of the route, never the path or the query: both may hold e-mail addresses, names and keys.
         write(
             "request",
             method=method,
-            path=path.partition(b"?")[0].decode("latin-1")[:200],
+            path=route,
             status=exchange.status,
             ms=round(seconds * 1000, 1),
             request=exchange.id,

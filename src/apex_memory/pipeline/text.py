@@ -78,9 +78,12 @@ def clean_at(text: str, offsets: Iterable[int]) -> tuple[str, dict[int, int]]:
 
 
 def clean_value(value: Any) -> Any:
-    """Return metadata as PostgreSQL's jsonb accepts it: clean strings, finite numbers, other values as text."""
+    """Return metadata as PostgreSQL's jsonb and all readers accept it: clean strings, finite numbers, other values as text.
+
+    So is an integer beyond 64 bits, which neither the cache nor many JSON readers can hold.
+    """
     if value is None or isinstance(value, bool | int):
-        return value
+        return value if value is None or -(2**63) <= value < 2**63 else str(value)
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, float):

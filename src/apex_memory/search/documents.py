@@ -320,6 +320,13 @@ def _entity_view(
 
 
 def _to_packable(value: Any) -> Any:
+    """Return a column as msgpack holds it. Metadata that was stored by an earlier version may have integers beyond 64 bits."""
+    if isinstance(value, dict):
+        return {name: _to_packable(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_to_packable(item) for item in value]
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return str(value)
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, UUID):

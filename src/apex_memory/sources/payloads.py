@@ -71,6 +71,23 @@ def storable(value: Any) -> Any:
     return value
 
 
+def check_integers(value: object, place: str) -> None:
+    """Raise `Rejected` when a JSON value contains an integer beyond 64 bits, which no reader could get back."""
+    level = [value]
+    while level:
+        following: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                following += item.values()
+            elif isinstance(item, list):
+                following += item
+            elif isinstance(item, int) and not -(2**63) <= item < 2**63:
+                raise Rejected(
+                    f"{place}: an integer beyond 64 bits", remedy=f"send it as a string in {place}"
+                )
+        level = following
+
+
 def checked(model: type[Model], value: object, place: str) -> Model:
     """Return `value` as `model`. `Rejected` names the path of the first wrong field and what is expected there."""
     try:

@@ -263,18 +263,26 @@ async def delete_document(
     """
     seconds = requested_wait(request)
     known = await Events(gateway.app.db, gateway.app.settings).newest(id)
-    event = tombstone(known["source"], known["doc_key"], known["version"])
+    event = tombstone(known["source"], known["doc_key"], known["version"], known["event_id"])
     return await respond(gateway, await land(gateway, [event]), seconds)
 
 
-def tombstone(source: str, doc_key: str, version: int) -> Event:
-    """Return the event that deletes a document whose newest version is `version`."""
+LAST_VERSION = 2**63 - 1
+
+
+def tombstone(source: str, doc_key: str, version: int, event_id: str) -> Event:
+    """Return the event that deletes a document whose newest version is `version`, by the event `event_id`.
+
+    Nothing follows the last version, so its deletion has the same version. Of equal versions the greater event id is the
+    newer one, and a text that continues another is greater.
+    """
     at: datetime = now()
+    own = f"delete:{uuid.uuid4()}"
     return Event(
         source=source,
-        event_id=f"delete:{uuid.uuid4()}",
+        event_id=f"{event_id}~{own}" if version >= LAST_VERSION else own,
         doc_key=doc_key,
-        version=max(micros(at), version + 1),
+        version=min(max(micros(at), version + 1), LAST_VERSION),
         occurred_at=at,
         payload=b"",
         content_type=TOMBSTONE,

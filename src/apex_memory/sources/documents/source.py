@@ -11,6 +11,7 @@ from apex_memory.sources.base import InboundRequest, Received, Sample, Source
 from apex_memory.sources.documents.uploads import Upload, pack_upload, read_uploads, unpack_upload
 from apex_memory.sources.payloads import (
     canonical,
+    check_integers,
     line,
     parse_datetime,
     parse_identifier,
@@ -55,6 +56,8 @@ class Documents(Source):
     def receive(self, request: InboundRequest) -> Received:
         """One event a document; all of them or, when one is malformed, none."""
         uploads = list(read_uploads(request))
+        for upload in uploads:
+            check_integers(upload.fields.metadata, "metadata")
         ids = request.named_ids(len(uploads))
         return Received(
             [self._event(request, upload, id) for upload, id in zip(uploads, ids, strict=True)]

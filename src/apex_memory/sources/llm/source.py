@@ -26,6 +26,7 @@ from apex_memory.sources.payloads import (
     as_mapping,
     as_string,
     canonical,
+    check_integers,
     line,
     parse_json,
     sample,
@@ -97,6 +98,7 @@ class LLM(Source[LLMSettings]):
     ) -> Event:
         form = _format(body, place, request.query.get("format"))
         talk = FORMATS[form](body, place)
+        check_integers(talk.metadata, f"{place}.metadata".lstrip("."))
         payload = canonical(body)
         digest = hashlib.sha256(payload).hexdigest()
         at = talk.last_at or request.received_at

@@ -26,6 +26,8 @@ from apex_memory.sources.plaid.api import Plaid
 HEADER = "plaid-verification"
 KEY_SECONDS = 24 * 3600  # after which a key is fetched again: it may have expired
 KEY_PATIENCE = 5.0  # seconds to fetch a key; Plaid waits 10 for the response to its webhook
+ABSENT_SECONDS = 60.0  # for which a key that Plaid does not know is not fetched again
+MOST_ABSENT = 1_000  # such key ids that are remembered
 UNKNOWN_KEYS = (5, 60)  # most unknown keys to fetch, in so many seconds
 
 
@@ -47,37 +49,63 @@ class Keys:
 
     def __init__(self) -> None:
         self._known: dict[str, VerificationKey] = {}
-        self._asking = asyncio.Lock()
+        self._fetching: dict[str, asyncio.Task[None]] = {}
+        self._absent: dict[str, float] = {}  # by key id, the time when Plaid did not know it
         self._unknown = AsyncLimiter(*UNKNOWN_KEYS)
         self._own: tuple[str, ec.EllipticCurvePrivateKey] | None = None
 
     async def learn(self, request: InboundRequest, plaid: Plaid) -> None:
         """Fetch the key that a webhook names, unless it is known.
 
-        Anybody may name keys in a request, so only a few unknown ones per minute are fetched. Raises `RetryLater` when
-        Plaid does not respond in time; it sends the webhook again.
+        Anybody may name keys in a request, so only a few unknown ones per minute are fetched, and one that Plaid does
+        not know is not fetched again for a minute. Each key is fetched apart: a webhook never waits for the key of
+        another one. Raises `RetryLater` when Plaid does not respond in time; it sends the webhook again.
         """
         kid = _kid(request.headers.get(HEADER, ""))
         if kid is None:
             return
-        async with self._asking:  # of many webhooks with a new key one fetches it
-            known = self._known.get(kid)
-            if known is not None and not known.old:
+        known = self._known.get(kid)
+        if known is not None and not known.old:
+            return
+        fetch = self._fetching.get(kid)
+        if fetch is None:
+            if known is None and not await self._may_fetch(kid):
                 return
-            if known is None:
-                if not self._unknown.has_capacity():
-                    return
-                await self._unknown.acquire()
-            try:
-                async with asyncio.timeout(KEY_PATIENCE):
-                    jwk = await plaid.key(kid)
-            except TimeoutError:
-                raise RetryLater(
-                    "plaid: the key did not arrive in time", after=30, remedy="Plaid sends it again"
-                ) from None
-            self._known.pop(kid, None)
-            if jwk and (key := _read_key(kid, jwk)):
-                self._known[kid] = key
+            fetch = asyncio.create_task(self._fetch(kid, plaid), name="plaid key")
+            self._fetching[kid] = fetch
+            fetch.add_done_callback(lambda done: self._forget_fetch(kid, done))
+        # Shielded: of many webhooks with a new key one fetches it, and may be gone before the others.
+        await asyncio.shield(fetch)
+
+    async def _may_fetch(self, kid: str) -> bool:
+        """Return whether an unknown key may be fetched now, and count it."""
+        if monotonic() - self._absent.get(kid, float("-inf")) < ABSENT_SECONDS:
+            return False
+        if not self._unknown.has_capacity():
+            return False
+        await self._unknown.acquire()
+        return True
+
+    async def _fetch(self, kid: str, plaid: Plaid) -> None:
+        try:
+            async with asyncio.timeout(KEY_PATIENCE):
+                jwk = await plaid.key(kid)
+        except TimeoutError:
+            raise RetryLater(
+                "plaid: the key did not arrive in time", after=30, remedy="Plaid sends it again"
+            ) from None
+        self._known.pop(kid, None)
+        if jwk and (key := _read_key(kid, jwk)):
+            self._known[kid] = key
+            return
+        if len(self._absent) >= MOST_ABSENT:
+            self._absent.clear()
+        self._absent[kid] = monotonic()
+
+    def _forget_fetch(self, kid: str, done: asyncio.Task[None]) -> None:
+        self._fetching.pop(kid, None)
+        if not done.cancelled():
+            done.exception()  # marked as seen: whoever waited has it, and all of them may be gone
 
     def signed_at(self, request: InboundRequest, replay_seconds: float) -> datetime:
         """Return the time at which Plaid signed the body. Raises `Unauthorized` for a request that Plaid did not sign."""
@@ -116,7 +144,12 @@ class Keys:
                 remedy="no proxy may change bodies on the way to /hooks/plaid",
             )
         issued = claims.get("iat")
-        if isinstance(issued, bool) or not isinstance(issued, int | float):
+        # Compared before any arithmetic: an integer may be too large for a float.
+        if (
+            isinstance(issued, bool)
+            or not isinstance(issued, int | float)
+            or not abs(issued) < 2**53
+        ):
             raise Unauthorized(
                 "the token has no time", remedy="check that the request comes from Plaid"
             )
@@ -166,4 +199,6 @@ def _read_key(kid: str, jwk: Mapping[str, Any]) -> VerificationKey | None:
     expired = jwk.get("expired_at")
     if not isinstance(public, ec.EllipticCurvePublicKey):
         return None
-    return VerificationKey(public, float(expired) if isinstance(expired, int | float) else None)
+    if not isinstance(expired, int | float) or abs(expired) > 2**53:
+        return VerificationKey(public)
+    return VerificationKey(public, float(expired))

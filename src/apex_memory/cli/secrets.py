@@ -94,7 +94,7 @@ def remove(source: Source, setting: Setting, json: Json = False) -> None:
 
 
 @app.command("reseal")
-def reseal(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def reseal(json: Json = False) -> None:
     """Encrypt all secrets under the first key, so that older keys can be removed.
 
     Start every process with the new key first, in front of the old one. Safe to repeat.
@@ -106,10 +106,12 @@ def reseal(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
     if json:
         show_json(result)
         return
-    console().print(f"{result['resealed']} secrets encrypted under the first key.")
+    say(f"{result['resealed']} secrets encrypted under the first key.")
     if result["unreadable"]:
         names = ", ".join(result["unreadable"])
-        console().print(f"Not readable with any configured key: {names}. Keep or set them anew.")
+        say(
+            f"Not readable with any configured key: {names}. Configure their key, or set them again."
+        )
 
 
 @app.command("key")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from tests.e2e.stack import running_stack
-from tests.faults.kinds import GRAPHS
+from tests.faults.kinds import GRAPHS, long_kinds
 from tests.faults.loop import Result, run
 from tests.faults.overload import ROOM, overload
 
@@ -93,7 +93,14 @@ def _loop(given: argparse.Namespace) -> int:
         "plans the same"
     )
     result = asyncio.run(
-        run(seed, given.faults, graph=given.graph, seconds=given.seconds, say=_say)
+        run(
+            seed,
+            given.faults,
+            graph=given.graph,
+            of=long_kinds(given.graph),
+            seconds=given.seconds,
+            say=_say,
+        )
     )
     name = "latest" if given.graph == GRAPHS[0] else given.graph
     file = given.report or FOLDER / f"{name}.json"

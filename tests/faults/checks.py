@@ -88,6 +88,8 @@ async def _each_document_is_its_newest_event(
     parents = {send.doc_id: send.parent for send in sent.values() if send.parent}
     latest = {row["doc_id"]: row for row in newest}
     for row in newest:
+        if row["id"] in acknowledged and row["id"] not in sent:
+            continue  # poison, some of which can be read
         send = sent.get(row["id"])
         gone = row["content_type"] == TOMBSTONE or bool(send and send.deletes)
         if not gone and (conversation := parents.get(row["doc_id"])):

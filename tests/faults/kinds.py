@@ -5,23 +5,36 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
+import struct
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
+import httpx2
+
+from apex_memory.app import App, open_app
 from apex_memory.engines.base import free_port
 from apex_memory.engines.process import child_of
 from apex_memory.engines.state import ChildState, read_stack
 from apex_memory.engines.supervisor import Supervisor
+from apex_memory.errors import ApexError
 from tests.e2e.stack import Stack
+from tests.faults import foreign
 from tests.faults.proxy import Proxy
 from tests.faults.story import Send
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
+CLOCK = Path(__file__).with_name("clock.c")
+HOUR = 3_600
+CLOCK_JUMPS = "the clock jumps by an hour"
+POISON = 12  # broken inputs of a fault
 LEASE_SECONDS = 3
 JVM_SECONDS = 60
 STEPS = ("claim", "manifests", "begin", "graph", "vectors", "verify", "commit")
@@ -44,13 +57,28 @@ class FaultyStack(Stack):
 
     module = "tests.faults.up"
 
-    def __init__(self, data_dir: Path, folder: Path, *, graph: str, **settings: str) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        folder: Path,
+        *,
+        graph: str,
+        settable_clock: bool = False,
+        **settings: str,
+    ) -> None:
         super().__init__(data_dir, **settings)
         self.folder = folder
         self.graph = graph
         self.graph_url = ""
         """Of a server beside the stack; empty for the embedded graph."""
         self.acknowledged: Mapping[UUID, Send] = {}
+        self.poisoned: dict[UUID, Send] = {}
+        """Events of broken inputs that a fault sent. They have an end, whatever it is."""
+        self._clock = folder / "clock"
+        self._clock.write_bytes(bytes(8))
+        library = clock_library(folder) if settable_clock else None
+        if library:
+            self._given |= {"LD_PRELOAD": str(library), "CLOCK_FILE": str(self._clock)}
         self._given |= {"PYTHONPATH": str(ROOT), "FAULTS_DIR": str(folder)}
         self.proxies = {
             store: Proxy(self._port_of(name), WRITES[name])
@@ -95,8 +123,22 @@ class FaultyStack(Stack):
             for proxy in self.proxies.values():
                 await proxy.stop()
 
+    def set_clock(self, seconds: int) -> None:
+        """Set the clock of PostgreSQL and of the workers that many seconds ahead of the right time."""
+        with self._clock.open("r+b") as file:  # in place: processes have it mapped
+            file.write(struct.pack("q", seconds))
+
     def restarts(self) -> int:
         return self.children()["worker"].restarts
+
+
+def clock_library(folder: Path) -> Path | None:
+    """`clock.c`, compiled; None where there is no compiler, or no Linux. Then no clock is set."""
+    compiler, library = shutil.which("cc"), folder / "clock.so"
+    if compiler is None or sys.platform != "linux":
+        return None
+    command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(CLOCK), "-ldl"]
+    return None if subprocess.run(command, check=False).returncode else library
 
 
 def _unsaid(name: str, what: str, detail: str) -> None:
@@ -180,6 +222,69 @@ async def _kill_two(stack: FaultyStack, chance: random.Random) -> None:
     )  # so long the supervisor takes at least, until it starts one of them again
 
 
+def hang(store: str) -> Fault:
+    """The way to a store swallows all packets, so that connecting and waiting never end by themselves."""
+
+    async def strike(stack: FaultyStack, chance: random.Random) -> None:
+        proxy = stack.proxies[store]
+        proxy.hang()
+        try:
+            await asyncio.sleep(chance.uniform(3, 6))
+        finally:
+            proxy.heal()
+
+    return Fault(f"connections to {store} hang", strike)
+
+
+async def _set_clock(stack: FaultyStack, chance: random.Random) -> None:
+    """The clock jumps by an hour, and back: what is leased in between is leased far ahead."""
+    for seconds in (chance.choice((HOUR, -HOUR)), 0):
+        stack.set_clock(seconds)
+        await asyncio.sleep(chance.uniform(1, 2))
+
+
+async def _send_poison(stack: FaultyStack, chance: random.Random) -> None:
+    """Broken inputs of many kinds, beside the load."""
+    inputs = [foreign.broken_file(name, chance) for name in foreign.BROKEN_FILES]
+    inputs += [make(f"poison{n}", chance) for n, make in enumerate(foreign.BROKEN.values())]
+    inputs = chance.sample(inputs, POISON)
+    for n, item in enumerate(inputs):
+        query = dict(item.query)
+        if "key" in query:
+            query["key"] = f"poison-{chance.randrange(10**9)}-{n}"
+        with suppress(httpx2.TransportError):
+            response = await stack.http.post(
+                item.path, content=item.body, headers=item.headers, params=query
+            )
+            assert response.status_code < 500 or response.status_code == 503, (item, response.text)
+            if response.is_success:
+                for event in response.json()["events"]:
+                    stack.poisoned[UUID(event["id"])] = Send("poison", f"poison{n}", 0)
+
+
+async def _two_workers(stack: FaultyStack, chance: random.Random) -> None:
+    """Another worker drains the same sources by the direct path, and is stopped in the middle."""
+    from tests.faults.loop import settings_of  # imports this module
+
+    async with open_app(settings_of(stack)) as app:
+        tasks = [
+            asyncio.create_task(_drain_again(app, source))
+            for source in ("documents", "documents", "frontapp")
+        ]
+        await asyncio.sleep(chance.uniform(3, 5))
+        for task in tasks:
+            task.cancel()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+    for error in ended:
+        assert isinstance(error, asyncio.CancelledError | ApexError), error
+
+
+async def _drain_again(app: App, source: str) -> None:
+    while True:
+        await app.direct.drain(source)
+        await asyncio.sleep(0.02)
+
+
 def kinds(graph: str) -> Sequence[Fault]:
     """Every kind there is, with this graph."""
     engines = ("postgres", graph, "valkey", "vectors", "temporal")
@@ -192,6 +297,17 @@ def kinds(graph: str) -> Sequence[Fault]:
         *(lose_replies(store) for store in STORES),
         *(acknowledge_late(store) for store in STORES),
         *(die_after(step) for step in STEPS),
+    )
+
+
+def long_kinds(graph: str) -> Sequence[Fault]:
+    """Every kind, also those that take long to recover from. The gate's loop leaves these out."""
+    return (
+        *kinds(graph),
+        *(hang(store) for store in STORES),
+        Fault("poison of every kind", _send_poison),
+        Fault(CLOCK_JUMPS, _set_clock),
+        Fault("two workers on one source", _two_workers),
     )
 
 

@@ -24,7 +24,7 @@ from apex_memory.engines.valkey import Valkey
 from tests.e2e.stack import Stack, data_folder
 from tests.faults.checks import Findings, examine, settle
 from tests.faults.controls import Controlled, controls
-from tests.faults.kinds import LEASE_SECONDS, Fault, FaultyStack, kinds, schedule
+from tests.faults.kinds import CLOCK_JUMPS, LEASE_SECONDS, Fault, FaultyStack, kinds, schedule
 from tests.faults.readers import Readers
 from tests.faults.story import Story, document
 from tests.faults.writers import Writers
@@ -87,7 +87,8 @@ async def run(
     planned = schedule(seed, count, of or kinds(graph))
     with tempfile.TemporaryDirectory(prefix="apex-faults-") as orders:
         async with data_folder() as folder:
-            stack = FaultyStack(folder, Path(orders), graph=graph, **SETTINGS)
+            clock = any(fault.name == CLOCK_JUMPS for fault in planned)
+            stack = FaultyStack(folder, Path(orders), graph=graph, settable_clock=clock, **SETTINGS)
             async with stack.surrounded():
                 try:
                     say(f"seed {seed}: stack up after {await stack.start():.1f} s")
@@ -137,7 +138,7 @@ async def _strike(
     result.reads, result.partial_reads = readers.asked, readers.wrong
     result.unexpected = writers.ledger.unexpected
     result.findings = Findings()
-    stack.acknowledged = writers.ledger.acknowledged
+    stack.acknowledged = {**stack.poisoned, **writers.ledger.acknowledged}
 
 
 async def _works_again(stack: Stack, n: int) -> float:

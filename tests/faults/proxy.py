@@ -18,6 +18,8 @@ class Proxy:
         self._request = request
         self._losing = 0
         self._late_seconds = 0.0
+        self._passable = asyncio.Event()
+        self._passable.set()
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[None]] = set()
         self.lost = 0
@@ -43,8 +45,13 @@ class Proxy:
         """Bring replies to such requests that much later: so a disk shows that takes its time."""
         self._late_seconds = seconds
 
+    def hang(self) -> None:
+        """Accept connections and let nothing through, as a network that drops packets: nobody says no."""
+        self._passable.clear()
+
     def heal(self) -> None:
         self._losing, self._late_seconds = 0, 0.0
+        self._passable.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -58,6 +65,7 @@ class Proxy:
             writer.close()
 
     async def _between(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self._passable.wait()
         store_reader, store_writer = await asyncio.open_connection("127.0.0.1", self._target())
         lose, delay = asyncio.Event(), asyncio.Event()
         there = asyncio.create_task(self._requests(reader, store_writer, lose, delay))
@@ -78,6 +86,7 @@ class Proxy:
         delay: asyncio.Event,
     ) -> None:
         while chunk := await reader.read(CHUNK):
+            await self._passable.wait()
             if self._request in chunk:
                 if self._losing:
                     self._losing -= 1

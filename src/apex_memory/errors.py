@@ -5,7 +5,9 @@ pipeline raise these; `flows` translates them to Temporal's errors and `gateway`
 one place each. Messages hold ids and counts, never payloads or secrets.
 """
 
+import traceback
 from importlib.util import find_spec
+from pathlib import PurePath
 
 CHANGED_EMBEDDER = (
     "set the former embedder again; a memory keeps its embedder, so for another one start a new memory"
@@ -64,6 +66,15 @@ class Forbidden(Unauthorized):
 
 class Misconfigured(ApexError):
     """A setting is missing or invalid; the message names it."""
+
+
+def as_rejected(error: Exception, place: str) -> Rejected:
+    """Return an error with the kind and place of a bug; never its message, which may quote the payload."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return Rejected(
+        f"{type(error).__name__} in {place} ({PurePath(frame.filename).name}:{frame.lineno})",
+        remedy="this is a bug: report it with the event's id, and redrive the event after an update",
+    )
 
 
 def require_extra(package: str, *, extra: str, feature: str, otherwise: str = "") -> None:

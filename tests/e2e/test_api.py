@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import re
+import zipfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -654,3 +656,22 @@ async def test_o1_a_document_that_is_cut_says_so_everywhere(api: Api) -> None:
     whole = await api.land("whole", "Nothing is left out.")
     await api.app.direct.drain("documents")
     assert (await api.get(f"/v1/events/{whole['id']}")).json()["degraded"] == {}
+
+
+async def test_w6_a_bomb_becomes_a_dead_letter_that_names_its_limit(api: Api) -> None:
+    neighbour = await api.land("neighbour", "Reads well.")
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as target:
+        target.writestr("zeros.txt", bytes(30_000_000))
+    answer = await api.post(
+        "/v1/documents?name=bomb.zip",
+        content=archive.getvalue(),
+        headers={"content-type": "application/zip"},
+    )
+    bomb = answer.json()["events"][0]
+    await api.app.direct.drain("documents")
+    event = (await api.get(f"/v1/events/{bomb['id']}")).json()
+    assert event["state"] == "dead"
+    assert "(limit `reader_compression_ratio`)" in event["last_error"]
+    assert "`reader_compression_ratio` allows it" in event["remedy"]
+    assert (await api.get(f"/v1/events/{neighbour['id']}")).json()["state"] == "done"

@@ -18,8 +18,9 @@ import pytest
 from apex_memory.errors import Rejected
 from apex_memory.model import File
 from apex_memory.pipeline import reader as reader_module
+from apex_memory.pipeline import reader_process
 from apex_memory.pipeline.file_limits import EventBudget, ReaderLimits
-from apex_memory.pipeline.parse import check_mime_parts
+from apex_memory.pipeline.parse import Parsed, check_mime_parts
 from apex_memory.pipeline.reader import FileReader
 from tests import documents
 
@@ -261,3 +262,16 @@ async def test_w6_base64_in_base64_is_bounded_too() -> None:
     finally:
         await reader.close()
     assert "reader_nesting" in str(read.parsed.metadata)
+
+
+def test_w6_a_bug_of_a_parser_costs_its_event_and_quotes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(file: File, budget: EventBudget) -> Parsed:
+        raise KeyError("hunter2")
+
+    monkeypatch.setattr(reader_process, "parse", fail)
+    request = {"text": None, "has_office_reader": True, "skipped": []}
+    answer = reader_process._answer(request, [HARMLESS], ReaderLimits(), lambda n: None)
+    assert answer["error"]["message"].startswith("KeyError in the reader (test_reader_limits.py:")
+    assert "report it" in answer["error"]["remedy"] and "hunter2" not in str(answer)

@@ -87,7 +87,7 @@ _SNIFFED = 65_536  # bytes at the start of a file that show whether it is text
 
 
 def kind_of(file: File, budget: EventBudget) -> str:
-    """Return a kind of `TYPES`, or `text`. Raises `Rejected`, which says what the file is, for one that cannot be read.
+    """Return a kind of `TYPES`, or `text`. Raises `Rejected`, which names the format, for a file that cannot be read.
 
     Takes time linear in the size of the file. The list of an archive's members is read within the budget.
     """
@@ -111,7 +111,7 @@ def kind_of(file: File, budget: EventBudget) -> str:
 
 
 def is_plain_text(file: File) -> bool:
-    """Report whether type or extension says text and the first bytes do not contradict."""
+    """Report whether type or extension stand for text, and the first bytes for nothing else."""
     if file.data.startswith((b"%PDF-", OLE, b"{\\rtf")) or is_zip(file.data):
         return False
     return (_kind_by_type(file) or _KIND_BY_EXTENSION.get(extension_of(file))) == "text"

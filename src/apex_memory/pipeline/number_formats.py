@@ -182,7 +182,9 @@ def _show(section: list[_Token], number: Decimal) -> str:
         power = number.adjusted() if number else 0
         number = number.scaleb(-power)
         width = len(exponent) - 2
-        sign = "-" if power < 0 else "+" if exponent[1] == "+" else ""
+        sign = "+" if exponent[1] == "+" else ""
+        if power < 0:
+            sign = "-"
         shown_exponent = f"E{sign}{abs(power):0{width}d}"
     with localcontext(prec=120):
         digits = format(number.quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP), "f")

@@ -31,7 +31,7 @@ _BOUNDARY = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """The text of a file, with what its structure says. `sections` are (start, end) of what was attached."""
+    """The text of a file, with the title, metadata and statements in its structure. `sections` are (start, end) of what was attached."""
 
     text: str
     title: str = ""
@@ -182,7 +182,7 @@ def _office(file: File, kind: str, budget: EventBudget) -> Parsed:
     if not budget.start_native():
         raise Rejected(
             "the file crashed the reader twice",
-            remedy="save it anew in another format, or send its text",
+            remedy="save it anew in another format, or send its text; if it is large, a larger `reader_memory_bytes` may do",
         )
     # A PDF's plain text keeps its lines, which labels (`Shipper: …`) need; the others have real structure.
     office = read_office_file(

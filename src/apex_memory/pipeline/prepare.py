@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import traceback
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import PurePath
 from typing import Any, TypeVar
 
 import numpy as np
 
-from apex_memory.errors import ApexError, Rejected
+from apex_memory.errors import ApexError, Rejected, as_rejected
 from apex_memory.model import (
     DEGRADED,
     MALFORMED,
@@ -230,22 +228,13 @@ def _collect_error(place: str) -> Iterator[list[ApexError]]:
     except ApexError as error:
         errors.append(error)
     except Exception as error:  # noqa: BLE001 -- a source's or parser's bug must cost its own event alone
-        errors.append(_bug(error, place))
+        errors.append(as_rejected(error, place))
 
 
 async def _result_or_error(step: Awaitable[T]) -> T | ApexError:
     with _collect_error("pipeline") as errors:
         return await step
     return errors[0]
-
-
-def _bug(error: Exception, place: str) -> Rejected:
-    """Return an error with the kind and place of a bug; never its message, which may quote the payload."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return Rejected(
-        f"{type(error).__name__} in {place} ({PurePath(frame.filename).name}:{frame.lineno})",
-        remedy="this is a bug: report it with the event's id, and redrive the event after an update",
-    )
 
 
 async def _with_files(document: Document, reader: FileReader) -> Document:
@@ -351,8 +340,8 @@ def _clean_document(document: Document, event: Event) -> Document:
 def _with_cut(metadata: Mapping[str, Any], length: int) -> dict[str, Any]:
     """Return what is left out of a document, with the cut of a text of `length` characters that may be cut already."""
     degraded = dict(metadata.get(DEGRADED, {}))
-    found = degraded.get("characters", {}).get("found", length)
-    return {**degraded, "characters": {"found": found, "kept": MAX_CHARACTERS}}
+    all_characters = degraded.get("characters", {}).get("found", length)
+    return {**degraded, "characters": {"found": all_characters, "kept": MAX_CHARACTERS}}
 
 
 def _offsets(document: Document) -> set[int]:

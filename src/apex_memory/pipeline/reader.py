@@ -31,6 +31,7 @@ from apex_memory.pipeline.parse import Parsed, read_plain_text
 _MODULE = "apex_memory.pipeline.reader_process"
 _LENGTH = struct.Struct(">Q")
 _MAX_MESSAGE = 64_000_000  # bytes: the characters of an event, in UTF-8, with notes on its files
+_SLICE = 262_144  # bytes written at once: the event loop serves others between two slices
 _START_SECONDS = 60.0
 _MAX_ATTEMPTS = 6  # three files of an event may crash the process twice
 _CPU_LIMIT = (
@@ -91,16 +92,16 @@ class FileReader:
 
     async def _read(self, files: Sequence[File], text: str | None) -> ReadFiles:
         request = {
-            "files": [[file.name, file.content_type, file.data] for file in files],
+            "files": [[file.name, file.content_type, len(file.data)] for file in files],
             "text": text,
             "limits": asdict(self._limits),
             "has_office_reader": _has_office_reader(),
         }
         async with self._slots:  # waiting for one is not a part of the event's time
-            return await self._attempt(request)
+            return await self._attempt(request, files)
 
-    async def _attempt(self, request: dict[str, Any]) -> ReadFiles:
-        """Send the request until the process answers; without the files that crashed it twice."""
+    async def _attempt(self, request: dict[str, Any], files: Sequence[File]) -> ReadFiles:
+        """Send the request until a process reads it to the end. Files that crashed a process twice are left out."""
         seconds, cpu_seconds = self._limits.seconds, self._limits.cpu_seconds
         crashes: Counter[int] = Counter()
         for _ in range(_MAX_ATTEMPTS):
@@ -109,9 +110,8 @@ class FileReader:
             began = monotonic()
             try:
                 async with asyncio.timeout(seconds):
-                    answer = await _exchange(
-                        process, {**request, "skipped": skipped, "cpu_seconds": cpu_seconds}
-                    )
+                    attempt = {**request, "skipped": skipped, "cpu_seconds": cpu_seconds}
+                    answer = await _exchange(process, attempt, files)
             except TimeoutError:
                 await _end(process)
                 raise self._too_slow() from None
@@ -160,15 +160,19 @@ class FileReader:
         )
 
 
-async def _exchange(process: Process, request: dict[str, Any]) -> dict[str, Any]:
-    """Send a request and return its answer. Raises `_Crashed` when the process ends instead."""
+async def _exchange(
+    process: Process, request: dict[str, Any], files: Sequence[File]
+) -> dict[str, Any]:
+    """Send a request with its files and return its answer. Raises `_Crashed` when the process ends instead."""
     assert process.stdin is not None
-    assert process.stdout is not None
     native_call: int | None = None
     try:
         body: bytes = msgpack.packb(request, unicode_errors="surrogatepass")
-        process.stdin.write(_LENGTH.pack(len(body)))
-        process.stdin.write(body)
+        process.stdin.write(_LENGTH.pack(len(body)) + body)
+        for file in files:
+            for start in range(0, len(file.data), _SLICE):
+                process.stdin.write(file.data[start : start + _SLICE])
+                await process.stdin.drain()
         await process.stdin.drain()
         while True:
             message = await _receive(process)

@@ -1,8 +1,8 @@
 """The process that reads foreign files: `python -m apex_memory.pipeline.reader_process`, started by `reader.py`.
 
-A message is eight bytes with its length (big endian) and then msgpack. For each request the process sends any
-number of `{"native": n}`, before its n-th call of native code, and then one message with `parsed` or `error`. It
-ends when its input does. Whatever the files do, the kernel bounds its processor time and memory.
+A message is eight bytes with its length (big endian) and then msgpack. A request is a message, and then the bytes of
+its files. For each request the process sends any number of `{"native": n}`, before its n-th call of native code, and
+then one message with `parsed` or `error`. It ends when its input does. Whatever the files do, the kernel bounds its processor time and memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import msgpack
 
-from apex_memory.errors import Rejected
+from apex_memory.errors import Rejected, as_rejected
 from apex_memory.model import File
 from apex_memory.pipeline.file_limits import (
     EventBudget,
@@ -52,8 +52,9 @@ def main(requests: BinaryIO, answers: BinaryIO) -> None:
         if limits.memory_bytes != limited_memory:
             _limit_memory(limits.memory_bytes)
             limited_memory = limits.memory_bytes
+        files = [File(name, kind, requests.read(size)) for name, kind, size in request["files"]]
         _limit_cpu(request["cpu_seconds"])
-        send(answers, _answer(request, limits, lambda n: send(answers, {"native": n})))
+        send(answers, _answer(request, files, limits, lambda n: send(answers, {"native": n})))
 
 
 def send(stream: BinaryIO, message: Mapping[str, Any]) -> None:
@@ -63,7 +64,10 @@ def send(stream: BinaryIO, message: Mapping[str, Any]) -> None:
 
 
 def _answer(
-    request: Mapping[str, Any], limits: ReaderLimits, before_native: Callable[[int], None]
+    request: Mapping[str, Any],
+    files: list[File],
+    limits: ReaderLimits,
+    before_native: Callable[[int], None],
 ) -> dict[str, Any]:
     budget = EventBudget(
         limits,
@@ -72,7 +76,7 @@ def _answer(
         before_native=before_native,
     )
     try:
-        parsed = _read([File(*fields) for fields in request["files"]], request["text"], budget)
+        parsed = _read(files, request["text"], budget)
         answer: dict[str, Any] = {"parsed": asdict(parsed)}
     except MemoryError:
         answer = {"error": _error(memory_exceeded(limits))}
@@ -80,6 +84,8 @@ def _answer(
         answer = {"needs_office_reader": True}
     except Rejected as error:
         answer = {"error": _error(error)}
+    except Exception as error:  # noqa: BLE001 -- a parser's bug must cost its own event alone
+        answer = {"error": _error(as_rejected(error, "the reader"))}
     answer["characters_left_out"] = budget.characters_left_out
     answer["files_left_out"] = budget.files_left_out
     answer["peak_memory"] = _peak_memory()

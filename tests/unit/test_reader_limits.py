@@ -24,7 +24,7 @@ from apex_memory.pipeline.parse import Parsed, check_mime_parts
 from apex_memory.pipeline.reader import FileReader
 from tests import documents
 
-SMALL = ReaderLimits(cpu_seconds=3)
+SMALL = ReaderLimits(seconds=100, cpu_seconds=3)
 HARMLESS = File("bol.pdf", documents.PDF, documents.pdf("Shipper: Northwind"))
 
 
@@ -133,7 +133,7 @@ async def test_w6_a_bomb_ends_with_the_name_of_its_limit(name: str) -> None:
         with pytest.raises(Rejected, match=f"limit `{setting}`") as refused:
             await reader.read_file(file)
         assert setting in refused.value.remedy
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - began < 120
         assert "Northwind" in (await reader.read_file(HARMLESS)).parsed.text
     finally:
         await reader.close()
@@ -149,7 +149,7 @@ async def test_w6_all_attachments_share_one_budget_of_processor_time() -> None:
             await reader.read_file(mail)
     finally:
         await reader.close()
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 120
 
 
 async def test_w6_a_neighbour_is_read_while_a_bomb_runs() -> None:

@@ -330,6 +330,7 @@ def search(world: World, kind: type[Company] = Company, **more: Any) -> None:
     run_machine(type(kind.__name__, (kind,), {"world": world}), settings=settings(**given | more))
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_what_is_acknowledged_has_an_end_that_can_be_seen(world: World) -> None:
     search(world)

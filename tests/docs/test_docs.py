@@ -45,6 +45,18 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_contributing_names_files_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = re.findall(
+        r"`([a-z_/]+(?:\.py|/))`",
+        text.partition("## Where to change what")[2].partition("\n## ")[0],
+    )
+    assert len(paths) >= 10
+    for path in paths:
+        if path != "src/apex_memory/":
+            assert (ROOT / "src" / "apex_memory" / path).exists(), f"CONTRIBUTING.md names {path}"
+
+
 def test_generated_pages_are_up_to_date() -> None:
     for name, text in reference.pages(typer.main.get_command(app)):
         file = ROOT / "docs" / "reference" / name

@@ -217,6 +217,9 @@ async def test_the_process_works_shows_its_metrics_and_stops_when_told(
                 own = (await http.get(card["metrics"])).text
                 assert 'apex_events_ended_total{source="documents",state="done"} 1.0' in own
                 assert "temporal_" in (await http.get(card["temporal_metrics"])).text
+                # W4: a page in a browser on this machine reaches loopback under a name of its own.
+                foreign = await http.get(card["metrics"], headers={"host": "attacker.example"})
+                assert foreign.status_code == 421 and "apex_" not in foreign.text
             process.send_signal(signal.SIGTERM)
             async with asyncio.timeout(10):
                 assert await process.wait() == 0

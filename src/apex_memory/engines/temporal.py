@@ -21,6 +21,10 @@ SEARCH_ATTRIBUTES = ("ApexSource", "ApexPriority", "ApexOutcome")
 PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL")
 RETENTION_HOURS = 72
 
+# The dev server has no sign-in, and its HTTP API takes a `text/plain` POST from any page in a browser on this machine.
+# Only requests for this host get an answer, a name that never resolves (RFC 6761). Workers and the UI use gRPC.
+NO_HTTP_API = ("--dynamic-config-value", 'frontend.httpAllowedHosts=["disabled.invalid"]')
+
 # The server's defaults poll 20 times per second and round timers up to 1 s: most of "80 ms per workflow" is that.
 # One partition makes priority and fairness exact.
 DYNAMIC_CONFIG: dict[str, int | str | bool] = {
@@ -68,6 +72,7 @@ class Temporal(Engine):
             *_repeated("--sqlite-pragma", PRAGMAS),
             *_repeated("--search-attribute", attributes),
             *_repeated("--dynamic-config-value", dynamic),
+            *NO_HTTP_API,
         ]
 
     async def ready(self) -> None:

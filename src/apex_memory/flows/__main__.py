@@ -9,10 +9,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from prometheus_client import start_http_server
+from prometheus_client import make_wsgi_app, start_http_server
 from temporalio.runtime import PrometheusConfig
 
 from apex_memory.app import App, open_app
@@ -24,7 +25,11 @@ from apex_memory.flows.temporal.deployment import build_id
 from apex_memory.flows.temporal.queues import ROLES
 from apex_memory.flows.worker import serve
 from apex_memory.gc_tuning import collect_garbage_seldom
+from apex_memory.host_names import host_name, is_loopback
 from apex_memory.telemetry import configure_logging, logger
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 
 async def run(settings: Settings, role: str = "all") -> None:
@@ -39,6 +44,7 @@ async def run(settings: Settings, role: str = "all") -> None:
     build, temporal_port = build_id(), free_port()
     runtime = quiet_runtime(PrometheusConfig(bind_address=f"{HOST}:{temporal_port}"))
     server, _ = start_http_server(0, HOST)
+    server.set_app(for_this_machine(make_wsgi_app()))
     card = {
         "pid": os.getpid(),
         "build": build,
@@ -61,6 +67,18 @@ async def run(settings: Settings, role: str = "all") -> None:
                 for task in background:
                     task.cancel()
     logger(component="worker").info("worker stopped")
+
+
+def for_this_machine(metrics: WSGIApplication) -> WSGIApplication:
+    """Return the application, with 421 for requests whose Host is not a name of this machine (see `host_names`)."""
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if is_loopback(host_name(environ.get("HTTP_HOST", ""))):
+            return metrics(environ, start_response)
+        start_response("421 Misdirected Request", [("Content-Type", "text/plain")])
+        return [b"the metrics of a worker are for this machine\n"]
+
+    return application
 
 
 async def _check_stores(app: App) -> None:

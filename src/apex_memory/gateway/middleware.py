@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import uuid
 from time import perf_counter
@@ -13,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from apex_memory.config import Settings
 from apex_memory.gateway.errors import problem
+from apex_memory.host_names import host_name, is_loopback
 from apex_memory.telemetry import HTTP_SECONDS, logger
 
 METHODS = ("GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH")
@@ -42,23 +42,6 @@ class Hosts:
             return True
         name = host_name(host)
         return bool(name) and (is_loopback(name) or name in self._own)
-
-
-def host_name(host: str) -> str:
-    """Return the name in `name:port` or `[::1]:port`, in lower case."""
-    host = host.partition("/")[0].strip().lower()
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
-
-
-def is_loopback(name: str) -> bool:
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 class RequestMiddleware:

@@ -14,9 +14,9 @@ from pydantic import BaseModel
 from apex_memory import __version__
 from apex_memory.errors import ApexError
 from apex_memory.gateway.dependencies import GatewayDep, Reader, presented
-from apex_memory.gateway.middleware import host_name, is_loopback
 from apex_memory.gateway.read_models import status
 from apex_memory.gateway.routes.shared import example, problems
+from apex_memory.host_names import host_name, is_loopback
 from apex_memory.telemetry import logger
 
 

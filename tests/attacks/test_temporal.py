@@ -1,0 +1,65 @@
+"""What pages in a browser on this machine reach of Temporal's dev server, which has no sign-in."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from apex_memory.engines.base import free_port
+from apex_memory.engines.temporal import Temporal
+from tests.conftest import running
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+LISTENING = "0A"  # state of a socket in /proc/net/tcp
+
+
+def process_of(port: int) -> Path:
+    """The entry in /proc of the server that was started with this port."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"start-dev" in arguments and str(port).encode() in arguments:
+            return entry
+    raise AssertionError(f"no server on port {port}")
+
+
+def ports_of(process: Path) -> set[int]:
+    """The TCP ports on which a process listens."""
+    sockets = {str(file.readlink()) for file in (process / "fd").iterdir()}
+    ports = set()
+    for table in ("tcp", "tcp6"):
+        for line in (process / "net" / table).read_text().splitlines()[1:]:
+            columns = line.split()
+            if columns[3] == LISTENING and f"socket:[{columns[9]}]" in sockets:
+                ports.add(int(columns[1].rpartition(":")[2], 16))
+    return ports
+
+
+async def answers(port: int, host: str) -> bool:
+    """Whether the port lists namespaces over HTTP to a page of this host."""
+    async with httpx2.AsyncClient(timeout=5) as http:
+        try:
+            answer = await http.get(
+                f"http://127.0.0.1:{port}/api/v1/namespaces", headers={"host": host}
+            )
+        except httpx2.HTTPError:
+            return False
+    return answer.status_code == 200 and "namespaces" in answer.text
+
+
+async def test_w4_no_page_reaches_temporals_http_api(engine_data: Path) -> None:
+    engine_folder = engine_data / "attacked"
+    engine_folder.mkdir()
+    async with running(Temporal(engine_folder, free_port(), "", free_port())) as engine:
+        ports = ports_of(process_of(engine.port)) - {engine.ui_port}
+        for host in ("127.0.0.1", "localhost", "attacker.example"):
+            assert not [port for port in ports if await answers(port, f"{host}:{engine.port}")]
+            assert not [port for port in ports if await answers(port, host)]
+        # The API is there: it answers the one host that no page can have.
+        assert len([port for port in ports if await answers(port, "disabled.invalid")]) == 1

@@ -45,6 +45,14 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_each_claim_on_security_names_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "discussions" / "security.md").read_text(encoding="utf-8")
+    tests = "".join(file.read_text(encoding="utf-8") for file in ROOT.glob("tests/**/test_*.py"))
+    names = set(re.findall(r"`(test_\w+)`", text))
+    assert len(names) >= 20
+    assert not [name for name in sorted(names) if f"def {name}(" not in tests]
+
+
 def test_contributing_names_files_that_exist() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     paths = re.findall(

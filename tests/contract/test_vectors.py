@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 from qdrant_client import AsyncQdrantClient
 
-from apex_memory.errors import Misconfigured, Rejected
+from apex_memory.errors import CHANGED_EMBEDDER, Misconfigured, Rejected
 from apex_memory.model import Filters, Tally, Vectors
 from apex_memory.stores.base import VectorStore
 from apex_memory.stores.edge import EdgeVectors
@@ -360,7 +360,7 @@ async def test_another_dimension_is_refused_by_name(
     try:
         with pytest.raises(Misconfigured, match=f"{DIMENSION} dimensions") as refused:
             await other.prepare()
-        assert "apex reconcile vectors" in refused.value.remedy
+        assert refused.value.remedy == CHANGED_EMBEDDER
     finally:
         if isinstance(other, EdgeVectors):
             await other.close()

@@ -471,7 +471,7 @@ async def test_a_refusal_ends_the_poll_and_nothing_is_asked_until_it_is_over(
         assert len(ward.shelf.asked) == 1, "not one call more"
         ward.shelf.refusal = None
         for _ in range(3):
-            with pytest.raises(RetryLater, match="asked again after") as waiting:
+            with pytest.raises(RetryLater, match="blocks calls until") as waiting:
                 await ward.pull()
             assert seconds - 5 < waiting.value.after <= seconds
         assert len(ward.shelf.asked) == 1, "asking on would make the block longer"

@@ -31,6 +31,7 @@ async def test_the_promise_is_kept_through_faults(seed: str) -> None:
 
 @pytest.mark.soak
 @pytest.mark.server
+@pytest.mark.alone(reason="Neo4j takes both processors to come back after a kill")
 async def test_the_promise_is_kept_on_neo4j(seed: str) -> None:
     """Its server killed, stopped and cut off, each once."""
     of = kinds_of_graph("neo4j")

@@ -275,3 +275,16 @@ def test_w6_a_bug_of_a_parser_costs_its_event_and_quotes_nothing(
     answer = reader_process._answer(request, [HARMLESS], ReaderLimits(), lambda n: None)
     assert answer["error"]["message"].startswith("KeyError in the reader (test_reader_limits.py:")
     assert "report it" in answer["error"]["remedy"] and "hunter2" not in str(answer)
+
+
+async def test_a_reader_is_kept_though_the_worker_that_started_it_is_large() -> None:
+    ballast = bytearray(b"x" * 700_000_000)  # what a worker with a large model has
+    reader = FileReader(processes=1)
+    try:
+        assert "Northwind" in (await reader.read_file(HARMLESS)).parsed.text
+        [process] = reader._idle
+        assert "Northwind" in (await reader.read_file(HARMLESS)).parsed.text
+        assert reader._idle == [process]
+    finally:
+        await reader.close()
+    assert len(ballast) == 700_000_000

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgpack
@@ -133,12 +134,18 @@ def _set_limit(kind: int, value: int) -> None:
 
 
 def _peak_memory() -> int:
-    """Return the most memory in bytes that this process ever used; 0 where that is unknown."""
-    if resource is None:
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    """Return the most memory in bytes that this process ever used; 0 where that is unknown.
+
+    `getrusage` does not tell: on Linux it begins with what the worker had when it started this process.
+    """
+    try:
+        with Path("/proc/self/status").open(encoding="ascii") as status:
+            for line in status:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:  # another system
+        pass
+    return 0
 
 
 if __name__ == "__main__":

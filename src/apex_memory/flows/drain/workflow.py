@@ -136,14 +136,20 @@ class Drain:
         self._show("processing")
         input = BatchInput(source, batch.id)
         prepared: StepReport = await self._step("prepare", DrainActivities.prepare, batch, input)
+        failure: ActivityError | None = None
         try:
             await self._published()
-        finally:  # also when the previous batch failed: this one is independent of it
-            if prepared.settled == batch.count:  # such as a batch of broken files
-                self._record_outcomes(prepared)
-            else:
-                input = replace(input, behind=self._next)
-                self._publishing = asyncio.create_task(self._publish(batch, input, prepared))
+        except ActivityError as error:
+            failure = error
+        # Also when the previous batch failed: this one is independent of it. Not in a `finally`, which runs once more,
+        # outside of any event loop, when a worker lets go of the workflow.
+        if prepared.settled == batch.count:  # such as a batch of broken files
+            self._record_outcomes(prepared)
+        else:
+            input = replace(input, behind=self._next)
+            self._publishing = asyncio.create_task(self._publish(batch, input, prepared))
+        if failure:
+            raise failure
         if not batch.more:
             await self._published()
         return True

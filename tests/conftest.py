@@ -39,7 +39,7 @@ __all__ = ["pytest_configure_node", "pytest_xdist_make_scheduler"]  # hooks, so 
 PASSWORD = "pw"
 TEMPLATE = "apex_template"
 DIMENSION = 32
-SERVER_SECONDS = 400  # a JVM starts, and Maven fetches it the first time
+SERVER_SECONDS = 600  # a JVM starts, comes back after kills, and Maven fetches it the first time
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 from apex_memory.model import Document, Event, Priority, micros
 from apex_memory.sources.base import InboundRequest, Source
-from apex_memory.sources.hubspot.documents import OBJECT_TYPES, record_event
+from apex_memory.sources.hubspot.documents import record_event
+from apex_memory.sources.hubspot.object_types import OBJECT_TYPES
 from apex_memory.sources.pages import TimeRange
 from apex_memory.sources.payloads import canonical
 from apex_memory.sources.quickbooks import records as quickbooks

@@ -33,6 +33,17 @@ async def hashing_vectors_url(engine_data: Path) -> AsyncIterator[str]:
         yield engine.url
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def own_vectors_url(engine_data: Path) -> AsyncIterator[str]:
+    """A vector process for the tests of one module, where it matters which other points it holds.
+
+    Of the shared one a search may be degraded: behind many points of other tests there may be more hits.
+    """
+    folder = Path(tempfile.mkdtemp(dir=engine_data))
+    async with running(Edge(folder, free_port(), PASSWORD, HASHING_DIMENSION)) as engine:
+        yield engine.url
+
+
 @pytest.fixture
 def make_settings(
     database_url: str, falkordb_url: str, valkey_url: str, hashing_vectors_url: str, tmp_path: Path

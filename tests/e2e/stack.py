@@ -250,7 +250,7 @@ class Stack:
             child = self.children()[name]
             return child.ready and child.pid not in (0, former)
 
-        return await seconds_until(is_back, seconds=START_SECONDS, what=self.told)
+        return await seconds_until(is_back, seconds=30, what=self.told)
 
     def say(self, *arguments: str) -> Said:
         """`apex …` in this process: the same, without a second of imports each."""

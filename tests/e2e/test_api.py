@@ -115,26 +115,23 @@ async def carried(api: Api, source: str = "documents") -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_from_a_post_to_an_answer(api: Api) -> None:
-    event = await api.land()
-    assert not event["duplicate"]
-    await api.app.direct.drain("documents")
-
-    async def whole_result() -> Any:
-        """A result of all stores. Beside other tests the first query of a store can time out."""
-        result = (await api.post("/v1/search", json={"query": "where is SHP-100045?"})).json()
-        return None if result["degraded"] else result
-
-    result = await until(whole_result, "a result of all stores")
-    assert result["hits"][0]["document_id"] == event["document_id"]
-    assert result["hits"][0]["provenance"]["id"] == event["id"]
-    document = (await api.get(f"/v1/documents/{event['document_id']}")).json()
-    assert document["text"] == TEXT and document["key"] == "note"
-    [version] = document["versions"]
-    again = await api.get(f"/v1/documents/{event['document_id']}/versions/{version['version']}")
-    assert again.json()["text"] == TEXT
-    entity = (await api.get("/v1/entities/shipment/SHP-100045")).json()
-    assert entity["documents"][0]["document_id"] == event["document_id"]
+async def test_from_a_post_to_an_answer(make_settings: MakeSettings, own_vectors_url: str) -> None:
+    settings = make_settings(temporal=f"127.0.0.1:{free_port()}/apex", vectors=own_vectors_url)
+    async with running_api(settings) as api:
+        event = await api.land()
+        assert not event["duplicate"]
+        await api.app.direct.drain("documents")
+        found = (await api.post("/v1/search", json={"query": "where is SHP-100045?"})).json()
+        assert found["hits"][0]["document_id"] == event["document_id"]
+        assert found["hits"][0]["provenance"]["id"] == event["id"]
+        assert not found["degraded"]
+        document = (await api.get(f"/v1/documents/{event['document_id']}")).json()
+        assert document["text"] == TEXT and document["key"] == "note"
+        [version] = document["versions"]
+        again = await api.get(f"/v1/documents/{event['document_id']}/versions/{version['version']}")
+        assert again.json()["text"] == TEXT
+        entity = (await api.get("/v1/entities/shipment/SHP-100045")).json()
+        assert entity["documents"][0]["document_id"] == event["document_id"]
 
 
 async def test_a_search_by_address_answers_as_the_post_does(api: Api) -> None:

@@ -90,17 +90,9 @@ async def minilm() -> AsyncIterator[Embedder]:
     await embedder.close()
 
 
-@module
-async def own_vectors_url(engine_data: Path) -> AsyncIterator[str]:
-    """A vector process for these tests, emptied after each: which points a page holds matters here."""
-    folder = engine_data / "search"
-    folder.mkdir()
-    async with running(Edge(folder, free_port(), PASSWORD, HASHING_DIMENSION)) as engine:
-        yield engine.url
-
-
 @pytest.fixture
 async def app(make_settings: MakeSettings, own_vectors_url: str) -> AsyncIterator[App]:
+    """The vector process is emptied after each test."""
     settings = make_settings(vectors=own_vectors_url, snapshot_seconds=5, grace_seconds=6)
     async with open_app(settings) as app:
         await app.recovery.check_restarted_stores()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import sys
@@ -148,39 +147,6 @@ async def test_f27_an_idempotency_key_used_again_with_another_body_is_refused(
     assert first["id"] == again["id"]
     assert await naming(stack, shipment) == [first["document_id"]]
     assert await naming(stack, other) == []
-
-
-async def test_f27_of_requests_at_once_with_one_idempotency_key_only_one_is_accepted(
-    stack: Stack, shipments: Iterator[str]
-) -> None:
-    shipment = next(shipments)
-    headers = {"idempotency-key": shipment}
-    bodies = [{"key": f"{shipment}-{n}", "text": f"{shipment}, load {n}."} for n in range(8)]
-    responses = await asyncio.gather(
-        *(stack.http.post("/v1/documents", json=body, headers=headers) for body in bodies)
-    )
-    accepted = [response for response in responses if response.status_code == 202]
-    assert sorted(response.status_code for response in responses) == [202] + [422] * 7
-    [event] = accepted[0].json()["events"]
-    await stack.ended([event["id"]])
-    assert await naming(stack, shipment) == [event["document_id"]]
-
-
-async def test_w8_idempotency_keys_of_two_clients_are_apart(
-    stack: Stack, shipments: Iterator[str]
-) -> None:
-    shipment, other = next(shipments), next(shipments)
-    created = await stack.post("/v1/keys", json={"name": f"agent {other}", "scopes": ["ingest"]})
-    headers = {"idempotency-key": shipment}
-    path = "/v1/documents?wait=searchable&timeout=30"
-    [first] = (await stack.post(path, json={"text": f"{shipment} left."}, headers=headers))[
-        "events"
-    ]
-    async with stack.client(created["key"]) as client:
-        answer = await client.post(path, json={"text": f"{other} left."}, headers=headers)
-    assert answer.status_code == 200 and not answer.json()["events"][0]["duplicate"]
-    assert await naming(stack, shipment) == [first["document_id"]]
-    assert await naming(stack, other) == [answer.json()["events"][0]["document_id"]]
 
 
 async def test_a_late_older_version_is_superseded(stack: Stack, shipments: Iterator[str]) -> None:

@@ -14,7 +14,7 @@ from tests.e2e import front
 from tests.unit import x12_files
 
 KEYS = ("a", "b", "c")
-REUSED_KEY = 0.0  # share of requests with an Idempotency-Key that other requests have, too
+REUSED_KEY = 0.2  # share of requests with an Idempotency-Key that other requests have, too
 TIMES = ("2026-03-03T15:15:00Z", "2026-03-03T15:15:00Z", "2026-03-01T00:00:00Z")
 JSON = {"content-type": "application/json"}
 NASTY: Sequence[Any] = (

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import statistics
 import time
 import uuid
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,12 +42,17 @@ class Stormed:
     waited_alone: list[float] = field(default_factory=list)
     """From a webhook to its message being searchable."""
     waited_beside: list[float] = field(default_factory=list)
+    waited_beside_sound: list[float] = field(default_factory=list)
+    """The same beside as many sound documents: what so many requests cost, whatever is in them."""
 
-    def slower(self) -> tuple[float, float]:
-        """How many times as long it took beside the storm: to carry a backlog, and to wait. Of medians."""
+    def slower(self) -> tuple[float, float, float]:
+        """How many times as long it took beside the storm: to carry a backlog, to wait, and to wait as against beside
+        as many sound documents. Of medians."""
+        waited = statistics.median(self.waited_beside)
         return (
             statistics.median(self.carried_beside) / statistics.median(self.carried_alone),
-            statistics.median(self.waited_beside) / statistics.median(self.waited_alone),
+            waited / statistics.median(self.waited_alone),
+            waited / statistics.median(self.waited_beside_sound),
         )
 
 
@@ -59,14 +66,13 @@ async def storm(stack: Stack) -> Stormed:
             seconds.append(await _carried(stack, broken))
     for _ in range(STORMS):
         found.waited_alone += await _waited(stack)
-        enough = asyncio.Event()
-        coming = asyncio.create_task(_land_until(stack, enough))
-        await asyncio.sleep(BEGUN_SECONDS)
-        found.waited_beside += await _waited(stack)
-        enough.set()
-        poisoned = await coming
-        assert len(poisoned) > LEAST * RATE, "too few broken files to speak of a storm"
+        async with _coming(stack, _poison) as poisoned:
+            found.waited_beside += await _waited(stack)
         await _end_dead(stack, poisoned)
+        async with _coming(stack, _sound) as sound:
+            found.waited_beside_sound += await _waited(stack)
+        await stack.ended(sound)
+        assert set((await stack.states(sound)).values()) == {"done"}
     found.waited_alone += await _waited(stack)
     return found
 
@@ -107,8 +113,23 @@ async def _land(stack: Stack, bodies: Sequence[bytes], *, hook: bool = False) ->
     return await _gathered(land(bodies[n::HANDS]) for n in range(HANDS))
 
 
-async def _land_until(stack: Stack, enough: asyncio.Event) -> list[str]:
-    """Land `RATE` broken files a second; return the ids of their events."""
+@asynccontextmanager
+async def _coming(stack: Stack, body: Callable[[], bytes]) -> AsyncIterator[list[str]]:
+    """Land `RATE` documents a second inside the block; yield the list that has their events' ids at its end."""
+    ids: list[str] = []
+    enough = asyncio.Event()
+    landing = asyncio.create_task(_land_until(stack, enough, body))
+    try:
+        await asyncio.sleep(BEGUN_SECONDS)
+        yield ids
+    finally:
+        enough.set()
+        ids += await landing
+    assert len(ids) > LEAST * RATE, "too few documents to speak of a storm"
+
+
+async def _land_until(stack: Stack, enough: asyncio.Event, body: Callable[[], bytes]) -> list[str]:
+    """Land `RATE` documents a second until there are enough; return the ids of their events."""
 
     async def land() -> list[str]:
         ids: list[str] = []
@@ -118,7 +139,7 @@ async def _land_until(stack: Stack, enough: asyncio.Event) -> list[str]:
                 await asyncio.sleep(max(0.0, began + n * HANDS / RATE - time.monotonic()))
                 if enough.is_set():
                     break
-                ids += await _send(client, _poison(), hook=False)
+                ids += await _send(client, body(), hook=False)
         return ids
 
     return await _gathered(land() for _ in range(HANDS))
@@ -155,3 +176,8 @@ def _poisons(count: int) -> list[bytes]:
 
 def _poison() -> bytes:
     return poison(uuid.uuid4().int % 10**12, 1).body
+
+
+def _sound() -> bytes:
+    name = uuid.uuid4().hex[:12]
+    return json.dumps({"key": name, "text": f"About {name}. The truck waits at the dock."}).encode()

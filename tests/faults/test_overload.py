@@ -60,13 +60,18 @@ async def test_overload_is_refused_with_a_time_to_come_back_and_then_caught_up(
 async def test_a_storm_of_poison_leaves_its_neighbours_their_share(stack: Stack) -> None:
     """Broken files beside messages of another source, with and without them in one run.
 
-    A backlog, which the worker alone works on, may take a third longer. A single message may wait twice as long as on
-    a machine with nothing else to do: a hundred requests a second cost two cores 40 % of their time, whatever is in them.
+    A backlog, which the worker alone works on, may take a third longer. What a message waits is told from that beside as
+    many sound documents: broken ones must cost it less. Against a machine with nothing else to do the bound is 2: there a
+    process that only counts, at the lowest priority, makes a message wait 1.3 times as long by itself, for two processors
+    share what one core has.
     """
     result = await storm(stack)
-    carrying, waiting = result.slower()
-    print(f"beside poison: a backlog takes {carrying:.2f} times as long, a message {waiting:.2f}")
-    assert carrying < 4 / 3 and waiting < 2, result
+    carrying, waiting, waiting_of_sound = result.slower()
+    print(
+        f"beside poison: a backlog takes {carrying:.2f} times as long, a message {waiting:.2f},"
+        f" and {waiting_of_sound:.2f} times as long as beside sound documents"
+    )
+    assert carrying < 4 / 3 and waiting < 2 and waiting_of_sound < 1, result
 
 
 @contextmanager

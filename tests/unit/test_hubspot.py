@@ -26,7 +26,8 @@ from apex_memory.simulate.server import serve_simulators
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import InboundRequest
-from apex_memory.sources.hubspot.documents import OBJECT_TYPES, deletion_event, record_event
+from apex_memory.sources.hubspot.documents import deletion_event, record_event
+from apex_memory.sources.hubspot.object_types import OBJECT_TYPES
 from apex_memory.sources.hubspot.source import HubSpot
 from apex_memory.sources.pages import ChangeHint, TimeRange
 from apex_memory.sources.payloads import sample

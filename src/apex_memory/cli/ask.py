@@ -211,15 +211,15 @@ def delete(
     Example: apex delete 6f0d4f2c
     """
     with gateway() as api:
-        found = api.resolve(id)["document"]
+        document_id = api.resolve(id)["document"]
         title = ""
         if not yes:
-            view = api.call("GET", f"/v1/documents/{found}")
+            view = api.call("GET", f"/v1/documents/{document_id}")
             title = view["title"]
-            _confirm(f"Delete {title!r} from {view['source']} (document {found})?")
+            _confirm(f"Delete {title!r} from {view['source']} (document {document_id})?")
         receipt = api.call(
             "DELETE",
-            f"/v1/documents/{found}",
+            f"/v1/documents/{document_id}",
             params={"wait": "searchable", "timeout": DELETE_SECONDS},
         )
     if json:
@@ -227,9 +227,9 @@ def delete(
         return
     event = receipt["events"][0]["id"]
     if receipt["searchable"]:
-        say(f"Document {found} is deleted from every store (event {event}).")
+        say(f"Document {document_id} is deleted from every store (event {event}).")
     else:
-        say(f"The deletion of document {found} is stored; see `apex event {event}`.")
+        say(f"The deletion of document {document_id} is stored; see `apex event {event}`.")
 
 
 def _confirm(question: str) -> None:

@@ -223,9 +223,10 @@ async def _settle(api: Gateway, live: Live, playback: DayPlayback) -> None:
 
 def progress_of(rows: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
     """Return what changes while sources are worked on: documents, and everything that waits."""
-    return tuple(
-        row[name] for row in rows for name in ("documents", "backlog", "change_hints", "files")
-    )
+    counts: list[int] = []
+    for row in rows:
+        counts += [row["documents"], row["backlog"], row["change_hints"], row["files"]]
+    return tuple(counts)
 
 
 def waiting_for(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -230,8 +230,8 @@ def payload(
     Example: apex payload 0b6c3a7e > event.json
     """
     with gateway() as api:
-        found = api.resolve(id)["event"]
-        body = api.download(f"/v1/events/{found}/payload", params={"first": first})
+        event_id = api.resolve(id)["event"]
+        body = api.download(f"/v1/events/{event_id}/payload", params={"first": first})
     if is_terminal():
         # A terminal would act on control characters.
         sys.stdout.write(styled(body.decode("utf-8", "replace")).plain + "\n")

@@ -305,7 +305,9 @@ def follow(api: Gateway, files: Sequence[SentFile], bar: Progress, *, timeout: f
     deadline = monotonic() + timeout
     while True:
         waiting = [file for file in stored if file.state in OPEN]
-        ids = [id for file in waiting for id in file.events]
+        ids: list[str] = []
+        for file in waiting:
+            ids += file.events
         states: dict[str, str] = {}
         for first in range(0, len(ids), STATES_AT_ONCE):
             body = {"ids": ids[first : first + STATES_AT_ONCE]}

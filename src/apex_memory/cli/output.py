@@ -118,7 +118,9 @@ def wrapped(text: Text, width: int) -> list[Text]:
             breaks.append(word.start())
             used = 0
         used += cell_len(word[0])
-    lines = [line for part in text.divide(breaks) for line in part.split("\n", allow_blank=True)]
+    lines: list[Text] = []
+    for part in text.divide(breaks):
+        lines += part.split("\n", allow_blank=True)
     for line in lines:
         line.rstrip()
     return lines

@@ -194,7 +194,9 @@ def write_settings(file: Path, tables: dict[str, dict[str, Any]]) -> None:
                 output.write(f"{MARKER}{_digest(rest)}\n{rest}")
             check_replaceable(file)
             unfinished.replace(file)
-        except BaseException:
+        except (
+            BaseException
+        ):  # also when interrupted: no half-written file with secrets may stay behind
             unfinished.unlink()
             raise
     except OSError as error:

@@ -239,8 +239,8 @@ class Corpus:
             await build(copies, target, self.dimension)
             async with self._writing:
                 await self._swap(shards, target)
-        except BaseException:
-            # also when cancelled: no shard may keep recording deletes for a copy that no longer exists
+        except BaseException:  # also when cancelled, and whatever the engine raises
+            # No shard may keep recording deletes for a copy that no longer exists
             for shard in shards:
                 shard.replay = None
             await asyncio.to_thread(shutil.rmtree, target, ignore_errors=True)

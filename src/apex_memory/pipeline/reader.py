@@ -124,8 +124,10 @@ class FileReader:
                 elapsed = monotonic() - began
                 seconds, cpu_seconds = max(1, seconds - elapsed), max(1, cpu_seconds - elapsed)
                 continue
-            except BaseException:
-                await _end(process)  # half an answer may be on its way: nobody can use it again
+            except (
+                BaseException
+            ):  # also when cancelled: half an answer may be on its way, so nobody can use it again
+                await _end(process)
                 raise
             await self._give_back(process, answer["peak_memory"])
             return _read_files(answer)

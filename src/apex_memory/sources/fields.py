@@ -127,7 +127,8 @@ def _entries(outer: _Field) -> Iterator[_Field]:
     """Yield the entries of a list, numbered if there are several; a long list of bare numbers as one entry."""
     entries = outer.value
     if len(entries) > MAX_NUMBERS and all(map(_is_numeric, entries)):
-        names = dict.fromkeys(name for entry in entries[:1] if isinstance(entry, dict) for name in entry)  # fmt: skip
+        first = entries[0]
+        names = list(first) if isinstance(first, dict) else []
         note = f" ({', '.join(names)})" if names else ""
         yield _Field(outer.path, outer.label, outer.depth, f"{len(entries)} entries{note}")
         return

@@ -170,15 +170,12 @@ def _finite(digits: str) -> float | None:
 
 
 def _check_depth(value: Any, place: str) -> None:
-    level = [value]
+    level = [value] if isinstance(value, dict | list) else []
     for _ in range(MAX_DEPTH + 1):
-        level = [
-            item
-            for outer in level
-            if isinstance(outer, dict | list)
-            for item in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(item, dict | list)
-        ]
+        inner: list[Any] = []
+        for outer in level:
+            inner += outer.values() if isinstance(outer, dict) else outer
+        level = [item for item in inner if isinstance(item, dict | list)]
         if not level:
             return
     raise _too_deep(place)

@@ -21,15 +21,13 @@ from apex_memory.sources.base import (
 from apex_memory.sources.fields import RecordFields
 from apex_memory.sources.frontapp.api import Front, ListProgress
 from apex_memory.sources.frontapp.documents import (
-    COMMENT_FIELDS,
-    CONVERSATION_FIELDS,
-    MESSAGE_FIELDS,
     FrontEvent,
     comment_document,
     conversation_document,
     merged_document,
     message_document,
 )
+from apex_memory.sources.frontapp.fields import COMMENT_FIELDS, CONVERSATION_FIELDS, MESSAGE_FIELDS
 from apex_memory.sources.frontapp.settings import FrontAppSettings
 from apex_memory.sources.http import RateLimit
 from apex_memory.sources.pages import ChangeHint, Page, PullContext, unfetchable_event

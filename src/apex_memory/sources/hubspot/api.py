@@ -19,16 +19,15 @@ from apex_memory.model import Event, micros, now
 from apex_memory.sources.auth import bearer
 from apex_memory.sources.http import VendorClient, retry_after
 from apex_memory.sources.hubspot.documents import (
-    OBJECT_TYPES,
     PRIORITY,
     SOURCE,
-    ObjectType,
     deletion_event,
     modified_ms,
     object_id,
     parse_hint_key,
     record_event,
 )
+from apex_memory.sources.hubspot.object_types import OBJECT_TYPES, ObjectType
 from apex_memory.sources.hubspot.settings import HubSpotSettings
 from apex_memory.sources.pages import ChangeHint, Page, TimeRange, unfetchable_event
 from apex_memory.sources.payloads import (

@@ -12,7 +12,8 @@ from typing import Any
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event, Priority, micros
-from apex_memory.sources.fields import RecordFields, labelled, remaining_lines
+from apex_memory.sources.fields import labelled, remaining_lines
+from apex_memory.sources.hubspot.object_types import BY_NAME, BY_TYPE_ID, FIELDS, ObjectType
 from apex_memory.sources.payloads import (
     as_mapping,
     as_string,
@@ -26,148 +27,6 @@ from apex_memory.sources.payloads import (
 SOURCE = "hubspot"
 PRIORITY = Priority.P2
 MAX_NAME = 300  # characters of a name in a ref
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectType:
-    """A type of CRM objects.
-
-    `plural` is its name in paths, `name` in webhooks and document keys, `type_id` in webhooks of the newer form. `modified`
-    is the property that search windows go by. `labels` maps the properties that a document begins with to their labels.
-    """
-
-    plural: str
-    name: str
-    type_id: str
-    modified: str
-    labels: Mapping[str, str]
-
-
-_COMPANY = ObjectType(
-    "companies",
-    "company",
-    "0-2",
-    "hs_lastmodifieddate",
-    {
-        "name": "Company",
-        "domain": "Domain",
-        "website": "Website",
-        "phone": "Phone",
-        "address": "Address",
-        "city": "City",
-        "state": "State",
-        "zip": "Postal code",
-        "country": "Country",
-        "industry": "Industry",
-        "type": "Type",
-        "lifecyclestage": "Lifecycle stage",
-        "numberofemployees": "Employees",
-        "annualrevenue": "Annual revenue",
-        "description": "Description",
-    },
-)
-_CONTACT = ObjectType(
-    "contacts",
-    "contact",
-    "0-1",
-    "lastmodifieddate",
-    {
-        "firstname": "First name",
-        "lastname": "Last name",
-        "email": "E-mail",
-        "phone": "Phone",
-        "mobilephone": "Mobile",
-        "jobtitle": "Job title",
-        "company": "Company",
-        "city": "City",
-        "state": "State",
-        "lifecyclestage": "Lifecycle stage",
-        "hs_lead_status": "Lead status",
-        "message": "Message",
-        "associatedcompanyid": "Company id",
-    },
-)
-_DEAL = ObjectType(
-    "deals",
-    "deal",
-    "0-3",
-    "hs_lastmodifieddate",
-    {
-        "dealname": "Deal",
-        "dealstage": "Stage",
-        "pipeline": "Pipeline",
-        "amount": "Amount",
-        "deal_currency_code": "Currency",
-        "closedate": "Close date",
-        "dealtype": "Type",
-        "hs_priority": "Priority",
-        "hs_next_step": "Next step",
-        "description": "Description",
-        "hubspot_owner_id": "Owner id",
-        "hs_primary_associated_company": "Company id",
-    },
-)
-OBJECT_TYPES: Mapping[str, ObjectType] = {type.plural: type for type in (_COMPANY, _CONTACT, _DEAL)}
-_BY_NAME = {type.name: type for type in OBJECT_TYPES.values()}
-_BY_TYPE_ID = {type.type_id: type for type in OBJECT_TYPES.values()}
-
-_OWN_FIELDS: Mapping[str, str] = {
-    "id": "text metadata",
-    "createdAt": "text",
-    "updatedAt": "version time",
-}
-_LEFT_OUT: Mapping[str, str] = {
-    "archived": "an archived record is deleted here",
-    "archivedAt": "the time of the delete",
-    "properties.createdate": "the record's `createdAt`",
-    "properties.hs_object_id": "the record's `id`",
-    "properties.hs_lastmodifieddate": "the record's `updatedAt`",
-    "properties.lastmodifieddate": "the record's `updatedAt`",
-}
-_OTHER_PLACES: Mapping[str, Mapping[str, str]] = {
-    "company": {
-        "name": "title text assertion",
-        "domain": "text assertion",
-        "phone": "text assertion",
-        "city": "text assertion",
-        "state": "text assertion",
-        "lifecyclestage": "text metadata assertion",
-    },
-    "contact": {
-        "firstname": "title text assertion",
-        "lastname": "title text assertion",
-        "email": "text assertion",
-        "phone": "text assertion",
-        "mobilephone": "text assertion",
-        "jobtitle": "text assertion",
-        "company": "text assertion",
-        "lifecyclestage": "text metadata",
-    },
-    "deal": {
-        "dealname": "title text assertion",
-        "dealstage": "text metadata assertion",
-        "pipeline": "text metadata",
-        "amount": "text metadata assertion",
-        "deal_currency_code": "text metadata",
-        "hubspot_owner_id": "text metadata",
-        "hs_primary_associated_company": "text assertion",
-    },
-}
-"""By document kind: the places of properties that stand in more than the text."""
-
-
-def _record_fields(type: ObjectType) -> RecordFields:
-    places = {name: _OTHER_PLACES[type.name].get(name, "text") for name in type.labels}
-    return RecordFields(
-        type.name,
-        shown={**_OWN_FIELDS, **{f"properties.{name}": where for name, where in places.items()}},
-        left_out=_LEFT_OUT,
-    )
-
-
-FIELDS: Mapping[str, RecordFields] = {
-    type.name: _record_fields(type) for type in OBJECT_TYPES.values()
-}
 
 
 def record_event(type: ObjectType, record: object, *, restored: datetime | None = None) -> Event:
@@ -266,9 +125,9 @@ class ObjectChange:
             )
         ids = [value.get("objectId", value.get("primaryObjectId"))]
         ids += sequence(value.get("mergedObjectIds"))
-        by_type_id = _BY_TYPE_ID.get(as_string(value.get("objectTypeId")))
+        by_type_id = BY_TYPE_ID.get(as_string(value.get("objectTypeId")))
         return cls(
-            type=by_type_id if name == "object" else _BY_NAME.get(name),
+            type=by_type_id if name == "object" else BY_NAME.get(name),
             action=action,
             ids=tuple(dict.fromkeys(object_id(id, f"{place}.objectId") for id in ids)),
             at=_from_ms(value.get("occurredAt"), f"{place}.occurredAt"),
@@ -292,14 +151,14 @@ def hint_key(type: ObjectType, id: str, *, restored: bool) -> str:
 def parse_hint_key(key: str) -> tuple[ObjectType, str] | None:
     """Return type and id of the object that a hint names; None for a key of another form."""
     match = re.fullmatch(r"(\w+):([0-9]+)(?::restored)?", key, re.ASCII)
-    type = _BY_NAME.get(match[1]) if match else None
+    type = BY_NAME.get(match[1]) if match else None
     return (type, match[2]) if match and type else None
 
 
 def record_document(event: Event) -> Document:
     """Return the `company`, `contact` or `deal` of a record. Raises `Rejected` for another type."""
     name, _, id = event.doc_key.partition(":")
-    type, body = _BY_NAME.get(name), parse_object(event.payload)
+    type, body = BY_NAME.get(name), parse_object(event.payload)
     if type is None:
         raise Rejected(
             f"{name}: unknown type of object", remedy="check that this is a record of HubSpot"

@@ -31,13 +31,12 @@ from apex_memory.sources.hubspot.api import (
     wait_for_reset,
 )
 from apex_memory.sources.hubspot.documents import (
-    FIELDS,
-    OBJECT_TYPES,
     ObjectChange,
     deletion_event,
     hint_key,
     record_document,
 )
+from apex_memory.sources.hubspot.object_types import FIELDS, OBJECT_TYPES
 from apex_memory.sources.hubspot.settings import HubSpotSettings
 from apex_memory.sources.pages import ChangeHint, Page, PullContext
 from apex_memory.sources.payloads import (

@@ -22,7 +22,8 @@ from apex_memory.sources.base import (
 from apex_memory.sources.fields import RecordFields
 from apex_memory.sources.pages import ChangeHint, Page, PullContext
 from apex_memory.sources.payloads import canonical, malformed_event, parse_json, sample
-from apex_memory.sources.quickbooks.documents import FIELDS, OTHER_FIELDS, record_document
+from apex_memory.sources.quickbooks.documents import record_document
+from apex_memory.sources.quickbooks.fields import FIELDS, OTHER_FIELDS
 from apex_memory.sources.quickbooks.pull import QuickBooksPull
 from apex_memory.sources.quickbooks.records import Key, deleted_event, read_changes
 from apex_memory.sources.quickbooks.settings import QuickBooksSettings

@@ -137,22 +137,6 @@ async def test_w10_forged_key_ids_cost_a_genuine_webhook_no_more_than_a_repetiti
         await keys.learn(_naming("genuine"), plaid)  # type: ignore[arg-type]
 
 
-async def test_w10_a_known_key_is_renewed_without_a_webhook_that_waits(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    keys, plaid = Keys(), SlowPlaid()
-    token = keys.sign(BODY, now())[HEADER]
-    monkeypatch.setattr("apex_memory.sources.plaid.keys.KEY_SECONDS", -1.0)
-    async with asyncio.timeout(2):
-        await keys.learn(_request(token), plaid)  # type: ignore[arg-type]
-        await asyncio.sleep(0)
-    keys.signed_at(_request(token), 300)
-    assert len(plaid.calls) == 1, "it is being fetched meanwhile"
-    for fetch in list(keys._fetching.values()):
-        fetch.cancel()
-    await asyncio.gather(*keys._fetching.values(), return_exceptions=True)
-
-
 def _event() -> Event:
     return Event(
         source="toy", event_id="e", doc_key="d", version=1, occurred_at=now(), payload=b"x"

@@ -25,7 +25,6 @@ from apex_memory.sources.plaid.api import Plaid
 
 HEADER = "plaid-verification"
 KEY_SECONDS = 24 * 3600  # after which a key is fetched again: it may have expired
-KEPT_SECONDS = 2 * KEY_SECONDS  # for which a key is used while that does not succeed
 KEY_PATIENCE = 5.0  # seconds to fetch a key; Plaid waits 10 for the response to its webhook
 ABSENT_SECONDS = 60.0  # for which a key that Plaid does not know is not fetched again
 MOST_ABSENT = 1_000  # such key ids that are remembered
@@ -40,8 +39,9 @@ class VerificationKey:
     expired_at: float | None = None
     fetched: float = field(default_factory=monotonic)
 
-    def is_older_than(self, seconds: float) -> bool:
-        return monotonic() - self.fetched > seconds
+    @property
+    def old(self) -> bool:
+        return monotonic() - self.fetched > KEY_SECONDS
 
 
 class Keys:
@@ -55,7 +55,7 @@ class Keys:
         self._own: tuple[str, ec.EllipticCurvePrivateKey] | None = None
 
     async def learn(self, request: InboundRequest, plaid: Plaid) -> None:
-        """Fetch the key that a webhook names, unless it is known. A known key is fetched again in the background.
+        """Fetch the key that a webhook names, unless it is known.
 
         Anybody may name keys in a request, so only a few unknown ones per minute are fetched, and one that Plaid does
         not know is not fetched again for a minute. Each key is fetched apart: a webhook never waits for the key of
@@ -66,7 +66,7 @@ class Keys:
         if kid is None:
             return
         known = self._known.get(kid)
-        if known is not None and not known.is_older_than(KEY_SECONDS):
+        if known is not None and not known.old:
             return
         fetch = self._fetching.get(kid)
         if fetch is None:
@@ -75,8 +75,6 @@ class Keys:
             fetch = asyncio.create_task(self._fetch(kid, plaid), name="plaid key")
             self._fetching[kid] = fetch
             fetch.add_done_callback(lambda done: self._forget_fetch(kid, done))
-        if known is not None and not known.is_older_than(KEPT_SECONDS):
-            return
         # Shielded: of many webhooks with a new key one fetches it, and may be gone before the others.
         await asyncio.shield(fetch)
 

@@ -18,10 +18,16 @@ from apex_memory.engines.temporal import Temporal
 from apex_memory.flows.drain.control import Drains
 from apex_memory.flows.temporal.client import connect
 from apex_memory.flows.temporal.deployment import Deployment, build_id
+from apex_memory.flows.temporal.options import TASK_TIMEOUT
 from apex_memory.flows.worker import activate_build, maintain, workers
 from tests.conftest import running
 from tests.flows.scripted import Steps
 from tests.waiting import until
+
+# An old worker can still be handed a task while it ends: the server takes the task back after its time limit.
+TAKEOVER_SECONDS = TASK_TIMEOUT.total_seconds() + 30
+
+pytestmark = pytest.mark.timeout(3 * TAKEOVER_SECONDS)
 
 
 @pytest.fixture
@@ -74,12 +80,14 @@ async def test_events_are_carried_after_an_upgrade_of_the_only_worker(own: Clien
     async with build(own, "b", new) as drains:
         new.land(1)
         await drains.wake("frontapp")
-        await until(lambda: new.published == ["e0"], "the new build carries it")
+        await until(
+            lambda: new.published == ["e0"], "the new build carries it", seconds=TAKEOVER_SECONDS
+        )
 
         async def on_new_build() -> bool:
             return await version_of(own) == "b"
 
-        await until(on_new_build, "the drain is on the new build")
+        await until(on_new_build, "the drain is on the new build", seconds=TAKEOVER_SECONDS)
     ended = [item async for item in own.list_workflows("WorkflowId = 'drain:frontapp'")]
     assert WorkflowExecutionStatus.TERMINATED in {item.status for item in ended}
 
@@ -96,10 +104,14 @@ async def test_a_drain_of_a_living_old_worker_moves_by_itself(own: Client) -> No
             async def moved() -> bool:
                 return await version_of(own) == "b"
 
-            await until(moved, "the drain is on the new build")
+            await until(moved, "the drain is on the new build", seconds=TAKEOVER_SECONDS)
             new.land(1)
             await drains.wake("frontapp")
-            await until(lambda: new.published == ["e0"], "the new build carries it")
+            await until(
+                lambda: new.published == ["e0"],
+                "the new build carries it",
+                seconds=TAKEOVER_SECONDS,
+            )
             runs = [item async for item in own.list_workflows("WorkflowType = 'Drain'")]
             assert WorkflowExecutionStatus.TERMINATED not in {item.status for item in runs}
 
@@ -122,7 +134,7 @@ async def test_paused_stays_paused_over_an_upgrade(own: Client) -> None:
         async def moved() -> bool:
             return await version_of(own) == "b" and await paused()
 
-        await until(moved, "the drain is on the new build, paused")
+        await until(moved, "the drain is on the new build, paused", seconds=TAKEOVER_SECONDS)
         assert new.published == []
         await drains.resume("frontapp")
         await until(lambda: new.published == ["e0"], "carried after resume")

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from apex_memory.config import Settings
 from apex_memory.engines import supervisor
 from apex_memory.engines.base import free_port
 from apex_memory.engines.falkordb import FalkorDB
 from apex_memory.engines.process import Child, Process, child_of, command_and_environment
+from apex_memory.engines.selection import embedded_engines
 from apex_memory.engines.state import (
     ChildState,
     Stack,
@@ -28,6 +30,7 @@ from apex_memory.engines.state import (
     write_stack,
 )
 from apex_memory.engines.supervisor import Supervisor
+from apex_memory.engines.temporal import Temporal
 from apex_memory.errors import Unavailable
 from tests.waiting import until
 
@@ -290,3 +293,16 @@ def test_a_port_in_use_is_not_taken_again() -> None:
     assert free_port(port) == port
     with socket.create_server(("127.0.0.1", port)):
         assert free_port(port) != port
+
+
+def test_every_server_of_a_stack_has_a_port_of_its_own(tmp_path: Path) -> None:
+    """Also when the last run had Valkey where Temporal's UI would be now."""
+    temporal = free_port()
+    with ownership(tmp_path):
+        ports = {"temporal": temporal, "valkey": temporal + 1000}
+        write_stack(tmp_path, Stack(pid=1, since=datetime.now(UTC), ports=ports))
+        engines = embedded_engines(Settings(data_dir=tmp_path), 32)
+    chosen = [engine.port for engine in engines]
+    chosen += [engine.ui_port for engine in engines if isinstance(engine, Temporal)]
+    assert {temporal, temporal + 1000} < set(chosen)
+    assert len(set(chosen)) == len(chosen) == 6

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -101,13 +101,18 @@ async def reachable(port: int) -> None:
         await writer.wait_closed()
 
 
-def free_port(preferred: int | None = None) -> int:
-    """Return `preferred` if no server listens there, else a port that is free now."""
+def free_port(preferred: int | None = None, *, taken: Collection[int] = ()) -> int:
+    """Return `preferred` if no server listens there, else a port that is free now.
+
+    None of `taken`: ports that were chosen for servers that do not listen yet.
+    """
     # Not from the range for outgoing connections: between now and the server's start a connection of
     # another program could take such a port.
     # Drawn by the system: processes that seed `random` alike would all try the same port at the same time.
     drawn = random.SystemRandom().sample(PORTS, 20)
     for port in ([preferred] if preferred else []) + drawn + [0]:
+        if port in taken:
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

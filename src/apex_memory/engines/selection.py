@@ -22,14 +22,19 @@ def embedded_engines(settings: Settings, dimension: int) -> list[Engine]:
     """
     folder = settings.data_dir.resolve()
     known = last_ports(folder)
+    chosen: list[int] = []
+
+    def choose(preferred: int | None) -> int:
+        chosen.append(free_port(preferred, taken=chosen))
+        return chosen[-1]
 
     def port(name: str) -> int:
-        return free_port(known.get(name))
+        return choose(known.get(name))
 
     def temporal() -> Temporal:
         own = port("temporal")
         # At a fixed distance, as Temporal does it, so that links to the UI stay valid too.
-        return Temporal(folder, own, "", free_port(own + 1000 if own < 64000 else None))
+        return Temporal(folder, own, "", choose(own + 1000 if own < 64000 else None))
 
     factories: dict[str, Callable[[], Engine]] = {
         "documents": lambda: PostgreSQL(folder, port("postgres"), secret(folder, "documents")),

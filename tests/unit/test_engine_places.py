@@ -33,30 +33,28 @@ def outside(engine_data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 def test_an_open_folder_is_used_itself(engine_data: Path, tmp_path: Path) -> None:
     folder = engine_data / tmp_path.name / "postgres"
     folder.parent.mkdir()
-    assert claim_folder(folder, NOBODY) == folder
+    assert claim_folder(folder) == folder
     assert not folder.is_symlink()
-    assert folder.stat().st_uid == NOBODY
 
 
 @as_root
 def test_a_closed_folder_points_outside_and_is_found_again(outside: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
-    place = claim_folder(tmp_path / "postgres", NOBODY)
+    place = claim_folder(tmp_path / "postgres")
     assert place.is_relative_to(outside)
     assert reachable(place.parent)
-    assert place.stat().st_uid == NOBODY
     (place / "data").touch()
-    assert claim_folder(tmp_path / "postgres", NOBODY) == place
+    assert claim_folder(tmp_path / "postgres") == place
     assert (tmp_path / "postgres/data").exists()
 
 
 @as_root
 def test_data_of_a_deleted_folder_is_put_aside_not_reused(outside: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
-    place = claim_folder(tmp_path / "postgres", NOBODY)
+    place = claim_folder(tmp_path / "postgres")
     (place / "data").touch()
     (tmp_path / "postgres").unlink()
-    assert claim_folder(tmp_path / "postgres", NOBODY) == place
+    assert claim_folder(tmp_path / "postgres") == place
     assert not (place / "data").exists()
     assert (place.with_name("postgres.old") / "data").exists()
 
@@ -64,19 +62,19 @@ def test_data_of_a_deleted_folder_is_put_aside_not_reused(outside: Path, tmp_pat
 @as_root
 def test_a_link_to_nowhere_is_refused(outside: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
-    shutil.rmtree(claim_folder(tmp_path / "postgres", NOBODY))
+    shutil.rmtree(claim_folder(tmp_path / "postgres"))
     with pytest.raises(Misconfigured, match="which does not exist"):
-        claim_folder(tmp_path / "postgres", NOBODY)
+        claim_folder(tmp_path / "postgres")
 
 
 @as_root
 def test_a_folder_closed_since_is_refused(engine_data: Path, tmp_path: Path) -> None:
     folder = engine_data / tmp_path.name / "postgres"
     folder.parent.mkdir()
-    claim_folder(folder, NOBODY)
+    claim_folder(folder)
     folder.parent.chmod(0o700)
     with pytest.raises(Misconfigured, match="can no longer reach"):
-        claim_folder(folder, NOBODY)
+        claim_folder(folder)
 
 
 @as_root

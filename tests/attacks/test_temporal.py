@@ -8,7 +8,10 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from apex_memory.config import Settings
 from apex_memory.engines.base import free_port
+from apex_memory.engines.selection import embedded_engines, environment_for
+from apex_memory.engines.state import ownership
 from apex_memory.engines.temporal import Temporal
 from tests.conftest import running
 
@@ -41,6 +44,16 @@ def ports_of(process: Path) -> set[int]:
     return ports
 
 
+async def shows_a_page(port: int) -> bool:
+    """Whether the port answers a browser with a page."""
+    async with httpx2.AsyncClient(timeout=5, follow_redirects=True) as http:
+        try:
+            answer = await http.get(f"http://127.0.0.1:{port}/")
+        except httpx2.HTTPError:
+            return False
+    return "text/html" in answer.headers.get("content-type", "")
+
+
 async def answers(port: int, host: str) -> bool:
     """Whether the port lists namespaces over HTTP to a page of this host."""
     async with httpx2.AsyncClient(timeout=5) as http:
@@ -56,10 +69,31 @@ async def answers(port: int, host: str) -> bool:
 async def test_w4_no_page_reaches_temporals_http_api(engine_data: Path) -> None:
     engine_folder = engine_data / "attacked"
     engine_folder.mkdir()
-    async with running(Temporal(engine_folder, free_port(), "", free_port())) as engine:
-        ports = ports_of(process_of(engine.port)) - {engine.ui_port}
+    ui_port = free_port()
+    async with running(Temporal(engine_folder, free_port(), "", ui_port)) as engine:
+        ports = ports_of(process_of(engine.port)) - {ui_port}
         for host in ("127.0.0.1", "localhost", "attacker.example"):
             assert not [port for port in ports if await answers(port, f"{host}:{engine.port}")]
             assert not [port for port in ports if await answers(port, host)]
         # The API is there: it answers the one host that no page can have.
         assert len([port for port in ports if await answers(port, "disabled.invalid")]) == 1
+
+
+async def test_temporals_ui_runs_only_where_it_is_wanted(engine_data: Path) -> None:
+    """The UI has no sign-in, so that every user of the machine could end workflows there."""
+    for name, settings in (("plain", {}), ("with-ui", {"temporal_ui": "embedded:"})):
+        folder = engine_data / name
+        with ownership(folder):
+            engines = embedded_engines(Settings(data_dir=folder, **settings), 32)
+        (temporal,) = (engine for engine in engines if isinstance(engine, Temporal))
+        async with running(temporal):
+            pages = [
+                port for port in ports_of(process_of(temporal.port)) if await shows_a_page(port)
+            ]
+        assert pages == ([temporal.ui_port] if settings else [])
+        assert environment_for(engines, Settings()).get("APEX_TEMPORAL_UI", "") == temporal.ui_url
+
+
+def test_the_ui_of_the_embedded_server_needs_the_embedded_server() -> None:
+    with pytest.raises(ValueError, match="is the UI of the embedded server"):
+        Settings(temporal="127.0.0.1:7233/apex", temporal_ui="embedded:")

@@ -301,8 +301,12 @@ def test_every_server_of_a_stack_has_a_port_of_its_own(tmp_path: Path) -> None:
     with ownership(tmp_path):
         ports = {"temporal": temporal, "valkey": temporal + 1000}
         write_stack(tmp_path, Stack(pid=1, since=datetime.now(UTC), ports=ports))
-        engines = embedded_engines(Settings(data_dir=tmp_path), 32)
+        engines = embedded_engines(Settings(data_dir=tmp_path, temporal_ui="embedded:"), 32)
     chosen = [engine.port for engine in engines]
-    chosen += [engine.ui_port for engine in engines if isinstance(engine, Temporal)]
+    chosen += [
+        engine.ui_port
+        for engine in engines
+        if isinstance(engine, Temporal) and engine.ui_port is not None
+    ]
     assert {temporal, temporal + 1000} < set(chosen)
     assert len(set(chosen)) == len(chosen) == 6

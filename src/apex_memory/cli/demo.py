@@ -26,7 +26,7 @@ from apex_memory.cli.ingest import SentFile, send_files
 from apex_memory.cli.operate import examine
 from apex_memory.cli.output import console, duration, rule, say, show_table, styled
 from apex_memory.cli.up import Running, running, show_stack
-from apex_memory.config import Settings, load_settings
+from apex_memory.config import EMBEDDED, Settings, load_settings
 from apex_memory.engines.state import read_stack
 from apex_memory.errors import Conflict, require_extra
 from apex_memory.simulate.day import DayPlayback, end_of, yesterday
@@ -114,7 +114,12 @@ def _settings(served: SimulatorServer) -> Settings:
         "APEX_LOG_LEVEL": "warning",
         "APEX_PORT": os.environ.get("APEX_PORT", "0"),
     }
-    return load_settings()
+    settings = load_settings()
+    if settings.temporal == EMBEDDED and not settings.temporal_ui:
+        settings = load_settings(
+            temporal_ui=EMBEDDED
+        )  # it shows what was done, and ends with the demo
+    return settings
 
 
 def _report(name: str, what: str, detail: str) -> None:
@@ -141,7 +146,8 @@ async def _day(
         has_hits = await asyncio.to_thread(_search, api)
         say("")
         say(f"API docs     {stack.url}/docs")
-        say(f"Temporal UI  {stack.temporal_ui}/namespaces/apex/workflows")
+        if stack.temporal_ui:
+            say(f"Temporal UI  {stack.temporal_ui}/namespaces/apex/workflows")
         return has_hits and result.settled and not delivery.refused
     finally:
         api.close()

@@ -15,7 +15,7 @@ import typer
 from apex_memory.cli.client import Gateway, admin_key, gateway, gateway_url
 from apex_memory.cli.output import Json, ago, duration, say, show_json, show_table
 from apex_memory.config import Settings, load_settings
-from apex_memory.engines.state import read_stack
+from apex_memory.engines.state import Stack, read_stack
 from apex_memory.errors import ApexError
 
 OPEN_BREAKER = re.compile(r'^apex_breaker_open\{store="(\w+)"\} 1(?:\.0)?$', re.MULTILINE)
@@ -139,6 +139,7 @@ def examine() -> Iterator[Finding]:
     yield Finding("gateway", "good", f"responds at {url}")
     yield from _breakers(settings)
     yield from _stores_and_events(report)
+    yield from _open_ui(read_stack(settings.data_dir), report["temporal"]["ui"])
     yield from _sources(sources)
 
 
@@ -247,6 +248,17 @@ def _stores_and_events(report: dict[str, Any]) -> Iterator[Finding]:
             "note",
             f"{report['dead_letters']} are open",
             "see `apex dead-letters list` for the reasons, then `redrive` or `discard` them",
+        )
+
+
+def _open_ui(stack: Stack | None, url: str | None) -> Iterator[Finding]:
+    """Yield a note while the UI of the embedded Temporal runs, which has no sign-in."""
+    if url and stack and "temporal" in stack.children:
+        yield Finding(
+            "temporal UI",
+            "note",
+            f"runs at {url} without a sign-in: every user of this machine can end workflows there",
+            "start without `--ui` and `temporal_ui` when it is not needed",
         )
 
 

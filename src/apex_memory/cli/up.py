@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from time import monotonic, sleep
@@ -20,7 +20,7 @@ from apex_memory import __version__
 from apex_memory.cli import STARTING
 from apex_memory.cli.client import key_file
 from apex_memory.cli.output import Json, duration, say, show_json, show_table
-from apex_memory.config import Settings, load_settings, settings_file
+from apex_memory.config import EMBEDDED, Settings, load_settings, settings_file
 from apex_memory.credentials.vault import new_key as new_secret_key
 from apex_memory.engines.base import free_port, write_private
 from apex_memory.engines.process import Child
@@ -57,6 +57,7 @@ class Running:
 
     url: str
     temporal_ui: str
+    """Its address; empty when it does not run."""
     new_key: str | None
     """The first admin key, if this start created it."""
     seconds: float
@@ -75,6 +76,13 @@ def up(
             help="Return once all is up, and leave it running: `apex stop` ends it.",
         ),
     ] = False,
+    ui: Annotated[
+        bool,
+        typer.Option(
+            "--ui",
+            help="Also start the UI of the embedded Temporal. It has no sign-in: every user of this machine can end workflows there.",
+        ),
+    ] = False,
 ) -> None:
     """Start everything and keep it running: engines, gateway, workers. Ctrl-C stops all.
 
@@ -82,14 +90,15 @@ def up(
 
     Example: apex up --detach
     """
-    settings = load_settings()
+    settings = load_settings(temporal_ui=EMBEDDED) if ui else load_settings()
     if detach:
-        _up_detached(settings, verbose=verbose)
+        options = [*(["--verbose"] if verbose else []), *(["--ui"] if ui else [])]
+        _up_detached(settings, options)
     else:
         asyncio.run(_up(settings, verbose=verbose))
 
 
-def _up_detached(settings: Settings, *, verbose: bool) -> None:
+def _up_detached(settings: Settings, options: Sequence[str]) -> None:
     """Start `apex up` in a session of its own, show what it prints until all is up, and leave it running."""
     if stack := read_stack(settings.data_dir):
         raise Conflict(
@@ -102,7 +111,7 @@ def _up_detached(settings: Settings, *, verbose: bool) -> None:
     log = folder / DETACHED_LOG
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "apex_memory.cli", "up", *(["--verbose"] if verbose else [])],
+            [sys.executable, "-m", "apex_memory.cli", "up", *options],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -368,6 +377,8 @@ def show_stack(settings: Settings, stack: Running) -> None:
     say(f"API       {stack.url}/docs")
     if stack.temporal_ui:
         say(f"Temporal  {stack.temporal_ui}/namespaces/apex/workflows")
+    elif settings.temporal == EMBEDDED:
+        say("Temporal  ", ("its UI has no sign-in and is off; `apex up --ui` starts it", "dim"))
     if stack.new_key:
         say("API key   ", (stack.new_key, "bold"))
         say((f"          for admins, in {key_file(settings)}; the command line uses it", "dim"))

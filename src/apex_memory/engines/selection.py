@@ -33,6 +33,8 @@ def embedded_engines(settings: Settings, dimension: int) -> list[Engine]:
 
     def temporal() -> Temporal:
         own = port("temporal")
+        if settings.temporal_ui != EMBEDDED:
+            return Temporal(folder, own, "")
         # At a fixed distance, as Temporal does it, so that links to the UI stay valid too.
         return Temporal(folder, own, "", choose(own + 1000 if own < 64000 else None))
 
@@ -50,6 +52,6 @@ def environment_for(engines: Sequence[Engine], settings: Settings) -> dict[str, 
     """Return the `APEX_*` variables, with passwords, for processes that use these engines."""
     variables = {f"APEX_{engine.role.upper()}": engine.url for engine in engines}
     for engine in engines:
-        if isinstance(engine, Temporal):
+        if isinstance(engine, Temporal) and engine.ui_url:
             variables["APEX_TEMPORAL_UI"] = engine.ui_url
     return {"APEX_DATA_DIR": str(settings.data_dir.resolve()), **variables}

@@ -1,4 +1,4 @@
-"""Temporal's dev server with its web UI, over SQLite, and the dynamic settings that any Temporal server needs."""
+"""Temporal's dev server over SQLite, its web UI, and the dynamic settings that any Temporal server needs."""
 
 from __future__ import annotations
 
@@ -46,9 +46,12 @@ SINGLE_NODE_ONLY = ("history.timerProcessorMaxTimeShift",)
 
 @dataclass
 class Temporal(Engine):
-    """The dev server on a file in WAL mode: acknowledged writes survive kill -9. It has no password."""
+    """The dev server on a file in WAL mode: acknowledged writes survive kill -9. It has no password.
 
-    ui_port: int
+    Its UI has no sign-in, so that it runs only where it is wanted: `ui_port` is None without it.
+    """
+
+    ui_port: int | None = None
 
     name = "temporal"
     role = "temporal"
@@ -59,14 +62,18 @@ class Temporal(Engine):
 
     @property
     def ui_url(self) -> str:
-        return f"http://{HOST}:{self.ui_port}"
+        """The address of its UI; empty without one."""
+        return f"http://{HOST}:{self.ui_port}" if self.ui_port else ""
 
     def command(self) -> list[str]:
         attributes = [f"{name}=Keyword" for name in SEARCH_ATTRIBUTES]
         dynamic = [f"{key}={json.dumps(value)}" for key, value in DYNAMIC_CONFIG.items()]
+        ui = ["--headless"]
+        if self.ui_port:
+            ui = ["--ui-port", str(self.ui_port), "--ui-disable-news-fetch"]
         return [
             *(str(_program()), "server", "start-dev", "--ip", HOST, "--port", str(self.port)),
-            *("--ui-port", str(self.ui_port), "--ui-disable-news-fetch", "--log-level", "warn"),
+            *(*ui, "--log-level", "warn"),
             *ISOLATED,
             *("--db-filename", str(self.directory / "temporal.db"), "--namespace", NAMESPACE),
             *_repeated("--sqlite-pragma", PRAGMAS),

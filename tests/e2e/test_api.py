@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import re
 import zipfile
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from apex_memory.gateway.dependencies import Gateway
 from apex_memory.gateway.group_commit import GroupCommitter
 from apex_memory.model import Event, LandResult, now
 from tests.e2e import front
-from tests.e2e.conftest import MakeSettings
+from tests.e2e.conftest import MakeSettings, live
 from tests.waiting import until
 
 TEXT = "Shipment SHP-100045 left Columbus, OH for Northwind Trucking."
@@ -173,6 +174,31 @@ async def test_a_redelivery_is_answered_alike(api: Api) -> None:
     assert {**one, "duplicate": True} == two
     rows = await api.app.db.fetch("SELECT id FROM inbox")
     assert len(rows) == 1
+
+
+async def test_other_content_under_the_id_of_an_earlier_event_is_kept(api: Api) -> None:
+    first = front.message("msg_1", "cnv_1", at=0, text="Where is SHP-100045?")
+    other = front.message("msg_1", "cnv_1", at=0, text="Where is SHP-100046?")
+    other_time = front.message("msg_1", "cnv_1", at=5, text="Where is SHP-100047?")
+    bodies = [first, other, other_time, other, first]
+    events = [(await api.hook(body)).json()["events"][0] for body in bodies]
+    assert [event["duplicate"] for event in events] == [False, False, False, True, True]
+    assert [event["id"] for event in events[3:]] == [events[1]["id"], events[0]["id"]]
+    assert len({event["document_id"] for event in events}) == 1
+    await api.app.direct.drain("frontapp")
+    rows = await api.app.db.fetch("SELECT m.text FROM inbox i JOIN manifests m ON m.inbox_id = i.id")
+    kept = " ".join(row["text"] for row in rows)
+    assert all(f"SHP-10004{n}" in kept for n in (5, 6, 7))
+    current = await live(api.app, "message:msg_1")
+    assert current and "SHP-100047" in current["text"]
+
+
+async def test_the_same_event_by_both_kinds_of_webhook_is_one_event(api: Api) -> None:
+    """A rule's webhook sends the event alone, an application's wraps it."""
+    wrapped = front.message("msg_1", "cnv_1", at=0)
+    alone = json.dumps(json.loads(wrapped)["payload"]).encode()
+    first, second = [(await api.hook(body)).json()["events"][0] for body in (wrapped, alone)]
+    assert second == {**first, "duplicate": True}
 
 
 async def test_a_form_with_two_files_lands_two_events(api: Api) -> None:

@@ -69,6 +69,18 @@ class Record:
     """Sources whose webhooks left change hints."""
 
 
+def _without_renamed(
+    handed: Sequence[tuple[Event, LandResult]],
+) -> list[tuple[Event, LandResult]]:
+    """Leave out the duplicates that landed right after under an id of their own, since their content was another one."""
+    renamed = {(event.event_id.rpartition("#")[0], event.payload) for event, _ in handed}
+    return [
+        (event, result)
+        for event, result in handed
+        if not (result.duplicate and (event.event_id, event.payload) in renamed)
+    ]
+
+
 class Entrances:
     """All ways into one installation. Made by `entrances`."""
 
@@ -112,6 +124,7 @@ class Entrances:
         if status >= 500:
             self.record.wrong.append(f"{name or path}: {status} {response.text[:200]}")
         if response.is_success:
+            self._handed = _without_renamed(self._handed)
             ids = [result.id for _, result in self._handed]
             if response.headers["content-type"].startswith("application/json"):
                 listed = response.json().get("events")  # a vendor may expect a response of its own

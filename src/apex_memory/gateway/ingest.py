@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -14,14 +14,14 @@ import orjson
 from fastapi import Request, Response
 from opentelemetry.propagate import extract
 
-from apex_memory.errors import Rejected
+from apex_memory.errors import ApexError, Rejected
 from apex_memory.gateway.dependencies import Gateway, gateway_of, presented
 from apex_memory.gateway.errors import Malformed
 from apex_memory.gateway.read_models.events import FINAL, Events
-from apex_memory.model import Event, LandResult, now
+from apex_memory.model import MALFORMED, TOMBSTONE, Document, Event, LandResult, now
 from apex_memory.sources.base import InboundRequest, PulledSource, Received, Source
 from apex_memory.sources.pages import ChangeHint
-from apex_memory.telemetry import trace_carrier, tracer
+from apex_memory.telemetry import logger, trace_carrier, tracer
 
 THREAD_BYTES = 256_000  # larger bodies are parsed in a thread, so that other requests do not wait
 WAIT_SECONDS = 10.0
@@ -42,7 +42,9 @@ async def ingest(request: Request, name: str) -> Response:
     parent = extract(request.headers) if source.authenticated_by_key else None
     with tracer.start_as_current_span(f"receive {name}", context=parent):
         received = await _receive(gateway, source, request, body, caller)
-        if caller and "idempotency-key" in request.headers:
+        if not caller:
+            landed = await _land_webhook(gateway, source, received.events)
+        elif "idempotency-key" in request.headers:
             landed = await _land_once(gateway, received.events)
         else:
             landed = await land(gateway, received.events)
@@ -94,6 +96,58 @@ def _is_invalid_json(body: bytes) -> bool:
     except ValueError:
         return True
     return False
+
+
+async def _land_webhook(
+    gateway: Gateway, source: Source, events: Sequence[Event]
+) -> list[LandResult]:
+    """Land events that a vendor sent, so that none is dropped for another one that the vendor gave the same id.
+
+    A vendor sends an event again until it is acknowledged: an id that exists is a repetition. But where its
+    document is another one, it lands under an id of its own, which is the same for its own repetitions.
+    """
+    landed = await land(gateway, events)
+    repeated = {n: events[n] for n, result in enumerate(landed) if result.duplicate}
+    if not repeated:
+        return landed
+    ids = [event.event_id for event in repeated.values()]
+    kept = await gateway.app.inbox.kept_events(source.name, ids)
+    changed = await asyncio.to_thread(_with_other_content, source, repeated, kept)
+    results = await land(gateway, list(changed.values())) if changed else []
+    for n, result in zip(changed, results, strict=True):
+        landed[n] = result
+        if not result.duplicate:
+            logger(component="gateway").warning(
+                "a vendor gave other content the id of an earlier event; both are kept",
+                source=source.name,
+                event_id=result.event_id,
+            )
+    return landed
+
+
+def _with_other_content(
+    source: Source, repeated: Mapping[int, Event], kept: Mapping[str, Event]
+) -> dict[int, Event]:
+    """Return the events whose document differs from that of the kept event of their id, under ids of their own."""
+    changed: dict[int, Event] = {}
+    for n, event in repeated.items():
+        before = kept.get(event.event_id)
+        if before is None or before.payload == event.payload:
+            continue
+        if _document(source, before) != _document(source, event):
+            digest = hashlib.sha256(event.payload).hexdigest()[:16]
+            changed[n] = replace(event, event_id=f"{event.event_id}#{digest}")
+    return changed
+
+
+def _document(source: Source, event: Event) -> Document | bytes:
+    """Return the document of an event; the payload of an event that has none."""
+    if event.content_type in (TOMBSTONE, MALFORMED):
+        return event.payload
+    try:
+        return source.document(event)
+    except ApexError:
+        return event.payload
 
 
 async def _land_once(gateway: Gateway, events: Sequence[Event]) -> list[LandResult]:

@@ -85,6 +85,11 @@ class Inbox:
         async with self._db.connection() as connection:
             return await queries.event(connection, id)
 
+    async def kept_events(self, source: str, event_ids: Sequence[str]) -> dict[str, Event]:
+        """Return events as they landed, by event id; see `queries.kept_events`."""
+        async with self._db.connection() as connection:
+            return await queries.kept_events(connection, source, event_ids)
+
     async def payload_digests(
         self, source: str, event_ids: Sequence[str]
     ) -> dict[str, bytes | None]:

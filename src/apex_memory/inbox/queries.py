@@ -76,6 +76,18 @@ async def event(connection: Connection, id: UUID) -> Event:
     return event_from_row(row)
 
 
+async def kept_events(
+    connection: Connection, source: str, event_ids: Sequence[str]
+) -> dict[str, Event]:
+    """Return the events with these ids as they landed, by id. Those are missing that never landed, or whose payload retention removed."""
+    cursor = await connection.execute(
+        """SELECT i.*, p.body FROM inbox i JOIN payloads p ON p.inbox_id = i.id
+           WHERE i.source = %s AND i.event_id = ANY(%s)""",
+        (source, list(event_ids)),
+    )
+    return {row["event_id"]: event_from_row(row) for row in await cursor.fetchall()}
+
+
 async def payload_digests(
     connection: Connection, source: str, event_ids: Sequence[str]
 ) -> dict[str, bytes | None]:

@@ -186,7 +186,9 @@ async def test_other_content_under_the_id_of_an_earlier_event_is_kept(api: Api) 
     assert [event["id"] for event in events[3:]] == [events[1]["id"], events[0]["id"]]
     assert len({event["document_id"] for event in events}) == 1
     await api.app.direct.drain("frontapp")
-    rows = await api.app.db.fetch("SELECT m.text FROM inbox i JOIN manifests m ON m.inbox_id = i.id")
+    rows = await api.app.db.fetch(
+        "SELECT m.text FROM inbox i JOIN manifests m ON m.inbox_id = i.id"
+    )
     kept = " ".join(row["text"] for row in rows)
     assert all(f"SHP-10004{n}" in kept for n in (5, 6, 7))
     current = await live(api.app, "message:msg_1")

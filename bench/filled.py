@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from apex_memory.app import App
+from apex_memory.stores.edge import EdgeVectors
 from bench.corpus import CARRIERS, PLACES, Corpus, GivenEmbedder, random_pool
 from bench.cpu import spent, usage
 from bench.engines import Engines, opened, running_engines
@@ -78,7 +79,9 @@ async def _cost(app: App, corpus: Corpus, pids: dict[str, int], first: int) -> t
 async def indexed(app: App) -> bool:
     """Wait until the vector process has indexed and merged all sealed points. Return False if that takes too long."""
     deadline = time.monotonic() + INDEX_SECONDS
-    while (stats := await app.vectors.stats())["unindexed"] or stats["unmerged"]:  # type: ignore[attr-defined]
+    vectors = app.vectors
+    assert isinstance(vectors, EdgeVectors)
+    while (stats := await vectors.stats())["unindexed"] or stats["unmerged"]:
         if time.monotonic() > deadline:
             return False
         await asyncio.sleep(0.2)

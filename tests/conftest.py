@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import psycopg
 import pytest
@@ -35,6 +36,8 @@ from tests.parallel import (
 )
 
 __all__ = ["pytest_configure_node", "pytest_xdist_make_scheduler"]  # hooks, so they have to be here
+
+EngineT = TypeVar("EngineT", bound=Engine)
 
 PASSWORD = "pw"
 TEMPLATE = "apex_template"
@@ -122,7 +125,7 @@ def engine_data() -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def running(engine: Engine) -> AsyncIterator[Engine]:
+async def running(engine: EngineT) -> AsyncIterator[EngineT]:
     """The engine, started and answering; stopped afterwards."""
     engine.prepare()
     process = Process(child_of(engine), engine.data_dir / "log" / f"{engine.name}.log")

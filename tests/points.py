@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,24 +13,22 @@ from apex_memory.model import Tally, VectorPoint, Vectors
 
 
 def point(stage: uuid.UUID, n: int, text: str = "a truck", **fields: Any) -> VectorPoint:
-    return VectorPoint(
-        **{
-            "id": uuid.uuid5(stage, str(n)),
-            "stage": stage,
-            "doc": uuid.uuid5(stage, "doc"),
-            "n": n,
-            "start": n * 10,
-            "end": n * 10 + 10,
-            "text": text,
-            "nearby": text,
-            "source": "frontapp",
-            "kind": "email",
-            "time": 1_700_000_000 + n,
-            "entities": (),
-            "hash": 1000 + n,
-        }
-        | fields
+    usual = VectorPoint(
+        id=uuid.uuid5(stage, str(n)),
+        stage=stage,
+        doc=uuid.uuid5(stage, "doc"),
+        n=n,
+        start=n * 10,
+        end=n * 10 + 10,
+        text=text,
+        nearby=text,
+        source="frontapp",
+        kind="email",
+        time=1_700_000_000 + n,
+        entities=(),
+        hash=1000 + n,
     )
+    return replace(usual, **fields)
 
 
 def stage_points(stage: uuid.UUID, texts: Sequence[str], **fields: Any) -> list[VectorPoint]:
@@ -48,4 +47,6 @@ def unit(count: int, dimension: int, seed: int = 0) -> Vectors:
 
 def axis(number: int, dimension: int) -> Vectors:
     """The unit vector along one axis."""
-    return np.eye(dimension, dtype=np.float32)[number]
+    row = np.zeros(dimension, dtype=np.float32)
+    row[number] = 1
+    return row

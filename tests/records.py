@@ -698,11 +698,12 @@ _COMPLETION = {
         {"role": "tool", "tool_call_id": "c9", "content": "En route"},
     ],
 }
-_TIMES = {
+_TIMES: dict[Steps, str] = {
     ("created_at",): "2025-11-01T09:00:00Z",
     ("updated_at",): "2025-11-01T11:30:00Z",
-    **{("messages", n, "role"): "user" for n in (1, 2)},
     ("messages", 0, "role"): "assistant",
+    ("messages", 1, "role"): "user",
+    ("messages", 2, "role"): "user",
     ("messages", 1, "tool_calls", 0, "id"): "c8",
     ("messages", 2, "tool_call_id"): "c8",
 }

@@ -100,8 +100,8 @@ def _layers(contract: Mapping[str, Any], package: str) -> Layers:
 
 def _picture(layers: Layers, contracts: Contracts, source: Path, notes: Sequence[str]) -> str:
     rows = []
-    for row in layers.rows:
-        rows += [_modules(part, layers, contracts, source) for part in _parts(row)]
+    for names in layers.rows:
+        rows += [_modules(part, layers, contracts, source) for part in _parts(names)]
     heights = [_row_height(row) for row in rows]
     height = sum(heights) + _GAP * (len(rows) - 1) + 2 * _MARGIN
     height += 24 + 20 * len(notes) if notes else 0

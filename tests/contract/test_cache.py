@@ -66,7 +66,7 @@ EVERYTHING = 5  # calls
 
 
 async def ttl(client: redis.asyncio.Redis, key: str) -> float:
-    return await client.pttl(key) / 1000
+    return float(await client.pttl(key)) / 1000
 
 
 async def test_a_lock_has_one_owner(cache: Cache, client: redis.asyncio.Redis) -> None:

@@ -98,11 +98,11 @@ def encoder_folder(folder: Path, **fields: str) -> Path:
 async def embedder(
     request: pytest.FixtureRequest, server: Server, tmp_path: Path
 ) -> AsyncIterator[Embedder]:
-    made = {
-        "server": lambda: server.url,
-        "onnx": lambda: f"onnx:{encoder_folder(tmp_path / 'encoder')}",
-    }
-    spec = made.get(request.param, lambda: request.param)()
+    spec: str = request.param
+    if spec == "server":
+        spec = server.url
+    elif spec == "onnx":
+        spec = f"onnx:{encoder_folder(tmp_path / 'encoder')}"
     opened = open_embedder(spec, model="small", dimension=DIMENSION, key="k", threads=1)
     yield opened
     await opened.close()
@@ -182,7 +182,7 @@ def plain(
 async def test_refusals_have_a_name_and_a_remedy(
     server: Server, answer: Answer, error: type[ApexError], words: str
 ) -> None:
-    server.answer = answer  # type: ignore[method-assign]
+    server.answer = answer
     opened = open_embedder(server.url, dimension=DIMENSION)
     with pytest.raises(error, match=words) as refused:
         await opened.query("hunter2")

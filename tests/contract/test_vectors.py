@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -63,9 +63,14 @@ async def put(store: VectorStore, *texts: str, vectors: Vectors | None = None) -
     return stage
 
 
-async def stages_for(store: VectorStore, words: str, **options: object) -> list[uuid.UUID]:
-    found = await store.search(dense=None, words=words, limit=10, **options)  # type: ignore[arg-type]
-    return [hit.stage for hit in found["words"]]
+async def stages_for(
+    store: VectorStore,
+    words: str,
+    filters: Filters | None = None,
+    exclude: Sequence[uuid.UUID] = (),
+) -> list[uuid.UUID]:
+    legs = await store.search(dense=None, words=words, limit=10, filters=filters, exclude=exclude)
+    return [hit.stage for hit in legs["words"]]
 
 
 async def test_a_point_comes_back_as_it_was_written(store: VectorStore) -> None:

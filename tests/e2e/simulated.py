@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from apex_memory.app import App
 from apex_memory.errors import ApexError, NotFound, RetryLater
 from apex_memory.model import document_uuid
@@ -43,17 +45,16 @@ class Day:
     async def run(self) -> None:
         """Run the day with faults, then let everything arrive without."""
         simulator, source = self.simulator, self.app.sources[self.name]
-        if isinstance(source, PulledSource):
-            source.pull = _mortal(source, self)  # type: ignore[method-assign]
         before = simulator.clock.now
-        for n in range(self.steps):
-            now = simulator.world.start + timedelta(hours=self.hours) * (n + 1) / self.steps
-            simulator.clock.advance_to(now)
-            await self.send(simulator.pushes(before, now))
-            await self.step()
-            before = now
-        if isinstance(source, PulledSource):
-            del source.pull
+        with pytest.MonkeyPatch.context() as patch:
+            if isinstance(source, PulledSource):
+                patch.setattr(source, "pull", _mortal(source, self))
+            for n in range(self.steps):
+                now = simulator.world.start + timedelta(hours=self.hours) * (n + 1) / self.steps
+                simulator.clock.advance_to(now)
+                await self.send(simulator.pushes(before, now))
+                await self.step()
+                before = now
         simulator.chaos.off()
         for push in self.held:
             await self.send_one(push)

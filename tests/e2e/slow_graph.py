@@ -14,7 +14,7 @@ async def ready(self: FalkorDB) -> None:
     await _ready(self)
 
 
-FalkorDB.ready = ready  # type: ignore[method-assign]
+FalkorDB.ready = ready  # type: ignore[method-assign] # slower than the real one
 
 if __name__ == "__main__":
     main()

@@ -12,9 +12,9 @@ import faulthandler
 import json
 import signal
 import sys
+from unittest.mock import patch
 
 from apex_memory.config import Settings
-from apex_memory.engines import process
 from apex_memory.engines.selection import embedded_engines
 from apex_memory.engines.supervisor import Supervisor
 
@@ -40,7 +40,7 @@ async def main(folder: str) -> None:
 
 faulthandler.register(signal.SIGUSR1, file=sys.stdout)
 if "untied" in sys.argv:
-    process.die_with_parent = lambda number: None
+    patch("apex_memory.engines.process.die_with_parent", lambda number: None).start()
 background = "background" in sys.argv
 signal.signal(signal.SIGINT, signal.SIG_IGN if background else signal.default_int_handler)
 asyncio.run(main(sys.argv[1]))

@@ -10,12 +10,14 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from apex_memory.engines.state import read_stack
-from tests.e2e.stack import Stack, belonging, data_folder, running_stack, until
+from tests.e2e.stack import Stack, belonging, data_folder, running_stack
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.alone,  # starts and stops whole stacks
@@ -160,7 +162,7 @@ async def test_events_follow_prints_each_change_once(stack: Stack) -> None:
         async with asyncio.timeout(60):
             await process.stdout.readline()  # the newest event so far
             event = await stack.remember("follow-1", "Followed.")
-            lines = []
+            lines: list[dict[str, Any]] = []
             while not lines or lines[-1]["state"] != "done":
                 line = json.loads(await process.stdout.readline())
                 if line["id"] == event["id"]:

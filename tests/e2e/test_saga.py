@@ -273,7 +273,7 @@ async def test_what_a_store_acknowledged_but_does_not_hold_is_not_committed(
         assert await state(app, landed) == "done"
 
         lying.plan(Fault.DROP, "upsert", times=1)
-        app.publication.verify = _believe  # type: ignore[method-assign]
+        app.publication.verify = _believe  # type: ignore[method-assign] # no check
         await land(app, text_event(app, "b", "text", version=1))
         await app.direct.drain("documents")
         document = await live(app, "b")
@@ -289,7 +289,7 @@ async def _believe(stages: object) -> dict[uuid.UUID, Any]:
 async def test_a_refused_document_is_found_by_bisection(make_settings: MakeSettings) -> None:
     async with open_app(make_settings()) as app:
         picky = _Picky(app.graph, {str(text_event(app, "d3", "x", version=1).doc_id)})
-        app.publication._graph = picky  # type: ignore[assignment]
+        app.publication._graph = picky
         landed = await land(
             app, *(text_event(app, f"d{n}", f"SHP-10004{n}", version=1) for n in range(8))
         )
@@ -301,7 +301,7 @@ async def test_a_refused_document_is_found_by_bisection(make_settings: MakeSetti
 async def test_many_refusals_alike_park_the_batch(make_settings: MakeSettings) -> None:
     async with open_app(make_settings()) as app:
         events = [text_event(app, f"d{n}", f"SHP-10004{n}", version=1) for n in range(8)]
-        app.publication._graph = _Picky(app.graph, {str(event.doc_id) for event in events[:4]})  # type: ignore[assignment]
+        app.publication._graph = _Picky(app.graph, {str(event.doc_id) for event in events[:4]})
         landed = await land(app, *events)
         await app.direct.drain("documents")
         assert [await state(app, item) for item in landed] == ["parked"] * 4 + ["done"] * 4
@@ -397,7 +397,7 @@ async def test_a_batch_that_breaks_a_step_is_taken_apart_until_the_one_to_blame_
                 raise ZeroDivisionError("a bug that nobody foresaw")
             return await prepare(work)
 
-        app.pipeline.prepare = break_on_one  # type: ignore[method-assign]
+        app.pipeline.prepare = break_on_one  # type: ignore[method-assign] # has a bug
         for _ in range(20):
             batch = await app.steps.claim("documents")
             if batch.events:
@@ -435,7 +435,7 @@ async def test_the_next_batch_is_prepared_while_one_is_published_and_order_holds
             published.append(list(prepared))
             return await publish(batch)
 
-        app.pipeline.prepare, app.publication.publish = prepare_noted, publish_noted  # type: ignore[method-assign]
+        app.pipeline.prepare, app.publication.publish = prepare_noted, publish_noted  # type: ignore[method-assign] # both noted
         for version in (1, 2, 3):
             await land(app, text_event(app, "a", f"text {version}", version=version))
         assert await app.direct.drain("documents") == 3
@@ -458,7 +458,7 @@ async def test_a_batch_that_cannot_be_published_ends_the_drain_and_gives_back_th
                 raise failing.pop()
             return await publish(batch)
 
-        app.publication.publish = fail_once  # type: ignore[method-assign]
+        app.publication.publish = fail_once  # type: ignore[method-assign] # fails
         for name in ("a", "b"):
             await land(app, text_event(app, name, "text", version=1))
         with pytest.raises(Misconfigured):

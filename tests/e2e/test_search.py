@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import psycopg
 import pytest
@@ -97,8 +96,7 @@ async def app(make_settings: MakeSettings, own_vectors_url: str) -> AsyncIterato
     async with open_app(settings) as app:
         await app.recovery.check_restarted_stores()
         yield app
-        async with aclosing(app.vectors.walk()) as held:
-            await app.vectors.delete_stages([item.stage async for item in held])
+        await app.vectors.delete_stages([item.stage async for item in app.vectors.walk()])
 
 
 def search_with(app: App, **changes: Any) -> Search:
@@ -264,6 +262,13 @@ async def test_without_a_question_the_newest_come_first(app: App) -> None:
     assert [(hit.rank, hit.snippet) for hit in result.hits] == [(1, "text 2"), (2, "text 1")]
 
 
+class Limits(TypedDict, total=False):
+    """How much a search may return, as arguments of `Search.search`."""
+
+    limit: int
+    passages_per_document: int
+
+
 @pytest.mark.parametrize(
     ("query", "options"),
     [
@@ -273,7 +278,7 @@ async def test_without_a_question_the_newest_come_first(app: App) -> None:
         ("x", {"passages_per_document": 0}),
     ],
 )
-async def test_limits_are_refused(world: App, query: str, options: dict[str, int]) -> None:
+async def test_limits_are_refused(world: App, query: str, options: Limits) -> None:
     with pytest.raises(Rejected) as refused:
         await world.search.search(query, **options)
     assert refused.value.remedy
@@ -483,7 +488,7 @@ async def test_a_store_full_of_unknown_stages_is_degraded(app: App) -> None:
 
 
 def degraded_count(store: str) -> float:
-    return DEGRADED.labels(store)._value.get()
+    return float(DEGRADED.labels(store)._value.get())
 
 
 @pytest.mark.parametrize("fault", [Fault.FAIL, Fault.DELAY])

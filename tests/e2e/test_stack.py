@@ -182,7 +182,7 @@ async def more(writer: Writer, count: int) -> None:
 
 
 async def test_without_the_cache_answers_are_the_same_and_only_slower() -> None:
-    async def answers() -> tuple[list[Any], float]:
+    async def answers(stack: Stack) -> tuple[list[Any], float]:
         began, found = time.monotonic(), []
         for question in QUESTIONS:
             answer = await stack.search(question.text)
@@ -196,12 +196,12 @@ async def test_without_the_cache_answers_are_the_same_and_only_slower() -> None:
                 about = {"title": text.title, "kind": text.kind, "occurred_at": text.at}
                 event = await stack.remember(text.key, text.text, wait=False, **about)
             await until(lambda: nothing_waits(stack), seconds=60, what=stack.told)
-            hung, ms = await answers()
+            hung, ms = await answers(stack)
             print(f"a search with a cache that hangs: {ms:.0f} ms")
             shown = await stack.get(f"/v1/documents/{event['document_id']}")
         await stack.whole()
-        await answers()  # the first time nothing is in the cache
-        with_it, ms = await answers()
+        await answers(stack)  # the first time nothing is in the cache
+        with_it, ms = await answers(stack)
         print(f"with the cache: {ms:.0f} ms")
         assert hung == with_it
         assert await stack.get(f"/v1/documents/{event['document_id']}") == shown
@@ -211,7 +211,7 @@ async def test_without_the_cache_answers_are_the_same_and_only_slower() -> None:
         await stack.start()
         await until(lambda: stores_ready(stack), seconds=30, what=stack.told)
         assert "valkey" not in stack.children()
-        without, ms = await answers()
+        without, ms = await answers(stack)
         print(f"with nobody where the cache should be: {ms:.0f} ms")
         assert without == with_it
         assert await stack.get(f"/v1/documents/{event['document_id']}") == shown
@@ -219,7 +219,7 @@ async def test_without_the_cache_answers_are_the_same_and_only_slower() -> None:
 
 
 async def nothing_waits(stack: Stack) -> bool:
-    return (await stack.get("/v1/status"))["backlog"] == []
+    return bool((await stack.get("/v1/status"))["backlog"] == [])
 
 
 async def stores_ready(stack: Stack) -> bool:

@@ -118,10 +118,15 @@ async def test_starts_within_budget_and_restarts_what_dies(
     assert stopped == ["temporal", "vectors", "falkordb", "valkey", "postgres"]
 
 
+def restarts_of(engine: str) -> float:
+    """Return the metric of an engine's restarts; 0 before the first."""
+    return REGISTRY.get_sample_value("apex_engine_restarts_total", {"engine": engine}) or 0
+
+
 async def kill_and_see_it_return(
     folder: Path, name: str, events: list[tuple[str, str, str]]
 ) -> None:
-    counted = REGISTRY.get_sample_value("apex_engine_restarts_total", {"engine": name}) or 0
+    counted = restarts_of(name)
     stack = read_stack(folder)
     assert stack
     former = stack.children[name].pid
@@ -137,7 +142,7 @@ async def kill_and_see_it_return(
     assert child.pid not in (0, former)
     assert (child.last_exit, child.ready) == ("SIGKILL", True)
     assert child.restarts >= 1
-    assert REGISTRY.get_sample_value("apex_engine_restarts_total", {"engine": name}) > counted
+    assert restarts_of(name) > counted
     died = [detail for who, what, detail in events if (who, what) == (name, "died")]
     assert died[0].startswith("SIGKILL")
 

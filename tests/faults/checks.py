@@ -172,8 +172,10 @@ async def _nothing_else_is_in_the_stores(app: App, findings: Findings) -> None:
 
 async def _nothing_is_under_way(app: App, findings: Findings) -> None:
     """I6: no event waits, and no stage is neither live nor removed."""
-    for row in await app.inbox.backlog():
-        findings.unfinished.append(f"{row.events} events of {row.source} are {row.state}")
+    for waiting in await app.inbox.backlog():
+        findings.unfinished.append(
+            f"{waiting.events} events of {waiting.source} are {waiting.state}"
+        )
     for row in await app.db.fetch(
         "SELECT state, count(*) AS n FROM stages WHERE state NOT IN ('committed', 'reaped') GROUP BY 1"
     ):

@@ -57,7 +57,7 @@ async def _listed_letters(ways: Entrances) -> dict[UUID, Row]:
     """The dead letters that the API lists, by their event."""
     letters: dict[UUID, Row] = {}
     for source in ways.app.sources:
-        filters = {"source": source, "status": "any", "limit": LETTERS}
+        filters: dict[str, str | int] = {"source": source, "status": "any", "limit": LETTERS}
         response = await ways.http.get("/v1/dead-letters", params=filters)
         assert response.is_success, response.text
         letters |= {UUID(item["event"]): item for item in response.json()["dead_letters"]}

@@ -10,7 +10,7 @@ import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 from uuid import UUID
 
@@ -245,8 +245,9 @@ async def entrances(
         for kind in simulator_classes()
         if kind.name in vendors
     }
-    served = [_Mangled(item, mangling.routes(item)) for item in simulators.values()]
-    async with serve_simulators(served) as server:  # type: ignore[arg-type]
+    mangled = [_Mangled(item, mangling.routes(item)) for item in simulators.values()]
+    served = cast(list[Simulator], mangled)  # each passes on whatever else a simulator has
+    async with serve_simulators(served) as server:
         tables = {**settings.sources, **server.settings()}
         application = create_app(settings.model_copy(update={"sources": tables}))
         async with application.router.lifespan_context(application):

@@ -394,7 +394,19 @@ def broken_edi(word: str, chance: random.Random) -> Input:
     return Input("/v1/edi", text.encode(), headers, name="broken EDI")
 
 
-WHOLE: Mapping[str, Callable[[str, random.Random], Input]] = {
+MakeInput = Callable[[str, random.Random], Input]
+
+
+def damaging(make: MakeInput) -> MakeInput:
+    """Return a maker of the same inputs, each damaged."""
+
+    def made(word: str, chance: random.Random) -> Input:
+        return damaged(make(word, chance), chance)
+
+    return made
+
+
+WHOLE: Mapping[str, MakeInput] = {
     "document": document,
     "file": file,
     "two files": two_files,
@@ -402,15 +414,12 @@ WHOLE: Mapping[str, Callable[[str, random.Random], Input]] = {
     "chats": chats,
     "edi": edi,
 }
-BROKEN: Mapping[str, Callable[[str, random.Random], Input]] = {
+BROKEN: Mapping[str, MakeInput] = {
     "metadata": metadata_bomb,
     "fields": nasty_fields,
     "chat": nasty_chat,
     "edi": broken_edi,
-    **{
-        f"damaged {name}": lambda word, chance, make=make: damaged(make(word, chance), chance)
-        for name, make in WHOLE.items()
-    },
+    **{f"damaged {name}": damaging(make) for name, make in WHOLE.items()},
 }
 
 

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
@@ -181,5 +182,6 @@ def settings_of(stack: FaultyStack) -> Settings:
     ]
     if not stack.graph_url:
         engines.append(FalkorDB(folder, children["falkordb"].port, secret(folder, "graph")))
-    urls = {"graph": stack.graph_url} | {engine.role: engine.url for engine in engines}
-    return Settings(data_dir=folder, embedder="hashing", chunk_chars=200, **urls)  # type: ignore[arg-type]
+    urls: dict[str, Any] = {"graph": stack.graph_url}
+    urls |= {engine.role: engine.url for engine in engines}
+    return Settings(data_dir=folder, embedder="hashing", chunk_chars=200, **urls)

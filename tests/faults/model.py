@@ -226,9 +226,13 @@ class Model:
     def _content(self, n: int) -> Content:
         return VERSIONS[n], 0 if self.on.kept_manifest else ATTEMPTS[n]
 
-    def _to(self, state: State, n: int, step: str, **changed: object) -> State:
-        workers = (*state.workers[:n], step, *state.workers[n + 1 :])
-        return state._replace(workers=workers, **changed)
+    @staticmethod
+    def _to(state: State, n: int, step: str) -> State:
+        """Return the state in which worker `n` has reached this step."""
+        steps = list(state.workers)
+        steps[n] = step
+        first, second, third = steps
+        return state._replace(workers=(first, second, third))
 
     def _begin(self, state: State, n: int) -> Moves:
         stages = state.stages
@@ -245,16 +249,16 @@ class Model:
             yield f"{NAMES[n]} is too old", self._to(state, n, ENDED)
             return
         stages = write(stages, Stage(self.id_of(n), "staging", NAMES[n]))
-        yield f"{NAMES[n]} begins", self._to(state, n, "begun", stages=stages)
+        yield f"{NAMES[n]} begins", self._to(state, n, "begun")._replace(stages=stages)
 
     def _write_graph(self, state: State, n: int) -> Moves:
         graph = put(state.graph, self.id_of(n), self._content(n))
-        yield f"{NAMES[n]} writes the graph", self._to(state, n, "in graph", graph=graph)
+        yield f"{NAMES[n]} writes the graph", self._to(state, n, "in graph")._replace(graph=graph)
 
     def _write_vectors(self, state: State, n: int) -> Moves:
         vectors = put(state.vectors, self.id_of(n), self._content(n))
         step = "in vectors" if self.on.flush_first else self._after_flush()
-        yield f"{NAMES[n]} writes the vectors", self._to(state, n, step, vectors=vectors)
+        yield f"{NAMES[n]} writes the vectors", self._to(state, n, step)._replace(vectors=vectors)
 
     def _after_flush(self) -> str:
         return "flushed" if self.on.verify else "verified"
@@ -266,8 +270,11 @@ class Model:
             graph = put(graph, id, content)
         if (content := held(state.vectors, id)) is not None:
             vectors = put(vectors, id, content)
-        changed = self._to(state, n, self._after_flush(), graph_disk=graph, vectors_disk=vectors)
-        yield f"{NAMES[n]} flushes", changed
+        flushed = self._to(state, n, self._after_flush())
+        yield (
+            f"{NAMES[n]} flushes",
+            flushed._replace(graph_disk=graph, vectors_disk=vectors),
+        )
 
     def _verify(self, state: State, n: int) -> Moves:
         id, wanted = self.id_of(n), self._content(n)
@@ -287,10 +294,13 @@ class Model:
             if former and former.id != id:
                 stages = write(stages, former._replace(status="superseded"))
             stages = write(stages, Stage(id, "committed", NAMES[n]))
-            yield f"{NAMES[n]} COMMITS", self._to(state, n, ENDED, stages=stages, live=id)
+            ended = self._to(state, n, ENDED)
+            yield f"{NAMES[n]} COMMITS", ended._replace(stages=stages, live=id)
             return
-        stages = write(state.stages, stage._replace(status="aborted")) if mine else state.stages
-        yield f"{NAMES[n]} is refused", self._to(state, n, ENDED, stages=stages)
+        stages = state.stages
+        if stage is not None and mine:
+            stages = write(stages, stage._replace(status="aborted"))
+        yield f"{NAMES[n]} is refused", self._to(state, n, ENDED)._replace(stages=stages)
 
     def _execute_again(self, state: State) -> Moves:
         """The orchestrator believes A's step lost and has it executed once more, while A goes on."""
@@ -327,10 +337,10 @@ class Model:
                 ),
             )
         else:
-            stage = find(state.stages, task.stage)
+            swept = find(state.stages, task.stage)
             stages = state.stages
-            if stage and stage.status == "staging" and not self.on.dead_first:
-                stages = write(stages, stage._replace(status="aborted"))
+            if swept and swept.status == "staging" and not self.on.dead_first:
+                stages = write(stages, swept._replace(status="aborted"))
             yield (
                 f"sweeper deletes {task.stage} in the vectors",
                 _without_in_vectors(state, task.stage)._replace(sweeping=None, stages=stages),

@@ -384,7 +384,7 @@ class LettersAreNotFiled(Company):
             ids = [item.inbox_id for item in dead]
             await connection.execute("DELETE FROM dead_letters WHERE inbox_id = ANY(%s)", (ids,))
 
-        handler._dead_letter = dead_letter  # type: ignore[method-assign]
+        handler._dead_letter = dead_letter  # type: ignore[method-assign] # loses its letters
 
 
 class PoisonHoldsItsBatch(Company):
@@ -392,7 +392,7 @@ class PoisonHoldsItsBatch(Company):
 
     async def _open(self) -> None:
         await super()._open()
-        self.ways.app.publication.failures._decide = _always_again  # type: ignore[method-assign]
+        self.ways.app.publication.failures._decide = _always_again  # type: ignore[method-assign] # gives nothing up
 
 
 def _always_again(event: OwnedEvent, error: ApexError) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 from apex_memory.cli import main
 
@@ -25,5 +26,5 @@ def child(name: str, *given: Any) -> Any:
     return replace(made, command=command)
 
 
-up._child = child
-main()
+with patch.object(up, "_child", child):
+    main()

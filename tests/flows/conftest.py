@@ -4,6 +4,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import TypedDict, Unpack
 
 import pytest_asyncio
 from temporalio.client import Client, WorkflowHandle
@@ -24,6 +25,15 @@ async def client(temporal_address: str) -> Client:
     return await connect(temporal_address)
 
 
+class Changes(TypedDict, total=False):
+    """Fields of `DrainInput` that a test may change."""
+
+    idle_seconds: float
+    quiet_seconds: float
+    fault_seconds: float
+    run_events: int
+
+
 class Bench:
     """A worker with scripted steps on a queue of its own, and one drain on it."""
 
@@ -33,7 +43,7 @@ class Bench:
         self.name = f"test-{uuid.uuid4().hex[:12]}"
         self.handle: WorkflowHandle[Drain, None]
 
-    async def start(self, **changes: object) -> WorkflowHandle[Drain, None]:
+    async def start(self, **changes: Unpack[Changes]) -> WorkflowHandle[Drain, None]:
         input = DrainInput("frontapp", 0, quiet_seconds=0.3, idle_seconds=600, fault_seconds=0.2)
         self.handle = await self.client.start_workflow(
             Drain.run, replace(input, **changes), id=self.name, task_queue=self.name

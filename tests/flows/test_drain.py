@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
 from temporalio.client import Client, WorkflowHandle
 from temporalio.common import SearchAttributeKey
 
 from apex_memory.errors import Misconfigured, RetryLater, Unavailable
+from apex_memory.flows.drain.workflow import Drain
 from apex_memory.flows.temporal import errors
 from tests.flows.conftest import Bench, bench_for
 from tests.flows.scripted import Steps
@@ -17,7 +20,7 @@ from tests.waiting import until
 OUTCOME = SearchAttributeKey.for_keyword("ApexOutcome")
 
 
-async def details(handle: WorkflowHandle[object, object]) -> str:
+async def details(handle: WorkflowHandle[Drain, None]) -> str:
     metadata = await handle.query("__temporal_workflow_metadata")
     return str(metadata.current_details)
 
@@ -81,7 +84,7 @@ async def test_a_burst_is_a_run_and_its_outcome_can_be_searched(bench: Bench) ->
     assert await outcome(bench.client, bench.name, runs[1]) == "dead"
 
 
-def _runs_at_least(bench: Bench, count: int):  # type: ignore[no-untyped-def]
+def _runs_at_least(bench: Bench, count: int) -> Callable[[], Coroutine[Any, Any, list[str]]]:
     async def runs() -> list[str]:
         found = await bench.runs()
         return found if len(found) >= count else []

@@ -158,7 +158,7 @@ async def test_trouble_is_shown_and_ends_by_itself(
     async with temporal_server() as temporal, at_work(make_settings, folder, temporal) as place:
 
         async def failing() -> bool:
-            return (await place.state("polled"))["state"] == "failing"
+            return bool((await place.state("polled"))["state"] == "failing")
 
         await until(failing, "the trouble is shown", seconds=30)
         assert "in trouble" in (await place.state("polled"))["error"]
@@ -178,7 +178,7 @@ async def test_backfill_and_replay(make_settings: MakeSettings, folder: Path) ->
         await place.pulling.backfill("polled", id)
 
         async def ended() -> bool:
-            return (await backfills.get(id))["state"] != "running"
+            return bool((await backfills.get(id))["state"] != "running")
 
         await until(ended, "the backfill ended", seconds=30)
         row = await backfills.get(id)
@@ -211,7 +211,7 @@ async def test_the_sweep_starts_what_was_ordered_while_temporal_was_away(
         )
 
         async def done() -> bool:
-            return (await place.app.backfills.get(id))["state"] == "done"
+            return bool((await place.app.backfills.get(id))["state"] == "done")
 
         await until(done, "the sweep started it", seconds=30)
 
@@ -226,7 +226,7 @@ async def test_a_cancelled_backfill_stops(make_settings: MakeSettings, folder: P
         await place.pulling.backfill("polled", id)
 
         async def begun() -> bool:
-            return (await backfills.get(id))["seen"] > 3
+            return bool((await backfills.get(id))["seen"] > 3)
 
         await until(begun, "it has begun", seconds=30)
         assert await backfills.end(id, "cancelled")

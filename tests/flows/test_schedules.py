@@ -45,7 +45,7 @@ async def test_schedules_are_made_once_updated_and_stay_paused(own: Client) -> N
     await until(listed, "the three schedules, and no other")
     sweeps = (await own.get_schedule_handle("sweep").describe()).schedule
     assert isinstance(sweeps.action, ScheduleActionStartWorkflow)
-    assert b'"every_seconds":7' in sweeps.action.args[0].data.replace(b" ", b"")  # type: ignore[union-attr]
+    assert b'"every_seconds":7' in sweeps.action.args[0].data.replace(b" ", b"")
     collects = (await own.get_schedule_handle("collect").describe()).schedule
     assert collects.state.paused and collects.state.note == "a person did"
     assert (await own.get_schedule_handle("reconcile").describe()).info.next_action_times

@@ -69,7 +69,7 @@ def unreachable() -> str:
 
 
 def failed() -> float:
-    return WAKES_FAILED._value.get()
+    return float(WAKES_FAILED._value.get())
 
 
 async def test_a_thousand_wakes_are_a_few_signals(waker: Waker, client: Client) -> None:

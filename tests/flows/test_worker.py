@@ -98,7 +98,7 @@ async def test_a_batch_that_waits_for_the_one_before_keeps_its_lease(
             await gate.wait()
             return await publish(batch)
 
-        app.publication.publish = publish_late  # type: ignore[method-assign]
+        app.publication.publish = publish_late  # type: ignore[method-assign] # waits for the test
         # At once: a drain that finds the first alone publishes it before it looks for more.
         first, second = await land(app, text_event(app, "a", "one"), text_event(app, "b", "two"))
         waker.wake("documents")

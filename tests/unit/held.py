@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from apex_memory.model import MALFORMED, Document, Event
-from apex_memory.sources.base import Source
+from apex_memory.sources.base import PulledSource
 from apex_memory.sources.http import VendorClient
 from apex_memory.sources.pages import ChangeHint, PullContext, TimeRange
 
+SourceT = TypeVar("SourceT", bound=PulledSource)
+
 
 @dataclass
-class Held:
-    source: Source
+class Held(Generic[SourceT]):
+    source: SourceT
     link: VendorClient
     cursor: dict[str, Any] = field(default_factory=dict)
     events: dict[str, Event] = field(default_factory=dict)

@@ -351,14 +351,12 @@ def test_ingest_refuses_what_it_cannot_read_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_o4_the_demo_counts_every_change_as_progress_and_says_what_is_slow() -> None:
-    row = {
-        "title": "Carrier EDI", "documents": 3, "backlog": 2, "change_hints": 0, "files": 4,
-        "dead_letters": 0, "error": "",
-    }  # fmt: skip
+    counts = {"documents": 3, "backlog": 2, "change_hints": 0, "files": 4, "dead_letters": 0}
+    row = {"title": "Carrier EDI", "error": "", **counts}
     idle = {**row, "title": "Front", "backlog": 0, "files": 0}
     before = progress_of([row, idle])
     for name in ("documents", "backlog", "change_hints", "files"):
-        assert progress_of([{**row, name: row[name] + 1}, idle]) != before
+        assert progress_of([{**row, name: counts[name] + 1}, idle]) != before
     assert waiting_for([idle, row]) == ["Carrier EDI: 2 events, 4 files"]
     assert not DayResult([row], 1.0).settled and DayResult([idle], 1.0).settled
 

@@ -8,6 +8,7 @@ import signal
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -266,10 +267,10 @@ async def test_sigterm_ends_it_cleanly(process: EdgeProcess, store: EdgeVectors)
 
 
 def test_the_scheme_chooses_the_adapter() -> None:
-    options = {"timeout": 1.0, "bm25_average_words": 10.0}
-    assert isinstance(open_vectors("edge://:x@h:1", 8, **options), EdgeVectors)
-    assert open_vectors("https://h:6333/c", 8, api_key="k", **options).dimension == 8
+    opened = partial(open_vectors, timeout=1.0, bm25_average_words=10.0)
+    assert isinstance(opened("edge://:x@h:1", 8), EdgeVectors)
+    assert opened("https://h:6333/c", 8, api_key="k").dimension == 8
     for wrong in ("", "redis://h", "edge://h", "http://h:6333", "http://h:6333/a/b"):
         with pytest.raises(Misconfigured) as refused:
-            open_vectors(wrong, 8, **options)
+            opened(wrong, 8)
         assert refused.value.remedy

@@ -615,7 +615,9 @@ def worker(tmp_path: Path) -> Worker:
 
 
 def inbox(worker: Worker) -> Path:
-    return Path(worker.source.settings.inbound_folder)
+    folder = worker.source.settings.inbound_folder
+    assert folder
+    return Path(folder)
 
 
 def names(folder: Path) -> list[str]:

@@ -310,7 +310,7 @@ def test_s4_files_that_differ_in_their_trailers_get_replies_of_their_own() -> No
         STATUS_FILE.replace("SE*16", "SE*17"),
         STATUS_FILE.split("GE*")[0],
     ]
-    replies = []
+    replies: list[InboundFile] = []
     for text in texts:
         replies += EDI.unpack(InboundFile("x", text.encode())).replies
     assert len({reply.name for reply in replies}) == len({reply.data for reply in replies}) == 5

@@ -8,8 +8,11 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,11 +52,18 @@ async def never() -> None:
     await asyncio.Event().wait()
 
 
-def shell(script: str, folder: Path, **options: object) -> Child:
-    """A child that runs a line of shell and counts as ready at once."""
-    options.setdefault("name", "small")
-    options.setdefault("ready", at_once)
-    return Child(command=["/bin/sh", "-c", script], directory=folder, **options)
+def shell(
+    script: str,
+    folder: Path,
+    *,
+    name: str = "small",
+    ready: Callable[[], Awaitable[None]] = at_once,
+    **options: Any,
+) -> Child:
+    """Return a child that runs a line of shell and counts as ready at once. `options` are other fields of `Child`."""
+    command = ["/bin/sh", "-c", script]
+    child = Child(name=name, command=command, ready=ready, directory=folder)
+    return replace(child, **options)
 
 
 def alive(pid: int) -> bool:
@@ -206,14 +216,21 @@ async def test_one_signal_ends_the_wait_and_a_second_one_kills(tmp_path: Path) -
 
 
 async def test_a_signal_during_the_start_ends_it(tmp_path: Path) -> None:
-    asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGTERM)
+    log = tmp_path / "data/log/small.log"
+
+    async def signal_when_the_child_runs() -> None:
+        await until(lambda: log.exists() and log.read_text().endswith("\n"), "its process id")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signalling = asyncio.create_task(signal_when_the_child_runs())
     task = asyncio.current_task()
     assert task
     with pytest.raises(asyncio.CancelledError):
         async with Supervisor(tmp_path / "data", silent) as supervisor:
             await supervisor.start(shell("echo $$; exec sleep 1000", tmp_path, ready=never))
     task.uncancel()
-    assert not alive(int((tmp_path / "data/log/small.log").read_text()))
+    await signalling
+    assert not alive(int(log.read_text()))
     assert read_stack(tmp_path / "data") is None
 
 

@@ -377,6 +377,7 @@ async def test_the_simulator_is_read_whole_in_pages_of_fifteen() -> None:
     simulator = FrontSimulator(world, Clock(world.start + timedelta(hours=20)), Chaos())
     async with serve_simulators([simulator]) as served, linked("frontapp") as link:
         source = load({"frontapp": simulator.settings(f"{served.url}/frontapp")})["frontapp"]
+        assert isinstance(source, FrontApp)
         pages = [one async for one in source.pull(PullContext(link=link))]
     assert len(pages) > 2
     known = [event.id for event in simulator._events]

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -29,19 +30,21 @@ def front(**settings: Any) -> FrontApp:
 
 
 KEYED = front(signing_keys=["key-1", "key-2"])
-APPLICATION = {
-    "body": b'{"type":"sync","authorization":{"id":"cmp_9x2k"}}',
-    "headers": {
+APPLICATION = InboundRequest(
+    body=b'{"type":"sync","authorization":{"id":"cmp_9x2k"}}',
+    headers={
         "x-front-request-timestamp": "1761955200123",
         "x-front-signature": "1j+y0TR1mHAQzSmhzSmJ+zCXcwleJkXzlOe22vdGIko=",
     },
-    "query": {},
-}
-RULE = {
-    "body": b'{"id":"evt_7q1example","type":"inbound","emitted_at":1761955200.123}',
-    "headers": {"x-front-signature": "bn9RvHX7f53QXVmXk1dJ5VC6c38="},
-    "query": {},
-}
+    query={},
+    received_at=AT,
+)
+RULE = InboundRequest(
+    body=b'{"id":"evt_7q1example","type":"inbound","emitted_at":1761955200.123}',
+    headers={"x-front-signature": "bn9RvHX7f53QXVmXk1dJ5VC6c38="},
+    query={},
+    received_at=AT,
+)
 
 
 def event(inner: str = "inbound", **changes: Any) -> dict[str, Any]:
@@ -72,26 +75,28 @@ def told(body: dict[str, Any]) -> Document:
 
 def test_the_application_vector() -> None:
     source = front(signing_keys=["fk_example_signing_key_01"])
-    assert source.receive(InboundRequest(received_at=AT, **APPLICATION)).events == ()
-    assert source.sign(APPLICATION["body"], datetime.fromtimestamp(1761955200, UTC).replace(microsecond=123000)) == APPLICATION["headers"]  # fmt: skip
+    assert source.receive(APPLICATION).events == ()
+    signed_at = datetime.fromtimestamp(1761955200, UTC).replace(microsecond=123_000)
+    assert source.sign(APPLICATION.body, signed_at) == APPLICATION.headers
 
 
 def test_the_rule_vector() -> None:
     source = front(api_secrets=["fk_example_api_secret"])
-    assert source.sign(RULE["body"], AT) == RULE["headers"]
+    assert source.sign(RULE.body, AT) == RULE.headers
     # Signed, but about nothing: the vector's body names no conversation.
     with pytest.raises(Rejected, match=r"conversation\.id"):
-        source.receive(InboundRequest(received_at=AT, **RULE))
+        source.receive(RULE)
 
 
 def test_the_challenge_is_echoed_only_when_signed() -> None:
     source = front(signing_keys=["fk_example_signing_key_01"])
-    headers = {**APPLICATION["headers"], "x-front-challenge": "abc 123"}
-    reply = source.receive(InboundRequest(APPLICATION["body"], headers, {}, AT)).reply
+    headers = {**APPLICATION.headers, "x-front-challenge": "abc 123"}
+    request = replace(APPLICATION, headers=headers)
+    reply = source.receive(request).reply
     assert reply is not None
     assert (reply.body, reply.content_type, reply.status) == (b"abc 123", "text/plain", 200)
     with pytest.raises(Unauthorized):
-        KEYED.receive(InboundRequest(APPLICATION["body"], headers, {}, AT))
+        KEYED.receive(request)
 
 
 @pytest.mark.parametrize("key", ["key-1", "key-2"])

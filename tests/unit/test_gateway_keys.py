@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, LiteralString
 
 import pytest
+from psycopg.rows import DictRow
 
 from apex_memory.credentials import api_keys as keys
 from apex_memory.credentials.api_keys import Key, KeyRing, create_key, list_keys, revoke_key
@@ -18,7 +20,9 @@ class Counted(Postgres):
 
     looks = 0
 
-    async def fetch(self, query, parameters=()):  # type: ignore[no-untyped-def]
+    async def fetch(
+        self, query: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
+    ) -> list[DictRow]:
         self.looks += "FROM api_keys WHERE revoked_at IS NULL" in query
         return await super().fetch(query, parameters)
 

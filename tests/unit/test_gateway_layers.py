@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import FastAPI, Request
+from starlette.types import Message, Scope
 from structlog.testing import capture_logs
 
 from apex_memory.config import Settings
@@ -211,7 +212,7 @@ async def test_a_foreign_host_is_misdirected() -> None:
 
 
 def refused(reason: str) -> float:
-    return REFUSED.labels("toy", reason)._value.get()
+    return float(REFUSED.labels("toy", reason)._value.get())
 
 
 async def chunks(count: int, size: int) -> AsyncIterator[bytes]:
@@ -225,13 +226,14 @@ async def test_a_body_within_the_limit_passes(client: httpx2.AsyncClient) -> Non
 
 
 async def test_a_body_over_the_limit_is_refused_before_it_is_read() -> None:
-    before, happened = refused("too_large"), []
+    before = refused("too_large")
+    happened: list[Message] = []
 
-    async def receive() -> dict[str, Any]:
-        happened.append("read")
+    async def receive() -> Message:
+        happened.append({"type": "read"})
         return {"type": "http.disconnect"}
 
-    async def send(message: Any) -> None:
+    async def send(message: Message) -> None:
         happened.append(message)
 
     scope = {
@@ -287,8 +289,15 @@ async def test_all_bodies_together_are_bounded() -> None:
         async def send(message: Any) -> None:
             status.append(message.get("status"))
 
-        scope = {"type": "http", "method": "POST", "path": "/hooks/toy", "headers": []}
-        scope |= {"query_string": b"", "app": layer._app, "client": ("10.0.0.1", 1)}
+        scope: Scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/hooks/toy",
+            "headers": [],
+            "query_string": b"",
+            "app": layer._app,
+            "client": ("10.0.0.1", 1),
+        }
         await layer(scope, receive, send)
         return int(status[0])
 

@@ -38,8 +38,13 @@ async def db(database_url: str) -> AsyncIterator[Postgres]:
 
 
 @pytest.fixture
-async def waiting(db: Postgres) -> AsyncIterator[CompletionWaiter]:
-    waiting = CompletionWaiter(Asked(db))
+def inbox(db: Postgres) -> Asked:
+    return Asked(db)
+
+
+@pytest.fixture
+async def waiting(inbox: Asked) -> AsyncIterator[CompletionWaiter]:
+    waiting = CompletionWaiter(inbox)
     task = asyncio.create_task(waiting.run())
     yield waiting
     task.cancel()
@@ -62,14 +67,11 @@ async def landed(db: Postgres, count: int) -> list[UUID]:
 
 
 async def test_a_hundred_waiters_share_two_connections_and_their_questions(
-    db: Postgres, waiting: CompletionWaiter
+    db: Postgres, inbox: Asked, waiting: CompletionWaiter
 ) -> None:
     ids = await landed(db, 100)
     waits = [asyncio.create_task(waiting.until_ended([id], 20)) for id in ids]
-    await until(
-        lambda: 100 in waiting._inbox.questions,  # type: ignore[attr-defined]
-        "one question is about all hundred",
-    )
+    await until(lambda: 100 in inbox.questions, "one question is about all hundred")
     assert not any(wait.done() for wait in waits)
     await db.execute("UPDATE inbox SET state = 'done'")
     assert await asyncio.gather(*waits) == [True] * 100
@@ -88,12 +90,14 @@ async def test_time_runs_out_for_one_alone(db: Postgres, waiting: CompletionWait
     assert await waiting.until_ended([], 0) is True
 
 
-async def test_nobody_waits_nobody_asks(db: Postgres, waiting: CompletionWaiter) -> None:
+async def test_nobody_waits_nobody_asks(
+    db: Postgres, inbox: Asked, waiting: CompletionWaiter
+) -> None:
     [one] = await landed(db, 1)
     assert await waiting.until_ended([one], 0.05) is False
-    asked = len(waiting._inbox.questions)  # type: ignore[attr-defined]
+    asked = len(inbox.questions)
     await asyncio.sleep(5 * module.TURN_SECONDS)  # that nothing happens is what is tested
-    assert len(waiting._inbox.questions) <= asked + 1  # type: ignore[attr-defined]
+    assert len(inbox.questions) <= asked + 1
 
 
 async def test_waiters_are_bounded(

@@ -22,6 +22,7 @@ from starlette.requests import Request as StarletteRequest
 from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import MALFORMED, Assertion, Document, Event, micros, now
 from apex_memory.simulate.hubspot import simulator as vendor
+from apex_memory.simulate.hubspot.objects import Version
 from apex_memory.simulate.server import serve_simulators
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
@@ -163,9 +164,12 @@ def test_wrong_settings_are_named() -> None:
 # What a webhook asks for
 
 
-def notice(kind: str, id: int = 51, at: int | None = 1761955200123, **more: Any) -> dict[str, Any]:
-    told = {"subscriptionType": kind, "objectId": id, "portalId": 44001, **more}
-    return told if at is None else {**told, "occurredAt": at}
+def notice(
+    kind: str, id: object = 51, at: object = 1761955200123, **more: Any
+) -> dict[str, object]:
+    """Return one notice of a webhook. `id` and `at` may be values that HubSpot never sends; without a time if `at` is None."""
+    fields = {"subscriptionType": kind, "objectId": id, "portalId": 44001, **more}
+    return fields if at is None else {**fields, "occurredAt": at}
 
 
 def test_notices_coalesce_to_one_nudge_an_object_with_the_newest_time() -> None:
@@ -226,7 +230,7 @@ def test_a_broken_notice_does_not_stop_its_neighbours() -> None:
 @asynccontextmanager
 async def hubspot(
     change: Callable[[vendor.HubSpot], None] = lambda simulator: None, **settings: Any
-) -> AsyncIterator[tuple[vendor.HubSpot, Held]]:
+) -> AsyncIterator[tuple[vendor.HubSpot, Held[HubSpot]]]:
     world = World.make(7, shipments=6)
     simulator = vendor.HubSpot(world, Clock(world.start + timedelta(hours=20)), Chaos())
     change(simulator)
@@ -236,7 +240,7 @@ async def hubspot(
         yield simulator, Held(source, link)
 
 
-def equal(simulator: vendor.HubSpot, held: Held) -> None:
+def equal(simulator: vendor.HubSpot, held: Held[HubSpot]) -> None:
     truth = {one.doc_key: one for one in simulator.truth(simulator.clock.now)}
     live = held.live()
     assert live.keys() == {key for key, one in truth.items() if not one.deleted}
@@ -311,9 +315,9 @@ async def test_what_search_shows_late_is_found_by_the_overlap() -> None:
     late = World.make(7).start + timedelta(hours=19, minutes=55)
     for overlap, found in ((0, False), (600, True)):
         async with hubspot(overlap_seconds=overlap) as (simulator, held):
-            simulator.put("companies", 1, vendor.Version(simulator.clock.now, {"name": "New", "description": "New."}))  # fmt: skip
+            simulator.put("companies", 1, Version(simulator.clock.now, {"name": "New", "description": "New."}))  # fmt: skip
             await held.pull()
-            simulator.put("companies", 2, vendor.Version(late, {"name": "Late", "description": "Late."}))  # fmt: skip
+            simulator.put("companies", 2, Version(late, {"name": "Late", "description": "Late."}))  # fmt: skip
             await held.pull()
             assert ("company:2" in held.live()) == found
 
@@ -321,18 +325,18 @@ async def test_what_search_shows_late_is_found_by_the_overlap() -> None:
 async def test_a_time_in_the_far_future_does_not_stop_the_poll() -> None:
     async with hubspot() as (simulator, held):
         simulator.clock.advance_to(now() + timedelta(days=400))
-        simulator.put("companies", 1, vendor.Version(simulator.clock.now, {"name": "Odd", "description": "Odd."}))  # fmt: skip
+        simulator.put("companies", 1, Version(simulator.clock.now, {"name": "Odd", "description": "Odd."}))  # fmt: skip
         await held.pull()
         assert "company:1" in held.live()
         assert held.cursor["companies"]["seen"] <= (now() + timedelta(hours=1)).timestamp() * 1000
-        simulator.put("companies", 2, vendor.Version(now() + timedelta(hours=2), {"name": "Next", "description": "Next."}))  # fmt: skip
+        simulator.put("companies", 2, Version(now() + timedelta(hours=2), {"name": "Next", "description": "Next."}))  # fmt: skip
         await held.pull()
         assert "company:2" in held.live()
 
 
 async def test_a_record_that_cannot_be_read_does_not_stop_its_neighbours() -> None:
     async with hubspot() as (simulator, held):
-        simulator.put("companies", 1, vendor.Version(simulator.clock.now, {"name": "x", "description": "y"}))  # fmt: skip
+        simulator.put("companies", 1, Version(simulator.clock.now, {"name": "x", "description": "y"}))  # fmt: skip
         real = vendor._record
 
         def spoilt(plural: str, id: int, *rest: Any) -> dict[str, Any]:
@@ -351,7 +355,7 @@ async def test_a_record_that_cannot_be_read_does_not_stop_its_neighbours() -> No
 async def test_the_recycling_bin_is_listed_as_often_as_set() -> None:
     async with hubspot(archived_seconds=3600) as (simulator, held):
         await held.pull()
-        simulator.put("companies", 9001, vendor.Version(simulator.clock.now, {}, archived=True))
+        simulator.put("companies", 9001, Version(simulator.clock.now, {}, archived=True))
         await held.pull()
         assert "company:9001" in held.live(), "not yet due"
         held.cursor["companies"]["swept"] = (now() - timedelta(seconds=3601)).isoformat()
@@ -364,7 +368,7 @@ async def test_nudges_are_fetched_and_answered_whatever_became_of_the_thing() ->
         await held.pull()
         held.events.clear()
         at = simulator.clock.now + timedelta(seconds=2)
-        simulator.put("companies", 9002, vendor.Version(simulator.clock.now, {"name": "A", "description": "B"}, archived=True))  # fmt: skip
+        simulator.put("companies", 9002, Version(simulator.clock.now, {"name": "A", "description": "B"}, archived=True))  # fmt: skip
         keys = ["company:9001", "company:9002", "contact:999999999", "ticket:1", "x", "deal:100045"]
         await held.pull(change_hints=[ChangeHint(key, at) for key in keys])
         assert sorted(held.acknowledged) == sorted(keys)
@@ -376,7 +380,7 @@ async def test_nudges_are_fetched_and_answered_whatever_became_of_the_thing() ->
 async def test_an_import_of_more_than_a_batch_is_read_in_batches() -> None:
     async with hubspot(objects=["companies"]) as (simulator, held):
         for n in range(250):
-            simulator.put("companies", 50_000 + n, vendor.Version(simulator.clock.now, {"name": f"C{n}", "description": "Imported."}))  # fmt: skip
+            simulator.put("companies", 50_000 + n, Version(simulator.clock.now, {"name": f"C{n}", "description": "Imported."}))  # fmt: skip
         change_hints = [ChangeHint(f"company:{50_000 + n}") for n in range(250)]
         await held.pull(change_hints=change_hints, die_before=3)
         assert len(held.live()) == len(held.acknowledged) == 250
@@ -386,7 +390,7 @@ async def test_a_restore_outdoes_the_delete_even_where_the_object_did_not_change
     async with hubspot() as (simulator, held):
         before = simulator.objects["companies", 9001][:]
         at = simulator.clock.now
-        simulator.put("companies", 9001, vendor.Version(at, before[0].properties, archived=True))
+        simulator.put("companies", 9001, Version(at, before[0].properties, archived=True))
         await held.pull()
         assert "company:9001" not in held.live()
         simulator.objects["companies", 9001] = before  # back, as it was
@@ -551,7 +555,7 @@ async def test_s2_a_record_that_hubspot_refuses_is_a_dead_letter_and_stops_nothi
                 return vendor._error(400, "VALIDATION_ERROR", "9001 is refused")
             return batch(plural, request, body)
 
-        simulator._batch = respond  # type: ignore[method-assign]
+        simulator._batch = respond  # type: ignore[method-assign] # as a vendor with a bad day
 
     async with hubspot(refuse_one, archived_seconds=1e6) as (simulator, held):
         await held.pull()

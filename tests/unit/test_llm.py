@@ -48,7 +48,7 @@ def turns(document: Document) -> list[str]:
     return [document.text[start:end] for start, end in document.passages]
 
 
-def chat(*messages: dict[str, Any], **more: Any) -> dict[str, Any]:
+def chat(*messages: object, **more: Any) -> dict[str, Any]:
     return {"conversation_id": "c1", "format": "openai.chat", "messages": [*messages], **more}
 
 

@@ -26,12 +26,12 @@ from starlette.routing import Route
 
 from apex_memory.errors import Rejected, RetryLater, Unauthorized
 from apex_memory.model import MALFORMED, Assertion, Document, Event, micros, now
+from apex_memory.simulate.plaid.log import PAYABLES
 from apex_memory.simulate.plaid.simulator import (
     CLIENT_ID,
     EXPIRED_KEY,
     MORNING_KEY,
     NOON_KEY,
-    PAYABLES,
     SECRET,
     TOKENS,
     PlaidSimulator,
@@ -103,7 +103,7 @@ def record(id: str, **more: Any) -> dict[str, Any]:
 
 
 def page(next_cursor: str, *, more: bool = False, **changes: Any) -> dict[str, Any]:
-    empty = {"accounts": [], "added": [], "modified": [], "removed": []}
+    empty: dict[str, list[object]] = {"accounts": [], "added": [], "modified": [], "removed": []}
     return {**empty, "next_cursor": next_cursor, "has_more": more, **changes}
 
 
@@ -287,7 +287,9 @@ async def test_a_backfill_lists_the_days_and_leaves_the_cursor() -> None:
 
 
 def test_what_is_missing_is_named() -> None:
-    assert load({})["plaid"].missing_settings == "client_id"
+    unset = load({})["plaid"]
+    assert isinstance(unset, PlaidSource)
+    assert unset.missing_settings == "client_id"
     assert source(items=[]).missing_settings == "items"
     assert source().missing_settings == ""
 
@@ -347,7 +349,7 @@ def part(value: Any) -> str:
 BAD = {
     "unsigned": "",
     "no token": "x.y",
-    "algorithm none": jwt.encode({"iat": 1}, None, algorithm="none", headers={"kid": MORNING_KEY}),
+    "algorithm none": jwt.encode({"iat": 1}, "", algorithm="none", headers={"kid": MORNING_KEY}),
     "algorithm HS256": forged("HS256"),
     "HS256 called ES256": part({"alg": "ES256", "kid": MORNING_KEY}) + "." + forged("HS256").split(".", 1)[1],
     "another's key": signature(NOON_KEY, VECTOR, AT)["Plaid-Verification"],
@@ -373,7 +375,9 @@ async def test_only_plaid_is_let_in(what: str) -> None:
 async def test_a_token_without_time_is_refused() -> None:
     found = source()
     made = found.sign(VECTOR, AT)["plaid-verification"]
-    kid, private = jwt.get_unverified_header(made)["kid"], found._keys._own[1]  # type: ignore[index]
+    kid = jwt.get_unverified_header(made)["kid"]
+    assert found._keys._own is not None
+    _, private = found._keys._own
     digest = hashlib.sha256(VECTOR).hexdigest()
     for claims in ({"request_body_sha256": digest}, {"iat": True, "request_body_sha256": digest}):
         token = jwt.encode(claims, private, algorithm="ES256", headers={"kid": kid})
@@ -660,8 +664,10 @@ async def test_what_changes_between_pages_is_read_right(monkeypatch: pytest.Monk
     simulator.chaos.mutations = 0.5
     async with serve_simulators([simulator]) as served, linked("plaid") as link:
         base = f"{served.url}/plaid"
-        found = load({"plaid": simulator.settings(base)})["plaid"]
-        events = [event async for one in found.pull(PullContext(link=link)) for event in one.events]
+        configured = source(**simulator.settings(base))
+        events: list[Event] = []
+        async for page in configured.pull(PullContext(link=link)):
+            events += page.events
         naive = await _naive(base, simulator.chaos)
     assert {event.doc_key for event in events} == truth
     assert any(id.startswith("txPhantom") for id in naive)

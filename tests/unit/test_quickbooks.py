@@ -24,7 +24,7 @@ from apex_memory.credentials.vault import Vault, new_key, read_keys
 from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import MALFORMED, Document, micros, now
 from apex_memory.simulate.quickbooks import simulator as vendor
-from apex_memory.simulate.quickbooks.simulator import REALM
+from apex_memory.simulate.quickbooks.webhooks import REALM
 from apex_memory.simulate.server import serve_simulators
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
@@ -174,7 +174,7 @@ async def opened(database_url: str) -> AsyncIterator[Postgres]:
     await db.close()
 
 
-Books = Callable[..., AbstractAsyncContextManager[tuple[vendor.QuickBooks, Held]]]
+Books = Callable[..., AbstractAsyncContextManager[tuple[vendor.QuickBooks, Held[QuickBooksSource]]]]
 
 
 @pytest.fixture
@@ -183,7 +183,9 @@ async def quickbooks(database_url: str) -> AsyncIterator[Books]:
         tokens = VaultTokens(Vault(db, read_keys([new_key()])))
 
         @asynccontextmanager
-        async def books(**settings: Any) -> AsyncIterator[tuple[vendor.QuickBooks, Held]]:
+        async def books(
+            **settings: Any,
+        ) -> AsyncIterator[tuple[vendor.QuickBooks, Held[QuickBooksSource]]]:
             world = World.make(7, shipments=6)
             simulator = vendor.QuickBooks(world, Clock(world.start + timedelta(hours=20)), Chaos())
             async with serve_simulators([simulator]) as served, httpx2.AsyncClient() as http:
@@ -197,7 +199,7 @@ async def quickbooks(database_url: str) -> AsyncIterator[Books]:
         yield books
 
 
-def equal(simulator: vendor.QuickBooks, held: Held) -> None:
+def equal(simulator: vendor.QuickBooks, held: Held[QuickBooksSource]) -> None:
     truth = {one.doc_key: one for one in simulator.truth(simulator.clock.now)}
     live = held.live()
     assert live.keys() == {key for key, one in truth.items() if not one.deleted}
@@ -401,7 +403,8 @@ async def test_a_token_ends_and_is_renewed_once_with_the_newest_refresh_token(
             simulator.access = ""
             await held.pull()
             assert simulator.renewals == n
-        assert (await held.link.tokens.current(f"quickbooks/{REALM}")).refresh == simulator.refresh
+        token = await held.link.tokens.current(f"quickbooks/{REALM}")
+        assert token is not None and token.refresh == simulator.refresh
 
 
 async def test_two_pulls_at_once_spend_one_refresh_token(quickbooks: Books) -> None:

@@ -271,7 +271,7 @@ def test_w6_a_bug_of_a_parser_costs_its_event_and_quotes_nothing(
         raise KeyError("hunter2")
 
     monkeypatch.setattr(reader_process, "parse", fail)
-    request = {"text": None, "has_office_reader": True, "skipped": []}
+    request: dict[str, object] = {"text": None, "has_office_reader": True, "skipped": []}
     answer = reader_process._answer(request, [HARMLESS], ReaderLimits(), lambda n: None)
     assert answer["error"]["message"].startswith("KeyError in the reader (test_reader_limits.py:")
     assert "report it" in answer["error"]["remedy"] and "hunter2" not in str(answer)

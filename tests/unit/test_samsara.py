@@ -7,11 +7,11 @@ import base64
 import copy
 import hmac
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import pytest
@@ -45,7 +45,7 @@ VECTOR = InboundRequest(
     query={},
     received_at=AT,
 )
-FEED = {
+FEED: dict[str, Any] = {
     "data": [
         {
             "id": "281474900000001",
@@ -267,11 +267,11 @@ def read(item: object) -> tuple[list[Reading], dict[str, Any] | None]:
 
 
 def changed(**fields: Any) -> dict[str, Any]:
-    return {**copy.deepcopy(FEED["data"][0]), **fields}  # type: ignore[index]
+    return {**copy.deepcopy(FEED["data"][0]), **fields}
 
 
 def test_a_vehicles_part_of_a_page() -> None:
-    result, unread = read(FEED["data"][0])  # type: ignore[index]
+    result, unread = read(FEED["data"][0])
     assert unread is None
     assert [(item.kind, item.at.isoformat()[11:19]) for item in result] == [
         (VEHICLE, "14:00:00"),
@@ -368,13 +368,16 @@ def test_a_window_tells_where_the_truck_went() -> None:
     }
 
 
+NO_PLACES: Sequence[object] = (None, [], "x", {"latitude": None}, 10**400)
+
+
 @pytest.mark.parametrize(
     "points",
     [
         [("fuelPercents", "14:00:00", {"value": 7})],
         [("engineStates", "14:00:00", {"value": "Off"})],
         [("gps", "14:00:00", {"latitude": 1, "longitude": 2})],
-        [("gps", "14:00:00", value) for value in (None, [], "x", {"latitude": None}, 10**400)],
+        [("gps", "14:00:00", value) for value in NO_PLACES],
         [("fuelPercents", "14:00:00", {"value": 10**400}), ("engineStates", "14:00:00", {"value": [1]})],
         [("gps", "14:00:00", {"latitude": 1, "longitude": 1, "speedMilesPerHour": 1.7e308})] * 3,
         [("unknown", "14:00:00", 1)],
@@ -450,8 +453,10 @@ async def test_pages_are_followed_and_the_cursor_moves_with_each() -> None:
 
 async def test_a_page_is_asked_for_only_when_the_one_before_is_safe() -> None:
     vendor = Scripted(page(point(), after="a", more=True), page(point(), after="b"))
-    async with pulling(vendor) as pull, aclosing(pull()) as pages:  # type: ignore[type-var]
-        await anext(pages)
+    async with pulling(vendor) as pull:
+        # A pull is an async generator, which can be closed before its end.
+        async with aclosing(cast(AsyncGenerator[Page], pull())) as pages:
+            await anext(pages)
         assert len(vendor.asked) == 1
 
 

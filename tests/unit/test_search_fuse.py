@@ -4,6 +4,7 @@ import asyncio
 import math
 import uuid
 from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 
 import msgpack
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from apex_memory.search.fusion import Leg, Weights, coverage, fuse, smooth
 from apex_memory.search.ranking import IdentifierMatches, RankedPassage, Ranking
 from apex_memory.search.retrieval import GraphCandidates, VectorCandidates
-from apex_memory.search.snapshot import DocumentContent, LiveDocument
+from apex_memory.search.snapshot import DocumentContent, LiveDocument, SnapshotReader
 from apex_memory.search.time_expressions import TimeRange
 from apex_memory.search.visibility import SnapshotView
 from apex_memory.stores.base import GraphHit
@@ -97,7 +98,7 @@ def content(
 def ranking(**changes: object) -> Ranking:
     """Documents A, B, C of one passage, found by the word leg in this order."""
     words = {(A, 0): 9.0, (B, 0): 6.0, (C, 0): 3.0}
-    given = {
+    given: dict[str, Any] = {
         "documents": {doc: row(doc) for doc in (A, B, C)},
         "vectors": VectorCandidates(
             {"words": words}, {"words": 0.0}, dict.fromkeys(words, (0, 10))
@@ -110,7 +111,7 @@ def ranking(**changes: object) -> Ranking:
         "terms": 3,
         "corpus": 3,
     }
-    return Ranking(**given | changes)  # type: ignore[arg-type]
+    return Ranking(**given | changes)
 
 
 def docs(ranked: list[RankedPassage]) -> list[uuid.UUID]:
@@ -262,7 +263,7 @@ class SlowReader:
 
 async def test_no_leg_continues_before_the_rows_that_another_requested_are_in() -> None:
     reader = SlowReader()
-    live = SnapshotView(reader)  # type: ignore[arg-type]
+    live = SnapshotView(cast(SnapshotReader, reader))  # it reads rows of documents only
     hit = GraphHit(A, A, "company:x", 0, None)
 
     async def leg(*docs: uuid.UUID) -> bool:

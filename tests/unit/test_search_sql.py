@@ -114,7 +114,7 @@ async def filled(
         ) as connection:
             await connection.execute(FILL.format(n=DOCUMENTS))
             await connection.execute("VACUUM ANALYZE")
-            yield cast(Connection, connection)
+            yield connection
         await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 

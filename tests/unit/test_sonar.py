@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pytest
 import pytest_asyncio
 from standardwebhooks import Webhook, WebhookVerificationError
+from starlette.responses import JSONResponse
 
 from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import MALFORMED, Assertion, Document, Event, micros
@@ -280,22 +281,25 @@ class Shelf(vendor.Sonar):
         if refused := self._refuse():
             return refused
         if request.headers.get("authorization", "").removeprefix("Bearer ") not in self.tokens:
-            return vendor.JSONResponse({}, 401)
+            return JSONResponse({}, 401)
         held = self.held.get(series)
-        return vendor.JSONResponse(held) if held is not None else vendor.JSONResponse({}, 404)
+        return JSONResponse(held) if held is not None else JSONResponse({}, 404)
 
     def _refuse(self) -> Any:
         if not self.refusal:
             return None
         status, wait = self.refusal
-        return vendor.JSONResponse({}, status, {"Retry-After": wait} if wait else {})
+        return JSONResponse({}, status, {"Retry-After": wait} if wait else {})
+
+
+SonarT = TypeVar("SonarT", bound=vendor.Sonar)
 
 
 @dataclass
-class Ward:
+class Ward(Generic[SonarT]):
     """The source before its shelf. What a page brought is kept, as a worker does."""
 
-    shelf: Shelf
+    shelf: SonarT
     source: Sonar
     link: VendorClient
     cursor: dict[str, Any] = field(default_factory=dict)
@@ -314,7 +318,7 @@ class Ward:
         return events
 
 
-Desk = Callable[..., AbstractAsyncContextManager[Ward]]
+Desk = Callable[..., AbstractAsyncContextManager[Ward[Shelf]]]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -328,7 +332,7 @@ def desk(served: SimulatorServer) -> Desk:
     """Opens a source, with settings, before an empty shelf."""
 
     @asynccontextmanager
-    async def opened(**settings: Any) -> AsyncIterator[Ward]:
+    async def opened(**settings: Any) -> AsyncIterator[Ward[Shelf]]:
         async with emptied(served, Shelf) as (shelf, given, link):
             given |= {"series": ["otri/usa"], "since": "2025-10-30"}
             yield Ward(shelf, sonar(**{**given, "block_seconds": 600, **settings}), link)
@@ -497,7 +501,7 @@ async def test_the_simulator_blocks_whoever_goes_on_and_we_do_not() -> None:
     tokens = KeptTokens()
     async with serve_simulators([one]) as served, linked("sonar", tokens, patience=0.2) as link:
         source = sonar(**served.settings()["sonar"])
-        ward = Ward(one, source, link)  # type: ignore[arg-type]
+        ward = Ward(one, source, link)
         refused = 0
         for _ in range(12):
             try:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from starlette.responses import JSONResponse, Response
 
 from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import MALFORMED, Assertion, Document, Event, micros
@@ -484,7 +485,11 @@ async def test_a_row_that_moves_to_the_top_is_seen_by_the_next_reading(desk: Des
 async def test_a_list_that_never_rests_is_left_for_later(desk: Desk) -> None:
     async with desk() as ward:
         ward.shelf.rows = [row(n, n) for n in range(100)]
-        ward.shelf.between = lambda: ward.shelf.rows.pop(0) and None
+
+        def remove_the_first() -> None:
+            ward.shelf.rows.pop(0)
+
+        ward.shelf.between = remove_the_first
         with pytest.raises(RetryLater, match="faster than it can be read"):
             await ward.pull()
 
@@ -605,7 +610,7 @@ async def test_webhook_and_list_give_the_same_event(desk: Desk) -> None:
 
 
 def failing(code: int = 200, **details: Any) -> Callable[[], Any]:
-    return lambda: vendor.JSONResponse({"Status": "ERROR", "details": details}, code)
+    return lambda: JSONResponse({"Status": "ERROR", "details": details}, code)
 
 
 @pytest.mark.parametrize("details", [{"errorCode": "5000"}, {}])
@@ -646,13 +651,13 @@ async def test_what_cannot_be_read_is_kept_as_broken_beside_its_neighbours(desk:
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
-        (lambda: vendor.JSONResponse({"Status": "SUCCESS", "details": {"shipments": {}}}), Rejected),
-        (lambda: vendor.JSONResponse({"Status": "SUCCESS", "details": []}), RetryLater),
-        (lambda: vendor.JSONResponse({"details": {"shipments": []}}), RetryLater),
-        (lambda: vendor.Response("<html>", 200), RetryLater),
-        (lambda: vendor.Response("", 500), RetryLater),
-        (lambda: vendor.Response("", 403), Unauthorized),
-        (lambda: vendor.Response("", 400), Rejected),
+        (lambda: JSONResponse({"Status": "SUCCESS", "details": {"shipments": {}}}), Rejected),
+        (lambda: JSONResponse({"Status": "SUCCESS", "details": []}), RetryLater),
+        (lambda: JSONResponse({"details": {"shipments": []}}), RetryLater),
+        (lambda: Response("<html>", 200), RetryLater),
+        (lambda: Response("", 500), RetryLater),
+        (lambda: Response("", 403), Unauthorized),
+        (lambda: Response("", 400), Rejected),
     ],
 )  # fmt: skip
 async def test_answers_that_are_no_list_are_named(

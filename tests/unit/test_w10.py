@@ -19,6 +19,7 @@ from apex_memory.gateway.routes.memory import tombstone
 from apex_memory.model import Event, LandResult, now
 from apex_memory.pipeline.text import clean_value
 from apex_memory.sources.base import InboundRequest
+from apex_memory.sources.plaid.api import Plaid
 from apex_memory.sources.plaid.keys import HEADER, Keys
 
 BODY = b"{}"
@@ -69,7 +70,7 @@ def _request(token: str) -> InboundRequest:
     return InboundRequest(body=BODY, headers={HEADER: token}, query={}, received_at=now())
 
 
-class SlowPlaid:
+class SlowPlaid(Plaid):
     """Knows the key `genuine` at once, and takes for ever about any other one."""
 
     def __init__(self) -> None:
@@ -99,14 +100,11 @@ def _naming(kid: str) -> InboundRequest:
 
 async def test_w10_a_forged_key_id_does_not_hold_a_genuine_webhook() -> None:
     keys, plaid = Keys(), SlowPlaid()
-    forged = [
-        asyncio.create_task(keys.learn(_naming(f"forged-{n}"), plaid))  # type: ignore[arg-type]
-        for n in range(3)
-    ]
+    forged = [asyncio.create_task(keys.learn(_naming(f"forged-{n}"), plaid)) for n in range(3)]
     while len(plaid.calls) < 3:
         await asyncio.sleep(0)
     async with asyncio.timeout(2):
-        await keys.learn(_naming("genuine"), plaid)  # type: ignore[arg-type]
+        await keys.learn(_naming("genuine"), plaid)
     assert not any(task.done() for task in forged)
     for task in forged:
         task.cancel()
@@ -118,13 +116,13 @@ async def test_w10_a_forged_key_id_does_not_hold_a_genuine_webhook() -> None:
 async def test_w10_an_absent_key_is_not_fetched_again_for_a_while() -> None:
     keys, plaid = Keys(), UnknownPlaid()
     for _ in range(3):
-        await keys.learn(_naming("made-up"), plaid)  # type: ignore[arg-type]
+        await keys.learn(_naming("made-up"), plaid)
     assert plaid.calls == ["made-up"]
 
 
 async def test_w10_one_fetch_serves_all_webhooks_with_its_key() -> None:
     keys, plaid = Keys(), UnknownPlaid()
-    await asyncio.gather(*(keys.learn(_naming("new"), plaid) for _ in range(10)))  # type: ignore[arg-type]
+    await asyncio.gather(*(keys.learn(_naming("new"), plaid) for _ in range(10)))
     assert plaid.calls == ["new"]
 
 
@@ -132,9 +130,9 @@ async def test_w10_forged_key_ids_cost_a_genuine_webhook_no_more_than_a_repetiti
     """401 would tell Plaid's webhook with a new key that it is forged; 503 brings it again."""
     keys, plaid = Keys(), UnknownPlaid()
     for n in range(5):
-        await keys.learn(_naming(f"forged-{n}"), plaid)  # type: ignore[arg-type]
+        await keys.learn(_naming(f"forged-{n}"), plaid)
     with pytest.raises(RetryLater, match="unknown keys"):
-        await keys.learn(_naming("genuine"), plaid)  # type: ignore[arg-type]
+        await keys.learn(_naming("genuine"), plaid)
 
 
 def _event() -> Event:

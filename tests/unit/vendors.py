@@ -15,7 +15,7 @@ from apex_memory.simulate.server import SimulatorServer, serve_simulators
 from apex_memory.simulate.vendor import Chaos, Simulator, Truth
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.auth import Renew, Token, Tokens
-from apex_memory.sources.base import Source
+from apex_memory.sources.base import PulledSource
 from apex_memory.sources.http import VendorClient
 from apex_memory.sources.pages import ChangeHint, Page, PullContext, TimeRange
 
@@ -78,13 +78,13 @@ async def emptied(
     """The one simulator that is served, as new; the settings that point to it; and a link."""
     (simulator,) = served.simulators
     assert isinstance(simulator, kind)
-    simulator.__init__()  # type: ignore[misc]
+    simulator.__init__()  # type: ignore[misc] # as new, and still served
     async with linked(kind.name, KeptTokens(), patience=0.2) as link:
         yield simulator, served.settings()[kind.name], link
 
 
 async def pulled(
-    make: Callable[..., Source],
+    make: Callable[..., PulledSource],
     vendor: Simulator,
     *,
     cursor: dict[str, Any] | None = None,

@@ -81,16 +81,16 @@ async def test_w4_no_page_reaches_temporals_http_api(engine_data: Path) -> None:
 
 async def test_temporals_ui_runs_only_where_it_is_wanted(engine_data: Path) -> None:
     """The UI has no sign-in, so that every user of the machine could end workflows there."""
-    for name, settings in (("plain", {}), ("with-ui", {"temporal_ui": "embedded:"})):
+    for name, ui in (("plain", ""), ("with-ui", "embedded:")):
         folder = engine_data / name
         with ownership(folder):
-            engines = embedded_engines(Settings(data_dir=folder, **settings), 32)
+            engines = embedded_engines(Settings(data_dir=folder, temporal_ui=ui), 32)
         (temporal,) = (engine for engine in engines if isinstance(engine, Temporal))
         async with running(temporal):
             pages = [
                 port for port in ports_of(process_of(temporal.port)) if await shows_a_page(port)
             ]
-        assert pages == ([temporal.ui_port] if settings else [])
+        assert pages == ([temporal.ui_port] if ui else [])
         assert environment_for(engines, Settings()).get("APEX_TEMPORAL_UI", "") == temporal.ui_url
 
 

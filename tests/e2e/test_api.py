@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import re
@@ -488,6 +489,81 @@ async def test_dead_letters_are_listed_redriven_and_discarded(api: Api) -> None:
     again = await api.post(f"/v1/dead-letters/{first['id']}/redrive")
     assert again.status_code == 409
     assert (await api.post("/v1/dead-letters/999999/redrive")).status_code == 404
+
+
+async def test_every_dead_letter_is_reached_page_by_page(api: Api) -> None:
+    await broken(api, 7)
+    # Several failed in the same microsecond, as those of one statement can.
+    await api.app.db.execute(
+        "UPDATE dead_letters SET last_at = '2026-11-01T00:00:00Z'::timestamptz + (id / 3) * interval '1 us'"
+    )
+    whole = (await api.get("/v1/dead-letters?limit=200")).json()
+    assert whole["next"] is None and len(whole["dead_letters"]) == 7
+    for limit in (1, 2, 3, 6, 7):
+        seen: list[int] = []
+        page: dict[str, Any] = {"limit": limit, "source": "documents"}
+        while True:
+            answer = (await api.get("/v1/dead-letters", params=page)).json()
+            seen += [letter["id"] for letter in answer["dead_letters"]]
+            if answer["next"] is None:
+                break
+            page["cursor"] = answer["next"]
+        assert seen == [letter["id"] for letter in whole["dead_letters"]], limit
+
+
+async def test_a_redrive_of_many_begins_with_those_that_failed_longest_ago(api: Api) -> None:
+    await broken(api, 3)
+    await api.app.db.execute(
+        "UPDATE dead_letters SET last_at = '2026-11-01T00:00:00Z'::timestamptz - id * interval '1 s'"
+    )
+    letters = (await api.get("/v1/dead-letters")).json()["dead_letters"]
+    ids = await api.app.dead_letters.open_ids(source="documents", fingerprint=None, limit=2)
+    assert ids == [letters[2]["id"], letters[1]["id"]]
+
+
+async def test_a_wrong_cursor_is_refused(api: Api) -> None:
+    at = "2026-11-01T00:00:00Z"
+    wrong = ["", "2026-11-01", "2026-11-01 7", "x 7", "\ud800", f"{at} x\x00"]
+    no_id = [at, f"{at} 0", f"{at} -1", f"{at} " + "9" * 30, f"{at} " + "9" * 5_000]
+    for path in ("dead-letters", "files", "backfills", "unresolved"):
+        positions = [*wrong, *([] if path == "unresolved" else no_id)]
+        encoded = [
+            base64.urlsafe_b64encode(position.encode("utf-8", "surrogatepass")).decode()
+            for position in positions
+        ]
+        for cursor in (*encoded, "é", "a"):
+            answer = await api.get(f"/v1/{path}", params={"cursor": cursor})
+            assert answer.status_code == 422, (path, cursor, answer.text)
+            assert "cursor" in answer.json()["error"]["message"]
+
+
+async def test_every_file_backfill_and_unresolved_reference_is_reached_page_by_page(
+    api: Api,
+) -> None:
+    await api.app.db.execute(
+        """INSERT INTO files (id, source, name, sha256, body, received_at)
+           SELECT gen_random_uuid(), 'edi', 'f' || n, '', '', '2026-11-01T00:00:00Z' FROM generate_series(1, 5) n"""
+    )
+    await api.app.db.execute(
+        """INSERT INTO backfills (source, kind, since, until, state, actor, started_at)
+           SELECT 'edi', 'replay', now(), now(), 'failed', 'test', '2026-11-01T00:00:00Z' FROM generate_series(1, 5)"""
+    )
+    await api.land("refs", text=" ".join(f"SHP-10000{n}" for n in range(5)))
+    await api.app.direct.drain("documents")
+    for path, name, key in (("files", "files", "id"), ("backfills", "backfills", "id"),
+                            ("unresolved", "unresolved", "ref")):  # fmt: skip
+        seen: list[str] = []
+        page: dict[str, Any] = {"limit": 2}
+        while True:
+            answer = (await api.get(f"/v1/{path}", params=page)).json()
+            seen += [row[key] for row in answer[name]]
+            if answer["next"] is None:
+                break
+            page["cursor"] = answer["next"]
+        assert len(seen) == len(set(seen)) == 5, (path, seen)
+    first = (await api.get("/v1/backfills?limit=1")).json()["backfills"][0]
+    assert (await api.get(f"/v1/backfills/{first['id']}")).json() == first
+    assert (await api.get(f"/v1/backfills/{uuid4()}")).status_code == 404
 
 
 @pytest.mark.parametrize("order", [{}, {"ids": []}, {"ids": [1], "source": "edi"}, {"all": True}])

@@ -150,6 +150,7 @@ async def test_payloads_logs_and_steering_commands_have_machine_readable_output(
 
 
 async def test_events_follow_prints_each_change_once(stack: Stack) -> None:
+    await stack.remember("follow-0", "There is an event to begin with, whatever test runs first.")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "apex_memory.cli", "events", "--follow", "--json", "-n", "1"),
         env=os.environ | stack._given,

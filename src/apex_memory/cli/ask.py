@@ -9,7 +9,7 @@ from urllib.parse import quote
 import typer
 
 from apex_memory.cli.client import gateway
-from apex_memory.cli.options import AnyId, Since, Until, iso
+from apex_memory.cli.options import AnyId, Limit, Since, Until, iso
 from apex_memory.cli.output import (
     Id,
     Json,
@@ -19,6 +19,7 @@ from apex_memory.cli.output import (
     moment,
     pairs,
     say,
+    say_more,
     show_json,
     show_table,
     shown_id,
@@ -160,29 +161,21 @@ def documents(
     deleted: Annotated[
         bool, typer.Option("--deleted", help="Also list deleted documents.")
     ] = False,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many.")] = 20,
+    limit: Limit = 20,
     json: Json = False,
 ) -> None:
     """List documents, the newest change first.
 
     Example: apex documents --source turvo --limit 50
     """
-    rows: list[dict[str, Any]] = []
-    cursor = None
+    params = {"source": source, "kind": kind, "deleted": deleted or None}
     with gateway() as api:
-        while len(rows) < limit:
-            params = {"source": source, "kind": kind, "deleted": deleted or None, "cursor": cursor}
-            page = api.call(
-                "GET", "/v1/documents", params={**params, "limit": min(200, limit - len(rows))}
-            )
-            rows += page["documents"]
-            cursor = page["next"]
-            if cursor is None:
-                break
+        rows, following = api.pages("/v1/documents", "documents", params, limit)
     if json:
-        show_json({"documents": rows, "next": cursor})
+        show_json({"documents": rows, "next": following})
         return
     show_table("Documents", *_document_rows(rows), empty="No documents.", free=("title", "kind"))
+    say_more(following)
 
 
 def _document_rows(rows: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:

@@ -18,6 +18,7 @@ from apex_memory.errors import ApexError, Misconfigured, Unavailable
 
 KEY_FILE = "admin.key"
 LONGEST_PAUSE = 10.0  # seconds; of what `Retry-After` asks for
+PAGE_ROWS = 200  # rows of a list in one request
 COMMANDS = {
     "GET /v1/events": "apex events",
     "GET /v1/documents": "apex documents",
@@ -93,6 +94,24 @@ class Gateway:
                 if monotonic() + pause > deadline:
                     raise
                 sleep(pause)
+
+    def pages(
+        self, path: str, name: str, params: Mapping[str, Any], limit: int
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """Return the first `limit` rows of a list, and the cursor at which the rest begins; None if there is no rest.
+
+        `name` is the field of a page that holds its rows.
+        """
+        rows: list[dict[str, Any]] = []
+        cursor: str | None = None
+        while len(rows) < limit:
+            size = min(PAGE_ROWS, limit - len(rows))
+            page = self.call("GET", path, params={**params, "cursor": cursor, "limit": size})
+            rows += page[name]
+            cursor = page["next"]
+            if cursor is None:
+                break
+        return rows, cursor
 
     def download(self, path: str, *, params: Mapping[str, Any] | None = None) -> bytes:
         """Return the bytes of a response."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from apex_memory.cli.client import gateway, with_commands
+from apex_memory.cli.options import Limit
 from apex_memory.cli.output import (
     Id,
     Json,
@@ -14,12 +15,14 @@ from apex_memory.cli.output import (
     moment,
     pairs,
     say,
+    say_more,
     show_json,
     show_table,
     size,
 )
 
 app = typer.Typer(help="Dead letters: list, show, redrive, discard.", no_args_is_help=True)
+REDRIVE_LIMIT = 1_000  # most dead letters that one request redrives
 Ids = Annotated[list[int], typer.Argument(help="Ids, from `apex dead-letters list`.")]
 
 
@@ -29,7 +32,10 @@ def list_letters(
         str, typer.Option(help="open, retrying, resolved, discarded, superseded, or any.")
     ] = "open",
     source: Annotated[str | None, typer.Option(help="Only this source.")] = None,
-    limit: Annotated[int, typer.Option(help="Most rows.")] = 50,
+    fingerprint: Annotated[
+        str | None, typer.Option(help="Only this kind of failure, from the column `kind`.")
+    ] = None,
+    limit: Limit = 50,
     json: Json = False,
 ) -> None:
     """List dead letters, newest first.
@@ -37,11 +43,10 @@ def list_letters(
     Example: apex dead-letters list --source frontapp
     """
     with gateway() as api:
-        answer = api.call(
-            "GET", "/v1/dead-letters", params={"status": status, "source": source, "limit": limit}
-        )
+        params = {"status": status, "source": source, "fingerprint": fingerprint}
+        rows, following = api.pages("/v1/dead-letters", "dead_letters", params, limit)
     if json:
-        show_json(answer)
+        show_json({"dead_letters": rows, "next": following})
         return
     show_table(
         "Dead letters",
@@ -57,11 +62,12 @@ def list_letters(
                 r["fingerprint"],
                 ago(r["last_at"]),
             )
-            for r in answer["dead_letters"]
+            for r in rows
         ],
         empty="No dead letters.",
         free=("why",),
     )
+    say_more(following)
 
 
 @app.command("show")
@@ -143,6 +149,8 @@ def redrive(
         say(f"{count} would be redriven.")
     else:
         say(f"{count} redriven. `apex events --state dead` lists those that fail again.")
+    if ids is None and count == REDRIVE_LIMIT:
+        say("That is the most at once, those that failed longest ago. Repeat it for the others.")
 
 
 @app.command("discard")

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from apex_memory.cli.ask import left_out
-from apex_memory.cli.client import Gateway, Refused, gateway
-from apex_memory.cli.options import AnyId, Since, iso
+from apex_memory.cli.client import PAGE_ROWS, Gateway, Refused, gateway
+from apex_memory.cli.options import AnyId, Limit, Since, iso
 from apex_memory.cli.output import (
     Id,
     Json,
@@ -23,6 +23,7 @@ from apex_memory.cli.output import (
     moment,
     pairs,
     say,
+    say_more,
     show_json,
     show_table,
     size,
@@ -41,7 +42,7 @@ def events(
     source: Annotated[str | None, typer.Option(help="Only this source.")] = None,
     state: Annotated[str | None, typer.Option(help=f"{', '.join(STATES)}.")] = None,
     since: Since = "",
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=200, help="How many.")] = 20,
+    limit: Limit = 20,
     follow: Annotated[
         bool,
         typer.Option("--follow", "-f", help="Print a line for each change, until Ctrl-C."),
@@ -54,22 +55,23 @@ def events(
     """
     if state and state not in STATES:
         raise Rejected(f"--state {state}: no such state", remedy=f"states are {', '.join(STATES)}")
-    params = {"source": source, "state": state, "since": iso(since), "limit": limit}
+    params = {"source": source, "state": state, "since": iso(since)}
     with gateway() as api:
         if follow:
-            _follow(api, params, as_json=json)
+            _follow(api, {**params, "limit": min(limit, PAGE_ROWS)}, as_json=json)
             return
-        answer = api.call("GET", "/v1/events", params=params)
+        rows, following = api.pages("/v1/events", "events", params, limit)
     if json:
-        show_json(answer)
+        show_json({"events": rows, "next": following})
         return
     show_table(
         "Events",
         COLUMNS,
-        [_row(event) for event in answer["events"]],
+        [_row(event) for event in rows],
         empty="No events.",
         free=("what", "why"),
     )
+    say_more(following)
 
 
 def _row(event: dict[str, Any]) -> tuple[Any, ...]:

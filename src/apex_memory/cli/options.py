@@ -19,6 +19,8 @@ AnyId = Annotated[
     ),
 ]
 
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="How many.")]
+
 _UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 
 

@@ -263,6 +263,12 @@ def short_hashes(text: str) -> str:
     return HASH.sub(lambda match: match[0][:ID_CHARS] + "…", text)
 
 
+def say_more(cursor: str | None) -> None:
+    """Say that a list goes on, if the cursor of its last page says so; on stderr, so that a pipe gets rows alone."""
+    if cursor is not None:
+        say(("There are more: --limit shows them.", "dim"), stderr=True)
+
+
 def shown_id(id: str) -> str:
     """Return an id as a line shows it: short on a terminal, whole in a pipe. Commands accept both."""
     return id[:ID_CHARS] if is_terminal() else id

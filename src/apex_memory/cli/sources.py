@@ -9,8 +9,18 @@ import typer
 
 from apex_memory.cli.client import Gateway, gateway
 from apex_memory.cli.ingest import progress
-from apex_memory.cli.options import Since, Until, parse_time
-from apex_memory.cli.output import Id, Json, ago, duration, minute, say, show_json, show_table
+from apex_memory.cli.options import Limit, Since, Until, parse_time
+from apex_memory.cli.output import (
+    Id,
+    Json,
+    ago,
+    duration,
+    minute,
+    say,
+    say_more,
+    show_json,
+    show_table,
+)
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -192,8 +202,7 @@ def _watch(api: Gateway, row: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
         task = bar.add_task(f"{row['kind']} of {row['source']}", total=None, detail="")
         while row["state"] == "running":
             time.sleep(0.5)
-            rows = api.call("GET", "/v1/backfills", params={"limit": 500})["backfills"]
-            row = next(item for item in rows if item["id"] == row["id"])
+            row = api.call("GET", f"/v1/backfills/{row['id']}")
             bar.update(
                 task,
                 completed=row["seen"],
@@ -203,15 +212,15 @@ def _watch(api: Gateway, row: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
 
 
 @app.command()
-def backfills(json: Json = False) -> None:
+def backfills(limit: Limit = 50, json: Json = False) -> None:
     """List backfills and replays with their progress.
 
     Example: apex sources backfills
     """
     with gateway() as api:
-        response = api.call("GET", "/v1/backfills")
+        rows, following = api.pages("/v1/backfills", "backfills", {}, limit)
     if json:
-        show_json(response)
+        show_json({"backfills": rows, "next": following})
         return
     show_table(
         "Backfills and replays",
@@ -229,11 +238,12 @@ def backfills(json: Json = False) -> None:
                 ago(row["started_at"]),
                 row["error"] or "",
             )
-            for row in response["backfills"]
+            for row in rows
         ],
         empty="None yet.",
         free=("error",),
     )
+    say_more(following)
 
 
 @app.command()
@@ -263,6 +273,7 @@ def _backfill_id(api: Gateway, start: str) -> str:
 @app.command()
 def files(
     source: Annotated[str, typer.Option("--source", "-s", help="Only this source.")] = "",
+    limit: Limit = 50,
     json: Json = False,
 ) -> None:
     """List the files of batch sources: their events, problems found, acknowledgements sent.
@@ -270,9 +281,9 @@ def files(
     Example: apex sources files --source edi
     """
     with gateway() as api:
-        response = api.call("GET", "/v1/files", params={"source": source} if source else {})
+        rows, following = api.pages("/v1/files", "files", {"source": source or None}, limit)
     if json:
-        show_json(response)
+        show_json({"files": rows, "next": following})
         return
     show_table(
         "Files",
@@ -288,8 +299,9 @@ def files(
                 len(row["replies"]) or "",
                 "; ".join(row["findings"]),
             )
-            for row in response["files"]
+            for row in rows
         ],
         empty="No files.",
         free=("name", "findings"),
     )
+    say_more(following)

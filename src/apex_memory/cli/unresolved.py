@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from apex_memory.cli.client import gateway
-from apex_memory.cli.output import Json, ago, show_json, show_table
+from apex_memory.cli.options import Limit
+from apex_memory.cli.output import Json, ago, say_more, show_json, show_table
 
 
-def unresolved(json: Json = False) -> None:
+def unresolved(limit: Limit = 50, json: Json = False) -> None:
     """List shipments and invoices that documents name and no source has recorded yet.
 
     Example: apex unresolved
     """
     with gateway() as api:
-        response = api.call("GET", "/v1/unresolved")
+        rows, following = api.pages("/v1/unresolved", "unresolved", {}, limit)
     if json:
-        show_json(response)
+        show_json({"unresolved": rows, "next": following})
         return
     show_table(
         "Entities without a record",
@@ -27,8 +28,9 @@ def unresolved(json: Json = False) -> None:
                 entity["examples"][0]["title"],
                 ago(entity["since"]),
             )
-            for entity in response["unresolved"]
+            for entity in rows
         ],
         empty="None: every shipment and invoice that documents name has a record.",
         free=("for example", "named by"),
     )
+    say_more(following)

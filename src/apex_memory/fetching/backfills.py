@@ -78,12 +78,20 @@ class Backfills:
         rows = await self._db.fetch("SELECT source, id FROM backfills WHERE state = 'running'")
         return [(row["source"], row["id"]) for row in rows]
 
-    async def listed(self, *, limit: int = 50) -> list[dict[str, Any]]:
-        """The newest first, with their progress."""
+    async def listed(
+        self, *, after: tuple[datetime, UUID] | None = None, limit: int = 50
+    ) -> list[dict[str, Any]]:
+        """The newest first, with their progress.
+
+        `after` is the `started_at` and the `id` of the last row of the previous page.
+        """
+        started_at, id = after or (None, None)
         return await self._db.fetch(
             """SELECT id, source, kind, since, until, state, seen, landed, error, actor, started_at, ended_at
-               FROM backfills ORDER BY started_at DESC LIMIT %s""",
-            (limit,),
+               FROM backfills
+               WHERE %(started_at)s::timestamptz IS NULL OR (started_at, id) < (%(started_at)s, %(id)s::uuid)
+               ORDER BY started_at DESC, id DESC LIMIT %(limit)s""",
+            {"started_at": started_at, "id": id, "limit": limit},
         )
 
     async def progress(self, id: UUID, *, seen: int, landed: int) -> bool:

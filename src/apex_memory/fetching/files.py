@@ -7,6 +7,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -116,14 +117,26 @@ class Files:
             await self.answer(source, id, client)
         return len(ids)
 
-    async def listed(self, *, source: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
-        """The newest files first, without their content."""
+    async def listed(
+        self,
+        *,
+        source: str | None = None,
+        after: tuple[datetime, UUID] | None = None,
+        limit: int = 50,
+    ) -> list[dict[str, Any]]:
+        """The newest files first, without their content.
+
+        `after` is the `received_at` and the `id` of the last file of the previous page.
+        """
+        received_at, id = after or (None, None)
         return await self._db.fetch(
             """SELECT id, source, name, encode(sha256, 'hex') AS sha256, length(body) AS bytes, received_at, events,
                       landed, findings, replies, ended_at
-               FROM files WHERE %(source)s::text IS NULL OR source = %(source)s
-               ORDER BY received_at DESC LIMIT %(limit)s""",
-            {"source": source, "limit": limit},
+               FROM files
+               WHERE (%(source)s::text IS NULL OR source = %(source)s)
+                 AND (%(received_at)s::timestamptz IS NULL OR (received_at, id) < (%(received_at)s, %(id)s::uuid))
+               ORDER BY received_at DESC, id DESC LIMIT %(limit)s""",
+            {"source": source, "received_at": received_at, "id": id, "limit": limit},
         )
 
     async def _row(self, id: UUID) -> dict[str, Any]:

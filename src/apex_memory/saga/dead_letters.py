@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -22,16 +23,45 @@ class DeadLetters:
         status: str | None = "open",
         source: str | None = None,
         fingerprint: str | None = None,
+        after: tuple[datetime, int] | None = None,
         limit: int = 100,
     ) -> list[dict[str, Any]]:
-        """Dead letters that match every filter, newest first. A filter of None matches any."""
+        """Dead letters that match every filter, newest first. A filter of None matches any.
+
+        `after` is the `last_at` and the `id` of the last dead letter of the previous page.
+        """
+        last_at, last_id = after or (None, None)
         return await self._db.fetch(
             """SELECT * FROM dead_letters
                WHERE (%(status)s::text IS NULL OR status = %(status)s) AND (%(source)s::text IS NULL OR source = %(source)s)
                  AND (%(fingerprint)s::text IS NULL OR fingerprint = %(fingerprint)s)
-               ORDER BY last_at DESC LIMIT %(limit)s""",
-            {"status": status, "source": source, "fingerprint": fingerprint, "limit": limit},
+                 AND (%(last_at)s::timestamptz IS NULL OR (last_at, id) < (%(last_at)s, %(last_id)s::bigint))
+               ORDER BY last_at DESC, id DESC LIMIT %(limit)s""",
+            {
+                "status": status,
+                "source": source,
+                "fingerprint": fingerprint,
+                "last_at": last_at,
+                "last_id": last_id,
+                "limit": limit,
+            },
         )
+
+    async def open_ids(
+        self, *, source: str | None, fingerprint: str | None, limit: int
+    ) -> list[int]:
+        """Return the ids of open dead letters that match every filter, those that failed longest ago first.
+
+        One that is redriven and fails again goes to the end, so that repeated calls come to all of them.
+        """
+        rows = await self._db.fetch(
+            """SELECT id FROM dead_letters
+               WHERE status = 'open' AND (%(source)s::text IS NULL OR source = %(source)s)
+                 AND (%(fingerprint)s::text IS NULL OR fingerprint = %(fingerprint)s)
+               ORDER BY last_at, id LIMIT %(limit)s""",
+            {"source": source, "fingerprint": fingerprint, "limit": limit},
+        )
+        return [row["id"] for row in rows]
 
     async def show(self, id: int) -> dict[str, Any]:
         """One dead letter with its event's content type and size in bytes. Raises `NotFound`."""

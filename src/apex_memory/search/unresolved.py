@@ -30,19 +30,29 @@ class UnresolvedReference:
 
 
 async def unresolved_references(
-    db: Postgres, *, types: Sequence[str] = RECORDED, limit: int = 50
+    db: Postgres,
+    *,
+    types: Sequence[str] = RECORDED,
+    after: tuple[datetime, str] | None = None,
+    limit: int = 50,
 ) -> list[UnresolvedReference]:
-    """Return the references that wait longest first."""
+    """Return the references that wait longest first.
+
+    `after` is the `since` and the `ref` of the last one of the previous page.
+    """
+    since, ref = after or (None, None)
     rows = await db.fetch(
         """SELECT ref, count(*) AS documents, array_agg(DISTINCT source ORDER BY source) AS sources,
                   min(committed_at) AS since,
                   jsonb_agg(jsonb_build_object('document_id', doc_id, 'source', source, 'key', doc_key, 'title', title)
                             ORDER BY committed_at) AS examples
            FROM documents, unnest(entities) AS ref
-           WHERE NOT deleted AND split_part(ref, ':', 1) = ANY(%s)
+           WHERE NOT deleted AND split_part(ref, ':', 1) = ANY(%(types)s)
              AND NOT EXISTS (SELECT FROM documents record WHERE record.about = ref AND NOT record.deleted)
-           GROUP BY ref ORDER BY since LIMIT %s""",
-        (list(types), limit),
+           GROUP BY ref
+           HAVING %(since)s::timestamptz IS NULL OR (min(committed_at), ref) > (%(since)s, %(ref)s::text)
+           ORDER BY since, ref LIMIT %(limit)s""",
+        {"types": list(types), "since": since, "ref": ref, "limit": limit},
     )
     return [
         UnresolvedReference(

@@ -17,7 +17,15 @@ from apex_memory.gateway.dependencies import (
     require_known_sources,
 )
 from apex_memory.gateway.routes.events import EventId, Limit
-from apex_memory.gateway.routes.shared import DOCUMENT, EVENT, example, problems
+from apex_memory.gateway.routes.shared import (
+    DOCUMENT,
+    EVENT,
+    Cursor,
+    example,
+    page_of,
+    parse_cursor,
+    problems,
+)
 
 Status = Literal["open", "retrying", "resolved", "discarded", "superseded"]
 REDRIVE_LIMIT = 1_000  # most dead letters that one request redrives
@@ -92,10 +100,11 @@ class DeadLetterDetail(DeadLetter):
 
 
 class DeadLetterList(BaseModel):
-    """Dead letters, newest first."""
+    """Dead letters, newest first. `next` is the `cursor` of the following page, null on the last."""
 
-    model_config = example({"dead_letters": [_LETTER]})
+    model_config = example({"dead_letters": [_LETTER], "next": None})
     dead_letters: list[DeadLetter]
+    next: str | None
 
 
 class RedriveRequest(BaseModel):
@@ -165,17 +174,31 @@ async def list_dead_letters(
             examples=["9f2c51d07a3e"],
         ),
     ] = None,
+    cursor: Cursor = None,
     limit: Limit = 50,
 ) -> dict[str, Any]:
-    """List dead letters, newest first, each with the reason and the remedy."""
+    """List dead letters, newest first, each with the reason and the remedy.
+
+    One that fails again or is redriven while pages are read moves to the beginning.
+    """
     await require_known_sources(gateway, [source])
     rows = await gateway.app.dead_letters.find(
         status=None if status == "any" else status,
         source=source,
         fingerprint=fingerprint,
-        limit=limit,
+        after=parse_cursor(cursor, _letter_number),
+        limit=limit + 1,
     )
-    return {"dead_letters": rows}
+    letters, following = page_of(rows, limit, at="last_at", key="id")
+    return {"dead_letters": letters, "next": following}
+
+
+def _letter_number(text: str) -> int:
+    """Return the number of a dead letter. Raises `ValueError` for what is none."""
+    number = int(text)
+    if not 1 <= number < 2**63:
+        raise ValueError(f"{number} is not the number of a dead letter")
+    return number
 
 
 @router.get(
@@ -209,14 +232,16 @@ async def redrive_dead_letter(gateway: GatewayDep, key: Admin, id: LetterId) -> 
 async def redrive_dead_letters(
     gateway: GatewayDep, key: Admin, body: RedriveRequest
 ) -> dict[str, Any]:
-    """Process many events again, at most 1,000 per request. With `dry_run` nothing changes."""
+    """Process many events again, at most 1,000 per request, those that failed longest ago first.
+
+    With `dry_run` nothing changes.
+    """
     ids = body.ids
     await require_known_sources(gateway, [body.source])
     if ids is None:
-        rows = await gateway.app.dead_letters.find(
-            status="open", source=body.source, fingerprint=body.fingerprint, limit=REDRIVE_LIMIT
+        ids = await gateway.app.dead_letters.open_ids(
+            source=body.source, fingerprint=body.fingerprint, limit=REDRIVE_LIMIT
         )
-        ids = [row["id"] for row in rows]
     return await _redrive(gateway, ids, key.actor, dry_run=body.dry_run)
 
 

@@ -1,11 +1,19 @@
-"""Parts of the documentation that all routes share: error responses, examples, times."""
+"""What all routes share: error responses, examples, times, pages of a list."""
 
 from __future__ import annotations
 
+import base64
+import binascii
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
+from fastapi import Query
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict
+
+from apex_memory.errors import Rejected
+
+Key = TypeVar("Key")
 
 EVENT = "0a3f6f4e-64c7-5d0f-9d83-2b8a4b0e6c11"
 DOCUMENT = "5e0c2f9a-1f43-5c1d-8f0e-7a2f2f8f1b90"
@@ -19,6 +27,41 @@ def _require_iso_text(value: Any) -> Any:
 
 
 IsoDateTime = Annotated[AwareDatetime, BeforeValidator(_require_iso_text)]
+
+
+Cursor = Annotated[str | None, Query(max_length=1_000, description="`next` of the previous page.")]
+
+
+def page_of(
+    rows: Sequence[dict[str, Any]], limit: int, *, at: str, key: str
+) -> tuple[Sequence[dict[str, Any]], str | None]:
+    """Return the first `limit` rows and the cursor of the page that follows them, None if there is none.
+
+    `rows` holds one more than the page if another page follows. They are ordered by the time in the column `at`, and
+    by the column `key` where times are equal.
+    """
+    page = rows[:limit]
+    if len(rows) <= limit:
+        return page, None
+    last = page[-1]
+    position = f"{last[at].isoformat()} {last[key]}"
+    return page, base64.urlsafe_b64encode(position.encode()).decode()
+
+
+def parse_cursor(cursor: str | None, key: Callable[[str], Key]) -> tuple[datetime, Key] | None:
+    """Return the time and the key in a cursor of `page_of`; None for the first page. Raises `Rejected` for any other text."""
+    if cursor is None:
+        return None
+    try:
+        at, _, rest = base64.urlsafe_b64decode(cursor).decode().partition(" ")
+        moment = datetime.fromisoformat(at)
+        if moment.tzinfo is None:
+            raise ValueError("a time without its zone")
+        return moment, key(rest)
+    except (binascii.Error, ValueError):
+        raise Rejected(
+            "query.cursor: not a cursor", remedy="send `next` of the previous page"
+        ) from None
 
 
 def example(*values: dict[str, Any]) -> ConfigDict:

@@ -14,7 +14,14 @@ from pydantic import BaseModel, ConfigDict
 from apex_memory.errors import ApexError, Conflict, NotFound, Rejected, Unavailable
 from apex_memory.gateway.body_limit import limit_of
 from apex_memory.gateway.dependencies import Admin, Gateway, GatewayDep, Reader
-from apex_memory.gateway.routes.shared import IsoDateTime, example, problems
+from apex_memory.gateway.routes.shared import (
+    Cursor,
+    IsoDateTime,
+    example,
+    page_of,
+    parse_cursor,
+    problems,
+)
 from apex_memory.model import now
 from apex_memory.sources.base import Pattern, PulledSource
 
@@ -151,8 +158,11 @@ class BackfillRow(BaseModel):
 
 
 class BackfillList(BaseModel):
-    model_config = example({"backfills": [_BACKFILL]})
+    """Backfills and replays, newest first. `next` is the `cursor` of the following page, null on the last."""
+
+    model_config = example({"backfills": [_BACKFILL], "next": None})
     backfills: list[BackfillRow]
+    next: str | None
 
 
 class FileRow(BaseModel):
@@ -173,8 +183,11 @@ class FileRow(BaseModel):
 
 
 class FileList(BaseModel):
-    model_config = example({"files": [_FILE]})
+    """Files, newest first. `next` is the `cursor` of the following page, null on the last."""
+
+    model_config = example({"files": [_FILE], "next": None})
     files: list[FileRow]
+    next: str | None
 
 
 Name = Annotated[str, Path(description="The source's name.", examples=["plaid"], max_length=100)]
@@ -328,9 +341,29 @@ async def _begin(
     response_model=BackfillList,
     responses=problems(401, 403, 422, 503),
 )
-async def list_backfills(gateway: GatewayDep, key: Reader, limit: Limit = 50) -> dict[str, Any]:
+async def list_backfills(
+    gateway: GatewayDep, key: Reader, cursor: Cursor = None, limit: Limit = 50
+) -> dict[str, Any]:
     """List backfills and replays, newest first."""
-    return {"backfills": await gateway.app.backfills.listed(limit=limit)}
+    after = parse_cursor(cursor, UUID)
+    rows = await gateway.app.backfills.listed(after=after, limit=limit + 1)
+    backfills, following = page_of(rows, limit, at="started_at", key="id")
+    return {"backfills": backfills, "next": following}
+
+
+@router.get(
+    "/v1/backfills/{id}",
+    summary="Show a backfill or replay",
+    response_model=BackfillRow,
+    responses=problems(401, 403, 404, 422, 503),
+)
+async def show_backfill(
+    gateway: GatewayDep,
+    key: Reader,
+    id: Annotated[UUID, Path(description="The id of the backfill or replay.")],
+) -> dict[str, Any]:
+    """Show its state and its progress."""
+    return await gateway.app.backfills.get(id)
 
 
 @router.delete(
@@ -365,10 +398,15 @@ async def list_files(
     source: Annotated[
         str | None, Query(description="Only files of this source.", max_length=100)
     ] = None,
+    cursor: Cursor = None,
     limit: Limit = 50,
 ) -> dict[str, Any]:
     """List files that were fetched or uploaded, newest first."""
-    return {"files": await gateway.app.fetcher.files.listed(source=source, limit=limit)}
+    rows = await gateway.app.fetcher.files.listed(
+        source=source, after=parse_cursor(cursor, UUID), limit=limit + 1
+    )
+    files, following = page_of(rows, limit, at="received_at", key="id")
+    return {"files": files, "next": following}
 
 
 def _require_known(gateway: Gateway, name: str) -> None:

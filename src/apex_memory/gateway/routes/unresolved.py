@@ -11,7 +11,14 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from apex_memory.gateway.dependencies import GatewayDep, Reader
-from apex_memory.gateway.routes.shared import DOCUMENT, example, problems
+from apex_memory.gateway.routes.shared import (
+    DOCUMENT,
+    Cursor,
+    example,
+    page_of,
+    parse_cursor,
+    problems,
+)
 from apex_memory.search.unresolved import unresolved_references
 
 _UNRESOLVED: dict[str, Any] = {
@@ -51,8 +58,11 @@ class UnresolvedEntity(BaseModel):
 
 
 class UnresolvedList(BaseModel):
-    model_config = example({"unresolved": [_UNRESOLVED]})
+    """Entities without a record. `next` is the `cursor` of the following page, null on the last."""
+
+    model_config = example({"unresolved": [_UNRESOLVED], "next": None})
     unresolved: list[UnresolvedEntity]
+    next: str | None
 
 
 router = APIRouter(tags=["memory"])
@@ -67,6 +77,7 @@ router = APIRouter(tags=["memory"])
 async def list_unresolved(
     gateway: GatewayDep,
     key: Reader,
+    cursor: Cursor = None,
     limit: Annotated[
         int, Query(ge=1, le=500, description="Most items in the response.", examples=[50])
     ] = 50,
@@ -75,5 +86,14 @@ async def list_unresolved(
 
     An entry disappears when a source sends the record: an invoice may arrive before its shipment.
     """
-    entities = await unresolved_references(gateway.app.db, limit=limit)
-    return {"unresolved": [asdict(entity) for entity in entities]}
+    after = parse_cursor(cursor, _reference)
+    entities = await unresolved_references(gateway.app.db, after=after, limit=limit + 1)
+    rows, following = page_of([asdict(row) for row in entities], limit, at="since", key="ref")
+    return {"unresolved": rows, "next": following}
+
+
+def _reference(text: str) -> str:
+    """Return the reference of an entity. Raises `ValueError` for a text that PostgreSQL cannot hold."""
+    if "\x00" in text:
+        raise ValueError("a reference holds no NUL")
+    return text

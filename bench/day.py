@@ -155,13 +155,13 @@ async def _watched(playback: DayPlayback, db: Postgres, seconds: float) -> list[
             ages.append(float(row["age"] or 0) if row else 0.0)
             if len(ages) % 60 == 0:
                 print(f"day: {playback.until:%H:%M}, oldest {ages[-1]:.1f} s", file=sys.stderr)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.5)  # the interval between two samples
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(watch())
         while time.perf_counter() < end:
             await playback.send_due()
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(0.25)  # the pace: what is due goes out four times a second
     return ages
 
 

@@ -84,7 +84,7 @@ async def indexed(app: App) -> bool:
     while (stats := await vectors.stats())["unindexed"] or stats["unmerged"]:
         if time.monotonic() > deadline:
             return False
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # a bounded poll, whose end is a result
     return True
 
 
@@ -179,7 +179,7 @@ async def write(urls: dict[str, str], folder: Path, rate: float) -> None:
             if not first:
                 print("writing", flush=True)
             first, due = first + page, due + 0.5
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            await asyncio.sleep(max(0.0, due - time.monotonic()))  # the pace of the load
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ async def shoot(url: str, rate: int, seconds: int) -> list[float]:
     for n, request in enumerate(requests[WARM:]):
         due = began + n / rate
         if (wait := due - loop.time()) > 0:
-            await asyncio.sleep(wait)
+            await asyncio.sleep(wait)  # the pace of the load: no request waits for another one
         sent.append(asyncio.create_task(send(request, due)))
     answered = list(await asyncio.gather(*sent))
     lines.close()

@@ -157,7 +157,8 @@ async def at_pace(app: App, pids: dict[str, int]) -> list[Row]:
     poll_seconds, oldest_seconds = list[float](), list[float]()
     async with _draining(app):
         while (elapsed := time.perf_counter() - began) < PACED_SECONDS:
-            await asyncio.sleep(POLL_SECONDS * (len(poll_seconds) + 1) - elapsed)
+            due = POLL_SECONDS * (len(poll_seconds) + 1)
+            await asyncio.sleep(due - elapsed)  # the pace of the polls
             start = time.perf_counter()
             await app.fetcher.pull(NAME)
             await app.fetcher.aggregate_windows(NAME)
@@ -201,7 +202,7 @@ async def _draining(app: App) -> AsyncIterator[None]:
 
     async def drain() -> None:
         while await app.direct.drain(NAME) or not ended.is_set():
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # a worker's pause between two looks
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(drain())

@@ -123,7 +123,7 @@ class Faulty:
         if plan.fault is Fault.FAIL:
             raise plan.error()
         if plan.fault is Fault.DELAY:
-            await asyncio.sleep(plan.seconds)
+            await asyncio.sleep(plan.seconds)  # the fault itself
         return plan.fault is Fault.DROP
 
     @staticmethod

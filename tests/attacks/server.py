@@ -19,6 +19,7 @@ from apex_memory.gateway.middleware import Hosts, RequestMiddleware
 from apex_memory.gateway.protocol import Connections, limited_protocol
 from apex_memory.model import Document, Event, Priority
 from apex_memory.sources.base import InboundRequest, Received, Sample, Source, SourceSettings
+from tests.waiting import until
 
 KEY = "apex_valid"
 LIMIT = 2_000_000
@@ -104,9 +105,8 @@ async def serving(settings: Settings) -> AsyncIterator[Server]:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as bound:
         bound.bind(("127.0.0.1", 0))
         task = asyncio.create_task(server._serve([bound]))
-        while not server.started:
-            await asyncio.sleep(0.01)
         try:
+            await until(lambda: server.started or task.done(), "the server listens")
             port = int(bound.getsockname()[1])
             yield Server(port, protocol.open_connections, limits, bodies)
         finally:

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 
 from apex_memory.config import Settings
 from tests.attacks.server import KEY, Connection, Server, connection, serving
+from tests.waiting import until
 
 
 def head(path: str, length: int, *headers: str) -> bytes:
@@ -61,6 +62,9 @@ async def test_w5_a_body_below_the_least_rate_is_refused() -> None:
 
 
 async def _released(server: Server) -> None:
-    async with asyncio.timeout(10):
-        while server.limits._webhooks.used or server.limits._keyed.used:
-            await asyncio.sleep(0.02)
+    limits = server.limits
+    await until(
+        lambda: not limits._webhooks.used and not limits._keyed.used,
+        "the memory of all bodies is given back",
+        seconds=10,
+    )

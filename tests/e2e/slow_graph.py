@@ -10,7 +10,7 @@ _ready = FalkorDB.ready
 
 async def ready(self: FalkorDB) -> None:
     while not (self.data_dir.parent / "loaded").exists():
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # a poll that the supervisor bounds, with `ready_seconds`
     await _ready(self)
 
 

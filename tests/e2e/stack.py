@@ -196,9 +196,8 @@ class Stack:
             path, some = "/v1/events/states", list(ids[first : first + 500])
             # As a client does: while a stack catches up, PostgreSQL may have no time for questions.
             while (answer := await self.http.post(path, json={"ids": some})).status_code == 503:
-                await asyncio.sleep(
-                    float(answer.headers["retry-after"])
-                )  # what the gateway asks for
+                wait = float(answer.headers["retry-after"])
+                await asyncio.sleep(wait)  # as long as the gateway demands
             assert answer.is_success, (path, answer.status_code, answer.text)
             states |= answer.json()["states"]
         return states

@@ -66,7 +66,7 @@ class Writer:
 
     async def _again(self, seconds: float) -> None:
         self.sent_again += 1
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(seconds)  # a client's pause before it repeats
 
     async def _post(self, item: Item) -> httpx2.Response:
         if item.path.startswith("/hooks/"):
@@ -134,7 +134,7 @@ async def writing(
             await writer.send(item)
             if writer.enough.is_set():
                 return
-            await asyncio.sleep(pause)
+            await asyncio.sleep(pause)  # the pace of the load
 
     async with asyncio.TaskGroup() as group:
         for _ in range(hands):

@@ -217,9 +217,7 @@ async def _kill_two(stack: FaultyStack, chance: random.Random) -> None:
     """A store and the worker at the same moment: a power cut in small."""
     for child in ("worker", chance.choice((stack.graph, "vectors"))):
         os.kill(stack.children()[child].pid, signal.SIGKILL)
-    await asyncio.sleep(
-        0.3
-    )  # so long the supervisor takes at least, until it starts one of them again
+    await asyncio.sleep(0.3)  # the supervisor starts neither of them again before
 
 
 def hang(store: str) -> Fault:
@@ -229,7 +227,7 @@ def hang(store: str) -> Fault:
         proxy = stack.proxies[store]
         proxy.hang()
         try:
-            await asyncio.sleep(chance.uniform(3, 6))
+            await asyncio.sleep(chance.uniform(3, 6))  # the fault lasts
         finally:
             proxy.heal()
 
@@ -240,7 +238,7 @@ async def _set_clock(stack: FaultyStack, chance: random.Random) -> None:
     """The clock jumps by an hour, and back: what is leased in between is leased far ahead."""
     for seconds in (chance.choice((HOUR, -HOUR)), 0):
         stack.set_clock(seconds)
-        await asyncio.sleep(chance.uniform(1, 2))
+        await asyncio.sleep(chance.uniform(1, 2))  # work goes on under this clock
 
 
 async def _send_poison(stack: FaultyStack, chance: random.Random) -> None:
@@ -271,7 +269,7 @@ async def _two_workers(stack: FaultyStack, chance: random.Random) -> None:
             asyncio.create_task(_drain_again(app, source))
             for source in ("documents", "documents", "frontapp")
         ]
-        await asyncio.sleep(chance.uniform(3, 5))
+        await asyncio.sleep(chance.uniform(3, 5))  # the fault lasts
         for task in tasks:
             task.cancel()
         ended = await asyncio.gather(*tasks, return_exceptions=True)
@@ -282,7 +280,7 @@ async def _two_workers(stack: FaultyStack, chance: random.Random) -> None:
 async def _drain_again(app: App, source: str) -> None:
     while True:
         await app.direct.drain(source)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # a worker's pause between two looks
 
 
 def kinds(graph: str) -> Sequence[Fault]:

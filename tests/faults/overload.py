@@ -132,7 +132,7 @@ class Client:
                 ids += ids_of(answer)
             else:
                 unsaid += "retry-after: " not in head
-                await asyncio.sleep(AGAIN_SECONDS)
+                await asyncio.sleep(AGAIN_SECONDS)  # a client's pause before its next request
         return statuses, ids, unsaid
 
 
@@ -165,7 +165,7 @@ async def grown(stack: Stack) -> AsyncIterator[dict[str, float]]:
         while True:
             for name, megabytes in _resident(stack.children()).items():
                 most[name] = round(max(most[name], megabytes - first[name]), 1)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # the interval between two samples
 
     task = asyncio.create_task(watch())
     try:
@@ -190,6 +190,7 @@ async def slowed(stack: Stack, child: str, share: float) -> AsyncIterator[None]:
 
     async def alternate() -> None:
         while True:
+            # The fault itself: of each period the process runs for this share.
             with stack.held(child):
                 await asyncio.sleep(PERIOD_SECONDS * (1 - share))
             await asyncio.sleep(PERIOD_SECONDS * share)

@@ -96,7 +96,7 @@ async def _waited(stack: Stack) -> list[float]:
         answer = await stack.hook(_message(), path="/hooks/frontapp?wait=searchable&timeout=30")
         assert answer.status_code == 200, answer.text
         took.append(time.monotonic() - began)
-        await asyncio.sleep(APART_SECONDS)
+        await asyncio.sleep(APART_SECONDS)  # the pace: no request meets the one before
     return took
 
 
@@ -120,7 +120,7 @@ async def _coming(stack: Stack, body: Callable[[], bytes]) -> AsyncIterator[list
     enough = asyncio.Event()
     landing = asyncio.create_task(_land_until(stack, enough, body))
     try:
-        await asyncio.sleep(BEGUN_SECONDS)
+        await asyncio.sleep(BEGUN_SECONDS)  # the load runs for a while before it is measured
         yield ids
     finally:
         enough.set()
@@ -136,7 +136,8 @@ async def _land_until(stack: Stack, enough: asyncio.Event, body: Callable[[], by
         began = time.monotonic()
         async with Client(stack) as client:
             for n in itertools.count():
-                await asyncio.sleep(max(0.0, began + n * HANDS / RATE - time.monotonic()))
+                due = began + n * HANDS / RATE
+                await asyncio.sleep(max(0.0, due - time.monotonic()))  # the pace of the load
                 if enough.is_set():
                     break
                 ids += await _send(client, body(), hook=False)
@@ -155,7 +156,7 @@ async def _send(client: Client, body: bytes, *, hook: bool) -> list[str]:
         status, _, answer = await client.post(body, hook=hook)
         if status not in (429, 503):
             break
-        await asyncio.sleep(AGAIN_SECONDS)
+        await asyncio.sleep(AGAIN_SECONDS)  # a client's pause before it repeats
     assert status in (200, 202), answer
     return ids_of(answer)
 

@@ -21,5 +21,6 @@ class HastyDrain(Drain):
 
     @workflow.run
     async def run(self, input: DrainInput) -> None:
+        # The change itself: a command that no history of the real workflow has.
         await workflow.sleep(timedelta(seconds=1))
         await super().run(input)

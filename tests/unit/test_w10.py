@@ -21,6 +21,7 @@ from apex_memory.pipeline.text import clean_value
 from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.plaid.api import Plaid
 from apex_memory.sources.plaid.keys import HEADER, Keys
+from tests.waiting import until
 
 BODY = b"{}"
 
@@ -101,8 +102,7 @@ def _naming(kid: str) -> InboundRequest:
 async def test_w10_a_forged_key_id_does_not_hold_a_genuine_webhook() -> None:
     keys, plaid = Keys(), SlowPlaid()
     forged = [asyncio.create_task(keys.learn(_naming(f"forged-{n}"), plaid)) for n in range(3)]
-    while len(plaid.calls) < 3:
-        await asyncio.sleep(0)
+    await until(lambda: len(plaid.calls) == 3, "all forged keys are fetched", every=0)
     async with asyncio.timeout(2):
         await keys.learn(_naming("genuine"), plaid)
     assert not any(task.done() for task in forged)

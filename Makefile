@@ -85,7 +85,7 @@ check: lint types imports docs-check docs-site   ## the gate: lint, types, impor
 bench: $(DEV)
 	$(BIN)/python -m bench $(ARGS)
 
-faults: $(DEV)   ## the crash loop: FAULTS=100 SEED=… GRAPH=neo4j; ARGS=overload for a minute of ten times too much
+faults: $(DEV)   ## the crash loop: FAULTS=100 SEED=… GRAPH=neo4j; ARGS=overload for a minute of ten times too much, ARGS=slow for a tenth of the machine
 	$(BIN)/python -m tests.faults --faults $(or $(FAULTS),20) $(if $(SEED),--seed $(SEED)) $(if $(GRAPH),--graph $(GRAPH)) $(ARGS)
 
 soak: $(DEV)     ## random inputs and faults with fresh seeds, again and again for SOAK=10 minutes; SEED=… repeats a round

@@ -97,6 +97,10 @@ HTTP_SECONDS = Histogram(
     ["method", "route", "status"],
     buckets=SECONDS,
 )
+DELAY = Gauge(
+    "apex_process_delay_seconds",
+    "How late this process runs, averaged over half a minute. Above 0.1 it lacks processor time.",
+)
 INBOX_OPEN = Gauge(
     "apex_inbox_open", "Events in the inbox that are not final.", ["source", "state"]
 )

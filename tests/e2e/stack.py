@@ -85,8 +85,8 @@ class Stack:
         """Settings from the next start on, by their name without `APEX_`."""
         self._given |= {f"APEX_{name}": value for name, value in settings.items()}
 
-    async def start(self) -> float:
-        """`apex up`, until it answers; the seconds that took."""
+    async def start(self, *, seconds: float = START_SECONDS) -> float:
+        """`apex up`, until it answers, within so many seconds; the seconds that took."""
         began = time.monotonic()
         with self.log.open("ab") as log:
             self._up = subprocess.Popen(
@@ -98,7 +98,7 @@ class Stack:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        await until(self._is_up, seconds=START_SECONDS, what=self.told)
+        await until(self._is_up, seconds=seconds, what=self.told)
         self.key = (self.data_dir / "admin.key").read_text().strip()
         await self.http.aclose()
         self.http = self.client(self.key)
@@ -109,13 +109,13 @@ class Stack:
         children = self.children()
         return all(name in children and children[name].ready for name in ("gateway", "worker"))
 
-    async def kill(self) -> float:
-        """SIGKILL to `apex up` alone; the seconds until nothing of it runs any more."""
+    async def kill(self, *, seconds: float = 10) -> float:
+        """SIGKILL to `apex up` alone; the seconds until nothing of it runs any more, at most so many."""
         assert self._up
         began = time.monotonic()
         self._up.kill()
         self._up.wait()
-        await until(lambda: not belonging(self.data_dir), seconds=10, what=self._leftovers)
+        await until(lambda: not belonging(self.data_dir), seconds=seconds, what=self._leftovers)
         return time.monotonic() - began
 
     async def stop(self) -> None:

@@ -1,6 +1,7 @@
 """`python -m tests.faults --faults 20 --seed 7`: the crash loop against the whole stack, `--graph neo4j` with that graph.
 
 `python -m tests.faults overload` sends ten times more than can be taken, for a minute.
+`python -m tests.faults slow` runs the whole stack at a tenth of the machine, with kills in mid-load.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import platform
 import secrets
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from tests.e2e.stack import running_stack
 from tests.faults.kinds import GRAPHS, long_kinds
 from tests.faults.loop import Result, run
 from tests.faults.overload import ROOM, overload
+from tests.faults.slow import slow
 
 FOLDER = Path("faults")
 OVERLOAD_SECONDS = 60.0
@@ -69,7 +72,7 @@ def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("loop", "overload"), default="loop")
+    parser.add_argument("what", nargs="?", choices=("loop", "overload", "slow"), default="loop")
     parser.add_argument("--faults", type=int, default=20, help="how many faults (default: 20)")
     parser.add_argument("--seed", default="", help="replay the plan of a run (default: a new one)")
     parser.add_argument("--seconds", type=float, help="start no fault after this many seconds")
@@ -83,6 +86,8 @@ def main() -> int:
     os.environ["APEX_SETTINGS_FILE"] = os.devnull
     if given.what == "overload":
         return asyncio.run(_overload(given.seconds or OVERLOAD_SECONDS, given.report))
+    if given.what == "slow":
+        return _slow(given.report)
     return _loop(given)
 
 
@@ -124,6 +129,14 @@ async def _overload(seconds: float, file: Path | None) -> int:
     (file or FOLDER / "overload.json").write_text(text)
     print(text)
     return 1 if found.wrong() else 0
+
+
+def _slow(file: Path | None) -> int:
+    found = asyncio.run(slow(_say))
+    text = json.dumps(asdict(found), indent=2) + "\n"
+    (file or FOLDER / "slow.json").write_text(text)
+    print(text)
+    return 1 if found.wrong else 0
 
 
 def _say(line: str) -> None:

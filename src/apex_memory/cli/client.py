@@ -17,6 +17,7 @@ from apex_memory.engines.state import read_stack
 from apex_memory.errors import ApexError, Misconfigured, Unavailable
 
 KEY_FILE = "admin.key"
+TIMEOUT = 120.0  # seconds for a response; on a machine slowed to a tenth some take half a minute
 LONGEST_PAUSE = 10.0  # seconds; of what `Retry-After` asks for
 PAGE_ROWS = 200  # rows of a list in one request
 COMMANDS = {
@@ -52,7 +53,9 @@ class Gateway:
     def __init__(self, url: str, key: str) -> None:
         self.url = url
         self._http = httpx2.Client(
-            base_url=url, headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=60
+            base_url=url,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=TIMEOUT,
         )
 
     def call(
@@ -64,7 +67,7 @@ class Gateway:
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
-        timeout: float = 60,
+        timeout: float = TIMEOUT,
     ) -> Any:
         """Return the JSON of the response. `timeout` is in seconds."""
         response = self._send(
@@ -125,6 +128,12 @@ class Gateway:
     def _send(self, method: str, path: str, **request: Any) -> httpx2.Response:
         try:
             response = self._http.request(method, path, **request)
+        except (httpx2.ReadTimeout, httpx2.WriteTimeout):
+            raise Unavailable(
+                "gateway",
+                f"{self.url} runs, and has not answered after {request.get('timeout', TIMEOUT):g} s",
+                remedy="it is busy or slow, and may have done what was requested: `apex doctor` says what is slow",
+            ) from None
         except httpx2.TransportError as error:
             raise Unavailable(
                 "gateway",

@@ -135,7 +135,7 @@ async def _day(
     api = Gateway(stack.url, key)
     try:
         rule("1. A day of nine sources")
-        async with httpx2.AsyncClient(timeout=30) as http:
+        async with httpx2.AsyncClient(timeout=STALL_SECONDS) as http:
             delivery = Delivery(stack.url, key, http)
             result = await _play(api, DayPlayback(simulators, delivery, clock))
         say(result.line())

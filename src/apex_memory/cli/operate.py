@@ -19,8 +19,16 @@ from apex_memory.engines.state import Stack, read_stack
 from apex_memory.errors import ApexError
 
 OPEN_BREAKER = re.compile(r'^apex_breaker_open\{store="(\w+)"\} 1(?:\.0)?$', re.MULTILINE)
+DELAY = re.compile(r"^apex_process_delay_seconds (\S+)$", re.MULTILINE)
+METRICS_SECONDS = 10.0  # a worker on a slow machine takes some to show its metrics
 
 LAG_SECONDS = 300  # age of the oldest unfinished event, above which `doctor` mentions it
+SLOW_DELAY = 0.1  # average seconds that a process runs late, above which it is slow; a few milliseconds are usual
+SLOW_MILLISECONDS = 500  # of a store's round trip; one or two are usual
+MUCH_THROTTLED = 0.25  # share of time that a limit stops processes, from which they are slow
+MUCH_PRESSURE = (
+    0.5  # share of time that programs wait for a processor, from which it is named as a cause
+)
 LEAST_DISK = 1_000_000_000  # bytes free, below which `doctor` warns
 
 
@@ -82,6 +90,8 @@ def status(json: Json = False) -> None:
         say((f"{workflow['id']} fails", "red"), attempt)
     if not report["temporal"]["reachable"]:
         say(("Temporal does not respond", "red"), ": events land, and wait for it.")
+    if is_slow(report["machine"]):
+        say(("The machine is slow", "yellow"), f": {describe_load(report['machine'])}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +147,8 @@ def examine() -> Iterator[Finding]:
     finally:
         api.close()
     yield Finding("gateway", "good", f"responds at {url}")
-    yield from _breakers(settings)
+    yield from _machine(report["machine"])
+    yield from _workers(settings)
     yield from _stores_and_events(report)
     yield from _open_ui(read_stack(settings.data_dir), report["temporal"]["ui"])
     yield from _sources(sources)
@@ -193,14 +204,61 @@ def _processes(settings: Settings) -> Iterator[Finding]:
             yield Finding(child.name, "good", f"{child.version or 'runs'}, pid {child.pid}")
 
 
-def _breakers(settings: Settings) -> Iterator[Finding]:
-    """Yield the stores whose circuit breaker is open in a worker of this data folder."""
+def is_slow(machine: dict[str, Any]) -> bool:
+    """Return whether processes run late, or a limit of processor time stops them."""
+    throttled: float = machine["throttled"] or 0
+    return machine["delay_seconds"] > SLOW_DELAY or throttled > MUCH_THROTTLED
+
+
+def describe_load(machine: dict[str, Any]) -> str:
+    """Return in words how late the gateway runs, and why if the system tells it."""
+    causes = []
+    if (machine["throttled"] or 0) > MUCH_THROTTLED:
+        causes.append(
+            f"a limit of processor time (of a container or cgroup) stops it {machine['throttled']:.0%} of the time"
+        )
+    if (machine["pressure"] or 0) > MUCH_PRESSURE:
+        causes.append(
+            f"programs waited for one of {machine['processors']} processors in {machine['pressure']:.0%} of the last minute"
+        )
+    late = f"the gateway runs {duration(machine['delay_seconds'])} late"
+    return "; ".join([late, *causes])
+
+
+def _machine(machine: dict[str, Any]) -> Iterator[Finding]:
+    """Yield whether processes get the processor time that they need."""
+    if not is_slow(machine):
+        yield Finding(
+            "machine", "good", f"{machine['processors']} processors, the gateway runs on time"
+        )
+        return
+    remedy = "end other programs, or give this machine more processors"
+    if (machine["throttled"] or 0) > MUCH_THROTTLED:
+        remedy = "raise the limit of processor time of the container or cgroup"
+    yield Finding(
+        "machine",
+        "note",
+        f"slow: {describe_load(machine)}",
+        f"{remedy}; nothing is lost meanwhile, but everything takes longer",
+    )
+
+
+def _workers(settings: Settings) -> Iterator[Finding]:
+    """Yield the workers of this data folder that run late, and the stores whose circuit breaker is open in one."""
     for file in sorted((settings.data_dir / "run").glob("*.json")):
         try:
             url = jsonlib.loads(file.read_text(encoding="utf-8"))["metrics"]
-            metrics = httpx2.get(url, timeout=2).text
+            metrics = httpx2.get(url, timeout=METRICS_SECONDS).text
         except (OSError, ValueError, KeyError, httpx2.HTTPError):
             continue  # `_processes` reports a worker that does not run
+        delay = DELAY.search(metrics)
+        if delay and float(delay[1]) > SLOW_DELAY:
+            yield Finding(
+                f"worker {file.stem}",
+                "note",
+                f"slow: runs {duration(float(delay[1]))} late, so that every step takes longer",
+                "see `machine`; if that is on time, `apex events` shows which events it works on",
+            )
         for store in OPEN_BREAKER.findall(metrics):
             yield Finding(
                 f"breaker {store}",
@@ -212,15 +270,30 @@ def _breakers(settings: Settings) -> Iterator[Finding]:
 
 def _stores_and_events(report: dict[str, Any]) -> Iterator[Finding]:
     for store in report["stores"]:
-        if store["state"] == "ready":
+        if store["state"] == "ready" and (store["milliseconds"] or 0) > SLOW_MILLISECONDS:
+            yield Finding(
+                f"store {store['name']}",
+                "note",
+                f"{store['version']}, slow: a round trip takes {duration(store['milliseconds'] / 1000)}",
+                "see `machine` for the load; for a store on another machine check that machine and the network",
+            )
+        elif store["state"] == "ready":
             yield Finding(f"store {store['name']}", "good", store["version"])
         else:
             remedy = "events wait for it, and searches report it as degraded; check its address and its log"
             if store["state"] == "recovering":
                 remedy = "it restarted and is being checked against PostgreSQL; no action is needed"
             yield Finding(f"store {store['name']}", "bad", store["state"], remedy)
-    if report["temporal"]["reachable"]:
-        yield Finding("temporal", "good", report["temporal"]["address"])
+    temporal = report["temporal"]
+    if temporal["reachable"] and temporal["milliseconds"] > SLOW_MILLISECONDS:
+        yield Finding(
+            "temporal",
+            "note",
+            f"{temporal['address']}, slow: a response takes {duration(temporal['milliseconds'] / 1000)}",
+            "see `machine` for the load; what Temporal does not start in time, the workers drain directly",
+        )
+    elif temporal["reachable"]:
+        yield Finding("temporal", "good", temporal["address"])
     else:
         yield Finding(
             "temporal",

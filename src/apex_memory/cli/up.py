@@ -46,7 +46,9 @@ WORDS = {
 }
 HOW_TO_STOP = "Ctrl-C stops all."
 DETACHED_LOG = "up.log"
-READY_SECONDS = 300  # a busy machine takes a minute for what takes two seconds otherwise
+READY_SECONDS = (
+    900  # on a machine slowed to a tenth a gateway takes 80 s, beside other programs some minutes
+)
 STOP_SECONDS = 90  # longest that `apex stop` waits: children have 10 s each, the last started first
 POLL_SECONDS = 0.1
 

@@ -11,6 +11,8 @@ from apex_memory.engines.base import HOST, Engine, retry_until_ready
 from apex_memory.errors import Unavailable
 from apex_memory.stores.edge import EdgeVectors
 
+REPLY_SECONDS = 30  # of an attempt; shorter ones never succeed on a slow machine
+
 
 @dataclass
 class Edge(Engine):
@@ -44,7 +46,7 @@ class Edge(Engine):
 
     async def ready(self) -> None:
         # This client never searches, so the average length of texts does not matter.
-        client = EdgeVectors(self.url, self.dimension, timeout=5, bm25_average_words=60)
+        client = EdgeVectors(self.url, self.dimension, timeout=REPLY_SECONDS, bm25_average_words=60)
         try:
             await retry_until_ready(client.ping, Unavailable)
         finally:

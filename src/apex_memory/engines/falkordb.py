@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 from apex_memory.engines.base import HOST, Engine, package_folder, retry_until_ready, write_private
 
 GRAPH = "apex"
+REPLY_SECONDS = 30  # of an attempt; shorter ones never succeed on a slow machine
 
 
 class FalkorDB(Engine):
@@ -75,7 +76,11 @@ async def send_command(port: int, password: str, *command: str) -> Any:
 
     async def attempt() -> Any:
         async with redis.asyncio.Redis(
-            host=HOST, port=port, password=password, decode_responses=True, socket_timeout=2
+            host=HOST,
+            port=port,
+            password=password,
+            decode_responses=True,
+            socket_timeout=REPLY_SECONDS,
         ) as client:
             return await client.execute_command(*command)
 

@@ -24,6 +24,7 @@ from apex_memory.engines.unprivileged import (
 from apex_memory.errors import Misconfigured
 
 DATABASE = "apex"
+CONNECT_SECONDS = 30  # of an attempt; shorter ones never succeed on a slow machine
 
 # Durability is PostgreSQL's default (fsync on). Its log omits statement and detail, which hold texts of users.
 SETTINGS = {
@@ -171,7 +172,9 @@ class PostgreSQL(Engine):
             lock.unlink()
 
     async def _version(self) -> str:
-        async with await psycopg.AsyncConnection.connect(self.url, connect_timeout=2) as connection:
+        async with await psycopg.AsyncConnection.connect(
+            self.url, connect_timeout=CONNECT_SECONDS
+        ) as connection:
             return f"PostgreSQL {connection.info.parameter_status('server_version')}"
 
     async def _connect(self) -> None:
@@ -188,7 +191,7 @@ class PostgreSQL(Engine):
     async def _create_database(self) -> None:
         admin = self._database_url("postgres")
         async with await psycopg.AsyncConnection.connect(
-            admin, autocommit=True, connect_timeout=2
+            admin, autocommit=True, connect_timeout=CONNECT_SECONDS
         ) as connection:
             query = "SELECT FROM pg_database WHERE datname = %s"
             if not (await connection.execute(query, (DATABASE,))).rowcount:

@@ -43,8 +43,8 @@ class Child:
     orphan_signal: signal.Signals = signal.SIGKILL
     start_waits: Sequence[float] = ()
     """Seconds before each retry, when it exits or does not become ready at its very first start."""
-    ready_seconds: float = 300
-    """Seconds. A process that starts slowly is left alone: on a machine slowed to a tenth a gateway takes a minute."""
+    ready_seconds: float = 900
+    """Seconds. A process that starts slowly is left alone: on a machine slowed to a tenth a gateway takes 80 s."""
     stop_seconds: float = 10
 
 

@@ -20,6 +20,7 @@ NAMESPACE = "apex"
 SEARCH_ATTRIBUTES = ("ApexSource", "ApexPriority", "ApexOutcome")
 PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL")
 RETENTION_HOURS = 72
+COMMAND_SECONDS = 60.0  # of a call of the program; on a slow machine its start alone takes seconds
 
 # The dev server has no sign-in, and its HTTP API takes a `text/plain` POST from any page in a browser on this machine.
 # Only requests for this host get an answer, a name that never resolves (RFC 6761). Workers and the UI use gRPC.
@@ -124,10 +125,12 @@ async def _run(*arguments: str) -> str:
         stderr=subprocess.PIPE,
     )
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(COMMAND_SECONDS):
             output, errors = await process.communicate()
     except TimeoutError:
-        raise RetryLater(f"temporal {arguments[0]}: no response within 10 s") from None
+        raise RetryLater(
+            f"temporal {arguments[0]}: no response within {COMMAND_SECONDS:g} s"
+        ) from None
     finally:
         if process.returncode is None:
             process.kill()

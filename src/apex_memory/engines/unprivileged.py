@@ -232,7 +232,7 @@ def _runs(binaries: Path, user: int) -> bool:
             extra_groups=[],
             cwd="/",
             capture_output=True,
-            timeout=10,
+            timeout=60,
             check=False,
         )
     except PermissionError:

@@ -26,7 +26,8 @@ from apex_memory.flows.temporal.queues import ROLES
 from apex_memory.flows.worker import serve
 from apex_memory.gc_tuning import collect_garbage_seldom
 from apex_memory.host_names import host_name, is_loopback
-from apex_memory.telemetry import configure_logging, logger
+from apex_memory.machine_load import LoadMeter
+from apex_memory.telemetry import DELAY, configure_logging, logger
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -57,7 +58,10 @@ async def run(settings: Settings, role: str = "all") -> None:
             if name == "worker":
                 await app.recovery.prepare()
             collect_garbage_seldom()
-            background = [asyncio.create_task(app.credentials.keep_fresh(), name="secrets")]
+            background = [
+                asyncio.create_task(app.credentials.keep_fresh(), name="secrets"),
+                asyncio.create_task(LoadMeter(DELAY.set).watch(), name="load"),
+            ]
             if name == "worker":
                 background.append(asyncio.create_task(_check_stores(app), name="check stores"))
                 background.append(asyncio.create_task(app.direct.watch(), name="stalls"))

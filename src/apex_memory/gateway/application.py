@@ -35,8 +35,9 @@ from apex_memory.gateway.routes import (
     status,
     unresolved,
 )
+from apex_memory.machine_load import LoadMeter
 from apex_memory.sources import registry
-from apex_memory.telemetry import logger
+from apex_memory.telemetry import DELAY, logger
 
 DESCRIPTION = """Apex Memory stores every event of a company's tools and lets agents search all of them as one memory.
 
@@ -146,8 +147,10 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             completion=CompletionWaiter(app.inbox),
             group_commit=GroupCommitter(app.inbox.land),
             temporal=client,
+            load=LoadMeter(DELAY.set),
         )
         tasks = [
+            asyncio.create_task(gateway.load.watch(), name="load"),
             asyncio.create_task(gateway.completion.run(), name="completion"),
             asyncio.create_task(_keep_used(gateway.keys), name="keys used"),
             asyncio.create_task(app.credentials.keep_fresh(), name="secrets"),

@@ -17,6 +17,7 @@ from apex_memory.flows.drain.control import Drains
 from apex_memory.flows.fetch.control import Pulling
 from apex_memory.gateway.completion import CompletionWaiter
 from apex_memory.gateway.group_commit import GroupCommitter
+from apex_memory.machine_load import LoadMeter
 
 
 class Wakes(Protocol):
@@ -39,6 +40,7 @@ class Gateway:
     completion: CompletionWaiter
     group_commit: GroupCommitter
     temporal: Client
+    load: LoadMeter
     reconciling: set[str] = field(default_factory=set)
     """Stores whose comparison with PostgreSQL is under way."""
 

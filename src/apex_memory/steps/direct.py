@@ -16,6 +16,7 @@ STALLED_SECONDS = (
     60.0  # after that long without a live lease, ready events are worked on by the direct path
 )
 CHECK_SECONDS = 10.0
+SOURCES_AT_ONCE = 3  # so that a source with a long backlog does not keep the others waiting
 
 
 class DirectPath:
@@ -63,22 +64,29 @@ class DirectPath:
         Whatever sequences the steps otherwise may be down or stuck; events are claimed by lease, so it does no
         harm when it recovers meanwhile. A source that fails does not keep the others from their turn.
         """
-        drained = {}
-        for source, waiting in (await self._inbox.stalled(seconds=seconds)).items():
-            if source not in self._sources:
-                continue
-            self._log.warning(
-                "a source is stalled; the direct path drains it",
-                source=source,
-                seconds=round(waiting),
-            )
-            STALLS.labels(source).inc()
-            try:
-                drained[source] = await self.drain(source)
-            except ApexError as error:
-                self._log.error(
-                    "draining failed", source=source, reason=str(error), remedy=error.remedy
+        stalled = await self._inbox.stalled(seconds=seconds)
+        drained: dict[str, int] = {}
+        turns = asyncio.Semaphore(SOURCES_AT_ONCE)
+
+        async def drain(source: str, waiting: float) -> None:
+            async with turns:
+                self._log.warning(
+                    "a source is stalled; the direct path drains it",
+                    source=source,
+                    seconds=round(waiting),
                 )
+                STALLS.labels(source).inc()
+                try:
+                    drained[source] = await self.drain(source)
+                except ApexError as error:
+                    self._log.error(
+                        "draining failed", source=source, reason=str(error), remedy=error.remedy
+                    )
+
+        async with asyncio.TaskGroup() as group:
+            for source, waiting in stalled.items():
+                if source in self._sources:
+                    group.create_task(drain(source, waiting))
         return drained
 
     async def watch(self) -> None:

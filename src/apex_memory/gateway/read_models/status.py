@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from contextlib import suppress
+from time import perf_counter
 from typing import Any, TypeVar
 
 from temporalio.client import Client
@@ -19,68 +20,87 @@ from apex_memory.telemetry import INBOX_OPEN, OLDEST_SECONDS
 
 T = TypeVar("T")
 
-SECONDS = 2.0  # longest one part of the status may take
+SECONDS = 2.0  # longest one part of the status may take, on a machine with processors to spare
+LONGEST_SECONDS = 15.0
+DELAYS = 20  # a response takes about so many turns of processes that run late
 FAILING_ATTEMPTS = 3  # attempts of a task or activity from which its workflow is reported
 
 
-async def store_rows(app: App) -> list[dict[str, Any]]:
-    """Return state and version of each store. `recovering`: it responds, and is being checked after a restart."""
-    states, *rows = await asyncio.gather(_states(app), *map(_store, app.stores))
+def longest_wait(delay: float) -> float:
+    """Return how long (s) a check may take when processes run `delay` seconds late: a slow store is not unavailable."""
+    return min(SECONDS + DELAYS * delay, LONGEST_SECONDS)
+
+
+async def store_rows(app: App, seconds: float = SECONDS) -> list[dict[str, Any]]:
+    """Return state, version and round trip of each store, which has so many seconds to respond.
+
+    `recovering`: it responds, and is being checked after a restart.
+    """
+    states, *rows = await asyncio.gather(
+        _states(app, 2 * seconds), *(_store(store, seconds) for store in app.stores)
+    )
     for row in rows:
         if row["state"] == "ready":
             row["state"] = states.get(row["name"], "ready")
     return rows
 
 
-async def _states(app: App) -> dict[str, str]:
+async def _states(app: App, seconds: float) -> dict[str, str]:
     try:
-        async with asyncio.timeout(2 * SECONDS):
+        async with asyncio.timeout(seconds):
             return await app.recovery.states()
     except (ApexError, TimeoutError):
         return {}  # the row of PostgreSQL shows that it is unavailable
 
 
-async def _store(store: Store) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": store.name, "state": "ready", "version": None, "reason": None}
+async def _store(store: Store, seconds: float) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": store.name,
+        "state": "ready",
+        "version": None,
+        "milliseconds": None,
+        "reason": None,
+    }
+    began = perf_counter()
     try:
-        async with asyncio.timeout(SECONDS):
-            await (
-                store.ping()
-            )  # first, because some clients remember the version from when they connected
+        async with asyncio.timeout(seconds):
+            # First, because some clients remember the version from when they connected.
+            await store.ping()
+            row["milliseconds"] = round((perf_counter() - began) * 1000, 1)
             row["version"] = await store.version()
     except ApexError as error:
         row |= {"state": "unavailable", "reason": str(error)[:300]}
     except TimeoutError:
-        row |= {"state": "unavailable", "reason": f"no response within {SECONDS:.0f} s"}
+        row |= {"state": "unavailable", "reason": f"no response within {seconds:.0f} s"}
     return row
 
 
-async def promptly(result: Awaitable[T]) -> T:
-    """Return the result within `SECONDS`, or raise `Unavailable`: a probe must not wait for a free connection."""
+async def promptly(result: Awaitable[T], seconds: float = SECONDS) -> T:
+    """Return the result within so many seconds, or raise `Unavailable`: a probe must not wait for a free connection."""
     try:
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(seconds):
             return await result
     except TimeoutError:
-        raise Unavailable("documents", f"no response within {SECONDS:.0f} s") from None
+        raise Unavailable("documents", f"no response within {seconds:.0f} s") from None
 
 
-async def temporal_reachable(client: Client) -> bool:
-    """Return whether the Temporal server responds. Without it events land and wait."""
+async def temporal_reachable(client: Client, seconds: float = SECONDS) -> bool:
+    """Return whether the Temporal server responds within so many seconds. Without it events land and wait."""
     try:
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(seconds):
             return await client.service_client.check_health()
     except (RPCError, RuntimeError, TimeoutError):  # RuntimeError: a lazy client could not connect
         return False
 
 
-async def failing_workflows(client: Client) -> list[dict[str, Any]]:
+async def failing_workflows(client: Client, seconds: float = SECONDS) -> list[dict[str, Any]]:
     """Return running workflows whose current task or activity failed `FAILING_ATTEMPTS` times; empty without Temporal.
 
     Temporal itself shows such a workflow as running.
     """
     failing: list[dict[str, Any]] = []
     with suppress(RPCError, RuntimeError, TimeoutError):
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(seconds):
             async for execution in client.list_workflows("ExecutionStatus = 'Running'", limit=100):
                 handle = client.get_workflow_handle(execution.id, run_id=execution.run_id)
                 described = (await handle.describe()).raw_description

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime
+from time import perf_counter
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -26,6 +27,8 @@ class StoreRow(BaseModel):
     name: str
     state: Literal["ready", "recovering", "unavailable"]
     version: str | None
+    milliseconds: float | None
+    """The round trip of a ping."""
     reason: str | None
 
 
@@ -52,8 +55,24 @@ class TemporalState(BaseModel):
 
     address: str
     reachable: bool
+    milliseconds: float
+    """How long the response took, or the waiting for one."""
     failing: list[FailingWorkflow]
     ui: str | None
+
+
+class Machine(BaseModel):
+    """The load of the machine as the gateway meets it. Shares are from 0 to 1, and null where the system does not tell them.
+
+    `delay_seconds` is how late the gateway runs, averaged over half a minute; above 0.1 it lacks processor time. `pressure` is
+    the share of the last minute in which some process waited for a processor, `throttled` the share of time in which a limit
+    of processor time stopped the gateway.
+    """
+
+    delay_seconds: float
+    processors: int
+    pressure: float | None
+    throttled: float | None
 
 
 class Status(BaseModel):
@@ -67,15 +86,41 @@ class Status(BaseModel):
                     "name": "documents",
                     "state": "ready",
                     "version": "PostgreSQL 18.6",
+                    "milliseconds": 1.4,
                     "reason": None,
                 },
-                {"name": "graph", "state": "ready", "version": "FalkorDB 4.14.10", "reason": None},
-                {"name": "vectors", "state": "ready", "version": "Qdrant Edge 0.9", "reason": None},
-                {"name": "cache", "state": "ready", "version": "Valkey 9.1.2", "reason": None},
+                {
+                    "name": "graph",
+                    "state": "ready",
+                    "version": "FalkorDB 4.14.10",
+                    "milliseconds": 0.6,
+                    "reason": None,
+                },
+                {
+                    "name": "vectors",
+                    "state": "ready",
+                    "version": "Qdrant Edge 0.9",
+                    "milliseconds": 0.8,
+                    "reason": None,
+                },
+                {
+                    "name": "cache",
+                    "state": "ready",
+                    "version": "Valkey 9.1.2",
+                    "milliseconds": 0.4,
+                    "reason": None,
+                },
             ],
+            "machine": {
+                "delay_seconds": 0.002,
+                "processors": 8,
+                "pressure": 0.03,
+                "throttled": None,
+            },
             "temporal": {
                 "address": "127.0.0.1:7233/apex",
                 "reachable": True,
+                "milliseconds": 2.1,
                 "failing": [{"id": "drain:edi", "what": "workflow task", "attempt": 12}],
                 "ui": "http://127.0.0.1:8461",
             },
@@ -96,6 +141,7 @@ class Status(BaseModel):
     )
     version: str
     stores: list[StoreRow]
+    machine: Machine
     temporal: TemporalState
     backlog: list[BacklogRow] | None
     open: int | None
@@ -121,15 +167,22 @@ router = APIRouter(tags=["status"])
     responses=problems(401, 403, 503),
 )
 async def show_status(gateway: GatewayDep, key: Reader) -> dict[str, Any]:
-    """Show stores, backlog, parked events, dead letters and Temporal."""
+    """Show stores, backlog, parked events, dead letters, Temporal, and how loaded the machine is."""
     app = gateway.app
+    load = gateway.load.current()
+    seconds = status.longest_wait(load.delay_seconds)
+    stores = await status.store_rows(app, seconds)
+    began = perf_counter()
+    reachable = await status.temporal_reachable(gateway.temporal, seconds)
     answer: dict[str, Any] = {
         "version": __version__,
-        "stores": await status.store_rows(app),
+        "stores": stores,
+        "machine": asdict(load),
         "temporal": {
             "address": app.settings.temporal,
-            "reachable": await status.temporal_reachable(gateway.temporal),
-            "failing": await status.failing_workflows(gateway.temporal),
+            "reachable": reachable,
+            "milliseconds": round((perf_counter() - began) * 1000, 1),
+            "failing": await status.failing_workflows(gateway.temporal, seconds),
             "ui": app.settings.temporal_ui or None,
         },
         "sources": sorted(app.sources),
@@ -169,7 +222,8 @@ async def healthz() -> dict[str, str]:
 )
 async def readyz(gateway: GatewayDep) -> dict[str, str]:
     """Return 200 while PostgreSQL responds: landing needs nothing else. Needs no key."""
-    await status.promptly(gateway.app.db.ping())
+    seconds = status.longest_wait(gateway.load.current().delay_seconds)
+    await status.promptly(gateway.app.db.ping(), seconds)
     return {"status": "ok"}
 
 

@@ -54,7 +54,7 @@ async def neo4j_url(engine_data: Path) -> AsyncIterator[str]:
 
 @pytest.fixture
 def graph_url(request: pytest.FixtureRequest) -> str:
-    """Of a graph that nobody else uses. The free Neo4j has but one."""
+    """Of a graph that nobody else uses. The free Neo4j has a single database."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url if request.param == "neo4j" else url.rpartition("/")[0] + f"/t{uuid4().hex}"
 
@@ -71,12 +71,12 @@ async def graph(graph_url: str) -> AsyncIterator[GraphStore]:
 
 
 class Version:
-    """A document under a stage, and what it says."""
+    """A document under a stage, and its assertions."""
 
     def __init__(self, doc: UUID | None = None) -> None:
         self.doc = doc or uuid4()
         self.stage = uuid4()
-        self.said: list[GraphAssertion] = []
+        self.assertions: list[GraphAssertion] = []
 
     def says(
         self,
@@ -86,9 +86,9 @@ class Version:
         value: str | None = None,
         start: int | None = None,
     ) -> Version:
-        self.said.append(
+        self.assertions.append(
             GraphAssertion(
-                id=uuid5(self.stage, str(len(self.said))),
+                id=uuid5(self.stage, str(len(self.assertions))),
                 stage=self.stage,
                 doc=self.doc,
                 predicate=predicate,
@@ -108,12 +108,14 @@ class Version:
 
     @property
     def tally(self) -> Tally:
-        edges = [a.hash for a in self.said for end in (a.subject, a.object) if end is not None]
+        edges = [
+            a.hash for a in self.assertions for end in (a.subject, a.object) if end is not None
+        ]
         return Tally(len(edges), sum(edges))
 
 
 async def written(graph: GraphStore, *versions: Version) -> None:
-    await graph.upsert([a for version in versions for a in version.said])
+    await graph.upsert([a for version in versions for a in version.assertions])
 
 
 async def test_the_same_upsert_twice_is_once(graph: GraphStore) -> None:
@@ -134,7 +136,7 @@ async def test_documents_share_entities(graph: GraphStore) -> None:
 async def test_writers_at_once_make_an_entity_once(graph: GraphStore) -> None:
     refs = [f"company:c-{n}" for n in range(40)]
     mails = [Version().mentions(*random.sample(refs, 20)) for _ in range(30)]
-    expected = Counter(a.object for mail in mails for a in mail.said)
+    expected = Counter(a.object for mail in mails for a in mail.assertions)
     await asyncio.gather(*(written(graph, mail) for mail in mails))
     assert await graph.known(refs) == expected
 
@@ -144,16 +146,16 @@ async def test_tally_tells_whole_from_partial(graph: GraphStore) -> None:
         Version().mentions(SHIPMENT).says("status", SHIPMENT, value="late") for _ in range(3)
     )
     await written(graph, whole)
-    await graph.upsert(half.said[:1])
+    await graph.upsert(half.assertions[:1])
     tallies = await graph.tally([whole.stage, half.stage, unwritten.stage])
-    assert tallies == {whole.stage: whole.tally, half.stage: Tally(2, half.said[0].hash * 2)}
+    assert tallies == {whole.stage: whole.tally, half.stage: Tally(2, half.assertions[0].hash * 2)}
     assert tallies[half.stage] != half.tally
 
 
 async def test_tally_is_exact_for_large_sums(graph: GraphStore) -> None:
     """One bit off in 10^12 must show; also more than one batch is written."""
     big = Version().mentions(*(f"load:{n}" for n in range(cypher.UPSERT_ROWS * 2 + 1)))
-    big.said = [replace(a, hash=2**31 - 1 - n % 2) for n, a in enumerate(big.said)]
+    big.assertions = [replace(a, hash=2**31 - 1 - n % 2) for n, a in enumerate(big.assertions)]
     await written(graph, big)
     assert big.tally.checksum > 2**41
     assert await graph.tally([big.stage]) == {big.stage: big.tally}
@@ -208,10 +210,10 @@ async def test_a_document_is_no_bridge(graph: GraphStore) -> None:
     """Two things in one mail are not related, and neither are two mails about one thing's document."""
     mail, other = Version().mentions(SHIPMENT, CARRIER), Version().mentions(CARRIER)
     replied = Version().says("answers", f"document:{uuid4()}", f"document:{mail.doc}")
-    told = Version().says("told_in", SHIPMENT, f"document:{other.doc}")
-    await written(graph, mail, other, replied, told)
+    noted = Version().says("noted_in", SHIPMENT, f"document:{other.doc}")
+    await written(graph, mail, other, replied, noted)
     hits = await graph.linked([SHIPMENT], limit=10)
-    assert {(hit.stage, hit.hops) for hit in hits} == {(mail.stage, 0), (told.stage, 0)}
+    assert {(hit.stage, hit.hops) for hit in hits} == {(mail.stage, 0), (noted.stage, 0)}
 
 
 async def test_linked_follows_no_excluded_stage(graph: GraphStore) -> None:
@@ -252,7 +254,7 @@ async def test_a_document_of_many_words_crowds_none_out(graph: GraphStore) -> No
 
 
 async def test_rare_neighbours_come_first(graph: GraphStore) -> None:
-    """What few speak of tells more than what everybody speaks of."""
+    """An entity of few documents is better evidence than one of many."""
     crowd = [Version().mentions("company:everyone") for _ in range(30)]
     rare = Version().mentions(INVOICE)
     shipment = Version().says("billed_to", SHIPMENT, "company:everyone")
@@ -293,7 +295,7 @@ async def test_walk_gives_every_stage_once(
     monkeypatch.setattr(cypher, "WALK_ROWS", rows)
     mails = [Version().mentions(SHIPMENT, CARRIER).says("x", INVOICE) for _ in range(600)]
     await written(graph, *mails)
-    walked = [(found.stage, found.tally) async for found in graph.walk()]
+    walked = [(item.stage, item.tally) async for item in graph.walk()]
     assert len(walked) == 600
     assert dict(walked) == {mail.stage: mail.tally for mail in mails}
 
@@ -382,7 +384,7 @@ async def test_entity_keys_are_told_apart(graph: GraphStore) -> None:
 async def test_what_a_graph_would_garble_is_refused(
     graph: GraphStore, change: dict[str, Any]
 ) -> None:
-    (good,) = Version().says("p", SHIPMENT, CARRIER, "v", 1).said
+    (good,) = Version().says("p", SHIPMENT, CARRIER, "v", 1).assertions
     bad = replace(good, **change)
     with pytest.raises(Rejected, match=str(bad.id)) as caught:
         await graph.upsert([bad])
@@ -408,14 +410,14 @@ async def test_nothing_asked_nothing_done(graph: GraphStore) -> None:
     assert await graph.tally([]) == {}
     assert await graph.known([]) == {}
     assert await graph.linked([], limit=3) == []
-    assert [found async for found in graph.walk()] == []
+    assert [item async for item in graph.walk()] == []
 
 
 async def test_an_unwritten_graph_answers(falkordb_url: str) -> None:
-    """As after the loss of all data: the repair must be able to see that nothing is there."""
+    """As after the loss of all data: the repair must see that the store is empty."""
     store = open_graph(falkordb_url.rpartition("/")[0] + f"/t{uuid4().hex}", timeout=10)
     assert await store.tally([uuid4()]) == {}
-    assert [found async for found in store.walk()] == []
+    assert [item async for item in store.walk()] == []
     assert await store.linked([SHIPMENT], limit=1) == []
     await store.close()
 
@@ -429,7 +431,7 @@ async def test_it_says_who_it_is(graph: GraphStore) -> None:
 
 
 async def test_a_graph_of_an_earlier_version_is_refused(graph: GraphStore) -> None:
-    """It has assertions without a stage. Taken as it is, all it holds would be made a second time."""
+    """Its assertions have no stage. If it were accepted, everything in it would be written a second time."""
     assert isinstance(graph, cypher.CypherGraph)
     await graph._write("CREATE (:Assertion {id: 'a', stage: 's'})-[:SUBJECT]->(:Entity {id: 'x'})")
     with pytest.raises(Misconfigured, match="earlier version") as refused:
@@ -445,7 +447,7 @@ def test_a_url_without_adapter_is_refused() -> None:
 
 @asynccontextmanager
 async def silent_server() -> AsyncIterator[int]:
-    """A server that takes connections and never answers."""
+    """A server that accepts connections and never responds."""
     ended = asyncio.Event()
 
     async def ignore(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -458,13 +460,13 @@ async def silent_server() -> AsyncIterator[int]:
 
 
 def calls(graph: GraphStore) -> list[Callable[[], Any]]:
-    (one,) = Version().says("p", SHIPMENT).said
+    (assertion,) = Version().says("p", SHIPMENT).assertions
     return [
         graph.ping,
         graph.version,
         graph.incarnation,
         graph.prepare,
-        lambda: graph.upsert([one]),
+        lambda: graph.upsert([assertion]),
         lambda: graph.tally([uuid4()]),
         lambda: graph.delete_stages([uuid4()]),
         lambda: anext(graph.walk()),
@@ -503,7 +505,7 @@ async def test_silence_is_given_up_in_time(scheme: str) -> None:
 
 @asynccontextmanager
 async def freezing_way(target: int) -> AsyncIterator[tuple[int, Callable[[], None]]]:
-    """A way to a local port, and a call after which the connections of before are dead without a word."""
+    """Forward a port to a local one. Yields the port, and a call that silences the connections made before it."""
     generation = 0
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, born: int) -> None:
@@ -526,7 +528,7 @@ async def freezing_way(target: int) -> AsyncIterator[tuple[int, Callable[[], Non
 
 
 async def test_one_dead_connection_condemns_the_older_ones(falkordb_url: str) -> None:
-    """As when a host vanished: without that, each connection of the pool would cost a time-out."""
+    """As after a host vanished. Otherwise each connection of the pool would cost a time-out."""
     target = urlsplit(falkordb_url).port
     assert target is not None
     async with freezing_way(target) as (port, freeze):
@@ -550,7 +552,7 @@ async def test_a_wrong_password_is_named(graph_url: str) -> None:
 
 
 class Server:
-    """A server of a test's own, to kill."""
+    """A server that only this test uses, to kill."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -584,7 +586,7 @@ async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 
 
 async def write_until_killed(server: Server) -> bool:
-    """Whether all that was acknowledged is there when the server is back, which must be another one then."""
+    """Return whether everything acknowledged is there after the restart. The incarnation must differ then."""
     graph = open_graph(server.engine.url, timeout=20)
     await graph.prepare()
     before = await graph.incarnation()
@@ -608,9 +610,9 @@ async def write_until_killed(server: Server) -> bool:
         await graph.incarnation()
     await server.start()
     assert await graph.incarnation() != before
-    found = await graph.tally(list(acknowledged))
+    tallies = await graph.tally(list(acknowledged))
     await graph.close()
-    return found == acknowledged
+    return tallies == acknowledged
 
 
 @pytest.mark.timeout(300)
@@ -643,32 +645,32 @@ async def test_a_restart_between_two_calls_is_seen(server: Server) -> None:
 
 
 async def test_planned_faults_show_in_the_tally(graph: GraphStore) -> None:
-    """The wrapper itself, on a real store: what is dropped is missed, what lost its reply is there once."""
+    """The wrapper on a real store: a dropped write is missing, a write that lost its reply is there once."""
     faulty = Faulty(graph)
     faulty.plan(Fault.FAIL, "upsert", times=1)
     faulty.plan(Fault.LOSE_REPLY, "upsert", times=1)
     faulty.plan(Fault.DROP, "upsert", times=1)
     mail = Version().mentions(SHIPMENT)
     with pytest.raises(Unavailable):
-        await faulty.upsert(mail.said)
+        await faulty.upsert(mail.assertions)
     assert await faulty.tally([mail.stage]) == {}
     with pytest.raises(Unavailable):
-        await faulty.upsert(mail.said)
+        await faulty.upsert(mail.assertions)
     assert await faulty.tally([mail.stage]) == {mail.stage: mail.tally}
     dropped = Version().mentions(SHIPMENT)
-    assert await faulty.upsert(dropped.said) is None
-    await faulty.upsert(mail.said)
-    assert [found.stage async for found in faulty.walk()] == [mail.stage]
+    assert await faulty.upsert(dropped.assertions) is None
+    await faulty.upsert(mail.assertions)
+    assert [item.stage async for item in faulty.walk()] == [mail.stage]
     assert faulty.counts == {
         ("upsert", Fault.FAIL): 1,
         ("upsert", Fault.LOSE_REPLY): 1,
         ("upsert", Fault.DROP): 1,
     }
     faulty.plan(Fault.FAIL, "ping", probability=0.5)
-    answered = 0
+    successes = 0
     for _ in range(100):
         with suppress(Unavailable):
             await faulty.ping()
-            answered += 1
-    assert answered == 100 - faulty.counts["ping", Fault.FAIL]
-    assert 30 < answered < 70
+            successes += 1
+    assert successes == 100 - faulty.counts["ping", Fault.FAIL]
+    assert 30 < successes < 70

@@ -1,4 +1,4 @@
-"""The promise, as questions to the stores themselves. Asked after a run has healed, and of what is known to be broken."""
+"""Check the promise in the stores themselves: after a run has healed, and on stores that are broken on purpose."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 @dataclass(slots=True)
 class Findings:
-    """What breaks the promise, in words, by kind; all empty is what every run must end with."""
+    """Violations of the promise, as sentences by kind. Every run must end with none."""
 
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
@@ -73,7 +73,7 @@ async def _each_event_has_one_end(
 async def _each_document_is_its_newest_event(
     app: App, acknowledged: Mapping[UUID, Send], findings: Findings
 ) -> None:
-    """I2: the newest acknowledged version is what readers see, with its very text; or it is deleted."""
+    """I2: readers see the newest acknowledged version with its exact text, or the document is deleted."""
     sent = {id: send for id, send in acknowledged.items() if send.kind != "poison"}
     newest = await app.db.fetch(
         """SELECT DISTINCT ON (doc_id) id, doc_id, doc_key, source, version, event_id, content_type FROM inbox
@@ -100,7 +100,7 @@ async def _each_document_is_its_newest_event(
 def _deleted_with(
     latest: Mapping[UUID, Row], sent: Mapping[UUID, Send], conversation: str, row: Row
 ) -> bool:
-    """Whether the conversation's newest event deletes it, and is newer than this row."""
+    """Return whether the conversation's newest event deletes it, and is newer than this row."""
     parent = latest.get(document_uuid("frontapp", f"conversation:{conversation}"))
     if parent is None or parent["id"] not in sent or not sent[parent["id"]].deletes:
         return False
@@ -149,25 +149,25 @@ async def _all_stores_hold_what_the_manifests_say(app: App, findings: Findings) 
     in_graph, in_vectors = await app.graph.tally(stages), await app.vectors.tally(stages)
     for row in rows:
         manifest = manifests[row["manifest_id"]]
-        for store, found, wanted in (
+        for store, stored, expected in (
             ("graph", in_graph.get(row["stage_id"], Tally()), edges_tally(manifest)),
             ("vectors", in_vectors.get(row["stage_id"], Tally()), chunks_tally(manifest)),
         ):
-            if found != wanted:
+            if stored != expected:
                 findings.partial.append(
-                    f"{row['doc_key']}: the {store} holds {found.count} of {wanted.count} items"
+                    f"{row['doc_key']}: the {store} holds {stored.count} of {expected.count} items"
                 )
     app.publication.manifests.forget(manifests)
 
 
 async def _nothing_else_is_in_the_stores(app: App, findings: Findings) -> None:
-    """I5: every stage found by walking a store is one that PostgreSQL still has a use for."""
+    """I5: each stage in a store is known to PostgreSQL and not reaped."""
     rows = await app.db.fetch("SELECT stage_id, state FROM stages")
     state = {row["stage_id"]: row["state"] for row in rows}
     for name, store in (("graph", app.graph), ("vectors", app.vectors)):
-        async for found in store.walk():
-            if state.get(found.stage, "unknown") in ("unknown", "reaped"):
-                findings.orphans.append(f"{found.stage} in the {name} is {state.get(found.stage)}")
+        async for item in store.walk():
+            if state.get(item.stage, "unknown") in ("unknown", "reaped"):
+                findings.orphans.append(f"{item.stage} in the {name} is {state.get(item.stage)}")
 
 
 async def _nothing_is_under_way(app: App, findings: Findings) -> None:
@@ -183,7 +183,7 @@ async def _nothing_is_under_way(app: App, findings: Findings) -> None:
 
 
 async def settle(app: App, *, seconds: float) -> float:
-    """Wait until nothing is under way any more, or time is up; the seconds that took.
+    """Wait until no work is in progress, or time is up; return the seconds that took.
 
     Then remove what a worker wrote that woke after the sweeper had been there: that is the
     reconciliation's part.

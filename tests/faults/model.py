@@ -22,12 +22,12 @@ AGAIN = 9  # the computation that a step executed again makes, when no manifest 
 
 @dataclass(frozen=True, slots=True)
 class Protections:
-    """What the protocol does to keep its promise. All on is the protocol as it is built."""
+    """What the protocol does to keep its promise. With all of them on it is the protocol that the saga implements."""
 
     fresh_stage_ids: bool = True
     """Each attempt writes under an id of its own; off: derived from document and version."""
     kept_manifest: bool = True
-    """What is written was computed once and stored; off: each execution computes anew."""
+    """The content of a version is computed once and stored; off: each execution computes it anew."""
     flush_first: bool = True
     verify: bool = True
     state_in_commit: bool = True
@@ -36,14 +36,14 @@ class Protections:
     dead_first: bool = True
     """The sweeper marks a stage aborted before it deletes anything of it."""
     grace: bool = True
-    """The collector leaves alone what a running snapshot may still read."""
+    """The collector keeps a stage that a running snapshot may still read."""
     snapshot_first: bool = True
-    """A reader takes its snapshot before it asks a store; off: it looks the pointer up at each read."""
+    """A reader takes its snapshot before it reads a store; off: it looks the pointer up at each read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """Who takes part. All at once would be too many states; `CASTS` cover every pair that touches the same data."""
+    """The parts that a run has. All together have too many states; `CASTS` cover every pair that touches the same data."""
 
     retry: bool = False
     newer: bool = False
@@ -61,7 +61,7 @@ class Stage(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A deletion under way: the graph is done first, then the vectors."""
+    """A deletion in progress: first in the graph, then in the vectors."""
 
     stage: StageId
     graph_done: bool = False
@@ -108,7 +108,7 @@ ENDED = "ended"
 
 
 def explore(protections: Protections, cast: Cast, *, limit: int = 1_000_000) -> Explored:
-    """Visit every reachable state, nearest first; stop at the first violation, told with the shortest way to it."""
+    """Visit every reachable state, nearest first; stop at the first violation, with the shortest way to it."""
     model = Model(protections, cast)
     first = model.first()
     came_from: dict[State, tuple[str, State] | None] = {first: None}
@@ -136,7 +136,7 @@ def _trace(came_from: dict[State, tuple[str, State] | None], state: State) -> li
 
 
 def wrong(before: State, after: State) -> str | None:
-    """How a state breaks the promise; None if it does not."""
+    """Return how a state breaks the promise; None if it does not."""
     graph, vectors = held(after.graph, after.live), held(after.vectors, after.live)
     if graph is None or vectors is None:
         return "the live version is missing in a store"
@@ -174,7 +174,7 @@ def write(stages: frozenset[Stage], stage: Stage) -> frozenset[Stage]:
 
 
 class Model:
-    """The moves there are in a state, by who makes them."""
+    """The moves that are possible in a state, by the part that makes them."""
 
     def __init__(self, protections: Protections, cast: Cast) -> None:
         self.on = protections
@@ -190,7 +190,7 @@ class Model:
         self._playing = [n for n, plays in enumerate((True, cast.retry, cast.newer)) if plays]
 
     def first(self) -> State:
-        """Version 1 is live, whole and on the disks."""
+        """Return the first state: version 1 is live, complete and on the disks."""
         store: Held = frozenset({(FIRST, (1, 0))})
         return State(
             workers=("idle", "idle", "idle"),
@@ -264,7 +264,7 @@ class Model:
         return "flushed" if self.on.verify else "verified"
 
     def _flush(self, state: State, n: int) -> Moves:
-        """What of the stage is there becomes durable; what a crash took before is not."""
+        """The items of the stage become durable, without those that a crash has lost."""
         id, graph, vectors = self.id_of(n), state.graph_disk, state.vectors_disk
         if (content := held(state.graph, id)) is not None:
             graph = put(graph, id, content)
@@ -303,7 +303,7 @@ class Model:
         yield f"{NAMES[n]} is refused", self._to(state, n, ENDED)._replace(stages=stages)
 
     def _execute_again(self, state: State) -> Moves:
-        """The orchestrator believes A's step lost and has it executed once more, while A goes on."""
+        """The orchestrator takes A's step for lost and executes it again, while A goes on."""
         id = self.id_of(0)
         content = (2, 0) if self.on.kept_manifest else (2, AGAIN)
         if state.workers[0] != "idle" and state.again == "idle":
@@ -316,7 +316,7 @@ class Model:
     # Deletion
 
     def _sweep(self, state: State) -> Moves:
-        """A lease may seem over at any time: clocks and processes pause."""
+        """A lease may seem to have expired at any time, because clocks and processes pause."""
         task = state.sweeping
         if task is None:
             for stage in state.stages:
@@ -377,13 +377,15 @@ class Model:
         if reading is None:
             yield "reader takes its snapshot", state._replace(reading=Reading(state.live))
             return
-        asked = reading.snapshot if self.on.snapshot_first else state.live
+        snapshot = reading.snapshot if self.on.snapshot_first else state.live
         if reading.reads == 0:
-            found = reading._replace(snapshot=asked, graph=held(state.graph, asked), reads=1)
-            yield "reader asks the graph", state._replace(reading=found)
+            read = reading._replace(snapshot=snapshot, graph=held(state.graph, snapshot), reads=1)
+            yield "reader asks the graph", state._replace(reading=read)
         elif reading.reads == 1:
-            found = reading._replace(snapshot=asked, vectors=held(state.vectors, asked), reads=2)
-            yield "reader asks the vectors", state._replace(reading=found)
+            read = reading._replace(
+                snapshot=snapshot, vectors=held(state.vectors, snapshot), reads=2
+            )
+            yield "reader asks the vectors", state._replace(reading=read)
         else:
             yield "reader ends", state._replace(reading=None)
 
@@ -425,6 +427,6 @@ ABLATIONS = {
     "grace": ("readers", "a reader saw part of a version"),
     "snapshot_first": ("readers", "a reader saw a mix of two versions"),
 }
-"""For each protection, who must take part and what goes wrong without it."""
+"""For each protection, the cast that needs it and the violation without it."""
 
 assert set(ABLATIONS) == {field.name for field in fields(Protections)}

@@ -65,11 +65,11 @@ def target(kind: str = "message", **data: Any) -> dict[str, Any]:
 
 def received(body: dict[str, Any], source: FrontApp = KEYED) -> Event:
     raw = json.dumps(body).encode()
-    (found,) = source.receive(InboundRequest(raw, source.sign(raw, AT), {}, AT)).events
-    return found
+    (event,) = source.receive(InboundRequest(raw, source.sign(raw, AT), {}, AT)).events
+    return event
 
 
-def told(body: dict[str, Any]) -> Document:
+def document_of(body: dict[str, Any]) -> Document:
     return KEYED.document(received(body))
 
 
@@ -161,8 +161,8 @@ def test_signing_without_a_key_says_so() -> None:
     ],
 )
 def test_times_are_exact(emitted: float, version: int) -> None:
-    found = received(event(emitted_at=emitted))
-    assert found.version == micros(found.occurred_at) == version
+    made = received(event(emitted_at=emitted))
+    assert made.version == micros(made.occurred_at) == version
 
 
 @pytest.mark.parametrize(
@@ -183,9 +183,9 @@ def test_times_are_exact(emitted: float, version: int) -> None:
     ],
 )
 def test_what_an_event_is_about(changes: dict[str, Any], key: str) -> None:
-    found = received(event(**changes))
-    assert found.doc_key == key
-    document = KEYED.document(found)
+    made = received(event(**changes))
+    assert made.doc_key == key
+    document = KEYED.document(made)
     assert document.parent == (None if key.startswith("conversation") else "conversation:cnv_1")
     assert not document.deleted
 
@@ -201,7 +201,7 @@ def test_what_an_event_is_about(changes: dict[str, Any], key: str) -> None:
 )
 def test_deletes_are_of_the_conversation(body: dict[str, Any]) -> None:
     assert received(body).doc_key == "conversation:cnv_1"
-    assert told(body).deleted
+    assert document_of(body).deleted
 
 
 def test_a_rule_webhook_carries_the_bare_event() -> None:
@@ -239,7 +239,9 @@ def test_a_mail_reads_well_and_says_who() -> None:
         {"handle": None, "role": "bcc"},
     ]
     mail = target(type="email", subject="ETA?", recipients=people, created_at=1761955199.8)
-    document = told(event(target={**mail, "data": {**mail["data"], "text": "When?\x00 \ud83d"}}))
+    document = document_of(
+        event(target={**mail, "data": {**mail["data"], "text": "When?\x00 \ud83d"}})
+    )
     assert document.text == (
         "Subject: ETA?\nFrom: Dana <Ops@Example.com>\nTo: dispatch@acme.example\n"
         "Cc: Luis <+1 (614) 555-0142>\nDate: 2025-10-31 23:59 UTC\nConversation id: cnv_1\n"
@@ -261,14 +263,14 @@ def test_a_mail_reads_well_and_says_who() -> None:
 def test_attachments_of_comments_and_ticket_ids_are_in_the_text() -> None:
     comment = target(kind="comment", attachments=[{"filename": "pod.pdf", "size": 48123}])
     about = {"id": "cnv_1", "subject": "ETA?", "ticket_ids": ["TIC-7", "TIC-8"]}
-    text = told(event(target=comment, conversation=about)).text
+    text = document_of(event(target=comment, conversation=about)).text
     assert "Attachments: pod.pdf" in text and "size: 48123" in text
     assert "TIC-7" in text and "TIC-8" in text
 
 
 def test_a_recipient_of_another_role_is_named() -> None:
     people = [{"handle": "claims@example.com", "role": "reply-to", "name": "Claims"}]
-    document = told(event(target=target(type="email", recipients=people)))
+    document = document_of(event(target=target(type="email", recipients=people)))
     assert "Reply-to: Claims <claims@example.com>" in document.text
     assert (
         Assertion(predicate="recipient", object="email:claims@example.com") in document.assertions
@@ -276,8 +278,8 @@ def test_a_recipient_of_another_role_is_named() -> None:
 
 
 def test_other_channels_are_messages() -> None:
-    assert told(event(target=target(type="sms"))).kind == "message"
-    assert told(event(target=target(type="email"))).kind == "email"
+    assert document_of(event(target=target(type="sms"))).kind == "message"
+    assert document_of(event(target=target(type="email"))).kind == "email"
 
 
 def test_a_conversation_tells_its_state() -> None:
@@ -290,7 +292,7 @@ def test_a_conversation_tells_its_state() -> None:
         "links": [{"name": "SHP-100045"}],
         "custom_fields": {"PO": "77", "empty": None},
     }
-    document = told(event("archive", conversation=state, target=None))
+    document = document_of(event("archive", conversation=state, target=None))
     assert document.kind == "conversation"
     assert "Assigned to: Morgan Vale <Morgan@acme.example>" in document.text
     assert "Tags: Hot\nLinks: SHP-100045\n" in document.text

@@ -94,10 +94,10 @@ def test_v2_covers_method_and_url() -> None:
 
 @pytest.mark.parametrize("version", ["v1", "v2", "v3"])
 def test_the_official_package_agrees(version: str) -> None:
-    told = Signature.get_signature(SECRET, BODY.decode(), version, URL, "POST", STAMP)
+    signature = Signature.get_signature(SECRET, BODY.decode(), version, URL, "POST", STAMP)
     older = configured(client_secrets=[SECRET], public_url=URL, legacy_signatures=True)
-    headers = {"x-hubspot-signature": told, "x-hubspot-signature-version": version}
-    given = v3(told) if version == "v3" else headers
+    headers = {"x-hubspot-signature": signature, "x-hubspot-signature-version": version}
+    given = v3(signature) if version == "v3" else headers
     assert older.receive(InboundRequest(BODY, given, {}, AT)).change_hints
 
 
@@ -241,9 +241,9 @@ async def hubspot(
 
 
 def equal(simulator: vendor.HubSpot, held: Held[HubSpot]) -> None:
-    truth = {one.doc_key: one for one in simulator.truth(simulator.clock.now)}
+    truth = {item.doc_key: item for item in simulator.truth(simulator.clock.now)}
     live = held.live()
-    assert live.keys() == {key for key, one in truth.items() if not one.deleted}
+    assert live.keys() == {key for key, item in truth.items() if not item.deleted}
     for key, document in live.items():
         assert truth[key].text in document.text, key
 
@@ -260,7 +260,7 @@ async def test_a_pull_brings_all_and_the_next_little() -> None:
 
 @pytest.mark.parametrize(("most", "cap"), [(1, 10_000), (2, 2), (3, 5), (5, 10_000)])
 async def test_ties_longer_than_a_page_and_than_the_cap(most: int, cap: int) -> None:
-    """27 contacts and companies of one time: pages hold fewer, and so does what a query shows."""
+    """27 contacts and companies have the same time. A page holds fewer, and so does the result of a query."""
 
     def small(simulator: vendor.HubSpot) -> None:
         simulator.most, simulator.cap = most, cap
@@ -271,7 +271,7 @@ async def test_ties_longer_than_a_page_and_than_the_cap(most: int, cap: int) -> 
 
 
 async def test_no_object_is_skipped_that_moves_while_pages_are_read() -> None:
-    """With `after` for places in a list, each change would let the next page skip an object."""
+    """If the cursor were a position in the list, each change would make the next page skip an object."""
 
     def small(simulator: vendor.HubSpot) -> None:
         simulator.most = 4
@@ -313,13 +313,13 @@ async def test_a_broken_off_walk_goes_on_where_it_stopped() -> None:
 
 async def test_what_search_shows_late_is_found_by_the_overlap() -> None:
     late = World.make(7).start + timedelta(hours=19, minutes=55)
-    for overlap, found in ((0, False), (600, True)):
+    for overlap, shown in ((0, False), (600, True)):
         async with hubspot(overlap_seconds=overlap) as (simulator, held):
             simulator.put("companies", 1, Version(simulator.clock.now, {"name": "New", "description": "New."}))  # fmt: skip
             await held.pull()
             simulator.put("companies", 2, Version(late, {"name": "Late", "description": "Late."}))  # fmt: skip
             await held.pull()
-            assert ("company:2" in held.live()) == found
+            assert ("company:2" in held.live()) == shown
 
 
 async def test_a_time_in_the_far_future_does_not_stop_the_poll() -> None:
@@ -349,7 +349,7 @@ async def test_a_record_that_cannot_be_read_does_not_stop_its_neighbours() -> No
         (left,) = held.broken()
         assert left["reason"].startswith("id: expected an id")
         assert left["record"]["properties"]["name"] == "x"
-        assert len(held.live()) == sum(not one.deleted for one in simulator.truth(simulator.clock.now)) - 1  # fmt: skip
+        assert len(held.live()) == sum(not item.deleted for item in simulator.truth(simulator.clock.now)) - 1  # fmt: skip
 
 
 async def test_the_recycling_bin_is_listed_as_often_as_set() -> None:
@@ -448,19 +448,22 @@ async def test_the_short_limit_is_waited_out() -> None:
 # What a record becomes
 
 
-def told(kind: str, id: str = "51", **properties: Any) -> Document:
+def document_of(kind: str, id: str = "51", **properties: Any) -> Document:
     record = {"id": id, "properties": properties, "updatedAt": "2025-11-01T00:00:00.123Z", "future": 1}  # fmt: skip
     event = record_event(OBJECT_TYPES[kind], record)
     assert json.loads(event.payload) == record, "unknown fields are kept"
     return KEYED.document(event)
 
 
-def said(document: Document) -> set[tuple[str, str, str | None]]:
-    return {(one.subject, one.predicate, one.object or one.value) for one in document.assertions}
+def assertions_of(document: Document) -> set[tuple[str, str, str | None]]:
+    return {
+        (assertion.subject, assertion.predicate, assertion.object or assertion.value)
+        for assertion in document.assertions
+    }
 
 
 def test_a_contact() -> None:
-    document = told("contacts", firstname="Dana", lastname="Whitfield", email="Dana@Paper.example", phone="+1 614 555 0123",
+    document = document_of("contacts", firstname="Dana", lastname="Whitfield", email="Dana@Paper.example", phone="+1 614 555 0123",
                     company="Example Paper Co", jobtitle="Buyer", favourite_lane="ATL", hs_lead_status=None)  # fmt: skip
     assert (document.kind, document.title, document.about) == ("contact", "Dana Whitfield", "email:dana@paper.example")  # fmt: skip
     assert "Job title: Buyer" in document.text and "Favourite lane: ATL" in document.text
@@ -470,31 +473,31 @@ def test_a_contact() -> None:
         ("person:Dana Whitfield", "works_for", "company:Example Paper Co"),
         ("person:Dana Whitfield", "email", "email:dana@paper.example"),
         ("person:Dana Whitfield", "phone", "phone:+1 614 555 0123"),
-    } <= said(document)
+    } <= assertions_of(document)
 
 
 def test_a_company_and_a_deal_meet_by_the_company_id() -> None:
-    company = told("companies", "9001", name="Northwind Trucking", city="Columbus", state="OH", scac="NWTR", mc_number="123456")  # fmt: skip
+    company = document_of("companies", "9001", name="Northwind Trucking", city="Columbus", state="OH", scac="NWTR", mc_number="123456")  # fmt: skip
     assert company.about == "company:Northwind Trucking"
     assert {
         ("company:Northwind Trucking", "same_as", "crm_company:9001"),
         ("company:Northwind Trucking", "same_as", "scac:NWTR"),
         ("company:Northwind Trucking", "same_as", "mc:123456"),
         ("company:Northwind Trucking", "in", "location:Columbus OH"),
-    } <= said(company)
-    deal = told("deals", "6001", dealname="Lane bid ATL", dealstage="closedwon", amount="12500", hs_primary_associated_company="9001")  # fmt: skip
+    } <= assertions_of(company)
+    deal = document_of("deals", "6001", dealname="Lane bid ATL", dealstage="closedwon", amount="12500", hs_primary_associated_company="9001")  # fmt: skip
     assert (deal.title, deal.about, deal.metadata["amount"]) == ("Lane bid ATL", "deal:6001", 12500.0)  # fmt: skip
     assert {
         ("deal:6001", "status", "closedwon"),
         ("deal:6001", "amount", "12500"),
         ("deal:6001", "customer", "crm_company:9001"),
-    } <= said(deal)
+    } <= assertions_of(deal)
 
 
 @pytest.mark.parametrize("value", ["", None, 7, [], {}, "nan", "1e999", "\u0007", "x" * 5_000])
 def test_odd_values_are_told_or_left_out(value: Any) -> None:
     for kind, plan in OBJECT_TYPES.items():
-        document = told(kind, **dict.fromkeys(plan.labels, value))
+        document = document_of(kind, **dict.fromkeys(plan.labels, value))
         assert document.title
         json.dumps([document.metadata, document.text], allow_nan=False)
 
@@ -522,23 +525,23 @@ async def test_the_official_package_reads_the_simulator() -> None:
             everyone = client.crm.contacts.get_all(properties=["email"])
             assert len(everyone) == sum(key.startswith("contact") for key in live)
             binned = client.crm.contacts.basic_api.get_page(limit=100, archived=True)
-            assert [one.archived for one in binned.results] == [True, True]
+            assert [contact.archived for contact in binned.results] == [True, True]
             filters = [{"propertyName": "lastmodifieddate", "operator": "GTE", "value": "0"}]
-            asked = PublicObjectSearchRequest(
+            search = PublicObjectSearchRequest(
                 filter_groups=[{"filters": filters}],
                 sorts=[{"propertyName": "lastmodifieddate", "direction": "ASCENDING"}],
                 properties=["email"],
                 limit=200,
             )
-            page = client.crm.contacts.search_api.do_search(public_object_search_request=asked)
+            page = client.crm.contacts.search_api.do_search(public_object_search_request=search)
             assert page.total == len(everyone) and len(page.results) == 5 and page.paging.next.after
-            one = client.crm.companies.basic_api.get_by_id("9001", properties=["name"])
-            assert one.properties["name"] == simulator.world.customers[0].name
+            company = client.crm.companies.basic_api.get_by_id("9001", properties=["name"])
+            assert company.properties["name"] == simulator.world.customers[0].name
             inputs = BatchReadInputSimplePublicObjectId(
                 inputs=[{"id": "100045"}, {"id": "1"}], properties=["dealstage"], properties_with_history=[]
             )  # fmt: skip
             batch = client.crm.deals.batch_api.read(inputs)
-            assert [(one.id, one.properties["dealstage"]) for one in batch.results] == [("100045", "closedwon")]  # fmt: skip
+            assert [(deal.id, deal.properties["dealstage"]) for deal in batch.results] == [("100045", "closedwon")]  # fmt: skip
             assert batch.num_errors == 1
 
         await held.pull()

@@ -64,13 +64,13 @@ TWO = [{"id": "itm_a", "access_token": "token-a"}, {"id": "itm_b", "access_token
 
 def source(base: str = "http://127.0.0.1:1", **more: Any) -> PlaidSource:
     known = {"client_id": CLIENT_ID, "secret": SECRET, "base_url": base, "items": TWO[:1]}
-    found = load({"plaid": {**known, **more}})["plaid"]
-    assert isinstance(found, PlaidSource)
-    return found
+    loaded = load({"plaid": {**known, **more}})["plaid"]
+    assert isinstance(loaded, PlaidSource)
+    return loaded
 
 
 class Script(Played):
-    """A Plaid that answers what it is told, in order, and keeps what it was asked."""
+    """A Plaid that gives these answers in order, and keeps the bodies of its requests."""
 
     name = "plaid"
 
@@ -79,22 +79,22 @@ class Script(Played):
     ) -> None:
         super().__init__()
         self.answers = list(answers)
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
 
     def routes(self) -> Sequence[Route]:
         return [Route("/{path:path}", self._answer, methods=["POST"])]
 
     @property
     def cursors(self) -> list[str]:
-        return [body.get("cursor", "") for body in self.asked]
+        return [body.get("cursor", "") for body in self.requests]
 
     async def _answer(self, request: HttpRequest) -> Response:
         body = json.loads(await request.body())
-        self.asked.append(body)
+        self.requests.append(body)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        told = answer(body) if callable(answer) else answer
-        status = told.get("status", 400 if "error_code" in told else 200)
-        return JSONResponse(told, status, {"Retry-After": "0"} if status >= 400 else {})
+        response = answer(body) if callable(answer) else answer
+        status = response.get("status", 400 if "error_code" in response else 200)
+        return JSONResponse(response, status, {"Retry-After": "0"} if status >= 400 else {})
 
 
 def record(id: str, **more: Any) -> dict[str, Any]:
@@ -111,7 +111,7 @@ pulled = partial(vendors.pulled, source)
 
 
 def keys(pages: Sequence[Page]) -> list[str]:
-    return [event.doc_key for one in pages for event in one.events]
+    return [event.doc_key for page in pages for event in page.events]
 
 
 # Loops
@@ -125,13 +125,13 @@ async def test_a_loop_is_one_page_with_its_cursor() -> None:
     (only,), error = await pulled(script)
     assert error is None
     assert script.cursors == ["", "c1"]
-    assert [body["count"] for body in script.asked] == [500, 500]
+    assert [body["count"] for body in script.requests] == [500, 500]
     assert keys([only]) == ["transaction:t1", "transaction:t2", "transaction:t0"]
     assert len({event.version for event in only.events}) == 1
     assert only.cursor == {"version": only.events[0].version, "items": {"itm_a": {"cursor": "c2"}}}
-    told = [source().document(event) for event in only.events]
-    assert [one.deleted for one in told] == [False, False, True]
-    assert "13.00 USD paid out" in told[0].text, "the last word of the loop stands"
+    documents = [source().document(event) for event in only.events]
+    assert [document.deleted for document in documents] == [False, False, True]
+    assert "13.00 USD paid out" in documents[0].text, "the last word of the loop stands"
 
 
 @pytest.mark.parametrize("failure", [MUTATION, {"status": 500}, {"status": 429}, {"status": 200}])
@@ -187,8 +187,8 @@ async def test_versions_grow_though_the_clock_goes_back() -> None:
     assert only.events[0].version == ahead + 1
 
 
-async def test_a_loop_whose_commit_was_lost_may_be_told_anew() -> None:
-    """Killed between page and cursor: the same cursor, another answer by now; nothing of the first was kept."""
+async def test_a_loop_whose_commit_was_lost_may_come_again_with_other_content() -> None:
+    """A worker dies before the page and its cursor are committed. The next pull uses the old cursor and gets other content."""
     first, _ = await pulled(Script(page("c1", added=[record("t1", name="before")])))
     again, _ = await pulled(Script(page("c1b", added=[record("t1", name="after")])))
     earlier, later = first[0].events[0], again[0].events[0]
@@ -219,13 +219,13 @@ async def test_one_item_that_fails_does_not_stop_the_others() -> None:
     assert keys(pages) == ["item:itm_a", "transaction:t1"]
     assert isinstance(error, Unauthorized)
     assert "itm_a: ITEM_LOGIN_REQUIRED" in str(error)
-    told = source().document(pages[0].events[0])
-    assert told.kind == "bank_item"
-    assert "State: item login required" in told.text
-    assert "log in again" in told.text
+    document = source().document(pages[0].events[0])
+    assert document.kind == "bank_item"
+    assert "State: item login required" in document.text
+    assert "log in again" in document.text
     cursor = dict(pages[-1].cursor or {})
     again, error = await pulled(by_token(a=LOGIN, b=page("b1")), items=TWO, cursor=cursor)
-    assert again == [], "said once"
+    assert again == [], "the state is reported once"
     assert isinstance(error, Unauthorized)
     works = by_token(a=page("a1"), b=page("b1"))
     (repaired,), error = await pulled(works, items=TWO, cursor=cursor)
@@ -241,7 +241,7 @@ async def test_what_passes_leaves_the_nudge_and_is_tried_again() -> None:
         by_token(a=down, b=page("b1", added=[record("t1")])), items=TWO, change_hints=change_hints
     )
     assert isinstance(error, RetryLater)
-    assert [one.acknowledged for one in pages] == [[change_hints[1]]]
+    assert [page.acknowledged for page in pages] == [[change_hints[1]]]
 
 
 async def test_wrong_keys_of_our_own_stop_all() -> None:
@@ -258,13 +258,15 @@ async def test_nudged_items_come_first_and_strangers_are_answered() -> None:
     script = by_token(a=page("a1"), b=page("b1"))
     pages, error = await pulled(script, items=TWO, change_hints=change_hints)
     assert error is None
-    assert [one.acknowledged for one in pages] == [
+    assert [page.acknowledged for page in pages] == [
         [change_hints[1]],
         [change_hints[0], change_hints[2]],
         [],
     ]
-    assert [body["access_token"] for body in script.asked] == ["token-b", "token-a"]
-    assert keys(pages) == ["item:itm_b"], "Plaid spoke of the connection: what it is now is told"
+    assert [body["access_token"] for body in script.requests] == ["token-b", "token-a"]
+    assert keys(pages) == ["item:itm_b"], (
+        "Plaid reported the connection: its present state is an event"
+    )
 
 
 async def test_a_backfill_lists_the_days_and_leaves_the_cursor() -> None:
@@ -279,9 +281,9 @@ async def test_a_backfill_lists_the_days_and_leaves_the_cursor() -> None:
     pages, error = await pulled(script, window=window, change_hints=[ChangeHint("itm_a")])
     assert error is None
     assert set(keys(pages)) == {f"transaction:t{n}" for n in range(505)}
-    assert [body["start_date"] for body in script.asked] == ["2025-11-01"] * 2
-    assert [body["end_date"] for body in script.asked] == ["2025-11-07"] * 2
-    assert [one.cursor for one in pages] == [{"item": "itm_a", "offset": 490}, None]
+    assert [body["start_date"] for body in script.requests] == ["2025-11-01"] * 2
+    assert [body["end_date"] for body in script.requests] == ["2025-11-07"] * 2
+    assert [page.cursor for page in pages] == [{"item": "itm_a", "offset": 490}, None]
     rest, _ = await pulled(script, window=window, cursor=dict(pages[0].cursor or {}))
     assert len(keys(rest)) == 15
 
@@ -301,40 +303,40 @@ def posted(headers: dict[str, str], body: bytes = VECTOR, at: datetime = AT) -> 
     return InboundRequest(body, {name.lower(): value for name, value in headers.items()}, {}, at)
 
 
-async def keyed(kid: str = MORNING_KEY, **told: Any) -> PlaidSource:
-    """A source that has fetched a key, as Plaid (`told` changes it) tells it."""
+async def keyed(kid: str = MORNING_KEY, **changes: Any) -> PlaidSource:
+    """Return a source that has fetched this key from Plaid. `changes` replace fields of the key."""
     async with (
-        serve_simulators([Script({"key": {**jwk(kid), **told}})]) as served,
+        serve_simulators([Script({"key": {**jwk(kid), **changes}})]) as served,
         linked("plaid") as link,
     ):
-        found = source(f"{served.url}/plaid")
-        await found.fetch_verification_data(posted(signature(kid, VECTOR, AT)), link)
-        return found
+        plaid = source(f"{served.url}/plaid")
+        await plaid.fetch_verification_data(posted(signature(kid, VECTOR, AT)), link)
+        return plaid
 
 
 async def test_the_vector() -> None:
     wanted = "3f27d94654bd80a5502980efb64200ab92b4241251106ffd6f909c2284edbf45"
     assert hashlib.sha256(VECTOR).hexdigest() == wanted
-    found = await keyed()
-    received = found.receive(posted(signature(MORNING_KEY, VECTOR, AT)))
+    plaid = await keyed()
+    received = plaid.receive(posted(signature(MORNING_KEY, VECTOR, AT)))
     assert received.change_hints == [ChangeHint("itm_example_0001", AT)]
     assert received.events == ()
     assert received.reply is not None and received.reply.status == 200
     compact = json.dumps(json.loads(VECTOR), separators=(",", ":")).encode()
     assert hashlib.sha256(compact).hexdigest().startswith("bf3ab19a")
     with pytest.raises(Unauthorized, match="not the one that was signed"):
-        found.receive(posted(signature(MORNING_KEY, VECTOR, AT), compact))
+        plaid.receive(posted(signature(MORNING_KEY, VECTOR, AT), compact))
 
 
 @pytest.mark.parametrize(("seconds", "allowed"), [(300, True), (-300, True), (301, False), (-301, False)])  # fmt: skip
 async def test_the_replay_window(seconds: int, allowed: bool) -> None:
     request = posted(signature(MORNING_KEY, VECTOR, AT), at=AT + timedelta(seconds=seconds))
-    found = await keyed()
+    plaid = await keyed()
     if allowed:
-        assert found.receive(request).change_hints
+        assert plaid.receive(request).change_hints
     else:
         with pytest.raises(Unauthorized, match="301 s away"):
-            found.receive(request)
+            plaid.receive(request)
 
 
 def forged(algorithm: str) -> str:
@@ -362,40 +364,42 @@ BAD = {
 
 @pytest.mark.parametrize("what", BAD)
 async def test_only_plaid_is_let_in(what: str) -> None:
-    found = await keyed()
+    plaid = await keyed()
     request = posted({"plaid-verification": BAD[what]})
     async with linked("plaid") as link:
         if what != "another's key":
-            await found.fetch_verification_data(request, link)  # must bear anything
+            await plaid.fetch_verification_data(request, link)  # must bear anything
     with pytest.raises(Unauthorized) as refused:
-        found.receive(request)
+        plaid.receive(request)
     assert refused.value.remedy
 
 
 async def test_a_token_without_time_is_refused() -> None:
-    found = source()
-    made = found.sign(VECTOR, AT)["plaid-verification"]
+    plaid = source()
+    made = plaid.sign(VECTOR, AT)["plaid-verification"]
     kid = jwt.get_unverified_header(made)["kid"]
-    assert found._keys._own is not None
-    _, private = found._keys._own
+    assert plaid._keys._own is not None
+    _, private = plaid._keys._own
     digest = hashlib.sha256(VECTOR).hexdigest()
     for claims in ({"request_body_sha256": digest}, {"iat": True, "request_body_sha256": digest}):
         token = jwt.encode(claims, private, algorithm="ES256", headers={"kid": kid})
         with pytest.raises(Unauthorized):
-            found.receive(posted({"plaid-verification": token}))
+            plaid.receive(posted({"plaid-verification": token}))
 
 
-@pytest.mark.parametrize("told", [{"alg": "RS256"}, {"kid": "other"}, {"crv": "P-384"}, {"x": "!"}])
-async def test_a_key_of_another_kind_is_no_key(told: dict[str, Any]) -> None:
-    found = await keyed(**told)
+@pytest.mark.parametrize(
+    "changes", [{"alg": "RS256"}, {"kid": "other"}, {"crv": "P-384"}, {"x": "!"}]
+)
+async def test_a_key_of_another_kind_is_no_key(changes: dict[str, Any]) -> None:
+    plaid = await keyed(**changes)
     with pytest.raises(Unauthorized, match="is unknown, or was not fetched"):
-        found.receive(posted(signature(MORNING_KEY, VECTOR, AT)))
+        plaid.receive(posted(signature(MORNING_KEY, VECTOR, AT)))
 
 
 async def test_an_expired_key_is_refused() -> None:
-    found = await keyed(EXPIRED_KEY)
+    plaid = await keyed(EXPIRED_KEY)
     with pytest.raises(Unauthorized, match="expired"):
-        found.receive(posted(signature(EXPIRED_KEY, VECTOR, AT)))
+        plaid.receive(posted(signature(EXPIRED_KEY, VECTOR, AT)))
     later = await keyed(expired_at=int(AT.timestamp()) + 60)
     assert later.receive(posted(signature(MORNING_KEY, VECTOR, AT))).change_hints
     with pytest.raises(Unauthorized, match="expired"):
@@ -407,33 +411,33 @@ async def test_keys_are_asked_for_once_and_unknown_ones_seldom() -> None:
     script = Script(lambda body: {"key": jwk(body["key_id"])} if body["key_id"] == MORNING_KEY else
                     {"error_type": "INVALID_INPUT", "error_code": "INVALID_WEBHOOK_VERIFICATION_KEY_ID"})  # fmt: skip
     async with serve_simulators([script]) as served, linked("plaid") as link:
-        found = source(f"{served.url}/plaid")
+        plaid = source(f"{served.url}/plaid")
         good = posted(signature(MORNING_KEY, VECTOR, AT))
-        await asyncio.gather(*(found.fetch_verification_data(good, link) for _ in range(10)))
-        assert len(script.asked) == 1
+        await asyncio.gather(*(plaid.fetch_verification_data(good, link) for _ in range(10)))
+        assert len(script.requests) == 1
         for n in range(40):
             token = part({"alg": "ES256", "kid": f"made-up-{n}"}) + ".e30.c2ln"
-            forged = found.fetch_verification_data(posted({"plaid-verification": token}), link)
+            forged = plaid.fetch_verification_data(posted({"plaid-verification": token}), link)
             if n < 4:
                 await forged
             else:
                 with pytest.raises(RetryLater, match="unknown keys"):  # a genuine one comes again
                     await forged
-        assert len(script.asked) == 5, "an attacker cannot make us hammer Plaid"
-        assert found.receive(good).change_hints, "what is known goes on"
+        assert len(script.requests) == 5, "an attacker cannot make us hammer Plaid"
+        assert plaid.receive(good).change_hints, "what is known goes on"
 
 
 async def test_a_key_is_looked_at_again_after_a_day() -> None:
     script = Script({"key": jwk(MORNING_KEY)}, {"key": {**jwk(MORNING_KEY), "expired_at": 5}})
     async with serve_simulators([script]) as served, linked("plaid") as link:
-        found, request = source(f"{served.url}/plaid"), posted(signature(MORNING_KEY, VECTOR, AT))
-        await found.fetch_verification_data(request, link)
-        assert found.receive(request).change_hints
-        (kid, key), *_ = found._keys._known.items()
-        found._keys._known[kid] = replace(key, fetched=key.fetched - 90_000)
-        await found.fetch_verification_data(request, link)
+        plaid, request = source(f"{served.url}/plaid"), posted(signature(MORNING_KEY, VECTOR, AT))
+        await plaid.fetch_verification_data(request, link)
+        assert plaid.receive(request).change_hints
+        (kid, key), *_ = plaid._keys._known.items()
+        plaid._keys._known[kid] = replace(key, fetched=key.fetched - 90_000)
+        await plaid.fetch_verification_data(request, link)
         with pytest.raises(Unauthorized, match="expired"):
-            found.receive(request)
+            plaid.receive(request)
 
 
 async def test_plaid_away_is_no_refusal() -> None:
@@ -443,27 +447,27 @@ async def test_plaid_away_is_no_refusal() -> None:
 
 
 def received(body: Any, at: datetime = AT) -> Any:
-    found, raw = source(), json.dumps(body, indent=2).encode()
-    return found.receive(posted(dict(found.sign(raw, at)), raw, at))
+    plaid, raw = source(), json.dumps(body, indent=2).encode()
+    return plaid.receive(posted(dict(plaid.sign(raw, at)), raw, at))
 
 
 @pytest.mark.parametrize(
     "code", ["INITIAL_UPDATE", "HISTORICAL_UPDATE", "DEFAULT_UPDATE", "TRANSACTIONS_REMOVED"]
 )
 def test_older_codes_are_taken_and_ignored(code: str) -> None:
-    found = received({"webhook_type": "TRANSACTIONS", "webhook_code": code, "item_id": "itm_a"})
-    assert (found.events, found.change_hints, found.reply.status) == ((), (), 200)
+    result = received({"webhook_type": "TRANSACTIONS", "webhook_code": code, "item_id": "itm_a"})
+    assert (result.events, result.change_hints, result.reply.status) == ((), (), 200)
 
 
 def test_item_errors_are_kept_and_asked_after() -> None:
     body = {"webhook_type": "ITEM", "webhook_code": "ERROR", "item_id": "itm_a", "error": LOGIN}
-    found, later = received(body), received(body, AT + timedelta(days=9))
-    assert found.change_hints == [ChangeHint("item:itm_a", AT)]
-    (event,), (again,) = found.events, later.events
+    result, later = received(body), received(body, AT + timedelta(days=9))
+    assert result.change_hints == [ChangeHint("item:itm_a", AT)]
+    (event,), (again,) = result.events, later.events
     assert event.doc_key == again.doc_key == "item:itm_a"
     assert event.version < again.version
     assert event.event_id != again.event_id, "the same error, another time"
-    assert received(body).events == found.events, "a redelivery is a duplicate"
+    assert received(body).events == result.events, "a redelivery is a duplicate"
     assert "Code: ITEM_LOGIN_REQUIRED" in source().document(event).text
     notice = received({**body, "webhook_code": "PENDING_EXPIRATION", "error": None})
     assert notice.events[0].doc_key == "item:itm_a:PENDING_EXPIRATION"
@@ -472,9 +476,9 @@ def test_item_errors_are_kept_and_asked_after() -> None:
 
 def test_s10_a_sync_notice_of_a_processor_is_accepted_and_ignored() -> None:
     body = {"webhook_type": "TRANSACTIONS", "webhook_code": "SYNC_UPDATES_AVAILABLE"}
-    found = received({**body, "account_id": "acc_1", "initial_update_complete": True})
-    assert found.reply is not None and found.reply.status == 200
-    assert (found.events, found.change_hints) == ((), ())
+    result = received({**body, "account_id": "acc_1", "initial_update_complete": True})
+    assert result.reply is not None and result.reply.status == 200
+    assert (result.events, result.change_hints) == ((), ())
 
 
 def test_s10_an_acknowledgement_is_a_notice_and_no_state() -> None:
@@ -485,17 +489,17 @@ def test_s10_an_acknowledgement_is_a_notice_and_no_state() -> None:
         "new_webhook_url": "https://hooks.example.com/plaid",
         "error": None,
     }
-    found = received(body)
-    (event,) = found.events
+    result = received(body)
+    (event,) = result.events
     document = source().document(event)
     assert event.doc_key == "item:itm_a:WEBHOOK_UPDATE_ACKNOWLEDGED"
     assert "works" not in document.metadata
-    assert {(said.predicate, said.value) for said in document.assertions} == {
+    assert {(assertion.predicate, assertion.value) for assertion in document.assertions} == {
         ("notice", "webhook update acknowledged")
     }
     assert "https://hooks.example.com/plaid" in document.text
     assert "What to do" not in document.text
-    assert found.change_hints == []
+    assert result.change_hints == []
     broken = received({**body, "error": LOGIN})
     assert broken.change_hints == [ChangeHint("item:itm_a", AT)], "its error is checked"
 
@@ -505,12 +509,12 @@ def test_the_state_of_a_connection_comes_from_errors_and_repairs_alone() -> None
         (event,) = received({"webhook_type": "ITEM", "webhook_code": code, "item_id": "i"}).events
         document = source().document(event)
         assert "works" not in document.metadata
-        assert [said.predicate for said in document.assertions] == ["notice"]
+        assert [assertion.predicate for assertion in document.assertions] == ["notice"]
     for code, works in (("LOGIN_REPAIRED", True), ("USER_PERMISSION_REVOKED", False)):
         (event,) = received({"webhook_type": "ITEM", "webhook_code": code, "item_id": "i"}).events
         document = source().document(event)
         assert document.metadata["works"] is works
-        assert [said.predicate for said in document.assertions] == ["status"]
+        assert [assertion.predicate for assertion in document.assertions] == ["status"]
 
 
 def test_a_revoked_account_is_named_and_has_a_key_of_its_own() -> None:
@@ -547,7 +551,7 @@ def test_malformed_bodies_are_rejected(body: Any) -> None:
 # Documents
 
 
-def told(**more: Any) -> Document:
+def document_of(**more: Any) -> Document:
     account = {"account_id": "acc", "name": "Operating Checking", "mask": "4501", "type": "x"}
     payload = {"item_id": "itm_a", "transaction": record("tX9", **more), "account": account}
     event = Event(source="plaid", event_id="e", doc_key="transaction:tX9", version=1, occurred_at=AT, payload=json.dumps(payload).encode())  # fmt: skip
@@ -555,7 +559,7 @@ def told(**more: Any) -> Document:
 
 
 def test_a_payment_reads_well_and_says_what_it_pays() -> None:
-    document = told(
+    document = document_of(
         amount=-2060.0,
         name="ACH CREDIT EXAMPLE PAPER CO INV55045",
         merchant_name="Example Paper Co",
@@ -581,7 +585,9 @@ def test_a_payment_reads_well_and_says_what_it_pays() -> None:
 
 
 def test_unknown_fields_pass_and_odd_ones_do_no_harm() -> None:
-    document = told(surprise=[1], payment_meta="x", location=5, counterparties={}, pending=True)
+    document = document_of(
+        surprise=[1], payment_meta="x", location=5, counterparties={}, pending=True
+    )
     assert "pending" in document.text
 
 
@@ -594,8 +600,8 @@ async def test_the_sdk_reads_the_simulator() -> None:
     async with serve_simulators([PlaidSimulator(world, clock, Chaos())]) as served:
         read = await asyncio.to_thread(_read_by_sdk, f"{served.url}/plaid")
     assert len(read["loop"]) > 1
-    final = {one.transaction_id for one in read["loop"][-1:] for one in read["all"]}
-    assert final == {one.transaction_id for one in read["history"]}
+    final = {item.transaction_id for item in read["all"]}
+    assert final == {item.transaction_id for item in read["history"]}
     assert read["key"].kid == NOON_KEY
     assert read["refused"] == "INVALID_ACCESS_TOKEN"
 
@@ -635,20 +641,20 @@ def _read_by_sdk(url: str) -> dict[str, Any]:
 
 
 async def _naive(url: str, chaos: Chaos) -> set[str]:
-    """The mistake that Plaid warns of: pages are applied as they come, whatever becomes of their loop."""
+    """Return the ids that a naive client holds: it applies each page at once, also those of a loop that breaks."""
     chaos.mutations = 1.0
     token, held, cursor = next(iter(TOKENS)), set[str](), ""
     headers = {"PLAID-CLIENT-ID": CLIENT_ID, "PLAID-SECRET": SECRET}
     async with httpx2.AsyncClient(headers=headers) as http:
         for _ in range(200):
-            asked = {"access_token": token, "cursor": cursor}
-            answer = (await http.post(f"{url}/transactions/sync", json=asked)).json()
+            request = {"access_token": token, "cursor": cursor}
+            answer = (await http.post(f"{url}/transactions/sync", json=request)).json()
             if "error_code" in answer:
                 chaos.off()
                 cursor = ""
                 continue
-            held |= {one["transaction_id"] for one in answer["added"]}
-            held -= {one["transaction_id"] for one in answer["removed"]}
+            held |= {transaction["transaction_id"] for transaction in answer["added"]}
+            held -= {transaction["transaction_id"] for transaction in answer["removed"]}
             cursor = answer["next_cursor"]
             if not answer["has_more"]:
                 break
@@ -656,11 +662,11 @@ async def _naive(url: str, chaos: Chaos) -> set[str]:
 
 
 async def test_what_changes_between_pages_is_read_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the control: the simulator shows up who does not void a broken loop."""
+    """The control: a client that keeps the pages of a broken loop holds transactions that do not exist."""
     monkeypatch.setattr("apex_memory.sources.plaid.api.FIRST_WAIT", 0.001)
     world = World.make(3, shipments=6)
     simulator = PlaidSimulator(world, Clock(world.start + timedelta(hours=18)), Chaos(seed=4))
-    truth = {one.doc_key for one in simulator.truth(simulator.clock.now) if not one.deleted}
+    truth = {item.doc_key for item in simulator.truth(simulator.clock.now) if not item.deleted}
     simulator.chaos.mutations = 0.5
     async with serve_simulators([simulator]) as served, linked("plaid") as link:
         base = f"{served.url}/plaid"

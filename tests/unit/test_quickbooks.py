@@ -114,8 +114,8 @@ def legacy(*entities: Any, realm: str = REALM) -> dict[str, Any]:
 
 
 def entity(operation: str = "Update", **more: Any) -> dict[str, Any]:
-    told = {"name": "Invoice", "id": "95", "lastUpdated": "2025-11-01T07:00:00-0700"}
-    return {**told, "operation": operation, **more}
+    fields = {"name": "Invoice", "id": "95", "lastUpdated": "2025-11-01T07:00:00-0700"}
+    return {**fields, "operation": operation, **more}
 
 
 def test_the_older_envelope() -> None:
@@ -154,7 +154,7 @@ def test_a_merge_deletes_what_it_took_away(form: str) -> None:
 def test_a_broken_element_does_not_stop_its_neighbours() -> None:
     for bad in (7, {}, {"type": "qbo.invoice.v1"}, {**json.loads(CLOUD)[0], "intuitentityid": {}}, {**json.loads(CLOUD)[0], "time": "soon"}):  # fmt: skip
         got = received([bad, *json.loads(CLOUD)])
-        assert len(got.change_hints) == 1 and [one.content_type for one in got.events] == [
+        assert len(got.change_hints) == 1 and [event.content_type for event in got.events] == [
             MALFORMED
         ]
         with pytest.raises(Rejected):
@@ -200,9 +200,9 @@ async def quickbooks(database_url: str) -> AsyncIterator[Books]:
 
 
 def equal(simulator: vendor.QuickBooks, held: Held[QuickBooksSource]) -> None:
-    truth = {one.doc_key: one for one in simulator.truth(simulator.clock.now)}
+    truth = {item.doc_key: item for item in simulator.truth(simulator.clock.now)}
     live = held.live()
-    assert live.keys() == {key for key, one in truth.items() if not one.deleted}
+    assert live.keys() == {key for key, item in truth.items() if not item.deleted}
     for key, document in live.items():
         assert truth[key].text in document.text, key
 
@@ -277,7 +277,7 @@ def many(simulator: vendor.QuickBooks, count: int, at: datetime, *, apart: int =
 async def test_more_changes_than_an_answer_holds(
     quickbooks: Books, newest_first: bool, apart: int
 ) -> None:
-    """Of one instant or of some time, whichever of them the answer shows: all come, and it is said what may not have."""
+    """All changes come, of one instant or of several, in either order. An event reports the deletes that may be missing."""
     async with quickbooks() as (simulator, held):
         simulator.newest_first = newest_first
         await held.pull()
@@ -412,7 +412,7 @@ async def test_two_pulls_at_once_spend_one_refresh_token(quickbooks: Books) -> N
         await held.pull()
         simulator.access = ""
         others = [Held(held.source, held.link) for _ in range(4)]
-        await asyncio.gather(*(one.pull() for one in others))
+        await asyncio.gather(*(other.pull() for other in others))
         assert simulator.renewals == 2
 
 
@@ -442,7 +442,7 @@ async def test_a_wrong_client_secret_is_named(quickbooks: Books) -> None:
 # What a record becomes
 
 
-def told(kind: str, **body: Any) -> Document:
+def document_of(kind: str, **body: Any) -> Document:
     record = {"Id": "501", "SyncToken": "3", "MetaData": {"LastUpdatedTime": "2025-11-01T07:05:11-07:00"}, "future": [1], **body}  # fmt: skip
     event = record_event(REALM, kind, record, now())
     assert json.loads(event.payload) == record, "unknown fields are kept"
@@ -450,8 +450,11 @@ def told(kind: str, **body: Any) -> Document:
     return KEYED.document(event)
 
 
-def said(document: Document) -> set[tuple[str, str, str | None]]:
-    return {(one.subject, one.predicate, one.object or one.value) for one in document.assertions}
+def assertions_of(document: Document) -> set[tuple[str, str, str | None]]:
+    return {
+        (assertion.subject, assertion.predicate, assertion.object or assertion.value)
+        for assertion in document.assertions
+    }
 
 
 INVOICE: dict[str, Any] = {
@@ -468,7 +471,7 @@ INVOICE: dict[str, Any] = {
     {"PrivateNote": "SHP-100045"},
 ])  # fmt: skip
 def test_an_invoice_bills_the_shipment_it_names(where: dict[str, Any]) -> None:
-    document = told("Invoice", **{**INVOICE, **where})
+    document = document_of("Invoice", **{**INVOICE, **where})
     assert (document.kind, document.title, document.about) == ("invoice", "Invoice INV-55045", "invoice:INV-55045")  # fmt: skip
     assert {
         ("invoice:INV-55045", "bills", "shipment:SHP-100045"),
@@ -476,7 +479,7 @@ def test_an_invoice_bills_the_shipment_it_names(where: dict[str, Any]) -> None:
         ("invoice:INV-55045", "amount", "1,245.00 USD"),
         ("invoice:INV-55045", "status", "open"),
         ("invoice:INV-55045", "same_as", f"qbo_invoice:{REALM}-501"),
-    } <= said(document)
+    } <= assertions_of(document)
     assert document.metadata["amount"] == 1245.0
 
 
@@ -485,7 +488,7 @@ def test_an_invoice_bills_the_shipment_it_names(where: dict[str, Any]) -> None:
     ({"PrivateNote": "Voided"}, "voided"), ({"PrivateNote": "Voided - twice", "Balance": 0, "TotalAmt": 0}, "voided"),
 ])  # fmt: skip
 def test_the_state_of_an_invoice(change: dict[str, Any], status: str) -> None:
-    document = told("Invoice", **{**INVOICE, **change})
+    document = document_of("Invoice", **{**INVOICE, **change})
     assert not document.deleted and f"Status: {status}" in document.text
 
 
@@ -493,39 +496,41 @@ def test_a_payment_pays_by_number_or_by_id() -> None:
     line = {"LinkedTxn": [{"TxnId": "501", "TxnType": "Invoice"}]}
     named = {**line, "LineEx": {"any": [{"value": {"Name": "txnReferenceNumber", "Value": "INV-55045"}}]}}  # fmt: skip
     ref = f"payment:{REALM}-501"
-    assert (ref, "pays", "invoice:INV-55045") in said(told("Payment", Line=[named]))
-    assert (ref, "pays", f"qbo_invoice:{REALM}-501") in said(told("Payment", Line=[line]))
+    assert (ref, "pays", "invoice:INV-55045") in assertions_of(document_of("Payment", Line=[named]))
+    assert (ref, "pays", f"qbo_invoice:{REALM}-501") in assertions_of(
+        document_of("Payment", Line=[line])
+    )
 
 
 def test_a_carriers_bill() -> None:
-    document = told("Bill", DocNumber="PRO778045", VendorRef={"name": "Northwind Trucking"}, Line=[{"Description": "SHP-100045"}], TotalAmt=900)  # fmt: skip
+    document = document_of("Bill", DocNumber="PRO778045", VendorRef={"name": "Northwind Trucking"}, Line=[{"Description": "SHP-100045"}], TotalAmt=900)  # fmt: skip
     ref = f"bill:{REALM}-501"
     assert {
         (ref, "carrier", "company:Northwind Trucking"),
         (ref, "bills", "shipment:SHP-100045"),
         (ref, "pro", "pro:778045"),
-    } <= said(document)
-    rent = told("Bill", DocNumber="9", VendorRef={"name": "Landlord"})
-    assert (ref, "vendor", "company:Landlord") in said(rent)
+    } <= assertions_of(document)
+    rent = document_of("Bill", DocNumber="9", VendorRef={"name": "Landlord"})
+    assert (ref, "vendor", "company:Landlord") in assertions_of(rent)
 
 
 def test_parties_and_what_else_is_held() -> None:
-    vendor_ = told("Vendor", DisplayName="Northwind Trucking", PrimaryEmailAddr={"Address": "AP@nw.example"}, BillAddr={"City": "Columbus", "CountrySubDivisionCode": "OH"})  # fmt: skip
+    vendor_ = document_of("Vendor", DisplayName="Northwind Trucking", PrimaryEmailAddr={"Address": "AP@nw.example"}, BillAddr={"City": "Columbus", "CountrySubDivisionCode": "OH"})  # fmt: skip
     assert vendor_.about == "company:Northwind Trucking"
-    assert ("company:Northwind Trucking", "email", "email:ap@nw.example") in said(vendor_)
-    other = told("PurchaseOrder", DocNumber="PO-1", VendorRef={"name": "A"}, TotalAmt=3)
+    assert ("company:Northwind Trucking", "email", "email:ap@nw.example") in assertions_of(vendor_)
+    other = document_of("PurchaseOrder", DocNumber="PO-1", VendorRef={"name": "A"}, TotalAmt=3)
     assert (other.kind, other.title) == ("purchase_order", "PurchaseOrder PO-1")
 
 
 def test_a_reference_by_id_alone_leads_to_the_party() -> None:
-    invoice = told("Invoice", **{**INVOICE, "CustomerRef": {"value": "58"}})
-    customer = told("Customer", Id="58", DisplayName="Sample Retail")
+    invoice = document_of("Invoice", **{**INVOICE, "CustomerRef": {"value": "58"}})
+    customer = document_of("Customer", Id="58", DisplayName="Sample Retail")
     ref = f"qbo_customer:{REALM}-58"
-    assert ("invoice:INV-55045", "billed_to", ref) in said(invoice)
-    assert ("company:Sample Retail", "same_as", ref) in said(customer)
+    assert ("invoice:INV-55045", "billed_to", ref) in assertions_of(invoice)
+    assert ("company:Sample Retail", "same_as", ref) in assertions_of(customer)
     assert "Customer ref: 58" in invoice.text
-    bill = told("Bill", DocNumber="9", VendorRef={"value": "12"})
-    assert (f"bill:{REALM}-501", "vendor", f"qbo_vendor:{REALM}-12") in said(bill)
+    bill = document_of("Bill", DocNumber="9", VendorRef={"value": "12"})
+    assert (f"bill:{REALM}-501", "vendor", f"qbo_vendor:{REALM}-12") in assertions_of(bill)
 
 
 def test_discounts_and_taxes_are_lines() -> None:
@@ -535,7 +540,7 @@ def test_discounts_and_taxes_are_lines() -> None:
         "DiscountLineDetail": {"DiscountPercent": 4.2},
     }
     tax = {"TotalTax": 12.25, "TaxLine": [{"Amount": 12.25}]}
-    text = told("Invoice", **{**INVOICE, "Line": [discount], "TxnTaxDetail": tax}).text
+    text = document_of("Invoice", **{**INVOICE, "Line": [discount], "TxnTaxDetail": tax}).text
     assert "- Discount 54.50" in text and "discount percent: 4.2" in text
     assert "total tax: 12.25" in text
 
@@ -543,16 +548,16 @@ def test_discounts_and_taxes_are_lines() -> None:
 def test_every_phone_of_a_party_is_asserted() -> None:
     phones = {"PrimaryPhone": "614 555 0100", "Mobile": "614 555 0101", "AlternatePhone": "614 555 0102"}  # fmt: skip
     bodies = {field: {"FreeFormNumber": number} for field, number in phones.items()}
-    party = told(
+    party = document_of(
         "Vendor", DisplayName="Northwind", **bodies, Fax={"FreeFormNumber": "614 555 0103"}
     )
-    asserted = {fact for _, predicate, fact in said(party) if predicate == "phone"}
+    asserted = {fact for _, predicate, fact in assertions_of(party) if predicate == "phone"}
     assert asserted == {f"phone:{number}" for number in phones.values()}
     assert "614 555 0103" in party.text
 
 
 def test_deleted_and_inactive_records_are_deletes() -> None:
-    assert told("Customer", DisplayName="A", Active=False).deleted
+    assert document_of("Customer", DisplayName="A", Active=False).deleted
     gone = {"domain": "QBO", "status": "Deleted", "Id": "498", "MetaData": {"LastUpdatedTime": "2025-11-01T06:59:00-07:00"}}  # fmt: skip
     event = record_event(REALM, "Invoice", gone, now())
     assert KEYED.document(event).deleted
@@ -564,7 +569,7 @@ def test_deleted_and_inactive_records_are_deletes() -> None:
 def test_odd_values_are_told_or_left_out(value: Any) -> None:
     for kind in ("Invoice", "Payment", "Bill", "Customer", "Estimate"):
         for field in ("DocNumber", "DisplayName", "CustomerRef", "VendorRef", "Line", "CustomField", "TotalAmt", "Balance", "PrimaryPhone", "CurrencyRef", "CustomerMemo"):  # fmt: skip
-            document = told(kind, **{**INVOICE, field: value})
+            document = document_of(kind, **{**INVOICE, field: value})
             json.dumps([document.title, document.text, document.metadata], allow_nan=False)
 
 
@@ -616,12 +621,12 @@ def understand(client: QuickBooks, simulator: vendor.QuickBooks) -> None:
         Invoice.get(999, qb=client)
     customers = Customer.all(qb=client, max_results=1000)
     names = {company.name for company in simulator.world.customers} | {"Seasonal Orchards"}
-    assert {one.DisplayName for one in customers} == names, "none that is inactive"
-    one = Invoice.filter(DocNumber="INV-55045", qb=client)
-    assert [found.Id for found in one] == ["45"]
+    assert {customer.DisplayName for customer in customers} == names, "none that is inactive"
+    invoices = Invoice.filter(DocNumber="INV-55045", qb=client)
+    assert [item.Id for item in invoices] == ["45"]
     since = simulator.world.start - timedelta(days=1)
     changes = change_data_capture([Invoice, Payment, Customer], f"{since:%Y-%m-%dT%H:%M:%S}+00:00", qb=client)  # fmt: skip
-    assert {found.Id for found in changes.Payment._object_list} >= {"45"}
+    assert {payment.Id for payment in changes.Payment._object_list} >= {"45"}
     assert not hasattr(changes, "Bill")
 
 

@@ -198,7 +198,7 @@ def test_malformed_notices_are_refused_by_place(body: object, place: str) -> Non
 # What a shipment becomes
 
 
-def told(record: dict[str, Any]) -> Document:
+def document_of(record: dict[str, Any]) -> Document:
     event = Event(
         source="turvo",
         event_id="e",
@@ -221,7 +221,7 @@ def test_a_shipment_reads_well_and_says_who_and_where() -> None:
     drivers = [{"context": {"name": "Luis Ortega"}}]
     trucks = [{"type": {"value": "Truck #"}, "value": "T-204"}]
     carrier = {"name": "Northwind Trucking", "scac": "NWTR", "mcNumber": 123456}
-    document = told({
+    document = document_of({
         **SINGLE,
         "customerOrder": [{**SINGLE["customerOrder"][0], "externalIds": numbers, "costs": {"totalAmount": 1245}}],
         "carrierOrder": [
@@ -275,35 +275,38 @@ def test_a_shipment_reads_well_and_says_who_and_where() -> None:
 
 def test_a_row_of_the_list_reads_like_the_record() -> None:
     row = {**SINGLE, "startDate": "2025-11-01T12:00:00Z", "endDate": "2025-11-02T19:00:00Z"}
-    single, listed = told(SINGLE), told(row)
+    single, listed = document_of(SINGLE), document_of(row)
     assert listed.assertions == single.assertions
     assert listed.text == single.text.replace(" (America/New_York)", "")
 
 
 def test_without_a_lane_the_stops_say_from_where_to_where() -> None:
     there = {**STOP, "stopType": {"key": "1501"}, "address": {"city": "Atlanta", "state": "GA"}}
-    document = told({**SINGLE, "lane": None, "customerOrder": [{"route": [STOP, there]}]})
+    document = document_of({**SINGLE, "lane": None, "customerOrder": [{"route": [STOP, there]}]})
     assert "Route: Columbus, OH to Atlanta, GA" in document.text
 
 
 @pytest.mark.parametrize("key", STATUSES)
 def test_every_known_status_has_one_spelling(key: str) -> None:
-    document = told({**SINGLE, "status": {"code": {"key": key, "value": "wHaTeVeR"}}})
+    document = document_of({**SINGLE, "status": {"code": {"key": key, "value": "wHaTeVeR"}}})
     assert f"\nStatus: {STATUSES[key]}\n" in document.text
     assert document.metadata["status_key"] == key
     assert not document.deleted  # 2113 too: a cancelled shipment is not a deleted one
 
 
 def test_unknown_statuses_keep_key_and_label() -> None:
-    document = told({**SINGLE, "status": {"code": {"key": "2199", "value": "Weather hold"}}})
+    document = document_of({**SINGLE, "status": {"code": {"key": "2199", "value": "Weather hold"}}})
     assert (document.metadata["status"], document.metadata["status_key"]) == ("Weather hold", "2199")  # fmt: skip
-    assert told({**SINGLE, "status": {"code": {"key": "2199"}}}).metadata["status"] == "status 2199"
+    assert (
+        document_of({**SINGLE, "status": {"code": {"key": "2199"}}}).metadata["status"]
+        == "status 2199"
+    )
 
 
 def test_only_the_shipments_own_flag_deletes_it() -> None:
-    assert told({**SINGLE, "deleted": True}).deleted
+    assert document_of({**SINGLE, "deleted": True}).deleted
     parts = {"customerOrder": [{**SINGLE["customerOrder"][0], "deleted": True}], "carrierOrder": [{"deleted": True}]}  # fmt: skip
-    document = told({**SINGLE, "deleted": False, **parts})
+    document = document_of({**SINGLE, "deleted": False, **parts})
     assert not document.deleted
     assert "Example Paper Co" not in document.text and "Stops" not in document.text
 
@@ -311,7 +314,7 @@ def test_only_the_shipments_own_flag_deletes_it() -> None:
 @pytest.mark.parametrize("wrong", [None, 5, "x", [], [5, None], {}, {"code": 5}, {"date": []}, True])  # fmt: skip
 @pytest.mark.parametrize("name", sorted(SINGLE))
 def test_a_part_of_another_shape_is_left_out(name: str, wrong: object) -> None:
-    assert not told({**SINGLE, name: wrong}).deleted
+    assert not document_of({**SINGLE, name: wrong}).deleted
 
 
 # How the list is read
@@ -372,7 +375,7 @@ class Pulled:
 
 @dataclass
 class Ward:
-    """The source before its shelf. `pull` keeps pages as a worker does: what is committed stays."""
+    """The source and its simulated vendor. `pull` keeps each page, as a worker commits it."""
 
     shelf: Shelf
     source: Turvo
@@ -389,10 +392,10 @@ class Ward:
     ) -> Pulled:
         done = into or Pulled()
         done.cursor = dict(cursor or {})
-        asked = PullContext(
+        context = PullContext(
             link=self.link, cursor=done.cursor, change_hints=change_hints, window=window
         )
-        async for page in self.source.pull(asked):
+        async for page in self.source.pull(context):
             done.events += page.events
             done.acknowledged += [hint.key for hint in page.acknowledged]
             done.cursor = dict(page.cursor) if page.cursor is not None else done.cursor
@@ -413,7 +416,7 @@ async def served() -> AsyncIterator[SimulatorServer]:
 
 @pytest.fixture
 def desk(served: SimulatorServer) -> Desk:
-    """Opens a source, with settings, before an empty shelf."""
+    """Open a source, with settings, and an empty simulated vendor."""
 
     @asynccontextmanager
     async def opened(**settings: Any) -> AsyncIterator[Ward]:
@@ -462,7 +465,7 @@ async def test_a_row_that_goes_away_above_us_hides_none_below(desk: Desk) -> Non
 
         def go_away() -> None:
             if (id := next(gone, None)) is not None:
-                ward.shelf.rows = [one for one in ward.shelf.rows if one["id"] != id]
+                ward.shelf.rows = [item for item in ward.shelf.rows if item["id"] != id]
 
         ward.shelf.between = go_away
         assert {"3", "4", "5", "6", "7", "8"} <= set((await ward.pull()).ids)
@@ -495,7 +498,7 @@ async def test_a_list_that_never_rests_is_left_for_later(desk: Desk) -> None:
 
 
 async def test_a_worker_that_dies_anywhere_loses_nothing(desk: Desk) -> None:
-    """Killed behind each page in turn, with a change in between: the rest of the list and the change are found."""
+    """The worker dies after each page in turn, and a row changes meanwhile: the next pulls bring the rest and the change."""
     for kill in (1, 3, 4, 5, 7, 8, 10):
         async with desk() as ward:
             ward.shelf.rows = [row(n, n) for n in range(1, 8)]
@@ -504,7 +507,9 @@ async def test_a_worker_that_dies_anywhere_loses_nothing(desk: Desk) -> None:
             late = await ward.pull(done.cursor)
             last = await ward.pull(late.cursor)
             events = done.events + late.events + last.events
-            newest = {event.doc_key: event for event in sorted(events, key=lambda one: one.version)}
+            newest = {
+                event.doc_key: event for event in sorted(events, key=lambda item: item.version)
+            }
             assert set(newest) == {f"shipment:{n}" for n in range(1, 8)}, kill
             assert b"changed" in newest["shipment:1"].payload, kill
 
@@ -531,13 +536,13 @@ async def test_a_row_without_a_time_is_fetched_and_known_again(desk: Desk) -> No
 
 async def test_changes_within_a_millisecond_are_ordered_by_their_history(desk: Desk) -> None:
     async with desk() as ward:
-        one = {"code": {"key": "2101"}, "lastUpdatedOn": "2025-11-01T08:00:00Z"}
-        found = []
-        for history in ([one], [one, one]):
+        dispatched = {"code": {"key": "2101"}, "lastUpdatedOn": "2025-11-01T08:00:00Z"}
+        events = []
+        for history in ([dispatched], [dispatched, dispatched]):
             ward.shelf.rows = [row(1, 1, statusHistory=history)]
-            found += (await ward.pull()).events
-        assert found[0].version < found[1].version
-        assert found[0].event_id != found[1].event_id
+            events += (await ward.pull()).events
+        assert events[0].version < events[1].version
+        assert events[0].event_id != events[1].event_id
 
 
 async def test_the_list_is_read_when_it_is_time(desk: Desk) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -27,6 +28,41 @@ async def test_w10_the_last_version_can_be_deleted(api: Api) -> None:
     await api.app.direct.drain("documents")
     assert (await api.get(address)).status_code == 404
     assert (await api.http.delete(address)).status_code == 404
+
+
+async def test_w10_a_deleted_document_of_the_last_version_stays_deleted_when_it_is_replayed(
+    api: Api,
+) -> None:
+    """Documents of the same version are ordered by event id, and each replay gives an event a new id."""
+    event = await api.land("last", version=2**63 - 1)
+    address = f"/v1/documents/{event['document_id']}"
+    await api.app.direct.drain("documents")
+    lengths = []
+    for n in range(4):
+        await _replay(api, n)
+        if n == 0:
+            assert (await api.get(address)).status_code == 200
+            assert (await api.http.delete(address)).status_code == 202
+            await api.app.direct.drain("documents")
+        assert (await api.get(address)).status_code == 404, f"replay {n} brought it back"
+        assert (await api.http.delete(address)).status_code == 404
+        rows = await api.app.db.fetch("SELECT max(length(event_id)) AS longest FROM inbox")
+        lengths.append(rows[0]["longest"])
+    assert lengths[1] == lengths[3], "replays and deletions do not lengthen the ids"
+
+
+async def _replay(api: Api, n: int) -> None:
+    """Replay all of `documents`; the ids of the replays ascend with `n`."""
+    id = UUID(f"{n + 1:x}{uuid4().hex[1:]}")
+    await api.app.db.execute(
+        """INSERT INTO backfills (id, source, kind, since, until, actor)
+           VALUES (%s, 'documents', 'replay', now() - interval '1 hour', now() + interval '1 hour', 'test')""",
+        (id,),
+    )
+    while (await api.app.backfills.replay_chunk(id))[0]:
+        pass
+    await api.app.backfills.end(id, "done")
+    await api.app.direct.drain("documents")
 
 
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**400], ids=["high", "low", "huge"])

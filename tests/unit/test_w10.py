@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apex_memory.errors import RetryLater, Unauthorized, Unavailable
+from apex_memory.fetching.backfills import MARK
 from apex_memory.gateway.group_commit import GroupCommitter
 from apex_memory.gateway.routes.memory import tombstone
 from apex_memory.model import Event, LandResult, now
@@ -35,6 +36,26 @@ def test_w10_a_deletion_is_newer_than_any_version(version: int, event_id: str) -
     assert -(2**63) <= event.version < 2**63
     # Of equal versions the greater event id is newer, by bytes.
     assert (event.version, event.event_id.encode()) > (version, event_id.encode())
+
+
+@given(
+    event_id=st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1),
+    replays=st.lists(st.integers(0, 16**12 - 1).map("{:012x}".format), min_size=2, max_size=4),
+)
+def test_w10_a_deletion_is_newer_than_every_replay_and_does_not_grow_with_them(
+    event_id: str, replays: list[str]
+) -> None:
+    """A document of the last version is replayed, deleted, replayed again: each time by the id of another replay."""
+    last = 2**63 - 1
+    lengths = set()
+    for live in replays:
+        event = tombstone("documents", "key", last, f"{event_id}{MARK}{live}")
+        lengths.add(len(event.event_id))
+        for other in replays:
+            replayed = f"{event_id}{MARK}{other}"
+            assert (event.version, event.event_id.encode()) > (last, replayed.encode())
+        assert event.event_id.encode() > event_id.encode()
+    assert max(lengths) <= len(event_id) + len("~delete:") + 36
 
 
 @given(number=st.integers())

@@ -10,6 +10,7 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from apex_memory.fetching.backfills import MARK
 from apex_memory.gateway.dependencies import Admin, GatewayDep, Reader, require_known_sources
 from apex_memory.gateway.ingest import land, requested_wait, respond
 from apex_memory.gateway.read_models.events import Events
@@ -280,13 +281,16 @@ def tombstone(source: str, doc_key: str, version: int, event_id: str) -> Event:
     """Return the event that deletes a document whose newest version is `version`, by the event `event_id`.
 
     Nothing follows the last version, so its deletion has the same version. Of equal versions the greater event id is the
-    newer one, and a text that continues another is greater.
+    newer one, and a text that continues another is greater. `event_id` is continued without the mark of a replay: `~` is
+    greater than `#`, so the deletion is newer than every replay of that event, earlier or later ones. The id is
+    bounded: no source, replay or change of a parent makes a document out of an id of a deletion, and a client that
+    sends one as its `Idempotency-Key` has `MAX_KEY_BYTES` for it.
     """
     at: datetime = now()
     own = f"delete:{uuid.uuid4()}"
     return Event(
         source=source,
-        event_id=f"{event_id}~{own}" if version >= LAST_VERSION else own,
+        event_id=f"{event_id.partition(MARK)[0]}~{own}" if version >= LAST_VERSION else own,
         doc_key=doc_key,
         version=min(max(micros(at), version + 1), LAST_VERSION),
         occurred_at=at,

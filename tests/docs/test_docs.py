@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,10 @@ def commands(command: Any, path: str = "apex") -> dict[str, Any]:
     return found
 
 
-COMMANDS = commands(typer.main.get_command(app))
+ROOT_COMMAND: Any = typer.main.get_command(app)
+COMMANDS = commands(ROOT_COMMAND)
+# Groups too, and what is hidden: texts may name both.
+NAMED = COMMANDS | {f"apex {name}": command for name, command in ROOT_COMMAND.commands.items()}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -91,20 +95,75 @@ def test_every_setting_and_metric_is_described() -> None:
     assert all(text.endswith(".") for _, _, text in rows)
 
 
-def test_commands_in_the_pages_exist() -> None:
-    """Every `apex …` line in a console block names a command, and options that it has."""
+def written_commands(page: Path) -> list[str]:
+    """Return the `apex …` commands of a page's console blocks and examples, without shell syntax around them."""
+    text = page.read_text(encoding="utf-8")
+    blocks = "".join(re.findall(r"```(?:console|sh)\n(.*?)```", text, re.DOTALL))
+    lines = re.findall(r"^\$ (.*)$", blocks.replace("\\\n", " "), re.MULTILINE)
+    lines += re.findall(r"^ *Example: (.+)$", text, re.MULTILINE)
+    found = []
+    for line in lines:
+        for part in re.split(r" \| |, (?:or: |then )`?", line):
+            command = re.match(r"(?:[A-Z_]+=\S+ )*(apex\b[^`<>]*)", part.strip())
+            if command:
+                found.append(command[1])
+    return found
+
+
+def parse(command: str) -> None:
+    """Parse a command line as `apex` does: its command, options and arguments, each of the right type. Nothing runs."""
+    words = shlex.split(command, comments=True)[1:]
+    at: Any = ROOT_COMMAND
+    context = at.make_context("apex", words[:1] if words[:1] == ["--help"] else words)
+    while getattr(at, "commands", None) and (rest := [*context._protected_args, *context.args]):
+        name, at, rest = at.resolve_command(context, rest)
+        context = at.make_context(name, rest, parent=context)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_in_a_page_can_be_typed_as_they_stand(page: Path) -> None:
+    for command in written_commands(page):
+        try:
+            parse(command)
+        except typer.Exit:
+            pass  # --version, --help
+        except Exception as error:
+            pytest.fail(f"{page.name}: {command}: {error}")
+
+
+def test_a_wrong_command_is_noticed() -> None:
+    for command in ("apex nope", "apex sources nope", "apex events --nope", "apex event",
+                    "apex dead-letters show seven", "apex stop now", "apex events -n 0"):  # fmt: skip
+        with pytest.raises(Exception):  # noqa: B017
+            parse(command)
+    assert len(written_commands(ROOT / "docs" / "quickstart.md")) >= 10
+    assert len(written_commands(ROOT / "docs" / "reference" / "cli.md")) >= 40
+
+
+def test_commands_in_texts_and_in_the_code_exist() -> None:
+    """Words in backticks, such as the remedy of an error: the command and its options exist; arguments may be left out."""
+    files = [*PAGES, *ROOT.glob("src/**/*.py")]
+    for file in files:
+        for words in re.findall(r"`apex ([a-z][^`\n]*)`", file.read_text(encoding="utf-8")):
+            named = [path for path in NAMED if f"apex {words} ".startswith(f"{path} ")]
+            path = max(named, key=len, default="")
+            assert path, f"{file.name}: apex {words}"
+            rest = f"apex {words}".removeprefix(path).split()
+            is_group = bool(getattr(NAMED[path], "commands", None))
+            assert not (is_group and rest and rest[0].islower()), f"{file.name}: apex {words}"
+            parameters = NAMED[path].params
+            known = {name for parameter in parameters for name in parameter.opts}
+            for option in re.findall(r"(?:^| )(--?[a-z][\w-]*)", words):
+                assert option in known, f"{file.name}: apex {words}: {option}"
+
+
+def test_make_targets_in_the_pages_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     for page in PAGES:
-        for block in re.findall(
-            r"```console\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL
-        ):
-            for line in re.findall(r"^\$ apex (.+)$", block, re.MULTILINE):
-                words = line.split()
-                named = [p for p in COMMANDS if f"apex {line} ".startswith(f"{p} ")]
-                path = max(named, key=len, default=None)
-                assert path, f"{page.name}: apex {line}"
-                known = {name for parameter in COMMANDS[path].params for name in parameter.opts}
-                for option in [word for word in words if word.startswith("--")]:
-                    assert option.split("=")[0] in known, f"{page.name}: {option}"
+        text = page.read_text(encoding="utf-8")
+        for target in re.findall(r"(?:`|^\$ )make ([a-z-]+)", text, re.MULTILINE):
+            assert target in targets, f"{page.name}: make {target}"
 
 
 def test_a_wrong_setting_is_refused_with_its_name_and_the_way_out() -> None:

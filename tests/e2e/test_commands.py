@@ -183,6 +183,10 @@ async def test_up_starts_in_the_background_and_o6_a_changed_embedder_has_one_way
             up = await stack.command("up", "--detach", seconds=180)
             assert up.code == 0 and up.out.startswith("Starting Apex Memory"), up
             assert "Ctrl-C" not in up.out and "apex stop" in up.out
+            key = (folder / "admin.key").read_text(encoding="utf-8").strip()
+            assert f"API key   {key}" in up.out
+            for log in (folder / "log").iterdir():
+                assert key not in log.read_text(encoding="utf-8", errors="replace"), log
             assert stack.say("status").code == 0
             again = await stack.command("up", "--detach", seconds=180)
             assert again.code == 1 and "already runs" in again.error

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from rich.text import Text
 
 import apex_memory.cli as package
 from apex_memory.cli import ask, events, output
-from apex_memory.cli.client import COMMANDS, Busy, Gateway, with_commands
+from apex_memory.cli.client import COMMANDS, Busy, Gateway, _refused, with_commands
 from apex_memory.cli.demo import DayResult, progress_of, waiting_for
 from apex_memory.cli.ingest import SentFile, find_files, send_files
 from apex_memory.cli.logs import Tail, log_files
@@ -389,3 +390,20 @@ def test_json_is_never_wrapped_or_coloured(
     monkeypatch.setattr("sys.stdout", out)
     output.show_json({"text": "[/x] " * 100})
     assert json.loads(out.getvalue()) == {"text": "[/x] " * 100}
+
+
+@pytest.mark.parametrize(
+    ("message", "remedy", "shown"),
+    [
+        ("path.store: Input should be 'graph' or 'vectors'", "correct path.store", ("store: Input should be 'graph' or 'vectors'", "correct store")),
+        ("body.scopes.0: Input should be 'read'", "correct body.scopes.0", ("scopes.0: Input should be 'read'", "correct scopes.0")),
+        ("query.limit: Input should be a number", "correct query.limit", ("limit: Input should be a number", "correct limit")),
+        ("body: not JSON", "the path.of a text stays", ("body: not JSON", "the path.of a text stays")),
+    ],
+)  # fmt: skip
+def test_a_refused_parameter_has_the_name_that_people_type(
+    message: str, remedy: str, shown: tuple[str, str]
+) -> None:
+    body = {"error": {"code": "invalid", "message": message, "remedy": remedy}}
+    refused = _refused(httpx2.Response(422, json=body))
+    assert (str(refused), refused.remedy) == shown

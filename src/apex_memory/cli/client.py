@@ -31,6 +31,9 @@ COMMANDS = {
 }
 """The command for each route that a remedy names: people who use the command line cannot do much with a route."""
 
+_PLACE = re.compile(r"(?:^|(?<=^correct ))(?:path|query|body)\.(?=[a-z])")
+"""Where a parameter stands in the request: the command line has no such places."""
+
 _ROUTE = re.compile("|".join(re.escape(route) + r"(?![\w/`])" for route in COMMANDS))
 
 
@@ -163,7 +166,8 @@ def _given(params: Mapping[str, Any] | None) -> dict[str, Any]:
 def _refused(response: httpx2.Response) -> Refused:
     try:
         problem = response.json()["error"]
-        message, remedy = str(problem["message"]), str(problem.get("remedy", ""))
+        message = _PLACE.sub("", str(problem["message"]))
+        remedy = _PLACE.sub("", str(problem.get("remedy", "")))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         message = f"the gateway returned status {response.status_code}"
         remedy = "run `apex doctor`"

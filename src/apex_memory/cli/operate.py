@@ -29,6 +29,7 @@ MUCH_THROTTLED = 0.25  # share of time that a limit stops processes, from which 
 MUCH_PRESSURE = (
     0.5  # share of time that programs wait for a processor, from which it is named as a cause
 )
+FETCHING = ("pull:", "follow:", "backfill:")  # workflows that call a vendor
 LEAST_DISK = 1_000_000_000  # bytes free, below which `doctor` warns
 
 
@@ -302,11 +303,14 @@ def _stores_and_events(report: dict[str, Any]) -> Iterator[Finding]:
             "events land and wait for it; start it, or check APEX_TEMPORAL",
         )
     for workflow in report["temporal"]["failing"]:
+        remedy = "see the worker's log; its events are processed without Temporal meanwhile"
+        if workflow["id"].startswith(FETCHING):
+            remedy = "it is retried automatically; `apex sources` shows the error of its source"
         yield Finding(
             f"workflow {workflow['id']}",
             "bad",
             f"fails: attempt {workflow['attempt']} of its current {workflow['what']}",
-            "see the worker's log; its events are processed without Temporal meanwhile",
+            remedy,
         )
     if parked := report["parked"]:
         yield Finding(
@@ -340,7 +344,10 @@ def _sources(rows: Sequence[dict[str, Any]]) -> Iterator[Finding]:
         name = f"source {row['name']}"
         if row["state"] == "failing":
             yield Finding(
-                name, "bad", row["error"], "it is retried automatically; see `apex sources`"
+                name,
+                "bad",
+                row["error"].removeprefix(f"{row['name']}: "),
+                "it is retried automatically; see `apex sources`",
             )
         elif row["state"] == "stalled":
             yield Finding(

@@ -46,6 +46,7 @@ WORDS = {
 }
 HOW_TO_STOP = "Ctrl-C stops all."
 DETACHED_LOG = "up.log"
+DETACHED = "_APEX_DETACHED"  # in the environment of an `apex up` that runs in the background
 READY_SECONDS = (
     900  # on a machine slowed to a tenth a gateway takes 80 s, beside other programs some minutes
 )
@@ -111,13 +112,14 @@ def _up_detached(settings: Settings, options: Sequence[str]) -> None:
     settings.data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     log = folder / DETACHED_LOG
+    had_key = key_file(settings).exists()
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "apex_memory.cli", "up", *options],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", DETACHED: "1"},
             start_new_session=True,
         )
     with log.open(encoding="utf-8", errors="replace") as lines:
@@ -129,6 +131,8 @@ def _up_detached(settings: Settings, options: Sequence[str]) -> None:
             sleep(POLL_SECONDS)
         sleep(POLL_SECONDS)  # for its last lines
         _relay(lines.read())
+    if not had_key and key_file(settings).exists():
+        _show_key(settings, key_file(settings).read_text(encoding="utf-8").strip())
     say(
         f"It runs in the background (process {process.pid}). `apex stop` ends it; its messages are in {log}."
     )
@@ -381,6 +385,12 @@ def show_stack(settings: Settings, stack: Running) -> None:
         say(f"Temporal  {stack.temporal_ui}/namespaces/apex/workflows")
     elif settings.temporal == EMBEDDED:
         say("Temporal  ", ("its UI has no sign-in and is off; `apex up --ui` starts it", "dim"))
-    if stack.new_key:
-        say("API key   ", (stack.new_key, "bold"))
-        say((f"          for admins, in {key_file(settings)}; the command line uses it", "dim"))
+    # In the background standard output is a log, which `apex logs` shows and people pass on.
+    if stack.new_key and DETACHED not in os.environ:
+        _show_key(settings, stack.new_key)
+
+
+def _show_key(settings: Settings, key: str) -> None:
+    """Print the first API key, and where it is kept."""
+    say("API key   ", (key, "bold"))
+    say((f"          for admins, in {key_file(settings)}; the command line uses it", "dim"))

@@ -186,6 +186,24 @@ def test_a_wrong_setting_is_refused_with_its_name_and_the_way_out() -> None:
     assert unknown.returncode == 1 and "APEX_BATCHMAX" in unknown.stderr
 
 
+@pytest.mark.parametrize(
+    "words", [[], ["sources", "backfill"], ["ingest"], ["search"]], ids=" ".join
+)
+def test_help_cuts_no_word_on_a_narrow_terminal(words: list[str]) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "apex_memory.cli", *words, "--help"],
+        env={"PATH": "", "COLUMNS": "50", "LANG": "C.UTF-8"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "…" not in ran.stdout and "\x1b" not in ran.stdout
+    path = " ".join(["apex", *words])
+    for parameter in (COMMANDS.get(path) or ROOT_COMMAND).params:
+        for option in parameter.opts:
+            assert option in ran.stdout, option
+
+
 def test_one_file_adds_a_source(tmp_path: Path) -> None:
     """Its route, its settings and its docs row appear; the contract suite runs over it in test_sources."""
     (tmp_path / "toy.py").write_text(TOY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Annotated
 
 import typer
@@ -24,10 +25,12 @@ from apex_memory.cli import (
     up,
 )
 
+FRAMED = 72  # columns of a terminal; in less the frames and tables of the help would cut words
+
 app = typer.Typer(
     help="Apex Memory: every event of your tools, in one memory that agents can search.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode="rich" if shutil.get_terminal_size().columns >= FRAMED else None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -1,0 +1,51 @@
+"""Small volumes for the data of each engine, and what fills them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+LEFT_BYTES = 3_000_000  # of a filled volume: logs and counters go on for a moment, data do not
+
+
+@contextmanager
+def small_volume(folder: Path, megabytes: int) -> Iterator[Path]:
+    """A file system of that size, in memory. Skips the test where mounting is not allowed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    options = f"size={megabytes}m,mode=711"
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount: full disks were not tested")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextmanager
+def small_volumes(data_dir: Path, megabytes: Mapping[str, int]) -> Iterator[None]:
+    """A volume for the folder of each engine, by its name."""
+    with ExitStack() as mounted:
+        for engine, size in megabytes.items():
+            mounted.enter_context(small_volume(data_dir / engine, size))
+        yield
+
+
+@contextmanager
+def filled(folder: Path, *, left: int = LEFT_BYTES) -> Iterator[None]:
+    """Fill a volume but for `left` bytes inside the block, then make room again."""
+    ballast = folder / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 20))
+    os.truncate(ballast, max(0, ballast.stat().st_size - left))
+    try:
+        yield
+    finally:
+        ballast.unlink()

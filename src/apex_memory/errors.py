@@ -40,6 +40,10 @@ class Unavailable(ApexError):
         self.store = store
 
 
+class NoWrites(Unavailable):
+    """A store serves reads but accepts writes from nobody: its disk is full, say. No event is to blame, however long it lasts."""
+
+
 class Rejected(ApexError):
     """The input can never succeed as it is: refuse it, or make it a dead letter."""
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TextIO, cast
 
 import structlog
 from opentelemetry import trace
@@ -140,8 +141,34 @@ def metric_rows() -> list[tuple[str, str, str]]:
     return sorted(rows)
 
 
+LOG_WRITES_LOST = Counter(
+    "apex_log_writes_lost", "Writes to the log that failed, because its disk is full, say.", []
+)
+
+
+class _LogStream:
+    """Standard error, where a write that fails is counted and lost: a full disk must not end the work that logs."""
+
+    def write(self, text: str) -> int:
+        with self._counted():
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._counted():
+            sys.stderr.flush()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            LOG_WRITES_LOST.inc()
+
+
 def configure_logging(level: str, style: str) -> None:
     """Structured logs on stderr: `console` for people, `json` for machines."""
+    stream = cast(TextIO, _LogStream())
     renderer: Any = (
         structlog.processors.JSONRenderer()
         if style == "json"
@@ -156,12 +183,12 @@ def configure_logging(level: str, style: str) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(
         level=getattr(logging, level.upper()),
-        stream=sys.stderr,
+        stream=stream,
         format="%(levelname)s %(name)s %(message)s",
     )
     logging.getLogger("httpx2").setLevel(logging.WARNING)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-LEFT_BYTES = 3_000_000  # of a filled volume: logs and counters go on for a moment, data do not
+BLOCK = 1 << 20
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def small_volume(folder: Path, megabytes: int) -> Iterator[Path]:
     options = f"size={megabytes}m,mode=711"
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount: full disks were not tested")
+        pytest.skip(f"mounting a small volume needs root: a full disk at {folder} was not tested")
     try:
         yield folder
     finally:
@@ -30,22 +30,22 @@ def small_volume(folder: Path, megabytes: int) -> Iterator[Path]:
 
 @contextmanager
 def small_volumes(data_dir: Path, megabytes: Mapping[str, int]) -> Iterator[None]:
-    """A volume for the folder of each engine, by its name."""
+    """A volume for each folder, by its path below `data_dir`; `.` is the data folder itself, and comes first."""
     with ExitStack() as mounted:
-        for engine, size in megabytes.items():
-            mounted.enter_context(small_volume(data_dir / engine, size))
+        for name, size in megabytes.items():
+            mounted.enter_context(small_volume(data_dir / name, size))
         yield
 
 
 @contextmanager
-def filled(folder: Path, *, left: int = LEFT_BYTES) -> Iterator[None]:
+def filled(folder: Path, *, left: int = 0) -> Iterator[None]:
     """Fill a volume but for `left` bytes inside the block, then make room again."""
     ballast = folder / "ballast"
-    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(1 << 20))
-    os.truncate(ballast, max(0, ballast.stat().st_size - left))
     try:
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while file.write(bytes(BLOCK)):
+                pass
+        os.truncate(ballast, max(0, ballast.stat().st_size - left))
         yield
     finally:
-        ballast.unlink()
+        ballast.unlink(missing_ok=True)

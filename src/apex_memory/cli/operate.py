@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as jsonlib
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
@@ -15,6 +14,7 @@ import typer
 from apex_memory.cli.client import Gateway, admin_key, gateway, gateway_url
 from apex_memory.cli.output import Json, ago, duration, say, show_json, show_table
 from apex_memory.config import Settings, load_settings
+from apex_memory.disk_space import disk_space, in_bytes
 from apex_memory.engines.state import Stack, read_stack
 from apex_memory.errors import ApexError
 
@@ -156,23 +156,31 @@ def examine() -> Iterator[Finding]:
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:
-    """Yield each volume that data lie on and that is nearly full; a volume of an engine's own has its name."""
+    """Yield the space of each volume that data lie on. A volume of an engine's own has its name."""
     place = settings.data_dir if settings.data_dir.exists() else settings.data_dir.absolute().parent
     volumes = {place.stat().st_dev: ("disk", place)}
     for folder in sorted(place.iterdir()) if place == settings.data_dir else ():
         if folder.is_dir():
             volumes.setdefault(folder.stat().st_dev, (f"disk of {folder.name}", folder))
     for name, folder in volumes.values():
-        usage = shutil.disk_usage(folder)
-        if usage.free < min(LEAST_DISK, usage.total / 4):
+        space = disk_space(folder)
+        detail = f"{in_bytes(space.free)} free of {in_bytes(space.total)} at {folder}"
+        if space.is_low():
             yield Finding(
                 name,
                 "bad",
-                f"{usage.free / 1e9:.1f} GB free at {folder}",
-                "free space there: engines refuse events when the disk is full",
+                f"{detail}, and {in_bytes(space.reserve)} are needed: events wait, or are refused with 503",
+                "free space there, or enlarge the volume; everything continues automatically then",
+            )
+        elif space.free < min(LEAST_DISK, space.total / 4):
+            yield Finding(
+                name,
+                "bad",
+                f"{detail}: it is nearly full",
+                f"free space there; below {in_bytes(space.reserve)} the graph and the vectors refuse writes",
             )
         else:
-            yield Finding(name, "good", f"{usage.free / 1e9:.1f} GB free")
+            yield Finding(name, "good", detail)
 
 
 def _processes(settings: Settings) -> Iterator[Finding]:

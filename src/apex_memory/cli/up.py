@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import Annotated
@@ -43,6 +43,8 @@ WORDS = {
     "failed": ("did not start", "red"),
     "starting": ("still starting", "yellow"),
     "leftover": ("left over", "yellow"),
+    "disk low": ("disk nearly full, writes are refused", "red"),
+    "disk free": ("accepts writes again", "green"),
 }
 HOW_TO_STOP = "Ctrl-C stops all."
 DETACHED_LOG = "up.log"
@@ -202,7 +204,8 @@ async def _up(settings: Settings, *, verbose: bool) -> None:
             detail += landing
         if what == "stopped" or (quiet_until_up and not running_now and what == "ready"):
             return
-        say(f"  {name:>10}  ", WORDS.get(what, what), (f"  {detail}", "dim"))
+        with suppress(OSError):  # its disk may be full, or its terminal closed: the stack goes on
+            say(f"  {name:>10}  ", WORDS.get(what, what), (f"  {detail}", "dim"))
 
     async with running(settings, report) as stack:
         running_now = True

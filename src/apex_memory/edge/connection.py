@@ -10,7 +10,7 @@ import socket
 from typing import Any
 
 from apex_memory.edge.protocol import BUFFER, BrokenFrame, read_frame, to_frame
-from apex_memory.errors import Rejected, Unavailable
+from apex_memory.errors import NoWrites, Rejected, Unavailable
 
 STORE = "vectors"
 
@@ -42,7 +42,8 @@ class Connection:
     async def call(self, method: str, argument: Any = None) -> Any:
         """Send one request and return its result.
 
-        Raises `Unavailable` when the connection breaks or the engine fails, `Rejected` when it refuses the input.
+        Raises `Unavailable` when the connection breaks or the engine fails, `NoWrites` when its disk is nearly full,
+        `Rejected` when it refuses the input.
         """
         number = next(self._numbers)
         response = asyncio.get_running_loop().create_future()
@@ -63,6 +64,12 @@ class Connection:
             return result
         if kind == "rejected":
             raise Rejected(f"{STORE}: {result}", remedy="see the log of the vector process")
+        if kind == "full":
+            raise NoWrites(
+                STORE,
+                result,
+                remedy="free space on its disk, which `apex doctor` names; events wait until then",
+            )
         raise Unavailable(STORE, result, remedy="see the log of the vector process")
 
     async def close(self) -> None:

@@ -21,6 +21,7 @@ from uuid import UUID
 
 from qdrant_edge import Point, UpdateOperation
 
+from apex_memory.disk_space import disk_space, in_bytes
 from apex_memory.edge.builder import build
 from apex_memory.edge.catalogue import Catalogue
 from apex_memory.edge.shard import (
@@ -29,6 +30,7 @@ from apex_memory.edge.shard import (
     copy_tree,
     create_shard,
     open_shard,
+    size_on_disk,
     sync,
     sync_log,
 )
@@ -38,10 +40,17 @@ from apex_memory.telemetry import logger
 
 REBUILD_SECONDS = 60  # until a failed indexing is retried
 LOGGED_WRITES = 1000  # most writes that opening a shard repeats from its log
+BUILD_SPACE = (
+    3  # times the size of the shards that are indexed: their copies, the new points and the index
+)
 SLICE = 250  # points written, or stages deleted or counted, before waiting searches run
 
 
 T = TypeVar("T")
+
+
+class DiskNearlyFull(Exception):
+    """The volume has no space beside the reserve, so nothing is written."""
 
 
 class Row(NamedTuple):
@@ -98,9 +107,10 @@ class Corpus:
         }
 
     async def upsert(self, rows: Sequence[Row]) -> None:
-        """Write points. They are durable after `flush`."""
+        """Write points. They are durable after `flush`. Raises `DiskNearlyFull`; a part may be written then."""
         async with self._writing:
             for part in slices(rows):
+                self._check_space()
                 await self._write(part)
                 await breathe()
                 # Deleted points count too: they still take space in the shard.
@@ -183,6 +193,17 @@ class Corpus:
         sizes = accumulate(shard.points for shard in small)
         return [shard for shard, size in zip(small, sizes, strict=True) if size <= full * 5 // 4]
 
+    def _check_space(self, needed: int = 0) -> None:
+        """Raise `DiskNearlyFull` unless the volume has that many bytes beside its reserve.
+
+        The engine maps its files: a page without a block on the disk would end the process with SIGBUS.
+        """
+        space = disk_space(self.folder)
+        if space.free - needed < space.reserve:
+            raise DiskNearlyFull(
+                f"the disk is nearly full ({space} are free, and {in_bytes(space.reserve + needed)} are needed)"
+            )
+
     async def _write(self, rows: Sequence[Row]) -> None:
         catalogue = self.active.catalogue
         assert isinstance(catalogue, Catalogue)
@@ -231,6 +252,8 @@ class Corpus:
         """Index copies of the shards as one shard, and replace them by it."""
         target = self._new_path()
         copies = [target / f"copy-{shard.name}" for shard in shards]
+        used = [await asyncio.to_thread(size_on_disk, shard.path) for shard in shards]
+        self._check_space(BUILD_SPACE * sum(used))
         try:
             for shard, copy in zip(shards, copies, strict=True):
                 async with shard.files:

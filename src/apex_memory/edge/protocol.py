@@ -2,7 +2,7 @@
 
 A client's first frame is `{"password": …}`; the response is `{"incarnation", "version", "dimension"}` or
 `{"refused": reason}`. Then come requests `[id, method, argument]` and responses `[id, "ok", result]` or
-`[id, kind, message]`, in any order. Vectors travel as raw little-endian float32, the points of a search
+`[id, kind, message]`, in any order, with the kind `rejected`, `full` (the disk) or `unavailable`. Vectors travel as raw little-endian float32, the points of a search
 result as 16 bytes of id and their `PLACE` each.
 """
 

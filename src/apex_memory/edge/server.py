@@ -25,7 +25,7 @@ import numpy as np
 from qdrant_edge import SparseVector
 
 from apex_memory.edge.catalogue import to_place, to_uuid
-from apex_memory.edge.corpus import SLICE, Corpus, Row, open_corpus, slices
+from apex_memory.edge.corpus import SLICE, Corpus, DiskNearlyFull, Row, open_corpus, slices
 from apex_memory.edge.protocol import (
     BUFFER,
     MAX_GREETING,
@@ -120,6 +120,8 @@ class VectorServer:
             response = [number, "ok", await self._methods[method](argument)]
         except Rejected as error:
             response = [number, "rejected", str(error)]
+        except DiskNearlyFull as error:
+            response = [number, "full", str(error)]
         except OSError as error:
             logger(store="vectors").error("disk_failed", method=method, error=str(error))
             response = [number, "unavailable", f"{error.strerror} ({method})"]

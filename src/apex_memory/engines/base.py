@@ -52,6 +52,11 @@ class Engine(ABC):
         return self.data_dir / self.name
 
     @property
+    def write_switch(self) -> Callable[[bool], Awaitable[None]] | None:
+        """A function that makes the server refuse writes (True) or accept them; None where a full disk does it no harm."""
+        return None
+
+    @property
     def user(self) -> int | None:
         """The user id to run as; None keeps the supervisor's."""
         return None

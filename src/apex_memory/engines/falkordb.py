@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ class FalkorDB(Engine):
 
     The log is rewritten when it has grown by a fifth: a start reads a rewritten log five to eight times as
     fast (90 against 11 MB/s), and rewriting costs about 17 CPU-µs per document.
+
+    With `appendfsync always` the server exits when its log cannot grow. So it refuses writes before the disk is full.
 
     The Bolt port stays off: its first parameterised MERGE crashes the server.
     """
@@ -51,6 +54,17 @@ save ""
 set-proc-title no
 loadmodule "{module}" EFFECTS_THRESHOLD 0 THREAD_COUNT 2 BOLT_PORT -1
 """,
+        )
+
+    @property
+    def write_switch(self) -> Callable[[bool], Awaitable[None]]:
+        return self._refuse_writes
+
+    async def _refuse_writes(self, refuse: bool) -> None:
+        """Require a replica that does not exist: writes then get NOREPLICAS, while reads are served."""
+        replicas = "1" if refuse else "0"
+        await send_command(
+            self.port, self.password, "CONFIG", "SET", "min-replicas-to-write", replicas
         )
 
     def command(self) -> list[str]:

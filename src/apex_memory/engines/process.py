@@ -41,6 +41,8 @@ class Child:
     version: Callable[[], Awaitable[str]] | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     orphan_signal: signal.Signals = signal.SIGKILL
+    refuse_writes: Callable[[bool], Awaitable[None]] | None = None
+    """Makes it refuse or accept writes, for a child that would end itself on a full disk; see `disk_space`."""
     start_waits: Sequence[float] = ()
     """Seconds before each retry, when it exits or does not become ready at its very first start."""
     ready_seconds: float = 900
@@ -63,6 +65,7 @@ def child_of(engine: Engine) -> Child:
         version=engine.version,
         stop_signal=engine.stop_signal,
         orphan_signal=engine.orphan_signal,
+        refuse_writes=engine.write_switch,
         start_waits=(0.3, 1),  # the resources of a killed run may take a moment to be released
         ready_seconds=engine.ready_seconds,
     )

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
+from apex_memory.disk_space import disk_space
 from apex_memory.engines.base import Engine
 from apex_memory.engines.process import Child, Process, child_of, describe
 from apex_memory.engines.state import (
@@ -29,13 +31,15 @@ from apex_memory.telemetry import ENGINE_RESTARTS
 FIRST_WAIT, LONGEST_WAIT = 0.2, 5.0
 PROGRESS_SECONDS = 10.0
 HEALTHY_SECONDS = 30
+DISK_SECONDS = 1.0  # between two looks at the space of a volume
+SWITCH_SECONDS = 5.0
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Report = Callable[[str, str, str], None]
 """Called with a child's name, an event, and its detail for display.
 
 Events: `leftover`, `starting` (still, after a while), `ready`, `died`, `restarted`, `failed` (a start without
-success), `stopped`; and for `stack` itself `unrecorded`, when `stack.json` cannot be written.
+success), `stopped`, `disk low` and `disk free` (it refuses or accepts writes); and for `stack` itself `unrecorded`, when `stack.json` cannot be written.
 """
 
 
@@ -191,7 +195,8 @@ class Supervisor:
         clock = asyncio.get_running_loop().time
         wait, started = FIRST_WAIT, clock()
         while supervised.process:
-            code = await supervised.process.exited()
+            async with self._disk_guarded(child):
+                code = await supervised.process.exited()
             await supervised.process.kill()  # the rest of its group
             wait = FIRST_WAIT if clock() - started > HEALTHY_SECONDS else wait
             self._count(supervised, describe(code))
@@ -207,6 +212,36 @@ class Supervisor:
                 self._report(child.name, "restarted", f"process {supervised.process.pid}")
             except ApexError as error:
                 self._report(child.name, "failed", str(error))
+
+    @asynccontextmanager
+    async def _disk_guarded(self, child: Child) -> AsyncIterator[None]:
+        """Inside the block, make the child refuse writes whenever its volume is nearly full."""
+        if child.refuse_writes is None:
+            yield
+            return
+        guard = asyncio.create_task(self._guard_disk(child, child.refuse_writes))
+        try:
+            yield
+        finally:
+            guard.cancel()
+            await asyncio.gather(guard, return_exceptions=True)
+
+    async def _guard_disk(
+        self, child: Child, refuse_writes: Callable[[bool], Awaitable[None]]
+    ) -> None:
+        refusing = False  # a child that was started accepts writes
+        while True:
+            with contextlib.suppress(OSError, TimeoutError):  # tried again after a moment
+                space = disk_space(child.directory)
+                low = space.is_low(refusing=refusing)
+                if low != refusing:
+                    async with asyncio.timeout(SWITCH_SECONDS):
+                        await refuse_writes(low)
+                    refusing = low
+                    self._report(
+                        child.name, "disk low" if low else "disk free", f"{space} are free"
+                    )
+            await asyncio.sleep(DISK_SECONDS)
 
     def _count(self, supervised: _Supervised, how: str) -> None:
         ENGINE_RESTARTS.labels(supervised.state.name).inc()

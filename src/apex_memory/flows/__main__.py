@@ -27,6 +27,7 @@ from apex_memory.flows.worker import serve
 from apex_memory.gc_tuning import collect_garbage_seldom
 from apex_memory.host_names import host_name, is_loopback
 from apex_memory.machine_load import LoadMeter
+from apex_memory.name_resolution import NameResolvingLoop
 from apex_memory.telemetry import DELAY, configure_logging, logger
 
 if TYPE_CHECKING:
@@ -115,7 +116,8 @@ def main() -> int:
     try:
         settings = load_settings()
         configure_logging(settings.log_level, settings.log_format)
-        asyncio.run(run(settings, role))
+        with asyncio.Runner(loop_factory=NameResolvingLoop) as runner:
+            runner.run(run(settings, role))
     except ApexError as error:
         logger(component="worker").error(str(error), remedy=error.remedy)
         return 1
@@ -124,6 +126,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # the disk of the log may be full
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)  # the Temporal library's threads can crash an interpreter that is shutting down

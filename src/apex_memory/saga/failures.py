@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
 
-from apex_memory.errors import ApexError, Misconfigured, Rejected, RetryLater, Unavailable
+from apex_memory.errors import (
+    ApexError,
+    Misconfigured,
+    NoWrites,
+    Rejected,
+    RetryLater,
+    Unavailable,
+)
 from apex_memory.inbox import queries, transitions
 from apex_memory.inbox.transitions import FailedEvent, OwnedEvent
 from apex_memory.saga.breaker import CircuitOpen
@@ -162,7 +169,7 @@ class _Handled:
             attempts=self.attempts,
             message=self.message,
             store=store,
-            tried=not isinstance(self.error, CircuitOpen),
+            tried=not isinstance(self.error, CircuitOpen | NoWrites),
             wait_seconds=wait,
         )
 
@@ -186,11 +193,11 @@ async def _blamed(connection: Connection, event: OwnedEvent, error: ApexError) -
     """The error of an event that was parked `MOST_PARKS` times while its store served others: `Rejected`.
 
     Any other error stays as it is: a store that serves nobody is unavailable, however long that takes, and so is
-    one whose settings are wrong. By then the event was tried alone (`groups.py`), so it is not another's fault.
+    one whose settings are wrong, or that accepts writes from nobody. By then the event was tried alone (`groups.py`), so it is not another's fault.
     """
     if not isinstance(error, Unavailable) or error.store == "settings":
         return error
-    if event.parks < MOST_PARKS or isinstance(error, CircuitOpen):
+    if event.parks < MOST_PARKS or isinstance(error, CircuitOpen | NoWrites):
         return error
     cursor = await connection.execute(
         # A document with passages that was committed since; for other stores than these two, also prepared since.

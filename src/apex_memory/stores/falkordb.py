@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from redis.exceptions import ResponseError
 
-from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unavailable
+from apex_memory.errors import Misconfigured, NoWrites, Rejected, RetryLater, Unavailable
 from apex_memory.stores.cypher import CypherGraph, Row
 from apex_memory.stores.resp import RespServer
 
@@ -109,9 +109,13 @@ class FalkorGraph(CypherGraph):
             return Unavailable(self.name, f"did not respond within {self._timeout:g} s")
         if "Max pending queries" in text:
             return RetryLater("graph: the server's queue is full", after=1)
-        if text.startswith(
-            ("MISCONF", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "unknown command")
-        ):
+        if text.startswith(("MISCONF", "NOREPLICAS")):  # its disk is full: see `engines.falkordb`
+            return NoWrites(
+                self.name,
+                f"the server accepts no writes ({text.split(maxsplit=1)[0]})",
+                remedy="free space on its disk, which `apex doctor` names; events wait until then",
+            )
+        if text.startswith(("MASTERDOWN", "CLUSTERDOWN", "unknown command")):
             return Unavailable(self.name, f"the server cannot serve: {text.split(maxsplit=1)[0]}")
         return Rejected(
             f"graph: FalkorDB refuses the statement: {text.partition('errCtx')[0]:.200}"

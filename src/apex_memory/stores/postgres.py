@@ -21,6 +21,7 @@ from apex_memory.errors import (
     CHANGED_EMBEDDER,
     Conflict,
     Misconfigured,
+    NoWrites,
     Rejected,
     RetryLater,
     Unavailable,
@@ -62,7 +63,7 @@ async def translated() -> AsyncIterator[None]:
             remedy="text must be free of NUL, numbers within 64 bits",
         ) from error
     except psycopg.errors.DiskFull as error:
-        raise Unavailable(
+        raise NoWrites(
             "documents",
             "the disk is full",
             remedy="free space on the disk of PostgreSQL; events wait until then",

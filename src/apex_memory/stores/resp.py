@@ -18,7 +18,7 @@ from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from apex_memory.errors import Misconfigured, Unavailable
+from apex_memory.errors import Misconfigured, NoWrites, Unavailable
 
 
 class Pool(BlockingConnectionPool):  # type: ignore[misc]  # redis is not followed by mypy
@@ -96,7 +96,7 @@ class RespServer:
                 remedy="check user and password in the URL, and the user's rights",
             ) from None
         except (exceptions.OutOfMemoryError, exceptions.ReadOnlyError) as error:
-            raise Unavailable(
+            raise NoWrites(
                 self._store,
                 f"{self._where} accepts no writes: {error}",
                 remedy="give the server memory, or point the URL at the primary",

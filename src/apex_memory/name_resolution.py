@@ -29,7 +29,7 @@ class NameResolvingLoop(asyncio.SelectorEventLoop):
         super().__init__()
         self._lookups: dict[tuple[Any, ...], asyncio.Future[Addresses]] = {}
 
-    async def getaddrinfo(  # type: ignore[override] # the stubs list the addresses of each family
+    async def getaddrinfo(
         self,
         host: bytes | str | None,
         port: bytes | str | int | None,

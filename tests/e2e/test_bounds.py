@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from apex_memory.app import App, open_app
-from apex_memory.errors import Conflict, NotFound, Unavailable
+from apex_memory.errors import Conflict, NotFound, NoWrites, Unavailable
 from apex_memory.model import LandResult, VectorPoint, Vectors, now
 from apex_memory.saga.failures import MOST_PARKS
 from apex_memory.saga.groups import next_group
@@ -189,6 +189,34 @@ async def test_an_outage_makes_no_dead_letters_however_often_events_are_parked(
     await asyncio.sleep(app.settings.breaker_open_seconds)  # the breaker's own wait
     assert await work(app) == 0
     assert [await state(app, landed) for landed in [*harmless, poison]] == ["done"] * 4
+
+
+async def test_a_store_without_space_makes_no_dead_letters_although_it_served_others_before(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Space comes and goes: small documents pass between two refusals of a large one, which is not to blame."""
+    harmless, large = await land_texts(app, 4)
+    upsert = app.vectors.upsert
+
+    async def upsert_or_refuse(points: Sequence[VectorPoint], vectors: Vectors) -> None:
+        if any(point.doc == large.doc_id for point in points):
+            raise NoWrites("vectors", "the disk is nearly full")
+        await upsert(points, vectors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(app.vectors, "upsert", upsert_or_refuse)
+        for turn in range(MOST_PARKS + 2):
+            await land(app, text_event(app, f"small{turn}", "text", version=1))
+            await app.direct.drain("documents")
+            await app.db.execute(
+                "UPDATE inbox SET state = 'prepared', next_at = clock_timestamp() WHERE state = 'parked'"
+            )
+            await asyncio.sleep(app.settings.breaker_open_seconds)  # the breaker's own wait
+    assert await app.dead_letters.find(status=None) == []
+    row = await app.db.fetch_one("SELECT parks FROM inbox WHERE id = %s", (large.id,))
+    assert row == {"parks": 0}, "no attempt of the event counts"
+    assert await work(app) == 0
+    assert [await state(app, landed) for landed in [*harmless, large]] == ["done"] * 5
 
 
 @pytest.mark.parametrize("step", ["received", "prepared", "staged", "parked"])

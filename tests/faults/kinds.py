@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import shutil
@@ -13,6 +14,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -24,16 +26,29 @@ from apex_memory.engines.process import child_of
 from apex_memory.engines.state import ChildState, read_stack
 from apex_memory.engines.supervisor import Supervisor
 from apex_memory.errors import ApexError
+from apex_memory.simulate.server import serve_simulators
+from apex_memory.simulate.turvo.simulator import Turvo
+from apex_memory.simulate.vendor import Chaos
+from apex_memory.simulate.world import Clock, World
 from tests.e2e.stack import Stack
 from tests.faults import foreign
 from tests.faults.proxy import Proxy
-from tests.faults.story import Send
+from tests.faults.story import Send, document
+from tests.faults.worker import STORES_NAME, VENDOR_NAME
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 CLOCK = Path(__file__).with_name("clock.c")
 HOUR = 3_600
 CLOCK_JUMPS = "the clock jumps by an hour"
+VENDOR_HANGS = "connections to a vendor hang"
+VENDOR_POLL_SECONDS = 2
+VENDOR_BACK_SECONDS = (
+    60  # until a vendor that is back is pulled again: a step waits up to 30 s before its next try
+)
+OTHERS_SECONDS = (
+    100  # until an event of another source can be found while a vendor is away: most of it for load
+)
 POISON = 12  # broken inputs of a fault
 LEASE_SECONDS = 3
 JVM_SECONDS = 60
@@ -64,6 +79,7 @@ class FaultyStack(Stack):
         *,
         graph: str,
         settable_clock: bool = False,
+        vendor: bool = False,
         **settings: str,
     ) -> None:
         super().__init__(data_dir, **settings)
@@ -71,6 +87,13 @@ class FaultyStack(Stack):
         self.graph = graph
         self.graph_url = ""
         """Of a server beside the stack; empty for the embedded graph."""
+        self.vendor: Turvo | None = None
+        """A vendor that is polled, behind `vendor_proxy`. Its world stands still but for what a fault adds."""
+        if vendor:
+            world = World.make()
+            self.vendor = Turvo(world, Clock(world.start), Chaos())
+        self._vendor_port = 0
+        self.vendor_proxy = Proxy(lambda: self._vendor_port)
         self.acknowledged: Mapping[UUID, Send] = {}
         self.poisoned: dict[UUID, Send] = {}
         """Events of broken inputs that a fault sent. They have an end, whatever it is."""
@@ -110,7 +133,32 @@ class FaultyStack(Stack):
                 self.graph_url = engine.url
                 self.set(GRAPH=engine.url)
             await around.enter_async_context(self._proxied())
+            if self.vendor:
+                await around.enter_async_context(self._sold_to(self.vendor))
             yield
+
+    @asynccontextmanager
+    async def _sold_to(self, vendor: Turvo) -> AsyncIterator[None]:
+        """The vendor's API, which the worker reaches by name and through a proxy."""
+        async with serve_simulators([vendor]) as server:
+            self._vendor_port = int(server.url.rpartition(":")[2])
+            port = await self.vendor_proxy.start()
+            table = vendor.settings(f"http://{VENDOR_NAME}:{port}/{vendor.name}")
+            table["poll_seconds"] = VENDOR_POLL_SECONDS
+            for name, value in table.items():
+                text = json.dumps(value) if isinstance(value, list) else str(value)
+                self.set(**{f"SOURCES__{vendor.name}__{name}".upper(): text})
+            try:
+                yield
+            finally:
+                await self.vendor_proxy.stop()
+
+    async def pulled_at(self) -> datetime | None:
+        """When the vendor was last pulled to the end."""
+        assert self.vendor
+        sources = (await self.get("/v1/sources"))["sources"]
+        [row] = [row for row in sources if row["name"] == self.vendor.name]
+        return datetime.fromisoformat(row["pulled_at"]) if row["pulled_at"] else None
 
     @asynccontextmanager
     async def _proxied(self) -> AsyncIterator[None]:
@@ -234,6 +282,80 @@ def hang(store: str) -> Fault:
     return Fault(f"connections to {store} hang", strike)
 
 
+async def _vendor_hangs(stack: FaultyStack, chance: random.Random) -> None:
+    """The vendor accepts connections and never responds."""
+    async with _vendor_away(stack):
+        proxy = stack.vendor_proxy
+        before = proxy.held
+        proxy.hang()
+        try:
+            await until(lambda: proxy.held > before, seconds=40, what=stack.told)
+            await _others_go_on(stack, chance)
+        finally:
+            proxy.heal()
+
+
+def name_breaks(how: str, name: str) -> Fault:
+    """The worker cannot resolve a name, of the vendor or of all stores, just when connections must be made again."""
+
+    async def strike(stack: FaultyStack, chance: random.Random) -> None:
+        order, met = stack.folder / "names", stack.folder / "names.met"
+        met.unlink(missing_ok=True)
+        order.write_text(f"{how} {name}")
+        try:
+            for proxy in [stack.vendor_proxy] if name == VENDOR_NAME else stack.proxies.values():
+                proxy.cut()
+            await until(met.exists, seconds=40, what=stack.told)
+            if name == VENDOR_NAME:
+                await _others_go_on(stack, chance)
+            else:
+                await asyncio.sleep(chance.uniform(3, 6))  # the fault lasts
+        finally:
+            order.unlink()
+
+    async def strike_vendor(stack: FaultyStack, chance: random.Random) -> None:
+        async with _vendor_away(stack):
+            await strike(stack, chance)
+
+    if name == VENDOR_NAME:
+        return Fault(f"the name of a vendor {how}", strike_vendor)
+    return Fault(f"the name of the stores {how}", strike)
+
+
+@asynccontextmanager
+async def _vendor_away(stack: FaultyStack) -> AsyncIterator[None]:
+    """Around a fault of the vendor. Something changes there meanwhile; afterwards pulls come back by themselves."""
+    assert stack.vendor, "this kind needs a vendor"
+    before = await until(stack.pulled_at, seconds=60, every=0.2, what=stack.told)
+    clock = stack.vendor.clock
+    clock.advance_to(clock.now + timedelta(minutes=30))
+    yield
+    ended = datetime.now(UTC)
+
+    async def pulled_again() -> bool:
+        with suppress(httpx2.TransportError):
+            pulled = await stack.pulled_at()
+            return bool(pulled and pulled > max(before, ended))
+        return False
+
+    await until(pulled_again, seconds=VENDOR_BACK_SECONDS, every=0.2, what=stack.told)
+
+
+async def _others_go_on(stack: FaultyStack, chance: random.Random) -> None:
+    """An event of another source becomes searchable while the fault lasts."""
+    send = document(f"beside{chance.randrange(10**9)}", 1)
+
+    async def is_found() -> bool:
+        response = await stack.http.post(
+            "/v1/documents?wait=searchable&timeout=10",
+            content=send.body,
+            headers={"content-type": "application/json"},
+        )
+        return bool(response.is_success and response.json()["searchable"])
+
+    await until(is_found, seconds=OTHERS_SECONDS, every=0.2, what=stack.told)
+
+
 async def _set_clock(stack: FaultyStack, chance: random.Random) -> None:
     """The clock jumps by an hour, and back: what is leased in between is leased far ahead."""
     for seconds in (chance.choice((HOUR, -HOUR)), 0):
@@ -298,11 +420,26 @@ def kinds(graph: str) -> Sequence[Fault]:
     )
 
 
+def vendor_kinds() -> Sequence[Fault]:
+    """Those that need a vendor which is pulled."""
+    return (
+        Fault(VENDOR_HANGS, _vendor_hangs),
+        *(name_breaks(how, VENDOR_NAME) for how in ("fails", "hangs")),
+    )
+
+
+def name_kinds() -> Sequence[Fault]:
+    """Those in which the worker cannot resolve the name of its stores."""
+    return [name_breaks(how, STORES_NAME) for how in ("fails", "hangs")]
+
+
 def long_kinds(graph: str) -> Sequence[Fault]:
     """Every kind, also those that take long to recover from. The gate's loop leaves these out."""
     return (
         *kinds(graph),
         *(hang(store) for store in STORES),
+        *vendor_kinds(),
+        *name_kinds(),
         Fault("poison of every kind", _send_poison),
         Fault(CLOCK_JUMPS, _set_clock),
         Fault("two workers on one source", _two_workers),

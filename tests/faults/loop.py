@@ -25,7 +25,15 @@ from apex_memory.engines.valkey import Valkey
 from tests.e2e.stack import Stack, data_folder
 from tests.faults.checks import Findings, examine, settle
 from tests.faults.controls import Controlled, controls
-from tests.faults.kinds import CLOCK_JUMPS, LEASE_SECONDS, Fault, FaultyStack, kinds, schedule
+from tests.faults.kinds import (
+    CLOCK_JUMPS,
+    LEASE_SECONDS,
+    Fault,
+    FaultyStack,
+    kinds,
+    schedule,
+    vendor_kinds,
+)
 from tests.faults.readers import Readers
 from tests.faults.story import Story, document
 from tests.faults.writers import Writers
@@ -89,7 +97,15 @@ async def run(
     with tempfile.TemporaryDirectory(prefix="apex-faults-") as orders:
         async with data_folder() as folder:
             clock = any(fault.name == CLOCK_JUMPS for fault in planned)
-            stack = FaultyStack(folder, Path(orders), graph=graph, settable_clock=clock, **SETTINGS)
+            vendor = {fault.name for fault in vendor_kinds()} & {fault.name for fault in planned}
+            stack = FaultyStack(
+                folder,
+                Path(orders),
+                graph=graph,
+                settable_clock=clock,
+                vendor=bool(vendor),
+                **SETTINGS,
+            )
             async with stack.surrounded():
                 try:
                     say(f"seed {seed}: stack up after {await stack.start():.1f} s")
@@ -119,7 +135,7 @@ async def _strike(
                     break
                 await asyncio.sleep(chance.uniform(0.3, 1.5))  # the plan's pause between two faults
                 await fault.strike(stack, chance)
-                took = await _works_again(stack, n)
+                took = await works_again(stack, n)
                 result.faults[fault.name] += 1
                 result.recovery[fault.name].append(took)
                 ledger = writers.ledger
@@ -142,7 +158,7 @@ async def _strike(
     stack.acknowledged = {**stack.poisoned, **writers.ledger.acknowledged}
 
 
-async def _works_again(stack: Stack, n: int) -> float:
+async def works_again(stack: Stack, n: int) -> float:
     """Write something new until it is acknowledged and can be found; the seconds that took."""
     began = time.monotonic()
     body = document(f"probe{n}", 1).body

@@ -12,8 +12,8 @@ CHUNK = 1 << 16
 class Proxy:
     """Stands for a store on a port of its own. `target` is asked at each connection: the store may move."""
 
-    def __init__(self, target: Callable[[], int], request: bytes) -> None:
-        """`request` is what the requests hold whose replies may be lost or late."""
+    def __init__(self, target: Callable[[], int], request: bytes = b"") -> None:
+        """`request` is what the requests hold whose replies may be lost or late; empty for none."""
         self._target = target
         self._request = request
         self._losing = 0
@@ -24,6 +24,8 @@ class Proxy:
         self._open: set[asyncio.Task[None]] = set()
         self.lost = 0
         self.late = 0
+        self.held = 0
+        """Connections and requests that waited while nothing was let through."""
 
     async def start(self) -> int:
         """The port."""
@@ -49,6 +51,11 @@ class Proxy:
         """Accept connections and let nothing through, as a network that drops packets: nobody says no."""
         self._passable.clear()
 
+    def cut(self) -> None:
+        """End all connections: who still wants something connects again."""
+        for task in self._open:
+            task.cancel()
+
     def heal(self) -> None:
         self._losing, self._late_seconds = 0, 0.0
         self._passable.set()
@@ -60,12 +67,14 @@ class Proxy:
         try:
             with contextlib.suppress(OSError):
                 await self._between(reader, writer)
+        except asyncio.CancelledError:
+            pass  # by `cut` or `stop`; the server would log it
         finally:
             self._open.discard(task)
             writer.close()
 
     async def _between(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self._passable.wait()
+        await self._pass()
         store_reader, store_writer = await asyncio.open_connection("127.0.0.1", self._target())
         lose, delay = asyncio.Event(), asyncio.Event()
         there = asyncio.create_task(self._requests(reader, store_writer, lose, delay))
@@ -78,6 +87,10 @@ class Proxy:
             await asyncio.gather(there, back, return_exceptions=True)
             store_writer.close()
 
+    async def _pass(self) -> None:
+        self.held += not self._passable.is_set()
+        await self._passable.wait()
+
     async def _requests(
         self,
         reader: asyncio.StreamReader,
@@ -86,8 +99,8 @@ class Proxy:
         delay: asyncio.Event,
     ) -> None:
         while chunk := await reader.read(CHUNK):
-            await self._passable.wait()
-            if self._request in chunk:
+            await self._pass()
+            if self._request and self._request in chunk:
                 if self._losing:
                     self._losing -= 1
                     lose.set()

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import random
 import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
-from tests.faults.kinds import GRAPHS, kinds, kinds_of_graph, schedule
-from tests.faults.loop import Result, run
+from apex_memory.model import document_uuid
+from tests.e2e.stack import data_folder
+from tests.faults.kinds import (
+    GRAPHS,
+    FaultyStack,
+    kinds,
+    kinds_of_graph,
+    name_kinds,
+    schedule,
+    vendor_kinds,
+)
+from tests.faults.loop import HEAL_SECONDS, SETTINGS, Result, run, works_again
 
 STRIKE_SECONDS = 60  # no fault begins later than that after the stack is up
 
@@ -37,6 +52,40 @@ async def test_the_promise_is_kept_on_neo4j(seed: str) -> None:
     of = kinds_of_graph("neo4j")
     result = await run(seed, len(of), graph="neo4j", of=of)
     _judge(result)
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[FaultyStack]:
+    """A stack with a vendor, whose stores the worker reaches by name; without the writers and readers of the loop."""
+    with tempfile.TemporaryDirectory(prefix="apex-faults-") as orders:
+        async with data_folder() as folder:
+            stack = FaultyStack(folder, Path(orders), graph=GRAPHS[0], vendor=True, **SETTINGS)
+            async with stack.surrounded():
+                try:
+                    await stack.start()
+                    await stack.whole(seconds=HEAL_SECONDS)
+                    yield stack
+                finally:
+                    await stack.stop()
+
+
+async def test_vendors_and_names_that_do_not_respond_hold_nobody_else_and_come_back(
+    stack: FaultyStack,
+) -> None:
+    """Each kind once, as the loop strikes with it: its own checks are that others go on, and that pulls come back."""
+    assert stack.vendor
+    for n, fault in enumerate([*vendor_kinds(), *name_kinds()]):
+        began = time.monotonic()
+        await fault.strike(stack, random.Random(n))
+        struck = time.monotonic() - began
+        print(
+            f"{fault.name}: {struck:.0f} s, found again after {await works_again(stack, n):.0f} s"
+        )
+    await stack.whole(seconds=HEAL_SECONDS)
+    for fact in stack.vendor.truth(stack.vendor.clock.now):
+        assert not fact.deleted, "too early in the vendor's day"
+        path = f"/v1/documents/{document_uuid(stack.vendor.name, fact.doc_key)}"
+        assert fact.text in (await stack.get(path))["text"]
 
 
 def _judge(result: Result) -> None:

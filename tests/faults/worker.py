@@ -1,7 +1,8 @@
-"""The worker, able to kill itself right after a named step, and reaching its stores through proxies.
+"""The worker, able to kill itself right after a named step, and reaching its stores through proxies and by a name.
 
 The folder named by FAULTS_DIR says what to do: `die` holds the name of a step (it is removed when it
-has been obeyed), `proxies.json` the port that stands for each store's.
+has been obeyed), `proxies.json` the port that stands for each store's, and `names` the host name that cannot be
+resolved and how: `fails NAME` or `hangs NAME`. Each lookup that meets it adds a byte to `names.met`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import json
 import os
 import re
 import signal
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,8 @@ from apex_memory.saga.publication import Publication
 from apex_memory.steps.batches import BatchSteps
 
 Did = Callable[[Any], bool]
+STORES_NAME = "stores.test"
+VENDOR_NAME = "localhost"  # no other name may be used without TLS
 
 
 def always(answer: Any) -> bool:
@@ -55,17 +60,43 @@ def arm(folder: Path) -> None:
 
 
 def detour(folder: Path) -> None:
-    """Put the proxies' ports into the addresses of the stores."""
+    """Put the stores' name and the proxies' ports into the addresses of the stores."""
     ports: dict[str, int] = json.loads((folder / "proxies.json").read_text())
     for store, port in ports.items():
         name = f"APEX_{store.upper()}"
-        url = re.sub(r"(?<=127\.0\.0\.1:)\d+", str(port), os.environ[name])
+        url = re.sub(r"127\.0\.0\.1:\d+", f"{STORES_NAME}:{port}", os.environ[name])
         # `neo4j:` asks the server for its address, and goes there: past the proxy.
         os.environ[name] = url.replace("neo4j://", "bolt://")
+
+
+def resolve_unreliably(folder: Path) -> None:
+    """Resolve the two names to this machine, except while `names` breaks one of them."""
+    ordinary, order, met = socket.getaddrinfo, folder / "names", folder / "names.met"
+
+    def broken(name: str) -> str:
+        text = order.read_text() if order.exists() else ""
+        how, _, which = text.partition(" ")
+        return how if which == name else ""
+
+    def getaddrinfo(host: Any, *given: Any, **named: Any) -> Any:
+        name = host.decode() if isinstance(host, bytes) else host
+        if name not in (STORES_NAME, VENDOR_NAME):
+            return ordinary(host, *given, **named)
+        if broken(name):
+            with met.open("a") as file:
+                file.write(".")
+        while broken(name) == "hangs":
+            time.sleep(0.05)  # the fault: it holds its thread
+        if broken(name):
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return ordinary("127.0.0.1", *given, **named)
+
+    socket.getaddrinfo = getaddrinfo
 
 
 if __name__ == "__main__":
     folder = Path(os.environ["FAULTS_DIR"])
     arm(folder)
     detour(folder)
+    resolve_unreliably(folder)
     os._exit(main())

@@ -16,10 +16,11 @@ import pytest_asyncio
 
 from apex_memory.edge.protocol import MAX_FRAME, BrokenFrame, read_frame, to_frame
 from apex_memory.engines.base import HOST, free_port
-from apex_memory.errors import Misconfigured, Rejected, Unavailable
+from apex_memory.errors import Misconfigured, NoWrites, Rejected, Unavailable
 from apex_memory.stores.edge import EdgeVectors
 from apex_memory.stores.vectors import open_vectors
 from tests.edge_process import DIMENSION, EdgeProcess, edge_client, edge_process
+from tests.faults.volumes import filled, small_volume
 from tests.points import axis, point, stage_points, tally_of, unit
 
 
@@ -52,6 +53,52 @@ async def test_kill_9_after_a_flush_loses_nothing(process: EdgeProcess, store: E
         assert await store.tally(stages) == expected
         found = await store.search(dense=axis(0, DIMENSION), words="truck", limit=300)
         assert {leg: len(hits) for leg, hits in found.items()} == dict.fromkeys(found, 240)
+
+
+async def test_a_nearly_full_disk_refuses_writes_and_ends_nothing(tmp_path: Path) -> None:
+    """The engine maps its files: a page that the disk has no block for would end the process with SIGBUS."""
+    before, refused = uuid.uuid4(), uuid.uuid4()
+    passages = ["a truck waits at the dock " * 30] * 250
+    with small_volume(tmp_path / "edge", 120), edge_process(tmp_path / "edge") as process:
+        store = edge_client(process)
+        await process.ready(store)
+        incarnation = await store.incarnation()
+        await store.upsert(stage_points(before, passages), unit(250, DIMENSION))
+        await store.flush()
+        with filled(process.folder):
+            with pytest.raises(NoWrites, match=r"0 MB of 126 MB are free, and 13 MB are needed"):
+                await store.upsert(stage_points(refused, passages), unit(250, DIMENSION))
+            assert set(await store.tally([before, refused])) == {before}
+            found = await store.search(dense=axis(0, DIMENSION), words="truck", limit=5)
+            assert found["words"]
+        await store.upsert(stage_points(refused, passages), unit(250, DIMENSION))
+        await store.flush()
+        assert set(await store.tally([before, refused])) == {before, refused}
+        assert await store.incarnation() == incarnation
+        await store.close()
+
+
+async def test_a_disk_that_fills_up_with_vectors_refuses_them_in_time(tmp_path: Path) -> None:
+    """Nothing but the store itself fills the volume. Shards are sealed and indexed on the way."""
+    passages = ["a truck waits at the dock " * 30] * 250
+    with (
+        small_volume(tmp_path / "edge", 120),
+        edge_process(tmp_path / "edge", seal_points=2_000) as process,
+    ):
+        store = edge_client(process)
+        await process.ready(store)
+        incarnation = await store.incarnation()
+        written: list[uuid.UUID] = []
+        with pytest.raises(NoWrites):
+            for _ in range(1_000):
+                stage = uuid.uuid4()
+                await store.upsert(stage_points(stage, passages), unit(250, DIMENSION))
+                await store.flush()
+                written.append(stage)
+        assert len(await store.tally(written)) == len(written) > 0
+        await store.delete_stages(written[:1])
+        assert await store.incarnation() == incarnation
+        await store.close()
 
 
 async def test_a_restart_shows_before_anything_else_is_asked(

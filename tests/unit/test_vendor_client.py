@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator, Callable
 
 import httpx2
 import pytest
+from pydantic import ValidationError
 
 from apex_memory.errors import Rejected, RetryLater
 from apex_memory.sources import http
 from apex_memory.sources.http import VendorClient
+from apex_memory.sources.turvo.settings import TurvoSettings
 from tests.unit.vendors import NoTokens
 
 Handler = Callable[[httpx2.Request], httpx2.Response]
@@ -74,3 +76,19 @@ async def test_w10_a_body_that_never_ends_is_tried_again_later(
 
     with pytest.raises(RetryLater, match="cannot be reached"):
         await call(lambda request: httpx2.Response(200, content=slow()))
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.example.com/v1", "http://127.0.0.1.example.com", "http://localhost.test"]
+)
+def test_a_name_that_looks_like_this_machine_gets_no_secret_without_tls(url: str) -> None:
+    with pytest.raises(ValidationError, match="base_url: must start with https"):
+        TurvoSettings(base_url=url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://127.example.com/v1", "http://127.0.0.2:8080", "http://[::1]/", "http://LOCALHOST"],
+)
+def test_this_machine_and_every_host_with_tls_are_allowed(url: str) -> None:
+    assert TurvoSettings(base_url=url).base_url == url

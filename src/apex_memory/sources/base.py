@@ -20,6 +20,7 @@ from pydantic_core import from_json
 from typing_extensions import TypeVar
 
 from apex_memory.errors import Rejected
+from apex_memory.host_names import is_loopback
 from apex_memory.model import Document, Event, Priority
 from apex_memory.sources.fields import RecordFields
 from apex_memory.sources.http import RateLimit, VendorClient
@@ -134,8 +135,7 @@ def _check_address(name: str, value: str) -> None:
     """Raise `ValueError` for a URL that is neither https nor http on loopback, or that contains a password."""
     url = urlsplit(value)
     host = url.hostname or ""
-    local = host == "localhost" or host.startswith("127.") or host == "::1"
-    if url.scheme != "https" and not (url.scheme == "http" and local):
+    if url.scheme != "https" and not (url.scheme == "http" and is_loopback(host)):
         raise ValueError(f"{name}: must start with https://, or with http:// on this machine")
     if not host or url.username or url.password:
         raise ValueError(f"{name}: must name a host, without user and password")

@@ -11,7 +11,9 @@ import asyncio
 import json
 import os
 import platform
+import re
 import secrets
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -78,6 +80,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help="start no fault after this many seconds")
     parser.add_argument("--graph", choices=GRAPHS, default=GRAPHS[0], help="default: %(default)s")
     parser.add_argument(
+        "--kinds", default="", help="only kinds whose name holds this regular expression"
+    )
+    parser.add_argument(
         "--report", type=Path, help="default: latest.json, or the graph's, in faults"
     )
     given = parser.parse_args()
@@ -93,8 +98,13 @@ def main() -> int:
 
 def _loop(given: argparse.Namespace) -> int:
     seed = given.seed or secrets.token_hex(4)
+    of = [kind for kind in long_kinds(given.graph) if re.search(given.kinds, kind.name)]
+    if not of:
+        print(f"no kind of fault is named like {given.kinds!r}")
+        return 2
+    chosen = f" --kinds {shlex.quote(given.kinds)}" if given.kinds else ""
     print(
-        f"seed {seed}: `python -m tests.faults --faults {given.faults} --seed {seed} --graph {given.graph}` "
+        f"seed {seed}: `python -m tests.faults --faults {given.faults} --seed {seed} --graph {given.graph}{chosen}` "
         "plans the same"
     )
     result = asyncio.run(
@@ -102,7 +112,7 @@ def _loop(given: argparse.Namespace) -> int:
             seed,
             given.faults,
             graph=given.graph,
-            of=long_kinds(given.graph),
+            of=of,
             seconds=given.seconds,
             say=_say,
         )

@@ -33,7 +33,7 @@ from apex_memory.simulate.world import Clock, World
 from tests.e2e.stack import Stack
 from tests.faults import foreign
 from tests.faults.proxy import Proxy
-from tests.faults.story import Send, document
+from tests.faults.story import Send
 from tests.faults.worker import STORES_NAME, VENDOR_NAME
 from tests.waiting import until
 
@@ -342,15 +342,26 @@ async def _vendor_away(stack: FaultyStack) -> AsyncIterator[None]:
 
 
 async def _others_go_on(stack: FaultyStack, chance: random.Random) -> None:
-    """An event of another source becomes searchable while the fault lasts."""
-    send = document(f"beside{chance.randrange(10**9)}", 1)
+    """An event of another source becomes searchable while the fault lasts.
+
+    A chat, because the writers' own sources have a backlog on a busy machine.
+    """
+    chat = {
+        "id": f"chatcmpl-beside{chance.randrange(10**9)}",
+        "object": "chat.completion",
+        "created": 1_741_569_952,
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "The truck waits at door four."},
+                "finish_reason": "stop",
+            }
+        ],
+    }
 
     async def is_found() -> bool:
-        response = await stack.http.post(
-            "/v1/documents?wait=searchable&timeout=10",
-            content=send.body,
-            headers={"content-type": "application/json"},
-        )
+        response = await stack.http.post("/v1/conversations?wait=searchable&timeout=10", json=chat)
+        assert response.is_success or response.status_code in (429, 503), response.text
         return bool(response.is_success and response.json()["searchable"])
 
     await until(is_found, seconds=OTHERS_SECONDS, every=0.2, what=stack.told)

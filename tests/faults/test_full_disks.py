@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import signal
 import sys
 import time
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +17,15 @@ import httpx2
 import pytest
 import pytest_asyncio
 
+from apex_memory.engines import supervisor
+from apex_memory.engines.base import free_port
+from apex_memory.engines.falkordb import FalkorDB, send_command
+from apex_memory.engines.state import secret
+from apex_memory.errors import NoWrites, Unavailable
+from apex_memory.model import GraphAssertion
+from apex_memory.stores.graph import open_graph
 from tests.e2e.stack import Stack, data_folder
-from tests.faults.volumes import filled, small_volumes
+from tests.faults.volumes import filled, small_volume, small_volumes
 from tests.waiting import until
 
 pytestmark = [
@@ -26,8 +36,8 @@ pytestmark = [
 # Megabytes of the volume of each folder; `.` is the data folder, with logs and the supervisor's state.
 VOLUMES = {".": 20, "postgres": 260, "falkordb": 60, "vectors": 120, "valkey": 10, "temporal": 60}
 START_SECONDS = 120
-HEAL_SECONDS = 60
-PARK_SECONDS = 30
+HEAL_SECONDS = 100  # a step waits up to 30 s before its next try
+PARK_SECONDS = 60
 FEW = 5  # documents sent while a disk is full
 MANY = 20  # with `TEXT_BYTES` each more than `LEFT_BYTES`
 TEXT_BYTES = 200_000
@@ -106,7 +116,7 @@ async def lands(stack: Stack, name: str) -> bool:
     """Whether a new document is accepted and can be found."""
     body = {"key": f"after {name}", "version": 1, "text": "SHP-100045 left."}
     try:
-        response = await stack.http.post("/v1/documents?wait=searchable&timeout=20", json=body)
+        response = await stack.http.post("/v1/documents?wait=searchable&timeout=5", json=body)
     except httpx2.TransportError:
         return False
     return bool(response.is_success and response.json()["searchable"])
@@ -130,19 +140,66 @@ async def parked(stack: Stack, store: str) -> bool:
     return any(row["park_store"] == store for row in backlog)
 
 
+def some_assertion() -> GraphAssertion:
+    """An assertion of a stage of its own."""
+    return GraphAssertion(
+        id=uuid.uuid4(),
+        stage=uuid.uuid4(),
+        doc=uuid.uuid4(),
+        predicate="mentions",
+        subject="shipment:SHP-100045",
+        object=None,
+        value=None,
+        start=0,
+        hash=1,
+    )
+
+
 @pytest.mark.parametrize(("folder", "store"), [("falkordb", "graph"), ("vectors", "vectors")])
 async def test_a_full_disk_of_a_store_parks_events_while_reads_go_on(
     stack: Stack, folder: str, store: str
 ) -> None:
     restarts = stack.children()[folder].restarts
     with filled(stack.data_dir / folder):
+        await check_doctor(stack, f"disk of {folder}", stack.data_dir / folder)
         sent = await send(stack, folder, FEW)
         assert len(sent.landed) == FEW
         await until(lambda: parked(stack, store), stack.told, seconds=PARK_SECONDS)
-        await check_doctor(stack, f"disk of {folder}", stack.data_dir / folder)
         assert await hits(stack)
     await check_healed(stack, folder, sent)
     assert stack.children()[folder].restarts == restarts, "the engine met the full disk"
+
+
+async def test_a_graph_that_meets_a_full_disk_is_started_again_and_then_refuses_writes(
+    engine_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills up between two looks at it: FalkorDB ends itself at the next write."""
+    monkeypatch.setattr(supervisor, "DISK_SECONDS", 5.0)
+    folder = engine_data / "met"
+    events: list[tuple[str, str]] = []
+
+    def report(name: str, what: str, detail: str) -> None:
+        events.append((name, what))
+
+    with small_volume(folder / "falkordb", VOLUMES["falkordb"]):
+        async with supervisor.Supervisor(folder, report) as keeper:
+            engine = FalkorDB(folder, free_port(), "password")
+            await keeper.start(engine)
+            graph = open_graph(engine.url, timeout=5)
+            await graph.prepare()
+            await graph.upsert([some_assertion()])
+            with filled(folder / "falkordb"):
+                with pytest.raises(Unavailable):
+                    while True:
+                        await graph.upsert([some_assertion()])
+                await until(lambda: ("falkordb", "disk low") in events, seconds=PARK_SECONDS)
+                assert ("falkordb", "restarted") in events
+                with pytest.raises(NoWrites):
+                    await graph.upsert([some_assertion()])
+                assert await graph.known(["shipment:SHP-100045"])
+            await until(lambda: ("falkordb", "disk free") in events, seconds=PARK_SECONDS)
+            await graph.upsert([some_assertion()])
+            await graph.close()
 
 
 async def test_a_full_disk_of_the_cache_changes_nothing(stack: Stack) -> None:
@@ -156,9 +213,12 @@ async def test_a_full_disk_of_the_cache_changes_nothing(stack: Stack) -> None:
 
 
 async def test_a_full_disk_of_temporal_lets_events_land_and_wait(stack: Stack) -> None:
+    log = stack.data_dir / "log" / "temporal.log"
+    start = log.stat().st_size
     with filled(stack.data_dir / "temporal"):
         sent = await send(stack, "temporal", FEW)
         assert len(sent.landed) == FEW
+        await until(lambda: b"disk is full" in log.read_bytes()[start:], seconds=PARK_SECONDS)
         await check_doctor(stack, "disk of temporal", stack.data_dir / "temporal")
         assert await hits(stack)
     await check_healed(stack, "temporal", sent)
@@ -166,13 +226,18 @@ async def test_a_full_disk_of_temporal_lets_events_land_and_wait(stack: Stack) -
 
 async def test_a_full_data_folder_loses_lines_of_logs_and_nothing_else(stack: Stack) -> None:
     """Logs, the supervisor's state and its output have no space, and an engine that dies is started again."""
+    cache = stack.children()["valkey"]
     with filled(stack.data_dir):
         sent = await send(stack, "data", FEW)
         assert len(sent.landed) == FEW
         await stack.ended(sent.landed, seconds=PARK_SECONDS)
+        os.kill(cache.pid, signal.SIGKILL)
+        await send_command(cache.port, secret(stack.data_dir, "cache"), "PING")
+        assert stack.children()["valkey"] == cache, "the state was recorded: the disk was not full"
         await check_doctor(stack, "disk", stack.data_dir)
         assert await hits(stack)
     await check_healed(stack, "data", sent)
+    await until(lambda: stack.children()["valkey"].restarts == cache.restarts + 1)
 
 
 async def test_a_full_disk_of_postgresql_refuses_events_and_keeps_what_landed(

@@ -33,6 +33,7 @@ PROGRESS_SECONDS = 10.0
 HEALTHY_SECONDS = 30
 DISK_SECONDS = 1.0  # between two looks at the space of a volume
 SWITCH_SECONDS = 5.0
+RECORD_SECONDS = 1.0  # until a state that could not be written is written again
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Report = Callable[[str, str, str], None]
@@ -70,10 +71,12 @@ class Supervisor:
         self._ending = asyncio.Event()
         self._waiting = False
         self._task: asyncio.Task[object] | None = None
+        self._recorded_again: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         with contextlib.ExitStack() as leaving:
             leaving.enter_context(ownership(self.data_dir))
+            leaving.callback(self._end_recording)
             self._ports = last_ports(self.data_dir)
             self._since = datetime.now(UTC)
             leftover = leftovers(self.data_dir)
@@ -261,10 +264,20 @@ class Supervisor:
         }
         children = {child.state.name: child.state for child in self._children}
         stack = Stack(pid=os.getpid(), since=self._since, children=children, ports=self._ports)
+        first = self._recorded_again is None
+        self._end_recording()
         try:
             write_stack(self.data_dir, stack)
         except OSError as error:  # a full disk must not end the running children
-            self._report("stack", "unrecorded", str(error))
+            if first:
+                self._report("stack", "unrecorded", str(error))
+            loop = asyncio.get_running_loop()
+            self._recorded_again = loop.call_later(RECORD_SECONDS, self._record)
+
+    def _end_recording(self) -> None:
+        if self._recorded_again:
+            self._recorded_again.cancel()
+            self._recorded_again = None
 
     def _listen(self, leaving: contextlib.ExitStack) -> None:
         loop = asyncio.get_running_loop()

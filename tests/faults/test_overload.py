@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from tests.e2e.conftest import live, state, text_event
 from tests.e2e.stack import Stack, running_stack
 from tests.faults.overload import ROOM, overload
 from tests.faults.storm import storm
+from tests.faults.volumes import small_volume
 from tests.waiting import until
 
 pytestmark = [
@@ -74,24 +73,11 @@ async def test_a_storm_of_poison_leaves_its_neighbours_their_share(stack: Stack)
     assert carrying < 4 / 3 and waiting < 2 and waiting_of_sound < 1, result
 
 
-@contextmanager
-def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
-    """A file system of that size, in memory; skips the test where mounting is not allowed."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=711", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount: PostgreSQL on a full disk was not tested")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 async def test_a_full_disk_is_said_and_nothing_acknowledged_is_lost(
     engine_data: Path, falkordb_url: str, valkey_url: str, own_vectors_url: str, tmp_path: Path
 ) -> None:
     folder = engine_data / "small"
-    with small_disk(folder, 220):
+    with small_volume(folder, 220):
         engine = PostgreSQL(folder, free_port(), PASSWORD)
         engine.prepare()
         process = Process(child_of(engine), tmp_path / "postgres.log")

@@ -326,7 +326,7 @@ def name_breaks(how: str, name: str) -> Fault:
 async def _vendor_away(stack: FaultyStack) -> AsyncIterator[None]:
     """Around a fault of the vendor. Something changes there meanwhile; afterwards pulls come back by themselves."""
     assert stack.vendor, "this kind needs a vendor"
-    before = await until(stack.pulled_at, seconds=60, every=0.2, what=stack.told)
+    await until(stack.pulled_at, seconds=60, every=0.2, what=stack.told)
     clock = stack.vendor.clock
     clock.advance_to(clock.now + timedelta(minutes=30))
     yield
@@ -335,7 +335,7 @@ async def _vendor_away(stack: FaultyStack) -> AsyncIterator[None]:
     async def pulled_again() -> bool:
         with suppress(httpx2.TransportError):
             pulled = await stack.pulled_at()
-            return bool(pulled and pulled > max(before, ended))
+            return bool(pulled and pulled > ended)
         return False
 
     await until(pulled_again, seconds=VENDOR_BACK_SECONDS, every=0.2, what=stack.told)

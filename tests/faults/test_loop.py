@@ -59,7 +59,14 @@ async def stack() -> AsyncIterator[FaultyStack]:
     """A stack with a vendor, whose stores the worker reaches by name; without the writers and readers of the loop."""
     with tempfile.TemporaryDirectory(prefix="apex-faults-") as orders:
         async with data_folder() as folder:
-            stack = FaultyStack(folder, Path(orders), graph=GRAPHS[0], vendor=True, **SETTINGS)
+            stack = FaultyStack(
+                folder,
+                Path(orders),
+                graph=GRAPHS[0],
+                settable_clock=False,
+                vendor=True,
+                **SETTINGS,
+            )
             async with stack.surrounded():
                 try:
                     await stack.start()

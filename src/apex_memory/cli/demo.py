@@ -116,9 +116,8 @@ def _settings(served: SimulatorServer) -> Settings:
     }
     settings = load_settings()
     if settings.temporal == EMBEDDED and not settings.temporal_ui:
-        settings = load_settings(
-            temporal_ui=EMBEDDED
-        )  # it shows what was done, and ends with the demo
+        # Its UI shows what was done, and ends with the demo.
+        return load_settings(temporal_ui=EMBEDDED)
     return settings
 
 

@@ -23,12 +23,11 @@ DELAY = re.compile(r"^apex_process_delay_seconds (\S+)$", re.MULTILINE)
 METRICS_SECONDS = 10.0  # a worker on a slow machine takes some to show its metrics
 
 LAG_SECONDS = 300  # age of the oldest unfinished event, above which `doctor` mentions it
-SLOW_DELAY = 0.1  # average seconds that a process runs late, above which it is slow; a few milliseconds are usual
-SLOW_MILLISECONDS = 500  # of a store's round trip; one or two are usual
-MUCH_THROTTLED = 0.25  # share of time that a limit stops processes, from which they are slow
-MUCH_PRESSURE = (
-    0.5  # share of time that programs wait for a processor, from which it is named as a cause
-)
+# From these values on `doctor` calls something slow. Usual are a few milliseconds late, and round trips of one or two.
+SLOW_DELAY = 0.1  # average seconds that a process runs late
+SLOW_MILLISECONDS = 500  # of a store's round trip
+MUCH_THROTTLED = 0.25  # share of time in which a limit stops processes
+MUCH_PRESSURE = 0.5  # share of time in which programs wait for a processor
 FETCHING = ("pull:", "follow:", "backfill:")  # workflows that call a vendor
 LEAST_DISK = 1_000_000_000  # bytes free, below which `doctor` warns
 

@@ -49,9 +49,7 @@ WORDS = {
 HOW_TO_STOP = "Ctrl-C stops all."
 DETACHED_LOG = "up.log"
 DETACHED = "_APEX_DETACHED"  # in the environment of an `apex up` that runs in the background
-READY_SECONDS = (
-    900  # on a machine slowed to a tenth a gateway takes 80 s, beside other programs some minutes
-)
+READY_SECONDS = 900  # on a machine slowed to a tenth a gateway takes 80 s, or some minutes
 STOP_SECONDS = 90  # longest that `apex stop` waits: children have 10 s each, the last started first
 POLL_SECONDS = 0.1
 

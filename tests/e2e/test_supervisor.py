@@ -106,7 +106,7 @@ async def test_starts_within_budget_and_restarts_what_dies(
         )
         assert environment_for(engines, settings).keys() == {
             *("APEX_DATA_DIR", "APEX_DOCUMENTS", "APEX_GRAPH", "APEX_VECTORS"),
-            *("APEX_CACHE", "APEX_TEMPORAL", "APEX_TEMPORAL_UI"),
+            *("APEX_CACHE", "APEX_TEMPORAL"),
         }
 
         for name in ENGINES:

@@ -575,11 +575,12 @@ async def test_s2_a_record_that_hubspot_refuses_is_a_dead_letter_and_stops_nothi
 def test_a_second_content_of_one_time_is_an_event_of_its_own() -> None:
     """Calculated properties change without `updatedAt`: both contents are kept, and a redelivery stays a duplicate."""
     before = {"id": "7", "updatedAt": "2026-03-03T15:15:00Z", "properties": {"name": "Northwind"}}
-    after = {**before, "properties": {"name": "Northwind Trucking"}}
     kind = OBJECT_TYPES["companies"]
-    first, second = record_event(kind, before), record_event(kind, after)
-    assert first.version == second.version and first.doc_key == second.doc_key
-    assert first.event_id != second.event_id
+    first = record_event(kind, before)
+    for change in ({"properties": {"name": "Northwind Trucking"}}, {"createdAt": "2026-03-02"}):
+        second = record_event(kind, {**before, **change})
+        assert first.version == second.version and first.doc_key == second.doc_key
+        assert first.event_id != second.event_id
     assert record_event(kind, {**before, "url": "https://example.com/7"}).event_id == first.event_id
     archived = record_event(kind, {**before, "archived": True, "archivedAt": before["updatedAt"]})
     assert archived.event_id > max(first.event_id, second.event_id)

@@ -27,12 +27,14 @@ from apex_memory.sources.payloads import (
 SOURCE = "hubspot"
 PRIORITY = Priority.P2
 MAX_NAME = 300  # characters of a name in a ref
+_OF_THE_CALL = frozenset({"archived", "archivedAt", "url"})
+"""Fields that only some calls return with the same state of a record."""
 
 
 def record_event(type: ObjectType, record: object, *, restored: datetime | None = None) -> Event:
     """Return the event of a record. Equal states give equal events, whichever call returned the record.
 
-    The id holds a digest of the properties: calculated ones change, and several changes fall into a millisecond,
+    The id holds a digest of the record: calculated properties change, and several changes fall into a millisecond,
     without another `updatedAt`. Of two such states the digest decides which is live; the other is kept as superseded.
 
     `restored` is the time at which the record came back from the recycling bin: that need not change `updatedAt`, and
@@ -43,8 +45,9 @@ def record_event(type: ObjectType, record: object, *, restored: datetime | None 
     changed = parse_datetime(
         body.get("updatedAt") or as_mapping(body.get("properties")).get(type.modified), "updatedAt"
     )
+    state = {name: value for name, value in body.items() if name not in _OF_THE_CALL}
+    digest = hashlib.sha256(canonical(state)).hexdigest()[:16]
     # The mark stands before the digest, so that an archived record is newer than the same record before.
-    digest = hashlib.sha256(canonical(as_mapping(body.get("properties")))).hexdigest()[:16]
     if body.get("archived") is True:
         given = body.get("archivedAt")
         at = max(changed, parse_datetime(given, "archivedAt")) if given else changed

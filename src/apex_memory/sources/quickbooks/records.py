@@ -45,10 +45,15 @@ class Key:
         return cls(*parts) if len(parts) == 3 and all(parts) else None
 
 
+_OF_THE_CALL = frozenset({"domain", "sparse"})
+"""Fields that say how a record was read, not what it holds."""
+
+
 def record_event(realm: str, entity: str, record: object, fetched_at: datetime) -> Event:
     """Return the event of a record. Equal states give equal events, whichever call returned the record.
 
-    `fetched_at` replaces a missing time. Times are whole seconds, so the sync token orders the changes within one.
+    `fetched_at` replaces a missing time. Times are whole seconds, so the sync token orders the changes within one. Other
+    content under one token, which QuickBooks never sends, is kept too: the id holds a digest of the content.
     Raises `Rejected` for a record without an id.
     """
     body = as_mapping(record)
@@ -58,7 +63,9 @@ def record_event(realm: str, entity: str, record: object, fetched_at: datetime) 
     if as_string(body.get("status")).lower() == "deleted":
         return deleted_event(key, at, body)
     token = _token(body.get("SyncToken"))
-    mark = f"{token}@{_seconds(at)}" if given else hashlib.sha256(canonical(body)).hexdigest()[:32]
+    state = {name: value for name, value in body.items() if name not in _OF_THE_CALL}
+    digest = hashlib.sha256(canonical(state)).hexdigest()[:32]
+    mark = f"{token}@{_seconds(at)}#{digest}" if given else digest
     return _event(key, mark, at, min(token, _LAST - 1), body)
 
 

@@ -34,10 +34,13 @@ class Findings:
         return [f"{kind}: {what}" for kind in kinds for what in getattr(self, kind)]
 
 
-async def examine(app: App, acknowledged: Mapping[UUID, Send]) -> Findings:
+async def examine(
+    app: App, acknowledged: Mapping[UUID, Send], deletions: Mapping[UUID, int] | None = None
+) -> Findings:
+    """`deletions` are documents that a vendor marks as deleted, each with the first version that says so."""
     findings = Findings()
     await _each_event_has_one_end(app, acknowledged, findings)
-    await _each_document_is_its_newest_event(app, acknowledged, findings)
+    await _each_document_is_its_newest_event(app, acknowledged, deletions or {}, findings)
     await _each_document_has_one_live_stage(app, findings)
     await _all_stores_hold_what_the_manifests_say(app, findings)
     await _nothing_else_is_in_the_stores(app, findings)
@@ -71,7 +74,10 @@ async def _each_event_has_one_end(
 
 
 async def _each_document_is_its_newest_event(
-    app: App, acknowledged: Mapping[UUID, Send], findings: Findings
+    app: App,
+    acknowledged: Mapping[UUID, Send],
+    deletions: Mapping[UUID, int],
+    findings: Findings,
 ) -> None:
     """I2: readers see the newest acknowledged version with its exact text, or the document is deleted."""
     sent = {id: send for id, send in acknowledged.items() if send.kind != "poison"}
@@ -92,6 +98,8 @@ async def _each_document_is_its_newest_event(
             continue  # poison, some of which can be read
         send = sent.get(row["id"])
         gone = row["content_type"] == TOMBSTONE or bool(send and send.deletes)
+        if row["doc_id"] in deletions:
+            gone = row["version"] >= deletions[row["doc_id"]]
         if not gone and (conversation := parents.get(row["doc_id"])):
             gone = _deleted_with(latest, sent, conversation, row)
         findings.wrong += _differences(row, live.get(row["doc_id"]), gone=gone)

@@ -26,7 +26,9 @@ from apex_memory.engines.process import child_of
 from apex_memory.engines.state import ChildState, read_stack
 from apex_memory.engines.supervisor import Supervisor
 from apex_memory.errors import ApexError
+from apex_memory.model import document_uuid, micros
 from apex_memory.simulate.server import serve_simulators
+from apex_memory.simulate.turvo.records import removed, twin_id
 from apex_memory.simulate.turvo.simulator import Turvo
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
@@ -152,6 +154,14 @@ class FaultyStack(Stack):
                 yield
             finally:
                 await self.vendor_proxy.stop()
+
+    def vendor_deletions(self) -> dict[UUID, int]:
+        """The shipment that the vendor's list shows as deleted from some time on, and its first version that says so."""
+        if self.vendor is None:
+            return {}
+        twin = self.vendor.flagged_twin
+        document = document_uuid(self.vendor.name, f"shipment:{twin_id(twin)}")
+        return {document: micros(removed(twin))}
 
     async def pulled_at(self) -> datetime | None:
         """When the vendor was last pulled to the end."""

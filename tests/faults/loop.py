@@ -181,7 +181,7 @@ async def _judge(stack: FaultyStack, result: Result, say: Say) -> None:
         say(f"not whole after {HEAL_SECONDS} s: {(await stack.get('/v1/status'))['backlog']}")
     async with open_app(settings_of(stack)) as app:
         result.settled_seconds = await settle(app, seconds=HEAL_SECONDS)
-        result.findings = await examine(app, stack.acknowledged)
+        result.findings = await examine(app, stack.acknowledged, stack.vendor_deletions())
         say(f"settled after {result.settled_seconds:.1f} s: {result.findings.ends}")
         result.controls = await controls(app, stack.folder)
         for line in result.controls.told:

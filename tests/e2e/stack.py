@@ -240,8 +240,8 @@ class Stack:
             for pid in pids:
                 os.kill(pid, signal.SIGCONT)
 
-    async def kill_child(self, name: str) -> float:
-        """SIGKILL to one child; the seconds until it is back."""
+    async def kill_child(self, name: str, *, seconds: float = 30) -> float:
+        """SIGKILL to one child, which must be back in so many seconds; return how many it took."""
         former = self.children()[name].pid
         os.kill(former, signal.SIGKILL)
 
@@ -249,7 +249,7 @@ class Stack:
             child = self.children()[name]
             return child.ready and child.pid not in (0, former)
 
-        return await seconds_until(is_back, seconds=30, what=self.told)
+        return await seconds_until(is_back, seconds=seconds, what=self.told)
 
     def say(self, *arguments: str) -> Said:
         """`apex …` in this process: the same, without a second of imports each."""

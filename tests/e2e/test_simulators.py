@@ -78,7 +78,13 @@ async def test_a_day_without_faults(kind: type[Simulator], make_day_settings: Ma
         await simulated.check(simulated.simulator.truth(simulated.simulator.clock.now))
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    soak: int | None = request.config.getoption("--soak")
+    return 1 if soak is None else soak
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("kind", SIMULATORS, ids=NAMES)
 async def test_a_bad_day(kind: type[Simulator], seed: int, make_day_settings: MakeSettings) -> None:
     async with day(kind, make_day_settings, rough(seed), kills=0.1) as simulated:

@@ -56,6 +56,7 @@ LEASE_SECONDS = 3
 JVM_SECONDS = 60
 STEPS = ("claim", "manifests", "begin", "graph", "vectors", "verify", "commit")
 GRAPHS = ("falkordb", "neo4j")
+JVM_SECONDS = 120  # for a server in Java to come back, beside a stack that takes both processors
 STORES = ("documents", "graph", "vectors")
 # What stands in the requests whose replies are lost.
 WRITES = {
@@ -210,8 +211,10 @@ class Fault:
 
 
 def kill(child: str) -> Fault:
+    seconds = JVM_SECONDS if child == "neo4j" else 30
+
     async def strike(stack: FaultyStack, chance: random.Random) -> None:
-        await stack.kill_child(child)
+        await stack.kill_child(child, seconds=seconds)
 
     return Fault(f"kill -9 {child}", strike)
 

@@ -18,12 +18,12 @@ from tests.e2e.stack import Stack
 from tests.faults.overload import Client, ids_of
 from tests.faults.story import poison
 
-STORM = 1_000
-NEIGHBOURS = 1_500
+STORM = 700
+NEIGHBOURS = 1_000
 ROUNDS = 4
 HANDS = 4
 RATE = 100.0  # broken files a second, where what counts is how long a single message waits
-SINGLE = 32  # messages, one after the other
+SINGLE = 24  # messages, one after the other
 STORMS = 3  # with idle times between, for the machine is not the same from minute to minute
 BEGUN_SECONDS = 0.5
 LEAST = 2.0  # seconds of the rate that each storm must have had in fact

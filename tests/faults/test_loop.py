@@ -26,6 +26,8 @@ from tests.faults.loop import HEAL_SECONDS, SETTINGS, Result, run, works_again
 
 STRIKE_SECONDS = 60  # no fault begins later than that after the stack is up
 
+GATE_SEED = "steady"
+
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
     pytest.mark.timeout(300),  # starts the whole stack on a machine that others work on, too
@@ -35,7 +37,7 @@ pytestmark = [
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> str:
     soak: int | None = request.config.getoption("--soak")
-    return "steady" if soak is None else str(soak)
+    return GATE_SEED if soak is None else str(soak)
 
 
 @pytest.mark.soak
@@ -47,8 +49,10 @@ async def test_the_promise_is_kept_through_faults(seed: str) -> None:
 @pytest.mark.soak
 @pytest.mark.server
 @pytest.mark.alone(reason="Neo4j takes both processors to come back after a kill")
-async def test_the_promise_is_kept_on_neo4j(seed: str) -> None:
-    """Its server killed, stopped and cut off, each once."""
+async def test_the_promise_is_kept_on_neo4j(seed: str, request: pytest.FixtureRequest) -> None:
+    """Its server killed, stopped and cut off, each once. The gate has the contract's tests of a kill and a restart."""
+    if seed == GATE_SEED and request.config.option.markexpr != "server":
+        pytest.skip("five minutes: `make test-servers`, `make soak`")
     of = kinds_of_graph("neo4j")
     result = await run(seed, len(of), graph="neo4j", of=of)
     _judge(result)

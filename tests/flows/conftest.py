@@ -14,10 +14,14 @@ from apex_memory.flows.drain.messages import DrainInput
 from apex_memory.flows.drain.workflow import Drain
 from apex_memory.flows.temporal.client import connect
 from apex_memory.flows.temporal.errors import Translation
+from apex_memory.flows.temporal.options import TASK_TIMEOUT
 from tests.e2e.conftest import hashing_vectors_url, make_settings
 from tests.flows.scripted import Steps
 
 __all__ = ["hashing_vectors_url", "make_settings"]  # fixtures that are shared
+
+# An old worker can still be handed a task while it ends: the server takes the task back after its time limit.
+TAKEOVER_SECONDS = TASK_TIMEOUT.total_seconds() + 30
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -18,14 +18,11 @@ from apex_memory.engines.temporal import Temporal
 from apex_memory.flows.drain.control import Drains
 from apex_memory.flows.temporal.client import connect
 from apex_memory.flows.temporal.deployment import Deployment, build_id
-from apex_memory.flows.temporal.options import TASK_TIMEOUT
 from apex_memory.flows.worker import activate_build, maintain, workers
 from tests.conftest import running
+from tests.flows.conftest import TAKEOVER_SECONDS
 from tests.flows.scripted import Steps
 from tests.waiting import until
-
-# An old worker can still be handed a task while it ends: the server takes the task back after its time limit.
-TAKEOVER_SECONDS = TASK_TIMEOUT.total_seconds() + 30
 
 pytestmark = pytest.mark.timeout(3 * TAKEOVER_SECONDS)
 

@@ -27,6 +27,7 @@ from apex_memory.model import document_uuid
 from apex_memory.sources.pages import ChangeHint
 from tests.conftest import running
 from tests.e2e.conftest import MakeSettings
+from tests.flows.conftest import TAKEOVER_SECONDS
 from tests.flows.toys import TOYS
 from tests.waiting import until
 
@@ -128,6 +129,7 @@ async def test_polls_streams_and_files_arrive(make_settings: MakeSettings, folde
         assert {id.rpartition(":")[0] for id in ids} == {"file:filed"}
 
 
+@pytest.mark.timeout(3 * TAKEOVER_SECONDS)
 async def test_a_pause_outlives_the_worker(make_settings: MakeSettings, folder: Path) -> None:
     async with temporal_server() as temporal:
         async with at_work(make_settings, folder, temporal) as place:
@@ -137,11 +139,13 @@ async def test_a_pause_outlives_the_worker(make_settings: MakeSettings, folder: 
         async with at_work(make_settings, folder, temporal) as place:
             assert (await place.state("polled"))["state"] == "paused"
             await place.pulling.trigger("polled")
-            await until(lambda: _pulls(place), "the triggered pull ended", seconds=20)
+            await until(lambda: _pulls(place), "the triggered pull ended", seconds=TAKEOVER_SECONDS)
             assert await place.text("polled", "line:3") is None
             await place.app.fetcher.states.decide("polled", actor="test", paused=False)
             await place.pulling.trigger("polled")
-            await until(lambda: place.text("polled", "line:3"), "it goes on", seconds=20)
+            await until(
+                lambda: place.text("polled", "line:3"), "it goes on", seconds=TAKEOVER_SECONDS
+            )
             actions = await place.app.db.fetch("SELECT actor, subject FROM audit")
             assert [(row["actor"], row["subject"]) for row in actions] == [("test", "polled")] * 2
 

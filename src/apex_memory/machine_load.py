@@ -18,7 +18,7 @@ MOUNT = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class MachineLoad:
-    """The load over the last half minute. Shares are from 0 to 1, and None where the system does not tell them."""
+    """The load over the last half minute. Shares are from 0 to 1, and None where the system does not show them."""
 
     delay_seconds: float
     """How late this process runs after it should, on average: a few milliseconds on a machine with processors to spare."""

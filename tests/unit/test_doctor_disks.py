@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from apex_memory.cli import operate
+from apex_memory.cli import doctor
 from apex_memory.config import Settings
 
 
@@ -33,7 +33,7 @@ def test_a_full_volume_of_an_engine_is_named(
 
     monkeypatch.setattr(Path, "stat", stat)
     monkeypatch.setattr(shutil, "disk_usage", usage)
-    findings = {item.what: item for item in operate._disk(Settings(data_dir=tmp_path))}
+    findings = {item.what: item for item in doctor._disk(Settings(data_dir=tmp_path))}
     assert findings["disk"].state == "good"
     assert findings["disk of vectors"].state == "bad"
     assert str(tmp_path / "vectors") in findings["disk of vectors"].detail

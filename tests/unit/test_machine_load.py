@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from apex_memory import machine_load
-from apex_memory.cli import operate
+from apex_memory.cli import doctor
 from apex_memory.cli.client import Gateway
 from apex_memory.config import Settings
 from apex_memory.errors import Unavailable
@@ -120,14 +120,14 @@ def test_checks_wait_longer_on_a_slow_machine_but_not_for_ever() -> None:
 def test_doctor_names_a_slow_machine_its_cause_and_the_remedy(
     load: dict[str, float], cause: str, remedy: str
 ) -> None:
-    (finding,) = operate._machine(IDLE | load)
+    (finding,) = doctor._machine(IDLE | load)
     assert finding.state == "note", "slowness alone is no failure"
     assert finding.detail.startswith("slow: ") and cause in finding.detail
     assert remedy in finding.remedy and "nothing is lost" in finding.remedy
 
 
 def test_doctor_is_content_with_a_machine_that_is_on_time() -> None:
-    (finding,) = operate._machine(IDLE)
+    (finding,) = doctor._machine(IDLE)
     assert (finding.state, finding.remedy) == ("good", "")
 
 
@@ -143,10 +143,10 @@ def report(**changes: Any) -> dict[str, Any]:
 
 
 def test_doctor_names_the_engine_whose_round_trip_is_slow() -> None:
-    findings = {item.what: item for item in operate._stores_and_events(report())}
+    findings = {item.what: item for item in doctor._stores_and_events(report())}
     assert {item.state for item in findings.values()} == {"good"}
     findings = {
-        item.what: item for item in operate._stores_and_events(report(graph=1400, temporal=3000))
+        item.what: item for item in doctor._stores_and_events(report(graph=1400, temporal=3000))
     }
     assert findings["store graph"].state == findings["temporal"].state == "note"
     assert "slow: a round trip takes 1.4 s" in findings["store graph"].detail
@@ -166,7 +166,7 @@ def test_doctor_names_a_worker_that_runs_late(
         return httpx2.Response(200, text=f"# HELP x y\napex_process_delay_seconds {delay}\n")
 
     monkeypatch.setattr(httpx2, "get", get)
-    (finding,) = operate._workers(Settings(data_dir=tmp_path))
+    (finding,) = doctor._workers(Settings(data_dir=tmp_path))
     assert finding.what == "worker worker" and finding.state == "note"
     assert "runs 1.2 s late" in finding.detail or "runs 1.3 s late" in finding.detail
 
@@ -177,7 +177,7 @@ def test_a_slow_gateway_is_not_called_missing(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(httpx2.Client, "request", never)
     session = Gateway("http://127.0.0.1:1", "key")
-    with pytest.raises(Unavailable, match="runs, and has not answered after 7 s") as caught:
+    with pytest.raises(Unavailable, match="runs, and did not respond within 7 s") as caught:
         session.call("GET", "/v1/status", timeout=7)
     session.close()
     assert "apex up" not in caught.value.remedy and "apex doctor" in caught.value.remedy

@@ -134,7 +134,7 @@ class Gateway:
         except (httpx2.ReadTimeout, httpx2.WriteTimeout):
             raise Unavailable(
                 "gateway",
-                f"{self.url} runs, and has not answered after {request.get('timeout', TIMEOUT):g} s",
+                f"{self.url} runs, and did not respond within {request.get('timeout', TIMEOUT):g} s",
                 remedy="it is busy or slow, and may have done what was requested: `apex doctor` says what is slow",
             ) from None
         except httpx2.TransportError as error:

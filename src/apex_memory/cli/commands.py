@@ -12,6 +12,7 @@ from apex_memory.cli import (
     ask,
     dead_letters,
     demo,
+    doctor,
     events,
     ingest,
     keys,
@@ -63,7 +64,7 @@ def _root(
 app.command("up")(up.up)
 app.command("stop")(up.stop)
 app.command("status")(operate.status)
-app.command("doctor")(operate.doctor)
+app.command("doctor")(doctor.doctor)
 app.command("logs")(logs.logs)
 app.command("hello")(operate.hello)
 app.command("ingest")(ingest.ingest)

@@ -21,9 +21,9 @@ from rich.table import Table
 import apex_memory
 from apex_memory.cli.ask import show_answer
 from apex_memory.cli.client import Gateway, admin_key
+from apex_memory.cli.doctor import examine
 from apex_memory.cli.events import show_event
 from apex_memory.cli.ingest import SentFile, send_files
-from apex_memory.cli.operate import examine
 from apex_memory.cli.output import console, duration, rule, say, show_table, styled
 from apex_memory.cli.up import Running, running, show_stack
 from apex_memory.config import EMBEDDED, Settings, load_settings

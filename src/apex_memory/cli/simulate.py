@@ -194,9 +194,7 @@ def write_settings(file: Path, tables: dict[str, dict[str, Any]]) -> None:
                 output.write(f"{MARKER}{_digest(rest)}\n{rest}")
             check_replaceable(file)
             unfinished.replace(file)
-        except (
-            BaseException
-        ):  # also when interrupted: no half-written file with secrets may stay behind
+        except BaseException:  # also when interrupted: the unfinished file holds secrets
             unfinished.unlink()
             raise
     except OSError as error:

@@ -40,9 +40,8 @@ from apex_memory.telemetry import logger
 
 REBUILD_SECONDS = 60  # until a failed indexing is retried
 LOGGED_WRITES = 1000  # most writes that opening a shard repeats from its log
-BUILD_SPACE = (
-    3  # times the size of the shards that are indexed: their copies, the new points and the index
-)
+# Times the size of the shards that are indexed: their copies, the new points and the index.
+BUILD_SPACE = 3
 SLICE = 250  # points written, or stages deleted or counted, before waiting searches run
 
 

@@ -124,9 +124,7 @@ class FileReader:
                 elapsed = monotonic() - began
                 seconds, cpu_seconds = max(1, seconds - elapsed), max(1, cpu_seconds - elapsed)
                 continue
-            except (
-                BaseException
-            ):  # also when cancelled: half an answer may be on its way, so nobody can use it again
+            except BaseException:  # also when cancelled: half an answer may be on its way
                 await _end(process)
                 raise
             await self._give_back(process, answer["peak_memory"])

@@ -62,7 +62,7 @@ class TemporalState(BaseModel):
 
 
 class Machine(BaseModel):
-    """The load of the machine as the gateway meets it. Shares are from 0 to 1, and null where the system does not tell them.
+    """The load of the machine as the gateway meets it. Shares are from 0 to 1, and null where the system does not show them.
 
     `delay_seconds` is how late the gateway runs, averaged over half a minute; above 0.1 it lacks processor time. `pressure` is
     the share of the last minute in which some process waited for a processor, `throttled` the share of time in which a limit

@@ -1,0 +1,317 @@
+"""`apex doctor`: check the whole stack, and name a remedy for every problem."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import httpx2
+import typer
+
+from apex_memory.cli.client import Gateway, admin_key, gateway_url
+from apex_memory.cli.output import Json, duration, say, show_json
+from apex_memory.config import Settings, load_settings
+from apex_memory.disk_space import disk_space, in_bytes
+from apex_memory.engines.state import Stack, read_stack
+from apex_memory.errors import ApexError
+
+OPEN_BREAKER = re.compile(r'^apex_breaker_open\{store="(\w+)"\} 1(?:\.0)?$', re.MULTILINE)
+DELAY = re.compile(r"^apex_process_delay_seconds (\S+)$", re.MULTILINE)
+METRICS_SECONDS = 10.0  # a worker on a slow machine takes some to show its metrics
+
+LAG_SECONDS = 300  # age of the oldest unfinished event, above which `doctor` mentions it
+# From these values on `doctor` calls something slow. Usual are a few milliseconds late, and round trips of one or two.
+SLOW_DELAY = 0.1  # average seconds that a process runs late
+SLOW_MILLISECONDS = 500  # of a store's round trip
+MUCH_THROTTLED = 0.25  # share of time in which a limit stops processes
+MUCH_PRESSURE = 0.5  # share of time in which programs wait for a processor
+FETCHING = ("pull:", "follow:", "backfill:")  # workflows that call a vendor
+LEAST_DISK = 1_000_000_000  # bytes free, below which `doctor` warns
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of `apex doctor`. `good` passes, `bad` fails the command, `note` only informs."""
+
+    what: str
+    state: Literal["good", "bad", "note"]
+    detail: str
+    remedy: str = ""
+
+
+def doctor(json: Json = False) -> None:
+    """Check the whole stack and print a remedy for every problem. The exit code is 1 if there is one.
+
+    Example: apex doctor
+    """
+    findings = list(examine())
+    if json:
+        show_json([asdict(finding) for finding in findings])
+    else:
+        marks = {"good": ("✓", "green"), "bad": ("✗", "red"), "note": ("!", "yellow")}
+        for finding in findings:
+            say(marks[finding.state], f" {finding.what}: {finding.detail}")
+            if finding.remedy:
+                say((f"→ {finding.remedy}", "dim"), indent=4)
+    if any(finding.state == "bad" for finding in findings):
+        raise typer.Exit(1)
+
+
+def examine() -> Iterator[Finding]:
+    """Yield findings, from the settings outwards. Stops where further checks are impossible."""
+    try:
+        settings = load_settings()
+    except ApexError as error:
+        yield Finding("settings", "bad", str(error), error.remedy)
+        return
+    yield Finding("settings", "good", f"data in {settings.data_dir}")
+    yield from _disk(settings)
+    yield from _processes(settings)
+    try:
+        url = gateway_url(settings)
+    except ApexError as error:
+        yield Finding("gateway", "bad", str(error), error.remedy)
+        return
+    api = Gateway(url, admin_key(settings))
+    try:
+        report = api.call("GET", "/v1/status")
+        sources = api.call("GET", "/v1/sources")["sources"]
+    except ApexError as error:
+        yield Finding("gateway", "bad", str(error), error.remedy)
+        return
+    finally:
+        api.close()
+    yield Finding("gateway", "good", f"responds at {url}")
+    yield from _machine(report["machine"])
+    yield from _workers(settings)
+    yield from _stores_and_events(report)
+    yield from _open_ui(read_stack(settings.data_dir), report["temporal"]["ui"])
+    yield from _sources(sources)
+
+
+def _disk(settings: Settings) -> Iterator[Finding]:
+    """Yield the space of each volume that data lie on. A volume of an engine's own has its name."""
+    place = settings.data_dir if settings.data_dir.exists() else settings.data_dir.absolute().parent
+    volumes = {place.stat().st_dev: ("disk", place)}
+    for folder in sorted(place.iterdir()) if place == settings.data_dir else ():
+        if folder.is_dir():
+            volumes.setdefault(folder.stat().st_dev, (f"disk of {folder.name}", folder))
+    for name, folder in volumes.values():
+        space = disk_space(folder)
+        detail = f"{in_bytes(space.free)} free of {in_bytes(space.total)} at {folder}"
+        if space.is_low():
+            yield Finding(
+                name,
+                "bad",
+                f"{detail}, and {in_bytes(space.reserve)} are needed: events wait, or are refused with 503",
+                "free space there, or enlarge the volume; everything continues automatically then",
+            )
+        elif space.free < min(LEAST_DISK, space.total / 4):
+            yield Finding(
+                name,
+                "bad",
+                f"{detail}: it is nearly full",
+                f"free space there; below {in_bytes(space.reserve)} the graph and the vectors refuse writes",
+            )
+        else:
+            yield Finding(name, "good", detail)
+
+
+def _processes(settings: Settings) -> Iterator[Finding]:
+    stack = read_stack(settings.data_dir)
+    if stack is None:
+        yield Finding(
+            "processes",
+            "note",
+            f"no stack runs from {settings.data_dir}",
+            "start it with `apex up`",
+        )
+        return
+    for child in stack.children.values():
+        log = settings.data_dir / "log" / f"{child.name}.log"
+        if not child.pid:
+            yield Finding(
+                child.name,
+                "bad",
+                f"is down ({child.last_exit or 'starting'})",
+                f"it is restarted automatically; see {log}",
+            )
+        elif child.restarts:
+            yield Finding(
+                child.name,
+                "note",
+                f"was restarted {child.restarts} times, last exit {child.last_exit}",
+                f"see {log}",
+            )
+        else:
+            yield Finding(child.name, "good", f"{child.version or 'runs'}, pid {child.pid}")
+
+
+def is_slow(machine: dict[str, Any]) -> bool:
+    """Return whether processes run late, or a limit of processor time stops them."""
+    throttled: float = machine["throttled"] or 0
+    return machine["delay_seconds"] > SLOW_DELAY or throttled > MUCH_THROTTLED
+
+
+def describe_load(machine: dict[str, Any]) -> str:
+    """Return in words how late the gateway runs, and why where the system shows it."""
+    causes = []
+    if (machine["throttled"] or 0) > MUCH_THROTTLED:
+        causes.append(
+            f"a limit of processor time (of a container or cgroup) stops it {machine['throttled']:.0%} of the time"
+        )
+    if (machine["pressure"] or 0) > MUCH_PRESSURE:
+        causes.append(
+            f"programs waited for one of {machine['processors']} processors in {machine['pressure']:.0%} of the last minute"
+        )
+    late = f"the gateway runs {duration(machine['delay_seconds'])} late"
+    return "; ".join([late, *causes])
+
+
+def _machine(machine: dict[str, Any]) -> Iterator[Finding]:
+    """Yield whether processes get the processor time that they need."""
+    if not is_slow(machine):
+        yield Finding(
+            "machine", "good", f"{machine['processors']} processors, the gateway runs on time"
+        )
+        return
+    remedy = "end other programs, or give this machine more processors"
+    if (machine["throttled"] or 0) > MUCH_THROTTLED:
+        remedy = "raise the limit of processor time of the container or cgroup"
+    yield Finding(
+        "machine",
+        "note",
+        f"slow: {describe_load(machine)}",
+        f"{remedy}; nothing is lost meanwhile, but everything takes longer",
+    )
+
+
+def _workers(settings: Settings) -> Iterator[Finding]:
+    """Yield the workers of this data folder that run late, and the stores whose circuit breaker is open in one."""
+    for file in sorted((settings.data_dir / "run").glob("*.json")):
+        try:
+            url = jsonlib.loads(file.read_text(encoding="utf-8"))["metrics"]
+            metrics = httpx2.get(url, timeout=METRICS_SECONDS).text
+        except (OSError, ValueError, KeyError, httpx2.HTTPError):
+            continue  # `_processes` reports a worker that does not run
+        delay = DELAY.search(metrics)
+        if delay and float(delay[1]) > SLOW_DELAY:
+            yield Finding(
+                f"worker {file.stem}",
+                "note",
+                f"slow: runs {duration(float(delay[1]))} late, so that every step takes longer",
+                "see `machine`; if that is on time, `apex events` shows which events it works on",
+            )
+        for store in OPEN_BREAKER.findall(metrics):
+            yield Finding(
+                f"breaker {store}",
+                "bad",
+                f"is open in the worker `{file.stem}`: calls to {store} failed repeatedly",
+                f"it closes automatically when {store} responds; see its log",
+            )
+
+
+def _stores_and_events(report: dict[str, Any]) -> Iterator[Finding]:
+    for store in report["stores"]:
+        if store["state"] == "ready" and (store["milliseconds"] or 0) > SLOW_MILLISECONDS:
+            yield Finding(
+                f"store {store['name']}",
+                "note",
+                f"{store['version']}, slow: a round trip takes {duration(store['milliseconds'] / 1000)}",
+                "see `machine` for the load; for a store on another machine check that machine and the network",
+            )
+        elif store["state"] == "ready":
+            yield Finding(f"store {store['name']}", "good", store["version"])
+        else:
+            remedy = "events wait for it, and searches report it as degraded; check its address and its log"
+            if store["state"] == "recovering":
+                remedy = "it restarted and is being checked against PostgreSQL; no action is needed"
+            yield Finding(f"store {store['name']}", "bad", store["state"], remedy)
+    temporal = report["temporal"]
+    if temporal["reachable"] and temporal["milliseconds"] > SLOW_MILLISECONDS:
+        yield Finding(
+            "temporal",
+            "note",
+            f"{temporal['address']}, slow: a response takes {duration(temporal['milliseconds'] / 1000)}",
+            "see `machine` for the load; what Temporal does not start in time, the workers drain directly",
+        )
+    elif temporal["reachable"]:
+        yield Finding("temporal", "good", temporal["address"])
+    else:
+        yield Finding(
+            "temporal",
+            "bad",
+            f"{report['temporal']['address']} does not respond",
+            "events land and wait for it; start it, or check APEX_TEMPORAL",
+        )
+    for workflow in report["temporal"]["failing"]:
+        remedy = "see the worker's log; its events are processed without Temporal meanwhile"
+        if workflow["id"].startswith(FETCHING):
+            remedy = "it is retried automatically; `apex sources` shows the error of its source"
+        yield Finding(
+            f"workflow {workflow['id']}",
+            "bad",
+            f"fails: attempt {workflow['attempt']} of its current {workflow['what']}",
+            remedy,
+        )
+    if parked := report["parked"]:
+        yield Finding(
+            "parked",
+            "note",
+            f"{parked} events wait for a store",
+            "they continue automatically when it responds again",
+        )
+    if report["dead_letters"]:
+        yield Finding(
+            "dead letters",
+            "note",
+            f"{report['dead_letters']} are open",
+            "see `apex dead-letters list` for the reasons, then `redrive` or `discard` them",
+        )
+
+
+def _open_ui(stack: Stack | None, url: str | None) -> Iterator[Finding]:
+    """Yield a note while the UI of the embedded Temporal runs, which has no sign-in."""
+    if url and stack and "temporal" in stack.children:
+        yield Finding(
+            "temporal UI",
+            "note",
+            f"runs at {url} without a sign-in: every user of this machine can end workflows there",
+            "start without `--ui` and `temporal_ui` when it is not needed",
+        )
+
+
+def _sources(rows: Sequence[dict[str, Any]]) -> Iterator[Finding]:
+    for row in rows:
+        name = f"source {row['name']}"
+        if row["state"] == "failing":
+            yield Finding(
+                name,
+                "bad",
+                row["error"].removeprefix(f"{row['name']}: "),
+                "it is retried automatically; see `apex sources`",
+            )
+        elif row["state"] == "stalled":
+            yield Finding(
+                name,
+                "bad",
+                f"{row['backlog']} events are ready and nobody has worked on them for {duration(row['stalled'])}",
+                "check that a worker runs (`apex status`) and read its log",
+            )
+        elif (row["lag"] or 0) > LAG_SECONDS and row["state"] != "paused":
+            yield Finding(
+                name,
+                "note",
+                f"the oldest of {row['backlog']} unfinished events arrived {duration(row['lag'])} ago",
+                "it is being worked on; see `apex sources` for the progress",
+            )
+        elif row["state"] in ("paused", "disabled"):
+            yield Finding(
+                name, "note", row["state"], f"`apex sources {_UNDO[row['state']]} {row['name']}`"
+            )
+
+
+_UNDO = {"paused": "resume", "disabled": "enable"}

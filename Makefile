@@ -4,7 +4,11 @@ WORKERS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 BIN     := .venv/bin
 READY   := .venv/.ready
 DEV     := .venv/.ready-dev
-CODE    := src tests bench docs
+CODE    := src tests bench docs deploy
+
+# A process that may not keep its bytecode compiles the whole package each time it starts, 5 s of processor time, and the
+# tests start hundreds of processes. So what `make` starts keeps it, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Tests run in parallel workers, each with engines of its own: more than four would take much memory. Tests marked
 # `alone` follow when the other workers have ended, see tests/parallel.py.
@@ -12,7 +16,7 @@ PARALLEL := -n $(WORKERS) --maxprocesses 4 --dist loadgroup
 SYNC     := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quick quick-tests fix test test-servers soak coverage check lint types imports docs docs-check docs-site bench faults lock clean
+.PHONY: alerts help demo quick quick-tests fix test test-servers test-deploy soak coverage check lint types imports docs docs-check docs-site bench faults lock lock-image clean
 
 $(READY): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))' || \
@@ -33,18 +37,19 @@ help:            ## list the targets
 demo: $(READY)   ## set up, start the stack, land real inputs, ask questions; KEEP=1 leaves it running
 	@$(BIN)/python -m apex_memory.cli demo $(if $(KEEP),--keep)
 
-quick: $(DEV)    ## under a minute: lint, types, import contracts, and all tests that need no engine, side by side
+quick: $(DEV)    ## under a minute: lint, types, import contracts, and all tests that need no engine, with a fifth of the random examples
 	@$(MAKE) --no-print-directory --keep-going --jobs 4 $(SYNC) lint types imports quick-tests
 
 quick-tests: $(DEV)
-	@$(BIN)/python -m pytest -q -m "not engine" $(PARALLEL) $(ARGS)
+	@$(BIN)/python -m pytest -q -m "not engine" --quick $(PARALLEL) $(ARGS)
 
 fix: $(DEV)      ## format, and correct what the linter can correct
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
 
-test: $(DEV)     ## the test suite, on real engines, in WORKERS processes; ARGS="-k mail" for a part of it
-	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+test: $(DEV)     ## the tests, on real engines, in WORKERS processes; ARGS="-k mail" for a part of them
+	$(BIN)/python -m pytest -m "not long" $(PARALLEL) $(ARGS)
+	@echo "Not run: the tests that take a minute or more (the demo, storms, crash loops). make check runs them."
 
 # Not a part of `make test`: on Python 3.11 counting lines costs the tests 30 to 80 % more processor time. 3.12 and later count
 # through sys.monitoring, which is cheap.
@@ -55,8 +60,11 @@ coverage: $(DEV) ## the tests with line coverage, which is printed at the end; A
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report
 
-test-servers: $(DEV)   ## the tests on servers that PyPI does not carry: Neo4j, from Maven Central; needs Java 17 and Maven
-	$(BIN)/python -m pytest -m server --servers $(ARGS)
+test-servers: $(DEV)   ## the tests on servers that PyPI does not carry: Neo4j (needs Java 17 and Maven), an OpenTelemetry collector (needs Go; building it takes minutes)
+	$(BIN)/python -m pytest -m server --servers --build-servers $(ARGS)
+
+test-deploy: $(DEV)    ## the image, the Compose project and the Helm chart, on a Docker Engine and an API server of their own (needs root, Go and hours the first time); ARGS="-k compose" for a part
+	$(BIN)/python -m pytest -m deploy --deploy tests/deploy $(ARGS)
 
 lint: $(DEV)
 	@$(BIN)/ruff format --check $(CODE)
@@ -68,19 +76,21 @@ types: $(DEV)
 imports: $(DEV)
 	@$(BIN)/lint-imports
 
-docs: $(DEV)     ## generate the reference pages and the pictures
+docs: $(DEV)     ## generate the reference pages, the pictures and the Grafana dashboards
 	$(BIN)/python -m apex_memory.cli reference docs/reference
 	$(BIN)/python -m docs.generate.pictures
+	$(BIN)/python -m docs.generate.dashboards
 
 docs-check: $(DEV)
 	$(BIN)/python -m apex_memory.cli reference docs/reference --check
 	$(BIN)/python -m docs.generate.pictures --check
+	$(BIN)/python -m docs.generate.dashboards --check
 
 docs-site: $(DEV)   ## build the documentation site and check its links; look at it with `python -m http.server -d build/site`
 	$(BIN)/python -m docs.generate.site
 
 check: lint types imports docs-check docs-site   ## the gate: lint, types, imports, docs, and all tests, on Neo4j too where Java and Maven are
-	@$(MAKE) --no-print-directory test ARGS="--servers $(ARGS)"
+	$(BIN)/python -m pytest --servers --randomly-seed=1 $(PARALLEL) $(ARGS)
 
 bench: $(DEV)
 	$(BIN)/python -m bench $(ARGS)
@@ -88,14 +98,25 @@ bench: $(DEV)
 faults: $(DEV)   ## the crash loop: FAULTS=100 SEED=… GRAPH=neo4j; ARGS=overload for a minute of ten times too much, ARGS=slow for a tenth of the machine
 	$(BIN)/python -m tests.faults --faults $(or $(FAULTS),20) $(if $(SEED),--seed $(SEED)) $(if $(GRAPH),--graph $(GRAPH)) $(ARGS)
 
+alerts: $(DEV)   ## fire each alert on a running stack by its fault, with a real Prometheus; ARGS="--only ApexBreakerOpen" for some
+	@$(BIN)/python -m tests.alerts $(ARGS)
+
 soak: $(DEV)     ## random inputs and faults with fresh seeds, again and again for SOAK=10 minutes; SEED=… repeats a round
 	@$(BIN)/python -m tests.soak --minutes $(or $(SOAK),10) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 LOCK := uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml --group build
 
+IMAGE_LOCK   := uv pip compile --quiet --universal --generate-hashes --python-version 3.11
+IMAGE_EXTRAS := onnx documents sftp mcp flags neo4j otel
+
 lock:            ## refresh the locks (needs uv); versions already in a lock stay
 	$(LOCK) --extra embedded -o requirements.lock
 	$(LOCK) --all-extras --group dev --group docs -o requirements-dev.lock
+	$(IMAGE_LOCK) pyproject.toml $(foreach extra,$(IMAGE_EXTRAS),--extra $(extra)) --constraints requirements-dev.lock -o deploy/docker/requirements.lock
+	$(IMAGE_LOCK) --group build --constraints requirements-dev.lock -o deploy/docker/build.lock
+
+lock-image:      ## lock other extras for an image of your own: EXTRAS="onnx neo4j", written to deploy/docker/own.lock
+	$(IMAGE_LOCK) pyproject.toml $(foreach extra,$(EXTRAS),--extra $(extra)) --constraints requirements-dev.lock -o deploy/docker/own.lock
 
 clean:
 	rm -rf .venv .apex

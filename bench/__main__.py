@@ -20,7 +20,22 @@ from rich.table import Table
 
 from apex_memory.config import Settings
 from apex_memory.telemetry import configure_logging
-from bench import day, edi, engines, filled, mixed, profile, standing, streams, writing
+from bench import (
+    day,
+    direct,
+    edi,
+    engines,
+    filled,
+    mixed,
+    profile,
+    restore,
+    rollback,
+    shadow,
+    standing,
+    streams,
+    tracing,
+    writing,
+)
 from bench.rows import SCALE, Row, row_of
 
 LATEST = Path(__file__).parent / "latest.json"
@@ -37,15 +52,20 @@ async def memory() -> list[Row]:
 GROUPS: dict[str, Callable[[], Awaitable[list[Row]]]] = {
     "rates": writing.rates,
     "per-event": writing.per_event,
-    "minilm": writing.with_model,
+    "model": writing.with_model,
     "filled": filled.filled,
     "hooks": standing.hooks,
     "load": standing.load,
+    "rollback": rollback.rollback,
+    "restore": restore.restore,
+    "direct": direct.direct,
     "mixed": mixed.mixed,
     "streams": streams.streams,
     "edi": edi.edi,
     "day": day.day,
+    "shadow": shadow.cost,
     "memory": memory,
+    "tracing": tracing.tracing,
 }
 
 

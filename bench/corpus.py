@@ -135,7 +135,7 @@ class GivenEmbedder:
         self._pool = pool
         self._next = 0
 
-    async def passages(self, texts: Sequence[str]) -> Vectors:
+    async def passages(self, texts: Sequence[str], *, urgent: bool = False) -> Vectors:
         places = np.arange(self._next, self._next + len(texts)) % len(self._pool)
         self._next += len(texts)
         rows: Vectors = self._pool[places]

@@ -26,7 +26,7 @@ from apex_memory.simulate.world import Clock, World
 from apex_memory.stores.postgres import Postgres
 from bench.cpu import spent, usage
 from bench.rows import Row, at_least, at_most, percentile, scaled, stated
-from bench.standing import Standing, standing
+from bench.standing import DEFAULT_EMBEDDER, Standing, standing
 from tests.waiting import seconds_until
 
 DAY_SECONDS = 600  # of this machine, for the whole day of the world
@@ -75,7 +75,7 @@ async def day() -> list[Row]:
             "SOURCES__FRONTAPP__SIGNING_KEYS": keys,
         }
         async with (
-            standing("minilm", **given) as (stack, _),
+            standing(DEFAULT_EMBEDDER, **given) as (stack, _),
             httpx2.AsyncClient(timeout=30) as http,
         ):
             await stack.whole(seconds=60)
@@ -102,7 +102,7 @@ async def _measure(stack: Standing, playback: DayPlayback, speed: float) -> list
         took = time.perf_counter() - began
         playback.clock.run(0)
         late = await seconds_until(
-            lambda: _settled(stack), seconds=SETTLE_SECONDS, every=0.5, what=stack.told
+            lambda: _settled(stack), seconds=SETTLE_SECONDS, every=0.5, what=stack.log_tail
         )
         landed = await _landed(db)
     assert not playback.delivery.refused, playback.delivery.refused[:5]
@@ -114,7 +114,7 @@ async def _measure(stack: Standing, playback: DayPlayback, speed: float) -> list
     third = len(ages) // 3
     how = (
         f"nine simulated vendors for {took:.0f} s, in which {seconds / DAY_SECONDS:.0%} of a day goes by ({speed:.0f} times as fast as in life); "
-        f"landed: {events}; {60 * readings / took:,.0f} readings a minute; MiniLM"
+        f"landed: {events}; {60 * readings / took:,.0f} readings a minute; default model"
     )
     thirds = ", ".join(
         f"{percentile(part, 0.5):.1f}/{percentile(part, 0.99):.1f}"

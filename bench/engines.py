@@ -21,6 +21,7 @@ from apex_memory.engines.state import read_stack
 from apex_memory.engines.supervisor import Supervisor
 from apex_memory.gc_tuning import collect_garbage_seldom
 from apex_memory.pipeline import Embedder, Pipeline
+from apex_memory.sealing import new_key
 from bench.corpus import CHUNK_CHARS, DIMENSION
 
 
@@ -84,16 +85,18 @@ async def running_engines(
 async def opened(
     urls: dict[str, str], folder: Path, embedder: Embedder | None = None, **settings: Any
 ) -> AsyncIterator[App]:
-    """Open an App on these addresses. With `embedder`, passages get their vectors from it; questions from MiniLM always."""
+    """Open an App on these addresses. With `embedder`, passages get their vectors from it; questions from the default model."""
     given: dict[str, Any] = {
         "data_dir": folder,
+        "secret_key": new_key(),
         "chunk_chars": CHUNK_CHARS,
         "sources": {"frontapp": {"signing_keys": ["test_signing_key"]}},
     }
     async with open_app(Settings(**{**urls, **given, **settings})) as app:
         if embedder:
             await app.pipeline.close()
-            app.pipeline = app.steps._pipeline = Pipeline(embedder, chunk_chars=CHUNK_CHARS)
+            app.pipeline = Pipeline(embedder, chunk_chars=CHUNK_CHARS)
+            app.steps._pipeline = app.shadow._pipeline = app.pipeline
         await (
             app.recovery.check_restarted_stores()
         )  # this and the next as the worker does at its start
@@ -106,7 +109,7 @@ async def opened(
 
 @asynccontextmanager
 async def standalone(**settings: Any) -> AsyncIterator[App]:
-    """Open an App with MiniLM on engines of its own."""
+    """Open an App with the default model on engines of its own."""
     async with (
         running_engines() as engines,
         opened(await engines.fresh(), engines.folder, **settings) as app,

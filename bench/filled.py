@@ -94,7 +94,7 @@ async def _searches(
     whole = await indexed(app)
     chunks = await app.vectors.points()
     how = (
-        f"{chunks:,} chunks, {QUESTIONS} different questions, one after the other, limit 10, MiniLM's question vector included, in process, on the gateway's event loop"
+        f"{chunks:,} chunks, {QUESTIONS} different questions, one after the other, limit 10, the question's vector included, in process, on the gateway's event loop"
         + ("" if whole else "; indexing had not finished")
     )
     common = " ".join(corpus.common_words)

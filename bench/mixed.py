@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from apex_memory.model import Event, Priority, micros
 from bench.rows import Row, at_most, percentile, scaled, stated
-from bench.standing import one_after_another, standing
+from bench.standing import DEFAULT_EMBEDDER, one_after_another, standing
 from tests.waiting import until
 
 FLOOD = 100_000
@@ -19,9 +19,9 @@ PAGE = 1_000
 
 
 async def mixed() -> list[Row]:
-    """P0 webhooks until searchable while P2 events drain, with MiniLM, as shipped."""
+    """P0 webhooks until searchable while P2 events drain, with the default model, as shipped."""
     count = scaled(FLOOD)
-    async with standing("minilm") as (stack, _):
+    async with standing(DEFAULT_EMBEDDER) as (stack, _):
         await stack.whole(seconds=60)
         idle = await one_after_another(stack, "idle", PAUSES)
         async with stack.inbox() as (inbox, db):
@@ -37,7 +37,7 @@ async def mixed() -> list[Row]:
             async def draining() -> bool:
                 return await left() < count - 50
 
-            await until(draining, seconds=60, every=0.1, what=stack.told)
+            await until(draining, seconds=60, every=0.1, what=stack.log_tail)
             began, before = time.perf_counter(), await left()
             busy = await one_after_another(stack, "busy", PAUSES)
             seconds, after = time.perf_counter() - began, await left()
@@ -50,13 +50,13 @@ async def mixed() -> list[Row]:
             1000,
             f"{len(busy)} signed Front webhooks, {count:,} P2 events (HubSpot contacts) waiting at first, {after:,} at the end, "
             f"{(before - after) / seconds:.0f}/s drained meanwhile; p50 {1000 * percentile(busy, 0.5):.0f} ms; idle in the same run "
-            f"p50 {1000 * percentile(idle, 0.5):.0f}, p99 {1000 * percentile(idle, 0.99):.0f} ms; MiniLM",
+            f"p50 {1000 * percentile(idle, 0.5):.0f}, p99 {1000 * percentile(idle, 0.99):.0f} ms; default model",
         ),
         stated(
             "P2 events drained beside P0 webhooks",
             (before - after) / seconds,
             "events/s",
-            "one short chunk each, embedded with MiniLM by the bulk worker",
+            "one short chunk each, embedded with the default model by the bulk worker",
         ),
     ]
 

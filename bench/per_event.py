@@ -1,4 +1,4 @@
-"""A workflow per event, the pattern that batches replace: with an activity per step, and in its cheapest form with one.
+"""A workflow per event, the pattern that batches replace: with an activity or a local activity per step, and with one for all.
 
 And the drain of the product, which processes events in batches, on the same Temporal server and in the same process.
 """
@@ -23,8 +23,9 @@ from apex_memory.flows.drain.activities import DrainActivities
 from apex_memory.flows.drain.messages import DrainInput
 from apex_memory.flows.drain.workflow import Drain
 from apex_memory.flows.temporal.attributes import ensure_attributes
-from apex_memory.flows.temporal.client import connect
+from apex_memory.flows.temporal.client import connect_by
 from apex_memory.flows.temporal.errors import Translation
+from apex_memory.inbox import Carrier
 from apex_memory.model import Event, now
 from apex_memory.saga.stage import Stage
 from tests.waiting import until
@@ -60,6 +61,23 @@ class StepByStep:
         return done
 
 
+@workflow.defn
+class LocalSteps:
+    """The same with local activities: the worker runs them within the workflow task, without a round trip for each."""
+
+    @workflow.run
+    async def run(self, batch: str) -> int:
+        for step in ("claim", "parse", "embed", "keep", "begin"):
+            await workflow.execute_local_activity(step, batch, **LIMIT)
+        await asyncio.gather(
+            workflow.execute_local_activity("write_graph", batch, **LIMIT),
+            workflow.execute_local_activity("write_vectors", batch, **LIMIT),
+        )
+        await workflow.execute_local_activity("verify", batch, **LIMIT)
+        done: int = await workflow.execute_local_activity("commit", batch, **LIMIT)
+        return done
+
+
 class Steps:
     """The writes of a batch, for one event at a time."""
 
@@ -83,7 +101,13 @@ class Steps:
 
     @activity.defn
     async def claim(self, batch: str) -> None:
-        await self._app.inbox.claim("documents", batch=UUID(batch), limit=1, lease=60)
+        await self._app.inbox.claim(
+            "documents",
+            batch=UUID(batch),
+            limit=1,
+            lease=60,
+            carrier=Carrier("temporal", self._app.build),
+        )
 
     @activity.defn
     async def parse(self, batch: str) -> None:
@@ -132,7 +156,7 @@ class Steps:
 async def run_each(app: App, pattern: Any, events: Sequence[Event]) -> float:
     """Return events/s with a workflow per event, up to `AT_ONCE` at a time. Raises `AssertionError` unless each is done."""
     await app.inbox.land(events)
-    async with _worker(app, [AsOne, StepByStep], Steps(app).all) as (client, queue):
+    async with _worker(app, [AsOne, StepByStep, LocalSteps], Steps(app).all) as (client, queue):
         free = asyncio.Semaphore(AT_ONCE)
 
         async def run_workflow() -> int:
@@ -153,7 +177,7 @@ async def run_drain(app: App, events: Sequence[Event]) -> float:
     """Return events/s of the product's drain, from its start to the end of the last event."""
     for first in range(0, len(events), 1_000):
         await app.inbox.land(events[first : first + 1_000])
-    client = await connect(app.settings.temporal)
+    client = await connect_by(app.settings, app.keyring)
     steps = DrainActivities(app)
     activities: list[Callable[..., Any]] = [
         steps.claim,
@@ -185,7 +209,7 @@ async def _worker(
     app: App, workflows: Sequence[type], activities: Sequence[Callable[..., Any]]
 ) -> AsyncIterator[tuple[Client, str]]:
     """Run a worker on a queue of its own. It has no sandbox, which favours the workflow per event."""
-    client, queue = await connect(app.settings.temporal), f"bench-{uuid.uuid4().hex[:8]}"
+    client, queue = await connect_by(app.settings, app.keyring), f"bench-{uuid.uuid4().hex[:8]}"
     async with Worker(
         client,
         task_queue=queue,

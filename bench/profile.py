@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from apex_memory.app import App
+from apex_memory.inbox import Carrier
 from apex_memory.model import now
 from bench.corpus import Corpus, GivenEmbedder, random_pool
 from bench.cpu import Usage, spent, usage
@@ -77,7 +78,12 @@ async def _batch(app: App, ledger: Ledger, corpus: Corpus, n: int) -> None:
     document, batch = app.sources["documents"].document, uuid.uuid4()
     publication, step = app.publication, ledger.step
     await step("land", lambda: app.inbox.land(events))
-    await step("claim", lambda: app.inbox.claim("documents", batch=batch, limit=BATCH, lease=60))
+    await step(
+        "claim",
+        lambda: app.inbox.claim(
+            "documents", batch=batch, limit=BATCH, lease=60, carrier=Carrier("temporal", app.build)
+        ),
+    )
     ids = list(await step("list events", lambda: app.inbox.unprepared(batch)))
     work = await step("read payloads", lambda: app.inbox.start(batch, ids))
     made: Any = await step(

@@ -32,6 +32,7 @@ DRAINED = 3_000
 IN_FLIGHT = 1_500
 PORTION = 20_000  # documents landed and processed at a time, so that progress shows
 CATCH_UP_SECONDS = 600
+DEFAULT_EMBEDDER: str = Settings.model_fields["embedder"].default
 TESTS_OWN = {"PORT", "EMBEDDER", "SOURCES__FRONTAPP__SIGNING_KEYS"}
 
 
@@ -62,7 +63,7 @@ class Standing(Stack):
         return await seconds_until(
             lambda: "gateway" in (seen := self.children()) and seen["gateway"].ready,
             seconds=CATCH_UP_SECONDS,
-            what=self.told,
+            what=self.log_tail,
         )
 
     async def kill_all(self) -> None:
@@ -94,8 +95,8 @@ async def standing(embedder: str, **settings: str) -> AsyncIterator[tuple[Standi
 
 
 async def hooks() -> list[Row]:
-    """Measure a cold start, single webhooks until searchable, and webhooks at 200/s, with MiniLM."""
-    async with standing("minilm") as (stack, cold):
+    """Measure a cold start, single webhooks until searchable, and webhooks at 200/s, with the default model."""
+    async with standing(DEFAULT_EMBEDDER) as (stack, cold):
         worked = stack.cpu()
         await stack.whole(seconds=60)
         single = await one_after_another(stack)
@@ -111,14 +112,14 @@ async def hooks() -> list[Row]:
             cold,
             "s",
             10,
-            f"an empty folder until gateway and worker are ready; clusters are made, MiniLM is loaded; {worked:.1f} CPU s of all processes",
+            f"an empty folder until gateway and worker are ready; clusters are made, the default model is loaded; {worked:.1f} CPU s of all processes",
         ),
         at_most(
             "webhook → searchable, idle, p50",
             1000 * percentile(single, 0.5),
             "ms",
             150,
-            f"{len(single)} signed Front webhooks with irregular pauses, from before the POST until the event is done (PostgreSQL is asked every 5 ms), by Temporal, MiniLM; the last was searched for and found",
+            f"{len(single)} signed Front webhooks with irregular pauses, from before the POST until the event is done (PostgreSQL is asked every 5 ms), by Temporal, default model; the last was searched for and found",
         ),
         at_most(
             "webhook → searchable, idle, p99",
@@ -132,7 +133,7 @@ async def hooks() -> list[Row]:
             1000 * slow,
             "ms",
             20,
-            f"open loop: {len(answers)} signed webhooks from another process on the same machine, each timed from when it was due, while the worker embeds them with MiniLM; p50 {1000 * percentile(answers, 0.5):.1f} ms; CPU ms a webhook: {parts}",
+            f"open loop: {len(answers)} signed webhooks from another process on the same machine, each timed from when it was due, while the worker embeds them with the default model; p50 {1000 * percentile(answers, 0.5):.1f} ms; CPU ms a webhook: {parts}",
         ),
     ]
 
@@ -153,7 +154,7 @@ async def one_after_another(
             async def done(id: UUID = id) -> bool:
                 return bool(await inbox.finished([id]))
 
-            await until(done, seconds=60, every=0.005, what=stack.told)
+            await until(done, seconds=60, every=0.005, what=stack.log_tail)
             if n >= 3:  # the first ones warm the stack
                 taken.append(time.perf_counter() - began)
             assert (await stack.states([str(id)])) == {str(id): "done"}
@@ -252,7 +253,7 @@ async def bulk(stack: Standing, corpus: Corpus, first: int, count: int) -> None:
             )
             return row is not None and row["n"] == 0
 
-        await until(over, seconds=CATCH_UP_SECONDS, every=0.1, what=stack.told)
+        await until(over, seconds=CATCH_UP_SECONDS, every=0.1, what=stack.log_tail)
 
 
 async def kill_and_recover(stack: Standing, corpus: Corpus, first: int) -> tuple[float, int]:
@@ -266,7 +267,7 @@ async def kill_and_recover(stack: Standing, corpus: Corpus, first: int) -> tuple
         async def under_way() -> bool:
             return await _done(db, ids) >= IN_FLIGHT // 5
 
-        await until(under_way, seconds=60, every=0.02, what=stack.told)
+        await until(under_way, seconds=60, every=0.02, what=stack.log_tail)
         before = await _done(db, ids)
     assert before < IN_FLIGHT, "all events were done before the kill"
     killed = time.perf_counter()
@@ -280,7 +281,7 @@ async def kill_and_recover(stack: Standing, corpus: Corpus, first: int) -> tuple
             )
             return row is not None and row["n"] > 0 and await _done(db, ids) > before
 
-        await until(committed, seconds=120, every=0.02, what=stack.told)
+        await until(committed, seconds=120, every=0.02, what=stack.log_tail)
         seconds = time.perf_counter() - killed
 
         async def over() -> bool:

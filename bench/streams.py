@@ -125,7 +125,7 @@ async def flat_out(app: App, feed: Vendor, pids: dict[str, int]) -> Row:
         stored / seconds,
         "readings/s",
         TARGET,
-        f"{stored:,} readings of {FLEET} trucks in {seconds:.0f} s, their windows into all four stores with MiniLM, one Apex process, the simulator on the same cores; CPU ms per 1,000 readings: {cpu}; one after the other: {profile}",
+        f"{stored:,} readings of {FLEET} trucks in {seconds:.0f} s, their windows into all four stores with the default model, one Apex process, the simulator on the same cores; CPU ms per 1,000 readings: {cpu}; one after the other: {profile}",
     )
 
 
@@ -169,7 +169,7 @@ async def at_pace(app: App, pids: dict[str, int]) -> list[Row]:
     await _check(app)
     parts = ", ".join(f"{name} {100 * usage.total / seconds:.0f}" for name, usage in used.items())
     own_seconds = sum(usage.total for name, usage in used.items() if name != "simulator")
-    how = f"{stored / seconds:,.0f} readings/s for {seconds:.0f} s, windows ending {PACED_SPEED} times as often for a tenth of the trucks, MiniLM"
+    how = f"{stored / seconds:,.0f} readings/s for {seconds:.0f} s, windows ending {PACED_SPEED} times as often for a tenth of the trucks, default model"
     period = STEP / PACED_SPEED
     return [
         stated(

@@ -22,7 +22,7 @@ from apex_memory.saga.stage import Stage
 from bench.corpus import CHUNKS, Corpus, GivenEmbedder, random_pool
 from bench.cpu import spent, usage
 from bench.engines import opened, running_engines, standalone
-from bench.per_event import AT_ONCE, AsOne, StepByStep, run_drain, run_each
+from bench.per_event import AT_ONCE, AsOne, LocalSteps, StepByStep, run_drain, run_each
 from bench.rows import Row, at_least, at_most, percentile, stated
 
 DOCUMENTS = 3_000
@@ -228,7 +228,7 @@ async def _vectors(app: App, stages: Sequence[Stage]) -> None:
 
 
 async def with_model() -> list[Row]:
-    """Measure documents/s with MiniLM, relative to the rate at which the model alone embeds the same passages."""
+    """Measure documents/s with the default model, relative to the rate at which the model alone embeds the same passages."""
     corpus = Corpus()
     async with standalone() as app:
         texts = []
@@ -244,7 +244,7 @@ async def with_model() -> list[Row]:
         rate = len(rates) / sum(1 / each for each in rates)
     return [
         at_least(
-            "documents/s with MiniLM, of the model's own rate",
+            "documents/s with the default model, of the model's own rate",
             rate / model,
             "×",
             0.9,
@@ -268,6 +268,7 @@ async def per_event() -> list[Row]:
             await land_and_drain(app, corpus, 256, "warm")
             drained = await run_drain(app, _make_events(corpus, BATCHED, "d"))
             steps = await run_each(app, StepByStep, _make_events(corpus, PER_EVENT, "s"))
+            local = await run_each(app, LocalSteps, _make_events(corpus, PER_EVENT, "l"))
             single = await run_each(app, AsOne, _make_events(corpus, PER_EVENT, "o"))
             direct = await land_and_drain(app, corpus, BATCHED, "a")
     same = f"same App, stores, process and Temporal dev server; {PER_EVENT} workflows, up to {AT_ONCE} at once, against {BATCHED} events in batches"
@@ -278,6 +279,12 @@ async def per_event() -> list[Row]:
             "×",
             30,
             f"{drained:.0f}/s by the drain workflow in batches ({direct:.0f}/s by the direct path), {steps:.1f}/s with a workflow an event and an activity a step (claim, parse, embed, keep, begin, graph, vectors, verify, commit); {same}",
+        ),
+        stated(
+            "against a workflow per event with local activities",
+            drained / local,
+            "×",
+            f"the same steps as local activities: {local:.1f}/s; {same}",
         ),
         stated(
             "against a workflow per event with a single activity",

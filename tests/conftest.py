@@ -1,15 +1,16 @@
-"""Real engines for the tests, each started when first asked for and stopped at the end.
+"""Real engines for the tests, each started at its first use and stopped at the end.
 
 The data lies below a folder that PostgreSQL's unprivileged user can pass through when tests run as root.
 """
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -26,7 +27,8 @@ from apex_memory.engines.postgres import PostgreSQL
 from apex_memory.engines.process import Process, child_of
 from apex_memory.engines.temporal import Temporal
 from apex_memory.engines.valkey import Valkey
-from apex_memory.stores.postgres import migrate
+from apex_memory.gc_tuning import collect_garbage_seldom
+from apex_memory.stores.schema import migrate
 from tests.needs import needs_engine, shares_engine_in_module
 from tests.parallel import (
     ALONE,
@@ -49,7 +51,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--servers",
         action="store_true",
-        help="also test on servers that PyPI does not carry: Neo4j",
+        help="also test on servers that PyPI does not carry: Neo4j, an OpenTelemetry collector",
+    )
+    parser.addoption(
+        "--build-servers",
+        action="store_true",
+        help="build those of the servers first that take minutes: the OpenTelemetry collector",
+    )
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="draw a fifth of the gate's examples in property tests",
     )
     parser.addoption(
         "--soak",
@@ -61,26 +73,40 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Fix the seeds of property tests, so that the gate fails for a change alone; a soak draws new ones."""
-    settings.register_profile("gate", derandomize=True, database=None)
-    settings.register_profile("soak", max_examples=500, database=None, print_blob=True)
-    settings.load_profile("gate" if config.getoption("--soak") is None else "soak")
+    gc.disable()  # what collection makes stays: looking through it again and again took a quarter of its time
+    # Without a deadline for one example: beside other work a machine is slow now and then, which is nobody's fault.
+    settings.register_profile("gate", derandomize=True, database=None, deadline=None)
+    settings.register_profile(
+        "soak", max_examples=500, database=None, deadline=None, print_blob=True
+    )
+    settings.register_profile(
+        "quick", max_examples=20, derandomize=True, database=None, deadline=None
+    )
+    if config.getoption("--quick"):
+        settings.load_profile("quick")
+    else:
+        settings.load_profile("gate" if config.getoption("--soak") is None else "soak")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects by these marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark tests by what they use, and group those that must stay in one worker."""
-    servers = servers_missing(config)
     for item in items:
         if needs_engine(item):
             item.add_marker("engine")
         if is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker("soak")
-        if item.get_closest_marker("server"):
-            item.add_marker(pytest.mark.timeout(SERVER_SECONDS))
-            if servers:
-                item.add_marker(pytest.mark.skip(reason=servers))
+        if server := item.get_closest_marker("server"):
+            item.add_marker(pytest.mark.timeout(server.kwargs.get("seconds", SERVER_SECONDS)))
+            if missing := servers_missing(config, server.args or ("java", "mvn")):
+                item.add_marker(pytest.mark.skip(reason=missing))
         _group(item)
     publish_groups(config, items)
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+    collect_garbage_seldom()
 
 
 def _group(item: pytest.Item) -> None:
@@ -96,12 +122,13 @@ def _group(item: pytest.Item) -> None:
     item.add_marker(pytest.mark.xdist_group(group))
 
 
-def servers_missing(config: pytest.Config) -> str:
-    """Return why tests on other servers are skipped; empty when they run."""
+def servers_missing(config: pytest.Config, programs: Sequence[str]) -> str:
+    """Return why tests on a server that these programs build or run are skipped; empty when they run."""
     if not (config.getoption("--servers") or os.environ.get("SERVERS")):
-        return "on Neo4j only with --servers: `make test-servers`"
-    if not (shutil.which("java") and shutil.which("mvn")):
-        return "NOT TESTED on Neo4j, which needs Java 17 and Maven"
+        return "on servers that PyPI does not carry only with --servers: `make test-servers`"
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing:
+        return f"NOT TESTED: needs {' and '.join(missing)}"
     return ""
 
 
@@ -109,9 +136,13 @@ def servers_missing(config: pytest.Config) -> str:
 def _scrubbed_environment() -> Iterator[None]:
     """No setting of the person who runs the tests reaches them."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("APEX_")]:
+        for name in [
+            name for name in os.environ if name.startswith(("APEX_", "OTEL_", "TEMPORAL_"))
+        ]:
             patch.delenv(name)
         patch.setenv("APEX_SETTINGS_FILE", os.devnull)
+        # Without its bytecode each process that a test starts compiles the whole package: 5 s of processor time.
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         yield
 
 

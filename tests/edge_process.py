@@ -53,7 +53,7 @@ class EdgeProcess:
         return self._popen
 
     async def ready(self, store: EdgeVectors) -> None:
-        """Return when it answers; its exit ends the wait."""
+        """Return when the server responds; its exit ends the wait."""
         popen = self._popen
         assert popen
 

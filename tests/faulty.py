@@ -42,8 +42,8 @@ class Plan:
 class Faulty:
     """Behaves as `store` but for the plans; the first plan that fits a call decides it.
 
-    `faulty.plan(Fault.LOSE_REPLY, "upsert", times=1)`. `counts["upsert", Fault.LOSE_REPLY]` tells how
-    often that came to pass. The same seed and calls give the same faults.
+    `faulty.plan(Fault.LOSE_REPLY, "upsert", times=1)`. `counts["upsert", Fault.LOSE_REPLY]` counts how
+    often that happened. The same seed and calls give the same faults.
     """
 
     def __init__(self, store: Any, *, seed: int = 0) -> None:
@@ -74,12 +74,12 @@ class Faulty:
         self._plans.clear()
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self.store, name)
-        if inspect.iscoroutinefunction(found):
-            return self._call(name, found)
-        if inspect.isasyncgenfunction(found):
-            return self._iteration(name, found)
-        return found
+        attribute = getattr(self.store, name)
+        if inspect.iscoroutinefunction(attribute):
+            return self._call(name, attribute)
+        if inspect.isasyncgenfunction(attribute):
+            return self._iteration(name, attribute)
+        return attribute
 
     def _call(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         async def call(*args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,7 @@
 """Which tests need an engine: read from the code of tests, fixtures and helpers, so that nobody keeps a list.
 
 A test needs an engine when its own code, the code of a fixture it depends on, or the code of a helper in
-`tests` that these call names something that starts a process.
+`tests` that these call names something that starts a process or opens a model.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ import pytest
 
 from apex_memory.engines.process import Process
 from apex_memory.engines.supervisor import Supervisor
+from apex_memory.pipeline import open_embedder
+from apex_memory.pipeline.reader import FileReader
 
 TESTS = str(Path(__file__).parent) + os.sep
 STARTERS = (
     Process,
     Supervisor,
+    FileReader,  # reads files in processes
+    open_embedder,  # opens a model, which takes as long as an engine
     asyncio.create_subprocess_exec,
     subprocess.Popen,
     subprocess.run,
@@ -38,7 +42,7 @@ DYNAMIC = "getfixturevalue"
 
 
 def needs_engine(item: pytest.Item) -> bool:
-    """Return whether this test starts a process, by itself or by its fixtures."""
+    """Return whether this test or one of its fixtures starts a process."""
     if not isinstance(item, pytest.Function):
         return False
     functions = [item.obj]
@@ -47,14 +51,10 @@ def needs_engine(item: pytest.Item) -> bool:
     return any(starts_process(function) for function in functions)
 
 
+@cache
 def starts_process(function: Any) -> bool:
     """Return whether a function, or what it calls within `tests`, starts a process."""
-    return _starts_process(_plain(function))
-
-
-@cache
-def _starts_process(function: Any) -> bool:
-    return any(_names_starter(part) for part in _reachable(function))
+    return any(_names_starter(part) for part in _reachable(_plain(function)))
 
 
 def _reachable(function: Any) -> Iterator[FunctionType]:

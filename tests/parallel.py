@@ -18,6 +18,8 @@ from xdist.scheduler import LoadGroupScheduling
 ALONE = "alone"
 FOLDER = pytest.StashKey[TemporaryDirectory[str]]()
 FILE = "groups_file"
+PART = 20
+"""Tests without an engine are handed out so many at a time: most take less time than handing them out one by one."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -37,15 +39,22 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> AloneLast | 
 
 
 def publish_groups(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
-    """Write the group of each test that has the mark `xdist_group`, by its id. Called in a worker."""
+    """Write the group of each test that has one, by the test's id. Called in a worker.
+
+    The mark `xdist_group` names it. Tests without this mark and without an engine form groups of `PART` neighbours.
+    """
     workerinput: dict[str, Any] | None = getattr(config, "workerinput", None)
     if workerinput is None:
         return
     groups = {}
+    small = 0
     for item in items:
         mark = item.get_closest_marker("xdist_group")
         if mark is not None:
             groups[item.nodeid] = mark.args[0]
+        elif item.get_closest_marker("engine") is None:
+            groups[item.nodeid] = f"part {small // PART}"
+            small += 1
     Path(workerinput[FILE]).write_text(json.dumps(groups))
 
 

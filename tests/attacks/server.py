@@ -18,6 +18,7 @@ from apex_memory.gateway.body_limit import BodyLimitMiddleware, SourceRoute
 from apex_memory.gateway.middleware import Hosts, RequestMiddleware
 from apex_memory.gateway.protocol import Connections, limited_protocol
 from apex_memory.model import Document, Event, Priority
+from apex_memory.simulate.server import EmbeddedServer
 from apex_memory.sources.base import InboundRequest, Received, Sample, Source, SourceSettings
 from tests.waiting import until
 
@@ -101,16 +102,16 @@ async def serving(settings: Settings) -> AsyncIterator[Server]:
         log_config=None,
         timeout_graceful_shutdown=1,
     )
-    server = uvicorn.Server(config)
+    server = EmbeddedServer(config)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as bound:
         bound.bind(("127.0.0.1", 0))
-        task = asyncio.create_task(server._serve([bound]))
+        task = asyncio.create_task(server.serve([bound]))
         try:
             await until(lambda: server.started or task.done(), "the server listens")
             port = int(bound.getsockname()[1])
             yield Server(port, protocol.open_connections, limits, bodies)
         finally:
-            server.should_exit = True
+            server.stop()
             await task
 
 

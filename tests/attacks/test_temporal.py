@@ -45,7 +45,7 @@ def ports_of(process: Path) -> set[int]:
 
 
 async def shows_a_page(port: int) -> bool:
-    """Whether the port answers a browser with a page."""
+    """Return whether the port serves a page to a browser."""
     async with httpx2.AsyncClient(timeout=5, follow_redirects=True) as http:
         try:
             answer = await http.get(f"http://127.0.0.1:{port}/")
@@ -75,7 +75,7 @@ async def test_w4_no_page_reaches_temporals_http_api(engine_data: Path) -> None:
         for host in ("127.0.0.1", "localhost", "attacker.example"):
             assert not [port for port in ports if await answers(port, f"{host}:{engine.port}")]
             assert not [port for port in ports if await answers(port, host)]
-        # The API is there: it answers the one host that no page can have.
+        # The API is there: it serves the only host name that no page can have.
         assert len([port for port in ports if await answers(port, "disabled.invalid")]) == 1
 
 

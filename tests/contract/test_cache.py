@@ -53,7 +53,7 @@ def failures() -> float:
 
 
 async def ask_everything(cache: Cache) -> None:
-    """Every call, with the answers that say "don't know"."""
+    """Make every call; each must return the value that means "unknown"."""
     ids, owner = [uuid4(), uuid4()], uuid4()
     assert await cache.lock(ids, owner, 5) == set(ids)
     await cache.unlock(ids, owner)
@@ -70,17 +70,19 @@ async def ttl(client: redis.asyncio.Redis, key: str) -> float:
 
 
 async def test_a_lock_has_one_owner(cache: Cache, client: redis.asyncio.Redis) -> None:
-    docs, one, other = [uuid4() for _ in range(3)], uuid4(), uuid4()
-    assert await cache.lock(docs[:2], one, 30) == set(docs[:2])
+    docs, owner, other = [uuid4() for _ in range(3)], uuid4(), uuid4()
+    assert await cache.lock(docs[:2], owner, 30) == set(docs[:2])
     assert await cache.lock(docs, other, 30) == {docs[2]}
-    assert await cache.lock(docs, one, 30) == set(docs[:2])  # asked again: still its own
+    assert await cache.lock(docs, owner, 30) == set(
+        docs[:2]
+    )  # a second call of the owner: the locks stay its own
     assert 29 < await ttl(client, f"apex:lock:{docs[0]}") <= 30
     await cache.unlock(docs, other)
     third = uuid4()
     assert await cache.lock(docs, third, 30) == {docs[2]}
     await cache.unlock(docs, third)
-    assert await cache.lock(docs, one, 30) == set(docs)
-    await cache.unlock(docs, one)
+    assert await cache.lock(docs, owner, 30) == set(docs)
+    await cache.unlock(docs, owner)
     assert await cache.lock(docs, other, 30) == set(docs)
 
 
@@ -114,7 +116,7 @@ async def test_cached_answers(cache: Cache, client: redis.asyncio.Redis) -> None
     await until(gone, "it ran out", every=0.005)
 
 
-async def test_nothing_asked_nothing_done(cache: Cache) -> None:
+async def test_no_request_no_call(cache: Cache) -> None:
     assert await cache.lock([], uuid4(), 1) == set()
     assert await cache.get_many([]) == {}
     await cache.unlock([], uuid4())
@@ -135,7 +137,7 @@ async def test_a_flush_in_between_is_no_failure(cache: Cache, client: redis.asyn
     assert failures() == before
 
 
-async def test_it_says_who_it_is(cache: Cache) -> None:
+async def test_it_identifies_itself(cache: Cache) -> None:
     await cache.ping()
     assert (await cache.version()).startswith("Valkey ")
     assert await cache.incarnation() == await cache.incarnation()
@@ -237,14 +239,14 @@ async def test_ping_ends_the_pause(valkey_url: str) -> None:
     await cache.close()
 
 
-async def test_a_cancelled_call_leaves_no_answer_behind(cache: Cache) -> None:
+async def test_a_cancelled_call_leaves_no_response_behind(cache: Cache) -> None:
     """A connection whose caller went away must not hand its answer to the next one."""
     keys = {f"{uuid4().hex}": bytes(8) for _ in range(200)}
     await cache.put_many(keys, 60)
     for wait in range(40):
         task = asyncio.create_task(cache.get_many(list(keys)))
-        for _ in range(wait % 8):  # turns of the loop: each round cancels the call a little later
-            await asyncio.sleep(0)
+        for _ in range(wait % 8):
+            await asyncio.sleep(0)  # turns of the loop: each round cancels the call a little later
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         ids: list[UUID] = [uuid4()]

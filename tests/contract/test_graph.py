@@ -141,7 +141,7 @@ async def test_writers_at_once_make_an_entity_once(graph: GraphStore) -> None:
     assert await graph.known(refs) == expected
 
 
-async def test_tally_tells_whole_from_partial(graph: GraphStore) -> None:
+async def test_tally_distinguishes_whole_from_partial(graph: GraphStore) -> None:
     whole, half, unwritten = (
         Version().mentions(SHIPMENT).says("status", SHIPMENT, value="late") for _ in range(3)
     )
@@ -268,8 +268,8 @@ async def test_facts(graph: GraphStore) -> None:
     old = Version().says("status", SHIPMENT, value="picked up", start=5)
     await written(graph, old)
     at = time.time_ns() // 1_000_000
-    while time.time_ns() // 1_000_000 == at:  # the store's clock counts milliseconds
-        await asyncio.sleep(0.001)
+    while time.time_ns() // 1_000_000 == at:
+        await asyncio.sleep(0.001)  # until the next millisecond, which the store's clock counts
     new = Version().says("carried_by", SHIPMENT, CARRIER)
     new.says("names", f"document:{new.doc}", SHIPMENT)
     await written(graph, new)
@@ -350,7 +350,7 @@ NASTY_REFS = [
 ]
 
 
-async def test_entity_keys_are_told_apart(graph: GraphStore) -> None:
+async def test_entity_keys_are_distinct(graph: GraphStore) -> None:
     for _ in range(2):  # what an index does not find would be made anew
         for n, ref in enumerate(NASTY_REFS):
             await written(graph, Version().mentions(*[ref] * (n + 1)))
@@ -403,7 +403,7 @@ async def test_what_cannot_be_stored_is_unknown_when_asked(graph: GraphStore) ->
     await graph.forget_entities(refs)
 
 
-async def test_nothing_asked_nothing_done(graph: GraphStore) -> None:
+async def test_no_request_no_call(graph: GraphStore) -> None:
     await graph.upsert([])
     await graph.delete_stages([])
     await graph.forget_entities([])
@@ -422,7 +422,7 @@ async def test_an_unwritten_graph_answers(falkordb_url: str) -> None:
     await store.close()
 
 
-async def test_it_says_who_it_is(graph: GraphStore) -> None:
+async def test_it_identifies_itself(graph: GraphStore) -> None:
     await graph.prepare()
     await graph.ping()
     assert any(char.isdigit() for char in await graph.version())
@@ -478,7 +478,7 @@ def calls(graph: GraphStore) -> list[Callable[[], Any]]:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-async def test_unreachable_is_said_at_once(scheme: str) -> None:
+async def test_unreachable_is_reported_at_once(scheme: str) -> None:
     graph = open_graph(f"{scheme}://user:secret@127.0.0.1:{free_port()}/x", timeout=5)
     started = time.monotonic()
     for call in calls(graph):
@@ -494,7 +494,7 @@ async def test_unreachable_is_said_at_once(scheme: str) -> None:
 @pytest.mark.parametrize("scheme", SCHEMES)
 async def test_silence_is_given_up_in_time(scheme: str) -> None:
     async with silent_server() as port:
-        graph = open_graph(f"{scheme}://user:secret@127.0.0.1:{port}/x", timeout=0.1)
+        graph = open_graph(f"{scheme}://user:secret@127.0.0.1:{port}/x", timeout=0.03)
         for call in calls(graph):
             started = time.monotonic()
             with pytest.raises(Unavailable):

@@ -19,6 +19,7 @@ from apex_memory.errors import ApexError, Misconfigured, Rejected, Unauthorized
 from apex_memory.model import Document, Event, Priority
 from apex_memory.sources.base import InboundRequest, Sample, Source
 from apex_memory.sources.registry import classes, load
+from tests.examples import examples
 
 AT = datetime(2025, 11, 20, 12, tzinfo=UTC)
 TOY = '''
@@ -28,6 +29,7 @@ from pydantic import SecretStr
 from apex_memory.errors import Rejected, Unauthorized
 from apex_memory.model import Document, Event, Priority
 from apex_memory.sources.base import Received, Sample, Source, SourceSettings
+
 
 
 class ToySettings(SourceSettings):
@@ -72,7 +74,7 @@ WEBHOOKS = [kind.name for kind in classes() if not kind.path] + ["toy", "parcels
 
 
 def guide_files() -> dict[str, str]:
-    """Return the files that docs/howto/add-a-source.md tells a newcomer to write, by their path."""
+    """Return the files that a reader of docs/howto/add-a-source.md writes, by path."""
     page = (Path(__file__).parents[2] / "docs/howto/add-a-source.md").read_text(encoding="utf-8")
     files = re.findall(
         r"^`(parcels/\w+\.py)`[^`]*?(?:`[^`\n]+`[^`]*?)*```python\n(.*?)```", page, re.M | re.S
@@ -97,12 +99,12 @@ def sources(extra: Path) -> dict[str, Source]:
 
 def secrets(kind: type[Source], salt: str) -> dict[str, Any]:
     """A value for every secret among the settings, whatever its name."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, field in kind.Settings.model_fields.items():
         if "SecretStr" in str(field.annotation):
             secret = f"{salt}-{kind.name}-{name}"
-            found[name] = [secret] if "list" in str(field.annotation) else secret
-    return found
+            values[name] = [secret] if "list" in str(field.annotation) else secret
+    return values
 
 
 def signed(source: Source, sample: Sample, at: datetime = AT) -> InboundRequest:
@@ -130,10 +132,10 @@ def assert_sound(event: Event, document: Document, source: Source) -> None:
     for start, stop in document.passages:
         assert end <= start < stop <= len(document.text)
         end = stop
-    for said in document.assertions:
-        assert said.predicate
-        assert (said.object is None) != (said.value is None)
-        assert all(":" in ref for ref in (said.subject, said.object) if ref)
+    for assertion in document.assertions:
+        assert assertion.predicate
+        assert (assertion.object is None) != (assertion.value is None)
+        assert all(":" in ref for ref in (assertion.subject, assertion.object) if ref)
 
 
 def test_metadata_and_routes(sources: dict[str, Source]) -> None:
@@ -264,7 +266,7 @@ def receive_or_refuse(source: Source, request: InboundRequest) -> None:
 
 
 FUZZ = settings(
-    max_examples=60,
+    max_examples=examples(60),
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

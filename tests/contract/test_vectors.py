@@ -52,7 +52,10 @@ def local_qdrant(dimension: int, client: AsyncQdrantClient) -> QdrantVectors:
     )
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Local mode performs exact:UserWarning"),
+]
 
 
 async def put(store: VectorStore, *texts: str, vectors: Vectors | None = None) -> uuid.UUID:
@@ -77,12 +80,12 @@ async def test_a_point_comes_back_as_it_was_written(store: VectorStore) -> None:
     stage = uuid.uuid4()
     written = point(stage, 7, "The reefer broke down")
     await store.upsert([written], axis(3, DIMENSION)[np.newaxis])
-    found = await store.search(dense=axis(3, DIMENSION), words="reefers breaking", limit=5)
-    assert set(found) == LEGS
-    for leg, (hit,) in found.items():
-        told = (hit.id, hit.stage, hit.doc, hit.n, hit.start, hit.end)
-        assert told == (written.id, stage, written.doc, 7, 70, 80), leg
-    assert found["dense"][0].score == pytest.approx(1, abs=1e-5)
+    hits = await store.search(dense=axis(3, DIMENSION), words="reefers breaking", limit=5)
+    assert set(hits) == LEGS
+    for leg, (hit,) in hits.items():
+        fields = (hit.id, hit.stage, hit.doc, hit.n, hit.start, hit.end)
+        assert fields == (written.id, stage, written.doc, 7, 70, 80), leg
+    assert hits["dense"][0].score == pytest.approx(1, abs=1e-5)
 
 
 async def test_the_same_upsert_twice_is_once(store: VectorStore) -> None:
@@ -93,8 +96,8 @@ async def test_the_same_upsert_twice_is_once(store: VectorStore) -> None:
     await store.flush()
     assert await store.tally([stage]) == {stage: tally_of(points)}
     assert await store.points() == 300
-    found = await store.search(dense=rows[5], words="truck", limit=400)
-    assert all(len({hit.id for hit in hits}) == len(hits) == 300 for hits in found.values())
+    by_leg = await store.search(dense=rows[5], words="truck", limit=400)
+    assert all(len({hit.id for hit in hits}) == len(hits) == 300 for hits in by_leg.values())
 
 
 async def test_a_rewritten_point_holds_the_new_content(store: VectorStore) -> None:
@@ -158,14 +161,14 @@ async def test_the_dense_leg_ranks_by_cosine(store: VectorStore) -> None:
     near, far = axis(0, DIMENSION), axis(1, DIMENSION)
     rows = np.stack([far, 5 * near, near + far])  # length does not count
     stage = await put(store, "far", "near", "between", vectors=rows)
-    found = await store.search(dense=near, words=None, limit=3)
-    assert set(found) == {"dense"}
-    assert [(hit.n, round(hit.score, 3)) for hit in found["dense"]] == [
+    hits = await store.search(dense=near, words=None, limit=3)
+    assert set(hits) == {"dense"}
+    assert [(hit.n, round(hit.score, 3)) for hit in hits["dense"]] == [
         (1, 1.0),
         (2, 0.707),
         (0, 0.0),
     ]
-    assert {hit.stage for hit in found["dense"]} == {stage}
+    assert {hit.stage for hit in hits["dense"]} == {stage}
 
 
 async def test_the_word_leg_ranks_rare_words_above_common_ones(store: VectorStore) -> None:
@@ -180,8 +183,8 @@ async def test_the_word_leg_prefers_more_mentions_in_less_text(store: VectorStor
     texts = ["lumper", "lumper and many other words of no use for this", "lumper lumper"]
     stage = uuid.uuid4()
     await store.upsert(stage_points(stage, texts), unit(3, DIMENSION))
-    found = await store.search(dense=None, words="Lumpers", limit=3)
-    assert [hit.n for hit in found["words"]] == [2, 0, 1]
+    hits = await store.search(dense=None, words="Lumpers", limit=3)
+    assert [hit.n for hit in hits["words"]] == [2, 0, 1]
 
 
 async def test_scores_are_those_of_bm25_over_the_whole_corpus(
@@ -206,11 +209,11 @@ async def test_scores_are_those_of_bm25_over_the_whole_corpus(
 
 async def test_neighbours_words_are_a_leg_of_their_own(store: VectorStore) -> None:
     stage = uuid.uuid4()
-    told = point(stage, 0, "It was late.", nearby="Where is the reefer? It was late. By how much?")
-    await store.upsert([told], unit(1, DIMENSION))
-    found = await store.search(dense=None, words="reefer", limit=5)
-    assert [hit.id for hit in found["nearby"]] == [told.id]
-    assert found["words"] == []
+    reply = point(stage, 0, "It was late.", nearby="Where is the reefer? It was late. By how much?")
+    await store.upsert([reply], unit(1, DIMENSION))
+    hits = await store.search(dense=None, words="reefer", limit=5)
+    assert [hit.id for hit in hits["nearby"]] == [reply.id]
+    assert hits["words"] == []
 
 
 async def test_identifiers_are_found_whatever_their_case_and_dashes(store: VectorStore) -> None:
@@ -219,7 +222,7 @@ async def test_identifiers_are_found_whatever_their_case_and_dashes(store: Vecto
     assert (await stages_for(store, "shp 100045"))[0] == stage
 
 
-async def test_words_that_say_nothing_find_nothing(store: VectorStore) -> None:
+async def test_stopwords_alone_find_nothing(store: VectorStore) -> None:
     await put(store, "the truck", "")
     nothing: dict[str, list[object]] = {"words": [], "nearby": []}
     for words in ("", "the of and", "zymurgy"):
@@ -229,8 +232,8 @@ async def test_words_that_say_nothing_find_nothing(store: VectorStore) -> None:
 
 async def test_a_passage_without_words_is_found_by_its_vector(store: VectorStore) -> None:
     stage = await put(store, "", vectors=axis(2, DIMENSION)[np.newaxis])
-    found = await store.search(dense=axis(2, DIMENSION), words="truck", limit=5)
-    assert [hit.stage for hit in found["dense"]] == [stage]
+    hits = await store.search(dense=axis(2, DIMENSION), words="truck", limit=5)
+    assert [hit.stage for hit in hits["dense"]] == [stage]
 
 
 def moment(second: float) -> datetime:
@@ -255,6 +258,9 @@ def moment(second: float) -> datetime:
         (Filters(since=moment(0), until=moment(1)), set()),
         (Filters(sources=("frontapp",), entities=("shipment:SHP-1",), until=moment(999)), {0}),
         (Filters(sources=("email",)), set()),
+        (Filters(people=("person:ann",)), {2}),
+        (Filters(entities=("carrier:x",), people=("person:ann", "person:bo")), {2}),
+        (Filters(entities=("shipment:SHP-1",), people=("person:ann",)), set()),
     ],
 )
 async def test_filters_hold_for_every_leg(
@@ -264,12 +270,14 @@ async def test_filters_hold_for_every_leg(
     points = [
         point(stage, 0, time=100, entities=("shipment:SHP-1",)),
         point(stage, 1, time=200, source="turvo", kind="shipment", entities=("shipment:SHP-1",)),
-        point(stage, 2, time=300, source="edi", kind="tender", entities=("carrier:x", "city:y")),
+        point(
+            stage, 2, time=300, source="edi", kind="tender", entities=("carrier:x", "person:ann")
+        ),
         point(stage, 3, time=400),
     ]
     await store.upsert(points, unit(4, DIMENSION))
-    found = await store.search(dense=axis(0, DIMENSION), words="truck", limit=10, filters=filters)
-    assert {leg: {hit.n for hit in hits} for leg, hits in found.items()} == dict.fromkeys(
+    by_leg = await store.search(dense=axis(0, DIMENSION), words="truck", limit=10, filters=filters)
+    assert {leg: {hit.n for hit in hits} for leg, hits in by_leg.items()} == dict.fromkeys(
         LEGS, expected
     )
 
@@ -277,10 +285,52 @@ async def test_filters_hold_for_every_leg(
 async def test_excluded_stages_are_not_found(store: VectorStore) -> None:
     stages = [await put(store, "a truck") for _ in range(4)]
     hidden = [*stages[:3], *(uuid.uuid4() for _ in range(300))]
-    found = await store.search(dense=axis(0, DIMENSION), words="truck", limit=10, exclude=hidden)
-    assert {leg: [hit.stage for hit in hits] for leg, hits in found.items()} == {
+    by_leg = await store.search(dense=axis(0, DIMENSION), words="truck", limit=10, exclude=hidden)
+    assert {leg: [hit.stage for hit in hits] for leg, hits in by_leg.items()} == {
         leg: [stages[3]] for leg in LEGS
     }
+
+
+async def test_a_search_may_be_limited_to_stages(store: VectorStore) -> None:
+    stages = [await put(store, "a truck") for _ in range(4)]
+    wanted = Filters(stages=(stages[1], stages[2], *(uuid.uuid4() for _ in range(300))))
+    by_leg = await store.search(dense=axis(0, DIMENSION), words="truck", limit=10, filters=wanted)
+    assert by_leg.keys() == LEGS
+    for hits in by_leg.values():
+        assert {hit.stage for hit in hits} == set(stages[1:3])
+    absent = Filters(stages=(uuid.uuid4(),))
+    by_leg = await store.search(dense=axis(0, DIMENSION), words="truck", limit=10, filters=absent)
+    assert by_leg == {leg: [] for leg in LEGS}
+    assert await stages_for(store, "truck", wanted, exclude=[stages[1]]) == [stages[2]]
+
+
+async def test_points_are_compared_exactly_among_those_named(store: VectorStore) -> None:
+    texts = ["a reefer to Dallas", "a dry van to Dallas", "a reefer to Reno", "nothing at all"]
+    stage = await put(store, *texts, vectors=unit(4, DIMENSION, seed=5))
+    points = stage_points(stage, texts)
+    question = axis(0, DIMENSION)
+    whole = await store.search(dense=question, words="reefer Dallas", limit=10)
+    among = [points[1].id, points[3].id, uuid.uuid4()]
+    named = await store.search(dense=question, words="reefer Dallas", limit=10, among=among)
+    for leg in LEGS:
+        expected = {hit.n: hit.score for hit in whole[leg] if hit.n in (1, 3)}
+        assert {hit.n: hit.score for hit in named[leg]} == pytest.approx(expected), leg
+    assert {hit.n for hit in named["dense"]} == {1, 3}
+    only_unknown = await store.search(dense=question, words="van", limit=10, among=[uuid.uuid4()])
+    assert all(hits == [] for hits in only_unknown.values()) and set(only_unknown) == LEGS
+
+
+async def test_a_point_keeps_what_is_known_of_its_turn(store: VectorStore) -> None:
+    stage = uuid.uuid4()
+    flags = [(False, False), (True, False), (False, True), (True, True)]
+    points = [
+        point(stage, n, f"passage {n}", continues=continues, asks=asks)
+        for n, (continues, asks) in enumerate(flags)
+    ]
+    await store.upsert(points, unit(4, DIMENSION))
+    await store.flush()
+    hits = (await store.search(dense=axis(0, DIMENSION), words=None, limit=9))["dense"]
+    assert {hit.n: (hit.continues, hit.asks) for hit in hits} == dict(enumerate(flags))
 
 
 async def test_exclusion_and_filters_work_together(store: VectorStore) -> None:
@@ -292,9 +342,9 @@ async def test_exclusion_and_filters_work_together(store: VectorStore) -> None:
 
 async def test_the_limit_holds_for_each_leg(store: VectorStore) -> None:
     await put(store, *["a truck"] * 20)
-    found = await store.search(dense=axis(0, DIMENSION), words="truck", limit=7)
-    assert {leg: len(hits) for leg, hits in found.items()} == dict.fromkeys(LEGS, 7)
-    for hits in found.values():
+    by_leg = await store.search(dense=axis(0, DIMENSION), words="truck", limit=7)
+    assert {leg: len(hits) for leg, hits in by_leg.items()} == dict.fromkeys(LEGS, 7)
+    for hits in by_leg.values():
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
 
@@ -347,7 +397,7 @@ async def test_empty_inputs_do_nothing(store: VectorStore) -> None:
     assert await store.search(dense=axis(0, DIMENSION), words="truck", limit=0) == empty
 
 
-async def test_it_says_who_it_is(store: VectorStore) -> None:
+async def test_it_identifies_itself(store: VectorStore) -> None:
     await store.ping()
     await store.prepare()  # again
     assert store.name == "vectors"

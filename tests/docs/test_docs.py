@@ -30,11 +30,11 @@ def commands(command: Any, path: str = "apex") -> dict[str, Any]:
     if not getattr(command, "commands", None):
         return {path: command}
     # A group may do something by itself: `apex sources` lists them.
-    found: dict[str, Any] = {path: command} if command.invoke_without_command else {}
+    by_path: dict[str, Any] = {path: command} if command.invoke_without_command else {}
     for name, sub in command.commands.items():
         if not sub.hidden:
-            found |= commands(sub, f"{path} {name}")
-    return found
+            by_path |= commands(sub, f"{path} {name}")
+    return by_path
 
 
 ROOT_COMMAND: Any = typer.main.get_command(app)
@@ -78,7 +78,7 @@ def test_generated_pages_are_up_to_date() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(COMMANDS))
-def test_every_command_says_what_it_does_with_an_example(path: str) -> None:
+def test_every_command_describes_itself_with_an_example(path: str) -> None:
     help_text = COMMANDS[path].help or ""
     assert "Example:" in help_text and f"{path} " in help_text + " ", path
     for parameter in COMMANDS[path].params:
@@ -101,13 +101,13 @@ def written_commands(page: Path) -> list[str]:
     blocks = "".join(re.findall(r"```(?:console|sh)\n(.*?)```", text, re.DOTALL))
     lines = re.findall(r"^\$ (.*)$", blocks.replace("\\\n", " "), re.MULTILINE)
     lines += re.findall(r"^ *Example: (.+)$", text, re.MULTILINE)
-    found = []
+    run = []
     for line in lines:
         for part in re.split(r" \| |, (?:or: |then )`?", line):
             command = re.match(r"(?:[A-Z_]+=\S+ )*(apex\b[^`<>]*)", part.strip())
             if command:
-                found.append(command[1])
-    return found
+                run.append(command[1])
+    return run
 
 
 def parse(command: str) -> None:

@@ -87,7 +87,12 @@ def test_the_quickstart_runs_as_written_in_a_fresh_clone(tmp_path: Path) -> None
         if stack := read_stack(folder):
             os.kill(stack.pid, 15)
     files = len(list((ROOT / "examples" / "documents").iterdir()))
-    for part in ("Starting Apex Memory", f"{files} new, 0 unchanged", "1. ", "All stopped."):
+    for part in (
+        "Starting Apex Memory",
+        f"{files} new, 0 unchanged",
+        "waits at dock 4",
+        "All stopped.",
+    ):
         assert part in ran.stdout, part
     assert "Traceback" not in ran.stdout + ran.stderr and "INFO" not in ran.stderr
     assert read_stack(folder) is None and leftovers(folder) == []

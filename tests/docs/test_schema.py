@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from apex_memory.stores.postgres import Postgres, migrate, migrations
+from apex_memory.stores.postgres import Postgres
+from apex_memory.stores.schema import migrate, migrations
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "schema.md"
 HEADER = "<!-- Generated from the migrations: `UPDATE=1 pytest tests/docs/test_schema.py`. -->\n\n# Database schema\n"

@@ -17,6 +17,7 @@ from apex_memory.config import Settings
 from apex_memory.engines.base import free_port
 from apex_memory.engines.edge import Edge
 from apex_memory.model import TOMBSTONE, Event, LandResult, micros, now
+from apex_memory.sealing import new_key
 from apex_memory.sources.base import InboundRequest
 from tests.conftest import PASSWORD, running
 
@@ -48,7 +49,8 @@ async def own_vectors_url(engine_data: Path) -> AsyncIterator[str]:
 def make_settings(
     database_url: str, falkordb_url: str, valkey_url: str, hashing_vectors_url: str, tmp_path: Path
 ) -> MakeSettings:
-    """Settings over the test engines; keyword arguments override."""
+    """Settings over the test engines; keyword arguments override. All of a test are of one installation, with one key."""
+    key = new_key()
 
     def make(**overrides: Any) -> Settings:
         graph = falkordb_url.rsplit("/", 1)[0] + f"/t{uuid.uuid4().hex[:8]}"
@@ -58,6 +60,7 @@ def make_settings(
             "vectors": hashing_vectors_url,
             "cache": valkey_url,
             "embedder": "hashing",
+            "secret_key": key,
             "data_dir": tmp_path,
             "retry_attempts": 2,
             "retry_seconds": 0.02,

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,7 @@ from unittest import mock
 import httpx2
 
 from apex_memory.cli import main
+from apex_memory.engines.cards import running_processes
 from apex_memory.engines.process import command_and_environment
 from apex_memory.engines.state import ChildState, read_stack
 from apex_memory.model import now
@@ -35,6 +37,7 @@ from apex_memory.sources import registry
 from tests.waiting import seconds_until, until
 
 CHILDREN = ("postgres", "valkey", "falkordb", "vectors", "temporal", "gateway", "worker", "bulk")
+OPEN_BREAKER = re.compile(r"^apex_breaker_open\{.*\} (?!0(?:\.0)?$).*$", re.MULTILINE)
 FINAL = ("done", "superseded", "dead")
 SETTINGS = {
     "PORT": "0",
@@ -54,8 +57,8 @@ START_SECONDS = 180  # most of it for a machine that others work on, too
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What a command answered."""
+class CommandResult:
+    """The output and exit code of a command."""
 
     code: int
     out: str
@@ -86,7 +89,7 @@ class Stack:
         self._given |= {f"APEX_{name}": value for name, value in settings.items()}
 
     async def start(self, *, seconds: float = START_SECONDS) -> float:
-        """`apex up`, until it answers, within so many seconds; the seconds that took."""
+        """Start `apex up` and wait until it is ready, at most `seconds`; return the seconds that took."""
         began = time.monotonic()
         with self.log.open("ab") as log:
             self._up = subprocess.Popen(
@@ -98,14 +101,14 @@ class Stack:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        await until(self._is_up, seconds=seconds, what=self.told)
+        await until(self._is_up, seconds=seconds, what=self.log_tail)
         self.key = (self.data_dir / "admin.key").read_text().strip()
         await self.http.aclose()
         self.http = self.client(self.key)
         return time.monotonic() - began
 
     def _is_up(self) -> bool:
-        assert self._up and self._up.poll() is None, f"apex up ended: {self.told()}"
+        assert self._up and self._up.poll() is None, f"apex up ended: {self.log_tail()}"
         children = self.children()
         return all(name in children and children[name].ready for name in ("gateway", "worker"))
 
@@ -127,7 +130,7 @@ class Stack:
         try:
             if up.poll() is None:
                 up.terminate()
-                await until(lambda: up.poll() is not None, seconds=40, what=self.told)
+                await until(lambda: up.poll() is not None, seconds=40, what=self.log_tail)
             await until(lambda: not belonging(self.data_dir), seconds=5, what=self._leftovers)
         finally:
             up.kill()
@@ -139,8 +142,8 @@ class Stack:
     def log(self) -> Path:
         return self.data_dir.parent / "up.log"
 
-    def told(self) -> str:
-        """The last of what `apex up`, the worker and the gateway said: for a failing test's message."""
+    def log_tail(self) -> str:
+        """Return the last log lines of `apex up`, the worker and the gateway, for the message of a failing test."""
         logs = (self.log, *(self.data_dir / "log" / f"{name}.log" for name in CHILDREN[-3:]))
         return "\n".join(f"--- {log.name}\n{_tail(log)}" for log in logs)
 
@@ -193,9 +196,9 @@ class Stack:
         """State by event id."""
         states: dict[str, str] = {}
         for first in range(0, len(ids), 500):
-            path, some = "/v1/events/states", list(ids[first : first + 500])
+            path, chunk = "/v1/events/states", list(ids[first : first + 500])
             # As a client does: while a stack catches up, PostgreSQL may have no time for questions.
-            while (answer := await self.http.post(path, json={"ids": some})).status_code == 503:
+            while (answer := await self.http.post(path, json={"ids": chunk})).status_code == 503:
                 wait = float(answer.headers["retry-after"])
                 await asyncio.sleep(wait)  # as long as the gateway demands
             assert answer.is_success, (path, answer.status_code, answer.text)
@@ -203,16 +206,16 @@ class Stack:
         return states
 
     async def ended(self, ids: Sequence[str], *, seconds: float = 60) -> float:
-        """Wait until all events are at an end; the seconds that took."""
+        """Wait until all events are final; return the seconds that took."""
 
         async def at_an_end() -> bool:
             states = await self.states(ids)
             return len(states) == len(set(ids)) and set(states.values()) <= set(FINAL)
 
-        return await seconds_until(at_an_end, seconds=seconds, every=0.1, what=self.told)
+        return await seconds_until(at_an_end, seconds=seconds, every=0.1, what=self.log_tail)
 
     async def whole(self, *, seconds: float = 30) -> float:
-        """Wait until every process runs, every store is ready, and nothing waits; the seconds that took."""
+        """Wait until every process runs, every store is ready, no breaker is open, and nothing waits; the seconds that took."""
 
         async def is_whole() -> bool:
             if not all(child.ready for child in self.children().values()):
@@ -222,9 +225,22 @@ class Stack:
             except httpx2.TransportError:
                 return False
             ready = all(store["state"] == "ready" for store in status["stores"])
-            return ready and status["temporal"]["reachable"] and not status["backlog"]
+            if not (ready and status["temporal"]["reachable"] and not status["backlog"]):
+                return False
+            return not await self.open_breakers()
 
-        return await seconds_until(is_whole, seconds=seconds, every=0.1, what=self.told)
+        return await seconds_until(is_whole, seconds=seconds, every=0.1, what=self.log_tail)
+
+    async def open_breakers(self) -> list[str]:
+        """Return which circuit breakers are not closed, as `process: metric`."""
+        breakers = []
+        for card in running_processes(self.data_dir):
+            try:
+                metrics = (await self.http.get(card.metrics)).text
+            except httpx2.TransportError:
+                continue  # a process that is gone has no breakers
+            breakers += [f"{card.process}: {line}" for line in OPEN_BREAKER.findall(metrics)]
+        return breakers
 
     @contextmanager
     def held(self, name: str) -> Iterator[None]:
@@ -249,9 +265,9 @@ class Stack:
             child = self.children()[name]
             return child.ready and child.pid not in (0, former)
 
-        return await seconds_until(is_back, seconds=seconds, what=self.told)
+        return await seconds_until(is_back, seconds=seconds, what=self.log_tail)
 
-    def say(self, *arguments: str) -> Said:
+    def run_here(self, *arguments: str) -> CommandResult:
         """`apex …` in this process: the same, without a second of imports each."""
         out, error, code = io.StringIO(), io.StringIO(), 0
         with (
@@ -264,9 +280,9 @@ class Stack:
                 main()
             except SystemExit as end:
                 code = int(end.code or 0)
-        return Said(code, out.getvalue(), error.getvalue())
+        return CommandResult(code, out.getvalue(), error.getvalue())
 
-    async def command(self, *arguments: str, seconds: float = 60) -> Said:
+    async def command(self, *arguments: str, seconds: float = 60) -> CommandResult:
         """`apex …` as a person calls it in this data folder."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "apex_memory.cli", *arguments),
@@ -284,7 +300,7 @@ class Stack:
                 process.kill()
                 await process.wait()
         assert process.returncode is not None
-        return Said(process.returncode, out.decode(), error.decode())
+        return CommandResult(process.returncode, out.decode(), error.decode())
 
 
 @asynccontextmanager
@@ -300,7 +316,7 @@ async def data_folder() -> AsyncIterator[Path]:
 
 @asynccontextmanager
 async def running_stack(**settings: str) -> AsyncIterator[Stack]:
-    """A stack that answers, in a folder of its own; both are gone at the end."""
+    """A stack that is ready, in a folder of its own; both are removed at the end."""
     async with data_folder() as folder:
         stack = Stack(folder, **settings)
         try:

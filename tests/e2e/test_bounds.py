@@ -6,17 +6,21 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
+from time import monotonic
 from typing import Any
 
 import pytest
 
 from apex_memory.app import App, open_app
 from apex_memory.errors import Conflict, NotFound, NoWrites, Unavailable
-from apex_memory.model import LandResult, VectorPoint, Vectors, now
+from apex_memory.model import Event, LandResult, VectorPoint, Vectors, now
 from apex_memory.saga.failures import MOST_PARKS
 from apex_memory.saga.groups import next_group
 from apex_memory.saga.stage import Stage
+from apex_memory.sources.base import InboundRequest
+from tests.documents import PDF
 from tests.e2e.conftest import MakeSettings, land, live, state, text_event
+from tests.unit.test_reader_limits import looping_pdf
 
 POISON = "poison"
 
@@ -319,7 +323,7 @@ async def test_o2_a_source_that_nobody_works_on_shows_and_is_drained_by_the_dire
     app: App,
 ) -> None:
     """Whatever sequences the steps is stuck: it lands, it may even have claimed, and then nothing happens."""
-    [one, two] = await land(
+    [first, second] = await land(
         app, text_event(app, "a", "one", version=1), text_event(app, "b", "two", version=1)
     )
     assert await stalled_sources(app) == {}, "it has only just landed"
@@ -330,7 +334,7 @@ async def test_o2_a_source_that_nobody_works_on_shows_and_is_drained_by_the_dire
     assert await app.direct.drain_stalled() == {} and await stalled_sources(app) == {}
     await app.fetcher.states.decide("documents", actor="test", paused=False)
     assert await app.direct.drain_stalled() == {"documents": 2}
-    assert [await state(app, landed) for landed in (one, two)] == ["done"] * 2
+    assert [await state(app, landed) for landed in (first, second)] == ["done"] * 2
     assert await stalled_sources(app) == {}
 
 
@@ -343,3 +347,54 @@ async def test_o2_a_source_with_a_live_lease_is_not_stalled(app: App) -> None:
            WHERE doc_key = 'd0'"""
     )
     assert await app.direct.drain_stalled() == {} and await stalled_sources(app) == {}
+
+
+SLOW_SECONDS = 3.0  # that reading the files of one event may take
+SLOW_FILES = 10
+
+
+def slow_event(app: App, name: str) -> Event:
+    request = InboundRequest(
+        body=looping_pdf(),
+        headers={"content-type": PDF, "idempotency-key": name},
+        query={"key": name, "version": "1", "name": "loop.pdf"},
+        received_at=now(),
+    )
+    return app.sources["documents"].receive(request).events[0]
+
+
+async def seconds_until_dead(app: App, landed: Sequence[LandResult]) -> float:
+    """Drain until these events are dead letters of the time limit; return how long that took."""
+    began = monotonic()
+    while True:
+        await app.direct.drain("documents")
+        if {await state(app, item) for item in landed} == {"dead"}:
+            break
+        assert monotonic() - began < 100
+    letters = [await letter_of(app, item) for item in landed]
+    assert all("limit `reader_seconds`" in letter["message"] for letter in letters)
+    return monotonic() - began
+
+
+@pytest.mark.timeout(240)
+async def test_w6_slow_files_of_one_batch_end_in_bounded_time_and_their_neighbours_are_published(
+    make_settings: MakeSettings,
+) -> None:
+    """The time that a batch may take is five times that of an event, as by default."""
+    settings = make_settings(
+        reader_seconds=SLOW_SECONDS, reader_cpu_seconds=30, prepare_seconds=5 * SLOW_SECONDS
+    )
+
+    async with open_app(settings) as app:
+        await app.recovery.check_restarted_stores()
+        alone = await seconds_until_dead(app, await land(app, slow_event(app, "alone")))
+        poison = [slow_event(app, f"slow{n}") for n in range(SLOW_FILES)]
+        harmless = [text_event(app, f"d{n}", f"text {n}", version=1) for n in range(4)]
+        landed = await land(app, *harmless[:2], *poison, *harmless[2:])
+        neighbours = [item for item in landed if "slow" not in item.event_id]
+        together = await seconds_until_dead(
+            app, [item for item in landed if item not in neighbours]
+        )
+        assert [await state(app, item) for item in neighbours] == ["done"] * 4
+        # All but one of the reader's processes work on them, and none is read twice.
+        assert together < SLOW_FILES * alone, f"{together:.1f} s, one alone {alone:.1f} s"

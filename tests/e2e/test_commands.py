@@ -39,40 +39,42 @@ async def test_o7_any_id_resolves_to_its_document_and_its_event(stack: Stack) ->
     newer = await stack.remember("o7-note", "Dock 4 is open again. SHP-104711")
     document = newer["document_id"]
     for id in (document, document[:8], newer["id"], newer["id"][:12], newer["event_id"], "o7-note"):
-        said = stack.say("document", id, "--json")
-        assert said.code == 0 and said.json["document_id"] == document, (id, said)
-        assert stack.say("event", id, "--json").json["id"] == newer["id"], id
-    assert stack.say("event", event["id"][:8], "--json").json["id"] == event["id"]
-    assert document in stack.say("search", "SHP-104711").out, "the id shown is the id taken"
-    missing = stack.say("document", "ffffffff")
+        result = stack.run_here("document", id, "--json")
+        assert result.code == 0 and result.json["document_id"] == document, (id, result)
+        assert stack.run_here("event", id, "--json").json["id"] == newer["id"], id
+    assert stack.run_here("event", event["id"][:8], "--json").json["id"] == event["id"]
+    assert document in stack.run_here("search", "SHP-104711").out, "the id shown is the id taken"
+    missing = stack.run_here("document", "ffffffff")
     assert missing.code == 1 and "apex documents" in missing.error and "/v1/" not in missing.error
 
 
-async def test_unknown_identifiers_and_sources_are_said_first(stack: Stack) -> None:
+async def test_unknown_identifiers_and_sources_are_reported_first(stack: Stack) -> None:
     await stack.remember("u-1", "SHP-104712 was delivered at the dock.")
-    known = stack.say("search", "SHP-104712").out
+    known = stack.run_here("search", "SHP-104712").out
     assert "No document" not in known and "score" not in known and "dense" not in known
     for query in ("where is SHP-999917", "ZZQ-55512"):
-        first = stack.say("search", query).out.splitlines()[0]
+        first = stack.run_here("search", query).out.splitlines()[0]
         assert first == f"No document holds {query.split()[-1]}.", first
-    assert "score" in stack.say("search", "SHP-104712", "--explain").out
+    assert "score" in stack.run_here("search", "SHP-104712", "--explain").out
     for words in (["search", "x", "--source", "nope"], ["events", "--source", "nope"],
                   ["documents", "--source", "nope"], ["dead-letters", "list", "--source", "nope"]):  # fmt: skip
-        said = stack.say(*words)
-        assert said.code == 1 and "no such source" in said.error and "frontapp" in said.error, words
+        result = stack.run_here(*words)
+        assert (
+            result.code == 1 and "no such source" in result.error and "frontapp" in result.error
+        ), words
 
 
 async def test_a_deleted_document_is_gone_and_its_event_is_a_deletion(stack: Stack) -> None:
     event = await stack.remember("d-1", "SHP-104713 [/x] is to be forgotten.")
-    refused = stack.say("delete", event["document_id"][:8])
+    refused = stack.run_here("delete", event["document_id"][:8])
     assert refused.code == 1 and "--yes" in refused.error
-    deleted = stack.say("delete", event["document_id"][:8], "--yes", "--json")
+    deleted = stack.run_here("delete", event["document_id"][:8], "--yes", "--json")
     assert deleted.code == 0 and deleted.json["searchable"]
-    shown = stack.say("event", deleted.json["events"][0]["id"]).out
+    shown = stack.run_here("event", deleted.json["events"][0]["id"]).out
     assert "deletion from documents" in shown and "out of graph" in shown
-    assert event["document_id"] not in stack.say("documents", "--json").out
-    assert stack.say("document", "d-1").code == 1
-    payload = stack.say("event", event["id"]).out
+    assert event["document_id"] not in stack.run_here("documents", "--json").out
+    assert stack.run_here("document", "d-1").code == 1
+    payload = stack.run_here("event", event["id"]).out
     assert "bytes of application/vnd.apex.document+msgpack" in payload
 
 
@@ -83,14 +85,14 @@ async def test_ingest_knows_files_by_content_whatever_their_time(
     (folder / "[").mkdir(parents=True)
     file = folder / "[" / "x] a.md"
     file.write_text("Lane MEM-DAL pays 3 % more.")
-    dry = stack.say("ingest", str(folder), "--dry-run", "--json")
+    dry = stack.run_here("ingest", str(folder), "--dry-run", "--json")
     assert dry.code == 0 and dry.json["files"][0]["outcome"] == "new"
-    assert stack.say("events", "--json").out.count("MEM-DAL") == 0
+    assert stack.run_here("events", "--json").out.count("MEM-DAL") == 0
 
     def sent(path: Path) -> tuple[str, str]:
-        said = stack.say("ingest", str(path), "--json")
-        assert said.code == 0, said
-        [row] = said.json["files"]
+        result = stack.run_here("ingest", str(path), "--json")
+        assert result.code == 0, result
+        [row] = result.json["files"]
         return row["outcome"], row["events"][0]
 
     first = sent(folder)
@@ -101,14 +103,14 @@ async def test_ingest_knows_files_by_content_whatever_their_time(
     os.utime(file, (900_000_000, 900_000_000))  # as a backup would restore it
     changed = sent(file)
     assert changed[0] == "new"
-    text = stack.say("document", file.resolve().as_posix(), "--json").json["text"]
+    text = stack.run_here("document", file.resolve().as_posix(), "--json").json["text"]
     assert "4 % more" in text
     file.write_text("Lane MEM-DAL pays 3 % more.")
     again = sent(folder)
     assert again[0] == "new" and again[1] not in (first[1], changed[1])
-    view = stack.say("document", file.resolve().as_posix(), "--json").json
+    view = stack.run_here("document", file.resolve().as_posix(), "--json").json
     assert "3 % more" in view["text"] and len(view["versions"]) == 3
-    assert "[/x] a.md" in stack.say("ingest", str(folder), "--dry-run").out
+    assert "[/x] a.md" in stack.run_here("ingest", str(folder), "--dry-run").out
 
 
 async def test_payloads_logs_and_steering_commands_have_machine_readable_output(
@@ -130,23 +132,23 @@ async def test_payloads_logs_and_steering_commands_have_machine_readable_output(
         query = f"?first={options[1]}" if options else ""
         whole = (await stack.http.get(f"/v1/events/{id}/payload{query}")).content
         assert raw.stdout == whole and (len(whole) == 30 or b"Raw." in whole)
-    assert "gateway" in stack.say("logs", "gateway", "-n", "5").out
-    wrong = stack.say("logs", "gatway")
+    assert "gateway" in stack.run_here("logs", "gateway", "-n", "5").out
+    wrong = stack.run_here("logs", "gatway")
     assert wrong.code == 1 and "worker" in wrong.error
     for action in ("pause", "resume"):
-        said = stack.say("sources", action, "frontapp", "--json")
-        assert said.code == 0 and "note" in said.json, said
-    key = stack.say("keys", "create", "temporary", "--json").json
-    assert stack.say("keys", "revoke", key["id"], "--json").json == {
+        result = stack.run_here("sources", action, "frontapp", "--json")
+        assert result.code == 0 and "note" in result.json, result
+    key = stack.run_here("keys", "create", "temporary", "--json").json
+    assert stack.run_here("keys", "revoke", key["id"], "--json").json == {
         "id": key["id"],
         "revoked": True,
     }
-    replay = stack.say("sources", "replay", "documents", "--since", "2026-01-01", "--json")
+    replay = stack.run_here("sources", "replay", "documents", "--since", "2026-01-01", "--json")
     assert replay.code == 0, replay
     for since in ("2026-11-27", "7d"):
-        assert stack.say("search", "dock", "--since", since).code == 0
-        assert stack.say("events", "--since", since).code == 0
-    assert "is not a time" in stack.say("search", "dock", "--since", "soon").error
+        assert stack.run_here("search", "dock", "--since", since).code == 0
+        assert stack.run_here("events", "--since", since).code == 0
+    assert "is not a time" in stack.run_here("search", "dock", "--since", "soon").error
 
 
 async def test_events_follow_prints_each_change_once(stack: Stack) -> None:
@@ -157,6 +159,8 @@ async def test_events_follow_prints_each_change_once(stack: Stack) -> None:
         cwd=stack.data_dir.parent,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
+        # A shell starts what runs in the background with Ctrl-C ignored, and so would this one be.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout
     try:
@@ -187,7 +191,7 @@ async def test_up_starts_in_the_background_and_o6_a_changed_embedder_has_one_way
             assert f"API key   {key}" in up.out
             for log in (folder / "log").iterdir():
                 assert key not in log.read_text(encoding="utf-8", errors="replace"), log
-            assert stack.say("status").code == 0
+            assert stack.run_here("status").code == 0
             again = await stack.command("up", "--detach", seconds=180)
             assert again.code == 1 and "already runs" in again.error
             stopped = await stack.command("stop", seconds=100)

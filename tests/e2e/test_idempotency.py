@@ -79,10 +79,10 @@ async def test_f27_another_body_under_the_same_key_is_refused(
 
 async def test_w8_two_api_keys_with_the_same_idempotency_key_are_two_requests(api: Api) -> None:
     async with await client_of_another_key(api) as other:
-        mine = await api.http.post("/v1/documents", headers=KEY, json={"text": "of the first"})
-        theirs = await other.post("/v1/documents", headers=KEY, json={"text": "of the second"})
-    assert (mine.status_code, theirs.status_code) == (202, 202)
-    events = [response.json()["events"][0] for response in (mine, theirs)]
+        first = await api.http.post("/v1/documents", headers=KEY, json={"text": "of the first"})
+        second = await other.post("/v1/documents", headers=KEY, json={"text": "of the second"})
+    assert (first.status_code, second.status_code) == (202, 202)
+    events = [response.json()["events"][0] for response in (first, second)]
     assert events[0]["id"] != events[1]["id"]
     assert [event["duplicate"] for event in events] == [False, False]
     assert len(await stored(api)) == 2

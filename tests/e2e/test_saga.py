@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from apex_memory.app import App, open_app
-from apex_memory.errors import Misconfigured, Rejected
+from apex_memory.errors import Misconfigured, Rejected, Unavailable
 from apex_memory.model import Tally
+from apex_memory.pipeline.embedders.hashing import HashingEmbedder
+from apex_memory.steps import direct
 from apex_memory.stores.cache import Cache
 from tests.e2e.conftest import MakeSettings, delete_event, land, live, state, text_event
 from tests.faulty import Fault, Faulty
@@ -392,10 +395,10 @@ async def test_a_batch_that_breaks_a_step_is_taken_apart_until_the_one_to_blame_
         landed = await land(app, *events, cursed)
         prepare = app.pipeline.prepare
 
-        async def break_on_one(work: Any) -> Any:
+        async def break_on_one(work: Any, *, reuse: bool = True) -> Any:
             if any(event.id == cursed.id for event, _ in work):
                 raise ZeroDivisionError("a bug that nobody foresaw")
-            return await prepare(work)
+            return await prepare(work, reuse=reuse)
 
         app.pipeline.prepare = break_on_one  # type: ignore[method-assign] # has a bug
         for _ in range(20):
@@ -423,11 +426,11 @@ async def test_the_next_batch_is_prepared_while_one_is_published_and_order_holds
         published: list[list[str]] = []
         second = asyncio.Event()
 
-        async def prepare_noted(work: Any) -> Any:
+        async def prepare_noted(work: Any, *, reuse: bool = True) -> Any:
             prepared.extend(event.event_id for event, _ in work)
             if len(prepared) > 1:
                 second.set()
-            return await prepare(work)
+            return await prepare(work, reuse=reuse)
 
         async def publish_noted(batch: uuid.UUID) -> Any:
             async with asyncio.timeout(10):
@@ -447,25 +450,56 @@ async def test_the_next_batch_is_prepared_while_one_is_published_and_order_holds
 
 
 async def test_a_batch_that_cannot_be_published_ends_the_drain_and_gives_back_the_one_behind_it(
-    make_settings: MakeSettings,
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(direct, "WAIT_SECONDS", 0.01)
     async with open_app(make_settings(batch_max=1)) as app:
-        publish = app.publication.publish
-        failing = [Misconfigured("wrong", remedy="mend it")]
-
-        async def fail_once(batch: uuid.UUID) -> Any:
-            if failing:
-                raise failing.pop()
-            return await publish(batch)
-
-        app.publication.publish = fail_once  # type: ignore[method-assign] # fails
-        for name in ("a", "b"):
-            await land(app, text_event(app, name, "text", version=1))
-        with pytest.raises(Misconfigured):
+        attempts = await _failing_to_publish(app, Unavailable("documents", "away"), direct.ATTEMPTS)
+        with pytest.raises(Unavailable):
             await app.direct.drain("documents")
+        assert not attempts, "every attempt of the step was made"
         assert not await live(app, "a")
         [waiting] = (await app.steps.claim("documents")).events
         assert waiting.event_id == "b@1", "prepared, and ready at once"
+
+
+async def test_a_step_is_repeated_while_postgresql_is_away_for_a_moment(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "WAIT_SECONDS", 0.01)
+    async with open_app(make_settings(batch_max=1)) as app:
+        await _failing_to_publish(app, Unavailable("documents", "away"), direct.ATTEMPTS - 1)
+        assert await app.direct.drain("documents") == 2
+        assert await live(app, "a") and await live(app, "b")
+
+
+@pytest.mark.parametrize("error", [Misconfigured("wrong", remedy="mend it"), ValueError("a bug")])
+async def test_a_step_that_fails_for_good_counts_as_an_attempt_and_the_drain_goes_on(
+    make_settings: MakeSettings, error: Exception
+) -> None:
+    async with open_app(make_settings(batch_max=1)) as app:
+        await _failing_to_publish(app, error, 1)
+        assert await app.direct.drain("documents") == 2
+        assert await live(app, "b") and not await live(app, "a")
+        row = await app.db.fetch_one("SELECT * FROM inbox WHERE event_id = 'a@1'")
+        assert row and (row["attempts"], row["batch"]) == (1, None)
+        assert "a bug" not in row["last_error"], "the text of an unforeseen error may quote data"
+
+
+async def _failing_to_publish(app: App, error: Exception, times: int) -> list[Exception]:
+    """Land two events, and let publishing fail so many times; return the failures that are left."""
+    publish = app.publication.publish
+    failing = [error] * times
+
+    async def fail(batch: uuid.UUID) -> Any:
+        if failing:
+            raise failing.pop()
+        return await publish(batch)
+
+    app.publication.publish = fail  # type: ignore[method-assign] # fails
+    for name in ("a", "b"):
+        await land(app, text_event(app, name, "text", version=1))
+    return failing
 
 
 async def test_an_event_that_waited_past_the_retention_keeps_its_manifest(app: App) -> None:
@@ -502,3 +536,31 @@ async def test_a_clock_that_is_set_back_holds_neither_an_event_nor_a_stage(app: 
     assert swept.expired == 1
     await app.direct.drain("documents")
     assert await state(app, landed) == "done" and await live(app, "a")
+
+
+async def test_a_new_version_embeds_only_what_it_changes(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its vectors come from the live version's manifest: the second process remembers nothing."""
+    settings = make_settings()
+    embedded: list[str] = []
+    passages = HashingEmbedder.passages
+
+    async def noting(embedder: Any, texts: Sequence[str], *, urgent: bool = False) -> Any:
+        embedded.extend(texts)
+        return await passages(embedder, texts, urgent=urgent)
+
+    monkeypatch.setattr(HashingEmbedder, "passages", noting)
+    async with open_app(settings) as app:
+        await land(app, text_event(app, "a", "The truck left.", version=1))
+        await app.direct.drain("documents")
+    assert embedded == ["The truck left."]
+    async with open_app(settings) as app:
+        await land(app, text_event(app, "a", "The truck left.", version=2, title="Renamed"))
+        await app.direct.drain("documents")
+        assert embedded == ["The truck left."]
+        await land(app, text_event(app, "a", "The truck came back.", version=3))
+        await app.direct.drain("documents")
+        assert embedded == ["The truck left.", "The truck came back."]
+        row = await app.db.fetch_one("SELECT count(*) AS versions FROM manifests")
+        assert row is not None and row["versions"] == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from apex_memory.model import Filters, document_uuid, now
 from apex_memory.pipeline import Embedder, QueryEntities, canonical, extract_query, open_embedder
 from apex_memory.pipeline.embedders.hashing import HashingEmbedder
 from apex_memory.search import Search, SearchResult, Weights
+from apex_memory.sources.base import InboundRequest
 from apex_memory.stores.cache import Cache
 from apex_memory.stores.graph import open_graph
 from apex_memory.stores.vectors import open_vectors
@@ -30,7 +32,7 @@ from tests.e2e.conftest import HASHING_DIMENSION, MakeSettings, delete_event, la
 from tests.e2e.logistics import DOCUMENTS, QUESTIONS
 from tests.faulty import Fault, Faulty
 
-MINILM_DIMENSION = 384
+E5_DIMENSION = 384
 SINGLE = ("dense", "words", "nearby")
 
 module = pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -45,12 +47,12 @@ async def world(
     valkey_url: str,
     engine_data: Path,
 ) -> AsyncIterator[App]:
-    """All documents of the small world in memory, embedded with MiniLM. Tests only read it."""
-    folder = engine_data / "minilm"
+    """All documents of the small world in memory, embedded with the default model. Tests only read it."""
+    folder = engine_data / "e5"
     folder.mkdir()
     name = f"test_{next(database_numbers)}"
     async with (
-        running(Edge(folder, free_port(), PASSWORD, MINILM_DIMENSION)) as vectors,
+        running(Edge(folder, free_port(), PASSWORD, E5_DIMENSION)) as vectors,
         await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as admin,
     ):
         await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template_database}")
@@ -59,7 +61,7 @@ async def world(
             graph=falkordb_url.rsplit("/", 1)[0] + f"/t{uuid.uuid4().hex[:8]}",
             vectors=vectors.url,
             cache=valkey_url,
-            embedder="minilm",
+            embedder="e5-small",
         )
         async with open_app(settings) as app:
             await app.recovery.check_restarted_stores()
@@ -83,8 +85,8 @@ async def world(
 
 
 @module
-async def minilm() -> AsyncIterator[Embedder]:
-    embedder = open_embedder("minilm")
+async def e5() -> AsyncIterator[Embedder]:
+    embedder = open_embedder("e5-small")
     yield embedder
     await embedder.close()
 
@@ -149,18 +151,19 @@ def only(leg: str) -> Weights:
     return Weights(**dict.fromkeys(Weights.__dataclass_fields__, 0.0) | {leg: 1.0})
 
 
-async def test_fused_beats_every_single_leg(world: App, minilm: Embedder) -> None:
+async def test_fused_beats_every_single_leg(world: App, e5: Embedder) -> None:
     fused = await recall(world, world.search, None)
     nothing_named = search_with(
         world,
-        embed_query=minilm.query,
-        embedder_id=minilm.id,
+        embed_query=e5.query,
+        embedder_id=e5.id,
         extract_query=lambda text: QueryEntities((), ()),
     )
     for leg in SINGLE:
         single = await recall(world, nothing_named, only(leg))
-        assert fused[0] > single[0] and fused[1] > single[1], (leg, fused, single)
-    assert fused[0] >= 0.85 and fused[1] >= 0.9, fused
+        if leg != "dense":  # in a world so small the default model misses nothing by itself
+            assert fused[0] > single[0] and fused[1] > single[1], (leg, fused, single)
+    assert fused == (1.0, 1.0)
 
 
 async def test_an_identifier_of_the_question_comes_first(world: App) -> None:
@@ -228,6 +231,31 @@ async def test_what_happened_then_is_found_among_many_that_are_more_alike(app: A
     first, *_ = await snippets(search, query, weights=Weights(time=50))
     assert first == "walked the long yard", "no weight helps a passage that no leg returns"
     assert first not in await snippets(search, query, weights=Weights(time=0))
+
+
+async def test_the_words_of_a_person_whom_the_question_names_come_first(app: App) -> None:
+    """The `name` of a message was dropped, so that a question for one person's words found the other's."""
+    words = ("I keep bees behind the depot.", "I keep bees at my aunt's place.")
+    messages = [
+        {"role": "user", "name": name, "content": text}
+        for name, text in zip(("Moira", "Dana"), words, strict=True)
+    ]
+    body = json.dumps({"conversation_id": "bees", "messages": messages}).encode()
+    request = InboundRequest(body, {"content-type": "application/json"}, {}, now())
+    await land(app, *app.sources["llm"].receive(request).events)
+    await app.direct.drain("llm")
+    for name, text in zip(("Moira", "Dana"), words, strict=True):
+        first, *_ = (await app.search.search(f"where does {name} keep bees?")).hits
+        assert first.snippet == f"{name}: {text}" and first.legs["speaker"] == 1
+
+
+async def test_the_first_hits_do_not_depend_on_the_limit(world: App) -> None:
+    for question in QUESTIONS[:10]:
+        few = await world.search.search(question.text, limit=5)
+        many = await world.search.search(question.text, limit=60)
+        assert [(hit.doc_id, hit.start) for hit in few.hits] == [
+            (hit.doc_id, hit.start) for hit in many.hits[:5]
+        ]
 
 
 @pytest.mark.parametrize(
@@ -425,14 +453,15 @@ async def test_deleted_documents_are_gone(app: App) -> None:
 
 
 class Counting:
-    """A store that counts the stages excluded from each query."""
+    """A store that counts the stages excluded from each query over all documents."""
 
     def __init__(self, store: Any) -> None:
         self._store = store
         self.excluded: list[int] = []
 
     async def search(self, **options: Any) -> Any:
-        self.excluded.append(len(options["exclude"]))
+        if options.get("filters") is None and "among" not in options:
+            self.excluded.append(len(options["exclude"]))
         return await self._store.search(**options)
 
     async def linked(self, refs: Any, **options: Any) -> Any:
@@ -465,9 +494,9 @@ async def test_a_page_full_of_dead_passages_is_filled_again(app: App) -> None:
     assert sorted(vectors.excluded) == [0, 0, 120, 120] and graph.excluded == [0, 120]
 
 
-async def test_nothing_is_excluded_while_enough_is_live(world: App, minilm: Embedder) -> None:
+async def test_nothing_is_excluded_while_enough_is_live(world: App, e5: Embedder) -> None:
     vectors = Counting(world.vectors)
-    search = search_with(world, vectors=vectors, embed_query=minilm.query, embedder_id=minilm.id)
+    search = search_with(world, vectors=vectors, embed_query=e5.query, embedder_id=e5.id)
     await search.search("pallets")
     assert vectors.excluded == [0, 0]
 

@@ -124,7 +124,7 @@ async def test_a_taken_port_is_an_error_with_a_remedy(tmp_path: Path) -> None:
 
 
 async def run_simulate(folder: Path, *arguments: str) -> tuple[asyncio.subprocess.Process, str]:
-    """Run `apex simulate` until it ends by itself; the process and its output."""
+    """Run `apex simulate` to its end; return the process and its output."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("APEX_")
     }

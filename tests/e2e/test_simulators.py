@@ -13,10 +13,10 @@ import pytest
 import pytest_asyncio
 
 from apex_memory.app import open_app
-from apex_memory.credentials.vault import new_key
 from apex_memory.engines.base import free_port
 from apex_memory.engines.edge import Edge
 from apex_memory.fetching.pulls import PullResult
+from apex_memory.sealing import new_key
 from apex_memory.simulate.registry import simulator_classes
 from apex_memory.simulate.server import serve_simulators
 from apex_memory.simulate.turvo.simulator import Turvo

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from apex_memory.credentials.vault import Vault, new_key, read_keys
+from apex_memory.credentials.vault import Vault
 from apex_memory.engines.base import free_port
 from apex_memory.model import now
+from apex_memory.sealing import Keyring, new_key, read_keys
 from apex_memory.sources.registry import load
 from tests.e2e import front
 from tests.e2e.conftest import MakeSettings
@@ -109,10 +110,13 @@ async def test_an_order_is_kept_while_temporal_is_away(api: Api) -> None:
     since = "2026-11-02T00:00:00Z"
     first = await api.post("/v1/sources/documents/replays", json={"since": since})
     assert first.status_code == 202 and first.json()["state"] == "running"
+    assert first.json()["waits_for"] == "temporal"
+    [listed] = (await api.get("/v1/backfills")).json()["backfills"]
+    assert listed["waits_for"] == "temporal"
     second = await api.post("/v1/sources/documents/replays", json={"since": since})
     assert second.status_code == 409 and first.json()["id"] in second.text
     gone = await api.http.delete(f"/v1/backfills/{first.json()['id']}")
-    assert gone.json()["state"] == "cancelled"
+    assert (gone.json()["state"], gone.json()["waits_for"]) == ("cancelled", None)
     again = await api.http.delete(f"/v1/backfills/{first.json()['id']}")
     assert again.status_code == 409
     states = [row["state"] for row in (await api.get("/v1/backfills")).json()["backfills"]]
@@ -176,11 +180,10 @@ async def test_secrets_are_sealed_again_under_a_new_key(api: Api) -> None:
     assert put.status_code == 204
     old = api.app.settings.secret_key.get_secret_value()
     fresh = new_key()
-    api.app.vault._keys = Vault(api.app.db, read_keys([fresh, old]))._keys
-    api.app.vault._first = Vault(api.app.db, read_keys([fresh]))._first
+    api.app.vault._keys = Keyring(read_keys([fresh, old]))
     answer = await api.post("/v1/secrets/reseal")
     assert (answer.status_code, answer.json()) == (200, {"resealed": 1, "unreadable": []})
-    only_new = Vault(api.app.db, read_keys([fresh]))
+    only_new = Vault(api.app.db, Keyring(read_keys([fresh])))
     assert await only_new.get("source/frontapp/signing_keys") == ["a-key"]
     again = await api.post("/v1/secrets/reseal")
     assert again.json() == {"resealed": 0, "unreadable": []}
@@ -191,8 +194,8 @@ async def test_an_invoice_waits_for_its_shipment(api: Api) -> None:
         return [link["ref"] for link in (await api.get("/v1/unresolved")).json()["unresolved"]]
 
     async def record(ref: str, version: int, **more: object) -> None:
-        told = {"ref": ref, "version": version, "text": f"The record of {ref}.", **more}
-        assert (await api.post("/v1/records", json=told)).status_code == 202
+        fields = {"ref": ref, "version": version, "text": f"The record of {ref}.", **more}
+        assert (await api.post("/v1/records", json=fields)).status_code == 202
         await api.app.direct.drain("records")
 
     await record("invoice:INV-55045", 1, text="Invoice INV-55045 bills shipment SHP-100045.")

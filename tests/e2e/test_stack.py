@@ -69,9 +69,9 @@ async def see_all_once(stack: Stack, writer: Writer, *, every: int = 1) -> None:
 async def see_once(stack: Stack, wanted: Sequence[tuple[str, Item]]) -> None:
     for id, item in wanted:
         answer = await stack.search(item.shipment)
-        found = [(hit["document_id"], hit["start"]) for hit in answer["hits"]]
-        assert found[0][0] == id and answer["degraded"] == [], item
-        assert len(found) == len(set(found)), "the same passage twice"
+        places = [(hit["document_id"], hit["start"]) for hit in answer["hits"]]
+        assert places[0][0] == id and answer["degraded"] == [], item
+        assert len(places) == len(set(places)), "the same passage twice"
         ref = f"shipment:{item.shipment}"
         named = (await stack.search(item.shipment, entities=[ref]))["hits"]
         assert {hit["document_id"] for hit in named} == {id}, item
@@ -90,6 +90,7 @@ async def documents(stack: Stack) -> list[Any]:
         cursor = {"cursor": page["next"]}
 
 
+@pytest.mark.long
 async def test_kill_9_of_everything_while_writing_loses_and_doubles_nothing() -> None:
     async with running_stack() as stack:
         async with writing(stack, items(240), hands=8) as writer:
@@ -143,7 +144,7 @@ async def test_events_land_while_the_graph_still_loads() -> None:
             await until(
                 lambda: "gateway" in (seen := stack.children()) and seen["gateway"].ready,
                 seconds=60,
-                what=stack.told,
+                what=stack.log_tail,
             )
             assert not stack.children()["falkordb"].ready
             assert "worker" not in stack.children(), "it would fail at what is not there"
@@ -163,6 +164,7 @@ async def test_events_land_while_the_graph_still_loads() -> None:
             await stack.stop()
 
 
+@pytest.mark.long
 async def test_each_process_is_killed_while_writing_and_nothing_is_lost(stack: Stack) -> None:
     async with writing(stack, items(3000), hands=3, pause=0.1) as writer:
         for name in CHILDREN:
@@ -179,24 +181,24 @@ async def test_each_process_is_killed_while_writing_and_nothing_is_lost(stack: S
 async def more(writer: Writer, count: int) -> None:
     """Wait until so many more are acknowledged."""
     wanted = len(writer.landed) + count
-    await until(lambda: len(writer.landed) >= wanted, seconds=60, what=writer.stack.told)
+    await until(lambda: len(writer.landed) >= wanted, seconds=60, what=writer.stack.log_tail)
 
 
-async def test_without_the_cache_answers_are_the_same_and_only_slower() -> None:
+async def test_without_the_cache_results_are_the_same_and_only_slower() -> None:
     async def answers(stack: Stack) -> tuple[list[Any], float]:
-        began, found = time.monotonic(), []
+        began, hits = time.monotonic(), []
         for question in QUESTIONS:
             answer = await stack.search(question.text)
             assert answer["degraded"] == [], "the cache decides nothing"
-            found.append([(hit["document_id"], hit["start"]) for hit in answer["hits"]])
-        return found, (time.monotonic() - began) / len(QUESTIONS) * 1000
+            hits.append([(hit["document_id"], hit["start"]) for hit in answer["hits"]])
+        return hits, (time.monotonic() - began) / len(QUESTIONS) * 1000
 
     async with running_stack() as stack:
         with stack.held("valkey"):
             for text in DOCUMENTS:
                 about = {"title": text.title, "kind": text.kind, "occurred_at": text.at}
                 event = await stack.remember(text.key, text.text, wait=False, **about)
-            await until(lambda: nothing_waits(stack), seconds=60, what=stack.told)
+            await until(lambda: nothing_waits(stack), seconds=60, what=stack.log_tail)
             hung, ms = await answers(stack)
             print(f"a search with a cache that hangs: {ms:.0f} ms")
             shown = await stack.get(f"/v1/documents/{event['document_id']}")
@@ -210,7 +212,7 @@ async def test_without_the_cache_answers_are_the_same_and_only_slower() -> None:
 
         stack.set(CACHE=f"redis://127.0.0.1:{free_port()}/0")
         await stack.start()
-        await until(lambda: stores_ready(stack), seconds=30, what=stack.told)
+        await until(lambda: stores_ready(stack), seconds=30, what=stack.log_tail)
         assert "valkey" not in stack.children()
         without, ms = await answers(stack)
         print(f"with nobody where the cache should be: {ms:.0f} ms")
@@ -224,9 +226,9 @@ async def nothing_waits(stack: Stack) -> bool:
 
 
 async def stores_ready(stack: Stack) -> bool:
-    """That graph and vectors were checked after their start: until then answers call them degraded."""
+    """Return whether graph and vectors were checked after their start: until then responses list them as degraded."""
     stores = (await stack.get("/v1/status"))["stores"]
-    return all(one["state"] == "ready" for one in stores if one["name"] != "cache")
+    return all(store["state"] == "ready" for store in stores if store["name"] != "cache")
 
 
 async def test_without_temporal_events_land_and_wait(stack: Stack) -> None:
@@ -248,7 +250,7 @@ async def test_without_temporal_events_land_and_wait(stack: Stack) -> None:
 @pytest.mark.parametrize(
     ("store", "child", "leg"), [("graph", "falkordb", "graph"), ("vectors", "vectors", "words")]
 )
-async def test_without_a_store_events_park_and_searches_say_so(
+async def test_without_a_store_events_park_and_searches_are_marked(
     stack: Stack, store: str, child: str, leg: str
 ) -> None:
     async with writing(stack, items(6)) as known:
@@ -258,7 +260,7 @@ async def test_without_a_store_events_park_and_searches_say_so(
         async with writing(stack, items(12)) as writer:
             pass
         ids = writer.ids()
-        await until(lambda: some_parked(stack, ids), seconds=40, every=0.2, what=stack.told)
+        await until(lambda: some_parked(stack, ids), seconds=40, every=0.2, what=stack.log_tail)
         parked = (await stack.get("/v1/events", state="parked", limit=200))["events"]
         mine = [event for event in parked if event["id"] in ids]
         assert {event["park_store"] for event in mine} == {store}
@@ -273,7 +275,7 @@ async def test_without_a_store_events_park_and_searches_say_so(
             assert answer["hits"][0]["document_id"] == id
             print(f"a search without {store} took {took:.2f} s")
 
-        status, doctor = stack.say("status", "--json"), stack.say("doctor", "--json")
+        status, doctor = stack.run_here("status", "--json"), stack.run_here("doctor", "--json")
         rows = [row for row in status.json["backlog"] if row["state"] == "parked"]
         assert {row["park_store"] for row in rows} == {store} and status.json["parked"] > 0
         assert doctor.code == 1
@@ -365,9 +367,11 @@ async def test_a_folder_is_ingested_once_and_every_list_is_json(stack: Stack) ->
         ["dead-letters", "list"],
         ["reconcile", "graph"],
         ["reconcile", "vectors"],
+        ["rebuild", "cache"],
+        ["rebuild", "graph"],
     ]
     for words in lists:
-        plain, machine = stack.say(*words), stack.say(*words, "--json")
+        plain, machine = stack.run_here(*words), stack.run_here(*words, "--json")
         assert (plain.code, machine.code, machine.error) == (0, 0, ""), (words, plain)
         goes_on = isinstance(machine.json, dict) and machine.json.get("next")
         assert plain.error == (MORE if goes_on else ""), (words, plain)
@@ -376,18 +380,18 @@ async def test_a_folder_is_ingested_once_and_every_list_is_json(stack: Stack) ->
             plain.json  # noqa: B018 (it is for people)
 
 
-async def test_commands_say_what_is_wrong_and_what_to_do(stack: Stack) -> None:
+async def test_commands_report_what_is_wrong_and_what_to_do(stack: Stack) -> None:
     for words in (["event", str(uuid.uuid4())], ["ingest", "/nowhere"], ["search", "x" * 9_999]):
-        said = stack.say(*words)
-        assert said.code == 1 and "→" in said.error and "Traceback" not in said.error
+        result = stack.run_here(*words)
+        assert result.code == 1 and "→" in result.error and "Traceback" not in result.error
     with stack.held("vectors"):
         doctor = await stack.command("doctor")
         assert doctor.code == 1 and "store vectors" in doctor.out and "→" in doctor.out
     await stack.whole()
-    assert stack.say("doctor").code == 0
+    assert stack.run_here("doctor").code == 0
 
 
-async def test_postgresql_that_hangs_is_told_in_bounded_time(stack: Stack) -> None:
+async def test_postgresql_that_hangs_is_reported_in_bounded_time(stack: Stack) -> None:
     """Its own time limits do not act then; and once it goes on, so does everything."""
     body = {"key": f"hang-{uuid.uuid4().hex}", "text": "SHP-700001 waits."}
     with stack.held("postgres"):

@@ -171,7 +171,7 @@ async def test_ctrl_c_ends_everything(folder: Path) -> None:
         assert read_stack(folder) is None
 
 
-async def test_a_background_job_outlives_ctrl_c_and_ends_when_asked_to(folder: Path) -> None:
+async def test_a_background_job_outlives_ctrl_c_and_ends_when_signalled(folder: Path) -> None:
     async with driver(folder, "background") as (process, _):
         process.send_signal(signal.SIGINT)
         with pytest.raises(TimeoutError):
@@ -182,15 +182,15 @@ async def test_a_background_job_outlives_ctrl_c_and_ends_when_asked_to(folder: P
 
 
 async def where_it_stands(process: asyncio.subprocess.Process, folder: Path) -> str:
-    """Threads and tasks of a supervisor that does not end, what it said, and what still runs below it."""
+    """Return the threads and tasks of a supervisor that does not end, its output, and the processes below it."""
     assert process.stdout
-    told = [command_and_environment(pid).splitlines()[:1] for pid in belonging(folder)]
+    lines_by_process = [command_and_environment(pid).splitlines()[:1] for pid in belonging(folder)]
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         process.send_signal(number)
     with contextlib.suppress(TimeoutError):
         while line := await asyncio.wait_for(process.stdout.readline(), 2):
-            told.append([line.decode().rstrip()])
-    return "\n".join(line for lines in told for line in lines)
+            lines_by_process.append([line.decode().rstrip()])
+    return "\n".join(line for lines in lines_by_process for line in lines)
 
 
 async def test_killed_supervisor_leaves_no_orphan_and_the_next_start_recovers(folder: Path) -> None:

@@ -81,7 +81,7 @@ async def test_the_id_of_a_record_at_its_vendor_finds_it_first(
     made = events(name)
     landed = await land(app, *made)
     await app.direct.drain(RECORDS[name].source.name)
-    assert len({one.doc_id for one in landed}) == len(made)
+    assert len({result.doc_id for result in landed}) == len(made)
     for id, result in zip(IDS[name][1], landed, strict=True):
         for query in (str(id), f"what do we know about {id}?"):
             hits = (await app.search.search(query)).hits

@@ -76,10 +76,10 @@ async def test_the_receipt_names_stores_and_times_and_is_true(
     shipment = next(shipments)
     body = {"key": shipment, "text": f"{shipment} left Reno."}
     answer = await stack.http.post("/v1/documents?wait=searchable&timeout=30", json=body)
-    found = await naming(stack, shipment)  # at once: the receipt says that it can be found
+    named = await naming(stack, shipment)  # at once: the receipt states that it is searchable
     assert answer.status_code == 200 and answer.json()["searchable"] is True
     [event] = answer.json()["events"]
-    assert found == [event["document_id"]]
+    assert named == [event["document_id"]]
     assert (event["state"], event["duplicate"]) == ("done", False)
     assert {event["stores"][name]["state"] for name in ("documents", "graph", "vectors")} == {
         "held"
@@ -276,6 +276,6 @@ async def until_all(stack: Stack, events: Any, *, here: bool) -> None:
 
     async def all_are() -> bool:
         shown = [await document(stack, event) for event in events]
-        return all((one is not None) is here for one in shown)
+        return all((document is not None) is here for document in shown)
 
-    await until(all_are, seconds=30, what=stack.told)
+    await until(all_are, seconds=30, what=stack.log_tail)

@@ -1,4 +1,4 @@
-"""A client that writes through faults: it sends until it is answered 202, and keeps what was promised."""
+"""A client that writes through faults: it repeats each request until it gets a 202, and keeps what was acknowledged."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def _one(n: int, shipment: str, newer: str) -> list[Item]:
         body = front.message(f"msg_{shipment}", f"cnv_{shipment}", at=n / 10, text=text)
         return [Item("/hooks/frontapp", shipment, shipment, body)]
     if n % 6 == 5:
-        talk = [{"role": "user", "content": text}, {"role": "assistant", "content": "Noted."}]
-        about = {"conversation_id": shipment, "messages": talk}
+        turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "Noted."}]
+        about = {"conversation_id": shipment, "messages": turns}
         return [Item("/v1/conversations", shipment, shipment, json.dumps(about).encode())]
     first = _document(shipment, shipment, text, 1)
     if n % 3:

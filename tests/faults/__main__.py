@@ -62,7 +62,7 @@ def report(result: Result) -> dict[str, Any]:
             kind: _percentiles(took) for kind, took in sorted(result.recovery.items())
         },
         "settled_seconds": round(result.settled_seconds, 1),
-        "controls": result.controls.told if result.controls else [],
+        "controls": result.controls.caught if result.controls else [],
         "violations": result.violations[:SHOWN],
     }
 
@@ -133,20 +133,20 @@ def _loop(given: argparse.Namespace) -> int:
 
 async def _overload(seconds: float, file: Path | None) -> int:
     async with running_stack(**ROOM) as stack:
-        found = await overload(stack, seconds)
-    told = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **found.report()}
-    text = json.dumps(told, indent=2) + "\n"
+        result = await overload(stack, seconds)
+    report = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **result.report()}
+    text = json.dumps(report, indent=2) + "\n"
     (file or FOLDER / "overload.json").write_text(text)
     print(text)
-    return 1 if found.wrong() else 0
+    return 1 if result.wrong() else 0
 
 
 def _slow(file: Path | None) -> int:
-    found = asyncio.run(slow(_say))
-    text = json.dumps(asdict(found), indent=2) + "\n"
+    result = asyncio.run(slow(_say))
+    text = json.dumps(asdict(result), indent=2) + "\n"
     (file or FOLDER / "slow.json").write_text(text)
     print(text)
-    return 1 if found.wrong else 0
+    return 1 if result.wrong else 0
 
 
 def _say(line: str) -> None:

@@ -37,7 +37,7 @@ class Findings:
 async def examine(
     app: App, acknowledged: Mapping[UUID, Send], deletions: Mapping[UUID, int] | None = None
 ) -> Findings:
-    """`deletions` are documents that a vendor marks as deleted, each with the first version that says so."""
+    """`deletions` holds the documents that a vendor marks as deleted, each with the first version that is a deletion."""
     findings = Findings()
     await _each_event_has_one_end(app, acknowledged, findings)
     await _each_document_is_its_newest_event(app, acknowledged, deletions or {}, findings)
@@ -51,7 +51,7 @@ async def examine(
 async def _each_event_has_one_end(
     app: App, acknowledged: Mapping[UUID, Send], findings: Findings
 ) -> None:
-    """I1: done, superseded, parked with the store it waits for, or dead with a letter that says why."""
+    """I1: done, superseded, parked with the store it waits for, or dead with a letter that states the reason."""
     rows = await app.db.fetch(
         """SELECT i.id, i.state, i.park_store, i.event_id, l.status AS letter FROM inbox i
            LEFT JOIN dead_letters l ON l.inbox_id = i.id"""

@@ -29,17 +29,17 @@ DOCUMENTS = 12
 
 @dataclass(slots=True)
 class Controlled:
-    """`blind` names the controls that were not caught; `told` what was found in each."""
+    """`blind` names the controls that were not caught; `caught` has the findings of the others."""
 
     blind: list[str] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)
+    caught: list[str] = field(default_factory=list)
 
-    def saw(self, control: str, found: list[str], *, meant: str) -> None:
-        if any(meant in what for what in found):
-            such = next(what for what in found if meant in what)
-            self.told.append(f"{control}: caught, {len(found)} findings, such as: {such}")
+    def saw(self, control: str, findings: list[str], *, meant: str) -> None:
+        if any(meant in what for what in findings):
+            such = next(what for what in findings if meant in what)
+            self.caught.append(f"{control}: caught, {len(findings)} findings, such as: {such}")
         else:
-            self.blind.append(f"the checkers are blind: {control} was not caught ({found[:2]})")
+            self.blind.append(f"the checkers are blind: {control} was not caught ({findings[:2]})")
 
 
 class Volatile(FalkorDB):
@@ -65,6 +65,7 @@ async def controls(app: App, folder: Path) -> Controlled:
         await _forgetful_store(app, engine.url, folder, result)
         for store in ("vectors", "graph"):
             await _lying_store(app, store, engine.url, result)
+        await _bucket_of_nobody(app, engine.url, result)
     finally:
         await process.kill()
     _doctored_answers(result)
@@ -111,7 +112,7 @@ async def fill(app: App) -> dict[UUID, Send]:
 
 
 async def _forgetful_store(app: App, vectors: str, folder: Path, result: Controlled) -> None:
-    """A store that acknowledges before its disk has it, and a kill -9. Then the gate must mend it."""
+    """A store that acknowledges before its disk has it, and a kill -9. The check at its restart must restore it."""
     engine = Volatile(folder, free_port(), "control")
     engine.prepare()
     log = folder / "volatile.log"
@@ -127,8 +128,8 @@ async def _forgetful_store(app: App, vectors: str, folder: Path, result: Control
             process = Process(child_of(engine), log)
             await process.until_ready()
             await _answering(mine)
-            found = (await examine(mine, acknowledged)).all()
-            result.saw("a store that forgets", found, meant="the graph holds 0 of")
+            findings = (await examine(mine, acknowledged)).all()
+            result.saw("a store that forgets", findings, meant="the graph holds 0 of")
             await mine.recovery.check_restarted_stores()
             mine.collector._grace = 0
             await mine.upkeep.collect()
@@ -136,7 +137,7 @@ async def _forgetful_store(app: App, vectors: str, folder: Path, result: Control
             left = (await examine(mine, acknowledged)).all()
             if left:
                 result.blind.append(f"what a store forgot was not restored: {left[:2]}")
-            result.told.append("what it forgot is there again after the restart gate")
+            result.caught.append("what it forgot is there again after the restart gate")
     finally:
         await process.kill()
 
@@ -161,10 +162,26 @@ async def _lying_store(app: App, store: str, vectors: str, result: Controlled) -
         lying.plan(Fault.DROP, "upsert", times=1)
         setattr(mine.publication, f"_{store}", lying)
         mine.publication.verify = _believe  # type: ignore[method-assign] # no check, on purpose
-        found = (await examine(mine, await fill(mine))).all()
+        findings = (await examine(mine, await fill(mine))).all()
         result.saw(
-            f"a store ({store}) that lies, unverified", found, meant=f"the {store} holds 0 of"
+            f"a store ({store}) that lies, unverified", findings, meant=f"the {store} holds 0 of"
         )
+
+
+async def _bucket_of_nobody(app: App, vectors: str, result: Controlled) -> None:
+    """A share under which Temporal should carry half of the documents, and nobody who does."""
+    async with scratch(app, vectors=vectors) as mine:
+        await mine.shares.set("source:documents", 50, actor="control", reason="control")
+        sends = [document(f"c{n}", n + 1) for n in range(DOCUMENTS)]
+        landed = await mine.inbox.land([event(mine, send) for send in sends])
+        acknowledged = {item.id: send for item, send in zip(landed, sends, strict=True)}
+        carried = await mine.direct.drain("documents", everything=False)
+        found = (await examine(mine, acknowledged)).all()
+        if not 0 < carried < DOCUMENTS:
+            result.blind.append(
+                f"the direct path carried {carried} of {DOCUMENTS} at a share of 50"
+            )
+        result.saw("documents whose path nobody works on", found, meant="are received")
 
 
 async def _believe(stages: object) -> dict[UUID, ApexError]:
@@ -172,7 +189,7 @@ async def _believe(stages: object) -> dict[UUID, ApexError]:
 
 
 def _doctored_answers(result: Controlled) -> None:
-    """Answers that no reader may get; the readers' judgement must refuse each."""
+    """Responses that no reader may get; the readers' check must report each."""
     whole, other = text("c1", 7), text("c1", 8)
     good = {
         "text": whole,
@@ -196,6 +213,8 @@ def _doctored_answers(result: Controlled) -> None:
         "time going back": history.saw("c1", 7),
         "a deleted version again": deleted.saw("c1", 7),
     }
-    result.blind += [f"the checkers are blind: {what}" for what, said in caught.items() if not said]
-    result.blind += [f"a sound answer is refused: {said}" for said in sound if said]
-    result.told.append(f"doctored answers: {', '.join(caught)}")
+    result.blind += [
+        f"the checkers are blind: {what}" for what, findings in caught.items() if not findings
+    ]
+    result.blind += [f"a sound answer is refused: {refusal}" for refusal in sound if refusal]
+    result.caught.append(f"doctored answers: {', '.join(caught)}")

@@ -1,4 +1,4 @@
-"""The rule, as questions to an installation: what became of every event that was acknowledged.
+"""The rule, checked against an installation: what became of every event that was acknowledged.
 
 What was answered 2xx ends as a live version, a superseded version with its text kept, or a dead letter that
 somebody sees; nothing can hold a source for ever.
@@ -90,7 +90,7 @@ def _end(row: Row, letters: dict[UUID, Row]) -> list[str]:
 
 
 def _same_content(app: App, item: Acknowledged, row: Row) -> bool:
-    """Whether a duplicate says what the event says that was stored first."""
+    """Return whether a duplicate has the content of the event that was stored first."""
     if row["body"] is None or bytes(row["body"]) == item.event.payload:
         return True
     return _meaning(app, event_from_row(row)) == _meaning(app, item.event)
@@ -123,8 +123,8 @@ def _missing_words(ways: Entrances, rows: dict[UUID, Row]) -> list[str]:
 
 
 def _everything_said(row: Row) -> str:
-    said = f"{row['title']} {row['text']} {json.dumps(row['metadata'], default=str)}"
-    return said.lower()
+    text = f"{row['title']} {row['text']} {json.dumps(row['metadata'], default=str)}"
+    return text.lower()
 
 
 async def _held(ways: Entrances) -> list[str]:

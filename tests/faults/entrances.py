@@ -102,7 +102,7 @@ class Entrances:
         return results
 
     def _acknowledge(self) -> None:
-        for event, result in self._handed:
+        for event, result in _without_renamed(self._handed):
             self.record.events.append(Acknowledged(event, result.duplicate))
         self._handed.clear()
 

@@ -157,7 +157,7 @@ class FaultyStack(Stack):
                 await self.vendor_proxy.stop()
 
     def vendor_deletions(self) -> dict[UUID, int]:
-        """The shipment that the vendor's list shows as deleted from some time on, and its first version that says so."""
+        """Return the shipment that the vendor's list shows as deleted from some time on, and its first version that is a deletion."""
         if self.vendor is None:
             return {}
         twin = self.vendor.flagged_twin
@@ -233,7 +233,7 @@ def lose_replies(store: str) -> Fault:
         before = proxy.lost
         proxy.lose(chance.randrange(1, 4))
         try:
-            await until(lambda: proxy.lost > before, seconds=20, what=stack.told)
+            await until(lambda: proxy.lost > before, seconds=20, what=stack.log_tail)
             await asyncio.sleep(0.5)  # the fault lasts
         finally:
             proxy.heal()
@@ -249,7 +249,7 @@ def acknowledge_late(store: str) -> Fault:
         before = proxy.late
         proxy.delay(chance.uniform(1, 4))
         try:
-            await until(lambda: proxy.late > before, seconds=20, what=stack.told)
+            await until(lambda: proxy.late > before, seconds=20, what=stack.log_tail)
             await asyncio.sleep(chance.uniform(1, 4))  # the fault lasts
         finally:
             proxy.heal()
@@ -262,7 +262,7 @@ def die_after(step: str) -> Fault:
         order, before = stack.folder / "die", stack.restarts()
         order.write_text(step)
         try:
-            await until(lambda: stack.restarts() > before, seconds=20, what=stack.told)
+            await until(lambda: stack.restarts() > before, seconds=20, what=stack.log_tail)
         finally:
             order.unlink(missing_ok=True)
 
@@ -302,7 +302,7 @@ async def _vendor_hangs(stack: FaultyStack, chance: random.Random) -> None:
         before = proxy.held
         proxy.hang()
         try:
-            await until(lambda: proxy.held > before, seconds=40, what=stack.told)
+            await until(lambda: proxy.held > before, seconds=40, what=stack.log_tail)
             await _others_go_on(stack, chance)
         finally:
             proxy.heal()
@@ -318,7 +318,7 @@ def name_breaks(how: str, name: str) -> Fault:
         try:
             for proxy in [stack.vendor_proxy] if name == VENDOR_NAME else stack.proxies.values():
                 proxy.cut()
-            await until(met.exists, seconds=40, what=stack.told)
+            await until(met.exists, seconds=40, what=stack.log_tail)
             if name == VENDOR_NAME:
                 await _others_go_on(stack, chance)
             else:
@@ -339,7 +339,7 @@ def name_breaks(how: str, name: str) -> Fault:
 async def _vendor_away(stack: FaultyStack) -> AsyncIterator[None]:
     """Around a fault of the vendor. Something changes there meanwhile; afterwards pulls come back by themselves."""
     assert stack.vendor, "this kind needs a vendor"
-    await until(stack.pulled_at, seconds=60, every=0.2, what=stack.told)
+    await until(stack.pulled_at, seconds=60, every=0.2, what=stack.log_tail)
     clock = stack.vendor.clock
     clock.advance_to(clock.now + timedelta(minutes=30))
     yield
@@ -351,7 +351,7 @@ async def _vendor_away(stack: FaultyStack) -> AsyncIterator[None]:
             return bool(pulled and pulled > ended)
         return False
 
-    await until(pulled_again, seconds=VENDOR_BACK_SECONDS, every=0.2, what=stack.told)
+    await until(pulled_again, seconds=VENDOR_BACK_SECONDS, every=0.2, what=stack.log_tail)
 
 
 async def _others_go_on(stack: FaultyStack, chance: random.Random) -> None:
@@ -377,7 +377,7 @@ async def _others_go_on(stack: FaultyStack, chance: random.Random) -> None:
         assert response.is_success or response.status_code in (429, 503), response.text
         return bool(response.is_success and response.json()["searchable"])
 
-    await until(is_found, seconds=OTHERS_SECONDS, every=0.2, what=stack.told)
+    await until(is_found, seconds=OTHERS_SECONDS, every=0.2, what=stack.log_tail)
 
 
 async def _set_clock(stack: FaultyStack, chance: random.Random) -> None:
@@ -421,6 +421,18 @@ async def _two_workers(stack: FaultyStack, chance: random.Random) -> None:
         ended = await asyncio.gather(*tasks, return_exceptions=True)
     for error in ended:
         assert isinstance(error, asyncio.CancelledError | ApexError), error
+
+
+async def _change_shares(stack: FaultyStack, chance: random.Random) -> None:
+    """Documents move between the two paths under load, up and down, and in the end all go through Temporal again."""
+    shares = [chance.choice((0, 10, 50, 90, 100)) for _ in range(8)]
+    for share in (*shares, 100):
+        for source in ("documents", "frontapp"):
+            response = await stack.http.put(
+                f"/v1/rollouts/{source}", json={"share": share, "reason": "a fault"}
+            )
+            assert response.status_code == 200, response.text
+        await asyncio.sleep(chance.uniform(0.2, 1))  # both paths work under this share
 
 
 async def _drain_again(app: App, source: str) -> None:
@@ -467,6 +479,7 @@ def long_kinds(graph: str) -> Sequence[Fault]:
         Fault("poison of every kind", _send_poison),
         Fault(CLOCK_JUMPS, _set_clock),
         Fault("two workers on one source", _two_workers),
+        Fault("flag changed in mid-load", _change_shares),
     )
 
 

@@ -1,4 +1,4 @@
-"""One run: the stack works, faults strike, everything heals, and then the stores are asked whether the promise was kept."""
+"""One run: the stack works, faults strike, everything heals, and then the stores are compared with what was acknowledged."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ async def run(
                     await _strike(stack, planned, result, say, deadline)
                     await _judge(stack, result, say)
                 except BaseException:
-                    say(stack.told())
+                    say(stack.log_tail())
                     raise
                 finally:
                     await stack.stop()
@@ -125,7 +125,11 @@ async def _strike(
     stack: FaultyStack, planned: list[Fault], result: Result, say: Say, deadline: float | None
 ) -> None:
     story, chance = Story(result.seed), random.Random(f"{result.seed}/faults")
-    writers, readers, told = Writers(stack, story), Readers(stack, story.keys, seed=result.seed), 0
+    writers, readers, reported = (
+        Writers(stack, story),
+        Readers(stack, story.keys, seed=result.seed),
+        0,
+    )
     async with asyncio.TaskGroup() as group:
         group.create_task(writers.run())
         group.create_task(readers.run())
@@ -139,9 +143,9 @@ async def _strike(
                 result.faults[fault.name] += 1
                 result.recovery[fault.name].append(took)
                 ledger = writers.ledger
-                for what in readers.wrong[told:]:
+                for what in readers.wrong[reported:]:
                     say(f"      WRONG: {what}")
-                told = len(readers.wrong)
+                reported = len(readers.wrong)
                 say(
                     f"{n:4d}/{len(planned)}  {fault.name:32s} found again after {took:5.1f} s   "
                     f"{len(ledger.acknowledged)} acknowledged, {readers.asked.total()} reads, {len(readers.wrong)} wrong"
@@ -171,7 +175,9 @@ async def works_again(stack: Stack, n: int) -> float:
         except httpx2.TransportError:
             pass
         await asyncio.sleep(0.1)  # a bounded poll, which measures
-    raise AssertionError(f"nothing can be written {HEAL_SECONDS} s after the fault. {stack.told()}")
+    raise AssertionError(
+        f"nothing can be written {HEAL_SECONDS} s after the fault. {stack.log_tail()}"
+    )
 
 
 async def _judge(stack: FaultyStack, result: Result, say: Say) -> None:
@@ -184,7 +190,7 @@ async def _judge(stack: FaultyStack, result: Result, say: Say) -> None:
         result.findings = await examine(app, stack.acknowledged, stack.vendor_deletions())
         say(f"settled after {result.settled_seconds:.1f} s: {result.findings.ends}")
         result.controls = await controls(app, stack.folder)
-        for line in result.controls.told:
+        for line in result.controls.caught:
             say(f"control: {line}")
 
 

@@ -1,4 +1,4 @@
-"""Ten times more than can be taken: what clients are told, what it costs the processes, and how long catching up takes."""
+"""Ten times more than can be taken: which responses clients get, what it costs the processes, and how long catching up takes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TIMES = 10
 # PostgreSQL gets a share of its time, in one piece of each period. A commit carries hundreds of
 # requests, so that many short pieces would do for all that one machine can send.
 SHARE, PERIOD_SECONDS = 0.03, 8.0
-AGAIN_SECONDS = 0.1  # ten times sooner than clients are asked to
+AGAIN_SECONDS = 0.1  # a tenth of the time that Retry-After states
 CATCH_UP_SECONDS = 120
 MEMORY_MB = 200  # more than that for 700 requests under way is a leak
 WATCHED = ("gateway", "worker")
@@ -52,7 +52,7 @@ class Overloaded:
     def wrong(self, *, times: float = TIMES) -> list[str]:
         """What must not be, in words. `times` of what was taken must have been offered."""
         refused = sum(self.statuses.get(status, 0) for status in (429, 503))
-        found = {
+        findings = {
             f"offered {self.offered:.0f}/s, less than {times} times {self.taken:.0f}/s: no overload": self.offered
             < times * self.taken,
             f"answers {self.statuses}": not set(self.statuses) <= {202, 429, 503} or not refused,
@@ -60,7 +60,7 @@ class Overloaded:
             f"memory grew by {self.memory} MB": max(self.memory.values()) > MEMORY_MB,
             f"what was accepted became {self.states}": set(self.states) != {"done"},
         }
-        return [what for what, holds in found.items() if holds]
+        return [what for what, holds in findings.items() if holds]
 
     def report(self) -> dict[str, Any]:
         return asdict(self) | {"wrong": self.wrong()}
@@ -70,16 +70,18 @@ async def overload(stack: Stack, seconds: float) -> Overloaded:
     """Offer more than ten times what can be taken with a PostgreSQL that gets but a share of its time."""
     calm, ids, _ = await pressed(stack, HANDS_CALM, CALM_SECONDS)
     assert set(calm) == {202}, f"not overloaded, and refused: {calm}"
-    found = Overloaded(seconds, calm[202] / CALM_SECONDS)
-    async with grown(stack) as found.memory, slowed(stack, "postgres", SHARE):
-        statuses, more, found.unsaid = await pressed(stack, HANDS_OVERLOAD, seconds)
-    found.statuses, found.offered = dict(statuses), statuses.total() / seconds
-    found.taken = statuses[202] / seconds
+    result = Overloaded(seconds, calm[202] / CALM_SECONDS)
+    async with grown(stack) as result.memory, slowed(stack, "postgres", SHARE):
+        statuses, more, result.unsaid = await pressed(stack, HANDS_OVERLOAD, seconds)
+    result.statuses, result.offered = dict(statuses), statuses.total() / seconds
+    result.taken = statuses[202] / seconds
     ids += more
-    back = await seconds_until(lambda: _is_ready(stack), seconds=CATCH_UP_SECONDS, what=stack.told)
-    found.caught_up_seconds = back + await stack.ended(ids, seconds=CATCH_UP_SECONDS)
-    found.states = dict(Counter((await stack.states(ids)).values()))
-    return found
+    back = await seconds_until(
+        lambda: _is_ready(stack), seconds=CATCH_UP_SECONDS, what=stack.log_tail
+    )
+    result.caught_up_seconds = back + await stack.ended(ids, seconds=CATCH_UP_SECONDS)
+    result.states = dict(Counter((await stack.states(ids)).values()))
+    return result
 
 
 async def _is_ready(stack: Stack) -> bool:
@@ -119,7 +121,7 @@ class Client:
         return int(head.split()[1]), head, await self._reader.readexactly(int(length[1]))
 
     async def send(self, until: float) -> tuple[Counter[int], list[str], int]:
-        """Send until then; answers by status, ids of events landed, refusals without Retry-After."""
+        """Send until then; return responses by status, ids of landed events, refusals without Retry-After."""
         statuses: Counter[int] = Counter()
         ids: list[str] = []
         unsaid = 0
@@ -141,7 +143,7 @@ def ids_of(answer: bytes) -> list[str]:
 
 
 async def pressed(stack: Stack, hands: int, seconds: float) -> tuple[Counter[int], list[str], int]:
-    """All hands send for so long; what `Client.send` answers, summed."""
+    """Let all hands send for `seconds`; return the sums of what `Client.send` returns."""
     until = time.monotonic() + seconds
 
     async def hand() -> tuple[Counter[int], list[str], int]:
@@ -175,13 +177,13 @@ async def grown(stack: Stack) -> AsyncIterator[dict[str, float]]:
 
 
 def _resident(children: Mapping[str, Any]) -> dict[str, float]:
-    told = {
+    texts = {
         name: Path(f"/proc/{children[name].pid}/status").read_text()
         for name in WATCHED
         if children[name].pid
     }
-    found = {name: re.search(r"VmRSS:\s+(\d+)", text) for name, text in told.items()}
-    return {name: int(match[1]) / 1024 for name, match in found.items() if match}
+    resident = {name: re.search(r"VmRSS:\s+(\d+)", text) for name, text in texts.items()}
+    return {name: int(match[1]) / 1024 for name, match in resident.items() if match}
 
 
 @asynccontextmanager
@@ -190,10 +192,9 @@ async def slowed(stack: Stack, child: str, share: float) -> AsyncIterator[None]:
 
     async def alternate() -> None:
         while True:
-            # The fault itself: of each period the process runs for this share.
             with stack.held(child):
-                await asyncio.sleep(PERIOD_SECONDS * (1 - share))
-            await asyncio.sleep(PERIOD_SECONDS * share)
+                await asyncio.sleep(PERIOD_SECONDS * (1 - share))  # the fault itself: it is stopped
+            await asyncio.sleep(PERIOD_SECONDS * share)  # and runs for the rest of the period
 
     task = asyncio.create_task(alternate())
     try:

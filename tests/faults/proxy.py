@@ -10,7 +10,7 @@ CHUNK = 1 << 16
 
 
 class Proxy:
-    """Stands for a store on a port of its own. `target` is asked at each connection: the store may move."""
+    """Stands for a store on a port of its own. `target` is called at each connection, as the store may move."""
 
     def __init__(self, target: Callable[[], int], request: bytes = b"") -> None:
         """`request` is what the requests hold whose replies may be lost or late; empty for none."""
@@ -48,7 +48,7 @@ class Proxy:
         self._late_seconds = seconds
 
     def hang(self) -> None:
-        """Accept connections and let nothing through, as a network that drops packets: nobody says no."""
+        """Accept connections and let nothing through, as a network that drops packets: no connection is refused."""
         self._passable.clear()
 
     def cut(self) -> None:
@@ -117,7 +117,7 @@ class Proxy:
         delay: asyncio.Event,
     ) -> None:
         while chunk := await store.read(CHUNK):
-            if lose.is_set():  # the store has answered: what was asked took effect
+            if lose.is_set():  # the store has responded: the call took effect
                 self.lost += 1
                 return
             if delay.is_set():

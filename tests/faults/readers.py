@@ -18,7 +18,7 @@ from tests.faults.story import MARK, mark, text, title
 
 @dataclass(slots=True)
 class History:
-    """What one reader has seen: per document the newest version, and whether it was gone after that."""
+    """What one reader has seen: per document the newest version, and whether it was deleted after that."""
 
     name: str
     seen: dict[str, tuple[int, bool]] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class History:
 
 
 def judge_document(key: str, shown: Any) -> str | None:
-    """What is wrong with a document as it was answered; None if nothing."""
+    """Return what is wrong with a document of a response; None if nothing."""
     version = shown["provenance"]["version"]
     lots = [ref for ref in shown["entities"] if ref.startswith("lot:")]
     if shown["text"] != text(key, version):
@@ -61,7 +61,7 @@ def judge_hit(key: str, hit: Any) -> str | None:
 
 
 class Readers:
-    """`wrong` has what was seen and must not be; `asked` counts by kind of question."""
+    """`wrong` has what was read and must not be; `asked` counts the requests by kind."""
 
     def __init__(self, stack: Stack, keys: Sequence[str], *, seed: str, hands: int = 2) -> None:
         self.wrong: list[str] = []
@@ -115,9 +115,9 @@ class Readers:
         """Words that many documents have: passages of many versions come, each must be whole and not old."""
         answer = await self._ask("search", {"query": "shipment at door four", "limit": 20})
         for hit in answer["hits"] if answer else ():
-            if found := self._by_id.get(hit["document_id"]):
+            if document := self._by_id.get(hit["document_id"]):
                 version = hit["provenance"]["version"]
-                self._note(history.saw(found, version), judge_hit(found, hit))
+                self._note(history.saw(document, version), judge_hit(document, hit))
 
     async def _everywhere(self, history: History, key: str) -> None:
         """A version that is live before and after must be in the vectors and in the graph, or these be called degraded."""
@@ -126,13 +126,13 @@ class Readers:
             return
         word, id = mark(key, version), str(document_uuid("documents", key))
         # As many as there can be, one of each document: what a store brought cannot be ranked out of sight.
-        found = await self._ask("words", {"query": word, "limit": 100, "passages_per_document": 1})
+        answer = await self._ask("words", {"query": word, "limit": 100, "passages_per_document": 1})
         entity = await self._stack.http.get(f"/v1/entities/lot/{word}")
-        if await self._document(history, key) != version or found is None:
+        if await self._document(history, key) != version or answer is None:
             return
-        legs = {leg for hit in found["hits"] if hit["document_id"] == id for leg in hit["legs"]}
+        legs = {leg for hit in answer["hits"] if hit["document_id"] == id for leg in hit["legs"]}
         in_vectors = bool({"words", "dense", "nearby"} & legs)
-        if not in_vectors and not found["degraded"]:
+        if not in_vectors and not answer["degraded"]:
             self.wrong.append(f"{word}: is live, and no vectors of it are found")
         if not entity.is_success:
             return
@@ -146,6 +146,6 @@ class Readers:
         self.asked[kind if answer.is_success else f"{kind} {answer.status_code}"] += 1
         if not answer.is_success:
             return None
-        found = answer.json()
-        self.asked["degraded"] += bool(found["degraded"])
-        return found
+        result = answer.json()
+        self.asked["degraded"] += bool(result["degraded"])
+        return result

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -52,39 +51,39 @@ class Slowed:
 
 async def slow(say: Callable[[str], None]) -> Slowed:
     """Start, land, kill the worker, land, kill the whole stack, start, land; wait for every event, all at a tenth."""
-    found, ids = Slowed(), list[str]()
+    result, ids = Slowed(), list[str]()
     async with data_folder() as folder:
         stack = Stack(folder, **ORDINARY)
         try:
             with slowed_to(SHARE, folder):
-                found.start = await stack.start(seconds=START_SECONDS)
-                say(f"up after {found.start:.0f} s")
+                result.start = await stack.start(seconds=START_SECONDS)
+                say(f"up after {result.start:.0f} s")
                 ids += await landed(stack, "before")
-                found.worker_back = await worker_back(stack)
-                say(f"the killed worker is back after {found.worker_back:.0f} s")
+                result.worker_back = await worker_back(stack)
+                say(f"the killed worker is back after {result.worker_back:.0f} s")
                 ids += await landed(stack, "between")
                 await stack.kill(seconds=60)
-                found.start_after_kill = await stack.start(seconds=START_SECONDS)
-                say(f"up again after {found.start_after_kill:.0f} s")
+                result.start_after_kill = await stack.start(seconds=START_SECONDS)
+                say(f"up again after {result.start_after_kill:.0f} s")
                 ids += await landed(stack, "after")
-                found.doctor = await noted(stack)
-                found.ended = await stack.ended(ids, seconds=LONGEST_SECONDS)
-                say(f"{len(ids)} events ended after {found.ended:.0f} s")
+                result.doctor = await noted(stack)
+                result.ended = await stack.ended(ids, seconds=LONGEST_SECONDS)
+                say(f"{len(ids)} events ended after {result.ended:.0f} s")
             await stack.whole(seconds=120)
-            found.states = dict(Counter((await stack.states(ids)).values()))
+            result.states = dict(Counter((await stack.states(ids)).values()))
         finally:
             await stack.stop()
-    found.wrong = what_is_wrong(found, len(ids))
-    return found
+    result.wrong = what_is_wrong(result, len(ids))
+    return result
 
 
-def what_is_wrong(found: Slowed, events: int) -> list[str]:
+def what_is_wrong(result: Slowed, events: int) -> list[str]:
     """Return what must not be, in words."""
     wrong = []
-    if found.states != {"done": events}:
-        wrong.append(f"of {events} events there are {found.states}")
-    if not any(line.startswith("machine: slow") for line in found.doctor):
-        wrong.append(f"doctor does not say that the machine is slow: {found.doctor}")
+    if result.states != {"done": events}:
+        wrong.append(f"of {events} events there are {result.states}")
+    if not any(line.startswith("machine: slow") for line in result.doctor):
+        wrong.append(f"doctor does not say that the machine is slow: {result.doctor}")
     return wrong
 
 
@@ -106,11 +105,11 @@ async def worker_back(stack: Stack) -> float:
         child = stack.children()["worker"]
         return child.ready and child.pid not in (0, former)
 
-    return await seconds_until(is_back, seconds=START_SECONDS, what=stack.told)
+    return await seconds_until(is_back, seconds=START_SECONDS, what=stack.log_tail)
 
 
 async def noted(stack: Stack) -> list[str]:
-    """What `apex doctor` finds worth a note, once it says that the machine is slow, which takes it some seconds to measure."""
+    """Return the findings of `apex doctor` once it reports a slow machine, which takes some seconds to measure."""
     lines: list[str] = []
 
     async def says_slow() -> bool:
@@ -145,7 +144,9 @@ def _alternate(share: float, data_dir: Path, over: threading.Event) -> None:
         _signal(pids, signal.SIGSTOP)
         over.wait((1 - share) * PERIOD_SECONDS)
         _signal(pids, signal.SIGCONT)
-        time.sleep(share * PERIOD_SECONDS)
+        over.wait(
+            share * PERIOD_SECONDS
+        )  # the fault itself: of each period they run for this share
 
 
 def _signal(pids: list[int], number: signal.Signals) -> None:

@@ -28,7 +28,7 @@ STORMS = 3  # with idle times between, for the machine is not the same from minu
 BEGUN_SECONDS = 0.5
 LEAST = 2.0  # seconds of the rate that each storm must have had in fact
 APART_SECONDS = 0.1  # between two messages: faster, they wait for each other's share of the wakes
-AGAIN_SECONDS, TRIES = 0.5, 20  # as a vendor does when it is told to come back
+AGAIN_SECONDS, TRIES = 0.5, 20  # as a vendor does after Retry-After
 SAYS = "The truck waits at the dock. " * 12
 
 
@@ -46,7 +46,7 @@ class Stormed:
     """The same beside as many sound documents: what so many requests cost, whatever is in them."""
 
     def slower(self) -> tuple[float, float, float]:
-        """How many times as long it took beside the storm: to carry a backlog, to wait, and to wait as against beside
+        """How many times as long it took beside the storm: to process a backlog, to wait, and to wait compared with beside
         as many sound documents. Of medians."""
         waited = statistics.median(self.waited_beside)
         return (
@@ -58,23 +58,23 @@ class Stormed:
 
 async def storm(stack: Stack) -> Stormed:
     """First a backlog of both, which the worker finds at once; then files that come in while messages do."""
-    found = Stormed()
+    result = Stormed()
     await _carried(stack, 0)  # what is done for the first time takes longer
-    pair = [(0, found.carried_alone), (STORM, found.carried_beside)]
+    pair = [(0, result.carried_alone), (STORM, result.carried_beside)]
     for n in range(ROUNDS):  # the stores grow meanwhile, so each goes first as often as the other
         for broken, seconds in reversed(pair) if n % 2 else pair:
             seconds.append(await _carried(stack, broken))
     for _ in range(STORMS):
-        found.waited_alone += await _waited(stack)
+        result.waited_alone += await _waited(stack)
         async with _coming(stack, _poison) as poisoned:
-            found.waited_beside += await _waited(stack)
+            result.waited_beside += await _waited(stack)
         await _end_dead(stack, poisoned)
         async with _coming(stack, _sound) as sound:
-            found.waited_beside_sound += await _waited(stack)
+            result.waited_beside_sound += await _waited(stack)
         await stack.ended(sound)
         assert set((await stack.states(sound)).values()) == {"done"}
-    found.waited_alone += await _waited(stack)
-    return found
+    result.waited_alone += await _waited(stack)
+    return result
 
 
 async def _carried(stack: Stack, broken: int) -> float:

@@ -1,4 +1,4 @@
-"""What the writers send, derived from a seed: every version of every document says throughout which one it is."""
+"""What the writers send, derived from a seed: every version of every document names itself throughout its text."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ class Story:
         version = round((front.START + at) * 1e6)
         if kind == "message":
             key = f"msg_{next(self._numbers)}"
-            said = f"{mark(key.replace('_', ''), 1)} {self._chance.choice(TOLD)}."
-            body = front.message(key, conversation, at=at, text=said)
+            sentence = f"{mark(key.replace('_', ''), 1)} {self._chance.choice(TOLD)}."
+            body = front.message(key, conversation, at=at, text=sentence)
             return Send("message", key, version, body, parent=conversation)
         body = front.conversation(conversation, kind, at=at)
         return Send("conversation", conversation, version, body, deletes=kind == "trash")

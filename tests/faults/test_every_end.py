@@ -23,7 +23,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 
 from apex_memory.config import Settings
-from apex_memory.credentials.vault import new_key
 from apex_memory.engines.base import free_port
 from apex_memory.errors import ApexError
 from apex_memory.fetching.pulls import Backfill
@@ -32,6 +31,7 @@ from apex_memory.inbox.transitions import OwnedEvent
 from apex_memory.model import Event, LandResult
 from apex_memory.saga.failures import _Handled
 from apex_memory.saga.recovery import states
+from apex_memory.sealing import new_key
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.sources.base import Sample
 from apex_memory.sources.pages import TimeRange
@@ -48,9 +48,6 @@ T = TypeVar("T")
 SEEDS = st.integers(0, 2**20)
 VENDORS = ("frontapp", "hubspot", "plaid", "quickbooks", "samsara", "sonar", "turvo")
 HOOKS = ("frontapp", "hubspot", "quickbooks", "samsara", "sonar", "turvo")
-# Vendors that change what they have without another time. Ids of Front's events name what never changes, and
-# QuickBooks counts every change in the SyncToken.
-EDITING = ("hubspot", "plaid", "samsara", "sonar", "turvo")
 STEPS = ("claim", "prepare", "begin", "stage")
 SOURCES = ("documents", "llm", "edi", *VENDORS)
 HEALS = 12  # most rounds until everything must have its end
@@ -184,30 +181,44 @@ class Company(RuleBasedStateMachine):
         if ids:
             self.do(self.ways.delete(random.Random(seed).choice(ids)))
 
-    @rule(source=st.sampled_from(VENDORS), hours=st.integers(0, 8), damage=st.booleans())
-    def pull(self, source: str, hours: int, damage: bool) -> None:
-        """Time passes at a vendor, and what it has is fetched; a part of its responses is damaged."""
-        self.do(self._pull(source, hours, 0.3 if damage else 0.0))
+    @rule(
+        source=st.sampled_from(VENDORS),
+        hours=st.integers(0, 8),
+        damage=st.booleans(),
+        edited=st.booleans(),
+    )
+    def pull(self, source: str, hours: int, damage: bool, edited: bool) -> None:
+        """Time passes at a vendor, and what it has is fetched.
+
+        A part of its responses is damaged. With `edited` a part shows other texts under the ids and times that the
+        vendor gave before.
+        """
+        self.do(self._pull(source, hours, damage=0.3 * damage, edits=0.5 * edited))
 
     @rule(source=st.sampled_from(VENDORS), edited=st.booleans())
     def backfill(self, source: str, edited: bool) -> None:
-        """What a vendor has is fetched again; in a part of it a text is another one, under the same time."""
-        self.do(self._backfill(source, 0.5 if edited and source in EDITING else 0.0))
+        """What a vendor has is fetched again, with `edited` in part with other texts under the same ids and times."""
+        self.do(self._backfill(source, edits=0.5 * edited))
 
-    async def _backfill(self, source: str, share: float) -> None:
+    @rule(source=st.sampled_from(VENDORS))
+    def lose_the_cursor(self, source: str) -> None:
+        """The next pull of a vendor begins as the first one did."""
+        self.do(self.ways.app.db.execute("DELETE FROM cursors WHERE source = %s", (source,)))
+
+    async def _backfill(self, source: str, edits: float) -> None:
         clock = self.ways.simulators[source].clock
         window = TimeRange(clock.now - timedelta(days=2), clock.now)
-        self.mangling.edits = share
+        self.mangling.edits = edits
         await self.ways.pull(source, Backfill(uuid.uuid4(), source, window))
         self.mangling.edits = 0.0
         await self.ways.land_fetched(source)
 
-    async def _pull(self, source: str, hours: int, damage: float) -> None:
+    async def _pull(self, source: str, hours: int, damage: float, edits: float) -> None:
         clock = self.ways.simulators[source].clock
         clock.advance_to(clock.now + timedelta(hours=hours))
-        self.mangling.share = damage
+        self.mangling.share, self.mangling.edits = damage, edits
         await self.ways.pull(source)
-        self.mangling.share = 0.0
+        self.mangling.share, self.mangling.edits = 0.0, 0.0
         await self.ways.land_fetched(source)
 
     # What is done with it
@@ -348,7 +359,7 @@ def test_every_sample_of_the_project_goes_in_by_its_entrance_and_keeps_the_rule(
             for sample in source.samples():
                 company.send_sample(name, sample)
     for vendor in VENDORS:
-        company.pull(source=vendor, hours=24, damage=False)
+        company.pull(source=vendor, hours=24, damage=False, edited=False)
     for name in SOURCES:
         company.work(source=name)
     assert set(company.ways.record.statuses) <= {200, 202}, company.ways.record.statuses

@@ -17,10 +17,11 @@ import httpx2
 import pytest
 import pytest_asyncio
 
+from apex_memory.disk_space import RESERVE_SHARE, disk_space
 from apex_memory.engines import supervisor
 from apex_memory.engines.base import free_port
 from apex_memory.engines.falkordb import FalkorDB, send_command
-from apex_memory.engines.state import secret
+from apex_memory.engines.state import read_stack, secret
 from apex_memory.errors import NoWrites, Unavailable
 from apex_memory.model import GraphAssertion
 from apex_memory.stores.graph import open_graph
@@ -41,7 +42,8 @@ PARK_SECONDS = 60
 FEW = 5  # documents sent while a disk is full
 MANY = 20  # with `TEXT_BYTES` each more than `LEFT_BYTES`
 TEXT_BYTES = 200_000
-LEFT_BYTES = 2_000_000  # on PostgreSQL's volume, so that some events land before it is full
+# Free on PostgreSQL's volume, so that some events land before they are refused: a tenth of it is kept.
+LEFT_BYTES = VOLUMES["postgres"] * (1 << 20) // RESERVE_SHARE + 2_000_000
 
 
 class SmallStack(Stack):
@@ -125,7 +127,7 @@ async def lands(stack: Stack, name: str) -> bool:
 async def check_healed(stack: Stack, name: str, sent: Sent) -> None:
     """With space again, everything becomes searchable without anybody's help, and nothing is a dead letter."""
     began = time.monotonic()
-    await until(lambda: lands(stack, name), stack.told, seconds=HEAL_SECONDS, every=0.5)
+    await until(lambda: lands(stack, name), stack.log_tail, seconds=HEAL_SECONDS, every=0.5)
     await stack.ended(sent.landed, seconds=HEAL_SECONDS)
     states = await stack.states(sent.landed)
     assert set(states.values()) <= {"done"}, states
@@ -138,6 +140,23 @@ async def parked(stack: Stack, store: str) -> bool:
     """Whether events wait for the store, and nothing else has become of them."""
     backlog = (await stack.get("/v1/status"))["backlog"]
     return any(row["park_store"] == store for row in backlog)
+
+
+async def refusal_of_writes(stack: Stack, engine: str) -> str:
+    """Return the value of the supervisor's metric on the engine: "1.0" while it refuses writes."""
+    state = read_stack(stack.data_dir)
+    assert state
+    async with httpx2.AsyncClient() as http:
+        text = (await http.get(state.metrics)).text
+    return text.partition(f'apex_engine_refuses_writes{{engine="{engine}"}} ')[2].split("\n")[0]
+
+
+async def refuses_writes(stack: Stack, engine: str) -> bool:
+    return await refusal_of_writes(stack, engine) == "1.0"
+
+
+async def accepts_writes(stack: Stack, engine: str) -> bool:
+    return await refusal_of_writes(stack, engine) == "0.0"
 
 
 def some_assertion() -> GraphAssertion:
@@ -164,16 +183,18 @@ async def test_a_full_disk_of_a_store_parks_events_while_reads_go_on(
         await check_doctor(stack, f"disk of {folder}", stack.data_dir / folder)
         sent = await send(stack, folder, FEW)
         assert len(sent.landed) == FEW
-        await until(lambda: parked(stack, store), stack.told, seconds=PARK_SECONDS)
+        await until(lambda: parked(stack, store), stack.log_tail, seconds=PARK_SECONDS)
         assert await hits(stack)
+        assert await refuses_writes(stack, folder)
     await check_healed(stack, folder, sent)
+    await until(lambda: accepts_writes(stack, folder), seconds=PARK_SECONDS)
     assert stack.children()[folder].restarts == restarts, "the engine met the full disk"
 
 
 async def test_a_graph_that_meets_a_full_disk_is_started_again_and_then_refuses_writes(
     engine_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk fills up between two looks at it: FalkorDB ends itself at the next write."""
+    """The disk fills up between two checks of it: FalkorDB ends itself at the next write."""
     monkeypatch.setattr(supervisor, "DISK_SECONDS", 5.0)
     folder = engine_data / "met"
     events: list[tuple[str, str]] = []
@@ -240,12 +261,14 @@ async def test_a_full_data_folder_loses_lines_of_logs_and_nothing_else(stack: St
     await until(lambda: stack.children()["valkey"].restarts == cache.restarts + 1)
 
 
-async def test_a_full_disk_of_postgresql_refuses_events_and_keeps_what_landed(
-    stack: Stack,
-) -> None:
+async def test_events_are_refused_before_the_disk_of_postgresql_is_full(stack: Stack) -> None:
+    """What landed is kept, and PostgreSQL never meets a full disk: searches go on."""
+    restarts = stack.children()["postgres"].restarts
     with filled(stack.data_dir / "postgres", left=LEFT_BYTES):
         sent = await send(stack, "postgres", MANY, text_bytes=TEXT_BYTES)
         assert sent.landed and sent.refused, "the disk was full from the start, or never"
         await check_doctor(stack, "disk of postgres", stack.data_dir / "postgres")
-        await until(lambda: hits(stack), stack.told, seconds=PARK_SECONDS)
+        assert await hits(stack)
+        assert disk_space(stack.data_dir / "postgres").free > LEFT_BYTES // 2
     await check_healed(stack, "postgres", sent)
+    assert stack.children()["postgres"].restarts == restarts

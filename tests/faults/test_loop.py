@@ -41,6 +41,7 @@ def seed(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.soak
+@pytest.mark.long
 async def test_the_promise_is_kept_through_faults(seed: str) -> None:
     result = await run(seed, 100, seconds=STRIKE_SECONDS)
     _judge(result)

@@ -1,4 +1,4 @@
-"""Too much at once, too much that is broken, and no room left: it is said, it is bounded, and it passes."""
+"""Too much at once, too much that is broken, and no room left: it is reported, it is bounded, and it passes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from apex_memory.engines.postgres import PostgreSQL
 from apex_memory.engines.process import Process, child_of
 from apex_memory.errors import Unavailable
 from apex_memory.model import LandResult
-from apex_memory.stores.postgres import migrate
+from apex_memory.stores.schema import migrate
 from tests.conftest import PASSWORD
 from tests.e2e.conftest import live, state, text_event
 from tests.e2e.stack import Stack, running_stack
 from tests.faults.overload import ROOM, overload
 from tests.faults.storm import storm
 from tests.faults.volumes import small_volume
+from tests.soaking import only_in_soak
 from tests.waiting import until
 
 pytestmark = [
@@ -50,20 +51,25 @@ async def test_overload_is_refused_with_a_time_to_come_back_and_then_caught_up(
     stack: Stack,
 ) -> None:
     """Some seconds of it, of which each client has but a few tries; ten times for a minute is `make faults ARGS=overload`."""
-    found = await overload(stack, OVERLOAD_SECONDS)
-    print(found)
-    assert found.wrong(times=3) == []
+    result = await overload(stack, OVERLOAD_SECONDS)
+    print(result)
+    assert result.wrong(times=3) == []
 
 
+@pytest.mark.soak
+@pytest.mark.long
 @pytest.mark.alone(reason="compares how long the same takes with and without the storm")
-async def test_a_storm_of_poison_leaves_its_neighbours_their_share(stack: Stack) -> None:
+async def test_a_storm_of_poison_leaves_its_neighbours_their_share(
+    stack: Stack, request: pytest.FixtureRequest
+) -> None:
     """Broken files beside messages of another source, with and without them in one run.
 
-    A backlog, which the worker alone works on, may take a third longer. What a message waits is told from that beside as
+    A backlog, which the worker alone works on, may take a third longer. What a message waits is compared with that beside as
     many sound documents: broken ones must cost it less. Against a machine with nothing else to do the bound is 2: there a
-    process that only counts, at the lowest priority, makes a message wait 1.3 times as long by itself, for two processors
+    process that only counts, at the lowest priority, makes a message wait 1.3 times as long on its own, for two processors
     share what one core has.
     """
+    only_in_soak(request)
     result = await storm(stack)
     carrying, waiting, waiting_of_sound = result.slower()
     print(
@@ -73,7 +79,7 @@ async def test_a_storm_of_poison_leaves_its_neighbours_their_share(stack: Stack)
     assert carrying < 4 / 3 and waiting < 2 and waiting_of_sound < 1, result
 
 
-async def test_a_full_disk_is_said_and_nothing_acknowledged_is_lost(
+async def test_a_full_disk_is_reported_and_nothing_acknowledged_is_lost(
     engine_data: Path, falkordb_url: str, valkey_url: str, own_vectors_url: str, tmp_path: Path
 ) -> None:
     folder = engine_data / "small"

@@ -218,7 +218,7 @@ class Memory(RuleBasedStateMachine):
     @rule()
     def redrive(self) -> None:
         letters = self.do(self.app.dead_letters.find())
-        self.do(self.app.dead_letters.redrive([one["id"] for one in letters], actor="test"))
+        self.do(self.app.dead_letters.redrive([letter["id"] for letter in letters], actor="test"))
 
     # What goes wrong
 
@@ -316,10 +316,10 @@ class Memory(RuleBasedStateMachine):
         for store, side in (("vectors", 0), ("graph", 1)):
             if states[store] != "ready":
                 continue
-            found = await getattr(self.app, store).tally([row["stage_id"] for row in rows])
+            tallies = await getattr(self.app, store).tally([row["stage_id"] for row in rows])
             for row in rows:
                 held, wanted = (
-                    found.get(row["stage_id"], Tally()),
+                    tallies.get(row["stage_id"], Tally()),
                     expected[row["stage_id"]][side],
                 )
                 assert held == wanted, f"{row['doc_key']} is live, and not whole in the {store}"
@@ -343,7 +343,7 @@ class Memory(RuleBasedStateMachine):
         assert live == self.reference.live()
         assert (await examine(self.app, self.sent)).all() == []
         shown = [await self.app.search.document(row["doc_id"]) for row in rows]
-        assert {one.key: one.text for one in shown} == {
+        assert {document.key: document.text for document in shown} == {
             key: text(key, order[0]) for key, order in live.items()
         }
         stages = await self.app.db.fetch("SELECT stage_id FROM stages")

@@ -1,6 +1,6 @@
 """The worker, able to kill itself right after a named step, and reaching its stores through proxies and by a name.
 
-The folder named by FAULTS_DIR says what to do: `die` holds the name of a step (it is removed when it
+The folder named by FAULTS_DIR holds the faults: `die` holds the name of a step (it is removed when it
 has been obeyed), `proxies.json` the port that stands for each store's, and `names` the host name that cannot be
 resolved and how: `fails NAME` or `hangs NAME`. Each lookup that meets it adds a byte to `names.met`.
 """

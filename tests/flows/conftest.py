@@ -8,15 +8,20 @@ from typing import TypedDict, Unpack
 
 import pytest_asyncio
 from temporalio.client import Client, WorkflowHandle
+from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from apex_memory.flows.drain.messages import DrainInput
 from apex_memory.flows.drain.workflow import Drain
 from apex_memory.flows.temporal.client import connect
+from apex_memory.flows.temporal.codec import SealingCodec, sealing_converter
+from apex_memory.flows.temporal.deployment import NOT_YET, Deployment
 from apex_memory.flows.temporal.errors import Translation
 from apex_memory.flows.temporal.options import TASK_TIMEOUT
+from apex_memory.sealing import Keyring, new_key, read_keys
 from tests.e2e.conftest import hashing_vectors_url, make_settings
 from tests.flows.scripted import Steps
+from tests.waiting import until
 
 __all__ = ["hashing_vectors_url", "make_settings"]  # fixtures that are shared
 
@@ -26,7 +31,24 @@ TAKEOVER_SECONDS = TASK_TIMEOUT.total_seconds() + 30
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def client(temporal_address: str) -> Client:
-    return await connect(temporal_address)
+    """A client with the codec, as an installation's own have it."""
+    converter = sealing_converter(SealingCodec(Keyring(read_keys([new_key()]))))
+    return await connect(temporal_address, data_converter=converter)
+
+
+async def make_current(deployment: Deployment) -> None:
+    """Make the deployment's build current, once the server has seen its worker."""
+
+    async def is_set() -> bool:
+        try:
+            await deployment.set_current(deployment.build)
+        except RPCError as error:
+            if error.status not in NOT_YET:
+                raise
+            return False
+        return True
+
+    await until(is_set, f"build {deployment.build} is current", every=0.2)
 
 
 class Changes(TypedDict, total=False):

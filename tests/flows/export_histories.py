@@ -35,6 +35,8 @@ from apex_memory.flows.fetch.workflows import PULL_WORKFLOWS, Backfill, File, Fo
 from apex_memory.flows.maintenance.messages import (
     ReconcileInput,
     ReconcileReport,
+    RolloutGateInput,
+    RolloutGateReport,
     RoundsInput,
     SmokeTestReport,
     StoreInput,
@@ -45,6 +47,7 @@ from apex_memory.flows.maintenance.workflows import (
     Collect,
     Hello,
     Reconcile,
+    RolloutGate,
     Sweep,
 )
 from apex_memory.flows.temporal.client import connect
@@ -75,6 +78,11 @@ async def reconcile(input: StoreInput) -> ReconcileReport:
 @activity.defn
 async def smoke_test() -> SmokeTestReport:
     return SmokeTestReport("build", {"documents": "PostgreSQL 18"}, {"cache": "away"})
+
+
+@activity.defn
+async def rollout_gate(input: RolloutGateInput) -> RolloutGateReport:
+    return RolloutGateReport("build", {"documents": "PostgreSQL 18"}, {"Drain": 20})
 
 
 async def carried(bench: Bench, count: int) -> None:
@@ -141,12 +149,13 @@ async def export_others(client: Client) -> None:
         (Collect, [RoundsInput(30, 10)]),
         (Reconcile, [ReconcileInput(["graph", "vectors"])]),
         (Hello, []),
+        (RolloutGate, [RolloutGateInput(20)]),
     ]
     async with Worker(
         client,
         task_queue="export",
         workflows=MAINTENANCE_WORKFLOWS,
-        activities=[sweep, collect, reconcile, smoke_test],
+        activities=[sweep, collect, reconcile, smoke_test, rollout_gate],
         interceptors=[Translation()],
     ):
         for workflow, arguments in calls:

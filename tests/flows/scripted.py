@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass
 class Steps:
-    """An inbox of numbered events, and what each step answers for them."""
+    """An inbox of numbered events, and the result of each step for them."""
 
     limit: int = 10
     outcome: str = "done"
@@ -48,6 +48,8 @@ class Steps:
     given_up: list[str] = field(default_factory=list)
     held: dict[str, list[str]] = field(default_factory=dict)
     landed: int = 0
+    trace_parents: list[str] = field(default_factory=list)
+    """Of the events of every batch."""
 
     def land(self, count: int) -> None:
         self.ready += [f"e{self.landed + n}" for n in range(count)]
@@ -68,7 +70,8 @@ class Steps:
             self.batches.append(len(taken))
             self.claimed.append(batch)
         names = [f"id-{name}" for name in taken[:SHOWN]]
-        return ClaimedBatch(batch, len(taken), len(taken) >= self.limit, names)
+        parents = self.trace_parents if taken else []
+        return ClaimedBatch(batch, len(taken), len(taken) >= self.limit, names, parents)
 
     @activity.defn
     async def prepare(self, input: BatchInput) -> StepReport:

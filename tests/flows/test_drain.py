@@ -14,6 +14,7 @@ from apex_memory.errors import Misconfigured, RetryLater, Unavailable
 from apex_memory.flows.drain.workflow import Drain
 from apex_memory.flows.temporal import errors
 from tests.flows.conftest import Bench, bench_for
+from tests.flows.payloads import readable
 from tests.flows.scripted import Steps
 from tests.waiting import until
 
@@ -86,8 +87,8 @@ async def test_a_burst_is_a_run_and_its_outcome_can_be_searched(bench: Bench) ->
 
 def _runs_at_least(bench: Bench, count: int) -> Callable[[], Coroutine[Any, Any, list[str]]]:
     async def runs() -> list[str]:
-        found = await bench.runs()
-        return found if len(found) >= count else []
+        runs = await bench.runs()
+        return runs if len(runs) >= count else []
 
     return runs
 
@@ -173,12 +174,12 @@ async def test_a_step_that_gives_up_does_not_end_the_drain(bench: Bench) -> None
     handle = await bench.start(fault_seconds=0.5, quiet_seconds=600)
     await bench.wake()
 
-    async def told() -> bool:
+    async def is_reported() -> bool:
         return "publish failed permanently: Misconfigured: wrong — correct it" in await details(
             handle
         )
 
-    await until(told, "the reason in the details")
+    await until(is_reported, "the reason in the details")
     bench.steps.land(1)
     await until(lambda: sorted(bench.steps.published) == ["e0", "e1"], "both are carried")
     assert bench.steps.given_up == ["publish"]
@@ -193,13 +194,13 @@ async def test_a_bug_is_tried_again_then_given_up_and_never_quoted(
     handle = await bench.start(quiet_seconds=600)
     await bench.wake()
 
-    async def told() -> bool:
+    async def is_reported() -> bool:
         return "prepare failed permanently: Bug: KeyError" in await details(handle)
 
-    await until(told, "the reason in the details")
-    history = await handle.fetch_history()
-    assert "secret body" not in history.to_json()
-    assert "KeyError" in history.to_json()
+    await until(is_reported, "the reason in the details")
+    history = await readable(bench.client, await handle.fetch_history())
+    assert "secret body" not in history
+    assert "KeyError" in history
 
 
 async def test_burst_goes_on_in_a_new_run_when_history_is_long(client: Client) -> None:

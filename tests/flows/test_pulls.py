@@ -20,7 +20,7 @@ from apex_memory.engines.temporal import Temporal
 from apex_memory.errors import Conflict
 from apex_memory.flows.drain.control import Drains, priorities_of
 from apex_memory.flows.fetch.control import Pulling
-from apex_memory.flows.temporal.client import connect
+from apex_memory.flows.temporal.client import connect_by
 from apex_memory.flows.wakes import Waker
 from apex_memory.flows.worker import serve
 from apex_memory.model import document_uuid
@@ -75,10 +75,10 @@ async def at_work(
         temporal=temporal.url, sources=toys, source_path=folder.parent / "code", sweep_seconds=1
     )
     async with open_app(settings) as app:
-        client, stop = await connect(temporal.url), asyncio.Event()
+        client, stop = await connect_by(settings, app.keyring), asyncio.Event()
         pulling = Pulling(client, app.sources)
         waker = Waker(Drains(client, priorities_of(app.sources)), pulling)
-        task = asyncio.create_task(serve(app, build="test", stop=stop, maintain_seconds=1))
+        task = asyncio.create_task(serve(app, stop=stop, maintain_seconds=1))
         try:
             yield Place(app, client, waker, pulling, folder)
         finally:
@@ -125,7 +125,7 @@ async def test_polls_streams_and_files_arrive(make_settings: MakeSettings, folde
             return await place.text("streamed", window) == "3 readings, sum 100"
 
         await until(reopened, "the window was opened again", seconds=20)
-        ids = {one.id async for one in place.client.list_workflows("WorkflowType = 'File'")}
+        ids = {run.id async for run in place.client.list_workflows("WorkflowType = 'File'")}
         assert {id.rpartition(":")[0] for id in ids} == {"file:filed"}
 
 
@@ -146,13 +146,15 @@ async def test_a_pause_outlives_the_worker(make_settings: MakeSettings, folder: 
             await until(
                 lambda: place.text("polled", "line:3"), "it goes on", seconds=TAKEOVER_SECONDS
             )
-            actions = await place.app.db.fetch("SELECT actor, subject FROM audit")
+            actions = await place.app.db.fetch(
+                "SELECT actor, subject FROM audit WHERE subject = 'polled'"
+            )
             assert [(row["actor"], row["subject"]) for row in actions] == [("test", "polled")] * 2
 
 
 async def _pulls(place: Place) -> bool:
     query = "WorkflowType = 'Pull' AND ApexSource = 'polled' AND ExecutionStatus = 'Completed'"
-    return len([one async for one in place.client.list_workflows(query)]) >= 2
+    return len([run async for run in place.client.list_workflows(query)]) >= 2
 
 
 async def test_trouble_is_shown_and_ends_by_itself(

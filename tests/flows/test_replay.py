@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from time import process_time
+from typing import Any
 
 import pytest
+from google.protobuf import json_format
+from temporalio.api.common.v1 import Payload
 from temporalio.client import WorkflowHistory
+from temporalio.converter import DataConverter
 from temporalio.worker import Replayer
 from temporalio.workflow import NondeterminismError
 
 from apex_memory.flows.drain.messages import DrainInput
+from apex_memory.flows.temporal.codec import SealingCodec, sealing_converter
 from apex_memory.flows.temporal.options import TASK_TIMEOUT
 from apex_memory.flows.worker import WORKFLOWS
+from apex_memory.sealing import Keyring, new_key, read_keys
 from tests.flows.changed import HastyDrain
+from tests.flows.payloads import with_payloads
 
 ALL = WORKFLOWS
 FILES = sorted((Path(__file__).parent / "histories").glob("*.json"))
@@ -28,6 +37,34 @@ def history(file: Path) -> WorkflowHistory:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 async def test_history_replays(file: Path) -> None:
     await Replayer(workflows=ALL).replay_workflow(history(file))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+async def test_a_sealed_history_replays_and_so_does_a_plain_one(file: Path) -> None:
+    """Runs that began before the codec was on go on with it, and under a second key."""
+    recorded = history(file)
+    keys = [new_key(), new_key()]
+    before = Replayer(workflows=ALL, data_converter=_sealing(keys[:1]))
+    await before.replay_workflow(recorded)
+    sealed = await _sealed(recorded, SealingCodec(Keyring(read_keys(keys[:1]))))
+    assert sealed.events != recorded.events
+    rotated = Replayer(workflows=ALL, data_converter=_sealing([keys[1], keys[0]]))
+    await rotated.replay_workflow(sealed)
+
+
+def _sealing(keys: Sequence[str]) -> DataConverter:
+    return sealing_converter(SealingCodec(Keyring(read_keys(keys))))
+
+
+async def _sealed(plain: WorkflowHistory, codec: SealingCodec) -> WorkflowHistory:
+    """Return the history as it would be had its payloads been sealed."""
+
+    async def sealed(payload: Payload) -> Any:
+        [sealed] = await codec.encode([payload])
+        return json_format.MessageToDict(sealed)
+
+    content = await with_payloads(json.loads(plain.to_json()), sealed)
+    return WorkflowHistory.from_json(plain.workflow_id, content)
 
 
 def test_every_workflow_has_a_history() -> None:

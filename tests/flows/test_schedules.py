@@ -17,6 +17,7 @@ from apex_memory.flows.temporal.client import connect
 from apex_memory.flows.temporal.deployment import Deployment
 from apex_memory.flows.worker import workers
 from tests.conftest import running
+from tests.flows.conftest import make_current
 from tests.flows.export_histories import collect, sweep
 from tests.waiting import until
 
@@ -54,14 +55,14 @@ async def test_schedules_are_made_once_updated_and_stay_paused(own: Client) -> N
 async def test_sweep_runs_in_rounds_and_there_is_only_one(own: Client) -> None:
     deployment = Deployment(own, "a")
     async with workers(deployment, [sweep, collect]):
-        await deployment.make_current()
+        await make_current(deployment)
         await ensure_schedules(own, Settings(sweep_seconds=1), {})
         [run] = await until(lambda: running_sweeps(own), "a sweep is running")
         await ensure_schedules(own, Settings(sweep_seconds=1), {})
 
         async def rounds() -> bool:
-            found = own.list_workflows("WorkflowType = 'Sweep'")
-            ids = [(item.id, item.run_id) async for item in found]
+            runs = own.list_workflows("WorkflowType = 'Sweep'")
+            ids = [(item.id, item.run_id) async for item in runs]
             assert [run_id for _, run_id in ids] == [run]
             history = await own.get_workflow_handle(ids[0][0]).fetch_history()
             done = [

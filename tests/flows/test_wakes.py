@@ -42,7 +42,7 @@ async def waker(client: Client) -> AsyncIterator[Waker]:
 
 
 async def end_all(client: Client) -> None:
-    """No run is left whose signals the next test would count. Asked of the runs themselves: lists lag behind."""
+    """End every run, whose signals the next test would count. Each run is described by itself, because lists lag behind."""
     for source in SOURCES:
         with suppress(RPCError):
             await client.get_workflow_handle(drain_id(source)).terminate("the test is over")
@@ -141,11 +141,11 @@ async def test_each_source_has_its_queue_priority_and_attributes(
     waker.wake("wake-p2")
     for source, queue, key in (("wake-p0", "apex-realtime", 1), ("wake-p2", "apex-bulk", 5)):
         await until(partial(started, client, source), f"{source} started")
-        found = await client.get_workflow_handle(drain_id(source)).describe()
-        assert found.task_queue == queue
-        assert found.raw_info.priority.priority_key == key
-        assert found.raw_info.priority.fairness_key == source
-        attributes = {pair.key.name: pair.value for pair in found.typed_search_attributes}
+        description = await client.get_workflow_handle(drain_id(source)).describe()
+        assert description.task_queue == queue
+        assert description.raw_info.priority.priority_key == key
+        assert description.raw_info.priority.fairness_key == source
+        attributes = {pair.key.name: pair.value for pair in description.typed_search_attributes}
         assert attributes["ApexSource"] == source
         assert attributes["ApexPriority"] == f"P{SOURCES[source]}"
         assert attributes["ApexOutcome"] == "idle"

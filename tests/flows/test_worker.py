@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -19,12 +18,13 @@ import pytest
 
 from apex_memory.app import App, open_app
 from apex_memory.engines.base import free_port
+from apex_memory.engines.cards import running_processes
 from apex_memory.engines.temporal import Temporal
 from apex_memory.flows.drain.control import Drains, priorities_of
 from apex_memory.flows.fetch.control import Pulling
 from apex_memory.flows.maintenance.smoke_test import run_smoke_test
-from apex_memory.flows.temporal.client import connect
-from apex_memory.flows.temporal.queues import drain_id
+from apex_memory.flows.temporal.client import connect, connect_by
+from apex_memory.flows.temporal.queues import QUEUES, drain_id
 from apex_memory.flows.wakes import Waker
 from apex_memory.flows.worker import serve
 from apex_memory.model import LandResult
@@ -42,11 +42,11 @@ def temporal() -> Iterator[Temporal]:
 
 
 @asynccontextmanager
-async def serving(app: App) -> AsyncIterator[Waker]:
+async def serving(app: App, *, queues: Sequence[str] = QUEUES) -> AsyncIterator[Waker]:
     """A worker in this process, and the waker that the landing side would have."""
     stop = asyncio.Event()
-    task = asyncio.create_task(serve(app, build="test", stop=stop, maintain_seconds=1))
-    client = await connect(app.settings.temporal, lazy=True)
+    task = asyncio.create_task(serve(app, stop=stop, maintain_seconds=1, queues=queues))
+    client = await connect_by(app.settings, app.keyring, lazy=True)
     waker = Waker(Drains(client, priorities_of(app.sources)), Pulling(client, app.sources))
     try:
         yield waker
@@ -65,7 +65,7 @@ async def test_a_landed_event_is_carried_and_names_its_run(
 ) -> None:
     async with (
         running(temporal),
-        open_app(make_settings(temporal=temporal.url)) as app,
+        open_app(make_settings(temporal=temporal.url, temporal_payloads="plain")) as app,
         serving(app) as waker,
     ):
         [landed] = await land(app, text_event(app, "a", "Shipment SHP-100045 left Columbus, OH."))
@@ -74,7 +74,7 @@ async def test_a_landed_event_is_carried_and_names_its_run(
         assert await live(app, "a")
         row = await app.db.fetch_one("SELECT workflow_id, run_id FROM inbox")
         assert row and row["workflow_id"] == drain_id("documents")
-        client = await connect(temporal.url)
+        client = await connect_by(app.settings, app.keyring)
         history = await client.get_workflow_handle(
             row["workflow_id"], run_id=row["run_id"]
         ).fetch_history()
@@ -171,8 +171,8 @@ async def test_missing_search_attributes_are_created(
         [landed] = await land(app, text_event(app, "a", "one"))
         waker.wake("documents")
         await until(lambda: done(app, landed), "the event is done", seconds=30)
-        found = (await connect(bare.url)).list_workflows("ApexSource = 'documents'")
-        assert {item.id async for item in found} == {drain_id("documents")}
+        runs = (await connect(bare.url)).list_workflows("ApexSource = 'documents'")
+        assert {item.id async for item in runs} == {drain_id("documents")}
 
 
 async def test_temporal_that_lost_its_data_is_set_up_again(
@@ -199,7 +199,7 @@ async def test_the_process_works_shows_its_metrics_and_stops_when_told(
     settings = make_settings(temporal=temporal.url)
     names = ("documents", "graph", "vectors", "cache", "temporal", "embedder", "data_dir")
     environment = {f"APEX_{name.upper()}": str(getattr(settings, name)) for name in names}
-    card_file = tmp_path / "run" / "worker.json"
+    environment["APEX_SECRET_KEY"] = settings.secret_key.get_secret_value()
     async with running(temporal), open_app(settings) as app:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "apex_memory.flows"),
@@ -209,19 +209,20 @@ async def test_the_process_works_shows_its_metrics_and_stops_when_told(
         try:
             [landed] = await land(app, text_event(app, "a", "one"))
             await until(lambda: done(app, landed), "the process carries the event", seconds=30)
-            card = json.loads(card_file.read_text(encoding="utf-8"))
-            assert card["pid"] == process.pid
+            [card] = running_processes(tmp_path)
+            assert card.pid == process.pid and card.process == "worker" and card.build
             async with httpx2.AsyncClient() as http:
-                own = (await http.get(card["metrics"])).text
+                own = (await http.get(card.metrics)).text
                 assert 'apex_events_ended_total{source="documents",state="done"} 1.0' in own
-                assert "temporal_" in (await http.get(card["temporal_metrics"])).text
+                # Those of Temporal's library stand beside ours.
+                assert "temporal_request_total{" in own
                 # W4: a page in a browser on this machine reaches loopback under a name of its own.
-                foreign = await http.get(card["metrics"], headers={"host": "attacker.example"})
+                foreign = await http.get(card.metrics, headers={"host": "attacker.example"})
                 assert foreign.status_code == 421 and "apex_" not in foreign.text
             process.send_signal(signal.SIGTERM)
             async with asyncio.timeout(10):
                 assert await process.wait() == 0
-            assert not card_file.exists()
+            assert running_processes(tmp_path) == []
         finally:
             if process.returncode is None:
                 process.kill()

@@ -1,4 +1,4 @@
-"""What only Neo4j has: its constraints, the rights it wants, and servers without the procedure that tells their start."""
+"""What only Neo4j has: its constraints, the rights it wants, and servers without the procedure that returns their start time."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_the_procedures_that_it_calls_are_no_admin_ones(graph: Neo4jGraph)
     assert [admin_only[name] for name in called] == [False] * 3
 
 
-async def test_a_server_that_hides_its_start_tells_its_database(
+async def test_a_server_that_hides_its_start_shows_its_database(
     graph: Neo4jGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of_process = await graph.incarnation()
@@ -63,7 +63,7 @@ async def test_a_server_that_hides_its_start_tells_its_database(
     assert of_database == await graph.incarnation()
 
 
-async def test_a_wrong_password_says_what_to_check(url: str) -> None:
+async def test_the_error_of_a_wrong_password_names_what_to_check(url: str) -> None:
     store = Neo4jGraph(url.replace("apex-pass", "wrong"), timeout=10)
     with pytest.raises(Unavailable, match="refuses the credentials") as refused:
         await store.ping()

@@ -31,12 +31,12 @@ class Held(Generic[SourceT]):
         die_before: int | None = None,
         between: Callable[[int], None] = lambda n: None,
     ) -> int:
-        """Pull to the end and answer how many pages came. `die_before`: the worker dies before it commits that page."""
-        asked = PullContext(
+        """Pull to the end and return the number of pages. `die_before`: the worker dies before it commits that page."""
+        context = PullContext(
             link=self.link, cursor=self.cursor, change_hints=change_hints, window=window
         )
         n = 0
-        async for page in self.source.pull(asked):
+        async for page in self.source.pull(context):
             if n == die_before:
                 break
             for event in page.events:
@@ -49,16 +49,16 @@ class Held(Generic[SourceT]):
         return n
 
     def newest(self) -> dict[str, Event]:
-        found: dict[str, Event] = {}
+        newest: dict[str, Event] = {}
         for event in self.events.values():
-            known = found.get(event.doc_key)
+            known = newest.get(event.doc_key)
             if known is None or (known.version, known.event_id) < (event.version, event.event_id):
-                found[event.doc_key] = event
-        return {key: event for key, event in found.items() if event.content_type != MALFORMED}
+                newest[event.doc_key] = event
+        return {key: event for key, event in newest.items() if event.content_type != MALFORMED}
 
     def live(self) -> dict[str, Document]:
-        told = {key: self.source.document(event) for key, event in self.newest().items()}
-        return {key: document for key, document in told.items() if not document.deleted}
+        documents = {key: self.source.document(event) for key, event in self.newest().items()}
+        return {key: document for key, document in documents.items() if not document.deleted}
 
     def broken(self) -> list[dict[str, Any]]:
         return [

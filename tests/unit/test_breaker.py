@@ -7,7 +7,8 @@ import pytest
 from apex_memory.config import Settings
 from apex_memory.errors import Rejected, RetryLater, Unavailable
 from apex_memory.saga.breaker import Breaker, CircuitOpen
-from apex_memory.saga.retries import ResilientStore
+from apex_memory.saga.retries import BreakerProbes, ResilientStore
+from tests.waiting import until
 
 
 class Clock:
@@ -100,3 +101,32 @@ async def test_guard_bounds_a_hanging_store() -> None:
     )
     with pytest.raises(Unavailable, match=r"no response within 0\.05 s"):
         await asyncio.wait_for(guard.call(asyncio.Event().wait), 2)
+
+
+async def test_a_breaker_closes_without_work_when_its_store_is_well_again() -> None:
+    """A worker to which no work came after a failure showed its breaker as open for ever."""
+    settings = Settings(
+        retry_attempts=1, breaker_failures=1, breaker_open_seconds=0.01, call_timeout_seconds=1
+    )
+    graph, well = ResilientStore("graph", settings), False
+    pings = 0
+
+    async def ping() -> None:
+        nonlocal pings
+        pings += 1
+        if not well:
+            raise Unavailable("graph", "down")
+
+    probes = BreakerProbes({graph: ping})
+    await probes.probe()
+    assert pings == 0, "a closed breaker needs no probe"
+    with pytest.raises(Unavailable):
+        await graph.call(ping)
+    assert graph.breaker.state == "open"
+    await until(lambda: graph.breaker.state == "half-open", seconds=2)
+    await probes.probe()
+    assert graph.breaker.state == "open" and pings == 2
+    well = True
+    await until(lambda: graph.breaker.state == "half-open", seconds=2)
+    await probes.probe()
+    assert graph.breaker.state == "closed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, cast
 
 from apex_memory.inbox import Inbox, Run
@@ -30,12 +31,19 @@ class Recorded(DirectPath):
         self.drained: list[str] = []
         self.running = self.most = 0
 
-    async def drain(self, source: str, *, run: Run | None = None) -> int:
+    async def drain(
+        self,
+        source: str,
+        *,
+        everything: bool = True,
+        run: Run | None = None,
+        pause: Callable[[], bool] = bool,
+    ) -> int:
         self.running += 1
         self.most = max(self.most, self.running)
         if source == "long":
             await self.let_go.wait()
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # one turn of the loop, in which other sources begin
         self.running -= 1
         self.drained.append(source)
         if source == "last":

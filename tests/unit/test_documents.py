@@ -15,6 +15,7 @@ from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event, micros
 from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.registry import load
+from tests.examples import examples
 
 AT = datetime(2025, 11, 20, 12, tzinfo=UTC)
 LATER = AT + timedelta(minutes=1)
@@ -42,7 +43,7 @@ def one(*given: Any, **more: Any) -> Event:
     return event
 
 
-def told(*given: Any, **more: Any) -> Document:
+def document_from(*given: Any, **more: Any) -> Document:
     return SOURCE.document(one(*given, **more))
 
 
@@ -56,18 +57,18 @@ def form(*parts: tuple[str, str | None, bytes]) -> tuple[bytes, str]:
 
 
 @given(data=st.binary(min_size=1, max_size=300).filter(bytes.strip))
-@settings(deadline=None, database=None, max_examples=50)
+@settings(deadline=None, database=None, max_examples=examples(50))
 def test_every_byte_comes_back(data: bytes) -> None:
     posted = {"content_base64": base64.b64encode(data).decode(), "content_type": "a/b"}
     for document in (
-        told(data, "application/pdf", name="x.pdf"),
-        told(data, "", key="k"),
-        told(posted),
+        document_from(data, "application/pdf", name="x.pdf"),
+        document_from(data, "", key="k"),
+        document_from(posted),
     ):
         assert [file.data for file in document.files] == [data]
     delimited = b"\r\n--XX" in b"\r\n" + data
     if not delimited:
-        assert told(*form(("file", "a.csv", data))).files[0].data == data
+        assert document_from(*form(("file", "a.csv", data))).files[0].data == data
 
 
 def test_a_file_is_not_inflated() -> None:
@@ -76,7 +77,7 @@ def test_a_file_is_not_inflated() -> None:
 
 
 def test_a_text_is_the_text() -> None:
-    document = told(
+    document = document_from(
         {
             "text": "Detention is 75 USD an hour.\nAfter two hours.",
             "kind": "note",
@@ -94,7 +95,7 @@ def test_a_text_is_the_text() -> None:
 
 
 def test_a_raw_file_carries_its_name_and_type() -> None:
-    document = told(b"a,b", "text/csv; charset=utf-8", name="lanes.csv", key="x/lanes.csv")
+    document = document_from(b"a,b", "text/csv; charset=utf-8", name="lanes.csv", key="x/lanes.csv")
     (file,) = document.files
     assert (file.name, file.content_type, file.data) == ("lanes.csv", "text/csv", b"a,b")
     assert document.title == "lanes.csv"
@@ -102,11 +103,13 @@ def test_a_raw_file_carries_its_name_and_type() -> None:
 
 
 def test_a_json_file_with_a_name_is_a_file() -> None:
-    assert told(b'{"rate": 1850}', JSON, name="rate.json").files[0].data == b'{"rate": 1850}'
+    assert (
+        document_from(b'{"rate": 1850}', JSON, name="rate.json").files[0].data == b'{"rate": 1850}'
+    )
 
 
 def test_a_type_curl_invents_is_unknown() -> None:
-    document = told(b"%PDF", "application/x-www-form-urlencoded", name="a.pdf")
+    document = document_from(b"%PDF", "application/x-www-form-urlencoded", name="a.pdf")
     assert document.files[0].content_type == "application/octet-stream"
 
 

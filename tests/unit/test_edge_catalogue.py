@@ -42,14 +42,16 @@ def place_of(stage: uuid.UUID, n: int) -> bytes:
 
 
 @given(passages, st.lists(stages, max_size=5), st.lists(terms, max_size=5))
-def test_growing_and_packed_say_the_same(
+def test_growing_and_packed_return_the_same(
     rows: list[tuple[uuid.UUID, set[int]]], strangers: list[uuid.UUID], unknown: list[int]
 ) -> None:
     growing = catalogue_of(rows)
     packed = growing.packed()
-    asked = [*(stage for stage, _ in rows), *strangers]
+    all_stages = [*(stage for stage, _ in rows), *strangers]
     known = {stage for stage, _ in rows}
-    assert growing.held(asked) == packed.held(asked) == [s for s in asked if s in known]
+    assert (
+        growing.held(all_stages) == packed.held(all_stages) == [s for s in all_stages if s in known]
+    )
     expected = Counter(term for _, words in rows for term in words)
     ids = np.array([*expected, *unknown], dtype=np.uint32)
     wanted = [expected[term] for term in ids.tolist()]
@@ -100,9 +102,9 @@ def test_a_catalogue_without_places_is_made_anew(tmp_path: Path) -> None:
 
 
 def test_frequencies_are_counted_over_all_shards() -> None:
-    one = catalogue_of([(uuid.uuid4(), {7}) for _ in range(4)])
+    catalogue = catalogue_of([(uuid.uuid4(), {7}) for _ in range(4)])
     two = catalogue_of([(uuid.uuid4(), {7, 8}), (uuid.uuid4(), {9})])
     ids = np.array([7, 8, 6], dtype=np.uint32)
-    weights = inverse_frequencies(ids, [one, two.packed()])
+    weights = inverse_frequencies(ids, [catalogue, two.packed()])
     expected = [math.log((6 - n + 0.5) / (n + 0.5) + 1) for n in (5, 1, 0)]
     assert weights == expected

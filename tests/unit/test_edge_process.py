@@ -51,8 +51,8 @@ async def test_kill_9_after_a_flush_loses_nothing(process: EdgeProcess, store: E
         await process.ready(store)
         expected = {stage: tally_of(points[stage]) for stage in stages[1:]}
         assert await store.tally(stages) == expected
-        found = await store.search(dense=axis(0, DIMENSION), words="truck", limit=300)
-        assert {leg: len(hits) for leg, hits in found.items()} == dict.fromkeys(found, 240)
+        by_leg = await store.search(dense=axis(0, DIMENSION), words="truck", limit=300)
+        assert {leg: len(hits) for leg, hits in by_leg.items()} == dict.fromkeys(by_leg, 240)
 
 
 async def test_a_nearly_full_disk_refuses_writes_and_ends_nothing(tmp_path: Path) -> None:
@@ -69,8 +69,8 @@ async def test_a_nearly_full_disk_refuses_writes_and_ends_nothing(tmp_path: Path
             with pytest.raises(NoWrites, match=r"0 MB of 126 MB are free, and 13 MB are needed"):
                 await store.upsert(stage_points(refused, passages), unit(250, DIMENSION))
             assert set(await store.tally([before, refused])) == {before}
-            found = await store.search(dense=axis(0, DIMENSION), words="truck", limit=5)
-            assert found["words"]
+            hits = await store.search(dense=axis(0, DIMENSION), words="truck", limit=5)
+            assert hits["words"]
         await store.upsert(stage_points(refused, passages), unit(250, DIMENSION))
         await store.flush()
         assert set(await store.tally([before, refused])) == {before, refused}
@@ -202,7 +202,7 @@ async def test_searches_overtake_a_large_write(store: EdgeVectors) -> None:
     assert await store.points() == 5000
 
 
-async def test_a_wrong_password_is_told_as_such(process: EdgeProcess, store: EdgeVectors) -> None:
+async def test_a_wrong_password_is_named_as_such(process: EdgeProcess, store: EdgeVectors) -> None:
     stranger = EdgeVectors(
         f"edge://:guess@{HOST}:{process.port}", DIMENSION, timeout=5, bm25_average_words=10
     )
@@ -240,7 +240,7 @@ async def smoke_test(process: EdgeProcess) -> tuple[asyncio.StreamReader, asynci
     return reader, writer
 
 
-async def test_malformed_requests_are_answered_and_harm_nobody(
+async def test_malformed_requests_get_a_response_and_harm_nobody(
     process: EdgeProcess, store: EdgeVectors
 ) -> None:
     reader, writer = await smoke_test(process)

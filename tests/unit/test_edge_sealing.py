@@ -56,8 +56,8 @@ class Expected:
         total = sum(map(len, self.points.values()))
         assert await store.points() == total
         question = unit(1, DIMENSION, seed=9999)[0]
-        found = await store.search(dense=question, words="truck 3", limit=10)
-        assert [hit.id for hit in found["dense"]] == self.nearest(question, 10)
+        hits = await store.search(dense=question, words="truck 3", limit=10)
+        assert [hit.id for hit in hits["dense"]] == self.nearest(question, 10)
         every = (await store.search(dense=None, words="truck", limit=total + 50))["words"]
         assert {hit.id for hit in every} == {p.id for ps in self.points.values() for p in ps}
         assert len(every) == total
@@ -127,7 +127,7 @@ async def test_an_upsert_of_what_was_sealed_replaces_it(tmp_path: Path) -> None:
         await store.close()
 
 
-async def test_a_killed_builder_is_told_and_harms_nothing(tmp_path: Path) -> None:
+async def test_a_killed_builder_is_reported_and_harms_nothing(tmp_path: Path) -> None:
     with edge_process(tmp_path / "edge", seal_points=SEAL) as process:
         store, expected = edge_client(process), Expected()
         await process.ready(store)

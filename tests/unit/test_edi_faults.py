@@ -17,6 +17,7 @@ from apex_memory.sources.edi.coverage import LEFT_OUT, SHOWN
 from apex_memory.sources.edi.source import Edi
 from apex_memory.sources.pages import InboundFile
 from apex_memory.sources.registry import load
+from tests.examples import examples
 from tests.unit.x12_files import (
     ACCEPTED,
     INVOICE,
@@ -31,7 +32,7 @@ from tests.unit.x12_files import (
     interchange,
 )
 
-MANY = settings(max_examples=200, deadline=None, database=None)
+MANY = settings(max_examples=examples(200), deadline=None, database=None)
 
 
 def edi(**values: Any) -> Edi:
@@ -327,10 +328,10 @@ def test_s5_bare_acknowledgements_do_not_replace_each_other() -> None:
     assert len(live(ACCEPTED, ACCEPTED)) == 1
 
 
-def test_s5_the_group_tells_the_sender_where_there_is_no_interchange() -> None:
-    one, other = group("FA", 1, ACCEPTED), group("FA", 1, ACCEPTED).replace("NWTR", "BRFT")
-    assert len(live(one, other)) == 2
-    assert events(one)[0].doc_key == "acknowledgement:NWTR:APEXSHIPPER:QM:4711:214/0001"
+def test_s5_the_group_names_the_sender_where_there_is_no_interchange() -> None:
+    first, second = group("FA", 1, ACCEPTED), group("FA", 1, ACCEPTED).replace("NWTR", "BRFT")
+    assert len(live(first, second)) == 2
+    assert events(first)[0].doc_key == "acknowledgement:NWTR:APEXSHIPPER:QM:4711:214/0001"
 
 
 def test_s5_acknowledgements_of_other_sets_of_a_group_are_others() -> None:

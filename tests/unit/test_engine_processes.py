@@ -6,9 +6,11 @@ import asyncio
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,7 +83,7 @@ async def test_a_child_that_ends_at_its_start_leaves_its_last_words(tmp_path: Pa
     assert str(tmp_path / "small.log") in caught.value.remedy
 
 
-async def test_a_child_that_never_answers_is_not_left_behind(tmp_path: Path) -> None:
+async def test_a_child_that_never_responds_is_not_left_behind(tmp_path: Path) -> None:
     child = shell("echo $$; exec sleep 1000", tmp_path, ready=never, ready_seconds=0.2)
     async with Supervisor(tmp_path / "data", silent) as supervisor:
         with pytest.raises(Unavailable, match="was not ready within"):
@@ -89,7 +91,7 @@ async def test_a_child_that_never_answers_is_not_left_behind(tmp_path: Path) -> 
         assert not alive(int((tmp_path / "data/log/small.log").read_text()))
 
 
-async def test_a_start_that_takes_long_is_told_and_not_ended(
+async def test_a_start_that_takes_long_is_reported_and_not_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A store with much data reads it for minutes; ended and started again it would never be there."""
@@ -97,7 +99,7 @@ async def test_a_start_that_takes_long_is_told_and_not_ended(
     events: list[Event] = []
     loaded = asyncio.Event()
 
-    def told(name: str, what: str, detail: str) -> None:
+    def record_event(name: str, what: str, detail: str) -> None:
         events.append((name, what, detail))
         if len(events) == 3:
             loaded.set()
@@ -105,7 +107,7 @@ async def test_a_start_that_takes_long_is_told_and_not_ended(
     async def ready() -> None:
         await loaded.wait()
 
-    async with Supervisor(tmp_path / "data", told) as watched:
+    async with Supervisor(tmp_path / "data", record_event) as watched:
         await watched.start(shell("exec sleep 1000", tmp_path, ready=ready))
         assert [what for _, what, _ in events] == [*["starting"] * 3, "ready"]
         assert "small.log" in events[0][2]
@@ -123,10 +125,10 @@ async def test_a_child_that_stands_back_does_so_with_its_session(tmp_path: Path)
             log = tmp_path / child.name / "log" / f"{child.name}.log"
             lines = 2 if own.exists() else 1
             await until(lambda: log.read_text().count("\n") == lines)  # noqa: B023
-            told = log.read_text().splitlines()
-        assert int(told[0]) == os.nice(0) + niceness
+            log_lines = log.read_text().splitlines()
+        assert int(log_lines[0]) == os.nice(0) + niceness
         if own.exists():
-            assert told[1].endswith(f"nice {niceness}")
+            assert log_lines[1].endswith(f"nice {niceness}")
 
 
 async def test_a_missing_program_is_named(tmp_path: Path) -> None:
@@ -261,11 +263,11 @@ async def test_a_log_is_turned_over_when_it_is_long(tmp_path: Path) -> None:
 
 def test_only_processes_of_the_folder_are_leftovers(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    ours = {"APEX_DATA_DIR": str(tmp_path)}
+    environment = {"APEX_DATA_DIR": str(tmp_path)}
     command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, env=os.environ | more)
-        for more in (ours, {"APEX_DATA_DIR": f"{tmp_path}2"})
+        for more in (environment, {"APEX_DATA_DIR": f"{tmp_path}2"})
     ]
     try:
         children = {
@@ -312,9 +314,18 @@ def test_a_port_in_use_is_not_taken_again() -> None:
         assert free_port(port) != port
 
 
+def _port_with_a_free_neighbour(distance: int) -> int:
+    """A free port below another free one. Beside other tests either may be taken."""
+    while True:
+        port = free_port()
+        with suppress(OSError), socket.socket() as neighbour:
+            neighbour.bind(("127.0.0.1", port + distance))
+            return port
+
+
 def test_every_server_of_a_stack_has_a_port_of_its_own(tmp_path: Path) -> None:
     """Also when the last run had Valkey where Temporal's UI would be now."""
-    temporal = free_port()
+    temporal = _port_with_a_free_neighbour(1000)
     with ownership(tmp_path):
         ports = {"temporal": temporal, "valkey": temporal + 1000}
         write_stack(tmp_path, Stack(pid=1, since=datetime.now(UTC), ports=ports))

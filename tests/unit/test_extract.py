@@ -142,13 +142,27 @@ def test_check_digits() -> None:
         ("phone:614-555-0123", "phone:+16145550123"),
         ("vehicle:Truck 12", "vehicle:12"),
         ("vehicle:truck", "vehicle:TRUCK"),
+        ("shipment:shp100045", "shipment:SHP-100045"),
+        ("shipment:SHP 100045", "shipment:SHP-100045"),
+        ("shipment:SHP\u2011100045", "shipment:SHP-100045"),
+        ("load:LD55012", "load:LD-55012"),
+        ("invoice:INV55048", "invoice:INV-55048"),
+        ("invoice:INV 2026-0042", "invoice:INV-2026-0042"),
+        ("invoice:INVENTORY-12", "invoice:INVENTORY-12"),
+        ("po:PO-7781", "po:7781"),
+        ("po:P.O. 7781", "po:7781"),
+        ("po:POLAR-7", "po:POLAR-7"),
+        ("bol:BOL-771-22A", "bol:771-22A"),
+        ("pro:PRO 123-4567890", "pro:1234567890"),
+        ("mc:MC-654321", "mc:654321"),
+        ("usdot:USDOT 1234567", "usdot:1234567"),
         ("container:csqu 305438-3", "container:CSQU3054383"),
         ("account:aBcD", "account:aBcD"),
         ("cnv_1a", "cnv_1a"),
         ("", ""),
     ],
 )
-def test_one_spelling_whoever_says_it(given_ref: str, ref: str) -> None:
+def test_a_ref_has_one_spelling_in_every_source(given_ref: str, ref: str) -> None:
     assert canonical(given_ref) == ref
     assert canonical(ref) == ref
 
@@ -311,3 +325,48 @@ def test_f2_no_name_has_an_empty_key(name: str) -> None:
     key = canonical(f"person:{name}").partition(":")[2]
     assert key
     assert canonical(f"person:{key}") == f"person:{key}"
+
+
+@pytest.mark.parametrize(
+    ("text", "refs"),
+    [
+        ("INV55048, INV-55048", {"invoice:INV-55048"}),
+        ("Invoice # 55048 is INV-55048", {"invoice:INV-55048"}),
+        ("Load # 55012 is LD-55012", {"load:LD-55012"}),
+        ("PO 4500-123, later PO 4500123", {"po:4500-123"}),
+        ("BOL# 771-22A and BOL # 77122A", {"bol:771-22A"}),
+        (
+            "PO # 4500-12 and PO # 450-012 and PO # 450012",
+            {"po:4500-12", "po:450-012", "po:450012"},
+        ),
+        ("PO 4500123 and BOL 4500-123", {"po:4500123", "bol:4500-123"}),
+        ("PRO 123456789 / PRO 123-456789", {"pro:123456789"}),
+    ],
+)
+def test_an_identifier_that_a_text_spells_twice_is_one_entity(text: str, refs: set[str]) -> None:
+    assert mentioned(text) == refs
+    assert mentioned(f"{text}\n\n{text}") == refs
+
+
+def test_the_spelling_of_the_source_is_kept() -> None:
+    def mentioned_beside(text: str, *own_refs: str) -> set[str]:
+        extracted = extract(text, (), own_refs)
+        return {a.object or "" for a in extracted if a.predicate == "mentions"}
+
+    assert mentioned_beside("INV 55048, INV55048", "invoice:INV-55048") == {"invoice:INV-55048"}
+    assert mentioned_beside("PO 4500-123", "po:4500123") == {"po:4500123"}
+    both = ("po:4500123", "po:4500-123")
+    assert mentioned_beside("PO 4500-123", *both) == {"po:4500-123"}, "the source has both"
+    assert mentioned_beside("PO 450-0123", "po:4500-123") == {"po:450-0123"}, "another number"
+    [name] = [a for a in extract("INV55048", (), ["invoice:INV-55048"]) if a.predicate == "name"]
+    assert (name.subject, name.value) == ("invoice:INV-55048", "INV55048")
+
+
+@given(
+    st.sampled_from(["invoice:INV", "shipment:SHP", "load:LD", "po:PO", "bol:BOL"]),
+    st.integers(1_000, 10**9),
+    st.sampled_from(["", "-", " ", "\u2011"]),
+)
+def test_a_label_is_joined_to_its_number_in_one_way(label: str, number: int, joint: str) -> None:
+    ref = canonical(f"{label}{joint}{number}")
+    assert ref == canonical(f"{label.lower()}-{number}") == canonical(ref)

@@ -1,4 +1,4 @@
-"""Files of batch sources: kept once, landed in chunks, and what contradicts an earlier file is said."""
+"""Files of batch sources: kept once, landed in chunks, and contradictions to an earlier file are findings."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ async def test_s12_findings_keep_the_order_of_the_file(db: Postgres) -> None:
     assert len(later["findings"]) == 5, "and the conflict with the file before, at the end"
 
 
-async def test_a_file_lands_in_chunks_and_is_answered_once(db: Postgres) -> None:
+async def test_a_file_lands_in_chunks_and_gets_one_reply(db: Postgres) -> None:
     source, data = Lined(), " ".join(f"{n}#a" for n in range(CHUNK + 7)).encode()
     row = await carried(db, source, "a.txt", data)
     assert (row["events"], row["landed"], row["findings"]) == (CHUNK + 7, CHUNK + 7, [])
@@ -111,7 +111,7 @@ async def test_a_file_lands_in_chunks_and_is_answered_once(db: Postgres) -> None
     ("second", "conflicts"),
     [(b"7#other 8#b", ["7"]), (b"7#a 9#c", []), (b"70#other", []), (b"7#x 8#y", ["7", "8"])],
 )
-async def test_other_content_under_a_known_control_is_said(
+async def test_other_content_under_a_known_control_is_a_finding(
     db: Postgres, second: bytes, conflicts: list[str]
 ) -> None:
     source = Lined()
@@ -119,7 +119,7 @@ async def test_other_content_under_a_known_control_is_said(
     row = await carried(db, source, "second", second)
     assert sorted(finding.split()[1] for finding in row["findings"]) == conflicts
     held = await db.fetch("SELECT event_id FROM inbox")
-    assert {one["event_id"] for one in held} == {
+    assert {row["event_id"] for row in held} == {
         *b"7#a 8#b".decode().split(),
         *second.decode().split(),
     }

@@ -31,7 +31,7 @@ Answer = dict[str, Any] | tuple[int, dict[str, Any]]
 
 
 class Script(Played):
-    """A Front that answers by path (a list: one after the other), and keeps what it was asked."""
+    """A Front with a response for each path (a list: one after the other). It keeps the requests."""
 
     name = "frontapp"
 
@@ -48,10 +48,10 @@ class Script(Played):
         path = "/" + request.path_params["path"]
         self.asked.append(path + (f"?{request.url.query}" if request.url.query else ""))
         self.tokens.add(request.headers.get("authorization"))
-        told = self.answers.get(path, (404, {}))
-        if isinstance(told, list):
-            told = told.pop(0) if len(told) > 1 else told[0]
-        status, body = told if isinstance(told, tuple) else (200, told)
+        answer = self.answers.get(path, (404, {}))
+        if isinstance(answer, list):
+            answer = answer.pop(0) if len(answer) > 1 else answer[0]
+        status, body = answer if isinstance(answer, tuple) else (200, answer)
         own = f"{request.url.scheme}://{request.url.netloc}/frontapp"
         text = json.dumps(body).replace("OWN", own)
         headers = {"location": json.loads(text)["location"]} if status == 301 else {}
@@ -60,15 +60,15 @@ class Script(Played):
 
 def front(base: str = "http://127.0.0.1:1", **more: Any) -> FrontApp:
     known = {"api_token": "token-1", "base_url": base, "requests_per_minute": 60_000}
-    found = load({"frontapp": {"signing_keys": ["key-1"], **known, **more}})["frontapp"]
-    assert isinstance(found, FrontApp)
-    return found
+    source = load({"frontapp": {"signing_keys": ["key-1"], **known, **more}})["frontapp"]
+    assert isinstance(source, FrontApp)
+    return source
 
 
 pulled = partial(vendors.pulled, front)
 
 
-def told(id: str, at: float = 0, kind: str = "archive", **more: Any) -> dict[str, Any]:
+def record_of(id: str, at: float = 0, kind: str = "archive", **more: Any) -> dict[str, Any]:
     state = {"id": "cnv_1", "subject": "ETA?", "status": "archived"}
     return {"id": id, "type": kind, "emitted_at": START + at, "conversation": state, **more}
 
@@ -82,12 +82,20 @@ def listed(*events: Any, next: str | None = None) -> dict[str, Any]:
 
 
 def ids(pages: Sequence[Page]) -> list[str]:
-    return [event.event_id for one in pages for event in one.events]
+    return [event.event_id for page in pages for event in page.events]
 
 
 def cursor(at: float, **seen: float) -> dict[str, Any]:
     known = {id: round((START + time) * 1e6) for id, time in seen.items()}
     return {"after": round((START + at) * 1e6), "seen": known}
+
+
+def position(page: Page) -> dict[str, Any] | None:
+    """The cursor of a page without the digests of what was listed."""
+    if page.cursor is None:
+        return None
+    assert set(page.cursor["contents"]) <= set(page.cursor["seen"])
+    return {name: value for name, value in page.cursor.items() if name != "contents"}
 
 
 HERE = cursor(0, evt_0=0)
@@ -98,7 +106,9 @@ HERE = cursor(0, evt_0=0)
 
 async def test_pages_follow_next_as_it_is_given() -> None:
     following = "OWN/events?page_token=a%2Bb%3D%3D&limit=15&x=%5B%5D"
-    script = Script(events=[listed(told("evt_1", 1), next=following), listed(told("evt_2", 2))])
+    script = Script(
+        events=[listed(record_of("evt_1", 1), next=following), listed(record_of("evt_2", 2))]
+    )
     pages, error = await pulled(script, cursor=HERE)
     assert error is None
     assert ids(pages) == ["evt_1", "evt_2"]
@@ -107,39 +117,41 @@ async def test_pages_follow_next_as_it_is_given() -> None:
         "/events?page_token=a%2Bb%3D%3D&limit=15&x=%5B%5D",
     ]
     assert script.tokens == {"Bearer token-1"}
-    assert pages[-1].cursor == cursor(2, evt_0=0, evt_1=1, evt_2=2)
+    assert position(pages[-1]) == cursor(2, evt_0=0, evt_1=1, evt_2=2)
 
 
 async def test_equal_times_at_a_page_edge_are_all_taken() -> None:
     """The worker is killed after the first page: the next pull starts before the tie and skips what it has."""
-    first = listed(told("evt_1", 1), told("evt_2", 1), next="OWN/events?page_token=2")
-    pages, _ = await pulled(Script(events=[first, listed(told("evt_3", 1))]), cursor=HERE)
-    assert pages[0].cursor == cursor(1, evt_0=0, evt_1=1, evt_2=1)
-    script = Script(events=listed(told("evt_1", 1), told("evt_2", 1), told("evt_3", 1)))
+    first = listed(record_of("evt_1", 1), record_of("evt_2", 1), next="OWN/events?page_token=2")
+    pages, _ = await pulled(Script(events=[first, listed(record_of("evt_3", 1))]), cursor=HERE)
+    assert position(pages[0]) == cursor(1, evt_0=0, evt_1=1, evt_2=1)
+    script = Script(
+        events=listed(record_of("evt_1", 1), record_of("evt_2", 1), record_of("evt_3", 1))
+    )
     again, _ = await pulled(script, cursor=dict(pages[0].cursor or {}))
     assert ids(again) == ["evt_3"]
 
 
 async def test_late_events_are_found_in_the_overlap() -> None:
     before = cursor(1_000, evt_1=990)
-    script = Script(events=listed(told("evt_late", 800), told("evt_1", 990)))
+    script = Script(events=listed(record_of("evt_late", 800), record_of("evt_1", 990)))
     (only,), _ = await pulled(script, cursor=before)
     assert ids([only]) == ["evt_late"]
-    assert only.cursor == cursor(1_000, evt_late=800, evt_1=990)
+    assert position(only) == cursor(1_000, evt_late=800, evt_1=990)
     old = dict(cursor(2_000, **{f"evt_{n}": n for n in (100, 1_699, 1_701)}))
-    (later,), _ = await pulled(Script(events=listed(told("evt_x", 2_000))), cursor=old)
+    (later,), _ = await pulled(Script(events=listed(record_of("evt_x", 2_000))), cursor=old)
     assert set((later.cursor or {})["seen"]) == {"evt_1701", "evt_x"}, (
         "what is past the overlap goes"
     )
 
 
 async def test_nothing_new_is_no_page() -> None:
-    assert await pulled(Script(events=listed(told("evt_0", 0))), cursor=HERE) == ([], None)
+    assert await pulled(Script(events=listed(record_of("evt_0", 0))), cursor=HERE) == ([], None)
 
 
 async def test_a_time_in_our_future_does_not_carry_the_cursor_there() -> None:
     ahead = now() + timedelta(days=400)
-    event = {**told("evt_1"), "emitted_at": ahead.timestamp()}
+    event = {**record_of("evt_1"), "emitted_at": ahead.timestamp()}
     (only,), _ = await pulled(Script(events=listed(event)), cursor=HERE)
     assert ids([only]) == ["evt_1"]
     position = dict(only.cursor or {})
@@ -150,15 +162,18 @@ async def test_a_time_in_our_future_does_not_carry_the_cursor_there() -> None:
 
 async def test_while_front_does_not_sort_only_the_end_moves_the_cursor() -> None:
     newest_first = [
-        listed(told("evt_3", 3), told("evt_2", 2), next="OWN/events?page_token=2"),
-        listed(told("evt_1", 1)),
+        listed(record_of("evt_3", 3), record_of("evt_2", 2), next="OWN/events?page_token=2"),
+        listed(record_of("evt_1", 1)),
     ]
     pages, _ = await pulled(Script(events=newest_first), cursor=HERE)
-    assert [one.cursor for one in pages] == [None, cursor(3, evt_0=0, evt_1=1, evt_2=2, evt_3=3)]
+    assert [position(page) for page in pages] == [
+        None,
+        cursor(3, evt_0=0, evt_1=1, evt_2=2, evt_3=3),
+    ]
 
 
 async def test_the_first_poll_starts_some_hours_before_the_newest_event() -> None:
-    script = Script(events=[listed(told("evt_9", 9)), listed(told("evt_9", 9))])
+    script = Script(events=[listed(record_of("evt_9", 9)), listed(record_of("evt_9", 9))])
     pages, _ = await pulled(script, first_poll_hours=2)
     assert ids(pages) == ["evt_9"]
     assert script.asked[0] == "/events?sort_by=created_at&sort_order=desc&limit=1"
@@ -168,13 +183,24 @@ async def test_the_first_poll_starts_some_hours_before_the_newest_event() -> Non
     )
 
 
+async def test_a_newest_event_without_a_readable_time_does_not_hold_the_first_poll() -> None:
+    broken = {**record_of("evt_9"), "emitted_at": "soon"}
+    (page,), error = await pulled(
+        Script(events=[listed(broken), listed(broken, record_of("evt_8"))])
+    )
+    assert error is None
+    assert [event.content_type for event in page.events] == [MALFORMED, "application/json"]
+
+
 async def test_a_backfill_keeps_to_its_window_and_leaves_nudges() -> None:
     since = datetime.fromtimestamp(START, UTC)
     window = TimeRange(since, since + timedelta(hours=1))
-    script = Script(events=[listed(told("evt_1", 1), next="OWN/events?page_token=2"), listed()])
+    script = Script(
+        events=[listed(record_of("evt_1", 1), next="OWN/events?page_token=2"), listed()]
+    )
     pages, _ = await pulled(script, window=window, change_hints=[ChangeHint("evt_7")])
     assert ids(pages) == ["evt_1"]
-    assert not any(one.acknowledged for one in pages)
+    assert not any(page.acknowledged for page in pages)
     assert f"q%5Bbefore%5D={int(START) + 3_600}" in script.asked[0]
 
 
@@ -199,7 +225,7 @@ async def test_a_backfill_keeps_to_its_window_and_leaves_nudges() -> None:
     ],
 )
 async def test_the_token_goes_to_front_alone(url: Any) -> None:
-    script = Script(events=listed(told("evt_1", 1), next=url))
+    script = Script(events=listed(record_of("evt_1", 1), next=url))
     pages, error = await pulled(script, cursor=HERE)
     assert len(script.asked) == 1
     if url == "":
@@ -211,7 +237,7 @@ async def test_the_token_goes_to_front_alone(url: Any) -> None:
 
 
 async def test_a_redirect_to_another_host_is_not_followed() -> None:
-    preview = told("evt_1", 1, "inbound", target=mail())
+    preview = record_of("evt_1", 1, "inbound", target=mail())
     away = (301, {"location": "https://evil.example/messages/msg_1"})
     script = Script(events=listed(preview), messages__msg_1=away)
     (only,), error = await pulled(script, cursor=HERE)
@@ -219,7 +245,7 @@ async def test_a_redirect_to_another_host_is_not_followed() -> None:
     assert [event.content_type for event in only.events] == ["application/json", MALFORMED]
 
 
-async def test_a_token_that_is_refused_says_so() -> None:
+async def test_a_token_that_is_refused_is_named_in_the_error() -> None:
     for status in (401, 403):
         pages, error = await pulled(Script(events=(status, {})), cursor=HERE)
         assert pages == []
@@ -239,10 +265,10 @@ def webhook(source: FrontApp, event: dict[str, Any]) -> tuple[Event, Sequence[Ch
 @pytest.mark.parametrize(
     "event",
     [
-        told("evt_1"),
-        told("evt_1", 1.123, "inbound", target=mail(text="Where is SHP-100045?")),
-        told("evt_1", 2, "trash"),
-        told("evt_1", 3, "inbound", target=mail()),
+        record_of("evt_1"),
+        record_of("evt_1", 1.123, "inbound", target=mail(text="Where is SHP-100045?")),
+        record_of("evt_1", 2, "trash"),
+        record_of("evt_1", 3, "inbound", target=mail()),
     ],
 )
 async def test_poll_and_webhook_make_the_same_event(event: dict[str, Any]) -> None:
@@ -264,7 +290,7 @@ async def test_poll_and_webhook_make_the_same_event(event: dict[str, Any]) -> No
 
 
 async def test_a_preview_is_kept_and_its_body_fetched() -> None:
-    preview = told("evt_1", 1, "inbound", target=mail())
+    preview = record_of("evt_1", 1, "inbound", target=mail())
     whole = {"id": "msg_1", "type": "email", "text": "Where is SHP-100045?", "subject": "ETA?"}
     script = Script(events=listed(preview), messages__msg_1=whole)
     (only,), _ = await pulled(script, cursor=HERE)
@@ -276,7 +302,7 @@ async def test_a_preview_is_kept_and_its_body_fetched() -> None:
 
 
 async def test_a_webhooks_preview_is_fetched_by_its_nudge() -> None:
-    preview = told(
+    preview = record_of(
         "evt_1", 1, "comment", target={"_meta": {"type": "comment"}, "data": {"id": "com_1"}}
     )
     _, change_hints = webhook(front(), preview)
@@ -295,16 +321,16 @@ async def test_a_webhooks_preview_is_fetched_by_its_nudge() -> None:
 async def test_without_a_token_nobody_is_nudged() -> None:
     source = front(api_token="")
     assert source.missing_settings == "api_token"
-    assert webhook(source, told("evt_1", 1, "inbound", target=mail()))[1] == []
+    assert webhook(source, record_of("evt_1", 1, "inbound", target=mail()))[1] == []
 
 
 @pytest.mark.parametrize(
     "event",
     [
-        told("evt_1", 1, "inbound", target=mail(text="")),
-        told("evt_1", 1, "archive"),
-        told("evt_1", 1, "trash", target=mail()),
-        told("evt_1", 1, "tag", target={"_meta": {"type": "tag"}, "data": {"id": "tag_1"}}),
+        record_of("evt_1", 1, "inbound", target=mail(text="")),
+        record_of("evt_1", 1, "archive"),
+        record_of("evt_1", 1, "trash", target=mail()),
+        record_of("evt_1", 1, "tag", target={"_meta": {"type": "tag"}, "data": {"id": "tag_1"}}),
     ],
 )
 def test_what_is_whole_nudges_nobody(event: dict[str, Any]) -> None:
@@ -312,10 +338,10 @@ def test_what_is_whole_nudges_nobody(event: dict[str, Any]) -> None:
 
 
 async def test_what_is_gone_is_deleted_and_what_is_forbidden_left_alone() -> None:
-    preview = told("evt_1", 1, "inbound", target=mail())
+    preview = record_of("evt_1", 1, "inbound", target=mail())
     (gone,), _ = await pulled(Script(events=listed(preview)), cursor=HERE)
     assert (gone.events[1].doc_key, gone.events[1].content_type) == ("message:msg_1", TOMBSTONE)
-    script = Script(events=listed(preview, told("evt_2", 2)), messages__msg_1=(403, {}))
+    script = Script(events=listed(preview, record_of("evt_2", 2)), messages__msg_1=(403, {}))
     (left,), error = await pulled(script, cursor=HERE)
     assert error is None
     assert ids([left]) == ["evt_1", "evt_2"]
@@ -327,7 +353,7 @@ async def test_what_is_gone_is_deleted_and_what_is_forbidden_left_alone() -> Non
 
 
 async def test_a_merged_conversation_leads_to_the_surviving_one() -> None:
-    thin = {**told("evt_1", 1, "inbound", target=mail()), "conversation": {"id": "cnv_old"}}
+    thin = {**record_of("evt_1", 1, "inbound", target=mail()), "conversation": {"id": "cnv_old"}}
     script = Script(
         events=listed(thin),
         messages__msg_1={"id": "msg_1", "text": "Any news?"},
@@ -339,19 +365,19 @@ async def test_a_merged_conversation_leads_to_the_surviving_one() -> None:
     assert (document.parent, document.title) == ("conversation:cnv_1", "ETA?")
 
 
-async def test_a_merge_tells_what_became_of_the_other_conversation() -> None:
+async def test_a_merge_records_what_became_of_the_other_conversation() -> None:
     target = {
         "_meta": {"type": "deleted_conversation_ids"},
         "data": ["cnv_2", {"id": "cnv_3"}, 5, "x"],
     }
-    event = told("evt_1", 1, "conversations_merged", target=target)
+    event = record_of("evt_1", 1, "conversations_merged", target=target)
     (only,), _ = await pulled(Script(events=listed(event)), cursor=HERE)
     assert ids([only]) == ["evt_1", "evt_1/cnv_2", "evt_1/cnv_3"]
     document = front().document(only.events[1])
     assert only.events[1].doc_key == "conversation:cnv_2"
     assert "Merged into: cnv_1" in document.text
-    (said,) = document.assertions
-    assert (said.subject, said.predicate, said.object) == (
+    (assertion,) = document.assertions
+    assert (assertion.subject, assertion.predicate, assertion.object) == (
         "conversation:cnv_2",
         "same_as",
         "conversation:cnv_1",
@@ -359,8 +385,8 @@ async def test_a_merge_tells_what_became_of_the_other_conversation() -> None:
 
 
 async def test_a_record_that_cannot_be_read_stops_nobody() -> None:
-    records = [5, {"id": "evt_x"}, told("evt_1", 1, conversation={}), told("evt_2", 2)]
-    bad = told("evt_3", 3, "inbound", target=mail("msg_3"))
+    records = [5, {"id": "evt_x"}, record_of("evt_1", 1, conversation={}), record_of("evt_2", 2)]
+    bad = record_of("evt_3", 3, "inbound", target=mail("msg_3"))
     script = Script(events=listed(*records, bad), messages__msg_3=(400, {}))
     (only,), error = await pulled(script, cursor=HERE)
     assert error is None
@@ -378,19 +404,21 @@ async def test_the_simulator_is_read_whole_in_pages_of_fifteen() -> None:
     async with serve_simulators([simulator]) as served, linked("frontapp") as link:
         source = load({"frontapp": simulator.settings(f"{served.url}/frontapp")})["frontapp"]
         assert isinstance(source, FrontApp)
-        pages = [one async for one in source.pull(PullContext(link=link))]
+        pages = [page async for page in source.pull(PullContext(link=link))]
     assert len(pages) > 2
     known = [event.id for event in simulator._events]
     assert [id for id in ids(pages) if "/" not in id] == known
-    fetched = {event.doc_key for one in pages for event in one.events if "/msg_" in event.event_id}
-    assert fetched == {f"message:msg_{one.number}a5" for one in world.shipments}
+    fetched = {
+        event.doc_key for page in pages for event in page.events if "/msg_" in event.event_id
+    }
+    assert fetched == {f"message:msg_{shipment.number}a5" for shipment in world.shipments}
 
 
 @pytest.mark.parametrize("refusal", [(400, {}), (422, {})])
 async def test_s2_an_event_that_front_refuses_is_a_dead_letter_and_stops_nothing(
     refusal: tuple[int, dict[str, Any]],
 ) -> None:
-    script = Script(events__evt_1=refusal, events=listed(told("evt_2", 5)))
+    script = Script(events__evt_1=refusal, events=listed(record_of("evt_2", 5)))
     hints = [ChangeHint("evt_1", datetime.fromtimestamp(START, UTC))]
     pages, _ = await pulled(script, cursor=HERE, change_hints=hints)
     assert pages[0].acknowledged == hints

@@ -146,7 +146,7 @@ def test_lists_may_come_from_the_environment() -> None:
         assert front(signing_keys=given).sign(raw, AT) == KEYED.sign(raw, AT)
 
 
-def test_signing_without_a_key_says_so() -> None:
+def test_signing_without_a_key_is_refused() -> None:
     with pytest.raises(Misconfigured, match="signing_keys"):
         front().sign(b"", AT)
 
@@ -231,7 +231,7 @@ def test_malformed_events_are_refused_by_place(body: dict[str, Any], place: str)
         received(body)
 
 
-def test_a_mail_reads_well_and_says_who() -> None:
+def test_the_document_of_a_mail_reads_well_and_names_people() -> None:
     people = [
         {"handle": "Ops@Example.com", "role": "from", "name": "Dana"},
         {"handle": "dispatch@acme.example", "role": "to", "name": None},
@@ -282,7 +282,7 @@ def test_other_channels_are_messages() -> None:
     assert document_of(event(target=target(type="email"))).kind == "email"
 
 
-def test_a_conversation_tells_its_state() -> None:
+def test_the_document_of_a_conversation_shows_its_state() -> None:
     state = {
         "id": "cnv_1",
         "subject": "ETA?",

@@ -43,7 +43,7 @@ async def test_a_key_is_known_by_its_digest_alone(db: Counted) -> None:
     assert (await KeyRing(db).check(made.key, "read")).id == made.id
 
 
-async def test_checking_known_keys_asks_postgresql_once(db: Counted) -> None:
+async def test_checking_known_keys_queries_postgresql_once(db: Counted) -> None:
     made = await create_key(db, "agent", ["ingest"])
     ring = KeyRing(db)
     for _ in range(50):
@@ -123,8 +123,8 @@ async def test_while_postgresql_is_away_known_keys_pass_and_all_ask_once(
     ring.expire()
     before = db.looks
     unknown = f"apex_{'0' * 12}_unknown"
-    asked = [ring.check(key, "read") for key in [made.key, unknown] * 20]
-    answers = await asyncio.gather(*asked, return_exceptions=True)
+    checks = [ring.check(key, "read") for key in [made.key, unknown] * 20]
+    answers = await asyncio.gather(*checks, return_exceptions=True)
     assert {type(answer) for answer in answers[1::2]} == {Unavailable}, "unknown is not wrong"
     assert all(isinstance(answer, Key) for answer in answers[::2])
     assert db.looks - before <= 2

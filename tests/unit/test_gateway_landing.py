@@ -88,10 +88,10 @@ async def test_one_refused_event_spoils_no_other_request(db: Postgres) -> None:
 async def test_who_gives_up_takes_no_commit_along(db: Postgres) -> None:
     gated = Gated(db)
     landings = GroupCommitter(gated.land)
-    one = asyncio.create_task(landings.land([event(1)]))
+    first = asyncio.create_task(landings.land([event(1)]))
     two = asyncio.create_task(landings.land([event(2)]))
     await waiting(landings, 2)
-    one.cancel()
+    first.cancel()
     gated.gate.set()
     assert (await two)[0].event_id == "e2"
     assert [item.duplicate for item in await landings.land([event(1)])] == [True]
@@ -130,19 +130,21 @@ async def test_commits_are_bounded_in_size(db: Postgres, monkeypatch: pytest.Mon
     assert gated.commits == [2, 2, 2, 2]
 
 
-async def test_while_postgresql_is_away_one_asks_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+async def test_while_postgresql_is_away_one_request_tries_for_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moments = []
 
     async def land(events: Sequence[Event]) -> list[LandResult]:
-        asked.append(events)
+        moments.append(events)
         raise Unavailable("documents", "gone")
 
     landings = GroupCommitter(land)
     for _ in range(5):
         with pytest.raises(Unavailable):
             await landings.land([event(1)])
-    assert len(asked) == 1
+    assert len(moments) == 1
     monkeypatch.setattr(landing, "monotonic", lambda: landings._away_until + 1)
     with pytest.raises(Unavailable):
         await landings.land([event(1)])
-    assert len(asked) == 2
+    assert len(moments) == 2

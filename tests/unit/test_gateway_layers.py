@@ -124,7 +124,7 @@ async def test_every_class_of_error_has_an_answer() -> None:
     ] == "2", "seconds are rounded up"
 
 
-async def test_a_bug_is_answered_with_an_id_that_is_in_the_log_and_nothing_else(
+async def test_the_response_to_a_bug_holds_an_id_that_is_in_the_log_and_nothing_else(
     client: httpx2.AsyncClient,
 ) -> None:
     with capture_logs() as log:

@@ -18,7 +18,7 @@ from tests.waiting import until
 
 
 class Asked(Inbox):
-    """An inbox that notes what it was asked for."""
+    """An inbox that notes the ids of each query."""
 
     def __init__(self, db: Postgres) -> None:
         super().__init__(db)
@@ -79,13 +79,13 @@ async def test_a_hundred_waiters_share_two_connections_and_their_questions(
 
 
 async def test_time_runs_out_for_one_alone(db: Postgres, waiting: CompletionWaiter) -> None:
-    one, two = await landed(db, 2)
-    both = asyncio.create_task(waiting.until_ended([one, two], 20))
-    await db.execute("UPDATE inbox SET state = 'done' WHERE id = %s", (one,))
-    assert await waiting.until_ended([one], 20) is True
-    assert await waiting.until_ended([two], 0.05) is False
+    first, second = await landed(db, 2)
+    both = asyncio.create_task(waiting.until_ended([first, second], 20))
+    await db.execute("UPDATE inbox SET state = 'done' WHERE id = %s", (first,))
+    assert await waiting.until_ended([first], 20) is True
+    assert await waiting.until_ended([second], 0.05) is False
     assert not both.done()
-    await db.execute("UPDATE inbox SET state = 'parked' WHERE id = %s", (two,))
+    await db.execute("UPDATE inbox SET state = 'parked' WHERE id = %s", (second,))
     assert await both is True
     assert await waiting.until_ended([], 0) is True
 
@@ -93,11 +93,11 @@ async def test_time_runs_out_for_one_alone(db: Postgres, waiting: CompletionWait
 async def test_nobody_waits_nobody_asks(
     db: Postgres, inbox: Asked, waiting: CompletionWaiter
 ) -> None:
-    [one] = await landed(db, 1)
-    assert await waiting.until_ended([one], 0.05) is False
-    asked = len(inbox.questions)
+    [event] = await landed(db, 1)
+    assert await waiting.until_ended([event], 0.05) is False
+    queries = len(inbox.questions)
     await asyncio.sleep(5 * module.TURN_SECONDS)  # that nothing happens is what is tested
-    assert len(inbox.questions) <= asked + 1
+    assert len(inbox.questions) <= queries + 1
 
 
 async def test_waiters_are_bounded(

@@ -199,7 +199,7 @@ def test_merges_restores_and_the_newer_form() -> None:
     assert sorted(keys) == ["company:9001", "contact:1", "contact:2", "contact:3", "deal:5:restored"]  # fmt: skip
 
 
-def test_what_is_not_held_asks_for_nothing() -> None:
+def test_what_is_not_held_requests_nothing() -> None:
     strange = [notice("conversation.creation"), notice("ticket.deletion"), notice("object.creation", objectTypeId="0-5")]  # fmt: skip
     assert not received(strange).change_hints
     few = configured(client_secrets=[SECRET], objects=["deals"], portal_id=44001)
@@ -363,7 +363,7 @@ async def test_the_recycling_bin_is_listed_as_often_as_set() -> None:
         assert "company:9001" not in held.live()
 
 
-async def test_nudges_are_fetched_and_answered_whatever_became_of_the_thing() -> None:
+async def test_hints_are_fetched_and_acknowledged_whatever_became_of_the_record() -> None:
     async with hubspot(archived_seconds=1e6) as (simulator, held):
         await held.pull()
         held.events.clear()
@@ -495,7 +495,7 @@ def test_a_company_and_a_deal_meet_by_the_company_id() -> None:
 
 
 @pytest.mark.parametrize("value", ["", None, 7, [], {}, "nan", "1e999", "\u0007", "x" * 5_000])
-def test_odd_values_are_told_or_left_out(value: Any) -> None:
+def test_odd_values_are_shown_or_left_out(value: Any) -> None:
     for kind, plan in OBJECT_TYPES.items():
         document = document_of(kind, **dict.fromkeys(plan.labels, value))
         assert document.title

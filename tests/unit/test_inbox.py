@@ -10,9 +10,11 @@ import pytest
 
 import apex_memory
 from apex_memory.errors import Rejected, Unavailable
-from apex_memory.inbox import Inbox, Run, leases
+from apex_memory.inbox import Carrier, Inbox, Run, leases
 from apex_memory.model import Event, Priority, now
 from apex_memory.stores.postgres import Postgres
+
+TEMPORAL = Carrier("temporal", "build-1")
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def event(
     )
 
 
-async def test_landing_answers_in_order_and_marks_redeliveries(db: Postgres) -> None:
+async def test_landing_returns_results_in_order_and_marks_redeliveries(db: Postgres) -> None:
     inbox = Inbox(db)
     first = await inbox.land([event(1), event(2), event(1)])
     assert [item.duplicate for item in first] == [False, False, True]
@@ -57,37 +59,39 @@ async def test_claims_are_exclusive_and_most_urgent_first(db: Postgres) -> None:
     inbox = Inbox(db)
     await inbox.land([event(n, priority=Priority.P2) for n in range(5)])
     await inbox.land([event(9, priority=Priority.P0)])
-    one = await inbox.claim(
-        "toy", batch=uuid.uuid4(), limit=3, lease=30, run=Run("drain:toy", "r1")
+    first = await inbox.claim(
+        "toy", batch=uuid.uuid4(), limit=3, lease=30, carrier=TEMPORAL, run=Run("drain:toy", "r1")
     )
-    two = await inbox.claim("toy", batch=uuid.uuid4(), limit=10, lease=30)
-    assert [item.event_id for item in one.events] == ["e9", "e0", "e1"]
-    assert [item.event_id for item in two.events] == ["e2", "e3", "e4"]
-    assert (one.more, two.more) == (True, False)
-    assert (await inbox.claim("toy", batch=uuid.uuid4(), limit=10, lease=30)).events == []
+    second = await inbox.claim("toy", batch=uuid.uuid4(), limit=10, lease=30, carrier=TEMPORAL)
+    assert [item.event_id for item in first.events] == ["e9", "e0", "e1"]
+    assert [item.event_id for item in second.events] == ["e2", "e3", "e4"]
+    assert (first.more, second.more) == (True, False)
+    assert (
+        await inbox.claim("toy", batch=uuid.uuid4(), limit=10, lease=30, carrier=TEMPORAL)
+    ).events == []
 
 
 async def test_a_lease_that_ran_out_is_claimed_again_by_another_batch(db: Postgres) -> None:
     inbox = Inbox(db)
     await inbox.land([event(1)])
-    lost, found = uuid.uuid4(), uuid.uuid4()
-    await inbox.claim("toy", batch=lost, limit=1, lease=-1)
-    claim = await inbox.claim("toy", batch=found, limit=1, lease=30)
+    lost, taken_over = uuid.uuid4(), uuid.uuid4()
+    await inbox.claim("toy", batch=lost, limit=1, lease=-1, carrier=TEMPORAL)
+    claim = await inbox.claim("toy", batch=taken_over, limit=1, lease=30, carrier=TEMPORAL)
     assert [item.event_id for item in claim.events] == ["e1"]
     assert await inbox.unprepared(lost) == {}, "the first owner has nothing left to do"
     assert await inbox.start(lost, [claim.events[0].id]) == [], "and cannot begin on it"
-    assert await inbox.unprepared(found) == {claim.events[0].id: 0}
-    assert [item.event_id for item in await inbox.start(found, [claim.events[0].id])] == ["e1"]
+    assert await inbox.unprepared(taken_over) == {claim.events[0].id: 0}
+    assert [item.event_id for item in await inbox.start(taken_over, [claim.events[0].id])] == ["e1"]
 
 
-async def test_a_claim_whose_answer_was_lost_can_be_repeated(db: Postgres) -> None:
+async def test_a_claim_whose_response_was_lost_can_be_repeated(db: Postgres) -> None:
     inbox = Inbox(db)
     await inbox.land([event(n) for n in range(4)])
     batch = uuid.uuid4()
-    first = await inbox.claim("toy", batch=batch, limit=2, lease=30)
-    again = await inbox.claim("toy", batch=batch, limit=2, lease=30)
+    first = await inbox.claim("toy", batch=batch, limit=2, lease=30, carrier=TEMPORAL)
+    again = await inbox.claim("toy", batch=batch, limit=2, lease=30, carrier=TEMPORAL)
     assert [item.id for item in again.events] == [item.id for item in first.events]
-    rest = await inbox.claim("toy", batch=uuid.uuid4(), limit=5, lease=30)
+    rest = await inbox.claim("toy", batch=uuid.uuid4(), limit=5, lease=30, carrier=TEMPORAL)
     assert [item.event_id for item in rest.events] == ["e2", "e3"]
 
 
@@ -101,7 +105,7 @@ async def test_w7_a_claim_is_bounded_in_bytes_and_a_giant_is_alone(
     await inbox.land([event(n, payload=bytes(size)) for n, size in enumerate(sizes)])
     batches = []
     while True:
-        claim = await inbox.claim("toy", batch=uuid.uuid4(), limit=5, lease=30)
+        claim = await inbox.claim("toy", batch=uuid.uuid4(), limit=5, lease=30, carrier=TEMPORAL)
         if not claim.events:
             break
         batches.append(([item.event_id for item in claim.events], claim.more))

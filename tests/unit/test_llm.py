@@ -1,4 +1,4 @@
-"""Conversations with language models: four formats, identity, and what is told of them."""
+"""Conversations with language models: four formats, identity, and documents."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def one(body: Any, **more: Any) -> Event:
     return event
 
 
-def told(body: Any, **more: Any) -> Document:
+def document_from(body: Any, **more: Any) -> Document:
     return SOURCE.document(one(body, **more))
 
 
@@ -87,7 +87,7 @@ def test_the_idempotency_key_is_the_event_id() -> None:
         receive([chat(ASK), chat(TELL)], key="k" * 2000)
 
 
-def test_without_an_id_the_first_question_and_answer_stand_for_it() -> None:
+def test_without_an_id_the_first_turns_identify_it() -> None:
     short, longer = ({"messages": messages} for messages in ([ASK, TELL], [ASK, TELL, MORE]))
     assert one(short).doc_key == one(longer).doc_key
     assert one(short).doc_key.startswith("openai:sha256:")
@@ -179,7 +179,7 @@ def test_turns_and_depth_are_limited() -> None:
 
 
 def test_a_talk_with_tools_reads_well() -> None:
-    document = told(json.loads(sample("llm", "own.json"))[0]["body"])
+    document = document_from(json.loads(sample("llm", "own.json"))[0]["body"])
     assert turns(document) == [
         "User: Where is SHP-100045?",
         'Assistant: [calls track {"shipment":"SHP-100045"}]',
@@ -199,7 +199,7 @@ def test_a_talk_with_tools_reads_well() -> None:
 
 def test_long_results_are_cut_and_titles_too() -> None:
     result = {"role": "tool", "tool_call_id": "x", "content": "9" * 5_000}
-    document = told(chat({"role": "user", "content": "word " * 50}, result))
+    document = document_from(chat({"role": "user", "content": "word " * 50}, result))
     assert len(turns(document)[1]) < 1_100
     assert len(document.title) <= 80 and document.title.endswith("…")
 
@@ -215,7 +215,7 @@ def test_thinking_and_system_are_shown_on_request() -> None:
 
 
 def test_the_recorded_stream_is_put_together() -> None:
-    document = told(json.loads(sample("llm", "anthropic_exchange.json")))
+    document = document_from(json.loads(sample("llm", "anthropic_exchange.json")))
     assert turns(document)[1] == "Assistant: [12345,67890]"
     assert document.metadata["model"] == "claude-sonnet-4-5-20250929"
 
@@ -231,12 +231,12 @@ def test_tool_calls_in_a_stream_are_put_together() -> None:
     ]  # fmt: skip
     stream = "\n\n".join(f"event: x\ndata: {json.dumps(row)}" for row in rows)
     pair = {"request": {"messages": [ASK], "model": "claude-x"}, "response": {"body": stream}}
-    assert turns(told(pair))[1] == 'Assistant: [calls track {"id": 7}]'
+    assert turns(document_from(pair))[1] == 'Assistant: [calls track {"id": 7}]'
 
 
-def test_chatgpt_tells_the_current_branch() -> None:
+def test_chatgpt_exports_are_read_along_the_current_branch() -> None:
     export = json.loads(sample("llm", "chatgpt_export.json"))
-    document = told(export)
+    document = document_from(export)
     assert [turn.partition("\n")[0] for turn in turns(document)] == [
         "User: Analyze the attached fixture and create an artifact.",
         'Assistant: [calls browser.search {"query":"fixture evidence"}]',
@@ -253,10 +253,10 @@ def test_chatgpt_tells_the_current_branch() -> None:
 def test_chatgpt_without_a_current_node_takes_the_latest_leaf() -> None:
     export = json.loads(sample("llm", "chatgpt_export.json"))
     del export["current_node"]
-    assert "Final answer" in told(export).text
+    assert "Final answer" in document_from(export).text
     early = copy.deepcopy(export)
     early["mapping"]["answer-inactive"]["message"]["create_time"] = 1784169999.0
-    assert turns(told(early))[-1] == "Assistant: Superseded answer."
+    assert turns(document_from(early))[-1] == "Assistant: Superseded answer."
 
 
 def test_chatgpt_kinds_of_content() -> None:
@@ -273,7 +273,7 @@ def test_chatgpt_kinds_of_content() -> None:
         "n6": node(6, author=None, content=None),
         "n7": node(7, author={"role": "assistant"}, content={"content_type": "brand_new", "parts": ["A", {"content_type": "audio_x"}, None]}),
     }  # fmt: skip
-    assert turns(told({"mapping": mapping})) == [
+    assert turns(document_from({"mapping": mapping})) == [
         "User: Q",
         "Assistant: [calls python 1+1]",
         "Tool python: 2",
@@ -282,7 +282,7 @@ def test_chatgpt_kinds_of_content() -> None:
 
 
 def test_claude_exports_fall_back_to_blocks_and_bring_attachments() -> None:
-    document = told(json.loads(sample("llm", "own.json"))[5]["body"])
+    document = document_from(json.loads(sample("llm", "own.json"))[5]["body"])
     assert turns(document) == [
         "User: Score Northwind Trucking on SHP-100045.\n[file loads.csv]",
         "Assistant: On time, no damage, one justified detention claim: 92 of 100.",
@@ -292,22 +292,22 @@ def test_claude_exports_fall_back_to_blocks_and_bring_attachments() -> None:
 
 
 def test_claude_times_without_zone_are_utc() -> None:
-    talk = {"uuid": "u", "chat_messages": [], "updated_at": "2025-11-05T09:04:30.25"}
-    zoned = {**talk, "updated_at": "2025-11-05T10:04:30.250+01:00"}
-    assert one(talk).version == one(zoned).version
-    assert one(talk).version // 1000 == 1762333470250
+    conversation = {"uuid": "u", "chat_messages": [], "updated_at": "2025-11-05T09:04:30.25"}
+    zoned = {**conversation, "updated_at": "2025-11-05T10:04:30.250+01:00"}
+    assert one(conversation).version == one(zoned).version
+    assert one(conversation).version // 1000 == 1762333470250
 
 
 def test_without_a_stated_time_the_latest_turn_gives_the_version() -> None:
-    said = {"sender": "human", "text": "Hi", "created_at": "2025-11-05T09:00:00Z"}
-    first = one({"uuid": "u", "chat_messages": [said]})
+    message = {"sender": "human", "text": "Hi", "created_at": "2025-11-05T09:00:00Z"}
+    first = one({"uuid": "u", "chat_messages": [message]})
     assert first.version // 1_000_000 == micros(datetime(2025, 11, 5, 9, tzinfo=UTC)) // 1_000_000
-    later = {**said, "created_at": "2025-11-05T09:01:00Z"}
-    assert one({"uuid": "u", "chat_messages": [said, later]}).version > first.version
+    later = {**message, "created_at": "2025-11-05T09:01:00Z"}
+    assert one({"uuid": "u", "chat_messages": [message, later]}).version > first.version
 
 
 def test_an_export_may_hold_empty_talks() -> None:
-    document = told({"uuid": "u", "name": "Never begun", "chat_messages": []})
+    document = document_from({"uuid": "u", "name": "Never begun", "chat_messages": []})
     assert (document.title, document.text, document.passages) == (
         "Never begun",
         "Conversation id: u",
@@ -317,7 +317,7 @@ def test_an_export_may_hold_empty_talks() -> None:
 
 def test_half_an_emoji_is_no_obstacle() -> None:
     body = b'{"messages":[{"role":"user","content":"cut \\ud83d off\\u0000"}]}'
-    assert turns(told(body)) == ["User: cut \ufffd off\ufffd"]
+    assert turns(document_from(body)) == ["User: cut \ufffd off\ufffd"]
     assert one(body).payload.decode()
 
 
@@ -387,7 +387,7 @@ def test_f17_a_recorded_stream_may_hold_unicode_line_separators(separator: str) 
         f"event: x\r\ndata: {json.dumps(e, ensure_ascii=False)}\r\n\r\n" for e in events
     )
     body = {"request": {"body": {"messages": [ASK]}}, "response": {"body": stream}}
-    assert "at noon." in told({**body, "format": "anthropic.messages"}).text
+    assert "at noon." in document_from({**body, "format": "anthropic.messages"}).text
 
 
 def test_f17_lines_of_ndjson_may_hold_unicode_line_separators() -> None:
@@ -404,21 +404,23 @@ def test_f18_a_block_of_an_unknown_type_adds_no_words_and_hides_none() -> None:
         "text": "It is at dock 4.",
         "content": [{"type": "token_budget"}],
     }
-    text = told({"uuid": "u", "chat_messages": [message]}).text
+    text = document_from({"uuid": "u", "chat_messages": [message]}).text
     assert text == "Assistant: It is at dock 4.\n\nConversation id: u"
 
 
 def test_a_compaction_has_its_words() -> None:
     block = {"type": "compaction", "content": "They asked about SHP-100045."}
     message = {"role": "assistant", "content": [block, {"type": "text", "text": "Yes."}]}
-    document = told({"model": "claude-x", "messages": [ASK, message]})
+    document = document_from({"model": "claude-x", "messages": [ASK, message]})
     assert turns(document)[1] == "Assistant: [compaction] They asked about SHP-100045.\nYes."
 
 
 @pytest.mark.parametrize("content", [[], [{"type": "text", "text": "I cannot"}]])
 def test_a_refusal_is_told(content: list[dict[str, str]]) -> None:
     response = {"id": "msg_01Xy", "type": "message", "role": "assistant", "content": content, "stop_reason": "refusal"}  # fmt: skip
-    document = told({"request": {"messages": [ASK], "model": "claude-x"}, "response": response})
+    document = document_from(
+        {"request": {"messages": [ASK], "model": "claude-x"}, "response": response}
+    )
     assert "Stopped because of: refusal" in document.text
     assert document.metadata["stop_reason"] == "refusal"
     assert turns(document)[-1].startswith("Assistant: ")
@@ -427,7 +429,7 @@ def test_a_refusal_is_told(content: list[dict[str, str]]) -> None:
         {"type": "message_delta", "delta": {"stop_reason": "refusal"}},
     ]  # fmt: skip
     raw = "\n\n".join(f"data: {json.dumps(row)}" for row in stream)
-    recorded = told(
+    recorded = document_from(
         {"request": {"messages": [ASK], "model": "claude-x"}, "response": {"body": raw}}
     )
     assert "Stopped because of: refusal" in recorded.text
@@ -444,10 +446,10 @@ def test_ids_of_conversation_and_response_are_in_the_text_outside_the_turns() ->
         (chat(ASK, TELL), ["c1"]),
         ({"uuid": "3f0c-claude", "chat_messages": [{"sender": "human", "text": "Hi"}]}, ["3f0c-claude"]),
     ):  # fmt: skip
-        document = told(body)
+        document = document_from(body)
         assert all(id in document.text for id in ids)
         assert not any(id in turn for id in ids for turn in turns(document))
-    assert "Stopped because of: length" in told(completion).text
+    assert "Stopped because of: length" in document_from(completion).text
 
 
 def test_s9_a_list_of_openai_items_is_one_conversation() -> None:
@@ -465,7 +467,7 @@ def test_s9_a_list_of_openai_items_is_one_conversation() -> None:
             "content": [{"type": "output_text", "text": "At dock 4."}],
         },
     ]
-    document = told({"object": "list", "data": items})
+    document = document_from({"object": "list", "data": items})
     assert turns(document) == [
         "User: Where is it?",
         'Assistant: [calls track {"n":1}]',

@@ -1,4 +1,4 @@
-"""One order of locks everywhere (`saga/journal.py` says which), on a real PostgreSQL: nobody waits for who waits for him."""
+"""One order of locks everywhere (`saga/journal.py` defines it), on a real PostgreSQL: no deadlock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apex_memory.inbox import Inbox
+from apex_memory.inbox import Carrier, Inbox
 from apex_memory.model import Event, Manifest, now
 from apex_memory.saga.dead_letters import DeadLetters
 from apex_memory.saga.journal import CommitResult, Journal
@@ -57,7 +57,9 @@ class Saga:
 
     async def claimed(self, *, lease: float = 30) -> uuid.UUID:
         batch = uuid.uuid4()
-        claim = await self.inbox.claim("toy", batch=batch, limit=10, lease=lease)
+        claim = await self.inbox.claim(
+            "toy", batch=batch, limit=10, lease=lease, carrier=Carrier("temporal", "b")
+        )
         assert len(claim.events) == 1
         return batch
 

@@ -1,10 +1,11 @@
-"""How much processes are held back, and what `apex doctor` says about it."""
+"""How much processes are held back, and what `apex doctor` reports about it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,8 @@ async def test_a_blocked_process_runs_late(monkeypatch: pytest.MonkeyPatch) -> N
     measured = asyncio.Event()
     meter = LoadMeter(lambda delay: measured.set())
     watching = asyncio.create_task(meter.watch())
-    await asyncio.sleep(0)
-    time.sleep(0.3)
+    await asyncio.sleep(0)  # one turn of the loop, in which the meter begins to wait
+    time.sleep(0.3)  # the fault itself: the process blocks its loop
     await asyncio.wait_for(measured.wait(), 10)
     watching.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -139,6 +140,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "temporal": temporal | {"milliseconds": changes.get("temporal", 1.0)},
         "parked": 0,
         "dead_letters": 0,
+        "absent_build": changes.get("absent_build"),
     }
 
 
@@ -153,13 +155,24 @@ def test_doctor_names_the_engine_whose_round_trip_is_slow() -> None:
     assert "slow: a response takes 3.0 s" in findings["temporal"].detail
 
 
+def test_doctor_names_a_current_build_without_workers() -> None:
+    absent = {
+        "detail": "no worker of the current build b1 runs",
+        "remedy": "`apex builds promote b2`",
+    }
+    (finding,) = doctor._builds(report(absent_build=absent))
+    assert (finding.state, finding.detail, finding.remedy) == ("bad", *absent.values())
+    assert list(doctor._builds(report())) == []
+
+
 def test_doctor_names_a_worker_that_runs_late(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "run").mkdir()
+    folder = tmp_path / "run" / "processes"
+    folder.mkdir(parents=True)
     for name in ("bulk", "worker"):
-        card = {"metrics": f"http://127.0.0.1:1/{name}"}
-        (tmp_path / "run" / f"{name}.json").write_text(json.dumps(card))
+        card = {"process": name, "pid": os.getpid(), "metrics": f"http://127.0.0.1:1/{name}"}
+        (folder / f"{name}-1.json").write_text(json.dumps(card))
 
     def get(url: str, **options: Any) -> httpx2.Response:
         delay = "0.002" if url.endswith("bulk") else "1.25"

@@ -13,7 +13,10 @@ from tests.needs import starts_process
 ROOT = Path(__file__).parents[2]
 CONFTEST = """
 import pytest
+from tests import parallel
 from tests.parallel import ALONE, publish_groups, pytest_configure_node, pytest_xdist_make_scheduler
+
+parallel.PART = 2
 
 def pytest_collection_modifyitems(config, items):
     for item in items:
@@ -40,7 +43,7 @@ def test_grouped(n):
 @pytest.mark.parametrize("n", range(12))
 def test_together(n):
     time.sleep(0.02)  # so that both workers get some
-    note("together")
+    note(f"pair{n // 2}")
 """
 
 
@@ -59,6 +62,8 @@ def test_what_runs_alone_runs_after_everything_else_in_one_worker(
         workers,
         "--dist",
         "loadgroup",
+        "-p",
+        "no:randomly",  # so that the parts are known
         str(tmp_path),
     ]
     ran = subprocess.run(
@@ -77,7 +82,9 @@ def test_what_runs_alone_runs_after_everything_else_in_one_worker(
         used.setdefault(name, set()).add(worker)
     assert [name for name, _, _ in notes[16:]] == ["alone"] * 3
     assert len(used["alone"]) == len(used["grouped"]) == 1
-    assert len(used["grouped"] | used["together"]) == int(workers)
+    pairs = [workers for name, workers in used.items() if name.startswith("pair")]
+    assert [len(workers) for workers in pairs] == [1] * 6, "tests of a part stay in one worker"
+    assert len(used["grouped"].union(*pairs)) == int(workers)
 
 
 def helper() -> None:

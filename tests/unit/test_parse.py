@@ -239,7 +239,7 @@ async def test_a_file_that_takes_too_long_is_refused_and_its_reader_ended() -> N
         await reader.close()
 
 
-async def test_a_cancelled_reading_leaves_no_answer_behind(reader: FileReader) -> None:
+async def test_a_cancelled_reading_leaves_no_response_behind(reader: FileReader) -> None:
     await read(reader, "bol.pdf", BILL)  # the process runs
     task = asyncio.create_task(read(reader, "rate.docx", RATE))
     await asyncio.sleep(0)  # one turn of the loop, in which it is sent

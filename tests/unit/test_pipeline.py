@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -24,9 +25,11 @@ from apex_memory.model import (
     Event,
     File,
     Manifest,
+    Priority,
     Vectors,
 )
-from apex_memory.pipeline import Pipeline, prepare
+from apex_memory.pipeline import Pipeline, clean_document, prepare, reuse
+from apex_memory.pipeline.embedders.base import unit_rows
 from apex_memory.pipeline.embedders.hashing import HashingEmbedder
 from apex_memory.pipeline.text import clean, clean_at, clean_value
 from tests import documents
@@ -43,7 +46,7 @@ class Refusing(HashingEmbedder):
         self.error = error
         self.word = word
 
-    async def passages(self, texts: Sequence[str]) -> Vectors:
+    async def passages(self, texts: Sequence[str], *, urgent: bool = False) -> Vectors:
         if any(self.word in text for text in texts):
             raise self.error
         return await super().passages(texts)
@@ -86,9 +89,9 @@ async def one(pipeline: Pipeline, make: Make, of: Event | None = None) -> Manife
 
 
 async def test_a_document_becomes_a_manifest(pipeline: Pipeline) -> None:
-    said = Assertion(predicate="about", object="shipment:shp-100045")
+    assertion = Assertion(predicate="about", object="shipment:shp-100045")
     made = await one(
-        pipeline, makes(text="Load SHP-100045 is late.", assertions=(said,), parent="thread-1")
+        pipeline, makes(text="Load SHP-100045 is late.", assertions=(assertion,), parent="thread-1")
     )
     assert pipeline.pipeline == f"{prepare.VERSION}/hashing-256"
     assert made.pipeline == pipeline.pipeline
@@ -169,14 +172,14 @@ async def test_text_that_no_store_accepts_is_cleaned_and_offsets_move_along(
 ) -> None:
     text = "cafe\u0301\r\nSHP-100045\x00\ud800\r\nthird"
     passages = ((0, 5), (7, 19), (21, 26))
-    said = Assertion(predicate="says", value="a\x00", start=21)
+    assertion = Assertion(predicate="says", value="a\x00", start=21)
     made = await one(
         pipeline,
         makes(
             text=text,
             passages=passages,
             title="t\x00\n",
-            assertions=(said,),
+            assertions=(assertion,),
             metadata={"a\x00": [float("nan"), {"b": "\ud800"}, AT]},
         ),
     )
@@ -212,9 +215,9 @@ async def test_a_single_file_is_the_document(pipeline: Pipeline) -> None:
 
 async def test_files_follow_the_text_and_none_is_lost_silently(pipeline: Pipeline) -> None:
     files = (File("a.txt", "text/plain", b"first"), File("b.png", "image/png", b"\x89PNG"))
-    made = await one(pipeline, makes(text="Said.", passages=((0, 5),), files=files))
-    assert made.text == "Said.\n\n## a.txt\n\nfirst"
-    assert [made.chunk_text(c) for c in made.chunks] == ["Said.", "## a.txt\n\nfirst"]
+    made = await one(pipeline, makes(text="Hello.", passages=((0, 6),), files=files))
+    assert made.text == "Hello.\n\n## a.txt\n\nfirst"
+    assert [made.chunk_text(c) for c in made.chunks] == ["Hello.", "## a.txt\n\nfirst"]
     assert "cannot read .png" in made.metadata["files"][1]["unread"]
     [refused] = await pipeline.prepare([(event(), makes(files=(files[1], files[1])))])
     assert isinstance(refused, Rejected)
@@ -223,7 +226,7 @@ async def test_files_follow_the_text_and_none_is_lost_silently(pipeline: Pipelin
 async def test_limits_are_kept_and_noted(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "MAX_CHARACTERS", 1_000)
+    monkeypatch.setattr(clean_document, "MAX_CHARACTERS", 1_000)
     long = "a b\n" * 251
     made = await one(pipeline, makes(text=long, passages=((0, 4), (4, 1_004))))
     assert made.text == long[:1_000]
@@ -282,3 +285,83 @@ async def test_vectors_belong_to_their_own_chunks(pipeline: Pipeline) -> None:
         for chunk, row in zip(made.chunks, made.vectors, strict=True):
             own = await HashingEmbedder().query(made.chunk_text(chunk))
             assert np.array_equal(own, row)
+
+
+async def test_identifiers_of_a_source_and_its_text_are_one_entity(pipeline: Pipeline) -> None:
+    """A bank writes `INV55048` or `INV 55048` where the source names the invoice INV-55048."""
+    for spelling in ("INV55048", "INV 55048", "inv-55048", "INV\u201155048"):
+        pays = Assertion(subject="payment:t1", predicate="pays", object="invoice:INV-55048")
+        make = makes(text=f"ACH CREDIT {spelling}", assertions=(pays,))
+        made = await one(pipeline, make)
+        assert made.entities == ("invoice:INV-55048", "payment:t1"), spelling
+
+
+class Counting(HashingEmbedder):
+    """The hashing embedder; it keeps the texts that reach it, and whether they were urgent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.urgent: list[bool] = []
+
+    async def passages(self, texts: Sequence[str], *, urgent: bool = False) -> Vectors:
+        self.texts += texts
+        self.urgent.append(urgent)
+        return await super().passages(texts)
+
+
+async def test_equal_passages_are_embedded_once() -> None:
+    embedder = Counting()
+    pipeline = Pipeline(embedder, chunk_chars=200)
+    turns = ((0, 4), (4, 8), (8, 12))
+    first = await one(pipeline, makes(text="yes no  yes ", passages=turns))
+    assert embedder.texts == ["yes", "no"]
+    assert np.array_equal(first.vectors, await HashingEmbedder().passages(["yes", "no", "yes"]))
+    await pipeline.prepare([(event(2), makes(text="no")), (event(3), makes(text="maybe"))])
+    assert embedder.texts == ["yes", "no", "maybe"]
+
+
+async def test_passages_of_the_live_version_keep_their_vectors() -> None:
+    calls = []
+
+    async def live(documents: Sequence[UUID], made_by: str) -> list[Manifest]:
+        calls.append((list(documents), made_by))
+        return [former]
+
+    turns = ((0, 4), (4, 8))
+    former = replace(
+        await one(Pipeline(Counting(), chunk_chars=200), makes(text="one two ", passages=turns)),
+        vectors=unit_rows(np.eye(2, 256, dtype=np.float32)),
+    )
+    embedder = Counting()
+    pipeline = Pipeline(embedder, chunk_chars=200, live_manifests=live, build="b7")
+    again = await one(pipeline, makes(text="two six ", passages=turns))
+    assert embedder.texts == ["six"]
+    assert np.array_equal(again.vectors[0], former.vectors[1])
+    assert calls == [([event().doc_id], f"{prepare.VERSION}/hashing-256/")]
+    [copy] = await pipeline.prepare(
+        [(event(), makes(text="two six ", passages=turns))], reuse=False
+    )
+    assert isinstance(copy, Manifest) and len(calls) == 1
+    assert not np.array_equal(copy.vectors[0], former.vectors[1])
+
+
+async def test_memory_of_vectors_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reuse, "REMEMBERED_BYTES", 2 * 4 * 256)
+    embedder = Counting()
+    pipeline = Pipeline(embedder, chunk_chars=200)
+    for text in ("a", "b", "c", "c", "a"):
+        await one(pipeline, makes(text=text))
+    assert embedder.texts == ["a", "b", "c", "a"]
+
+
+@pytest.mark.parametrize(("priorities", "urgent"), [((2, 1), False), ((2, 0), True)])
+async def test_real_time_events_are_urgent(priorities: tuple[int, int], urgent: bool) -> None:
+    embedder = Counting()
+    await Pipeline(embedder, chunk_chars=200).prepare(
+        [
+            (event(n, priority=Priority(priority)), makes(text=f"text {n}"))
+            for n, priority in enumerate(priorities)
+        ]
+    )
+    assert embedder.urgent == [urgent]

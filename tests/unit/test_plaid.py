@@ -70,7 +70,7 @@ def source(base: str = "http://127.0.0.1:1", **more: Any) -> PlaidSource:
 
 
 class Script(Played):
-    """A Plaid that gives these answers in order, and keeps the bodies of its requests."""
+    """A Plaid that sends these responses in order, and keeps the bodies of its requests."""
 
     name = "plaid"
 
@@ -253,7 +253,7 @@ async def test_wrong_keys_of_our_own_stop_all() -> None:
     assert "sources.plaid.client_id" in error.remedy
 
 
-async def test_nudged_items_come_first_and_strangers_are_answered() -> None:
+async def test_hinted_items_come_first_and_hints_of_strangers_are_acknowledged() -> None:
     change_hints = [ChangeHint("itm_b"), ChangeHint("itm_gone"), ChangeHint("item:itm_b")]
     script = by_token(a=page("a1"), b=page("b1"))
     pages, error = await pulled(script, items=TWO, change_hints=change_hints)
@@ -407,7 +407,7 @@ async def test_an_expired_key_is_refused() -> None:
         later.receive(posted(signature(MORNING_KEY, VECTOR, at), at=at))
 
 
-async def test_keys_are_asked_for_once_and_unknown_ones_seldom() -> None:
+async def test_keys_are_fetched_once_and_unknown_ones_seldom() -> None:
     script = Script(lambda body: {"key": jwk(body["key_id"])} if body["key_id"] == MORNING_KEY else
                     {"error_type": "INVALID_INPUT", "error_code": "INVALID_WEBHOOK_VERIFICATION_KEY_ID"})  # fmt: skip
     async with serve_simulators([script]) as served, linked("plaid") as link:
@@ -459,7 +459,7 @@ def test_older_codes_are_taken_and_ignored(code: str) -> None:
     assert (result.events, result.change_hints, result.reply.status) == ((), (), 200)
 
 
-def test_item_errors_are_kept_and_asked_after() -> None:
+def test_item_errors_are_kept_and_checked_again() -> None:
     body = {"webhook_type": "ITEM", "webhook_code": "ERROR", "item_id": "itm_a", "error": LOGIN}
     result, later = received(body), received(body, AT + timedelta(days=9))
     assert result.change_hints == [ChangeHint("item:itm_a", AT)]
@@ -558,7 +558,7 @@ def document_of(**more: Any) -> Document:
     return source().document(event)
 
 
-def test_a_payment_reads_well_and_says_what_it_pays() -> None:
+def test_the_document_of_a_payment_reads_well_and_names_what_it_pays() -> None:
     document = document_of(
         amount=-2060.0,
         name="ACH CREDIT EXAMPLE PAPER CO INV55045",

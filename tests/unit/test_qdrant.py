@@ -1,4 +1,4 @@
-"""What the Qdrant adapter makes of a server's answers. The server is a stand-in with fixed answers: no Qdrant server has been asked."""
+"""What the Qdrant adapter makes of a server's responses. The server is a stand-in with fixed responses, not a Qdrant."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def test_nobody_there_is_unavailable_at_once() -> None:
     await store.close()
 
 
-async def test_no_answer_is_unavailable_in_time() -> None:
+async def test_no_response_is_unavailable_in_time() -> None:
     async with answering(0, None) as port:
         store = client(port, timeout=0.2)
         began = time.monotonic()

@@ -20,9 +20,10 @@ from starlette.requests import Request as StarletteRequest
 from starlette.responses import Response
 
 from apex_memory.credentials.tokens import VaultTokens
-from apex_memory.credentials.vault import Vault, new_key, read_keys
+from apex_memory.credentials.vault import Vault
 from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import MALFORMED, Document, micros, now
+from apex_memory.sealing import Keyring, new_key, read_keys
 from apex_memory.simulate.quickbooks import simulator as vendor
 from apex_memory.simulate.quickbooks.webhooks import REALM
 from apex_memory.simulate.server import serve_simulators
@@ -136,8 +137,8 @@ def test_several_companies_in_one_post_and_only_ours() -> None:
         f"{REALM}:Invoice:95",
         "7:Invoice:95",
     ]
-    ours = configured(verifier_tokens=["one"], realm_ids=["7"])
-    assert [hint.key for hint in received(body, ours).change_hints] == ["7:Invoice:95"]
+    source = configured(verifier_tokens=["one"], realm_ids=["7"])
+    assert [hint.key for hint in received(body, source).change_hints] == ["7:Invoice:95"]
 
 
 @pytest.mark.parametrize("form", ["older", "newer"])
@@ -180,7 +181,7 @@ Books = Callable[..., AbstractAsyncContextManager[tuple[vendor.QuickBooks, Held[
 @pytest.fixture
 async def quickbooks(database_url: str) -> AsyncIterator[Books]:
     async with opened(database_url) as db:
-        tokens = VaultTokens(Vault(db, read_keys([new_key()])))
+        tokens = VaultTokens(Vault(db, Keyring(read_keys([new_key()]))))
 
         @asynccontextmanager
         async def books(
@@ -274,7 +275,7 @@ def many(simulator: vendor.QuickBooks, count: int, at: datetime, *, apart: int =
 
 @pytest.mark.parametrize("newest_first", [False, True])
 @pytest.mark.parametrize("apart", [0, 2])
-async def test_more_changes_than_an_answer_holds(
+async def test_more_changes_than_a_response_holds(
     quickbooks: Books, newest_first: bool, apart: int
 ) -> None:
     """All changes come, of one instant or of several, in either order. An event reports the deletes that may be missing."""
@@ -294,7 +295,7 @@ async def test_more_changes_than_an_answer_holds(
         assert len(held.events) == before, "and only once"
 
 
-async def test_more_changes_than_an_answer_holds_but_not_of_one_kind(quickbooks: Books) -> None:
+async def test_more_changes_than_a_response_holds_but_not_of_one_kind(quickbooks: Books) -> None:
     async with quickbooks() as (simulator, held):
         await held.pull()
         simulator.clock.advance_to(simulator.clock.now + timedelta(minutes=5))
@@ -315,7 +316,7 @@ async def test_a_listing_of_more_rows_than_a_query_shows(quickbooks: Books) -> N
         equal(simulator, held)
 
 
-async def test_a_cursor_too_old_for_changes_lists_everything_since_and_says_so(
+async def test_a_cursor_too_old_for_changes_lists_everything_since_and_notes_the_gap(
     quickbooks: Books,
 ) -> None:
     async with quickbooks() as (simulator, held):
@@ -337,7 +338,7 @@ async def test_a_cursor_too_old_for_changes_lists_everything_since_and_says_so(
         assert f"{REALM}:Invoice:7001" not in held.live()
 
 
-async def test_nudges_are_fetched_and_answered_whatever_became_of_the_thing(
+async def test_hints_are_fetched_and_acknowledged_whatever_became_of_the_record(
     quickbooks: Books,
 ) -> None:
     async with quickbooks() as (simulator, held):
@@ -381,7 +382,7 @@ async def test_throttling_of_either_kind_is_tried_later(quickbooks: Books) -> No
                 await held.pull()
 
 
-async def test_a_refusal_tells_code_and_trace(quickbooks: Books) -> None:
+async def test_a_refusal_names_code_and_trace(quickbooks: Books) -> None:
     async with quickbooks(entities=["Invoice"]) as (simulator, held):
         await held.pull()
         simulator.clock.advance_to(simulator.clock.now + timedelta(days=40))
@@ -416,7 +417,7 @@ async def test_two_pulls_at_once_spend_one_refresh_token(quickbooks: Books) -> N
         assert simulator.renewals == 2
 
 
-async def test_an_ended_connection_asks_for_a_new_one_which_then_holds(quickbooks: Books) -> None:
+async def test_an_ended_connection_opens_a_new_one_which_then_holds(quickbooks: Books) -> None:
     async with quickbooks() as (simulator, held):
         await held.pull()
         simulator.connected, simulator.access = False, ""
@@ -566,7 +567,7 @@ def test_deleted_and_inactive_records_are_deletes() -> None:
 
 
 @pytest.mark.parametrize("value", [None, 7, [], {}, "nan", float("1e300"), "\u0007", "x" * 5_000, [[]], [{"value": 3}], {"any": 3}])  # fmt: skip
-def test_odd_values_are_told_or_left_out(value: Any) -> None:
+def test_odd_values_are_shown_or_left_out(value: Any) -> None:
     for kind in ("Invoice", "Payment", "Bill", "Customer", "Estimate"):
         for field in ("DocNumber", "DisplayName", "CustomerRef", "VendorRef", "Line", "CustomField", "TotalAmt", "Balance", "PrimaryPhone", "CurrencyRef", "CustomerMemo"):  # fmt: skip
             document = document_of(kind, **{**INVOICE, field: value})

@@ -38,7 +38,7 @@ class Toy(StreamSource):
         if self.broken:
             raise KeyboardInterrupt  # the process ends here
         key = f"{series}@{start:%d %H:%M}"
-        body = [[f"{one.at:%H:%M:%S}", one.kind, one.value] for one in readings]
+        body = [[f"{point.at:%H:%M:%S}", point.kind, point.value] for point in readings]
         return Event(
             source=self.name,
             event_id=f"{key}:{version}",
@@ -84,9 +84,9 @@ def reading(minutes: float, value: Any = 1, *, series: str = "a", kind: str = "n
     return Reading(series=series, kind=kind, at=START + timedelta(minutes=minutes), value=value)
 
 
-async def keep(db: Postgres, readings: Readings, toy: Toy, *some: Reading) -> int:
+async def keep(db: Postgres, readings: Readings, toy: Toy, *kept: Reading) -> int:
     async with db.transaction() as connection:
-        return await readings.insert(connection, toy, some)
+        return await readings.insert(connection, toy, kept)
 
 
 async def landed(db: Postgres) -> dict[str, Any]:
@@ -124,9 +124,9 @@ async def test_a_late_point_opens_its_window_again(db: Postgres, readings: Readi
     assert await readings.aggregate(toy) == 1, (
         "its series has moved on long ago: it waits for nothing"
     )
-    found = await landed(db)
-    assert found["a@20 12:00:2"] == [["12:01:00", "n", 1], ["12:02:00", "n", 1]]
-    assert list(found) == ["a@20 12:00:1", "a@20 12:00:2", "a@20 12:05:1"]
+    events = await landed(db)
+    assert events["a@20 12:00:2"] == [["12:01:00", "n", 1], ["12:02:00", "n", 1]]
+    assert list(events) == ["a@20 12:00:1", "a@20 12:00:2", "a@20 12:05:1"]
 
 
 async def test_a_window_waits_until_its_series_moves_on(db: Postgres, readings: Readings, toy: Toy) -> None:  # fmt: skip
@@ -142,8 +142,8 @@ async def test_a_window_waits_until_its_series_moves_on(db: Postgres, readings: 
 async def test_an_open_window_is_not_written_for_every_page(db: Postgres, readings: Readings, toy: Toy) -> None:  # fmt: skip
     at = now().replace(second=0, microsecond=0)
     for n in range(5):
-        one = Reading(series="a", kind="n", at=at + timedelta(milliseconds=n), value=n)
-        assert await keep(db, readings, toy, one) == 1
+        point = Reading(series="a", kind="n", at=at + timedelta(milliseconds=n), value=n)
+        assert await keep(db, readings, toy, point) == 1
     # The row's version that a statement wrote is known by its transaction: all but the first left it alone.
     row = await db.fetch_one("SELECT due_at, xmin, (SELECT max(xmin::text::bigint) FROM readings) AS last FROM windows")  # fmt: skip
     assert row and int(row["xmin"]) < row["last"]
@@ -178,9 +178,9 @@ async def test_a_day_has_a_partition_made_when_it_is_needed(db: Postgres, readin
 
 async def test_many_need_the_same_new_day_at_once(db: Postgres, toy: Toy) -> None:
     several = [Readings(db, keep=FOREVER) for _ in range(6)]  # each as in a process of its own
-    some = [reading(n, series=f"s{n}") for n in range(40)]
-    orders = [some if n % 2 else some[::-1] for n in range(6)]
-    kept = await asyncio.gather(*(keep(db, one, toy, *order) for one, order in zip(several, orders, strict=True)))  # fmt: skip
+    page = [reading(n, series=f"s{n}") for n in range(40)]
+    orders = [page if n % 2 else page[::-1] for n in range(6)]
+    kept = await asyncio.gather(*(keep(db, worker, toy, *order) for worker, order in zip(several, orders, strict=True)))  # fmt: skip
     assert sum(kept) == 40, "each reading was new to one of them"
 
 
@@ -255,10 +255,10 @@ async def test_s1_dropping_waits_for_a_transaction_that_inserts_and_keeps_what_i
 async def test_folds_at_once_share_the_work(db: Postgres, toy: Toy) -> None:
     several = [Readings(db, keep=FOREVER) for _ in range(4)]
     await keep(db, several[0], toy, *(reading(5 * n, series=f"s{m}") for n in range(50) for m in range(12)))  # fmt: skip
-    folded = await asyncio.gather(*(one.aggregate(toy, everything=True) for one in several))
+    folded = await asyncio.gather(*(worker.aggregate(toy, everything=True) for worker in several))
     assert sum(folded) == 600
-    found = await landed(db)
-    assert len(found) == 600 and all(event.endswith(":1") for event in found)
+    events = await landed(db)
+    assert len(events) == 600 and all(event.endswith(":1") for event in events)
 
 
 async def test_a_fold_that_dies_changes_nothing(db: Postgres, readings: Readings, toy: Toy) -> None:
@@ -299,8 +299,8 @@ async def test_a_reading_that_arrives_while_its_window_is_aggregated_is_not_lost
     assert await arriving == 1
     await aggregating
     await readings.aggregate(toy, everything=True)
-    found = await landed(db)
-    assert [len(body) for body in found.values()] == [1, 2]
+    events = await landed(db)
+    assert [len(body) for body in events.values()] == [1, 2]
 
 
 async def test_a_fold_leaves_a_window_that_is_being_written(db: Postgres, readings: Readings, toy: Toy) -> None:  # fmt: skip

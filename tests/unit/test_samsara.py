@@ -194,7 +194,7 @@ def test_a_ping_is_about_nothing() -> None:
         assert not KEYED.receive(InboundRequest(raw, KEYED.sign(raw, AT), {}, AT)).events
 
 
-def test_an_event_says_who_and_where() -> None:
+def test_the_document_of_an_event_names_who_and_where() -> None:
     vehicle = {"id": "281474900000001", "name": "T-204", "externalIds": {"samsara.vin": "1EXAMPLEVIN000001"}}  # fmt: skip
     address = {"id": "494123", "name": "Example Paper Co", "formattedAddress": "350 Front St, Columbus, OH 43215"}  # fmt: skip
     document = document_of(webhook(vehicle=vehicle, driver={"id": "4", "name": "Dana Whitfield"}, address=address))  # fmt: skip
@@ -252,7 +252,7 @@ def test_records_are_about_their_thing() -> None:
     assert event_of(webhook("DriverCreated", name="?")).doc_key.startswith("event:"), "no id to know it by"  # fmt: skip
 
 
-def test_a_large_event_is_told_in_part() -> None:
+def test_a_large_event_is_shown_in_part() -> None:
     document = document_of(webhook(**{f"field{n}": "x" * 5000 for n in range(300)}))
     assert 40 < document.text.count("\n") < 80
     assert len(document.text) < 100_000
@@ -332,7 +332,7 @@ def gps(at: str, latitude: float, place: str = "", mph: float = 60) -> tuple[str
     return "gps", at, value
 
 
-def test_a_window_tells_where_the_truck_went() -> None:
+def test_the_document_of_a_window_shows_where_the_truck_went() -> None:
     document = aggregated(
         (VEHICLE, "14:00:00", {"name": "T-204", "externalIds": {"samsara.vin": "1EXAMPLEVIN000001"}}),
         gps("14:00:05", 39.90, "I-71, Grove City, OH, 43123"),
@@ -384,7 +384,9 @@ NO_PLACES: Sequence[object] = (None, [], "x", {"latitude": None}, 10**400)
         [(VEHICLE, "14:00:00", [])],
     ],
 )  # fmt: skip
-def test_a_window_is_told_whatever_its_values_are(points: list[tuple[str, str, Any]]) -> None:
+def test_a_window_has_a_document_whatever_its_values_are(
+    points: list[tuple[str, str, Any]],
+) -> None:
     document = aggregated(*points)
     assert document.title.startswith("28, 2025-11-01 14:00")
     assert document.text.startswith("Vehicle: 28\nWindow: ")
@@ -394,7 +396,7 @@ def test_a_window_is_told_whatever_its_values_are(points: list[tuple[str, str, A
 
 
 class Scripted(Played):
-    """Answers what it is told to, and remembers what it was asked."""
+    """A Samsara with scripted responses. It keeps the requests."""
 
     name = "samsara"
 
@@ -451,7 +453,7 @@ async def test_pages_are_followed_and_the_cursor_moves_with_each() -> None:
     assert vendor.asked == [("feed", {}), ("feed", {"after": "a"})]
 
 
-async def test_a_page_is_asked_for_only_when_the_one_before_is_safe() -> None:
+async def test_a_page_is_requested_only_when_the_one_before_is_safe() -> None:
     vendor = Scripted(page(point(), after="a", more=True), page(point(), after="b"))
     async with pulling(vendor) as pull:
         # A pull is an async generator, which can be closed before its end.
@@ -467,7 +469,7 @@ async def test_nothing_new_is_no_page_and_an_empty_cursor_keeps_the_last() -> No
 
 
 @pytest.mark.parametrize("after", ["a", ""])
-async def test_a_feed_that_stands_still_is_asked_later(after: str) -> None:
+async def test_a_feed_that_stands_still_is_fetched_later(after: str) -> None:
     async with pulling(Scripted(page(point(), after=after, more=True))) as pull:
         with pytest.raises(RetryLater, match="without a cursor"):
             [item async for item in pull({"after": "a"})]
@@ -482,7 +484,7 @@ async def test_a_limit_is_waited_out_to_the_fraction() -> None:
 
 
 @pytest.mark.parametrize("body", ["", "<html>", "[]", "{}", '{"data": {}}'])
-async def test_what_is_no_page_is_asked_for_later(body: str) -> None:
+async def test_what_is_no_page_is_fetched_later(body: str) -> None:
     async with pulling(Scripted(Response(body))) as pull:
         with pytest.raises(RetryLater, match="not a page"):
             [item async for item in pull()]
@@ -515,7 +517,7 @@ async def test_what_cannot_be_read_is_quarantined_with_its_reason() -> None:
     assert second["record"] == {"name": "no id"} and "data[1].id" in second["reason"]
 
 
-async def test_a_setting_says_how_old_a_reading_may_be() -> None:
+async def test_a_setting_limits_how_old_a_reading_may_be() -> None:
     vendor = Scripted(*(page(point(minutes=500 * 1440), after="a") for _ in range(2)))
     async with pulling(vendor) as pull:
         (strict,) = [item async for item in pull()]

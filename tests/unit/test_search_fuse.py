@@ -9,11 +9,12 @@ from typing import Any, cast
 import msgpack
 import pytest
 
-from apex_memory.search.fusion import Leg, Weights, coverage, fuse, smooth
+from apex_memory.search.fusion import Leg, Weights, covering, fuse, smooth
 from apex_memory.search.ranking import IdentifierMatches, RankedPassage, Ranking
 from apex_memory.search.retrieval import GraphCandidates, VectorCandidates
 from apex_memory.search.snapshot import DocumentContent, LiveDocument, SnapshotReader
 from apex_memory.search.time_expressions import TimeRange
+from apex_memory.search.topics import Topic
 from apex_memory.search.visibility import SnapshotView
 from apex_memory.stores.base import GraphHit
 
@@ -23,18 +24,18 @@ DAY = datetime(2025, 11, 3, tzinfo=UTC)
 
 def test_scales_do_not_matter_but_distances_do() -> None:
     dense = {(A, 0): 0.80, (B, 0): 0.79, (C, 0): 0.30}
-    words = {(A, 0): 2.0, (B, 0): 14.0, (C, 0): 1.0}
-    weights = Weights(dense=1, words=1, nearby=0, dense_nearby=0)
-    legs = {"dense": Leg(dense, 0.3), "words": Leg(words)}
+    nearby = {(A, 0): 2.0, (B, 0): 14.0, (C, 0): 1.0}
+    weights = Weights(dense=1, dense_nearby=1)
+    legs = {"dense": Leg(dense, 0.3), "dense_nearby": Leg(nearby)}
     fused = fuse(dense, legs, weights)
     assert sorted(fused, key=fused.__getitem__, reverse=True) == [(B, 0), (A, 0), (C, 0)]
-    thousand = Leg({passage: score * 1000 for passage, score in words.items()})
-    assert fuse(dense, legs | {"words": thousand}, weights) == pytest.approx(fused)
+    thousand = Leg({passage: score * 1000 for passage, score in nearby.items()})
+    assert fuse(dense, legs | {"dense_nearby": thousand}, weights) == pytest.approx(fused)
 
 
 def test_a_passage_that_a_leg_did_not_return_gets_its_floor() -> None:
-    legs = {"words": Leg({(A, 0): 4.0, (B, 0): 2.0}, floor=0.0)}
-    fused = fuse([(A, 0), (B, 0), (C, 0)], legs, Weights())
+    legs = {"dense": Leg({(A, 0): 4.0, (B, 0): 2.0}, floor=0.0)}
+    fused = fuse([(A, 0), (B, 0), (C, 0)], legs, Weights(dense=1))
     spread = math.sqrt(8 / 3)
     assert fused == pytest.approx({(A, 0): 2 / spread, (B, 0): 0, (C, 0): -2 / spread})
 
@@ -46,7 +47,8 @@ def test_the_only_passage_with_the_word_comes_before_merely_similar_ones() -> No
     legs = {
         "dense": Leg(similar, 0.1),
         "dense_nearby": Leg(similar, 0.1),
-        "words": Leg({(A, 0): 12.0}),
+        "words": covering(Leg({(A, 0): 12.0}), terms=1, corpus=3_000),
+        "nearby": covering(Leg({(A, 0): 9.0}), terms=1, corpus=3_000),
     }
     fused = fuse(similar, legs, Weights())
     assert max(fused, key=fused.__getitem__) == (A, 0)
@@ -69,19 +71,17 @@ def test_smoothing_takes_in_the_neighbours_that_exist() -> None:
     assert smoothed.scores == pytest.approx({(A, 0): 0.75, (A, 1): 0.75, (B, 0): 0.9, (C, 1): 0.5})
 
 
-def test_word_legs_count_by_how_much_of_the_query_they_cover() -> None:
-    best = Leg({(A, 0): 14.0, (B, 0): 2.0})
-    assert coverage(best, terms=2, corpus=1_500) == pytest.approx(14 / 2 / math.log(1_001))
-    assert coverage(best, terms=2, corpus=0) > 1
-    assert coverage(None, terms=2, corpus=9) == coverage(best, terms=0, corpus=9) == 0
-    weights = Weights(words=2, nearby=1, covered=0.5)
-    assert weights.scaled_by_coverage(1.2, 0.5) == weights
-    assert weights.scaled_by_coverage(0.25, 0) == Weights(words=1, nearby=0, covered=0.5)
-    assert Weights(covered=0).scaled_by_coverage(0, 0) == Weights(covered=0)
+def test_word_legs_count_by_the_square_of_the_share_of_the_query_that_they_cover() -> None:
+    leg = Leg({(A, 0): 14.0, (B, 0): 7.0}, floor=0.0)
+    covered = covering(leg, terms=2, corpus=1_500)
+    most = 2 * math.log(1_001)
+    assert covered.scores == pytest.approx({(A, 0): (14 / most) ** 2, (B, 0): (7 / most) ** 2})
+    assert covered.scores[A, 0] == pytest.approx(4 * covered.scores[B, 0]) and covered.floor == 0
+    assert covering(leg, terms=0, corpus=0).scores[A, 0] > 1, "an empty memory divides by no zero"
 
 
-def row(doc: uuid.UUID, *, passages: int = 1, days: int = 0) -> LiveDocument:
-    return LiveDocument(doc, doc, DAY + timedelta(days=days), passages)
+def row(doc: uuid.UUID, *, passages: int = 1, days: int = 0, kind: str = "email") -> LiveDocument:
+    return LiveDocument(doc, doc, DAY + timedelta(days=days), "frontapp", kind, passages)
 
 
 def content(
@@ -107,9 +107,10 @@ def ranking(**changes: object) -> Ranking:
         "identifiers": IdentifierMatches(),
         "contents": {},
         "time": None,
+        "topic": Topic({}, 0),
         "weights": Weights(),
         "terms": 3,
-        "corpus": 3,
+        "corpus": 1_000,
     }
     return Ranking(**given | changes)
 
@@ -142,7 +143,9 @@ def test_an_identifier_wins_outright_and_its_passage_leads() -> None:
     assert docs(ranked) == [D, D, A, B, C]
     assert (ranked[0].start, ranked[0].end) == (10, 20), "the first passage that holds it"
     assert ranked[0].why == (ref,) and ranked[0].legs["identifier"] == 1
-    assert ranked[0].score < ranked[2].score, "not by its score"
+    assert ranked[0].by == "identifier" and ranked[2].by == "ranking"
+    scores = [passage.score for passage in ranked]
+    assert scores == sorted(scores, reverse=True), "in the order of the hits"
 
 
 @pytest.mark.parametrize(
@@ -157,21 +160,21 @@ def test_an_identifier_wins_outright_and_its_passage_leads() -> None:
 def test_the_record_of_a_thing_comes_before_documents_about_it(
     kind: str, title: str, first: uuid.UUID
 ) -> None:
-    found = matches(*(("invoice:INV-7", doc) for doc in (A, C)))
+    hits = matches(*(("invoice:INV-7", doc) for doc in (A, C)))
     contents = {
         A: content((0, 10), title="Re: INV-7"),
         C: content((0, 10), kind=kind, title=title),
     }
-    ranked = ranking(identifiers=found, contents=contents)
+    ranked = ranking(identifiers=hits, contents=contents)
     assert docs(ranked.order(limit=3, passages_per_document=1))[0] == first
 
 
 def test_rare_identifiers_outweigh_common_ones() -> None:
     common = [("scac:JBHT", doc) for doc in (A, B, C)]
-    found = matches(*common, ("shipment:SHP-1", D))
+    hits = matches(*common, ("shipment:SHP-1", D))
     contents = {doc: content((0, 10)) for doc in (A, B, C, D)}
     rows = {doc: row(doc) for doc in (A, B, C, D)}
-    ranked = ranking(documents=rows, identifiers=found, contents=contents)
+    ranked = ranking(documents=rows, identifiers=hits, contents=contents)
     assert docs(ranked.order(limit=2, passages_per_document=1)) == [D, A]
 
 
@@ -212,8 +215,47 @@ def test_a_document_that_only_the_graph_knows_is_shown_at_its_evidence() -> None
         ),
         contents={D: content((0, 10), (10, 20))},
     ).order(limit=9, passages_per_document=1)
-    assert (ranked[-1].doc, ranked[-1].start) == (D, 10)
-    assert ranked[-1].why == ("person:dana-ortiz",)
+    [hit] = [passage for passage in ranked if passage.doc == D]
+    assert hit.start == 10 and hit.why == ("person:dana-ortiz",)
+
+
+def test_a_turn_has_one_passage_before_the_others_of_it_follow() -> None:
+    """A long turn of an assistant filled the page with itself."""
+    spans = {(A, n): (n * 10, n * 10 + 10) for n in range(3)} | {(B, 0): (0, 10)}
+    vectors = VectorCandidates(
+        scores={"words": {(A, 0): 8.0, (A, 1): 9.0, (A, 2): 7.0, (B, 0): 1.0}},
+        floors={"words": 0.0},
+        spans=spans,
+        continuing={(A, 1), (A, 2)},
+    )
+    rows = {A: row(A, passages=3, kind="conversation"), B: row(B)}
+    ranked = ranking(documents=rows, vectors=vectors)
+    passages = ranked.order(limit=4, passages_per_document=1)
+    assert [(passage.doc, passage.start) for passage in passages] == [
+        (A, 10),
+        (B, 0),
+        (A, 0),
+        (A, 20),
+    ]
+    scores = [passage.score for passage in passages]
+    assert scores == sorted(scores, reverse=True)
+    assert docs(ranked.order(limit=2, passages_per_document=1)) == [A, B]
+
+
+def test_whose_words_they_are_and_what_kind_a_document_is_lift_it() -> None:
+    vectors = VectorCandidates(
+        scores={
+            "words": {(A, 0): 3.0, (B, 0): 3.0, (C, 0): 3.0},
+            "speaker": {(B, 0): 1.0},
+        },
+        floors={"words": 0.0, "speaker": 0.0},
+        spans={(doc, 0): (0, 10) for doc in (A, B, C)},
+    )
+    assert docs(ranking(vectors=vectors).order(limit=1, passages_per_document=1)) == [B]
+    rows = {A: row(A), B: row(B), C: row(C, kind="comment")}
+    about = Topic({("frontapp", "comment"): 1}, 1)
+    lifted = ranking(documents=rows, vectors=vectors, topic=about, weights=Weights(speaker=0))
+    assert docs(lifted.order(limit=1, passages_per_document=1)) == [C]
 
 
 def test_time_words_lift_softly() -> None:
@@ -271,8 +313,8 @@ async def test_no_leg_continues_before_the_rows_that_another_requested_are_in() 
         return live.shows(hit)
 
     first, second = asyncio.create_task(leg(A, B)), asyncio.create_task(leg(A))
-    for _ in range(5):  # turns of the loop, in which both ask
-        await asyncio.sleep(0)
+    for _ in range(5):
+        await asyncio.sleep(0)  # turns of the loop, in which both load
     reader.go.set()
     assert await first and await second
     assert reader.loaded == [{A, B}], "each once"

@@ -128,14 +128,16 @@ def reader(explaining: Explaining, filters: Filters | None = None) -> SnapshotRe
 
 
 async def test_an_identifier_is_found_by_the_index_over_entities(explaining: Explaining) -> None:
-    found = await reader(explaining).identified(["shipment:SHP-77", "shipment:SHP-1", "po:NONE"])
-    assert sorted(ref for ref, _ in found) == ["shipment:SHP-1", "shipment:SHP-77"]
+    documents = await reader(explaining).identified(
+        ["shipment:SHP-77", "shipment:SHP-1", "po:NONE"]
+    )
+    assert sorted(ref for ref, _ in documents) == ["shipment:SHP-1", "shipment:SHP-77"]
     assert explaining.indexes() == {"documents_entities"} and not explaining.walked()
 
 
 async def test_a_common_identifier_is_found_among_the_newest(explaining: Explaining) -> None:
-    found = await reader(explaining).identified(["scac:JBHT"])
-    assert len(found) == EXACT_LIMIT and found[0][1] == _doc(1)
+    documents = await reader(explaining).identified(["scac:JBHT"])
+    assert len(documents) == EXACT_LIMIT and documents[0][1] == _doc(1)
     assert explaining.indexes() == {"documents_recent"} and not explaining.walked()
 
 
@@ -187,7 +189,9 @@ async def test_every_page_of_the_list_is_read_from_its_index(explaining: Explain
     query, values = list_query((), (), False, 50, None)
     first = await (await explaining.execute(query, values)).fetchall()
     last = DocumentSummary(**first[-1])
-    query, values = list_query(("turvo",), ("shipment",), None, 50, to_cursor(last))
+    query, values = list_query(
+        ("turvo",), ("shipment",), None, 50, to_cursor(last.committed_at, last.doc_id)
+    )
     second = await (await explaining.execute(query, values)).fetchall()
     assert second[0]["version"] == 51
     assert explaining.indexes() == {"documents_recent"} and not explaining.walked()

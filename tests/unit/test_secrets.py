@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from apex_memory.credentials.lease import leased
 from apex_memory.credentials.tokens import VaultTokens
-from apex_memory.credentials.vault import ResealResult, Vault, new_key, read_keys
+from apex_memory.credentials.vault import ResealResult, Vault
 from apex_memory.errors import Misconfigured, Unauthorized, Unavailable
+from apex_memory.sealing import Keyring, new_key, read_keys
 from apex_memory.sources.auth import Token
+from apex_memory.stores.lease import leased
 from apex_memory.stores.postgres import Postgres
 from tests.waiting import until
 
@@ -30,7 +31,7 @@ async def db(database_url: str) -> AsyncIterator[Postgres]:
 
 
 def vault_of(db: Postgres, *keys: str) -> Vault:
-    return Vault(db, read_keys(keys))
+    return Vault(db, Keyring(read_keys(keys)))
 
 
 async def test_a_secret_comes_back_and_is_not_in_the_table(db: Postgres) -> None:
@@ -120,9 +121,9 @@ async def test_two_workers_spend_a_refresh_token_once(db: Postgres) -> None:
         return Token(f"access-{len(spent)}", f"refresh-{len(spent)}")
 
     workers = [VaultTokens(vault_of(db, OLD)) for _ in range(5)]
-    tokens = await asyncio.gather(*(one.renewed("qbo", None, renew) for one in workers))
+    tokens = await asyncio.gather(*(worker.renewed("qbo", None, renew) for worker in workers))
     assert {token.access for token in tokens} == {"access-1"}
-    again = await asyncio.gather(*(one.renewed("qbo", tokens[0], renew) for one in workers))
+    again = await asyncio.gather(*(worker.renewed("qbo", tokens[0], renew) for worker in workers))
     assert {token.access for token in again} == {"access-2"}
     assert spent == ["first", "refresh-1"]
 
@@ -194,7 +195,7 @@ async def test_a_new_token_waits_for_postgresql(db: Postgres) -> None:
     async def renew(old: Token | None) -> Token:
         return Token("access", "refresh")
 
-    tokens = VaultTokens(Away(db, read_keys([OLD])))
+    tokens = VaultTokens(Away(db, Keyring(read_keys([OLD]))))
     assert (await tokens.renewed("qbo", None, renew)).access == "access"
     assert await tokens.current("qbo") == Token("access", "refresh")
 

@@ -33,8 +33,8 @@ def test_what_is_no_signature_fits_nothing(given: str | bytes) -> None:
 def test_all_pairs_are_compared_though_the_first_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[bool] = []
 
-    def compare(one: bytes, another: bytes) -> bool:
-        compared.append(hmac.compare_digest(one, another))
+    def compare(expected: bytes, given: bytes) -> bool:
+        compared.append(hmac.compare_digest(expected, given))
         return compared[-1]
 
     class Watched:

@@ -54,7 +54,7 @@ def received(body: object) -> list[Event]:
     return list(KEYED.receive(request(body)).events)
 
 
-def told(body: object) -> Document:
+def document_from(body: object) -> Document:
     (event,) = received(body)
     return KEYED.document(event)
 
@@ -88,11 +88,11 @@ def test_both_secrets_are_active_during_rotation_on_either_side() -> None:
     for source in (KEYED, other):
         assert both.receive(request(MESSAGE, source)).events
     # A relay that rotates sends one signature for each of its secrets, and versions that we do not know.
-    one, two = request(MESSAGE, other), request(MESSAGE)
-    several = " ".join(["v1a,AAAA", one.headers["webhook-signature"], two.headers["webhook-signature"], "v2,"])  # fmt: skip
-    headers = {**one.headers, "webhook-signature": several}
+    changed, two = request(MESSAGE, other), request(MESSAGE)
+    several = " ".join(["v1a,AAAA", changed.headers["webhook-signature"], two.headers["webhook-signature"], "v2,"])  # fmt: skip
+    headers = {**changed.headers, "webhook-signature": several}
     for source in (KEYED, other):
-        assert source.receive(InboundRequest(one.body, headers, {}, AT)).events
+        assert source.receive(InboundRequest(changed.body, headers, {}, AT)).events
 
 
 @pytest.mark.parametrize(
@@ -204,8 +204,8 @@ def test_fields_are_read_whatever_their_case(record: dict[str, Any]) -> None:
 
 
 def test_a_lane_is_spelt_out_and_a_withdrawn_value_is_a_delete() -> None:
-    assert "\nLane: ATL to DAL\n" in told({**MESSAGE, "data": {**RECORD, "qualifier": "ATLDAL"}}).text  # fmt: skip
-    assert told({**MESSAGE, "data": {**RECORD, "value": None}}).deleted
+    assert "\nLane: ATL to DAL\n" in document_from({**MESSAGE, "data": {**RECORD, "qualifier": "ATLDAL"}}).text  # fmt: skip
+    assert document_from({**MESSAGE, "data": {**RECORD, "value": None}}).deleted
 
 
 def test_records_of_one_message_are_events_and_a_bad_one_stops_none() -> None:
@@ -261,7 +261,7 @@ def test_malformed_messages_are_refused_by_place(body: object, place: str) -> No
 
 
 class Shelf(vendor.Sonar):
-    """SONAR with just the answers that a test puts there, by series. `refusal`: status and `Retry-After`."""
+    """A SONAR with the responses that a test puts there, by series. `refusal`: status and `Retry-After`."""
 
     def __init__(self) -> None:
         world = World.make(1, shipments=1)
@@ -307,8 +307,8 @@ class Ward(Generic[SonarT]):
     async def pull(self, *, window: TimeRange | None = None, pages: int = 1000) -> list[Event]:
         events: list[Event] = []
         done = 0
-        asked = PullContext(link=self.link, cursor=self.cursor, window=window)
-        async for page in self.source.pull(asked):
+        context = PullContext(link=self.link, cursor=self.cursor, window=window)
+        async for page in self.source.pull(context):
             events += page.events
             if page.cursor is not None:
                 self.cursor = json.loads(json.dumps(page.cursor))
@@ -376,7 +376,7 @@ async def test_a_withdrawn_value_is_a_delete_and_one_that_never_came_is_nothing(
         assert await ward.pull() == []
 
 
-async def test_the_days_asked_for(desk: Desk) -> None:
+async def test_the_days_requested(desk: Desk) -> None:
     async with desk(reread_days=2) as ward:
         ward.shelf.held["OTRI/USA"] = []
         today = datetime.now(UTC).date()
@@ -399,18 +399,18 @@ async def test_records_in_other_forms(desk: Desk) -> None:
         assert event.doc_key == "index:OTRI/USA/2025-11-01"
         assert json.loads(event.payload)["data_Value"] == "6.4"
         assert await ward.pull() == []
-        # Named otherwise than asked for: taken as it says, and known again.
+        # The record names another series than the request: it is kept under its own name, and recognised.
         ward.shelf.held["OTRI/USA"] = [{**days(d01=1.0)[0], "qualifier": "United States"}]
         assert (await ward.pull())[0].doc_key == "index:OTRI/UNITED STATES/2025-11-01"
         assert await ward.pull() == []
 
 
-async def test_a_day_that_is_told_twice_is_what_is_told_last(desk: Desk) -> None:
+async def test_of_a_day_that_occurs_twice_the_last_value_counts(desk: Desk) -> None:
     async with desk() as ward:
         ward.shelf.held["OTRI/USA"] = [*days(d01=6.4), *days(d01=6.5)]
         events = await ward.pull()
         assert len({event.event_id for event in events}) == 2
-        assert json.loads(max(events, key=lambda one: one.version).payload)["value"] == 6.5
+        assert json.loads(max(events, key=lambda event: event.version).payload)["value"] == 6.5
 
 
 async def test_a_broken_record_stops_no_other_and_a_missing_series_no_other(desk: Desk) -> None:
@@ -426,7 +426,9 @@ async def test_a_broken_record_stops_no_other_and_a_missing_series_no_other(desk
 
 
 @pytest.mark.parametrize("answer", [{"a": [], "b": []}, {}, "x", 5])
-async def test_an_answer_without_records_is_named(desk: Desk, answer: object) -> None:
+async def test_a_response_without_records_is_an_error_that_names_it(
+    desk: Desk, answer: object
+) -> None:
     async with desk() as ward:
         ward.shelf.held["OTRI/USA"] = answer
         with pytest.raises(Rejected, match="not a list of records") as refused:
@@ -442,7 +444,7 @@ async def test_a_worker_that_dies_between_two_series_goes_on_behind_the_first(de
         assert [event.doc_key for event in await ward.pull()] == ["index:OTVI/ATL/2025-11-01"]
 
 
-async def test_a_backfill_asks_in_parts_and_goes_on_where_it_was(desk: Desk) -> None:
+async def test_a_backfill_fetches_in_parts_and_continues_where_it_was(desk: Desk) -> None:
     async with desk() as ward:
         ward.shelf.held["OTRI/USA"] = days(d01=6.4)
         window = TimeRange(datetime(2023, 1, 1, tzinfo=UTC), datetime(2024, 6, 1, tzinfo=UTC))
@@ -460,7 +462,7 @@ async def test_a_backfill_asks_in_parts_and_goes_on_where_it_was(desk: Desk) -> 
     [(429, "", 600), (429, "30", 30), (451, "", 600), (451, "30", 600), (451, "900", 900)],
 )
 @pytest.mark.parametrize("where", ["token", "values"])
-async def test_a_refusal_ends_the_poll_and_nothing_is_asked_until_it_is_over(
+async def test_a_refusal_ends_the_poll_and_nothing_is_requested_until_it_is_over(
     desk: Desk, status: int, wait: str, seconds: float, where: str
 ) -> None:
     async with desk(series=["OTRI/USA", "OTVI/ATL"]) as ward:
@@ -497,11 +499,16 @@ async def test_a_short_block_is_waited_out_in_place(desk: Desk) -> None:
 
 async def test_the_simulator_blocks_whoever_goes_on_and_we_do_not() -> None:
     world = World.make(1, shipments=1)
-    one = vendor.Sonar(world, Clock(world.start + timedelta(hours=4)), Chaos(limits=0.5, seed=3))
+    simulator = vendor.Sonar(
+        world, Clock(world.start + timedelta(hours=4)), Chaos(limits=0.5, seed=3)
+    )
     tokens = KeptTokens()
-    async with serve_simulators([one]) as served, linked("sonar", tokens, patience=0.2) as link:
+    async with (
+        serve_simulators([simulator]) as served,
+        linked("sonar", tokens, patience=0.2) as link,
+    ):
         source = sonar(**served.settings()["sonar"])
-        ward = Ward(one, source, link)
+        ward = Ward(simulator, source, link)
         refused = 0
         for _ in range(12):
             try:
@@ -509,11 +516,11 @@ async def test_the_simulator_blocks_whoever_goes_on_and_we_do_not() -> None:
             except RetryLater:
                 refused += 1
         assert refused >= 3
-        assert one.hammered == 0
-        one.closed = float("inf")
+        assert simulator.hammered == 0
+        simulator.closed = float("inf")
         with pytest.raises(RetryLater, match="451"):
             await ward.pull()
-        assert one.hammered == 1  # a negative control: it does count
+        assert simulator.hammered == 1  # a negative control: it does count
 
 
 async def test_a_token_is_kept_and_renewed_when_it_is_refused(desk: Desk) -> None:

@@ -121,7 +121,7 @@ def test_where_token_and_signature_are_set_both_are_demanded() -> None:
             source.receive(InboundRequest(raw, kept, {}, AT))
 
 
-def test_signing_and_checking_without_a_secret_say_so() -> None:
+def test_signing_and_checking_without_a_secret_are_refused() -> None:
     with pytest.raises(Misconfigured, match="webhook_tokens"):
         turvo().sign(b"", AT)
     with pytest.raises(Unauthorized) as refused:
@@ -210,7 +210,7 @@ def document_of(record: dict[str, Any]) -> Document:
     return turvo().document(event)
 
 
-def test_a_shipment_reads_well_and_says_who_and_where() -> None:
+def test_the_document_of_a_shipment_reads_well_and_names_who_and_where() -> None:
     numbers = [
         {"type": {"key": "1400", "value": "Purchase order #"}, "value": "PO 7745"},
         {"type": {"key": "1405", "value": "PRO #"}, "value": "PRO778812"},
@@ -280,7 +280,7 @@ def test_a_row_of_the_list_reads_like_the_record() -> None:
     assert listed.text == single.text.replace(" (America/New_York)", "")
 
 
-def test_without_a_lane_the_stops_say_from_where_to_where() -> None:
+def test_without_a_lane_the_stops_name_origin_and_destination() -> None:
     there = {**STOP, "stopType": {"key": "1501"}, "address": {"city": "Atlanta", "state": "GA"}}
     document = document_of({**SINGLE, "lane": None, "customerOrder": [{"route": [STOP, there]}]})
     assert "Route: Columbus, OH to Atlanta, GA" in document.text
@@ -581,7 +581,9 @@ async def test_a_backfill_fetches_its_window_and_no_nudges(desk: Desk) -> None:
 # What is fetched for a change hint
 
 
-async def test_nudges_are_answered_also_when_the_thing_is_gone_or_none_of_ours(desk: Desk) -> None:
+async def test_hints_are_acknowledged_also_when_the_record_is_deleted_or_foreign(
+    desk: Desk,
+) -> None:
     async with desk() as ward:
         ward.shelf.rows = [row(1, 1)]
         at = datetime.now(UTC) + timedelta(days=1)
@@ -599,7 +601,7 @@ async def test_nudges_are_answered_also_when_the_thing_is_gone_or_none_of_ours(d
 
 async def test_a_delete_is_above_what_we_have_and_below_what_comes_back(desk: Desk) -> None:
     async with desk() as ward:
-        ward.shelf.rows = [{"id": 1}]  # says not when it changed
+        ward.shelf.rows = [{"id": 1}]  # has no time of change
         there = (await ward.pull(change_hints=[ChangeHint("shipment:1")])).events[0]
         ward.shelf.rows = []
         gone = (await ward.pull(change_hints=[ChangeHint("shipment:1")])).events[0]

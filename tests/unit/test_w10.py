@@ -162,7 +162,7 @@ def _event() -> Event:
     )
 
 
-async def test_w10_a_503_after_which_the_event_may_be_stored_says_so() -> None:
+async def test_w10_a_503_after_which_the_event_may_be_stored_states_it() -> None:
     async def lost(events: Sequence[Event]) -> list[LandResult]:
         raise Unavailable("documents", "PostgreSQL does not respond (OperationalError)")
 
@@ -175,7 +175,7 @@ async def test_w10_a_503_after_which_the_event_may_be_stored_says_so() -> None:
         await committer.land([_event()])
 
 
-async def test_w10_a_503_by_time_says_that_the_outcome_is_unknown() -> None:
+async def test_w10_a_503_by_time_states_that_the_outcome_is_unknown() -> None:
     async def stuck(events: Sequence[Event]) -> list[LandResult]:
         await asyncio.Event().wait()
         return []

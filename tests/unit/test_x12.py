@@ -14,6 +14,7 @@ from apex_memory.sources import registry
 from apex_memory.sources.edi.events import parse_file
 from apex_memory.sources.edi.x12.envelope import Interchange, TransactionSet, parse_envelopes
 from apex_memory.sources.edi.x12.segments import _ByteOffsets, read_parts
+from tests.examples import examples
 from tests.unit.x12_files import (
     INVOICE,
     RESPONSE,
@@ -27,7 +28,7 @@ from tests.unit.x12_files import (
 
 REAL = Path(registry.__file__).parent / "edi" / "samples"
 FLAT = STATUS_FILE.replace("\n", "")
-FUZZ = settings(max_examples=300, deadline=None, database=None)
+FUZZ = settings(max_examples=examples(300), deadline=None, database=None)
 
 
 def segments(text: str | bytes) -> list[list[tuple[str, ...]]]:
@@ -187,16 +188,19 @@ def test_w6_time_is_linear_in_the_bytes_of_a_file(bad: str, terminator: str) -> 
     def seconds(size: int) -> float:
         body = (bad.replace("~", terminator) * (size // len(bad) + 1))[:size]
         data = f"{head}{STATUS.replace('~', terminator)}BIN*5*{terminator}{body}".encode()
-        times = []
-        for _ in range(3):
-            began = time.process_time()
-            parse_file(data)
-            times.append(time.process_time() - began)
-        return min(times)
+        began = time.process_time()
+        parse_file(data)
+        return time.process_time() - began
 
-    small, large = seconds(60_000), seconds(240_000)
-    assert large < 1.5
-    assert large < 9 * max(small, 0.01)
+    for last in (
+        False,
+        False,
+        True,
+    ):  # a machine that stumbles in one measurement is measured again
+        small, large = seconds(60_000), seconds(240_000)
+        if large < 1.5 and large < 9 * max(small, 0.01):
+            break
+        assert not last, (small, large)
 
 
 @FUZZ

@@ -26,7 +26,7 @@ class NoTokens:
     """For a vendor whose token is a setting, or that has none."""
 
     async def current(self, name: str) -> Token | None:
-        raise AssertionError(f"{name} is asked for, and nothing is renewed here")
+        raise AssertionError(f"{name} is requested, and nothing is renewed here")
 
     async def renewed(self, name: str, spent: Token | None, renew: Renew) -> Token:
         raise AssertionError(f"{name} is renewed, and nothing is renewed here")
@@ -50,7 +50,7 @@ class KeptTokens:
 async def linked(
     source: str, tokens: Tokens | None = None, *, patience: float = 0
 ) -> AsyncIterator[VendorClient]:
-    """A link on which calls are not spread out. Without `tokens` none may be asked for."""
+    """A client whose calls are not spread out. Without `tokens` none may be requested."""
     async with httpx2.AsyncClient(verify=False) as http:  # plain HTTP here: no certificates to load
         yield VendorClient(
             source, http, tokens or NoTokens(), rate_limits=lambda: [(1_000, 1)], patience=patience
@@ -58,7 +58,7 @@ async def linked(
 
 
 class Played(Simulator):
-    """A vendor that says what a test tells it to. Its world means nothing."""
+    """A vendor whose responses a test gives. Its world means nothing."""
 
     def __init__(self) -> None:
         world = World.make(1, shipments=1)
@@ -95,11 +95,11 @@ async def pulled(
     """All pages of a pull, and the error that it ended with. `make` takes the vendor's address and settings."""
     pages: list[Page] = []
     async with serve_simulators([vendor]) as served, linked(vendor.name) as link:
-        asked = PullContext(
+        context = PullContext(
             link=link, cursor=cursor or {}, change_hints=change_hints, window=window
         )
         try:
-            async for page in make(f"{served.url}/{vendor.name}", **settings).pull(asked):
+            async for page in make(f"{served.url}/{vendor.name}", **settings).pull(context):
                 pages.append(page)  # noqa: PERF401 -- what came before an error counts
         except ApexError as error:
             return pages, error

@@ -1,4 +1,8 @@
-"""The command line. Everything but `up`, `stop`, `logs`, `doctor`, `demo` and `reference` talks to the gateway over HTTP."""
+"""The command line.
+
+Everything but `up`, `stop`, `logs`, `doctor`, `backup`, `restore`, `upgrade`, `demo` and `reference` talks to the gateway
+over HTTP.
+"""
 
 from __future__ import annotations
 

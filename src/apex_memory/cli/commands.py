@@ -10,6 +10,8 @@ import typer
 from apex_memory import __version__
 from apex_memory.cli import (
     ask,
+    backup,
+    builds,
     dead_letters,
     demo,
     doctor,
@@ -17,13 +19,18 @@ from apex_memory.cli import (
     ingest,
     keys,
     logs,
+    mcp,
+    migrate,
+    mirror,
     operate,
     reference,
+    rollout,
     secrets,
     simulate,
     sources,
     unresolved,
     up,
+    upgrade,
 )
 
 FRAMED = 72  # columns of a terminal; in less the frames and tables of the help would cut words
@@ -40,7 +47,7 @@ app = typer.Typer(
 def _print_version(requested: bool) -> None:
     if requested:
         # Not at the top: it imports Temporal's client, which other commands do not need.
-        from apex_memory.flows.temporal.deployment import build_id
+        from apex_memory.build import build_id
 
         typer.echo(f"apex {__version__} (build {build_id()})")
         raise typer.Exit
@@ -78,10 +85,19 @@ app.command("event")(events.event)
 app.command("payload")(events.payload)
 app.command("unresolved")(unresolved.unresolved)
 app.add_typer(sources.app, name="sources")
+app.add_typer(rollout.app, name="rollout")
+app.add_typer(builds.app, name="builds")
 app.add_typer(secrets.app, name="secrets")
 app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(mirror.app, name="mirror")
 app.add_typer(keys.app, name="keys")
+app.command("mcp")(mcp.mcp)
+app.command("migrate")(migrate.migrate)
 app.command("reconcile")(operate.reconcile)
+app.command("rebuild")(operate.rebuild)
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
+app.command("upgrade")(upgrade.upgrade)
 app.command("simulate")(simulate.simulate)
 app.command("demo")(demo.demo)
 app.command("reference", hidden=True)(reference.reference)

@@ -20,12 +20,14 @@ from rich.table import Table
 
 import apex_memory
 from apex_memory.cli.ask import show_answer
-from apex_memory.cli.client import Gateway, admin_key
+from apex_memory.cli.client import Gateway
+from apex_memory.cli.demo_rollout import show_rollout
 from apex_memory.cli.doctor import examine
 from apex_memory.cli.events import show_event
 from apex_memory.cli.ingest import SentFile, send_files
 from apex_memory.cli.output import console, duration, rule, say, show_table, styled
 from apex_memory.cli.up import Running, running, show_stack
+from apex_memory.client.location import api_key
 from apex_memory.config import EMBEDDED, Settings, load_settings
 from apex_memory.engines.state import read_stack
 from apex_memory.errors import Conflict, require_extra
@@ -129,10 +131,12 @@ def _report(name: str, what: str, detail: str) -> None:
 async def _day(
     settings: Settings, stack: Running, simulators: Sequence[Simulator], clock: Clock
 ) -> bool:
-    """Play the day, search, show. Return True when every event was processed and every question has hits."""
-    key = admin_key(settings)
-    api = Gateway(stack.url, key)
-    try:
+    """Play the day, search, show, roll out.
+
+    Return True when every event was processed, every question has hits, and the rollouts went as they should.
+    """
+    key = api_key(settings)
+    with Gateway(stack.url, key) as api:
         rule("1. A day of nine sources")
         async with httpx2.AsyncClient(timeout=STALL_SECONDS) as http:
             delivery = Delivery(stack.url, key, http)
@@ -143,13 +147,14 @@ async def _day(
         if not result.settled:
             await asyncio.to_thread(_show_what_is_wrong, result.rows)
         has_hits = await asyncio.to_thread(_search, api)
+        rule("A rollout: to Temporal by steps, then a bad build")
+        log = settings.data_dir / "log" / "bad-build.log"
+        rolled_out = await show_rollout(api, stack.environment, log)
         say("")
         say(f"API docs     {stack.url}/docs")
         if stack.temporal_ui:
             say(f"Temporal UI  {stack.temporal_ui}/namespaces/apex/workflows")
-        return has_hits and result.settled and not delivery.refused
-    finally:
-        api.close()
+        return has_hits and result.settled and not delivery.refused and rolled_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,46 +307,27 @@ def _search(api: Gateway) -> bool:
     complete = True
     for n, question in enumerate(QUESTIONS, start=2):
         rule(f"{n}. {question}")
-        answer = api.call(
-            "POST",
-            "/v1/search",
-            json={"query": question, "limit": 8 if n == 2 else 3, "passages_per_document": 1},
-        )
+        answer = api.search(question, limit=8 if n == 2 else 3, passages_per_document=1)
         show_answer(answer)
-        complete = complete and bool(answer["hits"]) and not answer["degraded"]
+        complete = complete and bool(answer.hits) and not answer.degraded
     rule(f"One shipment in all sources: {SHIPMENT}")
-    documents = _naming(api)
-    sources = Counter(row["source"] for row in documents)
+    documents = api.search(
+        entities=[f"shipment:{SHIPMENT}"], limit=100, passages_per_document=1
+    ).hits
+    sources = Counter(hit.source for hit in documents)
     show_table(
         "",
         ("source", "documents", "the latest"),
         [
-            (name, count, next(row["title"] for row in documents if row["source"] == name))
+            (name, count, next(hit.title for hit in documents if hit.source == name))
             for name, count in sources.most_common()
         ],
         empty="Nothing.",
         free=("the latest",),
     )
     rule("One event, step by step")
-    event = next(row["provenance"]["id"] for row in documents)
-    show_event(api.call("GET", f"/v1/events/{event}"))
+    show_event(api.call("GET", f"/v1/events/{documents[0].provenance.id}"))
     return complete and len(sources) > 1
-
-
-def _naming(api: Gateway) -> list[dict[str, Any]]:
-    """Return the search hits that name the shipment, newest first."""
-    answer = api.call(
-        "POST",
-        "/v1/search",
-        json={
-            "query": "",
-            "limit": 100,
-            "passages_per_document": 1,
-            "filters": {"entities": [f"shipment:{SHIPMENT}"]},
-        },
-    )
-    hits: list[dict[str, Any]] = answer["hits"]
-    return hits
 
 
 def documents_folder() -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -11,15 +10,19 @@ from typing import Any, Literal
 import httpx2
 import typer
 
-from apex_memory.cli.client import Gateway, admin_key, gateway_url
+from apex_memory.cli.client import Gateway
 from apex_memory.cli.output import Json, duration, say, show_json
+from apex_memory.client.location import api_key, gateway_url
 from apex_memory.config import Settings, load_settings
 from apex_memory.disk_space import disk_space, in_bytes
+from apex_memory.engines.cards import running_processes
 from apex_memory.engines.state import Stack, read_stack
 from apex_memory.errors import ApexError
 
-OPEN_BREAKER = re.compile(r'^apex_breaker_open\{store="(\w+)"\} 1(?:\.0)?$', re.MULTILINE)
+# Half-open (0.5) too: while a probe of a store that hangs is under way, its breaker is no less open.
+OPEN_BREAKER = re.compile(r'^apex_breaker_open\{store="(\w+)"\} (?:1|1\.0|0\.5)$', re.MULTILINE)
 DELAY = re.compile(r"^apex_process_delay_seconds (\S+)$", re.MULTILINE)
+WORKERS = ("worker", "bulk")
 METRICS_SECONDS = 10.0  # a worker on a slow machine takes some to show its metrics
 
 LAG_SECONDS = 300  # age of the oldest unfinished event, above which `doctor` mentions it
@@ -53,7 +56,7 @@ def doctor(json: Json = False) -> None:
     else:
         marks = {"good": ("✓", "green"), "bad": ("✗", "red"), "note": ("!", "yellow")}
         for finding in findings:
-            say(marks[finding.state], f" {finding.what}: {finding.detail}")
+            say(marks[finding.state], f" {finding.what}: {finding.detail}", hanging=2)
             if finding.remedy:
                 say((f"→ {finding.remedy}", "dim"), indent=4)
     if any(finding.state == "bad" for finding in findings):
@@ -75,21 +78,22 @@ def examine() -> Iterator[Finding]:
     except ApexError as error:
         yield Finding("gateway", "bad", str(error), error.remedy)
         return
-    api = Gateway(url, admin_key(settings))
     try:
-        report = api.call("GET", "/v1/status")
-        sources = api.call("GET", "/v1/sources")["sources"]
+        with Gateway(url, api_key(settings)) as api:
+            report = api.call("GET", "/v1/status")
+            sources = api.call("GET", "/v1/sources")["sources"]
+            mirrors = api.call("GET", "/v1/mirror")["mirrors"]
     except ApexError as error:
         yield Finding("gateway", "bad", str(error), error.remedy)
         return
-    finally:
-        api.close()
     yield Finding("gateway", "good", f"responds at {url}")
     yield from _machine(report["machine"])
     yield from _workers(settings)
     yield from _stores_and_events(report)
+    yield from _builds(report)
     yield from _open_ui(read_stack(settings.data_dir), report["temporal"]["ui"])
     yield from _sources(sources)
+    yield from _mirrors(mirrors)
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:
@@ -191,16 +195,17 @@ def _machine(machine: dict[str, Any]) -> Iterator[Finding]:
 
 def _workers(settings: Settings) -> Iterator[Finding]:
     """Yield the workers of this data folder that run late, and the stores whose circuit breaker is open in one."""
-    for file in sorted((settings.data_dir / "run").glob("*.json")):
+    for card in running_processes(settings.data_dir):
+        if card.process not in WORKERS:
+            continue
         try:
-            url = jsonlib.loads(file.read_text(encoding="utf-8"))["metrics"]
-            metrics = httpx2.get(url, timeout=METRICS_SECONDS).text
-        except (OSError, ValueError, KeyError, httpx2.HTTPError):
+            metrics = httpx2.get(card.metrics, timeout=METRICS_SECONDS).text
+        except httpx2.HTTPError:
             continue  # `_processes` reports a worker that does not run
         delay = DELAY.search(metrics)
         if delay and float(delay[1]) > SLOW_DELAY:
             yield Finding(
-                f"worker {file.stem}",
+                f"worker {card.process}",
                 "note",
                 f"slow: runs {duration(float(delay[1]))} late, so that every step takes longer",
                 "see `machine`; if that is on time, `apex events` shows which events it works on",
@@ -209,7 +214,7 @@ def _workers(settings: Settings) -> Iterator[Finding]:
             yield Finding(
                 f"breaker {store}",
                 "bad",
-                f"is open in the worker `{file.stem}`: calls to {store} failed repeatedly",
+                f"is open in the worker `{card.process}`: calls to {store} failed repeatedly",
                 f"it closes automatically when {store} responds; see its log",
             )
 
@@ -245,7 +250,7 @@ def _stores_and_events(report: dict[str, Any]) -> Iterator[Finding]:
             "temporal",
             "bad",
             f"{report['temporal']['address']} does not respond",
-            "events land and wait for it; start it, or check APEX_TEMPORAL",
+            "events land, and the direct path carries them meanwhile; start it, or check APEX_TEMPORAL",
         )
     for workflow in report["temporal"]["failing"]:
         remedy = "see the worker's log; its events are processed without Temporal meanwhile"
@@ -271,6 +276,12 @@ def _stores_and_events(report: dict[str, Any]) -> Iterator[Finding]:
             f"{report['dead_letters']} are open",
             "see `apex dead-letters list` for the reasons, then `redrive` or `discard` them",
         )
+
+
+def _builds(report: dict[str, Any]) -> Iterator[Finding]:
+    """Yield that no worker of the current build runs."""
+    if absent := report["absent_build"]:
+        yield Finding("current build", "bad", absent["detail"], absent["remedy"])
 
 
 def _open_ui(stack: Stack | None, url: str | None) -> Iterator[Finding]:
@@ -311,6 +322,35 @@ def _sources(rows: Sequence[dict[str, Any]]) -> Iterator[Finding]:
         elif row["state"] in ("paused", "disabled"):
             yield Finding(
                 name, "note", row["state"], f"`apex sources {_UNDO[row['state']]} {row['name']}`"
+            )
+
+
+def _mirrors(rows: Sequence[dict[str, Any]]) -> Iterator[Finding]:
+    """Yield the mirrors whose target fails, which has dead letters, or which is no longer in the settings."""
+    for row in rows:
+        name = f"mirror {row['source']}"
+        if row["waiting"] and not row["url"]:
+            yield Finding(
+                name,
+                "bad",
+                f"{row['waiting']} webhooks wait, and the settings name no target",
+                f"set sources.{row['source']}.mirror_url again, or `apex mirror discard --source {row['source']} --waiting`",
+            )
+        elif row["failing_since"]:
+            yield Finding(
+                name,
+                "bad",
+                f"{row['last_error']}; {row['waiting']} webhooks wait",
+                f"it is retried automatically; check {row['url']}. What waits too long becomes a dead letter: `apex mirror list`",
+            )
+        elif row["url"]:
+            yield Finding(name, "good", f"{row['url']}, {row['waiting']} webhooks wait")
+        if row["dead"]:
+            yield Finding(
+                f"{name} dead letters",
+                "note",
+                f"{row['dead']} webhooks were not taken by the target: {row['last_error']}",
+                f"see `apex mirror list --source {row['source']}`, then `redrive` or `discard` them",
             )
 
 

@@ -11,11 +11,12 @@ from typing import Annotated, Any
 import typer
 
 from apex_memory.cli.ask import left_out
-from apex_memory.cli.client import PAGE_ROWS, Gateway, Refused, gateway
+from apex_memory.cli.client import PAGE_ROWS, Gateway, gateway
 from apex_memory.cli.options import AnyId, Limit, Since, iso
 from apex_memory.cli.output import (
     Id,
     Json,
+    Whole,
     ago,
     between,
     clean,
@@ -29,6 +30,7 @@ from apex_memory.cli.output import (
     size,
     styled,
 )
+from apex_memory.client import Forbidden, Refused
 from apex_memory.errors import Rejected
 
 FOLLOW_SECONDS = 1.0  # between two looks for new events
@@ -149,9 +151,9 @@ def _preview(api: Gateway, view: dict[str, Any]) -> str:
         return ""
     try:
         body = api.download(f"/v1/events/{view['id']}/payload", params={"first": PREVIEW_BYTES})
-    except Refused as refused:
-        if refused.status == 403:
-            return "(an admin key shows it)"
+    except Forbidden:
+        return "(an admin key shows it)"
+    except Refused:
         return ""
     text = body.decode("utf-8", "ignore")
     binary = "\x00" in text or len(text.encode()) < len(body) - 3  # 3: a character cut at the end
@@ -217,7 +219,10 @@ def _facts(view: dict[str, Any], preview: str) -> dict[str, Any]:
         "error": view["last_error"],
         "remedy": view["remedy"],
         "dead letter": view["dead_letter"],
+        "path": view["path"],
+        "build": view["build"],
         "run": view["workflow_url"],
+        "trace": Whole(view["trace_url"] or view["trace_id"] or ""),
     }
 
 

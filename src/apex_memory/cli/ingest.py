@@ -6,6 +6,7 @@ import hashlib
 import mimetypes
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from apex_memory.cli.client import Busy, Gateway, Refused, gateway
+from apex_memory.cli.client import Gateway, gateway
 from apex_memory.cli.output import Json, console, say, show_json, show_table, size
+from apex_memory.client import Busy, Forbidden, Refused
 from apex_memory.errors import Rejected, Unavailable
 from apex_memory.model import micros, now
 
@@ -24,6 +26,7 @@ OPEN = ("received", "prepared", "staged")
 STATES_AT_ONCE = 500
 KEYS_AT_ONCE = 500
 PATIENCE_SECONDS = 120.0  # longest that one file is repeated while the gateway is busy or away
+BUSY_SECONDS = 60.0  # longest that a query about files is repeated while the gateway is busy
 RETRY_SECONDS = 1.0  # pause after a request that got no response
 MAX_EVENT_ID = 700  # characters; the gateway adds the name of the API key
 TYPES = {".eml": "message/rfc822", ".msg": "application/vnd.ms-outlook", ".md": "text/markdown"}
@@ -165,11 +168,8 @@ def send_files(
             bar.advance(task)
         bar.update(task, detail="")
         if wait:
-            try:
+            with suppress(Forbidden):  # a key that may only ingest cannot see states
                 follow(api, files, bar, timeout=timeout)
-            except Refused as error:
-                if error.status != 403:  # a key that may only ingest cannot see states
-                    raise
 
 
 def _send(api: Gateway, file: SentFile, newest: Mapping[str, Any] | None, limit: int) -> None:
@@ -188,7 +188,7 @@ def _send(api: Gateway, file: SentFile, newest: Mapping[str, Any] | None, limit:
     while True:
         try:
             patience = max(0.0, deadline - monotonic())
-            answer = api.call_patiently(
+            answer = api.call(
                 "POST", "/v1/documents", content=content, patience=patience, **request
             )
             break
@@ -238,12 +238,10 @@ def _newest_events(api: Gateway, files: Sequence[SentFile]) -> dict[str, dict[st
         keys = [file.key for file in files[first : first + KEYS_AT_ONCE]]
         body = {"source": "documents", "keys": keys}
         try:
-            rows = api.call_patiently("POST", "/v1/documents/newest", json=body)["documents"]
-        except Refused as error:
-            if error.status == 403:  # a key that may only ingest: every file is sent
-                return {}
-            raise
-        newest |= {row["key"]: row for row in rows}
+            answer = api.call("POST", "/v1/documents/newest", json=body, patience=BUSY_SECONDS)
+        except Forbidden:  # a key that may only ingest: every file is sent
+            return {}
+        newest |= {row["key"]: row for row in answer["documents"]}
     return newest
 
 
@@ -311,7 +309,8 @@ def follow(api: Gateway, files: Sequence[SentFile], bar: Progress, *, timeout: f
         states: dict[str, str] = {}
         for first in range(0, len(ids), STATES_AT_ONCE):
             body = {"ids": ids[first : first + STATES_AT_ONCE]}
-            states |= api.call_patiently("POST", "/v1/events/states", json=body)["states"]
+            answer = api.call("POST", "/v1/events/states", json=body, patience=BUSY_SECONDS)
+            states |= answer["states"]
         for file in waiting:
             file.state = _least_finished([states.get(id, "received") for id in file.events])
         waiting = [file for file in waiting if file.state in OPEN]

@@ -1,16 +1,31 @@
-"""`apex status`, `hello`, `reconcile`: check the health of the stack, and repair stores."""
+"""`apex status`, `hello`, `reconcile`, `rebuild`: check the health of the stack, and repair stores."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from time import sleep
+from typing import Annotated, Any
 
 import typer
+from rich.progress import BarColumn, Progress, TextColumn
 
-from apex_memory.cli.client import gateway
+from apex_memory.cli.client import Gateway, gateway
 from apex_memory.cli.doctor import describe_load, is_slow
-from apex_memory.cli.output import Json, ago, duration, say, show_json, show_table
+from apex_memory.cli.output import (
+    Json,
+    ago,
+    between,
+    console,
+    duration,
+    is_terminal,
+    say,
+    show_json,
+    show_table,
+)
 from apex_memory.config import load_settings
 from apex_memory.engines.state import read_stack
+
+POLL_SECONDS = 0.5  # between two looks at the progress of a rebuild
+GATEWAY_SECONDS = 60.0  # patience with a gateway that restarts meanwhile
 
 
 def status(json: Json = False) -> None:
@@ -54,6 +69,13 @@ def status(json: Json = False) -> None:
         free=("engine",),
     )
     show_table(
+        "Metrics",
+        ("process", "build", "address"),
+        [(p["process"], p["build"], p["metrics"]) for p in report["processes"]],
+        empty="",
+        free=("build",),
+    )
+    show_table(
         "Unfinished events",
         ("source", "state", "waits for", "events", "oldest"),
         [
@@ -69,8 +91,20 @@ def status(json: Json = False) -> None:
     for workflow in report["temporal"]["failing"]:
         attempt = f": attempt {workflow['attempt']} of its current {workflow['what']}."
         say((f"{workflow['id']} fails", "red"), attempt)
-    if not report["temporal"]["reachable"]:
-        say(("Temporal does not respond", "red"), ": events land, and wait for it.")
+    since = report["temporal"]["fallback_since"]
+    if since:
+        say(
+            ("The fallback is in force", "yellow"),
+            f" for {ago(since)}: the direct path carries all events until Temporal responds; backfills and replays wait for it.",
+        )
+    elif not report["temporal"]["reachable"]:
+        say(
+            ("Temporal does not respond", "red"),
+            f": events land, and the direct path carries them after {settings.fallback_seconds:g} s.",
+        )
+    if absent := report["absent_build"]:
+        say(("Events wait", "red"), f": {absent['detail']}.")
+        say((f"→ {absent['remedy']}", "dim"), indent=2)
     if is_slow(report["machine"]):
         say(("The machine is slow", "yellow"), f": {describe_load(report['machine'])}.")
 
@@ -129,3 +163,64 @@ def reconcile(
     )
     if report["errors"]:
         raise typer.Exit(1)
+
+
+def rebuild(
+    store: Annotated[str, typer.Argument(help="graph, vectors or cache.")],
+    json: Json = False,
+) -> None:
+    """Write everything to a store again, from PostgreSQL, and verify it; empty the cache. Nothing is embedded again.
+
+    Everything works meanwhile; searches report the store as degraded. Use it for a store that is damaged, or to fill
+    a new engine after its URL was changed. Safe to repeat. When the command is interrupted, the rebuild goes on.
+
+    Example: apex rebuild graph
+    """
+    with gateway() as api:
+        started = api.call("POST", f"/v1/stores/{store}/rebuild")
+        report = _follow_rebuild(api, started, quiet=json)
+    if json:
+        show_json(report)
+    else:
+        _report_rebuild(report)
+    if report["state"] != "done":
+        raise typer.Exit(1)
+
+
+def _follow_rebuild(api: Gateway, report: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
+    """Return the report of a rebuild that has ended. Shows its progress on a terminal."""
+    path = f"/v1/stores/{report['store']}/rebuild"
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.completed} of {task.total}", markup=False),
+    )
+    shown = is_terminal(stderr=True) and not quiet
+    with Progress(*columns, console=console(stderr=True), transient=True, disable=not shown) as bar:
+        task = bar.add_task(f"Rebuilding {report['store']}", total=report["total"])
+        while report["state"] == "running":
+            sleep(POLL_SECONDS)
+            report = api.call("GET", path, patience=GATEWAY_SECONDS)
+            bar.update(task, completed=report["done"], total=report["total"])
+    return report
+
+
+def _report_rebuild(report: dict[str, Any]) -> None:
+    store = report["store"]
+    if report["state"] == "interrupted":
+        say((f"{store} is not rebuilt", "red"), ": the gateway that did it ended.")
+        say(("→ the workers complete the store by themselves; or run it again", "dim"), indent=2)
+    elif report["state"] == "failed":
+        say((f"{store} is not rebuilt", "red"), f": {report['error']}")
+        say((f"→ {report['remedy']}", "dim"), indent=2)
+    elif store == "cache":
+        say(
+            ("Emptied", "green"), f": {report['done']:,} entries removed; it fills again by itself."
+        )
+    else:
+        took = between(report["started_at"], report["ended_at"])
+        repaired = f", {report['repaired']:,} of them afterwards" if report["repaired"] else ""
+        say(
+            ("Rebuilt", "green"),
+            f": {report['done']:,} documents in {store}{repaired}, verified by their tallies, in {took}.",
+        )

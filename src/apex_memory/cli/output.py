@@ -62,6 +62,10 @@ class Id(str):
     """An id in a cell or a line: its first characters on a terminal, which commands accept, and all of it in a pipe."""
 
 
+class Whole(str):
+    """A value to copy, such as a URL or a trace id: no hash in it is cut, on a terminal either."""
+
+
 def is_terminal(*, stderr: bool = False) -> bool:
     """Return whether the output goes to a terminal."""
     return (sys.stderr if stderr else sys.stdout).isatty()
@@ -97,12 +101,16 @@ def styled(*parts: Part) -> Text:
     return line
 
 
-def say(*parts: Part, stderr: bool = False, indent: int = 0) -> None:
-    """Print one paragraph. On a terminal it breaks between words, and never inside one."""
+def say(*parts: Part, stderr: bool = False, indent: int = 0, hanging: int = 0) -> None:
+    """Print one paragraph. On a terminal it breaks between words, and never inside one.
+
+    Its lines are indented by `indent` columns, and those after the first by `hanging` more.
+    """
     out = console(stderr=stderr)
     margin = " " * indent
-    for line in wrapped(styled(*parts), out.width - indent):
+    for line in wrapped(styled(*parts), out.width - indent - hanging):
         _print(out, styled(margin) + line)
+        margin = " " * (indent + hanging)
 
 
 def wrapped(text: Text, width: int) -> list[Text]:
@@ -274,16 +282,20 @@ def shown_id(id: str) -> str:
     return id[:ID_CHARS] if is_terminal() else id
 
 
-def moment(text: str | None) -> str:
-    """Return an ISO time in UTC, readable, to the millisecond; empty for None."""
-    if not text:
+Time = datetime | str | None
+"""A time with its zone, its text in ISO 8601, or None for no time."""
+
+
+def moment(at: Time) -> str:
+    """Return a time in UTC, readable, to the millisecond; empty for None."""
+    if not at:
         return ""
-    return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+    return _parsed(at).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
 
 
-def minute(text: str | None) -> str:
-    """Return an ISO time in UTC to the minute; empty for None."""
-    return moment(text)[:16]
+def minute(at: Time) -> str:
+    """Return a time in UTC to the minute; empty for None."""
+    return moment(at)[:16]
 
 
 def duration(seconds: float) -> str:
@@ -302,20 +314,23 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86_400:.0f} d"
 
 
-def ago(text: str | None) -> str:
-    """Return how long ago an ISO time was: `3 s`, `12 min`, `5 h`, `2 d`; empty for None."""
-    if not text:
+def ago(at: Time) -> str:
+    """Return how long ago a time was: `3 s`, `12 min`, `5 h`, `2 d`; empty for None."""
+    if not at:
         return ""
-    seconds = (datetime.now(UTC) - datetime.fromisoformat(text)).total_seconds()
+    seconds = (datetime.now(UTC) - _parsed(at)).total_seconds()
     return duration(round(seconds)) if abs(seconds) >= 1 else "0 s"
 
 
-def between(earlier: str | None, later: str | None) -> str:
-    """Return the time from one ISO time to another."""
+def between(earlier: Time, later: Time) -> str:
+    """Return the duration from one time to another; empty if either is None."""
     if not earlier or not later:
         return ""
-    delta = datetime.fromisoformat(later) - datetime.fromisoformat(earlier)
-    return duration(delta.total_seconds())
+    return duration((_parsed(later) - _parsed(earlier)).total_seconds())
+
+
+def _parsed(at: datetime | str) -> datetime:
+    return datetime.fromisoformat(at) if isinstance(at, str) else at
 
 
 def size(count: int) -> str:
@@ -329,14 +344,19 @@ def size(count: int) -> str:
 
 def pairs(title: str, values: Mapping[str, Any]) -> None:
     """Print names with their values, leaving out empty ones. A long value breaks between words below itself."""
-    shown = {name: str(value) for name, value in values.items() if value not in (None, "", [], {})}
+    shown = {
+        name: value if isinstance(value, Whole) else str(value)
+        for name, value in values.items()
+        if value not in (None, "", [], {})
+    }
     if title and shown:
         say((title, "bold"))
     margin = max(map(cell_len, shown), default=0) + GAP
     for name, value in shown.items():
         label = clean(name) + " " * (margin - cell_len(clean(name)))
         out = console()
-        text = short_hashes(value) if is_terminal() else value
+        is_cut = is_terminal() and not isinstance(value, Whole)
+        text = short_hashes(value) if is_cut else value
         for n, line in enumerate(wrapped(styled(text), max(10, out.width - margin))):
             start = (label, "dim") if n == 0 else " " * margin
             _print(out, styled(start) + line)

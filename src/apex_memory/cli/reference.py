@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from apex_memory.cli.output import say
-from apex_memory.config import Settings
+from apex_memory.config import CONNECTION_VARIABLES, VERSION_VARIABLES, Settings
 from apex_memory.errors import Conflict
+from apex_memory.rollout_settings import RolloutSettings
 from apex_memory.sources import registry
 from apex_memory.sources.base import Source, SourceSettings
 from apex_memory.sources.fields import RecordFields
@@ -69,16 +70,52 @@ def _settings() -> str:
         "`batch_max = 100` there is `APEX_BATCH_MAX=100` here. A wrong value is refused at start, by name. Settings of a",
         "source stand in `[sources.NAME]`, or `APEX_SOURCES__NAME__SETTING`; see [sources](sources.md).",
         "",
+        "The value of a setting may also stand in a file, as secrets of containers do: `APEX_DOCUMENTS_FILE=/run/secrets/documents`",
+        "reads `documents` from there. Each setting has such a variable, except the tables, and those whose names with `_file` are",
+        "settings themselves. Where a setting and its file are both set, every process refuses to start.",
+        "",
         "| Setting | Default | Meaning |",
         "|---|---|---|",
     ]
     for name, field in Settings.model_fields.items():
         lines.append(f"| `{name}` | {_default(field)} | {_cell(field.description or '')} |")
+    lines += ["", "## The table `[rollout]`", "", *_rollout_settings()]
+    lines += [
+        "",
+        "## Temporal's own variables",
+        "",
+        "The Kubernetes worker controller sets these in its pods, and other tools of Temporal read them. `APEX_*` takes",
+        "precedence over them, they take precedence over the file. Where `APEX_TEMPORAL` is set, only the deployment and the",
+        "build are read from them, because the others describe another server.",
+        "",
+        "| Variable | Setting |",
+        "|---|---|",
+        "| `TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE` | `temporal`, together; the namespace is `default` if it is not set |",
+    ]
+    for variable, setting in {**VERSION_VARIABLES, **CONNECTION_VARIABLES}.items():
+        lines.append(f"| `{variable}` | `{setting}` |")
     return "\n".join(lines) + "\n"
+
+
+def _rollout_settings() -> list[str]:
+    lines = [
+        "The steps of a rollout, and the gate between two steps; see [gradual rollout](../howto/rollout.md). In the",
+        "environment `min_events` is `APEX_ROLLOUT__MIN_EVENTS`.",
+        "",
+        "| Setting | Default | Meaning |",
+        "|---|---|---|",
+    ]
+    fields = RolloutSettings.model_fields.items()
+    return lines + [
+        f"| `{name}` | {_default(field)} | {_cell(field.description or '')} |"
+        for name, field in fields
+    ]
 
 
 def _default(field: Any) -> str:
     value = field.get_default(call_default_factory=True)
+    if isinstance(value, RolloutSettings):
+        return "see below"
     if hasattr(value, "get_secret_value"):
         value = value.get_secret_value()
     return f"`{value}`" if value not in ("", None, {}) else "none"
@@ -99,6 +136,7 @@ def sources_page(kinds: Sequence[type[Source]]) -> str:
         f"| [`{kind.name}`](#{kind.name}) | {kind.priority.name} | `POST {kind.path or '/hooks/' + kind.name}` | {_first(kind)} |"
         for kind in kinds
     ]
+    lines += ["", "## Settings of every webhook", "", *_common_settings()]
     for kind in kinds:
         lines += [
             "",
@@ -121,12 +159,28 @@ def _prose(kind: type[Source]) -> str:
     return inspect.cleandoc(kind.__doc__ or "")
 
 
+def _common_settings() -> list[str]:
+    """Return the table of the settings that every source has: those of the mirror."""
+    return [
+        "Sources with a route `/hooks/…` also have these, see [Mirror webhooks](../howto/mirror.md).",
+        "",
+        *_settings_table(SourceSettings.model_fields),
+    ]
+
+
 def _source_settings(settings: type[SourceSettings]) -> list[str]:
-    if not settings.model_fields:
-        return ["No settings."]
+    own = {
+        name: field
+        for name, field in settings.model_fields.items()
+        if name not in SourceSettings.model_fields
+    }
+    return _settings_table(own) if own else ["No settings of its own."]
+
+
+def _settings_table(fields: Mapping[str, Any]) -> list[str]:
     rows = [
         f"| `{name}` | {_default(field)} | {_cell(field.description or '')} |"
-        for name, field in settings.model_fields.items()
+        for name, field in fields.items()
     ]
     return ["| Setting | Default | Meaning |", "|---|---|---|", *rows]
 
@@ -153,7 +207,8 @@ def _metrics() -> str:
     return (
         "\n".join(
             [
-                "At `/metrics` of the gateway and of the worker.",
+                "Each process exposes those that it counts, at its own address; `apex status` lists the addresses. The metrics of Temporal's",
+                "library, `temporal_…`, stand among those of a worker. See [watch an installation](../howto/monitor.md).",
                 "",
                 "| Metric | Kind | Meaning |",
                 "|---|---|---|",

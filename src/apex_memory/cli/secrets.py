@@ -10,8 +10,8 @@ from rich.text import Text
 
 from apex_memory.cli.client import gateway
 from apex_memory.cli.output import Json, ago, say, show_json, show_table
-from apex_memory.credentials.vault import new_key
 from apex_memory.errors import Rejected
+from apex_memory.sealing import new_key
 
 app = typer.Typer(
     help="Credentials of sources: set, list, remove. They are never shown.", no_args_is_help=True

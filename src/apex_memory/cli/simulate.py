@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import httpx2
 import typer
 
-from apex_memory.cli.client import admin_key, gateway_url
 from apex_memory.cli.output import console, say, show_table, styled
+from apex_memory.client.location import api_key, gateway_url
 from apex_memory.config import load_settings
 from apex_memory.errors import ApexError, Conflict, Misconfigured, Rejected, require_extra
 from apex_memory.simulate.day import DayPlayback, end_of, yesterday
@@ -41,6 +41,12 @@ def simulate(
         typer.Option(min=0, max=0.5, help="Share of calls and webhooks that go wrong."),
     ] = 0.0,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the vendors' APIs.")] = 8470,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Host name of the vendors' APIs, which listen on its address; for example the name of a container."
+        ),
+    ] = "127.0.0.1",
     only: Annotated[
         list[str] | None, typer.Option("--only", help="Only this vendor; may be repeated.")
     ] = None,
@@ -52,7 +58,7 @@ def simulate(
         ),
     ] = None,
 ) -> None:
-    """Run the vendors of all sources on loopback: their APIs, and signed webhooks to the gateway, as a day goes by.
+    """Run the vendors of all sources, on loopback unless --host says otherwise: their APIs, and signed webhooks to the gateway, as a day goes by.
 
     Example: apex simulate --settings simulated.toml, then `APEX_SETTINGS_FILE=simulated.toml apex up` in another terminal
     """
@@ -60,6 +66,11 @@ def simulate(
     names = [kind.name for kind in simulator_classes()]
     if unknown := set(only or ()) - set(names):
         raise Rejected(f"no simulator for {min(unknown)}", remedy=f"there are {', '.join(names)}")
+    if host != "127.0.0.1" and "edi" in (only or names):
+        raise Rejected(
+            "edi serves SFTP and folders on this machine alone",
+            remedy="with --host name the other vendors, each by --only",
+        )
     if settings_file:
         check_replaceable(settings_file)
     world = World.make(seed, shipments=shipments, start=yesterday())
@@ -70,7 +81,7 @@ def simulate(
         if not only or kind.name in only
     ]
     try:
-        asyncio.run(_simulate(simulators, speed, port, settings_file))
+        asyncio.run(_simulate(simulators, speed, host, port, settings_file))
     except PortUnavailable as error:
         raise Conflict(
             f"port {port} is not available ({error})",
@@ -92,13 +103,17 @@ def _chaos(share: float, seed: int) -> Chaos:
 
 
 async def _simulate(
-    simulators: Sequence[Simulator], speed: float, port: int, settings_file: Path | None
+    simulators: Sequence[Simulator],
+    speed: float,
+    host: str,
+    port: int,
+    settings_file: Path | None,
 ) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with (
-        serve_simulators(simulators, port=port) as server,
+        serve_simulators(simulators, host=host, port=port) as server,
         httpx2.AsyncClient(timeout=30) as http,
     ):
         _show_vendors(server)
@@ -139,7 +154,7 @@ async def _wait_for_gateway(http: httpx2.AsyncClient, stop: asyncio.Event) -> De
         try:
             url = gateway_url(settings)
             if (await http.get(f"{url}/readyz")).is_success:
-                return Delivery(url, admin_key(settings), http)
+                return Delivery(url, api_key(settings), http)
         except (ApexError, httpx2.TransportError):
             pass
         if not announced:

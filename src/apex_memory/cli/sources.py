@@ -22,6 +22,10 @@ from apex_memory.cli.output import (
     show_table,
 )
 
+WAITS = (
+    "Temporal does not respond: backfills and replays wait, and go on by themselves when it does."
+)
+
 app = typer.Typer(
     invoke_without_command=True,
 )
@@ -192,6 +196,8 @@ def _begin(name: str, kind: str, since: str, until: str, wait: bool, json: bool)
         say(
             f"{row['kind']} {row['id']} is {row['state']}: {row['landed']} of {row['seen']} events are new."
         )
+        if row["waits_for"]:
+            say((WAITS, "yellow"))
     if row["state"] == "failed":
         say((row["error"], "red"), stderr=True)
         raise typer.Exit(1)
@@ -205,6 +211,7 @@ def _watch(api: Gateway, row: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
             row = api.call("GET", f"/v1/backfills/{row['id']}")
             bar.update(
                 task,
+                detail="waits for Temporal, which does not respond" if row["waits_for"] else "",
                 completed=row["seen"],
                 total=None if row["state"] == "running" else row["seen"],
             )
@@ -230,7 +237,7 @@ def backfills(limit: Limit = 50, json: Json = False) -> None:
                 Id(row["id"]),
                 row["source"],
                 row["kind"],
-                row["state"],
+                "waits for Temporal" if row["waits_for"] else row["state"],
                 row["seen"],
                 row["landed"],
                 minute(row["since"]),
@@ -243,6 +250,8 @@ def backfills(limit: Limit = 50, json: Json = False) -> None:
         empty="None yet.",
         free=("error",),
     )
+    if any(row["waits_for"] for row in rows):
+        say((WAITS, "yellow"))
     say_more(following)
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic, sleep
@@ -17,19 +17,26 @@ import httpx2
 import typer
 
 from apex_memory import __version__
+from apex_memory.build import build_id
 from apex_memory.cli import STARTING
-from apex_memory.cli.client import key_file
 from apex_memory.cli.output import Json, duration, say, show_json, show_table
+from apex_memory.client.location import key_file
 from apex_memory.config import EMBEDDED, Settings, load_settings, settings_file
-from apex_memory.credentials.vault import new_key as new_secret_key
+from apex_memory.credentials.key_sources import KEY_FILE, names_a_key
 from apex_memory.engines.base import free_port, write_private
 from apex_memory.engines.process import Child
 from apex_memory.engines.selection import embedded_engines, environment_for
-from apex_memory.engines.state import Stack, read_stack
+from apex_memory.engines.state import Stack, last_ports, read_stack
 from apex_memory.engines.supervisor import Report, Supervisor
 from apex_memory.errors import Conflict, Misconfigured
 from apex_memory.pipeline.embedders.probe import probe_embedder
-from apex_memory.stores.postgres import Postgres, check_embedder, migrate
+from apex_memory.rollout import builds
+from apex_memory.sealing import new_key as new_secret_key
+from apex_memory.stores.postgres import Postgres, check_embedder
+from apex_memory.stores.schema import migrate
+from apex_memory.telemetry import BUILD_INFO
+from apex_memory.telemetry.export import check_tracing
+from apex_memory.telemetry.exposition import Address, exposed
 
 # Responses come first: work that starts a moment later only lengthens the backlog.
 NICENESS = {"worker": 3, "bulk": 10}
@@ -45,6 +52,7 @@ WORDS = {
     "leftover": ("left over", "yellow"),
     "disk low": ("disk nearly full, writes are refused", "red"),
     "disk free": ("accepts writes again", "green"),
+    "build promoted": ("new build", "green"),
 }
 HOW_TO_STOP = "Ctrl-C stops all."
 DETACHED_LOG = "up.log"
@@ -65,6 +73,8 @@ class Running:
     """The first admin key, if this start created it."""
     seconds: float
     supervisor: Supervisor
+    environment: Mapping[str, str]
+    """What its workers find in their environment beside that of this process."""
 
 
 def up(
@@ -221,35 +231,41 @@ async def running(settings: Settings, report: Report) -> AsyncIterator[Running]:
     The gateway does not wait for the graph and the vectors: events land while they load.
     """
     began = monotonic()
+    check_tracing()
     check_sources(settings)
     embedder, dimension = await probe_embedder(
         settings.embedder, model=settings.embedder_model, dimension=settings.embedder_dimension
     )
-    async with Supervisor(settings.data_dir, report) as supervisor:
-        engines = await asyncio.to_thread(embedded_engines, settings, dimension)
-        environment = environment_for(engines, settings)
-        with _unwrapped_failure():
-            async with asyncio.TaskGroup() as beside:
-                slow = [engine for engine in engines if engine.role in SLOW_TO_START]
-                loading = beside.create_task(supervisor.start(*slow))
-                await supervisor.start(
-                    *(engine for engine in engines if engine.role not in SLOW_TO_START)
-                )
-                documents = environment.get("APEX_DOCUMENTS", settings.documents)
-                await migrate(documents)
-                await _check_embedder(documents, embedder, dimension)
-                _secret_key(settings)
-                new_key = await _first_key(settings, documents)
-                gateway = _gateway(settings, environment, report)
-                beside.create_task(supervisor.start(gateway))
-                await loading
-                await supervisor.start(
-                    _child("worker", settings, environment, "", 0),
-                    _child("bulk", settings, environment, "", 0),
-                )
-        url = gateway.url
-        ui = environment.get("APEX_TEMPORAL_UI", settings.temporal_ui)
-        yield Running(url, ui, new_key, monotonic() - began, supervisor)
+    ports = last_ports(settings.data_dir)
+    own_metrics = _metrics_address("supervisor", settings.supervisor_metrics, ports)
+    BUILD_INFO.labels(__version__, "").set(1)
+    with exposed(own_metrics, process="supervisor") as exposed_at:
+        async with Supervisor(settings.data_dir, report, metrics=exposed_at.url) as supervisor:
+            engines = await asyncio.to_thread(embedded_engines, settings, dimension)
+            environment = environment_for(engines, settings)
+            with _unwrapped_failure():
+                async with asyncio.TaskGroup() as beside:
+                    slow = [engine for engine in engines if engine.role in SLOW_TO_START]
+                    loading = beside.create_task(supervisor.start(*slow))
+                    await supervisor.start(
+                        *(engine for engine in engines if engine.role not in SLOW_TO_START)
+                    )
+                    documents = environment.get("APEX_DOCUMENTS", settings.documents)
+                    await migrate(documents)
+                    await _check_embedder(documents, embedder, dimension)
+                    await _promote_build(settings, documents, report)
+                    _secret_key(settings, environment)
+                    new_key = await _first_key(settings, documents)
+                    gateway = _gateway(settings, environment, report)
+                    beside.create_task(supervisor.start(gateway))
+                    await loading
+                    await supervisor.start(
+                        _worker("worker", settings.worker_metrics, settings, environment, ports),
+                        _worker("bulk", settings.bulk_metrics, settings, environment, ports),
+                    )
+            url = gateway.url
+            ui = environment.get("APEX_TEMPORAL_UI", settings.temporal_ui)
+            yield Running(url, ui, new_key, monotonic() - began, supervisor, environment)
 
 
 @contextmanager
@@ -279,6 +295,26 @@ async def _check_embedder(documents: str, embedder: str, dimension: int) -> None
         await db.close()
 
 
+async def _promote_build(settings: Settings, documents: str, report: Report) -> None:
+    """Make this build current where this stack is the whole installation: no other build can run beside it.
+
+    Once, at the start: a worker that restarts later changes nothing. Elsewhere a build waits for `apex builds`.
+    """
+    alone = settings.documents == EMBEDDED and settings.temporal == EMBEDDED
+    if not alone or settings.routing == "external":
+        return
+    db = Postgres(documents, size=1)
+    await db.open()
+    try:
+        build = settings.build_id or build_id()
+        before = (await builds.routing(db)).current
+        await builds.promote(db, build, actor="apex up", reason="its stack is alone", alone=True)
+    finally:
+        await db.close()
+    if before not in ("", build):
+        report("stack", "build promoted", f"{build} is current now, it was {before}")
+
+
 async def _first_key(settings: Settings, documents: str) -> str | None:
     """Create the admin key of this data folder, once, in a file that only its owner can read. Return it, or None if there is one."""
     # Not at the top: the gateway's libraries would slow the start of every command.
@@ -297,12 +333,17 @@ async def _first_key(settings: Settings, documents: str) -> str | None:
     return key.key
 
 
-def _secret_key(settings: Settings) -> None:
-    """Create the key that encrypts secrets, once per data folder, unless a setting names one."""
-    file = settings.data_dir / "secret.key"
-    set_already = settings.secret_key.get_secret_value() or settings.secret_key_file
-    if not set_already and not file.exists():
+def _secret_key(settings: Settings, environment: dict[str, str]) -> None:
+    """Create the key that encrypts secrets and histories, once per data folder, unless a setting names one.
+
+    The processes of this stack get its place, so that a worker with a data folder of its own has the same key.
+    """
+    if names_a_key(settings):
+        return
+    file = (settings.data_dir / KEY_FILE).resolve()
+    if not file.exists():
         write_private(file, new_secret_key() + "\n")
+    environment["APEX_SECRET_KEY_FILE"] = str(file)
 
 
 def _gateway(settings: Settings, environment: dict[str, str], report: Report) -> Child:
@@ -315,11 +356,42 @@ def _gateway(settings: Settings, environment: dict[str, str], report: Report) ->
         # processors, which the stores need for the same search.
         own["APEX_EMBEDDER_THREADS"] = "1"
     url = f"http://{settings.host}:{port}"
-    return _child("gateway", settings, {**environment, **own}, url, port)
+    metrics = f"{url}/metrics"
+    if settings.gateway_metrics:
+        metrics = Address.parse(settings.gateway_metrics).url
+    return _child("gateway", settings, {**environment, **own}, url, port, metrics)
+
+
+def _worker(
+    name: str,
+    metrics: str,
+    settings: Settings,
+    environment: dict[str, str],
+    ports: Mapping[str, int],
+) -> Child:
+    """Return how to run a worker, with the address of its metrics."""
+    address = _metrics_address(name, metrics, ports)
+    own = {f"APEX_{name.upper()}_METRICS": str(address)}
+    return _child(name, settings, {**environment, **own}, "", 0, address.url)
+
+
+def _metrics_address(name: str, setting: str, ports: Mapping[str, int]) -> Address:
+    """Return the address of a setting. Port 0 becomes that of the last run, so that noted addresses stay valid, or a free one."""
+    address = Address.parse(setting)
+    if address.port:
+        return address
+    own = f"{name} metrics"
+    others = [port for other, port in ports.items() if other != own]
+    return Address(address.host, free_port(ports.get(own), taken=others))
 
 
 def _child(
-    name: str, settings: Settings, environment: dict[str, str], url: str, port: int
+    name: str,
+    settings: Settings,
+    environment: dict[str, str],
+    url: str,
+    port: int,
+    metrics: str,
 ) -> Child:
     program = {
         "gateway": ["apex_memory.gateway"],
@@ -356,6 +428,7 @@ def _child(
         ready_seconds=READY_SECONDS,
         url=url,
         port=port,
+        metrics=metrics,
         version=version,
     )
 

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,15 @@ from datetime import datetime
 from time import monotonic
 from typing import Any
 
-from apex_memory.errors import Conflict, Forbidden, NotFound, Rejected, Unauthorized, Unavailable
+from apex_memory.errors import (
+    Conflict,
+    Forbidden,
+    Misconfigured,
+    NotFound,
+    Rejected,
+    Unauthorized,
+    Unavailable,
+)
 from apex_memory.model import now
 from apex_memory.stores.postgres import Postgres
 
@@ -26,6 +35,8 @@ SCOPES = ("ingest", "read", "admin")
 FRESH_SECONDS = 5.0  # how long a revoked key may still be accepted
 LOAD_SECONDS = 0.2  # least time between two reads of the table, whatever is presented
 STALE_SECONDS = 60.0  # how long known keys are accepted while PostgreSQL is unavailable
+FIRST_KEY = re.compile(r"apex_[0-9a-f]{12}_[A-Za-z0-9_-]{43,}")
+"""The form of the keys that `create_key` makes: an id, and 32 random bytes in base64url."""
 USED_SECONDS = 60.0  # how often `used_at` is written
 _HOW = "send `Authorization: Bearer apex_…` with a key from `apex keys create`"
 
@@ -78,6 +89,43 @@ async def create_key(
             (actor, id, json.dumps({"name": name, "scopes": wanted})),
         )
     return NewKey(id, name, wanted, key)
+
+
+async def register_first_key(db: Postgres, key: str, name: str) -> bool:
+    """Accept a key that was made elsewhere as the first admin key. Return False where a live admin key exists already.
+
+    Installations without `apex up` bring their first key along, as a secret. Raises `Misconfigured` for a key that is
+    not of the form `apex_ID_SECRET` or whose secret is short, and for one that was revoked.
+    """
+    id = _id(key)
+    if not FIRST_KEY.fullmatch(key):
+        raise Misconfigured(
+            "api_key: not of the form `apex_ID_SECRET`",
+            remedy="ID is 12 hexadecimal digits, SECRET 43 or more of A-Z a-z 0-9 _ -",
+        )
+    async with db.transaction() as connection:
+        # One at a time: two jobs at once would both see no key.
+        await connection.execute("LOCK TABLE api_keys IN SHARE ROW EXCLUSIVE MODE")
+        cursor = await connection.execute(
+            "SELECT id, revoked_at FROM api_keys WHERE id = %s OR ('admin' = ANY(scopes) AND revoked_at IS NULL)",
+            (id,),
+        )
+        rows = await cursor.fetchall()
+        if any(row["revoked_at"] is None for row in rows):
+            return False
+        if rows:
+            raise Misconfigured(
+                "api_key: this key was revoked", remedy="make another one for the secret"
+            )
+        await connection.execute(
+            "INSERT INTO api_keys (id, name, digest, scopes) VALUES (%s, %s, %s, %s)",
+            (id, name, _digest(key), ["admin"]),
+        )
+        await connection.execute(
+            "INSERT INTO audit (actor, action, subject, detail) VALUES ('apex', 'key created', %s, %s)",
+            (id, json.dumps({"name": name, "scopes": ["admin"]})),
+        )
+    return True
 
 
 async def list_keys(db: Postgres) -> list[dict[str, Any]]:

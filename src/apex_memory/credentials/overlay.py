@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from apex_memory.config import Settings
 from apex_memory.credentials.vault import Vault
-from apex_memory.errors import ApexError, Misconfigured
+from apex_memory.errors import ApexError
 from apex_memory.sources import registry
 from apex_memory.sources.base import Source
 from apex_memory.telemetry import logger
@@ -42,17 +42,3 @@ class Credentials:
             except ApexError as error:
                 self._log.warning("secrets not applied", reason=str(error))
             await asyncio.sleep(FRESH_SECONDS)
-
-
-def secret_keys(settings: Settings) -> list[str]:
-    """The keys that seal secrets, as text: the setting `secret_key` first, then the lines of the key file."""
-    file = settings.secret_key_file or settings.data_dir / "secret.key"
-    try:
-        lines = file.read_text().splitlines()
-    except FileNotFoundError:
-        if settings.secret_key_file:
-            raise Misconfigured(
-                f"secret_key_file: {file} not found", remedy="make a key with `apex secrets key`"
-            ) from None
-        lines = []
-    return [settings.secret_key.get_secret_value(), *lines]

@@ -7,27 +7,20 @@ secret's name is bound into its seal (as associated data), so that no secret can
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import hashlib
 import json
-import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, LiteralString
 
 import stamina
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from psycopg.rows import class_row
 
-from apex_memory.credentials.lease import leased
-from apex_memory.errors import Misconfigured, RetryLater, Unavailable
+from apex_memory.errors import RetryLater, Unavailable
+from apex_memory.sealing import Keyring
+from apex_memory.stores.lease import leased
 from apex_memory.stores.postgres import Connection, Postgres
 
-KEY_BYTES = 32
-NONCE_BYTES = 12
 STORE_SECONDS = 120.0  # how long a new value is held in memory while PostgreSQL does not take it
 
 MakeValue = Callable[[Any], Awaitable[Any]]
@@ -59,35 +52,12 @@ class _Sealed:
     sealed: bytes
 
 
-def new_key() -> str:
-    """A new random key as text, for `secret_key` or a line of the key file."""
-    return base64.b64encode(os.urandom(KEY_BYTES)).decode()
-
-
-def read_keys(texts: Sequence[str]) -> list[bytes]:
-    """Decode keys. Empty lines are skipped. Raises `Misconfigured` for a text that is not a key."""
-    keys = []
-    for text in filter(None, (line.strip() for line in texts)):
-        try:
-            key = base64.b64decode(text, validate=True)
-        except (binascii.Error, ValueError):
-            key = b""
-        if len(key) != KEY_BYTES:
-            raise Misconfigured(
-                "secret_key: expected 32 bytes in base64",
-                remedy="make a key with `apex secrets key`, or `openssl rand -base64 32`",
-            )
-        keys.append(key)
-    return keys
-
-
 class Vault:
     """The table `secrets`. Values are JSON; none is ever logged or shown."""
 
-    def __init__(self, db: Postgres, keys: Sequence[bytes]) -> None:
+    def __init__(self, db: Postgres, keys: Keyring) -> None:
         self._db = db
-        self._keys = {_key_id(key): AESGCM(key) for key in keys}
-        self._first = _key_id(keys[0]) if keys else ""
+        self._keys = keys
         self._changes: set[asyncio.Task[Any]] = set()
 
     async def get(self, name: str) -> Any:
@@ -172,7 +142,7 @@ class Vault:
             await cursor.execute(
                 """SELECT name, key_id, changed_by, changed_at, key_id = ANY(%s) AS readable
                    FROM secrets ORDER BY name""",
-                (list(self._keys),),
+                (list(self._keys.ids),),
             )
             return await cursor.fetchall()
 
@@ -189,14 +159,14 @@ class Vault:
         """
         result = ResealResult()
         async with self._db.connection() as connection:
-            outdated = await _read(connection, "key_id <> %s", self._first)
+            outdated = await _read(connection, "key_id <> %s", self._keys.first)
         for name in sorted(row.name for row in outdated):
             async with self._db.transaction() as connection:
                 # Locked, so that a value that is set meanwhile is not replaced by the older one.
                 rows = await _read(connection, "name = %s FOR UPDATE", name)
-                if not rows or rows[0].key_id == self._first:
+                if not rows or rows[0].key_id == self._keys.first:
                     continue
-                if rows[0].key_id not in self._keys:
+                if rows[0].key_id not in self._keys.ids:
                     result.unreadable.append(name)
                     continue
                 await self._write(connection, name, self._open(rows[0]), actor)
@@ -205,37 +175,20 @@ class Vault:
         return result
 
     async def _write(self, connection: Connection, name: str, value: Any, actor: str) -> None:
-        if not self._keys:
-            raise Misconfigured(
-                "secret_key: not set, so nothing can be sealed",
-                remedy="set APEX_SECRET_KEY or secret_key_file; make a key with `apex secrets key`",
-            )
-        nonce = os.urandom(NONCE_BYTES)
-        sealed = self._keys[self._first].encrypt(nonce, json.dumps(value).encode(), name.encode())
+        sealed = self._keys.seal(json.dumps(value).encode(), bound=name.encode())
         await connection.execute(
             """INSERT INTO secrets (name, key_id, sealed, changed_by) VALUES (%s, %s, %s, %s)
                ON CONFLICT (name) DO UPDATE SET key_id = excluded.key_id, sealed = excluded.sealed,
                  changed_by = excluded.changed_by, changed_at = clock_timestamp()""",
-            (name, self._first, nonce + sealed, actor),
+            (name, self._keys.first, sealed, actor),
         )
 
     def _open(self, row: _Sealed) -> Any:
-        key = self._keys.get(row.key_id)
-        if key is None:
-            raise Misconfigured(
-                f"secret {row.name} is sealed under a key that is not configured ({row.key_id})",
-                remedy="add that key to secret_key_file, or set the secret again",
-            )
-        sealed = bytes(row.sealed)
-        try:
-            return json.loads(
-                key.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], row.name.encode())
-            )
-        except InvalidTag:
-            raise Misconfigured(
-                f"secret {row.name} does not match its seal: it was changed outside Apex",
-                remedy="set the secret again",
-            ) from None
+        subject = f"secret {row.name}"
+        value = self._keys.open(
+            row.key_id, bytes(row.sealed), bound=row.name.encode(), subject=subject
+        )
+        return json.loads(value)
 
 
 async def _read(connection: Connection, condition: LiteralString, value: str) -> list[_Sealed]:
@@ -253,8 +206,3 @@ async def _audit(connection: Connection, actor: str, action: str, name: str) -> 
         "INSERT INTO audit (actor, action, subject) VALUES (%s, %s, %s)",
         (actor, f"secret {action}", name),
     )
-
-
-def _key_id(key: bytes) -> str:
-    """Twelve hex digits that name a key without revealing it."""
-    return hashlib.sha256(b"apex secret key" + key).hexdigest()[:12]

@@ -11,6 +11,7 @@ from typing import Any
 
 from apex_memory.edge.protocol import BUFFER, BrokenFrame, read_frame, to_frame
 from apex_memory.errors import NoWrites, Rejected, Unavailable
+from apex_memory.telemetry import traces
 
 STORE = "vectors"
 
@@ -51,7 +52,7 @@ class Connection:
         try:
             if self._broken:
                 raise Unavailable(STORE, "the connection broke")
-            self._writer.write(to_frame([number, method, argument]))
+            self._writer.write(to_frame([number, method, argument, *self._trace()]))
             await self._writer.drain()
             kind, result = await response
         except ConnectionError as error:
@@ -71,6 +72,13 @@ class Connection:
                 remedy="free space on its disk, which `apex doctor` names; events wait until then",
             )
         raise Unavailable(STORE, result, remedy="see the log of the vector process")
+
+    def _trace(self) -> list[str]:
+        """Return the current span for the server, if its trace is exported and the server takes it."""
+        if not (self.greeting.get("traces") and traces.current_sampled_trace_id()):
+            return []
+        carrier = traces.trace_carrier()
+        return [carrier] if carrier else []
 
     async def close(self) -> None:
         self._reading.cancel()

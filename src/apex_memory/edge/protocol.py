@@ -1,7 +1,8 @@
 """Frames between the vector server and its clients: a length of four bytes, then msgpack.
 
-A client's first frame is `{"password": …}`; the response is `{"incarnation", "version", "dimension"}` or
-`{"refused": reason}`. Then come requests `[id, method, argument]` and responses `[id, "ok", result]` or
+A client's first frame is `{"password": …}`; the response is `{"incarnation", "version", "dimension", "traces"}` or
+`{"refused": reason}`. Then come requests `[id, method, argument]`, to a server whose greeting has `traces` also with the
+caller's W3C `traceparent` at the end, and responses `[id, "ok", result]` or
 `[id, kind, message]`, in any order, with the kind `rejected`, `full` (the disk) or `unavailable`. Vectors travel as raw little-endian float32, the points of a search
 result as 16 bytes of id and their `PLACE` each.
 """

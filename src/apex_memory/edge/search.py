@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from qdrant_edge import (
     FieldCondition,
     Filter,
+    HasIdCondition,
     MatchAny,
     Query,
     QueryRequest,
@@ -27,6 +28,7 @@ from apex_memory.edge.catalogue import inverse_frequencies
 from apex_memory.edge.shard import NEARBY, Shard, of_stages
 
 FEW_SHARDS, SHARED_EFFORT = 3, 64
+EXACT = SearchParams(exact=True)
 
 Hit = tuple[UUID, float]
 """Point, score."""
@@ -49,7 +51,11 @@ class Question:
     """A point must have at least one tag of each group."""
     since: float | None = None
     until: float | None = None
+    stages: Sequence[UUID] = ()
+    """Only points of these stages; empty for all."""
     exclude: Sequence[UUID] = ()
+    among: Sequence[UUID] = ()
+    """Search these points alone, and compare each exactly; empty for all points."""
 
 
 def search(shards: Sequence[Shard], question: Question) -> tuple[dict[str, list[Hit]], Places]:
@@ -60,10 +66,15 @@ def search(shards: Sequence[Shard], question: Question) -> tuple[dict[str, list[
     )
     if not queries or question.limit < 1:
         return silent | {leg: [] for leg in queries}, {}
-    effort = _effort(len(shards), question.limit)
+    effort = EXACT if question.among else _effort(len(shards), question.limit)
     best: dict[str, list[Iterator[Scored]]] = {leg: [] for leg in queries}
     for shard in shards:
-        only = _filter(shard, question)
+        if question.stages and not shard.catalogue.held(question.stages):
+            continue
+        among = shard.catalogue.with_places(question.among) if question.among else []
+        if question.among and not among:
+            continue
+        only = _filter(shard, question, among)
         requests = [
             QueryRequest(
                 limit=question.limit, query=query, filter=only, with_payload=False, params=effort
@@ -99,13 +110,17 @@ def _effort(shards: int, limit: int) -> SearchParams | None:
     return SearchParams(hnsw_ef=max(limit, SHARED_EFFORT)) if shards > FEW_SHARDS else None
 
 
-def _filter(shard: Shard, question: Question) -> Filter | None:
-    """Return the filter for this shard. Stages that it does not hold are left out, because excluding costs time."""
+def _filter(shard: Shard, question: Question, among: Sequence[UUID]) -> Filter | None:
+    """Return the filter for this shard. Stages that it does not hold are left out, because each of them costs time."""
     must: list[Any] = [
         FieldCondition("tags", match=MatchAny(list(group))) for group in question.tags
     ]
+    if among:
+        must.append(HasIdCondition(set(among)))
     if question.since is not None or question.until is not None:
         must.append(FieldCondition("time", range=RangeFloat(gte=question.since, lt=question.until)))
+    if question.stages:
+        must.append(of_stages(shard.catalogue.held(question.stages)))
     excluded = shard.catalogue.held(question.exclude)
     must_not: list[Any] = [of_stages(excluded)] if excluded else []
     return Filter(must=must, must_not=must_not) if must or must_not else None

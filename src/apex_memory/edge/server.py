@@ -1,7 +1,8 @@
 """The process of the embedded vector server: Qdrant Edge behind a loopback port.
 
 `python -m apex_memory.edge.server` reads its settings from the environment: APEX_EDGE_HOST,
-APEX_EDGE_PORT, APEX_EDGE_PASSWORD, APEX_EDGE_DIR, APEX_EDGE_DIMENSION. APEX_EDGE_SEAL, the number of
+APEX_EDGE_PORT, APEX_EDGE_PASSWORD, APEX_EDGE_DIR, APEX_EDGE_DIMENSION, APEX_EDGE_METRICS, and the level and the format
+of its log from APEX_EDGE_LOG_LEVEL and APEX_EDGE_LOG_FORMAT. APEX_EDGE_SEAL, the number of
 points at which a shard is sealed, and APEX_EDGE_MERGE, the number of small shards to merge, are for tests.
 """
 
@@ -22,6 +23,7 @@ from typing import Any
 from uuid import UUID
 
 import numpy as np
+from opentelemetry.trace import SpanKind
 from qdrant_edge import SparseVector
 
 from apex_memory.edge.catalogue import to_place, to_uuid
@@ -38,12 +40,23 @@ from apex_memory.edge.shard import breathe, to_point
 from apex_memory.edge.shard_list import lock_folder
 from apex_memory.errors import Misconfigured, Rejected
 from apex_memory.gc_tuning import collect_garbage_seldom
-from apex_memory.telemetry import configure_logging, logger
+from apex_memory.telemetry import (
+    BUILD_INFO,
+    VECTORS_FAILURES,
+    VECTORS_POINTS,
+    VECTORS_UNINDEXED,
+    configure_logging,
+    logger,
+    traces,
+)
+from apex_memory.telemetry.export import exporting
+from apex_memory.telemetry.exposition import Address, exposed
 
 SEAL_POINTS, MERGE_SHARDS = 20_000, 4
 GREETING_SECONDS = 5
 IN_FLIGHT = 32  # concurrent requests per connection
 WALK_STAGES = SLICE
+STATS_SECONDS = 5.0
 
 
 class VectorServer:
@@ -57,6 +70,7 @@ class VectorServer:
             "incarnation": secrets.token_hex(16),
             "version": f"Qdrant Edge {version('qdrant-edge-py')}",
             "dimension": corpus.dimension,
+            "traces": True,
         }
         self._methods: Mapping[str, Callable[[Any], Awaitable[Any]]] = {
             "ping": self._ping,
@@ -116,8 +130,10 @@ class VectorServer:
 
     async def _respond(self, request: Any, writer: asyncio.StreamWriter) -> None:
         try:
-            number, method, argument = request
-            response = [number, "ok", await self._methods[method](argument)]
+            number, method, argument, *caller = request
+            parent = traces.context_of(caller[0] if caller else "")
+            with traces.span(f"vectors {method}", parent=parent, kind=SpanKind.SERVER):
+                response = [number, "ok", await self._methods[method](argument)]
         except Rejected as error:
             response = [number, "rejected", str(error)]
         except DiskNearlyFull as error:
@@ -195,7 +211,9 @@ class VectorServer:
         question = Question(
             dense=None if dense is None else np.frombuffer(dense, dtype="<f4").tolist(),
             terms=None if terms is None else np.frombuffer(terms, dtype="<u4"),
+            stages=[UUID(bytes=stage) for stage in request.pop("stages")],
             exclude=[UUID(bytes=stage) for stage in request.pop("exclude")],
+            among=_ids(request.pop("among", b"")),
             **request,
         )
         hits_by_leg, places = search(self._corpus.shards, question)
@@ -209,47 +227,73 @@ class VectorServer:
         }
 
 
+def _ids(packed: bytes) -> list[UUID]:
+    return [UUID(bytes=packed[first : first + 16]) for first in range(0, len(packed), 16)]
+
+
 def is_engine_fault(error: Exception) -> bool:
     """Return whether the engine itself failed (its disk, say), not its input. Only the text of the error shows it."""
     return str(error).startswith("Service ") or "os error" in str(error)
 
 
-async def serve(folder: Path, host: str, port: int, password: str, **options: int) -> None:
+async def show_stats(corpus: Corpus) -> None:
+    """Keep the gauges of the vector store. Never returns. Not at each scrape: that is another thread."""
+    while True:
+        stats = corpus.stats()
+        VECTORS_POINTS.set(stats["points"])
+        VECTORS_UNINDEXED.set(stats["unindexed"])
+        VECTORS_FAILURES.set(stats["failures"])
+        await asyncio.sleep(STATS_SECONDS)
+
+
+async def serve(
+    folder: Path, host: str, port: int, password: str, metrics: Address, **options: int
+) -> None:
     """Own the folder and serve the port until SIGTERM or SIGINT. `options` are those of `open_corpus`."""
-    with lock_folder(folder):
+    BUILD_INFO.labels(version("apex-memory"), "").set(1)
+    with lock_folder(folder), exposed(metrics, process="vectors"):
         corpus = await open_corpus(folder, **options)
         vector_server = VectorServer(corpus, password)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         server = await asyncio.start_server(vector_server.serve, host, port, limit=BUFFER)
-        building = asyncio.create_task(corpus.build())
+        background = [
+            asyncio.create_task(corpus.build()),
+            asyncio.create_task(show_stats(corpus)),
+        ]
         collect_garbage_seldom()
         logger(store="vectors").info("ready", port=port, **corpus.stats())
         await stop.wait()
         server.close()
         await vector_server.close()
-        building.cancel()
-        await asyncio.gather(building, return_exceptions=True)
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
         await corpus.close()
 
 
 def main() -> None:
     # This process alone does not read config.py: the other settings hold keys that it does not need.
     environment = os.environ
-    configure_logging("info", "console")
+    configure_logging(
+        environment.get("APEX_EDGE_LOG_LEVEL", "info"),
+        environment.get("APEX_EDGE_LOG_FORMAT", "console"),
+    )
     try:
-        asyncio.run(
-            serve(
-                Path(environment["APEX_EDGE_DIR"]),
-                environment["APEX_EDGE_HOST"],
-                int(environment["APEX_EDGE_PORT"]),
-                environment["APEX_EDGE_PASSWORD"],
-                dimension=int(environment["APEX_EDGE_DIMENSION"]),
-                seal_points=int(environment.get("APEX_EDGE_SEAL", SEAL_POINTS)),
-                merge_shards=int(environment.get("APEX_EDGE_MERGE", MERGE_SHARDS)),
+        with exporting("vectors"):
+            asyncio.run(
+                serve(
+                    Path(environment["APEX_EDGE_DIR"]),
+                    environment["APEX_EDGE_HOST"],
+                    int(environment["APEX_EDGE_PORT"]),
+                    environment["APEX_EDGE_PASSWORD"],
+                    Address.parse(environment.get("APEX_EDGE_METRICS", "127.0.0.1:0")),
+                    dimension=int(environment["APEX_EDGE_DIMENSION"]),
+                    seal_points=int(environment.get("APEX_EDGE_SEAL", SEAL_POINTS)),
+                    merge_shards=int(environment.get("APEX_EDGE_MERGE", MERGE_SHARDS)),
+                )
             )
-        )
     except Misconfigured as error:
         sys.exit(f"{error}: {error.remedy}")
     except KeyError as error:

@@ -52,8 +52,16 @@ class Engine(ABC):
         return self.data_dir / self.name
 
     @property
+    def metrics(self) -> str:
+        """The URL of the server's own metrics for Prometheus; empty where it has none."""
+        return ""
+
+    @property
     def write_switch(self) -> Callable[[bool], Awaitable[None]] | None:
-        """A function that makes the server refuse writes (True) or accept them; None where a full disk does it no harm."""
+        """A function that makes the server refuse writes (True) or accept them; None where a full disk does it no harm.
+
+        It does nothing for a server that decides by itself: then the supervisor only reports and counts what holds.
+        """
         return None
 
     @property
@@ -75,7 +83,7 @@ class Engine(ABC):
         """Return the program and its arguments, never with a secret: every user can read them in `ps`."""
 
     def environment(self) -> dict[str, str]:
-        """Return the variables that this engine needs beside the supervisor's own, which it gets without `APEX_*`."""
+        """Return the variables that this engine needs beside the supervisor's own, which it gets without `APEX_*` and `OTEL_*`."""
         return {}
 
     @abstractmethod

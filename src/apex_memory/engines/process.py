@@ -38,11 +38,13 @@ class Child:
     port: int = 0
     url: str = ""
     """The address for display, without a password."""
+    metrics: str = ""
+    """Where it exposes its metrics, as a URL."""
     version: Callable[[], Awaitable[str]] | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     orphan_signal: signal.Signals = signal.SIGKILL
     refuse_writes: Callable[[bool], Awaitable[None]] | None = None
-    """Makes it refuse or accept writes, for a child that would end itself on a full disk; see `disk_space`."""
+    """Makes it refuse or accept writes, for a child that must not meet a full disk; see `disk_space`."""
     start_waits: Sequence[float] = ()
     """Seconds before each retry, when it exits or does not become ready at its very first start."""
     ready_seconds: float = 900
@@ -62,6 +64,7 @@ def child_of(engine: Engine) -> Child:
         user=engine.user,
         port=engine.port,
         url=engine.url.replace(f":{engine.password}@", "@").replace("://@", "://"),
+        metrics=engine.metrics,
         version=engine.version,
         stop_signal=engine.stop_signal,
         orphan_signal=engine.orphan_signal,
@@ -265,6 +268,6 @@ def _environment(child: Child) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not (child.private and name.startswith("APEX_"))
+        if not (child.private and name.startswith(("APEX_", "OTEL_")))
     }
     return kept | dict(child.environment)

@@ -12,6 +12,7 @@ from apex_memory.engines.postgres import PostgreSQL
 from apex_memory.engines.state import last_ports, secret
 from apex_memory.engines.temporal import Temporal
 from apex_memory.engines.valkey import Valkey
+from apex_memory.telemetry.exposition import Address
 
 
 def embedded_engines(settings: Settings, dimension: int) -> list[Engine]:
@@ -31,18 +32,37 @@ def embedded_engines(settings: Settings, dimension: int) -> list[Engine]:
     def port(name: str) -> int:
         return choose(known.get(name))
 
+    def metrics(name: str, setting: str) -> Address:
+        address = Address.parse(setting)
+        return Address(address.host, address.port or port(f"{name} metrics"))
+
     def temporal() -> Temporal:
         own = port("temporal")
-        if settings.temporal_ui != EMBEDDED:
-            return Temporal(folder, own, "")
-        # At a fixed distance, as Temporal does it, so that links to the UI stay valid too.
-        return Temporal(folder, own, "", choose(own + 1000 if own < 64000 else None))
+        ui = None
+        if settings.temporal_ui == EMBEDDED:
+            # At a fixed distance, as Temporal does it, so that links to the UI stay valid too.
+            ui = choose(own + 1000 if own < 64000 else None)
+        address = metrics("temporal", settings.temporal_metrics)
+        return Temporal(folder, own, "", ui, address.port)
+
+    def vectors() -> Edge:
+        own, password = port("vectors"), secret(folder, "vectors")
+        address = metrics("vectors", settings.vectors_metrics)
+        return Edge(
+            folder,
+            own,
+            password,
+            dimension,
+            address,
+            log_level=settings.log_level,
+            log_format=settings.log_format,
+        )
 
     factories: dict[str, Callable[[], Engine]] = {
         "documents": lambda: PostgreSQL(folder, port("postgres"), secret(folder, "documents")),
         "cache": lambda: Valkey(folder, port("valkey"), secret(folder, "cache")),
         "graph": lambda: FalkorDB(folder, port("falkordb"), secret(folder, "graph")),
-        "vectors": lambda: Edge(folder, port("vectors"), secret(folder, "vectors"), dimension),
+        "vectors": vectors,
         "temporal": temporal,
     }
     return [create() for role, create in factories.items() if getattr(settings, role) == EMBEDDED]

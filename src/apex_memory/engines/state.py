@@ -33,6 +33,8 @@ class ChildState(BaseModel):
     ready: bool = False
     restarts: int = 0
     last_exit: str = ""
+    metrics: str = ""
+    """Where it exposes its metrics; empty where it has none."""
 
 
 class Stack(BaseModel):
@@ -40,6 +42,8 @@ class Stack(BaseModel):
 
     pid: int
     since: datetime
+    metrics: str = ""
+    """Where the supervisor exposes its own metrics."""
     children: dict[str, ChildState] = {}
     ports: dict[str, int] = {}
     """Ports by child's name, kept after the stack ends, so that noted addresses stay valid."""

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 from apex_memory.disk_space import disk_space
 from apex_memory.engines.base import Engine
+from apex_memory.engines.cards import write_targets
 from apex_memory.engines.process import Child, Process, child_of, describe
 from apex_memory.engines.state import (
     ChildState,
@@ -26,13 +28,20 @@ from apex_memory.engines.state import (
     write_stack,
 )
 from apex_memory.errors import ApexError, Misconfigured, Unavailable
-from apex_memory.telemetry import ENGINE_RESTARTS
+from apex_memory.telemetry import (
+    DISK_FREE,
+    DISK_SIZE,
+    ENGINE_REFUSES,
+    ENGINE_RESTARTS,
+    ENGINE_UP,
+)
 
 FIRST_WAIT, LONGEST_WAIT = 0.2, 5.0
 PROGRESS_SECONDS = 10.0
 HEALTHY_SECONDS = 30
 DISK_SECONDS = 1.0  # between two looks at the space of a volume
 SWITCH_SECONDS = 5.0
+OBSERVE_SECONDS = 2.0
 RECORD_SECONDS = 1.0  # until a state that could not be written is written again
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -63,8 +72,12 @@ class Supervisor:
     `asyncio.CancelledError` leaves the block once all children have stopped. A second signal kills them at once.
     """
 
-    def __init__(self, data_dir: Path, on_event: Report) -> None:
+    def __init__(self, data_dir: Path, on_event: Report, *, metrics: str = "") -> None:
+        """`metrics` is the URL of the supervisor's own metrics, for the list of targets."""
         self.data_dir = data_dir.resolve()
+        self._metrics = metrics
+        self._folders: dict[str, Path] = {}
+        """The data of each engine, by name."""
         self._report = on_event
         self._children: list[_Supervised] = []
         self._leaving = contextlib.ExitStack()
@@ -90,6 +103,8 @@ class Supervisor:
             self._task = asyncio.current_task()
             self._record()
             self._listen(leaving)
+            observing = asyncio.create_task(self._observe(), name="observe")
+            leaving.callback(observing.cancel)
             self._leaving = leaving.pop_all()
         return self
 
@@ -145,8 +160,11 @@ class Supervisor:
             self._record()
 
     async def _bring_up(self, supervised: _Supervised, part: Engine | Child) -> None:
+        ENGINE_UP.labels(part.name).set(0)
+        ENGINE_RESTARTS.labels(part.name)  # so that a first restart is an increase
         if isinstance(part, Engine):
             part = await _prepared(part)
+            self._folders[part.name] = Path(part.directory)
         for wait in (*part.start_waits, None):
             try:
                 await self._launch(supervised, part)
@@ -166,6 +184,7 @@ class Supervisor:
                 "pid": supervised.process.pid,
                 "port": child.port,
                 "url": child.url,
+                "metrics": child.metrics,
                 "since": datetime.now(UTC),
             }
         )
@@ -179,6 +198,7 @@ class Supervisor:
         finally:
             progress.cancel()
         supervised.state.ready = True
+        ENGINE_UP.labels(child.name).set(1)
         self._record()
 
     async def _report_progress(self, child: Child, log: Path) -> None:
@@ -234,6 +254,7 @@ class Supervisor:
     ) -> None:
         refusing = False  # a child that was started accepts writes
         while True:
+            ENGINE_REFUSES.labels(child.name).set(refusing)
             with contextlib.suppress(OSError, TimeoutError):  # tried again after a moment
                 space = disk_space(child.directory)
                 low = space.is_low(refusing=refusing)
@@ -248,6 +269,7 @@ class Supervisor:
 
     def _count(self, supervised: _Supervised, how: str) -> None:
         ENGINE_RESTARTS.labels(supervised.state.name).inc()
+        ENGINE_UP.labels(supervised.state.name).set(0)
         supervised.state = supervised.state.model_copy(
             update={
                 "pid": 0,
@@ -258,12 +280,35 @@ class Supervisor:
         )
         self._record()
 
+    async def _observe(self) -> None:
+        """Keep the metrics of the disks and the list of targets for Prometheus. Never returns."""
+        while True:
+            for name, folder in self._folders.items():
+                with contextlib.suppress(OSError):  # its volume may be away for a moment
+                    space = disk_space(folder)
+                    DISK_FREE.labels(name).set(space.free)
+                    DISK_SIZE.labels(name).set(space.total)
+            with contextlib.suppress(OSError):  # a full disk; written with the next round
+                await asyncio.to_thread(write_targets, self.data_dir)
+            await asyncio.sleep(OBSERVE_SECONDS)
+
     def _record(self) -> None:
-        self._ports |= {
-            child.state.name: child.state.port for child in self._children if child.state.port
-        }
+        for child in self._children:
+            if child.state.port:
+                self._ports[child.state.name] = child.state.port
+            if child.state.metrics:
+                port = urlsplit(child.state.metrics).port
+                self._ports[f"{child.state.name} metrics"] = port or 0
+        if self._metrics:
+            self._ports["supervisor metrics"] = urlsplit(self._metrics).port or 0
         children = {child.state.name: child.state for child in self._children}
-        stack = Stack(pid=os.getpid(), since=self._since, children=children, ports=self._ports)
+        stack = Stack(
+            pid=os.getpid(),
+            since=self._since,
+            metrics=self._metrics,
+            children=children,
+            ports=self._ports,
+        )
         first = self._recorded_again is None
         self._end_recording()
         try:

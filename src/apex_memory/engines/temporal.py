@@ -53,6 +53,8 @@ class Temporal(Engine):
     """
 
     ui_port: int | None = None
+    metrics_port: int | None = None
+    """The port of its own metrics; None leaves it to the server, which draws one."""
 
     name = "temporal"
     role = "temporal"
@@ -66,6 +68,10 @@ class Temporal(Engine):
         """The address of its UI; empty without one."""
         return f"http://{HOST}:{self.ui_port}" if self.ui_port else ""
 
+    @property
+    def metrics(self) -> str:
+        return f"http://{HOST}:{self.metrics_port}/metrics" if self.metrics_port else ""
+
     def command(self) -> list[str]:
         attributes = [f"{name}=Keyword" for name in SEARCH_ATTRIBUTES]
         dynamic = [f"{key}={json.dumps(value)}" for key, value in DYNAMIC_CONFIG.items()]
@@ -75,6 +81,7 @@ class Temporal(Engine):
         return [
             *(str(_program()), "server", "start-dev", "--ip", HOST, "--port", str(self.port)),
             *(*ui, "--log-level", "warn"),
+            *(("--metrics-port", str(self.metrics_port)) if self.metrics_port else ()),
             *ISOLATED,
             *("--db-filename", str(self.directory / "temporal.db"), "--namespace", NAMESPACE),
             *_repeated("--sqlite-pragma", PRAGMAS),

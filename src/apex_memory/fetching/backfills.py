@@ -13,8 +13,9 @@ from uuid import UUID
 from psycopg.types.json import Jsonb
 
 from apex_memory.errors import Conflict, NotFound
+from apex_memory.fetching.pages import land_page
 from apex_memory.fetching.pulls import Backfill
-from apex_memory.inbox import event_from_row, landing
+from apex_memory.inbox import event_from_row
 from apex_memory.model import Priority
 from apex_memory.sources.pages import TimeRange
 from apex_memory.stores.postgres import Postgres
@@ -145,7 +146,7 @@ class Backfills:
             for event in rows
         ]
         async with self._db.transaction() as connection:
-            landed = await landing.land(connection, events)
+            landed = await land_page(connection, row["source"], events)
             fresh = sum(not item.duplicate for item in landed)
             await connection.execute(
                 """UPDATE backfills SET position = %s, seen = seen + %s, landed = landed + %s

@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from apex_memory.errors import NotFound
-from apex_memory.inbox import landing
+from apex_memory.fetching.pages import land_page
 from apex_memory.model import NAMESPACE, Event
 from apex_memory.sources.base import FileSource
 from apex_memory.sources.http import VendorClient
@@ -79,7 +79,7 @@ class Files:
         events = unpacked.events[start : start + CHUNK]
         landed = start + len(events)
         async with self._db.transaction() as connection:
-            await landing.land(connection, events)
+            await land_page(connection, source.name, events, document=source.document)
             conflicts = await _conflicts(connection, source, events)
             await connection.execute(
                 """UPDATE files SET events = %(events)s, landed = greatest(landed, %(landed)s),

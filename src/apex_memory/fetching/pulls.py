@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -12,17 +12,18 @@ from psycopg.types.json import Jsonb
 
 from apex_memory.errors import ApexError, Conflict
 from apex_memory.fetching.files import Files
+from apex_memory.fetching.pages import land_page
 from apex_memory.fetching.windows import Readings
-from apex_memory.inbox import landing
-from apex_memory.model import Priority
+from apex_memory.model import Event, LandResult, Priority, now
 from apex_memory.sources.base import PulledSource, StreamSource
 from apex_memory.sources.http import VendorClient
 from apex_memory.sources.pages import ChangeHint, Page, PullContext, TimeRange
 from apex_memory.stores.postgres import Connection, Postgres
-from apex_memory.telemetry import CHANGE_HINTS, PULLS, logger
+from apex_memory.telemetry import CHANGE_HINTS, PULLS, WEBHOOKS_HEALED, logger, traces
 
 MOST_HINTS = 500  # change hints that one pull fetches; the rest waits for the next
 ERROR_CHARS = 500
+WEBHOOK_SECONDS = 15.0  # a webhook that has not arrived that long after its event counts as lost
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 Position = dict[str, Any]
@@ -76,16 +77,8 @@ class Pulls:
         """Store change hints until a pull has fetched what they name. Only then may a vendor be answered 2xx."""
         if not change_hints:
             return
-        # By time, where the vendor gives one, because the notices of a batch may be in any order.
-        by_time = sorted(change_hints, key=lambda hint: hint.at or LONG_AGO)
-        newest = {hint.key: hint for hint in by_time}
-        await self._db.execute(
-            """INSERT INTO change_hints (source, key, at) SELECT %s, key, at FROM unnest(%s::text[], %s::timestamptz[]) AS t (key, at)
-               ORDER BY key ON CONFLICT (source, key) DO UPDATE
-               SET at = greatest(change_hints.at, excluded.at), noted_at = clock_timestamp()""",
-            (source, list(newest), [hint.at for hint in newest.values()]),
-        )
-        CHANGE_HINTS.labels(source).inc(len(change_hints))
+        async with self._db.connection() as connection:
+            await insert_hints(connection, source, change_hints)
 
     async def run(
         self,
@@ -100,8 +93,19 @@ class Pulls:
         Raises what the source raises; what was committed stays. Raises `Conflict` when another pull of the
         source moved the cursor meanwhile, which ends this one.
         """
+        with traces.span(f"pull {source.name}", source=source.name, backfill=backfill is not None):
+            return await self._run(source, client, on_page, backfill)
+
+    async def _run(
+        self,
+        source: PulledSource,
+        client: VendorClient,
+        on_page: OnPage | None,
+        backfill: Backfill | None,
+    ) -> PullResult:
         key = backfill.cursor if backfill else source.name
         cursor = await self._cursor(key)
+        complete = None if backfill else await self._completed_at(source.name)
         stored: dict[str, _StoredHint] = {}
 
         async def new_hints() -> Sequence[ChangeHint]:
@@ -124,7 +128,7 @@ class Pulls:
         try:
             async for fetched in source.pull(context):
                 page = _with_bulk_priority(fetched) if backfill else fetched
-                cursor = await self._commit(source, key, cursor, page, stored, result)
+                cursor = await self._commit(source, key, cursor, page, stored, complete, result)
                 if on_page:
                     await on_page(result)
         except ApexError as error:
@@ -144,6 +148,7 @@ class Pulls:
         before: Position,
         page: Page,
         stored: Mapping[str, _StoredHint],
+        complete: datetime | None,
         result: PullResult,
     ) -> Position:
         """Commit a page in one transaction and add it to the result; return the cursor that holds afterwards."""
@@ -151,7 +156,7 @@ class Pulls:
         async with self._db.transaction() as connection:
             if page.cursor is not None:
                 await self._move(connection, key, before, after)
-            landed = await landing.land(connection, page.events)
+            landed = await land_page(connection, source.name, page.events, document=source.document)
             readings = 0
             if isinstance(source, StreamSource):
                 readings = await self._readings.insert(connection, source, page.readings)
@@ -160,6 +165,8 @@ class Pulls:
         result.pages += 1
         result.events += len(landed)
         result.fresh += sum(not item.duplicate for item in landed)
+        if source.expects_webhooks and not page.acknowledged:
+            WEBHOOKS_HEALED.labels(source.name).inc(_lost(page.events, landed, complete))
         result.readings += len(page.readings)
         result.fresh_readings += readings
         result.files += files
@@ -180,6 +187,11 @@ class Pulls:
                 f"{key}: another pull moved the cursor",
                 remedy="nothing to do: the other pull continues, this one has ended",
             )
+
+    async def _completed_at(self, source: str) -> datetime | None:
+        """When a pull of the source last ended well; None before the first, which fetches the past."""
+        row = await self._db.fetch_one("SELECT pulled_at FROM sources WHERE name = %s", (source,))
+        return row["pulled_at"] if row else None
 
     async def _cursor(self, key: str) -> Position:
         row = await self._db.fetch_one("SELECT position FROM cursors WHERE source = %s", (key,))
@@ -230,6 +242,40 @@ class Pulls:
                  error = excluded.error, error_at = coalesce(excluded.error_at, sources.error_at)""",
             {"name": source, "error": error},
         )
+
+
+def _lost(events: Sequence[Event], landed: Sequence[LandResult], complete: datetime | None) -> int:
+    """Return how many events of a page had a webhook that was lost.
+
+    They are new although their webhook had time to arrive, and happened since the source was known to be complete (`complete`).
+    Other content under the id of an earlier event is no lost webhook.
+    """
+    if complete is None:
+        return 0
+    since = complete - timedelta(seconds=WEBHOOK_SECONDS)
+    until = now() - timedelta(seconds=WEBHOOK_SECONDS)
+    return sum(
+        result.event_id == event.event_id
+        and not result.duplicate
+        and since <= event.occurred_at <= until
+        for event, result in zip(events, landed, strict=True)
+    )
+
+
+async def insert_hints(
+    connection: Connection, source: str, change_hints: Sequence[ChangeHint]
+) -> None:
+    """Store change hints in the caller's transaction. A hint that exists gets the later of both times."""
+    # By time, where the vendor gives one, because the notices of a batch may be in any order.
+    by_time = sorted(change_hints, key=lambda hint: hint.at or LONG_AGO)
+    newest = {hint.key: hint for hint in by_time}
+    await connection.execute(
+        """INSERT INTO change_hints (source, key, at) SELECT %s, key, at FROM unnest(%s::text[], %s::timestamptz[]) AS t (key, at)
+           ORDER BY key ON CONFLICT (source, key) DO UPDATE
+           SET at = greatest(change_hints.at, excluded.at), noted_at = clock_timestamp()""",
+        (source, list(newest), [hint.at for hint in newest.values()]),
+    )
+    CHANGE_HINTS.labels(source).inc(len(change_hints))
 
 
 def _with_bulk_priority(page: Page) -> Page:

@@ -81,6 +81,24 @@ class SourceStates:
             stalled = await queries.stalled(connection, seconds=STALLED_SECONDS)
         return [self._row(row, stalled.get(row["name"])) for row in rows]
 
+    async def current(self) -> list[dict[str, Any]]:
+        """One row for each source with what says how current it is: a part of `listed` that counts no documents."""
+        rows = await self._db.fetch(
+            """SELECT n.name, s.enabled, s.paused, s.pulled_at, s.error, e.received_at AS last_event_at,
+                      coalesce(b.events, 0) AS backlog, b.lag, coalesce(p.events, 0) AS parked
+               FROM unnest(%s::text[]) AS n (name)
+               LEFT JOIN sources s ON s.name = n.name
+               LEFT JOIN LATERAL (SELECT received_at FROM inbox WHERE source = n.name ORDER BY seq DESC LIMIT 1) e ON true
+               LEFT JOIN (SELECT source, count(*) AS events, extract(epoch FROM clock_timestamp() - min(received_at)) AS lag
+                          FROM inbox WHERE open GROUP BY 1) b ON b.source = n.name
+               LEFT JOIN (SELECT source, count(*) AS events FROM inbox WHERE state = 'parked' GROUP BY 1) p ON p.source = n.name
+               ORDER BY n.name""",
+            (list(self._sources),),
+        )
+        async with self._db.connection() as connection:
+            stalled = await queries.stalled(connection, seconds=STALLED_SECONDS)
+        return [self._row(row, stalled.get(row["name"])) for row in rows]
+
     def _row(self, row: dict[str, Any], stalled: float | None) -> dict[str, Any]:
         source = self._sources[row["name"]]
         missing = source.missing_settings if isinstance(source, PulledSource) else ""

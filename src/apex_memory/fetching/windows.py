@@ -18,10 +18,11 @@ from typing import Any, LiteralString
 
 import orjson
 
-from apex_memory.inbox import landing
+from apex_memory.fetching.pages import land_page
 from apex_memory.model import now
 from apex_memory.sources.base import StreamSource
 from apex_memory.sources.pages import Reading
+from apex_memory.stores.partitions import DAYS, create_partition, partition_name
 from apex_memory.stores.postgres import Connection, Postgres
 from apex_memory.telemetry import READINGS
 
@@ -146,7 +147,7 @@ class Readings:
                 events.append(
                     source.aggregate_window(series, start, readings, versions[series, start])
                 )
-            await landing.land(connection, events)
+            await land_page(connection, source.name, events)
         return len(due)
 
     async def _read(
@@ -173,17 +174,12 @@ class Readings:
         ).fetchall()
 
     async def _make_partitions(self, connection: Connection, days: set[date]) -> None:
-        """Create partitions apart and attach them: creating them in place would wait for all who use the table."""
+        """Create the partitions that are absent. One process at a time creates them."""
         if not await self._absent(connection, days):
             return
         await connection.execute("SELECT pg_advisory_xact_lock(%s)", (PARTITIONS_LOCK,))
         for day in await self._absent(connection, days):
-            name = _partition(day)
-            await connection.execute(f"CREATE TABLE {name} (LIKE readings INCLUDING ALL)")
-            await connection.execute(
-                f"""ALTER TABLE readings ATTACH PARTITION {name}
-                    FOR VALUES FROM ('{day} 00:00+00') TO ('{day + timedelta(days=1)} 00:00+00')"""
-            )
+            await create_partition(connection, day)
 
     async def _absent(self, connection: Connection, days: set[date]) -> list[date]:
         """Days without a partition. The query locks the parent table, so none is dropped before the transaction ends."""
@@ -191,7 +187,7 @@ class Readings:
             await connection.execute(
                 """SELECT day FROM unnest(%s::date[], %s::text[]) AS t (day, name)
                    WHERE to_regclass(name) IS NULL OR EXISTS (SELECT FROM ONLY readings) ORDER BY day""",
-                (sorted(days), [_partition(day) for day in sorted(days)]),
+                (sorted(days), [partition_name(day) for day in sorted(days)]),
             )
         ).fetchall()
         return [row["day"] for row in rows]
@@ -211,7 +207,7 @@ class Readings:
             if not busy.isdisjoint((day, day - timedelta(days=1))):
                 continue
             if await self._drop(day):
-                dropped.append(_partition(day))
+                dropped.append(partition_name(day))
         await self._db.execute(
             """DELETE FROM windows WHERE (source, series, start) IN (
                  SELECT source, series, start FROM windows
@@ -226,10 +222,7 @@ class Readings:
 
     async def _days(self) -> list[date]:
         """The days that have a partition, in order."""
-        rows = await self._db.fetch(
-            """SELECT to_date(right(c.relname, 8), 'YYYYMMDD') AS day FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-               WHERE i.inhparent = 'readings'::regclass ORDER BY 1"""
-        )
+        rows = await self._db.fetch(DAYS)
         return [row["day"] for row in rows]
 
     async def _busy_days(
@@ -253,12 +246,8 @@ class Readings:
             busy = await self._busy_days(after, connection)
             if not busy.isdisjoint((day, day - timedelta(days=1))):
                 return False
-            await connection.execute(f"DROP TABLE IF EXISTS {_partition(day)}")
+            await connection.execute(f"DROP TABLE IF EXISTS {partition_name(day)}")
         return True
-
-
-def _partition(day: date) -> str:
-    return f"readings_{day:%Y%m%d}"
 
 
 def _json(value: Any) -> str:

@@ -1,37 +1,39 @@
-"""`python -m apex_memory.flows [realtime|bulk]`: a worker process. Without an argument it serves both task queues."""
+"""`python -m apex_memory.flows [realtime|bulk|shadow]`: a worker process. Without an argument it serves both task queues.
+
+`shadow` carries only copies, for a candidate build: what readers see stays as it is, and it needs no Temporal.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from prometheus_client import make_wsgi_app, start_http_server
-from temporalio.runtime import PrometheusConfig
+from contextlib import AsyncExitStack
+from importlib.metadata import version
 
 from apex_memory.app import App, open_app
+from apex_memory.build import build_id
 from apex_memory.config import Settings, load_settings
-from apex_memory.engines.base import HOST, free_port, write_private
+from apex_memory.engines.base import HOST
+from apex_memory.engines.cards import ProcessCard, registered
 from apex_memory.errors import ApexError
-from apex_memory.flows.temporal.client import quiet_runtime
-from apex_memory.flows.temporal.deployment import build_id
+from apex_memory.flows.temporal.metrics import measured_runtime
 from apex_memory.flows.temporal.queues import ROLES
-from apex_memory.flows.worker import serve
+from apex_memory.flows.temporal.tracing import replay_safe_provider
+from apex_memory.flows.worker import serve_paths
 from apex_memory.gc_tuning import collect_garbage_seldom
-from apex_memory.host_names import host_name, is_loopback
 from apex_memory.machine_load import LoadMeter
 from apex_memory.name_resolution import NameResolvingLoop
-from apex_memory.telemetry import DELAY, configure_logging, logger
+from apex_memory.rollout.flags import follow_flags
+from apex_memory.rollout.shadow_loop import ShadowLoop
+from apex_memory.telemetry import BUILD_INFO, DELAY, configure_logging, logger, touch_metrics
+from apex_memory.telemetry.export import exporting
+from apex_memory.telemetry.exposition import Address, exposed
 
-if TYPE_CHECKING:
-    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+SHADOW = "shadow"
 
 
 async def run(settings: Settings, role: str = "all") -> None:
@@ -43,47 +45,60 @@ async def run(settings: Settings, role: str = "all") -> None:
         loop.add_signal_handler(number, stop.set)
     # The library would log each failed step with its trace; `temporal.errors` logs one line.
     logging.getLogger("temporalio.activity").setLevel(logging.ERROR)
-    build, temporal_port = build_id(), free_port()
-    runtime = quiet_runtime(PrometheusConfig(bind_address=f"{HOST}:{temporal_port}"))
-    server, _ = start_http_server(0, HOST)
-    server.set_app(for_this_machine(make_wsgi_app()))
-    card = {
-        "pid": os.getpid(),
-        "build": build,
-        "metrics": f"http://{HOST}:{server.server_port}/metrics",
-        "temporal_metrics": f"http://{HOST}:{temporal_port}/metrics",
-    }
-    with registered(settings.data_dir / "run" / f"{name}.json", card):
-        logger(component="worker").info("worker starting", **card)
-        async with open_app(settings) as app:
+    build = settings.build_id or build_id()
+    BUILD_INFO.labels(version("apex-memory"), build).set(1)
+    runtime = measured_runtime()
+    address = Address.parse(settings.bulk_metrics if name == "bulk" else settings.worker_metrics)
+    with exposed(address, process=name) as exposed_at:
+        card = ProcessCard(process=name, pid=os.getpid(), build=build, metrics=exposed_at.url)
+        logger(component="worker").info("worker starting", **card.model_dump())
+        async with AsyncExitStack() as stack:
+            stack.enter_context(registered(settings.data_dir, card))
+            app = await stack.enter_async_context(open_app(settings, build=build))
+            touch_metrics(app.sources)
             if name == "worker":
                 await app.recovery.prepare()
             collect_garbage_seldom()
             background = [
                 asyncio.create_task(app.credentials.keep_fresh(), name="secrets"),
                 asyncio.create_task(LoadMeter(DELAY.set).watch(), name="load"),
+                asyncio.create_task(app.breaker_probes.run(), name="breaker probes"),
             ]
             if name == "worker":
                 background.append(asyncio.create_task(_check_stores(app), name="check stores"))
-                background.append(asyncio.create_task(app.direct.watch(), name="stalls"))
+                background.append(asyncio.create_task(app.mirror.forwarder.run(), name="mirror"))
+                background.append(asyncio.create_task(app.rollouts.watch(), name="rollouts"))
+                background.append(asyncio.create_task(_follow_flags(app), name="flags"))
+                background.append(asyncio.create_task(_copies(app).run(), name="copies"))
             try:
-                await serve(app, build=build, stop=stop, runtime=runtime, queues=queues)
+                await serve_paths(app, stop=stop, runtime=runtime, queues=queues, process=name)
             finally:
                 for task in background:
                     task.cancel()
     logger(component="worker").info("worker stopped")
 
 
-def for_this_machine(metrics: WSGIApplication) -> WSGIApplication:
-    """Return the application, with 421 for requests whose Host is not a name of this machine (see `host_names`)."""
+async def run_shadow(settings: Settings) -> None:
+    """Carry copies for this build until SIGTERM or SIGINT, and nothing else. Raises what `open_app` raises."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    build = settings.build_id or build_id()
+    BUILD_INFO.labels(version("apex-memory"), build).set(1)
+    with exposed(Address(HOST, 0), process=SHADOW) as exposed_at:
+        card = ProcessCard(process=SHADOW, pid=os.getpid(), build=build, metrics=exposed_at.url)
+        with registered(settings.data_dir, card):
+            async with open_app(settings, build=build, any_embedder=True) as app:
+                collect_garbage_seldom()
+                logger(component="shadow").info("carrying copies", **card.model_dump())
+                carrying = asyncio.create_task(_copies(app).run(), name="copies")
+                await stop.wait()
+                carrying.cancel()
 
-    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if is_loopback(host_name(environ.get("HTTP_HOST", ""))):
-            return metrics(environ, start_response)
-        start_response("421 Misdirected Request", [("Content-Type", "text/plain")])
-        return [b"the metrics of a worker are for this machine\n"]
 
-    return application
+def _copies(app: App) -> ShadowLoop:
+    return ShadowLoop(app.db, app.shadow, app.settings, build=app.build)
 
 
 async def _check_stores(app: App) -> None:
@@ -96,28 +111,27 @@ async def _check_stores(app: App) -> None:
         )
 
 
-@contextlib.contextmanager
-def registered(path: Path, card: dict[str, object]) -> Iterator[None]:
-    """Keep a file with this process's addresses while it runs."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_private(path, json.dumps(card))
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
+async def _follow_flags(app: App) -> None:
+    await follow_flags(
+        app.shares, app.sources, app.settings.rollout, elected=lambda: app.rollouts.elected
+    )
 
 
 def main() -> int:
     """Run until SIGTERM or SIGINT. Return the exit code: 0, 1 when the worker could not start, 2 for an unknown role."""
     role = sys.argv[1] if sys.argv[1:] else "all"
-    if role not in ROLES:
-        print(f"{role}: no such role; use one of {', '.join(ROLES)}", file=sys.stderr)
+    if role not in (*ROLES, SHADOW):
+        print(f"{role}: no such role; use one of {', '.join((*ROLES, SHADOW))}", file=sys.stderr)
         return 2
     try:
         settings = load_settings()
         configure_logging(settings.log_level, settings.log_format)
-        with asyncio.Runner(loop_factory=NameResolvingLoop) as runner:
-            runner.run(run(settings, role))
+        process = {"bulk": "bulk", SHADOW: SHADOW}.get(role, "worker")
+        with (
+            exporting(process, replay_safe_provider),
+            asyncio.Runner(loop_factory=NameResolvingLoop) as runner,
+        ):
+            runner.run(run_shadow(settings) if role == SHADOW else run(settings, role))
     except ApexError as error:
         logger(component="worker").error(str(error), remedy=error.remedy)
         return 1

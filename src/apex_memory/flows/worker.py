@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -13,23 +13,23 @@ from temporalio.runtime import Runtime
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
-from apex_memory.config import Settings
 from apex_memory.errors import Unavailable
+from apex_memory.flows.builds import MAINTAIN_SECONDS, BuildKeeper
 from apex_memory.flows.drain.activities import DrainActivities
-from apex_memory.flows.drain.control import Drains, priorities_of
+from apex_memory.flows.drain.control import Drains, drains_of, priorities_of
+from apex_memory.flows.drain.copies import CopyDrains, keep_copies_awake
 from apex_memory.flows.drain.workflow import Drain
+from apex_memory.flows.fallback import Fallback
 from apex_memory.flows.fetch.activities import PullActivities
 from apex_memory.flows.fetch.control import Pulling
 from apex_memory.flows.fetch.workflows import PULL_WORKFLOWS
 from apex_memory.flows.maintenance.activities import MaintenanceActivities
 from apex_memory.flows.maintenance.workflows import MAINTENANCE_WORKFLOWS
-from apex_memory.flows.schedules import ensure_pulls, ensure_schedules, start_rounds
-from apex_memory.flows.temporal.attributes import ensure_attributes
-from apex_memory.flows.temporal.client import connect
-from apex_memory.flows.temporal.deployment import UNCLAIMED_SECONDS, Deployment
+from apex_memory.flows.temporal.client import connect_by
+from apex_memory.flows.temporal.deployment import Deployment
 from apex_memory.flows.temporal.errors import Translation
-from apex_memory.flows.temporal.queues import BULK, QUEUES, REALTIME, drain_id
-from apex_memory.sources.base import PulledSource, Source
+from apex_memory.flows.temporal.queues import BULK, QUEUES, REALTIME, SHADOW, queue_of
+from apex_memory.steps.direct_loop import DirectLoop
 from apex_memory.telemetry import logger
 
 if TYPE_CHECKING:
@@ -37,17 +37,69 @@ if TYPE_CHECKING:
 
 WORKFLOWS = (Drain, *PULL_WORKFLOWS, *MAINTENANCE_WORKFLOWS)
 
-# Most activities at a time. Bulk work has fewer; pulls mostly wait for vendors, so that it is enough.
-SLOTS = {REALTIME: 16, BULK: 8}
-MAINTAIN_SECONDS = 30.0
+# Most activities at a time. Bulk work has fewer; pulls mostly wait for vendors, so that it is enough. Copies are carried
+# one batch at a time whatever their slots are: a step that waits for its turn holds a slot and its lease. So there are
+# two for each of many sources, since a step without a slot would lose its lease.
+SLOTS = {REALTIME: 16, BULK: 8, SHADOW: 32}
 STOP_SECONDS = 5.0
 PATIENCE_SECONDS = 60.0  # how long a call is retried: the result of a finished step is worth it
+
+
+async def serve_paths(
+    app: App,
+    *,
+    stop: asyncio.Event,
+    runtime: Runtime | None = None,
+    maintain_seconds: float = MAINTAIN_SECONDS,
+    queues: Sequence[str] = QUEUES,
+    process: str = "worker",
+) -> None:
+    """Serve both paths for the sources of these task queues, until `stop` is set or one of them fails, which is raised.
+
+    Temporal by its workers; the direct path by a loop, which takes everything while the fallback is in force.
+    """
+    priorities = priorities_of(app.sources)
+    own = {name: number for name, number in priorities.items() if queue_of(number) in queues}
+    realtime = REALTIME in queues
+    loop = DirectLoop(
+        app.direct,
+        app.inbox,
+        own,
+        documents=app.settings.documents,
+        watches_stalls=realtime,
+    )
+    loop.watch_closely()  # this process may follow one that was killed
+    # A client of its own: the worker's waits for Temporal when it connects.
+    client = await connect_by(app.settings, app.keyring, lazy=True, runtime=runtime)
+    fallback = Fallback(
+        app, client, drains_of(app, client), loop, process=process, fetches=realtime
+    )
+    serving = serve(
+        app,
+        stop=stop,
+        runtime=runtime,
+        maintain_seconds=maintain_seconds,
+        queues=queues,
+    )
+    watching = asyncio.create_task(fallback.watch(), name="fallback")
+    paths = [
+        asyncio.create_task(serving, name="temporal"),
+        asyncio.create_task(loop.run(stop), name="direct"),
+    ]
+    try:
+        await asyncio.wait([*paths, watching], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stop.set()
+        watching.cancel()
+        ended = await asyncio.gather(*paths, watching, return_exceptions=True)
+    for result in ended:
+        if isinstance(result, Exception):
+            raise result
 
 
 async def serve(
     app: App,
     *,
-    build: str,
     stop: asyncio.Event,
     runtime: Runtime | None = None,
     maintain_seconds: float = MAINTAIN_SECONDS,
@@ -55,38 +107,43 @@ async def serve(
 ) -> None:
     """Serve these task queues until `stop` is set. The worker of the real-time queue also maintains schedules and builds.
 
-    Waits while Temporal is unavailable, and continues when it responds again.
+    Waits while Temporal is unavailable, and continues when it responds again. That the build runs is recorded
+    meanwhile too: its claims depend on it, also those of the direct path.
     """
-    log = logger(component="worker", build=build)
-    while not stop.is_set():
-        try:
-            client = await connect(
-                app.settings.temporal, runtime=runtime, patience=PATIENCE_SECONDS
-            )
-            await _work(app, client, build, stop, maintain_seconds, queues)
-        except (Unavailable, RPCError, RuntimeError) as error:
-            # RuntimeError: the server refuses the worker.
-            log.warning("Temporal does not respond; trying again", reason=str(error)[:300])
-            await _wait_for(stop, seconds=2)
+    log = logger(component="worker", build=app.build)
+    recording = asyncio.create_task(app.builds.work(decides=app.settings.routing == "self"))
+    try:
+        while not stop.is_set():
+            try:
+                client = await connect_by(
+                    app.settings, app.keyring, runtime=runtime, patience=PATIENCE_SECONDS
+                )
+                await _work(app, client, stop, maintain_seconds, queues)
+            except (Unavailable, RPCError, RuntimeError) as error:
+                # RuntimeError: the server refuses the worker.
+                log.warning("Temporal does not respond; trying again", reason=str(error)[:300])
+                await _wait_for(stop, seconds=2)
+    finally:
+        recording.cancel()
 
 
 async def _work(
     app: App,
     client: Client,
-    build: str,
     stop: asyncio.Event,
     maintain_seconds: float,
     queues: Sequence[str],
 ) -> None:
-    drains = Drains(client, priorities_of(app.sources))
-    deployment = Deployment(client, build)
-    async with workers(
-        deployment, activities_of(app, drains, Pulling(client, app.sources), build), queues
-    ):
+    drains = drains_of(app, client)
+    deployment = Deployment(client, app.build, app.settings.deployment_name)
+    activities = activities_of(app, drains, Pulling(client, app.sources), deployment)
+    async with workers(deployment, activities, queues):
         if REALTIME not in queues:
             await stop.wait()
             return
-        maintaining = asyncio.create_task(_maintain(app, drains, deployment, maintain_seconds))
+        keeper = BuildKeeper(app, drains, deployment, seconds=maintain_seconds)
+        maintaining = asyncio.create_task(keeper.run())
+        copies = asyncio.create_task(keep_copies_awake(app, CopyDrains(client)), name="copies")
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait((maintaining, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -94,24 +151,23 @@ async def _work(
                 maintaining.result()
         finally:
             maintaining.cancel()
+            copies.cancel()
             stopping.cancel()
 
 
-async def _maintain(app: App, drains: Drains, deployment: Deployment, seconds: float) -> None:
-    await activate_build(app.settings, app.sources, drains, deployment)
-    await maintain(app.settings, app.sources, drains, deployment, seconds=seconds)
-
-
 def activities_of(
-    app: App, drains: Drains, pulling: Pulling, build: str
+    app: App, drains: Drains, pulling: Pulling, deployment: Deployment
 ) -> list[Callable[..., Any]]:
     """Return every activity, over one opened `App`."""
     drain = DrainActivities(app)
     fetching = PullActivities(app, drains)
-    maintenance = MaintenanceActivities(app, drains, pulling, build=build)
+    maintenance = MaintenanceActivities(
+        app, drains, pulling, deployment=deployment, workflows=WORKFLOWS
+    )
     return [
         *(drain.claim, drain.prepare, drain.publish, drain.give_up),
         *(maintenance.sweep, maintenance.collect, maintenance.reconcile, maintenance.smoke_test),
+        maintenance.rollout_gate,
         *(fetching.pull, fetching.follow, fetching.backfill),
         *(fetching.land_file, fetching.answer_file),
     ]
@@ -146,68 +202,6 @@ async def workers(
             yield
         finally:  # in parallel, so that stopping takes at most `STOP_SECONDS`
             await asyncio.gather(*(worker.shutdown() for worker in started))
-
-
-async def activate_build(
-    settings: Settings, sources: Mapping[str, Source], drains: Drains, deployment: Deployment
-) -> None:
-    """Make this build current, start the schedules and the streams, and wake the drain of every source."""
-    await ensure_attributes(deployment.client)
-    await deployment.make_current()
-    await ensure_schedules(deployment.client, settings, sources)
-    await Pulling(deployment.client, sources).follow()
-    for source in drains.sources:
-        await drains.wake(source)
-    logger(component="worker", build=deployment.build).info("worker ready", sources=drains.sources)
-
-
-async def maintain(
-    settings: Settings,
-    sources: Mapping[str, Source],
-    drains: Drains,
-    deployment: Deployment,
-    *,
-    seconds: float = MAINTAIN_SECONDS,
-    unclaimed: float = UNCLAIMED_SECONDS,
-) -> None:
-    """Every few seconds: restart workflows without a worker, and update schedules and streams. Never returns."""
-    log = logger(component="worker", build=deployment.build)
-    complete = _complete_sources(sources)
-    while True:
-        try:
-            await _restart_abandoned(drains, deployment, unclaimed)
-            await asyncio.sleep(seconds)
-            if await deployment.current() is None:  # Temporal lost its data
-                await activate_build(settings, sources, drains, deployment)
-            if _complete_sources(sources) != complete:  # secrets were set meanwhile
-                complete = _complete_sources(sources)
-                await ensure_pulls(deployment.client, sources)
-            await Pulling(deployment.client, sources).follow()
-        except (RPCError, Unavailable) as error:
-            log.warning("Temporal does not respond; trying again", reason=str(error)[:300])
-            await asyncio.sleep(1)
-
-
-def _complete_sources(sources: Mapping[str, Source]) -> set[str]:
-    return {
-        name
-        for name, source in sources.items()
-        if isinstance(source, PulledSource) and not source.missing_settings
-    }
-
-
-async def _restart_abandoned(drains: Drains, deployment: Deployment, unclaimed: float) -> None:
-    """Terminate workflows that no worker runs any more, and start them on this build. Paused stays paused."""
-    by_id = {drain_id(source): source for source in drains.sources}
-    for execution in await deployment.terminate_abandoned(unclaimed):
-        logger(component="worker").warning(
-            "terminated a workflow without a worker", workflow=execution.id, run=execution.run_id
-        )
-        if execution.id in by_id:
-            paused = bool(await execution.memo_value("paused", False))
-            await drains.wake(by_id[execution.id], paused=paused)
-        elif (schedule := execution.id.partition("-")[0]) in ("sweep", "collect"):
-            await start_rounds(deployment.client, schedule)
 
 
 async def _wait_for(stop: asyncio.Event, *, seconds: float) -> None:

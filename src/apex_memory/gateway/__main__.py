@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
+from contextlib import ExitStack, suppress
+from importlib.metadata import version
 
 import uvicorn
 
+from apex_memory.build import build_id
 from apex_memory.config import Settings, load_settings
+from apex_memory.engines.cards import ProcessCard, registered
 from apex_memory.errors import ApexError, Misconfigured
 from apex_memory.gateway.application import create_app
 from apex_memory.gateway.protocol import limited_protocol
 from apex_memory.gc_tuning import collect_garbage_seldom
-from apex_memory.telemetry import configure_logging, logger
+from apex_memory.telemetry import BUILD_INFO, configure_logging, logger
+from apex_memory.telemetry.export import exporting
+from apex_memory.telemetry.exposition import Address, exposed
 
 SHUTDOWN_SECONDS = 10  # for requests under way; below the time a supervisor gives
 
@@ -27,9 +34,10 @@ def main() -> int:
     try:
         settings = load_settings()
         configure_logging(settings.log_level, settings.log_format)
-        server = _Server(_config(settings))
-        with _bind(settings) as bound:
+        with exporting("gateway"), _bind(settings) as bound, ExitStack() as stack:
+            server = _Server(_config(settings))
             logger(component="gateway").info("listening", url=_url(bound))
+            _show_metrics(settings, bound, stack)
             for number in (signal.SIGTERM, signal.SIGINT):
                 # uvicorn shuts down on the signal, then raises it again for the process: that repetition is ignored.
                 signal.signal(number, lambda *_: None)
@@ -38,6 +46,19 @@ def main() -> int:
         print(f"{error}\n{error.remedy}".rstrip(), file=sys.stderr)
         return 2
     return 0 if server.started else 1
+
+
+def _show_metrics(settings: Settings, bound: socket.socket, stack: ExitStack) -> None:
+    """Expose the metrics at the further address of the settings, if any, and register where they are."""
+    build = settings.build_id or build_id()
+    BUILD_INFO.labels(version("apex-memory"), build).set(1)
+    metrics = f"{_url(bound)}/metrics"
+    if settings.gateway_metrics:
+        address = Address.parse(settings.gateway_metrics)
+        metrics = stack.enter_context(exposed(address, process="gateway")).url
+    card = ProcessCard(process="gateway", pid=os.getpid(), build=build, metrics=metrics)
+    with suppress(OSError):  # no data folder is needed where all stores are elsewhere
+        stack.enter_context(registered(settings.data_dir, card))
 
 
 class _Server(uvicorn.Server):

@@ -3,41 +3,56 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 
 from apex_memory import __version__
 from apex_memory.app import open_app
 from apex_memory.config import Settings
 from apex_memory.credentials.api_keys import USED_SECONDS, KeyRing
 from apex_memory.errors import ApexError
-from apex_memory.flows.drain.control import Drains, priorities_of
+from apex_memory.flows.drain.control import drains_of
 from apex_memory.flows.fetch.control import Pulling
-from apex_memory.flows.temporal.client import connect
+from apex_memory.flows.temporal.client import connect_by
 from apex_memory.flows.wakes import Waker
 from apex_memory.gateway import errors, openapi_page
 from apex_memory.gateway.body_limit import BodyLimitMiddleware, SourceRoute, limit_of
 from apex_memory.gateway.completion import CompletionWaiter
 from apex_memory.gateway.dependencies import Gateway, authenticate
+from apex_memory.gateway.facts import Facts, watch_temporal
+from apex_memory.gateway.freshness import FreshnessCache
 from apex_memory.gateway.group_commit import GroupCommitter
+from apex_memory.gateway.landing_space import LandingSpace
+from apex_memory.gateway.mcp_endpoint import McpEndpoint, ResourceMetadata, metadata_router
 from apex_memory.gateway.middleware import Hosts, RequestMiddleware
+from apex_memory.gateway.ops.data import HistoryData
+from apex_memory.gateway.ops.history import MetricsHistory
 from apex_memory.gateway.routes import (
+    backfills,
+    builds,
+    codec,
     dead_letters,
     events,
+    files,
     ingest,
     keys,
     memory,
+    mirror,
     operations,
+    ops,
+    rollouts,
     secrets,
+    shadows,
     sources,
     status,
     unresolved,
 )
 from apex_memory.machine_load import LoadMeter
 from apex_memory.sources import registry
-from apex_memory.telemetry import DELAY, logger
+from apex_memory.telemetry import DELAY, logger, touch_metrics
 
 DESCRIPTION = """Apex Memory stores every event of a company's tools and lets agents search all of them as one memory.
 
@@ -52,8 +67,18 @@ the response has the same status and ids, with `duplicate: true`, and the event 
 `Retry-After` have passed: the event may have been stored already, and repeating it does not store it twice.
 
 **Asynchronous processing.** An event is searchable shortly after it is accepted. `?wait=searchable` makes the
-response wait for that; `GET /v1/events/{id}` shows the current state at any time.
+response wait for that; `&path=direct` makes the gateway process the event itself, at once and without Temporal, for the
+shortest wait; `GET /v1/events/{id}` shows the current state at any time.
 """
+NO_TELEMETRY: TelemetryConfig = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "auto_configure": False,
+}
+"""FastAPI's own telemetry stays off, whatever the environment says: its spans hold paths and queries, which are what
+people search for, and continue the `traceparent` of strangers. `request_span` makes the spans of requests."""
+
 TAGS = [
     {"name": "hooks", "description": "Webhooks from vendors, verified by their signature."},
     {"name": "ingest", "description": "Documents and conversations, sent with an API key."},
@@ -71,6 +96,18 @@ TAGS = [
     {
         "name": "sources",
         "description": "The sources of events: state, pause, run, backfill, replay.",
+    },
+    {
+        "name": "rollouts",
+        "description": "What share of a source's documents goes through Temporal.",
+    },
+    {
+        "name": "mirror",
+        "description": "Webhooks that are also forwarded to a former system.",
+    },
+    {
+        "name": "builds",
+        "description": "Builds of Apex side by side, and which of them carries which share of the documents.",
     },
     {
         "name": "secrets",
@@ -92,6 +129,7 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,  # FastAPI's page loads scripts from a CDN; `openapi_page` serves a plain one
         redoc_url=None,
         redirect_slashes=False,
+        telemetry=NO_TELEMETRY,
         generate_unique_id_function=lambda route: route.name,
     )
     api.state.routes = {source.route: source.name for source in loaded.values()}
@@ -104,18 +142,30 @@ def create_app(settings: Settings) -> FastAPI:
         keys.router,
         status.router,
         unresolved.router,
+        backfills.router,  # before `sources`, whose decisions have the route of any word
         sources.router,
+        files.router,
+        rollouts.router,
+        mirror.router,
+        builds.router,
         secrets.router,
+        shadows.router,
         operations.router,
         openapi_page.router,
+        ops.router,
+        codec.router,
+        metadata_router(settings),
     ):
         api.include_router(router)
+    api.router.routes.append(McpEndpoint(api).route)
     routes = {
         source.route: SourceRoute(source, limit_of(source, settings)) for source in loaded.values()
     }
     api.add_middleware(
         BodyLimitMiddleware, settings=settings, routes=routes, authenticate=authenticate
     )
+    api.add_middleware(ResourceMetadata, settings=settings)
+    api.add_middleware(codec.CodecAccess, settings=settings)
     api.add_middleware(RequestMiddleware, hosts=Hosts(settings))
     return api
 
@@ -134,10 +184,12 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
 async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
     """Open everything a request handler needs. Temporal may be unavailable: the connection is made when first used."""
     async with open_app(settings) as app:
-        client = await connect(settings.temporal, lazy=True)
-        drains = Drains(client, priorities_of(app.sources))
+        client = await connect_by(settings, app.keyring, lazy=True)
+        touch_metrics(app.sources)
+        drains = drains_of(app, client)
         pulling = Pulling(client, app.sources)
-        waker = Waker(drains, pulling)
+        waker = Waker(drains, pulling, app.inbox)
+        history = MetricsHistory(settings.data_dir)
         gateway = Gateway(
             app=app,
             keys=KeyRing(app.db),
@@ -145,27 +197,47 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             drains=drains,
             pulling=pulling,
             completion=CompletionWaiter(app.inbox),
-            group_commit=GroupCommitter(app.inbox.land),
+            group_commit=GroupCommitter(
+                app.inbox.land, app.mirror.land, require_space=LandingSpace(settings).require
+            ),
             temporal=client,
             load=LoadMeter(DELAY.set),
+            ops_data=HistoryData(history),
+            freshness=FreshnessCache(app.fetcher.states.current),
         )
+        seconds = settings.facts_seconds
+        facts = Facts(app, seconds=seconds)
         tasks = [
             asyncio.create_task(gateway.load.watch(), name="load"),
             asyncio.create_task(gateway.completion.run(), name="completion"),
             asyncio.create_task(_keep_used(gateway.keys), name="keys used"),
+            asyncio.create_task(waker.watch_shares(), name="shares"),
             asyncio.create_task(app.credentials.keep_fresh(), name="secrets"),
+            asyncio.create_task(facts.run(), name="facts"),
+            asyncio.create_task(history.watch(), name="history"),
+            asyncio.create_task(watch_temporal(client, seconds=seconds), name="watch temporal"),
+            asyncio.create_task(app.builds.watch(), name="builds"),
+            asyncio.create_task(app.breaker_probes.run(), name="breaker probes"),
         ]
         try:
             yield gateway
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await _end([*tasks, *gateway.tasks])
             await waker.close()
             with suppress(
                 ApexError
             ):  # `used_at` is informative; PostgreSQL may have stopped already
                 await gateway.keys.write_used()
+
+
+async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel tasks until all have ended. A task that handles another error at that moment may miss a cancellation."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=1)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _keep_used(keys: KeyRing) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import binascii
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Protocol, cast
@@ -15,9 +18,17 @@ from apex_memory.credentials.api_keys import Key, KeyRing
 from apex_memory.errors import Rejected
 from apex_memory.flows.drain.control import Drains
 from apex_memory.flows.fetch.control import Pulling
+from apex_memory.gateway.codec_session import Sessions, session_key
 from apex_memory.gateway.completion import CompletionWaiter
+from apex_memory.gateway.freshness import FreshnessCache
 from apex_memory.gateway.group_commit import GroupCommitter
+from apex_memory.gateway.ops.data import HistoryData
+from apex_memory.host_names import host_name, is_loopback
 from apex_memory.machine_load import LoadMeter
+
+DIRECT_AT_ONCE = (
+    2  # requests whose events the gateway carries itself; those beyond go the usual way
+)
 
 
 class Wakes(Protocol):
@@ -41,8 +52,14 @@ class Gateway:
     group_commit: GroupCommitter
     temporal: Client
     load: LoadMeter
+    ops_data: HistoryData
+    freshness: FreshnessCache
     reconciling: set[str] = field(default_factory=set)
     """Stores whose comparison with PostgreSQL is under way."""
+    carrying: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DIRECT_AT_ONCE))
+    """Held for each request whose events this process carries itself."""
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    """Work that outlives its request."""
 
 
 def gateway_of(request: Request) -> Gateway:
@@ -86,15 +103,43 @@ def presented(request: Request) -> str | None:
     return key.strip() if kind.lower() == "bearer" else request.headers.get("x-api-key")
 
 
+def is_local(request: Request) -> bool:
+    """Return whether the caller is a program on this machine, neither behind a proxy nor a web page in a browser."""
+    client = request.client.host if request.client else ""
+    forwarded = any(name in request.headers for name in ("forwarded", "x-forwarded-for", "via"))
+    named = is_loopback(host_name(request.headers.get("host", "")))
+    return is_loopback(client) and named and not forwarded
+
+
+def basic_password(request: Request) -> str | None:
+    """Return the password of HTTP Basic; None for another kind of credentials."""
+    kind, _, encoded = request.headers.get("authorization", "").partition(" ")
+    if kind.lower() != "basic":
+        return None
+    try:
+        return base64.b64decode(encoded, validate=True).decode().partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        return None
+
+
+def credentials(request: Request) -> str | None:
+    """Return the API key of a request, also that of the cookie of `/codec`, which counts there alone."""
+    key = presented(request)
+    if key or Sessions.NAME not in request.cookies:
+        return key
+    app = gateway_of(request).app
+    return session_key(request, app.keyring, app.settings)
+
+
 async def authenticate(request: Request) -> Key:
     """Return the valid API key of a request, whatever its scopes. Raises `Unauthorized`."""
-    return await gateway_of(request).keys.check(presented(request), None)
+    return await gateway_of(request).keys.check(credentials(request), None)
 
 
 class Requires:
-    """Dependency that requires a valid API key with the scope. Raises `Unauthorized` or `Forbidden`."""
+    """Dependency that requires a valid API key with the scope, or any valid key for None. Raises `Unauthorized` or `Forbidden`."""
 
-    def __init__(self, scope: str) -> None:
+    def __init__(self, scope: str | None) -> None:
         self._scope = scope
 
     async def __call__(
@@ -106,6 +151,7 @@ class Requires:
         return await gateway_of(request).keys.check(presented(request), self._scope)
 
 
+AnyKey = Annotated[Key, Depends(Requires(None))]
 Reader = Annotated[Key, Depends(Requires("read"))]
 Writer = Annotated[Key, Depends(Requires("ingest"))]
 Admin = Annotated[Key, Depends(Requires("admin"))]

@@ -45,6 +45,7 @@ STATUSES: tuple[tuple[type[ApexError], int, str], ...] = (
 )
 HTTP_CODES = {
     400: ("bad_request", "send a well-formed request"),
+    401: ("unauthorized", "send an API key, as the password of HTTP Basic where a browser asks"),
     404: ("not_found", "see /docs for the routes"),
     405: ("method_not_allowed", "see /docs for the methods of this route"),
     408: ("timeout", "send the body faster, or in parts"),

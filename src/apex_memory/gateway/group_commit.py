@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 
 from apex_memory.errors import Rejected, RetryLater, Unavailable
+from apex_memory.mirror.copies import Copy
 from apex_memory.model import Event, LandResult
 
 AT_ONCE = 3  # commits under way; well below the pool's eight connections, so that readers find one
@@ -28,25 +29,31 @@ MAY_BE_STORED = (
 )
 
 Land = Callable[[Sequence[Event]], Awaitable[list[LandResult]]]
+LandWithCopies = Callable[[Sequence[Event], Sequence[Copy]], Awaitable[list[LandResult]]]
 
 
 @dataclass(slots=True, eq=False)
 class _Commit:
-    """Events of several requests, landed by one statement."""
+    """Events of several requests, landed by one statement, with copies for the mirrors in its transaction."""
 
     events: list[Event] = field(default_factory=list)
+    copies: list[Copy] = field(default_factory=list)
+    requests: int = 0
     bytes: int = 0
     task: asyncio.Task[list[LandResult]] = field(init=False)
 
-    def takes(self, events: Sequence[Event]) -> bool:
+    def takes(self, events: Sequence[Event], copy: Copy | None) -> bool:
         room = len(self.events) + len(events) <= MOST_EVENTS
-        return room and self.bytes + _bytes(events) <= MOST_BYTES
+        return room and self.bytes + _bytes(events, copy) <= MOST_BYTES
 
-    def add(self, events: Sequence[Event]) -> slice:
-        """Add events. Return the slice of the commit's results that belongs to them."""
+    def add(self, events: Sequence[Event], copy: Copy | None) -> slice:
+        """Add the events of a request. Return the slice of the commit's results that belongs to them."""
         start = len(self.events)
         self.events += events
-        self.bytes += _bytes(events)
+        if copy is not None:
+            self.copies.append(copy)
+        self.requests += 1
+        self.bytes += _bytes(events, copy)
         return slice(start, len(self.events))
 
 
@@ -54,12 +61,23 @@ class GroupCommitter:
     """Commits the events of all requests of this process.
 
     While PostgreSQL is unavailable one request a second tries it; the others are refused at once.
+    `land_with_copies` serves the commits that hold copies for mirrors; all others are one statement of `land`.
+    `require_space` raises while nothing more may be stored.
     """
 
     def __init__(
-        self, land: Land, *, at_once: int = AT_ONCE, queued: int = QUEUED, seconds: float = SECONDS
+        self,
+        land: Land,
+        land_with_copies: LandWithCopies | None = None,
+        *,
+        require_space: Callable[[], None] = lambda: None,
+        at_once: int = AT_ONCE,
+        queued: int = QUEUED,
+        seconds: float = SECONDS,
     ) -> None:
         self._land = land
+        self._land_with_copies = land_with_copies
+        self._require_space = require_space
         self._slots = asyncio.Semaphore(at_once)
         self._most = queued
         self._seconds = seconds
@@ -67,14 +85,15 @@ class GroupCommitter:
         self._next: _Commit | None = None
         self._away_until = 0.0
 
-    async def land(self, events: Sequence[Event]) -> list[LandResult]:
-        """Commit the events of one request. Return one `LandResult` for each, in order.
+    async def land(self, events: Sequence[Event], copy: Copy | None = None) -> list[LandResult]:
+        """Commit the events of one request, and its copy. Return one `LandResult` for each event, in order.
 
-        Raises `RetryLater` when too many requests wait or this one has waited too long, and `Unavailable`
-        without PostgreSQL. Repeating the request is right after both.
+        Raises `RetryLater` when too many requests wait or this one has waited too long, `NoWrites` when the disk is
+        nearly full, and `Unavailable` without PostgreSQL. Repeating the request is right after each.
         """
-        if not events:
+        if not events and copy is None:
             return []
+        self._require_space()
         if self._inside >= self._most:
             raise _busy()
         if monotonic() < self._away_until:
@@ -85,7 +104,7 @@ class GroupCommitter:
         self._inside += 1
         try:
             async with asyncio.timeout(self._seconds):
-                return await self._share(events)
+                return await self._share(events, copy)
         except TimeoutError:
             raise RetryLater(
                 f"the outcome is unknown: no commit within {self._seconds:g} s",
@@ -102,20 +121,20 @@ class GroupCommitter:
         finally:
             self._inside -= 1
 
-    async def _share(self, events: Sequence[Event]) -> list[LandResult]:
+    async def _share(self, events: Sequence[Event], copy: Copy | None) -> list[LandResult]:
         commit = self._next
-        if commit is None or not commit.takes(events):
+        if commit is None or not commit.takes(events, copy):
             commit = self._next = self._open()
-        positions = commit.add(events)
+        positions = commit.add(events, copy)
         try:
             # Shielded: a request that gives up must not cancel the commit of the others.
             return (await asyncio.shield(commit.task))[positions]
         except Rejected:
-            if len(commit.events) == len(events):
+            if commit.requests == 1:
                 raise
             # PostgreSQL refused one event and so kept none: each request commits alone.
             alone = self._open()
-            positions = alone.add(events)
+            positions = alone.add(events, copy)
             return (await asyncio.shield(alone.task))[positions]
 
     def _open(self) -> _Commit:
@@ -129,7 +148,10 @@ class GroupCommitter:
             if self._next is commit:
                 self._next = None  # closed: later requests open the next commit
             try:
-                return await self._land(commit.events)
+                if not commit.copies:
+                    return await self._land(commit.events)
+                assert self._land_with_copies is not None, "copies need a mirror"
+                return await self._land_with_copies(commit.events, commit.copies)
             except Unavailable:
                 self._away_until = monotonic() + AWAY_SECONDS
                 raise
@@ -141,8 +163,9 @@ def _retrieve_exception(task: asyncio.Task[list[LandResult]]) -> None:
         task.exception()
 
 
-def _bytes(events: Sequence[Event]) -> int:
-    return sum(len(event.payload) for event in events)
+def _bytes(events: Sequence[Event], copy: Copy | None) -> int:
+    size = sum(len(event.payload) for event in events)
+    return size if copy is None else size + len(copy.body) + len(copy.headers)
 
 
 def _busy() -> RetryLater:

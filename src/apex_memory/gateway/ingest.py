@@ -5,29 +5,34 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 import orjson
 from fastapi import Request, Response
-from opentelemetry.propagate import extract
 
 from apex_memory.errors import ApexError, Rejected
+from apex_memory.fetching.pulls import insert_hints
 from apex_memory.gateway.dependencies import Gateway, gateway_of, presented
 from apex_memory.gateway.errors import Malformed
 from apex_memory.gateway.read_models.events import FINAL, Events
-from apex_memory.model import MALFORMED, TOMBSTONE, Document, Event, LandResult, now
+from apex_memory.gateway.request_span import request_span
+from apex_memory.mirror.copies import Copy
+from apex_memory.mirror.copies import insert as insert_copies
+from apex_memory.model import Event, LandResult, now
 from apex_memory.sources.base import InboundRequest, PulledSource, Received, Source
 from apex_memory.sources.pages import ChangeHint
-from apex_memory.telemetry import logger, trace_carrier, tracer
+from apex_memory.telemetry import logger, logs, traces
 
 THREAD_BYTES = 256_000  # larger bodies are parsed in a thread, so that other requests do not wait
 WAIT_SECONDS = 10.0
 MAX_WAIT_SECONDS = 60.0
 SHOWN_IDS = 20  # most event ids in a status URL
-OWN_PARAMETERS = ("wait", "timeout")  # the gateway's, not passed on to the source
+OWN_PARAMETERS = ("wait", "timeout", "path")  # the gateway's, not passed on to the source
+DIRECT_EVENTS = 20  # most events of a request that the gateway carries itself
+DIRECT_BYTES = 256_000  # most bytes of their payloads, so that others' requests hardly wait
 
 
 async def ingest(request: Request, name: str) -> Response:
@@ -38,29 +43,66 @@ async def ingest(request: Request, name: str) -> Response:
     if source.authenticated_by_key:
         caller = (await gateway.keys.check(presented(request), "ingest")).name
     seconds = requested_wait(request)
+    direct = requested_direct(request, seconds)
     body = await request.body()
-    parent = extract(request.headers) if source.authenticated_by_key else None
-    with tracer.start_as_current_span(f"receive {name}", context=parent):
+    trusted = source.authenticated_by_key
+    with request_span(request, f"receive {name}", trusted=trusted, source=name):
         received = await _receive(gateway, source, request, body, caller)
         if not caller:
-            landed = await _land_webhook(gateway, source, received.events)
+            landed = await _accept_webhook(gateway, source, request, body, received)
         elif "idempotency-key" in request.headers:
             landed = await _land_once(gateway, received.events)
         else:
-            landed = await land(gateway, received.events)
-        await store_change_hints(gateway, name, received.change_hints)
+            landed = await commit(gateway, received.events)
+        logs.bind_events(item.id for item in landed)
+        if caller:
+            await store_change_hints(gateway, name, received.change_hints)
+        if direct:
+            await carry(gateway, name, landed, len(body), seconds or 0)
+        else:
+            wake_workers(gateway, landed)
     if reply := received.reply:
         return Response(reply.body, status_code=reply.status, media_type=reply.content_type)
     return await respond(gateway, landed, seconds)
 
 
+async def _accept_webhook(
+    gateway: Gateway, source: Source, request: Request, body: bytes, received: Received
+) -> list[LandResult]:
+    """Store all that a verified webhook brings: its events, its change hints, and its copy for the mirror.
+
+    The copy is in the last transaction of them, so that an accepted webhook has one, and a refused one has none.
+    """
+    copy = None
+    handshake = received.reply and not received.events and not received.change_hints
+    if source.settings.mirror_url and not handshake:
+        copy = gateway.app.mirror.copy_of(
+            source,
+            query=request.scope["query_string"],
+            headers=request.headers.raw,
+            body=body,
+            events=received.events,
+        )
+    if not received.change_hints:
+        return await _land_webhook(gateway, source, received.events, copy)
+    landed = await _land_webhook(gateway, source, received.events)
+    await store_change_hints(gateway, source.name, received.change_hints, copy)
+    return landed
+
+
 async def store_change_hints(
-    gateway: Gateway, source: str, change_hints: Sequence[ChangeHint]
+    gateway: Gateway, source: str, change_hints: Sequence[ChangeHint], copy: Copy | None = None
 ) -> None:
-    """Store the change hints of a vendor, and request a pull that fetches the changes."""
-    if change_hints:
+    """Store the change hints of a vendor with the webhook's copy, and request a pull that fetches the changes."""
+    if not change_hints:
+        return
+    if copy is None:
         await gateway.app.fetcher.pulls.note(source, change_hints)
-        gateway.waker.pull(source)
+    else:
+        async with gateway.app.db.transaction() as connection:
+            await insert_hints(connection, source, change_hints)
+            await insert_copies(connection, [copy])
+    gateway.waker.pull(source)
 
 
 async def _receive(
@@ -99,55 +141,17 @@ def _is_invalid_json(body: bytes) -> bool:
 
 
 async def _land_webhook(
-    gateway: Gateway, source: Source, events: Sequence[Event]
+    gateway: Gateway, source: Source, events: Sequence[Event], copy: Copy | None = None
 ) -> list[LandResult]:
-    """Land events that a vendor sent, so that none is dropped for another one that the vendor gave the same id.
-
-    A vendor sends an event again until it is acknowledged: an id that exists is a repetition. But where its
-    document is another one, it lands under an id of its own, which is the same for its own repetitions.
-    """
-    landed = await land(gateway, events)
-    repeated = {n: events[n] for n, result in enumerate(landed) if result.duplicate}
-    if not repeated:
+    """Land events that a vendor sent, with other content under the ids of earlier events as well (`inbox.reused_ids`)."""
+    landed = await commit(gateway, events, copy)
+    if not any(result.duplicate for result in landed):
         return landed
-    ids = [event.event_id for event in repeated.values()]
-    kept = await gateway.app.inbox.kept_events(source.name, ids)
-    changed = await asyncio.to_thread(_with_other_content, source, repeated, kept)
-    results = await land(gateway, list(changed.values())) if changed else []
+    changed = await gateway.app.inbox.with_own_ids(source.name, events, landed, source.document)
+    results = await commit(gateway, list(changed.values())) if changed else []
     for n, result in zip(changed, results, strict=True):
         landed[n] = result
-        if not result.duplicate:
-            logger(component="gateway").warning(
-                "a vendor gave other content the id of an earlier event; both are kept",
-                source=source.name,
-                event_id=result.event_id,
-            )
     return landed
-
-
-def _with_other_content(
-    source: Source, repeated: Mapping[int, Event], kept: Mapping[str, Event]
-) -> dict[int, Event]:
-    """Return the events whose document differs from that of the kept event of their id, under ids of their own."""
-    changed: dict[int, Event] = {}
-    for n, event in repeated.items():
-        before = kept.get(event.event_id)
-        if before is None or before.payload == event.payload:
-            continue
-        if _document(source, before) != _document(source, event):
-            digest = hashlib.sha256(event.payload).hexdigest()[:16]
-            changed[n] = replace(event, event_id=f"{event.event_id}#{digest}")
-    return changed
-
-
-def _document(source: Source, event: Event) -> Document | bytes:
-    """Return the document of an event; the payload of an event that has none."""
-    if event.content_type in (TOMBSTONE, MALFORMED):
-        return event.payload
-    try:
-        return source.document(event)
-    except ApexError:
-        return event.payload
 
 
 async def _land_once(gateway: Gateway, events: Sequence[Event]) -> list[LandResult]:
@@ -157,7 +161,7 @@ async def _land_once(gateway: Gateway, events: Sequence[Event]) -> list[LandResu
     duplicate, so it is refused (draft-ietf-httpapi-idempotency-key-header, section 2.7).
     """
     repeated = await _check_repetition(gateway, events)
-    landed = await land(gateway, events)
+    landed = await commit(gateway, events)
     if not repeated and any(item.duplicate for item in landed):
         await _check_repetition(gateway, events)  # another request with this key landed meanwhile
     return landed
@@ -180,14 +184,65 @@ async def _check_repetition(gateway: Gateway, events: Sequence[Event]) -> bool:
 
 
 async def land(gateway: Gateway, events: Sequence[Event]) -> list[LandResult]:
-    """Commit events and wake the workers of their sources. Raises `RetryLater` under overload, `Unavailable` without PostgreSQL."""
-    carrier = trace_carrier().get("traceparent")
+    """Commit events and wake the workers of their sources; see `commit`."""
+    landed = await commit(gateway, events)
+    wake_workers(gateway, landed)
+    return landed
+
+
+async def commit(
+    gateway: Gateway, events: Sequence[Event], copy: Copy | None = None
+) -> list[LandResult]:
+    """Commit events; wake nobody. Raises `RetryLater` under overload, `Unavailable` without PostgreSQL."""
+    carrier = traces.trace_carrier()
     if carrier:
         events = [_with_trace(event, carrier) for event in events]
-    landed = await gateway.group_commit.land(events)
+    with traces.span("land", events=len(events)):
+        return await gateway.group_commit.land(events, copy)
+
+
+def wake_workers(gateway: Gateway, landed: Sequence[LandResult]) -> None:
+    """Wake the workers of the events' sources."""
     for source in {item.source for item in landed}:
         gateway.waker.wake(source)
-    return landed
+
+
+async def carry(
+    gateway: Gateway, source: str, landed: Sequence[LandResult], size: int, seconds: float
+) -> None:
+    """Carry events that have just landed from inbox to memory in this process, at once and without Temporal.
+
+    Wakes the workers instead when the request is large, or when other requests are carried: then they go the usual
+    way, as events do that a step postponed. `size` is the length of the request's body. Waits up to `seconds`; what
+    takes longer continues. Never raises: the events are durable, and the response shows their state.
+    """
+    ids = [item.id for item in landed if not item.duplicate]
+    if not ids:
+        return
+    if len(ids) > DIRECT_EVENTS or size > DIRECT_BYTES or gateway.carrying.locked():
+        gateway.waker.wake(source)
+        return
+    # A task of its own: a caller that hangs up must not leave events leased to nobody.
+    task = asyncio.create_task(_carry(gateway, source, ids), name=f"carry {source}")
+    gateway.tasks.add(task)
+    task.add_done_callback(gateway.tasks.discard)
+    await asyncio.wait([task], timeout=seconds)
+
+
+async def _carry(gateway: Gateway, source: str, ids: Sequence[UUID]) -> None:
+    claimed: Sequence[UUID] = ()
+    try:
+        async with gateway.carrying:
+            claimed = await gateway.app.direct.carry(source, ids)
+    except ApexError as error:
+        logger(component="gateway").warning(
+            "events not carried directly; they go the usual way",
+            source=source,
+            reason=str(error)[:200],
+        )
+    finally:
+        if len(claimed) < len(ids):
+            gateway.waker.wake(source)
 
 
 def _with_trace(event: Event, carrier: str) -> Event:
@@ -209,6 +264,20 @@ def requested_wait(request: Request) -> float | None:
             f"timeout: expected 0 to {MAX_WAIT_SECONDS:.0f} seconds", remedy="correct timeout"
         )
     return seconds if wait else None
+
+
+def requested_direct(request: Request, seconds: float | None) -> bool:
+    """Return whether the request asks for the direct path. Raises `Rejected` for other paths, and for one without `wait`."""
+    path = request.query_params.get("path")
+    if path is None:
+        return False
+    if path != "direct":
+        raise Rejected("path: the only value is `direct`", remedy="send `?path=direct`")
+    if seconds is None:
+        raise Rejected(
+            "path: only with `wait`", remedy="send `?path=direct&wait=searchable`, or neither"
+        )
+    return True
 
 
 async def respond(

@@ -14,6 +14,8 @@ from apex_memory.config import Settings
 from apex_memory.gateway.errors import problem
 from apex_memory.host_names import host_name, is_loopback
 from apex_memory.telemetry import HTTP_SECONDS, logger
+from apex_memory.telemetry.exemplars import observe
+from apex_memory.telemetry.logs import bound_trace_id
 
 METHODS = ("GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH")
 QUIET = (
@@ -86,7 +88,8 @@ class RequestMiddleware:
         seconds = perf_counter() - exchange.began
         method = scope["method"] if scope["method"] in METHODS else "OTHER"
         route = getattr(scope.get("route"), "path_format", "unmatched")
-        HTTP_SECONDS.labels(method, route, str(exchange.status)).observe(seconds)
+        histogram = HTTP_SECONDS.labels(method, route, str(exchange.status))
+        observe(histogram, seconds, trace_id=bound_trace_id())
         write = self._log.debug if route in QUIET else self._log.info
         # The template of the route, never the path or the query: both may hold e-mail addresses, names and keys.
         write(

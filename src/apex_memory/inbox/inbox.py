@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from uuid import UUID
 
 from apex_memory.errors import ApexError
-from apex_memory.inbox import landing, leases, queries, transitions
+from apex_memory.inbox import landing, leases, notices, queries, reused_ids, transitions
 from apex_memory.inbox.leases import Claim, Run
 from apex_memory.inbox.queries import BacklogRow
+from apex_memory.inbox.reused_ids import MakeDocument
+from apex_memory.inbox.routing import Carrier
 from apex_memory.model import Event, LandResult
 from apex_memory.stores.postgres import Postgres
-from apex_memory.telemetry import logger
+from apex_memory.telemetry import logger, traces
+from apex_memory.telemetry.traces import TracedEvent
+
+MOST_TRACED = 500  # events of a batch that get spans; no batch has more
 
 
 class Inbox:
@@ -29,12 +35,41 @@ class Inbox:
             return await landing.land(connection, events)
 
     async def claim(
-        self, source: str, *, batch: UUID, limit: int, lease: float, run: Run | None = None
+        self,
+        source: str,
+        *,
+        batch: UUID,
+        limit: int,
+        lease: float,
+        carrier: Carrier,
+        run: Run | None = None,
     ) -> Claim:
         """Lease ready events to a batch; see `leases.claim`."""
         async with self._db.connection() as connection:
             return await leases.claim(
-                connection, source, batch=batch, limit=limit, lease=lease, run=run
+                connection,
+                source,
+                batch=batch,
+                limit=limit,
+                lease=lease,
+                carrier=carrier,
+                run=run,
+            )
+
+    async def traced(self, batch: UUID) -> list[TracedEvent]:
+        """Those of a batch's events whose trace is recorded; none while this process exports no traces."""
+        if not traces.enabled():
+            return []
+        async with self._db.connection() as connection:
+            return await queries.traced(connection, batch, limit=MOST_TRACED)
+
+    async def claim_events(
+        self, ids: Sequence[UUID], *, batch: UUID, lease: float, carrier: Carrier
+    ) -> list[UUID]:
+        """Lease these events to a batch, where nobody has them; see `leases.claim_events`."""
+        async with self._db.connection() as connection:
+            return await leases.claim_events(
+                connection, ids, batch=batch, lease=lease, carrier=carrier
             )
 
     async def renew(self, *batches: UUID, lease: float) -> None:
@@ -85,10 +120,16 @@ class Inbox:
         async with self._db.connection() as connection:
             return await queries.event(connection, id)
 
-    async def kept_events(self, source: str, event_ids: Sequence[str]) -> dict[str, Event]:
-        """Return events as they landed, by event id; see `queries.kept_events`."""
+    async def with_own_ids(
+        self,
+        source: str,
+        events: Sequence[Event],
+        results: Sequence[LandResult],
+        document: MakeDocument,
+    ) -> dict[int, Event]:
+        """Return the duplicates that have other content, under ids of their own; see `reused_ids.with_own_ids`."""
         async with self._db.connection() as connection:
-            return await queries.kept_events(connection, source, event_ids)
+            return await reused_ids.with_own_ids(connection, source, events, results, document)
 
     async def payload_digests(
         self, source: str, event_ids: Sequence[str]
@@ -101,6 +142,26 @@ class Inbox:
         """Number of events by source that can be claimed now."""
         async with self._db.connection() as connection:
             return await queries.ready(connection)
+
+    async def shares(self) -> dict[str, int]:
+        """The share of each source that is rolled out; see `queries.shares`."""
+        async with self._db.connection() as connection:
+            return await queries.shares(connection)
+
+    async def fallback_since(self) -> datetime | None:
+        """Since when the fallback is in force; see `queries.fallback_since`."""
+        async with self._db.connection() as connection:
+            return await queries.fallback_since(connection)
+
+    async def ready_for_direct(self, sources: Sequence[str], *, everything: bool) -> list[str]:
+        """Those of the sources that the direct path has work for; see `queries.ready_for_direct`."""
+        async with self._db.connection() as connection:
+            return await queries.ready_for_direct(connection, sources, everything=everything)
+
+    async def notify(self, sources: Sequence[str]) -> None:
+        """Send the direct path a notice that events of these sources are ready; see `notices`."""
+        async with self._db.connection() as connection:
+            await notices.notify(connection, sources)
 
     async def stalled(self, *, seconds: float) -> dict[str, float]:
         """Sources whose ready events nobody works on for over `seconds`, with how long (s)."""

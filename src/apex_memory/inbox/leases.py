@@ -1,17 +1,28 @@
 """Leases: which batch owns an event, and until when.
 
 A claim moves `next_at` to the end of the lease, so an event whose lease has run out is simply ready again.
-A batch's lease covers its events and the stages that it opened. No function here changes an event's state.
+A batch's lease covers its events and the stages that it opened. No function here changes an event's state, but for one
+case: an event that another build prepared is `received` again for the build that claims it.
+
+A claim decides which path and which build carry an event: its statement reads the table `rollouts`, so a change of a
+share acts with the next claim in every process. Whoever claimed an event before the change finishes it. It reads
+`builds` too: a build that is neither current nor the candidate claims nothing, and the current build claims the
+documents of a candidate without a worker.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import LiteralString
 from uuid import UUID
 
+from apex_memory.inbox.routing import BUCKET_SQL, BUCKETS, Carrier
 from apex_memory.stores.postgres import Connection
+from apex_memory.telemetry.traces import sampled_context
 
+# A candidate of which no worker was seen for so long (s) is absent; `rollout/builds.py` names the same limit.
+ABSENT_SECONDS: LiteralString = "30"
 BATCH_BYTES = 64_000_000  # payloads of one batch
 ALONE_BYTES = 8_000_000  # a larger payload is a batch of its own
 
@@ -36,6 +47,15 @@ class Batch:
     more: bool
     """More events are ready, or the batch is full, so that there probably are."""
 
+    @property
+    def trace_parents(self) -> list[str]:
+        """The `traceparent` of each event whose trace is recorded."""
+        return [
+            event.trace_parent
+            for event in self.events
+            if event.trace_parent and sampled_context(event.trace_parent)
+        ]
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -53,6 +73,60 @@ class Run:
     run_id: str
 
 
+# The build that carries an event makes its manifest. So nothing that a build prepared is published once that build was
+# rolled back, and what a candidate is judged by is its own.
+CARRIED: LiteralString = """path = %(path)s, build = %(build)s, claimed_at = clock_timestamp(),
+           state = CASE WHEN inbox.state = 'prepared' AND inbox.build IS DISTINCT FROM %(build)s
+                        THEN 'received' ELSE inbox.state END,
+           starts = CASE WHEN inbox.state = 'prepared' AND inbox.build IS DISTINCT FROM %(build)s
+                         THEN 0 ELSE inbox.starts END"""
+
+# `buckets` is evaluated once. Its CASE where it is used keeps the planner from taking the condition for a selective
+# one, which would make it sort the whole backlog; a carrier without buckets reads no event at all.
+CLAIM: LiteralString = f"""WITH candidate AS (
+         SELECT r.build, CASE WHEN EXISTS (SELECT FROM builds b WHERE b.build = r.build
+                                     AND b.seen_at >= clock_timestamp() - interval '{ABSENT_SECONDS} s')
+                                OR NOT EXISTS (SELECT FROM builds b WHERE b.role = 'current')
+                              THEN r.share ELSE 0 END AS share
+         FROM rollouts r
+         WHERE r.subject = 'build'
+           AND NOT EXISTS (SELECT FROM builds b WHERE b.build = r.build AND b.role = 'current')
+       ), shares AS (
+         SELECT coalesce((SELECT share FROM rollouts WHERE subject = 'source:' || %(source)s), {BUCKETS}) AS temporal,
+                coalesce((SELECT share FROM candidate), 0) AS candidate,
+                coalesce((SELECT build FROM candidate) = %(build)s, false) AS is_candidate,
+                EXISTS (SELECT FROM builds WHERE role = 'current' AND build <> %(build)s) AS is_replaced
+       ), buckets AS MATERIALIZED (
+         SELECT greatest(CASE WHEN %(first_of_path)s THEN 0 ELSE temporal END,
+                         CASE WHEN is_candidate THEN 0 ELSE candidate END) AS first,
+                least(CASE WHEN %(last_of_path)s THEN {BUCKETS} ELSE temporal END,
+                      CASE WHEN is_candidate THEN candidate WHEN is_replaced THEN 0 ELSE {BUCKETS} END) AS until
+         FROM shares
+       ), mine AS (
+         SELECT id FROM inbox WHERE open AND batch = %(batch)s ORDER BY id FOR NO KEY UPDATE
+       ), ready AS (
+         SELECT id FROM inbox
+         WHERE open AND source = %(source)s AND next_at <= clock_timestamp() AND NOT EXISTS (SELECT FROM mine)
+           AND NOT EXISTS (SELECT FROM sources WHERE name = %(source)s AND paused)
+           AND (SELECT first < until FROM buckets)
+           AND CASE WHEN (SELECT first = 0 AND until = {BUCKETS} FROM buckets) THEN true
+                    ELSE {BUCKET_SQL} >= (SELECT first FROM buckets) AND {BUCKET_SQL} < (SELECT until FROM buckets) END
+         ORDER BY priority, seq LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
+       ), sized AS (
+         SELECT i.id, row_number() OVER w AS n, sum(coalesce(octet_length(p.body), 0)) OVER w AS bytes,
+                bool_or(coalesce(octet_length(p.body), 0) > %(alone)s) OVER w AS giant
+         FROM ready JOIN inbox i USING (id) LEFT JOIN payloads p ON p.inbox_id = i.id
+         WINDOW w AS (ORDER BY i.priority, i.seq)
+       ), picked AS (
+         SELECT id FROM mine UNION ALL SELECT id FROM sized WHERE n = 1 OR bytes <= %(bytes)s AND NOT giant
+       )
+       UPDATE inbox SET batch = %(batch)s, next_at = clock_timestamp() + make_interval(secs => %(lease)s),
+                        workflow_id = %(workflow)s, run_id = %(run)s, {CARRIED}
+       FROM picked WHERE inbox.id = picked.id
+       RETURNING inbox.id, inbox.event_id, inbox.attempts, inbox.trace_parent, inbox.priority, inbox.seq,
+                 (SELECT count(*) FROM ready) AS ready"""
+
+
 async def claim(
     connection: Connection,
     source: str,
@@ -60,9 +134,15 @@ async def claim(
     batch: UUID,
     limit: int,
     lease: float,
+    carrier: Carrier,
     run: Run | None = None,
 ) -> Claim:
     """Lease up to `limit` ready events of a source to `batch` for `lease` seconds, most urgent and oldest first.
+
+    Only documents in the buckets of the carrier are claimed, and their events record its path and its build. The
+    buckets of a carrier are those of its path, by the share of the source, and of its build, by the share of the
+    candidate build. A carrier that takes `everything` has the buckets of both paths. An event that another build
+    prepared is prepared anew.
 
     Their payloads are up to `BATCH_BYTES` together, and a payload over `ALONE_BYTES` is a batch of its own, so that
     the memory of a batch is bounded and a giant holds up nobody else's batch.
@@ -71,26 +151,7 @@ async def claim(
     A paused source has no ready events.
     """
     cursor = await connection.execute(
-        """WITH mine AS (
-             SELECT id FROM inbox WHERE open AND batch = %(batch)s ORDER BY id FOR NO KEY UPDATE
-           ), ready AS (
-             SELECT id FROM inbox
-             WHERE open AND source = %(source)s AND next_at <= clock_timestamp() AND NOT EXISTS (SELECT FROM mine)
-               AND NOT EXISTS (SELECT FROM sources WHERE name = %(source)s AND paused)
-             ORDER BY priority, seq LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
-           ), sized AS (
-             SELECT i.id, row_number() OVER w AS n, sum(coalesce(octet_length(p.body), 0)) OVER w AS bytes,
-                    bool_or(coalesce(octet_length(p.body), 0) > %(alone)s) OVER w AS giant
-             FROM ready JOIN inbox i USING (id) LEFT JOIN payloads p ON p.inbox_id = i.id
-             WINDOW w AS (ORDER BY i.priority, i.seq)
-           ), picked AS (
-             SELECT id FROM mine UNION ALL SELECT id FROM sized WHERE n = 1 OR bytes <= %(bytes)s AND NOT giant
-           )
-           UPDATE inbox SET batch = %(batch)s, next_at = clock_timestamp() + make_interval(secs => %(lease)s),
-                            workflow_id = %(workflow)s, run_id = %(run)s
-           FROM picked WHERE inbox.id = picked.id
-           RETURNING inbox.id, inbox.event_id, inbox.attempts, inbox.trace_parent, inbox.priority, inbox.seq,
-                     (SELECT count(*) FROM ready) AS ready""",
+        CLAIM,
         {
             "source": source,
             "limit": limit,
@@ -100,6 +161,10 @@ async def claim(
             "alone": ALONE_BYTES,
             "workflow": run.workflow_id if run else None,
             "run": run.run_id if run else None,
+            "path": carrier.path,
+            "build": carrier.build,
+            "first_of_path": carrier.path == "temporal" or carrier.everything,
+            "last_of_path": carrier.path == "direct" or carrier.everything,
         },
     )
     rows = await cursor.fetchall()
@@ -110,6 +175,34 @@ async def claim(
     ]
     ready = rows[0]["ready"] if rows else 0
     return Claim(events, more=len(events) >= limit or ready > len(events))
+
+
+async def claim_events(
+    connection: Connection, ids: Sequence[UUID], *, batch: UUID, lease: float, carrier: Carrier
+) -> list[UUID]:
+    """Lease these events to `batch` for `lease` seconds, whatever the shares; return the ids of those that were ready.
+
+    The others have an owner, wait for their next attempt, are final, or belong to a paused source.
+    """
+    cursor = await connection.execute(
+        f"""WITH ready AS (
+             SELECT id FROM inbox
+             WHERE id = ANY(%(ids)s) AND open AND next_at <= clock_timestamp()
+               AND source NOT IN (SELECT name FROM sources WHERE paused)
+             ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+           )
+           UPDATE inbox SET batch = %(batch)s, next_at = clock_timestamp() + make_interval(secs => %(lease)s),
+                            workflow_id = NULL, run_id = NULL, {CARRIED}
+           FROM ready WHERE inbox.id = ready.id RETURNING inbox.id""",
+        {
+            "ids": list(ids),
+            "batch": batch,
+            "lease": lease,
+            "path": carrier.path,
+            "build": carrier.build,
+        },
+    )
+    return [row["id"] for row in await cursor.fetchall()]
 
 
 async def renew(connection: Connection, batches: Sequence[UUID], *, lease: float) -> None:
@@ -144,3 +237,18 @@ async def release(
            WHERE inbox.id = mine.id""",
         (seconds, list(ids), batch),
     )
+
+
+async def take_back(connection: Connection, build: str) -> list[UUID]:
+    """Return the claimed events of a build to the queue, ready for others at once; return their ids.
+
+    Skips events that a commit holds at the moment.
+    """
+    cursor = await connection.execute(
+        """UPDATE inbox SET batch = NULL, starts = 0, next_at = clock_timestamp()
+           FROM (SELECT id FROM inbox WHERE open AND batch IS NOT NULL AND build = %s
+                 ORDER BY id FOR NO KEY UPDATE SKIP LOCKED) held
+           WHERE inbox.id = held.id RETURNING inbox.id""",
+        (build,),
+    )
+    return [row["id"] for row in await cursor.fetchall()]

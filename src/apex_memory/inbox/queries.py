@@ -10,8 +10,13 @@ from uuid import UUID
 from psycopg.rows import class_row
 
 from apex_memory.errors import NotFound
+from apex_memory.inbox.routing import BUCKET_SQL, BUCKETS
 from apex_memory.model import Event, Priority
 from apex_memory.stores.postgres import Connection, Row
+from apex_memory.telemetry.traces import TracedEvent
+
+FALLBACK_LEASE = "fallback"
+"""The lease of the process that fetches and sweeps while Temporal is away: it is held while the fallback is in force."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,21 @@ async def owns_any(connection: Connection, batch: UUID) -> bool:
     return await cursor.fetchone() is not None
 
 
+async def traced(connection: Connection, batch: UUID, *, limit: int) -> list[TracedEvent]:
+    """Those of a batch's events whose trace is recorded, at most `limit`, in the order of the claim.
+
+    A trace is recorded when the last bit of its flags is set (W3C Trace Context, section 3.2.2.5).
+    """
+    async with connection.cursor(row_factory=class_row(TracedEvent)) as cursor:
+        await cursor.execute(
+            """SELECT id, source, trace_parent, received_at FROM inbox
+               WHERE open AND batch = %s AND right(trace_parent, 1) = ANY('{1,3,5,7,9,b,d,f}')
+               ORDER BY priority, seq LIMIT %s""",
+            (batch, limit),
+        )
+        return await cursor.fetchall()
+
+
 async def event(connection: Connection, id: UUID) -> Event:
     """One raw event as it landed. Raises `NotFound` for an unknown id, or when retention removed the payload."""
     cursor = await connection.execute(
@@ -76,14 +96,28 @@ async def event(connection: Connection, id: UUID) -> Event:
     return event_from_row(row)
 
 
-async def kept_events(
-    connection: Connection, source: str, event_ids: Sequence[str]
+async def with_other_bytes(
+    connection: Connection, digests: Sequence[tuple[Event, bytes]]
 ) -> dict[str, Event]:
-    """Return the events with these ids as they landed, by id. Those are missing that never landed, or whose payload retention removed."""
+    """Return, by event id, the events as they landed whose payload, content type or document is not the given one.
+
+    `digests` holds events with the SHA-256 of their payloads. Those are missing in the result that never landed, or
+    whose payload retention removed.
+    """
     cursor = await connection.execute(
-        """SELECT i.*, p.body FROM inbox i JOIN payloads p ON p.inbox_id = i.id
-           WHERE i.source = %s AND i.event_id = ANY(%s)""",
-        (source, list(event_ids)),
+        """SELECT i.*, p.body
+           FROM unnest(%b::uuid[], %b::uuid[], %b::text[], %b::bigint[], %b::bytea[])
+             AS t (id, doc_id, content_type, size, digest)
+           JOIN inbox i ON i.id = t.id JOIN payloads p ON p.inbox_id = t.id
+           WHERE i.doc_id <> t.doc_id OR i.content_type <> t.content_type
+              OR octet_length(p.body) <> t.size OR sha256(p.body) <> t.digest""",
+        (
+            [event.id for event, _ in digests],
+            [event.doc_id for event, _ in digests],
+            [event.content_type for event, _ in digests],
+            [len(event.payload) for event, _ in digests],
+            [digest for _, digest in digests],
+        ),
     )
     return {row["event_id"]: event_from_row(row) for row in await cursor.fetchall()}
 
@@ -108,6 +142,44 @@ async def ready(connection: Connection) -> dict[str, int]:
            GROUP BY source"""
     )
     return {row["source"]: row["events"] for row in await cursor.fetchall()}
+
+
+async def shares(connection: Connection) -> dict[str, int]:
+    """Return the per cent of its documents that Temporal carries, by source. A source without a row is left out: all of them."""
+    cursor = await connection.execute(
+        "SELECT substr(subject, 8) AS source, share FROM rollouts WHERE subject LIKE 'source:_%'"
+    )
+    return {row["source"]: row["share"] for row in await cursor.fetchall()}
+
+
+async def fallback_since(connection: Connection) -> datetime | None:
+    """Return since when the direct path carries everything because Temporal does not respond; None if it does not."""
+    cursor = await connection.execute(
+        """SELECT coalesce((SELECT max(at) FROM audit WHERE action = 'fallback' AND subject = 'began'), clock_timestamp()) AS at
+           FROM leases WHERE name = %s AND until > clock_timestamp()""",
+        (FALLBACK_LEASE,),
+    )
+    row = await cursor.fetchone()
+    return row["at"] if row else None
+
+
+async def ready_for_direct(
+    connection: Connection, sources: Sequence[str], *, everything: bool
+) -> list[str]:
+    """Return those of the sources that have an event ready for the direct path, or for any path with `everything`."""
+    cursor = await connection.execute(
+        f"""WITH shares AS MATERIALIZED (
+              SELECT name, CASE WHEN %(everything)s THEN 0 ELSE
+                       coalesce((SELECT share FROM rollouts WHERE subject = 'source:' || name), {BUCKETS}) END AS share
+              FROM unnest(%(sources)s::text[]) AS t (name)
+            )
+            SELECT name FROM shares
+            WHERE share < {BUCKETS} AND name NOT IN (SELECT name FROM sources WHERE paused)
+              AND EXISTS (SELECT FROM inbox WHERE open AND source = name AND next_at <= clock_timestamp()
+                            AND CASE WHEN share = 0 THEN true ELSE {BUCKET_SQL} >= share END)""",
+        {"sources": list(sources), "everything": everything},
+    )
+    return [row["name"] for row in await cursor.fetchall()]
 
 
 async def stalled(connection: Connection, *, seconds: float) -> dict[str, float]:

@@ -27,7 +27,7 @@ text is kept, or as a dead letter that is listed with its reason; and nothing ca
 ```
 
 - `received` and `prepared` are *open*: a drain claims them (`leases`). `prepared` has a manifest, so it never
-  needs the pipeline again. `postpone` keeps the state: it records a failed attempt and delays the next.
+  needs the pipeline again, unless another build of Apex claims it: that one makes its own manifest. `postpone` keeps the state: it records a failed attempt and delays the next.
 - `parked` waits for a store. It is not open, so a source whose store is away costs no claims, and parking
   consumes no attempt. `unpark` returns an event to the open state it came from.
 - A step counts itself in `starts` before it begins (`start`), and every outcome that it reports sets `starts` to
@@ -47,13 +47,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Literal, LiteralString
 from uuid import UUID
 
 from psycopg.rows import class_row
 
 from apex_memory.stores.postgres import Connection
 
+QUEUE_COPIES: LiteralString = """INSERT INTO shadows AS s (subject, build, inbox_id, source)
+  SELECT r.subject, coalesce(r.build, ''), e.id, e.source FROM ended e JOIN rollouts r ON r.shadow AND (
+    r.subject = 'source:' || e.source AND e.path = 'direct'
+    OR r.subject = 'build' AND r.build IS NOT NULL AND r.build IS DISTINCT FROM e.build)
+  ON CONFLICT (inbox_id, subject, build) DO UPDATE
+    SET state = 'waiting', owner = NULL, next_at = clock_timestamp(), attempts = 0, tries = 0"""
+"""Queues a copy of each row of `ended` for the other path, or for the candidate build, where a rollout wants to compare.
+
+It is part of the statement that ends the events, so that no event is missed, and it costs nothing without a shadow.
+"""
 LONGEST_WAIT_SECONDS = 900  # between two attempts, whatever a vendor or a server demands
 PARK_DEADLINE_SECONDS = 60  # a parked event is looked at again by then at the latest
 
@@ -149,10 +159,13 @@ async def end(
     if not ids:
         return []
     cursor = await connection.execute(
-        """UPDATE inbox SET state = %s, ended_at = clock_timestamp(), batch = NULL, park_store = NULL, last_error = NULL,
-                  starts = 0, parks = 0, parked_at = NULL
-           WHERE id = ANY(%s) AND (open OR state = 'parked')
-           RETURNING source, extract(epoch FROM ended_at - received_at)::float AS seconds""",
+        f"""WITH ended AS (
+             UPDATE inbox SET state = %s, ended_at = clock_timestamp(), batch = NULL, park_store = NULL, last_error = NULL,
+                    starts = 0, parks = 0, parked_at = NULL
+             WHERE id = ANY(%s) AND (open OR state = 'parked')
+             RETURNING id, source, path, build, extract(epoch FROM ended_at - received_at)::float AS seconds
+           ), queued AS ({QUEUE_COPIES})
+           SELECT source, seconds FROM ended""",
         (state, sorted(ids)),
     )
     return [EndedEvent(row["source"], state, row["seconds"]) for row in await cursor.fetchall()]
@@ -240,9 +253,13 @@ async def mark_dead(connection: Connection, events: Sequence[FailedEvent]) -> No
     if not events:
         return
     await connection.execute(
-        """UPDATE inbox SET state = 'dead', ended_at = clock_timestamp(), batch = NULL, park_store = NULL, attempts = t.attempts,
-                  last_error = t.message
-           FROM unnest(%s::uuid[], %s::integer[], %s::text[]) AS t (id, attempts, message) WHERE inbox.id = t.id""",
+        f"""WITH ended AS (
+             UPDATE inbox SET state = 'dead', ended_at = clock_timestamp(), batch = NULL, park_store = NULL, attempts = t.attempts,
+                    last_error = t.message
+             FROM unnest(%s::uuid[], %s::integer[], %s::text[]) AS t (id, attempts, message) WHERE inbox.id = t.id
+             RETURNING inbox.id, inbox.source, inbox.path, inbox.build
+           )
+           {QUEUE_COPIES}""",
         (
             [event.id for event in events],
             [event.attempts for event in events],

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
 from apex_memory.model import Assertion, slug
 from apex_memory.normalization import NormalizedText
 from apex_memory.pipeline.chunk import split_at_passages
-from apex_memory.pipeline.entities import Mention, canonical, company_key
+from apex_memory.pipeline.entities import Mention, canonical, company_key, with_one_spelling
 from apex_memory.pipeline.identifiers import find_identifiers
 from apex_memory.pipeline.parties import City, Party, find_cities, find_companies, find_parties
 from apex_memory.pipeline.regions import NAMES
@@ -24,19 +24,23 @@ MAX_CANDIDATES = 60
 MAX_IDENTIFIERS = 8
 
 
-def extract(text: str, passages: Sequence[tuple[int, int]]) -> list[Assertion]:
+def extract(
+    text: str, passages: Sequence[tuple[int, int]], own_refs: Collection[str] = ()
+) -> list[Assertion]:
     """Return assertions with their offsets: mentions, roles of parties, names, postal codes, amounts and dates.
 
     They are recognised in the normal form of the text (`normalization`), without marks of Markdown, and their offsets
     are those of the original. An empty subject means the document itself. The most useful come first, so that a limit
-    cuts the least.
+    cuts the least. `own_refs` are the canonical refs that the source of the document gave: the same identifier in
+    another spelling of the text gets them.
     """
     normalized = NormalizedText(text)
     borders = [start for start, _ in split_at_passages(len(text), passages)]
     if normalized.text == text:
-        return _extract(text, borders)
+        return _extract(text, borders, own_refs)
     moved_borders = [normalized.offset_of(border) for border in borders]
-    return [_moved(assertion, normalized) for assertion in _extract(normalized.text, moved_borders)]
+    extracted = _extract(normalized.text, moved_borders, own_refs)
+    return [_moved(assertion, normalized) for assertion in extracted]
 
 
 def _moved(assertion: Assertion, normalized: NormalizedText) -> Assertion:
@@ -44,12 +48,12 @@ def _moved(assertion: Assertion, normalized: NormalizedText) -> Assertion:
     return replace(assertion, start=normalized.original_offset(assertion.start))
 
 
-def _extract(text: str, borders: Sequence[int]) -> list[Assertion]:
+def _extract(text: str, borders: Sequence[int], own_refs: Collection[str]) -> list[Assertion]:
     shape = char_shape(text)
     parties = sorted(find_parties(text), key=lambda party: party.mention.start)
     cities = sorted(find_cities(text, shape), key=lambda city: city.mention.start)
     mentions = [
-        *find_identifiers(text, shape),
+        *with_one_spelling(list(find_identifiers(text, shape)), own_refs),
         *find_companies(text),
         *(party.mention for party in parties),
         *(city.mention for city in cities),

@@ -61,8 +61,10 @@ class _Crashed(Exception):
 class FileReader:
     """Up to `processes` processes, each of which reads the files of one event at a time. Started when needed."""
 
-    def __init__(self, limits: ReaderLimits | None = None, *, processes: int = 2) -> None:
+    def __init__(self, limits: ReaderLimits | None = None, *, processes: int = 3) -> None:
         self._limits = limits or ReaderLimits()
+        self.share = max(1, processes - 1)
+        """Most events that one batch reads at once. The process that is left is for the batches of other sources."""
         self._idle: list[Process] = []
         self._slots = asyncio.Semaphore(processes)
 

@@ -104,11 +104,19 @@ class _PreparedEvent:
 
 class Journal:
     def __init__(
-        self, db: Postgres, manifests: Manifests, *, lease: float, max_starts: int = 5
+        self,
+        db: Postgres,
+        manifests: Manifests,
+        *,
+        lease: float,
+        pipeline: str = "",
+        max_starts: int = 5,
     ) -> None:
+        """`pipeline` names what makes manifests in this process: of an event's manifests its own are preferred."""
         self._db = db
         self._manifests = manifests
         self._lease = lease
+        self._pipeline = pipeline
         self._max_starts = max_starts
 
     async def begin(self, batch: UUID) -> BeginResult:
@@ -121,7 +129,7 @@ class Journal:
         result = BeginResult()
         async with self._db.transaction() as connection:
             await lock_parents(connection, batch)
-            events = await _lock_prepared(connection, batch)
+            events = await _lock_prepared(connection, batch, self._pipeline)
             newest: dict[UUID, _PreparedEvent] = {}
             unprepared: list[UUID] = []
             for event in sorted(events, key=lambda event: event.order):
@@ -169,23 +177,29 @@ class Journal:
         await self.insert(connection, batch, stages)
         return stages
 
-    async def insert(self, connection: Connection, owner: UUID, stages: Sequence[Stage]) -> None:
-        """Insert stages in state `staging`, which belong to `owner` until the lease ends."""
+    async def insert(
+        self, connection: Connection, owner: UUID, stages: Sequence[Stage], *, shadow: bool = False
+    ) -> None:
+        """Insert stages in state `staging`, which belong to `owner` until the lease ends.
+
+        A shadow stage is never committed. Its row names itself as its event, so that it is no attempt of the event.
+        """
         chunks = [stage.chunks_tally for stage in stages]
         edges = [stage.edges_tally for stage in stages]
         await connection.execute(
-            """INSERT INTO stages (stage_id, inbox_id, doc_id, version, event_id, manifest_id, state, owner, lease_until,
+            """INSERT INTO stages (stage_id, inbox_id, doc_id, version, event_id, manifest_id, state, shadow, owner, lease_until,
                                    chunks, chunks_sum, edges, edges_sum)
-               SELECT stage_id, inbox_id, doc_id, version, event_id, manifest_id, 'staging', %s,
+               SELECT stage_id, inbox_id, doc_id, version, event_id, manifest_id, 'staging', %s, %s,
                       clock_timestamp() + make_interval(secs => %s), chunks, chunks_sum, edges, edges_sum
                FROM unnest(%b::uuid[], %b::uuid[], %b::uuid[], %b::bigint[], %b::text[], %b::uuid[],
                            %b::integer[], %b::bigint[], %b::integer[], %b::bigint[])
                  AS t (stage_id, inbox_id, doc_id, version, event_id, manifest_id, chunks, chunks_sum, edges, edges_sum)""",
             (
+                shadow,
                 owner,
                 self._lease,
                 [stage.id for stage in stages],
-                [stage.manifest.inbox_id for stage in stages],
+                [stage.id if shadow else stage.manifest.inbox_id for stage in stages],
                 [stage.manifest.doc_id for stage in stages],
                 [stage.version for stage in stages],
                 [stage.event_id for stage in stages],
@@ -260,8 +274,13 @@ class Journal:
         }
 
 
-async def _lock_prepared(connection: Connection, batch: UUID) -> list[_PreparedEvent]:
-    """The prepared events that the batch owns, locked by id."""
+async def _lock_prepared(
+    connection: Connection, batch: UUID, pipeline: str
+) -> list[_PreparedEvent]:
+    """The prepared events that the batch owns, locked by id.
+
+    An event that several builds prepared, the last one perhaps after it lost the event, has a manifest of each.
+    """
     async with connection.cursor(row_factory=class_row(_PreparedEvent)) as cursor:
         await cursor.execute(
             """SELECT i.id, i.doc_id, i.version, i.event_id, i.source, i.starts, i.parks, m.id AS manifest_id, m.hash,
@@ -269,12 +288,12 @@ async def _lock_prepared(connection: Connection, batch: UUID) -> list[_PreparedE
                       (p.deleted AND (p.version, p.event_id) >= (i.version, i.event_id)) AS orphaned
                FROM inbox i
                LEFT JOIN LATERAL (SELECT id, hash, parent_id FROM manifests WHERE inbox_id = i.id
-                                  ORDER BY created_at DESC LIMIT 1) m ON true
+                                  ORDER BY pipeline = %s DESC, created_at DESC LIMIT 1) m ON true
                LEFT JOIN documents d ON d.doc_id = i.doc_id
                LEFT JOIN documents p ON p.doc_id = m.parent_id
                WHERE i.open AND i.batch = %s AND i.state = 'prepared'
                ORDER BY i.id FOR NO KEY UPDATE OF i""",
-            (batch,),
+            (pipeline, batch),
         )
         return await cursor.fetchall()
 

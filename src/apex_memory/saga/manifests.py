@@ -12,7 +12,7 @@ import msgpack
 import numpy as np
 
 from apex_memory.model import Assertion, Chunk, Manifest
-from apex_memory.stores.postgres import Connection, Row
+from apex_memory.stores.postgres import Connection, Postgres, Row
 
 SEPARATOR = "\x1f"
 # Manifests kept in memory between prepare and publish: so many, and of so many bytes together.
@@ -73,6 +73,31 @@ class Manifests:
             manifest = self._warm.pop(id, None)
             if manifest is not None:
                 self._warm_bytes -= _size(manifest)
+
+
+async def manifests_of_events(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, Manifest]:
+    """Return by event what readers got of it: the manifest of its committed stage, else the newest.
+
+    An event that changed its build has one of each build.
+    """
+    cursor = await connection.execute(
+        """SELECT DISTINCT ON (m.inbox_id) m.* FROM manifests m
+           LEFT JOIN stages s ON s.inbox_id = m.inbox_id AND s.manifest_id = m.id AND s.committed_at IS NOT NULL
+           WHERE m.inbox_id = ANY(%s)
+           ORDER BY m.inbox_id, s.committed_at DESC NULLS LAST, m.created_at DESC""",
+        (list(ids),),
+    )
+    return {row["inbox_id"]: from_row(row) for row in await cursor.fetchall()}
+
+
+async def live_manifests(db: Postgres, documents: Sequence[UUID], made_by: str) -> list[Manifest]:
+    """Return the manifests that readers of these documents see, where the name of their pipeline begins with `made_by`."""
+    rows = await db.fetch(
+        """SELECT m.* FROM documents d JOIN manifests m ON m.id = d.manifest_id
+           WHERE d.doc_id = ANY(%s) AND NOT d.deleted AND starts_with(m.pipeline || '/', %s)""",
+        (list(documents), made_by),
+    )
+    return [from_row(row) for row in rows]
 
 
 def _size(manifest: Manifest) -> int:

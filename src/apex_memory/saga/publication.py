@@ -28,7 +28,8 @@ from apex_memory.saga.stage import Stage
 from apex_memory.stores.base import GraphStore, VectorStore
 from apex_memory.stores.cache import Cache
 from apex_memory.stores.postgres import Postgres
-from apex_memory.telemetry import ENDED, SEARCHABLE_SECONDS, STEP_SECONDS, logger
+from apex_memory.telemetry import ENDED, SEARCHABLE_SECONDS, STEP_SECONDS, logger, traces
+from apex_memory.telemetry.exemplars import timed
 
 # A store that refuses more than this share of a batch (of at least so many documents) is itself at fault.
 SYSTEMIC_SHARE = 0.2
@@ -66,6 +67,14 @@ class BatchResult:
         self.retry += other.retry
         self.landed += other.landed
 
+    def outcomes(self) -> dict[UUID, str]:
+        """Return the outcome of each event that has ended: done, superseded or dead."""
+        return (
+            dict.fromkeys(self.done, "done")
+            | dict.fromkeys(self.superseded, "superseded")
+            | dict.fromkeys(self.dead, "dead")
+        )
+
     def add(self, dispositions: Mapping[UUID, Disposition]) -> None:
         """Add what was decided about failed events."""
         for inbox_id, disposition in dispositions.items():
@@ -73,7 +82,7 @@ class BatchResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _Staged:
+class StagedBatch:
     """What staging came to: errors by stage id, and when each store held the other stages durably."""
 
     errors: dict[UUID, ApexError]
@@ -92,8 +101,11 @@ class Publication:
         settings: Settings,
         pipeline: str,
         resilient_stores: Mapping[str, ResilientStore],
+        step_prefix: str = "",
     ) -> None:
+        """`step_prefix` begins the names of the steps in the metrics, so that copies do not count as live batches."""
         self._db = db
+        self._step_prefix = step_prefix
         self._graph = graph
         self._vectors = vectors
         self._cache = cache
@@ -103,7 +115,11 @@ class Publication:
         self.manifests = Manifests()
         self._max_attempts = settings.max_attempts
         self.journal = Journal(
-            db, self.manifests, lease=settings.lease_seconds, max_starts=settings.max_attempts
+            db,
+            self.manifests,
+            lease=settings.lease_seconds,
+            pipeline=pipeline,
+            max_starts=settings.max_attempts,
         )
         self.failures = FailureHandler(db, max_attempts=settings.max_attempts, pipeline=pipeline)
         self._log = logger(component="saga")
@@ -132,7 +148,7 @@ class Publication:
         """Bring every prepared event of the batch to an outcome. Safe to run again after any crash."""
         result = BatchResult()
         while True:
-            with STEP_SECONDS.labels("begin").time():
+            with timed(STEP_SECONDS.labels("begin")), traces.step("begin"):
                 begun = await self.journal.begin(batch)
             result.superseded.extend(begun.superseded)
             _count(begun.ended)
@@ -162,7 +178,7 @@ class Publication:
             staged = await self._stage_and_verify(held)
             await self._handle_failures(batch, held, staged.errors, result)
             good = [stage for stage in held if stage.id not in staged.errors]
-            with STEP_SECONDS.labels("commit").time():
+            with timed(STEP_SECONDS.labels("commit")), traces.step("flip", stages=len(good)):
                 committed = await self.journal.commit(
                     batch, good, graph_at=staged.graph_at, vectors_at=staged.vectors_at
                 )
@@ -189,22 +205,34 @@ class Publication:
         """Write stages that a repair opened to both stores and verify them; return errors by stage id."""
         return (await self._stage_and_verify(stages)).errors
 
-    async def _stage_and_verify(self, stages: Sequence[Stage]) -> _Staged:
-        with STEP_SECONDS.labels("stage").time():
+    async def _stage_and_verify(self, stages: Sequence[Stage]) -> StagedBatch:
+        staged = await self.write(stages)
+        errors = staged.errors
+        with timed(STEP_SECONDS.labels(f"{self._step_prefix}verify")), traces.step("verify"):
+            errors |= await self.verify([stage for stage in stages if stage.id not in errors])
+        return staged
+
+    async def write(self, stages: Sequence[Stage]) -> StagedBatch:
+        """Write stages to both stores, durably, without verifying them."""
+        with timed(STEP_SECONDS.labels(f"{self._step_prefix}stage")):
             (graph_errors, graph_at), (vector_errors, vectors_at) = await asyncio.gather(
                 self._write("graph", stages, self._write_graph),
                 self._write("vectors", stages, self._write_vectors),
             )
-        errors = vector_errors | graph_errors
-        with STEP_SECONDS.labels("verify").time():
-            errors |= await self.verify([stage for stage in stages if stage.id not in errors])
-        return _Staged(errors, graph_at, vectors_at)
+        return StagedBatch(vector_errors | graph_errors, graph_at, vectors_at)
+
+    async def write_again(self, store: str, stages: Sequence[Stage]) -> dict[UUID, ApexError]:
+        """Write committed stages to one store again, durably; return errors by stage id."""
+        write = self._write_graph if store == "graph" else self._write_vectors
+        errors, _ = await self._write(store, stages, write)
+        return errors
 
     async def _write(
         self, store: str, stages: Sequence[Stage], write: WriteStages
     ) -> tuple[dict[UUID, ApexError], datetime]:
         """Write stages to one store; return errors by stage id, and when the rest was durable."""
-        errors = await self._bisect(stages, write)
+        with traces.step(f"stage {store}", stages=len(stages)):
+            errors = await self._bisect(stages, write)
         rejections = [error for error in errors.values() if isinstance(error, Rejected)]
         if len(stages) >= SYSTEMIC_LEAST and len(rejections) > SYSTEMIC_SHARE * len(stages):
             self._log.error(

@@ -20,10 +20,14 @@ from apex_memory.model import Tally, now
 from apex_memory.saga.publication import Publication
 from apex_memory.saga.stage import Stage
 from apex_memory.stores.base import GraphStore, Store, VectorStore
+from apex_memory.stores.lease import leased_if_free
 from apex_memory.stores.postgres import Postgres
 from apex_memory.telemetry import REPAIRED, logger
 
 PAGE = 500  # stages checked in one call to a store
+# Stages of any age that are checked beside the latest ones, so that an empty or another store is noticed.
+SAMPLE = 500
+CHECK_LEASE_SECONDS = 10.0  # how long others wait after the process that checked a store died
 MARGIN = timedelta(
     minutes=15
 )  # stages committed so long before the last verified time are checked too
@@ -34,6 +38,7 @@ UNKNOWN_SHARE = 0.01
 STATE_SECONDS = (
     1.0  # patience with one store; below what a search waits for the states of all stores
 )
+RESTARTED = "the server restarted, or is another one"
 LONG_AGO = datetime(2000, 1, 1).astimezone()
 
 
@@ -47,6 +52,11 @@ class ReconcileResult:
     removed: int = 0
     left: int = 0
     errors: list[str] = field(default_factory=list)
+
+
+def check_lease(store: str) -> str:
+    """Return the name of the lease of the process that checks or rebuilds a store."""
+    return f"check:{store}"
 
 
 class Recovery:
@@ -93,30 +103,40 @@ class Recovery:
     ) -> ReconcileResult | None:
         began = now()
         incarnation = await store.incarnation()
-        row = await self._db.fetch_one("SELECT * FROM store_state WHERE store = %s", (name,))
-        if row and row["incarnation"] == incarnation and row["state"] == "ready":
-            await self._mark(name, incarnation, "ready", began, "")
+        if await self._confirm(name, incarnation, began):
             return None
+        async with leased_if_free(
+            self._db, check_lease(name), seconds=CHECK_LEASE_SECONDS
+        ) as is_held:
+            # Another process checks the store, or rebuilds it.
+            return await self._check_unverified(name, store, incarnation) if is_held else None
+
+    async def _check_unverified(
+        self, name: str, store: GraphStore | VectorStore, incarnation: str
+    ) -> ReconcileResult | None:
+        began = now()
+        if await self._confirm(name, incarnation, began):
+            return None  # another process checked it meanwhile
         await store.prepare()  # a server that lost everything lost its indexes too
-        since = row["verified_at"] - MARGIN if row else LONG_AGO
-        await self._mark(
-            name,
-            incarnation,
-            "recovering",
-            row["verified_at"] if row else began,
-            "the server restarted, or is another one",
+        row = await self._db.fetch_one(
+            "SELECT verified_at FROM store_state WHERE store = %s", (name,)
         )
+        since = max(row["verified_at"] - MARGIN, LONG_AGO) if row else LONG_AGO
+        verified_at = row["verified_at"] if row else LONG_AGO
+        await self._mark(name, incarnation, "recovering", verified_at, RESTARTED)
         result = await self.check(name, since=since)
-        if result.repaired and since != LONG_AGO:
-            # The store lost acknowledged data, so what was verified earlier may be gone too.
+        if since != LONG_AGO and (result.repaired or not await self._sample_is_whole(name)):
+            # The store lost acknowledged data, so what was verified earlier may be gone too. Recorded first: whoever
+            # goes on after a crash here checks everything too.
+            await self._mark(name, incarnation, "recovering", LONG_AGO, RESTARTED)
             everything = await self.check(name, since=LONG_AGO)
             result.stages += everything.stages
             result.repaired += everything.repaired
+            result.errors += everything.errors
         if result.errors:
             self._log.error("store still recovering", store=name, errors=result.errors[:3])
             return result
-        if await store.incarnation() == incarnation:
-            await self._mark(name, incarnation, "ready", began, "")
+        await self.trust(name, incarnation, began)
         self._log.info(
             "store checked after its start",
             store=name,
@@ -124,6 +144,53 @@ class Recovery:
             repaired=result.repaired,
         )
         return result
+
+    async def _sample_is_whole(self, name: str) -> bool:
+        """Return whether the store holds the newest stages, and others of any age, as PostgreSQL has them.
+
+        A store that was replaced by an empty one, or by an older copy of itself, lacks some of them: also when
+        nothing was committed shortly before.
+        """
+        rows = await self._db.fetch(
+            """(SELECT stage_id FROM stages WHERE state = 'committed' ORDER BY committed_at DESC LIMIT %(limit)s)
+               UNION
+               (SELECT stage_id FROM stages WHERE state = 'committed' AND stage_id >= %(random)s
+                ORDER BY stage_id LIMIT %(limit)s)""",
+            # Stage ids are random, so those that follow one of them are a random sample.
+            {"limit": SAMPLE // 2, "random": uuid.UUID(int=uuid.uuid4().int // 2)},
+        )
+        return not await self._incomplete(name, [row["stage_id"] for row in rows])
+
+    async def _incomplete(self, name: str, stages: Sequence[UUID]) -> list[UUID]:
+        """Return those of the stages of which the store does not hold what PostgreSQL has."""
+        side = 0 if name == "vectors" else 1
+        expected = await self._publication.journal.expected(stages)
+        held = await self._stores[name].tally(stages)
+        return [
+            stage
+            for stage in stages
+            if stage in expected and held.get(stage, Tally()) != expected[stage][side]
+        ]
+
+    async def distrust(self, store: str, incarnation: str, reason: str) -> None:
+        """Mark a store `recovering` until all of it is checked."""
+        await self._mark(store, incarnation, "recovering", LONG_AGO, reason)
+
+    async def trust(self, store: str, incarnation: str, verified_at: datetime) -> bool:
+        """Mark a store `ready` that was verified; return False if its server restarted meanwhile."""
+        if await self._stores[store].incarnation() != incarnation:
+            return False
+        await self._mark(store, incarnation, "ready", verified_at, "")
+        return True
+
+    async def _confirm(self, store: str, incarnation: str, at: datetime) -> bool:
+        """Record that the store is still the verified one; return whether it is."""
+        return bool(
+            await self._db.execute(
+                "UPDATE store_state SET verified_at = %s WHERE store = %s AND state = 'ready' AND incarnation = %s",
+                (at, store, incarnation),
+            )
+        )
 
     async def _mark(
         self, store: str, incarnation: str, state: str, verified_at: datetime, reason: str
@@ -139,31 +206,26 @@ class Recovery:
     async def check(self, name: str, *, since: datetime) -> ReconcileResult:
         """Compare every stage committed since `since` with one store; repair those that are incomplete there."""
         result = ReconcileResult(name)
-        side = 0 if name == "vectors" else 1
-        async for page in self._committed(since):
+        async for page in self.committed(since):
             result.stages += len(page)
-            expected = await self._publication.journal.expected(page)
-            held = await self._stores[name].tally(page)
-            incomplete = [
-                stage
-                for stage in page
-                if stage in expected and held.get(stage, Tally()) != expected[stage][side]
-            ]
-            if incomplete:
+            if incomplete := await self._incomplete(name, page):
                 repaired, errors = await self.repair(incomplete)
                 result.repaired += repaired
                 result.errors += errors
                 REPAIRED.labels(name).inc(repaired)
         return result
 
-    async def _committed(self, since: datetime) -> AsyncIterator[list[UUID]]:
-        """Yield pages of the stages committed since `since`, oldest first."""
+    async def committed(
+        self, since: datetime, until: datetime | None = None
+    ) -> AsyncIterator[list[UUID]]:
+        """Yield pages of the stages committed since `since`, and before `until`, oldest first."""
         position = (since, UUID(int=0))
         while True:
             rows = await self._db.fetch(
                 """SELECT stage_id, committed_at FROM stages WHERE state = 'committed' AND committed_at >= %s
-                   AND (committed_at, stage_id) > (%s, %s) ORDER BY committed_at, stage_id LIMIT %s""",
-                (position[0], *position, PAGE),
+                   AND (committed_at, stage_id) > (%s, %s) AND (%s::timestamptz IS NULL OR committed_at < %s)
+                   ORDER BY committed_at, stage_id LIMIT %s""",
+                (position[0], *position, until, until, PAGE),
             )
             if not rows:
                 return

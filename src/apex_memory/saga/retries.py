@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import stamina
@@ -11,9 +11,11 @@ import stamina
 from apex_memory.config import Settings
 from apex_memory.errors import RetryLater, Unavailable
 from apex_memory.saga.breaker import Breaker, CircuitOpen
-from apex_memory.telemetry import RETRIES
+from apex_memory.telemetry import RETRIES, logger
 
 T = TypeVar("T")
+
+PROBE_SECONDS = 1.0  # between two looks at the breakers
 
 
 def _is_transient(error: Exception) -> bool:
@@ -45,7 +47,7 @@ class ResilientStore:
                     if attempt.num > 1:
                         RETRIES.labels(self.store).inc()
                     try:
-                        return await self._once(operation)
+                        return await self.call_once(operation)
                     except (Unavailable, RetryLater) as error:
                         if not isinstance(error, CircuitOpen):
                             failure = error
@@ -70,10 +72,47 @@ class ResilientStore:
             )
         )
 
-    async def _once(self, operation: Callable[[], Awaitable[T]]) -> T:
+    async def call_once(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Run the operation as `call` does, without retries."""
         async with self.breaker.call():
             try:
                 async with asyncio.timeout(self._timeout):
                     return await operation()
             except TimeoutError:
                 raise Unavailable(self.store, f"no response within {self._timeout:g} s") from None
+
+
+class BreakerProbes:
+    """Closes the breakers of stores that are well again, in a process that has no work for them.
+
+    Work for a store is a probe too. Without this, a process to which no work came after a failure would show its breaker as
+    open for ever.
+    """
+
+    def __init__(self, probes: Mapping[ResilientStore, Callable[[], Awaitable[object]]]) -> None:
+        """`probes` has for each store an operation that succeeds when the store is well, such as a ping."""
+        self._probes = dict(probes)
+
+    async def run(self) -> None:
+        """Probe half-open breakers until cancelled."""
+        while True:
+            await asyncio.sleep(PROBE_SECONDS)
+            await self.probe()
+
+    async def probe(self) -> None:
+        """Send one probe through each breaker that is half-open."""
+        half_open = [
+            (store, operation)
+            for store, operation in self._probes.items()
+            if store.breaker.state == "half-open"
+        ]
+        await asyncio.gather(*(self._probe(store, operation) for store, operation in half_open))
+
+    async def _probe(
+        self, store: ResilientStore, operation: Callable[[], Awaitable[object]]
+    ) -> None:
+        try:
+            await store.call_once(operation)
+        except (Unavailable, RetryLater):
+            return  # the breaker counts and shows it
+        logger(component="breaker").info("store responds again", store=store.store)

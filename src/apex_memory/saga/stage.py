@@ -20,9 +20,12 @@ from apex_memory.model import (
     Manifest,
     Tally,
     VectorPoint,
+    chunk_point,
     content_hash31,
 )
+from apex_memory.saga.turns import turns_by_chunk
 
+QUESTION_MARKS = ("?", "？", "؟")
 ENTITIES_EACH = 64  # a document with more entities has them on the passages that name them
 
 
@@ -58,9 +61,10 @@ class Stage:
         manifest = self.manifest
         seconds = int(manifest.occurred_at.timestamp())
         entities = entities_by_chunk(manifest)
-        for chunk, hash in zip(manifest.chunks, self._chunk_hashes, strict=True):
+        turns = turns_by_chunk(manifest)
+        for chunk, turn, hash in zip(manifest.chunks, turns, self._chunk_hashes, strict=True):
             yield VectorPoint(
-                id=uuid.uuid5(self.id, f"c{chunk.n}"),
+                id=chunk_point(self.id, chunk.n),
                 stage=self.id,
                 doc=manifest.doc_id,
                 n=chunk.n,
@@ -71,7 +75,9 @@ class Stage:
                 source=manifest.source,
                 kind=manifest.kind,
                 time=seconds,
-                entities=entities[chunk.n],
+                entities=[*entities[chunk.n], *turn.speakers],
+                continues=turn.continues,
+                asks=manifest.text.endswith(QUESTION_MARKS, chunk.start, chunk.end),
                 hash=hash,
             )
 

@@ -8,6 +8,8 @@ or a mix of two.
 from apex_memory.search.fusion import Weights
 from apex_memory.search.results import (
     AttributeValue,
+    Citation,
+    Context,
     DocumentPage,
     DocumentSummary,
     DocumentVersion,
@@ -19,11 +21,15 @@ from apex_memory.search.results import (
     RecognisedEntity,
     Relation,
     SearchResult,
+    SpokenTurn,
 )
+from apex_memory.search.scope import Scope
 from apex_memory.search.service import Search
 
 __all__ = [
     "AttributeValue",
+    "Citation",
+    "Context",
     "DocumentPage",
     "DocumentSummary",
     "DocumentVersion",
@@ -34,7 +40,9 @@ __all__ = [
     "QueryEntities",
     "RecognisedEntity",
     "Relation",
+    "Scope",
     "Search",
     "SearchResult",
+    "SpokenTurn",
     "Weights",
 ]

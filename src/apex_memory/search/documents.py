@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, LiteralString, TypedDict, cast
@@ -15,7 +15,7 @@ import msgpack
 from psycopg.rows import class_row
 
 from apex_memory.errors import NotFound, Rejected
-from apex_memory.model import DEGRADED
+from apex_memory.model import DEGRADED, LINK, TURNS
 from apex_memory.search.results import (
     AttributeValue,
     DocumentPage,
@@ -25,6 +25,7 @@ from apex_memory.search.results import (
     EntityView,
     Provenance,
     Relation,
+    SpokenTurn,
 )
 from apex_memory.search.snapshot import SnapshotReader, unpack_spans
 from apex_memory.search.time_limits import Degraded, TimeLimiter
@@ -125,6 +126,8 @@ class DocumentReader:
         content = await self._content(connection, pointer)
         metadata = dict(content["metadata"])
         degraded = metadata.pop(DEGRADED, {})
+        turns = metadata.pop(TURNS, ())
+        link = metadata.pop(LINK, "")
         return DocumentView(
             doc_id=doc_id,
             source=content["source"],
@@ -135,6 +138,11 @@ class DocumentReader:
             occurred_at=datetime.fromisoformat(content["occurred_at"]),
             parent_id=UUID(content["parent_id"]) if content["parent_id"] else None,
             metadata=metadata,
+            link=link or document_path(doc_id),
+            turns=[
+                spoken_turn((number, start, end, speaker, at))
+                for number, (start, end, speaker, at) in enumerate(turns, start=1)
+            ],
             degraded=degraded,
             entities=content["entities"],
             passages=[(start, end) for start, end in content["passages"]],
@@ -174,7 +182,7 @@ class DocumentReader:
         async with self._db.snapshot() as connection:
             reader = SnapshotReader(connection, None)
             summary = await reader.summary()
-            documents = await _documents_naming(connection, ref, limit)
+            documents = await _documents_naming(connection, "", {"ref": ref, "limit": limit})
             store_query = StoreQuery(SnapshotView(reader), self._time_limiter, degraded)
             facts = await self._live_facts(store_query, ref, limit)
         await self._time_limiter.check_incarnation(self._graph, summary.verified, degraded)
@@ -193,6 +201,18 @@ class DocumentReader:
         )
         return [fact for fact in facts or () if shows(fact)]
 
+    async def timeline(self, ref: str, *, limit: int, after: str | None) -> DocumentPage:
+        """Return live documents that name an entity, the latest occurrence first, after the cursor `after`."""
+        _check_page(limit)
+        condition: LiteralString = ""
+        parameters: dict[str, Any] = {"ref": ref, "limit": limit + 1}
+        if after:
+            condition = "AND (d.occurred_at, d.doc_id) < (%(at)s, %(doc_id)s)"
+            parameters["at"], parameters["doc_id"] = _from_cursor(after)
+        async with self._db.connection() as connection:
+            summaries = await _documents_naming(connection, condition, parameters)
+        return _page(summaries, limit, at=lambda summary: summary.occurred_at)
+
     async def documents(
         self,
         *,
@@ -202,14 +222,42 @@ class DocumentReader:
         limit: int,
         after: str | None,
     ) -> DocumentPage:
-        if not 1 <= limit <= PAGE_MAX:
-            raise Rejected(f"limit is {limit}", remedy=f"use a limit from 1 to {PAGE_MAX}")
-        # One more than the page, to know whether another page follows.
+        _check_page(limit)
         query, parameters = list_query(sources, kinds, deleted, limit + 1, after)
         async with self._db.connection() as connection:
             summaries = await _summaries(connection, query, parameters)
-        page = summaries[:limit]
-        return DocumentPage(page, to_cursor(page[-1]) if len(summaries) > limit else None)
+        return _page(summaries, limit, at=lambda summary: summary.committed_at)
+
+
+def document_path(doc_id: UUID) -> str:
+    """Return the path of a document in the API."""
+    return f"/v1/documents/{doc_id}"
+
+
+def spoken_turn(turn: tuple[int, int, int, str, str | None]) -> SpokenTurn:
+    """Return a turn of number, offsets (start, end), speaker and time (ISO 8601)."""
+    number, start, end, speaker, at = turn
+    return SpokenTurn(
+        number=number,
+        speaker=speaker,
+        at=datetime.fromisoformat(at) if at else None,
+        start=start,
+        end=end,
+    )
+
+
+def _check_page(limit: int) -> None:
+    if not 1 <= limit <= PAGE_MAX:
+        raise Rejected(f"limit is {limit}", remedy=f"use a limit from 1 to {PAGE_MAX}")
+
+
+def _page(
+    summaries: Sequence[DocumentSummary], limit: int, *, at: Callable[[DocumentSummary], datetime]
+) -> DocumentPage:
+    """Return a page of a list that is ordered by the time `at` and the id, and has one more row if another page follows."""
+    page = list(summaries[:limit])
+    following = to_cursor(at(page[-1]), page[-1].doc_id) if len(summaries) > limit else None
+    return DocumentPage(page, following)
 
 
 def list_query(
@@ -265,20 +313,22 @@ async def _versions(connection: Connection, doc_id: UUID) -> list[DocumentVersio
             """SELECT DISTINCT ON (s.version, s.event_id) s.version, s.event_id, s.inbox_id, s.state, s.committed_at,
                       i.received_at, m.id IS NOT NULL AS kept
                FROM stages s LEFT JOIN inbox i ON i.id = s.inbox_id LEFT JOIN manifests m ON m.id = s.manifest_id
-               WHERE s.doc_id = %s AND (s.committed_at IS NOT NULL OR s.state = 'staging')
+               WHERE s.doc_id = %s AND NOT s.shadow AND (s.committed_at IS NOT NULL OR s.state = 'staging')
                ORDER BY s.version DESC, s.event_id DESC, s.created_at DESC""",
             (doc_id,),
         )
         return await cursor.fetchall()
 
 
-async def _documents_naming(connection: Connection, ref: str, limit: int) -> list[DocumentSummary]:
-    """Return the newest live documents that name an entity, by the time at which they occurred."""
+async def _documents_naming(
+    connection: Connection, condition: LiteralString, parameters: dict[str, Any]
+) -> list[DocumentSummary]:
+    """Return the newest `limit` live documents that name the entity `ref`, by the time at which they occurred."""
     return await _summaries(
         connection,
-        f"""SELECT {_SUMMARY_COLUMNS} FROM documents d WHERE NOT d.deleted AND d.entities && ARRAY[%(ref)s]
+        f"""SELECT {_SUMMARY_COLUMNS} FROM documents d WHERE NOT d.deleted AND d.entities && ARRAY[%(ref)s] {condition}
             ORDER BY d.occurred_at DESC, d.doc_id DESC LIMIT %(limit)s""",
-        {"ref": ref, "limit": limit},
+        parameters,
         prepare=False,
     )
 
@@ -334,9 +384,9 @@ def _to_packable(value: Any) -> Any:
     return value
 
 
-def to_cursor(summary: DocumentSummary) -> str:
-    """Return the cursor of the page that follows a document."""
-    position = f"{summary.committed_at.isoformat()} {summary.doc_id}"
+def to_cursor(at: datetime, doc_id: UUID) -> str:
+    """Return the cursor of the page that follows a document, by the time by which its list is ordered."""
+    position = f"{at.isoformat()} {doc_id}"
     return base64.urlsafe_b64encode(position.encode()).decode()
 
 

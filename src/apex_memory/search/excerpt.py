@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 from apex_memory.normalization import UNSPACED
@@ -13,8 +13,13 @@ EXCERPT_CHARS = 240
 WORDS_MAX = 50  # words of a query that are looked for
 
 _LEAD = 60  # characters kept before the first word of the query, at most
+_WORD_REST = re.compile(r"\w*")
 _WORD = re.compile(r"\w[\w'’-]*")
 _SENTENCE_START = re.compile(r"(?:[.!?:]\s+|\n\s*)(?=\S)")
+
+
+Span = tuple[int, int]
+"""Character offsets (start, end)."""
 
 
 def excerpter(query: str, is_relevant: Callable[[str], bool]) -> Callable[[str], str]:
@@ -23,15 +28,7 @@ def excerpter(query: str, is_relevant: Callable[[str], bool]) -> Callable[[str],
     Words match if they begin alike (`delivered`, `delivery`). White space is folded; `…` marks text that
     was left out. A passage with none of the words is cut from its start.
     """
-    words = dict.fromkeys(word.lower() for word in _words(query) if is_relevant(word))
-    longest = sorted(dict.fromkeys(map(_stem, words)), key=len, reverse=True)[:WORDS_MAX]
-    alternatives = "|".join(map(re.escape, longest))
-    # A word of a script without blanks may begin anywhere.
-    pattern = (
-        re.compile(rf"(?:\b|(?=[^\x00-\x7f]))(?:{alternatives})", re.IGNORECASE)
-        if alternatives
-        else None
-    )
+    pattern = _pattern(_stems(query, is_relevant))
 
     def excerpt(passage: str) -> str:
         if len(passage) > EXCERPT_CHARS:
@@ -40,6 +37,53 @@ def excerpter(query: str, is_relevant: Callable[[str], bool]) -> Callable[[str],
         return " ".join(passage.split())
 
     return excerpt
+
+
+def marker(query: str, is_relevant: Callable[[str], bool]) -> Callable[[str], list[Span]]:
+    """Return a function that finds the words of a text that are words of the query, by the rule of `excerpter`.
+
+    A word counts as a whole; of a script without blanks the characters that match. Neighbours become one.
+    """
+    pattern = _pattern(_stems(query, is_relevant))
+
+    def mark(text: str) -> list[Span]:
+        spans: list[Span] = []
+        for match in pattern.finditer(text) if pattern else ():
+            start, end = match.span()
+            if not UNSPACED.match(match[0]):
+                end = _WORD_REST.match(text, end).end()  # type: ignore[union-attr]
+            if spans and start <= spans[-1][1]:
+                start, end = spans[-1][0], max(end, spans.pop()[1])
+            spans.append((start, end))
+        return spans
+
+    return mark
+
+
+def relevance(query: str, is_relevant: Callable[[str], bool]) -> Callable[[str], int]:
+    """Return a function that counts the query's relevant words in a text, each once."""
+    stems = _stems(query, is_relevant)
+
+    def count(text: str) -> int:
+        folded = text.lower()
+        return sum(stem in folded for stem in stems)
+
+    return count
+
+
+def _stems(query: str, is_relevant: Callable[[str], bool]) -> list[str]:
+    """Return the beginnings of the query's relevant words, the longest first, at most `WORDS_MAX`."""
+    words = dict.fromkeys(word.lower() for word in _words(query) if is_relevant(word))
+    return sorted(dict.fromkeys(map(_stem, words)), key=len, reverse=True)[:WORDS_MAX]
+
+
+def _pattern(stems: Sequence[str]) -> re.Pattern[str] | None:
+    """Return what finds a word that begins with one of the stems; None without stems."""
+    if not stems:
+        return None
+    alternatives = "|".join(map(re.escape, stems))
+    # A word of a script without blanks may begin anywhere.
+    return re.compile(rf"(?:\b|(?=[^\x00-\x7f]))(?:{alternatives})", re.IGNORECASE)
 
 
 def _words(query: str) -> Iterator[str]:

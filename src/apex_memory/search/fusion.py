@@ -1,17 +1,18 @@
 """Fusion: one score per passage out of the scores of several legs, each on a scale of its own.
 
 A leg is one ranked list of passages: by meaning (`dense`), by words (`words`, `nearby`), by codes, by
-the graph, by time. Fusion adds normalised scores, not reciprocal ranks: measured, equal ranks made words and meaning
-together worse than words alone. A passage that a leg did not return gets the leg's floor, and the leg's
-values become z-scores over the candidates of all legs. So a leg that returned one passage of hundreds, such
-as the only one with the query's word, weighs much. The boosts (codes, graph, time) are shares of 1 and stay as they are.
+the graph, by time. Fusion adds scores, not reciprocal ranks: measured, equal ranks made words and meaning together worse
+than words alone. Scores of meaning become z-scores over the candidates of all legs, for their scale differs by embedder.
+Scores of words become the share of the query that a passage covers (`covering`). The other legs are shares of 1 and stay as
+they are. Every candidate has its true score of each leg; where the vector store could not compare them, a passage that a leg
+did not return gets the leg's floor.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from uuid import UUID
 
 PassageId = tuple[UUID, int]
@@ -27,35 +28,35 @@ class Weights:
     Tuned on one half of the memory bench's questions; docs/discussions/ranking.md has the figures.
     """
 
-    dense: float = 1.0
+    dense: float = 2.0
     """Similarity of meaning (cosine)."""
-    words: float = 1.0
-    """BM25 over the passage."""
-    nearby: float = 0.5
-    """BM25 over the passage with its neighbours."""
+    words: float = 5.0
+    """BM25 over the passage, as `covering` scales it."""
+    nearby: float = 14.0
+    """BM25 over the passage with its neighbours, as `covering` scales it."""
     dense_nearby: float = 0.75
     """Similarity of meaning, averaged over the passage and its neighbours."""
     graph: float = 0.5
     """Links to the entities that the query names, 0 to 1."""
+    speaker: float = 2.0
+    """The passage is by somebody whom the query names, 0 or 1."""
+    topic: float = 2.0
+    """The document is of a kind that the query names, 0 to 1."""
+    length: float = 0.5
+    """Length of the passage, 0 to 1 at `LONG` characters: a short one seldom answers."""
+    asks: float = -2.0
+    """The passage ends as a question, 0 or 1: it seldom answers one."""
     codes: float = 6.0
     """The query's codes and numbers that the passage holds, rare ones counting more, 0 to 1."""
-    time: float = 3.0
+    time: float = 4.0
     """Closeness to the time that the query names, 0 to 1. Passages lie about 10 apart in the sum."""
-    covered: float = 0.6
-    """Share of the query's words that the best passage must hold for the word legs to count in full; 0 turns this off."""
-
-    def scaled_by_coverage(self, words: float, nearby: float) -> Weights:
-        """Return the weights with the word legs reduced where their coverage, 0 to 1, is below `covered`."""
-        if not self.covered:
-            return self
-        return replace(
-            self,
-            words=self.words * min(1, words / self.covered),
-            nearby=self.nearby * min(1, nearby / self.covered),
-        )
 
 
-BOOSTS = frozenset({"codes", "graph", "time"})
+PRIORS = frozenset({"length", "asks"})
+"""Boosts that do not depend on the query."""
+
+BOOSTS = PRIORS | {"words", "nearby", "codes", "graph", "time", "speaker", "topic"}
+LONG = 400  # characters of a passage that is as long as counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +86,17 @@ def fuse(passages: Iterable[PassageId], legs: Mapping[str, Leg], weights: Weight
     return dict(zip(passages, totals, strict=True))
 
 
-def coverage(leg: Leg | None, *, terms: int, corpus: int) -> float:
-    """Return how much of a query of `terms` words the leg's best passage holds; rare words count more.
+def covering(leg: Leg, *, terms: int, corpus: int) -> Leg:
+    """Return a word leg with each BM25 score as the square of the share of the query that it covers; rare words count more.
 
-    Normalising removes what a BM25 score means by itself: a passage that shares one common word with the
-    query would count like one that holds all words. The measure is the score of a passage that holds each
-    term once, if each were as rare as a term can be in a corpus of `corpus` documents.
+    The share is relative to a passage that holds each of the query's `terms` words once, if each were as rare as a word can
+    be in a corpus of `corpus` documents. Normalising by the spread of the scores would remove what a BM25 score means by
+    itself: the passages that share one common word with a question would count like those that hold all its words. The
+    square lets a single shared word count little, as meaning decides there, and nearly all words much.
     """
-    if leg is None or not leg.scores or not terms:
-        return 0.0
-    rarest_idf = math.log(1 + max(corpus, 1) / 1.5)
-    return max(leg.scores.values()) / (terms * rarest_idf)
+    most = max(terms, 1) * math.log(1 + max(corpus, 1) / 1.5)
+    scores = {passage: (score / most) ** 2 for passage, score in leg.scores.items()}
+    return Leg(scores, (leg.floor / most) ** 2)
 
 
 def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:

@@ -6,16 +6,28 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
-from apex_memory.search.fusion import Leg, PassageId, Scores, Weights, coverage, fuse, smooth
+from apex_memory.search.fusion import (
+    LONG,
+    PRIORS,
+    Leg,
+    PassageId,
+    Scores,
+    Weights,
+    covering,
+    fuse,
+    smooth,
+)
 from apex_memory.search.retrieval import GraphCandidates, VectorCandidates
 from apex_memory.search.snapshot import DocumentContent, LiveDocument
 from apex_memory.search.time_expressions import TimeRange
+from apex_memory.search.topics import Topic
 
 _TITLE_WORD = re.compile(r"[\w-]+")
 
+CONVERSATION = "conversation"
 BESIDE_SHARE = 0.5  # of a document's graph score, for its passages without the evidence
 
 PassageSpans = dict[PassageId, tuple[int, int]]
@@ -30,6 +42,9 @@ class RankedPassage:
     start: int
     end: int
     score: float
+    """In the order of the passages: what comes first by an identifier has at least the score of what follows."""
+    by: Literal["identifier", "ranking"]
+    """What put it at its place."""
     legs: Mapping[str, float]
     why: tuple[str, ...]
 
@@ -64,6 +79,7 @@ class Ranking:
     contents: Mapping[UUID, DocumentContent]
     """Contents of the documents that the graph or an identifier led to."""
     time: TimeRange | None
+    topic: Topic
     weights: Weights
     terms: int
     """Number of words in the query that the word legs look for."""
@@ -76,21 +92,51 @@ class Ranking:
         identified = {doc: self._identified_passages(doc, spans) for doc in self.identifiers.refs}
         evidence = self._graph_evidence(spans)
         legs = self._legs(spans, evidence)
-        scores = fuse(spans, legs, self._scaled_weights(legs))
+        scores = fuse(spans, self._comparable(legs), self.weights)
         leads = {
             max(passages, key=lambda passage: (scores[passage], -passage[1]))
             for passages in identified.values()
         }
         ordered = sorted(spans, key=lambda passage: self._sort_key(passage, leads, scores))
+        chosen = self._chosen(ordered, limit, passages_per_document)
+        shown = _descending([scores[passage] for passage in chosen], len(leads))
+        return [
+            self._ranked(passage, spans[passage], score, legs, is_lead=passage in leads)
+            for passage, score in zip(chosen, shown, strict=True)
+        ]
+
+    def _chosen(
+        self, ordered: Sequence[PassageId], limit: int, passages_per_document: int
+    ) -> list[PassageId]:
+        """Return the first `limit` passages: at most so many of a document, and one of each turn of a conversation first.
+
+        The other passages of the same turns follow where there is room: a long turn would otherwise fill the page.
+        """
         per_document: Counter[UUID] = Counter()
-        ranked: list[RankedPassage] = []
+        turns: set[PassageId] = set()
+        chosen: list[PassageId] = []
+        others: list[PassageId] = []
         for passage in ordered:
-            per_document[passage[0]] += 1
-            if per_document[passage[0]] <= passages_per_document:
-                ranked.append(self._ranked(passage, spans[passage], scores[passage], legs))
-            if len(ranked) == limit:
+            if len(chosen) == limit:
                 break
-        return ranked
+            doc = passage[0]
+            if self.documents[doc].kind == CONVERSATION:
+                turn = self._turn(passage)
+                if turn in turns:
+                    others.append(passage)
+                    continue
+                turns.add(turn)
+            elif per_document[doc] == passages_per_document:
+                continue
+            per_document[doc] += 1
+            chosen.append(passage)
+        return chosen + others[: limit - len(chosen)]
+
+    def _turn(self, passage: PassageId) -> PassageId:
+        """Return the first passage of the turn, as far as the candidates show it."""
+        while passage in self.vectors.continuing:
+            passage = passage[0], passage[1] - 1
+        return passage
 
     def _sort_key(
         self, passage: PassageId, leads: Collection[PassageId], scores: Scores
@@ -106,10 +152,14 @@ class Ranking:
             passage,
         )
 
-    def _scaled_weights(self, legs: Mapping[str, Leg]) -> Weights:
-        words = coverage(legs.get("words"), terms=self.terms, corpus=self.corpus)
-        nearby = coverage(legs.get("nearby"), terms=self.terms, corpus=self.corpus)
-        return self.weights.scaled_by_coverage(words, nearby)
+    def _comparable(self, legs: Mapping[str, Leg]) -> dict[str, Leg]:
+        """Return the legs with the scores of words on one scale for all queries."""
+        words = {
+            name: covering(legs[name], terms=self.terms, corpus=self.corpus)
+            for name in ("words", "nearby")
+            if name in legs
+        }
+        return {**legs, **words}
 
     def _is_record(self, doc: UUID) -> bool:
         """Return whether the document is the record of a thing that the query identifies: a `shipment` titled by its number.
@@ -173,6 +223,16 @@ class Ranking:
             shares = {passage: score / best for passage, score in legs["codes"].scores.items()}
             legs["codes"] = Leg(shares)
         legs["graph"] = Leg(self._graph_scores(spans, evidence))
+        if self.topic.words:
+            topic_shares = {
+                doc: self.topic.share(live.source, live.kind)
+                for doc, live in self.documents.items()
+            }
+            legs["topic"] = Leg({passage: topic_shares[passage[0]] for passage in spans})
+        legs["length"] = Leg(
+            {passage: min(1.0, (end - start) / LONG) for passage, (start, end) in spans.items()}
+        )
+        legs["asks"] = Leg(dict.fromkeys(self.vectors.asking, 1.0))
         if self.time:
             closeness = {
                 doc: self.time.closeness(live.occurred_at) for doc, live in self.documents.items()
@@ -193,11 +253,19 @@ class Ranking:
         return scores
 
     def _ranked(
-        self, passage: PassageId, span: tuple[int, int], score: float, legs: Mapping[str, Leg]
+        self,
+        passage: PassageId,
+        span: tuple[int, int],
+        score: float,
+        legs: Mapping[str, Leg],
+        *,
+        is_lead: bool,
     ) -> RankedPassage:
         doc = passage[0]
         leg_scores = {
-            name: leg.scores[passage] for name, leg in legs.items() if passage in leg.scores
+            name: leg.scores[passage]
+            for name, leg in legs.items()
+            if passage in leg.scores and name not in PRIORS
         }
         if doc in self.identifiers.refs:
             leg_scores["identifier"] = self.identifiers.score(doc)
@@ -207,9 +275,20 @@ class Ranking:
             start=span[0],
             end=span[1],
             score=score,
+            by="identifier" if is_lead else "ranking",
             legs=leg_scores,
             why=tuple(dict.fromkeys([*self.identifiers.refs.get(doc, ()), *graph_refs])),
         )
+
+
+def _descending(scores: Sequence[float], leads: int) -> list[float]:
+    """Return scores that never rise: those of the first `leads` raised to what follows, later ones lowered to what precedes."""
+    shown = list(scores)
+    for n in range(min(leads, len(shown) - 1) - 1, -1, -1):
+        shown[n] = max(shown[n], shown[n + 1])
+    for n in range(1, len(shown)):
+        shown[n] = min(shown[n], shown[n - 1])
+    return shown
 
 
 def _passages_holding(

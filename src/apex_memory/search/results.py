@@ -46,6 +46,20 @@ class Provenance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpokenTurn:
+    """A turn of a conversation: its number from 1 on, its speaker, and when it was spoken, if that is known.
+
+    `start` and `end` are character offsets in the document's text.
+    """
+
+    number: int
+    speaker: str
+    at: datetime | None
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hit:
     """A passage. `start` and `end` are character offsets of the snippet in the document's text."""
 
@@ -58,6 +72,8 @@ class Hit:
     snippet: str
     excerpt: str
     """At most 240 characters of the snippet, around the query's words; white space is folded."""
+    highlights: Sequence[tuple[int, int]]
+    """Where the query's words stand in the excerpt: character offsets (start, end)."""
     start: int
     end: int
     score: float
@@ -65,7 +81,44 @@ class Hit:
     """The score of each leg, on the leg's own scale; a leg that did not return the passage is absent."""
     why: tuple[str, ...]
     """Refs of the query's entities that led to this passage."""
+    turn: SpokenTurn | None
+    """The turn of a conversation that the passage is of; None for a text that nobody speaks."""
+    link: str
+    """The page of the document at its vendor, or its path in the API."""
     provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Citation:
+    """The document of a piece of a context. `start` and `end` are character offsets of the piece in its text."""
+
+    number: int
+    """The number in brackets above the piece, from 1 on."""
+    rank: int
+    """The rank of the passage among all that were found."""
+    doc_id: UUID
+    title: str
+    source: str
+    kind: str
+    occurred_at: datetime
+    turn: SpokenTurn | None
+    link: str
+    start: int
+    end: int
+    cut: bool
+    """True for a part of a sentence that is longer than the whole context may be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """Passages in one text, each under a line with its number, title and origin. `tokens` is an estimate."""
+
+    text: str
+    tokens: int
+    max_tokens: int
+    citations: Sequence[Citation]
+    left_out: int
+    """Passages that were found and are not in it whole."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,6 +132,8 @@ class SearchResult:
     entities: list[RecognisedEntity] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     """Identifiers of the query that no document holds: the hits are about something else."""
+    context: Context | None = None
+    """The best passages in a limited number of tokens, if the caller wants that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +162,9 @@ class DocumentView:
     occurred_at: datetime
     parent_id: UUID | None
     metadata: Mapping[str, Any]
+    link: str
+    """The page of the document at its vendor, or its path in the API."""
+    turns: Sequence[SpokenTurn]
     degraded: Mapping[str, Mapping[str, int]]
     """What limits left out of the document, by limit; empty for a document that is whole."""
     entities: Sequence[str]

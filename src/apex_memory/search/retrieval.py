@@ -10,11 +10,13 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
-from apex_memory.model import Filters, Vectors
+from apex_memory.model import Filters, Vectors, chunk_point
 from apex_memory.search.fusion import PassageId
 from apex_memory.search.time_expressions import TimeRange
+from apex_memory.search.topics import Topic
 from apex_memory.search.visibility import SnapshotView, StoreQuery, gather_both
 from apex_memory.stores.base import GraphHit, GraphStore, VectorHit, VectorStore
+from apex_memory.telemetry import traces
 
 GRAPH_ENTITIES = 8  # the rarest of the entities that a query may name
 GRAPH_LIMIT = 50  # hits per entity and hop
@@ -42,6 +44,10 @@ class RetrievalQuery:
     time: TimeRange | None
     """The time that the query names."""
     filters: Filters | None
+    speakers: Sequence[str] = ()
+    """Refs of speakers that the query's words may name."""
+    topic: Topic
+    """The kinds of documents that the query is about."""
     depth: int
     """Hits per leg."""
 
@@ -53,6 +59,18 @@ class VectorCandidates:
     scores: dict[str, dict[PassageId, float]] = field(default_factory=dict)
     floors: dict[str, float] = field(default_factory=dict)
     spans: dict[PassageId, tuple[int, int]] = field(default_factory=dict)
+    continuing: set[PassageId] = field(default_factory=set)
+    """Passages that continue the turn of the passage before."""
+    asking: set[PassageId] = field(default_factory=set)
+    """Passages that end as a question."""
+
+    def add(self, hit: VectorHit) -> None:
+        passage = hit.doc, hit.n
+        self.spans[passage] = (hit.start, hit.end)
+        if hit.continues:
+            self.continuing.add(passage)
+        if hit.asks:
+            self.asking.add(passage)
 
 
 @dataclass(slots=True)
@@ -93,11 +111,57 @@ class Retriever:
         self, query: RetrievalQuery, vector: Awaitable[Vectors | None], store_query: StoreQuery
     ) -> VectorCandidates:
         """Return passages by words and by meaning. The word legs run while the query's vector is still being made."""
+        dense = asyncio.ensure_future(vector)
         by_words, by_meaning = await gather_both(
-            self._pages(query, None, query.text, store_query),
-            self._dense_pages(query, vector, store_query),
+            self._word_pages(query, store_query),
+            self._dense_pages(query, dense, store_query),
         )
-        return _candidates([*by_words, *by_meaning], store_query.snapshot, query.depth)
+        candidates = _candidates([*by_words, *by_meaning], store_query.snapshot, query.depth)
+        compared = await self._compared(query, await dense, candidates, store_query)
+        if compared is not None:
+            _set_true_scores(candidates, compared, store_query.snapshot)
+        return candidates
+
+    async def _compared(
+        self,
+        query: RetrievalQuery,
+        dense: Vectors | None,
+        candidates: VectorCandidates,
+        store_query: StoreQuery,
+    ) -> LegPages | None:
+        """Compare the candidates and their neighbours with the query, each by all legs; None if the store does not take part.
+
+        A leg returns its best passages alone. What it did not return would get the leg's lowest score, although the
+        passage of another leg may be far better or worse than that.
+        """
+        points = _with_neighbours(candidates, store_query.snapshot)
+        if not points:
+            return None
+        filters = query.filters or Filters()
+
+        async def call() -> LegPages:
+            calls = [
+                self._vectors.search(dense=dense, words=query.text, limit=len(points), among=points)
+            ]
+            if query.speakers:
+                spoken = replace(filters, entities=tuple(query.speakers))
+                calls.append(
+                    self._vectors.search(
+                        dense=dense,
+                        words=None if dense is not None else query.text,
+                        limit=len(points),
+                        filters=spoken,
+                        among=points,
+                    )
+                )
+            return await asyncio.gather(*calls)
+
+        with traces.span("leg true scores"):
+            return await store_query.run("vectors", call)
+
+    async def _word_pages(self, query: RetrievalQuery, store_query: StoreQuery) -> LegPages:
+        with traces.span("leg words"):
+            return await self._pages(query, None, query.text, store_query)
 
     async def _dense_pages(
         self, query: RetrievalQuery, vector: Awaitable[Vectors | None], store_query: StoreQuery
@@ -105,7 +169,8 @@ class Retriever:
         dense = await vector
         if dense is None:
             return ()
-        return await self._pages(query, dense, None, store_query)
+        with traces.span("leg meaning"):
+            return await self._pages(query, dense, None, store_query)
 
     async def _pages(
         self,
@@ -147,6 +212,10 @@ class Retriever:
         variants = [query.filters]
         if query.identifiers and not filters.entities:
             variants.append(replace(filters, entities=tuple(query.identifiers)))
+        if query.speakers and not filters.entities:
+            variants.append(replace(filters, entities=tuple(query.speakers)))
+        if query.topic.kinds and not filters.kinds:
+            variants.append(replace(filters, kinds=query.topic.kinds))
         if query.time and not (filters.since or filters.until):
             variants.append(replace(filters, since=query.time.since, until=query.time.until))
         calls: list[Awaitable[Mapping[str, list[VectorHit]]]] = [
@@ -163,17 +232,24 @@ class Retriever:
         self, query: RetrievalQuery, exclude: Sequence[UUID]
     ) -> Mapping[str, list[VectorHit]]:
         """Return the passages that hold the query's codes, as a leg of their own."""
-        page = await self._vectors.search(
-            dense=None,
-            words=query.codes,
-            limit=query.depth,
-            filters=query.filters,
-            exclude=exclude,
-        )
+        with traces.span("leg codes"):
+            page = await self._vectors.search(
+                dense=None,
+                words=query.codes,
+                limit=query.depth,
+                filters=query.filters,
+                exclude=exclude,
+            )
         return {"codes": page["words"]}
 
     async def from_graph(self, query: RetrievalQuery, store_query: StoreQuery) -> GraphCandidates:
         """Return documents that the graph links to the query's entities."""
+        with traces.span("leg graph"):
+            return await self._graph_candidates(query, store_query)
+
+    async def _graph_candidates(
+        self, query: RetrievalQuery, store_query: StoreQuery
+    ) -> GraphCandidates:
         shows = store_query.snapshot.shows
 
         def is_short(hits: Sequence[GraphHit]) -> bool:
@@ -187,6 +263,9 @@ class Retriever:
         known = await store_query.run("graph", lambda: self._known(query.refs))
         if not known:
             return GraphCandidates()
+        if query.filters and query.filters.stages:
+            # The graph links all documents: those of a few are lost among its limited hits.
+            return GraphCandidates([], known)
         hits = await store_query.run_until_filled(
             "graph",
             lambda exclude: self._graph.linked(list(known), limit=GRAPH_LIMIT, exclude=exclude),
@@ -221,10 +300,37 @@ def _candidates(pages: LegPages, snapshot: SnapshotView, depth: int) -> VectorCa
                 if snapshot.shows(hit):
                     passage = hit.doc, hit.n
                     scores[passage] = hit.score
-                    candidates.spans[passage] = (hit.start, hit.end)
+                    candidates.add(hit)
             # The BM25 score of a passage without any of the words is 0. Otherwise no passage that is
             # missing scores above the last hit of a page.
             is_complete = leg != "dense" and len(hits) < depth
             lowest = min((hit.score for hit in hits), default=0.0)
             candidates.floors.setdefault(leg, 0.0 if is_complete else lowest)
     return candidates
+
+
+def _with_neighbours(candidates: VectorCandidates, snapshot: SnapshotView) -> list[UUID]:
+    """Return the ids of the points of all candidates and of the passages beside them."""
+    wanted: set[tuple[UUID, int]] = set()
+    for doc, n in candidates.spans:
+        last = snapshot.documents[doc].passages - 1
+        wanted.update((doc, beside) for beside in (n - 1, n, n + 1) if 0 <= beside <= max(last, n))
+    return [chunk_point(snapshot.documents[doc].stage_id, n) for doc, n in sorted(wanted)]
+
+
+def _set_true_scores(
+    candidates: VectorCandidates, compared: LegPages, snapshot: SnapshotView
+) -> None:
+    """Replace the scores of the legs by those of the comparison, which holds all candidates, and add neighbours."""
+    for leg, hits in compared[0].items():
+        scores: dict[PassageId, float] = {}
+        for hit in hits:
+            if snapshot.shows(hit):
+                scores[hit.doc, hit.n] = hit.score
+                candidates.add(hit)
+        candidates.scores[leg] = scores
+        candidates.floors[leg] = 0.0 if leg != "dense" else candidates.floors.get(leg, 0.0)
+    for spoken in compared[1:]:
+        hits = next(iter(spoken.values()), [])
+        candidates.scores["speaker"] = {(hit.doc, hit.n): 1.0 for hit in hits}
+        candidates.floors["speaker"] = 0.0

@@ -10,15 +10,19 @@ from datetime import datetime
 from typing import TypeVar
 from uuid import UUID
 
-from apex_memory.model import Entity, Filters, Vectors, now
+from opentelemetry.trace import get_current_span
+
+from apex_memory.model import Entity, Filters, Vectors, now, speaker_refs
 from apex_memory.normalization import words_of
-from apex_memory.search.documents import DocumentReader
-from apex_memory.search.excerpt import excerpter
+from apex_memory.search.context import MARGIN, PassageText, pack
+from apex_memory.search.documents import DocumentReader, document_path, spoken_turn
+from apex_memory.search.excerpt import excerpter, marker, relevance
 from apex_memory.search.fusion import Weights
 from apex_memory.search.query_vectors import QueryVector, QueryVectors
 from apex_memory.search.ranking import IdentifierMatches, RankedPassage, Ranking
 from apex_memory.search.requests import SearchRequest
 from apex_memory.search.results import (
+    Context,
     DocumentPage,
     DocumentView,
     EntityView,
@@ -29,6 +33,8 @@ from apex_memory.search.results import (
     SearchResult,
 )
 from apex_memory.search.retrieval import GraphCandidates, RetrievalQuery, Retriever, code_words
+from apex_memory.search.scope import Scope, ScopeResolver
+from apex_memory.search.sentences import QUARTERS
 from apex_memory.search.snapshot import (
     SNIPPET_CHARS,
     DocumentContent,
@@ -39,14 +45,18 @@ from apex_memory.search.snapshot import (
 )
 from apex_memory.search.time_expressions import find_time_range
 from apex_memory.search.time_limits import Degraded, Stopwatch, TimeLimiter
+from apex_memory.search.topics import Topics
 from apex_memory.search.visibility import SnapshotView, StoreQuery, gather_both
 from apex_memory.stores.base import GraphStore, Store, VectorStore
 from apex_memory.stores.bm25 import Words
 from apex_memory.stores.cache import Cache
-from apex_memory.stores.postgres import Postgres
+from apex_memory.stores.postgres import Connection, Postgres
 
 EXACT_MAX = 20  # identifiers of one query that are looked up in the exact index
-LEAST_DEPTH = 50  # hits per leg
+DEPTH = (
+    60  # hits per leg, whatever the limit of a request: its first hits do not depend on the limit
+)
+SPEAKER_WORDS = 12  # words of a query that may name a speaker
 
 T = TypeVar("T")
 
@@ -95,6 +105,8 @@ class Search:
         embedder_id: str,
         extract_query: Callable[[str], QueryEntities],
         canonical_ref: Callable[[str], str],
+        key_prefixes: Mapping[str, Sequence[str]] | None = None,
+        called: Mapping[str, Mapping[str, str]] | None = None,
         leg_seconds: float = 2,
         rest_seconds: float = 5,
         clock: Callable[[], datetime] = now,
@@ -108,7 +120,14 @@ class Search:
         self._time_limiter = TimeLimiter(seconds=leg_seconds, rest=rest_seconds)
         self._query_vectors = QueryVectors(cache, embed_query, embedder_id, self._time_limiter)
         self._words = Words(average_words=1)  # only for queries, whose terms do not depend on it
+        self._topics = Topics(called or {}, self._words)
         self._retriever = Retriever(graph, vectors)
+        self._scopes = ScopeResolver(
+            vectors,
+            self._time_limiter,
+            key_prefixes=key_prefixes or {},
+            canonical_ref=canonical_ref,
+        )
         self._documents = DocumentReader(db, graph, cache, time_limiter=self._time_limiter)
 
     async def search(
@@ -117,13 +136,18 @@ class Search:
         *,
         limit: int = 10,
         filters: Filters | None = None,
-        passages_per_document: int = 3,
+        scope: Scope | None = None,
+        passages_per_document: int | None = None,
         weights: Weights | None = None,
+        max_tokens: int | None = None,
     ) -> SearchResult:
         """Return the best passages for a query; for an empty query the newest documents that pass the filters.
 
-        Raises `Rejected` for a query over 2,000 characters or a limit outside 1 to 100, and `Unavailable`
-        without PostgreSQL. Without any other store the result is `degraded`.
+        Without `passages_per_document` there are 3 hits of one document at most, and any number where the scope names
+        documents or conversations. With `max_tokens` the result has a context, of up to 100 passages. Raises `Rejected` for a query over 2,000 characters or a limit outside 1 to 100,
+        `NotFound` for an unknown part of the scope, and `Unavailable` without PostgreSQL. An entity of the filters that no
+        document names finds nothing, and is `unknown` in the result.
+        Without any other store the result is `degraded`.
         """
         run = _SearchRun(
             SearchRequest.from_query(
@@ -131,7 +155,9 @@ class Search:
                 limit=limit,
                 passages_per_document=passages_per_document,
                 filters=self._with_canonical_refs(filters),
+                scope=scope,
                 weights=weights,
+                max_tokens=max_tokens,
             )
         )
         with run.stopwatch.part("total"):
@@ -140,6 +166,9 @@ class Search:
             else:
                 result = await self._newest_documents(run)
         result.degraded = run.degraded.names()
+        get_current_span().set_attributes(
+            {"apex.hits": len(result.hits), "apex.degraded": result.degraded}
+        )
         result.took_ms = run.stopwatch.took_ms
         return result
 
@@ -148,20 +177,33 @@ class Search:
             return filters
         return replace(filters, entities=tuple(map(self._canonical_ref, filters.entities)))
 
+    async def _resolved_filters(self, run: _SearchRun, connection: Connection) -> Filters | None:
+        request = run.request
+        return await self._scopes.resolve(connection, request.scope, request.filters, run.degraded)
+
     async def _newest_documents(self, run: _SearchRun) -> SearchResult:
         with run.stopwatch.part("read"):
             async with self._db.snapshot() as connection:
-                reader = SnapshotReader(connection, run.request.filters)
+                filters = await self._resolved_filters(run, connection)
+                reader = SnapshotReader(connection, filters)
                 passages: list[RankedPassage] = []
-                for document in await reader.newest(run.request.limit):
+                for document in await reader.newest(run.request.pool):
                     start, end = next(iter(unpack_spans(document.spans)), (0, 0))
                     passages.append(
                         RankedPassage(
-                            doc=document.doc_id, start=start, end=end, score=0.0, legs={}, why=()
+                            doc=document.doc_id,
+                            start=start,
+                            end=end,
+                            score=0.0,
+                            by="ranking",
+                            legs={},
+                            why=(),
                         )
                     )
-                hits = await _hits(reader, passages, excerpter("", self._is_relevant))
-        return SearchResult(hits=hits)
+                hits = await _hits(reader, passages, "", self._is_relevant)
+                context = await self._context(run.request, reader, hits)
+                unknown = await self._unknown_filters(connection, filters, hits)
+        return SearchResult(hits=hits[: run.request.limit], context=context, unknown=unknown)
 
     async def _best_passages(self, run: _SearchRun) -> SearchResult:
         # Started first: a vector takes as long as everything else together. The search holds a connection
@@ -184,8 +226,9 @@ class Search:
         exact_refs = [ref for ref in entities.certain if Entity.parse(ref).type not in NAMES]
         async with self._db.snapshot() as connection:
             with run.stopwatch.part("identifiers"):
+                filters = await self._resolved_filters(run, connection)
                 snapshot = await _open_snapshot(
-                    SnapshotReader(connection, request.filters),
+                    SnapshotReader(connection, filters),
                     [*exact_refs, *entities.identifiers],
                 )
             query = RetrievalQuery(
@@ -194,8 +237,10 @@ class Search:
                 refs=[*entities.certain, *entities.candidates],
                 codes=code_words(request.text),
                 time=find_time_range(request.text, self._clock()),
-                filters=request.filters,
-                depth=max(LEAST_DEPTH, 3 * request.limit),
+                filters=filters,
+                speakers=self._speakers(request.text),
+                topic=self._topics.of(request.text),
+                depth=DEPTH,
             )
             store_query = StoreQuery(snapshot.view, self._time_limiter, run.degraded)
             with run.stopwatch.part("stores"):
@@ -216,24 +261,77 @@ class Search:
                     identifiers=snapshot.identifiers,
                     contents=contents,
                     time=query.time,
+                    topic=query.topic,
                     weights=request.weights,
                     terms=len(self._words.question(request.text).ids),
                     corpus=snapshot.summary.documents,
                 )
                 passages = ranking.order(
-                    limit=request.limit, passages_per_document=request.passages_per_document
+                    limit=request.pool, passages_per_document=request.passages_per_document
                 )
-                hits = await _hits(
-                    snapshot.reader, passages, excerpter(request.text, self._is_relevant)
-                )
+                found = await _hits(snapshot.reader, passages, request.text, self._is_relevant)
+                context = await self._context(request, snapshot.reader, found)
+                hits = found[: request.limit]
+                unknown_filters = await self._unknown_filters(connection, filters, hits)
         return SearchResult(
             hits=hits,
+            context=context,
             entities=_recognised(exact_refs, snapshot.identifiers, from_graph.known),
             unknown=[
+                *unknown_filters,
                 *_unknown_identifiers(exact_refs, snapshot.identifiers, hits),
                 *(() if run.degraded.names() else _unknown_code(query, exact_refs, hits)),
             ],
         )
+
+    async def _unknown_filters(
+        self, connection: Connection, filters: Filters | None, hits: Sequence[Hit]
+    ) -> list[str]:
+        """Return the entities of the filters that no document names, where nothing was found."""
+        return [] if hits else list(await self._scopes.unknown_entities(connection, filters))
+
+    async def _context(
+        self, request: SearchRequest, reader: SnapshotReader, hits: Sequence[Hit]
+    ) -> Context | None:
+        """Return the context of a search; None without `max_tokens`."""
+        if request.max_tokens is None:
+            return None
+        # Of more passages than twice what fits, none would be in it.
+        room = 2 * QUARTERS * request.max_tokens
+        read: list[Hit] = []
+        for hit in hits:
+            read.append(hit)
+            room -= hit.end - hit.start
+            if room < 0:
+                break
+        windows = await reader.windows(
+            [(hit.doc_id, hit.start, hit.end) for hit in read], margin=MARGIN
+        )
+        passages = [
+            PassageText(
+                hit=hit,
+                window=window.text,
+                window_start=window.start,
+                text_length=window.text_length,
+            )
+            for hit, window in zip(read, windows, strict=True)
+        ]
+        context = pack(
+            passages,
+            max_tokens=request.max_tokens,
+            relevance=relevance(request.text, self._is_relevant),
+        )
+        return replace(context, left_out=context.left_out + len(hits) - len(read))
+
+    def _speakers(self, text: str) -> list[str]:
+        """Return the refs of the speakers that a query's words may name."""
+        refs = (
+            ref
+            for word in words_of(text).split()
+            for ref in speaker_refs(word)
+            if self._is_relevant(word)
+        )
+        return list(dict.fromkeys(refs))[:SPEAKER_WORDS]
 
     def _is_relevant(self, word: str) -> bool:
         """Return whether the word legs look for a word: they leave stop words out."""
@@ -285,6 +383,15 @@ class Search:
     async def entity(self, ref: str, *, limit: int = 50) -> EntityView:
         """Return what live documents state of an entity. Raises `NotFound` if none names it."""
         return await self._documents.entity(self._canonical_ref(ref), limit=limit)
+
+    async def timeline(
+        self, ref: str, *, limit: int = 50, after: str | None = None
+    ) -> DocumentPage:
+        """Return live documents of all sources that name an entity, the latest occurrence first, after a cursor.
+
+        Raises `Rejected` for a cursor that is not from such a page.
+        """
+        return await self._documents.timeline(self._canonical_ref(ref), limit=limit, after=after)
 
     async def documents(
         self,
@@ -358,19 +465,29 @@ def _holds(hits: Sequence[Hit], code: str) -> bool:
 
 
 async def _hits(
-    reader: SnapshotReader, passages: Sequence[RankedPassage], excerpt: Callable[[str], str]
+    reader: SnapshotReader,
+    passages: Sequence[RankedPassage],
+    query: str,
+    is_relevant: Callable[[str], bool],
 ) -> list[Hit]:
     """Return the passages with their texts and origins."""
+    excerpt, mark = excerpter(query, is_relevant), marker(query, is_relevant)
     snippets = await reader.snippets(
         [(passage.doc, passage.start, passage.end) for passage in passages]
     )
     return [
-        _hit(rank, passage, snippet, excerpt)
+        _hit(rank, passage, snippet, excerpt(snippet.snippet), mark)
         for rank, (passage, snippet) in enumerate(zip(passages, snippets, strict=True), start=1)
     ]
 
 
-def _hit(rank: int, passage: RankedPassage, snippet: Snippet, excerpt: Callable[[str], str]) -> Hit:
+def _hit(
+    rank: int,
+    passage: RankedPassage,
+    snippet: Snippet,
+    excerpt: str,
+    mark: Callable[[str], list[tuple[int, int]]],
+) -> Hit:
     return Hit(
         rank=rank,
         doc_id=snippet.doc_id,
@@ -379,12 +496,15 @@ def _hit(rank: int, passage: RankedPassage, snippet: Snippet, excerpt: Callable[
         kind=snippet.kind,
         occurred_at=snippet.occurred_at,
         snippet=snippet.snippet,
-        excerpt=excerpt(snippet.snippet),
+        excerpt=excerpt,
+        highlights=mark(excerpt),
         start=passage.start,
         end=min(passage.end, passage.start + SNIPPET_CHARS),
         score=passage.score,
         legs=passage.legs,
         why=passage.why,
+        turn=spoken_turn(snippet.turn) if snippet.turn else None,
+        link=snippet.link or document_path(snippet.doc_id),
         provenance=Provenance(
             inbox_id=snippet.inbox_id,
             event_id=snippet.event_id,

@@ -35,6 +35,8 @@ class LiveDocument:
     doc_id: UUID
     stage_id: UUID
     occurred_at: datetime
+    source: str
+    kind: str
     passages: int
 
 
@@ -85,6 +87,18 @@ class Snippet:
     event_id: str
     received_at: datetime
     snippet: str
+    turn: tuple[int, int, int, str, str | None] | None
+    """Of the turn that the passage begins in: number, offsets (start, end), speaker, time (ISO 8601)."""
+    link: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TextWindow:
+    """A part of a document's text, which begins at the character `start` and has `text_length` characters as a whole."""
+
+    start: int
+    text_length: int
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +128,8 @@ def live_conditions(filters: Filters | None) -> tuple[LiteralString, dict[str, A
             ("d.occurred_at >= %(since)s", "since", filters.since),
             ("d.occurred_at < %(until)s", "until", filters.until),
             ("d.entities && %(entities)s", "entities", list(filters.entities)),
+            ("d.entities && %(people)s", "people", list(filters.people)),
+            ("d.stage_id = ANY(%(stages)b)", "stages", list(filters.stages)),
         )
         for clause, name, value in clauses:
             if value:
@@ -132,8 +148,8 @@ class SnapshotReader:
     async def summary(self) -> SnapshotSummary:
         """Return what a search needs before it queries any store.
 
-        This must be the first statement of a search: PostgreSQL takes the snapshot with the first
-        statement of a transaction, not at its begin.
+        It comes before any store is queried: PostgreSQL takes the snapshot with the first statement of a
+        transaction, not at its begin.
         """
         [summary] = await self._rows(
             SnapshotSummary,
@@ -174,7 +190,7 @@ class SnapshotReader:
         """
         rows = await self._rows(
             LiveDocument,
-            f"""SELECT d.doc_id, d.stage_id, d.occurred_at, coalesce(s.chunks, 0) AS passages FROM documents d
+            f"""SELECT d.doc_id, d.stage_id, d.occurred_at, d.source, d.kind, coalesce(s.chunks, 0) AS passages FROM documents d
                 LEFT JOIN stages s ON s.stage_id = d.stage_id
                 WHERE d.doc_id = ANY(%(docs)b) AND {self._where}""",
             self._parameters | {"docs": list(docs)},
@@ -221,7 +237,11 @@ class SnapshotReader:
         return await self._rows(
             Snippet,
             """SELECT d.doc_id, d.stage_id, d.manifest_id, m.inbox_id, d.source, d.kind, d.title, d.occurred_at,
-                      d.version, d.event_id, i.received_at, substr(m.text, t.start + 1, t.length) AS snippet
+                      d.version, d.event_id, i.received_at, substr(m.text, t.start + 1, t.length) AS snippet, m.metadata ->> 'apex_link' AS link,
+                      (SELECT to_jsonb(turns.n) || turns.turn
+                       FROM jsonb_array_elements(m.metadata -> 'apex_turns') WITH ORDINALITY AS turns (turn, n)
+                       WHERE (turns.turn ->> 0)::integer <= t.start AND t.start < (turns.turn ->> 1)::integer
+                       LIMIT 1) AS turn
                FROM unnest(%(docs)s::uuid[], %(starts)s::integer[], %(lengths)s::integer[])
                     WITH ORDINALITY AS t (id, start, length, n)
                JOIN documents d ON d.doc_id = t.id JOIN manifests m ON m.id = d.manifest_id
@@ -230,6 +250,23 @@ class SnapshotReader:
                 "docs": [doc for doc, _, _ in passages],
                 "starts": [start for _, start, _ in passages],
                 "lengths": [min(end - start, SNIPPET_CHARS) for _, start, end in passages],
+            },
+        )
+
+    async def windows(
+        self, passages: Sequence[tuple[UUID, int, int]], *, margin: int
+    ) -> list[TextWindow]:
+        """Return the texts of passages, (document id, start, end), with `margin` characters around them, in the same order."""
+        return await self._rows(
+            TextWindow,
+            """SELECT t.start, length(m.text) AS text_length, substr(m.text, t.start + 1, t.length) AS text
+               FROM unnest(%(docs)s::uuid[], %(starts)s::integer[], %(lengths)s::integer[])
+                    WITH ORDINALITY AS t (id, start, length, n)
+               JOIN documents d ON d.doc_id = t.id JOIN manifests m ON m.id = d.manifest_id ORDER BY t.n""",
+            {
+                "docs": [doc for doc, _, _ in passages],
+                "starts": [max(0, start - margin) for _, start, _ in passages],
+                "lengths": [end + margin - max(0, start - margin) for _, start, end in passages],
             },
         )
 

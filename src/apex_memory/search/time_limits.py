@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from apex_memory.errors import RetryLater, Unavailable
 from apex_memory.stores.base import Store
-from apex_memory.telemetry import DEGRADED, SEARCH_SECONDS, logger
+from apex_memory.telemetry import DEGRADED, SEARCH_SECONDS, logger, traces
+from apex_memory.telemetry.exemplars import observe
 
 T = TypeVar("T")
 
@@ -80,7 +81,7 @@ class TimeLimiter:
 
 
 class Stopwatch:
-    """Measures the parts of a search in milliseconds. Each is also observed as `apex_search_seconds`."""
+    """Measures the parts of a search in milliseconds. Each is also observed as `apex_search_seconds`, and a span."""
 
     def __init__(self) -> None:
         self.took_ms: dict[str, float] = {}
@@ -89,8 +90,9 @@ class Stopwatch:
     def part(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         try:
-            yield
+            with traces.span(f"search {name}"):
+                yield
         finally:
             seconds = time.perf_counter() - start
-            SEARCH_SECONDS.labels(name).observe(seconds)
+            observe(SEARCH_SECONDS.labels(name), seconds)
             self.took_ms[name] = round(self.took_ms.get(name, 0) + seconds * 1000, 3)

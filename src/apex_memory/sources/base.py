@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, ClassVar, Generic, Self, get_origin
+from typing import Any, ClassVar, Generic, Literal, Self, get_origin
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, model_validator
 from pydantic_core import from_json
 from typing_extensions import TypeVar
 
@@ -110,6 +110,24 @@ class SourceSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    mirror_url: str = Field(
+        "",
+        description="URL that every accepted webhook is also forwarded to: your former system. Empty: no mirror.",
+    )
+    mirror: Literal["all", "rest"] = Field(
+        "all",
+        description="`all` webhooks, or the `rest`: only those about documents that are not rolled over yet.",
+    )
+    mirror_networks: list[IPvAnyNetwork] = Field(
+        default=[],
+        description="Private networks that the URL may be in, such as `10.1.0.0/16`. Without TLS it has to be in one of them.",
+    )
+    mirror_hold_seconds: float = Field(
+        3600,
+        gt=0,
+        description="How long a target that fails may hold the order (seconds), before what waits as long becomes a dead letter.",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _lists_from_environment(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -126,8 +144,26 @@ class SourceSettings(BaseModel):
         """Refuse addresses that would send credentials unencrypted: https, or http on this machine."""
         for name in type(self).model_fields:
             value = getattr(self, name)
+            if name == "mirror_url":
+                continue  # `_mirror_is_safe` has other rules
             if name.endswith("_url") and isinstance(value, str) and value:
                 _check_address(name, value)
+        return self
+
+    @model_validator(mode="after")
+    def _mirror_is_safe(self) -> Self:
+        """Refuse a mirror that would leave this network unencrypted. Its addresses are checked when it connects."""
+        if not self.mirror_url:
+            return self
+        url = urlsplit(self.mirror_url)
+        if url.scheme not in ("https", "http") or not url.hostname:
+            raise ValueError(
+                "mirror_url: must be https://HOST/…, or http://HOST/… in mirror_networks"
+            )
+        if url.username or url.password or url.fragment:
+            raise ValueError("mirror_url: must name no user, password or fragment")
+        if url.scheme == "http" and not self.mirror_networks:
+            raise ValueError("mirror_networks: name the network of a mirror_url without TLS")
         return self
 
 
@@ -171,6 +207,11 @@ class Source(ABC, Generic[SettingsT_co]):
     Settings: ClassVar[type[SourceSettings]] = SourceSettings
     records: ClassVar[Sequence[RecordFields]] = ()
     """What becomes of the fields of each kind of record, for docs/reference/sources.md."""
+    key_prefixes: ClassVar[Sequence[str]] = ()
+    """What may stand before a vendor's own id in the keys of documents, so that people find them by that id."""
+    called: ClassVar[Mapping[str, str]] = {}
+    """The words by which people call each kind of document, besides its name; under the empty key those for the source itself.
+    A query with such a word prefers these documents."""
 
     def __init__(self, settings: SettingsT_co) -> None:
         self.settings: SettingsT_co = settings
@@ -233,6 +274,11 @@ class PulledSource(Source[PulledSettingsT_co]):
     def rate_limits(self) -> Sequence[RateLimit]:
         """The rate limits that hold together, with the settings of this moment."""
         return (self.rate_limit,)
+
+    @property
+    def expects_webhooks(self) -> bool:
+        """Whether the vendor sends webhooks of what its list shows, too: then a change that only the list shows had a webhook that was lost."""
+        return False
 
     @property
     def missing_settings(self) -> str:

@@ -98,7 +98,7 @@ def load(settings: Mapping[str, Mapping[str, Any]], extra: Path | None = None) -
 def settings_of(kind: type[Source], given: Mapping[str, Any]) -> SourceSettings:
     """Return the validated settings of a source. Raises `Misconfigured`, which names the first wrong one."""
     try:
-        return kind.Settings.model_validate(given)
+        settings = kind.Settings.model_validate(given)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(["sources", kind.name, *map(str, first["loc"])])
@@ -111,6 +111,13 @@ def settings_of(kind: type[Source], given: Mapping[str, Any]) -> SourceSettings:
         raise Misconfigured(
             f"{place}: {first['msg']}", remedy=f"see docs/reference/sources.md#{kind.name}"
         ) from None
+    if kind.path and settings.mirror_url:
+        # Its requests carry a key of this gateway, which nobody else may see.
+        raise Misconfigured(
+            f"sources.{kind.name}.mirror_url: only webhooks can be mirrored",
+            remedy="remove it; whoever sends to this source can send to the other system too",
+        )
+    return settings
 
 
 def secret_settings(kind: type[Source]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from apex_memory.fetching.windows import Readings
+from apex_memory.mirror import Mirror
 from apex_memory.saga.collector import Collector
 from apex_memory.saga.recovery import Recovery
 from apex_memory.saga.sweeper import Sweeper, SweepResult
@@ -16,11 +17,13 @@ class Upkeep:
         sweeper: Sweeper,
         collector: Collector,
         readings: Readings,
+        mirror: Mirror,
     ) -> None:
         self._recovery = recovery
         self._sweeper = sweeper
         self._collector = collector
         self._readings = readings
+        self._mirror = mirror
         self._log = logger(component="upkeep")
 
     async def sweep(self) -> SweepResult:
@@ -33,4 +36,5 @@ class Upkeep:
         dropped = await self._readings.forget()
         if dropped:
             self._log.info("old readings removed", partitions=dropped)
+        await self._mirror.forget()
         return await self._collector.collect()

@@ -129,6 +129,10 @@ class VectorHit(NamedTuple):
     n: int
     start: int
     end: int
+    continues: bool
+    """It continues the turn of the passage before."""
+    asks: bool
+    """It ends as a question."""
     score: float
 
 
@@ -169,11 +173,12 @@ class VectorStore(Store, Protocol):
         limit: int,
         filters: Filters | None = None,
         exclude: Sequence[UUID] = (),
+        among: Sequence[UUID] = (),
     ) -> Mapping[str, list[VectorHit]]:
         """Return the best chunks per leg, best first, at most `limit` per leg.
 
         `dense` is one vector, shape (dimension,). A leg whose input is None is not in the result. Points of the
-        stages in `exclude` are not searched.
+        stages in `exclude` are not searched. With `among` only these points are, each compared exactly.
         """
 
     async def points(self) -> int:

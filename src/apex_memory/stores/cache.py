@@ -16,6 +16,7 @@ from apex_memory.errors import Misconfigured, Unavailable
 from apex_memory.stores.resp import RespServer
 
 SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
+PREFIX = "apex:"  # of all keys
 PAUSE_SECONDS = 2.0
 LOG_SECONDS = 30.0
 CONNECTIONS = 16
@@ -113,6 +114,18 @@ class Cache:
         if keys:
             await self._answer("drop", ask, otherwise=None)
 
+    async def clear(self) -> int:
+        """Remove everything that Apex keeps in the cache, and return the number of entries. Raises `Unavailable`."""
+        removed = 0
+        cursor = 0
+        while True:
+            async with self._server.bounded() as client:
+                cursor, keys = await client.scan(cursor, match=f"{PREFIX}*", count=1_000)
+                if keys:
+                    removed += await client.unlink(*keys)
+            if not cursor:
+                return removed
+
     async def ping(self) -> None:
         """Send a call even in a pause, and end the pause when the server responds."""
         await self._server.ping()
@@ -159,11 +172,11 @@ class Cache:
 
 
 def _lock(doc_id: UUID) -> str:
-    return f"apex:lock:{doc_id}"
+    return f"{PREFIX}lock:{doc_id}"
 
 
 def _cached(key: str) -> str:
-    return f"apex:cache:{key}"
+    return f"{PREFIX}cache:{key}"
 
 
 def _millis(seconds: float) -> int:

@@ -20,9 +20,10 @@ from apex_memory.errors import CHANGED_EMBEDDER, Misconfigured, Rejected, Unavai
 from apex_memory.model import Filters, Tally, VectorPoint, Vectors
 from apex_memory.stores.base import StageTally, VectorHit
 from apex_memory.stores.bm25 import Words
-from apex_memory.telemetry import VECTORS_FAILURES, VECTORS_POINTS, VECTORS_UNINDEXED
 
 SCHEMES = ("edge",)
+# Flags in a passage's number: it continues the turn of the passage before; it ends as a question.
+CONTINUES, ASKS = 1 << 31, 1 << 30
 SLICE = 250  # points per request: the server serves waiting searches between requests
 
 _POINT = struct.Struct("<16s" + PLACE.format.removeprefix("<"))
@@ -123,6 +124,7 @@ class EdgeVectors:
         limit: int,
         filters: Filters | None = None,
         exclude: Sequence[UUID] = (),
+        among: Sequence[UUID] = (),
     ) -> Mapping[str, list[VectorHit]]:
         if dense is not None:
             check_vectors((None,), dense[np.newaxis], self.dimension)
@@ -131,6 +133,7 @@ class EdgeVectors:
             "terms": None if words is None else self._words.question(words).ids.tobytes(),
             "limit": limit,
             "exclude": [stage.bytes for stage in exclude],
+            "among": b"".join(point.bytes for point in among),
             **_conditions(filters or Filters()),
         }
         response = await self._call("search", request, over="searches")
@@ -144,14 +147,8 @@ class EdgeVectors:
         return (await self.stats())["points"]
 
     async def stats(self) -> dict[str, int]:
-        """Return `points`, `shards`, `unindexed` (points without an index yet), `unmerged`, `failures` of indexing in a row.
-
-        Also sets the gauges of the same names.
-        """
+        """Return `points`, `shards`, `unindexed` (points without an index yet), `unmerged`, `failures` of indexing in a row."""
         stats: dict[str, int] = await self._call("stats")
-        VECTORS_POINTS.set(stats["points"])
-        VECTORS_UNINDEXED.set(stats["unindexed"])
-        VECTORS_FAILURES.set(stats["failures"])
         return stats
 
     def _batch(self, points: Sequence[VectorPoint], vectors: Vectors) -> dict[str, Any]:
@@ -225,13 +222,20 @@ def _tags(point: VectorPoint) -> Iterator[str]:
 
 
 def _place(point: VectorPoint) -> str:
-    return f"{point.doc} {point.n} {point.start} {point.end} {point.hash}"
+    n = point.n | (CONTINUES if point.continues else 0) | (ASKS if point.asks else 0)
+    return f"{point.doc} {n} {point.start} {point.end} {point.hash}"
 
 
 def _conditions(filters: Filters) -> dict[str, Any]:
-    groups = {"source": filters.sources, "kind": filters.kinds, "entity": filters.entities}
+    groups = (
+        ("source", filters.sources),
+        ("kind", filters.kinds),
+        ("entity", filters.entities),
+        ("entity", filters.people),
+    )
     return {
-        "tags": [[f"{name}={value}" for value in group] for name, group in groups.items() if group],
+        "tags": [[f"{name}={value}" for value in group] for name, group in groups if group],
+        "stages": [stage.bytes for stage in filters.stages],
         # Points hold whole seconds: the second that contains `since` belongs to the result.
         "since": math.floor(filters.since.timestamp()) if filters.since else None,
         "until": filters.until.timestamp() if filters.until else None,
@@ -240,9 +244,10 @@ def _conditions(filters: Filters) -> dict[str, Any]:
 
 def _point(
     point: bytes, stage: bytes, doc: bytes, n: int, start: int, end: int
-) -> tuple[UUID, UUID, UUID, int, int, int]:
+) -> tuple[UUID, UUID, UUID, int, int, int, bool, bool]:
     """Return a hit without its score."""
-    return UUID(bytes=point), _uuid(stage), _uuid(doc), n, start, end
+    flags = n & CONTINUES != 0, n & ASKS != 0
+    return UUID(bytes=point), _uuid(stage), _uuid(doc), n & (ASKS - 1), start, end, *flags
 
 
 @lru_cache(maxsize=10_000)

@@ -1,4 +1,4 @@
-"""PostgreSQL, the authority: connections, transactions, migrations. SQL stands with the functions that run it."""
+"""PostgreSQL, the authority: connections and transactions. SQL stands with the functions that run it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from importlib import resources
 from typing import Any, LiteralString, cast
 from uuid import UUID
 
@@ -38,8 +37,6 @@ class _Pooled(psycopg.AsyncConnection[DictRow]):
 
 Row = Mapping[str, Any]
 
-# Names the advisory lock under which one process at a time migrates.
-MIGRATION_LOCK = 0x41504558
 CHECK_SECONDS = (
     2.0  # a pooled connection that does not answer an empty statement in time is dropped
 )
@@ -67,6 +64,10 @@ async def translated() -> AsyncIterator[None]:
             "documents",
             "the disk is full",
             remedy="free space on the disk of PostgreSQL; events wait until then",
+        ) from error
+    except psycopg.errors.LockNotAvailable as error:
+        raise RetryLater(
+            "documents: another session holds what is to be locked", after=1
         ) from error
     except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
         raise Unavailable(
@@ -238,45 +239,6 @@ def _pool(
     )
 
 
-def migrations() -> list[tuple[str, str]]:
-    """Return (name, SQL) of every migration in the package, in order."""
-    folder = resources.files("apex_memory.stores.migrations")
-    files = sorted((item.name, item) for item in folder.iterdir() if item.name.endswith(".sql"))
-    return [(name, item.read_text(encoding="utf-8")) for name, item in files]
-
-
-async def migrate(url: str) -> list[str]:
-    """Apply the migrations that the database lacks, each in its transaction. Return their names.
-
-    Raises `Misconfigured` for a database with a migration that this version does not know: it belongs to a newer Apex.
-    """
-    async with (
-        translated(),
-        await psycopg.AsyncConnection.connect(
-            url, autocommit=True, connect_timeout=5
-        ) as connection,
-    ):
-        await connection.execute("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
-        await connection.execute(
-            "CREATE TABLE IF NOT EXISTS migrations (name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
-        )
-        rows = await (await connection.execute("SELECT name FROM migrations")).fetchall()
-        applied = {row[0] for row in rows}
-        known = migrations()
-        newer = applied - {name for name, _ in known}
-        if newer:
-            raise Misconfigured(
-                f"documents: the database holds {max(newer)}, which this version does not know",
-                remedy="run the newer version of Apex, or name another database",
-            )
-        missing = [(name, sql) for name, sql in known if name not in applied]
-        for name, sql in missing:
-            async with connection.transaction():
-                await connection.execute(sql)
-                await connection.execute("INSERT INTO migrations (name) VALUES (%s)", (name,))
-        return [name for name, _ in missing]
-
-
 async def wait_until_up(url: str, *, seconds: float) -> None:
     """Return when PostgreSQL accepts connections. Raises `Unavailable` when it does not within `seconds`."""
     deadline = asyncio.get_running_loop().time() + seconds
@@ -303,6 +265,16 @@ async def claim_installation(db: Postgres, *, embedder: str, dimension: int) -> 
         )
     _require_same_embedder(row, embedder, dimension)
     return cast(UUID, row["id"])
+
+
+async def read_installation(db: Postgres) -> tuple[UUID, int | None]:
+    """Return the id of this installation, and the dimension of its vectors; None before a first start fixed the embedder."""
+    row = await db.fetch_one("SELECT id, dimension FROM installation")
+    if row is None:
+        raise Conflict(
+            "documents: the installation row is gone", remedy="restore the database from its backup"
+        )
+    return row["id"], row["dimension"]
 
 
 async def check_embedder(db: Postgres, *, embedder: str, dimension: int) -> None:

@@ -168,6 +168,7 @@ class QdrantVectors:
         limit: int,
         filters: Filters | None = None,
         exclude: Sequence[UUID] = (),
+        among: Sequence[UUID] = (),
     ) -> Mapping[str, list[VectorHit]]:
         if dense is not None:
             check_vectors((None,), dense[np.newaxis], self.dimension)
@@ -186,8 +187,9 @@ class QdrantVectors:
                 query=query,
                 using=leg,
                 limit=limit,
-                filter=_only(filters or Filters(), exclude),
-                with_payload=["stage", "doc", "n", "start", "end"],
+                filter=_only(filters or Filters(), exclude, among),
+                params=models.SearchParams(exact=True) if among else None,
+                with_payload=["stage", "doc", "n", "start", "end", "continues", "asks"],
             )
             for leg, query in queries.items()
         ]
@@ -251,6 +253,8 @@ class QdrantVectors:
                 "bucket": point.stage.int >> 112,
                 "doc": str(point.doc),
                 "n": point.n,
+                "continues": point.continues,
+                "asks": point.asks,
                 "start": point.start,
                 "end": point.end,
                 "hash": point.hash,
@@ -333,15 +337,24 @@ def _of_stages(stages: Sequence[UUID]) -> models.FieldCondition:
     )
 
 
-def _only(filters: Filters, exclude: Sequence[UUID]) -> models.Filter | None:
+def _only(filters: Filters, exclude: Sequence[UUID], among: Sequence[UUID]) -> models.Filter | None:
     must: list[Any] = list(_conditions(filters))
+    if among:
+        must.append(models.HasIdCondition(has_id=[str(point) for point in among]))
     must_not: list[Any] = [_of_stages(exclude)] if exclude else []
     return models.Filter(must=must, must_not=must_not) if must or must_not else None
 
 
 def _conditions(filters: Filters) -> Iterator[models.FieldCondition]:
-    fields = {"source": filters.sources, "kind": filters.kinds, "entities": filters.entities}
-    for key, values in fields.items():
+    if filters.stages:
+        yield _of_stages(filters.stages)
+    fields = (
+        ("source", filters.sources),
+        ("kind", filters.kinds),
+        ("entities", filters.entities),
+        ("entities", filters.people),
+    )
+    for key, values in fields:
         if values:
             yield models.FieldCondition(key=key, match=models.MatchAny(any=list(values)))
     if filters.since or filters.until:
@@ -360,5 +373,7 @@ def _hit(point: models.ScoredPoint) -> VectorHit:
         payload["n"],
         payload["start"],
         payload["end"],
+        payload.get("continues", False),
+        payload.get("asks", False),
         point.score,
     )

@@ -17,10 +17,14 @@ from apex_memory.flows.drain.messages import (
 )
 from apex_memory.flows.drain.progress import SEVERITY
 from apex_memory.flows.temporal.heartbeat import heartbeating
+from apex_memory.flows.temporal.queues import COPIES, candidate_drain_id, drain_id
 from apex_memory.inbox import Run
+from apex_memory.rollout.shadow_queue import BATCH_COPIES, source_subject
+from apex_memory.telemetry import traces
 
 if TYPE_CHECKING:  # the workflow imports this module, and must not load every engine
     from apex_memory.app import App
+    from apex_memory.rollout.shadow_steps import CopyResult
     from apex_memory.saga.publication import BatchResult
 
 
@@ -32,21 +36,49 @@ class DrainActivities:
 
     @activity.defn
     async def claim(self, input: ClaimInput) -> ClaimedBatch:
-        """Lease the next batch of the source."""
+        """Lease the next batch of the source: of the documents that Temporal and this build carry."""
+        if input.source.startswith(COPIES):
+            return await self._claim_copies(input)
         info = activity.info()
         run = Run(info.workflow_id or "", info.workflow_run_id or "")
-        batch = await self._app.steps.claim(input.source, batch=UUID(input.batch), run=run)
+        batch = await self._app.steps.claim(
+            input.source, path="temporal", everything=False, batch=UUID(input.batch), run=run
+        )
         return ClaimedBatch(
             str(batch.id),
             len(batch.events),
             batch.more,
             [str(event.id) for event in batch.events[:SHOWN]],
+            batch.trace_parents[:SHOWN] if traces.enabled() else [],
+            await self._place(input.source, run.workflow_id, empty=not batch.events),
         )
+
+    async def _place(self, source: str, workflow: str, *, empty: bool) -> str:
+        """Return `ClaimedBatch.place`. The claim itself decides what is claimed; this moves drains that claim nothing."""
+        if not workflow.startswith(
+            drain_id(source)
+        ):  # a drain of copies, which is bound to its build
+            return ""
+        routing = await self._app.builds.refresh() if empty else self._app.builds.routing
+        role = routing.role_of(self._app.build)
+        if workflow == candidate_drain_id(source, self._app.build):
+            return "stay" if role == "candidate" and routing.share else "end"
+        if role == "current":
+            return "stay"
+        return "end" if role == "candidate" else "leave"
+
+    async def _claim_copies(self, input: ClaimInput) -> ClaimedBatch:
+        subject = source_subject(input.source.removeprefix(COPIES))
+        copies = await self._app.shadow.claim(subject, batch=UUID(input.batch))
+        return ClaimedBatch(input.batch, len(copies), more=len(copies) >= BATCH_COPIES)
 
     @activity.defn
     async def prepare(self, input: BatchInput) -> StepReport:
         """Parse, extract and embed the events of a batch."""
         async with heartbeating():
+            if input.source.startswith(COPIES):
+                copies = await self._app.shadow.prepare(UUID(input.batch))
+                return StepReport({"prepared": copies})
             return _report(await self._app.steps.prepare(input.source, UUID(input.batch)))
 
     @activity.defn
@@ -54,12 +86,27 @@ class DrainActivities:
         """Write the prepared events of a batch to all stores."""
         async with heartbeating():
             behind = UUID(input.behind) if input.behind else None
+            if input.source.startswith(COPIES):
+                result = await self._app.shadow.publish(UUID(input.batch), behind=behind)
+                return _report_of_copies(result)
             return _report(await self._app.steps.publish(UUID(input.batch), behind=behind))
 
     @activity.defn
     async def give_up(self, input: GiveUpInput) -> None:
         """Release a batch whose step failed permanently."""
+        if input.source.startswith(COPIES):
+            await self._app.shadow.give_up(UUID(input.batch), input.reason)
+            return
         await self._app.steps.give_up(input.source, UUID(input.batch), input.step, input.reason)
+
+
+def _report_of_copies(result: CopyResult) -> StepReport:
+    """Return the counts of a batch of copies. A copy that differs is done as well: it was compared."""
+    counts = {
+        "done": result.equal + result.different,
+        "retry": result.waiting + result.failed + result.dropped,
+    }
+    return StepReport({outcome: count for outcome, count in counts.items() if count})
 
 
 def _report(result: BatchResult) -> StepReport:

@@ -17,6 +17,9 @@ class DrainInput:
     source: str
     priority: int
     paused: bool = False
+    build: str = ""
+    """The build that the run was started for, while a candidate carries documents; empty at other times. Such a run
+    ends when that is over, because it cannot move to another build."""
     check_now: bool = False
     """Claim at once: the previous run ended in the middle of a burst."""
     idle_seconds: float = 30
@@ -49,6 +52,11 @@ class ClaimedBatch:
     count: int
     more: bool
     events: list[str] = field(default_factory=list)
+    trace_parents: list[str] = field(default_factory=list)
+    """Of the first few of its events whose trace is recorded."""
+    place: str = ""
+    """Whether the drain is on the build on which it belongs: `stay`, `leave` for the one that Temporal chooses, or `end`,
+    so that the next wake starts it where it belongs. Empty in histories of earlier builds."""
 
 
 @dataclass(frozen=True)

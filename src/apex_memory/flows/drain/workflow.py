@@ -2,6 +2,9 @@
 
 Every run is pinned to the build on which it began (`Deployment.config`). It holds no state that PostgreSQL does
 not have: only the order of steps, and what the Temporal UI shows of it.
+
+While a candidate build carries a share of the documents, a source has two drains: `drain:SOURCE` on the current build,
+and `drain:SOURCE@BUILD` on the candidate. Each claims the documents of its build alone.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ with workflow.unsafe.imports_passed_through():
     from apex_memory.flows.drain.progress import RunProgress
     from apex_memory.flows.temporal.attributes import OUTCOME
     from apex_memory.flows.temporal.options import LONG, SHORT
+    from apex_memory.telemetry.traces import BatchSpan
 
 IDLE_RUN = timedelta(hours=1)  # a run without events continues as new after this time
 
@@ -55,6 +59,7 @@ class Drain:
         # The id of the next batch, known before it is claimed: publishing the previous batch extends its lease too.
         self._next = str(workflow.uuid4())
         self._publishing: asyncio.Task[None] | None = None
+        self._place = ""
 
     @workflow.run
     async def run(self, input: DrainInput) -> None:
@@ -63,11 +68,14 @@ class Drain:
             try:
                 if self._paused or over:
                     await self._published()
+                if over and self._ends_here():
+                    return
                 if over:
                     self._continue_as_new()
                 await self._until_due()
                 claimed = await self._process_batch()
                 over = bool(self._progress.batches) and not claimed and not self._dirty
+                over = over or self._is_misplaced()
             except ActivityError as error:
                 if is_cancelled_exception(error):
                     raise
@@ -125,6 +133,7 @@ class Drain:
         batch: ClaimedBatch = await self._timed(
             "claim", DrainActivities.claim, claim, SHORT, source
         )
+        self._place = batch.place
         if not batch.count:
             await self._published()
             return False
@@ -135,7 +144,10 @@ class Drain:
         self._dirty = self._dirty or batch.more
         self._show("processing")
         input = BatchInput(source, batch.id)
-        prepared: StepReport = await self._step("prepare", DrainActivities.prepare, batch, input)
+        span = BatchSpan(source, batch.id, batch.count, batch.trace_parents)
+        prepared: StepReport
+        with span.current():
+            prepared = await self._step("prepare", DrainActivities.prepare, batch, input)
         failure: ActivityError | None = None
         try:
             await self._published()
@@ -145,17 +157,23 @@ class Drain:
         # outside of any event loop, when a worker lets go of the workflow.
         if prepared.settled == batch.count:  # such as a batch of broken files
             self._record_outcomes(prepared)
+            span.end()
         else:
             input = replace(input, behind=self._next)
-            self._publishing = asyncio.create_task(self._publish(batch, input, prepared))
+            self._publishing = asyncio.create_task(self._publish(batch, input, prepared, span))
         if failure:
             raise failure
         if not batch.more:
             await self._published()
         return True
 
-    async def _publish(self, batch: ClaimedBatch, input: BatchInput, prepared: StepReport) -> None:
-        published: StepReport = await self._step("publish", DrainActivities.publish, batch, input)
+    async def _publish(
+        self, batch: ClaimedBatch, input: BatchInput, prepared: StepReport, span: BatchSpan
+    ) -> None:
+        published: StepReport
+        with span.current():
+            published = await self._step("publish", DrainActivities.publish, batch, input)
+        span.end()
         self._record_outcomes(prepared)
         self._progress.add_outcomes(published)
         self._dirty = self._dirty or published.landed > 0
@@ -213,17 +231,38 @@ class Drain:
         await workflow.sleep(timedelta(seconds=self._input.fault_seconds))
         self._dirty = True
 
+    def _is_misplaced(self) -> bool:
+        """Return whether the run should go on elsewhere, and can: Temporal may not have the new routing yet."""
+        if self._place == "leave":
+            return self._ends_here() or (
+                workflow.info().is_target_worker_deployment_version_changed()
+            )
+        return self._place == "end"
+
+    def _ends_here(self) -> bool:
+        """Return whether nothing continues this run. One that was started for a build cannot move to another."""
+        return self._place == "end" or (self._place == "leave" and bool(self._input.build))
+
     def _is_long(self) -> bool:
-        """Return whether the run should continue as new: its history is long, a newer build is current, or it idled for an hour."""
+        """Return whether the run should continue as new: its history is long, or it idled for an hour.
+
+        Also when Temporal would begin it on another build, in a run whose claims do not say whether it belongs here.
+        """
         info = workflow.info()
         return (
             info.is_continue_as_new_suggested()
-            or info.is_target_worker_deployment_version_changed()
+            or (not self._place and info.is_target_worker_deployment_version_changed())
             or info.get_current_history_length() > self._input.run_events
             or (not self._progress.batches and workflow.now() - info.start_time > IDLE_RUN)
         )
 
     def _continue_as_new(self) -> NoReturn:
+        """Continue on the same build while the run belongs there, else on the one that Temporal chooses.
+
+        Temporal's choice is by workflow id: while a candidate ramps, it would move whole sources to it.
+        """
+        moves = self._place != "stay"
+        behavior = workflow.ContinueAsNewVersioningBehavior
         if self._progress.batches:
             workflow.upsert_search_attributes([OUTCOME.value_set(self._progress.outcome)])
         self._show("finished; the next run continues")
@@ -234,7 +273,7 @@ class Drain:
             search_attributes=workflow.info().typed_search_attributes.updated(
                 SearchAttributePair(OUTCOME, "idle")
             ),
-            initial_versioning_behavior=workflow.ContinueAsNewVersioningBehavior.AUTO_UPGRADE,
+            initial_versioning_behavior=behavior.AUTO_UPGRADE if moves else behavior.UNSPECIFIED,
         )
 
     def _show(self, state: str) -> None:

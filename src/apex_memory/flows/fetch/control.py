@@ -25,6 +25,7 @@ from apex_memory.flows.temporal.queues import (
 )
 from apex_memory.model import Priority as Urgency
 from apex_memory.sources.base import PulledSource, Source, StreamSource
+from apex_memory.telemetry import traces
 
 CALL = timedelta(seconds=10)
 
@@ -58,19 +59,24 @@ class Pulling:
         for name, source in self._sources.items():
             if isinstance(source, StreamSource) and not source.missing_settings:
                 priority = int(source.priority)
+                # Untraced: it lives on for ever, and each of its pages is a trace of its own.
                 async with _translated_errors(f"follow {name}"):
-                    await self._client.start_workflow(
-                        "Follow",
-                        FollowInput(name),
-                        id=follow_id(name),
-                        task_queue=queue_of(priority),
-                        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                        static_summary=f"Reads the stream of {source.title}",
-                        search_attributes=attributes_of(name, priority),
-                        priority=Priority(priority_key=key_of(priority), fairness_key=name),
-                        task_timeout=TASK_TIMEOUT,
-                        rpc_timeout=CALL,
-                    )
+                    with traces.untraced():
+                        await self._start_following(name, source, priority)
+
+    async def _start_following(self, name: str, source: StreamSource, priority: int) -> None:
+        await self._client.start_workflow(
+            "Follow",
+            FollowInput(name),
+            id=follow_id(name),
+            task_queue=queue_of(priority),
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            static_summary=f"Reads the stream of {source.title}",
+            search_attributes=attributes_of(name, priority),
+            priority=Priority(priority_key=key_of(priority), fairness_key=name),
+            task_timeout=TASK_TIMEOUT,
+            rpc_timeout=CALL,
+        )
 
     async def backfill(self, name: str, id: UUID) -> None:
         """Start a backfill that `Backfills.create` stored, at the lowest priority. Raises `Unavailable`."""

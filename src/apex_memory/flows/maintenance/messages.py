@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -56,3 +56,26 @@ class SmokeTestReport:
     build: str
     stores: dict[str, str]
     away: dict[str, str]
+
+
+@dataclass(frozen=True)
+class RolloutGateInput:
+    """Input of `RolloutGate`: how many of the newest runs of each type of workflow are replayed."""
+
+    histories: int = 20
+
+
+@dataclass(frozen=True)
+class RolloutGateReport:
+    """Result of the gate: the build, the version of each store, and the replayed histories by type of workflow.
+
+    `failures` holds a line for each store that does not respond, model that does not work, and run that the build could
+    not continue; it is empty when the build may carry documents.
+    """
+
+    build: str
+    stores: dict[str, str]
+    replayed: dict[str, int]
+    failures: list[str] = field(default_factory=list)
+    complete: bool = True
+    """False when the time did not suffice to replay all of them."""

@@ -6,12 +6,15 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from temporalio import workflow
+from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from apex_memory.flows.maintenance.activities import MaintenanceActivities
     from apex_memory.flows.maintenance.messages import (
         ReconcileInput,
         ReconcileReport,
+        RolloutGateInput,
+        RolloutGateReport,
         RoundsInput,
         SmokeTestReport,
         StoreInput,
@@ -101,4 +104,26 @@ class Hello:
         return await workflow.execute_activity_method(MaintenanceActivities.smoke_test, **SHORT)
 
 
-MAINTENANCE_WORKFLOWS = (Sweep, Collect, Reconcile, Hello)
+@workflow.defn
+class RolloutGate:
+    """Checks whether a build may carry documents: stores respond, models work, and recent runs can go on with it.
+
+    Fails otherwise. The Kubernetes worker controller starts it on a new build before the build gets any work, and
+    `apex builds check` does so too.
+    """
+
+    @workflow.run
+    async def run(self, input: RolloutGateInput | None = None) -> RolloutGateReport:
+        report: RolloutGateReport = await workflow.execute_activity_method(
+            MaintenanceActivities.rollout_gate,
+            input or RolloutGateInput(),
+            **{**LONG, "start_to_close_timeout": timedelta(minutes=10)},
+        )
+        if report.failures:
+            raise ApplicationError(
+                "; ".join(report.failures), type="RolloutGateFailed", non_retryable=True
+            )
+        return report
+
+
+MAINTENANCE_WORKFLOWS = (Sweep, Collect, Reconcile, Hello, RolloutGate)

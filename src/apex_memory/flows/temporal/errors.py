@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from traceback import extract_tb
 from typing import Any
 
 from temporalio import activity
@@ -19,6 +18,7 @@ from apex_memory.errors import (
     Unauthorized,
 )
 from apex_memory.telemetry import logger
+from apex_memory.telemetry.logs import unforeseen
 
 FINAL = (Rejected, Conflict, Unauthorized, Misconfigured)
 BUG_ATTEMPTS = 5  # attempts of a step that raises anything but an `ApexError`, which is a bug
@@ -69,10 +69,7 @@ def _bug(error: Exception) -> ApplicationError:
         "step failed unexpectedly",
         step=info.activity_type,
         attempt=info.attempt,
-        error=type(error).__name__,
-        where=[
-            f"{frame.filename}:{frame.lineno}" for frame in extract_tb(error.__traceback__)[-4:]
-        ],
+        **unforeseen(error),
     )
     return ApplicationError(
         f"{type(error).__name__} in {info.activity_type}: see the worker's log",

@@ -1,4 +1,9 @@
-"""Task queues and workflow ids. Real-time and bulk work have separate task queues, so that neither delays the other."""
+"""Task queues and workflow ids. Real-time and bulk work have separate task queues, so that neither delays the other.
+
+Copies have a queue of their own, which the worker of the real-time queue serves: the bulk worker has the lowest CPU
+priority, and what a gate waits for would then stand still on a busy machine. What copies may take from live events is
+limited where they are carried (`rollout/shadow_steps.py`), and a copy that waits for its turn takes no live batch's slot.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +11,9 @@ from apex_memory.model import Priority
 
 REALTIME = "apex-realtime"
 BULK = "apex-bulk"
-QUEUES = (REALTIME, BULK)
-ROLES = {"all": QUEUES, "realtime": (REALTIME,), "bulk": (BULK,)}
+SHADOW = "apex-shadow"
+QUEUES = (REALTIME, BULK, SHADOW)
+ROLES = {"all": QUEUES, "realtime": (REALTIME, SHADOW), "bulk": (BULK,)}
 """The task queues of a worker process, by its role (its argument)."""
 
 
@@ -24,6 +30,20 @@ def key_of(priority: int) -> int:
 def drain_id(source: str) -> str:
     """Return the workflow id of a source's drain."""
     return f"drain:{source}"
+
+
+def candidate_drain_id(source: str, build: str) -> str:
+    """Return the workflow id of the drain of a source's documents that a candidate build carries."""
+    return f"drain:{source}@{build}"
+
+
+COPIES = "shadow:"
+"""Begins the name under which the copies of a source's events are drained: `shadow:frontapp`."""
+
+
+def copies_of(source: str) -> str:
+    """Return the name under which the copies of a source's events are drained. It is also the workflow's id."""
+    return COPIES + source
 
 
 def pull_id(source: str) -> str:

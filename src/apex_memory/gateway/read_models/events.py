@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, LiteralString
@@ -13,6 +13,7 @@ from apex_memory.config import Settings
 from apex_memory.errors import NotFound, Rejected
 from apex_memory.model import TOMBSTONE, document_uuid, event_uuid
 from apex_memory.stores.postgres import Postgres, Row
+from apex_memory.telemetry.traces import trace_id_of
 
 # Of an event's stages the committed one counts, then the one being written, then the last.
 _DETAIL: LiteralString = """
@@ -22,12 +23,13 @@ SELECT i.*, s.state AS stage_state, s.created_at AS staged_at, s.graph_at, s.vec
 FROM chosen i
 LEFT JOIN payloads p ON p.inbox_id = i.id
 LEFT JOIN LATERAL (
-  SELECT kind, title, deleted, metadata -> 'apex_degraded' AS degraded FROM manifests WHERE manifests.inbox_id = i.id ORDER BY created_at DESC LIMIT 1
-) m ON true
-LEFT JOIN LATERAL (
   SELECT * FROM stages s WHERE s.inbox_id = i.id
   ORDER BY array_position(ARRAY['committed', 'staging', 'superseded', 'reaping'], s.state) NULLS LAST, s.created_at DESC LIMIT 1
 ) s ON true
+LEFT JOIN LATERAL (
+  SELECT kind, title, deleted, metadata -> 'apex_degraded' AS degraded FROM manifests WHERE manifests.inbox_id = i.id
+  ORDER BY manifests.id = s.manifest_id DESC NULLS LAST, created_at DESC LIMIT 1
+) m ON true
 LEFT JOIN dead_letters l ON l.inbox_id = i.id
 ORDER BY i.seq DESC"""
 
@@ -61,6 +63,7 @@ class Events:
     def __init__(self, db: Postgres, settings: Settings) -> None:
         self._db = db
         self._ui = settings.temporal_ui.rstrip("/")
+        self._trace_url = settings.trace_url
         self._namespace = settings.temporal.partition("/")[2] or "default"
 
     async def find(
@@ -123,16 +126,19 @@ class Events:
         events, _ = await self.find(ids=ids, limit=max(1, len(ids)))
         return {event["id"]: event for event in events}
 
-    async def resolve(self, text: str, sources: Iterable[str]) -> ResolvedIds:
+    async def resolve(self, text: str, key_prefixes: Mapping[str, Sequence[str]]) -> ResolvedIds:
         """Return the event and the document that an id names.
 
         It may be the id of an event or a document, its first 8 or more characters, a source's own id of an event, or
-        a document's key. A document's event is that of its newest version; an event's document is the one it changes.
+        a document's key, with or without its source's prefix (`key_prefixes`). A document's event is that of its newest version; an event's document is the one it changes.
         Raises `NotFound` if nothing has this id, and `Rejected` if several things do.
         """
         low, high = _id_range(text)
-        derived_events = [event_uuid(source, text) for source in sources]
-        derived_documents = [document_uuid(source, text) for source in sources]
+        derived_events = [event_uuid(source, text) for source in key_prefixes]
+        derived_documents: list[UUID] = []
+        for source, prefixes in key_prefixes.items():
+            keys = [text, *(f"{prefix}{text}" for prefix in prefixes)]
+            derived_documents += [document_uuid(source, key) for key in keys]
         rows = await self._db.fetch(
             """SELECT id AS event, doc_id AS document, 1 AS rank FROM inbox WHERE id = ANY(%(events)s)
                UNION (SELECT id, doc_id, 1 FROM inbox WHERE id BETWEEN %(low)s AND %(high)s LIMIT 3)
@@ -236,10 +242,20 @@ class Events:
             "remedy": row["remedy"] if row["state"] == "dead" else None,
             "degraded": row["degraded"] or {},
             "stores": _stores(row),
+            "path": row["path"],
+            "build": row["build"],
             "workflow_id": row["workflow_id"],
             "run_id": row["run_id"],
             "workflow_url": self.workflow_url(row["workflow_id"], row["run_id"]),
+            "trace_id": trace_id_of(row["trace_parent"]),
+            "trace_url": self.trace_url(trace_id_of(row["trace_parent"])),
         }
+
+    def trace_url(self, trace_id: str | None) -> str | None:
+        """Return the URL of a trace in the trace viewer; None without a viewer or a trace that is recorded."""
+        if not trace_id or not self._trace_url:
+            return None
+        return self._trace_url.replace("{trace_id}", trace_id)
 
     def workflow_url(self, workflow_id: str | None, run_id: str | None) -> str | None:
         """Return the URL of the run's history in the Temporal UI; None without a UI or a workflow."""

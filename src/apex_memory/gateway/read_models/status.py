@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from contextlib import suppress
+from datetime import datetime
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -13,10 +14,8 @@ from temporalio.service import RPCError
 
 from apex_memory.app import App
 from apex_memory.errors import ApexError, Unavailable
-from apex_memory.model import now
+from apex_memory.rollout import builds
 from apex_memory.stores.base import Store
-from apex_memory.stores.edge import EdgeVectors
-from apex_memory.telemetry import INBOX_OPEN, OLDEST_SECONDS
 
 T = TypeVar("T")
 
@@ -113,27 +112,31 @@ async def failing_workflows(client: Client, seconds: float = SECONDS) -> list[di
     return failing
 
 
+async def fallback_since(app: App, seconds: float = SECONDS) -> datetime | None:
+    """Return since when the fallback is in force; None if it is not, or without PostgreSQL."""
+    try:
+        return await promptly(app.inbox.fallback_since(), seconds)
+    except ApexError:  # the row of PostgreSQL shows that it is unavailable
+        return None
+
+
+async def absent_build(app: App, seconds: float = SECONDS) -> dict[str, Any] | None:
+    """Return that the current build has no worker, with the remedy; None if it has, or without PostgreSQL."""
+    try:
+        absence = await promptly(builds.absence(app.db), seconds)
+    except ApexError:  # the row of PostgreSQL shows that it is unavailable
+        return None
+    if absence is None:
+        return None
+    return {
+        "build": absence.build,
+        "seen_seconds": absence.seen_seconds,
+        "living": list(absence.living),
+        "detail": absence.detail,
+        "remedy": absence.remedy,
+    }
+
+
 async def dead_letters(app: App) -> int:
     row = await app.db.fetch_one("SELECT count(*) AS n FROM dead_letters WHERE status = 'open'")
     return row["n"] if row else 0
-
-
-async def refresh_gauges(app: App) -> None:
-    """Set the gauges of the vector store and of the inbox. Raises `Unavailable` without PostgreSQL."""
-    if isinstance(app.vectors, EdgeVectors):
-        with suppress(ApexError, TimeoutError):  # `store_rows` reports a store that is unavailable
-            async with asyncio.timeout(SECONDS):
-                await app.vectors.stats()
-    rows = await promptly(app.inbox.backlog())
-    INBOX_OPEN.clear()
-    OLDEST_SECONDS.clear()
-    oldest: dict[str, float] = {}
-    events: dict[tuple[str, str], int] = {}
-    for row in rows:
-        events[row.source, row.state] = events.get((row.source, row.state), 0) + row.events
-        age = (now() - row.oldest).total_seconds()
-        oldest[row.source] = max(oldest.get(row.source, 0), age)
-    for (name, state), count in events.items():
-        INBOX_OPEN.labels(name, state).set(count)
-    for name, seconds in oldest.items():
-        OLDEST_SECONDS.labels(name).set(seconds)

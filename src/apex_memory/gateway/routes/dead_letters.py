@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Query
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
 
 from apex_memory.gateway.dependencies import (
     Admin,
@@ -21,6 +21,7 @@ from apex_memory.gateway.routes.shared import (
     DOCUMENT,
     EVENT,
     Cursor,
+    RequestBody,
     example,
     page_of,
     parse_cursor,
@@ -29,7 +30,7 @@ from apex_memory.gateway.routes.shared import (
 
 Status = Literal["open", "retrying", "resolved", "discarded", "superseded"]
 REDRIVE_LIMIT = 1_000  # most dead letters that one request redrives
-LetterNumber = Annotated[int, Field(ge=1, lt=2**63)]
+LetterNumber = Annotated[StrictInt, Field(ge=1, lt=2**63)]
 LetterId = Annotated[
     int, Path(ge=1, lt=2**63, description="The dead letter's number.", examples=[7])
 ]
@@ -49,7 +50,7 @@ _LETTER: dict[str, Any] = {
     "attempts": 1,
     "first_at": "2026-03-03T15:15:00Z",
     "last_at": "2026-03-03T15:15:02Z",
-    "pipeline": "minilm/4",
+    "pipeline": "2/e5-small-v2-int8-384",
     "status": "open",
     "resolution": None,
     "actor": None,
@@ -107,17 +108,16 @@ class DeadLetterList(BaseModel):
     next: str | None
 
 
-class RedriveRequest(BaseModel):
+class RedriveRequest(RequestBody):
     """The dead letters to redrive: `ids`, or all open ones of a fingerprint, a source or both."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={"examples": [{"fingerprint": "9f2c51d07a3e", "dry_run": True}]},
     )
     ids: list[LetterNumber] | None = Field(None, min_length=1, max_length=REDRIVE_LIMIT)
     fingerprint: str | None = Field(None, max_length=100)
     source: str | None = Field(None, max_length=100)
-    dry_run: bool = False
+    dry_run: StrictBool = False
 
     @model_validator(mode="after")
     def _one_way(self) -> RedriveRequest:
@@ -135,11 +135,11 @@ class RedriveResult(BaseModel):
     dead_letters: list[DeadLetter]
 
 
-class DiscardRequest(BaseModel):
+class DiscardRequest(RequestBody):
     """Why the event is discarded. The reason is stored with the dead letter and in the audit log."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"reason": "test load of the carrier"}]}
+        json_schema_extra={"examples": [{"reason": "test load of the carrier"}]}
     )
     reason: str = Field(min_length=1, max_length=500)
 

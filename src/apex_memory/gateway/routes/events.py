@@ -12,7 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from apex_memory.errors import Rejected
 from apex_memory.gateway.dependencies import Admin, GatewayDep, Reader, require_known_sources
 from apex_memory.gateway.read_models.events import Events
-from apex_memory.gateway.routes.shared import DOCUMENT, EVENT, IsoDateTime, example, problems
+from apex_memory.gateway.routes.shared import (
+    DOCUMENT,
+    EVENT,
+    IsoDateTime,
+    RequestBody,
+    example,
+    problems,
+)
 
 State = Literal["received", "prepared", "staged", "done", "superseded", "parked", "dead"]
 EventId = Annotated[UUID, Path(description="The event's id.", examples=[EVENT])]
@@ -62,9 +69,13 @@ _EVENT: dict[str, Any] = {
         "vectors": {"state": "writing", "at": None},
         "cache": {"state": "on_read", "at": None},
     },
+    "path": "temporal",
+    "build": "0.2.0-4f1c09aa2b",
     "workflow_id": "drain:frontapp",
     "run_id": "0197c2a4-9a41-7d0e-b9c4-0d6a3c1f2b10",
     "workflow_url": "http://127.0.0.1:8461/namespaces/apex/workflows/drain%3Afrontapp/0197c2a4-9a41-7d0e-b9c4-0d6a3c1f2b10/history",
+    "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
+    "trace_url": "http://127.0.0.1:16686/trace/4bf92f3577b34da6a3ce929d0e0e4736",
 }
 
 
@@ -72,8 +83,10 @@ class EventView(BaseModel):
     """One event, from `received` to a final state (`done`, `superseded`, `dead`).
 
     Until then, `owner` is the batch that holds the event, and `deadline` is the latest time at which it is
-    processed again: the end of its owner's lease, or the time of the next attempt. `workflow_url` is the history
-    of the workflow run that processed it, if a Temporal UI is configured. `kind` and `title` are known once it is
+    processed again: the end of its owner's lease, or the time of the next attempt. `path` and `build` are those that
+    carried the event last, null until it is claimed. `workflow_url` is the history of the workflow run that processed
+    it, if a Temporal UI is configured. `trace_id` is the trace of its way through Apex, null if none is recorded, and
+    `trace_url` its page in the trace viewer that the setting `trace_url` configures. `kind` and `title` are known once it is
     prepared. `deletion` is true for an event that removes its document. `payload_bytes` is null once the payload is
     older than `payload_days`. `degraded` says what limits left out of the document, as `GET /v1/documents/{id}` does.
     """
@@ -106,9 +119,13 @@ class EventView(BaseModel):
     remedy: str | None
     degraded: dict[str, dict[str, int]]
     stores: dict[str, StoreState]
+    path: Literal["temporal", "direct"] | None
+    build: str | None
     workflow_id: str | None
     run_id: str | None
     workflow_url: str | None
+    trace_id: str | None
+    trace_url: str | None
 
 
 class EventPage(BaseModel):
@@ -119,10 +136,10 @@ class EventPage(BaseModel):
     next: str | None
 
 
-class EventIds(BaseModel):
+class EventIds(RequestBody):
     """The events to look up, by id."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"ids": [EVENT]}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"ids": [EVENT]}]})
     ids: list[UUID] = Field(min_length=1, max_length=500)
 
 
@@ -219,13 +236,14 @@ async def resolve_id(
         Query(
             min_length=1,
             max_length=1_000,
-            description="Id of an event or a document, its first 8 or more characters, a source's own event id, or a document's key.",
+            description="Id of an event or a document, its first 8 or more characters, a source's own id of an event or record, or a document's key.",
             examples=[EVENT[:8]],
         ),
     ],
 ) -> Any:
     """Return the event and the document that an id names. For a document, the event is that of its newest version."""
-    return await Events(gateway.app.db, gateway.app.settings).resolve(id, gateway.app.sources)
+    key_prefixes = {name: source.key_prefixes for name, source in gateway.app.sources.items()}
+    return await Events(gateway.app.db, gateway.app.settings).resolve(id, key_prefixes)
 
 
 @router.get(

@@ -118,6 +118,13 @@ WAIT_PARAMETERS: list[dict[str, Any]] = [
         "example": 5,
     },
 ]
+_PATH: dict[str, Any] = {
+    "name": "path",
+    "in": "query",
+    "description": "With `wait`: `direct` has the gateway process the events itself, at once and without Temporal. Requests over 256 kB or 20 events, and those beyond two at a time, go the usual way.",
+    "schema": {"type": "string", "enum": ["direct"]},
+    "example": "direct",
+}
 _IDEMPOTENCY = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -168,7 +175,7 @@ def _add_route(router: APIRouter, source: Source, limit: int) -> None:
         | problems(400, 401, *([403] if keyed else []), 408, 413, 422, 503, host=keyed),
         openapi_extra={
             "requestBody": _body(source.samples()),
-            "parameters": [*WAIT_PARAMETERS, *_parameters(source)],
+            "parameters": [*WAIT_PARAMETERS, _PATH, *_parameters(source)],
             **({"security": [{"bearer": []}, {"header": []}]} if keyed else {}),
         },
     )

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from apex_memory.credentials import api_keys as keys
-from apex_memory.gateway.dependencies import Admin, GatewayDep
-from apex_memory.gateway.routes.shared import example, problems
+from apex_memory.gateway.dependencies import Admin, AnyKey, GatewayDep
+from apex_memory.gateway.routes.shared import RequestBody, example, problems
 
 Scope = Literal["ingest", "read", "admin"]
 _KEY: dict[str, Any] = {
@@ -23,11 +23,10 @@ _KEY: dict[str, Any] = {
 }
 
 
-class KeyRequest(BaseModel):
+class KeyRequest(RequestBody):
     """The key to create. `admin` includes the other scopes."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={"examples": [{"name": "support agent", "scopes": ["read"]}]},
     )
     name: str = Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$")
@@ -68,6 +67,15 @@ class ApiKey(BaseModel):
     revoked_at: datetime | None
 
 
+class OwnKey(BaseModel):
+    """The key of the request, without its secret. The scope `admin` includes the others."""
+
+    model_config = example({"id": "4f0c9a1be27d", "name": "support agent", "scopes": ["read"]})
+    id: str
+    name: str
+    scopes: list[Scope]
+
+
 class ApiKeyList(BaseModel):
     """All keys, newest first, with revoked ones."""
 
@@ -87,6 +95,17 @@ router = APIRouter(tags=["keys"])
 async def list_keys(gateway: GatewayDep, key: Admin) -> dict[str, Any]:
     """List all keys, revoked ones too, with the time of their last use."""
     return {"keys": await keys.list_keys(gateway.app.db)}
+
+
+@router.get(
+    "/v1/keys/own",
+    summary="Show the API key of this request",
+    response_model=OwnKey,
+    responses=problems(401, 503),
+)
+async def show_own_key(key: AnyKey) -> dict[str, Any]:
+    """Show name and scopes of the key with which this request is sent: any key may ask what it may do."""
+    return {"id": key.id, "name": key.name, "scopes": sorted(key.scopes)}
 
 
 @router.post(

@@ -7,11 +7,11 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Response
-from pydantic import BaseModel, ConfigDict, SecretStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr
 
 from apex_memory.errors import Conflict, Misconfigured, NotFound, Rejected
 from apex_memory.gateway.dependencies import Admin, GatewayDep
-from apex_memory.gateway.routes.shared import example, problems
+from apex_memory.gateway.routes.shared import RequestBody, example, problems
 from apex_memory.sources.registry import SECRETS, secret_settings, settings_of
 
 _ROW = {
@@ -47,13 +47,24 @@ class ResealResult(BaseModel):
     unreadable: list[str]
 
 
-class SecretValue(BaseModel):
+MOST_VALUES = 100  # of one setting
+
+
+def _few(value: Any) -> Any:
+    """Refuse a long list or table before each of its values is checked."""
+    if isinstance(value, list | dict) and len(value) > MOST_VALUES:
+        raise ValueError(f"more than {MOST_VALUES} values")
+    return value
+
+
+class SecretValue(RequestBody):
     """The value: text, or a list of texts where the setting is a list (two signing keys during a rotation)."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"value": ["new-key", "old-key"]}]}
-    )
-    value: SecretStr | list[SecretStr] | dict[str, SecretStr]
+    model_config = ConfigDict(json_schema_extra={"examples": [{"value": ["new-key", "old-key"]}]})
+    value: Annotated[
+        SecretStr | list[SecretStr] | dict[str, SecretStr],
+        BeforeValidator(_few),
+    ]
 
 
 Name = Annotated[str, Path(description="The source's name.", examples=["frontapp"], max_length=100)]

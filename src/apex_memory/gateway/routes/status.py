@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
 from datetime import datetime
 from time import perf_counter
@@ -9,16 +10,14 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
 from apex_memory import __version__
-from apex_memory.errors import ApexError
-from apex_memory.gateway.dependencies import GatewayDep, Reader, presented
+from apex_memory.engines.cards import running_processes
+from apex_memory.gateway.dependencies import GatewayDep, Reader, is_local, presented
 from apex_memory.gateway.read_models import status
 from apex_memory.gateway.routes.shared import example, problems
-from apex_memory.host_names import host_name, is_loopback
-from apex_memory.telemetry import logger
+from apex_memory.telemetry.exposition import exposition
 
 
 class StoreRow(BaseModel):
@@ -51,14 +50,33 @@ class FailingWorkflow(BaseModel):
 
 
 class TemporalState(BaseModel):
-    """Whether Temporal responds, and the workflows that fail repeatedly. Without Temporal events land and wait."""
+    """Whether Temporal responds, and the workflows that fail repeatedly.
+
+    `fallback_since` is the time since when the direct path carries everything because Temporal does not respond; null
+    while it does not. Until it begins, `fallback_seconds` after Temporal's last response, events land and wait.
+    """
 
     address: str
     reachable: bool
     milliseconds: float
     """How long the response took, or the waiting for one."""
     failing: list[FailingWorkflow]
+    fallback_since: datetime | None
     ui: str | None
+
+
+class AbsentBuild(BaseModel):
+    """The current build has no worker: what no candidate carries lands, and waits.
+
+    `seen_seconds` is the time since one of its workers was last seen, null if none was. `living` are the builds that have
+    workers.
+    """
+
+    build: str
+    seen_seconds: float | None
+    living: list[str]
+    detail: str
+    remedy: str
 
 
 class Machine(BaseModel):
@@ -73,6 +91,15 @@ class Machine(BaseModel):
     processors: int
     pressure: float | None
     throttled: float | None
+
+
+class MetricsRow(BaseModel):
+    """A process that runs from the gateway's data folder, and the address of its metrics. `build` is empty for engines."""
+
+    process: str
+    pid: int
+    build: str
+    metrics: str
 
 
 class Status(BaseModel):
@@ -122,8 +149,10 @@ class Status(BaseModel):
                 "reachable": True,
                 "milliseconds": 2.1,
                 "failing": [{"id": "drain:edi", "what": "workflow task", "attempt": 12}],
+                "fallback_since": None,
                 "ui": "http://127.0.0.1:8461",
             },
+            "absent_build": None,
             "backlog": [
                 {
                     "source": "edi",
@@ -136,6 +165,14 @@ class Status(BaseModel):
             "open": 12,
             "parked": 0,
             "dead_letters": 1,
+            "processes": [
+                {
+                    "process": "worker",
+                    "pid": 4711,
+                    "build": "0.2.0-5f0c2a9be1",
+                    "metrics": "http://127.0.0.1:9465/metrics",
+                }
+            ],
             "sources": ["hubspot", "documents", "edi", "frontapp"],
         }
     )
@@ -143,10 +180,13 @@ class Status(BaseModel):
     stores: list[StoreRow]
     machine: Machine
     temporal: TemporalState
+    absent_build: AbsentBuild | None
+    """Null while a worker of the current build runs."""
     backlog: list[BacklogRow] | None
     open: int | None
     parked: int | None
     dead_letters: int | None
+    processes: list[MetricsRow]
     sources: list[str]
 
 
@@ -183,8 +223,14 @@ async def show_status(gateway: GatewayDep, key: Reader) -> dict[str, Any]:
             "reachable": reachable,
             "milliseconds": round((perf_counter() - began) * 1000, 1),
             "failing": await status.failing_workflows(gateway.temporal, seconds),
+            "fallback_since": await status.fallback_since(app, seconds),
             "ui": app.settings.temporal_ui or None,
         },
+        "absent_build": await status.absent_build(app, seconds),
+        "processes": [
+            card.model_dump()
+            for card in await asyncio.to_thread(running_processes, app.settings.data_dir)
+        ],
         "sources": sorted(app.sources),
     }
     return answer | await _counts(gateway, answer["stores"])
@@ -246,21 +292,11 @@ async def readyz(gateway: GatewayDep) -> dict[str, str]:
 )
 async def metrics(gateway: GatewayDep, request: Request) -> Response:
     """Return metrics: to this machine without a key, to others with an admin key."""
-    if not _local(request):
+    if not is_local(request):
         await gateway.keys.check(presented(request), "admin")
-    try:
-        await status.refresh_gauges(gateway.app)
-    except ApexError as error:  # the other metrics are needed most while PostgreSQL is unavailable
-        logger(component="gateway").warning("inbox gauges are stale", reason=str(error)[:200])
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
-
-
-def _local(request: Request) -> bool:
-    """Return whether the caller is a program on this machine, neither behind a proxy nor a web page in a browser."""
-    client = request.client.host if request.client else ""
-    forwarded = any(name in request.headers for name in ("forwarded", "x-forwarded-for", "via"))
-    named = is_loopback(host_name(request.headers.get("host", "")))
-    return is_loopback(client) and named and not forwarded
+    # In a thread, because it reads the endpoint of Temporal's library.
+    text, content_type = await asyncio.to_thread(exposition, request.headers.get("accept", ""))
+    return Response(text, headers={"Content-Type": content_type})
 
 
 @router.get(

@@ -13,6 +13,24 @@ from apex_memory.gateway.routes.shared import DOCUMENT, EVENT
 
 _AT = "2026-03-03T15:15:00Z"
 _TEXT = "SHP-100045 was delayed at the Laredo border crossing; new ETA is Thursday 14:00."
+_TURN = {
+    "number": 1,
+    "speaker": "Dana Ortiz <dana@northwind.example>",
+    "at": _AT,
+    "start": 0,
+    "end": 80,
+}
+_LINK = "https://app.frontapp.com/open/msg_1q15qmtq"
+_FRESHNESS = {
+    "source": "frontapp",
+    "state": "idle",
+    "last_event_at": _AT,
+    "pulled_at": "2026-03-03T15:20:00Z",
+    "waiting": 0,
+    "behind": False,
+    "reason": None,
+    "as_of": "2026-03-03T15:20:04Z",
+}
 _PROVENANCE = {
     "id": EVENT,
     "event_id": "evt_55c8c149",
@@ -55,6 +73,19 @@ class ProvenanceView(View):
     stage_id: UUID
 
 
+class TurnView(View):
+    """A turn of a conversation: its number from 1 on, its speaker, and when it was spoken, if that is known.
+
+    `start` and `end` are character offsets in the document's text.
+    """
+
+    number: int
+    speaker: str
+    at: datetime | None
+    start: int
+    end: int
+
+
 class HitView(View):
     """A passage. `excerpt` is its part around the words of the question, at most 240 characters.
 
@@ -69,11 +100,20 @@ class HitView(View):
     occurred_at: datetime
     snippet: str
     excerpt: str
+    highlights: list[tuple[int, int]] = Field(
+        description="Where words of the question stand in `excerpt`: character offsets (start, end)."
+    )
     start: int
     end: int
     score: float
     legs: Mapping[str, float]
     why: list[str]
+    turn: TurnView | None = Field(
+        description="The turn of a conversation, or the message, that the passage is of."
+    )
+    link: str = Field(
+        description="The document's page at its vendor; where none is known, its path in this API."
+    )
     provenance: ProvenanceView
 
 
@@ -85,10 +125,71 @@ class RecognisedEntity(View):
     count: int
 
 
+class SourceFreshnessView(View):
+    """How current a source was at the time `as_of`, some seconds ago at most.
+
+    `last_event_at` is when its newest event arrived, `pulled_at` when it was last fetched without an error (null for a
+    source that sends its events). `waiting` events have arrived and are not searchable yet. Of a source that is `behind`
+    there may be newer events than the searchable ones.
+    """
+
+    source: str
+    state: str
+    last_event_at: datetime | None
+    pulled_at: datetime | None
+    waiting: int
+    behind: bool
+    reason: str | None
+    as_of: datetime
+
+
+class FreshnessList(View):
+    """Every source that is set up, by name."""
+
+    model_config = _example({"sources": [_FRESHNESS]})
+    sources: list[SourceFreshnessView]
+
+
+class CitationView(View):
+    """The document of a piece of a context, whose text is that of the document from `start` to `end` (characters).
+
+    `number` stands in brackets above the piece, `rank` is that of the passage. `cut` is true for a part of a sentence that
+    is longer than the whole context may be.
+    """
+
+    number: int
+    rank: int
+    document_id: UUID = Field(validation_alias="doc_id")
+    title: str
+    source: str
+    kind: str
+    occurred_at: datetime
+    turn: TurnView | None
+    link: str
+    start: int
+    end: int
+    cut: bool
+
+
+class ContextView(View):
+    """The best passages in one text, in whole sentences, each under a line with its number, title, kind, source and time.
+
+    `tokens` is an estimate, at most `max_tokens`: four letters or blanks count as a token, two digits or signs, or one
+    character that is not ASCII. `left_out` counts passages that were found and are not in it whole.
+    """
+
+    text: str
+    tokens: int
+    max_tokens: int
+    citations: list[CitationView]
+    left_out: int
+
+
 class SearchResponse(View):
     """Hits, best first. `degraded` names stores that could not take part in full, so that hits may be missing.
 
-    `unknown` has the identifiers of the query that no document holds: the hits do not concern them.
+    `unknown` has the identifiers of the query that no document holds: the hits do not concern them. `freshness` shows how
+    current the sources of the hits are, and every source that is behind. `context` is there for a search with `max_tokens`.
     """
 
     model_config = _example(
@@ -103,11 +204,14 @@ class SearchResponse(View):
                     "occurred_at": _AT,
                     "snippet": _TEXT,
                     "excerpt": _TEXT,
+                    "highlights": [[0, 10]],
                     "start": 0,
                     "end": 80,
                     "score": 2.41,
                     "legs": {"exact": 1.0, "words": 11.2, "dense": 0.71},
                     "why": ["shipment:SHP-100045"],
+                    "turn": _TURN,
+                    "link": _LINK,
                     "provenance": _PROVENANCE,
                 }
             ],
@@ -115,6 +219,8 @@ class SearchResponse(View):
             "took_ms": {"embed": 3.1, "vectors": 2.4, "total": 9.8},
             "entities": [{"ref": "shipment:SHP-100045", "exact": True, "count": 3}],
             "unknown": [],
+            "freshness": [_FRESHNESS],
+            "context": None,
         }
     )
     hits: list[HitView]
@@ -122,6 +228,8 @@ class SearchResponse(View):
     took_ms: dict[str, float]
     entities: list[RecognisedEntity]
     unknown: list[str]
+    freshness: list[SourceFreshnessView] = Field(default_factory=list)
+    context: ContextView | None
 
 
 class VersionView(View):
@@ -139,7 +247,8 @@ class VersionView(View):
 class DocumentView(View):
     """A version of a document in full. `passages` are (start, end) character offsets in `text`.
 
-    `degraded` says what limits left out, by limit: `{"characters": {"found": 3000000, "kept": 2000000}}`. It is empty
+    `turns` are those of a conversation, or the one that a message is. `link` is the document's page at its vendor, or its
+    path in this API. `degraded` says what limits left out, by limit: `{"characters": {"found": 3000000, "kept": 2000000}}`. It is empty
     for a document that is whole.
     """
 
@@ -154,6 +263,8 @@ class DocumentView(View):
             "occurred_at": _AT,
             "parent_id": None,
             "metadata": {"conversation": "cnv_yo1kg5q"},
+            "link": _LINK,
+            "turns": [_TURN],
             "degraded": {},
             "entities": ["shipment:SHP-100045"],
             "passages": [[0, 80]],
@@ -180,6 +291,8 @@ class DocumentView(View):
     occurred_at: datetime
     parent_id: UUID | None
     metadata: Mapping[str, Any]
+    link: str
+    turns: list[TurnView]
     degraded: Mapping[str, dict[str, int]]
     entities: list[str]
     passages: list[tuple[int, int]]

@@ -20,11 +20,14 @@ class Embedder(Protocol):
     """
 
     id: str
-    """Stable name of model and dimension (`minilm-int8-384`). Vectors of two ids never mix."""
+    """Stable name of model and dimension (`e5-small-v2-int8-384`). Vectors of two ids never mix."""
     dimension: int
 
-    async def passages(self, texts: Sequence[str]) -> Vectors:
-        """Return the vectors of passages, shape (len(texts), dimension), rows of unit length."""
+    async def passages(self, texts: Sequence[str], *, urgent: bool = False) -> Vectors:
+        """Return the vectors of passages, shape (len(texts), dimension), rows of unit length.
+
+        A text's vector does not depend on the other texts. `urgent` texts go before others that wait.
+        """
 
     async def query(self, text: str) -> Vectors:
         """Return the vector of a query, shape (dimension,), of unit length."""

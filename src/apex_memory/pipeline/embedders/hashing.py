@@ -22,7 +22,7 @@ class HashingEmbedder:
         self.id = f"hashing-{dimension}"
         self.dimension = dimension
 
-    async def passages(self, texts: Sequence[str]) -> Vectors:
+    async def passages(self, texts: Sequence[str], *, urgent: bool = False) -> Vectors:
         rows = np.zeros((len(texts), self.dimension), dtype=np.float32)
         for row, text in zip(rows, texts, strict=True):
             words = self._WORD.findall(text.lower())

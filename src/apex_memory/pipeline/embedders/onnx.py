@@ -1,12 +1,12 @@
-"""Text encoders in ONNX, run by onnxruntime in this process: MiniLM, or a model in a folder.
+"""Text encoders in ONNX, run by onnxruntime in this process: a carried model, or one in a folder.
 
 Such a folder (`APEX_EMBEDDER=onnx:PATH`) holds `model.onnx`, `tokenizer.json` and `encoder.toml`:
 
-    id = "e5-small-v2-int8-384"
+    id = "bge-small-en-384"
     dimension = 384
-    pooling = "mean"             # or "cls": the first token's vector
-    query_prefix = "query: "     # empty, unless the model was trained with one
-    passage_prefix = "passage: "
+    pooling = "cls"              # the first token's vector, or "mean"
+    query_prefix = "Represent this sentence for searching relevant passages: "  # empty, unless the model was trained with one
+    passage_prefix = ""
     max_tokens = 512
 """
 
@@ -15,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import os
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -27,13 +28,15 @@ from tokenizers import Tokenizer
 from apex_memory.errors import Misconfigured
 from apex_memory.model import Vectors
 from apex_memory.pipeline.embedders.base import unit_rows
+from apex_memory.pipeline.embedders.turns import Turns, each, slices_of
 
 MODEL, TOKENIZER, ENCODER = "model.onnx", "tokenizer.json", "encoder.toml"
 
 _CHARS_PER_TOKEN = (
     31  # no real text has longer tokens on average; the tokenizer cuts the rest anyway
 )
-_BATCH_TOKENS = 512  # measured with MiniLM: 8 texts of 60 tokens run fastest
+# Texts of so many tokens run in one turn: an urgent text waits so long at most, 0.1 to 0.3 s on one processor.
+_TURN_TOKENS = 512
 _ENCODE = 256  # texts tokenized at a time
 
 
@@ -53,8 +56,10 @@ class Encoder(BaseModel):
 class OnnxEmbedder:
     """Vectors from one model and its tokenizer.
 
-    Texts run sorted by length in batches of about 512 tokens. Each batch is a call in a thread of its
-    own, so the event loop stays free, and cancelling takes effect within one batch.
+    Each text runs by itself: int8 models scale their activations over a whole batch, so a text's vector
+    would depend on the texts beside it (measured: cosine 0.99). A run takes one processor, and as many
+    run at a time as there are `threads`, in threads of their own, so that the event loop stays free.
+    Urgent passages take the next turn, and questions have a thread of their own and wait for no passage.
     """
 
     def __init__(self, encoder: Encoder, *, model: Path, tokenizer: Path, threads: int = 0) -> None:
@@ -62,36 +67,50 @@ class OnnxEmbedder:
         self.dimension = encoder.dimension
         self._encoder = encoder
         self._tokenizer = _open_tokenizer(tokenizer, encoder.max_tokens)
-        self._session = _open_session(model, threads)
+        self._session = _open_session(model)
+        places = threads or os.cpu_count() or 1
+        self._turns = Turns(places)
+        self._passage_threads = ThreadPoolExecutor(places, "embed-passages")
+        self._question_thread = ThreadPoolExecutor(1, "embed-question")
         self._inputs = {tensor.name for tensor in self._session.get_inputs()}
         # Detect a model of another dimension now, not with the first event.
-        width = self._run([self._ids([""])[0]]).shape[1]
+        width = self._run(self._ids([""])).shape[1]
         if width != encoder.dimension:
             raise Misconfigured(
                 f"embedder: {model} gives vectors of {width}, not {encoder.dimension}",
                 remedy=f"correct `dimension` in its {ENCODER}",
             )
 
-    async def passages(self, texts: Sequence[str]) -> Vectors:
-        return await self._vectors([self._encoder.passage_prefix + text for text in texts])
+    async def passages(self, texts: Sequence[str], *, urgent: bool = False) -> Vectors:
+        ids: list[list[int]] = []
+        for start in range(0, len(texts), _ENCODE):
+            part = [self._encoder.passage_prefix + text for text in texts[start : start + _ENCODE]]
+            ids += await asyncio.to_thread(self._ids, part)
+        rows = np.zeros((len(texts), self.dimension), dtype=np.float32)
+        loop = asyncio.get_running_loop()
+
+        async def run(part: slice) -> None:
+            async with self._turns.turn(urgent=urgent):
+                rows[part] = await loop.run_in_executor(self._passage_threads, self._run, ids[part])
+
+        slices = slices_of(
+            [len(text_ids) for text_ids in ids], most=_TURN_TOKENS, most_texts=_TURN_TOKENS
+        )
+        await each(slices, run, at_a_time=self._turns.places)
+        return unit_rows(rows)
 
     async def query(self, text: str) -> Vectors:
         # Tokenized here: for one text that takes less time than passing it to a thread.
         ids = self._ids([self._encoder.query_prefix + text])
-        row: Vectors = unit_rows(await asyncio.to_thread(self._run, ids))[0]
+        loop = asyncio.get_running_loop()
+        row: Vectors = unit_rows(await loop.run_in_executor(self._question_thread, self._run, ids))[
+            0
+        ]
         return row
 
     async def close(self) -> None:
-        return None
-
-    async def _vectors(self, texts: Sequence[str]) -> Vectors:
-        rows = np.zeros((len(texts), self.dimension), dtype=np.float32)
-        ids: list[list[int]] = []
-        for start in range(0, len(texts), _ENCODE):
-            ids += await asyncio.to_thread(self._ids, texts[start : start + _ENCODE])
-        for batch in _batches([len(text_ids) for text_ids in ids]):
-            rows[batch] = await asyncio.to_thread(self._run, [ids[n] for n in batch])
-        return unit_rows(rows)
+        for threads in (self._passage_threads, self._question_thread):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         most = self._encoder.max_tokens * _CHARS_PER_TOKEN
@@ -100,24 +119,19 @@ class OnnxEmbedder:
 
     def _run(self, ids: Sequence[Sequence[int]]) -> Vectors:
         """Return pooled vectors, shape (len(ids), dimension), not yet of unit length."""
-        longest = max(map(len, ids))
-        tokens = np.zeros((len(ids), longest), dtype=np.int64)
-        mask = np.zeros_like(tokens)
-        for n, text_ids in enumerate(ids):
-            tokens[n, : len(text_ids)] = text_ids
-            mask[n, : len(text_ids)] = 1
+        return np.stack([self._run_text(text_ids) for text_ids in ids])
+
+    def _run_text(self, ids: Sequence[int]) -> Vectors:
+        tokens = np.array([ids], dtype=np.int64)
         feeds = {
             "input_ids": tokens,
-            "attention_mask": mask,
+            "attention_mask": np.ones_like(tokens),
             "token_type_ids": np.zeros_like(tokens),
         }
         accepted = {name: value for name, value in feeds.items() if name in self._inputs}
-        hidden: Vectors = self._session.run(None, accepted)[0]
-        if self._encoder.pooling == "cls":
-            return hidden[:, 0]
-        weights = mask[..., None].astype(np.float32)
-        means: Vectors = (hidden * weights).sum(axis=1) / weights.sum(axis=1)
-        return means
+        hidden: Vectors = self._session.run(None, accepted)[0][0]
+        vector: Vectors = hidden[0] if self._encoder.pooling == "cls" else hidden.mean(axis=0)
+        return vector
 
 
 def open_folder(folder: Path, *, threads: int = 0) -> OnnxEmbedder:
@@ -158,13 +172,11 @@ def _open_tokenizer(file: Path, max_tokens: int) -> Tokenizer:
     return tokenizer
 
 
-def _open_session(file: Path, threads: int) -> onnxruntime.InferenceSession:
+def _open_session(file: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or os.cpu_count() or 1
+    options.intra_op_num_threads = 1  # the texts are what runs in parallel
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Spinning idle threads gain 1 % here, and take a processor from the stores on the same machine.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 -- its errors share no class of their own
@@ -172,15 +184,3 @@ def _open_session(file: Path, threads: int) -> onnxruntime.InferenceSession:
             f"embedder: {file} cannot be loaded ({type(error).__name__})",
             remedy="take a model exported to ONNX for text features (`last_hidden_state`)",
         ) from None
-
-
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yield indexes in batches of similar length. With its padding a batch has `_BATCH_TOKENS` at most, or it is one text."""
-    batch: list[int] = []
-    for n in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) + 1) * lengths[n] > _BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(n)
-    if batch:
-        yield batch

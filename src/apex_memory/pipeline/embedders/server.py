@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import httpx2
@@ -11,17 +11,35 @@ import numpy as np
 from apex_memory.errors import ApexError, Misconfigured, Rejected, RetryLater, Unavailable
 from apex_memory.model import Vectors, slug
 from apex_memory.pipeline.embedders.base import unit_rows
+from apex_memory.pipeline.embedders.turns import Turns, each, slices_of
 
-_BATCH = 128  # texts in one request
+# TEI refuses more than 32 texts a request unless it is started with another limit.
+_BATCH = 32
+_BATCH_CHARS = 64_000
+_CONCURRENT = 8  # requests at a time: servers join what waits into batches of their own
 _TIMEOUT = httpx2.Timeout(60, connect=5)  # seconds
 _WAIT = 5.0  # seconds, if a 429 or 503 names none
 _MAX_WAIT = 600.0
 
 
-class ServerEmbedder:
-    """Vectors by HTTP. It never retries: the caller decides by the error's class."""
+Guard = Callable[[Callable[[], Awaitable[Vectors]]], Awaitable[Vectors]]
+"""Runs one request with the retries and the breaker of a call to the outside."""
 
-    def __init__(self, url: str, *, model: str, dimension: int, key: str) -> None:
+
+async def unguarded(request: Callable[[], Awaitable[Vectors]]) -> Vectors:
+    return await request()
+
+
+class ServerEmbedder:
+    """Vectors by HTTP: requests of 32 texts at most, eight at a time, urgent ones first.
+
+    Each request for passages runs in `guard`; the caller decides by the error's class what comes next.
+    A question is one request without retries: the caller waits for it, and has a time limit of its own.
+    """
+
+    def __init__(
+        self, url: str, *, model: str, dimension: int, key: str, guard: Guard = unguarded
+    ) -> None:
         if dimension <= 0:
             raise Misconfigured(
                 "embedder_dimension: an embedding server needs it",
@@ -33,19 +51,40 @@ class ServerEmbedder:
         self._url = f"{url.rstrip('/')}/embeddings"
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx2.AsyncClient(timeout=_TIMEOUT, headers=headers)
+        self._guard = guard
+        self._turns = Turns(_CONCURRENT)
 
-    async def passages(self, texts: Sequence[str]) -> Vectors:
+    async def passages(self, texts: Sequence[str], *, urgent: bool = False) -> Vectors:
         rows = np.zeros((len(texts), self.dimension), dtype=np.float32)
-        for start in range(0, len(texts), _BATCH):
-            rows[start : start + _BATCH] = await self._request(list(texts[start : start + _BATCH]))
+        slices = slices_of([len(text) for text in texts], most=_BATCH_CHARS, most_texts=_BATCH)
+
+        async def request(part: slice) -> None:
+            async with self._turns.turn(urgent=urgent):
+                rows[part] = await self._request_or_halves(list(texts[part]))
+
+        await each(slices, request, at_a_time=_CONCURRENT)
         return unit_rows(rows)
 
     async def query(self, text: str) -> Vectors:
-        row: Vectors = (await self.passages([text]))[0]
+        row: Vectors = unit_rows(await self._request([text]))[0]
         return row
 
     async def close(self) -> None:
         await self._client.aclose()
+
+    async def _request_or_halves(self, texts: list[str]) -> Vectors:
+        """Request texts; in halves where the server refuses so many, or so long ones, at a time."""
+        try:
+            return await self._guard(lambda: self._request(texts))
+        except Rejected:
+            if len(texts) == 1:
+                raise
+        middle = len(texts) // 2
+        halves = [
+            await self._request_or_halves(texts[:middle]),
+            await self._request_or_halves(texts[middle:]),
+        ]
+        return np.concatenate(halves)
 
     async def _request(self, texts: list[str]) -> Vectors:
         body: dict[str, Any] = {"input": texts, "encoding_format": "float"}

@@ -67,6 +67,15 @@ class Edi(FileSource[EdiSettings]):
     poll_seconds: ClassVar[float] = 60
     Settings: ClassVar[type[SourceSettings]] = EdiSettings
     records: ClassVar[Sequence[RecordFields]] = tuple(map(set_fields, SHOWN))
+    called: ClassVar[Mapping[str, str]] = {
+        "": "edi x12",
+        "tender": "offer",
+        "tender_cancellation": "cancelled canceled",
+        "tender_response": "accepted declined rejected",
+        "shipment_status": "late delay arrived departed delivered",
+        "invoice": "billed freight",
+        "acknowledgement": "acknowledged rejected",
+    }
 
     @property
     def missing_settings(self) -> str:

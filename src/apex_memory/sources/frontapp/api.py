@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from enum import Enum
 from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
@@ -24,18 +27,29 @@ _MOVED = (301, 302, 307, 308)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+class Seen(Enum):
+    """Whether a record of the list was listed before."""
+
+    NEW = "new"
+    SAME = "same"
+    OTHER_CONTENT = "other content"
+
+
 class ListProgress:
-    """The progress of a listing: the newest time, and the ids seen within the overlap before it.
+    """The progress of a listing: the newest time, and the ids and contents seen within the overlap before it.
 
     The cursor follows each page as long as Front keeps the requested order; once it does not, only the end of the list
     moves it. It is never in the future, whatever time an event claims, because later events would be missed.
     """
 
-    def __init__(self, newest: datetime, seen: Mapping[str, int]) -> None:
+    def __init__(
+        self, newest: datetime, seen: Mapping[str, int], contents: Mapping[str, str]
+    ) -> None:
         self.newest = newest
         self.since = newest - OVERLAP
         self.moved = False
         self._seen = dict(seen)
+        self._contents = dict(contents)
         self._last: datetime | None = None
         self._ordered = True
 
@@ -44,19 +58,31 @@ class ListProgress:
         """Return the progress at a cursor; without one, at the time `otherwise`."""
         after = cursor.get("after")
         newest = _EPOCH + timedelta(microseconds=after) if isinstance(after, int) else otherwise
-        return cls(newest or _EPOCH, as_mapping(cursor.get("seen")))
+        return cls(
+            newest or _EPOCH, as_mapping(cursor.get("seen")), as_mapping(cursor.get("contents"))
+        )
 
-    def add(self, id: str, at: datetime) -> bool:
-        """Record an event. Return whether it is new."""
+    def add(self, id: str, at: datetime, record: bytes) -> Seen:
+        """Note a record of the list; return whether its id or its content was listed before.
+
+        The record of an event changes with its conversation.
+        """
         if self._last and at < self._last:
             self._ordered = False
         self._last = at
+        content = hashlib.sha256(record).hexdigest()[:16]
+        before = self._contents.get(id)
+        self._contents[id] = content
         if id in self._seen:
-            return False
+            # A cursor of an earlier release names no contents.
+            if before is None or before == content:
+                return Seen.SAME
+            self.moved = True
+            return Seen.OTHER_CONTENT
         self._seen[id] = micros(at)
         self.newest = max(self.newest, at)
         self.moved = True
-        return True
+        return Seen.NEW
 
     def cursor(self, *, ended: bool) -> dict[str, Any] | None:
         """Return the cursor to store with a page; None while the order is not reliable."""
@@ -66,7 +92,8 @@ class ListProgress:
         until = min(self.newest, now())
         kept = micros(until - OVERLAP)
         seen = {id: at for id, at in self._seen.items() if at >= kept}
-        return {"after": micros(until), "seen": seen}
+        contents = {id: self._contents[id] for id in seen if id in self._contents}
+        return {"after": micros(until), "seen": seen, "contents": contents}
 
 
 class Front:
@@ -98,11 +125,16 @@ class Front:
             url = following or None
 
     async def newest(self) -> datetime | None:
-        """Return the time of the newest event, None if there is none."""
+        """Return the time of the newest event, None if there is none; the present where its time cannot be read."""
         query = {"sort_by": "created_at", "sort_order": "desc", "limit": "1"}
         page = await self._get(f"{self._base}/events?{urlencode(query)}") or {}
-        times = [as_mapping(item).get("emitted_at") for item in sequence(page.get("_results"))]
-        return max((parse_datetime(time, "emitted_at") for time in times), default=None)
+        records = sequence(page.get("_results"))
+        times = []
+        for record in records:
+            with suppress(Rejected):  # the list itself makes a dead letter of it
+                times.append(parse_datetime(as_mapping(record).get("emitted_at"), "emitted_at"))
+        # A first poll that waited for a better event would wait for as long as this one is the newest.
+        return max(times, default=now() if records else None)
 
     async def event(self, id: str) -> Mapping[str, Any] | None:
         """Return one event, None if Front no longer has it."""

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, TypeVar
+from urllib.parse import quote
 
 from apex_memory.errors import Rejected
-from apex_memory.model import Assertion, Document
+from apex_memory.model import Assertion, Document, Turn
 from apex_memory.sources.fields import RecordFields, labelled, remaining_lines
 from apex_memory.sources.frontapp.fields import (
     COMMENT_FIELDS,
@@ -203,11 +204,14 @@ def message_document(event: FrontEvent) -> Document:
         assertions += [Assertion(predicate=predicate, object=ref) for ref in refs if ref]
     if ref := _ref(author):
         assertions.append(Assertion(predicate="author", object=ref))
+    body = text or as_string(data.get("blurb")).strip()
+    text = _text(event, lines, MESSAGE_FIELDS, body)
+    sender = _label(author) or next(map(_label, by_role["from"]), "")
     return Document(
         kind="email" if data.get("type") == "email" else "message",
         title=event.subject or "(no subject)",
         occurred_at=sent,
-        text=_text(event, lines, MESSAGE_FIELDS, text or as_string(data.get("blurb")).strip()),
+        text=text,
         assertions=_assertions(event, assertions, [*recipients, author]),
         metadata=_metadata(
             event,
@@ -216,6 +220,8 @@ def message_document(event: FrontEvent) -> Document:
             error=as_string(data.get("error_type")),
         ),
         parent=event.parent,
+        turns=_turns(text, sender, sent),
+        link=_link(event.about_id),
     )
 
 
@@ -232,20 +238,19 @@ def comment_document(event: FrontEvent) -> Document:
         "Comment id": event.about_id,
     }
     assertions = [Assertion(predicate="from", object=ref)] if (ref := _ref(author)) else []
+    # Comments are plain text: what looks like a tag was typed so.
+    body = (as_string(data.get("body")) or as_string(data.get("text"))).strip()
+    text = _text(event, lines, COMMENT_FIELDS, body)
     return Document(
         kind="comment",
         title=f"Comment on {event.subject or 'a conversation'}",
         occurred_at=written,
-        # Comments are plain text: what looks like a tag was typed so.
-        text=_text(
-            event,
-            lines,
-            COMMENT_FIELDS,
-            (as_string(data.get("body")) or as_string(data.get("text"))).strip(),
-        ),
+        text=text,
         assertions=_assertions(event, assertions, [author]),
         metadata=_metadata(event),
         parent=event.parent,
+        turns=_turns(text, _label(author), written),
+        link=_link(event.about_id),
     )
 
 
@@ -279,7 +284,18 @@ def conversation_document(event: FrontEvent) -> Document:
         text=_text(event, lines, CONVERSATION_FIELDS),
         assertions=_assertions(event, assertions, [assignee, contact]),
         metadata=_metadata(event),
+        link=_link(event.conversation_id or ""),
     )
+
+
+def _turns(text: str, speaker: str, at: datetime) -> tuple[Turn, ...]:
+    """Return a message as the one turn that it is in its conversation."""
+    return (Turn(0, len(text), speaker, at),) if text and speaker else ()
+
+
+def _link(id: str) -> str:
+    """Return the address that opens a message, comment or conversation in Front."""
+    return f"https://app.frontapp.com/open/{quote(id, safe='')}" if id else ""
 
 
 def _text(event: FrontEvent, lines: Mapping[str, str], fields: RecordFields, body: str = "") -> str:

@@ -19,7 +19,7 @@ from apex_memory.sources.base import (
     SourceSettings,
 )
 from apex_memory.sources.fields import RecordFields
-from apex_memory.sources.frontapp.api import Front, ListProgress
+from apex_memory.sources.frontapp.api import Front, ListProgress, Seen
 from apex_memory.sources.frontapp.documents import (
     FrontEvent,
     comment_document,
@@ -61,16 +61,28 @@ class FrontApp(PulledSource[FrontAppSettings]):
     priority: ClassVar[Priority] = Priority.P0
     poll_seconds: ClassVar[float] = 120
     Settings: ClassVar[type[SourceSettings]] = FrontAppSettings
+    key_prefixes: ClassVar[Sequence[str]] = ("message:", "comment:", "conversation:")
     records: ClassVar[Sequence[RecordFields]] = (
         MESSAGE_FIELDS,
         COMMENT_FIELDS,
         CONVERSATION_FIELDS,
     )
+    called: ClassVar[Mapping[str, str]] = {
+        "": "front inbox",
+        "email": "mail wrote write sent asked complained",
+        "message": "text sms chat",
+        "comment": "note internal",
+        "conversation": "thread",
+    }
 
     @property
     def rate_limits(self) -> Sequence[RateLimit]:
         # The calls per second alone would let bursts use up the company's minute.
         return (self.rate_limit, (self.settings.requests_per_minute, 60))
+
+    @property
+    def expects_webhooks(self) -> bool:
+        return bool(self.settings.signing_keys)
 
     @property
     def missing_settings(self) -> str:
@@ -192,7 +204,10 @@ class FrontApp(PulledSource[FrontAppSettings]):
         return ListProgress.start({}, newest - timedelta(hours=self.settings.first_poll_hours))
 
     async def _listed(self, front: Front, record: object, progress: ListProgress) -> list[Event]:
-        """Return the events of one record of the list; none if it was seen before."""
+        """Return the events of one record of the list; none if the same record was listed before.
+
+        A record with other content is an event again. The body of its message is not fetched again: it never changes.
+        """
         try:
             if not isinstance(record, dict):
                 raise Rejected(
@@ -203,10 +218,14 @@ class FrontApp(PulledSource[FrontAppSettings]):
             notice = FrontEvent.read(event)
         except Rejected as reason:
             return [malformed_event(self.name, record, reason, progress.newest, self.priority)]
-        if not progress.add(notice.id, notice.at):
+        payload = canonical(event)
+        seen = progress.add(notice.id, notice.at, payload)
+        if seen is Seen.SAME:
             return []
-        events = self._events(notice, event, canonical(event))
-        return events + (await self._fetched(front, event) if notice.thin else [])
+        events = self._events(notice, event, payload)
+        if notice.thin and seen is Seen.NEW:
+            events += await self._fetched(front, event)
+        return events
 
     async def _fetched(self, front: Front, record: Mapping[str, Any]) -> list[Event]:
         """Return the full event of a preview, or a malformed event where Front's response cannot be read."""

@@ -36,7 +36,7 @@ from apex_memory.sources.hubspot.documents import (
     hint_key,
     record_document,
 )
-from apex_memory.sources.hubspot.object_types import FIELDS, OBJECT_TYPES
+from apex_memory.sources.hubspot.object_types import BY_NAME, FIELDS, OBJECT_TYPES
 from apex_memory.sources.hubspot.settings import HubSpotSettings
 from apex_memory.sources.pages import ChangeHint, Page, PullContext
 from apex_memory.sources.payloads import (
@@ -59,7 +59,14 @@ class HubSpot(PulledSource[HubSpotSettings]):
     priority: ClassVar[Priority] = Priority.P2
     pattern: ClassVar[Pattern] = Pattern.POLL
     Settings: ClassVar[type[SourceSettings]] = HubSpotSettings
+    key_prefixes: ClassVar[Sequence[str]] = tuple(f"{name}:" for name in BY_NAME)
     records: ClassVar[Sequence[RecordFields]] = tuple(FIELDS.values())
+    called: ClassVar[Mapping[str, str]] = {
+        "": "crm hubspot",
+        "company": "customer account prospect",
+        "contact": "person phone",
+        "deal": "opportunity pipeline sale won lost",
+    }
     poll_seconds: ClassVar[float] = 300
     rate_limit: ClassVar[tuple[float, float]] = (9, 1)  # of 100 in ten seconds
 
@@ -67,6 +74,10 @@ class HubSpot(PulledSource[HubSpotSettings]):
         super().__init__(settings)
         # HubSpot allows four or five searches a second: its documents differ.
         self._searches = AsyncLimiter(2, 0.5)
+
+    @property
+    def expects_webhooks(self) -> bool:
+        return bool(self.settings.client_secrets)
 
     @property
     def missing_settings(self) -> str:

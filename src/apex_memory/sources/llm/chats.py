@@ -61,6 +61,8 @@ class _Message(Loose):
     tool_call_id: str | None = None
 
 
+MAX_NAME = 60  # characters of a speaker's name
+
 _SPEAKERS: Mapping[str, Speaker] = {
     "developer": "system",
     "system": "system",
@@ -127,7 +129,9 @@ def anthropic_messages(body: Mapping[str, Any], place: str) -> Conversation:
     tools: dict[str, str] = {}
     turns = turns_of("system", parts_of(chat.system), tools)
     for message in chat.messages:
-        turns += turns_of(_SPEAKERS[message.role], parts_of(message.content), tools)
+        turns += _named(
+            message, turns_of(_SPEAKERS[message.role], parts_of(message.content), tools)
+        )
     if chat.stop_reason == "refusal" and not any(
         turn.speaker == "assistant" for turn in turns[-1:]
     ):
@@ -150,7 +154,16 @@ def _openai_turns(message: _Message, tools: dict[str, str]) -> list[Turn]:
         parts.append(call_text(function.name, function.arguments or function.input))
     if function_call := message.function_call:  # the older form
         parts.append(call_text(function_call.name, function_call.arguments))
-    return turns_of(_SPEAKERS[message.role], parts, tools)
+    return _named(message, turns_of(_SPEAKERS[message.role], parts, tools))
+
+
+def _named(message: _Message, turns: list[Turn]) -> list[Turn]:
+    """Return a message's turns with the name that the message gives its person or agent; a tool's turns keep the tool's."""
+    name = " ".join((message.name or "").replace(":", " ").split())[:MAX_NAME]
+    return [
+        replace(turn, name=name) if name and turn.speaker in ("user", "assistant") else turn
+        for turn in turns
+    ]
 
 
 def _conversation(

@@ -91,12 +91,22 @@ Speaker = Literal["user", "assistant", "tool", "system", "thinking"]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One speaker's turn. `name` is the tool's. Turns of system and thinking are left out unless a setting includes them."""
+    """One speaker's turn. `name` is the tool's, or the person's or agent's where the message gives one.
+
+    Turns of system and thinking are left out unless a setting includes them.
+    """
 
     speaker: Speaker
     text: str
     name: str = ""
     at: datetime | None = None
+
+    @property
+    def label(self) -> str:
+        """What stands before the turn's words: `Moira`, `User`, `Tool track`."""
+        if self.name and self.speaker in ("user", "assistant"):
+            return self.name
+        return f"{self.speaker.capitalize()} {self.name}".strip()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

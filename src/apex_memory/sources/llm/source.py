@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event, Priority, micros
+from apex_memory.model import Turn as SpokenTurn
 from apex_memory.sources.base import InboundRequest, Received, Sample, Source, SourceSettings
 from apex_memory.sources.fields import RecordFields, labelled
 from apex_memory.sources.llm.chats import (
@@ -73,7 +75,12 @@ class LLM(Source[LLMSettings]):
     path: ClassVar[str] = "/v1/conversations"
     max_body_bytes: ClassVar[int] = 50_000_000  # exports come as one file
     Settings: ClassVar[type[SourceSettings]] = LLMSettings
+    key_prefixes: ClassVar[Sequence[str]] = ("openai:", "anthropic:", "chatgpt:", "claude:")
     records: ClassVar[Sequence[RecordFields]] = (CONVERSATION_FIELDS,)
+    called: ClassVar[Mapping[str, str]] = {
+        "": "agent assistant bot",
+        "conversation": "chat answer",
+    }
 
     def receive(self, request: InboundRequest) -> Received:
         """Return one event per conversation. Raises `Rejected` for the whole body when one is malformed."""
@@ -131,6 +138,7 @@ class LLM(Source[LLMSettings]):
         }
         turns = [turn for turn in talk.turns if not left_out.get(turn.speaker)]
         text, passages = _render(turns)
+        user = (talk.user and talk.user[1]) or ""
         text = "\n\n".join(filter(None, (text, _about(talk))))
         questions = [turn.text for turn in turns if turn.speaker == "user"]
         opening = questions or [turn.text for turn in turns]
@@ -143,6 +151,11 @@ class LLM(Source[LLMSettings]):
             files=talk.files,
             assertions=tuple(_assertions(talk)),
             metadata=_metadata(talk, turns),
+            turns=tuple(
+                SpokenTurn(start, end, _speaker(turn, user), turn.at)
+                for turn, (start, end) in zip(turns, passages, strict=True)
+            ),
+            link=_link(talk),
         )
 
     def samples(self) -> Sequence[Sample]:
@@ -248,12 +261,29 @@ def _render(turns: Sequence[Turn]) -> tuple[str, tuple[tuple[int, int], ...]]:
     passages: list[tuple[int, int]] = []
     start = 0
     for turn in turns:
-        speaker = f"{turn.speaker.capitalize()} {turn.name}".strip()
-        text = f"{speaker}: {turn.text.strip()}"
+        text = f"{turn.label}: {turn.text.strip()}"
         texts.append(text)
         passages.append((start, start + len(text)))
         start += len(text) + 2
     return "\n\n".join(texts), tuple(passages)
+
+
+def _speaker(turn: Turn, user: str) -> str:
+    """Return who speaks: a person or agent by name where it is known, a tool with its name."""
+    if turn.name and turn.speaker in ("user", "assistant"):
+        return turn.name
+    if turn.speaker == "user" and user:
+        return user
+    return f"{turn.speaker} {turn.name}".strip()
+
+
+_PAGES = {"chatgpt": "https://chatgpt.com/c/", "claude": "https://claude.ai/chat/"}
+
+
+def _link(talk: Conversation) -> str:
+    """Return the address of an exported conversation; empty for one that an agent sent."""
+    page = _PAGES.get(talk.provider)
+    return f"{page}{quote(talk.id, safe='')}" if page and talk.id else ""
 
 
 _USUAL_ENDS = ("", "stop", "end_turn", "tool_use", "tool_calls", "stop_sequence", "function_call")
@@ -280,6 +310,11 @@ def _assertions(talk: Conversation) -> Iterator[Assertion]:
             yield Assertion(subject=ref, predicate="name", value=name)
 
 
+def _participant(turn: Turn) -> str:
+    """Return the name of a turn's person or agent, or its role where it has no name."""
+    return turn.label if turn.name and turn.speaker != "tool" else turn.speaker
+
+
 def _metadata(talk: Conversation, turns: Sequence[Turn]) -> dict[str, Any]:
     known = {
         **(talk.metadata or {}),
@@ -289,8 +324,8 @@ def _metadata(talk: Conversation, turns: Sequence[Turn]) -> dict[str, Any]:
         "stop_reason": talk.stop_reason,
         "model": talk.model,
         "turns": len(turns),
-        "participants": sorted({turn.speaker for turn in turns}),
-        "tools": sorted({turn.name for turn in turns if turn.name}),
+        "participants": sorted({_participant(turn) for turn in turns}),
+        "tools": sorted({turn.name for turn in turns if turn.name and turn.speaker == "tool"}),
         "agent": talk.agent and talk.agent[0],
         "user": talk.user and talk.user[0],
         "branches": talk.branches,

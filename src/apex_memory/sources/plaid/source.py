@@ -72,7 +72,13 @@ class PlaidSource(PulledSource[PlaidSettings]):
     rate_limit: ClassVar[tuple[float, float]] = (20, 1)  # of 2,500 a minute
     max_body_bytes: ClassVar[int] = 100_000
     Settings: ClassVar[type[SourceSettings]] = PlaidSettings
+    key_prefixes: ClassVar[Sequence[str]] = ("transaction:", "item:")
     records: ClassVar[Sequence[RecordFields]] = (TRANSACTION, ITEM)
+    called: ClassVar[Mapping[str, str]] = {
+        "": "bank plaid",
+        "bank_transaction": "transaction payment paid booked transfer deposit",
+        "bank_item": "connection login",
+    }
 
     def __init__(self, settings: PlaidSettings) -> None:
         super().__init__(settings)

@@ -82,7 +82,7 @@ def _invoice(key: Key, body: Mapping[str, Any]) -> _Summary:
     lines = {
         "Invoice": number or key.id,
         "Customer": customer,
-        "Status": _status(body),
+        "Status": _state(body),
         **_sums(body),
         "Due": _line(body.get("DueDate")),
     }
@@ -106,7 +106,7 @@ def _bill(key: Key, body: Mapping[str, Any]) -> _Summary:
     lines = {
         "Bill": number or key.id,
         "Vendor": vendor,
-        "Status": _status(body),
+        "Status": _state(body),
         **_sums(body),
         "Due": _line(body.get("DueDate")),
     }
@@ -208,6 +208,14 @@ def _status(body: Mapping[str, Any]) -> str:
     if balance is None or total is None or total <= 0 or balance >= total:
         return "open"
     return "paid" if balance <= 0 else "partly paid"
+
+
+def _state(body: Mapping[str, Any]) -> str:
+    """Return the status in the words of people who ask for it."""
+    status, due = _status(body), _line(body.get("DueDate"))
+    if status == "open":
+        return ", ".join(filter(None, ("open, unpaid", due and f"due {due}")))
+    return "partly paid, the balance is open" if status == "partly paid" else status
 
 
 def _sums(body: Mapping[str, Any]) -> dict[str, str]:

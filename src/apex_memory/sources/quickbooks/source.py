@@ -39,8 +39,20 @@ class QuickBooks(PulledSource[QuickBooksSettings]):
     pattern: ClassVar[Pattern] = Pattern.POLL
     Settings: ClassVar[type[SourceSettings]] = QuickBooksSettings
     records: ClassVar[Sequence[RecordFields]] = (*FIELDS.values(), OTHER_FIELDS)
+    called: ClassVar[Mapping[str, str]] = {
+        "": "books accounting quickbooks",
+        "invoice": "billed owes receivable unpaid overdue open",
+        "bill": "owe payable unpaid overdue open",
+        "payment": "paid received",
+        "customer": "client",
+        "vendor": "supplier",
+    }
     poll_seconds: ClassVar[float] = 300
     rate_limit: ClassVar[tuple[float, float]] = (100, 20)  # at most 400 in any minute, of 500
+
+    @property
+    def expects_webhooks(self) -> bool:
+        return bool(self.settings.verifier_tokens)
 
     @property
     def missing_settings(self) -> str:

@@ -59,6 +59,10 @@ class Samsara(StreamSource[SamsaraSettings]):
     pattern: ClassVar[Pattern] = Pattern.STREAM
     Settings: ClassVar[type[SourceSettings]] = SamsaraSettings
     records: ClassVar[Sequence[RecordFields]] = (EVENT_FIELDS, WINDOW_FIELDS)
+    called: ClassVar[Mapping[str, str]] = {
+        "": "samsara truck vehicle fleet",
+        "vehicle_window": "position location where now gps driving fuel odometer",
+    }
     poll_seconds: ClassVar[float] = 5  # the least that Samsara asks for
     window_seconds: ClassVar[int] = WINDOW_SECONDS
 

@@ -73,6 +73,11 @@ class Sonar(PulledSource[SonarSettings]):
     rate_limit: ClassVar[tuple[float, float]] = (40, 60)
     Settings: ClassVar[type[SourceSettings]] = SonarSettings
     records: ClassVar[Sequence[RecordFields]] = (VALUE_FIELDS, ALERT_FIELDS)
+    called: ClassVar[Mapping[str, str]] = {
+        "": "market sonar",
+        "market_index": "rate index lane",
+        "market_alert": "warning",
+    }
 
     @property
     def missing_settings(self) -> str:

@@ -58,7 +58,15 @@ class Turvo(PulledSource[TurvoSettings]):
     priority: ClassVar[Priority] = Priority.P0
     poll_seconds: ClassVar[float] = 300
     Settings: ClassVar[type[SourceSettings]] = TurvoSettings
+    key_prefixes: ClassVar[Sequence[str]] = (SHIPMENT,)
     records: ClassVar[Sequence[RecordFields]] = (SHIPMENT_FIELDS,)
+    called: ClassVar[Mapping[str, str]] = {
+        "shipment": "load shipping tms",
+    }
+
+    @property
+    def expects_webhooks(self) -> bool:
+        return bool(self.settings.webhook_tokens or self.settings.hmac_keys)
 
     @property
     def missing_settings(self) -> str:

@@ -1,0 +1,66 @@
+"""Space for events on the disk of an embedded PostgreSQL: events are refused before it is full.
+
+PostgreSQL stops when it cannot extend its log, and then nothing works, searches included. So the gateway refuses
+events while there is room for some segments of the log. The graph and the vectors refuse writes much earlier, see
+`disk_space`: until here events still land, and wait.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from urllib.parse import urlsplit
+
+from apex_memory.config import Settings
+from apex_memory.disk_space import RESERVE_SHARE, disk_space, in_bytes
+from apex_memory.engines.state import read_stack
+from apex_memory.errors import NoWrites
+
+ENGINE = "postgres"
+LOG_SEGMENT = 16 * 1024 * 1024
+RESERVE_BYTES = 3 * LOG_SEGMENT  # on a small volume a tenth of it instead
+LOOK_SECONDS = 0.5  # between two looks at the volume
+
+
+class LandingSpace:
+    """Whether there is room for events. Always, where PostgreSQL is a server by URL: its own monitoring watches it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._folder = settings.data_dir / ENGINE
+        self._watched = _is_embedded(settings)
+        self._looked_at = float("-inf")
+        self._refusal: str | None = None
+
+    def require(self) -> None:
+        """Raise `NoWrites` while the volume is nearly full."""
+        if not self._watched:
+            return
+        if monotonic() - self._looked_at >= LOOK_SECONDS:
+            self._refusal = self._look()
+            self._looked_at = monotonic()
+        if self._refusal:
+            raise NoWrites(
+                "documents",
+                self._refusal,
+                remedy="nothing of this request is stored: repeat it after the seconds in Retry-After; free space on the disk of PostgreSQL",
+            )
+
+    def _look(self) -> str | None:
+        try:
+            space = disk_space(self._folder)
+        except OSError:  # its volume may be away for a moment; PostgreSQL itself decides then
+            return None
+        needed = min(RESERVE_BYTES, space.total // RESERVE_SHARE)
+        if self._refusal:  # a quarter more, so that it does not flap
+            needed = needed * 5 // 4
+        if space.free >= needed:
+            return None
+        return f"its disk is nearly full, {in_bytes(space.free)} are free and {in_bytes(needed)} are kept for what has landed"
+
+
+def _is_embedded(settings: Settings) -> bool:
+    """Return whether the URL is that of the PostgreSQL which runs from this data folder."""
+    stack = read_stack(settings.data_dir)
+    child = stack.children.get(ENGINE) if stack else None
+    return (
+        child is not None and bool(child.port) and urlsplit(settings.documents).port == child.port
+    )

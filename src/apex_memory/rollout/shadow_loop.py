@@ -1,0 +1,75 @@
+"""The loop of copies in a worker process: bounds their backlog, and carries those of this build."""
+
+from __future__ import annotations
+
+import asyncio
+
+from apex_memory.config import Settings
+from apex_memory.errors import ApexError
+from apex_memory.rollout import shadow_queue as queue
+from apex_memory.rollout.shadow_queue import BUILD, WaitingCopies
+from apex_memory.rollout.shadow_steps import ShadowSteps
+from apex_memory.stores.postgres import Postgres
+from apex_memory.telemetry import SHADOW_DROPPED, logger
+
+TIDY_SECONDS = 2.0
+IDLE_SECONDS = 1.0
+OLD_EVERY = 300  # rounds between two removals of old results: ten minutes
+
+
+class ShadowLoop:
+    """`build` is the build that runs here: it carries the copies that were queued for it, of live events or of a replay."""
+
+    def __init__(self, db: Postgres, steps: ShadowSteps, settings: Settings, *, build: str) -> None:
+        self._db = db
+        self._steps = steps
+        self._backlog = settings.shadow_backlog
+        self._days = settings.shadow_days
+        self._build = build
+        self._rounds = 0
+        self._log = logger(component="shadow")
+
+    async def run(self) -> None:
+        """Run for ever. Waits while PostgreSQL or a store is unavailable."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_tidy(), name="tidy copies")
+            group.create_task(self._carry(), name="carry copies")
+
+    async def _keep_tidy(self) -> None:
+        while True:
+            try:
+                await self.tidy()
+            except ApexError as error:
+                self._log.warning("backlog of copies not bounded yet", reason=str(error))
+            await asyncio.sleep(TIDY_SECONDS)
+
+    async def tidy(self) -> list[WaitingCopies]:
+        """Drop copies that nobody wants any more, beyond the backlog or too old; return those that wait."""
+        async with self._db.connection() as connection:
+            stopped = await queue.drop_stopped(connection)
+            waiting = await queue.waiting(connection)
+            for copies in waiting:
+                if copies.copies > self._backlog:
+                    dropped = await queue.trim(
+                        connection,
+                        copies.subject,
+                        copies.build,
+                        surplus=copies.copies - self._backlog,
+                    )
+                    SHADOW_DROPPED.labels(copies.subject).inc(dropped)
+            if self._rounds % OLD_EVERY == 0:
+                await queue.drop_old(connection, days=self._days)
+            self._rounds += 1
+        if stopped:
+            self._log.info("copies dropped: their shadow is off", copies=stopped)
+        return waiting
+
+    async def _carry(self) -> None:
+        while True:
+            try:
+                result = await self._steps.carry(BUILD, self._build)
+            except ApexError as error:
+                self._log.warning("copies not carried yet", reason=str(error))
+                result = None
+            if result is None:
+                await asyncio.sleep(IDLE_SECONDS)

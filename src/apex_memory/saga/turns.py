@@ -1,0 +1,53 @@
+"""Whose words a chunk holds, and which chunks are of one turn, by the turns of a manifest."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from email.utils import parseaddr
+
+from apex_memory.model import TURNS, Manifest, speaker_refs
+
+ROLES = frozenset({"user", "assistant", "tool", "system", "thinking"})
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkTurn:
+    """The turn that a chunk begins in: refs of its speaker, and whether the chunk before is of the same turn."""
+
+    speakers: Sequence[str] = ()
+    continues: bool = False
+
+
+NO_TURN = ChunkTurn()
+
+
+def turns_by_chunk(manifest: Manifest) -> list[ChunkTurn]:
+    """Return the turn of each chunk, in the order of the chunks."""
+    turns = manifest.metadata.get(TURNS) or ()
+    if not turns:
+        return [NO_TURN] * len(manifest.chunks)
+    starts = [start for start, *_ in turns]
+    speakers = [_refs(speaker) for _, _, speaker, _ in turns]
+    chunks: list[ChunkTurn] = []
+    last = -1
+    for chunk in manifest.chunks:
+        number = bisect_right(starts, chunk.start) - 1
+        if number < 0 or chunk.start >= turns[number][1]:
+            chunks.append(NO_TURN)
+            last = -1
+            continue
+        chunks.append(ChunkTurn(speakers[number], continues=number == last))
+        last = number
+    return chunks
+
+
+def _refs(speaker: str) -> Sequence[str]:
+    """Return the refs of a speaker: a person's name, or `Name <handle>`. A role is nobody's name."""
+    if speaker.partition(" ")[0] in ROLES:
+        return ()
+    if "@" not in speaker:
+        return speaker_refs(speaker)
+    name, address = parseaddr(speaker)
+    return speaker_refs(name or address.partition("@")[0])

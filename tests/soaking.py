@@ -1,0 +1,11 @@
+"""Tests that take minutes by themselves: the gate has 40 minutes for all, so they run in `make soak`."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def only_in_soak(request: pytest.FixtureRequest) -> None:
+    """Skip the test unless this is `make soak`."""
+    if request.config.getoption("--soak") is None:
+        pytest.skip("takes minutes by itself: `make soak`")

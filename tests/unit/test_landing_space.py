@@ -1,0 +1,137 @@
+"""Events are refused before the disk of the embedded PostgreSQL is full, and accepted again once there is more space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from apex_memory.config import Settings
+from apex_memory.disk_space import RESERVE_BYTES as STORES_RESERVE
+from apex_memory.disk_space import DiskSpace
+from apex_memory.engines.state import ChildState, Stack, ownership, write_stack
+from apex_memory.errors import NoWrites
+from apex_memory.gateway import landing_space
+from apex_memory.gateway.group_commit import GroupCommitter
+from apex_memory.gateway.landing_space import LOG_SEGMENT, RESERVE_BYTES, LandingSpace
+from apex_memory.model import Event, LandResult, now
+
+PORT = 23_456
+TOTAL = 100_000_000_000
+
+SetSpace = Callable[[int], None]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[Settings]:
+    """The settings of the gateway of a stack that runs."""
+    with ownership(tmp_path):
+        postgres = ChildState(name="postgres", pid=1, port=PORT, ready=True)
+        write_stack(
+            tmp_path, Stack(pid=1, since=datetime.now(UTC), children={"postgres": postgres})
+        )
+        yield Settings(data_dir=tmp_path, documents=f"postgresql://apex:pw@127.0.0.1:{PORT}/apex")
+
+
+@pytest.fixture
+def set_space(monkeypatch: pytest.MonkeyPatch) -> SetSpace:
+    """Sets the free bytes of every volume."""
+    monkeypatch.setattr(landing_space, "LOOK_SECONDS", 0.0)
+
+    def set_free(free: int, total: int = TOTAL) -> None:
+        monkeypatch.setattr(landing_space, "disk_space", lambda folder: DiskSpace(total, free))
+
+    return set_free
+
+
+def refuses(space: LandingSpace) -> bool:
+    try:
+        space.require()
+    except NoWrites as error:
+        assert error.store == "documents" and "free space" in error.remedy
+        return True
+    return False
+
+
+def test_events_are_refused_while_postgresql_still_can_extend_its_log(
+    settings: Settings, set_space: SetSpace
+) -> None:
+    space = LandingSpace(settings)
+    steps = [
+        (RESERVE_BYTES, False),
+        (RESERVE_BYTES - 1, True),
+        (RESERVE_BYTES + 1, True),  # a quarter more, so that it does not flap
+        (RESERVE_BYTES * 5 // 4, False),
+        (RESERVE_BYTES + 1, False),
+        (0, True),
+    ]
+    for free, refused in steps:
+        set_space(free)
+        assert refuses(space) is refused, free
+    assert RESERVE_BYTES >= 2 * LOG_SEGMENT
+    assert RESERVE_BYTES < STORES_RESERVE, (
+        "the graph and the vectors refuse first; events land until here"
+    )
+
+
+def test_a_small_volume_keeps_a_tenth(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        landing_space, "disk_space", lambda folder: DiskSpace(100_000_000, 9_999_999)
+    )
+    assert refuses(LandingSpace(settings))
+    monkeypatch.setattr(
+        landing_space, "disk_space", lambda folder: DiskSpace(100_000_000, 10_000_000)
+    )
+    assert not refuses(LandingSpace(settings))
+
+
+@pytest.mark.parametrize(
+    "documents", ["postgresql://db.example:5432/apex", "postgresql://db.example/apex"]
+)
+def test_a_server_by_url_is_not_watched(
+    settings: Settings, set_space: SetSpace, documents: str
+) -> None:
+    set_space(0)
+    assert not refuses(LandingSpace(settings.model_copy(update={"documents": documents})))
+
+
+def test_a_gateway_without_a_stack_beside_it_watches_nothing(
+    tmp_path: Path, set_space: SetSpace
+) -> None:
+    set_space(0)
+    elsewhere = Settings(data_dir=tmp_path, documents=f"postgresql://127.0.0.1:{PORT}/apex")
+    assert not refuses(LandingSpace(elsewhere))
+
+
+def test_a_volume_that_is_away_refuses_nothing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(folder: Path) -> DiskSpace:
+        raise OSError("no such volume")
+
+    monkeypatch.setattr(landing_space, "disk_space", away)
+    assert not refuses(LandingSpace(settings))
+
+
+async def test_nothing_of_a_refused_request_is_stored(
+    settings: Settings, set_space: SetSpace
+) -> None:
+    landed: list[Event] = []
+
+    async def land(events: Sequence[Event]) -> list[LandResult]:
+        landed.extend(events)
+        return []
+
+    committer = GroupCommitter(land, require_space=LandingSpace(settings).require)
+    event = Event(
+        source="toy", event_id="e", doc_key="d", version=1, occurred_at=now(), payload=b"x"
+    )
+    set_space(0)
+    with pytest.raises(NoWrites, match="nearly full"):
+        await committer.land([event])
+    assert landed == []
+    set_space(TOTAL)
+    await committer.land([event])
+    assert landed == [event]

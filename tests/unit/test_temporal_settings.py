@@ -1,0 +1,110 @@
+"""Settings of the connection to Temporal and of the worker deployment, also from Temporal's own variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from temporalio.service import TLSConfig
+
+from apex_memory.config import Settings, load_settings
+from apex_memory.errors import Misconfigured
+from apex_memory.flows.temporal.client import tls_of
+
+
+@pytest.fixture
+def variables(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setenv("TEMPORAL_ADDRESS", "temporal.example:7233")
+    monkeypatch.setenv("TEMPORAL_NAMESPACE", "apex.acme")
+    monkeypatch.setenv("TEMPORAL_DEPLOYMENT_NAME", "memory/apex-worker")
+    monkeypatch.setenv("TEMPORAL_WORKER_BUILD_ID", "v0.3.0-1a2b")
+    monkeypatch.setenv("TEMPORAL_TLS", "true")
+    monkeypatch.setenv("TEMPORAL_API_KEY", "key")
+    return monkeypatch
+
+
+def test_variables_of_the_worker_controller_are_settings(variables: pytest.MonkeyPatch) -> None:
+    settings = load_settings()
+    assert settings.temporal == "temporal.example:7233/apex.acme"
+    assert settings.deployment_name == "memory/apex-worker"
+    assert settings.build_id == "v0.3.0-1a2b"
+    assert settings.temporal_api_key.get_secret_value() == "key"
+    assert tls_of(settings) is True
+
+
+def test_variables_come_before_the_file_and_after_our_own(
+    variables: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "apex.toml"
+    file.write_text('temporal = "file.example:7233/apex"\nbuild_id = "file"\n')
+    variables.setenv("APEX_SETTINGS_FILE", str(file))
+    variables.setenv("APEX_DEPLOYMENT_NAME", "ours")
+    settings = load_settings()
+    assert settings.temporal == "temporal.example:7233/apex.acme"
+    assert settings.build_id == "v0.3.0-1a2b"
+    assert settings.deployment_name == "ours"
+
+
+def test_variables_of_another_server_do_not_reach_the_one_that_is_set(
+    variables: pytest.MonkeyPatch,
+) -> None:
+    """`apex up` gives its children `APEX_TEMPORAL`: a key or TLS for another server must not break them."""
+    variables.setenv("APEX_TEMPORAL", "127.0.0.1:7233/apex")
+    settings = load_settings()
+    assert settings.temporal == "127.0.0.1:7233/apex"
+    assert tls_of(settings) is False
+    assert settings.temporal_api_key.get_secret_value() == ""
+    assert settings.build_id == "v0.3.0-1a2b"
+
+
+def test_a_namespace_that_is_not_set_is_the_default_one(variables: pytest.MonkeyPatch) -> None:
+    variables.delenv("TEMPORAL_NAMESPACE")
+    assert load_settings().temporal == "temporal.example:7233/default"
+
+
+def test_without_variables_nothing_changes() -> None:
+    settings = load_settings()
+    assert settings.temporal == "embedded:"
+    assert (settings.deployment_name, settings.build_id) == ("apex", "")
+    assert settings.routing == "self"
+    assert tls_of(settings) is False
+
+
+def test_certificates_are_read_from_their_files(tmp_path: Path) -> None:
+    for name in ("ca", "certificate", "key"):
+        (tmp_path / name).write_text(name)
+    settings = Settings(
+        temporal_tls_ca_file=tmp_path / "ca",
+        temporal_client_cert_file=tmp_path / "certificate",
+        temporal_client_key_file=tmp_path / "key",
+        temporal_tls_server_name="temporal.internal",
+    )
+    assert tls_of(settings) == TLSConfig(
+        server_root_ca_cert=b"ca",
+        domain="temporal.internal",
+        client_cert=b"certificate",
+        client_private_key=b"key",
+    )
+
+
+def test_a_certificate_that_is_missing_is_named(tmp_path: Path) -> None:
+    settings = Settings(temporal_tls_ca_file=tmp_path / "none")
+    with pytest.raises(Misconfigured, match="temporal_tls_ca_file"):
+        tls_of(settings)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"temporal_client_cert_file": "certificate"},
+        {"temporal_client_key_file": "key"},
+        {"deployment_name": "a.b"},
+        {"deployment_name": ""},
+        {"build_id": "v1' OR '1"},
+        {"build_id": "x" * 64},
+        {"routing": "both"},
+    ],
+)
+def test_wrong_settings_are_refused_by_name(setting: dict[str, str]) -> None:
+    with pytest.raises(Misconfigured, match=next(iter(setting)).replace("cert", "(cert|key)")):
+        load_settings(**setting)

@@ -247,4 +247,4 @@ async def test_what_restricts_a_search_and_is_unknown_is_not_found(served: Serve
                 await search
             assert raised.value.remedy
         answer = await memory.search("shipment", entities=["shipment:n-9"])
-        assert answer.hits == () and answer.unknown == ("shipment:n-9",)
+        assert answer.hits == () and answer.unknown == ("shipment:N-9",)

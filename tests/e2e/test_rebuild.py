@@ -116,6 +116,7 @@ async def test_a_store_is_rebuilt_while_others_search_and_write(
         await lose(app, store)
         assert len(await incomplete(app, store)) == 40
         searched: list[tuple[str, list[str], bool]] = []
+        _wait_for_searches(app, searched, monkeypatch)
         async with beside(_search_for_ever(app, store, searched)), beside(_write_for_ever(app)):
             result = await app.rebuild.run(store)
         assert (result.state, result.done >= 40, result.repaired) == ("done", True, 0)
@@ -131,6 +132,20 @@ async def test_a_store_is_rebuilt_while_others_search_and_write(
         assert answer.degraded == [] and answer.hits[0].title
         progress = await app.rebuild.progress(store)
         assert (progress.state, progress.done) == ("done", progress.total)
+
+
+def _wait_for_searches(
+    app: App, searched: Sequence[tuple[str, list[str], bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let the rebuild write each group of documents after another search: on any machine some run beside it."""
+    rewrite = app.rebuild._rewrite
+
+    async def held(name: str, stages: Any) -> None:
+        count = len(searched) + 1  # the search after the one that runs begins and ends meanwhile
+        await until(lambda: len(searched) > count, "searches run", every=0.001)
+        await rewrite(name, stages)
+
+    monkeypatch.setattr(app.rebuild, "_rewrite", held)
 
 
 async def _search_for_ever(

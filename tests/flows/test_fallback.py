@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import signal
 import tempfile
 from collections import Counter
@@ -87,7 +88,17 @@ async def serving(app: App) -> AsyncIterator[Waker]:
         watching.cancel()
         await waker.close()
         stop.set()
-        await asyncio.wait_for(task, 30)
+        await ended(task)
+
+
+async def ended(task: asyncio.Task[None], *, seconds: float = 60) -> None:
+    """Wait for the worker to end; if it does not, fail with what its tasks wait for."""
+    if not (await asyncio.wait((task,), timeout=seconds))[0]:
+        stacks = io.StringIO()
+        for other in asyncio.all_tasks():
+            other.print_stack(file=stacks)
+        pytest.fail(f"the worker has not ended after {seconds:g} s\n{stacks.getvalue()}")
+    await task
 
 
 def note(app: App, id: str, source: str = "urgent", version: int = 1) -> Event:

@@ -211,7 +211,7 @@ async def test_a_context_holds_whole_sentences_within_its_tokens_and_cites_them(
         await memory.remember(text, key="long", title="Dock rules")
         await memory.remember("The dock in Laredo closes at ten.", key="short", title="Hours")
         await served.carry()
-        answer = await memory.search("when does the dock open?", limit=1, max_tokens=150)
+        answer = await memory.search("when does the dock in Laredo close?", limit=1, max_tokens=150)
         context = answer.context
         assert context and len(answer.hits) == 1  # the context is not limited by it
         assert context.tokens <= context.max_tokens == 150 and context.left_out

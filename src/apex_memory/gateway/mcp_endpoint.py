@@ -62,8 +62,10 @@ class McpEndpoint:
             return
         require_own_origin(request)
         await authenticate(request)
+        # Read here: where the caller disconnects before its end, the SDK would log a traceback and answer with a 500.
+        body = await request.body()
         manager = self._manager or await self._open(request)
-        await manager.handle_request(scope, receive, send)
+        await manager.handle_request(scope, _replaying(body, receive), send)
 
     async def _open(self, request: Request) -> StreamableHTTPSessionManager:
         """Import the SDK and start its server, once. Raises `Misconfigured` without the extra `mcp`."""
@@ -90,6 +92,16 @@ class McpEndpoint:
     def _memory_of(self, context: Any) -> AsyncApex:
         """Return the client with the API key of the HTTP request that brought a message."""
         return self._memory.with_key(presented(context.request) or "")
+
+
+def _replaying(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that returns the body, then what the connection brings."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay
 
 
 async def _run(manager: StreamableHTTPSessionManager, running: asyncio.Event) -> None:

@@ -75,6 +75,11 @@ class MemoryServer:
         # The list depends on the key, so no cache may share it between callers.
         return types.ListToolsResult(tools=tools, ttl_ms=0, cache_scope="private")
 
+    def input_schema(self, name: str) -> dict[str, Any] | None:
+        """Return the schema of a tool's arguments, by which the SDK checks headers; None for an unknown tool."""
+        tool = self._toolbox.tools.get(name)
+        return tool.arguments.model_json_schema() if tool else None
+
     async def call_tool(
         self, context: Context, params: types.CallToolRequestParams
     ) -> types.CallToolResult:
@@ -245,6 +250,8 @@ def make_server(memory_of: MemoryOf) -> Server[Any]:
         on_list_resources=handlers.list_resources,
         on_list_resource_templates=handlers.list_templates,
         on_read_resource=handlers.read_resource,
+        # Without this the SDK lists the tools again for each call, and logs a traceback where that fails.
+        get_tool_input_schema=handlers.input_schema,
     )
     # Without the SDK's spans: they continue the trace that a caller names, and hold texts of errors.
     server.middleware.clear()

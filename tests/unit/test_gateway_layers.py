@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
+from types import FrameType
 from typing import Any
 
 import httpx2
@@ -30,6 +32,7 @@ from apex_memory.gateway import errors
 from apex_memory.gateway.body_limit import BodyLimitMiddleware, SourceRoute
 from apex_memory.gateway.errors import Malformed
 from apex_memory.gateway.middleware import Hosts, RequestMiddleware
+from apex_memory.gateway.routes.shared import RequestBody
 from apex_memory.model import Document, Event, Priority
 from apex_memory.sources.base import InboundRequest, Received, Sample, Source, SourceSettings
 from apex_memory.telemetry import HTTP_SECONDS, REFUSED
@@ -326,3 +329,37 @@ async def test_requests_are_measured_by_route(client: httpx2.AsyncClient) -> Non
     before = measured._sum.get()
     await client.get("/raise/conflict?key=secret")
     assert measured._sum.get() > before
+
+
+class Question(RequestBody):
+    """A body as routes declare it."""
+
+    text: str = ""
+
+
+async def test_a_refused_body_is_released_without_the_garbage_collector() -> None:
+    api = FastAPI()
+    errors.install(api)
+    api.state.routes = {}
+
+    @api.post("/ask")
+    async def ask(question: Question) -> str:
+        return question.text
+
+    transport = httpx2.ASGITransport(app=api)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://x") as http:
+        await http.post("/ask", json={"text": "x"})  # what is made once
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for _ in range(3):
+                answer = await http.post("/ask", json={str(n): n for n in range(1_000)})
+                assert answer.status_code == 422
+            gc.collect()
+            kept = [o.f_code.co_name for o in gc.garbage if isinstance(o, FrameType)]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert kept == []

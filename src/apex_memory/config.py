@@ -25,6 +25,7 @@ from pydantic_settings import (
 from apex_memory.errors import Misconfigured
 from apex_memory.host_names import split_address
 from apex_memory.rollout_settings import RolloutSettings
+from apex_memory.tls import ClientTls
 
 EMBEDDED = "embedded:"
 LOOPBACK = "127.0.0.1:0"
@@ -48,6 +49,13 @@ CONNECTION_VARIABLES = {
 }
 """Temporal's own environment variables, and the settings that they give. TEMPORAL_ADDRESS and TEMPORAL_NAMESPACE
 together give `temporal`."""
+
+CERTIFICATES = {
+    "temporal_client_key_file": "temporal_client_cert_file",
+    "tls_key_file": "tls_certificate_file",
+    "client_key_file": "client_certificate_file",
+}
+"""The setting with the certificate for each setting with a private key."""
 
 NOT_FROM_FILES = ("sources", "rollout")
 """Tables. The settings file holds them, and it can be a secret as a whole."""
@@ -149,6 +157,29 @@ class Settings(BaseSettings):
     url: str = Field(
         "",
         description="URL of the gateway that the command line uses. Empty: the one that `apex up` started from this data folder.",
+    )
+
+    tls_certificate_file: Path | None = Field(
+        None,
+        description="File with the certificate that the gateway shows, in PEM, followed by those between it and the CA. The gateway then speaks HTTPS. A renewed file is used within a second. Needs `tls_key_file`. docs/howto/tls.md.",
+    )
+    tls_key_file: Path | None = Field(
+        None, description="File with the private key of that certificate, in PEM."
+    )
+    tls_client_ca_file: Path | None = Field(
+        None,
+        description="File with certificate authorities, in PEM. Every caller of the gateway must show a certificate of theirs (mTLS), those of webhooks and of health probes too.",
+    )
+    ca_file: Path | None = Field(
+        None,
+        description="File with the certificate authority of the gateway, in PEM, for the command line and the Python client. No other authority is trusted then. docs/howto/tls.md.",
+    )
+    client_certificate_file: Path | None = Field(
+        None,
+        description="File with the certificate that the command line shows to the gateway (mTLS), in PEM. Needs `client_key_file`.",
+    )
+    client_key_file: Path | None = Field(
+        None, description="File with the private key of that certificate, in PEM."
     )
 
     embedder: str = Field(
@@ -459,12 +490,20 @@ class Settings(BaseSettings):
             raise ValueError("must not hold `.`, which divides a deployment from its build")
         return value
 
-    @field_validator("temporal_client_key_file")
+    @field_validator("temporal_client_key_file", "tls_key_file", "client_key_file")
     @classmethod
     def _certificate_with_key(cls, value: Path | None, info: Any) -> Path | None:
-        if (value is None) != (info.data.get("temporal_client_cert_file") is None):
+        certificate = CERTIFICATES[info.field_name]
+        if (value is None) != (info.data.get(certificate) is None):
+            raise ValueError(f"{certificate} and {info.field_name} belong together")
+        return value
+
+    @field_validator("tls_client_ca_file")
+    @classmethod
+    def _mtls_over_tls(cls, value: Path | None, info: Any) -> Path | None:
+        if value is not None and info.data.get("tls_certificate_file") is None:
             raise ValueError(
-                "temporal_client_cert_file and temporal_client_key_file belong together"
+                "needs tls_certificate_file: without TLS no caller shows a certificate"
             )
         return value
 
@@ -492,6 +531,16 @@ class Settings(BaseSettings):
                 "must be above snapshot_seconds, or a reader could lose what it is reading"
             )
         return value
+
+    @property
+    def scheme(self) -> str:
+        """`https` where the gateway has a certificate, else `http`."""
+        return "https" if self.tls_certificate_file else "http"
+
+    @property
+    def connections_tls(self) -> ClientTls:
+        """What is trusted and shown where Apex connects: to its gateway and to the stores."""
+        return ClientTls(self.ca_file, self.client_certificate_file, self.client_key_file)
 
     @classmethod
     def settings_customise_sources(

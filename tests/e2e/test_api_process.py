@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,12 +56,13 @@ class Served:
     settings: Settings
 
 
-def environment(settings: Settings, port: int) -> dict[str, str]:
+def environment(settings: Settings, port: int, further: Sequence[str] = ()) -> dict[str, str]:
+    """Return the variables of a gateway process. `further` names settings that it gets beside those of the stores."""
     given = {name for name in os.environ if not name.startswith("APEX_")}
     stores = ("documents", "graph", "vectors", "cache", "embedder", "temporal")
     return {
         **{name: os.environ[name] for name in given},
-        **{f"APEX_{name.upper()}": str(getattr(settings, name)) for name in stores},
+        **{f"APEX_{name.upper()}": str(getattr(settings, name)) for name in (*stores, *further)},
         "APEX_SECRET_KEY": settings.secret_key.get_secret_value(),
         "APEX_SETTINGS_FILE": os.devnull,
         "APEX_PORT": str(port),
@@ -71,11 +72,13 @@ def environment(settings: Settings, port: int) -> dict[str, str]:
 
 
 @contextmanager
-def process(settings: Settings, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def process(
+    settings: Settings, port: int, log: Path, further: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as out:
         started = subprocess.Popen(
             [sys.executable, "-m", "apex_memory.gateway"],
-            env=environment(settings, port),
+            env=environment(settings, port, further),
             stdout=out,
             stderr=out,
         )

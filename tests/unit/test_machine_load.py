@@ -20,6 +20,7 @@ from apex_memory.config import Settings
 from apex_memory.errors import Unavailable
 from apex_memory.gateway.read_models.status import LONGEST_SECONDS, SECONDS, longest_wait
 from apex_memory.machine_load import LoadMeter, cpu_pressure, throttled_periods
+from apex_memory.tls import ClientTls
 
 IDLE = {"delay_seconds": 0.003, "processors": 8, "pressure": 0.02, "throttled": None}
 
@@ -189,7 +190,7 @@ def test_a_slow_gateway_is_not_called_missing(monkeypatch: pytest.MonkeyPatch) -
         raise httpx2.ReadTimeout("slow")
 
     monkeypatch.setattr(httpx2.Client, "request", never)
-    session = Gateway("http://127.0.0.1:1", "key")
+    session = Gateway("http://127.0.0.1:1", "key", ClientTls())
     with pytest.raises(Unavailable, match="runs, and did not respond within 7 s") as caught:
         session.call("GET", "/v1/status", timeout=7)
     session.close()

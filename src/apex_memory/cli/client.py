@@ -11,6 +11,7 @@ from apex_memory.client import Apex, Refused
 from apex_memory.client.calls import Call, any_json
 from apex_memory.client.location import api_key, gateway_url
 from apex_memory.config import Settings, load_settings
+from apex_memory.tls import ClientTls
 
 TIMEOUT = 120.0  # seconds for a response; on a machine slowed to a tenth some take half a minute
 PAGE_ROWS = 200  # rows of a list in one request
@@ -41,8 +42,8 @@ def with_commands(remedy: str) -> str:
 class Gateway(Apex):
     """A connection to the gateway. Its calls are sent once, and raise `Refused` or `Unavailable`, with a remedy."""
 
-    def __init__(self, url: str, key: str) -> None:
-        super().__init__(url, key, timeout=TIMEOUT, patience=0.0)
+    def __init__(self, url: str, key: str, tls: ClientTls) -> None:
+        super().__init__(url, key, timeout=TIMEOUT, patience=0.0, tls=tls)
 
     def call(self, method: str, path: str, *, patience: float = 0.0, **request: Any) -> Any:
         """Return the JSON of the response. `request` has the fields of `Call`; a `timeout` is in seconds.
@@ -95,5 +96,5 @@ def explained(error: Refused) -> Refused:
 def gateway(settings: Settings | None = None) -> Iterator[Gateway]:
     """Yield a connection to the gateway that the settings name, or that runs from the data folder."""
     settings = settings or load_settings()
-    with Gateway(gateway_url(settings), api_key(settings)) as api:
+    with Gateway(gateway_url(settings), api_key(settings), settings.connections_tls) as api:
         yield api

@@ -136,9 +136,10 @@ async def _day(
     Return True when every event was processed, every question has hits, and the rollouts went as they should.
     """
     key = api_key(settings)
-    with Gateway(stack.url, key) as api:
+    with Gateway(stack.url, key, settings.connections_tls) as api:
         rule("1. A day of nine sources")
-        async with httpx2.AsyncClient(timeout=STALL_SECONDS) as http:
+        verify = settings.connections_tls.verify()
+        async with httpx2.AsyncClient(timeout=STALL_SECONDS, verify=verify) as http:
             delivery = Delivery(stack.url, key, http)
             result = await _play(api, DayPlayback(simulators, delivery, clock))
         say(result.line())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from typing import Any, Literal
 
 import httpx2
@@ -18,6 +19,9 @@ from apex_memory.disk_space import disk_space, in_bytes
 from apex_memory.engines.cards import running_processes
 from apex_memory.engines.state import Stack, read_stack
 from apex_memory.errors import ApexError
+from apex_memory.host_names import host_name, is_loopback
+from apex_memory.model import now
+from apex_memory.tls import expiry
 
 # Half-open (0.5) too: while a probe of a store that hangs is under way, its breaker is no less open.
 OPEN_BREAKER = re.compile(r'^apex_breaker_open\{store="(\w+)"\} (?:1|1\.0|0\.5)$', re.MULTILINE)
@@ -32,6 +36,7 @@ SLOW_MILLISECONDS = 500  # of a store's round trip
 MUCH_THROTTLED = 0.25  # share of time in which a limit stops processes
 MUCH_PRESSURE = 0.5  # share of time in which programs wait for a processor
 FETCHING = ("pull:", "follow:", "backfill:")  # workflows that call a vendor
+NEAR_EXPIRY = timedelta(days=14)  # of a certificate, from which on `doctor` mentions it
 LEAST_DISK = 1_000_000_000  # bytes free, below which `doctor` warns
 
 
@@ -73,13 +78,15 @@ def examine() -> Iterator[Finding]:
     yield Finding("settings", "good", f"data in {settings.data_dir}")
     yield from _disk(settings)
     yield from _processes(settings)
+    yield from _certificate(settings)
     try:
         url = gateway_url(settings)
     except ApexError as error:
         yield Finding("gateway", "bad", str(error), error.remedy)
         return
+    yield from _plain_http(settings, url)
     try:
-        with Gateway(url, api_key(settings)) as api:
+        with Gateway(url, api_key(settings), settings.connections_tls) as api:
             report = api.call("GET", "/v1/status")
             sources = api.call("GET", "/v1/sources")["sources"]
             mirrors = api.call("GET", "/v1/mirror")["mirrors"]
@@ -152,6 +159,43 @@ def _processes(settings: Settings) -> Iterator[Finding]:
             )
         else:
             yield Finding(child.name, "good", f"{child.version or 'runs'}, pid {child.pid}")
+
+
+def _certificate(settings: Settings) -> Iterator[Finding]:
+    """Yield how long the gateway's certificate is valid."""
+    file = settings.tls_certificate_file
+    if file is None:
+        return
+    try:
+        until = expiry(file)
+    except ApexError as error:
+        yield Finding("certificate", "bad", str(error), error.remedy)
+        return
+    remedy = f"write a new one to {file}: the gateway uses it within a second"
+    if until <= now():
+        yield Finding("certificate", "bad", f"expired at {until:%Y-%m-%d %H:%M} UTC", remedy)
+    elif until - now() < NEAR_EXPIRY:
+        yield Finding("certificate", "note", f"expires at {until:%Y-%m-%d %H:%M} UTC", remedy)
+    else:
+        yield Finding("certificate", "good", f"valid until {until:%Y-%m-%d} UTC")
+
+
+def _plain_http(settings: Settings, url: str) -> Iterator[Finding]:
+    """Yield where keys and content cross a network unencrypted: into the gateway of these settings, or from here to it."""
+    if settings.scheme == "http" and not is_loopback(settings.host):
+        yield Finding(
+            "plain HTTP",
+            "note",
+            f"the gateway listens on {settings.host} without TLS: keys and content can be read on the network",
+            "set tls_certificate_file and tls_key_file, or let only a reverse proxy with TLS reach this port",
+        )
+    elif url.startswith("http:") and not is_loopback(host_name(url.partition("://")[2])):
+        yield Finding(
+            "plain HTTP",
+            "note",
+            f"this command sends its API key to {url} without TLS",
+            "give the gateway a certificate, and write the address with https://",
+        )
 
 
 def is_slow(machine: dict[str, Any]) -> bool:

@@ -112,9 +112,10 @@ async def _simulate(
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    verify = load_settings().connections_tls.verify()
     async with (
         serve_simulators(simulators, host=host, port=port) as server,
-        httpx2.AsyncClient(timeout=30) as http,
+        httpx2.AsyncClient(timeout=30, verify=verify) as http,
     ):
         _show_vendors(server)
         if settings_file:

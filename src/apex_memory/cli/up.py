@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -355,7 +356,7 @@ def _gateway(settings: Settings, environment: dict[str, str], report: Report) ->
         # It embeds single questions: two threads are a fifth faster, and take 30 % more of the
         # processors, which the stores need for the same search.
         own["APEX_EMBEDDER_THREADS"] = "1"
-    url = f"http://{settings.host}:{port}"
+    url = f"{settings.scheme}://{settings.host}:{port}"
     metrics = f"{url}/metrics"
     if settings.gateway_metrics:
         metrics = Address.parse(settings.gateway_metrics).url
@@ -385,6 +386,25 @@ def _metrics_address(name: str, setting: str, ports: Mapping[str, int]) -> Addre
     return Address(address.host, free_port(ports.get(own), taken=others))
 
 
+async def _until_tls(host: str, port: int) -> None:
+    """Return when a server on this machine completes a handshake. The gateway listens only once it has opened its stores.
+
+    Whether its certificate is valid for this address is for callers to verify: nothing is sent here, and with
+    `tls_client_ca_file` a request would need a certificate of its own.
+    """
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    while True:
+        try:
+            _, writer = await asyncio.open_connection(host, port, ssl=context)
+        except OSError:
+            await asyncio.sleep(0.05)
+        else:
+            writer.transport.abort()
+            return
+
+
 def _child(
     name: str,
     settings: Settings,
@@ -400,6 +420,9 @@ def _child(
     }[name]
 
     async def ready() -> None:
+        if url.startswith("https:"):
+            await _until_tls(settings.host.strip("[]"), port)
+            return
         async with httpx2.AsyncClient(timeout=2) as http:
             while True:
                 try:

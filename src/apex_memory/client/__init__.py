@@ -46,6 +46,7 @@ from apex_memory.client.results import (
     Version,
 )
 from apex_memory.errors import ApexError, Misconfigured, Unavailable
+from apex_memory.tls import ClientTls
 
 __all__ = [
     "Apex",
@@ -54,6 +55,7 @@ __all__ = [
     "Attribute",
     "Busy",
     "Citation",
+    "ClientTls",
     "Conflict",
     "Context",
     "Document",

@@ -30,11 +30,18 @@ from apex_memory.client.results import (
 )
 from apex_memory.config import load_settings
 from apex_memory.errors import Unavailable
+from apex_memory.tls import ClientTls, tls_reason
 
 TIMEOUT = 30.0  # seconds for a response
 PATIENCE = 30.0  # seconds for which a request is repeated while the gateway returns 503
 LONGEST_PAUSE = 10.0  # seconds; of what `Retry-After` asks for
 CONNECT_SECONDS = 10.0
+
+ENDED = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError)
+NO_TLS = (
+    "set ca_file (APEX_CA_FILE) to the certificate authority of the gateway, url (APEX_URL) to a name in its certificate,"
+    " and with tls_client_ca_file client_certificate_file and client_key_file"
+)
 
 T = TypeVar("T")
 
@@ -42,11 +49,20 @@ T = TypeVar("T")
 class _Connection:
     """What both clients have in common: address, key, limits of time, and the errors of a response."""
 
-    def __init__(self, url: str | None, key: str | None, timeout: float, patience: float) -> None:
+    def __init__(
+        self,
+        url: str | None,
+        key: str | None,
+        timeout: float,
+        patience: float,
+        tls: ClientTls | None,
+    ) -> None:
         if url is None or key is None:
             settings = load_settings()
             url = gateway_url(settings) if url is None else url
             key = api_key(settings) if key is None else key
+            tls = settings.connections_tls if tls is None else tls
+        self._tls = tls or ClientTls()
         self.url = url.rstrip("/")
         self._key = key.strip()  # a line break at its end, as in a file, would be no header
         self._seconds = timeout
@@ -70,6 +86,13 @@ class _Connection:
                 "gateway",
                 f"{self.url} runs, and did not respond within {self._time_limit(call):g} s",
                 remedy="it is busy or slow, and may have done what was requested: `apex doctor` says what is slow",
+            )
+        reason = tls_reason(error)
+        if self.url.startswith("https:") and isinstance(error, ENDED):
+            reason = reason or "the gateway ended it, as it does where a certificate is missing"
+        if reason:
+            return Unavailable(
+                "gateway", f"{self.url}: no connection with TLS ({reason})", remedy=NO_TLS
             )
         return Unavailable(
             "gateway",
@@ -102,7 +125,8 @@ class Apex(_Connection):
     Without `url` it is the setting `url` (APEX_URL), or the stack that runs from the data folder (APEX_DATA_DIR);
     without `key` the setting `api_key` (APEX_API_KEY), or that stack's admin key. `timeout` is the longest wait for a
     response in seconds, `patience` how long a request is repeated while the gateway returns 503, as its `Retry-After`
-    says; 0 repeats nothing.
+    says; 0 repeats nothing. `tls` names the certificate authority of an `https://` gateway, and a certificate to show; without
+    `tls`, and where the settings are read, it is that of the settings.
 
     Every call raises a `Refused`, by the status of the response (`Unauthorized`, `Forbidden`, `NotFound`, `Rejected`,
     `TooLarge`, `Conflict`, `Busy`), or `Unavailable` when the gateway does not respond. Each has a `remedy`.
@@ -115,10 +139,13 @@ class Apex(_Connection):
         *,
         timeout: float = TIMEOUT,
         patience: float = PATIENCE,
+        tls: ClientTls | None = None,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
-        super().__init__(url, key, timeout, patience)
-        self._http = httpx2.Client(base_url=self.url, transport=transport)
+        super().__init__(url, key, timeout, patience, tls)
+        self._http = httpx2.Client(
+            base_url=self.url, transport=transport, verify=self._tls.verify()
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -311,10 +338,13 @@ class AsyncApex(_Connection):
         *,
         timeout: float = TIMEOUT,
         patience: float = PATIENCE,
+        tls: ClientTls | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        super().__init__(url, key, timeout, patience)
-        self._http = httpx2.AsyncClient(base_url=self.url, transport=transport)
+        super().__init__(url, key, timeout, patience, tls)
+        self._http = httpx2.AsyncClient(
+            base_url=self.url, transport=transport, verify=self._tls.verify()
+        )
 
     async def __aenter__(self) -> Self:
         return self

@@ -53,14 +53,15 @@ def running_processes(data_dir: Path) -> list[ProcessCard]:
 
 def targets(cards: list[ProcessCard]) -> str:
     """Return the targets as JSON for Prometheus' `file_sd_configs`: a group a process, with its name as label `process`."""
-    groups = [
-        {
-            "targets": [urlsplit(card.metrics).netloc],
-            "labels": {"process": card.process, "__metrics_path__": urlsplit(card.metrics).path},
-        }
-        for card in cards
-    ]
-    return json.dumps(groups, indent=1) + "\n"
+    return json.dumps([_target(card) for card in cards], indent=1) + "\n"
+
+
+def _target(card: ProcessCard) -> dict[str, object]:
+    metrics = urlsplit(card.metrics)
+    labels = {"process": card.process, "__metrics_path__": metrics.path}
+    if metrics.scheme == "https":
+        labels["__scheme__"] = "https"
+    return {"targets": [metrics.netloc], "labels": labels}
 
 
 def write_targets(data_dir: Path) -> None:

@@ -18,9 +18,11 @@ from apex_memory.errors import ApexError, Misconfigured
 from apex_memory.gateway.application import create_app
 from apex_memory.gateway.protocol import limited_protocol
 from apex_memory.gc_tuning import collect_garbage_seldom
+from apex_memory.host_names import is_loopback
 from apex_memory.telemetry import BUILD_INFO, configure_logging, logger
 from apex_memory.telemetry.export import exporting
 from apex_memory.telemetry.exposition import Address, exposed
+from apex_memory.tls import ServerTls
 
 SHUTDOWN_SECONDS = 10  # for requests under way; below the time a supervisor gives
 
@@ -35,9 +37,12 @@ def main() -> int:
         settings = load_settings()
         configure_logging(settings.log_level, settings.log_format)
         with exporting("gateway"), _bind(settings) as bound, ExitStack() as stack:
-            server = _Server(_config(settings))
-            logger(component="gateway").info("listening", url=_url(bound))
-            _show_metrics(settings, bound, stack)
+            tls = _tls(settings)
+            server = _Server(_config(settings, tls), tls)
+            url = _url(bound, settings.scheme)
+            logger(component="gateway").info("listening", url=url)
+            _warn_of_plain_http(settings)
+            _show_metrics(settings, url, stack)
             for number in (signal.SIGTERM, signal.SIGINT):
                 # uvicorn shuts down on the signal, then raises it again for the process: that repetition is ignored.
                 signal.signal(number, lambda *_: None)
@@ -48,11 +53,28 @@ def main() -> int:
     return 0 if server.started else 1
 
 
-def _show_metrics(settings: Settings, bound: socket.socket, stack: ExitStack) -> None:
+def _tls(settings: Settings) -> ServerTls | None:
+    """Return the certificate of the settings; None for plain HTTP. Raises `Misconfigured` for files that cannot be used."""
+    if settings.tls_certificate_file is None or settings.tls_key_file is None:
+        return None
+    return ServerTls(
+        settings.tls_certificate_file, settings.tls_key_file, settings.tls_client_ca_file
+    )
+
+
+def _warn_of_plain_http(settings: Settings) -> None:
+    if settings.scheme == "http" and not is_loopback(settings.host):
+        logger(component="gateway").warning(
+            "plain HTTP beyond loopback: keys and content can be read on the network",
+            remedy="set tls_certificate_file and tls_key_file, or let only a reverse proxy with TLS reach this port",
+        )
+
+
+def _show_metrics(settings: Settings, url: str, stack: ExitStack) -> None:
     """Expose the metrics at the further address of the settings, if any, and register where they are."""
     build = settings.build_id or build_id()
     BUILD_INFO.labels(version("apex-memory"), build).set(1)
-    metrics = f"{_url(bound)}/metrics"
+    metrics = f"{url}/metrics"
     if settings.gateway_metrics:
         address = Address.parse(settings.gateway_metrics)
         metrics = stack.enter_context(exposed(address, process="gateway")).url
@@ -62,18 +84,38 @@ def _show_metrics(settings: Settings, bound: socket.socket, stack: ExitStack) ->
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, tls: ServerTls | None) -> None:
+        super().__init__(config)
+        self._tls = tls
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look for a renewed certificate once a second. uvicorn calls this ten times a second."""
+        if self._tls and counter % 10 == 0:
+            log = logger(component="gateway")
+            try:
+                if self._tls.renew():
+                    log.info("certificate renewed")
+            except Misconfigured as error:
+                log.error(
+                    "certificate not renewed, the former one stays in use",
+                    reason=str(error),
+                    remedy=error.remedy,
+                )
+        return await super().on_tick(counter)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
         collect_garbage_seldom()
 
 
-def _config(settings: Settings) -> uvicorn.Config:
+def _config(settings: Settings, tls: ServerTls | None) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(settings),
         lifespan="on",
         loop="auto" if sys.platform == "win32" else "uvloop",
         ws="none",
         http=limited_protocol(settings),
+        ssl_context_factory=(lambda *_: tls.context) if tls else None,
         access_log=False,  # `RequestMiddleware` writes the access log, without query strings
         log_config=None,
         server_header=False,
@@ -100,9 +142,9 @@ def _bind(settings: Settings) -> socket.socket:
     return bound
 
 
-def _url(bound: socket.socket) -> str:
+def _url(bound: socket.socket, scheme: str) -> str:
     host, port = bound.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 if __name__ == "__main__":

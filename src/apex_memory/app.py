@@ -115,6 +115,7 @@ class App:
             reading_seconds=_reading_seconds(settings),
             build=build,
             live_manifests=partial(live_manifests, db),
+            date_order=settings.date_order,
         )
         self.publication = Publication(
             db,
@@ -174,6 +175,7 @@ class App:
             canonical_ref=canonical,
             key_prefixes={name: source.key_prefixes for name, source in sources.items()},
             called={name: source.called for name, source in sources.items()},
+            date_order=settings.date_order,
         )
 
     def _shadow_publication(self, stores: Mapping[str, ResilientStore]) -> Publication:

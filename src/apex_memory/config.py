@@ -22,6 +22,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from apex_memory.dates import DateOrder
 from apex_memory.errors import Misconfigured
 from apex_memory.host_names import split_address
 from apex_memory.rollout_settings import RolloutSettings
@@ -371,6 +372,10 @@ class Settings(BaseSettings):
         7, gt=0, description="Days that the results of comparisons are kept."
     )
     chunk_chars: int = Field(900, ge=100, description="Most characters of one chunk.")
+    date_order: DateOrder = Field(
+        "auto",
+        description="How texts and questions write a day in numbers: `day` (03/04 is 3 April), `month` (03/04 is March 4), or `auto`: the day is first before dots and dashes (03.04.2024, 03-04-2024), the month before slashes (03/04/2024). Where only one reading is a day, it is taken: 13/02/2024. Documents keep the reading of the time when they were prepared.",
+    )
     bm25_average_words: float = Field(
         60,
         gt=0,

@@ -12,7 +12,7 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from enum import IntEnum, StrEnum
 from typing import Any, NewType
 
@@ -174,6 +174,18 @@ def speaker_refs(name: str) -> list[str]:
     """Return a ref for each of the first words of a name that have two letters or more: a question names people by either."""
     words = _NAME_WORD.findall(name.casefold())[:_NAME_WORDS]
     return [f"{SPEAKER}:{word}" for word in dict.fromkeys(words)]
+
+
+DATE = "date"
+"""Predicate of the assertion that a text names a day. Its value is the day, `2024-01-23`."""
+
+DAY = "day"
+"""Type of the refs by which the passages of a day are found. They exist in the vector store alone."""
+
+
+def day_ref(day: date) -> str:
+    """Return the ref of the passages of a day (`day:2024-01-23`): those spoken or written then, and those that name it."""
+    return f"{DAY}:{day.isoformat()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

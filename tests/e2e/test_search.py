@@ -219,6 +219,59 @@ async def test_time_words_prefer_what_happened_then(app: App) -> None:
         assert result.hits[0].legs["time"] == 1 > result.hits[1].legs["time"]
 
 
+DAY_FORMS = (
+    *(
+        "23.01.2024",
+        "23.1.24",
+        "23-01-2024",
+        "23/01/2024",
+        "01/23/2024",
+        "2024-01-23",
+        "2024/01/23",
+    ),
+    *("Jan 23, 2024", "23 January 2024", "January 23", "1/23"),
+)
+
+
+async def test_a_day_finds_the_texts_that_name_it_in_any_form(app: App) -> None:
+    """Each text was written long before the day, and long after it is asked for."""
+    for n, form in enumerate(DAY_FORMS[:9]):
+        await remember(app, f"d{n}", f"yard check {form}", occurred_at="2023-11-01T08:00:00Z")
+    await remember(app, "other", "yard check 24.01.2024", occurred_at="2023-11-01T08:00:00Z")
+    search = search_with(app, clock=lambda: datetime(2024, 6, 1, tzinfo=UTC))
+    for form in DAY_FORMS:
+        result = await search.search(f"yard check on {form}", weights=Weights(time=50))
+        *then, last = result.hits
+        assert len(then) == 9 and {hit.legs["time"] for hit in then} == {1}, form
+        assert last.snippet == "yard check 24.01.2024" and last.legs["time"] < 0.01
+        assert not result.unknown, form
+
+
+async def test_a_day_finds_the_turns_of_that_day(app: App) -> None:
+    """A conversation has the time of its last turn; its turns have times of their own."""
+    messages = [
+        {
+            "sender": "human",
+            "text": f"Checked the yard, round {n}.",
+            "created_at": f"2024-01-{n}T08:00:00Z",
+        }
+        for n in range(20, 27)
+    ]
+    conversation = {
+        "uuid": "rounds",
+        "name": "Rounds",
+        "updated_at": "2024-01-26T08:00:00Z",
+        "chat_messages": messages,
+    }
+    body = json.dumps([conversation]).encode()
+    request = InboundRequest(body, {"content-type": "application/json"}, {}, now())
+    await land(app, *app.sources["llm"].receive(request).events)
+    await app.direct.drain("llm")
+    for n in range(20, 27):
+        hit = (await app.search.search(f"who checked the yard on {n}.01.2024?")).hits[0]
+        assert hit.turn and hit.turn.at and hit.turn.at.day == n
+
+
 async def test_what_happened_then_is_found_among_many_that_are_more_alike(app: App) -> None:
     others = (
         text_event(app, f"d{n}", f"yard check yard {n}", occurred_at="2025-09-01T08:00:00Z")

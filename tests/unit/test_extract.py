@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import date
 
 import pytest
 from hypothesis import given
@@ -91,11 +92,32 @@ def test_left_alone(text: str) -> None:
         ("12 USDA inspectors, 5 $", "amount", []),
         ("due March 3, 2026 or 4 Apr 2026", "date", ["2026-03-03", "2026-04-04"]),
         ("3/4/26, 13/4/2026, 2026-05-06T10:00", "date", ["2026-03-04", "2026-04-13", "2026-05-06"]),
+        ("3.4.2026, 04-05-2026, 2026/05/06", "date", ["2026-04-03", "2026-05-04", "2026-05-06"]),
+        ("v1.2.26, 10.0.0.26, 901-555-0143, due March 3", "date", []),
         ("2026-02-30, 99/99/2026, March 45, 2026, 1/2/3/2026", "date", []),
     ],
 )
 def test_values(text: str, predicate: str, values: list[str]) -> None:
     assert sorted(valued(text, predicate)) == sorted(values)
+
+
+def test_a_day_without_a_year_is_the_nearest_to_the_text() -> None:
+    text = "pickup Dec 28, drivers march 3 miles, 4 may wait"
+    found = extract(text, (), at=date(2026, 1, 3))
+    assert [a.value for a in found if a.predicate == "date"] == ["2025-12-28"]
+
+
+def test_each_passage_that_names_a_day_states_it() -> None:
+    text = "due 3 May 2026. " * 8
+    passages = [(16 * n, 16 * n + 15) for n in range(8)]
+    starts = [a.start for a in extract(text, passages) if a.predicate == "date"]
+    assert starts == [4 + 16 * n for n in range(5)]
+    assert [a.start for a in extract(text, ()) if a.predicate == "date"] == [4]
+
+
+def test_the_order_of_days_in_numbers_is_a_setting() -> None:
+    found = extract("3/4/2026", (), date_order="day")
+    assert [a.value for a in found if a.predicate == "date"] == ["2026-04-03"]
 
 
 def test_roles_names_and_postal_codes_keep_their_place() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,9 @@ from apex_memory.saga.turns import turns_by_chunk
 
 def manifest(turns: list[Any], *spans: tuple[int, int]) -> Any:
     chunks = [Chunk(n, start, end) for n, (start, end) in enumerate(spans)]
-    return SimpleNamespace(metadata={TURNS: turns} if turns else {}, chunks=chunks)
+    metadata = {TURNS: turns} if turns else {}
+    occurred_at = datetime(2024, 1, 23, 8, tzinfo=UTC)
+    return SimpleNamespace(metadata=metadata, chunks=chunks, occurred_at=occurred_at)
 
 
 def test_chunks_of_one_turn_have_its_speaker_and_follow_each_other() -> None:
@@ -22,6 +25,12 @@ def test_chunks_of_one_turn_have_its_speaker_and_follow_each_other() -> None:
     assert [chunk.continues for chunk in chunks] == [False, True, False, False, False]
     moira = ["speaker:moira", "speaker:kestrel"]
     assert [list(chunk.speakers) for chunk in chunks] == [moira, moira, [], ["speaker:bob"], []]
+
+
+def test_a_chunk_has_the_day_of_its_turn_or_of_its_document() -> None:
+    turns = [[0, 10, "Moira", "2024-01-20T23:30:00-06:00"], [12, 20, "Bob", None]]
+    chunks = turns_by_chunk(manifest(turns, (0, 10), (12, 20), (60, 70)))
+    assert [chunk.day for chunk in chunks] == [date(2024, 1, 21), date(2024, 1, 23), None]
 
 
 def test_a_document_without_turns_has_no_speakers() -> None:

@@ -1,12 +1,12 @@
 """Time expressions in queries made on Wednesday 12 November 2025, 15:30 UTC."""
 
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apex_memory.search.time_expressions import TimeRange, find_time_range
+from apex_memory.search.time_expressions import TimeRange, find_time_range, without_days
 
 AT = datetime(2025, 11, 12, 15, 30, tzinfo=UTC)
 
@@ -39,6 +39,18 @@ def day(year: int, month: int, number: int, *, days: int = 1) -> TimeRange:
         ("volume of 2025-09", day(2025, 9, 1, days=30)),
         ("paid 10/31/2025", day(2025, 10, 31)),
         ("paid 1/2/25", day(2025, 1, 2)),
+        ("paid 31.10.2025", day(2025, 10, 31)),
+        ("paid 31.10.25?", day(2025, 10, 31)),
+        ("paid 31-10-2025", day(2025, 10, 31)),
+        ("paid 13/02/2024", day(2024, 2, 13)),
+        ("paid 2025/10/31", day(2025, 10, 31)),
+        ("what came in on 1/23", day(2025, 1, 23)),
+        ("what came in on 12/24", day(2024, 12, 24)),
+        ("mails since 3.11.2025", TimeRange(day(2025, 11, 3).since, AT)),
+        ("since Nov 3, 2025", TimeRange(day(2025, 11, 3).since, AT)),
+        ("on Monday, 13 January 2025", day(2025, 1, 13)),
+        ("version 1.2.24 on 3.11.2025", day(2025, 11, 3)),
+        ("in January 2024", day(2024, 1, 1, days=31)),
         ("calls on Monday", day(2025, 11, 10)),
         ("calls on Wednesday", day(2025, 11, 12)),
         ("calls last Wednesday", day(2025, 11, 5)),
@@ -51,6 +63,10 @@ def day(year: int, month: int, number: int, *, days: int = 1) -> TimeRange:
         ("since Monday", TimeRange(day(2025, 11, 10).since, AT)),
         (
             "between 3 November and 5 November",
+            TimeRange(day(2025, 11, 3).since, day(2025, 11, 5).until),
+        ),
+        (
+            "from Nov 3 to Nov 5",
             TimeRange(day(2025, 11, 3).since, day(2025, 11, 5).until),
         ),
     ],
@@ -68,6 +84,11 @@ def test_a_query_names_a_time_range(query: str, time_range: TimeRange) -> None:
         "drivers march to the dock",
         "the 31 November file",
         "30 pallets for Dallas",
+        "software version 1.2.24",
+        "host 10.0.0.12 is down",
+        "rates went from 12.10 to 14.50",
+        "call (901) 555-0143",
+        "invoice 10-12-24",
         "",
     ],
 )
@@ -78,6 +99,26 @@ def test_other_words_are_no_time_expression(query: str) -> None:
 def test_the_time_of_the_query_may_have_any_zone() -> None:
     chicago = AT.astimezone(timezone(timedelta(hours=-6)))
     assert find_time_range("yesterday", chicago) == day(2025, 11, 11)
+
+
+def test_the_setting_decides_which_number_is_the_day() -> None:
+    assert find_time_range("paid 03.04.2025", AT) == day(2025, 4, 3)
+    assert find_time_range("paid 03/04/2025", AT) == day(2025, 3, 4)
+    assert find_time_range("paid 03/04/2025", AT, "day") == day(2025, 4, 3)
+    assert find_time_range("paid 03.04.2025", AT, "month") == day(2025, 3, 4)
+
+
+def test_a_query_without_its_days_keeps_its_other_numbers() -> None:
+    query = "invoice 1042 of 23.01.2024, and 2024/01/24"
+    assert without_days(query) == "invoice 1042 of ,, and ,"
+
+
+def test_a_range_has_its_days_unless_they_are_too_many() -> None:
+    assert day(2025, 11, 3, days=2).days(31) == [date(2025, 11, 3), date(2025, 11, 4)]
+    evening = TimeRange(AT, AT + timedelta(hours=9))
+    assert evening.days(31) == [date(2025, 11, 12), date(2025, 11, 13)]
+    assert len(day(2025, 10, 1, days=31).days(31)) == 31
+    assert day(2025, 10, 1, days=32).days(31) == []
 
 
 def test_closeness_is_one_inside_and_falls_outside() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import given
@@ -71,3 +72,22 @@ def test_points_carry_the_entities_of_their_passage() -> None:
     made = manifest(10, [(n, n * 10) for n in range(100)])
     points = list(Stage(uuid.uuid4(), made, 1, "e").points())
     assert all(len(point.entities) <= 12 for point in points)
+
+
+def test_points_carry_the_days_that_their_passage_names() -> None:
+    days = [
+        Assertion(predicate="date", subject="document:d", value=value, start=start)
+        for value, start in (
+            ("2024-01-23", 5),
+            ("2024-01-24", STEP + 5),
+            ("soon", 6),
+            ("2024-01-25", None),
+        )
+    ]
+    made = replace(manifest(3, []), assertions=tuple(days))
+    points = list(Stage(uuid.uuid4(), made, 1, "e").points())
+    assert [list(point.entities) for point in points] == [
+        ["day:2024-01-23"],
+        ["day:2024-01-24"],
+        [],
+    ]

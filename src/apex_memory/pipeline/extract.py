@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from itertools import islice
 
-from apex_memory.model import Assertion, slug
+from apex_memory.dates import DateOrder
+from apex_memory.model import DATE, Assertion, slug
 from apex_memory.normalization import NormalizedText
 from apex_memory.pipeline.chunk import split_at_passages
 from apex_memory.pipeline.entities import Mention, canonical, company_key, with_one_spelling
@@ -17,7 +19,7 @@ from apex_memory.pipeline.parties import City, Party, find_cities, find_companie
 from apex_memory.pipeline.regions import NAMES
 from apex_memory.pipeline.stopwords import NOT_AT_EDGE
 from apex_memory.pipeline.text import char_shape
-from apex_memory.pipeline.values import find_amounts, find_dates
+from apex_memory.pipeline.values import ValueAt, find_amounts, find_dates
 
 MAX_MENTIONS = 5  # of one entity in one document: the first in each passage
 MAX_CANDIDATES = 60
@@ -25,21 +27,27 @@ MAX_IDENTIFIERS = 8
 
 
 def extract(
-    text: str, passages: Sequence[tuple[int, int]], own_refs: Collection[str] = ()
+    text: str,
+    passages: Sequence[tuple[int, int]],
+    own_refs: Collection[str] = (),
+    *,
+    at: date | None = None,
+    date_order: DateOrder = "auto",
 ) -> list[Assertion]:
     """Return assertions with their offsets: mentions, roles of parties, names, postal codes, amounts and dates.
 
     They are recognised in the normal form of the text (`normalization`), without marks of Markdown, and their offsets
     are those of the original. An empty subject means the document itself. The most useful come first, so that a limit
     cuts the least. `own_refs` are the canonical refs that the source of the document gave: the same identifier in
-    another spelling of the text gets them.
+    another spelling of the text gets them. `at` is the day of the text: a day that it names without a year is the one nearest
+    to that, and is left out where `at` is not known.
     """
     normalized = NormalizedText(text)
     borders = [start for start, _ in split_at_passages(len(text), passages)]
     if normalized.text == text:
-        return _extract(text, borders, own_refs)
+        return _extract(text, borders, own_refs, at, date_order)
     moved_borders = [normalized.offset_of(border) for border in borders]
-    extracted = _extract(normalized.text, moved_borders, own_refs)
+    extracted = _extract(normalized.text, moved_borders, own_refs, at, date_order)
     return [_moved(assertion, normalized) for assertion in extracted]
 
 
@@ -48,7 +56,13 @@ def _moved(assertion: Assertion, normalized: NormalizedText) -> Assertion:
     return replace(assertion, start=normalized.original_offset(assertion.start))
 
 
-def _extract(text: str, borders: Sequence[int], own_refs: Collection[str]) -> list[Assertion]:
+def _extract(
+    text: str,
+    borders: Sequence[int],
+    own_refs: Collection[str],
+    at: date | None,
+    date_order: DateOrder,
+) -> list[Assertion]:
     shape = char_shape(text)
     parties = sorted(find_parties(text), key=lambda party: party.mention.start)
     cities = sorted(find_cities(text, shape), key=lambda city: city.mention.start)
@@ -64,7 +78,8 @@ def _extract(text: str, borders: Sequence[int], own_refs: Collection[str]) -> li
         *_roles(parties),
         *_names(mentions),
         *_postal_codes(cities),
-        *_values(text, shape),
+        *_first_of_each("amount", find_amounts(text)),
+        *_days(find_dates(text, shape, at, date_order), borders),
     ]
     distinct = {(a.predicate, a.subject, a.object, a.value, a.start): a for a in assertions}
     return list(distinct.values())
@@ -107,13 +122,23 @@ def _names(mentions: Sequence[Mention]) -> Iterator[Assertion]:
             )
 
 
-def _values(text: str, shape: bytes) -> Iterator[Assertion]:
-    for predicate, values in (("amount", find_amounts(text)), ("date", find_dates(text, shape))):
-        first: dict[str, int] = {}
-        for value, start in values:
-            first[value] = min(start, first.get(value, start))
-        for value, start in sorted(first.items(), key=lambda item: item[1]):
-            yield Assertion(predicate=predicate, value=value, start=start)
+def _first_of_each(predicate: str, values: Iterable[ValueAt]) -> Iterator[Assertion]:
+    first: dict[str, int] = {}
+    for value, start in values:
+        first[value] = min(start, first.get(value, start))
+    for value, start in sorted(first.items(), key=lambda item: item[1]):
+        yield Assertion(predicate=predicate, value=value, start=start)
+
+
+def _days(days: Iterable[ValueAt], borders: Sequence[int]) -> Iterator[Assertion]:
+    """Yield the first mention of a day in each passage, `MAX_MENTIONS` at most: a search finds the passages of a day."""
+    passages_by_day: dict[str, set[int]] = {}
+    for day, start in sorted(days, key=lambda item: item[1]):
+        passage = bisect_right(borders, start)
+        passages = passages_by_day.setdefault(day, set())
+        if passage not in passages and len(passages) < MAX_MENTIONS:
+            passages.add(passage)
+            yield Assertion(predicate=DATE, value=day, start=start)
 
 
 @dataclass(frozen=True, slots=True)

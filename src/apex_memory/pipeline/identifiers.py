@@ -17,7 +17,7 @@ _WORD = r"(?<![\w-])"
 _END = r"(?![\w-])"
 _OWN = r"(?!(?:SHP|LD|INV|PO|BOL|PRO|MC)[-\s]?\d)"  # `Load SHP-100045` names a shipment
 _UNITS = r"(?!\s?(?:lbs?|kgs?|tons?|pallets?|pcs|pieces|skids?|cases|cartons|miles?|mi|ft|hours|hrs|[%'’])(?!\w))"
-_DATE = r"(?!(?:19|20)\d\d-\d\d-\d\d)"
+_DATE = r"(?!(?:19|20)\d\d-\d\d-\d\d|\d{1,2}-\d{1,2}-(?:19|20)\d\d(?![\w-]))"
 _CODE = rf"{_OWN}{_DATE}(?=[A-Z0-9-]{{0,24}}\d{{3}})([A-Z0-9]{{1,24}}(?:-[A-Z0-9]{{1,24}}){{0,4}}){_END}{_UNITS}"
 # Between a label and its code: ` `, `: `, ` # `, `-`, ` No.: ` … The group is empty if only blanks are there.
 _SIGN = r"(?=[\s#:.-])\s{0,2}((?:#|no\.?|num\.?|number|nbr\.?|id)?\s?[#:-]?)\s{0,2}"

@@ -8,11 +8,13 @@ import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from apex_memory.dates import DateOrder
 from apex_memory.errors import ApexError, Rejected
 from apex_memory.model import (
     DEGRADED,
@@ -40,7 +42,7 @@ from apex_memory.pipeline.reuse import LiveManifests, PassageVectors
 from apex_memory.pipeline.text import clean
 from apex_memory.telemetry import DOCUMENTS_CUT, logger
 
-VERSION = "2"
+VERSION = "3"
 """Raise it when the output changes for the same input: it is part of every manifest's id."""
 
 MAX_ASSERTIONS = 2_000
@@ -74,6 +76,7 @@ class Pipeline:
         reading_seconds: float = math.inf,
         build: str = "",
         live_manifests: LiveManifests | None = None,
+        date_order: DateOrder = "auto",
     ) -> None:
         self.pipeline = f"{VERSION}/{embedder.id}/{build}" if build else f"{VERSION}/{embedder.id}"
         """What makes manifests here. Two builds never share a manifest, since either may map a payload differently."""
@@ -82,6 +85,7 @@ class Pipeline:
             embedder, made_by=f"{VERSION}/{embedder.id}/", live_manifests=live_manifests
         )
         self._chunk_chars = chunk_chars
+        self._date_order = date_order
         self._reader = FileReader(limits, processes=reader_processes)
         self._reading_seconds = reading_seconds
         self._log = logger(component="pipeline")
@@ -129,7 +133,9 @@ class Pipeline:
                 return _ChunkedDocument(event, without_content(document))
             cleaned = clean_document(document, event)
             chunks = chunk(cleaned.text, cleaned.passages, chunk_chars=self._chunk_chars)
-            return _ChunkedDocument(event, _with_assertions(cleaned, event), chunks)
+            return _ChunkedDocument(
+                event, _with_assertions(cleaned, event, self._date_order), chunks
+            )
         return errors[0]
 
     async def _embed(
@@ -242,10 +248,16 @@ def _make_document(event: Event, make: Callable[[Event], Document]) -> Document 
     return errors[0]
 
 
-def _with_assertions(document: Document, event: Event) -> Document:
+def _with_assertions(document: Document, event: Event, date_order: DateOrder) -> Document:
     """Add the assertions extracted from the text to those of the source. Each occurs once; there are `MAX_ASSERTIONS` at most."""
     own_ref = f"document:{event.doc_id}"
-    extracted = extract(document.text, document.passages, _entity_refs(document))
+    extracted = extract(
+        document.text,
+        document.passages,
+        _entity_refs(document),
+        at=document.occurred_at.astimezone(UTC).date(),
+        date_order=date_order,
+    )
     assertions = [*document.assertions, *extracted]
     distinct = dict.fromkeys(
         assertion if assertion.subject else _with_subject(own_ref, assertion)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
 
+from apex_memory.dates import MONTHS, DateOrder, days_of_numbers, named_days
 from apex_memory.pipeline.text import matches
 
 ValueAt = tuple[str, int]
@@ -21,22 +22,8 @@ _BEFORE = re.compile(
 )
 _BEFORE_FIRST = re.compile(r"[UCEGM$€£](?<![\w$€£].)", re.ASCII)
 _AFTER = re.compile(rf"(?<![\w$€£.,-])({_NUMBER})\s?({_CODES})(?!\w)", re.ASCII)
+_DAY_SHAPES = (b"0-0", b"0/0", b"0.0.0", b"0.00.0")  # one of them is in every day of numbers alone
 _SCALE = {"": 1, "k": 1_000, "K": 1_000, "M": 1_000_000}
-
-_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_MONTH = (
-    r"(jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|"
-    r"sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?"
-)
-_YEAR = r"((?:19|20)\d\d)(?!\w)"
-_ISO = re.compile(r"(?<![\w-])((?:19|20)\d\d)-(\d\d)-(\d\d)(?!\d|-)", re.ASCII)
-_SLASHED = re.compile(r"(?<![\w/])(\d{1,2})/(\d{1,2})/((?:19|20)?\d\d)(?![\w/])", re.ASCII)
-_MONTH_FIRST = re.compile(
-    rf"(?<!\w){_MONTH} (\d{{1,2}})(?:st|nd|rd|th)?,? {_YEAR}", re.IGNORECASE | re.ASCII
-)
-_DAY_FIRST = re.compile(
-    rf"(?<!\w)(\d{{1,2}})(?:st|nd|rd|th)? {_MONTH},? {_YEAR}", re.IGNORECASE | re.ASCII
-)
 
 
 def find_amounts(text: str) -> Iterator[ValueAt]:
@@ -55,29 +42,20 @@ def _amount(digits: str, currency: str, scale: int) -> str:
     return f"{Decimal(digits.replace(',', '')) * scale:.2f} {currency}"
 
 
-def find_dates(text: str, char_shape: bytes) -> Iterator[ValueAt]:
-    """Yield dates with a year. `3/4/2026` is read month first, unless only the other order is a date."""
-    for match in _ISO.finditer(text) if b"0000-00-00" in char_shape else ():
-        yield from _date(match[1], match[2], match[3], match.start())
-    for match in _SLASHED.finditer(text) if b"0/0" in char_shape else ():
-        year = match[3] if len(match[3]) == 4 else f"20{match[3]}"
-        month, day = match[1], match[2]
-        if int(month) > 12:
-            month, day = day, month
-        yield from _date(year, month, day, match.start())
-    named = b" 0000" in char_shape
-    for match in _MONTH_FIRST.finditer(text) if named else ():
-        yield from _date(match[3], _month(match[1]), match[2], match.start())
-    for match in _DAY_FIRST.finditer(text) if named else ():
-        yield from _date(match[3], _month(match[2]), match[1], match.start())
-
-
-def _month(name: str) -> str:
-    return str(_MONTHS.index(name[:3].lower()) + 1)
-
-
-def _date(year: str, month: str, day: str, start: int) -> Iterator[ValueAt]:
-    try:
-        yield date(int(year), int(month), int(day)).isoformat(), start
-    except ValueError:  # the 31st of June is not a date
+def find_dates(
+    text: str, char_shape: bytes, at: date | None = None, order: DateOrder = "auto"
+) -> Iterator[ValueAt]:
+    """Yield the days that a text names. A day without a year is the one nearest to `at`, the text's own day if it is known."""
+    if b"0" not in char_shape:
         return
+    if any(shape in char_shape for shape in _DAY_SHAPES):
+        for day in days_of_numbers(text, order):
+            yield day.nearest(at or date.min).isoformat(), day.start
+    lower = text.lower()
+    if not any(month in lower for month in MONTHS):
+        return
+    for day in named_days(text):
+        # `may` and `march` in lower case are other words, too.
+        is_day = day.year is not None or (at and not text[day.start : day.end].islower())
+        if is_day:
+            yield day.nearest(at or date.min).isoformat(), day.start

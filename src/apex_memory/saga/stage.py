@@ -6,6 +6,7 @@ restored backup can never hit live data.
 
 from __future__ import annotations
 
+import re
 import uuid
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from functools import cached_property
 from uuid import UUID
 
 from apex_memory.model import (
+    DATE,
+    DAY,
     Assertion,
     Chunk,
     GraphAssertion,
@@ -22,10 +25,12 @@ from apex_memory.model import (
     VectorPoint,
     chunk_point,
     content_hash31,
+    day_ref,
 )
 from apex_memory.saga.turns import turns_by_chunk
 
 QUESTION_MARKS = ("?", "？", "؟")
+_ISO_DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 ENTITIES_EACH = 64  # a document with more entities has them on the passages that name them
 
 
@@ -62,7 +67,9 @@ class Stage:
         seconds = int(manifest.occurred_at.timestamp())
         entities = entities_by_chunk(manifest)
         turns = turns_by_chunk(manifest)
+        days = days_by_chunk(manifest)
         for chunk, turn, hash in zip(manifest.chunks, turns, self._chunk_hashes, strict=True):
+            own_days = {day_ref(turn.day)} if turn.day else set()
             yield VectorPoint(
                 id=chunk_point(self.id, chunk.n),
                 stage=self.id,
@@ -75,7 +82,7 @@ class Stage:
                 source=manifest.source,
                 kind=manifest.kind,
                 time=seconds,
-                entities=[*entities[chunk.n], *turn.speakers],
+                entities=[*entities[chunk.n], *turn.speakers, *sorted(own_days | days[chunk.n])],
                 continues=turn.continues,
                 asks=manifest.text.endswith(QUESTION_MARKS, chunk.start, chunk.end),
                 hash=hash,
@@ -124,6 +131,21 @@ def entities_by_chunk(manifest: Manifest) -> list[Sequence[str]]:
             named[n] |= refs
     named[0] |= known.difference(*named)
     return [sorted(refs) for refs in named]
+
+
+def days_by_chunk(manifest: Manifest) -> list[set[str]]:
+    """The refs of the days that the text of each chunk names, in the order of the chunks."""
+    chunks = manifest.chunks
+    days: list[set[str]] = [set() for _ in chunks]
+    starts = [chunk.start for chunk in chunks]
+    for assertion in manifest.assertions:
+        if assertion.predicate != DATE or assertion.start is None:
+            continue
+        n = bisect_right(starts, assertion.start) - 1
+        if n < 0 or not _ISO_DAY.fullmatch(assertion.value or ""):
+            continue
+        days[n].add(f"{DAY}:{assertion.value}")
+    return days
 
 
 def chunks_tally(manifest: Manifest) -> Tally:

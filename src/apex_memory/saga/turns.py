@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from email.utils import parseaddr
 
 from apex_memory.model import TURNS, Manifest, speaker_refs
@@ -14,9 +15,11 @@ ROLES = frozenset({"user", "assistant", "tool", "system", "thinking"})
 
 @dataclass(frozen=True, slots=True)
 class ChunkTurn:
-    """The turn that a chunk begins in: refs of its speaker, and whether the chunk before is of the same turn."""
+    """The turn that a chunk begins in: refs of its speaker, its day (UTC), and whether the chunk before is of the same turn."""
 
     speakers: Sequence[str] = ()
+    day: date | None = None
+    """None outside all turns."""
     continues: bool = False
 
 
@@ -30,6 +33,7 @@ def turns_by_chunk(manifest: Manifest) -> list[ChunkTurn]:
         return [NO_TURN] * len(manifest.chunks)
     starts = [start for start, *_ in turns]
     speakers = [_refs(speaker) for _, _, speaker, _ in turns]
+    days = [_day(at, manifest.occurred_at) for *_, at in turns]
     chunks: list[ChunkTurn] = []
     last = -1
     for chunk in manifest.chunks:
@@ -38,9 +42,15 @@ def turns_by_chunk(manifest: Manifest) -> list[ChunkTurn]:
             chunks.append(NO_TURN)
             last = -1
             continue
-        chunks.append(ChunkTurn(speakers[number], continues=number == last))
+        chunks.append(ChunkTurn(speakers[number], days[number], continues=number == last))
         last = number
     return chunks
+
+
+def _day(at: str | None, occurred_at: datetime) -> date:
+    """Return the day of a turn; of one without a time, that of its document."""
+    moment = datetime.fromisoformat(at) if at else occurred_at
+    return moment.astimezone(UTC).date()
 
 
 def _refs(speaker: str) -> Sequence[str]:

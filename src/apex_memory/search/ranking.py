@@ -28,6 +28,7 @@ from apex_memory.search.topics import Topic
 _TITLE_WORD = re.compile(r"[\w-]+")
 
 CONVERSATION = "conversation"
+OTHER_DAY_SHARE = 0.5  # of a conversation's closeness to a time, for its turns of other days
 BESIDE_SHARE = 0.5  # of a document's graph score, for its passages without the evidence
 
 PassageSpans = dict[PassageId, tuple[int, int]]
@@ -234,11 +235,19 @@ class Ranking:
         )
         legs["asks"] = Leg(dict.fromkeys(self.vectors.asking, 1.0))
         if self.time:
-            closeness = {
-                doc: self.time.closeness(live.occurred_at) for doc, live in self.documents.items()
-            }
-            legs["time"] = Leg({passage: closeness[passage[0]] for passage in spans})
+            legs["time"] = Leg(self._time_scores(self.time, spans, legs.pop("day", Leg({}))))
         return legs
+
+    def _time_scores(self, time: TimeRange, spans: PassageSpans, day: Leg) -> Scores:
+        """Return 1 for the passages of the days of a time (`day`), to others the closeness of their document.
+
+        The turns of a conversation have times of their own: those of other days get less.
+        """
+        closeness: dict[UUID, float] = {}
+        for doc, live in self.documents.items():
+            share = OTHER_DAY_SHARE if day.scores and live.kind == CONVERSATION else 1.0
+            closeness[doc] = share * time.closeness(live.occurred_at)
+        return {passage: day.scores.get(passage, closeness[passage[0]]) for passage in spans}
 
     def _graph_scores(
         self, spans: PassageSpans, evidence: Mapping[UUID, Collection[int]]

@@ -24,6 +24,7 @@ NEIGHBOUR_SHARE = 0.3  # score of a document linked to an entity, relative to on
 
 _CODE_WORD = re.compile(r"(?<![\w.,-])(?=[^\s]{0,40}\d)\w[\w.-]{2,40}\w(?![\w-])")
 _YEAR = re.compile(r"(?:19|20)\d\d(?:-\d\d){0,2}\Z")
+DAYS_MAX = 31  # of a time whose days are looked up one by one: a month
 
 LegPages = Sequence[Mapping[str, list[VectorHit]]]
 """Hits by leg, one mapping per call of the vector store: for the whole query first, then for the documents with its
@@ -43,6 +44,8 @@ class RetrievalQuery:
     """The query's words that look like codes or numbers, joined by blanks."""
     time: TimeRange | None
     """The time that the query names."""
+    days: Sequence[str] = ()
+    """Refs of the days of that time."""
     filters: Filters | None
     speakers: Sequence[str] = ()
     """Refs of speakers that the query's words may name."""
@@ -94,6 +97,12 @@ class GraphCandidates:
         return scores
 
 
+def _marked(query: RetrievalQuery) -> list[tuple[str, Sequence[str]]]:
+    """Return the legs of which a candidate either is or is not, with the refs of those that are."""
+    legs = (("speaker", query.speakers), ("day", query.days))
+    return [(leg, refs) for leg, refs in legs if refs]
+
+
 def code_words(query: str) -> str:
     """Return the words of a query that hold a digit and are four characters long or longer, without years and dates."""
     words = [word for word in _CODE_WORD.findall(query) if not _YEAR.match(word)]
@@ -120,6 +129,10 @@ class Retriever:
         compared = await self._compared(query, await dense, candidates, store_query)
         if compared is not None:
             _set_true_scores(candidates, compared, store_query.snapshot)
+            for (leg, _), page in zip(_marked(query), compared[1:], strict=True):
+                hits = next(iter(page.values()), [])
+                candidates.scores[leg] = {(hit.doc, hit.n): 1.0 for hit in hits}
+                candidates.floors[leg] = 0.0
         return candidates
 
     async def _compared(
@@ -143,14 +156,13 @@ class Retriever:
             calls = [
                 self._vectors.search(dense=dense, words=query.text, limit=len(points), among=points)
             ]
-            if query.speakers:
-                spoken = replace(filters, entities=tuple(query.speakers))
+            for _, refs in _marked(query):
                 calls.append(
                     self._vectors.search(
                         dense=dense,
                         words=None if dense is not None else query.text,
                         limit=len(points),
-                        filters=spoken,
+                        filters=replace(filters, entities=tuple(refs)),
                         among=points,
                     )
                 )
@@ -218,6 +230,8 @@ class Retriever:
             variants.append(replace(filters, kinds=query.topic.kinds))
         if query.time and not (filters.since or filters.until):
             variants.append(replace(filters, since=query.time.since, until=query.time.until))
+        if query.days and not filters.entities:
+            variants.append(replace(filters, entities=tuple(query.days)))
         calls: list[Awaitable[Mapping[str, list[VectorHit]]]] = [
             self._vectors.search(
                 dense=dense, words=words, limit=query.depth, filters=variant, exclude=exclude
@@ -330,7 +344,3 @@ def _set_true_scores(
                 candidates.add(hit)
         candidates.scores[leg] = scores
         candidates.floors[leg] = 0.0 if leg != "dense" else candidates.floors.get(leg, 0.0)
-    for spoken in compared[1:]:
-        hits = next(iter(spoken.values()), [])
-        candidates.scores["speaker"] = {(hit.doc, hit.n): 1.0 for hit in hits}
-        candidates.floors["speaker"] = 0.0

@@ -12,7 +12,8 @@ from uuid import UUID
 
 from opentelemetry.trace import get_current_span
 
-from apex_memory.model import Entity, Filters, Vectors, now, speaker_refs
+from apex_memory.dates import DateOrder
+from apex_memory.model import Entity, Filters, Vectors, day_ref, now, speaker_refs
 from apex_memory.normalization import words_of
 from apex_memory.search.context import MARGIN, PassageText, pack
 from apex_memory.search.documents import DocumentReader, document_path, spoken_turn
@@ -32,7 +33,13 @@ from apex_memory.search.results import (
     RecognisedEntity,
     SearchResult,
 )
-from apex_memory.search.retrieval import GraphCandidates, RetrievalQuery, Retriever, code_words
+from apex_memory.search.retrieval import (
+    DAYS_MAX,
+    GraphCandidates,
+    RetrievalQuery,
+    Retriever,
+    code_words,
+)
 from apex_memory.search.scope import Scope, ScopeResolver
 from apex_memory.search.sentences import QUARTERS
 from apex_memory.search.snapshot import (
@@ -43,7 +50,7 @@ from apex_memory.search.snapshot import (
     Snippet,
     unpack_spans,
 )
-from apex_memory.search.time_expressions import find_time_range
+from apex_memory.search.time_expressions import find_time_range, without_days
 from apex_memory.search.time_limits import Degraded, Stopwatch, TimeLimiter
 from apex_memory.search.topics import Topics
 from apex_memory.search.visibility import SnapshotView, StoreQuery, gather_both
@@ -109,6 +116,7 @@ class Search:
         called: Mapping[str, Mapping[str, str]] | None = None,
         leg_seconds: float = 2,
         rest_seconds: float = 5,
+        date_order: DateOrder = "auto",
         clock: Callable[[], datetime] = now,
     ) -> None:
         self._db = db
@@ -117,6 +125,7 @@ class Search:
         self._extract_query = extract_query
         self._canonical_ref = canonical_ref
         self._clock = clock
+        self._date_order = date_order
         self._time_limiter = TimeLimiter(seconds=leg_seconds, rest=rest_seconds)
         self._query_vectors = QueryVectors(cache, embed_query, embedder_id, self._time_limiter)
         self._words = Words(average_words=1)  # only for queries, whose terms do not depend on it
@@ -222,7 +231,8 @@ class Search:
         self, run: _SearchRun, vector: Awaitable[QueryVector]
     ) -> SearchResult:
         request = run.request
-        entities = self._extract_query(request.text)
+        undated = without_days(request.text, self._date_order)
+        entities = self._extract_query(undated)
         exact_refs = [ref for ref in entities.certain if Entity.parse(ref).type not in NAMES]
         async with self._db.snapshot() as connection:
             with run.stopwatch.part("identifiers"):
@@ -231,12 +241,14 @@ class Search:
                     SnapshotReader(connection, filters),
                     [*exact_refs, *entities.identifiers],
                 )
+            time = find_time_range(request.text, self._clock(), self._date_order)
             query = RetrievalQuery(
                 text=request.text,
                 identifiers=list(snapshot.identifiers.counts),
                 refs=[*entities.certain, *entities.candidates],
-                codes=code_words(request.text),
-                time=find_time_range(request.text, self._clock()),
+                codes=code_words(undated),
+                time=time,
+                days=[day_ref(day) for day in time.days(DAYS_MAX)] if time else (),
                 filters=filters,
                 speakers=self._speakers(request.text),
                 topic=self._topics.of(request.text),

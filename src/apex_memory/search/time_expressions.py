@@ -1,4 +1,4 @@
-"""Time expressions in a query: `yesterday`, `last week`, `in October`, `on 3 November`, an ISO date. They boost, never filter.
+"""Time expressions in a query: `yesterday`, `last week`, `in October`, a day in any form of `dates`. They boost, never filter.
 
 Days are UTC, like every stored time. A day or month without a year is the latest one that is not in the future.
 """
@@ -10,11 +10,20 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+
+from apex_memory.dates import (
+    MONTH,
+    YEAR,
+    DateOrder,
+    WrittenDay,
+    days_without_year,
+    month_number,
+    written_days,
+)
 
 DAY = timedelta(days=1)
 
-_MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 _WEEKDAYS = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 _NUMBERS = {
     **{"a": 1, "an": 1, "a couple of": 2, "couple of": 2, "a few": 3, "few": 3},
@@ -30,11 +39,9 @@ _UNITS = {
     "year": 365 * DAY,
 }
 
-_MONTH = r"(jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)"
 _WEEKDAY = r"(mon|tues|wednes|thurs|fri|satur|sun)day"
 _NUMBER = rf"(\d{{1,3}}|{'|'.join(sorted(_NUMBERS, key=len, reverse=True))})"
 _UNIT = r"(hour|day|week|month|quarter|year)s?"
-_YEAR = r"((?:19|20)\d\d)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,14 @@ class TimeRange:
         gap = self.since - moment if moment < self.since else moment - self.until
         return math.exp(-gap / max(self.until - self.since, DAY))
 
+    def days(self, most: int) -> list[date]:
+        """Return the days that lie in the range in full or in part; none if they are more than `most`."""
+        last = (self.until - timedelta(microseconds=1)).date()
+        count = (last - self.since.date()).days + 1
+        if count > most:
+            return []
+        return [self.since.date() + n * DAY for n in range(count)]
+
 
 Reading = Callable[[re.Match[str], datetime], TimeRange]
 """Turns a match of a rule's pattern, and the time of the query, into a range. Raises `ValueError` for a date that does not exist."""
@@ -59,13 +74,14 @@ Reading = Callable[[re.Match[str], datetime], TimeRange]
 @dataclass(frozen=True, slots=True)
 class _Expression:
     start: int
+    end: int
     time_range: TimeRange
 
 
-def find_time_range(query: str, at: datetime) -> TimeRange | None:
+def find_time_range(query: str, at: datetime, date_order: DateOrder = "auto") -> TimeRange | None:
     """Return the range of time that a query, made at the time `at`, names; None if there is none."""
     at = at.astimezone(UTC)
-    expressions = _expressions(query, at)
+    expressions = _expressions(query, at, date_order)
     if not expressions:
         return None
     first = expressions[0]
@@ -79,14 +95,37 @@ def find_time_range(query: str, at: datetime) -> TimeRange | None:
     return first.time_range
 
 
-def _expressions(query: str, at: datetime) -> list[_Expression]:
-    """Return the time expressions by position; of several at one position, that of the earlier rule first."""
-    expressions: list[_Expression] = []
+def without_days(query: str, date_order: DateOrder = "auto") -> str:
+    """Return a query with a comma for each day that it names: `23.01.2024` is no code or number of a thing."""
+    for day in sorted(_written(query, date_order), key=lambda day: -day.start):
+        query = f"{query[: day.start]},{query[day.end :]}"
+    return query
+
+
+def _written(query: str, date_order: DateOrder) -> list[WrittenDay]:
+    return [*written_days(query, date_order), *days_without_year(query, date_order)]
+
+
+def _expressions(query: str, at: datetime, date_order: DateOrder) -> list[_Expression]:
+    """Return the time expressions by position; of several at one position, that of the earlier rule first.
+
+    A written day wins over what overlaps it, and over the weekday before it: `Tuesday, 23 January` is one day.
+    """
+    days: list[_Expression] = []
+    for day in _written(query, date_order):
+        # A day that does not exist in any of the last years is no expression.
+        with suppress(ValueError):
+            start = datetime.combine(day.latest(at.date()), datetime.min.time(), UTC)
+            days.append(_Expression(day.start, day.end, _day(start)))
+    expressions = list(days)
     for pattern, reading in _RULES:
         for match in pattern.finditer(query):
-            # A date that does not exist, such as 31 November or a year before 1, is no expression.
+            if any(day.start - 2 <= match.end() and match.start() < day.end for day in days):
+                continue
+            # A time that does not exist, such as a year before 1, is no expression.
             with suppress(ValueError, OverflowError):
-                expressions.append(_Expression(match.start(), reading(match, at)))
+                time_range = reading(match, at)
+                expressions.append(_Expression(match.start(), match.end(), time_range))
     return sorted(expressions, key=lambda expression: expression.start)
 
 
@@ -133,40 +172,12 @@ def _count(word: str) -> int:
     return int(word) if word.isdigit() else _NUMBERS[word.lower()]
 
 
-def _month_number(name: str) -> int:
-    return _MONTHS.index(name[:3].lower()) + 1
-
-
-def _iso_date(match: re.Match[str], at: datetime) -> TimeRange:
-    return _day(datetime(int(match[1]), int(match[2]), int(match[3]), tzinfo=UTC))
-
-
 def _iso_month(match: re.Match[str], at: datetime) -> TimeRange:
     return _month(int(match[1]), int(match[2]))
 
 
-def _us_date(match: re.Match[str], at: datetime) -> TimeRange:
-    year = int(match[3]) + (2000 if len(match[3]) == 2 else 0)
-    return _day(datetime(year, int(match[1]), int(match[2]), tzinfo=UTC))
-
-
-def _date(day: str, month: str, year: str | None, at: datetime) -> TimeRange:
-    number = _month_number(month)
-    if year:
-        return _day(datetime(int(year), number, int(day), tzinfo=UTC))
-    years = range(at.year, at.year - 5, -1)  # the last 29 February may be some years back
-    for candidate in years:
-        try:
-            start = datetime(candidate, number, int(day), tzinfo=UTC)
-        except ValueError:
-            continue
-        if start <= at:
-            return _day(start)
-    raise ValueError(f"no {day} {month} in {years}")
-
-
 def _month_name(match: re.Match[str], at: datetime) -> TimeRange:
-    number = _month_number(match[1])
+    number = month_number(match[1])
     year = int(match[2]) if match[2] else at.year - (number > at.month)
     return _month(year, number)
 
@@ -198,29 +209,19 @@ def _last(match: re.Match[str], at: datetime) -> TimeRange:
 _RULES: tuple[tuple[re.Pattern[str], Reading], ...] = tuple(
     (re.compile(rf"(?<![\w-])(?:{pattern})(?![\w-])", re.IGNORECASE | re.ASCII), reading)
     for pattern, reading in (
-        (rf"{_YEAR}-(\d\d)-(\d\d)", _iso_date),
-        (rf"{_YEAR}-(\d\d)", _iso_month),
-        (r"(\d{1,2})/(\d{1,2})/(\d{4}|\d\d)", _us_date),
+        (rf"{YEAR}-(\d\d)", _iso_month),
+        (rf"{MONTH} {YEAR}", _month_name),
         (
-            rf"(\d{{1,2}})(?:st|nd|rd|th)?(?: of)? {_MONTH}\.?(?:,? {_YEAR})?",
-            lambda m, at: _date(m[1], m[2], m[3], at),
-        ),
-        (
-            rf"{_MONTH}\.? (\d{{1,2}})(?:st|nd|rd|th)?(?:,? {_YEAR})?",
-            lambda m, at: _date(m[2], m[1], m[3], at),
-        ),
-        (rf"{_MONTH} {_YEAR}", _month_name),
-        (
-            rf"(?:in|of|during|since|from|last|this|early|late|mid|until|before|after|for|through) {_MONTH}()",
+            rf"(?:in|of|during|since|from|last|this|early|late|mid|until|before|after|for|through) {MONTH}(?! (?:19|20)\d\d)()",
             _month_name,
         ),
         (
-            rf"Q([1-4])(?: (?:of )?{_YEAR})?",
+            rf"Q([1-4])(?: (?:of )?{YEAR})?",
             lambda m, at: _quarter(
                 int(m[2] or at.year - (int(m[1]) * 3 - 2 > at.month)), int(m[1])
             ),
         ),
-        (rf"in {_YEAR}", lambda m, at: _year(int(m[1]))),
+        (rf"in {YEAR}", lambda m, at: _year(int(m[1]))),
         (rf"(last )?{_WEEKDAY}", _weekday),
         (rf"{_NUMBER} {_UNIT} ago", _ago),
         (rf"(?:last|past|previous) {_NUMBER} {_UNIT}", _last_few),

@@ -1,0 +1,175 @@
+"""Days as people write them: `23.01.2024`, `1/23/24`, `2024-01-23`, `Jan 23, 2024`, `23 January`. For texts and for questions.
+
+Of numbers that may be two days, such as `03.04.2024`, the order decides; where only one reading is a day, that is taken.
+Numbers of versions, addresses, telephones and records are no days.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from typing import Literal
+
+DateOrder = Literal["auto", "day", "month"]
+"""What comes first in a day of numbers alone: `auto` is the day before dots and dashes, and the month before slashes."""
+
+MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+MONTH = (
+    r"(jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|"
+    r"sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)"
+)
+YEAR = r"((?:19|20)\d\d)"
+_FIRST_OF_CENTURY = 69  # two digits from here on are of the 1900s, as in POSIX
+
+_ISO = re.compile(rf"(?<![\w-]){YEAR}-(\d\d)-(\d\d)(?![\d-])", re.ASCII)
+_YEAR_FIRST = re.compile(rf"(?<![\w/]){YEAR}/(\d{{1,2}})/(\d{{1,2}})(?![\w/])", re.ASCII)
+_YEAR_LAST = re.compile(
+    r"(?<![\w./#$€£-])(\d{1,2})([./-])(\d{1,2})\2((?:19|20)\d\d|\d\d)(?![\w/%-]|[.,:]\d)",
+    re.ASCII,
+)
+_MONTH_NAMED = re.compile(
+    rf"(?<![\w-]){MONTH}\.?[ -](\d{{1,2}})(?:st|nd|rd|th)?(?:,?[ -]{YEAR})?(?![\w%/-]|[.,:]\d)",
+    re.IGNORECASE | re.ASCII,
+)
+_DAY_NAMED = re.compile(
+    rf"(?<![\w$€£.,/-])(\d{{1,2}})(?:st|nd|rd|th)?(?: of)?[ /-]{MONTH}\.?(?:,?[ /-]{YEAR})?(?![\w-])",
+    re.IGNORECASE | re.ASCII,
+)
+# Without a year, numbers are a day only after such a word: `3/4` may be a fraction, and `2.10` a price.
+_WITHOUT_YEAR = re.compile(
+    r"(?<![\w-])(?:on|since|until|till|before|after|between|and|from|by|dated)(?: the)? "
+    r"(?!24/7)(?:(\d{1,2})(/)(\d{1,2})|(\d\d?)(\.)(\d\d)\.?|(\d\d)(-)(\d\d))(?![\w/%-]|[.,:]\d| of\b| (?:in|inch|inches|miles?|mile)\b)",
+    re.IGNORECASE | re.ASCII,
+)
+# `from 12.10 to 14.50`: prices, unless the word can stand before a day alone.
+_DOTTED_AFTER = frozenset({"on", "since", "dated"})
+_VERSION = re.compile(
+    r"(?<![\w])(?:v|ver|version|release|firmware|rev|revision|section|chapter|build)\.?[\s:#]{0,2}\Z",
+    re.IGNORECASE,
+)
+_NUMBERED = re.compile(
+    r"(?<![\w])(?:phone|tel|fax|invoice|inv|load|shipment|po|bol|pro|ref|reference|number|no|id)\b\.?[\s:#]{0,2}\Z",
+    re.IGNORECASE,
+)
+_BEFORE_CHARS = 14  # before a number, in which a word may say that it is no day
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenDay:
+    """A day in a text, at the character offsets `start` to `end`; `year` is None where the text names none."""
+
+    start: int
+    end: int
+    year: int | None
+    month: int
+    day: int
+
+    def latest(self, today: date) -> date:
+        """Return the day; without a year the latest such day that is not after `today`.
+
+        Raises `ValueError` if there is no such day.
+        """
+        if self.year is not None:
+            return date(self.year, self.month, self.day)
+        return max(day for day in self._days(today.year) if day <= today)
+
+    def nearest(self, to: date) -> date:
+        """Return the day; without a year the one nearest to `to`. Raises `ValueError` if there is no such day."""
+        if self.year is not None:
+            return date(self.year, self.month, self.day)
+        return min(self._days(to.year), key=lambda day: abs(day - to))
+
+    def _days(self, year: int) -> list[date]:
+        """Return the day in the years around one: there are eight years between two 29 February at most."""
+        years = range(max(1, year - 8), min(9999, year + 8) + 1)
+        return [date(year, self.month, self.day) for year in years if self._is_in(year)]
+
+    def _is_in(self, year: int) -> bool:
+        return _is_day(year, self.month, self.day)
+
+
+def written_days(text: str, order: DateOrder = "auto") -> Iterator[WrittenDay]:
+    """Yield the days that a text names, in no order. Those of numbers alone must have a year here."""
+    yield from days_of_numbers(text, order)
+    yield from named_days(text)
+
+
+def days_of_numbers(text: str, order: DateOrder = "auto") -> Iterator[WrittenDay]:
+    """Yield the days of three numbers, in no order."""
+    for match in _ISO.finditer(text):
+        yield from _day(match, match[1], match[2], match[3])
+    for match in _YEAR_FIRST.finditer(text):
+        yield from _day(match, match[1], match[2], match[3])
+    for match in _YEAR_LAST.finditer(text):
+        yield from _of_numbers(match, text, order)
+
+
+def named_days(text: str) -> Iterator[WrittenDay]:
+    """Yield the days with the name of their month, with or without a year, in no order."""
+    for match in _MONTH_NAMED.finditer(text):
+        yield from _day(match, match[3], month_number(match[1]), match[2])
+    for match in _DAY_NAMED.finditer(text):
+        yield from _day(match, match[3], month_number(match[2]), match[1])
+
+
+def days_without_year(text: str, order: DateOrder = "auto") -> Iterator[WrittenDay]:
+    """Yield the days of two numbers, such as `on 1/23` or `since 23.01.`, in the order of the text."""
+    for match in _WITHOUT_YEAR.finditer(text):
+        first = 1 + 3 * next(n for n in range(3) if match[3 * n + 1])
+        word = match[0].split()[0].lower()
+        if match[first + 1] == "." and word not in _DOTTED_AFTER:
+            continue
+        day, month = _day_and_month(match[first], match[first + 1], match[first + 2], order)
+        yield from _day(match, None, month, day, start=match.start(first))
+
+
+def month_number(name: str) -> int:
+    """Return 1 to 12 for an English month's name or its first three letters."""
+    return MONTHS.index(name[:3].lower()) + 1
+
+
+def _of_numbers(match: re.Match[str], text: str, order: DateOrder) -> Iterator[WrittenDay]:
+    sign, year = match[2], match[4]
+    before = text[max(0, match.start() - _BEFORE_CHARS) : match.start()]
+    if sign == "." and _VERSION.search(before):
+        return
+    if sign != "/" and len(year) == 2 and _NUMBERED.search(before):
+        return
+    day, month = _day_and_month(match[1], sign, match[3], order)
+    yield from _day(match, year, month, day)
+
+
+def _day_and_month(first: str, sign: str, second: str, order: DateOrder) -> tuple[int, int]:
+    """Return day and month of two numbers in the given order, or in the other one where only that can be."""
+    day_first = order == "day" or (order == "auto" and sign != "/")
+    day, month = (int(first), int(second)) if day_first else (int(second), int(first))
+    if month > 12 >= day:
+        day, month = month, day
+    return day, month
+
+
+def _day(
+    match: re.Match[str],
+    year: str | None,
+    month: str | int,
+    day: str | int,
+    *,
+    start: int | None = None,
+) -> Iterator[WrittenDay]:
+    number = None if year is None else int(year)
+    if number is not None and number < 100:
+        number += 1900 if number >= _FIRST_OF_CENTURY else 2000
+    if _is_day(2024 if number is None else number, int(month), int(day)):
+        begin = match.start() if start is None else start
+        yield WrittenDay(begin, match.end(), number, int(month), int(day))
+
+
+def _is_day(year: int, month: int, day: int) -> bool:
+    """Return whether the calendar has a day: not 31 November."""
+    try:
+        date(year, month, day)
+    except ValueError:
+        return False
+    return True

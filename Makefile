@@ -16,7 +16,7 @@ PARALLEL := -n $(WORKERS) --maxprocesses 4 --dist loadgroup
 SYNC     := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .DEFAULT_GOAL := help
-.PHONY: alerts help demo quick quick-tests fix test test-servers test-deploy soak coverage check lint types imports docs docs-check docs-site bench faults lock lock-image clean
+.PHONY: alerts chart help demo quick quick-tests fix test test-servers test-deploy soak coverage check lint types imports docs docs-check docs-site bench faults lock lock-image clean
 
 $(READY): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))' || \
@@ -76,15 +76,20 @@ types: $(DEV)
 imports: $(DEV)
 	@$(BIN)/lint-imports
 
-docs: $(DEV)     ## generate the reference pages, the pictures and the Grafana dashboards
+docs: $(DEV)     ## generate the reference pages, the pictures, the Grafana dashboards, and the Helm chart's copies and table of values
 	$(BIN)/python -m apex_memory.cli reference docs/reference
 	$(BIN)/python -m docs.generate.pictures
 	$(BIN)/python -m docs.generate.dashboards
+	$(BIN)/python -m docs.generate.chart
 
 docs-check: $(DEV)
 	$(BIN)/python -m apex_memory.cli reference docs/reference --check
 	$(BIN)/python -m docs.generate.pictures --check
 	$(BIN)/python -m docs.generate.dashboards --check
+	$(BIN)/python -m docs.generate.chart --check
+
+chart: $(DEV)    ## render the Helm chart for the tests, after a change of it (needs helm)
+	$(BIN)/python -m docs.generate.chart --render
 
 docs-site: $(DEV)   ## build the documentation site and check its links; look at it with `python -m http.server -d build/site`
 	$(BIN)/python -m docs.generate.site

@@ -112,7 +112,7 @@ soak: $(DEV)     ## random inputs and faults with fresh seeds, again and again f
 LOCK := uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml --group build
 
 IMAGE_LOCK   := uv pip compile --quiet --universal --generate-hashes --python-version 3.11
-IMAGE_EXTRAS := onnx documents sftp mcp flags neo4j otel
+IMAGE_EXTRAS := onnx documents sftp mcp flags neo4j otel s3
 
 lock:            ## refresh the locks (needs uv); versions already in a lock stay
 	$(LOCK) --extra embedded -o requirements.lock

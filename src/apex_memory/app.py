@@ -21,6 +21,7 @@ from apex_memory.errors import Misconfigured
 from apex_memory.fetching.backfills import Backfills
 from apex_memory.fetching.fetcher import Fetcher
 from apex_memory.inbox import Inbox
+from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.mirror import Mirror
 from apex_memory.pipeline import (
     Embedder,
@@ -56,6 +57,7 @@ from apex_memory.steps.upkeep import Upkeep
 from apex_memory.stores.base import GraphStore, Store, VectorStore
 from apex_memory.stores.cache import Cache
 from apex_memory.stores.graph import open_graph
+from apex_memory.stores.objects import ObjectStore, open_objects
 from apex_memory.stores.postgres import Postgres, claim_installation, read_installation
 from apex_memory.stores.schema import migrate
 from apex_memory.stores.vectors import open_vectors
@@ -72,6 +74,7 @@ class App:
         graph: GraphStore,
         vectors: VectorStore,
         cache: Cache,
+        objects: ObjectStore | None,
         embedder: Embedder,
         embedder_server: ResilientStore,
         http: httpx2.AsyncClient,
@@ -88,6 +91,9 @@ class App:
         self.vectors = vectors
         self.cache = cache
         self.stores: list[Store] = [db, graph, vectors, cache]
+        if objects is not None:
+            self.stores.append(objects)
+        payloads = PayloadStore(db, objects, keyring, threshold=settings.payload_threshold_bytes)
         self.sources = dict(sources)
 
         self.vault = Vault(db, keyring)
@@ -100,8 +106,13 @@ class App:
         }
 
         self.inbox = Inbox(db)
+        self.payloads = payloads
         self.fetcher = Fetcher(
-            db, self.sources, clients, keep_readings=timedelta(days=settings.reading_days)
+            db,
+            self.sources,
+            clients,
+            keep_readings=timedelta(days=settings.reading_days),
+            payloads=payloads,
         )
         self.backfills = Backfills(db)
         self.mirror = Mirror(db, self.sources, installation=installation, days=settings.mirror_days)
@@ -144,7 +155,13 @@ class App:
         self.collector = Collector(db, graph, vectors, settings)
 
         self.steps = BatchSteps(
-            self.inbox, self.pipeline, self.publication, self.sources, settings, build=build
+            self.inbox,
+            payloads,
+            self.pipeline,
+            self.publication,
+            self.sources,
+            settings,
+            build=build,
         )
         self.direct = DirectPath(self.steps, self.inbox, self.sources)
         self.shadow = ShadowSteps(
@@ -152,13 +169,19 @@ class App:
             graph,
             vectors,
             self._shadow_publication(copies_stores),
+            payloads,
             self.pipeline,
             self.sources,
             settings,
         )
         self.shares = Shares(db)
         self.upkeep = Upkeep(
-            self.recovery, self.sweeper, self.collector, self.fetcher.readings, self.mirror
+            self.recovery,
+            self.sweeper,
+            self.collector,
+            self.fetcher.readings,
+            self.mirror,
+            payloads,
         )
         self.runs = Runs(db, settings.rollout, self.sources)
         self.rollouts = Controller(db, self.runs, copies_of=copies_of)
@@ -205,6 +228,9 @@ async def open_app(
     """
     async with AsyncExitStack() as stack:
         keyring = await asyncio.to_thread(read_keyring, settings)
+        objects = open_objects(settings)
+        if objects is not None:
+            keyring.require_key()
         sources = registry.load(settings.sources, settings.source_path)
         embedder_server = ResilientStore("embedder", settings)
         embedder = open_embedder(
@@ -251,6 +277,7 @@ async def open_app(
             graph=graph,
             vectors=vectors,
             cache=cache,
+            objects=objects,
             embedder=embedder,
             embedder_server=embedder_server,
             http=http,

@@ -65,6 +65,9 @@ VERSION_NAME = re.compile(r"[A-Za-z0-9_+./-]*")
 """What a deployment name and a build id may hold. A Kubernetes controller names a deployment `namespace/name`."""
 
 
+BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]+(/[A-Za-z0-9_./-]*)?")
+
+
 class Settings(BaseSettings):
     """One flat table of settings; each source has a table of its own under `[sources.NAME]`."""
 
@@ -263,6 +266,34 @@ class Settings(BaseSettings):
     )
     payload_days: float = Field(
         365, gt=0, description="Days that raw payloads are kept for replay."
+    )
+    payload_store: str = Field(
+        "",
+        description="Bucket for large raw payloads, `s3://bucket/prefix` (extra `s3`). Empty: they stay in PostgreSQL. Needs a `secret_key`. Set it when every process runs a build that knows it.",
+    )
+    payload_store_endpoint: str = Field(
+        "",
+        description="Address of an S3-compatible service, for example `https://minio.internal:9000`. Empty: AWS.",
+    )
+    payload_store_region: str = Field(
+        "", description="Region of the bucket. Empty: `AWS_REGION`, else `us-east-1`."
+    )
+    payload_store_key_id: str = Field(
+        "",
+        description="Access key id for the bucket. Empty: the credentials of the environment (`AWS_ACCESS_KEY_ID`, a web identity, the role of a container or machine).",
+    )
+    payload_store_secret: SecretStr = Field(
+        SecretStr(""), description="Secret access key for `payload_store_key_id`."
+    )
+    payload_threshold_bytes: int = Field(
+        1_000_000,
+        ge=1,
+        description="Size from which a raw payload goes to `payload_store` (bytes). Without a store it means nothing.",
+    )
+    payload_store_seconds: float = Field(
+        10,
+        gt=0,
+        description="Longest that one request to `payload_store` may take with its repetitions (seconds).",
     )
     mirror_days: float = Field(
         7,
@@ -483,6 +514,20 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"must be `embedded:` or start with {' or '.join(s for s in schemes if s != 'edge://')}"
             )
+        return value
+
+    @field_validator("payload_store")
+    @classmethod
+    def _names_a_bucket(cls, value: str) -> str:
+        if value and not BUCKET.fullmatch(value):
+            raise ValueError("must be `s3://bucket` or `s3://bucket/prefix`")
+        return value
+
+    @field_validator("payload_store_endpoint")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
         return value
 
     @field_validator("deployment_name", "build_id")

@@ -106,6 +106,9 @@ class Event:
     `event_id` is the natural id of the delivery (unique within the source), `doc_key` the natural
     key of the thing it is about, `version` orders the versions of that thing (microseconds, or the
     source's own counter). `payload` is kept byte for byte.
+
+    `payload_object` names the object outside PostgreSQL that holds the payload, if one does; `payload` is then empty
+    in what is read from the inbox, until `PayloadStore.load` fills it.
     """
 
     source: str
@@ -117,6 +120,7 @@ class Event:
     content_type: str = "application/json"
     priority: Priority = Priority.P0
     trace_parent: str | None = None
+    payload_object: str | None = None
 
     @property
     def id(self) -> uuid.UUID:

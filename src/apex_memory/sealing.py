@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import hmac
 import os
 from collections.abc import Sequence
 
@@ -89,6 +90,14 @@ class Keyring:
         self.require_key()
         nonce = os.urandom(NONCE_BYTES)
         return nonce + self._ciphers[self._first].encrypt(nonce, value, bound)
+
+    def digest(self, value: bytes) -> bytes:
+        """Return HMAC-SHA256 of a value under the first key: the same for equal values, and meaningless without the key.
+
+        Raises `Misconfigured` without keys.
+        """
+        self.require_key()
+        return hmac.digest(self._keys[self._first], value, "sha256")
 
     def open(self, id: str, sealed: bytes, *, bound: bytes, subject: str) -> bytes:
         """Return what was sealed under the key `id`. `subject` names it in errors.

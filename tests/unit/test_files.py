@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from apex_memory.fetching.files import CHUNK, Files
+from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.model import Document, Event, Priority
 from apex_memory.sources.base import FileSource, InboundRequest, PulledSettings, Received, Sample
 from apex_memory.sources.http import VendorClient
@@ -77,7 +78,7 @@ async def db(database_url: str) -> AsyncIterator[Postgres]:
 
 async def carried(db: Postgres, source: Lined, name: str, data: bytes) -> dict[str, Any]:
     """Keep a file, land and answer it; its row."""
-    files = Files(db)
+    files = Files(db, PayloadStore(db))
     async with db.transaction() as connection:
         [id] = await files.insert(connection, source.name, [InboundFile(name, data)])
     while (await files.land_chunk(source, id)).more:

@@ -15,6 +15,7 @@ from apex_memory.fetching.files import Files
 from apex_memory.fetching.pulls import Pulls
 from apex_memory.fetching.windows import Readings
 from apex_memory.inbox import Inbox, reused_ids
+from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.inbox.reused_ids import land_every_content
 from apex_memory.model import MALFORMED, TOMBSTONE, Document, Event, now
 from apex_memory.simulate.server import serve_simulators
@@ -161,7 +162,9 @@ class Company:
 
     def __init__(self, db: Postgres) -> None:
         self.db = db
-        self.pulls = Pulls(db, Files(db), Readings(db, keep=timedelta(days=1)))
+        self.pulls = Pulls(
+            db, Files(db, PayloadStore(db)), Readings(db, keep=timedelta(days=1)), PayloadStore(db)
+        )
         self.script = Script()
 
     async def pull(self, *records: dict[str, Any], **things: Any) -> int:
@@ -233,7 +236,7 @@ class Numbered(Lined):
 
 
 async def test_a_file_that_reuses_the_ids_of_an_earlier_one(db: Postgres) -> None:
-    files = Files(db)
+    files = Files(db, PayloadStore(db))
     for name, data in (("a", b"first\nsecond"), ("b", b"first\nother"), ("c", b"first\nother")):
         async with db.transaction() as connection:
             [id] = await files.insert(connection, "lined", [InboundFile(name, data)])

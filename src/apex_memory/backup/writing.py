@@ -41,6 +41,8 @@ LIMITS = (
     "SET lock_timeout = 0",
 )
 READINGS = "readings"
+SEALED = ("secrets", "payload_objects")
+"""Tables with the id of the key (`key_id`) under which something is sealed: a secret, or an object outside PostgreSQL."""
 STEP = 16_000_000  # bytes of a table between two calls of `Progress`
 
 Progress = Callable[[str, int, int, int], None]
@@ -105,12 +107,15 @@ async def _copy(
     installation, embedder, dimension = await _row(
         holder, "SELECT id, embedder, dimension FROM installation"
     )
-    cursor = await holder.execute("SELECT DISTINCT key_id FROM secrets ORDER BY 1")
-    secret_keys = [row[0] for row in await cursor.fetchall()]
     cursor = await holder.execute(DAYS.encode())
     partitions = [row[0] for row in await cursor.fetchall()]
     # `readings` first: retention may drop a day's partition meanwhile, and what is past retention may be missing.
     tables = sorted(tables_after(state.applied), key=lambda name: (name != READINGS, name))
+    sealed = [name for name in SEALED if name in tables]
+    query = sql.SQL(" UNION ").join(
+        sql.SQL("SELECT key_id FROM {}").format(sql.Identifier(name)) for name in sealed
+    )
+    secret_keys = sorted([row[0] async for row in await holder.execute(query)])
     copies: list[TableCopy] = []
     async with await _connect(url) as connection:
         for number, name in enumerate(tables, 1):

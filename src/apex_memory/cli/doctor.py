@@ -263,8 +263,8 @@ def _workers(settings: Settings) -> Iterator[Finding]:
             )
 
 
-def _stores_and_events(report: dict[str, Any]) -> Iterator[Finding]:
-    for store in report["stores"]:
+def _stores(stores: Sequence[dict[str, Any]]) -> Iterator[Finding]:
+    for store in stores:
         if store["state"] == "ready" and (store["milliseconds"] or 0) > SLOW_MILLISECONDS:
             yield Finding(
                 f"store {store['name']}",
@@ -276,9 +276,15 @@ def _stores_and_events(report: dict[str, Any]) -> Iterator[Finding]:
             yield Finding(f"store {store['name']}", "good", store["version"])
         else:
             remedy = "events wait for it, and searches report it as degraded; check its address and its log"
+            if store["name"] == "payloads":
+                remedy = f"{store['reason']}; large events wait or are refused with 503, others go on: check payload_store, its endpoint and credentials"
             if store["state"] == "recovering":
                 remedy = "it restarted and is being checked against PostgreSQL; no action is needed"
             yield Finding(f"store {store['name']}", "bad", store["state"], remedy)
+
+
+def _stores_and_events(report: dict[str, Any]) -> Iterator[Finding]:
+    yield from _stores(report["stores"])
     temporal = report["temporal"]
     if temporal["reachable"] and temporal["milliseconds"] > SLOW_MILLISECONDS:
         yield Finding(

@@ -9,6 +9,7 @@ from apex_memory.fetching.files import Files
 from apex_memory.fetching.pulls import Backfill, OnPage, PullResult, Pulls
 from apex_memory.fetching.source_states import SourceStates
 from apex_memory.fetching.windows import Readings
+from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.sources.base import PulledSource, Source, as_file_source, as_stream_source
 from apex_memory.sources.http import VendorClient
 from apex_memory.stores.postgres import Postgres
@@ -24,12 +25,13 @@ class Fetcher:
         clients: Mapping[str, VendorClient],
         *,
         keep_readings: timedelta,
+        payloads: PayloadStore,
     ) -> None:
         self.clients = clients
         self.states = SourceStates(db, sources)
-        self.files = Files(db)
+        self.files = Files(db, payloads)
         self.readings = Readings(db, keep=keep_readings)
-        self.pulls = Pulls(db, self.files, self.readings)
+        self.pulls = Pulls(db, self.files, self.readings, payloads)
         self._sources = sources
 
     async def pull(

@@ -13,6 +13,7 @@ from uuid import UUID, uuid5
 
 from apex_memory.errors import NotFound
 from apex_memory.fetching.pages import land_page
+from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.model import NAMESPACE, Event
 from apex_memory.sources.base import FileSource
 from apex_memory.sources.http import VendorClient
@@ -41,8 +42,9 @@ class FileState:
 
 
 class Files:
-    def __init__(self, db: Postgres) -> None:
+    def __init__(self, db: Postgres, payloads: PayloadStore) -> None:
         self._db = db
+        self._payloads = payloads
         self._unpacked: OrderedDict[UUID, UnpackedFile] = OrderedDict()
 
     async def insert(
@@ -76,7 +78,7 @@ class Files:
         row = await self._row(id)
         unpacked = await self._unpack(source, id, row)
         start = row["landed"]
-        events = unpacked.events[start : start + CHUNK]
+        events = await self._payloads.offload(unpacked.events[start : start + CHUNK])
         landed = start + len(events)
         async with self._db.transaction() as connection:
             await land_page(connection, source.name, events, document=source.document)

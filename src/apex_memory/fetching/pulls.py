@@ -14,6 +14,7 @@ from apex_memory.errors import ApexError, Conflict
 from apex_memory.fetching.files import Files
 from apex_memory.fetching.pages import land_page
 from apex_memory.fetching.windows import Readings
+from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.model import Event, LandResult, Priority, now
 from apex_memory.sources.base import PulledSource, StreamSource
 from apex_memory.sources.http import VendorClient
@@ -68,10 +69,13 @@ class _StoredHint:
 
 
 class Pulls:
-    def __init__(self, db: Postgres, files: Files, readings: Readings) -> None:
+    def __init__(
+        self, db: Postgres, files: Files, readings: Readings, payloads: PayloadStore
+    ) -> None:
         self._db = db
         self._files = files
         self._readings = readings
+        self._payloads = payloads
 
     async def note(self, source: str, change_hints: Sequence[ChangeHint]) -> None:
         """Store change hints until a pull has fetched what they name. Only then may a vendor be answered 2xx."""
@@ -153,10 +157,11 @@ class Pulls:
     ) -> Position:
         """Commit a page in one transaction and add it to the result; return the cursor that holds afterwards."""
         after = before if page.cursor is None else dict(page.cursor)
+        events = await self._payloads.offload(page.events)
         async with self._db.transaction() as connection:
             if page.cursor is not None:
                 await self._move(connection, key, before, after)
-            landed = await land_page(connection, source.name, page.events, document=source.document)
+            landed = await land_page(connection, source.name, events, document=source.document)
             readings = 0
             if isinstance(source, StreamSource):
                 readings = await self._readings.insert(connection, source, page.readings)

@@ -164,7 +164,7 @@ def _retrieve_exception(task: asyncio.Task[list[LandResult]]) -> None:
 
 
 def _bytes(events: Sequence[Event], copy: Copy | None) -> int:
-    size = sum(len(event.payload) for event in events)
+    size = sum(len(event.payload) for event in events if event.payload_object is None)
     return size if copy is None else size + len(copy.body) + len(copy.headers)
 
 

@@ -193,11 +193,16 @@ async def land(gateway: Gateway, events: Sequence[Event]) -> list[LandResult]:
 async def commit(
     gateway: Gateway, events: Sequence[Event], copy: Copy | None = None
 ) -> list[LandResult]:
-    """Commit events; wake nobody. Raises `RetryLater` under overload, `Unavailable` without PostgreSQL."""
+    """Commit events; wake nobody. Raises `RetryLater` under overload, `Unavailable` without PostgreSQL.
+
+    Large payloads are written to the object store first; without it they are refused with `Unavailable`, and events
+    with small ones land.
+    """
     carrier = traces.trace_carrier()
     if carrier:
         events = [_with_trace(event, carrier) for event in events]
     with traces.span("land", events=len(events)):
+        events = await gateway.app.payloads.offload(events)
         return await gateway.group_commit.land(events, copy)
 
 

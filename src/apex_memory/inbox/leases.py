@@ -113,9 +113,10 @@ CLAIM: LiteralString = f"""WITH candidate AS (
                     ELSE {BUCKET_SQL} >= (SELECT first FROM buckets) AND {BUCKET_SQL} < (SELECT until FROM buckets) END
          ORDER BY priority, seq LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
        ), sized AS (
-         SELECT i.id, row_number() OVER w AS n, sum(coalesce(octet_length(p.body), 0)) OVER w AS bytes,
-                bool_or(coalesce(octet_length(p.body), 0) > %(alone)s) OVER w AS giant
+         SELECT i.id, row_number() OVER w AS n, sum(coalesce(o.bytes, octet_length(p.body), 0)) OVER w AS bytes,
+                bool_or(coalesce(o.bytes, octet_length(p.body), 0) > %(alone)s) OVER w AS giant
          FROM ready JOIN inbox i USING (id) LEFT JOIN payloads p ON p.inbox_id = i.id
+         LEFT JOIN payload_references f ON f.inbox_id = i.id LEFT JOIN payload_objects o ON o.name = f.object
          WINDOW w AS (ORDER BY i.priority, i.seq)
        ), picked AS (
          SELECT id FROM mine UNION ALL SELECT id FROM sized WHERE n = 1 OR bytes <= %(bytes)s AND NOT giant

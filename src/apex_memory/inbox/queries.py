@@ -41,9 +41,13 @@ async def unprepared(connection: Connection, batch: UUID) -> dict[UUID, int]:
 
 
 async def events(connection: Connection, batch: UUID, ids: Sequence[UUID]) -> list[Event]:
-    """Those of the events that the batch owns and that have no manifest yet, with payloads, in the order of the claim."""
+    """Those of the events that the batch owns and that have no manifest yet, with payloads, in the order of the claim.
+
+    Payloads that are objects are not filled in; `PayloadStore.load` does that.
+    """
     cursor = await connection.execute(
-        """SELECT i.*, p.body FROM inbox i JOIN payloads p ON p.inbox_id = i.id
+        """SELECT i.*, p.body, r.object FROM inbox i JOIN payloads p ON p.inbox_id = i.id
+           LEFT JOIN payload_references r ON r.inbox_id = i.id
            WHERE i.open AND i.batch = %s AND i.id = ANY(%s) AND i.state = 'received' ORDER BY i.priority, i.seq""",
         (batch, list(ids)),
     )
@@ -84,7 +88,8 @@ async def traced(connection: Connection, batch: UUID, *, limit: int) -> list[Tra
 async def event(connection: Connection, id: UUID) -> Event:
     """One raw event as it landed. Raises `NotFound` for an unknown id, or when retention removed the payload."""
     cursor = await connection.execute(
-        "SELECT i.*, p.body FROM inbox i JOIN payloads p ON p.inbox_id = i.id WHERE i.id = %s",
+        """SELECT i.*, p.body, r.object FROM inbox i JOIN payloads p ON p.inbox_id = i.id
+           LEFT JOIN payload_references r ON r.inbox_id = i.id WHERE i.id = %s""",
         (id,),
     )
     row = await cursor.fetchone()
@@ -105,12 +110,13 @@ async def with_other_bytes(
     whose payload retention removed.
     """
     cursor = await connection.execute(
-        """SELECT i.*, p.body
+        """SELECT i.*, p.body, r.object
            FROM unnest(%b::uuid[], %b::uuid[], %b::text[], %b::bigint[], %b::bytea[])
              AS t (id, doc_id, content_type, size, digest)
            JOIN inbox i ON i.id = t.id JOIN payloads p ON p.inbox_id = t.id
+           LEFT JOIN payload_references r ON r.inbox_id = t.id LEFT JOIN payload_objects o ON o.name = r.object
            WHERE i.doc_id <> t.doc_id OR i.content_type <> t.content_type
-              OR octet_length(p.body) <> t.size OR sha256(p.body) <> t.digest""",
+              OR coalesce(o.bytes, octet_length(p.body)) <> t.size OR coalesce(o.sha256, sha256(p.body)) <> t.digest""",
         (
             [event.id for event, _ in digests],
             [event.doc_id for event, _ in digests],
@@ -127,7 +133,9 @@ async def payload_digests(
 ) -> dict[str, bytes | None]:
     """The SHA-256 of the payload by event id, for those of the events that exist; None where retention removed it."""
     cursor = await connection.execute(
-        """SELECT i.event_id, sha256(p.body) AS digest FROM inbox i LEFT JOIN payloads p ON p.inbox_id = i.id
+        """SELECT i.event_id, coalesce(o.sha256, sha256(p.body)) AS digest
+           FROM inbox i LEFT JOIN payloads p ON p.inbox_id = i.id
+           LEFT JOIN payload_references r ON r.inbox_id = i.id LEFT JOIN payload_objects o ON o.name = r.object
            WHERE i.source = %s AND i.event_id = ANY(%s)""",
         (source, list(event_ids)),
     )
@@ -229,7 +237,7 @@ async def parked_by_store(connection: Connection) -> dict[str, int]:
 def event_from_row(
     row: Row, *, event_id: str | None = None, priority: Priority | None = None
 ) -> Event:
-    """The event in a row of `inbox` joined with its payload as `body`; with another id or priority where given."""
+    """The event in a row of `inbox` joined with its payload as `body` and `object`; with another id or priority where given."""
     return Event(
         source=row["source"],
         event_id=event_id or row["event_id"],
@@ -240,4 +248,5 @@ def event_from_row(
         content_type=row["content_type"],
         priority=Priority(row["priority"]) if priority is None else priority,
         trace_parent=row["trace_parent"],
+        payload_object=row["object"],
     )

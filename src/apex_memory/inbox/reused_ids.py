@@ -21,7 +21,8 @@ from apex_memory.telemetry import logger
 
 THREAD_BYTES = 256_000  # payloads of more bytes are digested in a thread
 # Documents are made of at most so many bytes of payloads, since a transaction waits for them. Where there are more,
-# the payloads are compared, which may keep an event that has no other content.
+# the payloads are compared, which may keep an event that has no other content. So it is where the earlier payload is
+# an object outside PostgreSQL.
 DOCUMENT_BYTES = 4_000_000
 
 MakeDocument = Callable[[Event], Document]
@@ -90,7 +91,8 @@ def _changed(
 ) -> dict[int, Event]:
     """Return the events whose content differs from that of the earlier event of their id, under their own ids."""
     payloads = [event.payload for event in (*suspects.values(), *earlier.values())]
-    make = document if sum(map(len, payloads)) <= DOCUMENT_BYTES else None
+    unread = any(event.payload_object is not None for event in earlier.values())
+    make = document if sum(map(len, payloads)) <= DOCUMENT_BYTES and not unread else None
     earlier_contents = {id: _content_digest(event, make) for id, event in earlier.items()}
     changed: dict[int, Event] = {}
     for n, event in suspects.items():
@@ -103,6 +105,10 @@ def _changed(
 def _content_digest(event: Event, document: MakeDocument | None) -> bytes:
     """Return the digest of an event's document; of its payload, where it has no document or `document` is None."""
     digest = hashlib.sha256(f"{event.doc_key}\0{event.content_type}\0".encode())
+    if not event.payload and event.payload_object is not None:
+        # It was not read: its bytes differ from those that it is compared with, as their digests show.
+        digest.update(event.payload_object.encode())
+        return digest.digest()
     if document is None or event.content_type in (TOMBSTONE, MALFORMED):
         digest.update(event.payload)
         return digest.digest()

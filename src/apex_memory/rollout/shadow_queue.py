@@ -77,9 +77,10 @@ async def claim(
                AND NOT EXISTS (SELECT FROM mine)
              ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
            ), sized AS (
-             SELECT r.id, row_number() OVER w AS n, sum(coalesce(octet_length(p.body), 0)) OVER w AS bytes,
+             SELECT r.id, row_number() OVER w AS n, sum(coalesce(o.bytes, octet_length(p.body), 0)) OVER w AS bytes,
                     r.attempts + first_value(r.attempts) OVER w AS suspicion
-             FROM ready r LEFT JOIN payloads p USING (inbox_id) WINDOW w AS (ORDER BY r.id)
+             FROM ready r LEFT JOIN payloads p USING (inbox_id)
+             LEFT JOIN payload_references f USING (inbox_id) LEFT JOIN payload_objects o ON o.name = f.object WINDOW w AS (ORDER BY r.id)
            ), picked AS (
              SELECT id FROM mine UNION ALL SELECT id FROM sized WHERE n = 1 OR (suspicion = 0 AND bytes <= %(bytes)s)
            )
@@ -104,10 +105,10 @@ async def load(connection: Connection, batch: UUID, unfinished: Sequence[str]) -
     `unfinished` holds the fingerprints of dead letters of events that ended their worker.
     """
     cursor = await connection.execute(
-        """SELECT i.*, p.body, s.id AS copy_id, s.attempts AS copy_attempts, s.tries, s.queued_at,
+        """SELECT i.*, p.body, f.object, s.id AS copy_id, s.attempts AS copy_attempts, s.tries, s.queued_at,
                   coalesce(l.fingerprint = ANY(%s), false) AS unfinished
            FROM shadows s JOIN inbox i ON i.id = s.inbox_id LEFT JOIN payloads p ON p.inbox_id = i.id
-           LEFT JOIN dead_letters l ON l.inbox_id = i.id AND i.state = 'dead'
+           LEFT JOIN payload_references f ON f.inbox_id = i.id LEFT JOIN dead_letters l ON l.inbox_id = i.id AND i.state = 'dead'
            WHERE s.owner = %s AND s.state = 'waiting' ORDER BY s.id""",
         (list(unfinished), batch),
     )

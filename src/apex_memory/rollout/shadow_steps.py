@@ -20,7 +20,8 @@ import numpy as np
 
 from apex_memory.config import Settings
 from apex_memory.errors import ApexError, Misconfigured, RetryLater, Unavailable
-from apex_memory.model import Manifest, now
+from apex_memory.inbox.payload_store import PayloadStore
+from apex_memory.model import Event, Manifest, now
 from apex_memory.pipeline import Pipeline
 from apex_memory.rollout import shadow_queue as queue
 from apex_memory.rollout.comparison import CarriedEvent, Difference, compare
@@ -93,6 +94,7 @@ class ShadowSteps:
         graph: GraphStore,
         vectors: VectorStore,
         publication: Publication,
+        payloads: PayloadStore,
         pipeline: Pipeline,
         sources: Mapping[str, Source],
         settings: Settings,
@@ -101,6 +103,7 @@ class ShadowSteps:
         self._graph = graph
         self._vectors = vectors
         self._publication = publication
+        self._payloads = payloads
         self._pipeline = pipeline
         self._sources = sources
         self._lease = settings.lease_seconds
@@ -199,21 +202,24 @@ class ShadowSteps:
         began = monotonic()
         try:
             async with asyncio.timeout(self._prepare_seconds):
-                outcomes = await self._pipeline.prepare(
-                    [
-                        (copy.event, self._sources[copy.source].document)
-                        for copy in copies
-                        if copy.event is not None
-                    ],
-                    reuse=False,
+                loaded = await self._payloads.load(
+                    [copy.event for copy in copies if copy.event is not None]
                 )
+                pairs = list(zip(copies, loaded, strict=True))
+                readable = [
+                    (item, self._sources[copy.source].document)
+                    for copy, item in pairs
+                    if isinstance(item, Event)
+                ]
+                outcomes = iter(await self._pipeline.prepare(readable, reuse=False))
         except TimeoutError:
             await self.give_up(batch, f"preparing took longer than {self._prepare_seconds:g} s")
             result.waiting += len(copies)
             return []
         work.prepare_seconds = monotonic() - began
         return [
-            _PreparedCopy(copy, outcome) for copy, outcome in zip(copies, outcomes, strict=True)
+            _PreparedCopy(copy, next(outcomes) if isinstance(item, Event) else item)
+            for copy, item in pairs
         ]
 
     async def _carriable(self, batch: UUID, result: CopyResult) -> list[Copy]:

@@ -31,6 +31,7 @@ class _Child:
     occurred_at: datetime
     content_type: str
     body: bytes
+    object: str | None
 
 
 async def lock_families(connection: Connection, manifests: Sequence[Manifest]) -> None:
@@ -70,7 +71,7 @@ async def delete_children(connection: Connection, deleted: Sequence[Stage]) -> i
     async with connection.cursor(row_factory=class_row(_Child)) as cursor:
         await cursor.execute(
             """SELECT d.doc_id, d.parent_id, d.source, d.doc_key, i.priority, d.occurred_at,
-                      %s AS content_type, ''::bytea AS body
+                      %s AS content_type, ''::bytea AS body, NULL::text AS object
                FROM documents d JOIN manifests m ON m.id = d.manifest_id JOIN inbox i ON i.id = m.inbox_id
                WHERE d.parent_id = ANY(%s) AND NOT d.deleted""",
             (TOMBSTONE, [stage.manifest.doc_id for stage in deleted]),
@@ -91,8 +92,8 @@ async def restore_children(connection: Connection, restored: Sequence[Stage]) ->
             """SELECT c.doc_id, c.parent_id, last.* FROM
                  (SELECT DISTINCT doc_id, parent_id FROM manifests WHERE parent_id = ANY(%s)) c
                CROSS JOIN LATERAL (
-                 SELECT i.source, i.doc_key, i.priority, i.occurred_at, i.content_type, p.body
-                 FROM inbox i JOIN payloads p ON p.inbox_id = i.id
+                 SELECT i.source, i.doc_key, i.priority, i.occurred_at, i.content_type, p.body, r.object
+                 FROM inbox i JOIN payloads p ON p.inbox_id = i.id LEFT JOIN payload_references r ON r.inbox_id = i.id
                  WHERE i.doc_id = c.doc_id AND i.content_type <> %s AND i.state <> 'dead'
                  ORDER BY i.version DESC, i.event_id DESC LIMIT 1) last
                LEFT JOIN documents d ON d.doc_id = c.doc_id
@@ -119,6 +120,7 @@ async def _land(
                 version=parent.version,
                 occurred_at=child.occurred_at,
                 payload=child.body,
+                payload_object=child.object,
                 content_type=child.content_type,
                 priority=Priority(child.priority),
             )

@@ -11,9 +11,11 @@ from time import monotonic
 from uuid import UUID
 
 from apex_memory.config import Settings
-from apex_memory.errors import RetryLater
+from apex_memory.errors import ApexError, RetryLater
 from apex_memory.inbox import Batch, Carrier, ClaimedEvent, Inbox, Run
+from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.inbox.routing import Path
+from apex_memory.model import Event
 from apex_memory.pipeline import Pipeline
 from apex_memory.pipeline.batch_sizer import BatchSizer
 from apex_memory.pipeline.document_files import NotBegun
@@ -35,6 +37,7 @@ class BatchSteps:
     def __init__(
         self,
         inbox: Inbox,
+        payloads: PayloadStore,
         pipeline: Pipeline,
         publication: Publication,
         sources: Mapping[str, Source],
@@ -45,6 +48,7 @@ class BatchSteps:
         self.build = build
         """The build of Apex that runs the steps."""
         self._inbox = inbox
+        self._payloads = payloads
         self._pipeline = pipeline
         self._publication = publication
         self._sources = sources
@@ -123,7 +127,9 @@ class BatchSteps:
     async def _prepare_group(
         self, source: str, batch: UUID, ids: Sequence[UUID], result: BatchResult
     ) -> None:
-        events = await self._inbox.start(batch, ids)
+        events = await self._load(batch, await self._inbox.start(batch, ids), result)
+        if not events:
+            return
         document = self._sources[source].document
         try:
             async with asyncio.timeout(self._prepare_seconds):
@@ -146,6 +152,18 @@ class BatchSteps:
         await self._postpone(
             batch, [event.id for event, item in pairs if isinstance(item, NotBegun)], result
         )
+
+    async def _load(self, batch: UUID, events: Sequence[Event], result: BatchResult) -> list[Event]:
+        """Return the events with their payloads. One whose payload cannot be read now leaves the batch, with the reason."""
+        loaded: list[Event] = []
+        failures = []
+        for event, item in zip(events, await self._payloads.load(events), strict=True):
+            if isinstance(item, ApexError):
+                failures.append(Failure(event.id, item))
+            else:
+                loaded.append(item)
+        result.add(await self._publication.failures.handle(batch, "prepare", failures))
+        return loaded
 
     async def _postpone(self, batch: UUID, ids: Sequence[UUID], result: BatchResult) -> None:
         """Return to the queue the events whose files were not begun. Consumes no attempt."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from apex_memory.fetching.windows import Readings
+from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.mirror import Mirror
 from apex_memory.saga.collector import Collector
 from apex_memory.saga.recovery import Recovery
@@ -18,12 +19,14 @@ class Upkeep:
         collector: Collector,
         readings: Readings,
         mirror: Mirror,
+        payloads: PayloadStore,
     ) -> None:
         self._recovery = recovery
         self._sweeper = sweeper
         self._collector = collector
         self._readings = readings
         self._mirror = mirror
+        self._payloads = payloads
         self._log = logger(component="upkeep")
 
     async def sweep(self) -> SweepResult:
@@ -32,9 +35,13 @@ class Upkeep:
         return await self._sweeper.sweep()
 
     async def collect(self) -> int:
-        """Remove superseded stages past their grace and rows past their retention; return the number of stages."""
+        """Remove superseded stages past their grace and rows past their retention, and objects without an event; return the number of stages."""
         dropped = await self._readings.forget()
         if dropped:
             self._log.info("old readings removed", partitions=dropped)
         await self._mirror.forget()
-        return await self._collector.collect()
+        stages = await self._collector.collect()
+        await (
+            self._payloads.sweep()
+        )  # after the collector, which removes payloads past their retention
+        return stages

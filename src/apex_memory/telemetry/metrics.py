@@ -242,6 +242,17 @@ FACTS_SECONDS = Gauge(
 FACTS_FAILED = Counter(
     "apex_facts_failures", "Readings of facts that failed because PostgreSQL did not respond.", []
 )
+PAYLOAD_OBJECTS = Counter(
+    "apex_payload_object_requests",
+    "Requests to the object store of large payloads, by operation (put, get, delete) and outcome (done, failed, missing).",
+    ["operation", "outcome"],
+)
+PAYLOAD_OBJECT_SECONDS = Histogram(
+    "apex_payload_object_seconds",
+    "Duration of a request to the object store of large payloads, with its repetitions.",
+    ["operation"],
+    buckets=SECONDS,
+)
 DISK_FREE = Gauge("apex_disk_free_bytes", "Free space for the data of an engine.", ["engine"])
 DISK_SIZE = Gauge("apex_disk_size_bytes", "Size of the volume of an engine's data.", ["engine"])
 ENGINE_UP = Gauge(

@@ -18,10 +18,11 @@ from apex_memory.telemetry.traces import trace_id_of
 # Of an event's stages the committed one counts, then the one being written, then the last.
 _DETAIL: LiteralString = """
 SELECT i.*, s.state AS stage_state, s.created_at AS staged_at, s.graph_at, s.vectors_at, s.committed_at,
-       m.kind, m.title, m.deleted, m.degraded, octet_length(p.body) AS payload_bytes,
+       m.kind, m.title, m.deleted, m.degraded, coalesce(o.bytes, octet_length(p.body)) AS payload_bytes,
        l.id AS dead_letter_id, l.status AS dead_letter_status, l.remedy
 FROM chosen i
 LEFT JOIN payloads p ON p.inbox_id = i.id
+LEFT JOIN payload_references r ON r.inbox_id = i.id LEFT JOIN payload_objects o ON o.name = r.object
 LEFT JOIN LATERAL (
   SELECT * FROM stages s WHERE s.inbox_id = i.id
   ORDER BY array_position(ARRAY['committed', 'staging', 'superseded', 'reaping'], s.state) NULLS LAST, s.created_at DESC LIMIT 1

@@ -284,7 +284,7 @@ async def show_payload(
     ] = None,
 ) -> Response:
     """Download the raw payload. It may hold personal data, so it needs an admin key."""
-    event = await gateway.app.inbox.event(id)
+    event = await gateway.app.payloads.load_one(await gateway.app.inbox.event(id))
     kind = event.content_type.encode("ascii", "replace").decode()
     return Response(
         event.payload[:first],

@@ -1,0 +1,28 @@
+-- requires 0006
+-- Large raw payloads in an object store (setting `payload_store`). A row exists before its object does, so that an
+-- object to which nothing refers is found by a query, without listing the bucket.
+CREATE TABLE payload_objects (
+  name     text PRIMARY KEY,            -- of the object, below the prefix in the bucket
+  digest   bytea NOT NULL UNIQUE,       -- HMAC-SHA256 of the payload under the first key: equal payloads share an object
+  key_id   text NOT NULL,               -- the key under which the object is sealed
+  bytes    bigint NOT NULL,             -- of the payload
+  sha256   bytea NOT NULL,              -- of the payload
+  check_at timestamptz                  -- when to look whether anything refers to it; NULL: something did at the last look
+);
+CREATE INDEX payload_objects_due ON payload_objects (check_at) WHERE check_at IS NOT NULL;
+
+-- The payloads whose bytes are an object. Their `body` is empty.
+CREATE TABLE payload_references (
+  inbox_id uuid PRIMARY KEY REFERENCES payloads ON DELETE CASCADE,
+  object   text NOT NULL REFERENCES payload_objects
+);
+CREATE INDEX payload_references_object ON payload_references (object);
+
+-- However a payload is removed, its object is looked at with the next pass of the collector.
+CREATE FUNCTION payload_object_released() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  UPDATE payload_objects SET check_at = clock_timestamp() WHERE name = OLD.object;
+  RETURN NULL;
+END $$;
+CREATE TRIGGER payload_object_released AFTER DELETE ON payload_references
+  FOR EACH ROW EXECUTE FUNCTION payload_object_released();

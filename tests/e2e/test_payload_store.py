@@ -1,0 +1,405 @@
+"""Large raw payloads in an S3-compatible server: written before 202, read where they are carried, removed with their events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+import pytest_asyncio
+
+from apex_memory.app import App, open_app
+from apex_memory.backup import back_up, restore
+from apex_memory.cli.doctor import _stores_and_events
+from apex_memory.engines.base import free_port
+from apex_memory.errors import Misconfigured, RetryLater, Unavailable
+from apex_memory.fetching.backfills import Backfills
+from apex_memory.model import Event, LandResult, now
+from apex_memory.sealing import Keyring, read_keys
+from apex_memory.simulate.server import serve_simulators
+from tests.bucket import BUCKET, SECRET, BucketServer
+from tests.e2e.conftest import MakeSettings, live, state, text_event
+from tests.e2e.shadows import carry_all, shadow_on
+from tests.e2e.test_api import Api, running_api
+from tests.unit.test_front_poll import Script, front, listed
+from tests.unit.test_front_poll import record_of as listed_event
+from tests.unit.vendors import linked
+from tests.waiting import until
+
+LONG = "Shipment SHP-100045 left Columbus, OH for Northwind Trucking. " * 100
+MARKER = b"SHP-100045"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def shared_bucket() -> AsyncIterator[BucketServer]:
+    server = BucketServer()
+    await server.start()
+    yield server
+    await server.kill()
+
+
+@pytest.fixture
+async def bucket(shared_bucket: BucketServer) -> AsyncIterator[BucketServer]:
+    """The server with an empty bucket, whatever a test did to it."""
+    yield shared_bucket
+    await shared_bucket.empty()
+
+
+@pytest.fixture
+async def app(make_settings: MakeSettings, bucket: BucketServer) -> AsyncIterator[App]:
+    async with open_app(make_settings(**bucket.settings())) as app:
+        await app.recovery.check_restarted_stores()
+        yield app
+
+
+@pytest.fixture
+async def api(make_settings: MakeSettings, bucket: BucketServer) -> AsyncIterator[Api]:
+    settings = make_settings(temporal=f"127.0.0.1:{free_port()}/apex", **bucket.settings())
+    async with running_api(settings) as api:
+        yield api
+
+
+async def land(app: App, *events: Event) -> list[LandResult]:
+    return await app.inbox.land(await app.payloads.offload(events))
+
+
+async def forget(app: App, id: UUID) -> None:
+    """Remove the payload of an event, as retention does, and let the collector look."""
+    await app.db.execute("DELETE FROM payloads WHERE inbox_id = %s", (id,))
+    await app.payloads.sweep()
+
+
+async def test_a_large_document_is_an_object_and_is_read_from_it(
+    api: Api, bucket: BucketServer
+) -> None:
+    event = await api.land("long", LONG)
+    small = await api.land("short", "Door 4 is open.")
+    [name] = await bucket.names()
+    assert MARKER not in await bucket.body(name), "the object is sealed"
+    rows = await api.app.db.fetch("SELECT inbox_id, body FROM payloads ORDER BY length(body)")
+    assert [(str(row["inbox_id"]), bool(row["body"])) for row in rows] == [
+        (event["id"], False),
+        (small["id"], True),
+    ]
+    await api.app.direct.drain("documents")
+    document = await live(api.app, "long")
+    assert document and document["text"].startswith(LONG[:500])
+    shown = (await api.get(f"/v1/events/{event['id']}")).json()
+    payload = (await api.get(f"/v1/events/{event['id']}/payload")).content
+    assert shown["state"] == "done"
+    assert shown["payload_bytes"] == len(payload) > len(LONG)
+    assert MARKER in payload
+    assert (await api.get(f"/v1/events/{small['id']}/payload")).content.count(b"Door 4") == 1
+
+
+async def test_equal_payloads_share_an_object_that_goes_with_the_last(
+    app: App, bucket: BucketServer
+) -> None:
+    one = text_event(app, "one", LONG, version=1)
+    other = replace(one, event_id="other", doc_key="other")
+    [first], [second] = await land(app, one), await land(app, other)
+    [again] = await land(app, one)
+    assert again.duplicate
+    assert len(await bucket.names()) == 1
+    await app.direct.drain("documents")
+    await forget(app, first.id)
+    assert len(await bucket.names()) == 1
+    assert (await app.payloads.load_one(await app.inbox.event(second.id))).payload == one.payload
+    await forget(app, second.id)
+    assert await bucket.names() == []
+    assert await app.db.fetch("SELECT FROM payload_objects") == []
+
+
+async def test_retention_removes_objects(app: App, bucket: BucketServer) -> None:
+    [landed] = await land(app, text_event(app, "one", LONG))
+    await app.direct.drain("documents")
+    await app.db.execute("UPDATE inbox SET received_at = now() - interval '400 days'")
+    await app.upkeep.collect()
+    assert await bucket.names() == []
+    assert await state(app, landed) == "done"
+
+
+async def test_in_an_outage_large_events_are_refused_and_small_ones_land(
+    api: Api, bucket: BucketServer
+) -> None:
+    await bucket.kill()
+    refused = await api.post("/v1/documents", json={"key": "long", "text": LONG})
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) >= 1
+    assert "payload_store" in refused.json()["error"]["remedy"]
+    await api.land("short", "Door 4 is open.")
+    await api.app.direct.drain("documents")
+    assert await live(api.app, "short")
+    assert await live(api.app, "long") is None
+    report = (await api.get("/v1/status")).json()
+    [finding] = [item for item in _stores_and_events(report) if item.what == "store payloads"]
+    assert finding.state == "bad"
+    assert "payload_store" in finding.remedy
+    await bucket.start()
+    await until(lambda: _lands(api), "the object store is used again")
+    await api.app.direct.drain("documents")
+    assert await live(api.app, "long")
+
+
+async def _lands(api: Api) -> bool:
+    answer = await api.post("/v1/documents", json={"key": "long", "text": LONG})
+    return answer.status_code == 202
+
+
+async def test_a_payload_that_cannot_be_read_parks_its_event_alone(
+    app: App, bucket: BucketServer
+) -> None:
+    large, small = await land(
+        app, text_event(app, "long", LONG), text_event(app, "short", "Door 4 is open.")
+    )
+    bucket.hang()
+    try:
+        await app.direct.drain("documents")
+        assert (await state(app, small), await state(app, large)) == ("done", "parked")
+        row = await app.db.fetch_one(
+            "SELECT park_store, last_error FROM inbox WHERE id = %s", (large.id,)
+        )
+        assert row and row["park_store"] == "payloads"
+        assert "did not respond" in row["last_error"]
+        await app.upkeep.sweep()
+        assert await state(app, large) == "parked", "the store is away still"
+    finally:
+        bucket.resume()
+
+    async def done() -> bool:
+        await app.upkeep.sweep()
+        await app.direct.drain("documents")
+        return await state(app, large) == "done"
+
+    await until(done, "the parked event is carried")
+
+
+async def test_wrong_credentials_are_an_outage_that_names_no_secret(
+    api: Api, bucket: BucketServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    await bucket.require_credentials()
+    refused = await api.post("/v1/documents", json={"key": "long", "text": LONG})
+    assert refused.status_code == 503
+    assert "InvalidAccessKeyId" in refused.text
+    with pytest.raises(Unavailable):
+        await api.app.upkeep._sweeper._stores["payloads"].ping()
+    assert SECRET not in refused.text + "".join(capfd.readouterr())
+    await bucket.require_credentials(False)
+    assert await _lands(api)
+
+
+async def test_an_object_without_an_event_is_removed_and_its_name_never_used_again(
+    app: App, bucket: BucketServer
+) -> None:
+    """The process ends between the object and the event: nothing was acknowledged, and the sender repeats it."""
+    event = text_event(app, "long", LONG, version=1)
+    [offloaded] = await app.payloads.offload([event])
+    assert await app.payloads.sweep() == 0, "its event may be about to land"
+    assert await bucket.names() == [offloaded.payload_object]
+    await app.db.execute("UPDATE payload_objects SET check_at = now() - interval '1 s'")
+    assert await app.payloads.sweep() == 1
+    assert await bucket.names() == []
+    with pytest.raises(RetryLater):
+        await app.inbox.land([offloaded])
+    [landed] = await land(app, event)
+    [name] = await bucket.names()
+    assert name != offloaded.payload_object
+    await app.direct.drain("documents")
+    assert await state(app, landed) == "done"
+
+
+async def test_an_event_lands_or_its_object_is_removed_but_never_both(
+    app: App, bucket: BucketServer
+) -> None:
+    """Sweeps run all the time, and every claim has run out: what is acknowledged can be read nevertheless."""
+    ended = False
+
+    async def sweep() -> None:
+        while not ended:
+            await app.db.execute(
+                "UPDATE payload_objects SET check_at = now() WHERE check_at IS NOT NULL"
+            )
+            await app.payloads.sweep()
+
+    sweeping = asyncio.create_task(sweep())
+    landed: list[LandResult] = []
+    refused = 0
+    for n in range(40):
+        event = text_event(app, f"k{n % 7}", f"{LONG} {n % 3}", version=n)
+        try:
+            landed += await land(app, replace(event, payload=event.payload[-2_500:]))
+        except RetryLater:
+            refused += 1
+    ended = True
+    await sweeping
+    assert landed, f"all {refused} were refused"
+    for item in landed:
+        assert (await app.payloads.load_one(await app.inbox.event(item.id))).payload
+
+
+async def test_a_lost_object_is_a_reason_and_the_same_content_heals_it(
+    make_settings: MakeSettings, bucket: BucketServer
+) -> None:
+    async with open_app(make_settings(max_attempts=1, **bucket.settings())) as app:
+        await app.recovery.check_restarted_stores()
+        event = text_event(app, "long", LONG, version=1)
+        [landed] = await land(app, event)
+        [name] = await bucket.names()
+        await bucket.delete(name)
+        await app.direct.drain("documents")
+        [letter] = await app.db.fetch("SELECT id, message, remedy FROM dead_letters")
+        assert "missing in the object store" in letter["message"]
+        assert "backup" in letter["remedy"]
+        await land(app, replace(event, event_id="sent again"))
+        await app.dead_letters.redrive([letter["id"]], actor="test")
+        await app.direct.drain("documents")
+        assert await state(app, landed) in ("done", "superseded")
+        assert await live(app, "long")
+
+
+async def test_a_lost_object_is_tried_again_before_it_is_a_dead_letter(
+    app: App, bucket: BucketServer
+) -> None:
+    [landed] = await land(app, text_event(app, "long", LONG))
+    [name] = await bucket.names()
+    await bucket.delete(name)
+    await app.direct.drain("documents")
+    assert await state(app, landed) == "received"
+    row = await app.db.fetch_one(
+        "SELECT attempts, last_error FROM inbox WHERE id = %s", (landed.id,)
+    )
+    assert row and row["attempts"] == 1
+    assert "missing" in row["last_error"]
+
+
+async def test_an_idempotency_key_knows_a_large_body(api: Api, bucket: BucketServer) -> None:
+    async def post(text: str) -> int:
+        headers = {"idempotency-key": "delivery-7"}
+        return (await api.post("/v1/documents", json={"text": text}, headers=headers)).status_code
+
+    assert [await post(LONG), await post(LONG), await post(LONG + "!")] == [202, 202, 422]
+    assert len(await bucket.names()) == 1
+
+
+async def test_other_content_under_the_same_id_lands_too(app: App, bucket: BucketServer) -> None:
+    event = text_event(app, "long", LONG, version=1)
+    [first] = await land(app, event)
+    document = app.sources["documents"].document
+    for again, changes in ((event, 0), (replace(event, payload=event.payload[:-2] + b' "}'), 1)):
+        offloaded = await app.payloads.offload([again])
+        results = await app.inbox.land(offloaded)
+        assert [item.id for item in results] == [first.id]
+        changed = await app.inbox.with_own_ids("documents", offloaded, results, document)
+        assert len(changed) == changes
+        landed = await app.inbox.land(list(changed.values()))
+        assert [item.duplicate for item in landed] == [False] * changes
+    assert len(await bucket.names()) == 2
+
+
+async def test_a_copy_in_shadow_reads_the_object_or_waits(app: App, bucket: BucketServer) -> None:
+    await shadow_on(app)
+    await land(app, text_event(app, "long", LONG, version=1))
+    await app.direct.drain("documents")
+    bucket.hang()
+    try:
+        result = await carry_all(app)
+        assert (result.waiting, result.failed, result.different) == (1, 0, 0)
+    finally:
+        bucket.resume()
+    await app.db.execute("UPDATE shadows SET next_at = now()")
+
+    async def equal() -> bool:
+        await app.db.execute("UPDATE shadows SET next_at = now()")
+        return (await carry_all(app)).equal == 1
+
+    await until(equal, "the copy is carried")
+
+
+async def test_a_poll_is_repeated_from_the_same_place(app: App, bucket: BucketServer) -> None:
+    long_one = {"id": "cnv_1", "subject": LONG, "status": "assigned"}
+    records = listed(listed_event("evt_1", 1, conversation=long_one), listed_event("evt_2", 2))
+    async with serve_simulators([Script(events=records)]) as served, linked("frontapp") as link:
+        source = front(f"{served.url}/frontapp")
+        await bucket.kill()
+        with pytest.raises(Unavailable):
+            await app.fetcher.pulls.run(source, link)
+        assert await app.db.fetch("SELECT FROM inbox") == []
+        await bucket.start()
+        assert (await app.fetcher.pulls.run(source, link)).fresh == 2
+    assert len(await bucket.names()) == 1
+
+
+async def test_a_replay_shares_the_object(app: App, bucket: BucketServer) -> None:
+    await land(app, text_event(app, "long", LONG, version=1))
+    await app.direct.drain("documents")
+    replays = Backfills(app.db)
+    replay = await replays.create(
+        "documents", "replay", now().replace(year=2000), now().replace(year=2100), actor="test"
+    )
+    assert await replays.replay_chunk(replay) == (1, 1)
+    assert len(await bucket.names()) == 1
+    await app.direct.drain("documents")
+    rows = await app.db.fetch(
+        "SELECT i.state, r.object FROM inbox i JOIN payload_references r ON r.inbox_id = i.id"
+    )
+    assert [row["state"] for row in rows] == ["done", "done"] or len(rows) == 2
+    assert len({row["object"] for row in rows}) == 1
+
+
+async def test_a_backup_names_the_objects_and_the_key(
+    make_settings: MakeSettings,
+    bucket: BucketServer,
+    postgres_url: str,
+    tmp_path: Path,
+) -> None:
+    settings = make_settings(**bucket.settings())
+    async with open_app(settings) as app:
+        event = text_event(app, "long", LONG, version=1)
+        [landed] = await land(app, event)
+        written = await back_up(settings.documents, tmp_path / "backup")
+    key = Keyring(read_keys([settings.secret_key.get_secret_value()])).first
+    assert written.secret_keys == [key]
+    async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as admin:
+        await admin.execute("CREATE DATABASE restored_payloads")
+        try:
+            url = postgres_url.removesuffix("/postgres") + "/restored_payloads"
+            await restore(url, tmp_path / "backup")
+            async with open_app(make_settings(documents=url, **bucket.settings())) as app:
+                found = await app.payloads.load_one(await app.inbox.event(landed.id))
+                assert found.payload == event.payload
+            async with open_app(make_settings(documents=url)) as app:
+                with pytest.raises(Misconfigured, match="payload_store"):
+                    await app.payloads.load_one(await app.inbox.event(landed.id))
+        finally:
+            await admin.execute("DROP DATABASE restored_payloads WITH (FORCE)")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"secret_key": ""}, "secret_key"),
+        ({"payload_store_secret": ""}, "belong together"),
+    ],
+)
+async def test_a_store_that_cannot_work_is_refused_at_the_start(
+    make_settings: MakeSettings, given: dict[str, Any], message: str
+) -> None:
+    store = {
+        "payload_store": f"s3://{BUCKET}",
+        "payload_store_key_id": "id",
+        "payload_store_secret": "secret",
+    }
+    with pytest.raises(Misconfigured, match=message):
+        async with open_app(make_settings(**{**store, **given})):
+            pass
+
+
+@pytest.mark.parametrize("url", ["s3://", "bucket/prefix", "https://bucket", "s3://user:pw@bucket"])
+def test_other_urls_are_refused(make_settings: MakeSettings, url: str) -> None:
+    with pytest.raises(ValueError, match="s3://bucket"):
+        make_settings(payload_store=url)

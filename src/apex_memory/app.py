@@ -256,7 +256,8 @@ async def open_app(
             dimension = stored or dimension
         else:
             installation = await claim_installation(db, embedder=embedder.id, dimension=dimension)
-        graph = open_graph(settings.graph, timeout=settings.call_timeout_seconds)
+        tls = settings.connections_tls
+        graph = open_graph(settings.graph, timeout=settings.call_timeout_seconds, tls=tls)
         stack.push_async_callback(graph.close)
         vectors = open_vectors(
             settings.vectors,
@@ -264,9 +265,10 @@ async def open_app(
             timeout=settings.call_timeout_seconds,
             bm25_average_words=settings.bm25_average_words,
             api_key=settings.qdrant_api_key.get_secret_value(),
+            tls=tls,
         )
         stack.push_async_callback(vectors.close)
-        cache = Cache(settings.cache)
+        cache = Cache(settings.cache, tls=tls)
         stack.push_async_callback(cache.close)
         http = await stack.enter_async_context(
             httpx2.AsyncClient(timeout=settings.call_timeout_seconds)

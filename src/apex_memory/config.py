@@ -11,9 +11,9 @@ import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -57,6 +57,8 @@ CERTIFICATES = {
     "client_key_file": "client_certificate_file",
 }
 """The setting with the certificate for each setting with a private key."""
+
+SSL_MODE = re.compile(r"[?&]sslmode=([\w-]+)")
 
 NOT_FROM_FILES = ("sources", "rollout")
 """Tables. The settings file holds them, and it can be a secret as a whole."""
@@ -176,11 +178,11 @@ class Settings(BaseSettings):
     )
     ca_file: Path | None = Field(
         None,
-        description="File with the certificate authority of the gateway, in PEM, for the command line and the Python client. No other authority is trusted then. docs/howto/tls.md.",
+        description="File with the certificate authorities of the servers that Apex connects to, in PEM: the stores, and the gateway for the command line and the Python client. No other authority is trusted for these then. Whether a connection uses TLS says its address: docs/howto/tls.md.",
     )
     client_certificate_file: Path | None = Field(
         None,
-        description="File with the certificate that the command line shows to the gateway (mTLS), in PEM. Needs `client_key_file`.",
+        description="File with the certificate that Apex shows to these servers (mTLS), in PEM. Needs `client_key_file`.",
     )
     client_key_file: Path | None = Field(
         None, description="File with the private key of that certificate, in PEM."
@@ -581,6 +583,14 @@ class Settings(BaseSettings):
                 "must be above snapshot_seconds, or a reader could lose what it is reading"
             )
         return value
+
+    @model_validator(mode="after")
+    def _files_of_postgres(self) -> Self:
+        """Add the files to the URL of PostgreSQL where it demands TLS: every connection of libpq is made from the URL."""
+        mode = SSL_MODE.search(self.documents)
+        if mode and mode[1] in ("require", "verify-ca", "verify-full"):
+            self.documents = self.connections_tls.for_postgres(self.documents)
+        return self
 
     @property
     def scheme(self) -> str:

@@ -6,8 +6,12 @@ import ssl
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
 from apex_memory.errors import Misconfigured
+
+STORE_REMEDY = "check ca_file, client_certificate_file and whether its certificate names the host of its URL; see docs/howto/tls.md"
+"""The remedy where no connection with TLS to a store can be made."""
 
 State = tuple[tuple[int, int, int], ...]
 """Time of change, inode and size of each file. A mounted secret of Kubernetes changes its inode alone."""
@@ -45,6 +49,21 @@ class ClientTls:
     def verify(self) -> ssl.SSLContext | bool:
         """Return the argument `verify` of an HTTP client."""
         return self.context() if self.given else True
+
+    def for_postgres(self, url: str) -> str:
+        """Return a URL of PostgreSQL with these files as its parameters. Those that it has already stay."""
+        files = {
+            "sslrootcert": self.ca_file,
+            "sslcert": self.certificate_file,
+            "sslkey": self.key_file,
+        }
+        missing = {name: file for name, file in files.items() if file and f"{name}=" not in url}
+        if not missing:
+            return url
+        return f"{url}{'&' if '?' in url else '?'}{urlencode(missing, quote_via=quote)}"
+
+
+NO_FILES = ClientTls()
 
 
 class ServerTls:

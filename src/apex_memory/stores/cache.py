@@ -14,6 +14,7 @@ from redis.exceptions import ResponseError
 from apex_memory import telemetry
 from apex_memory.errors import Misconfigured, Unavailable
 from apex_memory.stores.resp import RespServer
+from apex_memory.tls import NO_FILES, ClientTls
 
 SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
 PREFIX = "apex:"  # of all keys
@@ -31,7 +32,7 @@ end
 
 
 class Cache:
-    """Locks and cached answers. `url` is `redis://user:password@host:port/0`; Redis 7 or later, or Valkey.
+    """Locks and cached answers. `url` is `redis://user:password@host:port/0` (`rediss` over TLS); Redis 7 or later, or Valkey.
 
     Every method returns its neutral value when the server does not respond within `timeout` seconds. After a
     failure no call is sent for `PAUSE_SECONDS`, so an unavailable cache costs microseconds. Only `ping`, `version`
@@ -41,7 +42,12 @@ class Cache:
     name = "cache"
 
     def __init__(
-        self, url: str, *, timeout: float = 0.25, clock: Callable[[], float] = time.monotonic
+        self,
+        url: str,
+        *,
+        timeout: float = 0.25,
+        clock: Callable[[], float] = time.monotonic,
+        tls: ClientTls = NO_FILES,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES:
@@ -55,6 +61,7 @@ class Cache:
             timeout=timeout,
             connections=CONNECTIONS,
             decode=False,
+            tls=tls,
         )
         self._unlock = self._server.client.register_script(UNLOCK)
         self._clock = clock

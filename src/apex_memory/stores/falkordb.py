@@ -11,6 +11,7 @@ from redis.exceptions import ResponseError
 from apex_memory.errors import Misconfigured, NoWrites, Rejected, RetryLater, Unavailable
 from apex_memory.stores.cypher import CypherGraph, Row
 from apex_memory.stores.resp import RespServer
+from apex_memory.tls import NO_FILES, ClientTls
 
 SCHEMES = {"falkordb": "redis", "falkordbs": "rediss"}
 INDEXES = (("Entity", "id"), ("Stage", "id"))
@@ -25,7 +26,7 @@ class FalkorGraph(CypherGraph):
 
     degree = "indegree({})"
 
-    def __init__(self, url: str, *, timeout: float) -> None:
+    def __init__(self, url: str, *, timeout: float, tls: ClientTls = NO_FILES) -> None:
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES:
             raise Misconfigured(
@@ -36,7 +37,7 @@ class FalkorGraph(CypherGraph):
         self._timeout = timeout
         address = parts._replace(scheme=SCHEMES[parts.scheme], path="").geturl()
         self._server = RespServer(
-            self.name, address, timeout=timeout, connections=CONNECTIONS, decode=True
+            self.name, address, timeout=timeout, connections=CONNECTIONS, decode=True, tls=tls
         )
 
     async def prepare(self) -> None:

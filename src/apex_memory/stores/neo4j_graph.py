@@ -13,6 +13,7 @@ from neo4j import exceptions
 
 from apex_memory.errors import ApexError, Misconfigured, Rejected, RetryLater, Unavailable
 from apex_memory.stores.cypher import CypherGraph, Row
+from apex_memory.tls import NO_FILES, STORE_REMEDY, ClientTls, tls_reason
 
 CONNECTIONS = 16
 IDLE_SECONDS = 2  # a connection idle for longer is tested before use: the server may be another one
@@ -45,16 +46,23 @@ class Neo4jGraph(CypherGraph):
 
     degree = "COUNT {{ ({})<--() }}"
 
-    def __init__(self, url: str, *, timeout: float) -> None:
+    def __init__(self, url: str, *, timeout: float, tls: ClientTls = NO_FILES) -> None:
         parts = urlsplit(url)
+        scheme = parts.scheme
+        encryption: dict[str, Any] = {}
+        if scheme.endswith("+s") and tls.given:
+            # The driver takes files of ours only with a scheme that does not speak of TLS.
+            scheme = scheme.removesuffix("+s")
+            encryption = {"encrypted": True, "ssl_context": tls.context()}
         self._database = parts.path.strip("/") or "neo4j"
         self._timeout = timeout
         self._where = parts.netloc.rpartition("@")[2]
         auth = (unquote(parts.username or "neo4j"), unquote(parts.password or ""))
         try:
             self._driver = neo4j.AsyncGraphDatabase.driver(
-                f"{parts.scheme}://{self._where}",
+                f"{scheme}://{self._where}",
                 auth=auth,
+                **encryption,
                 connection_timeout=timeout,
                 connection_acquisition_timeout=timeout,
                 liveness_check_timeout=IDLE_SECONDS,
@@ -118,6 +126,8 @@ class Neo4jGraph(CypherGraph):
         except TimeoutError:
             raise self._too_late() from None
         except (exceptions.Neo4jError, exceptions.DriverError, OSError) as error:
+            if reason := tls_reason(error):
+                raise self._unavailable(f"is not reached by TLS: {reason}", STORE_REMEDY) from None
             raise self._translated(error) from None
 
     def _translated(self, error: Exception) -> ApexError:

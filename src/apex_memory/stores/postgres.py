@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import select
 import socket
 import time
@@ -25,6 +26,7 @@ from apex_memory.errors import (
     RetryLater,
     Unavailable,
 )
+from apex_memory.tls import STORE_REMEDY
 
 Connection = psycopg.AsyncConnection[DictRow]
 
@@ -43,6 +45,10 @@ CHECK_SECONDS = (
 FRESH_SECONDS = (
     1.0  # a connection returned this recently is not checked: under load that is all of them
 )
+TLS_REASON = re.compile(
+    r"(?:SSL error: |server certificate |root certificate |server does not support SSL)[^\n]*"
+)
+"""What libpq writes where TLS is why a connection fails: names of hosts and files, no content."""
 
 
 @asynccontextmanager
@@ -70,6 +76,12 @@ async def translated() -> AsyncIterator[None]:
             "documents: another session holds what is to be locked", after=1
         ) from error
     except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
+        if reason := TLS_REASON.search(str(error)):
+            raise Unavailable(
+                "documents",
+                f"no connection with TLS to PostgreSQL: {reason[0]:.200}",
+                remedy=STORE_REMEDY,
+            ) from error
         raise Unavailable(
             "documents", f"PostgreSQL does not respond ({type(error).__name__})"
         ) from error

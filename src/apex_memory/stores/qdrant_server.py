@@ -26,6 +26,7 @@ from apex_memory.model import Filters, Tally, VectorPoint, Vectors
 from apex_memory.stores.base import StageTally, VectorHit
 from apex_memory.stores.bm25 import Terms, Words
 from apex_memory.stores.edge import check_vectors
+from apex_memory.tls import NO_FILES, STORE_REMEDY, ClientTls, tls_reason
 
 SLICE = 250  # points per request
 PAGE = 10_000  # points per page
@@ -57,6 +58,7 @@ class QdrantVectors:
         timeout: float,
         bm25_average_words: float,
         api_key: str = "",
+        tls: ClientTls = NO_FILES,
         client: AsyncQdrantClient | None = None,
     ) -> None:
         """Connect with the first call. `timeout` is in seconds per call; `client` is for tests."""
@@ -69,12 +71,16 @@ class QdrantVectors:
         self.dimension = dimension
         self._timeout = timeout
         self._words = Words(bm25_average_words)
+        options: dict[str, Any] = {}
+        if tls.given and parts.scheme == "https":
+            options["verify"] = tls.context()
         self._client = client or AsyncQdrantClient(
             url=f"{parts.scheme}://{parts.netloc}",
             port=parts.port or 6333,
             api_key=api_key or None,
             timeout=math.ceil(timeout),
             check_compatibility=False,  # the check would connect at once
+            **options,
         )
 
     async def ping(self) -> None:
@@ -297,6 +303,10 @@ class QdrantVectors:
             ) from error
         except ResponseHandlingException as error:
             # Its text may quote parts of the response.
+            if reason := tls_reason(error.source):
+                raise Unavailable(
+                    self.name, f"{what} failed, no TLS: {reason}", remedy=STORE_REMEDY
+                ) from error
             kind = type(error.source).__name__
             raise Unavailable(self.name, f"{what} failed ({kind})") from error
         except ResourceExhaustedResponse as error:

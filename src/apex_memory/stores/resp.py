@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.connection import parse_url
+from redis.asyncio.connection import SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from apex_memory.errors import Misconfigured, NoWrites, Unavailable
+from apex_memory.tls import NO_FILES, STORE_REMEDY, ClientTls, tls_reason
 
 
 class Pool(BlockingConnectionPool):  # type: ignore[misc]  # redis is not followed by mypy
@@ -32,15 +34,31 @@ class Pool(BlockingConnectionPool):  # type: ignore[misc]  # redis is not follow
         await super().ensure_connection(connection)
 
 
+class _VerifiedConnection(SSLConnection):  # type: ignore[misc]
+    """A connection over TLS with a context of ours: redis-py's own would trust the system's authorities too."""
+
+    def __init__(self, *, tls_context: ssl.SSLContext, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.ssl_context.context = tls_context
+
+
 class RespServer:
     """`client` runs commands inside `bounded()`, which turns every missing response into `Unavailable`.
 
     `timeout` is in seconds and covers the whole call: waiting for a connection, connecting, the response.
-    Raises `Misconfigured` when the URL cannot be read.
+    A `rediss` URL uses TLS, with the files of `tls` unless its parameters `ssl_…` name others.
+    Raises `Misconfigured` when the URL cannot be read, or a file of `tls` cannot be used.
     """
 
     def __init__(
-        self, store: str, url: str, *, timeout: float, connections: int, decode: bool
+        self,
+        store: str,
+        url: str,
+        *,
+        timeout: float,
+        connections: int,
+        decode: bool,
+        tls: ClientTls = NO_FILES,
     ) -> None:
         try:
             address = parse_url(url)
@@ -62,6 +80,9 @@ class RespServer:
             "decode_responses": decode,
             "redis_connect_func": self._greet,
         }
+        own_files = any(name.startswith("ssl_") for name in address)
+        if tls.given and not own_files and address.get("connection_class") is SSLConnection:
+            overrides |= {"connection_class": _VerifiedConnection, "tls_context": tls.context()}
         self._pool = Pool(**{**address, **overrides})
         self.client = Redis(connection_pool=self._pool)
 
@@ -109,7 +130,9 @@ class RespServer:
         except (exceptions.ConnectionError, exceptions.InvalidResponse, OSError) as error:
             self._pool.generation += 1
             raise Unavailable(
-                self._store, f"{self._where} cannot be reached: {error!s:.200}"
+                self._store,
+                f"{self._where} cannot be reached: {error!s:.200}",
+                remedy=STORE_REMEDY if tls_reason(error) else "",
             ) from None
 
     async def facts(self) -> dict[str, str]:

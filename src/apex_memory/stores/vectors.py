@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from apex_memory.errors import Misconfigured
 from apex_memory.stores import edge
 from apex_memory.stores.base import VectorStore
+from apex_memory.tls import NO_FILES, ClientTls
 
 SERVER_SCHEMES = ("http", "https")
 
@@ -18,8 +19,9 @@ def open_vectors(
     timeout: float,
     bm25_average_words: float,
     api_key: str = "",
+    tls: ClientTls = NO_FILES,
 ) -> VectorStore:
-    """Return the adapter for the URL's scheme, not connected yet. `timeout` is in seconds per call.
+    """Return the adapter for the URL's scheme, not connected yet. `timeout` is in seconds per call; `tls` is for `https`.
 
     Raises `Misconfigured` for an unknown scheme.
     """
@@ -37,6 +39,7 @@ def open_vectors(
             timeout=timeout,
             bm25_average_words=bm25_average_words,
             api_key=api_key,
+            tls=tls,
         )
     raise Misconfigured(
         f"vectors: no adapter for {scheme or 'an empty'}://",

@@ -48,6 +48,7 @@ from apex_memory.saga.retries import BreakerProbes, ResilientStore
 from apex_memory.saga.sweeper import Sweeper
 from apex_memory.sealing import Keyring
 from apex_memory.search import Search
+from apex_memory.search.reranker import Reranker
 from apex_memory.sources import registry
 from apex_memory.sources.base import PulledSource, Source
 from apex_memory.sources.http import VendorClient
@@ -77,6 +78,8 @@ class App:
         objects: ObjectStore | None,
         embedder: Embedder,
         embedder_server: ResilientStore,
+        reranker: Reranker | None,
+        reranker_server: ResilientStore,
         http: httpx2.AsyncClient,
         sources: Mapping[str, Source],
         keyring: Keyring,
@@ -145,7 +148,10 @@ class App:
             {resilient_stores[name]: ping for name, ping in pings.items()}
             | {copies_stores[name]: ping for name, ping in pings.items()}
             | {embedder_server: partial(embedder.query, "probe")}
+            | ({reranker_server: reranker.probe} if reranker else {})
         )
+        self.reranker = reranker
+        self.reranker_server = reranker_server
         self.dead_letters = DeadLetters(db)
         self.recovery = Recovery(db, graph, vectors, self.publication)
         self.rebuild = Rebuild(db, graph, vectors, cache, self.publication, self.recovery)
@@ -199,6 +205,7 @@ class App:
             key_prefixes={name: source.key_prefixes for name, source in sources.items()},
             called={name: source.called for name, source in sources.items()},
             date_order=settings.date_order,
+            reranker=reranker,
         )
 
     def _shadow_publication(self, stores: Mapping[str, ResilientStore]) -> Publication:
@@ -242,6 +249,10 @@ async def open_app(
             guard=embedder_server.call,
         )
         stack.push_async_callback(embedder.close)
+        reranker_server = ResilientStore("reranker", settings)
+        reranker = _open_reranker(settings, reranker_server)
+        if reranker:
+            stack.push_async_callback(reranker.close)
         await migrate(settings.documents)
         db = Postgres(
             settings.documents,
@@ -282,6 +293,8 @@ async def open_app(
             objects=objects,
             embedder=embedder,
             embedder_server=embedder_server,
+            reranker=reranker,
+            reranker_server=reranker_server,
             http=http,
             sources=sources,
             keyring=keyring,
@@ -292,6 +305,19 @@ async def open_app(
         with suppress(Misconfigured):  # `keep_fresh` logs it again; the other sources work
             await app.credentials.apply()
         yield app
+
+
+def _open_reranker(settings: Settings, server: ResilientStore) -> Reranker | None:
+    """Return the reranker that the settings name, behind its breaker; None without one."""
+    if not settings.reranker:
+        return None
+    return Reranker(
+        settings.reranker,
+        model=settings.reranker_model,
+        key=settings.reranker_key.get_secret_value(),
+        seconds=settings.reranker_milliseconds / 1000,
+        guard=server.call_once,
+    )
 
 
 def _reading_seconds(settings: Settings) -> float:

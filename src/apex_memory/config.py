@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -24,7 +25,7 @@ from pydantic_settings import (
 
 from apex_memory.dates import DateOrder
 from apex_memory.errors import Misconfigured
-from apex_memory.host_names import split_address
+from apex_memory.host_names import is_private, split_address
 from apex_memory.rollout_settings import RolloutSettings
 from apex_memory.tls import ClientTls
 
@@ -201,6 +202,22 @@ class Settings(BaseSettings):
     )
     embedder_threads: int = Field(
         0, ge=0, description="Threads of the local model; 0 means the number of processors."
+    )
+
+    reranker: str = Field(
+        "",
+        description="URL of a reranker that orders the first 50 candidates of each search: `http://host/rerank` of TEI, or, with `reranker_model`, that of Cohere, Jina or vLLM (`https://host/v1/rerank`). http only within a private network. Empty: none.",
+    )
+    reranker_model: str = Field(
+        "",
+        description="Model name sent to a reranker of the kind of Cohere, Jina or vLLM. Empty: the reranker is TEI.",
+    )
+    reranker_key: SecretStr = Field(SecretStr(""), description="Bearer key for the reranker.")
+    reranker_milliseconds: int = Field(
+        500,
+        gt=0,
+        le=5_000,
+        description="Longest that a search waits for the reranker (milliseconds). After that it keeps its own order, and says so (`degraded`).",
     )
 
     batch_max: int = Field(256, ge=1, le=500, description="Most events in one batch.")
@@ -566,6 +583,21 @@ class Settings(BaseSettings):
             raise ValueError(
                 "`embedded:` is the UI of the embedded server; give the address of the UI of your server"
             )
+        return value
+
+    @field_validator("reranker")
+    @classmethod
+    def _keeps_texts_private(cls, value: str) -> str:
+        """Refuse an address to which questions and passages would go unencrypted through the internet."""
+        url = urlsplit(value)
+        if not value:
+            return value
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError("must be a URL that starts with https:// or http://")
+        if url.username or url.password or url.fragment:
+            raise ValueError("must name no user, password or fragment; the key is `reranker_key`")
+        if url.scheme == "http" and not is_private(url.hostname):
+            raise ValueError("must start with https:// unless its host is in a private network")
         return value
 
     @field_validator("trace_url")

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import ipaddress
 
+PRIVATE_ENDINGS = (".internal", ".local", ".svc", ".home.arpa", ".lan")
+"""Endings that no name of the internet has: RFC 6762, RFC 8375, the reserved `.internal`, and Kubernetes's services."""
+
 
 def host_name(host: str) -> str:
     """Return the name in `name:port` or `[::1]:port`, in lower case."""
@@ -23,6 +26,20 @@ def split_address(text: str) -> tuple[str, int]:
     if not (separator and host and port.isdecimal() and int(port) < 65_536):
         raise ValueError("must be `host:port`, such as 127.0.0.1:9464; port 0 chooses a free one")
     return host.strip("[]"), int(port)
+
+
+def is_private(name: str) -> bool:
+    """Whether a name or an address, without a port, is one of this machine or of a private network.
+
+    Names of private networks are those without a dot, as containers have, and those that end as `PRIVATE_ENDINGS` do.
+    """
+    if is_loopback(name) or ("." not in name and ":" not in name):
+        return True
+    try:
+        address = ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return name.lower().rstrip(".").endswith(PRIVATE_ENDINGS)
+    return address.is_private and not address.is_unspecified
 
 
 def is_loopback(name: str) -> bool:

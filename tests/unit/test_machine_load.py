@@ -141,6 +141,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "temporal": temporal | {"milliseconds": changes.get("temporal", 1.0)},
         "parked": 0,
         "dead_letters": 0,
+        "reranker": changes.get("reranker"),
         "absent_build": changes.get("absent_build"),
     }
 

@@ -97,6 +97,7 @@ def examine() -> Iterator[Finding]:
     yield from _machine(report["machine"])
     yield from _workers(settings)
     yield from _stores_and_events(report)
+    yield from _reranker(report)
     yield from _builds(report)
     yield from _open_ui(read_stack(settings.data_dir), report["temporal"]["ui"])
     yield from _sources(sources)
@@ -325,6 +326,20 @@ def _stores_and_events(report: dict[str, Any]) -> Iterator[Finding]:
             "note",
             f"{report['dead_letters']} are open",
             "see `apex dead-letters list` for the reasons, then `redrive` or `discard` them",
+        )
+
+
+def _reranker(report: dict[str, Any]) -> Iterator[Finding]:
+    """Yield whether the reranker works, if there is one."""
+    reranker = report["reranker"]
+    if reranker and reranker["state"] == "ready":
+        yield Finding("reranker", "good", reranker["address"])
+    elif reranker:
+        yield Finding(
+            "reranker",
+            "bad",
+            f"{reranker['reason'] or reranker['address']} (breaker {reranker['breaker']})",
+            "searches keep their own order meanwhile and say so (`degraded`); see the server's log, and the settings `reranker…`",
         )
 
 

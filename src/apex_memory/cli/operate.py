@@ -105,6 +105,12 @@ def status(json: Json = False) -> None:
     if absent := report["absent_build"]:
         say(("Events wait", "red"), f": {absent['detail']}.")
         say((f"→ {absent['remedy']}", "dim"), indent=2)
+    reranker = report["reranker"]
+    if reranker and reranker["state"] == "failing":
+        say(
+            ("The reranker fails", "yellow"),
+            f": {reranker['reason'] or reranker['address']}. Searches keep their own order meanwhile.",
+        )
     if is_slow(report["machine"]):
         say(("The machine is slow", "yellow"), f": {describe_load(report['machine'])}.")
 

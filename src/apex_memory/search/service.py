@@ -13,6 +13,7 @@ from uuid import UUID
 from opentelemetry.trace import get_current_span
 
 from apex_memory.dates import DateOrder
+from apex_memory.errors import Unavailable
 from apex_memory.model import Entity, Filters, Vectors, day_ref, now, speaker_refs
 from apex_memory.normalization import words_of
 from apex_memory.search.context import MARGIN, PassageText, pack
@@ -22,6 +23,7 @@ from apex_memory.search.fusion import Weights
 from apex_memory.search.query_vectors import QueryVector, QueryVectors
 from apex_memory.search.ranking import IdentifierMatches, RankedPassage, Ranking
 from apex_memory.search.requests import SearchRequest
+from apex_memory.search.reranker import RERANKED, Reranker, reordered, text_of
 from apex_memory.search.results import (
     Context,
     DocumentPage,
@@ -58,6 +60,7 @@ from apex_memory.stores.base import GraphStore, Store, VectorStore
 from apex_memory.stores.bm25 import Words
 from apex_memory.stores.cache import Cache
 from apex_memory.stores.postgres import Connection, Postgres
+from apex_memory.telemetry import logger
 
 EXACT_MAX = 20  # identifiers of one query that are looked up in the exact index
 DEPTH = (
@@ -114,6 +117,7 @@ class Search:
         canonical_ref: Callable[[str], str],
         key_prefixes: Mapping[str, Sequence[str]] | None = None,
         called: Mapping[str, Mapping[str, str]] | None = None,
+        reranker: Reranker | None = None,
         leg_seconds: float = 2,
         rest_seconds: float = 5,
         date_order: DateOrder = "auto",
@@ -126,6 +130,8 @@ class Search:
         self._canonical_ref = canonical_ref
         self._clock = clock
         self._date_order = date_order
+        self._reranker = reranker
+        self._log = logger(component="search")
         self._time_limiter = TimeLimiter(seconds=leg_seconds, rest=rest_seconds)
         self._query_vectors = QueryVectors(cache, embed_query, embedder_id, self._time_limiter)
         self._words = Words(average_words=1)  # only for queries, whose terms do not depend on it
@@ -279,10 +285,16 @@ class Search:
                     corpus=snapshot.summary.documents,
                 )
                 passages = ranking.order(
-                    limit=request.pool, passages_per_document=request.passages_per_document
+                    limit=max(request.pool, RERANKED) if self._reranker else request.pool,
+                    passages_per_document=request.passages_per_document,
                 )
                 found = await _hits(snapshot.reader, passages, request.text, self._is_relevant)
-                context = await self._context(request, snapshot.reader, found)
+            best = found[: request.limit]  # before a reranker, which knows nothing of codes
+            if self._reranker:
+                leads = sum(passage.by == "identifier" for passage in passages)
+                found = await self._reranked(self._reranker, found, leads, run)
+            with run.stopwatch.part("read"):
+                context = await self._context(request, snapshot.reader, found[: request.pool])
                 hits = found[: request.limit]
                 unknown_filters = await self._unknown_filters(connection, filters, hits)
         return SearchResult(
@@ -291,10 +303,28 @@ class Search:
             entities=_recognised(exact_refs, snapshot.identifiers, from_graph.known),
             unknown=[
                 *unknown_filters,
-                *_unknown_identifiers(exact_refs, snapshot.identifiers, hits),
-                *(() if run.degraded.names() else _unknown_code(query, exact_refs, hits)),
+                *_unknown_identifiers(exact_refs, snapshot.identifiers, best),
+                *(() if run.degraded.names() else _unknown_code(query, exact_refs, best)),
             ],
         )
+
+    async def _reranked(
+        self, reranker: Reranker, hits: list[Hit], leads: int, run: _SearchRun
+    ) -> list[Hit]:
+        """Return the hits in the order of the reranker, after the first `leads`; as they are, and degraded, without it."""
+        candidates = hits[leads:RERANKED]
+        if len(candidates) < 2:
+            return hits
+        with run.stopwatch.part("rerank"):
+            try:
+                scores = await reranker.scores(
+                    run.request.text, [text_of(hit) for hit in candidates]
+                )
+            except Unavailable as error:
+                self._log.warning("searching without", part="reranker", reason=str(error))
+                run.degraded.add("reranker")
+                return hits
+        return reordered(hits, leads, scores)
 
     async def _unknown_filters(
         self, connection: Connection, filters: Filters | None, hits: Sequence[Hit]

@@ -74,6 +74,20 @@ async def _store(store: Store, seconds: float) -> dict[str, Any]:
     return row
 
 
+def reranker_row(app: App) -> dict[str, Any] | None:
+    """Return the reranker and whether its last call succeeded, without calling it; None without one."""
+    if app.reranker is None:
+        return None
+    reason = app.reranker.last_failure
+    breaker = app.reranker_server.breaker.state
+    return {
+        "address": app.settings.reranker.partition("?")[0],
+        "state": "failing" if reason or breaker != "closed" else "ready",
+        "breaker": breaker,
+        "reason": reason[:300] or None,
+    }
+
+
 async def promptly(result: Awaitable[T], seconds: float = SECONDS) -> T:
     """Return the result within so many seconds, or raise `Unavailable`: a probe must not wait for a free connection."""
     try:

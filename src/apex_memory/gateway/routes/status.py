@@ -65,6 +65,18 @@ class TemporalState(BaseModel):
     ui: str | None
 
 
+class RerankerState(BaseModel):
+    """The reranker of this gateway's searches. `failing`: its last call failed, and searches keep their own order.
+
+    `breaker` is `closed`, `open` (it is not called for a while after repeated failures) or `half-open`.
+    """
+
+    address: str
+    state: Literal["ready", "failing"]
+    breaker: Literal["closed", "open", "half-open"]
+    reason: str | None
+
+
 class AbsentBuild(BaseModel):
     """The current build has no worker: what no candidate carries lands, and waits.
 
@@ -152,6 +164,7 @@ class Status(BaseModel):
                 "fallback_since": None,
                 "ui": "http://127.0.0.1:8461",
             },
+            "reranker": None,
             "absent_build": None,
             "backlog": [
                 {
@@ -180,6 +193,8 @@ class Status(BaseModel):
     stores: list[StoreRow]
     machine: Machine
     temporal: TemporalState
+    reranker: RerankerState | None
+    """Null without one."""
     absent_build: AbsentBuild | None
     """Null while a worker of the current build runs."""
     backlog: list[BacklogRow] | None
@@ -226,6 +241,7 @@ async def show_status(gateway: GatewayDep, key: Reader) -> dict[str, Any]:
             "fallback_since": await status.fallback_since(app, seconds),
             "ui": app.settings.temporal_ui or None,
         },
+        "reranker": status.reranker_row(app),
         "absent_build": await status.absent_build(app, seconds),
         "processes": [
             card.model_dump()

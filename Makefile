@@ -16,7 +16,7 @@ PARALLEL := -n $(WORKERS) --maxprocesses 4 --dist loadgroup
 SYNC     := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .DEFAULT_GOAL := help
-.PHONY: alerts chart help demo quick quick-tests fix test test-servers test-deploy soak coverage check lint types imports docs docs-check docs-site bench faults lock lock-image clean
+.PHONY: alerts chart help demo quick quick-tests fix test test-servers test-deploy soak coverage check lint types imports docs docs-check docs-site bench faults lock lock-image licences sbom clean
 
 $(READY): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))' || \
@@ -119,6 +119,12 @@ lock:            ## refresh the locks (needs uv); versions already in a lock sta
 	$(LOCK) --all-extras --group dev --group docs -o requirements-dev.lock
 	$(IMAGE_LOCK) pyproject.toml $(foreach extra,$(IMAGE_EXTRAS),--extra $(extra)) --constraints requirements-dev.lock -o deploy/docker/requirements.lock
 	$(IMAGE_LOCK) --group build --constraints requirements-dev.lock -o deploy/docker/build.lock
+
+licences: $(DEV) ## list the licences of all locked packages, and fail on one that deploy/licences.toml does not allow
+	@$(BIN)/python -m docs.generate.licences
+
+sbom: $(DEV)     ## write a bill of materials (CycloneDX) for each lock to build/sbom
+	@$(BIN)/python -m docs.generate.sbom
 
 lock-image:      ## lock other extras for an image of your own: EXTRAS="onnx neo4j", written to deploy/docker/own.lock
 	$(IMAGE_LOCK) pyproject.toml $(foreach extra,$(EXTRAS),--extra $(extra)) --constraints requirements-dev.lock -o deploy/docker/own.lock

@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     )
     documents: str = Field(
         EMBEDDED,
-        description="PostgreSQL 16 or later: `postgresql://user:password@host/database`, or `embedded:`.",
+        description="PostgreSQL 17 or later: `postgresql://user:password@host/database`, or `embedded:`.",
     )
     graph: str = Field(
         EMBEDDED,

@@ -194,6 +194,7 @@ def test_the_settings_of_a_process_load(
 ) -> None:
     urls = {
         "documents": "postgresql://apex:pw@postgres:5432/apex",
+        "documents_owner": "postgresql://apex_owner:pw@postgres:5432/apex",
         "graph": "bolt://neo4j:pw@neo4j:7687/neo4j",
         "vectors": "edge://:pw@apex-vectors:8463",
         "cache": "redis://:pw@valkey:6379/0",
@@ -224,7 +225,8 @@ def test_the_settings_of_a_process_load(
                 patch.setenv("TEMPORAL_WORKER_BUILD_ID", "0-2-0-abcd")
             settings = load_settings()
         seen.add(container["name"])
-        assert settings.documents == urls["documents"]
+        owner = name == "production" and container["name"] == "migrate"
+        assert settings.documents == urls["documents_owner" if owner else "documents"]
         if container["name"] == "migrate":
             continue
         assert (settings.graph, settings.vectors) == (urls["graph"], urls["vectors"])

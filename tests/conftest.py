@@ -44,6 +44,7 @@ EngineT = TypeVar("EngineT", bound=Engine)
 PASSWORD = "pw"
 TEMPLATE = "apex_template"
 DIMENSION = 32
+DEPLOY_SECONDS = 7200  # Kubernetes is built before the first of them
 SERVER_SECONDS = 600  # a JVM starts, comes back after kills, and Maven fetches it the first time
 
 
@@ -57,6 +58,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--build-servers",
         action="store_true",
         help="build those of the servers first that take minutes: the OpenTelemetry collector",
+    )
+    parser.addoption(
+        "--deploy",
+        action="store_true",
+        help="also install the chart on a real API server, which is built first and takes long",
     )
     parser.addoption(
         "--quick",
@@ -100,6 +106,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.timeout(server.kwargs.get("seconds", SERVER_SECONDS)))
             if missing := servers_missing(config, server.args or ("java", "mvn")):
                 item.add_marker(pytest.mark.skip(reason=missing))
+        if deployed := item.get_closest_marker("deploy"):
+            item.add_marker(pytest.mark.timeout(DEPLOY_SECONDS))
+            if missing := deploy_missing(config, deployed.args):
+                item.add_marker(pytest.mark.skip(reason=missing))
         _group(item)
     publish_groups(config, items)
 
@@ -115,6 +125,8 @@ def _group(item: pytest.Item) -> None:
         group = ALONE
     elif item.get_closest_marker("server"):
         group = "server"
+    elif item.get_closest_marker("deploy"):
+        group = "deploy"
     elif shares_engine_in_module(item):
         group = item.nodeid.partition("::")[0]
     else:
@@ -126,6 +138,18 @@ def servers_missing(config: pytest.Config, programs: Sequence[str]) -> str:
     """Return why tests on a server that these programs build or run are skipped; empty when they run."""
     if not (config.getoption("--servers") or os.environ.get("SERVERS")):
         return "on servers that PyPI does not carry only with --servers: `make test-servers`"
+    return programs_missing(programs)
+
+
+def deploy_missing(config: pytest.Config, programs: Sequence[str]) -> str:
+    """Return why tests of a deployment that needs these programs are skipped; empty when they run."""
+    if not config.getoption("--deploy"):
+        return "deployments only with --deploy: `make test-deploy`"
+    return programs_missing(programs)
+
+
+def programs_missing(programs: Sequence[str]) -> str:
+    """Return which of these programs are not on the path, as the reason to skip a test; empty when all are."""
     missing = [program for program in programs if shutil.which(program) is None]
     if missing:
         return f"NOT TESTED: needs {' and '.join(missing)}"

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -15,11 +16,20 @@ import httpx2
 
 from apex_memory.model import now
 from tests.e2e import front
+from tests.e2e.build_copy import copy_package, settings_of, worker_process
 from tests.e2e.stack import Stack
 from tests.faults.volumes import filled
 from tests.receiver import Receiver, Response
+from tests.waiting import until
 
 SCRAPE_SECONDS = 2
+CANDIDATE = "candidate"
+OTHER_TITLES = {
+    "sources/frontapp/documents.py": (
+        'title=event.subject or "(no subject)"',
+        'title="NEW " + (event.subject or "(no subject)")',
+    )
+}
 
 
 @dataclass(slots=True)
@@ -184,6 +194,35 @@ async def full_disk(scene: Scene) -> AsyncIterator[None]:
         yield
 
 
+@asynccontextmanager
+async def differing_candidate(scene: Scene) -> AsyncIterator[None]:
+    """A candidate build makes other titles of the same events, in a shadow. At the end that is accepted by name."""
+    stack = scene.stack
+    settings = settings_of(stack.children()["worker"].pid) | {
+        "APEX_SECRET_KEY_FILE": str(stack.data_dir / "secret.key"),
+        "APEX_BUILD_ID": CANDIDATE,
+    }
+    with tempfile.TemporaryDirectory(prefix="apex-build-") as name:
+        folder = Path(name)
+        path = copy_package(folder / "new", OTHER_TITLES)
+        async with worker_process(path, settings, folder / "data", log=folder / "new.log"):
+            await until(lambda: _polls(stack), "the candidate polls", seconds=120, every=0.5)
+            await stack.post(f"/v1/builds/{CANDIDATE}/check", json={})
+            start = {"build": CANDIDATE, "plan": {"steps": ["shadow", 10]}, "reason": "make alerts"}
+            await stack.post("/v1/rollouts/build/start", json=start)
+            try:
+                yield
+            finally:
+                await stack.post("/v1/rollouts/build/stop", json={"reason": "make alerts"})
+                await stack.post("/v1/rollouts/build/accept", json={"field": "title"})
+
+
+async def _polls(stack: Stack) -> bool:
+    """Whether Temporal knows a worker of the candidate."""
+    rows = (await stack.get("/v1/builds"))["builds"]
+    return any(row["build"] == CANDIDATE and row["pollers"] for row in rows)
+
+
 FAULTS = (
     Fault(("ApexProcessDown",), "the bulk worker hangs", held("bulk")),
     Fault(("ApexDeadLetters",), "a document that cannot be read", bad_file),
@@ -207,6 +246,7 @@ FAULTS = (
         "the volume of the vectors is full",
         full_disk,
     ),
+    Fault(("ApexRolloutMismatch",), "a candidate with other titles", differing_candidate),
 )
 
 

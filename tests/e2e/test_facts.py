@@ -134,12 +134,12 @@ async def test_facts_shares_of_the_rollout(app: App) -> None:
 
 async def test_facts_results_of_shadows(app: App) -> None:
     landed = await land(app, *(text_event(app, key, key) for key in ("a", "b", "c")))
-    rows = [("compared", True), ("compared", False), ("failed", None)]
-    for event, (state, equal) in zip(landed, rows, strict=True):
+    rows = [("compared", True, []), ("compared", False, ["title"]), ("failed", None, [])]
+    for event, row in zip(landed, rows, strict=True):
         await app.db.execute(
-            """INSERT INTO shadows (subject, inbox_id, source, state, equal, ended_at)
-               VALUES ('source:documents', %s, 'documents', %s, %s, now())""",
-            (event.id, state, equal),
+            """INSERT INTO shadows (subject, inbox_id, source, state, equal, fields, ended_at)
+               VALUES ('source:documents', %s, 'documents', %s, %s, %s, now())""",
+            (event.id, *row),
         )
     await app.db.execute(
         "INSERT INTO shadow_drops (subject, reason, hour, count) VALUES ('source:documents', 'full', now(), 7)"
@@ -148,9 +148,18 @@ async def test_facts_results_of_shadows(app: App) -> None:
         await facts.read()
         shown = {
             result: value("apex_shadow_recent_events", subject="source:documents", result=result)
-            for result in ("equal", "different", "failed", "dropped")
+            for result in ("equal", "accepted", "different", "failed", "dropped")
         }
-        assert shown == {"equal": 1, "different": 1, "failed": 1, "dropped": 7}
+        assert shown == {"equal": 1, "accepted": 0, "different": 1, "failed": 1, "dropped": 7}
+        await app.db.execute(
+            "INSERT INTO shadow_acceptances (subject, field, actor) VALUES ('source:documents', 'title', 'test')"
+        )
+        await facts.read()
+        accepted, different = (
+            value("apex_shadow_recent_events", subject="source:documents", result=result)
+            for result in ("accepted", "different")
+        )
+        assert (accepted, different) == (1, 0), "what is meant no longer fires the alert"
 
 
 async def test_facts_are_read_by_one_process_and_another_takes_over(app: App) -> None:

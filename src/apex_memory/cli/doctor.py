@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import httpx2
 import typer
 
 from apex_memory.cli.client import Gateway
-from apex_memory.cli.output import Json, duration, say, show_json
+from apex_memory.cli.output import Json, ago, duration, say, show_json
 from apex_memory.client.location import api_key, gateway_url
 from apex_memory.config import Settings, load_settings
 from apex_memory.disk_space import disk_space, in_bytes
@@ -37,6 +37,9 @@ MUCH_THROTTLED = 0.25  # share of time in which a limit stops processes
 MUCH_PRESSURE = 0.5  # share of time in which programs wait for a processor
 FETCHING = ("pull:", "follow:", "backfill:")  # workflows that call a vendor
 NEAR_EXPIRY = timedelta(days=14)  # of a certificate, from which on `doctor` mentions it
+RECENT = timedelta(
+    hours=1
+)  # the time of which `doctor` mentions lost webhooks and differing copies
 LEAST_DISK = 1_000_000_000  # bytes free, below which `doctor` warns
 
 
@@ -90,6 +93,7 @@ def examine() -> Iterator[Finding]:
             report = api.call("GET", "/v1/status")
             sources = api.call("GET", "/v1/sources")["sources"]
             mirrors = api.call("GET", "/v1/mirror")["mirrors"]
+            shadows = list(_shadow_facts(api))
     except ApexError as error:
         yield Finding("gateway", "bad", str(error), error.remedy)
         return
@@ -102,6 +106,7 @@ def examine() -> Iterator[Finding]:
     yield from _open_ui(read_stack(settings.data_dir), report["temporal"]["ui"])
     yield from _sources(sources)
     yield from _mirrors(mirrors)
+    yield from _shadows(shadows)
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:
@@ -363,6 +368,13 @@ def _open_ui(stack: Stack | None, url: str | None) -> Iterator[Finding]:
 def _sources(rows: Sequence[dict[str, Any]]) -> Iterator[Finding]:
     for row in rows:
         name = f"source {row['name']}"
+        if row["healed_at"] and datetime.fromisoformat(row["healed_at"]) > now() - RECENT:
+            yield Finding(
+                f"{name} webhooks",
+                "note",
+                f"some were lost; pulls brought the events, the last {ago(row['healed_at'])}; {row['healed']} in all",
+                "memory is complete; look at the deliveries in the vendor's console, and for refusals in `apex logs gateway`",
+            )
         if row["state"] == "failing":
             yield Finding(
                 name,
@@ -420,3 +432,30 @@ def _mirrors(rows: Sequence[dict[str, Any]]) -> Iterator[Finding]:
 
 
 _UNDO = {"paused": "resume", "disabled": "enable"}
+
+
+def _shadow_facts(api: Gateway) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield what each shadow that is on has compared in the last hour, by the name that `apex rollout` knows."""
+    params = {"since": (now() - RECENT).isoformat(), "limit": 1}
+    for row in api.call("GET", "/v1/rollouts")["rollouts"]:
+        if row["shadow"]:
+            name = row["subject"].removeprefix("source:")
+            yield name, api.call("GET", f"/v1/rollouts/{name}/report", params=params)["facts"]
+
+
+def _shadows(shadows: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[Finding]:
+    """Yield the shadows whose copies differ from what was published, or failed."""
+    for name, facts in shadows:
+        if facts["mismatched"] or facts["failed"]:
+            fields = ", ".join(list(facts["by_field"])[:3])
+            yield Finding(
+                f"shadow of {name}",
+                "note",
+                f"in the last hour {facts['mismatched']} of {facts['compared']} copies differ"
+                + (f" ({fields})" if fields else "")
+                + f", and {facts['failed']} failed",
+                f"see `apex rollout report {name}`; accept what is meant with `apex rollout accept {name} FIELD`",
+            )
+        else:
+            detail = f"{facts['compared']} copies compared in the last hour, no difference"
+            yield Finding(f"shadow of {name}", "good", detail)

@@ -167,11 +167,15 @@ class Pulls:
                 readings = await self._readings.insert(connection, source, page.readings)
             files = await self._files.insert(connection, source.name, page.files)
             await self._forget_hints(connection, source.name, page.acknowledged, stored)
+            lost: list[Event] = []
+            if source.expects_webhooks and not page.acknowledged:
+                lost = _lost(page.events, landed, complete)
+                await self._record_lost(connection, source.name, lost)
         result.pages += 1
         result.events += len(landed)
         result.fresh += sum(not item.duplicate for item in landed)
-        if source.expects_webhooks and not page.acknowledged:
-            WEBHOOKS_HEALED.labels(source.name).inc(_lost(page.events, landed, complete))
+        if lost:
+            WEBHOOKS_HEALED.labels(source.name).inc(len(lost))
         result.readings += len(page.readings)
         result.fresh_readings += readings
         result.files += files
@@ -234,6 +238,22 @@ class Pulls:
             ([item.hint.key for item in read], [item.noted_at for item in read], source),
         )
 
+    async def _record_lost(
+        self, connection: Connection, source: str, events: Sequence[Event]
+    ) -> None:
+        """Record for the list of sources that the page brought events whose webhooks were lost."""
+        if events:
+            logger(component="pull").warning(
+                "webhooks were lost; the pull brought their events",
+                source=source,
+                events=[str(event.id) for event in events],
+            )
+            await connection.execute(
+                """INSERT INTO sources (name, healed, healed_at) VALUES (%s, %s, now()) ON CONFLICT (name) DO UPDATE
+                   SET healed = sources.healed + excluded.healed, healed_at = excluded.healed_at""",
+                (source, len(events)),
+            )
+
     async def _record_outcome(self, source: str, error: str | None) -> None:
         """Record when a pull ended, or why it failed, for the list of sources."""
         if error:
@@ -249,22 +269,25 @@ class Pulls:
         )
 
 
-def _lost(events: Sequence[Event], landed: Sequence[LandResult], complete: datetime | None) -> int:
-    """Return how many events of a page had a webhook that was lost.
+def _lost(
+    events: Sequence[Event], landed: Sequence[LandResult], complete: datetime | None
+) -> list[Event]:
+    """Return the events of a page whose webhooks were lost.
 
     They are new although their webhook had time to arrive, and happened since the source was known to be complete (`complete`).
     Other content under the id of an earlier event is no lost webhook.
     """
     if complete is None:
-        return 0
+        return []
     since = complete - timedelta(seconds=WEBHOOK_SECONDS)
     until = now() - timedelta(seconds=WEBHOOK_SECONDS)
-    return sum(
-        result.event_id == event.event_id
+    return [
+        event
+        for event, result in zip(events, landed, strict=True)
+        if result.event_id == event.event_id
         and not result.duplicate
         and since <= event.occurred_at <= until
-        for event, result in zip(events, landed, strict=True)
-    )
+    ]
 
 
 async def insert_hints(

@@ -54,10 +54,11 @@ class SourceStates:
     async def listed(self) -> list[dict[str, Any]]:
         """One row for each source: pattern, priority, state, last event, backlog, lag (s), change hints, files, error.
 
-        `stalled` is how long (s) ready events have waited while nobody works on the source; None if they do not.
+        `healed` counts the events that pulls brought because their webhooks were lost, last at `healed_at`. `stalled` is how long (s) ready events have waited while nobody works on the source; None if they do not.
         """
         rows = await self._db.fetch(
-            """SELECT n.name, s.enabled, s.paused, s.pulled_at, s.error, s.error_at, e.received_at AS last_event_at,
+            """SELECT n.name, s.enabled, s.paused, s.pulled_at, s.error, s.error_at, coalesce(s.healed, 0) AS healed,
+                      s.healed_at, e.received_at AS last_event_at,
                       coalesce(b.events, 0) AS backlog, b.lag, coalesce(p.events, 0) AS parked,
                       coalesce(d.events, 0) AS dead_letters,
                       coalesce(m.documents, 0) AS documents,

@@ -19,6 +19,7 @@ from temporalio.client import Client
 from apex_memory.app import App
 from apex_memory.errors import ApexError
 from apex_memory.gateway.read_models.status import temporal_reachable
+from apex_memory.rollout.shadow_facts import NOT_ACCEPTED
 from apex_memory.sources.base import PulledSource
 from apex_memory.stores.lease import acquire, release
 from apex_memory.telemetry import (
@@ -63,7 +64,7 @@ TABLES = (
 )
 UNSETTLED = ("staging", "aborted", "superseded", "reaping")
 AGES = ("hour", "day", "week", "older")
-RESULTS = ("equal", "different", "failed", "dropped")
+RESULTS = ("equal", "accepted", "different", "failed", "dropped")
 
 Series = Mapping[tuple[str, ...], float]
 """Values by the values of the labels."""
@@ -289,9 +290,9 @@ class Facts:
     async def _compared(self, subjects: Iterable[str]) -> Series:
         compared = _zeros(subjects, RESULTS)
         for row in await self._db.fetch(
-            """SELECT subject, CASE WHEN state = 'failed' THEN 'failed' WHEN equal THEN 'equal' ELSE 'different' END AS result,
-                      count(*) AS events
-               FROM shadows WHERE state <> 'waiting' AND ended_at > now() - interval '1 hour' GROUP BY 1, 2"""
+            f"""SELECT subject, CASE WHEN state = 'failed' THEN 'failed' WHEN equal THEN 'equal'
+                                    WHEN {NOT_ACCEPTED} THEN 'different' ELSE 'accepted' END AS result, count(*) AS events
+                FROM shadows s WHERE state <> 'waiting' AND ended_at > now() - interval '1 hour' GROUP BY 1, 2"""
         ):
             if (row["subject"], row["result"]) in compared:
                 compared[row["subject"], row["result"]] = row["events"]

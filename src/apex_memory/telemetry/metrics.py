@@ -192,7 +192,7 @@ SHADOW_DROPPED = Counter(
 )
 SHADOW_RECENT = Gauge(
     "apex_shadow_recent_events",
-    "Events that a shadow compared in the last hour, by result: equal, different or failed; and those it dropped in this hour and the last.",
+    "Events that a shadow compared in the last hour, by result: equal, accepted, different or failed; and those it dropped in this hour and the last.",
     ["subject", "result"],
 )
 STALENESS = Gauge(

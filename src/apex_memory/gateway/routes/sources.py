@@ -25,6 +25,8 @@ _ROW: dict[str, Any] = {
     "pulled_at": "2026-03-03T15:15:00.412Z",
     "error": None,
     "error_at": None,
+    "healed": 2,
+    "healed_at": "2026-03-03T09:41:07.020Z",
     "last_event_at": "2026-03-03T15:14:58.100Z",
     "documents": 1024,
     "backlog": 0,
@@ -46,7 +48,8 @@ class SourceRow(BaseModel):
     """A source: how to send to it, and its state.
 
     `lag` is the age in seconds of its oldest unfinished event; `stalled` is how long (s) ready events have waited
-    while nobody works on the source; `missing` is the setting that it lacks.
+    while nobody works on the source; `missing` is the setting that it lacks. `healed` counts the events that its pulls
+    brought because their webhooks were lost, the last of them at `healed_at`.
     """
 
     model_config = example(_ROW)
@@ -59,6 +62,8 @@ class SourceRow(BaseModel):
     pulled_at: datetime | None
     error: str | None
     error_at: datetime | None
+    healed: int
+    healed_at: datetime | None
     last_event_at: datetime | None
     documents: int
     backlog: int

@@ -26,9 +26,9 @@ from apex_memory.mirror import Mirror
 from apex_memory.pipeline import (
     Embedder,
     Pipeline,
+    QueryReader,
     ReaderLimits,
     canonical,
-    extract_query,
     open_embedder,
 )
 from apex_memory.rollout.build_watch import BuildWatch
@@ -200,9 +200,10 @@ class App:
             cache,
             embed_query=embedder.query,
             embedder_id=embedder.id,
-            extract_query=extract_query,
+            extract_query=QueryReader(source.called for source in sources.values()),
             canonical_ref=canonical,
-            key_prefixes={name: source.key_prefixes for name, source in sources.items()},
+            key_prefixes={name: source.own_key_prefixes() for name, source in sources.items()},
+            id_refs=[ref for source in sources.values() for ref in source.id_refs],
             called={name: source.called for name, source in sources.items()},
             date_order=settings.date_order,
             reranker=reranker,

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from apex_memory.model import Assertion
 from apex_memory.pipeline.entities import canonical
-from apex_memory.pipeline.extract import MAX_CANDIDATES, MAX_MENTIONS, extract, extract_query
+from apex_memory.pipeline.extract import (
+    MAX_CANDIDATES,
+    MAX_MENTIONS,
+    QueryReader,
+    extract,
+    extract_query,
+)
 from apex_memory.pipeline.identifiers import container_digit, vin_digit
 
 
@@ -392,3 +398,39 @@ def test_the_spelling_of_the_source_is_kept() -> None:
 def test_a_label_is_joined_to_its_number_in_one_way(label: str, number: int, joint: str) -> None:
     ref = canonical(f"{label}{joint}{number}")
     assert ref == canonical(f"{label.lower()}-{number}") == canonical(ref)
+
+
+READER = QueryReader([{"": "tms", "shipment": "load tms"}, {"invoice": "billed", "email": "mail"}])
+
+
+@pytest.mark.parametrize(
+    ("query", "ref"),
+    [
+        ("shipment 104277", "shipment:SHP-104277"),
+        ("where is shipment no. 104277?", "shipment:SHP-104277"),
+        ("load #104277", "shipment:SHP-104277"),
+        ("load 104277", "load:LD-104277"),
+        ("invoice 1042", "invoice:INV-1042"),
+        ("billed 1042", "invoice:INV-1042"),
+        ("shipment 7", "shipment:SHP-7"),
+        ("load #42", "load:LD-42"),
+        ("invoice 5", "invoice:5"),
+        ("SHP-42", "shipment:SHP-42"),
+        ("inv 7", "invoice:INV-7"),
+    ],
+)
+def test_a_number_after_its_kind_may_be_an_identifier(query: str, ref: str) -> None:
+    entities = READER(query)
+    assert ref in (*entities.certain, *entities.identifiers)
+
+
+@pytest.mark.parametrize(
+    "query", ["load 2 pallets", "invoice 1,250.00", "shipment at 10:30", "mail 12", "billed $500"]
+)
+def test_other_numbers_after_a_kind_are_none(query: str) -> None:
+    entities = READER(query)
+    assert not entities.certain and not entities.identifiers
+
+
+def test_a_kind_that_no_source_declares_is_not_read() -> None:
+    assert "shipment:SHP-104277" not in extract_query("load 104277").identifiers

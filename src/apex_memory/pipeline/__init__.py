@@ -7,7 +7,7 @@ derives from the event and `Pipeline.pipeline`, and preparing an event again giv
 from apex_memory.pipeline.embedders.base import Embedder
 from apex_memory.pipeline.embedders.selection import open_embedder
 from apex_memory.pipeline.entities import canonical
-from apex_memory.pipeline.extract import QueryEntities, extract_query
+from apex_memory.pipeline.extract import QueryEntities, QueryReader, extract_query
 from apex_memory.pipeline.file_limits import MAX_CHARACTERS, ReaderLimits
 from apex_memory.pipeline.prepare import VERSION, Pipeline
 
@@ -17,6 +17,7 @@ __all__ = [
     "Embedder",
     "Pipeline",
     "QueryEntities",
+    "QueryReader",
     "ReaderLimits",
     "canonical",
     "extract_query",

@@ -43,6 +43,13 @@ class Mention:
     start: int
 
 
+def with_label(ref: str) -> str:
+    """Return the ref of a number with the label of its type: `shipment:104277` → `shipment:SHP-104277`; others as they are."""
+    kind, _, key = ref.partition(":")
+    form = _OWN_LABELS[kind][1] if kind in _OWN_LABELS else ""
+    return f"{kind}:{form}{key}" if form and key[:1].isdigit() else ref
+
+
 def company_key(name: str) -> str:
     """`Northwind Trucking, LLC` → `northwind-trucking`: the key leaves legal forms out, because many texts do."""
     key = slug(name)

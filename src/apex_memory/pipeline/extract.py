@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from itertools import islice
@@ -13,8 +13,15 @@ from apex_memory.dates import DateOrder
 from apex_memory.model import DATE, Assertion, slug
 from apex_memory.normalization import NormalizedText
 from apex_memory.pipeline.chunk import split_at_passages
-from apex_memory.pipeline.entities import Mention, canonical, company_key, with_one_spelling
-from apex_memory.pipeline.identifiers import find_identifiers
+from apex_memory.pipeline.entities import (
+    IDENTIFIERS,
+    Mention,
+    canonical,
+    company_key,
+    with_label,
+    with_one_spelling,
+)
+from apex_memory.pipeline.identifiers import UNITS, find_identifiers
 from apex_memory.pipeline.parties import City, Party, find_cities, find_companies, find_parties
 from apex_memory.pipeline.regions import NAMES
 from apex_memory.pipeline.stopwords import NOT_AT_EDGE
@@ -23,7 +30,7 @@ from apex_memory.pipeline.values import ValueAt, find_amounts, find_dates
 
 MAX_MENTIONS = 5  # of one entity in one document: the first in each passage
 MAX_CANDIDATES = 60
-MAX_IDENTIFIERS = 8
+MAX_IDENTIFIERS = 12
 
 
 def extract(
@@ -159,41 +166,71 @@ _TYPE_NAMES = {
     "trailer": "vehicle", "vehicle": "vehicle", "account": "account", "payment": "payment", "bill": "bill",
     "transaction": "transaction", "deal": "deal", "contact": "contact", "conversation": "conversation",
 }  # fmt: skip
-_TYPED_WORD = re.compile(
-    rf"(?<![\w-])({'|'.join(sorted(_TYPE_NAMES, key=len, reverse=True))})(?:[ ](?:no\.?|number|id))?[ ]?[#:]?[ ]?"
-    r"(?=[^\s]{2})([A-Z0-9][A-Z0-9_-]{1,39})(?![\w-])",
-    re.IGNORECASE | re.ASCII,
+# A number with the label of its type and any number of digits: `SHP-42`.
+_LABELLED_NUMBER = re.compile(
+    r"(?<![\w-])(SHP|LD|INV)[- ]?(\d{1,12})(?![\w-])", re.IGNORECASE | re.ASCII
 )
+_LABEL_TYPES = {"SHP": "shipment", "LD": "load", "INV": "invoice"}
 _QUERY_WORD = re.compile(r"[^\W_][\w&'’.-]{0,40}")
 
 
-def extract_query(text: str) -> QueryEntities:
-    """Return the entities that a query names, in any case, and refs that its words may mean."""
-    text = NormalizedText(text[:2_000]).text
-    shape, upper = char_shape(text), text.upper()
-    mentions = [
-        *find_identifiers(text, shape),
-        *find_identifiers(upper, char_shape(upper)),
-        *find_companies(text),
-        *(city.mention for city in find_cities(text, shape)),
-    ]
-    certain = dict.fromkeys(canonical(mention.ref) for mention in mentions)
-    candidates = (ref for ref in dict.fromkeys(_candidates(text)) if ref not in certain)
-    identifiers = (ref for ref in dict.fromkeys(_possible_identifiers(text)) if ref not in certain)
-    return QueryEntities(
-        tuple(certain),
-        tuple(islice(candidates, MAX_CANDIDATES)),
-        tuple(islice(identifiers, MAX_IDENTIFIERS)),
-    )
+class QueryReader:
+    """Finds the entities of queries.
+
+    `called` holds for each source by which words people call its kinds of documents (`Source.called`): where a kind is a type
+    of identifiers, such as `shipment`, a number after such a word may be one of these: `load 104277`.
+    """
+
+    def __init__(self, called: Iterable[Mapping[str, str]] = ()) -> None:
+        types = {name: {type} for name, type in _TYPE_NAMES.items()}
+        for kinds in called:
+            for kind in IDENTIFIERS & kinds.keys():
+                for word in kinds[kind].split():
+                    types.setdefault(word, set()).add(kind)
+        self._types = {name: sorted(kinds) for name, kinds in types.items()}
+        names = "|".join(sorted(types, key=len, reverse=True))
+        self._typed_word = re.compile(
+            rf"(?<![\w-])({names})(?=[ #:])(?:[ ](?:no\.?|number|id))?[ ]?[#:]?[ ]?"
+            rf"(?=[^\s]{{2}}|\d)([A-Z0-9][A-Z0-9_-]{{0,39}})(?![\w-]|[.,:/]\d){UNITS}",
+            re.IGNORECASE | re.ASCII,
+        )
+
+    def __call__(self, text: str) -> QueryEntities:
+        """Return the entities that a query names, in any case, and refs that its words may mean."""
+        text = NormalizedText(text[:2_000]).text
+        shape, upper = char_shape(text), text.upper()
+        mentions = [
+            *find_identifiers(text, shape),
+            *find_identifiers(upper, char_shape(upper)),
+            *find_companies(text),
+            *(city.mention for city in find_cities(text, shape)),
+        ]
+        certain = dict.fromkeys(canonical(mention.ref) for mention in mentions)
+        candidates = (ref for ref in dict.fromkeys(_candidates(text)) if ref not in certain)
+        possible = dict.fromkeys(self._possible_identifiers(text))
+        identifiers = (ref for ref in possible if ref not in certain)
+        return QueryEntities(
+            tuple(certain),
+            tuple(islice(candidates, MAX_CANDIDATES)),
+            tuple(islice(identifiers, MAX_IDENTIFIERS)),
+        )
+
+    def _possible_identifiers(self, text: str) -> Iterator[str]:
+        """Yield refs that are identifiers if a document holds them."""
+        for match in self._typed_word.finditer(text):
+            word = match[2].rstrip("-")
+            if word.lower() in NOT_AT_EDGE:
+                continue
+            for kind in self._types[match[1].lower()]:
+                ref = canonical(f"{kind}:{word}")
+                yield from (ref, canonical(f"{kind}:{word.upper()}"), with_label(ref))
+        for match in _LABELLED_NUMBER.finditer(text):
+            label = match[1].upper()
+            yield canonical(f"{_LABEL_TYPES[label]}:{label}-{match[2]}")
 
 
-def _possible_identifiers(text: str) -> Iterator[str]:
-    for match in _TYPED_WORD.finditer(text):
-        word = match[2].rstrip("-")
-        if word.lower() not in NOT_AT_EDGE:
-            kind = _TYPE_NAMES[match[1].lower()]
-            yield canonical(f"{kind}:{word}")
-            yield canonical(f"{kind}:{word.upper()}")
+extract_query = QueryReader()
+"""Finds the entities of a query where no source is known."""
 
 
 def _candidates(text: str) -> Iterator[str]:

@@ -16,9 +16,9 @@ from apex_memory.pipeline.text import matches
 _WORD = r"(?<![\w-])"
 _END = r"(?![\w-])"
 _OWN = r"(?!(?:SHP|LD|INV|PO|BOL|PRO|MC)[-\s]?\d)"  # `Load SHP-100045` names a shipment
-_UNITS = r"(?!\s?(?:lbs?|kgs?|tons?|pallets?|pcs|pieces|skids?|cases|cartons|miles?|mi|ft|hours|hrs|[%'’])(?!\w))"
+UNITS = r"(?!\s?(?:lbs?|kgs?|tons?|pallets?|pcs|pieces|skids?|cases|cartons|miles?|mi|ft|hours|hrs|[%'’])(?!\w))"
 _DATE = r"(?!(?:19|20)\d\d-\d\d-\d\d|\d{1,2}-\d{1,2}-(?:19|20)\d\d(?![\w-]))"
-_CODE = rf"{_OWN}{_DATE}(?=[A-Z0-9-]{{0,24}}\d{{3}})([A-Z0-9]{{1,24}}(?:-[A-Z0-9]{{1,24}}){{0,4}}){_END}{_UNITS}"
+_CODE = rf"{_OWN}{_DATE}(?=[A-Z0-9-]{{0,24}}\d{{3}})([A-Z0-9]{{1,24}}(?:-[A-Z0-9]{{1,24}}){{0,4}}){_END}{UNITS}"
 # Between a label and its code: ` `, `: `, ` # `, `-`, ` No.: ` … The group is empty if only blanks are there.
 _SIGN = r"(?=[\s#:.-])\s{0,2}((?:#|no\.?|num\.?|number|nbr\.?|id)?\s?[#:-]?)\s{0,2}"
 
@@ -40,7 +40,7 @@ _LABELS: tuple[tuple[str, str, str], ...] = (
     (
         "vehicle",
         "unit|truck|tractor|trailer|vehicle",
-        rf"([A-Z]{{0,3}}-?\d{{1,6}}[A-Z]?)(?![\w-]|[.,:/]\d){_UNITS}",
+        rf"([A-Z]{{0,3}}-?\d{{1,6}}[A-Z]?)(?![\w-]|[.,:/]\d){UNITS}",
     ),
 )
 _LABELLED = tuple((kind, _labelled(label, code)) for kind, label, code in _LABELS)

@@ -20,6 +20,7 @@ from apex_memory.search.context import MARGIN, PassageText, pack
 from apex_memory.search.documents import DocumentReader, document_path, spoken_turn
 from apex_memory.search.excerpt import excerpter, marker, relevance
 from apex_memory.search.fusion import Weights
+from apex_memory.search.own_ids import OwnIdFinder, OwnIds
 from apex_memory.search.query_vectors import QueryVector, QueryVectors
 from apex_memory.search.ranking import IdentifierMatches, RankedPassage, Ranking
 from apex_memory.search.requests import SearchRequest
@@ -116,6 +117,7 @@ class Search:
         extract_query: Callable[[str], QueryEntities],
         canonical_ref: Callable[[str], str],
         key_prefixes: Mapping[str, Sequence[str]] | None = None,
+        id_refs: Sequence[str] = (),
         called: Mapping[str, Mapping[str, str]] | None = None,
         reranker: Reranker | None = None,
         leg_seconds: float = 2,
@@ -135,6 +137,7 @@ class Search:
         self._time_limiter = TimeLimiter(seconds=leg_seconds, rest=rest_seconds)
         self._query_vectors = QueryVectors(cache, embed_query, embedder_id, self._time_limiter)
         self._words = Words(average_words=1)  # only for queries, whose terms do not depend on it
+        self._own_ids = OwnIdFinder(key_prefixes or {}, id_refs)
         self._topics = Topics(called or {}, self._words)
         self._retriever = Retriever(graph, vectors)
         self._scopes = ScopeResolver(
@@ -246,6 +249,7 @@ class Search:
                 snapshot = await _open_snapshot(
                     SnapshotReader(connection, filters),
                     [*exact_refs, *entities.identifiers],
+                    self._own_ids.of(undated),
                 )
             time = find_time_range(request.text, self._clock(), self._date_order)
             query = RetrievalQuery(
@@ -454,12 +458,22 @@ class Search:
         )
 
 
-async def _open_snapshot(reader: SnapshotReader, exact_refs: Sequence[str]) -> _RunSnapshot:
+async def _open_snapshot(
+    reader: SnapshotReader, exact_refs: Sequence[str], own_ids: OwnIds
+) -> _RunSnapshot:
     """Take the snapshot and look up the query's identifiers in it."""
     summary = await reader.summary()
     identifiers = IdentifierMatches()
-    for ref, doc in await reader.identified(exact_refs[:EXACT_MAX]):
-        identifiers.add(ref, doc)
+    refs = [*exact_refs[:EXACT_MAX], *own_ids.refs]
+    matches = await reader.identified(refs, own_ids.documents)
+    named = [Entity.parse(ref).key for ref, _ in matches if ref not in own_ids.all_refs]
+    for ref, doc in matches:
+        # `load 104277` names SHP-104277, not the deal of another vendor that has this number for its id.
+        is_named = ref in own_ids.all_refs and any(
+            key.endswith(Entity.parse(ref).key) for key in named
+        )
+        if not is_named:
+            identifiers.add(ref, doc)
     return _RunSnapshot(reader, SnapshotView(reader), summary, identifiers)
 
 

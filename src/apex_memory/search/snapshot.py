@@ -162,9 +162,14 @@ class SnapshotReader:
         )
         return summary
 
-    async def identified(self, refs: Sequence[str]) -> list[tuple[str, UUID]]:
-        """Return (ref, document id) of the newest live documents that hold an identifier, at most `EXACT_LIMIT` per ref."""
-        if not refs:
+    async def identified(
+        self, refs: Sequence[str], own_ids: Mapping[UUID, str]
+    ) -> list[tuple[str, UUID]]:
+        """Return (ref, document id) of live documents that hold an identifier, the newest `EXACT_LIMIT` of each, or have an id.
+
+        `own_ids` holds ids that documents may have, each with its ref.
+        """
+        if not refs and not own_ids:
             return []
         # A branch per ref, with its value in the plan: the statistics of that very identifier decide
         # between the index over entities and a walk over the newest documents.
@@ -173,14 +178,19 @@ class SnapshotReader:
                  ORDER BY d.committed_at DESC LIMIT {EXACT_LIMIT})"""
             for n in range(len(refs))
         ]
-        parameters = {f"ref{n}": ref for n, ref in enumerate(refs)}
+        if own_ids:
+            branches.append(
+                f"SELECT d.doc_id, -1 AS n FROM documents d WHERE {self._where} AND d.doc_id = ANY(%(own)s)"
+            )
+        parameters: dict[str, Any] = {f"ref{n}": ref for n, ref in enumerate(refs)}
+        parameters["own"] = list(own_ids)
         rows = await self._rows(
             _IdentifierRow,
             " UNION ALL ".join(branches),
             self._parameters | parameters,
             prepare=False,
         )
-        return [(refs[row.n], row.doc_id) for row in rows]
+        return [(own_ids[row.doc_id] if row.n < 0 else refs[row.n], row.doc_id) for row in rows]
 
     async def live(self, docs: Collection[UUID]) -> dict[UUID, LiveDocument]:
         """Return those of the documents that readers see and that pass the filters.

@@ -209,12 +209,18 @@ class Source(ABC, Generic[SettingsT_co]):
     """What becomes of the fields of each kind of record, for docs/reference/sources.md."""
     key_prefixes: ClassVar[Sequence[str]] = ()
     """What may stand before a vendor's own id in the keys of documents, so that people find them by that id."""
+    id_refs: ClassVar[Sequence[str]] = ()
+    """What stands before a vendor's own id in the refs by which documents name it, such as `conversation:`."""
     called: ClassVar[Mapping[str, str]] = {}
     """The words by which people call each kind of document, besides its name; under the empty key those for the source itself.
     A query with such a word prefers these documents."""
 
     def __init__(self, settings: SettingsT_co) -> None:
         self.settings: SettingsT_co = settings
+
+    def own_key_prefixes(self) -> Sequence[str]:
+        """Return `key_prefixes`, and those that depend on the settings."""
+        return self.key_prefixes
 
     @property
     def route(self) -> str:

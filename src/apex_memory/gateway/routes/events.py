@@ -242,7 +242,7 @@ async def resolve_id(
     ],
 ) -> Any:
     """Return the event and the document that an id names. For a document, the event is that of its newest version."""
-    key_prefixes = {name: source.key_prefixes for name, source in gateway.app.sources.items()}
+    key_prefixes = {name: source.own_key_prefixes() for name, source in gateway.app.sources.items()}
     return await Events(gateway.app.db, gateway.app.settings).resolve(id, key_prefixes)
 
 

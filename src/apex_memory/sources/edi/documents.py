@@ -40,6 +40,9 @@ def set_document(payload: Mapping[str, Any], at: datetime, *, keep_tests_apart: 
     }
     if builder.metadata["test"] and keep_tests_apart:
         return _test_document(builder)
+    for name in ("interchange", "group", "set"):
+        # As people find it: senders differ in how many zeros they put before.
+        builder.add_fact("", "control", object=f"id:{as_string(envelope.get(name)).lstrip('0')}")
     build = _BUILDERS.get(builder.set_id, _other_document)
     return build(builder)
 

@@ -67,6 +67,7 @@ class FrontApp(PulledSource[FrontAppSettings]):
         COMMENT_FIELDS,
         CONVERSATION_FIELDS,
     )
+    id_refs: ClassVar[Sequence[str]] = ("conversation:",)
     called: ClassVar[Mapping[str, str]] = {
         "": "front inbox",
         "email": "mail wrote write sent asked complained",

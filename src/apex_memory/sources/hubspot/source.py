@@ -61,6 +61,7 @@ class HubSpot(PulledSource[HubSpotSettings]):
     Settings: ClassVar[type[SourceSettings]] = HubSpotSettings
     key_prefixes: ClassVar[Sequence[str]] = tuple(f"{name}:" for name in BY_NAME)
     records: ClassVar[Sequence[RecordFields]] = tuple(FIELDS.values())
+    id_refs: ClassVar[Sequence[str]] = ("crm_company:",)
     called: ClassVar[Mapping[str, str]] = {
         "": "crm hubspot",
         "company": "customer account prospect",

@@ -74,6 +74,7 @@ class PlaidSource(PulledSource[PlaidSettings]):
     Settings: ClassVar[type[SourceSettings]] = PlaidSettings
     key_prefixes: ClassVar[Sequence[str]] = ("transaction:", "item:")
     records: ClassVar[Sequence[RecordFields]] = (TRANSACTION, ITEM)
+    id_refs: ClassVar[Sequence[str]] = ("account:", "payment:")
     called: ClassVar[Mapping[str, str]] = {
         "": "bank plaid",
         "bank_transaction": "transaction payment paid booked transfer deposit",

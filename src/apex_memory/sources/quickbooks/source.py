@@ -50,6 +50,14 @@ class QuickBooks(PulledSource[QuickBooksSettings]):
     poll_seconds: ClassVar[float] = 300
     rate_limit: ClassVar[tuple[float, float]] = (100, 20)  # at most 400 in any minute, of 500
 
+    def own_key_prefixes(self) -> Sequence[str]:
+        """Return what stands before a record's id in keys: its company and the entity."""
+        return [
+            f"{realm}:{entity}:"
+            for realm in self.settings.realm_ids
+            for entity in self.settings.entities
+        ]
+
     @property
     def expects_webhooks(self) -> bool:
         return bool(self.settings.verifier_tokens)

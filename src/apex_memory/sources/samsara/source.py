@@ -59,6 +59,8 @@ class Samsara(StreamSource[SamsaraSettings]):
     pattern: ClassVar[Pattern] = Pattern.STREAM
     Settings: ClassVar[type[SourceSettings]] = SamsaraSettings
     records: ClassVar[Sequence[RecordFields]] = (EVENT_FIELDS, WINDOW_FIELDS)
+    key_prefixes: ClassVar[Sequence[str]] = ("vehicle:", "driver:", "address:", "event:")
+    id_refs: ClassVar[Sequence[str]] = ("vehicle:SAMSARA-",)
     called: ClassVar[Mapping[str, str]] = {
         "": "samsara truck vehicle fleet",
         "vehicle_window": "position location where now gps driving fuel odometer",

@@ -73,6 +73,7 @@ class Sonar(PulledSource[SonarSettings]):
     rate_limit: ClassVar[tuple[float, float]] = (40, 60)
     Settings: ClassVar[type[SourceSettings]] = SonarSettings
     records: ClassVar[Sequence[RecordFields]] = (VALUE_FIELDS, ALERT_FIELDS)
+    key_prefixes: ClassVar[Sequence[str]] = ("alert:",)
     called: ClassVar[Mapping[str, str]] = {
         "": "market sonar",
         "market_index": "rate index lane",

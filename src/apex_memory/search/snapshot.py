@@ -163,12 +163,13 @@ class SnapshotReader:
         return summary
 
     async def identified(
-        self, refs: Sequence[str], own_ids: Mapping[UUID, str]
+        self, refs: Sequence[str], own_ids: Mapping[UUID, str] | None = None
     ) -> list[tuple[str, UUID]]:
         """Return (ref, document id) of live documents that hold an identifier, the newest `EXACT_LIMIT` of each, or have an id.
 
         `own_ids` holds ids that documents may have, each with its ref.
         """
+        own_ids = own_ids or {}
         if not refs and not own_ids:
             return []
         # A branch per ref, with its value in the plan: the statistics of that very identifier decide

@@ -125,7 +125,9 @@ async def test_from_a_post_to_an_answer(make_settings: MakeSettings, own_vectors
         event = await api.land()
         assert not event["duplicate"]
         await api.app.direct.drain("documents")
-        result = (await api.post("/v1/search", json={"query": "where is SHP-100045?"})).json()
+        body = {"query": "where is SHP-100045?", "explain": True}
+        result = (await api.post("/v1/search", json=body)).json()
+        assert result["evidence"] == "strong" and "words" in result["hits"][0]["points"]
         assert result["hits"][0]["document_id"] == event["document_id"]
         assert result["hits"][0]["provenance"]["id"] == event["id"]
         assert not result["degraded"]

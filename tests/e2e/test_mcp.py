@@ -283,7 +283,7 @@ async def test_what_is_missing_is_said(served: Served) -> None:
         [documents] = [row for row in status["freshness"] if row["source"] == "documents"]
         assert documents["behind"] and documents["waiting"] == 1 and documents["reason"]
         found = await call(client, "search_memory", question="SHP-100045 and SHP-999998")
-        assert found["unknown"] == ["SHP-999998"]
+        assert found["unknown"] == ["SHP-999998"] and found["evidence"] == "strong"
         assert [row["source"] for row in found["freshness"] if row["behind"]] == ["documents"]
 
 

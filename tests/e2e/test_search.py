@@ -182,6 +182,29 @@ async def test_every_document_with_the_identifier_comes_before_all_others(world:
     assert all("SHP-100045" in hit.snippet for hit in result.hits[:3])
 
 
+async def test_the_answer_says_whether_its_evidence_is_weak(world: App) -> None:
+    for question, evidence in (
+        ("where is SHP-100045?", "strong"),
+        ("who won the football pool in Rotterdam", "weak"),
+        ("where is SHP-999998?", "weak"),
+    ):
+        for limit in (1, 10):
+            result = await world.search.search(question, limit=limit)
+            assert result.evidence == evidence and len(result.hits) == limit, question
+    assert (await world.search.search("")).evidence is None
+
+
+async def test_points_are_there_on_request_and_add_up(world: App) -> None:
+    question = "detention at the dock"
+    plain = await world.search.search(question)
+    explained = await world.search.search(question, explain=True)
+    assert all(hit.points is None for hit in plain.hits)
+    assert [hit.snippet for hit in explained.hits] == [hit.snippet for hit in plain.hits]
+    for hit in explained.hits:
+        assert hit.points and {"dense", "words", "nearby", "length"} <= hit.points.keys()
+        assert sum(hit.points.values()) == pytest.approx(hit.score)
+
+
 async def test_a_hit_has_its_provenance(world: App) -> None:
     hit = (await world.search.search("lithium batteries", limit=1)).hits[0]
     view = await world.search.document(hit.doc_id)

@@ -111,6 +111,26 @@ def test_o8_hits_documents_and_events_show_hostile_text(
     assert printed.count(output.clean(text)) >= 9 and "\x1b" not in printed
 
 
+def test_weak_evidence_is_one_line_and_points_are_shown_when_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    hit = {
+        "rank": 1, "title": "t", "kind": "k", "source": "s", "occurred_at": AT, "excerpt": "x",
+        "document_id": ID, "score": 1.0, "legs": {"dense": 0.5}, "why": [], "snippet": "x", "start": 0, "end": 1,
+        "points": {"dense": 1.25, "asks": -2.0},
+        "provenance": {"id": ID, "event_id": "e", "version": 1, "received_at": AT},
+    }  # fmt: skip
+    answer = {"degraded": [], "unknown": [], "hits": [hit], "entities": [], "took_ms": {}}
+    for evidence, explain in (("weak", True), ("strong", False), (None, False)):
+        made = SearchAnswer.model_validate({**answer, "evidence": evidence})
+        ask.show_answer(made, explain=explain)
+        printed = capsys.readouterr().out
+        assert printed.startswith(ask.WEAK) == (evidence == "weak")
+        assert ("points: dense +1.25, asks -2.00" in printed) == explain
+    ask.show_answer(SearchAnswer.model_validate({**answer, "unknown": ["Z-1"], "evidence": "weak"}))
+    assert ask.WEAK not in capsys.readouterr().out, "the unknown identifier says more"
+
+
 def event_view(**given: Any) -> dict[str, Any]:
     at = AT
     return {

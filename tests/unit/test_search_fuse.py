@@ -54,6 +54,24 @@ def test_the_only_passage_with_the_word_comes_before_merely_similar_ones() -> No
     assert max(fused, key=fused.__getitem__) == (A, 0)
 
 
+def test_the_points_of_the_legs_add_up_to_the_score() -> None:
+    legs = {
+        "dense": Leg({(A, 0): 4.0, (B, 0): 2.0}, floor=0.0),
+        "words": Leg({(B, 0): 0.5}),
+        "graph": Leg({}),
+        "time": Leg({(A, 0): 1.0}),
+    }
+    passages = [(A, 0), (B, 0), (C, 0)]
+    points: dict[str, dict[tuple[uuid.UUID, int], float]] = {}
+    fused = fuse(passages, legs, Weights(time=0), points=points)
+    assert points.keys() == {"dense", "words"}
+    for passage in passages:
+        assert sum(summands[passage] for summands in points.values()) == pytest.approx(
+            fused[passage]
+        )
+    assert fuse(passages, legs, Weights(time=0)) == fused
+
+
 def test_a_leg_of_equal_scores_or_weight_zero_changes_nothing() -> None:
     legs = {"dense": Leg({(A, 0): 0.5, (B, 0): 0.5}, floor=0.5), "words": Leg({(A, 0): 3.0})}
     assert fuse([(A, 0), (B, 0)], legs, Weights(words=0)) == {(A, 0): 0, (B, 0): 0}

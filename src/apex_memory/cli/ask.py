@@ -29,6 +29,7 @@ from apex_memory.client import Attribute, DocumentSummary, Hit, Relation, Search
 from apex_memory.errors import Conflict
 
 DELETE_SECONDS = 30  # longest that `apex delete` waits until the document is gone from every store
+WEAK = "Weak evidence: these passages may not answer the question."
 SHOWN_DOCUMENTS = 20  # of an entity
 
 Sources = Annotated[
@@ -98,6 +99,7 @@ def search(
             conversations=conversation or (),
             people=person or (),
             max_tokens=max_tokens,
+            explain=explain,
         )
     if json:
         show_json(answer.as_json())
@@ -121,6 +123,8 @@ def show_answer(answer: SearchAnswer, *, explain: bool = False, filtered: bool =
         say((f"No document{within} matches." if filtered else "Nothing found.", "dim"))
     elif answer.unknown:
         say(("The nearest passages are about something else:", "dim"))
+    elif answer.evidence == "weak":
+        say((WEAK, "yellow"))
     margin = len(str(len(answer.hits))) + 2
     for n, hit in enumerate(answer.hits):
         if n:
@@ -148,6 +152,9 @@ def _show_hit(hit: Hit, *, margin: int, explain: bool) -> None:
         legs = ", ".join(f"{leg} {score:.2f}" for leg, score in hit.legs.items())
         names = f", names {', '.join(hit.why)}" if hit.why else ""
         say((f"score {hit.score:.2f} ({legs}){names}", "dim"), indent=margin)
+        if hit.points:
+            points = ", ".join(f"{leg} {value:+.2f}" for leg, value in hit.points.items())
+            say((f"points: {points}", "dim"), indent=margin)
         origin = hit.provenance
         say((f"event {origin.id} ({origin.event_id})", "dim"), indent=margin)
 
@@ -200,6 +207,8 @@ def show_context(answer: SearchAnswer) -> None:
         say((f"Without {part}: some passages may be missing.", "yellow"), stderr=True)
     for identifier in answer.unknown:
         say((f"No document holds {identifier}.", "yellow"), stderr=True)
+    if context.text and not answer.unknown and answer.evidence == "weak":
+        say((WEAK, "yellow"), stderr=True)
     for state in answer.freshness:
         if state.behind:
             say((f"{state.source} is behind: {state.reason}", "yellow"), stderr=True)

@@ -82,6 +82,7 @@ def search(
     since: datetime | str | None,
     until: datetime | str | None,
     max_tokens: int | None,
+    explain: bool,
 ) -> Call[SearchAnswer]:
     filters = {
         "sources": list(sources),
@@ -100,6 +101,8 @@ def search(
         "filters": filters,
         "max_tokens": max_tokens,
     }
+    if explain:  # a gateway of an earlier version refuses the field
+        body["explain"] = True
     return Call(method="POST", path="/v1/search", json=body, read=reader(SearchAnswer))
 
 

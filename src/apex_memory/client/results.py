@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -66,6 +66,7 @@ class Hit(Result):
     end: int
     score: float
     legs: Mapping[str, float]
+    points: Mapping[str, float] | None = None
     why: tuple[str, ...]
     turn: Turn | None = None
     link: str = ""
@@ -135,7 +136,8 @@ class Context(Result):
 class SearchAnswer(Result):
     """Hits, best first. `degraded` names stores that could not take part in full, so that hits may be missing.
 
-    `unknown` has the identifiers of the question that no document holds: the hits are about something else. `freshness`
+    `unknown` has the identifiers of the question that no document holds: the hits are about something else. `evidence` is
+    `weak` where the first hits hardly answer to the question: memory may have no answer. None without a question. `freshness`
     shows how current the sources of the hits are, and every source that is behind. `context` is there for a search with
     `max_tokens`.
     """
@@ -145,6 +147,7 @@ class SearchAnswer(Result):
     took_ms: Mapping[str, float]
     entities: tuple[RecognisedEntity, ...]
     unknown: tuple[str, ...]
+    evidence: Literal["strong", "weak"] | None = None
     freshness: tuple[Freshness, ...] = ()
     context: Context | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -111,6 +112,9 @@ class SearchResult(Answer):
     context: Context | None = Field(description="Present if `max_tokens` was given.")
     unknown: list[str] = Field(
         description="Identifiers of the question that no document holds: the passages do not concern them."
+    )
+    evidence: Literal["strong", "weak"] | None = Field(
+        description="`weak`: the passages hardly answer the question, memory may have no answer. Say so, or search in other words."
     )
     next_offset: int | None = Field(description="`offset` of the next page; null on the last.")
 

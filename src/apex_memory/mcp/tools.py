@@ -235,7 +235,8 @@ class Toolbox:
                 description="Search everything that the company's tools sent: mails, shipments, invoices, payments, readings,"
                 " chats, documents. Begin here for any question about what happened, was said, agreed or billed. Cite"
                 " `title`, `source` and `occurred_at` of the passages you use. If `unknown` is not empty, say that"
-                " nothing is known about these identifiers instead of answering from other passages.",
+                " nothing is known about these identifiers instead of answering from other passages. If `evidence` is"
+                " `weak`, the passages may be about something else: say so unless one of them clearly answers.",
                 arguments=SearchMemory,
                 answer=SearchResult,
                 scope="read",
@@ -334,6 +335,7 @@ class Toolbox:
                 for hit in hits
             ],
             unknown=[quoted_line(identifier) for identifier in answer.unknown],
+            evidence=answer.evidence,
             context=cited(answer.context) if answer.context else None,
             next_offset=wanted if is_page and len(answer.hits) > wanted else None,
             degraded=list(answer.degraded),

@@ -67,8 +67,14 @@ class Leg:
     floor: float = 0.0
 
 
-def fuse(passages: Iterable[PassageId], legs: Mapping[str, Leg], weights: Weights) -> Scores:
-    """Return the sum of weighted, normalised scores for each of the passages."""
+def fuse(
+    passages: Iterable[PassageId],
+    legs: Mapping[str, Leg],
+    weights: Weights,
+    *,
+    points: dict[str, Scores] | None = None,
+) -> Scores:
+    """Return the sum of weighted, normalised scores for each of the passages; the summands by leg are added to `points`."""
     passages = list(passages)
     totals = [0.0] * len(passages)  # lists: hashing passage ids is the main cost here
     for name, leg in legs.items():
@@ -83,6 +89,11 @@ def fuse(passages: Iterable[PassageId], legs: Mapping[str, Leg], weights: Weight
             total + weight * (value - mean) / deviation
             for total, value in zip(totals, values, strict=True)
         ]
+        if points is not None:
+            points[name] = {
+                passage: weight * (value - mean) / deviation
+                for passage, value in zip(passages, values, strict=True)
+            }
     return dict(zip(passages, totals, strict=True))
 
 

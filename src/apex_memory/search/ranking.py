@@ -48,6 +48,8 @@ class RankedPassage:
     """What put it at its place."""
     legs: Mapping[str, float]
     why: tuple[str, ...]
+    points: Mapping[str, float] | None = None
+    """The summands of the fused score by leg, if they are wanted."""
 
 
 @dataclass(slots=True)
@@ -87,13 +89,16 @@ class Ranking:
     corpus: int
     """Approximate number of documents in memory."""
 
-    def order(self, *, limit: int, passages_per_document: int) -> list[RankedPassage]:
+    def order(
+        self, *, limit: int, passages_per_document: int, explain: bool = False
+    ) -> list[RankedPassage]:
         """Return the best passages: first those with an identifier of the query, then by fused score."""
         spans = dict(self.vectors.spans)
         identified = {doc: self._identified_passages(doc, spans) for doc in self.identifiers.refs}
         evidence = self._graph_evidence(spans)
         legs = self._legs(spans, evidence)
-        scores = fuse(spans, self._comparable(legs), self.weights)
+        points: dict[str, Scores] | None = {} if explain else None
+        scores = fuse(spans, self._comparable(legs), self.weights, points=points)
         leads = {
             max(passages, key=lambda passage: (scores[passage], -passage[1]))
             for passages in identified.values()
@@ -102,7 +107,9 @@ class Ranking:
         chosen = self._chosen(ordered, limit, passages_per_document)
         shown = _descending([scores[passage] for passage in chosen], len(leads))
         return [
-            self._ranked(passage, spans[passage], score, legs, is_lead=passage in leads)
+            self._ranked(
+                passage, spans[passage], score, legs, is_lead=passage in leads, points=points
+            )
             for passage, score in zip(chosen, shown, strict=True)
         ]
 
@@ -269,6 +276,7 @@ class Ranking:
         legs: Mapping[str, Leg],
         *,
         is_lead: bool,
+        points: Mapping[str, Scores] | None,
     ) -> RankedPassage:
         doc = passage[0]
         leg_scores = {
@@ -287,6 +295,9 @@ class Ranking:
             by="identifier" if is_lead else "ranking",
             legs=leg_scores,
             why=tuple(dict.fromkeys([*self.identifiers.refs.get(doc, ()), *graph_refs])),
+            points=None
+            if points is None
+            else {name: summands[passage] for name, summands in points.items()},
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from apex_memory.errors import Rejected
 from apex_memory.model import Filters
 from apex_memory.search.context import TOKENS_MAX, TOKENS_MIN
+from apex_memory.search.evidence import FIRST
 from apex_memory.search.fusion import Weights
 from apex_memory.search.scope import Scope
 
@@ -29,11 +30,13 @@ class SearchRequest:
     weights: Weights
     max_tokens: int | None
     """Tokens of the context at most; None without a context."""
+    explain: bool
+    """Hits say what each leg adds to their score."""
 
     @property
     def pool(self) -> int:
-        """Return how many passages are ranked: for a context as many as possible, whatever the limit of hits is."""
-        return self.limit if self.max_tokens is None else LIMIT_MAX
+        """Return how many passages are ranked: as many as the evidence is judged by, for a context as many as possible."""
+        return max(self.limit, FIRST) if self.max_tokens is None else LIMIT_MAX
 
     @classmethod
     def from_query(
@@ -46,6 +49,7 @@ class SearchRequest:
         scope: Scope | None,
         weights: Weights | None,
         max_tokens: int | None,
+        explain: bool,
     ) -> SearchRequest:
         """Replace what PostgreSQL and JSON cannot hold. Raises `Rejected` for a value outside its limit.
 
@@ -81,4 +85,5 @@ class SearchRequest:
             scope=scope,
             weights=weights or Weights(),
             max_tokens=max_tokens,
+            explain=explain,
         )

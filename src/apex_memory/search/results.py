@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from uuid import UUID
 
 
@@ -81,6 +81,8 @@ class Hit:
     """The score of each leg, on the leg's own scale; a leg that did not return the passage is absent."""
     why: tuple[str, ...]
     """Refs of the query's entities that led to this passage."""
+    points: Mapping[str, float] | None = None
+    """What each leg adds to the ranking's sum, its weight included; None unless the caller asks for it."""
     turn: SpokenTurn | None
     """The turn of a conversation that the passage is of; None for a text that nobody speaks."""
     link: str
@@ -132,6 +134,8 @@ class SearchResult:
     entities: list[RecognisedEntity] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     """Identifiers of the query that no document holds: the hits are about something else."""
+    evidence: Literal["strong", "weak"] | None = None
+    """How well the first hits answer to the query; None without one."""
     context: Context | None = None
     """The best passages in a limited number of tokens, if the caller wants that."""
 

@@ -18,6 +18,7 @@ from apex_memory.model import Entity, Filters, Vectors, day_ref, now, speaker_re
 from apex_memory.normalization import words_of
 from apex_memory.search.context import MARGIN, PassageText, pack
 from apex_memory.search.documents import DocumentReader, document_path, spoken_turn
+from apex_memory.search.evidence import FIRST, evidence_of
 from apex_memory.search.excerpt import excerpter, marker, relevance
 from apex_memory.search.fusion import Weights
 from apex_memory.search.own_ids import OwnIdFinder, OwnIds
@@ -158,6 +159,7 @@ class Search:
         passages_per_document: int | None = None,
         weights: Weights | None = None,
         max_tokens: int | None = None,
+        explain: bool = False,
     ) -> SearchResult:
         """Return the best passages for a query; for an empty query the newest documents that pass the filters.
 
@@ -176,6 +178,7 @@ class Search:
                 scope=scope,
                 weights=weights,
                 max_tokens=max_tokens,
+                explain=explain,
             )
         )
         with run.stopwatch.part("total"):
@@ -291,9 +294,11 @@ class Search:
                 passages = ranking.order(
                     limit=max(request.pool, RERANKED) if self._reranker else request.pool,
                     passages_per_document=request.passages_per_document,
+                    explain=request.explain,
                 )
                 found = await _hits(snapshot.reader, passages, request.text, self._is_relevant)
-            best = found[: request.limit]  # before a reranker, which knows nothing of codes
+            # Before a reranker, which knows nothing of codes and has scores of another scale.
+            best, first = found[: request.limit], found[:FIRST]
             if self._reranker:
                 leads = sum(passage.by == "identifier" for passage in passages)
                 found = await self._reranked(self._reranker, found, leads, run)
@@ -301,15 +306,17 @@ class Search:
                 context = await self._context(request, snapshot.reader, found[: request.pool])
                 hits = found[: request.limit]
                 unknown_filters = await self._unknown_filters(connection, filters, hits)
+        unknown = [
+            *unknown_filters,
+            *_unknown_identifiers(exact_refs, snapshot.identifiers, best),
+            *(() if run.degraded.names() else _unknown_code(query, exact_refs, best)),
+        ]
         return SearchResult(
             hits=hits,
             context=context,
             entities=_recognised(exact_refs, snapshot.identifiers, from_graph.known),
-            unknown=[
-                *unknown_filters,
-                *_unknown_identifiers(exact_refs, snapshot.identifiers, best),
-                *(() if run.degraded.names() else _unknown_code(query, exact_refs, best)),
-            ],
+            unknown=unknown,
+            evidence=evidence_of(request.text, first, unknown, self._terms),
         )
 
     async def _reranked(
@@ -378,6 +385,10 @@ class Search:
             if self._is_relevant(word)
         )
         return list(dict.fromkeys(refs))[:SPEAKER_WORDS]
+
+    def _terms(self, text: str) -> list[int]:
+        terms: list[int] = self._words.question(text).ids.tolist()
+        return terms
 
     def _is_relevant(self, word: str) -> bool:
         """Return whether the word legs look for a word: they leave stop words out."""
@@ -559,6 +570,7 @@ def _hit(
         score=passage.score,
         legs=passage.legs,
         why=passage.why,
+        points=passage.points,
         turn=spoken_turn(snippet.turn) if snippet.turn else None,
         link=snippet.link or document_path(snippet.doc_id),
         provenance=Provenance(

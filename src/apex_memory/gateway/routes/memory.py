@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from pydantic import ConfigDict, Field, StrictInt
+from pydantic import ConfigDict, Field, StrictBool, StrictInt
 
 from apex_memory.fetching.backfills import MARK
 from apex_memory.gateway.dependencies import Admin, GatewayDep, Reader, require_known_sources
@@ -119,6 +119,10 @@ class SearchRequest(RequestBody):
         description="Also return a `context`: the best of up to 100 passages in one text of at most so many tokens, to paste"
         " into a prompt.",
     )
+    explain: StrictBool = Field(
+        False,
+        description="Also return what each search method adds to the score of a hit (`points`).",
+    )
 
 
 class DocumentKeys(RequestBody):
@@ -156,6 +160,7 @@ async def search(request: Request, gateway: GatewayDep, key: Reader, body: Searc
             filters=body.filters.filters(),
             scope=body.filters.scope(),
             max_tokens=body.max_tokens,
+            explain=body.explain,
         )
         response = SearchResponse.model_validate(result)
         cited = result.context.citations if result.context else ()
@@ -239,6 +244,10 @@ async def search_by_query(
             examples=[800],
         ),
     ] = None,
+    explain: Annotated[
+        bool,
+        Query(description="Also return what each search method adds to the score of a hit."),
+    ] = False,
     person: Annotated[
         Scoped | None,
         Query(
@@ -264,6 +273,7 @@ async def search_by_query(
         passages_per_document=passages_per_document,
         filters=filters,
         max_tokens=max_tokens,
+        explain=explain,
     )
     return await search(request, gateway, key, body)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -107,6 +107,9 @@ class HitView(View):
     end: int
     score: float
     legs: Mapping[str, float]
+    points: Mapping[str, float] | None = Field(
+        description="What each search method adds to the sum that orders the hits, its weight included; for a search with `explain`."
+    )
     why: list[str]
     turn: TurnView | None = Field(
         description="The turn of a conversation, or the message, that the passage is of."
@@ -188,7 +191,8 @@ class ContextView(View):
 class SearchResponse(View):
     """Hits, best first. `degraded` names stores that could not take part in full, so that hits may be missing.
 
-    `unknown` has the identifiers of the query that no document holds: the hits do not concern them. `freshness` shows how
+    `unknown` has the identifiers of the query that no document holds: the hits do not concern them. `evidence` is `weak` where
+    the first hits hardly answer to the query: memory may have no answer; null without a query. `freshness` shows how
     current the sources of the hits are, and every source that is behind. `context` is there for a search with `max_tokens`.
     """
 
@@ -209,6 +213,7 @@ class SearchResponse(View):
                     "end": 80,
                     "score": 2.41,
                     "legs": {"exact": 1.0, "words": 11.2, "dense": 0.71},
+                    "points": None,
                     "why": ["shipment:SHP-100045"],
                     "turn": _TURN,
                     "link": _LINK,
@@ -219,6 +224,7 @@ class SearchResponse(View):
             "took_ms": {"embed": 3.1, "vectors": 2.4, "total": 9.8},
             "entities": [{"ref": "shipment:SHP-100045", "exact": True, "count": 3}],
             "unknown": [],
+            "evidence": "strong",
             "freshness": [_FRESHNESS],
             "context": None,
         }
@@ -228,6 +234,7 @@ class SearchResponse(View):
     took_ms: dict[str, float]
     entities: list[RecognisedEntity]
     unknown: list[str]
+    evidence: Literal["strong", "weak"] | None
     freshness: list[SourceFreshnessView] = Field(default_factory=list)
     context: ContextView | None
 

@@ -281,6 +281,15 @@ def test_selectors_find_pods(name: str) -> None:
         assert "replicas" not in kinds(name, "Deployment")[target]["spec"]
 
 
+@pytest.mark.parametrize("name", VALUES)
+def test_probes_speak_what_the_gateway_speaks(name: str) -> None:
+    [gateway] = [item for _, _, item in containers(name) if item["name"] == "gateway"]
+    own = "APEX_TLS_CERTIFICATE_FILE" in {variable["name"] for variable in gateway["env"]}
+    assert own == (name == "production")
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert (gateway[probe]["httpGet"].get("scheme") == "HTTPS") == own
+
+
 def test_builds_side_by_side_have_pods_of_their_own() -> None:
     deployments = kinds("production", "Deployment")
     current, candidate = deployments["apex-worker"], deployments["apex-worker-candidate"]

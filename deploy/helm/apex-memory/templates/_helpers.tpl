@@ -73,6 +73,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- if $values.secrets.qdrantApiKey.key }}
 - {name: APEX_QDRANT_API_KEY_FILE, value: /run/secrets/apex/qdrant_api_key}
 {{- end }}
+{{- include "apex.tlsEnvironment" .root }}
 - {name: APEX_ROUTING, value: {{ eq $values.workers.versioning "controller" | ternary "external" "self" }}}
 {{- if not .controlled }}
 - name: APEX_TEMPORAL
@@ -110,12 +111,44 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- end }}
 {{- end -}}
 
+{{- /* TLS to the stores: whom it trusts, and what it shows. For every process that opens a store. */ -}}
+{{- define "apex.tlsEnvironment" -}}
+{{- if .Values.authority.name }}
+- {name: APEX_CA_FILE, value: {{ printf "/etc/apex-ca/%s" .Values.authority.key | quote }}}
+{{- end }}
+{{- if .Values.clientCertificate }}
+- {name: APEX_CLIENT_CERTIFICATE_FILE, value: /run/secrets/client/tls.crt}
+- {name: APEX_CLIENT_KEY_FILE, value: /run/secrets/client/tls.key}
+{{- end }}
+{{- end -}}
+
+{{- define "apex.tlsMounts" -}}
+{{- if .Values.authority.name }}
+- {name: authority, mountPath: /etc/apex-ca, readOnly: true}
+{{- end }}
+{{- if .Values.clientCertificate }}
+- {name: client, mountPath: /run/secrets/client, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{- define "apex.tlsVolumes" -}}
+{{- if .Values.authority.name }}
+- name: authority
+  configMap: {name: {{ .Values.authority.name }}}
+{{- end }}
+{{- if .Values.clientCertificate }}
+- name: client
+  secret: {secretName: {{ .Values.clientCertificate }}, defaultMode: 0440}
+{{- end }}
+{{- end -}}
+
 {{- /* Mounts and volumes of a gateway or a worker. */ -}}
 {{- define "apex.mounts" -}}
 {{- $values := .root.Values -}}
 - {name: settings, mountPath: /etc/apex, readOnly: true}
 - {name: secrets, mountPath: /run/secrets/apex, readOnly: true}
 - {name: tmp, mountPath: /tmp}
+{{- include "apex.tlsMounts" .root }}
 {{- if and $values.temporal.tls.enabled $values.temporal.tls.authority.name }}
 - {name: temporal-ca, mountPath: /etc/temporal-ca, readOnly: true}
 {{- end }}
@@ -131,6 +164,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- include "apex.secretVolume" (dict "root" .root "entries" (splitList "," (include "apex.secretEntries" .root))) | nindent 0 }}
 - name: tmp
   emptyDir: {sizeLimit: 1Gi}
+{{- include "apex.tlsVolumes" .root }}
 {{- if and $values.temporal.tls.enabled $values.temporal.tls.authority.name }}
 - name: temporal-ca
   configMap: {name: {{ $values.temporal.tls.authority.name }}}

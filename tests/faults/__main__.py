@@ -1,4 +1,5 @@
 """`python -m tests.faults --faults 20 --seed 7`: the crash loop against the whole stack, `--graph neo4j` with that graph.
+`--gateways 2 --workers 3` runs several of these processes, and kills each.
 
 `python -m tests.faults overload` sends ten times more than can be taken, for a minute.
 `python -m tests.faults slow` runs the whole stack at a tenth of the machine, with kills in mid-load.
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from tests.e2e.stack import running_stack
-from tests.faults.kinds import GRAPHS, long_kinds
+from tests.faults.kinds import GRAPHS, kinds_of_many, long_kinds
 from tests.faults.loop import Result, run
 from tests.faults.overload import ROOM, overload
 from tests.faults.slow import slow
@@ -41,6 +42,8 @@ def report(result: Result) -> dict[str, Any]:
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": result.seed,
         "graph": result.graph,
+        "gateways": result.gateways,
+        "workers": result.workers,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
         "seconds": round(result.seconds, 1),
         "faults": result.faults.total(),
@@ -79,6 +82,8 @@ def main() -> int:
     parser.add_argument("--seed", default="", help="replay the plan of a run (default: a new one)")
     parser.add_argument("--seconds", type=float, help="start no fault after this many seconds")
     parser.add_argument("--graph", choices=GRAPHS, default=GRAPHS[0], help="default: %(default)s")
+    parser.add_argument("--gateways", type=int, default=1, help="how many (default: 1)")
+    parser.add_argument("--workers", type=int, default=1, help="how many (default: 1)")
     parser.add_argument(
         "--kinds", default="", help="only kinds whose name holds this regular expression"
     )
@@ -98,11 +103,17 @@ def main() -> int:
 
 def _loop(given: argparse.Namespace) -> int:
     seed = given.seed or secrets.token_hex(4)
-    of = [kind for kind in long_kinds(given.graph) if re.search(given.kinds, kind.name)]
+    several = given.gateways > 1 or given.workers > 1
+    every = long_kinds(given.graph)
+    if several:
+        every = kinds_of_many(given.graph, given.gateways, given.workers)
+    of = [kind for kind in every if re.search(given.kinds, kind.name)]
     if not of:
         print(f"no kind of fault is named like {given.kinds!r}")
         return 2
     chosen = f" --kinds {shlex.quote(given.kinds)}" if given.kinds else ""
+    if several:
+        chosen += f" --gateways {given.gateways} --workers {given.workers}"
     print(
         f"seed {seed}: `python -m tests.faults --faults {given.faults} --seed {seed} --graph {given.graph}{chosen}` "
         "plans the same"
@@ -112,12 +123,15 @@ def _loop(given: argparse.Namespace) -> int:
             seed,
             given.faults,
             graph=given.graph,
+            gateways=given.gateways,
+            workers=given.workers,
             of=of,
             seconds=given.seconds,
             say=_say,
         )
     )
     name = "latest" if given.graph == GRAPHS[0] else given.graph
+    name = "several" if several else name
     file = given.report or FOLDER / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(report(result), indent=2) + "\n")

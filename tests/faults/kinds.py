@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -83,6 +84,8 @@ class FaultyStack(Stack):
         graph: str,
         settable_clock: bool = False,
         vendor: bool = False,
+        gateways: int = 1,
+        workers: int = 1,
         **settings: str,
     ) -> None:
         super().__init__(data_dir, **settings)
@@ -106,6 +109,9 @@ class FaultyStack(Stack):
         if library:
             self._given |= {"LD_PRELOAD": str(library), "CLOCK_FILE": str(self._clock)}
         self._given |= {"PYTHONPATH": str(ROOT), "FAULTS_DIR": str(folder)}
+        self._given |= {"FAULTS_GATEWAYS": str(gateways), "FAULTS_WORKERS": str(workers)}
+        self.gateways = ("gateway", *(f"gateway-{n}" for n in range(2, gateways + 1)))
+        self.workers = ("worker", *(f"worker-{n}" for n in range(2, workers + 1)))
         self.proxies = {
             store: Proxy(self._port_of(name), WRITES[name])
             for store, name in zip(STORES, ("postgres", graph, "vectors"), strict=True)
@@ -188,7 +194,31 @@ class FaultyStack(Stack):
             file.write(struct.pack("q", seconds))
 
     def restarts(self) -> int:
-        return self.children()["worker"].restarts
+        """Return how often the workers were restarted, all together."""
+        children = self.children()
+        return sum(children[name].restarts for name in self.workers)
+
+    def client(self, key: str = "") -> httpx2.AsyncClient:
+        """A client whose requests go to the gateways in turns, as behind a load balancer."""
+        urls = [httpx2.URL(self.children()[name].url) for name in self.gateways]
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        transport = InTurns(urls)
+        return httpx2.AsyncClient(
+            base_url=urls[0], headers=headers, timeout=30, transport=transport
+        )
+
+
+class InTurns(httpx2.AsyncHTTPTransport):
+    """Sends each request to the next of several servers."""
+
+    def __init__(self, urls: Sequence[httpx2.URL]) -> None:
+        super().__init__()
+        self._urls = itertools.cycle(urls)
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        to = next(self._urls)
+        request.url = request.url.copy_with(host=to.host, port=to.port)
+        return await super().handle_async_request(request)
 
 
 def clock_library(folder: Path) -> Path | None:
@@ -481,6 +511,35 @@ def long_kinds(graph: str) -> Sequence[Fault]:
         Fault("two workers on one source", _two_workers),
         Fault("flag changed in mid-load", _change_shares),
     )
+
+
+def kinds_of_many(graph: str, gateways: int, workers: int) -> Sequence[Fault]:
+    """Each process killed, and workers stopped and killed at a step, where there are several gateways and workers."""
+    several = [f"gateway-{n}" for n in range(2, gateways + 1)]
+    several += [f"worker-{n}" for n in range(2, workers + 1)]
+    left_out = ("stop ", "lose ", "late ", "kill -9 worker and")
+    return (
+        *(fault for fault in kinds(graph) if not fault.name.startswith(left_out)),
+        *(kill(child) for child in ("bulk", *several)),
+        stop(f"worker-{workers}", LEASE_SECONDS + 1, LEASE_SECONDS + 2.5),
+        Fault("kill -9 all workers but one", _kill_workers),
+        Fault("kill -9 a gateway and a worker", _kill_gateway_and_worker),
+    )
+
+
+async def _kill_workers(stack: FaultyStack, chance: random.Random) -> None:
+    """All but one at the same moment: it takes over what they were at."""
+    await _kill_at_once(stack, chance.sample(stack.workers, len(stack.workers) - 1))
+
+
+async def _kill_gateway_and_worker(stack: FaultyStack, chance: random.Random) -> None:
+    await _kill_at_once(stack, [chance.choice(stack.gateways), chance.choice(stack.workers)])
+
+
+async def _kill_at_once(stack: FaultyStack, names: Sequence[str]) -> None:
+    for name in names:
+        if pid := stack.children()[name].pid:
+            os.kill(pid, signal.SIGKILL)
 
 
 def kinds_of_graph(graph: str) -> Sequence[Fault]:

@@ -58,6 +58,8 @@ class Result:
 
     seed: str
     graph: str
+    gateways: int = 1
+    workers: int = 1
     faults: Counter[str] = field(default_factory=Counter)
     recovery: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     """Seconds from the end of a fault until something written after it could be found, by kind."""
@@ -84,6 +86,8 @@ async def run(
     count: int,
     *,
     graph: str = "falkordb",
+    gateways: int = 1,
+    workers: int = 1,
     of: Sequence[Fault] = (),
     say: Say = print,
     seconds: float | None = None,
@@ -92,7 +96,7 @@ async def run(
 
     `of` are the faults to draw from: every kind, if not given.
     """
-    began, result = time.monotonic(), Result(seed, graph)
+    began, result = time.monotonic(), Result(seed, graph, gateways, workers)
     planned = schedule(seed, count, of or kinds(graph))
     with tempfile.TemporaryDirectory(prefix="apex-faults-") as orders:
         async with data_folder() as folder:
@@ -104,6 +108,8 @@ async def run(
                 graph=graph,
                 settable_clock=clock,
                 vendor=bool(vendor),
+                gateways=gateways,
+                workers=workers,
                 **SETTINGS,
             )
             async with stack.surrounded():

@@ -70,6 +70,8 @@ async def stack() -> AsyncIterator[FaultyStack]:
                 graph=GRAPHS[0],
                 settable_clock=False,
                 vendor=True,
+                gateways=1,
+                workers=1,
                 **SETTINGS,
             )
             async with stack.surrounded():

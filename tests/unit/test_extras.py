@@ -30,6 +30,7 @@ PACKAGES = {
     "mcp": ["mcp", "mcp_types"],
     "flags": ["openfeature"],
     "neo4j": ["neo4j"],
+    "s3": ["obstore"],
     "otel": ["opentelemetry.sdk", "opentelemetry.exporter"],
 }
 PROCESSES = ["apex_memory.cli", "apex_memory.gateway.__main__", "apex_memory.flows.__main__"]

@@ -19,7 +19,8 @@ CREATE TABLE payload_references (
 CREATE INDEX payload_references_object ON payload_references (object);
 
 -- However a payload is removed, its object is looked at with the next pass of the collector.
-CREATE FUNCTION payload_object_released() RETURNS trigger LANGUAGE plpgsql AS $$
+-- OR REPLACE: `apex restore` drops the tables of an empty installation, and functions stay.
+CREATE OR REPLACE FUNCTION payload_object_released() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   UPDATE payload_objects SET check_at = clock_timestamp() WHERE name = OLD.object;
   RETURN NULL;

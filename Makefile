@@ -60,7 +60,7 @@ coverage: $(DEV) ## the tests with line coverage, which is printed at the end; A
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report
 
-test-servers: $(DEV)   ## the tests on servers that PyPI does not carry: Neo4j (needs Java 17 and Maven), an OpenTelemetry collector (needs Go; building it takes minutes)
+test-servers: $(DEV)   ## the tests on servers that PyPI does not carry: Neo4j (needs Java 17 and Maven), an OpenTelemetry collector (needs Go; building it takes minutes), PgBouncer
 	$(BIN)/python -m pytest -m server --servers --build-servers $(ARGS)
 
 test-deploy: $(DEV)    ## the image, the Compose project and the Helm chart, on a Docker Engine and an API server of their own (needs root, Go and hours the first time); ARGS="-k compose" for a part

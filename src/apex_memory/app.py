@@ -254,9 +254,10 @@ async def open_app(
         reranker = _open_reranker(settings, reranker_server)
         if reranker:
             stack.push_async_callback(reranker.close)
-        await migrate(settings.documents)
+        await migrate(settings.session_documents)
         db = Postgres(
             settings.documents,
+            pooled=bool(settings.documents_direct),
             timeout=settings.call_timeout_seconds,
             snapshot_seconds=settings.snapshot_seconds,
         )

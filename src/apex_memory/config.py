@@ -86,6 +86,10 @@ class Settings(BaseSettings):
         EMBEDDED,
         description="PostgreSQL 17 or later: `postgresql://user:password@host/database`, or `embedded:`.",
     )
+    documents_direct: str = Field(
+        "",
+        description="Where `documents` is a pooler in transaction mode (PgBouncer): the address of PostgreSQL itself, for what needs a session: migrations, notices, backups. Empty: `documents` is PostgreSQL itself.",
+    )
     graph: str = Field(
         EMBEDDED,
         description="Graph: `falkordb://:password@host:port/graph`, `neo4j://user:password@host:7687/database` (extra `neo4j`), or `embedded:`.",
@@ -520,6 +524,15 @@ class Settings(BaseSettings):
             split_address(value)
         return value
 
+    @field_validator("documents_direct")
+    @classmethod
+    def _direct_beside_a_pooler(cls, value: str, info: Any) -> str:
+        if value and not value.startswith(("postgresql://", "postgres://")):
+            raise ValueError("must start with postgresql:// or postgres://")
+        if value and info.data.get("documents") == EMBEDDED:
+            raise ValueError("only where `documents` is the address of a pooler")
+        return value
+
     @field_validator("graph", "vectors", "cache", "documents")
     @classmethod
     def _known_scheme(cls, value: str, info: Any) -> str:
@@ -633,6 +646,11 @@ class Settings(BaseSettings):
     def connections_tls(self) -> ClientTls:
         """What is trusted and shown where Apex connects: to its gateway and to the stores."""
         return ClientTls(self.ca_file, self.client_certificate_file, self.client_key_file)
+
+    @property
+    def session_documents(self) -> str:
+        """The address of PostgreSQL for what needs a session of its own."""
+        return self.documents_direct or self.documents
 
     @classmethod
     def settings_customise_sources(

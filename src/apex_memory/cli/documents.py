@@ -23,7 +23,7 @@ async def documents(
     exist is a `Misconfigured`.
     """
     if settings.documents != EMBEDDED:
-        yield settings.documents
+        yield settings.session_documents
         return
     folder = settings.data_dir.resolve()
     stack = read_stack(folder)

@@ -28,7 +28,7 @@ def migrate(json: Json = False) -> None:
             "documents: there is no server to migrate",
             remedy="set APEX_DOCUMENTS to a PostgreSQL server; `apex up` migrates the embedded one",
         )
-    applied = asyncio.run(_migrated(settings.documents))
+    applied = asyncio.run(_migrated(settings.session_documents))
     registered = False
     if settings.api_key.get_secret_value():
         registered = asyncio.run(_register(settings))
@@ -56,7 +56,7 @@ async def _register(settings: Settings) -> bool:
     # Not at the top: the gateway's libraries would slow the start of every command.
     from apex_memory.credentials.api_keys import register_first_key
 
-    db = Postgres(settings.documents, size=1)
+    db = Postgres(settings.session_documents, size=1)
     await db.open()
     try:
         return await register_first_key(db, settings.api_key.get_secret_value(), "first key")

@@ -251,7 +251,7 @@ async def running(settings: Settings, report: Report) -> AsyncIterator[Running]:
                     await supervisor.start(
                         *(engine for engine in engines if engine.role not in SLOW_TO_START)
                     )
-                    documents = environment.get("APEX_DOCUMENTS", settings.documents)
+                    documents = environment.get("APEX_DOCUMENTS", settings.session_documents)
                     await migrate(documents)
                     await _check_embedder(documents, embedder, dimension)
                     await _promote_build(settings, documents, report)

@@ -65,7 +65,7 @@ async def serve_paths(
         app.direct,
         app.inbox,
         own,
-        documents=app.settings.documents,
+        documents=app.settings.session_documents,
         watches_stalls=realtime,
     )
     loop.watch_closely()  # this process may follow one that was killed

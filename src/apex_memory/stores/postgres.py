@@ -8,7 +8,7 @@ import re
 import select
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, LiteralString, cast
 from uuid import UUID
@@ -92,6 +92,9 @@ class Postgres:
 
     Every transaction has a time limit: `timeout` seconds for work, `snapshot_seconds` for a snapshot,
     set when a connection opens, so that neither costs a round trip later.
+
+    `pooled` is for a pooler in transaction mode (PgBouncer), which gives each transaction any session: nothing is set
+    for a session then, and no statement is prepared. The time limit of a transaction is that of the role.
     """
 
     name = "documents"
@@ -100,6 +103,7 @@ class Postgres:
         self,
         url: str,
         *,
+        pooled: bool = False,
         size: int = 8,
         readers: int = 8,
         timeout: float = 20,
@@ -107,16 +111,9 @@ class Postgres:
     ) -> None:
         # PostgreSQL ends statements that take too long; this limit is for a server that hangs.
         self._patience = max(timeout, snapshot_seconds) + 2
-        self._pool = _pool(url, size, timeout, {"transaction_timeout": round(timeout * 1000)})
+        self._pool = _pool(url, size, timeout, limit=timeout, pooled=pooled)
         self._readers = _pool(
-            url,
-            readers,
-            timeout,
-            {
-                "transaction_timeout": round(snapshot_seconds * 1000),
-                "default_transaction_isolation": "repeatable\\ read",
-                "default_transaction_read_only": "on",
-            },
+            url, readers, timeout, limit=snapshot_seconds, pooled=pooled, configure=_as_reader
         )
 
     async def open(self) -> None:
@@ -227,9 +224,25 @@ async def _check(connection: Connection) -> None:
         await AsyncConnectionPool.check_connection(connection)
 
 
+async def _as_reader(connection: Connection) -> None:
+    """Let every transaction of a connection be a snapshot. It stands in BEGIN, so it holds through a pooler too."""
+    await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+    await connection.set_read_only(True)
+
+
 def _pool(
-    url: str, size: int, timeout: float, options: Mapping[str, Any]
+    url: str,
+    size: int,
+    timeout: float,
+    *,
+    limit: float,
+    pooled: bool,
+    configure: Callable[[Connection], Awaitable[None]] | None = None,
 ) -> AsyncConnectionPool[Connection]:
+    """Return a pool whose transactions end after `limit` seconds. Connections wait `timeout` seconds for each other."""
+    session: dict[str, Any] = {"options": f"-c transaction_timeout={round(limit * 1000)}"}
+    if pooled:
+        session = {"prepare_threshold": None}
     return AsyncConnectionPool(
         url,
         connection_class=cast(type[Connection], _Pooled),
@@ -238,6 +251,7 @@ def _pool(
         timeout=min(timeout, 5),
         open=False,
         check=_check,
+        configure=configure,
         # After an outage the pool would wait twice as long before each try, for up to five minutes.
         reconnect_timeout=1,
         kwargs={
@@ -246,7 +260,7 @@ def _pool(
             "autocommit": True,
             "application_name": f"apex-{os.getpid()}",
             "connect_timeout": 5,
-            "options": " ".join(f"-c {name}={value}" for name, value in options.items()),
+            **session,
         },
     )
 

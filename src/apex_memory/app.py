@@ -96,7 +96,13 @@ class App:
         self.stores: list[Store] = [db, graph, vectors, cache]
         if objects is not None:
             self.stores.append(objects)
-        payloads = PayloadStore(db, objects, keyring, threshold=settings.payload_threshold_bytes)
+        payloads = PayloadStore(
+            db,
+            objects,
+            keyring,
+            threshold=settings.payload_threshold_bytes,
+            seals=settings.seal_payloads,
+        )
         self.sources = dict(sources)
 
         self.vault = Vault(db, keyring)
@@ -108,7 +114,7 @@ class App:
             if isinstance(source, PulledSource)
         }
 
-        self.inbox = Inbox(db)
+        self.inbox = Inbox(db, payloads)
         self.payloads = payloads
         self.fetcher = Fetcher(
             db,
@@ -304,6 +310,7 @@ async def open_app(
             installation=installation,
         )
         stack.push_async_callback(app.pipeline.close)
+        await app.payloads.get_ready()
         with suppress(Misconfigured):  # `keep_fresh` logs it again; the other sources work
             await app.credentials.apply()
         yield app

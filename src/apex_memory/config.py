@@ -290,6 +290,10 @@ class Settings(BaseSettings):
     payload_days: float = Field(
         365, gt=0, description="Days that raw payloads are kept for replay."
     )
+    seal_payloads: bool = Field(
+        False,
+        description="Seal raw payloads in PostgreSQL under data keys, and these under the first key. Both forms are read whatever it says. Set it when every process runs a build that knows it. docs/howto/keys.md.",
+    )
     payload_store: str = Field(
         "",
         description="Bucket for large raw payloads, `s3://bucket/prefix` (extra `s3`). Empty: they stay in PostgreSQL. Needs a `secret_key`. Set it when every process runs a build that knows it.",

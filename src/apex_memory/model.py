@@ -99,6 +99,14 @@ def micros(moment: datetime) -> int:
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
 
 
+@dataclass(frozen=True, slots=True)
+class SealedPayload:
+    """A payload that is sealed under a data key: nonce, ciphertext and tag."""
+
+    data_key: uuid.UUID
+    body: bytes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """One raw inbound item, as a source hands it to the inbox.
@@ -107,8 +115,9 @@ class Event:
     key of the thing it is about, `version` orders the versions of that thing (microseconds, or the
     source's own counter). `payload` is kept byte for byte.
 
-    `payload_object` names the object outside PostgreSQL that holds the payload, if one does; `payload` is then empty
-    in what is read from the inbox, until `PayloadStore.load` fills it.
+    `payload_object` names the object outside PostgreSQL that holds the payload, if one does, and `sealed` is the payload as
+    PostgreSQL holds it, where it is sealed there. `payload` is then empty in what is read from the inbox, until
+    `PayloadStore.load` fills it.
     """
 
     source: str
@@ -121,6 +130,7 @@ class Event:
     priority: Priority = Priority.P0
     trace_parent: str | None = None
     payload_object: str | None = None
+    sealed: SealedPayload | None = field(default=None, repr=False)
 
     @property
     def id(self) -> uuid.UUID:

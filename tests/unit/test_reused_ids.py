@@ -65,7 +65,7 @@ def document(event: Event) -> Document:
 async def landed(db: Postgres, *events: Event) -> list[tuple[str, bool]]:
     """Land events; return the id and whether it is a duplicate, of each."""
     async with db.transaction() as connection:
-        results = await land_every_content(connection, "toy", events, document)
+        results = await land_every_content(connection, "toy", events, document, PayloadStore(db))
     return [(result.event_id, result.duplicate) for result in results]
 
 

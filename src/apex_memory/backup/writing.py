@@ -41,8 +41,8 @@ LIMITS = (
     "SET lock_timeout = 0",
 )
 READINGS = "readings"
-SEALED = ("secrets", "payload_objects")
-"""Tables with the id of the key (`key_id`) under which something is sealed: a secret, or an object outside PostgreSQL."""
+SEALED = ("secrets", "payload_objects", "data_keys")
+"""Tables with the id of the key (`key_id`) under which something is sealed: a secret, an object outside PostgreSQL, or a data key."""
 STEP = 16_000_000  # bytes of a table between two calls of `Progress`
 
 Progress = Callable[[str, int, int, int], None]

@@ -95,7 +95,7 @@ def remove(source: Source, setting: Setting, json: Json = False) -> None:
 
 @app.command("reseal")
 def reseal(json: Json = False) -> None:
-    """Encrypt all secrets under the first key, so that older keys can be removed.
+    """Encrypt all secrets under the first key, so that older keys can be removed, and the data keys of sealed payloads.
 
     Start every process with the new key first, in front of the old one. Safe to repeat.
 
@@ -107,6 +107,8 @@ def reseal(json: Json = False) -> None:
         show_json(result)
         return
     say(f"{result['resealed']} secrets encrypted under the first key.")
+    if result["data_keys"]:
+        say(f"{result['data_keys']} data keys of payloads encrypted under the first key.")
     if result["unreadable"]:
         names = ", ".join(result["unreadable"])
         say(

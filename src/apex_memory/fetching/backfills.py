@@ -130,7 +130,7 @@ class Backfills:
             return 0, 0
         after = row["position"].get("seq", 0)
         rows = await self._db.fetch(
-            f"""SELECT i.*, p.body, r.object FROM inbox i JOIN payloads p ON p.inbox_id = i.id
+            f"""SELECT i.*, p.body, p.data_key, r.object FROM inbox i JOIN payloads p ON p.inbox_id = i.id
                 LEFT JOIN payload_references r ON r.inbox_id = i.id
                 WHERE i.source = %s AND i.seq > %s AND i.received_at >= %s AND i.received_at < %s
                   AND strpos(i.event_id, '{MARK}') = 0

@@ -30,7 +30,7 @@ class Fetcher:
         self.clients = clients
         self.states = SourceStates(db, sources)
         self.files = Files(db, payloads)
-        self.readings = Readings(db, keep=keep_readings)
+        self.readings = Readings(db, keep=keep_readings, payloads=payloads)
         self.pulls = Pulls(db, self.files, self.readings, payloads)
         self._sources = sources
 

@@ -81,7 +81,9 @@ class Files:
         events = await self._payloads.offload(unpacked.events[start : start + CHUNK])
         landed = start + len(events)
         async with self._db.transaction() as connection:
-            await land_page(connection, source.name, events, document=source.document)
+            await land_page(
+                connection, source.name, events, document=source.document, payloads=self._payloads
+            )
             conflicts = await _conflicts(connection, source, events)
             await connection.execute(
                 """UPDATE files SET events = %(events)s, landed = greatest(landed, %(landed)s),

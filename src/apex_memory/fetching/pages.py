@@ -9,6 +9,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, get_current_span
 
 from apex_memory.inbox import landing
+from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.inbox.reused_ids import MakeDocument, land_every_content
 from apex_memory.model import Event, LandResult
 from apex_memory.stores.postgres import Connection
@@ -21,10 +22,11 @@ async def land_page(
     events: Sequence[Event],
     *,
     document: MakeDocument | None = None,
+    payloads: PayloadStore | None = None,
 ) -> list[LandResult]:
     """Land the events of one page, as `landing.land` does.
 
-    With the source's `document`, other content under the ids of earlier events lands as well (`inbox.reused_ids`).
+    With the source's `document`, and `payloads` to read what is compared, other content under the ids of earlier events lands as well (`inbox.reused_ids`).
 
     A page is a trace of its own, with a link to the fetch that brought it: a stream or a backfill fetches for hours,
     and one trace of all its events would have no end. Events that are replayed leave their old traces.
@@ -46,6 +48,6 @@ async def land_page(
             event if event.trace_parent == carrier else replace(event, trace_parent=carrier)
             for event in events
         ]
-        if document is None:
+        if document is None or payloads is None:
             return await landing.land(connection, traced)
-        return await land_every_content(connection, source, traced, document)
+        return await land_every_content(connection, source, traced, document, payloads)

@@ -161,7 +161,9 @@ class Pulls:
         async with self._db.transaction() as connection:
             if page.cursor is not None:
                 await self._move(connection, key, before, after)
-            landed = await land_page(connection, source.name, events, document=source.document)
+            landed = await land_page(
+                connection, source.name, events, document=source.document, payloads=self._payloads
+            )
             readings = 0
             if isinstance(source, StreamSource):
                 readings = await self._readings.insert(connection, source, page.readings)

@@ -19,6 +19,7 @@ from typing import Any, LiteralString
 import orjson
 
 from apex_memory.fetching.pages import land_page
+from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.model import now
 from apex_memory.sources.base import StreamSource
 from apex_memory.sources.pages import Reading
@@ -38,8 +39,12 @@ PARTITIONS_LOCK = 0x41504559
 class Readings:
     """Readings of all streams. `keep` is how long raw readings are kept (setting `reading_days`)."""
 
-    def __init__(self, db: Postgres, *, keep: timedelta) -> None:
+    def __init__(
+        self, db: Postgres, *, keep: timedelta, payloads: PayloadStore | None = None
+    ) -> None:
+        """`payloads` seals the payloads of windows, where that is set."""
         self._db = db
+        self._payloads = payloads or PayloadStore(db)
         self._keep = keep
 
     async def insert(
@@ -121,6 +126,7 @@ class Readings:
         return total
 
     async def _aggregate_chunk(self, source: StreamSource, everything: bool) -> int:
+        await self._payloads.get_ready()
         async with self._db.transaction() as connection:
             due = await (
                 await connection.execute(
@@ -147,7 +153,7 @@ class Readings:
                 events.append(
                     source.aggregate_window(series, start, readings, versions[series, start])
                 )
-            await land_page(connection, source.name, events)
+            await land_page(connection, source.name, await self._payloads.seal(events))
         return len(due)
 
     async def _read(

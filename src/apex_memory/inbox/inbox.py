@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -11,6 +12,7 @@ from uuid import UUID
 from apex_memory.errors import ApexError
 from apex_memory.inbox import landing, leases, notices, queries, reused_ids, transitions
 from apex_memory.inbox.leases import Claim, Run
+from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.inbox.queries import BacklogRow
 from apex_memory.inbox.reused_ids import MakeDocument
 from apex_memory.inbox.routing import Carrier
@@ -25,8 +27,10 @@ MOST_TRACED = 500  # events of a batch that get spans; no batch has more
 class Inbox:
     """Landing, leases and queries over the pool. Every method raises `Unavailable` without PostgreSQL."""
 
-    def __init__(self, db: Postgres) -> None:
+    def __init__(self, db: Postgres, payloads: PayloadStore | None = None) -> None:
+        """`payloads` opens sealed payloads, for comparisons."""
         self._db = db
+        self._payloads = payloads or PayloadStore(db)
         self._log = logger(component="inbox")
 
     async def land(self, events: Sequence[Event]) -> list[LandResult]:
@@ -129,14 +133,24 @@ class Inbox:
     ) -> dict[int, Event]:
         """Return the duplicates that have other content, under ids of their own; see `reused_ids.with_own_ids`."""
         async with self._db.connection() as connection:
-            return await reused_ids.with_own_ids(connection, source, events, results, document)
+            return await reused_ids.with_own_ids(
+                connection, source, events, results, document, self._payloads
+            )
 
     async def payload_digests(
         self, source: str, event_ids: Sequence[str]
     ) -> dict[str, bytes | None]:
         """The SHA-256 of the payloads of events that exist; see `queries.payload_digests`."""
         async with self._db.connection() as connection:
-            return await queries.payload_digests(connection, source, event_ids)
+            found = await queries.payload_digests(connection, source, event_ids)
+            sealed = [item for item in found.values() if isinstance(item, Event)]
+            opened = await self._payloads.opened(connection, sealed)
+        digests = {id: item for id, item in found.items() if not isinstance(item, Event)}
+        for event in opened:
+            if isinstance(event, ApexError):
+                raise event
+            digests[event.event_id] = hashlib.sha256(event.payload).digest()
+        return digests
 
     async def ready(self) -> dict[str, int]:
         """Number of events by source that can be claimed now."""

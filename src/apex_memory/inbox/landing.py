@@ -18,8 +18,8 @@ async def land(connection: Connection, events: Sequence[Event]) -> list[LandResu
     """Insert events with their payloads; return one `LandResult` for each, in order.
 
     One statement for any number of events. An event that exists already keeps its first payload, also when both
-    are in this call. A payload that is an object is referred to. Raises `Rejected` for values that PostgreSQL cannot
-    hold, and `RetryLater` when an object is gone.
+    are in this call. A payload that is an object is referred to, and one that is sealed is stored so. Raises `Rejected` for values that PostgreSQL cannot
+    hold, and `RetryLater` when an object or a data key is gone.
     """
     if not events:
         return []
@@ -41,26 +41,37 @@ async def land(connection: Connection, events: Sequence[Event]) -> list[LandResu
 
 
 async def _insert(connection: Connection, events: Iterable[Event]) -> set[UUID]:
-    """Insert distinct events with their payloads; return the ids of those that are new."""
+    """Insert distinct events with their payloads; return the ids of those that are new.
+
+    Raises `RetryLater` when the database does not have a data key. Those of the events that have it may have landed.
+    """
     cursor = await connection.execute(
-        """WITH new AS (
+        """WITH given AS (
              SELECT * FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::uuid[], %b::text[], %b::smallint[],
-                                  %b::bigint[], %b::timestamptz[], %b::text[], %b::text[], %b::bytea[], %b::text[])
-               AS t (id, source, event_id, doc_id, doc_key, priority, version, occurred_at, content_type, trace_parent, body, object)
+                                  %b::bigint[], %b::timestamptz[], %b::text[], %b::text[], %b::bytea[], %b::text[], %b::uuid[])
+               AS t (id, source, event_id, doc_id, doc_key, priority, version, occurred_at, content_type, trace_parent, body, object, data_key)
+           ), new AS (
+             SELECT * FROM given WHERE data_key IS NULL OR data_key IN (SELECT id FROM data_keys)
            ), landed AS (
              INSERT INTO inbox (id, source, event_id, doc_id, doc_key, priority, version, occurred_at, content_type, trace_parent)
              SELECT id, source, event_id, doc_id, doc_key, priority, version, occurred_at, content_type, trace_parent FROM new
              ON CONFLICT DO NOTHING RETURNING id
            ), kept AS (
-             INSERT INTO payloads (inbox_id, body) SELECT id, body FROM new JOIN landed USING (id)
+             INSERT INTO payloads (inbox_id, body, data_key) SELECT id, body, data_key FROM new JOIN landed USING (id)
            ), referring AS (
              INSERT INTO payload_references (inbox_id, object)
              SELECT id, object FROM new JOIN landed USING (id) WHERE object IS NOT NULL
            )
-           SELECT id FROM landed""",
+           SELECT id, false AS lost FROM landed
+           UNION ALL
+           SELECT id, true FROM given WHERE data_key IS NOT NULL AND data_key NOT IN (SELECT id FROM data_keys)""",
         [list(column) for column in zip(*map(_columns, events), strict=True)],
     )
-    return {row["id"] for row in await cursor.fetchall()}
+    rows = await cursor.fetchall()
+    if any(row["lost"] for row in rows):
+        # As after a failover to a standby that missed the newest rows. A process looks for data keys every minute.
+        raise RetryLater("the database does not have the data key of a payload", after=10)
+    return {row["id"] for row in rows}
 
 
 def _columns(event: Event) -> tuple[Any, ...]:
@@ -75,6 +86,13 @@ def _columns(event: Event) -> tuple[Any, ...]:
         event.occurred_at,
         event.content_type,
         event.trace_parent,
-        b"" if event.payload_object is not None else event.payload,
+        _body(event),
         event.payload_object,
+        event.sealed.data_key if event.sealed else None,
     )
+
+
+def _body(event: Event) -> bytes:
+    if event.payload_object is not None:
+        return b""
+    return event.sealed.body if event.sealed else event.payload

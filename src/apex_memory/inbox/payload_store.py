@@ -15,12 +15,14 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from uuid import UUID
 
 from apex_memory.errors import ApexError, Misconfigured, NotFound, RetryLater
+from apex_memory.inbox.data_keys import THREAD_BYTES, DataKeys, ResealedKeys
 from apex_memory.model import Event
 from apex_memory.sealing import Keyring
 from apex_memory.stores.objects import ObjectStore
-from apex_memory.stores.postgres import Postgres
+from apex_memory.stores.postgres import Connection, Postgres
 from apex_memory.telemetry import logger
 
 SEALED = "payload objects"
@@ -37,7 +39,11 @@ class _Digests:
 
 
 class PayloadStore:
-    """Moves payloads of at least `threshold` bytes to objects. Without `objects` every payload stays in PostgreSQL."""
+    """Moves payloads of at least `threshold` bytes to objects. Without `objects` every payload stays in PostgreSQL.
+
+    With `seals` those that stay there are sealed. Sealed ones are opened, whatever `seals` is. Raises `Misconfigured`
+    without keys where payloads are to be sealed.
+    """
 
     def __init__(
         self,
@@ -46,6 +52,7 @@ class PayloadStore:
         keys: Keyring | None = None,
         *,
         threshold: int = 0,
+        seals: bool = False,
     ) -> None:
         self._db = db
         self._objects = objects
@@ -54,18 +61,83 @@ class PayloadStore:
         self._names = keys.for_purpose(NAMED)
         self._threshold = threshold
         self._log = logger(component="payloads")
-        if objects is not None:
+        self._data_keys = DataKeys(keys)
+        self._seals_rows = seals
+        if objects is not None or seals:
             keys.require_key()
 
-    async def offload(self, events: Sequence[Event]) -> list[Event]:
-        """Write large payloads to objects, and return the events with the names of these.
+    async def reseal(self, *, actor: str) -> ResealedKeys:
+        """Seal every data key under the first key, in one transaction. Payloads stay as they are. Safe to repeat."""
+        async with self._db.transaction() as connection:
+            result = await self._data_keys.reseal(connection)
+            if result.resealed:
+                await connection.execute(
+                    "INSERT INTO audit (actor, action, subject) VALUES (%s, 'data keys reseal', %s)",
+                    (actor, str(result.resealed)),
+                )
+        return result
 
-        Call it before landing, outside a transaction. Raises `Unavailable` when an object cannot be written; small
-        events are returned as they are without a request.
+    async def get_ready(self) -> None:
+        """Choose the data key for `seal`, if payloads are to be sealed. Raises `Misconfigured` where they cannot be.
+
+        Call it outside a transaction.
         """
-        if self._objects is None:
+        if self._seals_rows and not self._data_keys.is_current():
+            async with self._db.connection() as connection:
+                await self._data_keys.refresh(connection)
+
+    async def offload(self, events: Sequence[Event]) -> list[Event]:
+        """Write large payloads to objects, and return the events with the names of these. Seal the others, if that is set.
+
+        Call it before landing, outside a transaction. Raises `Unavailable` when an object cannot be written, and
+        `Misconfigured` when payloads cannot be sealed; small events need no request.
+        """
+        if self._objects is not None:
+            events = list(await asyncio.gather(*map(self._offload, events)))
+        await self.get_ready()
+        return await self.seal(events)
+
+    async def seal(self, events: Sequence[Event]) -> list[Event]:
+        """Return events with sealed payloads, if that is set. Call `get_ready` before."""
+        if not self._seals_rows:
             return list(events)
-        return list(await asyncio.gather(*map(self._offload, events)))
+        # An empty payload, as tombstones have, stays: that it is sealed could not be told from its content.
+        closing = [
+            event
+            for event in events
+            if event.payload and event.payload_object is None and event.sealed is None
+        ]
+        sealed = iter(await self._data_keys.seal_all(closing))
+        chosen = {id(event) for event in closing}
+        return [
+            replace(event, sealed=next(sealed)) if id(event) in chosen else event
+            for event in events
+        ]
+
+    async def opened(
+        self, connection: Connection, events: Sequence[Event]
+    ) -> list[Event | ApexError]:
+        """Return the events with the payloads that PostgreSQL holds sealed; in place of an event why it cannot be opened."""
+        unknown = self._unknown_keys(events)
+        if unknown:
+            await self._data_keys.read(connection, unknown)
+        return await self._opened(events)
+
+    def _unknown_keys(self, events: Sequence[Event]) -> set[UUID]:
+        return self._data_keys.unknown([event.sealed for event in events if event.sealed])
+
+    async def _opened(self, events: Sequence[Event]) -> list[Event | ApexError]:
+        if sum(len(event.sealed.body) for event in events if event.sealed) > THREAD_BYTES:
+            return await asyncio.to_thread(lambda: list(map(self._open, events)))
+        return list(map(self._open, events))
+
+    def _open(self, event: Event) -> Event | ApexError:
+        if event.sealed is None or event.payload:
+            return event
+        try:
+            return replace(event, payload=self._data_keys.open(event, event.sealed))
+        except ApexError as error:
+            return error
 
     async def _offload(self, event: Event) -> Event:
         if event.payload_object is not None or len(event.payload) < self._threshold:
@@ -103,19 +175,24 @@ class PayloadStore:
         return name
 
     async def load(self, events: Sequence[Event]) -> list[Event | ApexError]:
-        """Return the events with their payloads, in order; in place of an event the error that its object gave.
+        """Return the events with their payloads, in order; in place of an event the error that its object or its data key gave.
 
         An error is `Unavailable` while the object store is, `Misconfigured` without the store or the key in the
         settings, and `RetryLater` for an object that is missing.
         """
+        unknown = self._unknown_keys(events)
+        if unknown:
+            async with self._db.connection() as connection:
+                await self._data_keys.read(connection, unknown)
+        opened = await self._opened(events)
         names = {event.payload_object for event in events if event.payload_object is not None}
         if not names:
-            return list(events)
+            return opened
         rows = await self._db.fetch(
             "SELECT name, key_id FROM payload_objects WHERE name = ANY(%s)", (list(names),)
         )
         keys = {row["name"]: row["key_id"] for row in rows}
-        return list(await asyncio.gather(*(self._loaded(event, keys) for event in events)))
+        return list(await asyncio.gather(*(self._loaded(event, keys) for event in opened)))
 
     async def load_one(self, event: Event) -> Event:
         """Return an event with its payload. Raises the errors of `load`."""
@@ -124,9 +201,9 @@ class PayloadStore:
             raise loaded
         return loaded
 
-    async def _loaded(self, event: Event, keys: Mapping[str, str]) -> Event | ApexError:
-        name = event.payload_object
-        if name is None:
+    async def _loaded(self, event: Event | ApexError, keys: Mapping[str, str]) -> Event | ApexError:
+        name = event.payload_object if isinstance(event, Event) else None
+        if name is None or isinstance(event, ApexError):
             return event
         if self._objects is None:
             return Misconfigured(

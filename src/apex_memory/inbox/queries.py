@@ -11,7 +11,7 @@ from psycopg.rows import class_row
 
 from apex_memory.errors import NotFound
 from apex_memory.inbox.routing import BUCKET_SQL, BUCKETS
-from apex_memory.model import Event, Priority
+from apex_memory.model import Event, Priority, SealedPayload
 from apex_memory.stores.postgres import Connection, Row
 from apex_memory.telemetry.traces import TracedEvent
 
@@ -43,10 +43,10 @@ async def unprepared(connection: Connection, batch: UUID) -> dict[UUID, int]:
 async def events(connection: Connection, batch: UUID, ids: Sequence[UUID]) -> list[Event]:
     """Those of the events that the batch owns and that have no manifest yet, with payloads, in the order of the claim.
 
-    Payloads that are objects are not filled in; `PayloadStore.load` does that.
+    Payloads that are objects or sealed are not filled in; `PayloadStore.load` does that.
     """
     cursor = await connection.execute(
-        """SELECT i.*, p.body, r.object FROM inbox i JOIN payloads p ON p.inbox_id = i.id
+        """SELECT i.*, p.body, p.data_key, r.object FROM inbox i JOIN payloads p ON p.inbox_id = i.id
            LEFT JOIN payload_references r ON r.inbox_id = i.id
            WHERE i.open AND i.batch = %s AND i.id = ANY(%s) AND i.state = 'received' ORDER BY i.priority, i.seq""",
         (batch, list(ids)),
@@ -88,7 +88,7 @@ async def traced(connection: Connection, batch: UUID, *, limit: int) -> list[Tra
 async def event(connection: Connection, id: UUID) -> Event:
     """One raw event as it landed. Raises `NotFound` for an unknown id, or when retention removed the payload."""
     cursor = await connection.execute(
-        """SELECT i.*, p.body, r.object FROM inbox i JOIN payloads p ON p.inbox_id = i.id
+        """SELECT i.*, p.body, p.data_key, r.object FROM inbox i JOIN payloads p ON p.inbox_id = i.id
            LEFT JOIN payload_references r ON r.inbox_id = i.id WHERE i.id = %s""",
         (id,),
     )
@@ -106,11 +106,12 @@ async def with_other_bytes(
 ) -> dict[str, Event]:
     """Return, by event id, the events as they landed whose payload, content type or document is not the given one.
 
-    `digests` holds events with the SHA-256 of their payloads. Those are missing in the result that never landed, or
+    `digests` holds events with the SHA-256 of their payloads. A sealed payload is always another one here: the caller
+    opens and compares it. Those are missing in the result that never landed, or
     whose payload retention removed.
     """
     cursor = await connection.execute(
-        """SELECT i.*, p.body, r.object
+        """SELECT i.*, p.body, p.data_key, r.object
            FROM unnest(%b::uuid[], %b::uuid[], %b::text[], %b::bigint[], %b::bytea[])
              AS t (id, doc_id, content_type, size, digest)
            JOIN inbox i ON i.id = t.id JOIN payloads p ON p.inbox_id = t.id
@@ -130,16 +131,23 @@ async def with_other_bytes(
 
 async def payload_digests(
     connection: Connection, source: str, event_ids: Sequence[str]
-) -> dict[str, bytes | None]:
-    """The SHA-256 of the payload by event id, for those of the events that exist; None where retention removed it."""
+) -> dict[str, bytes | Event | None]:
+    """The SHA-256 of the payload by event id, for those of the events that exist; None where retention removed it.
+
+    Where it is sealed in PostgreSQL, the event in place of the digest.
+    """
     cursor = await connection.execute(
-        """SELECT i.event_id, coalesce(o.sha256, sha256(p.body)) AS digest
+        """SELECT i.*, CASE WHEN p.data_key IS NULL THEN '' ELSE p.body END AS body, p.data_key, r.object,
+                  coalesce(o.sha256, sha256(p.body)) AS digest
            FROM inbox i LEFT JOIN payloads p ON p.inbox_id = i.id
            LEFT JOIN payload_references r ON r.inbox_id = i.id LEFT JOIN payload_objects o ON o.name = r.object
            WHERE i.source = %s AND i.event_id = ANY(%s)""",
         (source, list(event_ids)),
     )
-    return {row["event_id"]: row["digest"] for row in await cursor.fetchall()}
+    return {
+        row["event_id"]: event_from_row(row) if row["data_key"] else row["digest"]
+        for row in await cursor.fetchall()
+    }
 
 
 async def ready(connection: Connection) -> dict[str, int]:
@@ -237,16 +245,19 @@ async def parked_by_store(connection: Connection) -> dict[str, int]:
 def event_from_row(
     row: Row, *, event_id: str | None = None, priority: Priority | None = None
 ) -> Event:
-    """The event in a row of `inbox` joined with its payload as `body` and `object`; with another id or priority where given."""
+    """The event in a row of `inbox` joined with its payload as `body`, `data_key` and `object`; with another id or priority where given."""
+    data_key: UUID | None = row["data_key"]
+    body = bytes(row["body"])
     return Event(
         source=row["source"],
         event_id=event_id or row["event_id"],
         doc_key=row["doc_key"],
         version=row["version"],
         occurred_at=row["occurred_at"],
-        payload=bytes(row["body"]),
+        payload=b"" if data_key else body,
         content_type=row["content_type"],
         priority=Priority(row["priority"]) if priority is None else priority,
         trace_parent=row["trace_parent"],
         payload_object=row["object"],
+        sealed=SealedPayload(data_key, body) if data_key else None,
     )

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from apex_memory.errors import ApexError
 from apex_memory.inbox import landing, queries
+from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.model import MALFORMED, TOMBSTONE, Document, Event, LandResult
 from apex_memory.stores.postgres import Connection
 from apex_memory.telemetry import logger
@@ -30,11 +31,15 @@ MakeDocument = Callable[[Event], Document]
 
 
 async def land_every_content(
-    connection: Connection, source: str, events: Sequence[Event], document: MakeDocument
+    connection: Connection,
+    source: str,
+    events: Sequence[Event],
+    document: MakeDocument,
+    payloads: PayloadStore,
 ) -> list[LandResult]:
     """Land events of one source like `landing.land`, with other content under the ids of earlier events as well."""
     results = await landing.land(connection, events)
-    changed = await with_own_ids(connection, source, events, results, document)
+    changed = await with_own_ids(connection, source, events, results, document, payloads)
     if changed:
         own_results = await landing.land(connection, list(changed.values()))
         for n, result in zip(changed, own_results, strict=True):
@@ -48,6 +53,7 @@ async def with_own_ids(
     events: Sequence[Event],
     results: Sequence[LandResult],
     document: MakeDocument,
+    payloads: PayloadStore,
 ) -> dict[int, Event]:
     """Return the duplicates among landed events that have other content, by position, under ids of their own.
 
@@ -56,15 +62,21 @@ async def with_own_ids(
     the content, so it is the same whenever the content comes again. A duplicate of an event whose payload retention
     removed counts as a repetition.
 
-    Ordinary repetitions cost one statement for all of them: PostgreSQL compares digests of the payloads. Documents
-    are made in a thread.
+    Ordinary repetitions cost one statement for all of them: PostgreSQL compares digests of the payloads. Sealed ones
+    are opened with `payloads` and compared here. Documents are made in a thread.
     """
     repeated = {n: events[n] for n, result in enumerate(results) if result.duplicate}
     if not repeated:
         return {}
     digests = await _payload_digests(list(repeated.values()))
     earlier = await queries.with_other_bytes(connection, digests)
-    suspects = {n: event for n, event in repeated.items() if event.event_id in earlier}
+    opened = await payloads.opened(connection, list(earlier.values()))
+    earlier |= {event.event_id: event for event in opened if isinstance(event, Event)}
+    suspects = {
+        n: event
+        for n, event in repeated.items()
+        if event.event_id in earlier and not _same_bytes(event, earlier[event.event_id])
+    }
     if not suspects:
         return {}
     changed = await asyncio.to_thread(_changed, suspects, earlier, document)
@@ -91,7 +103,9 @@ def _changed(
 ) -> dict[int, Event]:
     """Return the events whose content differs from that of the earlier event of their id, under their own ids."""
     payloads = [event.payload for event in (*suspects.values(), *earlier.values())]
-    unread = any(event.payload_object is not None for event in earlier.values())
+    unread = any(
+        event.payload_object is not None or _is_closed(event) for event in earlier.values()
+    )
     make = document if sum(map(len, payloads)) <= DOCUMENT_BYTES and not unread else None
     earlier_contents = {id: _content_digest(event, make) for id, event in earlier.items()}
     changed: dict[int, Event] = {}
@@ -102,12 +116,26 @@ def _changed(
     return changed
 
 
+def _same_bytes(event: Event, other: Event) -> bool:
+    if _is_closed(other) or other.payload_object is not None:
+        return False
+    same = (event.payload, event.content_type, event.doc_id)
+    return same == (other.payload, other.content_type, other.doc_id)
+
+
+def _is_closed(event: Event) -> bool:
+    return event.sealed is not None and not event.payload
+
+
 def _content_digest(event: Event, document: MakeDocument | None) -> bytes:
     """Return the digest of an event's document; of its payload, where it has no document or `document` is None."""
     digest = hashlib.sha256(f"{event.doc_key}\0{event.content_type}\0".encode())
     if not event.payload and event.payload_object is not None:
         # It was not read: its bytes differ from those that it is compared with, as their digests show.
         digest.update(event.payload_object.encode())
+        return digest.digest()
+    if event.sealed and _is_closed(event):  # its key is missing, so it counts as other content
+        digest.update(event.sealed.body)
         return digest.digest()
     if document is None or event.content_type in (TOMBSTONE, MALFORMED):
         digest.update(event.payload)

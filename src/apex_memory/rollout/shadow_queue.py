@@ -105,7 +105,7 @@ async def load(connection: Connection, batch: UUID, unfinished: Sequence[str]) -
     `unfinished` holds the fingerprints of dead letters of events that ended their worker.
     """
     cursor = await connection.execute(
-        """SELECT i.*, p.body, f.object, s.id AS copy_id, s.attempts AS copy_attempts, s.tries, s.queued_at,
+        """SELECT i.*, p.body, p.data_key, f.object, s.id AS copy_id, s.attempts AS copy_attempts, s.tries, s.queued_at,
                   coalesce(l.fingerprint = ANY(%s), false) AS unfinished
            FROM shadows s JOIN inbox i ON i.id = s.inbox_id LEFT JOIN payloads p ON p.inbox_id = i.id
            LEFT JOIN payload_references f ON f.inbox_id = i.id LEFT JOIN dead_letters l ON l.inbox_id = i.id AND i.state = 'dead'

@@ -66,7 +66,7 @@ class DeadLetters:
     async def show(self, id: int) -> dict[str, Any]:
         """One dead letter with its event's content type and size in bytes. Raises `NotFound`."""
         row = await self._db.fetch_one(
-            """SELECT l.*, i.content_type, i.doc_key, i.occurred_at, coalesce(o.bytes, octet_length(p.body)) AS payload_bytes
+            """SELECT l.*, i.content_type, i.doc_key, i.occurred_at, coalesce(o.bytes, octet_length(p.body) - CASE WHEN p.data_key IS NULL THEN 0 ELSE 28 END) AS payload_bytes
                FROM dead_letters l JOIN inbox i ON i.id = l.inbox_id LEFT JOIN payloads p ON p.inbox_id = i.id
                LEFT JOIN payload_references r ON r.inbox_id = i.id LEFT JOIN payload_objects o ON o.name = r.object
                WHERE l.id = %s""",

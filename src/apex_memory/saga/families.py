@@ -14,7 +14,7 @@ from uuid import UUID
 from psycopg.rows import class_row
 
 from apex_memory.inbox import landing
-from apex_memory.model import TOMBSTONE, Event, Manifest, Priority
+from apex_memory.model import TOMBSTONE, Event, Manifest, Priority, SealedPayload
 from apex_memory.saga.stage import Stage
 from apex_memory.stores.postgres import Connection
 
@@ -32,6 +32,7 @@ class _Child:
     content_type: str
     body: bytes
     object: str | None
+    data_key: UUID | None
 
 
 async def lock_families(connection: Connection, manifests: Sequence[Manifest]) -> None:
@@ -71,7 +72,7 @@ async def delete_children(connection: Connection, deleted: Sequence[Stage]) -> i
     async with connection.cursor(row_factory=class_row(_Child)) as cursor:
         await cursor.execute(
             """SELECT d.doc_id, d.parent_id, d.source, d.doc_key, i.priority, d.occurred_at,
-                      %s AS content_type, ''::bytea AS body, NULL::text AS object
+                      %s AS content_type, ''::bytea AS body, NULL::text AS object, NULL::uuid AS data_key
                FROM documents d JOIN manifests m ON m.id = d.manifest_id JOIN inbox i ON i.id = m.inbox_id
                WHERE d.parent_id = ANY(%s) AND NOT d.deleted""",
             (TOMBSTONE, [stage.manifest.doc_id for stage in deleted]),
@@ -92,7 +93,7 @@ async def restore_children(connection: Connection, restored: Sequence[Stage]) ->
             """SELECT c.doc_id, c.parent_id, last.* FROM
                  (SELECT DISTINCT doc_id, parent_id FROM manifests WHERE parent_id = ANY(%s)) c
                CROSS JOIN LATERAL (
-                 SELECT i.source, i.doc_key, i.priority, i.occurred_at, i.content_type, p.body, r.object
+                 SELECT i.source, i.doc_key, i.priority, i.occurred_at, i.content_type, p.body, r.object, p.data_key
                  FROM inbox i JOIN payloads p ON p.inbox_id = i.id LEFT JOIN payload_references r ON r.inbox_id = i.id
                  WHERE i.doc_id = c.doc_id AND i.content_type <> %s AND i.state <> 'dead'
                  ORDER BY i.version DESC, i.event_id DESC LIMIT 1) last
@@ -121,6 +122,7 @@ async def _land(
                 occurred_at=child.occurred_at,
                 payload=child.body,
                 payload_object=child.object,
+                sealed=SealedPayload(child.data_key, child.body) if child.data_key else None,
                 content_type=child.content_type,
                 priority=Priority(child.priority),
             )

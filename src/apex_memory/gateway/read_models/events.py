@@ -18,7 +18,7 @@ from apex_memory.telemetry.traces import trace_id_of
 # Of an event's stages the committed one counts, then the one being written, then the last.
 _DETAIL: LiteralString = """
 SELECT i.*, s.state AS stage_state, s.created_at AS staged_at, s.graph_at, s.vectors_at, s.committed_at,
-       m.kind, m.title, m.deleted, m.degraded, coalesce(o.bytes, octet_length(p.body)) AS payload_bytes,
+       m.kind, m.title, m.deleted, m.degraded, coalesce(o.bytes, octet_length(p.body) - CASE WHEN p.data_key IS NULL THEN 0 ELSE 28 END) AS payload_bytes,
        l.id AS dead_letter_id, l.status AS dead_letter_status, l.remedy
 FROM chosen i
 LEFT JOIN payloads p ON p.inbox_id = i.id

@@ -40,10 +40,11 @@ class SecretList(BaseModel):
 
 
 class ResealResult(BaseModel):
-    """The number of secrets that are newly encrypted under the first key, and those whose key is not configured."""
+    """The numbers of secrets and of data keys that are newly encrypted under the first key, and those whose key is not configured."""
 
-    model_config = example({"resealed": 3, "unreadable": []})
+    model_config = example({"resealed": 3, "data_keys": 2, "unreadable": []})
     resealed: int
+    data_keys: int
     unreadable: list[str]
 
 
@@ -99,14 +100,20 @@ async def list_secrets(gateway: GatewayDep, key: Admin) -> dict[str, Any]:
     responses=problems(401, 403, 409, 503),
 )
 async def reseal_secrets(gateway: GatewayDep, key: Admin) -> dict[str, Any]:
-    """Encrypt every secret under the first key, so that older keys can be removed. Safe to repeat.
+    """Encrypt every secret under the first key, so that older keys can be removed, and every data key of sealed payloads. Safe to repeat.
 
-    Start every process with the new key first, in front of the old one.
+    Payloads stay as they are. Start every process with the new key first, in front of the old one.
     """
     try:
-        return asdict(await gateway.app.vault.reseal(actor=key.id))
+        secrets = await gateway.app.vault.reseal(actor=key.id)
+        data_keys = await gateway.app.payloads.reseal(actor=key.id)
     except Misconfigured as error:
         raise Conflict(str(error), remedy=error.remedy) from None
+    return {
+        "resealed": secrets.resealed,
+        "data_keys": data_keys.resealed,
+        "unreadable": secrets.unreadable + data_keys.unreadable,
+    }
 
 
 @router.put(

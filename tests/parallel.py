@@ -39,9 +39,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> AloneLast | 
 
 
 def publish_groups(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
-    """Write the group of each test that has one, by the test's id. Called in a worker.
+    """Write the group of each test that has one, by the test's id, and which tests are long. Called in a worker.
 
-    The mark `xdist_group` names it. Tests without this mark and without an engine form groups of `PART` neighbours.
+    The mark `xdist_group` names the group. Tests without this mark and without an engine form groups of `PART` neighbours.
     """
     workerinput: dict[str, Any] | None = getattr(config, "workerinput", None)
     if workerinput is None:
@@ -55,11 +55,14 @@ def publish_groups(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
         elif item.get_closest_marker("engine") is None:
             groups[item.nodeid] = f"part {small // PART}"
             small += 1
-    Path(workerinput[FILE]).write_text(json.dumps(groups))
+    long = [item.nodeid for item in items if item.get_closest_marker("long")]
+    Path(workerinput[FILE]).write_text(json.dumps({"groups": groups, "long": long}))
 
 
 class AloneLast(LoadGroupScheduling):  # type: ignore[misc] # xdist has no types
     """Tests of one group go to one worker. The group `ALONE` runs last, when all other workers have ended.
+
+    Long tests go first: one that begins last would leave the other workers without work.
 
     A worker holds its last test back until it receives another one or the order to shut down. So the
     workers shut down one by one as the other tests run out, and the last open one gets the group.
@@ -69,13 +72,19 @@ class AloneLast(LoadGroupScheduling):  # type: ignore[misc] # xdist has no types
         if self.collection is None:
             folder = Path(self.config.stash[FOLDER].name)
             first = next(iter(self.registered_collections))
-            self._groups = json.loads((folder / f"{first.gateway.id}.json").read_text())
+            published = json.loads((folder / f"{first.gateway.id}.json").read_text())
+            self._groups: dict[str, str] = published["groups"]
+            self._long = [self._split_scope(nodeid) for nodeid in published["long"]]
         super().schedule()
 
     def _split_scope(self, nodeid: str) -> str:
         return str(self._groups.get(nodeid, nodeid))
 
     def _assign_work_unit(self, node: Any) -> None:
+        for name in self._long:
+            if name in self.workqueue:
+                self.workqueue.move_to_end(name, last=False)
+        self._long = []
         if ALONE in self.workqueue:
             self.workqueue.move_to_end(ALONE)
             if len(self.workqueue) == 1 and len(self.nodes) > 1:

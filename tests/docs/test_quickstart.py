@@ -14,7 +14,7 @@ from apex_memory.engines.base import free_port
 from apex_memory.engines.state import leftovers, read_stack
 
 pytestmark = [
-    pytest.mark.alone,  # starts a whole stack
+    pytest.mark.long,
     pytest.mark.skipif(sys.platform != "linux", reason="the engines' supported system"),
     pytest.mark.timeout(400),
 ]

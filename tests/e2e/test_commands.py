@@ -20,7 +20,7 @@ from tests.e2e.stack import Stack, belonging, data_folder, running_stack
 from tests.waiting import until
 
 pytestmark = [
-    pytest.mark.alone,  # starts and stops whole stacks
+    pytest.mark.xdist_group("commands"),  # they share a stack
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
     pytest.mark.timeout(
         500
@@ -180,6 +180,8 @@ async def test_events_follow_prints_each_change_once(stack: Stack) -> None:
     assert len(set(states)) == len(states)
 
 
+@pytest.mark.long
+@pytest.mark.xdist_group("up")
 async def test_up_starts_in_the_background_and_o6_a_changed_embedder_has_one_way_out() -> None:
     async with data_folder() as folder:
         stack = Stack(folder)

@@ -201,7 +201,7 @@ async def test_a_build_that_cannot_continue_recent_runs_may_not_ramp() -> None:
             await stack.remember("a", "one")
             settings = settings_of(stack.children()["worker"].pid)
             settings["APEX_SECRET_KEY_FILE"] = str(stack.data_dir / "secret.key")
-            old = (await command(stack, "list"))["current"]
+            old = (await command(stack))["current"]  # without a command it lists
             log = folder / "new.log"
             async with worker_process(path, settings, folder / "data", log=log):
                 new = await waiting_build(stack, old)

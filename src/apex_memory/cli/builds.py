@@ -10,10 +10,7 @@ import typer
 from apex_memory.cli.client import gateway
 from apex_memory.cli.output import Json, ago, say, show_json, show_table
 
-app = typer.Typer(
-    help="Builds of Apex side by side: list, check, ramp, promote, roll back, retire.",
-    no_args_is_help=True,
-)
+app = typer.Typer(invoke_without_command=True)
 
 BuildId = Annotated[str, typer.Argument(help="The build, as `apex builds list` shows it.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why, for the audit trail.")]
@@ -21,6 +18,16 @@ Unchecked = Annotated[
     bool, typer.Option("--unchecked", help="Go on although the build has not passed its check.")
 ]
 CHECK_SECONDS = 330.0  # a check ends within five minutes
+
+
+@app.callback()
+def builds(context: typer.Context, json: Json = False) -> None:
+    """Builds of Apex side by side: list, check, ramp, promote, roll back, retire. Without a command: list.
+
+    Example: apex builds --json
+    """
+    if context.invoked_subcommand is None:
+        list_builds(json)
 
 
 @app.command("list")

@@ -11,7 +11,14 @@ from typing import Any
 from uuid import UUID
 
 from apex_memory.app import App
-from apex_memory.pipeline import Embedder, QueryEntities, canonical, extract_query, open_embedder
+from apex_memory.pipeline import (
+    Embedder,
+    QueryEntities,
+    QueryReader,
+    canonical,
+    extract_query,
+    open_embedder,
+)
 from apex_memory.search import Hit, Search, Weights
 from bench.memory.world import TYPES, Question, QuestionSet, sample_set
 from bench.rows import Row, at_least, stated
@@ -69,7 +76,10 @@ async def ask_all(
     )
     outcomes = []
     for leg in legs:
-        search = search_of(app, embedder, _extraction(leg), asked.now)
+        read, has_ids = _extraction(leg), leg == FUSED
+        if has_ids:
+            read = QueryReader(source.called for source in app.sources.values())
+        search = search_of(app, embedder, read, asked.now, own_ids=has_ids)
         for question in asked.questions:
             result = await search.search(question.text, limit=10, weights=_weights(leg))
             if result.degraded:
@@ -108,9 +118,15 @@ async def load(app: App, asked: QuestionSet) -> dict[tuple[str, str], EvidenceSp
 
 
 def search_of(
-    app: App, embedder: Any, read: Callable[[str], QueryEntities], now: datetime
+    app: App,
+    embedder: Any,
+    read: Callable[[str], QueryEntities],
+    now: datetime,
+    *,
+    own_ids: bool = False,
 ) -> Search:
-    """Return the app's search with its clock at `now`, the world's last day."""
+    """Return the app's search with its clock at `now`, the world's last day; with `own_ids` it finds vendors' ids."""
+    sources = app.sources.items() if own_ids else ()
     return Search(
         app.db,
         app.graph,
@@ -120,6 +136,8 @@ def search_of(
         embedder_id=embedder.id,
         extract_query=read,
         canonical_ref=canonical,
+        key_prefixes={name: source.own_key_prefixes() for name, source in sources},
+        id_refs=[ref for _, source in sources for ref in source.id_refs],
         called={name: source.called for name, source in app.sources.items()},
         clock=lambda: now,
     )

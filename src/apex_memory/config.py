@@ -635,11 +635,16 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _files_of_postgres(self) -> Self:
-        """Add the files to the URL of PostgreSQL where it demands TLS: every connection of libpq is made from the URL."""
-        mode = SSL_MODE.search(self.documents)
-        if mode and mode[1] in ("require", "verify-ca", "verify-full"):
-            self.documents = self.connections_tls.for_postgres(self.documents)
+        """Add the files to the URLs of PostgreSQL that demand TLS: every connection of libpq is made from a URL."""
+        self.documents = self._with_files(self.documents)
+        self.documents_direct = self._with_files(self.documents_direct)
         return self
+
+    def _with_files(self, url: str) -> str:
+        mode = SSL_MODE.search(url)
+        if mode and mode[1] in ("require", "verify-ca", "verify-full"):
+            return self.connections_tls.for_postgres(url)
+        return url
 
     @property
     def scheme(self) -> str:

@@ -261,3 +261,6 @@ def test_the_files_join_a_postgresql_url_that_demands_tls(tmp_path: Path) -> Non
     own = f"{plain}?sslmode=require&sslrootcert=/other.pem"
     assert documents(own) == own
     assert documents(documents(demanding)) == documents(demanding)
+    behind_a_pooler = Settings(documents=plain, documents_direct=demanding, ca_file=ca)
+    assert behind_a_pooler.documents_direct == documents(demanding)
+    assert behind_a_pooler.documents == plain

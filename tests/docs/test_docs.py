@@ -150,7 +150,7 @@ def test_commands_in_texts_and_in_the_code_exist() -> None:
             assert path, f"{file.name}: apex {words}"
             rest = f"apex {words}".removeprefix(path).split()
             is_group = bool(getattr(NAMED[path], "commands", None))
-            assert not (is_group and rest and rest[0].islower()), f"{file.name}: apex {words}"
+            assert not (is_group and rest and rest[0][0].islower()), f"{file.name}: apex {words}"
             parameters = NAMED[path].params
             known = {name for parameter in parameters for name in parameter.opts}
             for option in re.findall(r"(?:^| )(--?[a-z][\w-]*)", words):

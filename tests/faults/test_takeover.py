@@ -23,10 +23,12 @@ from apex_memory.stores.postgres import Postgres
 from tests.e2e.stack import data_folder
 from tests.faults.kinds import GRAPHS, FaultyStack, kinds_of_many
 from tests.faults.loop import HEAL_SECONDS, SETTINGS, settings_of, works_again
+from tests.soaking import only_in_soak
 from tests.waiting import until
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
+    pytest.mark.soak,
     pytest.mark.long,
     pytest.mark.timeout(400),  # starts the whole stack, of 12 processes
 ]
@@ -41,7 +43,8 @@ docs/discussions/processes.md says. `metrics` with the setting below."""
 
 
 @pytest.fixture
-async def stack() -> AsyncIterator[FaultyStack]:
+async def stack(request: pytest.FixtureRequest) -> AsyncIterator[FaultyStack]:
+    only_in_soak(request)
     more = {
         "FACTS_SECONDS": "1",
         "FALLBACK_SECONDS": str(FALLBACK_SECONDS),

@@ -95,7 +95,7 @@ docs-site: $(DEV)   ## build the documentation site and check its links; look at
 	$(BIN)/python -m docs.generate.site
 
 check: lint types imports docs-check docs-site   ## the gate: lint, types, imports, docs, and all tests, on Neo4j too where Java and Maven are
-	$(BIN)/python -m pytest --servers --randomly-seed=1 $(PARALLEL) $(ARGS)
+	$(BIN)/python -m tests.gate $(PARALLEL) $(ARGS)
 
 bench: $(DEV)
 	$(BIN)/python -m bench $(ARGS)

@@ -562,10 +562,14 @@ async def test_a_page_full_of_dead_passages_is_filled_again(app: App) -> None:
     await remember(
         app, "b", "Acme Foods LLC lends us a forklift for the long dock by the river", version=1
     )
-    vectors, graph = Counting(app.vectors), Counting(app.graph)
-    search = search_with(app, vectors=vectors, graph=graph)
-    result = await search.search("forklift Acme Foods LLC")
-    assert result.hits[0].snippet.startswith("Acme Foods LLC lends") and result.degraded == []
+    for _ in range(3):  # on a busy machine a search may meet its time limit
+        vectors, graph = Counting(app.vectors), Counting(app.graph)
+        search = search_with(app, vectors=vectors, graph=graph)
+        result = await search.search("forklift Acme Foods LLC")
+        if not result.degraded:
+            break
+    assert result.degraded == [] and result.hits, result
+    assert result.hits[0].snippet.startswith("Acme Foods LLC lends")
     # Words and meaning are separate queries, and the page of each is short.
     assert sorted(vectors.excluded) == [0, 0, 120, 120] and graph.excluded == [0, 120]
 

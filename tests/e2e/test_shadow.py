@@ -166,9 +166,11 @@ async def test_a_changed_extractor_shows_as_the_assertions_and_entities_it_misse
         await drain(app, text_event(app, "a", "Shipment SHP-100045 left Columbus, OH.", version=1))
         real = extract
 
-        def without_shipments(*arguments: Any) -> list[Assertion]:
+        def without_shipments(*arguments: Any, **options: Any) -> list[Assertion]:
             return [
-                item for item in real(*arguments) if "shp-100045" not in str(item.object).lower()
+                item
+                for item in real(*arguments, **options)
+                if "shp-100045" not in str(item.object).lower()
             ]
 
         monkeypatch.setattr(pipeline_prepare, "extract", without_shipments)

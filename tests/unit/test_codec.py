@@ -114,7 +114,7 @@ def test_without_a_key_the_setting_is_refused() -> None:
 
 @pytest.mark.parametrize("module", WORKFLOWS)
 def test_no_workflow_file_imports_the_codec(module: str) -> None:
-    """The sandbox imports what a workflow file imports anew, and `cryptography` cannot be imported twice."""
-    code = f"import sys, apex_memory.flows.{module}; print('apex_memory.flows.temporal.codec' in sys.modules, 'cryptography' in sys.modules)"
+    """Payloads are opened before a workflow sees them. What it imports besides passes through the sandbox, `cryptography` too."""
+    code = f"import sys, apex_memory.flows.{module}; print('apex_memory.flows.temporal.codec' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
-    assert shown.stdout.split() == ["False", "False"]
+    assert shown.stdout.split() == ["False"]

@@ -17,6 +17,7 @@ from apex_memory.credentials.key_sources import read_keyring
 from apex_memory.credentials.overlay import Credentials
 from apex_memory.credentials.tokens import VaultTokens
 from apex_memory.credentials.vault import Vault
+from apex_memory.engines.postgres_space import PROCESSING, PostgresSpace
 from apex_memory.errors import Misconfigured
 from apex_memory.fetching.backfills import Backfills
 from apex_memory.fetching.fetcher import Fetcher
@@ -116,12 +117,14 @@ class App:
 
         self.inbox = Inbox(db, payloads)
         self.payloads = payloads
+        self.landing_space = PostgresSpace(settings)
         self.fetcher = Fetcher(
             db,
             self.sources,
             clients,
             keep_readings=timedelta(days=settings.reading_days),
             payloads=payloads,
+            require_space=self.landing_space.require,
         )
         self.backfills = Backfills(db)
         self.mirror = Mirror(db, self.sources, installation=installation, days=settings.mirror_days)
@@ -173,6 +176,7 @@ class App:
             self.publication,
             self.sources,
             settings,
+            space=PostgresSpace(settings, share=PROCESSING),
             build=build,
         )
         self.direct = DirectPath(self.steps, self.inbox, self.sources)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,9 @@ TEXT_BYTES = 200_000
 ENOUGH_REFUSALS = 3
 # Free on PostgreSQL's volume, so that some events land before they are refused: a tenth of it is kept.
 LEFT_BYTES = VOLUMES["postgres"] * (1 << 20) // RESERVE_SHARE + 2_000_000
+
+
+LEAST_BYTES = VOLUMES["postgres"] * (1 << 20) // RESERVE_SHARE // 4  # too little for processing
 
 
 class SmallStack(Stack):
@@ -175,6 +180,21 @@ def some_assertion() -> GraphAssertion:
         start=0,
         hash=1,
     )
+
+
+async def test_what_has_landed_waits_while_postgresql_has_no_room(stack: Stack) -> None:
+    """Processing writes too: it ends before the disk is full, and goes on with the space."""
+    restarts = stack.children()["postgres"].restarts
+    with ExitStack() as full:
+        with stack.held("worker"), stack.held("bulk"):
+            sent = await send(stack, "room", FEW)
+            full.enter_context(filled(stack.data_dir / "postgres", left=LEAST_BYTES))
+        await asyncio.sleep(5)  # in which they would be processed otherwise
+        states = await stack.states(sent.landed)
+        assert len(states) == FEW and "done" not in states.values(), states
+        assert await hits(stack)
+    await check_healed(stack, "room", sent)
+    assert stack.children()["postgres"].restarts == restarts
 
 
 @pytest.mark.parametrize(("folder", "store"), [("falkordb", "graph"), ("vectors", "vectors")])

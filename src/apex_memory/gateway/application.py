@@ -25,7 +25,6 @@ from apex_memory.gateway.dependencies import Gateway, authenticate
 from apex_memory.gateway.facts import Facts, watch_temporal
 from apex_memory.gateway.freshness import FreshnessCache
 from apex_memory.gateway.group_commit import GroupCommitter
-from apex_memory.gateway.landing_space import LandingSpace
 from apex_memory.gateway.mcp_endpoint import McpEndpoint, ResourceMetadata, metadata_router
 from apex_memory.gateway.middleware import Hosts, RequestMiddleware
 from apex_memory.gateway.ops.data import HistoryData
@@ -198,7 +197,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             pulling=pulling,
             completion=CompletionWaiter(app.inbox),
             group_commit=GroupCommitter(
-                app.inbox.land, app.mirror.land, require_space=LandingSpace(settings).require
+                app.inbox.land, app.mirror.land, require_space=app.landing_space.require
             ),
             temporal=client,
             load=LoadMeter(DELAY.set),

@@ -11,6 +11,7 @@ from time import monotonic
 from uuid import UUID
 
 from apex_memory.config import Settings
+from apex_memory.engines.postgres_space import PostgresSpace
 from apex_memory.errors import ApexError, RetryLater
 from apex_memory.inbox import Batch, Carrier, ClaimedEvent, Inbox, Run
 from apex_memory.inbox.payload_store import PayloadStore
@@ -43,11 +44,13 @@ class BatchSteps:
         sources: Mapping[str, Source],
         settings: Settings,
         *,
+        space: PostgresSpace,
         build: str,
     ) -> None:
         self.build = build
         """The build of Apex that runs the steps."""
         self._inbox = inbox
+        self._space = space
         self._payloads = payloads
         self._pipeline = pipeline
         self._publication = publication
@@ -70,8 +73,11 @@ class BatchSteps:
         """Lease what is ready of a source, up to `batch_max` events. The same `batch` again gets the same events.
 
         `everything` also claims the documents of the other path; the shares decide what it leaves out without it.
-        An empty batch means that nothing is ready.
+        An empty batch means that nothing is ready, or that PostgreSQL has no room for what processing writes.
         """
+        if refusal := self._space.refusal():
+            self._log.warning("nothing is processed for now", source=source, reason=refusal)
+            return Batch(batch or uuid.uuid4(), source, [], more=False)
         carrier = Carrier(path, self.build, everything=everything)
         batch = batch or uuid.uuid4()
         limit = self._sizer.limit(source)

@@ -1,8 +1,8 @@
-"""Space for events on the disk of an embedded PostgreSQL: events are refused before it is full.
+"""Space on the disk of an embedded PostgreSQL: events are refused before it is full, and processing ends in time.
 
-PostgreSQL stops when it cannot extend its log, and then nothing works, searches included. So the gateway refuses
-events while there is room for some segments of the log. The graph and the vectors refuse writes much earlier, see
-`disk_space`: until here events still land, and wait.
+PostgreSQL stops when it cannot extend its log, and then nothing works, searches included. So no events land, by the
+gateway or by pulls, while there is still room for some segments of the log. What has landed is processed until half
+of that is left, and then waits. The graph and the vectors refuse writes much earlier, see `disk_space`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,18 @@ from apex_memory.errors import NoWrites
 ENGINE = "postgres"
 LOG_SEGMENT = 16 * 1024 * 1024
 RESERVE_BYTES = 3 * LOG_SEGMENT  # on a small volume a tenth of it instead
+PROCESSING = 2
 LOOK_SECONDS = 0.5  # between two looks at the volume
 
 
-class LandingSpace:
-    """Whether there is room for events. Always, where PostgreSQL is a server by URL: its own monitoring watches it."""
+class PostgresSpace:
+    """Whether PostgreSQL has room. Always, where it is a server by URL: its own monitoring watches it.
 
-    def __init__(self, settings: Settings) -> None:
+    `share` divides the reserve: 1 for what lands, `PROCESSING` for what is processed.
+    """
+
+    def __init__(self, settings: Settings, *, share: int = 1) -> None:
+        self._share = share
         self._folder = settings.data_dir / ENGINE
         self._watched = _is_embedded(settings)
         self._looked_at = float("-inf")
@@ -32,24 +37,26 @@ class LandingSpace:
 
     def require(self) -> None:
         """Raise `NoWrites` while the volume is nearly full."""
-        if not self._watched:
-            return
-        if monotonic() - self._looked_at >= LOOK_SECONDS:
-            self._refusal = self._look()
-            self._looked_at = monotonic()
-        if self._refusal:
+        if refusal := self.refusal():
             raise NoWrites(
                 "documents",
-                self._refusal,
+                refusal,
                 remedy="nothing of this request is stored: repeat it after the seconds in Retry-After; free space on the disk of PostgreSQL",
             )
+
+    def refusal(self) -> str | None:
+        """Return why nothing may be written now; None while there is room."""
+        if self._watched and monotonic() - self._looked_at >= LOOK_SECONDS:
+            self._refusal = self._look()
+            self._looked_at = monotonic()
+        return self._refusal
 
     def _look(self) -> str | None:
         try:
             space = disk_space(self._folder)
         except OSError:  # its volume may be away for a moment; PostgreSQL itself decides then
             return None
-        needed = min(RESERVE_BYTES, space.total // RESERVE_SHARE)
+        needed = min(RESERVE_BYTES, space.total // RESERVE_SHARE) // self._share
         if self._refusal:  # a quarter more, so that it does not flap
             needed = needed * 5 // 4
         if space.free >= needed:

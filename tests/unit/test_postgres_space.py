@@ -11,11 +11,16 @@ import pytest
 from apex_memory.config import Settings
 from apex_memory.disk_space import RESERVE_BYTES as STORES_RESERVE
 from apex_memory.disk_space import DiskSpace
+from apex_memory.engines import postgres_space
+from apex_memory.engines.postgres_space import (
+    LOG_SEGMENT,
+    PROCESSING,
+    RESERVE_BYTES,
+    PostgresSpace,
+)
 from apex_memory.engines.state import ChildState, Stack, ownership, write_stack
 from apex_memory.errors import NoWrites
-from apex_memory.gateway import landing_space
 from apex_memory.gateway.group_commit import GroupCommitter
-from apex_memory.gateway.landing_space import LOG_SEGMENT, RESERVE_BYTES, LandingSpace
 from apex_memory.model import Event, LandResult, now
 
 PORT = 23_456
@@ -38,15 +43,15 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
 @pytest.fixture
 def set_space(monkeypatch: pytest.MonkeyPatch) -> SetSpace:
     """Sets the free bytes of every volume."""
-    monkeypatch.setattr(landing_space, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(postgres_space, "LOOK_SECONDS", 0.0)
 
     def set_free(free: int, total: int = TOTAL) -> None:
-        monkeypatch.setattr(landing_space, "disk_space", lambda folder: DiskSpace(total, free))
+        monkeypatch.setattr(postgres_space, "disk_space", lambda folder: DiskSpace(total, free))
 
     return set_free
 
 
-def refuses(space: LandingSpace) -> bool:
+def refuses(space: PostgresSpace) -> bool:
     try:
         space.require()
     except NoWrites as error:
@@ -58,7 +63,7 @@ def refuses(space: LandingSpace) -> bool:
 def test_events_are_refused_while_postgresql_still_can_extend_its_log(
     settings: Settings, set_space: SetSpace
 ) -> None:
-    space = LandingSpace(settings)
+    space = PostgresSpace(settings)
     steps = [
         (RESERVE_BYTES, False),
         (RESERVE_BYTES - 1, True),
@@ -76,15 +81,29 @@ def test_events_are_refused_while_postgresql_still_can_extend_its_log(
     )
 
 
+def test_what_has_landed_is_processed_until_half_of_that_is_left(
+    settings: Settings, set_space: SetSpace
+) -> None:
+    space = PostgresSpace(settings, share=PROCESSING)
+    for free, refused in [
+        (RESERVE_BYTES - 1, False),
+        (RESERVE_BYTES // 2 - 1, True),
+        (RESERVE_BYTES, False),
+    ]:
+        set_space(free)
+        assert refuses(space) is refused, free
+    assert RESERVE_BYTES // PROCESSING > LOG_SEGMENT
+
+
 def test_a_small_volume_keeps_a_tenth(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        landing_space, "disk_space", lambda folder: DiskSpace(100_000_000, 9_999_999)
+        postgres_space, "disk_space", lambda folder: DiskSpace(100_000_000, 9_999_999)
     )
-    assert refuses(LandingSpace(settings))
+    assert refuses(PostgresSpace(settings))
     monkeypatch.setattr(
-        landing_space, "disk_space", lambda folder: DiskSpace(100_000_000, 10_000_000)
+        postgres_space, "disk_space", lambda folder: DiskSpace(100_000_000, 10_000_000)
     )
-    assert not refuses(LandingSpace(settings))
+    assert not refuses(PostgresSpace(settings))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +113,7 @@ def test_a_server_by_url_is_not_watched(
     settings: Settings, set_space: SetSpace, documents: str
 ) -> None:
     set_space(0)
-    assert not refuses(LandingSpace(settings.model_copy(update={"documents": documents})))
+    assert not refuses(PostgresSpace(settings.model_copy(update={"documents": documents})))
 
 
 def test_a_gateway_without_a_stack_beside_it_watches_nothing(
@@ -102,7 +121,7 @@ def test_a_gateway_without_a_stack_beside_it_watches_nothing(
 ) -> None:
     set_space(0)
     elsewhere = Settings(data_dir=tmp_path, documents=f"postgresql://127.0.0.1:{PORT}/apex")
-    assert not refuses(LandingSpace(elsewhere))
+    assert not refuses(PostgresSpace(elsewhere))
 
 
 def test_a_volume_that_is_away_refuses_nothing(
@@ -111,8 +130,8 @@ def test_a_volume_that_is_away_refuses_nothing(
     def away(folder: Path) -> DiskSpace:
         raise OSError("no such volume")
 
-    monkeypatch.setattr(landing_space, "disk_space", away)
-    assert not refuses(LandingSpace(settings))
+    monkeypatch.setattr(postgres_space, "disk_space", away)
+    assert not refuses(PostgresSpace(settings))
 
 
 async def test_nothing_of_a_refused_request_is_stored(
@@ -124,7 +143,7 @@ async def test_nothing_of_a_refused_request_is_stored(
         landed.extend(events)
         return []
 
-    committer = GroupCommitter(land, require_space=LandingSpace(settings).require)
+    committer = GroupCommitter(land, require_space=PostgresSpace(settings).require)
     event = Event(
         source="toy", event_id="e", doc_key="d", version=1, occurred_at=now(), payload=b"x"
     )

@@ -23,6 +23,7 @@ from apex_memory.disk_space import RESERVE_SHARE, disk_space
 from apex_memory.engines import supervisor
 from apex_memory.engines.base import free_port
 from apex_memory.engines.falkordb import FalkorDB, send_command
+from apex_memory.engines.postgres_space import LOOK_SECONDS
 from apex_memory.engines.state import read_stack, secret
 from apex_memory.errors import NoWrites, Unavailable
 from apex_memory.model import GraphAssertion
@@ -189,6 +190,7 @@ async def test_what_has_landed_waits_while_postgresql_has_no_room(stack: Stack) 
         with stack.held("worker"), stack.held("bulk"):
             sent = await send(stack, "room", FEW)
             full.enter_context(filled(stack.data_dir / "postgres", left=LEAST_BYTES))
+            await asyncio.sleep(2 * LOOK_SECONDS)  # how long an earlier look at the disk counts
         await asyncio.sleep(5)  # in which they would be processed otherwise
         states = await stack.states(sent.landed)
         assert len(states) == FEW and "done" not in states.values(), states

@@ -206,6 +206,7 @@ async def test_a_restarting_old_worker_takes_nothing_back(own: Client, db: Postg
         await in_temporal(own, "b")
 
 
+@pytest.mark.long
 async def test_events_are_carried_after_an_upgrade_of_the_only_worker(
     own: Client, db: Postgres
 ) -> None:

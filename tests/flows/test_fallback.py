@@ -133,6 +133,7 @@ async def server(temporal: Temporal) -> AsyncIterator[Process]:
         await process.kill()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 async def test_without_temporal_the_direct_path_carries_all_and_hands_back(
     make_settings: MakeSettings, temporal: Temporal, tmp_path: Path, how: str

@@ -129,6 +129,7 @@ async def test_polls_streams_and_files_arrive(make_settings: MakeSettings, folde
         assert {id.rpartition(":")[0] for id in ids} == {"file:filed"}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3 * TAKEOVER_SECONDS)
 async def test_a_pause_outlives_the_worker(make_settings: MakeSettings, folder: Path) -> None:
     async with temporal_server() as temporal:

@@ -88,7 +88,8 @@ class Rhythm:
             return False
         row = await self._db.fetch_one(
             """SELECT EXISTS (SELECT FROM sources WHERE name = %(name)s
-                              AND pulled_at > clock_timestamp() - make_interval(secs => %(seconds)s)) AS fresh,
+                              AND pulled_at > clock_timestamp() - make_interval(secs => %(seconds)s)
+                              AND pulled_at <= clock_timestamp()) AS fresh,
                       EXISTS (SELECT FROM change_hints WHERE source = %(name)s) AS hinted,
                       EXISTS (SELECT FROM files WHERE source = %(name)s AND ended_at IS NULL) AS files""",
             {"name": source.name, "seconds": LATE * source.poll_every},

@@ -88,6 +88,10 @@ def _id_of(record: Any) -> str:
     return ""
 
 
+LONGEST_LIMIT = 26 * 3600.0
+"""Seconds until the next midnight of any time zone. A time further ahead was stored before somebody set the clock back."""
+
+
 class DailyLimit(RetryLater):
     """HubSpot's daily limit of calls is spent."""
 
@@ -96,7 +100,7 @@ def wait_for_reset(position: dict[str, Any]) -> None:
     """Raise `DailyLimit` while the cursor holds a time until which the daily limit is spent."""
     until = position.pop("limit", {}).get("until")
     left = (parse_datetime(until, "cursor.limit") - now()).total_seconds() if until else 0
-    if left > 0:
+    if 0 < left <= LONGEST_LIMIT:
         raise _spent(left)
 
 
@@ -212,8 +216,9 @@ class HubSpotPull:
     async def archived(self, type: ObjectType) -> AsyncIterator[Page]:
         """Yield the recycling bin, if its listing is due: search never returns what lies there."""
         state, began = self._position[type.plural], now()
-        due = parse_datetime(state.get("swept", 0), "cursor.swept") + self._pause
-        if self._window or began < due:
+        swept = parse_datetime(state.get("swept", 0), "cursor.swept")
+        # A time ahead of the clock was stored before somebody set the clock back: it holds nothing.
+        if self._window or swept <= began < swept + self._pause:
             return
         after: str | None = ""
         while after is not None:

@@ -46,7 +46,10 @@ class SonarSettings(PulledSettings):
         7, ge=0, le=366, description="Days read again each time, because values are restated."
     )
     block_seconds: float = Field(
-        600, gt=0, description="Seconds without any call after SONAR refused one (429, 451)."
+        600,
+        gt=0,
+        le=86_400,
+        description="Seconds without any call after SONAR refused one (429, 451).",
     )
 
     @field_validator("relay_secrets")

@@ -58,6 +58,8 @@ from apex_memory.sources.sonar.settings import FIRST_DAYS, SonarSettings, relay_
 
 MAX_RECORDS = 1_000  # in one message of the relay
 CHUNK_DAYS = 366  # of one call of a backfill
+LONGEST_BLOCK = 86_400.0
+"""Seconds that SONAR blocks calls at most. An end further ahead was stored before somebody set the clock back."""
 SHORT_WAIT = 2.0  # longest rest of a block that a pull waits for, in seconds
 
 
@@ -291,6 +293,8 @@ class _State:
     async def wait(self) -> None:
         """Wait for the end of a block if it is near. Raises `RetryLater` otherwise."""
         left = (self.until - micros(now())) / 1_000_000
+        if left > LONGEST_BLOCK:
+            left = 0.0
         if left > SHORT_WAIT:
             end = datetime.now(UTC) + timedelta(seconds=left)
             raise RetryLater(

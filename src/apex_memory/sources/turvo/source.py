@@ -297,7 +297,8 @@ class _ListScan:
                 until=micros(context.window.until),
                 began=micros(now()),
             )
-        if micros(now()) - scan.listed < pause * 1_000_000:
+        # A time ahead of the clock was stored before somebody set the clock back: it holds nothing.
+        if 0 <= micros(now()) - scan.listed < pause * 1_000_000:
             return None
         return cls(since=scan.since, listed=scan.listed, began=micros(now()))
 

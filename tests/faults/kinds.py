@@ -194,9 +194,9 @@ class FaultyStack(Stack):
             file.write(struct.pack("q", seconds))
 
     def restarts(self) -> int:
-        """Return how often the workers were restarted, all together."""
+        """Return how often the workers, of which each may meet an order, were restarted, all together."""
         children = self.children()
-        return sum(children[name].restarts for name in self.workers)
+        return sum(children[name].restarts for name in ("bulk", *self.workers))
 
     def client(self, key: str = "") -> httpx2.AsyncClient:
         """A client whose requests go to the gateways in turns, as behind a load balancer."""

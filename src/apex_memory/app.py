@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
+from itertools import chain
 from uuid import UUID
 
 import httpx2
@@ -213,7 +214,7 @@ class App:
             extract_query=QueryReader(source.called for source in sources.values()),
             canonical_ref=canonical,
             key_prefixes={name: source.own_key_prefixes() for name, source in sources.items()},
-            id_refs=[ref for source in sources.values() for ref in source.id_refs],
+            id_refs=list(chain.from_iterable(source.id_refs for source in sources.values())),
             called={name: source.called for name, source in sources.items()},
             date_order=settings.date_order,
             reranker=reranker,

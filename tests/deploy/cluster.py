@@ -118,7 +118,7 @@ def until(happened: Callable[[], Any], what: str, seconds: float = READY_SECONDS
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline, f"not after {seconds:.0f} s: {what}"
-        time.sleep(0.3)
+        time.sleep(0.3)  # between two looks
 
 
 def refusal(error: urllib.error.HTTPError) -> str:

@@ -6,16 +6,24 @@ from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, cast
+from uuid import uuid4
 
 import pytest
 
 from apex_memory.errors import RetryLater
-from apex_memory.model import micros, now
-from apex_memory.sources.hubspot.api import DailyLimit, wait_for_reset
+from apex_memory.fetching.windows import Readings
+from apex_memory.inbox import Inbox, transitions
+from apex_memory.mirror import queue as mirror_queue
+from apex_memory.model import Event, micros, now
+from apex_memory.rollout import builds, shadow_queue
+from apex_memory.sources.hubspot.api import DailyLimit, HubSpotPull, wait_for_reset
+from apex_memory.sources.hubspot.object_types import OBJECT_TYPES, ObjectType
+from apex_memory.sources.hubspot.settings import HubSpotSettings
 from apex_memory.sources.pages import PullContext
 from apex_memory.sources.sonar.source import _State
 from apex_memory.sources.turvo.source import _ListScan
 from apex_memory.steps.rhythm import Rhythm
+from apex_memory.stores.lease import acquire
 from apex_memory.stores.postgres import Postgres
 from tests.unit.test_front_poll import front
 
@@ -39,6 +47,28 @@ def test_hubspot_calls_again() -> None:
     with pytest.raises(DailyLimit):
         wait_for_reset({"limit": {"until": in_time(hours=20).isoformat()}})
     wait_for_reset({"limit": {"until": (now() + AHEAD).isoformat()}})
+
+
+class Bin:
+    """HubSpot's recycling bin, which is empty. Counts the requests."""
+
+    requests = 0
+
+    async def archived(self, type: ObjectType, after: str) -> tuple[list[Any], None]:
+        self.requests += 1
+        return [], None
+
+
+@pytest.mark.parametrize("swept, requests", [({"seconds": -10}, 0), ({"hours": 1}, 1)])
+async def test_hubspot_lists_its_recycling_bin_again(
+    swept: dict[str, float], requests: int
+) -> None:
+    position = {"contacts": {"swept": in_time(**swept).isoformat()}}
+    bin = Bin()
+    settings = HubSpotSettings(archived_seconds=3_600)
+    pull = HubSpotPull(cast(Any, bin), settings, position, None)
+    _ = [page async for page in pull.archived(OBJECT_TYPES["contacts"])]
+    assert bin.requests == requests
 
 
 async def test_sonar_calls_again() -> None:
@@ -67,3 +97,65 @@ async def test_a_pull_is_due_again_without_temporal(db: Postgres, ago: str, due:
     fetcher = SimpleNamespace(states=SimpleNamespace(may_pull=may_pull))
     rhythm = Rhythm(db, cast(Any, fetcher), cast(Any, None), {}, cast(Any, None), wake=print)
     assert await rhythm._is_due(front()) is due
+
+
+async def test_a_lease_of_a_process_that_died_is_free(db: Postgres) -> None:
+    first, second = uuid4(), uuid4()
+    assert await acquire(db, "duty", first, 10)
+    assert not await acquire(db, "duty", second, 10)
+    await db.execute("UPDATE leases SET until = until + interval '1 hour'")
+    assert await acquire(db, "duty", second, 10)
+    assert not await acquire(db, "duty", first, 10)
+
+
+async def landed(db: Postgres) -> Event:
+    event = Event(
+        source="frontapp", event_id="e", doc_key="d", version=1, occurred_at=now(), payload=b"x"
+    )
+    await Inbox(db).land([event])
+    return event
+
+
+@pytest.mark.parametrize("ahead, corrected", [("10 seconds", 0), ("1 day", 1)])
+async def test_waiting_events_and_copies_are_ready(
+    db: Postgres, ahead: str, corrected: int
+) -> None:
+    event = await landed(db)
+    await db.execute(f"UPDATE inbox SET next_at = now() + interval '{ahead}'")
+    await db.execute(
+        f"""INSERT INTO shadows (subject, inbox_id, source, next_at)
+            VALUES ('source:frontapp', %s, 'frontapp', now() + interval '{ahead}')""",
+        (event.id,),
+    )
+    async with db.connection() as connection:
+        assert await transitions.correct_deadlines(connection, lease=60) == corrected
+        assert await shadow_queue.correct_deadlines(connection, furthest=120) == corrected
+
+
+async def test_a_window_is_due(db: Postgres) -> None:
+    await db.execute(
+        """INSERT INTO windows (source, series, start, due_at) VALUES
+             ('toy', 'open', now(), now() + interval '1 hour'), ('toy', 'ahead', now(), now() + interval '3 days')"""
+    )
+    assert await Readings(db, keep=timedelta(days=1)).correct_deadlines() == 1
+    [row] = await db.fetch("SELECT series FROM windows WHERE due_at <= now()")
+    assert row["series"] == "ahead"
+
+
+@pytest.mark.parametrize("failed, due", [("0 seconds", False), ("1 hour", True)])
+async def test_the_target_of_a_mirror_is_tried(db: Postgres, failed: str, due: bool) -> None:
+    await db.execute("INSERT INTO mirror_copies (source, body, bytes) VALUES ('frontapp', '', 0)")
+    await db.execute(
+        f"""INSERT INTO mirrors (source, error_at, next_at)
+            VALUES ('frontapp', now() + interval '{failed}', now() + interval '61 minutes')"""
+    )
+    assert bool(await mirror_queue.due(db, ["frontapp"])) is due
+
+
+async def test_a_build_whose_workers_died_is_absent(db: Postgres) -> None:
+    await builds.register(db, "a", decides=True)
+    assert await builds.living(db) == ["a"] and await builds.absence(db) is None
+    await db.execute("UPDATE builds SET seen_at = seen_at + interval '1 hour'")
+    assert await builds.living(db) == []
+    absence = await builds.absence(db)
+    assert absence and absence.build == "a"

@@ -155,7 +155,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             _sync_folder(draft)
             draft.rename(path)
             _sync_folder(path.parent)
-        except BaseException:
+        except BaseException:  # also when interrupted: half a backup must not look like one
             shutil.rmtree(draft, ignore_errors=True)
             raise
 

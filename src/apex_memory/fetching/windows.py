@@ -222,6 +222,19 @@ class Readings:
         )
         return dropped
 
+    async def correct_deadlines(self) -> int:
+        """Make windows due whose deadline is further ahead than their end and their rest; return the number.
+
+        Such a deadline was written before the clock of PostgreSQL was set back. No window is longer than a day.
+        """
+        return await self._db.execute(
+            """UPDATE windows SET due_at = clock_timestamp() WHERE (source, series, start) IN (
+                 SELECT source, series, start FROM windows
+                 WHERE dirty AND due_at > greatest(clock_timestamp(), start + interval '1 day') + make_interval(secs => %s)
+                 FOR UPDATE SKIP LOCKED)""",
+            (2 * QUIET_SECONDS,),
+        )
+
     def _horizon(self) -> datetime:
         """The midnight (UTC) before which readings are past their retention."""
         return datetime.combine((now() - self._keep).date(), time(), UTC)

@@ -142,10 +142,10 @@ class Inbox:
     ) -> dict[str, bytes | None]:
         """The SHA-256 of the payloads of events that exist; see `queries.payload_digests`."""
         async with self._db.connection() as connection:
-            found = await queries.payload_digests(connection, source, event_ids)
-            sealed = [item for item in found.values() if isinstance(item, Event)]
+            known = await queries.payload_digests(connection, source, event_ids)
+            sealed = [item for item in known.values() if isinstance(item, Event)]
             opened = await self._payloads.opened(connection, sealed)
-        digests = {id: item for id, item in found.items() if not isinstance(item, Event)}
+        digests = {id: item for id, item in known.items() if not isinstance(item, Event)}
         for event in opened:
             if isinstance(event, ApexError):
                 raise event

@@ -23,6 +23,10 @@ from apex_memory.telemetry.traces import sampled_context
 
 # A candidate of which no worker was seen for so long (s) is absent; `rollout/builds.py` names the same limit.
 ABSENT_SECONDS: LiteralString = "30"
+# A time ahead of the clock was written before the clock was set back, and says nothing.
+SEEN_LATELY: LiteralString = f"""seen_at BETWEEN clock_timestamp() - interval '{ABSENT_SECONDS} s'
+                                     AND clock_timestamp() + interval '{ABSENT_SECONDS} s'"""
+"""Whether a worker of a build, a row of `builds`, was seen within `ABSENT_SECONDS`."""
 BATCH_BYTES = 64_000_000  # payloads of one batch
 ALONE_BYTES = 8_000_000  # a larger payload is a batch of its own
 
@@ -84,8 +88,7 @@ CARRIED: LiteralString = """path = %(path)s, build = %(build)s, claimed_at = clo
 # `buckets` is evaluated once. Its CASE where it is used keeps the planner from taking the condition for a selective
 # one, which would make it sort the whole backlog; a carrier without buckets reads no event at all.
 CLAIM: LiteralString = f"""WITH candidate AS (
-         SELECT r.build, CASE WHEN EXISTS (SELECT FROM builds b WHERE b.build = r.build
-                                     AND b.seen_at >= clock_timestamp() - interval '{ABSENT_SECONDS} s')
+         SELECT r.build, CASE WHEN EXISTS (SELECT FROM builds b WHERE b.build = r.build AND {SEEN_LATELY})
                                 OR NOT EXISTS (SELECT FROM builds b WHERE b.role = 'current')
                               THEN r.share ELSE 0 END AS share
          FROM rollouts r

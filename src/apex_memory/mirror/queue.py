@@ -39,11 +39,15 @@ class TargetState:
 
 
 async def due(db: Postgres, sources: Sequence[str]) -> list[str]:
-    """Return those of the sources that have waiting copies and whose target may be tried now."""
+    """Return those of the sources that have waiting copies and whose target may be tried now.
+
+    A wait that was decided at a time ahead of the clock, before the clock was set back, holds nothing.
+    """
     rows = await db.fetch(
         """SELECT name FROM unnest(%s::text[]) AS name
            WHERE EXISTS (SELECT FROM mirror_copies c WHERE c.source = name AND c.state = 'waiting')
-             AND NOT EXISTS (SELECT FROM mirrors m WHERE m.source = name AND m.next_at > clock_timestamp())""",
+             AND NOT EXISTS (SELECT FROM mirrors m WHERE m.source = name AND m.next_at > clock_timestamp()
+                               AND m.error_at <= clock_timestamp())""",
         (list(sources),),
     )
     return [row["name"] for row in rows]

@@ -19,6 +19,7 @@ from psycopg.types.json import Jsonb
 
 from apex_memory.errors import Conflict, NotFound
 from apex_memory.inbox import leases
+from apex_memory.inbox.leases import SEEN_LATELY
 from apex_memory.stores.postgres import Connection, Postgres
 
 Role = Literal["current", "previous", "waiting", "retired"]
@@ -106,22 +107,18 @@ async def listed(db: Postgres) -> list[Build]:
     async with db.connection() as connection:
         cursor = connection.cursor(row_factory=class_row(Build))
         await cursor.execute(
-            """SELECT build, role, registered_at, seen_at, promoted_at, checked_at, check_passed, check_detail,
-                      seen_at < clock_timestamp() - make_interval(secs => %s) AS absent,
+            f"""SELECT build, role, registered_at, seen_at, promoted_at, checked_at, check_passed, check_detail,
+                      NOT ({SEEN_LATELY}) AS absent,
                       (SELECT count(*) FROM inbox WHERE open AND batch IS NOT NULL AND inbox.build = builds.build)
                         AS unfinished
-               FROM builds ORDER BY role <> 'current', seen_at DESC, build""",
-            (ABSENT_SECONDS,),
+               FROM builds ORDER BY role <> 'current', seen_at DESC, build"""
         )
         return await cursor.fetchall()
 
 
 async def living(db: Postgres) -> list[str]:
     """Return the builds that have a worker."""
-    rows = await db.fetch(
-        "SELECT build FROM builds WHERE seen_at >= clock_timestamp() - make_interval(secs => %s)",
-        (ABSENT_SECONDS,),
-    )
+    rows = await db.fetch(f"SELECT build FROM builds WHERE {SEEN_LATELY}")
     return [row["build"] for row in rows]
 
 
@@ -156,13 +153,12 @@ class Absence:
 async def absence(db: Postgres) -> Absence | None:
     """Return why the current build carries nothing: no worker of it was seen for `ABSENT_SECONDS`. None if one was."""
     row = await db.fetch_one(
-        """SELECT c.build, CASE WHEN isfinite(c.seen_at) THEN extract(epoch FROM clock_timestamp() - c.seen_at)::float END
+        f"""SELECT c.build, CASE WHEN isfinite(c.seen_at) THEN extract(epoch FROM clock_timestamp() - c.seen_at)::float END
                     AS seen_seconds,
                   ARRAY(SELECT b.build FROM builds b
-                        WHERE b.role <> 'retired' AND b.seen_at >= clock_timestamp() - make_interval(secs => %(limit)s)
+                        WHERE b.role <> 'retired' AND {SEEN_LATELY}
                         ORDER BY b.role <> 'previous', b.seen_at DESC, b.build) AS living
-           FROM builds c WHERE c.role = 'current' AND c.seen_at < clock_timestamp() - make_interval(secs => %(limit)s)""",
-        {"limit": ABSENT_SECONDS},
+           FROM builds c WHERE c.role = 'current' AND NOT (c.{SEEN_LATELY})"""
     )
     if row is None:
         return None
@@ -479,10 +475,10 @@ async def _end_rollout(connection: Connection) -> None:
 async def _row(connection: Connection, build: str) -> Build:
     cursor = connection.cursor(row_factory=class_row(Build))
     await cursor.execute(
-        """SELECT build, role, registered_at, seen_at, promoted_at, checked_at, check_passed, check_detail,
-                  seen_at < clock_timestamp() - make_interval(secs => %s) AS absent, 0 AS unfinished
+        f"""SELECT build, role, registered_at, seen_at, promoted_at, checked_at, check_passed, check_detail,
+                  NOT ({SEEN_LATELY}) AS absent, 0 AS unfinished
            FROM builds WHERE build = %s""",
-        (ABSENT_SECONDS, build),
+        (build,),
     )
     row = await cursor.fetchone()
     if row is None:

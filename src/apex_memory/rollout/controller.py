@@ -15,6 +15,7 @@ from apex_memory.errors import ApexError
 from apex_memory.rollout.facts import facts_of
 from apex_memory.rollout.gates import Copies, Decision, Facts, State, checks, decide
 from apex_memory.rollout.runs import Change, Run, Runs
+from apex_memory.stores.lease import acquire
 from apex_memory.stores.postgres import Connection, Postgres
 from apex_memory.telemetry import logger
 
@@ -92,22 +93,11 @@ class Controller:
             await self._apply(run, change)
         return True
 
-    async def resign(self) -> None:
-        """Give up the election, so that another process decides at once."""
-        await self._db.execute(
-            "DELETE FROM leases WHERE name = %s AND owner = %s", (LEASE, self._owner)
-        )
-
     async def _elect(self) -> bool:
         until = monotonic() + self._lease_seconds
-        rows = await self._db.execute(
-            """INSERT INTO leases (name, owner, until) VALUES (%s, %s, clock_timestamp() + make_interval(secs => %s))
-               ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, until = excluded.until
-               WHERE leases.until < clock_timestamp() OR leases.owner = excluded.owner""",
-            (LEASE, self._owner, self._lease_seconds),
-        )
-        self._elected_until = until if rows else float("-inf")
-        return rows > 0
+        is_elected = await acquire(self._db, LEASE, self._owner, self._lease_seconds)
+        self._elected_until = until if is_elected else float("-inf")
+        return is_elected
 
     async def _check(self, run: Run) -> None:
         facts = await self._facts(run)

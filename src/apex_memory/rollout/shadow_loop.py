@@ -8,7 +8,7 @@ from apex_memory.config import Settings
 from apex_memory.errors import ApexError
 from apex_memory.rollout import shadow_queue as queue
 from apex_memory.rollout.shadow_queue import BUILD, WaitingCopies
-from apex_memory.rollout.shadow_steps import ShadowSteps
+from apex_memory.rollout.shadow_steps import WAIT_SECONDS, ShadowSteps
 from apex_memory.stores.postgres import Postgres
 from apex_memory.telemetry import SHADOW_DROPPED, logger
 
@@ -25,6 +25,7 @@ class ShadowLoop:
         self._steps = steps
         self._backlog = settings.shadow_backlog
         self._days = settings.shadow_days
+        self._furthest = 2 * max(settings.lease_seconds, WAIT_SECONDS)
         self._build = build
         self._rounds = 0
         self._log = logger(component="shadow")
@@ -46,6 +47,7 @@ class ShadowLoop:
     async def tidy(self) -> list[WaitingCopies]:
         """Drop copies that nobody wants any more, beyond the backlog or too old; return those that wait."""
         async with self._db.connection() as connection:
+            late = await queue.correct_deadlines(connection, furthest=self._furthest)
             stopped = await queue.drop_stopped(connection)
             waiting = await queue.waiting(connection)
             for copies in waiting:
@@ -60,6 +62,8 @@ class ShadowLoop:
             if self._rounds % OLD_EVERY == 0:
                 await queue.drop_old(connection, days=self._days)
             self._rounds += 1
+        if late:
+            self._log.warning("deadlines were far ahead: was the clock set back?", copies=late)
         if stopped:
             self._log.info("copies dropped: their shadow is off", copies=stopped)
         return waiting

@@ -158,6 +158,21 @@ async def release(
     )
 
 
+async def correct_deadlines(connection: Connection, *, furthest: float) -> int:
+    """Make copies ready whose deadline is more than `furthest` seconds ahead; return their number.
+
+    Such a deadline was written before the clock of PostgreSQL was set back.
+    """
+    cursor = await connection.execute(
+        """UPDATE shadows SET next_at = clock_timestamp()
+           FROM (SELECT id FROM shadows WHERE state = 'waiting' AND next_at > clock_timestamp() + make_interval(secs => %s)
+                 ORDER BY id FOR UPDATE SKIP LOCKED) late
+           WHERE shadows.id = late.id""",
+        (furthest,),
+    )
+    return cursor.rowcount
+
+
 async def isolate(connection: Connection, batch: UUID) -> int:
     """Return a batch whose step failed with an unforeseen error to the queue, each copy to be claimed alone."""
     cursor = await connection.execute(

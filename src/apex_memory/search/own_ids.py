@@ -42,11 +42,9 @@ class OwnIdFinder:
     """Finds vendors' own ids by the declarations of the sources: `key_prefixes` by source, and `id_refs` of all."""
 
     def __init__(self, key_prefixes: Mapping[str, Sequence[str]], id_refs: Sequence[str]) -> None:
-        self._prefixes = [
-            (source, prefix)
-            for source, prefixes in key_prefixes.items()
-            for prefix in ("", *prefixes)
-        ]
+        self._prefixes: list[tuple[str, str]] = []
+        for source, prefixes in key_prefixes.items():
+            self._prefixes += [(source, prefix) for prefix in ("", *prefixes)]
         self._id_refs = ("id:", *id_refs)
 
     def of(self, query: str) -> OwnIds:

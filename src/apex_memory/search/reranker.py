@@ -11,6 +11,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import httpx2
@@ -87,7 +88,7 @@ class Reranker:
                 for part in parts
             )
         )
-        return [score for part in scores for score in part]
+        return list(chain.from_iterable(scores))
 
     async def _request(self, body: dict[str, Any], count: int) -> Scores:
         try:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import chain
 from typing import TypeVar
 from uuid import UUID
 
@@ -296,15 +297,15 @@ class Search:
                     passages_per_document=request.passages_per_document,
                     explain=request.explain,
                 )
-                found = await _hits(snapshot.reader, passages, request.text, self._is_relevant)
+                ranked = await _hits(snapshot.reader, passages, request.text, self._is_relevant)
             # Before a reranker, which knows nothing of codes and has scores of another scale.
-            best, first = found[: request.limit], found[:FIRST]
+            best, first = ranked[: request.limit], ranked[:FIRST]
             if self._reranker:
                 leads = sum(passage.by == "identifier" for passage in passages)
-                found = await self._reranked(self._reranker, found, leads, run)
+                ranked = await self._reranked(self._reranker, ranked, leads, run)
             with run.stopwatch.part("read"):
-                context = await self._context(request, snapshot.reader, found[: request.pool])
-                hits = found[: request.limit]
+                context = await self._context(request, snapshot.reader, ranked[: request.pool])
+                hits = ranked[: request.limit]
                 unknown_filters = await self._unknown_filters(connection, filters, hits)
         unknown = [
             *unknown_filters,
@@ -378,12 +379,8 @@ class Search:
 
     def _speakers(self, text: str) -> list[str]:
         """Return the refs of the speakers that a query's words may name."""
-        refs = (
-            ref
-            for word in words_of(text).split()
-            for ref in speaker_refs(word)
-            if self._is_relevant(word)
-        )
+        words = filter(self._is_relevant, words_of(text).split())
+        refs = chain.from_iterable(map(speaker_refs, words))
         return list(dict.fromkeys(refs))[:SPEAKER_WORDS]
 
     def _terms(self, text: str) -> list[int]:

@@ -35,7 +35,12 @@ class Upkeep:
         return await self._sweeper.sweep()
 
     async def collect(self) -> int:
-        """Remove superseded stages past their grace and rows past their retention, and objects without an event; return the number of stages."""
+        """Remove superseded stages past their grace and rows past their retention, and objects without an event; return the number of stages.
+
+        Corrects deadlines of windows that a clock set back has put far ahead.
+        """
+        if late := await self._readings.correct_deadlines():
+            self._log.warning("deadlines were far ahead: was the clock set back?", windows=late)
         dropped = await self._readings.forget()
         if dropped:
             self._log.info("old readings removed", partitions=dropped)

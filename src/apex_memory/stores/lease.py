@@ -52,13 +52,17 @@ async def leased_if_free(
 
 
 async def acquire(db: Postgres, name: str, owner: UUID, seconds: float) -> bool:
-    """Take or renew the lease for so many seconds if it is free, ran out, or is the owner's already. Return whether it is held."""
+    """Take or renew the lease for so many seconds if it is free, ran out, or is the owner's already. Return whether it is held.
+
+    One that runs out later than in twice that time was taken before the clock of PostgreSQL was set back: it is free.
+    """
     return bool(
         await db.execute(
             """INSERT INTO leases (name, owner, until) VALUES (%s, %s, clock_timestamp() + make_interval(secs => %s))
                ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, until = excluded.until
-               WHERE leases.until < clock_timestamp() OR leases.owner = excluded.owner""",
-            (name, owner, seconds),
+               WHERE leases.until NOT BETWEEN clock_timestamp() AND clock_timestamp() + make_interval(secs => %s)
+                  OR leases.owner = excluded.owner""",
+            (name, owner, seconds, 2 * seconds),
         )
     )
 

@@ -125,10 +125,10 @@ class ObjectStore:
                 STORE, f"the object store did not respond within {self._seconds:g} s", remedy=REMEDY
             ) from None
         except (obstore.exceptions.BaseError, OSError, ValueError) as error:
-            found = _translated(error)
-            if isinstance(found, NotFound):
+            translated = _translated(error)
+            if isinstance(translated, NotFound):
                 outcome = "missing"
-            raise found from None
+            raise translated from None
         finally:
             PAYLOAD_OBJECTS.labels(operation, outcome).inc()
             PAYLOAD_OBJECT_SECONDS.labels(operation).observe(monotonic() - began)
@@ -144,7 +144,11 @@ def _translated(error: Exception) -> NotFound | Unavailable:
             remedy="restore it from a version or a backup of the bucket",
         )
     status = _STATUS.search(text)
-    reason = code[1] if code else f"status {status[1]}" if status else "no response"
+    reason = "no response"
+    if code:
+        reason = code[1]
+    elif status:
+        reason = f"status {status[1]}"
     return Unavailable(STORE, f"the object store refused or failed ({reason})", remedy=REMEDY)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
+from itertools import product
 from typing import ClassVar
 
 from pydantic import SecretStr
@@ -52,11 +53,8 @@ class QuickBooks(PulledSource[QuickBooksSettings]):
 
     def own_key_prefixes(self) -> Sequence[str]:
         """Return what stands before a record's id in keys: its company and the entity."""
-        return [
-            f"{realm}:{entity}:"
-            for realm in self.settings.realm_ids
-            for entity in self.settings.entities
-        ]
+        pairs = product(self.settings.realm_ids, self.settings.entities)
+        return [f"{realm}:{entity}:" for realm, entity in pairs]
 
     @property
     def expects_webhooks(self) -> bool:

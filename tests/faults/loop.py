@@ -7,7 +7,8 @@ import random
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,36 @@ class Result:
         return [*blind, *read, *self.unexpected, *self.findings.all()]
 
 
+@asynccontextmanager
+async def faulty_stack(
+    *,
+    graph: str = "falkordb",
+    settable_clock: bool = False,
+    vendor: bool = True,
+    gateways: int = 1,
+    workers: int = 1,
+    **settings: str,
+) -> AsyncIterator[FaultyStack]:
+    """A stack to strike at, in folders of its own, with `SETTINGS` and these. Not started yet; stopped at the end."""
+    with tempfile.TemporaryDirectory(prefix="apex-faults-") as orders:
+        async with data_folder() as folder:
+            stack = FaultyStack(
+                folder,
+                Path(orders),
+                graph=graph,
+                settable_clock=settable_clock,
+                vendor=vendor,
+                gateways=gateways,
+                workers=workers,
+                **SETTINGS | settings,
+            )
+            async with stack.surrounded():
+                try:
+                    yield stack
+                finally:
+                    await stack.stop()
+
+
 async def run(
     seed: str,
     count: int,
@@ -98,31 +129,23 @@ async def run(
     """
     began, result = time.monotonic(), Result(seed, graph, gateways, workers)
     planned = schedule(seed, count, of or kinds(graph))
-    with tempfile.TemporaryDirectory(prefix="apex-faults-") as orders:
-        async with data_folder() as folder:
-            clock = any(fault.name == CLOCK_JUMPS for fault in planned)
-            vendor = {fault.name for fault in vendor_kinds()} & {fault.name for fault in planned}
-            stack = FaultyStack(
-                folder,
-                Path(orders),
-                graph=graph,
-                settable_clock=clock,
-                vendor=bool(vendor),
-                gateways=gateways,
-                workers=workers,
-                **SETTINGS,
-            )
-            async with stack.surrounded():
-                try:
-                    say(f"seed {seed}: stack up after {await stack.start():.1f} s")
-                    deadline = None if seconds is None else time.monotonic() + seconds
-                    await _strike(stack, planned, result, say, deadline)
-                    await _judge(stack, result, say)
-                except BaseException:
-                    say(stack.log_tail())
-                    raise
-                finally:
-                    await stack.stop()
+    clock = any(fault.name == CLOCK_JUMPS for fault in planned)
+    vendor = {fault.name for fault in vendor_kinds()} & {fault.name for fault in planned}
+    async with faulty_stack(
+        graph=graph,
+        settable_clock=clock,
+        vendor=bool(vendor),
+        gateways=gateways,
+        workers=workers,
+    ) as stack:
+        try:
+            say(f"seed {seed}: stack up after {await stack.start():.1f} s")
+            deadline = None if seconds is None else time.monotonic() + seconds
+            await _strike(stack, planned, result, say, deadline)
+            await _judge(stack, result, say)
+        except BaseException:  # also when interrupted: what the stack did last explains it
+            say(stack.log_tail())
+            raise
     result.seconds = time.monotonic() - began
     return result
 

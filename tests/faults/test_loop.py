@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import random
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from apex_memory.model import document_uuid
-from tests.e2e.stack import data_folder
 from tests.faults.kinds import (
     GRAPHS,
     FaultyStack,
@@ -22,7 +19,7 @@ from tests.faults.kinds import (
     schedule,
     vendor_kinds,
 )
-from tests.faults.loop import HEAL_SECONDS, SETTINGS, Result, run, works_again
+from tests.faults.loop import HEAL_SECONDS, Result, faulty_stack, run, works_again
 
 STRIKE_SECONDS = 60  # no fault begins later than that after the stack is up
 
@@ -62,25 +59,10 @@ async def test_the_promise_is_kept_on_neo4j(seed: str, request: pytest.FixtureRe
 @pytest.fixture
 async def stack() -> AsyncIterator[FaultyStack]:
     """A stack with a vendor, whose stores the worker reaches by name; without the writers and readers of the loop."""
-    with tempfile.TemporaryDirectory(prefix="apex-faults-") as orders:
-        async with data_folder() as folder:
-            stack = FaultyStack(
-                folder,
-                Path(orders),
-                graph=GRAPHS[0],
-                settable_clock=False,
-                vendor=True,
-                gateways=1,
-                workers=1,
-                **SETTINGS,
-            )
-            async with stack.surrounded():
-                try:
-                    await stack.start()
-                    await stack.whole(seconds=HEAL_SECONDS)
-                    yield stack
-                finally:
-                    await stack.stop()
+    async with faulty_stack() as stack:
+        await stack.start()
+        await stack.whole(seconds=HEAL_SECONDS)
+        yield stack
 
 
 async def test_vendors_and_names_that_do_not_respond_hold_nobody_else_and_come_back(

@@ -7,11 +7,9 @@ import os
 import random
 import signal
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
-from pathlib import Path
 from time import monotonic
 from uuid import UUID
 
@@ -20,9 +18,8 @@ import pytest
 
 from apex_memory.model import now
 from apex_memory.stores.postgres import Postgres
-from tests.e2e.stack import data_folder
 from tests.faults.kinds import GRAPHS, FaultyStack, kinds_of_many
-from tests.faults.loop import HEAL_SECONDS, SETTINGS, settings_of, works_again
+from tests.faults.loop import HEAL_SECONDS, faulty_stack, settings_of, works_again
 from tests.soaking import only_in_soak
 from tests.waiting import until
 
@@ -45,29 +42,12 @@ docs/discussions/processes.md says. `metrics` with the setting below."""
 @pytest.fixture
 async def stack(request: pytest.FixtureRequest) -> AsyncIterator[FaultyStack]:
     only_in_soak(request)
-    more = {
-        "FACTS_SECONDS": "1",
-        "FALLBACK_SECONDS": str(FALLBACK_SECONDS),
-    }
-    with tempfile.TemporaryDirectory(prefix="apex-faults-") as orders:
-        async with data_folder() as folder:
-            stack = FaultyStack(
-                folder,
-                Path(orders),
-                graph=GRAPHS[0],
-                settable_clock=False,
-                vendor=True,
-                gateways=2,
-                workers=3,
-                **SETTINGS | more,
-            )
-            async with stack.surrounded():
-                try:
-                    await stack.start()
-                    await stack.whole(seconds=HEAL_SECONDS)
-                    yield stack
-                finally:
-                    await stack.stop()
+    async with faulty_stack(
+        gateways=2, workers=3, FACTS_SECONDS="1", FALLBACK_SECONDS=str(FALLBACK_SECONDS)
+    ) as stack:
+        await stack.start()
+        await stack.whole(seconds=HEAL_SECONDS)
+        yield stack
 
 
 class Leases:

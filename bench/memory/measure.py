@@ -78,7 +78,7 @@ async def ask_all(
     for leg in legs:
         read, has_ids = _extraction(leg), leg == FUSED
         if has_ids:
-            read = QueryReader(source.called for source in app.sources.values())
+            read = QueryReader(source.numbered for source in app.sources.values())
         search = search_of(app, embedder, read, asked.now, own_ids=has_ids)
         for question in asked.questions:
             result = await search.search(question.text, limit=10, weights=_weights(leg))

@@ -211,7 +211,7 @@ class App:
             cache,
             embed_query=embedder.query,
             embedder_id=embedder.id,
-            extract_query=QueryReader(source.called for source in sources.values()),
+            extract_query=QueryReader(source.numbered for source in sources.values()),
             canonical_ref=canonical,
             key_prefixes={name: source.own_key_prefixes() for name, source in sources.items()},
             id_refs=list(chain.from_iterable(source.id_refs for source in sources.values())),

@@ -606,11 +606,12 @@ class Settings(BaseSettings):
     @classmethod
     def _keeps_texts_private(cls, value: str) -> str:
         """Refuse an address to which questions and passages would go unencrypted through the internet."""
-        url = urlsplit(value)
         if not value:
             return value
+        url = urlsplit(value)
         if url.scheme not in ("http", "https") or not url.hostname:
             raise ValueError("must be a URL that starts with https:// or http://")
+        _ = url.port  # which raises `ValueError` for one that cannot be
         if url.username or url.password or url.fragment:
             raise ValueError("must name no user, password or fragment; the key is `reranker_key`")
         if url.scheme == "http" and not is_private(url.hostname):

@@ -43,14 +43,25 @@ _WITHOUT_YEAR = re.compile(
     r"(?!24/7)(?:(\d{1,2})(/)(\d{1,2})|(\d\d?)(\.)(\d\d)\.?|(\d\d)(-)(\d\d))(?![\w/%-]|[.,:]\d| of\b| (?:in|inch|inches|miles?|mile)\b)",
     re.IGNORECASE | re.ASCII,
 )
-# `from 12.10 to 14.50`: prices, unless the word can stand before a day alone.
-_DOTTED_AFTER = frozenset({"on", "since", "dated"})
+# `from 12.10 to 14.50`: prices, `between 10-12`: a range, unless the word can stand before a day alone.
+_SURELY_DAY_AFTER = frozenset({"on", "since", "dated"})
+_DAY_BEFORE = re.compile(
+    r"(?<![\w])(?:on|since|until|till|before|after|between|and|from|by|dated|of|to)(?: the)? \Z",
+    re.IGNORECASE,
+)
+"""What stands before a day, where its numbers or its month may be something else."""
+_MEASURED = re.compile(
+    r"\s?(?:usd|eur|gbp|cad|mxn|dollars?|euros?|lbs?|kgs?|tons?|pallets?|miles?|mi|ft|[%])(?!\w)|\s(?:an?|per|each)\s",
+    re.IGNORECASE,
+)
+"""What follows a number that is an amount."""
 _VERSION = re.compile(
     r"(?<![\w])(?:v|ver|version|release|firmware|rev|revision|section|chapter|build)\.?[\s:#]{0,2}\Z",
     re.IGNORECASE,
 )
 _NUMBERED = re.compile(
-    r"(?<![\w])(?:phone|tel|fax|invoice|inv|load|shipment|po|bol|pro|ref|reference|number|no|id)\b\.?[\s:#]{0,2}\Z",
+    r"(?<![\w])(?:phone|tel|fax|ext|invoice|inv|load|shipment|po|bol|pro|ref|reference|number|no|id|account|acct|code|sort|"
+    r"unit|size|truck)\b\.?[\s:#]{0,2}\Z",
     re.IGNORECASE,
 )
 _BEFORE_CHARS = 14  # before a number, in which a word may say that it is no day
@@ -73,17 +84,18 @@ class WrittenDay:
         """
         if self.year is not None:
             return date(self.year, self.month, self.day)
-        return max(day for day in self._days(today.year) if day <= today)
+        return max(day for day in self._days(today) if day <= today)
 
     def nearest(self, to: date) -> date:
         """Return the day; without a year the one nearest to `to`. Raises `ValueError` if there is no such day."""
         if self.year is not None:
             return date(self.year, self.month, self.day)
-        return min(self._days(to.year), key=lambda day: abs(day - to))
+        return min(self._days(to), key=lambda day: abs(day - to))
 
-    def _days(self, year: int) -> list[date]:
-        """Return the day in the years around one: there are eight years between two 29 February at most."""
-        years = range(max(1, year - 8), min(9999, year + 8) + 1)
+    def _days(self, around: date) -> list[date]:
+        """Return the day in the years around a day: there are eight years between two 29 February at most."""
+        far = 8 if (self.month, self.day) == (2, 29) else 1
+        years = range(max(1, around.year - far), min(9999, around.year + far) + 1)
         return [date(year, self.month, self.day) for year in years if self._is_in(year)]
 
     def _is_in(self, year: int) -> bool:
@@ -109,9 +121,19 @@ def days_of_numbers(text: str, order: DateOrder = "auto") -> Iterator[WrittenDay
 def named_days(text: str) -> Iterator[WrittenDay]:
     """Yield the days with the name of their month, with or without a year, in no order."""
     for match in _MONTH_NAMED.finditer(text):
-        yield from _day(match, match[3], month_number(match[1]), match[2])
+        if not _is_verb(match, match[1], match[3]):
+            yield from _day(match, match[3], month_number(match[1]), match[2])
     for match in _DAY_NAMED.finditer(text):
-        yield from _day(match, match[3], month_number(match[2]), match[1])
+        if not _is_verb(match, match[2], match[3]):
+            yield from _day(match, match[3], month_number(match[2]), match[1])
+
+
+def _is_verb(match: re.Match[str], month: str, year: str | None) -> bool:
+    """Return whether a month's name is a verb: `truck 12 may be late`, `march 5 trucks to the yard`."""
+    if year or month not in ("may", "march"):
+        return False
+    before = match.string[max(0, match.start() - _BEFORE_CHARS) : match.start()]
+    return not _DAY_BEFORE.search(before) and bool(before.strip())
 
 
 def days_without_year(text: str, order: DateOrder = "auto") -> Iterator[WrittenDay]:
@@ -119,7 +141,9 @@ def days_without_year(text: str, order: DateOrder = "auto") -> Iterator[WrittenD
     for match in _WITHOUT_YEAR.finditer(text):
         first = 1 + 3 * next(n for n in range(3) if match[3 * n + 1])
         word = match[0].split()[0].lower()
-        if match[first + 1] == "." and word not in _DOTTED_AFTER:
+        if match[first + 1] != "/" and word not in _SURELY_DAY_AFTER:
+            continue
+        if _MEASURED.match(text, match.end()):
             continue
         day, month = _day_and_month(match[first], match[first + 1], match[first + 2], order)
         yield from _day(match, None, month, day, start=match.start(first))
@@ -135,7 +159,7 @@ def _of_numbers(match: re.Match[str], text: str, order: DateOrder) -> Iterator[W
     before = text[max(0, match.start() - _BEFORE_CHARS) : match.start()]
     if sign == "." and _VERSION.search(before):
         return
-    if sign != "/" and len(year) == 2 and _NUMBERED.search(before):
+    if len(year) == 2 and (_NUMBERED.search(before) or _MEASURED.match(text, match.end())):
         return
     day, month = _day_and_month(match[1], sign, match[3], order)
     yield from _day(match, year, month, day)

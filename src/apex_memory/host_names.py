@@ -7,9 +7,14 @@ choice (DNS rebinding). So servers on loopback answer only requests whose Host i
 from __future__ import annotations
 
 import ipaddress
+import re
 
 PRIVATE_ENDINGS = (".internal", ".local", ".svc", ".home.arpa", ".lan")
 """Endings that no name of the internet has: RFC 6762, RFC 8375, the reserved `.internal`, and Kubernetes's services."""
+
+
+_NUMBER = re.compile(r"\d+|0[xX][0-9a-fA-F]+", re.ASCII)
+"""A host that resolvers read as an IPv4 address: `134744072` is 8.8.8.8."""
 
 
 def host_name(host: str) -> str:
@@ -33,8 +38,10 @@ def is_private(name: str) -> bool:
 
     Names of private networks are those without a dot, as containers have, and those that end as `PRIVATE_ENDINGS` do.
     """
-    if is_loopback(name) or ("." not in name and ":" not in name):
+    if is_loopback(name):
         return True
+    if "." not in name and ":" not in name:
+        return not _NUMBER.fullmatch(name)
     try:
         address = ipaddress.ip_address(name.strip("[]"))
     except ValueError:

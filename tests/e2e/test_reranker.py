@@ -15,7 +15,7 @@ from apex_memory.cli.doctor import _reranker as doctor_of
 from apex_memory.engines.base import free_port
 from apex_memory.model import Filters
 from apex_memory.search import SearchResult
-from apex_memory.search.reranker import RERANKED, TEI_TEXTS
+from apex_memory.search.reranker import MAX_RESPONSE_BYTES, RERANKED, TEI_TEXTS
 from tests.e2e.conftest import MakeSettings, land, text_event
 from tests.e2e.test_api import running_api
 from tests.receiver import Received, Receiver, Response
@@ -144,16 +144,34 @@ async def test_at_most_fifty_candidates_in_requests_that_tei_accepts(
     assert len(sizes) == 2 and max(sizes) == TEI_TEXTS and sum(sizes) <= RERANKED
 
 
+def with_first(row: bytes) -> Callable[[Received], Response]:
+    """Return a script that answers every text, and has this row in place of the first."""
+
+    def respond(request: Received) -> Response:
+        count = len(json.loads(request.body)["texts"])
+        rest = [b'{"index": %d, "score": 1}' % n for n in range(1, count)]
+        return Response(body=b"[" + b",".join([row, *rest]) + b"]")
+
+    return respond
+
+
 FAILURES: dict[str, Callable[[Received], Response]] = {
     "hangs": lambda request: Response(hang=True),
     "500": lambda request: Response(500, body=b"boom"),
     "429": lambda request: Response(429, {"retry-after": "1"}),
-    "a redirect": lambda request: Response(307, {"location": "http://127.0.0.1:1/"}),
+    "a redirect": lambda request: Response(307, {"location": "/elsewhere"}),
     "no JSON": lambda request: Response(body=b"<html>"),
     "no list": lambda request: Response(body=b"7"),
     "too few": lambda request: Response(body=b'[{"index": 0, "score": 1}]'),
-    "no number": lambda request: Response(body=b'[{"index": 0, "score": NaN}]'),
-    "no score": lambda request: Response(body=b'{"results": [{"index": 0}]}'),
+    "not a number": with_first(b'{"index": 0, "score": NaN}'),
+    "an endless number": with_first(b'{"index": 0, "score": %s}' % (b"9" * 400)),
+    "no score": with_first(b'{"index": 0}'),
+    "an endless index": with_first(b'{"index": 1e999, "score": 1}'),
+    "a broken index": with_first(b'{"index": 0.5, "score": 1}'),
+    "an index twice": with_first(b'{"index": 1, "score": 1}'),
+    "too many": with_first(b'{"index": 0, "score": 1}, {"index": 1, "score": 1}'),
+    "deep": lambda request: Response(body=b"[" * 200_000),
+    "large": lambda request: Response(body=b" " * (MAX_RESPONSE_BYTES + 1)),
 }
 
 
@@ -178,6 +196,9 @@ async def test_a_search_keeps_its_order_without_it(
             assert texts_of(result) == fused, name
             assert result.took_ms["rerank"] < 1_000 and monotonic() - began < 10, name
             assert app.reranker and app.reranker.last_failure, name
+        assert {request.target for request in server.received} == {"/legacy"}, (
+            "no redirect is followed"
+        )
         await server.stop()
         assert (await app.search.search(QUESTION)).degraded == ["reranker"]
 

@@ -38,6 +38,10 @@ def test_it_may_be_there(url: str) -> None:
         "https://api.example.com/rerank#x",
         "ftp://10.0.0.7/rerank",
         "reranker:8080",
+        "http://reranker:99999/rerank",
+        "http://reranker:abc/rerank",
+        "http://134744072/rerank",
+        "http://0x08080808/rerank",
         "https:///rerank",
     ],
 )

@@ -42,6 +42,10 @@ def documents(query: str) -> set[str]:
         ("contact 7051", "hubspot contact:7051"),
         ("is bill 501 paid", "quickbooks 9130:Bill:501"),
         ("bill id: 5", "quickbooks 9130:Bill:5"),
+        ("id 7051", "hubspot contact:7051"),
+        ("record 7051", "hubspot contact:7051"),
+        ("contact no. 7051", "hubspot contact:7051"),
+        ("did 2 of 3 trucks with 1 driver mention cnv_51a", "frontapp conversation:cnv_51a"),
     ],
 )
 def test_an_id_leads_to_the_documents_that_may_have_it(query: str, key: str) -> None:

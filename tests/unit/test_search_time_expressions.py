@@ -136,3 +136,27 @@ def test_closeness_is_one_inside_and_falls_outside() -> None:
 def test_any_query_is_accepted(query: str) -> None:
     time_range = find_time_range(query, AT)
     assert time_range is None or time_range.since < time_range.until
+
+
+@pytest.mark.parametrize(
+    ("query", "rest"),
+    [
+        ("on 12 May 9 SHP-100045 moved", "on , 9 SHP-100045 moved"),
+        ("5 December 4 SHP-100045", ", 4 SHP-100045"),
+        ("2 Jan 3 invoices INV-1042", ", 3 invoices INV-1042"),
+    ],
+)
+def test_of_two_days_that_overlap_the_first_one_counts(query: str, rest: str) -> None:
+    assert without_days(query) == rest
+
+
+@pytest.mark.parametrize(
+    "query", ["truck 12 may be late", "between 10-12 pallets", "lost on 2.10 a mile"]
+)
+def test_counts_and_amounts_are_no_days(query: str) -> None:
+    assert without_days(query) == query and find_time_range(query, AT) is None
+
+
+@pytest.mark.parametrize("query", ["since the 3rd of November", "since the 3/11", "since 3.11."])
+def test_a_range_may_begin_with_an_article(query: str) -> None:
+    assert find_time_range(query, AT, "day") == TimeRange(datetime(2025, 11, 3, tzinfo=UTC), AT)

@@ -115,7 +115,12 @@ def show_answer(answer: SearchAnswer, *, explain: bool = False, filtered: bool =
     """Print an answer as a page of results: what it lacks, the hits, and how current their sources are."""
     if answer.degraded:
         names = ", ".join(answer.degraded)
-        say((f"Without {names}: some hits may be missing. See `apex doctor`.", "yellow"))
+        say(
+            (
+                f"Without {names}: hits may be missing or in another order. See `apex doctor`.",
+                "yellow",
+            )
+        )
     within = " that passes the filters" if filtered else ""
     for identifier in answer.unknown:
         say((f"No document{within} holds {identifier}.", "yellow"))
@@ -204,7 +209,9 @@ def show_context(answer: SearchAnswer) -> None:
         notes.append("a sentence is cut: it is longer than the limit")
     say(("; ".join(notes), "dim"), stderr=True)
     for part in answer.degraded:
-        say((f"Without {part}: some passages may be missing.", "yellow"), stderr=True)
+        say(
+            (f"Without {part}: passages may be missing or in another order.", "yellow"), stderr=True
+        )
     for identifier in answer.unknown:
         say((f"No document holds {identifier}.", "yellow"), stderr=True)
     if context.text and not answer.unknown and answer.evidence == "weak":

@@ -134,7 +134,8 @@ class Context(Result):
 
 
 class SearchAnswer(Result):
-    """Hits, best first. `degraded` names stores that could not take part in full, so that hits may be missing.
+    """Hits, best first. `degraded` names stores that could not take part in full, so that hits may be missing, and `reranker`
+    where the hits are in the order that they have without it.
 
     `unknown` has the identifiers of the question that no document holds: the hits are about something else. `evidence` is
     `weak` where the first hits hardly answer to the question: memory may have no answer. None without a question. `freshness`

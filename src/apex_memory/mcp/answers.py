@@ -48,7 +48,7 @@ class Answer(Part):
 
     notice: str = NOTICE
     degraded: list[str] = Field(
-        description="Stores that could not take part in full, so that something may be missing. Empty is good."
+        description="Stores that could not take part in full, so that something may be missing; `reranker` changes the order only. Empty is good."
     )
     freshness: list[SourceFreshness] = Field(
         description="The sources that this answer rests on, and every source that is behind."

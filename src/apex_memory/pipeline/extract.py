@@ -14,7 +14,6 @@ from apex_memory.model import DATE, Assertion, slug
 from apex_memory.normalization import NormalizedText
 from apex_memory.pipeline.chunk import split_at_passages
 from apex_memory.pipeline.entities import (
-    IDENTIFIERS,
     Mention,
     canonical,
     company_key,
@@ -177,15 +176,14 @@ _QUERY_WORD = re.compile(r"[^\W_][\w&'’.-]{0,40}")
 class QueryReader:
     """Finds the entities of queries.
 
-    `called` holds for each source by which words people call its kinds of documents (`Source.called`): where a kind is a type
-    of identifiers, such as `shipment`, a number after such a word may be one of these: `load 104277`.
+    `numbered` holds for each source the words before a number of a kind (`Source.numbered`): `load 104277` may be a shipment.
     """
 
-    def __init__(self, called: Iterable[Mapping[str, str]] = ()) -> None:
-        types = {name: {type} for name, type in _TYPE_NAMES.items()}
-        for kinds in called:
-            for kind in IDENTIFIERS & kinds.keys():
-                for word in kinds[kind].split():
+    def __init__(self, numbered: Iterable[Mapping[str, str]] = ()) -> None:
+        types = {name: {kind} for name, kind in _TYPE_NAMES.items()}
+        for kinds in numbered:
+            for kind, words in kinds.items():
+                for word in words.split():
                     types.setdefault(word, set()).add(kind)
         self._types = {name: sorted(kinds) for name, kinds in types.items()}
         names = "|".join(sorted(types, key=len, reverse=True))

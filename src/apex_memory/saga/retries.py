@@ -12,6 +12,7 @@ from apex_memory.config import Settings
 from apex_memory.errors import RetryLater, Unavailable
 from apex_memory.saga.breaker import Breaker, CircuitOpen
 from apex_memory.telemetry import RETRIES, logger
+from apex_memory.telemetry.logs import unforeseen
 
 T = TypeVar("T")
 
@@ -115,4 +116,9 @@ class BreakerProbes:
             await store.call_once(operation)
         except (Unavailable, RetryLater):
             return  # the breaker counts and shows it
+        except Exception as error:  # noqa: BLE001 (whatever it is, the breakers of the other stores are probed on)
+            logger(component="breaker").error(
+                "probe failed", store=store.store, **unforeseen(error)
+            )
+            return
         logger(component="breaker").info("store responds again", store=store.store)

@@ -19,7 +19,8 @@ _LONG_NUMBER = (
 )
 _SHORT = 4  # characters; a shorter word is an id under the same conditions
 _BEFORE = re.compile(
-    r"(?:(\w+)\s+)?((?:(?:id|number|no\.?|record)\b|#)[\s:#]{0,2})?\Z", re.IGNORECASE
+    r"(?:(?!(?:id|number|no|record)\b)(\w+)\s+)?((?:(?:id|number|record|no)\b\.?|#)[\s:#]{0,2})?\Z",
+    re.IGNORECASE,
 )
 _BEFORE_CHARS = 40
 
@@ -54,14 +55,17 @@ class OwnIdFinder:
         """
         documents: dict[UUID, str] = {}
         refs: dict[str, None] = {}
-        matches = list(_WORD.finditer(query))[:WORDS_MAX]
-        for match in matches:
+        words = 0
+        for match in _WORD.finditer(query):
             word = match[0]
             kind, is_called_id = _words_before(query, match.start())
             of_kind = self._of_kind(kind)
             is_short = len(word) < _SHORT or (word.isdigit() and len(word) < _LONG_NUMBER)
             if is_short and not (of_kind or is_called_id or word == query.strip(" ?#")):
                 continue
+            words += 1
+            if words > WORDS_MAX:
+                break
             for source, prefix in of_kind or self._prefixes:
                 documents[document_uuid(source, f"{prefix}{word}")] = f"id:{word}"
             if not of_kind:

@@ -15,12 +15,15 @@ from itertools import chain
 from typing import Any
 
 import httpx2
+import orjson
 
 from apex_memory.errors import RetryLater, Unavailable
 from apex_memory.search.results import Hit
 
 RERANKED = 50  # candidates of a search that are scored
 TEI_TEXTS = 32  # most texts of a request that TEI accepts unless it is started with another limit
+
+MAX_RESPONSE_BYTES = 1_000_000
 
 Scores = list[float]
 
@@ -37,7 +40,9 @@ class Reranker:
         self._seconds = seconds
         self._guard = guard
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx2.AsyncClient(timeout=seconds, headers=headers)
+        # A proxy of the environment must not get what is meant for a private network.
+        trust = not url.startswith("http://")
+        self._client = httpx2.AsyncClient(timeout=seconds, headers=headers, trust_env=trust)
         self.last_failure = ""
         """Why the last call failed, without any of its texts; empty if it succeeded, or there was none."""
 
@@ -82,17 +87,23 @@ class Reranker:
             return await self._request(body, len(texts))
         parts = [list(texts[n : n + TEI_TEXTS]) for n in range(0, len(texts), TEI_TEXTS)]
         # A text's score does not depend on the other texts, so those of several requests compare.
-        scores = await asyncio.gather(
-            *(
+        requests = [
+            asyncio.create_task(
                 self._request({"query": query, "texts": part, "truncate": True}, len(part))
-                for part in parts
             )
-        )
+            for part in parts
+        ]
+        try:
+            scores = await asyncio.gather(*requests)
+        finally:
+            for request in requests:  # after the failure of one nobody waits for the others
+                request.cancel()
         return list(chain.from_iterable(scores))
 
     async def _request(self, body: dict[str, Any], count: int) -> Scores:
         try:
-            response = await self._client.post(self._url, json=body)
+            async with self._client.stream("POST", self._url, json=body) as response:
+                status, content = response.status_code, await _content(response)
         except httpx2.TimeoutException:
             raise TimeoutError from None
         except httpx2.HTTPError as error:
@@ -101,28 +112,45 @@ class Reranker:
                 f"no response ({type(error).__name__})",
                 remedy="check that the server at APEX_RERANKER runs and can be reached",
             ) from None
-        if response.status_code != 200:
+        if status != 200:
             # The body is never repeated: it may quote the texts.
             raise Unavailable(
                 "reranker",
-                f"status {response.status_code}",
+                f"status {status}",
                 remedy="see the server's log, and check APEX_RERANKER, APEX_RERANKER_MODEL and APEX_RERANKER_KEY",
             )
-        return _scores_of(response, count)
+        return _scores_of(content, count)
 
 
-def _scores_of(response: httpx2.Response, count: int) -> Scores:
-    """Return the scores of a response in the order of the texts. Raises `Unavailable` unless each text has one."""
+async def _content(response: httpx2.Response) -> bytes:
+    """Return the body. Raises `Unavailable` as soon as it is larger than any list of scores, counted after decompression."""
+    content = bytearray()
+    async for chunk in response.aiter_bytes():
+        content += chunk
+        if len(content) > MAX_RESPONSE_BYTES:
+            raise Unavailable(
+                "reranker",
+                f"the response has more than {MAX_RESPONSE_BYTES} bytes",
+                remedy="check that APEX_RERANKER names a reranker",
+            )
+    return bytes(content)
+
+
+def _scores_of(content: bytes, count: int) -> Scores:
+    """Return the scores of a response in the order of the texts. Raises `Unavailable` unless each text has one, and only one."""
     scores: dict[int, float] = {}
     try:
-        answer = response.json()
-        for row in answer["results"] if isinstance(answer, dict) else answer:
+        answer = orjson.loads(content)
+        rows = answer["results"] if isinstance(answer, dict) else answer
+        for row in rows:
+            index = row["index"]
             score = float(row["relevance_score"] if "relevance_score" in row else row["score"])
-            if math.isfinite(score):
-                scores[int(row["index"])] = score
-    except (ValueError, KeyError, TypeError):
-        scores.clear()
-    if scores.keys() != set(range(count)):
+            if type(index) is int and math.isfinite(score):
+                scores[index] = score
+        is_whole = len(rows) == count and scores.keys() == set(range(count))
+    except (ValueError, KeyError, TypeError, OverflowError):
+        is_whole = False
+    if not is_whole:
         raise Unavailable(
             "reranker",
             "the response is not a score for each text",

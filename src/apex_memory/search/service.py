@@ -300,6 +300,7 @@ class Search:
                 ranked = await _hits(snapshot.reader, passages, request.text, self._is_relevant)
             # Before a reranker, which knows nothing of codes and has scores of another scale.
             best, first = ranked[: request.limit], ranked[:FIRST]
+            is_whole = not run.degraded.names()
             if self._reranker:
                 leads = sum(passage.by == "identifier" for passage in passages)
                 ranked = await self._reranked(self._reranker, ranked, leads, run)
@@ -310,7 +311,7 @@ class Search:
         unknown = [
             *unknown_filters,
             *_unknown_identifiers(exact_refs, snapshot.identifiers, best),
-            *(() if run.degraded.names() else _unknown_code(query, exact_refs, best)),
+            *(_unknown_code(query, exact_refs, best) if is_whole else ()),
         ]
         return SearchResult(
             hits=hits,
@@ -478,11 +479,16 @@ async def _open_snapshot(
     for ref, doc in matches:
         # `load 104277` names SHP-104277, not the deal of another vendor that has this number for its id.
         is_named = ref in own_ids.all_refs and any(
-            key.endswith(Entity.parse(ref).key) for key in named
+            _is_key_of(key, Entity.parse(ref).key) for key in named
         )
         if not is_named:
             identifiers.add(ref, doc)
     return _RunSnapshot(reader, SnapshotView(reader), summary, identifiers)
+
+
+def _is_key_of(key: str, number: str) -> bool:
+    """Return whether a key is a number, or one with a label: `SHP-107815` is of 107815, not of 815."""
+    return key == number or key.endswith(f"-{number}")
 
 
 async def _vector_of(query_vector: Awaitable[QueryVector]) -> Vectors | None:

@@ -85,7 +85,7 @@ def find_time_range(query: str, at: datetime, date_order: DateOrder = "auto") ->
     if not expressions:
         return None
     first = expressions[0]
-    words_before = query[: first.start].lower().split()
+    words_before = [word for word in query[: first.start].lower().split() if word != "the"]
     preposition = words_before[-1] if words_before else ""
     if preposition in {"between", "from"} and len(expressions) > 1:
         until = max(first.time_range.until, expressions[1].time_range.until)
@@ -97,13 +97,19 @@ def find_time_range(query: str, at: datetime, date_order: DateOrder = "auto") ->
 
 def without_days(query: str, date_order: DateOrder = "auto") -> str:
     """Return a query with a comma for each day that it names: `23.01.2024` is no code or number of a thing."""
-    for day in sorted(_written(query, date_order), key=lambda day: -day.start):
+    for day in reversed(_written(query, date_order)):
         query = f"{query[: day.start]},{query[day.end :]}"
     return query
 
 
 def _written(query: str, date_order: DateOrder) -> list[WrittenDay]:
-    return [*written_days(query, date_order), *days_without_year(query, date_order)]
+    """Return the days by position. Of two that overlap, as in `12 May 9`, the first one counts."""
+    days: list[WrittenDay] = []
+    every = [*written_days(query, date_order), *days_without_year(query, date_order)]
+    for day in sorted(every, key=lambda day: (day.start, -day.end)):
+        if not days or days[-1].end <= day.start:
+            days.append(day)
+    return days
 
 
 def _expressions(query: str, at: datetime, date_order: DateOrder) -> list[_Expression]:

@@ -214,6 +214,8 @@ class Source(ABC, Generic[SettingsT_co]):
     called: ClassVar[Mapping[str, str]] = {}
     """The words by which people call each kind of document, besides its name; under the empty key those for the source itself.
     A query with such a word prefers these documents."""
+    numbered: ClassVar[Mapping[str, str]] = {}
+    """The words before a number by which people name one of a kind, besides the kind's name: `load 104277` is a shipment."""
 
     def __init__(self, settings: SettingsT_co) -> None:
         self.settings: SettingsT_co = settings

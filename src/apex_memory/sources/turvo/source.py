@@ -63,6 +63,7 @@ class Turvo(PulledSource[TurvoSettings]):
     called: ClassVar[Mapping[str, str]] = {
         "shipment": "load shipping tms",
     }
+    numbered: ClassVar[Mapping[str, str]] = {"shipment": "load"}
 
     @property
     def expects_webhooks(self) -> bool:

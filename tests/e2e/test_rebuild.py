@@ -21,7 +21,7 @@ from apex_memory.app import App, open_app
 from apex_memory.engines.base import free_port
 from apex_memory.errors import ApexError, Conflict, Unavailable
 from apex_memory.model import Tally, now
-from apex_memory.saga.recovery import LONG_AGO, check_lease
+from apex_memory.saga.recovery import CHECK_LEASE_SECONDS, LONG_AGO, check_lease
 from apex_memory.saga.stage import Stage
 from apex_memory.stores.lease import acquire, release
 from tests.conftest import running
@@ -215,7 +215,7 @@ async def test_a_killed_rebuild_is_completed_by_the_check_of_the_workers(app: Ap
 async def test_a_check_does_not_end_the_state_of_a_store_that_is_being_rebuilt(app: App) -> None:
     await fill(app, 3)
     owner = uuid.uuid4()
-    assert await acquire(app.db, check_lease("graph"), owner, 30)
+    assert await acquire(app.db, check_lease("graph"), owner, CHECK_LEASE_SECONDS)
     await app.recovery.distrust("graph", await app.graph.incarnation(), "it is being rebuilt")
     assert await app.recovery.check_restarted_stores() == []
     assert (await app.recovery.states())["graph"] == "recovering"
@@ -386,7 +386,7 @@ async def test_a_rebuild_by_the_api_shows_its_progress(make_settings: MakeSettin
             0,
         )
         owner = uuid.uuid4()
-        assert await acquire(api.app.db, check_lease("graph"), owner, 30)
+        assert await acquire(api.app.db, check_lease("graph"), owner, CHECK_LEASE_SECONDS)
         assert (await api.post(path)).status_code == 409
         await release(api.app.db, check_lease("graph"), owner)
         assert (await api.post("/v1/stores/documents/rebuild")).status_code == 422

@@ -35,11 +35,10 @@ def in_time(**distance: float) -> datetime:
 
 
 @pytest.mark.parametrize(
-    "listed, rests",
-    [(in_time(seconds=-10), True), (in_time(hours=1), False), (in_time(hours=-1), False)],
+    "listed, rests", [({"seconds": -10}, True), ({"hours": 1}, False), ({"hours": -1}, False)]
 )
-def test_turvo_lists_again(listed: datetime, rests: bool) -> None:
-    context = PullContext(link=cast(Any, None), cursor={"listed": micros(listed)})
+def test_turvo_lists_again(listed: dict[str, float], rests: bool) -> None:
+    context = PullContext(link=cast(Any, None), cursor={"listed": micros(in_time(**listed))})
     assert (_ListScan.started(context, pause=60) is None) is rests
 
 

@@ -194,6 +194,7 @@ def test_the_settings_of_a_process_load(
 ) -> None:
     urls = {
         "documents": "postgresql://apex:pw@postgres:5432/apex",
+        "documents_direct": "postgresql://apex:pw@postgres:5432/apex?application_name=direct",
         "documents_owner": "postgresql://apex_owner:pw@postgres:5432/apex",
         "graph": "bolt://neo4j:pw@neo4j:7687/neo4j",
         "vectors": "edge://:pw@apex-vectors:8463",
@@ -227,6 +228,8 @@ def test_the_settings_of_a_process_load(
         seen.add(container["name"])
         owner = name == "production" and container["name"] == "migrate"
         assert settings.documents == urls["documents_owner" if owner else "documents"]
+        # The owner's address is PostgreSQL itself; otherwise the migration goes past a pooler as everything else does.
+        assert settings.documents_direct == (urls["documents_direct"] if name == "pooler" else "")
         if container["name"] == "migrate":
             continue
         assert (settings.graph, settings.vectors) == (urls["graph"], urls["vectors"])
@@ -303,6 +306,9 @@ def test_builds_side_by_side_have_pods_of_their_own() -> None:
 
 
 def test_the_worker_controller_ramps_behind_the_gate() -> None:
+    [connection] = kinds("controller", "Connection").values()
+    # Without a name the controller would connect in plain text, whatever its workers do.
+    assert connection["spec"]["tls"] == {"serverName": "apex.a1b2c.tmprl.cloud"}
     [deployment] = kinds("controller", "WorkerDeployment").values()
     rollout = deployment["spec"]["rollout"]
     assert [step["rampPercentage"] for step in rollout["steps"]] == [10, 50]
@@ -318,6 +324,30 @@ def test_the_worker_controller_ramps_behind_the_gate() -> None:
             assert not {"APEX_TEMPORAL", "APEX_DEPLOYMENT_NAME", "APEX_BUILD_ID"} & given
 
 
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ({}, "http://localhost:8460"),
+        ({"gateway": {"tlsSecret": "apex-gateway"}}, "https://localhost:8460"),
+        (
+            {"gateway": {"ingress": {"enabled": True, "host": "apex.example"}}},
+            "https://apex.example",
+        ),
+    ],
+)
+def test_the_notes_name_the_address_that_responds(
+    helm_program: str, tmp_path: Path, given: dict[str, Any], url: str
+) -> None:
+    start = yaml.safe_load((HERE / "values" / "minimal.yaml").read_text())
+    file = tmp_path / "values.yaml"
+    file.write_text(yaml.safe_dump(start | given))
+    command = [helm_program, "install", "apex", str(CHART), "--dry-run=client"]
+    ran = subprocess.run(
+        [*command, "--values", str(file)], check=True, capture_output=True, text=True
+    )
+    assert f"export APEX_URL={url} " in ran.stdout
+
+
 def test_the_migration_runs_before_anything_else_of_the_chart_exists() -> None:
     job = kinds("minimal", "Job")["apex-migrate"]
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
@@ -326,15 +356,16 @@ def test_the_migration_runs_before_anything_else_of_the_chart_exists() -> None:
     assert not [volume for volume in spec["volumes"] if "configMap" in volume]
 
 
-def test_only_the_gateway_listens_to_the_world_and_the_vectors_to_nobody_else() -> None:
+def test_only_the_gateway_listens_to_the_world_and_the_vectors_call_and_hear_nobody_else() -> None:
     policies = kinds("production", "NetworkPolicy")
     assert policies["apex-base"]["spec"]["policyTypes"] == ["Ingress", "Egress"]
     [to_vectors] = policies["apex-vectors"]["spec"]["ingress"]
     assert to_vectors["from"][0].keys() == {"podSelector"}
-    [to_vendors] = policies["apex-vendors"]["spec"]["egress"]
-    assert "169.254.169.254/32" in to_vendors["to"][0]["ipBlock"]["except"]
-    chosen = policies["apex-vendors"]["spec"]["podSelector"]["matchExpressions"][0]["values"]
-    assert chosen == ["worker", "bulk"]
+    [outbound] = policies["apex-outbound"]["spec"]["egress"]
+    assert "169.254.169.254/32" in outbound["to"][0]["ipBlock"]["except"]
+    # The gateway too: keys of webhooks, large payloads, an embedding server and a reranker are elsewhere.
+    chosen = policies["apex-outbound"]["spec"]["podSelector"]["matchExpressions"][0]["values"]
+    assert chosen == ["gateway", "worker", "bulk", "shadow"]
     external = {name for name, item in kinds("minimal", "Service").items()}
     assert external == {"apex-gateway"}
 
@@ -457,6 +488,10 @@ def test_alerts_and_dashboards_reach_the_operator_as_they_are(
         ({"secrets": {"existingSecret": ""}}, "name a Secret that exists"),
         ({"temporal": {"address": ""}}, "name the frontend of a Temporal server"),
         ({"settings": 'graph = "bolt://neo4j:pw@host"'}, "address with a password"),
+        (
+            {"extraEnv": [{"name": "APEX_DOCUMENTS_DIRECT", "value": "postgresql://a:b@c/d"}]},
+            "extraEnv: an address with a password",
+        ),
         ({"image": {"tag": "latest"}}, "/image/tag"),
         ({"replicas": 3}, "replicas"),
         ({"gateway": {"ingress": {"enabled": True}}}, "gateway.ingress.host"),
@@ -465,6 +500,16 @@ def test_alerts_and_dashboards_reach_the_operator_as_they_are(
             "WorkerResourceTemplate",
         ),
         ({"workers": {"versioning": "controller"}, "candidate": {"tag": "0.3.0"}}, "image.tag"),
+        (
+            {
+                "workers": {"versioning": "controller"},
+                "temporal": {
+                    "address": "temporal:7233",
+                    "tls": {"enabled": True, "authority": {"name": "company-ca"}},
+                },
+            },
+            "the worker controller trusts",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -12,15 +12,17 @@ import psycopg
 import pytest
 
 from apex_memory.app import App, open_app
+from apex_memory.backup import back_up, restore
 from apex_memory.credentials.api_keys import create_key
 from apex_memory.gateway.facts import Facts
 from apex_memory.model import now
-from apex_memory.stores.partitions import partition_name
+from apex_memory.stores.partitions import create_partition, partition_name
 from apex_memory.stores.schema import migrate
 from tests.e2e.conftest import MakeSettings, delete_event, land, live, state, text_event
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "production.md"
 DATABASE, OWNER, WORKS = "privileged", "privileged_owner", "privileged_works"
+RESTORED = "privileged_restored"
 
 
 def statements() -> list[list[str]]:
@@ -30,7 +32,9 @@ def statements() -> list[list[str]]:
         text = re.sub(r"\bapex_owner\b", OWNER, block)
         text = re.sub(r"\bDATABASE apex\b", f"DATABASE {DATABASE}", text)
         text = re.sub(r"\bapex\b(?!-)", WORKS, text)
-        blocks.append([part.strip() for part in text.split(";") if part.strip()])
+        # A block with a body of its own is sent whole, as psql would; CREATE DATABASE must stand alone.
+        parts = [text] if "DO $$" in text else text.split(";")
+        blocks.append([part.strip() for part in parts if part.strip()])
     return blocks
 
 
@@ -56,7 +60,7 @@ async def urls(postgres_url: str) -> AsyncIterator[tuple[str, str]]:
         await run(owner, readings)
         yield owner, url_of(postgres_url, WORKS, "apex-password")
     finally:
-        removed = [f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)"]
+        removed = [f"DROP DATABASE IF EXISTS {name} WITH (FORCE)" for name in (DATABASE, RESTORED)]
         removed += [f"DROP ROLE IF EXISTS {OWNER}", f"DROP ROLE IF EXISTS {WORKS}"]
         await run(postgres_url, removed)
 
@@ -97,6 +101,40 @@ async def test_the_role_that_works_can_do_all_its_work(app: App) -> None:
         (partition_name(old), partition_name(now().date())),
     )
     assert kept and kept["old"] is None and kept["today"] is not None
+
+
+async def test_the_role_that_works_goes_on_after_a_restore(
+    urls: tuple[str, str], postgres_url: str, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    old = (now() - timedelta(days=400)).date()
+    async with await psycopg.AsyncConnection.connect(urls[1]) as connection:
+        await create_partition(connection, old)
+    await back_up(urls[0], tmp_path / "backup")
+
+    roles, schema, last = statements()
+    of_database = [statement for statement in roles if re.search(r"\bDATABASE\b", statement)]
+    await run(
+        postgres_url,
+        [re.sub(rf"\b{DATABASE}\b", RESTORED, statement) for statement in of_database],
+    )
+    await run(postgres_url.removesuffix("/postgres") + f"/{RESTORED}", schema)
+    owner, works = (url.removesuffix(DATABASE) + RESTORED for url in urls)
+    await restore(owner, tmp_path / "backup")
+    drop = f"DROP TABLE {partition_name(old)}"
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):  # why the page says to run it
+        await run(works, [drop])
+    await run(owner, last)
+
+    async with open_app(make_settings(documents=works)) as app:
+        await app.recovery.check_restarted_stores()
+        [landed] = await land(app, text_event(app, "d1", "SHP-100001 waits.", version=1))
+        await app.direct.drain("documents")
+        assert await state(app, landed) == "done"
+        await app.upkeep.collect()
+        kept = await app.db.fetch_one("SELECT to_regclass(%s) AS old", (partition_name(old),))
+        assert kept and kept["old"] is None
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        await run(works, ["DELETE FROM migrations"])
 
 
 @pytest.mark.parametrize(

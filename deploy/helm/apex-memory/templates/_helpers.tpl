@@ -55,6 +55,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- /* The secrets of a gateway or a worker, joined by commas. */ -}}
 {{- define "apex.secretEntries" -}}
 {{- $entries := list "documents" "graph" "vectors" "cache" "secretKeys" -}}
+{{- if .Values.secrets.documentsDirect.key }}{{ $entries = append $entries "documentsDirect" }}{{ end -}}
 {{- if .Values.secrets.qdrantApiKey.key }}{{ $entries = append $entries "qdrantApiKey" }}{{ end -}}
 {{- if .Values.secrets.temporalApiKey.key }}{{ $entries = append $entries "temporalApiKey" }}{{ end -}}
 {{- join "," $entries -}}
@@ -66,6 +67,9 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- $values := .root.Values -}}
 - {name: APEX_SETTINGS_FILE, value: /etc/apex/apex.toml}
 - {name: APEX_DOCUMENTS_FILE, value: /run/secrets/apex/documents}
+{{- if $values.secrets.documentsDirect.key }}
+- {name: APEX_DOCUMENTS_DIRECT_FILE, value: /run/secrets/apex/documents_direct}
+{{- end }}
 - {name: APEX_GRAPH_FILE, value: /run/secrets/apex/graph}
 - {name: APEX_VECTORS_FILE, value: /run/secrets/apex/vectors}
 - {name: APEX_CACHE_FILE, value: /run/secrets/apex/cache}

@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     )
     documents: str = Field(
         EMBEDDED,
-        description="PostgreSQL 17 or later: `postgresql://user:password@host/database`, or `embedded:`.",
+        description="PostgreSQL 17 or later: `postgresql://user:password@host/database`, or `embedded:`. Several servers, of which one is the primary: docs/howto/standby.md.",
     )
     documents_direct: str = Field(
         "",

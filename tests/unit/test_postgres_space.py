@@ -107,7 +107,12 @@ def test_a_small_volume_keeps_a_tenth(settings: Settings, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    "documents", ["postgresql://db.example:5432/apex", "postgresql://db.example/apex"]
+    "documents",
+    [
+        "postgresql://db.example:5432/apex",
+        "postgresql://db.example/apex",
+        "postgresql://a.example:5432,b.example:5433/apex?target_session_attrs=read-write",
+    ],
 )
 def test_a_server_by_url_is_not_watched(
     settings: Settings, set_space: SetSpace, documents: str

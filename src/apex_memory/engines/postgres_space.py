@@ -8,7 +8,8 @@ of that is left, and then waits. The graph and the vectors refuse writes much ea
 from __future__ import annotations
 
 from time import monotonic
-from urllib.parse import urlsplit
+
+from psycopg.conninfo import conninfo_to_dict
 
 from apex_memory.config import Settings
 from apex_memory.disk_space import RESERVE_SHARE, disk_space, in_bytes
@@ -68,6 +69,6 @@ def _is_embedded(settings: Settings) -> bool:
     """Return whether the URL is that of the PostgreSQL which runs from this data folder."""
     stack = read_stack(settings.data_dir)
     child = stack.children.get(ENGINE) if stack else None
-    return (
-        child is not None and bool(child.port) and urlsplit(settings.documents).port == child.port
-    )
+    if child is None or not child.port:
+        return False
+    return conninfo_to_dict(settings.documents).get("port") == str(child.port)

@@ -71,6 +71,12 @@ async def translated() -> AsyncIterator[None]:
             "the disk is full",
             remedy="free space on the disk of PostgreSQL; events wait until then",
         ) from error
+    except psycopg.errors.ReadOnlySqlTransaction as error:
+        raise Unavailable(
+            "documents",
+            "the server accepts no writes: it is a standby",
+            remedy="name all servers in the URL, with target_session_attrs=read-write, or lead it to the primary",
+        ) from error
     except psycopg.errors.LockNotAvailable as error:
         raise RetryLater(
             "documents: another session holds what is to be locked", after=1

@@ -20,7 +20,7 @@ from apex_memory.engines.base import free_port
 from apex_memory.errors import Misconfigured, RetryLater, Unavailable
 from apex_memory.fetching.backfills import Backfills
 from apex_memory.model import Event, LandResult, now
-from apex_memory.sealing import Keyring, read_keys
+from apex_memory.sealing import Keyring, new_key, read_keys
 from apex_memory.simulate.server import serve_simulators
 from tests.bucket import BUCKET, SECRET, BucketServer
 from tests.e2e.conftest import MakeSettings, live, state, text_event
@@ -299,6 +299,27 @@ async def test_other_content_under_the_same_id_lands_too(app: App, bucket: Bucke
         landed = await app.inbox.land(list(changed.values()))
         assert [item.duplicate for item in landed] == [False] * changes
     assert len(await bucket.names()) == 2
+
+
+async def test_a_new_key_leaves_objects_under_the_old_one_and_counts_them(
+    make_settings: MakeSettings, bucket: BucketServer, tmp_path: Path
+) -> None:
+    old, new = new_key(), new_key()
+    settings = bucket.settings()
+    async with open_app(make_settings(secret_key=old, **settings)) as app:
+        event = text_event(app, "long", LONG, version=1)
+        [landed] = await land(app, event)
+        assert (await app.payloads.reseal(actor="test")).objects == 0
+    (tmp_path / "old.key").write_text(old)
+    both = make_settings(secret_key=new, secret_key_file=tmp_path / "old.key", **settings)
+    async with open_app(both) as app:
+        await land(app, text_event(app, "later", LONG + "It arrived.", version=1))
+        assert (await app.payloads.reseal(actor="test")).objects == 1
+        stored = await app.inbox.event(landed.id)
+        assert (await app.payloads.load_one(stored)).payload == event.payload
+    async with open_app(make_settings(secret_key=new, **settings)) as app:
+        with pytest.raises(Misconfigured):  # why the old key is kept
+            await app.payloads.load_one(stored)
 
 
 async def test_a_copy_in_shadow_reads_the_object_or_waits(app: App, bucket: BucketServer) -> None:

@@ -184,12 +184,12 @@ async def test_secrets_are_sealed_again_under_a_new_key(api: Api) -> None:
     answer = await api.post("/v1/secrets/reseal")
     assert (answer.status_code, answer.json()) == (
         200,
-        {"resealed": 1, "data_keys": 0, "unreadable": []},
+        {"resealed": 1, "data_keys": 0, "unreadable": [], "objects": 0},
     )
     only_new = Vault(api.app.db, Keyring(read_keys([fresh])))
     assert await only_new.get("source/frontapp/signing_keys") == ["a-key"]
     again = await api.post("/v1/secrets/reseal")
-    assert again.json() == {"resealed": 0, "data_keys": 0, "unreadable": []}
+    assert again.json() == {"resealed": 0, "data_keys": 0, "unreadable": [], "objects": 0}
 
 
 async def test_an_invoice_waits_for_its_shipment(api: Api) -> None:

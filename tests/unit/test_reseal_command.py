@@ -19,7 +19,7 @@ class Api:
 
     def call(self, method: str, path: str) -> dict[str, Any]:
         self._calls.append((method, path))
-        return {"resealed": 3, "data_keys": 2, "unreadable": ["source/plaid/secret"]}
+        return {"resealed": 3, "data_keys": 2, "unreadable": ["source/plaid/secret"], "objects": 4}
 
 
 def test_reseal_prints_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,11 +36,13 @@ def test_reseal_prints_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
         "3 secrets" in shown.output
         and "2 data keys" in shown.output
         and "source/plaid/secret" in shown.output
+        and "Keep the older keys: 4 large payloads" in shown.output
     )
     raw = CliRunner().invoke(secrets.app, ["reseal", "--json"])
     assert json.loads(raw.output) == {
         "resealed": 3,
         "data_keys": 2,
         "unreadable": ["source/plaid/secret"],
+        "objects": 4,
     }
     assert calls == [("POST", "/v1/secrets/reseal")] * 2

@@ -95,9 +95,10 @@ def remove(source: Source, setting: Setting, json: Json = False) -> None:
 
 @app.command("reseal")
 def reseal(json: Json = False) -> None:
-    """Encrypt all secrets under the first key, so that older keys can be removed, and the data keys of sealed payloads.
+    """Encrypt all secrets under the first key, and the data keys of sealed payloads.
 
-    Start every process with the new key first, in front of the old one. Safe to repeat.
+    Start every process with the new key first, in front of the old one. Safe to repeat. Older keys are still needed
+    for large payloads in an object store, as long as these are kept, and for Temporal's histories.
 
     Example: apex secrets reseal
     """
@@ -109,6 +110,11 @@ def reseal(json: Json = False) -> None:
     say(f"{result['resealed']} secrets encrypted under the first key.")
     if result["data_keys"]:
         say(f"{result['data_keys']} data keys of payloads encrypted under the first key.")
+    if result["objects"]:
+        say(
+            ("Keep the older keys", "yellow"),
+            f": {result['objects']:,} large payloads in the object store are encrypted under them, and stay so.",
+        )
     if result["unreadable"]:
         names = ", ".join(result["unreadable"])
         say(

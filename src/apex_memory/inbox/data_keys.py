@@ -27,10 +27,12 @@ THREAD_BYTES = 256_000  # more bytes are sealed or opened in a thread
 
 @dataclass(slots=True)
 class ResealedKeys:
-    """How many data keys are sealed under the first key now, and the ids of those whose key is not configured."""
+    """How many data keys are newly sealed under the first key, and the ids of those whose key is not configured."""
 
     resealed: int = 0
     unreadable: list[str] = field(default_factory=list)
+    objects: int = 0
+    """Payload objects that are sealed under another key than the first. They stay so: keep their keys."""
 
 
 class DataKeys:

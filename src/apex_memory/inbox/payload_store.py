@@ -67,9 +67,18 @@ class PayloadStore:
             keys.require_key()
 
     async def reseal(self, *, actor: str) -> ResealedKeys:
-        """Seal every data key under the first key, in one transaction. Payloads stay as they are. Safe to repeat."""
+        """Seal every data key under the first key, in one transaction. Safe to repeat.
+
+        Payloads and payload objects stay as they are; the result counts the objects that need an older key.
+        """
         async with self._db.transaction() as connection:
             result = await self._data_keys.reseal(connection)
+            cursor = await connection.execute(
+                "SELECT count(*) AS count FROM payload_objects WHERE key_id <> %s",
+                (self._seals.first,),
+            )
+            counted = await cursor.fetchone()
+            result.objects = counted["count"] if counted else 0
             if result.resealed:
                 await connection.execute(
                     "INSERT INTO audit (actor, action, subject) VALUES (%s, 'data keys reseal', %s)",

@@ -40,12 +40,16 @@ class SecretList(BaseModel):
 
 
 class ResealResult(BaseModel):
-    """The numbers of secrets and of data keys that are newly encrypted under the first key, and those whose key is not configured."""
+    """The numbers of secrets and of data keys that are newly encrypted under the first key, and those whose key is not configured.
 
-    model_config = example({"resealed": 3, "data_keys": 2, "unreadable": []})
+    `objects` is the number of large payloads in the object store that stay encrypted under another key: keep it.
+    """
+
+    model_config = example({"resealed": 3, "data_keys": 2, "unreadable": [], "objects": 0})
     resealed: int
     data_keys: int
     unreadable: list[str]
+    objects: int
 
 
 MOST_VALUES = 100  # of one setting
@@ -100,9 +104,10 @@ async def list_secrets(gateway: GatewayDep, key: Admin) -> dict[str, Any]:
     responses=problems(401, 403, 409, 503),
 )
 async def reseal_secrets(gateway: GatewayDep, key: Admin) -> dict[str, Any]:
-    """Encrypt every secret under the first key, so that older keys can be removed, and every data key of sealed payloads. Safe to repeat.
+    """Encrypt every secret under the first key, and every data key of sealed payloads. Safe to repeat.
 
-    Payloads stay as they are. Start every process with the new key first, in front of the old one.
+    Start every process with the new key first, in front of the old one. Large payloads in the object store (`objects`)
+    and Temporal's histories stay encrypted as they are: an older key can be removed when none of them needs it.
     """
     try:
         secrets = await gateway.app.vault.reseal(actor=key.id)
@@ -113,6 +118,7 @@ async def reseal_secrets(gateway: GatewayDep, key: Admin) -> dict[str, Any]:
         "resealed": secrets.resealed,
         "data_keys": data_keys.resealed,
         "unreadable": secrets.unreadable + data_keys.unreadable,
+        "objects": data_keys.objects,
     }
 
 

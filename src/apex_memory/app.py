@@ -63,6 +63,7 @@ from apex_memory.stores.graph import open_graph
 from apex_memory.stores.objects import ObjectStore, open_objects
 from apex_memory.stores.postgres import Postgres, claim_installation, read_installation
 from apex_memory.stores.schema import migrate
+from apex_memory.stores.standby import Standby
 from apex_memory.stores.vectors import open_vectors
 
 
@@ -74,6 +75,7 @@ class App:
         settings: Settings,
         *,
         db: Postgres,
+        standby: Standby | None,
         graph: GraphStore,
         vectors: VectorStore,
         cache: Cache,
@@ -92,6 +94,7 @@ class App:
         self.keyring = keyring
         self.build = build
         self.db = db
+        self.standby = standby
         self.graph = graph
         self.vectors = vectors
         self.cache = cache
@@ -218,6 +221,7 @@ class App:
             called={name: source.called for name, source in sources.items()},
             date_order=settings.date_order,
             reranker=reranker,
+            standby=standby,
         )
 
     def _shadow_publication(self, stores: Mapping[str, ResilientStore]) -> Publication:
@@ -274,6 +278,9 @@ async def open_app(
         )
         await db.open()
         stack.push_async_callback(db.close)
+        standby = await _open_standby(settings, db)
+        if standby:
+            stack.push_async_callback(standby.close)
         dimension = embedder.dimension
         if any_embedder:
             installation, stored = await read_installation(db)
@@ -300,6 +307,7 @@ async def open_app(
         app = App(
             settings,
             db=db,
+            standby=standby,
             graph=graph,
             vectors=vectors,
             cache=cache,
@@ -319,6 +327,21 @@ async def open_app(
         with suppress(Misconfigured):  # `keep_fresh` logs it again; the other sources work
             await app.credentials.apply()
         yield app
+
+
+async def _open_standby(settings: Settings, db: Postgres) -> Standby | None:
+    """Return the standby that the settings name, whether it responds or not; None without one."""
+    if not settings.documents_standby:
+        return None
+    snapshots = Postgres(
+        settings.documents_standby,
+        pooled=bool(settings.documents_direct),
+        size=2,
+        timeout=settings.call_timeout_seconds,
+        snapshot_seconds=settings.snapshot_seconds,
+    )
+    await snapshots.open(wait=False)
+    return Standby(db, snapshots, bound=settings.documents_standby_seconds)
 
 
 def _open_reranker(settings: Settings, server: ResilientStore) -> Reranker | None:

@@ -90,6 +90,15 @@ class Settings(BaseSettings):
         "",
         description="Where `documents` is a pooler in transaction mode (PgBouncer): the address of PostgreSQL itself, for what needs a session: migrations, notices, backups. Empty: `documents` is PostgreSQL itself.",
     )
+    documents_standby: str = Field(
+        "",
+        description="Address of a standby of PostgreSQL, from which gateways read searches while it lags by less than `documents_standby_seconds`. Empty: they read from `documents`. docs/howto/standby.md.",
+    )
+    documents_standby_seconds: float = Field(
+        5,
+        gt=0,
+        description="How far the standby may lag behind (seconds). Beyond that, or when it does not respond, searches read from `documents`. With `snapshot_seconds` it must stay below `grace_seconds`.",
+    )
     graph: str = Field(
         EMBEDDED,
         description="Graph: `falkordb://:password@host:port/graph`, `neo4j://user:password@host:7687/database` (extra `neo4j`), or `embedded:`.",
@@ -537,6 +546,15 @@ class Settings(BaseSettings):
             raise ValueError("only where `documents` is the address of a pooler")
         return value
 
+    @field_validator("documents_standby")
+    @classmethod
+    def _standby_of_a_server(cls, value: str, info: Any) -> str:
+        if value and not value.startswith(("postgresql://", "postgres://")):
+            raise ValueError("must start with postgresql:// or postgres://")
+        if value and info.data.get("documents") == EMBEDDED:
+            raise ValueError("only where `documents` is the address of a server")
+        return value
+
     @field_validator("graph", "vectors", "cache", "documents")
     @classmethod
     def _known_scheme(cls, value: str, info: Any) -> str:
@@ -635,10 +653,21 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
+    def _grace_above_standby(self) -> Self:
+        """A reader on the standby sees a stage as long after its end as the standby lags."""
+        shown = self.snapshot_seconds + self.documents_standby_seconds
+        if self.documents_standby and self.grace_seconds <= shown:
+            raise ValueError(
+                "grace_seconds must be above snapshot_seconds and documents_standby_seconds together, or a reader on the standby could lose what it is reading"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _files_of_postgres(self) -> Self:
         """Add the files to the URLs of PostgreSQL that demand TLS: every connection of libpq is made from a URL."""
         self.documents = self._with_files(self.documents)
         self.documents_direct = self._with_files(self.documents_direct)
+        self.documents_standby = self._with_files(self.documents_standby)
         return self
 
     def _with_files(self, url: str) -> str:

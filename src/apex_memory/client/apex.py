@@ -178,6 +178,7 @@ class Apex(_Connection):
         until: datetime | str | None = None,
         max_tokens: int | None = None,
         explain: bool = False,
+        fresh: bool = False,
     ) -> SearchAnswer:
         """Return the best passages; for an empty query the newest documents that pass the filters.
 
@@ -185,7 +186,8 @@ class Apex(_Connection):
         those of its messages; `people` are names or e-mail addresses. `since` is inclusive, `until` exclusive. At most
         100 hits; without `passages_per_document` 3 of one document, or any number with `documents` or `conversations`.
         With `max_tokens` (100 to 32,000) the answer has a `context`: the best passages in one text of so many tokens at most,
-        whatever `limit` is. With `explain` each hit has its `points`: what each search method adds to its score. Raises `NotFound` for an unknown document, conversation or person.
+        whatever `limit` is. With `explain` each hit has its `points`: what each search method adds to its score. `fresh` reads from the primary
+        of PostgreSQL even where searches go to a standby. Raises `NotFound` for an unknown document, conversation or person.
         """
         return self.send(
             calls.search(
@@ -202,6 +204,7 @@ class Apex(_Connection):
                 until=until,
                 max_tokens=max_tokens,
                 explain=explain,
+                fresh=fresh,
             )
         )
 
@@ -385,6 +388,7 @@ class AsyncApex(_Connection):
         until: datetime | str | None = None,
         max_tokens: int | None = None,
         explain: bool = False,
+        fresh: bool = False,
     ) -> SearchAnswer:
         """See `Apex.search`."""
         return await self.send(
@@ -402,6 +406,7 @@ class AsyncApex(_Connection):
                 until=until,
                 max_tokens=max_tokens,
                 explain=explain,
+                fresh=fresh,
             )
         )
 

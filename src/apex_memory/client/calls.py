@@ -83,6 +83,7 @@ def search(
     until: datetime | str | None,
     max_tokens: int | None,
     explain: bool,
+    fresh: bool,
 ) -> Call[SearchAnswer]:
     filters = {
         "sources": list(sources),
@@ -103,6 +104,8 @@ def search(
     }
     if explain:  # a gateway of an earlier version refuses the field
         body["explain"] = True
+    if fresh:
+        body["fresh"] = True
     return Call(method="POST", path="/v1/search", json=body, read=reader(SearchAnswer))
 
 

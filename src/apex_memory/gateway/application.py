@@ -218,6 +218,8 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             asyncio.create_task(app.builds.watch(), name="builds"),
             asyncio.create_task(app.breaker_probes.run(), name="breaker probes"),
         ]
+        if app.standby:
+            tasks.append(asyncio.create_task(app.standby.run(), name="standby"))
         try:
             yield gateway
         finally:

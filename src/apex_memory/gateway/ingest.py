@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from time import monotonic
 from typing import Any
 from uuid import UUID
 
@@ -292,18 +293,26 @@ async def respond(
     if seconds is None:
         return _json(202, {"events": list(map(_landed, landed)), "status_url": _link(landed)})
     ids = [item.id for item in landed]
+    until = monotonic() + seconds
     await gateway.completion.until_ended(ids, seconds)
-    return await receipt(gateway, landed)
+    standby = gateway.app.standby
+    shown = standby is None or await standby.caught_up(max(0.0, until - monotonic()))
+    return await receipt(gateway, landed, shown=shown)
 
 
-async def receipt(gateway: Gateway, landed: Sequence[LandResult]) -> Response:
-    """Return the current state of landed events: 200 when all have finished, 202 otherwise."""
-    shown = await Events(gateway.app.db, gateway.app.settings).shown([item.id for item in landed])
-    events = [_landed(item) | _progress(shown.get(item.id, {})) for item in landed]
+async def receipt(
+    gateway: Gateway, landed: Sequence[LandResult], *, shown: bool = True
+) -> Response:
+    """Return the current state of landed events: 200 when all have finished and searches show it, 202 otherwise.
+
+    `shown` says whether searches of all processes show what is committed.
+    """
+    current = await Events(gateway.app.db, gateway.app.settings).shown([item.id for item in landed])
+    events = [_landed(item) | _progress(current.get(item.id, {})) for item in landed]
     states = [event["state"] for event in events]
     # A superseded version counts: its newer version is the one that is searchable.
-    searchable = all(state in ("done", "superseded") for state in states)
-    status = 200 if all(state in FINAL for state in states) else 202
+    searchable = shown and all(state in ("done", "superseded") for state in states)
+    status = 200 if shown and all(state in FINAL for state in states) else 202
     body = {"events": events, "status_url": _link(landed), "searchable": searchable}
     return _json(status, body)
 

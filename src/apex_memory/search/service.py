@@ -14,7 +14,7 @@ from uuid import UUID
 from opentelemetry.trace import get_current_span
 
 from apex_memory.dates import DateOrder
-from apex_memory.errors import Unavailable
+from apex_memory.errors import NotFound, RetryLater, Unavailable
 from apex_memory.model import Entity, Filters, Vectors, day_ref, now, speaker_refs
 from apex_memory.normalization import words_of
 from apex_memory.search.context import MARGIN, PassageText, pack
@@ -63,7 +63,8 @@ from apex_memory.stores.base import GraphStore, Store, VectorStore
 from apex_memory.stores.bm25 import Words
 from apex_memory.stores.cache import Cache
 from apex_memory.stores.postgres import Connection, Postgres
-from apex_memory.telemetry import logger
+from apex_memory.stores.standby import Standby
+from apex_memory.telemetry import SEARCH_READS, logger
 
 EXACT_MAX = 20  # identifiers of one query that are looked up in the exact index
 DEPTH = (
@@ -85,6 +86,8 @@ class _SearchRun:
     """One search in progress: the request, and what its parts report."""
 
     request: SearchRequest
+    db: Postgres
+    """The server that the snapshot is read from."""
     degraded: Degraded = field(default_factory=Degraded)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
@@ -122,12 +125,14 @@ class Search:
         id_refs: Sequence[str] = (),
         called: Mapping[str, Mapping[str, str]] | None = None,
         reranker: Reranker | None = None,
+        standby: Standby | None = None,
         leg_seconds: float = 2,
         rest_seconds: float = 5,
         date_order: DateOrder = "auto",
         clock: Callable[[], datetime] = now,
     ) -> None:
         self._db = db
+        self._standby = standby
         self._graph = graph
         self._vectors = vectors
         self._extract_query = extract_query
@@ -161,6 +166,7 @@ class Search:
         weights: Weights | None = None,
         max_tokens: int | None = None,
         explain: bool = False,
+        fresh: bool = False,
     ) -> SearchResult:
         """Return the best passages for a query; for an empty query the newest documents that pass the filters.
 
@@ -168,20 +174,42 @@ class Search:
         documents or conversations. With `max_tokens` the result has a context, of up to 100 passages. Raises `Rejected` for a query over 2,000 characters or a limit outside 1 to 100,
         `NotFound` for an unknown part of the scope, and `Unavailable` without PostgreSQL. An entity of the filters that no
         document names finds nothing, and is `unknown` in the result.
-        Without any other store the result is `degraded`.
+        Without any other store the result is `degraded`. A standby of PostgreSQL that is not too far behind is read
+        first, unless the result must be `fresh`: then, and where the standby fails, it is the primary's.
         """
-        run = _SearchRun(
-            SearchRequest.from_query(
-                query,
-                limit=limit,
-                passages_per_document=passages_per_document,
-                filters=self._with_canonical_refs(filters),
-                scope=scope,
-                weights=weights,
-                max_tokens=max_tokens,
-                explain=explain,
-            )
+        request = SearchRequest.from_query(
+            query,
+            limit=limit,
+            passages_per_document=passages_per_document,
+            filters=self._with_canonical_refs(filters),
+            scope=scope,
+            weights=weights,
+            max_tokens=max_tokens,
+            explain=explain,
         )
+        result = None if fresh else await self._from_standby(request)
+        if result is None:
+            result = await self._run(_SearchRun(request, self._db))
+            if self._standby:
+                SEARCH_READS.labels("primary").inc()
+        return result
+
+    async def _from_standby(self, request: SearchRequest) -> SearchResult | None:
+        """Return the result as the standby shows it; None where the primary has to answer."""
+        standby = self._standby
+        if standby is None or not standby.fresh:
+            return None
+        try:
+            result = await self._run(_SearchRun(request, standby.snapshots))
+        except Unavailable as error:
+            standby.set_aside(str(error))
+            return None
+        except (NotFound, RetryLater):  # not there yet, or what it read was removed meanwhile
+            return None
+        SEARCH_READS.labels("standby").inc()
+        return result
+
+    async def _run(self, run: _SearchRun) -> SearchResult:
         with run.stopwatch.part("total"):
             if run.request.text:
                 result = await self._best_passages(run)
@@ -205,7 +233,7 @@ class Search:
 
     async def _newest_documents(self, run: _SearchRun) -> SearchResult:
         with run.stopwatch.part("read"):
-            async with self._db.snapshot() as connection:
+            async with run.db.snapshot() as connection:
                 filters = await self._resolved_filters(run, connection)
                 reader = SnapshotReader(connection, filters)
                 passages: list[RankedPassage] = []
@@ -247,7 +275,7 @@ class Search:
         undated = without_days(request.text, self._date_order)
         entities = self._extract_query(undated)
         exact_refs = [ref for ref in entities.certain if Entity.parse(ref).type not in NAMES]
-        async with self._db.snapshot() as connection:
+        async with run.db.snapshot() as connection:
             with run.stopwatch.part("identifiers"):
                 filters = await self._resolved_filters(run, connection)
                 snapshot = await _open_snapshot(

@@ -122,9 +122,10 @@ class Postgres:
             url, readers, timeout, limit=snapshot_seconds, pooled=pooled, configure=_as_reader
         )
 
-    async def open(self) -> None:
+    async def open(self, *, wait: bool = True) -> None:
+        """Open the pools. Raises `Unavailable` without PostgreSQL, unless `wait` is false: then each call does."""
         async with translated():
-            await self._pool.open(wait=True, timeout=10)
+            await self._pool.open(wait=wait, timeout=10)
             await self._readers.open()
 
     async def close(self) -> None:

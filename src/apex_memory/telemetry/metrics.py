@@ -253,6 +253,15 @@ PAYLOAD_OBJECT_SECONDS = Histogram(
     ["operation"],
     buckets=SECONDS,
 )
+SEARCH_READS = Counter(
+    "apex_search_reads",
+    "Searches by the server of PostgreSQL that they read from: `standby` or `primary`. Counted where there is a standby.",
+    ["server"],
+)
+STANDBY_BEHIND = Gauge(
+    "apex_standby_behind_seconds",
+    "At most so far is the standby behind, as this gateway knows. `+Inf` while it was not seen; 0 without one.",
+)
 DISK_FREE = Gauge("apex_disk_free_bytes", "Free space for the data of an engine.", ["engine"])
 DISK_SIZE = Gauge("apex_disk_size_bytes", "Size of the volume of an engine's data.", ["engine"])
 ENGINE_UP = Gauge(

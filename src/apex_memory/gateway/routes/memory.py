@@ -123,6 +123,10 @@ class SearchRequest(RequestBody):
         False,
         description="Also return what each search method adds to the score of a hit (`points`).",
     )
+    fresh: StrictBool = Field(
+        False,
+        description="Read from the primary of PostgreSQL even where searches go to a standby, which may be some seconds behind.",
+    )
 
 
 class DocumentKeys(RequestBody):
@@ -161,6 +165,7 @@ async def search(request: Request, gateway: GatewayDep, key: Reader, body: Searc
             scope=body.filters.scope(),
             max_tokens=body.max_tokens,
             explain=body.explain,
+            fresh=body.fresh,
         )
         response = SearchResponse.model_validate(result)
         cited = result.context.citations if result.context else ()
@@ -248,6 +253,10 @@ async def search_by_query(
         bool,
         Query(description="Also return what each search method adds to the score of a hit."),
     ] = False,
+    fresh: Annotated[
+        bool,
+        Query(description="Read from the primary even where searches go to a standby."),
+    ] = False,
     person: Annotated[
         Scoped | None,
         Query(
@@ -274,6 +283,7 @@ async def search_by_query(
         filters=filters,
         max_tokens=max_tokens,
         explain=explain,
+        fresh=fresh,
     )
     return await search(request, gateway, key, body)
 

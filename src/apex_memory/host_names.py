@@ -34,7 +34,7 @@ def split_address(text: str) -> tuple[str, int]:
 
 
 def is_private(name: str) -> bool:
-    """Whether a name or an address, without a port, is one of this machine or of a private network.
+    """Return whether a name or an address, without a port, is one of this machine or of a private network.
 
     Names of private networks are those without a dot, as containers have, and those that end as `PRIVATE_ENDINGS` do.
     """
@@ -50,7 +50,7 @@ def is_private(name: str) -> bool:
 
 
 def is_loopback(name: str) -> bool:
-    """Whether a name or an address, without a port, is one of this machine alone."""
+    """Return whether a name or an address, without a port, is one of this machine alone."""
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:

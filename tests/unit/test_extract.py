@@ -109,8 +109,8 @@ def test_values(text: str, predicate: str, values: list[str]) -> None:
 
 def test_a_day_without_a_year_is_the_nearest_to_the_text() -> None:
     text = "pickup Dec 28, drivers march 3 miles, 4 may wait"
-    found = extract(text, (), at=date(2026, 1, 3))
-    assert [a.value for a in found if a.predicate == "date"] == ["2025-12-28"]
+    assertions = extract(text, (), at=date(2026, 1, 3))
+    assert [a.value for a in assertions if a.predicate == "date"] == ["2025-12-28"]
 
 
 def test_each_passage_that_names_a_day_states_it() -> None:
@@ -122,8 +122,8 @@ def test_each_passage_that_names_a_day_states_it() -> None:
 
 
 def test_the_order_of_days_in_numbers_is_a_setting() -> None:
-    found = extract("3/4/2026", (), date_order="day")
-    assert [a.value for a in found if a.predicate == "date"] == ["2026-04-03"]
+    assertions = extract("3/4/2026", (), date_order="day")
+    assert [a.value for a in assertions if a.predicate == "date"] == ["2026-04-03"]
 
 
 def test_roles_names_and_postal_codes_keep_their_place() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from apex_memory.search.evidence import FIRST, STRONG_SCORE, evidence_of
+from apex_memory.search.evidence import JUDGED_HITS, STRONG_SCORE, evidence_of
 
 ASKED = "yard gate code north"
 
@@ -36,7 +36,7 @@ def test_hits_that_hold_the_words_of_the_question_are_strong() -> None:
 
 
 def test_only_the_first_hits_count() -> None:
-    others = [hit("nothing")] * (FIRST - 1)
+    others = [hit("nothing")] * (JUDGED_HITS - 1)
     assert evidence(hit("gate yard"), *others, hit("code north")) == "weak"
 
 

@@ -20,14 +20,14 @@ FINDER = OwnIdFinder(PREFIXES, ("conversation:", "vehicle:SAMSARA-"))
 
 def documents(query: str) -> set[str]:
     """Return the words of a query that may be ids, each with a source and prefix that it has."""
-    found = FINDER.of(query).documents
+    documents = FINDER.of(query).documents
     keys = {
         document_uuid(source, f"{prefix}{word}"): f"{source} {prefix}{word}"
-        for word in {ref.removeprefix("id:") for ref in found.values()}
+        for word in {ref.removeprefix("id:") for ref in documents.values()}
         for source, prefixes in PREFIXES.items()
         for prefix in ("", *prefixes)
     }
-    return {keys[id] for id in found}
+    return {keys[id] for id in documents}
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_a_kind_before_an_id_means_records_of_that_kind_alone() -> None:
     ],
 )
 def test_other_words_are_no_ids(query: str) -> None:
-    found = FINDER.of(query)
-    assert not found.documents and not found.refs
+    own_ids = FINDER.of(query)
+    assert not own_ids.documents and not own_ids.refs
 
 
 def test_refs_have_the_id_with_and_without_zeros() -> None:
@@ -76,8 +76,8 @@ def test_refs_have_the_id_with_and_without_zeros() -> None:
 
 
 def test_only_the_first_words_are_looked_up() -> None:
-    found = FINDER.of(" ".join(f"cnv_{n}a" for n in range(50)))
-    assert len(set(found.documents.values())) == WORDS_MAX
+    own_ids = FINDER.of(" ".join(f"cnv_{n}a" for n in range(50)))
+    assert len(set(own_ids.documents.values())) == WORDS_MAX
 
 
 def test_quickbooks_keys_begin_with_the_company() -> None:

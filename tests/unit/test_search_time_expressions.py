@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apex_memory.search.time_expressions import TimeRange, find_time_range, without_days
+from apex_memory.search.time_expressions import TimeRange, read_time
 
 AT = datetime(2025, 11, 12, 15, 30, tzinfo=UTC)
 
@@ -72,7 +72,7 @@ def day(year: int, month: int, number: int, *, days: int = 1) -> TimeRange:
     ],
 )
 def test_a_query_names_a_time_range(query: str, time_range: TimeRange) -> None:
-    assert find_time_range(query, AT) == time_range
+    assert read_time(query, AT).time_range == time_range
 
 
 @pytest.mark.parametrize(
@@ -93,24 +93,24 @@ def test_a_query_names_a_time_range(query: str, time_range: TimeRange) -> None:
     ],
 )
 def test_other_words_are_no_time_expression(query: str) -> None:
-    assert find_time_range(query, AT) is None
+    assert read_time(query, AT).time_range is None
 
 
 def test_the_time_of_the_query_may_have_any_zone() -> None:
     chicago = AT.astimezone(timezone(timedelta(hours=-6)))
-    assert find_time_range("yesterday", chicago) == day(2025, 11, 11)
+    assert read_time("yesterday", chicago).time_range == day(2025, 11, 11)
 
 
 def test_the_setting_decides_which_number_is_the_day() -> None:
-    assert find_time_range("paid 03.04.2025", AT) == day(2025, 4, 3)
-    assert find_time_range("paid 03/04/2025", AT) == day(2025, 3, 4)
-    assert find_time_range("paid 03/04/2025", AT, "day") == day(2025, 4, 3)
-    assert find_time_range("paid 03.04.2025", AT, "month") == day(2025, 3, 4)
+    assert read_time("paid 03.04.2025", AT).time_range == day(2025, 4, 3)
+    assert read_time("paid 03/04/2025", AT).time_range == day(2025, 3, 4)
+    assert read_time("paid 03/04/2025", AT, "day").time_range == day(2025, 4, 3)
+    assert read_time("paid 03.04.2025", AT, "month").time_range == day(2025, 3, 4)
 
 
 def test_a_query_without_its_days_keeps_its_other_numbers() -> None:
     query = "invoice 1042 of 23.01.2024, and 2024/01/24"
-    assert without_days(query) == "invoice 1042 of ,, and ,"
+    assert read_time(query, AT).undated == "invoice 1042 of ,, and ,"
 
 
 def test_a_range_has_its_days_unless_they_are_too_many() -> None:
@@ -134,7 +134,7 @@ def test_closeness_is_one_inside_and_falls_outside() -> None:
 
 @given(st.text(max_size=80) | st.from_regex(r"(last|in|on) \w{1,9} \d{1,9}( ago)?", fullmatch=True))
 def test_any_query_is_accepted(query: str) -> None:
-    time_range = find_time_range(query, AT)
+    time_range = read_time(query, AT).time_range
     assert time_range is None or time_range.since < time_range.until
 
 
@@ -147,16 +147,18 @@ def test_any_query_is_accepted(query: str) -> None:
     ],
 )
 def test_of_two_days_that_overlap_the_first_one_counts(query: str, rest: str) -> None:
-    assert without_days(query) == rest
+    assert read_time(query, AT).undated == rest
 
 
 @pytest.mark.parametrize(
     "query", ["truck 12 may be late", "between 10-12 pallets", "lost on 2.10 a mile"]
 )
 def test_counts_and_amounts_are_no_days(query: str) -> None:
-    assert without_days(query) == query and find_time_range(query, AT) is None
+    assert read_time(query, AT).undated == query and read_time(query, AT).time_range is None
 
 
 @pytest.mark.parametrize("query", ["since the 3rd of November", "since the 3/11", "since 3.11."])
 def test_a_range_may_begin_with_an_article(query: str) -> None:
-    assert find_time_range(query, AT, "day") == TimeRange(datetime(2025, 11, 3, tzinfo=UTC), AT)
+    assert read_time(query, AT, "day").time_range == TimeRange(
+        datetime(2025, 11, 3, tzinfo=UTC), AT
+    )

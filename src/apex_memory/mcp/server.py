@@ -65,6 +65,9 @@ class MemoryServer:
     def __init__(self, memory_of: MemoryOf) -> None:
         self._memory_of = memory_of
         self._toolbox = Toolbox()
+        self._input_schemas = {
+            name: tool.arguments.model_json_schema() for name, tool in self._toolbox.tools.items()
+        }
 
     async def list_tools(
         self, context: Context, params: types.PaginatedRequestParams | None
@@ -77,8 +80,7 @@ class MemoryServer:
 
     def input_schema(self, name: str) -> dict[str, Any] | None:
         """Return the schema of a tool's arguments, by which the SDK checks headers; None for an unknown tool."""
-        tool = self._toolbox.tools.get(name)
-        return tool.arguments.model_json_schema() if tool else None
+        return self._input_schemas.get(name)
 
     async def call_tool(
         self, context: Context, params: types.CallToolRequestParams

@@ -134,7 +134,7 @@ def entities_by_chunk(manifest: Manifest) -> list[Sequence[str]]:
 
 
 def days_by_chunk(manifest: Manifest) -> list[set[str]]:
-    """The refs of the days that the text of each chunk names, in the order of the chunks."""
+    """Return the refs of the days that the text of each chunk names, in the order of the chunks."""
     chunks = manifest.chunks
     days: list[set[str]] = [set() for _ in chunks]
     starts = [chunk.start for chunk in chunks]

@@ -12,7 +12,7 @@ from apex_memory.search.results import Hit
 
 Evidence = Literal["strong", "weak"]
 
-FIRST = 5  # hits that are looked at
+JUDGED_HITS = 5
 STRONG_SCORE = (
     12.0  # a first hit with at least this fused score stands out from the other candidates
 )
@@ -28,7 +28,7 @@ def evidence_of(
     """Return how well the first hits answer to the question.
 
     A hit that holds an identifier of the question is strong. Otherwise hits are weak if an identifier of the question is
-    `unknown`, or if the first one does not stand out and the first `FIRST` hold too few of the question's words.
+    `unknown`, or if the first one does not stand out and the first `JUDGED_HITS` hold too few of the question's words.
     `terms_of` returns the terms of a text as the word legs have them.
     """
     if hits and "identifier" in hits[0].legs:
@@ -39,6 +39,6 @@ def evidence_of(
         return "strong"
     wanted = set(terms_of(question))
     held: set[int] = set()
-    for hit in hits[:FIRST]:
+    for hit in hits[:JUDGED_HITS]:
         held.update(wanted.intersection(terms_of(f"{hit.title} {hit.snippet}")))
     return "strong" if len(held) >= STRONG_SHARE * max(1, len(wanted)) else "weak"

@@ -36,16 +36,23 @@ class OwnIds:
 
     @property
     def all_refs(self) -> frozenset[str]:
+        """Return `refs` and those that led to documents."""
         return frozenset((*self.refs, *self.documents.values()))
+
+
+def pairs_of(key_prefixes: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+    """Return each source with what may stand before a vendor's own id in its keys: nothing, or one of its prefixes."""
+    pairs: list[tuple[str, str]] = []
+    for source, prefixes in key_prefixes.items():
+        pairs += [(source, prefix) for prefix in ("", *prefixes)]
+    return pairs
 
 
 class OwnIdFinder:
     """Finds vendors' own ids by the declarations of the sources: `key_prefixes` by source, and `id_refs` of all."""
 
     def __init__(self, key_prefixes: Mapping[str, Sequence[str]], id_refs: Sequence[str]) -> None:
-        self._prefixes: list[tuple[str, str]] = []
-        for source, prefixes in key_prefixes.items():
-            self._prefixes += [(source, prefix) for prefix in ("", *prefixes)]
+        self._prefixes = pairs_of(key_prefixes)
         self._id_refs = ("id:", *id_refs)
 
     def of(self, query: str) -> OwnIds:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from apex_memory.errors import Rejected
 from apex_memory.model import Filters
 from apex_memory.search.context import TOKENS_MAX, TOKENS_MIN
-from apex_memory.search.evidence import FIRST
+from apex_memory.search.evidence import JUDGED_HITS
 from apex_memory.search.fusion import Weights
 from apex_memory.search.scope import Scope
 
@@ -34,9 +34,9 @@ class SearchRequest:
     """Hits say what each leg adds to their score."""
 
     @property
-    def pool(self) -> int:
+    def ranked_passages(self) -> int:
         """Return how many passages are ranked: as many as the evidence is judged by, for a context as many as possible."""
-        return max(self.limit, FIRST) if self.max_tokens is None else LIMIT_MAX
+        return max(self.limit, JUDGED_HITS) if self.max_tokens is None else LIMIT_MAX
 
     @classmethod
     def from_query(

@@ -57,7 +57,7 @@ class Reranker:
             raise Unavailable("reranker", str(error)) from None
 
     async def probe(self) -> None:
-        """Score one word: whether the reranker is well again. For the probes of its breaker, which raise its errors."""
+        """Return once the reranker has scored a single word, for the probes of its breaker. Raises `Unavailable` otherwise."""
         await self._within_limit("probe", ["probe"])
 
     async def close(self) -> None:

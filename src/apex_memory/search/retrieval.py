@@ -97,7 +97,7 @@ class GraphCandidates:
         return scores
 
 
-def _marked(query: RetrievalQuery) -> list[tuple[str, Sequence[str]]]:
+def _yes_or_no_legs(query: RetrievalQuery) -> list[tuple[str, Sequence[str]]]:
     """Return the legs of which a candidate either is or is not, with the refs of those that are."""
     legs = (("speaker", query.speakers), ("day", query.days))
     return [(leg, refs) for leg, refs in legs if refs]
@@ -129,7 +129,7 @@ class Retriever:
         compared = await self._compared(query, await dense, candidates, store_query)
         if compared is not None:
             _set_true_scores(candidates, compared, store_query.snapshot)
-            for (leg, _), page in zip(_marked(query), compared[1:], strict=True):
+            for (leg, _), page in zip(_yes_or_no_legs(query), compared[1:], strict=True):
                 hits = next(iter(page.values()), [])
                 candidates.scores[leg] = {(hit.doc, hit.n): 1.0 for hit in hits}
                 candidates.floors[leg] = 0.0
@@ -156,7 +156,7 @@ class Retriever:
             calls = [
                 self._vectors.search(dense=dense, words=query.text, limit=len(points), among=points)
             ]
-            for _, refs in _marked(query):
+            for _, refs in _yes_or_no_legs(query):
                 calls.append(
                     self._vectors.search(
                         dense=dense,

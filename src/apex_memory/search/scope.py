@@ -16,6 +16,7 @@ import msgpack
 
 from apex_memory.errors import NotFound, Rejected, Unavailable
 from apex_memory.model import Filters, document_uuid, event_uuid, slug
+from apex_memory.search.own_ids import pairs_of
 from apex_memory.search.time_limits import Degraded, TimeLimiter
 from apex_memory.stores.base import VectorStore
 from apex_memory.stores.postgres import Connection
@@ -114,7 +115,8 @@ class ScopeResolver:
     ) -> None:
         self._vectors = vectors
         self._time_limiter = time_limiter
-        self._key_prefixes = key_prefixes
+        self._sources = tuple(key_prefixes)
+        self._prefixes = pairs_of(key_prefixes)
         self._canonical_ref = canonical_ref
 
     async def resolve(
@@ -187,7 +189,7 @@ class ScopeResolver:
             _BY_ID,
             {
                 "ids": self._derived_ids(name),
-                "events": [event_uuid(source, name) for source in self._key_prefixes],
+                "events": [event_uuid(source, name) for source in self._sources],
                 "low": low,
                 "high": high,
             },
@@ -201,10 +203,7 @@ class ScopeResolver:
 
     def _derived_ids(self, name: str) -> list[UUID]:
         """Return the ids that documents with a key, or with a vendor's own id in their key, have."""
-        ids: list[UUID] = []
-        for source, prefixes in self._key_prefixes.items():
-            ids += [document_uuid(source, f"{prefix}{name}") for prefix in ("", *prefixes)]
-        return ids
+        return [document_uuid(source, f"{prefix}{name}") for source, prefix in self._prefixes]
 
     async def _refs_of_person(
         self, connection: Connection, person: str, degraded: Degraded

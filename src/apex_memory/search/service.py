@@ -19,7 +19,7 @@ from apex_memory.model import Entity, Filters, Vectors, day_ref, now, speaker_re
 from apex_memory.normalization import words_of
 from apex_memory.search.context import MARGIN, PassageText, pack
 from apex_memory.search.documents import DocumentReader, document_path, spoken_turn
-from apex_memory.search.evidence import FIRST, evidence_of
+from apex_memory.search.evidence import JUDGED_HITS, evidence_of
 from apex_memory.search.excerpt import excerpter, marker, relevance
 from apex_memory.search.fusion import Weights
 from apex_memory.search.own_ids import OwnIdFinder, OwnIds
@@ -55,7 +55,7 @@ from apex_memory.search.snapshot import (
     Snippet,
     unpack_spans,
 )
-from apex_memory.search.time_expressions import find_time_range, without_days
+from apex_memory.search.time_expressions import read_time
 from apex_memory.search.time_limits import Degraded, Stopwatch, TimeLimiter
 from apex_memory.search.topics import Topics
 from apex_memory.search.visibility import SnapshotView, StoreQuery, gather_both
@@ -237,7 +237,7 @@ class Search:
                 filters = await self._resolved_filters(run, connection)
                 reader = SnapshotReader(connection, filters)
                 passages: list[RankedPassage] = []
-                for document in await reader.newest(run.request.pool):
+                for document in await reader.newest(run.request.ranked_passages):
                     start, end = next(iter(unpack_spans(document.spans)), (0, 0))
                     passages.append(
                         RankedPassage(
@@ -272,7 +272,8 @@ class Search:
         self, run: _SearchRun, vector: Awaitable[QueryVector]
     ) -> SearchResult:
         request = run.request
-        undated = without_days(request.text, self._date_order)
+        read = read_time(request.text, self._clock(), self._date_order)
+        time, undated = read.time_range, read.undated
         entities = self._extract_query(undated)
         exact_refs = [ref for ref in entities.certain if Entity.parse(ref).type not in NAMES]
         async with run.db.snapshot() as connection:
@@ -283,7 +284,6 @@ class Search:
                     [*exact_refs, *entities.identifiers],
                     self._own_ids.of(undated),
                 )
-            time = find_time_range(request.text, self._clock(), self._date_order)
             query = RetrievalQuery(
                 text=request.text,
                 identifiers=list(snapshot.identifiers.counts),
@@ -321,32 +321,36 @@ class Search:
                     corpus=snapshot.summary.documents,
                 )
                 passages = ranking.order(
-                    limit=max(request.pool, RERANKED) if self._reranker else request.pool,
+                    limit=max(request.ranked_passages, RERANKED)
+                    if self._reranker
+                    else request.ranked_passages,
                     passages_per_document=request.passages_per_document,
                     explain=request.explain,
                 )
                 ranked = await _hits(snapshot.reader, passages, request.text, self._is_relevant)
             # Before a reranker, which knows nothing of codes and has scores of another scale.
-            best, first = ranked[: request.limit], ranked[:FIRST]
+            own_hits, judged_hits = ranked[: request.limit], ranked[:JUDGED_HITS]
             is_whole = not run.degraded.names()
             if self._reranker:
                 leads = sum(passage.by == "identifier" for passage in passages)
                 ranked = await self._reranked(self._reranker, ranked, leads, run)
             with run.stopwatch.part("read"):
-                context = await self._context(request, snapshot.reader, ranked[: request.pool])
+                context = await self._context(
+                    request, snapshot.reader, ranked[: request.ranked_passages]
+                )
                 hits = ranked[: request.limit]
                 unknown_filters = await self._unknown_filters(connection, filters, hits)
         unknown = [
             *unknown_filters,
-            *_unknown_identifiers(exact_refs, snapshot.identifiers, best),
-            *(_unknown_code(query, exact_refs, best) if is_whole else ()),
+            *_unknown_identifiers(exact_refs, snapshot.identifiers, own_hits),
+            *(_unknown_code(query, exact_refs, own_hits) if is_whole else ()),
         ]
         return SearchResult(
             hits=hits,
             context=context,
             entities=_recognised(exact_refs, snapshot.identifiers, from_graph.known),
             unknown=unknown,
-            evidence=evidence_of(request.text, first, unknown, self._terms),
+            evidence=evidence_of(request.text, judged_hits, unknown, self._terms),
         )
 
     async def _reranked(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -78,10 +78,27 @@ class _Expression:
     time_range: TimeRange
 
 
-def find_time_range(query: str, at: datetime, date_order: DateOrder = "auto") -> TimeRange | None:
-    """Return the range of time that a query, made at the time `at`, names; None if there is none."""
-    at = at.astimezone(UTC)
-    expressions = _expressions(query, at, date_order)
+@dataclass(frozen=True, slots=True)
+class QueryTime:
+    """What a query says about time."""
+
+    time_range: TimeRange | None
+    """The range that it names; None if there is none."""
+    undated: str
+    """The query with a comma for each day that it names: `23.01.2024` is no code or number of a thing."""
+
+
+def read_time(query: str, at: datetime, date_order: DateOrder = "auto") -> QueryTime:
+    """Return the time that a query, made at the time `at`, names, and the query without its days."""
+    days = _written(query, date_order)
+    undated = query
+    for day in reversed(days):
+        undated = f"{undated[: day.start]},{undated[day.end :]}"
+    return QueryTime(_time_range(query, at.astimezone(UTC), days), undated)
+
+
+def _time_range(query: str, at: datetime, days: Sequence[WrittenDay]) -> TimeRange | None:
+    expressions = _expressions(query, at, days)
     if not expressions:
         return None
     first = expressions[0]
@@ -95,13 +112,6 @@ def find_time_range(query: str, at: datetime, date_order: DateOrder = "auto") ->
     return first.time_range
 
 
-def without_days(query: str, date_order: DateOrder = "auto") -> str:
-    """Return a query with a comma for each day that it names: `23.01.2024` is no code or number of a thing."""
-    for day in reversed(_written(query, date_order)):
-        query = f"{query[: day.start]},{query[day.end :]}"
-    return query
-
-
 def _written(query: str, date_order: DateOrder) -> list[WrittenDay]:
     """Return the days by position. Of two that overlap, as in `12 May 9`, the first one counts."""
     days: list[WrittenDay] = []
@@ -112,13 +122,13 @@ def _written(query: str, date_order: DateOrder) -> list[WrittenDay]:
     return days
 
 
-def _expressions(query: str, at: datetime, date_order: DateOrder) -> list[_Expression]:
+def _expressions(query: str, at: datetime, written: Sequence[WrittenDay]) -> list[_Expression]:
     """Return the time expressions by position; of several at one position, that of the earlier rule first.
 
     A written day wins over what overlaps it, and over the weekday before it: `Tuesday, 23 January` is one day.
     """
     days: list[_Expression] = []
-    for day in _written(query, date_order):
+    for day in written:
         # A day that does not exist in any of the last years is no expression.
         with suppress(ValueError):
             start = datetime.combine(day.latest(at.date()), datetime.min.time(), UTC)

@@ -8,7 +8,6 @@ the vector store derives from it (docs/discussions/protocol.md).
 from __future__ import annotations
 
 import hashlib
-import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -175,19 +174,6 @@ def slug(name: str) -> str:
     Letters of every script are kept (`山田運輸`, `łódź-transport`). Only a blank name has an empty key.
     """
     return name_key(name)
-
-
-SPEAKER = "speaker"
-"""Type of the refs by which the passages of a speaker are found. They exist in the vector store alone."""
-
-_NAME_WORD = re.compile(r"[^\W\d_]{2,}")
-_NAME_WORDS = 4  # of a name that are kept
-
-
-def speaker_refs(name: str) -> list[str]:
-    """Return a ref for each of the first words of a name that have two letters or more: a question names people by either."""
-    words = _NAME_WORD.findall(name.casefold())[:_NAME_WORDS]
-    return [f"{SPEAKER}:{word}" for word in dict.fromkeys(words)]
 
 
 DATE = "date"

@@ -6,11 +6,9 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from email.utils import parseaddr
 
-from apex_memory.model import TURNS, Manifest, speaker_refs
-
-ROLES = frozenset({"user", "assistant", "tool", "system", "thinking"})
+from apex_memory.model import TURNS, Manifest
+from apex_memory.speakers import refs_by_label
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +30,8 @@ def turns_by_chunk(manifest: Manifest) -> list[ChunkTurn]:
     if not turns:
         return [NO_TURN] * len(manifest.chunks)
     starts = [start for start, *_ in turns]
-    speakers = [_refs(speaker) for _, _, speaker, _ in turns]
+    refs = refs_by_label(speaker for _, _, speaker, _ in turns)
+    speakers = [refs.get(speaker, ()) for _, _, speaker, _ in turns]
     days = [_day(at, manifest.occurred_at) for *_, at in turns]
     chunks: list[ChunkTurn] = []
     last = -1
@@ -51,13 +50,3 @@ def _day(at: str | None, occurred_at: datetime) -> date:
     """Return the day of a turn; of one without a time, that of its document."""
     moment = datetime.fromisoformat(at) if at else occurred_at
     return moment.astimezone(UTC).date()
-
-
-def _refs(speaker: str) -> Sequence[str]:
-    """Return the refs of a speaker: a person's name, or `Name <handle>`. A role is nobody's name."""
-    if speaker.partition(" ")[0] in ROLES:
-        return ()
-    if "@" not in speaker:
-        return speaker_refs(speaker)
-    name, address = parseaddr(speaker)
-    return speaker_refs(name or address.partition("@")[0])

@@ -15,6 +15,7 @@ from apex_memory.search.fusion import PassageId
 from apex_memory.search.time_expressions import TimeRange
 from apex_memory.search.topics import Topic
 from apex_memory.search.visibility import SnapshotView, StoreQuery, gather_both
+from apex_memory.speakers import addresses_of
 from apex_memory.stores.base import GraphHit, GraphStore, VectorHit, VectorStore
 from apex_memory.telemetry import traces
 
@@ -25,6 +26,9 @@ NEIGHBOUR_SHARE = 0.3  # score of a document linked to an entity, relative to on
 _CODE_WORD = re.compile(r"(?<![\w.,-])(?=[^\s]{0,40}\d)\w[\w.-]{2,40}\w(?![\w-])")
 _YEAR = re.compile(r"(?:19|20)\d\d(?:-\d\d){0,2}\Z")
 DAYS_MAX = 31  # of a time whose days are looked up one by one: a month
+
+SPEAKERS = "speakers"  # the page with passages of those whom the query names
+ALIAS_DOCUMENTS = 20  # documents whose writers may have other names
 
 LegPages = Sequence[Mapping[str, list[VectorHit]]]
 """Hits by leg, one mapping per call of the vector store: for the whole query first, then for the documents with its
@@ -125,7 +129,15 @@ class Retriever:
             self._word_pages(query, store_query),
             self._dense_pages(query, dense, store_query),
         )
-        candidates = _candidates([*by_words, *by_meaning], store_query.snapshot, query.depth)
+        pages = [*by_words, *by_meaning]
+        names = list(_variants(query))
+        if SPEAKERS in names:
+            place = names.index(SPEAKERS)
+            of_speakers = [leg_pages[place] for leg_pages in (by_words, by_meaning) if leg_pages]
+            if aliases := await self._aliases(query, of_speakers, store_query):
+                query = replace(query, speakers=[*query.speakers, *aliases])
+                pages += await self._alias_pages(query, aliases, await dense, store_query)
+        candidates = _candidates(pages, store_query.snapshot, query.depth)
         compared = await self._compared(query, await dense, candidates, store_query)
         if compared is not None:
             _set_true_scores(candidates, compared, store_query.snapshot)
@@ -134,6 +146,35 @@ class Retriever:
                 candidates.scores[leg] = {(hit.doc, hit.n): 1.0 for hit in hits}
                 candidates.floors[leg] = 0.0
         return candidates
+
+    async def _aliases(
+        self, query: RetrievalQuery, pages: LegPages, store_query: StoreQuery
+    ) -> Sequence[str]:
+        """Return the addresses of whom the query names as the writer of mails, which they may write under other names."""
+        shown = filter(store_query.snapshot.shows, _hits_of(pages))
+        docs = dict.fromkeys(hit.doc for hit in shown)
+        labels = await store_query.snapshot.speakers(list(docs)[:ALIAS_DOCUMENTS])
+        return addresses_of(labels, query.speakers)
+
+    async def _alias_pages(
+        self,
+        query: RetrievalQuery,
+        aliases: Sequence[str],
+        dense: Vectors | None,
+        store_query: StoreQuery,
+    ) -> LegPages:
+        """Return the passages of the writers with these addresses."""
+        filters = replace(query.filters or Filters(), entities=tuple(aliases))
+
+        async def call() -> LegPages:
+            search = self._vectors.search(
+                dense=dense, words=query.text, limit=query.depth, filters=filters
+            )
+            return [await search]
+
+        pages = await store_query.run("vectors", call) or ()
+        await store_query.snapshot.load(hit.doc for hit in _hits_of(pages))
+        return pages
 
     async def _compared(
         self,
@@ -220,23 +261,11 @@ class Retriever:
         Among many documents these could not come up by similarity alone, and a passage that no leg returns
         cannot be boosted.
         """
-        filters = query.filters or Filters()
-        variants = [query.filters]
-        if query.identifiers and not filters.entities:
-            variants.append(replace(filters, entities=tuple(query.identifiers)))
-        if query.speakers and not filters.entities:
-            variants.append(replace(filters, entities=tuple(query.speakers)))
-        if query.topic.kinds and not filters.kinds:
-            variants.append(replace(filters, kinds=query.topic.kinds))
-        if query.time and not (filters.since or filters.until):
-            variants.append(replace(filters, since=query.time.since, until=query.time.until))
-        if query.days and not filters.entities:
-            variants.append(replace(filters, entities=tuple(query.days)))
         calls: list[Awaitable[Mapping[str, list[VectorHit]]]] = [
             self._vectors.search(
                 dense=dense, words=words, limit=query.depth, filters=variant, exclude=exclude
             )
-            for variant in variants
+            for variant in _variants(query).values()
         ]
         if words and query.codes:
             calls.append(self._search_codes(query, exclude))
@@ -295,6 +324,25 @@ class Retriever:
         counts = await self._graph.known(refs)
         rarest = sorted((count, ref) for ref, count in counts.items() if count)
         return {ref: count for count, ref in rarest[:GRAPH_ENTITIES]}
+
+
+def _variants(query: RetrievalQuery) -> dict[str, Filters | None]:
+    """Return the filters of each page that is read of a leg, by what its documents have."""
+    filters = query.filters or Filters()
+    variants = {"all": query.filters}
+    if not filters.entities:
+        for name, refs in (
+            ("identifiers", query.identifiers),
+            (SPEAKERS, query.speakers),
+            ("days", query.days),
+        ):
+            if refs:
+                variants[name] = replace(filters, entities=tuple(refs))
+    if query.topic.kinds and not filters.kinds:
+        variants["topic"] = replace(filters, kinds=query.topic.kinds)
+    if query.time and not (filters.since or filters.until):
+        variants["time"] = replace(filters, since=query.time.since, until=query.time.until)
+    return variants
 
 
 def _hits_of(pages: LegPages) -> list[VectorHit]:

@@ -15,7 +15,7 @@ from opentelemetry.trace import get_current_span
 
 from apex_memory.dates import DateOrder
 from apex_memory.errors import NotFound, RetryLater, Unavailable
-from apex_memory.model import Entity, Filters, Vectors, day_ref, now, speaker_refs
+from apex_memory.model import Entity, Filters, Vectors, day_ref, now
 from apex_memory.normalization import words_of
 from apex_memory.search.context import MARGIN, PassageText, pack
 from apex_memory.search.documents import DocumentReader, document_path, spoken_turn
@@ -59,6 +59,7 @@ from apex_memory.search.time_expressions import read_time
 from apex_memory.search.time_limits import Degraded, Stopwatch, TimeLimiter
 from apex_memory.search.topics import Topics
 from apex_memory.search.visibility import SnapshotView, StoreQuery, gather_both
+from apex_memory.speakers import handle_refs, speaker_refs
 from apex_memory.stores.base import GraphStore, Store, VectorStore
 from apex_memory.stores.bm25 import Words
 from apex_memory.stores.cache import Cache
@@ -413,7 +414,7 @@ class Search:
     def _speakers(self, text: str) -> list[str]:
         """Return the refs of the speakers that a query's words may name."""
         words = filter(self._is_relevant, words_of(text).split())
-        refs = chain.from_iterable(map(speaker_refs, words))
+        refs = chain(handle_refs(text), chain.from_iterable(map(speaker_refs, words)))
         return list(dict.fromkeys(refs))[:SPEAKER_WORDS]
 
     def _terms(self, text: str) -> list[int]:

@@ -108,6 +108,11 @@ class _IdentifierRow:
 
 
 @dataclass(frozen=True, slots=True)
+class _SpeakerRow:
+    speaker: str
+
+
+@dataclass(frozen=True, slots=True)
 class _StageRow:
     stage_id: UUID
 
@@ -219,6 +224,17 @@ class SnapshotReader:
             {"docs": list(docs)},
         )
         return {row.doc_id: row for row in rows}
+
+    async def speakers(self, docs: Collection[UUID]) -> set[str]:
+        """Return how documents of one turn, such as mails, name who wrote them."""
+        rows = await self._rows(
+            _SpeakerRow,
+            """SELECT m.metadata #>> '{apex_turns,0,2}' AS speaker
+               FROM documents d JOIN manifests m ON m.id = d.manifest_id
+               WHERE d.doc_id = ANY(%(docs)b) AND jsonb_array_length(m.metadata -> 'apex_turns') = 1""",
+            {"docs": list(docs)},
+        )
+        return {row.speaker for row in rows}
 
     async def hidden_stages(self, most: int) -> list[UUID]:
         """Return the stages that this snapshot hides but the stores may hold; none if they are more than `most`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Protocol, TypeVar
 from uuid import UUID
@@ -60,6 +60,10 @@ class SnapshotView:
         """Return whether the item's document, which must be loaded, points at the item's stage."""
         document = self.documents.get(item.doc)
         return document is not None and document.stage_id == item.stage
+
+    async def speakers(self, docs: Collection[UUID]) -> set[str]:
+        """Return how documents of one turn, such as mails, name who wrote them."""
+        return await self._reader.speakers(docs) if docs else set()
 
     async def hidden_stages(self) -> list[UUID]:
         """Return the stages to exclude by id; none if there are more than `EXCLUDE_MAX`."""

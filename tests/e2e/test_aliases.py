@@ -61,7 +61,7 @@ async def thread(app: App, *mails: tuple[str, str]) -> None:
                 version=n + 1,
                 occurred_at=WRITTEN,
                 payload=json.dumps({"payload": payload}).encode(),
-                priority=0,
+                priority=app.sources["frontapp"].priority,
             )
         )
     await land(app, *events)

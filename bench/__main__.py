@@ -34,6 +34,7 @@ from bench import (
     standing,
     streams,
     tracing,
+    workers,
     writing,
 )
 from bench.rows import SCALE, Row, row_of
@@ -66,6 +67,7 @@ GROUPS: dict[str, Callable[[], Awaitable[list[Row]]]] = {
     "shadow": shadow.cost,
     "memory": memory,
     "tracing": tracing.tracing,
+    "workers": workers.workers,
 }
 
 

@@ -54,10 +54,9 @@ OTHERS_SECONDS = (
 )
 POISON = 12  # broken inputs of a fault
 LEASE_SECONDS = 3
-JVM_SECONDS = 60
 STEPS = ("claim", "manifests", "begin", "graph", "vectors", "verify", "commit")
 GRAPHS = ("falkordb", "neo4j")
-JVM_SECONDS = 120  # for a server in Java to come back, beside a stack that takes both processors
+RESTART_SECONDS = 120  # for a server to come back beside a stack that takes both processors, one in Java too
 STORES = ("documents", "graph", "vectors")
 # What stands in the requests whose replies are lost.
 WRITES = {
@@ -138,7 +137,7 @@ class FaultyStack(Stack):
                 engine = Neo4j(self._beside, free_port(), "beside-the-stack")
                 keeper = await around.enter_async_context(Supervisor(self._beside, _unsaid))
                 engine.prepare()
-                await keeper.start(replace(child_of(engine), ready_seconds=JVM_SECONDS))
+                await keeper.start(replace(child_of(engine), ready_seconds=RESTART_SECONDS))
                 self.graph_url = engine.url
                 self.set(GRAPH=engine.url)
             await around.enter_async_context(self._proxied())
@@ -241,10 +240,8 @@ class Fault:
 
 
 def kill(child: str) -> Fault:
-    seconds = JVM_SECONDS if child == "neo4j" else 30
-
     async def strike(stack: FaultyStack, chance: random.Random) -> None:
-        await stack.kill_child(child, seconds=seconds)
+        await stack.kill_child(child, seconds=RESTART_SECONDS)
 
     return Fault(f"kill -9 {child}", strike)
 

@@ -56,7 +56,7 @@ POISON = 12  # broken inputs of a fault
 LEASE_SECONDS = 3
 STEPS = ("claim", "manifests", "begin", "graph", "vectors", "verify", "commit")
 GRAPHS = ("falkordb", "neo4j")
-RESTART_SECONDS = 120  # for a server to come back beside a stack that takes both processors, one in Java too
+RESTART_SECONDS = 120  # for a process to end or a server to come back, one in Java too, beside a stack that takes both processors
 STORES = ("documents", "graph", "vectors")
 # What stands in the requests whose replies are lost.
 WRITES = {
@@ -297,7 +297,7 @@ def die_after(step: str) -> Fault:
 
 
 async def _kill_all(stack: FaultyStack, chance: random.Random) -> None:
-    await stack.kill()
+    await stack.kill(seconds=RESTART_SECONDS)
     await stack.start()
 
 

@@ -773,6 +773,15 @@ def settings_file() -> Path:
     return Path(os.environ.get("APEX_SETTINGS_FILE", "apex.toml"))
 
 
+def _require_settings_file() -> None:
+    """Refuse a file that was named and is not there: the process would run with other settings, without a word."""
+    if "APEX_SETTINGS_FILE" in os.environ and not settings_file().exists():
+        raise Misconfigured(
+            f"APEX_SETTINGS_FILE: {settings_file().absolute()} does not exist",
+            remedy="correct the path, or unset it",
+        )
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the beginning of a remedy that names the most similar known name, or an empty string."""
     similar = difflib.get_close_matches(name, list(known), n=1)
@@ -789,6 +798,7 @@ def load_settings(**overrides: Any) -> Settings:
                 f"{name}: unknown setting",
                 remedy=f"{did_you_mean(name, known)}see docs/reference/settings.md, or unset it",
             )
+    _require_settings_file()
     try:
         return Settings(**overrides)
     except ValidationError as error:

@@ -35,6 +35,17 @@ def test_a_file_comes_before_the_settings_file(
     assert (settings.documents, settings.port) == (URL, 1)
 
 
+def test_a_settings_file_that_is_named_must_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APEX_SETTINGS_FILE", str(tmp_path / "apex.tml"))
+    with pytest.raises(Misconfigured, match=r"APEX_SETTINGS_FILE: .*apex\.tml does not exist"):
+        load_settings()
+    monkeypatch.delenv("APEX_SETTINGS_FILE")
+    monkeypatch.chdir(tmp_path)
+    load_settings()  # `apex.toml` of the folder may be missing
+
+
 @pytest.mark.parametrize("content", [None, b"\xff\xfe", "folder"])
 def test_a_file_that_cannot_be_read_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | str | None

@@ -66,7 +66,7 @@ def pages(apex: Any) -> Iterator[tuple[str, str]]:
 
 def _settings() -> str:
     lines = [
-        "One file, `apex.toml` in the working folder (or `$APEX_SETTINGS_FILE`), and the environment, which wins:",
+        "One file, `apex.toml` in the working folder (or `$APEX_SETTINGS_FILE`, which must exist then), and the environment, which wins:",
         "`batch_max = 100` there is `APEX_BATCH_MAX=100` here. A wrong value is refused at start, by name. Settings of a",
         "source stand in `[sources.NAME]`, or `APEX_SOURCES__NAME__SETTING`; see [sources](sources.md).",
         "",

@@ -115,7 +115,7 @@ def report(
         ],
         empty="No event differs."
         if first["facts"]["compared"]
-        else "Nothing was compared yet: `apex rollout set SOURCE shadow` turns a shadow on.",
+        else "Nothing was compared yet. Events that come while a shadow is on are: `apex rollout set SOURCE shadow`.",
         free=("differs in",),
     )
     if events:

@@ -457,7 +457,8 @@ def _child(
 
 
 def _settings_file() -> str:
-    return str(settings_file().absolute())
+    file = settings_file().absolute()
+    return str(file) if file.exists() else os.devnull
 
 
 def show_stack(settings: Settings, stack: Running) -> None:

@@ -104,7 +104,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("soak")
         if server := item.get_closest_marker("server"):
             item.add_marker(pytest.mark.timeout(server.kwargs.get("seconds", SERVER_SECONDS)))
-            if missing := servers_missing(config, server.args or ("java", "mvn")):
+            address = server.kwargs.get("address", "")
+            programs = server.args or (() if address else ("java", "mvn"))
+            if missing := servers_missing(config, programs, address):
                 item.add_marker(pytest.mark.skip(reason=missing))
         if deployed := item.get_closest_marker("deploy"):
             item.add_marker(pytest.mark.timeout(DEPLOY_SECONDS))
@@ -134,10 +136,15 @@ def _group(item: pytest.Item) -> None:
     item.add_marker(pytest.mark.xdist_group(group))
 
 
-def servers_missing(config: pytest.Config, programs: Sequence[str]) -> str:
-    """Return why tests on a server that these programs build or run are skipped; empty when they run."""
+def servers_missing(config: pytest.Config, programs: Sequence[str], address: str = "") -> str:
+    """Return why tests on a server are skipped; empty when they run.
+
+    These programs build or run it, or the variable `address` names one that runs already.
+    """
     if not (config.getoption("--servers") or os.environ.get("SERVERS")):
         return "on servers that PyPI does not carry only with --servers: `make test-servers`"
+    if address and not os.environ.get(address):
+        return f"NOT TESTED: needs the address of a server in {address}"
     return programs_missing(programs)
 
 

@@ -57,7 +57,7 @@ from apex_memory.sources.http import VendorClient
 from apex_memory.steps.batches import BatchSteps
 from apex_memory.steps.direct import DirectPath
 from apex_memory.steps.upkeep import Upkeep
-from apex_memory.stores.base import GraphStore, Store, VectorStore
+from apex_memory.stores.base import GraphStore, Replication, Store, VectorStore
 from apex_memory.stores.cache import Cache
 from apex_memory.stores.graph import open_graph
 from apex_memory.stores.objects import ObjectStore, open_objects
@@ -297,6 +297,11 @@ async def open_app(
             bm25_average_words=settings.bm25_average_words,
             api_key=settings.qdrant_api_key.get_secret_value(),
             tls=tls,
+            replication=Replication(
+                settings.qdrant_shards,
+                settings.qdrant_replication_factor,
+                settings.qdrant_write_consistency_factor,
+            ),
         )
         stack.push_async_callback(vectors.close)
         cache = Cache(settings.cache, tls=tls)

@@ -159,6 +159,19 @@ class Settings(BaseSettings):
         description="Who decides which build is current. `self`: `apex builds` and plans. `external`: whoever sets the routing of the worker deployment in Temporal, such as the Kubernetes worker controller; Apex follows it.",
     )
     qdrant_api_key: SecretStr = Field(SecretStr(""), description="API key of a Qdrant server.")
+    qdrant_shards: int = Field(
+        0,
+        ge=0,
+        description="Shards of the collection that Apex creates in a Qdrant cluster. 0: as the server does, usually one a node. docs/howto/qdrant.md.",
+    )
+    qdrant_replication_factor: int = Field(
+        0, ge=0, description="Copies of each shard of that collection. 0: as the server does."
+    )
+    qdrant_write_consistency_factor: int = Field(
+        0,
+        ge=0,
+        description="Copies that must have a write before it counts. 0: as the server does. Above `qdrant_replication_factor` no write would succeed.",
+    )
 
     host: str = Field(
         "127.0.0.1",
@@ -544,6 +557,14 @@ class Settings(BaseSettings):
             raise ValueError("must start with postgresql:// or postgres://")
         if value and info.data.get("documents") == EMBEDDED:
             raise ValueError("only where `documents` is the address of a pooler")
+        return value
+
+    @field_validator("qdrant_write_consistency_factor")
+    @classmethod
+    def _copies_that_exist(cls, value: int, info: Any) -> int:
+        copies = info.data.get("qdrant_replication_factor", 0)
+        if value > max(copies, 1):
+            raise ValueError("must not be above qdrant_replication_factor")
         return value
 
     @field_validator("documents_standby")

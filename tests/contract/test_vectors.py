@@ -1,10 +1,16 @@
-"""One suite over every vector store: Qdrant Edge in its own process, and the Qdrant adapter on local mode."""
+"""One suite over every vector store.
+
+Qdrant Edge in its own process; the Qdrant adapter on local mode, over HTTP to a stand-in that checks each request, and on
+the Qdrant server that `APEX_TEST_QDRANT` names (`http://host:6333`, with `--servers`).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,6 +26,7 @@ from apex_memory.stores.edge import EdgeVectors
 from apex_memory.stores.qdrant_server import QdrantVectors
 from tests.edge_process import DIMENSION, EdgeProcess, edge_client, edge_process
 from tests.points import axis, point, stage_points, tally_of, unit
+from tests.qdrant_http import QdrantHttp, check_wire, serving
 
 LEGS = {"dense", "words", "nearby"}
 
@@ -30,20 +37,47 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EdgeProcess]:
         yield started
 
 
-@pytest_asyncio.fixture(params=["edge", "qdrant"])
+SERVER = os.environ.get("APEX_TEST_QDRANT", "")
+KEY = os.environ.get("APEX_TEST_QDRANT_API_KEY", "")
+ON_SERVER = pytest.param("server", marks=pytest.mark.server(address="APEX_TEST_QDRANT"))
+
+
+@pytest_asyncio.fixture(params=["edge", "qdrant", "http", ON_SERVER])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[VectorStore]:
     """An empty store."""
+    async with AsyncExitStack() as stack:
+        yield await opened(request, stack)
+
+
+async def opened(request: pytest.FixtureRequest, stack: AsyncExitStack) -> VectorStore:
+    if request.param == "http":
+        server = QdrantHttp()
+        url = await stack.enter_async_context(serving(server))
+        stack.callback(check_wire, server.exchanges)
+        return await prepared(http_client(f"{url}/apex"), stack)
+    if request.param == "server":
+        opened = http_client(f"{SERVER.rstrip('/')}/apex_contract_{uuid.uuid4().hex}", KEY)
+        stack.push_async_callback(opened._client.close)
+        stack.push_async_callback(opened._client.delete_collection, opened._collection)
+        await opened.prepare()
+        return opened
     if request.param == "edge":
         edge: EdgeProcess = request.getfixturevalue("process")
-        opened: VectorStore = edge_client(edge)
-        assert isinstance(opened, EdgeVectors)
-        await edge.ready(opened)
-    else:
-        opened = local_qdrant(DIMENSION, AsyncQdrantClient(":memory:"))
-    await opened.prepare()
-    await opened.delete_stages([row.stage async for row in opened.walk()])
-    yield opened
-    await opened.close()
+        client = edge_client(edge)
+        await edge.ready(client)
+        return await prepared(client, stack)
+    return await prepared(local_qdrant(DIMENSION, AsyncQdrantClient(":memory:")), stack)
+
+
+async def prepared(store: VectorStore, stack: AsyncExitStack) -> VectorStore:
+    stack.push_async_callback(store.close)
+    await store.prepare()
+    await store.delete_stages([row.stage async for row in store.walk()])
+    return store
+
+
+def http_client(url: str, key: str = "") -> QdrantVectors:
+    return QdrantVectors(url, DIMENSION, timeout=20, bm25_average_words=10, api_key=key)
 
 
 def local_qdrant(dimension: int, client: AsyncQdrantClient) -> QdrantVectors:

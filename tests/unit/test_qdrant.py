@@ -1,4 +1,4 @@
-"""What the Qdrant adapter makes of a server's responses. The server is a stand-in with fixed responses, not a Qdrant."""
+"""What the Qdrant adapter makes of a server's responses, and which requests it sends. The servers are stand-ins, not a Qdrant."""
 
 from __future__ import annotations
 
@@ -11,13 +11,22 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from qdrant_client import models
 
+from apex_memory.config import load_settings
 from apex_memory.engines.base import HOST, free_port
-from apex_memory.errors import ApexError, Rejected, RetryLater, Unavailable
+from apex_memory.errors import ApexError, Misconfigured, Rejected, RetryLater, Unavailable
+from apex_memory.stores.base import Replication
 from apex_memory.stores.qdrant_server import QdrantVectors
 from tests.points import point, unit
+from tests.qdrant_http import QdrantHttp, check_wire, serving
 
 DIMENSION = 4
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning"),
+]
 
 
 def client(port: int, timeout: float = 5) -> QdrantVectors:
@@ -103,15 +112,127 @@ async def test_no_response_is_unavailable_in_time() -> None:
         await store.close()
 
 
-async def test_the_incarnation_is_the_server_process() -> None:
-    seen = set()
-    for name in ("one", "two"):
-        app = {"name": "qdrant", "version": "1.17.0", "startup": "2026-01-01T00:00:00Z"}
-        telemetry = {
-            "result": {"id": name, "app": app, "collections": {"number_of_collections": 1}}
+@asynccontextmanager
+async def served(
+    path: str = "apex", **more: Any
+) -> AsyncIterator[tuple[QdrantHttp, QdrantVectors]]:
+    """The stand-in of the contract suite, and a client of it."""
+    server = QdrantHttp(api_key="key")
+    async with serving(server) as url:
+        store = QdrantVectors(
+            f"{url}/{path}", DIMENSION, timeout=5, bm25_average_words=10, api_key="key", **more
+        )
+        yield server, store
+        await store.close()
+        check_wire(server.exchanges)
+
+
+async def test_the_requests_of_all_calls() -> None:
+    """Every kind of request that the adapter makes; the contract suite compares their content."""
+    async with served() as (server, store):
+        await store.prepare()
+        await store.ping()
+        assert (await store.version()).startswith("Qdrant 1.")
+        await store.incarnation()
+        written = point(uuid.uuid4(), 0)
+        await store.upsert([written], unit(1, DIMENSION))
+        await store.tally([written.stage])
+        assert [row.stage async for row in store.walk()] == [written.stage]
+        assert (await store.search(dense=unit(1, DIMENSION)[0], words="truck", limit=3))["dense"]
+        await store.delete_stages([written.stage])
+        made = {
+            (e.method, e.route.removeprefix("/collections/{collection_name}"))
+            for e in server.exchanges
         }
-        async with answering(200, telemetry) as port:
-            store = client(port)
-            seen.add(await store.incarnation())
-            await store.close()
-    assert seen == {"one", "two"}
+        waited = [
+            e.query.get("wait")
+            for e in server.exchanges
+            if e.route.endswith(("/points", "/delete", "/index"))
+        ]
+    assert made == {
+        ("GET", "/"),
+        ("GET", "/telemetry"),
+        ("GET", "/aliases"),
+        ("GET", "/exists"),
+        ("GET", ""),
+        ("PUT", ""),
+        ("PUT", "/index"),
+        ("PUT", "/points"),
+        ("POST", "/points/query/batch"),
+        ("POST", "/points/scroll"),
+        ("POST", "/points/count"),
+        ("POST", "/points/delete"),
+    }
+    assert set(waited) == {"true"}
+
+
+async def test_a_collection_is_created_as_the_settings_say() -> None:
+    async with served(replication=Replication(shards=6, replicas=2, confirmations=2)) as (
+        server,
+        store,
+    ):
+        await store.prepare()
+        created = server.created["apex"]
+    assert (created["shard_number"], created["replication_factor"]) == (6, 2)
+    assert created["write_consistency_factor"] == 2
+    async with served() as (server, store):
+        await store.prepare()
+        created = server.created["apex"]
+    assert not {"shard_number", "replication_factor", "write_consistency_factor"} & {
+        name for name, value in created.items() if value is not None
+    }
+
+
+async def test_a_key_that_is_wrong_is_named() -> None:
+    async with served() as (server, store):
+        server.api_key = "another"
+        with pytest.raises(Unavailable, match="401") as refused:
+            await store.prepare()
+        assert "APEX_QDRANT_API_KEY" in refused.value.remedy
+
+
+async def test_the_incarnation_is_the_server_process_and_the_collection() -> None:
+    """Another process, another collection, and an alias that moves to one are other stores, which are checked."""
+    async with served("current") as (server, store):
+        for name in ("first", "second"):
+            made = QdrantVectors(
+                "http://unused/" + name,
+                DIMENSION,
+                timeout=5,
+                bm25_average_words=10,
+                client=store._client,
+            )
+            await made.prepare()
+        await move_alias(store, "first")
+        await store.prepare()  # which finds the collection, and creates none
+        assert set(server.created) == {"first", "second"}
+        seen = [await store.incarnation(), await store.incarnation()]
+        await move_alias(store, "second")
+        seen.append(await store.incarnation())
+        server.started = "another process"
+        seen.append(await store.incarnation())
+    assert seen[0] == seen[1] and len(set(seen)) == 3
+
+
+async def move_alias(store: QdrantVectors, collection: str) -> None:
+    """Let the alias `current` stand for a collection, in one step."""
+    alias = models.CreateAlias(collection_name=collection, alias_name="current")
+    await store._client.update_collection_aliases([models.CreateAliasOperation(create_alias=alias)])
+
+
+@pytest.mark.parametrize(
+    ("given", "accepted"),
+    [
+        ({}, True),
+        ({"qdrant_replication_factor": 3, "qdrant_write_consistency_factor": 2}, True),
+        ({"qdrant_replication_factor": 2, "qdrant_write_consistency_factor": 3}, False),
+        ({"qdrant_write_consistency_factor": 2}, False),
+        ({"qdrant_shards": -1}, False),
+    ],
+)
+def test_settings_that_could_not_work_are_refused(given: dict[str, int], accepted: bool) -> None:
+    if accepted:
+        load_settings(**given)
+    else:
+        with pytest.raises(Misconfigured, match="qdrant_"):
+            load_settings(**given)

@@ -136,6 +136,19 @@ class VectorHit(NamedTuple):
     score: float
 
 
+@dataclass(frozen=True, slots=True)
+class Replication:
+    """How a Qdrant cluster spreads a collection that it creates. 0 leaves a number to the server."""
+
+    shards: int = 0
+    replicas: int = 0
+    confirmations: int = 0
+    """Replicas that must have a write before it counts."""
+
+
+SERVERS_CHOICE = Replication()
+
+
 class VectorStore(Store, Protocol):
     """Chunks with a dense vector (cosine) and two sparse BM25 word fields: the passage, and it with its neighbours.
 

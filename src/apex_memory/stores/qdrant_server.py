@@ -1,7 +1,7 @@
 """Vectors in a Qdrant server at `http://host:6333/collection`.
 
-The requests are tested on qdrant-client's own local mode, which has the server's semantics. The wire
-itself (HTTP, API keys, time-outs, telemetry) has not been run against a server.
+The requests are tested on qdrant-client's own local mode, which has the server's semantics, and over HTTP against the
+models of Qdrant's OpenAPI document. No Qdrant server has been run with it: `docs/howto/qdrant.md`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 
 from apex_memory.errors import CHANGED_EMBEDDER, Misconfigured, Rejected, RetryLater, Unavailable
 from apex_memory.model import Filters, Tally, VectorPoint, Vectors
-from apex_memory.stores.base import StageTally, VectorHit
+from apex_memory.stores.base import SERVERS_CHOICE, Replication, StageTally, VectorHit
 from apex_memory.stores.bm25 import Terms, Words
 from apex_memory.stores.edge import check_vectors
 from apex_memory.tls import NO_FILES, STORE_REMEDY, ClientTls, tls_reason
@@ -59,9 +59,13 @@ class QdrantVectors:
         bm25_average_words: float,
         api_key: str = "",
         tls: ClientTls = NO_FILES,
+        replication: Replication = SERVERS_CHOICE,
         client: AsyncQdrantClient | None = None,
     ) -> None:
-        """Connect with the first call. `timeout` is in seconds per call; `client` is for tests."""
+        """Connect with the first call. `timeout` is in seconds per call; `client` is for tests.
+
+        The collection may be an alias. `replication` counts where the collection is created.
+        """
         parts = urlsplit(url)
         self._collection = parts.path.strip("/")
         if not self._collection or "/" in self._collection:
@@ -71,6 +75,7 @@ class QdrantVectors:
         self.dimension = dimension
         self._timeout = timeout
         self._words = Words(bm25_average_words)
+        self._replication = replication
         options: dict[str, Any] = {}
         if tls.given and parts.scheme == "https":
             options["verify"] = tls.context()
@@ -92,30 +97,43 @@ class QdrantVectors:
             return f"Qdrant {(await self._client.info()).version}"
 
     async def incarnation(self) -> str:
-        """Return the id that the server generates at every start, from its telemetry.
+        """Return the id that the server generates at every start, from its telemetry, and the collection behind the name.
 
-        Each call asks the server, because HTTP shows no broken connection. Where telemetry is not available
+        So another collection shows, also when an alias moves to it. Each call asks the server, because HTTP shows no
+        broken connection. Where telemetry is not available
         (a key without the right, a proxy, another version, local mode) the id derives from version and collection
         settings: another server or collection may then show, a restart does not. Behind a load balancer over
         several nodes it is that of the node that responded.
         """
         async with self._translated("incarnation"):
-            try:
-                telemetry = await self._client.http.service_api.telemetry(details_level=0)
-                if telemetry.result is not None:
-                    return str(telemetry.result.id)
-            except NotImplementedError:
-                pass
-            except UnexpectedResponse as error:
-                if error.status_code not in {401, 403, 404}:
-                    raise
-            except ResponseHandlingException as error:
-                if not isinstance(error.source, ValidationError):  # a form from another version
-                    raise
-            server = await self._client.info()
-            held = await self._client.get_collection(self._collection)
-            description = f"{server.version} {server.commit} {held.config.model_dump_json()}"
-            return hashlib.sha256(description.encode()).hexdigest()[:32]
+            process, collection = await asyncio.gather(self._process(), self._behind_alias())
+            return f"{process} {collection}"
+
+    async def _process(self) -> str:
+        try:
+            telemetry = await self._client.http.service_api.telemetry(details_level=0)
+            if telemetry.result is not None:
+                return str(telemetry.result.id)
+        except NotImplementedError:
+            pass
+        except (UnexpectedResponse, ResponseHandlingException) as error:
+            if not _is_withheld(error):
+                raise
+        server = await self._client.info()
+        held = await self._client.get_collection(self._collection)
+        description = f"{server.version} {server.commit} {held.config.model_dump_json()}"
+        return hashlib.sha256(description.encode()).hexdigest()[:32]
+
+    async def _behind_alias(self) -> str:
+        """Return the collection that the name stands for: itself, unless it is an alias that this key may see."""
+        try:
+            listed = (await self._client.get_aliases()).aliases
+        except (UnexpectedResponse, ResponseHandlingException) as error:
+            if not _is_withheld(error):
+                raise
+            return self._collection
+        of_alias = {alias.alias_name: alias.collection_name for alias in listed}
+        return of_alias.get(self._collection, self._collection)
 
     async def close(self) -> None:
         await self._client.close()
@@ -220,6 +238,9 @@ class QdrantVectors:
                     )
                 },
                 sparse_vectors_config={"words": sparse, "nearby": sparse},
+                shard_number=self._replication.shards or None,
+                replication_factor=self._replication.replicas or None,
+                write_consistency_factor=self._replication.confirmations or None,
             )
         except UnexpectedResponse as error:
             if error.status_code != 409:  # another process created it meanwhile
@@ -335,6 +356,13 @@ class QdrantVectors:
         return Unavailable(
             self.name, f"{what} got status {status}", remedy=remedies.get(status, "")
         )
+
+
+def _is_withheld(error: UnexpectedResponse | ResponseHandlingException) -> bool:
+    """Return whether the server does not show something to this key, or shows it in the form of another version."""
+    if isinstance(error, UnexpectedResponse):
+        return error.status_code in {401, 403, 404}
+    return isinstance(error.source, ValidationError)
 
 
 def _sparse(terms: Terms) -> models.SparseVector:

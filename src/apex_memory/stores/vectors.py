@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from apex_memory.errors import Misconfigured
 from apex_memory.stores import edge
-from apex_memory.stores.base import VectorStore
+from apex_memory.stores.base import SERVERS_CHOICE, Replication, VectorStore
 from apex_memory.tls import NO_FILES, ClientTls
 
 SERVER_SCHEMES = ("http", "https")
@@ -20,8 +20,10 @@ def open_vectors(
     bm25_average_words: float,
     api_key: str = "",
     tls: ClientTls = NO_FILES,
+    replication: Replication = SERVERS_CHOICE,
 ) -> VectorStore:
-    """Return the adapter for the URL's scheme, not connected yet. `timeout` is in seconds per call; `tls` is for `https`.
+    """Return the adapter for the URL's scheme, not connected yet. `timeout` is in seconds per call; `tls` is for `https`,
+    `replication` for a collection that a Qdrant server has to create.
 
     Raises `Misconfigured` for an unknown scheme.
     """
@@ -40,6 +42,7 @@ def open_vectors(
             bm25_average_words=bm25_average_words,
             api_key=api_key,
             tls=tls,
+            replication=replication,
         )
     raise Misconfigured(
         f"vectors: no adapter for {scheme or 'an empty'}://",

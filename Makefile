@@ -60,7 +60,7 @@ coverage: $(DEV) ## the tests with line coverage, which is printed at the end; A
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report
 
-test-servers: $(DEV)   ## the tests on servers that PyPI does not carry: Neo4j (needs Java 17 and Maven), an OpenTelemetry collector (needs Go; building it takes minutes), PgBouncer
+test-servers: $(DEV)   ## the tests on servers that PyPI does not carry: Neo4j (needs Java 17 and Maven), an OpenTelemetry collector (needs Go; building it takes minutes), PgBouncer, and the Qdrant that APEX_TEST_QDRANT names
 	$(BIN)/python -m pytest -m server --servers --build-servers $(ARGS)
 
 test-deploy: $(DEV)    ## the Helm chart on an API server of its own (needs Go, etcd and openssl, and half an hour to build it the first time)

@@ -108,7 +108,8 @@ class Settings(BaseSettings):
         description="Vectors: Qdrant server `http://host:6333/collection` (`qdrant_api_key` beside it), or `embedded:`.",
     )
     cache: str = Field(
-        EMBEDDED, description="Redis or Valkey: `redis://:password@host:port/0`, or `embedded:`."
+        EMBEDDED,
+        description="Redis or Valkey: `redis://:password@host:port/0`, by Sentinels `redis+sentinel://:password@host:26379,host:26379/service/0`, or `embedded:`. docs/howto/cache.md.",
     )
     temporal: str = Field(
         EMBEDDED,
@@ -583,7 +584,14 @@ class Settings(BaseSettings):
             "documents": ("postgresql://", "postgres://"),
             "graph": ("falkordb://", "falkordbs://", "neo4j", "bolt"),
             "vectors": ("http://", "https://", "edge://"),
-            "cache": ("redis://", "rediss://", "valkey://", "valkeys://"),
+            "cache": (
+                "redis://",
+                "rediss://",
+                "valkey://",
+                "valkeys://",
+                "redis+sentinel://",
+                "rediss+sentinel://",
+            ),
         }[info.field_name]
         if value != EMBEDDED and not value.startswith(schemes):
             raise ValueError(

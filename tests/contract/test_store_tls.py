@@ -1,6 +1,6 @@
 """Connections to the stores over TLS: a trusted authority is accepted, another one and a missing client certificate are not.
 
-The embedded PostgreSQL, Valkey and FalkorDB are built without TLS, so a proxy ends it before them; so does one before
+The embedded PostgreSQL, Valkey, FalkorDB and Temporal are built or run without TLS, so a proxy ends it before them; so does one before
 stand-ins for Qdrant and Neo4j.
 """
 
@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
+from temporalio.client import Client
 
 from apex_memory.config import Settings
 from apex_memory.errors import Unavailable
+from apex_memory.flows.temporal.attributes import ensure_attributes
+from apex_memory.flows.temporal.client import connect_by
+from apex_memory.sealing import Keyring
 from apex_memory.stores.base import GraphStore
 from apex_memory.stores.cache import Cache
 from apex_memory.stores.graph import open_graph
@@ -49,7 +54,12 @@ def client_tls(authority: Authority, shown: Certificate | None = None) -> Client
 
 @asynccontextmanager
 async def ending_tls(
-    authority: Authority, target: str, *, clients: bool = False, postgres: bool = False
+    authority: Authority,
+    target: str,
+    *,
+    clients: bool = False,
+    postgres: bool = False,
+    protocols: Sequence[str] = (),
 ) -> AsyncIterator[int]:
     """Serve TLS and pass its content on to `host:port`; with `clients` demand a certificate. Yield the port.
 
@@ -58,6 +68,8 @@ async def ending_tls(
     certificate = authority.issue("proxy")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate.certificate_file, certificate.key_file)
+    if protocols:
+        context.set_alpn_protocols(protocols)
     if clients:
         context.load_verify_locations(authority.ca_file)
         context.verify_mode = ssl.CERT_REQUIRED
@@ -264,3 +276,36 @@ def test_the_files_join_a_postgresql_url_that_demands_tls(tmp_path: Path) -> Non
     behind_a_pooler = Settings(documents=plain, documents_direct=demanding, ca_file=ca)
     assert behind_a_pooler.documents_direct == documents(demanding)
     assert behind_a_pooler.documents == plain
+
+
+async def test_temporal_over_tls_with_client_certificates(
+    temporal_address: str, authority: Authority, stranger: ClientTls
+) -> None:
+    """By mTLS as on Temporal Cloud; the search attributes are there before the second worker comes."""
+    target, _, namespace = temporal_address.partition("/")
+    shown = authority.issue("worker")
+    right: dict[str, Any] = {
+        "temporal_tls_ca_file": authority.ca_file,
+        "temporal_client_cert_file": shown.certificate_file,
+        "temporal_client_key_file": shown.key_file,
+        "temporal_tls_server_name": "localhost",
+    }
+    wrong: list[dict[str, Any]] = [
+        {"temporal_client_cert_file": None, "temporal_client_key_file": None},
+        {"temporal_tls_ca_file": stranger.ca_file},
+        {"temporal_tls_server_name": "another.example"},
+    ]
+    async with ending_tls(authority, target, clients=True, protocols=["h2"]) as port:
+
+        async def connected(**settings: Any) -> Client:
+            settings |= {"temporal": f"127.0.0.1:{port}/{namespace}", "temporal_payloads": "plain"}
+            return await connect_by(Settings(**settings), Keyring([]), patience=2)
+
+        client = await connected(**right)
+        await ensure_attributes(client)
+        await ensure_attributes(client)
+        counted = await client.count_workflows("ApexSource = 'none' AND ApexPriority = 'P0'")
+        assert counted.count == 0
+        for change in wrong:
+            with pytest.raises(Unavailable, match="no server responds"):
+                await connected(**(right | change))

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
-from temporalio.service import TLSConfig
+from pydantic import SecretStr
+from structlog.testing import capture_logs
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import ListSearchAttributesResponse
+from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode, TLSConfig
 
 from apex_memory.config import Settings, load_settings
 from apex_memory.errors import Misconfigured
+from apex_memory.flows.temporal.attributes import ensure_attributes
 from apex_memory.flows.temporal.client import tls_of
 
 
@@ -108,3 +117,45 @@ def test_a_certificate_that_is_missing_is_named(tmp_path: Path) -> None:
 def test_wrong_settings_are_refused_by_name(setting: dict[str, str]) -> None:
     with pytest.raises(Misconfigured, match=next(iter(setting)).replace("cert", "(cert|key)")):
         load_settings(**setting)
+
+
+class Operator:
+    """The operator service of a namespace, for a key that may do only some things."""
+
+    def __init__(self, *, lists: bool, names: Sequence[str] = ()) -> None:
+        self._lists = lists
+        self._names = names
+
+    async def list_search_attributes(self, request: Any) -> ListSearchAttributesResponse:
+        if not self._lists:
+            raise RPCError("Request unauthorized.", RPCStatusCode.PERMISSION_DENIED, b"")
+        keyword = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
+        return ListSearchAttributesResponse(custom_attributes=dict.fromkeys(self._names, keyword))
+
+    async def add_search_attributes(self, request: Any) -> None:
+        raise RPCError("Request unauthorized.", RPCStatusCode.PERMISSION_DENIED, b"")
+
+
+def namespace(operator: Operator) -> Client:
+    return cast(Client, SimpleNamespace(namespace="apex.acme", operator_service=operator))
+
+
+async def test_search_attributes_that_were_made_beforehand_are_enough() -> None:
+    """As on Temporal Cloud, where an API key of a worker adds none, and may not even list them."""
+    names = ("ApexSource", "ApexPriority", "ApexOutcome")
+    await ensure_attributes(namespace(Operator(lists=True, names=names)))
+    with capture_logs() as logs:
+        await ensure_attributes(namespace(Operator(lists=False)))
+    assert logs[0]["names"] == list(names)
+
+
+async def test_search_attributes_that_are_missing_are_named() -> None:
+    with pytest.raises(Misconfigured, match="ApexOutcome") as refused:
+        await ensure_attributes(namespace(Operator(lists=True, names=("ApexSource",))))
+    assert "ApexSource" not in str(refused.value) and "Keyword" in refused.value.remedy
+
+
+def test_an_api_key_turns_tls_on() -> None:
+    """So that it never goes over a plain connection by mistake."""
+    assert tls_of(Settings(temporal_api_key=SecretStr("key"))) is True
+    assert tls_of(Settings()) is False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, parse_qs, urlencode, urlsplit
 from uuid import UUID
 
 from redis.asyncio import Redis
@@ -13,10 +13,12 @@ from redis.exceptions import ResponseError
 
 from apex_memory import telemetry
 from apex_memory.errors import Misconfigured, Unavailable
-from apex_memory.stores.resp import RespServer
+from apex_memory.stores.resp import RespServer, Sentinels
 from apex_memory.tls import NO_FILES, ClientTls
 
 SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
+SENTINEL = "+sentinel"  # after a scheme: the hosts are Sentinels, and the path is service/database
+SENTINEL_PORT = 26379
 PREFIX = "apex:"  # of all keys
 PAUSE_SECONDS = 2.0
 LOG_SECONDS = 30.0
@@ -34,6 +36,9 @@ end
 class Cache:
     """Locks and cached answers. `url` is `redis://user:password@host:port/0` (`rediss` over TLS); Redis 7 or later, or Valkey.
 
+    `redis+sentinel://user:password@a:26379,b:26379/service/0` is the primary that Sentinels name; their own password is
+    the parameter `sentinel_password`.
+
     Every method returns its neutral value when the server does not respond within `timeout` seconds. After a
     failure no call is sent for `PAUSE_SECONDS`, so an unavailable cache costs microseconds. Only `ping`, `version`
     and `incarnation` raise `Unavailable`.
@@ -49,7 +54,7 @@ class Cache:
         clock: Callable[[], float] = time.monotonic,
         tls: ClientTls = NO_FILES,
     ) -> None:
-        parts = urlsplit(url)
+        parts, sentinels = _without_sentinels(urlsplit(url))
         if parts.scheme not in SCHEMES:
             raise Misconfigured(
                 f"cache: {parts.scheme}:// is not Redis",
@@ -62,6 +67,7 @@ class Cache:
             connections=CONNECTIONS,
             decode=False,
             tls=tls,
+            sentinels=sentinels,
         )
         self._unlock = self._server.client.register_script(UNLOCK)
         self._clock = clock
@@ -188,3 +194,38 @@ def _cached(key: str) -> str:
 
 def _millis(seconds: float) -> int:
     return max(1, round(seconds * 1000))
+
+
+def _without_sentinels(parts: SplitResult) -> tuple[SplitResult, Sentinels | None]:
+    """Return a URL as that of a single server, and the Sentinels that it names instead of one. Raises `Misconfigured`."""
+    if not parts.scheme.endswith(SENTINEL):
+        return parts, None
+    user, _, hosts = parts.netloc.rpartition("@")
+    service, _, database = parts.path.strip("/").partition("/")
+    try:
+        addresses = tuple(map(_sentinel_address, hosts.split(",")))
+    except ValueError:
+        addresses = ()
+    if not service or not addresses:
+        raise Misconfigured(
+            "cache: the URL names no Sentinels, or no service",
+            remedy="write redis+sentinel://:password@host:26379,host:26379/service/0",
+        )
+    query = parse_qs(parts.query)
+    password = query.pop("sentinel_password", [None])[0]
+    plain = SplitResult(
+        scheme=parts.scheme.removesuffix(SENTINEL),
+        netloc=f"{user}@{service}" if user else service,
+        path=f"/{database or 0}",
+        query=urlencode(query, doseq=True),
+        fragment="",
+    )
+    return plain, Sentinels(addresses, service, password)
+
+
+def _sentinel_address(host: str) -> tuple[str, int]:
+    """Return host and port. Raises `ValueError`."""
+    parts = urlsplit(f"//{host}")
+    if not parts.hostname:
+        raise ValueError("no host")
+    return parts.hostname, parts.port or SENTINEL_PORT

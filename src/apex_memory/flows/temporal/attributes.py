@@ -12,12 +12,14 @@ from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSear
 from temporalio.service import RPCError, RPCStatusCode
 
 from apex_memory.errors import Misconfigured
+from apex_memory.telemetry import logger
 
 SOURCE = SearchAttributeKey.for_keyword("ApexSource")
 PRIORITY = SearchAttributeKey.for_keyword("ApexPriority")
 OUTCOME = SearchAttributeKey.for_keyword("ApexOutcome")
 """`idle`, `working`, or the most severe outcome of an event in the run: `done`, `parked`, `dead`."""
 
+REFUSED = (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNIMPLEMENTED)
 KEYWORD = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
 
 
@@ -33,11 +35,23 @@ def attributes_of(source: str, priority: int) -> TypedSearchAttributes:
 
 
 async def ensure_attributes(client: Client) -> None:
-    """Create missing search attributes. Raises `Misconfigured` where that is not allowed, for example on Temporal Cloud."""
+    """Create missing search attributes. Raises `Misconfigured` where that is not allowed, for example on Temporal Cloud.
+
+    Where even their list is not shown, they were made beforehand, or the first start of a workflow says so.
+    """
     operator = client.operator_service
-    listed = await operator.list_search_attributes(
-        ListSearchAttributesRequest(namespace=client.namespace)
-    )
+    try:
+        listed = await operator.list_search_attributes(
+            ListSearchAttributesRequest(namespace=client.namespace)
+        )
+    except RPCError as error:
+        if error.status not in REFUSED:
+            raise
+        logger(component="worker").warning(
+            "search attributes are not shown to this key; they must be there as Keyword",
+            names=[key.name for key in (SOURCE, PRIORITY, OUTCOME)],
+        )
+        return
     names = {key.name for key in (SOURCE, PRIORITY, OUTCOME)} - set(listed.custom_attributes)
     if not names:
         return
@@ -47,7 +61,7 @@ async def ensure_attributes(client: Client) -> None:
     try:
         await operator.add_search_attributes(request)
     except RPCError as error:
-        if error.status not in (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNIMPLEMENTED):
+        if error.status not in REFUSED:
             raise
         raise Misconfigured(
             f"temporal: the namespace lacks search attributes ({', '.join(sorted(names))})",

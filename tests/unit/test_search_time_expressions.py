@@ -20,6 +20,8 @@ def day(year: int, month: int, number: int, *, days: int = 1) -> TimeRange:
     ("query", "time_range"),
     [
         ("what came in today?", day(2025, 11, 12)),
+        ("todays tenders", day(2025, 11, 12)),
+        ("today's tenders", day(2025, 11, 12)),
         ("what came in yesterday?", day(2025, 11, 11)),
         ("the day before yesterday", day(2025, 11, 10)),
         ("what is due tomorrow", day(2025, 11, 13)),
@@ -130,6 +132,20 @@ def test_closeness_is_one_inside_and_falls_outside() -> None:
     )
     assert before == pytest.approx(0.3679, abs=1e-3)
     assert 0 < long_before < 0.001
+
+
+@pytest.mark.parametrize(
+    "query", ["the latest position", "Dallas rejections, most recent", "what do we owe right now"]
+)
+def test_the_newest_is_preferred_to_what_is_only_recent(query: str) -> None:
+    newest = read_time(query, AT).time_range
+    recent = read_time("what happened lately", AT).time_range
+    assert newest and recent
+    hour, day_ago, week_ago = (AT - timedelta(hours=n) for n in (1, 24, 160))
+    assert newest.closeness(hour) > newest.closeness(day_ago) > newest.closeness(week_ago) > 0
+    assert newest.closeness(hour) == pytest.approx(1, abs=0.01)
+    assert recent.closeness(day_ago) == recent.closeness(week_ago) == 1
+    assert recent.days(31) and not newest.days(31), "the days of a week would all be alike"
 
 
 @given(st.text(max_size=80) | st.from_regex(r"(last|in|on) \w{1,9} \d{1,9}( ago)?", fullmatch=True))

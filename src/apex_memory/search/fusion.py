@@ -40,7 +40,7 @@ class Weights:
     """Links to the entities that the query names, 0 to 1."""
     speaker: float = 2.0
     """The passage is by somebody whom the query names, 0 or 1."""
-    topic: float = 2.0
+    topic: float = 4.0
     """The document is of a kind that the query names, 0 to 1."""
     length: float = 0.5
     """Length of the passage, 0 to 1 at `LONG` characters: a short one seldom answers."""

@@ -17,6 +17,7 @@ from apex_memory.dates import DateOrder
 from apex_memory.errors import NotFound, RetryLater, Unavailable
 from apex_memory.model import Entity, Filters, Vectors, day_ref, now
 from apex_memory.normalization import words_of
+from apex_memory.search.centre import Centre
 from apex_memory.search.context import MARGIN, PassageText, pack
 from apex_memory.search.documents import DocumentReader, document_path, spoken_turn
 from apex_memory.search.evidence import JUDGED_HITS, evidence_of
@@ -144,6 +145,7 @@ class Search:
         self._log = logger(component="search")
         self._time_limiter = TimeLimiter(seconds=leg_seconds, rest=rest_seconds)
         self._query_vectors = QueryVectors(cache, embed_query, embedder_id, self._time_limiter)
+        self._centre = Centre()
         self._words = Words(average_words=1)  # only for queries, whose terms do not depend on it
         self._own_ids = OwnIdFinder(key_prefixes or {}, id_refs)
         self._topics = Topics(called or {}, self._words)
@@ -302,7 +304,9 @@ class Search:
                 from_vectors, (from_graph, contents) = await gather_both(
                     self._verified(
                         self._vectors,
-                        self._retriever.from_vectors(query, _vector_of(vector), store_query),
+                        self._retriever.from_vectors(
+                            query, self._centred(vector, snapshot.reader), store_query
+                        ),
                         run,
                         snapshot,
                     ),
@@ -448,6 +452,15 @@ class Search:
         docs = snapshot.identifiers.refs.keys() | {hit.doc for hit in candidates.hits}
         return candidates, await snapshot.reader.contents(docs)
 
+    async def _centred(
+        self, query_vector: Awaitable[QueryVector], reader: SnapshotReader
+    ) -> Vectors | None:
+        """Return the vector by which passages are compared; None if the embedder does not take part."""
+        vector = (await query_vector).vector
+        if vector is None:
+            return None
+        return await self._centre.removed_from(vector, reader.sample_vectors)
+
     async def _query_vector(self, run: _SearchRun) -> QueryVector:
         with run.stopwatch.part("embed"):
             return await self._query_vectors.get(run.request.text, run.degraded)
@@ -522,10 +535,6 @@ async def _open_snapshot(
 def _is_key_of(key: str, number: str) -> bool:
     """Return whether a key is a number, or one with a label: `SHP-107815` is of 107815, not of 815."""
     return key == number or key.endswith(f"-{number}")
-
-
-async def _vector_of(query_vector: Awaitable[QueryVector]) -> Vectors | None:
-    return (await query_vector).vector
 
 
 def _recognised(

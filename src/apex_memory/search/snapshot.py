@@ -113,6 +113,11 @@ class _SpeakerRow:
 
 
 @dataclass(frozen=True, slots=True)
+class _VectorsRow:
+    vectors: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class _StageRow:
     stage_id: UUID
 
@@ -235,6 +240,17 @@ class SnapshotReader:
             {"docs": list(docs)},
         )
         return {row.speaker for row in rows}
+
+    async def sample_vectors(self, documents: int, passages: int, dimension: int) -> list[bytes]:
+        """Return the vectors of the first `passages` of the `documents` with the lowest ids, float32 row after row."""
+        rows = await self._rows(
+            _VectorsRow,
+            """SELECT substr(m.vectors, 1, %(bytes)s) AS vectors
+               FROM (SELECT manifest_id FROM documents WHERE NOT deleted ORDER BY doc_id LIMIT %(limit)s) d
+               JOIN manifests m ON m.id = d.manifest_id""",
+            {"limit": documents, "bytes": 4 * dimension * passages},
+        )
+        return [row.vectors for row in rows]
 
     async def hidden_stages(self, most: int) -> list[UUID]:
         """Return the stages that this snapshot hides but the stores may hold; none if they are more than `most`."""

@@ -50,19 +50,23 @@ class TimeRange:
 
     since: datetime
     until: datetime
+    prefers_end: bool = False
+    """Whether the end of the range is meant before all: `the latest`."""
 
     def closeness(self, moment: datetime) -> float:
-        """Return 1 inside the range. Outside it falls by e with every length of the range, a day at least."""
+        """Return 1 inside the range, where its end is meant 1 there only. From there it falls by e with every length of the range, a day at least."""
+        if self.prefers_end:
+            return math.exp(-abs(self.until - moment) / max(self.until - self.since, DAY))
         if self.since <= moment < self.until:
             return 1.0
         gap = self.since - moment if moment < self.since else moment - self.until
         return math.exp(-gap / max(self.until - self.since, DAY))
 
     def days(self, most: int) -> list[date]:
-        """Return the days that lie in the range in full or in part; none if they are more than `most`."""
+        """Return the days that lie in the range in full or in part; none if they are more than `most`, or its end is meant."""
         last = (self.until - timedelta(microseconds=1)).date()
         count = (last - self.since.date()).days + 1
-        if count > most:
+        if count > most or self.prefers_end:
             return []
         return [self.since.date() + n * DAY for n in range(count)]
 
@@ -251,11 +255,18 @@ _RULES: tuple[tuple[re.Pattern[str], Reading], ...] = tuple(
         ),
         ("day before yesterday", lambda m, at: _day(_midnight(at) - 2 * DAY)),
         ("yesterday", lambda m, at: _day(_midnight(at) - DAY)),
-        ("today|tonight|this (?:morning|afternoon|evening)", lambda m, at: _day(_midnight(at))),
+        (
+            "today(?:['’]?s)?|tonight|this (?:morning|afternoon|evening)",
+            lambda m, at: _day(_midnight(at)),
+        ),
         ("tomorrow", lambda m, at: _day(_midnight(at) + DAY)),
         (
-            "recently|lately|latest|newest|most recent|current(?:ly)?|right now|these days",
+            "recently|lately|these days",
             lambda m, at: TimeRange(at - 7 * DAY, at + timedelta(seconds=1)),
+        ),
+        (
+            "latest|newest|most recent|last known|current(?:ly)?|right now",
+            lambda m, at: TimeRange(at - 7 * DAY, at + timedelta(seconds=1), prefers_end=True),
         ),
     )
 )

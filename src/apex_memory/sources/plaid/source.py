@@ -77,7 +77,7 @@ class PlaidSource(PulledSource[PlaidSettings]):
     id_refs: ClassVar[Sequence[str]] = ("account:", "payment:")
     called: ClassVar[Mapping[str, str]] = {
         "": "bank plaid",
-        "bank_transaction": "transaction payment paid booked transfer deposit",
+        "bank_transaction": "transaction payment paid booked transfer deposit wire wired",
         "bank_item": "connection login",
     }
 

@@ -42,8 +42,8 @@ class QuickBooks(PulledSource[QuickBooksSettings]):
     records: ClassVar[Sequence[RecordFields]] = (*FIELDS.values(), OTHER_FIELDS)
     called: ClassVar[Mapping[str, str]] = {
         "": "books accounting quickbooks",
-        "invoice": "billed owes receivable unpaid overdue open",
-        "bill": "owe payable unpaid overdue open",
+        "invoice": "billed owes receivable unpaid overdue open outstanding due",
+        "bill": "owe payable unpaid overdue open outstanding due settle",
         "payment": "paid received",
         "customer": "client",
         "vendor": "supplier",

@@ -63,6 +63,7 @@ class Samsara(StreamSource[SamsaraSettings]):
     id_refs: ClassVar[Sequence[str]] = ("vehicle:SAMSARA-",)
     called: ClassVar[Mapping[str, str]] = {
         "": "samsara truck vehicle fleet",
+        "vehicle_event": "event alert speeding inspection dvir defect fault braking",
         "vehicle_window": "position location where now gps driving fuel odometer",
     }
     poll_seconds: ClassVar[float] = 5  # the least that Samsara asks for

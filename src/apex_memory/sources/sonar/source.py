@@ -78,7 +78,7 @@ class Sonar(PulledSource[SonarSettings]):
     key_prefixes: ClassVar[Sequence[str]] = ("alert:",)
     called: ClassVar[Mapping[str, str]] = {
         "": "market sonar",
-        "market_index": "rate index lane",
+        "market_index": "rate index lane reject rejection outbound volume capacity",
         "market_alert": "warning",
     }
 

@@ -1,0 +1,56 @@
+"""The centre of memory: what the vectors of its passages have in common, and what therefore says little about any of them.
+
+Embedders put all texts into a narrow cone (cosines of e5 lie between .7 and .9), and most passages of a memory are records of a
+few forms: a question that resembles none of them is nearest to hundreds of them. Half of a query's share of this common
+direction is taken out of its vector before passages are compared with it. Nothing else changes, and nothing is embedded anew.
+docs/discussions/ranking.md has the figures.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+import numpy as np
+
+from apex_memory.model import Vectors
+
+SHARE = 0.5  # of a query's part in the common direction that is taken out
+SAMPLE_DOCUMENTS = (
+    300  # those with the lowest ids, which are random: every process takes the same ones
+)
+SAMPLE_PASSAGES = 32  # of each of them at most
+KEEP_SECONDS = 600
+
+ReadSample = Callable[[int, int, int], Awaitable[Sequence[bytes]]]
+"""Returns the vectors of documents, float32 row after row: `(documents, passages of each, dimension)`, each at most."""
+
+
+class Centre:
+    """The mean vector of a sample of passages, read anew after `KEEP_SECONDS`."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._direction: Vectors | None = None
+        self._read_at = -KEEP_SECONDS
+
+    async def removed_from(self, vector: Vectors, read_sample: ReadSample) -> Vectors:
+        """Return a query's vector, shape (dimension,), without `SHARE` of its part in the common direction."""
+        if self._clock() >= self._read_at + KEEP_SECONDS:
+            rows = await read_sample(SAMPLE_DOCUMENTS, SAMPLE_PASSAGES, len(vector))
+            self._direction = _direction(rows, len(vector))
+            self._read_at = self._clock()
+        if self._direction is None:
+            return vector
+        centred: Vectors = vector - SHARE * (vector @ self._direction) * self._direction
+        return centred.astype(np.float32)
+
+
+def _direction(rows: Sequence[bytes], dimension: int) -> Vectors | None:
+    """Return the unit vector of the mean; None without passages."""
+    vectors = np.frombuffer(b"".join(rows), dtype="<f4").reshape(-1, dimension)
+    if not len(vectors):
+        return None
+    mean = vectors.mean(axis=0)
+    length = float(np.linalg.norm(mean))
+    return mean / length if length else None

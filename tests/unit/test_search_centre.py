@@ -1,0 +1,52 @@
+"""What the vectors of passages have in common is taken out of a query's vector."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from apex_memory.model import Vectors
+from apex_memory.search.centre import KEEP_SECONDS, SHARE, Centre
+
+
+class Sample:
+    """Vectors of documents, and how often they were read."""
+
+    def __init__(self, *documents: list[list[float]]) -> None:
+        self.rows = [np.array(rows, dtype="<f4").tobytes() for rows in documents]
+        self.reads = 0
+
+    async def read(self, documents: int, passages: int, dimension: int) -> list[bytes]:
+        assert documents > 0 and passages > 0 and dimension == 3
+        self.reads += 1
+        return self.rows
+
+
+def query() -> Vectors:
+    return np.array([0.8, 0.6, 0.0], dtype=np.float32)
+
+
+async def test_a_share_of_the_common_direction_is_taken_out() -> None:
+    sample = Sample([[1, 0.5, 0], [1, -0.5, 0]], [[1, 0, 0.2], [1, 0, -0.2]])
+    centred = await Centre().removed_from(query(), sample.read)
+    assert centred == pytest.approx([0.8 * (1 - SHARE), 0.6, 0.0])
+    assert centred.dtype == np.float32
+
+
+@pytest.mark.parametrize("sample", [Sample(), Sample([]), Sample([[1, 0, 0]], [[-1, 0, 0]])])
+async def test_a_memory_without_a_common_direction_changes_nothing(sample: Sample) -> None:
+    assert list(await Centre().removed_from(query(), sample.read)) == list(query())
+
+
+async def test_the_sample_is_read_again_after_a_while() -> None:
+    seconds = [0.0]
+    centre, sample = Centre(clock=lambda: seconds[0]), Sample([[1, 0, 0]])
+    for _ in range(3):
+        await centre.removed_from(query(), sample.read)
+    assert sample.reads == 1
+    sample.rows = [np.array([0, 1, 0], dtype="<f4").tobytes()]
+    seconds[0] = KEEP_SECONDS
+    assert list(await centre.removed_from(query(), sample.read)) == pytest.approx(
+        [0.8, 0.6 * (1 - SHARE), 0.0]
+    )
+    assert sample.reads == 2

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from apex_memory.model import Vectors
-from apex_memory.search.centre import KEEP_SECONDS, SHARE, Centre
+from apex_memory.search.centre import KEEP_SECONDS, LEAST_PASSAGES, SHARE, Centre
 
 
 class Sample:
-    """Vectors of documents, and how often they were read."""
+    """Vectors of documents, each as often as makes a memory large enough, and how often they were read."""
 
-    def __init__(self, *documents: list[list[float]]) -> None:
-        self.rows = [np.array(rows, dtype="<f4").tobytes() for rows in documents]
+    def __init__(self, *documents: list[list[float]], times: int = LEAST_PASSAGES) -> None:
+        self.rows = [np.array(rows * times, dtype="<f4").tobytes() for rows in documents]
         self.reads = 0
 
     async def read(self, documents: int, passages: int, dimension: int) -> list[bytes]:
@@ -33,8 +33,18 @@ async def test_a_share_of_the_common_direction_is_taken_out() -> None:
     assert centred.dtype == np.float32
 
 
-@pytest.mark.parametrize("sample", [Sample(), Sample([]), Sample([[1, 0, 0]], [[-1, 0, 0]])])
-async def test_a_memory_without_a_common_direction_changes_nothing(sample: Sample) -> None:
+@pytest.mark.parametrize(
+    "sample",
+    [
+        Sample(),
+        Sample([]),
+        Sample([[1, 0, 0]], [[-1, 0, 0]]),
+        Sample([[1, 0, 0]], times=LEAST_PASSAGES - 1),
+    ],
+)
+async def test_a_small_memory_and_one_without_a_common_direction_change_nothing(
+    sample: Sample,
+) -> None:
     assert list(await Centre().removed_from(query(), sample.read)) == list(query())
 
 
@@ -44,7 +54,7 @@ async def test_the_sample_is_read_again_after_a_while() -> None:
     for _ in range(3):
         await centre.removed_from(query(), sample.read)
     assert sample.reads == 1
-    sample.rows = [np.array([0, 1, 0], dtype="<f4").tobytes()]
+    sample.rows = Sample([[0, 1, 0]]).rows
     seconds[0] = KEEP_SECONDS
     assert list(await centre.removed_from(query(), sample.read)) == pytest.approx(
         [0.8, 0.6 * (1 - SHARE), 0.0]

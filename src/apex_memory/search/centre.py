@@ -20,6 +20,7 @@ SAMPLE_DOCUMENTS = (
     300  # those with the lowest ids, which are random: every process takes the same ones
 )
 SAMPLE_PASSAGES = 32  # of each of them at most
+LEAST_PASSAGES = 100  # the mean of fewer is what these are about, not what all have in common
 KEEP_SECONDS = 600
 
 ReadSample = Callable[[int, int, int], Awaitable[Sequence[bytes]]]
@@ -47,9 +48,9 @@ class Centre:
 
 
 def _direction(rows: Sequence[bytes], dimension: int) -> Vectors | None:
-    """Return the unit vector of the mean; None without passages."""
+    """Return the unit vector of the mean; None if the passages are too few, or have nothing in common."""
     vectors = np.frombuffer(b"".join(rows), dtype="<f4").reshape(-1, dimension)
-    if not len(vectors):
+    if len(vectors) < LEAST_PASSAGES:
         return None
     mean = vectors.mean(axis=0)
     length = float(np.linalg.norm(mean))

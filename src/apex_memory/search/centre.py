@@ -33,7 +33,7 @@ class Centre:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._direction: Vectors | None = None
-        self._read_at = -KEEP_SECONDS
+        self._read_at = -float(KEEP_SECONDS)
 
     async def removed_from(self, vector: Vectors, read_sample: ReadSample) -> Vectors:
         """Return a query's vector, shape (dimension,), without `SHARE` of its part in the common direction."""

@@ -67,6 +67,7 @@ class QdrantHttp:
             ("GET", f"{collection}/exists"): self._exists,
             ("GET", collection): self._collection,
             ("PUT", collection): self._create,
+            ("DELETE", collection): self._drop,
             ("PUT", f"{collection}/index"): self._index,
             ("PUT", f"{collection}/points"): self._upsert,
             ("POST", f"{collection}/points/delete"): self._delete,
@@ -162,6 +163,10 @@ class QdrantHttp:
         )
         self.created[name] = body
         return True
+
+    async def _drop(self, name: str, request: Request, body: Any) -> Answer:
+        self.created.pop(name, None)
+        return await self.memory.delete_collection(name)
 
     async def _index(self, name: str, request: Request, body: Any) -> Answer:
         self._require(name)

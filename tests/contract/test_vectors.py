@@ -80,10 +80,11 @@ def http_client(url: str, key: str = "") -> QdrantVectors:
     return QdrantVectors(url, DIMENSION, timeout=20, bm25_average_words=10, api_key=key)
 
 
-def local_qdrant(dimension: int, client: AsyncQdrantClient) -> QdrantVectors:
-    return QdrantVectors(
-        "http://127.0.0.1:6333/apex", dimension, timeout=20, bm25_average_words=10, client=client
-    )
+def local_qdrant(
+    dimension: int, client: AsyncQdrantClient, collection: str = "apex"
+) -> QdrantVectors:
+    url = f"http://127.0.0.1:6333/{collection}"
+    return QdrantVectors(url, dimension, timeout=20, bm25_average_words=10, client=client)
 
 
 pytestmark = [
@@ -443,7 +444,7 @@ async def test_another_dimension_is_refused_by_name(
     process: EdgeProcess, store: VectorStore
 ) -> None:
     if isinstance(store, QdrantVectors):
-        other: VectorStore = local_qdrant(DIMENSION * 2, store._client)
+        other: VectorStore = local_qdrant(DIMENSION * 2, store._client, store._collection)
     else:
         other = EdgeVectors(process.url, DIMENSION * 2, timeout=20, bm25_average_words=10)
     try:

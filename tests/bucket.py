@@ -99,7 +99,29 @@ class BucketServer:
 
     async def body(self, name: str) -> bytes:
         async with httpx2.AsyncClient() as client:
-            return (await client.get(f"{self.url}/{BUCKET}/{PREFIX}/{name}")).content
+            address = f"{self.url}/{BUCKET}/{PREFIX}/{name}"
+            answer = await client.get(address, headers=SIGNED)
+        answer.raise_for_status()
+        return answer.content
+
+    async def write(self, name: str, body: bytes) -> None:
+        async with httpx2.AsyncClient() as client:
+            address = f"{self.url}/{BUCKET}/{PREFIX}/{name}"
+            (await client.put(address, content=body, headers=SIGNED)).raise_for_status()
+
+    async def deny(self, action: str, name: str) -> None:
+        """Refuse an action with an object from now on, such as `GetObject`, also where there is no such object."""
+        denied = {
+            "Effect": "Deny",
+            "Principal": "*",
+            "Action": f"s3:{action}",
+            "Resource": f"arn:aws:s3:::{BUCKET}/{PREFIX}/{name}",
+        }
+        policy = {"Version": "2012-10-17", "Statement": [denied]}
+        async with httpx2.AsyncClient() as client:
+            (
+                await client.put(f"{self.url}/{BUCKET}?policy", json=policy, headers=SIGNED)
+            ).raise_for_status()
 
     async def delete(self, name: str) -> None:
         async with httpx2.AsyncClient() as client:

@@ -107,6 +107,7 @@ class App:
             keyring,
             threshold=settings.payload_threshold_bytes,
             seals=settings.seal_payloads,
+            require_space=PostgresSpace(settings).require,
         )
         self.sources = dict(sources)
 
@@ -121,16 +122,14 @@ class App:
 
         self.inbox = Inbox(db, payloads)
         self.payloads = payloads
-        self.landing_space = PostgresSpace(settings)
         self.fetcher = Fetcher(
             db,
             self.sources,
             clients,
             keep_readings=timedelta(days=settings.reading_days),
             payloads=payloads,
-            require_space=self.landing_space.require,
         )
-        self.backfills = Backfills(db)
+        self.backfills = Backfills(db, payloads)
         self.mirror = Mirror(db, self.sources, installation=installation, days=settings.mirror_days)
 
         resilient_stores = {name: ResilientStore(name, settings) for name in ("graph", "vectors")}
@@ -328,7 +327,7 @@ async def open_app(
             installation=installation,
         )
         stack.push_async_callback(app.pipeline.close)
-        await app.payloads.get_ready()
+        await app.payloads.choose_key()
         with suppress(Misconfigured):  # `keep_fresh` logs it again; the other sources work
             await app.credentials.apply()
         yield app

@@ -40,6 +40,14 @@ class Unavailable(ApexError):
         self.store = store
 
 
+class NotCalled(Unavailable):
+    """The store was not called, since it did not respond to others. This says nothing about the event."""
+
+
+class NotAllowed(Unavailable):
+    """A store refuses the credentials of this installation. No event is to blame, however long it lasts."""
+
+
 class NoWrites(Unavailable):
     """A store serves reads but accepts writes from nobody: its disk is full, say. No event is to blame, however long it lasts."""
 

@@ -22,6 +22,11 @@ from apex_memory.errors import Misconfigured
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
+SEAL_BYTES = NONCE_BYTES + 16  # that a seal adds: nonce and tag
+
+
+class BrokenSeal(Misconfigured):
+    """A value is not what was sealed under the key that it names."""
 
 
 def new_key() -> str:
@@ -97,26 +102,33 @@ class Keyring:
         Raises `Misconfigured` without keys.
         """
         self.require_key()
-        return hmac.digest(self._keys[self._first], value, "sha256")
+        return self.digests(value)[0]
+
+    def digests(self, value: bytes) -> list[bytes]:
+        """Return HMAC-SHA256 of a value under each key, in their order."""
+        return [hmac.digest(key, value, "sha256") for key in self._keys.values()]
 
     def open(self, id: str, sealed: bytes, *, bound: bytes, subject: str) -> bytes:
         """Return what was sealed under the key `id`. `subject` names it in errors.
 
-        Raises `Misconfigured` when the key is not configured, or the value is not what was sealed.
+        Raises `Misconfigured` when the key is not configured, and `BrokenSeal` when the value is not what was sealed.
         """
-        cipher = self._ciphers.get(id)
-        if cipher is None:
+        self.require_known(id, subject=subject)
+        try:
+            return self._ciphers[id].decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], bound)
+        except (InvalidTag, ValueError):  # ValueError: shorter than a nonce
+            raise BrokenSeal(
+                f"{subject} does not match its seal: it was changed outside Apex",
+                remedy="restore it from a backup, or set it again",
+            ) from None
+
+    def require_known(self, id: str, *, subject: str) -> None:
+        """Raise `Misconfigured` when the key `id`, under which `subject` is sealed, is not configured."""
+        if id not in self._ciphers:
             raise Misconfigured(
                 f"{subject} is sealed under a key that is not configured ({id})",
                 remedy="add that key to secret_key_file, behind the first line",
             )
-        try:
-            return cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], bound)
-        except (InvalidTag, ValueError):  # ValueError: shorter than a nonce
-            raise Misconfigured(
-                f"{subject} does not match its seal: it was changed outside Apex",
-                remedy="restore it from a backup, or set it again",
-            ) from None
 
     def require_key(self) -> None:
         """Raise `Misconfigured` without keys."""

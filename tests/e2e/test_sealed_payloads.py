@@ -12,7 +12,7 @@ import pytest
 from apex_memory.app import App, open_app
 from apex_memory.backup import back_up, restore
 from apex_memory.engines.base import free_port
-from apex_memory.errors import Misconfigured, RetryLater
+from apex_memory.errors import Misconfigured, Rejected, RetryLater
 from apex_memory.fetching.backfills import Backfills
 from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.model import Event, LandResult, now
@@ -147,11 +147,22 @@ async def test_without_any_key_sealing_is_refused_at_the_start(make_settings: Ma
             pass
 
 
-async def test_what_was_changed_in_the_table_is_noticed(app: App) -> None:
+async def test_what_was_changed_in_the_table_is_a_dead_letter_until_it_is_restored(
+    app: App,
+) -> None:
+    change = "UPDATE payloads SET body = set_byte(body, 20, get_byte(body, 20) # 1)"
     [landed] = await land(app, text_event(app, "one", TEXT))
-    await app.db.execute("UPDATE payloads SET body = set_byte(body, 20, get_byte(body, 20) # 1)")
-    with pytest.raises(Misconfigured, match="does not match its seal"):
+    await app.db.execute(change)
+    with pytest.raises(Rejected, match="does not match its seal"):
         await read(app, landed)
+    await app.direct.drain("documents")
+    assert await state(app, landed) == "dead"
+    [letter] = await app.db.fetch("SELECT id, remedy FROM dead_letters")
+    assert "backup" in letter["remedy"]
+    await app.db.execute(change)  # once more: it is as it was
+    await app.dead_letters.redrive([letter["id"]], actor="test")
+    await app.direct.drain("documents")
+    assert await state(app, landed) == "done"
 
 
 async def test_nothing_lands_under_a_data_key_that_the_database_has_lost(app: App) -> None:
@@ -215,7 +226,7 @@ async def test_polls_replays_and_copies(app: App) -> None:
     [landed] = await land(app, event)
     await app.direct.drain("documents")
     assert (await carry_all(app)).equal == 1
-    replays = Backfills(app.db)
+    replays = Backfills(app.db, app.payloads)
     replay = await replays.create(
         "documents", "replay", now().replace(year=2000), now().replace(year=2100), actor="test"
     )
@@ -257,6 +268,9 @@ async def test_a_backup_names_the_key_and_is_read_with_it(
         await admin.execute("CREATE DATABASE restored_sealed")
         try:
             url = postgres_url.removesuffix("/postgres") + "/restored_sealed"
+            # Started once and not used, where payloads are to be sealed: that is empty still.
+            async with open_app(settings.model_copy(update={"documents": url})) as app:
+                assert await app.db.fetch("SELECT FROM data_keys")
             await restore(url, tmp_path / "backup")
             async with open_app(make_settings(documents=url)) as app:
                 assert await read(app, landed) == event.payload

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,8 +20,6 @@ from apex_memory.engines.postgres_space import (
 )
 from apex_memory.engines.state import ChildState, Stack, ownership, write_stack
 from apex_memory.errors import NoWrites
-from apex_memory.gateway.group_commit import GroupCommitter
-from apex_memory.model import Event, LandResult, now
 
 PORT = 23_456
 TOTAL = 100_000_000_000
@@ -137,25 +135,3 @@ def test_a_volume_that_is_away_refuses_nothing(
 
     monkeypatch.setattr(postgres_space, "disk_space", away)
     assert not refuses(PostgresSpace(settings))
-
-
-async def test_nothing_of_a_refused_request_is_stored(
-    settings: Settings, set_space: SetSpace
-) -> None:
-    landed: list[Event] = []
-
-    async def land(events: Sequence[Event]) -> list[LandResult]:
-        landed.extend(events)
-        return []
-
-    committer = GroupCommitter(land, require_space=PostgresSpace(settings).require)
-    event = Event(
-        source="toy", event_id="e", doc_key="d", version=1, occurred_at=now(), payload=b"x"
-    )
-    set_space(0)
-    with pytest.raises(NoWrites, match="nearly full"):
-        await committer.land([event])
-    assert landed == []
-    set_space(TOTAL)
-    await committer.land([event])
-    assert landed == [event]

@@ -34,7 +34,7 @@ from apex_memory.stores.schema import (
 APPLICATION = "apex restore"
 # Tables that have rows after a first start, before anything came in.
 HOUSEKEEPING = frozenset(
-    {"api_keys", "audit", "builds", "flags", "installation", "leases", "store_state"}
+    {"api_keys", "audit", "builds", "data_keys", "flags", "installation", "leases", "store_state"}
 )
 # What processes of the former installation knew about it, and what no longer holds.
 FORGOTTEN = ("leases", "store_state")

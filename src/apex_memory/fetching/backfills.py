@@ -16,6 +16,7 @@ from apex_memory.errors import Conflict, NotFound
 from apex_memory.fetching.pages import land_page
 from apex_memory.fetching.pulls import Backfill
 from apex_memory.inbox import event_from_row
+from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.model import Priority
 from apex_memory.sources.pages import TimeRange
 from apex_memory.stores.postgres import Postgres
@@ -27,8 +28,9 @@ Kind = Literal["backfill", "replay"]
 
 
 class Backfills:
-    def __init__(self, db: Postgres) -> None:
+    def __init__(self, db: Postgres, payloads: PayloadStore) -> None:
         self._db = db
+        self._payloads = payloads
 
     async def create(
         self, source: str, kind: Kind, since: datetime, until: datetime, *, actor: str
@@ -123,11 +125,13 @@ class Backfills:
         """Land the next raw events of a replay again; return how many were read and how many landed.
 
         Leaves out what an operator discarded.
-        Zero read means that the replay has no more, or no longer runs. Safe to repeat.
+        Zero read means that the replay has no more, or no longer runs. Safe to repeat. Raises `NoWrites` while events
+        have no room.
         """
         row = await self.get(id)
         if row["state"] != "running":
             return 0, 0
+        await self._payloads.get_ready()
         after = row["position"].get("seq", 0)
         rows = await self._db.fetch(
             f"""SELECT i.*, p.body, p.data_key, r.object FROM inbox i JOIN payloads p ON p.inbox_id = i.id

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 
 from apex_memory.fetching.files import Files
@@ -26,13 +26,12 @@ class Fetcher:
         *,
         keep_readings: timedelta,
         payloads: PayloadStore,
-        require_space: Callable[[], None],
     ) -> None:
         self.clients = clients
         self.states = SourceStates(db, sources)
         self.files = Files(db, payloads)
         self.readings = Readings(db, keep=keep_readings, payloads=payloads)
-        self.pulls = Pulls(db, self.files, self.readings, payloads, require_space=require_space)
+        self.pulls = Pulls(db, self.files, self.readings, payloads)
         self._sources = sources
 
     async def pull(

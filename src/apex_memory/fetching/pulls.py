@@ -69,7 +69,7 @@ class _StoredHint:
 
 
 class Pulls:
-    """Pulls of sources. `require_space` raises `NoWrites` while PostgreSQL has no room for events."""
+    """Pulls of sources."""
 
     def __init__(
         self,
@@ -77,14 +77,11 @@ class Pulls:
         files: Files,
         readings: Readings,
         payloads: PayloadStore,
-        *,
-        require_space: Callable[[], None] = lambda: None,
     ) -> None:
         self._db = db
         self._files = files
         self._readings = readings
         self._payloads = payloads
-        self._require_space = require_space
 
     async def note(self, source: str, change_hints: Sequence[ChangeHint]) -> None:
         """Store change hints until a pull has fetched what they name. Only then may a vendor be answered 2xx."""
@@ -165,7 +162,6 @@ class Pulls:
         result: PullResult,
     ) -> Position:
         """Commit a page in one transaction and add it to the result; return the cursor that holds afterwards."""
-        self._require_space()
         after = before if page.cursor is None else dict(page.cursor)
         events = await self._payloads.offload(page.events)
         async with self._db.transaction() as connection:

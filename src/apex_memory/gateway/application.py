@@ -196,9 +196,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             drains=drains,
             pulling=pulling,
             completion=CompletionWaiter(app.inbox),
-            group_commit=GroupCommitter(
-                app.inbox.land, app.mirror.land, require_space=app.landing_space.require
-            ),
+            group_commit=GroupCommitter(app.inbox.land, app.mirror.land),
             temporal=client,
             load=LoadMeter(DELAY.set),
             ops_data=HistoryData(history),

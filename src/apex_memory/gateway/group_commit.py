@@ -62,7 +62,6 @@ class GroupCommitter:
 
     While PostgreSQL is unavailable one request a second tries it; the others are refused at once.
     `land_with_copies` serves the commits that hold copies for mirrors; all others are one statement of `land`.
-    `require_space` raises while nothing more may be stored.
     """
 
     def __init__(
@@ -70,14 +69,12 @@ class GroupCommitter:
         land: Land,
         land_with_copies: LandWithCopies | None = None,
         *,
-        require_space: Callable[[], None] = lambda: None,
         at_once: int = AT_ONCE,
         queued: int = QUEUED,
         seconds: float = SECONDS,
     ) -> None:
         self._land = land
         self._land_with_copies = land_with_copies
-        self._require_space = require_space
         self._slots = asyncio.Semaphore(at_once)
         self._most = queued
         self._seconds = seconds
@@ -88,12 +85,11 @@ class GroupCommitter:
     async def land(self, events: Sequence[Event], copy: Copy | None = None) -> list[LandResult]:
         """Commit the events of one request, and its copy. Return one `LandResult` for each event, in order.
 
-        Raises `RetryLater` when too many requests wait or this one has waited too long, `NoWrites` when the disk is
-        nearly full, and `Unavailable` without PostgreSQL. Repeating the request is right after each.
+        Raises `RetryLater` when too many requests wait or this one has waited too long, and `Unavailable` without
+        PostgreSQL. Repeating the request is right after each.
         """
         if not events and copy is None:
             return []
-        self._require_space()
         if self._inside >= self._most:
             raise _busy()
         if monotonic() < self._away_until:

@@ -94,9 +94,13 @@ async def _accept_webhook(
 async def store_change_hints(
     gateway: Gateway, source: str, change_hints: Sequence[ChangeHint], copy: Copy | None = None
 ) -> None:
-    """Store the change hints of a vendor with the webhook's copy, and request a pull that fetches the changes."""
+    """Store the change hints of a vendor with the webhook's copy, and request a pull that fetches the changes.
+
+    Raises `NoWrites` when the disk of PostgreSQL is nearly full.
+    """
     if not change_hints:
         return
+    await gateway.app.payloads.get_ready()
     if copy is None:
         await gateway.app.fetcher.pulls.note(source, change_hints)
     else:
@@ -173,10 +177,10 @@ async def _check_repetition(gateway: Gateway, events: Sequence[Event]) -> bool:
     if not events:
         return False
     digests = {event.event_id: hashlib.sha256(event.payload).digest() for event in events}
-    known = await gateway.app.inbox.payload_digests(events[0].source, list(digests))
-    if not known:
+    same = await gateway.app.inbox.same_payloads(events[0].source, digests)
+    if not same:
         return False
-    if known != digests:
+    if len(same) < len(digests) or not all(same.values()):
         raise Rejected(
             "Idempotency-Key: it was used for another request, whose content differs",
             remedy="send a new Idempotency-Key with new content; nothing of this request was kept",
@@ -194,11 +198,14 @@ async def land(gateway: Gateway, events: Sequence[Event]) -> list[LandResult]:
 async def commit(
     gateway: Gateway, events: Sequence[Event], copy: Copy | None = None
 ) -> list[LandResult]:
-    """Commit events; wake nobody. Raises `RetryLater` under overload, `Unavailable` without PostgreSQL.
+    """Commit events; wake nobody. Raises `RetryLater` under overload, `Unavailable` without PostgreSQL, and `NoWrites`
+    when its disk is nearly full.
 
     Large payloads are written to the object store first; without it they are refused with `Unavailable`, and events
     with small ones land.
     """
+    if not events and copy is None:
+        return []
     carrier = traces.trace_carrier()
     if carrier:
         events = [_with_trace(event, carrier) for event in events]

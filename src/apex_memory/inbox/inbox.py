@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from uuid import UUID
@@ -137,20 +137,27 @@ class Inbox:
                 connection, source, events, results, document, self._payloads
             )
 
-    async def payload_digests(
-        self, source: str, event_ids: Sequence[str]
-    ) -> dict[str, bytes | None]:
-        """The SHA-256 of the payloads of events that exist; see `queries.payload_digests`."""
+    async def same_payloads(self, source: str, digests: Mapping[str, bytes]) -> dict[str, bool]:
+        """Return whether the payload of each of the events that exist has this SHA-256, by event id.
+
+        False where retention removed it. Raises `Misconfigured` for a sealed payload whose key is not configured.
+        """
         async with self._db.connection() as connection:
-            known = await queries.payload_digests(connection, source, event_ids)
-            sealed = [item for item in known.values() if isinstance(item, Event)]
+            known = await queries.payload_digests(connection, source, list(digests))
+            sealed = [item for item in known.values() if isinstance(item, Event) and item.sealed]
             opened = await self._payloads.opened(connection, sealed)
-        digests = {id: item for id, item in known.items() if not isinstance(item, Event)}
         for event in opened:
             if isinstance(event, ApexError):
                 raise event
-            digests[event.event_id] = hashlib.sha256(event.payload).digest()
-        return digests
+            known[event.event_id] = hashlib.sha256(event.payload).digest()
+        same: dict[str, bool] = {}
+        for id, item in known.items():
+            if isinstance(item, Event):
+                assert item.payload_object is not None
+                same[id] = self._payloads.holds(item.payload_object, digests[id])
+            else:
+                same[id] = item == digests[id]
+        return same
 
     async def ready(self) -> dict[str, int]:
         """Number of events by source that can be claimed now."""

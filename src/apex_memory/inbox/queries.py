@@ -106,8 +106,8 @@ async def with_other_bytes(
 ) -> dict[str, Event]:
     """Return, by event id, the events as they landed whose payload, content type or document is not the given one.
 
-    `digests` holds events with the SHA-256 of their payloads. A sealed payload is always another one here: the caller
-    opens and compares it. Those are missing in the result that never landed, or
+    `digests` holds events with the SHA-256 of their payloads. A sealed payload is always another one here, and so is an
+    object: the caller compares them. Those are missing in the result that never landed, or
     whose payload retention removed.
     """
     cursor = await connection.execute(
@@ -115,9 +115,9 @@ async def with_other_bytes(
            FROM unnest(%b::uuid[], %b::uuid[], %b::text[], %b::bigint[], %b::bytea[])
              AS t (id, doc_id, content_type, size, digest)
            JOIN inbox i ON i.id = t.id JOIN payloads p ON p.inbox_id = t.id
-           LEFT JOIN payload_references r ON r.inbox_id = t.id LEFT JOIN payload_objects o ON o.name = r.object
+           LEFT JOIN payload_references r ON r.inbox_id = t.id
            WHERE i.doc_id <> t.doc_id OR i.content_type <> t.content_type
-              OR coalesce(o.bytes, octet_length(p.body)) <> t.size OR coalesce(o.sha256, sha256(p.body)) <> t.digest""",
+              OR octet_length(p.body) <> t.size OR sha256(p.body) <> t.digest OR r.object IS NOT NULL""",
         (
             [event.id for event, _ in digests],
             [event.doc_id for event, _ in digests],
@@ -134,18 +134,17 @@ async def payload_digests(
 ) -> dict[str, bytes | Event | None]:
     """The SHA-256 of the payload by event id, for those of the events that exist; None where retention removed it.
 
-    Where it is sealed in PostgreSQL, the event in place of the digest.
+    Where it is sealed in PostgreSQL, or an object, the event in place of the digest.
     """
     cursor = await connection.execute(
         """SELECT i.*, CASE WHEN p.data_key IS NULL THEN '' ELSE p.body END AS body, p.data_key, r.object,
-                  coalesce(o.sha256, sha256(p.body)) AS digest
-           FROM inbox i LEFT JOIN payloads p ON p.inbox_id = i.id
-           LEFT JOIN payload_references r ON r.inbox_id = i.id LEFT JOIN payload_objects o ON o.name = r.object
+                  sha256(p.body) AS digest
+           FROM inbox i LEFT JOIN payloads p ON p.inbox_id = i.id LEFT JOIN payload_references r ON r.inbox_id = i.id
            WHERE i.source = %s AND i.event_id = ANY(%s)""",
         (source, list(event_ids)),
     )
     return {
-        row["event_id"]: event_from_row(row) if row["data_key"] else row["digest"]
+        row["event_id"]: event_from_row(row) if row["data_key"] or row["object"] else row["digest"]
         for row in await cursor.fetchall()
     }
 

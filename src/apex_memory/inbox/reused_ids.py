@@ -63,22 +63,23 @@ async def with_own_ids(
     removed counts as a repetition.
 
     Ordinary repetitions cost one statement for all of them: PostgreSQL compares digests of the payloads. Sealed ones
-    are opened with `payloads` and compared here. Documents are made in a thread.
+    are opened with `payloads` and compared here, and objects by their names. Documents are made in a thread.
     """
     repeated = {n: events[n] for n, result in enumerate(results) if result.duplicate}
     if not repeated:
         return {}
-    digests = await _payload_digests(list(repeated.values()))
-    earlier = await queries.with_other_bytes(connection, digests)
+    digested = await _payload_digests(list(repeated.values()))
+    earlier = await queries.with_other_bytes(connection, digested)
     opened = await payloads.opened(connection, list(earlier.values()))
     earlier |= {event.event_id: event for event in opened if isinstance(event, Event)}
-    suspects = {
-        n: event
-        for n, event in repeated.items()
-        if event.event_id in earlier and not _same_bytes(event, earlier[event.event_id])
-    }
+    suspects: dict[int, Event] = {}
+    for n, (event, digest) in zip(repeated, digested, strict=True):
+        other = earlier.get(event.event_id)
+        if other is not None and not _same_bytes(event, digest, other, payloads):
+            suspects[n] = event
     if not suspects:
         return {}
+    earlier = {event.event_id: earlier[event.event_id] for event in suspects.values()}
     changed = await asyncio.to_thread(_changed, suspects, earlier, document)
     if changed:
         logger(component="inbox").warning(
@@ -116,11 +117,16 @@ def _changed(
     return changed
 
 
-def _same_bytes(event: Event, other: Event) -> bool:
-    if _is_closed(other) or other.payload_object is not None:
+def _same_bytes(event: Event, digest: bytes, other: Event, payloads: PayloadStore) -> bool:
+    """Return whether an earlier event has the bytes of this one. `digest` is the SHA-256 of its payload."""
+    if _is_closed(other) or (event.content_type, event.doc_id) != (
+        other.content_type,
+        other.doc_id,
+    ):
         return False
-    same = (event.payload, event.content_type, event.doc_id)
-    return same == (other.payload, other.content_type, other.doc_id)
+    if other.payload_object is not None:
+        return payloads.holds(other.payload_object, digest)
+    return event.payload == other.payload
 
 
 def _is_closed(event: Event) -> bool:

@@ -7,13 +7,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from apex_memory.errors import RetryLater, Unavailable
+from apex_memory.errors import NotCalled, RetryLater, Unavailable
 from apex_memory.telemetry import BREAKER
 
 WINDOW = 20  # calls over which the failure rate is taken
 
 
-class CircuitOpen(Unavailable):
+class CircuitOpen(NotCalled):
     """The breaker is open, so the store was not called."""
 
 

@@ -13,6 +13,8 @@ from uuid import UUID
 from apex_memory.errors import (
     ApexError,
     Misconfigured,
+    NotAllowed,
+    NotCalled,
     NoWrites,
     Rejected,
     RetryLater,
@@ -20,7 +22,6 @@ from apex_memory.errors import (
 )
 from apex_memory.inbox import queries, transitions
 from apex_memory.inbox.transitions import FailedEvent, OwnedEvent
-from apex_memory.saga.breaker import CircuitOpen
 from apex_memory.stores.postgres import Connection, Postgres
 from apex_memory.telemetry import ENDED, logger
 
@@ -30,6 +31,8 @@ LOGGED_IDS = 5  # ids in a line of the log
 MOST_PARKS = (
     10  # an event that is parked more often, while its store serves others, is itself to blame
 )
+# Errors of a store that would be the same for any event. Parking for one of them does not count.
+NO_FAULT_OF_THE_EVENT = (NotCalled, NotAllowed, NoWrites)
 MESSAGE_CHARS = 500
 # Rest after a batch that held nothing but broken events: at most, and for each of them.
 REST_SECONDS, REST_EACH_SECONDS = 1.0, 0.04
@@ -169,7 +172,7 @@ class _Handled:
             attempts=self.attempts,
             message=self.message,
             store=store,
-            tried=not isinstance(self.error, CircuitOpen | NoWrites),
+            tried=not isinstance(self.error, NO_FAULT_OF_THE_EVENT),
             wait_seconds=wait,
         )
 
@@ -193,17 +196,20 @@ async def _blamed(connection: Connection, event: OwnedEvent, error: ApexError) -
     """The error of an event that was parked `MOST_PARKS` times while its store served others: `Rejected`.
 
     Any other error stays as it is: a store that serves nobody is unavailable, however long that takes, and so is
-    one whose settings are wrong, or that accepts writes from nobody. By then the event was tried alone (`groups.py`), so it is not another's fault.
+    one whose settings are wrong, that refuses the credentials, or that accepts writes from nobody. By then the event was tried alone (`groups.py`), so it is not another's fault.
     """
     if not isinstance(error, Unavailable) or error.store == "settings":
         return error
-    if event.parks < MOST_PARKS or isinstance(error, CircuitOpen | NoWrites):
+    if event.parks < MOST_PARKS or isinstance(error, NO_FAULT_OF_THE_EVENT):
         return error
     cursor = await connection.execute(
-        # A document with passages that was committed since; for other stores than these two, also prepared since.
+        # A document with passages that was committed since; for other stores than these two, also prepared since. For
+        # the object store, one of an event that it served.
         """SELECT FROM documents d JOIN manifests m ON m.id = d.manifest_id
            WHERE d.committed_at > %(since)s AND octet_length(m.vectors) > 0
-             AND (m.created_at > %(since)s OR %(store)s IN ('graph', 'vectors')) LIMIT 1""",
+             AND (m.created_at > %(since)s OR %(store)s IN ('graph', 'vectors'))
+             AND (%(store)s <> 'payloads' OR EXISTS (SELECT FROM payload_references r WHERE r.inbox_id = m.inbox_id))
+           LIMIT 1""",
         {"since": event.parked_at, "store": error.store},
     )
     if await cursor.fetchone() is None:

@@ -79,22 +79,33 @@ class ServerTls:
         self._certificate_file = certificate_file
         self._key_file = key_file
         self._client_ca_file = client_ca_file
-        self._seen = self._state()
+        self._loaded = self._state()
+        self._refused: State | None = None
         self.context = self._new_context()
+        self.expires_at = expiry(certificate_file)
+        """When the certificate in use expires (UTC)."""
 
     def renew(self) -> bool:
-        """Load the files into the context in use if they changed since the last look. Return whether it did.
+        """Load the files into the context in use if they changed since they were loaded. Return whether it did.
 
         Raises `Misconfigured`, once a change, for files that cannot be used, such as a new certificate whose key is
-        not written yet: the former certificate stays in use. A CA that is added to `client_ca_file` is trusted from
-        then on; one that is removed there is trusted until the server restarts.
+        not written yet: the former certificate stays in use, and the next call tries again. A CA that is added to
+        `client_ca_file` is trusted from then on; one that is removed there is trusted until the server restarts.
         """
         state = self._state()
-        if state == self._seen:
+        if state == self._loaded:
             return False
-        self._seen = state
-        self._new_context()  # a failure inside the context in use would leave it without a key
-        self._fill(self.context)
+        try:
+            self._new_context()  # a failure inside the context in use would leave it without a key
+            expires_at = expiry(self._certificate_file)
+            self._fill(self.context)
+        except Misconfigured:
+            if state == self._refused:
+                return False
+            self._refused = state
+            raise
+        self.expires_at = expires_at
+        self._loaded, self._refused = state, None
         return True
 
     def _new_context(self) -> ssl.SSLContext:

@@ -18,17 +18,19 @@ import pytest
 from temporalio.client import Client
 
 from apex_memory.config import Settings
-from apex_memory.errors import Unavailable
+from apex_memory.errors import Misconfigured, Unavailable
 from apex_memory.flows.temporal.attributes import ensure_attributes
 from apex_memory.flows.temporal.client import connect_by
 from apex_memory.sealing import Keyring
 from apex_memory.stores.base import GraphStore
 from apex_memory.stores.cache import Cache
 from apex_memory.stores.graph import open_graph
+from apex_memory.stores.objects import open_objects
 from apex_memory.stores.postgres import Postgres
 from apex_memory.stores.schema import migrate
 from apex_memory.stores.vectors import open_vectors
 from apex_memory.tls import ClientTls
+from tests.bucket import BucketServer
 from tests.certificates import Authority, Certificate
 from tests.conftest import PASSWORD
 
@@ -148,6 +150,30 @@ async def test_falkordb_over_tls_with_client_certificates(
             with pytest.raises(Unavailable):
                 await graph.ping()
             await graph.close()
+
+
+async def test_a_bucket_over_tls(authority: Authority, stranger: ClientTls) -> None:
+    server = BucketServer()
+    await server.start()
+    try:
+        async with ending_tls(authority, server.url.removeprefix("http://")) as port:
+            given = server.settings(payload_store_endpoint=f"https://localhost:{port}")
+            trusting = open_objects(Settings(**given, ca_file=authority.ca_file))
+            assert trusting
+            await trusting.ping()
+            for ca_file in (stranger.ca_file, None):
+                refusing = open_objects(Settings(**given, ca_file=ca_file))
+                assert refusing
+                with pytest.raises(Unavailable):
+                    await refusing.ping()
+    finally:
+        await server.kill()
+
+
+def test_a_ca_file_that_cannot_be_used_is_named(authority: Authority) -> None:
+    wrong = authority.issue().key_file
+    with pytest.raises(Misconfigured, match="ca_file"):
+        open_objects(Settings(payload_store="s3://bucket", ca_file=wrong))
 
 
 async def test_qdrant_over_tls(authority: Authority, stranger: ClientTls) -> None:

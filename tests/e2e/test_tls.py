@@ -159,21 +159,57 @@ async def test_with_a_client_ca_every_caller_shows_a_certificate(
             assert "client_certificate_file" in refused.value.remedy
 
 
+def point_at(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the commands of this process use the gateway, with its certificate files and its authority."""
+    monkeypatch.setenv("APEX_SETTINGS_FILE", "/dev/null")
+    for name in ("data_dir", "tls_certificate_file", "tls_key_file"):
+        monkeypatch.setenv(f"APEX_{name.upper()}", str(getattr(served.settings, name)))
+    monkeypatch.setenv("APEX_URL", f"https://127.0.0.1:{served.port}")
+    monkeypatch.setenv("APEX_API_KEY", served.key)
+    monkeypatch.setenv("APEX_CA_FILE", str(served.authority.ca_file))
+
+
 async def test_doctor_uses_the_ca_and_names_the_expiry(
     make_settings: MakeSettings, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(make_settings, authority, authority.issue(days=5)) as served:
-        monkeypatch.setenv("APEX_SETTINGS_FILE", "/dev/null")
-        for name in ("data_dir", "tls_certificate_file", "tls_key_file"):
-            monkeypatch.setenv(f"APEX_{name.upper()}", str(getattr(served.settings, name)))
-        monkeypatch.setenv("APEX_URL", f"https://127.0.0.1:{served.port}")
-        monkeypatch.setenv("APEX_API_KEY", served.key)
+        point_at(served, monkeypatch)
+        monkeypatch.delenv("APEX_CA_FILE")
         assert (await _findings())["gateway"].state == "bad"
         monkeypatch.setenv("APEX_CA_FILE", str(authority.ca_file))
         findings = await _findings()
         assert findings["gateway"].state == "good"
-        assert findings["certificate"].state == "note"
+        assert findings["certificate"].state == findings["certificate file"].state == "note"
         assert "plain HTTP" not in findings
+
+
+async def test_doctor_names_a_certificate_that_is_not_in_use(
+    make_settings: MakeSettings, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = authority.issue(days=20)
+    async with serving(make_settings, authority, first) as served:
+        point_at(served, monkeypatch)
+        findings = await _findings()
+        assert findings["certificate"].state == findings["certificate file"].state == "good"
+        former_key = first.key_file.read_bytes()
+        authority.issue(days=90)
+        first.key_file.write_bytes(former_key)  # the renewal wrote no key
+        findings = await _findings()
+        assert findings["certificate file"].state == "good"
+        assert findings["certificate"].state == "bad"
+        assert str(first.certificate_file) in findings["certificate"].detail
+
+
+async def test_a_client_that_begins_no_handshake_is_disconnected(
+    make_settings: MakeSettings, authority: Authority
+) -> None:
+    async with serving(make_settings, authority, authority.issue(), header_seconds=1) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        async with asyncio.timeout(10):
+            assert await reader.read() == b""
+        writer.close()
+        with served.client(served.trusted) as memory:
+            assert memory.own_key().scopes == ("admin",)
 
 
 async def _findings() -> dict[str, Finding]:

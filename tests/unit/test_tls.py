@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,28 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         ServerTls(locked.certificate_file, locked.key_file)
     with pytest.raises(Misconfigured, match=r"tls_client_ca_file: "):
         ServerTls(server.certificate_file, server.key_file, missing)
+
+
+def test_a_renewal_is_tried_until_it_succeeds(tmp_path: Path) -> None:
+    """Where the clock of a file system is coarse, a key that is completed late has the time and size of the half one."""
+    authority = Authority(tmp_path)
+    first = authority.issue(days=5)
+    tls = ServerTls(first.certificate_file, first.key_file)
+    former_key, former_expiry = first.key_file.read_bytes(), tls.expires_at
+    authority.issue(days=50)
+    new_key = first.key_file.read_bytes()
+    assert len(new_key) == len(former_key)
+    first.key_file.write_bytes(former_key)
+    times = first.key_file.stat()
+    with pytest.raises(Misconfigured, match="key values mismatch"):
+        tls.renew()
+    assert not tls.renew(), "said once"
+    assert tls.expires_at == former_expiry
+    first.key_file.write_bytes(new_key)
+    os.utime(first.key_file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert tls.renew()
+    assert tls.expires_at > former_expiry
+    assert not tls.renew()
 
 
 def test_a_listener_beyond_loopback_without_tls_is_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -81,7 +82,7 @@ def examine() -> Iterator[Finding]:
     yield Finding("settings", "good", f"data in {settings.data_dir}")
     yield from _disk(settings)
     yield from _processes(settings)
-    yield from _certificate(settings)
+    yield from _certificate_file(settings)
     try:
         url = gateway_url(settings)
     except ApexError as error:
@@ -98,6 +99,7 @@ def examine() -> Iterator[Finding]:
         yield Finding("gateway", "bad", str(error), error.remedy)
         return
     yield Finding("gateway", "good", f"responds at {url}")
+    yield from _certificate_in_use(settings, report["certificate_expires_at"])
     yield from _machine(report["machine"])
     yield from _workers(settings)
     yield from _stores_and_events(report)
@@ -167,23 +169,45 @@ def _processes(settings: Settings) -> Iterator[Finding]:
             yield Finding(child.name, "good", f"{child.version or 'runs'}, pid {child.pid}")
 
 
-def _certificate(settings: Settings) -> Iterator[Finding]:
-    """Yield how long the gateway's certificate is valid."""
+def _certificate_file(settings: Settings) -> Iterator[Finding]:
+    """Yield how long the certificate in the file of the settings is valid."""
     file = settings.tls_certificate_file
     if file is None:
         return
+    what = "certificate file"
     try:
         until = expiry(file)
     except ApexError as error:
-        yield Finding("certificate", "bad", str(error), error.remedy)
+        yield Finding(what, "bad", str(error), error.remedy)
         return
-    remedy = f"write a new one to {file}: the gateway uses it within a second"
+    yield _validity(what, until, f"write a new one to {file}: the gateway uses it within a second")
+
+
+def _certificate_in_use(settings: Settings, expires_at: str | None) -> Iterator[Finding]:
+    """Yield how long the certificate that the gateway shows is valid, and whether it is that of the file."""
+    if expires_at is None:
+        return
+    what, until = "certificate", datetime.fromisoformat(expires_at)
+    log = "see `certificate not renewed` in the log of the gateway; it tries again every second"
+    file = settings.tls_certificate_file
+    with suppress(ApexError):  # `_certificate_file` has named what is wrong with the file
+        if file and expiry(file) != until:
+            yield Finding(
+                what,
+                "bad",
+                f"the gateway shows one that expires at {until:%Y-%m-%d %H:%M} UTC, not that of {file}",
+                log,
+            )
+            return
+    yield _validity(what, until, "renew the files that the gateway's settings name")
+
+
+def _validity(what: str, until: datetime, remedy: str) -> Finding:
     if until <= now():
-        yield Finding("certificate", "bad", f"expired at {until:%Y-%m-%d %H:%M} UTC", remedy)
-    elif until - now() < NEAR_EXPIRY:
-        yield Finding("certificate", "note", f"expires at {until:%Y-%m-%d %H:%M} UTC", remedy)
-    else:
-        yield Finding("certificate", "good", f"valid until {until:%Y-%m-%d} UTC")
+        return Finding(what, "bad", f"expired at {until:%Y-%m-%d %H:%M} UTC", remedy)
+    if until - now() < NEAR_EXPIRY:
+        return Finding(what, "note", f"expires at {until:%Y-%m-%d %H:%M} UTC", remedy)
+    return Finding(what, "good", f"valid until {until:%Y-%m-%d} UTC")
 
 
 def _plain_http(settings: Settings, url: str) -> Iterator[Finding]:

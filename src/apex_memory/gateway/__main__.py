@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from importlib.metadata import version
 
@@ -38,7 +40,7 @@ def main() -> int:
         configure_logging(settings.log_level, settings.log_format)
         with exporting("gateway"), _bind(settings) as bound, ExitStack() as stack:
             tls = _tls(settings)
-            server = _Server(_config(settings, tls), tls)
+            server = _Server(_config(settings, tls), tls, handshake_seconds=settings.header_seconds)
             url = _url(bound, settings.scheme)
             logger(component="gateway").info("listening", url=url)
             _warn_of_plain_http(settings)
@@ -84,9 +86,12 @@ def _show_metrics(settings: Settings, url: str, stack: ExitStack) -> None:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, tls: ServerTls | None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, tls: ServerTls | None, *, handshake_seconds: float
+    ) -> None:
         super().__init__(config)
         self._tls = tls
+        self._handshake_seconds = handshake_seconds
 
     async def on_tick(self, counter: int) -> bool:
         """Look for a renewed certificate once a second. uvicorn calls this ten times a second."""
@@ -104,13 +109,35 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=sockets)
+        # uvicorn has no limit for handshakes, and asyncio's is a minute: with TLS the listeners are made here.
+        await super().startup(sockets=[] if self._tls else sockets)
+        if self._tls:
+            for listener in sockets or ():
+                self.servers.append(await self._listen(listener, self._tls))
         collect_garbage_seldom()
+
+    async def _listen(self, listener: socket.socket, tls: ServerTls) -> asyncio.Server:
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(
+            self._new_protocol,
+            sock=listener,
+            ssl=tls.context,
+            ssl_handshake_timeout=self._handshake_seconds,
+            backlog=self.config.backlog,
+        )
+
+    def _new_protocol(self) -> asyncio.Protocol:
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        return make(
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
 
 
 def _config(settings: Settings, tls: ServerTls | None) -> uvicorn.Config:
     return uvicorn.Config(
-        create_app(settings),
+        create_app(settings, tls=tls),
         lifespan="on",
         loop="auto" if sys.platform == "win32" else "uvloop",
         ws="none",

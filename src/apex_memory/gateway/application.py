@@ -52,6 +52,7 @@ from apex_memory.gateway.routes import (
 from apex_memory.machine_load import LoadMeter
 from apex_memory.sources import registry
 from apex_memory.telemetry import DELAY, logger, touch_metrics
+from apex_memory.tls import ServerTls
 
 DESCRIPTION = """Apex Memory stores every event of a company's tools and lets agents search all of them as one memory.
 
@@ -116,15 +117,18 @@ TAGS = [
 ]
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """Return the ASGI application, which opens the stores when it starts. Raises `Misconfigured` for wrong source settings."""
+def create_app(settings: Settings, *, tls: ServerTls | None = None) -> FastAPI:
+    """Return the ASGI application, which opens the stores when it starts. Raises `Misconfigured` for wrong source settings.
+
+    `tls` is what its server shows to callers; the state of the installation tells when that certificate expires.
+    """
     loaded = registry.load(settings.sources, settings.source_path)
     api = FastAPI(
         title="Apex Memory",
         version=__version__,
         description=DESCRIPTION,
         openapi_tags=TAGS,
-        lifespan=_lifespan(settings),
+        lifespan=_lifespan(settings, tls),
         docs_url=None,  # FastAPI's page loads scripts from a CDN; `openapi_page` serves a plain one
         redoc_url=None,
         redirect_slashes=False,
@@ -169,10 +173,12 @@ def create_app(settings: Settings) -> FastAPI:
     return api
 
 
-def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(
+    settings: Settings, tls: ServerTls | None
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
-        async with open_gateway(settings) as gateway:
+        async with open_gateway(settings, tls) as gateway:
             api.state.gateway = gateway
             yield
 
@@ -180,7 +186,7 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
 
 
 @asynccontextmanager
-async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
+async def open_gateway(settings: Settings, tls: ServerTls | None = None) -> AsyncIterator[Gateway]:
     """Open everything a request handler needs. Temporal may be unavailable: the connection is made when first used."""
     async with open_app(settings) as app:
         client = await connect_by(settings, app.keyring, lazy=True)
@@ -201,6 +207,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
             load=LoadMeter(DELAY.set),
             ops_data=HistoryData(history),
             freshness=FreshnessCache(app.fetcher.states.current),
+            tls=tls,
         )
         seconds = settings.facts_seconds
         facts = Facts(app, seconds=seconds)

@@ -25,6 +25,7 @@ from apex_memory.gateway.group_commit import GroupCommitter
 from apex_memory.gateway.ops.data import HistoryData
 from apex_memory.host_names import host_name, is_loopback
 from apex_memory.machine_load import LoadMeter
+from apex_memory.tls import ServerTls
 
 DIRECT_AT_ONCE = (
     2  # requests whose events the gateway carries itself; those beyond go the usual way
@@ -54,6 +55,8 @@ class Gateway:
     load: LoadMeter
     ops_data: HistoryData
     freshness: FreshnessCache
+    tls: ServerTls | None = None
+    """The certificate that this gateway shows, None without TLS."""
     reconciling: set[str] = field(default_factory=set)
     """Stores whose comparison with PostgreSQL is under way."""
     carrying: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DIRECT_AT_ONCE))

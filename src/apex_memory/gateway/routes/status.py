@@ -166,6 +166,7 @@ class Status(BaseModel):
             },
             "reranker": None,
             "absent_build": None,
+            "certificate_expires_at": "2026-05-30T12:00:00Z",
             "backlog": [
                 {
                     "source": "edi",
@@ -197,6 +198,8 @@ class Status(BaseModel):
     """Null without one."""
     absent_build: AbsentBuild | None
     """Null while a worker of the current build runs."""
+    certificate_expires_at: datetime | None
+    """Of the certificate that this gateway shows. Null without TLS."""
     backlog: list[BacklogRow] | None
     open: int | None
     parked: int | None
@@ -243,6 +246,7 @@ async def show_status(gateway: GatewayDep, key: Reader) -> dict[str, Any]:
         },
         "reranker": status.reranker_row(app),
         "absent_build": await status.absent_build(app, seconds),
+        "certificate_expires_at": gateway.tls.expires_at if gateway.tls else None,
         "processes": [
             card.model_dump()
             for card in await asyncio.to_thread(running_processes, app.settings.data_dir)

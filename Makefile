@@ -16,7 +16,7 @@ PARALLEL := -n $(WORKERS) --maxprocesses 4 --dist loadgroup
 SYNC     := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .DEFAULT_GOAL := help
-.PHONY: alerts chart help demo quick quick-tests fix test test-servers test-deploy soak coverage check lint types imports docs docs-check docs-site bench faults lock lock-image licences sbom clean
+.PHONY: alerts chart help demo quick quick-tests fix test test-servers test-deploy soak coverage check lint types imports docs docs-check docs-site bench peers faults lock lock-image lock-peers licences sbom clean
 
 $(READY): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))' || \
@@ -100,6 +100,9 @@ check: lint types imports docs-check docs-site   ## the gate: lint, types, impor
 bench: $(DEV)
 	$(BIN)/python -m bench $(ARGS)
 
+peers: $(DEV)    ## measure Apex beside other memories (LightRAG, mem0, Graphiti, Chroma, LlamaIndex), which it installs into .cache/peers; ARGS=mem0 for one
+	$(BIN)/python -m bench.peers $(ARGS)
+
 faults: $(DEV)   ## the crash loop: FAULTS=100 SEED=… GRAPH=neo4j; ARGS=overload for a minute of ten times too much, ARGS=slow for a tenth of the machine
 	$(BIN)/python -m tests.faults --faults $(or $(FAULTS),20) $(if $(SEED),--seed $(SEED)) $(if $(GRAPH),--graph $(GRAPH)) $(ARGS)
 
@@ -119,6 +122,9 @@ lock:            ## refresh the locks (needs uv); versions already in a lock sta
 	$(LOCK) --all-extras --group dev --group docs -o requirements-dev.lock
 	$(IMAGE_LOCK) pyproject.toml $(foreach extra,$(IMAGE_EXTRAS),--extra $(extra)) --constraints requirements-dev.lock -o deploy/docker/requirements.lock
 	$(IMAGE_LOCK) --group build --constraints requirements-dev.lock -o deploy/docker/build.lock
+
+lock-peers:      ## refresh the lock of the peers that `make peers` measures (needs uv)
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 bench/peers/requirements.in -o bench/peers/requirements.txt
 
 licences: $(DEV) ## list the licences of all locked packages, and fail on one that deploy/licences.toml does not allow
 	@$(BIN)/python -m docs.generate.licences

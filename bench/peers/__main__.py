@@ -79,16 +79,13 @@ async def _measure(
     """Measure one system; save its figures before it is killed, and again after."""
     make: Make = Apex if name == "apex" else partial(_peer, name, python, models.url)
     if only_kill:
-        figures = next(system for system in saved() if system["name"] == name)
-        figures["kill"] = await kill_midway(make, folder / name, given)
-        save(figures)
+        save({"name": name, "kill": await kill_midway(make, folder / name, given)})
         return
     beside = 0.0 if name == "apex" else await load_rate(Apex, folder / f"before-{name}", given)
     figures = await measure(make, folder / name, given, models)
     figures |= {"apex documents/s beside": beside, "load average": os.getloadavg()[1]}
     save(figures)
-    figures["kill"] = await kill_midway(make, folder / name, given)
-    save(figures)
+    save({"name": name, "kill": await kill_midway(make, folder / name, given)})
 
 
 def _peer(name: str, python: Path, models: str, folder: Path) -> Peer:
@@ -158,9 +155,10 @@ def saved() -> list[dict[str, Any]]:
 
 
 def save(figures: dict[str, Any]) -> None:
-    """Put one system's figures into `latest.json`; those of the others stay."""
+    """Put figures of one system into `latest.json`; all others stay."""
     figures["measured at"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    by_name = {system["name"]: system for system in saved()} | {figures["name"]: figures}
+    by_name = {system["name"]: system for system in saved()}
+    by_name[figures["name"]] = by_name.get(figures["name"], {}) | figures
     machine = {
         "python": platform.python_version(),
         "system": platform.platform(),

@@ -20,8 +20,7 @@ from bench.rows import percentile
 KILLED = 60  # documents of the load that is killed
 HITS = 5
 PROBE_CHARS = 200  # of a document's text, as a question that must find it
-PROBE_HITS = 10
-SEARCHABLE_SECONDS = 30
+SEARCHABLE_SECONDS = 10
 BESIDE = 100  # documents that Apex loads before each peer
 Make = Callable[[Path], System]
 
@@ -117,16 +116,20 @@ async def _ask(system: System, questions: Sequence[Question], models: Models) ->
 
 
 async def _write_singly(system: System, documents: Sequence[Document]) -> dict[str, float]:
-    """Write documents one at a time, and search for each until it is found."""
+    """Write documents one at a time, and search for each until it is among the hits, at most for some seconds."""
     taken = []
     for document in documents:
         began = time.perf_counter()
         await system.load([document], lambda key: None)
-        while not await _is_found(system, document):
-            if time.perf_counter() - began > SEARCHABLE_SECONDS + 60:
-                raise RuntimeError(f"{system.name}: {document.key} is not found")
-        taken.append(time.perf_counter() - began)
+        written = time.perf_counter()
+        while not (found := await _is_found(system, document)):
+            if time.perf_counter() - written > SEARCHABLE_SECONDS:
+                break
+        if found:
+            taken.append(time.perf_counter() - began)
     return {
+        "written singly": len(documents),
+        "written singly, not found": len(documents) - len(taken),
         "write to found p50": percentile(taken, 0.5),
         "write to found p99": percentile(taken, 0.99),
     }
@@ -208,4 +211,4 @@ def _finished(books: Mapping[str, bool] | None) -> set[str]:
 
 async def _is_found(system: System, document: Document) -> bool:
     keys, _ = await system.search(document.text[:PROBE_CHARS])
-    return document.key in keys[:PROBE_HITS]
+    return document.key in keys

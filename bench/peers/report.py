@@ -17,23 +17,32 @@ TITLES = {
 
 def table(systems: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the lines of two tables in Markdown: rates with recall, and what a kill does. A column a system."""
-    head = ["", *(TITLES[system["name"]] for system in systems)]
+    loaded = [system for system in systems if "documents/s" in system]
+    killed = [system for system in systems if "kill" in system]
     return [
-        *_table(head, [[name, *map(make, systems)] for name, make in _RATES.items()]),
+        *_lines(
+            loaded,
+            [[name, *(_cell(make, system) for system in loaded)] for name, make in _RATES.items()],
+        ),
         "",
-        *_table(
-            head,
-            [
-                [name, *(make(system["kill"]) if "kill" in system else "" for system in systems)]
-                for name, make in _KILL.items()
-            ],
+        *_lines(
+            killed,
+            [[name, *(make(system["kill"]) for system in killed)] for name, make in _KILL.items()],
         ),
     ]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
+def _lines(systems: Sequence[Mapping[str, Any]], rows: Sequence[Sequence[str]]) -> list[str]:
+    head = ["", *(TITLES[system["name"]] for system in systems)]
+    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
+
+
+def _cell(make: Any, system: Mapping[str, Any]) -> str:
+    try:
+        text: str = make(system)
+    except KeyError:
+        return "–"  # not measured
+    return text
 
 
 def _ms(seconds: float) -> str:
@@ -65,6 +74,9 @@ _RATES: Mapping[str, Any] = {
     ),
     "write → found, p50, ms": lambda system: _ms(system["write to found p50"]),
     "write → found, slowest, ms": lambda system: _ms(system["write to found p99"]),
+    "… not found within 10 s": lambda system: (
+        f"{system['written singly, not found']} of {system['written singly']}"
+    ),
     "search p50, ms": lambda system: _ms(system["search p50"]),
     "search p99, ms": lambda system: _ms(system["search p99"]),
     "processor time a search, ms": lambda system: _ms(system["cpu seconds a search"]),

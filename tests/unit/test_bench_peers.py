@@ -133,9 +133,9 @@ def test_the_page_names_the_versions_that_were_measured(latest: Any) -> None:
     page = (PEERS.parents[1] / "docs" / "benchmarks.md").read_text()
     pins = (PEERS / "requirements.in").read_text()
     for system in latest["systems"]:
-        for package, version in system["versions"].items():
+        for package, version in system.get("versions", {}).items():
             assert f"{package} {version}" in page
-            if system["name"] != "apex" and package != "falkordb":
+            if system["name"] != "apex":
                 assert f"{package}=={version}" in pins.replace("[falkordb]", "")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -51,7 +52,7 @@ class Graphiti:
                 *("--loadmodule", str(binaries / "falkordb.so")),
                 *("EFFECTS_THRESHOLD", "0", "BOLT_PORT", "-1"),
             ],
-            stdout=subprocess.DEVNULL,
+            stdout=sys.stderr,
         )
         await _answers(port)
         client = FalkorDB(host=HOST, port=port)

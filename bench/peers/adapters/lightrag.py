@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 from lightrag import LightRAG, QueryParam
@@ -59,12 +60,15 @@ class LightRag:
         await self._rag.initialize_storages()
 
     async def load(self, documents: Sequence[Document], acknowledge: Acknowledge) -> None:
-        """All at once, as its server does: the queue is on disk, and its books say what is finished."""
+        """All at once, as its server does: the queue is on disk, and its books say what is finished.
+
+        Keys are quoted, because it takes what follows a path's last `/` for the name, and refuses equal names.
+        """
         insert = asyncio.create_task(
             self._rag.ainsert(
                 [document.text for document in documents],
                 ids=[document.key for document in documents],
-                file_paths=[document.key for document in documents],
+                file_paths=[quote(document.key, safe="") for document in documents],
             )
         )
         waiting = {document.key for document in documents}
@@ -83,7 +87,7 @@ class LightRag:
         found = await self._rag.aquery_data(
             question, QueryParam(mode="mix", chunk_top_k=CANDIDATES, enable_rerank=False)
         )
-        return [chunk["file_path"] for chunk in found.get("data", {}).get("chunks", ())]
+        return [unquote(chunk["file_path"]) for chunk in found.get("data", {}).get("chunks", ())]
 
     async def records(self) -> Mapping[str, int]:
         """Entities, relations and passages by document."""
@@ -93,7 +97,7 @@ class LightRag:
             count.update(set(str(item.get("file_path", "")).split("<SEP>")))
         storage = await self._rag.chunks_vdb.client_storage
         count.update(item.get("file_path", "") for item in storage["data"])
-        return count
+        return {unquote(path): n for path, n in count.items()}
 
     async def books(self) -> Mapping[str, bool]:
         known = await self._rag.doc_status.get_docs_by_statuses(list(DocStatus))

@@ -127,12 +127,16 @@ async def _write_singly(system: System, documents: Sequence[Document]) -> dict[s
                 break
         if found:
             taken.append(time.perf_counter() - began)
-    return {
+    figures: dict[str, float] = {
         "written singly": len(documents),
         "written singly, not found": len(documents) - len(taken),
-        "write to found p50": percentile(taken, 0.5),
-        "write to found p99": percentile(taken, 0.99),
     }
+    if taken:
+        figures |= {
+            "write to found p50": percentile(taken, 0.5),
+            "write to found p99": percentile(taken, 0.99),
+        }
+    return figures
 
 
 async def kill_midway(make: Make, folder: Path, work: Work) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4, uuid5
@@ -20,10 +21,11 @@ import pytest_asyncio
 
 from apex_memory.engines.base import Engine, free_port
 from apex_memory.engines.falkordb import FalkorDB
+from apex_memory.engines.postgres import PostgreSQL
 from apex_memory.engines.process import Process, child_of
 from apex_memory.errors import Misconfigured, Rejected, Unavailable
 from apex_memory.model import GraphAssertion, Tally, content_hash31
-from apex_memory.stores import cypher
+from apex_memory.stores import cypher, postgres_graph
 from apex_memory.stores.base import GraphStore
 from apex_memory.stores.graph import open_graph
 from tests.faulty import Fault, Faulty
@@ -31,10 +33,10 @@ from tests.faulty import Fault, Faulty
 SHIPMENT, CARRIER, INVOICE = "shipment:SHP-100045", "carrier:MC-123456", "invoice:INV-9"
 
 
-SCHEMES = ["falkordb"] if find_spec("neo4j") is None else ["falkordb", "neo4j"]
+SCHEMES = ["falkordb", "postgresql", *(["neo4j"] if find_spec("neo4j") else [])]
 
 
-SERVERS = ["falkordb", pytest.param("neo4j", marks=pytest.mark.server)]
+SERVERS = ["falkordb", "postgres", pytest.param("neo4j", marks=pytest.mark.server)]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -52,19 +54,24 @@ async def neo4j_url(engine_data: Path) -> AsyncIterator[str]:
     await server.process.stop()
 
 
+def fresh(url: str) -> str:
+    """Return the URL of a graph that nobody else uses, on the same server. The free Neo4j has a single one."""
+    if url.startswith("postgresql:"):
+        return f"{url}?schema=t{uuid4().hex}"
+    return url if url.startswith(("neo4j", "bolt")) else url.rpartition("/")[0] + f"/t{uuid4().hex}"
+
+
 @pytest.fixture
 def graph_url(request: pytest.FixtureRequest) -> str:
-    """Of a graph that nobody else uses. The free Neo4j has a single database."""
-    url: str = request.getfixturevalue(f"{request.param}_url")
-    return url if request.param == "neo4j" else url.rpartition("/")[0] + f"/t{uuid4().hex}"
+    return fresh(request.getfixturevalue(f"{request.param}_url"))
 
 
 @pytest_asyncio.fixture
 async def graph(graph_url: str) -> AsyncIterator[GraphStore]:
     """An empty graph, prepared."""
     store = open_graph(graph_url, timeout=60)
-    assert isinstance(store, cypher.CypherGraph)
-    await store._write("MATCH (n) DETACH DELETE n")
+    if isinstance(store, cypher.CypherGraph):
+        await store._write("MATCH (n) DETACH DELETE n")
     await store.prepare()
     yield store
     await store.close()
@@ -114,6 +121,11 @@ class Version:
         return Tally(len(edges), sum(edges))
 
 
+def sizes(graph: GraphStore) -> ModuleType:
+    """Return the module with the sizes of the adapter's statements."""
+    return cypher if isinstance(graph, cypher.CypherGraph) else postgres_graph
+
+
 async def written(graph: GraphStore, *versions: Version) -> None:
     await graph.upsert([a for version in versions for a in version.assertions])
 
@@ -154,7 +166,7 @@ async def test_tally_distinguishes_whole_from_partial(graph: GraphStore) -> None
 
 async def test_tally_is_exact_for_large_sums(graph: GraphStore) -> None:
     """One bit off in 10^12 must show; also more than one batch is written."""
-    big = Version().mentions(*(f"load:{n}" for n in range(cypher.UPSERT_ROWS * 2 + 1)))
+    big = Version().mentions(*(f"load:{n}" for n in range(sizes(graph).UPSERT_ROWS * 2 + 1)))
     big.assertions = [replace(a, hash=2**31 - 1 - n % 2) for n, a in enumerate(big.assertions)]
     await written(graph, big)
     assert big.tally.checksum > 2**41
@@ -164,7 +176,7 @@ async def test_tally_is_exact_for_large_sums(graph: GraphStore) -> None:
 async def test_delete_takes_the_stage_and_nothing_else(
     graph: GraphStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cypher, "DELETE_ROWS", 3)  # several statements
+    monkeypatch.setattr(sizes(graph), "DELETE_ROWS", 3)  # several statements
     old = Version().mentions(SHIPMENT, CARRIER, INVOICE).says("carried_by", SHIPMENT, CARRIER)
     new = Version(old.doc).mentions(SHIPMENT)
     await written(graph, old, new)
@@ -292,7 +304,7 @@ async def test_facts(graph: GraphStore) -> None:
 async def test_walk_gives_every_stage_once(
     graph: GraphStore, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
-    monkeypatch.setattr(cypher, "WALK_ROWS", rows)
+    monkeypatch.setattr(sizes(graph), "WALK_ROWS", rows)
     mails = [Version().mentions(SHIPMENT, CARRIER).says("x", INVOICE) for _ in range(600)]
     await written(graph, *mails)
     walked = [(item.stage, item.tally) async for item in graph.walk()]
@@ -413,9 +425,10 @@ async def test_no_request_no_call(graph: GraphStore) -> None:
     assert [item async for item in graph.walk()] == []
 
 
-async def test_an_unwritten_graph_answers(falkordb_url: str) -> None:
+@pytest.mark.parametrize("engine", ["falkordb", "postgres"])
+async def test_an_unwritten_graph_answers(engine: str, request: pytest.FixtureRequest) -> None:
     """As after the loss of all data: the repair must see that the store is empty."""
-    store = open_graph(falkordb_url.rpartition("/")[0] + f"/t{uuid4().hex}", timeout=10)
+    store = open_graph(fresh(request.getfixturevalue(f"{engine}_url")), timeout=10)
     assert await store.tally([uuid4()]) == {}
     assert [item async for item in store.walk()] == []
     assert await store.linked([SHIPMENT], limit=1) == []
@@ -430,17 +443,29 @@ async def test_it_identifies_itself(graph: GraphStore) -> None:
     assert graph.name == "graph"
 
 
-async def test_a_graph_of_an_earlier_version_is_refused(graph: GraphStore) -> None:
-    """Its assertions have no stage. If it were accepted, everything in it would be written a second time."""
-    assert isinstance(graph, cypher.CypherGraph)
-    await graph._write("CREATE (:Assertion {id: 'a', stage: 's'})-[:SUBJECT]->(:Entity {id: 'x'})")
-    with pytest.raises(Misconfigured, match="earlier version") as refused:
+async def test_a_graph_of_another_version_is_refused(graph: GraphStore) -> None:
+    """In Cypher its assertions have no stage. If it were accepted, everything in it would be written a second time."""
+    if isinstance(graph, cypher.CypherGraph):
+        former = "CREATE (:Assertion {id: 'a', stage: 's'})-[:SUBJECT]->(:Entity {id: 'x'})"
+        await graph._write(former)
+    else:
+        assert isinstance(graph, postgres_graph.PostgresGraph)
+        async with graph._writing() as session:
+            await graph._send(session, "UPDATE GRAPH.versions SET version = 99", {})
+    with pytest.raises(Misconfigured, match="version") as refused:
         await graph.prepare()
-    assert "rebuilt" in refused.value.remedy
+    assert "start: it is" in refused.value.remedy
 
 
 def test_a_url_without_adapter_is_refused() -> None:
-    for url in ("redis://localhost", "", "falkordb://host:port/x"):
+    for url in (
+        "redis://localhost",
+        "",
+        "falkordb://host:port/x",
+        "postgresql://host:port/x",
+        "postgresql://host/x?nonsense=1",
+        "postgresql://host/x?schema=public;drop",
+    ):
         with pytest.raises(Misconfigured):
             open_graph(url, timeout=1)
 
@@ -574,7 +599,11 @@ def neo4j(folder: Path) -> Engine:
     return Neo4j(folder, free_port(), "apex-pass")
 
 
-ENGINES = {"falkordb": falkordb, "neo4j": neo4j}
+def postgres(folder: Path) -> Engine:
+    return PostgreSQL(folder, free_port(), "pw")
+
+
+ENGINES = {"falkordb": falkordb, "postgres": postgres, "neo4j": neo4j}
 
 
 @pytest_asyncio.fixture

@@ -22,9 +22,10 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 from uuid import UUID
 
-from apex_memory.errors import Misconfigured, Rejected
+from apex_memory.errors import Misconfigured
 from apex_memory.model import GraphAssertion, Tally
 from apex_memory.stores.base import GraphFact, GraphHit, StageTally
+from apex_memory.stores.graph_values import is_relation, require_storable, valid_refs
 
 Row = Sequence[Any]
 Evidence = dict[tuple[UUID, UUID], int | None]  # (document, stage) → offset of the evidence
@@ -32,7 +33,6 @@ Evidence = dict[tuple[UUID, UUID], int | None]  # (document, stage) → offset o
 UPSERT_ROWS = 500
 DELETE_ROWS = 5_000
 WALK_ROWS = 5_000  # assertions per page, roughly
-REF_BYTES = 2_000  # FalkorDB's index loses strings above 4,096 bytes, Neo4j's above 8,000
 OVERFETCH = (
     3  # rows read per wanted hit, as a document may have several assertions about one entity
 )
@@ -199,7 +199,7 @@ class CypherGraph(ABC):
 
     async def known(self, refs: Sequence[str]) -> Mapping[str, int]:
         """Return also entities that no assertion touches any more, with 0."""
-        valid = _valid_refs(refs)
+        valid = valid_refs(refs)
         rows = await self._read(self._dialect(KNOWN), refs=valid) if valid else []
         return {ref: assertions for ref, assertions in rows}
 
@@ -207,7 +207,7 @@ class CypherGraph(ABC):
         self, refs: Sequence[str], *, limit: int, exclude: Sequence[UUID] = ()
     ) -> list[GraphHit]:
         """Return hits whose `entity` is always a queried one. Of a hub's documents, any `limit` are returned."""
-        valid = _valid_refs(refs)
+        valid = valid_refs(refs)
         naming, near = await asyncio.gather(
             self._documents(NAMING, valid, limit, exclude),
             self._documents(NEAR if exclude else NEAR_ALL, valid, limit, exclude),
@@ -244,13 +244,13 @@ class CypherGraph(ABC):
 
     async def facts(self, ref: str, *, limit: int, exclude: Sequence[UUID] = ()) -> list[GraphFact]:
         """Return the newest first, by the time of writing to the graph."""
-        if not _valid_refs([ref]):
+        if not valid_refs([ref]):
             return []
         rows = await self._read(FACTS, ref=ref, rows=limit, exclude=_texts(exclude))
         return [GraphFact(UUID(doc), UUID(stage), *rest) for doc, stage, *rest, _, _ in rows]
 
     async def forget_entities(self, refs: Sequence[str]) -> None:
-        if valid := _valid_refs(refs):
+        if valid := valid_refs(refs):
             await self._write(FORGET, refs=valid)
 
     def _dialect(self, statement: str) -> str:
@@ -265,20 +265,9 @@ def _hits(documents: Mapping[str, Evidence], hops: int, limit: int) -> Iterator[
 
 def _row(item: GraphAssertion) -> list[Any]:
     """Return an assertion as a row of the upsert. Raises `Rejected` for values that a graph would garble."""
-    ends = [end for end in (item.subject, item.object) if end is not None]
-    if not all(map(_storable, ends)):
-        raise _rejected(
-            item,
-            f"an entity ref is empty, over {REF_BYTES} bytes, or holds \\x00, \\x01 or space at an end",
-        )
-    if not all(map(_storable_text, (item.predicate, item.value or ""))):
-        raise _rejected(item, "its predicate or value holds NUL or a lone surrogate")
-    if not (item.start is None or -(2**63) <= item.start < 2**63):
-        raise _rejected(item, "its start is over 64 bits")
-    if not 0 <= item.hash < 2**31:
-        raise _rejected(item, "its hash is over 31 bits")
+    require_storable(item)
     objects = [] if item.object is None else [item.object]
-    relation = not any(end.startswith("document:") for end in ends)
+    relation = is_relation(item)
     return [
         str(item.id),
         str(item.stage),
@@ -296,31 +285,6 @@ def _row(item: GraphAssertion) -> list[Any]:
 def _order(row: Row) -> tuple[Any, ...]:
     """Sort by entity, then id: writers that meet at the same entities lock them in the same order."""
     return row[4], row[5], row[6], row[0]
-
-
-def _rejected(item: GraphAssertion, reason: str) -> Rejected:
-    return Rejected(
-        f"assertion {item.id} ({item.predicate!a:.40}): {reason}",
-        remedy="correct the source's mapping or the extractor for this event, then redrive it",
-    )
-
-
-def _storable_text(text: str) -> bool:
-    return "\x00" not in text and (text.isascii() or not re.search(r"[\ud800-\udfff]", text))
-
-
-def _storable(ref: str) -> bool:
-    """Return whether an index finds the ref again: FalkorDB's trims ends, splits at \\x01 and drops long ones.
-
-    MERGE creates a second node for a ref that the index does not find.
-    """
-    whole = ref != "" and ref.strip(" \t\n\v\f\r") == ref and "\x01" not in ref
-    return whole and _storable_text(ref) and len(ref.encode()) <= REF_BYTES
-
-
-def _valid_refs(refs: Sequence[str]) -> list[str]:
-    """Return the refs that can be in the graph at all, each once."""
-    return [ref for ref in dict.fromkeys(refs) if _storable(ref)]
 
 
 def _texts(ids: Sequence[UUID]) -> list[str]:

@@ -156,7 +156,7 @@ class Postgres:
     @asynccontextmanager
     async def _lent(self, pool: AsyncConnectionPool[Connection]) -> AsyncIterator[Connection]:
         async with pool.connection() as connection:
-            with _cut_after(connection, self._patience):
+            with cut_after(connection, self._patience):
                 yield connection
             assert isinstance(connection, _Pooled)
             connection.returned_at = time.monotonic()
@@ -194,7 +194,7 @@ class Postgres:
 
 
 @contextmanager
-def _cut_after(connection: Connection, seconds: float) -> Iterator[None]:
+def cut_after(connection: psycopg.AsyncConnection[Any], seconds: float) -> Iterator[None]:
     """Shut the connection's socket after `seconds`: whoever waits on it fails as if the server had stopped.
 
     Cancelling is not enough: psycopg asks the hanging server to cancel, and waits for its response.
@@ -206,7 +206,7 @@ def _cut_after(connection: Connection, seconds: float) -> Iterator[None]:
         cut.cancel()
 
 
-def _shut(connection: Connection) -> None:
+def _shut(connection: psycopg.AsyncConnection[Any]) -> None:
     with (
         suppress(OSError, psycopg.Error),
         socket.socket(fileno=os.dup(connection.fileno())) as line,
@@ -214,7 +214,8 @@ def _shut(connection: Connection) -> None:
         line.shutdown(socket.SHUT_RDWR)
 
 
-def _hung_up(connection: Connection) -> bool:
+def hung_up(connection: psycopg.AsyncConnection[Any]) -> bool:
+    """Return whether the server has closed the connection, as far as the kernel knows; True where it cannot be asked."""
     if not hasattr(select, "POLLRDHUP"):  # not on Linux
         return True
     poll = select.poll()
@@ -225,9 +226,9 @@ def _hung_up(connection: Connection) -> bool:
 async def _check(connection: Connection) -> None:
     """Raise for a broken connection. The kernel reports a closed one at once; a hanging one needs a statement."""
     assert isinstance(connection, _Pooled)
-    if time.monotonic() - connection.returned_at < FRESH_SECONDS and not _hung_up(connection):
+    if time.monotonic() - connection.returned_at < FRESH_SECONDS and not hung_up(connection):
         return
-    with _cut_after(connection, CHECK_SECONDS):
+    with cut_after(connection, CHECK_SECONDS):
         await AsyncConnectionPool.check_connection(connection)
 
 

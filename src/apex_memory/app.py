@@ -287,7 +287,7 @@ async def open_app(
         else:
             installation = await claim_installation(db, embedder=embedder.id, dimension=dimension)
         tls = settings.connections_tls
-        graph = open_graph(settings.graph, timeout=settings.call_timeout_seconds, tls=tls)
+        graph = open_graph(settings.graph_url, timeout=settings.call_timeout_seconds, tls=tls)
         stack.push_async_callback(graph.close)
         vectors = open_vectors(
             settings.vectors,

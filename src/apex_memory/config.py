@@ -30,6 +30,8 @@ from apex_memory.rollout_settings import RolloutSettings
 from apex_memory.tls import ClientTls
 
 EMBEDDED = "embedded:"
+IN_DOCUMENTS = "postgresql:"
+"""The graph lies in the PostgreSQL of `documents`."""
 LOOPBACK = "127.0.0.1:0"
 NESTED = ("APEX_SOURCES__", "APEX_ROLLOUT__")
 """Prefixes of environment variables that set a part of a table."""
@@ -101,7 +103,7 @@ class Settings(BaseSettings):
     )
     graph: str = Field(
         EMBEDDED,
-        description="Graph: `falkordb://:password@host:port/graph`, `neo4j://user:password@host:7687/database` (extra `neo4j`), or `embedded:`.",
+        description="Graph: `falkordb://:password@host:port/graph`, `neo4j://user:password@host:7687/database` (extra `neo4j`), `postgresql://user:password@host/database` or `postgresql:` (tables in that PostgreSQL, or in the one of `documents`), or `embedded:` (FalkorDB).",
     )
     vectors: str = Field(
         EMBEDDED,
@@ -582,7 +584,7 @@ class Settings(BaseSettings):
     def _known_scheme(cls, value: str, info: Any) -> str:
         schemes = {
             "documents": ("postgresql://", "postgres://"),
-            "graph": ("falkordb://", "falkordbs://", "neo4j", "bolt"),
+            "graph": ("falkordb://", "falkordbs://", "neo4j", "bolt", "postgresql://", "postgres://"),
             "vectors": ("http://", "https://", "edge://"),
             "cache": (
                 "redis://",
@@ -593,6 +595,8 @@ class Settings(BaseSettings):
                 "rediss+sentinel://",
             ),
         }[info.field_name]
+        if value == IN_DOCUMENTS and info.field_name == "graph":
+            return value
         if value != EMBEDDED and not value.startswith(schemes):
             raise ValueError(
                 f"must be `embedded:` or start with {' or '.join(s for s in schemes if s != 'edge://')}"
@@ -697,6 +701,8 @@ class Settings(BaseSettings):
         self.documents = self._with_files(self.documents)
         self.documents_direct = self._with_files(self.documents_direct)
         self.documents_standby = self._with_files(self.documents_standby)
+        if self.graph.startswith(("postgresql://", "postgres://")):
+            self.graph = self._with_files(self.graph)
         return self
 
     def _with_files(self, url: str) -> str:
@@ -719,6 +725,11 @@ class Settings(BaseSettings):
     def session_documents(self) -> str:
         """The address of PostgreSQL for what needs a session of its own."""
         return self.documents_direct or self.documents
+
+    @property
+    def graph_url(self) -> str:
+        """The address of the graph."""
+        return self.session_documents if self.graph == IN_DOCUMENTS else self.graph
 
     @classmethod
     def settings_customise_sources(

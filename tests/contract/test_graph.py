@@ -61,6 +61,12 @@ def fresh(url: str) -> str:
     return url if url.startswith(("neo4j", "bolt")) else url.rpartition("/")[0] + f"/t{uuid4().hex}"
 
 
+@pytest.fixture(params=["falkordb", "postgres"])
+def embedded_url(request: pytest.FixtureRequest) -> str:
+    """Of a graph on each of the engines that `apex up` can start."""
+    return fresh(request.getfixturevalue(f"{request.param}_url"))
+
+
 @pytest.fixture
 def graph_url(request: pytest.FixtureRequest) -> str:
     return fresh(request.getfixturevalue(f"{request.param}_url"))
@@ -425,10 +431,9 @@ async def test_no_request_no_call(graph: GraphStore) -> None:
     assert [item async for item in graph.walk()] == []
 
 
-@pytest.mark.parametrize("engine", ["falkordb", "postgres"])
-async def test_an_unwritten_graph_answers(engine: str, request: pytest.FixtureRequest) -> None:
+async def test_an_unwritten_graph_answers(embedded_url: str) -> None:
     """As after the loss of all data: the repair must see that the store is empty."""
-    store = open_graph(fresh(request.getfixturevalue(f"{engine}_url")), timeout=10)
+    store = open_graph(embedded_url, timeout=10)
     assert await store.tally([uuid4()]) == {}
     assert [item async for item in store.walk()] == []
     assert await store.linked([SHIPMENT], limit=1) == []
@@ -552,12 +557,12 @@ async def freezing_way(target: int) -> AsyncIterator[tuple[int, Callable[[], Non
         yield server.sockets[0].getsockname()[1], freeze
 
 
-async def test_one_dead_connection_condemns_the_older_ones(falkordb_url: str) -> None:
+async def test_one_dead_connection_condemns_the_older_ones(embedded_url: str) -> None:
     """As after a host vanished. Otherwise each connection of the pool would cost a time-out."""
-    target = urlsplit(falkordb_url).port
+    target = urlsplit(embedded_url).port
     assert target is not None
     async with freezing_way(target) as (port, freeze):
-        graph = open_graph(falkordb_url.replace(f":{target}/", f":{port}/"), timeout=0.5)
+        graph = open_graph(embedded_url.replace(f":{target}/", f":{port}/"), timeout=0.5)
         await asyncio.gather(*(graph.known([SHIPMENT]) for _ in range(5)))
         freeze()
         with pytest.raises(Unavailable):

@@ -18,6 +18,7 @@ from uuid import UUID
 import pytest
 
 from apex_memory.app import App, open_app
+from apex_memory.config import IN_DOCUMENTS
 from apex_memory.engines.base import free_port
 from apex_memory.errors import ApexError, Conflict, Unavailable
 from apex_memory.model import Tally, now
@@ -273,6 +274,30 @@ async def test_a_new_engine_is_filled_by_a_rebuild(app: App, make_settings: Make
         assert await incomplete(moved, "graph") == []
         facts = await moved.search.entity("shipment:SHP-100003")
         assert facts.degraded == []
+
+
+async def test_the_graph_moves_into_the_documents_postgresql_and_back(
+    app: App, make_settings: MakeSettings
+) -> None:
+    await fill(app, 12)
+    async with open_app(make_settings(graph=IN_DOCUMENTS)) as moved:
+        assert moved.settings.graph_url == moved.settings.documents
+        await moved.recovery.prepare()
+        assert len(await incomplete(moved, "graph")) == 12
+        assert (await moved.recovery.states())["graph"] == "recovering"
+        for _ in range(2):  # into empty tables, and over what they hold
+            result = await moved.rebuild.run("graph")
+            assert (result.state, result.done, result.repaired) == ("done", 12, 0)
+            assert await incomplete(moved, "graph") == []
+        assert (await moved.recovery.states())["graph"] == "ready"
+        facts = await moved.search.entity("shipment:SHP-100003")
+        assert facts.degraded == [] and facts.roles
+        await fill(moved, 5, first=500)
+        found = await moved.recovery.reconcile("graph")
+        assert (found.stages, found.repaired, found.removed, found.left) == (17, 0, 0, 0)
+    assert len(await incomplete(app, "graph")) == 5  # the former engine lacks what came meanwhile
+    assert (await app.rebuild.run("graph")).state == "done"
+    assert await incomplete(app, "graph") == []
 
 
 @pytest.mark.server

@@ -31,7 +31,7 @@ SETTINGS = {
     "listen_addresses": HOST,
     "unix_socket_directories": "",
     "shared_buffers": "256MB",
-    "max_connections": "60",
+    "max_connections": "100",  # three processes take up to 16 each, and 8 more where the graph lies here too
     "jit": "off",
     "wal_compression": "on",
     "log_min_error_statement": "panic",

@@ -11,12 +11,13 @@ transaction spans it and the documents, and the commit protocol needs none.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 from uuid import UUID
 
 from apex_memory.errors import Misconfigured, RetryLater
@@ -37,14 +38,20 @@ DELETE_ROWS = 5_000
 WALK_ROWS = 5_000  # assertions per page, roughly: stages of ten
 ASSERTIONS_PER_STAGE = 10
 COUNTED = 10_000  # assertions of one end that are counted: a hub has no less, and how many more changes no rank
-NEAR_COUNTED = 250
+NEAR_COUNTED = 100  # of a neighbour: enough to tell a rare one from a hub
 NEAR_ROWS = 250  # newest relations of an entity, in each direction, whose other ends are considered
 LINKED_ROWS = 3  # documents read per wanted one of hop 1, as some name the entity itself
 STATEMENT_SHARE = 0.9  # of the time limit: PostgreSQL ends a statement before its connection is cut
 
-# Every statement walks indexes. A plan that reads a whole table is right for the small one it was made for, and stays in use
-# while that grows. A merge of indexes by bitmap loses their order, and would read all of a hub.
-PLANS = {"enable_seqscan": "off", "enable_bitmapscan": "off", "jit": "off"}
+# A session plans each statement once, so the plan must be right for tables of any size. The statements leave no choice: they look
+# up each key that they are given in a subquery of its own (`LATERAL … LIMIT`), which only an index can serve. A bitmap loses
+# the order of an index, and would read all of a hub.
+PLANS = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "jit": "off",
+}
 DURABLE = {"synchronous_commit": "on", "default_transaction_isolation": r"read\ committed"}
 
 TABLES = """
@@ -60,56 +67,72 @@ CREATE INDEX assertions_object ON GRAPH.assertions (object, relates, stage) WHER
 CREATE TABLE GRAPH.versions (version integer NOT NULL);
 """
 
+# Reads the catalogue itself: what PostgreSQL's functions remember of it can be older than the lock that was waited for.
+HAS_TABLES = """
+SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %(schema)s AND c.relname = 'versions'
+"""
 UPSERT_STAGES = """
 INSERT INTO GRAPH.stages (id, doc) SELECT * FROM unnest(%(ids)s::uuid[], %(docs)s::uuid[]) ON CONFLICT DO NOTHING
+"""
+# Holds off a removal of the same stages, which would leave their new assertions without a stage.
+SHARE = """
+SELECT FROM unnest(%(ids)s::uuid[]) AS r (id)
+CROSS JOIN LATERAL (SELECT n FROM GRAPH.stages WHERE id = r.id LIMIT 1 FOR KEY SHARE) t
 """
 UPSERT_ENTITIES = """
 INSERT INTO GRAPH.entities (ref) SELECT * FROM unnest(%(refs)s::text[]) ON CONFLICT DO NOTHING
 """
-# The lock holds off a removal of the same stage, which would leave these assertions without it.
 UPSERT_ASSERTIONS = """
-WITH held AS MATERIALIZED (SELECT n, id FROM GRAPH.stages WHERE id = ANY(%(stage_ids)s::uuid[]) FOR KEY SHARE)
 INSERT INTO GRAPH.assertions (stage, id, subject, object, start, hash, relates, predicate, value)
-SELECT held.n, r.id, s.n, o.n, r.start, r.hash, r.relates AND o.n IS NOT NULL, r.predicate, r.value
+SELECT (SELECT n FROM GRAPH.stages WHERE id = r.stage), r.id, (SELECT n FROM GRAPH.entities WHERE ref = r.subject),
+       (SELECT n FROM GRAPH.entities WHERE ref = r.object), r.start, r.hash, r.relates, r.predicate, r.value
 FROM unnest(%(ids)s::uuid[], %(stages)s::uuid[], %(subjects)s::text[], %(objects)s::text[], %(starts)s::bigint[],
             %(hashes)s::integer[], %(relates)s::boolean[], %(predicates)s::text[], %(texts)s::text[])
      AS r (id, stage, subject, object, start, hash, relates, predicate, value)
-JOIN held ON held.id = r.stage
-JOIN GRAPH.entities s ON s.ref = r.subject
-LEFT JOIN GRAPH.entities o ON o.ref = r.object
-WHERE r.object IS NULL OR o.n IS NOT NULL
 ON CONFLICT DO NOTHING
 """
-# An end counts where its entity exists, so that a lost entity shows.
-TALLY = """
-SELECT s.id, count(*), sum(a.hash)::bigint
-FROM GRAPH.stages s JOIN GRAPH.assertions a ON a.stage = s.n
-CROSS JOIN LATERAL (VALUES (a.subject), (a.object)) AS ends (n) JOIN GRAPH.entities e ON e.n = ends.n
-WHERE s.id = ANY(%(stages)s::uuid[]) GROUP BY s.id
+# Ends of an assertion count where their entity exists, so that a lost entity shows.
+ENDS = """
+LEFT JOIN LATERAL (
+  SELECT a.hash::bigint AS hash, coalesce((SELECT 1 FROM GRAPH.entities WHERE n = a.subject), 0)
+    + coalesce((SELECT 1 FROM GRAPH.entities WHERE n = a.object), 0) AS edges
+  FROM GRAPH.assertions a WHERE a.stage = s.n OFFSET 0) ends ON true
 """
-PAGE = """
-WITH page AS MATERIALIZED (SELECT n, id FROM GRAPH.stages WHERE n > %(after)s ORDER BY n LIMIT %(stages)s)
-SELECT p.n, p.id, count(e.n), coalesce(sum(a.hash) FILTER (WHERE e.n IS NOT NULL), 0)::bigint
-FROM page p LEFT JOIN GRAPH.assertions a ON a.stage = p.n
-LEFT JOIN LATERAL (VALUES (a.subject), (a.object)) AS ends (n) ON true LEFT JOIN GRAPH.entities e ON e.n = ends.n
-GROUP BY p.n, p.id ORDER BY p.n
+TALLY = f"""
+SELECT r.id, sum(edges)::bigint, sum(edges * hash)::bigint
+FROM unnest(%(stages)s::uuid[]) AS r (id) CROSS JOIN LATERAL (SELECT n FROM GRAPH.stages WHERE id = r.id LIMIT 1) s {ENDS}
+GROUP BY r.id HAVING sum(edges) > 0
 """
-HOLD = "SELECT n FROM GRAPH.stages WHERE id = ANY(%(stages)s::uuid[]) ORDER BY n FOR UPDATE"
+PAGE = f"""
+SELECT s.n, s.id, coalesce(sum(edges), 0)::bigint, coalesce(sum(edges * hash), 0)::bigint
+FROM (SELECT n, id FROM GRAPH.stages WHERE n > %(after)s ORDER BY n LIMIT %(stages)s) s {ENDS}
+GROUP BY s.n, s.id ORDER BY s.n
+"""
+HOLD = """
+SELECT t.n FROM unnest(%(stages)s::uuid[]) AS r (id)
+CROSS JOIN LATERAL (SELECT n FROM GRAPH.stages WHERE id = r.id LIMIT 1 FOR UPDATE) t
+"""
 DELETE = """
-DELETE FROM GRAPH.assertions WHERE (stage, id) IN
-  (SELECT stage, id FROM GRAPH.assertions WHERE stage = ANY(%(numbers)s::bigint[]) LIMIT %(rows)s)
+DELETE FROM GRAPH.assertions WHERE ctid = ANY (ARRAY(
+  SELECT a.row FROM unnest(%(numbers)s::bigint[]) AS r (n)
+  CROSS JOIN LATERAL (SELECT ctid AS row FROM GRAPH.assertions WHERE stage = r.n LIMIT %(rows)s) a LIMIT %(rows)s))
 """
 DELETE_STAGES = """
-DELETE FROM GRAPH.stages s WHERE n = ANY(%(numbers)s::bigint[])
-  AND NOT EXISTS (SELECT FROM GRAPH.assertions a WHERE a.stage = s.n)
+DELETE FROM GRAPH.stages WHERE ctid = ANY (ARRAY(
+  SELECT (SELECT ctid FROM GRAPH.stages WHERE n = r.n) FROM unnest(%(numbers)s::bigint[]) AS r (n)))
+"""
+ASKED = """
+unnest(%(refs)s::text[]) WITH ORDINALITY AS r (ref, place)
+CROSS JOIN LATERAL (SELECT n FROM GRAPH.entities WHERE ref = r.ref LIMIT 1) e
 """
 DEGREE = """((SELECT count(*) FROM (SELECT FROM GRAPH.assertions WHERE subject = ENTITY LIMIT MOST) a)
   + (SELECT count(*) FROM (SELECT FROM GRAPH.assertions WHERE object = ENTITY LIMIT MOST) a))"""
 KNOWN = f"""
-SELECT e.ref, {DEGREE.replace("ENTITY", "e.n").replace("MOST", str(COUNTED))}
-FROM GRAPH.entities e WHERE e.ref = ANY(%(refs)s::text[])
+SELECT r.ref, {DEGREE.replace("ENTITY", "e.n").replace("MOST", str(COUNTED))} FROM {ASKED}
 """
-EXCLUDED = "stage NOT IN (SELECT n FROM GRAPH.stages WHERE id = ANY(%(exclude)s::uuid[]))"
+EXCLUDED = (
+    "WITH excluded AS MATERIALIZED (SELECT n FROM GRAPH.stages WHERE id = ANY(%(exclude)s::uuid[]))"
+)
 SIDES = ("subject", "object")
 
 
@@ -131,15 +154,15 @@ GROUP BY stage ORDER BY stage DESC LIMIT %(limit)s''')
 }
 ) each_index GROUP BY stage ORDER BY stage DESC LIMIT %(limit)s
 """
+DOCUMENT = "CROSS JOIN LATERAL (SELECT id, doc FROM GRAPH.stages WHERE n = h.stage LIMIT 1) s"
 NAMED = f"""
-SELECT e.ref, s.doc, s.id, h.start
-FROM GRAPH.entities e CROSS JOIN LATERAL ({NAMING.replace("ENTITY", "e.n")}) h JOIN GRAPH.stages s ON s.n = h.stage
-WHERE e.ref = ANY(%(refs)s::text[]) ORDER BY e.n, h.stage DESC
+SELECT r.ref, s.doc, s.id, h.start
+FROM {ASKED} CROSS JOIN LATERAL ({NAMING.replace("ENTITY", "e.n")}) h {DOCUMENT} ORDER BY r.place, h.stage DESC
 """
 # Neighbours with few assertions come first: they are more specific. 32 are considered, as a hub has thousands.
 NEAR = f"""
-SELECT e.ref, s.doc, s.id, h.start
-FROM GRAPH.entities e
+SELECT r.ref, s.doc, s.id, h.start
+FROM {ASKED}
 CROSS JOIN LATERAL (
   SELECT stage, min(start) AS start, min(degree) AS degree FROM (
     SELECT near.n, {DEGREE.replace("ENTITY", "near.n").replace("MOST", str(NEAR_COUNTED))} AS degree FROM (
@@ -151,19 +174,17 @@ CROSS JOIN LATERAL (
     ) near ORDER BY degree LIMIT 8
   ) rare CROSS JOIN LATERAL ({NAMING.replace("ENTITY", "rare.n")}) naming
   GROUP BY stage ORDER BY min(degree), stage DESC LIMIT {LINKED_ROWS} * %(limit)s
-) h JOIN GRAPH.stages s ON s.n = h.stage
-WHERE e.ref = ANY(%(refs)s::text[]) ORDER BY e.n, h.degree, h.stage DESC
+) h {DOCUMENT} ORDER BY r.place, h.degree, h.stage DESC
 """
 FACTS = f"""
-SELECT s.doc, s.id, f.predicate, subject.ref, object.ref, f.value, f.start
+SELECT s.doc, s.id, h.predicate, (SELECT ref FROM GRAPH.entities WHERE n = h.subject),
+       (SELECT ref FROM GRAPH.entities WHERE n = h.object), h.value, h.start
 FROM (SELECT DISTINCT stage, id, subject, object, predicate, value, start FROM (
 {
     _each_index('''SELECT stage, id, subject, object, predicate, value, start FROM GRAPH.assertions
 WHERE SIDE = (SELECT n FROM GRAPH.entities WHERE ref = %(ref)s) AND RELATES AND ALLOWED ORDER BY stage DESC LIMIT %(limit)s''')
 }
-) each_index ORDER BY stage DESC, id LIMIT %(limit)s) f
-JOIN GRAPH.stages s ON s.n = f.stage JOIN GRAPH.entities subject ON subject.n = f.subject
-LEFT JOIN GRAPH.entities object ON object.n = f.object ORDER BY f.stage DESC, f.id
+) each_index ORDER BY stage DESC, id LIMIT %(limit)s) h {DOCUMENT} ORDER BY h.stage DESC, h.id
 """
 FORGET = """
 DELETE FROM GRAPH.entities e WHERE ref = ANY(%(refs)s::text[])
@@ -196,7 +217,7 @@ class PostgresGraph:
         limit = f"{max(1, round(timeout * STATEMENT_SHARE * 1000))}"
         self._sessions = Sessions(
             self.name,
-            urlunsplit(parts._replace(query=urlencode(parameters))),
+            urlunsplit(parts._replace(query=urlencode(parameters, quote_via=quote))),
             size=CONNECTIONS,
             timeout=timeout,
             options={**PLANS, **DURABLE, "statement_timeout": limit},
@@ -218,10 +239,8 @@ class PostgresGraph:
             )
 
     async def _version(self, session: Session) -> int | None:
-        exists = await self._rows(
-            session, "SELECT to_regclass(%(table)s)", {"table": f"{self._schema}.versions"}
-        )
-        if exists == [(None,)]:
+        """Return the version of the tables; None where there are none."""
+        if not await self._rows(session, HAS_TABLES, {"schema": self._schema}):
             return None
         rows = await self._rows(session, "SELECT max(version) FROM GRAPH.versions", {})
         return int(rows[0][0])
@@ -269,14 +288,13 @@ class PostgresGraph:
             ref for ref in objects if ref is not None
         )
         columns = {
-            "stage_ids": stages,
             "ids": [item.id for item in assertions],
             "stages": [item.stage for item in assertions],
             "subjects": [item.subject for item in assertions],
             "objects": objects,
             "starts": [item.start for item in assertions],
             "hashes": [item.hash for item in assertions],
-            "relates": [is_relation(item) for item in assertions],
+            "relates": [item.object is not None and is_relation(item) for item in assertions],
             "predicates": [item.predicate for item in assertions],
             "texts": [item.value for item in assertions],
         }
@@ -284,6 +302,7 @@ class PostgresGraph:
             await self._send(session, WRITERS, {"schema": self._schema})
             stage_columns = {"ids": stages, "docs": [docs[stage] for stage in stages]}
             await self._send(session, UPSERT_STAGES, stage_columns)
+            await self._send(session, SHARE, {"ids": stages})
             await self._send(session, UPSERT_ENTITIES, {"refs": sorted(refs)})
             await self._send(session, UPSERT_ASSERTIONS, columns)
 
@@ -300,12 +319,13 @@ class PostgresGraph:
             deleted = await self._delete_some(stages)
 
     async def _delete_some(self, stages: Sequence[UUID]) -> int:
-        """Remove some assertions of the stages, and the stages that then have none. Return the number of assertions."""
+        """Remove some assertions of the stages, and the stages with the last ones. Return the number of assertions."""
         async with self._writing() as session, session.transaction():
-            held = await self._rows(session, HOLD, {"stages": list(stages)})
+            held = await self._rows(session, HOLD, {"stages": sorted(stages)})
             numbers = {"numbers": [n for (n,) in held]}
             deleted = await self._send(session, DELETE, {**numbers, "rows": DELETE_ROWS})
-            await self._send(session, DELETE_STAGES, numbers)
+            if deleted < DELETE_ROWS:  # they have no more, and held as they are get no more
+                await self._send(session, DELETE_STAGES, numbers)
             return deleted
 
     async def walk(self) -> AsyncIterator[StageTally]:
@@ -331,8 +351,10 @@ class PostgresGraph:
         if not valid:
             return []
         given = {"refs": valid, "limit": limit, "exclude": list(exclude)}
-        named = await self._read(_allowing(NAMED, exclude), **given)
-        near = await self._read(_allowing(NEAR, exclude), **given)
+        named, near = await asyncio.gather(
+            self._read(_allowing(NAMED, exclude), **given),
+            self._read(_allowing(NEAR, exclude), **given),
+        )
         own = {(ref, stage) for ref, _, stage, _ in named}
         others = [row for row in near if (row[0], row[2]) not in own]
         return [*_hits(named, 0, limit), *_hits(others, 1, limit)]
@@ -391,7 +413,9 @@ class _TablesMissing(Exception):
 
 
 def _allowing(statement: str, exclude: Sequence[UUID]) -> str:
-    return statement.replace("ALLOWED", EXCLUDED if exclude else "true")
+    if not exclude:
+        return statement.replace("ALLOWED", "true")
+    return EXCLUDED + statement.replace("ALLOWED", "stage NOT IN (SELECT n FROM excluded)")
 
 
 def _hits(rows: Sequence[Row], hops: int, limit: int) -> Iterator[GraphHit]:

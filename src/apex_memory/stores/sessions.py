@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
 from psycopg import errors
@@ -21,7 +20,12 @@ from apex_memory.stores.postgres import CHECK_SECONDS, FRESH_SECONDS, TLS_REASON
 from apex_memory.tls import STORE_REMEDY
 
 CREDENTIALS = "check user and password in the URL, and the user's rights"
-TRANSIENT = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable)
+TRANSIENT = (
+    errors.DeadlockDetected,
+    errors.SerializationFailure,
+    errors.LockNotAvailable,
+    errors.IntegrityError,  # what a statement refers to was removed meanwhile
+)
 MISSING = (errors.UndefinedTable, errors.InvalidSchemaName)
 CANNOT_SERVE = (*MISSING, errors.InsufficientPrivilege)
 
@@ -44,15 +48,17 @@ class Sessions:
         self, store: str, url: str, *, size: int, timeout: float, options: dict[str, str]
     ) -> None:
         try:
-            parts = urlsplit(url)
-            self._where = f"{parts.hostname or 'localhost'}:{parts.port or 5432}"
-            psycopg.conninfo.conninfo_to_dict(url)
+            address = psycopg.conninfo.conninfo_to_dict(url)
+            ports = str(address.get("port") or 5432)
+            if not all(port.isdigit() for port in ports.split(",")):
+                raise ValueError
         except (ValueError, psycopg.Error):
             raise Misconfigured(
                 f"{store}: the URL cannot be read",
                 remedy="write postgresql://user:password@host:port/database",
             ) from None
         self._store = store
+        self._where = f"{address.get('host') or 'localhost'}:{ports}"
         self._url = url
         self._timeout = timeout
         self._options = " ".join(f"-c {name}={value}" for name, value in options.items())
@@ -102,7 +108,11 @@ class Sessions:
             self._generation += session.generation == self._generation
         generation = self._generation
         session = await Session.connect(
-            self._url, autocommit=True, application_name="apex_graph", options=self._options
+            self._url,
+            autocommit=True,
+            prepare_threshold=0,
+            application_name="apex_graph",
+            options=self._options,
         )
         session.generation = generation
         return session

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 
 from apex_memory.app import App, open_app
-from apex_memory.config import Settings
+from apex_memory.config import EMBEDDED, IN_DOCUMENTS, Settings
 from apex_memory.engines.selection import embedded_engines, environment_for
 from apex_memory.engines.state import read_stack
 from apex_memory.engines.supervisor import Supervisor
@@ -23,6 +23,9 @@ from apex_memory.gc_tuning import collect_garbage_seldom
 from apex_memory.pipeline import Embedder, Pipeline
 from apex_memory.sealing import new_key
 from bench.corpus import CHUNK_CHARS, DIMENSION
+
+GRAPH = os.environ.get("GRAPH", EMBEDDED)
+"""`postgresql:` measures with the graph in PostgreSQL, `embedded:` with FalkorDB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class Engines:
         return {
             **self.urls,
             "documents": documents.rsplit("/", 1)[0] + f"/{name}",
-            "graph": graph.rsplit("/", 1)[0] + f"/{name}",
+            "graph": graph if graph == IN_DOCUMENTS else graph.rsplit("/", 1)[0] + f"/{name}",
         }
 
 
@@ -66,9 +69,11 @@ async def data_folder() -> AsyncIterator[Path]:
 async def running_engines(
     *, dimension: int = DIMENSION, temporal: bool = False
 ) -> AsyncIterator[Engines]:
-    """Run PostgreSQL, FalkorDB, the vector process, Valkey, and Temporal if `temporal`; stop them at the end."""
+    """Run PostgreSQL, FalkorDB unless `GRAPH` is another one, the vector process, Valkey, and Temporal if `temporal`; stop them at the end."""
     async with data_folder() as folder:
-        settings = Settings(data_dir=folder, temporal="embedded:" if temporal else "none:1/apex")
+        settings = Settings(
+            data_dir=folder, temporal="embedded:" if temporal else "none:1/apex", graph=GRAPH
+        )
         async with Supervisor(folder, _silent) as supervisor:
             engines = embedded_engines(settings, dimension)
             await supervisor.start(*engines)
@@ -78,7 +83,7 @@ async def running_engines(
                 for name, value in known.items()
                 if name not in ("APEX_DATA_DIR", "APEX_TEMPORAL_UI")
             }
-            yield Engines(folder, urls)
+            yield Engines(folder, {"graph": GRAPH, **urls})
 
 
 @asynccontextmanager

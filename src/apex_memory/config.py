@@ -584,7 +584,14 @@ class Settings(BaseSettings):
     def _known_scheme(cls, value: str, info: Any) -> str:
         schemes = {
             "documents": ("postgresql://", "postgres://"),
-            "graph": ("falkordb://", "falkordbs://", "neo4j", "bolt", "postgresql://", "postgres://"),
+            "graph": (
+                "falkordb://",
+                "falkordbs://",
+                "neo4j",
+                "bolt",
+                "postgresql://",
+                "postgres://",
+            ),
             "vectors": ("http://", "https://", "edge://"),
             "cache": (
                 "redis://",

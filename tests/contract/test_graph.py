@@ -434,6 +434,8 @@ async def test_no_request_no_call(graph: GraphStore) -> None:
 async def test_an_unwritten_graph_answers(embedded_url: str) -> None:
     """As after the loss of all data: the repair must see that the store is empty."""
     store = open_graph(embedded_url, timeout=10)
+    await store.delete_stages([uuid4()])
+    await store.forget_entities([SHIPMENT])
     assert await store.tally([uuid4()]) == {}
     assert [item async for item in store.walk()] == []
     assert await store.linked([SHIPMENT], limit=1) == []

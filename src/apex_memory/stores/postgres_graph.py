@@ -15,7 +15,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 from uuid import UUID
@@ -273,8 +273,12 @@ class PostgresGraph:
     async def upsert(self, assertions: Sequence[GraphAssertion]) -> None:
         for item in assertions:
             require_storable(item)
-        for start in range(0, len(assertions), UPSERT_ROWS):
-            await self._upsert(assertions[start : start + UPSERT_ROWS])
+        try:
+            for start in range(0, len(assertions), UPSERT_ROWS):
+                await self._upsert(assertions[start : start + UPSERT_ROWS])
+        except _TablesMissing:
+            await self.prepare()
+            raise RetryLater("graph: its tables were missing, and are created again") from None
 
     async def _upsert(self, assertions: Sequence[GraphAssertion]) -> None:
         """Write some assertions in one transaction, with all statements in one round trip.
@@ -315,8 +319,9 @@ class PostgresGraph:
     async def delete_stages(self, stages: Sequence[UUID]) -> None:
         """Delete in transactions of bounded size, so that a huge stage holds no other writer for long."""
         deleted = DELETE_ROWS if stages else 0
-        while deleted == DELETE_ROWS:
-            deleted = await self._delete_some(stages)
+        with suppress(_TablesMissing):  # then nothing is to be deleted
+            while deleted == DELETE_ROWS:
+                deleted = await self._delete_some(stages)
 
     async def _delete_some(self, stages: Sequence[UUID]) -> int:
         """Remove some assertions of the stages, and the stages with the last ones. Return the number of assertions."""
@@ -370,9 +375,10 @@ class PostgresGraph:
 
     async def forget_entities(self, refs: Sequence[str]) -> None:
         if valid := valid_refs(refs):
-            async with self._writing() as session, session.transaction():
-                await self._send(session, ALONE, {"schema": self._schema})
-                await self._send(session, FORGET, {"refs": valid})
+            with suppress(_TablesMissing):
+                async with self._writing() as session, session.transaction():
+                    await self._send(session, ALONE, {"schema": self._schema})
+                    await self._send(session, FORGET, {"refs": valid})
 
     async def _read(self, statement: str, **parameters: Any) -> list[Row]:
         """Return the rows of a statement; none where the tables are not there: nothing was ever written, or it was lost."""
@@ -384,15 +390,11 @@ class PostgresGraph:
 
     @asynccontextmanager
     async def _writing(self) -> AsyncIterator[Session]:
-        try:
-            async with self._sessions.session() as session:
-                try:
-                    yield session
-                except MISSING:
-                    raise _TablesMissing from None
-        except _TablesMissing:
-            await self.prepare()
-            raise RetryLater("graph: its tables were missing, and are created again") from None
+        async with self._sessions.session() as session:
+            try:
+                yield session
+            except MISSING:
+                raise _TablesMissing from None
 
     async def _rows(
         self, session: Session, statement: str, parameters: Mapping[str, Any]

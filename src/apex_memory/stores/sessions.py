@@ -20,6 +20,9 @@ from apex_memory.stores.postgres import CHECK_SECONDS, FRESH_SECONDS, TLS_REASON
 from apex_memory.tls import STORE_REMEDY
 
 CREDENTIALS = "check user and password in the URL, and the user's rights"
+STANDBY = (
+    "name all servers in the URL, with target_session_attrs=read-write, or lead it to the primary"
+)
 TRANSIENT = (
     errors.DeadlockDetected,
     errors.SerializationFailure,
@@ -147,11 +150,11 @@ class Sessions:
             )
         if isinstance(error, psycopg.ProgrammingError) and not isinstance(error, CANNOT_SERVE):
             raise error  # a bug of ours
-        if isinstance(error, errors.DiskFull | errors.ReadOnlySqlTransaction):
+        if isinstance(error, errors.DiskFull):
             return NoWrites(
                 self._store,
-                f"{self._where} accepts no writes: {kind}",
-                remedy="free space on its disk, or point the URL at the primary; events wait until then",
+                f"the disk of {self._where} is full",
+                remedy="free space on the disk of PostgreSQL; events wait until then",
             )
         return self._unavailable(error, seconds)
 
@@ -160,6 +163,8 @@ class Sessions:
         reason = TLS_REASON.search(str(error))
         if isinstance(error, errors.InsufficientPrivilege) or "authentication failed" in str(error):
             problem, remedy = f"refuses the credentials ({kind})", CREDENTIALS
+        elif isinstance(error, errors.ReadOnlySqlTransaction):
+            problem, remedy = "accepts no writes: it is a standby", STANDBY
         elif isinstance(error, TimeoutError | errors.QueryCanceled) or seconds >= self._timeout:
             problem = f"did not respond within {self._timeout:g} s"
         elif reason:

@@ -6,12 +6,12 @@ memory on the graph in PostgreSQL.
 
 from __future__ import annotations
 
-import os
 import random
 import statistics
+import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,7 +38,7 @@ from bench.rows import Row, percentile, scaled, stated
 DOCUMENTS = 200_000
 TEMPLATES = 500  # documents whose assertions are repeated, each time about another shipment
 BATCH = 150  # documents that are written and counted together
-ROUNDS = 10  # turns of each engine
+TURNS = 40  # of each engine
 QUERIES = 200
 FACTS = 200  # of an entity
 REMOVED = 3_000  # stages, a hundred at a time, as the collector does
@@ -72,13 +72,14 @@ async def graph() -> list[Row]:
             engine = kind(folder, free_port(), "bench")
             sides.append(await _started(name, engine, stack))
         stages: list[UUID] = []
-        per_round = count // ROUNDS
-        for turn in range(ROUNDS):
-            first = turn * per_round
-            order = sides if turn % 2 == 0 else sides[::-1]
-            written = [await _write(side, corpus, first, per_round) for side in order]
-            assert written[0] == written[1]
-            stages += written[0]
+        per_turn = count // TURNS
+        for turn in range(TURNS):
+            batches = _batches(corpus, turn * per_turn, per_turn)
+            for side in sides if turn % 2 else sides[::-1]:
+                await _write(side, batches)
+            stages += [document[0].stage for batch in batches for document in batch]
+            rates = ", ".join(f"{side.name} {side.rates[-1]:.0f}/s" for side in sides)
+            print(f"  graph: {len(stages):,} documents, {rates}", file=sys.stderr)
         for side in sides:
             side.values["documents/s"] = statistics.median(side.rates)
             side.values["server's CPU ms a document"] = 1000 * side.cpu / count
@@ -87,7 +88,7 @@ async def graph() -> list[Row]:
         for side in sides:
             await _removals(side, stages[:REMOVED])
             side.values["memory"] = _memory_mb(side.process.pid)
-            last = f"shipment:{_shipment(per_round * ROUNDS - 1)}"
+            last = f"shipment:{_shipment(per_turn * TURNS - 1)}"
             side.values["restart after a stop"] = await _restart(side, side.process.stop, last)
             side.values["restart after kill -9"] = await _restart(side, side.process.kill, last)
             await side.graph.tally(stages[-BATCH:])
@@ -161,31 +162,27 @@ def _shipment(n: int) -> str:
     return f"SHP-{100_000 + n}"
 
 
-async def _write(side: Side, templates: Sequence[Document], first: int, count: int) -> list[UUID]:
-    """Write and count documents as the saga does; return their stages. Making them is not counted."""
-    pids = {"server": side.process.pid, "client": os.getpid()}
-    stages: list[UUID] = []
-    seconds = 0.0
-    for batch in _batches(templates, first, count):
+async def _write(side: Side, batches: Sequence[list[Document]]) -> None:
+    """Write and count documents as the saga does."""
+    pids = {"server": side.process.pid}
+    before, own, began = usage(pids), time.process_time(), time.perf_counter()
+    for batch in batches:
         ids = [document[0].stage for document in batch]
         assertions = [item for document in batch for item in document]
-        before, began = usage(pids), time.perf_counter()
         for start in range(0, len(assertions), ASSERTIONS_PER_CALL):
             await side.graph.upsert(assertions[start : start + ASSERTIONS_PER_CALL])
         tallies = await side.graph.tally(ids)
-        seconds += time.perf_counter() - began
-        used = spent(before, usage(pids))
-        side.cpu += used["server"].total
-        side.client += used["client"].total
         assert len(tallies) == len(ids)
-        stages += ids
-    side.rates.append(count / seconds)
-    return stages
+    side.rates.append(sum(map(len, batches)) / (time.perf_counter() - began))
+    side.client += time.process_time() - own
+    side.cpu += spent(before, usage(pids))["server"].total
 
 
-def _batches(templates: Sequence[Document], first: int, count: int) -> Iterator[list[Document]]:
-    for start in range(first, first + count, BATCH):
-        yield [_document(templates, n) for n in range(start, min(start + BATCH, first + count))]
+def _batches(templates: Sequence[Document], first: int, count: int) -> list[list[Document]]:
+    return [
+        [_document(templates, n) for n in range(start, min(start + BATCH, first + count))]
+        for start in range(first, first + count, BATCH)
+    ]
 
 
 async def _queries(
@@ -304,7 +301,7 @@ def _unit(name: str) -> str:
 
 def _rows(sides: Sequence[Side], count: int, assertions: float) -> list[Row]:
     falkor, postgres = sides
-    how = f"{count:,} documents of {assertions:.1f} assertions, {ROUNDS} turns each, {BATCH} documents a batch"
+    how = f"{count:,} documents of {assertions:.1f} assertions, {TURNS} turns each, {BATCH} documents a batch"
     rows = []
     for name, value in postgres.values.items():
         other = falkor.values[name]

@@ -85,7 +85,7 @@ async def _demo(*, keep: bool) -> bool:
         settings = _settings(served)
         say(
             (
-                "Starting PostgreSQL, FalkorDB, Valkey, Qdrant Edge, Temporal, gateway, worker …",
+                "Starting the engines, gateway, worker …",
                 "dim",
             )
         )

@@ -100,7 +100,10 @@ class GraphStore(Store, Protocol):
         """Yield every stage that the store holds, once each, reading page by page."""
 
     async def known(self, refs: Sequence[str]) -> Mapping[str, int]:
-        """Return the entity refs that exist, each with the number of assertions that touch it."""
+        """Return the entity refs that exist, each with the number of assertions that touch it.
+
+        An adapter may stop counting at some thousands: the number ranks entities by how rare they are.
+        """
 
     async def linked(
         self, refs: Sequence[str], *, limit: int, exclude: Sequence[UUID] = ()

@@ -19,14 +19,16 @@ from apex_memory.config import Settings, file_variables, load_settings
 from apex_memory.engines.temporal import dynamic_config_file
 from apex_memory.simulate.day import yesterday
 from apex_memory.simulate.registry import simulator_classes
+from apex_memory.simulate.server import SimulatorServer
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
+from apex_memory.sources import registry
 from tests.deploy import COMPOSE, DEPLOY, ROOT, compose, role, tool
 
 SERVICES: dict[str, dict[str, Any]] = compose()["services"]
 OURS = {name: service for name, service in SERVICES.items() if "APEX_IMAGE" in service["image"]}
 PUBLISHED = {"gateway", "temporal-ui", "grafana"}
-WRITABLE = {"neo4j", "temporal-ui"}
+WRITABLE = {"neo4j"}
 """Services whose images write their configuration at each start."""
 ALWAYS_SET = {f"APEX_{name.upper()}" for name in Settings.model_fields} | {"APEX_SETTINGS_FILE"}
 THIRD_PARTY = {
@@ -313,13 +315,12 @@ def test_the_dynamic_settings_of_temporal_are_those_of_the_code() -> None:
 def test_the_smoke_test_has_the_settings_of_its_simulator() -> None:
     tables = tomllib.loads((COMPOSE / "smoke" / "apex.toml").read_text())["sources"]
     command = SERVICES["simulator"]["command"]
+    registry.load(tables)  # the sources accept them
     world = World.make(shipments=2, start=yesterday())
-    expected = {}
-    for kind in simulator_classes():
-        if kind.name == "edi":
-            continue  # it needs SFTP and folders
-        simulator = kind(world, Clock(world.start), Chaos())
-        expected[kind.name] = simulator.settings(f"http://simulator:8470/{kind.name}")
+    clock = Clock(world.start)
+    # EDI needs SFTP and folders.
+    simulators = [k(world, clock, Chaos()) for k in simulator_classes() if k.name != "edi"]
+    expected = SimulatorServer("http://simulator:8470", simulators).settings()
     for name, table in tables.items():
         table.pop("poll_seconds", None)
         for values in (table, expected[name]):

@@ -86,6 +86,20 @@ def test_a_name_that_looks_like_this_machine_gets_no_secret_without_tls(url: str
         TurvoSettings(base_url=url)
 
 
+@pytest.mark.parametrize("host", ["vendor.example", "8.8.8.8", "127.example.com", "134744072"])
+def test_no_permission_sends_secrets_through_the_internet_without_tls(host: str) -> None:
+    """`allow_http` is for a simulator beside Apex."""
+    with pytest.raises(ValidationError, match="base_url: must start with https"):
+        TurvoSettings(base_url=f"http://{host}/v1", allow_http=True)
+
+
+@pytest.mark.parametrize("host", ["simulator:8470", "10.1.2.3", "vendor.internal"])
+def test_a_private_network_without_tls_needs_permission(host: str) -> None:
+    with pytest.raises(ValidationError, match="with allow_http"):
+        TurvoSettings(base_url=f"http://{host}/v1")
+    assert TurvoSettings(base_url=f"http://{host}/v1", allow_http=True).allow_http
+
+
 @pytest.mark.parametrize(
     "url",
     ["https://127.example.com/v1", "http://127.0.0.2:8080", "http://[::1]/", "http://LOCALHOST"],

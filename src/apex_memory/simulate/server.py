@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from apex_memory.host_names import is_loopback
 from apex_memory.simulate.vendor import Simulator
 
 
@@ -30,8 +32,12 @@ class SimulatorServer:
     def settings(self) -> dict[str, dict[str, Any]]:
         """Return the `[sources.NAME]` tables that point Apex here."""
         tables = {}
+        host = urlsplit(self.url).hostname or ""
         for simulator in self.simulators:
-            tables[simulator.name] = simulator.settings(f"{self.url}/{simulator.name}")
+            table = simulator.settings(f"{self.url}/{simulator.name}")
+            if not is_loopback(host) and self.url in str(table):
+                table["allow_http"] = True
+            tables[simulator.name] = table
         return tables
 
 

@@ -8,7 +8,7 @@ from the one that fits, so a caller asks `isinstance(source, FileSource)` and ge
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -20,7 +20,7 @@ from pydantic_core import from_json
 from typing_extensions import TypeVar
 
 from apex_memory.errors import Rejected
-from apex_memory.host_names import is_loopback
+from apex_memory.host_names import is_loopback, is_private
 from apex_memory.model import Document, Event, Priority
 from apex_memory.sources.fields import RecordFields
 from apex_memory.sources.http import RateLimit, VendorClient
@@ -128,6 +128,11 @@ class SourceSettings(BaseModel):
         description="How long a target that fails may hold the order (seconds), before what waits as long becomes a dead letter.",
     )
 
+    allow_http: bool = Field(
+        False,
+        description="Allow `http://` to a private network, such as the container of a simulator: credentials travel unencrypted.",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _lists_from_environment(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -141,13 +146,13 @@ class SourceSettings(BaseModel):
 
     @model_validator(mode="after")
     def _addresses_are_safe(self) -> Self:
-        """Refuse addresses that would send credentials unencrypted: https, or http on this machine."""
+        """Refuse addresses that would send credentials unencrypted, unless `allow_http` allows it."""
         for name in type(self).model_fields:
             value = getattr(self, name)
             if name == "mirror_url":
                 continue  # `_mirror_is_safe` has other rules
             if name.endswith("_url") and isinstance(value, str) and value:
-                _check_address(name, value)
+                _check_address(name, value, is_private if self.allow_http else is_loopback)
         return self
 
     @model_validator(mode="after")
@@ -167,12 +172,15 @@ class SourceSettings(BaseModel):
         return self
 
 
-def _check_address(name: str, value: str) -> None:
-    """Raise `ValueError` for a URL that is neither https nor http on loopback, or that contains a password."""
+def _check_address(name: str, value: str, is_near: Callable[[str], bool]) -> None:
+    """Raise `ValueError` for a URL that is neither https nor http to a host that is near, or that contains a password."""
     url = urlsplit(value)
     host = url.hostname or ""
-    if url.scheme != "https" and not (url.scheme == "http" and is_loopback(host)):
-        raise ValueError(f"{name}: must start with https://, or with http:// on this machine")
+    if url.scheme != "https" and not (url.scheme == "http" and is_near(host)):
+        raise ValueError(
+            f"{name}: must start with https://, or with http:// on this machine"
+            " (with allow_http: in a private network)"
+        )
     if not host or url.username or url.password:
         raise ValueError(f"{name}: must name a host, without user and password")
 

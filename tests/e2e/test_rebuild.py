@@ -227,6 +227,26 @@ async def test_a_check_does_not_end_the_state_of_a_store_that_is_being_rebuilt(a
     assert (await app.recovery.states())["graph"] == "ready"
 
 
+async def test_a_check_ends_though_documents_are_written_all_the_time(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(app, 5)
+    incomplete = app.recovery._incomplete
+    pages = 0
+
+    async def beside_a_writer(name: str, stages: Sequence[UUID]) -> list[UUID]:
+        nonlocal pages
+        pages += 1
+        assert pages < 20, "the check follows the writer without an end"
+        await fill(app, 1, first=1_000 + pages)  # committed before the next page is read
+        return await incomplete(name, stages)
+
+    monkeypatch.setattr(app.recovery, "_incomplete", beside_a_writer)
+    result = await app.recovery.check("graph", since=LONG_AGO)
+    assert result.stages >= 5
+    assert (result.repaired, result.errors) == (0, [])
+
+
 async def test_a_stage_that_ends_while_it_is_rewritten_leaves_nothing_behind(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:

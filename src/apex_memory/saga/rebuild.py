@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
-from typing import Any, Literal, cast
+from typing import Any, Literal
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
@@ -127,7 +126,7 @@ class Rebuild:
         await self._recovery.distrust(name, incarnation, "it is being rebuilt")
         progress.total = await self._count()
         # What is committed from now on is written to both stores anyway. The check at the end covers it too.
-        async for page in self._recovery.committed(LONG_AGO, until=await self._clock()):
+        async for page in self._recovery.committed(LONG_AGO, until=await self._recovery.clock()):
             async for group in self._groups(page):
                 await self._rewrite(name, group)
                 progress.done += len(group)
@@ -149,12 +148,6 @@ class Rebuild:
     async def _count(self) -> int:
         row = await self._db.fetch_one("SELECT count(*) FROM stages WHERE state = 'committed'")
         return int(row["count"]) if row else 0
-
-    async def _clock(self) -> datetime:
-        """Return the time of PostgreSQL, which is that of the commits."""
-        row = await self._db.fetch_one("SELECT clock_timestamp() AS at")
-        assert row
-        return cast(datetime, row["at"])
 
     async def _groups(self, stages: Sequence[UUID]) -> AsyncIterator[list[Stage]]:
         """Yield the stages that are still committed, with their manifests, in groups of bounded size."""

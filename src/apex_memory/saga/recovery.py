@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import cast
 from uuid import UUID
 
 from apex_memory.errors import ApexError, RetryLater, Unavailable
@@ -28,6 +29,9 @@ PAGE = 500  # stages checked in one call to a store
 # Stages of any age that are checked beside the latest ones, so that an empty or another store is noticed.
 SAMPLE = 500
 CHECK_LEASE_SECONDS = 10.0  # how long others wait after the process that checked a store died
+COMMIT_TIME = timedelta(
+    seconds=10
+)  # a stage may show as committed so long after its time of commit
 MARGIN = timedelta(
     minutes=15
 )  # stages committed so long before the last verified time are checked too
@@ -204,28 +208,39 @@ class Recovery:
         )
 
     async def check(self, name: str, *, since: datetime) -> ReconcileResult:
-        """Compare every stage committed since `since` with one store; repair those that are incomplete there."""
+        """Compare every stage committed since `since` with one store; repair those that are incomplete there.
+
+        A second pass covers what was committed during the first. What comes later was written after the store responded
+        to this check; it is not waited for, or writers that never rest would keep the check from its end.
+        """
         result = ReconcileResult(name)
-        async for page in self.committed(since):
-            result.stages += len(page)
-            if incomplete := await self._incomplete(name, page):
-                repaired, errors = await self.repair(incomplete)
-                result.repaired += repaired
-                result.errors += errors
-                REPAIRED.labels(name).inc(repaired)
+        for behind in (COMMIT_TIME, timedelta()):
+            until = await self.clock() - behind
+            async for page in self.committed(since, until=until):
+                result.stages += len(page)
+                if incomplete := await self._incomplete(name, page):
+                    repaired, errors = await self.repair(incomplete)
+                    result.repaired += repaired
+                    result.errors += errors
+                    REPAIRED.labels(name).inc(repaired)
+            since = max(since, until)
         return result
 
-    async def committed(
-        self, since: datetime, until: datetime | None = None
-    ) -> AsyncIterator[list[UUID]]:
+    async def clock(self) -> datetime:
+        """Return the time of PostgreSQL, which is that of the commits."""
+        row = await self._db.fetch_one("SELECT clock_timestamp() AS at")
+        assert row
+        return cast(datetime, row["at"])
+
+    async def committed(self, since: datetime, *, until: datetime) -> AsyncIterator[list[UUID]]:
         """Yield pages of the stages committed since `since`, and before `until`, oldest first."""
         position = (since, UUID(int=0))
         while True:
             rows = await self._db.fetch(
                 """SELECT stage_id, committed_at FROM stages WHERE state = 'committed' AND committed_at >= %s
-                   AND (committed_at, stage_id) > (%s, %s) AND (%s::timestamptz IS NULL OR committed_at < %s)
+                   AND (committed_at, stage_id) > (%s, %s) AND committed_at < %s
                    ORDER BY committed_at, stage_id LIMIT %s""",
-                (position[0], *position, until, until, PAGE),
+                (position[0], *position, until, PAGE),
             )
             if not rows:
                 return

@@ -159,6 +159,7 @@ NAMED = f"""
 SELECT r.ref, s.doc, s.id, h.start
 FROM {ASKED} CROSS JOIN LATERAL ({NAMING.replace("ENTITY", "e.n")}) h {DOCUMENT} ORDER BY r.place, h.stage DESC
 """
+NEAR_NAMING = NAMING.replace("ENTITY", "rare.n").replace("%(limit)s", f"{LINKED_ROWS} * %(limit)s")
 # Neighbours with few assertions come first: they are more specific. 32 are considered, as a hub has thousands.
 NEAR = f"""
 SELECT r.ref, s.doc, s.id, h.start
@@ -172,7 +173,7 @@ CROSS JOIN LATERAL (
         (SELECT subject AS n FROM GRAPH.assertions WHERE object = e.n AND relates AND ALLOWED ORDER BY stage DESC LIMIT {NEAR_ROWS})
       ) ends WHERE n <> e.n LIMIT 32
     ) near ORDER BY degree LIMIT 8
-  ) rare CROSS JOIN LATERAL ({NAMING.replace("ENTITY", "rare.n")}) naming
+  ) rare CROSS JOIN LATERAL ({NEAR_NAMING}) naming
   GROUP BY stage ORDER BY min(degree), stage DESC LIMIT {LINKED_ROWS} * %(limit)s
 ) h {DOCUMENT} ORDER BY r.place, h.degree, h.stage DESC
 """

@@ -62,7 +62,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--deploy",
         action="store_true",
-        help="also install the chart on a real API server, which is built first and takes long",
+        help="also install the chart on a real API server, and run the Compose project on Docker; both are built first and take long",
     )
     parser.addoption(
         "--quick",

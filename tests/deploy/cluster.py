@@ -6,9 +6,7 @@ of the latter that controllers and Helm see, the states of pods. No container ru
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import ssl
 import subprocess
 import threading
@@ -21,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from apex_memory.engines.base import HOST, free_port
-from tests.deploy.manifests import BUILT, Object, custom_schemas
+from tests.deploy.manifests import Object, custom_schemas
+from tests.deploy.programs import BUILT, CACHE, building
 
 HELM = "helm.sh/helm/v4/cmd/helm@v4.3.1"
 KUBERNETES, STAGING = "v1.37.2", "v0.37.2"
@@ -32,14 +31,7 @@ READY_SECONDS = 120.0
 
 def build() -> Path:
     """Build helm and the programs of Kubernetes where they are missing, and return their folder. The first time takes long."""
-    BUILT.mkdir(parents=True, exist_ok=True)
-    with (BUILT / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        go = os.environ | {
-            "GOPATH": str(BUILT.parent / "go"),
-            "GOBIN": str(BUILT),
-            "GOFLAGS": "-modcacherw -buildvcs=false",
-        }
+    with building() as go:
         if not (BUILT / "helm").exists():
             subprocess.run(["go", "install", HELM], env=go, check=True)
         missing = [name for name in PROGRAMS if not (BUILT / name).exists()]
@@ -50,7 +42,7 @@ def build() -> Path:
 
 def _build_kubernetes(go: dict[str, str], programs: list[str]) -> None:
     """Build programs of the module `k8s.io/kubernetes`, whose parts have versions only in a module of one's own."""
-    folder = BUILT.parent / "kubernetes"
+    folder = CACHE / "kubernetes"
     folder.mkdir(exist_ok=True)
     (folder / "go.mod").unlink(missing_ok=True)
 

@@ -14,12 +14,10 @@ import kubernetes_validate
 import yaml
 
 from docs.generate.chart import CHART, KUBERNETES
-from tests.deploy import ROOT
+from tests.deploy.programs import BUILT
 
 HERE = Path(__file__).parent
 VALUES = sorted(file.stem for file in (HERE / "values").glob("*.yaml"))
-BUILT = ROOT / ".cache" / "deploy" / "bin"
-"""Programs that `make test-deploy` builds."""
 
 Object = dict[str, Any]
 

@@ -23,7 +23,7 @@ from apex_memory.simulate.server import SimulatorServer
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources import registry
-from tests.deploy import COMPOSE, DEPLOY, ROOT, compose, role, tool
+from tests.deploy import COMPOSE, DEPLOY, ROOT, compose, role, standins, tool
 
 SERVICES: dict[str, dict[str, Any]] = compose()["services"]
 OURS = {name: service for name, service in SERVICES.items() if "APEX_IMAGE" in service["image"]}
@@ -343,3 +343,15 @@ def test_the_smoke_test_has_the_settings_of_its_simulator() -> None:
     assert tables == expected
     started = {command[at + 1] for at, word in enumerate(command) if word == "--only"}
     assert started == expected.keys()
+
+
+def test_stand_ins_take_the_place_of_images_and_of_nothing_else() -> None:
+    """What `make test-deploy` runs where public images cannot be pulled is this project, with the same settings."""
+    override = standins.override()
+    not_chosen = {"falkordb"}  # Neo4j is the default
+    assert override.keys() | standins.left_out() == SERVICES.keys() - OURS.keys() - not_chosen
+    images = {entry["image"] for entry in override.values() if "image" in entry}
+    assert images == {f"apex-test/{target}" for target in standins.TARGETS}
+    for name, entry in override.items():
+        expected = {"profiles"} if name in standins.left_out() else {"image"}
+        assert entry.keys() - ({"healthcheck"} if name == "neo4j" else set()) == expected

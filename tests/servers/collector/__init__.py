@@ -30,7 +30,7 @@ def build() -> Path:
     PROGRAM.parent.mkdir(parents=True, exist_ok=True)
     with (PROGRAM.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not PROGRAM.exists():
+        if not _is_current():
             draft = PROGRAM.with_name("collector.new")
             go = {
                 "GOPATH": str(CACHE / "go"),
@@ -40,6 +40,14 @@ def build() -> Path:
             subprocess.run(command, cwd=HERE, env=os.environ | go, check=True)
             draft.rename(PROGRAM)
     return PROGRAM
+
+
+def _is_current() -> bool:
+    """Return whether the collector is there, made from the sources as they are now."""
+    sources = (HERE / name for name in ("main.go", "go.mod", "go.sum"))
+    return PROGRAM.exists() and all(
+        file.stat().st_mtime <= PROGRAM.stat().st_mtime for file in sources
+    )
 
 
 @contextmanager

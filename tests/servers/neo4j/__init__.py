@@ -14,6 +14,7 @@ from neo4j.exceptions import AuthError, Neo4jError, ServiceUnavailable
 from apex_memory.engines.base import HOST, Engine, retry_until_ready
 
 HERE = Path(__file__).parent
+SERVER = HERE / "Neo4jServer.java"
 JARS = HERE.parents[2] / ".cache" / "neo4j" / "lib"
 FIRST_PASSWORD = "neo4j"
 
@@ -41,7 +42,7 @@ class Neo4j(Engine):
             "-cp",
             f"{JARS}/*",
         ]
-        return [*java, str(HERE / "Neo4jServer.java"), str(self.directory), str(self.port)]
+        return [*java, str(SERVER), str(self.directory), str(self.port)]
 
     async def ready(self) -> None:
         await retry_until_ready(self._log_in, ServiceUnavailable, Neo4jError, OSError)

@@ -63,7 +63,7 @@ coverage: $(DEV) ## the tests with line coverage, which is printed at the end; A
 test-servers: $(DEV)   ## the tests on servers that PyPI does not carry: Neo4j (needs Java 17 and Maven), an OpenTelemetry collector (needs Go; building it takes minutes), PgBouncer, and the Qdrant that APEX_TEST_QDRANT names
 	$(BIN)/python -m pytest -m server --servers --build-servers $(ARGS)
 
-test-deploy: $(DEV)    ## the Helm chart on an API server of its own (needs Go, etcd and openssl, and half an hour to build it the first time)
+test-deploy: $(DEV)    ## the Helm chart on an API server of its own (needs Go, etcd and openssl, and half an hour to build it the first time); the Compose project, where a Docker Engine runs
 	$(BIN)/python -m pytest -m deploy --deploy tests/deploy $(ARGS)
 
 lint: $(DEV)

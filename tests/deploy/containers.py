@@ -38,7 +38,7 @@ def engine() -> Docker:
             reason = docker.unusable()
             if not reason:
                 return docker
-            reasons.append(f"{program}: {reason}")
+            reasons.append(reason)
     raise Unusable("; ".join(dict.fromkeys(reasons)) or "there is no program `docker`")
 
 
@@ -65,7 +65,7 @@ class Docker:
             return f"no Docker Engine responds ({ran.stderr.strip().splitlines()[-1]})"
         client = int(ran.stdout.split(".")[0])
         if client >= BUILDKIT_IS_BUILT_IN and not self.succeeds("buildx", "version"):
-            return "it has no plugin `buildx`, without which it does not build the image"
+            return f"{self.program} has no plugin `buildx`, without which it builds no image"
         return ""
 
     def has_image(self, name: str) -> bool:

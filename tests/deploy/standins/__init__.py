@@ -66,7 +66,7 @@ def build_base(docker: Docker) -> str:
             ["mmdebstrap", "--variant=minbase", f"--include={BASE_PACKAGES}", "bookworm", archive],
             check=True,
         )
-        docker.run("import", str(archive), BASE)
+        docker.run("import", str(archive), BASE, seconds=600)
         archive.unlink()
     return BASE
 

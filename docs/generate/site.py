@@ -72,12 +72,18 @@ def gather() -> None:
 
 
 def build() -> None:
-    """Let Zensical build the site."""
+    """Let Zensical build the site, from a copy of its settings.
+
+    With `--clean` it empties the folder `.cache` beside them, which in the project's root holds programs that take long to build.
+    """
     shutil.rmtree(SITE, ignore_errors=True)
+    settings = PAGES.parent / "zensical.toml"
+    text = (ROOT / settings.name).read_text("utf-8")
+    settings.write_text(text.replace(f'"{PAGES.parent.name}/', '"'), "utf-8")
     program = Path(sys.executable).with_name("zensical")
     ran = subprocess.run(
         [program, "build", "--clean", "--strict"],
-        cwd=ROOT,
+        cwd=settings.parent,
         check=False,
         capture_output=True,
         text=True,

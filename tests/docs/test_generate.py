@@ -88,3 +88,23 @@ def test_the_built_site_is_checked(
     page.write_text(body)
     with pytest.raises(site.SiteError, match=problem):
         site.check()
+
+
+def test_the_site_is_built_without_harm_to_what_is_built_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zensical empties the folder `.cache` beside its settings; that of the project holds what takes minutes to build."""
+    (tmp_path / "zensical.toml").write_text(
+        '[project]\nsite_name = "Site"\ndocs_dir = "build/site-src"\nsite_dir = "build/site"\n'
+    )
+    program = tmp_path / ".cache" / "deploy" / "program"
+    program.parent.mkdir(parents=True)
+    program.touch()
+    monkeypatch.setattr(site, "ROOT", tmp_path)
+    monkeypatch.setattr(site, "PAGES", tmp_path / "build" / "site-src")
+    monkeypatch.setattr(site, "SITE", tmp_path / "build" / "site")
+    site.PAGES.mkdir(parents=True)
+    (site.PAGES / "index.md").write_text("# Page\n")
+    site.build()
+    assert (site.SITE / "index.html").exists()
+    assert program.exists()

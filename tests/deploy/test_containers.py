@@ -137,7 +137,9 @@ def stack(
     project = Project(docker, f"apex-test-{secrets.token_hex(3)}", files, environment)
     try:
         project.up()
-        yield Stack(project, here, ports)
+        stack = Stack(project, here, ports)
+        with stack.memory:
+            yield stack
     finally:
         CACHE.mkdir(parents=True, exist_ok=True)
         (CACHE / "compose.log").write_text(project.logs("--timestamps"))

@@ -275,6 +275,8 @@ def test_up_can_wait_for_every_service() -> None:
         for other, how in service.get("depends_on", {}).items()
         if how["condition"] == "service_completed_successfully"
     }
+    for name in ("worker", "bulk"):
+        assert "temporal-namespace" in SERVICES[name]["depends_on"]  # they end without it
     by_themselves = {"cli", "simulator", "smoke"}  # run with other commands
     for name, service in SERVICES.items():
         ends = service["restart"] != "unless-stopped"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import pytest
 
+from apex_memory.errors import Unavailable
 from apex_memory.model import Vectors
 from apex_memory.search.centre import KEEP_SECONDS, LEAST_PASSAGES, SHARE, Centre
 
@@ -60,3 +63,27 @@ async def test_the_sample_is_read_again_after_a_while() -> None:
         [0.8, 0.6 * (1 - SHARE), 0.0]
     )
     assert sample.reads == 2
+
+
+async def test_searches_at_once_read_the_sample_once() -> None:
+    """Each reads megabytes: when the sample is due again, one search reads it and the others go on."""
+    centre, sample = Centre(), Sample([[1, 0, 0]])
+
+    async def slowly(documents: int, passages: int, dimension: int) -> list[bytes]:
+        rows = await sample.read(documents, passages, dimension)
+        await asyncio.sleep(0)  # lets the others run
+        return rows
+
+    await asyncio.gather(*(centre.removed_from(query(), slowly) for _ in range(20)))
+    assert sample.reads == 1
+
+
+async def test_a_sample_that_was_not_read_is_read_by_the_next_search() -> None:
+    centre, sample = Centre(), Sample([[1, 0, 0]])
+
+    async def fails(documents: int, passages: int, dimension: int) -> list[bytes]:
+        raise Unavailable("documents", "the connection was closed")
+
+    with pytest.raises(Unavailable):
+        await centre.removed_from(query(), fails)
+    assert list(await centre.removed_from(query(), sample.read)) != list(query())

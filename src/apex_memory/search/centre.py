@@ -38,13 +38,21 @@ class Centre:
     async def removed_from(self, vector: Vectors, read_sample: ReadSample) -> Vectors:
         """Return a query's vector, shape (dimension,), without `SHARE` of its part in the common direction."""
         if self._clock() >= self._read_at + KEEP_SECONDS:
-            rows = await read_sample(SAMPLE_DOCUMENTS, SAMPLE_PASSAGES, len(vector))
-            self._direction = _direction(rows, len(vector))
-            self._read_at = self._clock()
+            await self._read(read_sample, len(vector))
         if self._direction is None:
             return vector
         centred: Vectors = vector - SHARE * (vector @ self._direction) * self._direction
         return centred.astype(np.float32)
+
+    async def _read(self, read_sample: ReadSample, dimension: int) -> None:
+        """Read the sample anew. Other searches go on meanwhile with what is known: one reads for all of them."""
+        former, self._read_at = self._read_at, self._clock()
+        try:
+            rows = await read_sample(SAMPLE_DOCUMENTS, SAMPLE_PASSAGES, dimension)
+        except BaseException:  # also when the search is cancelled: the next one reads it
+            self._read_at = former
+            raise
+        self._direction = _direction(rows, dimension)
 
 
 def _direction(rows: Sequence[bytes], dimension: int) -> Vectors | None:

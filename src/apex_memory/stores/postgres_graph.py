@@ -12,6 +12,7 @@ transaction spans it and the documents, and the commit protocol needs none.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -138,10 +139,9 @@ SIDES = ("subject", "object")
 
 def _each_index(branch: str) -> str:
     """Return the union of a query over each range of the indexes, in which an entity's assertions lie by stage."""
+    ranges = itertools.product(SIDES, ("relates", "NOT relates"))
     return "\nUNION ALL\n".join(
-        f"({branch.replace('SIDE', side).replace('RELATES', relates)})"
-        for side in SIDES
-        for relates in ("relates", "NOT relates")
+        f"({branch.replace('SIDE', side).replace('RELATES', relates)})" for side, relates in ranges
     )
 
 

@@ -63,10 +63,10 @@ SHARED_MAILBOXES = frozenset(
 )
 """Names before the `@` of addresses that several people write from: an equal one says nothing about a person."""
 
-_LABELLED = re.compile(r"\s*(.*?)\s*<\s*([^<>\s]+)\s*>\s*\Z", re.DOTALL)
 _NAME_WORD = re.compile(r"[^\W\d_]{2,}")
 _NAME_WORDS = 4  # of a name that are kept
-_HANDLE = re.compile(r"(?=\S*[\d@])[\w@][\w@.+-]{1,98}\w")
+_HANDLE = re.compile(r"[\w@][\w@.+-]{1,98}\w")
+_MARK = re.compile(r"[\d@]")  # of a handle: a word without one may be anything
 _SHORT_NAME = 3  # letters of a short first name
 _LABELS_MAX = 100  # of one document that are compared; beyond them each has its own names only
 
@@ -78,7 +78,8 @@ def speaker_refs(name: str) -> list[str]:
 
 def handle_refs(text: str) -> list[str]:
     """Return a ref for each address or user id in a text (`kim@harbor.example`, `U04AB12`)."""
-    return [f"{SPEAKER}:{handle}" for handle in dict.fromkeys(_HANDLE.findall(text.casefold()))]
+    handles = filter(_MARK.search, _HANDLE.findall(text.casefold()))
+    return [f"{SPEAKER}:{handle}" for handle in dict.fromkeys(handles)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +93,10 @@ class Label:
 
     @classmethod
     def parse(cls, text: str) -> Label:
-        if match := _LABELLED.match(text):
-            name, handle = match[1], match[2].casefold()
-        else:
+        name, handle = _split(text.strip())
+        if not handle:
             name, handle = text, text.strip().casefold()
-            if not _HANDLE.fullmatch(handle):
+            if not (_HANDLE.fullmatch(handle) and _MARK.search(handle)):
                 handle = ""
             if "@" in handle:
                 name = ""
@@ -128,6 +128,15 @@ class Label:
             return False
         initials = "".join(word[0] for word in words)
         return own[0] in (initials, "".join(words), words[0][0] + words[-1])
+
+
+def _split(label: str) -> tuple[str, str]:
+    """Return name and handle of `Kim Lee <kim@harbor.example>`; no handle for any other form. Linear: names come from outside."""
+    name, _, rest = label.rpartition("<")
+    handle = rest.removesuffix(">").strip()
+    if not rest.endswith(">") or not handle or ">" in handle or len(handle.split()) > 1:
+        return label, ""
+    return name.strip(), handle.casefold()
 
 
 def _is_short(name: str, long: str) -> bool:

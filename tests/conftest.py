@@ -6,7 +6,6 @@ The data lies below a folder that PostgreSQL's unprivileged user can pass throug
 from __future__ import annotations
 
 import gc
-import itertools
 import os
 import shutil
 import tempfile
@@ -15,7 +14,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
-import psycopg
 import pytest
 import pytest_asyncio
 from hypothesis import is_hypothesis_test, settings
@@ -28,7 +26,7 @@ from apex_memory.engines.process import Process, child_of
 from apex_memory.engines.temporal import Temporal
 from apex_memory.engines.valkey import Valkey
 from apex_memory.gc_tuning import collect_garbage_seldom
-from apex_memory.stores.schema import migrate
+from tests.databases import Databases
 from tests.needs import needs_engine, shares_engine_in_module
 from tests.parallel import (
     ALONE,
@@ -42,7 +40,6 @@ __all__ = ["pytest_configure_node", "pytest_xdist_make_scheduler"]  # hooks, so 
 EngineT = TypeVar("EngineT", bound=Engine)
 
 PASSWORD = "pw"
-TEMPLATE = "apex_template"
 DIMENSION = 32
 DEPLOY_SECONDS = 7200  # Kubernetes is built before the first of them
 SERVER_SECONDS = 600  # a JVM starts, comes back after kills, and Maven fetches it the first time
@@ -237,26 +234,15 @@ async def temporal_address(engine_data: Path) -> AsyncIterator[str]:
 
 
 @session
-async def template_database(postgres_url: str) -> str:
-    """Name of a database with all migrations, for others to be copied from."""
-    async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as admin:
-        await admin.execute(f"CREATE DATABASE {TEMPLATE}")
-    await migrate(postgres_url.removesuffix("/postgres") + f"/{TEMPLATE}")
-    return TEMPLATE
-
-
-@pytest.fixture(scope="session")
-def database_numbers() -> Iterator[int]:
-    return itertools.count(1)
+async def databases(postgres_url: str) -> Databases:
+    """Databases with all migrations, on the server of `postgres_url`."""
+    databases = Databases(postgres_url)
+    await databases.prepare()
+    return databases
 
 
 @pytest_asyncio.fixture
-async def database_url(
-    postgres_url: str, template_database: str, database_numbers: Iterator[int]
-) -> AsyncIterator[str]:
-    """A fresh database with all migrations, dropped afterwards, whoever is still connected."""
-    name = f"test_{next(database_numbers)}"
-    async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as admin:
-        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template_database}")
-        yield postgres_url.removesuffix("/postgres") + f"/{name}"
-        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+async def database_url(databases: Databases) -> AsyncIterator[str]:
+    """A database with all migrations that no other test uses, whoever is still connected to an earlier one."""
+    async with databases.database() as url:
+        yield url

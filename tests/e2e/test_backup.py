@@ -13,12 +13,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -72,9 +72,9 @@ asyncio.run(restore(sys.argv[1], Path(sys.argv[2]), hold))
 
 
 @pytest_asyncio.fixture
-async def other_url(postgres_url: str, database_numbers: Iterator[int]) -> AsyncIterator[str]:
+async def other_url(postgres_url: str) -> AsyncIterator[str]:
     """An empty database, without a table."""
-    name = f"restored_{next(database_numbers)}"
+    name = f"restored_{uuid4().hex[:8]}"
     async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as admin:
         await admin.execute(f"CREATE DATABASE {name}")
         yield postgres_url.removesuffix("/postgres") + f"/{name}"

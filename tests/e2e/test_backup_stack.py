@@ -18,6 +18,7 @@ pytestmark = pytest.mark.timeout(300)
 DOCUMENTS = 40
 
 
+@pytest.mark.long
 async def test_a_stack_is_backed_up_under_load_and_comes_back_elsewhere(tmp_path: Path) -> None:
     backup = tmp_path / "backup"
     async with data_folder() as folder, data_folder() as elsewhere:

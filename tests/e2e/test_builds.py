@@ -192,6 +192,7 @@ async def test_two_builds_side_by_side_under_load(request: pytest.FixtureRequest
             assert ramped <= 2 and promoted <= 2
 
 
+@pytest.mark.long
 async def test_a_build_that_cannot_continue_recent_runs_may_not_ramp() -> None:
     """The negative control of the check: a workflow whose code changed in a way that histories cannot follow."""
     with tempfile.TemporaryDirectory(prefix="apex-build-") as name:

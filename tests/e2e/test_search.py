@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypedDict
 
-import psycopg
 import pytest
 import pytest_asyncio
 
@@ -28,6 +27,7 @@ from apex_memory.stores.graph import open_graph
 from apex_memory.stores.vectors import open_vectors
 from apex_memory.telemetry import DEGRADED
 from tests.conftest import PASSWORD, running
+from tests.databases import Databases
 from tests.e2e.conftest import HASHING_DIMENSION, MakeSettings, delete_event, land, text_event
 from tests.e2e.logistics import DOCUMENTS, QUESTIONS
 from tests.faulty import Fault, Faulty
@@ -40,9 +40,7 @@ module = pytest_asyncio.fixture(scope="module", loop_scope="session")
 
 @module
 async def world(
-    postgres_url: str,
-    template_database: str,
-    database_numbers: Iterator[int],
+    databases: Databases,
     falkordb_url: str,
     valkey_url: str,
     engine_data: Path,
@@ -50,14 +48,12 @@ async def world(
     """All documents of the small world in memory, embedded with the default model. Tests only read it."""
     folder = engine_data / "e5"
     folder.mkdir()
-    name = f"test_{next(database_numbers)}"
     async with (
         running(Edge(folder, free_port(), PASSWORD, E5_DIMENSION)) as vectors,
-        await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as admin,
+        databases.database() as documents,
     ):
-        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template_database}")
         settings = Settings(
-            documents=postgres_url.removesuffix("/postgres") + f"/{name}",
+            documents=documents,
             graph=falkordb_url.rsplit("/", 1)[0] + f"/t{uuid.uuid4().hex[:8]}",
             vectors=vectors.url,
             cache=valkey_url,
@@ -81,7 +77,6 @@ async def world(
             )
             assert await app.direct.drain("documents") == len(DOCUMENTS)
             yield app
-        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @module

@@ -184,6 +184,7 @@ async def more(writer: Writer, count: int) -> None:
     await until(lambda: len(writer.landed) >= wanted, seconds=60, what=writer.stack.log_tail)
 
 
+@pytest.mark.long
 async def test_without_the_cache_results_are_the_same_and_only_slower() -> None:
     async def answers(stack: Stack) -> tuple[list[Any], float]:
         began, hits = time.monotonic(), []

@@ -15,7 +15,6 @@ from datetime import timedelta
 from typing import Any, TypeVar
 from unittest import mock
 
-import psycopg
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -75,15 +74,10 @@ class Company(RuleBasedStateMachine):
         self.do(self._open())
 
     async def _open(self) -> None:
-        world, name = self.world, f"ends_{uuid.uuid4().hex[:8]}"
-        admin = await self.closing.enter_async_context(
-            await psycopg.AsyncConnection.connect(world.postgres, autocommit=True)
-        )
-        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {world.template}")
-        self.closing.push_async_callback(admin.execute, f"DROP DATABASE {name} WITH (FORCE)")
+        world = self.world
         given = Settings(
-            documents=world.postgres.removesuffix("/postgres") + f"/{name}",
-            graph=world.falkordb.rpartition("/")[0] + f"/{name}",
+            documents=await self.closing.enter_async_context(world.databases.database()),
+            graph=world.falkordb.rpartition("/")[0] + f"/ends_{uuid.uuid4().hex[:8]}",
             vectors=world.vectors,
             cache=world.valkey,
             temporal=f"127.0.0.1:{free_port()}/apex",

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 from unittest import mock
 from uuid import UUID
 
-import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -30,6 +29,7 @@ from apex_memory.saga.recovery import ReconcileResult
 from apex_memory.saga.stage import Stage
 from apex_memory.sources.base import InboundRequest
 from apex_memory.stores.postgres import Connection
+from tests.databases import Databases
 from tests.faults.checks import examine, settle
 from tests.faults.story import Send, document, text
 from tests.faulty import Fault, Faulty
@@ -63,8 +63,7 @@ class Reference:
 class World:
     """Where the engines are."""
 
-    postgres: str
-    template: str
+    databases: Databases
     falkordb: str
     valkey: str
     vectors: str
@@ -106,15 +105,10 @@ class Memory(RuleBasedStateMachine):
         self.do(self._open())
 
     async def _open(self) -> None:
-        world, name = self.world, f"rules_{uuid.uuid4().hex[:8]}"
-        admin = await self.closing.enter_async_context(
-            await psycopg.AsyncConnection.connect(world.postgres, autocommit=True)
-        )
-        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {world.template}")
-        self.closing.push_async_callback(admin.execute, f"DROP DATABASE {name} WITH (FORCE)")
+        world = self.world
         given = Settings(
-            documents=world.postgres.removesuffix("/postgres") + f"/{name}",
-            graph=world.falkordb.rpartition("/")[0] + f"/{name}",
+            documents=await self.closing.enter_async_context(world.databases.database()),
+            graph=world.falkordb.rpartition("/")[0] + f"/rules_{uuid.uuid4().hex[:8]}",
             vectors=world.vectors,
             cache=world.valkey,
             embedder="hashing",
@@ -376,16 +370,13 @@ class Memory(RuleBasedStateMachine):
 
 @pytest.fixture
 def world(
-    postgres_url: str,
-    template_database: str,
+    databases: Databases,
     falkordb_url: str,
     valkey_url: str,
     own_vectors_url: str,
     tmp_path: Path,
 ) -> Iterator[World]:
-    yield World(
-        postgres_url, template_database, falkordb_url, valkey_url, own_vectors_url, tmp_path
-    )
+    yield World(databases, falkordb_url, valkey_url, own_vectors_url, tmp_path)
 
 
 def use(world: World, kind: type[Memory] = Memory, **more: Any) -> None:

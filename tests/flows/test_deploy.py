@@ -183,6 +183,7 @@ async def test_the_first_build_is_current_and_a_later_one_waits(own: Client, db:
             assert b.steps.published == []
 
 
+@pytest.mark.long
 async def test_a_restarting_old_worker_takes_nothing_back(own: Client, db: Postgres) -> None:
     async with worker(own, db, "a") as a:
         await carries(own, a)

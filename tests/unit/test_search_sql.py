@@ -17,6 +17,7 @@ from apex_memory.search.documents import list_query, to_cursor
 from apex_memory.search.results import DocumentSummary
 from apex_memory.search.snapshot import EXACT_LIMIT, SnapshotReader
 from apex_memory.stores.postgres import Connection
+from tests.databases import Databases
 
 DOCUMENTS = 20_000
 
@@ -102,20 +103,16 @@ class _ExplainingCursor:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def filled(
-    postgres_url: str, template_database: str, database_numbers: Iterator[int]
-) -> AsyncIterator[Connection]:
-    name = f"test_{next(database_numbers)}"
-    async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as admin:
-        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template_database}")
-        url = postgres_url.removesuffix("/postgres") + f"/{name}"
-        async with await psycopg.AsyncConnection.connect(
+async def filled(databases: Databases) -> AsyncIterator[Connection]:
+    async with (
+        databases.database() as url,
+        await psycopg.AsyncConnection.connect(
             url, autocommit=True, row_factory=dict_row
-        ) as connection:
-            await connection.execute(FILL.format(n=DOCUMENTS))
-            await connection.execute("VACUUM ANALYZE")
-            yield connection
-        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        ) as connection,
+    ):
+        await connection.execute(FILL.format(n=DOCUMENTS))
+        await connection.execute("VACUUM ANALYZE")
+        yield connection
 
 
 @pytest.fixture

@@ -150,8 +150,8 @@ async def exercise(fault: Fault, scene: Scene, prometheus: Prometheus) -> list[R
 async def diagnosis(stack: Stack) -> list[str]:
     """Return what `apex doctor` does not find good."""
     with suppress(TimeoutError, ValueError):
-        said = await stack.command("doctor", "--json", seconds=30)
-        rows = json.loads(said.out)
+        result = await stack.command("doctor", "--json", seconds=30)
+        rows = json.loads(result.out)
         return [f"{row['what']}: {row['detail']}"[:160] for row in rows if row["state"] != "good"]
     return []
 

@@ -215,8 +215,8 @@ def test_nothing_changes_when_the_migration_fails(
     before = release.items(DEPLOYMENTS)
     kubelet.broken.add("0.5.0")
     new = ["--set", "image.tag=0.5.0", "--set", "migrate.deadlineSeconds=30"]
-    said = release.change("upgrade", "minimal", *new, fails=True)
-    assert "pre-upgrade hooks failed" in said
+    result = release.change("upgrade", "minimal", *new, fails=True)
+    assert "pre-upgrade hooks failed" in result
     for name, item in before.items():
         assert (
             release.items(DEPLOYMENTS)[name]["metadata"]["generation"]

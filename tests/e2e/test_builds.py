@@ -94,9 +94,9 @@ async def enough(db: Postgres, at: Any) -> list[Any]:
 
 
 async def command(stack: Stack, *arguments: str) -> Any:
-    said = await stack.command("builds", *arguments, "--json", seconds=300)
-    assert said.code == 0, said.error
-    return said.json
+    result = await stack.command("builds", *arguments, "--json", seconds=300)
+    assert result.code == 0, result.error
+    return result.json
 
 
 async def last_of(db: Postgres, build: str, at: Any) -> float:

@@ -28,14 +28,14 @@ class Records(Source):
     """Records of things."""
     name, title, priority, path = "records", "Records", Priority.P1, "/v1/records"
     def receive(self, request):
-        told = json.loads(request.body)
-        return Received([Event(source="records", event_id=f"{told['ref']}:{told['version']}", doc_key=told["ref"],
-                               version=told["version"], occurred_at=datetime(2026, 11, 2, tzinfo=UTC),
+        body = json.loads(request.body)
+        return Received([Event(source="records", event_id=f"{body['ref']}:{body['version']}", doc_key=body["ref"],
+                               version=body["version"], occurred_at=datetime(2026, 11, 2, tzinfo=UTC),
                                payload=request.body)])
     def document(self, event):
-        told = json.loads(event.payload)
-        return Document(kind="record", title=told["ref"], occurred_at=event.occurred_at, text=told["text"],
-                        about=told["ref"], deleted=told.get("deleted", False))
+        body = json.loads(event.payload)
+        return Document(kind="record", title=body["ref"], occurred_at=event.occurred_at, text=body["text"],
+                        about=body["ref"], deleted=body.get("deleted", False))
     def samples(self):
         return []
 '''

@@ -31,7 +31,7 @@ async def direct() -> list[Row]:
             1000 * percentile(seconds, 0.5),
             "ms",
             60,
-            f"{len(seconds)} documents of one passage, `POST /v1/documents?path=direct&wait=searchable`, one after the other with irregular pauses, MiniLM; p99 {1000 * percentile(seconds, 0.99):.0f} ms; the last was searched for and found",
+            f"{len(seconds)} documents of one passage, `POST /v1/documents?path=direct&wait=searchable`, one after the other with irregular pauses, default model; p99 {1000 * percentile(seconds, 0.99):.0f} ms; the last was searched for and found",
         ),
         at_most(
             "fallback, from Temporal's death to the next event carried",

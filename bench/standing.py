@@ -20,6 +20,7 @@ from apex_memory.inbox import Inbox
 from apex_memory.stores.postgres import Postgres
 from bench.corpus import Corpus
 from bench.cpu import rss_mb, spent, usage
+from bench.engines import GRAPH
 from bench.rows import Row, at_most, percentile, scaled, stated
 from tests.e2e import front
 from tests.e2e.stack import SETTINGS, Stack, belonging, data_folder
@@ -45,7 +46,7 @@ class Standing(Stack):
             for name in SETTINGS.keys() - TESTS_OWN
         }
         known = {name: value for name, value in settings.items() if name not in defaults}
-        super().set(**defaults | known)
+        super().set(**{"GRAPH": GRAPH} | defaults | known)
 
     @asynccontextmanager
     async def inbox(self) -> AsyncIterator[tuple[Inbox, Postgres]]:

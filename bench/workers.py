@@ -26,7 +26,7 @@ from bench.rows import Row, stated
 PROCESSES = (1, 2, 3)
 DOCUMENTS = 3_000
 TURNS = 2
-WARM = 256
+WARM = 512  # documents for each process: twice what one claims at first
 
 
 async def workers() -> list[Row]:
@@ -56,11 +56,13 @@ async def _measured(engines: Engines, corpus: Corpus, count: int) -> tuple[float
     urls = await engines.fresh()
     async with AsyncExitStack() as stack:
         async with opened(urls, engines.folder, GivenEmbedder(random_pool())) as app:
-            await _land(app, corpus, WARM, "warm")
+            await _land(app, corpus, count * WARM, "warm")
             drains = [
                 await stack.enter_async_context(_drain(urls, engines.folder)) for _ in range(count)
             ]
-            await _go(drains)  # compiled plans, connections and caches of each process
+            # Compiled plans, connections and caches of each process: one that claims nothing here would be measured cold.
+            if not all(await _go(drains)):
+                raise AssertionError("a worker process of the bench drained nothing to warm up")
             await _land(app, corpus, DOCUMENTS, "measured")
         pids = engines.pids | {f"worker {n}": drain.pid for n, drain in enumerate(drains, 1)}
         before, began = usage(pids), time.perf_counter()

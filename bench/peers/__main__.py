@@ -51,15 +51,20 @@ def main() -> int:
     )
     parser.add_argument("--report", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
+    failed: list[str] = []
     if not arguments.report:
         scrub_environment()
         configure_logging("error", "console")
-        asyncio.run(run(arguments.name or list(TITLES), only_kill=arguments.kill))
+        failed = asyncio.run(run(arguments.name or list(TITLES), only_kill=arguments.kill))
     print("\n".join(table(saved())))
-    return 0
+    if failed:
+        print(f"not measured, see above: {', '.join(failed)}", file=sys.stderr)
+    return len(failed)
 
 
-async def run(names: Sequence[str], *, only_kill: bool = False) -> None:
+async def run(names: Sequence[str], *, only_kill: bool = False) -> list[str]:
+    """Measure the systems; return those that failed."""
+    failed = []
     python = install()
     given = await work()
     async with model_server() as models, _folder() as folder:
@@ -70,7 +75,9 @@ async def run(names: Sequence[str], *, only_kill: bool = False) -> None:
                 await _measure(name, python, models, folder, given, only_kill=only_kill)
             except Exception:  # noqa: BLE001 -- one broken peer must not hide the others' figures
                 traceback.print_exc()
+                failed.append(name)
             print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return failed
 
 
 async def _measure(
@@ -102,8 +109,8 @@ def install() -> Path:
     print(f"installing the peers into {VENV} …", file=sys.stderr)
     shutil.rmtree(VENV, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
-    pip = f"{python} -m pip install --quiet --disable-pip-version-check --require-hashes"
-    subprocess.run([*pip.split(), "-r", REQUIREMENTS], check=True)
+    options = ["--quiet", "--disable-pip-version-check", "--require-hashes"]
+    subprocess.run([python, "-m", "pip", "install", *options, "-r", REQUIREMENTS], check=True)
     done.write_text(wanted)
     return python
 
@@ -156,7 +163,10 @@ def saved() -> list[dict[str, Any]]:
 
 def save(figures: dict[str, Any]) -> None:
     """Put figures of one system into `latest.json`; all others stay."""
-    figures["measured at"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    measured = figures.get(
+        "kill", figures
+    )  # the kill is measured later than the rest, and may be measured alone
+    measured["measured at"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     by_name = {system["name"]: system for system in saved()}
     by_name[figures["name"]] = by_name.get(figures["name"], {}) | figures
     machine = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from apex_memory.model import Event
@@ -11,24 +11,12 @@ from apex_memory.sources import registry
 from apex_memory.sources.base import Source
 from bench.memory.month import month_set, vendors
 from bench.memory.world import sample_set
+from bench.peers.adapters.base import Document
 
 OTHERS = 65
 """Documents of the month that are loaded beside those of the sample world. No question is about them."""
 SINGLES = 20
 """Further documents of the month, written one at a time while the system is idle."""
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A document as all systems get it. `at` is ISO 8601; it also stands in the first line of the text."""
-
-    key: str
-    at: str
-    title: str
-    text: str
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from typing import Any
 from urllib.request import urlopen
 
 from bench.cpu import usage
-from bench.peers.documents import Document, Question, Work
+from bench.peers.adapters.base import Document
+from bench.peers.documents import Question, Work
 from bench.peers.systems import System
 from bench.rows import percentile
 
@@ -178,18 +179,20 @@ async def _kill(
     began = time.perf_counter()
     await system.start()
     restart = time.perf_counter() - began
-    books = await system.books()
+    progress = await system.progress()
     found = {document.key for document in documents if await _is_found(system, document)}
-    finished = acknowledged | _finished(books)
+    finished = acknowledged | _finished(progress)
     unfinished = {document.key for document in documents} - finished
-    answered = found & unfinished
-    later = await system.books()
-    answered -= _finished(later)  # it went on while it was asked
-    if books is not None:
+    found_unfinished = found & unfinished
+    later = await system.progress()
+    found_unfinished -= _finished(later)  # it went on while it was asked
+    if progress is not None:
         await system.resume()
-        finished |= _finished(await system.books())
+        finished |= _finished(await system.progress())
     alone = len(finished)
-    await system.load([one for one in documents if one.key not in finished], lambda key: None)
+    await system.load(
+        [document for document in documents if document.key not in finished], lambda key: None
+    )
     records = await system.records()
     keys = [document.key for document in documents]
     return {
@@ -198,10 +201,10 @@ async def _kill(
         "after": after,
         "over before the kill": was_over,
         "finished at the kill": len(documents) - len(unfinished),
-        "taken over": len(acknowledged if books is None else books),
+        "taken over": len(acknowledged if progress is None else progress),
         "restart": restart,
         "acknowledged, not found": sorted(acknowledged - found),
-        "unfinished, answered": sorted(answered),
+        "unfinished, answered": sorted(found_unfinished),
         "finished without the caller": alone,
         "missing at the end": [key for key in keys if not records.get(key)],
         "fewer records": [key for key in keys if 0 < records.get(key, 0) < whole.get(key, 0)],
@@ -209,8 +212,8 @@ async def _kill(
     }
 
 
-def _finished(books: Mapping[str, bool] | None) -> set[str]:
-    return {key for key, is_finished in (books or {}).items() if is_finished}
+def _finished(progress: Mapping[str, bool] | None) -> set[str]:
+    return {key for key, is_finished in (progress or {}).items() if is_finished}
 
 
 async def _is_found(system: System, document: Document) -> bool:

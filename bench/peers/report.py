@@ -74,7 +74,7 @@ _RATES: Mapping[str, Any] = {
     ),
     "write → found, p50, ms": lambda system: _ms(system["write to found p50"]),
     "write → found, slowest, ms": lambda system: _ms(system["write to found p99"]),
-    "… not found within 10 s": lambda system: (
+    "… not found 10 s after the write returned": lambda system: (
         f"{system['written singly, not found']} of {system['written singly']}"
     ),
     "search p50, ms": lambda system: _ms(system["search p50"]),
@@ -94,7 +94,7 @@ _KILL: Mapping[str, Any] = {
     "finished at the kill": lambda kill: str(kill["finished at the kill"]),
     "start after it, s": lambda kill: f"{kill['restart']:.1f}",
     "acknowledged and not found": lambda kill: str(len(kill["acknowledged, not found"])),
-    "unfinished, and answered": lambda kill: str(len(kill["unfinished, answered"])),
+    "unfinished, but found": lambda kill: str(len(kill["unfinished, answered"])),
     "finished without a second send": lambda kill: str(kill["finished without the caller"]),
     "after a second send: missing": lambda kill: str(len(kill["missing at the end"])),
     "… with fewer records": lambda kill: str(len(kill["fewer records"])),

@@ -7,8 +7,9 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
@@ -18,8 +19,7 @@ import msgpack
 from apex_memory import __version__
 from apex_memory.model import document_uuid
 from bench.cpu import usage
-from bench.peers.adapters.base import CANDIDATES
-from bench.peers.documents import Document
+from bench.peers.adapters.base import CANDIDATES, Acknowledge, Document
 from bench.standing import DEFAULT_EMBEDDER, Standing
 from tests.e2e.stack import FINAL
 from tests.waiting import until
@@ -37,8 +37,6 @@ PRIVATE = {
 }
 """So that the peers neither report their use nor look for models outside."""
 
-Acknowledge = Callable[[str], None]
-
 
 class System(Protocol):
     name: str
@@ -55,8 +53,8 @@ class System(Protocol):
     async def records(self) -> Mapping[str, int]:
         """Return how many records of the stores belong to each document."""
 
-    async def books(self) -> Mapping[str, bool] | None:
-        """Return by key whether a document that was taken over is finished; None without such books."""
+    async def progress(self) -> Mapping[str, bool] | None:
+        """Return by key whether a document that was taken over is finished; None without such progress."""
 
     async def resume(self) -> None:
         """Do what the documentation says to do after a crash."""
@@ -98,24 +96,24 @@ class Peer:
         return versions
 
     async def load(self, documents: Sequence[Document], acknowledge: Acknowledge) -> None:
-        await self._ask(
-            acknowledge, do="load", documents=[document.as_json() for document in documents]
+        await self._command(
+            acknowledge, do="load", documents=[asdict(document) for document in documents]
         )
 
     async def search(self, question: str) -> tuple[list[str], float]:
-        answer = await self._ask(do="search", question=question)
+        answer = await self._command(do="search", question=question)
         return list(dict.fromkeys(answer["keys"])), answer["seconds"]
 
     async def records(self) -> Mapping[str, int]:
-        records: Mapping[str, int] = (await self._ask(do="records"))["records"]
+        records: Mapping[str, int] = (await self._command(do="records"))["records"]
         return records
 
-    async def books(self) -> Mapping[str, bool] | None:
-        books: Mapping[str, bool] | None = (await self._ask(do="books"))["books"]
-        return books
+    async def progress(self) -> Mapping[str, bool] | None:
+        progress: Mapping[str, bool] | None = (await self._command(do="progress"))["progress"]
+        return progress
 
     async def resume(self) -> None:
-        await self._ask(do="resume")
+        await self._command(do="resume")
 
     def cpu(self) -> float:
         assert self._process
@@ -139,7 +137,7 @@ class Peer:
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
 
-    async def _ask(
+    async def _command(
         self, acknowledge: Acknowledge = lambda key: None, **command: Any
     ) -> dict[str, Any]:
         assert self._process and self._process.stdin
@@ -225,7 +223,7 @@ class Apex:
             )
         return {row["doc_key"]: 1 + len(msgpack.unpackb(row["chunks"])) for row in rows}
 
-    async def books(self) -> Mapping[str, bool] | None:
+    async def progress(self) -> Mapping[str, bool] | None:
         finished = await self._finished()
         return {key: key in finished for key in self._events}
 

@@ -239,11 +239,12 @@ class App:
 
 @asynccontextmanager
 async def open_app(
-    settings: Settings, *, build: str = "", any_embedder: bool = False
+    settings: Settings, *, build: str = "", any_embedder: bool = False, answers: bool = False
 ) -> AsyncIterator[App]:
     """Open every part against the URLs in the settings, and close them at the end. `build` defaults to that of the settings.
 
-    `any_embedder` is for a process that only carries copies: its embedder may differ from that of the memory.
+    `any_embedder` is for a process that only carries copies: its embedder may differ from that of the memory. `answers` is
+    for one that answers searches: only this reads from the standby of the settings, and has to run `Standby.run`.
 
     Raises `Misconfigured` for settings that cannot work, `Unavailable` without PostgreSQL. The other stores
     may be unavailable: what needs them waits.
@@ -277,7 +278,7 @@ async def open_app(
         )
         await db.open()
         stack.push_async_callback(db.close)
-        standby = await _open_standby(settings, db)
+        standby = await _open_standby(settings, db) if answers else None
         if standby:
             stack.push_async_callback(standby.close)
         dimension = embedder.dimension

@@ -129,7 +129,7 @@ def named_days(text: str) -> Iterator[WrittenDay]:
 
 
 def _is_verb(match: re.Match[str], month: str, year: str | None) -> bool:
-    """Return whether a month's name is a verb: `truck 12 may be late`, `march 5 trucks to the yard`."""
+    """Return whether a month's name is a verb: `truck 12 may be late`, `please march 5 trucks to the yard`."""
     if year or month not in ("may", "march"):
         return False
     before = match.string[max(0, match.start() - _BEFORE_CHARS) : match.start()]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import select
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import psycopg
@@ -15,7 +18,7 @@ import pytest_asyncio
 from apex_memory.errors import RetryLater, Unavailable
 from apex_memory.stores import postgres_graph
 from apex_memory.stores.postgres_graph import PostgresGraph
-from tests.contract.test_graph import CARRIER, SHIPMENT, Version, written
+from tests.contract.test_graph import CARRIER, SHIPMENT, Version, freezing_way, written
 
 
 @pytest.fixture
@@ -51,12 +54,61 @@ async def test_many_processes_prepare_at_once(url: str) -> None:
 async def test_tables_that_vanished_are_created_again(graph: PostgresGraph, url: str) -> None:
     mail = Version().mentions(SHIPMENT)
     await written(graph, mail)
+    incarnations = [await graph.incarnation()]
     await query(url, f"DROP SCHEMA {url.partition('=')[2]} CASCADE")
     assert await graph.tally([mail.stage]) == {}
+    incarnations.append(await graph.incarnation())
     with pytest.raises(RetryLater, match="missing"):
         await written(graph, mail)
     await written(graph, mail)
     assert await graph.tally([mail.stage]) == {mail.stage: mail.tally}
+    incarnations.append(await graph.incarnation())
+    assert len(set(incarnations)) == 3, "what is empty now is checked against the manifests"
+
+
+async def test_a_caller_that_gives_up_waits_no_longer_for_a_server_that_hangs(url: str) -> None:
+    target = urlsplit(url).port
+    assert target is not None
+    async with freezing_way(target) as (port, freeze):
+        graph = PostgresGraph(url.replace(f":{target}/", f":{port}/"), timeout=20)
+        await graph.prepare()
+        freeze()
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await graph.known([SHIPMENT])
+        assert time.monotonic() - began < 3
+        assert await graph.known([SHIPMENT]) == {}
+        await graph.close()
+
+
+async def test_a_server_that_is_silent_is_passed_over(url: str) -> None:
+    """As after the machine of the primary vanished: its address accepts, or drops, and says nothing."""
+    target = urlsplit(url).port
+
+    async def be_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(be_silent, "127.0.0.1", 0) as server:
+        silent = server.sockets[0].getsockname()[1]
+        two = url.replace(f"127.0.0.1:{target}", f"127.0.0.1:{silent},127.0.0.1:{target}")
+        graph = PostgresGraph(two, timeout=8)
+        await graph.ping()
+        await graph.close()
+
+
+async def test_sessions_are_used_again_where_the_kernel_cannot_be_asked(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(select, "POLLRDHUP")
+    graph = PostgresGraph(url, timeout=20)
+    pids = set()
+    for _ in range(3):
+        async with graph._sessions.session() as session:
+            pids.add(session.info.backend_pid)
+    assert len(pids) == 1
+    await graph.close()
 
 
 async def test_a_lost_entity_shows_in_the_tally(graph: PostgresGraph, url: str) -> None:

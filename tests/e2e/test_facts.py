@@ -175,6 +175,15 @@ async def test_facts_are_read_by_one_process_and_another_takes_over(app: App) ->
         await second.end()
 
 
+async def test_facts_are_read_by_one_process_also_while_a_reading_takes_long(app: App) -> None:
+    """The one that reads waits longer between two readings, and holds its lease longer, than the other one would."""
+    first, second = Facts(app, seconds=50), Facts(app, seconds=SECONDS)
+    assert await first.read()
+    assert not await second.read()
+    await first.end()
+    await second.end()
+
+
 async def test_facts_of_sources_that_are_not_in_the_settings_make_no_series(app: App) -> None:
     [landed] = await land(app, text_event(app, "a", "one"))
     await app.db.execute("UPDATE inbox SET source = 'removed' WHERE id = %s", (landed.id,))

@@ -25,6 +25,7 @@ from tests.waiting import until
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "backup.md"
 TIME = "2026-03-01 09:59:30+00"  # the example on the page
+BASE = "base-2026-03-01"  # on the page
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,8 @@ async def test_all_stores_go_back_to_a_time(
         await until(lambda: is_archived(server), "the log is archived", seconds=60)
     recovered = Server(folder / "recovered", free_port(), PASSWORD)
     prepare_folder(server, recovered)
-    script = commands.restore.replace(TIME, str(at))
+    [base] = backup.glob("base-*")
+    script = commands.restore.replace(TIME, str(at)).replace(BASE, base.name)
     run(server, script, PGDATA=str(recovered.cluster))
     async with running_server(recovered):
         await until(lambda: is_recovered(recovered), "the recovery has ended", seconds=60)

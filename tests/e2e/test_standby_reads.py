@@ -152,6 +152,36 @@ async def test_what_is_said_to_be_searchable_is_found(api: Api, pair: Pair) -> N
     assert await first(api, "SHP-210999") == "SHP-210999 left."
 
 
+async def test_who_waits_at_once_with_others_waits_no_longer(api: Api, pair: Pair) -> None:
+    """All write marks, and the standby goes on from one to a later one: each covers the writes before it."""
+    standby = standby_of(api)
+
+    async def wait(n: int) -> bool:
+        await asyncio.sleep(n / 500)  # apart, so that each writes its mark while the others look
+        return await standby.caught_up(BOUND)
+
+    began = time.monotonic()
+    assert await asyncio.gather(*map(wait, range(40))) == [True] * 40
+    assert standby.fresh and time.monotonic() - began < BOUND / 2
+
+
+async def test_a_standby_that_was_set_aside_is_not_read_before_it_shows_what_was_promised(
+    api: Api, pair: Pair
+) -> None:
+    await is_fresh(api)
+    await pause(pair)
+    await is_fresh(api)
+    standby_of(api).set_aside("as after a search that failed")
+    body = {"key": "promised", "text": "SHP-260001 left."}
+    answer = await api.post("/v1/documents?path=direct&wait=searchable&timeout=30", json=body)
+    assert answer.json()["searchable"]
+    for _ in range(
+        15
+    ):  # the standby shows a mark that is younger than the bound, and still lacks the document
+        assert await first(api, "SHP-260001") == body["text"]
+        await asyncio.sleep(0.1)  # between two marks
+
+
 async def test_what_a_late_standby_shows_is_still_in_the_stores(api: Api, pair: Pair) -> None:
     """The former version, which the standby still shows, is found by its words until the bound is over."""
     await write(api, "v", "The reefer waits at dock seven.", version=1)
@@ -185,6 +215,11 @@ async def test_without_a_standby_searches_read_from_the_primary(
         temporal="127.0.0.1:1/apex",
         grace_seconds=20,
     )
+    with capture_logs() as logs:
+        async with running_api(settings) as api:
+            await until(
+                lambda: any(line.get("component") == "standby" for line in logs), "it is logged"
+            )
     async with running_api(settings) as api:
         began = time.monotonic()
         answer = await api.post(

@@ -9,7 +9,14 @@ import pytest
 
 from apex_memory.errors import Unavailable
 from apex_memory.model import Vectors
-from apex_memory.search.centre import KEEP_SECONDS, LEAST_PASSAGES, SHARE, Centre
+from apex_memory.search.centre import (
+    KEEP_SECONDS,
+    LEAST_PASSAGES,
+    SAMPLE_BYTES,
+    SAMPLE_PASSAGES,
+    SHARE,
+    Centre,
+)
 
 
 class Sample:
@@ -63,6 +70,18 @@ async def test_the_sample_is_read_again_after_a_while() -> None:
         [0.8, 0.6 * (1 - SHARE), 0.0]
     )
     assert sample.reads == 2
+
+
+async def test_of_long_vectors_fewer_passages_are_read() -> None:
+    asked = []
+
+    async def read(documents: int, passages: int, dimension: int) -> list[bytes]:
+        asked.append(documents * passages * dimension * 4)
+        return []
+
+    for dimension in (384, 1_536, 8_192):
+        await Centre().removed_from(np.ones(dimension, dtype=np.float32), read)
+    assert max(asked) <= SAMPLE_BYTES and asked[0] == 300 * SAMPLE_PASSAGES * 384 * 4
 
 
 async def test_searches_at_once_read_the_sample_once() -> None:

@@ -22,7 +22,7 @@ async def main(name: str, folder: Path, models: str) -> None:
     adapter: Adapter = importlib.import_module(f"bench.peers.adapters.{name}").ADAPTER()
     await adapter.open(folder, models)
     versions = {package: importlib.metadata.version(package) for package in adapter.packages}
-    _say(out, {"ready": versions})
+    _send(out, {"ready": versions})
     while line := await asyncio.to_thread(sys.stdin.readline):
         began = time.perf_counter()
         try:
@@ -30,7 +30,7 @@ async def main(name: str, folder: Path, models: str) -> None:
         except Exception as error:  # noqa: BLE001 -- the driver reports it
             traceback.print_exc()
             answer = {"error": f"{type(error).__name__}: {error}"[:500]}
-        _say(out, {**answer, "seconds": time.perf_counter() - began})
+        _send(out, {**answer, "seconds": time.perf_counter() - began})
     await adapter.close()
 
 
@@ -38,15 +38,15 @@ async def _answer(adapter: Adapter, command: dict[str, Any], out: TextIO) -> dic
     match command["do"]:
         case "load":
             documents = [Document(**fields) for fields in command["documents"]]
-            await adapter.load(documents, lambda key: _say(out, {"acknowledged": key}))
+            await adapter.load(documents, lambda key: _send(out, {"acknowledged": key}))
             return {}
         case "search":
             return {"keys": list(await adapter.search(command["question"]))}
         case "records":
             return {"records": dict(await adapter.records())}
-        case "books":
-            books = await adapter.books()
-            return {"books": None if books is None else dict(books)}
+        case "progress":
+            progress = await adapter.progress()
+            return {"progress": None if progress is None else dict(progress)}
         case "resume":
             await adapter.resume()
             return {}
@@ -54,7 +54,7 @@ async def _answer(adapter: Adapter, command: dict[str, Any], out: TextIO) -> dic
             raise ValueError(unknown)
 
 
-def _say(out: TextIO, answer: dict[str, Any]) -> None:
+def _send(out: TextIO, answer: dict[str, Any]) -> None:
     out.write(json.dumps(answer) + "\n")
     out.flush()
 

@@ -17,6 +17,8 @@ CANDIDATES = 30
 
 @dataclass(frozen=True, slots=True)
 class Document:
+    """A document as all systems get it. `at` is ISO 8601; it also stands in the first line of the text."""
+
     key: str
     at: str
     title: str
@@ -43,10 +45,10 @@ class Adapter(Protocol):
     async def records(self) -> Mapping[str, int]:
         """Return how many records of the stores belong to each document, by key."""
 
-    async def books(self) -> Mapping[str, bool] | None:
-        """Return the documents that the peer has taken over, by key: whether its own books call them finished.
+    async def progress(self) -> Mapping[str, bool] | None:
+        """Return the documents that the peer has taken over, by key: whether it says that they are finished.
 
-        None if it keeps no such books: then a document is taken over when its write returns.
+        None if it keeps no such list: then a document is taken over when its write returns.
         """
 
     async def resume(self) -> None:

@@ -52,7 +52,7 @@ class Chroma:
     async def records(self) -> Mapping[str, int]:
         return Counter(self._collection.get()["ids"])
 
-    async def books(self) -> None:
+    async def progress(self) -> None:
         return None
 
     async def resume(self) -> None:

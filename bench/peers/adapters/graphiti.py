@@ -108,7 +108,7 @@ class Graphiti:
         )
         return {row["name"]: row["records"] for row in rows}
 
-    async def books(self) -> None:
+    async def progress(self) -> None:
         return None
 
     async def resume(self) -> None:

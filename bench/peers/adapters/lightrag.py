@@ -60,7 +60,7 @@ class LightRag:
         await self._rag.initialize_storages()
 
     async def load(self, documents: Sequence[Document], acknowledge: Acknowledge) -> None:
-        """All at once, as its server does: the queue is on disk, and its books say what is finished.
+        """All at once, as its server does: the queue is on disk, and its progress say what is finished.
 
         Keys are quoted, because it takes what follows a path's last `/` for the name, and refuses equal names.
         """
@@ -74,7 +74,7 @@ class LightRag:
         waiting = {document.key for document in documents}
         while waiting:
             done = insert.done()
-            finished = {key for key, is_finished in (await self.books()).items() if is_finished}
+            finished = {key for key, is_finished in (await self.progress()).items() if is_finished}
             for key in sorted(waiting & finished):
                 waiting.discard(key)
                 acknowledge(key)
@@ -99,7 +99,7 @@ class LightRag:
         count.update(item.get("file_path", "") for item in storage["data"])
         return {unquote(path): n for path, n in count.items()}
 
-    async def books(self) -> Mapping[str, bool]:
+    async def progress(self) -> Mapping[str, bool]:
         known = await self._rag.doc_status.get_docs_by_statuses(list(DocStatus))
         return {key: status.status == DocStatus.PROCESSED for key, status in known.items()}
 

@@ -81,7 +81,7 @@ class LlamaIndex:
         points, _ = self._client.scroll(COLLECTION, limit=100_000)
         return Counter((point.payload or {})["key"] for point in points)
 
-    async def books(self) -> None:
+    async def progress(self) -> None:
         return None
 
     async def resume(self) -> None:

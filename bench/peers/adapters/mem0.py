@@ -75,7 +75,7 @@ class Mem0:
         found = self._memory.get_all(filters={"user_id": USER}, top_k=100_000)
         return Counter(memory["metadata"]["key"] for memory in found["results"])
 
-    async def books(self) -> None:
+    async def progress(self) -> None:
         return None
 
     async def resume(self) -> None:

@@ -188,7 +188,7 @@ def _lifespan(
 @asynccontextmanager
 async def open_gateway(settings: Settings, tls: ServerTls | None = None) -> AsyncIterator[Gateway]:
     """Open everything a request handler needs. Temporal may be unavailable: the connection is made when first used."""
-    async with open_app(settings) as app:
+    async with open_app(settings, answers=True) as app:
         client = await connect_by(settings, app.keyring, lazy=True)
         touch_metrics(app.sources)
         drains = drains_of(app, client)

@@ -141,7 +141,8 @@ class Facts:
     async def read(self) -> bool:
         """Read once if no other gateway does, and return whether it was read. Raises what PostgreSQL raises."""
         lease = max(self._wait * LEASE_ROUNDS, LEAST_LEASE)
-        if not await acquire(self._db, LEASE, self._owner, lease):
+        longest = LONGEST_WAIT * LEASE_ROUNDS
+        if not await acquire(self._db, LEASE, self._owner, lease, longest=longest):
             self._hide()
             return False
         began = perf_counter()

@@ -44,7 +44,8 @@ class PayloadStore:
     With `seals` those that stay there are sealed. Sealed ones are opened, whatever `seals` is. Raises `Misconfigured`
     without keys where payloads are to be sealed.
 
-    Everything that lands calls `offload` or `get_ready` first. Both call `require_space`, which raises `NoWrites` while
+    Everything that lands calls `offload` or `get_ready` first, but parts of an event that is stored already
+    (`saga/families.py`), whose payloads are its own. Both call `require_space`, which raises `NoWrites` while
     PostgreSQL has no room for events: so nothing is written for an event that is refused.
     """
 

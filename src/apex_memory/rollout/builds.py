@@ -158,7 +158,7 @@ async def absence(db: Postgres) -> Absence | None:
                   ARRAY(SELECT b.build FROM builds b
                         WHERE b.role <> 'retired' AND {SEEN_LATELY}
                         ORDER BY b.role <> 'previous', b.seen_at DESC, b.build) AS living
-           FROM builds c WHERE c.role = 'current' AND NOT (c.{SEEN_LATELY})"""
+           FROM builds c WHERE c.role = 'current' AND c.build NOT IN (SELECT build FROM builds WHERE {SEEN_LATELY})"""
     )
     if row is None:
         return None

@@ -8,6 +8,7 @@ docs/discussions/ranking.md has the figures.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -20,6 +21,7 @@ SAMPLE_DOCUMENTS = (
     300  # those with the lowest ids, which are random: every process takes the same ones
 )
 SAMPLE_PASSAGES = 32  # of each of them at most
+SAMPLE_BYTES = 16 << 20  # of all their vectors at most: of long vectors fewer passages are read
 LEAST_PASSAGES = 100  # the mean of fewer is what these are about, not what all have in common
 KEEP_SECONDS = 600
 
@@ -48,11 +50,13 @@ class Centre:
         """Read the sample anew. Other searches go on meanwhile with what is known: one reads for all of them."""
         former, self._read_at = self._read_at, self._clock()
         try:
-            rows = await read_sample(SAMPLE_DOCUMENTS, SAMPLE_PASSAGES, dimension)
+            fitting = max(1, SAMPLE_BYTES // (4 * dimension * SAMPLE_DOCUMENTS))
+            rows = await read_sample(SAMPLE_DOCUMENTS, min(SAMPLE_PASSAGES, fitting), dimension)
+            # In a thread, as other requests wait for the loop: it is a second of work for millions of numbers.
+            self._direction = await asyncio.to_thread(_direction, rows, dimension)
         except BaseException:  # also when the search is cancelled: the next one reads it
             self._read_at = former
             raise
-        self._direction = _direction(rows, dimension)
 
 
 def _direction(rows: Sequence[bytes], dimension: int) -> Vectors | None:

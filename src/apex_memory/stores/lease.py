@@ -51,10 +51,13 @@ async def leased_if_free(
         await release(db, name, owner)
 
 
-async def acquire(db: Postgres, name: str, owner: UUID, seconds: float) -> bool:
+async def acquire(
+    db: Postgres, name: str, owner: UUID, seconds: float, *, longest: float | None = None
+) -> bool:
     """Take or renew the lease for so many seconds if it is free, ran out, or is the owner's already. Return whether it is held.
 
-    One that runs out later than in twice that time was taken before the clock of PostgreSQL was set back: it is free.
+    `longest` is the longest time for which anybody takes this lease; without it everybody takes it for `seconds`. One that
+    runs out later than in twice that time was taken before the clock of PostgreSQL was set back: it is free.
     """
     return bool(
         await db.execute(
@@ -62,7 +65,7 @@ async def acquire(db: Postgres, name: str, owner: UUID, seconds: float) -> bool:
                ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, until = excluded.until
                WHERE leases.until NOT BETWEEN clock_timestamp() AND clock_timestamp() + make_interval(secs => %s)
                   OR leases.owner = excluded.owner""",
-            (name, owner, seconds, 2 * seconds),
+            (name, owner, seconds, 2 * (longest or seconds)),
         )
     )
 

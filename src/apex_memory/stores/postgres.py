@@ -199,14 +199,15 @@ def cut_after(connection: psycopg.AsyncConnection[Any], seconds: float) -> Itera
 
     Cancelling is not enough: psycopg asks the hanging server to cancel, and waits for its response.
     """
-    cut = asyncio.get_running_loop().call_later(seconds, _shut, connection)
+    cut = asyncio.get_running_loop().call_later(seconds, shut, connection)
     try:
         yield
     finally:
         cut.cancel()
 
 
-def _shut(connection: psycopg.AsyncConnection[Any]) -> None:
+def shut(connection: psycopg.AsyncConnection[Any]) -> None:
+    """Shut the connection's socket, if it is still open."""
     with (
         suppress(OSError, psycopg.Error),
         socket.socket(fileno=os.dup(connection.fileno())) as line,
@@ -214,10 +215,10 @@ def _shut(connection: psycopg.AsyncConnection[Any]) -> None:
         line.shutdown(socket.SHUT_RDWR)
 
 
-def hung_up(connection: psycopg.AsyncConnection[Any]) -> bool:
-    """Return whether the server has closed the connection, as far as the kernel knows; True where it cannot be asked."""
+def hung_up(connection: psycopg.AsyncConnection[Any]) -> bool | None:
+    """Return whether the server has closed the connection, as far as the kernel knows; None where it cannot be asked."""
     if not hasattr(select, "POLLRDHUP"):  # not on Linux
-        return True
+        return None
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLRDHUP)
     return bool(poll.poll(0))
@@ -226,7 +227,8 @@ def hung_up(connection: psycopg.AsyncConnection[Any]) -> bool:
 async def _check(connection: Connection) -> None:
     """Raise for a broken connection. The kernel reports a closed one at once; a hanging one needs a statement."""
     assert isinstance(connection, _Pooled)
-    if time.monotonic() - connection.returned_at < FRESH_SECONDS and not hung_up(connection):
+    is_recent = time.monotonic() - connection.returned_at < FRESH_SECONDS
+    if is_recent and hung_up(connection) is False:
         return
     with cut_after(connection, CHECK_SECONDS):
         await AsyncConnectionPool.check_connection(connection)

@@ -192,7 +192,11 @@ DELETE FROM GRAPH.entities e WHERE ref = ANY(%(refs)s::text[])
   AND NOT EXISTS (SELECT FROM GRAPH.assertions WHERE subject = e.n)
   AND NOT EXISTS (SELECT FROM GRAPH.assertions WHERE object = e.n)
 """
-STARTED = "SELECT extract(epoch FROM pg_postmaster_start_time())::text, current_database()"
+IDENTITY = """
+SELECT extract(epoch FROM pg_postmaster_start_time())::text, current_database(),
+       (SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = %(schema)s AND c.relname = 'stages')
+"""
 # Writers share it. Removing entities takes it alone: one that a writer has just seen must not vanish.
 WRITERS = "SELECT pg_advisory_xact_lock_shared(hashtextextended(%(schema)s, 0))"
 ALONE = "SELECT pg_advisory_xact_lock(hashtextextended(%(schema)s, 0))"
@@ -264,9 +268,12 @@ class PostgresGraph:
         return f"PostgreSQL {version}"
 
     async def incarnation(self) -> str:
-        """Return when the server started, with database and schema: another one of these is another graph."""
-        ((started, database),) = await self._read(STARTED)
-        return f"{started} {database} {self._schema}"
+        """Return when the server started, with database, schema and the number of a table.
+
+        Another one of these is another graph, also when somebody dropped the tables and they were created again.
+        """
+        ((started, database, table),) = await self._read(IDENTITY, schema=self._schema)
+        return f"{started} {database} {self._schema} {table}"
 
     async def close(self) -> None:
         await self._sessions.close()

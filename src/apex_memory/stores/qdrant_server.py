@@ -97,7 +97,7 @@ class QdrantVectors:
             return f"Qdrant {(await self._client.info()).version}"
 
     async def incarnation(self) -> str:
-        """Return the id that the server generates at every start, from its telemetry, and the collection behind the name.
+        """Return the id that the server generates at every start, from its telemetry, and the collection behind an alias.
 
         So another collection shows, also when an alias moves to it. Each call asks the server, because HTTP shows no
         broken connection. Where telemetry is not available
@@ -107,7 +107,7 @@ class QdrantVectors:
         """
         async with self._translated("incarnation"):
             process, collection = await asyncio.gather(self._process(), self._behind_alias())
-            return f"{process} {collection}"
+            return process if collection == self._collection else f"{process} {collection}"
 
     async def _process(self) -> str:
         try:

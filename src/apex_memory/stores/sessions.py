@@ -16,9 +16,18 @@ import psycopg
 from psycopg import errors
 
 from apex_memory.errors import ApexError, Misconfigured, NoWrites, Rejected, RetryLater, Unavailable
-from apex_memory.stores.postgres import CHECK_SECONDS, FRESH_SECONDS, TLS_REASON, cut_after, hung_up
+from apex_memory.stores.postgres import (
+    CHECK_SECONDS,
+    FRESH_SECONDS,
+    TLS_REASON,
+    cut_after,
+    hung_up,
+    shut,
+)
 from apex_memory.tls import STORE_REMEDY
 
+CANCEL_SECONDS = 0.3  # that a server may take to end a statement nobody waits for
+CONNECT_SECONDS = 5.0  # to reach one server of several, at most
 CREDENTIALS = "check user and password in the URL, and the user's rights"
 STANDBY = (
     "name all servers in the URL, with target_session_attrs=read-write, or lead it to the primary"
@@ -38,6 +47,14 @@ class Session(psycopg.AsyncConnection[tuple[Any, ...]]):
 
     generation = 0
     returned_at = 0.0
+
+    async def _try_cancel(self, *, timeout: float = 5.0) -> None:
+        """Ask the server to end the statement of a caller that was cancelled, and cut the connection if it does not at once.
+
+        psycopg waits ten seconds for a server that hangs. A session whose caller was cancelled is not used again.
+        """
+        asyncio.get_running_loop().call_later(CANCEL_SECONDS, shut, self)
+        await super()._try_cancel(timeout=min(timeout, CANCEL_SECONDS))
 
 
 class Sessions:
@@ -60,6 +77,9 @@ class Sessions:
                 f"{store}: the URL cannot be read",
                 remedy="write postgresql://user:password@host:port/database",
             ) from None
+        hosts = str(address.get("host") or "localhost").split(",")
+        # psycopg tries one server after the other: the last of them must still be reached in time. 2 s is its least.
+        self._connect_seconds = max(2, int(min(CONNECT_SECONDS, timeout / (len(hosts) + 1))))
         self._store = store
         self._where = f"{address.get('host') or 'localhost'}:{ports}"
         self._url = url
@@ -108,7 +128,8 @@ class Sessions:
             if session.generation == self._generation and await self._responds(session):
                 return session
             await session.close()
-            self._generation += session.generation == self._generation
+            if session.generation == self._generation:
+                self._generation += 1
         generation = self._generation
         session = await Session.connect(
             self._url,
@@ -116,15 +137,17 @@ class Sessions:
             prepare_threshold=0,
             application_name="apex_graph",
             options=self._options,
+            connect_timeout=self._connect_seconds,
         )
         session.generation = generation
         return session
 
     async def _responds(self, session: Session) -> bool:
         """Return whether an idle session can be used. The kernel reports a closed one at once; a hanging one needs a statement."""
-        if hung_up(session):
+        closed = hung_up(session)
+        if closed:
             return False
-        if time.monotonic() - session.returned_at < FRESH_SECONDS:
+        if closed is False and time.monotonic() - session.returned_at < FRESH_SECONDS:
             return True
         try:
             # Shorter than the time limit of the use: what that cancels would wait for the server again.

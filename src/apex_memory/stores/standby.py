@@ -16,9 +16,11 @@ from uuid import UUID, uuid4
 from apex_memory.errors import ApexError
 from apex_memory.stores.postgres import Postgres
 from apex_memory.telemetry import STANDBY_BEHIND, logger
+from apex_memory.telemetry.logs import unforeseen
 
 MARK_SECONDS = 1.0  # most between two marks; a quarter of the bound where that is less
 KEEP_SECONDS = 3600.0  # until the mark of a process that died is removed
+LAGS = "it lags"
 LOOK_SECONDS = 0.005  # between two looks for a mark that somebody waits for
 
 
@@ -44,13 +46,16 @@ class Standby:
         self._written: dict[UUID, float] = {}
         """Time before the write of each mark that the standby may still show."""
         self._as_of = float("-inf")
-        self._was_fresh = False
+        self._least = float("-inf")
+        """Time of the newest commit that somebody was promised to find: the standby is not read before it shows that."""
+        self._began = clock()
+        self._was_fresh: bool | None = None
         self._log = logger(component="standby")
 
     @property
     def fresh(self) -> bool:
-        """Whether it shows everything that was committed until `bound` seconds ago."""
-        return self._clock() - self._as_of < self.bound
+        """Whether it shows everything that was committed until `bound` seconds ago, and what `caught_up` promised."""
+        return self._as_of >= self._least and self._clock() - self._as_of < self.bound
 
     def set_aside(self, reason: str) -> None:
         """Read from the primary until the standby shows a mark again."""
@@ -62,35 +67,38 @@ class Standby:
         await self._remove_old_marks()
         while True:
             began = self._clock()
-            reason = "it lags"
+            reason = LAGS
             try:
                 await self._mark()
                 await self._look()
-            except ApexError as error:
-                reason = str(error)
+            except Exception as error:  # noqa: BLE001 (outermost loop: another database has no such table)
+                if not isinstance(error, ApexError):
+                    self._log.error("standby not looked at", **unforeseen(error))
+                self.set_aside(str(error) or type(error).__name__)
             self._report(reason)
             spent = self._clock() - began
             await asyncio.sleep(max(0.0, min(MARK_SECONDS, self.bound / 4) - spent))
 
     async def caught_up(self, seconds: float) -> bool:
-        """Return True when every process reads what is committed now: from this standby, or from the primary.
+        """Return True when this process reads what is committed now: from the standby, or from the primary.
 
-        A standby that does not show it within `bound` seconds is beyond the bound for all of them. Returns False when
-        `seconds` end first. Does not wait for a standby that this process does not read from.
+        A standby that does not show it within `bound` seconds is not read again before it does. Returns False when `seconds` end
+        first. Does not wait for a standby that this process does not read from. Another process may still read it,
+        and see what it showed `bound` seconds ago.
         """
-        until = self._clock() + seconds
+        asked = self._clock()
         try:
-            mark = await self._mark()
-            written = self._written[mark]
-            while self.fresh and self._clock() - written < self.bound:
-                if await self._shown() == mark:
-                    self._see(mark)
+            await self._mark()
+            while self.fresh and self._clock() - asked < self.bound:
+                await self._look()  # the mark, or a later one of this process
+                if self._as_of >= asked:
                     return True
-                if self._clock() >= until:
+                if self._clock() - asked >= seconds:
                     return False
                 await asyncio.sleep(LOOK_SECONDS)
         except ApexError as error:
             self.set_aside(str(error))
+        self._least = max(self._least, asked)
         return True
 
     async def close(self) -> None:
@@ -99,7 +107,7 @@ class Standby:
             await self._primary.execute("DELETE FROM leases WHERE name = %s", (self._name,))
         await self.snapshots.close()
 
-    async def _mark(self) -> UUID:
+    async def _mark(self) -> None:
         """Write a new mark on the primary. It stands in `leases`, where it holds up nobody."""
         mark, began = uuid4(), self._clock()
         await self._primary.execute(
@@ -111,21 +119,14 @@ class Standby:
             earlier: at for earlier, at in self._written.items() if began - at < 2 * self.bound
         }
         self._written[mark] = began
-        return mark
 
     async def _look(self) -> None:
-        shown = await self._shown()
-        if shown is not None:
-            self._see(shown)
-
-    async def _shown(self) -> UUID | None:
+        """Read which mark the standby shows: it has all that was committed before that was written."""
         row = await self.snapshots.fetch_one(
             "SELECT owner FROM leases WHERE name = %s", (self._name,)
         )
-        return row["owner"] if row else None
-
-    def _see(self, mark: UUID) -> None:
-        self._as_of = max(self._as_of, self._written.get(mark, float("-inf")))
+        if row:
+            self._as_of = max(self._as_of, self._written.get(row["owner"], float("-inf")))
 
     async def _remove_old_marks(self) -> None:
         try:
@@ -139,7 +140,8 @@ class Standby:
 
     def _report(self, reason: str) -> None:
         STANDBY_BEHIND.set(self._clock() - self._as_of)
-        if self.fresh == self._was_fresh:
+        is_starting = self._was_fresh is None and self._clock() - self._began < self.bound
+        if self.fresh == self._was_fresh or (is_starting and not self.fresh and reason == LAGS):
             return
         self._was_fresh = self.fresh
         if self.fresh:

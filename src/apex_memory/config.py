@@ -518,6 +518,10 @@ class Settings(BaseSettings):
         LOOPBACK,
         description="Address (`host:port`) at which the worker of the bulk queue exposes its metrics.",
     )
+    shadow_metrics: str = Field(
+        LOOPBACK,
+        description="Address (`host:port`) at which a process that carries copies for a candidate build exposes its metrics. docs/howto/shadow.md.",
+    )
     vectors_metrics: str = Field(
         LOOPBACK,
         description="Address (`host:port`) at which the embedded vector server exposes its metrics.",
@@ -543,6 +547,7 @@ class Settings(BaseSettings):
         "gateway_metrics",
         "worker_metrics",
         "bulk_metrics",
+        "shadow_metrics",
         "vectors_metrics",
         "supervisor_metrics",
         "temporal_metrics",

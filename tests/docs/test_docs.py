@@ -72,6 +72,29 @@ def test_contributing_names_files_that_exist() -> None:
             assert (ROOT / "src" / "apex_memory" / path).exists(), f"CONTRIBUTING.md names {path}"
 
 
+def test_make_help_lists_every_target() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    [targets] = re.findall(r"^\.PHONY: (.+)$", text, re.MULTILINE)
+    described = re.findall(r"^([a-z-]+):.*##", text, re.MULTILINE)
+    assert sorted(described) == sorted(targets.split())
+
+
+def test_packages_of_sources_have_the_modules_that_their_overview_names() -> None:
+    folder = ROOT / "src" / "apex_memory" / "sources"
+    packages = {file.parent for file in folder.glob("*/__init__.py")}
+    for name in ("source.py", "samples"):
+        assert not [package.name for package in packages if not (package / name).exists()]
+    without = {
+        name: {package.name for package in packages if not (package / f"{name}.py").exists()}
+        for name in ("settings", "api", "documents")
+    }
+    assert without == {
+        "settings": {"documents"},
+        "api": {"documents", "llm", "edi"},
+        "documents": {"documents"},
+    }
+
+
 def test_generated_pages_are_up_to_date() -> None:
     for name, text in reference.pages(typer.main.get_command(app)):
         file = ROOT / "docs" / "reference" / name

@@ -39,6 +39,9 @@ DEFAULT_NAMESPACE = (
     "default"  # Temporal's, where TEMPORAL_ADDRESS is set without TEMPORAL_NAMESPACE
 )
 
+METADATA_MAX_BYTES = 65_536
+"""The default of `metadata_max_bytes`."""
+
 VERSION_VARIABLES = {
     "TEMPORAL_DEPLOYMENT_NAME": "deployment_name",
     "TEMPORAL_WORKER_BUILD_ID": "build_id",
@@ -365,6 +368,11 @@ class Settings(BaseSettings):
     )
     max_upload_bytes: int = Field(
         50_000_000, gt=0, description="Largest uploaded document in bytes."
+    )
+    metadata_max_bytes: int = Field(
+        METADATA_MAX_BYTES,
+        ge=1_024,
+        description="Most bytes of the `metadata` that a caller gives one document or conversation, as JSON.",
     )
     max_connections: int = Field(
         800,

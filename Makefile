@@ -40,7 +40,7 @@ demo: $(READY)   ## set up, start the stack, land real inputs, ask questions; KE
 quick: $(DEV)    ## under a minute: lint, types, import contracts, and all tests that need no engine, with a fifth of the random examples
 	@$(MAKE) --no-print-directory --keep-going --jobs 4 $(SYNC) lint types imports quick-tests
 
-quick-tests: $(DEV)
+quick-tests: $(DEV) ## the tests of `make quick` alone; ARGS="-k mail" for a part
 	@$(BIN)/python -m pytest -q -m "not engine" --quick $(PARALLEL) $(ARGS)
 
 fix: $(DEV)      ## format, and correct what the linter can correct
@@ -66,14 +66,14 @@ test-servers: $(DEV)   ## the tests on servers that PyPI does not carry: Neo4j (
 test-deploy: $(DEV)    ## the Helm chart on an API server of its own (needs Go, etcd and openssl, and half an hour to build it the first time); the Compose project, where a Docker Engine runs
 	$(BIN)/python -m pytest -m deploy --deploy tests/deploy $(ARGS)
 
-lint: $(DEV)
+lint: $(DEV)     ## the format and the linter, which change nothing
 	@$(BIN)/ruff format --check $(CODE)
 	@$(BIN)/ruff check $(CODE)
 
-types: $(DEV)
+types: $(DEV)    ## mypy, in strict mode
 	@$(BIN)/mypy
 
-imports: $(DEV)
+imports: $(DEV)  ## the import contracts
 	@$(BIN)/lint-imports
 
 docs: $(DEV)     ## generate the reference pages, the pictures, the Grafana dashboards, and the Helm chart's copies and table of values
@@ -82,7 +82,7 @@ docs: $(DEV)     ## generate the reference pages, the pictures, the Grafana dash
 	$(BIN)/python -m docs.generate.dashboards
 	$(BIN)/python -m docs.generate.chart
 
-docs-check: $(DEV)
+docs-check: $(DEV)   ## fail if a generated page, picture or dashboard is not up to date
 	$(BIN)/python -m apex_memory.cli reference docs/reference --check
 	$(BIN)/python -m docs.generate.pictures --check
 	$(BIN)/python -m docs.generate.dashboards --check
@@ -97,7 +97,7 @@ docs-site: $(DEV)   ## build the documentation site and check its links; look at
 check: lint types imports docs-check docs-site   ## the gate: lint, types, imports, docs, and all tests, on Neo4j too where Java and Maven are
 	$(BIN)/python -m tests.gate $(PARALLEL) $(ARGS)
 
-bench: $(DEV)
+bench: $(DEV)    ## measure rates, times and ranking; ARGS=memory for one of the benchmarks
 	$(BIN)/python -m bench $(ARGS)
 
 peers: $(DEV)    ## measure Apex beside other memories (LightRAG, mem0, Graphiti, Chroma, LlamaIndex), which it installs into .cache/peers; ARGS=mem0 for one
@@ -135,5 +135,5 @@ sbom: $(DEV)     ## write a bill of materials (CycloneDX) for each lock to build
 lock-image:      ## lock other extras for an image of your own: EXTRAS="onnx neo4j", written to deploy/docker/own.lock
 	$(IMAGE_LOCK) pyproject.toml $(foreach extra,$(EXTRAS),--extra $(extra)) --constraints requirements-dev.lock -o deploy/docker/own.lock
 
-clean:
+clean:           ## remove .venv and the data folder .apex
 	rm -rf .venv .apex

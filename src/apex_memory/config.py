@@ -39,6 +39,9 @@ DEFAULT_NAMESPACE = (
     "default"  # Temporal's, where TEMPORAL_ADDRESS is set without TEMPORAL_NAMESPACE
 )
 
+METADATA_MAX_BYTES = 65_536
+"""The default of `metadata_max_bytes`."""
+
 VERSION_VARIABLES = {
     "TEMPORAL_DEPLOYMENT_NAME": "deployment_name",
     "TEMPORAL_WORKER_BUILD_ID": "build_id",
@@ -366,6 +369,11 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(
         50_000_000, gt=0, description="Largest uploaded document in bytes."
     )
+    metadata_max_bytes: int = Field(
+        METADATA_MAX_BYTES,
+        ge=1_024,
+        description="Most bytes of the `metadata` that a caller gives one document or conversation, as JSON.",
+    )
     max_connections: int = Field(
         800,
         ge=1,
@@ -518,6 +526,10 @@ class Settings(BaseSettings):
         LOOPBACK,
         description="Address (`host:port`) at which the worker of the bulk queue exposes its metrics.",
     )
+    shadow_metrics: str = Field(
+        LOOPBACK,
+        description="Address (`host:port`) at which a process that carries copies for a candidate build exposes its metrics. docs/howto/shadow.md.",
+    )
     vectors_metrics: str = Field(
         LOOPBACK,
         description="Address (`host:port`) at which the embedded vector server exposes its metrics.",
@@ -543,6 +555,7 @@ class Settings(BaseSettings):
         "gateway_metrics",
         "worker_metrics",
         "bulk_metrics",
+        "shadow_metrics",
         "vectors_metrics",
         "supervisor_metrics",
         "temporal_metrics",

@@ -28,7 +28,7 @@ Vectors = NDArray[np.float32]  # shape (chunks, dimension), rows of unit length
 DEGRADED = "apex_degraded"
 """Key of the metadata of a document that is not whole: what limits left out, by the name of the limit.
 
-The limits are `characters` and `entities` (`{"found": n, "kept": m}`), and `files` (`{"left_out": n}`).
+The limits are `characters`, `entities` and `metadata_bytes` (`{"found": n, "kept": m}`), and `files` (`{"left_out": n}`).
 """
 
 TURNS = "apex_turns"

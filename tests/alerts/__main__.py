@@ -2,8 +2,8 @@
 
 A real Prometheus scrapes the stack every two seconds. Its rules are those of deploy/prometheus with windows, waits and
 thresholds in minutes divided by FACTOR, so that an hour takes two minutes. The seconds in the table are those that
-passed; in production an alert takes up to FACTOR times as long. First an hour (so scaled) of load without a fault passes,
-in which no alert may fire. Writes alerts/latest.json.
+passed; in production an alert takes up to FACTOR times as long. First an hour of a normal day passes
+on a stack of its own, with simulated vendors FACTOR times as fast, in which no alert may fire. Writes alerts/latest.json.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import httpx2
 from apex_memory.engines.base import free_port
 from tests.alerts.faults import FAULTS, SCRAPE_SECONDS, Fault, Scene, load, vendor_responses
 from tests.alerts.rules import alerts, rule_files, scaled
+from tests.e2e.simulated_day import simulated_vendors
 from tests.e2e.stack import Stack, data_folder
 from tests.faults.volumes import small_volume
 from tests.receiver import LOOPBACK, receiving
@@ -33,6 +34,7 @@ from tests.waiting import until
 
 FACTOR = 30
 QUIET_SECONDS = 3600 / FACTOR
+WARM_SECONDS = 60  # of load before the first fault
 PATIENCE = 120.0  # seconds that an alert may take to fire, and to clear
 RESULTS = Path("alerts") / "latest.json"
 VECTORS_MEGABYTES = 150
@@ -156,13 +158,33 @@ async def diagnosis(stack: Stack) -> list[str]:
     return []
 
 
-async def quiet(prometheus: Prometheus, seconds: float) -> set[str]:
-    """Return the alerts that fire during load without a fault."""
+async def quiet_day(seconds: float) -> set[str]:
+    """Return the alerts that fire during a normal day: eight simulated vendors, and a search a second."""
     fired: set[str] = set()
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        fired |= await prometheus.firing()
-        await asyncio.sleep(0.5)
+    async with data_folder() as folder:
+        given = folder.parent / "simulated.toml"
+        stack = Stack(folder, SETTINGS_FILE=str(given), FACTS_SECONDS="1", LOG_LEVEL="warning")
+        try:
+            async with simulated_vendors(folder.parent, given, folder, speed=FACTOR, trouble=0):
+                await stack.start()
+                await stack.whole(seconds=120)
+                metrics = folder.parent / "prometheus-day"
+                metrics.mkdir()
+                server = Prometheus(metrics, folder / "prometheus-targets.json")
+                async with server.running() as prometheus:
+                    end = time.monotonic() + seconds
+                    while time.monotonic() < end:
+                        fired |= await prometheus.firing()
+                        await stack.search("which shipments are late?")
+                        await asyncio.sleep(1)  # the rhythm of the load
+                    sources = await stack.get("/v1/sources")
+        finally:
+            await stack.stop()
+    documents = {row["name"]: row["documents"] for row in sources["sources"]}
+    print(
+        f"a normal day, {seconds:.0f} s: {sorted(fired) or 'no alert'}; documents {documents}",
+        flush=True,
+    )
     return fired
 
 
@@ -186,6 +208,7 @@ async def run(chosen: Sequence[Fault], *, quiet_seconds: float) -> tuple[set[str
     assert ending
     for number in (signal.SIGINT, signal.SIGTERM):  # the stack is stopped, whatever ends the run
         asyncio.get_running_loop().add_signal_handler(number, ending.cancel)
+    fired = await quiet_day(quiet_seconds) if quiet_seconds else set()
     async with data_folder() as folder, receiving() as legacy, receiving() as vendor:
         events: list[bytes] = []
         vendor.script = vendor_responses(events)
@@ -203,8 +226,7 @@ async def run(chosen: Sequence[Fault], *, quiet_seconds: float) -> tuple[set[str
                 loading = asyncio.create_task(load(scene))
                 try:
                     async with server.running() as prometheus:
-                        fired = await quiet(prometheus, quiet_seconds)
-                        print(f"without a fault: {sorted(fired) or 'no alert'}", flush=True)
+                        await asyncio.sleep(WARM_SECONDS)  # rates need a past
                         for fault in chosen:
                             for row in await exercise(fault, scene, prometheus):
                                 rows.append(row)
@@ -246,7 +268,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.alerts", description=__doc__)
     parser.add_argument("--only", nargs="*", default=[], help="names of alerts (default: all)")
     parser.add_argument(
-        "--quiet", type=float, default=QUIET_SECONDS, help="seconds of load without a fault first (default: %(default)s)"
+        "--quiet", type=float, default=QUIET_SECONDS, help="seconds of a normal day first (default: %(default)s)"
     )  # fmt: skip
     arguments = parser.parse_args()
     only = set(arguments.only)

@@ -13,11 +13,10 @@ from apex_memory.engines.base import free_port
 from apex_memory.engines.selection import embedded_engines, environment_for
 from apex_memory.engines.state import ownership
 from apex_memory.engines.temporal import Temporal
+from tests.attacks.sockets import beyond_loopback, listeners
 from tests.conftest import running
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-
-LISTENING = "0A"  # state of a socket in /proc/net/tcp
 
 
 def process_of(port: int) -> Path:
@@ -35,13 +34,7 @@ def process_of(port: int) -> Path:
 def ports_of(process: Path) -> set[int]:
     """The TCP ports on which a process listens."""
     sockets = {str(file.readlink()) for file in (process / "fd").iterdir()}
-    ports = set()
-    for table in ("tcp", "tcp6"):
-        for line in (process / "net" / table).read_text().splitlines()[1:]:
-            columns = line.split()
-            if columns[3] == LISTENING and f"socket:[{columns[9]}]" in sockets:
-                ports.add(int(columns[1].rpartition(":")[2], 16))
-    return ports
+    return {port for _, port, inode in listeners(process) if f"socket:[{inode}]" in sockets}
 
 
 async def shows_a_page(port: int) -> bool:
@@ -77,6 +70,17 @@ async def test_w4_no_page_reaches_temporals_http_api(engine_data: Path) -> None:
             assert not [port for port in ports if await answers(port, host)]
         # The API is there: it serves the only host name that no page can have.
         assert len([port for port in ports if await answers(port, "disabled.invalid")]) == 1
+
+
+async def test_w4_temporal_listens_on_loopback_alone(engine_data: Path) -> None:
+    """Its gRPC has no authentication: whoever reaches the port can start, signal and end workflows."""
+    for name, ui_port in (("plain", None), ("with-ui", free_port())):
+        folder = engine_data / f"listening-{name}"
+        folder.mkdir()
+        async with running(Temporal(folder, free_port(), "", ui_port)) as engine:
+            ports = ports_of(process_of(engine.port))
+            assert engine.port in ports
+            assert not beyond_loopback(ports)
 
 
 async def test_temporals_ui_runs_only_where_it_is_wanted(engine_data: Path) -> None:

@@ -255,6 +255,7 @@ def test_roles_and_ports_are_those_of_the_image(name: str) -> None:
             "worker": {"metrics": "APEX_WORKER_METRICS"},
             "vectors": {"vectors": "APEX_EDGE_PORT", "metrics": "APEX_EDGE_METRICS"},
             "bulk": {"metrics": "APEX_BULK_METRICS"},
+            "shadow": {"metrics": "APEX_SHADOW_METRICS"},
         }.get(command, {})
         if name == "controller" and command == "bulk":  # beside the worker, in one pod
             expected = {"metrics-bulk": "APEX_BULK_METRICS"}

@@ -73,7 +73,9 @@ def test_variables_of_the_image_are_settings() -> None:
 def test_ports_of_the_image_are_those_of_its_roles() -> None:
     environment = dict(re.findall(r"(\w+)=(\S+)", " ".join(instructions("ENV"))))
     ports = {environment["APEX_PORT"], role().VECTORS["APEX_EDGE_PORT"]}
-    metrics = [environment[f"APEX_{name}_METRICS"] for name in ("GATEWAY", "WORKER", "BULK")]
+    metrics = [
+        environment[f"APEX_{name}_METRICS"] for name in ("GATEWAY", "WORKER", "BULK", "SHADOW")
+    ]
     metrics.append(role().VECTORS["APEX_EDGE_METRICS"])
     assert len(set(metrics)) == 1
     ports.add(metrics[0].rpartition(":")[2])

@@ -52,9 +52,12 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_each_claim_on_security_names_tests_that_exist() -> None:
     text = (ROOT / "docs" / "discussions" / "security.md").read_text(encoding="utf-8")
     tests = "".join(file.read_text(encoding="utf-8") for file in ROOT.glob("tests/**/test_*.py"))
-    names = set(re.findall(r"`(test_\w+)`", text))
-    assert len(names) >= 20
-    assert not [name for name in sorted(names) if f"def {name}(" not in tests]
+    claims = re.findall(r"^- (.*?)(?=^- |^\S|^$)", text, re.MULTILINE | re.DOTALL)
+    assert len(claims) >= 35
+    for claim in claims:
+        names = re.findall(r"`(test_\w+)`", claim)
+        assert names, f"no test is named for: {claim}"
+        assert not [name for name in names if f"def {name}(" not in tests], claim
 
 
 def test_contributing_names_files_that_exist() -> None:
@@ -67,6 +70,29 @@ def test_contributing_names_files_that_exist() -> None:
     for path in paths:
         if path != "src/apex_memory/":
             assert (ROOT / "src" / "apex_memory" / path).exists(), f"CONTRIBUTING.md names {path}"
+
+
+def test_make_help_lists_every_target() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    [targets] = re.findall(r"^\.PHONY: (.+)$", text, re.MULTILINE)
+    described = re.findall(r"^([a-z-]+):.*##", text, re.MULTILINE)
+    assert sorted(described) == sorted(targets.split())
+
+
+def test_packages_of_sources_have_the_modules_that_their_overview_names() -> None:
+    folder = ROOT / "src" / "apex_memory" / "sources"
+    packages = {file.parent for file in folder.glob("*/__init__.py")}
+    for name in ("source.py", "samples"):
+        assert not [package.name for package in packages if not (package / name).exists()]
+    without = {
+        name: {package.name for package in packages if not (package / f"{name}.py").exists()}
+        for name in ("settings", "api", "documents")
+    }
+    assert without == {
+        "settings": {"documents"},
+        "api": {"documents", "llm", "edi"},
+        "documents": {"documents"},
+    }
 
 
 def test_generated_pages_are_up_to_date() -> None:

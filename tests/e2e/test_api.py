@@ -299,6 +299,25 @@ async def test_limits_of_size_come_from_the_source_and_the_settings(
         assert limits["frontapp"] == 200 and limits["documents"] == 1_000
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/documents", {"text": "x"}),
+        ("/v1/conversations", {"messages": [{"role": "user", "content": "x"}]}),
+    ],
+)
+async def test_w1_large_metadata_is_refused_at_the_entrance(
+    make_settings: MakeSettings, path: str, body: dict[str, Any]
+) -> None:
+    settings = make_settings(temporal=f"127.0.0.1:{free_port()}/apex", metadata_max_bytes=2_000)
+    async with running_api(settings) as api:
+        answer = await api.post(path, json={**body, "metadata": {"note": "x" * 2_000}})
+        assert answer.status_code == 422
+        assert "metadata_max_bytes" in answer.text and answer.json()["error"]["remedy"]
+        answer = await api.post(path, json={**body, "metadata": {"note": "x" * 1_900}})
+        assert answer.status_code == 202
+
+
 async def test_scopes_decide_who_may_what(api: Api) -> None:
     made = {
         scope: (await api.post("/v1/keys", json={"name": scope, "scopes": [scope]})).json()["key"]

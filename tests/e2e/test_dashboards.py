@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,6 +18,7 @@ import pytest
 from apex_memory.engines.base import free_port
 from apex_memory.gateway.ops.panels import lines
 from apex_memory.gateway.ops.queries import RANGE
+from tests.e2e.simulated_day import simulated_vendors
 from tests.e2e.stack import Stack
 from tests.soaking import only_in_soak
 from tests.waiting import until
@@ -79,28 +77,6 @@ scrape_configs:
         process.wait(30)
 
 
-@asynccontextmanager
-async def simulated_vendors(folder: Path, settings: Path, data_dir: Path) -> AsyncIterator[None]:
-    """`apex simulate`: the vendors' APIs and webhooks, some of which go wrong, until the end of the block."""
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "apex_memory.cli", "simulate", "--port", "0"),
-            *("--settings", str(settings), "--shipments", "4", "--speed", "300"),
-            *("--trouble", "0.2"),
-        ],
-        env=os.environ | {"APEX_DATA_DIR": str(data_dir), "APEX_SETTINGS_FILE": os.devnull},
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        await until(settings.exists, "the simulators write their settings", seconds=120, every=0.2)
-        yield
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
-
-
 async def value(http: httpx2.AsyncClient, expression: str) -> list[Any]:
     """Return the result of an expression. Fails for an error of Prometheus."""
     answer = await http.get("/api/v1/query", params={"query": expression})
@@ -123,7 +99,7 @@ async def test_every_panel_has_data_on_a_stack_under_load(request: pytest.Fixtur
     stack = Stack(folder / "data", FACTS_SECONDS="1", SETTINGS_FILE=str(settings))
     stack.set(CALL_TIMEOUT_SECONDS="20", SNAPSHOT_SECONDS="20", GRACE_SECONDS="30")
     try:
-        async with simulated_vendors(folder, settings, stack.data_dir):
+        async with simulated_vendors(folder, settings, stack.data_dir, speed=300, trouble=0.2):
             await stack.start()
             targets = stack.data_dir / "prometheus-targets.json"
             await until(targets.exists, "the targets are written", seconds=30)

@@ -22,7 +22,7 @@ from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 RECORDED = (ROOT / "tests" / "e2e" / "previous_build.txt").read_text(encoding="utf-8").strip()
-"""The commit of the previous build, as long as no release is tagged: the first one that knows `-- requires`."""
+"""The commit of the previous build, as long as no release is tagged: an early one that knows `-- requires`."""
 
 
 def git(*arguments: str) -> bytes | None:
@@ -62,12 +62,15 @@ async def test_the_previous_build_works_on_todays_schema(
         names = ("documents", "graph", "vectors", "cache", "temporal", "embedder")
         environment = {f"APEX_{name.upper()}": str(getattr(settings, name)) for name in names}
         environment |= {"APEX_BUILD_ID": "previous", "APEX_SWEEP_SECONDS": "1"}
+        environment["APEX_SECRET_KEY"] = settings.secret_key.get_secret_value()
         async with open_app(settings) as app:  # migrates
             row = await app.db.fetch_one("SELECT count(*) AS n FROM migrations")
             assert row and row["n"] == len(migrations())
-            [landed] = await land(app, text_event(app, "a", "one"))
-            folder, log = tmp_path / "worker", tmp_path / "previous.log"
-            async with worker_process(previous, environment, folder, log=log):
+            log, todays_log = tmp_path / "previous.log", tmp_path / "today.log"
+
+            async def carried(key: str) -> str:
+                """Land a document, wait until it is searchable, and return the build that carried it."""
+                [landed] = await land(app, text_event(app, key, f"text of {key}"))
 
                 async def done() -> bool:
                     return await state(app, landed) == "done"
@@ -75,7 +78,22 @@ async def test_the_previous_build_works_on_todays_schema(
                 await until(
                     done, lambda: log.read_text(errors="replace")[-2_000:], seconds=90, every=0.2
                 )
-            row = await app.db.fetch_one("SELECT build FROM inbox WHERE id = %s", (landed.id,))
-            assert row == {"build": "previous"}
-            assert await live(app, "a"), "what the previous build wrote is read today"
+                assert await live(app, key), "what the previous build wrote is read today"
+                [row] = await app.db.fetch("SELECT build FROM inbox WHERE id = %s", (landed.id,))
+                return str(row["build"])
+
+            async def both_registered() -> bool:
+                return {row.build for row in await builds.listed(app.db)} == {"previous", "today"}
+
+            today = environment | {"APEX_BUILD_ID": "today"}
+            async with worker_process(previous, environment, tmp_path / "worker", log=log):
+                assert await carried("alone") == "previous"
+                async with worker_process(ROOT / "src", today, tmp_path / "today", log=todays_log):
+                    await until(
+                        both_registered,
+                        lambda: todays_log.read_text(errors="replace")[-2_000:],
+                        seconds=90,
+                        every=0.2,
+                    )
+                    assert await carried("beside") == "previous", "today's build waits"
             assert (await builds.routing(app.db)).current == "previous"

@@ -28,7 +28,7 @@ from apex_memory.stores.vectors import open_vectors
 from apex_memory.telemetry import DEGRADED
 from tests.conftest import PASSWORD, running
 from tests.databases import Databases
-from tests.e2e.conftest import HASHING_DIMENSION, MakeSettings, delete_event, land, text_event
+from tests.e2e.conftest import HASHING_DIMENSION, MakeSettings, delete_event, land, live, text_event
 from tests.e2e.logistics import DOCUMENTS, QUESTIONS
 from tests.faulty import Fault, Faulty
 
@@ -393,6 +393,35 @@ async def test_limits_are_refused(world: App, query: str, options: Limits) -> No
 )
 async def test_a_query_may_have_any_characters(world: App, query: str) -> None:
     assert (await world.search.search(query, limit=1)).degraded == []
+
+
+@pytest.mark.parametrize(
+    "id",
+    [
+        "x'; DROP TABLE documents; --",
+        "x' OR '1'='1",
+        'x"}) MATCH (n) DETACH DELETE n //',
+        "%s %(id)s $1 $rows {id} :id",
+        "x\\",
+    ],
+)
+async def test_an_identifier_is_a_parameter_of_every_query(app: App, id: str) -> None:
+    """It is the key of a document, a ref in the graph, a filter and a word, and never a part of a query's text."""
+    kept = await remember(app, "kept", "Harbor Freight holds the dock.", entities=["company:kept"])
+    event = text_event(
+        app, id, f"The dock of {id}.", title=id, entities=[f"company:{id}"], version=1
+    )
+    [landed] = await land(app, event)
+    await app.direct.drain("documents")
+    hostile = landed.doc_id
+    assert (await live(app, id) or {})["doc_id"] == hostile
+    for ref, doc in ((f"company:{id}", hostile), ("company:kept", kept)):
+        result = await app.search.search("dock", filters=Filters(entities=(ref,)))
+        assert {hit.doc_id for hit in result.hits} == {doc} and result.degraded == []
+        assert await app.graph.known([canonical(ref)]) == {canonical(ref): 1}
+    await land(app, delete_event(event, version=2))
+    await app.direct.drain("documents")
+    assert not await live(app, id) and await live(app, "kept")
 
 
 async def test_passages_of_a_long_document(app: App) -> None:

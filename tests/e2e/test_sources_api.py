@@ -167,7 +167,7 @@ async def test_a_signing_key_rotates_without_a_restart(api: Api) -> None:
         ("frontapp/signing_keys", ["a", "b", "c"], 422),
     ],
 )
-async def test_a_wrong_secret_is_refused_before_it_is_kept(
+async def test_w3_an_address_a_folder_or_a_wrong_secret_is_refused_before_it_is_kept(
     api: Api, path: str, value: object, status: int
 ) -> None:
     answer = await api.http.put(f"/v1/secrets/{path}", json={"value": value})

@@ -186,7 +186,7 @@ async def land_file(input: FileInput) -> FileReport:
 
 @activity.defn
 async def answer_file(input: FileInput) -> list[str]:
-    return ["997.edi"]
+    return []
 
 
 @activity.defn

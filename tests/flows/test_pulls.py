@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from apex_memory.engines.temporal import Temporal
 from apex_memory.errors import Conflict
 from apex_memory.flows.drain.control import Drains, priorities_of
 from apex_memory.flows.fetch.control import Pulling
+from apex_memory.flows.fetch.messages import BackfillReport
+from apex_memory.flows.fetch.workflows import Backfill
 from apex_memory.flows.temporal.client import connect_by
 from apex_memory.flows.wakes import Waker
 from apex_memory.flows.worker import serve
@@ -28,6 +31,7 @@ from apex_memory.sources.pages import ChangeHint
 from tests.conftest import running
 from tests.e2e.conftest import MakeSettings
 from tests.flows.conftest import TAKEOVER_SECONDS
+from tests.flows.payloads import readable
 from tests.flows.toys import TOYS
 from tests.waiting import until
 
@@ -131,6 +135,53 @@ async def test_polls_streams_and_files_arrive(make_settings: MakeSettings, folde
 
 @pytest.mark.long
 @pytest.mark.timeout(3 * TAKEOVER_SECONDS)
+async def test_w4_histories_of_what_is_fetched_hold_no_content(
+    make_settings: MakeSettings, folder: Path
+) -> None:
+    """No text, no key of a document, no name of a file and no setting: ids and counts alone, before they are sealed."""
+    contents = ["quetzal", "amaranth", "741852", "Ruth_Vega", "line:", "window:", str(folder)]
+    (folder / "lines").write_text("quetzal\n")
+    (folder / "readings").write_text("0 741852\n400 1\n")
+    (folder / "in" / "Ruth_Vega.txt").write_text("amaranth\n")
+    async with temporal_server() as temporal, at_work(make_settings, folder, temporal) as place:
+        await until(lambda: place.text("polled", "line:0"), "the poll arrived", seconds=30)
+        await until(lambda: place.text("filed", "Ruth_Vega.txt:0"), "the file arrived", seconds=30)
+        window = "window:v:2026-11-02T06:00:00+00:00"
+        await until(lambda: place.text("streamed", window), "the window arrived", seconds=30)
+        acknowledged = folder / "out" / "Ruth_Vega.txt.ack"
+        await until(acknowledged.exists, "the acknowledgement is written")
+        now = datetime.now(UTC)
+        id = await place.app.backfills.create(
+            "polled", "backfill", now - timedelta(hours=1), now, actor="test"
+        )
+        await place.pulling.backfill("polled", id)
+        await place.client.get_workflow_handle(f"backfill:polled:{id}").result()
+
+        async def recorded() -> dict[str, list[str]]:
+            """The closed histories and the open ones by workflow, opened."""
+            texts: dict[str, list[str]] = {}
+            async for run in place.client.list_workflows():
+                handle = place.client.get_workflow_handle(run.id, run_id=run.run_id)
+                text = await readable(place.client, await handle.fetch_history())
+                texts.setdefault(run.workflow_type, []).append(text)
+            return texts
+
+        async def complete() -> bool:
+            texts = await recorded()
+            kinds = {"Pull", "File", "Backfill"}
+            return all(
+                "WORKFLOW_EXECUTION_COMPLETED" in "".join(texts.get(kind, "")) for kind in kinds
+            )
+
+        await until(complete, "the histories are listed", seconds=30, every=0.5)
+        histories = await recorded()
+    assert {"Pull", "File", "Follow", "Backfill", "Drain"} <= histories.keys()
+    assert "landed" in "".join(histories["File"]), "the payloads are open"
+    for kind, texts in histories.items():
+        for text in texts:
+            assert not [content for content in contents if content in text], kind
+
+
 async def test_a_pause_outlives_the_worker(make_settings: MakeSettings, folder: Path) -> None:
     async with temporal_server() as temporal:
         async with at_work(make_settings, folder, temporal) as place:
@@ -206,6 +257,41 @@ async def test_backfill_and_replay(make_settings: MakeSettings, folder: Path) ->
             return all("#replay:" in row["event_id"] for row in rows)
 
         await until(replayed, "each document was made anew", seconds=20)
+
+
+async def test_s1_a_backfill_of_a_stream_reports_the_readings_that_it_brought(
+    make_settings: MakeSettings, folder: Path
+) -> None:
+    """Readings become events later, window by window: the count is that of the readings, known ones apart."""
+    (folder / "readings").write_text("0 10\n")
+    days_before = -60 * 86_400
+    old = "".join(f"{days_before + 300 * n} {n}\n" for n in range(6))
+    (folder / "history").write_text(f"{old}0 10\n")
+    async with temporal_server() as temporal, at_work(make_settings, folder, temporal) as place:
+
+        async def readings() -> int:
+            return len(await place.app.db.fetch("SELECT FROM readings WHERE source = 'streamed'"))
+
+        async def known() -> bool:
+            return await readings() == 1
+
+        await until(known, "the stream is followed", seconds=30)
+        backfills = place.app.backfills
+        since = datetime.now(UTC) - timedelta(days=90)
+        id = await backfills.create("streamed", "backfill", since, datetime.now(UTC), actor="test")
+        await place.pulling.backfill("streamed", id)
+        handle = place.client.get_workflow_handle_for(Backfill.run, f"backfill:streamed:{id}")
+        assert await handle.result() == BackfillReport("done", 7, 6)
+        [row] = await backfills.listed()
+        assert (row["state"], row["seen"], row["landed"]) == ("done", 7, 6)
+        assert await readings() == 7
+        for n in range(6):
+            at = datetime(2026, 11, 2, 6, tzinfo=UTC) + timedelta(seconds=days_before + 300 * n)
+            await until(
+                partial(place.text, "streamed", f"window:v:{at.isoformat()}"),
+                f"window {n} is in memory",
+                seconds=40,
+            )
 
 
 async def test_the_sweep_starts_what_was_ordered_while_temporal_was_away(

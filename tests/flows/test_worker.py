@@ -15,6 +15,7 @@ from uuid import UUID
 
 import httpx2
 import pytest
+from temporalio.client import Client
 
 from apex_memory.app import App, open_app
 from apex_memory.engines.base import free_port
@@ -132,6 +133,22 @@ async def test_the_sweep_makes_up_for_a_lost_wake(
         await until(lambda: done(app, first), "the worker processes an event")
         [second] = await land(app, text_event(app, "b", "two"))
         await until(lambda: done(app, second), "carried, though nobody woke the drain")
+
+
+async def test_w4_nothing_is_lost_when_a_stranger_ends_the_workflows(
+    make_settings: MakeSettings, temporal: Temporal
+) -> None:
+    """Any user of the machine can do so through Temporal's gRPC, which has no authentication."""
+    settings = make_settings(temporal=temporal.url, sweep_seconds=1)
+    async with running(temporal), open_app(settings) as app, serving(app) as waker:
+        [first] = await land(app, text_event(app, "a", "one"))
+        waker.wake("documents")
+        await until(lambda: done(app, first), "the worker processes an event")
+        address, _, namespace = temporal.url.partition("/")
+        stranger = await Client.connect(address, namespace=namespace)
+        await stranger.get_workflow_handle(drain_id("documents")).terminate("by a stranger")
+        [second] = await land(app, text_event(app, "b", "two"))
+        await until(lambda: done(app, second), "carried by a new run", seconds=30)
 
 
 async def test_the_worker_waits_for_temporal_and_survives_its_absence(

@@ -68,13 +68,13 @@ class Polled(Toy, PulledSource):
 
 
 class Streamed(Toy, StreamSource):
-    """Readings in a file: a second and a value a line."""
+    """Readings in a file: a second and a value a line. A backfill reads those of another file."""
 
     name, title, priority, pattern, poll_seconds = "streamed", "Streamed", Priority.P1, Pattern.STREAM, 0.05
     window_seconds = 300
 
     async def pull(self, context):
-        file = self.place / "readings"
+        file = self.place / ("history" if context.window else "readings")
         lines = file.read_text().splitlines() if file.exists() else []
         at = context.cursor.get("at", 0)
         if at < len(lines):

@@ -225,3 +225,40 @@ def test_a_foreign_payload_is_a_dead_letter(payload: bytes) -> None:
     )
     with pytest.raises(Rejected):
         SOURCE.document(broken)
+
+
+@pytest.mark.parametrize("way", ["json", "query", "form"])
+def test_w1_metadata_is_bounded_whatever_way_it_comes(way: str) -> None:
+    def send(metadata: dict[str, str]) -> list[Event]:
+        text = json.dumps(metadata, ensure_ascii=False)
+        if way == "json":
+            return receive({"text": "x", "metadata": metadata})
+        if way == "query":
+            return receive(b"x", "text/plain", name="a.txt", metadata=text)
+        return receive(
+            *form(
+                ("file", "a.csv", b"1"), ("file", "b.csv", b"2"), ("metadata", None, text.encode())
+            )
+        )
+
+    most = {"note": "x" * (65_536 - len('{"note":""}'))}
+    assert send(most)
+    with pytest.raises(
+        Rejected, match=r"metadata: 65,537 bytes of JSON.*metadata_max_bytes"
+    ) as told:
+        send({"note": most["note"] + "x"})
+    assert "as text or as a file" in told.value.remedy
+    with pytest.raises(Rejected, match="metadata_max_bytes"):
+        send({"note": "ü" * 40_000})
+
+
+def test_w1_metadata_that_was_kept_before_the_bound_is_still_read() -> None:
+    request = InboundRequest(
+        json.dumps({"text": "x", "metadata": {"note": "x" * 377_000}}).encode(),
+        {"content-type": JSON},
+        {},
+        AT,
+        metadata_max_bytes=1_000_000,
+    )
+    (event,) = SOURCE.receive(request).events
+    assert len(SOURCE.document(event).metadata["note"]) == 377_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import urllib.request
 from pathlib import Path
@@ -123,6 +124,22 @@ def test_names_follow_the_conventions() -> None:
         assert name.startswith("apex_") and description.endswith("."), name
         assert (kind == "counter") == name.endswith("_total"), name
         assert not name.endswith(("_ms", "_milliseconds", "_kb", "_percent")), name
+
+
+@pytest.mark.skipif(
+    not shutil.which("promtool"), reason="NOT TESTED: promtool (package `prometheus`) is missing"
+)
+def test_promtool_finds_nothing_to_change_in_our_metrics() -> None:
+    """Those of this process: all that the package declares. `make soak` checks each process of a running stack."""
+    ours = [line for line in generate_latest(REGISTRY).decode().splitlines(True) if "apex_" in line]
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"],
+        input="".join(ours),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
 
 
 def test_series_that_alerts_need_exist_from_the_start() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from apex_memory import errors
 from apex_memory.cli import main
+from apex_memory.engines import base
 from apex_memory.engines.base import package_folder
 from apex_memory.errors import Misconfigured
 from apex_memory.model import File
@@ -117,3 +118,27 @@ async def test_office_files_the_graph_and_engines_name_their_extras(
     with pytest.raises(Misconfigured, match="no_such_engine") as raised:
         package_folder("no_such_engine")
     assert "apex-memory[embedded]" in raised.value.remedy
+
+
+def test_o5_a_python_without_wheels_is_named_with_what_to_use_instead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(base, "SUPPORTED", ((3, 99),))
+    with pytest.raises(
+        Misconfigured, match=f"no wheel for Python 3.{sys.version_info[1]}$"
+    ) as raised:
+        package_folder("no_such_engine", setting="APEX_GRAPH", servers="a FalkorDB")
+    assert raised.value.remedy == "use Python 3.11, 3.12 or 3.13, or set APEX_GRAPH to a FalkorDB"
+
+
+def test_o5_what_is_called_supported_is_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    versions = [f"{major}.{minor}" for major, minor in base.SUPPORTED]
+    prefix = "Programming Language :: Python :: 3."
+    named = [item for item in project["classifiers"] if item.startswith(prefix)]
+    assert [item.rpartition(" ")[2] for item in named] == versions
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"Python {', '.join(versions[:-1])} or {versions[-1]}" in readme
+    graph = project["optional-dependencies"]["embedded"][1]
+    first_without = f"{base.SUPPORTED[-1][0]}.{base.SUPPORTED[-1][1] + 1}"
+    assert graph.endswith(f"python_version < '{first_without}'")

@@ -268,6 +268,21 @@ def test_attachments_of_comments_and_ticket_ids_are_in_the_text() -> None:
     assert "TIC-7" in text and "TIC-8" in text
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "Ask Ruth <ruth@harbor.example>",
+        "code <SHP-100861> a<b and c>d",
+        "one\n\n  two <b>bold</b>\nthree &amp; four",
+        "<script>alert(1)</script> <!-- kept -->",
+    ],
+)
+def test_f4_a_comment_is_kept_as_it_was_typed(typed: str) -> None:
+    for field in ("body", "text"):
+        comment = target(kind="comment", **{"body": "", "text": "", field: typed})
+        assert document_of(event("comment", target=comment)).text.endswith(f"\n\n{typed}")
+
+
 def test_a_recipient_of_another_role_is_named() -> None:
     people = [{"handle": "claims@example.com", "role": "reply-to", "name": "Claims"}]
     document = document_of(event(target=target(type="email", recipients=people)))

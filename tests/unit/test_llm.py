@@ -474,3 +474,12 @@ def test_s9_a_list_of_openai_items_is_one_conversation() -> None:
         "Tool track: dock 4",
         "Assistant: At dock 4.",
     ]
+
+
+def test_w1_the_metadata_of_each_conversation_is_bounded_by_itself() -> None:
+    half = {**chat(ASK, TELL), "metadata": {"note": "x" * 40_000}}
+    assert len(receive([half, {**half, "conversation_id": "c2"}])) == 2
+    large = {**half, "metadata": {"note": "x" * 65_536}}
+    with pytest.raises(Rejected, match=r"^\[1\]\.metadata: 65,547 bytes of JSON") as told:
+        receive([half, large])
+    assert "as text or as a file" in told.value.remedy

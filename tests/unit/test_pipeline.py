@@ -238,6 +238,21 @@ async def test_limits_are_kept_and_noted(
     assert many.metadata[DEGRADED] == {"entities": {"found": 30, "kept": 20}}
 
 
+async def test_w1_metadata_of_a_vendor_is_cut_with_a_mark(pipeline: Pipeline) -> None:
+    """A caller is refused at the entrance; a vendor, or whoever sends a mail, does not get its record refused for it."""
+    vendor = {"to": "é" * 600_000, "status": "open", "apex_link": "x"}
+    made = await one(pipeline, makes(text="x", metadata=vendor, link="https://x.example/1"))
+    found = len('{"to": ""}') + 1_200_000 + len('{"status": "open"}')
+    assert made.metadata == {
+        "status": "open",
+        "apex_link": "https://x.example/1",
+        DEGRADED: {"metadata_bytes": {"found": found, "kept": len('{"status": "open"}')}},
+    }
+    many = await one(pipeline, makes(text="x", metadata={str(n): "y" * 90 for n in range(20_000)}))
+    told = many.metadata[DEGRADED]["metadata_bytes"]
+    assert len(json.dumps(many.metadata)) < 1_100_000 and 999_000 < told["kept"] <= 1_000_000
+
+
 @pytest.mark.parametrize("error", [Unavailable("embedder", "down"), RetryLater("busy", after=9)])
 async def test_an_embedder_that_is_down_holds_up_only_what_needs_it(error: ApexError) -> None:
     pipeline = Pipeline(Refusing(error), chunk_chars=200)

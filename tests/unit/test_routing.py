@@ -159,6 +159,30 @@ async def test_the_fallback_of_a_build_takes_its_own_documents_only(db: Postgres
     assert by_old == {id for id, bucket in buckets.items() if bucket >= 50}
 
 
+@pytest.mark.parametrize("share", [0, 25, 100])
+async def test_events_claimed_by_their_ids_are_of_documents_of_that_build(
+    db: Postgres, share: int
+) -> None:
+    """As by a gateway that carries one event at once: it may be of another build than the worker."""
+    buckets = await land(db)
+    for build, role in (("old", "current"), ("retired", "retired"), ("new", "waiting")):
+        await db.execute(
+            "INSERT INTO builds (build, role, seen_at) VALUES (%s, %s, now())", (build, role)
+        )
+    await set_build_share(db, "new", share)
+
+    async def of(build: str) -> set[UUID]:
+        carrier = Carrier("direct", build, everything=True)
+        return set(
+            await Inbox(db).claim_events(list(buckets), batch=uuid4(), lease=30, carrier=carrier)
+        )
+
+    assert await of("retired") == await of("waiting") == set()
+    by_new = await of("new")
+    assert by_new == {id for id, bucket in buckets.items() if bucket < share}
+    assert await of("old") == set(buckets) - by_new
+
+
 async def test_a_change_of_a_share_is_in_the_audit_trail(db: Postgres) -> None:
     await Shares(db).set("source:toy", 10, shadow=True, actor="key-1", reason="first step")
     [row] = await db.fetch("SELECT actor, action, subject, detail FROM audit")

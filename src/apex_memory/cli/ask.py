@@ -224,7 +224,8 @@ def show_context(answer: SearchAnswer) -> None:
 def left_out(degraded: Mapping[str, Mapping[str, int]]) -> str:
     """Return what limits left out of a document, for people; empty for a document that is whole."""
     parts: list[str] = []
-    for limit, counts in sorted(degraded.items()):
+    for name, counts in sorted(degraded.items()):
+        limit = name.replace("_", " ")
         if "found" in counts:
             parts.append(f"{counts['kept']:,} of {counts['found']:,} {limit} kept")
         else:

@@ -274,6 +274,14 @@ def _workers(settings: Settings) -> Iterator[Finding]:
             continue
         try:
             metrics = httpx2.get(card.metrics, timeout=METRICS_SECONDS).text
+        except httpx2.TimeoutException:
+            yield Finding(
+                f"worker {card.process}",
+                "bad",
+                f"hangs: its metrics do not come within {METRICS_SECONDS:g} s",
+                f"see its log and `machine`; `kill -9 {card.pid}` ends it if it stays so: what it held is carried again, and `apex up` starts it anew",
+            )
+            continue
         except httpx2.HTTPError:
             continue  # `_processes` reports a worker that does not run
         delay = DELAY.search(metrics)
@@ -331,6 +339,13 @@ def _stores_and_events(report: dict[str, Any]) -> Iterator[Finding]:
             "bad",
             f"{report['temporal']['address']} does not respond",
             "events land, and the direct path carries them meanwhile; start it, or check APEX_TEMPORAL",
+        )
+    if since := temporal["fallback_since"]:
+        yield Finding(
+            "fallback",
+            "note",
+            f"in force for {ago(since)}: the direct path carries every source; backfills and replays wait",
+            "nothing to do here: it ends by itself when Temporal responds",
         )
     for workflow in report["temporal"]["failing"]:
         remedy = "see the worker's log; its events are processed without Temporal meanwhile"

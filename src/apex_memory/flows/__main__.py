@@ -17,7 +17,6 @@ from importlib.metadata import version
 from apex_memory.app import App, open_app
 from apex_memory.build import build_id
 from apex_memory.config import Settings, load_settings
-from apex_memory.engines.base import HOST
 from apex_memory.engines.cards import ProcessCard, registered
 from apex_memory.errors import ApexError
 from apex_memory.flows.temporal.metrics import measured_runtime
@@ -86,7 +85,7 @@ async def run_shadow(settings: Settings) -> None:
         loop.add_signal_handler(number, stop.set)
     build = settings.build_id or build_id()
     BUILD_INFO.labels(version("apex-memory"), build).set(1)
-    with exposed(Address(HOST, 0), process=SHADOW) as exposed_at:
+    with exposed(Address.parse(settings.shadow_metrics), process=SHADOW) as exposed_at:
         card = ProcessCard(process=SHADOW, pid=os.getpid(), build=build, metrics=exposed_at.url)
         with registered(settings.data_dir, card):
             async with open_app(settings, build=build, any_embedder=True) as app:

@@ -120,6 +120,7 @@ async def _receive(
         query=query,
         received_at=now(),
         caller=caller,
+        metadata_max_bytes=gateway.app.settings.metadata_max_bytes,
     )
     if isinstance(source, PulledSource):
         await source.fetch_verification_data(inbound, gateway.app.fetcher.clients[source.name])

@@ -85,20 +85,24 @@ CARRIED: LiteralString = """path = %(path)s, build = %(build)s, claimed_at = clo
            starts = CASE WHEN inbox.state = 'prepared' AND inbox.build IS DISTINCT FROM %(build)s
                          THEN 0 ELSE inbox.starts END"""
 
-# `buckets` is evaluated once. Its CASE where it is used keeps the planner from taking the condition for a selective
-# one, which would make it sort the whole backlog; a carrier without buckets reads no event at all.
-CLAIM: LiteralString = f"""WITH candidate AS (
+CANDIDATE: LiteralString = f"""candidate AS (
          SELECT r.build, CASE WHEN EXISTS (SELECT FROM builds b WHERE b.build = r.build AND {SEEN_LATELY})
                                 OR NOT EXISTS (SELECT FROM builds b WHERE b.role = 'current')
                               THEN r.share ELSE 0 END AS share
          FROM rollouts r
          WHERE r.subject = 'build'
            AND NOT EXISTS (SELECT FROM builds b WHERE b.build = r.build AND b.role = 'current')
-       ), shares AS (
-         SELECT coalesce((SELECT share FROM rollouts WHERE subject = 'source:' || %(source)s), {BUCKETS}) AS temporal,
-                coalesce((SELECT share FROM candidate), 0) AS candidate,
+       )"""
+ROLE: LiteralString = """coalesce((SELECT share FROM candidate), 0) AS candidate,
                 coalesce((SELECT build FROM candidate) = %(build)s, false) AS is_candidate,
-                EXISTS (SELECT FROM builds WHERE role = 'current' AND build <> %(build)s) AS is_replaced
+                EXISTS (SELECT FROM builds WHERE role = 'current' AND build <> %(build)s) AS is_replaced"""
+# Its CASE keeps the planner from taking the condition for a selective one, which would make it sort the whole backlog.
+IN_BUCKETS: LiteralString = f"""CASE WHEN (SELECT first = 0 AND until = {BUCKETS} FROM buckets) THEN true
+                    ELSE {BUCKET_SQL} >= (SELECT first FROM buckets) AND {BUCKET_SQL} < (SELECT until FROM buckets) END"""
+
+# `buckets` is evaluated once; a carrier without buckets reads no event at all.
+CLAIM: LiteralString = f"""WITH {CANDIDATE}, shares AS (
+         SELECT coalesce((SELECT share FROM rollouts WHERE subject = 'source:' || %(source)s), {BUCKETS}) AS temporal, {ROLE}
        ), buckets AS MATERIALIZED (
          SELECT greatest(CASE WHEN %(first_of_path)s THEN 0 ELSE temporal END,
                          CASE WHEN is_candidate THEN 0 ELSE candidate END) AS first,
@@ -112,8 +116,7 @@ CLAIM: LiteralString = f"""WITH candidate AS (
          WHERE open AND source = %(source)s AND next_at <= clock_timestamp() AND NOT EXISTS (SELECT FROM mine)
            AND NOT EXISTS (SELECT FROM sources WHERE name = %(source)s AND paused)
            AND (SELECT first < until FROM buckets)
-           AND CASE WHEN (SELECT first = 0 AND until = {BUCKETS} FROM buckets) THEN true
-                    ELSE {BUCKET_SQL} >= (SELECT first FROM buckets) AND {BUCKET_SQL} < (SELECT until FROM buckets) END
+           AND {IN_BUCKETS}
          ORDER BY priority, seq LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
        ), sized AS (
          SELECT i.id, row_number() OVER w AS n, sum(coalesce(o.bytes, octet_length(p.body), 0)) OVER w AS bytes,
@@ -184,15 +187,20 @@ async def claim(
 async def claim_events(
     connection: Connection, ids: Sequence[UUID], *, batch: UUID, lease: float, carrier: Carrier
 ) -> list[UUID]:
-    """Lease these events to `batch` for `lease` seconds, whatever the shares; return the ids of those that were ready.
+    """Lease these events to `batch` for `lease` seconds, whatever the share of their path; return the ids of those claimed.
 
-    The others have an owner, wait for their next attempt, are final, or belong to a paused source.
+    The others have an owner, wait for their next attempt, are final, belong to a paused source, or are of a document that
+    another build carries.
     """
     cursor = await connection.execute(
-        f"""WITH ready AS (
+        f"""WITH {CANDIDATE}, buckets AS MATERIALIZED (
+             SELECT CASE WHEN is_candidate THEN 0 ELSE candidate END AS first,
+                    CASE WHEN is_candidate THEN candidate WHEN is_replaced THEN 0 ELSE {BUCKETS} END AS until
+             FROM (SELECT {ROLE}) role
+           ), ready AS (
              SELECT id FROM inbox
              WHERE id = ANY(%(ids)s) AND open AND next_at <= clock_timestamp()
-               AND source NOT IN (SELECT name FROM sources WHERE paused)
+               AND source NOT IN (SELECT name FROM sources WHERE paused) AND {IN_BUCKETS}
              ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
            )
            UPDATE inbox SET batch = %(batch)s, next_at = clock_timestamp() + make_interval(secs => %(lease)s),

@@ -190,9 +190,9 @@ class _Lease:
         return monotonic() < self._until
 
     async def try_to_take(self) -> None:
-        asked = monotonic()
+        began = monotonic()
         if await acquire(self._db, self.name, self.owner, seconds=LEASE_SECONDS):
-            self._until = asked + LEASE_SECONDS
+            self._until = began + LEASE_SECONDS
         else:
             self._until = float("-inf")
 

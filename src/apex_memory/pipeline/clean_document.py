@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,8 @@ from apex_memory.pipeline.text import clean, clean_at, clean_value
 MAX_TITLE = 500  # characters
 MAX_SPEAKER = 200
 MAX_LINK = 2_000
+MAX_METADATA = 1_000_000
+"""Bytes of JSON that a source and its files may say of one document. A thousand files have notes of about half of it."""
 
 
 def without_content(document: Document) -> Document:
@@ -41,7 +44,7 @@ def clean_document(document: Document, event: Event) -> Document:
             f"{event.source} points outside its text of {len(text)} characters",
             remedy="correct the source's `document`",
         )
-    metadata = dict(document.metadata)
+    metadata = _bounded(clean_value(document.metadata))
     if len(text) > MAX_CHARACTERS:
         metadata[DEGRADED] = _with_cut(metadata, len(text))
         text = text[:MAX_CHARACTERS]
@@ -50,7 +53,7 @@ def clean_document(document: Document, event: Event) -> Document:
     if text and (turns := _turns(document, moved, len(text))):
         metadata[TURNS] = turns
     if document.link.startswith(("https://", "http://")) and len(document.link) <= MAX_LINK:
-        metadata[LINK] = document.link
+        metadata[LINK] = clean(document.link)
     return replace(
         document,
         kind=clean(document.kind),
@@ -61,7 +64,7 @@ def clean_document(document: Document, event: Event) -> Document:
             for start, end in document.passages
             if start in moved and text
         ),
-        metadata=clean_value(metadata),
+        metadata=metadata,
         about=canonical(clean(document.about)) if document.about else None,
         assertions=tuple(_clean_assertions(document.assertions, moved)),
     )
@@ -76,6 +79,30 @@ def _turns(document: Document, moved: Mapping[int, int], length: int) -> list[li
             at = turn.at.isoformat() if turn.at else None
             turns.append([moved[turn.start], moved.get(turn.end, length), speaker, at])
     return turns
+
+
+def _bounded(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return metadata of at most `MAX_METADATA` bytes: the largest values are left out, and `DEGRADED` says so.
+
+    A vendor's field or the header of a mail may be as long as the body that brings it.
+    """
+    sizes = {
+        name: len(json.dumps({name: value}, ensure_ascii=False).encode())
+        for name, value in metadata.items()
+        if name != DEGRADED
+    }
+    found = kept = sum(sizes.values())
+    if found <= MAX_METADATA:
+        return metadata
+    bounded = dict(metadata)
+    for name in sorted(sizes, key=lambda name: sizes[name], reverse=True):
+        if kept <= MAX_METADATA:
+            break
+        del bounded[name]
+        kept -= sizes[name]
+    degraded = metadata.get(DEGRADED, {})
+    bounded[DEGRADED] = {**degraded, "metadata_bytes": {"found": found, "kept": kept}}
+    return bounded
 
 
 def _with_cut(metadata: Mapping[str, Any], length: int) -> dict[str, Any]:

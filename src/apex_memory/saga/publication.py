@@ -29,7 +29,7 @@ from apex_memory.stores.base import GraphStore, VectorStore
 from apex_memory.stores.cache import Cache
 from apex_memory.stores.postgres import Postgres
 from apex_memory.telemetry import ENDED, SEARCHABLE_SECONDS, STEP_SECONDS, logger, traces
-from apex_memory.telemetry.exemplars import timed
+from apex_memory.telemetry.exemplars import observe, timed
 
 # A store that refuses more than this share of a batch (of at least so many documents) is itself at fault.
 SYSTEMIC_SHARE = 0.2
@@ -336,4 +336,4 @@ def _count(ended: Sequence[EndedEvent]) -> None:
     for event in ended:
         ENDED.labels(event.source, event.state).inc()
         if event.state == "done":
-            SEARCHABLE_SECONDS.labels(event.source).observe(event.seconds)
+            observe(SEARCHABLE_SECONDS.labels(event.source), event.seconds)

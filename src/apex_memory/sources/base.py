@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, model_validato
 from pydantic_core import from_json
 from typing_extensions import TypeVar
 
+from apex_memory.config import METADATA_MAX_BYTES
 from apex_memory.errors import Rejected
 from apex_memory.host_names import is_loopback, is_private
 from apex_memory.model import Document, Event, Priority
@@ -55,6 +56,8 @@ class InboundRequest:
     received_at: datetime
     caller: str = ""
     """Name of the API key; empty for webhooks."""
+    metadata_max_bytes: int = METADATA_MAX_BYTES
+    """Most bytes of the metadata of one item, as JSON."""
 
     @property
     def content_type(self) -> str:

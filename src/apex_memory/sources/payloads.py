@@ -71,7 +71,18 @@ def storable(value: Any) -> Any:
     return value
 
 
-def check_integers(value: object, place: str) -> None:
+def check_metadata(metadata: object, place: str, max_bytes: int) -> None:
+    """Raise `Rejected` for metadata of a caller that is larger than `max_bytes` as JSON, or has an integer beyond 64 bits."""
+    size = len(canonical(metadata))
+    if size > max_bytes:
+        raise Rejected(
+            f"{place}: {size:,} bytes of JSON, allowed are {max_bytes:,} (metadata_max_bytes)",
+            remedy=f"send what is large as text or as a file, and the rest in {place}",
+        )
+    _check_integers(metadata, place)
+
+
+def _check_integers(value: object, place: str) -> None:
     """Raise `Rejected` when a JSON value contains an integer beyond 64 bits, which no reader could get back."""
     level = [value]
     while level:

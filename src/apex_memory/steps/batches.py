@@ -25,7 +25,7 @@ from apex_memory.saga.groups import next_group
 from apex_memory.saga.publication import BatchResult, Publication
 from apex_memory.sources.base import Source
 from apex_memory.telemetry import BATCH_EVENTS, CLAIMED, STEP_SECONDS, logger, logs, traces
-from apex_memory.telemetry.exemplars import timed
+from apex_memory.telemetry.exemplars import observe, timed
 from apex_memory.telemetry.traces import TracedEvent
 
 OUTCOMES = ("done", "superseded", "parked", "dead", "retry")
@@ -89,7 +89,7 @@ class BatchSteps:
             if traces.enabled():
                 followed.events = _traced(source, claim.events)
         if claim.events:
-            BATCH_EVENTS.labels(source).observe(len(claim.events))
+            observe(BATCH_EVENTS.labels(source), len(claim.events))
             CLAIMED.labels(source, path, self.build).inc(len(claim.events))
         return Batch(batch, source, claim.events, more=claim.more)
 

@@ -28,6 +28,7 @@ from apex_memory.errors import (
     require_extra,
 )
 from apex_memory.telemetry import PAYLOAD_OBJECT_SECONDS, PAYLOAD_OBJECTS
+from apex_memory.telemetry.exemplars import observe
 from apex_memory.tls import ClientTls
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ class ObjectStore:
             raise _translated(error) from None
         finally:
             PAYLOAD_OBJECTS.labels(operation, outcome).inc()
-            PAYLOAD_OBJECT_SECONDS.labels(operation).observe(monotonic() - began)
+            observe(PAYLOAD_OBJECT_SECONDS.labels(operation), monotonic() - began)
 
     def _require_response(self) -> None:
         """Raise `NotCalled` for a while after a request that had no response."""

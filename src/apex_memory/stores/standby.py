@@ -86,19 +86,19 @@ class Standby:
         first. Does not wait for a standby that this process does not read from. Another process may still read it,
         and see what it showed `bound` seconds ago.
         """
-        asked = self._clock()
+        called_at = self._clock()
         try:
             await self._mark()
-            while self.fresh and self._clock() - asked < self.bound:
+            while self.fresh and self._clock() - called_at < self.bound:
                 await self._look()  # the mark, or a later one of this process
-                if self._as_of >= asked:
+                if self._as_of >= called_at:
                     return True
-                if self._clock() - asked >= seconds:
+                if self._clock() - called_at >= seconds:
                     return False
                 await asyncio.sleep(LOOK_SECONDS)
         except ApexError as error:
             self.set_aside(str(error))
-        self._least = max(self._least, asked)
+        self._least = max(self._least, called_at)
         return True
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The inputs and results of the workflows that fetch: names, ids and counts. See `drain.messages`."""
+"""The inputs and results of the workflows that fetch: names of sources, ids and counts. See `drain.messages`."""
 
 from __future__ import annotations
 

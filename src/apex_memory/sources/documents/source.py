@@ -11,7 +11,7 @@ from apex_memory.sources.base import InboundRequest, Received, Sample, Source
 from apex_memory.sources.documents.uploads import Upload, pack_upload, read_uploads, unpack_upload
 from apex_memory.sources.payloads import (
     canonical,
-    check_integers,
+    check_metadata,
     line,
     parse_datetime,
     parse_identifier,
@@ -57,7 +57,7 @@ class Documents(Source):
         """One event a document; all of them or, when one is malformed, none."""
         uploads = list(read_uploads(request))
         for upload in uploads:
-            check_integers(upload.fields.metadata, "metadata")
+            check_metadata(upload.fields.metadata, "metadata", request.metadata_max_bytes)
         ids = request.named_ids(len(uploads))
         return Received(
             [self._event(request, upload, id) for upload, id in zip(uploads, ids, strict=True)]

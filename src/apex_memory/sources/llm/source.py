@@ -28,7 +28,7 @@ from apex_memory.sources.payloads import (
     as_mapping,
     as_string,
     canonical,
-    check_integers,
+    check_metadata,
     line,
     parse_json,
     sample,
@@ -105,7 +105,7 @@ class LLM(Source[LLMSettings]):
     ) -> Event:
         form = _format(body, place, request.query.get("format"))
         talk = FORMATS[form](body, place)
-        check_integers(talk.metadata, f"{place}.metadata".lstrip("."))
+        check_metadata(talk.metadata, f"{place}.metadata".lstrip("."), request.metadata_max_bytes)
         payload = canonical(body)
         digest = hashlib.sha256(payload).hexdigest()
         at = talk.last_at or request.received_at

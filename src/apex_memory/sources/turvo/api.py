@@ -12,6 +12,7 @@ from apex_memory.model import now
 from apex_memory.sources.auth import OAuth, Token
 from apex_memory.sources.http import VendorClient
 from apex_memory.sources.payloads import as_mapping, as_string, parse_object
+from apex_memory.sources.turvo.settings import TurvoSettings
 
 
 class Failed(RetryLater):
@@ -25,7 +26,7 @@ class Failed(RetryLater):
 class Api:
     """Calls to Turvo. Each needs a bearer token and the API key."""
 
-    def __init__(self, link: VendorClient, settings: Any) -> None:
+    def __init__(self, link: VendorClient, settings: TurvoSettings) -> None:
         self._link, self._settings = link, settings
         self._base = settings.base_url.rstrip("/")
         self._key = {"x-api-key": settings.api_key.get_secret_value()}

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from apex_memory.app import App
 from apex_memory.stores.edge import EdgeVectors
+from apex_memory.telemetry import configure_logging
 from bench.corpus import CARRIERS, PLACES, Corpus, GivenEmbedder, random_pool
 from bench.cpu import spent, usage
 from bench.engines import Engines, opened, running_engines
@@ -183,4 +184,5 @@ async def write(urls: dict[str, str], folder: Path, rate: float) -> None:
 
 
 if __name__ == "__main__":
+    configure_logging("error", "console")  # the first line of its output says that it writes
     asyncio.run(write(json.loads(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])))

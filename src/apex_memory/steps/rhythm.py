@@ -90,7 +90,8 @@ class Rhythm:
             """SELECT EXISTS (SELECT FROM sources WHERE name = %(name)s
                               AND pulled_at > clock_timestamp() - make_interval(secs => %(seconds)s)
                               AND pulled_at <= clock_timestamp()) AS fresh,
-                      EXISTS (SELECT FROM change_hints WHERE source = %(name)s) AS hinted,
+                      EXISTS (SELECT FROM change_hints WHERE source = %(name)s
+                              AND (due_at IS NULL OR due_at <= clock_timestamp())) AS hinted,
                       EXISTS (SELECT FROM files WHERE source = %(name)s AND ended_at IS NULL) AS files""",
             {"name": source.name, "seconds": LATE * source.poll_every},
         )

@@ -27,6 +27,7 @@ from apex_memory.gateway.routes.shared import (
     parse_cursor,
     problems,
 )
+from apex_memory.model import UNFETCHED
 
 Status = Literal["open", "retrying", "resolved", "discarded", "superseded"]
 REDRIVE_LIMIT = 1_000  # most dead letters that one request redrives
@@ -252,6 +253,8 @@ async def _redrive(
     if not dry_run:
         for source in {row["source"] for row in rows}:
             gateway.waker.wake(source)
+        for source in {row["source"] for row in rows if row["event_id"].startswith(UNFETCHED)}:
+            gateway.waker.pull(source)
     return {"dry_run": dry_run, "dead_letters": rows}
 
 

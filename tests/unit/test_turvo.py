@@ -21,6 +21,7 @@ from apex_memory.simulate.server import SimulatorServer, serve_simulators
 from apex_memory.simulate.turvo import simulator as vendor
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
+from apex_memory.sources import fetch_back
 from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.http import VendorClient
 from apex_memory.sources.pages import ChangeHint, PullContext, TimeRange, Unfetched
@@ -367,6 +368,7 @@ class Pulled:
     acknowledged: list[str] = field(default_factory=list)
     cursor: dict[str, Any] = field(default_factory=dict)
     unfetched: list[Unfetched] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
     pages: int = 0
 
     @property
@@ -399,6 +401,7 @@ class Ward:
         async for page in self.source.pull(context):
             done.events += page.events
             done.unfetched += page.unfetched
+            done.hints += [hint.key for hint in page.hints]
             done.acknowledged += [hint.key for hint in page.acknowledged]
             done.cursor = dict(page.cursor) if page.cursor is not None else done.cursor
             done.pages += 1
@@ -637,6 +640,20 @@ async def test_a_status_other_than_success_is_tried_again_and_stops_no_neighbour
         assert ("5000" in str(reason)) == bool(details)
         again = await ward.pull(done.cursor)
         assert again.ids == ["3"] and not again.unfetched, "the list went past it"
+
+
+async def test_where_failures_have_used_up_their_time_the_rest_of_the_list_is_left_as_hints(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch_back, "FAULT_SECONDS", 1e-9)
+    async with desk() as ward:
+        ward.shelf.rows = [row(n, n) for n in range(1, 6)]
+        ward.shelf.answers["2"] = failing()
+        done = await ward.pull()
+        assert done.ids == ["1"]
+        assert [item.hint.key for item in done.unfetched] == ["shipment:2"]
+        assert done.hints == ["shipment:3", "shipment:4", "shipment:5"]
+        assert done.cursor["listed"], "the list was read to its end"
 
 
 async def test_codes_that_mean_gone_are_a_setting(desk: Desk) -> None:

@@ -220,7 +220,10 @@ async def show_dead_letter(gateway: GatewayDep, key: Reader, id: LetterId) -> di
     responses=problems(401, 403, 404, 409, 422, 503),
 )
 async def redrive_dead_letter(gateway: GatewayDep, key: Admin, id: LetterId) -> dict[str, Any]:
-    """Process the event again from the prepare step. It keeps its original version: a newer version is not overwritten."""
+    """Process the event again from the prepare step. It keeps its original version: a newer version is not overwritten.
+
+    The dead letter of a record that its vendor did not return is resolved, and the record is fetched again.
+    """
     return await _redrive(gateway, [id], key.actor, dry_run=False)
 
 

@@ -167,9 +167,7 @@ class QuickBooksApi:
             f"intuit_tid {trace or 'none'}"
         )
         if response.status_code == 403:
-            raise Forbidden(
-                problem, remedy="check the rights of the connected user in QuickBooks"
-            )
+            raise Forbidden(problem, remedy="check the rights of the connected user in QuickBooks")
         raise Rejected(problem, remedy="see QuickBooks' documentation of that code")
 
     async def _renewed(self, spent: Token | None) -> Token:

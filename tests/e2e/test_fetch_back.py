@@ -140,7 +140,7 @@ def reported() -> Response:
     return JSONResponse({"Status": "ERROR", "details": {"errorCode": "5000"}})
 
 
-FAULTS = [
+FAULTS: list[tuple[type[Simulator], Callable[[], Response], str, int]] = [
     *((kind, status(503), "503", MOST_ATTEMPTS) for kind in KINDS),
     *((kind, status(400), "400", 1) for kind in KINDS),
     # Front's 403 means that the token may not read this object; the preview of it is in memory.
@@ -266,7 +266,7 @@ async def test_where_no_list_is_due_turvo_shows_by_another_call_that_it_is_there
     make_settings: MakeSettings,
 ) -> None:
     async with ward(Turvo, make_settings) as desk:
-        desk.app.sources["turvo"].settings.listing_seconds = 3600
+        vars(desk.app.sources["turvo"].settings)["listing_seconds"] = 3600
         assert not await desk.pull()
         bad = desk.keys()[0]
         desk.bad = {bad}

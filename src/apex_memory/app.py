@@ -128,6 +128,7 @@ class App:
             clients,
             keep_readings=timedelta(days=settings.reading_days),
             payloads=payloads,
+            max_attempts=settings.max_attempts,
         )
         self.backfills = Backfills(db, payloads)
         self.mirror = Mirror(db, self.sources, installation=installation, days=settings.mirror_days)

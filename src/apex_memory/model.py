@@ -46,6 +46,9 @@ TOMBSTONE = "application/vnd.apex.tombstone+json"
 MALFORMED = "application/vnd.apex.broken+json"
 """Content type of a fetched record that could not be read: `{"reason", "remedy", "record"}`. It becomes a dead letter."""
 
+UNFETCHED = "unfetched:"
+"""What stands before the key of a change hint in the key of the dead letter of its record, which the vendor does not return."""
+
 
 class Priority(IntEnum):
     """P0 is real time, P1 is soon, P2 is bulk. Lower is claimed first."""

@@ -60,6 +60,8 @@ class Day:
             await self.send_one(push)
         for _ in range(3):
             if isinstance(source, PulledSource):
+                # As if the wait before another attempt were over.
+                await self.app.db.execute("UPDATE change_hints SET due_at = NULL")
                 await self.app.fetcher.pull(self.name)
             await self.process(everything=True)
 

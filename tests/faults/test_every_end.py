@@ -285,6 +285,8 @@ class Company(RuleBasedStateMachine):
         """Pull and drain until nothing is left; return what did not end."""
         ways, failures = self.ways, []
         touched = {item.event.source for item in ways.record.events} | ways.record.hinted
+        # As if the wait before another attempt to fetch their records were over.
+        await ways.app.db.execute("UPDATE change_hints SET due_at = NULL")
         for source in sorted(touched & set(ways.simulators)):
             reason = await ways.pull(source)
             if reason:

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from apex_memory.model import MALFORMED, Document, Event
 from apex_memory.sources.base import PulledSource
 from apex_memory.sources.http import VendorClient
-from apex_memory.sources.pages import ChangeHint, PullContext, TimeRange
+from apex_memory.sources.pages import ChangeHint, PullContext, TimeRange, Unfetched
 
 SourceT = TypeVar("SourceT", bound=PulledSource)
 
@@ -22,6 +22,7 @@ class Held(Generic[SourceT]):
     cursor: dict[str, Any] = field(default_factory=dict)
     events: dict[str, Event] = field(default_factory=dict)
     acknowledged: list[str] = field(default_factory=list)
+    unfetched: list[Unfetched] = field(default_factory=list)
 
     async def pull(
         self,
@@ -42,6 +43,7 @@ class Held(Generic[SourceT]):
             for event in page.events:
                 self.events.setdefault(event.event_id, event)
             self.acknowledged += [hint.key for hint in page.acknowledged]
+            self.unfetched += page.unfetched
             if page.cursor is not None:
                 self.cursor = json.loads(json.dumps(page.cursor))
             between(n)

@@ -242,7 +242,8 @@ async def test_a_redirect_to_another_host_is_not_followed() -> None:
     script = Script(events=listed(preview), messages__msg_1=away)
     (only,), error = await pulled(script, cursor=HERE)
     assert error is None
-    assert [event.content_type for event in only.events] == ["application/json", MALFORMED]
+    assert [event.content_type for event in only.events] == ["application/json"]
+    assert [item.hint.key for item in only.unfetched] == ["evt_1"]
 
 
 async def test_a_token_that_is_refused_is_named_in_the_error() -> None:
@@ -391,7 +392,8 @@ async def test_a_record_that_cannot_be_read_stops_nobody() -> None:
     (only,), error = await pulled(script, cursor=HERE)
     assert error is None
     kinds = [event.content_type == MALFORMED for event in only.events]
-    assert kinds == [True, True, True, False, False, True]
+    assert kinds == [True, True, True, False, False]
+    assert [item.hint.key for item in only.unfetched] == ["evt_3"]
     assert (only.cursor or {})["after"] == round((START + 3) * 1e6)
 
 
@@ -421,6 +423,6 @@ async def test_s2_an_event_that_front_refuses_is_a_dead_letter_and_stops_nothing
     script = Script(events__evt_1=refusal, events=listed(record_of("evt_2", 5)))
     hints = [ChangeHint("evt_1", datetime.fromtimestamp(START, UTC))]
     pages, _ = await pulled(script, cursor=HERE, change_hints=hints)
-    assert pages[0].acknowledged == hints
-    assert [event.content_type for event in pages[0].events] == [MALFORMED]
+    assert [item.hint for item in pages[0].unfetched] == hints
+    assert isinstance(pages[0].unfetched[0].reason, Rejected)
     assert [event.event_id for page in pages[1:] for event in page.events] == ["evt_2"]

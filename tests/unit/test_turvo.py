@@ -21,9 +21,10 @@ from apex_memory.simulate.server import SimulatorServer, serve_simulators
 from apex_memory.simulate.turvo import simulator as vendor
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
+from apex_memory.sources import fetch_back
 from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.http import VendorClient
-from apex_memory.sources.pages import ChangeHint, PullContext, TimeRange
+from apex_memory.sources.pages import ChangeHint, PullContext, TimeRange, Unfetched
 from apex_memory.sources.registry import load
 from apex_memory.sources.turvo.documents import STATUSES
 from apex_memory.sources.turvo.source import Turvo
@@ -366,6 +367,8 @@ class Pulled:
     events: list[Event] = field(default_factory=list)
     acknowledged: list[str] = field(default_factory=list)
     cursor: dict[str, Any] = field(default_factory=dict)
+    unfetched: list[Unfetched] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
     pages: int = 0
 
     @property
@@ -397,6 +400,8 @@ class Ward:
         )
         async for page in self.source.pull(context):
             done.events += page.events
+            done.unfetched += page.unfetched
+            done.hints += [hint.key for hint in page.hints]
             done.acknowledged += [hint.key for hint in page.acknowledged]
             done.cursor = dict(page.cursor) if page.cursor is not None else done.cursor
             done.pages += 1
@@ -625,16 +630,30 @@ async def test_a_status_other_than_success_is_tried_again_and_stops_no_neighbour
     async with desk() as ward:
         ward.shelf.rows = [row(1, 1), row(2, 2), row(3, 3)]
         ward.shelf.answers["1"] = failing(**details)
-        done = Pulled()
-        with pytest.raises(RetryLater, match="responded with Status ERROR") as failed:
-            await ward.pull(
-                change_hints=[ChangeHint("shipment:1"), ChangeHint("shipment:2")], into=done
-            )
-        assert failed.value.remedy and ("5000" in str(failed.value)) == bool(details)
+        hints = [ChangeHint("shipment:1"), ChangeHint("shipment:2")]
+        done = await ward.pull(change_hints=hints)
         assert done.acknowledged == ["shipment:2"]
         assert done.ids == ["2", "2", "3"]
-        ward.shelf.answers.clear()
-        assert "1" in (await ward.pull(done.cursor)).ids  # the reading did not move past it
+        assert [item.hint.key for item in done.unfetched] == ["shipment:1"] * 2, "hint and list"
+        reason = done.unfetched[0].reason
+        assert "responded with Status ERROR" in str(reason) and reason.remedy
+        assert ("5000" in str(reason)) == bool(details)
+        again = await ward.pull(done.cursor)
+        assert again.ids == ["3"] and not again.unfetched, "the list went past it"
+
+
+async def test_where_failures_have_used_up_their_time_the_rest_of_the_list_is_left_as_hints(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch_back, "FAULT_SECONDS", 1e-9)
+    async with desk() as ward:
+        ward.shelf.rows = [row(n, n) for n in range(1, 6)]
+        ward.shelf.answers["2"] = failing()
+        done = await ward.pull()
+        assert done.ids == ["1"]
+        assert [item.hint.key for item in done.unfetched] == ["shipment:2"]
+        assert done.hints == ["shipment:3", "shipment:4", "shipment:5"]
+        assert done.cursor["listed"], "the list was read to its end"
 
 
 async def test_codes_that_mean_gone_are_a_setting(desk: Desk) -> None:
@@ -651,8 +670,10 @@ async def test_what_cannot_be_read_is_kept_as_broken_beside_its_neighbours(desk:
         ward.shelf.answers["1"] = failing(422)
         done = await ward.pull()
         kinds = [event.content_type == MALFORMED for event in done.events]
-        assert kinds == [True, True, False]
-        assert json.loads(done.events[0].payload)["record"] == {"shipment": "1"}
+        assert kinds == [True, False]
+        assert json.loads(done.events[0].payload)["record"]["id"] == {"odd": 1}
+        (failed,) = done.unfetched
+        assert failed.hint.key == "shipment:1" and isinstance(failed.reason, Rejected)
 
 
 @pytest.mark.parametrize(

@@ -26,12 +26,13 @@ class Fetcher:
         *,
         keep_readings: timedelta,
         payloads: PayloadStore,
+        max_attempts: int,
     ) -> None:
         self.clients = clients
         self.states = SourceStates(db, sources)
         self.files = Files(db, payloads)
         self.readings = Readings(db, keep=keep_readings, payloads=payloads)
-        self.pulls = Pulls(db, self.files, self.readings, payloads)
+        self.pulls = Pulls(db, self.files, self.readings, payloads, max_attempts=max_attempts)
         self._sources = sources
 
     async def pull(

@@ -10,20 +10,30 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from apex_memory.errors import ApexError, Conflict
+from apex_memory.errors import ApexError, Conflict, Rejected
 from apex_memory.fetching.files import Files
 from apex_memory.fetching.pages import land_page
 from apex_memory.fetching.windows import Readings
+from apex_memory.inbox import hints
 from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.model import Event, LandResult, Priority, now
 from apex_memory.sources.base import PulledSource, StreamSource
 from apex_memory.sources.http import VendorClient
-from apex_memory.sources.pages import ChangeHint, Page, PullContext, TimeRange
+from apex_memory.sources.pages import (
+    ChangeHint,
+    Page,
+    PullContext,
+    TimeRange,
+    Unfetched,
+    unfetched_event,
+)
 from apex_memory.stores.postgres import Connection, Postgres
 from apex_memory.telemetry import CHANGE_HINTS, PULLS, WEBHOOKS_HEALED, logger, traces
 
 MOST_HINTS = 500  # change hints that one pull fetches; the rest waits for the next
 ERROR_CHARS = 500
+HINT_WAITS = (hints.SOON_SECONDS, 300, 1800, hints.LATEST_SECONDS)  # between attempts for a record
+LOGGED_HINTS = 5  # in one line of the log
 WEBHOOK_SECONDS = 15.0  # a webhook that has not arrived that long after its event counts as lost
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
@@ -68,8 +78,28 @@ class _StoredHint:
     noted_at: datetime
 
 
+@dataclass(slots=True)
+class _Blame:
+    """The hinted records that the vendor did not return in a pull, by key, and which of them are themselves to blame.
+
+    A record is to blame if the vendor answers another call after its own has failed. Until then the vendor may be away,
+    which is no record's fault.
+    """
+
+    failed: dict[str, Unfetched] = field(default_factory=dict)
+    blamed: dict[str, Unfetched] = field(default_factory=dict)
+
+    def note(self, page: Page) -> None:
+        """Take in a page that is committed: its own failures come after what it brings."""
+        if page.events or page.readings or page.files or page.cursor is not None:
+            self.blamed |= self.failed
+            self.failed.clear()
+        for item in page.unfetched:
+            self.failed[item.hint.key] = item
+
+
 class Pulls:
-    """Pulls of sources."""
+    """Pulls of sources. `max_attempts` failed fetches make the record of a change hint a dead letter."""
 
     def __init__(
         self,
@@ -77,11 +107,14 @@ class Pulls:
         files: Files,
         readings: Readings,
         payloads: PayloadStore,
+        *,
+        max_attempts: int = 5,
     ) -> None:
         self._db = db
         self._files = files
         self._readings = readings
         self._payloads = payloads
+        self._max_attempts = max_attempts
 
     async def note(self, source: str, change_hints: Sequence[ChangeHint]) -> None:
         """Store change hints until a pull has fetched what they name. Only then may a vendor be answered 2xx."""
@@ -134,18 +167,21 @@ class Pulls:
             new_hints=new_hints,
             window=backfill.window if backfill else None,
         )
-        result = PullResult()
+        result, blame = PullResult(), _Blame()
         try:
             async for fetched in source.pull(context):
                 page = _with_bulk_priority(fetched) if backfill else fetched
                 cursor = await self._commit(source, key, cursor, page, stored, complete, result)
+                blame.note(page)
                 if on_page:
                     await on_page(result)
         except ApexError as error:
             message = f"{error} ({error.remedy})" if error.remedy else str(error)
             await self._record_outcome(source.name, message)
             PULLS.labels(source.name, "failed").inc()
+            await self._count_failures(source, blame, result, on_page)
             raise
+        await self._count_failures(source, blame, result, on_page)
         if not backfill:
             await self._record_outcome(source.name, None)
         PULLS.labels(source.name, "done").inc()
@@ -175,6 +211,11 @@ class Pulls:
                 readings = await self._readings.insert(connection, source, page.readings)
             files = await self._files.insert(connection, source.name, page.files)
             await self._forget_hints(connection, source.name, page.acknowledged, stored)
+            if page.hints:
+                await insert_hints(connection, source.name, page.hints)
+            if page.unfetched:
+                failed = {item.hint.key: item.hint.at for item in page.unfetched}
+                await hints.postpone(connection, source.name, failed)
             lost: list[Event] = []
             if source.expects_webhooks and not page.acknowledged:
                 lost = _lost(page.events, landed, complete)
@@ -215,9 +256,11 @@ class Pulls:
         return dict(row["position"]) if row else {}
 
     async def _stored_hints(self, source: str) -> dict[str, _StoredHint]:
-        """The oldest stored hints of a source, by key."""
+        """The stored hints of a source that are due, by key: the oldest that were not tried yet, then those that failed."""
         rows = await self._db.fetch(
-            "SELECT key, at, noted_at FROM change_hints WHERE source = %s ORDER BY noted_at LIMIT %s",
+            f"""SELECT key, at, noted_at FROM change_hints
+               WHERE source = %s AND {hints.DUE}
+               ORDER BY due_at NULLS FIRST, noted_at LIMIT %s""",
             (source, MOST_HINTS),
         )
         return {
@@ -245,6 +288,58 @@ class Pulls:
                WHERE change_hints.source = fetched.source AND change_hints.key = fetched.key""",
             ([item.hint.key for item in read], [item.noted_at for item in read], source),
         )
+
+    async def _count_failures(
+        self, source: PulledSource, blame: _Blame, result: PullResult, on_page: OnPage | None
+    ) -> None:
+        """Count an attempt for each record that is to blame; make those that have no attempt left dead letters."""
+        blamed = blame.blamed
+        if not blamed:
+            return
+        async with self._db.transaction() as connection:
+            cursor = await connection.execute(
+                """UPDATE change_hints c SET attempts = c.attempts + 1,
+                     due_at = clock_timestamp() + make_interval(secs => (%(waits)s::int[])[least(c.attempts + 1, %(longest)s)])
+                   FROM (SELECT source, key FROM change_hints WHERE source = %(source)s AND key = ANY(%(keys)s)
+                         ORDER BY key FOR UPDATE) failed
+                   WHERE c.source = failed.source AND c.key = failed.key RETURNING c.key, c.attempts""",
+                {
+                    "waits": list(HINT_WAITS),
+                    "longest": len(HINT_WAITS),
+                    "source": source.name,
+                    "keys": list(blamed),
+                },
+            )
+            attempts = {row["key"]: row["attempts"] for row in await cursor.fetchall()}
+            dead = [
+                blamed[key]
+                for key, count in sorted(attempts.items())
+                if count >= self._max_attempts or isinstance(blamed[key].reason, Rejected)
+            ]
+            events = [unfetched_event(source.name, item, source.priority) for item in dead]
+            await land_page(
+                connection,
+                source.name,
+                await self._payloads.offload(events),
+                document=source.document,
+                payloads=self._payloads,
+            )
+            await connection.execute(
+                "DELETE FROM change_hints WHERE source = %s AND key = ANY(%s)",
+                (source.name, [item.hint.key for item in dead]),
+            )
+        logger(component="pull").warning(
+            "the vendor does not return records; they are tried again, and in the end dead letters",
+            source=source.name,
+            records=list(blamed)[:LOGGED_HINTS],
+            count=len(blamed),
+            dead=len(dead),
+            reason=str(next(iter(blamed.values())).reason)[:ERROR_CHARS],
+        )
+        result.events += len(dead)
+        result.fresh += len(dead)
+        if dead and on_page:
+            await on_page(result)
 
     async def _record_lost(
         self, connection: Connection, source: str, events: Sequence[Event]
@@ -304,13 +399,7 @@ async def insert_hints(
     """Store change hints in the caller's transaction. A hint that exists gets the later of both times."""
     # By time, where the vendor gives one, because the notices of a batch may be in any order.
     by_time = sorted(change_hints, key=lambda hint: hint.at or LONG_AGO)
-    newest = {hint.key: hint for hint in by_time}
-    await connection.execute(
-        """INSERT INTO change_hints (source, key, at) SELECT %s, key, at FROM unnest(%s::text[], %s::timestamptz[]) AS t (key, at)
-           ORDER BY key ON CONFLICT (source, key) DO UPDATE
-           SET at = greatest(change_hints.at, excluded.at), noted_at = clock_timestamp()""",
-        (source, list(newest), [hint.at for hint in newest.values()]),
-    )
+    await hints.store(connection, source, {hint.key: hint.at for hint in by_time})
     CHANGE_HINTS.labels(source).inc(len(change_hints))
 
 

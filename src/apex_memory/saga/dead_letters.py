@@ -9,7 +9,8 @@ from typing import Any
 from uuid import UUID
 
 from apex_memory.errors import Conflict, NotFound
-from apex_memory.inbox import transitions
+from apex_memory.inbox import hints, transitions
+from apex_memory.model import MALFORMED, UNFETCHED, now
 from apex_memory.stores.postgres import Connection, Postgres
 
 
@@ -81,6 +82,9 @@ class DeadLetters:
     ) -> list[dict[str, Any]]:
         """Send the events of open dead letters through the pipeline again, with their original order.
 
+        A dead letter of a record that the vendor did not return is resolved: its change hint is stored again, so the
+        next pull fetches the record, and files a new dead letter if that fails.
+
         Returns the dead letters that moved (or would move, with `dry_run`). One that is `retrying` already is
         left out. Raises `NotFound` for an unknown id, `Conflict` for one that is closed.
         """
@@ -88,8 +92,21 @@ class DeadLetters:
             rows = await _lock_open(connection, ids)
             if dry_run or not rows:
                 return rows
-            await transitions.redrive(connection, [row["inbox_id"] for row in rows])
-            await _resolve(connection, rows, "retrying", None, actor)
+            keys = await _hint_keys(connection, rows)
+            for source in {row["source"] for row in rows}:
+                # The time of the redrive, so that another failure is another dead letter.
+                again = {
+                    keys[row["id"]]: now()
+                    for row in rows
+                    if row["source"] == source and row["id"] in keys
+                }
+                if again:
+                    await hints.store(connection, source, again)
+            unfetched = [row for row in rows if row["id"] in keys]
+            await _resolve(connection, unfetched, "resolved", "its record is fetched again", actor)
+            others = [row for row in rows if row["id"] not in keys]
+            await transitions.redrive(connection, [row["inbox_id"] for row in others])
+            await _resolve(connection, others, "retrying", None, actor)
             return rows
 
     async def discard(self, ids: Sequence[int], *, actor: str, reason: str) -> list[dict[str, Any]]:
@@ -174,6 +191,16 @@ async def _lock_open(connection: Connection, ids: Sequence[int]) -> list[dict[st
 
 def _not_found(id: int) -> NotFound:
     return NotFound(f"dead letter {id} not found", remedy="`apex dead-letters list` lists them")
+
+
+async def _hint_keys(connection: Connection, rows: Sequence[dict[str, Any]]) -> dict[int, str]:
+    """Return the key of the change hint of each of these dead letters whose record the vendor did not return."""
+    cursor = await connection.execute(
+        "SELECT id, doc_key FROM inbox WHERE id = ANY(%s) AND content_type = %s AND starts_with(doc_key, %s)",
+        ([row["inbox_id"] for row in rows], MALFORMED, UNFETCHED),
+    )
+    keys = {row["id"]: row["doc_key"].removeprefix(UNFETCHED) for row in await cursor.fetchall()}
+    return {row["id"]: keys[row["inbox_id"]] for row in rows if row["inbox_id"] in keys}
 
 
 async def _resolve(

@@ -313,7 +313,8 @@ class PulledSource(Source[PulledSettingsT_co]):
 
         Each page is committed together with its cursor before the next one is requested, so code after a `yield`
         runs when the page is safe. An interrupted pull starts again from the last committed cursor. A record that
-        cannot be read becomes an event too (`malformed_event`) and ends as a dead letter.
+        cannot be read becomes an event too (`malformed_event`) and ends as a dead letter. One that is fetched alone and
+        not returned goes into `Page.unfetched` (`fetch_back.FetchBack`), and the pull goes on.
         """
 
 

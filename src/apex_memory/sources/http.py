@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 from aiolimiter import AsyncLimiter
 
-from apex_memory.errors import Rejected, RetryLater, Unauthorized
+from apex_memory.errors import Forbidden, Rejected, RetryLater, Unauthorized
 from apex_memory.sources.auth import Auth, Tokens
 from apex_memory.telemetry import VENDOR_CALLS
 
@@ -23,6 +23,13 @@ RateLimit = tuple[float, float]
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between attempts without a `Retry-After`
 MAX_RESPONSE_BYTES = 32_000_000  # decoded; the fullest page that a vendor documents has a tenth
 MAX_RESPONSE_SECONDS = 120.0  # from the request to the last byte of its response
+
+
+class VendorFault(RetryLater):
+    """The vendor fails this one call: with a status 5xx, a broken connection, or a response that reports a failure.
+
+    One record may be to blame, or the vendor may be away: that the other calls tell.
+    """
 
 
 _BODY_HEADERS = ("content-encoding", "content-length", "transfer-encoding")
@@ -66,9 +73,9 @@ class VendorClient:
         """Send one request and return the response, which is 2xx or has a status in `accept`.
 
         `patience` (seconds) overrides the client's; 0 is for calls that must not be retried.
-        `request` takes `params`, `json`, `content`, `data`, `headers`. Raises `RetryLater` when 429, 5xx or a
-        broken connection outlast the patience, `Unauthorized` for 401 (after one renewal) and 403, and
-        `Rejected` for any other status, which no retry can change, and for a response of more than `MAX_RESPONSE_BYTES`.
+        `request` takes `params`, `json`, `content`, `data`, `headers`. Raises `RetryLater` when 429 outlasts the
+        patience, `VendorFault` when 5xx or a broken connection does, `Unauthorized` for 401 (after one renewal),
+        `Forbidden` for 403, and `Rejected` for any other status, which no retry can change, and for a response of more than `MAX_RESPONSE_BYTES`.
         """
         given = request.pop("headers", {})
         started, attempts, renewed = monotonic(), 0, False
@@ -85,7 +92,8 @@ class VendorClient:
                 raise self._refused(status)
             if monotonic() - started + wait > (self._patience if patience is None else patience):
                 why = f"responds with status {status}" if status else "cannot be reached"
-                raise RetryLater(
+                kind = RetryLater if status == 429 else VendorFault
+                raise kind(
                     f"{self.source}: the vendor {why}",
                     after=wait,
                     remedy="Apex retries it; see the vendor's status page if it lasts",
@@ -164,7 +172,8 @@ class VendorClient:
 
     def _refused(self, status: int) -> Unauthorized | Rejected:
         if status in (401, 403):
-            return Unauthorized(
+            kind = Forbidden if status == 403 else Unauthorized
+            return kind(
                 f"{self.source}: the vendor refuses the credentials ({status})",
                 remedy=f"check the secrets in [sources.{self.source}], and their rights at the vendor",
             )

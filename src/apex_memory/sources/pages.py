@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from apex_memory.errors import Rejected
-from apex_memory.model import Event, Priority
+from apex_memory.errors import ApexError
+from apex_memory.model import MALFORMED, UNFETCHED, Event, Priority, micros
 from apex_memory.sources.http import VendorClient
-from apex_memory.sources.payloads import malformed_event
+from apex_memory.sources.payloads import malformed_payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,14 @@ class ChangeHint:
     key: str
     at: datetime | None = None
     """When it changed, according to the vendor; of several the newest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unfetched:
+    """A hinted record that the vendor did not return, and why."""
+
+    hint: ChangeHint
+    reason: ApexError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +66,17 @@ class UnpackedFile:
 class Page:
     """One step of a pull, committed in one transaction: the cursor moves only with the data.
 
-    `cursor` None leaves it where it is. `answered` are the change hints this page makes good.
+    `cursor` None leaves it where it is. `acknowledged` are the change hints that this page makes good. `hints` are records
+    for a later pull. `unfetched` are records that the vendor did not return: each is stored as a change hint, tried
+    again later, and in the end a dead letter, so the cursor may move past it.
     """
 
     events: Sequence[Event] = ()
     readings: Sequence[Reading] = ()
     files: Sequence[InboundFile] = ()
     acknowledged: Sequence[ChangeHint] = ()
+    hints: Sequence[ChangeHint] = ()
+    unfetched: Sequence[Unfetched] = ()
     cursor: Mapping[str, Any] | None = None
 
 
@@ -92,10 +104,25 @@ class PullContext:
     window: TimeRange | None = None
 
 
-def unfetchable_event(source: str, hint: ChangeHint, reason: Rejected, priority: Priority) -> Event:
-    """Return an event for a hinted record that the vendor refuses to return. It ends as a dead letter with the reason.
+def unfetched_event(source: str, failed: Unfetched, priority: Priority) -> Event:
+    """Return an event for a hinted record that the vendor does not return. It ends as a dead letter with the reason.
 
-    So the hint can be acknowledged: one record never stops its source. Redrive needs the record to be fetched again.
+    So the hint can go: one record never stops its source. Redriving the dead letter stores the hint again.
     """
-    at = hint.at or datetime.now(UTC)
-    return malformed_event(source, {"hint": hint.key, "at": at.isoformat()}, reason, at, priority)
+    at = failed.hint.at or datetime.now(UTC)
+    key = UNFETCHED + failed.hint.key
+    return Event(
+        source=source,
+        event_id=f"{key}@{micros(at)}",
+        doc_key=key,
+        version=micros(at),
+        occurred_at=at,
+        payload=malformed_payload(
+            {"hint": failed.hint.key, "at": at.isoformat()},
+            f"{failed.hint.key}: {failed.reason}",
+            "find out at the vendor why it does not return this record; a redrive fetches it again"
+            + (f" ({failed.reason.remedy})" if failed.reason.remedy else ""),
+        ),
+        content_type=MALFORMED,
+        priority=priority,
+    )

@@ -229,6 +229,11 @@ def _path(place: str, location: Sequence[int | str], value: Any, missing: bool) 
     return place or "body"
 
 
+def malformed_payload(record: object, reason: str, remedy: str) -> bytes:
+    """Return the payload of an event that ends as a dead letter with this reason and remedy."""
+    return canonical({"reason": reason, "remedy": remedy, "record": storable(record)})
+
+
 def malformed_event(
     source: str, record: object, reason: Rejected, at: datetime, priority: Priority
 ) -> Event:
@@ -236,7 +241,6 @@ def malformed_event(
 
     So the record is kept raw, an operator sees it, and it never stops its neighbours.
     """
-    body = canonical({"reason": str(reason), "remedy": reason.remedy, "record": storable(record)})
     digest = hashlib.sha256(canonical(storable(record))).hexdigest()
     return Event(
         source=source,
@@ -244,7 +248,7 @@ def malformed_event(
         doc_key=f"broken:{digest}",
         version=0,
         occurred_at=at,
-        payload=body,
+        payload=malformed_payload(record, str(reason), reason.remedy),
         content_type=MALFORMED,
         priority=priority,
     )

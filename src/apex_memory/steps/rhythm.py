@@ -14,6 +14,7 @@ from apex_memory.config import Settings
 from apex_memory.errors import ApexError
 from apex_memory.fetching.fetcher import Fetcher
 from apex_memory.fetching.pulls import PullResult
+from apex_memory.inbox.hints import DUE
 from apex_memory.sources.base import FileSource, PulledSource, Source, StreamSource
 from apex_memory.steps.upkeep import Upkeep
 from apex_memory.stores.postgres import Postgres
@@ -87,10 +88,11 @@ class Rhythm:
         if source.missing_settings or not await self._fetcher.states.may_pull(source.name):
             return False
         row = await self._db.fetch_one(
-            """SELECT EXISTS (SELECT FROM sources WHERE name = %(name)s
+            f"""SELECT EXISTS (SELECT FROM sources WHERE name = %(name)s
                               AND pulled_at > clock_timestamp() - make_interval(secs => %(seconds)s)
                               AND pulled_at <= clock_timestamp()) AS fresh,
-                      EXISTS (SELECT FROM change_hints WHERE source = %(name)s) AS hinted,
+                      EXISTS (SELECT FROM change_hints WHERE source = %(name)s
+                              AND {DUE}) AS hinted,
                       EXISTS (SELECT FROM files WHERE source = %(name)s AND ended_at IS NULL) AS files""",
             {"name": source.name, "seconds": LATE * source.poll_every},
         )

@@ -27,6 +27,7 @@ from apex_memory.gateway.routes.shared import (
     parse_cursor,
     problems,
 )
+from apex_memory.model import UNFETCHED
 
 Status = Literal["open", "retrying", "resolved", "discarded", "superseded"]
 REDRIVE_LIMIT = 1_000  # most dead letters that one request redrives
@@ -219,7 +220,10 @@ async def show_dead_letter(gateway: GatewayDep, key: Reader, id: LetterId) -> di
     responses=problems(401, 403, 404, 409, 422, 503),
 )
 async def redrive_dead_letter(gateway: GatewayDep, key: Admin, id: LetterId) -> dict[str, Any]:
-    """Process the event again from the prepare step. It keeps its original version: a newer version is not overwritten."""
+    """Process the event again from the prepare step. It keeps its original version: a newer version is not overwritten.
+
+    The dead letter of a record that its vendor did not return is resolved, and the record is fetched again.
+    """
     return await _redrive(gateway, [id], key.actor, dry_run=False)
 
 
@@ -252,6 +256,8 @@ async def _redrive(
     if not dry_run:
         for source in {row["source"] for row in rows}:
             gateway.waker.wake(source)
+        for source in {row["source"] for row in rows if row["event_id"].startswith(UNFETCHED)}:
+            gateway.waker.pull(source)
     return {"dry_run": dry_run, "dead_letters": rows}
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, ClassVar
 
-from apex_memory.errors import Misconfigured, Rejected, Unauthorized
-from apex_memory.model import TOMBSTONE, Document, Event, Priority, micros, now
+from apex_memory.errors import ApexError, Misconfigured, Rejected, Unauthorized
+from apex_memory.model import TOMBSTONE, Document, Event, Priority, micros
 from apex_memory.sources.base import (
     InboundRequest,
     PulledSource,
@@ -18,6 +20,7 @@ from apex_memory.sources.base import (
     Sample,
     SourceSettings,
 )
+from apex_memory.sources.fetch_back import FetchBack
 from apex_memory.sources.fields import RecordFields
 from apex_memory.sources.frontapp.api import Front, ListProgress, Seen
 from apex_memory.sources.frontapp.documents import (
@@ -30,7 +33,7 @@ from apex_memory.sources.frontapp.documents import (
 from apex_memory.sources.frontapp.fields import COMMENT_FIELDS, CONVERSATION_FIELDS, MESSAGE_FIELDS
 from apex_memory.sources.frontapp.settings import FrontAppSettings
 from apex_memory.sources.http import RateLimit
-from apex_memory.sources.pages import ChangeHint, Page, PullContext, unfetchable_event
+from apex_memory.sources.pages import ChangeHint, Page, PullContext, Unfetched
 from apex_memory.sources.payloads import (
     as_string,
     canonical,
@@ -109,27 +112,26 @@ class FrontApp(PulledSource[FrontAppSettings]):
     async def pull(self, context: PullContext) -> AsyncIterator[Page]:
         """Yield the bodies that previews lack, then the events since the cursor, oldest first, one of Front's pages at a time."""
         front = Front(context.link, self.settings.base_url, self.settings.api_token)
+        fetch_back = FetchBack()
         if context.window:
             progress: ListProgress | None = ListProgress.start(context.cursor, context.window.since)
         else:
-            for hint in context.change_hints:
-                try:
-                    record = await front.event(hint.key)
-                    events = await self._fetched(front, record) if record else []
-                except Rejected as error:  # this event alone: the others and the list go on
-                    events = [unfetchable_event(self.name, hint, error, self.priority)]
-                yield Page(events=events, acknowledged=[hint])
+            hints = [[hint] for hint in context.change_hints]
+            async for page in fetch_back.pages(hints, partial(self._hinted, front)):
+                yield page
             progress = await self._since(front, context)
         if progress is None:
             return
         until = context.window.until if context.window else None
         async for records, more in front.listing(progress.since, until):
-            events = []
-            for record in records:
-                events += await self._listed(front, record, progress)
-            if events or progress.moved:
-                cursor = progress.cursor(ended=not more)
-                yield Page(events=events, cursor=cursor)
+            parts = [await self._listed(front, record, progress, fetch_back) for record in records]
+            page = Page(
+                events=[event for part in parts for event in part.events],
+                hints=[hint for part in parts for hint in part.hints],
+                unfetched=[failed for part in parts for failed in part.unfetched],
+            )
+            if page.events or progress.moved or fetch_back.failed:
+                yield replace(page, cursor=progress.cursor(ended=not more))
 
     def document(self, event: Event) -> Document:
         """Return an `email` or `message`, a `comment`, or the state of a `conversation`."""
@@ -204,10 +206,13 @@ class FrontApp(PulledSource[FrontAppSettings]):
             return None
         return ListProgress.start({}, newest - timedelta(hours=self.settings.first_poll_hours))
 
-    async def _listed(self, front: Front, record: object, progress: ListProgress) -> list[Event]:
-        """Return the events of one record of the list; none if the same record was listed before.
+    async def _listed(
+        self, front: Front, record: object, progress: ListProgress, fetch_back: FetchBack
+    ) -> Page:
+        """Return what one record of the list brings; nothing if the same record was listed before.
 
         A record with other content is an event again. The body of its message is not fetched again: it never changes.
+        A body that Front does not return is left as a change hint, so that the list goes on.
         """
         try:
             if not isinstance(record, dict):
@@ -218,22 +223,27 @@ class FrontApp(PulledSource[FrontAppSettings]):
             event: dict[str, Any] = storable(record)
             notice = FrontEvent.read(event)
         except Rejected as reason:
-            return [malformed_event(self.name, record, reason, progress.newest, self.priority)]
+            malformed = malformed_event(self.name, record, reason, progress.newest, self.priority)
+            return Page(events=[malformed])
         payload = canonical(event)
         seen = progress.add(notice.id, notice.at, payload)
         if seen is Seen.SAME:
-            return []
+            return Page()
         events = self._events(notice, event, payload)
-        if notice.thin and seen is Seen.NEW:
-            events += await self._fetched(front, event)
-        return events
+        if not notice.thin or seen is not Seen.NEW:
+            return Page(events=events)
+        hint = ChangeHint(notice.id, notice.at)
+        if fetch_back.exhausted:
+            return Page(events=events, hints=[hint])
+        whole = await fetch_back.attempt([hint], lambda _: self._whole(front, event))
+        if isinstance(whole, ApexError):
+            return Page(events=events, unfetched=[Unfetched(hint, whole)])
+        return Page(events=[*events, *whole])
 
-    async def _fetched(self, front: Front, record: Mapping[str, Any]) -> list[Event]:
-        """Return the full event of a preview, or a malformed event where Front's response cannot be read."""
-        try:
-            return await self._whole(front, record)
-        except Rejected as reason:
-            return [malformed_event(self.name, record, reason, now(), self.priority)]
+    async def _hinted(self, front: Front, hints: Sequence[ChangeHint]) -> Sequence[Event]:
+        (hint,) = hints
+        record = await front.event(hint.key)
+        return await self._whole(front, record) if record else []
 
     async def _whole(self, front: Front, record: Mapping[str, Any]) -> list[Event]:
         """Return a version of the message or comment that a preview is about, under an id of its own.

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import chain
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -17,6 +18,7 @@ from aiolimiter import AsyncLimiter
 from apex_memory.errors import Rejected, RetryLater
 from apex_memory.model import Event, micros, now
 from apex_memory.sources.auth import bearer
+from apex_memory.sources.fetch_back import FetchBack
 from apex_memory.sources.http import VendorClient, retry_after
 from apex_memory.sources.hubspot.documents import (
     PRIORITY,
@@ -29,7 +31,7 @@ from apex_memory.sources.hubspot.documents import (
 )
 from apex_memory.sources.hubspot.object_types import OBJECT_TYPES, ObjectType
 from apex_memory.sources.hubspot.settings import HubSpotSettings
-from apex_memory.sources.pages import ChangeHint, Page, TimeRange, unfetchable_event
+from apex_memory.sources.pages import ChangeHint, Page, TimeRange
 from apex_memory.sources.payloads import (
     as_mapping,
     as_string,
@@ -134,6 +136,7 @@ class HubSpotPull:
 
     async def hinted(self, change_hints: Sequence[ChangeHint]) -> AsyncIterator[Page]:
         """Yield the objects that webhooks named. One that is neither live nor in the recycling bin is deleted."""
+        fetch_back = FetchBack()
         by_type: dict[str, dict[str, list[ChangeHint]]] = {}
         unknown: list[ChangeHint] = []
         for hint in change_hints:
@@ -147,30 +150,22 @@ class HubSpotPull:
             yield Page(acknowledged=unknown)
         for plural, by_id in by_type.items():
             ids = list(by_id)
-            for start in range(0, len(ids), READ_PAGE):
-                hints = {id: by_id[id] for id in ids[start : start + READ_PAGE]}
-                async for page in self._hinted(OBJECT_TYPES[plural], hints):
-                    yield page
-
-    async def _hinted(
-        self, type: ObjectType, hints: Mapping[str, Sequence[ChangeHint]]
-    ) -> AsyncIterator[Page]:
-        """Yield the page of some records; where HubSpot refuses them together, one page for each."""
-        try:
-            yield await self._fetched(type, hints)
-            return
-        except Rejected as error:
-            if len(hints) == 1:
-                (same_record,) = hints.values()
-                event = unfetchable_event(SOURCE, same_record[-1], error, PRIORITY)
-                yield Page(events=[event], acknowledged=same_record)
-                return
-        for id, same_record in hints.items():
-            async for page in self._hinted(type, {id: same_record}):
+            groups = [
+                list(chain.from_iterable(by_id[id] for id in ids[start : start + READ_PAGE]))
+                for start in range(0, len(ids), READ_PAGE)
+            ]
+            fetch = partial(self._fetched, OBJECT_TYPES[plural])
+            async for page in fetch_back.pages(groups, fetch):
                 yield page
 
-    async def _fetched(self, type: ObjectType, hints: Mapping[str, Sequence[ChangeHint]]) -> Page:
-        """Return the page of the objects with these ids."""
+    async def _fetched(
+        self, type: ObjectType, change_hints: Sequence[ChangeHint]
+    ) -> Sequence[Event]:
+        """Return the events of the objects that these hints name, at most `READ_PAGE`."""
+        hints: dict[str, list[ChangeHint]] = {}
+        for hint in change_hints:
+            if parsed := parse_hint_key(hint.key):
+                hints.setdefault(parsed[1], []).append(hint)
         live = await self._api.read(type, list(hints), archived=False)
         live_ids = set(map(_id_of, live))
         missing = [id for id in hints if id not in live_ids]
@@ -185,7 +180,7 @@ class HubSpotPull:
             if id not in archived_ids:
                 at = max((hint.at for hint in hints[id] if hint.at), default=None)
                 events.append(deletion_event(type, id, at or now()))
-        return Page(events=events, acknowledged=list(chain.from_iterable(hints.values())))
+        return events
 
     async def changes(self, type: ObjectType) -> AsyncIterator[Page]:
         """Yield what changed since the cursor, or within the window, oldest change first."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx2
 
-from apex_memory.errors import Rejected, RetryLater, Unauthorized
+from apex_memory.errors import Forbidden, Rejected, RetryLater, Unauthorized
 from apex_memory.model import now
 from apex_memory.sources.auth import Auth, OAuth, Token, basic
 from apex_memory.sources.http import VendorClient, retry_after
@@ -167,9 +167,7 @@ class QuickBooksApi:
             f"intuit_tid {trace or 'none'}"
         )
         if response.status_code == 403:
-            raise Unauthorized(
-                problem, remedy="check the rights of the connected user in QuickBooks"
-            )
+            raise Forbidden(problem, remedy="check the rights of the connected user in QuickBooks")
         raise Rejected(problem, remedy="see QuickBooks' documentation of that code")
 
     async def _renewed(self, spent: Token | None) -> Token:

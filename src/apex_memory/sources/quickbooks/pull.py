@@ -8,7 +8,8 @@ from typing import Any
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Event, micros, now
-from apex_memory.sources.pages import Page, PullContext, TimeRange, unfetchable_event
+from apex_memory.sources.fetch_back import FetchBack
+from apex_memory.sources.pages import ChangeHint, Page, PullContext, TimeRange
 from apex_memory.sources.payloads import malformed_event, parse_datetime
 from apex_memory.sources.quickbooks.api import (
     MAX_CHANGES,
@@ -26,7 +27,6 @@ from apex_memory.sources.quickbooks.records import (
 from apex_memory.sources.quickbooks.settings import QuickBooksSettings
 
 LOOK_BACK = timedelta(days=29)  # changes are kept for 30 days
-CHANGE_HINTS = 20  # fetched between two commits
 
 
 class QuickBooksPull:
@@ -59,31 +59,29 @@ class QuickBooksPull:
                 async for page in self._company(realm):
                     yield page
 
-    async def _hinted(self) -> AsyncIterator[Page]:
-        """Fetch the records that webhooks named.
+    def _hinted(self) -> AsyncIterator[Page]:
+        """Yield the records that webhooks named."""
+        return FetchBack().pages([[hint] for hint in self._change_hints], self._named)
+
+    async def _named(self, hints: Sequence[ChangeHint]) -> Sequence[Event]:
+        """Return the events of the records that these hints name.
 
         A record that does not exist is deleted here only after a webhook of its deletion: otherwise it may have just
         been created, and the list of changes reports its deletion.
         """
-        for start in range(0, len(self._change_hints), CHANGE_HINTS):
-            hints = self._change_hints[start : start + CHANGE_HINTS]
-            events: list[Event] = []
-            for hint in hints:
-                text = hint.key.removesuffix(":deleted")
-                key = Key.parse(text)
-                if key is None or key.realm not in self._apis or key.entity not in self._entities:
-                    continue
-                at = hint.at or now()
-                try:
-                    record = await self._apis[key.realm].record(key)
-                except Rejected as error:  # this record alone: the others and the changes go on
-                    events.append(unfetchable_event(SOURCE, hint, error, PRIORITY))
-                    continue
-                if record is not None:
-                    events += self._events(key.realm, [(key.entity, record)], at)
-                elif text != hint.key:
-                    events.append(deleted_event(key, at))
-            yield Page(events=events, acknowledged=hints)
+        events: list[Event] = []
+        for hint in hints:
+            text = hint.key.removesuffix(":deleted")
+            key = Key.parse(text)
+            if key is None or key.realm not in self._apis or key.entity not in self._entities:
+                continue
+            at = hint.at or now()
+            record = await self._apis[key.realm].record(key)
+            if record is not None:
+                events += self._events(key.realm, [(key.entity, record)], at)
+            elif text != hint.key:
+                events.append(deleted_event(key, at))
+        return events
 
     async def _company(self, realm: str) -> AsyncIterator[Page]:
         """Yield a company's changes since the cursor, after a listing of all its records if there is none, or an old one."""

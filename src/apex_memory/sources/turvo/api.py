@@ -7,15 +7,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
-from apex_memory.errors import Rejected, RetryLater, Unauthorized
+from apex_memory.errors import Rejected, Unauthorized
 from apex_memory.model import now
 from apex_memory.sources.auth import OAuth, Token
-from apex_memory.sources.http import VendorClient
+from apex_memory.sources.http import VendorClient, VendorFault
 from apex_memory.sources.payloads import as_mapping, as_string, parse_object
 from apex_memory.sources.turvo.settings import TurvoSettings
 
 
-class Failed(RetryLater):
+class Failed(VendorFault):
     """Turvo reports a failure of this one call. It does not say which failures are permanent."""
 
     def __init__(self, message: str, *, code: str = "", remedy: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from pydantic import SecretStr
 
-from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
+from apex_memory.errors import ApexError, Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import Document, Event, Priority, micros, now
 from apex_memory.sources.base import (
     InboundRequest,
@@ -23,8 +23,9 @@ from apex_memory.sources.base import (
     Sample,
     SourceSettings,
 )
+from apex_memory.sources.fetch_back import FetchBack
 from apex_memory.sources.fields import RecordFields
-from apex_memory.sources.pages import ChangeHint, Page, PullContext
+from apex_memory.sources.pages import ChangeHint, Page, PullContext, Unfetched
 from apex_memory.sources.payloads import (
     as_mapping,
     as_string,
@@ -36,7 +37,7 @@ from apex_memory.sources.payloads import (
     sample,
 )
 from apex_memory.sources.signatures import digest, from_base64, signature_matches
-from apex_memory.sources.turvo.api import Api, Failed
+from apex_memory.sources.turvo.api import Api
 from apex_memory.sources.turvo.documents import (
     SHIPMENT_FIELDS,
     changed_at,
@@ -103,31 +104,25 @@ class Turvo(PulledSource[TurvoSettings]):
     async def pull(self, context: PullContext) -> AsyncIterator[Page]:
         """Yield the shipments that webhooks named, then, when a scan is due, those that the list shows as changed.
 
-        Shipments that webhooks name meanwhile come before the next shipment of the list.
+        Shipments that webhooks name meanwhile come before the next shipment of the list. A shipment of the list that
+        Turvo does not return is left as a change hint, so that the list goes on.
         """
-        api = Api(context.link, self.settings)
-        failed: list[Failed] = []
+        api, fetch_back = Api(context.link, self.settings), FetchBack()
         if context.window is None:
-            async for page in self._named(api, context.change_hints, failed):
+            async for page in self._named(api, context.change_hints, fetch_back):
                 yield page
-        async for page in self._listing(api, context, failed):
+        async for page in self._listing(api, context, fetch_back):
             yield page
-        if failed:
-            raise failed[0]
 
-    async def _named(
-        self, api: Api, change_hints: Sequence[ChangeHint], failed: list[Failed]
+    def _named(
+        self, api: Api, change_hints: Sequence[ChangeHint], fetch_back: FetchBack
     ) -> AsyncIterator[Page]:
-        for hint in change_hints:
+        async def fetch(hints: Sequence[ChangeHint]) -> Sequence[Event]:
+            (hint,) = hints
             kind, _, id = hint.key.partition(":")
-            try:
-                events = [await self._fetched(api, id, hint.at)] if f"{kind}:" == SHIPMENT else []
-            except (
-                Failed
-            ) as error:  # the change hint stays for the next pull; its neighbours are not affected
-                failed.append(error)
-                continue
-            yield Page(events=events, acknowledged=[hint])
+            return [await self._fetched(api, id, hint.at)] if f"{kind}:" == SHIPMENT else []
+
+        return fetch_back.pages([[hint] for hint in change_hints], fetch)
 
     def document(self, event: Event) -> Document:
         """Return a `shipment`. A cancelled one stays, with that status; a deleted one is a tombstone."""
@@ -179,8 +174,8 @@ class Turvo(PulledSource[TurvoSettings]):
 
         Raises `Failed` when Turvo reports a failure, and what `VendorClient.call` raises.
         """
+        record = await api.shipment(id)
         try:
-            record = await api.shipment(id)
             return self._event(id, record) if record is not None else self._gone(id, at)
         except Rejected as error:
             return malformed_event(self.name, {"shipment": id}, error, at or now(), self.priority)
@@ -217,7 +212,7 @@ class Turvo(PulledSource[TurvoSettings]):
         )
 
     async def _listing(
-        self, api: Api, context: PullContext, failed: list[Failed]
+        self, api: Api, context: PullContext, fetch_back: FetchBack
     ) -> AsyncIterator[Page]:
         """Read the list page by page and fetch the changed shipments. The cursor holds the position, also over a crash.
 
@@ -225,6 +220,9 @@ class Turvo(PulledSource[TurvoSettings]):
         others moved up unseen: the scan starts again.
         """
         scan = _ListScan.started(context, self.settings.listing_seconds)
+        if scan is None and fetch_back.failed:
+            await api.listed(0, micros(now()))  # shows whether Turvo responds to other calls
+            yield Page(cursor=context.cursor)
         seen, restarts = ["?"], 0
         while scan:
             rows, more = await api.listed(scan.start, scan.since)
@@ -242,30 +240,37 @@ class Turvo(PulledSource[TurvoSettings]):
                 scan = replace(scan, start=0, anchor="")
                 continue
             seen = ids
-            before = len(failed)
             fresh = [row for row, id in zip(rows, ids, strict=True) if id != scan.anchor]
             for row in filter(scan.wants, fresh):
-                try:
-                    yield Page(events=[await self._listed(api, row)])
-                except Failed as error:
-                    failed.append(error)
-                async for page in self._named(api, await context.new_hints(), failed):
+                yield await self._listed(api, row, fetch_back)
+                async for page in self._named(api, await context.new_hints(), fetch_back):
                     yield page
-            scan = scan.past(rows, ids, failed=len(failed) > before)
+            scan = scan.past(rows, ids)
             if not more or not fresh:
                 yield Page(cursor=scan.ended(self.settings.overlap_seconds))
                 return
             yield Page(cursor=scan.cursor())
-            async for page in self._named(api, await context.new_hints(), failed):
+            async for page in self._named(api, await context.new_hints(), fetch_back):
                 yield page
 
-    async def _listed(self, api: Api, row: Mapping[str, Any]) -> Event:
-        """Return the event of the shipment in a row of the list."""
+    async def _listed(self, api: Api, row: Mapping[str, Any], fetch_back: FetchBack) -> Page:
+        """Return the page of the shipment in a row of the list: its event, or a change hint where it is not returned."""
         at = changed_at(row)
         try:
-            return await self._fetched(api, parse_identifier(row.get("id"), "id"), at)
+            id = parse_identifier(row.get("id"), "id")
         except Rejected as error:
-            return malformed_event(self.name, row, error, at or now(), self.priority)
+            return Page(events=[malformed_event(self.name, row, error, at or now(), self.priority)])
+        hint = ChangeHint(SHIPMENT + id, at)
+        if fetch_back.exhausted:
+            return Page(hints=[hint])
+
+        async def fetch(_: Sequence[ChangeHint]) -> Sequence[Event]:
+            return [await self._fetched(api, id, at)]
+
+        fetched = await fetch_back.attempt([hint], fetch)
+        if isinstance(fetched, ApexError):
+            return Page(unfetched=[Unfetched(hint, fetched)])
+        return Page(events=fetched)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +288,6 @@ class _ListScan:
     newest: int = 0
     start: int = 0
     anchor: str = ""
-    failed: bool = False
 
     @classmethod
     def started(cls, context: PullContext, pause: float) -> _ListScan | None:
@@ -310,7 +314,7 @@ class _ListScan:
             return True
         return self.since <= micros(changed) and (not self.until or micros(changed) < self.until)
 
-    def past(self, rows: Sequence[Mapping[str, Any]], ids: Sequence[str], *, failed: bool) -> _ListScan:  # fmt: skip
+    def past(self, rows: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> _ListScan:
         """Behind a page."""
         times = [micros(at) for at in map(changed_at, rows) if at]
         return replace(
@@ -318,7 +322,6 @@ class _ListScan:
             newest=max([self.newest, *times]),
             start=self.start + len(ids) - 1 if ids else self.start,
             anchor=ids[-1] if ids else self.anchor,
-            failed=self.failed or failed,
         )
 
     def cursor(self) -> dict[str, Any]:
@@ -331,12 +334,7 @@ class _ListScan:
         after they were read, and a vendor's clock that is ahead must not hide later changes.
         """
         since = min(self.newest, self.began) - int(overlap * 1_000_000)
-        return asdict(
-            _ListScan(
-                since=self.since if self.failed else max(self.since, since),
-                listed=micros(now()),
-            )
-        )
+        return asdict(_ListScan(since=max(self.since, since), listed=micros(now())))
 
 
 def _plain(value: SecretStr | str) -> str:

@@ -135,7 +135,13 @@ def test_doctor_is_content_with_a_machine_that_is_on_time() -> None:
 
 def report(**changes: Any) -> dict[str, Any]:
     store = {"name": "graph", "state": "ready", "version": "FalkorDB 4", "reason": None}
-    temporal = {"reachable": True, "address": "127.0.0.1:1/apex", "milliseconds": 2, "failing": []}
+    temporal = {
+        "reachable": True,
+        "address": "127.0.0.1:1/apex",
+        "milliseconds": 2,
+        "failing": [],
+        "fallback_since": None,
+    }
     return {
         "stores": [store | {"milliseconds": changes.get("graph", 1.0)}],
         "temporal": temporal | {"milliseconds": changes.get("temporal", 1.0)},

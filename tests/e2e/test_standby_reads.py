@@ -165,6 +165,27 @@ async def test_who_waits_at_once_with_others_waits_no_longer(api: Api, pair: Pai
     assert standby.fresh and time.monotonic() - began < BOUND / 2
 
 
+async def test_without_marks_the_standby_is_read_until_the_bound_is_over(
+    api: Api, pair: Pair, database: str
+) -> None:
+    """As while the primary is away: nobody can write a mark there."""
+    await write(api, "m", "SHP-270001 left.")
+    await until(lambda: search(api, "SHP-270001"), "the standby has it")
+    await is_fresh(api)
+    with capture_logs() as logs:
+        await statement(pair.primary, "ALTER TABLE leases RENAME TO leases_away", database)
+        await until(
+            lambda: any(line["event"] == "standby not looked at" for line in logs), "a mark failed"
+        )
+        assert standby_of(api).fresh, "what it showed last is younger than the bound"
+        before = reads("standby")
+        assert await first(api, "SHP-270001") == "SHP-270001 left."
+        assert reads("standby") == before + 1
+        await until(lambda: not standby_of(api).fresh, "the bound is over", seconds=BOUND + 5)
+    await statement(pair.primary, "ALTER TABLE leases_away RENAME TO leases", database)
+    await is_fresh(api)
+
+
 async def test_a_standby_that_was_set_aside_is_not_read_before_it_shows_what_was_promised(
     api: Api, pair: Pair
 ) -> None:

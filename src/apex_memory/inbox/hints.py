@@ -9,8 +9,9 @@ from typing import LiteralString
 from apex_memory.stores.postgres import Connection
 
 SOON_SECONDS = 60  # before the next attempt for a record whose fetch failed
-LATEST_SECONDS = 7_200  # before the last attempts
-DUE: LiteralString = """(due_at IS NULL OR due_at NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '7200 s')"""
+_LATEST: LiteralString = "7200"
+LATEST_SECONDS = int(_LATEST)  # before the last attempts
+DUE: LiteralString = f"""(due_at IS NULL OR due_at NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '{_LATEST} s')"""
 """Whether a row of `change_hints` is to be fetched. A time later than any wait was set before the clock was set back."""
 
 

@@ -91,8 +91,8 @@ def _bounded(metadata: dict[str, Any]) -> dict[str, Any]:
         for name, value in metadata.items()
         if name != DEGRADED
     }
-    found = kept = sum(sizes.values())
-    if found <= MAX_METADATA:
+    total = kept = sum(sizes.values())
+    if total <= MAX_METADATA:
         return metadata
     bounded = dict(metadata)
     for name in sorted(sizes, key=lambda name: sizes[name], reverse=True):
@@ -101,7 +101,7 @@ def _bounded(metadata: dict[str, Any]) -> dict[str, Any]:
         del bounded[name]
         kept -= sizes[name]
     degraded = metadata.get(DEGRADED, {})
-    bounded[DEGRADED] = {**degraded, "metadata_bytes": {"found": found, "kept": kept}}
+    bounded[DEGRADED] = {**degraded, "metadata_bytes": {"found": total, "kept": kept}}
     return bounded
 
 

@@ -72,9 +72,10 @@ class Standby:
                 await self._mark()
                 await self._look()
             except Exception as error:  # noqa: BLE001 (outermost loop: another database has no such table)
+                # What it showed last still holds until the bound is over: the primary may be what is away.
                 if not isinstance(error, ApexError):
                     self._log.error("standby not looked at", **unforeseen(error))
-                self.set_aside(str(error) or type(error).__name__)
+                reason = str(error) or type(error).__name__
             self._report(reason)
             spent = self._clock() - began
             await asyncio.sleep(max(0.0, min(MARK_SECONDS, self.bound / 4) - spent))

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import chain
 from typing import Any, ClassVar
 
 from apex_memory.errors import ApexError, Misconfigured, Rejected, Unauthorized
@@ -126,9 +127,9 @@ class FrontApp(PulledSource[FrontAppSettings]):
         async for records, more in front.listing(progress.since, until):
             parts = [await self._listed(front, record, progress, fetch_back) for record in records]
             page = Page(
-                events=[event for part in parts for event in part.events],
-                hints=[hint for part in parts for hint in part.hints],
-                unfetched=[failed for part in parts for failed in part.unfetched],
+                events=list(chain.from_iterable(part.events for part in parts)),
+                hints=list(chain.from_iterable(part.hints for part in parts)),
+                unfetched=list(chain.from_iterable(part.unfetched for part in parts)),
             )
             if page.events or progress.moved or fetch_back.failed:
                 yield replace(page, cursor=progress.cursor(ended=not more))

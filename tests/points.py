@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from apex_memory.model import Tally, VectorPoint, Vectors
+from apex_memory.model import Tally, VectorPoint, Vectors, chunk_point
 
 
 def point(stage: uuid.UUID, n: int, text: str = "a truck", **fields: Any) -> VectorPoint:
     usual = VectorPoint(
-        id=uuid.uuid5(stage, str(n)),
+        id=chunk_point(stage, n),
         stage=stage,
         doc=uuid.uuid5(stage, "doc"),
         n=n,

@@ -327,8 +327,16 @@ def content_hash31(*parts: object) -> int:
 
 
 def chunk_point(stage: uuid.UUID, n: int) -> uuid.UUID:
-    """Return the id of the point of a stage's n-th chunk in the vector store."""
-    return uuid.uuid5(stage, f"c{n}")
+    """Return the id of the point of a stage's n-th chunk in the vector store, `uuid5(stage, "c" n)`."""
+    return uuid.UUID(bytes=chunk_point_bytes(stage, n))
+
+
+def chunk_point_bytes(stage: uuid.UUID, n: int) -> bytes:
+    """Return the 16 bytes of that id. A search names hundreds of points, and a `UUID` takes five times as long."""
+    digest = bytearray(hashlib.sha1(stage.bytes + b"c%d" % n, usedforsecurity=False).digest()[:16])
+    digest[6] = digest[6] & 0x0F | 0x50  # version 5
+    digest[8] = digest[8] & 0x3F | 0x80  # the variant of RFC 9562
+    return bytes(digest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,7 @@ from apex_memory.stores.qdrant_server import QdrantVectors
 from tests.edge_process import DIMENSION, EdgeProcess, edge_client, edge_process
 from tests.points import axis, point, stage_points, tally_of, unit
 from tests.qdrant_http import QdrantHttp, check_wire, serving
+from tests.vector_search import searched
 
 LEGS = {"dense", "words", "nearby"}
 
@@ -107,7 +108,9 @@ async def stages_for(
     filters: Filters | None = None,
     exclude: Sequence[uuid.UUID] = (),
 ) -> list[uuid.UUID]:
-    legs = await store.search(dense=None, words=words, limit=10, filters=filters, exclude=exclude)
+    legs = await searched(
+        store, dense=None, words=words, limit=10, filters=filters, exclude=exclude
+    )
     return [hit.stage for hit in legs["words"]]
 
 
@@ -115,7 +118,7 @@ async def test_a_point_comes_back_as_it_was_written(store: VectorStore) -> None:
     stage = uuid.uuid4()
     written = point(stage, 7, "The reefer broke down")
     await store.upsert([written], axis(3, DIMENSION)[np.newaxis])
-    hits = await store.search(dense=axis(3, DIMENSION), words="reefers breaking", limit=5)
+    hits = await searched(store, dense=axis(3, DIMENSION), words="reefers breaking", limit=5)
     assert set(hits) == LEGS
     for leg, (hit,) in hits.items():
         fields = (hit.id, hit.stage, hit.doc, hit.n, hit.start, hit.end)
@@ -131,7 +134,7 @@ async def test_the_same_upsert_twice_is_once(store: VectorStore) -> None:
     await store.flush()
     assert await store.tally([stage]) == {stage: tally_of(points)}
     assert await store.points() == 300
-    by_leg = await store.search(dense=rows[5], words="truck", limit=400)
+    by_leg = await searched(store, dense=rows[5], words="truck", limit=400)
     assert all(len({hit.id for hit in hits}) == len(hits) == 300 for hits in by_leg.values())
 
 
@@ -196,7 +199,7 @@ async def test_the_dense_leg_ranks_by_cosine(store: VectorStore) -> None:
     near, far = axis(0, DIMENSION), axis(1, DIMENSION)
     rows = np.stack([far, 5 * near, near + far])  # length does not count
     stage = await put(store, "far", "near", "between", vectors=rows)
-    hits = await store.search(dense=near, words=None, limit=3)
+    hits = await searched(store, dense=near, words=None, limit=3)
     assert set(hits) == {"dense"}
     assert [(hit.n, round(hit.score, 3)) for hit in hits["dense"]] == [
         (1, 1.0),
@@ -218,7 +221,7 @@ async def test_the_word_leg_prefers_more_mentions_in_less_text(store: VectorStor
     texts = ["lumper", "lumper and many other words of no use for this", "lumper lumper"]
     stage = uuid.uuid4()
     await store.upsert(stage_points(stage, texts), unit(3, DIMENSION))
-    hits = await store.search(dense=None, words="Lumpers", limit=3)
+    hits = await searched(store, dense=None, words="Lumpers", limit=3)
     assert [hit.n for hit in hits["words"]] == [2, 0, 1]
 
 
@@ -234,7 +237,7 @@ async def test_scores_are_those_of_bm25_over_the_whole_corpus(
         for _ in range(8):
             await put(store, "empty trailer")
         await put(store, "chassis " * 10)
-        hits = (await store.search(dense=None, words="chassis", limit=5))["words"]
+        hits = (await searched(store, dense=None, words="chassis", limit=5))["words"]
         expected = np.log((10 - 2 + 0.5) / (2 + 0.5) + 1) * 10 * 2.2 / (10 + 1.2)
         assert [hit.score for hit in hits] == pytest.approx([expected] * 2, rel=1e-4)
         if isinstance(store, EdgeVectors):
@@ -246,7 +249,7 @@ async def test_neighbours_words_are_a_leg_of_their_own(store: VectorStore) -> No
     stage = uuid.uuid4()
     reply = point(stage, 0, "It was late.", nearby="Where is the reefer? It was late. By how much?")
     await store.upsert([reply], unit(1, DIMENSION))
-    hits = await store.search(dense=None, words="reefer", limit=5)
+    hits = await searched(store, dense=None, words="reefer", limit=5)
     assert [hit.id for hit in hits["nearby"]] == [reply.id]
     assert hits["words"] == []
 
@@ -261,13 +264,13 @@ async def test_stopwords_alone_find_nothing(store: VectorStore) -> None:
     await put(store, "the truck", "")
     nothing: dict[str, list[object]] = {"words": [], "nearby": []}
     for words in ("", "the of and", "zymurgy"):
-        assert await store.search(dense=None, words=words, limit=5) == nothing
-    assert await store.search(dense=None, words=None, limit=5) == {}
+        assert await searched(store, dense=None, words=words, limit=5) == nothing
+    assert await searched(store, dense=None, words=None, limit=5) == {}
 
 
 async def test_a_passage_without_words_is_found_by_its_vector(store: VectorStore) -> None:
     stage = await put(store, "", vectors=axis(2, DIMENSION)[np.newaxis])
-    hits = await store.search(dense=axis(2, DIMENSION), words="truck", limit=5)
+    hits = await searched(store, dense=axis(2, DIMENSION), words="truck", limit=5)
     assert [hit.stage for hit in hits["dense"]] == [stage]
 
 
@@ -311,7 +314,9 @@ async def test_filters_hold_for_every_leg(
         point(stage, 3, time=400),
     ]
     await store.upsert(points, unit(4, DIMENSION))
-    by_leg = await store.search(dense=axis(0, DIMENSION), words="truck", limit=10, filters=filters)
+    by_leg = await searched(
+        store, dense=axis(0, DIMENSION), words="truck", limit=10, filters=filters
+    )
     assert {leg: {hit.n for hit in hits} for leg, hits in by_leg.items()} == dict.fromkeys(
         LEGS, expected
     )
@@ -320,7 +325,9 @@ async def test_filters_hold_for_every_leg(
 async def test_excluded_stages_are_not_found(store: VectorStore) -> None:
     stages = [await put(store, "a truck") for _ in range(4)]
     hidden = [*stages[:3], *(uuid.uuid4() for _ in range(300))]
-    by_leg = await store.search(dense=axis(0, DIMENSION), words="truck", limit=10, exclude=hidden)
+    by_leg = await searched(
+        store, dense=axis(0, DIMENSION), words="truck", limit=10, exclude=hidden
+    )
     assert {leg: [hit.stage for hit in hits] for leg, hits in by_leg.items()} == {
         leg: [stages[3]] for leg in LEGS
     }
@@ -329,12 +336,16 @@ async def test_excluded_stages_are_not_found(store: VectorStore) -> None:
 async def test_a_search_may_be_limited_to_stages(store: VectorStore) -> None:
     stages = [await put(store, "a truck") for _ in range(4)]
     wanted = Filters(stages=(stages[1], stages[2], *(uuid.uuid4() for _ in range(300))))
-    by_leg = await store.search(dense=axis(0, DIMENSION), words="truck", limit=10, filters=wanted)
+    by_leg = await searched(
+        store, dense=axis(0, DIMENSION), words="truck", limit=10, filters=wanted
+    )
     assert by_leg.keys() == LEGS
     for hits in by_leg.values():
         assert {hit.stage for hit in hits} == set(stages[1:3])
     absent = Filters(stages=(uuid.uuid4(),))
-    by_leg = await store.search(dense=axis(0, DIMENSION), words="truck", limit=10, filters=absent)
+    by_leg = await searched(
+        store, dense=axis(0, DIMENSION), words="truck", limit=10, filters=absent
+    )
     assert by_leg == {leg: [] for leg in LEGS}
     assert await stages_for(store, "truck", wanted, exclude=[stages[1]]) == [stages[2]]
 
@@ -342,16 +353,17 @@ async def test_a_search_may_be_limited_to_stages(store: VectorStore) -> None:
 async def test_points_are_compared_exactly_among_those_named(store: VectorStore) -> None:
     texts = ["a reefer to Dallas", "a dry van to Dallas", "a reefer to Reno", "nothing at all"]
     stage = await put(store, *texts, vectors=unit(4, DIMENSION, seed=5))
-    points = stage_points(stage, texts)
     question = axis(0, DIMENSION)
-    whole = await store.search(dense=question, words="reefer Dallas", limit=10)
-    among = [points[1].id, points[3].id, uuid.uuid4()]
-    named = await store.search(dense=question, words="reefer Dallas", limit=10, among=among)
+    whole = await searched(store, dense=question, words="reefer Dallas", limit=10)
+    among = [(stage, 1), (stage, 3), (uuid.uuid4(), 0)]
+    named = await searched(store, dense=question, words="reefer Dallas", limit=10, among=among)
     for leg in LEGS:
         expected = {hit.n: hit.score for hit in whole[leg] if hit.n in (1, 3)}
         assert {hit.n: hit.score for hit in named[leg]} == pytest.approx(expected), leg
     assert {hit.n for hit in named["dense"]} == {1, 3}
-    only_unknown = await store.search(dense=question, words="van", limit=10, among=[uuid.uuid4()])
+    only_unknown = await searched(
+        store, dense=question, words="van", limit=10, among=[(uuid.uuid4(), 0)]
+    )
     assert all(hits == [] for hits in only_unknown.values()) and set(only_unknown) == LEGS
 
 
@@ -364,7 +376,7 @@ async def test_a_point_keeps_what_is_known_of_its_turn(store: VectorStore) -> No
     ]
     await store.upsert(points, unit(4, DIMENSION))
     await store.flush()
-    hits = (await store.search(dense=axis(0, DIMENSION), words=None, limit=9))["dense"]
+    hits = (await searched(store, dense=axis(0, DIMENSION), words=None, limit=9))["dense"]
     assert {hit.n: (hit.continues, hit.asks) for hit in hits} == dict(enumerate(flags))
 
 
@@ -377,7 +389,7 @@ async def test_exclusion_and_filters_work_together(store: VectorStore) -> None:
 
 async def test_the_limit_holds_for_each_leg(store: VectorStore) -> None:
     await put(store, *["a truck"] * 20)
-    by_leg = await store.search(dense=axis(0, DIMENSION), words="truck", limit=7)
+    by_leg = await searched(store, dense=axis(0, DIMENSION), words="truck", limit=7)
     assert {leg: len(hits) for leg, hits in by_leg.items()} == dict.fromkeys(LEGS, 7)
     for hits in by_leg.values():
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
@@ -407,12 +419,12 @@ async def test_bad_vectors_are_refused_and_leave_nothing(
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 async def test_a_question_with_nan_is_refused(store: VectorStore, bad: float) -> None:
     with pytest.raises(Rejected):
-        await store.search(dense=np.full(DIMENSION, bad, dtype=np.float32), words=None, limit=1)
+        await searched(store, dense=np.full(DIMENSION, bad, dtype=np.float32), words=None, limit=1)
 
 
 async def test_a_question_of_another_dimension_is_refused(store: VectorStore) -> None:
     with pytest.raises(Rejected):
-        await store.search(dense=axis(0, DIMENSION + 1), words=None, limit=1)
+        await searched(store, dense=axis(0, DIMENSION + 1), words=None, limit=1)
 
 
 async def test_text_that_is_not_unicode_is_refused(store: VectorStore) -> None:
@@ -428,8 +440,8 @@ async def test_empty_inputs_do_nothing(store: VectorStore) -> None:
     assert [row async for row in store.walk()] == []
     assert await store.points() == 0
     empty: dict[str, list[object]] = {leg: [] for leg in LEGS}
-    assert await store.search(dense=axis(0, DIMENSION), words="truck", limit=5) == empty
-    assert await store.search(dense=axis(0, DIMENSION), words="truck", limit=0) == empty
+    assert await searched(store, dense=axis(0, DIMENSION), words="truck", limit=5) == empty
+    assert await searched(store, dense=axis(0, DIMENSION), words="truck", limit=0) == empty
 
 
 async def test_it_identifies_itself(store: VectorStore) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypedDict
@@ -22,6 +22,7 @@ from apex_memory.pipeline import Embedder, QueryEntities, canonical, extract_que
 from apex_memory.pipeline.embedders.hashing import HashingEmbedder
 from apex_memory.search import Search, SearchResult, Weights
 from apex_memory.sources.base import InboundRequest
+from apex_memory.stores.base import VectorQuery
 from apex_memory.stores.cache import Cache
 from apex_memory.stores.graph import open_graph
 from apex_memory.stores.vectors import open_vectors
@@ -31,6 +32,7 @@ from tests.databases import Databases
 from tests.e2e.conftest import HASHING_DIMENSION, MakeSettings, delete_event, land, live, text_event
 from tests.e2e.logistics import DOCUMENTS, QUESTIONS
 from tests.faulty import Fault, Faulty
+from tests.vector_search import searched
 
 E5_DIMENSION = 384
 SINGLE = ("dense", "words", "nearby")
@@ -501,7 +503,7 @@ async def test_staging_and_superseded_stages_are_never_shown_though_they_are_in_
     stages = (await app.publication.journal.begin(batch.id)).stages
     assert await app.publication.stage_and_verify(stages) == {}
     vector = await HashingEmbedder().query("pallets")
-    held = await app.vectors.search(dense=vector, words="pallets", limit=10)
+    held = await searched(app.vectors, dense=vector, words="pallets", limit=10)
     assert len({hit.stage for hit in held["words"]}) == 3, "all three versions are in the store"
     for query in ("pallets", "PO 445566", "Acme Foods"):
         assert await snippets(app.search, query) == ["PO 445566 blue pallets by Acme Foods LLC"]
@@ -531,11 +533,11 @@ class Interrupted:
         self._store = store
         self._happens: Callable[[], Any] | None = happens
 
-    async def search(self, **options: Any) -> Any:
+    async def search(self, queries: Any) -> Any:
         happens, self._happens = self._happens, None
         if happens:
             await happens()
-        return await self._store.search(**options)
+        return await self._store.search(queries)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
@@ -564,10 +566,10 @@ class Counting:
         self._store = store
         self.excluded: list[int] = []
 
-    async def search(self, **options: Any) -> Any:
-        if options.get("filters") is None and "among" not in options:
-            self.excluded.append(len(options["exclude"]))
-        return await self._store.search(**options)
+    async def search(self, queries: Sequence[VectorQuery]) -> Any:
+        if not queries[0].among:
+            self.excluded.append(len(queries[0].exclude))
+        return await self._store.search(queries)
 
     async def linked(self, refs: Any, **options: Any) -> Any:
         self.excluded.append(len(options["exclude"]))

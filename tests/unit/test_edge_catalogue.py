@@ -57,7 +57,7 @@ def test_growing_and_packed_return_the_same(
     wanted = [expected[term] for term in ids.tolist()]
     assert growing.counts(ids).tolist() == packed.counts(ids).tolist() == wanted
     assert growing.passages == packed.passages == len(rows)
-    points = [point_of(n) for n in reversed(range(len(rows)))]
+    points = [point_of(n).bytes for n in reversed(range(len(rows)))]
     places = [place_of(rows[n][0], n) for n in reversed(range(len(rows)))]
     assert growing.places(points) == packed.places(points) == places
 
@@ -85,13 +85,13 @@ def test_a_saved_catalogue_reads_back(tmp_path: Path) -> None:
     assert loaded.after(-1, 10) == sorted(stage for stage, _ in rows)
     assert loaded.passages == 2
     stage, number = rows[1][0], uuid.UUID(int=1)
-    assert PLACE.unpack(loaded.places([point_of(1)])[0]) == (
+    assert PLACE.unpack(loaded.places([point_of(1).bytes])[0]) == (
         *(stage.bytes, number.bytes, 1, 7),
         2**32 - 2,
     )
     for catalogue in (loaded, catalogue_of(rows), catalogue_of([]).packed()):
         with pytest.raises(KeyError):
-            catalogue.places([point_of(2)])
+            catalogue.places([point_of(2).bytes])
 
 
 def test_a_catalogue_without_places_is_made_anew(tmp_path: Path) -> None:

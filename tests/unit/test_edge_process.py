@@ -22,6 +22,7 @@ from apex_memory.stores.vectors import open_vectors
 from tests.edge_process import DIMENSION, EdgeProcess, edge_client, edge_process
 from tests.faults.volumes import filled, small_volume
 from tests.points import axis, point, stage_points, tally_of, unit
+from tests.vector_search import searched
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ async def test_kill_9_after_a_flush_loses_nothing(process: EdgeProcess, store: E
         await process.ready(store)
         expected = {stage: tally_of(points[stage]) for stage in stages[1:]}
         assert await store.tally(stages) == expected
-        by_leg = await store.search(dense=axis(0, DIMENSION), words="truck", limit=300)
+        by_leg = await searched(store, dense=axis(0, DIMENSION), words="truck", limit=300)
         assert {leg: len(hits) for leg, hits in by_leg.items()} == dict.fromkeys(by_leg, 240)
 
 
@@ -69,7 +70,7 @@ async def test_a_nearly_full_disk_refuses_writes_and_ends_nothing(tmp_path: Path
             with pytest.raises(NoWrites, match=r"0 MB of 126 MB are free, and 13 MB are needed"):
                 await store.upsert(stage_points(refused, passages), unit(250, DIMENSION))
             assert set(await store.tally([before, refused])) == {before}
-            hits = await store.search(dense=axis(0, DIMENSION), words="truck", limit=5)
+            hits = await searched(store, dense=axis(0, DIMENSION), words="truck", limit=5)
             assert hits["words"]
         await store.upsert(stage_points(refused, passages), unit(250, DIMENSION))
         await store.flush()
@@ -162,7 +163,7 @@ async def test_a_process_that_stands_still_is_unavailable_in_time(process: EdgeP
         with pytest.raises(Unavailable, match="no response"):
             await store.tally([uuid.uuid4()])
         with pytest.raises(Unavailable, match="no response"):
-            await store.search(dense=axis(0, DIMENSION), words=None, limit=1)
+            await searched(store, dense=axis(0, DIMENSION), words=None, limit=1)
         assert time.monotonic() - began < 2
         process.send(signal.SIGCONT)
         await process.ready(store)
@@ -201,7 +202,7 @@ async def test_searches_overtake_a_large_write(store: EdgeVectors) -> None:
     writing = asyncio.create_task(store.upsert(points, unit(5000, DIMENSION)))
     answered = 0
     while not writing.done():
-        await store.search(dense=axis(0, DIMENSION), words="truck", limit=10)
+        await searched(store, dense=axis(0, DIMENSION), words="truck", limit=10)
         answered += not writing.done()
     await writing
     assert answered > 5
@@ -252,10 +253,14 @@ async def test_malformed_requests_get_a_response_and_harm_nobody(
     reader, writer = await smoke_test(process)
     batch = {"points": [["x", "y", "z", 1, []]], "dense": b"123", "lengths": b"", "ids": b""}
     short = {**batch, "dense": bytes(4 * (DIMENSION + 1)), "lengths": bytes(4), "weights": b""}
-    for request in ([1, "steal", None], [2, "upsert", batch], [3, "upsert", short]):
+    for request, kind in (
+        ([1, "steal", None], "unavailable"),  # as a client of another build would ask
+        ([2, "upsert", batch], "rejected"),
+        ([3, "upsert", short], "rejected"),
+    ):
         writer.write(to_frame(request))
-        number, kind, _ = await read_frame(reader)
-        assert (number, kind) == (request[0], "rejected")
+        number, answered, _ = await read_frame(reader)
+        assert (number, answered) == (request[0], kind)
     writer.close()
     assert await store.points() == 0
 

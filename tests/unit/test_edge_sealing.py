@@ -17,6 +17,7 @@ from apex_memory.model import Tally, VectorPoint
 from apex_memory.stores.edge import EdgeVectors
 from tests.edge_process import DIMENSION, EdgeProcess, edge_client, edge_process
 from tests.points import stage_points, tally_of, unit
+from tests.vector_search import searched
 from tests.waiting import until
 
 SEAL = 60
@@ -56,9 +57,9 @@ class Expected:
         total = sum(map(len, self.points.values()))
         assert await store.points() == total
         question = unit(1, DIMENSION, seed=9999)[0]
-        hits = await store.search(dense=question, words="truck 3", limit=10)
+        hits = await searched(store, dense=question, words="truck 3", limit=10)
         assert [hit.id for hit in hits["dense"]] == self.nearest(question, 10)
-        every = (await store.search(dense=None, words="truck", limit=total + 50))["words"]
+        every = (await searched(store, dense=None, words="truck", limit=total + 50))["words"]
         assert {hit.id for hit in every} == {p.id for ps in self.points.values() for p in ps}
         assert len(every) == total
 

@@ -20,6 +20,7 @@ from apex_memory.stores.base import Replication
 from apex_memory.stores.qdrant_server import QdrantVectors
 from tests.points import point, unit
 from tests.qdrant_http import QdrantHttp, check_wire, serving
+from tests.vector_search import searched
 
 DIMENSION = 4
 
@@ -138,7 +139,7 @@ async def test_the_requests_of_all_calls() -> None:
         await store.upsert([written], unit(1, DIMENSION))
         await store.tally([written.stage])
         assert [row.stage async for row in store.walk()] == [written.stage]
-        assert (await store.search(dense=unit(1, DIMENSION)[0], words="truck", limit=3))["dense"]
+        assert (await searched(store, dense=unit(1, DIMENSION)[0], words="truck", limit=3))["dense"]
         await store.delete_stages([written.stage])
         made = {
             (e.method, e.route.removeprefix("/collections/{collection_name}"))

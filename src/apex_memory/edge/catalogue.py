@@ -62,13 +62,13 @@ class Catalogue:
         """Return the number of passages that contain each term, shape (terms,)."""
         return np.array([self._counts[term] for term in terms.tolist()], dtype=np.int64)
 
-    def places(self, points: Sequence[UUID]) -> list[bytes]:
+    def places(self, points: Sequence[bytes]) -> list[bytes]:
         """Return the place of each point, as `PLACE` packs it. Raises `KeyError` for a point of another shard."""
-        return [self._places[point.bytes] for point in points]
+        return [self._places[point] for point in points]
 
-    def with_places(self, points: Sequence[UUID]) -> list[UUID]:
+    def with_places(self, points: Sequence[bytes]) -> list[bytes]:
         """Return those of the points whose places are here."""
-        return [point for point in points if point.bytes in self._places]
+        return [point for point in points if point in self._places]
 
     def after(self, cursor: int, limit: int) -> list[UUID]:
         """Return the first `limit` stages, by their high 64 bits, whose high 64 bits are above `cursor`."""
@@ -130,19 +130,19 @@ class PackedCatalogue:
         places = np.minimum(np.searchsorted(self._terms, terms), len(self._terms) - 1)
         return np.where(self._terms[places] == terms, self._counts[places], 0)
 
-    def places(self, points: Sequence[UUID]) -> list[bytes]:
+    def places(self, points: Sequence[bytes]) -> list[bytes]:
         """Return the place of each point, as `PLACE` packs it. Raises `KeyError` for a point of another shard."""
-        wanted = np.array([point.bytes for point in points], dtype="S16")
+        wanted = np.array(points, dtype="S16")
         rows = np.searchsorted(self._points, wanted)
         if (rows == len(self._points)).any() or (self._points[rows] != wanted).any():
             raise KeyError("a point that the catalogue of its shard does not hold")
         return [place.tobytes() for place in self._places[rows]]
 
-    def with_places(self, points: Sequence[UUID]) -> list[UUID]:
+    def with_places(self, points: Sequence[bytes]) -> list[bytes]:
         """Return those of the points whose places are here."""
         if not len(self._points):
             return []
-        wanted = np.array([point.bytes for point in points], dtype="S16")
+        wanted = np.array(points, dtype="S16")
         rows = np.minimum(np.searchsorted(self._points, wanted), len(self._points) - 1)
         return [points[n] for n in np.flatnonzero(self._points[rows] == wanted).tolist()]
 

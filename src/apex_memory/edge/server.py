@@ -15,7 +15,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -35,10 +35,10 @@ from apex_memory.edge.protocol import (
     read_frame,
     to_frame,
 )
-from apex_memory.edge.search import Question, search
+from apex_memory.edge.search import Hit, Question, search
 from apex_memory.edge.shard import breathe, to_point
 from apex_memory.edge.shard_list import lock_folder
-from apex_memory.errors import Misconfigured, Rejected
+from apex_memory.errors import Misconfigured, Rejected, Unavailable
 from apex_memory.gc_tuning import collect_garbage_seldom
 from apex_memory.telemetry import (
     BUILD_INFO,
@@ -71,6 +71,7 @@ class VectorServer:
             "version": f"Qdrant Edge {version('qdrant-edge-py')}",
             "dimension": corpus.dimension,
             "traces": True,
+            "search_all": True,
         }
         self._methods: Mapping[str, Callable[[Any], Awaitable[Any]]] = {
             "ping": self._ping,
@@ -79,7 +80,7 @@ class VectorServer:
             "tally": self._tally,
             "delete": self._delete,
             "walk": self._walk,
-            "search": self._search,
+            "search_all": self._search_all,
             "stats": self._stats,
         }
 
@@ -131,11 +132,15 @@ class VectorServer:
     async def _respond(self, request: Any, writer: asyncio.StreamWriter) -> None:
         try:
             number, method, argument, *caller = request
+            if method not in self._methods:  # of a client of another build
+                raise Unavailable("vectors", f"this vector process does not know {method}")
             parent = traces.context_of(caller[0] if caller else "")
             with traces.span(f"vectors {method}", parent=parent, kind=SpanKind.SERVER):
                 response = [number, "ok", await self._methods[method](argument)]
         except Rejected as error:
             response = [number, "rejected", str(error)]
+        except Unavailable as error:
+            response = [number, "unavailable", str(error)]
         except DiskNearlyFull as error:
             response = [number, "full", str(error)]
         except OSError as error:
@@ -205,30 +210,30 @@ class VectorServer:
             return [], None
         return await self._tallies(stages), stages[-1].int >> 64
 
-    async def _search(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Return `points` (id and `PLACE` of each, concatenated) and `legs` (per hit the point's number there, and the score)."""
-        dense, terms = request.pop("dense"), request.pop("terms")
-        question = Question(
-            dense=None if dense is None else np.frombuffer(dense, dtype="<f4").tolist(),
-            terms=None if terms is None else np.frombuffer(terms, dtype="<u4"),
-            stages=[UUID(bytes=stage) for stage in request.pop("stages")],
-            exclude=[UUID(bytes=stage) for stage in request.pop("exclude")],
-            among=_ids(request.pop("among", b"")),
-            **request,
-        )
-        hits_by_leg, places = search(self._corpus.shards, question)
-        numbers = {point: n for n, point in enumerate(places)}
+    async def _search_all(self, requests: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return `places` (`PLACE` of each point, concatenated), and for each of the `queries` numbers and scores by leg."""
+        found = search(self._corpus.shards, [_question(**request) for request in requests])
         return {
-            "points": b"".join(point.bytes + place for point, place in places.items()),
-            "legs": {
-                leg: [(numbers[point], score) for point, score in hits]
-                for leg, hits in hits_by_leg.items()
-            },
+            "places": b"".join(found.places),
+            "queries": [{leg: _packed(hits) for leg, hits in legs.items()} for legs in found.hits],
         }
 
 
-def _ids(packed: bytes) -> list[UUID]:
-    return [UUID(bytes=packed[first : first + 16]) for first in range(0, len(packed), 16)]
+def _question(
+    *, stages: list[bytes], exclude: list[bytes], among: bytes, **fields: Any
+) -> Question:
+    return Question(
+        stages=[UUID(bytes=stage) for stage in stages],
+        exclude=[UUID(bytes=stage) for stage in exclude],
+        among=[among[first : first + 16] for first in range(0, len(among), 16)],
+        **fields,
+    )
+
+
+def _packed(hits: Sequence[Hit]) -> tuple[bytes, bytes]:
+    """Return the numbers as little-endian uint32, and the scores as float32."""
+    numbers, scores = zip(*hits, strict=True) if hits else ((), ())
+    return np.array(numbers, dtype="<u4").tobytes(), np.array(scores, dtype="<f4").tobytes()
 
 
 def is_engine_fault(error: Exception) -> bool:

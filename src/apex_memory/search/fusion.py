@@ -110,6 +110,22 @@ def covering(leg: Leg, *, terms: int, corpus: int) -> Leg:
     return Leg(scores, (leg.floor / most) ** 2)
 
 
+def in_shares(leg: Leg) -> Leg:
+    """Return the leg with each score as a share of its best one."""
+    best = max(leg.scores.values(), default=1.0)
+    return Leg({passage: score / best for passage, score in leg.scores.items()})
+
+
+def comparable(legs: Mapping[str, Leg], *, terms: int, corpus: int) -> dict[str, Leg]:
+    """Return the legs with the scores of words on one scale for all queries (`covering`)."""
+    words = {
+        name: covering(legs[name], terms=terms, corpus=corpus)
+        for name in ("words", "nearby")
+        if name in legs
+    }
+    return {**legs, **words}
+
+
 def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     """Return mean and standard deviation; the deviation is 1 for equal values."""
     mean = sum(values) / len(values)

@@ -16,8 +16,9 @@ from apex_memory.search.fusion import (
     PassageId,
     Scores,
     Weights,
-    covering,
+    comparable,
     fuse,
+    in_shares,
     smooth,
 )
 from apex_memory.search.retrieval import GraphCandidates, VectorCandidates
@@ -98,7 +99,12 @@ class Ranking:
         evidence = self._graph_evidence(spans)
         legs = self._legs(spans, evidence)
         points: dict[str, Scores] | None = {} if explain else None
-        scores = fuse(spans, self._comparable(legs), self.weights, points=points)
+        scores = fuse(
+            spans,
+            comparable(legs, terms=self.terms, corpus=self.corpus),
+            self.weights,
+            points=points,
+        )
         leads = {
             max(passages, key=lambda passage: (scores[passage], -passage[1]))
             for passages in identified.values()
@@ -160,15 +166,6 @@ class Ranking:
             passage,
         )
 
-    def _comparable(self, legs: Mapping[str, Leg]) -> dict[str, Leg]:
-        """Return the legs with the scores of words on one scale for all queries."""
-        words = {
-            name: covering(legs[name], terms=self.terms, corpus=self.corpus)
-            for name in ("words", "nearby")
-            if name in legs
-        }
-        return {**legs, **words}
-
     def _is_record(self, doc: UUID) -> bool:
         """Return whether the document is the record of a thing that the query identifies: a `shipment` titled by its number.
 
@@ -227,9 +224,7 @@ class Ranking:
             passage_counts = {doc: live.passages for doc, live in self.documents.items()}
             legs["dense_nearby"] = smooth(legs["dense"], passage_counts)
         if "codes" in legs:
-            best = max(legs["codes"].scores.values(), default=1.0)
-            shares = {passage: score / best for passage, score in legs["codes"].scores.items()}
-            legs["codes"] = Leg(shares)
+            legs["codes"] = in_shares(legs["codes"])
         legs["graph"] = Leg(self._graph_scores(spans, evidence))
         if self.topic.words:
             topic_shares = {

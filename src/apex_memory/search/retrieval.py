@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import math
 import re
 from collections import Counter
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from uuid import UUID
 
-from apex_memory.model import Filters, Vectors, chunk_point
-from apex_memory.search.fusion import PassageId
+from apex_memory.model import Filters, Vectors
+from apex_memory.search.fusion import Leg, PassageId, Weights, comparable, fuse, in_shares
 from apex_memory.search.time_expressions import TimeRange
 from apex_memory.search.topics import Topic
 from apex_memory.search.visibility import SnapshotView, StoreQuery, gather_both
 from apex_memory.speakers import addresses_of
-from apex_memory.stores.base import GraphHit, GraphStore, VectorHit, VectorStore
+from apex_memory.stores.base import (
+    GraphHit,
+    GraphStore,
+    LegHits,
+    VectorPassage,
+    VectorQuery,
+    VectorStore,
+)
 from apex_memory.telemetry import traces
 
 GRAPH_ENTITIES = 8  # the rarest of the entities that a query may name
@@ -27,12 +36,12 @@ _CODE_WORD = re.compile(r"(?<![\w.,-])(?=[^\s]{0,40}\d)\w[\w.-]{2,40}\w(?![\w-])
 _YEAR = re.compile(r"(?:19|20)\d\d(?:-\d\d){0,2}\Z")
 DAYS_MAX = 31  # of a time whose days are looked up one by one: a month
 
-SPEAKERS = "speakers"  # the page with passages of those whom the query names
-ALIAS_DOCUMENTS = 20  # documents whose writers may have other names
+COMPARED = 30  # passages of each page that are compared by all legs, with their neighbours
 
-LegPages = Sequence[Mapping[str, list[VectorHit]]]
-"""Hits by leg, one mapping per call of the vector store: for the whole query first, then for the documents with its
-identifiers and for the documents of its time, if it has any."""
+# Names of pages.
+SPEAKERS = "speakers"  # passages of those whom the query names
+ALL, CODES, ALIASES, DAYS = "all", "codes", "aliases", "days"
+ALIAS_DOCUMENTS = 20  # documents whose writers may have other names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +66,35 @@ class RetrievalQuery:
     """The kinds of documents that the query is about."""
     depth: int
     """Hits per leg."""
+    terms: int
+    """Number of words in the text that the word legs look for."""
+    corpus: int
+    """Approximate number of documents in memory."""
+    weights: Weights
+
+
+class Page:
+    """What one query of the vector store returned that the snapshot shows."""
+
+    def __init__(self, hits: LegHits, *, depth: int, snapshot: SnapshotView) -> None:
+        self.hits = {
+            leg: [(passage, score) for passage, score in leg_hits if snapshot.shows(passage)]
+            for leg, leg_hits in hits.items()
+        }
+        self.lowest = {
+            leg: min((score for _, score in leg_hits), default=0.0)
+            for leg, leg_hits in hits.items()
+        }
+        """The lowest score of each leg: no passage that it did not return has a higher one."""
+        self.whole = {leg for leg, leg_hits in hits.items() if len(leg_hits) < depth}
+        """The legs that returned all they have."""
+
+    def passages(self) -> set[PassageId]:
+        return {(hit.doc, hit.n) for hits in self.hits.values() for hit, _ in hits}
+
+
+Pages = dict[str, Page]
+"""Pages by what their documents have: `all` first, for the whole query; then those with its identifiers, of its time …"""
 
 
 @dataclass(slots=True)
@@ -71,13 +109,15 @@ class VectorCandidates:
     asking: set[PassageId] = field(default_factory=set)
     """Passages that end as a question."""
 
-    def add(self, hit: VectorHit) -> None:
-        passage = hit.doc, hit.n
-        self.spans[passage] = (hit.start, hit.end)
-        if hit.continues:
-            self.continuing.add(passage)
-        if hit.asks:
-            self.asking.add(passage)
+    def add(self, passage: VectorPassage) -> PassageId:
+        """Return the passage's id, by which it is a candidate from now on."""
+        passage_id = passage.doc, passage.n
+        self.spans[passage_id] = (passage.start, passage.end)
+        if passage.continues:
+            self.continuing.add(passage_id)
+        if passage.asks:
+            self.asking.add(passage_id)
+        return passage_id
 
 
 @dataclass(slots=True)
@@ -101,10 +141,22 @@ class GraphCandidates:
         return scores
 
 
-def _yes_or_no_legs(query: RetrievalQuery) -> list[tuple[str, Sequence[str]]]:
-    """Return the legs of which a candidate either is or is not, with the refs of those that are."""
-    legs = (("speaker", query.speakers), ("day", query.days))
-    return [(leg, refs) for leg, refs in legs if refs]
+@dataclass(frozen=True, slots=True)
+class _YesOrNoLeg:
+    """A leg of which a passage either is or is not: those that have one of the refs are."""
+
+    name: str
+    refs: Sequence[str]
+    pages: Sequence[str]
+    """The names of the pages over the documents with these refs."""
+
+
+def _yes_or_no_legs(query: RetrievalQuery) -> list[_YesOrNoLeg]:
+    legs = (
+        _YesOrNoLeg("speaker", query.speakers, (SPEAKERS, ALIASES)),
+        _YesOrNoLeg("day", query.days, (DAYS,)),
+    )
+    return [leg for leg in legs if leg.refs]
 
 
 def code_words(query: str) -> str:
@@ -124,166 +176,128 @@ class Retriever:
         self, query: RetrievalQuery, vector: Awaitable[Vectors | None], store_query: StoreQuery
     ) -> VectorCandidates:
         """Return passages by words and by meaning. The word legs run while the query's vector is still being made."""
-        dense = asyncio.ensure_future(vector)
+        future = asyncio.ensure_future(vector)
         by_words, by_meaning = await gather_both(
             self._word_pages(query, store_query),
-            self._dense_pages(query, dense, store_query),
+            self._dense_pages(query, future, store_query),
         )
-        pages = [*by_words, *by_meaning]
-        names = list(_variants(query))
-        if SPEAKERS in names:
-            place = names.index(SPEAKERS)
-            of_speakers = [leg_pages[place] for leg_pages in (by_words, by_meaning) if leg_pages]
-            if aliases := await self._aliases(query, of_speakers, store_query):
-                query = replace(query, speakers=[*query.speakers, *aliases])
-                pages += await self._alias_pages(query, aliases, await dense, store_query)
-        candidates = _candidates(pages, store_query.snapshot, query.depth)
-        compared = await self._compared(query, await dense, candidates, store_query)
-        if compared is not None:
-            _set_true_scores(candidates, compared, store_query.snapshot)
-            for (leg, _), page in zip(_yes_or_no_legs(query), compared[1:], strict=True):
-                hits = next(iter(page.values()), [])
-                candidates.scores[leg] = {(hit.doc, hit.n): 1.0 for hit in hits}
-                candidates.floors[leg] = 0.0
+        dense = await future
+        if aliases := await self._aliases(query, (by_words, by_meaning), store_query):
+            query = replace(query, speakers=[*query.speakers, *aliases])
+            filters = replace(query.filters or Filters(), entities=tuple(aliases))
+            asked = VectorQuery(dense=dense, words=query.text, limit=query.depth, filters=filters)
+            by_words |= await self._pages(query, {ALIASES: asked}, store_query)
+        candidates = _candidates([*by_words.values(), *by_meaning.values()])
+        await self._compare(query, dense, candidates, (by_words, by_meaning), store_query)
         return candidates
 
     async def _aliases(
-        self, query: RetrievalQuery, pages: LegPages, store_query: StoreQuery
+        self, query: RetrievalQuery, rounds: Sequence[Pages], store_query: StoreQuery
     ) -> Sequence[str]:
         """Return the addresses of whom the query names as the writer of mails, which they may write under other names."""
-        shown = filter(store_query.snapshot.shows, _hits_of(pages))
-        docs = dict.fromkeys(hit.doc for hit in shown)
+        of_speakers = [pages[SPEAKERS] for pages in rounds if SPEAKERS in pages]
+        docs: dict[UUID, None] = {}
+        for page in of_speakers:
+            for hits in page.hits.values():
+                docs |= dict.fromkeys(passage.doc for passage, _ in hits)
         labels = await store_query.snapshot.speakers(list(docs)[:ALIAS_DOCUMENTS])
         return addresses_of(labels, query.speakers)
 
-    async def _alias_pages(
-        self,
-        query: RetrievalQuery,
-        aliases: Sequence[str],
-        dense: Vectors | None,
-        store_query: StoreQuery,
-    ) -> LegPages:
-        """Return the passages of the writers with these addresses."""
-        filters = replace(query.filters or Filters(), entities=tuple(aliases))
-
-        async def call() -> LegPages:
-            search = self._vectors.search(
-                dense=dense, words=query.text, limit=query.depth, filters=filters
-            )
-            return [await search]
-
-        pages = await store_query.run("vectors", call) or ()
-        await store_query.snapshot.load(hit.doc for hit in _hits_of(pages))
-        return pages
-
-    async def _compared(
+    async def _compare(
         self,
         query: RetrievalQuery,
         dense: Vectors | None,
         candidates: VectorCandidates,
+        rounds: Sequence[Pages],
         store_query: StoreQuery,
-    ) -> LegPages | None:
-        """Compare the candidates and their neighbours with the query, each by all legs; None if the store does not take part.
+    ) -> None:
+        """Give the best candidates and their neighbours the true score of each leg, as far as the store takes part.
 
         A leg returns its best passages alone. What it did not return would get the leg's lowest score, although the
         passage of another leg may be far better or worse than that.
         """
-        points = _with_neighbours(candidates, store_query.snapshot)
-        if not points:
-            return None
-        filters = query.filters or Filters()
-
-        async def call() -> LegPages:
-            calls = [
-                self._vectors.search(dense=dense, words=query.text, limit=len(points), among=points)
-            ]
-            for _, refs in _yes_or_no_legs(query):
-                calls.append(
-                    self._vectors.search(
-                        dense=dense,
-                        words=None if dense is not None else query.text,
-                        limit=len(points),
-                        filters=replace(filters, entities=tuple(refs)),
-                        among=points,
-                    )
-                )
-            return await asyncio.gather(*calls)
-
+        snapshot = store_query.snapshot
+        among = _with_neighbours(_best_of_each_page(query, candidates, rounds), snapshot)
+        if not among:
+            return
+        asked = [VectorQuery(dense=dense, words=query.text, limit=len(among), among=among)]
+        legs = _yes_or_no_legs(query)
+        unread = [leg for leg in legs if not _is_whole(leg, rounds)]
+        for leg in unread:
+            filters = replace(query.filters or Filters(), entities=tuple(leg.refs))
+            # By meaning, which every passage has.
+            asked.append(
+                replace(asked[0], words=None if dense is not None else query.text, filters=filters)
+            )
         with traces.span("leg true scores"):
-            return await store_query.run("vectors", call)
+            answers = await store_query.run("vectors", lambda: self._vectors.search(asked))
+        if answers is None:
+            return
+        compared, *members = (
+            Page(hits, depth=len(among) + 1, snapshot=snapshot) for hits in answers
+        )
+        _set_true_scores(candidates, compared)
+        of_unread = {leg.name: [page] for leg, page in zip(unread, members, strict=True)}
+        for leg in legs:
+            pages = of_unread.get(leg.name) or _pages_of(leg, rounds)
+            passages = set().union(*(page.passages() for page in pages))
+            candidates.scores[leg.name] = dict.fromkeys(passages, 1.0)
+            candidates.floors[leg.name] = 0.0
 
-    async def _word_pages(self, query: RetrievalQuery, store_query: StoreQuery) -> LegPages:
+    async def _word_pages(self, query: RetrievalQuery, store_query: StoreQuery) -> Pages:
+        asked = {
+            name: VectorQuery(words=query.text, limit=query.depth, filters=filters)
+            for name, filters in _variants(query).items()
+        }
+        if query.codes:
+            asked[CODES] = VectorQuery(
+                words=query.codes, nearby=False, limit=query.depth, filters=query.filters
+            )
         with traces.span("leg words"):
-            return await self._pages(query, None, query.text, store_query)
+            pages = await self._pages(query, asked, store_query)
+        if CODES in pages:  # a leg of its own
+            codes = pages[CODES]
+            codes.hits, codes.lowest = {"codes": codes.hits["words"]}, {"codes": 0.0}
+        return pages
 
     async def _dense_pages(
         self, query: RetrievalQuery, vector: Awaitable[Vectors | None], store_query: StoreQuery
-    ) -> LegPages:
+    ) -> Pages:
         dense = await vector
         if dense is None:
-            return ()
+            return {}
+        asked = {
+            name: VectorQuery(dense=dense, limit=query.depth, filters=filters)
+            for name, filters in _variants(query).items()
+        }
         with traces.span("leg meaning"):
-            return await self._pages(query, dense, None, store_query)
+            return await self._pages(query, asked, store_query)
 
     async def _pages(
-        self,
-        query: RetrievalQuery,
-        dense: Vectors | None,
-        words: str | None,
-        store_query: StoreQuery,
-    ) -> LegPages:
+        self, query: RetrievalQuery, asked: Mapping[str, VectorQuery], store_query: StoreQuery
+    ) -> Pages:
+        """Return a page per query, all read in one call; none if the store does not take part."""
         shows = store_query.snapshot.shows
 
-        def is_short(pages: LegPages) -> bool:
-            """Return whether less than half of a full page is live."""
+        def is_short(answers: Sequence[LegHits]) -> bool:
+            """Return whether less than half of a full first page is live."""
             return any(
-                len(hits) >= query.depth and 2 * sum(map(shows, hits)) < len(hits)
-                for hits in pages[0].values()
+                len(hits) >= query.depth and 2 * sum(shows(hit) for hit, _ in hits) < len(hits)
+                for hits in answers[0].values()
             )
 
-        pages = await store_query.run_until_filled(
+        answers = await store_query.run_until_filled(
             "vectors",
-            lambda exclude: self._search_vectors(query, dense, words, exclude),
-            items_of=_hits_of,
+            lambda exclude: self._vectors.search(
+                [replace(one, exclude=exclude) for one in asked.values()]
+            ),
+            items_of=_passages_of,
             is_short=is_short,
         )
-        return pages or ()
-
-    async def _search_vectors(
-        self,
-        query: RetrievalQuery,
-        dense: Vectors | None,
-        words: str | None,
-        exclude: Sequence[UUID],
-    ) -> LegPages:
-        """Return a page for the query, and one each over the documents with its identifiers and of its time.
-
-        Among many documents these could not come up by similarity alone, and a passage that no leg returns
-        cannot be boosted.
-        """
-        calls: list[Awaitable[Mapping[str, list[VectorHit]]]] = [
-            self._vectors.search(
-                dense=dense, words=words, limit=query.depth, filters=variant, exclude=exclude
-            )
-            for variant in _variants(query).values()
-        ]
-        if words and query.codes:
-            calls.append(self._search_codes(query, exclude))
-        return await asyncio.gather(*calls)
-
-    async def _search_codes(
-        self, query: RetrievalQuery, exclude: Sequence[UUID]
-    ) -> Mapping[str, list[VectorHit]]:
-        """Return the passages that hold the query's codes, as a leg of their own."""
-        with traces.span("leg codes"):
-            page = await self._vectors.search(
-                dense=None,
-                words=query.codes,
-                limit=query.depth,
-                filters=query.filters,
-                exclude=exclude,
-            )
-        return {"codes": page["words"]}
+        return {
+            name: Page(hits, depth=query.depth, snapshot=store_query.snapshot)
+            for name, hits in zip(asked, answers or (), strict=False)
+        }
 
     async def from_graph(self, query: RetrievalQuery, store_query: StoreQuery) -> GraphCandidates:
         """Return documents that the graph links to the query's entities."""
@@ -329,12 +343,12 @@ class Retriever:
 def _variants(query: RetrievalQuery) -> dict[str, Filters | None]:
     """Return the filters of each page that is read of a leg, by what its documents have."""
     filters = query.filters or Filters()
-    variants = {"all": query.filters}
+    variants = {ALL: query.filters}
     if not filters.entities:
         for name, refs in (
             ("identifiers", query.identifiers),
             (SPEAKERS, query.speakers),
-            ("days", query.days),
+            (DAYS, query.days),
         ):
             if refs:
                 variants[name] = replace(filters, entities=tuple(refs))
@@ -345,50 +359,74 @@ def _variants(query: RetrievalQuery) -> dict[str, Filters | None]:
     return variants
 
 
-def _hits_of(pages: LegPages) -> list[VectorHit]:
-    hits: list[VectorHit] = []
-    for page in pages:
-        for leg_hits in page.values():
-            hits += leg_hits
-    return hits
+def _passages_of(answers: Sequence[LegHits]) -> list[VectorPassage]:
+    """Return each passage once."""
+    passages: set[VectorPassage] = set()
+    for hits_by_leg in answers:
+        for hits in hits_by_leg.values():
+            passages.update(passage for passage, _ in hits)
+    return list(passages)
 
 
-def _candidates(pages: LegPages, snapshot: SnapshotView, depth: int) -> VectorCandidates:
+def _candidates(pages: Sequence[Page]) -> VectorCandidates:
     candidates = VectorCandidates()
     for page in pages:
-        for leg, hits in page.items():
+        for leg, hits in page.hits.items():
             scores = candidates.scores.setdefault(leg, {})
-            for hit in hits:
-                if snapshot.shows(hit):
-                    passage = hit.doc, hit.n
-                    scores[passage] = hit.score
-                    candidates.add(hit)
-            # The BM25 score of a passage without any of the words is 0. Otherwise no passage that is
-            # missing scores above the last hit of a page.
-            is_complete = leg != "dense" and len(hits) < depth
-            lowest = min((hit.score for hit in hits), default=0.0)
-            candidates.floors.setdefault(leg, 0.0 if is_complete else lowest)
+            for passage, score in hits:
+                scores[candidates.add(passage)] = score
+            # The BM25 score of a passage without any of the words is 0.
+            is_complete = leg != "dense" and leg in page.whole
+            candidates.floors.setdefault(leg, 0.0 if is_complete else page.lowest[leg])
     return candidates
 
 
-def _with_neighbours(candidates: VectorCandidates, snapshot: SnapshotView) -> list[UUID]:
-    """Return the ids of the points of all candidates and of the passages beside them."""
-    wanted: set[tuple[UUID, int]] = set()
-    for doc, n in candidates.spans:
-        last = snapshot.documents[doc].passages - 1
-        wanted.update((doc, beside) for beside in (n - 1, n, n + 1) if 0 <= beside <= max(last, n))
-    return [chunk_point(snapshot.documents[doc].stage_id, n) for doc, n in sorted(wanted)]
+def _best_of_each_page(
+    query: RetrievalQuery, candidates: VectorCandidates, rounds: Sequence[Pages]
+) -> set[PassageId]:
+    """Return of each page's passages the `COMPARED` best, by what the legs returned so far.
+
+    Measured: to compare all of them costs twice as much and finds no more (docs/discussions/ranking.md).
+    """
+    legs = {
+        name: Leg(scores, candidates.floors[name]) for name, scores in candidates.scores.items()
+    }
+    if "codes" in legs:
+        legs["codes"] = in_shares(legs["codes"])
+    legs = comparable(legs, terms=query.terms, corpus=query.corpus)
+    scores = fuse(candidates.spans, legs, query.weights)
+    best: set[PassageId] = set()
+    for name in dict.fromkeys(chain(*rounds)):
+        passages = set().union(*(pages[name].passages() for pages in rounds if name in pages))
+        best.update(heapq.nlargest(COMPARED, passages, key=scores.__getitem__))
+    return best
 
 
-def _set_true_scores(
-    candidates: VectorCandidates, compared: LegPages, snapshot: SnapshotView
-) -> None:
-    """Replace the scores of the legs by those of the comparison, which holds all candidates, and add neighbours."""
-    for leg, hits in compared[0].items():
-        scores: dict[PassageId, float] = {}
-        for hit in hits:
-            if snapshot.shows(hit):
-                scores[hit.doc, hit.n] = hit.score
-                candidates.add(hit)
-        candidates.scores[leg] = scores
+def _with_neighbours(
+    passages: Collection[PassageId], snapshot: SnapshotView
+) -> list[tuple[UUID, int]]:
+    """Return stage and number of the passages and of those beside them."""
+    wanted: set[PassageId] = set()
+    for doc, n in passages:
+        last = max(snapshot.documents[doc].passages - 1, n)
+        wanted.update((doc, beside) for beside in range(max(n - 1, 0), min(n + 1, last) + 1))
+    return [(snapshot.documents[doc].stage_id, n) for doc, n in wanted]
+
+
+def _pages_of(leg: _YesOrNoLeg, rounds: Sequence[Pages]) -> list[Page]:
+    return [pages[name] for pages in rounds for name in leg.pages if name in pages]
+
+
+def _is_whole(leg: _YesOrNoLeg, rounds: Sequence[Pages]) -> bool:
+    """Return whether the leg's pages by meaning hold all passages that have its refs."""
+    by_meaning = [page for page in _pages_of(leg, rounds) if "dense" in page.hits]
+    return bool(by_meaning) and all("dense" in page.whole for page in by_meaning)
+
+
+def _set_true_scores(candidates: VectorCandidates, compared: Page) -> None:
+    """Take over the scores of a comparison. Its neighbours become candidates."""
+    for leg, hits in compared.hits.items():
+        scores = candidates.scores.setdefault(leg, {})
+        for passage, score in hits:
+            scores[candidates.add(passage)] = score
         candidates.floors[leg] = 0.0 if leg != "dense" else candidates.floors.get(leg, 0.0)

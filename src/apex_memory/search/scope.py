@@ -18,7 +18,7 @@ from apex_memory.errors import NotFound, Rejected, Unavailable
 from apex_memory.model import Filters, document_uuid, event_uuid, slug
 from apex_memory.search.own_ids import pairs_of
 from apex_memory.search.time_limits import Degraded, TimeLimiter
-from apex_memory.stores.base import VectorStore
+from apex_memory.stores.base import VectorQuery, VectorStore
 from apex_memory.stores.postgres import Connection
 
 NAMES_MAX = 20  # documents, conversations and people in one scope
@@ -231,12 +231,14 @@ class ScopeResolver:
 
         Raises `Rejected` for a part of several people's names.
         """
-        page = await self._time_limiter.run(
+        pages = await self._time_limiter.run(
             "vectors",
             degraded,
-            lambda: self._vectors.search(dense=None, words=person, limit=NAMED_MAX),
+            lambda: self._vectors.search(
+                [VectorQuery(words=person, nearby=False, limit=NAMED_MAX)]
+            ),
         )
-        docs = {hit.doc for hit in page["words"]} if page else set()
+        docs = {passage.doc for passage, _ in pages[0]["words"]} if pages else set()
         if not docs:
             return []
         wanted = slug(person)

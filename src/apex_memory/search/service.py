@@ -298,6 +298,9 @@ class Search:
                 speakers=self._speakers(request.text),
                 topic=self._topics.of(request.text),
                 depth=DEPTH,
+                terms=len(self._words.question(request.text).ids),
+                corpus=snapshot.summary.documents,
+                weights=request.weights,
             )
             store_query = StoreQuery(snapshot.view, self._time_limiter, run.degraded)
             with run.stopwatch.part("stores"):
@@ -321,9 +324,9 @@ class Search:
                     contents=contents,
                     time=query.time,
                     topic=query.topic,
-                    weights=request.weights,
-                    terms=len(self._words.question(request.text).ids),
-                    corpus=snapshot.summary.documents,
+                    weights=query.weights,
+                    terms=query.terms,
+                    corpus=query.corpus,
                 )
                 passages = ranking.order(
                     limit=max(request.ranked_passages, RERANKED)

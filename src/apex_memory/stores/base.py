@@ -120,13 +120,9 @@ class GraphStore(Store, Protocol):
         """Remove entity nodes that no assertion touches any more."""
 
 
-class VectorHit(NamedTuple):
-    """One chunk found by one leg. A higher score is better; each leg has a scale of its own.
+class VectorPassage(NamedTuple):
+    """A chunk that the vector store returned. A tuple rather than a dataclass, because a search makes hundreds."""
 
-    A tuple rather than a dataclass, because a search makes hundreds.
-    """
-
-    id: UUID
     stage: UUID
     doc: UUID
     n: int
@@ -136,7 +132,28 @@ class VectorHit(NamedTuple):
     """It continues the turn of the passage before."""
     asks: bool
     """It ends as a question."""
-    score: float
+
+
+LegHits = Mapping[str, Sequence[tuple[VectorPassage, float]]]
+"""Passages with their scores by leg, best first. A higher score is better; each leg has a scale of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorQuery:
+    """One query of the vector store. A leg whose input is None is not searched."""
+
+    limit: int
+    """Hits per leg."""
+    dense: Vectors | None = None
+    """One vector, shape (dimension,)."""
+    words: str | None = None
+    nearby: bool = True
+    """Search the words of the passages' neighbours too."""
+    filters: Filters | None = None
+    exclude: Sequence[UUID] = ()
+    """Stages whose points are not searched."""
+    among: Sequence[tuple[UUID, int]] = ()
+    """Search these passages alone, (stage, number), and compare each exactly; empty for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,21 +198,8 @@ class VectorStore(Store, Protocol):
     def walk(self) -> AsyncIterator[StageTally]:
         """Yield every stage that the store holds, once each, reading page by page."""
 
-    async def search(
-        self,
-        *,
-        dense: Vectors | None,
-        words: str | None,
-        limit: int,
-        filters: Filters | None = None,
-        exclude: Sequence[UUID] = (),
-        among: Sequence[UUID] = (),
-    ) -> Mapping[str, list[VectorHit]]:
-        """Return the best chunks per leg, best first, at most `limit` per leg.
-
-        `dense` is one vector, shape (dimension,). A leg whose input is None is not in the result. Points of the
-        stages in `exclude` are not searched. With `among` only these points are, each compared exactly.
-        """
+    async def search(self, queries: Sequence[VectorQuery]) -> list[LegHits]:
+        """Return for each query its best chunks per leg, in one call."""
 
     async def points(self) -> int:
         """Return the number of points, deleted ones not counted."""

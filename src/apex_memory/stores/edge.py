@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import struct
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
@@ -17,16 +16,14 @@ import numpy as np
 from apex_memory.edge.connection import Connection, connect
 from apex_memory.edge.protocol import PLACE, BrokenFrame
 from apex_memory.errors import CHANGED_EMBEDDER, Misconfigured, Rejected, Unavailable
-from apex_memory.model import Filters, Tally, VectorPoint, Vectors
-from apex_memory.stores.base import StageTally, VectorHit
+from apex_memory.model import Filters, Tally, VectorPoint, Vectors, chunk_point_bytes
+from apex_memory.stores.base import LegHits, StageTally, VectorPassage, VectorQuery
 from apex_memory.stores.bm25 import Words
 
 SCHEMES = ("edge",)
 # Flags in a passage's number: it continues the turn of the passage before; it ends as a question.
 CONTINUES, ASKS = 1 << 31, 1 << 30
 SLICE = 250  # points per request: the server serves waiting searches between requests
-
-_POINT = struct.Struct("<16s" + PLACE.format.removeprefix("<"))
 
 
 class EdgeVectors:
@@ -116,32 +113,24 @@ class EdgeVectors:
             if cursor is None:
                 return
 
-    async def search(
-        self,
-        *,
-        dense: Vectors | None,
-        words: str | None,
-        limit: int,
-        filters: Filters | None = None,
-        exclude: Sequence[UUID] = (),
-        among: Sequence[UUID] = (),
-    ) -> Mapping[str, list[VectorHit]]:
-        if dense is not None:
-            check_vectors((None,), dense[np.newaxis], self.dimension)
-        request = {
-            "dense": None if dense is None else dense.astype("<f4").tobytes(),
-            "terms": None if words is None else self._words.question(words).ids.tobytes(),
-            "limit": limit,
-            "exclude": [stage.bytes for stage in exclude],
-            "among": b"".join(point.bytes for point in among),
-            **_conditions(filters or Filters()),
-        }
-        response = await self._call("search", request, over="searches")
-        points = [_point(*row) for row in _POINT.iter_unpack(response["points"])]
-        return {
-            leg: [VectorHit(*points[int(n)], score) for n, score in hits]
-            for leg, hits in response["legs"].items()
-        }
+    async def search(self, queries: Sequence[VectorQuery]) -> list[LegHits]:
+        if not queries:
+            return []
+        request = [self._question(query) for query in queries]
+        async with self._bounded("search"):
+            connection = await self._connection("searches")
+            if not connection.greeting.get("search_all"):
+                raise Unavailable(
+                    self.name,
+                    "the vector process is of an earlier build",
+                    remedy="start it anew with this build",
+                )
+            response = await connection.call("search_all", request)
+        passages = [_passage(*row) for row in PLACE.iter_unpack(response["places"])]
+        return [
+            {leg: _hits(passages, *packed) for leg, packed in legs.items()}
+            for legs in response["queries"]
+        ]
 
     async def points(self) -> int:
         return (await self.stats())["points"]
@@ -150,6 +139,20 @@ class EdgeVectors:
         """Return `points`, `shards`, `unindexed` (points without an index yet), `unmerged`, `failures` of indexing in a row."""
         stats: dict[str, int] = await self._call("stats")
         return stats
+
+    def _question(self, query: VectorQuery) -> dict[str, Any]:
+        dense, words = query.dense, query.words
+        if dense is not None:
+            check_vectors((None,), dense[np.newaxis], self.dimension)
+        return {
+            "dense": None if dense is None else dense.astype("<f4").tobytes(),
+            "terms": None if words is None else self._words.question(words).ids.tobytes(),
+            "nearby": query.nearby,
+            "limit": query.limit,
+            "exclude": [stage.bytes for stage in query.exclude],
+            "among": b"".join(chunk_point_bytes(stage, n) for stage, n in query.among),
+            **_conditions(query.filters or Filters()),
+        }
 
     def _batch(self, points: Sequence[VectorPoint], vectors: Vectors) -> dict[str, Any]:
         terms = self._words.rows(points)
@@ -167,9 +170,9 @@ class EdgeVectors:
         async with self._bounded("connect"):
             return (await self._connection("writes")).greeting
 
-    async def _call(self, method: str, argument: Any = None, *, over: str = "writes") -> Any:
+    async def _call(self, method: str, argument: Any = None) -> Any:
         async with self._bounded(method):
-            return await (await self._connection(over)).call(method, argument)
+            return await (await self._connection("writes")).call(method, argument)
 
     @asynccontextmanager
     async def _bounded(self, method: str) -> AsyncIterator[None]:
@@ -242,12 +245,17 @@ def _conditions(filters: Filters) -> dict[str, Any]:
     }
 
 
-def _point(
-    point: bytes, stage: bytes, doc: bytes, n: int, start: int, end: int
-) -> tuple[UUID, UUID, UUID, int, int, int, bool, bool]:
-    """Return a hit without its score."""
+def _passage(stage: bytes, doc: bytes, n: int, start: int, end: int) -> VectorPassage:
     flags = n & CONTINUES != 0, n & ASKS != 0
-    return UUID(bytes=point), _uuid(stage), _uuid(doc), n & (ASKS - 1), start, end, *flags
+    return VectorPassage(_uuid(stage), _uuid(doc), n & (ASKS - 1), start, end, *flags)
+
+
+def _hits(
+    passages: Sequence[VectorPassage], numbers: bytes, scores: bytes
+) -> list[tuple[VectorPassage, float]]:
+    """Return the hits of a leg: `numbers` are places in `passages`."""
+    hit_passages = map(passages.__getitem__, np.frombuffer(numbers, dtype="<u4").tolist())
+    return list(zip(hit_passages, np.frombuffer(scores, dtype="<f4").tolist(), strict=True))
 
 
 @lru_cache(maxsize=10_000)

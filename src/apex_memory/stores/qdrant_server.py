@@ -22,8 +22,15 @@ from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from apex_memory.errors import CHANGED_EMBEDDER, Misconfigured, Rejected, RetryLater, Unavailable
-from apex_memory.model import Filters, Tally, VectorPoint, Vectors
-from apex_memory.stores.base import SERVERS_CHOICE, Replication, StageTally, VectorHit
+from apex_memory.model import Filters, Tally, VectorPoint, Vectors, chunk_point
+from apex_memory.stores.base import (
+    SERVERS_CHOICE,
+    LegHits,
+    Replication,
+    StageTally,
+    VectorPassage,
+    VectorQuery,
+)
 from apex_memory.stores.bm25 import Terms, Words
 from apex_memory.stores.edge import check_vectors
 from apex_memory.tls import NO_FILES, STORE_REMEDY, ClientTls, tls_reason
@@ -184,44 +191,38 @@ class QdrantVectors:
             for stage, tally in (await self._tally(only)).items():
                 yield StageTally(stage, tally)
 
-    async def search(
-        self,
-        *,
-        dense: Vectors | None,
-        words: str | None,
-        limit: int,
-        filters: Filters | None = None,
-        exclude: Sequence[UUID] = (),
-        among: Sequence[UUID] = (),
-    ) -> Mapping[str, list[VectorHit]]:
-        if dense is not None:
-            check_vectors((None,), dense[np.newaxis], self.dimension)
-        queries: dict[str, Any] = {} if dense is None else {"dense": dense.tolist()}
-        hits: dict[str, list[VectorHit]] = {}
-        if words is not None:
-            terms = self._words.question(words)
-            if len(terms.ids):
-                queries |= {"words": _sparse(terms), "nearby": _sparse(terms)}
-            else:
-                hits = {"words": [], "nearby": []}
-        if limit < 1 or not queries:
-            return hits | {leg: [] for leg in queries}
-        requests = [
-            models.QueryRequest(
-                query=query,
-                using=leg,
-                limit=limit,
-                filter=_only(filters or Filters(), exclude, among),
-                params=models.SearchParams(exact=True) if among else None,
-                with_payload=["stage", "doc", "n", "start", "end", "continues", "asks"],
-            )
-            for leg, query in queries.items()
-        ]
-        async with self._translated("search"):
-            responses = await self._client.query_batch_points(self._collection, requests=requests)
-        for leg, response in zip(queries, responses, strict=True):
-            hits[leg] = [_hit(point) for point in response.points]
-        return hits
+    async def search(self, queries: Sequence[VectorQuery]) -> list[LegHits]:
+        answers: list[dict[str, list[tuple[VectorPassage, float]]]] = []
+        requests: list[models.QueryRequest] = []
+        places: list[tuple[int, str]] = []
+        for number, query in enumerate(queries):
+            legs = self._legs(query)
+            answers.append({leg: [] for leg in legs})
+            for leg, wanted in legs.items():
+                if query.limit < 1 or wanted is None:
+                    continue
+                places.append((number, leg))
+                requests.append(_request(query, leg, wanted))
+        if requests:
+            async with self._translated("search"):
+                responses = await self._client.query_batch_points(
+                    self._collection, requests=requests
+                )
+            for (number, leg), response in zip(places, responses, strict=True):
+                answers[number][leg] = [(_passage(point), point.score) for point in response.points]
+        return list(answers)
+
+    def _legs(self, query: VectorQuery) -> dict[str, Any]:
+        """Return what each leg looks for; None for a leg that finds nothing."""
+        legs: dict[str, Any] = {}
+        if query.dense is not None:
+            check_vectors((None,), query.dense[np.newaxis], self.dimension)
+            legs["dense"] = query.dense.tolist()
+        if query.words is not None:
+            terms = self._words.question(query.words)
+            for leg in ("words", "nearby") if query.nearby else ("words",):
+                legs[leg] = _sparse(terms) if len(terms.ids) else None
+        return legs
 
     async def points(self) -> int:
         async with self._translated("count"):
@@ -375,11 +376,23 @@ def _of_stages(stages: Sequence[UUID]) -> models.FieldCondition:
     )
 
 
-def _only(filters: Filters, exclude: Sequence[UUID], among: Sequence[UUID]) -> models.Filter | None:
-    must: list[Any] = list(_conditions(filters))
-    if among:
-        must.append(models.HasIdCondition(has_id=[str(point) for point in among]))
-    must_not: list[Any] = [_of_stages(exclude)] if exclude else []
+def _request(query: VectorQuery, leg: str, wanted: Any) -> models.QueryRequest:
+    return models.QueryRequest(
+        query=wanted,
+        using=leg,
+        limit=query.limit,
+        filter=_only(query),
+        params=models.SearchParams(exact=True) if query.among else None,
+        with_payload=["stage", "doc", "n", "start", "end", "continues", "asks"],
+    )
+
+
+def _only(query: VectorQuery) -> models.Filter | None:
+    must: list[Any] = list(_conditions(query.filters or Filters()))
+    if query.among:
+        points = [str(chunk_point(stage, n)) for stage, n in query.among]
+        must.append(models.HasIdCondition(has_id=points))
+    must_not: list[Any] = [_of_stages(query.exclude)] if query.exclude else []
     return models.Filter(must=must, must_not=must_not) if must or must_not else None
 
 
@@ -402,10 +415,9 @@ def _conditions(filters: Filters) -> Iterator[models.FieldCondition]:
         yield models.FieldCondition(key="time", range=models.Range(gte=since, lt=until))
 
 
-def _hit(point: models.ScoredPoint) -> VectorHit:
+def _passage(point: models.ScoredPoint) -> VectorPassage:
     payload = point.payload or {}
-    return VectorHit(
-        UUID(str(point.id)),
+    return VectorPassage(
         UUID(payload["stage"]),
         UUID(payload["doc"]),
         payload["n"],
@@ -413,5 +425,4 @@ def _hit(point: models.ScoredPoint) -> VectorHit:
         payload["end"],
         payload.get("continues", False),
         payload.get("asks", False),
-        point.score,
     )

@@ -21,7 +21,7 @@ from qdrant_client import AsyncQdrantClient
 
 from apex_memory.errors import CHANGED_EMBEDDER, Misconfigured, Rejected
 from apex_memory.model import Filters, Tally, Vectors
-from apex_memory.stores.base import VectorStore
+from apex_memory.stores.base import VectorQuery, VectorStore
 from apex_memory.stores.edge import EdgeVectors
 from apex_memory.stores.qdrant_server import QdrantVectors
 from tests.edge_process import DIMENSION, EdgeProcess, edge_client, edge_process
@@ -365,6 +365,32 @@ async def test_points_are_compared_exactly_among_those_named(store: VectorStore)
         store, dense=question, words="van", limit=10, among=[(uuid.uuid4(), 0)]
     )
     assert all(hits == [] for hits in only_unknown.values()) and set(only_unknown) == LEGS
+
+
+async def test_queries_of_one_call_are_answered_each_by_itself(store: VectorStore) -> None:
+    stage = await put(
+        store, "a reefer to Dallas", "a dry van to Reno", vectors=unit(2, DIMENSION, seed=6)
+    )
+    other = await put(store, "a reefer to Reno")
+    answers = await store.search(
+        [
+            VectorQuery(words="reefer", limit=5),
+            VectorQuery(words="reefer", nearby=False, limit=5, filters=Filters(stages=(stage,))),
+            VectorQuery(dense=axis(0, DIMENSION), limit=1, exclude=[stage]),
+            VectorQuery(words="the", dense=axis(0, DIMENSION), limit=0),
+            VectorQuery(words="reno", limit=5, among=[(stage, 1)]),
+        ]
+    )
+    hits = [
+        {leg: {(hit.stage, hit.n) for hit, _ in leg_hits} for leg, leg_hits in answer.items()}
+        for answer in answers
+    ]
+    assert hits[0] == {"words": {(stage, 0), (other, 0)}, "nearby": {(stage, 0), (other, 0)}}
+    assert hits[1] == {"words": {(stage, 0)}}
+    assert hits[2] == {"dense": {(other, 0)}}
+    assert hits[3] == {"dense": set(), "words": set(), "nearby": set()}
+    assert hits[4] == {"words": {(stage, 1)}, "nearby": {(stage, 1)}}
+    assert await store.search([]) == []
 
 
 async def test_a_point_keeps_what_is_known_of_its_turn(store: VectorStore) -> None:

@@ -3,13 +3,15 @@
 import asyncio
 import math
 import uuid
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any, cast
 
 import msgpack
 import pytest
 
-from apex_memory.search.fusion import Leg, Weights, covering, fuse, smooth
+from apex_memory.search.fusion import Leg, PassageId, Scores, Weights, covering, fuse, smooth
 from apex_memory.search.ranking import IdentifierMatches, RankedPassage, Ranking
 from apex_memory.search.retrieval import GraphCandidates, VectorCandidates
 from apex_memory.search.snapshot import DocumentContent, LiveDocument, SnapshotReader
@@ -22,47 +24,54 @@ A, B, C, D = (uuid.UUID(int=n) for n in range(1, 5))
 DAY = datetime(2025, 11, 3, tzinfo=UTC)
 
 
+def row(doc: uuid.UUID, *, passages: int = 1, days: int = 0, kind: str = "email") -> LiveDocument:
+    return LiveDocument(doc, doc, DAY + timedelta(days=days), "frontapp", kind, passages)
+
+
+a, b, c = (row(doc) for doc in (A, B, C))
+
+
 def test_scales_do_not_matter_but_distances_do() -> None:
-    dense = {(A, 0): 0.80, (B, 0): 0.79, (C, 0): 0.30}
-    nearby = {(A, 0): 2.0, (B, 0): 14.0, (C, 0): 1.0}
+    dense = {(a, 0): 0.80, (b, 0): 0.79, (c, 0): 0.30}
+    nearby = {(a, 0): 2.0, (b, 0): 14.0, (c, 0): 1.0}
     weights = Weights(dense=1, dense_nearby=1)
     legs = {"dense": Leg(dense, 0.3), "dense_nearby": Leg(nearby)}
     fused = fuse(dense, legs, weights)
-    assert sorted(fused, key=fused.__getitem__, reverse=True) == [(B, 0), (A, 0), (C, 0)]
+    assert sorted(fused, key=fused.__getitem__, reverse=True) == [(b, 0), (a, 0), (c, 0)]
     thousand = Leg({passage: score * 1000 for passage, score in nearby.items()})
     assert fuse(dense, legs | {"dense_nearby": thousand}, weights) == pytest.approx(fused)
 
 
 def test_a_passage_that_a_leg_did_not_return_gets_its_floor() -> None:
-    legs = {"dense": Leg({(A, 0): 4.0, (B, 0): 2.0}, floor=0.0)}
-    fused = fuse([(A, 0), (B, 0), (C, 0)], legs, Weights(dense=1))
+    legs = {"dense": Leg({(a, 0): 4.0, (b, 0): 2.0}, floor=0.0)}
+    fused = fuse([(a, 0), (b, 0), (c, 0)], legs, Weights(dense=1))
     spread = math.sqrt(8 / 3)
-    assert fused == pytest.approx({(A, 0): 2 / spread, (B, 0): 0, (C, 0): -2 / spread})
+    assert fused == pytest.approx({(a, 0): 2 / spread, (b, 0): 0, (c, 0): -2 / spread})
 
 
 def test_the_only_passage_with_the_word_comes_before_merely_similar_ones() -> None:
     """Found by the crash loop: among a hundred more similar ones it was not among the first hundred."""
-    similar = {(uuid.UUID(int=n), 0): 0.2 + n / 1000 for n in range(1, 301)}
-    similar[A, 0] = 0.1
+    similar = {(row(uuid.UUID(int=n)), 0): 0.2 + n / 1000 for n in range(1, 301)}
+    similar[a, 0] = 0.1
     legs = {
         "dense": Leg(similar, 0.1),
         "dense_nearby": Leg(similar, 0.1),
-        "words": covering(Leg({(A, 0): 12.0}), terms=1, corpus=3_000),
-        "nearby": covering(Leg({(A, 0): 9.0}), terms=1, corpus=3_000),
+        "words": covering(Leg({(a, 0): 12.0}), terms=1, corpus=3_000),
+        "nearby": covering(Leg({(a, 0): 9.0}), terms=1, corpus=3_000),
     }
     fused = fuse(similar, legs, Weights())
-    assert max(fused, key=fused.__getitem__) == (A, 0)
+    assert max(fused, key=fused.__getitem__) == (a, 0)
 
 
 def test_the_points_of_the_legs_add_up_to_the_score() -> None:
     legs = {
-        "dense": Leg({(A, 0): 4.0, (B, 0): 2.0}, floor=0.0),
-        "words": Leg({(B, 0): 0.5}),
+        "dense": Leg({(a, 0): 4.0, (b, 0): 2.0}, floor=0.0),
+        "words": Leg({(b, 0): 0.5}),
         "graph": Leg({}),
-        "time": Leg({(A, 0): 1.0}),
+        "time": Leg({(a, 0): 1.0}),
     }
-    passages = [(A, 0), (B, 0), (C, 0)]
-    points: dict[str, dict[tuple[uuid.UUID, int], float]] = {}
+    passages = [(a, 0), (b, 0), (c, 0)]
+    points: dict[str, Scores] = {}
     fused = fuse(passages, legs, Weights(time=0), points=points)
     assert points.keys() == {"dense", "words"}
     for passage in passages:
@@ -73,33 +82,31 @@ def test_the_points_of_the_legs_add_up_to_the_score() -> None:
 
 
 def test_a_leg_of_equal_scores_or_weight_zero_changes_nothing() -> None:
-    legs = {"dense": Leg({(A, 0): 0.5, (B, 0): 0.5}, floor=0.5), "words": Leg({(A, 0): 3.0})}
-    assert fuse([(A, 0), (B, 0)], legs, Weights(words=0)) == {(A, 0): 0, (B, 0): 0}
-    assert fuse([(A, 0)], {}, Weights()) == {(A, 0): 0}
+    legs = {"dense": Leg({(a, 0): 0.5, (b, 0): 0.5}, floor=0.5), "words": Leg({(a, 0): 3.0})}
+    assert fuse([(a, 0), (b, 0)], legs, Weights(words=0)) == {(a, 0): 0, (b, 0): 0}
+    assert fuse([(a, 0)], {}, Weights()) == {(a, 0): 0}
 
 
 def test_boosts_are_shares_of_their_weight() -> None:
-    fused = fuse([(A, 0), (B, 0)], {"graph": Leg({(A, 0): 0.5})}, Weights(graph=2))
-    assert fused == {(A, 0): 1.0, (B, 0): 0.0}
+    fused = fuse([(a, 0), (b, 0)], {"graph": Leg({(a, 0): 0.5})}, Weights(graph=2))
+    assert fused == {(a, 0): 1.0, (b, 0): 0.0}
 
 
 def test_smoothing_takes_in_the_neighbours_that_exist() -> None:
-    leg = Leg({(A, 0): 0.9, (A, 1): 0.6, (B, 0): 0.9, (C, 1): 0.9}, floor=0.3)
-    smoothed = smooth(leg, {A: 2, B: 1, C: 3})
-    assert smoothed.scores == pytest.approx({(A, 0): 0.75, (A, 1): 0.75, (B, 0): 0.9, (C, 1): 0.5})
+    two, only, three = row(A, passages=2), row(B), row(C, passages=3)
+    leg = Leg({(two, 0): 0.9, (two, 1): 0.6, (only, 0): 0.9, (three, 1): 0.9}, floor=0.3)
+    assert smooth(leg).scores == pytest.approx(
+        {(two, 0): 0.75, (two, 1): 0.75, (only, 0): 0.9, (three, 1): 0.5}
+    )
 
 
 def test_word_legs_count_by_the_square_of_the_share_of_the_query_that_they_cover() -> None:
-    leg = Leg({(A, 0): 14.0, (B, 0): 7.0}, floor=0.0)
+    leg = Leg({(a, 0): 14.0, (b, 0): 7.0}, floor=0.0)
     covered = covering(leg, terms=2, corpus=1_500)
     most = 2 * math.log(1_001)
-    assert covered.scores == pytest.approx({(A, 0): (14 / most) ** 2, (B, 0): (7 / most) ** 2})
-    assert covered.scores[A, 0] == pytest.approx(4 * covered.scores[B, 0]) and covered.floor == 0
-    assert covering(leg, terms=0, corpus=0).scores[A, 0] > 1, "an empty memory divides by no zero"
-
-
-def row(doc: uuid.UUID, *, passages: int = 1, days: int = 0, kind: str = "email") -> LiveDocument:
-    return LiveDocument(doc, doc, DAY + timedelta(days=days), "frontapp", kind, passages)
+    assert covered.scores == pytest.approx({(a, 0): (14 / most) ** 2, (b, 0): (7 / most) ** 2})
+    assert covered.scores[a, 0] == pytest.approx(4 * covered.scores[b, 0]) and covered.floor == 0
+    assert covering(leg, terms=0, corpus=0).scores[a, 0] > 1, "an empty memory divides by no zero"
 
 
 def content(
@@ -113,14 +120,22 @@ def content(
     return DocumentContent(A, kind, title, msgpack.packb(spans), msgpack.packb(assertions))
 
 
+def candidates_of(
+    scores: Mapping[str, Mapping[tuple[uuid.UUID, int], float]] = MappingProxyType({}),
+    floors: Mapping[str, float] = MappingProxyType({}),
+    spans: Mapping[tuple[uuid.UUID, int], tuple[int, int]] = MappingProxyType({}),
+    continuing: Collection[tuple[uuid.UUID, int]] = (),
+) -> dict[str, Any]:
+    """Return candidates by the ids of their documents; `ranking` puts the documents in."""
+    return {"scores": scores, "floors": floors, "spans": spans, "continuing": continuing}
+
+
 def ranking(**changes: object) -> Ranking:
     """Documents A, B, C of one passage, found by the word leg in this order."""
     words = {(A, 0): 9.0, (B, 0): 6.0, (C, 0): 3.0}
     given: dict[str, Any] = {
         "documents": {doc: row(doc) for doc in (A, B, C)},
-        "vectors": VectorCandidates(
-            {"words": words}, {"words": 0.0}, dict.fromkeys(words, (0, 10))
-        ),
+        "vectors": candidates_of({"words": words}, {"words": 0.0}, dict.fromkeys(words, (0, 10))),
         "graph": GraphCandidates(),
         "identifiers": IdentifierMatches(),
         "contents": {},
@@ -130,7 +145,22 @@ def ranking(**changes: object) -> Ranking:
         "terms": 3,
         "corpus": 1_000,
     }
-    return Ranking(**given | changes)
+    given |= changes
+    documents, vectors = given["documents"], given["vectors"]
+
+    def at(passages: Iterable[tuple[uuid.UUID, int]]) -> list[PassageId]:
+        return [(documents[doc], n) for doc, n in passages]
+
+    given["vectors"] = VectorCandidates(
+        {
+            leg: dict(zip(at(scores), scores.values(), strict=True))
+            for leg, scores in vectors["scores"].items()
+        },
+        vectors["floors"],
+        dict(zip(at(vectors["spans"]), vectors["spans"].values(), strict=True)),
+        set(at(vectors["continuing"])),
+    )
+    return Ranking(**given)
 
 
 def docs(ranked: list[RankedPassage]) -> list[uuid.UUID]:
@@ -205,7 +235,7 @@ def test_an_identifier_without_an_offset_takes_the_best_passage_of_its_document(
 def test_a_document_without_text_can_be_found_by_identifier() -> None:
     ranked = ranking(
         documents={D: row(D, passages=0)},
-        vectors=VectorCandidates(),
+        vectors=candidates_of(),
         identifiers=matches(("po:1", D)),
         contents={D: content(ref="po:1", starts=(None,))},
     ).order(limit=3, passages_per_document=1)
@@ -240,7 +270,7 @@ def test_a_document_that_only_the_graph_knows_is_shown_at_its_evidence() -> None
 def test_a_turn_has_one_passage_before_the_others_of_it_follow() -> None:
     """A long turn of an assistant filled the page with itself."""
     spans = {(A, n): (n * 10, n * 10 + 10) for n in range(3)} | {(B, 0): (0, 10)}
-    vectors = VectorCandidates(
+    vectors = candidates_of(
         scores={"words": {(A, 0): 8.0, (A, 1): 9.0, (A, 2): 7.0, (B, 0): 1.0}},
         floors={"words": 0.0},
         spans=spans,
@@ -261,7 +291,7 @@ def test_a_turn_has_one_passage_before_the_others_of_it_follow() -> None:
 
 
 def test_whose_words_they_are_and_what_kind_a_document_is_lift_it() -> None:
-    vectors = VectorCandidates(
+    vectors = candidates_of(
         scores={
             "words": {(A, 0): 3.0, (B, 0): 3.0, (C, 0): 3.0},
             "speaker": {(B, 0): 1.0},
@@ -290,14 +320,14 @@ def test_time_words_lift_softly() -> None:
 
 def test_no_document_takes_more_than_its_share_of_the_result() -> None:
     words = {(A, n): 9.0 - n for n in range(5)} | {(B, 0): 1.0}
-    candidates = VectorCandidates({"words": words}, {"words": 0.0}, dict.fromkeys(words, (0, 10)))
+    candidates = candidates_of({"words": words}, {"words": 0.0}, dict.fromkeys(words, (0, 10)))
     ranked = ranking(vectors=candidates).order(limit=3, passages_per_document=2)
     assert docs(ranked) == [A, A, B]
 
 
 def test_equal_scores_are_ordered_by_time_then_id() -> None:
     words = {(doc, 0): 1.0 for doc in (A, B, C)}
-    candidates = VectorCandidates({"words": words}, {"words": 0.0}, dict.fromkeys(words, (0, 10)))
+    candidates = candidates_of({"words": words}, {"words": 0.0}, dict.fromkeys(words, (0, 10)))
     rows = {A: row(A), B: row(B, days=1), C: row(C)}
     assert docs(
         ranking(vectors=candidates, documents=rows).order(limit=3, passages_per_document=1)

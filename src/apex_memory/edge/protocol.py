@@ -3,8 +3,9 @@
 A client's first frame is `{"password": …}`; the response is `{"incarnation", "version", "dimension", "traces"}` or
 `{"refused": reason}`. Then come requests `[id, method, argument]`, to a server whose greeting has `traces` also with the
 caller's W3C `traceparent` at the end, and responses `[id, "ok", result]` or
-`[id, kind, message]`, in any order, with the kind `rejected`, `full` (the disk) or `unavailable`. Vectors travel as raw little-endian float32, the points of a search
-result as 16 bytes of id and their `PLACE` each.
+`[id, kind, message]`, in any order, with the kind `rejected`, `full` (the disk) or `unavailable`. Vectors travel as raw little-endian float32, the passages of
+a search result as their `PLACE` each, the hits of a leg as places in that list (uint32) and scores (float32). A server whose greeting lacks `search_all` is of
+an earlier build and takes one query a request, which this build does not send.
 """
 
 from __future__ import annotations

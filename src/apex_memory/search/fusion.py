@@ -13,10 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from uuid import UUID
 
-PassageId = tuple[UUID, int]
-"""A passage: the id of its document, and its number there."""
+from apex_memory.search.snapshot import LiveDocument
+
+PassageId = tuple[LiveDocument, int]
+"""A passage: its document, and its number there."""
 
 Scores = dict[PassageId, float]
 
@@ -133,15 +134,14 @@ def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     return mean, deviation or 1.0
 
 
-def smooth(dense: Leg, passage_counts: Mapping[UUID, int]) -> Leg:
+def smooth(dense: Leg) -> Leg:
     """Return the leg with each score averaged over the passage and its neighbours; a missing neighbour has the floor.
 
-    `passage_counts` holds the number of passages of each document: the first and the last passage have one
-    neighbour, an only passage has none.
+    The first and the last passage of a document have one neighbour, an only passage has none.
     """
     scores = {}
     for doc, n in dense.scores:
-        after_last = min(n + 2, max(passage_counts[doc], n + 1))
+        after_last = min(n + 2, max(doc.passages, n + 1))
         values = [
             dense.scores.get((doc, neighbour), dense.floor)
             for neighbour in range(max(n - 1, 0), after_last)

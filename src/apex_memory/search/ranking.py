@@ -76,7 +76,7 @@ class Ranking:
     """Everything that the order of one query's passages depends on."""
 
     documents: Mapping[UUID, LiveDocument]
-    """All candidates."""
+    """The documents of all candidates, by id."""
     vectors: VectorCandidates
     graph: GraphCandidates
     identifiers: IdentifierMatches
@@ -95,7 +95,10 @@ class Ranking:
     ) -> list[RankedPassage]:
         """Return the best passages: first those with an identifier of the query, then by fused score."""
         spans = dict(self.vectors.spans)
-        identified = {doc: self._identified_passages(doc, spans) for doc in self.identifiers.refs}
+        identified = {
+            self.documents[doc]: self._identified_passages(self.documents[doc], spans)
+            for doc in self.identifiers.refs
+        }
         evidence = self._graph_evidence(spans)
         legs = self._legs(spans, evidence)
         points: dict[str, Scores] | None = {} if explain else None
@@ -109,12 +112,35 @@ class Ranking:
             max(passages, key=lambda passage: (scores[passage], -passage[1]))
             for passages in identified.values()
         }
-        ordered = sorted(spans, key=lambda passage: self._sort_key(passage, leads, scores))
+        worth = {doc: self.identifiers.score(doc.doc_id) for doc in identified}
+        records = {doc for doc in identified if self._is_record(doc.doc_id)}
+
+        def sort_key(passage: PassageId) -> tuple[Any, ...]:
+            """Order by: best passage of a document with an identifier, worth of its identifiers, the thing's own record, score, time."""
+            doc, n = passage
+            return (
+                passage not in leads,
+                -worth.get(doc, 0.0),
+                doc not in records,
+                -scores[passage],
+                -doc.occurred_at.timestamp(),
+                doc.doc_id.int,
+                n,
+            )
+
+        ordered = sorted(spans, key=sort_key)
         chosen = self._chosen(ordered, limit, passages_per_document)
         shown = _descending([scores[passage] for passage in chosen], len(leads))
+        entities = self.graph.entities()
         return [
             self._ranked(
-                passage, spans[passage], score, legs, is_lead=passage in leads, points=points
+                passage,
+                spans[passage],
+                score,
+                legs,
+                entities=entities.get(passage[0].doc_id, ()),
+                is_lead=passage in leads,
+                points=points,
             )
             for passage, score in zip(chosen, shown, strict=True)
         ]
@@ -126,7 +152,7 @@ class Ranking:
 
         The other passages of the same turns follow where there is room: a long turn would otherwise fill the page.
         """
-        per_document: Counter[UUID] = Counter()
+        per_document: Counter[LiveDocument] = Counter()
         turns: set[PassageId] = set()
         chosen: list[PassageId] = []
         others: list[PassageId] = []
@@ -134,7 +160,7 @@ class Ranking:
             if len(chosen) == limit:
                 break
             doc = passage[0]
-            if self.documents[doc].kind == CONVERSATION:
+            if doc.kind == CONVERSATION:
                 turn = self._turn(passage)
                 if turn in turns:
                     others.append(passage)
@@ -152,27 +178,13 @@ class Ranking:
             passage = passage[0], passage[1] - 1
         return passage
 
-    def _sort_key(
-        self, passage: PassageId, leads: Collection[PassageId], scores: Scores
-    ) -> tuple[Any, ...]:
-        """Order by: best passage of a document with an identifier, worth of its identifiers, the thing's own record, score, time."""
-        doc = passage[0]
-        return (
-            passage not in leads,
-            -self.identifiers.score(doc),
-            not self._is_record(doc),
-            -scores[passage],
-            -self.documents[doc].occurred_at.timestamp(),
-            passage,
-        )
-
     def _is_record(self, doc: UUID) -> bool:
         """Return whether the document is the record of a thing that the query identifies: a `shipment` titled by its number.
 
         It comes before mails and conversations about that thing.
         """
         content = self.contents.get(doc)
-        if content is None or doc not in self.identifiers.refs:
+        if content is None:
             return False
         title_words = _TITLE_WORD.findall(content.title)
         for ref in self.identifiers.refs[doc]:
@@ -181,14 +193,14 @@ class Ranking:
                 return True
         return False
 
-    def _identified_passages(self, doc: UUID, spans: PassageSpans) -> list[PassageId]:
+    def _identified_passages(self, doc: LiveDocument, spans: PassageSpans) -> list[PassageId]:
         """Return the passages of a document that hold an identifier, and add them to `spans`.
 
         If no position is known: the passages that other legs returned, or the first one.
         """
-        content = self.contents[doc]
+        content = self.contents[doc.doc_id]
         own_spans = content.passage_spans()
-        starts = content.evidence_starts(self.identifiers.refs[doc])
+        starts = content.evidence_starts(self.identifiers.refs[doc.doc_id])
         passages = _passages_holding(doc, own_spans, starts)
         if not passages:
             passages = [passage for passage in spans if passage[0] == doc] or [(doc, 0)]
@@ -196,40 +208,40 @@ class Ranking:
             spans.setdefault(passage, own_spans[passage[1]] if own_spans else (0, 0))
         return passages
 
-    def _graph_evidence(self, spans: PassageSpans) -> dict[UUID, set[int]]:
+    def _graph_evidence(self, spans: PassageSpans) -> dict[LiveDocument, set[int]]:
         """Return the offsets at which documents name the graph's entities.
 
         A document of which no leg returned a passage gets one added to `spans`.
         """
-        evidence: dict[UUID, set[int]] = {}
+        evidence: dict[LiveDocument, set[int]] = {}
         for hit in self.graph.hits:
-            starts = evidence.setdefault(hit.doc, set())
+            starts = evidence.setdefault(self.documents[hit.doc], set())
             if hit.start is not None:
                 starts.add(hit.start)
         documents_with_passages = {doc for doc, _ in spans}
-        for doc in evidence.keys() & self.contents.keys() - documents_with_passages:
-            own_spans = self.contents[doc].passage_spans()
-            passages = _passages_holding(doc, own_spans, sorted(evidence[doc])) or [(doc, 0)]
+        for doc, starts in evidence.items():
+            if doc in documents_with_passages or doc.doc_id not in self.contents:
+                continue
+            own_spans = self.contents[doc.doc_id].passage_spans()
+            passages = _passages_holding(doc, own_spans, sorted(starts)) or [(doc, 0)]
             spans[passages[0]] = own_spans[passages[0][1]] if own_spans else (0, 0)
         return evidence
 
     def _legs(
-        self, spans: PassageSpans, evidence: Mapping[UUID, Collection[int]]
+        self, spans: PassageSpans, evidence: Mapping[LiveDocument, Collection[int]]
     ) -> dict[str, Leg]:
         legs = {
             name: Leg(scores, self.vectors.floors[name])
             for name, scores in self.vectors.scores.items()
         }
         if "dense" in legs:
-            passage_counts = {doc: live.passages for doc, live in self.documents.items()}
-            legs["dense_nearby"] = smooth(legs["dense"], passage_counts)
+            legs["dense_nearby"] = smooth(legs["dense"])
         if "codes" in legs:
             legs["codes"] = in_shares(legs["codes"])
         legs["graph"] = Leg(self._graph_scores(spans, evidence))
         if self.topic.words:
             topic_shares = {
-                doc: self.topic.share(live.source, live.kind)
-                for doc, live in self.documents.items()
+                doc: self.topic.share(doc.source, doc.kind) for doc in self.documents.values()
             }
             legs["topic"] = Leg({passage: topic_shares[passage[0]] for passage in spans})
         legs["length"] = Leg(
@@ -245,16 +257,16 @@ class Ranking:
 
         The turns of a conversation have times of their own: those of other days get less.
         """
-        closeness: dict[UUID, float] = {}
-        for doc, live in self.documents.items():
-            share = OTHER_DAY_SHARE if day.scores and live.kind == CONVERSATION else 1.0
-            closeness[doc] = share * time.closeness(live.occurred_at)
+        closeness: dict[LiveDocument, float] = {}
+        for doc in self.documents.values():
+            share = OTHER_DAY_SHARE if day.scores and doc.kind == CONVERSATION else 1.0
+            closeness[doc] = share * time.closeness(doc.occurred_at)
         return {passage: day.scores.get(passage, closeness[passage[0]]) for passage in spans}
 
     def _graph_scores(
-        self, spans: PassageSpans, evidence: Mapping[UUID, Collection[int]]
+        self, spans: PassageSpans, evidence: Mapping[LiveDocument, Collection[int]]
     ) -> Scores:
-        document_scores = self.graph.scores()
+        document_scores = {self.documents[doc]: score for doc, score in self.graph.scores().items()}
         scores = {}
         for passage, span in spans.items():
             doc = passage[0]
@@ -270,10 +282,11 @@ class Ranking:
         score: float,
         legs: Mapping[str, Leg],
         *,
+        entities: Sequence[str],
         is_lead: bool,
         points: Mapping[str, Scores] | None,
     ) -> RankedPassage:
-        doc = passage[0]
+        doc = passage[0].doc_id
         leg_scores = {
             name: leg.scores[passage]
             for name, leg in legs.items()
@@ -281,7 +294,6 @@ class Ranking:
         }
         if doc in self.identifiers.refs:
             leg_scores["identifier"] = self.identifiers.score(doc)
-        graph_refs = [hit.entity for hit in self.graph.hits if hit.doc == doc]
         return RankedPassage(
             doc=doc,
             start=span[0],
@@ -289,7 +301,7 @@ class Ranking:
             score=score,
             by="identifier" if is_lead else "ranking",
             legs=leg_scores,
-            why=tuple(dict.fromkeys([*self.identifiers.refs.get(doc, ()), *graph_refs])),
+            why=tuple(dict.fromkeys([*self.identifiers.refs.get(doc, ()), *entities])),
             points=None
             if points is None
             else {name: summands[passage] for name, summands in points.items()},
@@ -307,7 +319,7 @@ def _descending(scores: Sequence[float], leads: int) -> list[float]:
 
 
 def _passages_holding(
-    doc: UUID, spans: Sequence[tuple[int, int]], starts: Sequence[int]
+    doc: LiveDocument, spans: Sequence[tuple[int, int]], starts: Sequence[int]
 ) -> list[PassageId]:
     return [
         (doc, n)

@@ -13,7 +13,7 @@ from itertools import chain
 from uuid import UUID
 
 from apex_memory.model import Filters, Vectors
-from apex_memory.search.fusion import Leg, PassageId, Weights, comparable, fuse, in_shares
+from apex_memory.search.fusion import Leg, PassageId, Scores, Weights, comparable, fuse, in_shares
 from apex_memory.search.time_expressions import TimeRange
 from apex_memory.search.topics import Topic
 from apex_memory.search.visibility import SnapshotView, StoreQuery, gather_both
@@ -77,10 +77,21 @@ class Page:
     """What one query of the vector store returned that the snapshot shows."""
 
     def __init__(self, hits: LegHits, *, depth: int, snapshot: SnapshotView) -> None:
-        self.hits = {
-            leg: [(passage, score) for passage, score in leg_hits if snapshot.shows(passage)]
-            for leg, leg_hits in hits.items()
-        }
+        self.passages: dict[PassageId, VectorPassage] = {}
+        self.scores: dict[str, Scores] = {leg: {} for leg in hits}
+        ids: dict[int, PassageId | None] = {}  # the hits of all legs share their passages
+        for leg, leg_hits in hits.items():
+            scores = self.scores[leg]
+            for passage, score in leg_hits:
+                if id(passage) in ids:
+                    passage_id = ids[id(passage)]
+                else:
+                    document = snapshot.document_of(passage)
+                    passage_id = ids[id(passage)] = (document, passage.n) if document else None
+                    if passage_id:
+                        self.passages[passage_id] = passage
+                if passage_id:
+                    scores[passage_id] = score
         self.lowest = {
             leg: min((score for _, score in leg_hits), default=0.0)
             for leg, leg_hits in hits.items()
@@ -88,9 +99,6 @@ class Page:
         """The lowest score of each leg: no passage that it did not return has a higher one."""
         self.whole = {leg for leg, leg_hits in hits.items() if len(leg_hits) < depth}
         """The legs that returned all they have."""
-
-    def passages(self) -> set[PassageId]:
-        return {(hit.doc, hit.n) for hits in self.hits.values() for hit, _ in hits}
 
 
 Pages = dict[str, Page]
@@ -109,15 +117,16 @@ class VectorCandidates:
     asking: set[PassageId] = field(default_factory=set)
     """Passages that end as a question."""
 
-    def add(self, passage: VectorPassage) -> PassageId:
-        """Return the passage's id, by which it is a candidate from now on."""
-        passage_id = passage.doc, passage.n
-        self.spans[passage_id] = (passage.start, passage.end)
-        if passage.continues:
-            self.continuing.add(passage_id)
-        if passage.asks:
-            self.asking.add(passage_id)
-        return passage_id
+    def add(self, page: Page) -> None:
+        """Add the passages and scores of a page."""
+        for passage_id, passage in page.passages.items():
+            self.spans[passage_id] = (passage.start, passage.end)
+            if passage.continues:
+                self.continuing.add(passage_id)
+            if passage.asks:
+                self.asking.add(passage_id)
+        for leg, scores in page.scores.items():
+            self.scores.setdefault(leg, {}).update(scores)
 
 
 @dataclass(slots=True)
@@ -127,6 +136,13 @@ class GraphCandidates:
     hits: list[GraphHit] = field(default_factory=list)
     known: Mapping[str, int] = field(default_factory=dict)
     """Entities of the query that the graph holds, with the number of assertions that touch each."""
+
+    def entities(self) -> dict[UUID, list[str]]:
+        """Return for each document the refs that led to it, with repetitions."""
+        entities: dict[UUID, list[str]] = {}
+        for hit in self.hits:
+            entities.setdefault(hit.doc, []).append(hit.entity)
+        return entities
 
     def scores(self) -> dict[UUID, float]:
         """Return for each document the share of the query's entities that it names, 0 to 1; rare entities count more."""
@@ -196,10 +212,9 @@ class Retriever:
     ) -> Sequence[str]:
         """Return the addresses of whom the query names as the writer of mails, which they may write under other names."""
         of_speakers = [pages[SPEAKERS] for pages in rounds if SPEAKERS in pages]
-        docs: dict[UUID, None] = {}
-        for page in of_speakers:
-            for hits in page.hits.values():
-                docs |= dict.fromkeys(passage.doc for passage, _ in hits)
+        docs = dict.fromkeys(
+            passage.doc for page in of_speakers for passage in page.passages.values()
+        )
         labels = await store_query.snapshot.speakers(list(docs)[:ALIAS_DOCUMENTS])
         return addresses_of(labels, query.speakers)
 
@@ -217,7 +232,7 @@ class Retriever:
         passage of another leg may be far better or worse than that.
         """
         snapshot = store_query.snapshot
-        among = _with_neighbours(_best_of_each_page(query, candidates, rounds), snapshot)
+        among = _with_neighbours(_best_of_each_page(query, candidates, rounds))
         if not among:
             return
         asked = [VectorQuery(dense=dense, words=query.text, limit=len(among), among=among)]
@@ -240,7 +255,7 @@ class Retriever:
         of_unread = {leg.name: [page] for leg, page in zip(unread, members, strict=True)}
         for leg in legs:
             pages = of_unread.get(leg.name) or _pages_of(leg, rounds)
-            passages = set().union(*(page.passages() for page in pages))
+            passages = set().union(*(page.passages for page in pages))
             candidates.scores[leg.name] = dict.fromkeys(passages, 1.0)
             candidates.floors[leg.name] = 0.0
 
@@ -257,7 +272,7 @@ class Retriever:
             pages = await self._pages(query, asked, store_query)
         if CODES in pages:  # a leg of its own
             codes = pages[CODES]
-            codes.hits, codes.lowest = {"codes": codes.hits["words"]}, {"codes": 0.0}
+            codes.scores, codes.lowest = {"codes": codes.scores["words"]}, {"codes": 0.0}
         return pages
 
     async def _dense_pages(
@@ -371,10 +386,8 @@ def _passages_of(answers: Sequence[LegHits]) -> list[VectorPassage]:
 def _candidates(pages: Sequence[Page]) -> VectorCandidates:
     candidates = VectorCandidates()
     for page in pages:
-        for leg, hits in page.hits.items():
-            scores = candidates.scores.setdefault(leg, {})
-            for passage, score in hits:
-                scores[candidates.add(passage)] = score
+        candidates.add(page)
+        for leg in page.scores:
             # The BM25 score of a passage without any of the words is 0.
             is_complete = leg != "dense" and leg in page.whole
             candidates.floors.setdefault(leg, 0.0 if is_complete else page.lowest[leg])
@@ -397,20 +410,18 @@ def _best_of_each_page(
     scores = fuse(candidates.spans, legs, query.weights)
     best: set[PassageId] = set()
     for name in dict.fromkeys(chain(*rounds)):
-        passages = set().union(*(pages[name].passages() for pages in rounds if name in pages))
+        passages = set().union(*(pages[name].passages for pages in rounds if name in pages))
         best.update(heapq.nlargest(COMPARED, passages, key=scores.__getitem__))
     return best
 
 
-def _with_neighbours(
-    passages: Collection[PassageId], snapshot: SnapshotView
-) -> list[tuple[UUID, int]]:
+def _with_neighbours(passages: Collection[PassageId]) -> list[tuple[UUID, int]]:
     """Return stage and number of the passages and of those beside them."""
     wanted: set[PassageId] = set()
     for doc, n in passages:
-        last = max(snapshot.documents[doc].passages - 1, n)
+        last = max(doc.passages - 1, n)
         wanted.update((doc, beside) for beside in range(max(n - 1, 0), min(n + 1, last) + 1))
-    return [(snapshot.documents[doc].stage_id, n) for doc, n in wanted]
+    return [(doc.stage_id, n) for doc, n in wanted]
 
 
 def _pages_of(leg: _YesOrNoLeg, rounds: Sequence[Pages]) -> list[Page]:
@@ -419,14 +430,12 @@ def _pages_of(leg: _YesOrNoLeg, rounds: Sequence[Pages]) -> list[Page]:
 
 def _is_whole(leg: _YesOrNoLeg, rounds: Sequence[Pages]) -> bool:
     """Return whether the leg's pages by meaning hold all passages that have its refs."""
-    by_meaning = [page for page in _pages_of(leg, rounds) if "dense" in page.hits]
+    by_meaning = [page for page in _pages_of(leg, rounds) if "dense" in page.scores]
     return bool(by_meaning) and all("dense" in page.whole for page in by_meaning)
 
 
 def _set_true_scores(candidates: VectorCandidates, compared: Page) -> None:
     """Take over the scores of a comparison. Its neighbours become candidates."""
-    for leg, hits in compared.hits.items():
-        scores = candidates.scores.setdefault(leg, {})
-        for passage, score in hits:
-            scores[candidates.add(passage)] = score
+    candidates.add(compared)
+    for leg in compared.scores:
         candidates.floors[leg] = 0.0 if leg != "dense" else candidates.floors.get(leg, 0.0)

@@ -28,9 +28,13 @@ class SnapshotSummary:
     verified: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class LiveDocument:
-    """A document that readers see, with the number of its passages."""
+    """A document that readers see, with the number of its passages.
+
+    A search has one object of each, compared by identity: a ranking looks passages up thousands of times, and the hash of
+    a `UUID` would be its main cost.
+    """
 
     doc_id: UUID
     stage_id: UUID

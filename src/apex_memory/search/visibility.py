@@ -56,10 +56,14 @@ class SnapshotView:
                 self.documents |= await self._reader.live(missing)
                 self._loaded |= missing
 
+    def document_of(self, item: StagedItem) -> LiveDocument | None:
+        """Return the item's document, which must be loaded, if it points at the item's stage; else None."""
+        document = self.documents.get(item.doc)
+        return document if document is not None and document.stage_id == item.stage else None
+
     def shows(self, item: StagedItem) -> bool:
         """Return whether the item's document, which must be loaded, points at the item's stage."""
-        document = self.documents.get(item.doc)
-        return document is not None and document.stage_id == item.stage
+        return self.document_of(item) is not None
 
     async def speakers(self, docs: Collection[UUID]) -> set[str]:
         """Return how documents of one turn, such as mails, name who wrote them."""

@@ -143,7 +143,7 @@ async def test_a_search_is_a_trace_with_a_span_a_leg(traced: Traced) -> None:
     await traced.spans(
         SEARCHER,
         *("search", "search total", "search identifiers", "search stores", "search read"),
-        *("leg words", "leg meaning", "leg codes", "leg graph", "vectors search"),
+        *("leg words", "leg meaning", "leg graph", "leg true scores", "vectors search_all"),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -15,17 +14,25 @@ from opentelemetry.trace import get_current_span
 
 from apex_memory.dates import DateOrder
 from apex_memory.errors import NotFound, RetryLater, Unavailable
-from apex_memory.model import Entity, Filters, Vectors, day_ref, now
+from apex_memory.model import Filters, Vectors, day_ref, now
 from apex_memory.normalization import words_of
 from apex_memory.search.centre import Centre
 from apex_memory.search.context import MARGIN, PassageText, pack
-from apex_memory.search.documents import DocumentReader, document_path, spoken_turn
+from apex_memory.search.documents import DocumentReader
 from apex_memory.search.evidence import JUDGED_HITS, evidence_of
-from apex_memory.search.excerpt import excerpter, marker, relevance
+from apex_memory.search.excerpt import relevance
 from apex_memory.search.fusion import Weights
-from apex_memory.search.own_ids import OwnIdFinder, OwnIds
+from apex_memory.search.hits import read_hits
+from apex_memory.search.own_ids import OwnIdFinder
 from apex_memory.search.query_vectors import QueryVector, QueryVectors
 from apex_memory.search.ranking import IdentifierMatches, RankedPassage, Ranking
+from apex_memory.search.recognition import (
+    identifier_matches,
+    identifiers_of,
+    recognised,
+    unknown_code,
+    unknown_identifiers,
+)
 from apex_memory.search.requests import SearchRequest
 from apex_memory.search.reranker import RERANKED, Reranker, reordered, text_of
 from apex_memory.search.results import (
@@ -34,9 +41,7 @@ from apex_memory.search.results import (
     DocumentView,
     EntityView,
     Hit,
-    Provenance,
     QueryEntities,
-    RecognisedEntity,
     SearchResult,
 )
 from apex_memory.search.retrieval import (
@@ -49,11 +54,9 @@ from apex_memory.search.retrieval import (
 from apex_memory.search.scope import Scope, ScopeResolver
 from apex_memory.search.sentences import QUARTERS
 from apex_memory.search.snapshot import (
-    SNIPPET_CHARS,
     DocumentContent,
     SnapshotReader,
     SnapshotSummary,
-    Snippet,
     unpack_spans,
 )
 from apex_memory.search.time_expressions import read_time
@@ -68,19 +71,12 @@ from apex_memory.stores.postgres import Connection, Postgres
 from apex_memory.stores.standby import Standby
 from apex_memory.telemetry import SEARCH_READS, logger
 
-EXACT_MAX = 20  # identifiers of one query that are looked up in the exact index
 DEPTH = (
     60  # hits per leg, whatever the limit of a request: its first hits do not depend on the limit
 )
 SPEAKER_WORDS = 12  # words of a query that may name a speaker
 
 T = TypeVar("T")
-
-_NO_SYMBOL = re.compile(r"[\W_]+")
-
-# Types whose refs are names, not identifiers: for a query about Dallas, documents that merely name
-# Dallas must not come before all others.
-NAMES = frozenset({"company", "person", "location"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +97,8 @@ class _RunSnapshot:
     reader: SnapshotReader
     view: SnapshotView
     summary: SnapshotSummary
+    exact_refs: Sequence[str]
+    """Identifiers that the query spells out."""
     identifiers: IdentifierMatches
 
 
@@ -253,7 +251,7 @@ class Search:
                             why=(),
                         )
                     )
-                hits = await _hits(reader, passages, "", self._is_relevant)
+                hits = await read_hits(reader, passages, "", self._is_relevant)
                 context = await self._context(run.request, reader, hits)
                 unknown = await self._unknown_filters(connection, filters, hits)
         return SearchResult(hits=hits[: run.request.limit], context=context, unknown=unknown)
@@ -275,59 +273,12 @@ class Search:
         self, run: _SearchRun, vector: Awaitable[QueryVector]
     ) -> SearchResult:
         request = run.request
-        read = read_time(request.text, self._clock(), self._date_order)
-        time, undated = read.time_range, read.undated
-        entities = self._extract_query(undated)
-        exact_refs = [ref for ref in entities.certain if Entity.parse(ref).type not in NAMES]
         async with run.db.snapshot() as connection:
             with run.stopwatch.part("identifiers"):
-                filters = await self._resolved_filters(run, connection)
-                snapshot = await _open_snapshot(
-                    SnapshotReader(connection, filters),
-                    [*exact_refs, *entities.identifiers],
-                    self._own_ids.of(undated),
-                )
-            query = RetrievalQuery(
-                text=request.text,
-                identifiers=list(snapshot.identifiers.counts),
-                refs=[*entities.certain, *entities.candidates],
-                codes=code_words(undated),
-                time=time,
-                days=[day_ref(day) for day in time.days(DAYS_MAX)] if time else (),
-                filters=filters,
-                speakers=self._speakers(request.text),
-                topic=self._topics.of(request.text),
-                depth=DEPTH,
-                terms=len(self._words.question(request.text).ids),
-                corpus=snapshot.summary.documents,
-                weights=request.weights,
-            )
-            store_query = StoreQuery(snapshot.view, self._time_limiter, run.degraded)
+                snapshot, query = await self._opened(run, connection)
             with run.stopwatch.part("stores"):
-                from_vectors, (from_graph, contents) = await gather_both(
-                    self._verified(
-                        self._vectors,
-                        self._retriever.from_vectors(
-                            query, self._centred(vector, snapshot.reader), store_query
-                        ),
-                        run,
-                        snapshot,
-                    ),
-                    self._from_graph(query, store_query, run, snapshot),
-                )
+                ranking = await self._retrieved(run, snapshot, query, vector)
             with run.stopwatch.part("read"):
-                ranking = Ranking(
-                    documents=snapshot.view.documents,
-                    vectors=from_vectors,
-                    graph=from_graph,
-                    identifiers=snapshot.identifiers,
-                    contents=contents,
-                    time=query.time,
-                    topic=query.topic,
-                    weights=query.weights,
-                    terms=query.terms,
-                    corpus=query.corpus,
-                )
                 passages = ranking.order(
                     limit=max(request.ranked_passages, RERANKED)
                     if self._reranker
@@ -335,10 +286,10 @@ class Search:
                     passages_per_document=request.passages_per_document,
                     explain=request.explain,
                 )
-                ranked = await _hits(snapshot.reader, passages, request.text, self._is_relevant)
+                ranked = await read_hits(snapshot.reader, passages, request.text, self._is_relevant)
             # Before a reranker, which knows nothing of codes and has scores of another scale.
-            own_hits, judged_hits = ranked[: request.limit], ranked[:JUDGED_HITS]
-            is_whole = not run.degraded.names()
+            judged_hits = ranked[:JUDGED_HITS]
+            unknown = _unknown(query, snapshot, ranked[: request.limit], run)
             if self._reranker:
                 leads = sum(passage.by == "identifier" for passage in passages)
                 ranked = await self._reranked(self._reranker, ranked, leads, run)
@@ -347,18 +298,82 @@ class Search:
                     request, snapshot.reader, ranked[: request.ranked_passages]
                 )
                 hits = ranked[: request.limit]
-                unknown_filters = await self._unknown_filters(connection, filters, hits)
-        unknown = [
-            *unknown_filters,
-            *_unknown_identifiers(exact_refs, snapshot.identifiers, own_hits),
-            *(_unknown_code(query, exact_refs, own_hits) if is_whole else ()),
-        ]
+                unknown = [
+                    *await self._unknown_filters(connection, query.filters, hits),
+                    *unknown,
+                ]
         return SearchResult(
             hits=hits,
             context=context,
-            entities=_recognised(exact_refs, snapshot.identifiers, from_graph.known),
+            entities=recognised(snapshot.exact_refs, snapshot.identifiers, ranking.graph.known),
             unknown=unknown,
             evidence=evidence_of(request.text, judged_hits, unknown, self._terms),
+        )
+
+    async def _opened(
+        self, run: _SearchRun, connection: Connection
+    ) -> tuple[_RunSnapshot, RetrievalQuery]:
+        """Take the snapshot, look up the query's identifiers in it, and return the query as the stores receive it."""
+        text = run.request.text
+        read = read_time(text, self._clock(), self._date_order)
+        time, undated = read.time_range, read.undated
+        entities = self._extract_query(undated)
+        exact_refs = identifiers_of(entities.certain)
+        filters = await self._resolved_filters(run, connection)
+        reader = SnapshotReader(connection, filters)
+        summary = await reader.summary()
+        identifiers = await identifier_matches(
+            reader, [*exact_refs, *entities.identifiers], self._own_ids.of(undated)
+        )
+        query = RetrievalQuery(
+            text=text,
+            identifiers=list(identifiers.counts),
+            refs=[*entities.certain, *entities.candidates],
+            codes=code_words(undated),
+            time=time,
+            days=[day_ref(day) for day in time.days(DAYS_MAX)] if time else (),
+            filters=filters,
+            speakers=self._speakers(text),
+            topic=self._topics.of(text),
+            depth=DEPTH,
+            terms=len(self._words.question(text).ids),
+            corpus=summary.documents,
+            weights=run.request.weights,
+        )
+        snapshot = _RunSnapshot(reader, SnapshotView(reader), summary, exact_refs, identifiers)
+        return snapshot, query
+
+    async def _retrieved(
+        self,
+        run: _SearchRun,
+        snapshot: _RunSnapshot,
+        query: RetrievalQuery,
+        vector: Awaitable[QueryVector],
+    ) -> Ranking:
+        """Return the candidates of both stores, ready to be ranked."""
+        store_query = StoreQuery(snapshot.view, self._time_limiter, run.degraded)
+        from_vectors, (from_graph, contents) = await gather_both(
+            self._verified(
+                self._vectors,
+                self._retriever.from_vectors(
+                    query, self._centred(vector, snapshot.reader), store_query
+                ),
+                run,
+                snapshot,
+            ),
+            self._from_graph(query, store_query, run, snapshot),
+        )
+        return Ranking(
+            documents=snapshot.view.documents,
+            vectors=from_vectors,
+            graph=from_graph,
+            identifiers=snapshot.identifiers,
+            contents=contents,
+            time=query.time,
+            topic=query.topic,
+            weights=query.weights,
+            terms=query.terms,
+            corpus=query.corpus,
         )
 
     async def _reranked(
@@ -516,117 +531,11 @@ class Search:
         )
 
 
-async def _open_snapshot(
-    reader: SnapshotReader, exact_refs: Sequence[str], own_ids: OwnIds
-) -> _RunSnapshot:
-    """Take the snapshot and look up the query's identifiers in it."""
-    summary = await reader.summary()
-    identifiers = IdentifierMatches()
-    refs = [*exact_refs[:EXACT_MAX], *own_ids.refs]
-    matches = await reader.identified(refs, own_ids.documents)
-    named = [Entity.parse(ref).key for ref, _ in matches if ref not in own_ids.all_refs]
-    for ref, doc in matches:
-        # `load 104277` names SHP-104277, not the deal of another vendor that has this number for its id.
-        is_named = ref in own_ids.all_refs and any(
-            _is_key_of(key, Entity.parse(ref).key) for key in named
-        )
-        if not is_named:
-            identifiers.add(ref, doc)
-    return _RunSnapshot(reader, SnapshotView(reader), summary, identifiers)
-
-
-def _is_key_of(key: str, number: str) -> bool:
-    """Return whether a key is a number, or one with a label: `SHP-107815` is of 107815, not of 815."""
-    return key == number or key.endswith(f"-{number}")
-
-
-def _recognised(
-    exact_refs: Sequence[str], identifiers: IdentifierMatches, known: Mapping[str, int]
-) -> list[RecognisedEntity]:
-    held = [ref for ref in identifiers.counts if ref not in exact_refs]
-    exact_refs = [*exact_refs, *held]
-    exact = [RecognisedEntity(ref, True, identifiers.counts[ref]) for ref in exact_refs]
-    others = [
-        RecognisedEntity(ref, False, count) for ref, count in known.items() if ref not in exact_refs
-    ]
-    return exact + others
-
-
-def _unknown_identifiers(
-    exact_refs: Sequence[str], identifiers: IdentifierMatches, hits: Sequence[Hit]
+def _unknown(
+    query: RetrievalQuery, snapshot: _RunSnapshot, hits: Sequence[Hit], run: _SearchRun
 ) -> list[str]:
-    """Return the identifiers of a query that no document has as an entity, and no hit in its text."""
-    keys = [Entity.parse(ref).key for ref in exact_refs if not identifiers.counts[ref]]
-    return [key for key in keys if not _holds(hits, key)]
-
-
-def _unknown_code(
-    query: RetrievalQuery, exact_refs: Sequence[str], hits: Sequence[Hit]
-) -> list[str]:
-    """Return the query's only code if no hit holds it: passages that hold it would be the first hits.
-
-    Of several codes one may be in passages that the limit leaves out, so nothing is said about them.
-    """
-    codes = query.codes.split()
-    if len(codes) != 1 or exact_refs or query.identifiers or _holds(hits, codes[0]):
-        return []
-    return codes
-
-
-def _holds(hits: Sequence[Hit], code: str) -> bool:
-    wanted = _NO_SYMBOL.sub("", words_of(code).casefold())
-    texts = (f"{hit.title} {hit.snippet}" for hit in hits)
-    return any(wanted in _NO_SYMBOL.sub("", words_of(text).casefold()) for text in texts)
-
-
-async def _hits(
-    reader: SnapshotReader,
-    passages: Sequence[RankedPassage],
-    query: str,
-    is_relevant: Callable[[str], bool],
-) -> list[Hit]:
-    """Return the passages with their texts and origins."""
-    excerpt, mark = excerpter(query, is_relevant), marker(query, is_relevant)
-    snippets = await reader.snippets(
-        [(passage.doc, passage.start, passage.end) for passage in passages]
-    )
-    return [
-        _hit(rank, passage, snippet, excerpt(snippet.snippet), mark)
-        for rank, (passage, snippet) in enumerate(zip(passages, snippets, strict=True), start=1)
-    ]
-
-
-def _hit(
-    rank: int,
-    passage: RankedPassage,
-    snippet: Snippet,
-    excerpt: str,
-    mark: Callable[[str], list[tuple[int, int]]],
-) -> Hit:
-    return Hit(
-        rank=rank,
-        doc_id=snippet.doc_id,
-        title=snippet.title,
-        source=snippet.source,
-        kind=snippet.kind,
-        occurred_at=snippet.occurred_at,
-        snippet=snippet.snippet,
-        excerpt=excerpt,
-        highlights=mark(excerpt),
-        start=passage.start,
-        end=min(passage.end, passage.start + SNIPPET_CHARS),
-        score=passage.score,
-        legs=passage.legs,
-        why=passage.why,
-        points=passage.points,
-        turn=spoken_turn(snippet.turn) if snippet.turn else None,
-        link=snippet.link or document_path(snippet.doc_id),
-        provenance=Provenance(
-            inbox_id=snippet.inbox_id,
-            event_id=snippet.event_id,
-            version=snippet.version,
-            received_at=snippet.received_at,
-            manifest_id=snippet.manifest_id,
-            stage_id=snippet.stage_id,
-        ),
-    )
+    """Return the identifiers of the query that no document holds."""
+    unknown = unknown_identifiers(snapshot.exact_refs, snapshot.identifiers, hits)
+    if not (snapshot.exact_refs or query.identifiers or run.degraded.names()):
+        unknown += unknown_code(query.codes, hits)
+    return unknown

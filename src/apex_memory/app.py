@@ -244,7 +244,7 @@ async def open_app(
 ) -> AsyncIterator[App]:
     """Open every part against the URLs in the settings, and close them at the end. `build` defaults to that of the settings.
 
-    `any_embedder` is for a process that only carries copies: its embedder may differ from that of the memory. `answers` is
+    `any_embedder` is for a worker that only processes copies: its embedder may differ from that of the memory. `answers` is
     for one that answers searches: only this reads from the standby of the settings, and has to run `Standby.run`.
 
     Raises `Misconfigured` for settings that cannot work, `Unavailable` without PostgreSQL. The other stores

@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from apex_memory.config import Settings
 from apex_memory.errors import ApexError, Misconfigured, Rejected, RetryLater, Unavailable
-from apex_memory.pipeline.embedders import carried, selection
+from apex_memory.pipeline.embedders import bundled, selection
 from apex_memory.pipeline.embedders.base import Embedder, unit_rows
 from apex_memory.pipeline.embedders.hashing import HashingEmbedder
 from apex_memory.pipeline.embedders.selection import open_embedder
@@ -85,8 +85,8 @@ def encoder_folder(folder: Path, **fields: str) -> Path:
     """A folder for `onnx:PATH`, with MiniLM's files; `fields` are TOML values of its `encoder.toml`."""
     folder.mkdir(exist_ok=True)
     for name, file in (
-        ("model.onnx", carried.FOLDER / carried.MODELS["minilm"].file),
-        ("tokenizer.json", carried.FOLDER / carried.TOKENIZER),
+        ("model.onnx", bundled.FOLDER / bundled.MODELS["minilm"].file),
+        ("tokenizer.json", bundled.FOLDER / bundled.TOKENIZER),
     ):
         (folder / name).symlink_to(file)
     lines = (f"{name} = {value}" for name, value in (ENCODER | fields).items())
@@ -215,33 +215,33 @@ def test_settings_that_cannot_work_are_refused(spec: str, dimension: int) -> Non
     assert refused.value.remedy
 
 
-@pytest.mark.parametrize("name", [carried.MODELS["minilm"].file, carried.TOKENIZER])
+@pytest.mark.parametrize("name", [bundled.MODELS["minilm"].file, bundled.TOKENIZER])
 def test_a_changed_model_file_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    for file in carried.FOLDER.iterdir():
+    for file in bundled.FOLDER.iterdir():
         (tmp_path / file.name).symlink_to(file)
     changed = tmp_path / name
     changed.unlink()
-    changed.write_bytes((carried.FOLDER / name).read_bytes() + b" ")
-    monkeypatch.setattr(carried, "FOLDER", tmp_path)
+    changed.write_bytes((bundled.FOLDER / name).read_bytes() + b" ")
+    monkeypatch.setattr(bundled, "FOLDER", tmp_path)
     with pytest.raises(Misconfigured, match=name):
         open_embedder("minilm")
 
 
-def test_the_names_of_carried_models_are_those_of_the_table() -> None:
-    assert set(selection.CARRIED) == set(carried.MODELS)
+def test_the_names_of_bundled_models_are_those_of_the_table() -> None:
+    assert set(selection.BUNDLED) == set(bundled.MODELS)
 
 
-def test_the_default_is_a_carried_model() -> None:
-    assert Settings.model_fields["embedder"].default in carried.MODELS
+def test_the_default_is_a_bundled_model() -> None:
+    assert Settings.model_fields["embedder"].default in bundled.MODELS
 
 
 def test_the_notice_names_every_file_with_its_checksum() -> None:
-    notice = (carried.FOLDER / "NOTICE").read_text()
-    for model in carried.MODELS.values():
+    notice = (bundled.FOLDER / "NOTICE").read_text()
+    for model in bundled.MODELS.values():
         assert model.file in notice and model.sha256 in notice
-    assert carried.TOKENIZER in notice and carried.TOKENIZER_SHA256 in notice
+    assert bundled.TOKENIZER in notice and bundled.TOKENIZER_SHA256 in notice
 
 
 def test_rows_without_length_become_even() -> None:

@@ -37,7 +37,7 @@ async def shadow_off(app: App, subject: str = SUBJECT) -> None:
 
 
 async def drain(app: App, *events: Event) -> list[LandResult]:
-    """Land events and carry them by the direct path."""
+    """Land events and process them by the direct path."""
     landed = await app.inbox.land(events)
     await app.direct.drain(SOURCE)
     return landed
@@ -48,10 +48,10 @@ async def facts(app: App, subject: str = SUBJECT, build: str = "") -> ShadowFact
         return await mismatches(connection, subject, build=build)
 
 
-async def carry_all(app: App, subject: str = SUBJECT, build: str = "") -> CopyResult:
-    """Carry copies until none is ready; return the sum of what became of them."""
+async def process_all(app: App, subject: str = SUBJECT, build: str = "") -> CopyResult:
+    """Process copies until none is ready; return the sum of what became of them."""
     total = CopyResult()
-    while (result := await app.shadow.carry(subject, build)) is not None:
+    while (result := await app.shadow.process(subject, build)) is not None:
         for name in ("equal", "different", "failed", "waiting", "dropped"):
             setattr(total, name, getattr(total, name) + getattr(result, name))
     return total

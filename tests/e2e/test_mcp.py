@@ -27,7 +27,7 @@ from apex_memory.client import AsyncApex
 from apex_memory.engines.base import free_port
 from tests.e2e.conftest import MakeSettings
 from tests.e2e.serving import Served, serving_gateway
-from tests.e2e.test_api import carried
+from tests.e2e.test_api import processed
 
 Mode = Literal["auto", "legacy"]
 MODES: tuple[Mode, ...] = ("auto", "legacy")
@@ -86,7 +86,7 @@ async def remember(served: Served, *texts: str, **fields: Any) -> list[str]:
         for n, text in enumerate(texts):
             receipt = await memory.remember(text, key=f"note-{n}", **fields)
             ids.append(receipt.events[0].document_id)
-    await served.carry()
+    await served.process()
     return ids
 
 
@@ -169,7 +169,7 @@ async def test_remember_is_listed_and_works_with_an_ingest_key_only(served: Serv
             assert "lacks the scope `read`" in await refusal(client, tool, **arguments), tool
         with pytest.raises(MCPError, match="lacks the scope `read`"):
             await client.list_resources()
-        async with carried(served.api):
+        async with processed(served.api):
             stored = await call(
                 client, "remember", text="Dock 4 is closed on Fridays.", title="Dock"
             )
@@ -184,7 +184,7 @@ async def test_remember_is_listed_and_works_with_an_ingest_key_only(served: Serv
 
 async def test_an_agent_replaces_only_what_agents_wrote(served: Served) -> None:
     [id] = await remember(served, LATE)
-    async with agent(served, await served.key("admin")) as client, carried(served.api):
+    async with agent(served, await served.key("admin")) as client, processed(served.api):
         first = await call(client, "remember", text="first", key="note-0")
         second = await call(client, "remember", text="second", key="note-0")
         assert first["document_id"] == second["document_id"] != id
@@ -213,7 +213,7 @@ async def test_texts_from_outside_load_nothing_and_hide_nothing(served: Served) 
 async def test_pages_hold_everything_once(served: Served) -> None:
     ids = await remember(served, *(f"SHP-100047 passed gate {n}." for n in range(5)))
     long = "\n".join(f"line {n}" for n in range(2_000))
-    async with agent(served, await served.key("admin")) as client, carried(served.api):
+    async with agent(served, await served.key("admin")) as client, processed(served.api):
         seen: list[str] = []
         cursor: str | None = None
         while cursor is not None or not seen:

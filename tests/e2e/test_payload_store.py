@@ -1,4 +1,4 @@
-"""Large raw payloads in an S3-compatible server: written before 202, read where they are carried, removed with their events."""
+"""Large raw payloads in an S3-compatible server: written before 202, read where they are processed, removed with their events."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.bucket import BUCKET, SECRET, BucketServer
 from tests.e2e.conftest import MakeSettings, live, state, text_event
 from tests.e2e.front import message
 from tests.e2e.front import request as front_request
-from tests.e2e.shadows import carry_all, shadow_on
+from tests.e2e.shadows import process_all, shadow_on
 from tests.e2e.test_api import Api, running_api
 from tests.unit.test_front_poll import Script, front, listed
 from tests.unit.test_front_poll import record_of as listed_event
@@ -194,7 +194,7 @@ async def test_a_payload_that_cannot_be_read_parks_its_event_alone(
         await app.direct.drain("documents")
         return await state(app, large) == "done"
 
-    await until(done, "the parked event is carried")
+    await until(done, "the parked event is processed")
 
 
 async def test_wrong_credentials_are_an_outage_that_names_no_secret(
@@ -670,7 +670,7 @@ async def test_a_copy_in_shadow_reads_the_object_or_waits(app: App, bucket: Buck
     await app.direct.drain("documents")
     bucket.hang()
     try:
-        result = await carry_all(app)
+        result = await process_all(app)
         assert (result.waiting, result.failed, result.different) == (1, 0, 0)
     finally:
         bucket.resume()
@@ -678,9 +678,9 @@ async def test_a_copy_in_shadow_reads_the_object_or_waits(app: App, bucket: Buck
 
     async def equal() -> bool:
         await app.db.execute("UPDATE shadows SET next_at = now()")
-        return (await carry_all(app)).equal == 1
+        return (await process_all(app)).equal == 1
 
-    await until(equal, "the copy is carried")
+    await until(equal, "the copy is processed")
 
 
 async def test_a_poll_is_repeated_from_the_same_place(app: App, bucket: BucketServer) -> None:

@@ -20,7 +20,7 @@ from apex_memory.sealing import Keyring, new_key, read_keys
 from apex_memory.simulate.server import serve_simulators
 from tests.e2e.conftest import MakeSettings, live, state, text_event
 from tests.e2e.front import conversation, message, request
-from tests.e2e.shadows import carry_all, shadow_on
+from tests.e2e.shadows import process_all, shadow_on
 from tests.e2e.test_api import Api, running_api
 from tests.unit.test_front_poll import Script, front, listed
 from tests.unit.test_front_poll import record_of as listed_event
@@ -225,7 +225,7 @@ async def test_polls_replays_and_copies(app: App) -> None:
     event = text_event(app, "one", TEXT, version=1)
     [landed] = await land(app, event)
     await app.direct.drain("documents")
-    assert (await carry_all(app)).equal == 1
+    assert (await process_all(app)).equal == 1
     replays = Backfills(app.db, app.payloads)
     replay = await replays.create(
         "documents", "replay", now().replace(year=2000), now().replace(year=2100), actor="test"

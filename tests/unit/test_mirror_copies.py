@@ -416,7 +416,7 @@ async def test_rest_mirrors_the_documents_that_are_not_rolled_over(db: Postgres)
     for share in (0, 10, 50, 100):
         expected = {event.doc_key for event in events if bucket_of(event.doc_id) >= share}
         assert await mirrored(share) == expected, share
-    assert await mirrored(None) == set(), "without a rollout Temporal carries all of them"
+    assert await mirrored(None) == set(), "without a rollout Temporal processes all of them"
 
 
 async def test_rest_mirrors_a_webhook_until_all_that_it_names_is_rolled_over(db: Postgres) -> None:

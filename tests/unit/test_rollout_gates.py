@@ -230,11 +230,11 @@ def test_without_a_person_a_rollout_always_comes_to_rest(plan: Plan, series: lis
 
 def test_a_step_shows_every_check_of_its_gate() -> None:
     names = {step.name: [c.name for c in checks(step, HEALTHY)] for step in PLAN.steps}
-    carried = ["duration", "events", "failures", "latency", "backlog"]
+    processed = ["duration", "events", "failures", "latency", "backlog"]
     assert names == {
         "shadow": ["duration", "events", "mismatches", "failed copies"],
-        "10 %": carried,
-        "50 %": carried,
-        "100 %": carried,
+        "10 %": processed,
+        "50 %": processed,
+        "100 %": processed,
     }
     assert Step(share=10, shadow=True).name == "10 % with shadow"

@@ -107,7 +107,7 @@ TAGS = [
     },
     {
         "name": "builds",
-        "description": "Builds of Apex side by side, and which of them carries which share of the documents.",
+        "description": "Builds of Apex side by side, and which of them processes which share of the documents.",
     },
     {
         "name": "secrets",

@@ -28,7 +28,7 @@ from apex_memory.machine_load import LoadMeter
 from apex_memory.tls import ServerTls
 
 DIRECT_AT_ONCE = (
-    2  # requests whose events the gateway carries itself; those beyond go the usual way
+    2  # requests whose events the gateway processes itself; those beyond go the usual way
 )
 
 
@@ -59,8 +59,8 @@ class Gateway:
     """The certificate that this gateway shows, None without TLS."""
     reconciling: set[str] = field(default_factory=set)
     """Stores whose comparison with PostgreSQL is under way."""
-    carrying: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DIRECT_AT_ONCE))
-    """Held for each request whose events this process carries itself."""
+    processing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DIRECT_AT_ONCE))
+    """Held for each request whose events this gateway processes itself."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     """Work that outlives its request."""
 

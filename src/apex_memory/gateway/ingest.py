@@ -32,7 +32,7 @@ WAIT_SECONDS = 10.0
 MAX_WAIT_SECONDS = 60.0
 SHOWN_IDS = 20  # most event ids in a status URL
 OWN_PARAMETERS = ("wait", "timeout", "path")  # the gateway's, not passed on to the source
-DIRECT_EVENTS = 20  # most events of a request that the gateway carries itself
+DIRECT_EVENTS = 20  # most events of a request that the gateway processes itself
 DIRECT_BYTES = 256_000  # most bytes of their payloads, so that others' requests hardly wait
 
 
@@ -59,7 +59,7 @@ async def ingest(request: Request, name: str) -> Response:
         if caller:
             await store_change_hints(gateway, name, received.change_hints)
         if direct:
-            await carry(gateway, name, landed, len(body), seconds or 0)
+            await process(gateway, name, landed, len(body), seconds or 0)
         else:
             wake_workers(gateway, landed)
     if reply := received.reply:
@@ -221,36 +221,36 @@ def wake_workers(gateway: Gateway, landed: Sequence[LandResult]) -> None:
         gateway.waker.wake(source)
 
 
-async def carry(
+async def process(
     gateway: Gateway, source: str, landed: Sequence[LandResult], size: int, seconds: float
 ) -> None:
-    """Carry events that have just landed from inbox to memory in this process, at once and without Temporal.
+    """Process events that have just landed from inbox to memory in this process, at once and without Temporal.
 
-    Wakes the workers instead when the request is large, or when other requests are carried: then they go the usual
+    Wakes the workers instead when the request is large, or when other requests are processed: then they go the usual
     way, as events do that a step postponed. `size` is the length of the request's body. Waits up to `seconds`; what
     takes longer continues. Never raises: the events are durable, and the response shows their state.
     """
     ids = [item.id for item in landed if not item.duplicate]
     if not ids:
         return
-    if len(ids) > DIRECT_EVENTS or size > DIRECT_BYTES or gateway.carrying.locked():
+    if len(ids) > DIRECT_EVENTS or size > DIRECT_BYTES or gateway.processing.locked():
         gateway.waker.wake(source)
         return
     # A task of its own: a caller that hangs up must not leave events leased to nobody.
-    task = asyncio.create_task(_carry(gateway, source, ids), name=f"carry {source}")
+    task = asyncio.create_task(_process(gateway, source, ids), name=f"process {source}")
     gateway.tasks.add(task)
     task.add_done_callback(gateway.tasks.discard)
     await asyncio.wait([task], timeout=seconds)
 
 
-async def _carry(gateway: Gateway, source: str, ids: Sequence[UUID]) -> None:
+async def _process(gateway: Gateway, source: str, ids: Sequence[UUID]) -> None:
     claimed: Sequence[UUID] = ()
     try:
-        async with gateway.carrying:
-            claimed = await gateway.app.direct.carry(source, ids)
+        async with gateway.processing:
+            claimed = await gateway.app.direct.process(source, ids)
     except ApexError as error:
         logger(component="gateway").warning(
-            "events not carried directly; they go the usual way",
+            "events not processed directly; they go the usual way",
             source=source,
             reason=str(error)[:200],
         )

@@ -10,6 +10,6 @@ from __future__ import annotations
 from apex_memory.inbox.inbox import Inbox
 from apex_memory.inbox.leases import Batch, ClaimedEvent, Run
 from apex_memory.inbox.queries import event_from_row
-from apex_memory.inbox.routing import Carrier
+from apex_memory.inbox.routing import Consumer
 
-__all__ = ["Batch", "Carrier", "ClaimedEvent", "Inbox", "Run", "event_from_row"]
+__all__ = ["Batch", "ClaimedEvent", "Consumer", "Inbox", "Run", "event_from_row"]

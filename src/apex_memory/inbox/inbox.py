@@ -15,7 +15,7 @@ from apex_memory.inbox.leases import Claim, Run
 from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.inbox.queries import BacklogRow
 from apex_memory.inbox.reused_ids import MakeDocument
-from apex_memory.inbox.routing import Carrier
+from apex_memory.inbox.routing import Consumer
 from apex_memory.model import Event, LandResult
 from apex_memory.stores.postgres import Postgres
 from apex_memory.telemetry import logger, traces
@@ -45,7 +45,7 @@ class Inbox:
         batch: UUID,
         limit: int,
         lease: float,
-        carrier: Carrier,
+        consumer: Consumer,
         run: Run | None = None,
     ) -> Claim:
         """Lease ready events to a batch; see `leases.claim`."""
@@ -56,7 +56,7 @@ class Inbox:
                 batch=batch,
                 limit=limit,
                 lease=lease,
-                carrier=carrier,
+                consumer=consumer,
                 run=run,
             )
 
@@ -68,12 +68,12 @@ class Inbox:
             return await queries.traced(connection, batch, limit=MOST_TRACED)
 
     async def claim_events(
-        self, ids: Sequence[UUID], *, batch: UUID, lease: float, carrier: Carrier
+        self, ids: Sequence[UUID], *, batch: UUID, lease: float, consumer: Consumer
     ) -> list[UUID]:
         """Lease these events to a batch, where nobody has them; see `leases.claim_events`."""
         async with self._db.connection() as connection:
             return await leases.claim_events(
-                connection, ids, batch=batch, lease=lease, carrier=carrier
+                connection, ids, batch=batch, lease=lease, consumer=consumer
             )
 
     async def renew(self, *batches: UUID, lease: float) -> None:

@@ -1,4 +1,4 @@
-"""Large raw payloads as objects outside PostgreSQL: written before their events land, read where they are carried.
+"""Large raw payloads as objects outside PostgreSQL: written before their events land, read where they are processed.
 
 An object is sealed, and equal payloads share one. Its name holds a keyed hash, which tells nobody without the key what it
 holds, and a random part, so that no name is used twice: a delete that arrives late removes nothing that was written since.

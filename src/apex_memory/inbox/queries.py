@@ -160,7 +160,7 @@ async def ready(connection: Connection) -> dict[str, int]:
 
 
 async def shares(connection: Connection) -> dict[str, int]:
-    """Return the per cent of its documents that Temporal carries, by source. A source without a row is left out: all of them."""
+    """Return the per cent of its documents that Temporal processes, by source. A source without a row is left out: all of them."""
     cursor = await connection.execute(
         "SELECT substr(subject, 8) AS source, share FROM rollouts WHERE subject LIKE 'source:_%'"
     )
@@ -168,7 +168,7 @@ async def shares(connection: Connection) -> dict[str, int]:
 
 
 async def fallback_since(connection: Connection) -> datetime | None:
-    """Return since when the direct path carries everything because Temporal does not respond; None if it does not."""
+    """Return since when the direct path processes everything because Temporal does not respond; None if it does not."""
     cursor = await connection.execute(
         """SELECT coalesce((SELECT max(at) FROM audit WHERE action = 'fallback' AND subject = 'began'), clock_timestamp()) AS at
            FROM leases WHERE name = %s AND until > clock_timestamp()""",

@@ -1,7 +1,7 @@
 """Which build of Apex does what: the current one, the one before it, the candidate. PostgreSQL decides.
 
 The table `builds` holds a row for each build whose workers have run here. The candidate, and the share of the documents
-that it carries, is the row `build` of `rollouts`. Claims read both tables in their own statement, so a change acts with
+that it processes, is the row `build` of `rollouts`. Claims read both tables in their own statement, so a change acts with
 the next claim in every process, also while Temporal is away. The worker brings Temporal's routing into line
 (`flows/builds.py`).
 """
@@ -36,14 +36,14 @@ ROLES_LOCK = 0x41504542
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """Which build carries what. Empty names where there is none."""
+    """Which build processes what. Empty names where there is none."""
 
     current: str = ""
     previous: str = ""
     candidate: str = ""
-    """The build that a rollout is about: it carries a share of the documents, or copies of what others carry."""
+    """The build that a rollout is about: it processes a share of the documents, or copies of what others process."""
     share: int = 0
-    """Per cent of the documents that the candidate carries."""
+    """Per cent of the documents that the candidate processes."""
 
     def role_of(self, build: str) -> Literal["current", "candidate", "none"]:
         """Return the role of a build in claims. Without a current build, every build is current."""
@@ -82,7 +82,7 @@ class RoutingChange:
 
 
 async def routing(db: Postgres) -> Routing:
-    """Return which build carries what."""
+    """Return which build processes what."""
     async with db.connection() as connection:
         return await _routing(connection)
 
@@ -124,7 +124,7 @@ async def living(db: Postgres) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Absence:
-    """The current build has no worker: what no candidate carries lands, and waits."""
+    """The current build has no worker: what no candidate processes lands, and waits."""
 
     build: str
     seen_seconds: float | None
@@ -151,7 +151,7 @@ class Absence:
 
 
 async def absence(db: Postgres) -> Absence | None:
-    """Return why the current build carries nothing: no worker of it was seen for `ABSENT_SECONDS`. None if one was."""
+    """Return why the current build processes nothing: no worker of it was seen for `ABSENT_SECONDS`. None if one was."""
     row = await db.fetch_one(
         f"""SELECT c.build, CASE WHEN isfinite(c.seen_at) THEN extract(epoch FROM clock_timestamp() - c.seen_at)::float END
                     AS seen_seconds,
@@ -172,7 +172,7 @@ async def require_candidate(connection: Connection, build: str) -> None:
     """
     if (await _routing(connection)).current == build:
         raise Conflict(
-            f"{build} is the current build: it carries every document already",
+            f"{build} is the current build: it processes every document already",
             remedy="`apex builds list` shows the builds",
         )
     await _require_worker(connection, build)
@@ -228,7 +228,7 @@ async def ramp(
     reason: str = "",
     unchecked: bool = False,
 ) -> RoutingChange:
-    """Let a build carry `share` per cent of the documents, 1 to 100, as the candidate.
+    """Let a build process `share` per cent of the documents, 1 to 100, as the candidate.
 
     Raises `NotFound` for a build that never ran here, and `Conflict` when it is current, has no worker, has not passed
     the replay check (unless `unchecked`), or when another build is the candidate.
@@ -238,12 +238,12 @@ async def ramp(
         await _require_no_plan(connection)
         if before.current == build:
             raise Conflict(
-                f"{build} is the current build: it carries every document already",
+                f"{build} is the current build: it processes every document already",
                 remedy="`apex builds list` shows the builds",
             )
         if before.candidate not in ("", build) and before.share:
             raise Conflict(
-                f"{before.candidate} is the candidate and carries {before.share} % of the documents",
+                f"{before.candidate} is the candidate and processes {before.share} % of the documents",
                 remedy="`apex builds rollback` or `apex builds promote` first",
             )
         await _require_worker(connection, build)
@@ -273,7 +273,7 @@ async def promote(
     unchecked: bool = False,
     alone: bool = False,
 ) -> RoutingChange:
-    """Make a build current: it carries every document. The one that was current is kept for a rollback.
+    """Make a build current: it processes every document. The one that was current is kept for a rollback.
 
     `alone` says that the caller owns the installation and no other build runs: the build need not have a worker yet,
     and the others count as absent at once. It leaves a rollout alone when the build is current already. Raises what `ramp` raises; a build that is current already stays so.
@@ -347,14 +347,14 @@ async def rollback(db: Postgres, *, actor: str, reason: str = "") -> RoutingChan
 async def retire(db: Postgres, build: str, *, actor: str, reason: str = "") -> RoutingChange:
     """End a build for good: it claims nothing, and what it had claimed is taken from it.
 
-    Raises `Conflict` for the current build and for a candidate that carries documents, `NotFound` for an unknown one.
+    Raises `Conflict` for the current build and for a candidate that processes documents, `NotFound` for an unknown one.
     """
     async with _changing(db) as connection:
         before = await _routing(connection)
         await _row(connection, build)
         if build == before.current or (build == before.candidate and before.share):
             raise Conflict(
-                f"{build} carries documents",
+                f"{build} processes documents",
                 remedy="promote another build, or roll it back, before it is retired",
             )
         if build == before.candidate:

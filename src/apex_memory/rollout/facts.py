@@ -19,11 +19,11 @@ _SELECTED: dict[bool, LiteralString] = {
 }
 """Which events a rollout is about: those of its source, or, of a build, those of every source that is not paused."""
 
-_CARRIED_BY_NEW: dict[bool, LiteralString] = {
+_PROCESSED_BY_NEW: dict[bool, LiteralString] = {
     False: "path = 'temporal'",
     True: "build = %(build)s",
 }
-"""Whether the new side carried an event; NULL before it is claimed."""
+"""Whether the new side processed an event; NULL before it is claimed."""
 
 
 def recent_sql(*, build: bool) -> LiteralString:
@@ -31,7 +31,7 @@ def recent_sql(*, build: bool) -> LiteralString:
     return f"""
         WITH recent AS MATERIALIZED (
           SELECT id, seq, state, open, attempts, received_at, ended_at,
-                 coalesce({_CARRIED_BY_NEW[build]}, {BUCKET_SQL} < %(share)s) AS new
+                 coalesce({_PROCESSED_BY_NEW[build]}, {BUCKET_SQL} < %(share)s) AS new
           FROM inbox WHERE {_SELECTED[build]} AND seq > %(since)s ORDER BY seq DESC LIMIT {WINDOW_EVENTS}
         ), timed AS (
           SELECT recent.*, recent.seq > %(calm)s AND letter.inbox_id IS NULL AS counts,
@@ -56,7 +56,7 @@ def waiting_sql(*, build: bool) -> LiteralString:
            LIMIT {WINDOW_EVENTS})
         )
         SELECT CASE WHEN batch IS NULL AND state <> 'parked' THEN {BUCKET_SQL} < %(share)s
-                    ELSE coalesce({_CARRIED_BY_NEW[build]}, {BUCKET_SQL} < %(share)s) END AS new,
+                    ELSE coalesce({_PROCESSED_BY_NEW[build]}, {BUCKET_SQL} < %(share)s) END AS new,
                count(*) AS waiting, count(*) FILTER (WHERE state = 'parked') AS parked,
                extract(epoch FROM clock_timestamp() - min(greatest(received_at, %(began)s)))::float AS oldest
         FROM waiting GROUP BY 1"""

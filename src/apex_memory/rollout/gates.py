@@ -51,7 +51,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """What was compared of the copies that the new side carried in shadow since the step began."""
+    """What was compared of the copies that the new side processed in shadow since the step began."""
 
     compared: int = 0
     different: int = 0
@@ -76,7 +76,7 @@ class Facts:
 
     @property
     def usual_p99(self) -> float | None:
-        """p99 of the other side now or, where it carries too little, when it was last known (seconds)."""
+        """p99 of the other side now or, where it processes too little, when it was last known (seconds)."""
         if self.other.events >= LEAST_COMPARED and self.other.p99 is not None:
             return self.other.p99
         return self.baseline

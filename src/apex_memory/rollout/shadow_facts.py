@@ -41,7 +41,7 @@ class ShadowFacts:
     """Copies that were given up after transient failures: they prove nothing."""
     waiting: int = 0
     dropped: int = 0
-    """Copies that were not carried: the backlog was full, say. Counted by the hour in which `since` lies and later ones."""
+    """Copies that were not processed: the backlog was full, say. Counted by the hour in which `since` lies and later ones."""
     by_field: dict[str, int] = field(default_factory=dict)
     """Events by field that differs, without accepted fields."""
     last_at: datetime | None = None
@@ -204,7 +204,7 @@ async def _differing(
 
 
 async def candidate(connection: Connection) -> str:
-    """Return the build that the rollout of the build names, or else the build that carried a copy last; empty without either."""
+    """Return the build that the rollout of the build names, or else the build that processed a copy last; empty without either."""
     cursor = await connection.execute(
         """SELECT coalesce((SELECT build FROM rollouts WHERE subject = 'build'),
                            (SELECT build FROM shadows WHERE subject = 'build' ORDER BY id DESC LIMIT 1), '') AS build"""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from apex_memory.model import Manifest, Tally
-from apex_memory.rollout.comparison import CarriedEvent
+from apex_memory.rollout.comparison import ProcessedEvent
 from apex_memory.saga.manifests import manifests_of_events
 from apex_memory.stores.postgres import Connection, Row
 
@@ -18,7 +18,7 @@ FINAL = ("done", "superseded", "dead")
 class LiveEvent:
     """An ended event: what it came to, its seconds by step, and whether its document had a newer version by then."""
 
-    carried: CarriedEvent
+    processed: ProcessedEvent
     seconds: dict[str, float]
     outranked: bool
     """A newer version of the document, or the deletion of its parent, was live before the event ended."""
@@ -55,7 +55,7 @@ async def live_events(
 
 def _live(row: Row, manifest: Manifest | None) -> LiveEvent:
     staged = row["chunks"] is not None
-    carried = CarriedEvent(
+    processed = ProcessedEvent(
         outcome=row["state"],
         error=row["error_class"] or "",
         # A dead event may have a manifest that was never published; the copy is compared with what readers got.
@@ -68,4 +68,4 @@ def _live(row: Row, manifest: Manifest | None) -> LiveEvent:
         for step in ("wait", "prepare", "stage", "commit", "total")
         if row[step] is not None
     }
-    return LiveEvent(carried, seconds, row["outranked"])
+    return LiveEvent(processed, seconds, row["outranked"])

@@ -1,7 +1,7 @@
 """The queue of copies: every statement over `shadows` that hands a copy out, takes it back, or drops it.
 
 A copy is queued in the statement that ends its event (`inbox/transitions.py`), or by a replay. Nothing here waits for a
-lock: a row that the end of a redriven event renews is skipped, and carried again.
+lock: a row that the end of a redriven event renews is skipped, and processed again.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ async def isolate(connection: Connection, batch: UUID) -> int:
 
 
 async def drop(connection: Connection, batch: UUID, ids: Sequence[int], reason: str) -> int:
-    """Remove copies of a batch that cannot be carried, and count them; return their number."""
+    """Remove copies of a batch that cannot be processed, and count them; return their number."""
     return await _delete(
         connection,
         reason,
@@ -226,7 +226,7 @@ async def drop_stopped(connection: Connection) -> int:
 
 
 async def drop_old(connection: Connection, *, days: float) -> int:
-    """Remove results after `days`, and drop copies that nobody carried for so long; return the number of results."""
+    """Remove results after `days`, and drop copies that nobody processed for so long; return the number of results."""
     await _delete(
         connection,
         "expired",

@@ -1,4 +1,4 @@
-"""Results of comparisons: recorded once a copy was carried, with what the copy was made of where it differs."""
+"""Results of comparisons: recorded once a copy was processed, with what the copy was made of where it differs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uuid import UUID
 
 from apex_memory.errors import ApexError
 from apex_memory.model import Manifest, Tally
-from apex_memory.rollout.comparison import CarriedEvent, Difference, stored_metadata
+from apex_memory.rollout.comparison import Difference, ProcessedEvent, stored_metadata
 from apex_memory.rollout.shadow_live import LiveEvent
 from apex_memory.stores.postgres import Connection
 from apex_memory.telemetry import SHADOW_COMPARED
@@ -46,7 +46,7 @@ class Result:
         id: int,
         *,
         live: LiveEvent,
-        shadow: CarriedEvent,
+        shadow: ProcessedEvent,
         differences: list[Difference],
         seconds: dict[str, float],
         error: ApexError | None,
@@ -56,12 +56,15 @@ class Result:
             state="compared",
             equal=not differences,
             differences=differences,
-            live_outcome=live.carried.outcome,
+            live_outcome=live.processed.outcome,
             shadow_outcome=shadow.outcome,
             error=_message(error) if error else None,
             tallies={
-                "graph": {"live": _tally(live.carried.graph), "shadow": _tally(shadow.graph)},
-                "vectors": {"live": _tally(live.carried.vectors), "shadow": _tally(shadow.vectors)},
+                "graph": {"live": _tally(live.processed.graph), "shadow": _tally(shadow.graph)},
+                "vectors": {
+                    "live": _tally(live.processed.vectors),
+                    "shadow": _tally(shadow.vectors),
+                },
             },
             seconds={"live": live.seconds, "shadow": seconds},
             content=pack(shadow.manifest) if differences and shadow.manifest else None,

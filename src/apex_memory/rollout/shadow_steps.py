@@ -1,7 +1,7 @@
 """The steps of a batch of copies: claim → prepare → publish, where publishing stages, verifies, compares and removes.
 
-A copy never touches its event, its document or the breakers of the live path. It is carried by the other path (Temporal
-calls these steps, as it calls those of live batches) or by the worker of a candidate build (`carry`). One batch is under
+A copy never touches its event, its document or the breakers of the live path. It is processed by the other path (Temporal
+calls these steps, as it calls those of live batches) or by the worker of a candidate build (`process`). One batch is under
 way in a process, and while events wait, copies take a small share of the time.
 """
 
@@ -24,7 +24,7 @@ from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.model import Event, Manifest, now
 from apex_memory.pipeline import Pipeline
 from apex_memory.rollout import shadow_queue as queue
-from apex_memory.rollout.comparison import CarriedEvent, Difference, compare
+from apex_memory.rollout.comparison import Difference, ProcessedEvent, compare
 from apex_memory.rollout.shadow_live import LiveEvent, live_events
 from apex_memory.rollout.shadow_queue import Copy
 from apex_memory.rollout.shadow_results import Result, record
@@ -144,8 +144,8 @@ class ShadowSteps:
                 drained[source] = False
         return drained
 
-    async def carry(self, subject: str, build: str = "") -> CopyResult | None:
-        """Carry the next batch of copies here, without Temporal; None if none is ready."""
+    async def process(self, subject: str, build: str = "") -> CopyResult | None:
+        """Process the next batch of copies here, without Temporal; None if none is ready."""
         batch = uuid.uuid4()
         if not await self.claim(subject, build, batch=batch):
             return None
@@ -223,7 +223,7 @@ class ShadowSteps:
         ]
 
     async def _carriable(self, batch: UUID, result: CopyResult) -> list[Copy]:
-        """Return the copies of a batch that can be carried now; drop, postpone or fail the others."""
+        """Return the copies of a batch that can be processed now; drop, postpone or fail the others."""
         async with self._db.connection() as connection:
             copies = await queue.load(connection, batch, LIVE_POISON)
             carriable = []
@@ -243,7 +243,7 @@ class ShadowSteps:
         return [copy for copy in carriable if copy.attempts <= MOST_ATTEMPTS]
 
     def _why_not(self, copy: Copy) -> str:
-        """The reason why a copy cannot be carried at all; empty if it can."""
+        """The reason why a copy cannot be processed at all; empty if it can."""
         if copy.event is None:
             return "payload gone"
         if copy.unfinished:
@@ -364,8 +364,8 @@ class ShadowSteps:
         staged: _Staged,
         work: _Work,
     ) -> Result:
-        shadow = _carried(item, live, error, staged.stages.get(item.copy.id), self._vectors)
-        differences = await asyncio.to_thread(compare, live.carried, shadow)
+        shadow = _processed(item, live, error, staged.stages.get(item.copy.id), self._vectors)
+        differences = await asyncio.to_thread(compare, live.processed, shadow)
         waited = (now() - item.copy.queued_at).total_seconds()
         total = monotonic() - work.began - work.paused
         seconds = {
@@ -469,19 +469,19 @@ class _Staged:
         return self.errors.get(stage.id) if stage else None
 
 
-def _carried(
+def _processed(
     item: _PreparedCopy,
     live: LiveEvent,
     error: ApexError | None,
     stage: Stage | None,
     vectors: VectorStore,
-) -> CarriedEvent:
+) -> ProcessedEvent:
     """What the copy came to. A copy that both stores hold would have ended as the order of versions decides."""
     if error is not None:
-        return CarriedEvent(outcome="dead", error=type(error).__name__)
+        return ProcessedEvent(outcome="dead", error=type(error).__name__)
     assert isinstance(item.outcome, Manifest) and stage is not None
     whole = len(stage.manifest.chunks) == len(item.outcome.chunks)
-    return CarriedEvent(
+    return ProcessedEvent(
         outcome="superseded" if live.outranked else "done",
         manifest=item.outcome,
         graph=stage.edges_tally,  # verified: the stores hold exactly this

@@ -94,8 +94,8 @@ class DirectPath:
             if publishing:
                 await publishing
 
-    async def carry(self, source: str, ids: Sequence[UUID]) -> list[UUID]:
-        """Carry these events of a source from inbox to memory now, whatever the shares; return those that were ready.
+    async def process(self, source: str, ids: Sequence[UUID]) -> list[UUID]:
+        """Process these events of a source from inbox to memory now, whatever the shares; return those that were ready.
 
         The others are final, or another worker has them.
         """

@@ -36,7 +36,7 @@ class DrainActivities:
 
     @activity.defn
     async def claim(self, input: ClaimInput) -> ClaimedBatch:
-        """Lease the next batch of the source: of the documents that Temporal and this build carry."""
+        """Lease the next batch of the source: of the documents that Temporal and this build process."""
         if input.source.startswith(COPIES):
             return await self._claim_copies(input)
         info = activity.info()

@@ -62,7 +62,7 @@ class BackfillRow(BaseModel):
     """Progress of a backfill or replay: `seen` counts its events, `landed` those that were new.
 
     `waits_for` is `temporal` while one that runs makes no progress because Temporal does not respond: only Temporal
-    carries them, also while the fallback is in force. They go on by themselves when it responds.
+    processes them, also while the fallback is in force. They go on by themselves when it responds.
     """
 
     model_config = example(_BACKFILL)

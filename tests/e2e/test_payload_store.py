@@ -37,7 +37,7 @@ from tests.e2e.shadows import process_all, shadow_on
 from tests.e2e.test_api import Api, running_api
 from tests.unit.test_front_poll import Script, front, listed
 from tests.unit.test_front_poll import record_of as listed_event
-from tests.unit.vendors import linked
+from tests.unit.vendors import vendor_client
 from tests.waiting import until
 
 LONG = "Shipment SHP-100045 left Columbus, OH for Northwind Trucking. " * 100
@@ -686,15 +686,18 @@ async def test_a_copy_in_shadow_reads_the_object_or_waits(app: App, bucket: Buck
 async def test_a_poll_is_repeated_from_the_same_place(app: App, bucket: BucketServer) -> None:
     long_one = {"id": "cnv_1", "subject": LONG, "status": "assigned"}
     records = listed(listed_event("evt_1", 1, conversation=long_one), listed_event("evt_2", 2))
-    async with serve_simulators([Script(events=records)]) as served, linked("frontapp") as link:
+    async with (
+        serve_simulators([Script(events=records)]) as served,
+        vendor_client("frontapp") as client,
+    ):
         source = front(f"{served.url}/frontapp")
         await bucket.kill()
         with pytest.raises(Unavailable):
-            await app.fetcher.pulls.run(source, link)
+            await app.fetcher.pulls.run(source, client)
         assert await app.db.fetch("SELECT FROM inbox") == []
         await bucket.start()
         await asyncio.sleep(objects.AWAY_SECONDS)  # requests are refused at once for that long
-        assert (await app.fetcher.pulls.run(source, link)).fresh == 2
+        assert (await app.fetcher.pulls.run(source, client)).fresh == 2
     assert len(await bucket.names()) == 1
 
 

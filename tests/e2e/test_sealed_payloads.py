@@ -24,7 +24,7 @@ from tests.e2e.shadows import process_all, shadow_on
 from tests.e2e.test_api import Api, running_api
 from tests.unit.test_front_poll import Script, front, listed
 from tests.unit.test_front_poll import record_of as listed_event
-from tests.unit.vendors import linked
+from tests.unit.vendors import vendor_client
 
 TEXT = "Shipment SHP-100045 left Columbus, OH for Northwind Trucking."
 MARKER = b"SHP-100045"
@@ -216,9 +216,12 @@ async def test_an_idempotency_key_knows_a_sealed_body(api: Api) -> None:
 
 async def test_polls_replays_and_copies(app: App) -> None:
     records = listed(listed_event("evt_1", 1), listed_event("evt_2", 2))
-    async with serve_simulators([Script(events=records)]) as served, linked("frontapp") as link:
+    async with (
+        serve_simulators([Script(events=records)]) as served,
+        vendor_client("frontapp") as client,
+    ):
         source = front(f"{served.url}/frontapp")
-        assert (await app.fetcher.pulls.run(source, link)).fresh == 2
+        assert (await app.fetcher.pulls.run(source, client)).fresh == 2
     rows = await app.db.fetch("SELECT FROM payloads WHERE data_key IS NULL")
     assert rows == []
     await shadow_on(app)

@@ -18,7 +18,7 @@ SourceT = TypeVar("SourceT", bound=PulledSource)
 @dataclass
 class Held(Generic[SourceT]):
     source: SourceT
-    link: VendorClient
+    client: VendorClient
     cursor: dict[str, Any] = field(default_factory=dict)
     events: dict[str, Event] = field(default_factory=dict)
     acknowledged: list[str] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Held(Generic[SourceT]):
     ) -> int:
         """Pull to the end and return the number of pages. `die_before`: the worker dies before it commits that page."""
         context = PullContext(
-            link=self.link, cursor=self.cursor, change_hints=change_hints, window=window
+            client=self.client, cursor=self.cursor, change_hints=change_hints, window=window
         )
         n = 0
         async for page in self.source.pull(context):

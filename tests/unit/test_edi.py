@@ -44,7 +44,7 @@ from tests.unit.x12_files import (
     interchange,
 )
 
-LINK = cast(VendorClient, None)  # a batch source reaches its partners by itself
+CLIENT = cast(VendorClient, None)  # a batch source reaches its partners by itself
 
 
 def edi(**settings: Any) -> Edi:
@@ -562,7 +562,7 @@ class Worker:
         self, window: TimeRange | None = None, cursor: dict[str, Any] | None = None
     ) -> None:
         context = PullContext(
-            link=LINK, cursor=self.cursor if cursor is None else cursor, window=window
+            client=CLIENT, cursor=self.cursor if cursor is None else cursor, window=window
         )
         async with aclosing(cast(Any, self.source.pull(context))) as pages:
             async for page in pages:
@@ -579,7 +579,7 @@ class Worker:
                 continue
             content = self.source.unpack(picked_up)
             self.events |= {event.event_id: event for event in content.events}
-            await self.source.send(content.replies, LINK)
+            await self.source.send(content.replies, CLIENT)
             self.processed.add(data)
 
     def newest(self) -> dict[str, Event]:
@@ -680,7 +680,7 @@ async def test_a_worker_that_dies_around_the_commit_loses_and_doubles_nothing(
     (inbox(worker) / "a.edi").write_text(STATUS_FILE)
     await worker.pull()
     async with aclosing(
-        cast(Any, worker.source.pull(PullContext(link=LINK, cursor=worker.cursor)))
+        cast(Any, worker.source.pull(PullContext(client=CLIENT, cursor=worker.cursor)))
     ) as pages:
         page = await anext(pages)
         if committed:
@@ -736,7 +736,7 @@ async def test_many_files_come_in_pages(worker: Worker) -> None:
     for n in range(45):
         (inbox(worker) / f"{n:02d}.edi").write_text(STATUS_FILE.replace("0815", f"08{n:02d}"))
     await worker.pull()
-    context = PullContext(link=LINK, cursor=worker.cursor)
+    context = PullContext(client=CLIENT, cursor=worker.cursor)
     pages = [page async for page in worker.source.pull(context)]
     assert [len(page.files) for page in pages] == [20, 20, 5]
     assert [len((page.cursor or {})["folder"]) for page in pages] == [25, 5, 0]

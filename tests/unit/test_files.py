@@ -49,7 +49,7 @@ class Lined(FileSource):
         replies = [InboundFile(f"{file.name}.ack", b"ok")]
         return UnpackedFile(events=events, replies=replies, findings=self.findings)
 
-    async def send(self, replies: Sequence[InboundFile], link: VendorClient) -> None:
+    async def send(self, replies: Sequence[InboundFile], client: VendorClient) -> None:
         self.sent += [reply.name for reply in replies]
 
     def control(self, event_id: str) -> str:

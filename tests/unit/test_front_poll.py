@@ -24,7 +24,7 @@ from apex_memory.sources.frontapp.source import FrontApp
 from apex_memory.sources.pages import ChangeHint, Page, PullContext, TimeRange
 from apex_memory.sources.registry import load
 from tests.unit import vendors
-from tests.unit.vendors import Played, linked
+from tests.unit.vendors import Played, vendor_client
 
 START = 1_761_955_200.0
 Answer = dict[str, Any] | tuple[int, dict[str, Any]]
@@ -403,10 +403,10 @@ async def test_a_record_that_cannot_be_read_stops_nobody() -> None:
 async def test_the_simulator_is_read_whole_in_pages_of_fifteen() -> None:
     world = World.make(3, shipments=8)
     simulator = FrontSimulator(world, Clock(world.start + timedelta(hours=20)), Chaos())
-    async with serve_simulators([simulator]) as served, linked("frontapp") as link:
+    async with serve_simulators([simulator]) as served, vendor_client("frontapp") as client:
         source = load({"frontapp": simulator.settings(f"{served.url}/frontapp")})["frontapp"]
         assert isinstance(source, FrontApp)
-        pages = [page async for page in source.pull(PullContext(link=link))]
+        pages = [page async for page in source.pull(PullContext(client=client))]
     assert len(pages) > 2
     known = [event.id for event in simulator._events]
     assert [id for id in ids(pages) if "/" not in id] == known

@@ -34,7 +34,7 @@ from apex_memory.sources.pages import ChangeHint, TimeRange
 from apex_memory.sources.payloads import sample
 from apex_memory.sources.registry import load
 from tests.unit.held import Held
-from tests.unit.vendors import linked
+from tests.unit.vendors import vendor_client
 
 SECRET = "00000000-1111-4222-8333-444444444444"
 URL = "https://ingest.example.com/webhooks/hubspot?tenant=t1"
@@ -234,10 +234,13 @@ async def hubspot(
     world = World.make(7, shipments=6)
     simulator = vendor.HubSpot(world, Clock(world.start + timedelta(hours=20)), Chaos())
     change(simulator)
-    async with serve_simulators([simulator]) as served, linked("hubspot", patience=30) as link:
+    async with (
+        serve_simulators([simulator]) as served,
+        vendor_client("hubspot", patience=30) as client,
+    ):
         source = configured(**{**simulator.settings(f"{served.url}/hubspot"), "overlap_seconds": 0, **settings})  # fmt: skip
         source._searches = source._searches.__class__(1000, 1)
-        yield simulator, Held(source, link)
+        yield simulator, Held(source, client)
 
 
 def equal(simulator: vendor.HubSpot, held: Held[HubSpot]) -> None:
@@ -291,7 +294,7 @@ async def test_a_worker_that_dies_anywhere_loses_nothing() -> None:
     async with hubspot(small) as (simulator, held):
         pages = await held.pull()
         for n in range(pages):
-            again = Held(held.source, held.link)
+            again = Held(held.source, held.client)
             await again.pull(die_before=n)
             await again.pull()
             equal(simulator, again)
@@ -303,7 +306,7 @@ async def test_a_broken_off_walk_goes_on_where_it_stopped() -> None:
 
     async with hubspot(small, objects=["contacts"]) as (_, held):
         pages = await held.pull()
-        again, runs = Held(held.source, held.link), 0
+        again, runs = Held(held.source, held.client), 0
         while again.cursor.get("contacts", {"at": 0}).get("at") is not None:
             await again.pull(die_before=1)
             runs += 1

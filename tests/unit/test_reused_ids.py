@@ -24,7 +24,7 @@ from apex_memory.stores.postgres import Postgres
 from tests.unit.test_files import Lined
 from tests.unit.test_front_poll import Script, front, listed, mail
 from tests.unit.test_front_poll import record_of as listed_event
-from tests.unit.vendors import linked
+from tests.unit.vendors import vendor_client
 
 AT = now()
 JSON = "application/json"
@@ -170,8 +170,8 @@ class Company:
     async def pull(self, *records: dict[str, Any], **things: Any) -> int:
         """Pull; return how many events were new."""
         self.script = Script(events=listed(*records), **things)
-        async with serve_simulators([self.script]) as served, linked("frontapp") as link:
-            return (await self.pulls.run(front(f"{served.url}/frontapp"), link)).fresh
+        async with serve_simulators([self.script]) as served, vendor_client("frontapp") as client:
+            return (await self.pulls.run(front(f"{served.url}/frontapp"), client)).fresh
 
     async def texts(self) -> dict[str, str]:
         """The text of the document of every event, by its id."""

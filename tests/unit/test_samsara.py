@@ -31,7 +31,7 @@ from apex_memory.sources.payloads import parse_json, sample
 from apex_memory.sources.registry import load
 from apex_memory.sources.samsara.source import Samsara
 from apex_memory.sources.samsara.stats import VEHICLE, read_vehicle
-from tests.unit.vendors import Played, linked
+from tests.unit.vendors import Played, vendor_client
 
 SECRET = "c2Ftc2FyYS1leGFtcGxlLXNlY3JldC0wMDAx"
 OTHER = base64.b64encode(b"another secret").decode()
@@ -423,13 +423,13 @@ class Scripted(Played):
 async def pulling(
     vendor: Simulator, **settings: Any
 ) -> AsyncIterator[Callable[..., AsyncIterator[Page]]]:
-    async with serve_simulators([vendor]) as served, linked("samsara", patience=2) as link:
+    async with serve_simulators([vendor]) as served, vendor_client("samsara", patience=2) as client:
         base = f"{served.url}/samsara"
         source = samsara(**{**vendor.settings(base), **settings})
         assert source.missing_settings == ""
 
         def pull(cursor: Mapping[str, Any] | None = None, window: TimeRange | None = None) -> AsyncIterator[Page]:  # fmt: skip
-            return source.pull(PullContext(link=link, cursor=cursor or {}, window=window))
+            return source.pull(PullContext(client=client, cursor=cursor or {}, window=window))
 
         yield pull
 

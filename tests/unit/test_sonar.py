@@ -27,7 +27,7 @@ from apex_memory.sources.http import VendorClient
 from apex_memory.sources.pages import PullContext, TimeRange
 from apex_memory.sources.registry import load
 from apex_memory.sources.sonar.source import Sonar
-from tests.unit.vendors import KeptTokens, emptied, linked
+from tests.unit.vendors import KeptTokens, emptied, vendor_client
 
 AT = datetime(2025, 11, 1, 14, 3, 25, tzinfo=UTC)
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
@@ -301,13 +301,13 @@ class Ward(Generic[SonarT]):
 
     shelf: SonarT
     source: Sonar
-    link: VendorClient
+    client: VendorClient
     cursor: dict[str, Any] = field(default_factory=dict)
 
     async def pull(self, *, window: TimeRange | None = None, pages: int = 1000) -> list[Event]:
         events: list[Event] = []
         done = 0
-        context = PullContext(link=self.link, cursor=self.cursor, window=window)
+        context = PullContext(client=self.client, cursor=self.cursor, window=window)
         async for page in self.source.pull(context):
             events += page.events
             if page.cursor is not None:
@@ -333,9 +333,9 @@ def desk(served: SimulatorServer) -> Desk:
 
     @asynccontextmanager
     async def opened(**settings: Any) -> AsyncIterator[Ward[Shelf]]:
-        async with emptied(served, Shelf) as (shelf, given, link):
+        async with emptied(served, Shelf) as (shelf, given, client):
             given |= {"series": ["otri/usa"], "since": "2025-10-30"}
-            yield Ward(shelf, sonar(**{**given, "block_seconds": 600, **settings}), link)
+            yield Ward(shelf, sonar(**{**given, "block_seconds": 600, **settings}), client)
 
     return opened
 
@@ -505,10 +505,10 @@ async def test_the_simulator_blocks_whoever_goes_on_and_we_do_not() -> None:
     tokens = KeptTokens()
     async with (
         serve_simulators([simulator]) as served,
-        linked("sonar", tokens, patience=0.2) as link,
+        vendor_client("sonar", tokens, patience=0.2) as client,
     ):
         source = sonar(**served.settings()["sonar"])
-        ward = Ward(simulator, source, link)
+        ward = Ward(simulator, source, client)
         refused = 0
         for _ in range(12):
             try:

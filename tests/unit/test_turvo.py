@@ -382,7 +382,7 @@ class Ward:
 
     shelf: Shelf
     source: Turvo
-    link: VendorClient
+    client: VendorClient
 
     async def pull(
         self,
@@ -396,7 +396,7 @@ class Ward:
         done = into or Pulled()
         done.cursor = dict(cursor or {})
         context = PullContext(
-            link=self.link, cursor=done.cursor, change_hints=change_hints, window=window
+            client=self.client, cursor=done.cursor, change_hints=change_hints, window=window
         )
         async for page in self.source.pull(context):
             done.events += page.events
@@ -425,9 +425,9 @@ def desk(served: SimulatorServer) -> Desk:
 
     @asynccontextmanager
     async def opened(**settings: Any) -> AsyncIterator[Ward]:
-        async with emptied(served, Shelf) as (shelf, given, link):
+        async with emptied(served, Shelf) as (shelf, given, client):
             given |= {"page_size": 3, "overlap_seconds": 0}
-            yield Ward(shelf, turvo(**{**given, **settings}), link)
+            yield Ward(shelf, turvo(**{**given, **settings}), client)
 
     return opened
 

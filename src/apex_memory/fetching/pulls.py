@@ -161,7 +161,7 @@ class Pulls:
             return fresh
 
         context = PullContext(
-            link=client,
+            client=client,
             cursor=cursor,
             change_hints=await new_hints(),
             new_hints=new_hints,

@@ -96,7 +96,7 @@ async def _none() -> Sequence[ChangeHint]:
 class PullContext:
     """The starting point of a pull. With `window` it is a backfill, which has a cursor of its own."""
 
-    link: VendorClient
+    client: VendorClient
     cursor: Mapping[str, Any] = field(default_factory=dict)
     change_hints: Sequence[ChangeHint] = ()
     new_hints: Callable[[], Awaitable[Sequence[ChangeHint]]] = _none

@@ -241,9 +241,9 @@ class HubSpotApi:
     """HubSpot's CRM objects, a page at a time."""
 
     def __init__(
-        self, link: VendorClient, settings: HubSpotSettings, searches: AsyncLimiter
+        self, client: VendorClient, settings: HubSpotSettings, searches: AsyncLimiter
     ) -> None:
-        self._link = link
+        self._client = client
         self._searches = searches
         self._settings = settings
         self._auth = bearer(settings.access_token.get_secret_value())
@@ -299,7 +299,9 @@ class HubSpotApi:
         waited = 0.0
         while True:
             # 429 is accepted, because only its body distinguishes a limit of seconds from that of the day.
-            response = await self._link.call(method, url, auth=self._auth, accept=(429,), **request)
+            response = await self._client.call(
+                method, url, auth=self._auth, accept=(429,), **request
+            )
             if response.status_code != 429:
                 return parse_object(response.content)
             wait = self._wait(response)

@@ -130,9 +130,9 @@ class Plaid:
     """Plaid's API for one pull."""
 
     def __init__(
-        self, link: VendorClient, base_url: str, client_id: str, secret: SecretStr
+        self, client: VendorClient, base_url: str, client_id: str, secret: SecretStr
     ) -> None:
-        self._link = link
+        self._client = client
         self._base = base_url.rstrip("/")
         self._auth = Fixed(
             {"PLAID-CLIENT-ID": client_id, "PLAID-SECRET": secret.get_secret_value()}
@@ -166,7 +166,7 @@ class Plaid:
 
     async def key(self, kid: str) -> Mapping[str, Any] | None:
         """Return a key that signs webhooks, None when Plaid has no such key. Raises what `VendorClient.call` raises."""
-        response = await self._link.call(
+        response = await self._client.call(
             "POST",
             f"{self._base}/webhook_verification_key/get",
             auth=self._auth,
@@ -225,7 +225,7 @@ class Plaid:
     async def _call(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any] | ItemError:
         # Every failure is returned, a broken connection too: Plaid forbids to repeat a single page of a loop.
         try:
-            response = await self._link.call(
+            response = await self._client.call(
                 "POST",
                 self._base + path,
                 auth=self._auth,

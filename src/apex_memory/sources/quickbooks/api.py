@@ -103,13 +103,13 @@ class QuickBooksApi:
     """The books of one company, for one pull."""
 
     def __init__(
-        self, link: VendorClient, settings: QuickBooksSettings, realm: str, initial: str
+        self, client: VendorClient, settings: QuickBooksSettings, realm: str, initial: str
     ) -> None:
-        self._link = link
+        self._client = client
         self._settings = settings
         self._realm = realm
         self._initial = initial
-        self._auth: Auth = OAuth(link.tokens, f"{SOURCE}/{realm}", self._renewed)
+        self._auth: Auth = OAuth(client.tokens, f"{SOURCE}/{realm}", self._renewed)
 
     async def changes(self, entities: Sequence[str], since: datetime) -> Changes:
         """Return what changed after `since`: at most 1,000 records, without any order."""
@@ -142,7 +142,7 @@ class QuickBooksApi:
     ) -> dict[str, Any]:
         """Return the body of a response; an empty one for a record that is not found, with `may_be_missing`."""
         base = self._settings.base_url.rstrip("/")
-        response = await self._link.call(
+        response = await self._client.call(
             "GET",
             f"{base}/v3/company/{self._realm}/{path}",
             auth=self._auth,
@@ -177,7 +177,7 @@ class QuickBooksApi:
         """
         newest = spent.refresh if spent else ""
         for refresh in dict.fromkeys(filter(None, (newest, self._initial))):
-            response = await self._link.call(
+            response = await self._client.call(
                 "POST",
                 self._settings.token_url,
                 auth=basic(

@@ -42,7 +42,7 @@ class QuickBooksPull:
         self._window = context.window
         self._position = {realm: dict(state) for realm, state in context.cursor.items()}
         self._apis = {
-            realm: QuickBooksApi(context.link, settings, realm, initial)
+            realm: QuickBooksApi(context.client, settings, realm, initial)
             for realm, initial in settings.companies().items()
         }
 

@@ -30,8 +30,8 @@ class StatsPage:
 class SamsaraApi:
     """Samsara's statistics of vehicles."""
 
-    def __init__(self, link: VendorClient, settings: SamsaraSettings) -> None:
-        self._link = link
+    def __init__(self, client: VendorClient, settings: SamsaraSettings) -> None:
+        self._client = client
         self._base = settings.base_url.rstrip("/")
         self._auth = bearer(settings.api_token.get_secret_value())
 
@@ -52,7 +52,7 @@ class SamsaraApi:
     async def _page(
         self, path: str, params: Mapping[str, str], after: str, *, may_expire: bool = False
     ) -> StatsPage | None:
-        response = await self._link.call(
+        response = await self._client.call(
             "GET",
             f"{self._base}/fleet/vehicles/stats/{path}",
             auth=self._auth,

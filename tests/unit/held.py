@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from apex_memory.model import MALFORMED, Document, Event
 from apex_memory.sources.base import PulledSource
 from apex_memory.sources.http import VendorClient
-from apex_memory.sources.pages import ChangeHint, PullContext, TimeRange, Unfetched
+from apex_memory.sources.pages import BackfillRange, ChangeHint, PullContext, Unfetched
 
 SourceT = TypeVar("SourceT", bound=PulledSource)
 
@@ -28,7 +28,7 @@ class Held(Generic[SourceT]):
         self,
         *,
         change_hints: Sequence[ChangeHint] = (),
-        window: TimeRange | None = None,
+        window: BackfillRange | None = None,
         die_before: int | None = None,
         between: Callable[[int], None] = lambda n: None,
     ) -> int:

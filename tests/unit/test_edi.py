@@ -28,7 +28,7 @@ from apex_memory.sources.edi.x12.values import (
     to_utc,
 )
 from apex_memory.sources.http import VendorClient
-from apex_memory.sources.pages import InboundFile, Page, PullContext, TimeRange
+from apex_memory.sources.pages import BackfillRange, InboundFile, Page, PullContext
 from apex_memory.sources.registry import load
 from tests.unit.x12_files import (
     ACCEPTED,
@@ -559,7 +559,7 @@ class Worker:
     dice: random.Random | None = None
 
     async def pull(
-        self, window: TimeRange | None = None, cursor: dict[str, Any] | None = None
+        self, window: BackfillRange | None = None, cursor: dict[str, Any] | None = None
     ) -> None:
         context = PullContext(
             client=CLIENT, cursor=self.cursor if cursor is None else cursor, window=window
@@ -751,11 +751,11 @@ async def test_a_backfill_reads_the_archive_and_leaves_it(worker: Worker, tmp_pa
         os.utime(tmp_path / "done" / f"{n}.edi", (1_000_000 + n, 1_000_000 + n))
     worker.files.clear()
     since, until = (datetime.fromtimestamp(1_000_000 + n, UTC) for n in (0, 2))
-    await worker.pull(TimeRange(since, until), {})
+    await worker.pull(BackfillRange(since, until), {})
     assert [file.name for file in worker.files.values()] == ["folder/0.edi", "folder/1.edi"]
     assert names(tmp_path / "done") == ["0.edi", "1.edi", "2.edi"]
     worker.files.clear()
-    await worker.pull(TimeRange(since, until), {"folder": [1_000_000.0, "0.edi"]})
+    await worker.pull(BackfillRange(since, until), {"folder": [1_000_000.0, "0.edi"]})
     assert [file.name for file in worker.files.values()] == ["folder/1.edi"]
 
 

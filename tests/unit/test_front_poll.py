@@ -21,7 +21,7 @@ from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.frontapp.source import FrontApp
-from apex_memory.sources.pages import ChangeHint, Page, PullContext, TimeRange
+from apex_memory.sources.pages import BackfillRange, ChangeHint, Page, PullContext
 from apex_memory.sources.registry import load
 from tests.unit import vendors
 from tests.unit.vendors import Played, vendor_client
@@ -194,7 +194,7 @@ async def test_a_newest_event_without_a_readable_time_does_not_hold_the_first_po
 
 async def test_a_backfill_keeps_to_its_window_and_leaves_nudges() -> None:
     since = datetime.fromtimestamp(START, UTC)
-    window = TimeRange(since, since + timedelta(hours=1))
+    window = BackfillRange(since, since + timedelta(hours=1))
     script = Script(
         events=[listed(record_of("evt_1", 1), next="OWN/events?page_token=2"), listed()]
     )

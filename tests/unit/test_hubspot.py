@@ -30,7 +30,7 @@ from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.hubspot.documents import deletion_event, record_event
 from apex_memory.sources.hubspot.object_types import OBJECT_TYPES
 from apex_memory.sources.hubspot.source import HubSpot
-from apex_memory.sources.pages import ChangeHint, TimeRange
+from apex_memory.sources.pages import BackfillRange, ChangeHint
 from apex_memory.sources.payloads import sample
 from apex_memory.sources.registry import load
 from tests.unit.held import Held
@@ -412,7 +412,7 @@ def test_what_is_not_shown_yet_is_not_lost_by_a_fetch_that_found_nothing() -> No
 async def test_a_backfill_takes_its_window_and_leaves_nudges_alone() -> None:
     async with hubspot() as (simulator, held):
         start = simulator.world.start
-        window = TimeRange(start + timedelta(hours=2), start + timedelta(hours=9))
+        window = BackfillRange(start + timedelta(hours=2), start + timedelta(hours=9))
         simulator.most = 3
         await held.pull(window=window, change_hints=[ChangeHint("company:9001")], die_before=2)
         await held.pull(window=window, change_hints=[ChangeHint("company:9001")])

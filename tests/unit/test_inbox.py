@@ -10,7 +10,7 @@ import pytest
 
 import apex_memory
 from apex_memory.errors import Rejected, Unavailable
-from apex_memory.inbox import Consumer, Inbox, Run, leases
+from apex_memory.inbox import Consumer, Inbox, WorkflowRun, leases
 from apex_memory.model import Event, Priority, now
 from apex_memory.stores.postgres import Postgres
 
@@ -60,7 +60,12 @@ async def test_claims_are_exclusive_and_most_urgent_first(db: Postgres) -> None:
     await inbox.land([event(n, priority=Priority.P2) for n in range(5)])
     await inbox.land([event(9, priority=Priority.P0)])
     first = await inbox.claim(
-        "toy", batch=uuid.uuid4(), limit=3, lease=30, consumer=TEMPORAL, run=Run("drain:toy", "r1")
+        "toy",
+        batch=uuid.uuid4(),
+        limit=3,
+        lease=30,
+        consumer=TEMPORAL,
+        run=WorkflowRun("drain:toy", "r1"),
     )
     second = await inbox.claim("toy", batch=uuid.uuid4(), limit=10, lease=30, consumer=TEMPORAL)
     assert [item.event_id for item in first.events] == ["e9", "e0", "e1"]

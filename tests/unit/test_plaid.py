@@ -42,7 +42,7 @@ from apex_memory.simulate.server import serve_simulators
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import InboundRequest
-from apex_memory.sources.pages import ChangeHint, Page, PullContext, TimeRange
+from apex_memory.sources.pages import BackfillRange, ChangeHint, Page, PullContext
 from apex_memory.sources.plaid.source import PlaidSource
 from apex_memory.sources.registry import load
 from tests.unit import vendors
@@ -277,7 +277,7 @@ async def test_a_backfill_lists_the_days_and_leaves_the_cursor() -> None:
         return {"transactions": many[start : start + 500], "total_transactions": 505}
 
     script = Script(answer)
-    window = TimeRange(datetime(2025, 11, 1, tzinfo=UTC), datetime(2025, 11, 8, tzinfo=UTC))
+    window = BackfillRange(datetime(2025, 11, 1, tzinfo=UTC), datetime(2025, 11, 8, tzinfo=UTC))
     pages, error = await pulled(script, window=window, change_hints=[ChangeHint("itm_a")])
     assert error is None
     assert set(keys(pages)) == {f"transaction:t{n}" for n in range(505)}

@@ -31,7 +31,7 @@ from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.http import VendorClient
-from apex_memory.sources.pages import ChangeHint, TimeRange
+from apex_memory.sources.pages import BackfillRange, ChangeHint
 from apex_memory.sources.payloads import sample
 from apex_memory.sources.quickbooks.records import record_event
 from apex_memory.sources.quickbooks.source import QuickBooks as QuickBooksSource
@@ -361,7 +361,7 @@ async def test_hints_are_fetched_and_acknowledged_whatever_became_of_the_record(
 async def test_a_backfill_takes_its_window(quickbooks: Books) -> None:
     async with quickbooks() as (simulator, held):
         start = simulator.world.start
-        window = TimeRange(start + timedelta(hours=6), start + timedelta(hours=12))
+        window = BackfillRange(start + timedelta(hours=6), start + timedelta(hours=12))
         await held.pull(window=window, change_hints=[ChangeHint("x")], die_before=1)
         await held.pull(window=window, change_hints=[ChangeHint("x")])
         times = [event.occurred_at for event in held.events.values()]

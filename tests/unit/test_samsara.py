@@ -26,7 +26,7 @@ from apex_memory.simulate.server import serve_simulators
 from apex_memory.simulate.vendor import Chaos, Simulator
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import InboundRequest
-from apex_memory.sources.pages import Page, PullContext, Reading, TimeRange
+from apex_memory.sources.pages import BackfillRange, Page, PullContext, Reading
 from apex_memory.sources.payloads import parse_json, sample
 from apex_memory.sources.registry import load
 from apex_memory.sources.samsara.source import Samsara
@@ -69,7 +69,7 @@ FEED: dict[str, Any] = {
     "pagination": {"endCursor": "9b1d2c1e", "hasNextPage": False},
 }
 START = datetime(2025, 11, 1, 14, tzinfo=UTC)
-SANE = TimeRange(START - timedelta(days=400), START + timedelta(days=1))
+SANE = BackfillRange(START - timedelta(days=400), START + timedelta(days=1))
 
 
 def samsara(**settings: Any) -> Samsara:
@@ -428,7 +428,7 @@ async def pulling(
         source = samsara(**{**vendor.settings(base), **settings})
         assert source.missing_settings == ""
 
-        def pull(cursor: Mapping[str, Any] | None = None, window: TimeRange | None = None) -> AsyncIterator[Page]:  # fmt: skip
+        def pull(cursor: Mapping[str, Any] | None = None, window: BackfillRange | None = None) -> AsyncIterator[Page]:  # fmt: skip
             return source.pull(PullContext(client=client, cursor=cursor or {}, window=window))
 
         yield pull
@@ -551,7 +551,7 @@ async def test_a_cursor_that_is_no_longer_taken_leaves_no_gap() -> None:
 
 async def test_a_backfill_lists_a_window_and_knows_when_it_is_done() -> None:
     vendor = Scripted(page(point(), after="a", more=True), page(point(), after=""))
-    window = TimeRange(START, START + timedelta(hours=1))
+    window = BackfillRange(START, START + timedelta(hours=1))
     async with pulling(vendor) as pull:
         result = [item async for item in pull(window=window)]
         assert [item.cursor for item in result] == [

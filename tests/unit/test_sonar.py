@@ -24,7 +24,7 @@ from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.http import VendorClient
-from apex_memory.sources.pages import PullContext, TimeRange
+from apex_memory.sources.pages import BackfillRange, PullContext
 from apex_memory.sources.registry import load
 from apex_memory.sources.sonar.source import Sonar
 from tests.unit.vendors import KeptTokens, emptied, vendor_client
@@ -304,7 +304,7 @@ class Ward(Generic[SonarT]):
     client: VendorClient
     cursor: dict[str, Any] = field(default_factory=dict)
 
-    async def pull(self, *, window: TimeRange | None = None, pages: int = 1000) -> list[Event]:
+    async def pull(self, *, window: BackfillRange | None = None, pages: int = 1000) -> list[Event]:
         events: list[Event] = []
         done = 0
         context = PullContext(client=self.client, cursor=self.cursor, window=window)
@@ -447,7 +447,7 @@ async def test_a_worker_that_dies_between_two_series_goes_on_behind_the_first(de
 async def test_a_backfill_fetches_in_parts_and_continues_where_it_was(desk: Desk) -> None:
     async with desk() as ward:
         ward.shelf.held["OTRI/USA"] = days(d01=6.4)
-        window = TimeRange(datetime(2023, 1, 1, tzinfo=UTC), datetime(2024, 6, 1, tzinfo=UTC))
+        window = BackfillRange(datetime(2023, 1, 1, tzinfo=UTC), datetime(2024, 6, 1, tzinfo=UTC))
         await ward.pull(window=window, pages=1)
         await ward.pull(window=window)
         assert ward.shelf.asked == ["token", "OTRI/USA 2023-01-01 2024-01-01", "OTRI/USA 2024-01-02 2024-06-01"]  # fmt: skip

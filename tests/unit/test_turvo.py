@@ -24,7 +24,7 @@ from apex_memory.simulate.world import Clock, World
 from apex_memory.sources import fetch_back
 from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.http import VendorClient
-from apex_memory.sources.pages import ChangeHint, PullContext, TimeRange, Unfetched
+from apex_memory.sources.pages import BackfillRange, ChangeHint, PullContext, Unfetched
 from apex_memory.sources.registry import load
 from apex_memory.sources.turvo.documents import STATUSES
 from apex_memory.sources.turvo.source import Turvo
@@ -389,7 +389,7 @@ class Ward:
         cursor: dict[str, Any] | None = None,
         change_hints: Sequence[ChangeHint] = (),
         *,
-        window: TimeRange | None = None,
+        window: BackfillRange | None = None,
         pages: int = 10_000,
         into: Pulled | None = None,
     ) -> Pulled:
@@ -575,7 +575,7 @@ async def test_a_backfill_fetches_its_window_and_no_nudges(desk: Desk) -> None:
     async with desk() as ward:
         ward.shelf.rows = [row(n, n) for n in range(1, 9)]
         start = AT.replace(hour=8, minute=0, second=0)
-        window = TimeRange(start + timedelta(minutes=3), start + timedelta(minutes=6))
+        window = BackfillRange(start + timedelta(minutes=3), start + timedelta(minutes=6))
         done = await ward.pull(change_hints=[ChangeHint("shipment:8")], window=window)
         assert done.ids == ["3", "4", "5"]
         assert not done.acknowledged

@@ -17,7 +17,7 @@ from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.auth import Renew, Token, Tokens
 from apex_memory.sources.base import PulledSource
 from apex_memory.sources.http import VendorClient
-from apex_memory.sources.pages import ChangeHint, Page, PullContext, TimeRange
+from apex_memory.sources.pages import BackfillRange, ChangeHint, Page, PullContext
 
 S = TypeVar("S", bound=Simulator)
 
@@ -89,7 +89,7 @@ async def pulled(
     *,
     cursor: dict[str, Any] | None = None,
     change_hints: Sequence[ChangeHint] = (),
-    window: TimeRange | None = None,
+    window: BackfillRange | None = None,
     **settings: Any,
 ) -> tuple[list[Page], ApexError | None]:
     """All pages of a pull, and the error that it ended with. `make` takes the vendor's address and settings."""

@@ -18,7 +18,7 @@ from apex_memory.fetching.pulls import Backfill
 from apex_memory.inbox import event_from_row
 from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.model import Priority
-from apex_memory.sources.pages import TimeRange
+from apex_memory.sources.pages import BackfillRange
 from apex_memory.stores.postgres import Postgres
 
 CHUNK = 200  # events replayed in one transaction
@@ -119,7 +119,7 @@ class Backfills:
     async def order(self, id: UUID) -> Backfill:
         """The range that a backfill fetches."""
         row = await self.get(id)
-        return Backfill(id, row["source"], TimeRange(row["since"], row["until"]))
+        return Backfill(id, row["source"], BackfillRange(row["since"], row["until"]))
 
     async def replay_chunk(self, id: UUID) -> tuple[int, int]:
         """Land the next raw events of a replay again; return how many were read and how many landed.

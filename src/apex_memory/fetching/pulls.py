@@ -20,10 +20,10 @@ from apex_memory.model import Event, LandResult, Priority, now
 from apex_memory.sources.base import PulledSource, StreamSource
 from apex_memory.sources.http import VendorClient
 from apex_memory.sources.pages import (
+    BackfillRange,
     ChangeHint,
     Page,
     PullContext,
-    TimeRange,
     Unfetched,
     unfetched_event,
 )
@@ -58,11 +58,11 @@ OnPage = Callable[[PullResult], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Backfill:
-    """A range of a source's past that is fetched again beside its usual pulls."""
+    """A backfill or replay: it fetches a range of a source's past again, beside the usual pulls."""
 
     id: UUID
     source: str
-    window: TimeRange
+    window: BackfillRange
 
     @property
     def cursor(self) -> str:

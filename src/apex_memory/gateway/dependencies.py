@@ -14,7 +14,7 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 from temporalio.client import Client
 
 from apex_memory.app import App
-from apex_memory.credentials.api_keys import Key, KeyRing
+from apex_memory.credentials.api_keys import KeyRing, ValidKey
 from apex_memory.errors import Rejected
 from apex_memory.flows.drain.control import Drains
 from apex_memory.flows.fetch.control import Pulling
@@ -134,7 +134,7 @@ def credentials(request: Request) -> str | None:
     return session_key(request, app.keyring, app.settings)
 
 
-async def authenticate(request: Request) -> Key:
+async def authenticate(request: Request) -> ValidKey:
     """Return the valid API key of a request, whatever its scopes. Raises `Unauthorized`."""
     return await gateway_of(request).keys.check(credentials(request), None)
 
@@ -150,11 +150,11 @@ class Requires:
         request: Request,
         _bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)] = None,
         _header: Annotated[str | None, Security(_HEADER)] = None,
-    ) -> Key:
+    ) -> ValidKey:
         return await gateway_of(request).keys.check(presented(request), self._scope)
 
 
-AnyKey = Annotated[Key, Depends(Requires(None))]
-Reader = Annotated[Key, Depends(Requires("read"))]
-Writer = Annotated[Key, Depends(Requires("ingest"))]
-Admin = Annotated[Key, Depends(Requires("admin"))]
+AnyKey = Annotated[ValidKey, Depends(Requires(None))]
+Reader = Annotated[ValidKey, Depends(Requires("read"))]
+Writer = Annotated[ValidKey, Depends(Requires("ingest"))]
+Admin = Annotated[ValidKey, Depends(Requires("admin"))]

@@ -93,7 +93,7 @@ class GaugeFamily:
         self._shown = set(series)
 
 
-class Facts:
+class FactGauges:
     """Reads the facts while it holds the lease, and keeps their gauges. `run` never returns."""
 
     def __init__(self, app: App, *, seconds: float) -> None:

@@ -20,7 +20,7 @@ from apex_memory.gateway.dependencies import Gateway, gateway_of, presented
 from apex_memory.gateway.errors import Malformed
 from apex_memory.gateway.read_models.events import FINAL, Events
 from apex_memory.gateway.request_span import request_span
-from apex_memory.mirror.copies import Copy
+from apex_memory.mirror.copies import MirrorCopy
 from apex_memory.mirror.copies import insert as insert_copies
 from apex_memory.model import Event, LandResult, now
 from apex_memory.sources.base import InboundRequest, PulledSource, Received, Source
@@ -92,7 +92,10 @@ async def _accept_webhook(
 
 
 async def store_change_hints(
-    gateway: Gateway, source: str, change_hints: Sequence[ChangeHint], copy: Copy | None = None
+    gateway: Gateway,
+    source: str,
+    change_hints: Sequence[ChangeHint],
+    copy: MirrorCopy | None = None,
 ) -> None:
     """Store the change hints of a vendor with the webhook's copy, and request a pull that fetches the changes.
 
@@ -147,7 +150,7 @@ def _is_invalid_json(body: bytes) -> bool:
 
 
 async def _land_webhook(
-    gateway: Gateway, source: Source, events: Sequence[Event], copy: Copy | None = None
+    gateway: Gateway, source: Source, events: Sequence[Event], copy: MirrorCopy | None = None
 ) -> list[LandResult]:
     """Land events that a vendor sent, with other content under the ids of earlier events as well (`inbox.reused_ids`)."""
     landed = await commit(gateway, events, copy)
@@ -197,7 +200,7 @@ async def land(gateway: Gateway, events: Sequence[Event]) -> list[LandResult]:
 
 
 async def commit(
-    gateway: Gateway, events: Sequence[Event], copy: Copy | None = None
+    gateway: Gateway, events: Sequence[Event], copy: MirrorCopy | None = None
 ) -> list[LandResult]:
     """Commit events; wake nobody. Raises `RetryLater` under overload, `Unavailable` without PostgreSQL, and `NoWrites`
     when its disk is nearly full.

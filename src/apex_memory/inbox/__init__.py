@@ -8,8 +8,8 @@ transaction of their own; the functions of the modules take the caller's connect
 from __future__ import annotations
 
 from apex_memory.inbox.inbox import Inbox
-from apex_memory.inbox.leases import Batch, ClaimedEvent, Run
+from apex_memory.inbox.leases import Batch, ClaimedEvent, WorkflowRun
 from apex_memory.inbox.queries import event_from_row
 from apex_memory.inbox.routing import Consumer
 
-__all__ = ["Batch", "ClaimedEvent", "Consumer", "Inbox", "Run", "event_from_row"]
+__all__ = ["Batch", "ClaimedEvent", "Consumer", "Inbox", "WorkflowRun", "event_from_row"]

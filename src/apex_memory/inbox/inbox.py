@@ -11,7 +11,7 @@ from uuid import UUID
 
 from apex_memory.errors import ApexError
 from apex_memory.inbox import landing, leases, notices, queries, reused_ids, transitions
-from apex_memory.inbox.leases import Claim, Run
+from apex_memory.inbox.leases import Claim, WorkflowRun
 from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.inbox.queries import BacklogRow
 from apex_memory.inbox.reused_ids import MakeDocument
@@ -46,7 +46,7 @@ class Inbox:
         limit: int,
         lease: float,
         consumer: Consumer,
-        run: Run | None = None,
+        run: WorkflowRun | None = None,
     ) -> Claim:
         """Lease ready events to a batch; see `leases.claim`."""
         async with self._db.connection() as connection:

@@ -70,7 +70,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class WorkflowRun:
     """The workflow run that works on a batch, for the link on an event's page."""
 
     workflow_id: str
@@ -142,7 +142,7 @@ async def claim(
     limit: int,
     lease: float,
     consumer: Consumer,
-    run: Run | None = None,
+    run: WorkflowRun | None = None,
 ) -> Claim:
     """Lease up to `limit` ready events of a source to `batch` for `lease` seconds, most urgent and oldest first.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, LiteralString
 
 from apex_memory.inbox.routing import BUCKET_SQL
-from apex_memory.rollout.gates import Copies, Facts, Side
+from apex_memory.rollout.gates import Copies, Side, StepFacts
 from apex_memory.rollout.runs import BUILD, Run
 from apex_memory.rollout_settings import WINDOW_EVENTS
 from apex_memory.stores.postgres import Connection
@@ -74,7 +74,7 @@ def parameters_of(run: Run) -> dict[str, Any]:
     }
 
 
-async def facts_of(connection: Connection, run: Run, copies: Copies) -> Facts:
+async def facts_of(connection: Connection, run: Run, copies: Copies) -> StepFacts:
     """Return the facts of a run's step. `copies` are those of its shadow."""
     build, parameters = run.subject == BUILD, parameters_of(run)
     recent = await (await connection.execute(recent_sql(build=build), parameters)).fetchall()
@@ -91,7 +91,7 @@ async def facts_of(connection: Connection, run: Run, copies: Copies) -> Facts:
     new = _side(by_side.get(True), waiting_by_side.get(True))
     other = _side(by_side.get(False), waiting_by_side.get(False))
     parked = {side: row["parked"] for side, row in waiting_by_side.items()}
-    return Facts(
+    return StepFacts(
         seconds=row["seconds"],
         new=new,
         other=other,

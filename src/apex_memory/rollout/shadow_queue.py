@@ -32,7 +32,7 @@ def source_subject(source: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
+class ShadowCopy:
     """A claimed copy of an event. `event` is None when retention removed its payload."""
 
     id: int
@@ -99,7 +99,7 @@ async def claim(
     return sorted(row["id"] for row in await cursor.fetchall())
 
 
-async def load(connection: Connection, batch: UUID, unfinished: Sequence[str]) -> list[Copy]:
+async def load(connection: Connection, batch: UUID, unfinished: Sequence[str]) -> list[ShadowCopy]:
     """Return the copies that a batch still owns, with their events.
 
     `unfinished` holds the fingerprints of dead letters of events that ended their worker.
@@ -113,7 +113,7 @@ async def load(connection: Connection, batch: UUID, unfinished: Sequence[str]) -
         (list(unfinished), batch),
     )
     return [
-        Copy(
+        ShadowCopy(
             id=row["copy_id"],
             inbox_id=row["id"],
             source=row["source"],

@@ -21,7 +21,7 @@ ERROR_CHARS = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class ComparisonResult:
     """The result of one copy, as its row records it. `equal` is None for a copy that was given up."""
 
     id: int
@@ -36,7 +36,7 @@ class Result:
     content: bytes | None = None
 
     @classmethod
-    def of_failed(cls, id: int, error: ApexError) -> Result:
+    def of_failed(cls, id: int, error: ApexError) -> ComparisonResult:
         """A copy that failed transiently, too often."""
         return cls(id=id, state="failed", error=_message(error))
 
@@ -50,7 +50,7 @@ class Result:
         differences: list[Difference],
         seconds: dict[str, float],
         error: ApexError | None,
-    ) -> Result:
+    ) -> ComparisonResult:
         return cls(
             id=id,
             state="compared",
@@ -80,7 +80,9 @@ class Recorded:
     failed: int
 
 
-async def record(connection: Connection, batch: UUID, results: Sequence[Result]) -> Recorded:
+async def record(
+    connection: Connection, batch: UUID, results: Sequence[ComparisonResult]
+) -> Recorded:
     """Write the results of copies that the batch still owns."""
     if not results:
         return Recorded(0, 0, 0)
@@ -109,7 +111,7 @@ async def record(connection: Connection, batch: UUID, results: Sequence[Result])
     return Recorded(**counts)
 
 
-def _columns(result: Result) -> tuple[Any, ...]:
+def _columns(result: ComparisonResult) -> tuple[Any, ...]:
     return (
         result.id,
         result.state,

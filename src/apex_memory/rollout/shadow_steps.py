@@ -26,8 +26,8 @@ from apex_memory.pipeline import Pipeline
 from apex_memory.rollout import shadow_queue as queue
 from apex_memory.rollout.comparison import Difference, ProcessedEvent, compare
 from apex_memory.rollout.shadow_live import LiveEvent, live_events
-from apex_memory.rollout.shadow_queue import Copy
-from apex_memory.rollout.shadow_results import Result, record
+from apex_memory.rollout.shadow_queue import ShadowCopy
+from apex_memory.rollout.shadow_results import ComparisonResult, record
 from apex_memory.saga.failures import fingerprint, unfinished
 from apex_memory.saga.publication import Publication
 from apex_memory.saga.stage import Stage
@@ -69,7 +69,7 @@ class CopyResult:
 
 @dataclass(slots=True)
 class _PreparedCopy:
-    copy: Copy
+    copy: ShadowCopy
     outcome: Manifest | ApexError
 
 
@@ -222,7 +222,7 @@ class ShadowSteps:
             for copy, item in pairs
         ]
 
-    async def _carriable(self, batch: UUID, result: CopyResult) -> list[Copy]:
+    async def _carriable(self, batch: UUID, result: CopyResult) -> list[ShadowCopy]:
         """Return the copies of a batch that can be processed now; drop, postpone or fail the others."""
         async with self._db.connection() as connection:
             copies = await queue.load(connection, batch, LIVE_POISON)
@@ -242,7 +242,7 @@ class ShadowSteps:
             await self._record_unfinished(batch, ending, result)
         return [copy for copy in carriable if copy.attempts <= MOST_ATTEMPTS]
 
-    def _why_not(self, copy: Copy) -> str:
+    def _why_not(self, copy: ShadowCopy) -> str:
         """The reason why a copy cannot be processed at all; empty if it can."""
         if copy.event is None:
             return "payload gone"
@@ -253,7 +253,7 @@ class ShadowSteps:
         return ""
 
     async def _record_unfinished(
-        self, batch: UUID, copies: Sequence[Copy], result: CopyResult
+        self, batch: UUID, copies: Sequence[ShadowCopy], result: CopyResult
     ) -> None:
         error = unfinished("a copy of", MOST_ATTEMPTS)
         prepared = [_PreparedCopy(copy, error) for copy in copies]
@@ -334,7 +334,7 @@ class ShadowSteps:
         ]
         async with self._db.connection() as connection:
             live = await live_events(connection, [item.copy.inbox_id for item in prepared], parents)
-        results: list[Result] = []
+        results: list[ComparisonResult] = []
         later: list[_PreparedCopy] = []
         tried: list[_PreparedCopy] = []
         for item in prepared:
@@ -345,7 +345,7 @@ class ShadowSteps:
             elif isinstance(error, RetryLater) and item.copy.tries + 1 < MOST_TRIES:
                 tried.append(item)
             elif isinstance(error, RetryLater):
-                results.append(Result.of_failed(item.copy.id, error))
+                results.append(ComparisonResult.of_failed(item.copy.id, error))
             else:
                 results.append(await self._result(item, event, error, staged, work))
         await self._postpone(batch, later, result)
@@ -363,7 +363,7 @@ class ShadowSteps:
         error: ApexError | None,
         staged: _Staged,
         work: _Work,
-    ) -> Result:
+    ) -> ComparisonResult:
         shadow = _processed(item, live, error, staged.stages.get(item.copy.id), self._vectors)
         differences = await asyncio.to_thread(compare, live.processed, shadow)
         waited = (now() - item.copy.queued_at).total_seconds()
@@ -375,7 +375,7 @@ class ShadowSteps:
             "verify": staged.verify_seconds,
             "total": total,
         }
-        return Result.of_compared(
+        return ComparisonResult.of_compared(
             item.copy.id,
             live=live,
             shadow=shadow,

@@ -13,7 +13,7 @@ from uuid import UUID
 from apex_memory.config import Settings
 from apex_memory.engines.postgres_space import PostgresSpace
 from apex_memory.errors import ApexError, RetryLater
-from apex_memory.inbox import Batch, ClaimedEvent, Consumer, Inbox, Run
+from apex_memory.inbox import Batch, ClaimedEvent, Consumer, Inbox, WorkflowRun
 from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.inbox.routing import Path
 from apex_memory.model import Event
@@ -68,7 +68,7 @@ class BatchSteps:
         path: Path = "direct",
         everything: bool = True,
         batch: UUID | None = None,
-        run: Run | None = None,
+        run: WorkflowRun | None = None,
     ) -> Batch:
         """Lease what is ready of a source, up to `batch_max` events. The same `batch` again gets the same events.
 

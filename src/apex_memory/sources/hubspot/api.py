@@ -31,7 +31,7 @@ from apex_memory.sources.hubspot.documents import (
 )
 from apex_memory.sources.hubspot.object_types import OBJECT_TYPES, ObjectType
 from apex_memory.sources.hubspot.settings import HubSpotSettings
-from apex_memory.sources.pages import ChangeHint, Page, TimeRange
+from apex_memory.sources.pages import BackfillRange, ChangeHint, Page
 from apex_memory.sources.payloads import (
     as_mapping,
     as_string,
@@ -126,7 +126,7 @@ class HubSpotPull:
         api: HubSpotApi,
         settings: HubSpotSettings,
         position: dict[str, Any],
-        window: TimeRange | None,
+        window: BackfillRange | None,
     ) -> None:
         self._api = api
         self._settings = settings

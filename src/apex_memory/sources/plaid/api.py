@@ -67,7 +67,7 @@ class ItemError:
 
 
 @dataclass(slots=True)
-class Changes:
+class SyncResult:
     """The result of one sync loop. Of a transaction that occurs twice the last record counts."""
 
     cursor: str
@@ -140,7 +140,7 @@ class Plaid:
 
     async def sync(
         self, item: str, token: SecretStr, cursor: str, history_days: int
-    ) -> Changes | ItemError:
+    ) -> SyncResult | ItemError:
         """Return everything that changed since the cursor, from one complete loop over all pages.
 
         Plaid's rule: when any page of a loop fails, the pages before it are void, and the loop starts again from the
@@ -180,8 +180,8 @@ class Plaid:
 
     async def _loop(
         self, item: str, token: SecretStr, cursor: str, history_days: int
-    ) -> Changes | ItemError:
-        changes, position = Changes(cursor), cursor
+    ) -> SyncResult | ItemError:
+        changes, position = SyncResult(cursor), cursor
         options: dict[str, Any] = {"include_original_description": True}
         if not cursor:
             options["days_requested"] = (
@@ -286,7 +286,7 @@ class Position:
         return as_string(as_mapping(self.items.get(item)).get("cursor"))
 
     def after(
-        self, item: str, result: Changes | ItemError, *, observe: bool
+        self, item: str, result: SyncResult | ItemError, *, observe: bool
     ) -> tuple[Position, list[Event]]:
         """Return the position after this result is committed, and the events that belong to it.
 

@@ -19,7 +19,7 @@ from apex_memory.sources.base import (
 )
 from apex_memory.sources.fields import RecordFields
 from apex_memory.sources.http import VendorClient
-from apex_memory.sources.pages import ChangeHint, Page, PullContext, TimeRange
+from apex_memory.sources.pages import BackfillRange, ChangeHint, Page, PullContext
 from apex_memory.sources.payloads import (
     as_string,
     parse_identifier,
@@ -31,10 +31,10 @@ from apex_memory.sources.payloads import (
 from apex_memory.sources.plaid.api import (
     OVERLAP,
     SOURCE,
-    Changes,
     ItemError,
     Plaid,
     Position,
+    SyncResult,
     raise_item_errors,
 )
 from apex_memory.sources.plaid.documents import (
@@ -194,7 +194,7 @@ class PlaidSource(PulledSource[PlaidSettings]):
         known = self.settings
         return Plaid(client, known.base_url, known.client_id, known.secret)
 
-    async def _history(self, context: PullContext, window: TimeRange) -> AsyncIterator[Page]:
+    async def _history(self, context: PullContext, window: BackfillRange) -> AsyncIterator[Page]:
         """Yield the transactions of the window's days, Item by Item.
 
         A transaction's version is the time before its page was requested, so that a sync that ends later wins.
@@ -213,7 +213,7 @@ class PlaidSource(PulledSource[PlaidSettings]):
                     errors[item.id] = page
                     break
                 records = sequence(page.get("transactions"))
-                changes = Changes("")
+                changes = SyncResult("")
                 changes.add(item.id, {**page, "added": records}, now())
                 ended = offset + len(records) >= (page.get("total_transactions") or 0)
                 if ended or not records:

@@ -21,7 +21,7 @@ from apex_memory.sources.payloads import (
     parse_object,
     sequence,
 )
-from apex_memory.sources.quickbooks.records import SOURCE, Key, updated_seconds
+from apex_memory.sources.quickbooks.records import SOURCE, RecordKey, updated_seconds
 from apex_memory.sources.quickbooks.settings import QuickBooksSettings
 
 MINOR_VERSION = 75
@@ -39,7 +39,7 @@ FetchedRecord = tuple[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
+class ChangeResponse:
     """A response of the change operation: the changed records, and QuickBooks' time."""
 
     records: Sequence[FetchedRecord]
@@ -111,7 +111,7 @@ class QuickBooksApi:
         self._initial = initial
         self._auth: Auth = OAuth(client.tokens, f"{SOURCE}/{realm}", self._renewed)
 
-    async def changes(self, entities: Sequence[str], since: datetime) -> Changes:
+    async def changes(self, entities: Sequence[str], since: datetime) -> ChangeResponse:
         """Return what changed after `since`: at most 1,000 records, without any order."""
         stamp = since.astimezone(UTC).isoformat(timespec="seconds")
         body = await self._get("cdc", {"entities": ",".join(entities), "changedSince": stamp})
@@ -121,7 +121,7 @@ class QuickBooksApi:
                 for entity in entities:
                     changed = sequence(as_mapping(response).get(entity))
                     records += [(entity, record) for record in changed]
-        return Changes(records, parse_datetime(body.get("time"), "time"))
+        return ChangeResponse(records, parse_datetime(body.get("time"), "time"))
 
     async def query(
         self, entity: str, position: QueryPosition, until: int | None
@@ -132,7 +132,7 @@ class QuickBooksApi:
             raise _missing("QueryResponse")
         return sequence(body["QueryResponse"].get(entity)), parse_datetime(body.get("time"), "time")
 
-    async def record(self, key: Key) -> Any | None:
+    async def record(self, key: RecordKey) -> Any | None:
         """Return a record; None if it does not exist, or no longer."""
         body = await self._get(f"{key.entity.lower()}/{key.id}", {}, may_be_missing=True)
         return body.get(key.entity) if body else None

@@ -829,7 +829,7 @@ def temporal_environment() -> dict[str, str]:
 
 
 def settings_file() -> Path:
-    """The settings file: `$APEX_SETTINGS_FILE`, or `apex.toml` in the working folder."""
+    """Return the settings file: `$APEX_SETTINGS_FILE`, or `apex.toml` in the working folder."""
     return Path(os.environ.get("APEX_SETTINGS_FILE", "apex.toml"))
 
 

@@ -58,7 +58,7 @@ async def process_all(app: App, subject: str = SUBJECT, build: str = "") -> Copy
 
 
 async def copy_of(app: App, landed: LandResult) -> dict[str, Any]:
-    """The row of the copy of an event."""
+    """Return the row of the copy of an event."""
     row = await app.db.fetch_one("SELECT * FROM shadows WHERE inbox_id = %s", (landed.id,))
     assert row
     return row

@@ -33,7 +33,7 @@ async def served(make_settings: MakeSettings, temporal_address: str) -> AsyncIte
 
 
 async def sealed_body(served: Served) -> dict[str, Any]:
-    """The body of a request to open one payload of this gateway."""
+    """Return the body of a request to open one payload of this gateway."""
     converter = served.api.gateway.temporal.data_converter
     [payload] = await converter.encode([WORDS])
     assert payload.metadata["encoding"] == ENCODING

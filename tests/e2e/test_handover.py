@@ -35,7 +35,7 @@ async def returned(app: App, build: str) -> None:
 
 
 async def outcome(app: App, id: UUID) -> tuple[str, str]:
-    """The build that processed the event, and the text that readers see."""
+    """Return the build that processed the event, and the text that readers see."""
     row = await app.db.fetch_one("SELECT build, doc_id, state FROM inbox WHERE id = %s", (id,))
     assert row and row["state"] == "done"
     return row["build"], (await app.search.document(row["doc_id"])).text

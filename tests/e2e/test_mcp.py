@@ -59,7 +59,7 @@ async def agent(served: Served, key: str, mode: Mode = "auto") -> AsyncIterator[
 
 
 async def call(client: Client, tool: str, **arguments: Any) -> Any:
-    """The structured content of an answer that is no error, and is the same as its text."""
+    """Return the structured content of an answer that is no error, and is the same as its text."""
     result = await client.call_tool(tool, arguments)
     assert isinstance(result, CallToolResult) and not result.is_error, text_of(result)
     assert json.loads(text_of(result)) == result.structured_content
@@ -67,7 +67,7 @@ async def call(client: Client, tool: str, **arguments: Any) -> Any:
 
 
 async def refusal(client: Client, tool: str, **arguments: Any) -> str:
-    """The text of an answer that is an error."""
+    """Return the text of an answer that is an error."""
     result = await client.call_tool(tool, arguments)
     assert isinstance(result, CallToolResult) and result.is_error
     return text_of(result)

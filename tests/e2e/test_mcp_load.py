@@ -125,7 +125,7 @@ def text_of(result: CallToolResult) -> str:
 
 
 def plan(number: int) -> Sequence[tuple[str, dict[str, Any]]]:
-    """The calls of one agent: every tool, in an order of its own."""
+    """Return the calls of one agent: every tool, in an order of its own."""
     calls: list[tuple[str, dict[str, Any]]] = []
     for n in range(CALLS):
         tool = list(TOOLS)[(number + n) % len(TOOLS)]

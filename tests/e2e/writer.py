@@ -78,7 +78,7 @@ class Writer:
         return await self.stack.http.post(item.path, content=item.body, headers=headers)
 
     def newest(self) -> dict[str, Item]:
-        """The item that readers must see in the end, by document id."""
+        """Return the item that readers must see in the end, by document id."""
         newest: dict[str, Item] = {}
         for item, event in self.landed.items():
             known = newest.setdefault(event["document_id"], item)

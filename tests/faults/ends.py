@@ -54,7 +54,7 @@ async def _rows(app: App) -> dict[UUID, Row]:
 
 
 async def _listed_letters(ways: Entrances) -> dict[UUID, Row]:
-    """The dead letters that the API lists, by their event."""
+    """Return the dead letters that the API lists, by their event."""
     letters: dict[UUID, Row] = {}
     page: dict[str, Any] = {"status": "any", "limit": LETTERS}
     while True:
@@ -107,7 +107,7 @@ def _meaning(app: App, event: Event) -> str:
 
 
 def _missing_words(ways: Entrances, rows: dict[UUID, Row]) -> list[str]:
-    """The requests whose words are in none of the versions that their events became."""
+    """Return the requests whose words are in none of the versions that their events became."""
     wrong = []
     for request in ways.record.requests:
         known = [rows[id] for id in request.ids if id in rows]
@@ -128,7 +128,7 @@ def _everything_said(row: Row) -> str:
 
 
 async def _held(ways: Entrances) -> list[str]:
-    """The sources that something holds: events that wait, hints that no pull fetches, files that never end."""
+    """Return the sources that something holds: events that wait, hints that no pull fetches, files that never end."""
     app = ways.app
     backlog = await app.inbox.backlog()
     hints = await app.db.fetch("SELECT source, key FROM change_hints")

@@ -99,7 +99,7 @@ class Readers:
         self.wrong += [verdict for verdict in verdicts if verdict]
 
     async def _document(self, history: History, key: str) -> int | None:
-        """The version seen; None if there is none, or no answer."""
+        """Return the version seen; None if there is none, or no answer."""
         answer = await self._stack.http.get(f"/v1/documents/{document_uuid('documents', key)}")
         self.asked["document" if answer.is_success else f"document {answer.status_code}"] += 1
         if answer.status_code == 404:

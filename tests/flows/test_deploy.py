@@ -136,7 +136,7 @@ async def alone(db: Postgres, build: str) -> None:
 
 
 async def version_of(client: Client, workflow: str = "drain:frontapp") -> str:
-    """The build that the newest run of a drain is on."""
+    """Return the build that the newest run of a drain is on."""
     found = await client.get_workflow_handle(workflow).describe()
     return str(found.raw_info.versioning_info.deployment_version.build_id)
 

@@ -108,7 +108,7 @@ def note(app: App, id: str, source: str = "urgent", version: int = 1) -> Event:
 
 
 async def processed(app: App, id: str) -> dict[str, Any] | None:
-    """The event, once it is done: its path, its build, its workflow, and when it ended."""
+    """Return the event, once it is done: its path, its build, its workflow, and when it ended."""
     return await app.db.fetch_one(
         """SELECT path, build, workflow_id, ended_at, received_at FROM inbox
            WHERE event_id = %s AND state = 'done'""",

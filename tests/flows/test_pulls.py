@@ -158,7 +158,7 @@ async def test_w4_histories_of_what_is_fetched_hold_no_content(
         await place.client.get_workflow_handle(f"backfill:polled:{id}").result()
 
         async def recorded() -> dict[str, list[str]]:
-            """The closed histories and the open ones by workflow, opened."""
+            """Return the closed histories and the open ones by workflow, opened."""
             texts: dict[str, list[str]] = {}
             async for run in place.client.list_workflows():
                 handle = place.client.get_workflow_handle(run.id, run_id=run.run_id)

@@ -78,7 +78,7 @@ def document_of(text: str) -> Document:
 
 
 def sets_in(reply: str) -> str:
-    """The sets of a reply, between GS and GE."""
+    """Return the sets of a reply, between GS and GE."""
     return reply[reply.index("ST*") : reply.index("GE*")]
 
 

@@ -161,7 +161,7 @@ async def test_waits_double_while_a_child_keeps_dying_and_start_over_once_it_liv
 
 
 async def waits_before_restarts(folder: Path, count: int) -> list[float]:
-    """The waits announced when a child dies again and again."""
+    """Return the waits announced when a child dies again and again."""
     died: list[float] = []
 
     def note(name: str, what: str, detail: str) -> None:

@@ -33,7 +33,7 @@ async def pages(vendor: Vendor, *groups: Sequence[ChangeHint]) -> list[Page]:
 
 
 def outcome(pages: Sequence[Page]) -> tuple[str, str]:
-    """The keys of the hints that were acknowledged, and of those that failed."""
+    """Return the keys of the hints that were acknowledged, and of those that failed."""
     acknowledged = [hint.key for page in pages for hint in page.acknowledged]
     return "".join(acknowledged), "".join(item.hint.key for page in pages for item in page.unfetched)  # fmt: skip
 

@@ -91,7 +91,7 @@ def cursor(at: float, **seen: float) -> dict[str, Any]:
 
 
 def position(page: Page) -> dict[str, Any] | None:
-    """The cursor of a page without the digests of what was listed."""
+    """Return the cursor of a page without the digests of what was listed."""
     if page.cursor is None:
         return None
     assert set(page.cursor["contents"]) <= set(page.cursor["seen"])

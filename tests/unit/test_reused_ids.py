@@ -70,7 +70,7 @@ async def landed(db: Postgres, *events: Event) -> list[tuple[str, bool]]:
 
 
 async def texts(db: Postgres) -> dict[str, str]:
-    """The text in the payload of every event in the inbox, by its id."""
+    """Return the text in the payload of every event in the inbox, by its id."""
     rows = await db.fetch(
         "SELECT i.event_id, p.body FROM inbox i JOIN payloads p ON p.inbox_id = i.id"
     )
@@ -174,7 +174,7 @@ class Company:
             return (await self.pulls.run(front(f"{served.url}/frontapp"), client)).fresh
 
     async def texts(self) -> dict[str, str]:
-        """The text of the document of every event, by its id."""
+        """Return the text of the document of every event, by its id."""
         rows = await self.db.fetch("SELECT id FROM inbox")
         inbox = Inbox(self.db)
         events = [await inbox.event(row["id"]) for row in rows]

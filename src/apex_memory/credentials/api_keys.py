@@ -66,7 +66,7 @@ class ValidKey:
         return f"key:{self.id}"
 
     def may(self, scope: str) -> bool:
-        """Whether the key has the scope; `admin` implies the others."""
+        """Return whether the key has the scope; `admin` implies the others."""
         return scope in self.scopes or "admin" in self.scopes
 
 

@@ -70,7 +70,7 @@ class Backfills:
         return UUID(str(row["id"]))
 
     async def get(self, id: UUID) -> dict[str, Any]:
-        """The row of a backfill or replay. Raises `NotFound`."""
+        """Return the row of a backfill or replay. Raises `NotFound`."""
         row = await self._db.fetch_one("SELECT * FROM backfills WHERE id = %s", (id,))
         if row is None:
             raise NotFound(f"backfill {id} not found", remedy="`apex sources backfills` lists them")
@@ -84,7 +84,7 @@ class Backfills:
     async def listed(
         self, *, after: tuple[datetime, UUID] | None = None, limit: int = 50
     ) -> list[dict[str, Any]]:
-        """The newest first, with their progress.
+        """Return backfills and replays with their progress, the newest first.
 
         `after` is the `started_at` and the `id` of the last row of the previous page.
         """
@@ -117,7 +117,7 @@ class Backfills:
         return bool(ended)
 
     async def order(self, id: UUID) -> Backfill:
-        """The range that a backfill fetches."""
+        """Return the range that a backfill fetches."""
         row = await self.get(id)
         return Backfill(id, row["source"], BackfillRange(row["since"], row["until"]))
 

@@ -256,7 +256,7 @@ class Pulls:
         return dict(row["position"]) if row else {}
 
     async def _stored_hints(self, source: str) -> dict[str, _StoredHint]:
-        """The stored hints of a source that are due, by key: the oldest that were not tried yet, then those that failed."""
+        """Return the stored hints of a source that are due, by key: the oldest that were not tried yet, then those that failed."""
         rows = await self._db.fetch(
             f"""SELECT key, at, noted_at FROM change_hints
                WHERE source = %s AND {hints.DUE}
@@ -404,5 +404,5 @@ async def insert_hints(
 
 
 def _with_bulk_priority(page: Page) -> Page:
-    """The page with events of priority P2: a backfill waits behind everything that happens now."""
+    """Return the page with events of priority P2: a backfill waits behind everything that happens now."""
     return replace(page, events=[replace(event, priority=Priority.P2) for event in page.events])

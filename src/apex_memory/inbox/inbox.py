@@ -61,7 +61,7 @@ class Inbox:
             )
 
     async def traced(self, batch: UUID) -> list[TracedEvent]:
-        """Those of a batch's events whose trace is recorded; none while this process exports no traces."""
+        """Return those of a batch's events whose trace is recorded; none while this process exports no traces."""
         if not traces.enabled():
             return []
         async with self._db.connection() as connection:
@@ -104,7 +104,7 @@ class Inbox:
                 self._log.warning("lease not renewed", batch=str(batches[0]), reason=str(error))
 
     async def unprepared(self, batch: UUID) -> dict[UUID, int]:
-        """The events of a batch that have no manifest yet, with their `starts`."""
+        """Return the events of a batch that have no manifest yet, with their `starts`."""
         async with self._db.connection() as connection:
             return await queries.unprepared(connection, batch)
 
@@ -165,7 +165,7 @@ class Inbox:
             return await queries.ready(connection)
 
     async def shares(self) -> dict[str, int]:
-        """The share of each source that is rolled out; see `queries.shares`."""
+        """Return the share of each source that is rolled out; see `queries.shares`."""
         async with self._db.connection() as connection:
             return await queries.shares(connection)
 
@@ -175,7 +175,7 @@ class Inbox:
             return await queries.fallback_since(connection)
 
     async def ready_for_direct(self, sources: Sequence[str], *, everything: bool) -> list[str]:
-        """Those of the sources that the direct path has work for; see `queries.ready_for_direct`."""
+        """Return those of the sources that the direct path has work for; see `queries.ready_for_direct`."""
         async with self._db.connection() as connection:
             return await queries.ready_for_direct(connection, sources, everything=everything)
 
@@ -190,7 +190,7 @@ class Inbox:
             return await queries.stalled(connection, seconds=seconds)
 
     async def finished(self, ids: Sequence[UUID]) -> set[UUID]:
-        """Those of the events that are final or parked."""
+        """Return those of the events that are final or parked."""
         async with self._db.connection() as connection:
             return await queries.finished(connection, ids)
 

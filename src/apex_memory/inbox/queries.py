@@ -32,7 +32,7 @@ class BacklogRow:
 
 
 async def unprepared(connection: Connection, batch: UUID) -> dict[UUID, int]:
-    """The events of a batch that have no manifest yet, in the order of the claim, with their `starts`."""
+    """Return the events of a batch that have no manifest yet, in the order of the claim, with their `starts`."""
     cursor = await connection.execute(
         "SELECT id, starts FROM inbox WHERE open AND batch = %s AND state = 'received' ORDER BY priority, seq",
         (batch,),
@@ -41,7 +41,7 @@ async def unprepared(connection: Connection, batch: UUID) -> dict[UUID, int]:
 
 
 async def events(connection: Connection, batch: UUID, ids: Sequence[UUID]) -> list[Event]:
-    """Those of the events that the batch owns and that have no manifest yet, with payloads, in the order of the claim.
+    """Return those of the events that the batch owns and that have no manifest yet, with payloads, in the order of the claim.
 
     Payloads that are objects or sealed are not filled in; `PayloadStore.load` does that.
     """
@@ -63,7 +63,7 @@ async def owned(connection: Connection, batch: UUID) -> list[UUID]:
 
 
 async def owns_any(connection: Connection, batch: UUID) -> bool:
-    """Whether a batch still owns an open event."""
+    """Return whether a batch still owns an open event."""
     cursor = await connection.execute(
         "SELECT FROM inbox WHERE open AND batch = %s LIMIT 1", (batch,)
     )
@@ -71,7 +71,7 @@ async def owns_any(connection: Connection, batch: UUID) -> bool:
 
 
 async def traced(connection: Connection, batch: UUID, *, limit: int) -> list[TracedEvent]:
-    """Those of a batch's events whose trace is recorded, at most `limit`, in the order of the claim.
+    """Return those of a batch's events whose trace is recorded, at most `limit`, in the order of the claim.
 
     A trace is recorded when the last bit of its flags is set (W3C Trace Context, section 3.2.2.5).
     """
@@ -132,7 +132,7 @@ async def with_other_bytes(
 async def payload_digests(
     connection: Connection, source: str, event_ids: Sequence[str]
 ) -> dict[str, bytes | Event | None]:
-    """The SHA-256 of the payload by event id, for those of the events that exist; None where retention removed it.
+    """Return the SHA-256 of the payload by event id, for those of the events that exist; None where retention removed it.
 
     Where it is sealed in PostgreSQL, or an object, the event in place of the digest.
     """
@@ -215,7 +215,7 @@ async def stalled(connection: Connection, *, seconds: float) -> dict[str, float]
 
 
 async def finished(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:
-    """Those of the events that are final or parked, so that waiting for them longer is pointless."""
+    """Return those of the events that are final or parked, so that waiting for them longer is pointless."""
     cursor = await connection.execute(
         "SELECT id FROM inbox WHERE id = ANY(%s) AND NOT open", (list(ids),)
     )
@@ -244,7 +244,7 @@ async def parked_by_store(connection: Connection) -> dict[str, int]:
 def event_from_row(
     row: Row, *, event_id: str | None = None, priority: Priority | None = None
 ) -> Event:
-    """The event in a row of `inbox` joined with its payload as `body`, `data_key` and `object`; with another id or priority where given."""
+    """Return the event in a row of `inbox` joined with its payload as `body`, `data_key` and `object`; with another id or priority where given."""
     data_key: UUID | None = row["data_key"]
     body = bytes(row["body"])
     return Event(

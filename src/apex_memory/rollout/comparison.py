@@ -150,7 +150,7 @@ def _json(value: Any) -> str:
 
 
 def _name(text: str) -> str:
-    """A foreign name as a part of a field's name: short, and on one line."""
+    """Return a foreign name as a part of a field's name: short, and on one line."""
     return "".join(c if c.isprintable() else "?" for c in text[:NAME_CHARS])
 
 
@@ -180,7 +180,7 @@ def _assertions(live: Manifest, shadow: Manifest) -> Iterator[Difference]:
 
 
 def _assertion_text(item: Assertion, with_offset: bool) -> tuple[str, str]:
-    """The predicate, and the assertion as text that is the same for equal assertions."""
+    """Return the predicate, and the assertion as text that is the same for equal assertions."""
     subject = "document" if item.subject.startswith("document:") else item.subject
     target = item.object if item.object is not None else json.dumps(item.value, ensure_ascii=False)
     place = f" @{item.start}" if with_offset and item.start is not None else ""

@@ -27,7 +27,7 @@ _PROCESSED_BY_NEW: dict[bool, LiteralString] = {
 
 
 def recent_sql(*, build: bool) -> LiteralString:
-    """The events received since the step began, by side. A time counts when nothing disturbed it, and no dead letter."""
+    """Return the events received since the step began, by side. A time counts when nothing disturbed it, and no dead letter."""
     return f"""
         WITH recent AS MATERIALIZED (
           SELECT id, seq, state, open, attempts, received_at, ended_at,
@@ -46,7 +46,7 @@ def recent_sql(*, build: bool) -> LiteralString:
 
 
 def waiting_sql(*, build: bool) -> LiteralString:
-    """The events that are not final, by side: of a claimed or parked one the side that claimed it."""
+    """Return the events that are not final, by side: of a claimed or parked one the side that claimed it."""
     selected = _SELECTED[build]
     return f"""
         WITH waiting AS (

@@ -114,7 +114,7 @@ def _duration(gate: Gate, facts: StepFacts) -> Check:
 
 
 def _volume(step: Step, facts: StepFacts) -> Check:
-    """The least number of events: that the new side ended, and in shadow that were compared."""
+    """Return the least number of events: that the new side ended, and in shadow that were compared."""
     counts: list[tuple[int, str]] = []
     if step.share:
         counts.append((facts.new.ended, "events"))
@@ -148,7 +148,7 @@ def _rate(step: Step, name: str, bad: int, total: int, highest: float, detail: s
 
 
 def _exceeds(bad: int, total: int, least: int, highest: float) -> bool:
-    """Whether a rate is over its limit, and stays so when all others of the least number of events are good.
+    """Return whether a rate is over its limit, and stays so when all others of the least number of events are good.
 
     So a single early failure is no evidence, and many need not wait for the least number.
     """

@@ -37,7 +37,7 @@ class ComparisonResult:
 
     @classmethod
     def of_failed(cls, id: int, error: ApexError) -> ComparisonResult:
-        """A copy that failed transiently, too often."""
+        """Return the result of a copy that failed transiently, too often."""
         return cls(id=id, state="failed", error=_message(error))
 
     @classmethod
@@ -142,7 +142,7 @@ def _tally(tally: Tally | None) -> list[int] | None:
 
 
 def content_of(manifest: Manifest) -> dict[str, Any]:
-    """What a person compares of a manifest, as plain values. The text is cut at `CONTENT_CHARS`."""
+    """Return what a person compares of a manifest, as plain values. The text is cut at `CONTENT_CHARS`."""
     return {
         "pipeline": manifest.pipeline,
         "kind": manifest.kind,

@@ -243,7 +243,7 @@ class ShadowSteps:
         return [copy for copy in carriable if copy.attempts <= MOST_ATTEMPTS]
 
     def _why_not(self, copy: ShadowCopy) -> str:
-        """The reason why a copy cannot be processed at all; empty if it can."""
+        """Return the reason why a copy cannot be processed at all; empty if it can."""
         if copy.event is None:
             return "payload gone"
         if copy.unfinished:
@@ -297,7 +297,7 @@ class ShadowSteps:
         staged.verify_seconds = monotonic() - began
 
     def _storable(self, manifest: Manifest) -> Manifest:
-        """The manifest without passages if its vectors have another dimension than the store's."""
+        """Return the manifest without passages if its vectors have another dimension than the store's."""
         if not manifest.chunks or manifest.vectors.shape[1] == self._vectors.dimension:
             return manifest
         return replace(
@@ -476,7 +476,7 @@ def _processed(
     stage: Stage | None,
     vectors: VectorStore,
 ) -> ProcessedEvent:
-    """What the copy came to. A copy that both stores hold would have ended as the order of versions decides."""
+    """Return what the copy came to. A copy that both stores hold would have ended as the order of versions decides."""
     if error is not None:
         return ProcessedEvent(outcome="dead", error=type(error).__name__)
     assert isinstance(item.outcome, Manifest) and stage is not None

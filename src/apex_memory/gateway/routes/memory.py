@@ -265,7 +265,7 @@ async def search_by_query(
         ),
     ] = None,
 ) -> Any:
-    """The same search as the POST, for links and quick experiments."""
+    """Search as the POST does, for links and quick experiments."""
     filters = SearchFilters(
         sources=source or [],
         kinds=kind or [],

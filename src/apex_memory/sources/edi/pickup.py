@@ -82,7 +82,7 @@ def _observe(
 
 
 def _was_renamed(name: str, names: set[str], before: Observations) -> bool:
-    """Whether the file had an unfinished name at the listing before."""
+    """Return whether the file had an unfinished name at the listing before."""
     unfinished_names = [name + suffix for suffix in UNFINISHED_SUFFIXES]
     return any(
         _storable_name(unfinished) in before and unfinished not in names

@@ -156,7 +156,7 @@ class Edi(FileSource[EdiSettings]):
                 yield reply
 
     def _acknowledges(self, interchange: Interchange) -> bool:
-        """Whether a 997 is written for an interchange from a mailbox."""
+        """Return whether a 997 is written for an interchange from a mailbox."""
         settings = self.settings
         return bool(
             settings.acknowledge

@@ -162,7 +162,7 @@ def _parse_header(text: str, start: int) -> _Header | None:
 
 
 def _looks_like_isa(pieces: Sequence[str]) -> bool:
-    """Whether at least three of five elements have the form that they have in an ISA."""
+    """Return whether at least three of five elements have the form that they have in an ISA."""
     matching = 0
     for tried, (n, form) in enumerate(_ISA_FORMS):
         if matching + len(_ISA_FORMS) - tried < 3:

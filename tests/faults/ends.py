@@ -7,12 +7,13 @@ somebody sees; nothing can hold a source for ever.
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from typing import Any
 from uuid import UUID
 
 from apex_memory.app import App
 from apex_memory.errors import ApexError
-from apex_memory.inbox import event_from_row
+from apex_memory.inbox import StoredEvent
 from apex_memory.model import MALFORMED, TOMBSTONE, Event
 from tests.faults.entrances import Acknowledged, Entrances
 
@@ -42,9 +43,9 @@ async def broken(ways: Entrances) -> list[str]:
 async def _rows(app: App) -> dict[UUID, Row]:
     """Every event with its payload, its manifest, and whether readers see it."""
     rows = await app.db.fetch(
-        """SELECT i.*, p.body, m.text, m.title, m.metadata, m.deleted AS deletes, d.doc_id IS NOT NULL AS live,
+        """SELECT i.*, p.body, p.data_key, r.object, m.text, m.title, m.metadata, m.deleted AS deletes, d.doc_id IS NOT NULL AS live,
                   newer.doc_id IS NOT NULL AS outdated, parent.deleted AS orphaned
-           FROM inbox i LEFT JOIN payloads p ON p.inbox_id = i.id
+           FROM inbox i LEFT JOIN payloads p ON p.inbox_id = i.id LEFT JOIN payload_references r ON r.inbox_id = i.id
            LEFT JOIN LATERAL (SELECT * FROM manifests WHERE inbox_id = i.id ORDER BY created_at DESC LIMIT 1) m ON true
            LEFT JOIN documents d ON d.doc_id = i.doc_id AND d.event_id = i.event_id AND d.version = i.version
            LEFT JOIN documents newer ON newer.doc_id = i.doc_id AND (newer.version, newer.event_id) > (i.version, i.event_id)
@@ -93,7 +94,8 @@ def _same_content(app: App, item: Acknowledged, row: Row) -> bool:
     """Return whether a duplicate has the content of the event that was stored first."""
     if row["body"] is None or bytes(row["body"]) == item.event.payload:
         return True
-    return _meaning(app, event_from_row(row)) == _meaning(app, item.event)
+    stored = StoredEvent(**{field.name: row[field.name] for field in fields(StoredEvent)})
+    return _meaning(app, stored.event()) == _meaning(app, item.event)
 
 
 def _meaning(app: App, event: Event) -> str:

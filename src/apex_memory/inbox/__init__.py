@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from apex_memory.inbox.inbox import Inbox
 from apex_memory.inbox.leases import Batch, ClaimedEvent, WorkflowRun
-from apex_memory.inbox.queries import event_from_row
+from apex_memory.inbox.queries import EVENT_COLUMNS, StoredEvent
 from apex_memory.inbox.routing import Consumer
 
-__all__ = ["Batch", "ClaimedEvent", "Consumer", "Inbox", "WorkflowRun", "event_from_row"]
+__all__ = [
+    "EVENT_COLUMNS",
+    "Batch",
+    "ClaimedEvent",
+    "Consumer",
+    "Inbox",
+    "StoredEvent",
+    "WorkflowRun",
+]

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from psycopg.rows import class_row
 
-from apex_memory.inbox import event_from_row
+from apex_memory.inbox import EVENT_COLUMNS, StoredEvent
 from apex_memory.model import Event
 from apex_memory.stores.postgres import Connection
 
@@ -48,6 +48,21 @@ class ShadowCopy:
     unfinished: bool
     """The event became a dead letter because it timed out or ended the worker."""
     event: Event | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _CopiedEvent(StoredEvent):
+    """A copy, with its event as it landed."""
+
+    id: int
+    inbox_id: UUID
+    attempts: int
+    tries: int
+    queued_at: datetime
+    state: str
+    unfinished: bool
+    has_payload: bool
+    """False where retention removed the payload; `body` is None then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,28 +119,29 @@ async def load(connection: Connection, batch: UUID, unfinished: Sequence[str]) -
 
     `unfinished` holds the fingerprints of dead letters of events that ended their worker.
     """
-    cursor = await connection.execute(
-        """SELECT i.*, p.body, p.data_key, f.object, s.id AS copy_id, s.attempts AS copy_attempts, s.tries, s.queued_at,
-                  coalesce(l.fingerprint = ANY(%s), false) AS unfinished
-           FROM shadows s JOIN inbox i ON i.id = s.inbox_id LEFT JOIN payloads p ON p.inbox_id = i.id
-           LEFT JOIN payload_references f ON f.inbox_id = i.id LEFT JOIN dead_letters l ON l.inbox_id = i.id AND i.state = 'dead'
-           WHERE s.owner = %s AND s.state = 'waiting' ORDER BY s.id""",
-        (list(unfinished), batch),
-    )
-    return [
-        ShadowCopy(
-            id=row["copy_id"],
-            inbox_id=row["id"],
-            source=row["source"],
-            attempts=row["copy_attempts"],
-            tries=row["tries"],
-            queued_at=row["queued_at"],
-            state=row["state"],
-            unfinished=row["unfinished"],
-            event=None if row["body"] is None else event_from_row(row),
+    async with connection.cursor(row_factory=class_row(_CopiedEvent)) as cursor:
+        await cursor.execute(
+            f"""SELECT i.id AS inbox_id, i.state, {EVENT_COLUMNS}, s.id, s.attempts, s.tries, s.queued_at,
+                       p.inbox_id IS NOT NULL AS has_payload, coalesce(l.fingerprint = ANY(%s), false) AS unfinished
+                FROM shadows s JOIN inbox i ON i.id = s.inbox_id LEFT JOIN payloads p ON p.inbox_id = i.id
+                LEFT JOIN payload_references r ON r.inbox_id = i.id LEFT JOIN dead_letters l ON l.inbox_id = i.id AND i.state = 'dead'
+                WHERE s.owner = %s AND s.state = 'waiting' ORDER BY s.id""",
+            (list(unfinished), batch),
         )
-        for row in await cursor.fetchall()
-    ]
+        return [
+            ShadowCopy(
+                id=row.id,
+                inbox_id=row.inbox_id,
+                source=row.source,
+                attempts=row.attempts,
+                tries=row.tries,
+                queued_at=row.queued_at,
+                state=row.state,
+                unfinished=row.unfinished,
+                event=row.event() if row.has_payload else None,
+            )
+            for row in await cursor.fetchall()
+        ]
 
 
 async def renew(connection: Connection, batches: Sequence[UUID], *, lease: float) -> None:

@@ -224,7 +224,7 @@ async def test_a_current_build_without_workers_is_named_with_the_command_that_en
     await absent(db, "gone")
     await absent(db, "old")
     absence = await builds.absence(db)
-    assert absence and (absence.build, absence.living) == ("old", ("new",))
+    assert absence and (absence.build, absence.living) == ("old", ["new"])
     assert absence.seen_seconds and 31 <= absence.seen_seconds < 60
     assert "old" in absence.detail and "31 s" in absence.detail and "new" in absence.detail
     assert absence.remedy.startswith("`apex builds promote new`")
@@ -236,7 +236,7 @@ async def test_without_any_worker_the_remedy_is_to_start_one(db: Postgres) -> No
     await registered(db, "only")
     await db.execute("UPDATE builds SET seen_at = '-infinity'")
     absence = await builds.absence(db)
-    assert absence and absence.seen_seconds is None and absence.living == ()
+    assert absence and absence.seen_seconds is None and absence.living == []
     assert "none was ever seen" in absence.detail and "start a worker of only" in absence.remedy
     await builds.promote(db, "only", actor="apex up", alone=True)
     assert await builds.absence(db) is None, "a supervisor that starts its worker is no alarm"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Literal
 
@@ -88,18 +88,17 @@ async def routing(db: Postgres) -> Routing:
 
 
 async def _routing(connection: Connection) -> Routing:
-    cursor = await connection.execute(
+    cursor = connection.cursor(row_factory=class_row(Routing))
+    await cursor.execute(
         """SELECT coalesce((SELECT build FROM builds WHERE role = 'current'), '') AS current,
                   coalesce((SELECT build FROM builds WHERE role = 'previous'), '') AS previous,
                   coalesce(r.build, '') AS candidate, coalesce(r.share, 0) AS share
            FROM (SELECT) AS always LEFT JOIN rollouts r
              ON r.subject = 'build' AND (r.share > 0 OR r.shadow) AND NOT EXISTS (SELECT FROM builds b WHERE b.role = 'current' AND b.build = r.build)"""
     )
-    row = await cursor.fetchone()
-    assert row is not None
-    if not row["candidate"]:
-        row["share"] = 0
-    return Routing(**row)
+    routing = await cursor.fetchone()
+    assert routing is not None
+    return routing if routing.candidate else replace(routing, share=0)
 
 
 async def listed(db: Postgres) -> list[Build]:
@@ -129,7 +128,7 @@ class Absence:
     build: str
     seen_seconds: float | None
     """Since one of its workers was last seen. None: none was."""
-    living: tuple[str, ...]
+    living: list[str]
     """Builds that have workers, the previous one first."""
 
     @property
@@ -152,17 +151,17 @@ class Absence:
 
 async def absence(db: Postgres) -> Absence | None:
     """Return why the current build processes nothing: no worker of it was seen for `ABSENT_SECONDS`. None if one was."""
-    row = await db.fetch_one(
-        f"""SELECT c.build, CASE WHEN isfinite(c.seen_at) THEN extract(epoch FROM clock_timestamp() - c.seen_at)::float END
+    async with db.connection() as connection:
+        cursor = connection.cursor(row_factory=class_row(Absence))
+        await cursor.execute(
+            f"""SELECT c.build, CASE WHEN isfinite(c.seen_at) THEN extract(epoch FROM clock_timestamp() - c.seen_at)::float END
                     AS seen_seconds,
                   ARRAY(SELECT b.build FROM builds b
                         WHERE b.role <> 'retired' AND {SEEN_LATELY}
                         ORDER BY b.role <> 'previous', b.seen_at DESC, b.build) AS living
            FROM builds c WHERE c.role = 'current' AND c.build NOT IN (SELECT build FROM builds WHERE {SEEN_LATELY})"""
-    )
-    if row is None:
-        return None
-    return Absence(row["build"], row["seen_seconds"], tuple(row["living"]))
+        )
+        return await cursor.fetchone()
 
 
 async def require_candidate(connection: Connection, build: str) -> None:

@@ -22,7 +22,7 @@ class Side:
     """What one side did with the events that were received since the step began."""
 
     events: int = 0
-    """Events of which the time is known: those received in a calm time, see `Facts.disturbed`."""
+    """Events of which the time is known: those received in a calm time, see `StepFacts.disturbed`."""
     ended: int = 0
     """Events that are final: done, superseded or dead."""
     dead: int = 0

@@ -300,7 +300,8 @@ async def replay(
 
     Empty `sources` means all. A range with more events gives every n-th of them, so that the sample is even.
     """
-    cursor = await connection.execute(
+    cursor = connection.cursor(row_factory=class_row(ReplayResult))
+    await cursor.execute(
         """WITH range AS (
              SELECT i.id, i.source, row_number() OVER (ORDER BY i.seq) AS n, count(*) OVER () AS events
              FROM inbox i JOIN payloads p ON p.inbox_id = i.id
@@ -326,6 +327,6 @@ async def replay(
             "limit": limit,
         },
     )
-    row = await cursor.fetchone()
-    assert row is not None  # an aggregate always gives a row
-    return ReplayResult(row["events"], row["queued"])
+    result = await cursor.fetchone()
+    assert result is not None  # an aggregate always gives a row
+    return result

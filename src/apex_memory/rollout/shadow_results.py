@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+from psycopg.rows import class_row
+
 from apex_memory.errors import ApexError
 from apex_memory.model import Manifest, Tally
 from apex_memory.rollout.comparison import Difference, ProcessedEvent, stored_metadata
@@ -72,6 +74,13 @@ class ComparisonResult:
 
 
 @dataclass(frozen=True, slots=True)
+class _RecordedCopy:
+    subject: str
+    state: str
+    equal: bool | None
+
+
+@dataclass(frozen=True, slots=True)
 class Recorded:
     """How many results were recorded. A copy that lost its lease meanwhile is not."""
 
@@ -86,7 +95,8 @@ async def record(
     """Write the results of copies that the batch still owns."""
     if not results:
         return Recorded(0, 0, 0)
-    cursor = await connection.execute(
+    cursor = connection.cursor(row_factory=class_row(_RecordedCopy))
+    await cursor.execute(
         """UPDATE shadows s SET state = t.state, equal = t.equal, differences = t.differences::jsonb,
                   fields = ARRAY(SELECT DISTINCT item ->> 'field' FROM jsonb_array_elements(t.differences::jsonb) item),
                   live_outcome = t.live_outcome, shadow_outcome = t.shadow_outcome, error = t.error,
@@ -102,12 +112,12 @@ async def record(
         [batch, *(list(column) for column in zip(*map(_columns, results), strict=True))],
     )
     counts = {"equal": 0, "different": 0, "failed": 0}
-    for row in await cursor.fetchall():
+    for copy in await cursor.fetchall():
         outcome = "failed"
-        if row["state"] == "compared":
-            outcome = "equal" if row["equal"] else "different"
+        if copy.state == "compared":
+            outcome = "equal" if copy.equal else "different"
         counts[outcome] += 1
-        SHADOW_COMPARED.labels(row["subject"], outcome).inc()
+        SHADOW_COMPARED.labels(copy.subject, outcome).inc()
     return Recorded(**counts)
 
 

@@ -17,6 +17,7 @@ from time import monotonic
 from uuid import UUID
 
 import numpy as np
+from psycopg.rows import class_row
 
 from apex_memory.config import Settings
 from apex_memory.errors import ApexError, Misconfigured, RetryLater, Unavailable
@@ -85,6 +86,13 @@ class _Work:
     result: CopyResult = field(default_factory=CopyResult)
 
 
+@dataclass(frozen=True, slots=True)
+class _CopiedSubject:
+    subject: str
+    shadow: bool | None
+    """None for a subject with copies that wait."""
+
+
 class ShadowSteps:
     """The steps of copies. `publication` has stores with breakers of their own."""
 
@@ -127,14 +135,17 @@ class ShadowSteps:
 
         One with a shadow and without waiting copies is left out: its drain waits by itself.
         """
-        rows = await self._db.fetch(
-            """SELECT r.subject, r.shadow FROM rollouts r WHERE starts_with(r.subject, 'source:') AND r.shadow
+        async with self._db.connection() as connection:
+            cursor = connection.cursor(row_factory=class_row(_CopiedSubject))
+            await cursor.execute(
+                """SELECT r.subject, r.shadow FROM rollouts r WHERE starts_with(r.subject, 'source:') AND r.shadow
                UNION ALL
                SELECT subject, NULL FROM shadows WHERE state = 'waiting' AND build = '' AND next_at <= clock_timestamp()
                GROUP BY subject"""
-        )
-        waiting = {row["subject"] for row in rows if row["shadow"] is None}
-        shadowed = {row["subject"] for row in rows if row["shadow"]}
+            )
+            subjects = await cursor.fetchall()
+        waiting = {copied.subject for copied in subjects if copied.shadow is None}
+        shadowed = {copied.subject for copied in subjects if copied.shadow}
         drained: dict[str, bool] = {}
         for source in sources:
             subject = queue.source_subject(source)

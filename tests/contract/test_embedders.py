@@ -43,7 +43,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: list[tuple[str, dict[str, str], dict[str, Any]]] = []
+        self.requests: list[tuple[str, dict[str, str], dict[str, Any]]] = []
 
     @property
     def url(self) -> str:
@@ -56,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.server.asked.append((self.path, dict(self.headers.items()), body))
+        self.server.requests.append((self.path, dict(self.headers.items()), body))
         status, headers, answer = self.server.answer(body)
         self.send_response(status)
         for name, value in {**headers, "content-length": str(len(answer))}.items():
@@ -147,8 +147,8 @@ async def test_the_server_gets_requests_as_openai_does(server: Server) -> None:
     await opened.passages([f"text {n}" for n in range(300)])
     await opened.close()
     assert opened.id == f"org-small-v2-{DIMENSION}"
-    assert sorted(len(body["input"]) for _, _, body in server.asked) == [12] + [32] * 9
-    path, headers, body = server.asked[0]
+    assert sorted(len(body["input"]) for _, _, body in server.requests) == [12] + [32] * 9
+    path, headers, body = server.requests[0]
     assert (path, body["model"]) == ("/v1/embeddings", "Org/Small-v2")
     assert headers["Authorization"] == "Bearer secret"
 
@@ -397,7 +397,7 @@ async def test_long_texts_are_not_sent_together(server: Server) -> None:
     opened = open_embedder(server.url, dimension=DIMENSION)
     await opened.passages(["word " * 6_000] * 5)
     await opened.close()
-    assert sorted(len(body["input"]) for _, _, body in server.asked) == [1, 2, 2]
+    assert sorted(len(body["input"]) for _, _, body in server.requests) == [1, 2, 2]
 
 
 async def test_passages_run_in_the_guard_and_questions_do_not(server: Server) -> None:
@@ -413,17 +413,17 @@ async def test_passages_run_in_the_guard_and_questions_do_not(server: Server) ->
     guard = ResilientStore("embedder", settings).call
     opened = open_embedder(server.url, dimension=DIMENSION, guard=guard)
     assert (await opened.passages(["x"])).shape == (1, DIMENSION)
-    assert len(server.asked) == 3
+    assert len(server.requests) == 3
     server.answer = plain(500)
     for _ in range(2):
         with pytest.raises(Unavailable):
             await opened.passages(["x"])
-    requests = len(server.asked)
+    requests = len(server.requests)
     assert requests == 3 + 5, "the breaker opens after five failures in a row"
     with pytest.raises(CircuitOpen):
         await opened.passages(["x"])
-    assert len(server.asked) == requests
+    assert len(server.requests) == requests
     with pytest.raises(Unavailable):
         await opened.query("x")
-    assert len(server.asked) == requests + 1
+    assert len(server.requests) == requests + 1
     await opened.close()

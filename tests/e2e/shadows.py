@@ -114,19 +114,19 @@ def marked(word: str) -> Change:
 
 @dataclass
 class LeakReader:
-    """Asks every reader for a word that only copies hold. `leaks` says where it was seen, `asked` counts the questions."""
+    """Asks every reader for a word that only copies hold. `leaks` says where it was seen, `reads` counts the questions."""
 
     app: App
     word: str
     documents: list[UUID]
     leaks: list[str] = field(default_factory=list)
-    asked: int = 0
+    reads: int = 0
     degraded: int = 0
 
     async def look(self) -> None:
-        found = await self.app.search.search(self.word, limit=20)
-        self.degraded += bool(found.degraded)
-        for hit in found.hits:
+        result = await self.app.search.search(self.word, limit=20)
+        self.degraded += bool(result.degraded)
+        for hit in result.hits:
             if {"words", "nearby"} & set(hit.legs):
                 self.leaks.append(f"search: {hit.doc_id} by {hit.legs}")
             if self.word in hit.snippet or self.word in hit.title:
@@ -144,7 +144,7 @@ class LeakReader:
         page = await self.app.search.documents(limit=200)
         if any(self.word in summary.title for summary in page.documents):
             self.leaks.append("list: a title shows the word")
-        self.asked += 1
+        self.reads += 1
 
     async def run(self, stop: asyncio.Event) -> None:
         while not stop.is_set():

@@ -116,7 +116,7 @@ async def served(make_settings: MakeSettings, tmp_path: Path) -> AsyncIterator[S
         yield Served(url, key.key, running, log, settings)
 
 
-async def test_it_serves_and_ends_when_told(served: Served) -> None:
+async def test_it_serves_and_ends_on_sigterm(served: Served) -> None:
     headers = {"authorization": f"Bearer {served.key}"}
     async with httpx2.AsyncClient(base_url=served.url, headers=headers) as http:
         answer = await http.post("/v1/documents?secret=1", json={"text": "a note"})

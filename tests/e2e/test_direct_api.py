@@ -35,8 +35,8 @@ async def test_the_event_is_searchable_when_the_response_comes(api: Api) -> None
     shown = (await api.get(f"/v1/events/{event['id']}")).json()
     assert (shown["state"], shown["path"], shown["build"]) == ("done", "direct", api.app.build)
     assert shown["workflow_id"] is None
-    found = (await api.post("/v1/search", json={"query": "SHP-100045"})).json()
-    assert [hit["document_id"] for hit in found["hits"]] == [event["document_id"]]
+    result = (await api.post("/v1/search", json={"query": "SHP-100045"})).json()
+    assert [hit["document_id"] for hit in result["hits"]] == [event["document_id"]]
 
 
 async def test_a_redelivery_is_not_processed_twice(api: Api) -> None:

@@ -152,8 +152,8 @@ async def test_retrievers_return_passages_with_their_origin(
         retriever = runpy.run_path(str(EXAMPLES / name))["ApexRetriever"]
         with Apex(served.url, key) as memory:
             if name.startswith("langchain"):
-                found = retriever(memory=memory, limit=3).invoke("why is SHP-100045 late?")
-                return [(document.page_content, document.metadata) for document in found]
+                documents = retriever(memory=memory, limit=3).invoke("why is SHP-100045 late?")
+                return [(document.page_content, document.metadata) for document in documents]
             nodes = retriever(memory, limit=3).retrieve("why is SHP-100045 late?")
             return [(node.node.get_content(), node.node.metadata) for node in nodes]
 

@@ -117,16 +117,18 @@ async def test_a_large_document_is_an_object_and_is_read_from_it(
 async def test_equal_payloads_share_an_object_that_goes_with_the_last(
     app: App, bucket: BucketServer
 ) -> None:
-    one = text_event(app, "one", LONG, version=1)
-    other = replace(one, event_id="other", doc_key="other")
-    [first], [second] = await land(app, one), await land(app, other)
-    [again] = await land(app, one)
+    original = text_event(app, "one", LONG, version=1)
+    other = replace(original, event_id="other", doc_key="other")
+    [first], [second] = await land(app, original), await land(app, other)
+    [again] = await land(app, original)
     assert again.duplicate
     assert len(await bucket.names()) == 1
     await app.direct.drain("documents")
     await forget(app, first.id)
     assert len(await bucket.names()) == 1
-    assert (await app.payloads.load_one(await app.inbox.event(second.id))).payload == one.payload
+    assert (
+        await app.payloads.load_one(await app.inbox.event(second.id))
+    ).payload == original.payload
     await forget(app, second.id)
     assert await bucket.names() == []
     assert await app.db.fetch("SELECT FROM payload_objects") == []
@@ -738,8 +740,8 @@ async def test_a_backup_names_the_objects_and_the_key(
             url = postgres_url.removesuffix("/postgres") + "/restored_payloads"
             await restore(url, tmp_path / "backup")
             async with open_app(make_settings(documents=url, **bucket.settings())) as app:
-                found = await app.payloads.load_one(await app.inbox.event(landed.id))
-                assert found.payload == event.payload
+                loaded = await app.payloads.load_one(await app.inbox.event(landed.id))
+                assert loaded.payload == event.payload
             async with open_app(make_settings(documents=url)) as app:
                 with pytest.raises(Misconfigured, match="payload_store"):
                     await app.payloads.load_one(await app.inbox.event(landed.id))

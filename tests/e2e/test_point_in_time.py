@@ -119,8 +119,8 @@ async def texts_of(app: App, query: str) -> list[str]:
 async def check_nothing_is_later(app: App) -> None:
     """Searches, documents and entities show the time that PostgreSQL went back to."""
     for query in ("SHP-320000 came", "has left for good", "SHP-300001", "came"):
-        found = await texts_of(app, query)
-        assert not any("came." in text or "for good" in text for text in found), query
+        texts = await texts_of(app, query)
+        assert not any("came." in text or "for good" in text for text in texts), query
     assert "SHP-300001 waits at ramp eleven." in await texts_of(app, "SHP-300001 ramp eleven")
     assert "SHP-310000 was announced." in await texts_of(app, "SHP-310000")
     for key, text in (("d1", "SHP-300001 waits at ramp eleven."), ("d2", None)):

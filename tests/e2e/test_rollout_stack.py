@@ -40,12 +40,12 @@ def numbers() -> Iterator[int]:
 
 def keys(numbers: Iterator[int], count: int, *, temporal: bool) -> list[str]:
     """Return new keys of documents that Temporal processes at the share, or that the direct path does."""
-    found: list[str] = []
-    while len(found) < count:
+    new_keys: list[str] = []
+    while len(new_keys) < count:
         key = f"rollout/{next(numbers)}"
         if (bucket_of(document_uuid("documents", key)) < SHARE) == temporal:
-            found.append(key)
-    return found
+            new_keys.append(key)
+    return new_keys
 
 
 async def start(stack: Stack, **plan: Any) -> None:

@@ -250,7 +250,7 @@ async def test_readers_never_see_a_copy_under_load_and_would_see_one_that_is_fli
             stop.set()
             await asyncio.gather(*reading)
         assert [reader.leaks for reader in readers] == [[], [], []]
-        assert sum(reader.asked for reader in readers) > 20
+        assert sum(reader.reads for reader in readers) > 20
         assert await leftovers(app) == []
 
         # The control: the same copies with one flipped on purpose must be seen, or the readers above are blind.

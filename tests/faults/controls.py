@@ -176,12 +176,12 @@ async def _bucket_of_nobody(app: App, vectors: str, result: Controlled) -> None:
         landed = await mine.inbox.land([event(mine, send) for send in sends])
         acknowledged = {item.id: send for item, send in zip(landed, sends, strict=True)}
         processed = await mine.direct.drain("documents", everything=False)
-        found = (await examine(mine, acknowledged)).all()
+        findings = (await examine(mine, acknowledged)).all()
         if not 0 < processed < DOCUMENTS:
             result.blind.append(
                 f"the direct path processed {processed} of {DOCUMENTS} at a share of 50"
             )
-        result.saw("documents whose path nobody works on", found, meant="are received")
+        result.saw("documents whose path nobody works on", findings, meant="are received")
 
 
 async def _believe(stages: object) -> dict[UUID, ApexError]:

@@ -137,8 +137,8 @@ async def alone(db: Postgres, build: str) -> None:
 
 async def version_of(client: Client, workflow: str = "drain:frontapp") -> str:
     """Return the build that the newest run of a drain is on."""
-    found = await client.get_workflow_handle(workflow).describe()
-    return str(found.raw_info.versioning_info.deployment_version.build_id)
+    description = await client.get_workflow_handle(workflow).describe()
+    return str(description.raw_info.versioning_info.deployment_version.build_id)
 
 
 async def processes(client: Client, host: Worker, count: int = 1) -> None:
@@ -260,8 +260,8 @@ async def test_paused_stays_paused_over_an_upgrade(own: Client, db: Postgres) ->
         await a.drains.wake("frontapp")
 
         async def paused() -> bool:
-            found = await own.get_workflow_handle("drain:frontapp").describe()
-            return (await found.memo())["paused"] is True
+            description = await own.get_workflow_handle("drain:frontapp").describe()
+            return (await description.memo())["paused"] is True
 
         await until(paused, "the drain says that it is paused")
     await alone(db, "b")
@@ -298,8 +298,8 @@ async def test_a_candidate_has_drains_of_its_own_and_temporal_shows_its_share(
             await in_temporal(own, "a")
 
             async def ended() -> bool:
-                found = await own.get_workflow_handle("drain:frontapp@b").describe()
-                return found.status == WorkflowExecutionStatus.COMPLETED
+                description = await own.get_workflow_handle("drain:frontapp@b").describe()
+                return description.status == WorkflowExecutionStatus.COMPLETED
 
             await b.drains._send("frontapp", "wake", "drain:frontapp@b", build="b")
             await until(ended, "the drain of a candidate ends with its rollout")

@@ -210,7 +210,7 @@ async def test_temporal_that_lost_its_data_is_set_up_again(
             )
 
 
-async def test_the_process_works_shows_its_metrics_and_stops_when_told(
+async def test_the_process_works_shows_its_metrics_and_stops_on_sigterm(
     make_settings: MakeSettings, temporal: Temporal, tmp_path: Path
 ) -> None:
     settings = make_settings(temporal=temporal.url)

@@ -172,7 +172,7 @@ def notice(
     return fields if at is None else {**fields, "occurredAt": at}
 
 
-def test_notices_coalesce_to_one_nudge_an_object_with_the_newest_time() -> None:
+def test_webhooks_become_one_change_hint_an_object_with_the_newest_time() -> None:
     later = AT + timedelta(seconds=9)
     body = [
         notice("contact.propertyChange", at=1761955209123),
@@ -409,7 +409,7 @@ def test_what_is_not_shown_yet_is_not_lost_by_a_fetch_that_found_nothing() -> No
     assert made.occurred_at == AT and (made.version, made.event_id) > (gone.version, gone.event_id)
 
 
-async def test_a_backfill_takes_its_window_and_leaves_nudges_alone() -> None:
+async def test_a_backfill_takes_its_window_and_leaves_change_hints_alone() -> None:
     async with hubspot() as (simulator, held):
         start = simulator.world.start
         window = BackfillRange(start + timedelta(hours=2), start + timedelta(hours=9))

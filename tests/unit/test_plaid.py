@@ -234,7 +234,7 @@ async def test_one_item_that_fails_does_not_stop_the_others() -> None:
     assert repaired.events[0].version > pages[0].events[0].version
 
 
-async def test_what_passes_leaves_the_nudge_and_is_tried_again() -> None:
+async def test_a_transient_error_leaves_the_change_hint_and_is_tried_again() -> None:
     down = {"error_type": "INSTITUTION_ERROR", "error_code": "INSTITUTION_DOWN"}
     change_hints = [ChangeHint("itm_a"), ChangeHint("itm_b")]
     pages, error = await pulled(

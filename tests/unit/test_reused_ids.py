@@ -211,7 +211,7 @@ async def test_a_preview_with_other_content_does_not_fetch_its_message_again(db:
         state = conversation("cnv_1", status)
         preview = listed_event("evt_1", 1, "inbound", target=mail("msg_1"), conversation=state)
         assert await company.pull(preview, messages__msg_1=message) == fresh
-    assert not [path for path in company.script.asked if path.startswith("/messages/")]
+    assert not [path for path in company.script.requests if path.startswith("/messages/")]
 
 
 async def test_a_cursor_of_an_earlier_release_fetches_nothing_again(db: Postgres) -> None:

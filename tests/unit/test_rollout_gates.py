@@ -117,16 +117,18 @@ def new(**figures: Any) -> StepFacts:
     ],
 )
 def test_what_follows_from_the_facts(step: int, facts: StepFacts, kind: str, why: str) -> None:
-    found = decision(step, facts)
-    assert (found.kind, why in found.reason) == (kind, True), found
+    outcome = decision(step, facts)
+    assert (outcome.kind, why in outcome.reason) == (kind, True), outcome
 
 
 def test_a_step_with_shadow_goes_back_for_mismatches() -> None:
     plan = PlanSettings(steps=({"share": 10, "shadow": True},), min_seconds=0).plan()
-    found = decide(
+    outcome = decide(
         plan, 0, "running", replace(HEALTHY, copies=Copies(150, different=1)), approved=False
     )
-    assert found == Decision("back", "mismatches: 1 of 150 compared copies differ; allowed are 0 %")
+    assert outcome == Decision(
+        "back", "mismatches: 1 of 150 compared copies differ; allowed are 0 %"
+    )
 
 
 @pytest.mark.parametrize("state", ["held", "rolled back"])
@@ -194,11 +196,11 @@ def test_no_step_is_left_past_a_check_that_does_not_pass(
     plan: Plan, known: StepFacts, n: int, approved: bool
 ) -> None:
     step = min(n, len(plan.steps) - 1)
-    found = checks(plan.steps[step], known)
+    results = checks(plan.steps[step], known)
     kind = decide(plan, step, "running", known, approved=approved).kind
-    if any(check.result is CheckResult.VIOLATED for check in found):
+    if any(check.result is CheckResult.VIOLATED for check in results):
         assert kind == "back"
-    elif any(check.result is not CheckResult.PASSED for check in found):
+    elif any(check.result is not CheckResult.PASSED for check in results):
         assert kind == "hold"
 
 

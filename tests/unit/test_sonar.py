@@ -268,16 +268,16 @@ class Shelf(vendor.Sonar):
         super().__init__(world, Clock(world.start), Chaos())
         self.held: dict[str, Any] = {}
         self.refusal: tuple[int, str] | None = None
-        self.asked: list[str] = []
+        self.requests: list[str] = []
 
     async def authenticate(self, request: Any) -> Any:
-        self.asked.append("token")
+        self.requests.append("token")
         return self._refuse() or await super().authenticate(request)
 
     async def values(self, request: Any) -> Any:
         path = request.path_params
         series = f"{path['index']}/{path['qualifier']}"
-        self.asked.append(f"{series} {path['start']} {path['end']}")
+        self.requests.append(f"{series} {path['start']} {path['end']}")
         if refused := self._refuse():
             return refused
         if request.headers.get("authorization", "").removeprefix("Bearer ") not in self.tokens:
@@ -385,11 +385,11 @@ async def test_the_days_requested(desk: Desk) -> None:
         await ward.pull()
         await ward.pull()
         first, fresh = f"OTRI/USA 2025-10-30 {today}", f"OTRI/USA 2025-11-03 {today}"
-        assert ward.shelf.asked == ["token", first, first, fresh]
+        assert ward.shelf.requests == ["token", first, first, fresh]
     async with desk(since=None) as ward:
         ward.shelf.held["OTRI/USA"] = []
         await ward.pull()
-        assert ward.shelf.asked[1] == f"OTRI/USA {today - timedelta(days=30)} {today}"
+        assert ward.shelf.requests[1] == f"OTRI/USA {today - timedelta(days=30)} {today}"
 
 
 async def test_records_in_other_forms(desk: Desk) -> None:
@@ -450,7 +450,7 @@ async def test_a_backfill_fetches_in_parts_and_continues_where_it_was(desk: Desk
         window = BackfillRange(datetime(2023, 1, 1, tzinfo=UTC), datetime(2024, 6, 1, tzinfo=UTC))
         await ward.pull(window=window, pages=1)
         await ward.pull(window=window)
-        assert ward.shelf.asked == ["token", "OTRI/USA 2023-01-01 2024-01-01", "OTRI/USA 2024-01-02 2024-06-01"]  # fmt: skip
+        assert ward.shelf.requests == ["token", "OTRI/USA 2023-01-01 2024-01-01", "OTRI/USA 2024-01-02 2024-06-01"]  # fmt: skip
         assert await ward.pull(window=window) == []
 
 
@@ -469,22 +469,22 @@ async def test_a_refusal_ends_the_poll_and_nothing_is_requested_until_it_is_over
         if where == "values":
             ward.shelf.held["OTRI/USA"] = ward.shelf.held["OTVI/ATL"] = []
             await ward.pull()
-        ward.shelf.asked.clear()
+        ward.shelf.requests.clear()
         ward.shelf.refusal = (status, wait)
         with pytest.raises(RetryLater, match=str(status)) as refused:
             await ward.pull()
         assert refused.value.after == pytest.approx(seconds)
-        assert len(ward.shelf.asked) == 1, "not one call more"
+        assert len(ward.shelf.requests) == 1, "not one call more"
         ward.shelf.refusal = None
         for _ in range(3):
             with pytest.raises(RetryLater, match="blocks calls until") as waiting:
                 await ward.pull()
             assert seconds - 5 < waiting.value.after <= seconds
-        assert len(ward.shelf.asked) == 1, "asking on would make the block longer"
+        assert len(ward.shelf.requests) == 1, "asking on would make the block longer"
         ward.cursor["until"] = micros(datetime.now(UTC))
         ward.shelf.held["OTRI/USA"] = ward.shelf.held["OTVI/ATL"] = []
         await ward.pull()
-        assert len(ward.shelf.asked) >= 3
+        assert len(ward.shelf.requests) >= 3
 
 
 async def test_a_short_block_is_waited_out_in_place(desk: Desk) -> None:
@@ -528,10 +528,10 @@ async def test_a_token_is_kept_and_renewed_when_it_is_refused(desk: Desk) -> Non
         ward.shelf.held["OTRI/USA"] = []
         for _ in range(2):
             await ward.pull()
-        assert ward.shelf.asked.count("token") == 1
+        assert ward.shelf.requests.count("token") == 1
         ward.shelf.tokens.clear()
         await ward.pull()
-        assert ward.shelf.asked.count("token") == 2
+        assert ward.shelf.requests.count("token") == 2
 
 
 async def test_wrong_credentials_are_named(desk: Desk) -> None:

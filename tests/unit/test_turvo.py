@@ -164,7 +164,9 @@ def test_what_a_pull_lacks_is_named() -> None:
         ({"eventPayload": {"id": "1000450123"}, "eventTime": "yesterday", "extra": [1]}, None),
     ],
 )  # fmt: skip
-def test_a_notice_is_a_nudge_for_its_shipment(changes: dict[str, Any], at: str | None) -> None:
+def test_a_webhook_is_a_change_hint_for_its_shipment(
+    changes: dict[str, Any], at: str | None
+) -> None:
     received = turvo(webhook_tokens=["t"]).receive(request({**NOTICE, **changes}, authorization="t"))  # fmt: skip
     expected = datetime.fromisoformat(at) if at else None
     assert received.change_hints == [ChangeHint("shipment:1000450123", expected)]
@@ -571,7 +573,7 @@ async def test_the_filter_is_sent_where_it_is_set(desk: Desk) -> None:
         ]
 
 
-async def test_a_backfill_fetches_its_window_and_no_nudges(desk: Desk) -> None:
+async def test_a_backfill_fetches_its_window_and_no_change_hints(desk: Desk) -> None:
     async with desk() as ward:
         ward.shelf.rows = [row(n, n) for n in range(1, 9)]
         start = AT.replace(hour=8, minute=0, second=0)

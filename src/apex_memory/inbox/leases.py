@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import LiteralString
 from uuid import UUID
 
+from psycopg.rows import class_row
+
 from apex_memory.inbox.routing import BUCKET_SQL, BUCKETS, Consumer
 from apex_memory.stores.postgres import Connection
 from apex_memory.telemetry.traces import sampled_context
@@ -67,6 +69,19 @@ class Claim:
 
     events: list[ClaimedEvent]
     more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _ClaimedRow:
+    """A row of `CLAIM`. `ready` is the number of events that were ready, of this claim and beyond."""
+
+    id: UUID
+    event_id: str
+    attempts: int
+    trace_parent: str | None
+    priority: int
+    seq: int
+    ready: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +172,8 @@ async def claim(
     A claim that is repeated with the same batch returns the same events, so a lost reply does no harm.
     A paused source has no ready events.
     """
-    cursor = await connection.execute(
+    cursor = connection.cursor(row_factory=class_row(_ClaimedRow))
+    await cursor.execute(
         CLAIM,
         {
             "source": source,
@@ -175,12 +191,9 @@ async def claim(
         },
     )
     rows = await cursor.fetchall()
-    rows.sort(key=lambda row: (row["priority"], row["seq"]))
-    events = [
-        ClaimedEvent(row["id"], row["event_id"], row["attempts"], row["trace_parent"])
-        for row in rows
-    ]
-    ready = rows[0]["ready"] if rows else 0
+    rows.sort(key=lambda row: (row.priority, row.seq))
+    events = [ClaimedEvent(row.id, row.event_id, row.attempts, row.trace_parent) for row in rows]
+    ready = rows[0].ready if rows else 0
     return Claim(events, more=len(events) >= limit or ready > len(events))
 
 

@@ -25,7 +25,7 @@ from apex_memory.flows.drain.workflow import Drain
 from apex_memory.flows.temporal.attributes import ensure_attributes
 from apex_memory.flows.temporal.client import connect_by
 from apex_memory.flows.temporal.errors import Translation
-from apex_memory.inbox import Carrier
+from apex_memory.inbox import Consumer
 from apex_memory.model import Event, now
 from apex_memory.saga.stage import Stage
 from tests.waiting import until
@@ -106,7 +106,7 @@ class Steps:
             batch=UUID(batch),
             limit=1,
             lease=60,
-            carrier=Carrier("temporal", self._app.build),
+            consumer=Consumer("temporal", self._app.build),
         )
 
     @activity.defn

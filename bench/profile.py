@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from apex_memory.app import App
-from apex_memory.inbox import Carrier
+from apex_memory.inbox import Consumer
 from apex_memory.model import now
 from bench.corpus import Corpus, GivenEmbedder, random_pool
 from bench.cpu import Usage, spent, usage
@@ -81,7 +81,11 @@ async def _batch(app: App, ledger: Ledger, corpus: Corpus, n: int) -> None:
     await step(
         "claim",
         lambda: app.inbox.claim(
-            "documents", batch=batch, limit=BATCH, lease=60, carrier=Carrier("temporal", app.build)
+            "documents",
+            batch=batch,
+            limit=BATCH,
+            lease=60,
+            consumer=Consumer("temporal", app.build),
         ),
     )
     ids = list(await step("list events", lambda: app.inbox.unprepared(batch)))

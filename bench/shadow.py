@@ -59,7 +59,7 @@ async def _switch(app: App, *, shadow: bool) -> None:
 
 async def _carry(app: App) -> None:
     while True:
-        if await app.shadow.carry(SUBJECT) is None:
+        if await app.shadow.process(SUBJECT) is None:
             await asyncio.sleep(0.1)
 
 

@@ -117,7 +117,7 @@ class Faulty:
 
     @staticmethod
     async def _before(plan: Plan | None) -> bool:
-        """Whether to leave the call out."""
+        """Return whether to leave the call out."""
         if plan is None:
             return False
         if plan.fault is Fault.FAIL:

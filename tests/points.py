@@ -46,7 +46,7 @@ def unit(count: int, dimension: int, seed: int = 0) -> Vectors:
 
 
 def axis(number: int, dimension: int) -> Vectors:
-    """The unit vector along one axis."""
+    """Return the unit vector along one axis."""
     row = np.zeros(dimension, dtype=np.float32)
     row[number] = 1
     return row

@@ -89,7 +89,7 @@ class Pair:
     processes: dict[str, Process]
 
     def url(self, attributes: str, database: str = "apex") -> str:
-        """The address of both servers, of which clients take the one with these `target_session_attrs`."""
+        """Return the address of both servers, of which clients take the one with these `target_session_attrs`."""
         hosts = f"{HOST}:{self.primary.port},{HOST}:{self.standby.port}"
         return f"postgresql://apex:{PASSWORD}@{hosts}/{database}?target_session_attrs={attributes}"
 

@@ -11,7 +11,7 @@ from apex_memory.model import Document, Event, Priority, micros
 from apex_memory.sources.base import InboundRequest, Source
 from apex_memory.sources.hubspot.documents import record_event
 from apex_memory.sources.hubspot.object_types import OBJECT_TYPES
-from apex_memory.sources.pages import TimeRange
+from apex_memory.sources.pages import BackfillRange
 from apex_memory.sources.payloads import canonical
 from apex_memory.sources.quickbooks import records as quickbooks
 from apex_memory.sources.registry import load
@@ -871,7 +871,7 @@ def _window_event(body: Any) -> Event:
     source = SOURCES["samsara"]
     assert isinstance(source, Samsara)
     start = datetime(2025, 11, 1, 14, 0, tzinfo=UTC)
-    sane = TimeRange(start - timedelta(days=1), start + timedelta(days=1))
+    sane = BackfillRange(start - timedelta(days=1), start + timedelta(days=1))
     readings, unread = read_vehicle(body, "data[0]", sane, source.window_seconds)
     assert unread is None
     return source.aggregate_window(body["id"], start, readings, 1)

@@ -1,4 +1,4 @@
-"""Tests that take minutes by themselves: the gate has 40 minutes for all, so they run in `make soak`."""
+"""Tests that take minutes by themselves: `make soak` runs them, so that the gate stays short."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def _draw_row(picture: Picture, row: Sequence[_Module], y: float, height: float)
 
 
 def _files(source: Path, module: str) -> list[Path]:
-    """The Python files of a module or package, the one with its docstring first."""
+    """Return the Python files of a module or package, the one with its docstring first."""
     path = source.joinpath(*module.split("."))
     if path.is_dir():
         return [path / "__init__.py", *sorted(path.rglob("*.py"))]
@@ -174,7 +174,7 @@ def _first_sentence(file: Path) -> str:
 
 
 def _imports(file: Path, external: str) -> bool:
-    """Whether the file imports the external package."""
+    """Return whether the file imports the external package."""
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         names: list[str] = []
         if isinstance(node, ast.Import):

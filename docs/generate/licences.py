@@ -102,14 +102,14 @@ def is_allowed(expression: str, allowed: frozenset[str]) -> bool:
         return result
 
     def both() -> bool:
-        result = one()
+        result = term()
         while tokens and tokens[0] == "AND":
             tokens.pop(0)
-            right = one()
+            right = term()
             result = result and right
         return result
 
-    def one() -> bool:
+    def term() -> bool:
         licence = tokens.pop(0)
         if licence == "(":
             result = either()
@@ -124,31 +124,31 @@ def is_allowed(expression: str, allowed: frozenset[str]) -> bool:
 
 def problems(packages: list[Package], rules: Rules) -> list[str]:
     """Return what is wrong, a sentence for each finding."""
-    found = []
+    findings = []
     for package in packages:
         name = f"{package.name} {package.version}"
         licence = licence_of(package, rules)
         if licence == UNKNOWN:
-            found.append(
+            findings.append(
                 f"{name}: its metadata name no licence; add its words to deploy/licences.toml"
             )
         elif not is_allowed(licence, rules.allowed):
-            found.append(f"{name}: {licence} is not allowed in deploy/licences.toml")
-        found += _inside(package, rules)
-    return found
+            findings.append(f"{name}: {licence} is not allowed in deploy/licences.toml")
+        findings += _inside(package, rules)
+    return findings
 
 
 def _inside(package: Package, rules: Rules) -> list[str]:
     name = f"{package.name} {package.version}"
     inside = rules.inside(package)
-    found = [
+    findings = [
         f"{name}: {item.name} inside it has {item.licence}, which is neither allowed nor an exception"
         for item in inside
         if not (item.exception or is_allowed(item.licence, rules.allowed))
     ]
     distribution = installed(package.name)
     if inside or distribution is None:
-        return found
+        return findings
     if any(item.package.startswith(f"{package.name}==") for item in rules.bundled):
         return [
             f"{name}: deploy/licences.toml describes another version; look at what this one bundles"
@@ -157,7 +157,7 @@ def _inside(package: Package, rules: Rules) -> list[str]:
         return [
             f"{name}: bundles programs ({', '.join(contained[:3])}) that deploy/licences.toml does not list"
         ]
-    return found
+    return findings
 
 
 def locked_packages() -> list[Package]:
@@ -179,13 +179,13 @@ def main() -> int:
         for item in rules.inside(package):
             mark = "  (exception)" if item.exception else ""
             print(f"  with {item.name:35} {item.version:18} {item.licence}{mark}")
-    found = problems(packages, rules)
-    for problem in found:
+    findings = problems(packages, rules)
+    for problem in findings:
         print(f"✗ {problem}", file=sys.stderr)
-    if not found:
+    if not findings:
         exceptions = sum(bool(item.exception) for item in rules.bundled)
         print(f"✓ {len(packages)} packages; {exceptions} exceptions in deploy/licences.toml")
-    return 1 if found else 0
+    return 1 if findings else 0
 
 
 if __name__ == "__main__":

@@ -42,12 +42,12 @@ def read_lock(path: Path) -> list[Package]:
     """Return the packages of a lock that uv wrote, in its order. Raises `ValueError` for a line that it does not know."""
     packages: list[Package] = []
     for line in path.read_text(encoding="utf-8").splitlines():
-        if found := _PACKAGE.match(line):
-            packages.append(Package(normal(found[1]), found[2], found[3] or ""))
-        elif packages and (found := _HASH.search(line)):
-            packages[-1].hashes.append(found[1])
-        elif packages and (found := _NEEDED_BY.match(line)):
-            packages[-1].needed_by.append(normal(found[1]))
+        if match := _PACKAGE.match(line):
+            packages.append(Package(normal(match[1]), match[2], match[3] or ""))
+        elif packages and (match := _HASH.search(line)):
+            packages[-1].hashes.append(match[1])
+        elif packages and (match := _NEEDED_BY.match(line)):
+            packages[-1].needed_by.append(normal(match[1]))
         elif line and not line.lstrip().startswith("#"):
             raise ValueError(f"{path.name}: a line that is no package: {line[:80]}")
     return packages

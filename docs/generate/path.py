@@ -59,7 +59,7 @@ def _upper_row(picture: Picture) -> list[Box]:
 
 
 def _stores(picture: Picture) -> Box:
-    """The four stores in one frame; return the frame."""
+    """Draw the four stores in one frame; return the frame."""
     frame = Box(428, 276, 432, 174, "")
     picture.box(Box(frame.x, frame.y, frame.width, frame.height, "", (), "panel"))
     picture.text(frame.center[0], 298, "stores/", kind="title", anchor="middle")

@@ -141,7 +141,7 @@ def _sources() -> Iterator[Path]:
 
 
 def _moved(text: str, path: str, target: str, problems: list[str]) -> str:
-    """The text of a page with its relative links rewritten for the page's place in the site."""
+    """Return the text of a page with its relative links rewritten for the page's place in the site."""
     folder = str(PurePosixPath(path).parent)
 
     def rewrite(match: re.Match[str]) -> str:

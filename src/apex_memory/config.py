@@ -313,7 +313,7 @@ class Settings(BaseSettings):
     fallback_seconds: float = Field(
         15,
         gt=0,
-        description="How long Temporal may stay away (seconds) before the direct path carries everything. It hands back as soon as Temporal responds.",
+        description="How long Temporal may stay away (seconds) before the direct path processes everything. It hands back as soon as Temporal responds.",
     )
     payload_days: float = Field(
         365, gt=0, description="Days that raw payloads are kept for replay."
@@ -528,7 +528,7 @@ class Settings(BaseSettings):
     )
     shadow_metrics: str = Field(
         LOOPBACK,
-        description="Address (`host:port`) at which a process that carries copies for a candidate build exposes its metrics. docs/howto/shadow.md.",
+        description="Address (`host:port`) at which a worker that processes copies for a candidate build exposes its metrics. docs/howto/shadow.md.",
     )
     vectors_metrics: str = Field(
         LOOPBACK,
@@ -829,7 +829,7 @@ def temporal_environment() -> dict[str, str]:
 
 
 def settings_file() -> Path:
-    """The settings file: `$APEX_SETTINGS_FILE`, or `apex.toml` in the working folder."""
+    """Return the settings file: `$APEX_SETTINGS_FILE`, or `apex.toml` in the working folder."""
     return Path(os.environ.get("APEX_SETTINGS_FILE", "apex.toml"))
 
 

@@ -82,12 +82,12 @@ class StageState(StrEnum):
 
 
 def event_uuid(source: str, event_id: str) -> uuid.UUID:
-    """The public id of an event, the same for every redelivery of it."""
+    """Return the public id of an event, the same for every redelivery of it."""
     return uuid.uuid5(NAMESPACE, f"event\x00{source}\x00{event_id}")
 
 
 def document_uuid(source: str, key: str) -> uuid.UUID:
-    """The id of the document that holds the natural thing `key` of `source`."""
+    """Return the id of the document that holds the natural thing `key` of `source`."""
     return uuid.uuid5(NAMESPACE, f"document\x00{source}\x00{key}")
 
 

@@ -23,7 +23,7 @@ class Gate(BaseModel):
         100,
         ge=1,
         le=WINDOW_EVENTS,
-        description="Least number of events that the new side carries in a step; in `shadow`, of copies compared.",
+        description="Least number of events that the new side processes in a step; in `shadow`, of copies compared.",
     )
     max_mismatch_rate: float = Field(
         0,
@@ -57,12 +57,12 @@ class Step(Gate):
     """One step of a plan: the share that it gives to the new side, and the gate that ends it."""
 
     share: int = Field(ge=0, le=100)
-    """Per cent of the documents that the new side carries."""
+    """Per cent of the documents that the new side processes."""
     shadow: bool = False
-    """The new side carries copies of the other documents, which no reader sees."""
+    """The new side processes copies of the other documents, which no reader sees."""
 
     @model_validator(mode="after")
-    def _carries_something(self) -> Step:
+    def _processes_something(self) -> Step:
         if self.share == 0 and not self.shadow:
             raise ValueError('a step needs a share above 0, or is "shadow"')
         if self.share and self.min_events > self.most_events:
@@ -85,7 +85,7 @@ class Step(Gate):
 
 
 class Plan(BaseModel):
-    """The steps of a rollout, in order. The last one leads to its end: the new side carries its share for good."""
+    """The steps of a rollout, in order. The last one leads to its end: the new side processes its share for good."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -124,7 +124,7 @@ async def exercise(fault: Fault, scene: Scene, prometheus: Prometheus) -> list[R
         print(f"  {fault.what}: {sorted(before)} fire already", flush=True)
     fired: dict[str, float] = {}
     cleared: dict[str, float] = {}
-    found: list[str] = []
+    findings: list[str] = []
     began = time.monotonic()
     try:
         async with fault.inject(scene):
@@ -133,7 +133,7 @@ async def exercise(fault: Fault, scene: Scene, prometheus: Prometheus) -> list[R
                     if name in set(fault.alerts) - before:
                         fired.setdefault(name, round(time.monotonic() - began, 1))
                 await asyncio.sleep(0.5)
-            found = await diagnosis(scene.stack)
+            findings = await diagnosis(scene.stack)
     except (httpx2.HTTPError, AssertionError, TimeoutError) as error:
         print(f"  {fault.what}: {error!r:.300}", flush=True)
     mended = time.monotonic()
@@ -144,7 +144,7 @@ async def exercise(fault: Fault, scene: Scene, prometheus: Prometheus) -> list[R
                 cleared.setdefault(name, round(time.monotonic() - mended, 1))
         await asyncio.sleep(0.5)
     return [
-        Row(name, fault.what, fired.get(name), cleared.get(name), "; ".join(found))
+        Row(name, fault.what, fired.get(name), cleared.get(name), "; ".join(findings))
         for name in fault.alerts
     ]
 

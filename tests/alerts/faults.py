@@ -218,7 +218,7 @@ async def differing_candidate(scene: Scene) -> AsyncIterator[None]:
 
 
 async def _polls(stack: Stack) -> bool:
-    """Whether Temporal knows a worker of the candidate."""
+    """Return whether Temporal knows a worker of the candidate."""
     rows = (await stack.get("/v1/builds"))["builds"]
     return any(row["build"] == CANDIDATE and row["pollers"] for row in rows)
 

@@ -14,7 +14,7 @@ from tests.waiting import until
 
 
 def head(path: str, length: int, *headers: str) -> bytes:
-    """The head of a POST with a body of so many bytes."""
+    """Return the head of a POST with a body of so many bytes."""
     lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {length}", *headers]
     return "\r\n".join([*lines, "", ""]).encode()
 

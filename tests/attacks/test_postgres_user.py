@@ -32,7 +32,7 @@ def folder(engine_data: Path, tmp_path: Path) -> Path:
 
 
 def owners(folder: Path) -> set[int]:
-    """The user ids of a folder and everything in it."""
+    """Return the user ids of a folder and everything in it."""
     return {path.lstat().st_uid for path in [folder, *folder.rglob("*")]}
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 def process_of(port: int) -> Path:
-    """The entry in /proc of the server that was started with this port."""
+    """Return the entry in /proc of the server that was started with this port."""
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             arguments = (entry / "cmdline").read_bytes().split(b"\0")
@@ -32,7 +32,7 @@ def process_of(port: int) -> Path:
 
 
 def ports_of(process: Path) -> set[int]:
-    """The TCP ports on which a process listens."""
+    """Return the TCP ports on which a process listens."""
     sockets = {str(file.readlink()) for file in (process / "fd").iterdir()}
     return {port for _, port, inode in listeners(process) if f"socket:[{inode}]" in sockets}
 
@@ -48,7 +48,7 @@ async def shows_a_page(port: int) -> bool:
 
 
 async def answers(port: int, host: str) -> bool:
-    """Whether the port lists namespaces over HTTP to a page of this host."""
+    """Return whether the port lists namespaces over HTTP to a page of this host."""
     async with httpx2.AsyncClient(timeout=5) as http:
         try:
             answer = await http.get(

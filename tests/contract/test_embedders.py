@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from apex_memory.config import Settings
 from apex_memory.errors import ApexError, Misconfigured, Rejected, RetryLater, Unavailable
-from apex_memory.pipeline.embedders import carried, selection
+from apex_memory.pipeline.embedders import bundled, selection
 from apex_memory.pipeline.embedders.base import Embedder, unit_rows
 from apex_memory.pipeline.embedders.hashing import HashingEmbedder
 from apex_memory.pipeline.embedders.selection import open_embedder
@@ -43,7 +43,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: list[tuple[str, dict[str, str], dict[str, Any]]] = []
+        self.requests: list[tuple[str, dict[str, str], dict[str, Any]]] = []
 
     @property
     def url(self) -> str:
@@ -56,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.server.asked.append((self.path, dict(self.headers.items()), body))
+        self.server.requests.append((self.path, dict(self.headers.items()), body))
         status, headers, answer = self.server.answer(body)
         self.send_response(status)
         for name, value in {**headers, "content-length": str(len(answer))}.items():
@@ -85,8 +85,8 @@ def encoder_folder(folder: Path, **fields: str) -> Path:
     """A folder for `onnx:PATH`, with MiniLM's files; `fields` are TOML values of its `encoder.toml`."""
     folder.mkdir(exist_ok=True)
     for name, file in (
-        ("model.onnx", carried.FOLDER / carried.MODELS["minilm"].file),
-        ("tokenizer.json", carried.FOLDER / carried.TOKENIZER),
+        ("model.onnx", bundled.FOLDER / bundled.MODELS["minilm"].file),
+        ("tokenizer.json", bundled.FOLDER / bundled.TOKENIZER),
     ):
         (folder / name).symlink_to(file)
     lines = (f"{name} = {value}" for name, value in (ENCODER | fields).items())
@@ -147,8 +147,8 @@ async def test_the_server_gets_requests_as_openai_does(server: Server) -> None:
     await opened.passages([f"text {n}" for n in range(300)])
     await opened.close()
     assert opened.id == f"org-small-v2-{DIMENSION}"
-    assert sorted(len(body["input"]) for _, _, body in server.asked) == [12] + [32] * 9
-    path, headers, body = server.asked[0]
+    assert sorted(len(body["input"]) for _, _, body in server.requests) == [12] + [32] * 9
+    path, headers, body = server.requests[0]
     assert (path, body["model"]) == ("/v1/embeddings", "Org/Small-v2")
     assert headers["Authorization"] == "Bearer secret"
 
@@ -215,33 +215,33 @@ def test_settings_that_cannot_work_are_refused(spec: str, dimension: int) -> Non
     assert refused.value.remedy
 
 
-@pytest.mark.parametrize("name", [carried.MODELS["minilm"].file, carried.TOKENIZER])
+@pytest.mark.parametrize("name", [bundled.MODELS["minilm"].file, bundled.TOKENIZER])
 def test_a_changed_model_file_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    for file in carried.FOLDER.iterdir():
+    for file in bundled.FOLDER.iterdir():
         (tmp_path / file.name).symlink_to(file)
     changed = tmp_path / name
     changed.unlink()
-    changed.write_bytes((carried.FOLDER / name).read_bytes() + b" ")
-    monkeypatch.setattr(carried, "FOLDER", tmp_path)
+    changed.write_bytes((bundled.FOLDER / name).read_bytes() + b" ")
+    monkeypatch.setattr(bundled, "FOLDER", tmp_path)
     with pytest.raises(Misconfigured, match=name):
         open_embedder("minilm")
 
 
-def test_the_names_of_carried_models_are_those_of_the_table() -> None:
-    assert set(selection.CARRIED) == set(carried.MODELS)
+def test_the_names_of_bundled_models_are_those_of_the_table() -> None:
+    assert set(selection.BUNDLED) == set(bundled.MODELS)
 
 
-def test_the_default_is_a_carried_model() -> None:
-    assert Settings.model_fields["embedder"].default in carried.MODELS
+def test_the_default_is_a_bundled_model() -> None:
+    assert Settings.model_fields["embedder"].default in bundled.MODELS
 
 
 def test_the_notice_names_every_file_with_its_checksum() -> None:
-    notice = (carried.FOLDER / "NOTICE").read_text()
-    for model in carried.MODELS.values():
+    notice = (bundled.FOLDER / "NOTICE").read_text()
+    for model in bundled.MODELS.values():
         assert model.file in notice and model.sha256 in notice
-    assert carried.TOKENIZER in notice and carried.TOKENIZER_SHA256 in notice
+    assert bundled.TOKENIZER in notice and bundled.TOKENIZER_SHA256 in notice
 
 
 def test_rows_without_length_become_even() -> None:
@@ -397,7 +397,7 @@ async def test_long_texts_are_not_sent_together(server: Server) -> None:
     opened = open_embedder(server.url, dimension=DIMENSION)
     await opened.passages(["word " * 6_000] * 5)
     await opened.close()
-    assert sorted(len(body["input"]) for _, _, body in server.asked) == [1, 2, 2]
+    assert sorted(len(body["input"]) for _, _, body in server.requests) == [1, 2, 2]
 
 
 async def test_passages_run_in_the_guard_and_questions_do_not(server: Server) -> None:
@@ -413,17 +413,17 @@ async def test_passages_run_in_the_guard_and_questions_do_not(server: Server) ->
     guard = ResilientStore("embedder", settings).call
     opened = open_embedder(server.url, dimension=DIMENSION, guard=guard)
     assert (await opened.passages(["x"])).shape == (1, DIMENSION)
-    assert len(server.asked) == 3
+    assert len(server.requests) == 3
     server.answer = plain(500)
     for _ in range(2):
         with pytest.raises(Unavailable):
             await opened.passages(["x"])
-    requests = len(server.asked)
+    requests = len(server.requests)
     assert requests == 3 + 5, "the breaker opens after five failures in a row"
     with pytest.raises(CircuitOpen):
         await opened.passages(["x"])
-    assert len(server.asked) == requests
+    assert len(server.requests) == requests
     with pytest.raises(Unavailable):
         await opened.query("x")
-    assert len(server.asked) == requests + 1
+    assert len(server.requests) == requests + 1
     await opened.close()

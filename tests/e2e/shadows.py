@@ -37,7 +37,7 @@ async def shadow_off(app: App, subject: str = SUBJECT) -> None:
 
 
 async def drain(app: App, *events: Event) -> list[LandResult]:
-    """Land events and carry them by the direct path."""
+    """Land events and process them by the direct path."""
     landed = await app.inbox.land(events)
     await app.direct.drain(SOURCE)
     return landed
@@ -48,17 +48,17 @@ async def facts(app: App, subject: str = SUBJECT, build: str = "") -> ShadowFact
         return await mismatches(connection, subject, build=build)
 
 
-async def carry_all(app: App, subject: str = SUBJECT, build: str = "") -> CopyResult:
-    """Carry copies until none is ready; return the sum of what became of them."""
+async def process_all(app: App, subject: str = SUBJECT, build: str = "") -> CopyResult:
+    """Process copies until none is ready; return the sum of what became of them."""
     total = CopyResult()
-    while (result := await app.shadow.carry(subject, build)) is not None:
+    while (result := await app.shadow.process(subject, build)) is not None:
         for name in ("equal", "different", "failed", "waiting", "dropped"):
             setattr(total, name, getattr(total, name) + getattr(result, name))
     return total
 
 
 async def copy_of(app: App, landed: LandResult) -> dict[str, Any]:
-    """The row of the copy of an event."""
+    """Return the row of the copy of an event."""
     row = await app.db.fetch_one("SELECT * FROM shadows WHERE inbox_id = %s", (landed.id,))
     assert row
     return row
@@ -114,19 +114,19 @@ def marked(word: str) -> Change:
 
 @dataclass
 class LeakReader:
-    """Asks every reader for a word that only copies hold. `leaks` says where it was seen, `asked` counts the questions."""
+    """Asks every reader for a word that only copies hold. `leaks` says where it was seen, `reads` counts the questions."""
 
     app: App
     word: str
     documents: list[UUID]
     leaks: list[str] = field(default_factory=list)
-    asked: int = 0
+    reads: int = 0
     degraded: int = 0
 
     async def look(self) -> None:
-        found = await self.app.search.search(self.word, limit=20)
-        self.degraded += bool(found.degraded)
-        for hit in found.hits:
+        result = await self.app.search.search(self.word, limit=20)
+        self.degraded += bool(result.degraded)
+        for hit in result.hits:
             if {"words", "nearby"} & set(hit.legs):
                 self.leaks.append(f"search: {hit.doc_id} by {hit.legs}")
             if self.word in hit.snippet or self.word in hit.title:
@@ -144,7 +144,7 @@ class LeakReader:
         page = await self.app.search.documents(limit=200)
         if any(self.word in summary.title for summary in page.documents):
             self.leaks.append("list: a title shows the word")
-        self.asked += 1
+        self.reads += 1
 
     async def run(self, stop: asyncio.Event) -> None:
         while not stop.is_set():

@@ -164,13 +164,13 @@ class Stack:
         )
 
     async def get(self, path: str, **params: Any) -> Any:
-        """The JSON of a GET that must succeed."""
+        """Return the JSON of a GET that must succeed."""
         answer = await self.http.get(path, params=params)
         assert answer.is_success, (path, answer.status_code, answer.text)
         return answer.json()
 
     async def post(self, path: str, **more: Any) -> Any:
-        """The JSON of a POST that must succeed."""
+        """Return the JSON of a POST that must succeed."""
         answer = await self.http.post(path, **more)
         assert answer.is_success, (path, answer.status_code, answer.text)
         return answer.json()

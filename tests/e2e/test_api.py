@@ -110,7 +110,7 @@ async def drained(api: Api, source: str = "documents") -> None:
 
 
 @asynccontextmanager
-async def carried(api: Api, source: str = "documents") -> AsyncIterator[None]:
+async def processed(api: Api, source: str = "documents") -> AsyncIterator[None]:
     task = asyncio.create_task(drained(api, source))
     try:
         yield
@@ -217,7 +217,7 @@ async def test_a_form_with_two_files_lands_two_events(api: Api) -> None:
 
 
 async def test_waiting_returns_the_receipt(api: Api) -> None:
-    async with carried(api):
+    async with processed(api):
         answer = await api.post(
             "/v1/documents?wait=searchable&timeout=20", json={"key": "a", "text": TEXT}
         )
@@ -384,7 +384,7 @@ async def test_an_event_is_shown_from_received_to_done(api: Api) -> None:
     assert states.json()["states"] == {event["id"]: "done"}
 
 
-async def test_an_event_links_to_the_run_that_carries_it(api: Api) -> None:
+async def test_an_event_links_to_the_run_that_processes_it(api: Api) -> None:
     event = await api.land()
     await api.app.db.execute("UPDATE inbox SET workflow_id = 'drain:documents', run_id = 'r/1'")
     seen = (await api.get(f"/v1/events/{event['id']}")).json()
@@ -437,7 +437,7 @@ async def test_a_payload_is_a_download_for_admins(api: Api) -> None:
 async def test_a_deletion_takes_the_document_away_and_can_be_waited_for(api: Api) -> None:
     event = await api.land()
     path = f"/v1/documents/{event['document_id']}"
-    async with carried(api):
+    async with processed(api):
         await api.gateway.completion.until_ended([UUID(event["id"])], 20)
         answer = await api.http.delete(f"{path}?wait=searchable&timeout=20")
     assert answer.status_code == 200, answer.text

@@ -116,7 +116,7 @@ async def served(make_settings: MakeSettings, tmp_path: Path) -> AsyncIterator[S
         yield Served(url, key.key, running, log, settings)
 
 
-async def test_it_serves_and_ends_when_told(served: Served) -> None:
+async def test_it_serves_and_ends_on_sigterm(served: Served) -> None:
     headers = {"authorization": f"Bearer {served.key}"}
     async with httpx2.AsyncClient(base_url=served.url, headers=headers) as http:
         answer = await http.post("/v1/documents?secret=1", json={"text": "a note"})
@@ -155,7 +155,7 @@ async def worker(settings: Settings) -> AsyncIterator[None]:
     A generated request may pause a source, and then the next one would wait in vain: it is resumed.
     """
 
-    async def carry(app: App) -> None:
+    async def process(app: App) -> None:
         while True:
             await app.db.execute("UPDATE sources SET paused = false WHERE paused")
             for source in app.sources:
@@ -164,7 +164,7 @@ async def worker(settings: Settings) -> AsyncIterator[None]:
 
     async with open_app(settings) as app:
         await app.recovery.check_restarted_stores()
-        task = asyncio.create_task(carry(app))
+        task = asyncio.create_task(process(app))
         try:
             yield
         finally:

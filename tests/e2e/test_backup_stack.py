@@ -59,9 +59,9 @@ async def test_a_stack_is_backed_up_under_load_and_comes_back_elsewhere(tmp_path
             after = await _documents(restored)
             assert {key: after.get(key) for key in before} == before
             await restored.ended(known)  # fails where one of them is unknown
-            found = await restored.search("SHP-100007")
-            assert found["degraded"] == []
-            assert found["hits"][0]["title"] == "SHP-100007"
+            answer = await restored.search("SHP-100007")
+            assert answer["degraded"] == []
+            assert answer["hits"][0]["title"] == "SHP-100007"
             for store in ("graph", "vectors"):
                 report = await restored.post(f"/v1/stores/{store}/reconcile", json={})
                 assert (report["repaired"], report["left"], report["errors"]) == (0, 0, [])

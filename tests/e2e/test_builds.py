@@ -34,7 +34,7 @@ BROKEN = {
     )
 }
 """A change that running workflows cannot follow."""
-EVENTS = 60  # that a step carries before it is judged
+EVENTS = 60  # that a step processes before it is judged
 
 
 class Load:
@@ -76,10 +76,10 @@ async def clock(db: Postgres) -> Any:
 async def enough(db: Postgres, at: Any) -> list[Any]:
     """Return the first events that landed after `at`, when all of them are done: document, build, title.
 
-    Not the first that are done: of two builds the faster one would carry them all.
+    Not the first that are done: of two builds the faster one would process them all.
     """
 
-    async def carried() -> list[Any] | None:
+    async def processed() -> list[Any] | None:
         rows = await db.fetch(
             """SELECT i.doc_id, i.build, i.path, i.state, i.workflow_id, d.title, i.received_at, i.prepared_at, i.ended_at,
                       i.attempts
@@ -90,7 +90,7 @@ async def enough(db: Postgres, at: Any) -> list[Any]:
         done = [row for row in rows if row["state"] == "done"]
         return done if len(done) == EVENTS else None
 
-    return await until(carried, f"{EVENTS} events carried", seconds=120, every=0.3) or []
+    return await until(processed, f"{EVENTS} events processed", seconds=120, every=0.3) or []
 
 
 async def command(stack: Stack, *arguments: str) -> Any:
@@ -100,7 +100,7 @@ async def command(stack: Stack, *arguments: str) -> Any:
 
 
 async def last_of(db: Postgres, build: str, at: Any) -> float:
-    """Seconds from `at` to the end of the last event that a build carried."""
+    """Seconds from `at` to the end of the last event that a build processed."""
     row = await db.fetch_one(
         "SELECT coalesce(extract(epoch FROM max(ended_at) - %s), 0)::float AS s FROM inbox WHERE build = %s",
         (at, build),

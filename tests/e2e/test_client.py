@@ -25,7 +25,7 @@ from apex_memory.client.calls import Call, any_json
 from apex_memory.engines.base import free_port
 from tests.e2e.conftest import MakeSettings
 from tests.e2e.serving import Served, serving_gateway
-from tests.e2e.test_api import carried
+from tests.e2e.test_api import processed
 
 NOTE = "Shipment SHP-100045 left Columbus, OH for Northwind Trucking."
 
@@ -38,7 +38,7 @@ async def served(make_settings: MakeSettings, own_vectors_url: str) -> AsyncIter
 
 
 async def test_what_is_remembered_is_found_by_every_call(served: Served) -> None:
-    async with AsyncApex(served.url, await served.key("admin")) as memory, carried(served.api):
+    async with AsyncApex(served.url, await served.key("admin")) as memory, processed(served.api):
         receipt = await memory.remember(NOTE, key="n-1", title="Departure", wait=30)
         assert receipt.searchable and receipt.events[0].state == "done"
         id, event_id = receipt.events[0].document_id, receipt.events[0].id
@@ -77,7 +77,7 @@ async def test_a_timeline_has_every_document_once_by_time(served: Served) -> Non
             at = f"2026-03-0{1 + n // 2}T08:00:00Z"
             await memory.remember(f"{n}: SHP-100046 moved on.", key=f"t-{n}", occurred_at=at)
         await memory.remember("SHP-100047 is another one.", key="other")
-        await served.carry()
+        await served.process()
         seen: list[tuple[Any, str]] = []
         cursor: str | None = None
         pages = 0
@@ -168,7 +168,7 @@ async def test_any_route_can_be_called(served: Served) -> None:
 async def test_an_answer_says_how_fresh_its_sources_are(served: Served) -> None:
     async with AsyncApex(served.url, await served.key("admin")) as memory:
         await memory.remember(NOTE, key="n-1")
-        await served.carry()
+        await served.process()
         answer = await memory.search("where is SHP-100045?")
         [documents] = answer.freshness
         assert documents.source == "documents" and documents.last_event_at and not documents.behind
@@ -210,7 +210,7 @@ async def test_a_context_holds_whole_sentences_within_its_tokens_and_cites_them(
     async with AsyncApex(served.url, await served.key("admin")) as memory:
         await memory.remember(text, key="long", title="Dock rules")
         await memory.remember("The dock in Laredo closes at ten.", key="short", title="Hours")
-        await served.carry()
+        await served.process()
         answer = await memory.search("when does the dock in Laredo close?", limit=1, max_tokens=150)
         context = answer.context
         assert context and len(answer.hits) == 1  # the context is not limited by it
@@ -235,7 +235,7 @@ async def test_what_restricts_a_search_and_is_unknown_is_not_found(served: Serve
     async with AsyncApex(served.url, await served.key("admin")) as memory:
         await memory.remember(NOTE, key="n-1")
         await memory.remember("Another note on shipments.", key="n-2")
-        await served.carry()
+        await served.process()
         answer = await memory.search("shipment", documents=["n-1"], people=())
         assert [hit.snippet for hit in answer.hits] == [NOTE]
         for search in (

@@ -33,7 +33,7 @@ async def served(make_settings: MakeSettings, temporal_address: str) -> AsyncIte
 
 
 async def sealed_body(served: Served) -> dict[str, Any]:
-    """The body of a request to open one payload of this gateway."""
+    """Return the body of a request to open one payload of this gateway."""
     converter = served.api.gateway.temporal.data_converter
     [payload] = await converter.encode([WORDS])
     assert payload.metadata["encoding"] == ENCODING
@@ -142,8 +142,10 @@ async def test_a_browser_signs_in_and_its_cookie_counts_for_the_ui_alone(served:
     body = await sealed_body(served)
     key = await served.key("admin")
     async with httpx2.AsyncClient(base_url=served.url) as http:
-        asked = await http.get("/codec/sign-in")
-        assert asked.status_code == 401 and asked.headers["www-authenticate"].startswith("Basic")
+        challenge = await http.get("/codec/sign-in")
+        assert challenge.status_code == 401 and challenge.headers["www-authenticate"].startswith(
+            "Basic"
+        )
         signed_in = await http.get("/codec/sign-in", auth=("anybody", key))
         assert signed_in.status_code == 200
         cookie = signed_in.headers["set-cookie"].lower()

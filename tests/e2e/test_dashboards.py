@@ -161,7 +161,7 @@ async def check_names(stack: Stack) -> None:
                 capture_output=True,
                 check=False,
             )
-            found = checked.stdout + checked.stderr
-            assert checked.returncode == 0 and not found, (process, found.decode())
+            complaints = checked.stdout + checked.stderr
+            assert checked.returncode == 0 and not complaints, (process, complaints.decode())
     groups = json.loads((stack.data_dir / "prometheus-targets.json").read_text())
     assert {group["labels"]["process"] for group in groups} == {*OWN, "temporal"}

@@ -36,7 +36,7 @@ def test_make_demo_lands_searches_and_leaves_nothing_running() -> None:
         "Where is SHP-100045",
         "One shipment in all sources",
         "One event, step by step",
-        "Temporal carries all documents after",
+        "Temporal processes all documents after",
         "Held at 10 % and rolled back by itself",
         "nothing is lost",
         "Temporal UI",

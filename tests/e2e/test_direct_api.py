@@ -1,4 +1,4 @@
-"""`?path=direct&wait=searchable`: the gateway carries the event itself, at once; and what it does not carry goes the usual way."""
+"""`?path=direct&wait=searchable`: the gateway processes the event itself, at once; and what it does not process goes the usual way."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DIRECT = "/v1/documents?path=direct&wait=searchable&timeout=20"
 
 @pytest.fixture
 async def api(make_settings: MakeSettings) -> AsyncIterator[Api]:
-    """No worker runs, and Temporal is away: only the gateway itself can carry an event."""
+    """No worker runs, and Temporal is away: only the gateway itself can process an event."""
     async with running_api(make_settings(temporal="127.0.0.1:1/apex")) as api:
         yield api
 
@@ -35,11 +35,11 @@ async def test_the_event_is_searchable_when_the_response_comes(api: Api) -> None
     shown = (await api.get(f"/v1/events/{event['id']}")).json()
     assert (shown["state"], shown["path"], shown["build"]) == ("done", "direct", api.app.build)
     assert shown["workflow_id"] is None
-    found = (await api.post("/v1/search", json={"query": "SHP-100045"})).json()
-    assert [hit["document_id"] for hit in found["hits"]] == [event["document_id"]]
+    result = (await api.post("/v1/search", json={"query": "SHP-100045"})).json()
+    assert [hit["document_id"] for hit in result["hits"]] == [event["document_id"]]
 
 
-async def test_a_redelivery_is_not_carried_twice(api: Api) -> None:
+async def test_a_redelivery_is_not_processed_twice(api: Api) -> None:
     headers = {"idempotency-key": "once"}
     body = {"key": "a", "text": "one"}
     first = await api.post(DIRECT, json=body, headers=headers)
@@ -51,7 +51,7 @@ async def test_a_redelivery_is_not_carried_twice(api: Api) -> None:
 
 
 async def test_versions_at_once_end_with_the_newest_live(api: Api) -> None:
-    """Requests beyond those that the gateway carries go the usual way: here to a drain of the direct path."""
+    """Requests beyond those that the gateway processes go the usual way: here to a drain of the direct path."""
     answers = asyncio.gather(*(post(api, "a", version=n, text=f"version {n}") for n in range(1, 9)))
     while not answers.done():
         await api.app.direct.drain("documents")

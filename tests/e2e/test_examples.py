@@ -20,7 +20,7 @@ from apex_memory.client import Apex, AsyncApex
 from apex_memory.engines.base import free_port
 from tests.e2e.conftest import MakeSettings
 from tests.e2e.serving import Served, serving_gateway
-from tests.e2e.test_api import carried
+from tests.e2e.test_api import processed
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LATE = "SHP-100045 was delayed at the Laredo border crossing; the new ETA is Thursday 14:00."
@@ -94,7 +94,7 @@ async def run(
 
 
 async def test_an_agents_memory_keeps_what_was_corrected(served: Served, tmp_path: Path) -> None:
-    async with carried(served.api):
+    async with processed(served.api):
         key = await served.key("read", "ingest")
         code, output = await run(served, "agent_memory.py", folder=tmp_path, key=key)
     assert code == 0, output
@@ -108,7 +108,7 @@ async def test_the_question_bot_cites_and_says_what_it_does_not_know(
 ) -> None:
     async with AsyncApex(served.url, await served.key("admin")) as memory:
         await memory.remember(LATE, key="late", title="Delay at Laredo")
-    await served.carry()
+    await served.process()
     key = await served.key("read")
     code, output = await run(
         served, "question_bot.py", "why is SHP-100045 late?", folder=tmp_path, key=key
@@ -145,15 +145,15 @@ async def test_retrievers_return_passages_with_their_origin(
     pytest.importorskip(package, reason=f"{package} is not installed")
     async with AsyncApex(served.url, await served.key("admin")) as memory:
         receipt = await memory.remember(LATE, key="late", title="Delay at Laredo")
-    await served.carry()
+    await served.process()
     key = await served.key("read")
 
     def retrieve() -> list[tuple[str, dict[str, Any]]]:
         retriever = runpy.run_path(str(EXAMPLES / name))["ApexRetriever"]
         with Apex(served.url, key) as memory:
             if name.startswith("langchain"):
-                found = retriever(memory=memory, limit=3).invoke("why is SHP-100045 late?")
-                return [(document.page_content, document.metadata) for document in found]
+                documents = retriever(memory=memory, limit=3).invoke("why is SHP-100045 late?")
+                return [(document.page_content, document.metadata) for document in documents]
             nodes = retriever(memory, limit=3).retrieve("why is SHP-100045 late?")
             return [(node.node.get_content(), node.node.metadata) for node in nodes]
 

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from apex_memory.app import App
-from apex_memory.gateway.facts import LEASE, Facts
+from apex_memory.gateway.facts import LEASE, FactGauges
 from apex_memory.telemetry import HTTP_SECONDS
 from tests.e2e.conftest import MakeSettings, land, text_event
 from tests.e2e.test_api import Api, client_of, running_api
@@ -40,9 +40,9 @@ def series(name: str) -> list[Mapping[str, str]]:
 
 
 @asynccontextmanager
-async def reading(app: App) -> AsyncIterator[Facts]:
+async def reading(app: App) -> AsyncIterator[FactGauges]:
     """A reader of facts; afterwards no other test finds its series."""
-    facts = Facts(app, seconds=SECONDS)
+    facts = FactGauges(app, seconds=SECONDS)
     await app.db.execute("DELETE FROM leases WHERE name = %s", (LEASE,))
     try:
         yield facts
@@ -166,7 +166,7 @@ async def test_facts_are_read_by_one_process_and_another_takes_over(app: App) ->
     await land(app, text_event(app, "a", "one"))
     async with reading(app) as first:
         assert await first.read()
-        second = Facts(app, seconds=SECONDS)
+        second = FactGauges(app, seconds=SECONDS)
         assert not await second.read()
         await first.end()
         assert value("apex_inbox_open", source="documents", state="received") is None
@@ -177,7 +177,7 @@ async def test_facts_are_read_by_one_process_and_another_takes_over(app: App) ->
 
 async def test_facts_are_read_by_one_process_also_while_a_reading_takes_long(app: App) -> None:
     """The one that reads waits longer between two readings, and holds its lease longer, than the other one would."""
-    first, second = Facts(app, seconds=50), Facts(app, seconds=SECONDS)
+    first, second = FactGauges(app, seconds=50), FactGauges(app, seconds=SECONDS)
     assert await first.read()
     assert not await second.read()
     await first.end()

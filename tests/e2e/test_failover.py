@@ -61,8 +61,8 @@ async def test_nothing_acknowledged_is_lost_and_work_goes_on(
         assert {str(row["id"]) for row in rows} >= set(acknowledged.values())
         await api.app.direct.drain("documents")
         await until(lambda: all_done(api, list(acknowledged.values())), "all done", seconds=90)
-        found = await search(api, "note-0-0")
-        assert found["hits"] and not found["degraded"]
+        result = await search(api, "note-0-0")
+        assert result["hits"] and not result["degraded"]
 
 
 async def write(api: Api, number: int, acknowledged: dict[str, str], stop: asyncio.Event) -> None:

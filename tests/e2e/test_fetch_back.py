@@ -46,7 +46,7 @@ class Ward:
         return str(self.simulator.name)
 
     def keys(self) -> list[str]:
-        """The keys of hints for records that exist."""
+        """Return the keys of hints for records that exist."""
         now = self.simulator.clock.now
         if self.name == "frontapp":
             return [event.id for event in self.simulator._events if event.at <= now]
@@ -96,7 +96,7 @@ class Ward:
         await self.app.db.execute("UPDATE change_hints SET due_at = now() WHERE due_at IS NOT NULL")
 
     async def hints(self) -> dict[str, int]:
-        """The attempts of each hint that is stored."""
+        """Return the attempts of each hint that is stored."""
         rows = await self.app.db.fetch("SELECT key, attempts FROM change_hints")
         return {row["key"]: row["attempts"] for row in rows}
 

@@ -1,4 +1,4 @@
-"""An event that changes its build: the one that carries it makes its manifest, whatever the other one left."""
+"""An event that changes its build: the one that processes it makes its manifest, whatever the other one left."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def returned(app: App, build: str) -> None:
 
 
 async def outcome(app: App, id: UUID) -> tuple[str, str]:
-    """The build that carried the event, and the text that readers see."""
+    """Return the build that processed the event, and the text that readers see."""
     row = await app.db.fetch_one("SELECT build, doc_id, state FROM inbox WHERE id = %s", (id,))
     assert row and row["state"] == "done"
     return row["build"], (await app.search.document(row["doc_id"])).text

@@ -14,7 +14,7 @@ import pytest
 from apex_memory.app import App, open_app
 from apex_memory.backup import back_up, restore
 from apex_memory.credentials.api_keys import create_key
-from apex_memory.gateway.facts import Facts
+from apex_memory.gateway.facts import FactGauges
 from apex_memory.model import now
 from apex_memory.stores.partitions import create_partition, partition_name
 from apex_memory.stores.schema import migrate
@@ -86,7 +86,7 @@ async def test_the_role_that_works_can_do_all_its_work(app: App) -> None:
 
     await app.vault.put("sources.plaid.secret", "open sesame", actor="test")
     await create_key(app.db, "agent", ["read"])
-    facts = Facts(app, seconds=10.0)
+    facts = FactGauges(app, seconds=10.0)
     assert await facts.read()
     await facts.end()
     await app.upkeep.sweep()

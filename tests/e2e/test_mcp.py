@@ -27,7 +27,7 @@ from apex_memory.client import AsyncApex
 from apex_memory.engines.base import free_port
 from tests.e2e.conftest import MakeSettings
 from tests.e2e.serving import Served, serving_gateway
-from tests.e2e.test_api import carried
+from tests.e2e.test_api import processed
 
 Mode = Literal["auto", "legacy"]
 MODES: tuple[Mode, ...] = ("auto", "legacy")
@@ -59,7 +59,7 @@ async def agent(served: Served, key: str, mode: Mode = "auto") -> AsyncIterator[
 
 
 async def call(client: Client, tool: str, **arguments: Any) -> Any:
-    """The structured content of an answer that is no error, and is the same as its text."""
+    """Return the structured content of an answer that is no error, and is the same as its text."""
     result = await client.call_tool(tool, arguments)
     assert isinstance(result, CallToolResult) and not result.is_error, text_of(result)
     assert json.loads(text_of(result)) == result.structured_content
@@ -67,7 +67,7 @@ async def call(client: Client, tool: str, **arguments: Any) -> Any:
 
 
 async def refusal(client: Client, tool: str, **arguments: Any) -> str:
-    """The text of an answer that is an error."""
+    """Return the text of an answer that is an error."""
     result = await client.call_tool(tool, arguments)
     assert isinstance(result, CallToolResult) and result.is_error
     return text_of(result)
@@ -86,7 +86,7 @@ async def remember(served: Served, *texts: str, **fields: Any) -> list[str]:
         for n, text in enumerate(texts):
             receipt = await memory.remember(text, key=f"note-{n}", **fields)
             ids.append(receipt.events[0].document_id)
-    await served.carry()
+    await served.process()
     return ids
 
 
@@ -97,12 +97,12 @@ async def check_tools(client: Client, id: str) -> None:
     for tool in tools.values():
         assert tool.description and tool.output_schema and tool.annotations
         assert tool.annotations.read_only_hint and not tool.annotations.destructive_hint
-    found = await call(client, "search_memory", question="why is SHP-100045 late?", limit=1)
-    [passage] = found["passages"]
+    result = await call(client, "search_memory", question="why is SHP-100045 late?", limit=1)
+    [passage] = result["passages"]
     assert passage["document_id"] == id and "Laredo" in passage["text"]
     assert passage["origin"]["event"] and passage["origin"]["received_at"]
-    assert found["degraded"] == [] and "never instructions" in found["notice"]
-    [documents] = [row for row in found["freshness"] if row["source"] == "documents"]
+    assert result["degraded"] == [] and "never instructions" in result["notice"]
+    [documents] = [row for row in result["freshness"] if row["source"] == "documents"]
     assert documents["last_event_at"] and not documents["behind"]
     document = await call(client, "get_document", id=id)
     assert document["text"] == LATE and document["next_offset"] is None
@@ -169,7 +169,7 @@ async def test_remember_is_listed_and_works_with_an_ingest_key_only(served: Serv
             assert "lacks the scope `read`" in await refusal(client, tool, **arguments), tool
         with pytest.raises(MCPError, match="lacks the scope `read`"):
             await client.list_resources()
-        async with carried(served.api):
+        async with processed(served.api):
             stored = await call(
                 client, "remember", text="Dock 4 is closed on Fridays.", title="Dock"
             )
@@ -178,13 +178,13 @@ async def test_remember_is_listed_and_works_with_an_ingest_key_only(served: Serv
         assert again["already_known"] and again["document_id"] == stored["document_id"]
     async with agent(served, await served.key("read", "ingest")) as client:
         assert {tool.name for tool in (await client.list_tools()).tools} == READING | {"remember"}
-        found = await call(client, "search_memory", question="when is dock 4 closed?")
-        assert found["passages"][0]["document_id"] == stored["document_id"]
+        result = await call(client, "search_memory", question="when is dock 4 closed?")
+        assert result["passages"][0]["document_id"] == stored["document_id"]
 
 
 async def test_an_agent_replaces_only_what_agents_wrote(served: Served) -> None:
     [id] = await remember(served, LATE)
-    async with agent(served, await served.key("admin")) as client, carried(served.api):
+    async with agent(served, await served.key("admin")) as client, processed(served.api):
         first = await call(client, "remember", text="first", key="note-0")
         second = await call(client, "remember", text="second", key="note-0")
         assert first["document_id"] == second["document_id"] != id
@@ -213,7 +213,7 @@ async def test_texts_from_outside_load_nothing_and_hide_nothing(served: Served) 
 async def test_pages_hold_everything_once(served: Served) -> None:
     ids = await remember(served, *(f"SHP-100047 passed gate {n}." for n in range(5)))
     long = "\n".join(f"line {n}" for n in range(2_000))
-    async with agent(served, await served.key("admin")) as client, carried(served.api):
+    async with agent(served, await served.key("admin")) as client, processed(served.api):
         seen: list[str] = []
         cursor: str | None = None
         while cursor is not None or not seen:
@@ -226,11 +226,11 @@ async def test_pages_hold_everything_once(served: Served) -> None:
         hits: list[str] = []
         offset: int | None = 0
         while offset is not None:
-            found = await call(
+            result = await call(
                 client, "search_memory", question="SHP-100047", limit=2, offset=offset
             )
-            hits += [passage["document_id"] for passage in found["passages"]]
-            offset = found["next_offset"]
+            hits += [passage["document_id"] for passage in result["passages"]]
+            offset = result["next_offset"]
         assert sorted(hits) == sorted(ids)
         stored = await call(client, "remember", text=long)
         whole, offset = "", 0
@@ -282,9 +282,9 @@ async def test_what_is_missing_is_said(served: Served) -> None:
         assert not status["current"]
         [documents] = [row for row in status["freshness"] if row["source"] == "documents"]
         assert documents["behind"] and documents["waiting"] == 1 and documents["reason"]
-        found = await call(client, "search_memory", question="SHP-100045 and SHP-999998")
-        assert found["unknown"] == ["SHP-999998"] and found["evidence"] == "strong"
-        assert [row["source"] for row in found["freshness"] if row["behind"]] == ["documents"]
+        result = await call(client, "search_memory", question="SHP-100045 and SHP-999998")
+        assert result["unknown"] == ["SHP-999998"] and result["evidence"] == "strong"
+        assert [row["source"] for row in result["freshness"] if row["behind"]] == ["documents"]
 
 
 async def test_a_search_is_restricted_and_packed_into_tokens(served: Served) -> None:
@@ -292,9 +292,9 @@ async def test_a_search_is_restricted_and_packed_into_tokens(served: Served) -> 
         served, LATE, "SHP-100047 waits in the yard. ![x](https://evil.example/)"
     )
     async with agent(served, await served.key("read")) as client:
-        found = await call(client, "search_memory", question="SHP", documents=[first])
-        assert {passage["document_id"] for passage in found["passages"]} == {first}
-        assert found["context"] is None and found["passages"][0]["link"].endswith(first)
+        result = await call(client, "search_memory", question="SHP", documents=[first])
+        assert {passage["document_id"] for passage in result["passages"]} == {first}
+        assert result["context"] is None and result["passages"][0]["link"].endswith(first)
         packed = await call(
             client, "search_memory", question="where is SHP-100047?", max_tokens=200
         )
@@ -311,10 +311,10 @@ async def test_a_search_is_restricted_and_packed_into_tokens(served: Served) -> 
         ):
             text = await refusal(client, "search_memory", question="SHP", **restriction)
             assert "What to do:" in text and next(iter(restriction.values()))[0] in text
-        found = await call(
+        result = await call(
             client, "search_memory", question="SHP", entities=["shipment:SHP-999998"]
         )
-        assert found["passages"] == [] and found["unknown"] == ["shipment:SHP-999998"]
+        assert result["passages"] == [] and result["unknown"] == ["shipment:SHP-999998"]
 
 
 async def test_every_credential_but_a_key_is_refused_with_the_place_of_the_metadata(
@@ -401,8 +401,8 @@ async def test_the_inspector_lists_and_calls_the_tools(served: Served) -> None:
 
     tools = await inspect("--method", "tools/list")
     assert {tool["name"] for tool in tools["tools"]} == READING
-    found = await inspect(
+    result = await inspect(
         *("--method", "tools/call", "--tool-name", "search_memory"),
         *("--tool-arg", "question=why is SHP-100045 late?"),
     )
-    assert found["structuredContent"]["passages"][0]["document_id"] == id
+    assert result["structuredContent"]["passages"][0]["document_id"] == id

@@ -125,7 +125,7 @@ def text_of(result: CallToolResult) -> str:
 
 
 def plan(number: int) -> Sequence[tuple[str, dict[str, Any]]]:
-    """The calls of one agent: every tool, in an order of its own."""
+    """Return the calls of one agent: every tool, in an order of its own."""
     calls: list[tuple[str, dict[str, Any]]] = []
     for n in range(CALLS):
         tool = list(TOOLS)[(number + n) % len(TOOLS)]
@@ -217,7 +217,7 @@ async def test_an_agent_that_leaves_is_no_failure_of_the_gateway(gateway: Runnin
 
 
 @pytest.mark.timeout(120)
-async def test_agents_are_told_when_to_come_back_while_no_connection_to_postgresql_is_free(
+async def test_agents_get_a_retry_time_while_no_connection_to_postgresql_is_free(
     gateway: Running,
 ) -> None:
     answers = Answers()

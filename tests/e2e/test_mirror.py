@@ -13,7 +13,7 @@ import pytest
 from apex_memory.engines.base import free_port
 from apex_memory.errors import Unavailable
 from apex_memory.mirror import forwarder
-from apex_memory.mirror.copies import Copy
+from apex_memory.mirror.copies import MirrorCopy
 from apex_memory.model import Event, LandResult, now
 from apex_memory.sources.base import InboundRequest
 from tests.e2e import front
@@ -103,7 +103,7 @@ async def test_a_refused_landing_leaves_no_copy(
 ) -> None:
     async with receiving() as receiver, mirrored(make_settings, receiver) as api:
 
-        async def broken(connection: Any, kept: Sequence[Copy]) -> None:
+        async def broken(connection: Any, kept: Sequence[MirrorCopy]) -> None:
             raise Unavailable("documents", "gone")
 
         with monkeypatch.context() as patch:
@@ -124,7 +124,7 @@ async def test_a_source_without_a_mirror_lands_as_before(
 ) -> None:
     async with running_api(make_settings(temporal=f"127.0.0.1:{free_port()}/apex")) as api:
 
-        async def never(events: Sequence[Event], kept: Sequence[Copy]) -> list[LandResult]:
+        async def never(events: Sequence[Event], kept: Sequence[MirrorCopy]) -> list[LandResult]:
             raise AssertionError("no copy, no transaction")
 
         monkeypatch.setattr(api.app.mirror, "land", never)

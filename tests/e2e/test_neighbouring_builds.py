@@ -68,8 +68,8 @@ async def test_the_previous_build_works_on_todays_schema(
             assert row and row["n"] == len(migrations())
             log, todays_log = tmp_path / "previous.log", tmp_path / "today.log"
 
-            async def carried(key: str) -> str:
-                """Land a document, wait until it is searchable, and return the build that carried it."""
+            async def processed(key: str) -> str:
+                """Land a document, wait until it is searchable, and return the build that processed it."""
                 [landed] = await land(app, text_event(app, key, f"text of {key}"))
 
                 async def done() -> bool:
@@ -87,7 +87,7 @@ async def test_the_previous_build_works_on_todays_schema(
 
             today = environment | {"APEX_BUILD_ID": "today"}
             async with worker_process(previous, environment, tmp_path / "worker", log=log):
-                assert await carried("alone") == "previous"
+                assert await processed("alone") == "previous"
                 async with worker_process(ROOT / "src", today, tmp_path / "today", log=todays_log):
                     await until(
                         both_registered,
@@ -95,5 +95,5 @@ async def test_the_previous_build_works_on_todays_schema(
                         seconds=90,
                         every=0.2,
                     )
-                    assert await carried("beside") == "previous", "today's build waits"
+                    assert await processed("beside") == "previous", "today's build waits"
             assert (await builds.routing(app.db)).current == "previous"

@@ -1,4 +1,4 @@
-"""Large raw payloads in an S3-compatible server: written before 202, read where they are carried, removed with their events."""
+"""Large raw payloads in an S3-compatible server: written before 202, read where they are processed, removed with their events."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from tests.bucket import BUCKET, SECRET, BucketServer
 from tests.e2e.conftest import MakeSettings, live, state, text_event
 from tests.e2e.front import message
 from tests.e2e.front import request as front_request
-from tests.e2e.shadows import carry_all, shadow_on
+from tests.e2e.shadows import process_all, shadow_on
 from tests.e2e.test_api import Api, running_api
 from tests.unit.test_front_poll import Script, front, listed
 from tests.unit.test_front_poll import record_of as listed_event
-from tests.unit.vendors import linked
+from tests.unit.vendors import vendor_client
 from tests.waiting import until
 
 LONG = "Shipment SHP-100045 left Columbus, OH for Northwind Trucking. " * 100
@@ -117,16 +117,18 @@ async def test_a_large_document_is_an_object_and_is_read_from_it(
 async def test_equal_payloads_share_an_object_that_goes_with_the_last(
     app: App, bucket: BucketServer
 ) -> None:
-    one = text_event(app, "one", LONG, version=1)
-    other = replace(one, event_id="other", doc_key="other")
-    [first], [second] = await land(app, one), await land(app, other)
-    [again] = await land(app, one)
+    original = text_event(app, "one", LONG, version=1)
+    other = replace(original, event_id="other", doc_key="other")
+    [first], [second] = await land(app, original), await land(app, other)
+    [again] = await land(app, original)
     assert again.duplicate
     assert len(await bucket.names()) == 1
     await app.direct.drain("documents")
     await forget(app, first.id)
     assert len(await bucket.names()) == 1
-    assert (await app.payloads.load_one(await app.inbox.event(second.id))).payload == one.payload
+    assert (
+        await app.payloads.load_one(await app.inbox.event(second.id))
+    ).payload == original.payload
     await forget(app, second.id)
     assert await bucket.names() == []
     assert await app.db.fetch("SELECT FROM payload_objects") == []
@@ -194,7 +196,7 @@ async def test_a_payload_that_cannot_be_read_parks_its_event_alone(
         await app.direct.drain("documents")
         return await state(app, large) == "done"
 
-    await until(done, "the parked event is carried")
+    await until(done, "the parked event is processed")
 
 
 async def test_wrong_credentials_are_an_outage_that_names_no_secret(
@@ -670,7 +672,7 @@ async def test_a_copy_in_shadow_reads_the_object_or_waits(app: App, bucket: Buck
     await app.direct.drain("documents")
     bucket.hang()
     try:
-        result = await carry_all(app)
+        result = await process_all(app)
         assert (result.waiting, result.failed, result.different) == (1, 0, 0)
     finally:
         bucket.resume()
@@ -678,23 +680,26 @@ async def test_a_copy_in_shadow_reads_the_object_or_waits(app: App, bucket: Buck
 
     async def equal() -> bool:
         await app.db.execute("UPDATE shadows SET next_at = now()")
-        return (await carry_all(app)).equal == 1
+        return (await process_all(app)).equal == 1
 
-    await until(equal, "the copy is carried")
+    await until(equal, "the copy is processed")
 
 
 async def test_a_poll_is_repeated_from_the_same_place(app: App, bucket: BucketServer) -> None:
     long_one = {"id": "cnv_1", "subject": LONG, "status": "assigned"}
     records = listed(listed_event("evt_1", 1, conversation=long_one), listed_event("evt_2", 2))
-    async with serve_simulators([Script(events=records)]) as served, linked("frontapp") as link:
+    async with (
+        serve_simulators([Script(events=records)]) as served,
+        vendor_client("frontapp") as client,
+    ):
         source = front(f"{served.url}/frontapp")
         await bucket.kill()
         with pytest.raises(Unavailable):
-            await app.fetcher.pulls.run(source, link)
+            await app.fetcher.pulls.run(source, client)
         assert await app.db.fetch("SELECT FROM inbox") == []
         await bucket.start()
         await asyncio.sleep(objects.AWAY_SECONDS)  # requests are refused at once for that long
-        assert (await app.fetcher.pulls.run(source, link)).fresh == 2
+        assert (await app.fetcher.pulls.run(source, client)).fresh == 2
     assert len(await bucket.names()) == 1
 
 
@@ -735,8 +740,8 @@ async def test_a_backup_names_the_objects_and_the_key(
             url = postgres_url.removesuffix("/postgres") + "/restored_payloads"
             await restore(url, tmp_path / "backup")
             async with open_app(make_settings(documents=url, **bucket.settings())) as app:
-                found = await app.payloads.load_one(await app.inbox.event(landed.id))
-                assert found.payload == event.payload
+                loaded = await app.payloads.load_one(await app.inbox.event(landed.id))
+                assert loaded.payload == event.payload
             async with open_app(make_settings(documents=url)) as app:
                 with pytest.raises(Misconfigured, match="payload_store"):
                     await app.payloads.load_one(await app.inbox.event(landed.id))

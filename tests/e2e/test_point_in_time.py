@@ -82,14 +82,14 @@ def folder(engine_data: Path) -> Iterator[Path]:
     yield folder
 
 
-async def carry(app: App) -> None:
+async def process(app: App) -> None:
     await app.direct.drain("documents")
 
 
 async def fill_before(app: App) -> None:
     texts = {f"d{n}": f"SHP-{300_000 + n} waits at door {n}." for n in range(20)}
     await land(app, *(text_event(app, key, text, version=1) for key, text in texts.items()))
-    await carry(app)
+    await process(app)
 
 
 async def fill_between(app: App) -> None:
@@ -98,7 +98,7 @@ async def fill_between(app: App) -> None:
         text_event(app, "d1", "SHP-300001 waits at ramp eleven.", version=2),
         text_event(app, "between", "SHP-310000 was announced.", version=1),
     )
-    await carry(app)
+    await process(app)
 
 
 async def fill_later(app: App) -> None:
@@ -107,7 +107,7 @@ async def fill_later(app: App) -> None:
     later = [text_event(app, f"later{n}", f"SHP-{320_000 + n} came.", version=1) for n in range(9)]
     changed = text_event(app, "d1", "SHP-300001 has left for good.", version=3)
     await land(app, changed, delete_event(former, version=2), *later)
-    await carry(app)
+    await process(app)
     await app.db.execute("UPDATE stages SET ended_at = ended_at - interval '1 hour'")
     assert await app.upkeep.collect() >= 3
 
@@ -119,8 +119,8 @@ async def texts_of(app: App, query: str) -> list[str]:
 async def check_nothing_is_later(app: App) -> None:
     """Searches, documents and entities show the time that PostgreSQL went back to."""
     for query in ("SHP-320000 came", "has left for good", "SHP-300001", "came"):
-        found = await texts_of(app, query)
-        assert not any("came." in text or "for good" in text for text in found), query
+        texts = await texts_of(app, query)
+        assert not any("came." in text or "for good" in text for text in texts), query
     assert "SHP-300001 waits at ramp eleven." in await texts_of(app, "SHP-300001 ramp eleven")
     assert "SHP-310000 was announced." in await texts_of(app, "SHP-310000")
     for key, text in (("d1", "SHP-300001 waits at ramp eleven."), ("d2", None)):

@@ -313,8 +313,13 @@ async def test_the_graph_moves_into_the_documents_postgresql_and_back(
         facts = await moved.search.entity("shipment:SHP-100003")
         assert facts.degraded == [] and facts.roles
         await fill(moved, 5, first=500)
-        found = await moved.recovery.reconcile("graph")
-        assert (found.stages, found.repaired, found.removed, found.left) == (17, 0, 0, 0)
+        reconciled = await moved.recovery.reconcile("graph")
+        assert (reconciled.stages, reconciled.repaired, reconciled.removed, reconciled.left) == (
+            17,
+            0,
+            0,
+            0,
+        )
     assert len(await incomplete(app, "graph")) == 5  # the former engine lacks what came meanwhile
     assert (await app.rebuild.run("graph")).state == "done"
     assert await incomplete(app, "graph") == []

@@ -20,7 +20,7 @@ SUBJECT = "/v1/rollouts/documents"
 PLAN: dict[str, Any] = {
     "steps": [SHARE, 100],
     "min_seconds": 0,
-    "min_events": 5_000,  # no test carries so many: the step is not left
+    "min_events": 5_000,  # no test processes so many: the step is not left
     "latency_floor_seconds": 60,
 }
 
@@ -39,13 +39,13 @@ def numbers() -> Iterator[int]:
 
 
 def keys(numbers: Iterator[int], count: int, *, temporal: bool) -> list[str]:
-    """Return new keys of documents that Temporal carries at the share, or that the direct path does."""
-    found: list[str] = []
-    while len(found) < count:
+    """Return new keys of documents that Temporal processes at the share, or that the direct path does."""
+    new_keys: list[str] = []
+    while len(new_keys) < count:
         key = f"rollout/{next(numbers)}"
         if (bucket_of(document_uuid("documents", key)) < SHARE) == temporal:
-            found.append(key)
-    return found
+            new_keys.append(key)
+    return new_keys
 
 
 async def start(stack: Stack, **plan: Any) -> None:
@@ -93,7 +93,7 @@ async def test_without_temporal_the_gate_rolls_back_and_the_direct_path_takes_ov
 ) -> None:
     await start(stack, min_events=10, latency_floor_seconds=1)
     for key in keys(numbers, 25, temporal=False):
-        await stack.remember(key, "carried by the direct path")
+        await stack.remember(key, "processed by the direct path")
     with stack.held("temporal"):
         waiting = [
             await stack.remember(key, "waits for Temporal", wait=False)

@@ -28,7 +28,7 @@ ANY_KEY = {"GET /v1/keys/own"}  # what a key may do, it may know
 
 
 def scope_of(operation: str) -> str | None:
-    """The scope that an operation must require: what reads is for readers, what changes something for admins."""
+    """Return the scope that an operation must require: what reads is for readers, what changes something for admins."""
     if operation in ANY_KEY:
         return None
     if operation in INGEST:

@@ -20,11 +20,11 @@ from apex_memory.sealing import Keyring, new_key, read_keys
 from apex_memory.simulate.server import serve_simulators
 from tests.e2e.conftest import MakeSettings, live, state, text_event
 from tests.e2e.front import conversation, message, request
-from tests.e2e.shadows import carry_all, shadow_on
+from tests.e2e.shadows import process_all, shadow_on
 from tests.e2e.test_api import Api, running_api
 from tests.unit.test_front_poll import Script, front, listed
 from tests.unit.test_front_poll import record_of as listed_event
-from tests.unit.vendors import linked
+from tests.unit.vendors import vendor_client
 
 TEXT = "Shipment SHP-100045 left Columbus, OH for Northwind Trucking."
 MARKER = b"SHP-100045"
@@ -216,16 +216,19 @@ async def test_an_idempotency_key_knows_a_sealed_body(api: Api) -> None:
 
 async def test_polls_replays_and_copies(app: App) -> None:
     records = listed(listed_event("evt_1", 1), listed_event("evt_2", 2))
-    async with serve_simulators([Script(events=records)]) as served, linked("frontapp") as link:
+    async with (
+        serve_simulators([Script(events=records)]) as served,
+        vendor_client("frontapp") as client,
+    ):
         source = front(f"{served.url}/frontapp")
-        assert (await app.fetcher.pulls.run(source, link)).fresh == 2
+        assert (await app.fetcher.pulls.run(source, client)).fresh == 2
     rows = await app.db.fetch("SELECT FROM payloads WHERE data_key IS NULL")
     assert rows == []
     await shadow_on(app)
     event = text_event(app, "one", TEXT, version=1)
     [landed] = await land(app, event)
     await app.direct.drain("documents")
-    assert (await carry_all(app)).equal == 1
+    assert (await process_all(app)).equal == 1
     replays = Backfills(app.db, app.payloads)
     replay = await replays.create(
         "documents", "replay", now().replace(year=2000), now().replace(year=2100), actor="test"

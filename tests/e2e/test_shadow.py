@@ -24,12 +24,12 @@ from tests.e2e.shadows import (
     SUBJECT,
     LeakReader,
     candidate,
-    carry_all,
     copy_of,
     drain,
     facts,
     leftovers,
     marked,
+    process_all,
     shadow_off,
     shadow_on,
 )
@@ -55,7 +55,7 @@ async def test_equal_copies_compare_equal_and_leave_nothing(app: App) -> None:
         "done", "done", "dead", "done", "superseded", "done"
     ]  # fmt: skip
     before = await app.db.fetch("SELECT * FROM documents ORDER BY doc_id")
-    assert await carry_all(app) == CopyResult(equal=6)
+    assert await process_all(app) == CopyResult(equal=6)
     known = await facts(app)
     assert (known.compared, known.equal, known.mismatched, known.waiting) == (6, 6, 0, 0)
     assert known.live_p50 and known.shadow_p50 and known.last_at
@@ -69,10 +69,12 @@ async def test_equal_copies_compare_equal_and_leave_nothing(app: App) -> None:
     assert outcomes == ["done", "done", "dead", "done", "superseded", "done"]
 
 
-async def test_only_what_the_direct_path_carried_is_copied_while_the_shadow_is_on(app: App) -> None:
+async def test_only_what_the_direct_path_processed_is_copied_while_the_shadow_is_on(
+    app: App,
+) -> None:
     await drain(app, text_event(app, "before", "text", version=1))
     await shadow_on(app)
-    [carried] = await drain(app, text_event(app, "carried", "text", version=1))
+    [processed] = await drain(app, text_event(app, "processed", "text", version=1))
     await app.inbox.land([text_event(app, "other", "text", version=1)])
     batch = await app.steps.claim(SOURCE)
     await app.db.execute("UPDATE inbox SET path = 'temporal' WHERE batch = %s", (batch.id,))
@@ -81,7 +83,7 @@ async def test_only_what_the_direct_path_carried_is_copied_while_the_shadow_is_o
     await shadow_off(app)
     await drain(app, text_event(app, "after", "text", version=1))
     rows = await app.db.fetch("SELECT inbox_id, subject, build FROM shadows")
-    assert rows == [{"inbox_id": carried.id, "subject": SUBJECT, "build": ""}]
+    assert rows == [{"inbox_id": processed.id, "subject": SUBJECT, "build": ""}]
 
 
 async def test_a_copy_is_staged_and_verified_in_both_stores_for_real(
@@ -102,7 +104,7 @@ async def test_a_copy_is_staged_and_verified_in_both_stores_for_real(
         await compare(*args)
 
     monkeypatch.setattr(app.shadow, "_compare", looked)
-    assert await carry_all(app) == CopyResult(equal=1)
+    assert await process_all(app) == CopyResult(equal=1)
     row = await app.db.fetch_one(
         "SELECT edges, edges_sum, chunks, chunks_sum FROM stages WHERE inbox_id = %s", (landed.id,)
     )
@@ -113,13 +115,13 @@ async def test_a_copy_is_staged_and_verified_in_both_stores_for_real(
     assert held[0][0].count > 0 and held[0][1].count > 1
 
 
-async def carry_candidate(
+async def process_candidate(
     app: App, changed: App, *texts: str, build: str = CANDIDATE
 ) -> tuple[CopyResult, list[str]]:
-    """Land texts, carry them live and then as copies of a candidate; return the result and the fields that differ."""
+    """Land texts, process them live and then as copies of a candidate; return the result and the fields that differ."""
     await shadow_on(app, "build", build)
     await drain(app, *(text_event(app, f"d{n}", text, version=1) for n, text in enumerate(texts)))
-    result = await carry_all(changed, "build", build)
+    result = await process_all(changed, "build", build)
     return result, sorted((await facts(app, "build", build)).by_field)
 
 
@@ -138,7 +140,7 @@ async def test_a_changed_mapper_shows_the_fields_it_changed(make_settings: MakeS
 
     settings = make_settings()
     async with open_app(settings) as app, candidate(settings, change) as changed:
-        result, fields = await carry_candidate(app, changed, LONG, "Shipment SHP-100045 left.")
+        result, fields = await process_candidate(app, changed, LONG, "Shipment SHP-100045 left.")
         assert result == CopyResult(different=2)
         assert fields == [
             "about", "assertions.status", "entities.shipment", "metadata.channel", "title"
@@ -152,7 +154,7 @@ async def test_a_changed_chunker_shows_as_chunks_alone(make_settings: MakeSettin
         open_app(settings) as app,
         candidate(settings.model_copy(update={"chunk_chars": 300})) as changed,
     ):
-        result, fields = await carry_candidate(app, changed, LONG, "short")
+        result, fields = await process_candidate(app, changed, LONG, "short")
         assert result == CopyResult(equal=1, different=1)
         assert fields == ["chunks"]
 
@@ -174,7 +176,7 @@ async def test_a_changed_extractor_shows_as_the_assertions_and_entities_it_misse
             ]
 
         monkeypatch.setattr(pipeline_prepare, "extract", without_shipments)
-        assert await carry_all(changed, "build", CANDIDATE) == CopyResult(different=1)
+        assert await process_all(changed, "build", CANDIDATE) == CopyResult(different=1)
         fields = sorted((await facts(app, "build", CANDIDATE)).by_field)
         assert fields == ["assertions.mentions", "entities.shipment"]
 
@@ -194,7 +196,7 @@ async def test_another_embedder_shows_as_vectors(
     ):
         await shadow_on(app, "build", CANDIDATE)
         [landed] = await drain(app, text_event(app, "a", "SHP-100045 left.", version=1))
-        assert await carry_all(changed, "build", CANDIDATE) == CopyResult(different=1)
+        assert await process_all(changed, "build", CANDIDATE) == CopyResult(different=1)
         row = await copy_of(app, landed)
         assert [(item["field"], item["reason"]) for item in row["differences"]] == [
             ("vectors", reason)
@@ -211,7 +213,7 @@ async def test_a_candidate_that_rejects_shows_the_outcome_with_its_error(
 
     settings = make_settings()
     async with open_app(settings) as app, candidate(settings, broken) as changed:
-        result, fields = await carry_candidate(app, changed, "text")
+        result, fields = await process_candidate(app, changed, "text")
         assert (result, fields) == (CopyResult(different=1), ["outcome"])
         [row] = await app.db.fetch("SELECT * FROM shadows")
         [difference] = row["differences"]
@@ -242,13 +244,13 @@ async def test_readers_never_see_a_copy_under_load_and_would_see_one_that_is_fli
                         for n in range(40)
                     ),
                 )
-                result = await carry_all(changed, "build", CANDIDATE)
+                result = await process_all(changed, "build", CANDIDATE)
                 assert result.different and not result.equal
         finally:
             stop.set()
             await asyncio.gather(*reading)
         assert [reader.leaks for reader in readers] == [[], [], []]
-        assert sum(reader.asked for reader in readers) > 20
+        assert sum(reader.reads for reader in readers) > 20
         assert await leftovers(app) == []
 
         # The control: the same copies with one flipped on purpose must be seen, or the readers above are blind.
@@ -276,7 +278,7 @@ async def _with_flipped_copy(app: App, changed: App, reader: LeakReader) -> None
         await compare(*args)
 
     changed.shadow._compare = flipped  # type: ignore[assignment]
-    await carry_all(changed, "build", CANDIDATE)
+    await process_all(changed, "build", CANDIDATE)
 
 
 async def test_the_versions_of_a_document_and_the_state_of_its_event_do_not_show_a_copy(
@@ -297,7 +299,7 @@ async def test_the_versions_of_a_document_and_the_state_of_its_event_do_not_show
         await compare(*args)
 
     monkeypatch.setattr(app.shadow, "_compare", looked)
-    await carry_all(app)
+    await process_all(app)
     assert seen == [(["committed"], 1)]
 
 
@@ -316,11 +318,11 @@ async def test_the_database_refuses_to_commit_the_stage_of_a_copy(
         await compare(*args)
 
     monkeypatch.setattr(app.shadow, "_compare", tried)
-    assert await carry_all(app) == CopyResult(equal=1)
+    assert await process_all(app) == CopyResult(equal=1)
 
 
 @pytest.mark.parametrize("step", ["_stage", "_compare", "_remove"])
-async def test_a_crash_in_the_middle_of_a_copy_leaves_nothing_and_it_is_carried_again(
+async def test_a_crash_in_the_middle_of_a_copy_leaves_nothing_and_it_is_processed_again(
     app: App, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """The process dies before a step: nothing after it runs, no clean-up either. The lease ends, and the sweeper removes."""
@@ -339,21 +341,21 @@ async def test_a_crash_in_the_middle_of_a_copy_leaves_nothing_and_it_is_carried_
             patch.setattr(app.shadow, "_remove", nothing)
         patch.setattr(app.shadow, step, dies)
         with pytest.raises(asyncio.CancelledError):
-            await app.shadow.carry(SUBJECT)
+            await app.shadow.process(SUBJECT)
     assert len(await leftovers(app)) == 1
-    assert await app.shadow.carry(SUBJECT) is None, "its lease still runs"
+    assert await app.shadow.process(SUBJECT) is None, "its lease still runs"
     await app.db.execute("UPDATE stages SET lease_until = now() - interval '1 s' WHERE shadow")
     await app.db.execute("UPDATE shadows SET next_at = now() - interval '1 s'")
     await app.upkeep.sweep()
     assert await leftovers(app) == []
     expected = CopyResult() if step == "_remove" else CopyResult(equal=1)
-    assert await carry_all(app) == expected, "what was recorded is not carried twice"
+    assert await process_all(app) == expected, "what was recorded is not processed twice"
     assert (await copy_of(app, landed))["equal"] is True
     assert await leftovers(app) == []
     assert await live(app, "a") == before
 
 
-async def test_an_event_that_ends_the_candidates_worker_is_carried_alone_and_then_counts_as_dead(
+async def test_an_event_that_ends_the_candidates_worker_is_processed_alone_and_then_counts_as_dead(
     make_settings: MakeSettings,
 ) -> None:
     settings = make_settings()
@@ -367,7 +369,7 @@ async def test_an_event_that_ends_the_candidates_worker_is_carried_alone_and_the
             ids = await changed.shadow.claim("build", CANDIDATE, batch=uuid.uuid4())
             assert len(ids) == (4 if attempt == 0 else 1)
             await app.db.execute("UPDATE shadows SET next_at = now() - interval '1 s'")
-        result = await carry_all(changed, "build", CANDIDATE)
+        result = await process_all(changed, "build", CANDIDATE)
         assert result == CopyResult(equal=3, different=1)
         [row] = await app.db.fetch("SELECT * FROM shadows WHERE NOT equal")
         [difference] = row["differences"]
@@ -390,7 +392,7 @@ async def test_while_a_store_is_away_copies_wait_and_live_events_are_not_touched
         with monkeypatch.context() as patch:
             patch.setattr(app.shadow._publication, f"_{store}", gone)
             for _ in range(4):
-                result = await app.shadow.carry(SUBJECT)
+                result = await app.shadow.process(SUBJECT)
                 assert result and result.waiting == 5 and not result.failed
         # The breaker of the copies is open by now; that of live events is not.
         assert [await state(app, item) for item in landed] == ["done"] * 5
@@ -398,7 +400,7 @@ async def test_while_a_store_is_away_copies_wait_and_live_events_are_not_touched
         assert await state(app, more) == "done"
         assert await leftovers(app) == []
         app.shadow._publication._resilient_stores[store].breaker._opened_at = None
-        assert await carry_all(app) == CopyResult(equal=6)
+        assert await process_all(app) == CopyResult(equal=6)
 
 
 async def test_a_store_that_lies_fails_the_copy_and_the_facts_say_so(
@@ -410,7 +412,7 @@ async def test_a_store_that_lies_fails_the_copy_and_the_facts_say_so(
     lying.plan(Fault.DROP, "upsert")
     monkeypatch.setattr(app.shadow._publication, "_vectors", lying)
     for _ in range(shadow_steps.MOST_TRIES):
-        await app.shadow.carry(SUBJECT)
+        await app.shadow.process(SUBJECT)
         await app.db.execute("UPDATE shadows SET next_at = now()")
     known = await facts(app)
     assert (known.failed, known.compared, known.waiting) == (1, 0, 0)
@@ -426,7 +428,7 @@ async def test_a_lost_acknowledgement_of_both_stores_changes_nothing(
         faulty = Faulty(getattr(app, store))
         faulty.plan(Fault.LOSE_REPLY, "upsert", times=1)
         monkeypatch.setattr(app.shadow._publication, f"_{store}", faulty)
-    assert await carry_all(app) == CopyResult(equal=5)
+    assert await process_all(app) == CopyResult(equal=5)
     assert await leftovers(app) == []
 
 
@@ -452,16 +454,18 @@ async def test_a_redriven_event_is_compared_again(app: App) -> None:
     await shadow_on(app)
     poison = replace(text_event(app, "p", "x", version=1), payload=b"junk")
     [landed] = await drain(app, poison)
-    assert await carry_all(app) == CopyResult(equal=1)
+    assert await process_all(app) == CopyResult(equal=1)
     [letter] = await app.dead_letters.find()
     await app.dead_letters.redrive([letter["id"]], actor="test")
     assert (await copy_of(app, landed))["state"] == "compared"
     await app.direct.drain(SOURCE)
     assert (await copy_of(app, landed))["state"] == "waiting"
-    assert await carry_all(app) == CopyResult(equal=1)
+    assert await process_all(app) == CopyResult(equal=1)
 
 
-async def test_a_replay_carries_a_range_of_past_events_evenly(make_settings: MakeSettings) -> None:
+async def test_a_replay_processes_a_range_of_past_events_evenly(
+    make_settings: MakeSettings,
+) -> None:
     settings = make_settings()
     async with open_app(settings) as app, candidate(settings, marked(WORD)) as changed:
         await drain(app, *(text_event(app, f"d{n}", f"text {n}", version=1) for n in range(20)))
@@ -474,10 +478,10 @@ async def test_a_replay_carries_a_range_of_past_events_evenly(make_settings: Mak
             "SELECT inbox.seq - min(inbox.seq) OVER () AS n FROM shadows JOIN inbox ON inbox.id = inbox_id ORDER BY 1"
         )
         assert [row["n"] for row in seqs] == [0, 4, 8, 12, 16]
-        assert await carry_all(app, "build", "another") == CopyResult(), (
+        assert await process_all(app, "build", "another") == CopyResult(), (
             "another build's are not taken"
         )
-        assert await carry_all(changed, "build", CANDIDATE) == CopyResult(different=5)
+        assert await process_all(changed, "build", CANDIDATE) == CopyResult(different=5)
         known = await facts(app, "build", CANDIDATE)
         assert known.mismatched == 5 and {"text", "title"} <= set(known.by_field)
 
@@ -488,8 +492,8 @@ async def test_copies_give_way_while_events_wait(make_settings: MakeSettings) ->
         await shadow_on(app)
         await drain(app, *(text_event(app, f"d{n}", LONG, version=1) for n in range(64)))
         await app.inbox.land([text_event(app, f"w{n}", "text", version=1) for n in range(3)])
-        await app.shadow.carry(SUBJECT)
-        waiting = asyncio.create_task(app.shadow.carry(SUBJECT))
+        await app.shadow.process(SUBJECT)
+        waiting = asyncio.create_task(app.shadow.process(SUBJECT))
         await asyncio.sleep(0.3)  # what is tested is that time passes and nothing happens
         assert not waiting.done()
         await app.direct.drain(SOURCE)

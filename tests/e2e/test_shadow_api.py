@@ -18,11 +18,11 @@ from tests.e2e.shadows import (
     CANDIDATE,
     SOURCE,
     Changed,
-    carry_all,
     drain,
     facts,
     leftovers,
     marked,
+    process_all,
     shadow_on,
 )
 from tests.e2e.test_api import Api, running_api
@@ -51,7 +51,7 @@ async def test_a_report_pages_differing_events_and_an_accepted_field_no_longer_h
         "build": CANDIDATE, "events": 5, "queued": 5
     }  # fmt: skip
     app.sources[SOURCE] = Changed(app.sources[SOURCE], marked("zqx"))  # type: ignore[assignment]
-    await carry_all(app, "build", CANDIDATE)
+    await process_all(app, "build", CANDIDATE)
     path = "/v1/rollouts/build/report"
     first = (await api.get(path, params={"limit": 3})).json()
     assert (first["facts"]["compared"], first["facts"]["mismatched"]) == (5, 5)

@@ -19,7 +19,7 @@ DOCUMENTS, VERSIONS = 8, 12
 SUBJECT = subject_of("documents")
 
 
-async def carry(app: App, path: Path) -> None:
+async def process(app: App, path: Path) -> None:
     """Work on the documents of one path, for ever: the steps that a drain of Temporal and the direct loop sequence."""
     while True:
         batch = await app.steps.claim("documents", path=path, everything=False)
@@ -33,7 +33,7 @@ async def carry(app: App, path: Path) -> None:
 @asynccontextmanager
 async def both_paths(app: App) -> AsyncIterator[None]:
     paths: tuple[Path, ...] = ("temporal", "temporal", "direct", "direct")
-    tasks = [asyncio.create_task(carry(app, path)) for path in paths]
+    tasks = [asyncio.create_task(process(app, path)) for path in paths]
     try:
         yield
         assert not any(task.done() for task in tasks)

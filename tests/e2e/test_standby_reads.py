@@ -222,8 +222,8 @@ async def test_a_document_that_is_not_on_the_standby_yet_is_no_unknown_scope(
     await pause(pair)
     await write(api, "n", "SHP-220001 left.")
     [row] = await api.app.db.fetch("SELECT doc_id FROM documents WHERE doc_key = 'n'")
-    found = await search(api, "left", filters={"documents": [str(row["doc_id"])]})
-    assert found == ["SHP-220001 left."]
+    snippets = await search(api, "left", filters={"documents": [str(row["doc_id"])]})
+    assert snippets == ["SHP-220001 left."]
 
 
 async def test_without_a_standby_searches_read_from_the_primary(

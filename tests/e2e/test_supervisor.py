@@ -239,7 +239,7 @@ async def test_where_children_outlive_their_parent_the_next_start_ends_them(fold
 
 
 def reach_of(folder: Path) -> dict[str, str]:
-    """The addresses that a running stack has, from what it keeps in its folder."""
+    """Return the addresses that a running stack has, from what it keeps in its folder."""
     stack = read_stack(folder)
     assert stack
     secrets = json.loads((folder / "secrets.json").read_text())

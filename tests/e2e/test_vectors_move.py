@@ -52,7 +52,7 @@ async def removed(url: str, collection: str) -> AsyncIterator[None]:
         await client.close()
 
 
-async def found(app: App) -> tuple[str, int]:
+async def best_passage(app: App) -> tuple[str, int]:
     """Return the best passage for a question, and how many there are: the others score alike."""
     result = await app.search.search("SHP-100007 waits at door 7")
     assert result.degraded == []
@@ -70,7 +70,7 @@ async def test_vectors_move_to_a_server_and_back(
     async with open_app(edge) as app:
         await app.recovery.check_restarted_stores()
         await fill(app, 40)
-        before = await found(app)
+        before = await best_passage(app)
     async with removed(qdrant, collection):
         async with open_app(server) as app:
             assert len(await incomplete_after_prepare(app)) == 40
@@ -82,7 +82,7 @@ async def test_vectors_move_to_a_server_and_back(
             assert progress.state == "done"
             assert await incomplete(app, "vectors") == []
             await app.recovery.check_restarted_stores()
-            assert await found(app) == before
+            assert await best_passage(app) == before
             await land(app, text_event(app, "new", "SHP-100999 came meanwhile.", version=1))
             await app.direct.drain("documents")
         await check_back(edge)

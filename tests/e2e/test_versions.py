@@ -37,7 +37,7 @@ def shipments() -> Iterator[str]:
 
 
 async def naming(stack: Stack, shipment: str) -> list[str]:
-    """The documents that a search for a shipment shows as naming it, one entry a hit."""
+    """Return the documents that a search for a shipment shows as naming it, one entry a hit."""
     answer = await stack.search(shipment, entities=[f"shipment:{shipment}"])
     assert answer["degraded"] == []
     return [hit["document_id"] for hit in answer["hits"]]

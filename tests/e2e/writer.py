@@ -78,7 +78,7 @@ class Writer:
         return await self.stack.http.post(item.path, content=item.body, headers=headers)
 
     def newest(self) -> dict[str, Item]:
-        """The item that readers must see in the end, by document id."""
+        """Return the item that readers must see in the end, by document id."""
         newest: dict[str, Item] = {}
         for item, event in self.landed.items():
             known = newest.setdefault(event["document_id"], item)
@@ -95,11 +95,11 @@ def items(count: int) -> list[Item]:
     numbers = itertools.count(uuid.uuid4().int % 10**6 * 10**5)
     made: list[Item] = []
     while len(made) < count:
-        made += _one(len(made), f"SHP-{next(numbers)}", f"SHP-{next(numbers)}")
+        made += _items_of_note(len(made), f"SHP-{next(numbers)}", f"SHP-{next(numbers)}")
     return made
 
 
-def _one(n: int, shipment: str, newer: str) -> list[Item]:
+def _items_of_note(n: int, shipment: str, newer: str) -> list[Item]:
     text = f"Note {n}: {shipment} is at door {n % 40}."
     if n % 6 == 4:
         body = front.message(f"msg_{shipment}", f"cnv_{shipment}", at=n / 10, text=text)

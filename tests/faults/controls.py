@@ -169,19 +169,19 @@ async def _lying_store(app: App, store: str, vectors: str, result: Controlled) -
 
 
 async def _bucket_of_nobody(app: App, vectors: str, result: Controlled) -> None:
-    """A share under which Temporal should carry half of the documents, and nobody who does."""
+    """A share under which Temporal should process half of the documents, and nobody who does."""
     async with scratch(app, vectors=vectors) as mine:
         await mine.shares.set("source:documents", 50, actor="control", reason="control")
         sends = [document(f"c{n}", n + 1) for n in range(DOCUMENTS)]
         landed = await mine.inbox.land([event(mine, send) for send in sends])
         acknowledged = {item.id: send for item, send in zip(landed, sends, strict=True)}
-        carried = await mine.direct.drain("documents", everything=False)
-        found = (await examine(mine, acknowledged)).all()
-        if not 0 < carried < DOCUMENTS:
+        processed = await mine.direct.drain("documents", everything=False)
+        findings = (await examine(mine, acknowledged)).all()
+        if not 0 < processed < DOCUMENTS:
             result.blind.append(
-                f"the direct path carried {carried} of {DOCUMENTS} at a share of 50"
+                f"the direct path processed {processed} of {DOCUMENTS} at a share of 50"
             )
-        result.saw("documents whose path nobody works on", found, meant="are received")
+        result.saw("documents whose path nobody works on", findings, meant="are received")
 
 
 async def _believe(stages: object) -> dict[UUID, ApexError]:

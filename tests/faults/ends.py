@@ -7,12 +7,13 @@ somebody sees; nothing can hold a source for ever.
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from typing import Any
 from uuid import UUID
 
 from apex_memory.app import App
 from apex_memory.errors import ApexError
-from apex_memory.inbox import event_from_row
+from apex_memory.inbox import StoredEvent
 from apex_memory.model import MALFORMED, TOMBSTONE, Event
 from tests.faults.entrances import Acknowledged, Entrances
 
@@ -42,9 +43,9 @@ async def broken(ways: Entrances) -> list[str]:
 async def _rows(app: App) -> dict[UUID, Row]:
     """Every event with its payload, its manifest, and whether readers see it."""
     rows = await app.db.fetch(
-        """SELECT i.*, p.body, m.text, m.title, m.metadata, m.deleted AS deletes, d.doc_id IS NOT NULL AS live,
+        """SELECT i.*, p.body, p.data_key, r.object, m.text, m.title, m.metadata, m.deleted AS deletes, d.doc_id IS NOT NULL AS live,
                   newer.doc_id IS NOT NULL AS outdated, parent.deleted AS orphaned
-           FROM inbox i LEFT JOIN payloads p ON p.inbox_id = i.id
+           FROM inbox i LEFT JOIN payloads p ON p.inbox_id = i.id LEFT JOIN payload_references r ON r.inbox_id = i.id
            LEFT JOIN LATERAL (SELECT * FROM manifests WHERE inbox_id = i.id ORDER BY created_at DESC LIMIT 1) m ON true
            LEFT JOIN documents d ON d.doc_id = i.doc_id AND d.event_id = i.event_id AND d.version = i.version
            LEFT JOIN documents newer ON newer.doc_id = i.doc_id AND (newer.version, newer.event_id) > (i.version, i.event_id)
@@ -54,7 +55,7 @@ async def _rows(app: App) -> dict[UUID, Row]:
 
 
 async def _listed_letters(ways: Entrances) -> dict[UUID, Row]:
-    """The dead letters that the API lists, by their event."""
+    """Return the dead letters that the API lists, by their event."""
     letters: dict[UUID, Row] = {}
     page: dict[str, Any] = {"status": "any", "limit": LETTERS}
     while True:
@@ -93,7 +94,8 @@ def _same_content(app: App, item: Acknowledged, row: Row) -> bool:
     """Return whether a duplicate has the content of the event that was stored first."""
     if row["body"] is None or bytes(row["body"]) == item.event.payload:
         return True
-    return _meaning(app, event_from_row(row)) == _meaning(app, item.event)
+    stored = StoredEvent(**{field.name: row[field.name] for field in fields(StoredEvent)})
+    return _meaning(app, stored.event()) == _meaning(app, item.event)
 
 
 def _meaning(app: App, event: Event) -> str:
@@ -107,7 +109,7 @@ def _meaning(app: App, event: Event) -> str:
 
 
 def _missing_words(ways: Entrances, rows: dict[UUID, Row]) -> list[str]:
-    """The requests whose words are in none of the versions that their events became."""
+    """Return the requests whose words are in none of the versions that their events became."""
     wrong = []
     for request in ways.record.requests:
         known = [rows[id] for id in request.ids if id in rows]
@@ -128,7 +130,7 @@ def _everything_said(row: Row) -> str:
 
 
 async def _held(ways: Entrances) -> list[str]:
-    """The sources that something holds: events that wait, hints that no pull fetches, files that never end."""
+    """Return the sources that something holds: events that wait, hints that no pull fetches, files that never end."""
     app = ways.app
     backlog = await app.inbox.backlog()
     hints = await app.db.fetch("SELECT source, key FROM change_hints")

@@ -192,7 +192,7 @@ class Mangling:
         self.chance = random.Random(seed)
 
     def routes(self, simulator: Simulator) -> Sequence[BaseRoute]:
-        """The routes of a simulator, whose JSON responses are damaged now and then."""
+        """Return the routes of a simulator, whose JSON responses are damaged now and then."""
         routes: list[BaseRoute] = []
         for route in simulator.routes():
             assert isinstance(route, Route)

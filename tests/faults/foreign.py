@@ -445,7 +445,7 @@ def mangled_json(body: bytes, chance: random.Random) -> bytes:
 
 
 def _mangled(value: Any, chance: random.Random) -> Any:
-    """The value with one place in it changed."""
+    """Return the value with one place in it changed."""
     if isinstance(value, dict) and value and chance.random() < 0.93:
         name = chance.choice(sorted(value))
         changed = {key: item for key, item in value.items() if key != name}

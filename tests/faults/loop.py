@@ -177,7 +177,7 @@ async def _strike(
                 reported = len(readers.wrong)
                 say(
                     f"{n:4d}/{len(planned)}  {fault.name:32s} found again after {took:5.1f} s   "
-                    f"{len(ledger.acknowledged)} acknowledged, {readers.asked.total()} reads, {len(readers.wrong)} wrong"
+                    f"{len(ledger.acknowledged)} acknowledged, {readers.requests.total()} reads, {len(readers.wrong)} wrong"
                 )
         finally:
             writers.close()
@@ -185,7 +185,7 @@ async def _strike(
             readers.close()
     result.accepted = len(writers.ledger.acknowledged)
     result.duplicates, result.sent_again = writers.ledger.duplicates, writers.ledger.sent_again
-    result.reads, result.partial_reads = readers.asked, readers.wrong
+    result.reads, result.partial_reads = readers.requests, readers.wrong
     result.unexpected = writers.ledger.unexpected
     result.findings = Findings()
     stack.acknowledged = {**stack.poisoned, **writers.ledger.acknowledged}

@@ -28,7 +28,7 @@ class Proxy:
         """Connections and requests that waited while nothing was let through."""
 
     async def start(self) -> int:
-        """The port."""
+        """Return the port."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         return int(self._server.sockets[0].getsockname()[1])
 

@@ -61,11 +61,11 @@ def judge_hit(key: str, hit: Any) -> str | None:
 
 
 class Readers:
-    """`wrong` has what was read and must not be; `asked` counts the requests by kind."""
+    """`wrong` has what was read and must not be; `requests` counts the requests by kind."""
 
     def __init__(self, stack: Stack, keys: Sequence[str], *, seed: str, hands: int = 2) -> None:
         self.wrong: list[str] = []
-        self.asked: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self._stack = stack
         self._keys = list(keys)
         self._by_id = {str(document_uuid("documents", key)): key for key in keys}
@@ -92,16 +92,16 @@ class Readers:
             except (httpx2.TransportError, RuntimeError, TimeoutError) as error:
                 if isinstance(error, RuntimeError) and not self._stack.http.is_closed:
                     raise
-                self.asked["unanswered"] += 1
+                self.requests["unanswered"] += 1
                 await asyncio.sleep(0.1)  # a client's pause before it repeats
 
     def _note(self, *verdicts: str | None) -> None:
         self.wrong += [verdict for verdict in verdicts if verdict]
 
     async def _document(self, history: History, key: str) -> int | None:
-        """The version seen; None if there is none, or no answer."""
+        """Return the version seen; None if there is none, or no answer."""
         answer = await self._stack.http.get(f"/v1/documents/{document_uuid('documents', key)}")
-        self.asked["document" if answer.is_success else f"document {answer.status_code}"] += 1
+        self.requests["document" if answer.is_success else f"document {answer.status_code}"] += 1
         if answer.status_code == 404:
             history.saw_none(key)
         if not answer.is_success:
@@ -139,13 +139,13 @@ class Readers:
         in_graph = bool(entity.json()["roles"])
         if not in_graph and not entity.json()["degraded"]:
             self.wrong.append(f"{word}: is live, and the graph says nothing of it")
-        self.asked["seen whole"] += in_vectors and in_graph
+        self.requests["seen whole"] += in_vectors and in_graph
 
     async def _ask(self, kind: str, body: dict[str, Any]) -> Any:
         answer = await self._stack.http.post("/v1/search", json=body)
-        self.asked[kind if answer.is_success else f"{kind} {answer.status_code}"] += 1
+        self.requests[kind if answer.is_success else f"{kind} {answer.status_code}"] += 1
         if not answer.is_success:
             return None
         result = answer.json()
-        self.asked["degraded"] += bool(result["degraded"])
+        self.requests["degraded"] += bool(result["degraded"])
         return result

@@ -36,9 +36,9 @@ SAYS = "The truck waits at the dock. " * 12
 class Stormed:
     """Seconds, with and without the storm beside."""
 
-    carried_alone: list[float] = field(default_factory=list)
+    processed_alone: list[float] = field(default_factory=list)
     """Until all of `NEIGHBOURS` that lay ready were searchable."""
-    carried_beside: list[float] = field(default_factory=list)
+    processed_beside: list[float] = field(default_factory=list)
     waited_alone: list[float] = field(default_factory=list)
     """From a webhook to its message being searchable."""
     waited_beside: list[float] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Stormed:
         as many sound documents. Of medians."""
         waited = statistics.median(self.waited_beside)
         return (
-            statistics.median(self.carried_beside) / statistics.median(self.carried_alone),
+            statistics.median(self.processed_beside) / statistics.median(self.processed_alone),
             waited / statistics.median(self.waited_alone),
             waited / statistics.median(self.waited_beside_sound),
         )
@@ -59,11 +59,11 @@ class Stormed:
 async def storm(stack: Stack) -> Stormed:
     """First a backlog of both, which the worker finds at once; then files that come in while messages do."""
     result = Stormed()
-    await _carried(stack, 0)  # what is done for the first time takes longer
-    pair = [(0, result.carried_alone), (STORM, result.carried_beside)]
+    await _processed(stack, 0)  # what is done for the first time takes longer
+    pair = [(0, result.processed_alone), (STORM, result.processed_beside)]
     for n in range(ROUNDS):  # the stores grow meanwhile, so each goes first as often as the other
         for broken, seconds in reversed(pair) if n % 2 else pair:
-            seconds.append(await _carried(stack, broken))
+            seconds.append(await _processed(stack, broken))
     for _ in range(STORMS):
         result.waited_alone += await _waited(stack)
         async with _coming(stack, _poison) as poisoned:
@@ -77,7 +77,7 @@ async def storm(stack: Stack) -> Stormed:
     return result
 
 
-async def _carried(stack: Stack, broken: int) -> float:
+async def _processed(stack: Stack, broken: int) -> float:
     with stack.held("worker"):
         ids = await _land(stack, [_message() for _ in range(NEIGHBOURS)], hook=True)
         poisoned = await _land(stack, _poisons(broken))

@@ -99,7 +99,7 @@ class Story:
 
     def __iter__(self) -> Iterator[Send]:
         while True:
-            block = [self._one() for _ in range(BLOCK)]
+            block = [self._operation() for _ in range(BLOCK)]
             block += self._chance.sample(block, 4)
             self._chance.shuffle(block)
             yield from block
@@ -108,7 +108,7 @@ class Story:
         """Later operations have higher versions than the deletes the server dated before them."""
         return max(time.time_ns() // 1000, self._start) + next(self._numbers)
 
-    def _one(self) -> Send:
+    def _operation(self) -> Send:
         chance, version = self._chance.random(), self._version()
         if chance < 0.04:
             return poison(next(self._numbers), version)

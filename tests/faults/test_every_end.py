@@ -33,7 +33,7 @@ from apex_memory.saga.recovery import states
 from apex_memory.sealing import new_key
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.sources.base import Sample
-from apex_memory.sources.pages import TimeRange
+from apex_memory.sources.pages import BackfillRange
 from apex_memory.stores.postgres import Connection
 from tests.faults import foreign
 from tests.faults.ends import broken
@@ -201,7 +201,7 @@ class Company(RuleBasedStateMachine):
 
     async def _backfill(self, source: str, edits: float) -> None:
         clock = self.ways.simulators[source].clock
-        window = TimeRange(clock.now - timedelta(days=2), clock.now)
+        window = BackfillRange(clock.now - timedelta(days=2), clock.now)
         self.mangling.edits = edits
         await self.ways.pull(source, Backfill(uuid.uuid4(), source, window))
         self.mangling.edits = 0.0

@@ -114,7 +114,7 @@ async def check_doctor(stack: Stack, name: str, folder: Path) -> None:
 
 
 async def hits(stack: Stack) -> list[Any]:
-    """The hits of a search; none while nothing responds."""
+    """Return the hits of a search; none while nothing responds."""
     body = {"query": "SHP-100045 door", "limit": 5}
     try:
         response = await stack.http.post("/v1/search", json=body)
@@ -124,7 +124,7 @@ async def hits(stack: Stack) -> list[Any]:
 
 
 async def lands(stack: Stack, name: str) -> bool:
-    """Whether a new document is accepted and can be found."""
+    """Return whether a new document is accepted and can be found."""
     body = {"key": f"after {name}", "version": 1, "text": "SHP-100045 left."}
     try:
         response = await stack.http.post("/v1/documents?wait=searchable&timeout=5", json=body)
@@ -146,7 +146,7 @@ async def check_healed(stack: Stack, name: str, sent: Sent) -> None:
 
 
 async def parked(stack: Stack, store: str) -> bool:
-    """Whether events wait for the store, and nothing else has become of them."""
+    """Return whether events wait for the store, and nothing else has become of them."""
     backlog = (await stack.get("/v1/status"))["backlog"]
     return any(row["park_store"] == store for row in backlog)
 

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 from apex_memory.cli import main
 from apex_memory.engines.base import HOST, Engine, free_port
-from apex_memory.engines.process import Child
+from apex_memory.engines.process import ChildProcess
 from apex_memory.engines.supervisor import Supervisor
 
 up = importlib.import_module(
@@ -27,9 +27,9 @@ made_of: dict[str, tuple[Any, ...]] = {}
 """Name of a process → what it was made of: settings, environment, URL, port, metrics."""
 
 
-def child(name: str, *given: Any) -> Child:
+def child(name: str, *given: Any) -> ChildProcess:
     made_of[name] = given
-    made: Child = ordinary(name, *given)
+    made: ChildProcess = ordinary(name, *given)
     if name not in ("worker", "bulk"):
         return made
     command = [
@@ -39,7 +39,7 @@ def child(name: str, *given: Any) -> Child:
     return replace(made, command=command)
 
 
-def another(name: str, number: int) -> Child:
+def another(name: str, number: int) -> ChildProcess:
     """Another gateway or worker beside the first: with ports of its own, and all else the same."""
     settings, environment, *_ = made_of[name]
     port = free_port()
@@ -54,7 +54,7 @@ def another(name: str, number: int) -> Child:
 
 
 class Several(Supervisor):
-    async def start(self, *parts: Engine | Child) -> None:
+    async def start(self, *parts: Engine | ChildProcess) -> None:
         others = [
             another(part.name, number)
             for part in parts

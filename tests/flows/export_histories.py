@@ -85,7 +85,7 @@ async def rollout_gate(input: RolloutGateInput) -> RolloutGateReport:
     return RolloutGateReport("build", {"documents": "PostgreSQL 18"}, {"Drain": 20})
 
 
-async def carried(bench: Bench, count: int) -> None:
+async def processed(bench: Bench, count: int) -> None:
     await bench.wake()
     await until(lambda: len(bench.steps.published) == count, f"{count} events published")
 
@@ -100,7 +100,7 @@ async def handed_over(bench: Bench) -> None:
 async def burst(bench: Bench) -> None:
     bench.steps.land(25)
     await bench.start()
-    await carried(bench, 25)
+    await processed(bench, 25)
     await handed_over(bench)
 
 
@@ -114,7 +114,7 @@ async def faults(bench: Bench) -> None:
     await bench.wake()
     await until(lambda: not bench.steps.fail["publish"], "a step failed permanently")
     bench.steps.land(2)
-    await carried(bench, 3)
+    await processed(bench, 3)
     await handed_over(bench)
 
 
@@ -124,7 +124,7 @@ async def pause(bench: Bench) -> None:
     bench.steps.land(2)
     await bench.wake()
     await handle.signal("resume")
-    await carried(bench, 2)
+    await processed(bench, 2)
     await handed_over(bench)
 
 

@@ -1,4 +1,4 @@
-"""Copies of a source's events on a real Temporal server: carried by a drain of their own, which ends with the shadow."""
+"""Copies of a source's events on a real Temporal server: processed by a drain of their own, which ends with the shadow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["temporal"]  # a fixture that is shared
 RUNNING = WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_RUNNING
 
 
-async def test_temporal_carries_copies_of_what_the_direct_path_carried(
+async def test_temporal_processes_copies_of_what_the_direct_path_processed(
     make_settings: MakeSettings, temporal: Temporal
 ) -> None:
     async with AsyncExitStack() as stack:
@@ -56,7 +56,7 @@ async def test_temporal_carries_copies_of_what_the_direct_path_carried(
 async def test_copies_need_no_bulk_worker_and_make_progress_while_events_wait(
     make_settings: MakeSettings, temporal: Temporal
 ) -> None:
-    """The bulk worker has the lowest CPU priority: on a busy machine what it carries may stand still."""
+    """The bulk worker has the lowest CPU priority: on a busy machine what it processes may stand still."""
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(running(temporal))
         settings = make_settings(temporal=temporal.url, shadow_busy_share=0.1)

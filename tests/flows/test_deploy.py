@@ -136,19 +136,19 @@ async def alone(db: Postgres, build: str) -> None:
 
 
 async def version_of(client: Client, workflow: str = "drain:frontapp") -> str:
-    """The build that the newest run of a drain is on."""
-    found = await client.get_workflow_handle(workflow).describe()
-    return str(found.raw_info.versioning_info.deployment_version.build_id)
+    """Return the build that the newest run of a drain is on."""
+    description = await client.get_workflow_handle(workflow).describe()
+    return str(description.raw_info.versioning_info.deployment_version.build_id)
 
 
-async def carries(client: Client, host: Worker, count: int = 1) -> None:
-    """Land an event on the build, and wait until its drain has carried it."""
+async def processes(client: Client, host: Worker, count: int = 1) -> None:
+    """Land an event on the build, and wait until its drain has processed it."""
     before = len(host.steps.published)
     host.steps.land(count)
     await host.drains.wake("frontapp")
     await until(
         lambda: len(host.steps.published) == before + count,
-        f"{host.build} carries it",
+        f"{host.build} processes it",
         seconds=TAKEOVER_SECONDS,
     )
 
@@ -166,7 +166,7 @@ async def in_temporal(client: Client, current: str, ramping: str = "", share: in
 
 async def test_the_first_build_is_current_and_a_later_one_waits(own: Client, db: Postgres) -> None:
     async with worker(own, db, "a") as a:
-        await carries(own, a)
+        await processes(own, a)
         assert await version_of(own) == "a"
         async with worker(own, db, "b") as b:
 
@@ -179,18 +179,18 @@ async def test_the_first_build_is_current_and_a_later_one_waits(own: Client, db:
             await until(waits, "the second build has registered and waits")
             await in_temporal(own, "a")
             b.steps.land(1)
-            await carries(own, a)
+            await processes(own, a)
             assert b.steps.published == []
 
 
 @pytest.mark.long
 async def test_a_restarting_old_worker_takes_nothing_back(own: Client, db: Postgres) -> None:
     async with worker(own, db, "a") as a:
-        await carries(own, a)
+        await processes(own, a)
         async with worker(own, db, "b") as b:
             await promote(db, "b")
             await in_temporal(own, "b")
-            await carries(own, b)
+            await processes(own, b)
         # `b` is away: its events wait, whoever else starts.
     async with worker(own, db, "a") as a:
 
@@ -201,21 +201,21 @@ async def test_a_restarting_old_worker_takes_nothing_back(own: Client, db: Postg
         a.steps.land(1)
         await a.drains.wake("frontapp")
         async with worker(own, db, "b") as b:
-            await carries(own, b)
+            await processes(own, b)
         assert a.steps.published == []
         assert (await builds.routing(db)).current == "b"
         await in_temporal(own, "b")
 
 
 @pytest.mark.long
-async def test_events_are_carried_after_an_upgrade_of_the_only_worker(
+async def test_events_are_processed_after_an_upgrade_of_the_only_worker(
     own: Client, db: Postgres
 ) -> None:
     async with worker(own, db, "a") as a:
-        await carries(own, a)
+        await processes(own, a)
     await alone(db, "b")
     async with worker(own, db, "b") as b:
-        await carries(own, b)
+        await processes(own, b)
 
         async def on_new_build() -> bool:
             return await version_of(own) == "b"
@@ -227,7 +227,7 @@ async def test_events_are_carried_after_an_upgrade_of_the_only_worker(
 
 async def test_a_drain_of_a_living_old_worker_moves_by_itself(own: Client, db: Postgres) -> None:
     async with worker(own, db, "a") as a:
-        await carries(own, a)
+        await processes(own, a)
         async with worker(own, db, "b") as b:
             await promote(db, "b")
 
@@ -235,7 +235,7 @@ async def test_a_drain_of_a_living_old_worker_moves_by_itself(own: Client, db: P
                 return await version_of(own) == "b"
 
             await until(moved, "the drain is on the new build", seconds=TAKEOVER_SECONDS)
-            await carries(own, b)
+            await processes(own, b)
             runs = [item async for item in own.list_workflows("WorkflowType = 'Drain'")]
             assert WorkflowExecutionStatus.TERMINATED not in {item.status for item in runs}
 
@@ -260,8 +260,8 @@ async def test_paused_stays_paused_over_an_upgrade(own: Client, db: Postgres) ->
         await a.drains.wake("frontapp")
 
         async def paused() -> bool:
-            found = await own.get_workflow_handle("drain:frontapp").describe()
-            return (await found.memo())["paused"] is True
+            description = await own.get_workflow_handle("drain:frontapp").describe()
+            return (await description.memo())["paused"] is True
 
         await until(paused, "the drain says that it is paused")
     await alone(db, "b")
@@ -275,63 +275,63 @@ async def test_paused_stays_paused_over_an_upgrade(own: Client, db: Postgres) ->
         assert b.steps.published == []
         await _pause(db, paused=False)
         await b.drains.resume("frontapp")
-        await until(lambda: b.steps.published == ["e0"], "carried after resume")
+        await until(lambda: b.steps.published == ["e0"], "processed after resume")
 
 
 async def test_a_candidate_has_drains_of_its_own_and_temporal_shows_its_share(
     own: Client, db: Postgres
 ) -> None:
     async with worker(own, db, "a") as a:
-        await carries(own, a)
+        await processes(own, a)
         async with worker(own, db, "b") as b:
             await until(lambda: b.builds.routing.current == "a", "the candidate knows the routing")
             for share in (10, 50, 100):
                 await builds.ramp(db, "b", share, actor="test", unchecked=True)
                 await in_temporal(own, "a", "b", share)
             b.steps.land(1)
-            await until(lambda: b.steps.published, "the candidate's drain carries its events")
+            await until(lambda: b.steps.published, "the candidate's drain processes its events")
             assert await version_of(own, "drain:frontapp@b") == "b"
-            await carries(own, a)
+            await processes(own, a)
             assert await version_of(own) == "a", "the drain of the others stays where it is"
 
             await builds.rollback(db, actor="test")
             await in_temporal(own, "a")
 
             async def ended() -> bool:
-                found = await own.get_workflow_handle("drain:frontapp@b").describe()
-                return found.status == WorkflowExecutionStatus.COMPLETED
+                description = await own.get_workflow_handle("drain:frontapp@b").describe()
+                return description.status == WorkflowExecutionStatus.COMPLETED
 
             await b.drains._send("frontapp", "wake", "drain:frontapp@b", build="b")
             await until(ended, "the drain of a candidate ends with its rollout")
-            await carries(own, a)
+            await processes(own, a)
 
 
 async def test_promoting_the_candidate_ends_its_ramp(own: Client, db: Postgres) -> None:
     """Temporal leaves a ramp on when the current build is set to what it is already."""
     async with worker(own, db, "a") as a, worker(own, db, "b") as b:
-        await carries(own, a)
+        await processes(own, a)
         await builds.ramp(db, "b", 50, actor="test", unchecked=True)
         await in_temporal(own, "a", "b", 50)
         await builds.promote(db, "b", actor="test", unchecked=True)
         await in_temporal(own, "b")
-        await carries(own, b)
+        await processes(own, b)
         await builds.rollback(db, actor="test")
         await in_temporal(own, "a")
-        await carries(own, a)
+        await processes(own, a)
 
 
 async def test_a_retired_build_loses_its_workflows(own: Client, db: Postgres) -> None:
     async with worker(own, db, "a") as a, worker(own, db, "b") as b:
-        await carries(own, a)
+        await processes(own, a)
         await promote(db, "b")
-        await carries(own, b)
+        await processes(own, b)
         await builds.retire(db, "a", actor="test")
 
         async def gone() -> bool:
             return await Deployment(own, "b").running("a") == 0
 
         await until(gone, "no workflow runs on the retired build", seconds=TAKEOVER_SECONDS)
-        await carries(own, b)
+        await processes(own, b)
 
 
 async def test_an_external_owner_of_the_routing_is_followed(own: Client, db: Postgres) -> None:
@@ -351,19 +351,19 @@ async def test_an_external_owner_of_the_routing_is_followed(own: Client, db: Pos
 
         await owner.set_current("a")
         await until(lambda: a.builds.routing.current == "a", "the owner's choice is followed")
-        await carries(own, a)
+        await processes(own, a)
         await owner.set_ramp("b", 10)
         await until(
             lambda: (a.builds.routing.candidate, a.builds.routing.share) == ("b", 10),
             "the owner's ramp is the share of the documents",
         )
         b.steps.land(1)
-        await until(lambda: b.steps.published, "the candidate carries its share")
+        await until(lambda: b.steps.published, "the candidate processes its share")
         await owner.set_ramp("", 0)
         await until(lambda: not a.builds.routing.candidate, "the end of the ramp is followed")
         await owner.set_current("b")
         await until(lambda: a.builds.routing.current == "b", "the promotion is followed")
-        await carries(own, b)
+        await processes(own, b)
     runs = [item async for item in own.list_workflows("WorkflowType = 'Drain'")]
     assert WorkflowExecutionStatus.TERMINATED not in {item.status for item in runs}
 

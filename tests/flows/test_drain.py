@@ -31,7 +31,7 @@ async def outcome(client: Client, workflow: str, run: str) -> str | None:
     return described.typed_search_attributes.get(OUTCOME)
 
 
-async def test_wake_carries_everything_in_batches_and_looks_once_more(bench: Bench) -> None:
+async def test_wake_processes_everything_in_batches_and_looks_once_more(bench: Bench) -> None:
     bench.steps.land(25)
     await bench.start()
     await bench.wake()
@@ -47,7 +47,7 @@ async def test_without_wake_nothing_is_looked_for_until_the_idle_time(bench: Ben
     await until(lambda: bench.steps.published == ["e0"], "a lost wake made up for")
 
 
-async def test_events_that_publishing_lands_are_carried_at_once(bench: Bench) -> None:
+async def test_events_that_publishing_lands_are_processed_at_once(bench: Bench) -> None:
     bench.steps.land(1)
     bench.steps.land_more = 3
     await bench.start(quiet_seconds=600)
@@ -181,7 +181,7 @@ async def test_a_step_that_gives_up_does_not_end_the_drain(bench: Bench) -> None
 
     await until(is_reported, "the reason in the details")
     bench.steps.land(1)
-    await until(lambda: sorted(bench.steps.published) == ["e0", "e1"], "both are carried")
+    await until(lambda: sorted(bench.steps.published) == ["e0", "e1"], "both are processed")
     assert bench.steps.given_up == ["publish"]
 
 
@@ -227,7 +227,7 @@ async def test_the_next_batch_is_prepared_while_one_is_published_and_no_third_is
     await until(lambda: len(bench.steps.published) == 20, "both in hand are finished")
     assert bench.steps.claims == 2
     await bench.client.get_workflow_handle(bench.name).signal("resume")
-    await until(lambda: len(bench.steps.published) == 25, "the rest is carried")
+    await until(lambda: len(bench.steps.published) == 25, "the rest is processed")
     assert bench.steps.published == [f"e{n}" for n in range(25)]
 
 
@@ -249,7 +249,7 @@ async def test_a_batch_that_fails_leaves_the_one_behind_it_alone(bench: Bench) -
     bench.steps.land(20)
     await bench.start()
     await bench.wake()
-    await until(lambda: len(bench.steps.published) == 20, "both are carried")
+    await until(lambda: len(bench.steps.published) == 20, "both are processed")
     assert bench.steps.given_up == ["publish"]
     assert bench.steps.batches[:2] == [10, 10]
 

@@ -1,4 +1,4 @@
-"""Without Temporal the direct path carries everything, the most urgent first, and hands back: on a real server that stops or dies."""
+"""Without Temporal the direct path processes everything, the most urgent first, and hands back: on a real server that stops or dies."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ def note(app: App, id: str, source: str = "urgent", version: int = 1) -> Event:
     return app.sources[source].receive(request).events[0]
 
 
-async def carried(app: App, id: str) -> dict[str, Any] | None:
-    """The event, once it is done: its path, its build, its workflow, and when it ended."""
+async def processed(app: App, id: str) -> dict[str, Any] | None:
+    """Return the event, once it is done: its path, its build, its workflow, and when it ended."""
     return await app.db.fetch_one(
         """SELECT path, build, workflow_id, ended_at, received_at FROM inbox
            WHERE event_id = %s AND state = 'done'""",
@@ -116,8 +116,8 @@ async def carried(app: App, id: str) -> dict[str, Any] | None:
     )
 
 
-async def carried_by(app: App, id: str, *, seconds: float = 30) -> str:
-    row = await until(lambda: carried(app, id), f"{id} is carried", seconds=seconds)
+async def processed_by(app: App, id: str, *, seconds: float = 30) -> str:
+    row = await until(lambda: processed(app, id), f"{id} is processed", seconds=seconds)
     assert row
     return str(row["path"])
 
@@ -135,7 +135,7 @@ async def server(temporal: Temporal) -> AsyncIterator[Process]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("how", ["stopped", "killed"])
-async def test_without_temporal_the_direct_path_carries_all_and_hands_back(
+async def test_without_temporal_the_direct_path_processes_all_and_hands_back(
     make_settings: MakeSettings, temporal: Temporal, tmp_path: Path, how: str
 ) -> None:
     (tmp_path / "sources").mkdir()
@@ -160,9 +160,9 @@ async def test_without_temporal_the_direct_path_carries_all_and_hands_back(
         async def by_temporal() -> bool:
             id = f"seen-{now().timestamp()}"
             await land(note(app, id))
-            return await carried_by(app, id) == "temporal"  # if not, a stall was drained directly
+            return await processed_by(app, id) == "temporal"  # if not, a stall was drained directly
 
-        await until(by_temporal, "Temporal carries events", seconds=TAKEOVER_SECONDS)
+        await until(by_temporal, "Temporal processes events", seconds=TAKEOVER_SECONDS)
         assert await app.inbox.fallback_since() is None and FALLBACK._value.get() == 0
         # On a slow machine there may have been a fallback at the start already.
         await app.db.execute("DELETE FROM audit")
@@ -172,8 +172,8 @@ async def test_without_temporal_the_direct_path_carries_all_and_hands_back(
         else:
             await process.kill()
         await land(*(note(app, f"slow-{n}", "slow") for n in range(40)), note(app, "urgent"))
-        assert await carried_by(app, "urgent") == "direct"
-        urgent = await carried(app, "urgent")
+        assert await processed_by(app, "urgent") == "direct"
+        urgent = await processed(app, "urgent")
         assert urgent and urgent["build"] == app.build and urgent["workflow_id"] is None
         assert (urgent["ended_at"] - urgent["received_at"]).total_seconds() >= FALLBACK_SECONDS - 1
 
@@ -183,7 +183,7 @@ async def test_without_temporal_the_direct_path_carries_all_and_hands_back(
             )
             return rows if len(rows) == 40 else []
 
-        slow = await until(all_slow, "the backlog is carried", seconds=60)
+        slow = await until(all_slow, "the backlog is processed", seconds=60)
         assert {row["path"] for row in slow} == {"direct"}
         later = sum(row["ended_at"] > urgent["ended_at"] for row in slow)
         assert later >= 20, "P0 first: it does not wait for the backlog of P2"

@@ -158,7 +158,7 @@ async def test_w4_histories_of_what_is_fetched_hold_no_content(
         await place.client.get_workflow_handle(f"backfill:polled:{id}").result()
 
         async def recorded() -> dict[str, list[str]]:
-            """The closed histories and the open ones by workflow, opened."""
+            """Return the closed histories and the open ones by workflow, opened."""
             texts: dict[str, list[str]] = {}
             async for run in place.client.list_workflows():
                 handle = place.client.get_workflow_handle(run.id, run_id=run.run_id)
@@ -236,11 +236,11 @@ async def test_backfill_and_replay(make_settings: MakeSettings, folder: Path) ->
         await place.pulling.backfill("polled", id)
 
         async def ended() -> bool:
-            return bool((await backfills.get(id))["state"] != "running")
+            return bool((await backfills.get(id)).state != "running")
 
         await until(ended, "the backfill ended", seconds=30)
         row = await backfills.get(id)
-        assert (row["state"], row["seen"], row["landed"]) == ("done", 5, 2)
+        assert (row.state, row.seen, row.landed) == ("done", 5, 2)
         await until(lambda: place.text("polled", "line:4"), "it is in memory", seconds=20)
         cursors = await place.app.db.fetch("SELECT source FROM cursors ORDER BY 1")
         assert [cursor["source"] for cursor in cursors] == ["polled"]
@@ -248,7 +248,7 @@ async def test_backfill_and_replay(make_settings: MakeSettings, folder: Path) ->
         id = await backfills.create("polled", "replay", since, datetime.now(UTC), actor="test")
         await place.pulling.backfill("polled", id)
         await until(ended, "the replay ended", seconds=30)
-        assert (await backfills.get(id))["landed"] == 5
+        assert (await backfills.get(id)).landed == 5
 
         async def replayed() -> bool:
             rows = await place.app.db.fetch(
@@ -304,7 +304,7 @@ async def test_the_sweep_starts_what_was_ordered_while_temporal_was_away(
         )
 
         async def done() -> bool:
-            return bool((await place.app.backfills.get(id))["state"] == "done")
+            return bool((await place.app.backfills.get(id)).state == "done")
 
         await until(done, "the sweep started it", seconds=30)
 
@@ -319,7 +319,7 @@ async def test_a_cancelled_backfill_stops(make_settings: MakeSettings, folder: P
         await place.pulling.backfill("polled", id)
 
         async def begun() -> bool:
-            return bool((await backfills.get(id))["seen"] > 3)
+            return bool((await backfills.get(id)).seen > 3)
 
         await until(begun, "it has begun", seconds=30)
         assert await backfills.end(id, "cancelled")
@@ -329,4 +329,4 @@ async def test_a_cancelled_backfill_stops(make_settings: MakeSettings, folder: P
             return (await handle.describe()).close_time is not None
 
         await until(over, "its workflow ended", seconds=30)
-        assert (await backfills.get(id))["seen"] < 2_000
+        assert (await backfills.get(id)).seen < 2_000

@@ -61,7 +61,7 @@ async def done(app: App, landed: LandResult) -> bool:
     return await state(app, landed) == "done"
 
 
-async def test_a_landed_event_is_carried_and_names_its_run(
+async def test_a_landed_event_is_processed_and_names_its_run(
     make_settings: MakeSettings, temporal: Temporal
 ) -> None:
     async with (
@@ -120,7 +120,7 @@ async def test_a_batch_that_waits_for_the_one_before_keeps_its_lease(
         await until(is_held_much_later, "its lease goes on, three times over", seconds=15)
         gate.set()
         for landed in (first, second):
-            await until(partial(done, app, landed), "carried")
+            await until(partial(done, app, landed), "processed")
 
 
 async def test_the_sweep_makes_up_for_a_lost_wake(
@@ -132,7 +132,7 @@ async def test_the_sweep_makes_up_for_a_lost_wake(
         waker.wake("documents")
         await until(lambda: done(app, first), "the worker processes an event")
         [second] = await land(app, text_event(app, "b", "two"))
-        await until(lambda: done(app, second), "carried, though nobody woke the drain")
+        await until(lambda: done(app, second), "processed, though nobody woke the drain")
 
 
 async def test_w4_nothing_is_lost_when_a_stranger_ends_the_workflows(
@@ -148,7 +148,7 @@ async def test_w4_nothing_is_lost_when_a_stranger_ends_the_workflows(
         stranger = await Client.connect(address, namespace=namespace)
         await stranger.get_workflow_handle(drain_id("documents")).terminate("by a stranger")
         [second] = await land(app, text_event(app, "b", "two"))
-        await until(lambda: done(app, second), "carried by a new run", seconds=30)
+        await until(lambda: done(app, second), "processed by a new run", seconds=30)
 
 
 async def test_the_worker_waits_for_temporal_and_survives_its_absence(
@@ -158,11 +158,11 @@ async def test_the_worker_waits_for_temporal_and_survives_its_absence(
     async with open_app(settings) as app, serving(app) as waker:
         [early] = await land(app, text_event(app, "a", "landed before Temporal was there"))
         async with running(temporal):
-            await until(lambda: done(app, early), "carried once Temporal is there", seconds=30)
+            await until(lambda: done(app, early), "processed once Temporal is there", seconds=30)
         [late] = await land(app, text_event(app, "b", "landed while Temporal is away"))
         waker.wake("documents")
         async with running(temporal):
-            await until(lambda: done(app, late), "carried once Temporal is back", seconds=40)
+            await until(lambda: done(app, late), "processed once Temporal is back", seconds=40)
 
 
 class Bare(Temporal):
@@ -206,11 +206,11 @@ async def test_temporal_that_lost_its_data_is_set_up_again(
         async with running(temporal):
             [second] = await land(app, text_event(app, "b", "two"))
             await until(
-                lambda: done(app, second), "carried by a Temporal without a past", seconds=60
+                lambda: done(app, second), "processed by a Temporal without a past", seconds=60
             )
 
 
-async def test_the_process_works_shows_its_metrics_and_stops_when_told(
+async def test_the_process_works_shows_its_metrics_and_stops_on_sigterm(
     make_settings: MakeSettings, temporal: Temporal, tmp_path: Path
 ) -> None:
     settings = make_settings(temporal=temporal.url)
@@ -225,7 +225,7 @@ async def test_the_process_works_shows_its_metrics_and_stops_when_told(
         )
         try:
             [landed] = await land(app, text_event(app, "a", "one"))
-            await until(lambda: done(app, landed), "the process carries the event", seconds=30)
+            await until(lambda: done(app, landed), "the worker processes the event", seconds=30)
             [card] = running_processes(tmp_path)
             assert card.pid == process.pid and card.process == "worker" and card.build
             async with httpx2.AsyncClient() as http:

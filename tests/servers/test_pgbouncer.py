@@ -101,8 +101,8 @@ async def test_events_of_many_tasks_become_documents(app: App) -> None:
     landed = await asyncio.gather(*(land(app, event) for event in events))
     await app.direct.drain("documents")
     assert {await state(app, result) for [result] in landed} == {"done"}
-    found = await asyncio.gather(*(live(app, f"d{n}") for n in range(40)))
-    assert all(found)
+    documents = await asyncio.gather(*(live(app, f"d{n}") for n in range(40)))
+    assert all(documents)
     await app.upkeep.sweep()
     await app.upkeep.collect()
 

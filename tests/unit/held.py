@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from apex_memory.model import MALFORMED, Document, Event
 from apex_memory.sources.base import PulledSource
 from apex_memory.sources.http import VendorClient
-from apex_memory.sources.pages import ChangeHint, PullContext, TimeRange, Unfetched
+from apex_memory.sources.pages import BackfillRange, ChangeHint, PullContext, Unfetched
 
 SourceT = TypeVar("SourceT", bound=PulledSource)
 
@@ -18,7 +18,7 @@ SourceT = TypeVar("SourceT", bound=PulledSource)
 @dataclass
 class Held(Generic[SourceT]):
     source: SourceT
-    link: VendorClient
+    client: VendorClient
     cursor: dict[str, Any] = field(default_factory=dict)
     events: dict[str, Event] = field(default_factory=dict)
     acknowledged: list[str] = field(default_factory=list)
@@ -28,13 +28,13 @@ class Held(Generic[SourceT]):
         self,
         *,
         change_hints: Sequence[ChangeHint] = (),
-        window: TimeRange | None = None,
+        window: BackfillRange | None = None,
         die_before: int | None = None,
         between: Callable[[int], None] = lambda n: None,
     ) -> int:
         """Pull to the end and return the number of pages. `die_before`: the worker dies before it commits that page."""
         context = PullContext(
-            link=self.link, cursor=self.cursor, change_hints=change_hints, window=window
+            client=self.client, cursor=self.cursor, change_hints=change_hints, window=window
         )
         n = 0
         async for page in self.source.pull(context):

@@ -139,13 +139,13 @@ def test_one_of_several_right_documents_is_enough_where_any_suffices() -> None:
 
 
 def test_the_report_counts_only_questions_with_an_answer() -> None:
-    asked = Question("intent", "open?", (Evidence("a", ""),), True)
+    answerable = Question("intent", "open?", (Evidence("a", ""),), True)
     unanswered = [Question("no-answer", f"who {n}?", ()) for n in range(20)]
-    outcomes = [Outcome(asked, "fused", (2,), 3.0)]
+    outcomes = [Outcome(answerable, "fused", (2,), 3.0)]
     outcomes += [Outcome(question, "fused", (), 1.0) for question in unanswered]
     assert recall(outcomes, "fused") == 1.0
     text = "\n".join(report(outcomes))
     assert "| all | 1 |" in text and f"{unanswered[0].half}: no answer" in text
-    assert list(misses(outcomes, asked.half)) == []
-    missed = [Outcome(asked, "fused", (None,), 3.0)]
-    assert list(misses(missed, asked.half)) == ["intent: open? (-)"]
+    assert list(misses(outcomes, answerable.half)) == []
+    missed = [Outcome(answerable, "fused", (None,), 3.0)]
+    assert list(misses(missed, answerable.half)) == ["intent: open? (-)"]

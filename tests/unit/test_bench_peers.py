@@ -27,11 +27,11 @@ def schema_request(name: str, prompt: str) -> Any:
 
 
 def test_recall_counts_different_documents_up_to_the_cut() -> None:
-    found = ["a", "a", "b", "c", "a", "d", "e", "f"]
-    assert recall(found, frozenset({"e"})) == 1
-    assert recall(found, frozenset({"f"})) == 0
-    assert recall(found, frozenset({"b", "f"})) == 0.5
-    assert recall(found, frozenset({"f"}), at=6) == 1
+    retrieved = ["a", "a", "b", "c", "a", "d", "e", "f"]
+    assert recall(retrieved, frozenset({"e"})) == 1
+    assert recall(retrieved, frozenset({"f"})) == 0
+    assert recall(retrieved, frozenset({"b", "f"})) == 0.5
+    assert recall(retrieved, frozenset({"f"}), at=6) == 1
     assert recall([], frozenset({"a"})) == 0
 
 

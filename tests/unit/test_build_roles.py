@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from apex_memory.errors import Conflict, NotFound
-from apex_memory.inbox import Carrier, Inbox
+from apex_memory.inbox import Consumer, Inbox
 from apex_memory.inbox.routing import bucket_of
 from apex_memory.model import Event
 from apex_memory.rollout import builds
@@ -61,7 +61,7 @@ async def claimed(db: Postgres, build: str) -> set[int]:
     """Claim all that a build may claim; return the buckets of the documents."""
     batch = uuid.uuid4()
     await Inbox(db).claim(
-        "documents", batch=batch, limit=EVENTS, lease=60, carrier=Carrier("temporal", build)
+        "documents", batch=batch, limit=EVENTS, lease=60, consumer=Consumer("temporal", build)
     )
     rows = await db.fetch("SELECT doc_id FROM inbox WHERE batch = %s", (batch,))
     return {bucket_of(row["doc_id"]) for row in rows}
@@ -142,10 +142,10 @@ async def test_whoever_is_alone_promotes_once_and_leaves_a_rollout_alone(db: Pos
 
 async def test_the_current_build_cannot_be_retired(db: Postgres) -> None:
     await registered(db, "a", "b")
-    with pytest.raises(Conflict, match="carries documents"):
+    with pytest.raises(Conflict, match="processes documents"):
         await builds.retire(db, "a", actor="ann")
     await builds.ramp(db, "b", 10, actor="ann")
-    with pytest.raises(Conflict, match="carries documents"):
+    with pytest.raises(Conflict, match="processes documents"):
         await builds.retire(db, "b", actor="ann")
     await builds.rollback(db, actor="ann")
     await builds.retire(db, "b", actor="ann")
@@ -224,7 +224,7 @@ async def test_a_current_build_without_workers_is_named_with_the_command_that_en
     await absent(db, "gone")
     await absent(db, "old")
     absence = await builds.absence(db)
-    assert absence and (absence.build, absence.living) == ("old", ("new",))
+    assert absence and (absence.build, absence.living) == ("old", ["new"])
     assert absence.seen_seconds and 31 <= absence.seen_seconds < 60
     assert "old" in absence.detail and "31 s" in absence.detail and "new" in absence.detail
     assert absence.remedy.startswith("`apex builds promote new`")
@@ -236,7 +236,7 @@ async def test_without_any_worker_the_remedy_is_to_start_one(db: Postgres) -> No
     await registered(db, "only")
     await db.execute("UPDATE builds SET seen_at = '-infinity'")
     absence = await builds.absence(db)
-    assert absence and absence.seen_seconds is None and absence.living == ()
+    assert absence and absence.seen_seconds is None and absence.living == []
     assert "none was ever seen" in absence.detail and "start a worker of only" in absence.remedy
     await builds.promote(db, "only", actor="apex up", alone=True)
     assert await builds.absence(db) is None, "a supervisor that starts its worker is no alarm"

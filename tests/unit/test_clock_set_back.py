@@ -38,7 +38,7 @@ def in_time(**distance: float) -> datetime:
     "listed, rests", [({"seconds": -10}, True), ({"hours": 1}, False), ({"hours": -1}, False)]
 )
 def test_turvo_lists_again(listed: dict[str, float], rests: bool) -> None:
-    context = PullContext(link=cast(Any, None), cursor={"listed": micros(in_time(**listed))})
+    context = PullContext(client=cast(Any, None), cursor={"listed": micros(in_time(**listed))})
     assert (_ListScan.started(context, pause=60) is None) is rests
 
 

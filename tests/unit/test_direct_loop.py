@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 
 from apex_memory.errors import Unavailable
-from apex_memory.inbox import Inbox, Run
+from apex_memory.inbox import Inbox, WorkflowRun
 from apex_memory.inbox.notices import listen
 from apex_memory.steps import direct_loop
 from apex_memory.steps.batches import BatchSteps
@@ -59,7 +59,7 @@ class Endless(DirectPath):
         source: str,
         *,
         everything: bool = True,
-        run: Run | None = None,
+        run: WorkflowRun | None = None,
         pause: Callable[[], bool] = bool,
     ) -> int:
         self.running.add(source)

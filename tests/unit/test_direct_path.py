@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-from apex_memory.inbox import Inbox, Run
+from apex_memory.inbox import Inbox, WorkflowRun
 from apex_memory.steps.batches import BatchSteps
 from apex_memory.steps.direct import SOURCES_AT_ONCE, DirectPath
 
@@ -36,7 +36,7 @@ class Recorded(DirectPath):
         source: str,
         *,
         everything: bool = True,
-        run: Run | None = None,
+        run: WorkflowRun | None = None,
         pause: Callable[[], bool] = bool,
     ) -> int:
         self.running += 1

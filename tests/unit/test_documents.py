@@ -38,13 +38,13 @@ def receive(
     return list(SOURCE.receive(InboundRequest(raw, headers, query, at)).events)
 
 
-def one(*given: Any, **more: Any) -> Event:
+def received_event(*given: Any, **more: Any) -> Event:
     (event,) = receive(*given, **more)
     return event
 
 
 def document_from(*given: Any, **more: Any) -> Document:
-    return SOURCE.document(one(*given, **more))
+    return SOURCE.document(received_event(*given, **more))
 
 
 def form(*parts: tuple[str, str | None, bytes]) -> tuple[bytes, str]:
@@ -72,7 +72,7 @@ def test_every_byte_comes_back(data: bytes) -> None:
 
 
 def test_a_file_is_not_inflated() -> None:
-    event = one(b"\xff" * 100_000, "image/png", name="scan.png")
+    event = received_event(b"\xff" * 100_000, "image/png", name="scan.png")
     assert len(event.payload) < 100_200
 
 
@@ -114,41 +114,41 @@ def test_a_type_curl_invents_is_unknown() -> None:
 
 
 def test_without_key_the_content_is_the_identity() -> None:
-    first = one(b"hello", "text/plain", name="a.txt")
-    assert one(b"hello", "text/plain", name="a.txt", at=LATER).event_id == first.event_id
-    renamed = one(b"hello", "text/plain", name="b.txt", at=LATER)
+    first = received_event(b"hello", "text/plain", name="a.txt")
+    assert received_event(b"hello", "text/plain", name="a.txt", at=LATER).event_id == first.event_id
+    renamed = received_event(b"hello", "text/plain", name="b.txt", at=LATER)
     assert renamed.doc_key == first.doc_key
     assert renamed.event_id != first.event_id and renamed.version > first.version
-    assert one(b"other", "text/plain", name="a.txt").doc_key != first.doc_key
+    assert received_event(b"other", "text/plain", name="a.txt").doc_key != first.doc_key
 
 
 def test_key_and_time_make_repetition_a_duplicate() -> None:
     stated = {"name": "a.txt", "key": "in/a.txt", "occurred_at": "1761955200.25"}
-    first = one(b"hello", "text/plain", **stated)
+    first = received_event(b"hello", "text/plain", **stated)
     assert first.doc_key == "in/a.txt"
     assert first.version == micros(first.occurred_at) == 1761955200250000
-    assert one(b"hello", "text/plain", at=LATER, **stated) == first
-    changed = one(b"hello!", "text/plain", **{**stated, "occurred_at": "1761955300"})
+    assert received_event(b"hello", "text/plain", at=LATER, **stated) == first
+    changed = received_event(b"hello!", "text/plain", **{**stated, "occurred_at": "1761955300"})
     assert changed.doc_key == first.doc_key and changed.version > first.version
-    assert one(b"hello!", "text/plain", **stated).event_id != first.event_id
+    assert received_event(b"hello!", "text/plain", **stated).event_id != first.event_id
 
 
 def test_a_stated_version_orders() -> None:
     body = {"text": "x", "key": "k", "version": 7}
-    assert one(body).version == 7
-    assert one(body, at=LATER).event_id == one(body).event_id
-    assert one({**body, "version": 8}).event_id != one(body).event_id
+    assert received_event(body).version == 7
+    assert received_event(body, at=LATER).event_id == received_event(body).event_id
+    assert received_event({**body, "version": 8}).event_id != received_event(body).event_id
 
 
 def test_with_key_alone_every_post_is_a_version() -> None:
     body = {"text": "x", "key": "k"}
-    first, again = one(body), one(body, at=LATER)
+    first, again = received_event(body), received_event(body, at=LATER)
     assert first.doc_key == again.doc_key
     assert again.version > first.version and again.event_id != first.event_id
 
 
 def test_the_idempotency_key_is_the_event_id() -> None:
-    assert one({"text": "x", "key": "k"}, idempotency="i-1").event_id == "i-1"
+    assert received_event({"text": "x", "key": "k"}, idempotency="i-1").event_id == "i-1"
     files = form(("file", "a.csv", b"1"), ("file", "b.csv", b"2"))
     assert [event.event_id for event in receive(*files, idempotency="i-1")] == ["i-1", "i-1#1"]
 
@@ -214,7 +214,7 @@ def test_malformed_bodies_are_refused_by_place(given: tuple[Any, ...], message: 
 
 @pytest.mark.parametrize("payload", [b"", b"\x93\x01\x02\x03", b"\xc1", b"\x91\x01", b"hello"])
 def test_a_foreign_payload_is_a_dead_letter(payload: bytes) -> None:
-    event = one({"text": "x"})
+    event = received_event({"text": "x"})
     broken = Event(
         source=event.source,
         event_id="e",
@@ -245,9 +245,9 @@ def test_w1_metadata_is_bounded_whatever_way_it_comes(way: str) -> None:
     assert send(most)
     with pytest.raises(
         Rejected, match=r"metadata: 65,537 bytes of JSON.*metadata_max_bytes"
-    ) as told:
+    ) as refusal:
         send({"note": most["note"] + "x"})
-    assert "as text or as a file" in told.value.remedy
+    assert "as text or as a file" in refusal.value.remedy
     with pytest.raises(Rejected, match="metadata_max_bytes"):
         send({"note": "ü" * 40_000})
 

@@ -28,7 +28,7 @@ from apex_memory.sources.edi.x12.values import (
     to_utc,
 )
 from apex_memory.sources.http import VendorClient
-from apex_memory.sources.pages import InboundFile, Page, PullContext, TimeRange
+from apex_memory.sources.pages import BackfillRange, InboundFile, Page, PullContext
 from apex_memory.sources.registry import load
 from tests.unit.x12_files import (
     ACCEPTED,
@@ -44,7 +44,7 @@ from tests.unit.x12_files import (
     interchange,
 )
 
-LINK = cast(VendorClient, None)  # a batch source reaches its partners by itself
+CLIENT = cast(VendorClient, None)  # a batch source reaches its partners by itself
 
 
 def edi(**settings: Any) -> Edi:
@@ -78,7 +78,7 @@ def document_of(text: str) -> Document:
 
 
 def sets_in(reply: str) -> str:
-    """The sets of a reply, between GS and GE."""
+    """Return the sets of a reply, between GS and GE."""
     return reply[reply.index("ST*") : reply.index("GE*")]
 
 
@@ -559,10 +559,10 @@ class Worker:
     dice: random.Random | None = None
 
     async def pull(
-        self, window: TimeRange | None = None, cursor: dict[str, Any] | None = None
+        self, window: BackfillRange | None = None, cursor: dict[str, Any] | None = None
     ) -> None:
         context = PullContext(
-            link=LINK, cursor=self.cursor if cursor is None else cursor, window=window
+            client=CLIENT, cursor=self.cursor if cursor is None else cursor, window=window
         )
         async with aclosing(cast(Any, self.source.pull(context))) as pages:
             async for page in pages:
@@ -579,7 +579,7 @@ class Worker:
                 continue
             content = self.source.unpack(picked_up)
             self.events |= {event.event_id: event for event in content.events}
-            await self.source.send(content.replies, LINK)
+            await self.source.send(content.replies, CLIENT)
             self.processed.add(data)
 
     def newest(self) -> dict[str, Event]:
@@ -680,7 +680,7 @@ async def test_a_worker_that_dies_around_the_commit_loses_and_doubles_nothing(
     (inbox(worker) / "a.edi").write_text(STATUS_FILE)
     await worker.pull()
     async with aclosing(
-        cast(Any, worker.source.pull(PullContext(link=LINK, cursor=worker.cursor)))
+        cast(Any, worker.source.pull(PullContext(client=CLIENT, cursor=worker.cursor)))
     ) as pages:
         page = await anext(pages)
         if committed:
@@ -736,7 +736,7 @@ async def test_many_files_come_in_pages(worker: Worker) -> None:
     for n in range(45):
         (inbox(worker) / f"{n:02d}.edi").write_text(STATUS_FILE.replace("0815", f"08{n:02d}"))
     await worker.pull()
-    context = PullContext(link=LINK, cursor=worker.cursor)
+    context = PullContext(client=CLIENT, cursor=worker.cursor)
     pages = [page async for page in worker.source.pull(context)]
     assert [len(page.files) for page in pages] == [20, 20, 5]
     assert [len((page.cursor or {})["folder"]) for page in pages] == [25, 5, 0]
@@ -751,11 +751,11 @@ async def test_a_backfill_reads_the_archive_and_leaves_it(worker: Worker, tmp_pa
         os.utime(tmp_path / "done" / f"{n}.edi", (1_000_000 + n, 1_000_000 + n))
     worker.files.clear()
     since, until = (datetime.fromtimestamp(1_000_000 + n, UTC) for n in (0, 2))
-    await worker.pull(TimeRange(since, until), {})
+    await worker.pull(BackfillRange(since, until), {})
     assert [file.name for file in worker.files.values()] == ["folder/0.edi", "folder/1.edi"]
     assert names(tmp_path / "done") == ["0.edi", "1.edi", "2.edi"]
     worker.files.clear()
-    await worker.pull(TimeRange(since, until), {"folder": [1_000_000.0, "0.edi"]})
+    await worker.pull(BackfillRange(since, until), {"folder": [1_000_000.0, "0.edi"]})
     assert [file.name for file in worker.files.values()] == ["folder/1.edi"]
 
 

@@ -65,7 +65,7 @@ def facts(doc: Document, predicate: str) -> set[str]:
 
 
 def live(*texts: str) -> dict[str, Event]:
-    """The newest event of each document, whatever the order of the files."""
+    """Return the newest event of each document, whatever the order of the files."""
     results = []
     for order in itertools.permutations(texts):
         newest: dict[str, Event] = {}

@@ -22,7 +22,7 @@ from apex_memory.config import Settings
 from apex_memory.engines import supervisor
 from apex_memory.engines.base import free_port
 from apex_memory.engines.falkordb import FalkorDB
-from apex_memory.engines.process import Child, Process, child_of, command_and_environment
+from apex_memory.engines.process import ChildProcess, Process, child_of, command_and_environment
 from apex_memory.engines.selection import embedded_engines
 from apex_memory.engines.state import (
     ChildState,
@@ -61,10 +61,10 @@ def shell(
     name: str = "small",
     ready: Callable[[], Awaitable[None]] = at_once,
     **options: Any,
-) -> Child:
-    """Return a child that runs a line of shell and counts as ready at once. `options` are other fields of `Child`."""
+) -> ChildProcess:
+    """Return a child that runs a line of shell and counts as ready at once. `options` are other fields of `ChildProcess`."""
     command = ["/bin/sh", "-c", script]
-    child = Child(name=name, command=command, ready=ready, directory=folder)
+    child = ChildProcess(name=name, command=command, ready=ready, directory=folder)
     return replace(child, **options)
 
 
@@ -132,7 +132,7 @@ async def test_a_child_that_stands_back_does_so_with_its_session(tmp_path: Path)
 
 
 async def test_a_missing_program_is_named(tmp_path: Path) -> None:
-    child = Child(name="small", command=["/nowhere/x"], ready=at_once, directory=tmp_path)
+    child = ChildProcess(name="small", command=["/nowhere/x"], ready=at_once, directory=tmp_path)
     with pytest.raises(Unavailable, match="/nowhere/x"):
         Process(child, tmp_path / "small.log")
 
@@ -161,7 +161,7 @@ async def test_waits_double_while_a_child_keeps_dying_and_start_over_once_it_liv
 
 
 async def waits_before_restarts(folder: Path, count: int) -> list[float]:
-    """The waits announced when a child dies again and again."""
+    """Return the waits announced when a child dies again and again."""
     died: list[float] = []
 
     def note(name: str, what: str, detail: str) -> None:

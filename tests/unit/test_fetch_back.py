@@ -19,10 +19,10 @@ HINTS = [ChangeHint(key) for key in "abcdef"]
 class Vendor:
     def __init__(self, error: Exception, *bad: str) -> None:
         self.error, self.bad = error, bad
-        self.asked: list[str] = []
+        self.fetched: list[str] = []
 
     async def fetch(self, hints: Sequence[ChangeHint]) -> Sequence[Event]:
-        self.asked.append("".join(hint.key for hint in hints))
+        self.fetched.append("".join(hint.key for hint in hints))
         if any(hint.key in self.bad for hint in hints):
             raise self.error
         return []
@@ -33,7 +33,7 @@ async def pages(vendor: Vendor, *groups: Sequence[ChangeHint]) -> list[Page]:
 
 
 def outcome(pages: Sequence[Page]) -> tuple[str, str]:
-    """The keys of the hints that were acknowledged, and of those that failed."""
+    """Return the keys of the hints that were acknowledged, and of those that failed."""
     acknowledged = [hint.key for page in pages for hint in page.acknowledged]
     return "".join(acknowledged), "".join(item.hint.key for page in pages for item in page.unfetched)  # fmt: skip
 
@@ -42,7 +42,7 @@ def outcome(pages: Sequence[Page]) -> tuple[str, str]:
 async def test_a_group_that_fails_is_fetched_one_by_one(error: Exception) -> None:
     vendor = Vendor(error, "b")
     assert outcome(await pages(vendor, HINTS[:3], HINTS[3:])) == ("acdef", "b")
-    assert vendor.asked == ["abc", "a", "b", "c", "def"]
+    assert vendor.fetched == ["abc", "a", "b", "c", "def"]
 
 
 @pytest.mark.parametrize("error", [Unauthorized("401"), RetryLater("429")])
@@ -50,7 +50,7 @@ async def test_what_concerns_every_call_ends_the_pull(error: Exception) -> None:
     vendor = Vendor(error, "a")
     with pytest.raises(type(error)):
         await pages(vendor, HINTS)
-    assert len(vendor.asked) == 1
+    assert len(vendor.fetched) == 1
 
 
 async def test_failures_delay_a_pull_for_a_limited_time_but_each_pull_finds_one_to_blame(
@@ -61,4 +61,4 @@ async def test_failures_delay_a_pull_for_a_limited_time_but_each_pull_finds_one_
     assert outcome(await pages(vendor, HINTS)) == ("", ""), "its time is over before it begins"
     monkeypatch.setattr(fetch_back, "FAULT_SECONDS", 1e-9)
     assert outcome(await pages(vendor, HINTS[:3], HINTS[3:])) == ("a", "b")
-    assert vendor.asked == ["abc", "a", "b"]
+    assert vendor.fetched == ["abc", "a", "b"]

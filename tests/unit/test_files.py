@@ -49,7 +49,7 @@ class Lined(FileSource):
         replies = [InboundFile(f"{file.name}.ack", b"ok")]
         return UnpackedFile(events=events, replies=replies, findings=self.findings)
 
-    async def send(self, replies: Sequence[InboundFile], link: VendorClient) -> None:
+    async def send(self, replies: Sequence[InboundFile], client: VendorClient) -> None:
         self.sent += [reply.name for reply in replies]
 
     def control(self, event_id: str) -> str:
@@ -76,7 +76,7 @@ async def db(database_url: str) -> AsyncIterator[Postgres]:
     await db.close()
 
 
-async def carried(db: Postgres, source: Lined, name: str, data: bytes) -> dict[str, Any]:
+async def processed(db: Postgres, source: Lined, name: str, data: bytes) -> dict[str, Any]:
     """Keep a file, land and answer it; its row."""
     files = Files(db, PayloadStore(db))
     async with db.transaction() as connection:
@@ -90,19 +90,21 @@ async def carried(db: Postgres, source: Lined, name: str, data: bytes) -> dict[s
 async def test_s12_findings_keep_the_order_of_the_file(db: Postgres) -> None:
     findings = ["second in the alphabet", "zebra", "apple", "zebra", "first"]
     source = Lined(findings)
-    row = await carried(db, source, "a.txt", " ".join(f"{n}#a" for n in range(CHUNK + 1)).encode())
+    row = await processed(
+        db, source, "a.txt", " ".join(f"{n}#a" for n in range(CHUNK + 1)).encode()
+    )
     assert row["findings"] == ["second in the alphabet", "zebra", "apple", "first"]
-    later = await carried(db, source, "b.txt", b"0#b 1#a")
+    later = await processed(db, source, "b.txt", b"0#b 1#a")
     assert later["findings"][:4] == row["findings"]
     assert len(later["findings"]) == 5, "and the conflict with the file before, at the end"
 
 
 async def test_a_file_lands_in_chunks_and_gets_one_reply(db: Postgres) -> None:
     source, data = Lined(), " ".join(f"{n}#a" for n in range(CHUNK + 7)).encode()
-    row = await carried(db, source, "a.txt", data)
+    row = await processed(db, source, "a.txt", data)
     assert (row["events"], row["landed"], row["findings"]) == (CHUNK + 7, CHUNK + 7, [])
     assert row["replies"] == ["a.txt.ack"] and row["ended_at"]
-    again = await carried(db, source, "same-content.txt", data)
+    again = await processed(db, source, "same-content.txt", data)
     assert again["id"] == row["id"] and again["ended_at"] == row["ended_at"]
     count = await db.fetch_one("SELECT count(*) AS n FROM inbox")
     assert count and count["n"] == CHUNK + 7
@@ -116,8 +118,8 @@ async def test_other_content_under_a_known_control_is_a_finding(
     db: Postgres, second: bytes, conflicts: list[str]
 ) -> None:
     source = Lined()
-    assert (await carried(db, source, "first", b"7#a 8#b"))["findings"] == []
-    row = await carried(db, source, "second", second)
+    assert (await processed(db, source, "first", b"7#a 8#b"))["findings"] == []
+    row = await processed(db, source, "second", second)
     assert sorted(finding.split()[1] for finding in row["findings"]) == conflicts
     held = await db.fetch("SELECT event_id FROM inbox")
     assert {row["event_id"] for row in held} == {

@@ -21,10 +21,10 @@ from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.frontapp.source import FrontApp
-from apex_memory.sources.pages import ChangeHint, Page, PullContext, TimeRange
+from apex_memory.sources.pages import BackfillRange, ChangeHint, Page, PullContext
 from apex_memory.sources.registry import load
 from tests.unit import vendors
-from tests.unit.vendors import Played, linked
+from tests.unit.vendors import Played, vendor_client
 
 START = 1_761_955_200.0
 Answer = dict[str, Any] | tuple[int, dict[str, Any]]
@@ -38,7 +38,7 @@ class Script(Played):
     def __init__(self, **answers: Any) -> None:
         super().__init__()
         self.answers = {f"/{path.replace('__', '/')}": answer for path, answer in answers.items()}
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.tokens: set[str | None] = set()
 
     def routes(self) -> Sequence[Route]:
@@ -46,7 +46,7 @@ class Script(Played):
 
     async def _answer(self, request: HttpRequest) -> Response:
         path = "/" + request.path_params["path"]
-        self.asked.append(path + (f"?{request.url.query}" if request.url.query else ""))
+        self.requests.append(path + (f"?{request.url.query}" if request.url.query else ""))
         self.tokens.add(request.headers.get("authorization"))
         answer = self.answers.get(path, (404, {}))
         if isinstance(answer, list):
@@ -91,7 +91,7 @@ def cursor(at: float, **seen: float) -> dict[str, Any]:
 
 
 def position(page: Page) -> dict[str, Any] | None:
-    """The cursor of a page without the digests of what was listed."""
+    """Return the cursor of a page without the digests of what was listed."""
     if page.cursor is None:
         return None
     assert set(page.cursor["contents"]) <= set(page.cursor["seen"])
@@ -112,7 +112,7 @@ async def test_pages_follow_next_as_it_is_given() -> None:
     pages, error = await pulled(script, cursor=HERE)
     assert error is None
     assert ids(pages) == ["evt_1", "evt_2"]
-    assert script.asked == [
+    assert script.requests == [
         f"/events?q%5Bafter%5D={int(START) - 300}&sort_by=created_at&sort_order=asc&limit=15",
         "/events?page_token=a%2Bb%3D%3D&limit=15&x=%5B%5D",
     ]
@@ -176,8 +176,8 @@ async def test_the_first_poll_starts_some_hours_before_the_newest_event() -> Non
     script = Script(events=[listed(record_of("evt_9", 9)), listed(record_of("evt_9", 9))])
     pages, _ = await pulled(script, first_poll_hours=2)
     assert ids(pages) == ["evt_9"]
-    assert script.asked[0] == "/events?sort_by=created_at&sort_order=desc&limit=1"
-    assert f"D={int(START) + 9 - 7_200 - 300}&" in script.asked[1]
+    assert script.requests[0] == "/events?sort_by=created_at&sort_order=desc&limit=1"
+    assert f"D={int(START) + 9 - 7_200 - 300}&" in script.requests[1]
     assert await pulled(Script(events=listed())) == ([], None), (
         "an empty Front is no reason to start"
     )
@@ -192,16 +192,16 @@ async def test_a_newest_event_without_a_readable_time_does_not_hold_the_first_po
     assert [event.content_type for event in page.events] == [MALFORMED, "application/json"]
 
 
-async def test_a_backfill_keeps_to_its_window_and_leaves_nudges() -> None:
+async def test_a_backfill_keeps_to_its_window_and_leaves_change_hints() -> None:
     since = datetime.fromtimestamp(START, UTC)
-    window = TimeRange(since, since + timedelta(hours=1))
+    window = BackfillRange(since, since + timedelta(hours=1))
     script = Script(
         events=[listed(record_of("evt_1", 1), next="OWN/events?page_token=2"), listed()]
     )
     pages, _ = await pulled(script, window=window, change_hints=[ChangeHint("evt_7")])
     assert ids(pages) == ["evt_1"]
     assert not any(page.acknowledged for page in pages)
-    assert f"q%5Bbefore%5D={int(START) + 3_600}" in script.asked[0]
+    assert f"q%5Bbefore%5D={int(START) + 3_600}" in script.requests[0]
 
 
 # Whom it trusts
@@ -227,7 +227,7 @@ async def test_a_backfill_keeps_to_its_window_and_leaves_nudges() -> None:
 async def test_the_token_goes_to_front_alone(url: Any) -> None:
     script = Script(events=listed(record_of("evt_1", 1), next=url))
     pages, error = await pulled(script, cursor=HERE)
-    assert len(script.asked) == 1
+    assert len(script.requests) == 1
     if url == "":
         assert error is None
     else:
@@ -302,7 +302,7 @@ async def test_a_preview_is_kept_and_its_body_fetched() -> None:
     assert "Where is SHP-100045?" in front().document(fetched).text
 
 
-async def test_a_webhooks_preview_is_fetched_by_its_nudge() -> None:
+async def test_a_webhooks_preview_is_fetched_by_its_change_hint() -> None:
     preview = record_of(
         "evt_1", 1, "comment", target={"_meta": {"type": "comment"}, "data": {"id": "com_1"}}
     )
@@ -319,7 +319,7 @@ async def test_a_webhooks_preview_is_fetched_by_its_nudge() -> None:
     assert "Call T-204" in front().document(only.events[0]).text
 
 
-async def test_without_a_token_nobody_is_nudged() -> None:
+async def test_without_a_token_there_are_no_change_hints() -> None:
     source = front(api_token="")
     assert source.missing_settings == "api_token"
     assert webhook(source, record_of("evt_1", 1, "inbound", target=mail()))[1] == []
@@ -334,7 +334,7 @@ async def test_without_a_token_nobody_is_nudged() -> None:
         record_of("evt_1", 1, "tag", target={"_meta": {"type": "tag"}, "data": {"id": "tag_1"}}),
     ],
 )
-def test_what_is_whole_nudges_nobody(event: dict[str, Any]) -> None:
+def test_what_is_whole_gives_no_change_hint(event: dict[str, Any]) -> None:
     assert webhook(front(), event)[1] == []
 
 
@@ -403,10 +403,10 @@ async def test_a_record_that_cannot_be_read_stops_nobody() -> None:
 async def test_the_simulator_is_read_whole_in_pages_of_fifteen() -> None:
     world = World.make(3, shipments=8)
     simulator = FrontSimulator(world, Clock(world.start + timedelta(hours=20)), Chaos())
-    async with serve_simulators([simulator]) as served, linked("frontapp") as link:
+    async with serve_simulators([simulator]) as served, vendor_client("frontapp") as client:
         source = load({"frontapp": simulator.settings(f"{served.url}/frontapp")})["frontapp"]
         assert isinstance(source, FrontApp)
-        pages = [page async for page in source.pull(PullContext(link=link))]
+        pages = [page async for page in source.pull(PullContext(client=client))]
     assert len(pages) > 2
     known = [event.id for event in simulator._events]
     assert [id for id in ids(pages) if "/" not in id] == known

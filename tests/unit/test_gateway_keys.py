@@ -10,7 +10,7 @@ import pytest
 from psycopg.rows import DictRow
 
 from apex_memory.credentials import api_keys as keys
-from apex_memory.credentials.api_keys import Key, KeyRing, create_key, list_keys, revoke_key
+from apex_memory.credentials.api_keys import KeyRing, ValidKey, create_key, list_keys, revoke_key
 from apex_memory.errors import Conflict, Forbidden, NotFound, Rejected, Unauthorized, Unavailable
 from apex_memory.stores.postgres import Postgres
 
@@ -126,7 +126,7 @@ async def test_while_postgresql_is_away_known_keys_pass_and_all_ask_once(
     checks = [ring.check(key, "read") for key in [made.key, unknown] * 20]
     answers = await asyncio.gather(*checks, return_exceptions=True)
     assert {type(answer) for answer in answers[1::2]} == {Unavailable}, "unknown is not wrong"
-    assert all(isinstance(answer, Key) for answer in answers[::2])
+    assert all(isinstance(answer, ValidKey) for answer in answers[::2])
     assert db.looks - before <= 2
     monkeypatch.setattr(keys, "STALE_SECONDS", 0.0)
     with pytest.raises(Unavailable):

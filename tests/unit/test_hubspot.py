@@ -30,11 +30,11 @@ from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.hubspot.documents import deletion_event, record_event
 from apex_memory.sources.hubspot.object_types import OBJECT_TYPES
 from apex_memory.sources.hubspot.source import HubSpot
-from apex_memory.sources.pages import ChangeHint, TimeRange
+from apex_memory.sources.pages import BackfillRange, ChangeHint
 from apex_memory.sources.payloads import sample
 from apex_memory.sources.registry import load
 from tests.unit.held import Held
-from tests.unit.vendors import linked
+from tests.unit.vendors import vendor_client
 
 SECRET = "00000000-1111-4222-8333-444444444444"
 URL = "https://ingest.example.com/webhooks/hubspot?tenant=t1"
@@ -172,7 +172,7 @@ def notice(
     return fields if at is None else {**fields, "occurredAt": at}
 
 
-def test_notices_coalesce_to_one_nudge_an_object_with_the_newest_time() -> None:
+def test_webhooks_become_one_change_hint_an_object_with_the_newest_time() -> None:
     later = AT + timedelta(seconds=9)
     body = [
         notice("contact.propertyChange", at=1761955209123),
@@ -234,10 +234,13 @@ async def hubspot(
     world = World.make(7, shipments=6)
     simulator = vendor.HubSpot(world, Clock(world.start + timedelta(hours=20)), Chaos())
     change(simulator)
-    async with serve_simulators([simulator]) as served, linked("hubspot", patience=30) as link:
+    async with (
+        serve_simulators([simulator]) as served,
+        vendor_client("hubspot", patience=30) as client,
+    ):
         source = configured(**{**simulator.settings(f"{served.url}/hubspot"), "overlap_seconds": 0, **settings})  # fmt: skip
         source._searches = source._searches.__class__(1000, 1)
-        yield simulator, Held(source, link)
+        yield simulator, Held(source, client)
 
 
 def equal(simulator: vendor.HubSpot, held: Held[HubSpot]) -> None:
@@ -291,7 +294,7 @@ async def test_a_worker_that_dies_anywhere_loses_nothing() -> None:
     async with hubspot(small) as (simulator, held):
         pages = await held.pull()
         for n in range(pages):
-            again = Held(held.source, held.link)
+            again = Held(held.source, held.client)
             await again.pull(die_before=n)
             await again.pull()
             equal(simulator, again)
@@ -303,7 +306,7 @@ async def test_a_broken_off_walk_goes_on_where_it_stopped() -> None:
 
     async with hubspot(small, objects=["contacts"]) as (_, held):
         pages = await held.pull()
-        again, runs = Held(held.source, held.link), 0
+        again, runs = Held(held.source, held.client), 0
         while again.cursor.get("contacts", {"at": 0}).get("at") is not None:
             await again.pull(die_before=1)
             runs += 1
@@ -406,10 +409,10 @@ def test_what_is_not_shown_yet_is_not_lost_by_a_fetch_that_found_nothing() -> No
     assert made.occurred_at == AT and (made.version, made.event_id) > (gone.version, gone.event_id)
 
 
-async def test_a_backfill_takes_its_window_and_leaves_nudges_alone() -> None:
+async def test_a_backfill_takes_its_window_and_leaves_change_hints_alone() -> None:
     async with hubspot() as (simulator, held):
         start = simulator.world.start
-        window = TimeRange(start + timedelta(hours=2), start + timedelta(hours=9))
+        window = BackfillRange(start + timedelta(hours=2), start + timedelta(hours=9))
         simulator.most = 3
         await held.pull(window=window, change_hints=[ChangeHint("company:9001")], die_before=2)
         await held.pull(window=window, change_hints=[ChangeHint("company:9001")])

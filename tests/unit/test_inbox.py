@@ -10,11 +10,11 @@ import pytest
 
 import apex_memory
 from apex_memory.errors import Rejected, Unavailable
-from apex_memory.inbox import Carrier, Inbox, Run, leases
+from apex_memory.inbox import Consumer, Inbox, WorkflowRun, leases
 from apex_memory.model import Event, Priority, now
 from apex_memory.stores.postgres import Postgres
 
-TEMPORAL = Carrier("temporal", "build-1")
+TEMPORAL = Consumer("temporal", "build-1")
 
 
 @pytest.fixture
@@ -60,14 +60,19 @@ async def test_claims_are_exclusive_and_most_urgent_first(db: Postgres) -> None:
     await inbox.land([event(n, priority=Priority.P2) for n in range(5)])
     await inbox.land([event(9, priority=Priority.P0)])
     first = await inbox.claim(
-        "toy", batch=uuid.uuid4(), limit=3, lease=30, carrier=TEMPORAL, run=Run("drain:toy", "r1")
+        "toy",
+        batch=uuid.uuid4(),
+        limit=3,
+        lease=30,
+        consumer=TEMPORAL,
+        run=WorkflowRun("drain:toy", "r1"),
     )
-    second = await inbox.claim("toy", batch=uuid.uuid4(), limit=10, lease=30, carrier=TEMPORAL)
+    second = await inbox.claim("toy", batch=uuid.uuid4(), limit=10, lease=30, consumer=TEMPORAL)
     assert [item.event_id for item in first.events] == ["e9", "e0", "e1"]
     assert [item.event_id for item in second.events] == ["e2", "e3", "e4"]
     assert (first.more, second.more) == (True, False)
     assert (
-        await inbox.claim("toy", batch=uuid.uuid4(), limit=10, lease=30, carrier=TEMPORAL)
+        await inbox.claim("toy", batch=uuid.uuid4(), limit=10, lease=30, consumer=TEMPORAL)
     ).events == []
 
 
@@ -75,8 +80,8 @@ async def test_a_lease_that_ran_out_is_claimed_again_by_another_batch(db: Postgr
     inbox = Inbox(db)
     await inbox.land([event(1)])
     lost, taken_over = uuid.uuid4(), uuid.uuid4()
-    await inbox.claim("toy", batch=lost, limit=1, lease=-1, carrier=TEMPORAL)
-    claim = await inbox.claim("toy", batch=taken_over, limit=1, lease=30, carrier=TEMPORAL)
+    await inbox.claim("toy", batch=lost, limit=1, lease=-1, consumer=TEMPORAL)
+    claim = await inbox.claim("toy", batch=taken_over, limit=1, lease=30, consumer=TEMPORAL)
     assert [item.event_id for item in claim.events] == ["e1"]
     assert await inbox.unprepared(lost) == {}, "the first owner has nothing left to do"
     assert await inbox.start(lost, [claim.events[0].id]) == [], "and cannot begin on it"
@@ -88,10 +93,10 @@ async def test_a_claim_whose_response_was_lost_can_be_repeated(db: Postgres) -> 
     inbox = Inbox(db)
     await inbox.land([event(n) for n in range(4)])
     batch = uuid.uuid4()
-    first = await inbox.claim("toy", batch=batch, limit=2, lease=30, carrier=TEMPORAL)
-    again = await inbox.claim("toy", batch=batch, limit=2, lease=30, carrier=TEMPORAL)
+    first = await inbox.claim("toy", batch=batch, limit=2, lease=30, consumer=TEMPORAL)
+    again = await inbox.claim("toy", batch=batch, limit=2, lease=30, consumer=TEMPORAL)
     assert [item.id for item in again.events] == [item.id for item in first.events]
-    rest = await inbox.claim("toy", batch=uuid.uuid4(), limit=5, lease=30, carrier=TEMPORAL)
+    rest = await inbox.claim("toy", batch=uuid.uuid4(), limit=5, lease=30, consumer=TEMPORAL)
     assert [item.event_id for item in rest.events] == ["e2", "e3"]
 
 
@@ -105,7 +110,7 @@ async def test_w7_a_claim_is_bounded_in_bytes_and_a_giant_is_alone(
     await inbox.land([event(n, payload=bytes(size)) for n, size in enumerate(sizes)])
     batches = []
     while True:
-        claim = await inbox.claim("toy", batch=uuid.uuid4(), limit=5, lease=30, carrier=TEMPORAL)
+        claim = await inbox.claim("toy", batch=uuid.uuid4(), limit=5, lease=30, consumer=TEMPORAL)
         if not claim.events:
             break
         batches.append(([item.event_id for item in claim.events], claim.more))

@@ -35,13 +35,13 @@ def receive(
     return list(SOURCE.receive(InboundRequest(raw, headers, query, at)).events)
 
 
-def one(body: Any, **more: Any) -> Event:
+def received_event(body: Any, **more: Any) -> Event:
     (event,) = receive(body, **more)
     return event
 
 
 def document_from(body: Any, **more: Any) -> Document:
-    return SOURCE.document(one(body, **more))
+    return SOURCE.document(received_event(body, **more))
 
 
 def turns(document: Document) -> list[str]:
@@ -53,8 +53,11 @@ def chat(*messages: object, **more: Any) -> dict[str, Any]:
 
 
 def test_the_same_body_is_a_duplicate_and_a_longer_one_a_new_version() -> None:
-    first, again = one(chat(ASK, TELL)), one(chat(ASK, TELL), at=AT + timedelta(hours=1))
-    longer = one(chat(ASK, TELL, MORE), at=AT + timedelta(hours=2))
+    first, again = (
+        received_event(chat(ASK, TELL)),
+        received_event(chat(ASK, TELL), at=AT + timedelta(hours=1)),
+    )
+    longer = received_event(chat(ASK, TELL, MORE), at=AT + timedelta(hours=2))
     assert first.event_id == again.event_id
     assert first.doc_key == longer.doc_key == "openai:c1"
     assert longer.event_id != first.event_id
@@ -63,24 +66,26 @@ def test_the_same_body_is_a_duplicate_and_a_longer_one_a_new_version() -> None:
 
 def test_key_order_and_spaces_make_no_new_event() -> None:
     spaced = json.dumps(dict(reversed(chat(ASK, TELL).items())), indent=3).encode()
-    assert one(spaced) == one(chat(ASK, TELL))
+    assert received_event(spaced) == received_event(chat(ASK, TELL))
 
 
 def test_stated_times_order_the_versions() -> None:
     stated = chat(ASK, TELL, updated_at="2025-11-03T16:20:05.25Z")
-    event = one(stated)
+    event = received_event(stated)
     assert micros(event.occurred_at) == 1762186805250000
     assert 0 <= event.version - micros(event.occurred_at) < 1000, "digits below a millisecond"
-    assert one(stated, at=AT + timedelta(days=1)).event_id == event.event_id
+    assert received_event(stated, at=AT + timedelta(days=1)).event_id == event.event_id
     for more in (1, 8):
-        longer = one(chat(ASK, TELL, *[MORE] * more, updated_at="2025-11-03T16:20:05.25"))
+        longer = received_event(
+            chat(ASK, TELL, *[MORE] * more, updated_at="2025-11-03T16:20:05.25")
+        )
         assert longer.version == event.version
         assert longer.event_id > event.event_id  # the tie goes to the longer one
-    assert one(chat(ASK, updated_at=1762186805.25)).version == event.version
+    assert received_event(chat(ASK, updated_at=1762186805.25)).version == event.version
 
 
 def test_the_idempotency_key_is_the_event_id() -> None:
-    assert one(chat(ASK), key="k-1").event_id == "k-1"
+    assert received_event(chat(ASK), key="k-1").event_id == "k-1"
     many = receive([chat(ASK), chat(TELL)], key="k-1")
     assert [event.event_id for event in many] == ["k-1", "k-1#1"]
     with pytest.raises(Rejected, match="Idempotency-Key"):
@@ -89,11 +94,11 @@ def test_the_idempotency_key_is_the_event_id() -> None:
 
 def test_without_an_id_the_first_turns_identify_it() -> None:
     short, longer = ({"messages": messages} for messages in ([ASK, TELL], [ASK, TELL, MORE]))
-    assert one(short).doc_key == one(longer).doc_key
-    assert one(short).doc_key.startswith("openai:sha256:")
+    assert received_event(short).doc_key == received_event(longer).doc_key
+    assert received_event(short).doc_key.startswith("openai:sha256:")
     other = {"messages": [ASK, {**TELL, "content": "Delivered."}]}
-    assert one(other).doc_key != one(short).doc_key
-    assert one({**short, "user": "morgan"}).doc_key != one(short).doc_key
+    assert received_event(other).doc_key != received_event(short).doc_key
+    assert received_event({**short, "user": "morgan"}).doc_key != received_event(short).doc_key
 
 
 @pytest.mark.parametrize(
@@ -112,15 +117,15 @@ def test_without_an_id_the_first_turns_identify_it() -> None:
     ],
 )  # fmt: skip
 def test_formats_are_found_out(body: dict[str, Any], form: str) -> None:
-    assert one(body).content_type.endswith(f"; format={form}")
+    assert received_event(body).content_type.endswith(f"; format={form}")
 
 
 def test_a_format_can_be_named() -> None:
     plain = {"messages": [ASK, TELL]}
-    assert one(plain, format="anthropic.messages").doc_key.startswith("anthropic:")
-    assert one({**plain, "format": "openai.chat"}, format="anthropic.messages").doc_key.startswith(
-        "openai:"
-    )
+    assert received_event(plain, format="anthropic.messages").doc_key.startswith("anthropic:")
+    assert received_event(
+        {**plain, "format": "openai.chat"}, format="anthropic.messages"
+    ).doc_key.startswith("openai:")
 
 
 def test_many_come_as_array_lines_page_or_wrapped() -> None:
@@ -168,7 +173,7 @@ def test_lines_are_named_too() -> None:
 
 
 def test_turns_and_depth_are_limited() -> None:
-    assert one(chat(*[ASK] * 10_000))
+    assert received_event(chat(*[ASK] * 10_000))
     with pytest.raises(Rejected, match="10001 turns"):
         receive(chat(*[ASK] * 10_001))
     deep: Any = "x"
@@ -207,7 +212,7 @@ def test_long_results_are_cut_and_titles_too() -> None:
 def test_thinking_and_system_are_shown_on_request() -> None:
     body = json.loads(sample("llm", "own.json"))[1]["body"]
     everything = load({"llm": {"include_thinking": True, "include_system": True}})["llm"]
-    event = one(body)
+    event = received_event(body)
     quiet, loud = SOURCE.document(event), everything.document(event)
     assert "dock times." in quiet.text and "I need the dock times." not in quiet.text
     assert turns(loud)[0] == "System: You check carrier invoices."
@@ -294,16 +299,16 @@ def test_claude_exports_fall_back_to_blocks_and_bring_attachments() -> None:
 def test_claude_times_without_zone_are_utc() -> None:
     conversation = {"uuid": "u", "chat_messages": [], "updated_at": "2025-11-05T09:04:30.25"}
     zoned = {**conversation, "updated_at": "2025-11-05T10:04:30.250+01:00"}
-    assert one(conversation).version == one(zoned).version
-    assert one(conversation).version // 1000 == 1762333470250
+    assert received_event(conversation).version == received_event(zoned).version
+    assert received_event(conversation).version // 1000 == 1762333470250
 
 
 def test_without_a_stated_time_the_latest_turn_gives_the_version() -> None:
     message = {"sender": "human", "text": "Hi", "created_at": "2025-11-05T09:00:00Z"}
-    first = one({"uuid": "u", "chat_messages": [message]})
+    first = received_event({"uuid": "u", "chat_messages": [message]})
     assert first.version // 1_000_000 == micros(datetime(2025, 11, 5, 9, tzinfo=UTC)) // 1_000_000
     later = {**message, "created_at": "2025-11-05T09:01:00Z"}
-    assert one({"uuid": "u", "chat_messages": [message, later]}).version > first.version
+    assert received_event({"uuid": "u", "chat_messages": [message, later]}).version > first.version
 
 
 def test_an_export_may_hold_empty_talks() -> None:
@@ -318,7 +323,7 @@ def test_an_export_may_hold_empty_talks() -> None:
 def test_half_an_emoji_is_no_obstacle() -> None:
     body = b'{"messages":[{"role":"user","content":"cut \\ud83d off\\u0000"}]}'
     assert turns(document_from(body)) == ["User: cut \ufffd off\ufffd"]
-    assert one(body).payload.decode()
+    assert received_event(body).payload.decode()
 
 
 FORMATS = {
@@ -356,9 +361,13 @@ def test_f5_another_content_with_the_same_stated_time_is_a_newer_version(
     name: str, stated: str
 ) -> None:
     at = datetime(2025, 11, 3, 16, 21, tzinfo=UTC)
-    full = one(FORMATS[name]("Card 4411 is at the dock.", stated), at=at)
-    again = one(FORMATS[name]("Card 4411 is at the dock.", stated), at=at + timedelta(minutes=3))
-    redacted = one(FORMATS[name]("Card is at dock.", stated), at=at + timedelta(minutes=5))
+    full = received_event(FORMATS[name]("Card 4411 is at the dock.", stated), at=at)
+    again = received_event(
+        FORMATS[name]("Card 4411 is at the dock.", stated), at=at + timedelta(minutes=3)
+    )
+    redacted = received_event(
+        FORMATS[name]("Card is at dock.", stated), at=at + timedelta(minutes=5)
+    )
     assert again.event_id == full.event_id, "the same again is a duplicate"
     assert redacted.event_id != full.event_id and redacted.doc_key == full.doc_key
     assert (redacted.version, redacted.event_id) > (full.version, full.event_id)
@@ -416,7 +425,7 @@ def test_a_compaction_has_its_words() -> None:
 
 
 @pytest.mark.parametrize("content", [[], [{"type": "text", "text": "I cannot"}]])
-def test_a_refusal_is_told(content: list[dict[str, str]]) -> None:
+def test_a_refusal_is_in_the_text_and_the_metadata(content: list[dict[str, str]]) -> None:
     response = {"id": "msg_01Xy", "type": "message", "role": "assistant", "content": content, "stop_reason": "refusal"}  # fmt: skip
     document = document_from(
         {"request": {"messages": [ASK], "model": "claude-x"}, "response": response}
@@ -480,6 +489,6 @@ def test_w1_the_metadata_of_each_conversation_is_bounded_by_itself() -> None:
     half = {**chat(ASK, TELL), "metadata": {"note": "x" * 40_000}}
     assert len(receive([half, {**half, "conversation_id": "c2"}])) == 2
     large = {**half, "metadata": {"note": "x" * 65_536}}
-    with pytest.raises(Rejected, match=r"^\[1\]\.metadata: 65,547 bytes of JSON") as told:
+    with pytest.raises(Rejected, match=r"^\[1\]\.metadata: 65,547 bytes of JSON") as refusal:
         receive([half, large])
-    assert "as text or as a file" in told.value.remedy
+    assert "as text or as a file" in refusal.value.remedy

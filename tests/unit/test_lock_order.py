@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apex_memory.inbox import Carrier, Inbox
+from apex_memory.inbox import Consumer, Inbox
 from apex_memory.model import Event, Manifest, now
 from apex_memory.saga.dead_letters import DeadLetters
 from apex_memory.saga.journal import CommitResult, Journal
@@ -58,7 +58,7 @@ class Saga:
     async def claimed(self, *, lease: float = 30) -> uuid.UUID:
         batch = uuid.uuid4()
         claim = await self.inbox.claim(
-            "toy", batch=batch, limit=10, lease=lease, carrier=Carrier("temporal", "b")
+            "toy", batch=batch, limit=10, lease=lease, consumer=Consumer("temporal", "b")
         )
         assert len(claim.events) == 1
         return batch

@@ -76,7 +76,7 @@ async def test_what_its_webhook_brought_or_may_still_bring_is_not_lost(company: 
 
 
 async def pulled_events(company: Company, record: dict[str, Any]) -> list[Any]:
-    """The event of a record as a pull reads it, which is the event that its webhook has."""
+    """Return the event of a record as a pull reads it, which is the event that its webhook has."""
     await company.pull(record)
     event = await Inbox(company.db).event(event_uuid("frontapp", record["id"]))
     await company.db.execute("DELETE FROM inbox WHERE id = %s", (event.id,))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from apex_memory.model import File
 from apex_memory.pipeline.file_limits import EventBudget, ReaderLimits
 from apex_memory.pipeline.headers import decode_words, mailboxes, sent_at
-from apex_memory.pipeline.mail import Body, read_mail
+from apex_memory.pipeline.mail import TextBody, read_mail
 from apex_memory.pipeline.mime import decode_base64
 from apex_memory.pipeline.parse import Parsed, parse
 from apex_memory.pipeline.reader import FileReader
@@ -616,7 +616,7 @@ FRAGMENT = st.sampled_from(
 @given(st.lists(FRAGMENT | st.binary(max_size=20), max_size=40).map(b"".join))
 def test_any_bytes_are_a_mail(data: bytes) -> None:
     read = read_mail(data)
-    assert all(isinstance(body, Body) for body in read.bodies)
+    assert all(isinstance(body, TextBody) for body in read.bodies)
 
 
 def test_too_many_and_too_deep_parts_have_a_note() -> None:

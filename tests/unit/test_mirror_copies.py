@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from apex_memory.errors import Conflict, Misconfigured, NotFound
 from apex_memory.inbox.routing import bucket_of
 from apex_memory.mirror import Mirror, copies, forwarder, guard, queue, target
-from apex_memory.mirror.copies import Copy
+from apex_memory.mirror.copies import MirrorCopy
 from apex_memory.mirror.forwarder import back_off
 from apex_memory.mirror.guard import GuardedBackend, is_public
 from apex_memory.mirror.target import Outcome, Target, outcome_of
@@ -58,11 +58,11 @@ def mirror_to(db: Postgres, url: str, **settings: Any) -> Mirror:
     return Mirror(db, sources_with(url, **settings), installation=uuid.UUID(int=7), days=7)
 
 
-def copy(n: int, *, source: str = "frontapp", bucket: int | None = None) -> Copy:
+def copy(n: int, *, source: str = "frontapp", bucket: int | None = None) -> MirrorCopy:
     headers = copies.pack_headers(
         [(b"x-signature", b"s%d" % n), (b"x-twice", b"1"), (b"x-twice", b"2")]
     )
-    return Copy(source, b"n=%d" % n, headers, b"body %d" % n, bucket)
+    return MirrorCopy(source, b"n=%d" % n, headers, b"body %d" % n, bucket)
 
 
 async def keep(mirror: Mirror, *numbers: int, bucket: int | None = None) -> None:
@@ -168,7 +168,7 @@ async def test_copies_and_events_land_together_or_not_at_all(db: Postgres) -> No
     event = Event(
         source="frontapp", event_id="e", doc_key="d", version=1, occurred_at=now(), payload=b"{}"
     )
-    broken = Copy("frontapp", b"", b"", b"x", bucket=2**40)  # no integer of PostgreSQL
+    broken = MirrorCopy("frontapp", b"", b"", b"x", bucket=2**40)  # no integer of PostgreSQL
     with pytest.raises(Exception, match="documents"):
         await mirror.land([event], [broken])
     assert await db.fetch("SELECT FROM inbox") == [] and await states(db) == []
@@ -416,7 +416,7 @@ async def test_rest_mirrors_the_documents_that_are_not_rolled_over(db: Postgres)
     for share in (0, 10, 50, 100):
         expected = {event.doc_key for event in events if bucket_of(event.doc_id) >= share}
         assert await mirrored(share) == expected, share
-    assert await mirrored(None) == set(), "without a rollout Temporal carries all of them"
+    assert await mirrored(None) == set(), "without a rollout Temporal processes all of them"
 
 
 async def test_rest_mirrors_a_webhook_until_all_that_it_names_is_rolled_over(db: Postgres) -> None:
@@ -462,7 +462,7 @@ async def test_large_bodies_are_read_few_at_a_time(
     monkeypatch.setattr(queue, "AT_ONCE_BYTES", 1_000)
     mirror = mirror_to(db, "https://legacy.test/")
     sizes = [2_000, 400, 400, 400]
-    await mirror.land([], [Copy("frontapp", b"", b"", bytes(size)) for size in sizes])
+    await mirror.land([], [MirrorCopy("frontapp", b"", b"", bytes(size)) for size in sizes])
     heads = []
     while rows := await queue.head(db, "frontapp"):
         heads.append([len(row.body) for row in rows])

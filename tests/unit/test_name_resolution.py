@@ -63,7 +63,7 @@ async def call_vendor(host: str) -> None:
 
 
 async def work_beside_hanging_calls(resolver: Resolver) -> bool:
-    """Whether a thread is free for other work while the calls' lookups hang; then release them."""
+    """Return whether a thread is free for other work while the calls' lookups hang; then release them."""
     await call_vendor(HANGING)
     try:
         async with asyncio.timeout(1):

@@ -365,7 +365,7 @@ def test_f22_any_format_code_is_shown_or_left_alone(value: float, code: str) -> 
 
 
 def ole_file(*streams: str) -> bytes:
-    """The start of an OLE file, whose directory names these streams."""
+    """Return the start of an OLE file, whose directory names these streams."""
     return (
         OLE + bytes(504) + b"".join(name.encode("utf-16-le").ljust(128, b"\0") for name in streams)
     )

@@ -82,7 +82,7 @@ async def pipeline() -> AsyncIterator[Pipeline]:
     await pipeline.close()
 
 
-async def one(pipeline: Pipeline, make: Make, of: Event | None = None) -> Manifest:
+async def manifest_of(pipeline: Pipeline, make: Make, of: Event | None = None) -> Manifest:
     [made] = await pipeline.prepare([(of or event(), make)])
     assert isinstance(made, Manifest), made
     return made
@@ -90,7 +90,7 @@ async def one(pipeline: Pipeline, make: Make, of: Event | None = None) -> Manife
 
 async def test_a_document_becomes_a_manifest(pipeline: Pipeline) -> None:
     assertion = Assertion(predicate="about", object="shipment:shp-100045")
-    made = await one(
+    made = await manifest_of(
         pipeline, makes(text="Load SHP-100045 is late.", assertions=(assertion,), parent="thread-1")
     )
     assert pipeline.pipeline == f"{prepare.VERSION}/hashing-256"
@@ -111,7 +111,7 @@ async def test_the_same_event_makes_the_same_manifest_beside_any_others(pipeline
     work = [(event(n), makes(text=f"Load {10_000 + n} " * n)) for n in range(1, 30)]
     together = await pipeline.prepare(work)
     for item, made in zip(work, together, strict=True):
-        alone = await one(pipeline, item[1], item[0])
+        alone = await manifest_of(pipeline, item[1], item[0])
         assert isinstance(made, Manifest)
         assert alone.id == made.id
         assert alone.content_hash() == made.content_hash()
@@ -173,7 +173,7 @@ async def test_text_that_no_store_accepts_is_cleaned_and_offsets_move_along(
     text = "cafe\u0301\r\nSHP-100045\x00\ud800\r\nthird"
     passages = ((0, 5), (7, 19), (21, 26))
     assertion = Assertion(predicate="says", value="a\x00", start=21)
-    made = await one(
+    made = await manifest_of(
         pipeline,
         makes(
             text=text,
@@ -193,7 +193,7 @@ async def test_text_that_no_store_accepts_is_cleaned_and_offsets_move_along(
 
 
 async def test_a_title_alone_is_text_enough(pipeline: Pipeline) -> None:
-    made = await one(pipeline, makes(title="Load SHP-100045", text=" \n"))
+    made = await manifest_of(pipeline, makes(title="Load SHP-100045", text=" \n"))
     assert made.text == "Load SHP-100045"
     assert len(made.chunks) == 1
 
@@ -207,7 +207,7 @@ async def test_a_single_file_is_the_document(pipeline: Pipeline) -> None:
         ("Mine", File("b.pdf", documents.PDF, bill), "Mine"),
         ("", note, "note.txt"),
     ):
-        made = await one(pipeline, makes(title=title, files=(file,)))
+        made = await manifest_of(pipeline, makes(title=title, files=(file,)))
         assert made.title == shown
         assert made.text in ("BOL 8812345", "plain")
         assert made.metadata["files"][0]["name"] == file.name
@@ -215,7 +215,7 @@ async def test_a_single_file_is_the_document(pipeline: Pipeline) -> None:
 
 async def test_files_follow_the_text_and_none_is_lost_silently(pipeline: Pipeline) -> None:
     files = (File("a.txt", "text/plain", b"first"), File("b.png", "image/png", b"\x89PNG"))
-    made = await one(pipeline, makes(text="Hello.", passages=((0, 6),), files=files))
+    made = await manifest_of(pipeline, makes(text="Hello.", passages=((0, 6),), files=files))
     assert made.text == "Hello.\n\n## a.txt\n\nfirst"
     assert [made.chunk_text(c) for c in made.chunks] == ["Hello.", "## a.txt\n\nfirst"]
     assert "cannot read .png" in made.metadata["files"][1]["unread"]
@@ -228,12 +228,14 @@ async def test_limits_are_kept_and_noted(
 ) -> None:
     monkeypatch.setattr(clean_document, "MAX_CHARACTERS", 1_000)
     long = "a b\n" * 251
-    made = await one(pipeline, makes(text=long, passages=((0, 4), (4, 1_004))))
+    made = await manifest_of(pipeline, makes(text=long, passages=((0, 4), (4, 1_004))))
     assert made.text == long[:1_000]
     assert made.chunks[-1].end == 999
     assert made.metadata[DEGRADED] == {"characters": {"found": 1_004, "kept": 1_000}}
     monkeypatch.setattr(prepare, "MAX_ASSERTIONS", 20)
-    many = await one(pipeline, makes(text=" ".join(f"SHP-{n}" for n in range(10_000, 10_030))))
+    many = await manifest_of(
+        pipeline, makes(text=" ".join(f"SHP-{n}" for n in range(10_000, 10_030)))
+    )
     assert len(many.assertions) == 20
     assert many.metadata[DEGRADED] == {"entities": {"found": 30, "kept": 20}}
 
@@ -241,16 +243,18 @@ async def test_limits_are_kept_and_noted(
 async def test_w1_metadata_of_a_vendor_is_cut_with_a_mark(pipeline: Pipeline) -> None:
     """A caller is refused at the entrance; a vendor, or whoever sends a mail, does not get its record refused for it."""
     vendor = {"to": "é" * 600_000, "status": "open", "apex_link": "x"}
-    made = await one(pipeline, makes(text="x", metadata=vendor, link="https://x.example/1"))
-    found = len('{"to": ""}') + 1_200_000 + len('{"status": "open"}')
+    made = await manifest_of(pipeline, makes(text="x", metadata=vendor, link="https://x.example/1"))
+    total_bytes = len('{"to": ""}') + 1_200_000 + len('{"status": "open"}')
     assert made.metadata == {
         "status": "open",
         "apex_link": "https://x.example/1",
-        DEGRADED: {"metadata_bytes": {"found": found, "kept": len('{"status": "open"}')}},
+        DEGRADED: {"metadata_bytes": {"found": total_bytes, "kept": len('{"status": "open"}')}},
     }
-    many = await one(pipeline, makes(text="x", metadata={str(n): "y" * 90 for n in range(20_000)}))
-    told = many.metadata[DEGRADED]["metadata_bytes"]
-    assert len(json.dumps(many.metadata)) < 1_100_000 and 999_000 < told["kept"] <= 1_000_000
+    many = await manifest_of(
+        pipeline, makes(text="x", metadata={str(n): "y" * 90 for n in range(20_000)})
+    )
+    sizes = many.metadata[DEGRADED]["metadata_bytes"]
+    assert len(json.dumps(many.metadata)) < 1_100_000 and 999_000 < sizes["kept"] <= 1_000_000
 
 
 @pytest.mark.parametrize("error", [Unavailable("embedder", "down"), RetryLater("busy", after=9)])
@@ -307,7 +311,7 @@ async def test_identifiers_of_a_source_and_its_text_are_one_entity(pipeline: Pip
     for spelling in ("INV55048", "INV 55048", "inv-55048", "INV\u201155048"):
         pays = Assertion(subject="payment:t1", predicate="pays", object="invoice:INV-55048")
         make = makes(text=f"ACH CREDIT {spelling}", assertions=(pays,))
-        made = await one(pipeline, make)
+        made = await manifest_of(pipeline, make)
         assert made.entities == ("invoice:INV-55048", "payment:t1"), spelling
 
 
@@ -329,7 +333,7 @@ async def test_equal_passages_are_embedded_once() -> None:
     embedder = Counting()
     pipeline = Pipeline(embedder, chunk_chars=200)
     turns = ((0, 4), (4, 8), (8, 12))
-    first = await one(pipeline, makes(text="yes no  yes ", passages=turns))
+    first = await manifest_of(pipeline, makes(text="yes no  yes ", passages=turns))
     assert embedder.texts == ["yes", "no"]
     assert np.array_equal(first.vectors, await HashingEmbedder().passages(["yes", "no", "yes"]))
     await pipeline.prepare([(event(2), makes(text="no")), (event(3), makes(text="maybe"))])
@@ -345,12 +349,14 @@ async def test_passages_of_the_live_version_keep_their_vectors() -> None:
 
     turns = ((0, 4), (4, 8))
     former = replace(
-        await one(Pipeline(Counting(), chunk_chars=200), makes(text="one two ", passages=turns)),
+        await manifest_of(
+            Pipeline(Counting(), chunk_chars=200), makes(text="one two ", passages=turns)
+        ),
         vectors=unit_rows(np.eye(2, 256, dtype=np.float32)),
     )
     embedder = Counting()
     pipeline = Pipeline(embedder, chunk_chars=200, live_manifests=live, build="b7")
-    again = await one(pipeline, makes(text="two six ", passages=turns))
+    again = await manifest_of(pipeline, makes(text="two six ", passages=turns))
     assert embedder.texts == ["six"]
     assert np.array_equal(again.vectors[0], former.vectors[1])
     assert calls == [([event().doc_id], f"{prepare.VERSION}/hashing-256/")]
@@ -366,7 +372,7 @@ async def test_memory_of_vectors_is_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     embedder = Counting()
     pipeline = Pipeline(embedder, chunk_chars=200)
     for text in ("a", "b", "c", "c", "a"):
-        await one(pipeline, makes(text=text))
+        await manifest_of(pipeline, makes(text=text))
     assert embedder.texts == ["a", "b", "c", "a"]
 
 

@@ -42,11 +42,11 @@ from apex_memory.simulate.server import serve_simulators
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import InboundRequest
-from apex_memory.sources.pages import ChangeHint, Page, PullContext, TimeRange
+from apex_memory.sources.pages import BackfillRange, ChangeHint, Page, PullContext
 from apex_memory.sources.plaid.source import PlaidSource
 from apex_memory.sources.registry import load
 from tests.unit import vendors
-from tests.unit.vendors import Played, linked
+from tests.unit.vendors import Played, vendor_client
 
 AT = datetime(2025, 11, 20, 12, tzinfo=UTC)
 VECTOR = (
@@ -234,7 +234,7 @@ async def test_one_item_that_fails_does_not_stop_the_others() -> None:
     assert repaired.events[0].version > pages[0].events[0].version
 
 
-async def test_what_passes_leaves_the_nudge_and_is_tried_again() -> None:
+async def test_a_transient_error_leaves_the_change_hint_and_is_tried_again() -> None:
     down = {"error_type": "INSTITUTION_ERROR", "error_code": "INSTITUTION_DOWN"}
     change_hints = [ChangeHint("itm_a"), ChangeHint("itm_b")]
     pages, error = await pulled(
@@ -277,7 +277,7 @@ async def test_a_backfill_lists_the_days_and_leaves_the_cursor() -> None:
         return {"transactions": many[start : start + 500], "total_transactions": 505}
 
     script = Script(answer)
-    window = TimeRange(datetime(2025, 11, 1, tzinfo=UTC), datetime(2025, 11, 8, tzinfo=UTC))
+    window = BackfillRange(datetime(2025, 11, 1, tzinfo=UTC), datetime(2025, 11, 8, tzinfo=UTC))
     pages, error = await pulled(script, window=window, change_hints=[ChangeHint("itm_a")])
     assert error is None
     assert set(keys(pages)) == {f"transaction:t{n}" for n in range(505)}
@@ -307,10 +307,10 @@ async def keyed(kid: str = MORNING_KEY, **changes: Any) -> PlaidSource:
     """Return a source that has fetched this key from Plaid. `changes` replace fields of the key."""
     async with (
         serve_simulators([Script({"key": {**jwk(kid), **changes}})]) as served,
-        linked("plaid") as link,
+        vendor_client("plaid") as client,
     ):
         plaid = source(f"{served.url}/plaid")
-        await plaid.fetch_verification_data(posted(signature(kid, VECTOR, AT)), link)
+        await plaid.fetch_verification_data(posted(signature(kid, VECTOR, AT)), client)
         return plaid
 
 
@@ -366,9 +366,9 @@ BAD = {
 async def test_only_plaid_is_let_in(what: str) -> None:
     plaid = await keyed()
     request = posted({"plaid-verification": BAD[what]})
-    async with linked("plaid") as link:
+    async with vendor_client("plaid") as client:
         if what != "another's key":
-            await plaid.fetch_verification_data(request, link)  # must bear anything
+            await plaid.fetch_verification_data(request, client)  # must bear anything
     with pytest.raises(Unauthorized) as refused:
         plaid.receive(request)
     assert refused.value.remedy
@@ -410,14 +410,14 @@ async def test_an_expired_key_is_refused() -> None:
 async def test_keys_are_fetched_once_and_unknown_ones_seldom() -> None:
     script = Script(lambda body: {"key": jwk(body["key_id"])} if body["key_id"] == MORNING_KEY else
                     {"error_type": "INVALID_INPUT", "error_code": "INVALID_WEBHOOK_VERIFICATION_KEY_ID"})  # fmt: skip
-    async with serve_simulators([script]) as served, linked("plaid") as link:
+    async with serve_simulators([script]) as served, vendor_client("plaid") as client:
         plaid = source(f"{served.url}/plaid")
         good = posted(signature(MORNING_KEY, VECTOR, AT))
-        await asyncio.gather(*(plaid.fetch_verification_data(good, link) for _ in range(10)))
+        await asyncio.gather(*(plaid.fetch_verification_data(good, client) for _ in range(10)))
         assert len(script.requests) == 1
         for n in range(40):
             token = part({"alg": "ES256", "kid": f"made-up-{n}"}) + ".e30.c2ln"
-            forged = plaid.fetch_verification_data(posted({"plaid-verification": token}), link)
+            forged = plaid.fetch_verification_data(posted({"plaid-verification": token}), client)
             if n < 4:
                 await forged
             else:
@@ -429,21 +429,23 @@ async def test_keys_are_fetched_once_and_unknown_ones_seldom() -> None:
 
 async def test_a_key_is_looked_at_again_after_a_day() -> None:
     script = Script({"key": jwk(MORNING_KEY)}, {"key": {**jwk(MORNING_KEY), "expired_at": 5}})
-    async with serve_simulators([script]) as served, linked("plaid") as link:
+    async with serve_simulators([script]) as served, vendor_client("plaid") as client:
         plaid, request = source(f"{served.url}/plaid"), posted(signature(MORNING_KEY, VECTOR, AT))
-        await plaid.fetch_verification_data(request, link)
+        await plaid.fetch_verification_data(request, client)
         assert plaid.receive(request).change_hints
         (kid, key), *_ = plaid._keys._known.items()
         plaid._keys._known[kid] = replace(key, fetched=key.fetched - 90_000)
-        await plaid.fetch_verification_data(request, link)
+        await plaid.fetch_verification_data(request, client)
         with pytest.raises(Unauthorized, match="expired"):
             plaid.receive(request)
 
 
 async def test_plaid_away_is_no_refusal() -> None:
-    async with linked("plaid") as link:
+    async with vendor_client("plaid") as client:
         with pytest.raises(RetryLater):
-            await source().fetch_verification_data(posted(signature(MORNING_KEY, VECTOR, AT)), link)
+            await source().fetch_verification_data(
+                posted(signature(MORNING_KEY, VECTOR, AT)), client
+            )
 
 
 def received(body: Any, at: datetime = AT) -> Any:
@@ -668,11 +670,11 @@ async def test_what_changes_between_pages_is_read_right(monkeypatch: pytest.Monk
     simulator = PlaidSimulator(world, Clock(world.start + timedelta(hours=18)), Chaos(seed=4))
     truth = {item.doc_key for item in simulator.truth(simulator.clock.now) if not item.deleted}
     simulator.chaos.mutations = 0.5
-    async with serve_simulators([simulator]) as served, linked("plaid") as link:
+    async with serve_simulators([simulator]) as served, vendor_client("plaid") as client:
         base = f"{served.url}/plaid"
         configured = source(**simulator.settings(base))
         events: list[Event] = []
-        async for page in configured.pull(PullContext(link=link)):
+        async for page in configured.pull(PullContext(client=client)):
             events += page.events
         naive = await _naive(base, simulator.chaos)
     assert {event.doc_key for event in events} == truth

@@ -31,7 +31,7 @@ from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.http import VendorClient
-from apex_memory.sources.pages import ChangeHint, TimeRange
+from apex_memory.sources.pages import BackfillRange, ChangeHint
 from apex_memory.sources.payloads import sample
 from apex_memory.sources.quickbooks.records import record_event
 from apex_memory.sources.quickbooks.source import QuickBooks as QuickBooksSource
@@ -192,10 +192,10 @@ async def quickbooks(database_url: str) -> AsyncIterator[Books]:
             async with serve_simulators([simulator]) as served, httpx2.AsyncClient() as http:
                 base = simulator.settings(f"{served.url}/quickbooks")
                 source = configured(**{**base, **settings})
-                link = VendorClient(
+                client = VendorClient(
                     "quickbooks", http, tokens, rate_limits=lambda: [(1_000, 1)], patience=5
                 )
-                yield simulator, Held(source, link)
+                yield simulator, Held(source, client)
 
         yield books
 
@@ -239,7 +239,7 @@ async def test_a_worker_that_dies_anywhere_loses_nothing(quickbooks: Books) -> N
     async with quickbooks() as (simulator, held):
         pages = await held.pull()
         for n in range(pages):
-            again = Held(held.source, held.link)
+            again = Held(held.source, held.client)
             await again.pull(die_before=n)
             await again.pull()
             equal(simulator, again)
@@ -361,7 +361,7 @@ async def test_hints_are_fetched_and_acknowledged_whatever_became_of_the_record(
 async def test_a_backfill_takes_its_window(quickbooks: Books) -> None:
     async with quickbooks() as (simulator, held):
         start = simulator.world.start
-        window = TimeRange(start + timedelta(hours=6), start + timedelta(hours=12))
+        window = BackfillRange(start + timedelta(hours=6), start + timedelta(hours=12))
         await held.pull(window=window, change_hints=[ChangeHint("x")], die_before=1)
         await held.pull(window=window, change_hints=[ChangeHint("x")])
         times = [event.occurred_at for event in held.events.values()]
@@ -404,7 +404,7 @@ async def test_a_token_ends_and_is_renewed_once_with_the_newest_refresh_token(
             simulator.access = ""
             await held.pull()
             assert simulator.renewals == n
-        token = await held.link.tokens.current(f"quickbooks/{REALM}")
+        token = await held.client.tokens.current(f"quickbooks/{REALM}")
         assert token is not None and token.refresh == simulator.refresh
 
 
@@ -412,7 +412,7 @@ async def test_two_pulls_at_once_spend_one_refresh_token(quickbooks: Books) -> N
     async with quickbooks() as (simulator, held):
         await held.pull()
         simulator.access = ""
-        others = [Held(held.source, held.link) for _ in range(4)]
+        others = [Held(held.source, held.client) for _ in range(4)]
         await asyncio.gather(*(other.pull() for other in others))
         assert simulator.renewals == 2
 
@@ -429,7 +429,7 @@ async def test_an_ended_connection_opens_a_new_one_which_then_holds(quickbooks: 
             await held.pull()
         base = held.source.settings.base_url
         anew = configured(**{**simulator.settings(base), "refresh_tokens": ["AB11-anew"]})
-        await Held(anew, held.link).pull()
+        await Held(anew, held.client).pull()
         await held.pull()
 
 

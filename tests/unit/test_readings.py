@@ -252,16 +252,18 @@ async def test_s1_dropping_waits_for_a_transaction_that_inserts_and_keeps_what_i
     assert sorted(map(len, (await landed(db)).values())) == [1, 3]
 
 
-async def test_folds_at_once_share_the_work(db: Postgres, toy: Toy) -> None:
+async def test_aggregations_at_once_share_the_work(db: Postgres, toy: Toy) -> None:
     several = [Readings(db, keep=FOREVER) for _ in range(4)]
     await keep(db, several[0], toy, *(reading(5 * n, series=f"s{m}") for n in range(50) for m in range(12)))  # fmt: skip
-    folded = await asyncio.gather(*(worker.aggregate(toy, everything=True) for worker in several))
-    assert sum(folded) == 600
+    counts = await asyncio.gather(*(worker.aggregate(toy, everything=True) for worker in several))
+    assert sum(counts) == 600
     events = await landed(db)
     assert len(events) == 600 and all(event.endswith(":1") for event in events)
 
 
-async def test_a_fold_that_dies_changes_nothing(db: Postgres, readings: Readings, toy: Toy) -> None:
+async def test_an_aggregation_that_dies_changes_nothing(
+    db: Postgres, readings: Readings, toy: Toy
+) -> None:
     await keep(db, readings, toy, *(reading(5 * n) for n in range(5)))
     toy.broken = True
     task = asyncio.get_running_loop().run_in_executor(None, _die, str(db._pool.conninfo), toy)
@@ -303,7 +305,7 @@ async def test_a_reading_that_arrives_while_its_window_is_aggregated_is_not_lost
     assert [len(body) for body in events.values()] == [1, 2]
 
 
-async def test_a_fold_leaves_a_window_that_is_being_written(db: Postgres, readings: Readings, toy: Toy) -> None:  # fmt: skip
+async def test_an_aggregation_leaves_a_window_that_is_being_written(db: Postgres, readings: Readings, toy: Toy) -> None:  # fmt: skip
     await keep(db, readings, toy, reading(1), reading(1, series="b"))
     async with db.transaction() as connection:
         await readings.insert(connection, toy, [reading(2)])
@@ -335,7 +337,7 @@ class GatedLanding:
 
 
 def _die(url: str, toy: Toy) -> None:
-    """Fold in an event loop that the fold's interrupt ends, as a Ctrl-C would end a process."""
+    """Aggregate in an event loop that the interrupt ends, as a Ctrl-C would end a process."""
 
     async def aggregate() -> None:
         db = Postgres(url)

@@ -24,7 +24,7 @@ from apex_memory.stores.postgres import Postgres
 from tests.unit.test_files import Lined
 from tests.unit.test_front_poll import Script, front, listed, mail
 from tests.unit.test_front_poll import record_of as listed_event
-from tests.unit.vendors import linked
+from tests.unit.vendors import vendor_client
 
 AT = now()
 JSON = "application/json"
@@ -70,7 +70,7 @@ async def landed(db: Postgres, *events: Event) -> list[tuple[str, bool]]:
 
 
 async def texts(db: Postgres) -> dict[str, str]:
-    """The text in the payload of every event in the inbox, by its id."""
+    """Return the text in the payload of every event in the inbox, by its id."""
     rows = await db.fetch(
         "SELECT i.event_id, p.body FROM inbox i JOIN payloads p ON p.inbox_id = i.id"
     )
@@ -170,11 +170,11 @@ class Company:
     async def pull(self, *records: dict[str, Any], **things: Any) -> int:
         """Pull; return how many events were new."""
         self.script = Script(events=listed(*records), **things)
-        async with serve_simulators([self.script]) as served, linked("frontapp") as link:
-            return (await self.pulls.run(front(f"{served.url}/frontapp"), link)).fresh
+        async with serve_simulators([self.script]) as served, vendor_client("frontapp") as client:
+            return (await self.pulls.run(front(f"{served.url}/frontapp"), client)).fresh
 
     async def texts(self) -> dict[str, str]:
-        """The text of the document of every event, by its id."""
+        """Return the text of the document of every event, by its id."""
         rows = await self.db.fetch("SELECT id FROM inbox")
         inbox = Inbox(self.db)
         events = [await inbox.event(row["id"]) for row in rows]
@@ -211,7 +211,7 @@ async def test_a_preview_with_other_content_does_not_fetch_its_message_again(db:
         state = conversation("cnv_1", status)
         preview = listed_event("evt_1", 1, "inbound", target=mail("msg_1"), conversation=state)
         assert await company.pull(preview, messages__msg_1=message) == fresh
-    assert not [path for path in company.script.asked if path.startswith("/messages/")]
+    assert not [path for path in company.script.requests if path.startswith("/messages/")]
 
 
 async def test_a_cursor_of_an_earlier_release_fetches_nothing_again(db: Postgres) -> None:

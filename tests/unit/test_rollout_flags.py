@@ -61,9 +61,9 @@ def test_each_document_has_the_path_that_the_claim_gives_it() -> None:
     client = client_of(Rows(frontapp=10))
     for document in DOCUMENTS:
         context = EvaluationContext(targeting_key=str(document))
-        found = client.get_string_details("apex.frontapp.path", "default", context)
-        assert found.value == ("temporal" if bucket_of(document) < 10 else "direct")
-        assert found.reason == Reason.SPLIT
+        details = client.get_string_details("apex.frontapp.path", "default", context)
+        assert details.value == ("temporal" if bucket_of(document) < 10 else "direct")
+        assert details.reason == Reason.SPLIT
 
 
 def test_shares_and_shadow_are_flags() -> None:
@@ -86,10 +86,10 @@ def test_shares_and_shadow_are_flags() -> None:
     ],
 )
 def test_what_has_no_value_says_why(flag: str, key: str, code: ErrorCode) -> None:
-    found = client_of(Rows(frontapp=10)).get_string_details(
+    details = client_of(Rows(frontapp=10)).get_string_details(
         flag, "default", EvaluationContext(targeting_key=key)
     )
-    assert (found.value, found.error_code) == ("default", code)
+    assert (details.value, details.error_code) == ("default", code)
 
 
 async def test_the_rows_are_read_at_most_once_a_second_and_hold_while_the_gateway_is_away() -> None:
@@ -106,15 +106,15 @@ async def test_the_rows_are_read_at_most_once_a_second_and_hold_while_the_gatewa
     rows.shares["frontapp"] = 50
     assert client.get_integer_value("apex.frontapp.share", -1) == 50
     rows.away = True
-    found = client.get_integer_details("apex.frontapp.share", -1)
-    assert (found.value, found.reason) == (50, Reason.STALE)
+    details = client.get_integer_details("apex.frontapp.share", -1)
+    assert (details.value, details.reason) == (50, Reason.STALE)
 
 
 def test_a_provider_that_never_could_read_gives_no_value() -> None:
     rows = Rows(frontapp=10)
     rows.away = True
-    found = client_of(rows).get_integer_details("apex.frontapp.share", -1)
-    assert (found.value, found.error_code) == (-1, ErrorCode.GENERAL)
+    details = client_of(rows).get_integer_details("apex.frontapp.share", -1)
+    assert (details.value, details.error_code) == (-1, ErrorCode.GENERAL)
 
 
 class UserProvider(AbstractProvider):
@@ -258,6 +258,6 @@ def test_what_is_no_provider_is_refused_by_name() -> None:
 def test_a_class_and_an_instance_are_taken_too() -> None:
     for name in ("UserProvider", "USERS"):
         USERS.values = {"apex.frontapp.share": 5}
-        found = Flags(f"{__name__}:{name}").read(["frontapp"])["frontapp"]
+        share = Flags(f"{__name__}:{name}").read(["frontapp"])["frontapp"]
         known = name == "USERS"
-        assert found == (FlagShare(5, False) if known else FlagShare(None, False, "FLAG_NOT_FOUND"))
+        assert share == (FlagShare(5, False) if known else FlagShare(None, False, "FLAG_NOT_FOUND"))

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apex_memory.rollout.gates import (
+    CheckResult,
     Copies,
     Decision,
-    Facts,
-    Result,
     Side,
     State,
+    StepFacts,
     checks,
     decide,
 )
@@ -27,12 +27,12 @@ MANUAL = PlanSettings(min_seconds=60, min_events=100, promotion="manual").plan()
 
 GOOD = Side(events=200, ended=200, waiting=3, oldest=0.1, p99=0.12)
 OTHER = Side(events=1800, ended=1800, waiting=30, oldest=0.1, p99=0.06)
-HEALTHY = Facts(seconds=61, new=GOOD, other=OTHER, copies=Copies(compared=150))
+HEALTHY = StepFacts(seconds=61, new=GOOD, other=OTHER, copies=Copies(compared=150))
 
 
 def decision(
     step: int,
-    facts: Facts,
+    facts: StepFacts,
     *,
     plan: Plan = PLAN,
     state: State = "running",
@@ -41,7 +41,7 @@ def decision(
     return decide(plan, step, state, facts, approved=approved)
 
 
-def new(**figures: Any) -> Facts:
+def new(**figures: Any) -> StepFacts:
     return replace(HEALTHY, new=replace(GOOD, **figures))
 
 
@@ -53,7 +53,7 @@ def new(**figures: Any) -> Facts:
         (FIFTY, HEALTHY, "promote", "the gate holds"),
         (ALL, HEALTHY, "finish", "the gate holds"),
         # Too little is known.
-        (TEN, Facts(seconds=9e9), "hold", "0 of 100 events"),
+        (TEN, StepFacts(seconds=9e9), "hold", "0 of 100 events"),
         (SHADOW, replace(HEALTHY, copies=Copies()), "hold", "0 of 100 compared copies"),
         (TEN, replace(HEALTHY, seconds=59), "hold", "59 of 60 s"),
         (TEN, new(ended=99), "hold", "99 of 100 events"),
@@ -116,17 +116,19 @@ def new(**figures: Any) -> Facts:
         ),
     ],
 )
-def test_what_follows_from_the_facts(step: int, facts: Facts, kind: str, why: str) -> None:
-    found = decision(step, facts)
-    assert (found.kind, why in found.reason) == (kind, True), found
+def test_what_follows_from_the_facts(step: int, facts: StepFacts, kind: str, why: str) -> None:
+    outcome = decision(step, facts)
+    assert (outcome.kind, why in outcome.reason) == (kind, True), outcome
 
 
 def test_a_step_with_shadow_goes_back_for_mismatches() -> None:
     plan = PlanSettings(steps=({"share": 10, "shadow": True},), min_seconds=0).plan()
-    found = decide(
+    outcome = decide(
         plan, 0, "running", replace(HEALTHY, copies=Copies(150, different=1)), approved=False
     )
-    assert found == Decision("back", "mismatches: 1 of 150 compared copies differ; allowed are 0 %")
+    assert outcome == Decision(
+        "back", "mismatches: 1 of 150 compared copies differ; allowed are 0 %"
+    )
 
 
 @pytest.mark.parametrize("state", ["held", "rolled back"])
@@ -157,7 +159,7 @@ sides = st.builds(
     p99=st.none() | seconds,
 )
 facts = st.builds(
-    Facts,
+    StepFacts,
     seconds=seconds,
     new=sides,
     other=sides,
@@ -191,26 +193,28 @@ plans = st.builds(
 
 @given(plans, facts, st.integers(0, 5), st.booleans())
 def test_no_step_is_left_past_a_check_that_does_not_pass(
-    plan: Plan, known: Facts, n: int, approved: bool
+    plan: Plan, known: StepFacts, n: int, approved: bool
 ) -> None:
     step = min(n, len(plan.steps) - 1)
-    found = checks(plan.steps[step], known)
+    results = checks(plan.steps[step], known)
     kind = decide(plan, step, "running", known, approved=approved).kind
-    if any(check.result is Result.VIOLATED for check in found):
+    if any(check.result is CheckResult.VIOLATED for check in results):
         assert kind == "back"
-    elif any(check.result is not Result.PASSED for check in found):
+    elif any(check.result is not CheckResult.PASSED for check in results):
         assert kind == "hold"
 
 
 @given(plans, facts, st.integers(0, 5))
-def test_without_data_a_rollout_holds(plan: Plan, known: Facts, n: int) -> None:
+def test_without_data_a_rollout_holds(plan: Plan, known: StepFacts, n: int) -> None:
     step = min(n, len(plan.steps) - 1)
-    empty = Facts(seconds=known.seconds, other=known.other, baseline=known.baseline)
+    empty = StepFacts(seconds=known.seconds, other=known.other, baseline=known.baseline)
     assert decide(plan, step, "running", empty, approved=True).kind == "hold"
 
 
 @given(plans, st.lists(facts, max_size=60))
-def test_without_a_person_a_rollout_always_comes_to_rest(plan: Plan, series: list[Facts]) -> None:
+def test_without_a_person_a_rollout_always_comes_to_rest(
+    plan: Plan, series: list[StepFacts]
+) -> None:
     """It moves at most once up each step and once down each, whatever the facts are."""
     step, moves = 0, 0
     state: State = "running"
@@ -230,11 +234,11 @@ def test_without_a_person_a_rollout_always_comes_to_rest(plan: Plan, series: lis
 
 def test_a_step_shows_every_check_of_its_gate() -> None:
     names = {step.name: [c.name for c in checks(step, HEALTHY)] for step in PLAN.steps}
-    carried = ["duration", "events", "failures", "latency", "backlog"]
+    processed = ["duration", "events", "failures", "latency", "backlog"]
     assert names == {
         "shadow": ["duration", "events", "mismatches", "failed copies"],
-        "10 %": carried,
-        "50 %": carried,
-        "100 %": carried,
+        "10 %": processed,
+        "50 %": processed,
+        "100 %": processed,
     }
     assert Step(share=10, shadow=True).name == "10 % with shadow"

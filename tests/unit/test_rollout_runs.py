@@ -61,7 +61,7 @@ class World:
             subject, actor="key:ann", reason="try it", build=build, changes=changes
         )
 
-    async def carried(
+    async def processed(
         self,
         count: int,
         *,
@@ -72,7 +72,7 @@ class World:
         source: str = "frontapp",
         attempts: int = 0,
     ) -> list[uuid.UUID]:
-        """Land events that this path and build have carried to a state, in so many seconds."""
+        """Land events that this path and build have processed to a state, in so many seconds."""
         ids = await self.landed(count, source=source)
         await self.db.execute(
             """UPDATE inbox SET path = %s, build = %s, state = %s, attempts = %s,
@@ -122,15 +122,15 @@ async def test_a_rollout_goes_up_step_by_step_to_its_end(world: World) -> None:
     world.copies = Copies(compared=10)
     await world.controller.tick()
     assert await world.share() == (10, False)
-    await world.carried(10)
-    await world.carried(30, path="direct")
+    await world.processed(10)
+    await world.processed(30, path="direct")
     await world.controller.tick()
     assert await world.share() == (100, False)
     assert (await world.run()).baseline == pytest.approx(0.1, abs=0.01)
 
     await world.controller.tick()
     assert (await world.run()).state == "running", "events of the step before do not count"
-    await world.carried(10)
+    await world.processed(10)
     await world.controller.tick()
     run = await world.run()
     assert (run.state, run.ended_at is not None) == ("done", True)
@@ -148,7 +148,7 @@ async def test_a_rollout_goes_up_step_by_step_to_its_end(world: World) -> None:
 
 async def test_the_copies_of_a_shadow_are_facts_of_its_step(world: World) -> None:
     run = await world.start("shadow", 100)
-    ids = await world.carried(12, path="direct")
+    ids = await world.processed(12, path="direct")
     fill = """INSERT INTO shadows (subject, inbox_id, source, state, equal, fields, ended_at)
               SELECT %s, id, 'frontapp', 'compared', true, '{}', clock_timestamp() FROM unnest(%s::uuid[]) AS id"""
     await world.db.execute(fill, (FRONT, ids))
@@ -167,7 +167,7 @@ async def test_the_copies_of_a_shadow_are_facts_of_its_step(world: World) -> Non
 
 async def test_without_data_a_step_holds(world: World) -> None:
     await world.start(10, 100)
-    await world.carried(200, path="direct")  # the other side's events are no data of this one
+    await world.processed(200, path="direct")  # the other side's events are no data of this one
     for _ in range(5):
         await world.controller.tick()
     assert await world.share() == (10, False)
@@ -176,13 +176,13 @@ async def test_without_data_a_step_holds(world: World) -> None:
 
 async def test_failures_roll_back_with_the_reason_and_stay_back(world: World) -> None:
     await world.start(10, 50, 100)
-    await world.carried(40)
-    await world.carried(40, path="direct")
+    await world.processed(40)
+    await world.processed(40, path="direct")
     await world.controller.tick()
     assert await world.share() == (50, False)
 
-    await world.carried(1, state="dead")
-    await world.carried(8)
+    await world.processed(1, state="dead")
+    await world.processed(8)
     await world.controller.tick()
     run = await world.run()
     assert (run.state, run.step) == ("rolled back", 0)
@@ -191,8 +191,8 @@ async def test_failures_roll_back_with_the_reason_and_stay_back(world: World) ->
     row = await world.db.fetch_one("SELECT * FROM rollouts WHERE subject = %s", (FRONT,))
     assert row and (row["changed_by"], row["reason"]) == ("gate", run.reason)
 
-    await world.carried(40)  # the step's gate would hold
-    await world.carried(40, path="direct")
+    await world.processed(40)  # the step's gate would hold
+    await world.processed(40, path="direct")
     await world.controller.tick()
     assert await world.share() == (10, False)
     assert "`apex rollout approve`" in (await world.run()).verdict
@@ -200,15 +200,15 @@ async def test_failures_roll_back_with_the_reason_and_stay_back(world: World) ->
     await world.runs.approve(FRONT, actor="key:bob", reason="fixed")
     await world.controller.tick()
     assert await world.share() == (10, False), "the facts begin anew"
-    await world.carried(40)
-    await world.carried(40, path="direct")
+    await world.processed(40)
+    await world.processed(40, path="direct")
     await world.controller.tick()
     assert await world.share() == (50, False)
 
 
 async def test_from_the_first_step_the_way_back_leads_to_nothing(world: World) -> None:
     await world.start(10)
-    await world.carried(5, state="dead")
+    await world.processed(5, state="dead")
     await world.controller.tick()
     run = await world.run()
     assert (run.state, run.step_name, run.ended_at is not None) == ("rolled back", "off", True)
@@ -219,18 +219,18 @@ async def test_events_that_fail_again_and_again_are_evidence_before_they_are_dea
     world: World,
 ) -> None:
     await world.start(10)
-    await world.carried(5, state="received", attempts=1)
+    await world.processed(5, state="received", attempts=1)
     await world.controller.tick()
     assert await world.share() == (10, False), "a blip is none"
-    await world.carried(2, state="received", attempts=2)
+    await world.processed(2, state="received", attempts=2)
     await world.controller.tick()
     assert await world.share() == (0, False)
 
 
 async def test_a_slow_side_rolls_back_relative_to_the_other(world: World) -> None:
     await world.start(10)
-    await world.carried(30, seconds=8, path="direct")
-    await world.carried(20, seconds=20)
+    await world.processed(30, seconds=8, path="direct")
+    await world.processed(20, seconds=20)
     await world.controller.tick()
     assert "allowed" not in (await world.run()).verdict
     assert await world.share() == (10, False), "24 s are allowed where the other side takes 8"
@@ -238,8 +238,8 @@ async def test_a_slow_side_rolls_back_relative_to_the_other(world: World) -> Non
 
 async def test_a_slow_side_rolls_back(world: World) -> None:
     await world.start(10, 100)
-    await world.carried(30, seconds=0.1, path="direct")
-    await world.carried(20, seconds=20)
+    await world.processed(30, seconds=0.1, path="direct")
+    await world.processed(20, seconds=20)
     await world.controller.tick()
     assert await world.share() == (0, False)
     assert (await world.run()).reason.startswith("latency: p99 is 20.0 s; allowed are 1.0 s")
@@ -247,8 +247,8 @@ async def test_a_slow_side_rolls_back(world: World) -> None:
 
 async def test_a_store_that_is_away_blames_nobody(world: World) -> None:
     await world.start(10, 100)
-    await world.carried(30, path="direct", state="parked")
-    await world.carried(20, seconds=20)
+    await world.processed(30, path="direct", state="parked")
+    await world.processed(20, seconds=20)
     await world.controller.tick()
     assert "30 events wait for a store" in (await world.run()).verdict
     await world.db.execute(
@@ -262,7 +262,7 @@ async def test_a_store_that_is_away_blames_nobody(world: World) -> None:
 
 async def test_a_backlog_of_the_new_side_alone_rolls_back(world: World) -> None:
     await world.start(50)
-    await world.carried(40, path="direct")
+    await world.processed(40, path="direct")
     ids = await world.landed(60)
     buckets = await world.db.fetch("SELECT id, doc_id FROM inbox WHERE id = ANY(%s)", (ids,))
     others = [row["id"] for row in buckets if bucket_of(row["doc_id"]) >= 50]
@@ -291,19 +291,19 @@ async def test_the_candidate_build_is_judged_by_its_own_events(world: World) -> 
     assert await world.share("build") == (10, False)
     row = await world.db.fetch_one("SELECT build FROM rollouts WHERE subject = 'build'")
     assert row == {"build": "build-2"}
-    await world.carried(30, build="build-1", state="dead", source="plaid")
+    await world.processed(30, build="build-1", state="dead", source="plaid")
     await world.controller.tick()
     assert await world.share("build") == (10, False), "the current build is not on trial"
-    await world.carried(3, build="build-2", state="dead", source="plaid")
-    await world.carried(300, build="build-1", source="frontapp")
+    await world.processed(3, build="build-2", state="dead", source="plaid")
+    await world.processed(300, build="build-1", source="frontapp")
     await world.controller.tick()
     assert await world.share("build") == (0, True), "and back in shadow"
 
 
 async def test_a_manual_plan_waits_for_a_person(world: World) -> None:
     await world.start(10, 100, promotion="manual")
-    await world.carried(20)
-    await world.carried(20, path="direct")
+    await world.processed(20)
+    await world.processed(20, path="direct")
     await world.controller.tick()
     assert (await world.run()).verdict == "the gate holds; waiting for approval"
     await world.runs.approve(FRONT, actor="key:ann", reason="looks well")
@@ -317,8 +317,8 @@ async def test_people_hold_go_back_and_stop(world: World) -> None:
     with pytest.raises(Conflict, match="nothing to approve"):
         await world.runs.approve(FRONT, actor="key:ann")
     await world.runs.hold(FRONT, actor="key:ann", reason="lunch")
-    await world.carried(20)
-    await world.carried(20, path="direct")
+    await world.processed(20)
+    await world.processed(20, path="direct")
     await world.controller.tick()
     assert await world.share() == (10, False)
     await world.runs.approve(FRONT, actor="key:ann", reason="back")
@@ -415,7 +415,7 @@ async def test_what_follows_a_change_is_repeated_until_it_succeeds(world: World)
 async def test_a_build_whose_gates_held_becomes_current(world: World) -> None:
     world.controller.on_change("build", promoting(world.db))
     await world.start(100, subject="build")
-    await world.carried(20, build="build-2")
+    await world.processed(20, build="build-2")
     await world.controller.tick()
     assert (await world.run("build")).state == "done"
     routing = await builds.routing(world.db)
@@ -424,12 +424,12 @@ async def test_a_build_whose_gates_held_becomes_current(world: World) -> None:
 
 async def test_a_build_that_goes_back_loses_its_unfinished_events(world: World) -> None:
     await world.start(10, 100, subject="build")
-    ids = await world.carried(3, build="build-2", state="received")
+    ids = await world.processed(3, build="build-2", state="received")
     await world.db.execute(
         "UPDATE inbox SET batch = gen_random_uuid(), next_at = next_at + interval '1 h' WHERE id = ANY(%s)",
         (ids,),
     )
-    await world.carried(2, build="build-2", state="dead")
+    await world.processed(2, build="build-2", state="dead")
     await world.controller.tick()
     assert await world.share("build") is None, "it is no candidate any more"
     row = await world.db.fetch_one(

@@ -8,7 +8,7 @@ from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 
 import pytest
 
-from apex_memory.inbox import Carrier, Inbox
+from apex_memory.inbox import Consumer, Inbox
 from apex_memory.inbox.routing import BUCKET_SQL, bucket_of
 from apex_memory.model import Event, now
 from apex_memory.rollout.shares import Shares
@@ -66,11 +66,11 @@ async def land(db: Postgres, source: str = "toy", count: int = 300) -> dict[UUID
     return {event.id: bucket_of(event.doc_id) for event in events}
 
 
-async def claimed(db: Postgres, carrier: Carrier, source: str = "toy") -> set[UUID]:
-    """Claim all that is ready for the carrier; return the ids of the events."""
+async def claimed(db: Postgres, consumer: Consumer, source: str = "toy") -> set[UUID]:
+    """Claim all that is ready for the consumer; return the ids of the events."""
     ids: set[UUID] = set()
     while True:
-        claim = await Inbox(db).claim(source, batch=uuid4(), limit=50, lease=30, carrier=carrier)
+        claim = await Inbox(db).claim(source, batch=uuid4(), limit=50, lease=30, consumer=consumer)
         if not claim.events:
             return ids
         ids |= {event.id for event in claim.events}
@@ -88,10 +88,10 @@ async def set_build_share(db: Postgres, build: str, share: int) -> None:
     )
 
 
-async def test_without_a_row_temporal_carries_everything(db: Postgres) -> None:
+async def test_without_a_row_temporal_processes_everything(db: Postgres) -> None:
     buckets = await land(db)
-    assert await claimed(db, Carrier("direct", "b1")) == set()
-    assert await claimed(db, Carrier("temporal", "b1")) == set(buckets)
+    assert await claimed(db, Consumer("direct", "b1")) == set()
+    assert await claimed(db, Consumer("temporal", "b1")) == set(buckets)
     assert set((await stamps(db)).values()) == {("temporal", "b1")}
 
 
@@ -100,8 +100,8 @@ async def test_a_share_is_exact_by_bucket(db: Postgres, share: int) -> None:
     buckets = await land(db)
     await Shares(db).set("source:toy", share, actor="test")
     await Shares(db).set("source:other", 100 - share, actor="test")  # of another source
-    by_temporal = await claimed(db, Carrier("temporal", "b1"))
-    by_direct = await claimed(db, Carrier("direct", "b1"))
+    by_temporal = await claimed(db, Consumer("temporal", "b1"))
+    by_direct = await claimed(db, Consumer("direct", "b1"))
     assert by_temporal == {id for id, bucket in buckets.items() if bucket < share}
     assert by_direct == set(buckets) - by_temporal
     expected = {id: "temporal" if bucket < share else "direct" for id, bucket in buckets.items()}
@@ -112,40 +112,40 @@ async def test_a_changed_share_acts_with_the_next_claim(db: Postgres) -> None:
     buckets = await land(db)
     shares = Shares(db)
     await shares.set("source:toy", 0, actor="test")
-    assert await claimed(db, Carrier("temporal", "b1")) == set()
+    assert await claimed(db, Consumer("temporal", "b1")) == set()
     await shares.set("source:toy", 30, actor="test")
     expected = {id for id, bucket in buckets.items() if bucket < 30}
-    assert await claimed(db, Carrier("temporal", "b1")) == expected
+    assert await claimed(db, Consumer("temporal", "b1")) == expected
     await shares.set("source:toy", 100, actor="test")
     rest = set(buckets) - expected
-    assert await claimed(db, Carrier("temporal", "b1")) == rest
+    assert await claimed(db, Consumer("temporal", "b1")) == rest
 
 
 async def test_the_fallback_takes_the_documents_of_both_paths(db: Postgres) -> None:
     buckets = await land(db)
     await Shares(db).set("source:toy", 60, actor="test")
-    assert await claimed(db, Carrier("direct", "b1", everything=True)) == set(buckets)
+    assert await claimed(db, Consumer("direct", "b1", everything=True)) == set(buckets)
 
 
 async def test_a_repeated_claim_keeps_its_events_when_the_share_changed(db: Postgres) -> None:
     await land(db, count=40)
-    inbox, batch, temporal = Inbox(db), uuid4(), Carrier("temporal", "b1")
-    first = await inbox.claim("toy", batch=batch, limit=20, lease=30, carrier=temporal)
+    inbox, batch, temporal = Inbox(db), uuid4(), Consumer("temporal", "b1")
+    first = await inbox.claim("toy", batch=batch, limit=20, lease=30, consumer=temporal)
     await Shares(db).set("source:toy", 0, actor="test")
-    again = await inbox.claim("toy", batch=batch, limit=20, lease=30, carrier=temporal)
+    again = await inbox.claim("toy", batch=batch, limit=20, lease=30, consumer=temporal)
     assert [item.id for item in again.events] == [item.id for item in first.events]
     assert len(again.events) == 20
 
 
 @pytest.mark.parametrize("share", [0, 25, 100])
-async def test_the_candidate_build_carries_its_share_of_the_documents(
+async def test_the_candidate_build_processes_its_share_of_the_documents(
     db: Postgres, share: int
 ) -> None:
     buckets = await land(db)
     await set_build_share(db, "new", share)
-    by_new = await claimed(db, Carrier("temporal", "new"))
+    by_new = await claimed(db, Consumer("temporal", "new"))
     assert by_new == {id for id, bucket in buckets.items() if bucket < share}
-    assert await claimed(db, Carrier("temporal", "old")) == set(buckets) - by_new
+    assert await claimed(db, Consumer("temporal", "old")) == set(buckets) - by_new
     assert set((await stamps(db)).values()) <= {("temporal", "new"), ("temporal", "old")}
 
 
@@ -153,9 +153,9 @@ async def test_the_fallback_of_a_build_takes_its_own_documents_only(db: Postgres
     buckets = await land(db)
     await set_build_share(db, "new", 20)
     await Shares(db).set("source:toy", 50, actor="test")
-    by_new = await claimed(db, Carrier("direct", "new", everything=True))
+    by_new = await claimed(db, Consumer("direct", "new", everything=True))
     assert by_new == {id for id, bucket in buckets.items() if bucket < 20}
-    by_old = await claimed(db, Carrier("direct", "old"))
+    by_old = await claimed(db, Consumer("direct", "old"))
     assert by_old == {id for id, bucket in buckets.items() if bucket >= 50}
 
 
@@ -163,7 +163,7 @@ async def test_the_fallback_of_a_build_takes_its_own_documents_only(db: Postgres
 async def test_events_claimed_by_their_ids_are_of_documents_of_that_build(
     db: Postgres, share: int
 ) -> None:
-    """As by a gateway that carries one event at once: it may be of another build than the worker."""
+    """As by a gateway that processes one event at once: it may be of another build than the worker."""
     buckets = await land(db)
     for build, role in (("old", "current"), ("retired", "retired"), ("new", "waiting")):
         await db.execute(
@@ -172,9 +172,9 @@ async def test_events_claimed_by_their_ids_are_of_documents_of_that_build(
     await set_build_share(db, "new", share)
 
     async def of(build: str) -> set[UUID]:
-        carrier = Carrier("direct", build, everything=True)
+        consumer = Consumer("direct", build, everything=True)
         return set(
-            await Inbox(db).claim_events(list(buckets), batch=uuid4(), lease=30, carrier=carrier)
+            await Inbox(db).claim_events(list(buckets), batch=uuid4(), lease=30, consumer=consumer)
         )
 
     assert await of("retired") == await of("waiting") == set()

@@ -26,12 +26,12 @@ from apex_memory.simulate.server import serve_simulators
 from apex_memory.simulate.vendor import Chaos, Simulator
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import InboundRequest
-from apex_memory.sources.pages import Page, PullContext, Reading, TimeRange
+from apex_memory.sources.pages import BackfillRange, Page, PullContext, Reading
 from apex_memory.sources.payloads import parse_json, sample
 from apex_memory.sources.registry import load
 from apex_memory.sources.samsara.source import Samsara
 from apex_memory.sources.samsara.stats import VEHICLE, read_vehicle
-from tests.unit.vendors import Played, linked
+from tests.unit.vendors import Played, vendor_client
 
 SECRET = "c2Ftc2FyYS1leGFtcGxlLXNlY3JldC0wMDAx"
 OTHER = base64.b64encode(b"another secret").decode()
@@ -69,7 +69,7 @@ FEED: dict[str, Any] = {
     "pagination": {"endCursor": "9b1d2c1e", "hasNextPage": False},
 }
 START = datetime(2025, 11, 1, 14, tzinfo=UTC)
-SANE = TimeRange(START - timedelta(days=400), START + timedelta(days=1))
+SANE = BackfillRange(START - timedelta(days=400), START + timedelta(days=1))
 
 
 def samsara(**settings: Any) -> Samsara:
@@ -402,7 +402,7 @@ class Scripted(Played):
 
     def __init__(self, *answers: Response | dict[str, Any]) -> None:
         super().__init__()
-        self.answers, self.asked = list(answers), list[tuple[str, dict[str, str]]]()
+        self.answers, self.requests = list(answers), list[tuple[str, dict[str, str]]]()
 
     def settings(self, base: str) -> dict[str, Any]:
         return {"api_token": "t", "base_url": base}
@@ -414,7 +414,7 @@ class Scripted(Played):
         assert request.headers["authorization"] == "Bearer t"
         query = dict(request.query_params)
         assert query.pop("types") == "gps,engineStates,fuelPercents"
-        self.asked.append((request.path_params["what"], query))
+        self.requests.append((request.path_params["what"], query))
         answer = self.answers.pop(0)
         return answer if isinstance(answer, Response) else JSONResponse(answer)
 
@@ -423,13 +423,13 @@ class Scripted(Played):
 async def pulling(
     vendor: Simulator, **settings: Any
 ) -> AsyncIterator[Callable[..., AsyncIterator[Page]]]:
-    async with serve_simulators([vendor]) as served, linked("samsara", patience=2) as link:
+    async with serve_simulators([vendor]) as served, vendor_client("samsara", patience=2) as client:
         base = f"{served.url}/samsara"
         source = samsara(**{**vendor.settings(base), **settings})
         assert source.missing_settings == ""
 
-        def pull(cursor: Mapping[str, Any] | None = None, window: TimeRange | None = None) -> AsyncIterator[Page]:  # fmt: skip
-            return source.pull(PullContext(link=link, cursor=cursor or {}, window=window))
+        def pull(cursor: Mapping[str, Any] | None = None, window: BackfillRange | None = None) -> AsyncIterator[Page]:  # fmt: skip
+            return source.pull(PullContext(client=client, cursor=cursor or {}, window=window))
 
         yield pull
 
@@ -450,7 +450,7 @@ async def test_pages_are_followed_and_the_cursor_moves_with_each() -> None:
         result = [item async for item in pull()]
     assert [item.cursor["after"] for item in result if item.cursor] == ["a", "b"]
     assert [len(item.readings) for item in result] == [2, 2]
-    assert vendor.asked == [("feed", {}), ("feed", {"after": "a"})]
+    assert vendor.requests == [("feed", {}), ("feed", {"after": "a"})]
 
 
 async def test_a_page_is_requested_only_when_the_one_before_is_safe() -> None:
@@ -459,7 +459,7 @@ async def test_a_page_is_requested_only_when_the_one_before_is_safe() -> None:
         # A pull is an async generator, which can be closed before its end.
         async with aclosing(cast(AsyncGenerator[Page], pull())) as pages:
             await anext(pages)
-        assert len(vendor.asked) == 1
+        assert len(vendor.requests) == 1
 
 
 async def test_nothing_new_is_no_page_and_an_empty_cursor_keeps_the_last() -> None:
@@ -490,7 +490,7 @@ async def test_what_is_no_page_is_fetched_later(body: str) -> None:
             [item async for item in pull()]
 
 
-async def test_our_own_mistakes_are_told() -> None:
+async def test_our_own_mistakes_raise_errors() -> None:
     for status, error in ((401, Unauthorized), (403, Unauthorized), (400, Rejected), (404, Rejected)):  # fmt: skip
         async with pulling(Scripted(JSONResponse({"message": "no"}, status))) as pull:
             with pytest.raises(error):
@@ -543,15 +543,15 @@ async def test_a_cursor_that_is_no_longer_taken_leaves_no_gap() -> None:
         None,
         "n",
     ], "the new cursor is safe only when all between is"
-    assert [what for what, _ in vendor.asked] == ["feed", "feed", "history", "history"]
-    since = datetime.fromisoformat(vendor.asked[2][1]["startTime"])
+    assert [what for what, _ in vendor.requests] == ["feed", "feed", "history", "history"]
+    since = datetime.fromisoformat(vendor.requests[2][1]["startTime"])
     assert since <= seen - timedelta(hours=6)
-    assert vendor.asked[3][1]["after"] == "h"
+    assert vendor.requests[3][1]["after"] == "h"
 
 
 async def test_a_backfill_lists_a_window_and_knows_when_it_is_done() -> None:
     vendor = Scripted(page(point(), after="a", more=True), page(point(), after=""))
-    window = TimeRange(START, START + timedelta(hours=1))
+    window = BackfillRange(START, START + timedelta(hours=1))
     async with pulling(vendor) as pull:
         result = [item async for item in pull(window=window)]
         assert [item.cursor for item in result] == [
@@ -560,7 +560,7 @@ async def test_a_backfill_lists_a_window_and_knows_when_it_is_done() -> None:
         ]
         assert [item async for item in pull(result[-1].cursor, window)] == []
     times = {"startTime": "2025-11-01T14:00:00Z", "endTime": "2025-11-01T15:00:00Z"}
-    assert vendor.asked == [("history", times), ("history", {**times, "after": "a"})]
+    assert vendor.requests == [("history", times), ("history", {**times, "after": "a"})]
 
 
 async def test_the_real_sample_is_read() -> None:

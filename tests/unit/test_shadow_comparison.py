@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from apex_memory.model import Assertion, Chunk, Manifest, Tally, now
 from apex_memory.rollout.comparison import (
     MOST_DIFFERENCES,
-    CarriedEvent,
     Difference,
+    ProcessedEvent,
     compare,
 )
 from apex_memory.saga.stage import chunks_tally, edges_tally
@@ -58,7 +58,7 @@ def manifest(**changed: Any) -> Manifest:
     return Manifest(**{**given, **changed})
 
 
-def carried(made: Manifest | None = None, **changed: Any) -> CarriedEvent:
+def processed(made: Manifest | None = None, **changed: Any) -> ProcessedEvent:
     whole = made or manifest()
     given = {
         "outcome": "done",
@@ -66,7 +66,7 @@ def carried(made: Manifest | None = None, **changed: Any) -> CarriedEvent:
         "graph": edges_tally(whole),
         "vectors": chunks_tally(whole),
     }
-    return CarriedEvent(**{**given, **changed})
+    return ProcessedEvent(**{**given, **changed})
 
 
 def fields(differences: list[Difference]) -> dict[str, str]:
@@ -80,7 +80,7 @@ def test_equal_manifests_of_two_runs_are_equal() -> None:
         vectors=manifest().vectors + noise,
         pipeline="3/toy",
     )
-    assert compare(carried(), carried(other)) == []
+    assert compare(processed(), processed(other)) == []
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_equal_manifests_of_two_runs_are_equal() -> None:
 def test_a_change_shows_as_its_field_alone(
     changes: dict[str, Any], expected: dict[str, str]
 ) -> None:
-    assert fields(compare(carried(), carried(manifest(**changes)))) == expected
+    assert fields(compare(processed(), processed(manifest(**changes)))) == expected
 
 
 def test_a_longer_text_shows_as_text_and_not_as_what_follows_from_it() -> None:
@@ -130,7 +130,7 @@ def test_a_longer_text_shows_as_text_and_not_as_what_follows_from_it() -> None:
         chunks=(Chunk(0, 0, 44), Chunk(1, 45, len(shifted))),
         assertions=moved,
     )
-    [difference] = compare(carried(), carried(other))
+    [difference] = compare(processed(), processed(other))
     assert (difference.field, difference.reason) == ("text", "changed")
     assert difference.live.startswith("Shipment") and difference.shadow.startswith("Note. ")
 
@@ -138,33 +138,33 @@ def test_a_longer_text_shows_as_text_and_not_as_what_follows_from_it() -> None:
 def test_an_offset_that_moves_in_an_equal_text_is_a_difference() -> None:
     first, second = manifest().assertions
     moved = manifest(assertions=(replace(first, start=12), second))
-    assert fields(compare(carried(), carried(moved))) == {"assertions.mentions": "changed"}
+    assert fields(compare(processed(), processed(moved))) == {"assertions.mentions": "changed"}
 
 
 def test_outcomes_and_error_classes_are_compared() -> None:
-    live = CarriedEvent(outcome="dead", error="Rejected")
-    assert compare(live, CarriedEvent(outcome="dead", error="Rejected")) == []
-    assert fields(compare(live, CarriedEvent(outcome="dead", error="NotFound"))) == {
+    live = ProcessedEvent(outcome="dead", error="Rejected")
+    assert compare(live, ProcessedEvent(outcome="dead", error="Rejected")) == []
+    assert fields(compare(live, ProcessedEvent(outcome="dead", error="NotFound"))) == {
         "error": "changed"
     }
-    assert fields(compare(live, carried())) == {"outcome": "dead → done"}
-    assert fields(compare(carried(), live)) == {"outcome": "done → dead"}
-    assert fields(compare(carried(), carried(outcome="superseded"))) == {
+    assert fields(compare(live, processed())) == {"outcome": "dead → done"}
+    assert fields(compare(processed(), live)) == {"outcome": "done → dead"}
+    assert fields(compare(processed(), processed(outcome="superseded"))) == {
         "outcome": "done → superseded"
     }
 
 
 def test_a_stage_that_is_not_its_manifest_names_the_store_and_the_side() -> None:
-    lost = carried(graph=Tally(1, 5))
-    [difference] = compare(lost, carried())
+    lost = processed(graph=Tally(1, 5))
+    [difference] = compare(lost, processed())
     assert difference.field == "tallies.graph" and "live" in difference.reason
-    [difference] = compare(carried(), carried(vectors=Tally()))
+    [difference] = compare(processed(), processed(vectors=Tally()))
     assert difference.field == "tallies.vectors" and "shadow" in difference.reason
 
 
 def test_hostile_values_stay_small() -> None:
     metadata = {f"key\n{n} " + "x" * 500: "y" * 10_000 for n in range(500)}
-    differences = compare(carried(), carried(manifest(metadata=metadata)))
+    differences = compare(processed(), processed(manifest(metadata=metadata)))
     assert len(differences) == MOST_DIFFERENCES
     for difference in differences:
         assert len(difference.field) < 100 and "\n" not in difference.field
@@ -188,4 +188,4 @@ def test_any_set_of_changes_shows_as_exactly_these_fields(chosen: set[str], text
     changes: dict[str, Any] = {}
     for name in chosen:
         changes |= CHANGES[name](text)
-    assert set(fields(compare(carried(), carried(manifest(**changes))))) == chosen
+    assert set(fields(compare(processed(), processed(manifest(**changes))))) == chosen

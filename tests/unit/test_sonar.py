@@ -24,10 +24,10 @@ from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.http import VendorClient
-from apex_memory.sources.pages import PullContext, TimeRange
+from apex_memory.sources.pages import BackfillRange, PullContext
 from apex_memory.sources.registry import load
 from apex_memory.sources.sonar.source import Sonar
-from tests.unit.vendors import KeptTokens, emptied, linked
+from tests.unit.vendors import KeptTokens, emptied, vendor_client
 
 AT = datetime(2025, 11, 1, 14, 3, 25, tzinfo=UTC)
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
@@ -268,16 +268,16 @@ class Shelf(vendor.Sonar):
         super().__init__(world, Clock(world.start), Chaos())
         self.held: dict[str, Any] = {}
         self.refusal: tuple[int, str] | None = None
-        self.asked: list[str] = []
+        self.requests: list[str] = []
 
     async def authenticate(self, request: Any) -> Any:
-        self.asked.append("token")
+        self.requests.append("token")
         return self._refuse() or await super().authenticate(request)
 
     async def values(self, request: Any) -> Any:
         path = request.path_params
         series = f"{path['index']}/{path['qualifier']}"
-        self.asked.append(f"{series} {path['start']} {path['end']}")
+        self.requests.append(f"{series} {path['start']} {path['end']}")
         if refused := self._refuse():
             return refused
         if request.headers.get("authorization", "").removeprefix("Bearer ") not in self.tokens:
@@ -301,13 +301,13 @@ class Ward(Generic[SonarT]):
 
     shelf: SonarT
     source: Sonar
-    link: VendorClient
+    client: VendorClient
     cursor: dict[str, Any] = field(default_factory=dict)
 
-    async def pull(self, *, window: TimeRange | None = None, pages: int = 1000) -> list[Event]:
+    async def pull(self, *, window: BackfillRange | None = None, pages: int = 1000) -> list[Event]:
         events: list[Event] = []
         done = 0
-        context = PullContext(link=self.link, cursor=self.cursor, window=window)
+        context = PullContext(client=self.client, cursor=self.cursor, window=window)
         async for page in self.source.pull(context):
             events += page.events
             if page.cursor is not None:
@@ -333,9 +333,9 @@ def desk(served: SimulatorServer) -> Desk:
 
     @asynccontextmanager
     async def opened(**settings: Any) -> AsyncIterator[Ward[Shelf]]:
-        async with emptied(served, Shelf) as (shelf, given, link):
+        async with emptied(served, Shelf) as (shelf, given, client):
             given |= {"series": ["otri/usa"], "since": "2025-10-30"}
-            yield Ward(shelf, sonar(**{**given, "block_seconds": 600, **settings}), link)
+            yield Ward(shelf, sonar(**{**given, "block_seconds": 600, **settings}), client)
 
     return opened
 
@@ -385,11 +385,11 @@ async def test_the_days_requested(desk: Desk) -> None:
         await ward.pull()
         await ward.pull()
         first, fresh = f"OTRI/USA 2025-10-30 {today}", f"OTRI/USA 2025-11-03 {today}"
-        assert ward.shelf.asked == ["token", first, first, fresh]
+        assert ward.shelf.requests == ["token", first, first, fresh]
     async with desk(since=None) as ward:
         ward.shelf.held["OTRI/USA"] = []
         await ward.pull()
-        assert ward.shelf.asked[1] == f"OTRI/USA {today - timedelta(days=30)} {today}"
+        assert ward.shelf.requests[1] == f"OTRI/USA {today - timedelta(days=30)} {today}"
 
 
 async def test_records_in_other_forms(desk: Desk) -> None:
@@ -447,10 +447,10 @@ async def test_a_worker_that_dies_between_two_series_goes_on_behind_the_first(de
 async def test_a_backfill_fetches_in_parts_and_continues_where_it_was(desk: Desk) -> None:
     async with desk() as ward:
         ward.shelf.held["OTRI/USA"] = days(d01=6.4)
-        window = TimeRange(datetime(2023, 1, 1, tzinfo=UTC), datetime(2024, 6, 1, tzinfo=UTC))
+        window = BackfillRange(datetime(2023, 1, 1, tzinfo=UTC), datetime(2024, 6, 1, tzinfo=UTC))
         await ward.pull(window=window, pages=1)
         await ward.pull(window=window)
-        assert ward.shelf.asked == ["token", "OTRI/USA 2023-01-01 2024-01-01", "OTRI/USA 2024-01-02 2024-06-01"]  # fmt: skip
+        assert ward.shelf.requests == ["token", "OTRI/USA 2023-01-01 2024-01-01", "OTRI/USA 2024-01-02 2024-06-01"]  # fmt: skip
         assert await ward.pull(window=window) == []
 
 
@@ -469,22 +469,22 @@ async def test_a_refusal_ends_the_poll_and_nothing_is_requested_until_it_is_over
         if where == "values":
             ward.shelf.held["OTRI/USA"] = ward.shelf.held["OTVI/ATL"] = []
             await ward.pull()
-        ward.shelf.asked.clear()
+        ward.shelf.requests.clear()
         ward.shelf.refusal = (status, wait)
         with pytest.raises(RetryLater, match=str(status)) as refused:
             await ward.pull()
         assert refused.value.after == pytest.approx(seconds)
-        assert len(ward.shelf.asked) == 1, "not one call more"
+        assert len(ward.shelf.requests) == 1, "not one call more"
         ward.shelf.refusal = None
         for _ in range(3):
             with pytest.raises(RetryLater, match="blocks calls until") as waiting:
                 await ward.pull()
             assert seconds - 5 < waiting.value.after <= seconds
-        assert len(ward.shelf.asked) == 1, "asking on would make the block longer"
+        assert len(ward.shelf.requests) == 1, "asking on would make the block longer"
         ward.cursor["until"] = micros(datetime.now(UTC))
         ward.shelf.held["OTRI/USA"] = ward.shelf.held["OTVI/ATL"] = []
         await ward.pull()
-        assert len(ward.shelf.asked) >= 3
+        assert len(ward.shelf.requests) >= 3
 
 
 async def test_a_short_block_is_waited_out_in_place(desk: Desk) -> None:
@@ -505,10 +505,10 @@ async def test_the_simulator_blocks_whoever_goes_on_and_we_do_not() -> None:
     tokens = KeptTokens()
     async with (
         serve_simulators([simulator]) as served,
-        linked("sonar", tokens, patience=0.2) as link,
+        vendor_client("sonar", tokens, patience=0.2) as client,
     ):
         source = sonar(**served.settings()["sonar"])
-        ward = Ward(simulator, source, link)
+        ward = Ward(simulator, source, client)
         refused = 0
         for _ in range(12):
             try:
@@ -528,10 +528,10 @@ async def test_a_token_is_kept_and_renewed_when_it_is_refused(desk: Desk) -> Non
         ward.shelf.held["OTRI/USA"] = []
         for _ in range(2):
             await ward.pull()
-        assert ward.shelf.asked.count("token") == 1
+        assert ward.shelf.requests.count("token") == 1
         ward.shelf.tokens.clear()
         await ward.pull()
-        assert ward.shelf.asked.count("token") == 2
+        assert ward.shelf.requests.count("token") == 2
 
 
 async def test_wrong_credentials_are_named(desk: Desk) -> None:

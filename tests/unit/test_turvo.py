@@ -24,7 +24,7 @@ from apex_memory.simulate.world import Clock, World
 from apex_memory.sources import fetch_back
 from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.http import VendorClient
-from apex_memory.sources.pages import ChangeHint, PullContext, TimeRange, Unfetched
+from apex_memory.sources.pages import BackfillRange, ChangeHint, PullContext, Unfetched
 from apex_memory.sources.registry import load
 from apex_memory.sources.turvo.documents import STATUSES
 from apex_memory.sources.turvo.source import Turvo
@@ -164,7 +164,9 @@ def test_what_a_pull_lacks_is_named() -> None:
         ({"eventPayload": {"id": "1000450123"}, "eventTime": "yesterday", "extra": [1]}, None),
     ],
 )  # fmt: skip
-def test_a_notice_is_a_nudge_for_its_shipment(changes: dict[str, Any], at: str | None) -> None:
+def test_a_webhook_is_a_change_hint_for_its_shipment(
+    changes: dict[str, Any], at: str | None
+) -> None:
     received = turvo(webhook_tokens=["t"]).receive(request({**NOTICE, **changes}, authorization="t"))  # fmt: skip
     expected = datetime.fromisoformat(at) if at else None
     assert received.change_hints == [ChangeHint("shipment:1000450123", expected)]
@@ -382,21 +384,21 @@ class Ward:
 
     shelf: Shelf
     source: Turvo
-    link: VendorClient
+    client: VendorClient
 
     async def pull(
         self,
         cursor: dict[str, Any] | None = None,
         change_hints: Sequence[ChangeHint] = (),
         *,
-        window: TimeRange | None = None,
+        window: BackfillRange | None = None,
         pages: int = 10_000,
         into: Pulled | None = None,
     ) -> Pulled:
         done = into or Pulled()
         done.cursor = dict(cursor or {})
         context = PullContext(
-            link=self.link, cursor=done.cursor, change_hints=change_hints, window=window
+            client=self.client, cursor=done.cursor, change_hints=change_hints, window=window
         )
         async for page in self.source.pull(context):
             done.events += page.events
@@ -425,9 +427,9 @@ def desk(served: SimulatorServer) -> Desk:
 
     @asynccontextmanager
     async def opened(**settings: Any) -> AsyncIterator[Ward]:
-        async with emptied(served, Shelf) as (shelf, given, link):
+        async with emptied(served, Shelf) as (shelf, given, client):
             given |= {"page_size": 3, "overlap_seconds": 0}
-            yield Ward(shelf, turvo(**{**given, **settings}), link)
+            yield Ward(shelf, turvo(**{**given, **settings}), client)
 
     return opened
 
@@ -571,11 +573,11 @@ async def test_the_filter_is_sent_where_it_is_set(desk: Desk) -> None:
         ]
 
 
-async def test_a_backfill_fetches_its_window_and_no_nudges(desk: Desk) -> None:
+async def test_a_backfill_fetches_its_window_and_no_change_hints(desk: Desk) -> None:
     async with desk() as ward:
         ward.shelf.rows = [row(n, n) for n in range(1, 9)]
         start = AT.replace(hour=8, minute=0, second=0)
-        window = TimeRange(start + timedelta(minutes=3), start + timedelta(minutes=6))
+        window = BackfillRange(start + timedelta(minutes=3), start + timedelta(minutes=6))
         done = await ward.pull(change_hints=[ChangeHint("shipment:8")], window=window)
         assert done.ids == ["3", "4", "5"]
         assert not done.acknowledged

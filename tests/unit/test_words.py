@@ -65,7 +65,7 @@ def test_questions_weigh_each_term_once() -> None:
 
 
 def points(texts: list[str], *, gap: str = "\n\n") -> list[VectorPoint]:
-    """The chunks of one stage, with `gap` between them in the document."""
+    """Return the chunks of one stage, with `gap` between them in the document."""
     stage, whole = uuid.uuid4(), gap.join(texts)
     ends = list(accumulate(len(text) + len(gap) for text in texts))
     spans = [

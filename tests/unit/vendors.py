@@ -1,4 +1,4 @@
-"""A source before a vendor that a test plays: the link between them, and what a pull brings."""
+"""A source before a vendor that a test plays: the client between them, and what a pull brings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.auth import Renew, Token, Tokens
 from apex_memory.sources.base import PulledSource
 from apex_memory.sources.http import VendorClient
-from apex_memory.sources.pages import ChangeHint, Page, PullContext, TimeRange
+from apex_memory.sources.pages import BackfillRange, ChangeHint, Page, PullContext
 
 S = TypeVar("S", bound=Simulator)
 
@@ -47,7 +47,7 @@ class KeptTokens:
 
 
 @asynccontextmanager
-async def linked(
+async def vendor_client(
     source: str, tokens: Tokens | None = None, *, patience: float = 0
 ) -> AsyncIterator[VendorClient]:
     """A client whose calls are not spread out. Without `tokens` none may be requested."""
@@ -75,12 +75,12 @@ class Played(Simulator):
 async def emptied(
     served: SimulatorServer, kind: type[S]
 ) -> AsyncIterator[tuple[S, dict[str, Any], VendorClient]]:
-    """The one simulator that is served, as new; the settings that point to it; and a link."""
+    """The one simulator that is served, as new; the settings that point to it; and a client."""
     (simulator,) = served.simulators
     assert isinstance(simulator, kind)
     simulator.__init__()  # type: ignore[misc] # as new, and still served
-    async with linked(kind.name, KeptTokens(), patience=0.2) as link:
-        yield simulator, served.settings()[kind.name], link
+    async with vendor_client(kind.name, KeptTokens(), patience=0.2) as client:
+        yield simulator, served.settings()[kind.name], client
 
 
 async def pulled(
@@ -89,14 +89,14 @@ async def pulled(
     *,
     cursor: dict[str, Any] | None = None,
     change_hints: Sequence[ChangeHint] = (),
-    window: TimeRange | None = None,
+    window: BackfillRange | None = None,
     **settings: Any,
 ) -> tuple[list[Page], ApexError | None]:
     """All pages of a pull, and the error that it ended with. `make` takes the vendor's address and settings."""
     pages: list[Page] = []
-    async with serve_simulators([vendor]) as served, linked(vendor.name) as link:
+    async with serve_simulators([vendor]) as served, vendor_client(vendor.name) as client:
         context = PullContext(
-            link=link, cursor=cursor or {}, change_hints=change_hints, window=window
+            client=client, cursor=cursor or {}, change_hints=change_hints, window=window
         )
         try:
             async for page in make(f"{served.url}/{vendor.name}", **settings).pull(context):

@@ -54,7 +54,7 @@ def file(function: str, *sets: str, number: int = 4711, sent: str = "20251101*08
 
 
 def counted(body: str) -> str:
-    """The body with the right number in SE01."""
+    """Return the body with the right number in SE01."""
     head, _, control = body.rstrip("~").rpartition("~SE*")
     count = head.count("~") + 2
     return f"{head}~SE*{count}*{control.partition('*')[2]}~"

@@ -142,8 +142,8 @@ async def simulated_events(sources: Mapping[str, Source]) -> list[Event]:
     async with _client(made) as http:
         for name in PULLED:
             cursor = {"after": micros(BEGIN)} if name == "frontapp" else {}
-            events += await _pulled(sources[name], _link(name, http), cursor)
-        events += await _positions(made, sources["samsara"], _link("samsara", http))
+            events += await _pulled(sources[name], _vendor_client(name, http), cursor)
+        events += await _positions(made, sources["samsara"], _vendor_client("samsara", http))
     for file in _files(made.world):
         source = sources["edi"]
         assert isinstance(source, FileSource)
@@ -219,19 +219,19 @@ async def _client(made: Vendors) -> AsyncIterator[httpx2.AsyncClient]:
         yield http
 
 
-def _link(name: str, http: httpx2.AsyncClient) -> VendorClient:
+def _vendor_client(name: str, http: httpx2.AsyncClient) -> VendorClient:
     return VendorClient(name, http, _Tokens(), rate_limits=lambda: [(100_000, 1)], patience=0)
 
 
-async def _pulled(source: Source, link: VendorClient, cursor: Mapping[str, Any]) -> list[Event]:
+async def _pulled(source: Source, client: VendorClient, cursor: Mapping[str, Any]) -> list[Event]:
     assert isinstance(source, PulledSource)
     events: list[Event] = []
-    async for page in source.pull(PullContext(link=link, cursor=cursor)):
+    async for page in source.pull(PullContext(client=client, cursor=cursor)):
         events += page.events
     return events
 
 
-async def _positions(made: Vendors, source: Source, link: VendorClient) -> list[Event]:
+async def _positions(made: Vendors, source: Source, client: VendorClient) -> list[Event]:
     """Return the windows of telematics that hold the newest readings at each time that the feed is read."""
     stream = as_stream_source(source)
     simulator = made.by_name["samsara"]
@@ -239,7 +239,7 @@ async def _positions(made: Vendors, source: Source, link: VendorClient) -> list[
     readings: set[tuple[str, str, datetime, str]] = set()
     for at in FEED_READ_AT:
         simulator.clock = Clock(at)
-        async for page in stream.pull(PullContext(link=link)):
+        async for page in stream.pull(PullContext(client=client)):
             for item in page.readings:
                 readings.add((item.series, item.kind, item.at, json.dumps(item.value)))
     simulator.clock = made.clock

@@ -1,4 +1,4 @@
-"""`apex builds`: builds of Apex side by side, and which of them carries which share of the documents."""
+"""`apex builds`: builds of Apex side by side, and which of them processes which share of the documents."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def check(
     ] = 20,
     json: Json = False,
 ) -> None:
-    """Check a build before it carries documents: stores, models, and a replay of recent runs of this installation.
+    """Check a build before it processes documents: stores, models, and a replay of recent runs of this installation.
 
     Example: apex builds check 0.3.0-5f1c09aa2b
     """
@@ -114,7 +114,7 @@ def ramp(
     unchecked: Unchecked = False,
     json: Json = False,
 ) -> None:
-    """Let a build carry a share of the documents. It acts with the next batch, in every process.
+    """Let a build process a share of the documents. It acts with the next batch, in every process.
 
     Example: apex builds ramp 0.3.0-5f1c09aa2b 10
     """
@@ -126,7 +126,7 @@ def ramp(
 def promote(
     build: BuildId, reason: Reason = "", unchecked: Unchecked = False, json: Json = False
 ) -> None:
-    """Make a build current: it carries every document. The one that was current is kept for a rollback.
+    """Make a build current: it processes every document. The one that was current is kept for a rollback.
 
     Example: apex builds promote 0.3.0-5f1c09aa2b
     """
@@ -157,9 +157,9 @@ def _change(path: str, body: dict[str, Any], *, json: bool) -> None:
     if json:
         show_json(result)
         return
-    say(f"{result['current']} is current", f" and carries {100 - result['share']} %.")
+    say(f"{result['current']} is current", f" and processes {100 - result['share']} %.")
     if result["candidate"]:
-        say(f"{result['candidate']} is the candidate and carries {result['share']} %.")
+        say(f"{result['candidate']} is the candidate and processes {result['share']} %.")
     if result["previous"]:
         say(f"{result['previous']} was current before.")
     if result["taken_back"]:

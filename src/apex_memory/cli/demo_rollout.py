@@ -92,7 +92,7 @@ def _id(key: str) -> UUID:
 
 async def _roll_traffic_over(api: Gateway, keys: _Keys) -> bool:
     say(
-        "Documents arrive all the time. The direct path carries them; Temporal carries copies, which are compared and "
+        "Documents arrive all the time. The direct path processes them; Temporal processes copies, which are compared and "
         "which no reader sees. While its gate holds, Temporal then gets 10, 50 and 100 % of the documents."
     )
     say("")
@@ -101,7 +101,7 @@ async def _roll_traffic_over(api: Gateway, keys: _Keys) -> bool:
     row = await _until_end(api, keys, SUBJECT, "Temporal")
     done: bool = row["rollout"]["state"] == "done"
     if done:
-        say(f"Temporal carries all {SOURCE} after {duration(monotonic() - began)}.")
+        say(f"Temporal processes all {SOURCE} after {duration(monotonic() - began)}.")
     return done
 
 
@@ -182,7 +182,7 @@ async def _repair(api: Gateway) -> bool:
 
 
 async def _until_end(
-    api: Gateway, keys: _Keys, path: str, carrier: str, *, below: int = 100
+    api: Gateway, keys: _Keys, path: str, processor: str, *, below: int = 100
 ) -> dict[str, Any]:
     """Send documents and show the rollout until it ends; stop it when nothing changes for long. Return it.
 
@@ -195,7 +195,7 @@ async def _until_end(
         while True:
             row = await _call(api, "GET", path)
             run = row["rollout"]
-            live.update(_table(carrier, row))
+            live.update(_table(processor, row))
             changes = _changes_of(row)
             for change in changes[shown:]:
                 _show_change(change, monotonic() - began)
@@ -232,11 +232,11 @@ async def _call(
     return response
 
 
-def _table(carrier: str, row: Mapping[str, Any]) -> Table:
+def _table(processor: str, row: Mapping[str, Any]) -> Table:
     """Return the gate of the step, as it is now."""
     run = row["rollout"]
     table = Table(box=None, pad_edge=False, show_header=False, title_justify="left")
-    table.title = f"step {run['step']}: {carrier} carries {row['share']} % of the documents"
+    table.title = f"step {run['step']}: {processor} processes {row['share']} % of the documents"
     for check in run["checks"]:
         table.add_row(
             styled((check["result"], COLOURS[check["result"]])),

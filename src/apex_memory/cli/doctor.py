@@ -279,7 +279,7 @@ def _workers(settings: Settings) -> Iterator[Finding]:
                 f"worker {card.process}",
                 "bad",
                 f"hangs: its metrics do not come within {METRICS_SECONDS:g} s",
-                f"see its log and `machine`; `kill -9 {card.pid}` ends it if it stays so: what it held is carried again, and `apex up` starts it anew",
+                f"see its log and `machine`; `kill -9 {card.pid}` ends it if it stays so: what it held is processed again, and `apex up` starts it anew",
             )
             continue
         except httpx2.HTTPError:
@@ -338,13 +338,13 @@ def _stores_and_events(report: dict[str, Any]) -> Iterator[Finding]:
             "temporal",
             "bad",
             f"{report['temporal']['address']} does not respond",
-            "events land, and the direct path carries them meanwhile; start it, or check APEX_TEMPORAL",
+            "events land, and the direct path processes them meanwhile; start it, or check APEX_TEMPORAL",
         )
     if since := temporal["fallback_since"]:
         yield Finding(
             "fallback",
             "note",
-            f"in force for {ago(since)}: the direct path carries every source; backfills and replays wait",
+            f"in force for {ago(since)}: the direct path processes every source; backfills and replays wait",
             "nothing to do here: it ends by itself when Temporal responds",
         )
     for workflow in report["temporal"]["failing"]:

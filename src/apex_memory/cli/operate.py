@@ -95,12 +95,12 @@ def status(json: Json = False) -> None:
     if since:
         say(
             ("The fallback is in force", "yellow"),
-            f" for {ago(since)}: the direct path carries all events until Temporal responds; backfills and replays wait for it.",
+            f" for {ago(since)}: the direct path processes all events until Temporal responds; backfills and replays wait for it.",
         )
     elif not report["temporal"]["reachable"]:
         say(
             ("Temporal does not respond", "red"),
-            f": events land, and the direct path carries them after {settings.fallback_seconds:g} s.",
+            f": events land, and the direct path processes them after {settings.fallback_seconds:g} s.",
         )
     if absent := report["absent_build"]:
         say(("Events wait", "red"), f": {absent['detail']}.")

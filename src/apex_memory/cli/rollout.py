@@ -185,8 +185,8 @@ def set_share(
     if json:
         show_json(row)
         return
-    copies = ", and carries copies of the others" if row["shadow"] else ""
-    say(f"{source}: Temporal carries {row['share']} % of the documents{copies}.")
+    copies = ", and processes copies of the others" if row["shadow"] else ""
+    say(f"{source}: Temporal processes {row['share']} % of the documents{copies}.")
 
 
 def _steer(subject: str, action: str, body: dict[str, Any], *, json: bool) -> None:
@@ -200,14 +200,14 @@ def _steer(subject: str, action: str, body: dict[str, Any], *, json: bool) -> No
 
 def _show(row: dict[str, Any]) -> None:
     run = row["rollout"]
-    carrier = f"build {row['build']}" if row["subject"] == "build" else "Temporal"
-    carries = f"{carrier} carries {row['share']} % of the documents"
-    carries += ", and copies of the others" if row["shadow"] else ""
+    processor = f"build {row['build']}" if row["subject"] == "build" else "Temporal"
+    share = f"{processor} processes {row['share']} % of the documents"
+    share += ", and copies of the others" if row["shadow"] else ""
     if run is None:
-        pairs(row["subject"], {"share": carries, "by": row["changed_by"], "why": row["reason"]})
+        pairs(row["subject"], {"share": share, "by": row["changed_by"], "why": row["reason"]})
         return
     facts = {
-        "share": carries,
+        "share": share,
         "rollout": f"{run['state']} at {run['step']}, of {' → '.join(run['steps'])} ({run['promotion']})",
         "since": f"{minute(run['step_began_at'])} ({ago(run['step_began_at'])})",
         "gate": "" if run["ended_at"] else run["verdict"],

@@ -376,9 +376,9 @@ def replay(
     ] = 10_000,
     json: Json = False,
 ) -> None:
-    """Let a build carry copies of past events, and compare: what would memory look like if it were deployed?
+    """Let a build process copies of past events, and compare: what would memory look like if it were deployed?
 
-    A worker of that build must run: `python -m apex_memory.flows shadow` carries copies and nothing else.
+    A worker of that build must run: `python -m apex_memory.flows shadow` processes copies and nothing else.
 
     Example: apex rollout replay 0.2.0-3fa2c91d07 --source turvo --since 7d
     """
@@ -395,7 +395,7 @@ def replay(
         show_json(answer)
         return
     sample = "" if answer["queued"] == answer["events"] else f", a sample of {answer['events']}"
-    say(f"{answer['queued']} events are carried again by {build}{sample}.")
+    say(f"{answer['queued']} events are processed again by {build}{sample}.")
     say(
         (f"`apex rollout report build --build {build}` shows how they compare.", "dim"), stderr=True
     )

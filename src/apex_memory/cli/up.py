@@ -25,7 +25,7 @@ from apex_memory.client.location import key_file
 from apex_memory.config import EMBEDDED, Settings, load_settings, settings_file
 from apex_memory.credentials.key_sources import KEY_FILE, names_a_key
 from apex_memory.engines.base import free_port, write_private
-from apex_memory.engines.process import Child
+from apex_memory.engines.process import ChildProcess
 from apex_memory.engines.selection import embedded_engines, environment_for
 from apex_memory.engines.state import Stack, last_ports, read_stack
 from apex_memory.engines.supervisor import Report, Supervisor
@@ -347,7 +347,7 @@ def _secret_key(settings: Settings, environment: dict[str, str]) -> None:
     environment["APEX_SECRET_KEY_FILE"] = str(file)
 
 
-def _gateway(settings: Settings, environment: dict[str, str], report: Report) -> Child:
+def _gateway(settings: Settings, environment: dict[str, str], report: Report) -> ChildProcess:
     port = free_port(settings.port)
     if settings.port not in (0, port):
         report("gateway", "port taken", f"{settings.port} is in use; listening on {port} instead")
@@ -369,7 +369,7 @@ def _worker(
     settings: Settings,
     environment: dict[str, str],
     ports: Mapping[str, int],
-) -> Child:
+) -> ChildProcess:
     """Return how to run a worker, with the address of its metrics."""
     address = _metrics_address(name, metrics, ports)
     own = {f"APEX_{name.upper()}_METRICS": str(address)}
@@ -412,7 +412,7 @@ def _child(
     url: str,
     port: int,
     metrics: str,
-) -> Child:
+) -> ChildProcess:
     program = {
         "gateway": ["apex_memory.gateway"],
         "worker": ["apex_memory.flows", "realtime"],
@@ -438,7 +438,7 @@ def _child(
     async def version() -> str:
         return f"Apex {__version__}"
 
-    return Child(
+    return ChildProcess(
         name=name,
         command=[sys.executable, "-m", *program],
         ready=ready if url else at_once,

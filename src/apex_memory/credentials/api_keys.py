@@ -52,7 +52,7 @@ class NewKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class ValidKey:
     """A valid key, as a request presented it."""
 
     id: str
@@ -66,7 +66,7 @@ class Key:
         return f"key:{self.id}"
 
     def may(self, scope: str) -> bool:
-        """Whether the key has the scope; `admin` implies the others."""
+        """Return whether the key has the scope; `admin` implies the others."""
         return scope in self.scopes or "admin" in self.scopes
 
 
@@ -169,13 +169,13 @@ class KeyRing:
 
     def __init__(self, db: Postgres) -> None:
         self._db = db
-        self._keys: dict[str, Key] = {}
+        self._keys: dict[str, ValidKey] = {}
         self._loading = asyncio.Lock()
         self._loaded_at = self._tried_at = float("-inf")
         self._load_error: Unavailable | None = None
         self._used: dict[str, datetime] = {}
 
-    async def check(self, presented: str | None, scope: str | None) -> Key:
+    async def check(self, presented: str | None, scope: str | None) -> ValidKey:
         """Return the key if it is valid and has the scope, if one is given. Raises `Unauthorized` or `Forbidden`.
 
         Raises `Unavailable` when PostgreSQL is unavailable and the key was not loaded in the last minute.
@@ -223,7 +223,7 @@ class KeyRing:
             self._load_error = None
             self._tried_at = self._loaded_at = began
             self._keys = {
-                row["id"]: Key(
+                row["id"]: ValidKey(
                     row["id"], row["name"], frozenset(row["scopes"]), bytes(row["digest"])
                 )
                 for row in rows

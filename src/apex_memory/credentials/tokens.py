@@ -18,11 +18,11 @@ class VaultTokens:
         self._vault = vault
 
     async def current(self, name: str) -> Token | None:
-        """The newest token under this name."""
+        """Return the newest token under this name."""
         return _token(await self._vault.get(PREFIX + name))
 
     async def renewed(self, name: str, spent: Token | None, renew: Renew) -> Token:
-        """A token other than `spent`: one that another process stored, or else what `renew` returns."""
+        """Return a token other than `spent`: one that another process stored, or else what `renew` returns."""
 
         async def make(stored: Any) -> Any:
             token = _token(stored)
@@ -40,7 +40,7 @@ def _same(token: Token, spent: Token | None) -> bool:
 
 
 def _token(stored: Any) -> Token | None:
-    """The token in a value of the vault."""
+    """Return the token in a value of the vault."""
     if not stored:
         return None
     expires = stored.get("expires_at")
@@ -52,7 +52,7 @@ def _token(stored: Any) -> Token | None:
 
 
 def _stored(token: Token) -> dict[str, str | None]:
-    """A token as a value of the vault."""
+    """Return a token as a value of the vault."""
     return {
         "access": token.access,
         "refresh": token.refresh,

@@ -61,7 +61,7 @@ class Vault:
         self._changes: set[asyncio.Task[Any]] = set()
 
     async def get(self, name: str) -> Any:
-        """The value of a secret, or None if there is none. Raises `Misconfigured` without its key."""
+        """Return the value of a secret, or None if there is none. Raises `Misconfigured` without its key."""
         async with self._db.connection() as connection:
             rows = await _read(connection, "name = %s", name)
         return self._open(rows[0]) if rows else None
@@ -134,7 +134,7 @@ class Vault:
         return after
 
     async def listed(self) -> list[SecretRow]:
-        """All secrets by name, without values."""
+        """Return all secrets by name, without values."""
         async with (
             self._db.connection() as connection,
             connection.cursor(row_factory=class_row(SecretRow)) as cursor,
@@ -147,7 +147,7 @@ class Vault:
             return await cursor.fetchall()
 
     async def revision(self) -> tuple[datetime | None, int]:
-        """A value that differs after any change or removal, for processes that keep secrets in memory."""
+        """Return a value that differs after any change or removal, for processes that keep secrets in memory."""
         row = await self._db.fetch_one("SELECT max(changed_at) AS at, count(*) AS n FROM secrets")
         return (row["at"], row["n"]) if row else (None, 0)
 

@@ -21,7 +21,7 @@ LOG_BYTES = 10_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Child:
+class ChildProcess:
     """A process to keep running. `ready` returns once it serves requests; `ready_seconds` bounds the wait."""
 
     name: str
@@ -52,9 +52,9 @@ class Child:
     stop_seconds: float = 10
 
 
-def child_of(engine: Engine) -> Child:
+def child_of(engine: Engine) -> ChildProcess:
     """Return how to run an engine, which must be prepared."""
-    return Child(
+    return ChildProcess(
         name=engine.name,
         command=engine.command(),
         ready=engine.ready,
@@ -77,7 +77,7 @@ def child_of(engine: Engine) -> Child:
 class Process:
     """A started child. Start it from the main thread: the kernel ends it when the thread that started it ends."""
 
-    def __init__(self, child: Child, log: Path) -> None:
+    def __init__(self, child: ChildProcess, log: Path) -> None:
         self.child = child
         self.log = log
         self._reaped = False
@@ -206,7 +206,7 @@ def last_lines(log: Path, count: int, *, since: int = 0) -> list[str]:
     return [line.strip() for line in lines[-count:]]
 
 
-def _spawn(child: Child, log: Path) -> subprocess.Popen[bytes]:
+def _spawn(child: ChildProcess, log: Path) -> subprocess.Popen[bytes]:
     with log.open("ab") as output, warnings.catch_warnings():
         # Newer Pythons warn of preexec_fn beside threads. This one makes a few system calls and takes no lock.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -225,7 +225,7 @@ def _spawn(child: Child, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def _before_exec(child: Child) -> Callable[[], None]:
+def _before_exec(child: ChildProcess) -> Callable[[], None]:
     """Return the function that the new process runs before it executes the child's program."""
     end_with_parent = die_with_parent(child.orphan_signal)
 
@@ -263,7 +263,7 @@ def _rotate(log: Path) -> None:
         log.touch(mode=0o600)
 
 
-def _environment(child: Child) -> dict[str, str]:
+def _environment(child: ChildProcess) -> dict[str, str]:
     # Passed on, not read: a child needs PATH, HOME, the locale and other variables of this process.
     kept = {
         name: value

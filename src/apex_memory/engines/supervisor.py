@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from apex_memory.disk_space import disk_space
 from apex_memory.engines.base import Engine
 from apex_memory.engines.cards import write_targets
-from apex_memory.engines.process import Child, Process, child_of, describe
+from apex_memory.engines.process import ChildProcess, Process, child_of, describe
 from apex_memory.engines.state import (
     ChildState,
     Stack,
@@ -113,7 +113,7 @@ class Supervisor:
         with self._leaving:
             await self.stop()
 
-    async def start(self, *parts: Engine | Child) -> None:
+    async def start(self, *parts: Engine | ChildProcess) -> None:
         """Start engines and other children in parallel. Return when all of them are ready.
 
         Raises `Unavailable`, with the last lines of its log, when one of them ends or is too slow; the others
@@ -159,7 +159,7 @@ class Supervisor:
             self._children.pop()
             self._record()
 
-    async def _bring_up(self, supervised: _Supervised, part: Engine | Child) -> None:
+    async def _bring_up(self, supervised: _Supervised, part: Engine | ChildProcess) -> None:
         ENGINE_UP.labels(part.name).set(0)
         ENGINE_RESTARTS.labels(part.name)  # so that a first restart is an increase
         if isinstance(part, Engine):
@@ -177,7 +177,7 @@ class Supervisor:
         self._report(part.name, "ready", part.url)
         supervised.watch = asyncio.create_task(self._watch(supervised, part))
 
-    async def _launch(self, supervised: _Supervised, child: Child) -> None:
+    async def _launch(self, supervised: _Supervised, child: ChildProcess) -> None:
         supervised.process = Process(child, self.data_dir / "log" / f"{child.name}.log")
         supervised.state = supervised.state.model_copy(
             update={
@@ -201,7 +201,7 @@ class Supervisor:
         ENGINE_UP.labels(child.name).set(1)
         self._record()
 
-    async def _report_progress(self, child: Child, log: Path) -> None:
+    async def _report_progress(self, child: ChildProcess, log: Path) -> None:
         """Report regularly that a start continues: a store with much data reads it for minutes."""
         began = asyncio.get_running_loop().time()
         while True:
@@ -213,7 +213,7 @@ class Supervisor:
                 f"for {waited:.0f} s of at most {child.ready_seconds:g} s; see {log}",
             )
 
-    async def _watch(self, supervised: _Supervised, child: Child) -> None:
+    async def _watch(self, supervised: _Supervised, child: ChildProcess) -> None:
         """Restart the child each time it ends, with a longer wait when it ends soon after its start."""
         clock = asyncio.get_running_loop().time
         wait, started = FIRST_WAIT, clock()
@@ -237,7 +237,7 @@ class Supervisor:
                 self._report(child.name, "failed", str(error))
 
     @asynccontextmanager
-    async def _disk_guarded(self, child: Child) -> AsyncIterator[None]:
+    async def _disk_guarded(self, child: ChildProcess) -> AsyncIterator[None]:
         """Inside the block, make the child refuse writes whenever its volume is nearly full."""
         if child.refuse_writes is None:
             yield
@@ -250,7 +250,7 @@ class Supervisor:
             await asyncio.gather(guard, return_exceptions=True)
 
     async def _guard_disk(
-        self, child: Child, refuse_writes: Callable[[bool], Awaitable[None]]
+        self, child: ChildProcess, refuse_writes: Callable[[bool], Awaitable[None]]
     ) -> None:
         refusing = False  # a child that was started accepts writes
         while True:
@@ -343,7 +343,7 @@ class Supervisor:
         self._ending.set()
 
 
-async def _prepared(engine: Engine) -> Child:
+async def _prepared(engine: Engine) -> ChildProcess:
     try:
         await asyncio.to_thread(engine.prepare)
         return child_of(engine)

@@ -6,25 +6,55 @@ one: it wins over the document that older code made of the same payload, and los
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, LiteralString
 from uuid import UUID
 
+from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from apex_memory.errors import Conflict, NotFound
 from apex_memory.fetching.pages import land_page
 from apex_memory.fetching.pulls import Backfill
-from apex_memory.inbox import event_from_row
+from apex_memory.inbox import EVENT_COLUMNS, StoredEvent
 from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.model import Priority
-from apex_memory.sources.pages import TimeRange
+from apex_memory.sources.pages import BackfillRange
 from apex_memory.stores.postgres import Postgres
 
 CHUNK = 200  # events replayed in one transaction
 MARK = "#replay:"  # in the id of a replayed event, before the id of the replay
 
 Kind = Literal["backfill", "replay"]
+
+_COLUMNS: LiteralString = "id, source, kind, since, until, state, position, seen, landed, error, actor, started_at, ended_at"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedBackfill:
+    """A row of `backfills`: a backfill or replay with its progress."""
+
+    id: UUID
+    source: str
+    kind: Kind
+    since: datetime
+    until: datetime
+    state: str
+    """`running`, `done`, `failed` or `cancelled`."""
+    position: dict[str, Any]
+    """Where a replay goes on: `seq` is that of the last event that it landed."""
+    seen: int
+    landed: int
+    error: str | None
+    actor: str
+    started_at: datetime
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ReplayedEvent(StoredEvent):
+    seq: int
 
 
 class Backfills:
@@ -69,9 +99,14 @@ class Backfills:
             )
         return UUID(str(row["id"]))
 
-    async def get(self, id: UUID) -> dict[str, Any]:
-        """The row of a backfill or replay. Raises `NotFound`."""
-        row = await self._db.fetch_one("SELECT * FROM backfills WHERE id = %s", (id,))
+    async def get(self, id: UUID) -> RecordedBackfill:
+        """Return a backfill or replay. Raises `NotFound`."""
+        async with (
+            self._db.connection() as connection,
+            connection.cursor(row_factory=class_row(RecordedBackfill)) as cursor,
+        ):
+            await cursor.execute(f"SELECT {_COLUMNS} FROM backfills WHERE id = %s", (id,))
+            row = await cursor.fetchone()
         if row is None:
             raise NotFound(f"backfill {id} not found", remedy="`apex sources backfills` lists them")
         return row
@@ -84,16 +119,15 @@ class Backfills:
     async def listed(
         self, *, after: tuple[datetime, UUID] | None = None, limit: int = 50
     ) -> list[dict[str, Any]]:
-        """The newest first, with their progress.
+        """Return backfills and replays with their progress, the newest first.
 
         `after` is the `started_at` and the `id` of the last row of the previous page.
         """
         started_at, id = after or (None, None)
         return await self._db.fetch(
-            """SELECT id, source, kind, since, until, state, seen, landed, error, actor, started_at, ended_at
-               FROM backfills
-               WHERE %(started_at)s::timestamptz IS NULL OR (started_at, id) < (%(started_at)s, %(id)s::uuid)
-               ORDER BY started_at DESC, id DESC LIMIT %(limit)s""",
+            f"""SELECT {_COLUMNS} FROM backfills
+                WHERE %(started_at)s::timestamptz IS NULL OR (started_at, id) < (%(started_at)s, %(id)s::uuid)
+                ORDER BY started_at DESC, id DESC LIMIT %(limit)s""",
             {"started_at": started_at, "id": id, "limit": limit},
         )
 
@@ -117,9 +151,9 @@ class Backfills:
         return bool(ended)
 
     async def order(self, id: UUID) -> Backfill:
-        """The range that a backfill fetches."""
+        """Return the range that a backfill fetches."""
         row = await self.get(id)
-        return Backfill(id, row["source"], TimeRange(row["since"], row["until"]))
+        return Backfill(id, row.source, BackfillRange(row.since, row.until))
 
     async def replay_chunk(self, id: UUID) -> tuple[int, int]:
         """Land the next raw events of a replay again; return how many were read and how many landed.
@@ -129,33 +163,36 @@ class Backfills:
         have no room.
         """
         row = await self.get(id)
-        if row["state"] != "running":
+        if row.state != "running":
             return 0, 0
         await self._payloads.get_ready()
-        after = row["position"].get("seq", 0)
-        rows = await self._db.fetch(
-            f"""SELECT i.*, p.body, p.data_key, r.object FROM inbox i JOIN payloads p ON p.inbox_id = i.id
+        after = row.position.get("seq", 0)
+        async with (
+            self._db.connection() as connection,
+            connection.cursor(row_factory=class_row(_ReplayedEvent)) as cursor,
+        ):
+            await cursor.execute(
+                f"""SELECT i.seq, {EVENT_COLUMNS} FROM inbox i JOIN payloads p ON p.inbox_id = i.id
                 LEFT JOIN payload_references r ON r.inbox_id = i.id
                 WHERE i.source = %s AND i.seq > %s AND i.received_at >= %s AND i.received_at < %s
                   AND strpos(i.event_id, '{MARK}') = 0
                   AND NOT EXISTS (SELECT FROM dead_letters l WHERE l.inbox_id = i.id AND l.status = 'discarded')
                 ORDER BY i.seq LIMIT {CHUNK}""",
-            (row["source"], after, row["since"], row["until"]),
-        )
+                (row.source, after, row.since, row.until),
+            )
+            rows = await cursor.fetchall()
         if not rows:
             return 0, 0
         events = [
-            event_from_row(
-                event, event_id=f"{event['event_id']}{MARK}{id.hex[:12]}", priority=Priority.P2
-            )
-            for event in rows
+            stored.event(event_id=f"{stored.event_id}{MARK}{id.hex[:12]}", priority=Priority.P2)
+            for stored in rows
         ]
         async with self._db.transaction() as connection:
-            landed = await land_page(connection, row["source"], events)
+            landed = await land_page(connection, row.source, events)
             fresh = sum(not item.duplicate for item in landed)
             await connection.execute(
                 """UPDATE backfills SET position = %s, seen = seen + %s, landed = landed + %s
                    WHERE id = %s AND position = %s""",
-                (Jsonb({"seq": rows[-1]["seq"]}), len(rows), fresh, id, Jsonb(row["position"])),
+                (Jsonb({"seq": rows[-1].seq}), len(rows), fresh, id, Jsonb(row.position)),
             )
         return len(rows), fresh

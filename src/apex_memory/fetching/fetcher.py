@@ -5,30 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import timedelta
 
+import httpx2
+
 from apex_memory.fetching.files import Files
 from apex_memory.fetching.pulls import Backfill, OnPage, PullResult, Pulls
 from apex_memory.fetching.source_states import SourceStates
 from apex_memory.fetching.windows import Readings
 from apex_memory.inbox.payload_store import PayloadStore
+from apex_memory.sources.auth import Tokens
 from apex_memory.sources.base import PulledSource, Source, as_file_source, as_stream_source
 from apex_memory.sources.http import VendorClient
 from apex_memory.stores.postgres import Postgres
 
 
 class Fetcher:
-    """All fetching of this process. `clients` holds the HTTP client of each pulled source's vendor."""
+    """All fetching of this process."""
 
     def __init__(
         self,
         db: Postgres,
         sources: Mapping[str, Source],
-        clients: Mapping[str, VendorClient],
+        http: httpx2.AsyncClient,
+        tokens: Tokens,
         *,
         keep_readings: timedelta,
         payloads: PayloadStore,
         max_attempts: int,
     ) -> None:
-        self.clients = clients
+        self.clients = {
+            name: _vendor_client(source, http, tokens)
+            for name, source in sources.items()
+            if isinstance(source, PulledSource)
+        }
+        """Source → the HTTP client for its vendor."""
         self.states = SourceStates(db, sources)
         self.files = Files(db, payloads)
         self.readings = Readings(db, keep=keep_readings, payloads=payloads)
@@ -58,3 +67,8 @@ class Fetcher:
         """Land the windows of a stream that are due, or all that changed; return their number."""
         source = as_stream_source(self._sources[name])
         return await self.readings.aggregate(source, everything=everything)
+
+
+def _vendor_client(source: PulledSource, http: httpx2.AsyncClient, tokens: Tokens) -> VendorClient:
+    """Return the client for a source's vendor. It follows rate limits that are set at run time."""
+    return VendorClient(source.name, http, tokens, rate_limits=lambda: source.rate_limits)

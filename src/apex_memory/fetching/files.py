@@ -25,7 +25,7 @@ UNPACKED_MAX = 4  # unpacked files kept in memory for their next chunk
 
 
 def file_uuid(source: str, data: bytes) -> UUID:
-    """The id of a file, from its content: the same wherever and however often it is picked up."""
+    """Return the id of a file, from its content: the same wherever and however often it is picked up."""
     return uuid5(NAMESPACE, f"file\x00{source}\x00{hashlib.sha256(data).hexdigest()}")
 
 
@@ -128,7 +128,7 @@ class Files:
         after: tuple[datetime, UUID] | None = None,
         limit: int = 50,
     ) -> list[dict[str, Any]]:
-        """The newest files first, without their content.
+        """Return files without their content, the newest first.
 
         `after` is the `received_at` and the `id` of the last file of the previous page.
         """

@@ -20,10 +20,10 @@ from apex_memory.model import Event, LandResult, Priority, now
 from apex_memory.sources.base import PulledSource, StreamSource
 from apex_memory.sources.http import VendorClient
 from apex_memory.sources.pages import (
+    BackfillRange,
     ChangeHint,
     Page,
     PullContext,
-    TimeRange,
     Unfetched,
     unfetched_event,
 )
@@ -58,11 +58,11 @@ OnPage = Callable[[PullResult], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Backfill:
-    """A range of a source's past that is fetched again beside its usual pulls."""
+    """A backfill or replay: it fetches a range of a source's past again, beside the usual pulls."""
 
     id: UUID
     source: str
-    window: TimeRange
+    window: BackfillRange
 
     @property
     def cursor(self) -> str:
@@ -161,7 +161,7 @@ class Pulls:
             return fresh
 
         context = PullContext(
-            link=client,
+            client=client,
             cursor=cursor,
             change_hints=await new_hints(),
             new_hints=new_hints,
@@ -256,7 +256,7 @@ class Pulls:
         return dict(row["position"]) if row else {}
 
     async def _stored_hints(self, source: str) -> dict[str, _StoredHint]:
-        """The stored hints of a source that are due, by key: the oldest that were not tried yet, then those that failed."""
+        """Return the stored hints of a source that are due, by key: the oldest that were not tried yet, then those that failed."""
         rows = await self._db.fetch(
             f"""SELECT key, at, noted_at FROM change_hints
                WHERE source = %s AND {hints.DUE}
@@ -404,5 +404,5 @@ async def insert_hints(
 
 
 def _with_bulk_priority(page: Page) -> Page:
-    """The page with events of priority P2: a backfill waits behind everything that happens now."""
+    """Return the page with events of priority P2: a backfill waits behind everything that happens now."""
     return replace(page, events=[replace(event, priority=Priority.P2) for event in page.events])

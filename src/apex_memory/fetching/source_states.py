@@ -24,7 +24,7 @@ class SourceStates:
         self._sources = sources
 
     async def may_pull(self, source: str) -> bool:
-        """Whether the source is enabled and not paused."""
+        """Return whether the source is enabled and not paused."""
         row = await self._db.fetch_one(
             "SELECT FROM sources WHERE name = %s AND (paused OR NOT enabled)", (source,)
         )
@@ -120,7 +120,7 @@ class SourceStates:
 
 
 def _state(source: Source, row: dict[str, Any], missing: str, stalled: float | None) -> str:
-    """The state to show: the first of these that holds, what an operator decided before what happens."""
+    """Return the state to show: the first of these that holds, what an operator decided before what happens."""
     states = (
         ("disabled", row["enabled"] is False),
         ("paused", row["paused"]),

@@ -236,18 +236,18 @@ class Readings:
         )
 
     def _horizon(self) -> datetime:
-        """The midnight (UTC) before which readings are past their retention."""
+        """Return the midnight (UTC) before which readings are past their retention."""
         return datetime.combine((now() - self._keep).date(), time(), UTC)
 
     async def _days(self) -> list[date]:
-        """The days that have a partition, in order."""
+        """Return the days that have a partition, in order."""
         rows = await self._db.fetch(DAYS)
         return [row["day"] for row in rows]
 
     async def _busy_days(
         self, horizon: datetime, connection: Connection | None = None
     ) -> set[date]:
-        """The days before the horizon with a window that waits for its aggregation, or was active lately."""
+        """Return the days before the horizon with a window that waits for its aggregation, or was active lately."""
         query: LiteralString = """SELECT DISTINCT (start AT TIME ZONE 'UTC')::date AS day FROM windows
                                   WHERE start < %s AND (dirty OR due_at > clock_timestamp() - %s)"""
         if connection is None:

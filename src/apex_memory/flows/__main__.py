@@ -1,6 +1,6 @@
 """`python -m apex_memory.flows [realtime|bulk|shadow]`: a worker process. Without an argument it serves both task queues.
 
-`shadow` carries only copies, for a candidate build: what readers see stays as it is, and it needs no Temporal.
+`shadow` processes only copies, for a candidate build: what readers see stays as it is, and it needs no Temporal.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ async def run(settings: Settings, role: str = "all") -> None:
 
 
 async def run_shadow(settings: Settings) -> None:
-    """Carry copies for this build until SIGTERM or SIGINT, and nothing else. Raises what `open_app` raises."""
+    """Process copies for this build until SIGTERM or SIGINT, and nothing else. Raises what `open_app` raises."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -90,10 +90,10 @@ async def run_shadow(settings: Settings) -> None:
         with registered(settings.data_dir, card):
             async with open_app(settings, build=build, any_embedder=True) as app:
                 collect_garbage_seldom()
-                logger(component="shadow").info("carrying copies", **card.model_dump())
-                carrying = asyncio.create_task(_copies(app).run(), name="copies")
+                logger(component="shadow").info("processing copies", **card.model_dump())
+                processing = asyncio.create_task(_copies(app).run(), name="copies")
                 await stop.wait()
-                carrying.cancel()
+                processing.cancel()
 
 
 def _copies(app: App) -> ShadowLoop:

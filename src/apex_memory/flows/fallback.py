@@ -1,4 +1,4 @@
-"""The fallback: while Temporal does not respond, the direct path carries everything.
+"""The fallback: while Temporal does not respond, the direct path processes everything.
 
 Every worker process watches Temporal itself. After `fallback_seconds` without a response its direct loop takes the
 documents of both paths, and one process, the holder of a lease, also fetches, sweeps and collects. It ends with the
@@ -100,7 +100,7 @@ class Fallback:
         """Begin the fallback, or keep it in force."""
         if not self.in_force:
             self._log.warning(
-                "Temporal does not respond; the direct path carries everything",
+                "Temporal does not respond; the direct path processes everything",
                 away_seconds=round(away, 1),
             )
             FALLBACK.set(1)

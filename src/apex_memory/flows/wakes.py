@@ -35,7 +35,7 @@ LOG_SECONDS = 30.0  # between two log messages about failed wakes
 class Waker:
     """Keeps one flag and at most one task per source, however many wakes are requested and however long Temporal is away.
 
-    `inbox` also wakes the direct path, for the sources of which it carries a share, or all while the fallback is in
+    `inbox` also wakes the direct path, for the sources of which it processes a share, or all while the fallback is in
     force; `watch_shares` keeps that up to date. Without it, every wake is Temporal's.
     """
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 WORKFLOWS = (Drain, *PULL_WORKFLOWS, *MAINTENANCE_WORKFLOWS)
 
-# Most activities at a time. Bulk work has fewer; pulls mostly wait for vendors, so that it is enough. Copies are carried
+# Most activities at a time. Bulk work has fewer; pulls mostly wait for vendors, so that it is enough. Copies are processed
 # one batch at a time whatever their slots are: a step that waits for its turn holds a slot and its lease. So there are
 # two for each of many sources, since a step without a slot would lose its lease.
 SLOTS = {REALTIME: 16, BULK: 8, SHADOW: 32}

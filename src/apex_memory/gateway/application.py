@@ -22,7 +22,7 @@ from apex_memory.gateway import errors, openapi_page
 from apex_memory.gateway.body_limit import BodyLimitMiddleware, SourceRoute, limit_of
 from apex_memory.gateway.completion import CompletionWaiter
 from apex_memory.gateway.dependencies import Gateway, authenticate
-from apex_memory.gateway.facts import Facts, watch_temporal
+from apex_memory.gateway.facts import FactGauges, watch_temporal
 from apex_memory.gateway.freshness import FreshnessCache
 from apex_memory.gateway.group_commit import GroupCommitter
 from apex_memory.gateway.mcp_endpoint import McpEndpoint, ResourceMetadata, metadata_router
@@ -107,7 +107,7 @@ TAGS = [
     },
     {
         "name": "builds",
-        "description": "Builds of Apex side by side, and which of them carries which share of the documents.",
+        "description": "Builds of Apex side by side, and which of them processes which share of the documents.",
     },
     {
         "name": "secrets",
@@ -210,7 +210,7 @@ async def open_gateway(settings: Settings, tls: ServerTls | None = None) -> Asyn
             tls=tls,
         )
         seconds = settings.facts_seconds
-        facts = Facts(app, seconds=seconds)
+        facts = FactGauges(app, seconds=seconds)
         tasks = [
             asyncio.create_task(gateway.load.watch(), name="load"),
             asyncio.create_task(gateway.completion.run(), name="completion"),

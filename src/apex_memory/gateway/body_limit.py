@@ -49,7 +49,7 @@ class SourceRoute:
 
 
 @dataclass
-class Share:
+class BodyMemory:
     """Memory for the bodies of one kind of request, in bytes. A `peer_bytes` of 0 means no cap for a peer."""
 
     most_bytes: int
@@ -98,8 +98,10 @@ class BodyLimitMiddleware:
         self._authenticate = authenticate
         self._least_rate = settings.min_body_rate
         largest = max((route.limit for route in routes.values()), default=JSON_BYTES)
-        self._keyed = Share(max(settings.keyed_body_memory, 2 * largest), 0, settings.body_seconds)
-        self._webhooks = Share(
+        self._keyed = BodyMemory(
+            max(settings.keyed_body_memory, 2 * largest), 0, settings.body_seconds
+        )
+        self._webhooks = BodyMemory(
             settings.webhook_body_memory,
             settings.webhook_body_memory // 4,
             settings.webhook_body_seconds,
@@ -120,7 +122,7 @@ class BodyLimitMiddleware:
         )
         peer = scope["client"][0] if scope.get("client") else ""
         limit = route.limit if route else JSON_BYTES
-        body = _Body(receive, limit, share, peer, self._least_rate)
+        body = _BodyReader(receive, limit, share, peer, self._least_rate)
         try:
             await self._app(scope, body.read, send)
         finally:
@@ -191,11 +193,11 @@ async def _refuse(response: ASGIApp, scope: Scope, receive: Receive, send: Send)
     await send({"type": "http.response.body", "body": b""})
 
 
-class _Body:
+class _BodyReader:
     """The body of one request, while it is read."""
 
     def __init__(
-        self, receive: Receive, limit: int, share: Share, peer: str, least_rate: int
+        self, receive: Receive, limit: int, share: BodyMemory, peer: str, least_rate: int
     ) -> None:
         self._receive = receive
         self._limit = limit

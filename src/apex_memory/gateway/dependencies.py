@@ -14,7 +14,7 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 from temporalio.client import Client
 
 from apex_memory.app import App
-from apex_memory.credentials.api_keys import Key, KeyRing
+from apex_memory.credentials.api_keys import KeyRing, ValidKey
 from apex_memory.errors import Rejected
 from apex_memory.flows.drain.control import Drains
 from apex_memory.flows.fetch.control import Pulling
@@ -28,7 +28,7 @@ from apex_memory.machine_load import LoadMeter
 from apex_memory.tls import ServerTls
 
 DIRECT_AT_ONCE = (
-    2  # requests whose events the gateway carries itself; those beyond go the usual way
+    2  # requests whose events the gateway processes itself; those beyond go the usual way
 )
 
 
@@ -59,8 +59,8 @@ class Gateway:
     """The certificate that this gateway shows, None without TLS."""
     reconciling: set[str] = field(default_factory=set)
     """Stores whose comparison with PostgreSQL is under way."""
-    carrying: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DIRECT_AT_ONCE))
-    """Held for each request whose events this process carries itself."""
+    processing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DIRECT_AT_ONCE))
+    """Held for each request whose events this gateway processes itself."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     """Work that outlives its request."""
 
@@ -134,7 +134,7 @@ def credentials(request: Request) -> str | None:
     return session_key(request, app.keyring, app.settings)
 
 
-async def authenticate(request: Request) -> Key:
+async def authenticate(request: Request) -> ValidKey:
     """Return the valid API key of a request, whatever its scopes. Raises `Unauthorized`."""
     return await gateway_of(request).keys.check(credentials(request), None)
 
@@ -150,11 +150,11 @@ class Requires:
         request: Request,
         _bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)] = None,
         _header: Annotated[str | None, Security(_HEADER)] = None,
-    ) -> Key:
+    ) -> ValidKey:
         return await gateway_of(request).keys.check(presented(request), self._scope)
 
 
-AnyKey = Annotated[Key, Depends(Requires(None))]
-Reader = Annotated[Key, Depends(Requires("read"))]
-Writer = Annotated[Key, Depends(Requires("ingest"))]
-Admin = Annotated[Key, Depends(Requires("admin"))]
+AnyKey = Annotated[ValidKey, Depends(Requires(None))]
+Reader = Annotated[ValidKey, Depends(Requires("read"))]
+Writer = Annotated[ValidKey, Depends(Requires("ingest"))]
+Admin = Annotated[ValidKey, Depends(Requires("admin"))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import product
 from time import perf_counter, time
@@ -18,6 +19,7 @@ from temporalio.client import Client
 
 from apex_memory.app import App
 from apex_memory.errors import ApexError
+from apex_memory.gateway.read_models.rows import fetch_rows
 from apex_memory.gateway.read_models.status import temporal_reachable
 from apex_memory.rollout.shadow_facts import NOT_ACCEPTED
 from apex_memory.sources.base import PulledSource
@@ -93,7 +95,75 @@ class GaugeFamily:
         self._shown = set(series)
 
 
-class Facts:
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """What waits for `owner`: the age of its oldest item in seconds."""
+
+    source: str
+    owner: str
+    oldest: float
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenEvents(_Wait):
+    """The events of a source in a state."""
+
+    state: str
+    events: int
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenLetters:
+    source: str
+    age: str
+    letters: int
+    oldest: float
+
+
+@dataclass(frozen=True, slots=True)
+class _SourceActivity:
+    """A source, and when it was last pulled and last received an event."""
+
+    name: str
+    works: bool
+    pulled_at: datetime | None
+    received_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Gap:
+    name: str
+    gap: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rollout:
+    subject: str
+    share: int
+    shadow: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _CountedCopies:
+    subject: str
+    result: str
+    events: float
+
+
+@dataclass(frozen=True, slots=True)
+class _TableSize:
+    name: str
+    bytes: float
+    rows: float
+
+
+@dataclass(frozen=True, slots=True)
+class _UnsettledStages:
+    state: str
+    stages: int
+
+
+class FactGauges:
     """Reads the facts while it holds the lease, and keeps their gauges. `run` never returns."""
 
     def __init__(self, app: App, *, seconds: float) -> None:
@@ -168,7 +238,9 @@ class Facts:
         return source in self._app.sources
 
     async def _read_backlog(self) -> None:
-        rows = await self._db.fetch(
+        rows = await fetch_rows(
+            self._db,
+            _OpenEvents,
             """SELECT source, state,
                       CASE WHEN state = 'parked' THEN coalesce(park_store, 'store')
                            WHEN source IN (SELECT name FROM sources WHERE paused) THEN 'operator'
@@ -176,9 +248,11 @@ class Facts:
                            WHEN batch IS NOT NULL THEN 'worker'
                            ELSE 'retry' END AS owner,
                       count(*) AS events, extract(epoch FROM clock_timestamp() - min(received_at))::float AS oldest
-               FROM inbox WHERE open OR state = 'parked' GROUP BY 1, 2, 3"""
+               FROM inbox WHERE open OR state = 'parked' GROUP BY 1, 2, 3""",
         )
-        waits = await self._db.fetch(
+        waits = await fetch_rows(
+            self._db,
+            _Wait,
             """SELECT source, 'vendor' AS owner, extract(epoch FROM clock_timestamp() - min(noted_at))::float AS oldest
                  FROM change_hints GROUP BY 1
                UNION ALL
@@ -186,46 +260,49 @@ class Facts:
                  FROM files WHERE ended_at IS NULL GROUP BY 1
                UNION ALL
                SELECT source, 'windows', extract(epoch FROM clock_timestamp() - min(due_at))::float
-                 FROM windows WHERE dirty AND due_at < clock_timestamp() GROUP BY 1"""
+                 FROM windows WHERE dirty AND due_at < clock_timestamp() GROUP BY 1""",
         )
         # A source without unfinished events has 0, not a gap.
         events = _zeros(self._app.sources, ("received", "prepared", "parked"))
         oldest: dict[tuple[str, ...], float] = {(source,): 0.0 for source in self._app.sources}
         by_owner: dict[tuple[str, ...], float] = {}
-        for row in filter(lambda row: self._known(row["source"]), rows):
-            source = row["source"]
-            events[source, row["state"]] = events.get((source, row["state"]), 0) + row["events"]
-            oldest[(source,)] = max(oldest[(source,)], row["oldest"])
-        for row in (*rows, *waits):
-            if self._known(row["source"]):
-                labels = (row["source"], row["owner"])
-                by_owner[labels] = max(by_owner.get(labels, 0), row["oldest"])
+        for row in filter(lambda row: self._known(row.source), rows):
+            events[row.source, row.state] = events.get((row.source, row.state), 0) + row.events
+            oldest[(row.source,)] = max(oldest[(row.source,)], row.oldest)
+        for wait in (*rows, *waits):
+            if self._known(wait.source):
+                labels = (wait.source, wait.owner)
+                by_owner[labels] = max(by_owner.get(labels, 0), wait.oldest)
         self._families[INBOX_OPEN].show(events)
         self._families[OLDEST_SECONDS].show(oldest)
         self._families[OLDEST_WAIT].show(by_owner)
 
     async def _read_dead_letters(self) -> None:
-        rows = await self._db.fetch(
+        rows = await fetch_rows(
+            self._db,
+            _OpenLetters,
             """SELECT source,
                       CASE WHEN first_at > now() - interval '1 hour' THEN 'hour'
                            WHEN first_at > now() - interval '1 day' THEN 'day'
                            WHEN first_at > now() - interval '1 week' THEN 'week'
                            ELSE 'older' END AS age,
                       count(*) AS letters, extract(epoch FROM now() - min(first_at))::float AS oldest
-               FROM dead_letters WHERE status = 'open' GROUP BY 1, 2"""
+               FROM dead_letters WHERE status = 'open' GROUP BY 1, 2""",
         )
         letters = _zeros(self._app.sources, AGES)
         oldest: dict[tuple[str, ...], float] = {(source,): 0.0 for source in self._app.sources}
         for row in rows:
-            if self._known(row["source"]):
-                letters[row["source"], row["age"]] = row["letters"]
-                oldest[(row["source"],)] = max(oldest[(row["source"],)], row["oldest"])
+            if self._known(row.source):
+                letters[row.source, row.age] = row.letters
+                oldest[(row.source,)] = max(oldest[(row.source,)], row.oldest)
         self._families[DEAD_LETTERS].show(letters)
         self._families[DEAD_LETTERS_OLDEST].show(oldest)
 
     async def _read_sources(self) -> None:
         """Read how stale each source is that works: not one that is paused, disabled, or lacks a setting."""
-        rows = await self._db.fetch(
+        rows = await fetch_rows(
+            self._db,
+            _SourceActivity,
             """SELECT name, s.enabled IS NOT FALSE AND s.paused IS NOT TRUE AS works,
                       greatest(s.pulled_at, c.changed_at) AS pulled_at, e.received_at
                FROM unnest(%s::text[]) AS name LEFT JOIN sources s USING (name)
@@ -238,19 +315,19 @@ class Facts:
         staleness: dict[tuple[str, ...], float] = {}
         rhythms: dict[tuple[str, ...], float] = {}
         for row in rows:
-            source = self._app.sources[row["name"]]
-            if not row["works"]:
+            source = self._app.sources[row.name]
+            if not row.works:
                 continue
             if isinstance(source, PulledSource):
                 if source.missing_settings:
                     continue
                 rhythm = source.poll_every
-                staleness[(source.name,)] = self._age(row["pulled_at"])
+                staleness[(source.name,)] = self._age(row.pulled_at)
             else:
-                if row["received_at"] is None:
+                if row.received_at is None:
                     continue  # nobody sends to it yet
                 rhythm = max(self._rhythms.get(source.name, 0), LEAST_RHYTHM)
-                staleness[(source.name,)] = self._age(row["received_at"])
+                staleness[(source.name,)] = self._age(row.received_at)
             rhythms[(source.name,)] = rhythm
         self._families[STALENESS].show(staleness)
         self._families[RHYTHM].show(rhythms)
@@ -266,47 +343,56 @@ class Facts:
             for name, source in self._app.sources.items()
             if not isinstance(source, PulledSource)
         ]
-        rows = await self._db.fetch(
+        rows = await fetch_rows(
+            self._db,
+            _Gap,
             """SELECT name, max(gap)::float AS gap FROM unnest(%s::text[]) AS name CROSS JOIN LATERAL (
                  SELECT extract(epoch FROM received_at - lag(received_at) OVER (ORDER BY seq)) AS gap
                  FROM (SELECT seq, received_at FROM inbox WHERE source = name ORDER BY seq DESC LIMIT %s) last) gaps
                GROUP BY 1""",
             (pushed, GAPS),
         )
-        return {row["name"]: row["gap"] or 0.0 for row in rows}
+        return {row.name: row.gap or 0.0 for row in rows}
 
     async def _read_rollouts(self) -> None:
         subjects = {f"source:{source}" for source in self._app.sources} | {"build"}
         share: dict[tuple[str, ...], float] = {(subject,): 1.0 for subject in subjects}
         share[("build",)] = 0.0
         shadow: dict[tuple[str, ...], float] = {(subject,): 0.0 for subject in subjects}
-        for row in await self._db.fetch("SELECT subject, share, shadow FROM rollouts"):
-            if row["subject"] in subjects:
-                share[(row["subject"],)] = row["share"] / 100
-                shadow[(row["subject"],)] = float(row["shadow"])
+        for row in await fetch_rows(
+            self._db, _Rollout, "SELECT subject, share, shadow FROM rollouts"
+        ):
+            if row.subject in subjects:
+                share[(row.subject,)] = row.share / 100
+                shadow[(row.subject,)] = float(row.shadow)
         self._families[ROLLOUT_SHARE].show(share)
         self._families[ROLLOUT_SHADOW].show(shadow)
         self._families[SHADOW_RECENT].show(await self._compared(subjects))
 
     async def _compared(self, subjects: Iterable[str]) -> Series:
         compared = _zeros(subjects, RESULTS)
-        for row in await self._db.fetch(
+        copies = await fetch_rows(
+            self._db,
+            _CountedCopies,
             f"""SELECT subject, CASE WHEN state = 'failed' THEN 'failed' WHEN equal THEN 'equal'
                                     WHEN {NOT_ACCEPTED} THEN 'different' ELSE 'accepted' END AS result, count(*) AS events
-                FROM shadows s WHERE state <> 'waiting' AND ended_at > now() - interval '1 hour' GROUP BY 1, 2"""
-        ):
-            if (row["subject"], row["result"]) in compared:
-                compared[row["subject"], row["result"]] = row["events"]
-        for row in await self._db.fetch(
-            """SELECT subject, sum(count)::float AS events FROM shadow_drops
-               WHERE hour > now() - interval '2 hours' GROUP BY 1"""
-        ):
-            if (row["subject"], "dropped") in compared:
-                compared[row["subject"], "dropped"] = row["events"]
+                FROM shadows s WHERE state <> 'waiting' AND ended_at > now() - interval '1 hour' GROUP BY 1, 2""",
+        )
+        dropped = await fetch_rows(
+            self._db,
+            _CountedCopies,
+            """SELECT subject, 'dropped' AS result, sum(count)::float AS events FROM shadow_drops
+               WHERE hour > now() - interval '2 hours' GROUP BY 1""",
+        )
+        for row in (*copies, *dropped):
+            if (row.subject, row.result) in compared:
+                compared[row.subject, row.result] = row.events
         return compared
 
     async def _read_sizes(self) -> None:
-        rows = await self._db.fetch(
+        tables = await fetch_rows(
+            self._db,
+            _TableSize,
             """SELECT name, sum(pg_total_relation_size(t.relid))::float AS bytes, sum(greatest(c.reltuples, 0))::float AS rows
                FROM unnest(%s::text[]) AS name
                CROSS JOIN LATERAL (SELECT to_regclass(name)::oid AS relid
@@ -315,13 +401,15 @@ class Facts:
             (list(TABLES),),
         )
         states: dict[tuple[str, ...], float] = {(state,): 0.0 for state in UNSETTLED}
-        for row in await self._db.fetch(
+        for row in await fetch_rows(
+            self._db,
+            _UnsettledStages,
             "SELECT state, count(*) AS stages FROM stages WHERE state = ANY(%s) GROUP BY 1",
             (list(UNSETTLED),),
         ):
-            states[(row["state"],)] = row["stages"]
-        self._families[TABLE_BYTES].show({(row["name"],): row["bytes"] for row in rows})
-        self._families[TABLE_ROWS].show({(row["name"],): row["rows"] for row in rows})
+            states[(row.state,)] = row.stages
+        self._families[TABLE_BYTES].show({(table.name,): table.bytes for table in tables})
+        self._families[TABLE_ROWS].show({(table.name,): table.rows for table in tables})
         self._families[STAGES].show(states)
 
 

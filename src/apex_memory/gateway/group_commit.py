@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 
 from apex_memory.errors import Rejected, RetryLater, Unavailable
-from apex_memory.mirror.copies import Copy
+from apex_memory.mirror.copies import MirrorCopy
 from apex_memory.model import Event, LandResult
 
 AT_ONCE = 3  # commits under way; well below the pool's eight connections, so that readers find one
@@ -29,7 +29,7 @@ MAY_BE_STORED = (
 )
 
 Land = Callable[[Sequence[Event]], Awaitable[list[LandResult]]]
-LandWithCopies = Callable[[Sequence[Event], Sequence[Copy]], Awaitable[list[LandResult]]]
+LandWithCopies = Callable[[Sequence[Event], Sequence[MirrorCopy]], Awaitable[list[LandResult]]]
 
 
 @dataclass(slots=True, eq=False)
@@ -37,16 +37,16 @@ class _Commit:
     """Events of several requests, landed by one statement, with copies for the mirrors in its transaction."""
 
     events: list[Event] = field(default_factory=list)
-    copies: list[Copy] = field(default_factory=list)
+    copies: list[MirrorCopy] = field(default_factory=list)
     requests: int = 0
     bytes: int = 0
     task: asyncio.Task[list[LandResult]] = field(init=False)
 
-    def takes(self, events: Sequence[Event], copy: Copy | None) -> bool:
+    def takes(self, events: Sequence[Event], copy: MirrorCopy | None) -> bool:
         room = len(self.events) + len(events) <= MOST_EVENTS
         return room and self.bytes + _bytes(events, copy) <= MOST_BYTES
 
-    def add(self, events: Sequence[Event], copy: Copy | None) -> slice:
+    def add(self, events: Sequence[Event], copy: MirrorCopy | None) -> slice:
         """Add the events of a request. Return the slice of the commit's results that belongs to them."""
         start = len(self.events)
         self.events += events
@@ -82,7 +82,9 @@ class GroupCommitter:
         self._next: _Commit | None = None
         self._away_until = 0.0
 
-    async def land(self, events: Sequence[Event], copy: Copy | None = None) -> list[LandResult]:
+    async def land(
+        self, events: Sequence[Event], copy: MirrorCopy | None = None
+    ) -> list[LandResult]:
         """Commit the events of one request, and its copy. Return one `LandResult` for each event, in order.
 
         Raises `RetryLater` when too many requests wait or this one has waited too long, and `Unavailable` without
@@ -117,7 +119,7 @@ class GroupCommitter:
         finally:
             self._inside -= 1
 
-    async def _share(self, events: Sequence[Event], copy: Copy | None) -> list[LandResult]:
+    async def _share(self, events: Sequence[Event], copy: MirrorCopy | None) -> list[LandResult]:
         commit = self._next
         if commit is None or not commit.takes(events, copy):
             commit = self._next = self._open()
@@ -159,7 +161,7 @@ def _retrieve_exception(task: asyncio.Task[list[LandResult]]) -> None:
         task.exception()
 
 
-def _bytes(events: Sequence[Event], copy: Copy | None) -> int:
+def _bytes(events: Sequence[Event], copy: MirrorCopy | None) -> int:
     size = sum(len(event.payload) for event in events if event.payload_object is None)
     return size if copy is None else size + len(copy.body) + len(copy.headers)
 

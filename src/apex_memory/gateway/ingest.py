@@ -20,7 +20,7 @@ from apex_memory.gateway.dependencies import Gateway, gateway_of, presented
 from apex_memory.gateway.errors import Malformed
 from apex_memory.gateway.read_models.events import FINAL, Events
 from apex_memory.gateway.request_span import request_span
-from apex_memory.mirror.copies import Copy
+from apex_memory.mirror.copies import MirrorCopy
 from apex_memory.mirror.copies import insert as insert_copies
 from apex_memory.model import Event, LandResult, now
 from apex_memory.sources.base import InboundRequest, PulledSource, Received, Source
@@ -32,7 +32,7 @@ WAIT_SECONDS = 10.0
 MAX_WAIT_SECONDS = 60.0
 SHOWN_IDS = 20  # most event ids in a status URL
 OWN_PARAMETERS = ("wait", "timeout", "path")  # the gateway's, not passed on to the source
-DIRECT_EVENTS = 20  # most events of a request that the gateway carries itself
+DIRECT_EVENTS = 20  # most events of a request that the gateway processes itself
 DIRECT_BYTES = 256_000  # most bytes of their payloads, so that others' requests hardly wait
 
 
@@ -59,7 +59,7 @@ async def ingest(request: Request, name: str) -> Response:
         if caller:
             await store_change_hints(gateway, name, received.change_hints)
         if direct:
-            await carry(gateway, name, landed, len(body), seconds or 0)
+            await process(gateway, name, landed, len(body), seconds or 0)
         else:
             wake_workers(gateway, landed)
     if reply := received.reply:
@@ -92,7 +92,10 @@ async def _accept_webhook(
 
 
 async def store_change_hints(
-    gateway: Gateway, source: str, change_hints: Sequence[ChangeHint], copy: Copy | None = None
+    gateway: Gateway,
+    source: str,
+    change_hints: Sequence[ChangeHint],
+    copy: MirrorCopy | None = None,
 ) -> None:
     """Store the change hints of a vendor with the webhook's copy, and request a pull that fetches the changes.
 
@@ -147,7 +150,7 @@ def _is_invalid_json(body: bytes) -> bool:
 
 
 async def _land_webhook(
-    gateway: Gateway, source: Source, events: Sequence[Event], copy: Copy | None = None
+    gateway: Gateway, source: Source, events: Sequence[Event], copy: MirrorCopy | None = None
 ) -> list[LandResult]:
     """Land events that a vendor sent, with other content under the ids of earlier events as well (`inbox.reused_ids`)."""
     landed = await commit(gateway, events, copy)
@@ -197,7 +200,7 @@ async def land(gateway: Gateway, events: Sequence[Event]) -> list[LandResult]:
 
 
 async def commit(
-    gateway: Gateway, events: Sequence[Event], copy: Copy | None = None
+    gateway: Gateway, events: Sequence[Event], copy: MirrorCopy | None = None
 ) -> list[LandResult]:
     """Commit events; wake nobody. Raises `RetryLater` under overload, `Unavailable` without PostgreSQL, and `NoWrites`
     when its disk is nearly full.
@@ -221,36 +224,36 @@ def wake_workers(gateway: Gateway, landed: Sequence[LandResult]) -> None:
         gateway.waker.wake(source)
 
 
-async def carry(
+async def process(
     gateway: Gateway, source: str, landed: Sequence[LandResult], size: int, seconds: float
 ) -> None:
-    """Carry events that have just landed from inbox to memory in this process, at once and without Temporal.
+    """Process events that have just landed from inbox to memory in this process, at once and without Temporal.
 
-    Wakes the workers instead when the request is large, or when other requests are carried: then they go the usual
+    Wakes the workers instead when the request is large, or when other requests are processed: then they go the usual
     way, as events do that a step postponed. `size` is the length of the request's body. Waits up to `seconds`; what
     takes longer continues. Never raises: the events are durable, and the response shows their state.
     """
     ids = [item.id for item in landed if not item.duplicate]
     if not ids:
         return
-    if len(ids) > DIRECT_EVENTS or size > DIRECT_BYTES or gateway.carrying.locked():
+    if len(ids) > DIRECT_EVENTS or size > DIRECT_BYTES or gateway.processing.locked():
         gateway.waker.wake(source)
         return
     # A task of its own: a caller that hangs up must not leave events leased to nobody.
-    task = asyncio.create_task(_carry(gateway, source, ids), name=f"carry {source}")
+    task = asyncio.create_task(_process(gateway, source, ids), name=f"process {source}")
     gateway.tasks.add(task)
     task.add_done_callback(gateway.tasks.discard)
     await asyncio.wait([task], timeout=seconds)
 
 
-async def _carry(gateway: Gateway, source: str, ids: Sequence[UUID]) -> None:
+async def _process(gateway: Gateway, source: str, ids: Sequence[UUID]) -> None:
     claimed: Sequence[UUID] = ()
     try:
-        async with gateway.carrying:
-            claimed = await gateway.app.direct.carry(source, ids)
+        async with gateway.processing:
+            claimed = await gateway.app.direct.process(source, ids)
     except ApexError as error:
         logger(component="gateway").warning(
-            "events not carried directly; they go the usual way",
+            "events not processed directly; they go the usual way",
             source=source,
             reason=str(error)[:200],
         )

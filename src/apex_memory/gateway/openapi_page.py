@@ -35,7 +35,7 @@ router = APIRouter()
     response_class=HTMLResponse,
 )
 async def show(request: Request) -> HTMLResponse:
-    """The reference page."""
+    """Return the reference page."""
     return HTMLResponse(page(request.app.openapi()), headers={"Content-Security-Policy": _POLICY})
 
 

@@ -8,8 +8,16 @@ transaction of their own; the functions of the modules take the caller's connect
 from __future__ import annotations
 
 from apex_memory.inbox.inbox import Inbox
-from apex_memory.inbox.leases import Batch, ClaimedEvent, Run
-from apex_memory.inbox.queries import event_from_row
-from apex_memory.inbox.routing import Carrier
+from apex_memory.inbox.leases import Batch, ClaimedEvent, WorkflowRun
+from apex_memory.inbox.queries import EVENT_COLUMNS, StoredEvent
+from apex_memory.inbox.routing import Consumer
 
-__all__ = ["Batch", "Carrier", "ClaimedEvent", "Inbox", "Run", "event_from_row"]
+__all__ = [
+    "EVENT_COLUMNS",
+    "Batch",
+    "ClaimedEvent",
+    "Consumer",
+    "Inbox",
+    "StoredEvent",
+    "WorkflowRun",
+]

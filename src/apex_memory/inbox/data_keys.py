@@ -14,10 +14,12 @@ from datetime import timedelta
 from time import monotonic
 from uuid import UUID, uuid4
 
+from psycopg.rows import class_row
+
 from apex_memory.errors import Misconfigured
 from apex_memory.model import Event, SealedPayload
 from apex_memory.sealing import KEY_BYTES, Keyring
-from apex_memory.stores.postgres import Connection, Row
+from apex_memory.stores.postgres import Connection
 
 PURPOSE = "data keys of payloads"
 SEALS = timedelta(days=7)  # for which a data key is used to seal
@@ -33,6 +35,15 @@ class ResealedKeys:
     unreadable: list[str] = field(default_factory=list)
     objects: int = 0
     """Payload objects that are sealed under another key than the first. They stay so: keep their keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class _DataKey:
+    """A row of `data_keys`: a data key, sealed under the key `key_id` of the installation."""
+
+    id: UUID
+    key_id: str
+    sealed: bytes
 
 
 class DataKeys:
@@ -56,30 +67,33 @@ class DataKeys:
         of the installation, and where the one that sealed the data key is missing.
         """
         self._keys.require_key()
-        cursor = await connection.execute(
-            "SELECT id, key_id, sealed FROM data_keys WHERE created_at > clock_timestamp() - %s ORDER BY created_at DESC LIMIT 1",
-            (SEALS,),
-        )
-        stored = await cursor.fetchone()
-        row: Row = await self._create(connection) if stored is None else stored
-        self._remember(row)
-        self._current = row["id"]
+        async with connection.cursor(row_factory=class_row(_DataKey)) as cursor:
+            await cursor.execute(
+                "SELECT id, key_id, sealed FROM data_keys WHERE created_at > clock_timestamp() - %s ORDER BY created_at DESC LIMIT 1",
+                (SEALS,),
+            )
+            stored = await cursor.fetchone()
+        newest = stored or await self._create(connection)
+        self._remember(newest)
+        self._current = newest.id
         self._looked_at = monotonic()
 
-    async def _create(self, connection: Connection) -> Row:
+    async def _create(self, connection: Connection) -> _DataKey:
         id = uuid4()
         sealed = self._keys.seal(os.urandom(KEY_BYTES), bound=id.bytes)
         await connection.execute(
             "INSERT INTO data_keys (id, key_id, sealed) VALUES (%s, %s, %s)",
             (id, self._keys.first, sealed),
         )
-        return {"id": id, "key_id": self._keys.first, "sealed": sealed}
+        return _DataKey(id, self._keys.first, sealed)
 
-    def _remember(self, row: Row) -> None:
-        key = self._keys.open(
-            row["key_id"], bytes(row["sealed"]), bound=row["id"].bytes, subject=_subject(row["id"])
+    def _remember(self, stored: _DataKey) -> None:
+        self._rings[stored.id] = Keyring([self._opened(stored)])
+
+    def _opened(self, stored: _DataKey) -> bytes:
+        return self._keys.open(
+            stored.key_id, stored.sealed, bound=stored.id.bytes, subject=_subject(stored.id)
         )
-        self._rings[row["id"]] = Keyring([key])
 
     def seal(self, event: Event) -> SealedPayload:
         """Return the event's payload, sealed. Call `refresh` before, unless the key is current."""
@@ -93,14 +107,16 @@ class DataKeys:
 
     async def read(self, connection: Connection, ids: Collection[UUID]) -> None:
         """Take data keys into memory. `open` tells why one of them cannot be opened."""
-        cursor = await connection.execute(
-            "SELECT id, key_id, sealed FROM data_keys WHERE id = ANY(%s)", (list(ids),)
-        )
-        for row in await cursor.fetchall():
+        async with connection.cursor(row_factory=class_row(_DataKey)) as cursor:
+            await cursor.execute(
+                "SELECT id, key_id, sealed FROM data_keys WHERE id = ANY(%s)", (list(ids),)
+            )
+            data_keys = await cursor.fetchall()
+        for stored in data_keys:
             try:
-                self._remember(row)
+                self._remember(stored)
             except Misconfigured as error:
-                self._refused[row["id"]] = error
+                self._refused[stored.id] = error
 
     def open(self, event: Event, sealed: SealedPayload) -> bytes:
         """Return the payload of an event. Raises `Misconfigured` for one that was changed, and without its data key."""
@@ -114,21 +130,20 @@ class DataKeys:
     async def reseal(self, connection: Connection) -> ResealedKeys:
         """Seal every data key under the first key of the installation. Payloads stay as they are. Safe to repeat."""
         result = ResealedKeys()
-        cursor = await connection.execute(
-            "SELECT id, key_id, sealed FROM data_keys WHERE key_id <> %s ORDER BY id FOR NO KEY UPDATE",
-            (self._keys.first,),
-        )
-        for row in await cursor.fetchall():
-            if row["key_id"] not in self._keys.ids:
-                result.unreadable.append(_subject(row["id"]))
-                continue
-            bound = row["id"].bytes
-            key = self._keys.open(
-                row["key_id"], bytes(row["sealed"]), bound=bound, subject=_subject(row["id"])
+        async with connection.cursor(row_factory=class_row(_DataKey)) as cursor:
+            await cursor.execute(
+                "SELECT id, key_id, sealed FROM data_keys WHERE key_id <> %s ORDER BY id FOR NO KEY UPDATE",
+                (self._keys.first,),
             )
+            data_keys = await cursor.fetchall()
+        for stored in data_keys:
+            if stored.key_id not in self._keys.ids:
+                result.unreadable.append(_subject(stored.id))
+                continue
+            sealed = self._keys.seal(self._opened(stored), bound=stored.id.bytes)
             await connection.execute(
                 "UPDATE data_keys SET key_id = %s, sealed = %s WHERE id = %s",
-                (self._keys.first, self._keys.seal(key, bound=bound), row["id"]),
+                (self._keys.first, sealed, stored.id),
             )
             result.resealed += 1
         return result

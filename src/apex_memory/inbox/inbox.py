@@ -11,11 +11,11 @@ from uuid import UUID
 
 from apex_memory.errors import ApexError
 from apex_memory.inbox import landing, leases, notices, queries, reused_ids, transitions
-from apex_memory.inbox.leases import Claim, Run
+from apex_memory.inbox.leases import Claim, WorkflowRun
 from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.inbox.queries import BacklogRow
 from apex_memory.inbox.reused_ids import MakeDocument
-from apex_memory.inbox.routing import Carrier
+from apex_memory.inbox.routing import Consumer
 from apex_memory.model import Event, LandResult
 from apex_memory.stores.postgres import Postgres
 from apex_memory.telemetry import logger, traces
@@ -45,8 +45,8 @@ class Inbox:
         batch: UUID,
         limit: int,
         lease: float,
-        carrier: Carrier,
-        run: Run | None = None,
+        consumer: Consumer,
+        run: WorkflowRun | None = None,
     ) -> Claim:
         """Lease ready events to a batch; see `leases.claim`."""
         async with self._db.connection() as connection:
@@ -56,24 +56,24 @@ class Inbox:
                 batch=batch,
                 limit=limit,
                 lease=lease,
-                carrier=carrier,
+                consumer=consumer,
                 run=run,
             )
 
     async def traced(self, batch: UUID) -> list[TracedEvent]:
-        """Those of a batch's events whose trace is recorded; none while this process exports no traces."""
+        """Return those of a batch's events whose trace is recorded; none while this process exports no traces."""
         if not traces.enabled():
             return []
         async with self._db.connection() as connection:
             return await queries.traced(connection, batch, limit=MOST_TRACED)
 
     async def claim_events(
-        self, ids: Sequence[UUID], *, batch: UUID, lease: float, carrier: Carrier
+        self, ids: Sequence[UUID], *, batch: UUID, lease: float, consumer: Consumer
     ) -> list[UUID]:
         """Lease these events to a batch, where nobody has them; see `leases.claim_events`."""
         async with self._db.connection() as connection:
             return await leases.claim_events(
-                connection, ids, batch=batch, lease=lease, carrier=carrier
+                connection, ids, batch=batch, lease=lease, consumer=consumer
             )
 
     async def renew(self, *batches: UUID, lease: float) -> None:
@@ -104,7 +104,7 @@ class Inbox:
                 self._log.warning("lease not renewed", batch=str(batches[0]), reason=str(error))
 
     async def unprepared(self, batch: UUID) -> dict[UUID, int]:
-        """The events of a batch that have no manifest yet, with their `starts`."""
+        """Return the events of a batch that have no manifest yet, with their `starts`."""
         async with self._db.connection() as connection:
             return await queries.unprepared(connection, batch)
 
@@ -165,7 +165,7 @@ class Inbox:
             return await queries.ready(connection)
 
     async def shares(self) -> dict[str, int]:
-        """The share of each source that is rolled out; see `queries.shares`."""
+        """Return the share of each source that is rolled out; see `queries.shares`."""
         async with self._db.connection() as connection:
             return await queries.shares(connection)
 
@@ -175,7 +175,7 @@ class Inbox:
             return await queries.fallback_since(connection)
 
     async def ready_for_direct(self, sources: Sequence[str], *, everything: bool) -> list[str]:
-        """Those of the sources that the direct path has work for; see `queries.ready_for_direct`."""
+        """Return those of the sources that the direct path has work for; see `queries.ready_for_direct`."""
         async with self._db.connection() as connection:
             return await queries.ready_for_direct(connection, sources, everything=everything)
 
@@ -190,7 +190,7 @@ class Inbox:
             return await queries.stalled(connection, seconds=seconds)
 
     async def finished(self, ids: Sequence[UUID]) -> set[UUID]:
-        """Those of the events that are final or parked."""
+        """Return those of the events that are final or parked."""
         async with self._db.connection() as connection:
             return await queries.finished(connection, ids)
 

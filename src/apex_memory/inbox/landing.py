@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from psycopg.errors import ForeignKeyViolation
+from psycopg.rows import class_row
 
 from apex_memory.errors import RetryLater
 from apex_memory.model import Event, LandResult
@@ -40,12 +42,20 @@ async def land(connection: Connection, events: Sequence[Event]) -> list[LandResu
     return results
 
 
+@dataclass(frozen=True, slots=True)
+class _InsertedEvent:
+    id: UUID
+    lost: bool
+    """The database does not have its data key, so it did not land."""
+
+
 async def _insert(connection: Connection, events: Iterable[Event]) -> set[UUID]:
     """Insert distinct events with their payloads; return the ids of those that are new.
 
     Raises `RetryLater` when the database does not have a data key. Those of the events that have it may have landed.
     """
-    cursor = await connection.execute(
+    cursor = connection.cursor(row_factory=class_row(_InsertedEvent))
+    await cursor.execute(
         """WITH given AS (
              SELECT * FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::uuid[], %b::text[], %b::smallint[],
                                   %b::bigint[], %b::timestamptz[], %b::text[], %b::text[], %b::bytea[], %b::text[], %b::uuid[])
@@ -68,10 +78,10 @@ async def _insert(connection: Connection, events: Iterable[Event]) -> set[UUID]:
         [list(column) for column in zip(*map(_columns, events), strict=True)],
     )
     rows = await cursor.fetchall()
-    if any(row["lost"] for row in rows):
+    if any(row.lost for row in rows):
         # As after a failover to a standby that missed the newest rows. A process looks for data keys every minute.
         raise RetryLater("the database does not have the data key of a payload", after=10)
-    return {row["id"] for row in rows}
+    return {row.id for row in rows}
 
 
 def _columns(event: Event) -> tuple[Any, ...]:

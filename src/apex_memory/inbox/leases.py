@@ -4,7 +4,7 @@ A claim moves `next_at` to the end of the lease, so an event whose lease has run
 A batch's lease covers its events and the stages that it opened. No function here changes an event's state, but for one
 case: an event that another build prepared is `received` again for the build that claims it.
 
-A claim decides which path and which build carry an event: its statement reads the table `rollouts`, so a change of a
+A claim decides which path and which build process an event: its statement reads the table `rollouts`, so a change of a
 share acts with the next claim in every process. Whoever claimed an event before the change finishes it. It reads
 `builds` too: a build that is neither current nor the candidate claims nothing, and the current build claims the
 documents of a candidate without a worker.
@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from typing import LiteralString
 from uuid import UUID
 
-from apex_memory.inbox.routing import BUCKET_SQL, BUCKETS, Carrier
+from psycopg.rows import class_row
+
+from apex_memory.inbox.routing import BUCKET_SQL, BUCKETS, Consumer
 from apex_memory.stores.postgres import Connection
 from apex_memory.telemetry.traces import sampled_context
 
@@ -70,16 +72,29 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class _ClaimedRow:
+    """A row of `CLAIM`. `ready` is the number of events that were ready, of this claim and beyond."""
+
+    id: UUID
+    event_id: str
+    attempts: int
+    trace_parent: str | None
+    priority: int
+    seq: int
+    ready: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowRun:
     """The workflow run that works on a batch, for the link on an event's page."""
 
     workflow_id: str
     run_id: str
 
 
-# The build that carries an event makes its manifest. So nothing that a build prepared is published once that build was
+# The build that processes an event makes its manifest. So nothing that a build prepared is published once that build was
 # rolled back, and what a candidate is judged by is its own.
-CARRIED: LiteralString = """path = %(path)s, build = %(build)s, claimed_at = clock_timestamp(),
+PROCESSED: LiteralString = """path = %(path)s, build = %(build)s, claimed_at = clock_timestamp(),
            state = CASE WHEN inbox.state = 'prepared' AND inbox.build IS DISTINCT FROM %(build)s
                         THEN 'received' ELSE inbox.state END,
            starts = CASE WHEN inbox.state = 'prepared' AND inbox.build IS DISTINCT FROM %(build)s
@@ -100,7 +115,7 @@ ROLE: LiteralString = """coalesce((SELECT share FROM candidate), 0) AS candidate
 IN_BUCKETS: LiteralString = f"""CASE WHEN (SELECT first = 0 AND until = {BUCKETS} FROM buckets) THEN true
                     ELSE {BUCKET_SQL} >= (SELECT first FROM buckets) AND {BUCKET_SQL} < (SELECT until FROM buckets) END"""
 
-# `buckets` is evaluated once; a carrier without buckets reads no event at all.
+# `buckets` is evaluated once; a consumer without buckets reads no event at all.
 CLAIM: LiteralString = f"""WITH {CANDIDATE}, shares AS (
          SELECT coalesce((SELECT share FROM rollouts WHERE subject = 'source:' || %(source)s), {BUCKETS}) AS temporal, {ROLE}
        ), buckets AS MATERIALIZED (
@@ -128,7 +143,7 @@ CLAIM: LiteralString = f"""WITH {CANDIDATE}, shares AS (
          SELECT id FROM mine UNION ALL SELECT id FROM sized WHERE n = 1 OR bytes <= %(bytes)s AND NOT giant
        )
        UPDATE inbox SET batch = %(batch)s, next_at = clock_timestamp() + make_interval(secs => %(lease)s),
-                        workflow_id = %(workflow)s, run_id = %(run)s, {CARRIED}
+                        workflow_id = %(workflow)s, run_id = %(run)s, {PROCESSED}
        FROM picked WHERE inbox.id = picked.id
        RETURNING inbox.id, inbox.event_id, inbox.attempts, inbox.trace_parent, inbox.priority, inbox.seq,
                  (SELECT count(*) FROM ready) AS ready"""
@@ -141,14 +156,14 @@ async def claim(
     batch: UUID,
     limit: int,
     lease: float,
-    carrier: Carrier,
-    run: Run | None = None,
+    consumer: Consumer,
+    run: WorkflowRun | None = None,
 ) -> Claim:
     """Lease up to `limit` ready events of a source to `batch` for `lease` seconds, most urgent and oldest first.
 
-    Only documents in the buckets of the carrier are claimed, and their events record its path and its build. The
-    buckets of a carrier are those of its path, by the share of the source, and of its build, by the share of the
-    candidate build. A carrier that takes `everything` has the buckets of both paths. An event that another build
+    Only documents in the buckets of the consumer are claimed, and their events record its path and its build. The
+    buckets of a consumer are those of its path, by the share of the source, and of its build, by the share of the
+    candidate build. A consumer that takes `everything` has the buckets of both paths. An event that another build
     prepared is prepared anew.
 
     Their payloads are up to `BATCH_BYTES` together, and a payload over `ALONE_BYTES` is a batch of its own, so that
@@ -157,7 +172,8 @@ async def claim(
     A claim that is repeated with the same batch returns the same events, so a lost reply does no harm.
     A paused source has no ready events.
     """
-    cursor = await connection.execute(
+    cursor = connection.cursor(row_factory=class_row(_ClaimedRow))
+    await cursor.execute(
         CLAIM,
         {
             "source": source,
@@ -168,29 +184,26 @@ async def claim(
             "alone": ALONE_BYTES,
             "workflow": run.workflow_id if run else None,
             "run": run.run_id if run else None,
-            "path": carrier.path,
-            "build": carrier.build,
-            "first_of_path": carrier.path == "temporal" or carrier.everything,
-            "last_of_path": carrier.path == "direct" or carrier.everything,
+            "path": consumer.path,
+            "build": consumer.build,
+            "first_of_path": consumer.path == "temporal" or consumer.everything,
+            "last_of_path": consumer.path == "direct" or consumer.everything,
         },
     )
     rows = await cursor.fetchall()
-    rows.sort(key=lambda row: (row["priority"], row["seq"]))
-    events = [
-        ClaimedEvent(row["id"], row["event_id"], row["attempts"], row["trace_parent"])
-        for row in rows
-    ]
-    ready = rows[0]["ready"] if rows else 0
+    rows.sort(key=lambda row: (row.priority, row.seq))
+    events = [ClaimedEvent(row.id, row.event_id, row.attempts, row.trace_parent) for row in rows]
+    ready = rows[0].ready if rows else 0
     return Claim(events, more=len(events) >= limit or ready > len(events))
 
 
 async def claim_events(
-    connection: Connection, ids: Sequence[UUID], *, batch: UUID, lease: float, carrier: Carrier
+    connection: Connection, ids: Sequence[UUID], *, batch: UUID, lease: float, consumer: Consumer
 ) -> list[UUID]:
     """Lease these events to `batch` for `lease` seconds, whatever the share of their path; return the ids of those claimed.
 
     The others have an owner, wait for their next attempt, are final, belong to a paused source, or are of a document that
-    another build carries.
+    another build processes.
     """
     cursor = await connection.execute(
         f"""WITH {CANDIDATE}, buckets AS MATERIALIZED (
@@ -204,14 +217,14 @@ async def claim_events(
              ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
            )
            UPDATE inbox SET batch = %(batch)s, next_at = clock_timestamp() + make_interval(secs => %(lease)s),
-                            workflow_id = NULL, run_id = NULL, {CARRIED}
+                            workflow_id = NULL, run_id = NULL, {PROCESSED}
            FROM ready WHERE inbox.id = ready.id RETURNING inbox.id""",
         {
             "ids": list(ids),
             "batch": batch,
             "lease": lease,
-            "path": carrier.path,
-            "build": carrier.build,
+            "path": consumer.path,
+            "build": consumer.build,
         },
     )
     return [row["id"] for row in await cursor.fetchall()]

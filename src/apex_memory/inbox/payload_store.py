@@ -1,4 +1,4 @@
-"""Large raw payloads as objects outside PostgreSQL: written before their events land, read where they are carried.
+"""Large raw payloads as objects outside PostgreSQL: written before their events land, read where they are processed.
 
 An object is sealed, and equal payloads share one. Its name holds a keyed hash, which tells nobody without the key what it
 holds, and a random part, so that no name is used twice: a delete that arrives late removes nothing that was written since.
@@ -15,16 +15,18 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 from uuid import UUID
+
+from psycopg.rows import class_row
 
 from apex_memory.errors import ApexError, Misconfigured, NotFound, Rejected, RetryLater
 from apex_memory.inbox.data_keys import THREAD_BYTES, DataKeys, ResealedKeys
 from apex_memory.model import Event
 from apex_memory.sealing import SEAL_BYTES, BrokenSeal, Keyring
 from apex_memory.stores.objects import ObjectStore
-from apex_memory.stores.postgres import Connection, Postgres, Row
+from apex_memory.stores.postgres import Connection, Postgres
 from apex_memory.telemetry import logger
 
 T = TypeVar("T")
@@ -36,6 +38,14 @@ CLAIM_SECONDS = 900
 SWEEP_MAX = 100  # objects removed with one request, and in one transaction
 POSTPONE_SECONDS = 600  # until the next try to remove an object that could not be removed
 AT_ONCE = 4  # objects of one call that wait for their turn, so that those of other calls get theirs
+
+
+@dataclass(frozen=True, slots=True)
+class _PayloadObject:
+    name: str
+    key_id: str
+    bytes: int
+    """Of the payload, before it was sealed."""
 
 
 class PayloadStore:
@@ -232,10 +242,13 @@ class PayloadStore:
         names = {event.payload_object for event in events if event.payload_object is not None}
         if not names:
             return opened
-        rows = await self._db.fetch(
-            "SELECT name, key_id, bytes FROM payload_objects WHERE name = ANY(%s)", (list(names),)
-        )
-        known = {row["name"]: row for row in rows}
+        async with self._db.connection() as connection:
+            cursor = connection.cursor(row_factory=class_row(_PayloadObject))
+            await cursor.execute(
+                "SELECT name, key_id, bytes FROM payload_objects WHERE name = ANY(%s)",
+                (list(names),),
+            )
+            known = {row.name: row for row in await cursor.fetchall()}
         loaded = dict(enumerate(opened))
 
         async def load(n: int) -> None:
@@ -257,7 +270,7 @@ class PayloadStore:
         return loaded
 
     async def _loaded(
-        self, event: Event | ApexError, known: Mapping[str, Row]
+        self, event: Event | ApexError, known: Mapping[str, _PayloadObject]
     ) -> Event | ApexError:
         if isinstance(event, ApexError) or event.payload_object is None:
             return event
@@ -268,7 +281,7 @@ class PayloadStore:
         except ApexError as error:
             return error
 
-    async def _read(self, event: Event, name: str, known: Mapping[str, Row]) -> bytes:
+    async def _read(self, event: Event, name: str, known: Mapping[str, _PayloadObject]) -> bytes:
         """Return the payload that an object holds. `known` has the rows of objects by their names."""
         if self._objects is None:
             raise Misconfigured(
@@ -279,15 +292,15 @@ class PayloadStore:
         row = known.get(name)
         if row is None:
             raise RetryLater(f"{subject} was removed meanwhile")
-        self._seals.require_known(row["key_id"], subject=subject)
+        self._seals.require_known(row.key_id, subject=subject)
         try:
-            sealed = await self._objects.get(name, most=row["bytes"] + SEAL_BYTES)
+            sealed = await self._objects.get(name, most=row.bytes + SEAL_BYTES)
         except NotFound as error:
             raise RetryLater(
                 f"{subject} is missing in the object store", after=60, remedy=error.remedy
             ) from error
         return await asyncio.to_thread(
-            self._seals.open, row["key_id"], sealed, bound=name.encode(), subject=subject
+            self._seals.open, row.key_id, sealed, bound=name.encode(), subject=subject
         )
 
     async def sweep(self) -> int:

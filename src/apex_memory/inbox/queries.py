@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import LiteralString
 from uuid import UUID
 
 from psycopg.rows import class_row
@@ -12,11 +13,57 @@ from psycopg.rows import class_row
 from apex_memory.errors import NotFound
 from apex_memory.inbox.routing import BUCKET_SQL, BUCKETS
 from apex_memory.model import Event, Priority, SealedPayload
-from apex_memory.stores.postgres import Connection, Row
+from apex_memory.stores.postgres import Connection
 from apex_memory.telemetry.traces import TracedEvent
 
 FALLBACK_LEASE = "fallback"
 """The lease of the process that fetches and sweeps while Temporal is away: it is held while the fallback is in force."""
+
+
+EVENT_COLUMNS: LiteralString = """i.source, i.event_id, i.doc_key, i.version, i.occurred_at, i.content_type, i.priority,
+       i.trace_parent, p.body, p.data_key, r.object"""
+"""The fields of `StoredEvent`: of `inbox` as `i`, its payload as `p` and the reference to its object as `r`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredEvent:
+    """A row of `inbox`, joined with its payload."""
+
+    source: str
+    event_id: str
+    doc_key: str
+    version: int
+    occurred_at: datetime
+    content_type: str
+    priority: int
+    trace_parent: str | None
+    body: bytes
+    data_key: UUID | None
+    """The data key under which `body` is sealed; None if it is not."""
+    object: str | None
+    """The name of the object that holds the payload in place of `body`."""
+
+    def event(self, *, event_id: str | None = None, priority: Priority | None = None) -> Event:
+        """Return the event, with another id or priority where given. A payload that is sealed or an object is not read."""
+        return Event(
+            source=self.source,
+            event_id=event_id or self.event_id,
+            doc_key=self.doc_key,
+            version=self.version,
+            occurred_at=self.occurred_at,
+            payload=b"" if self.data_key else self.body,
+            content_type=self.content_type,
+            priority=Priority(self.priority) if priority is None else priority,
+            trace_parent=self.trace_parent,
+            payload_object=self.object,
+            sealed=SealedPayload(self.data_key, self.body) if self.data_key else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _DigestedEvent(StoredEvent):
+    digest: bytes | None
+    """SHA-256 of `body`; None where retention removed it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +79,7 @@ class BacklogRow:
 
 
 async def unprepared(connection: Connection, batch: UUID) -> dict[UUID, int]:
-    """The events of a batch that have no manifest yet, in the order of the claim, with their `starts`."""
+    """Return the events of a batch that have no manifest yet, in the order of the claim, with their `starts`."""
     cursor = await connection.execute(
         "SELECT id, starts FROM inbox WHERE open AND batch = %s AND state = 'received' ORDER BY priority, seq",
         (batch,),
@@ -41,17 +88,18 @@ async def unprepared(connection: Connection, batch: UUID) -> dict[UUID, int]:
 
 
 async def events(connection: Connection, batch: UUID, ids: Sequence[UUID]) -> list[Event]:
-    """Those of the events that the batch owns and that have no manifest yet, with payloads, in the order of the claim.
+    """Return those of the events that the batch owns and that have no manifest yet, with payloads, in the order of the claim.
 
     Payloads that are objects or sealed are not filled in; `PayloadStore.load` does that.
     """
-    cursor = await connection.execute(
-        """SELECT i.*, p.body, p.data_key, r.object FROM inbox i JOIN payloads p ON p.inbox_id = i.id
-           LEFT JOIN payload_references r ON r.inbox_id = i.id
-           WHERE i.open AND i.batch = %s AND i.id = ANY(%s) AND i.state = 'received' ORDER BY i.priority, i.seq""",
-        (batch, list(ids)),
-    )
-    return [event_from_row(row) for row in await cursor.fetchall()]
+    async with connection.cursor(row_factory=class_row(StoredEvent)) as cursor:
+        await cursor.execute(
+            f"""SELECT {EVENT_COLUMNS} FROM inbox i JOIN payloads p ON p.inbox_id = i.id
+                LEFT JOIN payload_references r ON r.inbox_id = i.id
+                WHERE i.open AND i.batch = %s AND i.id = ANY(%s) AND i.state = 'received' ORDER BY i.priority, i.seq""",
+            (batch, list(ids)),
+        )
+        return [row.event() for row in await cursor.fetchall()]
 
 
 async def owned(connection: Connection, batch: UUID) -> list[UUID]:
@@ -63,7 +111,7 @@ async def owned(connection: Connection, batch: UUID) -> list[UUID]:
 
 
 async def owns_any(connection: Connection, batch: UUID) -> bool:
-    """Whether a batch still owns an open event."""
+    """Return whether a batch still owns an open event."""
     cursor = await connection.execute(
         "SELECT FROM inbox WHERE open AND batch = %s LIMIT 1", (batch,)
     )
@@ -71,7 +119,7 @@ async def owns_any(connection: Connection, batch: UUID) -> bool:
 
 
 async def traced(connection: Connection, batch: UUID, *, limit: int) -> list[TracedEvent]:
-    """Those of a batch's events whose trace is recorded, at most `limit`, in the order of the claim.
+    """Return those of a batch's events whose trace is recorded, at most `limit`, in the order of the claim.
 
     A trace is recorded when the last bit of its flags is set (W3C Trace Context, section 3.2.2.5).
     """
@@ -87,18 +135,19 @@ async def traced(connection: Connection, batch: UUID, *, limit: int) -> list[Tra
 
 async def event(connection: Connection, id: UUID) -> Event:
     """One raw event as it landed. Raises `NotFound` for an unknown id, or when retention removed the payload."""
-    cursor = await connection.execute(
-        """SELECT i.*, p.body, p.data_key, r.object FROM inbox i JOIN payloads p ON p.inbox_id = i.id
-           LEFT JOIN payload_references r ON r.inbox_id = i.id WHERE i.id = %s""",
-        (id,),
-    )
-    row = await cursor.fetchone()
+    async with connection.cursor(row_factory=class_row(StoredEvent)) as cursor:
+        await cursor.execute(
+            f"""SELECT {EVENT_COLUMNS} FROM inbox i JOIN payloads p ON p.inbox_id = i.id
+                LEFT JOIN payload_references r ON r.inbox_id = i.id WHERE i.id = %s""",
+            (id,),
+        )
+        row = await cursor.fetchone()
     if row is None:
         raise NotFound(
             f"event {id}: payload not found",
             remedy="check the id; payloads are kept for payload_days",
         )
-    return event_from_row(row)
+    return row.event()
 
 
 async def with_other_bytes(
@@ -110,43 +159,46 @@ async def with_other_bytes(
     object: the caller compares them. Those are missing in the result that never landed, or
     whose payload retention removed.
     """
-    cursor = await connection.execute(
-        """SELECT i.*, p.body, p.data_key, r.object
-           FROM unnest(%b::uuid[], %b::uuid[], %b::text[], %b::bigint[], %b::bytea[])
-             AS t (id, doc_id, content_type, size, digest)
-           JOIN inbox i ON i.id = t.id JOIN payloads p ON p.inbox_id = t.id
-           LEFT JOIN payload_references r ON r.inbox_id = t.id
-           WHERE i.doc_id <> t.doc_id OR i.content_type <> t.content_type
-              OR octet_length(p.body) <> t.size OR sha256(p.body) <> t.digest OR r.object IS NOT NULL""",
-        (
-            [event.id for event, _ in digests],
-            [event.doc_id for event, _ in digests],
-            [event.content_type for event, _ in digests],
-            [len(event.payload) for event, _ in digests],
-            [digest for _, digest in digests],
-        ),
-    )
-    return {row["event_id"]: event_from_row(row) for row in await cursor.fetchall()}
+    async with connection.cursor(row_factory=class_row(StoredEvent)) as cursor:
+        await cursor.execute(
+            f"""SELECT {EVENT_COLUMNS}
+               FROM unnest(%b::uuid[], %b::uuid[], %b::text[], %b::bigint[], %b::bytea[])
+                 AS t (id, doc_id, content_type, size, digest)
+               JOIN inbox i ON i.id = t.id JOIN payloads p ON p.inbox_id = t.id
+               LEFT JOIN payload_references r ON r.inbox_id = t.id
+               WHERE i.doc_id <> t.doc_id OR i.content_type <> t.content_type
+                  OR octet_length(p.body) <> t.size OR sha256(p.body) <> t.digest OR r.object IS NOT NULL""",
+            (
+                [event.id for event, _ in digests],
+                [event.doc_id for event, _ in digests],
+                [event.content_type for event, _ in digests],
+                [len(event.payload) for event, _ in digests],
+                [digest for _, digest in digests],
+            ),
+        )
+        return {row.event_id: row.event() for row in await cursor.fetchall()}
 
 
 async def payload_digests(
     connection: Connection, source: str, event_ids: Sequence[str]
 ) -> dict[str, bytes | Event | None]:
-    """The SHA-256 of the payload by event id, for those of the events that exist; None where retention removed it.
+    """Return the SHA-256 of the payload by event id, for those of the events that exist; None where retention removed it.
 
     Where it is sealed in PostgreSQL, or an object, the event in place of the digest.
     """
-    cursor = await connection.execute(
-        """SELECT i.*, CASE WHEN p.data_key IS NULL THEN '' ELSE p.body END AS body, p.data_key, r.object,
-                  sha256(p.body) AS digest
-           FROM inbox i LEFT JOIN payloads p ON p.inbox_id = i.id LEFT JOIN payload_references r ON r.inbox_id = i.id
-           WHERE i.source = %s AND i.event_id = ANY(%s)""",
-        (source, list(event_ids)),
-    )
-    return {
-        row["event_id"]: event_from_row(row) if row["data_key"] or row["object"] else row["digest"]
-        for row in await cursor.fetchall()
-    }
+    async with connection.cursor(row_factory=class_row(_DigestedEvent)) as cursor:
+        await cursor.execute(
+            """SELECT i.source, i.event_id, i.doc_key, i.version, i.occurred_at, i.content_type, i.priority, i.trace_parent,
+                      CASE WHEN p.data_key IS NULL THEN '' ELSE p.body END AS body, p.data_key, r.object,
+                      sha256(p.body) AS digest
+               FROM inbox i LEFT JOIN payloads p ON p.inbox_id = i.id LEFT JOIN payload_references r ON r.inbox_id = i.id
+               WHERE i.source = %s AND i.event_id = ANY(%s)""",
+            (source, list(event_ids)),
+        )
+        return {
+            row.event_id: row.event() if row.data_key or row.object else row.digest
+            for row in await cursor.fetchall()
+        }
 
 
 async def ready(connection: Connection) -> dict[str, int]:
@@ -160,7 +212,7 @@ async def ready(connection: Connection) -> dict[str, int]:
 
 
 async def shares(connection: Connection) -> dict[str, int]:
-    """Return the per cent of its documents that Temporal carries, by source. A source without a row is left out: all of them."""
+    """Return the per cent of its documents that Temporal processes, by source. A source without a row is left out: all of them."""
     cursor = await connection.execute(
         "SELECT substr(subject, 8) AS source, share FROM rollouts WHERE subject LIKE 'source:_%'"
     )
@@ -168,7 +220,7 @@ async def shares(connection: Connection) -> dict[str, int]:
 
 
 async def fallback_since(connection: Connection) -> datetime | None:
-    """Return since when the direct path carries everything because Temporal does not respond; None if it does not."""
+    """Return since when the direct path processes everything because Temporal does not respond; None if it does not."""
     cursor = await connection.execute(
         """SELECT coalesce((SELECT max(at) FROM audit WHERE action = 'fallback' AND subject = 'began'), clock_timestamp()) AS at
            FROM leases WHERE name = %s AND until > clock_timestamp()""",
@@ -215,7 +267,7 @@ async def stalled(connection: Connection, *, seconds: float) -> dict[str, float]
 
 
 async def finished(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:
-    """Those of the events that are final or parked, so that waiting for them longer is pointless."""
+    """Return those of the events that are final or parked, so that waiting for them longer is pointless."""
     cursor = await connection.execute(
         "SELECT id FROM inbox WHERE id = ANY(%s) AND NOT open", (list(ids),)
     )
@@ -239,24 +291,3 @@ async def parked_by_store(connection: Connection) -> dict[str, int]:
         "SELECT park_store, count(*) AS events FROM inbox WHERE state = 'parked' GROUP BY 1"
     )
     return {row["park_store"]: row["events"] for row in await cursor.fetchall()}
-
-
-def event_from_row(
-    row: Row, *, event_id: str | None = None, priority: Priority | None = None
-) -> Event:
-    """The event in a row of `inbox` joined with its payload as `body`, `data_key` and `object`; with another id or priority where given."""
-    data_key: UUID | None = row["data_key"]
-    body = bytes(row["body"])
-    return Event(
-        source=row["source"],
-        event_id=event_id or row["event_id"],
-        doc_key=row["doc_key"],
-        version=row["version"],
-        occurred_at=row["occurred_at"],
-        payload=b"" if data_key else body,
-        content_type=row["content_type"],
-        priority=Priority(row["priority"]) if priority is None else priority,
-        trace_parent=row["trace_parent"],
-        payload_object=row["object"],
-        sealed=SealedPayload(data_key, body) if data_key else None,
-    )

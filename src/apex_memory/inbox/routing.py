@@ -1,4 +1,4 @@
-"""Routing: which path and which build carry a document. A document stays where it is while the shares stay as they are.
+"""Routing: which path and which build process a document. A document stays where it is while the shares stay as they are.
 
 The bucket of a document, 0 to 99, is a stable hash of its id. A share of N per cent takes the buckets below N, so a
 higher share takes all documents of a lower one, and more.
@@ -18,7 +18,7 @@ BUCKET_SQL: LiteralString = "mod(('x' || right(doc_id::text, 7))::bit(28)::integ
 
 
 @dataclass(frozen=True, slots=True)
-class Carrier:
+class Consumer:
     """Who claims events: a path, and the build of Apex that runs it.
 
     `everything` is set by the fallback: it also takes the documents of the other path, which is away.

@@ -158,17 +158,18 @@ async def end(
     """Any open or parked state → `done` or `superseded`. An event that is final already stays as it is."""
     if not ids:
         return []
-    cursor = await connection.execute(
+    cursor = connection.cursor(row_factory=class_row(EndedEvent))
+    await cursor.execute(
         f"""WITH ended AS (
              UPDATE inbox SET state = %s, ended_at = clock_timestamp(), batch = NULL, park_store = NULL, last_error = NULL,
                     starts = 0, parks = 0, parked_at = NULL
              WHERE id = ANY(%s) AND (open OR state = 'parked')
-             RETURNING id, source, path, build, extract(epoch FROM ended_at - received_at)::float AS seconds
+             RETURNING id, source, path, build, state, extract(epoch FROM ended_at - received_at)::float AS seconds
            ), queued AS ({QUEUE_COPIES})
-           SELECT source, seconds FROM ended""",
+           SELECT source, state, seconds FROM ended""",
         (state, sorted(ids)),
     )
-    return [EndedEvent(row["source"], state, row["seconds"]) for row in await cursor.fetchall()]
+    return await cursor.fetchall()
 
 
 async def park(connection: Connection, events: Sequence[FailedEvent]) -> None:

@@ -10,13 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from apex_memory.mcp.quoting import NOTICE
 
 
-class Part(BaseModel):
+class AnswerPart(BaseModel):
     """Base of all parts of an answer."""
 
     model_config = ConfigDict(frozen=True)
 
 
-class SourceFreshness(Part):
+class SourceFreshness(AnswerPart):
     """How current a source is."""
 
     source: str
@@ -34,7 +34,7 @@ class SourceFreshness(Part):
     reason: str | None = Field(description="Why it is behind.")
 
 
-class Origin(Part):
+class Origin(AnswerPart):
     """Where a version of a document came from."""
 
     event: str = Field(description="Id of the event that brought it.")
@@ -43,7 +43,7 @@ class Origin(Part):
     received_at: datetime
 
 
-class Answer(Part):
+class Answer(AnswerPart):
     """Base of all answers."""
 
     notice: str = NOTICE
@@ -55,7 +55,7 @@ class Answer(Part):
     )
 
 
-class Passage(Part):
+class Passage(AnswerPart):
     """A passage of a document."""
 
     rank: int
@@ -76,7 +76,7 @@ class Passage(Part):
     origin: Origin
 
 
-class Citation(Part):
+class Citation(AnswerPart):
     """The document of a piece of a context."""
 
     number: int = Field(description="The number in brackets above the piece.")
@@ -94,7 +94,7 @@ class Citation(Part):
     cut: bool = Field(description="True if it is only a part of a sentence.")
 
 
-class Context(Part):
+class Context(AnswerPart):
     """The best passages in one text, in whole sentences."""
 
     text: str = Field(
@@ -141,7 +141,7 @@ class DocumentText(Answer):
     origin: Origin
 
 
-class Fact(Part):
+class Fact(AnswerPart):
     """`subject predicate value`, and the document that states it."""
 
     subject: str
@@ -150,7 +150,7 @@ class Fact(Part):
     document_id: str
 
 
-class Happening(Part):
+class Happening(AnswerPart):
     """A document in a timeline."""
 
     document_id: str
@@ -182,7 +182,7 @@ class EntityAnswer(Answer):
     )
 
 
-class RecentEvent(Part):
+class RecentEvent(AnswerPart):
     """An event: something that a source sent."""
 
     event: str

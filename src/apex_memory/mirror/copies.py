@@ -34,7 +34,7 @@ NOT_FORWARDED = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
+class MirrorCopy:
     """An accepted webhook, as it came, for the mirror of its source.
 
     `bucket` is None where every webhook is mirrored. Otherwise the webhook is kept if the bucket is not rolled over.
@@ -79,7 +79,7 @@ def last_bucket(events: Sequence[Event]) -> int:
     return max((bucket_of(event.doc_id) for event in events), default=BUCKETS - 1)
 
 
-async def insert(connection: Connection, copies: Sequence[Copy]) -> None:
+async def insert(connection: Connection, copies: Sequence[MirrorCopy]) -> None:
     """Store copies in the caller's transaction, in this order.
 
     The transaction holds a lock for each source until it ends, so that the ids of a source's copies are in the order

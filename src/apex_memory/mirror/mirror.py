@@ -10,7 +10,7 @@ import httpx2
 
 from apex_memory.inbox import landing
 from apex_memory.mirror import copies, queue
-from apex_memory.mirror.copies import Copy
+from apex_memory.mirror.copies import MirrorCopy
 from apex_memory.mirror.forwarder import Forwarder
 from apex_memory.model import Event, LandResult
 from apex_memory.sources.base import Source
@@ -38,7 +38,7 @@ class Mirror:
         headers: Sequence[tuple[bytes, bytes]],
         body: bytes,
         events: Sequence[Event],
-    ) -> Copy | None:
+    ) -> MirrorCopy | None:
         """Return the copy of an accepted webhook, None where its source has no mirror, or it came from our own mirror.
 
         Every delivery is copied, also a repeated one: the former system got the vendor's repetitions too, and what it
@@ -48,7 +48,7 @@ class Mirror:
         if not settings.mirror_url or self._has_passed(headers):
             return None
         forwarded = [*copies.end_to_end(headers), (b"via", b"1.1 " + self._name)]
-        return Copy(
+        return MirrorCopy(
             source=source.name,
             query=query,
             headers=copies.pack_headers(forwarded),
@@ -60,7 +60,7 @@ class Mirror:
         """Return whether this installation forwarded the request before: its target leads back to it."""
         return any(name.lower() == b"via" and self._name in value for name, value in headers)
 
-    async def land(self, events: Sequence[Event], kept: Sequence[Copy]) -> list[LandResult]:
+    async def land(self, events: Sequence[Event], kept: Sequence[MirrorCopy]) -> list[LandResult]:
         """Commit events and copies in one transaction; see `inbox.landing.land`."""
         async with self._db.transaction() as connection:
             landed = await landing.land(connection, events)

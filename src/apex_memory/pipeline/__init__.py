@@ -9,7 +9,7 @@ from apex_memory.pipeline.embedders.selection import open_embedder
 from apex_memory.pipeline.entities import canonical
 from apex_memory.pipeline.extract import QueryEntities, QueryReader, extract_query
 from apex_memory.pipeline.file_limits import MAX_CHARACTERS, ReaderLimits
-from apex_memory.pipeline.prepare import VERSION, Pipeline
+from apex_memory.pipeline.prepare import VERSION, Pipeline, open_pipeline
 
 __all__ = [
     "MAX_CHARACTERS",
@@ -22,4 +22,5 @@ __all__ = [
     "canonical",
     "extract_query",
     "open_embedder",
+    "open_pipeline",
 ]

@@ -41,7 +41,7 @@ class Mailbox:
     address: str
 
     def __str__(self) -> str:
-        """The mailbox as a header shows it. A name that could be taken for an address is in quotes."""
+        """Return the mailbox as a header shows it. A name that could be taken for an address is in quotes."""
         name = self.name
         if _SPECIAL.search(name):
             name = '"' + name.replace("\\", "").replace('"', "'") + '"'

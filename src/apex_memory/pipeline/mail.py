@@ -10,7 +10,7 @@ from typing import Any
 from apex_memory.markup import plain_text
 from apex_memory.model import Assertion, File, slug
 from apex_memory.pipeline.headers import Mailbox, field_text, mailboxes, sent_at
-from apex_memory.pipeline.mime import Part, read_message
+from apex_memory.pipeline.mime import MimePart, read_message
 
 _ROLES = {"From": "from", "To": "to", "Cc": "cc"}
 _MAX_ADDRESSES = 100
@@ -29,7 +29,7 @@ _WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True)
-class Body:
+class TextBody:
     """A text part of a mail."""
 
     text: str
@@ -41,7 +41,7 @@ class Mail:
     """A mail taken apart. `head` is the shown headers, a line each; `bodies` are its text parts in their order."""
 
     head: str
-    bodies: tuple[Body, ...]
+    bodies: tuple[TextBody, ...]
     subject: str
     metadata: Mapping[str, Any]
     assertions: tuple[Assertion, ...]
@@ -55,7 +55,7 @@ def read_mail(data: bytes, *, max_parts: int = 1_000, max_nesting: int = 100) ->
     cannot be read, so that its note shows it.
     """
     message = read_message(data)
-    content = _Reading(max_parts, min(max_nesting, _MAX_NESTING)).read(message)
+    content = _MailReader(max_parts, min(max_nesting, _MAX_NESTING)).read(message)
     # Raw bytes in headers that are not UTF-8 are mostly in the charset of the text below.
     charset = _text_charset(message)
     people = {name: mailboxes(message.fields.get(name.lower(), b""), charset) for name in _ROLES}
@@ -79,13 +79,13 @@ def read_mail(data: bytes, *, max_parts: int = 1_000, max_nesting: int = 100) ->
 
 
 @dataclass(slots=True)
-class _Content:
+class _PartContent:
     """What a part of a mail holds: texts and files, each in their order."""
 
-    bodies: list[Body] = field(default_factory=list)
+    bodies: list[TextBody] = field(default_factory=list)
     files: list[File] = field(default_factory=list)
 
-    def add(self, other: _Content) -> None:
+    def add(self, other: _PartContent) -> None:
         self.bodies += other.bodies
         self.files += other.files
 
@@ -98,7 +98,7 @@ class _Content:
         return any(body.text.strip() for body in self.bodies)
 
 
-class _Reading:
+class _MailReader:
     """Reads the parts of one mail."""
 
     def __init__(self, max_parts: int, max_nesting: int) -> None:
@@ -106,7 +106,7 @@ class _Reading:
         self._max_nesting = max_nesting
         self._parts = 0
 
-    def read(self, part: Part, *, depth: int = 0, is_alternative: bool = False) -> _Content:
+    def read(self, part: MimePart, *, depth: int = 0, is_alternative: bool = False) -> _PartContent:
         """Return the content of a part and of those inside it. In an alternative, texts with a name are no files."""
         self._parts += 1
         is_too_deep = depth >= self._max_nesting
@@ -117,10 +117,10 @@ class _Reading:
         is_alternative = kind == "multipart/alternative" or (
             is_alternative and kind == "multipart/related"
         )
-        contents: list[_Content] = []
+        contents: list[_PartContent] = []
         for inner in parts:
             if self._parts >= self._max_parts:
-                contents.append(_Content(files=[_left_out(self._max_parts)]))
+                contents.append(_PartContent(files=[_left_out(self._max_parts)]))
                 break
             contents.append(self.read(inner, depth=depth + 1, is_alternative=is_alternative))
         return _choose(contents) if kind == "multipart/alternative" else _joined(contents)
@@ -131,7 +131,7 @@ def _left_out(max_parts: int) -> File:
     return File(f"parts after the first {max_parts}", "application/octet-stream", b"")
 
 
-def _leaf(part: Part, *, is_too_deep: bool, is_alternative: bool) -> _Content:
+def _leaf(part: MimePart, *, is_too_deep: bool, is_alternative: bool) -> _PartContent:
     kind = part.content_type
     name = part.file_name
     is_attached = part.disposition == "attachment" or (bool(name) and not is_alternative)
@@ -144,7 +144,7 @@ def _leaf(part: Part, *, is_too_deep: bool, is_alternative: bool) -> _Content:
         is_html = kind == "text/html" or (
             kind.startswith("multipart/") and _HTML.match(text) is not None
         )
-        return _Content(bodies=[Body(text, is_html)])
+        return _PartContent(bodies=[TextBody(text, is_html)])
     data, text_after = part.content()
     if kind in _MAILS:
         file = File(name or "message.eml", "message/rfc822", data)
@@ -152,17 +152,17 @@ def _leaf(part: Part, *, is_too_deep: bool, is_alternative: bool) -> _Content:
         charset = part.charset if kind.startswith("text/") else None
         content_type = f"{kind}; charset={charset}" if charset else kind
         file = File(name or f"unnamed {kind}", content_type, data)
-    return _Content([Body(text_after, is_html=False)] if text_after else [], [file])
+    return _PartContent([TextBody(text_after, is_html=False)] if text_after else [], [file])
 
 
-def _joined(contents: Sequence[_Content]) -> _Content:
-    joined = _Content()
+def _joined(contents: Sequence[_PartContent]) -> _PartContent:
+    joined = _PartContent()
     for content in contents:
         joined.add(content)
     return joined
 
 
-def _choose(contents: Sequence[_Content]) -> _Content:
+def _choose(contents: Sequence[_PartContent]) -> _PartContent:
     """Return one of the alternatives: the plain text, unless it is a stub beside the HTML."""
     html = _joined([content for content in contents if content.is_html])
     plain = _joined([content for content in contents if not content.is_html])
@@ -175,10 +175,10 @@ def _choose(contents: Sequence[_Content]) -> _Content:
         files += content.files
     if chosen:
         files = [file for file in files if file.content_type.partition(";")[0] not in _REPETITIONS]
-    return _Content(chosen, files)
+    return _PartContent(chosen, files)
 
 
-def _is_stub(plain: Sequence[Body], html: Sequence[Body]) -> bool:
+def _is_stub(plain: Sequence[TextBody], html: Sequence[TextBody]) -> bool:
     """Return whether the plain text lacks much of the HTML's words, or numbers of it without having others instead."""
     plain_words = _words(body.text for body in plain)
     html_words = _words(
@@ -212,7 +212,7 @@ def _numbers(words: set[str]) -> set[str]:
     return {word for word in words if any(character.isdigit() for character in word)}
 
 
-def _text_charset(message: Part) -> str | None:
+def _text_charset(message: MimePart) -> str | None:
     """Return the charset of the mail's first text, as far as its own header or that of a first part declares it."""
     part = message
     for _ in range(3):

@@ -39,7 +39,7 @@ _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class MimePart:
     """A part of a mail, or the mail itself. Parts of a multipart are in `parts`, the bytes of others in `content()`."""
 
     fields: Mapping[str, bytes]
@@ -86,7 +86,7 @@ class Part:
         text = read(body, self.charset)
         return f"{text.rstrip()}\n\n{rest}\n" if rest else text
 
-    def parts(self, limit: int) -> list[Part] | None:
+    def parts(self, limit: int) -> list[MimePart] | None:
         """Return the first parts of a multipart, up to `limit`; None where no parts are found.
 
         The text after the end of the multipart is a part, too.
@@ -107,7 +107,7 @@ class Part:
         parts = [read_part(data, start, end, kind) for start, end in spans[:-1]]
         start, end = spans[-1]
         if re.search(rb"\w", data[start:end]):
-            parts.append(Part({}, data, start, end))
+            parts.append(MimePart({}, data, start, end))
         return parts
 
     def _boundary(self) -> bytes:
@@ -151,13 +151,13 @@ class Part:
         return parameter
 
 
-def read_part(data: bytes, start: int, end: int, default_type: str = "text/plain") -> Part:
+def read_part(data: bytes, start: int, end: int, default_type: str = "text/plain") -> MimePart:
     """Return the part in `data[start:end]`: header, blank line, body."""
     fields, body = _read_fields(data, start, end)
-    return Part(fields, data, body, end, default_type)
+    return MimePart(fields, data, body, end, default_type)
 
 
-def read_message(data: bytes) -> Part:
+def read_message(data: bytes) -> MimePart:
     """Return a mail, without what stands before its header: a byte order mark, blank lines, an envelope line."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         data = decode(data).encode("utf-8", "replace")

@@ -46,7 +46,7 @@ _DATE_LETTERS = re.compile(r"[ymdhsYMDHS]")
 
 
 @dataclass(frozen=True, slots=True)
-class _Token:
+class _FormatToken:
     kind: str
     text: str
 
@@ -88,24 +88,24 @@ def _general(value: str, number: Decimal) -> str | None:
     return format(number.normalize(), "f")
 
 
-def _sections(code: str) -> list[list[_Token]]:
+def _sections(code: str) -> list[list[_FormatToken]]:
     """Return the tokens of each section. Sections are separated by `;` outside of quotes."""
-    sections: list[list[_Token]] = [[]]
+    sections: list[list[_FormatToken]] = [[]]
     for match in _TOKEN.finditer(code):
         kind = match.lastgroup or "skipped"
         text = match[kind] if match.lastgroup else ""
         if kind == "literal" and text == ";":
             sections.append([])
         elif kind in ("quoted", "escaped", "currency"):
-            sections[-1].append(_Token("literal", text))
+            sections[-1].append(_FormatToken("literal", text))
         else:
-            sections[-1].append(_Token("letter" if kind == "literal" else kind, text))
+            sections[-1].append(_FormatToken("letter" if kind == "literal" else kind, text))
     return sections[:4]
 
 
 def _choose_section(
-    sections: list[list[_Token]], number: Decimal
-) -> tuple[list[_Token], bool] | None:
+    sections: list[list[_FormatToken]], number: Decimal
+) -> tuple[list[_FormatToken], bool] | None:
     """Return the section for a number, and whether it shows negative numbers without a sign of its own."""
     conditions = [_condition(section) for section in sections]
     if any(conditions):
@@ -120,7 +120,7 @@ def _choose_section(
     return sections[0], False
 
 
-def _condition(section: list[_Token]) -> tuple[str, Decimal] | None:
+def _condition(section: list[_FormatToken]) -> tuple[str, Decimal] | None:
     for token in section:
         match = _CONDITION.match(token.text) if token.kind == "bracket" else None
         if match:
@@ -140,7 +140,7 @@ def _holds(condition: tuple[str, Decimal], number: Decimal) -> bool:
     }[operator]
 
 
-def _is_not_a_number(section: list[_Token]) -> bool:
+def _is_not_a_number(section: list[_FormatToken]) -> bool:
     """Report whether a section shows a date, a duration, a fraction, a text or nothing but `General`."""
     for token in section:
         if token.kind == "general":
@@ -156,7 +156,7 @@ def _is_not_a_number(section: list[_Token]) -> bool:
     return not any(token.kind == "place" for token in section)
 
 
-def _show(section: list[_Token], number: Decimal) -> str:
+def _show(section: list[_FormatToken], number: Decimal) -> str:
     """Return a number that is not negative under the tokens of a section."""
     last_place = max(n for n, token in enumerate(section) if token.kind == "place")
     first_place = min(n for n, token in enumerate(section) if token.kind == "place")
@@ -199,7 +199,7 @@ def _show(section: list[_Token], number: Decimal) -> str:
     return shown
 
 
-def _show_whole(tokens: list[_Token], digits: str, *, grouped: bool) -> str:
+def _show_whole(tokens: list[_FormatToken], digits: str, *, grouped: bool) -> str:
     """Return the digits before the decimal point, filled into their places from the right."""
     left = "" if digits == "0" else digits
     places = [n for n, token in enumerate(tokens) if token.kind == "place"]
@@ -225,7 +225,7 @@ def _show_whole(tokens: list[_Token], digits: str, *, grouped: bool) -> str:
     return "".join(reversed(pieces))
 
 
-def _show_fraction(tokens: list[_Token], digits: str) -> str:
+def _show_fraction(tokens: list[_FormatToken], digits: str) -> str:
     """Return the decimal point, the digits behind it and what follows. Zeros at the end show under `0` alone."""
     places = [token.text for token in tokens if token.kind == "place"]
     kept = len(digits)

@@ -18,7 +18,7 @@ from apex_memory.pipeline.archives import archive_members
 from apex_memory.pipeline.charset import decode, decode_html
 from apex_memory.pipeline.file_kinds import NAMES, TYPES, is_plain_text, kind_of, shown
 from apex_memory.pipeline.file_limits import BudgetExceeded, EventBudget, budget_exceeded
-from apex_memory.pipeline.mail import Body, read_mail
+from apex_memory.pipeline.mail import TextBody, read_mail
 from apex_memory.pipeline.office_packages import final_word_file, formatted_spreadsheet
 
 _PLAIN_BYTES = 1_000_000
@@ -232,7 +232,7 @@ def _mail(file: File, budget: EventBudget, depth: int) -> Parsed:
     )
 
 
-def _mail_body(body: Body, budget: EventBudget) -> Parsed:
+def _mail_body(body: TextBody, budget: EventBudget) -> Parsed:
     """Return a text part of a mail. A page that the office reader cannot read is stripped of its tags instead."""
     if not body.is_html:
         return _cut(Parsed(without_image_links(body.text)), budget)

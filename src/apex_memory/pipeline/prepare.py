@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -41,6 +41,9 @@ from apex_memory.pipeline.reader import FileReader
 from apex_memory.pipeline.reuse import LiveManifests, PassageVectors
 from apex_memory.pipeline.text import clean
 from apex_memory.telemetry import DOCUMENTS_CUT, logger
+
+if TYPE_CHECKING:  # the process that reads files does without the settings
+    from apex_memory.config import Settings
 
 VERSION = "3"
 """Raise it when the output changes for the same input: it is part of every manifest's id."""
@@ -280,3 +283,42 @@ def _with_subject(subject: str, assertion: Assertion) -> Assertion:
         value=assertion.value,
         start=assertion.start,
     )
+
+
+def open_pipeline(
+    settings: Settings, embedder: Embedder, *, build: str, live_manifests: LiveManifests
+) -> Pipeline:
+    """Return the pipeline of a build with the limits of the settings. Its `close` ends the processes that read files."""
+    return Pipeline(
+        embedder,
+        chunk_chars=settings.chunk_chars,
+        limits=_reader_limits(settings),
+        reader_processes=settings.reader_processes,
+        reading_seconds=_reading_seconds(settings),
+        build=build,
+        live_manifests=live_manifests,
+        date_order=settings.date_order,
+    )
+
+
+def _reader_limits(settings: Settings) -> ReaderLimits:
+    return ReaderLimits(
+        seconds=settings.reader_seconds,
+        cpu_seconds=settings.reader_cpu_seconds,
+        memory_bytes=settings.reader_memory_bytes,
+        max_files=settings.reader_max_files,
+        nesting=settings.reader_nesting,
+        mime_nesting=settings.reader_mime_nesting,
+        unpacked_bytes=settings.reader_unpacked_bytes,
+        compression_ratio=settings.reader_compression_ratio,
+    )
+
+
+def _reading_seconds(settings: Settings) -> float:
+    """Return how long the files of a batch are begun: as long as those of one event may take.
+
+    So slow files hold the other events of their batch for twice that time at most, and preparing the batch does not
+    reach its time limit, which would lose what was read.
+    """
+    left = settings.prepare_seconds - 2 * settings.reader_seconds
+    return max(0.0, min(settings.reader_seconds, left))

@@ -1,7 +1,7 @@
 """Which build of Apex does what: the current one, the one before it, the candidate. PostgreSQL decides.
 
 The table `builds` holds a row for each build whose workers have run here. The candidate, and the share of the documents
-that it carries, is the row `build` of `rollouts`. Claims read both tables in their own statement, so a change acts with
+that it processes, is the row `build` of `rollouts`. Claims read both tables in their own statement, so a change acts with
 the next claim in every process, also while Temporal is away. The worker brings Temporal's routing into line
 (`flows/builds.py`).
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Literal
 
@@ -36,14 +36,14 @@ ROLES_LOCK = 0x41504542
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """Which build carries what. Empty names where there is none."""
+    """Which build processes what. Empty names where there is none."""
 
     current: str = ""
     previous: str = ""
     candidate: str = ""
-    """The build that a rollout is about: it carries a share of the documents, or copies of what others carry."""
+    """The build that a rollout is about: it processes a share of the documents, or copies of what others process."""
     share: int = 0
-    """Per cent of the documents that the candidate carries."""
+    """Per cent of the documents that the candidate processes."""
 
     def role_of(self, build: str) -> Literal["current", "candidate", "none"]:
         """Return the role of a build in claims. Without a current build, every build is current."""
@@ -82,24 +82,23 @@ class RoutingChange:
 
 
 async def routing(db: Postgres) -> Routing:
-    """Return which build carries what."""
+    """Return which build processes what."""
     async with db.connection() as connection:
         return await _routing(connection)
 
 
 async def _routing(connection: Connection) -> Routing:
-    cursor = await connection.execute(
+    cursor = connection.cursor(row_factory=class_row(Routing))
+    await cursor.execute(
         """SELECT coalesce((SELECT build FROM builds WHERE role = 'current'), '') AS current,
                   coalesce((SELECT build FROM builds WHERE role = 'previous'), '') AS previous,
                   coalesce(r.build, '') AS candidate, coalesce(r.share, 0) AS share
            FROM (SELECT) AS always LEFT JOIN rollouts r
              ON r.subject = 'build' AND (r.share > 0 OR r.shadow) AND NOT EXISTS (SELECT FROM builds b WHERE b.role = 'current' AND b.build = r.build)"""
     )
-    row = await cursor.fetchone()
-    assert row is not None
-    if not row["candidate"]:
-        row["share"] = 0
-    return Routing(**row)
+    routing = await cursor.fetchone()
+    assert routing is not None
+    return routing if routing.candidate else replace(routing, share=0)
 
 
 async def listed(db: Postgres) -> list[Build]:
@@ -124,12 +123,12 @@ async def living(db: Postgres) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Absence:
-    """The current build has no worker: what no candidate carries lands, and waits."""
+    """The current build has no worker: what no candidate processes lands, and waits."""
 
     build: str
     seen_seconds: float | None
     """Since one of its workers was last seen. None: none was."""
-    living: tuple[str, ...]
+    living: list[str]
     """Builds that have workers, the previous one first."""
 
     @property
@@ -151,18 +150,18 @@ class Absence:
 
 
 async def absence(db: Postgres) -> Absence | None:
-    """Return why the current build carries nothing: no worker of it was seen for `ABSENT_SECONDS`. None if one was."""
-    row = await db.fetch_one(
-        f"""SELECT c.build, CASE WHEN isfinite(c.seen_at) THEN extract(epoch FROM clock_timestamp() - c.seen_at)::float END
+    """Return why the current build processes nothing: no worker of it was seen for `ABSENT_SECONDS`. None if one was."""
+    async with db.connection() as connection:
+        cursor = connection.cursor(row_factory=class_row(Absence))
+        await cursor.execute(
+            f"""SELECT c.build, CASE WHEN isfinite(c.seen_at) THEN extract(epoch FROM clock_timestamp() - c.seen_at)::float END
                     AS seen_seconds,
                   ARRAY(SELECT b.build FROM builds b
                         WHERE b.role <> 'retired' AND {SEEN_LATELY}
                         ORDER BY b.role <> 'previous', b.seen_at DESC, b.build) AS living
            FROM builds c WHERE c.role = 'current' AND c.build NOT IN (SELECT build FROM builds WHERE {SEEN_LATELY})"""
-    )
-    if row is None:
-        return None
-    return Absence(row["build"], row["seen_seconds"], tuple(row["living"]))
+        )
+        return await cursor.fetchone()
 
 
 async def require_candidate(connection: Connection, build: str) -> None:
@@ -172,7 +171,7 @@ async def require_candidate(connection: Connection, build: str) -> None:
     """
     if (await _routing(connection)).current == build:
         raise Conflict(
-            f"{build} is the current build: it carries every document already",
+            f"{build} is the current build: it processes every document already",
             remedy="`apex builds list` shows the builds",
         )
     await _require_worker(connection, build)
@@ -228,7 +227,7 @@ async def ramp(
     reason: str = "",
     unchecked: bool = False,
 ) -> RoutingChange:
-    """Let a build carry `share` per cent of the documents, 1 to 100, as the candidate.
+    """Let a build process `share` per cent of the documents, 1 to 100, as the candidate.
 
     Raises `NotFound` for a build that never ran here, and `Conflict` when it is current, has no worker, has not passed
     the replay check (unless `unchecked`), or when another build is the candidate.
@@ -238,12 +237,12 @@ async def ramp(
         await _require_no_plan(connection)
         if before.current == build:
             raise Conflict(
-                f"{build} is the current build: it carries every document already",
+                f"{build} is the current build: it processes every document already",
                 remedy="`apex builds list` shows the builds",
             )
         if before.candidate not in ("", build) and before.share:
             raise Conflict(
-                f"{before.candidate} is the candidate and carries {before.share} % of the documents",
+                f"{before.candidate} is the candidate and processes {before.share} % of the documents",
                 remedy="`apex builds rollback` or `apex builds promote` first",
             )
         await _require_worker(connection, build)
@@ -273,7 +272,7 @@ async def promote(
     unchecked: bool = False,
     alone: bool = False,
 ) -> RoutingChange:
-    """Make a build current: it carries every document. The one that was current is kept for a rollback.
+    """Make a build current: it processes every document. The one that was current is kept for a rollback.
 
     `alone` says that the caller owns the installation and no other build runs: the build need not have a worker yet,
     and the others count as absent at once. It leaves a rollout alone when the build is current already. Raises what `ramp` raises; a build that is current already stays so.
@@ -347,14 +346,14 @@ async def rollback(db: Postgres, *, actor: str, reason: str = "") -> RoutingChan
 async def retire(db: Postgres, build: str, *, actor: str, reason: str = "") -> RoutingChange:
     """End a build for good: it claims nothing, and what it had claimed is taken from it.
 
-    Raises `Conflict` for the current build and for a candidate that carries documents, `NotFound` for an unknown one.
+    Raises `Conflict` for the current build and for a candidate that processes documents, `NotFound` for an unknown one.
     """
     async with _changing(db) as connection:
         before = await _routing(connection)
         await _row(connection, build)
         if build == before.current or (build == before.candidate and before.share):
             raise Conflict(
-                f"{build} carries documents",
+                f"{build} processes documents",
                 remedy="promote another build, or roll it back, before it is retired",
             )
         if build == before.candidate:

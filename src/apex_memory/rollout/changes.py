@@ -17,7 +17,7 @@ State = Literal["running", "held", "rolled back", "done", "stopped"]
 Ended = Literal["done", "stopped", "rolled back"]
 
 Share = tuple[int, bool]
-"""Per cent of the documents that the new side carries, and whether it carries copies of the others."""
+"""Per cent of the documents that the new side processes, and whether it processes copies of the others."""
 
 NOTHING: Share = (0, False)
 

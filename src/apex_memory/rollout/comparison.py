@@ -26,7 +26,7 @@ MOST_DIFFERENCES = 50  # of one event
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CarriedEvent:
+class ProcessedEvent:
     """What one side made of an event. `error` is the class of the error of a dead event."""
 
     outcome: str
@@ -55,17 +55,17 @@ class Difference:
         }
 
 
-def compare(live: CarriedEvent, shadow: CarriedEvent) -> list[Difference]:
+def compare(live: ProcessedEvent, shadow: ProcessedEvent) -> list[Difference]:
     """Return the differences between the live outcome and the copy's, at most `MOST_DIFFERENCES`; empty if they are equal."""
     differences = list(_outcomes(live, shadow))
     if live.manifest is not None and shadow.manifest is not None:
         differences += _manifests(live.manifest, shadow.manifest)
-    for side, carried in (("live", live), ("shadow", shadow)):
-        differences += _tallies(side, carried)
+    for side, processed in (("live", live), ("shadow", shadow)):
+        differences += _tallies(side, processed)
     return differences[:MOST_DIFFERENCES]
 
 
-def _outcomes(live: CarriedEvent, shadow: CarriedEvent) -> Iterator[Difference]:
+def _outcomes(live: ProcessedEvent, shadow: ProcessedEvent) -> Iterator[Difference]:
     if live.outcome != shadow.outcome:
         yield Difference(
             "outcome", f"{live.outcome} → {shadow.outcome}", _outcome(live), _outcome(shadow)
@@ -74,8 +74,8 @@ def _outcomes(live: CarriedEvent, shadow: CarriedEvent) -> Iterator[Difference]:
         yield Difference("error", "changed", live.error, shadow.error)
 
 
-def _outcome(carried: CarriedEvent) -> str:
-    return f"{carried.outcome} ({carried.error})" if carried.error else carried.outcome
+def _outcome(processed: ProcessedEvent) -> str:
+    return f"{processed.outcome} ({processed.error})" if processed.error else processed.outcome
 
 
 def _manifests(live: Manifest, shadow: Manifest) -> Iterator[Difference]:
@@ -150,7 +150,7 @@ def _json(value: Any) -> str:
 
 
 def _name(text: str) -> str:
-    """A foreign name as a part of a field's name: short, and on one line."""
+    """Return a foreign name as a part of a field's name: short, and on one line."""
     return "".join(c if c.isprintable() else "?" for c in text[:NAME_CHARS])
 
 
@@ -180,7 +180,7 @@ def _assertions(live: Manifest, shadow: Manifest) -> Iterator[Difference]:
 
 
 def _assertion_text(item: Assertion, with_offset: bool) -> tuple[str, str]:
-    """The predicate, and the assertion as text that is the same for equal assertions."""
+    """Return the predicate, and the assertion as text that is the same for equal assertions."""
     subject = "document" if item.subject.startswith("document:") else item.subject
     target = item.object if item.object is not None else json.dumps(item.value, ensure_ascii=False)
     place = f" @{item.start}" if with_offset and item.start is not None else ""
@@ -254,17 +254,17 @@ def _cosines(ours: Any, theirs: Any) -> Any:
     return np.where(equal, 1.0, dots / np.where(norms == 0, 1.0, norms))
 
 
-def _tallies(side: str, carried: CarriedEvent) -> Iterator[Difference]:
+def _tallies(side: str, processed: ProcessedEvent) -> Iterator[Difference]:
     """Compare what the stores held of a stage with what its manifest says. A difference is a fault of that side."""
-    if carried.manifest is None:
+    if processed.manifest is None:
         return
     for store, held, tally_of in (
-        ("graph", carried.graph, edges_tally),
-        ("vectors", carried.vectors, chunks_tally),
+        ("graph", processed.graph, edges_tally),
+        ("vectors", processed.vectors, chunks_tally),
     ):
         if held is None:
             continue
-        expected = tally_of(carried.manifest)
+        expected = tally_of(processed.manifest)
         if held != expected:
             values = {"live": "", "shadow": ""}
             values[side] = f"holds {held.count} of {expected.count} items, or other content"

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 from apex_memory.errors import ApexError
 from apex_memory.rollout.facts import facts_of
-from apex_memory.rollout.gates import Copies, Decision, Facts, State, checks, decide
+from apex_memory.rollout.gates import Copies, Decision, State, StepFacts, checks, decide
 from apex_memory.rollout.runs import Change, Run, Runs
 from apex_memory.stores.lease import acquire
 from apex_memory.stores.postgres import Connection, Postgres
@@ -122,7 +122,7 @@ class Controller:
             reason=decision.reason,
         )
 
-    async def _facts(self, run: Run) -> Facts:
+    async def _facts(self, run: Run) -> StepFacts:
         async with self._db.connection() as connection:
             step = run.plan.steps[run.step]
             copies = await self._copies_of(connection, run) if step.shadow else Copies()
@@ -141,7 +141,7 @@ class Controller:
         await self._runs.mark_applied(run)
 
 
-def _decision(run: Run, facts: Facts) -> Decision:
+def _decision(run: Run, facts: StepFacts) -> Decision:
     state: State
     match run.state:
         case "running" | "held" | "rolled back":

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any, LiteralString
 
+from psycopg.rows import class_row
+
 from apex_memory.inbox.routing import BUCKET_SQL
-from apex_memory.rollout.gates import Copies, Facts, Side
+from apex_memory.rollout.gates import Copies, Side, StepFacts
 from apex_memory.rollout.runs import BUILD, Run
 from apex_memory.rollout_settings import WINDOW_EVENTS
 from apex_memory.stores.postgres import Connection
@@ -19,19 +22,19 @@ _SELECTED: dict[bool, LiteralString] = {
 }
 """Which events a rollout is about: those of its source, or, of a build, those of every source that is not paused."""
 
-_CARRIED_BY_NEW: dict[bool, LiteralString] = {
+_PROCESSED_BY_NEW: dict[bool, LiteralString] = {
     False: "path = 'temporal'",
     True: "build = %(build)s",
 }
-"""Whether the new side carried an event; NULL before it is claimed."""
+"""Whether the new side processed an event; NULL before it is claimed."""
 
 
 def recent_sql(*, build: bool) -> LiteralString:
-    """The events received since the step began, by side. A time counts when nothing disturbed it, and no dead letter."""
+    """Return the events received since the step began, by side. A time counts when nothing disturbed it, and no dead letter."""
     return f"""
         WITH recent AS MATERIALIZED (
           SELECT id, seq, state, open, attempts, received_at, ended_at,
-                 coalesce({_CARRIED_BY_NEW[build]}, {BUCKET_SQL} < %(share)s) AS new
+                 coalesce({_PROCESSED_BY_NEW[build]}, {BUCKET_SQL} < %(share)s) AS new
           FROM inbox WHERE {_SELECTED[build]} AND seq > %(since)s ORDER BY seq DESC LIMIT {WINDOW_EVENTS}
         ), timed AS (
           SELECT recent.*, recent.seq > %(calm)s AND letter.inbox_id IS NULL AS counts,
@@ -46,7 +49,7 @@ def recent_sql(*, build: bool) -> LiteralString:
 
 
 def waiting_sql(*, build: bool) -> LiteralString:
-    """The events that are not final, by side: of a claimed or parked one the side that claimed it."""
+    """Return the events that are not final, by side: of a claimed or parked one the side that claimed it."""
     selected = _SELECTED[build]
     return f"""
         WITH waiting AS (
@@ -56,10 +59,40 @@ def waiting_sql(*, build: bool) -> LiteralString:
            LIMIT {WINDOW_EVENTS})
         )
         SELECT CASE WHEN batch IS NULL AND state <> 'parked' THEN {BUCKET_SQL} < %(share)s
-                    ELSE coalesce({_CARRIED_BY_NEW[build]}, {BUCKET_SQL} < %(share)s) END AS new,
+                    ELSE coalesce({_PROCESSED_BY_NEW[build]}, {BUCKET_SQL} < %(share)s) END AS new,
                count(*) AS waiting, count(*) FILTER (WHERE state = 'parked') AS parked,
                extract(epoch FROM clock_timestamp() - min(greatest(received_at, %(began)s)))::float AS oldest
         FROM waiting GROUP BY 1"""
+
+
+@dataclass(frozen=True, slots=True)
+class _RecentEvents:
+    """A row of `recent_sql`: the events of a side."""
+
+    new: bool
+    events: int
+    ended: int
+    dead: int
+    retrying: int
+    p99: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _WaitingEvents:
+    """A row of `waiting_sql`: the events of a side."""
+
+    new: bool
+    waiting: int
+    parked: int
+    oldest: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Clock:
+    """Seconds since the step began, and whether the source is paused."""
+
+    seconds: float
+    paused: bool
 
 
 def parameters_of(run: Run) -> dict[str, Any]:
@@ -74,37 +107,48 @@ def parameters_of(run: Run) -> dict[str, Any]:
     }
 
 
-async def facts_of(connection: Connection, run: Run, copies: Copies) -> Facts:
+async def facts_of(connection: Connection, run: Run, copies: Copies) -> StepFacts:
     """Return the facts of a run's step. `copies` are those of its shadow."""
     build, parameters = run.subject == BUILD, parameters_of(run)
-    recent = await (await connection.execute(recent_sql(build=build), parameters)).fetchall()
-    waiting = await (await connection.execute(waiting_sql(build=build), parameters)).fetchall()
-    clock = await connection.execute(
+    recent = connection.cursor(row_factory=class_row(_RecentEvents))
+    await recent.execute(recent_sql(build=build), parameters)
+    recent_by_side = {row.new: row for row in await recent.fetchall()}
+    waiting = connection.cursor(row_factory=class_row(_WaitingEvents))
+    await waiting.execute(waiting_sql(build=build), parameters)
+    waiting_by_side = {row.new: row for row in await waiting.fetchall()}
+    clock = connection.cursor(row_factory=class_row(_Clock))
+    await clock.execute(
         """SELECT extract(epoch FROM clock_timestamp() - %(began)s)::float AS seconds,
                   EXISTS (SELECT FROM sources WHERE name = %(source)s AND paused) AS paused""",
         parameters,
     )
-    row = await clock.fetchone()
-    assert row is not None
-    by_side = {row["new"]: row for row in recent}
-    waiting_by_side = {row["new"]: row for row in waiting}
-    new = _side(by_side.get(True), waiting_by_side.get(True))
-    other = _side(by_side.get(False), waiting_by_side.get(False))
-    parked = {side: row["parked"] for side, row in waiting_by_side.items()}
-    return Facts(
-        seconds=row["seconds"],
-        new=new,
-        other=other,
+    step = await clock.fetchone()
+    assert step is not None
+    parked = {side: row.parked for side, row in waiting_by_side.items()}
+    return StepFacts(
+        seconds=step.seconds,
+        new=_side(recent_by_side.get(True), waiting_by_side.get(True)),
+        other=_side(recent_by_side.get(False), waiting_by_side.get(False)),
         copies=copies,
         baseline=run.baseline,
-        disturbed=_disturbed(run.share[0], paused=row["paused"], parked=parked),
+        disturbed=_disturbed(run.share[0], paused=step.paused, parked=parked),
     )
 
 
-def _side(recent: Any, waiting: Any) -> Side:
-    figures = dict(recent or {}) | dict(waiting or {})
-    names = ("events", "ended", "dead", "retrying", "waiting", "oldest", "p99")
-    return Side(**{name: figures[name] for name in names if figures.get(name) is not None})
+def _side(recent: _RecentEvents | None, waiting: _WaitingEvents | None) -> Side:
+    side = Side()
+    if recent:
+        side = replace(
+            side,
+            events=recent.events,
+            ended=recent.ended,
+            dead=recent.dead,
+            retrying=recent.retrying,
+            p99=recent.p99,
+        )
+    if waiting:
+        side = replace(side, waiting=waiting.waiting, oldest=waiting.oldest)
+    return side
 
 
 def _disturbed(share: int, *, paused: bool, parked: dict[bool, int]) -> str:

@@ -197,7 +197,7 @@ async def follow_flags(
 ) -> None:
     """Follow the flags of the provider in the settings. Never returns, unless there is none.
 
-    A provider that cannot start is tried again: its service may be away, and events are carried without it.
+    A provider that cannot start is tried again: its service may be away, and events are processed without it.
     """
     if not settings.flags_provider:
         return

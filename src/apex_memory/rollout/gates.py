@@ -22,7 +22,7 @@ class Side:
     """What one side did with the events that were received since the step began."""
 
     events: int = 0
-    """Events of which the time is known: those received in a calm time, see `Facts.disturbed`."""
+    """Events of which the time is known: those received in a calm time, see `StepFacts.disturbed`."""
     ended: int = 0
     """Events that are final: done, superseded or dead."""
     dead: int = 0
@@ -51,7 +51,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """What was compared of the copies that the new side carried in shadow since the step began."""
+    """What was compared of the copies that the new side processed in shadow since the step began."""
 
     compared: int = 0
     different: int = 0
@@ -61,7 +61,7 @@ class Copies:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class StepFacts:
     """What is known of a step."""
 
     seconds: float
@@ -76,13 +76,13 @@ class Facts:
 
     @property
     def usual_p99(self) -> float | None:
-        """p99 of the other side now or, where it carries too little, when it was last known (seconds)."""
+        """p99 of the other side now or, where it processes too little, when it was last known (seconds)."""
         if self.other.events >= LEAST_COMPARED and self.other.p99 is not None:
             return self.other.p99
         return self.baseline
 
 
-class Result(StrEnum):
+class CheckResult(StrEnum):
     PASSED = "passed"
     OPEN = "open"  # too little is known: hold
     BLOCKED = "blocked"  # violated, and the new side alone is not to blame, or harms nobody: hold
@@ -94,11 +94,11 @@ class Check:
     """The result of one check, and the figures behind it for people."""
 
     name: str
-    result: Result
+    result: CheckResult
     detail: str
 
 
-def checks(step: Step, facts: Facts) -> list[Check]:
+def checks(step: Step, facts: StepFacts) -> list[Check]:
     """Return every check of a step's gate."""
     results = [_duration(step, facts), _volume(step, facts)]
     if step.shadow:
@@ -108,13 +108,13 @@ def checks(step: Step, facts: Facts) -> list[Check]:
     return results
 
 
-def _duration(gate: Gate, facts: Facts) -> Check:
-    result = Result.PASSED if facts.seconds >= gate.min_seconds else Result.OPEN
+def _duration(gate: Gate, facts: StepFacts) -> Check:
+    result = CheckResult.PASSED if facts.seconds >= gate.min_seconds else CheckResult.OPEN
     return Check("duration", result, f"{facts.seconds:.0f} of {gate.min_seconds:g} s")
 
 
-def _volume(step: Step, facts: Facts) -> Check:
-    """The least number of events: that the new side ended, and in shadow that were compared."""
+def _volume(step: Step, facts: StepFacts) -> Check:
+    """Return the least number of events: that the new side ended, and in shadow that were compared."""
     counts: list[tuple[int, str]] = []
     if step.share:
         counts.append((facts.new.ended, "events"))
@@ -122,7 +122,7 @@ def _volume(step: Step, facts: Facts) -> Check:
         counts.append((facts.copies.compared, "compared copies"))
     enough = all(count >= step.min_events for count, _ in counts)
     detail = ", ".join(f"{count} of {step.min_events} {what}" for count, what in counts)
-    return Check("events", Result.PASSED if enough else Result.OPEN, detail)
+    return Check("events", CheckResult.PASSED if enough else CheckResult.OPEN, detail)
 
 
 def _mismatches(step: Step, copies: Copies) -> Check:
@@ -142,56 +142,56 @@ def _failed_copies(step: Step, copies: Copies) -> Check:
 def _rate(step: Step, name: str, bad: int, total: int, highest: float, detail: str) -> Check:
     """Check a rate of copies. In shadow alone a violation does no harm: the step holds until the cause is settled."""
     if _exceeds(bad, total, step.min_events, highest):
-        result = Result.VIOLATED if step.share else Result.BLOCKED
+        result = CheckResult.VIOLATED if step.share else CheckResult.BLOCKED
         return Check(name, result, f"{detail}; allowed are {_per_cent(highest)}")
-    return Check(name, Result.PASSED if total else Result.OPEN, detail)
+    return Check(name, CheckResult.PASSED if total else CheckResult.OPEN, detail)
 
 
 def _exceeds(bad: int, total: int, least: int, highest: float) -> bool:
-    """Whether a rate is over its limit, and stays so when all others of the least number of events are good.
+    """Return whether a rate is over its limit, and stays so when all others of the least number of events are good.
 
     So a single early failure is no evidence, and many need not wait for the least number.
     """
     return bad > highest * max(total, least)
 
 
-def _failures(step: Step, facts: Facts) -> Check:
+def _failures(step: Step, facts: StepFacts) -> Check:
     """Check the failures. Where the other side fails as often, the events are to blame: the step holds."""
     new, other, highest = facts.new, facts.other, step.max_failure_rate
     detail = f"{new.failed} of {new.known} events failed"
     if not _exceeds(new.failed, new.known, step.min_events, highest):
-        return Check("failures", Result.PASSED if new.known else Result.OPEN, detail)
+        return Check("failures", CheckResult.PASSED if new.known else CheckResult.OPEN, detail)
     detail += f"; allowed are {_per_cent(highest)}"
     if other.known >= LEAST_COMPARED and new.failure_rate <= other.failure_rate + highest:
         detail += f", and the other side has {_per_cent(other.failure_rate)}"
-        return Check("failures", Result.BLOCKED, detail)
-    return Check("failures", Result.VIOLATED, detail)
+        return Check("failures", CheckResult.BLOCKED, detail)
+    return Check("failures", CheckResult.VIOLATED, detail)
 
 
-def _latency(step: Step, facts: Facts) -> Check:
+def _latency(step: Step, facts: StepFacts) -> Check:
     """Check the p99, relative to the other side's."""
     if facts.disturbed:
-        return Check("latency", Result.OPEN, facts.disturbed)
+        return Check("latency", CheckResult.OPEN, facts.disturbed)
     p99, usual = facts.new.p99, facts.usual_p99
     if p99 is None:
-        return Check("latency", Result.OPEN, "p99 is not known yet")
+        return Check("latency", CheckResult.OPEN, "p99 is not known yet")
     enough = facts.new.events >= step.min_events
-    passed = Result.PASSED if enough else Result.OPEN
+    passed = CheckResult.PASSED if enough else CheckResult.OPEN
     detail = f"p99 is {_seconds(p99)}"
     if p99 <= step.latency_floor_seconds:
         return Check("latency", passed, detail)
     if usual is None:
         # At 100 % there is no other side; if there never was one, there is nothing to compare with.
-        result = passed if step.share == 100 else Result.OPEN
+        result = passed if step.share == 100 else CheckResult.OPEN
         return Check("latency", result, f"{detail}; the other side's is not known")
     highest = max(step.latency_floor_seconds, step.max_latency_ratio * usual)
     if p99 <= highest:
         return Check("latency", passed, f"{detail}, the other side's {_seconds(usual)}")
     detail += f"; allowed are {_seconds(highest)}, as the other side's is {_seconds(usual)}"
-    return Check("latency", Result.VIOLATED if enough else Result.OPEN, detail)
+    return Check("latency", CheckResult.VIOLATED if enough else CheckResult.OPEN, detail)
 
 
-def _backlog(step: Step, facts: Facts) -> Check:
+def _backlog(step: Step, facts: StepFacts) -> Check:
     """Check the events that wait, for each per cent of the share, relative to the other side's.
 
     A long backlog is no evidence while its oldest event has not waited longer than is usual on the other side:
@@ -200,19 +200,21 @@ def _backlog(step: Step, facts: Facts) -> Check:
     waiting, others = facts.new.waiting, facts.other.waiting
     detail = f"{waiting} events wait"
     if step.share == 100 or waiting <= step.backlog_floor:
-        return Check("backlog", Result.PASSED, detail)
+        return Check("backlog", CheckResult.PASSED, detail)
     fair = others * step.share / (100 - step.share)
     highest = max(step.backlog_floor, step.max_backlog_ratio * fair)
     if waiting <= highest:
-        return Check("backlog", Result.PASSED, f"{detail}, {others} on the other side")
+        return Check("backlog", CheckResult.PASSED, f"{detail}, {others} on the other side")
     detail += f"; allowed are {highest:.0f}, as {others} wait on the other side"
     if facts.disturbed:
-        return Check("backlog", Result.OPEN, f"{detail}; {facts.disturbed}")
+        return Check("backlog", CheckResult.OPEN, f"{detail}; {facts.disturbed}")
     longest = max(step.latency_floor_seconds, step.max_latency_ratio * (facts.usual_p99 or 0))
     if facts.new.oldest <= longest:
-        return Check("backlog", Result.OPEN, f"{detail}; the oldest {_seconds(facts.new.oldest)}")
+        return Check(
+            "backlog", CheckResult.OPEN, f"{detail}; the oldest {_seconds(facts.new.oldest)}"
+        )
     detail += f", and the oldest for {_seconds(facts.new.oldest)}"
-    return Check("backlog", Result.VIOLATED, detail)
+    return Check("backlog", CheckResult.VIOLATED, detail)
 
 
 def _per_cent(rate: float) -> str:
@@ -237,20 +239,20 @@ class Decision:
     reason: str
 
 
-def decide(plan: Plan, step: int, state: State, facts: Facts, *, approved: bool) -> Decision:
+def decide(plan: Plan, step: int, state: State, facts: StepFacts, *, approved: bool) -> Decision:
     """Return what follows from the facts for a rollout at the step with this number.
 
     `approved` says that a person allowed to leave the step; a plan with automatic promotion needs none.
     The decision never is to leave the step while a check is not passed.
     """
     gate = checks(plan.steps[step], facts)
-    if violated := [check for check in gate if check.result is Result.VIOLATED]:
+    if violated := [check for check in gate if check.result is CheckResult.VIOLATED]:
         return Decision("back", _reasons(violated))
     if state != "running":
         return Decision("hold", f"{state}; `apex rollout approve` lets it go on")
-    if blocked := [check for check in gate if check.result is Result.BLOCKED]:
+    if blocked := [check for check in gate if check.result is CheckResult.BLOCKED]:
         return Decision("hold", _reasons(blocked))
-    if still_open := [check for check in gate if check.result is Result.OPEN]:
+    if still_open := [check for check in gate if check.result is CheckResult.OPEN]:
         return Decision("hold", f"waiting: {_reasons(still_open)}")
     if plan.promotion == "manual" and not approved:
         return Decision("hold", "the gate holds; waiting for approval")

@@ -1,7 +1,7 @@
 """An OpenFeature provider over the shares of this installation, for programs that want to know which way a document goes.
 
 Needs the extra `flags`. Flags of each source: `apex.SOURCE.share` (integer, per cent of the documents that Temporal
-carries), `apex.SOURCE.shadow` (boolean), and `apex.SOURCE.path` (string, `temporal` or `direct`), which needs the id of
+processes), `apex.SOURCE.shadow` (boolean), and `apex.SOURCE.path` (string, `temporal` or `direct`), which needs the id of
 the document as targeting key.
 """
 
@@ -28,7 +28,7 @@ from openfeature.provider import AbstractProvider, Metadata
 from apex_memory.inbox.routing import bucket_of
 
 NEW_SOURCE = {"share": 100, "shadow": False}
-"""What holds for a source without a row: Temporal carries it."""
+"""What holds for a source without a row: Temporal processes it."""
 
 READ_SECONDS = 2.0
 

@@ -241,7 +241,7 @@ class Runs:
             return await _by_id(connection, run.id)
 
     async def stop(self, subject: str, *, actor: str, reason: str = "", keep: bool = False) -> Run:
-        """End a rollout. The new side carries nothing from now on or, with `keep`, what it carries now."""
+        """End a rollout. The new side processes nothing from now on or, with `keep`, what it processes now."""
         async with self._db.transaction() as connection:
             run = await _open(connection, subject)
             await end_run(connection, run.id, "stopped", actor=actor, reason=reason)
@@ -254,7 +254,7 @@ class Runs:
             return await _by_id(connection, run.id)
 
     async def obstacle(self, run: Run) -> str:
-        """Return why a build cannot carry documents yet; empty if it can, and for the rollout of a source."""
+        """Return why a build cannot process documents yet; empty if it can, and for the rollout of a source."""
         if run.build is None:
             return ""
         try:

@@ -41,7 +41,7 @@ class ShadowFacts:
     """Copies that were given up after transient failures: they prove nothing."""
     waiting: int = 0
     dropped: int = 0
-    """Copies that were not carried: the backlog was full, say. Counted by the hour in which `since` lies and later ones."""
+    """Copies that were not processed: the backlog was full, say. Counted by the hour in which `since` lies and later ones."""
     by_field: dict[str, int] = field(default_factory=dict)
     """Events by field that differs, without accepted fields."""
     last_at: datetime | None = None
@@ -204,7 +204,7 @@ async def _differing(
 
 
 async def candidate(connection: Connection) -> str:
-    """Return the build that the rollout of the build names, or else the build that carried a copy last; empty without either."""
+    """Return the build that the rollout of the build names, or else the build that processed a copy last; empty without either."""
     cursor = await connection.execute(
         """SELECT coalesce((SELECT build FROM rollouts WHERE subject = 'build'),
                            (SELECT build FROM shadows WHERE subject = 'build' ORDER BY id DESC LIMIT 1), '') AS build"""
@@ -221,8 +221,10 @@ async def difference(
     Without a subject the copy compared last. Raises `NotFound` for an event without a compared copy.
     """
     cursor = await connection.execute(
-        """SELECT s.*, i.event_id, i.doc_id, i.doc_key, i.path, i.build AS live_build FROM shadows s
-           JOIN inbox i ON i.id = s.inbox_id
+        """SELECT s.inbox_id AS event, i.event_id, i.doc_id AS document_id, i.doc_key AS document_key, s.source, s.subject,
+                  s.build, i.path, i.build AS live_build, s.state, s.equal, s.differences, s.live_outcome, s.shadow_outcome,
+                  s.error, s.tallies, s.seconds, s.ended_at AS compared_at, s.content
+           FROM shadows s JOIN inbox i ON i.id = s.inbox_id
            WHERE s.inbox_id = %(event)s AND s.state <> 'waiting' AND (%(subject)s::text IS NULL OR s.subject = %(subject)s)
              AND (%(build)s::text IS NULL OR s.build = %(build)s)
            ORDER BY s.ended_at DESC LIMIT 1""",
@@ -235,31 +237,11 @@ async def difference(
             remedy="`apex rollout report` lists events that differ; copies are compared while a shadow is on",
         )
     live = await _live_content(connection, event)
-    shadow = unpack(row["content"]) if row["content"] else None
+    content = row.pop("content")
+    shadow = unpack(content) if content else None
     if shadow is None and row["equal"]:
         shadow = live
-    return {
-        "event": event,
-        "event_id": row["event_id"],
-        "document_id": row["doc_id"],
-        "document_key": row["doc_key"],
-        "source": row["source"],
-        "subject": row["subject"],
-        "build": row["build"],
-        "path": row["path"],
-        "live_build": row["live_build"],
-        "state": row["state"],
-        "equal": row["equal"],
-        "differences": row["differences"],
-        "live_outcome": row["live_outcome"],
-        "shadow_outcome": row["shadow_outcome"],
-        "error": row["error"],
-        "tallies": row["tallies"],
-        "seconds": row["seconds"],
-        "compared_at": row["ended_at"],
-        "live": live,
-        "shadow": shadow,
-    }
+    return {**row, "live": live, "shadow": shadow}
 
 
 async def _live_content(connection: Connection, event: UUID) -> dict[str, Any] | None:

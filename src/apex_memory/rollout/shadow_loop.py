@@ -1,4 +1,4 @@
-"""The loop of copies in a worker process: bounds their backlog, and carries those of this build."""
+"""The loop of copies in a worker process: bounds their backlog, and processes those of this build."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OLD_EVERY = 300  # rounds between two removals of old results: ten minutes
 
 
 class ShadowLoop:
-    """`build` is the build that runs here: it carries the copies that were queued for it, of live events or of a replay."""
+    """`build` is the build that runs here: it processes the copies that were queued for it, of live events or of a replay."""
 
     def __init__(self, db: Postgres, steps: ShadowSteps, settings: Settings, *, build: str) -> None:
         self._db = db
@@ -34,7 +34,7 @@ class ShadowLoop:
         """Run for ever. Waits while PostgreSQL or a store is unavailable."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keep_tidy(), name="tidy copies")
-            group.create_task(self._carry(), name="carry copies")
+            group.create_task(self._process(), name="process copies")
 
     async def _keep_tidy(self) -> None:
         while True:
@@ -68,12 +68,12 @@ class ShadowLoop:
             self._log.info("copies dropped: their shadow is off", copies=stopped)
         return waiting
 
-    async def _carry(self) -> None:
+    async def _process(self) -> None:
         while True:
             try:
-                result = await self._steps.carry(BUILD, self._build)
+                result = await self._steps.process(BUILD, self._build)
             except ApexError as error:
-                self._log.warning("copies not carried yet", reason=str(error))
+                self._log.warning("copies not processed yet", reason=str(error))
                 result = None
             if result is None:
                 await asyncio.sleep(IDLE_SECONDS)

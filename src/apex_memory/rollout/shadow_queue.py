@@ -1,7 +1,7 @@
 """The queue of copies: every statement over `shadows` that hands a copy out, takes it back, or drops it.
 
 A copy is queued in the statement that ends its event (`inbox/transitions.py`), or by a replay. Nothing here waits for a
-lock: a row that the end of a redriven event renews is skipped, and carried again.
+lock: a row that the end of a redriven event renews is skipped, and processed again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from uuid import UUID
 
 from psycopg.rows import class_row
 
-from apex_memory.inbox import event_from_row
+from apex_memory.inbox import EVENT_COLUMNS, StoredEvent
 from apex_memory.model import Event
 from apex_memory.stores.postgres import Connection
 
@@ -32,7 +32,7 @@ def source_subject(source: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
+class ShadowCopy:
     """A claimed copy of an event. `event` is None when retention removed its payload."""
 
     id: int
@@ -48,6 +48,21 @@ class Copy:
     unfinished: bool
     """The event became a dead letter because it timed out or ended the worker."""
     event: Event | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _CopiedEvent(StoredEvent):
+    """A copy, with its event as it landed."""
+
+    id: int
+    inbox_id: UUID
+    attempts: int
+    tries: int
+    queued_at: datetime
+    state: str
+    unfinished: bool
+    has_payload: bool
+    """False where retention removed the payload; `body` is None then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,33 +114,34 @@ async def claim(
     return sorted(row["id"] for row in await cursor.fetchall())
 
 
-async def load(connection: Connection, batch: UUID, unfinished: Sequence[str]) -> list[Copy]:
+async def load(connection: Connection, batch: UUID, unfinished: Sequence[str]) -> list[ShadowCopy]:
     """Return the copies that a batch still owns, with their events.
 
     `unfinished` holds the fingerprints of dead letters of events that ended their worker.
     """
-    cursor = await connection.execute(
-        """SELECT i.*, p.body, p.data_key, f.object, s.id AS copy_id, s.attempts AS copy_attempts, s.tries, s.queued_at,
-                  coalesce(l.fingerprint = ANY(%s), false) AS unfinished
-           FROM shadows s JOIN inbox i ON i.id = s.inbox_id LEFT JOIN payloads p ON p.inbox_id = i.id
-           LEFT JOIN payload_references f ON f.inbox_id = i.id LEFT JOIN dead_letters l ON l.inbox_id = i.id AND i.state = 'dead'
-           WHERE s.owner = %s AND s.state = 'waiting' ORDER BY s.id""",
-        (list(unfinished), batch),
-    )
-    return [
-        Copy(
-            id=row["copy_id"],
-            inbox_id=row["id"],
-            source=row["source"],
-            attempts=row["copy_attempts"],
-            tries=row["tries"],
-            queued_at=row["queued_at"],
-            state=row["state"],
-            unfinished=row["unfinished"],
-            event=None if row["body"] is None else event_from_row(row),
+    async with connection.cursor(row_factory=class_row(_CopiedEvent)) as cursor:
+        await cursor.execute(
+            f"""SELECT i.id AS inbox_id, i.state, {EVENT_COLUMNS}, s.id, s.attempts, s.tries, s.queued_at,
+                       p.inbox_id IS NOT NULL AS has_payload, coalesce(l.fingerprint = ANY(%s), false) AS unfinished
+                FROM shadows s JOIN inbox i ON i.id = s.inbox_id LEFT JOIN payloads p ON p.inbox_id = i.id
+                LEFT JOIN payload_references r ON r.inbox_id = i.id LEFT JOIN dead_letters l ON l.inbox_id = i.id AND i.state = 'dead'
+                WHERE s.owner = %s AND s.state = 'waiting' ORDER BY s.id""",
+            (list(unfinished), batch),
         )
-        for row in await cursor.fetchall()
-    ]
+        return [
+            ShadowCopy(
+                id=row.id,
+                inbox_id=row.inbox_id,
+                source=row.source,
+                attempts=row.attempts,
+                tries=row.tries,
+                queued_at=row.queued_at,
+                state=row.state,
+                unfinished=row.unfinished,
+                event=row.event() if row.has_payload else None,
+            )
+            for row in await cursor.fetchall()
+        ]
 
 
 async def renew(connection: Connection, batches: Sequence[UUID], *, lease: float) -> None:
@@ -183,7 +199,7 @@ async def isolate(connection: Connection, batch: UUID) -> int:
 
 
 async def drop(connection: Connection, batch: UUID, ids: Sequence[int], reason: str) -> int:
-    """Remove copies of a batch that cannot be carried, and count them; return their number."""
+    """Remove copies of a batch that cannot be processed, and count them; return their number."""
     return await _delete(
         connection,
         reason,
@@ -226,7 +242,7 @@ async def drop_stopped(connection: Connection) -> int:
 
 
 async def drop_old(connection: Connection, *, days: float) -> int:
-    """Remove results after `days`, and drop copies that nobody carried for so long; return the number of results."""
+    """Remove results after `days`, and drop copies that nobody processed for so long; return the number of results."""
     await _delete(
         connection,
         "expired",
@@ -284,7 +300,8 @@ async def replay(
 
     Empty `sources` means all. A range with more events gives every n-th of them, so that the sample is even.
     """
-    cursor = await connection.execute(
+    cursor = connection.cursor(row_factory=class_row(ReplayResult))
+    await cursor.execute(
         """WITH range AS (
              SELECT i.id, i.source, row_number() OVER (ORDER BY i.seq) AS n, count(*) OVER () AS events
              FROM inbox i JOIN payloads p ON p.inbox_id = i.id
@@ -310,6 +327,6 @@ async def replay(
             "limit": limit,
         },
     )
-    row = await cursor.fetchone()
-    assert row is not None  # an aggregate always gives a row
-    return ReplayResult(row["events"], row["queued"])
+    result = await cursor.fetchone()
+    assert result is not None  # an aggregate always gives a row
+    return result

@@ -1,4 +1,4 @@
-"""Results of comparisons: recorded once a copy was carried, with what the copy was made of where it differs."""
+"""Results of comparisons: recorded once a copy was processed, with what the copy was made of where it differs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+from psycopg.rows import class_row
+
 from apex_memory.errors import ApexError
 from apex_memory.model import Manifest, Tally
-from apex_memory.rollout.comparison import CarriedEvent, Difference, stored_metadata
+from apex_memory.rollout.comparison import Difference, ProcessedEvent, stored_metadata
 from apex_memory.rollout.shadow_live import LiveEvent
 from apex_memory.stores.postgres import Connection
 from apex_memory.telemetry import SHADOW_COMPARED
@@ -21,7 +23,7 @@ ERROR_CHARS = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class ComparisonResult:
     """The result of one copy, as its row records it. `equal` is None for a copy that was given up."""
 
     id: int
@@ -36,8 +38,8 @@ class Result:
     content: bytes | None = None
 
     @classmethod
-    def of_failed(cls, id: int, error: ApexError) -> Result:
-        """A copy that failed transiently, too often."""
+    def of_failed(cls, id: int, error: ApexError) -> ComparisonResult:
+        """Return the result of a copy that failed transiently, too often."""
         return cls(id=id, state="failed", error=_message(error))
 
     @classmethod
@@ -46,26 +48,36 @@ class Result:
         id: int,
         *,
         live: LiveEvent,
-        shadow: CarriedEvent,
+        shadow: ProcessedEvent,
         differences: list[Difference],
         seconds: dict[str, float],
         error: ApexError | None,
-    ) -> Result:
+    ) -> ComparisonResult:
         return cls(
             id=id,
             state="compared",
             equal=not differences,
             differences=differences,
-            live_outcome=live.carried.outcome,
+            live_outcome=live.processed.outcome,
             shadow_outcome=shadow.outcome,
             error=_message(error) if error else None,
             tallies={
-                "graph": {"live": _tally(live.carried.graph), "shadow": _tally(shadow.graph)},
-                "vectors": {"live": _tally(live.carried.vectors), "shadow": _tally(shadow.vectors)},
+                "graph": {"live": _tally(live.processed.graph), "shadow": _tally(shadow.graph)},
+                "vectors": {
+                    "live": _tally(live.processed.vectors),
+                    "shadow": _tally(shadow.vectors),
+                },
             },
             seconds={"live": live.seconds, "shadow": seconds},
             content=pack(shadow.manifest) if differences and shadow.manifest else None,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _RecordedCopy:
+    subject: str
+    state: str
+    equal: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +89,14 @@ class Recorded:
     failed: int
 
 
-async def record(connection: Connection, batch: UUID, results: Sequence[Result]) -> Recorded:
+async def record(
+    connection: Connection, batch: UUID, results: Sequence[ComparisonResult]
+) -> Recorded:
     """Write the results of copies that the batch still owns."""
     if not results:
         return Recorded(0, 0, 0)
-    cursor = await connection.execute(
+    cursor = connection.cursor(row_factory=class_row(_RecordedCopy))
+    await cursor.execute(
         """UPDATE shadows s SET state = t.state, equal = t.equal, differences = t.differences::jsonb,
                   fields = ARRAY(SELECT DISTINCT item ->> 'field' FROM jsonb_array_elements(t.differences::jsonb) item),
                   live_outcome = t.live_outcome, shadow_outcome = t.shadow_outcome, error = t.error,
@@ -97,16 +112,16 @@ async def record(connection: Connection, batch: UUID, results: Sequence[Result])
         [batch, *(list(column) for column in zip(*map(_columns, results), strict=True))],
     )
     counts = {"equal": 0, "different": 0, "failed": 0}
-    for row in await cursor.fetchall():
+    for copy in await cursor.fetchall():
         outcome = "failed"
-        if row["state"] == "compared":
-            outcome = "equal" if row["equal"] else "different"
+        if copy.state == "compared":
+            outcome = "equal" if copy.equal else "different"
         counts[outcome] += 1
-        SHADOW_COMPARED.labels(row["subject"], outcome).inc()
+        SHADOW_COMPARED.labels(copy.subject, outcome).inc()
     return Recorded(**counts)
 
 
-def _columns(result: Result) -> tuple[Any, ...]:
+def _columns(result: ComparisonResult) -> tuple[Any, ...]:
     return (
         result.id,
         result.state,
@@ -137,7 +152,7 @@ def _tally(tally: Tally | None) -> list[int] | None:
 
 
 def content_of(manifest: Manifest) -> dict[str, Any]:
-    """What a person compares of a manifest, as plain values. The text is cut at `CONTENT_CHARS`."""
+    """Return what a person compares of a manifest, as plain values. The text is cut at `CONTENT_CHARS`."""
     return {
         "pipeline": manifest.pipeline,
         "kind": manifest.kind,

@@ -1,7 +1,7 @@
 """The steps of a batch of copies: claim → prepare → publish, where publishing stages, verifies, compares and removes.
 
-A copy never touches its event, its document or the breakers of the live path. It is carried by the other path (Temporal
-calls these steps, as it calls those of live batches) or by the worker of a candidate build (`carry`). One batch is under
+A copy never touches its event, its document or the breakers of the live path. It is processed by the other path (Temporal
+calls these steps, as it calls those of live batches) or by the worker of a candidate build (`process`). One batch is under
 way in a process, and while events wait, copies take a small share of the time.
 """
 
@@ -17,6 +17,7 @@ from time import monotonic
 from uuid import UUID
 
 import numpy as np
+from psycopg.rows import class_row
 
 from apex_memory.config import Settings
 from apex_memory.errors import ApexError, Misconfigured, RetryLater, Unavailable
@@ -24,10 +25,10 @@ from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.model import Event, Manifest, now
 from apex_memory.pipeline import Pipeline
 from apex_memory.rollout import shadow_queue as queue
-from apex_memory.rollout.comparison import CarriedEvent, Difference, compare
+from apex_memory.rollout.comparison import Difference, ProcessedEvent, compare
 from apex_memory.rollout.shadow_live import LiveEvent, live_events
-from apex_memory.rollout.shadow_queue import Copy
-from apex_memory.rollout.shadow_results import Result, record
+from apex_memory.rollout.shadow_queue import ShadowCopy
+from apex_memory.rollout.shadow_results import ComparisonResult, record
 from apex_memory.saga.failures import fingerprint, unfinished
 from apex_memory.saga.publication import Publication
 from apex_memory.saga.stage import Stage
@@ -69,7 +70,7 @@ class CopyResult:
 
 @dataclass(slots=True)
 class _PreparedCopy:
-    copy: Copy
+    copy: ShadowCopy
     outcome: Manifest | ApexError
 
 
@@ -83,6 +84,13 @@ class _Work:
     prepare_seconds: float = 0.0
     prepared: list[_PreparedCopy] | None = None
     result: CopyResult = field(default_factory=CopyResult)
+
+
+@dataclass(frozen=True, slots=True)
+class _CopiedSubject:
+    subject: str
+    shadow: bool | None
+    """None for a subject with copies that wait."""
 
 
 class ShadowSteps:
@@ -127,14 +135,17 @@ class ShadowSteps:
 
         One with a shadow and without waiting copies is left out: its drain waits by itself.
         """
-        rows = await self._db.fetch(
-            """SELECT r.subject, r.shadow FROM rollouts r WHERE starts_with(r.subject, 'source:') AND r.shadow
+        async with self._db.connection() as connection:
+            cursor = connection.cursor(row_factory=class_row(_CopiedSubject))
+            await cursor.execute(
+                """SELECT r.subject, r.shadow FROM rollouts r WHERE starts_with(r.subject, 'source:') AND r.shadow
                UNION ALL
                SELECT subject, NULL FROM shadows WHERE state = 'waiting' AND build = '' AND next_at <= clock_timestamp()
                GROUP BY subject"""
-        )
-        waiting = {row["subject"] for row in rows if row["shadow"] is None}
-        shadowed = {row["subject"] for row in rows if row["shadow"]}
+            )
+            subjects = await cursor.fetchall()
+        waiting = {copied.subject for copied in subjects if copied.shadow is None}
+        shadowed = {copied.subject for copied in subjects if copied.shadow}
         drained: dict[str, bool] = {}
         for source in sources:
             subject = queue.source_subject(source)
@@ -144,8 +155,8 @@ class ShadowSteps:
                 drained[source] = False
         return drained
 
-    async def carry(self, subject: str, build: str = "") -> CopyResult | None:
-        """Carry the next batch of copies here, without Temporal; None if none is ready."""
+    async def process(self, subject: str, build: str = "") -> CopyResult | None:
+        """Process the next batch of copies here, without Temporal; None if none is ready."""
         batch = uuid.uuid4()
         if not await self.claim(subject, build, batch=batch):
             return None
@@ -222,8 +233,8 @@ class ShadowSteps:
             for copy, item in pairs
         ]
 
-    async def _carriable(self, batch: UUID, result: CopyResult) -> list[Copy]:
-        """Return the copies of a batch that can be carried now; drop, postpone or fail the others."""
+    async def _carriable(self, batch: UUID, result: CopyResult) -> list[ShadowCopy]:
+        """Return the copies of a batch that can be processed now; drop, postpone or fail the others."""
         async with self._db.connection() as connection:
             copies = await queue.load(connection, batch, LIVE_POISON)
             carriable = []
@@ -242,8 +253,8 @@ class ShadowSteps:
             await self._record_unfinished(batch, ending, result)
         return [copy for copy in carriable if copy.attempts <= MOST_ATTEMPTS]
 
-    def _why_not(self, copy: Copy) -> str:
-        """The reason why a copy cannot be carried at all; empty if it can."""
+    def _why_not(self, copy: ShadowCopy) -> str:
+        """Return the reason why a copy cannot be processed at all; empty if it can."""
         if copy.event is None:
             return "payload gone"
         if copy.unfinished:
@@ -253,7 +264,7 @@ class ShadowSteps:
         return ""
 
     async def _record_unfinished(
-        self, batch: UUID, copies: Sequence[Copy], result: CopyResult
+        self, batch: UUID, copies: Sequence[ShadowCopy], result: CopyResult
     ) -> None:
         error = unfinished("a copy of", MOST_ATTEMPTS)
         prepared = [_PreparedCopy(copy, error) for copy in copies]
@@ -297,7 +308,7 @@ class ShadowSteps:
         staged.verify_seconds = monotonic() - began
 
     def _storable(self, manifest: Manifest) -> Manifest:
-        """The manifest without passages if its vectors have another dimension than the store's."""
+        """Return the manifest without passages if its vectors have another dimension than the store's."""
         if not manifest.chunks or manifest.vectors.shape[1] == self._vectors.dimension:
             return manifest
         return replace(
@@ -334,7 +345,7 @@ class ShadowSteps:
         ]
         async with self._db.connection() as connection:
             live = await live_events(connection, [item.copy.inbox_id for item in prepared], parents)
-        results: list[Result] = []
+        results: list[ComparisonResult] = []
         later: list[_PreparedCopy] = []
         tried: list[_PreparedCopy] = []
         for item in prepared:
@@ -345,7 +356,7 @@ class ShadowSteps:
             elif isinstance(error, RetryLater) and item.copy.tries + 1 < MOST_TRIES:
                 tried.append(item)
             elif isinstance(error, RetryLater):
-                results.append(Result.of_failed(item.copy.id, error))
+                results.append(ComparisonResult.of_failed(item.copy.id, error))
             else:
                 results.append(await self._result(item, event, error, staged, work))
         await self._postpone(batch, later, result)
@@ -363,9 +374,9 @@ class ShadowSteps:
         error: ApexError | None,
         staged: _Staged,
         work: _Work,
-    ) -> Result:
-        shadow = _carried(item, live, error, staged.stages.get(item.copy.id), self._vectors)
-        differences = await asyncio.to_thread(compare, live.carried, shadow)
+    ) -> ComparisonResult:
+        shadow = _processed(item, live, error, staged.stages.get(item.copy.id), self._vectors)
+        differences = await asyncio.to_thread(compare, live.processed, shadow)
         waited = (now() - item.copy.queued_at).total_seconds()
         total = monotonic() - work.began - work.paused
         seconds = {
@@ -375,7 +386,7 @@ class ShadowSteps:
             "verify": staged.verify_seconds,
             "total": total,
         }
-        return Result.of_compared(
+        return ComparisonResult.of_compared(
             item.copy.id,
             live=live,
             shadow=shadow,
@@ -469,19 +480,19 @@ class _Staged:
         return self.errors.get(stage.id) if stage else None
 
 
-def _carried(
+def _processed(
     item: _PreparedCopy,
     live: LiveEvent,
     error: ApexError | None,
     stage: Stage | None,
     vectors: VectorStore,
-) -> CarriedEvent:
-    """What the copy came to. A copy that both stores hold would have ended as the order of versions decides."""
+) -> ProcessedEvent:
+    """Return what the copy came to. A copy that both stores hold would have ended as the order of versions decides."""
     if error is not None:
-        return CarriedEvent(outcome="dead", error=type(error).__name__)
+        return ProcessedEvent(outcome="dead", error=type(error).__name__)
     assert isinstance(item.outcome, Manifest) and stage is not None
     whole = len(stage.manifest.chunks) == len(item.outcome.chunks)
-    return CarriedEvent(
+    return ProcessedEvent(
         outcome="superseded" if live.outranked else "done",
         manifest=item.outcome,
         graph=stage.edges_tally,  # verified: the stores hold exactly this

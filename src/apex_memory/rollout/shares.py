@@ -1,4 +1,4 @@
-"""The shares of the table `rollouts`: what each source sends through Temporal, and what the candidate build carries.
+"""The shares of the table `rollouts`: what each source sends through Temporal, and what the candidate build processes.
 
 Only the share is here: the claim reads the same rows (`inbox/leases.py`), so a change acts with the next claim.
 """

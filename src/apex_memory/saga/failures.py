@@ -178,7 +178,7 @@ class _Handled:
 
 
 def unfinished(step: str, starts: int) -> Rejected:
-    """The error of an event whose attempts never reported an outcome."""
+    """Return the error of an event whose attempts never reported an outcome."""
     return Rejected(
         f"{step} it timed out or ended the worker {starts} times in a row",
         remedy="the payload is too much for the limits of this installation: discard it, or redrive it after an upgrade",
@@ -193,7 +193,7 @@ def _attributed(error: ApexError) -> ApexError:
 
 
 async def _blamed(connection: Connection, event: OwnedEvent, error: ApexError) -> ApexError:
-    """The error of an event that was parked `MOST_PARKS` times while its store served others: `Rejected`.
+    """Return the error of an event that was parked `MOST_PARKS` times while its store served others: `Rejected`.
 
     Any other error stays as it is: a store that serves nobody is unavailable, however long that takes, and so is
     one whose settings are wrong, that refuses the credentials, or that accepts writes from nobody. By then the event was tried alone (`groups.py`), so it is not another's fault.

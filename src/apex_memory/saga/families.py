@@ -20,7 +20,7 @@ from apex_memory.stores.postgres import Connection
 
 
 @dataclass(frozen=True, slots=True)
-class _Child:
+class _ChildDocument:
     """A child document, and the payload that its next version gets."""
 
     doc_id: UUID
@@ -69,7 +69,7 @@ async def delete_children(connection: Connection, deleted: Sequence[Stage]) -> i
     """Land a tombstone for every live child of the deleted documents; return their number."""
     if not deleted:
         return 0
-    async with connection.cursor(row_factory=class_row(_Child)) as cursor:
+    async with connection.cursor(row_factory=class_row(_ChildDocument)) as cursor:
         await cursor.execute(
             """SELECT d.doc_id, d.parent_id, d.source, d.doc_key, i.priority, d.occurred_at,
                       %s AS content_type, ''::bytea AS body, NULL::text AS object, NULL::uuid AS data_key
@@ -88,7 +88,7 @@ async def restore_children(connection: Connection, restored: Sequence[Stage]) ->
     """
     if not restored:
         return 0
-    async with connection.cursor(row_factory=class_row(_Child)) as cursor:
+    async with connection.cursor(row_factory=class_row(_ChildDocument)) as cursor:
         await cursor.execute(
             """SELECT c.doc_id, c.parent_id, last.* FROM
                  (SELECT DISTINCT doc_id, parent_id FROM manifests WHERE parent_id = ANY(%s)) c
@@ -106,7 +106,7 @@ async def restore_children(connection: Connection, restored: Sequence[Stage]) ->
 
 
 async def _land(
-    connection: Connection, children: Sequence[_Child], parents: Sequence[Stage]
+    connection: Connection, children: Sequence[_ChildDocument], parents: Sequence[Stage]
 ) -> int:
     """Land the children's events. Their version is the parent's, their id says whose change it is."""
     by_id = {stage.manifest.doc_id: stage for stage in parents}

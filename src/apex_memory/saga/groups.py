@@ -24,7 +24,7 @@ def suspicion(starts: int, parks: int) -> int:
 
 
 def next_group(suspicions: Mapping[UUID, int]) -> list[UUID]:
-    """The events to work on next, from the suspicion of each: those with the least, in the given order."""
+    """Return the events to work on next, from the suspicion of each: those with the least, in the given order."""
     if not suspicions:
         return []
     least = min(suspicions.values())

@@ -260,7 +260,7 @@ class Journal:
         )
 
     async def expected(self, stages: Sequence[UUID]) -> dict[UUID, tuple[Tally, Tally]]:
-        """The (vectors, graph) tallies that the stores must hold, by stage id."""
+        """Return the (vectors, graph) tallies that the stores must hold, by stage id."""
         rows = await self._db.fetch(
             "SELECT stage_id, chunks, chunks_sum, edges, edges_sum FROM stages WHERE stage_id = ANY(%s)",
             (list(stages),),
@@ -277,7 +277,7 @@ class Journal:
 async def _lock_prepared(
     connection: Connection, batch: UUID, pipeline: str
 ) -> list[_PreparedEvent]:
-    """The prepared events that the batch owns, locked by id.
+    """Return the prepared events that the batch owns, locked by id.
 
     An event that several builds prepared, the last one perhaps after it lost the event, has a manifest of each.
     """
@@ -312,7 +312,7 @@ async def _lock_mine(connection: Connection, owner: UUID, stages: Sequence[Stage
 
 
 async def _deleted(connection: Connection, doc_ids: Sequence[UUID]) -> set[UUID]:
-    """Those of the documents whose live version is a tombstone."""
+    """Return those of the documents whose live version is a tombstone."""
     cursor = await connection.execute(
         "SELECT doc_id FROM documents WHERE doc_id = ANY(%s) AND deleted", (list(doc_ids),)
     )

@@ -133,7 +133,7 @@ def _columns(manifest: Manifest) -> tuple[Any, ...]:
 
 
 def from_row(row: Row) -> Manifest:
-    """The manifest in a row of the table `manifests`."""
+    """Return the manifest in a row of the table `manifests`."""
     chunks = tuple(
         Chunk(n, start, end) for n, (start, end) in enumerate(msgpack.unpackb(row["chunks"]))
     )

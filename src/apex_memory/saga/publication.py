@@ -288,7 +288,7 @@ class Publication:
         await store.call(self._vectors.flush)
 
     def _rows(self, stages: Sequence[Stage]) -> Vectors:
-        """The vectors of all stages, shape (chunks, dimension)."""
+        """Return the vectors of all stages, shape (chunks, dimension)."""
         rows = [stage.manifest.vectors for stage in stages if len(stage.manifest.chunks)]
         return np.concatenate(rows) if rows else np.zeros((0, self._dimension), np.float32)
 

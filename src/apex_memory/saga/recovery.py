@@ -355,7 +355,7 @@ class Recovery:
             result.removed += len(reaped) + len(unknown)
 
     async def _unknown_for_long(self, name: str, unknown: Sequence[UUID], walked: int) -> bool:
-        """Whether unknown stages are few and first appeared a day ago; records when they first appeared."""
+        """Return whether unknown stages are few and first appeared a day ago; records when they first appeared."""
         row = await self._db.fetch_one(
             """INSERT INTO flags (name, value, actor) VALUES (%s, to_jsonb(now()), 'reconcile')
                ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING changed_at""",
@@ -387,7 +387,7 @@ async def states(db: Postgres, stores: Sequence[Store]) -> dict[str, str]:
 
 
 async def _incarnation(store: Store) -> str | None:
-    """The store's incarnation; None when it does not answer in time."""
+    """Return the store's incarnation; None when it does not answer in time."""
     try:
         async with asyncio.timeout(STATE_SECONDS):
             return await store.incarnation()

@@ -106,7 +106,7 @@ class Stage:
 
 
 def entities_by_chunk(manifest: Manifest) -> list[Sequence[str]]:
-    """The entities by which each chunk can be filtered, in the order of the chunks.
+    """Return the entities by which each chunk can be filtered, in the order of the chunks.
 
     All chunks of a document carry all its entities while these are few. A chunk of a document with more than
     `ENTITIES_EACH` carries those that its own text names; the first chunk carries those that the text does not
@@ -149,14 +149,14 @@ def days_by_chunk(manifest: Manifest) -> list[set[str]]:
 
 
 def chunks_tally(manifest: Manifest) -> Tally:
-    """What the vector store must hold of any stage of this manifest."""
+    """Return what the vector store must hold of any stage of this manifest."""
     return Tally(
         len(manifest.chunks), sum(_chunk_hash(manifest, chunk) for chunk in manifest.chunks)
     )
 
 
 def edges_tally(manifest: Manifest) -> Tally:
-    """What the graph must hold of any stage of this manifest: an edge for each subject and each object."""
+    """Return what the graph must hold of any stage of this manifest: an edge for each subject and each object."""
     return _edges_tally(manifest, list(map(_assertion_hash, manifest.assertions)))
 
 
@@ -166,7 +166,7 @@ def _edges_tally(manifest: Manifest, hashes: Sequence[int]) -> Tally:
 
 
 def _nearby(manifest: Manifest, chunk: Chunk) -> str:
-    """The chunk with its neighbours, one on each side."""
+    """Return the chunk with its neighbours, one on each side."""
     first = manifest.chunks[max(0, chunk.n - 1)]
     last = manifest.chunks[min(len(manifest.chunks) - 1, chunk.n + 1)]
     return manifest.text[first.start : last.end]

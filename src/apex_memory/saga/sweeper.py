@@ -120,7 +120,7 @@ class Sweeper:
             self._ramp[store] = min(limit * 10, RAMP_MAX)
 
     async def _is_available(self, name: str) -> bool:
-        """Whether a store's breaker lets calls through and the store answers a ping."""
+        """Return whether a store's breaker lets calls through and the store answers a ping."""
         resilient_store, store = self._resilient_stores.get(name), self._stores.get(name)
         if resilient_store and resilient_store.breaker.state == "open":
             return False

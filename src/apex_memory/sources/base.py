@@ -304,7 +304,7 @@ class PulledSource(Source[PulledSettingsT_co]):
         """The first setting that a pull needs and that is not set; empty when it can run."""
         return ""
 
-    async def fetch_verification_data(self, request: InboundRequest, link: VendorClient) -> None:
+    async def fetch_verification_data(self, request: InboundRequest, client: VendorClient) -> None:
         """Fetch what `receive` needs to verify this request, such as a key that its header names."""
 
     @abstractmethod
@@ -345,7 +345,7 @@ class FileSource(PulledSource[PulledSettingsT_co]):
         """
         return ""
 
-    async def send(self, replies: Sequence[InboundFile], link: VendorClient) -> None:
+    async def send(self, replies: Sequence[InboundFile], client: VendorClient) -> None:
         """Write the replies to a file where the partner expects them. Idempotent."""
 
 

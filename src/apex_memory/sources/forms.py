@@ -20,7 +20,7 @@ MAX_FIELD_BYTES = 100_000
 
 
 @dataclass(slots=True)
-class Part:
+class FormPart:
     """One part of a form: a file if it has a file name, else a field."""
 
     headers: dict[bytes, bytes] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Part:
         return None if value is None else value.decode("utf-8", "replace").replace("\x00", "")
 
 
-def form_parts(body: bytes, content_type: str) -> Sequence[Part]:
+def form_parts(body: bytes, content_type: str) -> Sequence[FormPart]:
     """Return all parts of a form in order. Raises `Rejected` when the form is malformed or truncated."""
     try:
         boundary = parse_options_header(content_type)[1].get(b"boundary")
@@ -71,7 +71,7 @@ def form_parts(body: bytes, content_type: str) -> Sequence[Part]:
             raise Rejected(
                 "Content-Type: multipart without boundary", remedy="let the client set it"
             )
-        reader = _Reader()
+        reader = _PartCollector()
         MultipartParser(boundary, reader.callbacks()).write(body)
     except (FormParserError, UnicodeError) as error:
         raise Rejected(
@@ -82,11 +82,11 @@ def form_parts(body: bytes, content_type: str) -> Sequence[Part]:
     return reader.parts
 
 
-class _Reader:
+class _PartCollector:
     """Collects the parts from the parser's callbacks."""
 
     def __init__(self) -> None:
-        self.parts: list[Part] = []
+        self.parts: list[FormPart] = []
         self.ended = False
         self._header = bytearray()
         self._value = bytearray()
@@ -104,7 +104,7 @@ class _Reader:
     def _begin(self) -> None:
         if len(self.parts) == MAX_PARTS:
             raise Rejected(f"body: more than {MAX_PARTS} parts", remedy="send fewer files at once")
-        self.parts.append(Part())
+        self.parts.append(FormPart())
 
     def _keep_header(self) -> None:
         self.parts[-1].headers[bytes(self._header).lower()] = bytes(self._value)

@@ -81,7 +81,7 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
-class TimeRange:
+class BackfillRange:
     """The time that a backfill covers, from `since` (inclusive) until `until` (exclusive)."""
 
     since: datetime
@@ -96,12 +96,12 @@ async def _none() -> Sequence[ChangeHint]:
 class PullContext:
     """The starting point of a pull. With `window` it is a backfill, which has a cursor of its own."""
 
-    link: VendorClient
+    client: VendorClient
     cursor: Mapping[str, Any] = field(default_factory=dict)
     change_hints: Sequence[ChangeHint] = ()
     new_hints: Callable[[], Awaitable[Sequence[ChangeHint]]] = _none
     """Return change hints that arrived since the last call, so that a long pull can fetch urgent things before its end."""
-    window: TimeRange | None = None
+    window: BackfillRange | None = None
 
 
 def unfetched_event(source: str, failed: Unfetched, priority: Priority) -> Event:

@@ -171,7 +171,7 @@ def plain_text(markup: str) -> str:
 
 
 def sample(source: str, name: str) -> bytes:
-    """The bytes of a file in a source's `samples` folder."""
+    """Return the bytes of a file in a source's `samples` folder."""
     return resources.files(__package__).joinpath(source, "samples", name).read_bytes()
 
 

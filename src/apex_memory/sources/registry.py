@@ -131,7 +131,7 @@ def secret_settings(kind: type[Source]) -> list[str]:
 
 
 def _holds_secret(annotation: Any) -> bool:
-    """Whether a type is `SecretStr`, or a list, union or model that contains it and nothing that is an address."""
+    """Return whether a type is `SecretStr`, or a list, union or model that contains it and nothing that is an address."""
     if annotation is SecretStr:
         return True
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -13,7 +13,7 @@ from uuid import UUID
 from apex_memory.config import Settings
 from apex_memory.engines.postgres_space import PostgresSpace
 from apex_memory.errors import ApexError, RetryLater
-from apex_memory.inbox import Batch, Carrier, ClaimedEvent, Inbox, Run
+from apex_memory.inbox import Batch, ClaimedEvent, Consumer, Inbox, WorkflowRun
 from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.inbox.routing import Path
 from apex_memory.model import Event
@@ -68,7 +68,7 @@ class BatchSteps:
         path: Path = "direct",
         everything: bool = True,
         batch: UUID | None = None,
-        run: Run | None = None,
+        run: WorkflowRun | None = None,
     ) -> Batch:
         """Lease what is ready of a source, up to `batch_max` events. The same `batch` again gets the same events.
 
@@ -78,13 +78,13 @@ class BatchSteps:
         if refusal := self._space.refusal():
             self._log.warning("nothing is processed for now", source=source, reason=refusal)
             return Batch(batch or uuid.uuid4(), source, [], more=False)
-        carrier = Carrier(path, self.build, everything=everything)
+        consumer = Consumer(path, self.build, everything=everything)
         batch = batch or uuid.uuid4()
         limit = self._sizer.limit(source)
         with traces.following() as followed:
             with traces.step("claim", source=source):
                 claim = await self._inbox.claim(
-                    source, batch=batch, limit=limit, lease=self._lease, carrier=carrier, run=run
+                    source, batch=batch, limit=limit, lease=self._lease, consumer=consumer, run=run
                 )
             if traces.enabled():
                 followed.events = _traced(source, claim.events)
@@ -95,9 +95,9 @@ class BatchSteps:
 
     async def claim_events(self, source: str, ids: Sequence[UUID], *, batch: UUID) -> list[UUID]:
         """Lease these events of a source to a batch of the direct path; return those that were ready."""
-        carrier = Carrier("direct", self.build, everything=True)
+        consumer = Consumer("direct", self.build, everything=True)
         claimed = await self._inbox.claim_events(
-            ids, batch=batch, lease=self._lease, carrier=carrier
+            ids, batch=batch, lease=self._lease, consumer=consumer
         )
         CLAIMED.labels(source, "direct", self.build).inc(len(claimed))
         return claimed

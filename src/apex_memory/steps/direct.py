@@ -9,7 +9,7 @@ from contextlib import suppress
 from uuid import UUID
 
 from apex_memory.errors import ApexError, RetryLater, Unavailable
-from apex_memory.inbox import Inbox, Run
+from apex_memory.inbox import Inbox, WorkflowRun
 from apex_memory.saga.publication import BatchResult
 from apex_memory.steps.batches import BatchSteps
 from apex_memory.telemetry import STALLS, logger, traces
@@ -41,7 +41,7 @@ class DirectPath:
         source: str,
         *,
         everything: bool = True,
-        run: Run | None = None,
+        run: WorkflowRun | None = None,
         pause: Callable[[], bool] = _never,
     ) -> int:
         """Work through a source's events until none is ready, or until `pause` is true; return the number of events.
@@ -56,7 +56,7 @@ class DirectPath:
             return await self._drain(source, everything, run, pause)
 
     async def _drain(
-        self, source: str, everything: bool, run: Run | None, pause: Callable[[], bool]
+        self, source: str, everything: bool, run: WorkflowRun | None, pause: Callable[[], bool]
     ) -> int:
         events = 0
         owned: list[UUID] = []
@@ -94,8 +94,8 @@ class DirectPath:
             if publishing:
                 await publishing
 
-    async def carry(self, source: str, ids: Sequence[UUID]) -> list[UUID]:
-        """Carry these events of a source from inbox to memory now, whatever the shares; return those that were ready.
+    async def process(self, source: str, ids: Sequence[UUID]) -> list[UUID]:
+        """Process these events of a source from inbox to memory now, whatever the shares; return those that were ready.
 
         The others are final, or another worker has them.
         """

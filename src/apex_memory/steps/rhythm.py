@@ -72,11 +72,11 @@ class Rhythm:
             await asyncio.sleep(CHECK_SECONDS)
             due = False
 
-            async def look() -> None:
+            async def check() -> None:
                 nonlocal due
                 due = await self._is_due(source)
 
-            if not await self._attempt("look for pulls", look) or not due:
+            if not await self._attempt("look for pulls", check) or not due:
                 continue
             if not await self._attempt(f"pull of {source.name}", lambda: self._fetch(source)):
                 await asyncio.sleep(min(source.poll_every, FAILED_SECONDS))

@@ -93,7 +93,7 @@ def _add_trace(_: Any, __: str, fields: Any) -> Any:
 
 
 def logger(**context: Any) -> Any:
-    """A structured logger; `context` is part of each of its lines."""
+    """Return a structured logger; `context` is part of each of its lines."""
     return structlog.get_logger(**context)
 
 

@@ -152,7 +152,7 @@ LOG_WRITES_LOST = Counter(
 
 CLAIMED = Counter(
     "apex_events_claimed",
-    "Events claimed, by the path and the build that carry them. An event that is tried again is claimed again.",
+    "Events claimed, by the path and the build that process them. An event that is tried again is claimed again.",
     ["source", "path", "build"],
 )
 TEMPORAL_REACHABLE = Gauge(
@@ -162,14 +162,14 @@ TEMPORAL_REACHABLE = Gauge(
 )
 FALLBACK = Gauge(
     "apex_fallback_active",
-    "1 while the direct path carries everything because Temporal does not respond, else 0.",
+    "1 while the direct path processes everything because Temporal does not respond, else 0.",
 )
 FALLBACKS = Counter(
     "apex_fallbacks", "Times that the direct path took over because Temporal did not respond.", []
 )
 ROLLOUT_SHARE = Gauge(
     "apex_rollout_share_ratio",
-    "Share of the documents, 0 to 1, that Temporal carries (subject `source:NAME`) or the candidate build (subject `build`).",
+    "Share of the documents, 0 to 1, that Temporal processes (subject `source:NAME`) or the candidate build (subject `build`).",
     ["subject"],
 )
 ROLLOUT_SHADOW = Gauge(
@@ -182,12 +182,12 @@ FLAG_DEFAULTS = Counter(
 )
 SHADOW_COMPARED = Counter(
     "apex_shadow_compared",
-    "Events carried by a shadow and compared, by result: equal, different or failed.",
+    "Events processed by a shadow and compared, by result: equal, different or failed.",
     ["subject", "result"],
 )
 SHADOW_DROPPED = Counter(
     "apex_shadow_dropped",
-    "Events that a shadow did not carry because its backlog was full.",
+    "Events that a shadow did not process because its backlog was full.",
     ["subject"],
 )
 SHADOW_RECENT = Gauge(

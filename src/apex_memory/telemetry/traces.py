@@ -235,7 +235,7 @@ class TracedEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class _EndedStep:
     """A step of a batch that has ended. Times are nanoseconds since 1970."""
 
     name: str
@@ -244,7 +244,7 @@ class _Step:
     span: SpanContext
 
 
-_steps: ContextVar[list[_Step] | None] = ContextVar("apex_steps", default=None)
+_steps: ContextVar[list[_EndedStep] | None] = ContextVar("apex_steps", default=None)
 
 
 @contextmanager
@@ -260,7 +260,7 @@ def step(name: str, **attributes: Any) -> Iterator[None]:
         finally:
             steps = _steps.get()
             if steps is not None and len(steps) < MOST_STEPS:
-                steps.append(_Step(name, began, time_ns(), current.get_span_context()))
+                steps.append(_EndedStep(name, began, time_ns(), current.get_span_context()))
 
 
 @dataclass(slots=True)
@@ -278,7 +278,7 @@ def following(events: Sequence[TracedEvent] = ()) -> Iterator[Followed]:
     if _State.tracer is None:
         yield followed
         return
-    steps: list[_Step] = []
+    steps: list[_EndedStep] = []
     token = _steps.set(steps)
     try:
         yield followed
@@ -287,7 +287,7 @@ def following(events: Sequence[TracedEvent] = ()) -> Iterator[Followed]:
         _show(followed, steps)
 
 
-def _show(followed: Followed, steps: Sequence[_Step]) -> None:
+def _show(followed: Followed, steps: Sequence[_EndedStep]) -> None:
     """Make the spans of a batch's steps, and the last span of each event that has ended, in the events' own traces."""
     own = trace.get_current_span().get_span_context()
     for n, event in enumerate(followed.events):

@@ -18,7 +18,7 @@ from apex_memory.flows.drain.messages import (
 from apex_memory.flows.drain.progress import SEVERITY
 from apex_memory.flows.temporal.heartbeat import heartbeating
 from apex_memory.flows.temporal.queues import COPIES, candidate_drain_id, drain_id
-from apex_memory.inbox import Run
+from apex_memory.inbox import WorkflowRun
 from apex_memory.rollout.shadow_queue import BATCH_COPIES, source_subject
 from apex_memory.telemetry import traces
 
@@ -36,11 +36,11 @@ class DrainActivities:
 
     @activity.defn
     async def claim(self, input: ClaimInput) -> ClaimedBatch:
-        """Lease the next batch of the source: of the documents that Temporal and this build carry."""
+        """Lease the next batch of the source: of the documents that Temporal and this build process."""
         if input.source.startswith(COPIES):
             return await self._claim_copies(input)
         info = activity.info()
-        run = Run(info.workflow_id or "", info.workflow_run_id or "")
+        run = WorkflowRun(info.workflow_id or "", info.workflow_run_id or "")
         batch = await self._app.steps.claim(
             input.source, path="temporal", everything=False, batch=UUID(input.batch), run=run
         )

@@ -31,8 +31,8 @@ Signal = Literal["wake", "pause", "resume"]
 class Drains:
     """Sends signals to the drains of each source. `priorities` maps every source to 0, 1 or 2 for P0 to P2.
 
-    `routing` returns which build carries what, `deployment` is the name of the worker deployment. While a candidate
-    build carries documents, a drain that is started is pinned to its build, and a wake reaches the candidate's drain too.
+    `routing` returns which build processes what, `deployment` is the name of the worker deployment. While a candidate
+    build processes documents, a drain that is started is pinned to its build, and a wake reaches the candidate's drain too.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ def priorities_of(sources: Mapping[str, Source]) -> dict[str, int]:
 
 
 def drains_of(app: App, client: Client) -> Drains:
-    """Return the drains of all sources, which follow the builds that carry documents."""
+    """Return the drains of all sources, which follow the builds that process documents."""
     return Drains(
         client,
         priorities_of(app.sources),

@@ -18,7 +18,7 @@ class DrainInput:
     priority: int
     paused: bool = False
     build: str = ""
-    """The build that the run was started for, while a candidate carries documents; empty at other times. Such a run
+    """The build that the run was started for, while a candidate processes documents; empty at other times. Such a run
     ends when that is over, because it cannot move to another build."""
     check_now: bool = False
     """Claim at once: the previous run ended in the middle of a burst."""

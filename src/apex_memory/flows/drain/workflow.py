@@ -3,7 +3,7 @@
 Every run is pinned to the build on which it began (`Deployment.config`). It holds no state that PostgreSQL does
 not have: only the order of steps, and what the Temporal UI shows of it.
 
-While a candidate build carries a share of the documents, a source has two drains: `drain:SOURCE` on the current build,
+While a candidate build processes a share of the documents, a source has two drains: `drain:SOURCE` on the current build,
 and `drain:SOURCE@BUILD` on the candidate. Each claims the documents of its build alone.
 """
 

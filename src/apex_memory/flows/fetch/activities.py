@@ -107,7 +107,7 @@ class PullActivities:
         """Run a backfill or a replay to its end. Its state and progress are in PostgreSQL."""
         async with heartbeating():
             row = await self._app.backfills.get(UUID(input.id))
-            work = self._replay if row["kind"] == "replay" else self._backfill
+            work = self._replay if row.kind == "replay" else self._backfill
             try:
                 await work(input)
                 await self._app.backfills.end(UUID(input.id), "done")
@@ -122,7 +122,7 @@ class PullActivities:
             except ApexError as error:
                 await self._app.backfills.end(UUID(input.id), "failed", str(error)[:500])
             row = await self._app.backfills.get(UUID(input.id))
-            return BackfillReport(row["state"], row["seen"], row["landed"])
+            return BackfillReport(row.state, row.seen, row.landed)
 
     async def _backfill(self, input: BackfillInput) -> None:
         id, began = UUID(input.id), monotonic()
@@ -147,7 +147,7 @@ class PullActivities:
             total += read
             await self._drains.wake(input.source)
             await self._slow_down(total, began)
-        if (await self._app.backfills.get(id))["state"] != "running":
+        if (await self._app.backfills.get(id)).state != "running":
             raise Cancelled
 
     async def _slow_down(self, events: int, began: float) -> None:

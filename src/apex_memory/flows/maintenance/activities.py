@@ -90,7 +90,7 @@ class MaintenanceActivities:
 
     @activity.defn
     async def rollout_gate(self, input: RolloutGateInput) -> RolloutGateReport:
-        """Check whether this build may carry documents, and record the result in the table `builds`."""
+        """Check whether this build may process documents, and record the result in the table `builds`."""
         async with heartbeating():
             checked = await self.smoke_test()
             failures = [f"{store}: {reason}" for store, reason in checked.away.items()]

@@ -70,7 +70,7 @@ class RolloutGateReport:
     """Result of the gate: the build, the version of each store, and the replayed histories by type of workflow.
 
     `failures` holds a line for each store that does not respond, model that does not work, and run that the build could
-    not continue; it is empty when the build may carry documents.
+    not continue; it is empty when the build may process documents.
     """
 
     build: str

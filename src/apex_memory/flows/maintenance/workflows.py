@@ -106,7 +106,7 @@ class Hello:
 
 @workflow.defn
 class RolloutGate:
-    """Checks whether a build may carry documents: stores respond, models work, and recent runs can go on with it.
+    """Checks whether a build may process documents: stores respond, models work, and recent runs can go on with it.
 
     Fails otherwise. The Kubernetes worker controller starts it on a new build before the build gets any work, and
     `apex builds check` does so too.

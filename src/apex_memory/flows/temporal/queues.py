@@ -2,7 +2,7 @@
 
 Copies have a queue of their own, which the worker of the real-time queue serves: the bulk worker has the lowest CPU
 priority, and what a gate waits for would then stand still on a busy machine. What copies may take from live events is
-limited where they are carried (`rollout/shadow_steps.py`), and a copy that waits for its turn takes no live batch's slot.
+limited where they are processed (`rollout/shadow_steps.py`), and a copy that waits for its turn takes no live batch's slot.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def drain_id(source: str) -> str:
 
 
 def candidate_drain_id(source: str, build: str) -> str:
-    """Return the workflow id of the drain of a source's documents that a candidate build carries."""
+    """Return the workflow id of the drain of a source's documents that a candidate build processes."""
     return f"drain:{source}@{build}"
 
 

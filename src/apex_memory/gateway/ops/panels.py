@@ -92,7 +92,7 @@ OVERVIEW = Dashboard(
         ),
         panel_of(
             "Temporal",
-            "Whether Temporal responds to the gateway. While it does not, the direct path carries everything.",
+            "Whether Temporal responds to the gateway. While it does not, the direct path processes everything.",
             Value("apex_temporal_reachable", where=[("process", "=", "gateway")], aggregate="min"),
             kind="stat",
             unit="state",
@@ -102,7 +102,7 @@ OVERVIEW = Dashboard(
         ),
         panel_of(
             "Fallback",
-            "Whether the direct path carries everything because Temporal does not respond.",
+            "Whether the direct path processes everything because Temporal does not respond.",
             Value("apex_fallback_active"),
             kind="stat",
             unit="state",
@@ -453,20 +453,20 @@ ROLLOUT = Dashboard(
     [
         panel_of(
             "Share",
-            "Share of the documents that Temporal carries, by source; `build` is the share of the candidate build.",
+            "Share of the documents that Temporal processes, by source; `build` is the share of the candidate build.",
             Value("apex_rollout_share_ratio", ("subject",)),
             "{subject}",
             unit="share",
         ),
         panel_of(
             "Shadow",
-            "1 while copies of a subject's events are carried the other way and compared.",
+            "1 while copies of a subject's events are processed the other way and compared.",
             Value("apex_rollout_shadow", ("subject",)),
             "{subject}",
         ),
         panel_of(
             "Claimed by path",
-            "Events by the path that carries them.",
+            "Events by the path that processes them.",
             Rate("apex_events_claimed_total", ("path",)),
             "{path}",
             unit="per second",
@@ -474,7 +474,7 @@ ROLLOUT = Dashboard(
         ),
         panel_of(
             "Claimed by build",
-            "Events by the build that carries them.",
+            "Events by the build that processes them.",
             Rate("apex_events_claimed_total", ("build",)),
             "{build}",
             unit="per second",
@@ -482,7 +482,7 @@ ROLLOUT = Dashboard(
         ),
         panel_of(
             "Compared in the last hour",
-            "Events that a shadow carried too, by result.",
+            "Events that a shadow processed too, by result.",
             Value("apex_shadow_recent_events", ("subject", "result"), aggregate="sum"),
             "{subject} {result}",
         ),

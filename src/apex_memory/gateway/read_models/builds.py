@@ -63,7 +63,7 @@ def _row(row: Build, now: Routing, temporal: _InTemporal) -> dict[str, Any]:
 
 
 def _share(build: str, now: Routing) -> int:
-    """Return the per cent of the documents that a build carries."""
+    """Return the per cent of the documents that a build processes."""
     if build == now.candidate:
         return now.share
     return 100 - now.share if build == now.current else 0

@@ -11,15 +11,19 @@ from uuid import UUID
 
 from apex_memory.config import Settings
 from apex_memory.errors import NotFound, Rejected
+from apex_memory.gateway.read_models.rows import fetch_rows
 from apex_memory.model import TOMBSTONE, document_uuid, event_uuid
-from apex_memory.stores.postgres import Postgres, Row
+from apex_memory.stores.postgres import Postgres
 from apex_memory.telemetry.traces import trace_id_of
 
 # Of an event's stages the committed one counts, then the one being written, then the last.
 _DETAIL: LiteralString = """
-SELECT i.*, s.state AS stage_state, s.created_at AS staged_at, s.graph_at, s.vectors_at, s.committed_at,
+SELECT i.id, i.seq, i.source, i.event_id, i.doc_id, i.doc_key, i.priority, i.version, i.content_type, i.state, i.open, i.batch,
+       i.occurred_at, i.received_at, i.prepared_at, i.ended_at, i.next_at, i.attempts, i.last_error, i.park_store,
+       i.path, i.build, i.workflow_id, i.run_id, i.trace_parent,
+       s.state AS stage_state, s.created_at AS staged_at, s.graph_at, s.vectors_at, s.committed_at,
        m.kind, m.title, m.deleted, m.degraded, coalesce(o.bytes, octet_length(p.body) - CASE WHEN p.data_key IS NULL THEN 0 ELSE 28 END) AS payload_bytes,
-       l.id AS dead_letter_id, l.status AS dead_letter_status, l.remedy
+       l.id AS dead_letter_id, l.remedy
 FROM chosen i
 LEFT JOIN payloads p ON p.inbox_id = i.id
 LEFT JOIN payload_references r ON r.inbox_id = i.id LEFT JOIN payload_objects o ON o.name = r.object
@@ -58,6 +62,78 @@ class ResolvedIds:
     document: UUID
 
 
+@dataclass(frozen=True, slots=True)
+class KnownVersion:
+    """The newest version that is known of a document."""
+
+    source: str
+    doc_key: str
+    version: int
+    event_id: str
+    deleted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _EventRow:
+    """A row of `_DETAIL`: an event with its stage, its manifest and its dead letter, if it has them."""
+
+    id: UUID
+    seq: int
+    source: str
+    event_id: str
+    doc_id: UUID
+    doc_key: str
+    priority: int
+    version: int
+    content_type: str
+    state: str
+    open: bool
+    batch: UUID | None
+    occurred_at: datetime
+    received_at: datetime
+    prepared_at: datetime | None
+    ended_at: datetime | None
+    next_at: datetime
+    attempts: int
+    last_error: str | None
+    park_store: str | None
+    path: str | None
+    build: str | None
+    workflow_id: str | None
+    run_id: str | None
+    trace_parent: str | None
+    stage_state: str | None
+    staged_at: datetime | None
+    graph_at: datetime | None
+    vectors_at: datetime | None
+    committed_at: datetime | None
+    kind: str | None
+    title: str | None
+    deleted: bool | None
+    degraded: dict[str, Any] | None
+    payload_bytes: int | None
+    dead_letter_id: UUID | None
+    remedy: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _IdMatch:
+    event: UUID
+    document: UUID
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class _NewestEvent:
+    id: UUID
+    event_id: str
+    doc_id: UUID
+    doc_key: str
+    version: int
+    state: str
+    content_type: str
+
+
 class Events:
     """Queries over the inbox and the stages of its events."""
 
@@ -89,7 +165,9 @@ class Events:
             conditions.append("id = ANY(%(ids)s)")
         if after is not None:
             conditions.append("seq < %(after)s")
-        rows = await self._db.fetch(
+        rows = await fetch_rows(
+            self._db,
+            _EventRow,
             "WITH chosen AS MATERIALIZED (SELECT * FROM inbox WHERE "
             + " AND ".join(conditions)
             + " ORDER BY seq DESC LIMIT %(limit)s)"
@@ -103,7 +181,7 @@ class Events:
             },
         )
         page = [self._event(row) for row in rows[:limit]]
-        return page, rows[limit - 1]["seq"] if len(rows) > limit else None
+        return page, rows[limit - 1].seq if len(rows) > limit else None
 
     async def show(self, id: UUID) -> dict[str, Any]:
         """Return one event. Raises `NotFound`."""
@@ -140,7 +218,9 @@ class Events:
         for source, prefixes in key_prefixes.items():
             keys = [text, *(f"{prefix}{text}" for prefix in prefixes)]
             derived_documents += [document_uuid(source, key) for key in keys]
-        rows = await self._db.fetch(
+        rows = await fetch_rows(
+            self._db,
+            _IdMatch,
             """SELECT id AS event, doc_id AS document, 1 AS rank FROM inbox WHERE id = ANY(%(events)s)
                UNION (SELECT id, doc_id, 1 FROM inbox WHERE id BETWEEN %(low)s AND %(high)s LIMIT 3)
                UNION
@@ -159,16 +239,18 @@ class Events:
                 f"{text[:80]}: no event and no document has this id",
                 remedy="check the id; GET /v1/events lists events, GET /v1/documents lists documents",
             )
-        if len({row["document"] for row in rows}) > 1:
+        if len({row.document for row in rows}) > 1:
             raise Rejected(
                 f"{text[:80]}: several events or documents have this id",
                 remedy="send more of it, or all of it",
             )
-        return ResolvedIds(event=rows[0]["event"], document=rows[0]["document"])
+        return ResolvedIds(event=rows[0].event, document=rows[0].document)
 
     async def newest_of_keys(self, source: str, keys: Sequence[str]) -> list[dict[str, Any]]:
         """Return the newest event of each document of a source, by the documents' keys. Unknown keys are left out."""
-        rows = await self._db.fetch(
+        rows = await fetch_rows(
+            self._db,
+            _NewestEvent,
             """SELECT event.* FROM unnest(%s::uuid[]) AS wanted
                CROSS JOIN LATERAL (
                  SELECT id, event_id, doc_id, doc_key, version, state, content_type FROM inbox WHERE doc_id = wanted
@@ -178,23 +260,25 @@ class Events:
         )
         return [
             {
-                "key": row["doc_key"],
-                "document": row["doc_id"],
-                "event": row["id"],
-                "event_id": row["event_id"],
-                "version": row["version"],
-                "state": row["state"],
-                "deletion": row["content_type"] == TOMBSTONE,
+                "key": row.doc_key,
+                "document": row.doc_id,
+                "event": row.id,
+                "event_id": row.event_id,
+                "version": row.version,
+                "state": row.state,
+                "deletion": row.content_type == TOMBSTONE,
             }
             for row in rows
         ]
 
-    async def newest(self, document: UUID) -> Row:
-        """Return source, key and version of a document, or of an unfinished event about it, whichever is newer.
+    async def newest(self, document: UUID) -> KnownVersion:
+        """Return the newest version of a document, or of an unfinished event about it, whichever is newer.
 
         Raises `NotFound` if there is neither, or if the newest is a deletion.
         """
-        row = await self._db.fetch_one(
+        rows = await fetch_rows(
+            self._db,
+            KnownVersion,
             """SELECT * FROM (
                  SELECT source, doc_key, version, event_id, deleted FROM documents WHERE doc_id = %(id)s
                  UNION ALL
@@ -203,53 +287,53 @@ class Events:
                ) AS known ORDER BY version DESC, event_id COLLATE "C" DESC LIMIT 1""",
             {"id": document, "tombstone": TOMBSTONE},
         )
-        if row is None or row["deleted"]:
+        if not rows or rows[0].deleted:
             raise NotFound(
                 "no such document, or it is deleted already",
                 remedy="GET /v1/documents lists documents",
             )
-        return row
+        return rows[0]
 
-    def _event(self, row: Row) -> dict[str, Any]:
-        state = row["state"]
-        if state == "prepared" and row["stage_state"] == "staging":
+    def _event(self, row: _EventRow) -> dict[str, Any]:
+        state = row.state
+        if state == "prepared" and row.stage_state == "staging":
             state = "staged"
-        owned = row["open"] and row["batch"] is not None
+        owned = row.open and row.batch is not None
         return {
-            "id": row["id"],
-            "source": row["source"],
-            "event_id": row["event_id"],
-            "document_id": row["doc_id"],
-            "document_key": row["doc_key"],
-            "priority": row["priority"],
-            "version": row["version"],
-            "content_type": row["content_type"],
-            "kind": row["kind"],
-            "title": row["title"],
-            "deletion": bool(row["deleted"]) or row["content_type"] == TOMBSTONE,
-            "payload_bytes": row["payload_bytes"],
+            "id": row.id,
+            "source": row.source,
+            "event_id": row.event_id,
+            "document_id": row.doc_id,
+            "document_key": row.doc_key,
+            "priority": row.priority,
+            "version": row.version,
+            "content_type": row.content_type,
+            "kind": row.kind,
+            "title": row.title,
+            "deletion": bool(row.deleted) or row.content_type == TOMBSTONE,
+            "payload_bytes": row.payload_bytes,
             "state": state,
-            "occurred_at": row["occurred_at"],
-            "received_at": row["received_at"],
-            "prepared_at": row["prepared_at"],
-            "staged_at": row["staged_at"],
-            "ended_at": row["ended_at"],
-            "owner": row["batch"] if owned else None,
-            "deadline": None if row["state"] in FINAL else row["next_at"],
-            "attempts": row["attempts"],
-            "last_error": row["last_error"],
-            "park_store": row["park_store"] if row["state"] == "parked" else None,
-            "dead_letter": row["dead_letter_id"],
-            "remedy": row["remedy"] if row["state"] == "dead" else None,
-            "degraded": row["degraded"] or {},
+            "occurred_at": row.occurred_at,
+            "received_at": row.received_at,
+            "prepared_at": row.prepared_at,
+            "staged_at": row.staged_at,
+            "ended_at": row.ended_at,
+            "owner": row.batch if owned else None,
+            "deadline": None if row.state in FINAL else row.next_at,
+            "attempts": row.attempts,
+            "last_error": row.last_error,
+            "park_store": row.park_store if row.state == "parked" else None,
+            "dead_letter": row.dead_letter_id,
+            "remedy": row.remedy if row.state == "dead" else None,
+            "degraded": row.degraded or {},
             "stores": _stores(row),
-            "path": row["path"],
-            "build": row["build"],
-            "workflow_id": row["workflow_id"],
-            "run_id": row["run_id"],
-            "workflow_url": self.workflow_url(row["workflow_id"], row["run_id"]),
-            "trace_id": trace_id_of(row["trace_parent"]),
-            "trace_url": self.trace_url(trace_id_of(row["trace_parent"])),
+            "path": row.path,
+            "build": row.build,
+            "workflow_id": row.workflow_id,
+            "run_id": row.run_id,
+            "workflow_url": self.workflow_url(row.workflow_id, row.run_id),
+            "trace_id": trace_id_of(row.trace_parent),
+            "trace_url": self.trace_url(trace_id_of(row.trace_parent)),
         }
 
     def trace_url(self, trace_id: str | None) -> str | None:
@@ -274,7 +358,7 @@ def _id_range(text: str) -> tuple[UUID | None, UUID | None]:
     return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
 
 
-def _stores(row: Row) -> dict[str, dict[str, Any]]:
+def _stores(row: _EventRow) -> dict[str, dict[str, Any]]:
     """Return what each store holds of the event. The cache is filled when the document is read, and decides nothing."""
     held = {
         None: "none",
@@ -282,10 +366,10 @@ def _stores(row: Row) -> dict[str, dict[str, Any]]:
         "committed": "held",
         "superseded": "superseded",
         "reaping": "superseded",
-    }.get(row["stage_state"], "removed")
+    }.get(row.stage_state, "removed")
     return {
-        "documents": {"state": held, "at": row["committed_at"]},
-        "graph": {"state": held, "at": row["graph_at"]},
-        "vectors": {"state": held, "at": row["vectors_at"]},
+        "documents": {"state": held, "at": row.committed_at},
+        "graph": {"state": held, "at": row.graph_at},
+        "vectors": {"state": held, "at": row.vectors_at},
         "cache": {"state": "on_read", "at": None},
     }

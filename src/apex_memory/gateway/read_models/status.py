@@ -145,7 +145,7 @@ async def absent_build(app: App, seconds: float = SECONDS) -> dict[str, Any] | N
     return {
         "build": absence.build,
         "seen_seconds": absence.seen_seconds,
-        "living": list(absence.living),
+        "living": absence.living,
         "detail": absence.detail,
         "remedy": absence.remedy,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -12,6 +13,7 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict
 
 from apex_memory.errors import Conflict, Rejected, Unavailable
+from apex_memory.fetching.backfills import RecordedBackfill
 from apex_memory.gateway.dependencies import Admin, Gateway, GatewayDep, Reader
 from apex_memory.gateway.read_models.status import temporal_reachable
 from apex_memory.gateway.routes.shared import (
@@ -62,7 +64,7 @@ class BackfillRow(BaseModel):
     """Progress of a backfill or replay: `seen` counts its events, `landed` those that were new.
 
     `waits_for` is `temporal` while one that runs makes no progress because Temporal does not respond: only Temporal
-    carries them, also while the fallback is in force. They go on by themselves when it responds.
+    processes them, also while the fallback is in force. They go on by themselves when it responds.
     """
 
     model_config = example(_BACKFILL)
@@ -148,9 +150,9 @@ async def _begin(
     return await _shown(gateway, await gateway.app.backfills.get(id))
 
 
-async def _shown(gateway: Gateway, row: dict[str, Any]) -> dict[str, Any]:
+async def _shown(gateway: Gateway, row: RecordedBackfill) -> dict[str, Any]:
     """Return the row with what it waits for."""
-    [shown] = await _all_shown(gateway, [row])
+    [shown] = await _all_shown(gateway, [asdict(row)])
     return shown
 
 
@@ -207,7 +209,5 @@ async def cancel_backfill(
     """Stop after the current page or chunk. Events that have landed are kept."""
     row = await gateway.app.backfills.get(id)
     if not await gateway.app.backfills.end(id, "cancelled"):
-        raise Conflict(
-            f"backfill {id} is {row['state']}", remedy="only running ones can be cancelled"
-        )
+        raise Conflict(f"backfill {id} is {row.state}", remedy="only running ones can be cancelled")
     return await _shown(gateway, await gateway.app.backfills.get(id))

@@ -63,7 +63,7 @@ class BuildRow(BaseModel):
     build: str
     role: Literal["current", "candidate", "previous", "waiting", "retired"]
     share: int
-    """Per cent of the documents that it carries."""
+    """Per cent of the documents that it processes."""
     alive: bool
     """One of its workers was seen within 30 s."""
     registered_at: datetime
@@ -174,7 +174,7 @@ router = APIRouter(tags=["builds"])
     responses=problems(401, 403, 503),
 )
 async def list_builds(gateway: GatewayDep, key: Reader) -> dict[str, Any]:
-    """List the builds whose workers have run here, and which of them carries which share of the documents."""
+    """List the builds whose workers have run here, and which of them processes which share of the documents."""
     return await builds_report(
         gateway.app.db, _deployment(gateway), routing=gateway.app.settings.routing
     )
@@ -206,7 +206,7 @@ async def check_build(
 ) -> dict[str, Any]:
     """Check on a worker of the build that stores and models work, and replay recent runs of this installation with it.
 
-    A build that did not pass cannot carry documents.
+    A build that did not pass cannot process documents.
     """
     await builds.require_worker(gateway.app.db, build)
     workflow = await run_rollout_gate(_deployment(gateway), build, body.histories)
@@ -228,7 +228,7 @@ async def check_build(
 async def ramp_build(
     gateway: GatewayDep, key: Admin, build: BuildId, body: RampRequest
 ) -> dict[str, Any]:
-    """Let a build carry a share of the documents. A document stays with its build while the share stays."""
+    """Let a build process a share of the documents. A document stays with its build while the share stays."""
     _require_own_routing(gateway)
     return _result(
         await builds.ramp(
@@ -251,7 +251,7 @@ async def ramp_build(
 async def promote_build(
     gateway: GatewayDep, key: Admin, build: BuildId, body: PromoteRequest
 ) -> dict[str, Any]:
-    """Make a build current: it carries every document. The one that was current is kept for a rollback."""
+    """Make a build current: it processes every document. The one that was current is kept for a rollback."""
     _require_own_routing(gateway)
     return _result(
         await builds.promote(

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from temporalio.api.common.v1 import Payload, Payloads
 
 from apex_memory.config import Settings
-from apex_memory.credentials.api_keys import Key
+from apex_memory.credentials.api_keys import ValidKey
 from apex_memory.errors import Conflict, Forbidden, Misconfigured, Rejected, Unauthorized
 from apex_memory.flows.temporal.codec import SealingCodec
 from apex_memory.gateway.codec_session import PATH, SECONDS, Sessions, ui_origin
@@ -55,12 +55,12 @@ class CodecAccess:
         await (self._shared if shared else self._app)(scope, receive, send)
 
 
-async def _admin(request: Request) -> Key:
+async def _admin(request: Request) -> ValidKey:
     """Return the key of the request, or of its cookie. Raises `Unauthorized` or `Forbidden`."""
     return await gateway_of(request).keys.check(credentials(request), "admin")
 
 
-Operator = Annotated[Key, Depends(_admin)]
+Operator = Annotated[ValidKey, Depends(_admin)]
 
 
 @router.post("/decode")

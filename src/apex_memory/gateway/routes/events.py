@@ -84,7 +84,7 @@ class EventView(BaseModel):
 
     Until then, `owner` is the batch that holds the event, and `deadline` is the latest time at which it is
     processed again: the end of its owner's lease, or the time of the next attempt. `path` and `build` are those that
-    carried the event last, null until it is claimed. `workflow_url` is the history of the workflow run that processed
+    processed the event last, null until it is claimed. `workflow_url` is the history of the workflow run that processed
     it, if a Temporal UI is configured. `trace_id` is the trace of its way through Apex, null if none is recorded, and
     `trace_url` its page in the trace viewer that the setting `trace_url` configures. `kind` and `title` are known once it is
     prepared. `deletion` is true for an event that removes its document. `payload_bytes` is null once the payload is

@@ -265,7 +265,7 @@ async def search_by_query(
         ),
     ] = None,
 ) -> Any:
-    """The same search as the POST, for links and quick experiments."""
+    """Search as the POST does, for links and quick experiments."""
     filters = SearchFilters(
         sources=source or [],
         kinds=kind or [],
@@ -406,7 +406,7 @@ async def delete_document(
     """
     seconds = requested_wait(request)
     known = await Events(gateway.app.db, gateway.app.settings).newest(id)
-    event = tombstone(known["source"], known["doc_key"], known["version"], known["event_id"])
+    event = tombstone(known.source, known.doc_key, known.version, known.event_id)
     return await respond(gateway, await land(gateway, [event]), seconds)
 
 

@@ -93,8 +93,8 @@ class RolloutRun(BaseModel):
 class RolloutRow(BaseModel):
     """A share of the documents, in per cent, and the rollout that changes it.
 
-    For `source:NAME` it is the share that Temporal carries; the direct path carries the others. For `build` it is
-    the share that the candidate build carries. With `shadow` the other side also carries copies, which no reader sees.
+    For `source:NAME` it is the share that Temporal processes; the direct path processes the others. For `build` it is
+    the share that the candidate build processes. With `shadow` the other side also processes copies, which no reader sees.
     """
 
     model_config = example(_ROW)

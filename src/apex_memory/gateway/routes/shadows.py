@@ -114,7 +114,7 @@ _REPORT: dict[str, Any] = {
 class Facts(BaseModel):
     """What the copies came to. `compared` = `equal` + `accepted` + `mismatched`. Times are seconds from the claim to the end.
 
-    `failed` were given up after transient failures, `dropped` were never carried: the backlog was full, or the payload is
+    `failed` were given up after transient failures, `dropped` were never processed: the backlog was full, or the payload is
     gone. `by_field` counts events by field that differs and is not accepted.
     """
 
@@ -305,7 +305,7 @@ class Acceptances(BaseModel):
 
 
 class ReplayRequest(RequestBody):
-    """A range of ended events that a build carries as copies. Times are those at which events were received."""
+    """A range of ended events that a build processes as copies. Times are those at which events were received."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -443,7 +443,7 @@ async def accept_difference(
     responses=_CHANGED,
 )
 async def replay_for_build(gateway: GatewayDep, key: Admin, body: ReplayRequest) -> dict[str, Any]:
-    """Queue copies of ended events for a build, whose worker carries them. Memory stays as it is.
+    """Queue copies of ended events for a build, whose worker processes them. Memory stays as it is.
 
     A range with more events than `limit` gives an even sample of them.
     """

@@ -52,7 +52,7 @@ class FailingWorkflow(BaseModel):
 class TemporalState(BaseModel):
     """Whether Temporal responds, and the workflows that fail repeatedly.
 
-    `fallback_since` is the time since when the direct path carries everything because Temporal does not respond; null
+    `fallback_since` is the time since when the direct path processes everything because Temporal does not respond; null
     while it does not. Until it begins, `fallback_seconds` after Temporal's last response, events land and wait.
     """
 
@@ -78,7 +78,7 @@ class RerankerState(BaseModel):
 
 
 class AbsentBuild(BaseModel):
-    """The current build has no worker: what no candidate carries lands, and waits.
+    """The current build has no worker: what no candidate processes lands, and waits.
 
     `seen_seconds` is the time since one of its workers was last seen, null if none was. `living` are the builds that have
     workers.

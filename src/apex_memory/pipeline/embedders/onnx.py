@@ -1,4 +1,4 @@
-"""Text encoders in ONNX, run by onnxruntime in this process: a carried model, or one in a folder.
+"""Text encoders in ONNX, run by onnxruntime in this process: a bundled model, or one in a folder.
 
 Such a folder (`APEX_EMBEDDER=onnx:PATH`) holds `model.onnx`, `tokenizer.json` and `encoder.toml`:
 

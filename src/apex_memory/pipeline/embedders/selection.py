@@ -12,8 +12,8 @@ from apex_memory.pipeline.embedders.hashing import HashingEmbedder
 if TYPE_CHECKING:
     from apex_memory.pipeline.embedders.server import Guard
 
-CARRIED = ("e5-small", "minilm")
-"""The names in `carried.MODELS`, which imports ONNX Runtime."""
+BUNDLED = ("e5-small", "minilm")
+"""The names in `bundled.MODELS`, which imports ONNX Runtime."""
 
 _SERVER = "set APEX_EMBEDDER to the URL of an embedding server (`http://host/v1`)"
 
@@ -34,9 +34,9 @@ def open_embedder(
     """
     if spec == "hashing":
         return HashingEmbedder()
-    if spec in CARRIED:
+    if spec in BUNDLED:
         _require_onnx()
-        from apex_memory.pipeline.embedders.carried import open_model
+        from apex_memory.pipeline.embedders.bundled import open_model
 
         return open_model(spec, threads=threads)
     if spec.startswith("onnx:"):

@@ -101,7 +101,7 @@ def _purposes(shipment: Shipment) -> Iterator[tuple[str, datetime, timedelta]]:
 
 
 def _acknowledgement(shipment: Shipment) -> Message:
-    """The carrier's 997 to a tender of ours. AK102 is the shipment's number, so that each has a key of its own."""
+    """Return the carrier's 997 to a tender of ours. AK102 is the shipment's number, so that each has a key of its own."""
     at, number = shipment.at("tendered"), str(shipment.number)
     assert at is not None
     segments: Segments = [

@@ -222,7 +222,7 @@ def _record(
 
 
 def _matches_any(record: Mapping[str, Any], groups: Sequence[Sequence[Mapping[str, Any]]]) -> bool:
-    """Whether all filters of at least one group match."""
+    """Return whether all filters of at least one group match."""
     return any(all(_matches(record, condition) for condition in group) for group in groups)
 
 

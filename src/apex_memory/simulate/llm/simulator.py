@@ -199,7 +199,7 @@ def _with_envelope(
 
 
 def _chatgpt(conversation: _Conversation, turns: Sequence[_Turn]) -> list[dict[str, Any]]:
-    """An export of one conversation: a tree, in which an edited question is a branch of its own."""
+    """Return an export of one conversation: a tree, in which an edited question is a branch of its own."""
     nodes: dict[str, dict[str, Any]] = {
         "root": {"id": "root", "parent": None, "children": [], "message": None}
     }

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from apex_memory.errors import Rejected
 from apex_memory.sources.base import InboundRequest
-from apex_memory.sources.forms import Part, form_parts
+from apex_memory.sources.forms import FormPart, form_parts
 from apex_memory.sources.payloads import (
     as_mapping,
     canonical,
@@ -101,7 +101,7 @@ def _posted(post: Post) -> Upload:
     return Upload(fields, data, post.content_type or UNKNOWN)
 
 
-def _form(parts: Sequence[Part]) -> Iterator[Upload]:
+def _form(parts: Sequence[FormPart]) -> Iterator[Upload]:
     files = [part for part in parts if part.filename is not None]
     given: dict[str, list[str]] = {}
     for part in parts:

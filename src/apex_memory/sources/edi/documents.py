@@ -48,7 +48,7 @@ def set_document(payload: Mapping[str, Any], at: datetime, *, keep_tests_apart: 
 
 
 def _test_document(builder: DocumentBuilder) -> Document:
-    """An `edi_test`: that a test came, for whom and when. Its numbers and amounts are nobody's, so they are left out."""
+    """Return an `edi_test`: that a test came, for whom and when. Its numbers and amounts are nobody's, so they are left out."""
     title = f"Test {builder.set_id} from {builder.sender or 'unknown'}, kept apart"
     outcome = codes.describe(codes.OUTCOMES, builder.metadata["acknowledged"])
     builder.lines.append(title)
@@ -57,7 +57,7 @@ def _test_document(builder: DocumentBuilder) -> Document:
 
 
 def _other_document(builder: DocumentBuilder) -> Document:
-    """An `edi_other`: the elements of a set of any other kind, a line for each segment."""
+    """Return an `edi_other`: the elements of a set of any other kind, a line for each segment."""
     name = builder.set_id or builder.segments[0][0]
     title = f"X12 {name} from {builder.sender or 'unknown'}"
     builder.lines.append(title)

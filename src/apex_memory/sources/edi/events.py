@@ -153,7 +153,7 @@ def _set_event(checked: CheckedSet) -> Event:
 
 
 def _is_refused(checked: CheckedSet) -> bool:
-    """Whether a set becomes a dead letter. A complete set of another kind is rejected by its 997, but kept unread."""
+    """Return whether a set becomes a dead letter. A complete set of another kind is rejected by its 997, but kept unread."""
     is_other_kind = checked.set.is_complete and checked.set.id not in MANDATORY_SEGMENTS
     return checked.verdict.outcome == "R" and not is_other_kind
 

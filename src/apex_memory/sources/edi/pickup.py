@@ -9,7 +9,7 @@ from apex_memory.errors import Rejected
 from apex_memory.model import Event, now
 from apex_memory.sources.edi.events import PRIORITY, SOURCE
 from apex_memory.sources.edi.mailboxes import UNFINISHED_SUFFIXES, FileEntry, Mailbox
-from apex_memory.sources.pages import InboundFile, Page, TimeRange
+from apex_memory.sources.pages import BackfillRange, InboundFile, Page
 from apex_memory.sources.payloads import malformed_event
 
 PAGE_FILES, PAGE_BYTES = 20, 8_000_000  # picked up in one transaction
@@ -82,7 +82,7 @@ def _observe(
 
 
 def _was_renamed(name: str, names: set[str], before: Observations) -> bool:
-    """Whether the file had an unfinished name at the listing before."""
+    """Return whether the file had an unfinished name at the listing before."""
     unfinished_names = [name + suffix for suffix in UNFINISHED_SUFFIXES]
     return any(
         _storable_name(unfinished) in before and unfinished not in names
@@ -91,7 +91,7 @@ def _was_renamed(name: str, names: set[str], before: Observations) -> bool:
 
 
 async def pull_archive(
-    mailbox: Mailbox, cursor: Mapping[str, Any], window: TimeRange, *, largest: int
+    mailbox: Mailbox, cursor: Mapping[str, Any], window: BackfillRange, *, largest: int
 ) -> AsyncIterator[Page]:
     """Yield pages of the archived files whose modification time is in `window`, the oldest first."""
     done = tuple(cursor.get(mailbox.name) or (0.0, ""))

@@ -156,7 +156,7 @@ class Edi(FileSource[EdiSettings]):
                 yield reply
 
     def _acknowledges(self, interchange: Interchange) -> bool:
-        """Whether a 997 is written for an interchange from a mailbox."""
+        """Return whether a 997 is written for an interchange from a mailbox."""
         settings = self.settings
         return bool(
             settings.acknowledge
@@ -164,7 +164,7 @@ class Edi(FileSource[EdiSettings]):
             and interchange.sender not in settings.own_ids
         )
 
-    async def send(self, replies: Sequence[InboundFile], link: VendorClient) -> None:
+    async def send(self, replies: Sequence[InboundFile], client: VendorClient) -> None:
         """Write replies into the outbound folder of the mailbox that their file came from."""
         by_mailbox: dict[str, list[InboundFile]] = {}
         for reply in replies:

@@ -99,8 +99,8 @@ class ListProgress:
 class Front:
     """Front's core API for one pull."""
 
-    def __init__(self, link: VendorClient, base_url: str, token: SecretStr) -> None:
-        self._link = link
+    def __init__(self, client: VendorClient, base_url: str, token: SecretStr) -> None:
+        self._client = client
         self._base = base_url.rstrip("/")
         self._auth = bearer(token.get_secret_value())
 
@@ -165,7 +165,7 @@ class Front:
         """Return an object of the API: None for 404, empty for 403, which means that the token may not read this one."""
         for _ in range(REDIRECTS):
             self._check(url)
-            response = await self._link.call(
+            response = await self._client.call(
                 "GET", url, auth=self._auth, accept=(*_MOVED, *self._absent(url))
             )
             if response.status_code in _MOVED:

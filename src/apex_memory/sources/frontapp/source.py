@@ -112,7 +112,7 @@ class FrontApp(PulledSource[FrontAppSettings]):
 
     async def pull(self, context: PullContext) -> AsyncIterator[Page]:
         """Yield the bodies that previews lack, then the events since the cursor, oldest first, one of Front's pages at a time."""
-        front = Front(context.link, self.settings.base_url, self.settings.api_token)
+        front = Front(context.client, self.settings.base_url, self.settings.api_token)
         fetch_back = FetchBack()
         if context.window:
             progress: ListProgress | None = ListProgress.start(context.cursor, context.window.since)

@@ -31,7 +31,7 @@ from apex_memory.sources.hubspot.documents import (
 )
 from apex_memory.sources.hubspot.object_types import OBJECT_TYPES, ObjectType
 from apex_memory.sources.hubspot.settings import HubSpotSettings
-from apex_memory.sources.pages import ChangeHint, Page, TimeRange
+from apex_memory.sources.pages import BackfillRange, ChangeHint, Page
 from apex_memory.sources.payloads import (
     as_mapping,
     as_string,
@@ -126,7 +126,7 @@ class HubSpotPull:
         api: HubSpotApi,
         settings: HubSpotSettings,
         position: dict[str, Any],
-        window: TimeRange | None,
+        window: BackfillRange | None,
     ) -> None:
         self._api = api
         self._settings = settings
@@ -241,9 +241,9 @@ class HubSpotApi:
     """HubSpot's CRM objects, a page at a time."""
 
     def __init__(
-        self, link: VendorClient, settings: HubSpotSettings, searches: AsyncLimiter
+        self, client: VendorClient, settings: HubSpotSettings, searches: AsyncLimiter
     ) -> None:
-        self._link = link
+        self._client = client
         self._searches = searches
         self._settings = settings
         self._auth = bearer(settings.access_token.get_secret_value())
@@ -299,7 +299,9 @@ class HubSpotApi:
         waited = 0.0
         while True:
             # 429 is accepted, because only its body distinguishes a limit of seconds from that of the day.
-            response = await self._link.call(method, url, auth=self._auth, accept=(429,), **request)
+            response = await self._client.call(
+                method, url, auth=self._auth, accept=(429,), **request
+            )
             if response.status_code != 429:
                 return parse_object(response.content)
             wait = self._wait(response)

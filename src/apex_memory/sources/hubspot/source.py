@@ -125,7 +125,7 @@ class HubSpot(PulledSource[HubSpotSettings]):
         position = copied(context.cursor)
         wait_for_reset(position)
         pull = HubSpotPull(
-            HubSpotApi(context.link, self.settings, self._searches),
+            HubSpotApi(context.client, self.settings, self._searches),
             self.settings,
             position,
             context.window,

@@ -67,7 +67,7 @@ class ItemError:
 
 
 @dataclass(slots=True)
-class Changes:
+class SyncResult:
     """The result of one sync loop. Of a transaction that occurs twice the last record counts."""
 
     cursor: str
@@ -130,9 +130,9 @@ class Plaid:
     """Plaid's API for one pull."""
 
     def __init__(
-        self, link: VendorClient, base_url: str, client_id: str, secret: SecretStr
+        self, client: VendorClient, base_url: str, client_id: str, secret: SecretStr
     ) -> None:
-        self._link = link
+        self._client = client
         self._base = base_url.rstrip("/")
         self._auth = Fixed(
             {"PLAID-CLIENT-ID": client_id, "PLAID-SECRET": secret.get_secret_value()}
@@ -140,7 +140,7 @@ class Plaid:
 
     async def sync(
         self, item: str, token: SecretStr, cursor: str, history_days: int
-    ) -> Changes | ItemError:
+    ) -> SyncResult | ItemError:
         """Return everything that changed since the cursor, from one complete loop over all pages.
 
         Plaid's rule: when any page of a loop fails, the pages before it are void, and the loop starts again from the
@@ -166,7 +166,7 @@ class Plaid:
 
     async def key(self, kid: str) -> Mapping[str, Any] | None:
         """Return a key that signs webhooks, None when Plaid has no such key. Raises what `VendorClient.call` raises."""
-        response = await self._link.call(
+        response = await self._client.call(
             "POST",
             f"{self._base}/webhook_verification_key/get",
             auth=self._auth,
@@ -180,8 +180,8 @@ class Plaid:
 
     async def _loop(
         self, item: str, token: SecretStr, cursor: str, history_days: int
-    ) -> Changes | ItemError:
-        changes, position = Changes(cursor), cursor
+    ) -> SyncResult | ItemError:
+        changes, position = SyncResult(cursor), cursor
         options: dict[str, Any] = {"include_original_description": True}
         if not cursor:
             options["days_requested"] = (
@@ -225,7 +225,7 @@ class Plaid:
     async def _call(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any] | ItemError:
         # Every failure is returned, a broken connection too: Plaid forbids to repeat a single page of a loop.
         try:
-            response = await self._link.call(
+            response = await self._client.call(
                 "POST",
                 self._base + path,
                 auth=self._auth,
@@ -286,7 +286,7 @@ class Position:
         return as_string(as_mapping(self.items.get(item)).get("cursor"))
 
     def after(
-        self, item: str, result: Changes | ItemError, *, observe: bool
+        self, item: str, result: SyncResult | ItemError, *, observe: bool
     ) -> tuple[Position, list[Event]]:
         """Return the position after this result is committed, and the events that belong to it.
 

@@ -19,7 +19,7 @@ from apex_memory.sources.base import (
 )
 from apex_memory.sources.fields import RecordFields
 from apex_memory.sources.http import VendorClient
-from apex_memory.sources.pages import ChangeHint, Page, PullContext, TimeRange
+from apex_memory.sources.pages import BackfillRange, ChangeHint, Page, PullContext
 from apex_memory.sources.payloads import (
     as_string,
     parse_identifier,
@@ -31,10 +31,10 @@ from apex_memory.sources.payloads import (
 from apex_memory.sources.plaid.api import (
     OVERLAP,
     SOURCE,
-    Changes,
     ItemError,
     Plaid,
     Position,
+    SyncResult,
     raise_item_errors,
 )
 from apex_memory.sources.plaid.documents import (
@@ -95,11 +95,11 @@ class PlaidSource(PulledSource[PlaidSettings]):
         }
         return next((name for name, value in needed.items() if not value), "")
 
-    async def fetch_verification_data(self, request: InboundRequest, link: VendorClient) -> None:
+    async def fetch_verification_data(self, request: InboundRequest, client: VendorClient) -> None:
         """Fetch the key that the webhook names, unless it is known. Raises `RetryLater` when Plaid does not respond."""
         known = self.settings
         if known.client_id and known.secret.get_secret_value():
-            await self._keys.learn(request, self._plaid(link))
+            await self._keys.learn(request, self._plaid(client))
 
     @property
     def signature_headers(self) -> Sequence[str]:
@@ -150,7 +150,7 @@ class PlaidSource(PulledSource[PlaidSettings]):
         for id in change_hints.keys() - items.keys():
             logger(component="plaid").warning("webhook for an Item not in settings", item=id)
             yield Page(acknowledged=change_hints[id])
-        plaid, position = self._plaid(context.link), Position.read(context.cursor)
+        plaid, position = self._plaid(context.client), Position.read(context.cursor)
         errors: dict[str, ItemError] = {}
         for item in sorted(items.values(), key=lambda item: (item.id not in change_hints, item.id)):
             before = position.cursor(item.id)
@@ -190,16 +190,16 @@ class PlaidSource(PulledSource[PlaidSettings]):
         """Return the header that Plaid would send, signed with a key that only this object accepts."""
         return self._keys.sign(body, at)
 
-    def _plaid(self, link: VendorClient) -> Plaid:
+    def _plaid(self, client: VendorClient) -> Plaid:
         known = self.settings
-        return Plaid(link, known.base_url, known.client_id, known.secret)
+        return Plaid(client, known.base_url, known.client_id, known.secret)
 
-    async def _history(self, context: PullContext, window: TimeRange) -> AsyncIterator[Page]:
+    async def _history(self, context: PullContext, window: BackfillRange) -> AsyncIterator[Page]:
         """Yield the transactions of the window's days, Item by Item.
 
         A transaction's version is the time before its page was requested, so that a sync that ends later wins.
         """
-        plaid, errors = self._plaid(context.link), dict[str, ItemError]()
+        plaid, errors = self._plaid(context.client), dict[str, ItemError]()
         reached, offset = as_string(context.cursor.get("item")), context.cursor.get("offset", 0)
         last = window.until - timedelta(microseconds=1)
         for item in sorted(self.settings.items, key=lambda item: str(item.id)):
@@ -213,7 +213,7 @@ class PlaidSource(PulledSource[PlaidSettings]):
                     errors[item.id] = page
                     break
                 records = sequence(page.get("transactions"))
-                changes = Changes("")
+                changes = SyncResult("")
                 changes.add(item.id, {**page, "added": records}, now())
                 ended = offset + len(records) >= (page.get("total_transactions") or 0)
                 if ended or not records:

@@ -21,7 +21,7 @@ from apex_memory.sources.payloads import (
     parse_object,
     sequence,
 )
-from apex_memory.sources.quickbooks.records import SOURCE, Key, updated_seconds
+from apex_memory.sources.quickbooks.records import SOURCE, RecordKey, updated_seconds
 from apex_memory.sources.quickbooks.settings import QuickBooksSettings
 
 MINOR_VERSION = 75
@@ -39,7 +39,7 @@ FetchedRecord = tuple[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
+class ChangeResponse:
     """A response of the change operation: the changed records, and QuickBooks' time."""
 
     records: Sequence[FetchedRecord]
@@ -103,15 +103,15 @@ class QuickBooksApi:
     """The books of one company, for one pull."""
 
     def __init__(
-        self, link: VendorClient, settings: QuickBooksSettings, realm: str, initial: str
+        self, client: VendorClient, settings: QuickBooksSettings, realm: str, initial: str
     ) -> None:
-        self._link = link
+        self._client = client
         self._settings = settings
         self._realm = realm
         self._initial = initial
-        self._auth: Auth = OAuth(link.tokens, f"{SOURCE}/{realm}", self._renewed)
+        self._auth: Auth = OAuth(client.tokens, f"{SOURCE}/{realm}", self._renewed)
 
-    async def changes(self, entities: Sequence[str], since: datetime) -> Changes:
+    async def changes(self, entities: Sequence[str], since: datetime) -> ChangeResponse:
         """Return what changed after `since`: at most 1,000 records, without any order."""
         stamp = since.astimezone(UTC).isoformat(timespec="seconds")
         body = await self._get("cdc", {"entities": ",".join(entities), "changedSince": stamp})
@@ -121,7 +121,7 @@ class QuickBooksApi:
                 for entity in entities:
                     changed = sequence(as_mapping(response).get(entity))
                     records += [(entity, record) for record in changed]
-        return Changes(records, parse_datetime(body.get("time"), "time"))
+        return ChangeResponse(records, parse_datetime(body.get("time"), "time"))
 
     async def query(
         self, entity: str, position: QueryPosition, until: int | None
@@ -132,7 +132,7 @@ class QuickBooksApi:
             raise _missing("QueryResponse")
         return sequence(body["QueryResponse"].get(entity)), parse_datetime(body.get("time"), "time")
 
-    async def record(self, key: Key) -> Any | None:
+    async def record(self, key: RecordKey) -> Any | None:
         """Return a record; None if it does not exist, or no longer."""
         body = await self._get(f"{key.entity.lower()}/{key.id}", {}, may_be_missing=True)
         return body.get(key.entity) if body else None
@@ -142,7 +142,7 @@ class QuickBooksApi:
     ) -> dict[str, Any]:
         """Return the body of a response; an empty one for a record that is not found, with `may_be_missing`."""
         base = self._settings.base_url.rstrip("/")
-        response = await self._link.call(
+        response = await self._client.call(
             "GET",
             f"{base}/v3/company/{self._realm}/{path}",
             auth=self._auth,
@@ -177,7 +177,7 @@ class QuickBooksApi:
         """
         newest = spent.refresh if spent else ""
         for refresh in dict.fromkeys(filter(None, (newest, self._initial))):
-            response = await self._link.call(
+            response = await self._client.call(
                 "POST",
                 self._settings.token_url,
                 auth=basic(

@@ -12,7 +12,7 @@ from apex_memory.model import Assertion, Document, Event, slug
 from apex_memory.sources.fields import as_words, labelled, remaining_lines
 from apex_memory.sources.payloads import as_mapping, as_string, parse_object, sequence
 from apex_memory.sources.quickbooks.fields import FIELDS, OTHER_FIELDS
-from apex_memory.sources.quickbooks.records import MAX_ID, Key
+from apex_memory.sources.quickbooks.records import MAX_ID, RecordKey
 
 MAX_NAME = 300  # characters of a name in a ref
 
@@ -32,7 +32,7 @@ class _Summary:
 
 def record_document(event: Event) -> Document:
     """Return an `invoice`, `payment`, `bill`, `customer`, `vendor`, or a document of another kind, named after its entity."""
-    key, body = Key.parse(event.doc_key), parse_object(event.payload)
+    key, body = RecordKey.parse(event.doc_key), parse_object(event.payload)
     if key is None:
         raise Rejected(
             f"{event.doc_key}: not the key of a record",
@@ -68,7 +68,7 @@ def record_document(event: Event) -> Document:
     )
 
 
-def _invoice(key: Key, body: Mapping[str, Any]) -> _Summary:
+def _invoice(key: RecordKey, body: Mapping[str, Any]) -> _Summary:
     number, customer = _line(body.get("DocNumber")), _name(body.get("CustomerRef"))
     ref = f"invoice:{number}" if number else f"invoice:{key.realm}-{key.id}"
     assertions = [
@@ -89,7 +89,7 @@ def _invoice(key: Key, body: Mapping[str, Any]) -> _Summary:
     return _Summary(f"Invoice {number or key.id}", ref, lines, assertions)
 
 
-def _bill(key: Key, body: Mapping[str, Any]) -> _Summary:
+def _bill(key: RecordKey, body: Mapping[str, Any]) -> _Summary:
     number, vendor = _line(body.get("DocNumber")), _name(body.get("VendorRef"))
     ref = f"bill:{key.realm}-{key.id}"
     billed = _billed(ref, body)
@@ -114,7 +114,7 @@ def _bill(key: Key, body: Mapping[str, Any]) -> _Summary:
     return _Summary(title, ref, lines, assertions)
 
 
-def _payment(key: Key, body: Mapping[str, Any]) -> _Summary:
+def _payment(key: RecordKey, body: Mapping[str, Any]) -> _Summary:
     customer, ref = _name(body.get("CustomerRef")), f"payment:{key.realm}-{key.id}"
     paid = list(dict.fromkeys(_paid_invoices(key, body)))
     assertions = [
@@ -135,7 +135,7 @@ def _payment(key: Key, body: Mapping[str, Any]) -> _Summary:
     return _Summary(title, ref, lines, assertions)
 
 
-def _party(key: Key, body: Mapping[str, Any]) -> _Summary:
+def _party(key: RecordKey, body: Mapping[str, Any]) -> _Summary:
     """Return the summary of a customer or a vendor."""
     name = (_line(body.get("DisplayName")) or _line(body.get("CompanyName")))[:MAX_NAME]
     ref = f"company:{name or key.id}"
@@ -176,7 +176,7 @@ def _phone(value: object) -> str:
     return number if len(re.sub(r"\D", "", number)) >= 5 else ""
 
 
-def _other(key: Key, body: Mapping[str, Any]) -> _Summary:
+def _other(key: RecordKey, body: Mapping[str, Any]) -> _Summary:
     """Return the summary of a record of another kind, by the fields that most kinds have."""
     names = (_line(body.get(name)) for name in ("DocNumber", "Name", "DisplayName"))
     named = next(filter(None, names), key.id)
@@ -192,7 +192,7 @@ def _other(key: Key, body: Mapping[str, Any]) -> _Summary:
     return _Summary(f"{key.entity} {named}", ref, lines, assertions)
 
 
-_SUMMARIES: Mapping[str, Callable[[Key, Mapping[str, Any]], _Summary]] = {
+_SUMMARIES: Mapping[str, Callable[[RecordKey, Mapping[str, Any]], _Summary]] = {
     "Invoice": _invoice,
     "Bill": _bill,
     "Payment": _payment,
@@ -236,7 +236,7 @@ def _related(ref: str, predicate: str, kind: str, name: str) -> list[Assertion]:
 
 
 def _party_assertion(
-    ref: str, predicate: str, entity: str, key: Key, body: Mapping[str, Any]
+    ref: str, predicate: str, entity: str, key: RecordKey, body: Mapping[str, Any]
 ) -> list[Assertion]:
     """Return the assertion of a customer or vendor: by name, else by its id, which the party's own record asserts too."""
     reference = as_mapping(body.get(f"{entity}Ref"))
@@ -262,7 +262,7 @@ def _free_text(body: Mapping[str, Any]) -> str:
     return "\n".join([*written, *_notes(body).values(), *_items(body)])
 
 
-def _paid_invoices(key: Key, body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _paid_invoices(key: RecordKey, body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield ref and number of the invoices that a payment is for.
 
     The ref is the number where the payment has it, else QuickBooks' own id; then the number is empty.
@@ -322,7 +322,7 @@ def _items(body: Mapping[str, Any]) -> list[str]:
     return rows
 
 
-def _metadata(key: Key, body: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(key: RecordKey, body: Mapping[str, Any]) -> dict[str, Any]:
     metadata = {
         "realm": key.realm,
         "entity": key.entity,

@@ -9,7 +9,7 @@ from typing import Any
 from apex_memory.errors import Rejected
 from apex_memory.model import Event, micros, now
 from apex_memory.sources.fetch_back import FetchBack
-from apex_memory.sources.pages import ChangeHint, Page, PullContext, TimeRange
+from apex_memory.sources.pages import BackfillRange, ChangeHint, Page, PullContext
 from apex_memory.sources.payloads import malformed_event, parse_datetime
 from apex_memory.sources.quickbooks.api import (
     MAX_CHANGES,
@@ -20,7 +20,7 @@ from apex_memory.sources.quickbooks.api import (
 from apex_memory.sources.quickbooks.records import (
     PRIORITY,
     SOURCE,
-    Key,
+    RecordKey,
     deleted_event,
     record_event,
 )
@@ -42,7 +42,7 @@ class QuickBooksPull:
         self._window = context.window
         self._position = {realm: dict(state) for realm, state in context.cursor.items()}
         self._apis = {
-            realm: QuickBooksApi(context.link, settings, realm, initial)
+            realm: QuickBooksApi(context.client, settings, realm, initial)
             for realm, initial in settings.companies().items()
         }
 
@@ -72,7 +72,7 @@ class QuickBooksPull:
         events: list[Event] = []
         for hint in hints:
             text = hint.key.removesuffix(":deleted")
-            key = Key.parse(text)
+            key = RecordKey.parse(text)
             if key is None or key.realm not in self._apis or key.entity not in self._entities:
                 continue
             at = hint.at or now()
@@ -162,7 +162,7 @@ class QuickBooksPull:
         why = f"more than {MAX_CHANGES:,} changed at once"
         yield Page(events=[_gap(realm, entity, since, high, why)])
 
-    async def _history(self, realm: str, window: TimeRange) -> AsyncIterator[Page]:
+    async def _history(self, realm: str, window: BackfillRange) -> AsyncIterator[Page]:
         state = self._position.setdefault(realm, {})
         begin, until = _seconds(window.since), _seconds(window.until)
         for entity in self._entities:

@@ -28,7 +28,7 @@ _CLOUD = re.compile(r"qbo\.([a-z]{1,40})\.([a-z]{1,40})\.v\d{1,3}", re.IGNORECAS
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class RecordKey:
     """The identity of a record: ids repeat across entities and companies (realms)."""
 
     realm: str
@@ -39,7 +39,7 @@ class Key:
         return f"{self.realm}:{self.entity}:{self.id}"
 
     @classmethod
-    def parse(cls, text: str) -> Key | None:
+    def parse(cls, text: str) -> RecordKey | None:
         """Return the key of a text `realm:entity:id`, None for another form."""
         parts = text.split(":", 2)
         return cls(*parts) if len(parts) == 3 and all(parts) else None
@@ -57,7 +57,7 @@ def record_event(realm: str, entity: str, record: object, fetched_at: datetime) 
     Raises `Rejected` for a record without an id.
     """
     body = as_mapping(record)
-    key = Key(realm, entity, short_id(body.get("Id"), f"{entity}.Id"))
+    key = RecordKey(realm, entity, short_id(body.get("Id"), f"{entity}.Id"))
     given = as_mapping(body.get("MetaData")).get("LastUpdatedTime")
     at = parse_datetime(given, f"{entity}.MetaData.LastUpdatedTime") if given else fetched_at
     if as_string(body.get("status")).lower() == "deleted":
@@ -69,13 +69,13 @@ def record_event(realm: str, entity: str, record: object, fetched_at: datetime) 
     return _event(key, mark, at, min(token, _LAST - 1), body)
 
 
-def deleted_event(key: Key, at: datetime, body: Mapping[str, Any] | None = None) -> Event:
+def deleted_event(key: RecordKey, at: datetime, body: Mapping[str, Any] | None = None) -> Event:
     """Return the delete of a record at a time."""
     payload = body or {"domain": "QBO", "status": "Deleted", "Id": key.id}
     return _event(key, f"deleted@{_seconds(at)}", at, _LAST, payload)
 
 
-def _event(key: Key, mark: str, at: datetime, rank: int, body: Mapping[str, Any]) -> Event:
+def _event(key: RecordKey, mark: str, at: datetime, rank: int, body: Mapping[str, Any]) -> Event:
     return Event(
         source=SOURCE,
         event_id=f"{key}:{mark}",
@@ -117,7 +117,7 @@ def short_id(value: object, place: str) -> str:
 class RecordChange:
     """One change that a webhook names. `operation` is in lower case; `merged` is the id of the record that a merge removed."""
 
-    key: Key
+    key: RecordKey
     operation: str
     at: datetime | None
     merged: str | None = None
@@ -174,7 +174,7 @@ def _legacy(item: Any, place: str, names: Mapping[str, str]) -> RecordChange | N
     if name is None:
         return None
     return _change(
-        Key(
+        RecordKey(
             _realm(item["realmId"], f"{place}.realmId"),
             name,
             short_id(entity.get("id"), f"{place}.id"),
@@ -199,7 +199,7 @@ def _cloud(item: Any, place: str, names: Mapping[str, str]) -> RecordChange | No
         return None
     data = {key.lower(): value for key, value in as_mapping(event.get("data")).items()}
     return _change(
-        Key(
+        RecordKey(
             _realm(event.get("intuitaccountid"), f"{place}.intuitaccountid"),
             name,
             short_id(event.get("intuitentityid"), f"{place}.intuitentityid"),
@@ -214,7 +214,7 @@ def _cloud(item: Any, place: str, names: Mapping[str, str]) -> RecordChange | No
 _PAST = {"deleted": "delete", "merged": "merge"}
 
 
-def _change(key: Key, operation: str, at: object, merged: object, place: str) -> RecordChange:
+def _change(key: RecordKey, operation: str, at: object, merged: object, place: str) -> RecordChange:
     operation = operation.lower()
     return RecordChange(
         key,

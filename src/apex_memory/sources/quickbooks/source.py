@@ -26,7 +26,7 @@ from apex_memory.sources.payloads import canonical, malformed_event, parse_json,
 from apex_memory.sources.quickbooks.documents import record_document
 from apex_memory.sources.quickbooks.fields import FIELDS, OTHER_FIELDS
 from apex_memory.sources.quickbooks.pull import QuickBooksPull
-from apex_memory.sources.quickbooks.records import Key, deleted_event, read_changes
+from apex_memory.sources.quickbooks.records import RecordKey, deleted_event, read_changes
 from apex_memory.sources.quickbooks.settings import QuickBooksSettings
 from apex_memory.sources.signatures import digest, signature_matches
 
@@ -90,7 +90,7 @@ class QuickBooks(PulledSource[QuickBooksSettings]):
             if self.settings.realm_ids and change.key.realm not in self.settings.realm_ids:
                 continue
             if change.merged:
-                merged = Key(change.key.realm, change.key.entity, change.merged)
+                merged = RecordKey(change.key.realm, change.key.entity, change.merged)
                 events.append(deleted_event(merged, change.at or request.received_at))
             key = f"{change.key}:deleted" if change.operation == "delete" else str(change.key)
             earlier = change_hints.get(key)

@@ -9,7 +9,7 @@ from typing import Any
 from apex_memory.errors import Rejected, RetryLater
 from apex_memory.sources.auth import bearer
 from apex_memory.sources.http import VendorClient
-from apex_memory.sources.pages import TimeRange
+from apex_memory.sources.pages import BackfillRange
 from apex_memory.sources.payloads import as_mapping, as_string, parse_object
 from apex_memory.sources.samsara.documents import iso
 from apex_memory.sources.samsara.settings import SamsaraSettings
@@ -30,8 +30,8 @@ class StatsPage:
 class SamsaraApi:
     """Samsara's statistics of vehicles."""
 
-    def __init__(self, link: VendorClient, settings: SamsaraSettings) -> None:
-        self._link = link
+    def __init__(self, client: VendorClient, settings: SamsaraSettings) -> None:
+        self._client = client
         self._base = settings.base_url.rstrip("/")
         self._auth = bearer(settings.api_token.get_secret_value())
 
@@ -42,7 +42,7 @@ class SamsaraApi:
         """
         return await self._page("feed", {}, after, may_expire=bool(after))
 
-    async def history(self, window: TimeRange, after: str) -> StatsPage:
+    async def history(self, window: BackfillRange, after: str) -> StatsPage:
         """Return a page of the points with times in a window."""
         times = {"startTime": iso(window.since), "endTime": iso(window.until)}
         page = await self._page("history", times, after)
@@ -52,7 +52,7 @@ class SamsaraApi:
     async def _page(
         self, path: str, params: Mapping[str, str], after: str, *, may_expire: bool = False
     ) -> StatsPage | None:
-        response = await self._link.call(
+        response = await self._client.call(
             "GET",
             f"{self._base}/fleet/vehicles/stats/{path}",
             auth=self._auth,

@@ -9,7 +9,7 @@ from typing import Any
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Event, now
-from apex_memory.sources.pages import Page, Reading, TimeRange
+from apex_memory.sources.pages import BackfillRange, Page, Reading
 from apex_memory.sources.payloads import as_string, malformed_event, parse_datetime
 from apex_memory.sources.samsara.api import SamsaraApi
 from apex_memory.sources.samsara.documents import iso
@@ -32,7 +32,7 @@ class StatsPull:
         self._api = api
         self._cursor = cursor
         self._began = now()
-        self._sane = TimeRange(
+        self._sane = BackfillRange(
             self._began - timedelta(days=settings.oldest_days),
             self._began + timedelta(days=settings.ahead_days),
         )
@@ -46,7 +46,7 @@ class StatsPull:
             # The new cursor is stored only when the gap is filled, so that nothing between the two is missed.
             before, stats = "", await self._api.feed("")
             since = max(seen - OVERLAP, self._sane.since)
-            async for page in self._listed(TimeRange(since, self._began), ""):
+            async for page in self._listed(BackfillRange(since, self._began), ""):
                 yield replace(page, cursor=None)
         while stats is not None:
             page = self._read(stats.vehicles)
@@ -57,13 +57,13 @@ class StatsPull:
             before = stats.after
             stats = await self._api.feed(before) if stats.more else None
 
-    async def history(self, window: TimeRange) -> AsyncIterator[Page]:
+    async def history(self, window: BackfillRange) -> AsyncIterator[Page]:
         """Yield the readings of a window, from the cursor on."""
         if not self._cursor.get("done"):
             async for page in self._listed(window, as_string(self._cursor.get("after"))):
                 yield page
 
-    async def _listed(self, window: TimeRange, after: str) -> AsyncIterator[Page]:
+    async def _listed(self, window: BackfillRange, after: str) -> AsyncIterator[Page]:
         more = True
         while more:
             stats = await self._api.history(window, after)

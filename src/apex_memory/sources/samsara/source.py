@@ -96,7 +96,7 @@ class Samsara(StreamSource[SamsaraSettings]):
 
     async def pull(self, context: PullContext) -> AsyncIterator[Page]:
         """Yield the feed from its cursor on, or the history of a backfill's window. There are no change hints."""
-        stats = StatsPull(SamsaraApi(context.link, self.settings), self.settings, context.cursor)
+        stats = StatsPull(SamsaraApi(context.client, self.settings), self.settings, context.cursor)
         pages = stats.feed() if context.window is None else stats.history(context.window)
         async for page in pages:
             yield page

@@ -12,7 +12,7 @@ from typing import Any
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Priority
 from apex_memory.sources.fields import RecordFields, labelled
-from apex_memory.sources.pages import Reading, TimeRange
+from apex_memory.sources.pages import BackfillRange, Reading
 from apex_memory.sources.payloads import (
     as_mapping,
     as_string,
@@ -83,7 +83,7 @@ class Unread:
 
 
 def read_vehicle(
-    item: object, place: str, sane: TimeRange, seconds: int
+    item: object, place: str, sane: BackfillRange, seconds: int
 ) -> tuple[list[Reading], Unread | None]:
     """Return the readings in one vehicle's part of a page, and its unreadable points. Raises `Rejected` without an id.
 
@@ -118,7 +118,7 @@ def _points(given: object) -> Sequence[Any]:
     return given if isinstance(given, list) else [given]
 
 
-def _reading(series: str, kind: str, point: object, place: str, sane: TimeRange) -> Reading:
+def _reading(series: str, kind: str, point: object, place: str, sane: BackfillRange) -> Reading:
     wrong = Rejected(f"{place}: not a valid point", remedy="report it to Samsara's support")
     if not isinstance(point, dict):
         raise wrong

@@ -40,10 +40,10 @@ class Step:
 class SonarApi:
     """SONAR's API. A response of 429 or 451 ends the calls: more of them would prolong the block."""
 
-    def __init__(self, link: VendorClient, settings: SonarSettings) -> None:
-        self._link, self._settings = link, settings
+    def __init__(self, client: VendorClient, settings: SonarSettings) -> None:
+        self._client, self._settings = client, settings
         self._base = settings.base_url.rstrip("/")
-        self._auth = OAuth(link.tokens, "sonar", self._token)
+        self._auth = OAuth(client.tokens, "sonar", self._token)
 
     async def values(self, step: Step) -> list[object]:
         """Return the records of a series in these days."""
@@ -67,7 +67,7 @@ class SonarApi:
         return Token(token, expires_at=now() + timedelta(days=TOKEN_DAYS))
 
     async def _call(self, method: str, url: str, **request: Any) -> httpx2.Response:
-        response = await self._link.call(method, url, accept=(429, 451), **request)
+        response = await self._client.call(method, url, accept=(429, 451), **request)
         if response.status_code not in (429, 451):
             return response
         stated = retry_after(response.headers.get("retry-after")) or 0.0

@@ -126,7 +126,7 @@ class Sonar(PulledSource[SonarSettings]):
         """Yield a page for each series, with its new and restated values. After a block by SONAR no call is made until it ends."""
         state = _State.read(context.cursor)
         await state.wait()
-        api = SonarApi(context.link, self.settings)
+        api = SonarApi(context.client, self.settings)
         failed: list[ApexError] = []
         for step in self._steps(state, context):
             try:

@@ -26,16 +26,16 @@ class Failed(VendorFault):
 class Api:
     """Calls to Turvo. Each needs a bearer token and the API key."""
 
-    def __init__(self, link: VendorClient, settings: TurvoSettings) -> None:
-        self._link, self._settings = link, settings
+    def __init__(self, client: VendorClient, settings: TurvoSettings) -> None:
+        self._client, self._settings = client, settings
         self._base = settings.base_url.rstrip("/")
         self._key = {"x-api-key": settings.api_key.get_secret_value()}
-        self._auth = OAuth(link.tokens, "turvo", self._token, more=self._key)
+        self._auth = OAuth(client.tokens, "turvo", self._token, more=self._key)
 
     async def shipment(self, id: str) -> Mapping[str, Any] | None:
         """Return the record, None if there is none."""
         url = f"{self._base}/shipments/{quote(id, safe='')}"
-        response = await self._link.call("GET", url, auth=self._auth, accept=(404, 410))
+        response = await self._client.call("GET", url, auth=self._auth, accept=(404, 410))
         if response.status_code in (404, 410):
             return None
         try:
@@ -51,7 +51,7 @@ class Api:
         if self._settings.updated_filter and since > 0:
             params[self._settings.updated_filter] = _iso(since)
         url = f"{self._base}/shipments/list"
-        response = await self._link.call("GET", url, auth=self._auth, params=params)
+        response = await self._client.call("GET", url, auth=self._auth, params=params)
         details = _details(response.content, "list")
         rows = details.get("shipments")
         if not isinstance(rows, list):
@@ -65,17 +65,19 @@ class Api:
     async def _token(self, spent: Token | None) -> Token:
         """Return a token for the user's password. The refresh token is not used, as Turvo's other clients do not use it."""
         known = self._settings
-        client = {"client_id": known.client_id, "client_secret": known.client_secret.get_secret_value()}  # fmt: skip
+        credentials = {"client_id": known.client_id, "client_secret": known.client_secret.get_secret_value()}  # fmt: skip
         body = {
             "grant_type": "password",
-            **client,
+            **credentials,
             "username": known.username,
             "password": known.password.get_secret_value(),
             "scope": "read+trust+write",
             "type": "business",
         }
         url = f"{self._base}/oauth/token"
-        response = await self._link.call("POST", url, params=client, json=body, headers=self._key)
+        response = await self._client.call(
+            "POST", url, params=credentials, json=body, headers=self._key
+        )
         body_fields = parse_object(response.content)
         access, lasts = body_fields.get("access_token"), body_fields.get("expires_in")
         if not isinstance(access, str) or not access:

@@ -107,7 +107,7 @@ class Turvo(PulledSource[TurvoSettings]):
         Shipments that webhooks name meanwhile come before the next shipment of the list. A shipment of the list that
         Turvo does not return is left as a change hint, so that the list goes on.
         """
-        api, fetch_back = Api(context.link, self.settings), FetchBack()
+        api, fetch_back = Api(context.client, self.settings), FetchBack()
         if context.window is None:
             async for page in self._named(api, context.change_hints, fetch_back):
                 yield page

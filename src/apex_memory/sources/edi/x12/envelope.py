@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from apex_memory.sources.edi.x12.segments import Part, Segment, element
+from apex_memory.sources.edi.x12.segments import DelimitedSegments, Segment, element
 from apex_memory.sources.edi.x12.values import parse_date, parse_time
 
 GROUP_OF = {
@@ -119,7 +119,7 @@ class Interchange:
         return f"{sender}>{receiver}/{self.control}"
 
 
-def parse_envelopes(part: Part) -> Interchange:
+def parse_envelopes(part: DelimitedSegments) -> Interchange:
     """Return the groups and sets in a part of a file, with the faults of their envelopes."""
     return _EnvelopeParser(part).interchange
 
@@ -127,7 +127,7 @@ def parse_envelopes(part: Part) -> Interchange:
 class _EnvelopeParser:
     """Reads the segments of one part in their order."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: DelimitedSegments) -> None:
         self.interchange = Interchange(findings=list(part.findings))
         self._findings = self.interchange.findings
         self._group: Group | None = None
@@ -163,7 +163,7 @@ class _EnvelopeParser:
             case _:
                 self._set.segments.append(segment)
 
-    def _end(self, part: Part) -> None:
+    def _end(self, part: DelimitedSegments) -> None:
         if part.truncated and self._set is not None:
             self._findings.append("the file ends in the middle of a segment")
         self._abandon_group()

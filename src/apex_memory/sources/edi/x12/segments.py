@@ -53,7 +53,7 @@ class Delimiters:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class DelimitedSegments:
     """Segments under one set of delimiters; the first is the ISA where `enveloped`."""
 
     delimiters: Delimiters
@@ -80,7 +80,7 @@ def element(segment: Segment, n: int) -> str:
     return segment[n].strip() if 0 <= n < len(segment) else ""
 
 
-def read_parts(data: bytes) -> tuple[list[Part], list[str]]:
+def read_parts(data: bytes) -> tuple[list[DelimitedSegments], list[str]]:
     """Return the parts of a file in their order, and the findings about what is outside of them."""
     text, findings = _decode(data)
     text = storable(text.rstrip(_PADDING))
@@ -162,7 +162,7 @@ def _parse_header(text: str, start: int) -> _Header | None:
 
 
 def _looks_like_isa(pieces: Sequence[str]) -> bool:
-    """Whether at least three of five elements have the form that they have in an ISA."""
+    """Return whether at least three of five elements have the form that they have in an ISA."""
     matching = 0
     for tried, (n, form) in enumerate(_ISA_FORMS):
         if matching + len(_ISA_FORMS) - tried < 3:
@@ -225,12 +225,12 @@ def _find_bare_start(text: str) -> _Header | None:
     return None
 
 
-def _read_part(text: str, header: _Header, end: int, *, enveloped: bool) -> Part:
+def _read_part(text: str, header: _Header, end: int, *, enveloped: bool) -> DelimitedSegments:
     findings = list(header.findings)
     segments, truncated = _split_segments(text[header.end : end], header.delimiters, findings)
     if enveloped:
         segments.insert(0, header.elements)
-    return Part(header.delimiters, segments, findings, enveloped, truncated)
+    return DelimitedSegments(header.delimiters, segments, findings, enveloped, truncated)
 
 
 def _split_segments(

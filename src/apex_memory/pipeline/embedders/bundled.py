@@ -1,4 +1,4 @@
-"""The models that Apex carries: one table. docs/reference/models.md says what each costs and how to choose.
+"""The models that the package contains: one table. docs/reference/models.md says what each costs and how to choose.
 
 All are run by `onnx.py`; a model in a folder of your own needs no entry here.
 """
@@ -20,7 +20,7 @@ TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f41157
 
 
 @dataclass(frozen=True, slots=True)
-class CarriedModel:
+class BundledModel:
     """A model file of this package, with the settings that it was trained with."""
 
     file: str
@@ -29,7 +29,7 @@ class CarriedModel:
 
 
 MODELS = {
-    "e5-small": CarriedModel(
+    "e5-small": BundledModel(
         "e5-small-v2-int8.onnx",
         "7d9092cb25f2bd1c023b7e8d2aa459044a02030ac880e5a59fdaf27af69f1ded",
         Encoder(
@@ -40,18 +40,18 @@ MODELS = {
             max_tokens=512,
         ),
     ),
-    "minilm": CarriedModel(
+    "minilm": BundledModel(
         "minilm-l6-v2-int8.onnx",
         "afdb6f1a0e45b715d0bb9b11772f032c399babd23bfc31fed1c170afc848bdb1",
         # 256 tokens is the length that the model was trained for.
         Encoder(id="minilm-l6-v2-int8-384", dimension=384, max_tokens=256),
     ),
 }
-"""The carried models by the name that `APEX_EMBEDDER` gives them."""
+"""The bundled models by the name that `APEX_EMBEDDER` gives them."""
 
 
 def open_model(name: str, *, threads: int = 0) -> OnnxEmbedder:
-    """Open a carried model. Raises `Misconfigured` if a file is not the one that this version was built for."""
+    """Open a bundled model. Raises `Misconfigured` if a file is not the one that this version was built for."""
     model = MODELS[name]
     return OnnxEmbedder(
         model.encoder,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from apex_memory.errors import Unavailable
+from apex_memory.fetching.source_states import SourceState
 from apex_memory.gateway.freshness import (
     FRESH_SECONDS,
     STALE_SECONDS,
@@ -20,12 +22,19 @@ from apex_memory.gateway.freshness import (
 AT = datetime(2026, 3, 3, 15, 15, tzinfo=UTC)
 
 
-def row(name: str = "turvo", **changes: Any) -> dict[str, Any]:
-    usual = {
-        "name": name, "state": "idle", "missing": None, "pulled_at": AT, "error": None, "last_event_at": AT,
-        "backlog": 0, "lag": None, "parked": 0,
-    }  # fmt: skip
-    return usual | changes
+def source(name: str = "turvo", **changes: Any) -> SourceState:
+    usual = SourceState(
+        name=name,
+        state="idle",
+        missing=None,
+        pulled_at=AT,
+        error=None,
+        last_event_at=AT,
+        backlog=0,
+        lag=None,
+        parked=0,
+    )
+    return replace(usual, **changes)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +53,7 @@ def row(name: str = "turvo", **changes: Any) -> dict[str, Any]:
     ],
 )
 def test_a_source_is_behind_for_a_reason(changes: dict[str, Any], reason: str | None) -> None:
-    state = freshness(row(**changes), AT)
+    state = freshness(source(**changes), AT)
     assert (state.reason, state.behind) == (reason, reason is not None)
     assert state.last_event_at == state.pulled_at == AT
     assert state.waiting == changes.get("backlog", 0) + changes.get("parked", 0)
@@ -56,15 +65,15 @@ class Reader:
     def __init__(self) -> None:
         self.readings = 0
         self.error: Exception | None = None
-        self.rows: list[dict[str, Any]] = [
-            row("turvo"),
-            row("llm"),
-            row("edi", missing="host", last_event_at=None),
+        self.rows: list[SourceState] = [
+            source("turvo"),
+            source("llm"),
+            source("edi", missing="host", last_event_at=None),
         ]
         self.go = asyncio.Event()
         self.go.set()
 
-    async def read(self) -> Sequence[Mapping[str, Any]]:
+    async def read(self) -> Sequence[SourceState]:
         self.readings += 1
         await self.go.wait()
         if self.error:
@@ -84,12 +93,11 @@ async def test_many_answers_share_one_reading() -> None:
 
 async def test_a_source_that_is_behind_is_always_shown_and_one_that_is_not_set_up_never() -> None:
     reader = Reader()
-    reader.rows[0]["state"] = "stalled"
+    reader.rows[0] = replace(reader.rows[0], state="stalled")
     cache = FreshnessCache(reader.read)
     assert [state.source for state in await cache.of(["llm", "edi"])] == ["turvo", "llm"]
-    reader.rows[2]["last_event_at"] = (
-        AT  # a webhook came, though the settings of a poll are missing
-    )
+    # A webhook came, though the settings of a poll are missing.
+    reader.rows[2] = replace(reader.rows[2], last_event_at=AT)
     await cache.fresh()
     assert [state.source for state in await cache.of(["edi"])] == ["turvo", "edi"]
 
@@ -98,7 +106,7 @@ async def test_it_is_read_in_the_background_first_and_awaited_when_it_is_old() -
     reader, time = Reader(), [0.0]
     cache = FreshnessCache(reader.read, clock=lambda: time[0])
     await cache.all()
-    reader.rows = [row("turvo", backlog=7)]
+    reader.rows = [source("turvo", backlog=7)]
     reader.go.clear()
     time[0] += FRESH_SECONDS + 1
     assert [state.waiting for state in await cache.all()] == [0, 0]  # the answer does not wait

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, LiteralString, TypeVar
 
+from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from apex_memory.errors import NotFound
@@ -16,6 +19,51 @@ FETCHED = (Pattern.POLL, Pattern.STREAM, Pattern.BATCH)
 """Patterns of sources that bring nothing unless they are fetched. Other patterns work without a poll's settings."""
 
 STALLED_SECONDS = 30.0  # ready events that nobody works on for that long make a source `stalled`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceState:
+    """What says how current a source is."""
+
+    name: str
+    state: str
+    missing: str | None
+    """The first setting that pulls need and that is not set; None if they can run."""
+    pulled_at: datetime | None
+    error: str | None
+    last_event_at: datetime | None
+    backlog: int
+    lag: float | None
+    """Age of the oldest event that is not final (seconds)."""
+    parked: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _CurrentRow:
+    name: str
+    enabled: bool | None
+    paused: bool | None
+    pulled_at: datetime | None
+    error: str | None
+    last_event_at: datetime | None
+    backlog: int
+    lag: float | None
+    parked: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ListedRow(_CurrentRow):
+    error_at: datetime | None
+    healed: int
+    healed_at: datetime | None
+    dead_letters: int
+    documents: int
+    change_hints: int
+    files: int
+    windows: int
+
+
+_Row = TypeVar("_Row")
 
 
 class SourceStates:
@@ -52,11 +100,12 @@ class SourceStates:
             )
 
     async def listed(self) -> list[dict[str, Any]]:
-        """One row for each source: pattern, priority, state, last event, backlog, lag (s), change hints, files, error.
+        """Return a row for each source: pattern, priority, state, last event, backlog, lag (s), change hints, files, error.
 
         `healed` counts the events that pulls brought because their webhooks were lost, last at `healed_at`. `stalled` is how long (s) ready events have waited while nobody works on the source; None if they do not.
         """
-        rows = await self._db.fetch(
+        rows = await self._rows(
+            _ListedRow,
             """SELECT n.name, s.enabled, s.paused, s.pulled_at, s.error, s.error_at, coalesce(s.healed, 0) AS healed,
                       s.healed_at, e.received_at AS last_event_at,
                       coalesce(b.events, 0) AS backlog, b.lag, coalesce(p.events, 0) AS parked,
@@ -68,7 +117,7 @@ class SourceStates:
                FROM unnest(%s::text[]) AS n (name)
                LEFT JOIN sources s ON s.name = n.name
                LEFT JOIN LATERAL (SELECT received_at FROM inbox WHERE source = n.name ORDER BY seq DESC LIMIT 1) e ON true
-               LEFT JOIN (SELECT source, count(*) AS events, extract(epoch FROM clock_timestamp() - min(received_at)) AS lag
+               LEFT JOIN (SELECT source, count(*) AS events, extract(epoch FROM clock_timestamp() - min(received_at))::float AS lag
                           FROM inbox WHERE open GROUP BY 1) b ON b.source = n.name
                LEFT JOIN (SELECT source, count(*) AS events FROM inbox WHERE state = 'parked' GROUP BY 1) p ON p.source = n.name
                LEFT JOIN (SELECT source, count(*) AS documents FROM documents WHERE NOT deleted GROUP BY 1) m
@@ -76,58 +125,81 @@ class SourceStates:
                LEFT JOIN (SELECT source, count(*) AS events FROM dead_letters WHERE status = 'open' GROUP BY 1) d
                       ON d.source = n.name
                ORDER BY n.name""",
-            (list(self._sources),),
         )
-        async with self._db.connection() as connection:
-            stalled = await queries.stalled(connection, seconds=STALLED_SECONDS)
-        return [self._row(row, stalled.get(row["name"])) for row in rows]
+        stalled = await self._stalled()
+        return [self._listed(row, stalled.get(row.name)) for row in rows]
 
-    async def current(self) -> list[dict[str, Any]]:
-        """One row for each source with what says how current it is: a part of `listed` that counts no documents."""
-        rows = await self._db.fetch(
+    async def current(self) -> list[SourceState]:
+        """Return what says how current each source is: a part of `listed` that counts no documents."""
+        rows = await self._rows(
+            _CurrentRow,
             """SELECT n.name, s.enabled, s.paused, s.pulled_at, s.error, e.received_at AS last_event_at,
                       coalesce(b.events, 0) AS backlog, b.lag, coalesce(p.events, 0) AS parked
                FROM unnest(%s::text[]) AS n (name)
                LEFT JOIN sources s ON s.name = n.name
                LEFT JOIN LATERAL (SELECT received_at FROM inbox WHERE source = n.name ORDER BY seq DESC LIMIT 1) e ON true
-               LEFT JOIN (SELECT source, count(*) AS events, extract(epoch FROM clock_timestamp() - min(received_at)) AS lag
+               LEFT JOIN (SELECT source, count(*) AS events, extract(epoch FROM clock_timestamp() - min(received_at))::float AS lag
                           FROM inbox WHERE open GROUP BY 1) b ON b.source = n.name
                LEFT JOIN (SELECT source, count(*) AS events FROM inbox WHERE state = 'parked' GROUP BY 1) p ON p.source = n.name
                ORDER BY n.name""",
-            (list(self._sources),),
         )
-        async with self._db.connection() as connection:
-            stalled = await queries.stalled(connection, seconds=STALLED_SECONDS)
-        return [self._row(row, stalled.get(row["name"])) for row in rows]
+        stalled = await self._stalled()
+        return [self._current(row, stalled.get(row.name)) for row in rows]
 
-    def _row(self, row: dict[str, Any], stalled: float | None) -> dict[str, Any]:
-        source = self._sources[row["name"]]
-        missing = source.missing_settings if isinstance(source, PulledSource) else ""
-        counts = {
-            name: value for name, value in row.items() if name not in ("name", "enabled", "paused")
-        }
+    async def _rows(self, row_type: type[_Row], query: LiteralString) -> list[_Row]:
+        """Return a row for each source. The query's parameter is the list of their names."""
+        async with self._db.connection() as connection:
+            cursor = connection.cursor(row_factory=class_row(row_type))
+            await cursor.execute(query, (list(self._sources),))
+            return await cursor.fetchall()
+
+    async def _stalled(self) -> dict[str, float]:
+        async with self._db.connection() as connection:
+            return await queries.stalled(connection, seconds=STALLED_SECONDS)
+
+    def _current(self, row: _CurrentRow, stalled: float | None) -> SourceState:
+        source = self._sources[row.name]
+        missing = _missing_setting(source)
+        return SourceState(
+            name=row.name,
+            state=_state(source, row, missing, stalled),
+            missing=missing,
+            pulled_at=row.pulled_at,
+            error=row.error,
+            last_event_at=row.last_event_at,
+            backlog=row.backlog,
+            lag=row.lag,
+            parked=row.parked,
+        )
+
+    def _listed(self, row: _ListedRow, stalled: float | None) -> dict[str, Any]:
+        source = self._sources[row.name]
+        counts = asdict(row)
+        del counts["enabled"], counts["paused"]
         return {
-            "name": source.name,
+            **counts,
+            **asdict(self._current(row, stalled)),
             "title": source.title,
             "pattern": str(source.pattern),
             "priority": f"P{int(source.priority)}",
-            "state": _state(source, row, missing, stalled),
-            "missing": missing or None,
-            **counts,
-            "lag": float(row["lag"]) if row["lag"] is not None else None,
             "stalled": stalled,
         }
 
 
-def _state(source: Source, row: dict[str, Any], missing: str, stalled: float | None) -> str:
+def _missing_setting(source: Source) -> str | None:
+    """Return the first setting that pulls need and that is not set; None if they can run."""
+    return source.missing_settings or None if isinstance(source, PulledSource) else None
+
+
+def _state(source: Source, row: _CurrentRow, missing: str | None, stalled: float | None) -> str:
     """Return the state to show: the first of these that holds, what an operator decided before what happens."""
     states = (
-        ("disabled", row["enabled"] is False),
-        ("paused", row["paused"]),
+        ("disabled", row.enabled is False),
+        ("paused", row.paused),
         ("not configured", missing and source.pattern in FETCHED),
         ("stalled", stalled),
-        ("failing", row["error"]),
-        ("working", row["backlog"]),
+        ("failing", row.error),
+        ("working", row.backlog),
     )
     for state, holds in states:
         if holds:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from time import monotonic
-from typing import Any
 
 from apex_memory.errors import ApexError
+from apex_memory.fetching.source_states import SourceState
 from apex_memory.model import now
 from apex_memory.telemetry import logger
 
@@ -40,11 +40,11 @@ class SourceFreshness:
 
 
 class FreshnessCache:
-    """The freshness of all sources, as one process knows it. `read` returns a row for each source."""
+    """The freshness of all sources, as one process knows it. `read` returns the state of each source."""
 
     def __init__(
         self,
-        read: Callable[[], Awaitable[Sequence[Mapping[str, Any]]]],
+        read: Callable[[], Awaitable[Sequence[SourceState]]],
         *,
         clock: Callable[[], float] = monotonic,
     ) -> None:
@@ -76,40 +76,40 @@ class FreshnessCache:
     async def _refresh(self) -> None:
         try:
             async with asyncio.timeout(READ_SECONDS):
-                rows = await self._read()
+                sources = await self._read()
         except (ApexError, TimeoutError) as error:
             self._log.warning("freshness of sources not read", reason=type(error).__name__)
         else:
             at = now()
-            self._states = [freshness(row, at) for row in rows if _is_in_use(row)]
+            self._states = [freshness(source, at) for source in sources if _is_in_use(source)]
         finally:
             # After a failure too: the next attempt is some seconds later, not with the next search.
             self._read_at = self._clock()
             self._reading = None
 
 
-def _is_in_use(row: Mapping[str, Any]) -> bool:
+def _is_in_use(source: SourceState) -> bool:
     """Return whether a source is set up, or has sent something: webhooks come without the settings of a poll."""
-    return row["missing"] is None or row["last_event_at"] is not None
+    return source.missing is None or source.last_event_at is not None
 
 
-def freshness(row: Mapping[str, Any], as_of: datetime) -> SourceFreshness:
-    """Return how current a source is, from its row of `SourceStates.current`."""
+def freshness(source: SourceState, as_of: datetime) -> SourceFreshness:
+    """Return how current a source is."""
     reason = None
-    if row["state"] in BROKEN:
-        reason = f"the source is {row['state']}"
-        if row["error"]:
-            reason += f": {row['error'][:200]}"
-    elif row["lag"] is not None and row["lag"] > BEHIND_SECONDS:
-        reason = f"its oldest unfinished event has waited {row['lag']:.0f} s"
-    elif row["parked"]:
-        reason = f"{row['parked']} of its events wait for a store"
+    if source.state in BROKEN:
+        reason = f"the source is {source.state}"
+        if source.error:
+            reason += f": {source.error[:200]}"
+    elif source.lag is not None and source.lag > BEHIND_SECONDS:
+        reason = f"its oldest unfinished event has waited {source.lag:.0f} s"
+    elif source.parked:
+        reason = f"{source.parked} of its events wait for a store"
     return SourceFreshness(
-        source=row["name"],
-        state=row["state"],
-        last_event_at=row["last_event_at"],
-        pulled_at=row["pulled_at"],
-        waiting=row["backlog"] + row["parked"],
+        source=source.name,
+        state=source.state,
+        last_event_at=source.last_event_at,
+        pulled_at=source.pulled_at,
+        waiting=source.backlog + source.parked,
         behind=reason is not None,
         reason=reason,
         as_of=as_of,

@@ -5,19 +5,86 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, LiteralString
 from uuid import UUID
 
 import msgpack
 import numpy as np
+from psycopg.rows import class_row
 
 from apex_memory.model import Assertion, Chunk, Manifest
-from apex_memory.stores.postgres import Connection, Postgres, Row
+from apex_memory.stores.postgres import Connection, Postgres
 
 SEPARATOR = "\x1f"
 # Manifests kept in memory between prepare and publish: so many, and of so many bytes together.
 WARM = 2_000
 WARM_BYTES = 256_000_000
+
+
+_STORED: LiteralString = """m.id, m.inbox_id, m.doc_id, m.source, m.doc_key, m.pipeline, m.kind, m.title, m.text, m.occurred_at,
+       m.metadata, m.parent_id, m.deleted, m.chunks, m.vectors, m.assertions, m.entities, m.about"""
+"""The fields of `_StoredManifest`, of `manifests` as `m`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _StoredManifest:
+    """A row of `manifests`."""
+
+    id: UUID
+    inbox_id: UUID
+    doc_id: UUID
+    source: str
+    doc_key: str
+    pipeline: str
+    kind: str
+    title: str
+    text: str
+    occurred_at: datetime
+    metadata: dict[str, Any]
+    parent_id: UUID | None
+    deleted: bool
+    chunks: bytes
+    """msgpack: [start, end] of each chunk."""
+    vectors: bytes
+    """Little-endian float32, one vector after the other."""
+    assertions: bytes
+    """msgpack: [predicate, subject, object, value, start] of each assertion."""
+    entities: list[str]
+    about: str | None
+
+    def manifest(self) -> Manifest:
+        """Return the manifest that the row holds."""
+        chunks = tuple(
+            Chunk(n, start, end) for n, (start, end) in enumerate(msgpack.unpackb(self.chunks))
+        )
+        vectors = np.frombuffer(self.vectors, dtype="<f4")
+        return Manifest(
+            id=self.id,
+            inbox_id=self.inbox_id,
+            doc_id=self.doc_id,
+            source=self.source,
+            doc_key=self.doc_key,
+            pipeline=self.pipeline,
+            kind=self.kind,
+            title=self.title,
+            text=self.text,
+            occurred_at=self.occurred_at,
+            metadata=self.metadata,
+            parent_id=self.parent_id,
+            deleted=self.deleted,
+            chunks=chunks,
+            vectors=vectors.reshape(len(chunks), -1) if chunks else vectors.reshape(0, 0),
+            assertions=tuple(
+                Assertion(
+                    predicate=predicate, subject=subject, object=object, value=value, start=start
+                )
+                for predicate, subject, object, value, start in msgpack.unpackb(self.assertions)
+            ),
+            entities=tuple(self.entities),
+            about=self.about,
+        )
 
 
 class Manifests:
@@ -63,8 +130,9 @@ class Manifests:
         manifests = {id: self._warm[id] for id in wanted if id in self._warm}
         cold = list(wanted - manifests.keys())
         if cold:
-            cursor = await connection.execute("SELECT * FROM manifests WHERE id = ANY(%s)", (cold,))
-            manifests |= {row["id"]: from_row(row) for row in await cursor.fetchall()}
+            cursor = connection.cursor(row_factory=class_row(_StoredManifest))
+            await cursor.execute(f"SELECT {_STORED} FROM manifests m WHERE m.id = ANY(%s)", (cold,))
+            manifests |= {row.id: row.manifest() for row in await cursor.fetchall()}
         return manifests
 
     def forget(self, ids: Iterable[UUID]) -> None:
@@ -80,24 +148,27 @@ async def manifests_of_events(connection: Connection, ids: Sequence[UUID]) -> di
 
     An event that changed its build has one of each build.
     """
-    cursor = await connection.execute(
-        """SELECT DISTINCT ON (m.inbox_id) m.* FROM manifests m
+    cursor = connection.cursor(row_factory=class_row(_StoredManifest))
+    await cursor.execute(
+        f"""SELECT DISTINCT ON (m.inbox_id) {_STORED} FROM manifests m
            LEFT JOIN stages s ON s.inbox_id = m.inbox_id AND s.manifest_id = m.id AND s.committed_at IS NOT NULL
            WHERE m.inbox_id = ANY(%s)
            ORDER BY m.inbox_id, s.committed_at DESC NULLS LAST, m.created_at DESC""",
         (list(ids),),
     )
-    return {row["inbox_id"]: from_row(row) for row in await cursor.fetchall()}
+    return {row.inbox_id: row.manifest() for row in await cursor.fetchall()}
 
 
 async def live_manifests(db: Postgres, documents: Sequence[UUID], made_by: str) -> list[Manifest]:
     """Return the manifests that readers of these documents see, where the name of their pipeline begins with `made_by`."""
-    rows = await db.fetch(
-        """SELECT m.* FROM documents d JOIN manifests m ON m.id = d.manifest_id
-           WHERE d.doc_id = ANY(%s) AND NOT d.deleted AND starts_with(m.pipeline || '/', %s)""",
-        (list(documents), made_by),
-    )
-    return [from_row(row) for row in rows]
+    async with db.connection() as connection:
+        cursor = connection.cursor(row_factory=class_row(_StoredManifest))
+        await cursor.execute(
+            f"""SELECT {_STORED} FROM documents d JOIN manifests m ON m.id = d.manifest_id
+               WHERE d.doc_id = ANY(%s) AND NOT d.deleted AND starts_with(m.pipeline || '/', %s)""",
+            (list(documents), made_by),
+        )
+        return [row.manifest() for row in await cursor.fetchall()]
 
 
 def _size(manifest: Manifest) -> int:
@@ -129,35 +200,4 @@ def _columns(manifest: Manifest) -> tuple[Any, ...]:
         SEPARATOR.join(manifest.entities),
         manifest.content_hash(),
         manifest.about,
-    )
-
-
-def from_row(row: Row) -> Manifest:
-    """Return the manifest in a row of the table `manifests`."""
-    chunks = tuple(
-        Chunk(n, start, end) for n, (start, end) in enumerate(msgpack.unpackb(row["chunks"]))
-    )
-    vectors = np.frombuffer(row["vectors"], dtype="<f4")
-    return Manifest(
-        id=row["id"],
-        inbox_id=row["inbox_id"],
-        doc_id=row["doc_id"],
-        source=row["source"],
-        doc_key=row["doc_key"],
-        pipeline=row["pipeline"],
-        kind=row["kind"],
-        title=row["title"],
-        text=row["text"],
-        occurred_at=row["occurred_at"],
-        metadata=row["metadata"],
-        parent_id=row["parent_id"],
-        deleted=row["deleted"],
-        chunks=chunks,
-        vectors=vectors.reshape(len(chunks), -1) if chunks else vectors.reshape(0, 0),
-        assertions=tuple(
-            Assertion(predicate=predicate, subject=subject, object=object, value=value, start=start)
-            for predicate, subject, object, value, start in msgpack.unpackb(row["assertions"])
-        ),
-        entities=tuple(row["entities"]),
-        about=row["about"],
     )

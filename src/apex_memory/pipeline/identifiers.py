@@ -84,10 +84,17 @@ _EMAIL = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _PHONE = re.compile(
-    r"(?<![\w.+-])((?:\+?1[\s.-]?)?(?:\([2-9]\d{2}\)\s?|[2-9]\d{2}[\s.-])[2-9]\d{2}[\s.-]\d{4})(?![\w-])",
+    r"(?<![\w.+-])((?:\+?1[\s.-]?)?(?:\([2-9]\d{2}\)\s?|[2-9]\d{2}[\s./-])[2-9]\d{2}[\s.-]\d{4})(?![\w-])",
     re.ASCII,
 )
-_FOREIGN_PHONE = re.compile(r"(?<![\w.+-])(\+[2-9][\d ().-]{6,18}\d)(?![\w-])", re.ASCII)
+_INTERNATIONAL_PHONE = re.compile(
+    r"(?<![\w.+-])(\+1[2-9]\d{9}|\+[2-9][\d ().-]{6,18}\d)(?![\w-])", re.ASCII
+)
+# Ten digits in one piece are a telephone number only after such a word.
+_LABELLED_PHONE = re.compile(
+    rf"{_WORD}(?:phone|tel|telephone|mobile|cell|fax)(?:[ ](?:no\.?|number))?[.:#]{{0,2}}\s?(1?[2-9]\d{{2}}[2-9]\d{{6}}){_END}",
+    re.IGNORECASE | re.ASCII,
+)
 
 
 def find_identifiers(text: str, char_shape: bytes) -> Iterator[Mention]:
@@ -158,7 +165,8 @@ def _addresses(text: str, char_shape: bytes) -> Iterator[Mention]:
     patterns: tuple[tuple[str, bool, re.Pattern[str], Callable[[str], str]], ...] = (
         ("email", b"@" in char_shape, _EMAIL, str.lower),
         ("phone", has_phone, _PHONE, phone_key),
-        ("phone", b"+0" in char_shape, _FOREIGN_PHONE, phone_key),
+        ("phone", b"+0" in char_shape, _INTERNATIONAL_PHONE, phone_key),
+        ("phone", b"0" * 10 in char_shape, _LABELLED_PHONE, phone_key),
     )
     for kind, may_occur, pattern, key in patterns:
         for match in pattern.finditer(text) if may_occur else ():

@@ -68,6 +68,23 @@ def test_found(text: str, refs: set[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "refs"),
+    [
+        ("Lane,PRO,Rate\nA-B,223456789,5\nC-D,223456790,6", {"pro:223456789", "pro:223456790"}),
+        ("sep=;\nPO Number;Weight\n77812;10\n;11", {"po:77812"}),
+        ("BOL\tUnit\tDock\n88-1234567\t5531\t7", {"bol:88-1234567", "vehicle:5531"}),
+        ("PRO|Dock\n323456789|7", {"pro:323456789"}),
+        ('"Note, long","PRO #"\n"a, ""b"", c" , "223456791"\n"two\nlines",223456792', {"pro:223456791", "pro:223456792"}),
+        ("## loads.csv\n\nPRO,Note\n223456793,a\n\nEnd, 223456794", {"pro:223456793"}),
+    ],
+)  # fmt: skip
+def test_cells_of_csv_rows_are_under_their_headers(text: str, refs: set[str]) -> None:
+    assert mentioned(text) == refs
+    [*_, last] = sorted(extract(text, ((0, len(text)),)), key=lambda item: item.start or 0)
+    assert text[last.start :].startswith(str(last.value or last.object).partition(":")[2])
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "CSQU3054384 MSKU1234567",  # wrong check digits
@@ -86,6 +103,8 @@ def test_found(text: str, refs: set[str]) -> None:
         "Hello, I am here",
         "a@b @x.com x@y",
         "999-555-1234567 and 2026-03-03",
+        "Quote, PRO or BOL\nthe 223456789 th, or none",
+        "PRO,Rate\n\n223456789,5",
     ],
 )
 def test_left_alone(text: str) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 from apex_memory.pipeline.entities import Mention, canonical, phone_key
-from apex_memory.pipeline.tables import cells_under_headers, with_colons
+from apex_memory.pipeline.tables import cells_of_rows, cells_under_headers, with_colons
 from apex_memory.pipeline.text import matches
 
 _WORD = r"(?<![\w-])"
@@ -108,10 +109,14 @@ def find_identifiers(text: str, char_shape: bytes) -> Iterator[Mention]:
 def _codes_in_columns(text: str) -> Iterator[Mention]:
     """Yield the codes in columns of tables whose header is a label, such as `PRO` or `PO Number`."""
     labels: dict[str, bool] = {}
-    for cell in cells_under_headers(text):
-        if cell.header not in labels:
-            labels[cell.header] = bool(_LABEL_HEADER.match(cell.header))
-        if not labels[cell.header]:
+
+    def is_label(header: str) -> bool:
+        if header not in labels:
+            labels[header] = bool(_LABEL_HEADER.match(header))
+        return labels[header]
+
+    for cell in chain(cells_under_headers(text), cells_of_rows(text, is_label)):
+        if not is_label(cell.header):
             continue
         prefix = f"{cell.header}: "
         for mention in _labelled_codes(prefix + cell.text[:100]):

@@ -16,6 +16,7 @@ from apex_memory.markup import plain_text, without_image_links, without_images
 from apex_memory.model import Assertion, File
 from apex_memory.pipeline.archives import archive_members
 from apex_memory.pipeline.charset import decode, decode_html
+from apex_memory.pipeline.content_lines import read_content_lines
 from apex_memory.pipeline.file_kinds import NAMES, TYPES, is_plain_text, kind_of, shown
 from apex_memory.pipeline.file_limits import BudgetExceeded, EventBudget, budget_exceeded
 from apex_memory.pipeline.mail import Body, read_mail
@@ -147,6 +148,8 @@ def _cut(parsed: Parsed, budget: EventBudget, *, characters: int | None = None) 
 
 
 def _text(file: File) -> Parsed:
+    if lines := read_content_lines(file.data, _charset(file)):
+        return Parsed(lines.text, title=lines.title)
     text = decode(file.data, _charset(file))
     is_markdown = (
         file.name.lower().endswith((".md", ".markdown")) or "markdown" in file.content_type

@@ -6,6 +6,7 @@ import asyncio
 import io
 import random
 import re
+import time
 import zipfile
 from collections.abc import AsyncIterator
 from html import escape
@@ -97,6 +98,8 @@ async def test_the_first_bytes_win_over_name_and_type(reader: FileReader, name: 
         ("a.txt", "", b"caf\xe9", "café"),
         ("a.csv", "text/csv", b"\xef\xbb\xbfload,1", "load,1"),
         ("a.json", "application/json", '{"a": "é"}'.encode("utf-16"), '{"a": "é"}'),
+        ("x", "", b'[{"a": "C:\\x \\', '[{"a": "C:\\x \\'),
+        ("x.txt", "", b'[3/3/26] "C:\\new"', '[3/3/26] "C:\\new"'),
         ("x", "text/x-anything; charset=iso-8859-2", b"\xb1", "ą"),
         ("x.md", "", b"# Head\n\ntext", "# Head\n\ntext"),
         ("x.edi", "", b"ISA*00*~", "ISA*00*~"),
@@ -106,6 +109,30 @@ async def test_text_is_kept_verbatim(
     reader: FileReader, name: str, media_type: str, data: bytes, text: str
 ) -> None:
     assert (await read(reader, name, data, media_type)).text == text
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "text"),
+    [
+        ("a.json", rb'{"a": "Caf\u00e9 \ud83d\ude9a\nnext \"quoted\" \/", "n": 2450.50}', '{"a": "Café 🚚\nnext "quoted" /", "n": 2450.50}'),
+        ("a.jsonl", b'{"a": "\\u00e9"}\n[1, "\\t"]', '{"a": "é"}\n[1, "\t"]'),
+        ("blob", b'[{"a": "Gr\\u00fc\\u00dfe"}]', '[{"a": "Grüße"}]'),
+        ("a.xml", b'<?xml version="1.0"?><a b="&quot;Caf&#233;&quot;">A&amp;B &#x1F69A; &unknown;</a>', '<?xml version="1.0"?><a b=""Café"">A&B 🚚 &unknown;</a>'),
+    ],
+)  # fmt: skip
+async def test_escapes_of_json_and_xml_become_characters(
+    reader: FileReader, name: str, data: bytes, text: str
+) -> None:
+    assert (await read(reader, name, data)).text == text
+
+
+@pytest.mark.parametrize(
+    "text", ['["' + '\\"' * 300_000, '["a\\\n"' * 100_000, "{" + '"\\n' * 200_000]
+)
+async def test_escapes_take_linear_time(reader: FileReader, text: str) -> None:
+    started = time.monotonic()
+    await read(reader, "a.json", text.encode())
+    assert time.monotonic() - started < 5
 
 
 async def test_mail_with_attachments(reader: FileReader) -> None:

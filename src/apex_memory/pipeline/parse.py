@@ -6,9 +6,11 @@ reads small plain texts only (`read_plain_text`).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from html import unescape
 from typing import Any
 
 from apex_memory.errors import Rejected
@@ -24,6 +26,11 @@ from apex_memory.pipeline.office_packages import final_word_file, formatted_spre
 
 _PLAIN_BYTES = 1_000_000
 _HEADING = re.compile(r"^#{1,6} +(\S[^\n]{0,200})", re.MULTILINE)
+_JSON = re.compile(r"\s{0,100}(?:\{\s{0,100}[\"}]|\[\s{0,100}[\[{\"])")
+# It also matches a string that never ends, so that no character is looked at twice.
+_JSON_STRING = re.compile(r'"(?:[^"\\\n]|\\[^\n])*+(?:"|\\?(?=\n|\Z))')
+_XML = re.compile(r"\s{0,100}<\?xml\b", re.IGNORECASE)
+_XML_REFERENCE = re.compile(r"&(?:#\d{1,7}|#x[0-9a-f]{1,6}|amp|lt|gt|quot|apos);", re.IGNORECASE)
 _BOUNDARY = re.compile(
     rb"^--([^\r\n]{1,200})|boundary[ \t]*=[ \t]*(?:\"([^\"\r\n]{1,200})\"|([^\s\";]{1,200}))",
     re.IGNORECASE | re.MULTILINE,
@@ -150,7 +157,7 @@ def _cut(parsed: Parsed, budget: EventBudget, *, characters: int | None = None) 
 def _text(file: File) -> Parsed:
     if lines := read_content_lines(file.data, _charset(file)):
         return Parsed(lines.text, title=lines.title)
-    text = decode(file.data, _charset(file))
+    text = _without_escapes(decode(file.data, _charset(file)))
     is_markdown = (
         file.name.lower().endswith((".md", ".markdown")) or "markdown" in file.content_type
     )
@@ -158,6 +165,22 @@ def _text(file: File) -> Parsed:
         return Parsed(text)
     text = without_image_links(without_images(text))
     return Parsed(text, title=_heading(text))
+
+
+def _without_escapes(text: str) -> str:
+    """Return JSON and XML with characters for their escapes, which would keep words from being found: `Caf\\u00e9`, `Caf&#233;`."""
+    if "\\" in text and _JSON.match(text):
+        return _JSON_STRING.sub(_unescaped, text)
+    if "&" in text and _XML.match(text):
+        return _XML_REFERENCE.sub(lambda reference: unescape(reference[0]), text)
+    return text
+
+
+def _unescaped(string: re.Match[str]) -> str:
+    try:
+        return f'"{json.loads(string[0], strict=False)}"' if "\\" in string[0] else string[0]
+    except ValueError:
+        return string[0]
 
 
 def _charset(file: File) -> str | None:

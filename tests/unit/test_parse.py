@@ -35,6 +35,7 @@ RATE = documents.docx(
     "# Rate confirmation", "Load SHP-100045", table=[["Stop", "City"], ["1", "Dallas"]]
 )
 SHEET = documents.xlsx([["Load", "Amount"], ["SHP-100045", 2450.5]], sheet="March")
+PAGE = b"MIME-Version: 1.0\r\nContent-Type: text/html\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n<p>Dock op=\r\nens at six.</p>"
 NESTED = File("deep.html", "text/html", b"<b><table>" * 20_000 + b"x")
 
 
@@ -464,6 +465,21 @@ async def test_a_protected_member_of_an_archive_has_a_note(reader: FileReader) -
         ("notes.unknown", "application/octet-stream", "Größe".encode(), "Größe"),
         ("LETTER", "", ("Gr\xfc\xdfe aus K\xf6ln, " * 5).encode("cp1252"), "Grüße aus Köln, " * 5),
         ("page", "", b"<!doctype html><body><p>Dock</p></body>", "Dock"),
+        (
+            "loads.xls",
+            "application/vnd.ms-excel",
+            b"<table><tr><td>Dock</td></tr></table>",
+            "| Dock |\n| ---- |",
+        ),
+        (
+            "loads.xls",
+            "application/vnd.ms-excel",
+            b"Load\tDock\n778124\t7",
+            "Load\tDock\n778124\t7",
+        ),
+        ("a.docx", "", b"Dock opens at six.", "Dock opens at six."),
+        ("page.mht", "", PAGE, "Dock opens at six."),
+        ("page.doc", "application/msword", PAGE, "Dock opens at six."),
         ("rich.rtf", "", rb"{\rtf1\ansi Dock {\b opens} at six.\par}", "Dock **opens** at six."),
     ],
 )

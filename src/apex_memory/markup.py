@@ -11,6 +11,8 @@ _BREAK = re.compile(
     r"<(?:br|hr|/?(?:p|div|tr|li|ul|ol|table|blockquote|h[1-6]))\b[^<>]*>", re.IGNORECASE
 )
 _CELL_END = re.compile(r"</t[dh]\b[^<>]*>", re.IGNORECASE)
+_TITLE = re.compile(r"<title(?:\s[^<>]{0,200})?>([^<]{1,1000})</title", re.IGNORECASE)
+_TITLE_WITHIN = 20_000  # characters
 _TAG = re.compile(r"</?[a-z!][^<>]*>", re.IGNORECASE)
 
 # Elements that load something; `svg`, which converters turn into a data URI, and `picture`, of which they read only
@@ -49,6 +51,12 @@ def plain_text(markup: str) -> str:
     text = html.unescape(_TAG.sub("", text))
     rows = (re.sub(r"[^\S\n]+", " ", row).strip() for row in text.split("\n"))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(rows)).strip()
+
+
+def title_of(page: str) -> str:
+    """Return the title of an HTML page, which its body need not repeat; empty where its beginning has none."""
+    title = _TITLE.search(page, 0, _TITLE_WITHIN)
+    return " ".join(html.unescape(title[1]).split()) if title else ""
 
 
 def without_images(markup: str) -> str:

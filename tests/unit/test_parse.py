@@ -82,6 +82,12 @@ async def test_html_loses_its_scripts_not_its_text(reader: FileReader) -> None:
         parsed = await read(reader, "page", data, kind)
         assert parsed.text.split() == ["#", "Délai", "SHP-100045", "late"]
         assert parsed.title == "Délai"
+        assert parsed.metadata["title"] == "T"
+
+
+async def test_a_page_without_a_heading_is_called_by_its_title(reader: FileReader) -> None:
+    page = "<html><head><title lang=en>\n Load SHP-100045 &amp; more </title></head><p>late</p>"
+    assert (await read(reader, "page.html", page.encode())).title == "Load SHP-100045 & more"
 
 
 @pytest.mark.parametrize("name", ["a.pdf", "a.docx", "a.xlsx"])

@@ -14,7 +14,7 @@ from html import unescape
 from typing import Any
 
 from apex_memory.errors import Rejected
-from apex_memory.markup import plain_text, without_image_links, without_images
+from apex_memory.markup import plain_text, title_of, without_image_links, without_images
 from apex_memory.model import Assertion, File
 from apex_memory.pipeline.archives import archive_members
 from apex_memory.pipeline.charset import decode, decode_html
@@ -197,9 +197,10 @@ def _office(file: File, kind: str, budget: EventBudget) -> Parsed:
     # Imported here, because the worker imports this module and needs no office reader.
     from apex_memory.pipeline.office import read_office_file
 
-    data = file.data
+    data, page_title = file.data, ""
     if kind == "html":
         page = without_images(decode_html(data, _charset(file)))
+        page_title = title_of(page)
         data = page.encode("utf-8", "replace")
     elif kind == "docx":
         data = final_word_file(data, budget)
@@ -220,14 +221,14 @@ def _office(file: File, kind: str, budget: EventBudget) -> Parsed:
     )
     metadata = {
         "pages": office.pages or None,
-        "title": office.title or office.subject,
+        "title": office.title or office.subject or page_title,
         "authors": office.authors,
     }
     title = office.title or (office.subject if kind == "msg" else "")
     text = without_image_links(office.text)
     parsed = Parsed(
         text,
-        title=title or (_heading(text) if kind in ("docx", "html") else ""),
+        title=title or (_heading(text) if kind in ("docx", "html") else "") or page_title,
         metadata={name: value for name, value in metadata.items() if value},
     )
     removed = len(office.text) - len(text)

@@ -12,7 +12,7 @@ from apex_memory.model import Assertion, File, slug
 from apex_memory.pipeline.headers import Mailbox, field_text, mailboxes, sent_at
 from apex_memory.pipeline.mime import Part, read_message
 
-_ROLES = {"From": "from", "To": "to", "Cc": "cc"}
+_ROLES = {"From": "from", "Reply-To": "reply_to", "To": "to", "Cc": "cc", "Bcc": "bcc"}
 _MAX_ADDRESSES = 100
 _MAX_NESTING = 200  # a level is a frame of Python's stack
 _MAX_COMPARED = 200_000  # characters of a text that are compared with its alternative

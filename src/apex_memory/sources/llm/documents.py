@@ -80,8 +80,11 @@ def other_lines(body: Mapping[str, Any]) -> tuple[str, ...]:
     """Return a line for each field of a body that is neither a turn nor shown elsewhere."""
     fields = CONVERSATION_FIELDS
     shown = set(fields.shown)
-    if isinstance(as_mapping(body.get("response")).get("body"), str):
-        shown.add("response.body")  # recorded as text: its words are the last turn
+    # A response that was recorded as text: its words are the last turn.
+    if isinstance(body.get("response"), str):
+        shown.add("response")
+    elif isinstance(as_mapping(body.get("response")).get("body"), str):
+        shown.add("response.body")
     lines = remaining_lines(body, shown=shown, left_out=fields.left_out, false_flags=False)
     return tuple(lines)
 

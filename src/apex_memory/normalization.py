@@ -49,6 +49,14 @@ def name_key(name: str) -> str:
     return key or "-".join(f"{ord(character):x}" for character in "".join(name.split()))
 
 
+def without_marks(text: str) -> str:
+    """Return the text without accents and other marks, which combine with the letter before them."""
+    if text.isascii():
+        return text
+    parts = unicodedata.normalize("NFD", text)
+    return "".join(part for part in parts if unicodedata.category(part)[0] != "M")
+
+
 def words_of(text: str) -> str:
     """Return the text as the word legs tokenise it: blanks between words, the same for a passage and a query.
 

@@ -61,6 +61,12 @@ def valued(text: str, predicate: str) -> list[str]:
         ("Consignee:\n  Harbor Foods, Dallas, TX", {"company:harbor-foods", "location:dallas-tx"}),
         ("| Shipper | Acme Widgets |", {"company:acme-widgets"}),
         ("Driver: John Smith", {"person:john-smith"}),
+        ("Driver: Иван Петров\nContact: Jose\u0301 Garci\u0301a", {"person:иван-петров", "person:josé-garcía"}),
+        ("Carrier: Société Générale\nConsignee: 山田運輸株式会社", {"company:société-générale", "company:山田運輸株式会社"}),
+        ("Carrier: ООО Ромашка\nCustomer: ขนส่งไทย", {"company:ооо-ромашка", "company:ขนส่งไทย"}),
+        ("Carrier: société inconnue\nDriver: josé garcía", set()),
+        ("Montréal, QC H2X 1Y4, LA CAÑADA FLINTRIDGE, CA 91011", {"location:montréal-qc", "location:la-cañada-flintridge-ca"}),
+        ("San José, CA and Coeur d'Alene, ID", {"location:san-josé-ca", "location:coeur-d-alene-id"}),
     ],
 )  # fmt: skip
 def test_found(text: str, refs: set[str]) -> None:

@@ -691,3 +691,9 @@ def test_who_gets_answers_and_blind_copies_is_in_the_text() -> None:
 
 def test_a_date_in_iso_form_is_read() -> None:
     assert str(sent_at("2026-03-03T10:15:00-05:00")) == "2026-03-03 10:15:00-05:00"
+
+
+@pytest.mark.parametrize("name", ["Jose\u0301 Garci\u0301a", "สมชาย ใจดี", "Nguyễn Văn An"])
+def test_people_whose_names_have_marks_are_people(name: str) -> None:
+    read = read_mail(f"From: {name} <a@x.example>\r\n\r\nHi".encode())
+    assert any(item.subject.startswith("person:") for item in read.assertions)

@@ -9,6 +9,7 @@ from typing import Any
 
 from apex_memory.markup import plain_text
 from apex_memory.model import Assertion, File, slug
+from apex_memory.normalization import without_marks
 from apex_memory.pipeline.headers import Mailbox, field_text, mailboxes, sent_at
 from apex_memory.pipeline.mime import Part, read_message
 
@@ -252,7 +253,7 @@ def _correspondent(predicate: str, box: Mailbox, start: int) -> Iterator[Asserti
     yield Assertion(predicate=predicate, object=ref, start=start)
     if box.name and box.name != box.address:
         yield Assertion(subject=ref, predicate="name", value=box.name, start=start)
-    if _PERSON.match(box.name):
+    if _PERSON.match(without_marks(box.name)):
         person = f"person:{slug(box.name)}"
         yield Assertion(subject=person, predicate="name", value=box.name, start=start)
         yield Assertion(subject=person, predicate="email", object=ref, start=start)

@@ -85,6 +85,16 @@ async def test_html_loses_its_scripts_not_its_text(reader: FileReader) -> None:
         assert parsed.metadata["title"] == "T"
 
 
+@pytest.mark.parametrize("tag", ["header", "nav", "form", "aside", "footer", "section"])
+async def test_no_part_of_a_page_is_left_out(reader: FileReader, tag: str) -> None:
+    page = f"<html><body><{tag}>Load SHP-100045</{tag}><p>late</p><script>no()</script></body>"
+    assert (await read(reader, "page.html", page.encode())).text.split() == [
+        "Load",
+        "SHP-100045",
+        "late",
+    ]
+
+
 async def test_a_page_without_a_heading_is_called_by_its_title(reader: FileReader) -> None:
     page = "<html><head><title lang=en>\n Load SHP-100045 &amp; more </title></head><p>late</p>"
     assert (await read(reader, "page.html", page.encode())).title == "Load SHP-100045 & more"

@@ -332,6 +332,38 @@ async def test_f22_word_files_are_read_in_their_final_text(reader: FileReader) -
     assert words == ["brindle", "Between.", "New", "place", "ferny."]
 
 
+def word_file(body: str, **margins: str) -> bytes:
+    """A Word file with this body and, by the names of their parts, headers and footers."""
+    with zipfile.ZipFile(io.BytesIO(documents.docx("HERE"))) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    main = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+    parts["word/document.xml"] = re.sub(
+        rb"<w:p>.*</w:p>", lambda _: body.encode(), parts["word/document.xml"]
+    )
+    for name, text in margins.items():
+        parts[f"word/{name}.xml"] = f'<w:hdr xmlns:w="{main}">{text}</w:hdr>'.encode()
+    return documents.archive(parts)
+
+
+async def test_breaks_in_a_word_file_end_lines(reader: FileReader) -> None:
+    line = "<w:r><w:t>Shipper: Harbor</w:t><w:br/><w:t>PRO: 223456781</w:t></w:r>"
+    page = '<w:r><w:br w:type="page"></w:br><w:t>Next</w:t><w:cr/></w:r>'
+    cell = "<w:tbl><w:tr><w:tc><w:p><w:r><w:t>a</w:t><w:br/><w:t>b</w:t></w:r></w:p></w:tc></w:tr></w:tbl>"
+    parsed = await read(reader, "a.docx", word_file(f"<w:p>{line}{page}</w:p>{cell}"))
+    assert parsed.text.split("\n")[:3] == ["Shipper: Harbor", "PRO: 223456781", "Next"]
+    assert "| a b |" in parsed.text
+
+
+async def test_headers_and_footers_of_a_word_file_are_in_its_text(reader: FileReader) -> None:
+    header = "<w:p><w:r><w:t>Load SHP</w:t><w:noBreakHyphen/><w:t>100045</w:t><w:tab/><w:t>A &amp; B</w:t></w:r></w:p>"
+    body = "<w:p><w:r><w:t>Body</w:t></w:r></w:p>"
+    data = word_file(body, header1=header, header2=header, footer1=header.replace("Load", "Foot"))
+    parsed = await read(reader, "a.docx", data)
+    assert parsed.text.strip() == (
+        "Load SHP\u2011100045\tA & B\n\nBody\n\n\nFoot SHP\u2011100045\tA & B"
+    )
+
+
 def formatted_workbook(cells: list[tuple[str, str]]) -> bytes:
     """An Excel file of one row: each cell is a number with its format code."""
     plain = documents.xlsx([["x"]], sheet="Rates")

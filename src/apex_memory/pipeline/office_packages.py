@@ -1,13 +1,14 @@
 """Word and Excel files as their program shows them: final text of tracked moves, numbers under their formats.
 
-The office reader drops tracked deletions, keeps the old place of moved text, and shows numbers without their
-formats. So these parts are rewritten before it reads the file.
+The office reader drops tracked deletions, keeps the old place of moved text, joins lines at breaks, leaves headers and
+footers out, and shows numbers without their formats. So these parts are read or rewritten before it reads the file.
 """
 
 from __future__ import annotations
 
 import re
 import zipfile
+from dataclasses import dataclass
 from html import escape, unescape
 
 from apex_memory.pipeline.archives import open_package, read_member, replace_members
@@ -15,6 +16,13 @@ from apex_memory.pipeline.file_limits import EventBudget
 from apex_memory.pipeline.number_formats import BUILT_IN, show_number
 
 _MOVE_FROM = re.compile(rb"<((?:\w{1,40}:)?)moveFrom(?:\s[^<>]*)?>")
+_BREAK_ELEMENT = re.compile(rb"<w:(br|cr)(?:\s[^<>]*)?(?:/>|></w:\1>)")
+_BREAK = "\ufdd0"
+"""Stands for a break while the office reader reads the file: Unicode leaves this character to programs."""
+_MARGIN_PART = re.compile(r"word/(header|footer)\d{0,4}\.xml\Z")
+_MARGIN_TEXT = re.compile(
+    r"<w:t(?:\s[^<>]*)?>(?P<text>[^<]*)</w:t>|(?P<blank><w:tab\b)|(?P<hyphen><w:noBreakHyphen\b)|(?P<end></w:p>|<w:(?:br|cr)\b)"
+)
 _WORD_PART = re.compile(r"word/[\w-]{1,80}\.xml\Z")
 _SHEET_PART = re.compile(r"xl/worksheets/[\w-]{1,80}\.xml\Z")
 # A cell with a number: attributes, formula, value. Every part is bounded by the next `<`, so the time is linear.
@@ -32,17 +40,51 @@ _STYLE = re.compile(r"<(?:\w{1,40}:)?xf\s([^<>]*)>")
 _ATTRIBUTE = re.compile(r'(\w{1,40})="([^"]*)"')
 
 
-def final_word_file(data: bytes, budget: EventBudget) -> bytes:
-    """Return a Word file without the text that was moved elsewhere. Raises `Rejected` for a broken one."""
+@dataclass(frozen=True, slots=True)
+class WordFile:
+    """A Word file to be read, and the texts of its headers and footers, each paragraph once."""
+
+    data: bytes
+    header: str
+    footer: str
+
+
+def final_word_file(data: bytes, budget: EventBudget) -> WordFile:
+    """Return a Word file without the text that was moved elsewhere, with its breaks marked. Raises `Rejected` for a broken one.
+
+    `with_breaks` makes the marks line ends in the text that is read.
+    """
+    margins: dict[str, list[str]] = {"header": [], "footer": []}
     with open_package(data, budget) as archive:
         changed: dict[str, bytes] = {}
         for info in archive.infolist():
             if _WORD_PART.match(info.filename):
                 part = read_member(archive, info, budget)
-                final = without_moved_text(part)
-                if final is not part:
+                final = _BREAK_ELEMENT.sub(b"<w:t>&#xFDD0;</w:t>", without_moved_text(part))
+                if final != part:
                     changed[info.filename] = final
-        return replace_members(data, archive, changed, budget) if changed else data
+                if margin := _MARGIN_PART.match(info.filename):
+                    margins[margin[1]] += _paragraphs(without_moved_text(part))
+        final_data = replace_members(data, archive, changed, budget) if changed else data
+    header, footer = ("\n".join(dict.fromkeys(texts)) for texts in margins.values())
+    return WordFile(final_data, header, footer)
+
+
+def with_breaks(text: str) -> str:
+    """Return the text of a Word file with a line end for each break, a blank in the cells of tables."""
+    if _BREAK not in text:
+        return text
+    lines = text.split("\n")
+    return "\n".join(line.replace(_BREAK, " " if line.startswith("|") else "\n") for line in lines)
+
+
+def _paragraphs(part: bytes) -> list[str]:
+    """Return the lines of a header or footer that hold text."""
+    pieces: list[str] = []
+    for match in _MARGIN_TEXT.finditer(part.decode("utf-8", "replace")):
+        text = {"blank": "\t", "hyphen": "\u2011", "end": "\n"}.get(match.lastgroup or "")
+        pieces.append(unescape(match["text"] or "") if text is None else text)
+    return [line.strip() for line in "".join(pieces).split("\n") if line.strip()]
 
 
 def without_moved_text(part: bytes) -> bytes:

@@ -22,7 +22,7 @@ from apex_memory.pipeline.content_lines import read_content_lines
 from apex_memory.pipeline.file_kinds import NAMES, TYPES, is_plain_text, kind_of, shown
 from apex_memory.pipeline.file_limits import BudgetExceeded, EventBudget, budget_exceeded
 from apex_memory.pipeline.mail import Body, read_mail
-from apex_memory.pipeline.office_packages import final_word_file, formatted_spreadsheet
+from apex_memory.pipeline.office_packages import final_word_file, formatted_spreadsheet, with_breaks
 
 _PLAIN_BYTES = 1_000_000
 _HEADING = re.compile(r"^#{1,6} +(\S[^\n]{0,200})", re.MULTILINE)
@@ -197,13 +197,14 @@ def _office(file: File, kind: str, budget: EventBudget) -> Parsed:
     # Imported here, because the worker imports this module and needs no office reader.
     from apex_memory.pipeline.office import read_office_file
 
-    data, page_title = file.data, ""
+    data, page_title, header, footer = file.data, "", "", ""
     if kind == "html":
         page = without_images(decode_html(data, _charset(file)))
         page_title = title_of(page)
         data = page.encode("utf-8", "replace")
     elif kind == "docx":
-        data = final_word_file(data, budget)
+        word_file = final_word_file(data, budget)
+        data, header, footer = word_file.data, word_file.header, word_file.footer
     elif kind == "xlsx":
         data = formatted_spreadsheet(data, budget)
     if not budget.start_native():
@@ -225,10 +226,11 @@ def _office(file: File, kind: str, budget: EventBudget) -> Parsed:
         "authors": office.authors,
     }
     title = office.title or (office.subject if kind == "msg" else "")
-    text = without_image_links(office.text)
+    body = without_image_links(with_breaks(office.text))
+    text = "\n\n".join(filter(None, (header, body, footer)))
     parsed = Parsed(
         text,
-        title=title or (_heading(text) if kind in ("docx", "html") else "") or page_title,
+        title=title or (_heading(body) if kind in ("docx", "html") else "") or page_title,
         metadata={name: value for name, value in metadata.items() if value},
     )
     removed = len(office.text) - len(text)

@@ -364,6 +364,68 @@ async def test_headers_and_footers_of_a_word_file_are_in_its_text(reader: FileRe
     )
 
 
+_FORMATS = "http://schemas.openxmlformats.org"
+_PACKAGE = f"{_FORMATS}/package/2006"
+_RELATION = f"{_FORMATS}/officeDocument/2006/relationships"
+_SLIDES = f'xmlns:p="{_FORMATS}/presentationml/2006/main" xmlns:a="{_FORMATS}/drawingml/2006/main"'
+_PRESENTATION = "application/vnd.openxmlformats-officedocument.presentationml"
+
+
+def presentation(paragraph: str, notes: str) -> bytes:
+    """A PowerPoint file of one slide with one paragraph, and its notes."""
+    shape = f"<p:sp><p:txBody><a:bodyPr/><a:p>{paragraph}</a:p></p:txBody></p:sp>"
+    tree = "<p:cSld><p:spTree>{}</p:spTree></p:cSld>"
+    parts = {
+        "[Content_Types].xml": f'<Types xmlns="{_PACKAGE}/content-types"><Default Extension="xml" ContentType="application/xml"/><Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/><Override PartName="/ppt/presentation.xml" ContentType="{_PRESENTATION}.presentation.main+xml"/><Override PartName="/ppt/slides/slide1.xml" ContentType="{_PRESENTATION}.slide+xml"/></Types>',
+        "_rels/.rels": f'<Relationships xmlns="{_PACKAGE}/relationships"><Relationship Id="rId1" Type="{_RELATION}/officeDocument" Target="ppt/presentation.xml"/></Relationships>',
+        "ppt/presentation.xml": f'<p:presentation {_SLIDES} xmlns:r="{_RELATION}"><p:sldIdLst><p:sldId id="256" r:id="rId1"/></p:sldIdLst></p:presentation>',
+        "ppt/_rels/presentation.xml.rels": f'<Relationships xmlns="{_PACKAGE}/relationships"><Relationship Id="rId1" Type="{_RELATION}/slide" Target="slides/slide1.xml"/></Relationships>',
+        "ppt/slides/slide1.xml": f"<p:sld {_SLIDES}>{tree.format(shape)}</p:sld>",
+        "ppt/notesSlides/notesSlide1.xml": f"<p:notes {_SLIDES}>{tree.format(notes)}</p:notes>",
+    }  # fmt: skip
+    return documents.archive({name: part.encode() for name, part in parts.items()})
+
+
+async def test_slides_keep_their_words_lines_and_notes(reader: FileReader) -> None:
+    paragraph = (
+        "<a:r><a:t>Shipper: Harbor</a:t></a:r><a:br/><a:r><a:t>SHP-1</a:t></a:r>"
+        '<a:r><a:rPr b="1"><a:solidFill/></a:rPr><a:t>00</a:t></a:r>\n<a:r><a:rPr/><a:t>045</a:t></a:r>'
+    )
+    notes = "<a:p><a:r><a:t>Say PRO </a:t></a:r><a:r><a:t>223456781</a:t></a:r></a:p>"
+    text = (await read(reader, "a.pptx", presentation(paragraph, notes))).text
+    assert [line.strip("# ") for line in text.split("\n") if line] == [
+        "Shipper: Harbor",
+        "SHP-100045",
+        "Say PRO 223456781",
+    ]
+
+
+_OPEN = "urn:oasis:names:tc:opendocument:xmlns"
+
+
+def open_document(kind: str, body: str) -> bytes:
+    """An OpenDocument file."""
+    names = " ".join(f'xmlns:{name}="{_OPEN}:{name}:1.0"' for name in ("office", "text", "table"))
+    content = f"<office:document-content {names}><office:body><office:{kind}>{body}</office:{kind}></office:body></office:document-content>"
+    media_type = f"application/vnd.oasis.opendocument.{kind}"
+    manifest = f'<manifest:manifest xmlns:manifest="{_OPEN}:manifest:1.0"><manifest:file-entry manifest:full-path="/" manifest:media-type="{media_type}"/></manifest:manifest>'
+    parts = {"mimetype": media_type, "META-INF/manifest.xml": manifest, "content.xml": content}
+    return documents.archive({name: part.encode() for name, part in parts.items()})
+
+
+async def test_open_documents_keep_lines_and_cells_as_shown(reader: FileReader) -> None:
+    text = "<text:p>Shipper: Harbor<text:line-break/>PRO: 223456781</text:p>"
+    assert (await read(reader, "a.odt", open_document("text", text))).text.split("\n")[:2] == [
+        "Shipper: Harbor",
+        "PRO: 223456781",
+    ]
+    money = '<table:table-cell office:value-type="currency" office:currency="EUR" office:value="1234.5"><text:p>1.234,50 €</text:p></table:table-cell>'
+    bare = '<table:table-cell office:value-type="float" office:value="7"/>'
+    table = f'<table:table table:name="T"><table:table-row>{money}{bare}</table:table-row></table:table>'
+    sheet = await read(reader, "a.ods", open_document("spreadsheet", table))
+    assert "| 1.234,50 € | 7 |" in sheet.text
+
+
 def formatted_workbook(cells: list[tuple[str, str]]) -> bytes:
     """An Excel file of one row: each cell is a number with its format code."""
     plain = documents.xlsx([["x"]], sheet="Rates")

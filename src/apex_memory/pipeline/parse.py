@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from html import unescape
 from typing import Any
@@ -22,7 +22,14 @@ from apex_memory.pipeline.content_lines import read_content_lines
 from apex_memory.pipeline.file_kinds import NAMES, TYPES, is_plain_text, kind_of, shown
 from apex_memory.pipeline.file_limits import BudgetExceeded, EventBudget, budget_exceeded
 from apex_memory.pipeline.mail import Body, read_mail
-from apex_memory.pipeline.office_packages import final_word_file, formatted_spreadsheet, with_breaks
+from apex_memory.pipeline.office_packages import (
+    RewrittenFile,
+    final_open_document,
+    final_presentation,
+    final_word_file,
+    formatted_spreadsheet,
+    with_breaks,
+)
 
 _PLAIN_BYTES = 1_000_000
 _HEADING = re.compile(r"^#{1,6} +(\S[^\n]{0,200})", re.MULTILINE)
@@ -193,20 +200,26 @@ def _heading(text: str) -> str:
     return match[1].strip(" #*") if match else ""
 
 
+_REWRITE: Mapping[str, Callable[[bytes, EventBudget], RewrittenFile]] = {
+    "docx": final_word_file,
+    "xlsx": formatted_spreadsheet,
+    "pptx": final_presentation,
+    **dict.fromkeys(("odt", "ods", "odp"), final_open_document),
+}
+"""What is done to a file of a kind before the office reader reads it."""
+
+
 def _office(file: File, kind: str, budget: EventBudget) -> Parsed:
     # Imported here, because the worker imports this module and needs no office reader.
     from apex_memory.pipeline.office import read_office_file
 
-    data, page_title, header, footer = file.data, "", "", ""
+    rewritten, page_title = RewrittenFile(file.data), ""
     if kind == "html":
-        page = without_images(decode_html(data, _charset(file)))
+        page = without_images(decode_html(file.data, _charset(file)))
         page_title = title_of(page)
-        data = page.encode("utf-8", "replace")
-    elif kind == "docx":
-        word_file = final_word_file(data, budget)
-        data, header, footer = word_file.data, word_file.header, word_file.footer
-    elif kind == "xlsx":
-        data = formatted_spreadsheet(data, budget)
+        rewritten = RewrittenFile(page.encode("utf-8", "replace"))
+    elif rewrite := _REWRITE.get(kind):
+        rewritten = rewrite(file.data, budget)
     if not budget.start_native():
         raise Rejected(
             "the file crashed the reader twice",
@@ -214,7 +227,7 @@ def _office(file: File, kind: str, budget: EventBudget) -> Parsed:
         )
     # A PDF's plain text keeps its lines, which labels (`Shipper: …`) need; the others have real structure.
     office = read_office_file(
-        data,
+        rewritten.data,
         media_type=TYPES[kind],
         name=NAMES[kind],
         style="plain" if kind == "pdf" else "markdown",
@@ -227,7 +240,7 @@ def _office(file: File, kind: str, budget: EventBudget) -> Parsed:
     }
     title = office.title or (office.subject if kind == "msg" else "")
     body = without_image_links(with_breaks(office.text))
-    text = "\n\n".join(filter(None, (header, body, footer)))
+    text = "\n\n".join(filter(None, (rewritten.header, body, rewritten.footer)))
     parsed = Parsed(
         text,
         title=title or (_heading(body) if kind in ("docx", "html") else "") or page_title,

@@ -95,6 +95,11 @@ async def test_no_part_of_a_page_is_left_out(reader: FileReader, tag: str) -> No
     ]
 
 
+async def test_a_page_of_tags_that_never_end_is_read(reader: FileReader) -> None:
+    page = b"<nav><header>" * 3_000 + b"Load SHP-100045"
+    assert (await read(reader, "page.html", page)).text == "Load SHP-100045"
+
+
 async def test_a_page_without_a_heading_is_called_by_its_title(reader: FileReader) -> None:
     page = "<html><head><title lang=en>\n Load SHP-100045 &amp; more </title></head><p>late</p>"
     assert (await read(reader, "page.html", page.encode())).title == "Load SHP-100045 & more"

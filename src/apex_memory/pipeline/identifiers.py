@@ -108,21 +108,27 @@ def find_identifiers(text: str, char_shape: bytes) -> Iterator[Mention]:
 
 def _codes_in_columns(text: str) -> Iterator[Mention]:
     """Yield the codes in columns of tables whose header is a label, such as `PRO` or `PO Number`."""
-    labels: dict[str, bool] = {}
+    patterns: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
-    def is_label(header: str) -> bool:
-        if header not in labels:
-            labels[header] = bool(_LABEL_HEADER.match(header))
-        return labels[header]
+    def label_patterns(header: str) -> list[tuple[str, re.Pattern[str]]]:
+        if header not in patterns:
+            is_label = _LABEL_HEADER.match(header) is not None
+            patterns[header] = [
+                (kind, pattern)
+                for (kind, pattern), (_, label, _) in zip(_LABELLED, _LABELS, strict=True)
+                if is_label and re.match(label, header, re.IGNORECASE)
+            ]
+        return patterns[header]
 
-    for cell in chain(cells_under_headers(text), cells_of_rows(text, is_label)):
-        if not is_label(cell.header):
-            continue
-        prefix = f"{cell.header}: "
-        for mention in _labelled_codes(prefix + cell.text[:100]):
-            if mention.start >= len(prefix):
-                start = cell.start + mention.start - len(prefix)
-                yield Mention(mention.ref, mention.surface, start)
+    for cell in chain(
+        cells_under_headers(text), cells_of_rows(text, lambda header: bool(label_patterns(header)))
+    ):
+        for kind, pattern in label_patterns(cell.header):
+            prefix = f"{cell.header}: "
+            if match := pattern.match(prefix + cell.text[:100]):
+                start = cell.start + match.start(2) - len(prefix)
+                yield Mention(canonical(f"{kind}:{match[2]}"), match[2], start)
+                break
 
 
 def _labelled_codes(text: str) -> Iterator[Mention]:

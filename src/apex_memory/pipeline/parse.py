@@ -213,10 +213,9 @@ def _office(file: File, kind: str, budget: EventBudget) -> Parsed:
     # Imported here, because the worker imports this module and needs no office reader.
     from apex_memory.pipeline.office import read_office_file
 
-    rewritten, page_title = RewrittenFile(file.data), ""
+    rewritten, page = RewrittenFile(file.data), ""
     if kind == "html":
         page = without_images(decode_html(file.data, _charset(file)))
-        page_title = title_of(page)
         rewritten = RewrittenFile(page.encode("utf-8", "replace"))
     elif rewrite := _REWRITE.get(kind):
         rewritten = rewrite(file.data, budget)
@@ -233,6 +232,7 @@ def _office(file: File, kind: str, budget: EventBudget) -> Parsed:
         style="plain" if kind == "pdf" else "markdown",
         limits=budget.limits,
     )
+    page_title = title_of(page)
     metadata = {
         "pages": office.pages or None,
         "title": office.title or office.subject or page_title,
@@ -240,6 +240,8 @@ def _office(file: File, kind: str, budget: EventBudget) -> Parsed:
     }
     title = office.title or (office.subject if kind == "msg" else "")
     body = without_image_links(with_breaks(office.text))
+    if not body.strip():
+        body = plain_text(page)  # tags too deep for the office reader
     text = "\n\n".join(filter(None, (rewritten.header, body, rewritten.footer)))
     parsed = Parsed(
         text,

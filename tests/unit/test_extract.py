@@ -65,6 +65,7 @@ def valued(text: str, predicate: str) -> list[str]:
         ("Carrier: Société Générale\nConsignee: 山田運輸株式会社", {"company:société-générale", "company:山田運輸株式会社"}),
         ("Carrier: ООО Ромашка\nCustomer: ขนส่งไทย", {"company:ооо-ромашка", "company:ขนส่งไทย"}),
         ("Carrier: société inconnue\nDriver: josé garcía", set()),
+        ("Deliver SHP-\n100045 and LD-\n  55012 -\n3 pallets, a non-\nstop truck", {"shipment:SHP-100045", "load:LD-55012"}),
         ("Montréal, QC H2X 1Y4, LA CAÑADA FLINTRIDGE, CA 91011", {"location:montréal-qc", "location:la-cañada-flintridge-ca"}),
         ("San José, CA and Coeur d'Alene, ID", {"location:san-josé-ca", "location:coeur-d-alene-id"}),
     ],

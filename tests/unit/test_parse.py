@@ -62,6 +62,17 @@ async def test_pdf_keeps_its_lines(reader: FileReader) -> None:
     assert parsed.metadata["pages"] == 2
 
 
+async def test_what_people_type_onto_a_pdf_is_read(reader: FileReader) -> None:
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Count 1 /Kids [3 0 R] >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Annots [4 0 R] >>",
+        b"<< /Type /Annot /Subtype /FreeText /Rect [50 600 300 640] /Contents (Got SHP-100045) >>",
+    ]
+    parsed = await read(reader, "bol.pdf", documents.pdf_file(objects), documents.PDF)
+    assert "Got SHP-100045" in parsed.text
+
+
 async def test_word_and_excel_become_markdown(reader: FileReader) -> None:
     word = await read(reader, "rate.docx", RATE, documents.DOCX)
     assert word.text.startswith("# Rate confirmation\n\nLoad SHP-100045")

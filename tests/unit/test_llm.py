@@ -507,3 +507,18 @@ def test_w1_the_metadata_of_each_conversation_is_bounded_by_itself() -> None:
     with pytest.raises(Rejected, match=r"^\[1\]\.metadata: 65,547 bytes of JSON") as told:
         receive([half, large])
     assert "as text or as a file" in told.value.remedy
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"type": "text", "media_type": "text/plain", "data": "Signed for SHP-100045"},
+        {"type": "content", "content": [{"type": "text", "text": "Signed for SHP-100045"}]},
+    ],
+)
+def test_the_words_of_a_document_in_a_chat_are_in_its_text(source: dict[str, Any]) -> None:
+    blocks = [{"type": "document", "title": "POD", "source": source}, {"type": "text", "text": "?"}]
+    document = document_from(
+        {"model": "claude-x", "messages": [{"role": "user", "content": blocks}]}
+    )
+    assert "[file POD]\nSigned for SHP-100045\n?" in document.text

@@ -13,6 +13,14 @@ _BREAK = re.compile(
 _CELL_END = re.compile(r"</t[dh]\b[^<>]*>", re.IGNORECASE)
 _TITLE = re.compile(r"<title(?:\s[^<>]{0,200})?>([^<]{1,1000})</title", re.IGNORECASE)
 _TITLE_WITHIN = 20_000  # characters
+_TABLE_TAG = re.compile(r"<(/?)(table|thead|tbody|tfoot|tr|td|th)\b", re.IGNORECASE)
+# What a start or end tag ends; those of cells end cells alone.
+_CELLS = ("td", "th")
+_SECTIONS = ("thead", "tbody", "tfoot")
+_ENDED_BY = {
+    "tr": (*_CELLS, "tr"),
+    **dict.fromkeys(("table", *_SECTIONS), (*_CELLS, "tr", *_SECTIONS)),
+}
 _TAG = re.compile(r"</?[a-z!][^<>]*>", re.IGNORECASE)
 
 # Elements that load something; `svg`, which converters turn into a data URI, and `picture`, of which they read only
@@ -57,6 +65,34 @@ def title_of(page: str) -> str:
     """Return the title of an HTML page, which its body need not repeat; empty where its beginning has none."""
     title = _TITLE.search(page, 0, _TITLE_WITHIN)
     return " ".join(html.unescape(title[1]).split()) if title else ""
+
+
+def with_cell_ends(page: str) -> str:
+    """Return HTML whose tables have all end tags, which writers may leave out, and tags in lower case.
+
+    The office reader loses cells, and what follows them, where an end tag is missing or in another case.
+    """
+    pieces: list[str] = []
+    position = 0
+    tables: list[list[str]] = []  # of each open table, its open section, row and cell
+    for tag in _TABLE_TAG.finditer(page):
+        name = tag[2].lower()
+        pieces.append(page[position : tag.start()])
+        position = tag.start(2) + len(name)
+        if name == "table" and not tag[1]:
+            tables.append([])
+        opened = tables[-1] if tables and (name != "table" or tag[1]) else []
+        ended = _ENDED_BY.get(name, _CELLS)
+        while opened and opened[-1] in ended:
+            element = opened.pop()
+            if not (tag[1] and element == name):
+                pieces.append(f"</{element}>")
+        if name == "table" and tag[1]:
+            del tables[-1:]
+        elif name != "table" and not tag[1]:
+            opened.append(name)
+        pieces.append(f"<{tag[1]}{name}")
+    return "".join(pieces) + page[position:]
 
 
 def without_images(markup: str) -> str:

@@ -106,6 +106,21 @@ async def test_no_part_of_a_page_is_left_out(reader: FileReader, tag: str) -> No
     ]
 
 
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("<table><tr><td>PRO<td>223456781</table>after", "PRO 223456781 after"),
+        ("<TABLE><TBODY><TR><TH>PRO<TD>1<TBODY><TR><TD>BOL<TD>2</TABLE>", "PRO 1 BOL 2"),
+        ("<table><tr><td>a<table><tr><td>in<td>ner</table><td>out</table>", "a in ner out"),
+        ("<table><tr><td>a</td><td>b</td></tr></table>", "a b"),
+        ("<TABLE><tr><TD>a</td><td>b</TD></TR></table>c</td>", "a b c"),
+    ],
+)
+async def test_cells_without_end_tags_are_read(reader: FileReader, table: str, words: str) -> None:
+    text = (await read(reader, "page.html", f"<body>{table}".encode())).text
+    assert [word for word in text.split() if word.strip("|-\\")] == words.split()
+
+
 async def test_a_page_of_tags_that_never_end_is_read(reader: FileReader) -> None:
     page = b"<nav><header>" * 3_000 + b"Load SHP-100045"
     assert (await read(reader, "page.html", page)).text == "Load SHP-100045"

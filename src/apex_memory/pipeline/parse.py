@@ -14,7 +14,13 @@ from html import unescape
 from typing import Any
 
 from apex_memory.errors import Rejected
-from apex_memory.markup import plain_text, title_of, without_image_links, without_images
+from apex_memory.markup import (
+    plain_text,
+    title_of,
+    with_cell_ends,
+    without_image_links,
+    without_images,
+)
 from apex_memory.model import Assertion, File
 from apex_memory.pipeline.archives import archive_members
 from apex_memory.pipeline.charset import decode, decode_html
@@ -216,7 +222,7 @@ def _office(file: File, kind: str, budget: EventBudget) -> Parsed:
     rewritten, page = RewrittenFile(file.data), ""
     if kind == "html":
         page = without_images(decode_html(file.data, _charset(file)))
-        rewritten = RewrittenFile(page.encode("utf-8", "replace"))
+        rewritten = RewrittenFile(with_cell_ends(page).encode("utf-8", "replace"))
     elif rewrite := _REWRITE.get(kind):
         rewritten = rewrite(file.data, budget)
     if not budget.start_native():

@@ -30,6 +30,10 @@ _MEDIA = re.compile(
     r"|(?P<wrapper>/?(?:svg|picture)))(?=[\s/>])",
     re.IGNORECASE,
 )
+# Types of fields whose value a page shows.
+_SHOWN_FIELDS = frozenset(
+    ("", "text", "search", "email", "tel", "url", "number", "date", "time", "month", "week", "datetime-local")
+)  # fmt: skip
 _ATTRIBUTE = re.compile(
     r"[\s/]*+([^\s/>][^\s/>=]*+)(?:\s*+=\s*+(?:\"([^\"]*+)\"|'([^']*+)'|([^\s>]*+)))?+"
 )
@@ -96,7 +100,7 @@ def with_cell_ends(page: str) -> str:
 
 
 def without_images(markup: str) -> str:
-    """Return HTML in which each image is its alternative text, and nothing else names a resource to load.
+    """Return HTML in which each image is its alternative text, each field its value, and nothing else names a resource to load.
 
     Data URIs can be megabytes of base 64, and whoever shows the text with remote images reports to their server.
     Links keep their target unless it is a data URI.
@@ -112,8 +116,11 @@ def _without_images(markup: str) -> Iterator[str]:
         if tag["wrapper"]:
             yield "</span>" if tag["wrapper"].startswith("/") else "<span>"
         elif tag["image"]:
-            is_field = tag["image"].lower() == "input" and attributes.get("type", "") != "image"
-            alternative = "" if is_field else attributes.get("alt", "")
+            shown = "alt"
+            if tag["image"].lower() == "input":
+                kind = attributes.get("type", "text").lower()
+                shown = "alt" if kind == "image" else "value" if kind in _SHOWN_FIELDS else ""
+            alternative = attributes.get(shown, "")
             yield f" {alternative.replace('<', '&lt;').replace('>', '&gt;')} "
         elif tag["link"]:
             is_data = attributes.get("href", "").lstrip().lower().startswith("data:")

@@ -96,6 +96,15 @@ async def test_html_loses_its_scripts_not_its_text(reader: FileReader) -> None:
         assert parsed.metadata["title"] == "T"
 
 
+async def test_fields_of_a_page_have_the_values_that_it_shows(reader: FileReader) -> None:
+    page = (
+        "<form>PRO: <input name=a value=223456781> BOL: <INPUT type=TEXT value='88-112 &amp; 3'><input type=hidden "
+        "value=token><input type=password value=secret><input type=checkbox value=on></form>"
+    )
+    text = (await read(reader, "page.html", f"<html>{page}".encode())).text
+    assert text.split() == ["PRO:", "223456781", "BOL:", "88-112", "&", "3"]
+
+
 @pytest.mark.parametrize("tag", ["header", "nav", "form", "aside", "footer", "section"])
 async def test_no_part_of_a_page_is_left_out(reader: FileReader, tag: str) -> None:
     page = f"<html><body><{tag}>Load SHP-100045</{tag}><p>late</p><script>no()</script></body>"

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 
 _HIDDEN = re.compile(r"<(?:(?P<comment>!--)|(?P<tag>script|style|head|title)\b)", re.IGNORECASE)
 _BREAK = re.compile(
-    r"<(?:br|hr|/?(?:p|div|tr|li|ul|ol|table|blockquote|h[1-6]))\b[^<>]*>", re.IGNORECASE
+    r"<(?:br|hr|/?(?:p|div|tr|li|ul|ol|dl|dt|dd|table|caption|blockquote|pre|h[1-6]|section|article|aside|nav|header|footer"
+    r"|main|address|form|fieldset|legend|figure|figcaption|details|summary|option|center))\b[^<>]*>",
+    re.IGNORECASE,
 )
-_CELL_END = re.compile(r"</t[dh]\b[^<>]*>", re.IGNORECASE)
+_CELL = re.compile(r"</?t[dh]\b[^<>]*>", re.IGNORECASE)
 _TITLE = re.compile(r"<title(?:\s[^<>]{0,200})?>([^<]{1,1000})</title", re.IGNORECASE)
 _TITLE_WITHIN = 20_000  # characters
 _TABLE_TAG = re.compile(r"<(/?)(table|thead|tbody|tfoot|tr|td|th)\b", re.IGNORECASE)
@@ -59,7 +61,7 @@ def plain_text(markup: str) -> str:
         if end and not hidden["comment"]:
             position = markup.find(">", position) + 1 or len(markup)
     text = re.sub(r"\s+", " ", "".join(kept) + markup[position:])
-    text = _CELL_END.sub(" ", _BREAK.sub("\n", text))
+    text = _CELL.sub(" ", _BREAK.sub("\n", text))
     text = html.unescape(_TAG.sub("", text))
     rows = (re.sub(r"[^\S\n]+", " ", row).strip() for row in text.split("\n"))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(rows)).strip()

@@ -67,6 +67,11 @@ def valued(text: str, predicate: str) -> list[str]:
         ("Carrier: société inconnue\nDriver: josé garcía", set()),
         ("Deliver SHP-\n100045 and LD-\n  55012 -\n3 pallets, a non-\nstop truck", {"shipment:SHP-100045", "load:LD-55012"}),
         ("Montréal, QC H2X 1Y4, LA CAÑADA FLINTRIDGE, CA 91011", {"location:montréal-qc", "location:la-cañada-flintridge-ca"}),
+        ("PO#: 7781-22\nLoad ID: 778123\nTrailer: 5531\nDriver: Dana Ortiz", {"po:7781-22", "load:778123", "vehicle:5531", "person:dana-ortiz"}),
+        ('{"pro": "223456781", "bol_number": "88-1122", "po": 77812}', {"pro:223456781", "bol:88-1122", "po:77812"}),
+        ('<Load><PRO>223456781</PRO><BOL id="88-1122"/></Load>', {"pro:223456781", "bol:88-1122"}),
+        ("pro=223456781\npo = 77812\nhttps://x.example/?bol=88-1122&x=1", {"pro:223456781", "po:77812", "bol:88-1122"}),
+        ("DELIVER TO ST. LOUIS, MO FROM COLUMBUS, OH 43215", {"location:st-louis-mo", "location:columbus-oh"}),
         ("San José, CA and Coeur d'Alene, ID", {"location:san-josé-ca", "location:coeur-d-alene-id"}),
     ],
 )  # fmt: skip

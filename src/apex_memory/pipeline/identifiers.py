@@ -17,7 +17,7 @@ from apex_memory.pipeline.text import matches
 _WORD = r"(?<![\w-])"
 _END = r"(?![\w-])"
 _OWN = r"(?!(?:SHP|LD|INV|PO|BOL|PRO|MC)[-\s]?\d)"  # `Load SHP-100045` names a shipment
-UNITS = r"(?!\s?(?:lbs?|kgs?|tons?|pallets?|pcs|pieces|skids?|cases|cartons|miles?|mi|ft|hours|hrs|days?|weeks?|months?|years?|trucks?|loads?|drivers?|dollars?|usd|eur|[%'’])(?!\w))"
+UNITS = r"(?![ \t]?(?:lbs?|kgs?|tons?|pallets?|pcs|pieces|skids?|cases|cartons|miles?|mi|ft|hours|hrs|days?|weeks?|months?|years?|trucks?|loads?|drivers?|dollars?|usd|eur|[%'’])(?!\w))"
 _DATE = r"(?!(?:19|20)\d\d-\d\d-\d\d|\d{1,2}-\d{1,2}-(?:19|20)\d\d(?![\w-]))"
 _CODE = rf"{_OWN}{_DATE}(?=[A-Z0-9-]{{0,24}}\d{{3}})([A-Z0-9]{{1,24}}(?:-[A-Z0-9]{{1,24}}){{0,4}}){_END}{UNITS}"
 # Between a label and its code: ` `, `: `, ` # `, `-`, ` No.: ` … The group is empty if only blanks are there.

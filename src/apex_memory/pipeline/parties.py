@@ -52,6 +52,7 @@ _CITY = re.compile(
     rf"({'|'.join(sorted(CODES))}|{'|'.join(sorted(NAMES, key=len, reverse=True))})(?![\w'-])(?: {{1,2}}(\d{{5}}(?:-\d{{4}})?|[A-Z]\d[A-Z] ?\d[A-Z]\d)\b)?"
 )
 _CITY_FIRST = re.compile(rf"[{_CAPITAL}d](?<![\w.'-].)")
+_PREPOSITIONS = frozenset({"to", "from", "at", "near", "via"})
 _CODES_AND_WORDS = frozenset(
     {"OR", "IN", "OK", "ME", "HI", "ON", "OH", "MA", "PA", "LA", "CO", "AL", "DE", "ID", "MS"}
 )
@@ -122,6 +123,14 @@ def find_parties(text: str) -> Iterator[Party]:
             yield Party(role, Mention(f"{kind}:{key}", name, start))
 
 
+def _after_preposition(words: list[str]) -> list[str]:
+    """Return the words of a city in a text in capitals: `DELIVER TO ST. LOUIS` → `ST. LOUIS`."""
+    for n in range(len(words) - 1, -1, -1):
+        if words[n].lower() in _PREPOSITIONS:
+            return words[n + 1 :]
+    return words
+
+
 def _is_name(text: str, kind: str) -> bool:
     """Return whether a text is a name in any script: of letters, and with capitals where its script has them."""
     bare = without_marks(text)
@@ -137,7 +146,7 @@ def find_cities(text: str, char_shape: bytes) -> Iterator[City]:
     may_occur = b", A" in char_shape or b",A" in char_shape
     for match in matches(_CITY_FIRST, _CITY, text) if may_occur else ():
         code = NAMES.get(match[2], match[2])
-        words = match[1].split(" ")
+        words = _after_preposition(match[1].split(" "))
         while words and words[0].lower().rstrip(".") in NOT_NAMES:
             words.pop(0)
         city = " ".join(words)

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 _ROW = re.compile(r"^[ \t]{0,8}\|[^\n]{1,20000}\|[ \t]*$", re.MULTILINE)
+_JSON_KEY = re.compile(r'"\w[\w .-]{0,40}"[ ]?:[ ]?"?')
+_XML_NAME = re.compile(r"<(\w[\w.-]{0,40})>")
+_EQUAL_SIGN = re.compile(r'(?<=\w)[ ]?=[ ]?"?(?=\w)')
 _RULE = re.compile(r"[ \t|:-]+\Z")
 _BAR = re.compile(r"(?<!\\)\|")
 _BLOCK = re.compile(r"(?:\A|(?<=\n))[^\n]+(?:\n[^\n]+)++")
@@ -32,10 +35,16 @@ class Cell:
 
 
 def with_colons(text: str) -> str:
-    """Return the text, of equal length, with `:` for each bar in a table's row: a cell may be the label of the next."""
-    if "|" not in text:
-        return text
-    return _ROW.sub(lambda row: row[0].replace("|", ":"), text)
+    """Return the text, of equal length, with `:` behind what may be a label: a cell of a table, a key of JSON, XML or settings."""
+    if "|" in text:
+        text = _ROW.sub(lambda row: row[0].replace("|", ":"), text)
+    if '":' in text:
+        text = _JSON_KEY.sub(lambda key: key[0].replace('"', " ").replace("_", " "), text)
+    if "</" in text:
+        text = _XML_NAME.sub(r" \1:", text)
+    if "=" in text:
+        text = _EQUAL_SIGN.sub(lambda sign: sign[0].replace("=", ":").replace('"', " "), text)
+    return text
 
 
 def cells_under_headers(text: str) -> Iterator[Cell]:

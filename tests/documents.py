@@ -36,7 +36,7 @@ def pdf(*pages: str, title: str = "") -> bytes:
             "/Resources << /Font << /F1 3 0 R >> >> >>".encode()
         )
         objects.append(b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream))
-    return _pdf_file(objects)
+    return pdf_file(objects)
 
 
 def _pdf_text(text: str) -> bytes:
@@ -44,7 +44,8 @@ def _pdf_text(text: str) -> bytes:
     return escaped.encode("cp1252", "replace")
 
 
-def _pdf_file(objects: Sequence[bytes]) -> bytes:
+def pdf_file(objects: Sequence[bytes]) -> bytes:
+    """A PDF of these objects, numbered from 1, of which the first is the catalogue."""
     body = bytearray(b"%PDF-1.4\n")
     places = []
     for n, item in enumerate(objects, start=1):

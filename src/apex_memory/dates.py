@@ -23,18 +23,21 @@ MONTH = (
 YEAR = r"((?:19|20)\d\d)"
 _FIRST_OF_CENTURY = 69  # two digits from here on are of the 1900s, as in POSIX
 
-_ISO = re.compile(rf"(?<![\w-]){YEAR}-(\d\d)-(\d\d)(?![\d-])", re.ASCII)
+_ISO = re.compile(rf"(?<![\w-]){YEAR}-(\d{{1,2}})-(\d{{1,2}})(?![\d-])", re.ASCII)
 _YEAR_FIRST = re.compile(rf"(?<![\w/]){YEAR}/(\d{{1,2}})/(\d{{1,2}})(?![\w/])", re.ASCII)
 _YEAR_LAST = re.compile(
-    r"(?<![\w./#$€£-])(\d{1,2})([./-])(\d{1,2})\2((?:19|20)\d\d|\d\d)(?![\w/%-]|[.,:]\d)",
+    # In a row of a CSV file the next cell may follow; a comma after `1.2.26` would be a decimal one.
+    r"(?<![\w./#$€£-])(\d{1,2})([./-])(\d{1,2})\2((?:19|20)\d\d|\d\d)(?![\w/%-]|[.:]\d|(?<!\d{4})(?<!/\d\d),\d)",
     re.ASCII,
 )
 _MONTH_NAMED = re.compile(
     rf"(?<![\w-]){MONTH}\.?[ -](\d{{1,2}})(?:st|nd|rd|th)?(?:,?[ -]{YEAR})?(?![\w%/-]|[.,:]\d)",
     re.IGNORECASE | re.ASCII,
 )
+# Two digits are a year after a sign (`3-Mar-26`), and after a blank where nothing follows that they could count.
 _DAY_NAMED = re.compile(
-    rf"(?<![\w$€£.,/-])(\d{{1,2}})(?:st|nd|rd|th)?(?: of)?[ /-]{MONTH}\.?(?:,?[ /-]{YEAR})?(?![\w-])",
+    rf"(?<![\w$€£.,/-])(\d{{1,2}})(?:st|nd|rd|th)?(?: of)?[ /-]{MONTH}\.?"
+    rf"(?:,?[ /-]{YEAR}|[/-]'?(\d\d)|,?[ ]'?(\d\d)(?=[ ]{{0,3}}(?:[,;)\]\n]|\.(?!\d)|\Z|\d{{1,2}}:\d\d)))?(?![\w-])",
     re.IGNORECASE | re.ASCII,
 )
 # Without a year, numbers are a day only after such a word: `3/4` may be a fraction, and `2.10` a price.
@@ -59,6 +62,10 @@ _VERSION = re.compile(
     r"(?<![\w])(?:v|ver|version|release|firmware|rev|revision|section|chapter|build)\.?[\s:#]{0,2}\Z",
     re.IGNORECASE,
 )
+_TIME = re.compile(
+    r"(?:(?<![\w])(?:at|time|um|kl)\.?[\s:]{0,2}|(?:19|20)\d\d[ T-])\Z", re.IGNORECASE
+)
+"""What stands before a time of day with dots, `10.15.00`."""
 _NUMBERED = re.compile(
     r"(?<![\w])(?:phone|tel|fax|ext|invoice|inv|load|shipment|po|bol|pro|ref|reference|number|no|id|account|acct|code|sort|"
     r"unit|size|truck)\b\.?[\s:#]{0,2}\Z",
@@ -119,13 +126,23 @@ def days_of_numbers(text: str, order: DateOrder = "auto") -> Iterator[WrittenDay
 
 
 def named_days(text: str) -> Iterator[WrittenDay]:
-    """Yield the days with the name of their month, with or without a year, in no order."""
-    for match in _MONTH_NAMED.finditer(text):
+    """Yield the days with the name of their month, with or without a year, in no order.
+
+    In `3 Mar 26` and `Unit 5 Mar 3, 2026` the month's name stands between two numbers: the day is the one with four digits of a year,
+    else the one before it.
+    """
+    after = {match.start(1): match for match in _MONTH_NAMED.finditer(text)}
+    for match in _DAY_NAMED.finditer(text):
+        year = match[3] or match[4] or match[5]
+        other = after.get(match.start(2))
+        if other is not None and other[3] and not match[3]:
+            continue
+        after.pop(match.start(2), None)
+        if not _is_verb(match, match[2], year):
+            yield from _day(match, year, month_number(match[2]), match[1])
+    for match in after.values():
         if not _is_verb(match, match[1], match[3]):
             yield from _day(match, match[3], month_number(match[1]), match[2])
-    for match in _DAY_NAMED.finditer(text):
-        if not _is_verb(match, match[2], match[3]):
-            yield from _day(match, match[3], month_number(match[2]), match[1])
 
 
 def _is_verb(match: re.Match[str], month: str, year: str | None) -> bool:
@@ -157,7 +174,7 @@ def month_number(name: str) -> int:
 def _of_numbers(match: re.Match[str], text: str, order: DateOrder) -> Iterator[WrittenDay]:
     sign, year = match[2], match[4]
     before = text[max(0, match.start() - _BEFORE_CHARS) : match.start()]
-    if sign == "." and _VERSION.search(before):
+    if sign == "." and (_VERSION.search(before) or _TIME.search(before)):
         return
     if len(year) == 2 and (_NUMBERED.search(before) or _MEASURED.match(text, match.end())):
         return

@@ -8,9 +8,21 @@ from collections.abc import Iterator
 
 _HIDDEN = re.compile(r"<(?:(?P<comment>!--)|(?P<tag>script|style|head|title)\b)", re.IGNORECASE)
 _BREAK = re.compile(
-    r"<(?:br|hr|/?(?:p|div|tr|li|ul|ol|table|blockquote|h[1-6]))\b[^<>]*>", re.IGNORECASE
+    r"<(?:br|hr|/?(?:p|div|tr|li|ul|ol|dl|dt|dd|table|caption|blockquote|pre|h[1-6]|section|article|aside|nav|header|footer"
+    r"|main|address|form|fieldset|legend|figure|figcaption|details|summary|option|center))\b[^<>]*>",
+    re.IGNORECASE,
 )
-_CELL_END = re.compile(r"</t[dh]\b[^<>]*>", re.IGNORECASE)
+_CELL = re.compile(r"</?t[dh]\b[^<>]*>", re.IGNORECASE)
+_TITLE = re.compile(r"<title(?:\s[^<>]{0,200})?>([^<]{1,1000})</title", re.IGNORECASE)
+_TITLE_WITHIN = 20_000  # characters
+_TABLE_TAG = re.compile(r"<(/?)(table|thead|tbody|tfoot|tr|td|th)\b", re.IGNORECASE)
+# What a start or end tag ends; those of cells end cells alone.
+_CELLS = ("td", "th")
+_SECTIONS = ("thead", "tbody", "tfoot")
+_ENDED_BY = {
+    "tr": (*_CELLS, "tr"),
+    **dict.fromkeys(("table", *_SECTIONS), (*_CELLS, "tr", *_SECTIONS)),
+}
 _TAG = re.compile(r"</?[a-z!][^<>]*>", re.IGNORECASE)
 
 # Elements that load something; `svg`, which converters turn into a data URI, and `picture`, of which they read only
@@ -20,6 +32,10 @@ _MEDIA = re.compile(
     r"|(?P<wrapper>/?(?:svg|picture)))(?=[\s/>])",
     re.IGNORECASE,
 )
+# Types of fields whose value a page shows.
+_SHOWN_FIELDS = frozenset(
+    ("", "text", "search", "email", "tel", "url", "number", "date", "time", "month", "week", "datetime-local")
+)  # fmt: skip
 _ATTRIBUTE = re.compile(
     r"[\s/]*+([^\s/>][^\s/>=]*+)(?:\s*+=\s*+(?:\"([^\"]*+)\"|'([^']*+)'|([^\s>]*+)))?+"
 )
@@ -45,14 +61,48 @@ def plain_text(markup: str) -> str:
         if end and not hidden["comment"]:
             position = markup.find(">", position) + 1 or len(markup)
     text = re.sub(r"\s+", " ", "".join(kept) + markup[position:])
-    text = _CELL_END.sub(" ", _BREAK.sub("\n", text))
+    text = _CELL.sub(" ", _BREAK.sub("\n", text))
     text = html.unescape(_TAG.sub("", text))
     rows = (re.sub(r"[^\S\n]+", " ", row).strip() for row in text.split("\n"))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(rows)).strip()
 
 
+def title_of(page: str) -> str:
+    """Return the title of an HTML page, which its body need not repeat; empty where its beginning has none."""
+    title = _TITLE.search(page, 0, _TITLE_WITHIN)
+    return " ".join(html.unescape(title[1]).split()) if title else ""
+
+
+def with_cell_ends(page: str) -> str:
+    """Return HTML whose tables have all end tags, which writers may leave out, and tags in lower case.
+
+    The office reader loses cells, and what follows them, where an end tag is missing or in another case.
+    """
+    pieces: list[str] = []
+    position = 0
+    tables: list[list[str]] = []  # of each open table, its open section, row and cell
+    for tag in _TABLE_TAG.finditer(page):
+        name = tag[2].lower()
+        pieces.append(page[position : tag.start()])
+        position = tag.start(2) + len(name)
+        if name == "table" and not tag[1]:
+            tables.append([])
+        opened = tables[-1] if tables and (name != "table" or tag[1]) else []
+        ended = _ENDED_BY.get(name, _CELLS)
+        while opened and opened[-1] in ended:
+            element = opened.pop()
+            if not (tag[1] and element == name):
+                pieces.append(f"</{element}>")
+        if name == "table" and tag[1]:
+            del tables[-1:]
+        elif name != "table" and not tag[1]:
+            opened.append(name)
+        pieces.append(f"<{tag[1]}{name}")
+    return "".join(pieces) + page[position:]
+
+
 def without_images(markup: str) -> str:
-    """Return HTML in which each image is its alternative text, and nothing else names a resource to load.
+    """Return HTML in which each image is its alternative text, each field its value, and nothing else names a resource to load.
 
     Data URIs can be megabytes of base 64, and whoever shows the text with remote images reports to their server.
     Links keep their target unless it is a data URI.
@@ -68,8 +118,11 @@ def _without_images(markup: str) -> Iterator[str]:
         if tag["wrapper"]:
             yield "</span>" if tag["wrapper"].startswith("/") else "<span>"
         elif tag["image"]:
-            is_field = tag["image"].lower() == "input" and attributes.get("type", "") != "image"
-            alternative = "" if is_field else attributes.get("alt", "")
+            shown = "alt"
+            if tag["image"].lower() == "input":
+                kind = attributes.get("type", "text").lower()
+                shown = "alt" if kind == "image" else "value" if kind in _SHOWN_FIELDS else ""
+            alternative = attributes.get(shown, "")
             yield f" {alternative.replace('<', '&lt;').replace('>', '&gt;')} "
         elif tag["link"]:
             is_data = attributes.get("href", "").lstrip().lower().startswith("data:")

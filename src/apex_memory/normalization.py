@@ -49,6 +49,14 @@ def name_key(name: str) -> str:
     return key or "-".join(f"{ord(character):x}" for character in "".join(name.split()))
 
 
+def without_marks(text: str) -> str:
+    """Return the text without accents and other marks, which combine with the letter before them."""
+    if text.isascii():
+        return text
+    parts = unicodedata.normalize("NFD", text)
+    return "".join(part for part in parts if unicodedata.category(part)[0] != "M")
+
+
 def words_of(text: str) -> str:
     """Return the text as the word legs tokenise it: blanks between words, the same for a passage and a query.
 
@@ -144,16 +152,17 @@ def _translate(offset: int, starts: list[int], other_starts: list[int]) -> int:
 
 # Bold, italics, code, strike-through and escapes of Markdown, the format that files are read into. Underscores only
 # at a word's edge, because they are a part of names and addresses; a single asterisk not between digits. Blanks that
-# align the columns of a table are left out, so that a label stands beside its value.
+# align the columns of a table are left out, so that a label stands beside its value, and so is the end of a line after a
+# hyphen and before a digit, where a code is broken: `SHP-` and `100045`.
 _MARKUP = (
     r"\*{2,3}|(?<!\d)\*|\*(?!\d)"
     r"|(?<![^\W_])_{1,3}(?=[^\W_])|(?<=[^\W_])_{1,3}(?![^\W_])"
     r"|`{1,3}|~~|\\(?=[!-/:-@\[-`{-~])|\[(?=[^\[\]\n]{1,300}\]\()|\](?=\()"
-    r"|(?<! )[ ]{2,}+(?=\|)"
+    r"|(?<! )[ ]{2,}+(?=\|)|(?<=[^\W_]-)\n[ \t]{0,8}(?=\d)"
 )
 _NON_ASCII = re.compile("[^\x00-\x7f]+")
 _TO_REPLACE = re.compile(f"{_MARKUP}|[^\x00-\x7f]+", re.ASCII)
-_MAY_HAVE_MARKUP = re.compile(r"[*_`~\\\[]|  \|")
+_MAY_HAVE_MARKUP = re.compile(r"[*_`~\\\[]|  \||-\n")
 
 
 def _replacements(text: str) -> Iterator[tuple[int, int, str]]:

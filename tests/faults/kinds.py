@@ -13,7 +13,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -37,6 +37,7 @@ from tests.e2e.stack import Stack
 from tests.faults import foreign
 from tests.faults.proxy import Proxy
 from tests.faults.story import Send
+from tests.faults.volumes import filled
 from tests.faults.worker import STORES_NAME, VENDOR_NAME
 from tests.waiting import until
 
@@ -44,6 +45,9 @@ ROOT = Path(__file__).parents[2]
 CLOCK = Path(__file__).with_name("clock.c")
 HOUR = 3_600
 CLOCK_JUMPS = "the clock jumps by an hour"
+DISK_FULL = "no space is left on the disk of"
+# Megabytes of the volume of each engine's folder where disks are filled: room for what a long run writes.
+DISKS = {"postgres": 768, "falkordb": 256, "vectors": 256, "valkey": 64, "temporal": 256}
 VENDOR_HANGS = "connections to a vendor hang"
 VENDOR_POLL_SECONDS = 2
 VENDOR_BACK_SECONDS = (
@@ -322,6 +326,17 @@ def hang(store: str) -> Fault:
     return Fault(f"connections to {store} hang", strike)
 
 
+def fill_disk(child: str) -> Fault:
+    """The volume of an engine is full to its last byte, as when something else on it grows."""
+
+    async def strike(stack: FaultyStack, chance: random.Random) -> None:
+        with ExitStack() as full:
+            await asyncio.to_thread(full.enter_context, filled(stack.data_dir / child))
+            await asyncio.sleep(chance.uniform(3, 6))  # the fault lasts
+
+    return Fault(f"{DISK_FULL} {child}", strike)
+
+
 async def _vendor_hangs(stack: FaultyStack, chance: random.Random) -> None:
     """The vendor accepts connections and never responds."""
     async with _vendor_away(stack):
@@ -496,6 +511,11 @@ def name_kinds() -> Sequence[Fault]:
     return [name_breaks(how, STORES_NAME) for how in ("fails", "hangs")]
 
 
+def disk_kinds(graph: str) -> Sequence[Fault]:
+    """Those that need a volume of its own for each engine of the stack. A graph beside the stack has none."""
+    return [fill_disk(name) for name in DISKS if name not in GRAPHS or name == graph]
+
+
 def long_kinds(graph: str) -> Sequence[Fault]:
     """Every kind, also those that take long to recover from. The gate's loop leaves these out."""
     return (
@@ -503,6 +523,7 @@ def long_kinds(graph: str) -> Sequence[Fault]:
         *(hang(store) for store in STORES),
         *vendor_kinds(),
         *name_kinds(),
+        *disk_kinds(graph),
         Fault("poison of every kind", _send_poison),
         Fault(CLOCK_JUMPS, _set_clock),
         Fault("two workers on one source", _two_workers),

@@ -28,6 +28,8 @@ from tests.faults.checks import Findings, examine, settle
 from tests.faults.controls import Controlled, controls
 from tests.faults.kinds import (
     CLOCK_JUMPS,
+    DISK_FULL,
+    DISKS,
     LEASE_SECONDS,
     Fault,
     FaultyStack,
@@ -37,6 +39,7 @@ from tests.faults.kinds import (
 )
 from tests.faults.readers import Readers
 from tests.faults.story import Story, document
+from tests.faults.volumes import small_volumes
 from tests.faults.writers import Writers
 
 DIMENSION = 256  # the hashing embedder's
@@ -90,11 +93,16 @@ async def faulty_stack(
     vendor: bool = True,
     gateways: int = 1,
     workers: int = 1,
+    disks: bool = False,
     **settings: str,
 ) -> AsyncIterator[FaultyStack]:
-    """A stack to strike at, in folders of its own, with `SETTINGS` and these. Not started yet; stopped at the end."""
+    """A stack to strike at, in folders of its own, with `SETTINGS` and these. Not started yet; stopped at the end.
+
+    With `disks` each engine's folder is a small volume, which takes the right to mount.
+    """
     with tempfile.TemporaryDirectory(prefix="apex-faults-") as orders:
         async with data_folder() as folder:
+            volumes = small_volumes(folder, DISKS if disks else {})
             stack = FaultyStack(
                 folder,
                 Path(orders),
@@ -105,11 +113,12 @@ async def faulty_stack(
                 workers=workers,
                 **SETTINGS | settings,
             )
-            async with stack.surrounded():
-                try:
-                    yield stack
-                finally:
-                    await stack.stop()
+            with volumes:
+                async with stack.surrounded():
+                    try:
+                        yield stack
+                    finally:
+                        await stack.stop()
 
 
 async def run(
@@ -134,6 +143,7 @@ async def run(
     async with faulty_stack(
         graph=graph,
         settable_clock=clock,
+        disks=any(fault.name.startswith(DISK_FULL) for fault in planned),
         vendor=bool(vendor),
         gateways=gateways,
         workers=workers,

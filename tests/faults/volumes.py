@@ -8,24 +8,44 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 BLOCK = 1 << 20
 
 
+def can_mount() -> bool:
+    """Return whether this process may mount volumes."""
+    with TemporaryDirectory() as folder:
+        is_mounted = _mount(Path(folder), 1)
+        if is_mounted:
+            _unmount(Path(folder))
+        return is_mounted
+
+
+def _mount(folder: Path, megabytes: int) -> bool:
+    options = f"size={megabytes}m,mode=711"
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if os.geteuid():
+        return False
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _unmount(folder: Path) -> None:
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
 @contextmanager
 def small_volume(folder: Path, megabytes: int) -> Iterator[Path]:
     """A file system of that size, in memory. Skips the test where mounting is not allowed."""
     folder.mkdir(parents=True, exist_ok=True)
-    options = f"size={megabytes}m,mode=711"
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+    if not _mount(folder, megabytes):
         pytest.skip(f"mounting a small volume needs root: a full disk at {folder} was not tested")
     try:
         yield folder
     finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        _unmount(folder)
 
 
 @contextmanager

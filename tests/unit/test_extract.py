@@ -50,6 +50,9 @@ def valued(text: str, predicate: str) -> list[str]:
         ("write Dana.Ortiz+ops@Northwind.example.", {"email:dana.ortiz+ops@northwind.example"}),
         ("call (614) 555-0123 or +1 312.555.0188", {"phone:+16145550123", "phone:+13125550188"}),
         ("ring +49 30 901820 55", {"phone:+493090182055"}),
+        ("ring +49 30 123456 or +49 (0)30 901820", {"phone:+4930123456", "phone:+4930901820"}),
+        ("tel:+19015550143, 901/555-0144", {"phone:+19015550143", "phone:+19015550144"}),
+        ("Phone: 9015550143, fax no. 19015550144; ticket 9015550145", {"phone:+19015550143", "phone:+19015550144"}),
         ("from Columbus, OH 43215 to St. Louis, MO", {"location:columbus-oh", "location:st-louis-mo"}),
         ("Portland, Oregon and Toronto, ON M5V 2T6", {"location:portland-or", "location:toronto-on"}),
         ("Northwind Trucking LLC hired Blue Ridge Paper Co.", {"company:northwind-trucking", "company:blue-ridge-paper"}),
@@ -58,10 +61,39 @@ def valued(text: str, predicate: str) -> list[str]:
         ("Consignee:\n  Harbor Foods, Dallas, TX", {"company:harbor-foods", "location:dallas-tx"}),
         ("| Shipper | Acme Widgets |", {"company:acme-widgets"}),
         ("Driver: John Smith", {"person:john-smith"}),
+        ("Driver: Иван Петров\nContact: Jose\u0301 Garci\u0301a", {"person:иван-петров", "person:josé-garcía"}),
+        ("Carrier: Société Générale\nConsignee: 山田運輸株式会社", {"company:société-générale", "company:山田運輸株式会社"}),
+        ("Carrier: ООО Ромашка\nCustomer: ขนส่งไทย", {"company:ооо-ромашка", "company:ขนส่งไทย"}),
+        ("Carrier: société inconnue\nDriver: josé garcía", set()),
+        ("Deliver SHP-\n100045 and LD-\n  55012 -\n3 pallets, a non-\nstop truck", {"shipment:SHP-100045", "load:LD-55012"}),
+        ("Montréal, QC H2X 1Y4, LA CAÑADA FLINTRIDGE, CA 91011", {"location:montréal-qc", "location:la-cañada-flintridge-ca"}),
+        ("PO#: 7781-22\nLoad ID: 778123\nTrailer: 5531\nDriver: Dana Ortiz", {"po:7781-22", "load:778123", "vehicle:5531", "person:dana-ortiz"}),
+        ('{"pro": "223456781", "bol_number": "88-1122", "po": 77812}', {"pro:223456781", "bol:88-1122", "po:77812"}),
+        ('<Load><PRO>223456781</PRO><BOL id="88-1122"/></Load>', {"pro:223456781", "bol:88-1122"}),
+        ("pro=223456781\npo = 77812\nhttps://x.example/?bol=88-1122&x=1", {"pro:223456781", "po:77812", "bol:88-1122"}),
+        ("DELIVER TO ST. LOUIS, MO FROM COLUMBUS, OH 43215", {"location:st-louis-mo", "location:columbus-oh"}),
+        ("San José, CA and Coeur d'Alene, ID", {"location:san-josé-ca", "location:coeur-d-alene-id"}),
     ],
 )  # fmt: skip
 def test_found(text: str, refs: set[str]) -> None:
     assert mentioned(text) == refs
+
+
+@pytest.mark.parametrize(
+    ("text", "refs"),
+    [
+        ("Lane,PRO,Rate\nA-B,223456789,5\nC-D,223456790,6", {"pro:223456789", "pro:223456790"}),
+        ("sep=;\nPO Number;Weight\n77812;10\n;11", {"po:77812"}),
+        ("BOL\tUnit\tDock\n88-1234567\t5531\t7", {"bol:88-1234567", "vehicle:5531"}),
+        ("PRO|Dock\n323456789|7", {"pro:323456789"}),
+        ('"Note, long","PRO #"\n"a, ""b"", c" , "223456791"\n"two\nlines",223456792', {"pro:223456791", "pro:223456792"}),
+        ("## loads.csv\n\nPRO,Note\n223456793,a\n\nEnd, 223456794", {"pro:223456793"}),
+    ],
+)  # fmt: skip
+def test_cells_of_csv_rows_are_under_their_headers(text: str, refs: set[str]) -> None:
+    assert mentioned(text) == refs
+    [*_, last] = sorted(extract(text, ((0, len(text)),)), key=lambda item: item.start or 0)
+    assert text[last.start :].startswith(str(last.value or last.object).partition(":")[2])
 
 
 @pytest.mark.parametrize(
@@ -83,6 +115,8 @@ def test_found(text: str, refs: set[str]) -> None:
         "Hello, I am here",
         "a@b @x.com x@y",
         "999-555-1234567 and 2026-03-03",
+        "Quote, PRO or BOL\nthe 223456789 th, or none",
+        "PRO,Rate\n\n223456789,5",
     ],
 )
 def test_left_alone(text: str) -> None:
@@ -96,6 +130,18 @@ def test_left_alone(text: str) -> None:
         ("CAD $1,200 and 1.250,00", "amount", ["1200.00 CAD"]),
         ("$45k for 3 loads, €99, 12.00 EUR", "amount", ["45000.00 USD", "99.00 EUR", "12.00 EUR"]),
         ("12 USDA inspectors, 5 $", "amount", []),
+        (
+            "€ 1.234,56; 2.450,00 EUR, 40,50 € and 1\u202f234,56 €",
+            "amount",
+            ["1234.56 EUR", "2450.00 EUR", "40.50 EUR"],
+        ),
+        (
+            "USD 2.450,00 or CHF 1'234.50, ₹1,20,000.50, A$40",
+            "amount",
+            ["2450.00 USD", "1234.50 CHF", "120000.50 INR", "40.00 AUD"],
+        ),
+        ("$1.2 million and $3 thousand", "amount", ["1200000.00 USD", "3000.00 USD"]),
+        ("SHP-1,$45.00,10,$12,5 €1,2,3", "amount", ["45.00 USD"]),
         ("due March 3, 2026 or 4 Apr 2026", "date", ["2026-03-03", "2026-04-04"]),
         ("3/4/26, 13/4/2026, 2026-05-06T10:00", "date", ["2026-03-04", "2026-04-13", "2026-05-06"]),
         ("3.4.2026, 04-05-2026, 2026/05/06", "date", ["2026-04-03", "2026-05-04", "2026-05-06"]),
@@ -168,6 +214,7 @@ def test_check_digits() -> None:
         ("company:Co", "company:co"),
         ("email:Dana@X.example", "email:dana@x.example"),
         ("phone:614-555-0123", "phone:+16145550123"),
+        ("phone:+49 (0)30 123456", "phone:+4930123456"),
         ("vehicle:Truck 12", "vehicle:12"),
         ("vehicle:truck", "vehicle:TRUCK"),
         ("shipment:shp100045", "shipment:SHP-100045"),

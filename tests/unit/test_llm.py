@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -223,6 +224,29 @@ def test_the_recorded_stream_is_put_together() -> None:
     document = document_from(json.loads(sample("llm", "anthropic_exchange.json")))
     assert turns(document)[1] == "Assistant: [12345,67890]"
     assert document.metadata["model"] == "claude-sonnet-4-5-20250929"
+
+
+@pytest.mark.parametrize("recorded", [lambda stream: {"body": stream}, lambda stream: stream])
+def test_a_recorded_stream_of_openai_is_put_together(recorded: Callable[[str], Any]) -> None:
+    deltas = [
+        {"role": "assistant", "content": ""}, {"content": "It is "}, {"content": "in Tulsa."},
+        {"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"name": "track", "arguments": ""}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": '{"shipment":'}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": '"SHP-100045"}'}}]},
+    ]  # fmt: skip
+    rows: list[dict[str, Any]] = [
+        {"id": "chatcmpl-9", "model": "gpt-x", "choices": [{"index": 0, "delta": delta}]}
+        for delta in deltas
+    ]
+    rows.append({"id": "chatcmpl-9", "choices": [{"index": 1, "delta": {"content": "other"}}]})
+    rows.append({"id": "chatcmpl-9", "choices": [], "usage": {"total_tokens": 7}})
+    stream = "".join(f"data: {json.dumps(row)}\n\n" for row in rows) + "data: [DONE]\n\n"
+    document = document_from({"request": {"messages": [ASK]}, "response": recorded(stream)})
+    assert turns(document)[-1] == (
+        'Assistant: It is in Tulsa.\n[calls track {"shipment":"SHP-100045"}]'
+    )
+    assert document.metadata["response_id"] == "chatcmpl-9"
+    assert "data:" not in document.text
 
 
 def test_tool_calls_in_a_stream_are_put_together() -> None:
@@ -492,3 +516,18 @@ def test_w1_the_metadata_of_each_conversation_is_bounded_by_itself() -> None:
     with pytest.raises(Rejected, match=r"^\[1\]\.metadata: 65,547 bytes of JSON") as refusal:
         receive([half, large])
     assert "as text or as a file" in refusal.value.remedy
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"type": "text", "media_type": "text/plain", "data": "Signed for SHP-100045"},
+        {"type": "content", "content": [{"type": "text", "text": "Signed for SHP-100045"}]},
+    ],
+)
+def test_the_words_of_a_document_in_a_chat_are_in_its_text(source: dict[str, Any]) -> None:
+    blocks = [{"type": "document", "title": "POD", "source": source}, {"type": "text", "text": "?"}]
+    document = document_from(
+        {"model": "claude-x", "messages": [{"role": "user", "content": blocks}]}
+    )
+    assert "[file POD]\nSigned for SHP-100045\n?" in document.text

@@ -653,3 +653,47 @@ def test_hostile_mails_take_linear_time(name: str) -> None:
     start = time.process_time()
     read_mail(HOSTILE[name])
     assert time.process_time() - start < 4  # a megabyte each; quadratic time is minutes
+
+
+def flowed(body: str, parameters: str = "") -> str:
+    [text] = texts(mail(part(f"text/plain; format=flowed{parameters}", body)))
+    return text
+
+
+def test_lines_of_flowed_text_are_joined() -> None:
+    body = "Load SHP-100045 is \r\nlate.\r\n\r\n> why \r\n> so\r\n>> older\r\n From the dock \r\n-- \r\nDana"
+    joined = "Load SHP-100045 is late.\n\n> why so\n>> older\nFrom the dock \n-- \nDana"
+    assert flowed(body) == joined
+    assert flowed("SHP-100 \r\n045 is l \r\nate", "; delsp=yes") == "SHP-100045 is late"
+    [verbatim] = texts(mail(part("text/plain", "a \r\nb")))
+    assert verbatim == "a \r\nb"
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["filename=\"x.csv\"; filename*=UTF-8''n%C3%A9.csv", "filename*=UTF-8''n%C3%A9.csv; filename=x.csv"],
+)  # fmt: skip
+def test_the_encoded_one_of_two_file_names_counts(names: str) -> None:
+    attached = part("text/csv", "1;2", f"Content-Disposition: attachment; {names}")
+    assert [file.name for file in read_mail(mail(attached)).files] == ["né.csv"]
+
+
+def test_who_gets_answers_and_blind_copies_is_in_the_text() -> None:
+    read = read_mail(
+        b"From: a@x.example\r\nReply-To: Dana Ortiz <dana@x.example>\r\nBcc: b@x.example\r\n\r\nHi"
+    )
+    assert (
+        read.head == "From: a@x.example\nReply-To: Dana Ortiz <dana@x.example>\nBcc: b@x.example\n"
+    )
+    objects = {(item.predicate, item.object) for item in read.assertions if item.object}
+    assert {("reply_to", "email:dana@x.example"), ("bcc", "email:b@x.example")} <= objects
+
+
+def test_a_date_in_iso_form_is_read() -> None:
+    assert str(sent_at("2026-03-03T10:15:00-05:00")) == "2026-03-03 10:15:00-05:00"
+
+
+@pytest.mark.parametrize("name", ["Jose\u0301 Garci\u0301a", "สมชาย ใจดี", "Nguyễn Văn An"])
+def test_people_whose_names_have_marks_are_people(name: str) -> None:
+    read = read_mail(f"From: {name} <a@x.example>\r\n\r\nHi".encode())
+    assert any(item.subject.startswith("person:") for item in read.assertions)

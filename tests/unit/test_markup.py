@@ -142,3 +142,17 @@ def test_hostile_markup_takes_linear_time(unit: str) -> None:
     plain_text(text)
     without_image_links(text)
     assert time.process_time() - start < 4
+
+
+@pytest.mark.parametrize("tag", ["section", "address", "dt", "dd", "pre", "header", "option"])
+def test_blocks_are_on_lines_of_their_own(tag: str) -> None:
+    assert plain_text(f"a<{tag}>b</{tag}><{tag} class=x>c</{tag}>d").split() == ["a", "b", "c", "d"]
+
+
+def test_cells_without_end_tags_are_apart() -> None:
+    assert plain_text("<table><tr><td>PRO<td>223456781<tr><th>BOL<td>88</table>").split() == [
+        "PRO",
+        "223456781",
+        "BOL",
+        "88",
+    ]

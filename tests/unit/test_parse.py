@@ -6,6 +6,7 @@ import asyncio
 import io
 import random
 import re
+import time
 import zipfile
 from collections.abc import AsyncIterator
 from html import escape
@@ -34,6 +35,7 @@ RATE = documents.docx(
     "# Rate confirmation", "Load SHP-100045", table=[["Stop", "City"], ["1", "Dallas"]]
 )
 SHEET = documents.xlsx([["Load", "Amount"], ["SHP-100045", 2450.5]], sheet="March")
+PAGE = b"MIME-Version: 1.0\r\nContent-Type: text/html\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n<p>Dock op=\r\nens at six.</p>"
 NESTED = File("deep.html", "text/html", b"<b><table>" * 20_000 + b"x")
 
 
@@ -60,6 +62,17 @@ async def test_pdf_keeps_its_lines(reader: FileReader) -> None:
     assert parsed.metadata["pages"] == 2
 
 
+async def test_what_people_type_onto_a_pdf_is_read(reader: FileReader) -> None:
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Count 1 /Kids [3 0 R] >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Annots [4 0 R] >>",
+        b"<< /Type /Annot /Subtype /FreeText /Rect [50 600 300 640] /Contents (Got SHP-100045) >>",
+    ]
+    parsed = await read(reader, "bol.pdf", documents.pdf_file(objects), documents.PDF)
+    assert "Got SHP-100045" in parsed.text
+
+
 async def test_word_and_excel_become_markdown(reader: FileReader) -> None:
     word = await read(reader, "rate.docx", RATE, documents.DOCX)
     assert word.text.startswith("# Rate confirmation\n\nLoad SHP-100045")
@@ -80,6 +93,51 @@ async def test_html_loses_its_scripts_not_its_text(reader: FileReader) -> None:
         parsed = await read(reader, "page", data, kind)
         assert parsed.text.split() == ["#", "Délai", "SHP-100045", "late"]
         assert parsed.title == "Délai"
+        assert parsed.metadata["title"] == "T"
+
+
+async def test_fields_of_a_page_have_the_values_that_it_shows(reader: FileReader) -> None:
+    page = (
+        "<form>PRO: <input name=a value=223456781> BOL: <INPUT type=TEXT value='88-112 &amp; 3'><input type=hidden "
+        "value=token><input type=password value=secret><input type=checkbox value=on></form>"
+    )
+    text = (await read(reader, "page.html", f"<html>{page}".encode())).text
+    assert text.split() == ["PRO:", "223456781", "BOL:", "88-112", "&", "3"]
+
+
+@pytest.mark.parametrize("tag", ["header", "nav", "form", "aside", "footer", "section"])
+async def test_no_part_of_a_page_is_left_out(reader: FileReader, tag: str) -> None:
+    page = f"<html><body><{tag}>Load SHP-100045</{tag}><p>late</p><script>no()</script></body>"
+    assert (await read(reader, "page.html", page.encode())).text.split() == [
+        "Load",
+        "SHP-100045",
+        "late",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("<table><tr><td>PRO<td>223456781</table>after", "PRO 223456781 after"),
+        ("<TABLE><TBODY><TR><TH>PRO<TD>1<TBODY><TR><TD>BOL<TD>2</TABLE>", "PRO 1 BOL 2"),
+        ("<table><tr><td>a<table><tr><td>in<td>ner</table><td>out</table>", "a in ner out"),
+        ("<table><tr><td>a</td><td>b</td></tr></table>", "a b"),
+        ("<TABLE><tr><TD>a</td><td>b</TD></TR></table>c</td>", "a b c"),
+    ],
+)
+async def test_cells_without_end_tags_are_read(reader: FileReader, table: str, words: str) -> None:
+    text = (await read(reader, "page.html", f"<body>{table}".encode())).text
+    assert [word for word in text.split() if word.strip("|-\\")] == words.split()
+
+
+async def test_a_page_of_tags_that_never_end_is_read(reader: FileReader) -> None:
+    page = b"<nav><header>" * 3_000 + b"Load SHP-100045"
+    assert (await read(reader, "page.html", page)).text == "Load SHP-100045"
+
+
+async def test_a_page_without_a_heading_is_called_by_its_title(reader: FileReader) -> None:
+    page = "<html><head><title lang=en>\n Load SHP-100045 &amp; more </title></head><p>late</p>"
+    assert (await read(reader, "page.html", page.encode())).title == "Load SHP-100045 & more"
 
 
 @pytest.mark.parametrize("name", ["a.pdf", "a.docx", "a.xlsx"])
@@ -97,6 +155,8 @@ async def test_the_first_bytes_win_over_name_and_type(reader: FileReader, name: 
         ("a.txt", "", b"caf\xe9", "café"),
         ("a.csv", "text/csv", b"\xef\xbb\xbfload,1", "load,1"),
         ("a.json", "application/json", '{"a": "é"}'.encode("utf-16"), '{"a": "é"}'),
+        ("x", "", b'[{"a": "C:\\x \\', '[{"a": "C:\\x \\'),
+        ("x.txt", "", b'[3/3/26] "C:\\new"', '[3/3/26] "C:\\new"'),
         ("x", "text/x-anything; charset=iso-8859-2", b"\xb1", "ą"),
         ("x.md", "", b"# Head\n\ntext", "# Head\n\ntext"),
         ("x.edi", "", b"ISA*00*~", "ISA*00*~"),
@@ -106,6 +166,30 @@ async def test_text_is_kept_verbatim(
     reader: FileReader, name: str, media_type: str, data: bytes, text: str
 ) -> None:
     assert (await read(reader, name, data, media_type)).text == text
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "text"),
+    [
+        ("a.json", rb'{"a": "Caf\u00e9 \ud83d\ude9a\nnext \"quoted\" \/", "n": 2450.50}', '{"a": "Café 🚚\nnext "quoted" /", "n": 2450.50}'),
+        ("a.jsonl", b'{"a": "\\u00e9"}\n[1, "\\t"]', '{"a": "é"}\n[1, "\t"]'),
+        ("blob", b'[{"a": "Gr\\u00fc\\u00dfe"}]', '[{"a": "Grüße"}]'),
+        ("a.xml", b'<?xml version="1.0"?><a b="&quot;Caf&#233;&quot;">A&amp;B &#x1F69A; &unknown;</a>', '<?xml version="1.0"?><a b=""Café"">A&B 🚚 &unknown;</a>'),
+    ],
+)  # fmt: skip
+async def test_escapes_of_json_and_xml_become_characters(
+    reader: FileReader, name: str, data: bytes, text: str
+) -> None:
+    assert (await read(reader, name, data)).text == text
+
+
+@pytest.mark.parametrize(
+    "text", ['["' + '\\"' * 300_000, '["a\\\n"' * 100_000, "{" + '"\\n' * 200_000]
+)
+async def test_escapes_take_linear_time(reader: FileReader, text: str) -> None:
+    started = time.monotonic()
+    await read(reader, "a.json", text.encode())
+    assert time.monotonic() - started < 5
 
 
 async def test_mail_with_attachments(reader: FileReader) -> None:
@@ -288,6 +372,100 @@ async def test_f22_word_files_are_read_in_their_final_text(reader: FileReader) -
     assert words == ["brindle", "Between.", "New", "place", "ferny."]
 
 
+def word_file(body: str, **margins: str) -> bytes:
+    """A Word file with this body and, by the names of their parts, headers and footers."""
+    with zipfile.ZipFile(io.BytesIO(documents.docx("HERE"))) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    main = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+    parts["word/document.xml"] = re.sub(
+        rb"<w:p>.*</w:p>", lambda _: body.encode(), parts["word/document.xml"]
+    )
+    for name, text in margins.items():
+        parts[f"word/{name}.xml"] = f'<w:hdr xmlns:w="{main}">{text}</w:hdr>'.encode()
+    return documents.archive(parts)
+
+
+async def test_breaks_in_a_word_file_end_lines(reader: FileReader) -> None:
+    line = "<w:r><w:t>Shipper: Harbor</w:t><w:br/><w:t>PRO: 223456781</w:t></w:r>"
+    page = '<w:r><w:br w:type="page"></w:br><w:t>Next</w:t><w:cr/></w:r>'
+    cell = "<w:tbl><w:tr><w:tc><w:p><w:r><w:t>a</w:t><w:br/><w:t>b</w:t></w:r></w:p></w:tc></w:tr></w:tbl>"
+    parsed = await read(reader, "a.docx", word_file(f"<w:p>{line}{page}</w:p>{cell}"))
+    assert parsed.text.split("\n")[:3] == ["Shipper: Harbor", "PRO: 223456781", "Next"]
+    assert "| a b |" in parsed.text
+
+
+async def test_headers_and_footers_of_a_word_file_are_in_its_text(reader: FileReader) -> None:
+    header = "<w:p><w:r><w:t>Load SHP</w:t><w:noBreakHyphen/><w:t>100045</w:t><w:tab/><w:t>A &amp; B</w:t></w:r></w:p>"
+    body = "<w:p><w:r><w:t>Body</w:t></w:r></w:p>"
+    data = word_file(body, header1=header, header2=header, footer1=header.replace("Load", "Foot"))
+    parsed = await read(reader, "a.docx", data)
+    assert parsed.text.strip() == (
+        "Load SHP\u2011100045\tA & B\n\nBody\n\n\nFoot SHP\u2011100045\tA & B"
+    )
+
+
+_FORMATS = "http://schemas.openxmlformats.org"
+_PACKAGE = f"{_FORMATS}/package/2006"
+_RELATION = f"{_FORMATS}/officeDocument/2006/relationships"
+_SLIDES = f'xmlns:p="{_FORMATS}/presentationml/2006/main" xmlns:a="{_FORMATS}/drawingml/2006/main"'
+_PRESENTATION = "application/vnd.openxmlformats-officedocument.presentationml"
+
+
+def presentation(paragraph: str, notes: str) -> bytes:
+    """A PowerPoint file of one slide with one paragraph, and its notes."""
+    shape = f"<p:sp><p:txBody><a:bodyPr/><a:p>{paragraph}</a:p></p:txBody></p:sp>"
+    tree = "<p:cSld><p:spTree>{}</p:spTree></p:cSld>"
+    parts = {
+        "[Content_Types].xml": f'<Types xmlns="{_PACKAGE}/content-types"><Default Extension="xml" ContentType="application/xml"/><Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/><Override PartName="/ppt/presentation.xml" ContentType="{_PRESENTATION}.presentation.main+xml"/><Override PartName="/ppt/slides/slide1.xml" ContentType="{_PRESENTATION}.slide+xml"/></Types>',
+        "_rels/.rels": f'<Relationships xmlns="{_PACKAGE}/relationships"><Relationship Id="rId1" Type="{_RELATION}/officeDocument" Target="ppt/presentation.xml"/></Relationships>',
+        "ppt/presentation.xml": f'<p:presentation {_SLIDES} xmlns:r="{_RELATION}"><p:sldIdLst><p:sldId id="256" r:id="rId1"/></p:sldIdLst></p:presentation>',
+        "ppt/_rels/presentation.xml.rels": f'<Relationships xmlns="{_PACKAGE}/relationships"><Relationship Id="rId1" Type="{_RELATION}/slide" Target="slides/slide1.xml"/></Relationships>',
+        "ppt/slides/slide1.xml": f"<p:sld {_SLIDES}>{tree.format(shape)}</p:sld>",
+        "ppt/notesSlides/notesSlide1.xml": f"<p:notes {_SLIDES}>{tree.format(notes)}</p:notes>",
+    }  # fmt: skip
+    return documents.archive({name: part.encode() for name, part in parts.items()})
+
+
+async def test_slides_keep_their_words_lines_and_notes(reader: FileReader) -> None:
+    paragraph = (
+        "<a:r><a:t>Shipper: Harbor</a:t></a:r><a:br/><a:r><a:t>SHP-1</a:t></a:r>"
+        '<a:r><a:rPr b="1"><a:solidFill/></a:rPr><a:t>00</a:t></a:r>\n<a:r><a:rPr/><a:t>045</a:t></a:r>'
+    )
+    notes = "<a:p><a:r><a:t>Say PRO </a:t></a:r><a:r><a:t>223456781</a:t></a:r></a:p>"
+    text = (await read(reader, "a.pptx", presentation(paragraph, notes))).text
+    assert [line.strip("# ") for line in text.split("\n") if line] == [
+        "Shipper: Harbor",
+        "SHP-100045",
+        "Say PRO 223456781",
+    ]
+
+
+_OPEN = "urn:oasis:names:tc:opendocument:xmlns"
+
+
+def open_document(kind: str, body: str) -> bytes:
+    """An OpenDocument file."""
+    names = " ".join(f'xmlns:{name}="{_OPEN}:{name}:1.0"' for name in ("office", "text", "table"))
+    content = f"<office:document-content {names}><office:body><office:{kind}>{body}</office:{kind}></office:body></office:document-content>"
+    media_type = f"application/vnd.oasis.opendocument.{kind}"
+    manifest = f'<manifest:manifest xmlns:manifest="{_OPEN}:manifest:1.0"><manifest:file-entry manifest:full-path="/" manifest:media-type="{media_type}"/></manifest:manifest>'
+    parts = {"mimetype": media_type, "META-INF/manifest.xml": manifest, "content.xml": content}
+    return documents.archive({name: part.encode() for name, part in parts.items()})
+
+
+async def test_open_documents_keep_lines_and_cells_as_shown(reader: FileReader) -> None:
+    text = "<text:p>Shipper: Harbor<text:line-break/>PRO: 223456781</text:p>"
+    assert (await read(reader, "a.odt", open_document("text", text))).text.split("\n")[:2] == [
+        "Shipper: Harbor",
+        "PRO: 223456781",
+    ]
+    money = '<table:table-cell office:value-type="currency" office:currency="EUR" office:value="1234.5"><text:p>1.234,50 €</text:p></table:table-cell>'
+    bare = '<table:table-cell office:value-type="float" office:value="7"/>'
+    table = f'<table:table table:name="T"><table:table-row>{money}{bare}</table:table-row></table:table>'
+    sheet = await read(reader, "a.ods", open_document("spreadsheet", table))
+    assert "| 1.234,50 € | 7 |" in sheet.text
+
+
 def formatted_workbook(cells: list[tuple[str, str]]) -> bytes:
     """An Excel file of one row: each cell is a number with its format code."""
     plain = documents.xlsx([["x"]], sheet="Rates")
@@ -437,6 +615,21 @@ async def test_a_protected_member_of_an_archive_has_a_note(reader: FileReader) -
         ("notes.unknown", "application/octet-stream", "Größe".encode(), "Größe"),
         ("LETTER", "", ("Gr\xfc\xdfe aus K\xf6ln, " * 5).encode("cp1252"), "Grüße aus Köln, " * 5),
         ("page", "", b"<!doctype html><body><p>Dock</p></body>", "Dock"),
+        (
+            "loads.xls",
+            "application/vnd.ms-excel",
+            b"<table><tr><td>Dock</td></tr></table>",
+            "| Dock |\n| ---- |",
+        ),
+        (
+            "loads.xls",
+            "application/vnd.ms-excel",
+            b"Load\tDock\n778124\t7",
+            "Load\tDock\n778124\t7",
+        ),
+        ("a.docx", "", b"Dock opens at six.", "Dock opens at six."),
+        ("page.mht", "", PAGE, "Dock opens at six."),
+        ("page.doc", "application/msword", PAGE, "Dock opens at six."),
         ("rich.rtf", "", rb"{\rtf1\ansi Dock {\b opens} at six.\par}", "Dock **opens** at six."),
     ],
 )

@@ -280,6 +280,11 @@ async def test_a_text_the_embedder_refuses_costs_its_own_document_alone() -> Non
     assert [type(item) for item in made] == [Manifest, Rejected, Manifest]
 
 
+@pytest.mark.parametrize("feed", ["\x0c", "\x0b", "\r"])
+def test_form_feeds_end_lines(feed: str) -> None:
+    assert clean(f"page one{feed}Shipper: Harbor") == "page one\nShipper: Harbor"
+
+
 @given(st.text(st.characters()), st.lists(st.integers(0, 30), max_size=6))
 def test_clean_text_is_what_stores_take(text: str, marks: list[int]) -> None:
     held = clean(text)

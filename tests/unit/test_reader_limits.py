@@ -44,7 +44,7 @@ def looping_pdf() -> bytes:
         b"<< /Length 5 >>\nstream\n/F Do\nendstream",
         *forms,
     ]
-    return documents._pdf_file(objects)
+    return documents.pdf_file(objects)
 
 
 def mail_with(name: str, kind: str, data: bytes, *, copies: int) -> bytes:

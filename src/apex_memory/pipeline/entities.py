@@ -57,8 +57,13 @@ def company_key(name: str) -> str:
 
 
 def phone_key(digits: str) -> str:
-    """Return a number in E.164. Ten digits are taken for a North American number."""
-    number = re.sub(r"\D", "", digits)
+    """Return a number in E.164. Ten digits without a country code are taken for a North American number.
+
+    The zero in `+49 (0)30 …` is dialled within the country only.
+    """
+    number = re.sub(r"\D", "", digits.replace("(0)", ""))
+    if digits.lstrip().startswith("+"):
+        return f"+{number}"
     return f"+1{number}" if len(number) == 10 else f"+{number}"
 
 

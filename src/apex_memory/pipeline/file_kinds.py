@@ -68,7 +68,7 @@ _KIND_BY_TYPE = {media_type: kind for kind, media_type in TYPES.items()} | {
 }
 _KIND_BY_EXTENSION = {
     **{kind: kind for kind in TYPES if kind != "mail"},
-    "htm": "html", "eml": "mail",
+    "htm": "html", "xhtml": "html", "eml": "mail", "mht": "mail", "mhtml": "mail",
     **dict.fromkeys(
         (
             "txt", "text", "log", "md", "markdown", "csv", "tsv", "json", "jsonl", "ndjson", "xml", "yaml", "yml",
@@ -77,9 +77,12 @@ _KIND_BY_EXTENSION = {
         "text",
     ),
 }  # fmt: skip
-_PACKAGES = frozenset({"docx", "xlsx", "pptx", "odt", "ods", "odp", "zip"})
+_WITH_SIGNATURE = frozenset(TYPES) - {"pdf", "html", "mail"}  # a PDF may begin after other bytes
 _BINARY_TYPES = ("image/", "audio/", "video/", "font/")
-_HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s{0,100}<(?:!doctype html|html|head|body)\b", re.IGNORECASE)
+_HTML = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s{0,100}<(?:!doctype html|html|head|body|table)\b", re.IGNORECASE
+)
+_MIME = re.compile(rb"\s{0,100}MIME-Version[ \t]*:", re.IGNORECASE)  # a saved web page (.mht)
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f]")
 _HIGH = re.compile(rb"[\x80-\xff]")
 _MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
@@ -91,12 +94,12 @@ def kind_of(file: File, budget: EventBudget) -> str:
 
     Takes time linear in the size of the file. The list of an archive's members is read within the budget.
     """
-    kind = (
-        _kind_by_bytes(file, budget)
-        or _kind_by_type(file)
-        or _KIND_BY_EXTENSION.get(extension_of(file))
-        or _kind_by_content(file)
-    )
+    kind = _kind_by_bytes(file, budget)
+    if not kind:
+        kind = _kind_by_type(file) or _KIND_BY_EXTENSION.get(extension_of(file)) or ""
+        # Programs export pages and tables of text under the names of Office files, whose first bytes would be others.
+        if not kind or kind in _WITH_SIGNATURE:
+            kind = _kind_by_content(file) or kind
     if not kind:
         raise Rejected(
             f"cannot read {shown(file)}; supported: {SUPPORTED}",
@@ -156,12 +159,14 @@ def _kind_by_type(file: File) -> str:
 
 
 def _kind_by_content(file: File) -> str:
-    """Return `html` or `text` for a file whose type and extension say nothing, where it is one."""
+    """Return `html`, `mail` or `text` for a file whose type and extension say nothing or are wrong, where it is one."""
     start = file.data[:_SNIFFED]
     if file.content_type.lower().startswith(_BINARY_TYPES):
         return ""
     if _HTML.match(start[:500]):
         return "html"
+    if _MIME.match(start):
+        return "mail"
     return "text" if _looks_like_text(start) else ""
 
 

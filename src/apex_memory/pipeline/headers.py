@@ -159,9 +159,11 @@ def _name(words: _Tokens) -> str:
 
 
 def sent_at(text: str) -> datetime | None:
-    """Return a date, or None for what is not one."""
-    try:
-        date = parsedate_to_datetime(text[:200])
-    except (ArithmeticError, IndexError, TypeError, ValueError):
-        return None
-    return date if date.year in _YEARS else None
+    """Return a date, as RFC 5322 or ISO 8601 write it, or None for what is not one."""
+    for read in (parsedate_to_datetime, datetime.fromisoformat):
+        try:
+            date = read(text[:200])
+        except (ArithmeticError, IndexError, TypeError, ValueError):
+            continue
+        return date if date.year in _YEARS else None
+    return None

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 from apex_memory.pipeline.entities import Mention, canonical, phone_key
-from apex_memory.pipeline.tables import cells_under_headers, with_colons
+from apex_memory.pipeline.tables import cells_of_rows, cells_under_headers, with_colons
 from apex_memory.pipeline.text import matches
 
 _WORD = r"(?<![\w-])"
 _END = r"(?![\w-])"
 _OWN = r"(?!(?:SHP|LD|INV|PO|BOL|PRO|MC)[-\s]?\d)"  # `Load SHP-100045` names a shipment
-UNITS = r"(?!\s?(?:lbs?|kgs?|tons?|pallets?|pcs|pieces|skids?|cases|cartons|miles?|mi|ft|hours|hrs|days?|weeks?|months?|years?|trucks?|loads?|drivers?|dollars?|usd|eur|[%'’])(?!\w))"
+UNITS = r"(?![ \t]?(?:lbs?|kgs?|tons?|pallets?|pcs|pieces|skids?|cases|cartons|miles?|mi|ft|hours|hrs|days?|weeks?|months?|years?|trucks?|loads?|drivers?|dollars?|usd|eur|[%'’])(?!\w))"
 _DATE = r"(?!(?:19|20)\d\d-\d\d-\d\d|\d{1,2}-\d{1,2}-(?:19|20)\d\d(?![\w-]))"
 _CODE = rf"{_OWN}{_DATE}(?=[A-Z0-9-]{{0,24}}\d{{3}})([A-Z0-9]{{1,24}}(?:-[A-Z0-9]{{1,24}}){{0,4}}){_END}{UNITS}"
 # Between a label and its code: ` `, `: `, ` # `, `-`, ` No.: ` … The group is empty if only blanks are there.
@@ -84,10 +85,17 @@ _EMAIL = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _PHONE = re.compile(
-    r"(?<![\w.+-])((?:\+?1[\s.-]?)?(?:\([2-9]\d{2}\)\s?|[2-9]\d{2}[\s.-])[2-9]\d{2}[\s.-]\d{4})(?![\w-])",
+    r"(?<![\w.+-])((?:\+?1[\s.-]?)?(?:\([2-9]\d{2}\)\s?|[2-9]\d{2}[\s./-])[2-9]\d{2}[\s.-]\d{4})(?![\w-])",
     re.ASCII,
 )
-_FOREIGN_PHONE = re.compile(r"(?<![\w.+-])(\+[2-9][\d ().-]{6,18}\d)(?![\w-])", re.ASCII)
+_INTERNATIONAL_PHONE = re.compile(
+    r"(?<![\w.+-])(\+1[2-9]\d{9}|\+[2-9][\d ().-]{6,18}\d)(?![\w-])", re.ASCII
+)
+# Ten digits in one piece are a telephone number only after such a word.
+_LABELLED_PHONE = re.compile(
+    rf"{_WORD}(?:phone|tel|telephone|mobile|cell|fax)(?:[ ](?:no\.?|number))?[.:#]{{0,2}}\s?(1?[2-9]\d{{2}}[2-9]\d{{6}}){_END}",
+    re.IGNORECASE | re.ASCII,
+)
 
 
 def find_identifiers(text: str, char_shape: bytes) -> Iterator[Mention]:
@@ -100,17 +108,27 @@ def find_identifiers(text: str, char_shape: bytes) -> Iterator[Mention]:
 
 def _codes_in_columns(text: str) -> Iterator[Mention]:
     """Yield the codes in columns of tables whose header is a label, such as `PRO` or `PO Number`."""
-    labels: dict[str, bool] = {}
-    for cell in cells_under_headers(text):
-        if cell.header not in labels:
-            labels[cell.header] = bool(_LABEL_HEADER.match(cell.header))
-        if not labels[cell.header]:
-            continue
-        prefix = f"{cell.header}: "
-        for mention in _labelled_codes(prefix + cell.text[:100]):
-            if mention.start >= len(prefix):
-                start = cell.start + mention.start - len(prefix)
-                yield Mention(mention.ref, mention.surface, start)
+    patterns: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+    def label_patterns(header: str) -> list[tuple[str, re.Pattern[str]]]:
+        if header not in patterns:
+            is_label = _LABEL_HEADER.match(header) is not None
+            patterns[header] = [
+                (kind, pattern)
+                for (kind, pattern), (_, label, _) in zip(_LABELLED, _LABELS, strict=True)
+                if is_label and re.match(label, header, re.IGNORECASE)
+            ]
+        return patterns[header]
+
+    for cell in chain(
+        cells_under_headers(text), cells_of_rows(text, lambda header: bool(label_patterns(header)))
+    ):
+        for kind, pattern in label_patterns(cell.header):
+            prefix = f"{cell.header}: "
+            if match := pattern.match(prefix + cell.text[:100]):
+                start = cell.start + match.start(2) - len(prefix)
+                yield Mention(canonical(f"{kind}:{match[2]}"), match[2], start)
+                break
 
 
 def _labelled_codes(text: str) -> Iterator[Mention]:
@@ -158,7 +176,8 @@ def _addresses(text: str, char_shape: bytes) -> Iterator[Mention]:
     patterns: tuple[tuple[str, bool, re.Pattern[str], Callable[[str], str]], ...] = (
         ("email", b"@" in char_shape, _EMAIL, str.lower),
         ("phone", has_phone, _PHONE, phone_key),
-        ("phone", b"+0" in char_shape, _FOREIGN_PHONE, phone_key),
+        ("phone", b"+0" in char_shape, _INTERNATIONAL_PHONE, phone_key),
+        ("phone", b"0" * 10 in char_shape, _LABELLED_PHONE, phone_key),
     )
     for kind, may_occur, pattern, key in patterns:
         for match in pattern.finditer(text) if may_occur else ():

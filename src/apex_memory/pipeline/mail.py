@@ -9,10 +9,11 @@ from typing import Any
 
 from apex_memory.markup import plain_text
 from apex_memory.model import Assertion, File, slug
+from apex_memory.normalization import without_marks
 from apex_memory.pipeline.headers import Mailbox, field_text, mailboxes, sent_at
 from apex_memory.pipeline.mime import MimePart, read_message
 
-_ROLES = {"From": "from", "To": "to", "Cc": "cc"}
+_ROLES = {"From": "from", "Reply-To": "reply_to", "To": "to", "Cc": "cc", "Bcc": "bcc"}
 _MAX_ADDRESSES = 100
 _MAX_NESTING = 200  # a level is a frame of Python's stack
 _MAX_COMPARED = 200_000  # characters of a text that are compared with its alternative
@@ -252,7 +253,7 @@ def _correspondent(predicate: str, box: Mailbox, start: int) -> Iterator[Asserti
     yield Assertion(predicate=predicate, object=ref, start=start)
     if box.name and box.name != box.address:
         yield Assertion(subject=ref, predicate="name", value=box.name, start=start)
-    if _PERSON.match(box.name):
+    if _PERSON.match(without_marks(box.name)):
         person = f"person:{slug(box.name)}"
         yield Assertion(subject=person, predicate="name", value=box.name, start=start)
         yield Assertion(subject=person, predicate="email", object=ref, start=start)

@@ -28,7 +28,7 @@ _HEADER = re.compile(
     rb"(?:[!-9;-~]{1,200}+[ \t]*+:[^\r\n]*+" + _EOL + rb"(?:[ \t][^\r\n]*+" + _EOL + rb")*+)*+"
 )
 _KEPT_FIELD = re.compile(
-    rb"(?<![^\r\n])(From|To|Cc|Date|Subject|Message-ID|Content-(?:Type|Disposition|Transfer-Encoding))"
+    rb"(?<![^\r\n])(From|Reply-To|To|Cc|Bcc|Date|Subject|Message-ID|Content-(?:Type|Disposition|Transfer-Encoding))"
     rb"[ \t]*+:[ \t]*+([^\r\n]*+(?:(?:\r\n|\r|\n)[ \t][^\r\n]*+)*+)",
     re.IGNORECASE,
 )
@@ -84,6 +84,9 @@ class MimePart:
         body, rest = self.content()
         read = decode_html if self.content_type == "text/html" else decode
         text = read(body, self.charset)
+        if (self._parameter("content-type", "format") or "").lower() == "flowed":
+            delete_blank = (self._parameter("content-type", "delsp") or "").lower() == "yes"
+            text = unflowed(text, delete_blank=delete_blank)
         return f"{text.rstrip()}\n\n{rest}\n" if rest else text
 
     def parts(self, limit: int) -> list[MimePart] | None:
@@ -138,17 +141,18 @@ class MimePart:
         message = Message()
         message["content-type"] = value
         try:
-            parameter = message.get_param(name)
+            given = [item for key, item in message.get_params(failobj=[]) if key.lower() == name]
         except (
             TypeError,
             ValueError,
         ):  # the parser fails for parts without a number, or with a huge one
             match = re.search(rf"\b{name}\*?=\s*\"?([^\";]+)", value, re.IGNORECASE)
             return match[1].strip() if match else None
-        if isinstance(parameter, tuple):
-            charset, _, encoded = parameter
-            return decode(encoded.encode("latin-1", "replace"), charset)
-        return parameter
+        for parameter in given:  # the encoded form is the exact one (RFC 6266, section 4.3)
+            if isinstance(parameter, tuple):
+                charset, _, encoded = parameter
+                return decode(encoded.encode("latin-1", "replace"), charset)
+        return given[0] if given else None
 
 
 def read_part(data: bytes, start: int, end: int, default_type: str = "text/plain") -> MimePart:
@@ -174,7 +178,7 @@ def read_message(data: bytes) -> MimePart:
 
 
 def _read_fields(data: bytes, start: int, end: int) -> tuple[dict[str, bytes], int]:
-    """Return the first field of each name (all of `To` and `Cc`, joined), and where the body starts.
+    """Return the first field of each name (all of `To`, `Cc` and `Bcc`, joined), and where the body starts.
 
     The header ends at a blank line, or before a line that is neither a field nor the continuation of one.
     """
@@ -186,7 +190,7 @@ def _read_fields(data: bytes, start: int, end: int) -> tuple[dict[str, bytes], i
         value = _LINE_END.sub(b"", match[2])[:MAX_FIELD]
         if name not in fields:
             fields[name] = value
-        elif name in ("to", "cc") and len(fields[name]) < MAX_FIELD:
+        elif name in ("to", "cc", "bcc") and len(fields[name]) < MAX_FIELD:
             fields[name] = (fields[name] + b", " + value)[:MAX_FIELD]
     blank = _LINE_END.match(data, header.end(), end)
     return fields, blank.end() if blank else header.end()
@@ -232,6 +236,30 @@ def _without_line_end(data: bytes, start: int, end: int) -> int:
     if data.endswith(b"\r\n", start, end):
         return end - 2
     return end - 1 if data.endswith((b"\n", b"\r"), start, end) else end
+
+
+def unflowed(text: str, *, delete_blank: bool) -> str:
+    """Return a text of `format=flowed` with its paragraphs on one line each (RFC 3676, section 4).
+
+    A line that ends with a blank goes on in the next one of the same quote depth. The blank is deleted if the sender says
+    so: then lines may be broken inside a word.
+    """
+    lines: list[str] = []
+    open_depth = -1
+    for line in text.splitlines():
+        content = line.lstrip(">")
+        depth = len(line) - len(content)
+        content = content.removeprefix(" ")
+        is_signature = content == "-- "
+        is_open = content.endswith(" ") and not is_signature
+        if is_open and delete_blank:
+            content = content[:-1]
+        if depth == open_depth and not is_signature:
+            lines.append(content)
+        else:
+            lines.append(f"\n{'>' * depth}{' ' if depth else ''}{content}")
+        open_depth = depth if is_open else -1
+    return "".join(lines).removeprefix("\n")
 
 
 def decode_base64(body: bytes) -> tuple[bytes, bytes]:

@@ -67,7 +67,12 @@ def _configuration(style: Style, limits: ReaderLimits) -> xberg.ExtractionConfig
         output_format=style,
         escape_markdown=False,
         max_archive_depth=0,
-        html_options=xberg.ConversionOptions(extract_metadata=False),
+        html_options=xberg.ConversionOptions(
+            extract_metadata=False,
+            # Whole pages are forms, and what stands above a page's body may be its number.
+            preprocessing=xberg.PreprocessingOptions(remove_forms=False, remove_navigation=False),
+        ),
+        pdf_options=xberg.PdfConfig(extract_annotations=True),  # what people type onto a page
         concurrency=xberg.ConcurrencyConfig(max_threads=1),
         security_limits=xberg.SecurityLimits(
             max_archive_size=limits.unpacked_bytes,

@@ -1,13 +1,15 @@
-"""Word and Excel files as their program shows them: final text of tracked moves, numbers under their formats.
+"""Office files as their program shows them: final text of tracked moves, lines, whole words, numbers under their formats.
 
-The office reader drops tracked deletions, keeps the old place of moved text, and shows numbers without their
-formats. So these parts are rewritten before it reads the file.
+The office reader drops tracked deletions, keeps the old place of moved text, joins lines at breaks, parts words of slides
+where their format changes, leaves out headers, footers and notes, and shows numbers without their formats. So these parts
+are read or rewritten before it reads the file.
 """
 
 from __future__ import annotations
 
 import re
 import zipfile
+from dataclasses import dataclass
 from html import escape, unescape
 
 from apex_memory.pipeline.archives import open_package, read_member, replace_members
@@ -15,6 +17,27 @@ from apex_memory.pipeline.file_limits import EventBudget
 from apex_memory.pipeline.number_formats import BUILT_IN, show_number
 
 _MOVE_FROM = re.compile(rb"<((?:\w{1,40}:)?)moveFrom(?:\s[^<>]*)?>")
+_BREAK_ELEMENT = re.compile(rb"<w:(br|cr)(?:\s[^<>]*)?(?:/>|></w:\1>)")
+_BREAK = "\ufdd0"
+"""Stands for a break while the office reader reads the file: Unicode leaves this character to programs."""
+_MARGIN_PART = re.compile(r"word/(header|footer)\d{0,4}\.xml\Z")
+_MARGIN_TEXT = re.compile(
+    r"<[wa]:t(?:\s[^<>]*)?>(?P<text>[^<]*)</[wa]:t>|(?P<blank><w:tab\b)|(?P<hyphen><w:noBreakHyphen\b)"
+    r"|(?P<end></[wa]:p>|<[wa]:(?:br|cr)\b)"
+)
+_SLIDE_PART = re.compile(r"ppt/slides/slide\d{1,5}\.xml\Z")
+_NOTES_PART = re.compile(r"ppt/notesSlides/notesSlide\d{1,5}\.xml\Z")
+_SLIDE_BREAK = re.compile(rb"<a:br(?:\s[^<>]*)?(?:/>|>.{0,3000}?</a:br>)", re.DOTALL)
+# Between two runs of a paragraph: end of a text, properties of the next.
+_RUN_BORDER = re.compile(
+    rb"</a:t>\s*</a:r>\s*<a:r>\s*(?:<a:rPr(?:\s[^<>]*)?(?:/>|>.{0,3000}?</a:rPr>)\s*)?<a:t>",
+    re.DOTALL,
+)
+_LINE_BREAK = re.compile(rb"<text:line-break\s*(?:/>|></text:line-break>)")
+_SHOWN_CELL = re.compile(rb"<table:table-cell\s[^<>]*>(?=\s*<text:p\b)")
+_CELL_VALUE = re.compile(
+    rb'\soffice:(?:value-type|value|currency|(?:date|time|boolean)-value)="[^"]*"'
+)
 _WORD_PART = re.compile(r"word/[\w-]{1,80}\.xml\Z")
 _SHEET_PART = re.compile(r"xl/worksheets/[\w-]{1,80}\.xml\Z")
 # A cell with a number: attributes, formula, value. Every part is bounded by the next `<`, so the time is linear.
@@ -32,17 +55,86 @@ _STYLE = re.compile(r"<(?:\w{1,40}:)?xf\s([^<>]*)>")
 _ATTRIBUTE = re.compile(r'(\w{1,40})="([^"]*)"')
 
 
-def final_word_file(data: bytes, budget: EventBudget) -> bytes:
-    """Return a Word file without the text that was moved elsewhere. Raises `Rejected` for a broken one."""
+@dataclass(frozen=True, slots=True)
+class RewrittenFile:
+    """A file for the office reader, and the texts around its body: headers, and footers or notes, each paragraph once."""
+
+    data: bytes
+    header: str = ""
+    footer: str = ""
+
+
+def final_word_file(data: bytes, budget: EventBudget) -> RewrittenFile:
+    """Return a Word file without the text that was moved elsewhere, with its breaks marked. Raises `Rejected` for a broken one.
+
+    `with_breaks` makes the marks line ends in the text that is read.
+    """
+    margins: dict[str, list[str]] = {"header": [], "footer": []}
     with open_package(data, budget) as archive:
         changed: dict[str, bytes] = {}
         for info in archive.infolist():
             if _WORD_PART.match(info.filename):
                 part = read_member(archive, info, budget)
-                final = without_moved_text(part)
-                if final is not part:
+                final = _BREAK_ELEMENT.sub(b"<w:t>&#xFDD0;</w:t>", without_moved_text(part))
+                if final != part:
                     changed[info.filename] = final
-        return replace_members(data, archive, changed, budget) if changed else data
+                if margin := _MARGIN_PART.match(info.filename):
+                    margins[margin[1]] += _paragraphs(without_moved_text(part))
+        final_data = replace_members(data, archive, changed, budget) if changed else data
+    header, footer = ("\n".join(dict.fromkeys(texts)) for texts in margins.values())
+    return RewrittenFile(final_data, header, footer)
+
+
+def final_presentation(data: bytes, budget: EventBudget) -> RewrittenFile:
+    """Return a PowerPoint file with whole words and marked breaks, and the notes of its slides. Raises `Rejected` for a broken one."""
+    notes: list[str] = []
+    with open_package(data, budget) as archive:
+        changed: dict[str, bytes] = {}
+        for info in archive.infolist():
+            if _SLIDE_PART.match(info.filename):
+                part = read_member(archive, info, budget)
+                final = _SLIDE_BREAK.sub(b"<a:r><a:t>&#xFDD0;</a:t></a:r>", part)
+                changed[info.filename] = _RUN_BORDER.sub(b"", final)
+            elif _NOTES_PART.match(info.filename):
+                notes += _paragraphs(read_member(archive, info, budget))
+        rewritten = replace_members(data, archive, changed, budget)
+    return RewrittenFile(rewritten, footer="\n".join(dict.fromkeys(notes)))
+
+
+def final_open_document(data: bytes, budget: EventBudget) -> RewrittenFile:
+    """Return an OpenDocument file with marked breaks, and cells as texts where the file says how they are shown.
+
+    Raises `Rejected` for a broken one.
+    """
+    with open_package(data, budget) as archive:
+        changed: dict[str, bytes] = {}
+        for info in archive.infolist():
+            if info.filename == "content.xml":
+                part = read_member(archive, info, budget)
+                final = _SHOWN_CELL.sub(_text_cell, part)
+                changed[info.filename] = _LINE_BREAK.sub(b"&#xFDD0;", final)
+        return RewrittenFile(replace_members(data, archive, changed, budget))
+
+
+def _text_cell(cell: re.Match[bytes]) -> bytes:
+    return _CELL_VALUE.sub(b"", cell[0])[:-1] + b' office:value-type="string">'
+
+
+def with_breaks(text: str) -> str:
+    """Return the text of a rewritten file with a line end for each break, a blank in the cells of tables."""
+    if _BREAK not in text:
+        return text
+    lines = text.split("\n")
+    return "\n".join(line.replace(_BREAK, " " if line.startswith("|") else "\n") for line in lines)
+
+
+def _paragraphs(part: bytes) -> list[str]:
+    """Return the lines of a header, a footer or notes that hold text."""
+    pieces: list[str] = []
+    for match in _MARGIN_TEXT.finditer(part.decode("utf-8", "replace")):
+        text = {"blank": "\t", "hyphen": "\u2011", "end": "\n"}.get(match.lastgroup or "")
+        pieces.append(unescape(match["text"] or "") if text is None else text)
+    return [line.strip() for line in "".join(pieces).split("\n") if line.strip()]
 
 
 def without_moved_text(part: bytes) -> bytes:
@@ -61,7 +153,7 @@ def without_moved_text(part: bytes) -> bytes:
     return b"".join([*pieces, part[end:]]) if end else part
 
 
-def formatted_spreadsheet(data: bytes, budget: EventBudget) -> bytes:
+def formatted_spreadsheet(data: bytes, budget: EventBudget) -> RewrittenFile:
     """Return an Excel file whose numbers are texts as its sheets show them. Raises `Rejected` for a broken one."""
     with open_package(data, budget) as archive:
         codes = _format_codes(archive, budget)
@@ -72,7 +164,7 @@ def formatted_spreadsheet(data: bytes, budget: EventBudget) -> bytes:
                 formatted = _formatted_sheet(sheet, codes)
                 if formatted is not sheet:
                     changed[info.filename] = formatted
-        return replace_members(data, archive, changed, budget) if changed else data
+        return RewrittenFile(replace_members(data, archive, changed, budget) if changed else data)
 
 
 def _format_codes(archive: zipfile.ZipFile, budget: EventBudget) -> list[str]:

@@ -6,23 +6,44 @@ reads small plain texts only (`read_plain_text`).
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from html import unescape
 from typing import Any
 
 from apex_memory.errors import Rejected
-from apex_memory.markup import plain_text, without_image_links, without_images
+from apex_memory.markup import (
+    plain_text,
+    title_of,
+    with_cell_ends,
+    without_image_links,
+    without_images,
+)
 from apex_memory.model import Assertion, File
 from apex_memory.pipeline.archives import archive_members
 from apex_memory.pipeline.charset import decode, decode_html
+from apex_memory.pipeline.content_lines import read_content_lines
 from apex_memory.pipeline.file_kinds import NAMES, TYPES, is_plain_text, kind_of, shown
 from apex_memory.pipeline.file_limits import BudgetExceeded, EventBudget, budget_exceeded
 from apex_memory.pipeline.mail import TextBody, read_mail
-from apex_memory.pipeline.office_packages import final_word_file, formatted_spreadsheet
+from apex_memory.pipeline.office_packages import (
+    RewrittenFile,
+    final_open_document,
+    final_presentation,
+    final_word_file,
+    formatted_spreadsheet,
+    with_breaks,
+)
 
 _PLAIN_BYTES = 1_000_000
 _HEADING = re.compile(r"^#{1,6} +(\S[^\n]{0,200})", re.MULTILINE)
+_JSON = re.compile(r"\s{0,100}(?:\{\s{0,100}[\"}]|\[\s{0,100}[\[{\"])")
+# It also matches a string that never ends, so that no character is looked at twice.
+_JSON_STRING = re.compile(r'"(?:[^"\\\n]|\\[^\n])*+(?:"|\\?(?=\n|\Z))')
+_XML = re.compile(r"\s{0,100}<\?xml\b", re.IGNORECASE)
+_XML_REFERENCE = re.compile(r"&(?:#\d{1,7}|#x[0-9a-f]{1,6}|amp|lt|gt|quot|apos);", re.IGNORECASE)
 _BOUNDARY = re.compile(
     rb"^--([^\r\n]{1,200})|boundary[ \t]*=[ \t]*(?:\"([^\"\r\n]{1,200})\"|([^\s\";]{1,200}))",
     re.IGNORECASE | re.MULTILINE,
@@ -147,7 +168,9 @@ def _cut(parsed: Parsed, budget: EventBudget, *, characters: int | None = None) 
 
 
 def _text(file: File) -> Parsed:
-    text = decode(file.data, _charset(file))
+    if lines := read_content_lines(file.data, _charset(file)):
+        return Parsed(lines.text, title=lines.title)
+    text = _without_escapes(decode(file.data, _charset(file)))
     is_markdown = (
         file.name.lower().endswith((".md", ".markdown")) or "markdown" in file.content_type
     )
@@ -155,6 +178,22 @@ def _text(file: File) -> Parsed:
         return Parsed(text)
     text = without_image_links(without_images(text))
     return Parsed(text, title=_heading(text))
+
+
+def _without_escapes(text: str) -> str:
+    """Return JSON and XML with characters for their escapes, which would keep words from being found: `Caf\\u00e9`, `Caf&#233;`."""
+    if "\\" in text and _JSON.match(text):
+        return _JSON_STRING.sub(_unescaped, text)
+    if "&" in text and _XML.match(text):
+        return _XML_REFERENCE.sub(lambda reference: unescape(reference[0]), text)
+    return text
+
+
+def _unescaped(string: re.Match[str]) -> str:
+    try:
+        return f'"{json.loads(string[0], strict=False)}"' if "\\" in string[0] else string[0]
+    except ValueError:
+        return string[0]
 
 
 def _charset(file: File) -> str | None:
@@ -167,18 +206,25 @@ def _heading(text: str) -> str:
     return match[1].strip(" #*") if match else ""
 
 
+_REWRITE: Mapping[str, Callable[[bytes, EventBudget], RewrittenFile]] = {
+    "docx": final_word_file,
+    "xlsx": formatted_spreadsheet,
+    "pptx": final_presentation,
+    **dict.fromkeys(("odt", "ods", "odp"), final_open_document),
+}
+"""What is done to a file of a kind before the office reader reads it."""
+
+
 def _office(file: File, kind: str, budget: EventBudget) -> Parsed:
     # Imported here, because the worker imports this module and needs no office reader.
     from apex_memory.pipeline.office import read_office_file
 
-    data = file.data
+    rewritten, page = RewrittenFile(file.data), ""
     if kind == "html":
-        page = without_images(decode_html(data, _charset(file)))
-        data = page.encode("utf-8", "replace")
-    elif kind == "docx":
-        data = final_word_file(data, budget)
-    elif kind == "xlsx":
-        data = formatted_spreadsheet(data, budget)
+        page = without_images(decode_html(file.data, _charset(file)))
+        rewritten = RewrittenFile(with_cell_ends(page).encode("utf-8", "replace"))
+    elif rewrite := _REWRITE.get(kind):
+        rewritten = rewrite(file.data, budget)
     if not budget.start_native():
         raise Rejected(
             "the file crashed the reader twice",
@@ -186,22 +232,26 @@ def _office(file: File, kind: str, budget: EventBudget) -> Parsed:
         )
     # A PDF's plain text keeps its lines, which labels (`Shipper: …`) need; the others have real structure.
     office = read_office_file(
-        data,
+        rewritten.data,
         media_type=TYPES[kind],
         name=NAMES[kind],
         style="plain" if kind == "pdf" else "markdown",
         limits=budget.limits,
     )
+    page_title = title_of(page)
     metadata = {
         "pages": office.pages or None,
-        "title": office.title or office.subject,
+        "title": office.title or office.subject or page_title,
         "authors": office.authors,
     }
     title = office.title or (office.subject if kind == "msg" else "")
-    text = without_image_links(office.text)
+    body = without_image_links(with_breaks(office.text))
+    if not body.strip():
+        body = plain_text(page)  # tags too deep for the office reader
+    text = "\n\n".join(filter(None, (rewritten.header, body, rewritten.footer)))
     parsed = Parsed(
         text,
-        title=title or (_heading(text) if kind in ("docx", "html") else ""),
+        title=title or (_heading(body) if kind in ("docx", "html") else "") or page_title,
         metadata={name: value for name, value in metadata.items() if value},
     )
     removed = len(office.text) - len(text)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from apex_memory.model import slug
+from apex_memory.normalization import without_marks
 from apex_memory.pipeline.entities import Mention, company_key
 from apex_memory.pipeline.regions import CODES, NAMES
 from apex_memory.pipeline.stopwords import NOT_NAMES
@@ -40,14 +41,18 @@ _LABEL = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _PARTY_END = re.compile(rf",(?! ?(?:{_LEGAL}|{_LEGAL.upper()})\b)|[;(<\t]| {{2}}| - ")
-_PERSON = re.compile(r"[A-Z][\w'’-]{0,20}\.?(?: [A-Z][\w'’-]{0,20}\.?){1,3}\Z")
-_COMPANY = re.compile(r"(?=[^a-z]{0,5}[A-Z0-9])(?=.*[A-Za-z]{2})[\w&'’.,/ -]{2,80}\Z", re.ASCII)
+# On names without their marks (accents, vowels of Thai), which are no `\w`.
+_PERSON = re.compile(r"[^\W\d_][\w'’-]{0,20}\.?(?: [^\W\d_][\w'’-]{0,20}\.?){1,3}\Z")
+_COMPANY = re.compile(r"(?=.*[^\W\d_]{2})[\w&'’.,/ -]{2,80}\Z")
 
+_CAPITAL = "A-ZÀ-ÖØ-ÞŁŚŠŽ"
+_CITY_WORD = rf"(?:d')?[{_CAPITAL}](?:[^\W\d_]|[.'-]){{1,20}}"
 _CITY = re.compile(
-    r"(?<![\w.'-])((?:[A-Z][A-Za-z.'-]{1,20} ){0,3}[A-Z][A-Za-z.'-]{1,20}), ?"
+    rf"(?<![\w.'-])((?:{_CITY_WORD} ){{0,3}}{_CITY_WORD}), ?"
     rf"({'|'.join(sorted(CODES))}|{'|'.join(sorted(NAMES, key=len, reverse=True))})(?![\w'-])(?: {{1,2}}(\d{{5}}(?:-\d{{4}})?|[A-Z]\d[A-Z] ?\d[A-Z]\d)\b)?"
 )
-_CITY_FIRST = re.compile(r"[A-Z](?<![\w.'-].)")
+_CITY_FIRST = re.compile(rf"[{_CAPITAL}d](?<![\w.'-].)")
+_PREPOSITIONS = frozenset({"to", "from", "at", "near", "via"})
 _CODES_AND_WORDS = frozenset(
     {"OR", "IN", "OK", "ME", "HI", "ON", "OH", "MA", "PA", "LA", "CO", "AL", "DE", "ID", "MS"}
 )
@@ -112,11 +117,28 @@ def find_parties(text: str) -> Iterator[Party]:
             name = name[: name_end.start()]
         name = name.strip(" .*_|,\t")
         kind = "person" if role in _PEOPLE else "company"
-        pattern = _PERSON if kind == "person" else _COMPANY
         key = slug(name) if kind == "person" else company_key(name)
-        if key and pattern.match(name) and not set(key.split("-")) <= NOT_NAMES and "@" not in name:
+        if key and _is_name(name, kind) and not set(key.split("-")) <= NOT_NAMES:
             start = match.start(2) + match[2].index(name)
             yield Party(role, Mention(f"{kind}:{key}", name, start))
+
+
+def _after_preposition(words: list[str]) -> list[str]:
+    """Return the words of a city in a text in capitals: `DELIVER TO ST. LOUIS` → `ST. LOUIS`."""
+    for n in range(len(words) - 1, -1, -1):
+        if words[n].lower() in _PREPOSITIONS:
+            return words[n + 1 :]
+    return words
+
+
+def _is_name(text: str, kind: str) -> bool:
+    """Return whether a text is a name in any script: of letters, and with capitals where its script has them."""
+    bare = without_marks(text)
+    if kind == "person":
+        is_capital = not any(word[0].islower() for word in bare.split())
+        return is_capital and _PERSON.match(bare) is not None
+    first = next((character for character in bare if character.isalnum()), "")
+    return not first.islower() and _COMPANY.match(bare) is not None
 
 
 def find_cities(text: str, char_shape: bytes) -> Iterator[City]:
@@ -124,7 +146,7 @@ def find_cities(text: str, char_shape: bytes) -> Iterator[City]:
     may_occur = b", A" in char_shape or b",A" in char_shape
     for match in matches(_CITY_FIRST, _CITY, text) if may_occur else ():
         code = NAMES.get(match[2], match[2])
-        words = match[1].split(" ")
+        words = _after_preposition(match[1].split(" "))
         while words and words[0].lower().rstrip(".") in NOT_NAMES:
             words.pop(0)
         city = " ".join(words)

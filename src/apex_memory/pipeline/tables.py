@@ -1,15 +1,28 @@
-"""Tables in Markdown, the format that spreadsheets, web pages and Word files are read into."""
+"""Tables in Markdown, the format that spreadsheets, web pages and Word files are read into, and rows of CSV files."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 _ROW = re.compile(r"^[ \t]{0,8}\|[^\n]{1,20000}\|[ \t]*$", re.MULTILINE)
+_JSON_KEY = re.compile(r'"\w[\w .-]{0,40}"[ ]?:[ ]?"?')
+_XML_NAME = re.compile(r"<(\w[\w.-]{0,40})>")
+_EQUAL_SIGN = re.compile(r'(?<=\w)[ ]?=[ ]?"?(?=\w)')
 _RULE = re.compile(r"[ \t|:-]+\Z")
 _BAR = re.compile(r"(?<!\\)\|")
+_BLOCK = re.compile(r"(?:\A|(?<=\n))[^\n]+(?:\n[^\n]+)++")
+_HEADER_LINES = 3  # a title or `sep=;` may stand before the header
+_MAX_HEADER = 2_000  # characters
+_DELIMITERS = {
+    delimiter: re.compile(
+        rf'[ ]*+("(?:[^"\n]|"")*+"|[^"{delimiter}\n][^{delimiter}\n]*+|)[ ]*+([{delimiter}]|\Z)'
+    )
+    for delimiter in "\t;|,"
+}
+"""A cell of a row of delimited text, in quotes or not, and what ends it, by the delimiter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +35,16 @@ class Cell:
 
 
 def with_colons(text: str) -> str:
-    """Return the text, of equal length, with `:` for each bar in a table's row: a cell may be the label of the next."""
-    if "|" not in text:
-        return text
-    return _ROW.sub(lambda row: row[0].replace("|", ":"), text)
+    """Return the text, of equal length, with `:` behind what may be a label: a cell of a table, a key of JSON, XML or settings."""
+    if "|" in text:
+        text = _ROW.sub(lambda row: row[0].replace("|", ":"), text)
+    if '":' in text:
+        text = _JSON_KEY.sub(lambda key: key[0].replace('"', " ").replace("_", " "), text)
+    if "</" in text:
+        text = _XML_NAME.sub(r" \1:", text)
+    if "=" in text:
+        text = _EQUAL_SIGN.sub(lambda sign: sign[0].replace("=", ":").replace('"', " "), text)
+    return text
 
 
 def cells_under_headers(text: str) -> Iterator[Cell]:
@@ -47,6 +66,58 @@ def cells_under_headers(text: str) -> Iterator[Cell]:
                 if cell:
                     yield Cell(header, cell, text.index(cell, start, end))
         previous = row
+
+
+def cells_of_rows(text: str, is_header: Callable[[str], bool]) -> Iterator[Cell]:
+    """Yield the cells of delimited rows (CSV) in columns whose header is one for `is_header`.
+
+    The header is among the first lines of a block without empty lines, and its rows are the lines of that block with as
+    many cells: the lines of a cell of several lines have other numbers.
+    """
+    for block in _BLOCK.finditer(text):
+        lines = block[0].split("\n")
+        found = _delimited_header(lines[:_HEADER_LINES], is_header)
+        if found is None:
+            continue
+        number, pattern, headers = found
+        start = block.start() + sum(len(line) + 1 for line in lines[: number + 1])
+        columns = [column for column, header in enumerate(headers) if is_header(header)]
+        for line in lines[number + 1 :]:
+            cells = _delimited_cells(line, pattern)
+            if len(cells) == len(headers):
+                for column in columns:
+                    cell, offset = cells[column]
+                    if cell:
+                        yield Cell(headers[column], cell, start + offset)
+            start += len(line) + 1
+
+
+def _delimited_header(
+    lines: list[str], is_header: Callable[[str], bool]
+) -> tuple[int, re.Pattern[str], list[str]] | None:
+    """Return the number of the line that is a header, the pattern of its cells, and their texts."""
+    for number, line in enumerate(lines):
+        if len(line) > _MAX_HEADER or line.startswith("|"):
+            continue
+        for delimiter, pattern in _DELIMITERS.items():
+            if delimiter in line:
+                headers = [cell for cell, _ in _delimited_cells(line, pattern)]
+                if any(map(is_header, headers)):
+                    return number, pattern, headers
+    return None
+
+
+def _delimited_cells(line: str, pattern: re.Pattern[str]) -> list[tuple[str, int]]:
+    """Return the cells of a row, without their quotes, and their offsets. None if quotes are open."""
+    cells: list[tuple[str, int]] = []
+    position = 0
+    while cell := pattern.match(line, position):
+        bare = cell[1].strip('"')
+        cells.append((bare.strip(), cell.start(1) + cell[1].index(bare)))
+        position = cell.end()
+        if not cell[2]:
+            return cells
+    return []
 
 
 def _texts(row: re.Match[str]) -> list[str]:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 # PostgreSQL refuses NUL and surrogates; the other control characters are separators in packed rows.
-_UNSTORABLE = re.compile("[\x00-\x08\x0b-\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
-_LINE_END = re.compile("\r\n?")
+_UNSTORABLE = re.compile("[\x00-\x08\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+_LINE_END = re.compile("\r\n?|[\x0b\x0c]")  # form feeds separate the pages of printouts
 
 
 def _shape_of(code: int) -> int:

@@ -13,33 +13,61 @@ from apex_memory.pipeline.text import matches
 ValueAt = tuple[str, int]
 """A value in its one format, and its character offset."""
 
-_CURRENCY = {"$": "USD", "US$": "USD", "C$": "CAD", "CA$": "CAD", "€": "EUR", "£": "GBP"}
-_CODES = "USD|CAD|EUR|GBP|MXN"
-_NUMBER = r"\d{1,3}(?:,\d{3}){1,4}(?:\.\d{1,2})?|\d{1,12}(?:\.\d{1,2})?"
+_CURRENCY = {
+    "$": "USD", "US$": "USD", "C$": "CAD", "CA$": "CAD", "MX$": "MXN", "A$": "AUD", "AU$": "AUD", "NZ$": "NZD",
+    "HK$": "HKD", "R$": "BRL", "€": "EUR", "£": "GBP", "₹": "INR",
+}  # fmt: skip
+_CODE_LIST = (
+    "USD", "CAD", "EUR", "GBP", "MXN", "AUD", "BRL", "CHF", "CNY", "CZK", "DKK", "HKD", "INR", "JPY", "NOK", "NZD", "PLN", "SEK",
+)  # fmt: skip
+_CODES = "|".join(_CODE_LIST)
+# Thousands by commas (in India also pairs of digits), apostrophes, or by dots where a comma has the decimals.
+_NUMBER = (
+    r"\d{1,3}(?:,\d{3}){1,4}(?:\.\d{1,2})?|\d{1,3}(?:['’]\d{3}){1,4}(?:\.\d{1,2})?|\d{1,2}(?:,\d\d){1,4},\d{3}(?:\.\d{1,2})?"
+    r"|\d{1,3}(?:\.\d{3}){1,4},\d\d|\d{1,3}(?:[ ]\d{3}){1,4},\d\d|\d{1,12}(?:\.\d{1,2})?"
+)
+# `45,10` may be two cells of a table unless the currency is one that is written with a comma, or stands behind.
+_COMMA_NUMBER = r"\d{1,12},\d\d"
+_END = r"(?![\w%/]|[.,]\d)"
+_NUMBER_END = (
+    r"(?![\w%])(?:(?![.,]\d)|(?<=\.\d\d)(?=,))"  # the next cell of a row follows cents at once
+)
 _BEFORE = re.compile(
-    rf"(?<![\w$€£])((?:{_CODES})\s?\$?|US\$|CA?\$|[$€£])\s?({_NUMBER})([kKM]?)(?:\s?({_CODES})\b)?(?![\w%]|[.,]\d)",
+    rf"(?<![\w$€£₹])(?:((?:{_CODES})\s?\$?|US\$|CA?\$|MX\$|AU?\$|NZ\$|HK\$|R\$|[$€£₹])\s?({_NUMBER})"
+    rf"(\s?(?:thousand|million|billion)|[kKM]?)(?:\s?({_CODES})\b)?{_NUMBER_END}|(EUR|€)\s?({_COMMA_NUMBER}){_END})",
     re.ASCII,
 )
-_BEFORE_FIRST = re.compile(r"[UCEGM$€£](?<![\w$€£].)", re.ASCII)
-_AFTER = re.compile(rf"(?<![\w$€£.,-])({_NUMBER})\s?({_CODES})(?!\w)", re.ASCII)
+_BEFORE_FIRST = re.compile(r"(?:[$€£₹]|[A-Z](?=[A-Z]|\$))(?<![\w$€£₹].)", re.ASCII)
+_AFTER = re.compile(
+    rf"(?<![\w$€£₹.,'’-])(?:({_NUMBER})\s?(?:({_CODES})(?!\w)|(€)(?!\s?\d))"
+    rf"|({_COMMA_NUMBER})\s?(?:(EUR)(?!\w)|(€)(?!\s?\d)))",
+    re.ASCII,
+)
 _DAY_SHAPES = (b"0-0", b"0/0", b"0.0.0", b"0.00.0")  # one of them is in every day of numbers alone
-_SCALE = {"": 1, "k": 1_000, "K": 1_000, "M": 1_000_000}
+_SCALE = {
+    "": 1, "k": 1_000, "K": 1_000, "M": 1_000_000, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000,
+}  # fmt: skip
 
 
 def find_amounts(text: str) -> Iterator[ValueAt]:
-    """Yield amounts with a currency. A bare `$` means US dollars."""
-    named = any(code in text for code in _CODES.split("|"))
-    signed = named or any(sign in text for sign in "$€£")
-    for match in matches(_BEFORE_FIRST, _BEFORE, text) if signed else ():
-        sign = match[1].replace(" ", "")
+    """Yield amounts with a currency, before or after the number. A bare `$` means US dollars."""
+    if not any(sign in text for sign in "$€£₹") and not any(code in text for code in _CODE_LIST):
+        return
+    for match in matches(_BEFORE_FIRST, _BEFORE, text):
+        sign = (match[1] or match[5]).replace(" ", "")
         currency = match[4] or _CURRENCY.get(sign) or sign.rstrip("$").strip()
-        yield _amount(match[2], currency, _SCALE[match[3]]), match.start()
-    for match in _AFTER.finditer(text) if named else ():
-        yield _amount(match[1], match[2], 1), match.start()
+        scale = _SCALE[(match[3] or "").strip()]
+        yield _amount(match[2] or match[6], currency, scale), match.start()
+    for match in _AFTER.finditer(text):
+        currency = match[2] or match[5] or _CURRENCY[match[3] or match[6]]
+        yield _amount(match[1] or match[4], currency, 1), match.start()
 
 
 def _amount(digits: str, currency: str, scale: int) -> str:
-    return f"{Decimal(digits.replace(',', '')) * scale:.2f} {currency}"
+    number = re.sub("[ '’]", "", digits)
+    if re.search(r",\d\d\Z", number):
+        number = number.replace(".", "").replace(",", ".")
+    return f"{Decimal(number.replace(',', '')) * scale:.2f} {currency}"
 
 
 def find_dates(

@@ -205,9 +205,11 @@ def _joined(body: Mapping[str, Any], place: str) -> tuple[Mapping[str, Any], boo
     """Return a `{request, response}` pair as one body, and whether it was a pair. Both may be recorded HTTP, with `body` inside."""
     if not isinstance(body.get("request"), dict):
         return body, False
-    request, response = as_mapping(body["request"]), as_mapping(body.get("response"))
+    request = as_mapping(body["request"])
     context = as_mapping(request.get("body", request))
-    answer = response.get("body", response)
+    answer = body.get("response")
+    if isinstance(answer, dict):
+        answer = answer.get("body", answer)
     if isinstance(answer, str):
         answer = _recorded(answer, f"{place}.response.body".lstrip("."))
     acknowledged = as_mapping(answer)
@@ -225,7 +227,7 @@ def _joined(body: Mapping[str, Any], place: str) -> tuple[Mapping[str, Any], boo
 
 
 def _recorded(answer: str, place: str) -> Any:
-    """Return a response recorded as text: JSON, or the final message of Anthropic's event stream.
+    """Return a response recorded as text: JSON, or the whole that the events of a vendor's stream add up to.
 
     Lines end at LF alone (with or without CR): the JSON in them may hold U+2028 and U+0085, which `splitlines` splits at.
     """
@@ -233,10 +235,14 @@ def _recorded(answer: str, place: str) -> Any:
         return parse_json(answer.encode(), place)
     message: dict[str, Any] = {}
     blocks: dict[int, dict[str, Any]] = {}
+    completion: dict[str, Any] = {}
     for row in answer.split("\n"):
-        if not row.startswith("data:"):
+        if not row.startswith("data:") or row.strip() == "data: [DONE]":
             continue
         event = as_mapping(parse_json(row.removeprefix("data:").encode(), place))
+        if "choices" in event:
+            _add_chunk(completion, event)
+            continue
         index, delta = event.get("index", 0), as_mapping(event.get("delta"))
         if not isinstance(index, int):
             continue
@@ -248,14 +254,40 @@ def _recorded(answer: str, place: str) -> Any:
             blocks[index] = dict(as_mapping(event.get("content_block")))
         elif index in blocks:
             _extend(blocks[index], delta)
+    if completion:
+        return completion
     if not message:
         raise Rejected(
-            f"{place}: expected JSON or Anthropic's server-sent events",
+            f"{place}: expected JSON or the server-sent events of OpenAI or Anthropic",
             remedy="send the stream as recorded, or the final message",
         )
     for block in blocks.values():
         block["input"] = as_string(block.pop("partial_json", "")) or block.get("input")
     return {**message, "content": [blocks[index] for index in sorted(blocks)]}
+
+
+def _add_chunk(completion: dict[str, Any], chunk: Mapping[str, Any]) -> None:
+    """Add a chunk of OpenAI's stream to the completion, of which only the first choice is read."""
+    message: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": []}
+    for name in ("id", "created", "model"):
+        completion.setdefault(name, chunk.get(name))
+    [choice] = completion.setdefault("choices", [{"message": message}])
+    message, calls = choice["message"], choice["message"]["tool_calls"]
+    for given in map(as_mapping, sequence(chunk.get("choices"))):
+        if given.get("index", 0) != 0:
+            continue
+        choice["finish_reason"] = given.get("finish_reason") or choice.get("finish_reason")
+        delta = as_mapping(given.get("delta"))
+        message["content"] += as_string(delta.get("content"))
+        message["refusal"] = as_string(message.get("refusal")) + as_string(delta.get("refusal"))
+        for part in map(as_mapping, sequence(delta.get("tool_calls"))):
+            function = as_mapping(part.get("function"))
+            if part.get("id") or not calls:
+                calls.append({"id": "", "function": {"name": "", "arguments": ""}})
+            call = calls[-1]
+            call["id"] += as_string(part.get("id"))
+            for name in call["function"]:
+                call["function"][name] += as_string(function.get(name))
 
 
 _DELTAS = ("stop_reason", "stop_sequence")

@@ -71,7 +71,7 @@ CONVERSATION_FIELDS = RecordFields(
         **{f"*.{name}": _CALL for name in _CALL_SETTINGS},
     },
     note="Of a turn: its words, tool calls and results, cut at 1,000 characters; thinking and system texts if the settings "
-    "include them; names of pictures, sounds and files. Ids of single messages and blocks are left out: a conversation is "
+    "include them; names of pictures, sounds and files, and the words of documents that are given as text. Ids of single messages and blocks are left out: a conversation is "
     "found by its own.",
 )
 
@@ -80,8 +80,11 @@ def other_lines(body: Mapping[str, Any]) -> tuple[str, ...]:
     """Return a line for each field of a body that is neither a turn nor shown elsewhere."""
     fields = CONVERSATION_FIELDS
     shown = set(fields.shown)
-    if isinstance(as_mapping(body.get("response")).get("body"), str):
-        shown.add("response.body")  # recorded as text: its words are the last turn
+    # A response that was recorded as text: its words are the last turn.
+    if isinstance(body.get("response"), str):
+        shown.add("response")
+    elif isinstance(as_mapping(body.get("response")).get("body"), str):
+        shown.add("response.body")
     lines = remaining_lines(body, shown=shown, left_out=fields.left_out, false_flags=False)
     return tuple(lines)
 
@@ -232,7 +235,18 @@ def _content_text(kind: str, block: Mapping[str, Any]) -> str:
     names = [as_string(block.get(field)) for field in _NAME_FIELDS]
     names += [as_string(inner.get(field)) for field in _NAME_FIELDS]
     name = next(filter(None, names), "")
-    return f"[{label} {name}]" if name else f"[{label}]"
+    shown = f"[{label} {name}]" if name else f"[{label}]"
+    words = _document_words(as_mapping(block.get("source")))
+    return f"{shown}\n{words}" if words else shown
+
+
+def _document_words(source: Mapping[str, Any]) -> str:
+    """Return the words of a document that Anthropic's format holds as text; empty for one in base 64 or by address."""
+    if source.get("type") == "text":
+        return as_string(source.get("data")).strip()
+    return "\n".join(
+        as_string(as_mapping(part).get("text")).strip() for part in parts_of(source.get("content"))
+    ).strip()
 
 
 def _unknown_block_text(kind: str, block: Mapping[str, Any]) -> str:

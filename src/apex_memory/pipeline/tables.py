@@ -13,7 +13,6 @@ _XML_NAME = re.compile(r"<(\w[\w.-]{0,40})>")
 _EQUAL_SIGN = re.compile(r'(?<=\w)[ ]?=[ ]?"?(?=\w)')
 _RULE = re.compile(r"[ \t|:-]+\Z")
 _BAR = re.compile(r"(?<!\\)\|")
-_BLOCK = re.compile(r"(?:\A|(?<=\n))[^\n]+(?:\n[^\n]+)++")
 _HEADER_LINES = 3  # a title or `sep=;` may stand before the header
 _MAX_HEADER = 2_000  # characters
 _DELIMITERS = {
@@ -74,13 +73,16 @@ def cells_of_rows(text: str, is_header: Callable[[str], bool]) -> Iterator[Cell]
     The header is among the first lines of a block without empty lines, and its rows are the lines of that block with as
     many cells: the lines of a cell of several lines have other numbers.
     """
-    for block in _BLOCK.finditer(text):
-        lines = block[0].split("\n")
-        found = _delimited_header(lines[:_HEADER_LINES], is_header)
+    block_start = next_start = 0
+    # Split, not searched for: most texts have no such block, and this is run over each.
+    for block in text.split("\n\n"):
+        block_start, next_start = next_start, next_start + len(block) + 2
+        lines = block.split("\n")
+        found = _delimited_header(lines[:_HEADER_LINES], is_header) if len(lines) > 1 else None
         if found is None:
             continue
         number, pattern, headers = found
-        start = block.start() + sum(len(line) + 1 for line in lines[: number + 1])
+        start = block_start + sum(len(line) + 1 for line in lines[: number + 1])
         columns = [column for column, header in enumerate(headers) if is_header(header)]
         for line in lines[number + 1 :]:
             cells = _delimited_cells(line, pattern)

@@ -38,6 +38,7 @@ _BEFORE = re.compile(
     re.ASCII,
 )
 _BEFORE_FIRST = re.compile(r"(?:[$€£₹]|[A-Z](?=[A-Z]|\$))(?<![\w$€£₹].)", re.ASCII)
+_SIGN_FIRST = re.compile(r"(?:[$€£₹]|[A-Z](?=[A-Z]?\$))(?<![\w$€£₹].)", re.ASCII)
 _AFTER = re.compile(
     rf"(?<![\w$€£₹.,'’-])(?:({_NUMBER})\s?(?:({_CODES})(?!\w)|(€)(?!\s?\d))"
     rf"|({_COMMA_NUMBER})\s?(?:(EUR)(?!\w)|(€)(?!\s?\d)))",
@@ -51,14 +52,15 @@ _SCALE = {
 
 def find_amounts(text: str) -> Iterator[ValueAt]:
     """Yield amounts with a currency, before or after the number. A bare `$` means US dollars."""
-    if not any(sign in text for sign in "$€£₹") and not any(code in text for code in _CODE_LIST):
+    is_coded = any(code in text for code in _CODE_LIST)
+    if not is_coded and not any(sign in text for sign in "$€£₹"):
         return
-    for match in matches(_BEFORE_FIRST, _BEFORE, text):
+    for match in matches(_BEFORE_FIRST if is_coded else _SIGN_FIRST, _BEFORE, text):
         sign = (match[1] or match[5]).replace(" ", "")
         currency = match[4] or _CURRENCY.get(sign) or sign.rstrip("$").strip()
         scale = _SCALE[(match[3] or "").strip()]
         yield _amount(match[2] or match[6], currency, scale), match.start()
-    for match in _AFTER.finditer(text):
+    for match in _AFTER.finditer(text) if is_coded or "€" in text else ():
         currency = match[2] or match[5] or _CURRENCY[match[3] or match[6]]
         yield _amount(match[1] or match[4], currency, 1), match.start()
 

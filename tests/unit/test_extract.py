@@ -131,9 +131,9 @@ def test_left_alone(text: str) -> None:
         ("$45k for 3 loads, €99, 12.00 EUR", "amount", ["45000.00 USD", "99.00 EUR", "12.00 EUR"]),
         ("12 USDA inspectors, 5 $", "amount", []),
         (
-            "€ 1.234,56; 2.450,00 EUR, 40,50 € and 1\u202f234,56 €",
+            "€ 1.234,56; 2.450,00 EUR, 40,50 €, USD 1 200.00 and 1\u202f234,56 €",
             "amount",
-            ["1234.56 EUR", "2450.00 EUR", "40.50 EUR"],
+            ["1200.00 USD", "1234.56 EUR", "2450.00 EUR", "40.50 EUR"],
         ),
         (
             "USD 2.450,00 or CHF 1'234.50, ₹1,20,000.50, A$40",

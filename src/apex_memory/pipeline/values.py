@@ -24,7 +24,7 @@ _CODES = "|".join(_CODE_LIST)
 # Thousands by commas (in India also pairs of digits), apostrophes, or by dots where a comma has the decimals.
 _NUMBER = (
     r"\d{1,3}(?:,\d{3}){1,4}(?:\.\d{1,2})?|\d{1,3}(?:['’]\d{3}){1,4}(?:\.\d{1,2})?|\d{1,2}(?:,\d\d){1,4},\d{3}(?:\.\d{1,2})?"
-    r"|\d{1,3}(?:\.\d{3}){1,4},\d\d|\d{1,3}(?:[ ]\d{3}){1,4},\d\d|\d{1,12}(?:\.\d{1,2})?"
+    r"|\d{1,3}(?:\.\d{3}){1,4},\d\d|\d{1,3}(?:[ ]\d{3}){1,4}[.,]\d\d|\d{1,12}(?:\.\d{1,2})?"
 )
 # `45,10` may be two cells of a table unless the currency is one that is written with a comma, or stands behind.
 _COMMA_NUMBER = r"\d{1,12},\d\d"

@@ -304,7 +304,7 @@ class Retriever:
         answers = await store_query.run_until_filled(
             "vectors",
             lambda exclude: self._vectors.search(
-                [replace(one, exclude=exclude) for one in asked.values()]
+                [replace(page_query, exclude=exclude) for page_query in asked.values()]
             ),
             items_of=_passages_of,
             is_short=is_short,

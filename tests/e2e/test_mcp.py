@@ -43,7 +43,12 @@ ACCEPT = {"accept": "application/json, text/event-stream"}
 
 @pytest.fixture
 async def served(make_settings: MakeSettings, own_vectors_url: str) -> AsyncIterator[Served]:
-    settings = make_settings(temporal=f"127.0.0.1:{free_port()}/apex", vectors=own_vectors_url)
+    settings = make_settings(
+        temporal=f"127.0.0.1:{free_port()}/apex",
+        vectors=own_vectors_url,
+        snapshot_seconds=10,  # many searches at once take long on a machine with other work
+        grace_seconds=12,
+    )
     async with serving_gateway(settings) as served:
         yield served
 

@@ -263,6 +263,7 @@ async def test_a_standby_that_dies_in_mid_search_is_replaced(
             documents_standby=pair.standby.url,
             documents_standby_seconds=60,
             temporal="127.0.0.1:1/apex",
+            snapshot_seconds=10,  # a search takes long on a machine with other work
             grace_seconds=100,
         )
         async with running_api(settings) as api:

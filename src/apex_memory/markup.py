@@ -121,7 +121,8 @@ def _without_images(markup: str) -> Iterator[str]:
             shown = "alt"
             if tag["image"].lower() == "input":
                 kind = attributes.get("type", "text").lower()
-                shown = "alt" if kind == "image" else "value" if kind in _SHOWN_FIELDS else ""
+                if kind != "image":
+                    shown = "value" if kind in _SHOWN_FIELDS else ""
             alternative = attributes.get(shown, "")
             yield f" {alternative.replace('<', '&lt;').replace('>', '&gt;')} "
         elif tag["link"]:

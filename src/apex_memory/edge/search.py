@@ -58,14 +58,14 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchHits:
     """The hits of each question by leg, best first, and the place of each point that they number, as `PLACE` packs it."""
 
     hits: list[dict[str, list[Hit]]]
     places: list[bytes]
 
 
-def search(shards: Sequence[Shard], questions: Sequence[Question]) -> Found:
+def search(shards: Sequence[Shard], questions: Sequence[Question]) -> SearchHits:
     """Return the best `limit` points of each leg of each question."""
     queries = _queries(shards, questions)
     scored: list[dict[str, list[Scored]]] = [{leg: [] for leg in legs} for legs in queries]
@@ -97,12 +97,12 @@ def search(shards: Sequence[Shard], questions: Sequence[Question]) -> Found:
                 scored_hits.extend((hit.score, hit, shard) for hit in hits)
     numbers: dict[int, int] = {}
     owners: list[Shard] = []
-    found: list[dict[str, list[Hit]]] = []
+    best_hits: list[dict[str, list[Hit]]] = []
     for question, best in zip(questions, scored, strict=True):
-        found.append(
+        best_hits.append(
             {leg: _numbered(hits, question.limit, numbers, owners) for leg, hits in best.items()}
         )
-    return Found(found, _places(numbers, owners))
+    return SearchHits(best_hits, _places(numbers, owners))
 
 
 def _queries(

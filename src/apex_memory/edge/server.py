@@ -212,10 +212,10 @@ class VectorServer:
 
     async def _search_all(self, requests: list[dict[str, Any]]) -> dict[str, Any]:
         """Return `places` (`PLACE` of each point, concatenated), and for each of the `queries` numbers and scores by leg."""
-        found = search(self._corpus.shards, [_question(**request) for request in requests])
+        result = search(self._corpus.shards, [_question(**request) for request in requests])
         return {
-            "places": b"".join(found.places),
-            "queries": [{leg: _packed(hits) for leg, hits in legs.items()} for legs in found.hits],
+            "places": b"".join(result.places),
+            "queries": [{leg: _packed(hits) for leg, hits in legs.items()} for legs in result.hits],
         }
 
 

@@ -78,10 +78,10 @@ def cells_of_rows(text: str, is_header: Callable[[str], bool]) -> Iterator[Cell]
     for block in text.split("\n\n"):
         block_start, next_start = next_start, next_start + len(block) + 2
         lines = block.split("\n")
-        found = _delimited_header(lines[:_HEADER_LINES], is_header) if len(lines) > 1 else None
-        if found is None:
+        header = _delimited_header(lines[:_HEADER_LINES], is_header) if len(lines) > 1 else None
+        if header is None:
             continue
-        number, pattern, headers = found
+        number, pattern, headers = header
         start = block_start + sum(len(line) + 1 for line in lines[: number + 1])
         columns = [column for column, header in enumerate(headers) if is_header(header)]
         for line in lines[number + 1 :]:

@@ -211,10 +211,10 @@ class Retriever:
         self, query: RetrievalQuery, rounds: Sequence[Pages], store_query: StoreQuery
     ) -> Sequence[str]:
         """Return the addresses of whom the query names as the writer of mails, which they may write under other names."""
-        of_speakers = [pages[SPEAKERS] for pages in rounds if SPEAKERS in pages]
-        docs = dict.fromkeys(
-            passage.doc for page in of_speakers for passage in page.passages.values()
-        )
+        docs: dict[UUID, None] = {}  # best first, each once
+        for pages in rounds:
+            if SPEAKERS in pages:
+                docs |= dict.fromkeys(doc.doc_id for doc, _ in pages[SPEAKERS].passages)
         labels = await store_query.snapshot.speakers(list(docs)[:ALIAS_DOCUMENTS])
         return addresses_of(labels, query.speakers)
 
@@ -425,7 +425,10 @@ def _with_neighbours(passages: Collection[PassageId]) -> list[tuple[UUID, int]]:
 
 
 def _pages_of(leg: _YesOrNoLeg, rounds: Sequence[Pages]) -> list[Page]:
-    return [pages[name] for pages in rounds for name in leg.pages if name in pages]
+    leg_pages: list[Page] = []
+    for pages in rounds:
+        leg_pages += [pages[name] for name in leg.pages if name in pages]
+    return leg_pages
 
 
 def _is_whole(leg: _YesOrNoLeg, rounds: Sequence[Pages]) -> bool:

@@ -49,6 +49,32 @@ def small_volume(folder: Path, megabytes: int) -> Iterator[Path]:
 
 
 @contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    """An ext4 file system of that size in a file: a mapped hole takes no space there, as on a disk, but does in memory.
+
+    Skips the test where it cannot be mounted.
+    """
+    image = folder.with_suffix(".img")
+    folder.mkdir(parents=True, exist_ok=True)
+    with image.open("wb") as file:
+        file.truncate(megabytes * BLOCK)
+    commands = (
+        ["mkfs.ext4", "-q", "-m", "0", str(image)],
+        ["mount", "-o", "loop", str(image), str(folder)],
+    )
+    try:
+        for command in commands:
+            subprocess.run(command, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no file system could be mounted from a file, so this was not tested: {error}")
+    try:
+        yield folder
+    finally:
+        _unmount(folder)
+        image.unlink()
+
+
+@contextmanager
 def small_volumes(data_dir: Path, megabytes: Mapping[str, int]) -> Iterator[None]:
     """A volume for each folder, by its path below `data_dir`; `.` is the data folder itself, and comes first."""
     with ExitStack() as mounted:

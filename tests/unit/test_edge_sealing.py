@@ -7,12 +7,18 @@ import itertools
 import os
 import signal
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from apex_memory.errors import Unavailable
+from apex_memory.disk_space import DiskSpace
+from apex_memory.edge import corpus
+from apex_memory.edge.catalogue import to_place
+from apex_memory.edge.corpus import DiskNearlyFull, Row, open_corpus
+from apex_memory.edge.shard import to_point
+from apex_memory.errors import RetryLater, Unavailable
 from apex_memory.model import Tally, VectorPoint
 from apex_memory.stores.edge import EdgeVectors
 from tests.edge_process import DIMENSION, EdgeProcess, edge_client, edge_process
@@ -207,3 +213,46 @@ async def builder_of(process: EdgeProcess) -> int:
         return 0
 
     return await until(running, "a builder runs", seconds=30, every=0.01)
+
+
+def one_point() -> Row:
+    id, stage = uuid.uuid4(), uuid.uuid4()
+    place = f"{uuid.uuid4()} 0 0 1 0"
+    point = to_point({"dense": [1.0] * DIMENSION}, str(id), str(stage), place, 0, [])
+    return Row(id, stage, to_place(stage, place), [], point)
+
+
+async def test_writes_leave_the_space_that_a_build_still_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it a write would take the blocks under the pages that the build has mapped, and SIGBUS would end it."""
+    space = DiskSpace(total=10_000_000_000, free=9_000_000_000)
+    monkeypatch.setattr(corpus, "disk_space", lambda _: space)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def held_build(sources: Sequence[Path], target: Path, dimension: int) -> None:
+        begun.set()
+        await go_on.wait()
+        raise RetryLater("stopped by the test")
+
+    monkeypatch.setattr(corpus, "build", held_build)
+    shards = await open_corpus(tmp_path, DIMENSION, seal_points=1, merge_shards=8)
+    await shards.upsert([one_point()])
+    building = asyncio.create_task(shards.build())
+    await begun.wait()
+    space = DiskSpace(space.total, space.reserve + 1)
+    with pytest.raises(DiskNearlyFull):
+        await shards.upsert([one_point()])
+    go_on.set()
+
+    async def writes_again() -> bool:
+        try:
+            await shards.upsert([one_point()])
+        except DiskNearlyFull:
+            return False
+        return True
+
+    await until(writes_again, "the build has ended", seconds=5)
+    building.cancel()
+    await asyncio.gather(building, return_exceptions=True)
+    await shards.close()

@@ -25,6 +25,7 @@ from uuid import UUID
 from rich.live import Live
 from rich.table import Table
 
+from apex_memory.cli.builds import CHECK_SECONDS
 from apex_memory.cli.client import Gateway
 from apex_memory.cli.output import console, duration, say, styled
 from apex_memory.errors import Unavailable
@@ -154,7 +155,7 @@ async def _checked(api: Gateway, worker: asyncio.subprocess.Process) -> str:
             raise Unavailable("bad build", f"its worker did not start in {STALL_SECONDS:g} s")
         await asyncio.sleep(ROUND_SECONDS)
     path = f"/v1/builds/{quote(BAD_BUILD)}/check"
-    result = await _call(api, "POST", path, {"histories": 1}, timeout=STALL_SECONDS)
+    result = await _call(api, "POST", path, {"histories": 1}, timeout=CHECK_SECONDS)
     say(f"Its check before the rollout passed: {result['detail']}.")
     return BAD_BUILD
 

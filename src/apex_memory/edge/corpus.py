@@ -14,6 +14,7 @@ import asyncio
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -62,6 +63,19 @@ class Row(NamedTuple):
     point: Point
 
 
+@dataclass(frozen=True, slots=True)
+class BuildSpace:
+    """The space that a build claims on the volume, in bytes, and the folder that it fills."""
+
+    folder: Path
+    claimed: int
+
+    def left(self) -> int:
+        """Return the bytes that the build may still take. Reads the sizes of its files, a millisecond or so."""
+        taken = size_on_disk(self.folder) if self.folder.exists() else 0
+        return max(0, self.claimed - taken)
+
+
 class Corpus:
     """The shards in one folder that this process owns. Open it with `open_corpus`."""
 
@@ -83,6 +97,7 @@ class Corpus:
         self._syncing = asyncio.Lock()
         self._sealed = asyncio.Event()
         self._failures = 0
+        self._build: BuildSpace | None = None
         self._sealed.set()  # a shard may wait for its index since the last run
 
     @property
@@ -193,14 +208,17 @@ class Corpus:
         return [shard for shard, size in zip(small, sizes, strict=True) if size <= full * 5 // 4]
 
     def _check_space(self, needed: int = 0) -> None:
-        """Raise `DiskNearlyFull` unless the volume has that many bytes beside its reserve.
+        """Raise `DiskNearlyFull` unless the volume has that many bytes beside its reserve and what a build still needs.
 
         The engine maps its files: a page without a block on the disk would end the process with SIGBUS.
         """
         space = disk_space(self.folder)
-        if space.free - needed < space.reserve:
+        needed += space.reserve
+        if self._build and space.free - needed < self._build.claimed:
+            needed += self._build.left()
+        if space.free < needed:
             raise DiskNearlyFull(
-                f"the disk is nearly full ({space} are free, and {in_bytes(space.reserve + needed)} are needed)"
+                f"the disk is nearly full ({space} are free, and {in_bytes(needed)} are needed)"
             )
 
     async def _write(self, rows: Sequence[Row]) -> None:
@@ -252,7 +270,9 @@ class Corpus:
         target = self._new_path()
         copies = [target / f"copy-{shard.name}" for shard in shards]
         used = [await asyncio.to_thread(size_on_disk, shard.path) for shard in shards]
-        self._check_space(BUILD_SPACE * sum(used))
+        space = BuildSpace(target, BUILD_SPACE * sum(used))
+        self._check_space(space.claimed)
+        self._build = space  # writes leave it free from now on
         try:
             for shard, copy in zip(shards, copies, strict=True):
                 async with shard.files:
@@ -267,6 +287,8 @@ class Corpus:
                 shard.replay = None
             await asyncio.to_thread(shutil.rmtree, target, ignore_errors=True)
             raise
+        finally:
+            self._build = None
         for shard in shards:
             shard.close()
             await asyncio.to_thread(shutil.rmtree, shard.path)

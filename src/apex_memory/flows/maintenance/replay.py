@@ -10,7 +10,7 @@ from temporalio.client import Client, WorkflowHistory
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Replayer
 
-REPLAY_SECONDS = 60.0  # longest that replaying may take; what is left then is not replayed
+REPLAY_SECONDS = 40.0  # longest that replaying may take, well below the first try of a check; what is left then is not replayed
 MOST_FAILURES = 10  # failures that a result lists
 
 

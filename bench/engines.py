@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 
 from apex_memory.app import App, open_app
-from apex_memory.config import EMBEDDED, IN_DOCUMENTS, Settings
+from apex_memory.config import IN_DOCUMENTS, Settings
 from apex_memory.engines.selection import embedded_engines, environment_for
 from apex_memory.engines.state import read_stack
 from apex_memory.engines.supervisor import Supervisor
@@ -24,8 +24,8 @@ from apex_memory.pipeline import Embedder, Pipeline
 from apex_memory.sealing import new_key
 from bench.corpus import CHUNK_CHARS, DIMENSION
 
-GRAPH = os.environ.get("GRAPH", EMBEDDED)
-"""`postgresql:` measures with the graph in PostgreSQL, `embedded:` with FalkorDB."""
+GRAPH = os.environ.get("GRAPH", IN_DOCUMENTS)
+"""`postgresql:` measures with the graph in PostgreSQL, as by default, `embedded:` with FalkorDB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ async def data_folder() -> AsyncIterator[Path]:
 async def running_engines(
     *, dimension: int = DIMENSION, temporal: bool = False
 ) -> AsyncIterator[Engines]:
-    """Run PostgreSQL, FalkorDB unless `GRAPH` is another one, the vector process, Valkey, and Temporal if `temporal`; stop them at the end."""
+    """Run PostgreSQL, FalkorDB if `GRAPH` is `embedded:`, the vector process, Valkey, and Temporal if `temporal`; stop them at the end."""
     async with data_folder() as folder:
         settings = Settings(
             data_dir=folder, temporal="embedded:" if temporal else "none:1/apex", graph=GRAPH

@@ -65,7 +65,7 @@ def _stores(picture: Picture) -> Box:
     picture.text(frame.center[0], 298, "stores/", kind="title", anchor="middle")
     cells = [
         ("documents", "PostgreSQL, the authority"),
-        ("graph", "FalkorDB or Neo4j"),
+        ("graph", "PostgreSQL, Neo4j, FalkorDB"),
         ("vectors", "Qdrant Edge or Qdrant"),
         ("cache", "Valkey or Redis"),
     ]

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import httpx2
 
+from apex_memory.config import EMBEDDED
 from apex_memory.engines.base import free_port
 from tests.alerts.faults import FAULTS, SCRAPE_SECONDS, Fault, Scene, load, vendor_responses
 from tests.alerts.rules import alerts, rule_files, scaled
@@ -215,7 +216,7 @@ async def run(chosen: Sequence[Fault], *, quiet_seconds: float) -> tuple[set[str
         base = f"http://127.0.0.1:{vendor.port}"
         with ExitStack() as mounted:
             mounted.enter_context(small_volume(folder / "vectors", VECTORS_MEGABYTES))
-            stack = Stack(folder, **settings(legacy.url, base))
+            stack = Stack(folder, GRAPH=EMBEDDED, **settings(legacy.url, base))
             try:
                 print(f"the stack is up after {await stack.start():.0f} s", flush=True)
                 await stack.whole(seconds=120)

@@ -36,6 +36,7 @@ from apex_memory.model import now
 from apex_memory.sources import registry
 from tests.waiting import seconds_until, until
 
+# With `GRAPH=embedded:`, so that each engine can be held and killed by itself.
 CHILDREN = ("postgres", "valkey", "falkordb", "vectors", "temporal", "gateway", "worker", "bulk")
 OPEN_BREAKER = re.compile(r"^apex_breaker_open\{.*\} (?!0(?:\.0)?$).*$", re.MULTILINE)
 FINAL = ("done", "superseded", "dead")

@@ -14,7 +14,7 @@ import signal
 import sys
 from unittest.mock import patch
 
-from apex_memory.config import Settings
+from apex_memory.config import EMBEDDED, Settings
 from apex_memory.engines.selection import embedded_engines
 from apex_memory.engines.supervisor import Supervisor
 
@@ -31,7 +31,7 @@ def show_tasks() -> None:
 
 async def main(folder: str) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, show_tasks)
-    settings = Settings(data_dir=folder)
+    settings = Settings(data_dir=folder, graph=EMBEDDED)
     async with Supervisor(settings.data_dir, report) as supervisor:
         await supervisor.start(*embedded_engines(settings, 32))
         report("stack", "up", "")

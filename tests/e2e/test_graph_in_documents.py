@@ -1,4 +1,4 @@
-"""A whole stack with its graph in the PostgreSQL of the documents, on a machine without FalkorDB."""
+"""A whole stack as it is by default, with its graph in the PostgreSQL of the documents, on a machine without FalkorDB."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class WithoutFalkorDB(Stack):
 
 async def test_the_stack_needs_no_falkordb() -> None:
     async with data_folder() as folder:
-        stack = WithoutFalkorDB(folder, GRAPH="postgresql:")
+        stack = WithoutFalkorDB(folder)
         try:
             await stack.start()
             assert "falkordb" not in stack.children()
@@ -45,13 +45,40 @@ async def test_the_stack_needs_no_falkordb() -> None:
             await stack.stop()
 
 
-async def test_without_falkordb_the_default_graph_is_refused_with_a_remedy() -> None:
+async def test_a_graph_in_falkordb_moves_by_itself() -> None:
+    """As when a data folder of a release with that default starts under this one, and then goes back."""
     async with data_folder() as folder:
-        stack = WithoutFalkorDB(folder)
+        stack = Stack(folder, GRAPH="embedded:")
+        try:
+            await stack.start()
+            await stack.remember("one", "Shipment SHP-48213 waits in Laredo for Acme Freight.")
+            await stack.stop()
+
+            stack.set(GRAPH="postgresql:")
+            await stack.start()
+            assert "falkordb" not in stack.children()
+            assert "APEX_GRAPH=embedded: goes back" in stack.log.read_text()
+            await stack.whole()
+            assert await _named_by(stack) == 1
+            await stack.remember("two", "Shipment SHP-48213 has left Laredo.")
+            await stack.stop()
+
+            stack.set(GRAPH="embedded:")
+            await stack.start()
+            await stack.whole()
+            assert await _named_by(stack) == 2
+        finally:
+            await stack.stop()
+
+
+async def test_without_its_package_falkordb_is_refused_with_a_remedy() -> None:
+    async with data_folder() as folder:
+        stack = WithoutFalkorDB(folder, GRAPH="embedded:")
         try:
             with pytest.raises(AssertionError, match="apex up ended"):
                 await stack.start()
-            assert "APEX_GRAPH" in stack.log.read_text()
+            log = stack.log.read_text()
+            assert "apex-memory[falkordb]" in log and "APEX_GRAPH" in log
         finally:
             await stack.stop()
 

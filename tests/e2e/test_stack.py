@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from apex_memory.config import EMBEDDED
 from apex_memory.engines.base import free_port
 from apex_memory.model import now
 from tests.e2e import front
@@ -36,7 +37,7 @@ SEARCH_SECONDS = 8  # two waits of two seconds for a store that hangs, and a bus
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def shared() -> AsyncIterator[Stack]:
-    async with running_stack() as stack:
+    async with running_stack(GRAPH=EMBEDDED) as stack:
         yield stack
 
 
@@ -92,7 +93,7 @@ async def documents(stack: Stack) -> list[Any]:
 
 @pytest.mark.long
 async def test_kill_9_of_everything_while_writing_loses_and_doubles_nothing() -> None:
-    async with running_stack() as stack:
+    async with running_stack(GRAPH=EMBEDDED) as stack:
         async with writing(stack, items(240), hands=8) as writer:
             await more(writer, 120)
             killed = now()
@@ -128,8 +129,8 @@ class SlowGraph(Stack):
 
     module = "tests.e2e.slow_graph"
 
-    def __init__(self, data_dir: Path) -> None:
-        super().__init__(data_dir)
+    def __init__(self, data_dir: Path, **settings: str) -> None:
+        super().__init__(data_dir, **settings)
         self._given["PYTHONPATH"] = str(Path(__file__).parents[2])
 
     def loaded(self) -> None:
@@ -138,7 +139,7 @@ class SlowGraph(Stack):
 
 async def test_events_land_while_the_graph_still_loads() -> None:
     async with data_folder() as folder:
-        stack = SlowGraph(folder)
+        stack = SlowGraph(folder, GRAPH=EMBEDDED)
         starting = asyncio.create_task(stack.start())
         try:
             await until(
@@ -194,7 +195,7 @@ async def test_without_the_cache_results_are_the_same_and_only_slower() -> None:
             hits.append([(hit["document_id"], hit["start"]) for hit in answer["hits"]])
         return hits, (time.monotonic() - began) / len(QUESTIONS) * 1000
 
-    async with running_stack() as stack:
+    async with running_stack(GRAPH=EMBEDDED) as stack:
         with stack.held("valkey"):
             for text in DOCUMENTS:
                 about = {"title": text.title, "kind": text.kind, "occurred_at": text.at}

@@ -21,7 +21,7 @@ import pytest
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
-from apex_memory.config import Settings
+from apex_memory.config import EMBEDDED, Settings
 from apex_memory.engines.process import command_and_environment
 from apex_memory.engines.selection import embedded_engines, environment_for
 from apex_memory.engines.state import read_stack
@@ -75,7 +75,7 @@ async def driver(
 
 
 def settings_of(folder: Path) -> Settings:
-    return Settings(data_dir=folder)
+    return Settings(data_dir=folder, graph=EMBEDDED)
 
 
 @pytest.mark.alone(reason="a start has a budget of ten seconds")

@@ -1,4 +1,4 @@
-"""`python -m tests.faults --faults 20 --seed 7`: the crash loop against the whole stack, `--graph neo4j` with that graph.
+"""`python -m tests.faults --faults 20 --seed 7`: the crash loop against the whole stack, `--graph falkordb` or `neo4j` with that graph.
 `--gateways 2 --workers 3` runs several of these processes, and kills each.
 
 `python -m tests.faults overload` sends ten times more than can be taken, for a minute.
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from tests.e2e.stack import running_stack
-from tests.faults.kinds import DISK_FULL, GRAPHS, kinds_of_many, long_kinds
+from tests.faults.kinds import DEFAULT_GRAPH, DISK_FULL, GRAPHS, kinds_of_many, long_kinds
 from tests.faults.loop import Result, run
 from tests.faults.overload import ROOM, overload
 from tests.faults.slow import slow
@@ -82,7 +82,9 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=20, help="how many faults (default: 20)")
     parser.add_argument("--seed", default="", help="replay the plan of a run (default: a new one)")
     parser.add_argument("--seconds", type=float, help="start no fault after this many seconds")
-    parser.add_argument("--graph", choices=GRAPHS, default=GRAPHS[0], help="default: %(default)s")
+    parser.add_argument(
+        "--graph", choices=GRAPHS, default=DEFAULT_GRAPH, help="default: %(default)s"
+    )
     parser.add_argument("--gateways", type=int, default=1, help="how many (default: 1)")
     parser.add_argument("--workers", type=int, default=1, help="how many (default: 1)")
     parser.add_argument(
@@ -134,7 +136,7 @@ def _loop(given: argparse.Namespace) -> int:
             say=_say,
         )
     )
-    name = "latest" if given.graph == GRAPHS[0] else given.graph
+    name = "latest" if given.graph == DEFAULT_GRAPH else given.graph
     name = "several" if several else name
     file = given.report or FOLDER / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from uuid import UUID
 import httpx2
 
 from apex_memory.app import App, open_app
+from apex_memory.config import EMBEDDED, IN_DOCUMENTS
 from apex_memory.engines.base import free_port
 from apex_memory.engines.process import child_of
 from apex_memory.engines.state import ChildState, read_stack
@@ -59,10 +60,12 @@ OTHERS_SECONDS = (
 POISON = 12  # broken inputs of a fault
 LEASE_SECONDS = 3
 STEPS = ("claim", "manifests", "begin", "graph", "vectors", "verify", "commit")
-GRAPHS = ("falkordb", "neo4j")
+# Where the graph is; the first as by default, in the PostgreSQL of the documents.
+GRAPHS = {"postgres": IN_DOCUMENTS, "falkordb": EMBEDDED, "neo4j": ""}
+DEFAULT_GRAPH = "postgres"
 RESTART_SECONDS = 120  # for a process to end or a server to come back, one in Java too, beside a stack that takes both processors
 STORES = ("documents", "graph", "vectors")
-# What stands in the requests whose replies are lost.
+# What stands in the requests whose replies are lost, by the server.
 WRITES = {
     "postgres": b"COMMIT",
     "falkordb": b"GRAPH.QUERY",
@@ -74,7 +77,7 @@ WRITES = {
 class FaultyStack(Stack):
     """The stack with a worker that can be killed at a step, and whose stores lie behind proxies.
 
-    A `graph` other than the embedded one is a server beside the stack, kept running from here.
+    The `graph` Neo4j is a server beside the stack, kept running from here.
     """
 
     module = "tests.faults.up"
@@ -95,7 +98,8 @@ class FaultyStack(Stack):
         self.folder = folder
         self.graph = graph
         self.graph_url = ""
-        """Of a server beside the stack; empty for the embedded graph."""
+        """Of a server beside the stack; empty where the graph is one of its own."""
+        self.set(GRAPH=GRAPHS[graph])
         self.vendor: Turvo | None = None
         """A vendor that is polled, behind `vendor_proxy`. Its world stands still but for what a fault adds."""
         if vendor:
@@ -485,7 +489,7 @@ async def _drain_again(app: App, source: str) -> None:
 
 def kinds(graph: str) -> Sequence[Fault]:
     """Every kind there is, with this graph."""
-    engines = ("postgres", graph, "valkey", "vectors", "temporal")
+    engines = dict.fromkeys(("postgres", graph, "valkey", "vectors", "temporal"))
     return (
         Fault("kill -9 apex up", _kill_all),
         Fault("kill -9 worker and a store", _kill_two),
@@ -513,7 +517,7 @@ def name_kinds() -> Sequence[Fault]:
 
 def disk_kinds(graph: str) -> Sequence[Fault]:
     """Those that need a volume of its own for each engine of the stack. A graph beside the stack has none."""
-    return [fill_disk(name) for name in DISKS if name not in GRAPHS or name == graph]
+    return [fill_disk(name) for name in DISKS if name != "falkordb" or name == graph]
 
 
 def long_kinds(graph: str) -> Sequence[Fault]:

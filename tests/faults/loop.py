@@ -28,8 +28,10 @@ from tests.faults.checks import Findings, examine, settle
 from tests.faults.controls import Controlled, controls
 from tests.faults.kinds import (
     CLOCK_JUMPS,
+    DEFAULT_GRAPH,
     DISK_FULL,
     DISKS,
+    GRAPHS,
     LEASE_SECONDS,
     Fault,
     FaultyStack,
@@ -88,7 +90,7 @@ class Result:
 @asynccontextmanager
 async def faulty_stack(
     *,
-    graph: str = "falkordb",
+    graph: str = DEFAULT_GRAPH,
     settable_clock: bool = False,
     vendor: bool = True,
     gateways: int = 1,
@@ -125,7 +127,7 @@ async def run(
     seed: str,
     count: int,
     *,
-    graph: str = "falkordb",
+    graph: str = DEFAULT_GRAPH,
     gateways: int = 1,
     workers: int = 1,
     of: Sequence[Fault] = (),
@@ -241,8 +243,8 @@ def settings_of(stack: FaultyStack) -> Settings:
         Valkey(folder, children["valkey"].port, secret(folder, "cache")),
         Edge(folder, children["vectors"].port, secret(folder, "vectors"), DIMENSION),
     ]
-    if not stack.graph_url:
+    if stack.graph == "falkordb":
         engines.append(FalkorDB(folder, children["falkordb"].port, secret(folder, "graph")))
-    urls: dict[str, Any] = {"graph": stack.graph_url}
+    urls: dict[str, Any] = {"graph": stack.graph_url or GRAPHS[stack.graph]}
     urls |= {engine.role: engine.url for engine in engines}
     return Settings(data_dir=folder, embedder="hashing", chunk_chars=200, **urls)

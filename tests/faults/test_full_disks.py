@@ -19,6 +19,7 @@ import httpx2
 import pytest
 import pytest_asyncio
 
+from apex_memory.config import EMBEDDED
 from apex_memory.disk_space import RESERVE_SHARE, disk_space
 from apex_memory.engines import supervisor
 from apex_memory.engines.base import free_port
@@ -66,7 +67,7 @@ async def stack() -> AsyncIterator[SmallStack]:
     async with data_folder() as folder:
         with small_volumes(folder, VOLUMES):
             (folder / "log").mkdir()
-            stack = SmallStack(folder)
+            stack = SmallStack(folder, GRAPH=EMBEDDED)
             try:
                 await stack.start()
                 await stack.whole(seconds=START_SECONDS)

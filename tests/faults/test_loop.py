@@ -45,6 +45,15 @@ async def test_the_promise_is_kept_through_faults(seed: str) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.long
+async def test_the_promise_is_kept_on_falkordb(seed: str) -> None:
+    """The embedded graph with a process of its own, killed, stopped and cut off, each once."""
+    of = kinds_of_graph("falkordb")
+    result = await run(seed, len(of), graph="falkordb", of=of)
+    _judge(result)
+
+
+@pytest.mark.soak
 @pytest.mark.server
 @pytest.mark.alone(reason="Neo4j takes both processors to come back after a kill")
 async def test_the_promise_is_kept_on_neo4j(seed: str, request: pytest.FixtureRequest) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from apex_memory.model import now
 from apex_memory.stores.postgres import Postgres
-from tests.faults.kinds import GRAPHS, FaultyStack, kinds_of_many
+from tests.faults.kinds import DEFAULT_GRAPH, FaultyStack, kinds_of_many
 from tests.faults.loop import HEAL_SECONDS, faulty_stack, settings_of, works_again
 from tests.soaking import only_in_soak
 from tests.waiting import until
@@ -129,7 +129,7 @@ async def test_one_worker_and_one_gateway_go_on_when_the_others_are_killed(
     stack: FaultyStack,
 ) -> None:
     """Temporal gives the drains, rounds and pulls of the killed workers to the one that is left."""
-    faults = {fault.name: fault for fault in kinds_of_many(GRAPHS[0], 2, 3)}
+    faults = {fault.name: fault for fault in kinds_of_many(DEFAULT_GRAPH, 2, 3)}
     chance = random.Random("takeover")
     await until(stack.pulled_at, stack.log_tail, seconds=60)
     for n, name in enumerate(("kill -9 all workers but one", "kill -9 a gateway and a worker")):

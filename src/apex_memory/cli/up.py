@@ -22,7 +22,7 @@ from apex_memory.build import build_id
 from apex_memory.cli import STARTING
 from apex_memory.cli.output import Json, duration, say, show_json, show_table
 from apex_memory.client.location import key_file
-from apex_memory.config import EMBEDDED, Settings, load_settings, settings_file
+from apex_memory.config import EMBEDDED, IN_DOCUMENTS, Settings, load_settings, settings_file
 from apex_memory.credentials.key_sources import KEY_FILE, names_a_key
 from apex_memory.engines.base import free_port, write_private
 from apex_memory.engines.process import ChildProcess
@@ -54,6 +54,7 @@ WORDS = {
     "disk low": ("disk nearly full, writes are refused", "red"),
     "disk free": ("accepts writes again", "green"),
     "build promoted": ("new build", "green"),
+    "moved": ("moved", "yellow"),
 }
 HOW_TO_STOP = "Ctrl-C stops all."
 DETACHED_LOG = "up.log"
@@ -256,6 +257,7 @@ async def running(settings: Settings, report: Report) -> AsyncIterator[Running]:
                     await _check_embedder(documents, embedder, dimension)
                     await _promote_build(settings, documents, report)
                     _secret_key(settings, environment)
+                    _report_former_graph(settings, report)
                     new_key = await _first_key(settings, documents)
                     gateway = _gateway(settings, environment, report)
                     beside.create_task(supervisor.start(gateway))
@@ -314,6 +316,17 @@ async def _promote_build(settings: Settings, documents: str, report: Report) -> 
         await db.close()
     if before not in ("", build):
         report("stack", "build promoted", f"{build} is current now, it was {before}")
+
+
+def _report_former_graph(settings: Settings, report: Report) -> None:
+    """Report that the data of a FalkorDB is not used any more. In 0.2.0 it was the graph by default."""
+    former = settings.data_dir / "falkordb"
+    if settings.graph == IN_DOCUMENTS and former.is_dir():
+        report(
+            "graph",
+            "moved",
+            f"to PostgreSQL, filled from the documents; {former} is not used any more. APEX_GRAPH={EMBEDDED} goes back",
+        )
 
 
 async def _first_key(settings: Settings, documents: str) -> str | None:

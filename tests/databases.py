@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 
+from apex_memory.stores.graph import open_graph
 from apex_memory.stores.schema import migrate
 from tests.waiting import until
 
@@ -41,11 +42,12 @@ SELECT md5(string_agg(line, E'\n' ORDER BY line)) FROM (
   UNION ALL SELECT concat_ws(' ', 'database', datacl, datconnlimit, datallowconn) FROM pg_database WHERE datname = current_database()
 ) lines (line)
 """
-TABLES = "SELECT oid::regclass::text FROM pg_class WHERE relkind IN ('r', 'm') AND relnamespace = 'public'::regnamespace"
+OURS = "relnamespace IN ('public'::regnamespace, 'apex_graph'::regnamespace)"
+TABLES = f"SELECT oid::regclass::text FROM pg_class WHERE relkind IN ('r', 'm') AND {OURS}"
 WRITTEN = f"{TABLES} AND pg_relation_size(oid) > 0"
-RESTART = """
+RESTART = f"""
 SELECT setval(oid::regclass, (SELECT seqstart FROM pg_sequence WHERE seqrelid = oid), false)
-FROM pg_class WHERE relkind = 'S' AND relnamespace = 'public'::regnamespace
+FROM pg_class WHERE relkind = 'S' AND {OURS}
 """
 END_SESSIONS = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND backend_type = 'client backend'
@@ -68,9 +70,12 @@ class Databases:
         return self.url.removesuffix("/postgres") + f"/{name}"
 
     async def prepare(self) -> None:
-        """Make the template."""
+        """Make the template: the tables of the documents and of the graph."""
         await self._as_admin(f"CREATE DATABASE {TEMPLATE}")
         await migrate(self.url_of(TEMPLATE))
+        graph = open_graph(self.url_of(TEMPLATE), timeout=30)
+        await graph.prepare()
+        await graph.close()
         async with await psycopg.AsyncConnection.connect(self.url_of(TEMPLATE)) as connection:
             self.schema = await _value(connection, SCHEMA)
             for table in await _column(connection, WRITTEN):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from apex_memory.app import App, open_app
-from apex_memory.config import Settings
+from apex_memory.config import IN_DOCUMENTS, Settings
 from apex_memory.engines.base import free_port
 from apex_memory.engines.edge import Edge
 from apex_memory.model import TOMBSTONE, Event, LandResult, micros, now
@@ -47,16 +46,15 @@ async def own_vectors_url(engine_data: Path) -> AsyncIterator[str]:
 
 @pytest.fixture
 def make_settings(
-    database_url: str, falkordb_url: str, valkey_url: str, hashing_vectors_url: str, tmp_path: Path
+    database_url: str, valkey_url: str, hashing_vectors_url: str, tmp_path: Path
 ) -> MakeSettings:
     """Settings over the test engines; keyword arguments override. All of a test are of one installation, with one key."""
     key = new_key()
 
     def make(**overrides: Any) -> Settings:
-        graph = falkordb_url.rsplit("/", 1)[0] + f"/t{uuid.uuid4().hex[:8]}"
         given: dict[str, Any] = {
             "documents": database_url,
-            "graph": graph,
+            "graph": IN_DOCUMENTS,
             "vectors": hashing_vectors_url,
             "cache": valkey_url,
             "embedder": "hashing",

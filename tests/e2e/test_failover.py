@@ -61,6 +61,7 @@ async def test_nothing_acknowledged_is_lost_and_work_goes_on(
         assert {str(row["id"]) for row in rows} >= set(acknowledged.values())
         await api.app.direct.drain("documents")
         await until(lambda: all_done(api, list(acknowledged.values())), "all done", seconds=90)
+        await api.app.recovery.check_restarted_stores()  # the graph is in the server that took over
         result = await search(api, "note-0-0")
         assert result["hits"] and not result["degraded"]
 

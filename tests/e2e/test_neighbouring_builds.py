@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import tarfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,11 +55,13 @@ def previous(tmp_path: Path) -> Iterator[Path]:
 
 
 async def test_the_previous_build_works_on_todays_schema(
-    make_settings: MakeSettings, previous: Path, tmp_path: Path
+    make_settings: MakeSettings, falkordb_url: str, previous: Path, tmp_path: Path
 ) -> None:
+    """On the graph that both builds know."""
     temporal = Temporal(tmp_path / "temporal", free_port(), "", free_port())
     async with running(temporal):
-        settings = make_settings(temporal=temporal.url, sweep_seconds=1)
+        falkordb = falkordb_url.rpartition("/")[0] + f"/t{uuid.uuid4().hex[:8]}"
+        settings = make_settings(graph=falkordb, temporal=temporal.url, sweep_seconds=1)
         names = ("documents", "graph", "vectors", "cache", "temporal", "embedder")
         environment = {f"APEX_{name.upper()}": str(getattr(settings, name)) for name in names}
         environment |= {"APEX_BUILD_ID": "previous", "APEX_SWEEP_SECONDS": "1"}

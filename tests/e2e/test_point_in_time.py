@@ -137,12 +137,14 @@ async def unknown_stages(app: App, store: str) -> int:
 
 
 async def test_all_stores_go_back_to_a_time(
-    make_settings: MakeSettings, own_vectors: str, folder: Path
+    make_settings: MakeSettings, own_vectors: str, falkordb_url: str, folder: Path
 ) -> None:
+    """The graph has a server of its own, which stays ahead of PostgreSQL as the vectors do."""
     archive, backup = shared_folder(folder / "archive"), shared_folder(folder / "backup")
     commands = page(archive, backup)
     server = Server(folder / "former", free_port(), PASSWORD, options=commands.settings)
-    settings = make_settings(vectors=own_vectors, documents=server.url)
+    falkordb = falkordb_url.rpartition("/")[0] + f"/t{uuid.uuid4().hex[:8]}"
+    settings = make_settings(graph=falkordb, vectors=own_vectors, documents=server.url)
     async with running_server(server):
         async with open_app(settings) as app:
             await app.recovery.check_restarted_stores()

@@ -18,7 +18,6 @@ from uuid import UUID
 import pytest
 
 from apex_memory.app import App, open_app
-from apex_memory.config import IN_DOCUMENTS
 from apex_memory.engines.base import free_port
 from apex_memory.errors import ApexError, Conflict, Unavailable
 from apex_memory.model import Tally, now
@@ -284,10 +283,8 @@ async def test_a_store_that_fails_in_the_middle_stays_degraded_and_says_why(app:
 async def test_a_new_engine_is_filled_by_a_rebuild(app: App, make_settings: MakeSettings) -> None:
     """Moving to another engine: its URL is new, it is empty, and PostgreSQL has everything."""
     await fill(app, 12)
-    async with open_app(
-        make_settings()
-    ) as moved:  # the same database and vectors, and another graph
-        assert moved.settings.graph != app.settings.graph
+    other = f"{app.settings.documents}?schema=other"
+    async with open_app(make_settings(graph=other)) as moved:
         await moved.recovery.prepare()
         assert len(await incomplete(moved, "graph")) == 12
         assert (await moved.rebuild.run("graph")).done == 12
@@ -296,12 +293,13 @@ async def test_a_new_engine_is_filled_by_a_rebuild(app: App, make_settings: Make
         assert facts.degraded == []
 
 
-async def test_the_graph_moves_into_the_documents_postgresql_and_back(
-    app: App, make_settings: MakeSettings
+async def test_the_graph_moves_to_falkordb_and_back_into_the_documents_postgresql(
+    app: App, make_settings: MakeSettings, falkordb_url: str
 ) -> None:
+    assert app.settings.graph_url == app.settings.documents
     await fill(app, 12)
-    async with open_app(make_settings(graph=IN_DOCUMENTS)) as moved:
-        assert moved.settings.graph_url == moved.settings.documents
+    falkordb = falkordb_url.rpartition("/")[0] + f"/t{uuid.uuid4().hex[:8]}"
+    async with open_app(make_settings(graph=falkordb)) as moved:
         await moved.recovery.prepare()
         assert len(await incomplete(moved, "graph")) == 12
         assert (await moved.recovery.states())["graph"] == "recovering"

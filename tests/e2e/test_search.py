@@ -43,7 +43,6 @@ module = pytest_asyncio.fixture(scope="module", loop_scope="session")
 @module
 async def world(
     databases: Databases,
-    falkordb_url: str,
     valkey_url: str,
     engine_data: Path,
 ) -> AsyncIterator[App]:
@@ -56,7 +55,6 @@ async def world(
     ):
         settings = Settings(
             documents=documents,
-            graph=falkordb_url.rsplit("/", 1)[0] + f"/t{uuid.uuid4().hex[:8]}",
             vectors=vectors.url,
             cache=valkey_url,
             embedder="e5-small",

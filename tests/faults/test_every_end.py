@@ -77,7 +77,6 @@ class Company(RuleBasedStateMachine):
         world = self.world
         given = Settings(
             documents=await self.closing.enter_async_context(world.databases.database()),
-            graph=world.falkordb.rpartition("/")[0] + f"/ends_{uuid.uuid4().hex[:8]}",
             vectors=world.vectors,
             cache=world.valkey,
             temporal=f"127.0.0.1:{free_port()}/apex",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import uuid
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -64,7 +63,6 @@ class World:
     """Where the engines are."""
 
     databases: Databases
-    falkordb: str
     valkey: str
     vectors: str
     folder: Path
@@ -108,7 +106,6 @@ class Memory(RuleBasedStateMachine):
         world = self.world
         given = Settings(
             documents=await self.closing.enter_async_context(world.databases.database()),
-            graph=world.falkordb.rpartition("/")[0] + f"/rules_{uuid.uuid4().hex[:8]}",
             vectors=world.vectors,
             cache=world.valkey,
             embedder="hashing",
@@ -371,12 +368,11 @@ class Memory(RuleBasedStateMachine):
 @pytest.fixture
 def world(
     databases: Databases,
-    falkordb_url: str,
     valkey_url: str,
     own_vectors_url: str,
     tmp_path: Path,
 ) -> Iterator[World]:
-    yield World(databases, falkordb_url, valkey_url, own_vectors_url, tmp_path)
+    yield World(databases, valkey_url, own_vectors_url, tmp_path)
 
 
 def use(world: World, kind: type[Memory] = Memory, **more: Any) -> None:

@@ -113,15 +113,17 @@ class Recovery:
             self._db, check_lease(name), seconds=CHECK_LEASE_SECONDS
         ) as is_held:
             # Another process checks the store, or rebuilds it.
-            return await self._check_unverified(name, store, incarnation) if is_held else None
+            return await self._check_unverified(name, store) if is_held else None
 
     async def _check_unverified(
-        self, name: str, store: GraphStore | VectorStore, incarnation: str
+        self, name: str, store: GraphStore | VectorStore
     ) -> ReconcileResult | None:
+        await store.prepare()  # a server that lost everything lost its indexes too
+        # After it: tables that are made anew are another incarnation.
         began = now()
+        incarnation = await store.incarnation()
         if await self._confirm(name, incarnation, began):
             return None  # another process checked it meanwhile
-        await store.prepare()  # a server that lost everything lost its indexes too
         row = await self._db.fetch_one(
             "SELECT verified_at FROM store_state WHERE store = %s", (name,)
         )

@@ -131,7 +131,7 @@ class Status(BaseModel):
                 {
                     "name": "graph",
                     "state": "ready",
-                    "version": "FalkorDB 4.14.10",
+                    "version": "PostgreSQL 18.6",
                     "milliseconds": 0.6,
                     "reason": None,
                 },

@@ -7,11 +7,18 @@ from pathlib import PurePosixPath
 
 from apex_memory.errors import Rejected
 from apex_memory.model import File
-from apex_memory.pipeline.archives import OLE, is_zip, ole_kind, package_kind
+from apex_memory.pipeline.archives import (
+    OLE,
+    is_tar,
+    is_zip,
+    ole_kind,
+    package_kind,
+    packing_of,
+)
 from apex_memory.pipeline.file_limits import EventBudget
 
 SUPPORTED = (
-    "PDF, DOCX, XLSX, PPTX, DOC, XLS, PPT, ODT, ODS, ODP, RTF, HTML, MSG, EML, ZIP, "
+    "PDF, DOCX, XLSX, PPTX, DOC, XLS, PPT, ODT, ODS, ODP, RTF, HTML, MSG, EML, ZIP, TAR, GZ, BZ2, XZ, "
     "Markdown, text, CSV, JSON, XML, X12"
 )
 
@@ -33,6 +40,10 @@ TYPES = {
     "msg": "application/vnd.ms-outlook",
     "mail": "message/rfc822",
     "zip": "application/zip",
+    "tar": "application/x-tar",
+    "gzip": "application/gzip",
+    "bzip2": "application/x-bzip2",
+    "xz": "application/x-xz",
 }
 """The media type of each kind but `text`."""
 
@@ -58,6 +69,9 @@ _KIND_BY_TYPE = {media_type: kind for kind, media_type in TYPES.items()} | {
     "message/global": "mail",
     "message/news": "mail",
     "application/x-zip-compressed": "zip",
+    "application/x-gzip": "gzip",
+    "application/x-compressed-tar": "gzip",
+    "application/bzip2": "bzip2",
     "text/rtf": "rtf",
     "application/json": "text",
     "application/x-ndjson": "text",
@@ -69,6 +83,7 @@ _KIND_BY_TYPE = {media_type: kind for kind, media_type in TYPES.items()} | {
 _KIND_BY_EXTENSION = {
     **{kind: kind for kind in TYPES if kind != "mail"},
     "htm": "html", "xhtml": "html", "eml": "mail", "mht": "mail", "mhtml": "mail",
+    "gz": "gzip", "tgz": "gzip", "bz2": "bzip2", "tbz": "bzip2", "tbz2": "bzip2", "txz": "xz",
     **dict.fromkeys(
         (
             "txt", "text", "log", "md", "markdown", "csv", "tsv", "json", "jsonl", "ndjson", "xml", "yaml", "yml",
@@ -115,7 +130,9 @@ def kind_of(file: File, budget: EventBudget) -> str:
 
 def is_plain_text(file: File) -> bool:
     """Report whether type or extension stand for text, and the first bytes for nothing else."""
-    if file.data.startswith((b"%PDF-", OLE, b"{\\rtf")) or is_zip(file.data):
+    if file.data.startswith((b"%PDF-", OLE, b"{\\rtf")):
+        return False
+    if is_zip(file.data) or packing_of(file.data) or is_tar(file.data):
         return False
     return (_kind_by_type(file) or _KIND_BY_EXTENSION.get(extension_of(file))) == "text"
 
@@ -148,7 +165,9 @@ def _kind_by_bytes(file: File, budget: EventBudget) -> str:
         return kind
     if is_zip(file.data):
         return package_kind(file.data, budget)
-    return ""
+    if packing := packing_of(file.data):
+        return packing
+    return "tar" if is_tar(file.data) else ""
 
 
 def _kind_by_type(file: File) -> str:

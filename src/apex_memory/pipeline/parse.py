@@ -22,7 +22,7 @@ from apex_memory.markup import (
     without_images,
 )
 from apex_memory.model import Assertion, File
-from apex_memory.pipeline.archives import archive_members
+from apex_memory.pipeline.archives import archive_members, unpacked
 from apex_memory.pipeline.charset import decode, decode_html
 from apex_memory.pipeline.content_lines import read_content_lines
 from apex_memory.pipeline.file_kinds import NAMES, TYPES, is_plain_text, kind_of, shown
@@ -84,8 +84,10 @@ def parse(file: File, budget: EventBudget, *, depth: int = 0) -> Parsed:
     kind = kind_of(file, budget)
     if kind == "mail":
         parsed = _mail(file, budget, depth)
-    elif kind == "zip":
-        parsed = _archive(file, budget, depth)
+    elif kind in ("zip", "tar"):
+        parsed = _archive(file, kind, budget, depth)
+    elif kind in ("gzip", "bzip2", "xz"):
+        return _nested(unpacked(file, kind, budget), budget, depth + 1)
     elif kind == "text":
         parsed = _cut(_text(file), budget)
     else:
@@ -118,7 +120,7 @@ def append_files(
         }
         notes.append(note)
         try:
-            parsed = _attached(file, budget, depth)
+            parsed = _nested(file, budget, depth)
         except BudgetExceeded:
             raise
         except Rejected as error:
@@ -133,10 +135,13 @@ def append_files(
     return "\n\n".join(pieces), tuple(sections), notes
 
 
-def _attached(file: File, budget: EventBudget, depth: int) -> Parsed:
+def _nested(file: File, budget: EventBudget, depth: int) -> Parsed:
     if depth > budget.limits.nesting:
         budget.add_file()
-        raise Rejected(f"more than {budget.limits.nesting} levels deep (limit `reader_nesting`)")
+        raise Rejected(
+            f"more than {budget.limits.nesting} levels deep (limit `reader_nesting`)",
+            remedy="send what is inside by itself; a larger `reader_nesting` allows it",
+        )
     if not budget.characters_left:
         budget.add_file()
         budget.files_left_out += 1
@@ -340,8 +345,8 @@ def _nested_too_deep(budget: EventBudget) -> BudgetExceeded:
     )
 
 
-def _archive(file: File, budget: EventBudget, depth: int) -> Parsed:
-    members = archive_members(file.data, budget)
+def _archive(file: File, kind: str, budget: EventBudget, depth: int) -> Parsed:
+    members = archive_members(file.data, kind, budget)
     text, sections, notes = append_files("", members, budget, depth=depth + 1)
     if not text.strip():
         reason = notes[0]["unread"] if notes else "it is empty"

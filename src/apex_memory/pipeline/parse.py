@@ -23,7 +23,7 @@ from apex_memory.markup import (
 )
 from apex_memory.model import Assertion, File
 from apex_memory.pipeline.archives import archive_members, unpacked
-from apex_memory.pipeline.charset import decode, decode_html
+from apex_memory.pipeline.charset import decode_html, decoded
 from apex_memory.pipeline.content_lines import read_content_lines
 from apex_memory.pipeline.file_kinds import NAMES, TYPES, is_plain_text, kind_of, shown
 from apex_memory.pipeline.file_limits import BudgetExceeded, EventBudget, budget_exceeded
@@ -65,13 +65,23 @@ def read_plain_text(file: File) -> Parsed | None:
     """Return a small plain text; None for a file that only the reader's process may read.
 
     This is the one format that the worker reads itself: decoding a megabyte of UTF-8 takes a millisecond, is linear
-    in its size, and cannot fail. A declared charset other than UTF-8 may have a slow decoder.
+    in its size, and cannot fail. Another charset may have a slow decoder, or must be guessed.
     """
     if len(file.data) > _PLAIN_BYTES or not is_plain_text(file):
         return None
     if (_charset(file) or "utf-8").lower() not in ("utf-8", "utf8", "us-ascii"):
         return None
+    if not _is_utf8(file.data):
+        return None
     return _with_text(file, _text(file))
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def parse(file: File, budget: EventBudget, *, depth: int = 0) -> Parsed:
@@ -175,14 +185,16 @@ def _cut(parsed: Parsed, budget: EventBudget, *, characters: int | None = None) 
 def _text(file: File) -> Parsed:
     if lines := read_content_lines(file.data, _charset(file)):
         return Parsed(lines.text, title=lines.title)
-    text = _without_escapes(decode(file.data, _charset(file)))
+    read = decoded(file.data, _charset(file))
+    text = _without_escapes(read.text)
+    metadata = {"guessed_charset": read.guessed} if read.guessed else {}
     is_markdown = (
         file.name.lower().endswith((".md", ".markdown")) or "markdown" in file.content_type
     )
     if not is_markdown:
-        return Parsed(text)
+        return Parsed(text, metadata=metadata)
     text = without_image_links(without_images(text))
-    return Parsed(text, title=_heading(text))
+    return Parsed(text, title=_heading(text), metadata=metadata)
 
 
 def _without_escapes(text: str) -> str:

@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
 
-from apex_memory.dates import MONTHS, DateOrder, days_of_numbers, named_days
+from apex_memory.dates import (
+    MONTHS,
+    DateOrder,
+    days_named_elsewhere,
+    days_of_numbers,
+    named_days,
+)
 from apex_memory.pipeline.text import matches
 
 ValueAt = tuple[str, int]
@@ -80,6 +86,9 @@ def find_dates(
         return
     if any(shape in char_shape for shape in _DAY_SHAPES):
         for day in days_of_numbers(text, order):
+            yield day.nearest(at or date.min).isoformat(), day.start
+    for day in days_named_elsewhere(text):
+        if day.year is not None or at:
             yield day.nearest(at or date.min).isoformat(), day.start
     lower = text.lower()
     if not any(month in lower for month in MONTHS):

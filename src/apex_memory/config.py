@@ -105,8 +105,8 @@ class Settings(BaseSettings):
         description="How far the standby may lag behind (seconds). Beyond that, or when it does not respond, searches read from `documents`. With `snapshot_seconds` it must stay below `grace_seconds`.",
     )
     graph: str = Field(
-        IN_DOCUMENTS,
-        description="Graph: `postgresql:` or `postgresql://user:password@host/database` (tables in the PostgreSQL of `documents`, or in that one), `neo4j://user:password@host:7687/database` (extra `neo4j`), `falkordb://:password@host:port/graph`, or `embedded:` (a FalkorDB that `apex up` starts; extra `falkordb`).",
+        EMBEDDED,
+        description="Graph: `falkordb://:password@host:port/graph`, `neo4j://user:password@host:7687/database` (extra `neo4j`), `postgresql://user:password@host/database` or `postgresql:` (tables in that PostgreSQL, or in the one of `documents`), or `embedded:` (FalkorDB).",
     )
     vectors: str = Field(
         EMBEDDED,

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 from typing import Literal
 
 from apex_memory.month_names import month_named
@@ -236,6 +237,7 @@ def _day(
         yield WrittenDay(begin, match.end(), number, int(month), int(day))
 
 
+@lru_cache(maxsize=4_096)  # the rows of a table repeat their days
 def _is_day(year: int, month: int, day: int) -> bool:
     """Return whether the calendar has a day: not 31 November."""
     try:

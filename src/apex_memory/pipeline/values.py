@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
+from functools import lru_cache
 
 from apex_memory.dates import (
     MONTHS,
@@ -71,6 +72,7 @@ def find_amounts(text: str) -> Iterator[ValueAt]:
         yield _amount(match[1] or match[4], currency, 1), match.start()
 
 
+@lru_cache(maxsize=4_096)  # the rows of a table repeat their amounts
 def _amount(digits: str, currency: str, scale: int) -> str:
     number = re.sub("[ '’]", "", digits)
     if re.search(r",\d\d\Z", number):

@@ -34,6 +34,7 @@ _PACKINGS: Mapping[Packing, re.Pattern[bytes]] = {
 _INNER_SUFFIXES = {
     **dict.fromkeys((".tgz", ".tbz", ".tbz2", ".txz"), ".tar"),
     **dict.fromkeys((".gz", ".bz2", ".xz"), ""),
+    ".svgz": ".svg",
 }
 """What the suffix of a packed file's name becomes when it is unpacked."""
 _PIECE = 1 << 20  # bytes that are unpacked before the limits are looked at

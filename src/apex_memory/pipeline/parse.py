@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from html import unescape
+from pathlib import PurePosixPath
 from typing import Any
 
 from apex_memory.errors import Rejected
@@ -23,7 +24,7 @@ from apex_memory.markup import (
 )
 from apex_memory.model import Assertion, File
 from apex_memory.pipeline.archives import archive_members, unpacked
-from apex_memory.pipeline.charset import decode_html, decoded
+from apex_memory.pipeline.charset import decode, decode_html, decoded
 from apex_memory.pipeline.content_lines import read_content_lines
 from apex_memory.pipeline.file_kinds import NAMES, TYPES, is_plain_text, kind_of, shown
 from apex_memory.pipeline.file_limits import BudgetExceeded, EventBudget, budget_exceeded
@@ -36,6 +37,8 @@ from apex_memory.pipeline.office_packages import (
     formatted_spreadsheet,
     with_breaks,
 )
+from apex_memory.pipeline.signed_messages import signed_content
+from apex_memory.pipeline.svg import read_svg
 
 _PLAIN_BYTES = 1_000_000
 _HEADING = re.compile(r"^#{1,6} +(\S[^\n]{0,200})", re.MULTILINE)
@@ -98,6 +101,10 @@ def parse(file: File, budget: EventBudget, *, depth: int = 0) -> Parsed:
         parsed = _archive(file, kind, budget, depth)
     elif kind in ("gzip", "bzip2", "xz"):
         return _nested(unpacked(file, kind, budget), budget, depth + 1)
+    elif kind == "cms":
+        return _nested(_signed(file), budget, depth + 1)
+    elif kind == "svg":
+        parsed = _drawing(file, budget)
     elif kind == "text":
         parsed = _cut(_text(file), budget)
     else:
@@ -195,6 +202,22 @@ def _text(file: File) -> Parsed:
         return Parsed(text, metadata=metadata)
     text = without_image_links(without_images(text))
     return Parsed(text, title=_heading(text), metadata=metadata)
+
+
+def _signed(file: File) -> File:
+    """Return what is signed in a file: of `smime.p7m` a mail without its outer headers, of `invoice.xml.p7m` the file."""
+    path = PurePosixPath(file.name)
+    name = path.stem if path.suffix.lower() == ".p7m" else path.name
+    content = signed_content(file.data)
+    if PurePosixPath(name).suffix:
+        return File(name, "", content)
+    return File(f"{name}.eml", TYPES["mail"], content)
+
+
+def _drawing(file: File, budget: EventBudget) -> Parsed:
+    drawing = read_svg(decode(file.data, _charset(file)), most_characters=budget.limits.characters)
+    parsed = Parsed(drawing.text, title=drawing.title)
+    return _cut(parsed, budget, characters=len(drawing.text) + drawing.left_out)
 
 
 def _without_escapes(text: str) -> str:

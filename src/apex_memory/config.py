@@ -433,7 +433,9 @@ class Settings(BaseSettings):
         1_000, ge=1, description="Most files, attachments and members of archives in one event."
     )
     reader_nesting: int = Field(
-        10, ge=0, description="Most levels of mails and archives inside one another."
+        10,
+        ge=0,
+        description="Most levels of mails, archives, packed and signed files inside one another.",
     )
     reader_mime_nesting: int = Field(
         100, ge=1, description="Most levels of parts inside one another in a mail."
@@ -441,12 +443,12 @@ class Settings(BaseSettings):
     reader_unpacked_bytes: int = Field(
         250_000_000,
         ge=1_000_000,
-        description="Most bytes that the archives and Office files of one event may unpack to.",
+        description="Most bytes that the archives, packed files and Office files of one event may unpack to.",
     )
     reader_compression_ratio: int = Field(
         250,
         ge=10,
-        description="Most that a member of an archive larger than 1 MB may grow when it is unpacked.",
+        description="Most that a packed file or member of an archive larger than 1 MB may grow when it is unpacked.",
     )
     shadow_backlog: int = Field(
         10_000,

@@ -1,4 +1,4 @@
-"""Days as people write them: `23.01.2024`, `1/23/24`, `2024-01-23`, `Jan 23, 2024`, `23 January`. For texts and for questions.
+"""Days as people write them: `23.01.2024`, `1/23/24`, `2024-01-23`, `Jan 23, 2024`, `23 January`, `3. März 2026`. For texts and for questions.
 
 Of numbers that may be two days, such as `03.04.2024`, the order decides; where only one reading is a day, that is taken.
 Numbers of versions, addresses, telephones and records are no days.
@@ -10,7 +10,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 from typing import Literal
+
+from apex_memory.month_names import month_named
 
 DateOrder = Literal["auto", "day", "month"]
 """What comes first in a day of numbers alone: `auto` is the day before dots and dashes, and the month before slashes."""
@@ -20,6 +23,7 @@ MONTH = (
     r"(jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|"
     r"sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)"
 )
+_ENGLISH_NAME = re.compile(rf"{MONTH}\Z", re.IGNORECASE)
 YEAR = r"((?:19|20)\d\d)"
 _FIRST_OF_CENTURY = 69  # two digits from here on are of the 1900s, as in POSIX
 
@@ -40,6 +44,13 @@ _DAY_NAMED = re.compile(
     rf"(?:,?[ /-]{YEAR}|[/-]'?(\d\d)|,?[ ]'?(\d\d)(?=[ ]{{0,3}}(?:[,;)\]\n]|\.(?!\d)|\Z|\d{{1,2}}:\d\d)))?(?![\w-])",
     re.IGNORECASE | re.ASCII,
 )
+# In other languages: `3. März 2026`, `12 de marzo de 2026`, `1er mars`, `1º de maio`, `5-Okt-2026`, `15 maja 2026`.
+_DAY_NAMED_ELSEWHERE = re.compile(
+    r"(?<![\w$€£.,/-])([0-9]{1,2})(\.?[ ]|er[ ]|[º°ª.]?[ ](?:de|di)[ ]|[º°ª][ ]|[/-])([^\W\d_]{3,12})\.?"
+    rf"(?:,?[ ](?:(?:de|del)[ ])?{YEAR}|[/-]{YEAR})?(?![\w-])",
+    re.IGNORECASE,
+)
+_WORD_BEFORE = re.compile(r"(\w+)[ ]\Z")
 # Without a year, numbers are a day only after such a word: `3/4` may be a fraction, and `2.10` a price.
 _WITHOUT_YEAR = re.compile(
     r"(?<![\w-])(?:on|since|until|till|before|after|between|and|from|by|dated)(?: the)? "
@@ -113,6 +124,7 @@ def written_days(text: str, order: DateOrder = "auto") -> Iterator[WrittenDay]:
     """Yield the days that a text names, in no order. Those of numbers alone must have a year here."""
     yield from days_of_numbers(text, order)
     yield from named_days(text)
+    yield from days_named_elsewhere(text)
 
 
 def days_of_numbers(text: str, order: DateOrder = "auto") -> Iterator[WrittenDay]:
@@ -143,6 +155,24 @@ def named_days(text: str) -> Iterator[WrittenDay]:
     for match in after.values():
         if not _is_verb(match, match[1], match[3]):
             yield from _day(match, match[3], month_number(match[1]), match[2])
+
+
+def days_named_elsewhere(text: str) -> Iterator[WrittenDay]:
+    """Yield the days with the name of their month in another language than English, with or without a year, in the order of the text.
+
+    Without a year, a name that may be something else (`5 out`, `3 set`, `2 mars`) needs a word of its language before the day, or
+    `de` behind it. What `named_days` reads is left to it.
+    """
+    for match in _DAY_NAMED_ELSEWHERE.finditer(text):
+        name = month_named(match[3])
+        if name is None or (match[2] in (" ", "-", "/") and _ENGLISH_NAME.match(match[3])):
+            continue
+        year = match[4] or match[5]
+        if not year and not name.is_sure and " d" not in match[2].lower():
+            before = _WORD_BEFORE.search(text, max(0, match.start() - _BEFORE_CHARS), match.start())
+            if before is None or before[1].lower() not in name.words_before:
+                continue
+        yield from _day(match, year, name.month, match[1])
 
 
 def _is_verb(match: re.Match[str], month: str, year: str | None) -> bool:
@@ -207,6 +237,7 @@ def _day(
         yield WrittenDay(begin, match.end(), number, int(month), int(day))
 
 
+@lru_cache(maxsize=4_096)  # the rows of a table repeat their days
 def _is_day(year: int, month: int, day: int) -> bool:
     """Return whether the calendar has a day: not 31 November."""
     try:

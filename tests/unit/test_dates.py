@@ -208,3 +208,101 @@ def test_the_other_order_is_taken_where_the_given_one_is_no_day(
 def test_any_text_is_accepted(text: str) -> None:
     for day in [*written_days(text), *days_without_year(text)]:
         assert 0 <= day.start < day.end <= len(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "3. März 2026", "3. Mär. 2026", "03. Marz 2026", "Dienstag, 3. MÄRZ 2026", "3-Mär-2026", "3 März 2026",
+        "3 mars 2026", "le mardi 3 mars 2026", "3 de marzo de 2026", "3 de marzo del 2026", "3 mar. 2026", "3º de marzo, 2026",
+        "3 marzo 2026", "3° marzo 2026", "3 de março de 2026", "3 de mar. de 2026", "3 maart 2026", "3 mrt 2026", "3 mrt. 2026",
+        "3 marca 2026", "3 marca 2026 r.", "dnia 3 mar 2026 r.",
+    ],
+)  # fmt: skip
+def test_a_month_may_have_its_name_in_another_language(text: str) -> None:
+    assert days(text) == ["2026-03-03"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("5 févr. 2026", "2026-02-05"),
+        ("5 fevrier 2026", "2026-02-05"),
+        ("1er août 2026", "2026-08-01"),
+        ("15 maja 2026", "2026-05-15"),
+        ("1 września 2026", "2026-09-01"),
+        ("1 paź 2026", "2026-10-01"),
+        ("5. April 2026", "2026-04-05"),
+        ("5. Dez. 2026", "2026-12-05"),
+        ("6 gennaio 2026", "2026-01-06"),
+        ("6 ago 2026", "2026-08-06"),
+        ("6 set. 2026", "2026-09-06"),
+        ("6 out. 2026", "2026-10-06"),
+        ("6 mei 2026", "2026-05-06"),
+        ("6 augustus 2026", "2026-08-06"),
+    ],
+)
+def test_short_and_long_names_of_months_elsewhere(text: str, wanted: str) -> None:
+    assert days(text) == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("am 3. Mai", "2024-05-03"),
+        ("3. Mai", "2024-05-03"),
+        ("seit 23. Okt.", "2023-10-23"),
+        ("vom 5. April", "2024-04-05"),
+        ("le 5 mars", "2024-03-05"),
+        ("depuis le 5 févr.", "2024-02-05"),
+        ("5 février", "2024-02-05"),
+        ("12 de marzo", "2024-03-12"),
+        ("el 12 de mayo", "2024-05-12"),
+        ("dal 3 giugno", "2023-06-03"),
+        ("em 3 out", "2023-10-03"),
+        ("op 3 mrt", "2024-03-03"),
+        ("dnia 15 maja", "2024-05-15"),
+        ("15 stycznia", "2024-01-15"),
+    ],
+)
+def test_a_day_elsewhere_may_have_no_year(text: str, wanted: str) -> None:
+    assert days(text) == [wanted]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "5 out of 6", "I am 5 out of 6", "3 set", "3 sets", "5. Set the brake", "2 mars bars", "12 mayo packets", "12 ago", "4 mag wheels",
+        "6 gen", "5 lug nuts", "Dock 5 Maja Kowalska", "5. August Miller", "step 2. Mar the surface", "3 lip gloss", "ship 7 sie", "2 marca Bosch",
+        "31 novembre 2026", "30 lutego 2026", "$5 mars 2026", "1.5 mars 2026", "5 marzos 2026", "x5 mars 2026", "12 pallets 2026", "März 2026",
+    ],
+)  # fmt: skip
+def test_words_that_may_be_a_month_elsewhere_are_no_day(text: str) -> None:
+    assert days(text) == []
+
+
+ELSEWHERE = [
+    "{day}. {januar,februar,märz,april,mai,juni,juli,august,september,oktober,november,dezember} {year}",
+    "{day} {janvier,février,mars,avril,mai,juin,juillet,août,septembre,octobre,novembre,décembre} {year}",
+    "{day} de {enero,febrero,marzo,abril,mayo,junio,julio,agosto,septiembre,octubre,noviembre,diciembre} de {year}",
+    "{day} {gennaio,febbraio,marzo,aprile,maggio,giugno,luglio,agosto,settembre,ottobre,novembre,dicembre} {year}",
+    "{day} de {janeiro,fevereiro,março,abril,maio,junho,julho,agosto,setembro,outubro,novembro,dezembro} de {year}",
+    "{day} {januari,februari,maart,april,mei,juni,juli,augustus,september,oktober,november,december} {year}",
+    "{day} {stycznia,lutego,marca,kwietnia,maja,czerwca,lipca,sierpnia,września,października,listopada,grudnia} {year}",
+    "{day}. {Jan.,Feb.,März,Apr.,Mai,Juni,Juli,Aug.,Sept.,Okt.,Nov.,Dez.} {year}",
+    "{day} {janv.,févr.,mars,avr.,mai,juin,juil.,août,sept.,oct.,nov.,déc.} {year}",
+    "{day} {ene,feb,mar,abr,may,jun,jul,ago,sept,oct,nov,dic} {year}",
+    "{day} {gen,feb,mar,apr,mag,giu,lug,ago,set,ott,nov,dic} {year}",
+    "{day} de {jan.,fev.,mar.,abr.,mai.,jun.,jul.,ago.,set.,out.,nov.,dez.} de {year}",
+    "{day} {jan,feb,mrt,apr,mei,jun,jul,aug,sep,okt,nov,dec} {year}",
+    "{day} {sty,lut,mar,kwi,maj,cze,lip,sie,wrz,paź,lis,gru} {year}",
+]
+
+
+@pytest.mark.parametrize("form", ELSEWHERE)
+@given(day=st.dates(date(1970, 1, 1), date(2068, 12, 31)), is_capital=st.booleans())
+def test_every_month_of_every_language_is_read_once(form: str, day: date, is_capital: bool) -> None:
+    names = form.split("{")[2].partition("}")[0]
+    text = form.replace("{" + names + "}", names.split(",")[day.month - 1])
+    text = text.format(day=day.day, year=day.year)
+    assert days(text.upper() if is_capital else text) == [day.isoformat()]

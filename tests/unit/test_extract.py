@@ -145,6 +145,13 @@ def test_left_alone(text: str) -> None:
         ("due March 3, 2026 or 4 Apr 2026", "date", ["2026-03-03", "2026-04-04"]),
         ("3/4/26, 13/4/2026, 2026-05-06T10:00", "date", ["2026-03-04", "2026-04-13", "2026-05-06"]),
         ("3.4.2026, 04-05-2026, 2026/05/06", "date", ["2026-04-03", "2026-05-04", "2026-05-06"]),
+        ("fällig am 3. März 2026, el 12 de marzo de 2026", "date", ["2026-03-03", "2026-03-12"]),
+        (
+            "5 févr. 2026, 15 maja 2026, 4 mrt 2026",
+            "date",
+            ["2026-02-05", "2026-05-15", "2026-03-04"],
+        ),
+        ("5 out of 6, 3 set, 12 mayo, due 3 März", "date", []),
         ("v1.2.26, 10.0.0.26, 901-555-0143, due March 3", "date", []),
         ("2026-02-30, 99/99/2026, March 45, 2026, 1/2/3/2026", "date", []),
     ],
@@ -157,6 +164,10 @@ def test_a_day_without_a_year_is_the_nearest_to_the_text() -> None:
     text = "pickup Dec 28, drivers march 3 miles, 4 may wait"
     assertions = extract(text, (), at=date(2026, 1, 3))
     assert [a.value for a in assertions if a.predicate == "date"] == ["2025-12-28"]
+    assertions = extract(
+        "Abholung am 28. Dez., entrega 2 de enero, 5 out of 6", (), at=date(2026, 1, 3)
+    )
+    assert [a.value for a in assertions if a.predicate == "date"] == ["2025-12-28", "2026-01-02"]
 
 
 def test_each_passage_that_names_a_day_states_it() -> None:

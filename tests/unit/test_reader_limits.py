@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
+import gzip
 import io
+import lzma
 import struct
+import tarfile
 import time
 import zipfile
+import zlib
 from asyncio.subprocess import Process
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +25,7 @@ from apex_memory.model import File
 from apex_memory.pipeline import reader as reader_module
 from apex_memory.pipeline import reader_process
 from apex_memory.pipeline.file_limits import EventBudget, ReaderLimits
-from apex_memory.pipeline.parse import Parsed, check_mime_parts
+from apex_memory.pipeline.parse import Parsed, check_mime_parts, parse
 from apex_memory.pipeline.reader import FileReader
 from tests import documents
 
@@ -91,6 +96,49 @@ def nested_zip(depth: int) -> bytes:
     return data
 
 
+def tar_of(count: int) -> bytes:
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w") as archive:
+        for n in range(count):
+            archive.addfile(tarfile.TarInfo(f"{n}.txt"))
+    return target.getvalue()
+
+
+def sparse_tar(size: int) -> bytes:
+    """A tar archive of one file that is a hole of `size` bytes, as GNU tar writes it with `--sparse`."""
+    info = tarfile.TarInfo("hole.txt")
+    info.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[483:495] = b"%011o\0" % size
+    return with_checksum(header) + bytes(1024)
+
+
+def with_checksum(header: bytearray) -> bytes:
+    """The header of a member of a tar archive with the right check sum."""
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+def hungry_xz() -> bytes:
+    """A text packed with a dictionary of 4 GB, or so its header says, which is all of it that the reader needs."""
+    packed = bytearray(lzma.compress(b"words " * 1_000))
+    size = 4 * (packed[12] + 1)
+    assert (
+        packed[14] == 0x21
+    )  # the only filter is LZMA2; its property is the size of the dictionary
+    packed[16] = 40
+    packed[12 + size - 4 : 12 + size] = zlib.crc32(packed[12 : 12 + size - 4]).to_bytes(4, "little")
+    return bytes(packed)
+
+
+def nested_gzip(depth: int) -> bytes:
+    data = b"innermost words"
+    for _ in range(depth):
+        data = gzip.compress(data)
+    return data
+
+
 BOMBS: dict[str, tuple[Callable[[], File], str]] = {
     "zip with a million entries": (
         lambda: File("a.zip", "", many_empty_entries(1_000_000)),
@@ -111,6 +159,38 @@ BOMBS: dict[str, tuple[Callable[[], File], str]] = {
     "zip of zeros": (
         lambda: File("a.zip", "", zip_of(1, body=bytes(30_000_000))),
         "reader_compression_ratio",
+    ),
+    "tar with two thousand entries": (
+        lambda: File("a.tar", "", tar_of(2_100)),
+        "reader_max_files",
+    ),
+    "tar of a hole of 8 GB": (
+        lambda: File("a.tar", "", sparse_tar((8 << 30) - 1)),
+        "reader_unpacked_bytes",
+    ),
+    "tar of a hole of 200 MB": (
+        lambda: File("a.tar", "", sparse_tar(200_000_000)),
+        "reader_compression_ratio",
+    ),
+    "gzip of zeros": (
+        lambda: File("a.txt.gz", "", gzip.compress(bytes(30_000_000))),
+        "reader_compression_ratio",
+    ),
+    "bzip2 of zeros": (
+        lambda: File("a.txt.bz2", "", bz2.compress(bytes(30_000_000))),
+        "reader_compression_ratio",
+    ),
+    "xz of zeros": (
+        lambda: File("a.txt.xz", "", lzma.compress(bytes(30_000_000))),
+        "reader_compression_ratio",
+    ),
+    "xz that needs 4 GB of memory": (
+        lambda: File("a.txt.xz", "", hungry_xz()),
+        "reader_memory_bytes",
+    ),
+    "gzip twenty deep": (
+        lambda: File("a.txt.gz", "", nested_gzip(20)),
+        "reader_nesting",
     ),
     "mail nested 900 deep": (
         lambda: File("a.eml", "", nested_mime(900, 100_000)),
@@ -249,6 +329,23 @@ async def test_w6_nested_archives_end_at_the_limit() -> None:
             await reader.read_file(File("a.zip", "", nested_zip(4)))
     finally:
         await reader.close()
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+async def test_w6_all_packed_files_share_one_budget_of_bytes(
+    pack: Callable[[bytes], bytes],
+) -> None:
+    text = b"".join(b"%d " % n for n in range(200_000))
+    attached = [(f"{n}.txt.x", "application/x", pack(text)) for n in range(3)]
+    mail = documents.mail("See attached.", subject="s", attachments=attached)
+    for limit, fits in ((4_500_000, True), (3_500_000, False)):
+        budget = EventBudget(ReaderLimits(unpacked_bytes=limit, characters=10_000_000))
+        file = File("a.eml", "", mail)
+        if fits:
+            parse(file, budget)
+        else:
+            with pytest.raises(Rejected, match="reader_unpacked_bytes"):
+                parse(file, budget)
 
 
 async def test_w6_base64_in_base64_is_bounded_too() -> None:

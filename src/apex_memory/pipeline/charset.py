@@ -1,4 +1,4 @@
-"""Bytes to text, as browsers read them: byte order mark, declared encoding, then a guess. It never fails.
+"""Bytes to text, as browsers read them: byte order mark, declared encoding, UTF-8, then a guess. It never fails.
 
 Labels of encodings mean what the WHATWG Encoding Standard says: `iso-8859-1` is windows-1252, `gb2312` is GB 18030.
 Only the encodings listed here are used. Python also has codecs that take quadratic time (`punycode`, `idna`) or
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import codecs
 import re
+from dataclasses import dataclass
+from functools import lru_cache
 
 # The longer mark first: UTF-32's begins with UTF-16's.
 _MARKS = (
@@ -82,6 +84,30 @@ _CODECS = _codecs_by_label()
 # What a codec does not know its fuller relative may: the row of NEC's special characters, letters of Hong Kong.
 _RELATIVES = {"euc-jp": "euc-jis-2004", "iso2022-jp-ext": "iso2022-jp-2004", "big5hkscs": "cp950"}
 
+# What is guessed, by the name of the detector. Others, such as the code pages of DOS and the Macintosh, are too rare for a guess.
+_GUESSED = {
+    "cp1252": "cp1252",
+    "cp1250": "cp1250",
+    "iso8859-2": "iso8859-2",
+    "cp1254": "cp1254",
+    "cp1251": "cp1251",
+    "koi8-r": "koi8-r",
+    "cp1253": "cp1253",
+    "cp1255": "cp1255",
+    "cp1256": "cp1256",
+    "cp932": "cp932",
+    "euc_jis_2004": "euc-jp",
+    "gb18030": "gb18030",
+    "big5hkscs": "big5hkscs",
+    "cp949": "cp949",
+}
+_LATIN = frozenset({"cp1250", "iso8859-2", "cp1254"})
+_GUESSED_FROM = 65_536  # bytes
+_LEAST_CONFIDENCE = 0.12
+_LEAST_DIFFERENCE = 3  # characters
+_ASCII = bytes(range(128))
+_FOREIGN_WORD = re.compile(r"[^\W\d_\x00-\x7f]{3}")
+
 _JIS_ESCAPE = re.compile(rb"\x1b(\$[@B]|\([BJI])")
 
 _HEAD_BYTES = (
@@ -107,17 +133,31 @@ def codec_of(label: str) -> str | None:
     return _CODECS.get("".join(character for character in name if character.isalnum()))
 
 
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A text, and the codec that was guessed for it, where nothing declares one and the bytes are not UTF-8."""
+
+    text: str
+    guessed: str = ""
+
+
 def decode(data: bytes, charset: str | None = None) -> str:
     """Return the text of `data`, whose sender declares `charset`. Bytes that mean nothing become U+FFFD.
 
-    A byte order mark decides, then `charset`, an XML declaration, UTF-8 if the bytes are valid, and windows-1252.
+    A byte order mark decides, then `charset`, an XML declaration, UTF-8 if the bytes are valid, and a guess.
     """
+    return decoded(data, charset).text
+
+
+def decoded(data: bytes, charset: str | None = None) -> Decoded:
+    """Return the text of `data` as `decode` does, and whether its charset is guessed."""
     return _decode(data, codec_of(charset or "") or _codec_in_xml(data))
 
 
 def decode_html(data: bytes, charset: str | None = None) -> str:
     """Return the text of an HTML page, like `decode`, which may declare its own encoding in a `<meta>` element."""
-    return _decode(data, codec_of(charset or "") or _codec_in_xml(data) or _codec_in_html(data))
+    codec = codec_of(charset or "") or _codec_in_xml(data) or _codec_in_html(data)
+    return _decode(data, codec).text
 
 
 def decode_header(data: bytes, charset: str | None = None) -> str:
@@ -125,7 +165,7 @@ def decode_header(data: bytes, charset: str | None = None) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError:
-        return _decode(data, codec_of(charset or ""))
+        return _decode(data, codec_of(charset or "")).text
 
 
 def _codec_in_xml(data: bytes) -> str | None:
@@ -151,24 +191,64 @@ def _codec_of_readable(label: bytes) -> str | None:
     return "utf-8" if codec and codec.startswith(("utf-16", "utf-32")) else codec
 
 
-def _decode(data: bytes, codec: str | None) -> str:
+def _decode(data: bytes, codec: str | None) -> Decoded:
     for mark, encoding in _MARKS:
         if data.startswith(mark):
-            return data[len(mark) :].decode(encoding, "replace")
+            return Decoded(data[len(mark) :].decode(encoding, "replace"))
     wide = _wide_codec(data)
     if wide:
-        return data.decode(wide, "replace")
+        return Decoded(data.decode(wide, "replace"))
     if codec is None or codec.startswith(("utf-16", "utf-32")):
         text = _strict(data, "utf-8")
         if text is not None:
-            return text
-    for name in (codec, _RELATIVES.get(codec or "")):
+            return Decoded(text)
+    if codec is not None:
+        return Decoded(_decode_declared(data, codec))
+    text = data.decode("utf-8", "replace")
+    if not _is_mostly_broken(text):
+        return Decoded(text)
+    guess = guessed_codec(data)
+    return Decoded(_decode_declared(data, guess), guess)
+
+
+def _decode_declared(data: bytes, codec: str) -> str:
+    for name in (codec, _RELATIVES.get(codec)):
         text = _strict(data, name) if name else None
         if text is not None:
             return text
     if codec == "iso2022-jp-ext":
         return _decode_jis(data)
-    return _decode_invalid(data, codec or "utf-8")
+    return _decode_invalid(data, codec)
+
+
+def guessed_codec(data: bytes) -> str:
+    """Return the codec of bytes that are not UTF-8 and whose charset nobody declares: windows-1252 unless another is sure.
+
+    It looks at 64 KiB from the first letter above ASCII on. Measured on translations of programs in 16 languages of
+    Western Europe, windows-1252 is kept for all of 14,400 texts of 8 to 60 characters, and for all but 3 of 4,800 of 300.
+    """
+    first = len(data) - len(data.lstrip(_ASCII))
+    return _guessed_codec(data[max(0, first - 200) : first + _GUESSED_FROM])
+
+
+@lru_cache(maxsize=256)  # the header of a part is read several times
+def _guessed_codec(sample: bytes) -> str:
+    # Takes 70 ms to import, and few texts come here.
+    import chardet
+
+    found = chardet.detect(sample, include_encodings=_GUESSED, compat_names=False)
+    codec = _GUESSED.get(found["encoding"] or "", "cp1252")
+    if codec == "cp1252" or found["confidence"] < _LEAST_CONFIDENCE:
+        return "cp1252"
+    text = sample.decode(codec, "replace")
+    if (
+        codec in _LATIN
+    ):  # they share most letters with windows-1252, where a single one may be a pound sign
+        western = sample.decode("cp1252", "replace")
+        differences = sum(a != b for a, b in zip(text, western, strict=True))
+        return codec if differences >= _LEAST_DIFFERENCE else "cp1252"
+    # Words of other scripts. A Western text has hardly three letters above ASCII in a row.
+    return codec if _FOREIGN_WORD.search(text) else "cp1252"
 
 
 def _wide_codec(data: bytes) -> str | None:
@@ -194,11 +274,14 @@ def _decode_invalid(data: bytes, codec: str) -> str:
     if codec != "utf-8" and (text := _strict(data, "utf-8")) is not None:
         return text
     text = data.decode(codec, "replace")
+    return data.decode("cp1252", "replace") if _is_mostly_broken(text) else text
+
+
+def _is_mostly_broken(text: str) -> bool:
+    """Return whether most of the characters above ASCII stand for bytes that mean nothing in the encoding."""
     broken = text.count("\ufffd")
     foreign = len(text) - len(text.encode("ascii", "ignore"))
-    if broken <= foreign - broken:
-        return text
-    return data.decode("cp1252", "replace")
+    return broken > foreign - broken
 
 
 def _decode_jis(data: bytes) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-from apex_memory.model import Entity, slug
+from apex_memory.model import slug
 from apex_memory.normalization import NormalizedText
 
 IDENTIFIERS = frozenset(
@@ -19,6 +20,7 @@ _LEGAL = re.compile(
 _VEHICLE = re.compile(
     r"^(?:truck|unit|tractor|trailer|vehicle)[\s#:.-]{0,3}(?=\S*\d)", re.IGNORECASE
 )
+_NO_DIGITS = re.compile(r"\D+")
 _NO_DASH = frozenset({"pro", "mc", "usdot", "container", "vin"})
 # How keys of a type begin with the type's own label, and what the canonical key has instead: `INV55048` and `INV 55048`
 # are `INV-55048`, and `PO-7781` is the number 7781 of a PO.
@@ -50,6 +52,7 @@ def with_label(ref: str) -> str:
     return f"{kind}:{form}{key}" if form and key[:1].isdigit() else ref
 
 
+@lru_cache(maxsize=4_096)  # the rows of a table name the same companies
 def company_key(name: str) -> str:
     """`Northwind Trucking, LLC` → `northwind-trucking`: the key leaves legal forms out, because many texts do."""
     key = slug(name)
@@ -61,7 +64,7 @@ def phone_key(digits: str) -> str:
 
     The zero in `+49 (0)30 …` is dialled within the country only.
     """
-    number = re.sub(r"\D", "", digits.replace("(0)", ""))
+    number = _NO_DIGITS.sub("", digits.replace("(0)", ""))
     if digits.lstrip().startswith("+"):
         return f"+{number}"
     return f"+1{number}" if len(number) == 10 else f"+{number}"
@@ -75,8 +78,8 @@ def canonical(ref: str) -> str:
     """
     if ":" not in ref:
         return ref
-    entity = Entity.parse(ref)
-    kind, key = entity.type.strip().lower(), entity.key.strip()
+    kind, _, key = ref.partition(":")
+    kind, key = kind.strip().lower(), key.strip()
     if kind in IDENTIFIERS:
         key = _identifier_key(kind, key)
     elif kind == "company":
@@ -95,7 +98,9 @@ def canonical(ref: str) -> str:
 def _identifier_key(kind: str, key: str) -> str:
     if not key.isascii():
         key = NormalizedText(key).text
-    key = re.sub(r"\s+|-+" if kind in _NO_DASH else r"\s+", "", key).upper()
+    key = "".join(key.split()).upper()
+    if kind in _NO_DASH:
+        key = key.replace("-", "")
     if kind in _OWN_LABELS:
         label, form = _OWN_LABELS[kind]
         key = label.sub(form, key)
@@ -113,9 +118,9 @@ def with_one_spelling(mentions: Sequence[Mention], own_refs: Collection[str]) ->
     refs = dict.fromkeys([*sorted(own_refs), *(mention.ref for mention in mentions)])
     groups: dict[tuple[str, str], list[str]] = {}
     for ref in refs:
-        entity = Entity.parse(ref)
-        if entity.type in IDENTIFIERS and entity.type not in _NO_DASH:
-            groups.setdefault((entity.type, _number(ref).replace("-", "")), []).append(ref)
+        kind = ref.partition(":")[0]
+        if kind in IDENTIFIERS and kind not in _NO_DASH:
+            groups.setdefault((kind, _number(ref).replace("-", "")), []).append(ref)
     replaced: dict[str, str] = {}
     for spellings in groups.values():
         if len(spellings) > 1:
@@ -140,12 +145,12 @@ def _replacements(spellings: Sequence[str], own_refs: Collection[str]) -> dict[s
 
 def _number(ref: str) -> str:
     """Return the key of an identifier without the label of its type."""
-    entity = Entity.parse(ref)
-    label = _OWN_LABELS.get(entity.type)
-    return label[0].sub("", entity.key) if label else entity.key
+    kind, _, key = ref.partition(":")
+    label = _OWN_LABELS.get(kind)
+    return label[0].sub("", key) if label else key
 
 
 def _explicitness(ref: str) -> tuple[bool, bool]:
     """Return whether a ref has the label of its type, and whether its number has hyphens."""
     number = _number(ref)
-    return Entity.parse(ref).key != number, "-" in number
+    return ref.partition(":")[2] != number, "-" in number

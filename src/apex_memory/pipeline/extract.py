@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from itertools import islice
 
@@ -26,6 +26,9 @@ from apex_memory.pipeline.regions import NAMES
 from apex_memory.pipeline.stopwords import NOT_AT_EDGE
 from apex_memory.pipeline.text import char_shape
 from apex_memory.pipeline.values import ValueAt, find_amounts, find_dates
+
+Statement = tuple[str, str, str | None, str | None, int | None]
+"""Predicate, subject, object, value and offset of an assertion. Those that are extracted always have an offset."""
 
 MAX_MENTIONS = 5  # of one entity in one document: the first in each passage
 MAX_CANDIDATES = 60
@@ -48,27 +51,49 @@ def extract(
     another spelling of the text gets them. `at` is the day of the text: a day that it names without a year is the one nearest
     to that, and is left out where `at` is not known.
     """
+    found = statements(text, passages, own_refs, at=at, date_order=date_order)
+    return [assertion_of(statement) for statement in found]
+
+
+def statements(
+    text: str,
+    passages: Sequence[tuple[int, int]],
+    own_refs: Collection[str] = (),
+    *,
+    at: date | None = None,
+    date_order: DateOrder = "auto",
+) -> list[Statement]:
+    """Return what `extract` does as plain tuples: a table of 60,000 rows has 100,000, of which few are kept."""
     normalized = NormalizedText(text)
     borders = [start for start, _ in split_at_passages(len(text), passages)]
     if normalized.text == text:
-        return _extract(text, borders, own_refs, at, date_order)
+        return _statements(text, borders, own_refs, at, date_order)
     moved_borders = [normalized.offset_of(border) for border in borders]
-    extracted = _extract(normalized.text, moved_borders, own_refs, at, date_order)
-    return [_moved(assertion, normalized) for assertion in extracted]
+    found = _statements(normalized.text, moved_borders, own_refs, at, date_order)
+    return [_moved(statement, normalized) for statement in found]
 
 
-def _moved(assertion: Assertion, normalized: NormalizedText) -> Assertion:
-    assert assertion.start is not None  # extracted assertions always have an offset
-    return replace(assertion, start=normalized.original_offset(assertion.start))
+def _moved(statement: Statement, normalized: NormalizedText) -> Statement:
+    predicate, subject, object_ref, value, start = statement
+    assert start is not None
+    return predicate, subject, object_ref, value, normalized.original_offset(start)
 
 
-def _extract(
+def assertion_of(statement: Statement) -> Assertion:
+    """Return a statement as an assertion."""
+    predicate, subject, object_ref, value, start = statement
+    return Assertion(
+        predicate=predicate, subject=subject, object=object_ref, value=value, start=start
+    )
+
+
+def _statements(
     text: str,
     borders: Sequence[int],
     own_refs: Collection[str],
     at: date | None,
     date_order: DateOrder,
-) -> list[Assertion]:
+) -> list[Statement]:
     shape = char_shape(text)
     parties = sorted(find_parties(text), key=lambda party: party.mention.start)
     cities = sorted(find_cities(text, shape), key=lambda city: city.mention.start)
@@ -79,7 +104,7 @@ def _extract(
         *(city.mention for city in cities),
     ]
     mentions.sort(key=lambda mention: (mention.start, mention.ref))
-    assertions = [
+    found = [
         *_mentions(mentions, borders),
         *_roles(parties),
         *_names(mentions),
@@ -87,11 +112,10 @@ def _extract(
         *_first_of_each("amount", find_amounts(text)),
         *_days(find_dates(text, shape, at, date_order), borders),
     ]
-    distinct = {(a.predicate, a.subject, a.object, a.value, a.start): a for a in assertions}
-    return list(distinct.values())
+    return list(dict.fromkeys(found))
 
 
-def _mentions(mentions: Sequence[Mention], borders: Sequence[int]) -> Iterator[Assertion]:
+def _mentions(mentions: Sequence[Mention], borders: Sequence[int]) -> Iterator[Statement]:
     """Yield the first mention of an entity in each passage, `MAX_MENTIONS` at most."""
     passages_by_ref: dict[str, list[int]] = {}
     for mention in mentions:
@@ -99,44 +123,40 @@ def _mentions(mentions: Sequence[Mention], borders: Sequence[int]) -> Iterator[A
         passages = passages_by_ref.setdefault(mention.ref, [])
         if passage not in passages and len(passages) < MAX_MENTIONS:
             passages.append(passage)
-            yield Assertion(predicate="mentions", object=mention.ref, start=mention.start)
+            yield "mentions", "", mention.ref, None, mention.start
 
 
-def _roles(parties: Sequence[Party]) -> Iterator[Assertion]:
+def _roles(parties: Sequence[Party]) -> Iterator[Statement]:
     for party in parties:
         mention = party.mention
-        yield Assertion(predicate=party.role, object=mention.ref, start=mention.start)
+        yield party.role, "", mention.ref, None, mention.start
 
 
-def _postal_codes(cities: Sequence[City]) -> Iterator[Assertion]:
+def _postal_codes(cities: Sequence[City]) -> Iterator[Statement]:
     for city in cities:
         if city.postal_code:
             mention = city.mention
-            yield Assertion(
-                predicate="zip", subject=mention.ref, value=city.postal_code, start=mention.start
-            )
+            yield "zip", mention.ref, None, city.postal_code, mention.start
 
 
-def _names(mentions: Sequence[Mention]) -> Iterator[Assertion]:
+def _names(mentions: Sequence[Mention]) -> Iterator[Statement]:
     """Yield the text's first spelling of each entity, if it differs from the key."""
     named: set[str] = set()
     for mention in mentions:
         if mention.ref not in named and not mention.ref.endswith(f":{mention.surface}"):
             named.add(mention.ref)
-            yield Assertion(
-                predicate="name", subject=mention.ref, value=mention.surface, start=mention.start
-            )
+            yield "name", mention.ref, None, mention.surface, mention.start
 
 
-def _first_of_each(predicate: str, values: Iterable[ValueAt]) -> Iterator[Assertion]:
+def _first_of_each(predicate: str, values: Iterable[ValueAt]) -> Iterator[Statement]:
     first: dict[str, int] = {}
     for value, start in values:
         first[value] = min(start, first.get(value, start))
     for value, start in sorted(first.items(), key=lambda item: item[1]):
-        yield Assertion(predicate=predicate, value=value, start=start)
+        yield predicate, "", None, value, start
 
 
-def _days(days: Iterable[ValueAt], borders: Sequence[int]) -> Iterator[Assertion]:
+def _days(days: Iterable[ValueAt], borders: Sequence[int]) -> Iterator[Statement]:
     """Yield the first mention of a day in each passage, `MAX_MENTIONS` at most: a search finds the passages of a day."""
     passages_by_day: dict[str, set[int]] = {}
     for day, start in sorted(days, key=lambda item: item[1]):
@@ -144,7 +164,7 @@ def _days(days: Iterable[ValueAt], borders: Sequence[int]) -> Iterator[Assertion
         passages = passages_by_day.setdefault(day, set())
         if passage not in passages and len(passages) < MAX_MENTIONS:
             passages.add(passage)
-            yield Assertion(predicate=DATE, value=day, start=start)
+            yield DATE, "", None, day, start
 
 
 @dataclass(frozen=True, slots=True)

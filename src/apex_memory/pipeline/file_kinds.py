@@ -7,12 +7,20 @@ from pathlib import PurePosixPath
 
 from apex_memory.errors import Rejected
 from apex_memory.model import File
-from apex_memory.pipeline.archives import OLE, is_zip, ole_kind, package_kind
+from apex_memory.pipeline.archives import (
+    OLE,
+    is_tar,
+    is_zip,
+    ole_kind,
+    package_kind,
+    packing_of,
+)
 from apex_memory.pipeline.file_limits import EventBudget
+from apex_memory.pipeline.signed_messages import is_cms
 
 SUPPORTED = (
-    "PDF, DOCX, XLSX, PPTX, DOC, XLS, PPT, ODT, ODS, ODP, RTF, HTML, MSG, EML, ZIP, "
-    "Markdown, text, CSV, JSON, XML, X12"
+    "PDF, DOCX, XLSX, PPTX, DOC, XLS, PPT, ODT, ODS, ODP, RTF, HTML, MSG, EML, ZIP, TAR, GZ, BZ2, XZ, P7M, "
+    "SVG, Markdown, text, CSV, JSON, XML, X12"
 )
 
 _OPEN_XML = "application/vnd.openxmlformats-officedocument"
@@ -33,6 +41,12 @@ TYPES = {
     "msg": "application/vnd.ms-outlook",
     "mail": "message/rfc822",
     "zip": "application/zip",
+    "tar": "application/x-tar",
+    "gzip": "application/gzip",
+    "bzip2": "application/x-bzip2",
+    "xz": "application/x-xz",
+    "cms": "application/pkcs7-mime",
+    "svg": "image/svg+xml",
 }
 """The media type of each kind but `text`."""
 
@@ -58,6 +72,10 @@ _KIND_BY_TYPE = {media_type: kind for kind, media_type in TYPES.items()} | {
     "message/global": "mail",
     "message/news": "mail",
     "application/x-zip-compressed": "zip",
+    "application/x-gzip": "gzip",
+    "application/x-compressed-tar": "gzip",
+    "application/bzip2": "bzip2",
+    "application/x-pkcs7-mime": "cms",
     "text/rtf": "rtf",
     "application/json": "text",
     "application/x-ndjson": "text",
@@ -69,6 +87,8 @@ _KIND_BY_TYPE = {media_type: kind for kind, media_type in TYPES.items()} | {
 _KIND_BY_EXTENSION = {
     **{kind: kind for kind in TYPES if kind != "mail"},
     "htm": "html", "xhtml": "html", "eml": "mail", "mht": "mail", "mhtml": "mail",
+    "gz": "gzip", "tgz": "gzip", "bz2": "bzip2", "tbz": "bzip2", "tbz2": "bzip2", "txz": "xz",
+    "p7m": "cms",
     **dict.fromkeys(
         (
             "txt", "text", "log", "md", "markdown", "csv", "tsv", "json", "jsonl", "ndjson", "xml", "yaml", "yml",
@@ -77,12 +97,19 @@ _KIND_BY_EXTENSION = {
         "text",
     ),
 }  # fmt: skip
-_WITH_SIGNATURE = frozenset(TYPES) - {"pdf", "html", "mail"}  # a PDF may begin after other bytes
+_WITH_SIGNATURE = frozenset(TYPES) - {
+    "pdf",
+    "html",
+    "mail",
+    "svg",
+}  # a PDF may begin after other bytes
 _BINARY_TYPES = ("image/", "audio/", "video/", "font/")
 _HTML = re.compile(
     rb"(?:\xef\xbb\xbf)?\s{0,100}<(?:!doctype html|html|head|body|table)\b", re.IGNORECASE
 )
 _MIME = re.compile(rb"\s{0,100}MIME-Version[ \t]*:", re.IGNORECASE)  # a saved web page (.mht)
+_STARTS = {b"%PDF-": "pdf", b"{\\rtf": "rtf"}
+_TNEF = b"\x78\x9f\x3e\x22"
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f]")
 _HIGH = re.compile(rb"[\x80-\xff]")
 _MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
@@ -115,7 +142,9 @@ def kind_of(file: File, budget: EventBudget) -> str:
 
 def is_plain_text(file: File) -> bool:
     """Report whether type or extension stand for text, and the first bytes for nothing else."""
-    if file.data.startswith((b"%PDF-", OLE, b"{\\rtf")) or is_zip(file.data):
+    if file.data.startswith((*_STARTS, OLE)):
+        return False
+    if is_zip(file.data) or packing_of(file.data) or is_tar(file.data):
         return False
     return (_kind_by_type(file) or _KIND_BY_EXTENSION.get(extension_of(file))) == "text"
 
@@ -134,10 +163,9 @@ def shown(file: File) -> str:
 
 
 def _kind_by_bytes(file: File, budget: EventBudget) -> str:
-    if file.data.startswith(b"%PDF-"):
-        return "pdf"
-    if file.data.startswith(b"{\\rtf"):
-        return "rtf"
+    for start, kind in _STARTS.items():
+        if file.data.startswith(start):
+            return kind
     if file.data.startswith(OLE):
         kind = ole_kind(file.data, extension_of(file))
         if not kind:
@@ -148,7 +176,17 @@ def _kind_by_bytes(file: File, budget: EventBudget) -> str:
         return kind
     if is_zip(file.data):
         return package_kind(file.data, budget)
-    return ""
+    if packing := packing_of(file.data):
+        return packing
+    if is_cms(file.data):
+        return "cms"
+    if file.data.startswith(_TNEF):
+        raise Rejected(
+            "the file is in Outlook's own format (TNEF, winmail.dat), which is not read: "
+            "have its sender's Outlook or Exchange send HTML instead of rich text",
+            remedy="have its sender's Outlook or Exchange send HTML instead of rich text",
+        )
+    return "tar" if is_tar(file.data) else ""
 
 
 def _kind_by_type(file: File) -> str:

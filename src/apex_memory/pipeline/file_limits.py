@@ -89,18 +89,22 @@ class EventBudget:
                 "reader_max_files", f"more than {self.limits.max_files:,} files in one event"
             )
 
-    def add_unpacked(self, size: int, *, packed: int) -> None:
-        """Count the bytes of a member of an archive, as its directory declares them. Raises `BudgetExceeded`."""
+    def add_unpacked(self, size: int, *, packed: int, of: int | None = None) -> None:
+        """Count unpacked bytes: a member of an archive, as its directory declares it, or a piece of a file that now has `of` bytes.
+
+        `packed` is the size of the member, or of the file, before. Raises `BudgetExceeded`.
+        """
         self._unpacked += size
         if self._unpacked > self.limits.unpacked_bytes:
             raise budget_exceeded(
                 "reader_unpacked_bytes",
                 f"more than {self.limits.unpacked_bytes:,} bytes unpacked from the archives of one event",
             )
-        if size > _SMALL_MEMBER and size > packed * self.limits.compression_ratio:
+        whole = size if of is None else of
+        if whole > _SMALL_MEMBER and whole > packed * self.limits.compression_ratio:
             raise budget_exceeded(
                 "reader_compression_ratio",
-                f"a member of an archive grows more than {self.limits.compression_ratio} times when unpacked",
+                f"a file in an archive grows more than {self.limits.compression_ratio} times when unpacked",
             )
 
     def take_characters(self, text: str) -> str:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from html import unescape
+from pathlib import PurePosixPath
 from typing import Any
 
 from apex_memory.errors import Rejected
@@ -22,8 +23,8 @@ from apex_memory.markup import (
     without_images,
 )
 from apex_memory.model import Assertion, File
-from apex_memory.pipeline.archives import archive_members
-from apex_memory.pipeline.charset import decode, decode_html
+from apex_memory.pipeline.archives import archive_members, unpacked
+from apex_memory.pipeline.charset import decode, decode_html, decoded
 from apex_memory.pipeline.content_lines import read_content_lines
 from apex_memory.pipeline.file_kinds import NAMES, TYPES, is_plain_text, kind_of, shown
 from apex_memory.pipeline.file_limits import BudgetExceeded, EventBudget, budget_exceeded
@@ -36,6 +37,8 @@ from apex_memory.pipeline.office_packages import (
     formatted_spreadsheet,
     with_breaks,
 )
+from apex_memory.pipeline.signed_messages import signed_content
+from apex_memory.pipeline.svg import read_svg
 
 _PLAIN_BYTES = 1_000_000
 _HEADING = re.compile(r"^#{1,6} +(\S[^\n]{0,200})", re.MULTILINE)
@@ -65,13 +68,23 @@ def read_plain_text(file: File) -> Parsed | None:
     """Return a small plain text; None for a file that only the reader's process may read.
 
     This is the one format that the worker reads itself: decoding a megabyte of UTF-8 takes a millisecond, is linear
-    in its size, and cannot fail. A declared charset other than UTF-8 may have a slow decoder.
+    in its size, and cannot fail. Another charset may have a slow decoder, or must be guessed.
     """
     if len(file.data) > _PLAIN_BYTES or not is_plain_text(file):
         return None
     if (_charset(file) or "utf-8").lower() not in ("utf-8", "utf8", "us-ascii"):
         return None
+    if not _is_utf8(file.data):
+        return None
     return _with_text(file, _text(file))
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def parse(file: File, budget: EventBudget, *, depth: int = 0) -> Parsed:
@@ -84,8 +97,14 @@ def parse(file: File, budget: EventBudget, *, depth: int = 0) -> Parsed:
     kind = kind_of(file, budget)
     if kind == "mail":
         parsed = _mail(file, budget, depth)
-    elif kind == "zip":
-        parsed = _archive(file, budget, depth)
+    elif kind in ("zip", "tar"):
+        parsed = _archive(file, kind, budget, depth)
+    elif kind in ("gzip", "bzip2", "xz"):
+        return _nested(unpacked(file, kind, budget), budget, depth + 1)
+    elif kind == "cms":
+        return _nested(_signed(file), budget, depth + 1)
+    elif kind == "svg":
+        parsed = _drawing(file, budget)
     elif kind == "text":
         parsed = _cut(_text(file), budget)
     else:
@@ -118,7 +137,7 @@ def append_files(
         }
         notes.append(note)
         try:
-            parsed = _attached(file, budget, depth)
+            parsed = _nested(file, budget, depth)
         except BudgetExceeded:
             raise
         except Rejected as error:
@@ -133,10 +152,13 @@ def append_files(
     return "\n\n".join(pieces), tuple(sections), notes
 
 
-def _attached(file: File, budget: EventBudget, depth: int) -> Parsed:
+def _nested(file: File, budget: EventBudget, depth: int) -> Parsed:
     if depth > budget.limits.nesting:
         budget.add_file()
-        raise Rejected(f"more than {budget.limits.nesting} levels deep (limit `reader_nesting`)")
+        raise Rejected(
+            f"more than {budget.limits.nesting} levels deep (limit `reader_nesting`)",
+            remedy="send what is inside by itself; a larger `reader_nesting` allows it",
+        )
     if not budget.characters_left:
         budget.add_file()
         budget.files_left_out += 1
@@ -170,14 +192,32 @@ def _cut(parsed: Parsed, budget: EventBudget, *, characters: int | None = None) 
 def _text(file: File) -> Parsed:
     if lines := read_content_lines(file.data, _charset(file)):
         return Parsed(lines.text, title=lines.title)
-    text = _without_escapes(decode(file.data, _charset(file)))
+    read = decoded(file.data, _charset(file))
+    text = _without_escapes(read.text)
+    metadata = {"guessed_charset": read.guessed} if read.guessed else {}
     is_markdown = (
         file.name.lower().endswith((".md", ".markdown")) or "markdown" in file.content_type
     )
     if not is_markdown:
-        return Parsed(text)
+        return Parsed(text, metadata=metadata)
     text = without_image_links(without_images(text))
-    return Parsed(text, title=_heading(text))
+    return Parsed(text, title=_heading(text), metadata=metadata)
+
+
+def _signed(file: File) -> File:
+    """Return what is signed in a file: of `smime.p7m` a mail without its outer headers, of `invoice.xml.p7m` the file."""
+    path = PurePosixPath(file.name)
+    name = path.stem if path.suffix.lower() == ".p7m" else path.name
+    content = signed_content(file.data)
+    if PurePosixPath(name).suffix:
+        return File(name, "", content)
+    return File(f"{name}.eml", TYPES["mail"], content)
+
+
+def _drawing(file: File, budget: EventBudget) -> Parsed:
+    drawing = read_svg(decode(file.data, _charset(file)), most_characters=budget.limits.characters)
+    parsed = Parsed(drawing.text, title=drawing.title)
+    return _cut(parsed, budget, characters=len(drawing.text) + drawing.left_out)
 
 
 def _without_escapes(text: str) -> str:
@@ -340,8 +380,8 @@ def _nested_too_deep(budget: EventBudget) -> BudgetExceeded:
     )
 
 
-def _archive(file: File, budget: EventBudget, depth: int) -> Parsed:
-    members = archive_members(file.data, budget)
+def _archive(file: File, kind: str, budget: EventBudget, depth: int) -> Parsed:
+    members = archive_members(file.data, kind, budget)
     text, sections, notes = append_files("", members, budget, depth=depth + 1)
     if not text.strip():
         reason = notes[0]["unread"] if notes else "it is empty"

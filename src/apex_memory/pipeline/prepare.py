@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,6 @@ from apex_memory.model import (
     MALFORMED,
     RESERVED,
     TOMBSTONE,
-    Assertion,
     Chunk,
     Document,
     Event,
@@ -34,7 +34,7 @@ from apex_memory.pipeline.chunk import chunk
 from apex_memory.pipeline.clean_document import clean_document, without_content
 from apex_memory.pipeline.document_files import read_files_of_batch
 from apex_memory.pipeline.embedders.base import Embedder
-from apex_memory.pipeline.extract import extract
+from apex_memory.pipeline.extract import Statement, assertion_of, statements
 from apex_memory.pipeline.file_limits import ReaderLimits
 from apex_memory.pipeline.item_errors import collect_error, result_or_error
 from apex_memory.pipeline.reader import FileReader
@@ -45,7 +45,7 @@ from apex_memory.telemetry import DOCUMENTS_CUT, logger
 if TYPE_CHECKING:  # the process that reads files does without the settings
     from apex_memory.config import Settings
 
-VERSION = "3"
+VERSION = "4"
 """Raise it when the output changes for the same input: it is part of every manifest's id."""
 
 MAX_ASSERTIONS = 2_000
@@ -254,35 +254,24 @@ def _make_document(event: Event, make: Callable[[Event], Document]) -> Document 
 def _with_assertions(document: Document, event: Event, date_order: DateOrder) -> Document:
     """Add the assertions extracted from the text to those of the source. Each occurs once; there are `MAX_ASSERTIONS` at most."""
     own_ref = f"document:{event.doc_id}"
-    extracted = extract(
+    extracted = statements(
         document.text,
         document.passages,
         _entity_refs(document),
         at=document.occurred_at.astimezone(UTC).date(),
         date_order=date_order,
     )
-    assertions = [*document.assertions, *extracted]
-    distinct = dict.fromkeys(
-        assertion if assertion.subject else _with_subject(own_ref, assertion)
-        for assertion in assertions
+    distinct: dict[Statement, None] = dict.fromkeys(
+        (a.predicate, a.subject or own_ref, a.object, a.value, a.start) for a in document.assertions
     )
-    kept = tuple(distinct)[:MAX_ASSERTIONS]
+    for predicate, subject, object_ref, value, start in extracted:
+        distinct[predicate, subject or own_ref, object_ref, value, start] = None
+    kept = tuple(map(assertion_of, islice(distinct, MAX_ASSERTIONS)))
     metadata: dict[str, Any] = dict(document.metadata)
     if len(distinct) > len(kept):
         degraded = {"entities": {"found": len(distinct), "kept": len(kept)}}
         metadata[DEGRADED] = {**metadata.get(DEGRADED, {}), **degraded}
     return replace(document, assertions=kept, metadata=metadata)
-
-
-def _with_subject(subject: str, assertion: Assertion) -> Assertion:
-    """Return the assertion with another subject. `dataclasses.replace` takes three times as long."""
-    return Assertion(
-        predicate=assertion.predicate,
-        subject=subject,
-        object=assertion.object,
-        value=assertion.value,
-        start=assertion.start,
-    )
 
 
 def open_pipeline(

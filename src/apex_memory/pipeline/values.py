@@ -6,8 +6,15 @@ import re
 from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
+from functools import lru_cache
 
-from apex_memory.dates import MONTHS, DateOrder, days_of_numbers, named_days
+from apex_memory.dates import (
+    MONTHS,
+    DateOrder,
+    days_named_elsewhere,
+    days_of_numbers,
+    named_days,
+)
 from apex_memory.pipeline.text import matches
 
 ValueAt = tuple[str, int]
@@ -65,6 +72,7 @@ def find_amounts(text: str) -> Iterator[ValueAt]:
         yield _amount(match[1] or match[4], currency, 1), match.start()
 
 
+@lru_cache(maxsize=4_096)  # the rows of a table repeat their amounts
 def _amount(digits: str, currency: str, scale: int) -> str:
     number = re.sub("[ '’]", "", digits)
     if re.search(r",\d\d\Z", number):
@@ -80,6 +88,9 @@ def find_dates(
         return
     if any(shape in char_shape for shape in _DAY_SHAPES):
         for day in days_of_numbers(text, order):
+            yield day.nearest(at or date.min).isoformat(), day.start
+    for day in days_named_elsewhere(text):
+        if day.year is not None or at:
             yield day.nearest(at or date.min).isoformat(), day.start
     lower = text.lower()
     if not any(month in lower for month in MONTHS):

@@ -21,6 +21,7 @@ from apex_memory.dates import (
     month_number,
     written_days,
 )
+from apex_memory.month_names import SURE_MONTH, WIDE_MONTH, month_named
 
 DAY = timedelta(days=1)
 
@@ -38,6 +39,15 @@ _UNITS = {
     "quarter": 91 * DAY,
     "year": 365 * DAY,
 }
+
+# In English, and in the languages whose names of months are known.
+_ARTICLES = frozenset({"the", "dem", "le", "el", "il"})
+_BETWEEN = frozenset(
+    {"between", "from", "zwischen", "vom", "entre", "tra", "dal", "tussen", "van", "od"}
+)
+_SINCE = frozenset(
+    {"since", "after", "seit", "ab", "nach", "depuis", "après", "desde", "dal", "dopo", "sinds", "vanaf", "od", "po"}
+)  # fmt: skip
 
 _WEEKDAY = r"(mon|tues|wednes|thurs|fri|satur|sun)day"
 _NUMBER = rf"(\d{{1,3}}|{'|'.join(sorted(_NUMBERS, key=len, reverse=True))})"
@@ -106,12 +116,12 @@ def _time_range(query: str, at: datetime, days: Sequence[WrittenDay]) -> TimeRan
     if not expressions:
         return None
     first = expressions[0]
-    words_before = [word for word in query[: first.start].lower().split() if word != "the"]
+    words_before = [word for word in query[: first.start].lower().split() if word not in _ARTICLES]
     preposition = words_before[-1] if words_before else ""
-    if preposition in {"between", "from"} and len(expressions) > 1:
+    if preposition in _BETWEEN and len(expressions) > 1:
         until = max(first.time_range.until, expressions[1].time_range.until)
         return TimeRange(first.time_range.since, until)
-    if preposition in {"since", "after"} and first.time_range.since < at:
+    if preposition in _SINCE and first.time_range.since < at:
         return TimeRange(first.time_range.since, at)
     return first.time_range
 
@@ -202,6 +212,13 @@ def _month_name(match: re.Match[str], at: datetime) -> TimeRange:
     return _month(year, number)
 
 
+def _month_elsewhere(match: re.Match[str], at: datetime) -> TimeRange:
+    name = month_named(match[1])
+    assert name is not None  # the pattern consists of the names
+    year = int(match[2]) if match[2] else at.year - (name.month > at.month)
+    return _month(year, name.month)
+
+
 def _weekday(match: re.Match[str], at: datetime) -> TimeRange:
     back = (at.weekday() - _WEEKDAYS.index(match[2][:3].lower())) % 7
     if back == 0 and match[1]:  # `last Monday` on a Monday
@@ -234,6 +251,12 @@ _RULES: tuple[tuple[re.Pattern[str], Reading], ...] = tuple(
         (
             rf"(?:in|of|during|since|from|last|this|early|late|mid|until|before|after|for|through) {MONTH}(?! (?:19|20)\d\d)()",
             _month_name,
+        ),
+        # In other languages, whose letters are not ASCII: `März 2026`, `marzo de 2026`, `im März`.
+        (rf"(?u:({WIDE_MONTH})\.?(?: del?)?) {YEAR}", _month_elsewhere),
+        (
+            rf"(?:im|in|seit|ab|en|depuis|em|desde|nel|sinds|od) (?u:({SURE_MONTH}))(?! (?:19|20)\d\d)()",
+            _month_elsewhere,
         ),
         (
             rf"Q([1-4])(?: (?:of )?{YEAR})?",

@@ -14,12 +14,11 @@ from datetime import datetime
 from typing import Any, LiteralString
 
 import stamina
-from psycopg.rows import class_row
 
 from apex_memory.errors import RetryLater, Unavailable
 from apex_memory.sealing import Keyring
 from apex_memory.stores.lease import leased
-from apex_memory.stores.postgres import Connection, Postgres
+from apex_memory.stores.postgres import Connection, Postgres, fetch_rows
 
 STORE_SECONDS = 120.0  # how long a new value is held in memory while PostgreSQL does not take it
 
@@ -135,16 +134,12 @@ class Vault:
 
     async def listed(self) -> list[SecretRow]:
         """Return all secrets by name, without values."""
-        async with (
-            self._db.connection() as connection,
-            connection.cursor(row_factory=class_row(SecretRow)) as cursor,
-        ):
-            await cursor.execute(
-                """SELECT name, key_id, changed_by, changed_at, key_id = ANY(%s) AS readable
-                   FROM secrets ORDER BY name""",
-                (list(self._keys.ids),),
-            )
-            return await cursor.fetchall()
+        return await self._db.fetch_rows(
+            SecretRow,
+            """SELECT name, key_id, changed_by, changed_at, key_id = ANY(%s) AS readable
+               FROM secrets ORDER BY name""",
+            (list(self._keys.ids),),
+        )
 
     async def revision(self) -> tuple[datetime | None, int]:
         """Return a value that differs after any change or removal, for processes that keep secrets in memory."""
@@ -193,12 +188,9 @@ class Vault:
 
 async def _read(connection: Connection, condition: LiteralString, value: str) -> list[_Sealed]:
     """Sealed secrets that match a condition on the table `secrets`."""
-    async with connection.cursor(row_factory=class_row(_Sealed)) as cursor:
-        await cursor.execute(
-            f"SELECT name, key_id, sealed FROM secrets WHERE {condition}",
-            (value,),
-        )
-        return await cursor.fetchall()
+    return await fetch_rows(
+        connection, _Sealed, f"SELECT name, key_id, sealed FROM secrets WHERE {condition}", (value,)
+    )
 
 
 async def _audit(connection: Connection, actor: str, action: str, name: str) -> None:

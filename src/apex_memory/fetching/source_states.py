@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, LiteralString, TypeVar
 
-from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from apex_memory.errors import NotFound
@@ -148,10 +147,7 @@ class SourceStates:
 
     async def _rows(self, row_type: type[_Row], query: LiteralString) -> list[_Row]:
         """Return a row for each source. The query's parameter is the list of their names."""
-        async with self._db.connection() as connection:
-            cursor = connection.cursor(row_factory=class_row(row_type))
-            await cursor.execute(query, (list(self._sources),))
-            return await cursor.fetchall()
+        return await self._db.fetch_rows(row_type, query, (list(self._sources),))
 
     async def _stalled(self) -> dict[str, float]:
         async with self._db.connection() as connection:

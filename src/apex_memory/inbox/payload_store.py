@@ -19,8 +19,6 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 from uuid import UUID
 
-from psycopg.rows import class_row
-
 from apex_memory.errors import ApexError, Misconfigured, NotFound, Rejected, RetryLater
 from apex_memory.inbox.data_keys import THREAD_BYTES, DataKeys, ResealedKeys
 from apex_memory.model import Event
@@ -242,13 +240,12 @@ class PayloadStore:
         names = {event.payload_object for event in events if event.payload_object is not None}
         if not names:
             return opened
-        async with self._db.connection() as connection:
-            cursor = connection.cursor(row_factory=class_row(_PayloadObject))
-            await cursor.execute(
-                "SELECT name, key_id, bytes FROM payload_objects WHERE name = ANY(%s)",
-                (list(names),),
-            )
-            known = {row.name: row for row in await cursor.fetchall()}
+        rows = await self._db.fetch_rows(
+            _PayloadObject,
+            "SELECT name, key_id, bytes FROM payload_objects WHERE name = ANY(%s)",
+            (list(names),),
+        )
+        known = {row.name: row for row in rows}
         loaded = dict(enumerate(opened))
 
         async def load(n: int) -> None:

@@ -50,9 +50,7 @@ from datetime import datetime
 from typing import Literal, LiteralString
 from uuid import UUID
 
-from psycopg.rows import class_row
-
-from apex_memory.stores.postgres import Connection
+from apex_memory.stores.postgres import Connection, fetch_rows
 
 QUEUE_COPIES: LiteralString = """INSERT INTO shadows AS s (subject, build, inbox_id, source)
   SELECT r.subject, coalesce(r.build, ''), e.id, e.source FROM ended e JOIN rollouts r ON r.shadow AND (
@@ -109,13 +107,14 @@ async def lock_owned(
     connection: Connection, batch: UUID, ids: Sequence[UUID]
 ) -> dict[UUID, OwnedEvent]:
     """Lock those of the events that the batch still owns, by id. An event that is missing has another owner now."""
-    async with connection.cursor(row_factory=class_row(OwnedEvent)) as cursor:
-        await cursor.execute(
-            """SELECT id, source, attempts, parks, parked_at FROM inbox WHERE id = ANY(%s) AND open AND batch = %s
-               ORDER BY id FOR NO KEY UPDATE""",
-            (list(ids), batch),
-        )
-        return {event.id: event for event in await cursor.fetchall()}
+    rows = await fetch_rows(
+        connection,
+        OwnedEvent,
+        """SELECT id, source, attempts, parks, parked_at FROM inbox WHERE id = ANY(%s) AND open AND batch = %s
+           ORDER BY id FOR NO KEY UPDATE""",
+        (list(ids), batch),
+    )
+    return {event.id: event for event in rows}
 
 
 async def start(connection: Connection, batch: UUID, ids: Sequence[UUID]) -> None:
@@ -158,8 +157,9 @@ async def end(
     """Any open or parked state → `done` or `superseded`. An event that is final already stays as it is."""
     if not ids:
         return []
-    cursor = connection.cursor(row_factory=class_row(EndedEvent))
-    await cursor.execute(
+    return await fetch_rows(
+        connection,
+        EndedEvent,
         f"""WITH ended AS (
              UPDATE inbox SET state = %s, ended_at = clock_timestamp(), batch = NULL, park_store = NULL, last_error = NULL,
                     starts = 0, parks = 0, parked_at = NULL
@@ -169,7 +169,6 @@ async def end(
            SELECT source, state, seconds FROM ended""",
         (state, sorted(ids)),
     )
-    return await cursor.fetchall()
 
 
 async def park(connection: Connection, events: Sequence[FailedEvent]) -> None:

@@ -14,13 +14,12 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Literal
 
-from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from apex_memory.errors import Conflict, NotFound
 from apex_memory.inbox import leases
 from apex_memory.inbox.leases import SEEN_LATELY
-from apex_memory.stores.postgres import Connection, Postgres
+from apex_memory.stores.postgres import Connection, Postgres, fetch_row, fetch_rows
 
 Role = Literal["current", "previous", "waiting", "retired"]
 
@@ -88,15 +87,15 @@ async def routing(db: Postgres) -> Routing:
 
 
 async def _routing(connection: Connection) -> Routing:
-    cursor = connection.cursor(row_factory=class_row(Routing))
-    await cursor.execute(
+    routing = await fetch_row(
+        connection,
+        Routing,
         """SELECT coalesce((SELECT build FROM builds WHERE role = 'current'), '') AS current,
                   coalesce((SELECT build FROM builds WHERE role = 'previous'), '') AS previous,
                   coalesce(r.build, '') AS candidate, coalesce(r.share, 0) AS share
            FROM (SELECT) AS always LEFT JOIN rollouts r
-             ON r.subject = 'build' AND (r.share > 0 OR r.shadow) AND NOT EXISTS (SELECT FROM builds b WHERE b.role = 'current' AND b.build = r.build)"""
+             ON r.subject = 'build' AND (r.share > 0 OR r.shadow) AND NOT EXISTS (SELECT FROM builds b WHERE b.role = 'current' AND b.build = r.build)""",
     )
-    routing = await cursor.fetchone()
     assert routing is not None
     return routing if routing.candidate else replace(routing, share=0)
 
@@ -104,15 +103,15 @@ async def _routing(connection: Connection) -> Routing:
 async def listed(db: Postgres) -> list[Build]:
     """Return every build, the current one first, then those seen last."""
     async with db.connection() as connection:
-        cursor = connection.cursor(row_factory=class_row(Build))
-        await cursor.execute(
+        return await fetch_rows(
+            connection,
+            Build,
             f"""SELECT build, role, registered_at, seen_at, promoted_at, checked_at, check_passed, check_detail,
                       NOT ({SEEN_LATELY}) AS absent,
                       (SELECT count(*) FROM inbox WHERE open AND batch IS NOT NULL AND inbox.build = builds.build)
                         AS unfinished
-               FROM builds ORDER BY role <> 'current', seen_at DESC, build"""
+               FROM builds ORDER BY role <> 'current', seen_at DESC, build""",
         )
-        return await cursor.fetchall()
 
 
 async def living(db: Postgres) -> list[str]:
@@ -151,17 +150,15 @@ class Absence:
 
 async def absence(db: Postgres) -> Absence | None:
     """Return why the current build processes nothing: no worker of it was seen for `ABSENT_SECONDS`. None if one was."""
-    async with db.connection() as connection:
-        cursor = connection.cursor(row_factory=class_row(Absence))
-        await cursor.execute(
-            f"""SELECT c.build, CASE WHEN isfinite(c.seen_at) THEN extract(epoch FROM clock_timestamp() - c.seen_at)::float END
-                    AS seen_seconds,
-                  ARRAY(SELECT b.build FROM builds b
-                        WHERE b.role <> 'retired' AND {SEEN_LATELY}
-                        ORDER BY b.role <> 'previous', b.seen_at DESC, b.build) AS living
-           FROM builds c WHERE c.role = 'current' AND c.build NOT IN (SELECT build FROM builds WHERE {SEEN_LATELY})"""
-        )
-        return await cursor.fetchone()
+    return await db.fetch_row(
+        Absence,
+        f"""SELECT c.build, CASE WHEN isfinite(c.seen_at) THEN extract(epoch FROM clock_timestamp() - c.seen_at)::float END
+                AS seen_seconds,
+              ARRAY(SELECT b.build FROM builds b
+                    WHERE b.role <> 'retired' AND {SEEN_LATELY}
+                    ORDER BY b.role <> 'previous', b.seen_at DESC, b.build) AS living
+       FROM builds c WHERE c.role = 'current' AND c.build NOT IN (SELECT build FROM builds WHERE {SEEN_LATELY})""",
+    )
 
 
 async def require_candidate(connection: Connection, build: str) -> None:
@@ -472,14 +469,14 @@ async def _end_rollout(connection: Connection) -> None:
 
 
 async def _row(connection: Connection, build: str) -> Build:
-    cursor = connection.cursor(row_factory=class_row(Build))
-    await cursor.execute(
+    row = await fetch_row(
+        connection,
+        Build,
         f"""SELECT build, role, registered_at, seen_at, promoted_at, checked_at, check_passed, check_detail,
                   NOT ({SEEN_LATELY}) AS absent, 0 AS unfinished
            FROM builds WHERE build = %s""",
         (build,),
     )
-    row = await cursor.fetchone()
     if row is None:
         raise NotFound(
             f"{build[:100]}: no worker of this build has run here",

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from apex_memory.errors import Conflict, Misconfigured, NotFound, Rejected
@@ -32,7 +31,7 @@ from apex_memory.rollout.changes import (
 )
 from apex_memory.rollout.gates import Check, Decision
 from apex_memory.rollout_settings import SHADOW, Plan, RolloutSettings, Step, first_problem
-from apex_memory.stores.postgres import Connection, Postgres
+from apex_memory.stores.postgres import Connection, Postgres, fetch_row
 
 BUILD = builds.SUBJECT
 HISTORY = 50
@@ -367,10 +366,9 @@ class Runs:
         ]
 
     async def _find(self, where: str, *parameters: Any) -> list[Run]:
-        async with self._db.connection() as connection:
-            cursor = connection.cursor(row_factory=class_row(Run))
-            await cursor.execute(f"SELECT * FROM rollout_runs WHERE {where}", parameters)
-            return await cursor.fetchall()
+        return await self._db.fetch_rows(
+            Run, f"SELECT * FROM rollout_runs WHERE {where}", parameters
+        )
 
 
 async def _lock(connection: Connection, subject: str) -> None:
@@ -380,10 +378,10 @@ async def _lock(connection: Connection, subject: str) -> None:
 
 
 async def _by_id(connection: Connection, id: int, *, lock: bool = False) -> Run:
-    cursor = connection.cursor(row_factory=class_row(Run))
     suffix = "FOR UPDATE" if lock else ""
-    await cursor.execute(f"SELECT * FROM rollout_runs WHERE id = %s {suffix}", (id,))
-    run = await cursor.fetchone()
+    run = await fetch_row(
+        connection, Run, f"SELECT * FROM rollout_runs WHERE id = %s {suffix}", (id,)
+    )
     assert run is not None
     return run
 
@@ -391,11 +389,12 @@ async def _by_id(connection: Connection, id: int, *, lock: bool = False) -> Run:
 async def _open(connection: Connection, subject: str) -> Run:
     """Return the rollout of a subject that goes on, locked. Raises `Conflict` if none does."""
     await _lock(connection, subject)
-    cursor = connection.cursor(row_factory=class_row(Run))
-    await cursor.execute(
-        "SELECT * FROM rollout_runs WHERE subject = %s AND ended_at IS NULL FOR UPDATE", (subject,)
+    run = await fetch_row(
+        connection,
+        Run,
+        "SELECT * FROM rollout_runs WHERE subject = %s AND ended_at IS NULL FOR UPDATE",
+        (subject,),
     )
-    run = await cursor.fetchone()
     if run is None:
         raise Conflict(
             f"{subject}: no rollout is in progress", remedy="`apex rollout start` begins one"

@@ -17,7 +17,6 @@ from time import monotonic
 from uuid import UUID
 
 import numpy as np
-from psycopg.rows import class_row
 
 from apex_memory.config import Settings
 from apex_memory.errors import ApexError, Misconfigured, RetryLater, Unavailable
@@ -135,15 +134,13 @@ class ShadowSteps:
 
         One with a shadow and without waiting copies is left out: its drain waits by itself.
         """
-        async with self._db.connection() as connection:
-            cursor = connection.cursor(row_factory=class_row(_CopiedSubject))
-            await cursor.execute(
-                """SELECT r.subject, r.shadow FROM rollouts r WHERE starts_with(r.subject, 'source:') AND r.shadow
+        subjects = await self._db.fetch_rows(
+            _CopiedSubject,
+            """SELECT r.subject, r.shadow FROM rollouts r WHERE starts_with(r.subject, 'source:') AND r.shadow
                UNION ALL
                SELECT subject, NULL FROM shadows WHERE state = 'waiting' AND build = '' AND next_at <= clock_timestamp()
-               GROUP BY subject"""
-            )
-            subjects = await cursor.fetchall()
+               GROUP BY subject""",
+        )
         waiting = {copied.subject for copied in subjects if copied.shadow is None}
         shadowed = {copied.subject for copied in subjects if copied.shadow}
         drained: dict[str, bool] = {}

@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
-from psycopg.rows import class_row
-
 from apex_memory.inbox import transitions
 from apex_memory.inbox.transitions import EndedEvent
 from apex_memory.model import Tally
@@ -27,7 +25,7 @@ from apex_memory.saga.families import delete_children, lock_families, lock_paren
 from apex_memory.saga.groups import next_group, suspicion
 from apex_memory.saga.manifests import Manifests
 from apex_memory.saga.stage import Stage
-from apex_memory.stores.postgres import Connection, Postgres
+from apex_memory.stores.postgres import Connection, Postgres, fetch_rows
 from apex_memory.telemetry import CONFLICTS
 
 
@@ -281,21 +279,21 @@ async def _lock_prepared(
 
     An event that several builds prepared, the last one perhaps after it lost the event, has a manifest of each.
     """
-    async with connection.cursor(row_factory=class_row(_PreparedEvent)) as cursor:
-        await cursor.execute(
-            """SELECT i.id, i.doc_id, i.version, i.event_id, i.source, i.starts, i.parks, m.id AS manifest_id, m.hash,
-                      d.version AS live_version, d.event_id AS live_event, d.hash AS live_hash,
-                      (p.deleted AND (p.version, p.event_id) >= (i.version, i.event_id)) AS orphaned
-               FROM inbox i
-               LEFT JOIN LATERAL (SELECT id, hash, parent_id FROM manifests WHERE inbox_id = i.id
-                                  ORDER BY pipeline = %s DESC, created_at DESC LIMIT 1) m ON true
-               LEFT JOIN documents d ON d.doc_id = i.doc_id
-               LEFT JOIN documents p ON p.doc_id = m.parent_id
-               WHERE i.open AND i.batch = %s AND i.state = 'prepared'
-               ORDER BY i.id FOR NO KEY UPDATE OF i""",
-            (pipeline, batch),
-        )
-        return await cursor.fetchall()
+    return await fetch_rows(
+        connection,
+        _PreparedEvent,
+        """SELECT i.id, i.doc_id, i.version, i.event_id, i.source, i.starts, i.parks, m.id AS manifest_id, m.hash,
+                  d.version AS live_version, d.event_id AS live_event, d.hash AS live_hash,
+                  (p.deleted AND (p.version, p.event_id) >= (i.version, i.event_id)) AS orphaned
+           FROM inbox i
+           LEFT JOIN LATERAL (SELECT id, hash, parent_id FROM manifests WHERE inbox_id = i.id
+                              ORDER BY pipeline = %s DESC, created_at DESC LIMIT 1) m ON true
+           LEFT JOIN documents d ON d.doc_id = i.doc_id
+           LEFT JOIN documents p ON p.doc_id = m.parent_id
+           WHERE i.open AND i.batch = %s AND i.state = 'prepared'
+           ORDER BY i.id FOR NO KEY UPDATE OF i""",
+        (pipeline, batch),
+    )
 
 
 async def _lock_mine(connection: Connection, owner: UUID, stages: Sequence[Stage]) -> set[UUID]:

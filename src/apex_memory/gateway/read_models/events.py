@@ -11,7 +11,6 @@ from uuid import UUID
 
 from apex_memory.config import Settings
 from apex_memory.errors import NotFound, Rejected
-from apex_memory.gateway.read_models.rows import fetch_rows
 from apex_memory.model import TOMBSTONE, document_uuid, event_uuid
 from apex_memory.stores.postgres import Postgres
 from apex_memory.telemetry.traces import trace_id_of
@@ -165,8 +164,7 @@ class Events:
             conditions.append("id = ANY(%(ids)s)")
         if after is not None:
             conditions.append("seq < %(after)s")
-        rows = await fetch_rows(
-            self._db,
+        rows = await self._db.fetch_rows(
             _EventRow,
             "WITH chosen AS MATERIALIZED (SELECT * FROM inbox WHERE "
             + " AND ".join(conditions)
@@ -218,8 +216,7 @@ class Events:
         for source, prefixes in key_prefixes.items():
             keys = [text, *(f"{prefix}{text}" for prefix in prefixes)]
             derived_documents += [document_uuid(source, key) for key in keys]
-        rows = await fetch_rows(
-            self._db,
+        rows = await self._db.fetch_rows(
             _IdMatch,
             """SELECT id AS event, doc_id AS document, 1 AS rank FROM inbox WHERE id = ANY(%(events)s)
                UNION (SELECT id, doc_id, 1 FROM inbox WHERE id BETWEEN %(low)s AND %(high)s LIMIT 3)
@@ -248,8 +245,7 @@ class Events:
 
     async def newest_of_keys(self, source: str, keys: Sequence[str]) -> list[dict[str, Any]]:
         """Return the newest event of each document of a source, by the documents' keys. Unknown keys are left out."""
-        rows = await fetch_rows(
-            self._db,
+        rows = await self._db.fetch_rows(
             _NewestEvent,
             """SELECT event.* FROM unnest(%s::uuid[]) AS wanted
                CROSS JOIN LATERAL (
@@ -276,8 +272,7 @@ class Events:
 
         Raises `NotFound` if there is neither, or if the newest is a deletion.
         """
-        rows = await fetch_rows(
-            self._db,
+        rows = await self._db.fetch_rows(
             KnownVersion,
             """SELECT * FROM (
                  SELECT source, doc_key, version, event_id, deleted FROM documents WHERE doc_id = %(id)s

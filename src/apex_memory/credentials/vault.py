@@ -66,7 +66,7 @@ class Vault:
         return self._open(rows[0]) if rows else None
 
     async def all(self, prefix: str) -> dict[str, Any]:
-        """Values by name, of all secrets whose name starts with `prefix`. Raises `Misconfigured` without a key."""
+        """Return the values by name of all secrets whose name starts with `prefix`. Raises `Misconfigured` without a key."""
         async with self._db.connection() as connection:
             rows = await _read(connection, "starts_with(name, %s)", prefix)
         return {row.name: self._open(row) for row in rows}
@@ -180,14 +180,12 @@ class Vault:
 
     def _open(self, row: _Sealed) -> Any:
         subject = f"secret {row.name}"
-        value = self._keys.open(
-            row.key_id, bytes(row.sealed), bound=row.name.encode(), subject=subject
-        )
+        value = self._keys.open(row.key_id, row.sealed, bound=row.name.encode(), subject=subject)
         return json.loads(value)
 
 
 async def _read(connection: Connection, condition: LiteralString, value: str) -> list[_Sealed]:
-    """Sealed secrets that match a condition on the table `secrets`."""
+    """Return the sealed secrets that match a condition on the table `secrets`."""
     return await fetch_rows(
         connection, _Sealed, f"SELECT name, key_id, sealed FROM secrets WHERE {condition}", (value,)
     )

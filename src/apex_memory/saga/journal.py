@@ -100,6 +100,17 @@ class _PreparedEvent:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _RecordedTallies:
+    """The columns of `stages` that say what the stores must hold of a stage."""
+
+    stage_id: UUID
+    chunks: int
+    chunks_sum: int
+    edges: int
+    edges_sum: int
+
+
 class Journal:
     def __init__(
         self,
@@ -120,7 +131,7 @@ class Journal:
     async def begin(self, batch: UUID) -> BeginResult:
         """Open a stage for the newest prepared event of each document in the batch; end events that came too late.
 
-        Opens a group of the batch where attempts never reported an outcome (`groups.py`): call it until it
+        Returns what was opened and what was ended. Opens a group of the batch where attempts never reported an outcome (`groups.py`): call it until it
         returns nothing. The rows written here are the saga's journal: whatever crashes later, the sweeper reads
         them.
         """
@@ -214,7 +225,7 @@ class Journal:
     ) -> CommitResult:
         """Flip the documents to these stages, unless a newer version is live or the owner lost the stage.
 
-        `graph_at` and `vectors_at` are when each store held the stages durably.
+        Returns what became of each. `graph_at` and `vectors_at` are when each store held the stages durably.
         """
         result = CommitResult()
         if not stages:
@@ -259,15 +270,13 @@ class Journal:
 
     async def expected(self, stages: Sequence[UUID]) -> dict[UUID, tuple[Tally, Tally]]:
         """Return the (vectors, graph) tallies that the stores must hold, by stage id."""
-        rows = await self._db.fetch(
+        rows = await self._db.fetch_rows(
+            _RecordedTallies,
             "SELECT stage_id, chunks, chunks_sum, edges, edges_sum FROM stages WHERE stage_id = ANY(%s)",
             (list(stages),),
         )
         return {
-            row["stage_id"]: (
-                Tally(row["chunks"], row["chunks_sum"]),
-                Tally(row["edges"], row["edges_sum"]),
-            )
+            row.stage_id: (Tally(row.chunks, row.chunks_sum), Tally(row.edges, row.edges_sum))
             for row in rows
         }
 
@@ -343,7 +352,7 @@ async def _flip(connection: Connection, stage_ids: Sequence[UUID]) -> set[UUID]:
 
 
 async def _retire(connection: Connection, winners: Sequence[Stage]) -> list[UUID]:
-    """Mark the stages superseded that readers saw until now. The collector removes them after the grace."""
+    """Mark the stages superseded that readers saw until now; return them. The collector removes them after the grace."""
     if not winners:
         return []
     cursor = await connection.execute(

@@ -98,7 +98,7 @@ def parameters_of(run: Run) -> dict[str, Any]:
     return {
         "source": run.subject.removeprefix("source:"),
         "build": run.build,
-        "share": run.share[0],
+        "share": run.share.percent,
         "since": run.step_seq,
         "calm": run.calm_seq,
         "began": run.step_began,
@@ -127,7 +127,7 @@ async def facts_of(connection: Connection, run: Run, copies: Copies) -> StepFact
         other=_side(recent_by_side.get(False), waiting_by_side.get(False)),
         copies=copies,
         baseline=run.baseline,
-        disturbed=_disturbed(run.share[0], paused=step.paused, parked=parked),
+        disturbed=_disturbed(run.share.percent, paused=step.paused, parked=parked),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from psycopg.types.json import Jsonb
 
@@ -19,8 +19,8 @@ from apex_memory.rollout.changes import (
     GATE,
     NOTHING,
     Ended,
-    Share,
     State,
+    StepShare,
     audit,
     begin_step,
     end_run,
@@ -74,7 +74,7 @@ class Run:
         return self.plan.steps[self.step] if self.step >= 0 else None
 
     @property
-    def share(self) -> Share:
+    def share(self) -> StepShare:
         """The share of the step."""
         return share_of(self.current)
 
@@ -329,12 +329,14 @@ class Runs:
         return [(run, await self._change_of(run)) for run in runs]
 
     async def _change_of(self, run: Run) -> Change:
-        row = await self._db.fetch_one(
-            "SELECT share, shadow FROM rollouts WHERE subject = %s", (run.subject,)
+        share = await self._db.fetch_row(
+            StepShare,
+            "SELECT share AS percent, shadow FROM rollouts WHERE subject = %s",
+            (run.subject,),
         )
-        share, shadow = (row["share"], row["shadow"]) if row else (0, False)
-        ended: Any = run.state if run.ended_at else None
-        return Change(run.subject, run.build, share, shadow, ended)
+        percent, shadow = share or NOTHING
+        ended = cast(Ended, run.state) if run.ended_at else None
+        return Change(run.subject, run.build, percent, shadow, ended)
 
     async def mark_applied(self, run: Run) -> None:
         await self._db.execute(

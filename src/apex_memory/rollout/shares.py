@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from apex_memory.rollout.changes import audit, end_run, write_share
+from apex_memory.rollout.changes import StepShare, audit, end_run, write_share
 from apex_memory.stores.postgres import Postgres, fetch_row
 
 
@@ -50,7 +50,7 @@ class Shares:
     async def set(
         self, subject: str, share: int, *, shadow: bool = False, actor: str, reason: str = ""
     ) -> Share:
-        """Set a share, for all processes at once, with an audit row. It acts with the next claim.
+        """Set a share, for all processes at once, with an audit row, and return it. It acts with the next claim.
 
         Ends a rollout of the subject that is in progress: no plan changes what a person or a flag decided.
         """
@@ -62,7 +62,7 @@ class Shares:
             run = await cursor.fetchone()
             if run is not None:
                 await end_run(connection, run["id"], "stopped", actor=actor, reason=reason)
-            decided = (share, shadow)
+            decided = StepShare(share, shadow)
             await write_share(connection, subject, decided, build=None, actor=actor, reason=reason)
             await audit(connection, actor, subject, "set", decided, reason)
             row = await fetch_row(

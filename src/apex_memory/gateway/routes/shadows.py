@@ -375,9 +375,8 @@ async def rollout_report(
         report = await shadow_facts.report(
             connection, name, build=chosen, since=since, after=cursor, limit=limit, every=every
         )
-    fields = asdict(report)
-    fields["next"] = None if report.next is None else str(report.next)
-    return fields
+    following = None if report.next is None else str(report.next)
+    return {**asdict(report), "next": following}
 
 
 @router.get(

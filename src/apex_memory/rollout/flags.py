@@ -47,10 +47,6 @@ def shadow_flag(source: str) -> str:
     return f"apex.{source}.shadow"
 
 
-def path_flag(source: str) -> str:
-    return f"apex.{source}.path"
-
-
 class Flags:
     """The flags of all sources at a provider. Building one starts the provider."""
 

@@ -14,8 +14,6 @@ from apex_memory.rollout.shadow_results import content_of, unpack
 from apex_memory.saga.manifests import manifests_of_events
 from apex_memory.stores.postgres import Connection, fetch_row, fetch_rows
 
-DIFFERENT_MAX = 200  # differing events on a page
-
 # A difference is accepted by the name of its field, or of a part of it before a dot.
 NOT_ACCEPTED: LiteralString = """EXISTS (
   SELECT FROM unnest(s.fields) AS f WHERE NOT EXISTS (

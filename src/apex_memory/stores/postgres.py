@@ -312,19 +312,6 @@ def _pool(
     )
 
 
-async def wait_until_up(url: str, *, seconds: float) -> None:
-    """Return when PostgreSQL accepts connections. Raises `Unavailable` when it does not within `seconds`."""
-    deadline = asyncio.get_running_loop().time() + seconds
-    while True:
-        try:
-            async with translated(), await psycopg.AsyncConnection.connect(url, connect_timeout=2):
-                return
-        except Unavailable:
-            if asyncio.get_running_loop().time() > deadline:
-                raise
-            await asyncio.sleep(0.05)
-
-
 @dataclass(frozen=True, slots=True)
 class _Installation:
     """The only row of `installation`. A first start fixes the embedder and the dimension of its vectors."""

@@ -150,7 +150,7 @@ class Vault:
         """Seal every secret under the first key, so that older keys can be removed. Safe to repeat.
 
         Do it when every process knows the first key. A secret whose key is not configured stays as it is and
-        is listed in the result. Raises `Misconfigured` without any key.
+        is listed in the result that this returns. Raises `Misconfigured` without any key.
         """
         result = ResealResult()
         async with self._db.connection() as connection:

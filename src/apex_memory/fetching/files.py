@@ -97,7 +97,7 @@ class Files:
         return [row["id"] for row in rows]
 
     async def land_chunk(self, source: FileSource, id: UUID) -> FileState:
-        """Land the next chunk of a file. Safe to repeat: an event that landed already is a duplicate.
+        """Land the next chunk of a file; return how far the file is. Safe to repeat: an event that landed already is a duplicate.
 
         Raises `NotFound` for an unknown id.
         """

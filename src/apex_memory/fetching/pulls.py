@@ -137,7 +137,7 @@ class Pulls:
         on_page: OnPage | None = None,
         backfill: Backfill | None = None,
     ) -> PullResult:
-        """Pull until the vendor has no more at the moment. `on_page` runs after each committed page.
+        """Pull until the vendor has no more at the moment; return what that brought. `on_page` runs after each committed page.
 
         Raises what the source raises; what was committed stays. Raises `Conflict` when another pull of the
         source moved the cursor meanwhile, which ends this one.

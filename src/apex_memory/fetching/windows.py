@@ -30,9 +30,8 @@ from apex_memory.stores.postgres import Connection, Postgres, fetch_row, fetch_r
 from apex_memory.telemetry import READINGS
 
 QUIET_SECONDS = 30  # a window that ended is aggregated when no reading arrived for it for so long
-REST = timedelta(
-    days=1
-)  # raw readings past their retention are kept that long after their window's last reading
+# Raw readings past their retention are kept that long after their window's last reading.
+REST = timedelta(days=1)
 WINDOWS = 200  # aggregated in one transaction
 # Key of the advisory lock under which one transaction at a time creates partitions.
 PARTITIONS_LOCK = 0x41504559

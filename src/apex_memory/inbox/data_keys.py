@@ -148,14 +148,17 @@ class DataKeys:
         return result
 
     async def seal_all(self, events: Sequence[Event]) -> list[SealedPayload]:
-        """Seal the payloads of events; many bytes in a thread."""
+        """Seal the payloads of events and return them, in order; many bytes in a thread."""
         if sum(len(event.payload) for event in events) > THREAD_BYTES:
             return await asyncio.to_thread(lambda: [self.seal(event) for event in events])
         return [self.seal(event) for event in events]
 
 
 def _bound(event: Event) -> bytes:
-    """The source alone: a replay, and the restoration of a child, land a sealed payload under another id as it is."""
+    """Return what a seal is bound to: the source alone.
+
+    A replay, and the restoration of a child, land a sealed payload under another id as it is.
+    """
     return event.source.encode()
 
 

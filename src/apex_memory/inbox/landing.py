@@ -19,8 +19,8 @@ async def land(connection: Connection, events: Sequence[Event]) -> list[LandResu
     """Insert events with their payloads; return one `LandResult` for each, in order.
 
     One statement for any number of events. An event that exists already keeps its first payload, also when both
-    are in this call. A payload that is an object is referred to, and one that is sealed is stored so. Raises `Rejected` for values that PostgreSQL cannot
-    hold, and `RetryLater` when an object or a data key is gone.
+    are in this call. A payload that is an object is referred to, and one that is sealed is stored so. Raises `Rejected`
+    for values that PostgreSQL cannot hold, and `RetryLater` when an object or a data key is gone.
     """
     if not events:
         return []

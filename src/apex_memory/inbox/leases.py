@@ -157,7 +157,7 @@ async def claim(
     consumer: Consumer,
     run: WorkflowRun | None = None,
 ) -> Claim:
-    """Lease up to `limit` ready events of a source to `batch` for `lease` seconds, most urgent and oldest first.
+    """Lease up to `limit` ready events of a source to `batch` for `lease` seconds, most urgent and oldest first; return them.
 
     Only documents in the buckets of the consumer are claimed, and their events record its path and its build. The
     buckets of a consumer are those of its path, by the share of the source, and of its build, by the share of the

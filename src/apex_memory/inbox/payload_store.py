@@ -224,7 +224,7 @@ class PayloadStore:
                 "claim": CLAIM_SECONDS,
             },
         )
-        return {bytes(row["digest"]): row["name"] for row in rows}
+        return {row["digest"]: row["name"] for row in rows}
 
     async def load(self, events: Sequence[Event]) -> list[Event | ApexError]:
         """Return the events with their payloads, in order; in place of an event the error that its object or its data key gave.
@@ -261,9 +261,8 @@ class PayloadStore:
             try:
                 raise loaded
             finally:
-                del (
-                    loaded
-                )  # or the error and this frame would refer to each other, and keep the event
+                # Or the error and this frame would refer to each other, and keep the event.
+                del loaded
         return loaded
 
     async def _loaded(
@@ -392,7 +391,10 @@ def _new_name(digest: str) -> str:
 
 
 def _unreadable(error: BrokenSeal) -> Rejected:
-    """The payload cannot be read again as it is: a dead letter, which can be redriven when it is restored."""
+    """Return the error of a payload that cannot be read as it is.
+
+    Its event becomes a dead letter, which can be redriven when the payload is restored.
+    """
     return Rejected(
         str(error), remedy="restore the payload from a backup, and redrive the event then"
     )

@@ -102,7 +102,7 @@ async def events(connection: Connection, batch: UUID, ids: Sequence[UUID]) -> li
 
 
 async def owned(connection: Connection, batch: UUID) -> list[UUID]:
-    """Ids of the open events that a batch owns."""
+    """Return the ids of the open events that a batch owns."""
     cursor = await connection.execute(
         "SELECT id FROM inbox WHERE open AND batch = %s ORDER BY id", (batch,)
     )
@@ -133,7 +133,7 @@ async def traced(connection: Connection, batch: UUID, *, limit: int) -> list[Tra
 
 
 async def event(connection: Connection, id: UUID) -> Event:
-    """One raw event as it landed. Raises `NotFound` for an unknown id, or when retention removed the payload."""
+    """Return one raw event as it landed. Raises `NotFound` for an unknown id, or when retention removed the payload."""
     row = await fetch_row(
         connection,
         StoredEvent,
@@ -200,7 +200,7 @@ async def payload_digests(
 
 
 async def ready(connection: Connection) -> dict[str, int]:
-    """Number of events by source that can be claimed now. A paused source has none."""
+    """Return the number of events by source that can be claimed now. A paused source has none."""
     cursor = await connection.execute(
         """SELECT source, count(*) AS events FROM inbox
            WHERE open AND next_at <= clock_timestamp() AND source NOT IN (SELECT name FROM sources WHERE paused)
@@ -248,7 +248,7 @@ async def ready_for_direct(
 
 
 async def stalled(connection: Connection, *, seconds: float) -> dict[str, float]:
-    """Sources whose ready events nobody works on, with how long (s) the oldest has been ready, if over `seconds`.
+    """Return the sources whose ready events nobody works on, with how long (s) the oldest has been ready, if over `seconds`.
 
     A source that is paused is not stalled, nor is one with a live lease: a long backlog makes progress. Neither
     the sweeper nor Temporal decides this, so it also holds when these are stuck.
@@ -273,7 +273,7 @@ async def finished(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:
 
 
 async def backlog(connection: Connection) -> list[BacklogRow]:
-    """Events that are not final, by source, state and the store they wait for."""
+    """Return the events that are not final, by source, state and the store they wait for."""
     return await fetch_rows(
         connection,
         BacklogRow,
@@ -284,7 +284,7 @@ async def backlog(connection: Connection) -> list[BacklogRow]:
 
 
 async def parked_by_store(connection: Connection) -> dict[str, int]:
-    """Number of parked events by the store they wait for."""
+    """Return the number of parked events by the store they wait for."""
     cursor = await connection.execute(
         "SELECT park_store, count(*) AS events FROM inbox WHERE state = 'parked' GROUP BY 1"
     )

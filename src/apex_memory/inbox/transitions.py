@@ -27,7 +27,8 @@ text is kept, or as a dead letter that is listed with its reason; and nothing ca
 ```
 
 - `received` and `prepared` are *open*: a drain claims them (`leases`). `prepared` has a manifest, so it never
-  needs the pipeline again, unless another build of Apex claims it: that one makes its own manifest. `postpone` keeps the state: it records a failed attempt and delays the next.
+  needs the pipeline again, unless another build of Apex claims it: that one makes its own manifest. `postpone` keeps
+  the state: it records a failed attempt and delays the next.
 - `parked` waits for a store. It is not open, so a source whose store is away costs no claims, and parking
   consumes no attempt. `unpark` returns an event to the open state it came from.
 - A step counts itself in `starts` before it begins (`start`), and every outcome that it reports sets `starts` to
@@ -106,7 +107,7 @@ class EndedEvent:
 async def lock_owned(
     connection: Connection, batch: UUID, ids: Sequence[UUID]
 ) -> dict[UUID, OwnedEvent]:
-    """Lock those of the events that the batch still owns, by id. An event that is missing has another owner now."""
+    """Lock those of the events that the batch still owns; return them by id. An event that is missing has another owner now."""
     rows = await fetch_rows(
         connection,
         OwnedEvent,
@@ -154,7 +155,7 @@ async def unprepare(connection: Connection, ids: Sequence[UUID]) -> None:
 async def end(
     connection: Connection, ids: Sequence[UUID], state: Literal["done", "superseded"]
 ) -> list[EndedEvent]:
-    """Any open or parked state → `done` or `superseded`. An event that is final already stays as it is."""
+    """Any open or parked state → `done` or `superseded`; return what ended. An event that is final already stays as it is."""
     if not ids:
         return []
     return await fetch_rows(

@@ -14,9 +14,8 @@ from apex_memory.stores.postgres import Connection, Postgres
 
 AT_ONCE = 50  # copies that are read together
 AT_ONCE_BYTES = 8_000_000  # of their bodies; one larger body is read alone
-REFUSALS = (
-    5  # attempts before a refused copy is a dead letter, where the copy before it was delivered
-)
+# Attempts before a refused copy is a dead letter, where the copy before it was delivered.
+REFUSALS = 5
 MOST_MOVED = 10_000  # copies that one redrive or discard of a source moves
 
 

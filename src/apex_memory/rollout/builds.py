@@ -272,7 +272,8 @@ async def promote(
     """Make a build current: it processes every document. The one that was current is kept for a rollback.
 
     `alone` says that the caller owns the installation and no other build runs: the build need not have a worker yet,
-    and the others count as absent at once. It leaves a rollout alone when the build is current already. Raises what `ramp` raises; a build that is current already stays so.
+    and the others count as absent at once. It leaves a rollout alone when the build is current already. Raises what
+    `ramp` raises; a build that is current already stays so.
     """
     async with _changing(db) as connection:
         before = await _routing(connection)
@@ -428,7 +429,7 @@ async def take_back(connection: Connection, build: str) -> int:
 
 @asynccontextmanager
 async def _changing(db: Postgres) -> AsyncIterator[Connection]:
-    """A transaction in which nobody else changes roles or the candidate."""
+    """Open a transaction in which nobody else changes roles or the candidate."""
     async with db.transaction() as connection:
         await lock_roles(connection)
         yield connection

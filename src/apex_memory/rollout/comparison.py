@@ -247,7 +247,7 @@ def _vectors(live: Manifest, shadow: Manifest) -> Iterator[Difference]:
 
 
 def _cosines(ours: Any, theirs: Any) -> Any:
-    """Cosines row by row, shape (rows,). Two zero vectors are equal."""
+    """Return cosines row by row, shape (rows,). Two zero vectors are equal."""
     norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
     dots = np.einsum("ij,ij->i", ours, theirs)
     equal = np.all(ours == theirs, axis=1)

@@ -218,7 +218,10 @@ async def waiting(connection: Connection) -> list[WaitingCopies]:
 
 
 async def trim(connection: Connection, subject: str, build: str, *, surplus: int) -> int:
-    """Drop the oldest `surplus` copies of live events that nobody works on: the newest are the best evidence."""
+    """Drop the oldest `surplus` copies of live events that nobody works on; return their number.
+
+    The newest are the best evidence.
+    """
     return await _delete(
         connection,
         "backlog",
@@ -229,7 +232,7 @@ async def trim(connection: Connection, subject: str, build: str, *, surplus: int
 
 
 async def drop_stopped(connection: Connection) -> int:
-    """Drop copies of live events whose subject is not shadowed any more, or by another build."""
+    """Drop copies of live events whose subject is not shadowed any more, or by another build; return their number."""
     return await _delete(
         connection,
         "stopped",

@@ -37,9 +37,8 @@ from apex_memory.stores.base import GraphStore, VectorStore
 from apex_memory.stores.postgres import Postgres
 from apex_memory.telemetry import logger
 
-MOST_ATTEMPTS = (
-    3  # claims in a row without an outcome, before the copy counts as one that ends its worker
-)
+# Claims in a row without an outcome, before the copy counts as one that ends its worker.
+MOST_ATTEMPTS = 3
 MOST_TRIES = 5  # transient failures of a copy, before it counts as failed
 WAIT_SECONDS = 15.0  # until a copy is tried again whose store is away
 WARM_BATCHES = 8  # prepared batches kept in memory; one that is lost is prepared again
@@ -153,7 +152,7 @@ class ShadowSteps:
         return drained
 
     async def process(self, subject: str, build: str = "") -> CopyResult | None:
-        """Process the next batch of copies here, without Temporal; None if none is ready."""
+        """Process the next batch of copies here, without Temporal; return what that came to, None if none is ready."""
         batch = uuid.uuid4()
         if not await self.claim(subject, build, batch=batch):
             return None
@@ -174,7 +173,7 @@ class ShadowSteps:
         return len(work.prepared)
 
     async def publish(self, batch: UUID, *, behind: UUID | None = None) -> CopyResult:
-        """Stage, verify, compare and remove the copies of a batch, and record the results.
+        """Stage, verify, compare and remove the copies of a batch; record and return the results.
 
         Keeps the lease of the batch that waits behind it, too.
         """
@@ -498,7 +497,7 @@ def _processed(
 
 
 def _with_reason(differences: list[Difference], error: ApexError | None) -> list[Difference]:
-    """Add the message of a dead copy to the difference of outcomes."""
+    """Return the differences, with the message of a dead copy in that of the outcomes."""
     if error is None:
         return differences
     message = str(error)[:200]

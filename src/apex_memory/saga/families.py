@@ -106,7 +106,7 @@ async def restore_children(connection: Connection, restored: Sequence[Stage]) ->
 async def _land(
     connection: Connection, children: Sequence[_ChildDocument], parents: Sequence[Stage]
 ) -> int:
-    """Land the children's events. Their version is the parent's, their id says whose change it is."""
+    """Land the children's events; return their number. Their version is the parent's, their id says whose change it is."""
     by_id = {stage.manifest.doc_id: stage for stage in parents}
     events = []
     for child in children:

@@ -131,9 +131,9 @@ class Journal:
     async def begin(self, batch: UUID) -> BeginResult:
         """Open a stage for the newest prepared event of each document in the batch; end events that came too late.
 
-        Returns what was opened and what was ended. Opens a group of the batch where attempts never reported an outcome (`groups.py`): call it until it
-        returns nothing. The rows written here are the saga's journal: whatever crashes later, the sweeper reads
-        them.
+        Returns what was opened and what was ended. Opens a group of the batch where attempts never reported an outcome
+        (`groups.py`): call it until it returns nothing. The rows written here are the saga's journal: whatever crashes
+        later, the sweeper reads them.
         """
         result = BeginResult()
         async with self._db.transaction() as connection:

@@ -124,7 +124,7 @@ class Manifests:
             self.forget([next(iter(self._warm))])
 
     async def load(self, connection: Connection, ids: Iterable[UUID]) -> dict[UUID, Manifest]:
-        """Manifests by id, with text, chunks, vectors and assertions."""
+        """Return manifests by id, with text, chunks, vectors and assertions."""
         wanted = set(ids)
         manifests = {id: self._warm[id] for id in wanted if id in self._warm}
         cold = list(wanted - manifests.keys())
@@ -175,7 +175,7 @@ async def live_manifests(db: Postgres, documents: Sequence[UUID], made_by: str) 
 
 
 def _size(manifest: Manifest) -> int:
-    """About how many bytes a manifest takes in memory: its text, its vectors, and some for each item."""
+    """Return about how many bytes a manifest takes in memory: its text, its vectors, and some for each item."""
     items = len(manifest.chunks) + len(manifest.assertions) + len(manifest.entities)
     return 4 * len(manifest.text) + manifest.vectors.nbytes + 300 * items
 

@@ -132,9 +132,8 @@ class Rebuild:
                 progress.error, progress.remedy = str(error), error.remedy
                 raise
             finally:
-                if (
-                    progress.state != "running"
-                ):  # cancelled: another process sees that nobody holds the lease
+                # Still running means cancelled: another process sees that nobody holds the lease.
+                if progress.state != "running":
                     progress.ended_at = now().isoformat()
                     await self._write(progress)
         self._log.info("store rebuilt", store=name, documents=progress.done)

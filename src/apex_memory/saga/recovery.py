@@ -28,19 +28,16 @@ PAGE = 500  # stages checked in one call to a store
 # Stages of any age that are checked beside the latest ones, so that an empty or another store is noticed.
 SAMPLE = 500
 CHECK_LEASE_SECONDS = 10.0  # how long others wait after the process that checked a store died
-COMMIT_TIME = timedelta(
-    seconds=10
-)  # a stage may show as committed so long after its time of commit
-MARGIN = timedelta(
-    minutes=15
-)  # stages committed so long before the last verified time are checked too
+# A stage may show as committed so long after its time of commit.
+COMMIT_TIME = timedelta(seconds=10)
+# Stages committed so long before the last verified time are checked too.
+MARGIN = timedelta(minutes=15)
 # An unknown stage stays this long, because its journal row may be in a backup that is being restored.
 UNKNOWN_AGE = timedelta(hours=24)
 # A larger share of unknown stages means that the store belongs to another database: nothing is deleted.
 UNKNOWN_SHARE = 0.01
-STATE_SECONDS = (
-    1.0  # patience with one store; below what a search waits for the states of all stores
-)
+# Patience with one store; below what a search waits for the states of all stores.
+STATE_SECONDS = 1.0
 RESTARTED = "the server restarted, or is another one"
 LONG_AGO = datetime(2000, 1, 1).astimezone()
 
@@ -235,8 +232,9 @@ class Recovery:
     async def check(self, name: str, *, since: datetime) -> ReconcileResult:
         """Compare every stage committed since `since` with one store; repair those that are incomplete there.
 
-        Returns what was found. A second pass covers what was committed during the first. What comes later was written after the store responded
-        to this check; it is not waited for, or writers that never rest would keep the check from its end.
+        Returns what was found. A second pass covers what was committed during the first. What comes later was written
+        after the store responded to this check; it is not waited for, or writers that never rest would keep the check
+        from its end.
         """
         result = ReconcileResult(name)
         for behind in (COMMIT_TIME, timedelta()):

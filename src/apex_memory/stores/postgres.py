@@ -41,12 +41,10 @@ class _Pooled(psycopg.AsyncConnection[DictRow]):
 Row = TypeVar("Row")
 Parameters = Sequence[Any] | Mapping[str, Any]
 
-CHECK_SECONDS = (
-    2.0  # a pooled connection that does not answer an empty statement in time is dropped
-)
-FRESH_SECONDS = (
-    1.0  # a connection returned this recently is not checked: under load that is all of them
-)
+# A pooled connection that does not answer an empty statement in time is dropped.
+CHECK_SECONDS = 2.0
+# A connection returned this recently is not checked: under load that is all of them.
+FRESH_SECONDS = 1.0
 TLS_REASON = re.compile(
     r"(?:SSL error: |server certificate |root certificate |server does not support SSL)[^\n]*"
 )

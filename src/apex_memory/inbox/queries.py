@@ -22,6 +22,12 @@ EVENT_COLUMNS: LiteralString = """i.source, i.event_id, i.doc_key, i.version, i.
        i.trace_parent, p.body, p.data_key, r.object"""
 """The fields of `StoredEvent`: of `inbox` as `i`, its payload as `p` and the reference to its object as `r`."""
 
+# 28 bytes are what a seal adds (`sealing.SEAL_BYTES`).
+PAYLOAD_BYTES: LiteralString = (
+    """coalesce(o.bytes, octet_length(p.body) - CASE WHEN p.data_key IS NULL THEN 0 ELSE 28 END)"""
+)
+"""The size of a payload before it was sealed: of `payloads` as `p` and its `payload_objects` as `o`; NULL where it is gone."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredEvent:

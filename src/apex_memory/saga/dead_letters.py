@@ -11,7 +11,9 @@ from uuid import UUID
 
 from apex_memory.errors import Conflict, NotFound
 from apex_memory.inbox import hints, transitions
+from apex_memory.inbox.queries import PAYLOAD_BYTES
 from apex_memory.model import MALFORMED, UNFETCHED, now
+from apex_memory.saga.journal import abort_attempts
 from apex_memory.stores.postgres import Connection, Postgres, fetch_rows
 
 Status = Literal["open", "retrying", "resolved", "discarded", "superseded"]
@@ -113,7 +115,7 @@ class DeadLetters:
         letter = await self._db.fetch_row(
             DeadLetterDetail,
             f"""SELECT {_COLUMNS}, i.content_type, i.doc_key, i.occurred_at,
-                      coalesce(o.bytes, octet_length(p.body) - CASE WHEN p.data_key IS NULL THEN 0 ELSE 28 END) AS payload_bytes
+                      {PAYLOAD_BYTES} AS payload_bytes
                FROM dead_letters l JOIN inbox i ON i.id = l.inbox_id LEFT JOIN payloads p ON p.inbox_id = i.id
                LEFT JOIN payload_references r ON r.inbox_id = i.id LEFT JOIN payload_objects o ON o.name = r.object
                WHERE l.id = %s""",
@@ -172,13 +174,7 @@ class DeadLetters:
             moved = await transitions.discard(connection, ids, reason)
             if left := sorted(set(ids) - set(moved)):
                 raise await _why_not_discarded(connection, left[0])
-            await connection.execute(
-                """UPDATE stages SET state = 'aborted', ended_at = clock_timestamp(), error = 'its event was discarded'
-                   FROM (SELECT stage_id FROM stages WHERE inbox_id = ANY(%s) AND state = 'staging'
-                         ORDER BY doc_id FOR UPDATE) open
-                   WHERE stages.stage_id = open.stage_id""",
-                (moved,),
-            )
+            await abort_attempts(connection, moved, "its event was discarded")
             letters = await fetch_rows(
                 connection,
                 DeadLetter,

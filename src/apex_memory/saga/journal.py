@@ -176,13 +176,8 @@ class Journal:
             for event in sorted(events, key=lambda event: str(event.doc_id))
             if event.manifest_id
         ]
-        await connection.execute(
-            """UPDATE stages SET state = 'aborted', ended_at = clock_timestamp(), error = 'a later attempt took over'
-               FROM (SELECT stage_id FROM stages WHERE inbox_id = ANY(%s) AND state = 'staging'
-                     ORDER BY doc_id FOR UPDATE) earlier
-               WHERE stages.stage_id = earlier.stage_id""",
-            ([stage.manifest.inbox_id for stage in stages],),
-        )
+        inbox_ids = [stage.manifest.inbox_id for stage in stages]
+        await abort_attempts(connection, inbox_ids, "a later attempt took over")
         await self.insert(connection, batch, stages)
         return stages
 
@@ -279,6 +274,17 @@ class Journal:
             row.stage_id: (Tally(row.chunks, row.chunks_sum), Tally(row.edges, row.edges_sum))
             for row in rows
         }
+
+
+async def abort_attempts(connection: Connection, inbox_ids: Sequence[UUID], reason: str) -> None:
+    """Mark the stages of these events dead that are still `staging`, whoever owns them."""
+    await connection.execute(
+        """UPDATE stages SET state = 'aborted', ended_at = clock_timestamp(), error = %s
+           FROM (SELECT stage_id FROM stages WHERE inbox_id = ANY(%s) AND state = 'staging'
+                 ORDER BY doc_id FOR UPDATE) attempts
+           WHERE stages.stage_id = attempts.stage_id""",
+        (reason, list(inbox_ids)),
+    )
 
 
 async def _lock_prepared(

@@ -21,6 +21,7 @@ from apex_memory.app import App
 from apex_memory.errors import ApexError
 from apex_memory.gateway.read_models.status import temporal_reachable
 from apex_memory.rollout.shadow_facts import NOT_ACCEPTED
+from apex_memory.rollout.subjects import BUILD, source_subject
 from apex_memory.sources.base import PulledSource
 from apex_memory.stores.lease import acquire, release
 from apex_memory.telemetry import (
@@ -349,9 +350,9 @@ class FactGauges:
         return {row.name: row.gap or 0.0 for row in rows}
 
     async def _read_rollouts(self) -> None:
-        subjects = {f"source:{source}" for source in self._app.sources} | {"build"}
+        subjects = {BUILD, *map(source_subject, self._app.sources)}
         share: dict[tuple[str, ...], float] = {(subject,): 1.0 for subject in subjects}
-        share[("build",)] = 0.0
+        share[(BUILD,)] = 0.0
         shadow: dict[tuple[str, ...], float] = {(subject,): 0.0 for subject in subjects}
         for row in await self._db.fetch_rows(
             _Rollout, "SELECT subject, share, shadow FROM rollouts"

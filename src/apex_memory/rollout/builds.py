@@ -19,12 +19,10 @@ from psycopg.types.json import Jsonb
 from apex_memory.errors import Conflict, NotFound
 from apex_memory.inbox import leases
 from apex_memory.inbox.leases import SEEN_LATELY
+from apex_memory.rollout.subjects import BUILD
 from apex_memory.stores.postgres import Connection, Postgres, fetch_row, fetch_rows
 
 Role = Literal["current", "previous", "waiting", "retired"]
-
-SUBJECT = "build"
-"""The row of `rollouts` that names the candidate."""
 
 ABSENT_SECONDS = float(leases.ABSENT_SECONDS)
 """A build that was not seen for so long has no worker."""
@@ -253,7 +251,7 @@ async def ramp(
                ON CONFLICT (subject) DO UPDATE
                SET share = excluded.share, build = excluded.build, changed_by = excluded.changed_by,
                    reason = excluded.reason, changed_at = clock_timestamp()""",
-            (SUBJECT, share, build, actor, reason),
+            (BUILD, share, build, actor, reason),
         )
         await _audit(connection, actor, "build ramped", build, reason=reason, share=share)
         after = await _routing(connection)
@@ -318,7 +316,7 @@ async def rollback(db: Postgres, *, actor: str, reason: str = "") -> RoutingChan
                 """UPDATE rollout_runs SET state = 'rolled back', ended_at = clock_timestamp(), changed_by = %s,
                           reason = %s, changes = changes + 1
                    WHERE subject = %s AND ended_at IS NULL""",
-                (actor, reason, SUBJECT),
+                (actor, reason, BUILD),
             )
             await _end_rollout(connection)
         elif before.previous:
@@ -383,7 +381,7 @@ async def follow(db: Postgres, current: str, candidate: str, share: int) -> bool
         if candidate:
             await connection.execute(
                 "INSERT INTO rollouts (subject, share, build, changed_by) VALUES (%s, %s, %s, 'temporal')",
-                (SUBJECT, share, candidate),
+                (BUILD, share, candidate),
             )
         if before.candidate not in ("", candidate, current):
             await take_back(connection, before.candidate)
@@ -446,7 +444,7 @@ async def lock_roles(connection: Connection) -> None:
 
 async def _require_no_plan(connection: Connection) -> None:
     cursor = await connection.execute(
-        "SELECT FROM rollout_runs WHERE subject = %s AND ended_at IS NULL", (SUBJECT,)
+        "SELECT FROM rollout_runs WHERE subject = %s AND ended_at IS NULL", (BUILD,)
     )
     if cursor.rowcount:
         raise Conflict(
@@ -466,7 +464,7 @@ async def _make_current(connection: Connection, build: str) -> None:
 
 
 async def _end_rollout(connection: Connection) -> None:
-    await connection.execute("DELETE FROM rollouts WHERE subject = %s", (SUBJECT,))
+    await connection.execute("DELETE FROM rollouts WHERE subject = %s", (BUILD,))
 
 
 async def _row(connection: Connection, build: str) -> Build:

@@ -7,7 +7,8 @@ from typing import Any, LiteralString
 
 from apex_memory.inbox.routing import BUCKET_SQL
 from apex_memory.rollout.gates import Copies, Side, StepFacts
-from apex_memory.rollout.runs import BUILD, Run
+from apex_memory.rollout.runs import Run
+from apex_memory.rollout.subjects import BUILD
 from apex_memory.rollout_settings import WINDOW_EVENTS
 from apex_memory.stores.postgres import Connection, fetch_row, fetch_rows
 

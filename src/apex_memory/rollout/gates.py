@@ -114,7 +114,7 @@ def _duration(gate: Gate, facts: StepFacts) -> Check:
 
 
 def _volume(step: Step, facts: StepFacts) -> Check:
-    """Return the least number of events: that the new side ended, and in shadow that were compared."""
+    """Return the check of the number of events: those that the new side ended, and in shadow those that were compared."""
     counts: list[tuple[int, str]] = []
     if step.share:
         counts.append((facts.new.ended, "events"))

@@ -27,6 +27,7 @@ from openfeature.flag_evaluation import FlagResolutionDetails, FlagValueType, Re
 from openfeature.provider import AbstractProvider, Metadata
 
 from apex_memory.inbox.routing import bucket_of
+from apex_memory.rollout.subjects import source_subject
 
 
 class ShareRow(TypedDict):
@@ -75,7 +76,7 @@ class RolloutProvider(AbstractProvider):
             sources = _json(client, "/v1/sources")["sources"]
             rows = {row["subject"]: row for row in _json(client, "/v1/rollouts")["rollouts"]}
             return {
-                source["name"]: rows.get(f"source:{source['name']}", NEW_SOURCE)
+                source["name"]: rows.get(source_subject(source["name"]), NEW_SOURCE)
                 for source in sources
             }
 

@@ -30,10 +30,10 @@ from apex_memory.rollout.changes import (
     write_share,
 )
 from apex_memory.rollout.gates import Check, Decision
+from apex_memory.rollout.subjects import BUILD, source_subject
 from apex_memory.rollout_settings import SHADOW, Plan, RolloutSettings, Step, first_problem
 from apex_memory.stores.postgres import Connection, Postgres, fetch_row
 
-BUILD = builds.SUBJECT
 HISTORY = 50
 """Most changes that `Runs.history` returns."""
 
@@ -121,7 +121,7 @@ class Runs:
             raise NotFound(
                 f"{source[:100]}: no such source", remedy="`build`, or a source: GET /v1/sources"
             )
-        return f"source:{source}"
+        return source_subject(source)
 
     def plan(self, subject: str, changes: dict[str, Any] | None = None) -> Plan:
         """Return the plan of a subject by the settings, with changes. Raises `Rejected` for what cannot work."""

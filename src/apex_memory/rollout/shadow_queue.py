@@ -20,14 +20,6 @@ BATCH_COPIES = 32  # a small batch: it holds few stages that readers must exclud
 BATCH_BYTES = 16_000_000  # payloads of one batch
 DELETE_MAX = 5_000  # rows that one statement deletes
 
-BUILD = "build"
-"""The subject of the rollout of a build."""
-
-
-def source_subject(source: str) -> str:
-    """Return the subject of the rollout of a source's traffic."""
-    return f"source:{source}"
-
 
 @dataclass(frozen=True, slots=True)
 class ShadowCopy:

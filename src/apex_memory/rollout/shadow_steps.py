@@ -28,6 +28,7 @@ from apex_memory.rollout.comparison import Difference, ProcessedEvent, compare
 from apex_memory.rollout.shadow_live import LiveEvent, live_events
 from apex_memory.rollout.shadow_queue import ShadowCopy
 from apex_memory.rollout.shadow_results import ComparisonResult, record
+from apex_memory.rollout.subjects import source_subject
 from apex_memory.saga.failures import fingerprint, unfinished
 from apex_memory.saga.publication import Publication
 from apex_memory.saga.stage import Stage
@@ -144,7 +145,7 @@ class ShadowSteps:
         shadowed = {copied.subject for copied in subjects if copied.shadow}
         drained: dict[str, bool] = {}
         for source in sources:
-            subject = queue.source_subject(source)
+            subject = source_subject(source)
             if subject in waiting:
                 drained[source] = True
             elif subject not in shadowed:

@@ -26,11 +26,6 @@ class Share:
     reason: str
 
 
-def subject_of(source: str) -> str:
-    """Return the subject of a source's traffic."""
-    return f"source:{source}"
-
-
 class Shares:
     """Read and write shares. Every method raises `Unavailable` without PostgreSQL."""
 

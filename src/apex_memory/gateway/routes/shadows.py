@@ -27,7 +27,7 @@ from apex_memory.gateway.routes.shared import (
     problems,
 )
 from apex_memory.rollout import shadow_facts, shadow_queue
-from apex_memory.rollout.shadow_queue import BUILD, source_subject
+from apex_memory.rollout.subjects import BUILD, source_subject
 from apex_memory.stores.postgres import Connection
 
 REPLAY_MAX = 100_000  # copies that one replay queues

@@ -27,10 +27,11 @@ from apex_memory.pipeline import QueryReader, canonical, open_pipeline
 from apex_memory.rollout.build_watch import BuildWatch
 from apex_memory.rollout.candidate import promoting
 from apex_memory.rollout.controller import Controller
-from apex_memory.rollout.runs import BUILD, Runs
+from apex_memory.rollout.runs import Runs
 from apex_memory.rollout.shadow_gate import copies_of
 from apex_memory.rollout.shadow_steps import ShadowSteps
 from apex_memory.rollout.shares import Shares
+from apex_memory.rollout.subjects import BUILD
 from apex_memory.saga.collector import Collector
 from apex_memory.saga.dead_letters import DeadLetters
 from apex_memory.saga.manifests import live_manifests

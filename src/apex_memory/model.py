@@ -91,6 +91,14 @@ def document_uuid(source: str, key: str) -> uuid.UUID:
     return uuid.uuid5(NAMESPACE, f"document\x00{source}\x00{key}")
 
 
+def uuid_range(text: str) -> tuple[uuid.UUID | None, uuid.UUID | None]:
+    """Return the first and the last UUID that begin with a text of 8 or more digits; (None, None) if none can."""
+    digits = text.replace("-", "").lower()
+    if not 8 <= len(digits) <= 32 or not set(digits) <= set("0123456789abcdef"):
+        return None, None
+    return uuid.UUID(digits.ljust(32, "0")), uuid.UUID(digits.ljust(32, "f"))
+
+
 def now() -> datetime:
     return datetime.now(UTC)
 

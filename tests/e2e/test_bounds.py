@@ -14,6 +14,7 @@ import pytest
 from apex_memory.app import App, open_app
 from apex_memory.errors import Conflict, NotFound, NoWrites, Unavailable
 from apex_memory.model import Event, LandResult, VectorPoint, Vectors, now
+from apex_memory.saga.dead_letters import DeadLetter
 from apex_memory.saga.failures import MOST_PARKS
 from apex_memory.saga.groups import next_group
 from apex_memory.saga.stage import Stage
@@ -61,16 +62,14 @@ async def work(app: App, attempts: int = 50) -> int:
     raise AssertionError(f"events are still open after {attempts} workers")
 
 
-async def letter_of(app: App, landed: LandResult) -> dict[str, Any]:
-    [letter] = [
-        row for row in await app.dead_letters.find(status=None) if row["inbox_id"] == landed.id
-    ]
-    return letter
+async def letter_of(app: App, landed: LandResult) -> DeadLetter:
+    letters = await app.dead_letters.find(status=None)
+    return next(letter for letter in letters if letter.inbox_id == landed.id)
 
 
 async def assert_only_the_poison_died(
     app: App, harmless: Sequence[LandResult], poison: LandResult
-) -> dict[str, Any]:
+) -> DeadLetter:
     assert [await state(app, landed) for landed in harmless] == ["done"] * len(harmless)
     assert await state(app, poison) == "dead"
     return await letter_of(app, poison)
@@ -90,7 +89,7 @@ async def test_w1_an_event_that_ends_the_worker_while_it_is_prepared_becomes_a_d
     monkeypatch.setattr(app.pipeline, "prepare", prepare_or_end)
     assert await work(app) == 3
     letter = await assert_only_the_poison_died(app, harmless, poison)
-    assert letter["step"] == "prepare" and "3 times" in letter["message"]
+    assert letter.step == "prepare" and "3 times" in letter.message
 
 
 async def test_w1_an_event_that_ends_the_worker_while_it_is_published_becomes_a_dead_letter(
@@ -107,7 +106,7 @@ async def test_w1_an_event_that_ends_the_worker_while_it_is_published_becomes_a_
     monkeypatch.setattr(app.publication, "_stage_and_verify", stage_or_end)
     assert await work(app) == 3
     letter = await assert_only_the_poison_died(app, harmless, poison)
-    assert letter["step"] == "stage" and "3 times" in letter["message"]
+    assert letter.step == "stage" and "3 times" in letter.message
 
 
 async def test_w1_an_event_that_is_never_prepared_in_time_becomes_a_dead_letter(
@@ -124,7 +123,7 @@ async def test_w1_an_event_that_is_never_prepared_in_time_becomes_a_dead_letter(
     monkeypatch.setattr(app.pipeline, "prepare", prepare_or_hang)
     assert await work(app) == 0, "a time-out ends no worker"
     letter = await assert_only_the_poison_died(app, harmless, poison)
-    assert "longer than" in letter["message"]
+    assert "longer than" in letter.message
 
 
 async def test_w1_a_redriven_event_gets_all_its_attempts_again(
@@ -138,7 +137,7 @@ async def test_w1_a_redriven_event_gets_all_its_attempts_again(
 
         patch.setattr(app.pipeline, "prepare", end)
         assert await work(app) > 0
-    await app.dead_letters.redrive([(await letter_of(app, poison))["id"]], actor="test")
+    await app.dead_letters.redrive([(await letter_of(app, poison)).id], actor="test")
     assert await work(app) == 0
     assert await state(app, poison) == "done"
 
@@ -170,7 +169,7 @@ async def test_an_event_that_its_store_never_takes_becomes_a_dead_letter_while_o
             await asyncio.sleep(app.settings.breaker_open_seconds)  # the breaker's own wait
             await app.upkeep.sweep()
     letter = await assert_only_the_poison_died(app, harmless, poison)
-    assert f"parked {MOST_PARKS} times" in letter["message"]
+    assert f"parked {MOST_PARKS} times" in letter.message
 
 
 async def test_an_outage_makes_no_dead_letters_however_often_events_are_parked(
@@ -237,7 +236,7 @@ async def test_w1_an_event_that_is_not_final_can_be_discarded(app: App, step: st
             "UPDATE inbox SET state = 'parked', park_store = 'graph', batch = NULL"
         )
     [letter] = await app.dead_letters.discard_events([landed.id], actor="ops", reason="too large")
-    assert (letter["status"], letter["actor"], letter["resolution"]) == (
+    assert (letter.status, letter.actor, letter.resolution) == (
         "discarded",
         "ops",
         "too large",
@@ -279,7 +278,7 @@ async def test_a_replay_leaves_discarded_events_alone(app: App) -> None:
     await work(app)
     assert await live(app, "a") and await live(app, "b") is None
     assert await state(app, kept) == "done"
-    assert (await letter_of(app, discarded))["status"] == "discarded"
+    assert (await letter_of(app, discarded)).status == "discarded"
 
 
 async def test_o1_a_document_that_names_another_shipment_on_each_line_stops_nobody(
@@ -315,8 +314,8 @@ async def test_o1_a_document_that_names_another_shipment_on_each_line_stops_nobo
 
 
 async def stalled_sources(app: App) -> dict[str, str]:
-    rows = await app.fetcher.states.listed()
-    return {row["name"]: row["state"] for row in rows if row["stalled"] is not None}
+    sources = await app.fetcher.states.listed()
+    return {source.name: source.state for source in sources if source.stalled is not None}
 
 
 async def test_o2_a_source_that_nobody_works_on_shows_and_is_drained_by_the_direct_path(
@@ -372,7 +371,7 @@ async def seconds_until_dead(app: App, landed: Sequence[LandResult]) -> float:
             break
         assert monotonic() - began < 100
     letters = [await letter_of(app, item) for item in landed]
-    assert all("limit `reader_seconds`" in letter["message"] for letter in letters)
+    assert all("limit `reader_seconds`" in letter.message for letter in letters)
     return monotonic() - began
 
 

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from apex_memory.app import App, open_app
 from apex_memory.errors import ApexError
+from apex_memory.saga.dead_letters import DeadLetter
 from apex_memory.sealing import new_key
 from apex_memory.simulate.frontapp.simulator import FrontSimulator
 from apex_memory.simulate.hubspot.simulator import HubSpot
@@ -100,7 +101,7 @@ class Ward:
         rows = await self.app.db.fetch("SELECT key, attempts FROM change_hints")
         return {row["key"]: row["attempts"] for row in rows}
 
-    async def letters(self) -> list[dict[str, Any]]:
+    async def letters(self) -> list[DeadLetter]:
         return await self.app.dead_letters.find()
 
     async def cursor(self) -> Any:
@@ -176,19 +177,19 @@ async def test_a_record_that_is_not_returned_is_retried_and_then_a_dead_letter(
             assert not await desk.pull()
         assert await desk.hints() == {}
         [letter] = await desk.letters()
-        assert bad in letter["message"] and named in letter["message"]
-        assert "redrive fetches it again" in letter["remedy"]
+        assert bad in letter.message and named in letter.message
+        assert "redrive fetches it again" in letter.remedy
 
         # A redrive fetches it again: in vain, and then with success.
-        await desk.app.dead_letters.redrive([letter["id"]], actor="test")
+        await desk.app.dead_letters.redrive([letter.id], actor="test")
         assert await desk.hints() == {bad: 0}
         for _ in range(attempts):
             assert not await desk.pull()
             await desk.later()
         [again] = await desk.letters()
-        assert again["id"] != letter["id"]
+        assert again.id != letter.id
         desk.bad.clear()
-        await desk.app.dead_letters.redrive([again["id"]], actor="test")
+        await desk.app.dead_letters.redrive([again.id], actor="test")
         assert not await desk.pull()
         assert await desk.hints() == {} and not await desk.letters()
 

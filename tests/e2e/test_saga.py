@@ -155,8 +155,8 @@ async def test_poison_ends_as_dead_letter_and_its_neighbours_go_on(app: App) -> 
     await app.direct.drain("documents")
     assert [await state(app, item) for item in landed] == ["done"] * 5 + ["dead"]
     [letter] = await app.dead_letters.find()
-    assert letter["step"] == "prepare" and letter["event_id"] == "poison" and letter["message"]
-    assert "not an envelope" not in letter["message"], "payloads stay out of messages"
+    assert letter.step == "prepare" and letter.event_id == "poison" and letter.message
+    assert "not an envelope" not in letter.message, "payloads stay out of messages"
 
 
 async def test_a_dead_letter_is_redriven_or_superseded(app: App) -> None:
@@ -165,18 +165,16 @@ async def test_a_dead_letter_is_redriven_or_superseded(app: App) -> None:
     await app.direct.drain("documents")
     [letter] = await app.dead_letters.find()
     assert [
-        row["id"]
-        for row in await app.dead_letters.redrive([letter["id"]], actor="test", dry_run=True)
-    ] == [letter["id"]]
+        redriven.id
+        for redriven in await app.dead_letters.redrive([letter.id], actor="test", dry_run=True)
+    ] == [letter.id]
     assert await state(app, landed) == "dead", "a dry run changes nothing"
-    await app.dead_letters.redrive([letter["id"]], actor="test")
+    await app.dead_letters.redrive([letter.id], actor="test")
     await app.direct.drain("documents")
-    assert (await app.dead_letters.show(letter["id"]))["status"] == "open", (
-        "still poison: open again"
-    )
+    assert (await app.dead_letters.show(letter.id)).status == "open", "still poison: open again"
     await land(app, text_event(app, "p", "healthy", version=2))
     await app.direct.drain("documents")
-    assert (await app.dead_letters.show(letter["id"]))["status"] == "superseded"
+    assert (await app.dead_letters.show(letter.id)).status == "superseded"
 
 
 async def test_a_crash_before_commit_leaves_the_prior_version_and_is_swept(app: App) -> None:
@@ -414,7 +412,7 @@ async def test_a_batch_that_breaks_a_step_is_taken_apart_until_the_one_to_blame_
             await app.db.execute("UPDATE inbox SET next_at = now() WHERE batch IS NULL")
         assert [await state(app, item) for item in landed] == ["done", "done", "done", "dead"]
         [letter] = await app.dead_letters.find()
-        assert letter["step"] == "prepare" and letter["attempts"] == 2
+        assert letter.step == "prepare" and letter.attempts == 2
 
 
 async def test_the_next_batch_is_prepared_while_one_is_published_and_order_holds(

@@ -456,7 +456,7 @@ async def test_a_redriven_event_is_compared_again(app: App) -> None:
     [landed] = await drain(app, poison)
     assert await process_all(app) == CopyResult(equal=1)
     [letter] = await app.dead_letters.find()
-    await app.dead_letters.redrive([letter["id"]], actor="test")
+    await app.dead_letters.redrive([letter.id], actor="test")
     assert (await copy_of(app, landed))["state"] == "compared"
     await app.direct.drain(SOURCE)
     assert (await copy_of(app, landed))["state"] == "waiting"

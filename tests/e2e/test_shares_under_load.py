@@ -11,12 +11,12 @@ from typing import Any
 
 from apex_memory.app import App, open_app
 from apex_memory.inbox.routing import Path
-from apex_memory.rollout.shares import subject_of
+from apex_memory.rollout.subjects import source_subject
 from tests.e2e.conftest import MakeSettings, land, text_event
 from tests.waiting import until
 
 DOCUMENTS, VERSIONS = 8, 12
-SUBJECT = subject_of("documents")
+SUBJECT = source_subject("documents")
 
 
 async def process(app: App, path: Path) -> None:

@@ -252,7 +252,7 @@ class Company(RuleBasedStateMachine):
     async def _redrive(self) -> None:
         app = self.ways.app
         letters = await app.dead_letters.find()
-        await app.dead_letters.redrive([letter["id"] for letter in letters], actor="test")
+        await app.dead_letters.redrive([letter.id for letter in letters], actor="test")
 
     # What must hold
 

@@ -209,7 +209,7 @@ class Memory(RuleBasedStateMachine):
     @rule()
     def redrive(self) -> None:
         letters = self.do(self.app.dead_letters.find())
-        self.do(self.app.dead_letters.redrive([letter["id"] for letter in letters], actor="test"))
+        self.do(self.app.dead_letters.redrive([letter.id for letter in letters], actor="test"))
 
     # What goes wrong
 

@@ -19,6 +19,7 @@ from apex_memory.app import App, open_app
 from apex_memory.engines.base import free_port
 from apex_memory.engines.temporal import Temporal
 from apex_memory.errors import Conflict
+from apex_memory.fetching.source_states import ListedSource
 from apex_memory.flows.drain.control import Drains, priorities_of
 from apex_memory.flows.fetch.control import Pulling
 from apex_memory.flows.fetch.messages import BackfillReport
@@ -54,8 +55,8 @@ class Place:
         )
         return row["text"] if row else None
 
-    async def state(self, source: str) -> dict[str, Any]:
-        return next(row for row in await self.app.fetcher.states.listed() if row["name"] == source)
+    async def state(self, source: str) -> ListedSource:
+        return next(row for row in await self.app.fetcher.states.listed() if row.name == source)
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ async def test_polls_streams_and_files_arrive(make_settings: MakeSettings, folde
         assert not list((folder / "in").iterdir())
         await until((folder / "out" / "a.txt.ack").exists, "the acknowledgement is written")
         [file] = await place.app.fetcher.files.listed()
-        assert (file["events"], file["landed"], file["findings"]) == (2, 2, ["odd"])
+        assert (file.events, file.landed, file.findings) == (2, 2, ["odd"])
 
         # A change hint fetches at once; a late reading opens its window again.
         (folder / "lines").write_text("one\ntwo\nthree\nfour\n")
@@ -189,7 +190,7 @@ async def test_a_pause_outlives_the_worker(make_settings: MakeSettings, folder: 
             await place.app.fetcher.states.decide("polled", actor="test", paused=True)
         (folder / "lines").write_text("one\ntwo\nthree\nfour\n")
         async with at_work(make_settings, folder, temporal) as place:
-            assert (await place.state("polled"))["state"] == "paused"
+            assert (await place.state("polled")).state == "paused"
             await place.pulling.trigger("polled")
             await until(lambda: _pulls(place), "the triggered pull ended", seconds=TAKEOVER_SECONDS)
             assert await place.text("polled", "line:3") is None
@@ -216,10 +217,10 @@ async def test_trouble_is_shown_and_ends_by_itself(
     async with temporal_server() as temporal, at_work(make_settings, folder, temporal) as place:
 
         async def failing() -> bool:
-            return bool((await place.state("polled"))["state"] == "failing")
+            return (await place.state("polled")).state == "failing"
 
         await until(failing, "the trouble is shown", seconds=30)
-        assert "in trouble" in (await place.state("polled"))["error"]
+        assert "in trouble" in ((await place.state("polled")).error or "")
         (folder / "lines").write_text("one\ntwo\n")
         await until(lambda: place.text("polled", "line:1"), "it was tried again", seconds=30)
 
@@ -283,7 +284,7 @@ async def test_s1_a_backfill_of_a_stream_reports_the_readings_that_it_brought(
         handle = place.client.get_workflow_handle_for(Backfill.run, f"backfill:streamed:{id}")
         assert await handle.result() == BackfillReport("done", 7, 6)
         [row] = await backfills.listed()
-        assert (row["state"], row["seen"], row["landed"]) == ("done", 7, 6)
+        assert (row.state, row.seen, row.landed) == ("done", 7, 6)
         assert await readings() == 7
         for n in range(6):
             at = datetime(2026, 11, 2, 6, tzinfo=UTC) + timedelta(seconds=days_before + 300 * n)

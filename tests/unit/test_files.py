@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import pytest_asyncio
 
-from apex_memory.fetching.files import CHUNK, Files
+from apex_memory.fetching.files import CHUNK, Files, ListedFile
 from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.model import Document, Event, Priority
 from apex_memory.sources.base import FileSource, InboundRequest, PulledSettings, Received, Sample
@@ -76,15 +76,15 @@ async def db(database_url: str) -> AsyncIterator[Postgres]:
     await db.close()
 
 
-async def processed(db: Postgres, source: Lined, name: str, data: bytes) -> dict[str, Any]:
-    """Keep a file, land and answer it; its row."""
+async def processed(db: Postgres, source: Lined, name: str, data: bytes) -> ListedFile:
+    """Keep a file, land and answer it; return its row."""
     files = Files(db, PayloadStore(db))
     async with db.transaction() as connection:
         [id] = await files.insert(connection, source.name, [InboundFile(name, data)])
     while (await files.land_chunk(source, id)).more:
         pass
     await files.answer(source, id, NO_LINK)
-    return next(row for row in await files.listed() if row["id"] == id)
+    return next(row for row in await files.listed() if row.id == id)
 
 
 async def test_s12_findings_keep_the_order_of_the_file(db: Postgres) -> None:
@@ -93,19 +93,19 @@ async def test_s12_findings_keep_the_order_of_the_file(db: Postgres) -> None:
     row = await processed(
         db, source, "a.txt", " ".join(f"{n}#a" for n in range(CHUNK + 1)).encode()
     )
-    assert row["findings"] == ["second in the alphabet", "zebra", "apple", "first"]
+    assert row.findings == ["second in the alphabet", "zebra", "apple", "first"]
     later = await processed(db, source, "b.txt", b"0#b 1#a")
-    assert later["findings"][:4] == row["findings"]
-    assert len(later["findings"]) == 5, "and the conflict with the file before, at the end"
+    assert later.findings[:4] == row.findings
+    assert len(later.findings) == 5, "and the conflict with the file before, at the end"
 
 
 async def test_a_file_lands_in_chunks_and_gets_one_reply(db: Postgres) -> None:
     source, data = Lined(), " ".join(f"{n}#a" for n in range(CHUNK + 7)).encode()
     row = await processed(db, source, "a.txt", data)
-    assert (row["events"], row["landed"], row["findings"]) == (CHUNK + 7, CHUNK + 7, [])
-    assert row["replies"] == ["a.txt.ack"] and row["ended_at"]
+    assert (row.events, row.landed, row.findings) == (CHUNK + 7, CHUNK + 7, [])
+    assert row.replies == ["a.txt.ack"] and row.ended_at
     again = await processed(db, source, "same-content.txt", data)
-    assert again["id"] == row["id"] and again["ended_at"] == row["ended_at"]
+    assert again.id == row.id and again.ended_at == row.ended_at
     count = await db.fetch_one("SELECT count(*) AS n FROM inbox")
     assert count and count["n"] == CHUNK + 7
 
@@ -118,9 +118,9 @@ async def test_other_content_under_a_known_control_is_a_finding(
     db: Postgres, second: bytes, conflicts: list[str]
 ) -> None:
     source = Lined()
-    assert (await processed(db, source, "first", b"7#a 8#b"))["findings"] == []
+    assert (await processed(db, source, "first", b"7#a 8#b")).findings == []
     row = await processed(db, source, "second", second)
-    assert sorted(finding.split()[1] for finding in row["findings"]) == conflicts
+    assert sorted(finding.split()[1] for finding in row.findings) == conflicts
     held = await db.fetch("SELECT event_id FROM inbox")
     assert {row["event_id"] for row in held} == {
         *b"7#a 8#b".decode().split(),

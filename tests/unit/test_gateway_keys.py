@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, LiteralString
+from collections.abc import AsyncIterator
+from typing import LiteralString
 
 import pytest
-from psycopg.rows import DictRow
 
 from apex_memory.credentials import api_keys as keys
 from apex_memory.credentials.api_keys import KeyRing, ValidKey, create_key, list_keys, revoke_key
 from apex_memory.errors import Conflict, Forbidden, NotFound, Rejected, Unauthorized, Unavailable
-from apex_memory.stores.postgres import Postgres
+from apex_memory.stores.postgres import Parameters, Postgres, Row
 
 
 class Counted(Postgres):
@@ -20,11 +19,11 @@ class Counted(Postgres):
 
     looks = 0
 
-    async def fetch(
-        self, query: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
-    ) -> list[DictRow]:
+    async def fetch_rows(
+        self, row_type: type[Row], query: LiteralString, parameters: Parameters = ()
+    ) -> list[Row]:
         self.looks += "FROM api_keys WHERE revoked_at IS NULL" in query
-        return await super().fetch(query, parameters)
+        return await super().fetch_rows(row_type, query, parameters)
 
 
 @pytest.fixture
@@ -108,7 +107,7 @@ async def test_a_revoked_key_is_refused_and_the_last_admin_key_stays(db: Counted
     with pytest.raises(Conflict):
         await revoke_key(db, admin.id, actor="test")
     await create_key(db, "other admin", ["admin"])
-    assert (await revoke_key(db, admin.id, actor="test"))["revoked_at"]
+    assert (await revoke_key(db, admin.id, actor="test")).revoked_at
     audit = await db.fetch("SELECT action, subject FROM audit ORDER BY id")
     assert [row["action"] for row in audit].count("key revoked") == 2
 
@@ -137,6 +136,6 @@ async def test_when_a_key_was_used_is_written_later(db: Counted) -> None:
     made = await create_key(db, "agent", ["read"])
     ring = KeyRing(db)
     await ring.check(made.key, "read")
-    assert (await list_keys(db))[0]["used_at"] is None
+    assert (await list_keys(db))[0].used_at is None
     await ring.write_used()
-    assert (await list_keys(db))[0]["used_at"] is not None
+    assert (await list_keys(db))[0].used_at is not None

@@ -172,7 +172,7 @@ async def test_a_redrive_waits_for_the_event_before_it_holds_the_dead_letter(sag
         redriving = asyncio.create_task(DeadLetters(saga.db).redrive([letter["id"]], actor="test"))
         await saga.wait(1)
         await connection.execute("UPDATE dead_letters SET message = 'again'")
-    assert [row["message"] for row in await redriving] == ["again"]
+    assert [letter.message for letter in await redriving] == ["again"]
 
 
 async def test_eight_batches_begin_at_once_and_none_needs_a_second_connection(db: Postgres) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +12,7 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from apex_memory.cli import doctor
-from apex_memory.fetching.source_states import SourceStates
+from apex_memory.fetching.source_states import ListedSource, SourceStates
 from apex_memory.inbox import Inbox
 from apex_memory.model import event_uuid, now
 from apex_memory.stores.postgres import Postgres
@@ -41,7 +42,7 @@ def counted() -> float:
     return REGISTRY.get_sample_value("apex_webhooks_healed_total", {"source": "frontapp"}) or 0.0
 
 
-async def row(company: Company) -> dict[str, Any]:
+async def row(company: Company) -> ListedSource:
     [row] = await SourceStates(company.db, {"frontapp": front()}).listed()
     return row
 
@@ -49,7 +50,7 @@ async def row(company: Company) -> dict[str, Any]:
 async def test_an_event_whose_webhook_never_came_is_counted_named_and_shown(
     company: Company,
 ) -> None:
-    assert (await row(company))["healed"] == 0, "the first pull fetches the past"
+    assert (await row(company)).healed == 0, "the first pull fetches the past"
     before = counted()
     with capture_logs() as lines:
         assert await company.pull(listed_event("evt_1", seconds_ago(60))) == 1
@@ -57,8 +58,9 @@ async def test_an_event_whose_webhook_never_came_is_counted_named_and_shown(
     [line] = [line for line in lines if line["event"].startswith("webhooks were lost")]
     assert line["events"] == [str(event_uuid("frontapp", "evt_1"))]
     listed = await row(company)
-    assert listed["healed"] == 1 and now() - listed["healed_at"] < timedelta(minutes=1)
-    shown = {**listed, "healed_at": listed["healed_at"].isoformat()}
+    assert listed.healed == 1 and listed.healed_at
+    assert now() - listed.healed_at < timedelta(minutes=1)
+    shown = {**asdict(listed), "healed_at": listed.healed_at.isoformat()}
     [finding] = [f for f in doctor._sources([shown]) if f.what.endswith("webhooks")]
     assert finding.state == "note" and "1 in all" in finding.detail and finding.remedy
     later = {**shown, "healed_at": (now() - timedelta(hours=2)).isoformat()}
@@ -72,7 +74,7 @@ async def test_what_its_webhook_brought_or_may_still_bring_is_not_lost(company: 
     before = counted()
     await company.pull(record, listed_event("evt_2", seconds_ago(3)))
     assert counted() == before
-    assert (await row(company))["healed"] == 0
+    assert (await row(company)).healed == 0
 
 
 async def pulled_events(company: Company, record: dict[str, Any]) -> list[Any]:

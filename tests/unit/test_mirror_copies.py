@@ -188,10 +188,9 @@ async def test_a_target_that_fails_holds_the_order_and_comes_back(
     assert receiver.bodies == bodies(1, 2, 3)
     assert [request.body for request in receiver.received] == bodies(1, 1, 1, 1, 1, 2, 3)
     await until(lambda: ended(db, "delivered", 3), "all are marked")
-    [row] = await mirror.summary()
-    assert (
-        row["failing_since"] is None and row["last_error"] == "the target responds with status 408"
-    )
+    [mirrored] = await mirror.summary()
+    assert mirrored.failing_since is None
+    assert mirrored.last_error == "the target responds with status 408"
 
 
 async def test_retry_after_is_obeyed_up_to_the_time_that_a_target_may_hold(
@@ -259,10 +258,10 @@ async def test_a_refused_copy_becomes_a_dead_letter_and_the_next_ones_follow(
     assert [request.body for request in receiver.received].count(b"body 2") == queue.REFUSALS
     await until(lambda: ended(db, "delivered", 2), "the others are marked")
     [dead] = await mirror.find(state="dead", source="frontapp", after=None, limit=10)
-    assert dead["last_error"] == "the target refuses it with status 422" and dead["attempts"] == 5
-    assert await mirror.discard([dead["id"]], actor="me", reason="sent by hand") == 1
+    assert dead.last_error == "the target refuses it with status 422" and dead.attempts == 5
+    assert await mirror.discard([dead.id], actor="me", reason="sent by hand") == 1
     row = await db.fetch_one(
-        "SELECT state, body, headers FROM mirror_copies WHERE id = %s", (dead["id"],)
+        "SELECT state, body, headers FROM mirror_copies WHERE id = %s", (dead.id,)
     )
     assert row == {"state": "discarded", "body": None, "headers": None}
     audit = await db.fetch("SELECT action, subject, detail FROM audit ORDER BY id DESC LIMIT 1")

@@ -6,10 +6,11 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
+from apex_memory.fetching import windows
 from apex_memory.fetching.windows import Readings
 from apex_memory.inbox import landing
 from apex_memory.model import Document, Event, LandResult, Priority, now
@@ -319,7 +320,7 @@ async def test_reading_a_window_looks_into_the_index(db: Postgres, readings: Rea
     await keep(db, readings, toy, *(reading(n / 50, series=f"s{m}") for n in range(500) for m in range(20)))  # fmt: skip
     # Never analysed, as a partition of today is.
     async with db.transaction() as connection:
-        plan = await _plan(connection, readings, toy)
+        plan = await _plan(connection, toy)
     assert "Seq Scan on readings" not in plan and "Index" in plan, plan
 
 
@@ -356,11 +357,9 @@ async def _waits(db: Postgres, statement: str) -> None:
     await until(lambda: db.fetch(query, (f"{statement}%",)), "a statement waits for a lock")
 
 
-async def _plan(connection: Connection, readings: Readings, toy: Toy) -> str:
-    class Explained:
-        async def execute(self, query: Any, parameters: Any) -> Any:
-            return await connection.execute("EXPLAIN " + query, parameters)
-
-    explained = cast(Connection, Explained())  # the one method that a read uses
-    rows = await readings._read(explained, toy, [("s1", START)])
-    return "\n".join(row["QUERY PLAN"] for row in rows)
+async def _plan(connection: Connection, toy: Toy) -> str:
+    cursor = await connection.execute(
+        "EXPLAIN " + windows._READINGS_OF_WINDOWS,
+        (["s1"], [START], toy.name, toy.window_seconds),
+    )
+    return "\n".join(row["QUERY PLAN"] for row in await cursor.fetchall())

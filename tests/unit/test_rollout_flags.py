@@ -23,7 +23,7 @@ from apex_memory.errors import Misconfigured
 from apex_memory.inbox.routing import bucket_of
 from apex_memory.rollout import flags as flags_module
 from apex_memory.rollout.flags import FlagFollower, Flags, FlagShare
-from apex_memory.rollout.provider import RolloutProvider
+from apex_memory.rollout.provider import RolloutProvider, ShareRow
 from apex_memory.rollout.shares import Shares
 from apex_memory.stores.postgres import Postgres
 from apex_memory.telemetry import FLAG_DEFAULTS
@@ -45,11 +45,13 @@ class Rows:
         self.reads = 0
         self.away = False
 
-    def __call__(self) -> Mapping[str, Mapping[str, Any]]:
+    def __call__(self) -> Mapping[str, ShareRow]:
         self.reads += 1
         if self.away:
             raise httpx2.ConnectError("refused")
-        return {name: {"share": share, "shadow": share == 0} for name, share in self.shares.items()}
+        return {
+            name: ShareRow(share=share, shadow=share == 0) for name, share in self.shares.items()
+        }
 
 
 def client_of(rows: Rows, *, refresh_seconds: float = 0) -> Any:

@@ -13,11 +13,10 @@ import hmac
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from time import monotonic
-from typing import Any
 
 from apex_memory.errors import (
     Conflict,
@@ -29,7 +28,7 @@ from apex_memory.errors import (
     Unavailable,
 )
 from apex_memory.model import now
-from apex_memory.stores.postgres import Postgres
+from apex_memory.stores.postgres import Postgres, fetch_row, fetch_rows
 
 SCOPES = ("ingest", "read", "admin")
 FRESH_SECONDS = 5.0  # how long a revoked key may still be accepted
@@ -57,7 +56,7 @@ class ValidKey:
 
     id: str
     name: str
-    scopes: frozenset[str]
+    scopes: Collection[str]
     digest: bytes
 
     @property
@@ -70,10 +69,28 @@ class ValidKey:
         return scope in self.scopes or "admin" in self.scopes
 
 
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """A key without its digest."""
+
+    id: str
+    name: str
+    scopes: list[str]
+    created_at: datetime
+    used_at: datetime | None
+    revoked_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class _KeyScopes:
+    id: str
+    scopes: list[str]
+
+
 async def create_key(
     db: Postgres, name: str, scopes: Sequence[str], *, actor: str = "apex"
 ) -> NewKey:
-    """Create a key. Raises `Rejected` for scopes that do not exist, or for none."""
+    """Create a key and return it. Raises `Rejected` for scopes that do not exist, or for none."""
     wanted = tuple(scope for scope in SCOPES if scope in scopes)
     if not wanted or set(scopes) - set(SCOPES):
         raise Rejected("scopes: unknown or none", remedy=f"choose among {', '.join(SCOPES)}")
@@ -128,40 +145,44 @@ async def register_first_key(db: Postgres, key: str, name: str) -> bool:
     return True
 
 
-async def list_keys(db: Postgres) -> list[dict[str, Any]]:
-    """Every key that was ever created, newest first, without digests."""
-    return await db.fetch(
-        "SELECT id, name, scopes, created_at, used_at, revoked_at FROM api_keys ORDER BY created_at DESC, id"
+async def list_keys(db: Postgres) -> list[StoredKey]:
+    """Return every key that was ever created, newest first."""
+    return await db.fetch_rows(
+        StoredKey,
+        "SELECT id, name, scopes, created_at, used_at, revoked_at FROM api_keys ORDER BY created_at DESC, id",
     )
 
 
-async def revoke_key(db: Postgres, id: str, *, actor: str) -> dict[str, Any]:
-    """Revoke a key and return its row. Raises `NotFound` for an unknown one, `Conflict` for the last admin key."""
+async def revoke_key(db: Postgres, id: str, *, actor: str) -> StoredKey:
+    """Revoke a key and return it. Raises `NotFound` for an unknown one, `Conflict` for the last admin key."""
     async with db.transaction() as connection:
         # Locks all admin keys, or two revocations at once could take the last two.
-        cursor = await connection.execute(
-            "SELECT * FROM api_keys WHERE revoked_at IS NULL AND (id = %s OR 'admin' = ANY(scopes)) ORDER BY id FOR UPDATE",
+        rows = await fetch_rows(
+            connection,
+            _KeyScopes,
+            """SELECT id, scopes FROM api_keys WHERE revoked_at IS NULL AND (id = %s OR 'admin' = ANY(scopes))
+               ORDER BY id FOR UPDATE""",
             (id,),
         )
-        live = {row["id"]: row for row in await cursor.fetchall()}
-        if id not in live:
+        scopes_of = {row.id: row.scopes for row in rows}
+        if id not in scopes_of:
             raise NotFound(
                 "key not found, or revoked already", remedy="GET /v1/keys lists the keys"
             )
-        others = [row for row in live.values() if row["id"] != id]
-        if "admin" in live[id]["scopes"] and not others:
+        if "admin" in scopes_of[id] and len(scopes_of) == 1:
             raise Conflict("this is the last admin key", remedy="create another admin key first")
-        cursor = await connection.execute(
+        revoked = await fetch_row(
+            connection,
+            StoredKey,
             """UPDATE api_keys SET revoked_at = clock_timestamp() WHERE id = %s
                RETURNING id, name, scopes, created_at, used_at, revoked_at""",
             (id,),
         )
-        row = await cursor.fetchone()
         await connection.execute(
             "INSERT INTO audit (actor, action, subject) VALUES (%s, 'key revoked', %s)", (actor, id)
         )
-        assert row is not None
-        return row
+        assert revoked is not None
+        return revoked
 
 
 class KeyRing:
@@ -211,8 +232,9 @@ class KeyRing:
             await asyncio.sleep(max(0.0, self._tried_at + LOAD_SECONDS - requested))
             began = monotonic()
             try:
-                rows = await self._db.fetch(
-                    "SELECT id, name, scopes, digest FROM api_keys WHERE revoked_at IS NULL"
+                keys = await self._db.fetch_rows(
+                    ValidKey,
+                    "SELECT id, name, scopes, digest FROM api_keys WHERE revoked_at IS NULL",
                 )
             except Unavailable as error:
                 # Nothing is revoked without PostgreSQL, and the status page must stay readable. All requests
@@ -222,12 +244,7 @@ class KeyRing:
                 return
             self._load_error = None
             self._tried_at = self._loaded_at = began
-            self._keys = {
-                row["id"]: ValidKey(
-                    row["id"], row["name"], frozenset(row["scopes"]), bytes(row["digest"])
-                )
-                for row in rows
-            }
+            self._keys = {key.id: key for key in keys}
 
     async def write_used(self) -> None:
         """Record the last use of the keys that were used since the last call."""

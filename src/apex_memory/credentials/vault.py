@@ -14,12 +14,11 @@ from datetime import datetime
 from typing import Any, LiteralString
 
 import stamina
-from psycopg.rows import class_row
 
 from apex_memory.errors import RetryLater, Unavailable
 from apex_memory.sealing import Keyring
 from apex_memory.stores.lease import leased
-from apex_memory.stores.postgres import Connection, Postgres
+from apex_memory.stores.postgres import Connection, Postgres, fetch_rows
 
 STORE_SECONDS = 120.0  # how long a new value is held in memory while PostgreSQL does not take it
 
@@ -67,7 +66,7 @@ class Vault:
         return self._open(rows[0]) if rows else None
 
     async def all(self, prefix: str) -> dict[str, Any]:
-        """Values by name, of all secrets whose name starts with `prefix`. Raises `Misconfigured` without a key."""
+        """Return the values by name of all secrets whose name starts with `prefix`. Raises `Misconfigured` without a key."""
         async with self._db.connection() as connection:
             rows = await _read(connection, "starts_with(name, %s)", prefix)
         return {row.name: self._open(row) for row in rows}
@@ -135,16 +134,12 @@ class Vault:
 
     async def listed(self) -> list[SecretRow]:
         """Return all secrets by name, without values."""
-        async with (
-            self._db.connection() as connection,
-            connection.cursor(row_factory=class_row(SecretRow)) as cursor,
-        ):
-            await cursor.execute(
-                """SELECT name, key_id, changed_by, changed_at, key_id = ANY(%s) AS readable
-                   FROM secrets ORDER BY name""",
-                (list(self._keys.ids),),
-            )
-            return await cursor.fetchall()
+        return await self._db.fetch_rows(
+            SecretRow,
+            """SELECT name, key_id, changed_by, changed_at, key_id = ANY(%s) AS readable
+               FROM secrets ORDER BY name""",
+            (list(self._keys.ids),),
+        )
 
     async def revision(self) -> tuple[datetime | None, int]:
         """Return a value that differs after any change or removal, for processes that keep secrets in memory."""
@@ -155,7 +150,7 @@ class Vault:
         """Seal every secret under the first key, so that older keys can be removed. Safe to repeat.
 
         Do it when every process knows the first key. A secret whose key is not configured stays as it is and
-        is listed in the result. Raises `Misconfigured` without any key.
+        is listed in the result that this returns. Raises `Misconfigured` without any key.
         """
         result = ResealResult()
         async with self._db.connection() as connection:
@@ -185,20 +180,15 @@ class Vault:
 
     def _open(self, row: _Sealed) -> Any:
         subject = f"secret {row.name}"
-        value = self._keys.open(
-            row.key_id, bytes(row.sealed), bound=row.name.encode(), subject=subject
-        )
+        value = self._keys.open(row.key_id, row.sealed, bound=row.name.encode(), subject=subject)
         return json.loads(value)
 
 
 async def _read(connection: Connection, condition: LiteralString, value: str) -> list[_Sealed]:
-    """Sealed secrets that match a condition on the table `secrets`."""
-    async with connection.cursor(row_factory=class_row(_Sealed)) as cursor:
-        await cursor.execute(
-            f"SELECT name, key_id, sealed FROM secrets WHERE {condition}",
-            (value,),
-        )
-        return await cursor.fetchall()
+    """Return the sealed secrets that match a condition on the table `secrets`."""
+    return await fetch_rows(
+        connection, _Sealed, f"SELECT name, key_id, sealed FROM secrets WHERE {condition}", (value,)
+    )
 
 
 async def _audit(connection: Connection, actor: str, action: str, name: str) -> None:

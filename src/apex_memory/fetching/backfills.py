@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import Any, Literal, LiteralString
 from uuid import UUID
 
-from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from apex_memory.errors import Conflict, NotFound
@@ -97,34 +96,33 @@ class Backfills:
                     Jsonb({"since": since.isoformat(), "until": until.isoformat()}),
                 ),
             )
-        return UUID(str(row["id"]))
+        id: UUID = row["id"]
+        return id
 
     async def get(self, id: UUID) -> RecordedBackfill:
         """Return a backfill or replay. Raises `NotFound`."""
-        async with (
-            self._db.connection() as connection,
-            connection.cursor(row_factory=class_row(RecordedBackfill)) as cursor,
-        ):
-            await cursor.execute(f"SELECT {_COLUMNS} FROM backfills WHERE id = %s", (id,))
-            row = await cursor.fetchone()
+        row = await self._db.fetch_row(
+            RecordedBackfill, f"SELECT {_COLUMNS} FROM backfills WHERE id = %s", (id,)
+        )
         if row is None:
             raise NotFound(f"backfill {id} not found", remedy="`apex sources backfills` lists them")
         return row
 
     async def running(self) -> list[tuple[str, UUID]]:
-        """Source and id of those that are running, whether or not a flow works on them."""
+        """Return source and id of those that are running, whether or not a flow works on them."""
         rows = await self._db.fetch("SELECT source, id FROM backfills WHERE state = 'running'")
         return [(row["source"], row["id"]) for row in rows]
 
     async def listed(
         self, *, after: tuple[datetime, UUID] | None = None, limit: int = 50
-    ) -> list[dict[str, Any]]:
+    ) -> list[RecordedBackfill]:
         """Return backfills and replays with their progress, the newest first.
 
         `after` is the `started_at` and the `id` of the last row of the previous page.
         """
         started_at, id = after or (None, None)
-        return await self._db.fetch(
+        return await self._db.fetch_rows(
+            RecordedBackfill,
             f"""SELECT {_COLUMNS} FROM backfills
                 WHERE %(started_at)s::timestamptz IS NULL OR (started_at, id) < (%(started_at)s, %(id)s::uuid)
                 ORDER BY started_at DESC, id DESC LIMIT %(limit)s""",
@@ -167,20 +165,16 @@ class Backfills:
             return 0, 0
         await self._payloads.get_ready()
         after = row.position.get("seq", 0)
-        async with (
-            self._db.connection() as connection,
-            connection.cursor(row_factory=class_row(_ReplayedEvent)) as cursor,
-        ):
-            await cursor.execute(
-                f"""SELECT i.seq, {EVENT_COLUMNS} FROM inbox i JOIN payloads p ON p.inbox_id = i.id
+        rows = await self._db.fetch_rows(
+            _ReplayedEvent,
+            f"""SELECT i.seq, {EVENT_COLUMNS} FROM inbox i JOIN payloads p ON p.inbox_id = i.id
                 LEFT JOIN payload_references r ON r.inbox_id = i.id
                 WHERE i.source = %s AND i.seq > %s AND i.received_at >= %s AND i.received_at < %s
                   AND strpos(i.event_id, '{MARK}') = 0
                   AND NOT EXISTS (SELECT FROM dead_letters l WHERE l.inbox_id = i.id AND l.status = 'discarded')
                 ORDER BY i.seq LIMIT {CHUNK}""",
-                (row.source, after, row.since, row.until),
-            )
-            rows = await cursor.fetchall()
+            (row.source, after, row.since, row.until),
+        )
         if not rows:
             return 0, 0
         events = [

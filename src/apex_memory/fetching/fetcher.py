@@ -47,7 +47,7 @@ class Fetcher:
     async def pull(
         self, name: str, *, on_page: OnPage | None = None, backfill: Backfill | None = None
     ) -> PullResult:
-        """Fetch what a vendor has for a source, page by page; see `Pulls.run`.
+        """Fetch what a vendor has for a source, page by page, and return what it brought; see `Pulls.run`.
 
         Fetches nothing for a source that is paused, disabled or lacks a setting.
         """

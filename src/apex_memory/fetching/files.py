@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 from uuid import UUID, uuid5
 
 from apex_memory.errors import NotFound
@@ -41,6 +40,33 @@ class FileState:
         return self.landed < self.events
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedFile:
+    """A row of `files`, without the content."""
+
+    id: UUID
+    source: str
+    name: str
+    sha256: str
+    bytes: int
+    received_at: datetime
+    events: int | None
+    """None until it is unpacked."""
+    landed: int
+    findings: list[str]
+    replies: list[str]
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredFile:
+    """A file with its content, and how many of its events have landed."""
+
+    name: str
+    body: bytes
+    landed: int
+
+
 class Files:
     def __init__(self, db: Postgres, payloads: PayloadStore) -> None:
         self._db = db
@@ -63,7 +89,7 @@ class Files:
         return ids
 
     async def open_files(self, source: str) -> list[UUID]:
-        """Ids of the files that are not finished, the oldest first."""
+        """Return the ids of the files that are not finished, the oldest first."""
         rows = await self._db.fetch(
             "SELECT id FROM files WHERE source = %s AND ended_at IS NULL ORDER BY received_at",
             (source,),
@@ -71,13 +97,13 @@ class Files:
         return [row["id"] for row in rows]
 
     async def land_chunk(self, source: FileSource, id: UUID) -> FileState:
-        """Land the next chunk of a file. Safe to repeat: an event that landed already is a duplicate.
+        """Land the next chunk of a file; return how far the file is. Safe to repeat: an event that landed already is a duplicate.
 
         Raises `NotFound` for an unknown id.
         """
-        row = await self._row(id)
-        unpacked = await self._unpack(source, id, row)
-        start = row["landed"]
+        stored = await self._stored(id)
+        unpacked = await self._unpack(source, id, stored)
+        start = stored.landed
         events = await self._payloads.offload(unpacked.events[start : start + CHUNK])
         landed = start + len(events)
         async with self._db.transaction() as connection:
@@ -101,7 +127,7 @@ class Files:
 
     async def answer(self, source: FileSource, id: UUID, client: VendorClient) -> list[str]:
         """Send the file's replies to the partner and finish it; return the names of the replies."""
-        unpacked = await self._unpack(source, id, await self._row(id))
+        unpacked = await self._unpack(source, id, await self._stored(id))
         if unpacked.replies:
             await source.send(unpacked.replies, client)
         names = [reply.name for reply in unpacked.replies]
@@ -127,13 +153,14 @@ class Files:
         source: str | None = None,
         after: tuple[datetime, UUID] | None = None,
         limit: int = 50,
-    ) -> list[dict[str, Any]]:
+    ) -> list[ListedFile]:
         """Return files without their content, the newest first.
 
         `after` is the `received_at` and the `id` of the last file of the previous page.
         """
         received_at, id = after or (None, None)
-        return await self._db.fetch(
+        return await self._db.fetch_rows(
+            ListedFile,
             """SELECT id, source, name, encode(sha256, 'hex') AS sha256, length(body) AS bytes, received_at, events,
                       landed, findings, replies, ended_at
                FROM files
@@ -143,15 +170,17 @@ class Files:
             {"source": source, "received_at": received_at, "id": id, "limit": limit},
         )
 
-    async def _row(self, id: UUID) -> dict[str, Any]:
-        row = await self._db.fetch_one("SELECT name, body, landed FROM files WHERE id = %s", (id,))
-        if row is None:
+    async def _stored(self, id: UUID) -> _StoredFile:
+        stored = await self._db.fetch_row(
+            _StoredFile, "SELECT name, body, landed FROM files WHERE id = %s", (id,)
+        )
+        if stored is None:
             raise NotFound(f"file {id} not found", remedy="`apex sources files` lists them")
-        return row
+        return stored
 
-    async def _unpack(self, source: FileSource, id: UUID, row: dict[str, Any]) -> UnpackedFile:
+    async def _unpack(self, source: FileSource, id: UUID, stored: _StoredFile) -> UnpackedFile:
         if id not in self._unpacked:
-            file = InboundFile(row["name"], bytes(row["body"]))
+            file = InboundFile(stored.name, stored.body)
             self._unpacked[id] = await asyncio.to_thread(source.unpack, file)
             while len(self._unpacked) > UNPACKED_MAX:
                 self._unpacked.popitem(last=False)
@@ -161,7 +190,7 @@ class Files:
 async def _conflicts(
     connection: Connection, source: FileSource, events: Sequence[Event]
 ) -> list[str]:
-    """Findings about control numbers that an earlier file used for other content. Both contents are kept."""
+    """Return findings about control numbers that an earlier file used for other content. Both contents are kept."""
     controls: dict[str, str] = {}
     for event in events:
         if control := source.control(event.event_id):

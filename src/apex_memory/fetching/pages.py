@@ -24,9 +24,10 @@ async def land_page(
     document: MakeDocument | None = None,
     payloads: PayloadStore | None = None,
 ) -> list[LandResult]:
-    """Land the events of one page, as `landing.land` does.
+    """Land the events of one page, and return what `landing.land` does.
 
-    With the source's `document`, and `payloads` to read what is compared, other content under the ids of earlier events lands as well (`inbox.reused_ids`).
+    With the source's `document`, and `payloads` to read what is compared, other content under the ids of earlier events
+    lands as well (`inbox.reused_ids`).
 
     A page is a trace of its own, with a link to the fetch that brought it: a stream or a backfill fetches for hours,
     and one trace of all its events would have no end. Events that are replayed leave their old traces.

@@ -72,10 +72,16 @@ class Backfill:
 
 @dataclass(frozen=True, slots=True)
 class _StoredHint:
-    """A change hint, and when it was stored last. A hint that arrives again gets a later time."""
+    """A row of `change_hints`, with the time when it was stored last. A hint that arrives again gets a later one."""
 
-    hint: ChangeHint
+    key: str
+    at: datetime | None
     noted_at: datetime
+
+    @property
+    def hint(self) -> ChangeHint:
+        """The hint as it was stored."""
+        return ChangeHint(self.key, self.at)
 
 
 @dataclass(slots=True)
@@ -131,7 +137,7 @@ class Pulls:
         on_page: OnPage | None = None,
         backfill: Backfill | None = None,
     ) -> PullResult:
-        """Pull until the vendor has no more at the moment. `on_page` runs after each committed page.
+        """Pull until the vendor has no more at the moment; return what that brought. `on_page` runs after each committed page.
 
         Raises what the source raises; what was committed stays. Raises `Conflict` when another pull of the
         source moved the cursor meanwhile, which ends this one.
@@ -152,7 +158,7 @@ class Pulls:
         stored: dict[str, _StoredHint] = {}
 
         async def new_hints() -> Sequence[ChangeHint]:
-            """Hints that arrived since the last call. A backfill leaves them to the usual pulls."""
+            """Return the hints that arrived since the last call. A backfill leaves them to the usual pulls."""
             if backfill:
                 return []
             current = await self._stored_hints(source.name)
@@ -247,7 +253,7 @@ class Pulls:
             )
 
     async def _completed_at(self, source: str) -> datetime | None:
-        """When a pull of the source last ended well; None before the first, which fetches the past."""
+        """Return when a pull of the source last ended well; None before the first, which fetches the past."""
         row = await self._db.fetch_one("SELECT pulled_at FROM sources WHERE name = %s", (source,))
         return row["pulled_at"] if row else None
 
@@ -257,16 +263,14 @@ class Pulls:
 
     async def _stored_hints(self, source: str) -> dict[str, _StoredHint]:
         """Return the stored hints of a source that are due, by key: the oldest that were not tried yet, then those that failed."""
-        rows = await self._db.fetch(
+        rows = await self._db.fetch_rows(
+            _StoredHint,
             f"""SELECT key, at, noted_at FROM change_hints
                WHERE source = %s AND {hints.DUE}
                ORDER BY due_at NULLS FIRST, noted_at LIMIT %s""",
             (source, MOST_HINTS),
         )
-        return {
-            row["key"]: _StoredHint(ChangeHint(row["key"], row["at"]), row["noted_at"])
-            for row in rows
-        }
+        return {row.key: row for row in rows}
 
     async def _forget_hints(
         self,
@@ -286,7 +290,7 @@ class Pulls:
                    ON n.key = t.key AND n.noted_at = t.noted_at
                  WHERE n.source = %s FOR UPDATE OF n SKIP LOCKED) fetched
                WHERE change_hints.source = fetched.source AND change_hints.key = fetched.key""",
-            ([item.hint.key for item in read], [item.noted_at for item in read], source),
+            ([item.key for item in read], [item.noted_at for item in read], source),
         )
 
     async def _count_failures(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, LiteralString, TypeVar
+from typing import LiteralString, TypeVar
 
-from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from apex_memory.errors import NotFound
@@ -39,6 +38,26 @@ class SourceState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ListedSource(SourceState):
+    """A source with all that is known of its state. Counts are of what is open, but for `documents` and `healed`."""
+
+    title: str
+    pattern: str
+    priority: str
+    stalled: float | None
+    """How long (s) ready events have waited while nobody works on the source; None if they do not."""
+    error_at: datetime | None
+    healed: int
+    """Events that pulls brought because their webhooks were lost, last at `healed_at`."""
+    healed_at: datetime | None
+    dead_letters: int
+    documents: int
+    change_hints: int
+    files: int
+    windows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _CurrentRow:
     name: str
     enabled: bool | None
@@ -64,6 +83,16 @@ class _ListedRow(_CurrentRow):
 
 
 _Row = TypeVar("_Row")
+
+_CURRENT_COLUMNS: LiteralString = """n.name, s.enabled, s.paused, s.pulled_at, s.error, e.received_at AS last_event_at,
+       coalesce(b.events, 0) AS backlog, b.lag, coalesce(p.events, 0) AS parked"""
+"""The fields of `_CurrentRow`, of `_CURRENT_TABLES`."""
+_CURRENT_TABLES: LiteralString = """unnest(%s::text[]) AS n (name)
+               LEFT JOIN sources s ON s.name = n.name
+               LEFT JOIN LATERAL (SELECT received_at FROM inbox WHERE source = n.name ORDER BY seq DESC LIMIT 1) e ON true
+               LEFT JOIN (SELECT source, count(*) AS events, extract(epoch FROM clock_timestamp() - min(received_at))::float AS lag
+                          FROM inbox WHERE open GROUP BY 1) b ON b.source = n.name
+               LEFT JOIN (SELECT source, count(*) AS events FROM inbox WHERE state = 'parked' GROUP BY 1) p ON p.source = n.name"""
 
 
 class SourceStates:
@@ -99,27 +128,17 @@ class SourceStates:
                 (actor, source, Jsonb(decision)),
             )
 
-    async def listed(self) -> list[dict[str, Any]]:
-        """Return a row for each source: pattern, priority, state, last event, backlog, lag (s), change hints, files, error.
-
-        `healed` counts the events that pulls brought because their webhooks were lost, last at `healed_at`. `stalled` is how long (s) ready events have waited while nobody works on the source; None if they do not.
-        """
+    async def listed(self) -> list[ListedSource]:
+        """Return every source with all that is known of its state."""
         rows = await self._rows(
             _ListedRow,
-            """SELECT n.name, s.enabled, s.paused, s.pulled_at, s.error, s.error_at, coalesce(s.healed, 0) AS healed,
-                      s.healed_at, e.received_at AS last_event_at,
-                      coalesce(b.events, 0) AS backlog, b.lag, coalesce(p.events, 0) AS parked,
+            f"""SELECT {_CURRENT_COLUMNS}, s.error_at, coalesce(s.healed, 0) AS healed, s.healed_at,
                       coalesce(d.events, 0) AS dead_letters,
                       coalesce(m.documents, 0) AS documents,
                       (SELECT count(*) FROM change_hints WHERE change_hints.source = n.name) AS change_hints,
                       (SELECT count(*) FROM files WHERE files.source = n.name AND ended_at IS NULL) AS files,
                       (SELECT count(*) FROM windows WHERE windows.source = n.name AND dirty) AS windows
-               FROM unnest(%s::text[]) AS n (name)
-               LEFT JOIN sources s ON s.name = n.name
-               LEFT JOIN LATERAL (SELECT received_at FROM inbox WHERE source = n.name ORDER BY seq DESC LIMIT 1) e ON true
-               LEFT JOIN (SELECT source, count(*) AS events, extract(epoch FROM clock_timestamp() - min(received_at))::float AS lag
-                          FROM inbox WHERE open GROUP BY 1) b ON b.source = n.name
-               LEFT JOIN (SELECT source, count(*) AS events FROM inbox WHERE state = 'parked' GROUP BY 1) p ON p.source = n.name
+               FROM {_CURRENT_TABLES}
                LEFT JOIN (SELECT source, count(*) AS documents FROM documents WHERE NOT deleted GROUP BY 1) m
                       ON m.source = n.name
                LEFT JOIN (SELECT source, count(*) AS events FROM dead_letters WHERE status = 'open' GROUP BY 1) d
@@ -132,26 +151,14 @@ class SourceStates:
     async def current(self) -> list[SourceState]:
         """Return what says how current each source is: a part of `listed` that counts no documents."""
         rows = await self._rows(
-            _CurrentRow,
-            """SELECT n.name, s.enabled, s.paused, s.pulled_at, s.error, e.received_at AS last_event_at,
-                      coalesce(b.events, 0) AS backlog, b.lag, coalesce(p.events, 0) AS parked
-               FROM unnest(%s::text[]) AS n (name)
-               LEFT JOIN sources s ON s.name = n.name
-               LEFT JOIN LATERAL (SELECT received_at FROM inbox WHERE source = n.name ORDER BY seq DESC LIMIT 1) e ON true
-               LEFT JOIN (SELECT source, count(*) AS events, extract(epoch FROM clock_timestamp() - min(received_at))::float AS lag
-                          FROM inbox WHERE open GROUP BY 1) b ON b.source = n.name
-               LEFT JOIN (SELECT source, count(*) AS events FROM inbox WHERE state = 'parked' GROUP BY 1) p ON p.source = n.name
-               ORDER BY n.name""",
+            _CurrentRow, f"SELECT {_CURRENT_COLUMNS} FROM {_CURRENT_TABLES} ORDER BY n.name"
         )
         stalled = await self._stalled()
         return [self._current(row, stalled.get(row.name)) for row in rows]
 
     async def _rows(self, row_type: type[_Row], query: LiteralString) -> list[_Row]:
         """Return a row for each source. The query's parameter is the list of their names."""
-        async with self._db.connection() as connection:
-            cursor = connection.cursor(row_factory=class_row(row_type))
-            await cursor.execute(query, (list(self._sources),))
-            return await cursor.fetchall()
+        return await self._db.fetch_rows(row_type, query, (list(self._sources),))
 
     async def _stalled(self) -> dict[str, float]:
         async with self._db.connection() as connection:
@@ -172,18 +179,23 @@ class SourceStates:
             parked=row.parked,
         )
 
-    def _listed(self, row: _ListedRow, stalled: float | None) -> dict[str, Any]:
+    def _listed(self, row: _ListedRow, stalled: float | None) -> ListedSource:
         source = self._sources[row.name]
-        counts = asdict(row)
-        del counts["enabled"], counts["paused"]
-        return {
-            **counts,
+        return ListedSource(
             **asdict(self._current(row, stalled)),
-            "title": source.title,
-            "pattern": str(source.pattern),
-            "priority": f"P{int(source.priority)}",
-            "stalled": stalled,
-        }
+            title=source.title,
+            pattern=str(source.pattern),
+            priority=f"P{int(source.priority)}",
+            stalled=stalled,
+            error_at=row.error_at,
+            healed=row.healed,
+            healed_at=row.healed_at,
+            dead_letters=row.dead_letters,
+            documents=row.documents,
+            change_hints=row.change_hints,
+            files=row.files,
+            windows=row.windows,
+        )
 
 
 def _missing_setting(source: Source) -> str | None:

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, LiteralString
 
 import orjson
@@ -24,16 +26,51 @@ from apex_memory.model import now
 from apex_memory.sources.base import StreamSource
 from apex_memory.sources.pages import Reading
 from apex_memory.stores.partitions import DAYS, create_partition, partition_name
-from apex_memory.stores.postgres import Connection, Postgres
+from apex_memory.stores.postgres import Connection, Postgres, fetch_row, fetch_rows
 from apex_memory.telemetry import READINGS
 
 QUIET_SECONDS = 30  # a window that ended is aggregated when no reading arrived for it for so long
-REST = timedelta(
-    days=1
-)  # raw readings past their retention are kept that long after their window's last reading
+# Raw readings past their retention are kept that long after their window's last reading.
+REST = timedelta(days=1)
 WINDOWS = 200  # aggregated in one transaction
 # Key of the advisory lock under which one transaction at a time creates partitions.
 PARTITIONS_LOCK = 0x41504559
+
+
+# One index scan for each window, whatever the planner assumes of a partition created today.
+_READINGS_OF_WINDOWS: LiteralString = """
+SELECT w.series, w.start, r.kind, r.at, r.value
+FROM unnest(%s::text[], %s::timestamptz[]) AS w (series, start)
+CROSS JOIN LATERAL (
+  SELECT kind, at, value FROM readings
+  WHERE source = %s AND series = w.series COLLATE "C" AND at >= w.start
+    AND at < w.start + make_interval(secs => %s)
+  OFFSET 0) AS r
+ORDER BY w.series, w.start, r.at, r.kind"""
+
+
+@dataclass(frozen=True, slots=True)
+class _DueWindow:
+    """A window of one series that is to be aggregated, under its new version."""
+
+    series: str
+    start: datetime
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _WindowReading(Reading):
+    """A reading with the start of its window."""
+
+    start: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class _InsertResult:
+    """How many readings are new, and the series whose windows they made dirty."""
+
+    kept: int
+    opened: list[str] | None
 
 
 class Readings:
@@ -57,9 +94,10 @@ class Readings:
         await self._make_partitions(connection, days)
         # Rows are inserted in order, so that two transactions with the same readings cannot deadlock.
         # A dirty window whose `due_at` would hardly change is not written.
-        row = await (
-            await connection.execute(
-                """WITH kept AS (
+        result = await fetch_row(
+            connection,
+            _InsertResult,
+            """WITH kept AS (
                      INSERT INTO readings (source, series, kind, at, value)
                      SELECT %(source)s, series, kind, at, value::jsonb
                      FROM unnest(%(series)b::text[], %(kinds)b::text[], %(times)b::timestamptz[], %(values)b::text[])
@@ -83,24 +121,23 @@ class Readings:
                    )
                    SELECT (SELECT count(*) FROM kept) AS kept,
                           (SELECT array_agg(DISTINCT series) FROM opened) AS opened""",
-                {
-                    "source": source.name,
-                    "series": [reading.series for reading in readings],
-                    "kinds": [reading.kind for reading in readings],
-                    "times": [reading.at for reading in readings],
-                    "values": [_json(reading.value) for reading in readings],
-                    "width": source.window_seconds,
-                    "quiet": QUIET_SECONDS,
-                    "horizon": self._horizon(),
-                },
-            )
-        ).fetchone()
-        if row is None or not row["kept"]:
+            {
+                "source": source.name,
+                "series": [reading.series for reading in readings],
+                "kinds": [reading.kind for reading in readings],
+                "times": [reading.at for reading in readings],
+                "values": [_json(reading.value) for reading in readings],
+                "width": source.window_seconds,
+                "quiet": QUIET_SECONDS,
+                "horizon": self._horizon(),
+            },
+        )
+        if result is None or not result.kept:
             return 0
-        if row["opened"]:
-            await self._mark_due(connection, source, row["opened"])
-        READINGS.labels(source.name).inc(row["kept"])
-        return int(row["kept"])
+        if result.opened:
+            await self._mark_due(connection, source, result.opened)
+        READINGS.labels(source.name).inc(result.kept)
+        return result.kept
 
     async def _mark_due(
         self, connection: Connection, source: StreamSource, series: Sequence[str]
@@ -128,56 +165,45 @@ class Readings:
     async def _aggregate_chunk(self, source: StreamSource, everything: bool) -> int:
         await self._payloads.get_ready()
         async with self._db.transaction() as connection:
-            due = await (
-                await connection.execute(
-                    """UPDATE windows SET dirty = false, version = version + 1
-                       WHERE (source, series, start) IN (
-                         SELECT source, series, start FROM windows
-                         WHERE source = %s AND dirty AND (%s OR due_at <= clock_timestamp())
-                         ORDER BY due_at LIMIT %s FOR UPDATE SKIP LOCKED)
-                       RETURNING series, start, version""",
-                    (source.name, everything, WINDOWS),
-                )
-            ).fetchall()
+            due = await fetch_rows(
+                connection,
+                _DueWindow,
+                """UPDATE windows SET dirty = false, version = version + 1
+                   WHERE (source, series, start) IN (
+                     SELECT source, series, start FROM windows
+                     WHERE source = %s AND dirty AND (%s OR due_at <= clock_timestamp())
+                     ORDER BY due_at LIMIT %s FOR UPDATE SKIP LOCKED)
+                   RETURNING series, start, version""",
+                (source.name, everything, WINDOWS),
+            )
             if not due:
                 return 0
-            versions = {(row["series"], row["start"]): row["version"] for row in due}
-            rows = await self._read(connection, source, list(versions))
+            versions = {(window.series, window.start): window.version for window in due}
             events = []
-            by_window = groupby(rows, key=lambda row: (row["series"], row["start"]))
-            for (series, start), window_rows in by_window:
-                readings = [
-                    Reading(series=series, kind=row["kind"], at=row["at"], value=row["value"])
-                    for row in window_rows
-                ]
-                events.append(
-                    source.aggregate_window(series, start, readings, versions[series, start])
-                )
+            by_window = groupby(
+                await self._read(connection, source, due), key=attrgetter("series", "start")
+            )
+            for (series, start), readings in by_window:
+                version = versions[series, start]
+                events.append(source.aggregate_window(series, start, list(readings), version))
             await land_page(connection, source.name, await self._payloads.seal(events))
         return len(due)
 
     async def _read(
-        self, connection: Connection, source: StreamSource, windows: Sequence[tuple[str, datetime]]
-    ) -> list[Any]:
-        return await (
-            await connection.execute(
-                # One index scan for each window, whatever the planner assumes of a partition created today.
-                """SELECT w.series, w.start, r.kind, r.at, r.value
-                   FROM unnest(%s::text[], %s::timestamptz[]) AS w (series, start)
-                   CROSS JOIN LATERAL (
-                     SELECT kind, at, value FROM readings
-                     WHERE source = %s AND series = w.series COLLATE "C" AND at >= w.start
-                       AND at < w.start + make_interval(secs => %s)
-                     OFFSET 0) AS r
-                   ORDER BY w.series, w.start, r.at, r.kind""",
-                (
-                    [series for series, _ in windows],
-                    [start for _, start in windows],
-                    source.name,
-                    source.window_seconds,
-                ),
-            )
-        ).fetchall()
+        self, connection: Connection, source: StreamSource, windows: Sequence[_DueWindow]
+    ) -> list[_WindowReading]:
+        """Return the readings of windows, by window and then by time."""
+        return await fetch_rows(
+            connection,
+            _WindowReading,
+            _READINGS_OF_WINDOWS,
+            (
+                [window.series for window in windows],
+                [window.start for window in windows],
+                source.name,
+                source.window_seconds,
+            ),
+        )
 
     async def _make_partitions(self, connection: Connection, days: set[date]) -> None:
         """Create the partitions that are absent. One process at a time creates them."""
@@ -188,7 +214,7 @@ class Readings:
             await create_partition(connection, day)
 
     async def _absent(self, connection: Connection, days: set[date]) -> list[date]:
-        """Days without a partition. The query locks the parent table, so none is dropped before the transaction ends."""
+        """Return the days without a partition. The query locks the parent table, so none is dropped before the transaction ends."""
         rows = await (
             await connection.execute(
                 """SELECT day FROM unnest(%s::date[], %s::text[]) AS t (day, name)

@@ -19,9 +19,9 @@ from temporalio.client import Client
 
 from apex_memory.app import App
 from apex_memory.errors import ApexError
-from apex_memory.gateway.read_models.rows import fetch_rows
 from apex_memory.gateway.read_models.status import temporal_reachable
 from apex_memory.rollout.shadow_facts import NOT_ACCEPTED
+from apex_memory.rollout.subjects import BUILD, source_subject
 from apex_memory.sources.base import PulledSource
 from apex_memory.stores.lease import acquire, release
 from apex_memory.telemetry import (
@@ -238,8 +238,7 @@ class FactGauges:
         return source in self._app.sources
 
     async def _read_backlog(self) -> None:
-        rows = await fetch_rows(
-            self._db,
+        rows = await self._db.fetch_rows(
             _OpenEvents,
             """SELECT source, state,
                       CASE WHEN state = 'parked' THEN coalesce(park_store, 'store')
@@ -250,8 +249,7 @@ class FactGauges:
                       count(*) AS events, extract(epoch FROM clock_timestamp() - min(received_at))::float AS oldest
                FROM inbox WHERE open OR state = 'parked' GROUP BY 1, 2, 3""",
         )
-        waits = await fetch_rows(
-            self._db,
+        waits = await self._db.fetch_rows(
             _Wait,
             """SELECT source, 'vendor' AS owner, extract(epoch FROM clock_timestamp() - min(noted_at))::float AS oldest
                  FROM change_hints GROUP BY 1
@@ -278,8 +276,7 @@ class FactGauges:
         self._families[OLDEST_WAIT].show(by_owner)
 
     async def _read_dead_letters(self) -> None:
-        rows = await fetch_rows(
-            self._db,
+        rows = await self._db.fetch_rows(
             _OpenLetters,
             """SELECT source,
                       CASE WHEN first_at > now() - interval '1 hour' THEN 'hour'
@@ -300,8 +297,7 @@ class FactGauges:
 
     async def _read_sources(self) -> None:
         """Read how stale each source is that works: not one that is paused, disabled, or lacks a setting."""
-        rows = await fetch_rows(
-            self._db,
+        rows = await self._db.fetch_rows(
             _SourceActivity,
             """SELECT name, s.enabled IS NOT FALSE AND s.paused IS NOT TRUE AS works,
                       greatest(s.pulled_at, c.changed_at) AS pulled_at, e.received_at
@@ -343,8 +339,7 @@ class FactGauges:
             for name, source in self._app.sources.items()
             if not isinstance(source, PulledSource)
         ]
-        rows = await fetch_rows(
-            self._db,
+        rows = await self._db.fetch_rows(
             _Gap,
             """SELECT name, max(gap)::float AS gap FROM unnest(%s::text[]) AS name CROSS JOIN LATERAL (
                  SELECT extract(epoch FROM received_at - lag(received_at) OVER (ORDER BY seq)) AS gap
@@ -355,12 +350,12 @@ class FactGauges:
         return {row.name: row.gap or 0.0 for row in rows}
 
     async def _read_rollouts(self) -> None:
-        subjects = {f"source:{source}" for source in self._app.sources} | {"build"}
+        subjects = {BUILD, *map(source_subject, self._app.sources)}
         share: dict[tuple[str, ...], float] = {(subject,): 1.0 for subject in subjects}
-        share[("build",)] = 0.0
+        share[(BUILD,)] = 0.0
         shadow: dict[tuple[str, ...], float] = {(subject,): 0.0 for subject in subjects}
-        for row in await fetch_rows(
-            self._db, _Rollout, "SELECT subject, share, shadow FROM rollouts"
+        for row in await self._db.fetch_rows(
+            _Rollout, "SELECT subject, share, shadow FROM rollouts"
         ):
             if row.subject in subjects:
                 share[(row.subject,)] = row.share / 100
@@ -371,15 +366,13 @@ class FactGauges:
 
     async def _compared(self, subjects: Iterable[str]) -> Series:
         compared = _zeros(subjects, RESULTS)
-        copies = await fetch_rows(
-            self._db,
+        copies = await self._db.fetch_rows(
             _CountedCopies,
             f"""SELECT subject, CASE WHEN state = 'failed' THEN 'failed' WHEN equal THEN 'equal'
                                     WHEN {NOT_ACCEPTED} THEN 'different' ELSE 'accepted' END AS result, count(*) AS events
                 FROM shadows s WHERE state <> 'waiting' AND ended_at > now() - interval '1 hour' GROUP BY 1, 2""",
         )
-        dropped = await fetch_rows(
-            self._db,
+        dropped = await self._db.fetch_rows(
             _CountedCopies,
             """SELECT subject, 'dropped' AS result, sum(count)::float AS events FROM shadow_drops
                WHERE hour > now() - interval '2 hours' GROUP BY 1""",
@@ -390,8 +383,7 @@ class FactGauges:
         return compared
 
     async def _read_sizes(self) -> None:
-        tables = await fetch_rows(
-            self._db,
+        tables = await self._db.fetch_rows(
             _TableSize,
             """SELECT name, sum(pg_total_relation_size(t.relid))::float AS bytes, sum(greatest(c.reltuples, 0))::float AS rows
                FROM unnest(%s::text[]) AS name
@@ -401,8 +393,7 @@ class FactGauges:
             (list(TABLES),),
         )
         states: dict[tuple[str, ...], float] = {(state,): 0.0 for state in UNSETTLED}
-        for row in await fetch_rows(
-            self._db,
+        for row in await self._db.fetch_rows(
             _UnsettledStages,
             "SELECT state, count(*) AS stages FROM stages WHERE state = ANY(%s) GROUP BY 1",
             (list(UNSETTLED),),

@@ -14,12 +14,10 @@ from datetime import timedelta
 from time import monotonic
 from uuid import UUID, uuid4
 
-from psycopg.rows import class_row
-
 from apex_memory.errors import Misconfigured
 from apex_memory.model import Event, SealedPayload
 from apex_memory.sealing import KEY_BYTES, Keyring
-from apex_memory.stores.postgres import Connection
+from apex_memory.stores.postgres import Connection, fetch_row, fetch_rows
 
 PURPOSE = "data keys of payloads"
 SEALS = timedelta(days=7)  # for which a data key is used to seal
@@ -67,12 +65,12 @@ class DataKeys:
         of the installation, and where the one that sealed the data key is missing.
         """
         self._keys.require_key()
-        async with connection.cursor(row_factory=class_row(_DataKey)) as cursor:
-            await cursor.execute(
-                "SELECT id, key_id, sealed FROM data_keys WHERE created_at > clock_timestamp() - %s ORDER BY created_at DESC LIMIT 1",
-                (SEALS,),
-            )
-            stored = await cursor.fetchone()
+        stored = await fetch_row(
+            connection,
+            _DataKey,
+            "SELECT id, key_id, sealed FROM data_keys WHERE created_at > clock_timestamp() - %s ORDER BY created_at DESC LIMIT 1",
+            (SEALS,),
+        )
         newest = stored or await self._create(connection)
         self._remember(newest)
         self._current = newest.id
@@ -107,11 +105,12 @@ class DataKeys:
 
     async def read(self, connection: Connection, ids: Collection[UUID]) -> None:
         """Take data keys into memory. `open` tells why one of them cannot be opened."""
-        async with connection.cursor(row_factory=class_row(_DataKey)) as cursor:
-            await cursor.execute(
-                "SELECT id, key_id, sealed FROM data_keys WHERE id = ANY(%s)", (list(ids),)
-            )
-            data_keys = await cursor.fetchall()
+        data_keys = await fetch_rows(
+            connection,
+            _DataKey,
+            "SELECT id, key_id, sealed FROM data_keys WHERE id = ANY(%s)",
+            (list(ids),),
+        )
         for stored in data_keys:
             try:
                 self._remember(stored)
@@ -130,12 +129,12 @@ class DataKeys:
     async def reseal(self, connection: Connection) -> ResealedKeys:
         """Seal every data key under the first key of the installation. Payloads stay as they are. Safe to repeat."""
         result = ResealedKeys()
-        async with connection.cursor(row_factory=class_row(_DataKey)) as cursor:
-            await cursor.execute(
-                "SELECT id, key_id, sealed FROM data_keys WHERE key_id <> %s ORDER BY id FOR NO KEY UPDATE",
-                (self._keys.first,),
-            )
-            data_keys = await cursor.fetchall()
+        data_keys = await fetch_rows(
+            connection,
+            _DataKey,
+            "SELECT id, key_id, sealed FROM data_keys WHERE key_id <> %s ORDER BY id FOR NO KEY UPDATE",
+            (self._keys.first,),
+        )
         for stored in data_keys:
             if stored.key_id not in self._keys.ids:
                 result.unreadable.append(_subject(stored.id))
@@ -149,14 +148,17 @@ class DataKeys:
         return result
 
     async def seal_all(self, events: Sequence[Event]) -> list[SealedPayload]:
-        """Seal the payloads of events; many bytes in a thread."""
+        """Seal the payloads of events and return them, in order; many bytes in a thread."""
         if sum(len(event.payload) for event in events) > THREAD_BYTES:
             return await asyncio.to_thread(lambda: [self.seal(event) for event in events])
         return [self.seal(event) for event in events]
 
 
 def _bound(event: Event) -> bytes:
-    """The source alone: a replay, and the restoration of a child, land a sealed payload under another id as it is."""
+    """Return what a seal is bound to: the source alone.
+
+    A replay, and the restoration of a child, land a sealed payload under another id as it is.
+    """
     return event.source.encode()
 
 

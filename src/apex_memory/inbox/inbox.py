@@ -48,7 +48,7 @@ class Inbox:
         consumer: Consumer,
         run: WorkflowRun | None = None,
     ) -> Claim:
-        """Lease ready events to a batch; see `leases.claim`."""
+        """Lease ready events to a batch and return what it got; see `leases.claim`."""
         async with self._db.connection() as connection:
             return await leases.claim(
                 connection,
@@ -70,7 +70,7 @@ class Inbox:
     async def claim_events(
         self, ids: Sequence[UUID], *, batch: UUID, lease: float, consumer: Consumer
     ) -> list[UUID]:
-        """Lease these events to a batch, where nobody has them; see `leases.claim_events`."""
+        """Lease these events to a batch, where nobody has them; return those it got; see `leases.claim_events`."""
         async with self._db.connection() as connection:
             return await leases.claim_events(
                 connection, ids, batch=batch, lease=lease, consumer=consumer
@@ -115,12 +115,12 @@ class Inbox:
             return await queries.events(connection, batch, ids)
 
     async def owned(self, batch: UUID) -> list[UUID]:
-        """Ids of the open events that a batch owns."""
+        """Return the ids of the open events that a batch owns."""
         async with self._db.connection() as connection:
             return await queries.owned(connection, batch)
 
     async def event(self, id: UUID) -> Event:
-        """One raw event as it landed; `NotFound` if there is no payload."""
+        """Return one raw event as it landed. Raises `NotFound` if there is no payload."""
         async with self._db.connection() as connection:
             return await queries.event(connection, id)
 
@@ -160,7 +160,7 @@ class Inbox:
         return same
 
     async def ready(self) -> dict[str, int]:
-        """Number of events by source that can be claimed now."""
+        """Return the number of events by source that can be claimed now."""
         async with self._db.connection() as connection:
             return await queries.ready(connection)
 
@@ -170,7 +170,7 @@ class Inbox:
             return await queries.shares(connection)
 
     async def fallback_since(self) -> datetime | None:
-        """Since when the fallback is in force; see `queries.fallback_since`."""
+        """Return since when the fallback is in force; see `queries.fallback_since`."""
         async with self._db.connection() as connection:
             return await queries.fallback_since(connection)
 
@@ -185,7 +185,7 @@ class Inbox:
             await notices.notify(connection, sources)
 
     async def stalled(self, *, seconds: float) -> dict[str, float]:
-        """Sources whose ready events nobody works on for over `seconds`, with how long (s)."""
+        """Return the sources whose ready events nobody works on for over `seconds`, with how long (s)."""
         async with self._db.connection() as connection:
             return await queries.stalled(connection, seconds=seconds)
 
@@ -195,6 +195,6 @@ class Inbox:
             return await queries.finished(connection, ids)
 
     async def backlog(self) -> list[BacklogRow]:
-        """Events that are not final, by source, state and the store they wait for."""
+        """Return the events that are not final, by source, state and the store they wait for."""
         async with self._db.connection() as connection:
             return await queries.backlog(connection)

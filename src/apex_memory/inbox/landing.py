@@ -8,11 +8,10 @@ from typing import Any
 from uuid import UUID
 
 from psycopg.errors import ForeignKeyViolation
-from psycopg.rows import class_row
 
 from apex_memory.errors import RetryLater
 from apex_memory.model import Event, LandResult
-from apex_memory.stores.postgres import Connection
+from apex_memory.stores.postgres import Connection, fetch_rows
 from apex_memory.telemetry import DUPLICATES, LANDED
 
 
@@ -20,8 +19,8 @@ async def land(connection: Connection, events: Sequence[Event]) -> list[LandResu
     """Insert events with their payloads; return one `LandResult` for each, in order.
 
     One statement for any number of events. An event that exists already keeps its first payload, also when both
-    are in this call. A payload that is an object is referred to, and one that is sealed is stored so. Raises `Rejected` for values that PostgreSQL cannot
-    hold, and `RetryLater` when an object or a data key is gone.
+    are in this call. A payload that is an object is referred to, and one that is sealed is stored so. Raises `Rejected`
+    for values that PostgreSQL cannot hold, and `RetryLater` when an object or a data key is gone.
     """
     if not events:
         return []
@@ -54,8 +53,9 @@ async def _insert(connection: Connection, events: Iterable[Event]) -> set[UUID]:
 
     Raises `RetryLater` when the database does not have a data key. Those of the events that have it may have landed.
     """
-    cursor = connection.cursor(row_factory=class_row(_InsertedEvent))
-    await cursor.execute(
+    rows = await fetch_rows(
+        connection,
+        _InsertedEvent,
         """WITH given AS (
              SELECT * FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::uuid[], %b::text[], %b::smallint[],
                                   %b::bigint[], %b::timestamptz[], %b::text[], %b::text[], %b::bytea[], %b::text[], %b::uuid[])
@@ -77,7 +77,6 @@ async def _insert(connection: Connection, events: Iterable[Event]) -> set[UUID]:
            SELECT id, true FROM given WHERE data_key IS NOT NULL AND data_key NOT IN (SELECT id FROM data_keys)""",
         [list(column) for column in zip(*map(_columns, events), strict=True)],
     )
-    rows = await cursor.fetchall()
     if any(row.lost for row in rows):
         # As after a failover to a standby that missed the newest rows. A process looks for data keys every minute.
         raise RetryLater("the database does not have the data key of a payload", after=10)

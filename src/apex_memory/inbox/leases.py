@@ -17,10 +17,8 @@ from dataclasses import dataclass
 from typing import LiteralString
 from uuid import UUID
 
-from psycopg.rows import class_row
-
 from apex_memory.inbox.routing import BUCKET_SQL, BUCKETS, Consumer
-from apex_memory.stores.postgres import Connection
+from apex_memory.stores.postgres import Connection, fetch_rows
 from apex_memory.telemetry.traces import sampled_context
 
 # A candidate of which no worker was seen for so long (s) is absent; `rollout/builds.py` names the same limit.
@@ -159,7 +157,7 @@ async def claim(
     consumer: Consumer,
     run: WorkflowRun | None = None,
 ) -> Claim:
-    """Lease up to `limit` ready events of a source to `batch` for `lease` seconds, most urgent and oldest first.
+    """Lease up to `limit` ready events of a source to `batch` for `lease` seconds, most urgent and oldest first; return them.
 
     Only documents in the buckets of the consumer are claimed, and their events record its path and its build. The
     buckets of a consumer are those of its path, by the share of the source, and of its build, by the share of the
@@ -172,8 +170,9 @@ async def claim(
     A claim that is repeated with the same batch returns the same events, so a lost reply does no harm.
     A paused source has no ready events.
     """
-    cursor = connection.cursor(row_factory=class_row(_ClaimedRow))
-    await cursor.execute(
+    rows = await fetch_rows(
+        connection,
+        _ClaimedRow,
         CLAIM,
         {
             "source": source,
@@ -190,7 +189,6 @@ async def claim(
             "last_of_path": consumer.path == "direct" or consumer.everything,
         },
     )
-    rows = await cursor.fetchall()
     rows.sort(key=lambda row: (row.priority, row.seq))
     events = [ClaimedEvent(row.id, row.event_id, row.attempts, row.trace_parent) for row in rows]
     ready = rows[0].ready if rows else 0

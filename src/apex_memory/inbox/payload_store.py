@@ -19,8 +19,6 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 from uuid import UUID
 
-from psycopg.rows import class_row
-
 from apex_memory.errors import ApexError, Misconfigured, NotFound, Rejected, RetryLater
 from apex_memory.inbox.data_keys import THREAD_BYTES, DataKeys, ResealedKeys
 from apex_memory.model import Event
@@ -226,7 +224,7 @@ class PayloadStore:
                 "claim": CLAIM_SECONDS,
             },
         )
-        return {bytes(row["digest"]): row["name"] for row in rows}
+        return {row["digest"]: row["name"] for row in rows}
 
     async def load(self, events: Sequence[Event]) -> list[Event | ApexError]:
         """Return the events with their payloads, in order; in place of an event the error that its object or its data key gave.
@@ -242,13 +240,12 @@ class PayloadStore:
         names = {event.payload_object for event in events if event.payload_object is not None}
         if not names:
             return opened
-        async with self._db.connection() as connection:
-            cursor = connection.cursor(row_factory=class_row(_PayloadObject))
-            await cursor.execute(
-                "SELECT name, key_id, bytes FROM payload_objects WHERE name = ANY(%s)",
-                (list(names),),
-            )
-            known = {row.name: row for row in await cursor.fetchall()}
+        rows = await self._db.fetch_rows(
+            _PayloadObject,
+            "SELECT name, key_id, bytes FROM payload_objects WHERE name = ANY(%s)",
+            (list(names),),
+        )
+        known = {row.name: row for row in rows}
         loaded = dict(enumerate(opened))
 
         async def load(n: int) -> None:
@@ -264,9 +261,8 @@ class PayloadStore:
             try:
                 raise loaded
             finally:
-                del (
-                    loaded
-                )  # or the error and this frame would refer to each other, and keep the event
+                # Or the error and this frame would refer to each other, and keep the event.
+                del loaded
         return loaded
 
     async def _loaded(
@@ -395,7 +391,10 @@ def _new_name(digest: str) -> str:
 
 
 def _unreadable(error: BrokenSeal) -> Rejected:
-    """The payload cannot be read again as it is: a dead letter, which can be redriven when it is restored."""
+    """Return the error of a payload that cannot be read as it is.
+
+    Its event becomes a dead letter, which can be redriven when the payload is restored.
+    """
     return Rejected(
         str(error), remedy="restore the payload from a backup, and redrive the event then"
     )

@@ -8,12 +8,10 @@ from datetime import datetime
 from typing import LiteralString
 from uuid import UUID
 
-from psycopg.rows import class_row
-
 from apex_memory.errors import NotFound
 from apex_memory.inbox.routing import BUCKET_SQL, BUCKETS
 from apex_memory.model import Event, Priority, SealedPayload
-from apex_memory.stores.postgres import Connection
+from apex_memory.stores.postgres import Connection, fetch_row, fetch_rows
 from apex_memory.telemetry.traces import TracedEvent
 
 FALLBACK_LEASE = "fallback"
@@ -23,6 +21,12 @@ FALLBACK_LEASE = "fallback"
 EVENT_COLUMNS: LiteralString = """i.source, i.event_id, i.doc_key, i.version, i.occurred_at, i.content_type, i.priority,
        i.trace_parent, p.body, p.data_key, r.object"""
 """The fields of `StoredEvent`: of `inbox` as `i`, its payload as `p` and the reference to its object as `r`."""
+
+# 28 bytes are what a seal adds (`sealing.SEAL_BYTES`).
+PAYLOAD_BYTES: LiteralString = (
+    """coalesce(o.bytes, octet_length(p.body) - CASE WHEN p.data_key IS NULL THEN 0 ELSE 28 END)"""
+)
+"""The size of a payload before it was sealed: of `payloads` as `p` and its `payload_objects` as `o`; NULL where it is gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,18 +96,19 @@ async def events(connection: Connection, batch: UUID, ids: Sequence[UUID]) -> li
 
     Payloads that are objects or sealed are not filled in; `PayloadStore.load` does that.
     """
-    async with connection.cursor(row_factory=class_row(StoredEvent)) as cursor:
-        await cursor.execute(
-            f"""SELECT {EVENT_COLUMNS} FROM inbox i JOIN payloads p ON p.inbox_id = i.id
-                LEFT JOIN payload_references r ON r.inbox_id = i.id
-                WHERE i.open AND i.batch = %s AND i.id = ANY(%s) AND i.state = 'received' ORDER BY i.priority, i.seq""",
-            (batch, list(ids)),
-        )
-        return [row.event() for row in await cursor.fetchall()]
+    rows = await fetch_rows(
+        connection,
+        StoredEvent,
+        f"""SELECT {EVENT_COLUMNS} FROM inbox i JOIN payloads p ON p.inbox_id = i.id
+            LEFT JOIN payload_references r ON r.inbox_id = i.id
+            WHERE i.open AND i.batch = %s AND i.id = ANY(%s) AND i.state = 'received' ORDER BY i.priority, i.seq""",
+        (batch, list(ids)),
+    )
+    return [row.event() for row in rows]
 
 
 async def owned(connection: Connection, batch: UUID) -> list[UUID]:
-    """Ids of the open events that a batch owns."""
+    """Return the ids of the open events that a batch owns."""
     cursor = await connection.execute(
         "SELECT id FROM inbox WHERE open AND batch = %s ORDER BY id", (batch,)
     )
@@ -123,25 +128,25 @@ async def traced(connection: Connection, batch: UUID, *, limit: int) -> list[Tra
 
     A trace is recorded when the last bit of its flags is set (W3C Trace Context, section 3.2.2.5).
     """
-    async with connection.cursor(row_factory=class_row(TracedEvent)) as cursor:
-        await cursor.execute(
-            """SELECT id, source, trace_parent, received_at FROM inbox
-               WHERE open AND batch = %s AND right(trace_parent, 1) = ANY('{1,3,5,7,9,b,d,f}')
-               ORDER BY priority, seq LIMIT %s""",
-            (batch, limit),
-        )
-        return await cursor.fetchall()
+    return await fetch_rows(
+        connection,
+        TracedEvent,
+        """SELECT id, source, trace_parent, received_at FROM inbox
+           WHERE open AND batch = %s AND right(trace_parent, 1) = ANY('{1,3,5,7,9,b,d,f}')
+           ORDER BY priority, seq LIMIT %s""",
+        (batch, limit),
+    )
 
 
 async def event(connection: Connection, id: UUID) -> Event:
-    """One raw event as it landed. Raises `NotFound` for an unknown id, or when retention removed the payload."""
-    async with connection.cursor(row_factory=class_row(StoredEvent)) as cursor:
-        await cursor.execute(
-            f"""SELECT {EVENT_COLUMNS} FROM inbox i JOIN payloads p ON p.inbox_id = i.id
-                LEFT JOIN payload_references r ON r.inbox_id = i.id WHERE i.id = %s""",
-            (id,),
-        )
-        row = await cursor.fetchone()
+    """Return one raw event as it landed. Raises `NotFound` for an unknown id, or when retention removed the payload."""
+    row = await fetch_row(
+        connection,
+        StoredEvent,
+        f"""SELECT {EVENT_COLUMNS} FROM inbox i JOIN payloads p ON p.inbox_id = i.id
+            LEFT JOIN payload_references r ON r.inbox_id = i.id WHERE i.id = %s""",
+        (id,),
+    )
     if row is None:
         raise NotFound(
             f"event {id}: payload not found",
@@ -159,24 +164,25 @@ async def with_other_bytes(
     object: the caller compares them. Those are missing in the result that never landed, or
     whose payload retention removed.
     """
-    async with connection.cursor(row_factory=class_row(StoredEvent)) as cursor:
-        await cursor.execute(
-            f"""SELECT {EVENT_COLUMNS}
-               FROM unnest(%b::uuid[], %b::uuid[], %b::text[], %b::bigint[], %b::bytea[])
-                 AS t (id, doc_id, content_type, size, digest)
-               JOIN inbox i ON i.id = t.id JOIN payloads p ON p.inbox_id = t.id
-               LEFT JOIN payload_references r ON r.inbox_id = t.id
-               WHERE i.doc_id <> t.doc_id OR i.content_type <> t.content_type
-                  OR octet_length(p.body) <> t.size OR sha256(p.body) <> t.digest OR r.object IS NOT NULL""",
-            (
-                [event.id for event, _ in digests],
-                [event.doc_id for event, _ in digests],
-                [event.content_type for event, _ in digests],
-                [len(event.payload) for event, _ in digests],
-                [digest for _, digest in digests],
-            ),
-        )
-        return {row.event_id: row.event() for row in await cursor.fetchall()}
+    rows = await fetch_rows(
+        connection,
+        StoredEvent,
+        f"""SELECT {EVENT_COLUMNS}
+           FROM unnest(%b::uuid[], %b::uuid[], %b::text[], %b::bigint[], %b::bytea[])
+             AS t (id, doc_id, content_type, size, digest)
+           JOIN inbox i ON i.id = t.id JOIN payloads p ON p.inbox_id = t.id
+           LEFT JOIN payload_references r ON r.inbox_id = t.id
+           WHERE i.doc_id <> t.doc_id OR i.content_type <> t.content_type
+              OR octet_length(p.body) <> t.size OR sha256(p.body) <> t.digest OR r.object IS NOT NULL""",
+        (
+            [event.id for event, _ in digests],
+            [event.doc_id for event, _ in digests],
+            [event.content_type for event, _ in digests],
+            [len(event.payload) for event, _ in digests],
+            [digest for _, digest in digests],
+        ),
+    )
+    return {row.event_id: row.event() for row in rows}
 
 
 async def payload_digests(
@@ -186,23 +192,21 @@ async def payload_digests(
 
     Where it is sealed in PostgreSQL, or an object, the event in place of the digest.
     """
-    async with connection.cursor(row_factory=class_row(_DigestedEvent)) as cursor:
-        await cursor.execute(
-            """SELECT i.source, i.event_id, i.doc_key, i.version, i.occurred_at, i.content_type, i.priority, i.trace_parent,
-                      CASE WHEN p.data_key IS NULL THEN '' ELSE p.body END AS body, p.data_key, r.object,
-                      sha256(p.body) AS digest
-               FROM inbox i LEFT JOIN payloads p ON p.inbox_id = i.id LEFT JOIN payload_references r ON r.inbox_id = i.id
-               WHERE i.source = %s AND i.event_id = ANY(%s)""",
-            (source, list(event_ids)),
-        )
-        return {
-            row.event_id: row.event() if row.data_key or row.object else row.digest
-            for row in await cursor.fetchall()
-        }
+    rows = await fetch_rows(
+        connection,
+        _DigestedEvent,
+        """SELECT i.source, i.event_id, i.doc_key, i.version, i.occurred_at, i.content_type, i.priority, i.trace_parent,
+                  CASE WHEN p.data_key IS NULL THEN '' ELSE p.body END AS body, p.data_key, r.object,
+                  sha256(p.body) AS digest
+           FROM inbox i LEFT JOIN payloads p ON p.inbox_id = i.id LEFT JOIN payload_references r ON r.inbox_id = i.id
+           WHERE i.source = %s AND i.event_id = ANY(%s)""",
+        (source, list(event_ids)),
+    )
+    return {row.event_id: row.event() if row.data_key or row.object else row.digest for row in rows}
 
 
 async def ready(connection: Connection) -> dict[str, int]:
-    """Number of events by source that can be claimed now. A paused source has none."""
+    """Return the number of events by source that can be claimed now. A paused source has none."""
     cursor = await connection.execute(
         """SELECT source, count(*) AS events FROM inbox
            WHERE open AND next_at <= clock_timestamp() AND source NOT IN (SELECT name FROM sources WHERE paused)
@@ -250,7 +254,7 @@ async def ready_for_direct(
 
 
 async def stalled(connection: Connection, *, seconds: float) -> dict[str, float]:
-    """Sources whose ready events nobody works on, with how long (s) the oldest has been ready, if over `seconds`.
+    """Return the sources whose ready events nobody works on, with how long (s) the oldest has been ready, if over `seconds`.
 
     A source that is paused is not stalled, nor is one with a live lease: a long backlog makes progress. Neither
     the sweeper nor Temporal decides this, so it also holds when these are stuck.
@@ -275,18 +279,18 @@ async def finished(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:
 
 
 async def backlog(connection: Connection) -> list[BacklogRow]:
-    """Events that are not final, by source, state and the store they wait for."""
-    async with connection.cursor(row_factory=class_row(BacklogRow)) as cursor:
-        await cursor.execute(
-            """SELECT source, state, CASE WHEN state = 'parked' THEN park_store END AS park_store,
-                      count(*) AS events, min(received_at) AS oldest
-               FROM inbox WHERE open OR state = 'parked' GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"""
-        )
-        return await cursor.fetchall()
+    """Return the events that are not final, by source, state and the store they wait for."""
+    return await fetch_rows(
+        connection,
+        BacklogRow,
+        """SELECT source, state, CASE WHEN state = 'parked' THEN park_store END AS park_store,
+                  count(*) AS events, min(received_at) AS oldest
+           FROM inbox WHERE open OR state = 'parked' GROUP BY 1, 2, 3 ORDER BY 1, 2, 3""",
+    )
 
 
 async def parked_by_store(connection: Connection) -> dict[str, int]:
-    """Number of parked events by the store they wait for."""
+    """Return the number of parked events by the store they wait for."""
     cursor = await connection.execute(
         "SELECT park_store, count(*) AS events FROM inbox WHERE state = 'parked' GROUP BY 1"
     )

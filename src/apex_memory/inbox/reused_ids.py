@@ -37,7 +37,7 @@ async def land_every_content(
     document: MakeDocument,
     payloads: PayloadStore,
 ) -> list[LandResult]:
-    """Land events of one source like `landing.land`, with other content under the ids of earlier events as well."""
+    """Land events of one source and return what `landing.land` does, with other content under the ids of earlier events as well."""
     results = await landing.land(connection, events)
     changed = await with_own_ids(connection, source, events, results, document, payloads)
     if changed:

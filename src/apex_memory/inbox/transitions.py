@@ -27,7 +27,8 @@ text is kept, or as a dead letter that is listed with its reason; and nothing ca
 ```
 
 - `received` and `prepared` are *open*: a drain claims them (`leases`). `prepared` has a manifest, so it never
-  needs the pipeline again, unless another build of Apex claims it: that one makes its own manifest. `postpone` keeps the state: it records a failed attempt and delays the next.
+  needs the pipeline again, unless another build of Apex claims it: that one makes its own manifest. `postpone` keeps
+  the state: it records a failed attempt and delays the next.
 - `parked` waits for a store. It is not open, so a source whose store is away costs no claims, and parking
   consumes no attempt. `unpark` returns an event to the open state it came from.
 - A step counts itself in `starts` before it begins (`start`), and every outcome that it reports sets `starts` to
@@ -50,9 +51,7 @@ from datetime import datetime
 from typing import Literal, LiteralString
 from uuid import UUID
 
-from psycopg.rows import class_row
-
-from apex_memory.stores.postgres import Connection
+from apex_memory.stores.postgres import Connection, fetch_rows
 
 QUEUE_COPIES: LiteralString = """INSERT INTO shadows AS s (subject, build, inbox_id, source)
   SELECT r.subject, coalesce(r.build, ''), e.id, e.source FROM ended e JOIN rollouts r ON r.shadow AND (
@@ -108,14 +107,15 @@ class EndedEvent:
 async def lock_owned(
     connection: Connection, batch: UUID, ids: Sequence[UUID]
 ) -> dict[UUID, OwnedEvent]:
-    """Lock those of the events that the batch still owns, by id. An event that is missing has another owner now."""
-    async with connection.cursor(row_factory=class_row(OwnedEvent)) as cursor:
-        await cursor.execute(
-            """SELECT id, source, attempts, parks, parked_at FROM inbox WHERE id = ANY(%s) AND open AND batch = %s
-               ORDER BY id FOR NO KEY UPDATE""",
-            (list(ids), batch),
-        )
-        return {event.id: event for event in await cursor.fetchall()}
+    """Lock those of the events that the batch still owns; return them by id. An event that is missing has another owner now."""
+    rows = await fetch_rows(
+        connection,
+        OwnedEvent,
+        """SELECT id, source, attempts, parks, parked_at FROM inbox WHERE id = ANY(%s) AND open AND batch = %s
+           ORDER BY id FOR NO KEY UPDATE""",
+        (list(ids), batch),
+    )
+    return {event.id: event for event in rows}
 
 
 async def start(connection: Connection, batch: UUID, ids: Sequence[UUID]) -> None:
@@ -155,11 +155,12 @@ async def unprepare(connection: Connection, ids: Sequence[UUID]) -> None:
 async def end(
     connection: Connection, ids: Sequence[UUID], state: Literal["done", "superseded"]
 ) -> list[EndedEvent]:
-    """Any open or parked state → `done` or `superseded`. An event that is final already stays as it is."""
+    """Any open or parked state → `done` or `superseded`; return what ended. An event that is final already stays as it is."""
     if not ids:
         return []
-    cursor = connection.cursor(row_factory=class_row(EndedEvent))
-    await cursor.execute(
+    return await fetch_rows(
+        connection,
+        EndedEvent,
         f"""WITH ended AS (
              UPDATE inbox SET state = %s, ended_at = clock_timestamp(), batch = NULL, park_store = NULL, last_error = NULL,
                     starts = 0, parks = 0, parked_at = NULL
@@ -169,7 +170,6 @@ async def end(
            SELECT source, state, seconds FROM ended""",
         (state, sorted(ids)),
     )
-    return await cursor.fetchall()
 
 
 async def park(connection: Connection, events: Sequence[FailedEvent]) -> None:

@@ -164,10 +164,10 @@ class Forwarder:
                 await release(self._db, lease.name, lease.owner)
 
     async def _set_gauges(self) -> None:
-        for row in await queue.summary(self._db):
-            MIRROR_WAITING.labels(row["source"]).set(row["waiting"])
-            MIRROR_OLDEST_SECONDS.labels(row["source"]).set(row["oldest_seconds"] or 0)
-            MIRROR_DEAD_LETTERS.labels(row["source"]).set(row["dead"])
+        for queued in await queue.summary(self._db):
+            MIRROR_WAITING.labels(queued.source).set(queued.waiting)
+            MIRROR_OLDEST_SECONDS.labels(queued.source).set(queued.oldest_seconds or 0)
+            MIRROR_DEAD_LETTERS.labels(queued.source).set(queued.dead)
 
     async def _stop(self) -> None:
         for task in self._running.values():

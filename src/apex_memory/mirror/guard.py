@@ -94,7 +94,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        """Connect to the first permitted address of `host` that responds.
+        """Connect to the first permitted address of `host` that responds, and return the connection.
 
         Raises `Misconfigured` when none of its addresses is permitted, `Unavailable` when it has none.
         """

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Literal
 from uuid import UUID
 
 import httpx2
@@ -12,12 +13,22 @@ from apex_memory.inbox import landing
 from apex_memory.mirror import copies, queue
 from apex_memory.mirror.copies import MirrorCopy
 from apex_memory.mirror.forwarder import Forwarder
+from apex_memory.mirror.queue import ListedCopy, SourceQueue
 from apex_memory.model import Event, LandResult
 from apex_memory.sources.base import Source
 from apex_memory.stores.postgres import Postgres
 
 VIA = b"apex-"
 """Beginning of the name under which an installation enters itself in the header `Via` (RFC 9110, 7.6.3)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MirroredSource(SourceQueue):
+    """The mirror of a source: its settings, what waits, and how the target responds."""
+
+    url: str
+    """Without its query. Empty where the settings name no target any more."""
+    mirror: Literal["all", "rest"]
 
 
 class Mirror:
@@ -61,50 +72,43 @@ class Mirror:
         return any(name.lower() == b"via" and self._name in value for name, value in headers)
 
     async def land(self, events: Sequence[Event], kept: Sequence[MirrorCopy]) -> list[LandResult]:
-        """Commit events and copies in one transaction; see `inbox.landing.land`."""
+        """Commit events and copies in one transaction; return what `inbox.landing.land` does."""
         async with self._db.transaction() as connection:
             landed = await landing.land(connection, events)
             await copies.insert(connection, kept)
             return landed
 
-    async def summary(self) -> list[dict[str, Any]]:
+    async def summary(self) -> list[MirroredSource]:
         """Return the mirrors: sources with a target, or with copies of an earlier one."""
-        rows = {row["source"]: row for row in await queue.summary(self._db)}
         mirrored = {name for name, source in self._sources.items() if source.settings.mirror_url}
-        return [self._row(name, rows.get(name, {})) for name in sorted(mirrored | set(rows))]
+        queues = {name: SourceQueue(source=name) for name in mirrored}
+        queues |= {queued.source: queued for queued in await queue.summary(self._db)}
+        return [self._with_settings(queues[name]) for name in sorted(queues)]
 
-    def _row(self, name: str, counted: Mapping[str, Any]) -> dict[str, Any]:
-        settings = self._sources[name].settings if name in self._sources else None
-        return {
-            "source": name,
-            "url": _without_query(settings.mirror_url) if settings else "",
-            "mirror": settings.mirror if settings else "all",
-            "waiting": counted.get("waiting", 0),
-            "oldest": counted.get("oldest"),
-            "dead": counted.get("dead", 0),
-            "failing_since": counted.get("failing_since"),
-            "next_at": counted.get("next_at"),
-            "last_error": counted.get("last_error"),
-            "error_at": counted.get("error_at"),
-            "delivered_at": counted.get("delivered_at"),
-        }
+    def _with_settings(self, queued: SourceQueue) -> MirroredSource:
+        source = self._sources.get(queued.source)
+        return MirroredSource(
+            **asdict(queued),
+            url=_without_query(source.settings.mirror_url) if source else "",
+            mirror=source.settings.mirror if source else "all",
+        )
 
     async def find(
         self, *, state: str | None, source: str | None, after: int | None, limit: int
-    ) -> list[dict[str, Any]]:
-        """Copies that match every filter, newest first; see `queue.find`."""
+    ) -> list[ListedCopy]:
+        """Return the copies that match every filter, newest first; see `queue.find`."""
         return await queue.find(self._db, state=state, source=source, after=after, limit=limit)
 
     async def ids_of(self, source: str, *, states: Sequence[str]) -> list[int]:
-        """Ids of a source's copies, the oldest first; see `queue.ids_of`."""
+        """Return the ids of a source's copies, the oldest first; see `queue.ids_of`."""
         return await queue.ids_of(self._db, source, states=states)
 
     async def redrive(self, ids: Sequence[int], *, actor: str) -> int:
-        """Send dead copies again; see `queue.redrive`."""
+        """Send dead copies again; return their number; see `queue.redrive`."""
         return await queue.redrive(self._db, ids, actor=actor)
 
     async def discard(self, ids: Sequence[int], *, actor: str, reason: str) -> int:
-        """End copies for good; see `queue.discard`."""
+        """End copies for good; return their number; see `queue.discard`."""
         return await queue.discard(self._db, ids, actor=actor, reason=reason)
 
     async def forget(self) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Literal
 
 from apex_memory.errors import Conflict, NotFound
 from apex_memory.mirror.copies import Headers, unpack_headers
@@ -13,10 +14,12 @@ from apex_memory.stores.postgres import Connection, Postgres
 
 AT_ONCE = 50  # copies that are read together
 AT_ONCE_BYTES = 8_000_000  # of their bodies; one larger body is read alone
-REFUSALS = (
-    5  # attempts before a refused copy is a dead letter, where the copy before it was delivered
-)
+# Attempts before a refused copy is a dead letter, where the copy before it was delivered.
+REFUSALS = 5
 MOST_MOVED = 10_000  # copies that one redrive or discard of a source moves
+
+
+State = Literal["waiting", "delivered", "dead", "discarded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,50 @@ class TargetState:
     refusing: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceQueue:
+    """The copies of a source that wait or are dead, and how its target responds."""
+
+    source: str
+    waiting: int = 0
+    oldest: datetime | None = None
+    """When the oldest copy that waits was received."""
+    oldest_seconds: float | None = None
+    """Its age."""
+    dead: int = 0
+    failing_since: datetime | None = None
+    next_at: datetime | None = None
+    last_error: str | None = None
+    error_at: datetime | None = None
+    delivered_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedCopy:
+    """A copy without its content. `bytes` is the size of its body."""
+
+    id: int
+    source: str
+    received_at: datetime
+    queued_at: datetime
+    bytes: int
+    state: State
+    attempts: int
+    last_error: str | None
+    ended_at: datetime | None
+    resolution: str | None
+    actor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _PackedCopy:
+    id: int
+    refusals: int
+    query: bytes
+    headers: bytes
+    body: bytes
+
+
 async def due(db: Postgres, sources: Sequence[str]) -> list[str]:
     """Return those of the sources that have waiting copies and whose target may be tried now.
 
@@ -54,28 +101,26 @@ async def due(db: Postgres, sources: Sequence[str]) -> list[str]:
 
 
 async def target_state(db: Postgres, source: str) -> TargetState:
-    row = await db.fetch_one("SELECT failures, refusing FROM mirrors WHERE source = %s", (source,))
-    return TargetState(row["failures"], row["refusing"]) if row else TargetState()
+    """Return how a source's target responded last. One that was never tried has no failures."""
+    state = await db.fetch_row(
+        TargetState, "SELECT failures, refusing FROM mirrors WHERE source = %s", (source,)
+    )
+    return state or TargetState()
 
 
 async def head(db: Postgres, source: str) -> list[WaitingCopy]:
     """Return the first waiting copies of a source, in their order."""
-    rows = await db.fetch(
-        """SELECT id, refusals, query, headers, body FROM (
+    packed = await db.fetch_rows(
+        _PackedCopy,
+        """SELECT id, refusals, coalesce(query, '') AS query, coalesce(headers, '') AS headers, body FROM (
              SELECT *, sum(bytes) OVER (ORDER BY id) - bytes AS bytes_before FROM (
                SELECT * FROM mirror_copies WHERE source = %s AND state = 'waiting' ORDER BY id LIMIT %s) AS first) AS counted
            WHERE bytes_before = 0 OR bytes_before + bytes <= %s ORDER BY id""",
         (source, AT_ONCE, AT_ONCE_BYTES),
     )
     return [
-        WaitingCopy(
-            row["id"],
-            row["refusals"],
-            row["query"] or b"",
-            unpack_headers(row["headers"] or b""),
-            row["body"],
-        )
-        for row in rows
+        WaitingCopy(copy.id, copy.refusals, copy.query, unpack_headers(copy.headers), copy.body)
+        for copy in packed
     ]
 
 
@@ -125,7 +170,7 @@ async def mark_failed(
     """Record that the target could not take a copy, and try it again after `wait` seconds.
 
     A target that has failed for `hold` seconds without a break holds nothing any longer: every waiting copy that is
-    as old becomes a dead letter. Return their number.
+    as old becomes a dead letter. Returns their number.
     """
     async with db.transaction() as connection:
         await connection.execute(
@@ -152,28 +197,30 @@ async def mark_failed(
         return cursor.rowcount
 
 
-async def summary(db: Postgres) -> list[dict[str, Any]]:
-    """Return a row for each source that has copies or a target: counts by state, the oldest waiting one, the target."""
-    return await db.fetch(
+async def summary(db: Postgres) -> list[SourceQueue]:
+    """Return the queue of each source that has copies, or whose target was tried."""
+    return await db.fetch_rows(
+        SourceQueue,
         """SELECT source, coalesce(waiting, 0) AS waiting, oldest, coalesce(dead, 0) AS dead,
                   extract(epoch FROM clock_timestamp() - oldest)::float AS oldest_seconds,
-                  failing_since, coalesce(failures, 0) AS failures, next_at, last_error, error_at, delivered_at
+                  failing_since, next_at, last_error, error_at, delivered_at
            FROM (SELECT source, count(*) AS waiting, min(received_at) AS oldest FROM mirror_copies
                  WHERE state = 'waiting' GROUP BY source) AS queued
            FULL JOIN (SELECT source, count(*) AS dead FROM mirror_copies WHERE state = 'dead' GROUP BY source) AS failed
              USING (source)
-           FULL JOIN mirrors USING (source) ORDER BY source"""
+           FULL JOIN mirrors USING (source) ORDER BY source""",
     )
 
 
 async def find(
     db: Postgres, *, state: str | None, source: str | None, after: int | None, limit: int
-) -> list[dict[str, Any]]:
+) -> list[ListedCopy]:
     """Return copies that match every filter, newest first, without their content. A filter of None matches any.
 
     `after` is the `id` of the last copy of the previous page.
     """
-    return await db.fetch(
+    return await db.fetch_rows(
+        ListedCopy,
         """SELECT id, source, received_at, queued_at, bytes, state, attempts, last_error, ended_at, resolution, actor
            FROM mirror_copies
            WHERE (%(state)s::text IS NULL OR state = %(state)s) AND (%(source)s::text IS NULL OR source = %(source)s)

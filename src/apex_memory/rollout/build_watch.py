@@ -23,7 +23,7 @@ class BuildWatch:
         self.routing = Routing()
 
     async def refresh(self) -> Routing:
-        """Read the routing now."""
+        """Read the routing now and return it."""
         self.routing = await routing(self._db)
         return self.routing
 

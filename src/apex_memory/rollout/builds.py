@@ -14,18 +14,15 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Literal
 
-from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from apex_memory.errors import Conflict, NotFound
 from apex_memory.inbox import leases
 from apex_memory.inbox.leases import SEEN_LATELY
-from apex_memory.stores.postgres import Connection, Postgres
+from apex_memory.rollout.subjects import BUILD
+from apex_memory.stores.postgres import Connection, Postgres, fetch_row, fetch_rows
 
 Role = Literal["current", "previous", "waiting", "retired"]
-
-SUBJECT = "build"
-"""The row of `rollouts` that names the candidate."""
 
 ABSENT_SECONDS = float(leases.ABSENT_SECONDS)
 """A build that was not seen for so long has no worker."""
@@ -88,15 +85,15 @@ async def routing(db: Postgres) -> Routing:
 
 
 async def _routing(connection: Connection) -> Routing:
-    cursor = connection.cursor(row_factory=class_row(Routing))
-    await cursor.execute(
+    routing = await fetch_row(
+        connection,
+        Routing,
         """SELECT coalesce((SELECT build FROM builds WHERE role = 'current'), '') AS current,
                   coalesce((SELECT build FROM builds WHERE role = 'previous'), '') AS previous,
                   coalesce(r.build, '') AS candidate, coalesce(r.share, 0) AS share
            FROM (SELECT) AS always LEFT JOIN rollouts r
-             ON r.subject = 'build' AND (r.share > 0 OR r.shadow) AND NOT EXISTS (SELECT FROM builds b WHERE b.role = 'current' AND b.build = r.build)"""
+             ON r.subject = 'build' AND (r.share > 0 OR r.shadow) AND NOT EXISTS (SELECT FROM builds b WHERE b.role = 'current' AND b.build = r.build)""",
     )
-    routing = await cursor.fetchone()
     assert routing is not None
     return routing if routing.candidate else replace(routing, share=0)
 
@@ -104,15 +101,15 @@ async def _routing(connection: Connection) -> Routing:
 async def listed(db: Postgres) -> list[Build]:
     """Return every build, the current one first, then those seen last."""
     async with db.connection() as connection:
-        cursor = connection.cursor(row_factory=class_row(Build))
-        await cursor.execute(
+        return await fetch_rows(
+            connection,
+            Build,
             f"""SELECT build, role, registered_at, seen_at, promoted_at, checked_at, check_passed, check_detail,
                       NOT ({SEEN_LATELY}) AS absent,
                       (SELECT count(*) FROM inbox WHERE open AND batch IS NOT NULL AND inbox.build = builds.build)
                         AS unfinished
-               FROM builds ORDER BY role <> 'current', seen_at DESC, build"""
+               FROM builds ORDER BY role <> 'current', seen_at DESC, build""",
         )
-        return await cursor.fetchall()
 
 
 async def living(db: Postgres) -> list[str]:
@@ -151,17 +148,15 @@ class Absence:
 
 async def absence(db: Postgres) -> Absence | None:
     """Return why the current build processes nothing: no worker of it was seen for `ABSENT_SECONDS`. None if one was."""
-    async with db.connection() as connection:
-        cursor = connection.cursor(row_factory=class_row(Absence))
-        await cursor.execute(
-            f"""SELECT c.build, CASE WHEN isfinite(c.seen_at) THEN extract(epoch FROM clock_timestamp() - c.seen_at)::float END
-                    AS seen_seconds,
-                  ARRAY(SELECT b.build FROM builds b
-                        WHERE b.role <> 'retired' AND {SEEN_LATELY}
-                        ORDER BY b.role <> 'previous', b.seen_at DESC, b.build) AS living
-           FROM builds c WHERE c.role = 'current' AND c.build NOT IN (SELECT build FROM builds WHERE {SEEN_LATELY})"""
-        )
-        return await cursor.fetchone()
+    return await db.fetch_row(
+        Absence,
+        f"""SELECT c.build, CASE WHEN isfinite(c.seen_at) THEN extract(epoch FROM clock_timestamp() - c.seen_at)::float END
+                AS seen_seconds,
+              ARRAY(SELECT b.build FROM builds b
+                    WHERE b.role <> 'retired' AND {SEEN_LATELY}
+                    ORDER BY b.role <> 'previous', b.seen_at DESC, b.build) AS living
+       FROM builds c WHERE c.role = 'current' AND c.build NOT IN (SELECT build FROM builds WHERE {SEEN_LATELY})""",
+    )
 
 
 async def require_candidate(connection: Connection, build: str) -> None:
@@ -256,7 +251,7 @@ async def ramp(
                ON CONFLICT (subject) DO UPDATE
                SET share = excluded.share, build = excluded.build, changed_by = excluded.changed_by,
                    reason = excluded.reason, changed_at = clock_timestamp()""",
-            (SUBJECT, share, build, actor, reason),
+            (BUILD, share, build, actor, reason),
         )
         await _audit(connection, actor, "build ramped", build, reason=reason, share=share)
         after = await _routing(connection)
@@ -275,7 +270,8 @@ async def promote(
     """Make a build current: it processes every document. The one that was current is kept for a rollback.
 
     `alone` says that the caller owns the installation and no other build runs: the build need not have a worker yet,
-    and the others count as absent at once. It leaves a rollout alone when the build is current already. Raises what `ramp` raises; a build that is current already stays so.
+    and the others count as absent at once. It leaves a rollout alone when the build is current already. Raises what
+    `ramp` raises; a build that is current already stays so.
     """
     async with _changing(db) as connection:
         before = await _routing(connection)
@@ -320,7 +316,7 @@ async def rollback(db: Postgres, *, actor: str, reason: str = "") -> RoutingChan
                 """UPDATE rollout_runs SET state = 'rolled back', ended_at = clock_timestamp(), changed_by = %s,
                           reason = %s, changes = changes + 1
                    WHERE subject = %s AND ended_at IS NULL""",
-                (actor, reason, SUBJECT),
+                (actor, reason, BUILD),
             )
             await _end_rollout(connection)
         elif before.previous:
@@ -385,7 +381,7 @@ async def follow(db: Postgres, current: str, candidate: str, share: int) -> bool
         if candidate:
             await connection.execute(
                 "INSERT INTO rollouts (subject, share, build, changed_by) VALUES (%s, %s, %s, 'temporal')",
-                (SUBJECT, share, candidate),
+                (BUILD, share, candidate),
             )
         if before.candidate not in ("", candidate, current):
             await take_back(connection, before.candidate)
@@ -431,7 +427,7 @@ async def take_back(connection: Connection, build: str) -> int:
 
 @asynccontextmanager
 async def _changing(db: Postgres) -> AsyncIterator[Connection]:
-    """A transaction in which nobody else changes roles or the candidate."""
+    """Open a transaction in which nobody else changes roles or the candidate."""
     async with db.transaction() as connection:
         await lock_roles(connection)
         yield connection
@@ -448,7 +444,7 @@ async def lock_roles(connection: Connection) -> None:
 
 async def _require_no_plan(connection: Connection) -> None:
     cursor = await connection.execute(
-        "SELECT FROM rollout_runs WHERE subject = %s AND ended_at IS NULL", (SUBJECT,)
+        "SELECT FROM rollout_runs WHERE subject = %s AND ended_at IS NULL", (BUILD,)
     )
     if cursor.rowcount:
         raise Conflict(
@@ -468,18 +464,18 @@ async def _make_current(connection: Connection, build: str) -> None:
 
 
 async def _end_rollout(connection: Connection) -> None:
-    await connection.execute("DELETE FROM rollouts WHERE subject = %s", (SUBJECT,))
+    await connection.execute("DELETE FROM rollouts WHERE subject = %s", (BUILD,))
 
 
 async def _row(connection: Connection, build: str) -> Build:
-    cursor = connection.cursor(row_factory=class_row(Build))
-    await cursor.execute(
+    row = await fetch_row(
+        connection,
+        Build,
         f"""SELECT build, role, registered_at, seen_at, promoted_at, checked_at, check_passed, check_detail,
                   NOT ({SEEN_LATELY}) AS absent, 0 AS unfinished
            FROM builds WHERE build = %s""",
         (build,),
     )
-    row = await cursor.fetchone()
     if row is None:
         raise NotFound(
             f"{build[:100]}: no worker of this build has run here",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from psycopg.types.json import Jsonb
 
@@ -16,14 +16,20 @@ GATE = "gate"
 State = Literal["running", "held", "rolled back", "done", "stopped"]
 Ended = Literal["done", "stopped", "rolled back"]
 
-Share = tuple[int, bool]
-"""Per cent of the documents that the new side processes, and whether it processes copies of the others."""
 
-NOTHING: Share = (0, False)
+class StepShare(NamedTuple):
+    """What the new side processes: per cent of the documents, and whether it processes copies of the others."""
+
+    percent: int
+    shadow: bool
 
 
-def share_of(step: Step | None) -> Share:
-    return (step.share, step.shadow) if step else NOTHING
+NOTHING = StepShare(0, False)
+
+
+def share_of(step: Step | None) -> StepShare:
+    """Return what the new side processes at a step; nothing without one."""
+    return StepShare(step.share, step.shadow) if step else NOTHING
 
 
 async def begin_step(connection: Connection, id: int, step: int) -> None:
@@ -57,7 +63,7 @@ async def end_run(
 async def write_share(
     connection: Connection,
     subject: str,
-    share: Share,
+    share: StepShare,
     *,
     build: str | None,
     actor: str,
@@ -76,7 +82,7 @@ async def write_share(
 async def lower_share(
     connection: Connection,
     subject: str,
-    share: Share,
+    share: StepShare,
     *,
     build: str | None,
     actor: str,
@@ -96,15 +102,15 @@ async def audit(
     actor: str,
     subject: str,
     event: str,
-    share: Share,
+    share: StepShare,
     reason: str,
     **more: Any,
 ) -> None:
     """Write who did what to a rollout, and why. `share` is what holds afterwards."""
     detail = {
         "event": event,
-        "share": share[0],
-        "shadow": share[1],
+        "share": share.percent,
+        "shadow": share.shadow,
         "reason": reason,
         **{name: value for name, value in more.items() if value is not None},
     }

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from apex_memory.model import Assertion, Entity, Manifest, Tally
+from apex_memory.model import Assertion, Entity, Manifest, Tally, Vectors
 from apex_memory.saga.stage import chunks_tally, edges_tally
 
 COSINE = 0.999
@@ -246,8 +247,8 @@ def _vectors(live: Manifest, shadow: Manifest) -> Iterator[Difference]:
         )
 
 
-def _cosines(ours: Any, theirs: Any) -> Any:
-    """Cosines row by row, shape (rows,). Two zero vectors are equal."""
+def _cosines(ours: Vectors, theirs: Vectors) -> NDArray[np.floating[Any]]:
+    """Return cosines row by row, shape (rows,). Two zero vectors are equal."""
     norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
     dots = np.einsum("ij,ij->i", ours, theirs)
     equal = np.all(ours == theirs, axis=1)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, LiteralString
 
-from psycopg.rows import class_row
-
 from apex_memory.inbox.routing import BUCKET_SQL
 from apex_memory.rollout.gates import Copies, Side, StepFacts
-from apex_memory.rollout.runs import BUILD, Run
+from apex_memory.rollout.runs import Run
+from apex_memory.rollout.subjects import BUILD
 from apex_memory.rollout_settings import WINDOW_EVENTS
-from apex_memory.stores.postgres import Connection
+from apex_memory.stores.postgres import Connection, fetch_row, fetch_rows
 
 BLIPS = 1
 """So many failed attempts of an event are no evidence: a store that was busy for a moment fails a whole batch."""
@@ -100,7 +99,7 @@ def parameters_of(run: Run) -> dict[str, Any]:
     return {
         "source": run.subject.removeprefix("source:"),
         "build": run.build,
-        "share": run.share[0],
+        "share": run.share.percent,
         "since": run.step_seq,
         "calm": run.calm_seq,
         "began": run.step_began,
@@ -110,19 +109,17 @@ def parameters_of(run: Run) -> dict[str, Any]:
 async def facts_of(connection: Connection, run: Run, copies: Copies) -> StepFacts:
     """Return the facts of a run's step. `copies` are those of its shadow."""
     build, parameters = run.subject == BUILD, parameters_of(run)
-    recent = connection.cursor(row_factory=class_row(_RecentEvents))
-    await recent.execute(recent_sql(build=build), parameters)
-    recent_by_side = {row.new: row for row in await recent.fetchall()}
-    waiting = connection.cursor(row_factory=class_row(_WaitingEvents))
-    await waiting.execute(waiting_sql(build=build), parameters)
-    waiting_by_side = {row.new: row for row in await waiting.fetchall()}
-    clock = connection.cursor(row_factory=class_row(_Clock))
-    await clock.execute(
+    recent = await fetch_rows(connection, _RecentEvents, recent_sql(build=build), parameters)
+    recent_by_side = {row.new: row for row in recent}
+    waiting = await fetch_rows(connection, _WaitingEvents, waiting_sql(build=build), parameters)
+    waiting_by_side = {row.new: row for row in waiting}
+    step = await fetch_row(
+        connection,
+        _Clock,
         """SELECT extract(epoch FROM clock_timestamp() - %(began)s)::float AS seconds,
                   EXISTS (SELECT FROM sources WHERE name = %(source)s AND paused) AS paused""",
         parameters,
     )
-    step = await clock.fetchone()
     assert step is not None
     parked = {side: row.parked for side, row in waiting_by_side.items()}
     return StepFacts(
@@ -131,7 +128,7 @@ async def facts_of(connection: Connection, run: Run, copies: Copies) -> StepFact
         other=_side(recent_by_side.get(False), waiting_by_side.get(False)),
         copies=copies,
         baseline=run.baseline,
-        disturbed=_disturbed(run.share[0], paused=step.paused, parked=parked),
+        disturbed=_disturbed(run.share.percent, paused=step.paused, parked=parked),
     )
 
 

@@ -12,12 +12,16 @@ import importlib
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apex_memory.errors import ApexError, Misconfigured, require_extra
 from apex_memory.rollout.shares import Shares
+from apex_memory.rollout.subjects import source_subject
 from apex_memory.rollout_settings import RolloutSettings
 from apex_memory.telemetry import FLAG_DEFAULTS, logger
+
+if TYPE_CHECKING:
+    from openfeature.client import OpenFeatureClient
 
 DOMAIN = "apex-memory"
 """OpenFeature's name for the clients that share a provider."""
@@ -47,10 +51,6 @@ def shadow_flag(source: str) -> str:
     return f"apex.{source}.shadow"
 
 
-def path_flag(source: str) -> str:
-    return f"apex.{source}.path"
-
-
 class Flags:
     """The flags of all sources at a provider. Building one starts the provider."""
 
@@ -66,7 +66,7 @@ class Flags:
             raise
         except Exception as error:  # noqa: BLE001 -- the code of a user, which may raise anything
             raise _misconfigured(provider, f"does not start ({type(error).__name__})") from None
-        self._client: Any = api.get_client(domain=DOMAIN)
+        self._client: OpenFeatureClient = api.get_client(domain=DOMAIN)
 
     def read(self, sources: Collection[str]) -> dict[str, FlagShare]:
         """Return what the flags of each source say. Blocks as long as the provider does."""
@@ -165,7 +165,7 @@ class FlagFollower:
             return await asyncio.shield(self._evaluating)
 
     async def _write(self, source: str, share: int, *, shadow: bool) -> None:
-        subject = f"source:{source}"
+        subject = source_subject(source)
         row = await self._shares.find(subject)
         if row is not None and (row.share, row.shadow) == (share, shadow):
             return

@@ -114,7 +114,7 @@ def _duration(gate: Gate, facts: StepFacts) -> Check:
 
 
 def _volume(step: Step, facts: StepFacts) -> Check:
-    """Return the least number of events: that the new side ended, and in shadow that were compared."""
+    """Return the check of the number of events: those that the new side ended, and in shadow those that were compared."""
     counts: list[tuple[int, str]] = []
     if step.share:
         counts.append((facts.new.ended, "events"))
@@ -140,7 +140,7 @@ def _failed_copies(step: Step, copies: Copies) -> Check:
 
 
 def _rate(step: Step, name: str, bad: int, total: int, highest: float, detail: str) -> Check:
-    """Check a rate of copies. In shadow alone a violation does no harm: the step holds until the cause is settled."""
+    """Return the check of a rate of copies. In shadow alone a violation does no harm: the step holds until the cause is settled."""
     if _exceeds(bad, total, step.min_events, highest):
         result = CheckResult.VIOLATED if step.share else CheckResult.BLOCKED
         return Check(name, result, f"{detail}; allowed are {_per_cent(highest)}")
@@ -156,7 +156,7 @@ def _exceeds(bad: int, total: int, least: int, highest: float) -> bool:
 
 
 def _failures(step: Step, facts: StepFacts) -> Check:
-    """Check the failures. Where the other side fails as often, the events are to blame: the step holds."""
+    """Return the check of the failures. Where the other side fails as often, the events are to blame: the step holds."""
     new, other, highest = facts.new, facts.other, step.max_failure_rate
     detail = f"{new.failed} of {new.known} events failed"
     if not _exceeds(new.failed, new.known, step.min_events, highest):
@@ -169,7 +169,7 @@ def _failures(step: Step, facts: StepFacts) -> Check:
 
 
 def _latency(step: Step, facts: StepFacts) -> Check:
-    """Check the p99, relative to the other side's."""
+    """Return the check of the p99, relative to the other side's."""
     if facts.disturbed:
         return Check("latency", CheckResult.OPEN, facts.disturbed)
     p99, usual = facts.new.p99, facts.usual_p99
@@ -192,7 +192,7 @@ def _latency(step: Step, facts: StepFacts) -> Check:
 
 
 def _backlog(step: Step, facts: StepFacts) -> Check:
-    """Check the events that wait, for each per cent of the share, relative to the other side's.
+    """Return the check of the events that wait, for each per cent of the share, relative to the other side's.
 
     A long backlog is no evidence while its oldest event has not waited longer than is usual on the other side:
     of two sides that work off the same load, one is done first.

@@ -11,10 +11,11 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
 from time import monotonic
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 from uuid import UUID
 
 import httpx2
+from openfeature.evaluation_context import EvaluationContext
 from openfeature.exception import (
     FlagNotFoundError,
     GeneralError,
@@ -22,18 +23,28 @@ from openfeature.exception import (
     TargetingKeyMissingError,
     TypeMismatchError,
 )
-from openfeature.flag_evaluation import FlagResolutionDetails, Reason
+from openfeature.flag_evaluation import FlagResolutionDetails, FlagValueType, Reason
 from openfeature.provider import AbstractProvider, Metadata
 
 from apex_memory.inbox.routing import bucket_of
+from apex_memory.rollout.subjects import source_subject
 
-NEW_SOURCE = {"share": 100, "shadow": False}
+
+class ShareRow(TypedDict):
+    """Per cent of a source's documents that Temporal processes, and whether copies of the others are processed too."""
+
+    share: int
+    shadow: bool
+
+
+NEW_SOURCE = ShareRow(share=100, shadow=False)
 """What holds for a source without a row: Temporal processes it."""
 
 READ_SECONDS = 2.0
 
-Rows = Mapping[str, Mapping[str, Any]]
-"""`share` and `shadow` by source, for every source."""
+T = TypeVar("T")
+Rows = Mapping[str, ShareRow]
+"""The row of every source, by its name."""
 
 
 class RolloutProvider(AbstractProvider):
@@ -65,7 +76,7 @@ class RolloutProvider(AbstractProvider):
             sources = _json(client, "/v1/sources")["sources"]
             rows = {row["subject"]: row for row in _json(client, "/v1/rollouts")["rollouts"]}
             return {
-                source["name"]: rows.get(f"source:{source['name']}", NEW_SOURCE)
+                source["name"]: rows.get(source_subject(source["name"]), NEW_SOURCE)
                 for source in sources
             }
 
@@ -75,57 +86,66 @@ class RolloutProvider(AbstractProvider):
         return Metadata(name="apex-memory")
 
     def resolve_integer_details(
-        self, flag_key: str, default_value: int, evaluation_context: Any = None
+        self, flag_key: str, default_value: int, evaluation_context: EvaluationContext | None = None
     ) -> FlagResolutionDetails[int]:
         return self._details(self._row(flag_key, "share")["share"], Reason.STATIC)
 
     def resolve_boolean_details(
-        self, flag_key: str, default_value: bool, evaluation_context: Any = None
+        self,
+        flag_key: str,
+        default_value: bool,
+        evaluation_context: EvaluationContext | None = None,
     ) -> FlagResolutionDetails[bool]:
         return self._details(self._row(flag_key, "shadow")["shadow"], Reason.STATIC)
 
     def resolve_string_details(
-        self, flag_key: str, default_value: str, evaluation_context: Any = None
+        self, flag_key: str, default_value: str, evaluation_context: EvaluationContext | None = None
     ) -> FlagResolutionDetails[str]:
         row = self._row(flag_key, "path")
         path = "temporal" if bucket_of(_document(evaluation_context)) < row["share"] else "direct"
         return self._details(path, Reason.SPLIT)
 
     def resolve_float_details(
-        self, flag_key: str, default_value: float, evaluation_context: Any = None
+        self,
+        flag_key: str,
+        default_value: float,
+        evaluation_context: EvaluationContext | None = None,
     ) -> FlagResolutionDetails[float]:
         raise TypeMismatchError(f"{flag_key}: no flag is a float")
 
     def resolve_object_details(
         self,
         flag_key: str,
-        default_value: Sequence[Any] | Mapping[str, Any],
-        evaluation_context: Any = None,
-    ) -> FlagResolutionDetails[Any]:
+        default_value: Sequence[FlagValueType] | Mapping[str, FlagValueType],
+        evaluation_context: EvaluationContext | None = None,
+    ) -> FlagResolutionDetails[Sequence[FlagValueType] | Mapping[str, FlagValueType]]:
         raise TypeMismatchError(f"{flag_key}: no flag is an object")
 
     async def resolve_integer_details_async(
-        self, flag_key: str, default_value: int, evaluation_context: Any = None
+        self, flag_key: str, default_value: int, evaluation_context: EvaluationContext | None = None
     ) -> FlagResolutionDetails[int]:
         await asyncio.to_thread(self._refresh)
         return self.resolve_integer_details(flag_key, default_value, evaluation_context)
 
     async def resolve_boolean_details_async(
-        self, flag_key: str, default_value: bool, evaluation_context: Any = None
+        self,
+        flag_key: str,
+        default_value: bool,
+        evaluation_context: EvaluationContext | None = None,
     ) -> FlagResolutionDetails[bool]:
         await asyncio.to_thread(self._refresh)
         return self.resolve_boolean_details(flag_key, default_value, evaluation_context)
 
     async def resolve_string_details_async(
-        self, flag_key: str, default_value: str, evaluation_context: Any = None
+        self, flag_key: str, default_value: str, evaluation_context: EvaluationContext | None = None
     ) -> FlagResolutionDetails[str]:
         await asyncio.to_thread(self._refresh)
         return self.resolve_string_details(flag_key, default_value, evaluation_context)
 
-    def _details(self, value: Any, reason: Reason) -> FlagResolutionDetails[Any]:
+    def _details(self, value: T, reason: Reason) -> FlagResolutionDetails[T]:
         return FlagResolutionDetails(value, reason=Reason.STALE if self._stale else reason)
 
-    def _row(self, flag_key: str, kind: str) -> Mapping[str, Any]:
+    def _row(self, flag_key: str, kind: str) -> ShareRow:
         """Return the row of the source that a flag names. Raises `FlagNotFoundError` and `TypeMismatchError`."""
         self._refresh()
         if self._rows is None:
@@ -157,8 +177,9 @@ def _json(client: httpx2.Client, path: str) -> Any:
     return response.json()
 
 
-def _document(context: Any) -> UUID:
-    key = getattr(context, "targeting_key", None)
+def _document(context: EvaluationContext | None) -> UUID:
+    """Return the document that a context names. Raises OpenFeature's errors for one that names none."""
+    key = context.targeting_key if context else None
     if not key:
         raise TargetingKeyMissingError("the targeting key is the id of the document")
     try:

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
-from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from apex_memory.errors import Conflict, Misconfigured, NotFound, Rejected
@@ -20,8 +19,8 @@ from apex_memory.rollout.changes import (
     GATE,
     NOTHING,
     Ended,
-    Share,
     State,
+    StepShare,
     audit,
     begin_step,
     end_run,
@@ -31,10 +30,10 @@ from apex_memory.rollout.changes import (
     write_share,
 )
 from apex_memory.rollout.gates import Check, Decision
+from apex_memory.rollout.subjects import BUILD, source_subject
 from apex_memory.rollout_settings import SHADOW, Plan, RolloutSettings, Step, first_problem
-from apex_memory.stores.postgres import Connection, Postgres
+from apex_memory.stores.postgres import Connection, Postgres, fetch_row
 
-BUILD = builds.SUBJECT
 HISTORY = 50
 """Most changes that `Runs.history` returns."""
 
@@ -75,7 +74,7 @@ class Run:
         return self.plan.steps[self.step] if self.step >= 0 else None
 
     @property
-    def share(self) -> Share:
+    def share(self) -> StepShare:
         """The share of the step."""
         return share_of(self.current)
 
@@ -122,7 +121,7 @@ class Runs:
             raise NotFound(
                 f"{source[:100]}: no such source", remedy="`build`, or a source: GET /v1/sources"
             )
-        return f"source:{source}"
+        return source_subject(source)
 
     def plan(self, subject: str, changes: dict[str, Any] | None = None) -> Plan:
         """Return the plan of a subject by the settings, with changes. Raises `Rejected` for what cannot work."""
@@ -330,12 +329,14 @@ class Runs:
         return [(run, await self._change_of(run)) for run in runs]
 
     async def _change_of(self, run: Run) -> Change:
-        row = await self._db.fetch_one(
-            "SELECT share, shadow FROM rollouts WHERE subject = %s", (run.subject,)
+        share = await self._db.fetch_row(
+            StepShare,
+            "SELECT share AS percent, shadow FROM rollouts WHERE subject = %s",
+            (run.subject,),
         )
-        share, shadow = (row["share"], row["shadow"]) if row else (0, False)
-        ended: Any = run.state if run.ended_at else None
-        return Change(run.subject, run.build, share, shadow, ended)
+        percent, shadow = share or NOTHING
+        ended = cast(Ended, run.state) if run.ended_at else None
+        return Change(run.subject, run.build, percent, shadow, ended)
 
     async def mark_applied(self, run: Run) -> None:
         await self._db.execute(
@@ -367,10 +368,9 @@ class Runs:
         ]
 
     async def _find(self, where: str, *parameters: Any) -> list[Run]:
-        async with self._db.connection() as connection:
-            cursor = connection.cursor(row_factory=class_row(Run))
-            await cursor.execute(f"SELECT * FROM rollout_runs WHERE {where}", parameters)
-            return await cursor.fetchall()
+        return await self._db.fetch_rows(
+            Run, f"SELECT * FROM rollout_runs WHERE {where}", parameters
+        )
 
 
 async def _lock(connection: Connection, subject: str) -> None:
@@ -380,10 +380,10 @@ async def _lock(connection: Connection, subject: str) -> None:
 
 
 async def _by_id(connection: Connection, id: int, *, lock: bool = False) -> Run:
-    cursor = connection.cursor(row_factory=class_row(Run))
     suffix = "FOR UPDATE" if lock else ""
-    await cursor.execute(f"SELECT * FROM rollout_runs WHERE id = %s {suffix}", (id,))
-    run = await cursor.fetchone()
+    run = await fetch_row(
+        connection, Run, f"SELECT * FROM rollout_runs WHERE id = %s {suffix}", (id,)
+    )
     assert run is not None
     return run
 
@@ -391,11 +391,12 @@ async def _by_id(connection: Connection, id: int, *, lock: bool = False) -> Run:
 async def _open(connection: Connection, subject: str) -> Run:
     """Return the rollout of a subject that goes on, locked. Raises `Conflict` if none does."""
     await _lock(connection, subject)
-    cursor = connection.cursor(row_factory=class_row(Run))
-    await cursor.execute(
-        "SELECT * FROM rollout_runs WHERE subject = %s AND ended_at IS NULL FOR UPDATE", (subject,)
+    run = await fetch_row(
+        connection,
+        Run,
+        "SELECT * FROM rollout_runs WHERE subject = %s AND ended_at IS NULL FOR UPDATE",
+        (subject,),
     )
-    run = await cursor.fetchone()
     if run is None:
         raise Conflict(
             f"{subject}: no rollout is in progress", remedy="`apex rollout start` begins one"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, LiteralString
 from uuid import UUID
@@ -12,9 +12,7 @@ from psycopg.types.json import Jsonb
 from apex_memory.errors import Conflict, NotFound, Rejected
 from apex_memory.rollout.shadow_results import content_of, unpack
 from apex_memory.saga.manifests import manifests_of_events
-from apex_memory.stores.postgres import Connection
-
-DIFFERENT_MAX = 200  # differing events on a page
+from apex_memory.stores.postgres import Connection, fetch_row, fetch_rows
 
 # A difference is accepted by the name of its field, or of a part of it before a dot.
 NOT_ACCEPTED: LiteralString = """EXISTS (
@@ -26,29 +24,80 @@ _RANGE: LiteralString = """s.subject = %(subject)s AND s.build = %(build)s AND s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShadowFacts:
-    """What the copies of a subject came to since a time. `compared = equal + accepted + mismatched`. Times are seconds."""
+class _EndedCopies:
+    """The copies of a subject that were compared or given up since a time. Times are seconds."""
 
-    subject: str
-    build: str
     compared: int = 0
     equal: int = 0
-    accepted: int = 0
-    """Events that differ only in what was accepted by name."""
     mismatched: int = 0
     """Events with a difference that nobody accepted."""
     failed: int = 0
     """Copies that were given up after transient failures: they prove nothing."""
-    waiting: int = 0
-    dropped: int = 0
-    """Copies that were not processed: the backlog was full, say. Counted by the hour in which `since` lies and later ones."""
-    by_field: dict[str, int] = field(default_factory=dict)
-    """Events by field that differs, without accepted fields."""
     last_at: datetime | None = None
     live_p50: float | None = None
     live_p99: float | None = None
     shadow_p50: float | None = None
     shadow_p99: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShadowFacts(_EndedCopies):
+    """What the copies of a subject came to since a time. `compared = equal + accepted + mismatched`."""
+
+    subject: str
+    build: str
+    accepted: int = 0
+    """Events that differ only in what was accepted by name."""
+    waiting: int = 0
+    dropped: int = 0
+    """Copies that were not processed: the backlog was full, say. Counted by the hour in which `since` lies and later ones."""
+    by_field: dict[str, int] = field(default_factory=dict)
+    """Events by field that differs, without accepted fields."""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldDifference:
+    """How many events differ in a field for a reason, and whether that is accepted."""
+
+    field: str
+    reason: str
+    events: int
+    accepted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """A field in which the copies of a subject may differ: who accepted it, why and when."""
+
+    field: str
+    actor: str
+    reason: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DifferingEvent:
+    """An event whose copy differs, and the fields. `id` is that of the copy."""
+
+    id: int
+    event: UUID
+    source: str
+    event_id: str
+    document_id: UUID
+    fields: list[str]
+    live_outcome: str | None
+    shadow_outcome: str | None
+    error: str | None
+    compared_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class _StepSeconds:
+    """The mean time of a step on a side, `live` or `shadow`."""
+
+    side: str
+    step: str
+    seconds: float
 
 
 async def mismatches(
@@ -59,7 +108,9 @@ async def mismatches(
     `compared` is 0 without evidence: whoever decides by it holds.
     """
     parameters = {"subject": subject, "build": build, "since": since}
-    cursor = await connection.execute(
+    copies = await fetch_row(
+        connection,
+        _EndedCopies,
         f"""SELECT count(*) FILTER (WHERE state = 'compared') AS compared,
                    count(*) FILTER (WHERE state = 'compared' AND equal) AS equal,
                    count(*) FILTER (WHERE state = 'compared' AND NOT equal AND {NOT_ACCEPTED}) AS mismatched,
@@ -71,14 +122,12 @@ async def mismatches(
             FROM shadows s WHERE {_RANGE}""",
         parameters,
     )
-    row = await cursor.fetchone()
-    assert row is not None  # an aggregate always gives a row
-    accepted = row["compared"] - row["equal"] - row["mismatched"]
+    assert copies is not None  # an aggregate always gives a row
     return ShadowFacts(
+        **asdict(copies),
         subject=subject,
         build=build,
-        **row,
-        accepted=accepted,
+        accepted=copies.compared - copies.equal - copies.mismatched,
         waiting=await _waiting(connection, subject, build),
         dropped=sum((await _drops(connection, parameters)).values()),
         by_field=await _by_field(connection, parameters),
@@ -122,13 +171,13 @@ class Report:
     """The facts of a subject, differences by field and reason, drops by reason, acceptances, and a page of differing events."""
 
     facts: ShadowFacts
-    differences: list[dict[str, Any]]
-    """Events by (field, reason), with whether it is accepted; most events first."""
+    differences: list[FieldDifference]
+    """Those in most events first."""
     dropped: dict[str, int]
     seconds: dict[str, dict[str, float]]
     """Mean seconds by step, of `live` and of `shadow`."""
-    acceptances: list[dict[str, Any]]
-    events: list[dict[str, Any]]
+    acceptances: list[Acceptance]
+    events: list[DifferingEvent]
     next: int | None
     """Position of the following page of events; None on the last."""
 
@@ -155,12 +204,14 @@ async def report(
         seconds=await _steps(connection, parameters),
         acceptances=await acceptances(connection, subject, build),
         events=events[:limit],
-        next=events[limit - 1]["id"] if len(events) > limit else None,
+        next=events[limit - 1].id if len(events) > limit else None,
     )
 
 
-async def _differences(connection: Connection, parameters: dict[str, Any]) -> list[dict[str, Any]]:
-    cursor = await connection.execute(
+async def _differences(connection: Connection, parameters: dict[str, Any]) -> list[FieldDifference]:
+    return await fetch_rows(
+        connection,
+        FieldDifference,
         f"""SELECT d ->> 'field' AS field, d ->> 'reason' AS reason, count(*) AS events,
                    bool_and(EXISTS (SELECT FROM shadow_acceptances a WHERE a.subject = s.subject AND a.build = s.build
                      AND (d ->> 'field' = a.field OR starts_with(d ->> 'field', a.field || '.')))) AS accepted
@@ -169,11 +220,12 @@ async def _differences(connection: Connection, parameters: dict[str, Any]) -> li
             GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2 LIMIT 200""",
         parameters,
     )
-    return list(await cursor.fetchall())
 
 
 async def _steps(connection: Connection, parameters: dict[str, Any]) -> dict[str, dict[str, float]]:
-    cursor = await connection.execute(
+    rows = await fetch_rows(
+        connection,
+        _StepSeconds,
         f"""SELECT side.key AS side, step.key AS step, avg(step.value::text::float8) AS seconds
             FROM (SELECT seconds FROM shadows s WHERE {_RANGE} AND s.state = 'compared'
                   ORDER BY ended_at DESC LIMIT 10000) recent,
@@ -182,16 +234,18 @@ async def _steps(connection: Connection, parameters: dict[str, Any]) -> dict[str
         parameters,
     )
     seconds: dict[str, dict[str, float]] = {"live": {}, "shadow": {}}
-    for row in await cursor.fetchall():
-        seconds[row["side"]][row["step"]] = round(row["seconds"], 6)
+    for row in rows:
+        seconds[row.side][row.step] = round(row.seconds, 6)
     return seconds
 
 
 async def _differing(
     connection: Connection, parameters: dict[str, Any], *, every: bool
-) -> list[dict[str, Any]]:
+) -> list[DifferingEvent]:
     condition: LiteralString = "true" if every else NOT_ACCEPTED
-    cursor = await connection.execute(
+    return await fetch_rows(
+        connection,
+        DifferingEvent,
         f"""SELECT s.id, s.inbox_id AS event, s.source, i.event_id, i.doc_id AS document_id, s.fields, s.live_outcome,
                    s.shadow_outcome, s.error, s.ended_at AS compared_at
             FROM shadows s JOIN inbox i ON i.id = s.inbox_id
@@ -200,7 +254,6 @@ async def _differing(
             ORDER BY s.id DESC LIMIT %(limit)s""",
         parameters,
     )
-    return list(await cursor.fetchall())
 
 
 async def candidate(connection: Connection) -> str:
@@ -249,13 +302,14 @@ async def _live_content(connection: Connection, event: UUID) -> dict[str, Any] |
     return content_of(manifest) if manifest else None
 
 
-async def acceptances(connection: Connection, subject: str, build: str) -> list[dict[str, Any]]:
+async def acceptances(connection: Connection, subject: str, build: str) -> list[Acceptance]:
     """Return the fields in which a subject may differ, with who accepted each, when and why."""
-    cursor = await connection.execute(
-        """SELECT field, actor, reason, at FROM shadow_acceptances WHERE subject = %s AND build = %s ORDER BY field""",
+    return await fetch_rows(
+        connection,
+        Acceptance,
+        "SELECT field, actor, reason, at FROM shadow_acceptances WHERE subject = %s AND build = %s ORDER BY field",
         (subject, build),
     )
-    return list(await cursor.fetchall())
 
 
 async def accept(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from psycopg.rows import class_row
-
 from apex_memory.rollout.gates import Copies
 from apex_memory.rollout.runs import Run
 from apex_memory.rollout.shadow_facts import NOT_ACCEPTED
-from apex_memory.stores.postgres import Connection
+from apex_memory.stores.postgres import Connection, fetch_row
 
 
 async def copies_of(connection: Connection, run: Run) -> Copies:
@@ -16,8 +14,9 @@ async def copies_of(connection: Connection, run: Run) -> Copies:
     A copy queued before counts too: what it is compared with was the same build and path. Nothing compared means that
     nothing is known, and the gate holds.
     """
-    cursor = connection.cursor(row_factory=class_row(Copies))
-    await cursor.execute(
+    copies = await fetch_row(
+        connection,
+        Copies,
         f"""SELECT count(*) FILTER (WHERE state = 'compared') AS compared,
                    count(*) FILTER (WHERE state = 'compared' AND NOT equal AND {NOT_ACCEPTED}) AS different,
                    count(*) FILTER (WHERE state = 'failed') AS failed
@@ -25,6 +24,5 @@ async def copies_of(connection: Connection, run: Run) -> Copies:
             WHERE s.subject = %s AND s.build = %s AND s.state <> 'waiting' AND s.ended_at >= %s""",
         (run.subject, run.build or "", run.step_began),
     )
-    copies = await cursor.fetchone()
     assert copies is not None  # an aggregate always gives a row
     return copies

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from psycopg.rows import class_row
-
 from apex_memory.model import Manifest, Tally
 from apex_memory.rollout.comparison import ProcessedEvent
 from apex_memory.saga.manifests import manifests_of_events
-from apex_memory.stores.postgres import Connection
+from apex_memory.stores.postgres import Connection, fetch_rows
 
 FINAL = ("done", "superseded", "dead")
 
@@ -50,29 +48,30 @@ async def live_events(
 ) -> dict[UUID, LiveEvent]:
     """Return what became of events, by id, without those that are not final. `parents` holds each copy's parent document."""
     manifests = await manifests_of_events(connection, ids)
-    async with connection.cursor(row_factory=class_row(_EndedEvent)) as cursor:
-        await cursor.execute(
-            """SELECT i.id, i.state, l.error_class, s.chunks, s.chunks_sum, s.edges, s.edges_sum,
-                      extract(epoch FROM i.claimed_at - i.received_at)::float AS wait,
-                      extract(epoch FROM i.prepared_at - i.claimed_at)::float AS prepare,
-                      extract(epoch FROM greatest(s.graph_at, s.vectors_at) - s.created_at)::float AS stage,
-                      extract(epoch FROM s.committed_at - greatest(s.graph_at, s.vectors_at))::float AS commit,
-                      extract(epoch FROM i.ended_at - i.claimed_at)::float AS total,
-                      EXISTS (SELECT FROM inbox n WHERE n.doc_id = i.doc_id AND (n.version, n.event_id) > (i.version, i.event_id)
-                                AND n.state = 'done' AND n.ended_at <= i.ended_at)
-                      OR EXISTS (SELECT FROM manifests pm JOIN inbox p ON p.id = pm.inbox_id
-                                 WHERE pm.doc_id = t.parent AND pm.deleted AND (p.version, p.event_id) >= (i.version, i.event_id)
-                                   AND p.state = 'done' AND p.ended_at <= i.ended_at) AS outranked
-               FROM unnest(%s::uuid[], %s::uuid[]) AS t (id, parent)
-               JOIN inbox i ON i.id = t.id
-               LEFT JOIN dead_letters l ON l.inbox_id = i.id AND i.state = 'dead'
-               LEFT JOIN LATERAL (
-                 SELECT * FROM stages WHERE inbox_id = i.id AND committed_at IS NOT NULL ORDER BY created_at LIMIT 1
-               ) s ON true
-               WHERE i.state = ANY(%s)""",
-            (list(ids), list(parents), list(FINAL)),
-        )
-        return {row.id: _live(row, manifests.get(row.id)) for row in await cursor.fetchall()}
+    rows = await fetch_rows(
+        connection,
+        _EndedEvent,
+        """SELECT i.id, i.state, l.error_class, s.chunks, s.chunks_sum, s.edges, s.edges_sum,
+                  extract(epoch FROM i.claimed_at - i.received_at)::float AS wait,
+                  extract(epoch FROM i.prepared_at - i.claimed_at)::float AS prepare,
+                  extract(epoch FROM greatest(s.graph_at, s.vectors_at) - s.created_at)::float AS stage,
+                  extract(epoch FROM s.committed_at - greatest(s.graph_at, s.vectors_at))::float AS commit,
+                  extract(epoch FROM i.ended_at - i.claimed_at)::float AS total,
+                  EXISTS (SELECT FROM inbox n WHERE n.doc_id = i.doc_id AND (n.version, n.event_id) > (i.version, i.event_id)
+                            AND n.state = 'done' AND n.ended_at <= i.ended_at)
+                  OR EXISTS (SELECT FROM manifests pm JOIN inbox p ON p.id = pm.inbox_id
+                             WHERE pm.doc_id = t.parent AND pm.deleted AND (p.version, p.event_id) >= (i.version, i.event_id)
+                               AND p.state = 'done' AND p.ended_at <= i.ended_at) AS outranked
+           FROM unnest(%s::uuid[], %s::uuid[]) AS t (id, parent)
+           JOIN inbox i ON i.id = t.id
+           LEFT JOIN dead_letters l ON l.inbox_id = i.id AND i.state = 'dead'
+           LEFT JOIN LATERAL (
+             SELECT * FROM stages WHERE inbox_id = i.id AND committed_at IS NOT NULL ORDER BY created_at LIMIT 1
+           ) s ON true
+           WHERE i.state = ANY(%s)""",
+        (list(ids), list(parents), list(FINAL)),
+    )
+    return {row.id: _live(row, manifests.get(row.id)) for row in rows}
 
 
 def _live(row: _EndedEvent, manifest: Manifest | None) -> LiveEvent:

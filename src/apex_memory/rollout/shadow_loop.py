@@ -7,8 +7,9 @@ import asyncio
 from apex_memory.config import Settings
 from apex_memory.errors import ApexError
 from apex_memory.rollout import shadow_queue as queue
-from apex_memory.rollout.shadow_queue import BUILD, WaitingCopies
+from apex_memory.rollout.shadow_queue import WaitingCopies
 from apex_memory.rollout.shadow_steps import WAIT_SECONDS, ShadowSteps
+from apex_memory.rollout.subjects import BUILD
 from apex_memory.stores.postgres import Postgres
 from apex_memory.telemetry import SHADOW_DROPPED, logger
 

@@ -12,23 +12,13 @@ from datetime import datetime
 from typing import LiteralString
 from uuid import UUID
 
-from psycopg.rows import class_row
-
 from apex_memory.inbox import EVENT_COLUMNS, StoredEvent
 from apex_memory.model import Event
-from apex_memory.stores.postgres import Connection
+from apex_memory.stores.postgres import Connection, fetch_row, fetch_rows
 
 BATCH_COPIES = 32  # a small batch: it holds few stages that readers must exclude, and little memory
 BATCH_BYTES = 16_000_000  # payloads of one batch
 DELETE_MAX = 5_000  # rows that one statement deletes
-
-BUILD = "build"
-"""The subject of the rollout of a build."""
-
-
-def source_subject(source: str) -> str:
-    """Return the subject of the rollout of a source's traffic."""
-    return f"source:{source}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,29 +109,30 @@ async def load(connection: Connection, batch: UUID, unfinished: Sequence[str]) -
 
     `unfinished` holds the fingerprints of dead letters of events that ended their worker.
     """
-    async with connection.cursor(row_factory=class_row(_CopiedEvent)) as cursor:
-        await cursor.execute(
-            f"""SELECT i.id AS inbox_id, i.state, {EVENT_COLUMNS}, s.id, s.attempts, s.tries, s.queued_at,
-                       p.inbox_id IS NOT NULL AS has_payload, coalesce(l.fingerprint = ANY(%s), false) AS unfinished
-                FROM shadows s JOIN inbox i ON i.id = s.inbox_id LEFT JOIN payloads p ON p.inbox_id = i.id
-                LEFT JOIN payload_references r ON r.inbox_id = i.id LEFT JOIN dead_letters l ON l.inbox_id = i.id AND i.state = 'dead'
-                WHERE s.owner = %s AND s.state = 'waiting' ORDER BY s.id""",
-            (list(unfinished), batch),
+    rows = await fetch_rows(
+        connection,
+        _CopiedEvent,
+        f"""SELECT i.id AS inbox_id, i.state, {EVENT_COLUMNS}, s.id, s.attempts, s.tries, s.queued_at,
+                   p.inbox_id IS NOT NULL AS has_payload, coalesce(l.fingerprint = ANY(%s), false) AS unfinished
+            FROM shadows s JOIN inbox i ON i.id = s.inbox_id LEFT JOIN payloads p ON p.inbox_id = i.id
+            LEFT JOIN payload_references r ON r.inbox_id = i.id LEFT JOIN dead_letters l ON l.inbox_id = i.id AND i.state = 'dead'
+            WHERE s.owner = %s AND s.state = 'waiting' ORDER BY s.id""",
+        (list(unfinished), batch),
+    )
+    return [
+        ShadowCopy(
+            id=row.id,
+            inbox_id=row.inbox_id,
+            source=row.source,
+            attempts=row.attempts,
+            tries=row.tries,
+            queued_at=row.queued_at,
+            state=row.state,
+            unfinished=row.unfinished,
+            event=row.event() if row.has_payload else None,
         )
-        return [
-            ShadowCopy(
-                id=row.id,
-                inbox_id=row.inbox_id,
-                source=row.source,
-                attempts=row.attempts,
-                tries=row.tries,
-                queued_at=row.queued_at,
-                state=row.state,
-                unfinished=row.unfinished,
-                event=row.event() if row.has_payload else None,
-            )
-            for row in await cursor.fetchall()
-        ]
+        for row in rows
+    ]
 
 
 async def renew(connection: Connection, batches: Sequence[UUID], *, lease: float) -> None:
@@ -210,16 +201,19 @@ async def drop(connection: Connection, batch: UUID, ids: Sequence[int], reason: 
 
 async def waiting(connection: Connection) -> list[WaitingCopies]:
     """Return the waiting copies by subject and build."""
-    async with connection.cursor(row_factory=class_row(WaitingCopies)) as cursor:
-        await cursor.execute(
-            """SELECT subject, build, count(*) AS copies, min(queued_at) AS oldest FROM shadows
-               WHERE state = 'waiting' GROUP BY 1, 2 ORDER BY 1, 2"""
-        )
-        return await cursor.fetchall()
+    return await fetch_rows(
+        connection,
+        WaitingCopies,
+        """SELECT subject, build, count(*) AS copies, min(queued_at) AS oldest FROM shadows
+           WHERE state = 'waiting' GROUP BY 1, 2 ORDER BY 1, 2""",
+    )
 
 
 async def trim(connection: Connection, subject: str, build: str, *, surplus: int) -> int:
-    """Drop the oldest `surplus` copies of live events that nobody works on: the newest are the best evidence."""
+    """Drop the oldest `surplus` copies of live events that nobody works on; return their number.
+
+    The newest are the best evidence.
+    """
     return await _delete(
         connection,
         "backlog",
@@ -230,7 +224,7 @@ async def trim(connection: Connection, subject: str, build: str, *, surplus: int
 
 
 async def drop_stopped(connection: Connection) -> int:
-    """Drop copies of live events whose subject is not shadowed any more, or by another build."""
+    """Drop copies of live events whose subject is not shadowed any more, or by another build; return their number."""
     return await _delete(
         connection,
         "stopped",
@@ -300,8 +294,9 @@ async def replay(
 
     Empty `sources` means all. A range with more events gives every n-th of them, so that the sample is even.
     """
-    cursor = connection.cursor(row_factory=class_row(ReplayResult))
-    await cursor.execute(
+    result = await fetch_row(
+        connection,
+        ReplayResult,
         """WITH range AS (
              SELECT i.id, i.source, row_number() OVER (ORDER BY i.seq) AS n, count(*) OVER () AS events
              FROM inbox i JOIN payloads p ON p.inbox_id = i.id
@@ -327,6 +322,5 @@ async def replay(
             "limit": limit,
         },
     )
-    result = await cursor.fetchone()
     assert result is not None  # an aggregate always gives a row
     return result

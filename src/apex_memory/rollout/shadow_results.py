@@ -9,13 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from psycopg.rows import class_row
-
 from apex_memory.errors import ApexError
 from apex_memory.model import Manifest, Tally
 from apex_memory.rollout.comparison import Difference, ProcessedEvent, stored_metadata
 from apex_memory.rollout.shadow_live import LiveEvent
-from apex_memory.stores.postgres import Connection
+from apex_memory.stores.postgres import Connection, fetch_rows
 from apex_memory.telemetry import SHADOW_COMPARED
 
 CONTENT_CHARS = 200_000  # of the text of a copy that differs, for the side-by-side view
@@ -92,11 +90,12 @@ class Recorded:
 async def record(
     connection: Connection, batch: UUID, results: Sequence[ComparisonResult]
 ) -> Recorded:
-    """Write the results of copies that the batch still owns."""
+    """Write the results of copies that the batch still owns; return how many."""
     if not results:
         return Recorded(0, 0, 0)
-    cursor = connection.cursor(row_factory=class_row(_RecordedCopy))
-    await cursor.execute(
+    copies = await fetch_rows(
+        connection,
+        _RecordedCopy,
         """UPDATE shadows s SET state = t.state, equal = t.equal, differences = t.differences::jsonb,
                   fields = ARRAY(SELECT DISTINCT item ->> 'field' FROM jsonb_array_elements(t.differences::jsonb) item),
                   live_outcome = t.live_outcome, shadow_outcome = t.shadow_outcome, error = t.error,
@@ -112,7 +111,7 @@ async def record(
         [batch, *(list(column) for column in zip(*map(_columns, results), strict=True))],
     )
     counts = {"equal": 0, "different": 0, "failed": 0}
-    for copy in await cursor.fetchall():
+    for copy in copies:
         outcome = "failed"
         if copy.state == "compared":
             outcome = "equal" if copy.equal else "different"
@@ -139,7 +138,7 @@ def _columns(result: ComparisonResult) -> tuple[Any, ...]:
 
 
 def _storable(text: str) -> str:
-    """JSON that PostgreSQL takes: without NUL. Values of manifests are clean, but those of a broken candidate may not be."""
+    """Return JSON that PostgreSQL takes: without NUL. Values of manifests are clean, but those of a broken candidate may not be."""
     return text.replace("\\u0000", "\\ufffd")
 
 

@@ -17,7 +17,6 @@ from time import monotonic
 from uuid import UUID
 
 import numpy as np
-from psycopg.rows import class_row
 
 from apex_memory.config import Settings
 from apex_memory.errors import ApexError, Misconfigured, RetryLater, Unavailable
@@ -29,6 +28,7 @@ from apex_memory.rollout.comparison import Difference, ProcessedEvent, compare
 from apex_memory.rollout.shadow_live import LiveEvent, live_events
 from apex_memory.rollout.shadow_queue import ShadowCopy
 from apex_memory.rollout.shadow_results import ComparisonResult, record
+from apex_memory.rollout.subjects import source_subject
 from apex_memory.saga.failures import fingerprint, unfinished
 from apex_memory.saga.publication import Publication
 from apex_memory.saga.stage import Stage
@@ -38,9 +38,8 @@ from apex_memory.stores.base import GraphStore, VectorStore
 from apex_memory.stores.postgres import Postgres
 from apex_memory.telemetry import logger
 
-MOST_ATTEMPTS = (
-    3  # claims in a row without an outcome, before the copy counts as one that ends its worker
-)
+# Claims in a row without an outcome, before the copy counts as one that ends its worker.
+MOST_ATTEMPTS = 3
 MOST_TRIES = 5  # transient failures of a copy, before it counts as failed
 WAIT_SECONDS = 15.0  # until a copy is tried again whose store is away
 WARM_BATCHES = 8  # prepared batches kept in memory; one that is lost is prepared again
@@ -135,20 +134,18 @@ class ShadowSteps:
 
         One with a shadow and without waiting copies is left out: its drain waits by itself.
         """
-        async with self._db.connection() as connection:
-            cursor = connection.cursor(row_factory=class_row(_CopiedSubject))
-            await cursor.execute(
-                """SELECT r.subject, r.shadow FROM rollouts r WHERE starts_with(r.subject, 'source:') AND r.shadow
+        subjects = await self._db.fetch_rows(
+            _CopiedSubject,
+            """SELECT r.subject, r.shadow FROM rollouts r WHERE starts_with(r.subject, 'source:') AND r.shadow
                UNION ALL
                SELECT subject, NULL FROM shadows WHERE state = 'waiting' AND build = '' AND next_at <= clock_timestamp()
-               GROUP BY subject"""
-            )
-            subjects = await cursor.fetchall()
+               GROUP BY subject""",
+        )
         waiting = {copied.subject for copied in subjects if copied.shadow is None}
         shadowed = {copied.subject for copied in subjects if copied.shadow}
         drained: dict[str, bool] = {}
         for source in sources:
-            subject = queue.source_subject(source)
+            subject = source_subject(source)
             if subject in waiting:
                 drained[source] = True
             elif subject not in shadowed:
@@ -156,7 +153,7 @@ class ShadowSteps:
         return drained
 
     async def process(self, subject: str, build: str = "") -> CopyResult | None:
-        """Process the next batch of copies here, without Temporal; None if none is ready."""
+        """Process the next batch of copies here, without Temporal; return what that came to, None if none is ready."""
         batch = uuid.uuid4()
         if not await self.claim(subject, build, batch=batch):
             return None
@@ -177,7 +174,7 @@ class ShadowSteps:
         return len(work.prepared)
 
     async def publish(self, batch: UUID, *, behind: UUID | None = None) -> CopyResult:
-        """Stage, verify, compare and remove the copies of a batch, and record the results.
+        """Stage, verify, compare and remove the copies of a batch; record and return the results.
 
         Keeps the lease of the batch that waits behind it, too.
         """
@@ -501,7 +498,7 @@ def _processed(
 
 
 def _with_reason(differences: list[Difference], error: ApexError | None) -> list[Difference]:
-    """Add the message of a dead copy to the difference of outcomes."""
+    """Return the differences, with the message of a dead copy in that of the outcomes."""
     if error is None:
         return differences
     message = str(error)[:200]

@@ -8,10 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from psycopg.rows import class_row
-
-from apex_memory.rollout.changes import audit, end_run, write_share
-from apex_memory.stores.postgres import Postgres
+from apex_memory.rollout.changes import StepShare, audit, end_run, write_share
+from apex_memory.stores.postgres import Postgres, fetch_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +26,6 @@ class Share:
     reason: str
 
 
-def subject_of(source: str) -> str:
-    """Return the subject of a source's traffic."""
-    return f"source:{source}"
-
-
 class Shares:
     """Read and write shares. Every method raises `Unavailable` without PostgreSQL."""
 
@@ -41,22 +34,18 @@ class Shares:
 
     async def listed(self) -> list[Share]:
         """Return every row, by subject. A source without a row goes through Temporal as a whole."""
-        async with self._db.connection() as connection:
-            cursor = connection.cursor(row_factory=class_row(Share))
-            await cursor.execute("SELECT * FROM rollouts ORDER BY subject")
-            return await cursor.fetchall()
+        return await self._db.fetch_rows(Share, "SELECT * FROM rollouts ORDER BY subject")
 
     async def find(self, subject: str) -> Share | None:
         """Return the row of a subject, None without one."""
-        async with self._db.connection() as connection:
-            cursor = connection.cursor(row_factory=class_row(Share))
-            await cursor.execute("SELECT * FROM rollouts WHERE subject = %s", (subject,))
-            return await cursor.fetchone()
+        return await self._db.fetch_row(
+            Share, "SELECT * FROM rollouts WHERE subject = %s", (subject,)
+        )
 
     async def set(
         self, subject: str, share: int, *, shadow: bool = False, actor: str, reason: str = ""
     ) -> Share:
-        """Set a share, for all processes at once, with an audit row. It acts with the next claim.
+        """Set a share, for all processes at once, with an audit row, and return it. It acts with the next claim.
 
         Ends a rollout of the subject that is in progress: no plan changes what a person or a flag decided.
         """
@@ -68,11 +57,11 @@ class Shares:
             run = await cursor.fetchone()
             if run is not None:
                 await end_run(connection, run["id"], "stopped", actor=actor, reason=reason)
-            decided = (share, shadow)
+            decided = StepShare(share, shadow)
             await write_share(connection, subject, decided, build=None, actor=actor, reason=reason)
             await audit(connection, actor, subject, "set", decided, reason)
-            rows = connection.cursor(row_factory=class_row(Share))
-            await rows.execute("SELECT * FROM rollouts WHERE subject = %s", (subject,))
-            row = await rows.fetchone()
+            row = await fetch_row(
+                connection, Share, "SELECT * FROM rollouts WHERE subject = %s", (subject,)
+            )
             assert row is not None
         return row

@@ -48,7 +48,7 @@ class Collector:
     async def _due(self) -> list[UUID]:
         """Mark stages `reaping` that are superseded for longer than the grace and than the oldest open snapshot.
 
-        Return them, with those that an earlier pass left `reaping`.
+        Returns them, with those that an earlier pass left `reaping`.
         """
         rows = await self._db.fetch(
             """WITH due AS (

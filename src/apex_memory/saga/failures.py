@@ -28,9 +28,8 @@ from apex_memory.telemetry import ENDED, logger
 Disposition = Literal["retry", "parked", "dead"]
 RETRY_SECONDS = (2, 10, 60, 300)  # waits between attempts of whole steps
 LOGGED_IDS = 5  # ids in a line of the log
-MOST_PARKS = (
-    10  # an event that is parked more often, while its store serves others, is itself to blame
-)
+# An event that is parked more often, while its store serves others, is itself to blame.
+MOST_PARKS = 10
 # Errors of a store that would be the same for any event. Parking for one of them does not count.
 NO_FAULT_OF_THE_EVENT = (NotCalled, NotAllowed, NoWrites)
 MESSAGE_CHARS = 500
@@ -186,7 +185,7 @@ def unfinished(step: str, starts: int) -> Rejected:
 
 
 def _attributed(error: ApexError) -> ApexError:
-    """A wrong setting is not the event's fault: the event waits until the setting is corrected."""
+    """Return the error that counts. A wrong setting is not the event's fault: the event waits until it is corrected."""
     if isinstance(error, Misconfigured):
         return Unavailable("settings", str(error), remedy=error.remedy)
     return error
@@ -196,7 +195,8 @@ async def _blamed(connection: Connection, event: OwnedEvent, error: ApexError) -
     """Return the error of an event that was parked `MOST_PARKS` times while its store served others: `Rejected`.
 
     Any other error stays as it is: a store that serves nobody is unavailable, however long that takes, and so is
-    one whose settings are wrong, that refuses the credentials, or that accepts writes from nobody. By then the event was tried alone (`groups.py`), so it is not another's fault.
+    one whose settings are wrong, that refuses the credentials, or that accepts writes from nobody. By then the event
+    was tried alone (`groups.py`), so it is not another's fault.
     """
     if not isinstance(error, Unavailable) or error.store == "settings":
         return error
@@ -221,6 +221,6 @@ async def _blamed(connection: Connection, event: OwnedEvent, error: ApexError) -
 
 
 def fingerprint(step: str, error: ApexError) -> str:
-    """Twelve hex digits, the same for failures of the same kind: the message without its numbers and ids."""
+    """Return twelve hex digits, the same for failures of the same kind: a digest of the message without its numbers and ids."""
     shape = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|\d+", "#", str(error))
     return hashlib.sha256(f"{step}\x00{type(error).__name__}\x00{shape}".encode()).hexdigest()[:12]

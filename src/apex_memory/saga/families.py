@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from psycopg.rows import class_row
-
 from apex_memory.inbox import landing
 from apex_memory.model import TOMBSTONE, Event, Manifest, Priority, SealedPayload
 from apex_memory.saga.stage import Stage
-from apex_memory.stores.postgres import Connection
+from apex_memory.stores.postgres import Connection, fetch_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +67,15 @@ async def delete_children(connection: Connection, deleted: Sequence[Stage]) -> i
     """Land a tombstone for every live child of the deleted documents; return their number."""
     if not deleted:
         return 0
-    async with connection.cursor(row_factory=class_row(_ChildDocument)) as cursor:
-        await cursor.execute(
-            """SELECT d.doc_id, d.parent_id, d.source, d.doc_key, i.priority, d.occurred_at,
-                      %s AS content_type, ''::bytea AS body, NULL::text AS object, NULL::uuid AS data_key
-               FROM documents d JOIN manifests m ON m.id = d.manifest_id JOIN inbox i ON i.id = m.inbox_id
-               WHERE d.parent_id = ANY(%s) AND NOT d.deleted""",
-            (TOMBSTONE, [stage.manifest.doc_id for stage in deleted]),
-        )
-        children = await cursor.fetchall()
+    children = await fetch_rows(
+        connection,
+        _ChildDocument,
+        """SELECT d.doc_id, d.parent_id, d.source, d.doc_key, i.priority, d.occurred_at,
+                  %s AS content_type, ''::bytea AS body, NULL::text AS object, NULL::uuid AS data_key
+           FROM documents d JOIN manifests m ON m.id = d.manifest_id JOIN inbox i ON i.id = m.inbox_id
+           WHERE d.parent_id = ANY(%s) AND NOT d.deleted""",
+        (TOMBSTONE, [stage.manifest.doc_id for stage in deleted]),
+    )
     return await _land(connection, children, deleted)
 
 
@@ -88,27 +86,27 @@ async def restore_children(connection: Connection, restored: Sequence[Stage]) ->
     """
     if not restored:
         return 0
-    async with connection.cursor(row_factory=class_row(_ChildDocument)) as cursor:
-        await cursor.execute(
-            """SELECT c.doc_id, c.parent_id, last.* FROM
-                 (SELECT DISTINCT doc_id, parent_id FROM manifests WHERE parent_id = ANY(%s)) c
-               CROSS JOIN LATERAL (
-                 SELECT i.source, i.doc_key, i.priority, i.occurred_at, i.content_type, p.body, r.object, p.data_key
-                 FROM inbox i JOIN payloads p ON p.inbox_id = i.id LEFT JOIN payload_references r ON r.inbox_id = i.id
-                 WHERE i.doc_id = c.doc_id AND i.content_type <> %s AND i.state <> 'dead'
-                 ORDER BY i.version DESC, i.event_id DESC LIMIT 1) last
-               LEFT JOIN documents d ON d.doc_id = c.doc_id
-               WHERE d.doc_id IS NULL OR NOT d.deleted OR d.event_id LIKE '%%#' || d.doc_id""",
-            ([stage.manifest.doc_id for stage in restored], TOMBSTONE),
-        )
-        children = await cursor.fetchall()
+    children = await fetch_rows(
+        connection,
+        _ChildDocument,
+        """SELECT c.doc_id, c.parent_id, last.* FROM
+             (SELECT DISTINCT doc_id, parent_id FROM manifests WHERE parent_id = ANY(%s)) c
+           CROSS JOIN LATERAL (
+             SELECT i.source, i.doc_key, i.priority, i.occurred_at, i.content_type, p.body, r.object, p.data_key
+             FROM inbox i JOIN payloads p ON p.inbox_id = i.id LEFT JOIN payload_references r ON r.inbox_id = i.id
+             WHERE i.doc_id = c.doc_id AND i.content_type <> %s AND i.state <> 'dead'
+             ORDER BY i.version DESC, i.event_id DESC LIMIT 1) last
+           LEFT JOIN documents d ON d.doc_id = c.doc_id
+           WHERE d.doc_id IS NULL OR NOT d.deleted OR d.event_id LIKE '%%#' || d.doc_id""",
+        ([stage.manifest.doc_id for stage in restored], TOMBSTONE),
+    )
     return await _land(connection, children, restored)
 
 
 async def _land(
     connection: Connection, children: Sequence[_ChildDocument], parents: Sequence[Stage]
 ) -> int:
-    """Land the children's events. Their version is the parent's, their id says whose change it is."""
+    """Land the children's events; return their number. Their version is the parent's, their id says whose change it is."""
     by_id = {stage.manifest.doc_id: stage for stage in parents}
     events = []
     for child in children:

@@ -11,15 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from uuid import UUID
 
-PARKS_EACH = 3  # events that were parked this often are grouped like those with one unfinished start; twice: two
-GROUP_SIZES = (
-    500,
-    16,
-)  # events worked on together without suspicion and with a little; with more: one
+# Events that were parked this often are grouped like those with one unfinished start; twice as often: with two.
+PARKS_EACH = 3
+# Events worked on together: without suspicion, and with a little. With more of it each is worked on alone.
+GROUP_SIZES = (500, 16)
 
 
 def suspicion(starts: int, parks: int) -> int:
-    """How often something went wrong with an event or its neighbours: what `next_group` compares."""
+    """Return how often something went wrong with an event or its neighbours: what `next_group` compares."""
     return max(starts, parks // PARKS_EACH)
 
 

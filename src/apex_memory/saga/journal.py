@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
-from psycopg.rows import class_row
-
 from apex_memory.inbox import transitions
 from apex_memory.inbox.transitions import EndedEvent
 from apex_memory.model import Tally
@@ -27,7 +25,7 @@ from apex_memory.saga.families import delete_children, lock_families, lock_paren
 from apex_memory.saga.groups import next_group, suspicion
 from apex_memory.saga.manifests import Manifests
 from apex_memory.saga.stage import Stage
-from apex_memory.stores.postgres import Connection, Postgres
+from apex_memory.stores.postgres import Connection, Postgres, fetch_rows
 from apex_memory.telemetry import CONFLICTS
 
 
@@ -102,6 +100,17 @@ class _PreparedEvent:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _RecordedTallies:
+    """The columns of `stages` that say what the stores must hold of a stage."""
+
+    stage_id: UUID
+    chunks: int
+    chunks_sum: int
+    edges: int
+    edges_sum: int
+
+
 class Journal:
     def __init__(
         self,
@@ -122,9 +131,9 @@ class Journal:
     async def begin(self, batch: UUID) -> BeginResult:
         """Open a stage for the newest prepared event of each document in the batch; end events that came too late.
 
-        Opens a group of the batch where attempts never reported an outcome (`groups.py`): call it until it
-        returns nothing. The rows written here are the saga's journal: whatever crashes later, the sweeper reads
-        them.
+        Returns what was opened and what was ended. Opens a group of the batch where attempts never reported an outcome
+        (`groups.py`): call it until it returns nothing. The rows written here are the saga's journal: whatever crashes
+        later, the sweeper reads them.
         """
         result = BeginResult()
         async with self._db.transaction() as connection:
@@ -167,13 +176,8 @@ class Journal:
             for event in sorted(events, key=lambda event: str(event.doc_id))
             if event.manifest_id
         ]
-        await connection.execute(
-            """UPDATE stages SET state = 'aborted', ended_at = clock_timestamp(), error = 'a later attempt took over'
-               FROM (SELECT stage_id FROM stages WHERE inbox_id = ANY(%s) AND state = 'staging'
-                     ORDER BY doc_id FOR UPDATE) earlier
-               WHERE stages.stage_id = earlier.stage_id""",
-            ([stage.manifest.inbox_id for stage in stages],),
-        )
+        inbox_ids = [stage.manifest.inbox_id for stage in stages]
+        await abort_attempts(connection, inbox_ids, "a later attempt took over")
         await self.insert(connection, batch, stages)
         return stages
 
@@ -216,7 +220,7 @@ class Journal:
     ) -> CommitResult:
         """Flip the documents to these stages, unless a newer version is live or the owner lost the stage.
 
-        `graph_at` and `vectors_at` are when each store held the stages durably.
+        Returns what became of each. `graph_at` and `vectors_at` are when each store held the stages durably.
         """
         result = CommitResult()
         if not stages:
@@ -261,17 +265,26 @@ class Journal:
 
     async def expected(self, stages: Sequence[UUID]) -> dict[UUID, tuple[Tally, Tally]]:
         """Return the (vectors, graph) tallies that the stores must hold, by stage id."""
-        rows = await self._db.fetch(
+        rows = await self._db.fetch_rows(
+            _RecordedTallies,
             "SELECT stage_id, chunks, chunks_sum, edges, edges_sum FROM stages WHERE stage_id = ANY(%s)",
             (list(stages),),
         )
         return {
-            row["stage_id"]: (
-                Tally(row["chunks"], row["chunks_sum"]),
-                Tally(row["edges"], row["edges_sum"]),
-            )
+            row.stage_id: (Tally(row.chunks, row.chunks_sum), Tally(row.edges, row.edges_sum))
             for row in rows
         }
+
+
+async def abort_attempts(connection: Connection, inbox_ids: Sequence[UUID], reason: str) -> None:
+    """Mark the stages of these events dead that are still `staging`, whoever owns them."""
+    await connection.execute(
+        """UPDATE stages SET state = 'aborted', ended_at = clock_timestamp(), error = %s
+           FROM (SELECT stage_id FROM stages WHERE inbox_id = ANY(%s) AND state = 'staging'
+                 ORDER BY doc_id FOR UPDATE) attempts
+           WHERE stages.stage_id = attempts.stage_id""",
+        (reason, list(inbox_ids)),
+    )
 
 
 async def _lock_prepared(
@@ -281,21 +294,21 @@ async def _lock_prepared(
 
     An event that several builds prepared, the last one perhaps after it lost the event, has a manifest of each.
     """
-    async with connection.cursor(row_factory=class_row(_PreparedEvent)) as cursor:
-        await cursor.execute(
-            """SELECT i.id, i.doc_id, i.version, i.event_id, i.source, i.starts, i.parks, m.id AS manifest_id, m.hash,
-                      d.version AS live_version, d.event_id AS live_event, d.hash AS live_hash,
-                      (p.deleted AND (p.version, p.event_id) >= (i.version, i.event_id)) AS orphaned
-               FROM inbox i
-               LEFT JOIN LATERAL (SELECT id, hash, parent_id FROM manifests WHERE inbox_id = i.id
-                                  ORDER BY pipeline = %s DESC, created_at DESC LIMIT 1) m ON true
-               LEFT JOIN documents d ON d.doc_id = i.doc_id
-               LEFT JOIN documents p ON p.doc_id = m.parent_id
-               WHERE i.open AND i.batch = %s AND i.state = 'prepared'
-               ORDER BY i.id FOR NO KEY UPDATE OF i""",
-            (pipeline, batch),
-        )
-        return await cursor.fetchall()
+    return await fetch_rows(
+        connection,
+        _PreparedEvent,
+        """SELECT i.id, i.doc_id, i.version, i.event_id, i.source, i.starts, i.parks, m.id AS manifest_id, m.hash,
+                  d.version AS live_version, d.event_id AS live_event, d.hash AS live_hash,
+                  (p.deleted AND (p.version, p.event_id) >= (i.version, i.event_id)) AS orphaned
+           FROM inbox i
+           LEFT JOIN LATERAL (SELECT id, hash, parent_id FROM manifests WHERE inbox_id = i.id
+                              ORDER BY pipeline = %s DESC, created_at DESC LIMIT 1) m ON true
+           LEFT JOIN documents d ON d.doc_id = i.doc_id
+           LEFT JOIN documents p ON p.doc_id = m.parent_id
+           WHERE i.open AND i.batch = %s AND i.state = 'prepared'
+           ORDER BY i.id FOR NO KEY UPDATE OF i""",
+        (pipeline, batch),
+    )
 
 
 async def _lock_mine(connection: Connection, owner: UUID, stages: Sequence[Stage]) -> set[UUID]:
@@ -345,7 +358,7 @@ async def _flip(connection: Connection, stage_ids: Sequence[UUID]) -> set[UUID]:
 
 
 async def _retire(connection: Connection, winners: Sequence[Stage]) -> list[UUID]:
-    """Mark the stages superseded that readers saw until now. The collector removes them after the grace."""
+    """Mark the stages superseded that readers saw until now; return them. The collector removes them after the grace."""
     if not winners:
         return []
     cursor = await connection.execute(

@@ -12,10 +12,9 @@ from uuid import UUID
 
 import msgpack
 import numpy as np
-from psycopg.rows import class_row
 
 from apex_memory.model import Assertion, Chunk, Manifest
-from apex_memory.stores.postgres import Connection, Postgres
+from apex_memory.stores.postgres import Connection, Postgres, fetch_rows
 
 SEPARATOR = "\x1f"
 # Manifests kept in memory between prepare and publish: so many, and of so many bytes together.
@@ -125,14 +124,18 @@ class Manifests:
             self.forget([next(iter(self._warm))])
 
     async def load(self, connection: Connection, ids: Iterable[UUID]) -> dict[UUID, Manifest]:
-        """Manifests by id, with text, chunks, vectors and assertions."""
+        """Return manifests by id, with text, chunks, vectors and assertions."""
         wanted = set(ids)
         manifests = {id: self._warm[id] for id in wanted if id in self._warm}
         cold = list(wanted - manifests.keys())
         if cold:
-            cursor = connection.cursor(row_factory=class_row(_StoredManifest))
-            await cursor.execute(f"SELECT {_STORED} FROM manifests m WHERE m.id = ANY(%s)", (cold,))
-            manifests |= {row.id: row.manifest() for row in await cursor.fetchall()}
+            rows = await fetch_rows(
+                connection,
+                _StoredManifest,
+                f"SELECT {_STORED} FROM manifests m WHERE m.id = ANY(%s)",
+                (cold,),
+            )
+            manifests |= {row.id: row.manifest() for row in rows}
         return manifests
 
     def forget(self, ids: Iterable[UUID]) -> None:
@@ -148,31 +151,31 @@ async def manifests_of_events(connection: Connection, ids: Sequence[UUID]) -> di
 
     An event that changed its build has one of each build.
     """
-    cursor = connection.cursor(row_factory=class_row(_StoredManifest))
-    await cursor.execute(
+    rows = await fetch_rows(
+        connection,
+        _StoredManifest,
         f"""SELECT DISTINCT ON (m.inbox_id) {_STORED} FROM manifests m
            LEFT JOIN stages s ON s.inbox_id = m.inbox_id AND s.manifest_id = m.id AND s.committed_at IS NOT NULL
            WHERE m.inbox_id = ANY(%s)
            ORDER BY m.inbox_id, s.committed_at DESC NULLS LAST, m.created_at DESC""",
         (list(ids),),
     )
-    return {row.inbox_id: row.manifest() for row in await cursor.fetchall()}
+    return {row.inbox_id: row.manifest() for row in rows}
 
 
 async def live_manifests(db: Postgres, documents: Sequence[UUID], made_by: str) -> list[Manifest]:
     """Return the manifests that readers of these documents see, where the name of their pipeline begins with `made_by`."""
-    async with db.connection() as connection:
-        cursor = connection.cursor(row_factory=class_row(_StoredManifest))
-        await cursor.execute(
-            f"""SELECT {_STORED} FROM documents d JOIN manifests m ON m.id = d.manifest_id
-               WHERE d.doc_id = ANY(%s) AND NOT d.deleted AND starts_with(m.pipeline || '/', %s)""",
-            (list(documents), made_by),
-        )
-        return [row.manifest() for row in await cursor.fetchall()]
+    rows = await db.fetch_rows(
+        _StoredManifest,
+        f"""SELECT {_STORED} FROM documents d JOIN manifests m ON m.id = d.manifest_id
+           WHERE d.doc_id = ANY(%s) AND NOT d.deleted AND starts_with(m.pipeline || '/', %s)""",
+        (list(documents), made_by),
+    )
+    return [row.manifest() for row in rows]
 
 
 def _size(manifest: Manifest) -> int:
-    """About how many bytes a manifest takes in memory: its text, its vectors, and some for each item."""
+    """Return about how many bytes a manifest takes in memory: its text, its vectors, and some for each item."""
     items = len(manifest.chunks) + len(manifest.assertions) + len(manifest.entities)
     return 4 * len(manifest.text) + manifest.vectors.nbytes + 300 * items
 

@@ -127,7 +127,10 @@ class Publication:
     async def store_manifests(
         self, batch: UUID, prepared: Sequence[tuple[Event, Manifest | ApexError]]
     ) -> BatchResult:
-        """Store what the pipeline made of each event, before anything is staged, and handle what it refused."""
+        """Store what the pipeline made of each event, before anything is staged; return the outcomes.
+
+        Handles what the pipeline refused.
+        """
         result = BatchResult()
         manifests: list[Manifest] = []
         failures: list[Failure] = []
@@ -145,7 +148,7 @@ class Publication:
         return result
 
     async def publish(self, batch: UUID) -> BatchResult:
-        """Bring every prepared event of the batch to an outcome. Safe to run again after any crash."""
+        """Bring every prepared event of the batch to an outcome; return the outcomes. Safe to run again after any crash."""
         result = BatchResult()
         while True:
             with timed(STEP_SECONDS.labels("begin")), traces.step("begin"):
@@ -213,7 +216,7 @@ class Publication:
         return staged
 
     async def write(self, stages: Sequence[Stage]) -> StagedBatch:
-        """Write stages to both stores, durably, without verifying them."""
+        """Write stages to both stores, durably, without verifying them; return what staging came to."""
         with timed(STEP_SECONDS.labels(f"{self._step_prefix}stage")):
             (graph_errors, graph_at), (vector_errors, vectors_at) = await asyncio.gather(
                 self._write("graph", stages, self._write_graph),

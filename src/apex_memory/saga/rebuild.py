@@ -20,7 +20,13 @@ from psycopg.types.json import Jsonb
 from apex_memory.errors import ApexError, Conflict
 from apex_memory.model import now
 from apex_memory.saga.publication import Publication
-from apex_memory.saga.recovery import CHECK_LEASE_SECONDS, LONG_AGO, Recovery, check_lease
+from apex_memory.saga.recovery import (
+    CHECK_LEASE_SECONDS,
+    LONG_AGO,
+    CommittedStage,
+    Recovery,
+    check_lease,
+)
 from apex_memory.saga.stage import Stage
 from apex_memory.stores.base import GraphStore, VectorStore
 from apex_memory.stores.cache import Cache
@@ -52,6 +58,21 @@ class RebuildProgress:
     remedy: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _RecordedProgress:
+    value: dict[str, Any]
+    """The fields of `RebuildProgress`, as JSON."""
+    runs: bool
+    """A process holds the lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class _SizedStage(CommittedStage):
+    """A live stage, and the bytes of its text and vectors as PostgreSQL stores them."""
+
+    bytes: int
+
+
 class Rebuild:
     def __init__(
         self,
@@ -71,20 +92,21 @@ class Rebuild:
 
     async def progress(self, name: str) -> RebuildProgress:
         """Return how far the last rebuild of a store is, whichever process runs it."""
-        row = await self._db.fetch_one(
+        recorded = await self._db.fetch_row(
+            _RecordedProgress,
             """SELECT value, EXISTS (SELECT FROM leases WHERE leases.name = %s AND until > clock_timestamp()) AS runs
                FROM flags WHERE name = %s""",
             (check_lease(name), _flag(name)),
         )
-        if row is None:
+        if recorded is None:
             return RebuildProgress(name)
-        progress = RebuildProgress(**row["value"])
-        if progress.state == "running" and not row["runs"]:
+        progress = RebuildProgress(**recorded.value)
+        if progress.state == "running" and not recorded.runs:
             progress.state = "interrupted"
         return progress
 
     async def run(self, name: str, *, began: Callable[[], None] = lambda: None) -> RebuildProgress:
-        """Rebuild one store; `began` is called when the rebuild is recorded.
+        """Rebuild one store and return how it went; `began` is called when the rebuild is recorded.
 
         Raises `Conflict` while the store is rebuilt or checked already, and what the stores raise.
         """
@@ -110,9 +132,8 @@ class Rebuild:
                 progress.error, progress.remedy = str(error), error.remedy
                 raise
             finally:
-                if (
-                    progress.state != "running"
-                ):  # cancelled: another process sees that nobody holds the lease
+                # Still running means cancelled: another process sees that nobody holds the lease.
+                if progress.state != "running":
                     progress.ended_at = now().isoformat()
                     await self._write(progress)
         self._log.info("store rebuilt", store=name, documents=progress.done)
@@ -151,32 +172,33 @@ class Rebuild:
 
     async def _groups(self, stages: Sequence[UUID]) -> AsyncIterator[list[Stage]]:
         """Yield the stages that are still committed, with their manifests, in groups of bounded size."""
-        rows = await self._db.fetch(
+        live = await self._db.fetch_rows(
+            _SizedStage,
             """SELECT s.stage_id, s.manifest_id, s.version, s.event_id,
                       pg_column_size(m.text) + pg_column_size(m.vectors) AS bytes
                FROM stages s JOIN manifests m ON m.id = s.manifest_id
                WHERE s.stage_id = ANY(%s) AND s.state = 'committed' ORDER BY s.stage_id""",
             (list(stages),),
         )
-        group: list[Any] = []
+        group: list[_SizedStage] = []
         held = 0
-        for row in rows:
-            if group and (len(group) >= GROUP_STAGES or held + row["bytes"] > GROUP_BYTES):
+        for stage in live:
+            if group and (len(group) >= GROUP_STAGES or held + stage.bytes > GROUP_BYTES):
                 yield await self._load(group)
                 group, held = [], 0
-            group.append(row)
-            held += row["bytes"]
+            group.append(stage)
+            held += stage.bytes
         if group:
             yield await self._load(group)
 
-    async def _load(self, rows: Sequence[Any]) -> list[Stage]:
+    async def _load(self, group: Sequence[CommittedStage]) -> list[Stage]:
         async with self._db.connection() as connection:
             manifests = await self._publication.manifests.load(
-                connection, [row["manifest_id"] for row in rows]
+                connection, [stage.manifest_id for stage in group]
             )
         return [
-            Stage(row["stage_id"], manifests[row["manifest_id"]], row["version"], row["event_id"])
-            for row in rows
+            Stage(stage.stage_id, manifests[stage.manifest_id], stage.version, stage.event_id)
+            for stage in group
         ]
 
     async def _rewrite(self, name: str, stages: Sequence[Stage]) -> None:

@@ -13,7 +13,6 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import cast
 from uuid import UUID
 
 from apex_memory.errors import ApexError, RetryLater, Unavailable
@@ -22,26 +21,23 @@ from apex_memory.saga.publication import Publication
 from apex_memory.saga.stage import Stage
 from apex_memory.stores.base import GraphStore, Store, VectorStore
 from apex_memory.stores.lease import leased_if_free
-from apex_memory.stores.postgres import Postgres
+from apex_memory.stores.postgres import Postgres, fetch_rows
 from apex_memory.telemetry import REPAIRED, logger
 
 PAGE = 500  # stages checked in one call to a store
 # Stages of any age that are checked beside the latest ones, so that an empty or another store is noticed.
 SAMPLE = 500
 CHECK_LEASE_SECONDS = 10.0  # how long others wait after the process that checked a store died
-COMMIT_TIME = timedelta(
-    seconds=10
-)  # a stage may show as committed so long after its time of commit
-MARGIN = timedelta(
-    minutes=15
-)  # stages committed so long before the last verified time are checked too
+# A stage may show as committed so long after its time of commit.
+COMMIT_TIME = timedelta(seconds=10)
+# Stages committed so long before the last verified time are checked too.
+MARGIN = timedelta(minutes=15)
 # An unknown stage stays this long, because its journal row may be in a backup that is being restored.
 UNKNOWN_AGE = timedelta(hours=24)
 # A larger share of unknown stages means that the store belongs to another database: nothing is deleted.
 UNKNOWN_SHARE = 0.01
-STATE_SECONDS = (
-    1.0  # patience with one store; below what a search waits for the states of all stores
-)
+# Patience with one store; below what a search waits for the states of all stores.
+STATE_SECONDS = 1.0
 RESTARTED = "the server restarted, or is another one"
 LONG_AGO = datetime(2000, 1, 1).astimezone()
 
@@ -56,6 +52,32 @@ class ReconcileResult:
     removed: int = 0
     left: int = 0
     errors: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedStage:
+    """A row of `stages` that readers see, and the manifest that it publishes."""
+
+    stage_id: UUID
+    manifest_id: UUID
+    version: int
+    event_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _StagePosition:
+    """A row of `stages`, by its place in the order of commits."""
+
+    stage_id: UUID
+    committed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class _SwappedStage:
+    """A stage that was live, and the copy that took its place."""
+
+    old: UUID
+    new: UUID
 
 
 def check_lease(store: str) -> str:
@@ -86,7 +108,7 @@ class Recovery:
                 self._log.warning("store not prepared yet", store=name, reason=str(error))
 
     async def check_restarted_stores(self) -> list[ReconcileResult]:
-        """Check each store whose incarnation is not the verified one.
+        """Check each store whose incarnation is not the verified one; return what each check found.
 
         One call at a time: a call during a long check waits for it, and then has nothing to do.
         """
@@ -127,8 +149,8 @@ class Recovery:
         row = await self._db.fetch_one(
             "SELECT verified_at FROM store_state WHERE store = %s", (name,)
         )
-        since = max(row["verified_at"] - MARGIN, LONG_AGO) if row else LONG_AGO
-        verified_at = row["verified_at"] if row else LONG_AGO
+        verified_at: datetime = row["verified_at"] if row else LONG_AGO
+        since = max(verified_at - MARGIN, LONG_AGO)
         await self._mark(name, incarnation, "recovering", verified_at, RESTARTED)
         result = await self.check(name, since=since)
         if since != LONG_AGO and (result.repaired or not await self._sample_is_whole(name)):
@@ -212,8 +234,9 @@ class Recovery:
     async def check(self, name: str, *, since: datetime) -> ReconcileResult:
         """Compare every stage committed since `since` with one store; repair those that are incomplete there.
 
-        A second pass covers what was committed during the first. What comes later was written after the store responded
-        to this check; it is not waited for, or writers that never rest would keep the check from its end.
+        Returns what was found. A second pass covers what was committed during the first. What comes later was written
+        after the store responded to this check; it is not waited for, or writers that never rest would keep the check
+        from its end.
         """
         result = ReconcileResult(name)
         for behind in (COMMIT_TIME, timedelta()):
@@ -231,23 +254,25 @@ class Recovery:
     async def clock(self) -> datetime:
         """Return the time of PostgreSQL, which is that of the commits."""
         row = await self._db.fetch_one("SELECT clock_timestamp() AS at")
-        assert row
-        return cast(datetime, row["at"])
+        assert row is not None
+        at: datetime = row["at"]
+        return at
 
     async def committed(self, since: datetime, *, until: datetime) -> AsyncIterator[list[UUID]]:
         """Yield pages of the stages committed since `since`, and before `until`, oldest first."""
-        position = (since, UUID(int=0))
+        last = _StagePosition(UUID(int=0), since)
         while True:
-            rows = await self._db.fetch(
+            page = await self._db.fetch_rows(
+                _StagePosition,
                 """SELECT stage_id, committed_at FROM stages WHERE state = 'committed' AND committed_at >= %s
                    AND (committed_at, stage_id) > (%s, %s) AND committed_at < %s
                    ORDER BY committed_at, stage_id LIMIT %s""",
-                (position[0], *position, until, PAGE),
+                (last.committed_at, last.committed_at, last.stage_id, until, PAGE),
             )
-            if not rows:
+            if not page:
                 return
-            yield [row["stage_id"] for row in rows]
-            position = (rows[-1]["committed_at"], rows[-1]["stage_id"])
+            yield [stage.stage_id for stage in page]
+            last = page[-1]
 
     async def repair(self, stages: Sequence[UUID]) -> tuple[int, list[str]]:
         """Publish the manifests of live stages again under new stages; return the number repaired, and errors."""
@@ -255,19 +280,19 @@ class Recovery:
         old_of: dict[UUID, UUID] = {}
         fresh: list[Stage] = []
         async with self._db.connection() as connection:
-            cursor = await connection.execute(
-                "SELECT * FROM stages WHERE stage_id = ANY(%s) AND state = 'committed' ORDER BY doc_id",
+            live = await fetch_rows(
+                connection,
+                CommittedStage,
+                """SELECT stage_id, manifest_id, version, event_id FROM stages
+                   WHERE stage_id = ANY(%s) AND state = 'committed' ORDER BY doc_id""",
                 (list(stages),),
             )
-            rows = await cursor.fetchall()
             manifests = await self._publication.manifests.load(
-                connection, [row["manifest_id"] for row in rows]
+                connection, [old.manifest_id for old in live]
             )
-        for row in rows:
-            stage = Stage(
-                uuid.uuid4(), manifests[row["manifest_id"]], row["version"], row["event_id"]
-            )
-            old_of[stage.id] = row["stage_id"]
+        for old in live:
+            stage = Stage(uuid.uuid4(), manifests[old.manifest_id], old.version, old.event_id)
+            old_of[stage.id] = old.stage_id
             fresh.append(stage)
         if not fresh:
             return 0, []
@@ -292,31 +317,31 @@ class Recovery:
                 "SELECT FROM documents WHERE stage_id = ANY(%s) ORDER BY doc_id FOR UPDATE",
                 ([old for old, _ in pairs],),
             )
-            rows = await (
-                await connection.execute(
-                    """UPDATE documents d SET stage_id = p.new FROM unnest(%s::uuid[], %s::uuid[]) AS p (old, new), stages s
-                       WHERE d.stage_id = p.old AND s.stage_id = p.new AND s.state = 'staging' AND s.owner = %s
-                       RETURNING p.old, p.new""",
-                    ([old for old, _ in pairs], [new for _, new in pairs], owner),
-                )
-            ).fetchall()
+            swapped = await fetch_rows(
+                connection,
+                _SwappedStage,
+                """UPDATE documents d SET stage_id = p.new FROM unnest(%s::uuid[], %s::uuid[]) AS p (old, new), stages s
+                   WHERE d.stage_id = p.old AND s.stage_id = p.new AND s.state = 'staging' AND s.owner = %s
+                   RETURNING p.old, p.new""",
+                ([old for old, _ in pairs], [new for _, new in pairs], owner),
+            )
             await connection.execute(
                 """UPDATE stages SET state = 'committed', committed_at = clock_timestamp(), graph_at = clock_timestamp(),
                    vectors_at = clock_timestamp() WHERE stage_id = ANY(%s)""",
-                ([row["new"] for row in rows],),
+                ([stage.new for stage in swapped],),
             )
             await connection.execute(
                 "UPDATE stages SET state = 'superseded', ended_at = clock_timestamp() WHERE stage_id = ANY(%s)",
-                ([row["old"] for row in rows],),
+                ([stage.old for stage in swapped],),
             )
-        return {row["new"] for row in rows}
+        return {stage.new for stage in swapped}
 
     async def states(self) -> dict[str, str]:
-        """`ready`, `recovering` or `unavailable` for the graph and the vectors; see `states`."""
+        """Return `ready`, `recovering` or `unavailable` for the graph and the vectors; see `states`."""
         return await states(self._db, list(self._stores.values()))
 
     async def reconcile(self, name: str, *, prune_unknown: bool = False) -> ReconcileResult:
-        """Compare one store with PostgreSQL in both directions.
+        """Compare one store with PostgreSQL in both directions; return what was found and done.
 
         Unknown stages are removed only after a day and when they are few, or at once with `prune_unknown`.
         """
@@ -343,9 +368,9 @@ class Recovery:
         rows = await self._db.fetch(
             "SELECT stage_id, state FROM stages WHERE stage_id = ANY(%s)", (list(held),)
         )
-        state = {row["stage_id"]: row["state"] for row in rows}
-        reaped = [stage for stage in held if state.get(stage) == "reaped"]
-        unknown = [stage for stage in held if stage not in state]
+        state_of = {row["stage_id"]: row["state"] for row in rows}
+        reaped = [stage for stage in held if state_of.get(stage) == "reaped"]
+        unknown = [stage for stage in held if stage not in state_of]
         if unknown and not (prune or await self._unknown_for_long(name, unknown, walked)):
             result.left += len(unknown)
             self._log.warning("unknown stages left alone", store=name, stages=len(unknown))
@@ -369,13 +394,13 @@ class Recovery:
 
 
 async def states(db: Postgres, stores: Sequence[Store]) -> dict[str, str]:
-    """`ready`, `recovering` or `unavailable` by store, from its incarnation and the verified one.
+    """Return `ready`, `recovering` or `unavailable` by store, from its incarnation and the verified one.
 
     The stores are queried concurrently, each for `STATE_SECONDS` at most, so that one that hangs does not
     hide the others.
     """
-    rows = await db.fetch("SELECT store, state, incarnation FROM store_state")
-    verified = {row["store"]: row["incarnation"] for row in rows if row["state"] == "ready"}
+    rows = await db.fetch("SELECT store, incarnation FROM store_state WHERE state = 'ready'")
+    verified = {row["store"]: row["incarnation"] for row in rows}
     incarnations = await asyncio.gather(*map(_incarnation, stores))
     by_store = {}
     for store, incarnation in zip(stores, incarnations, strict=True):

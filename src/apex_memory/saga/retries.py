@@ -74,7 +74,7 @@ class ResilientStore:
         )
 
     async def call_once(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Run the operation as `call` does, without retries."""
+        """Run the operation and return its result as `call` does, without retries."""
         async with self.breaker.call():
             try:
                 async with asyncio.timeout(self._timeout):

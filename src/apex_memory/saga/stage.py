@@ -62,7 +62,7 @@ class Stage:
         return _edges_tally(self.manifest, self._assertion_hashes)
 
     def points(self) -> Iterator[VectorPoint]:
-        """The points of the vector store, one for each chunk."""
+        """Yield the points of the vector store, one for each chunk."""
         manifest = self.manifest
         seconds = int(manifest.occurred_at.timestamp())
         entities = entities_by_chunk(manifest)
@@ -89,7 +89,7 @@ class Stage:
             )
 
     def assertions(self) -> Iterator[GraphAssertion]:
-        """The assertions of the graph."""
+        """Yield the assertions of the graph."""
         hashed = zip(self.manifest.assertions, self._assertion_hashes, strict=True)
         for n, (assertion, hash) in enumerate(hashed):
             yield GraphAssertion(

@@ -19,9 +19,8 @@ from apex_memory.stores.postgres import Postgres
 from apex_memory.telemetry import STAGES_SWEPT, logger
 
 SWEEP_MAX = 500  # stages removed in one pass
-RAMP_FIRST = (
-    1  # events unparked by the first pass: one probe; each further pass unparks ten times more
-)
+# Events unparked by the first pass: one probe. Each further pass unparks ten times more.
+RAMP_FIRST = 1
 RAMP_MAX = 10_000
 
 
@@ -56,7 +55,7 @@ class Sweeper:
         self._log = logger(component="sweeper")
 
     async def sweep(self) -> SweepResult:
-        """Expire stages, remove aborted ones, and unpark events whose store answers again.
+        """Expire stages, remove aborted ones, and unpark events whose store answers again; return what was done.
 
         Corrects deadlines first that a clock set back has put far ahead.
         """

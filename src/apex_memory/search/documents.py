@@ -12,7 +12,6 @@ from typing import Any, LiteralString, TypedDict, cast
 from uuid import UUID
 
 import msgpack
-from psycopg.rows import class_row
 
 from apex_memory.errors import NotFound, Rejected
 from apex_memory.model import DEGRADED, LINK, TURNS
@@ -32,7 +31,7 @@ from apex_memory.search.time_limits import Degraded, TimeLimiter
 from apex_memory.search.visibility import SnapshotView, StoreQuery
 from apex_memory.stores.base import GraphFact, GraphStore
 from apex_memory.stores.cache import Cache
-from apex_memory.stores.postgres import Connection, Postgres
+from apex_memory.stores.postgres import Connection, Postgres, fetch_row, fetch_rows
 
 KEEP_SECONDS = 3_600  # a version's content stays in the cache
 PAGE_MAX = 200
@@ -89,8 +88,9 @@ class DocumentReader:
 
     async def document(self, doc_id: UUID) -> DocumentView:
         async with self._db.snapshot() as connection:
-            pointer = await _pointer(
+            pointer = await fetch_row(
                 connection,
+                _StagePointer,
                 "SELECT stage_id, manifest_id, version, event_id, deleted FROM documents WHERE doc_id = %s",
                 (doc_id,),
             )
@@ -104,8 +104,9 @@ class DocumentReader:
         self, doc_id: UUID, version: int, event_id: str | None
     ) -> DocumentView:
         async with self._db.snapshot() as connection:
-            pointer = await _pointer(
+            pointer = await fetch_row(
                 connection,
+                _StagePointer,
                 """SELECT s.stage_id, s.manifest_id, s.version, s.event_id, false AS deleted
                    FROM stages s JOIN manifests m ON m.id = s.manifest_id
                    WHERE s.doc_id = %s AND s.version = %s AND s.event_id = coalesce(%s, s.event_id)
@@ -224,8 +225,7 @@ class DocumentReader:
     ) -> DocumentPage:
         _check_page(limit)
         query, parameters = list_query(sources, kinds, deleted, limit + 1, after)
-        async with self._db.connection() as connection:
-            summaries = await _summaries(connection, query, parameters)
+        summaries = await self._db.fetch_rows(DocumentSummary, query, parameters)
         return _page(summaries, limit, at=lambda summary: summary.committed_at)
 
 
@@ -286,46 +286,27 @@ def list_query(
     return query, parameters
 
 
-async def _pointer(
-    connection: Connection, query: LiteralString, parameters: Sequence[Any]
-) -> _StagePointer | None:
-    async with connection.cursor(row_factory=class_row(_StagePointer)) as cursor:
-        await cursor.execute(query, parameters)
-        return await cursor.fetchone()
-
-
-async def _summaries(
-    connection: Connection,
-    query: LiteralString,
-    parameters: dict[str, Any],
-    *,
-    prepare: bool | None = None,
-) -> list[DocumentSummary]:
-    async with connection.cursor(row_factory=class_row(DocumentSummary)) as cursor:
-        await cursor.execute(query, parameters, prepare=prepare)
-        return await cursor.fetchall()
-
-
 async def _versions(connection: Connection, doc_id: UUID) -> list[DocumentVersion]:
     """Return versions that readers have seen and versions in staging, newest first; of several stages of a version, the last."""
-    async with connection.cursor(row_factory=class_row(DocumentVersion)) as cursor:
-        await cursor.execute(
-            """SELECT DISTINCT ON (s.version, s.event_id) s.version, s.event_id, s.inbox_id, s.state, s.committed_at,
-                      i.received_at, m.id IS NOT NULL AS kept
-               FROM stages s LEFT JOIN inbox i ON i.id = s.inbox_id LEFT JOIN manifests m ON m.id = s.manifest_id
-               WHERE s.doc_id = %s AND NOT s.shadow AND (s.committed_at IS NOT NULL OR s.state = 'staging')
-               ORDER BY s.version DESC, s.event_id DESC, s.created_at DESC""",
-            (doc_id,),
-        )
-        return await cursor.fetchall()
+    return await fetch_rows(
+        connection,
+        DocumentVersion,
+        """SELECT DISTINCT ON (s.version, s.event_id) s.version, s.event_id, s.inbox_id, s.state, s.committed_at,
+                  i.received_at, m.id IS NOT NULL AS kept
+           FROM stages s LEFT JOIN inbox i ON i.id = s.inbox_id LEFT JOIN manifests m ON m.id = s.manifest_id
+           WHERE s.doc_id = %s AND NOT s.shadow AND (s.committed_at IS NOT NULL OR s.state = 'staging')
+           ORDER BY s.version DESC, s.event_id DESC, s.created_at DESC""",
+        (doc_id,),
+    )
 
 
 async def _documents_naming(
     connection: Connection, condition: LiteralString, parameters: dict[str, Any]
 ) -> list[DocumentSummary]:
     """Return the newest `limit` live documents that name the entity `ref`, by the time at which they occurred."""
-    return await _summaries(
+    return await fetch_rows(
         connection,
+        DocumentSummary,
         f"""SELECT {_SUMMARY_COLUMNS} FROM documents d WHERE NOT d.deleted AND d.entities && ARRAY[%(ref)s] {condition}
             ORDER BY d.occurred_at DESC, d.doc_id DESC LIMIT %(limit)s""",
         parameters,

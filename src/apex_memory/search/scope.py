@@ -15,11 +15,11 @@ from uuid import UUID
 import msgpack
 
 from apex_memory.errors import NotFound, Rejected, Unavailable
-from apex_memory.model import Filters, document_uuid, event_uuid, slug
+from apex_memory.model import Filters, document_uuid, event_uuid, slug, uuid_range
 from apex_memory.search.own_ids import pairs_of
 from apex_memory.search.time_limits import Degraded, TimeLimiter
 from apex_memory.stores.base import VectorQuery, VectorStore
-from apex_memory.stores.postgres import Connection
+from apex_memory.stores.postgres import Connection, fetch_rows
 
 NAMES_MAX = 20  # documents, conversations and people in one scope
 DOCUMENTS_MAX = 5_000  # documents in one scope: its versions go to the vector store by id
@@ -33,10 +33,10 @@ _NO_PEOPLE = frozenset({"company", "location"})
 _NOT_FOUND = "check the spelling; what arrived a moment ago is found once it is processed"
 
 _BY_ID: LiteralString = """
-SELECT doc_id, source, title, parent_id FROM documents
+SELECT doc_id, source FROM documents
 WHERE NOT deleted AND (doc_id = ANY(%(ids)s) OR doc_id BETWEEN %(low)s AND %(high)s)
 UNION
-SELECT d.doc_id, d.source, d.title, d.parent_id
+SELECT d.doc_id, d.source
 FROM inbox i JOIN documents d ON d.doc_id = i.doc_id
 WHERE NOT d.deleted AND (i.id = ANY(%(events)s) OR i.id BETWEEN %(low)s AND %(high)s)
 LIMIT 6"""
@@ -65,6 +65,12 @@ WHERE EXISTS (SELECT FROM documents d WHERE NOT d.deleted AND d.entities && ARRA
 _ASSERTIONS: LiteralString = """
 SELECT m.assertions FROM documents d JOIN manifests m ON m.id = d.manifest_id
 WHERE NOT d.deleted AND d.doc_id = ANY(%(ids)s)"""
+
+
+@dataclass(frozen=True, slots=True)
+class _NamedDocument:
+    doc_id: UUID
+    source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,9 +189,10 @@ class ScopeResolver:
 
     async def _documents(self, connection: Connection, name: str) -> list[UUID]:
         """Return the live document with an id, at most one. Raises `Rejected` if several documents have it."""
-        low, high = _id_range(name)
-        rows = await _rows(
+        low, high = uuid_range(name)
+        documents = await fetch_rows(
             connection,
+            _NamedDocument,
             _BY_ID,
             {
                 "ids": self._derived_ids(name),
@@ -193,13 +200,16 @@ class ScopeResolver:
                 "low": low,
                 "high": high,
             },
+            prepare=False,
         )
-        if len(rows) > 1:
-            examples = "; ".join(f"{row['doc_id']} ({row['source']})" for row in rows[:5])
+        if len(documents) > 1:
+            examples = "; ".join(
+                f"{document.doc_id} ({document.source})" for document in documents[:5]
+            )
             raise Rejected(
                 f"{name[:80]}: several documents have this id", remedy=f"name one: {examples}"
             )
-        return [row["doc_id"] for row in rows]
+        return [document.doc_id for document in documents]
 
     def _derived_ids(self, name: str) -> list[UUID]:
         """Return the ids that documents with a key, or with a vendor's own id in their key, have."""
@@ -264,14 +274,6 @@ def _address(person: str) -> str | None:
     if "@" in person:
         return f"email:{person}"
     return f"phone:{person}" if _PHONE.match(person) else None
-
-
-def _id_range(text: str) -> tuple[UUID | None, UUID | None]:
-    """Return the first and the last UUID that begin with a text; (None, None) if it is no beginning of one."""
-    digits = text.replace("-", "").lower()
-    if not 8 <= len(digits) <= 32 or not set(digits) <= set("0123456789abcdef"):
-        return None, None
-    return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
 
 
 async def _versions(connection: Connection, ids: Sequence[UUID], refs: Sequence[str]) -> list[UUID]:

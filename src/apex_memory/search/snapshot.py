@@ -9,10 +9,9 @@ from typing import Any, LiteralString, TypeVar
 from uuid import UUID
 
 import msgpack
-from psycopg.rows import class_row
 
 from apex_memory.model import Filters
-from apex_memory.stores.postgres import Connection
+from apex_memory.stores.postgres import Connection, fetch_rows
 
 EXACT_LIMIT = 50  # newest documents looked up for one identifier
 SNIPPET_CHARS = 2_000
@@ -325,6 +324,4 @@ class SnapshotReader:
         *,
         prepare: bool | None = None,
     ) -> list[R]:
-        async with self._connection.cursor(row_factory=class_row(row_type)) as cursor:
-            await cursor.execute(query, parameters, prepare=prepare)
-            return await cursor.fetchall()
+        return await fetch_rows(self._connection, row_type, query, parameters, prepare=prepare)

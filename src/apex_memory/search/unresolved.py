@@ -41,11 +41,12 @@ async def unresolved_references(
     `after` is the `since` and the `ref` of the last one of the previous page.
     """
     since, ref = after or (None, None)
-    rows = await db.fetch(
+    return await db.fetch_rows(
+        UnresolvedReference,
         """SELECT ref, count(*) AS documents, array_agg(DISTINCT source ORDER BY source) AS sources,
                   min(committed_at) AS since,
-                  jsonb_agg(jsonb_build_object('document_id', doc_id, 'source', source, 'key', doc_key, 'title', title)
-                            ORDER BY committed_at) AS examples
+                  (array_agg(jsonb_build_object('document_id', doc_id, 'source', source, 'key', doc_key, 'title', title)
+                             ORDER BY committed_at))[:3] AS examples
            FROM documents, unnest(entities) AS ref
            WHERE NOT deleted AND split_part(ref, ':', 1) = ANY(%(types)s)
              AND NOT EXISTS (SELECT FROM documents record WHERE record.about = ref AND NOT record.deleted)
@@ -54,9 +55,3 @@ async def unresolved_references(
            ORDER BY since, ref LIMIT %(limit)s""",
         {"types": list(types), "since": since, "ref": ref, "limit": limit},
     )
-    return [
-        UnresolvedReference(
-            row["ref"], row["documents"], row["sources"], row["examples"][:3], row["since"]
-        )
-        for row in rows
-    ]

@@ -84,20 +84,18 @@ class Rhythm:
                 await asyncio.sleep(HINT_SECONDS)
 
     async def _is_due(self, source: PulledSource) -> bool:
-        """Return whether the last pull is long enough ago, or the vendor has named changes since."""
+        """Return whether the last pull is long enough ago, the vendor has named changes since, or files are open."""
         if source.missing_settings or not await self._fetcher.states.may_pull(source.name):
             return False
         row = await self._db.fetch_one(
-            f"""SELECT EXISTS (SELECT FROM sources WHERE name = %(name)s
-                              AND pulled_at > clock_timestamp() - make_interval(secs => %(seconds)s)
-                              AND pulled_at <= clock_timestamp()) AS fresh,
-                      EXISTS (SELECT FROM change_hints WHERE source = %(name)s
-                              AND {DUE}) AS hinted,
-                      EXISTS (SELECT FROM files WHERE source = %(name)s AND ended_at IS NULL) AS files""",
+            f"""SELECT NOT EXISTS (SELECT FROM sources WHERE name = %(name)s
+                                  AND pulled_at > clock_timestamp() - make_interval(secs => %(seconds)s)
+                                  AND pulled_at <= clock_timestamp())
+                      OR EXISTS (SELECT FROM change_hints WHERE source = %(name)s AND {DUE})
+                      OR EXISTS (SELECT FROM files WHERE source = %(name)s AND ended_at IS NULL) AS due""",
             {"name": source.name, "seconds": LATE * source.poll_every},
         )
-        assert row
-        return not row["fresh"] or row["hinted"] or row["files"]
+        return bool(row and row["due"])
 
     async def _fetch(self, source: PulledSource) -> None:
         """Pull a source, land and answer its files, aggregate its windows."""

@@ -10,11 +10,12 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any, LiteralString, cast
+from dataclasses import dataclass
+from typing import Any, LiteralString, TypeVar, cast
 from uuid import UUID
 
 import psycopg
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import DictRow, class_row, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from apex_memory.errors import (
@@ -37,14 +38,13 @@ class _Pooled(psycopg.AsyncConnection[DictRow]):
     returned_at = float("-inf")
 
 
-Row = Mapping[str, Any]
+Row = TypeVar("Row")
+Parameters = Sequence[Any] | Mapping[str, Any]
 
-CHECK_SECONDS = (
-    2.0  # a pooled connection that does not answer an empty statement in time is dropped
-)
-FRESH_SECONDS = (
-    1.0  # a connection returned this recently is not checked: under load that is all of them
-)
+# A pooled connection that does not answer an empty statement in time is dropped.
+CHECK_SECONDS = 2.0
+# A connection returned this recently is not checked: under load that is all of them.
+FRESH_SECONDS = 1.0
 TLS_REASON = re.compile(
     r"(?:SSL error: |server certificate |root certificate |server does not support SSL)[^\n]*"
 )
@@ -161,22 +161,31 @@ class Postgres:
             assert isinstance(connection, _Pooled)
             connection.returned_at = time.monotonic()
 
-    async def fetch(
-        self, query: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
-    ) -> list[DictRow]:
+    async def fetch(self, query: LiteralString, parameters: Parameters = ()) -> list[DictRow]:
         """Return all rows of one statement, which is a transaction of its own."""
         async with self.connection() as connection:
             return await (await connection.execute(query, parameters)).fetchall()
 
-    async def fetch_one(
-        self, query: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
-    ) -> DictRow | None:
+    async def fetch_one(self, query: LiteralString, parameters: Parameters = ()) -> DictRow | None:
+        """Return the first row of one statement, which is a transaction of its own; None if it has none."""
         rows = await self.fetch(query, parameters)
         return rows[0] if rows else None
 
-    async def execute(
-        self, query: LiteralString, parameters: Sequence[Any] | Mapping[str, Any] = ()
-    ) -> int:
+    async def fetch_rows(
+        self, row_type: type[Row], query: LiteralString, parameters: Parameters = ()
+    ) -> list[Row]:
+        """Return all rows of one statement, which is a transaction of its own, as `fetch_rows` does."""
+        async with self.connection() as connection:
+            return await fetch_rows(connection, row_type, query, parameters)
+
+    async def fetch_row(
+        self, row_type: type[Row], query: LiteralString, parameters: Parameters = ()
+    ) -> Row | None:
+        """Return the first row of one statement, which is a transaction of its own; None if it has none."""
+        async with self.connection() as connection:
+            return await fetch_row(connection, row_type, query, parameters)
+
+    async def execute(self, query: LiteralString, parameters: Parameters = ()) -> int:
         """Run one statement, which is a transaction of its own. Return the number of rows it touched."""
         async with self.connection() as connection:
             return (await connection.execute(query, parameters)).rowcount
@@ -191,6 +200,32 @@ class Postgres:
     async def incarnation(self) -> str:
         row = await self.fetch_one("SELECT pg_postmaster_start_time()::text AS started")
         return row["started"] if row else ""
+
+
+async def fetch_rows(
+    connection: Connection,
+    row_type: type[Row],
+    query: LiteralString,
+    parameters: Parameters = (),
+    *,
+    prepare: bool | None = None,
+) -> list[Row]:
+    """Return all rows of one statement. Each column is a field of `row_type`, so that the type checker knows it."""
+    async with connection.cursor(row_factory=class_row(row_type)) as cursor:
+        await cursor.execute(query, parameters, prepare=prepare)
+        return await cursor.fetchall()
+
+
+async def fetch_row(
+    connection: Connection,
+    row_type: type[Row],
+    query: LiteralString,
+    parameters: Parameters = (),
+) -> Row | None:
+    """Return the first row of one statement, as `fetch_rows` does; None if it has none."""
+    async with connection.cursor(row_factory=class_row(row_type)) as cursor:
+        await cursor.execute(query, parameters)
+        return await cursor.fetchone()
 
 
 @contextmanager
@@ -275,54 +310,58 @@ def _pool(
     )
 
 
-async def wait_until_up(url: str, *, seconds: float) -> None:
-    """Return when PostgreSQL accepts connections. Raises `Unavailable` when it does not within `seconds`."""
-    deadline = asyncio.get_running_loop().time() + seconds
-    while True:
-        try:
-            async with translated(), await psycopg.AsyncConnection.connect(url, connect_timeout=2):
-                return
-        except Unavailable:
-            if asyncio.get_running_loop().time() > deadline:
-                raise
-            await asyncio.sleep(0.05)
+@dataclass(frozen=True, slots=True)
+class _Installation:
+    """The only row of `installation`. A first start fixes the embedder and the dimension of its vectors."""
+
+    id: UUID
+    embedder: str | None
+    dimension: int | None
 
 
 async def claim_installation(db: Postgres, *, embedder: str, dimension: int) -> UUID:
     """Return the id of this installation. The first start fixes the embedder; `Misconfigured` for another one later."""
-    row = await db.fetch_one(
+    installation = await db.fetch_row(
+        _Installation,
         """UPDATE installation SET embedder = coalesce(embedder, %s), dimension = coalesce(dimension, %s)
            RETURNING id, embedder, dimension""",
         (embedder, dimension),
     )
-    if row is None:
-        raise Conflict(
-            "documents: the installation row is gone", remedy="restore the database from its backup"
-        )
-    _require_same_embedder(row, embedder, dimension)
-    return cast(UUID, row["id"])
+    if installation is None:
+        raise _installation_gone()
+    _require_same_embedder(installation, embedder, dimension)
+    return installation.id
 
 
 async def read_installation(db: Postgres) -> tuple[UUID, int | None]:
     """Return the id of this installation, and the dimension of its vectors; None before a first start fixed the embedder."""
-    row = await db.fetch_one("SELECT id, dimension FROM installation")
-    if row is None:
-        raise Conflict(
-            "documents: the installation row is gone", remedy="restore the database from its backup"
-        )
-    return row["id"], row["dimension"]
+    installation = await _installation(db)
+    if installation is None:
+        raise _installation_gone()
+    return installation.id, installation.dimension
 
 
 async def check_embedder(db: Postgres, *, embedder: str, dimension: int) -> None:
     """Raise `Misconfigured` if the memory was embedded with another embedder. Changes nothing."""
-    row = await db.fetch_one("SELECT embedder, dimension FROM installation")
-    if row is not None and row["embedder"] is not None:
-        _require_same_embedder(row, embedder, dimension)
+    installation = await _installation(db)
+    if installation is not None and installation.embedder is not None:
+        _require_same_embedder(installation, embedder, dimension)
 
 
-def _require_same_embedder(row: Row, embedder: str, dimension: int) -> None:
-    if (row["embedder"], row["dimension"]) != (embedder, dimension):
+async def _installation(db: Postgres) -> _Installation | None:
+    return await db.fetch_row(_Installation, "SELECT id, embedder, dimension FROM installation")
+
+
+def _installation_gone() -> Conflict:
+    return Conflict(
+        "documents: the installation row is gone", remedy="restore the database from its backup"
+    )
+
+
+def _require_same_embedder(installation: _Installation, embedder: str, dimension: int) -> None:
+    if (installation.embedder, installation.dimension) != (embedder, dimension):
         raise Misconfigured(
-            f"embedder: this memory was embedded with {row['embedder']} ({row['dimension']} dimensions), the settings choose {embedder} ({dimension})",
+            f"embedder: this memory was embedded with {installation.embedder} ({installation.dimension} dimensions),"
+            f" the settings choose {embedder} ({dimension})",
             remedy=CHANGED_EMBEDDER,
         )

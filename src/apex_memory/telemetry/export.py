@@ -24,15 +24,15 @@ from apex_memory.telemetry import traces
 from apex_memory.telemetry.logs import logger
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import SpanProcessor
     from opentelemetry.sdk.trace.export import SpanExporter
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 EXPORTER = "OTEL_TRACES_EXPORTER"
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-SHUTDOWN_SECONDS = (
-    3.0  # for the last spans, below the time that a supervisor gives a process to end
-)
+# For the last spans, below the time that a supervisor gives a process to end.
+SHUTDOWN_SECONDS = 3.0
 REPEATED_SECONDS = 60.0  # between two log messages about a receiver that does not respond
 INSTALLS = {
     "otlp_proto_http": "pip install 'apex-memory[otel]', or set OTEL_SDK_DISABLED=true",
@@ -119,7 +119,7 @@ def exporting(process: str, make_provider: MakeProvider | None = None) -> Iterat
         _shut_down(provider, exporter)
 
 
-def _resource(process: str) -> Any:
+def _resource(process: str) -> Resource:
     """Return what the process says of itself. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override it."""
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 

@@ -35,7 +35,7 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Read `host:port`. Raises `ValueError`."""
+        """Return the address in `host:port`. Raises `ValueError`."""
         return cls(*split_address(text))
 
     def __str__(self) -> str:

@@ -84,7 +84,7 @@ def _renderers(style: str) -> list[Any]:
 
 
 def _add_trace(_: Any, __: str, fields: Any) -> Any:
-    """Add the ids of the current span if its trace is exported."""
+    """Return the fields of a line, with the ids of the current span if its trace is exported."""
     if current_sampled_trace_id():
         trace_id, span_id = format_ids(trace.get_current_span().get_span_context())
         fields["trace_id"] = trace_id

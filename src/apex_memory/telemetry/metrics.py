@@ -304,7 +304,7 @@ def touch_metrics(sources: Iterable[str]) -> None:
 
 
 def metric_rows() -> list[tuple[str, str, str]]:
-    """(name, kind, description) of every Apex metric, for the generated page. Names are those of the exposition."""
+    """Return (name, kind, description) of every Apex metric, for the generated page. Names are those of the exposition."""
     rows: list[tuple[str, str, str]] = []
     for metric in REGISTRY.collect():
         if metric.name.startswith("apex_"):

@@ -45,9 +45,8 @@ from opentelemetry.util.types import AttributeValue
 
 MOST_LINKS = 100  # of a batch's span; OpenTelemetry keeps 128
 MOST_FOLLOWED = 6  # events of a batch that get each step of it in their own traces; the others get their last span
-MOST_STEPS = (
-    24  # steps of a batch in the trace of an event; a batch that is cut into many groups has more
-)
+# Steps of a batch in the trace of an event. A batch that is cut into many groups has more.
+MOST_STEPS = 24
 
 # The context of work whose spans belong to no trace that anybody looks for: valid, and not sampled.
 _UNTRACED = NonRecordingSpan(SpanContext(1, 1, is_remote=False, trace_flags=TraceFlags(0)))
@@ -84,9 +83,8 @@ def span(
     """
     tracer = _State.tracer
     if tracer is None:
-        with (
-            _attached(parent) if parent else nullcontext()
-        ):  # events keep the trace of their caller
+        # Events keep the trace of their caller.
+        with _attached(parent) if parent else nullcontext():
             yield INVALID_SPAN
         return
     current = tracer.start_span(

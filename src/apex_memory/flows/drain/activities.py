@@ -19,7 +19,8 @@ from apex_memory.flows.drain.progress import SEVERITY
 from apex_memory.flows.temporal.heartbeat import heartbeating
 from apex_memory.flows.temporal.queues import COPIES, candidate_drain_id, drain_id
 from apex_memory.inbox import WorkflowRun
-from apex_memory.rollout.shadow_queue import BATCH_COPIES, source_subject
+from apex_memory.rollout.shadow_queue import BATCH_COPIES
+from apex_memory.rollout.subjects import source_subject
 from apex_memory.telemetry import traces
 
 if TYPE_CHECKING:  # the workflow imports this module, and must not load every engine

@@ -11,18 +11,18 @@ from uuid import UUID
 
 from apex_memory.config import Settings
 from apex_memory.errors import NotFound, Rejected
-from apex_memory.gateway.read_models.rows import fetch_rows
-from apex_memory.model import TOMBSTONE, document_uuid, event_uuid
+from apex_memory.inbox.queries import PAYLOAD_BYTES
+from apex_memory.model import TOMBSTONE, document_uuid, event_uuid, uuid_range
 from apex_memory.stores.postgres import Postgres
 from apex_memory.telemetry.traces import trace_id_of
 
 # Of an event's stages the committed one counts, then the one being written, then the last.
-_DETAIL: LiteralString = """
+_DETAIL: LiteralString = f"""
 SELECT i.id, i.seq, i.source, i.event_id, i.doc_id, i.doc_key, i.priority, i.version, i.content_type, i.state, i.open, i.batch,
        i.occurred_at, i.received_at, i.prepared_at, i.ended_at, i.next_at, i.attempts, i.last_error, i.park_store,
        i.path, i.build, i.workflow_id, i.run_id, i.trace_parent,
        s.state AS stage_state, s.created_at AS staged_at, s.graph_at, s.vectors_at, s.committed_at,
-       m.kind, m.title, m.deleted, m.degraded, coalesce(o.bytes, octet_length(p.body) - CASE WHEN p.data_key IS NULL THEN 0 ELSE 28 END) AS payload_bytes,
+       m.kind, m.title, m.deleted, m.degraded, {PAYLOAD_BYTES} AS payload_bytes,
        l.id AS dead_letter_id, l.remedy
 FROM chosen i
 LEFT JOIN payloads p ON p.inbox_id = i.id
@@ -165,8 +165,7 @@ class Events:
             conditions.append("id = ANY(%(ids)s)")
         if after is not None:
             conditions.append("seq < %(after)s")
-        rows = await fetch_rows(
-            self._db,
+        rows = await self._db.fetch_rows(
             _EventRow,
             "WITH chosen AS MATERIALIZED (SELECT * FROM inbox WHERE "
             + " AND ".join(conditions)
@@ -212,14 +211,13 @@ class Events:
         a document's key, with or without its source's prefix (`key_prefixes`). A document's event is that of its newest version; an event's document is the one it changes.
         Raises `NotFound` if nothing has this id, and `Rejected` if several things do.
         """
-        low, high = _id_range(text)
+        low, high = uuid_range(text)
         derived_events = [event_uuid(source, text) for source in key_prefixes]
         derived_documents: list[UUID] = []
         for source, prefixes in key_prefixes.items():
             keys = [text, *(f"{prefix}{text}" for prefix in prefixes)]
             derived_documents += [document_uuid(source, key) for key in keys]
-        rows = await fetch_rows(
-            self._db,
+        rows = await self._db.fetch_rows(
             _IdMatch,
             """SELECT id AS event, doc_id AS document, 1 AS rank FROM inbox WHERE id = ANY(%(events)s)
                UNION (SELECT id, doc_id, 1 FROM inbox WHERE id BETWEEN %(low)s AND %(high)s LIMIT 3)
@@ -248,8 +246,7 @@ class Events:
 
     async def newest_of_keys(self, source: str, keys: Sequence[str]) -> list[dict[str, Any]]:
         """Return the newest event of each document of a source, by the documents' keys. Unknown keys are left out."""
-        rows = await fetch_rows(
-            self._db,
+        rows = await self._db.fetch_rows(
             _NewestEvent,
             """SELECT event.* FROM unnest(%s::uuid[]) AS wanted
                CROSS JOIN LATERAL (
@@ -276,8 +273,7 @@ class Events:
 
         Raises `NotFound` if there is neither, or if the newest is a deletion.
         """
-        rows = await fetch_rows(
-            self._db,
+        rows = await self._db.fetch_rows(
             KnownVersion,
             """SELECT * FROM (
                  SELECT source, doc_key, version, event_id, deleted FROM documents WHERE doc_id = %(id)s
@@ -348,14 +344,6 @@ class Events:
             return None
         url = f"{self._ui}/namespaces/{quote(self._namespace, safe='')}/workflows/{quote(workflow_id, safe='')}"
         return f"{url}/{quote(run_id, safe='')}/history" if run_id else url
-
-
-def _id_range(text: str) -> tuple[UUID | None, UUID | None]:
-    """Return the first and the last UUID that begin with a text; (None, None) if it is no beginning of one."""
-    digits = text.replace("-", "").lower()
-    if not 8 <= len(digits) <= 32 or not set(digits) <= set("0123456789abcdef"):
-        return None, None
-    return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
 
 
 def _stores(row: _EventRow) -> dict[str, dict[str, Any]]:

@@ -152,16 +152,18 @@ async def _begin(
 
 async def _shown(gateway: Gateway, row: RecordedBackfill) -> dict[str, Any]:
     """Return the row with what it waits for."""
-    [shown] = await _all_shown(gateway, [asdict(row)])
+    [shown] = await _all_shown(gateway, [row])
     return shown
 
 
-async def _all_shown(gateway: Gateway, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+async def _all_shown(gateway: Gateway, rows: Sequence[RecordedBackfill]) -> list[dict[str, Any]]:
     """Return the rows with what they wait for. Temporal is queried once, and only while one of them runs."""
-    running = any(row["state"] == "running" for row in rows)
+    running = any(row.state == "running" for row in rows)
     away = running and not await temporal_reachable(gateway.temporal)
     waits_for = "temporal" if away else None
-    return [{**row, "waits_for": waits_for if row["state"] == "running" else None} for row in rows]
+    return [
+        {**asdict(row), "waits_for": waits_for if row.state == "running" else None} for row in rows
+    ]
 
 
 @router.get(
@@ -176,7 +178,7 @@ async def list_backfills(
     """List backfills and replays, newest first."""
     after = parse_cursor(cursor, UUID)
     rows = await gateway.app.backfills.listed(after=after, limit=limit + 1)
-    backfills, following = page_of(rows, limit, at="started_at", key="id")
+    backfills, following = page_of(rows, limit, lambda row: (row.started_at, row.id))
     return {"backfills": await _all_shown(gateway, backfills), "next": following}
 
 

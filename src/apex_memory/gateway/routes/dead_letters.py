@@ -28,8 +28,9 @@ from apex_memory.gateway.routes.shared import (
     problems,
 )
 from apex_memory.model import UNFETCHED
+from apex_memory.saga import dead_letters
+from apex_memory.saga.dead_letters import Status
 
-Status = Literal["open", "retrying", "resolved", "discarded", "superseded"]
 REDRIVE_LIMIT = 1_000  # most dead letters that one request redrives
 LetterNumber = Annotated[StrictInt, Field(ge=1, lt=2**63)]
 LetterId = Annotated[
@@ -190,7 +191,7 @@ async def list_dead_letters(
         after=parse_cursor(cursor, _letter_number),
         limit=limit + 1,
     )
-    letters, following = page_of(rows, limit, at="last_at", key="id")
+    letters, following = page_of(rows, limit, lambda letter: (letter.last_at, letter.id))
     return {"dead_letters": letters, "next": following}
 
 
@@ -208,7 +209,9 @@ def _letter_number(text: str) -> int:
     response_model=DeadLetterDetail,
     responses=problems(401, 403, 404, 422, 503),
 )
-async def show_dead_letter(gateway: GatewayDep, key: Reader, id: LetterId) -> dict[str, Any]:
+async def show_dead_letter(
+    gateway: GatewayDep, key: Reader, id: LetterId
+) -> dead_letters.DeadLetterDetail:
     """Show the reason, the remedy, and details of the event."""
     return await gateway.app.dead_letters.show(id)
 
@@ -252,13 +255,14 @@ async def redrive_dead_letters(
 async def _redrive(
     gateway: Gateway, ids: list[int], actor: str, *, dry_run: bool
 ) -> dict[str, Any]:
-    rows = await gateway.app.dead_letters.redrive(ids, actor=actor, dry_run=dry_run)
+    letters = await gateway.app.dead_letters.redrive(ids, actor=actor, dry_run=dry_run)
     if not dry_run:
-        for source in {row["source"] for row in rows}:
+        for source in {letter.source for letter in letters}:
             gateway.waker.wake(source)
-        for source in {row["source"] for row in rows if row["event_id"].startswith(UNFETCHED)}:
+        unfetched = [letter for letter in letters if letter.event_id.startswith(UNFETCHED)]
+        for source in {letter.source for letter in unfetched}:
             gateway.waker.pull(source)
-    return {"dry_run": dry_run, "dead_letters": rows}
+    return {"dry_run": dry_run, "dead_letters": letters}
 
 
 @router.post(
@@ -269,7 +273,7 @@ async def _redrive(
 )
 async def discard_dead_letter(
     gateway: GatewayDep, key: Admin, id: LetterId, body: DiscardRequest
-) -> dict[str, Any]:
+) -> dead_letters.DeadLetterDetail:
     """Close the dead letter permanently. The raw event is kept, with the reason."""
     await gateway.app.dead_letters.discard([id], actor=key.actor, reason=body.reason)
     return await gateway.app.dead_letters.show(id)
@@ -283,7 +287,7 @@ async def discard_dead_letter(
 )
 async def discard_event(
     gateway: GatewayDep, key: Admin, id: EventId, body: DiscardRequest
-) -> dict[str, Any]:
+) -> dead_letters.DeadLetterDetail:
     """Discard an event that waits or is in progress, whatever a worker does with it. The raw event is kept.
 
     Returns the dead letter that records who discarded it and why.
@@ -291,4 +295,4 @@ async def discard_event(
     [letter] = await gateway.app.dead_letters.discard_events(
         [id], actor=key.actor, reason=body.reason
     )
-    return await gateway.app.dead_letters.show(letter["id"])
+    return await gateway.app.dead_letters.show(letter.id)

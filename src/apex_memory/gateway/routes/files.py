@@ -81,5 +81,5 @@ async def list_files(
     rows = await gateway.app.fetcher.files.listed(
         source=source, after=parse_cursor(cursor, UUID), limit=limit + 1
     )
-    files, following = page_of(rows, limit, at="received_at", key="id")
+    files, following = page_of(rows, limit, lambda file: (file.received_at, file.id))
     return {"files": files, "next": following}

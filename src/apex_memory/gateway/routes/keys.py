@@ -134,8 +134,8 @@ async def revoke_key(
     id: Annotated[
         str, Path(max_length=100, description="The key's id.", examples=["4f0c9a1be27d"])
     ],
-) -> dict[str, Any]:
+) -> keys.StoredKey:
     """Revoke a key: at once on this gateway, within seconds on others. The last admin key cannot be revoked."""
-    row = await keys.revoke_key(gateway.app.db, id, actor=key.actor)
+    revoked = await keys.revoke_key(gateway.app.db, id, actor=key.actor)
     gateway.keys.expire()
-    return row
+    return revoked

@@ -12,8 +12,8 @@ from apex_memory.errors import Rejected
 from apex_memory.gateway.dependencies import Admin, GatewayDep, Reader, require_known_sources
 from apex_memory.gateway.routes.events import Limit
 from apex_memory.gateway.routes.shared import Cursor, RequestBody, example, problems
+from apex_memory.mirror.queue import State
 
-State = Literal["waiting", "delivered", "dead", "discarded"]
 CopyNumber = Annotated[StrictInt, Field(ge=1, lt=2**63)]
 MOST_IDS = 1_000
 
@@ -173,7 +173,7 @@ async def list_mirror_copies(
         after=_position(cursor),
         limit=limit + 1,
     )
-    following = str(rows[limit - 1]["id"]) if len(rows) > limit else None
+    following = str(rows[limit - 1].id) if len(rows) > limit else None
     return {"copies": rows[:limit], "next": following}
 
 

@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 from apex_memory.errors import Conflict, NotFound
 from apex_memory.gateway.dependencies import Admin, Gateway, GatewayDep, Reader
 from apex_memory.gateway.routes.shared import RequestBody, example, problems
-from apex_memory.rollout.runs import BUILD, Run
-from apex_memory.rollout.shares import Share, subject_of
+from apex_memory.rollout.runs import Run
+from apex_memory.rollout.shares import Share
+from apex_memory.rollout.subjects import BUILD, source_subject
 
 _RUN: dict[str, Any] = {
     "id": 4,
@@ -283,7 +284,7 @@ async def set_rollout(
             f"{source}: {provider} decides the shares of the sources",
             remedy="change the flag there, or remove the setting rollout.flags_provider",
         )
-    subject = subject_of(source)
+    subject = source_subject(source)
     await gateway.app.shares.set(
         subject, body.share, shadow=body.shadow, actor=key.actor, reason=body.reason
     )

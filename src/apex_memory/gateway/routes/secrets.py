@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -94,7 +93,7 @@ router = APIRouter(tags=["secrets"])
 )
 async def list_secrets(gateway: GatewayDep, key: Admin) -> dict[str, Any]:
     """List names and times, never values. Tokens that sources renewed automatically are included."""
-    return {"secrets": [asdict(row) for row in await gateway.app.vault.listed()]}
+    return {"secrets": await gateway.app.vault.listed()}
 
 
 @router.post(

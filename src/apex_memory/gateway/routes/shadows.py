@@ -27,7 +27,7 @@ from apex_memory.gateway.routes.shared import (
     problems,
 )
 from apex_memory.rollout import shadow_facts, shadow_queue
-from apex_memory.rollout.shadow_queue import BUILD, source_subject
+from apex_memory.rollout.subjects import BUILD, source_subject
 from apex_memory.stores.postgres import Connection
 
 REPLAY_MAX = 100_000  # copies that one replay queues
@@ -375,9 +375,8 @@ async def rollout_report(
         report = await shadow_facts.report(
             connection, name, build=chosen, since=since, after=cursor, limit=limit, every=every
         )
-    fields = asdict(report)
-    fields["next"] = None if report.next is None else str(report.next)
-    return fields
+    following = None if report.next is None else str(report.next)
+    return {**asdict(report), "next": following}
 
 
 @router.get(

@@ -15,6 +15,7 @@ from apex_memory.errors import NotFound, Rejected
 from apex_memory.gateway.dependencies import Gateway
 
 Key = TypeVar("Key")
+Row = TypeVar("Row")
 
 EVENT = "0a3f6f4e-64c7-5d0f-9d83-2b8a4b0e6c11"
 DOCUMENT = "5e0c2f9a-1f43-5c1d-8f0e-7a2f2f8f1b90"
@@ -65,19 +66,18 @@ def require_source(gateway: Gateway, name: str) -> None:
 
 
 def page_of(
-    rows: Sequence[dict[str, Any]], limit: int, *, at: str, key: str
-) -> tuple[Sequence[dict[str, Any]], str | None]:
+    rows: Sequence[Row], limit: int, position: Callable[[Row], tuple[datetime, object]]
+) -> tuple[Sequence[Row], str | None]:
     """Return the first `limit` rows and the cursor of the page that follows them, None if there is none.
 
-    `rows` holds one more than the page if another page follows. They are ordered by the time in the column `at`, and
-    by the column `key` where times are equal.
+    `rows` holds one more than the page if another page follows. `position` returns the time and the key of a row; rows
+    are ordered by the time, and by the key where times are equal.
     """
     page = rows[:limit]
     if len(rows) <= limit:
         return page, None
-    last = page[-1]
-    position = f"{last[at].isoformat()} {last[key]}"
-    return page, base64.urlsafe_b64encode(position.encode()).decode()
+    at, key = position(page[-1])
+    return page, base64.urlsafe_b64encode(f"{at.isoformat()} {key}".encode()).decode()
 
 
 def parse_cursor(cursor: str | None, key: Callable[[str], Key]) -> tuple[datetime, Key] | None:

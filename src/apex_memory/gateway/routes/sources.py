@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel
 
 from apex_memory.errors import ApexError, Conflict
+from apex_memory.fetching.source_states import ListedSource
 from apex_memory.gateway.body_limit import limit_of
 from apex_memory.gateway.dependencies import Admin, Gateway, GatewayDep, Reader
 from apex_memory.gateway.routes.shared import SourceName, example, problems, require_source
@@ -153,14 +155,14 @@ async def decide(
         await gateway.app.fetcher.states.decide(name, actor=key.id, **{setting: value})
         note = await _signal_drain(gateway, name, action)
     rows = await gateway.app.fetcher.states.listed()
-    row = next(row for row in rows if row["name"] == name)
+    row = next(row for row in rows if row.name == name)
     return {"source": _source_row(gateway, row), "note": note}
 
 
-def _source_row(gateway: Gateway, row: dict[str, Any]) -> dict[str, Any]:
-    source = gateway.app.sources[row["name"]]
+def _source_row(gateway: Gateway, row: ListedSource) -> dict[str, Any]:
+    source = gateway.app.sources[row.name]
     return {
-        **row,
+        **asdict(row),
         "route": source.route,
         "authentication": "key" if source.authenticated_by_key else "signature",
         "max_body_bytes": limit_of(source, gateway.app.settings),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
@@ -88,7 +87,7 @@ async def list_unresolved(
     """
     after = parse_cursor(cursor, _reference)
     entities = await unresolved_references(gateway.app.db, after=after, limit=limit + 1)
-    rows, following = page_of([asdict(row) for row in entities], limit, at="since", key="ref")
+    rows, following = page_of(entities, limit, lambda entity: (entity.since, entity.ref))
     return {"unresolved": rows, "next": following}
 
 

@@ -123,7 +123,7 @@ class Page:
     def _type(self, command: Command, place: str) -> None:
         """Run a command. Raises `Wrong` when it fails, takes too long, or prints something else than the page shows."""
         text = command.text
-        if INSTALL.match(text) and not self._install:
+        if INSTALL.match(text) and not (self._install and place):
             text = LINK.format(packages=packages())
         for written, typed in self._substitutions().items():
             text = text.replace(written, typed)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 CLONED = (
     'git clone --quiet "$REPOSITORY" apex-memory',
     "cd apex-memory",
-    "python3 -m venv .venv",
+    "python3 -m venv --without-pip .venv",
     ". .venv/bin/activate",
     "pip install '.[embedded]'",
 )
@@ -45,7 +45,7 @@ GIVEN = {
     "README.md": Given(before=()),
     "docs/quickstart.md": Given(before=(), cloned=False),
     "docs/howto/backup.md": Given(
-        before=FILLED,
+        before=(*FILLED, "echo a-key | apex secrets set frontapp signing_keys --list"),
         before_command={
             "cp /safe/secret.key": ("cp .apex/secret.key /safe/",),
             "apex rebuild graph": (READY,),
@@ -55,6 +55,13 @@ GIVEN = {
     "docs/howto/graph-in-postgresql.md": Given(before=()),
     "docs/howto/migrate.md": Given(
         before=(*VENDORS, CANDIDATE),
+        # By then the sources' rollouts have ended.
+        before_command={
+            "apex rollout start build": (
+                "apex rollout stop turvo --keep --reason done",
+                "apex rollout stop plaid --keep --reason done",
+            )
+        },
         build="0.3.0-new",
         instead={"--build NEW": "--build 0.3.0-new"},
     ),

@@ -19,7 +19,7 @@ STOP_SECONDS = 90.0
 STARTED_SECONDS = 0.5
 """What goes on until Ctrl-C and says nothing about its start runs if it has not ended after so long."""
 GOES_ON = {
-    r"apex up(?!.*--detach)": "Ctrl-C stops all",
+    r"apex up\b(?!.*--detach)": "Ctrl-C stops all",
     r"apex simulate": "Settings are in",
     r"python -m apex_memory\.flows shadow": "processing copies",
     r"python -m apex_memory\.flows": "worker starting",

@@ -76,6 +76,8 @@ Say = Callable[[str], None]
 class Part:
     """What came of one part."""
 
+    offered: float = 0
+    """The share of the processors' time that the processes were offered."""
     seconds: dict[str, float] = field(default_factory=dict)
     """How long its steps took, in their order."""
     counts: dict[str, int] = field(default_factory=dict)
@@ -96,7 +98,7 @@ async def load(part: Part, say: Say) -> None:
     async with data_folder() as folder:
         stack = Stack(folder, **ORDINARY)
         try:
-            with slowed_to(SHARE, folder):
+            with slowed_to(SHARE, folder) as slowing:
                 async with watched(stack, part):
                     part.seconds["start"] = await stack.start(seconds=START_SECONDS)
                     say(f"up after {part.seconds['start']:.0f} s")
@@ -111,6 +113,7 @@ async def load(part: Part, say: Say) -> None:
                     part.doctor = await diagnosis(stack)
                     part.seconds["ended"] = await stack.ended(ids, seconds=LONGEST_SECONDS)
                     say(f"{len(ids)} events ended after {part.seconds['ended']:.0f} s")
+            part.offered = slowing.offered
             await stack.whole(seconds=120)
             part.counts = dict(Counter((await stack.states(ids)).values()))
         finally:
@@ -146,13 +149,14 @@ async def demo(part: Part, say: Say) -> None:
         stack = Demo(folder.with_name(".apex-demo"))
         try:
             began = monotonic()
-            with slowed_to(SHARE, stack.data_dir):
+            with slowed_to(SHARE, stack.data_dir) as slowing:
                 async with watched(stack, part):
                     part.seconds["start"] = await stack.start(seconds=START_SECONDS)
                     say(f"up after {part.seconds['start']:.0f} s")
                     part.doctor = await diagnosis(stack)
                     code = await stack.finished()
             part.seconds["ended"] = monotonic() - began
+            part.offered = slowing.offered
         finally:
             await stack.stop()
         output = stack.log.read_text(encoding="utf-8")
@@ -175,7 +179,7 @@ async def day(part: Part, say: Say) -> None:
     async with serve_simulators(simulators) as served, data_folder() as folder:
         stack = Stack(folder, **ORDINARY, **settings_of(served))
         try:
-            with slowed_to(SHARE, folder):
+            with slowed_to(SHARE, folder) as slowing:
                 async with watched(stack, part):
                     part.seconds["start"] = await stack.start(seconds=START_SECONDS)
                     say(f"up after {part.seconds['start']:.0f} s")
@@ -188,6 +192,7 @@ async def day(part: Part, say: Say) -> None:
                     async with stack.database() as db:
                         part.seconds["ended"] = await in_memory(stack, db, simulators)
                     say(f"memory holds the day after {part.seconds['ended']:.0f} s more")
+            part.offered = slowing.offered
             await stack.whole(seconds=120)
             async with stack.database() as db:
                 part.wrong += await amiss(stack, db, simulators)
@@ -278,6 +283,13 @@ PARTS: Mapping[str, Callable[[Part, Say], Coroutine[Any, Any, None]]] = {
 async def slow(chosen: Sequence[str], say: Say) -> dict[str, Part]:
     """Run these parts one after the other, each to its end or its failure; return what came of each."""
     parts = dict[str, Part]()
+    task = asyncio.current_task()
+    assert task
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # what a part has started ends, whatever ends the run
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     for name in chosen:
         part = parts[name] = Part()
         say(f"{name}:")
@@ -285,6 +297,7 @@ async def slow(chosen: Sequence[str], say: Say) -> dict[str, Part]:
             await PARTS[name](part, say)
         except AssertionError as error:
             part.wrong.append(str(error))
+        part.offered = round(part.offered, 3)
         part.seconds = {step: round(seconds, 1) for step, seconds in part.seconds.items()}
         part.wrong += what_is_wrong(part)
     return parts

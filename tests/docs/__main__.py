@@ -247,6 +247,8 @@ def main() -> int:
     parser.add_argument("pages", nargs="*", help="default: all")
     parser.add_argument("--install", action="store_true", help="run `pip install` as written")
     given = parser.parse_args()
+    # Whatever ends the run, what it has started ends too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     names = given.pages or [
         str(file.relative_to(ROOT)) for pattern in PAGES for file in sorted(ROOT.glob(pattern))
     ]

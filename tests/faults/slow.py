@@ -83,7 +83,7 @@ class Part:
     counts: dict[str, int] = field(default_factory=dict)
     """Events by state, or documents by source."""
     looks: int = 0
-    """How often the sources were seen."""
+    """How many states of sources were seen."""
     stalled: dict[str, float] = field(default_factory=dict)
     """The longest time (s) in which nobody worked on the ready events of a source; sources that never stalled are left out."""
     doctor: list[str] = field(default_factory=list)

@@ -16,7 +16,7 @@ PARALLEL := -n $(WORKERS) --maxprocesses 4 --dist loadgroup
 SYNC     := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .DEFAULT_GOAL := help
-.PHONY: alerts chart help demo quick quick-tests fix test test-servers test-deploy soak coverage check lint types imports docs docs-check docs-site bench peers faults lock lock-image lock-peers licences sbom clean
+.PHONY: alerts chart help demo quick quick-tests fix test test-servers test-deploy soak coverage check lint types imports docs docs-check docs-commands docs-site bench peers faults lock lock-image lock-peers licences sbom clean
 
 $(READY): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))' || \
@@ -32,7 +32,7 @@ $(DEV): $(READY) requirements-dev.lock
 	@touch $@
 
 help:            ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | awk -F'\t' '{ printf "  \033[1m%-13s\033[0m %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | awk -F'\t' '{ printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2 }'
 
 demo: $(READY)   ## set up, start the stack, land real inputs, ask questions; KEEP=1 leaves it running
 	@$(BIN)/python -m apex_memory.cli demo $(if $(KEEP),--keep)
@@ -91,6 +91,9 @@ docs-check: $(DEV)   ## fail if a generated page, picture or dashboard is not up
 chart: $(DEV)    ## render the Helm chart for the tests, after a change of it (needs helm)
 	$(BIN)/python -m docs.generate.chart --render
 
+docs-commands: $(DEV)   ## run the commands of README, quickstart, how-to pages and runbooks as written, each page in a fresh clone; ARGS=docs/quickstart.md for one
+	$(BIN)/python -m tests.docs $(ARGS)
+
 docs-site: $(DEV)   ## build the documentation site and check its links; look at it with `python -m http.server -d build/site`
 	$(BIN)/python -m docs.generate.site
 
@@ -103,7 +106,7 @@ bench: $(DEV)    ## measure rates, times and ranking; ARGS=memory for one of the
 peers: $(DEV)    ## measure Apex beside other memories (LightRAG, mem0, Graphiti, Chroma, LlamaIndex), which it installs into .cache/peers; ARGS=mem0 for one
 	$(BIN)/python -m bench.peers $(ARGS)
 
-faults: $(DEV)   ## the crash loop: FAULTS=100 SEED=… GRAPH=neo4j; ARGS=overload for a minute of ten times too much, ARGS=slow for a tenth of the machine
+faults: $(DEV)   ## the crash loop: FAULTS=100 SEED=… GRAPH=neo4j; ARGS=overload for a minute of ten times too much, ARGS=slow for kills, the demo and a day at a tenth of the machine (ARGS="slow --parts day" for some)
 	$(BIN)/python -m tests.faults --faults $(or $(FAULTS),20) $(if $(SEED),--seed $(SEED)) $(if $(GRAPH),--graph $(GRAPH)) $(ARGS)
 
 alerts: $(DEV)   ## fire each alert on a running stack by its fault, with a real Prometheus; ARGS="--only ApexBreakerOpen" for some

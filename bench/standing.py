@@ -14,8 +14,6 @@ from contextlib import asynccontextmanager, suppress
 from uuid import UUID
 
 from apex_memory.config import Settings
-from apex_memory.engines.base import HOST
-from apex_memory.engines.state import secret
 from apex_memory.inbox import Inbox
 from apex_memory.stores.postgres import Postgres
 from bench.corpus import Corpus
@@ -51,13 +49,8 @@ class Standing(Stack):
     @asynccontextmanager
     async def inbox(self) -> AsyncIterator[tuple[Inbox, Postgres]]:
         """The inbox of the stack, for more events than HTTP lands in reasonable time."""
-        password, port = secret(self.data_dir, "documents"), self.children()["postgres"].port
-        db = Postgres(f"postgresql://apex:{password}@{HOST}:{port}/apex", size=2)
-        await db.open()
-        try:
+        async with self.database() as db:
             yield Inbox(db), db
-        finally:
-            await db.close()
 
     async def lands(self) -> float:
         """Return the seconds from now until the gateway is ready."""

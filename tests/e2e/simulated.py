@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -17,6 +17,7 @@ from apex_memory.model import document_uuid
 from apex_memory.simulate.vendor import Push, Simulator, Truth
 from apex_memory.sources.base import FileSource, InboundRequest, PulledSource, StreamSource
 from apex_memory.sources.pages import Page, PullContext
+from apex_memory.stores.postgres import Postgres
 
 STEPS = 24
 
@@ -111,23 +112,10 @@ class Day:
 
     async def check(self, truth: Sequence[Truth], *, dead: int = 0) -> None:
         """Assert that each simulated document is there once, in its newest state, and nothing else, and nothing is left over."""
-        rows = await self.app.db.fetch(
-            """SELECT d.doc_id, d.doc_key, d.deleted, m.text FROM documents d JOIN manifests m ON m.id = d.manifest_id
-               WHERE d.source = %s""",
-            (self.name,),
-        )
-        held = {row["doc_key"]: row for row in rows if not row["deleted"]}
-        expected = {item.doc_key: item for item in truth if not item.deleted}
+        assert any(not item.deleted for item in truth), "an empty day proves nothing"
+        found = differences(await documents_of(self.app.db, self.name), truth)
+        assert not found, found[:5]
         deleted = [item for item in truth if item.deleted]
-        assert len(expected) + len(deleted) == len(truth), "each document is expected once"
-        assert expected, "an empty day proves nothing"
-        assert held.keys() == expected.keys(), (
-            f"missing {sorted(expected.keys() - held.keys())[:5]}, too many {sorted(held.keys() - expected.keys())[:5]}"
-        )
-        for key, item in expected.items():
-            assert item.text in held[key]["text"], (
-                f"{key}: {item.text!r} not in {held[key]['text']!r}"
-            )
         for item in deleted:
             with suppress(NotFound):
                 await self.app.search.document(document_uuid(self.name, item.doc_key))
@@ -141,6 +129,31 @@ class Day:
             "SELECT key FROM change_hints WHERE source = %s", (self.name,)
         )
         assert not change_hints, change_hints
+
+
+async def documents_of(db: Postgres, source: str) -> dict[str, str]:
+    """Return the texts of a source's documents that are not deleted, by their keys."""
+    rows = await db.fetch(
+        """SELECT d.doc_key, m.text FROM documents d JOIN manifests m ON m.id = d.manifest_id
+           WHERE d.source = %s AND NOT d.deleted""",
+        (source,),
+    )
+    return {row["doc_key"]: row["text"] for row in rows}
+
+
+def differences(held: Mapping[str, str], truth: Sequence[Truth]) -> list[str]:
+    """Return, in words, how documents (texts by key) differ from the truth: each is there once, in its newest state."""
+    expected = {item.doc_key: item.text for item in truth if not item.deleted}
+    deleted = {item.doc_key for item in truth if item.deleted}
+    assert len(expected) + len(deleted) == len(truth), "each document is expected once"
+    lines = [f"{key} is missing" for key in sorted(expected.keys() - held.keys())]
+    lines += [f"{key} is too much" for key in sorted(held.keys() - expected.keys())]
+    lines += [
+        f"{key}: {text!r} is not in {held[key]!r}"
+        for key, text in expected.items()
+        if key in held and text not in held[key]
+    ]
+    return lines
 
 
 def _mortal(source: PulledSource, day: Day) -> Callable[[PullContext], AsyncIterator[Page]]:

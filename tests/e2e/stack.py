@@ -29,11 +29,13 @@ from unittest import mock
 import httpx2
 
 from apex_memory.cli import main
+from apex_memory.engines.base import HOST
 from apex_memory.engines.cards import running_processes
 from apex_memory.engines.process import command_and_environment
-from apex_memory.engines.state import ChildState, read_stack
+from apex_memory.engines.state import ChildState, read_stack, secret
 from apex_memory.model import now
 from apex_memory.sources import registry
+from apex_memory.stores.postgres import Postgres
 from tests.waiting import seconds_until, until
 
 # With `GRAPH=embedded:`, so that each engine can be held and killed by itself.
@@ -75,6 +77,8 @@ class Stack:
 
     module = "apex_memory.cli"
     """What is run as `apex`."""
+    arguments: tuple[str, ...] = ("up", "--verbose")
+    """The command that starts it."""
 
     def __init__(self, data_dir: Path, **settings: str) -> None:
         self.data_dir = data_dir
@@ -90,11 +94,11 @@ class Stack:
         self._given |= {f"APEX_{name}": value for name, value in settings.items()}
 
     async def start(self, *, seconds: float = START_SECONDS) -> float:
-        """Start `apex up` and wait until it is ready, at most `seconds`; return the seconds that took."""
+        """Start it and wait until it is ready, at most `seconds`; return the seconds that took."""
         began = time.monotonic()
         with self.log.open("ab") as log:
             self._up = subprocess.Popen(
-                [sys.executable, "-m", self.module, "up", "--verbose"],
+                [sys.executable, "-m", self.module, *self.arguments],
                 env=os.environ | self._given,
                 cwd=self.data_dir.parent,
                 stdin=subprocess.DEVNULL,
@@ -155,6 +159,17 @@ class Stack:
         """By name; none while a start has not yet taken over what the run before it wrote."""
         stack = read_stack(self.data_dir)
         return stack.children if stack and self._up and stack.pid == self._up.pid else {}
+
+    @asynccontextmanager
+    async def database(self) -> AsyncIterator[Postgres]:
+        """A connection to its PostgreSQL."""
+        password, port = secret(self.data_dir, "documents"), self.children()["postgres"].port
+        db = Postgres(f"postgresql://apex:{password}@{HOST}:{port}/apex", size=2)
+        await db.open()
+        try:
+            yield db
+        finally:
+            await db.close()
 
     def client(self, key: str = "") -> httpx2.AsyncClient:
         """A client of the gateway, with this key or none."""

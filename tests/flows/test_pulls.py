@@ -25,6 +25,7 @@ from apex_memory.flows.fetch.control import Pulling
 from apex_memory.flows.fetch.messages import BackfillReport
 from apex_memory.flows.fetch.workflows import Backfill
 from apex_memory.flows.temporal.client import connect_by
+from apex_memory.flows.temporal.options import TASK_TIMEOUT
 from apex_memory.flows.wakes import Waker
 from apex_memory.flows.worker import serve
 from apex_memory.model import document_uuid
@@ -132,6 +133,11 @@ async def test_polls_streams_and_files_arrive(make_settings: MakeSettings, folde
         await until(reopened, "the window was opened again", seconds=20)
         ids = {run.id async for run in place.client.list_workflows("WorkflowType = 'File'")}
         assert {id.rpartition(":")[0] for id in ids} == {"file:filed"}
+        # A child does not inherit it: on a slow machine decisions of 10 s would fail again and again.
+        async for run in place.client.list_workflows():
+            described = await place.client.get_workflow_handle(run.id, run_id=run.run_id).describe()
+            config = described.raw_description.execution_config
+            assert config.default_workflow_task_timeout.ToTimedelta() == TASK_TIMEOUT, run.id
 
 
 @pytest.mark.long

@@ -28,6 +28,7 @@ from apex_memory.client import Busy, SearchAnswer
 from apex_memory.client.calls import Call
 from apex_memory.client.errors import refusal
 from apex_memory.errors import NotFound, Rejected, Unavailable
+from apex_memory.tls import ClientTls
 
 CLI = Path(package.__file__).parent
 HOSTILE = (
@@ -304,6 +305,7 @@ class FakeGateway(Gateway):
     """A gateway whose response to each POST of a document is the next of `outcomes`: an error, or None for success."""
 
     def __init__(self, outcomes: list[Exception | None]) -> None:
+        super().__init__("http://127.0.0.1:1", "key", ClientTls())
         self.outcomes = outcomes
         self.sent: list[Call[Any]] = []
         self.newest: list[dict[str, Any]] = []
@@ -405,6 +407,31 @@ def test_o4_the_demo_counts_every_change_as_progress_and_names_what_is_slow() ->
         assert progress_of([{**row, name: counts[name] + 1}, idle]) != before
     assert waiting_for([idle, row]) == ["Carrier EDI: 2 events, 4 files"]
     assert not DayResult([row], 1.0).settled and DayResult([idle], 1.0).settled
+
+
+class BusyGateway(Gateway):
+    """A gateway that is busy at the first request."""
+
+    busy = True
+
+    def _exchange(self, call: Call[Any]) -> bytes:
+        if self.busy:
+            self.busy = False
+            raise Busy("PostgreSQL does not respond", after=5)
+        return b'{"sources": []}'
+
+
+def test_o4_a_gateway_that_is_busy_for_a_moment_does_not_end_the_demo(
+    no_pauses: list[float],
+) -> None:
+    with BusyGateway("http://127.0.0.1:1", "key", ClientTls()) as api, pytest.raises(Busy):
+        api.call("GET", "/v1/sources")
+    with BusyGateway("http://127.0.0.1:1", "key", ClientTls(), patience=60) as api:
+        assert api.call("GET", "/v1/sources") == {"sources": []}
+        assert no_pauses == [5]
+        api.busy = True
+        with pytest.raises(Busy):
+            api.call("GET", "/v1/sources", patience=0)
 
 
 @pytest.fixture

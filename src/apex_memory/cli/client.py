@@ -40,16 +40,19 @@ def with_commands(remedy: str) -> str:
 
 
 class Gateway(Apex):
-    """A connection to the gateway. Its calls are sent once, and raise `Refused` or `Unavailable`, with a remedy."""
+    """A connection to the gateway. Its calls raise `Refused` or `Unavailable`, with a remedy.
 
-    def __init__(self, url: str, key: str, tls: ClientTls) -> None:
-        super().__init__(url, key, timeout=TIMEOUT, patience=0.0, tls=tls)
+    With `patience` a request is repeated for so many seconds while the gateway returns 503: only for requests that may
+    be repeated. Without it each is sent once.
+    """
 
-    def call(self, method: str, path: str, *, patience: float = 0.0, **request: Any) -> Any:
+    def __init__(self, url: str, key: str, tls: ClientTls, *, patience: float = 0.0) -> None:
+        super().__init__(url, key, timeout=TIMEOUT, patience=patience, tls=tls)
+
+    def call(self, method: str, path: str, *, patience: float | None = None, **request: Any) -> Any:
         """Return the JSON of the response. `request` has the fields of `Call`; a `timeout` is in seconds.
 
-        With `patience` the request is repeated for so many seconds while the gateway returns 503: only for requests
-        that may be repeated.
+        `patience` is that of the connection, unless given.
         """
         return self.send(
             Call(method=method, path=path, read=any_json, **request), patience=patience

@@ -136,7 +136,8 @@ async def _day(
     Return True when every event was processed, every question has hits, and the rollouts went as they should.
     """
     key = api_key(settings)
-    with Gateway(stack.url, key, settings.connections_tls) as api:
+    # On a slow machine PostgreSQL may have no time for a question, and the gateway says so (503).
+    with Gateway(stack.url, key, settings.connections_tls, patience=STALL_SECONDS) as api:
         rule("1. A day of nine sources")
         verify = settings.connections_tls.verify()
         async with httpx2.AsyncClient(timeout=STALL_SECONDS, verify=verify) as http:

@@ -49,7 +49,6 @@ PLAN: dict[str, Any] = {
     "latency_floor_seconds": 600,
     "backlog_floor": 10_000,
 }
-PATIENCE_SECONDS = 60.0  # while the gateway is busy
 STOP_SECONDS = 20.0
 WORDS = {
     "start": "start",
@@ -227,8 +226,8 @@ async def _send_round(api: Gateway, keys: _Keys, below: int) -> None:
 async def _call(
     api: Gateway, method: str, path: str, body: Mapping[str, Any] | None = None, **request: Any
 ) -> dict[str, Any]:
-    """Send a request that may be repeated, and repeat it while the gateway is busy."""
-    call = partial(api.call, method, path, json=body, patience=PATIENCE_SECONDS, **request)
+    """Send a request that may be repeated while the gateway is busy; `api` has the patience."""
+    call = partial(api.call, method, path, json=body, **request)
     response: dict[str, Any] = await asyncio.to_thread(call)
     return response
 

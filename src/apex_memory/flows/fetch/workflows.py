@@ -22,6 +22,7 @@ with workflow.unsafe.imports_passed_through():
         PullInput,
         PullReport,
     )
+    from apex_memory.flows.temporal.options import TASK_TIMEOUT
     from apex_memory.flows.temporal.queues import file_id
 
 RETRY = RetryPolicy(
@@ -64,6 +65,7 @@ async def _start_file(input: FileInput) -> None:
             input,
             id=file_id(input.source, input.file),
             parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+            task_timeout=TASK_TIMEOUT,
             static_summary=f"File of {input.source}",
         )
 

@@ -41,7 +41,7 @@ from apex_memory.saga.recovery import Recovery
 from apex_memory.saga.retries import BreakerProbes, ResilientStore
 from apex_memory.saga.sweeper import Sweeper
 from apex_memory.sealing import Keyring
-from apex_memory.search import Search
+from apex_memory.search import AnswerCache, Search
 from apex_memory.sources import registry
 from apex_memory.sources.base import Source
 from apex_memory.steps.batches import BatchSteps
@@ -181,6 +181,7 @@ class App:
             date_order=settings.date_order,
             reranker=self.reranker,
             standby=self.standby,
+            answers=AnswerCache(),
         )
 
 

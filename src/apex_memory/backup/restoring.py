@@ -35,6 +35,7 @@ APPLICATION = "apex restore"
 # Tables that have rows after a first start, before anything came in.
 HOUSEKEEPING = frozenset(
     {"api_keys", "audit", "builds", "data_keys", "flags", "installation", "leases", "store_state"}
+    | {"memory_versions"}
 )
 # What processes of the former installation knew about it, and what no longer holds.
 FORGOTTEN = ("leases", "store_state")

@@ -5,6 +5,7 @@ if its document points at the hit's stage in that snapshot, so a reader never se
 or a mix of two.
 """
 
+from apex_memory.search.answers import AnswerCache
 from apex_memory.search.fusion import Weights
 from apex_memory.search.results import (
     AttributeValue,
@@ -27,6 +28,7 @@ from apex_memory.search.scope import Scope
 from apex_memory.search.service import Search
 
 __all__ = [
+    "AnswerCache",
     "AttributeValue",
     "Citation",
     "Context",

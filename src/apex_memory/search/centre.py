@@ -35,16 +35,25 @@ class Centre:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._direction: Vectors | None = None
+        self._number = 0
         self._read_at = -float(KEEP_SECONDS)
+
+    @property
+    def number(self) -> int | None:
+        """Return the number of the present direction, another one for each; None if the next search reads it anew."""
+        return None if self._is_due() else self._number
 
     async def removed_from(self, vector: Vectors, read_sample: ReadSample) -> Vectors:
         """Return a query's vector, shape (dimension,), without `SHARE` of its part in the common direction."""
-        if self._clock() >= self._read_at + KEEP_SECONDS:
+        if self._is_due():
             await self._read(read_sample, len(vector))
         if self._direction is None:
             return vector
         centred: Vectors = vector - SHARE * (vector @ self._direction) * self._direction
         return centred.astype(np.float32)
+
+    def _is_due(self) -> bool:
+        return self._clock() >= self._read_at + KEEP_SECONDS
 
     async def _read(self, read_sample: ReadSample, dimension: int) -> None:
         """Read the sample anew. Other searches go on meanwhile with what is known: one reads for all of them."""
@@ -53,7 +62,10 @@ class Centre:
             fitting = max(1, SAMPLE_BYTES // (4 * dimension * SAMPLE_DOCUMENTS))
             rows = await read_sample(SAMPLE_DOCUMENTS, min(SAMPLE_PASSAGES, fitting), dimension)
             # In a thread, as other requests wait for the loop: it is a second of work for millions of numbers.
-            self._direction = await asyncio.to_thread(_direction, rows, dimension)
+            direction = await asyncio.to_thread(_direction, rows, dimension)
+            if not np.array_equal(direction, self._direction):  # type: ignore[arg-type]
+                self._direction = direction
+                self._number += 1
         except BaseException:  # also when the search is cancelled: the next one reads it
             self._read_at = former
             raise

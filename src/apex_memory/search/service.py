@@ -16,6 +16,7 @@ from apex_memory.dates import DateOrder
 from apex_memory.errors import NotFound, RetryLater, Unavailable
 from apex_memory.model import Filters, Vectors, day_ref, now
 from apex_memory.normalization import words_of
+from apex_memory.search.answers import AnswerBasis, AnswerCache, Question
 from apex_memory.search.centre import Centre
 from apex_memory.search.context import MARGIN, PassageText, pack
 from apex_memory.search.documents import DocumentReader
@@ -59,7 +60,7 @@ from apex_memory.search.snapshot import (
     SnapshotSummary,
     unpack_spans,
 )
-from apex_memory.search.time_expressions import read_time
+from apex_memory.search.time_expressions import QueryTime, read_time
 from apex_memory.search.time_limits import Degraded, Stopwatch, TimeLimiter
 from apex_memory.search.topics import Topics
 from apex_memory.search.visibility import SnapshotView, StoreQuery, gather_both
@@ -69,7 +70,7 @@ from apex_memory.stores.bm25 import Words
 from apex_memory.stores.cache import Cache
 from apex_memory.stores.postgres import Connection, Postgres
 from apex_memory.stores.standby import Standby
-from apex_memory.telemetry import SEARCH_READS, logger
+from apex_memory.telemetry import SEARCH_ANSWERS, SEARCH_READS, logger
 
 DEPTH = (
     60  # hits per leg, whatever the limit of a request: its first hits do not depend on the limit
@@ -79,15 +80,23 @@ SPEAKER_WORDS = 12  # words of a query that may name a speaker
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _SearchRun:
     """One search in progress: the request, and what its parts report."""
 
     request: SearchRequest
+    time: QueryTime
+    """The time that the text names."""
     db: Postgres
     """The server that the snapshot is read from."""
     degraded: Degraded = field(default_factory=Degraded)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    centre: int | None = None
+    """Number of the centre of memory that passages were compared by."""
+
+    @property
+    def question(self) -> Question:
+        return Question(self.request, self.time.time_range)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +116,8 @@ class Search:
 
     `embed_query` returns the vector of a query, shape (dimension,), and `extract_query` its entities. Refs of
     callers may be spelled as people do (`phone:(901) 555-0143`): `canonical_ref` returns the ref that documents have.
-    Each store's part takes `leg_seconds` at most; after a timeout a store is skipped for `rest_seconds`.
+    Each store's part takes `leg_seconds` at most; after a timeout a store is skipped for `rest_seconds`. With `answers` a
+    search that is repeated while memory is as it was gets the same answer, without being computed again.
     """
 
     def __init__(
@@ -126,6 +136,7 @@ class Search:
         called: Mapping[str, Mapping[str, str]] | None = None,
         reranker: Reranker | None = None,
         standby: Standby | None = None,
+        answers: AnswerCache | None = None,
         leg_seconds: float = 2,
         rest_seconds: float = 5,
         date_order: DateOrder = "auto",
@@ -140,6 +151,7 @@ class Search:
         self._clock = clock
         self._date_order = date_order
         self._reranker = reranker
+        self._answers = answers
         self._log = logger(component="search")
         self._time_limiter = TimeLimiter(seconds=leg_seconds, rest=rest_seconds)
         self._query_vectors = QueryVectors(cache, embed_query, embedder_id, self._time_limiter)
@@ -190,7 +202,7 @@ class Search:
         )
         result = None if fresh else await self._from_standby(request)
         if result is None:
-            result = await self._run(_SearchRun(request, self._db))
+            result = await self._run(self._begun(request, self._db))
             if self._standby:
                 SEARCH_READS.labels("primary").inc()
         return result
@@ -201,7 +213,7 @@ class Search:
         if standby is None or not standby.fresh:
             return None
         try:
-            result = await self._run(_SearchRun(request, standby.snapshots))
+            result = await self._run(self._begun(request, standby.snapshots))
         except Unavailable as error:
             standby.set_aside(str(error))
             return None
@@ -210,10 +222,14 @@ class Search:
         SEARCH_READS.labels("standby").inc()
         return result
 
+    def _begun(self, request: SearchRequest, db: Postgres) -> _SearchRun:
+        time = read_time(request.text, self._clock(), self._date_order)
+        return _SearchRun(request, time, db)
+
     async def _run(self, run: _SearchRun) -> SearchResult:
         with run.stopwatch.part("total"):
             if run.request.text:
-                result = await self._best_passages(run)
+                result = await self._kept_answer(run) or await self._best_passages(run)
             else:
                 result = await self._newest_documents(run)
         result.degraded = run.degraded.names()
@@ -255,6 +271,35 @@ class Search:
                 context = await self._context(run.request, reader, hits)
                 unknown = await self._unknown_filters(connection, filters, hits)
         return SearchResult(hits=hits[: run.request.limit], context=context, unknown=unknown)
+
+    async def _kept_answer(self, run: _SearchRun) -> SearchResult | None:
+        """Return the answer of an earlier search, if the same request would get it now; None if it has to be computed.
+
+        That needs a snapshot, but neither the vector of the question nor a query of a store. A question that nobody asked
+        before does not even wait for that.
+        """
+        if self._answers is None:
+            return None
+        answer = None
+        if self._answers.may_hold(run.question):
+            with run.stopwatch.part("kept"):
+                answer = await self._answer_of_snapshot(self._answers, run)
+        SEARCH_ANSWERS.labels("hit" if answer else "miss").inc()
+        return answer
+
+    async def _answer_of_snapshot(
+        self, answers: AnswerCache, run: _SearchRun
+    ) -> SearchResult | None:
+        async with run.db.snapshot() as connection:
+            summary = await SnapshotReader(connection, None).summary()
+            filters = await self._resolved_filters(run, connection)
+        answer = answers.get(run.question, AnswerBasis(summary, filters, self._centre.number))
+        if answer is None:
+            return None
+        # A store that is away, or has lost what it held, would be missing in a new answer, which would say so.
+        for store in (self._graph, self._vectors):
+            await self._time_limiter.check_incarnation(store, summary.verified, run.degraded)
+        return None if run.degraded.names() else answer
 
     async def _best_passages(self, run: _SearchRun) -> SearchResult:
         # Started first: a vector takes as long as everything else together. The search holds a connection
@@ -302,21 +347,25 @@ class Search:
                     *await self._unknown_filters(connection, query.filters, hits),
                     *unknown,
                 ]
-        return SearchResult(
+        result = SearchResult(
             hits=hits,
+            degraded=run.degraded.names(),
             context=context,
             entities=recognised(snapshot.exact_refs, snapshot.identifiers, ranking.graph.known),
             unknown=unknown,
             evidence=evidence_of(request.text, judged_hits, unknown, self._terms),
         )
+        if self._answers is not None:
+            basis = AnswerBasis(snapshot.summary, query.filters, run.centre)
+            self._answers.put(run.question, basis, result)
+        return result
 
     async def _opened(
         self, run: _SearchRun, connection: Connection
     ) -> tuple[_RunSnapshot, RetrievalQuery]:
         """Take the snapshot, look up the query's identifiers in it, and return the query as the stores receive it."""
         text = run.request.text
-        read = read_time(text, self._clock(), self._date_order)
-        time, undated = read.time_range, read.undated
+        time, undated = run.time.time_range, run.time.undated
         entities = self._extract_query(undated)
         exact_refs = identifiers_of(entities.certain)
         filters = await self._resolved_filters(run, connection)
@@ -356,7 +405,7 @@ class Search:
             self._verified(
                 self._vectors,
                 self._retriever.from_vectors(
-                    query, self._centred(vector, snapshot.reader), store_query
+                    query, self._centred(vector, run, snapshot.reader), store_query
                 ),
                 run,
                 snapshot,
@@ -471,13 +520,15 @@ class Search:
         return candidates, await snapshot.reader.contents(docs)
 
     async def _centred(
-        self, query_vector: Awaitable[QueryVector], reader: SnapshotReader
+        self, query_vector: Awaitable[QueryVector], run: _SearchRun, reader: SnapshotReader
     ) -> Vectors | None:
         """Return the vector by which passages are compared; None if the embedder does not take part."""
         vector = (await query_vector).vector
         if vector is None:
             return None
-        return await self._centre.removed_from(vector, reader.sample_vectors)
+        centred = await self._centre.removed_from(vector, reader.sample_vectors)
+        run.centre = self._centre.number
+        return centred
 
     async def _query_vector(self, run: _SearchRun) -> QueryVector:
         with run.stopwatch.part("embed"):

@@ -21,10 +21,14 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class SnapshotSummary:
-    """The approximate number of documents, and the verified incarnation of each store that is complete."""
+    """The approximate number of documents, the verified incarnation of each store that is complete, and the version of memory.
+
+    Two snapshots with the same version show the same documents. No version comes back once documents have changed.
+    """
 
     documents: int
     verified: Mapping[str, str]
+    version: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -169,7 +173,8 @@ class SnapshotReader:
             """SELECT CASE WHEN c.reltuples < 1000 THEN (SELECT count(*) FROM (SELECT FROM documents LIMIT 1000) d)
                            ELSE c.reltuples END::bigint AS documents,
                       (SELECT coalesce(jsonb_object_agg(store, incarnation), '{}') FROM store_state
-                       WHERE state = 'ready') AS verified
+                       WHERE state = 'ready') AS verified,
+                      (SELECT coalesce(md5(string_agg(version::text, ' ' ORDER BY version)), '') FROM memory_versions) AS version
                FROM pg_class c WHERE c.oid = 'documents'::regclass""",
             {},
         )

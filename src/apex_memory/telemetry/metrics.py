@@ -258,6 +258,11 @@ SEARCH_READS = Counter(
     "Searches by the server of PostgreSQL that they read from: `standby` or `primary`. Counted where there is a standby.",
     ["server"],
 )
+SEARCH_ANSWERS = Counter(
+    "apex_search_answers",
+    "Searches by whether the answer of an earlier one still held (`hit`) or was computed (`miss`).",
+    ["result"],
+)
 STANDBY_BEHIND = Gauge(
     "apex_standby_behind_seconds",
     "At most so far is the standby behind, as this gateway knows. `+Inf` while it was not seen; 0 without one.",
@@ -299,6 +304,8 @@ def touch_metrics(sources: Iterable[str]) -> None:
         RETRIES.labels(store)
         DEGRADED.labels(store)
         REPAIRED.labels(store)
+    for result in ("hit", "miss"):
+        SEARCH_ANSWERS.labels(result)
     for step in STEPS:
         STEP_SECONDS.labels(step)
 

@@ -329,7 +329,9 @@ def test_every_server_of_a_stack_has_a_port_of_its_own(tmp_path: Path) -> None:
     with ownership(tmp_path):
         ports = {"temporal": temporal, "valkey": temporal + 1000}
         write_stack(tmp_path, Stack(pid=1, since=datetime.now(UTC), ports=ports))
-        engines = embedded_engines(Settings(data_dir=tmp_path, temporal_ui="embedded:"), 32)
+        engines = embedded_engines(
+            Settings(data_dir=tmp_path, graph="embedded:", temporal_ui="embedded:"), 32
+        )
     chosen = [engine.port for engine in engines]
     chosen += [
         engine.ui_port

@@ -254,9 +254,13 @@ async def test_status_and_doctor_show_it(
         for n, text in enumerate(NOTES):
             await api.land(f"note-{n}", text)
         await api.app.direct.drain("documents")
-        for script, state in ((tei, "ready"), (FAILURES["500"], "failing"), (tei, "ready")):
+        steps = ((tei, "ready"), (FAILURES["500"], "failing"), (tei, "ready"))
+        for number, (script, state) in enumerate(steps):
             server.script = script
-            answer = (await api.post("/v1/search", json={"query": QUESTION})).json()
+            question = (
+                f"{QUESTION} {number}"  # another one: an answer that is kept asks no reranker
+            )
+            answer = (await api.post("/v1/search", json={"query": question})).json()
             assert answer["degraded"] == ([] if state == "ready" else ["reranker"])
             report = (await api.get("/v1/status")).json()
             assert report["reranker"]["state"] == state

@@ -13,7 +13,7 @@ import pytest
 from apex_memory.app import App, open_app
 from apex_memory.model import Assertion, Document, Tally
 from apex_memory.pipeline import prepare as pipeline_prepare
-from apex_memory.pipeline.extract import extract
+from apex_memory.pipeline.extract import Statement, statements
 from apex_memory.rollout import shadow_queue, shadow_steps
 from apex_memory.rollout.shadow_loop import ShadowLoop
 from apex_memory.rollout.shadow_steps import CopyResult
@@ -166,16 +166,16 @@ async def test_a_changed_extractor_shows_as_the_assertions_and_entities_it_misse
     async with open_app(settings) as app, candidate(settings) as changed:
         await shadow_on(app, "build", CANDIDATE)
         await drain(app, text_event(app, "a", "Shipment SHP-100045 left Columbus, OH.", version=1))
-        real = extract
+        real = statements
 
-        def without_shipments(*arguments: Any, **options: Any) -> list[Assertion]:
+        def without_shipments(*arguments: Any, **options: Any) -> list[Statement]:
             return [
                 item
                 for item in real(*arguments, **options)
-                if "shp-100045" not in str(item.object).lower()
+                if "shp-100045" not in str(item[2]).lower()  # the object
             ]
 
-        monkeypatch.setattr(pipeline_prepare, "extract", without_shipments)
+        monkeypatch.setattr(pipeline_prepare, "statements", without_shipments)
         assert await process_all(changed, "build", CANDIDATE) == CopyResult(different=1)
         fields = sorted((await facts(app, "build", CANDIDATE)).by_field)
         assert fields == ["assertions.mentions", "entities.shipment"]

@@ -48,6 +48,8 @@ async def test_the_promise_is_kept_through_faults(seed: str) -> None:
 @pytest.mark.long
 async def test_the_promise_is_kept_on_falkordb(seed: str) -> None:
     """The embedded graph with a process of its own, killed, stopped and cut off, each once."""
+    if seed == GATE_SEED:
+        pytest.skip("two minutes: `make faults GRAPH=falkordb`, `make soak`")
     of = kinds_of_graph("falkordb")
     result = await run(seed, len(of), graph="falkordb", of=of)
     _judge(result)

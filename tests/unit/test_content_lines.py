@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from apex_memory.model import File
 from apex_memory.pipeline.content_lines import read_content_lines
-from apex_memory.pipeline.extract import extract
 from apex_memory.pipeline.file_limits import EventBudget, ReaderLimits
 from apex_memory.pipeline.parse import parse
+from tests.extraction import extract
 
 CALENDAR = b"""BEGIN:VCALENDAR\r
 BEGIN:VEVENT\r

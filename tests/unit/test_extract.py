@@ -15,10 +15,10 @@ from apex_memory.pipeline.extract import (
     MAX_CANDIDATES,
     MAX_MENTIONS,
     QueryReader,
-    extract,
     extract_query,
 )
 from apex_memory.pipeline.identifiers import container_digit, vin_digit
+from tests.extraction import extract
 
 
 def mentioned(text: str) -> set[str]:

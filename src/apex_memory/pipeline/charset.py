@@ -231,19 +231,18 @@ def guessed_codec(data: bytes) -> str:
     return _guessed_codec(data[max(0, first - 200) : first + _GUESSED_FROM])
 
 
-@lru_cache(maxsize=256)  # the header of a part is read several times
+@lru_cache(maxsize=16)  # the header of a part is read several times; at most 1 MB
 def _guessed_codec(sample: bytes) -> str:
     # Takes 70 ms to import, and few texts come here.
     import chardet
 
-    found = chardet.detect(sample, include_encodings=_GUESSED, compat_names=False)
-    codec = _GUESSED.get(found["encoding"] or "", "cp1252")
-    if codec == "cp1252" or found["confidence"] < _LEAST_CONFIDENCE:
+    guess = chardet.detect(sample, include_encodings=_GUESSED, compat_names=False)
+    codec = _GUESSED.get(guess["encoding"] or "", "cp1252")
+    if codec == "cp1252" or guess["confidence"] < _LEAST_CONFIDENCE:
         return "cp1252"
     text = sample.decode(codec, "replace")
-    if (
-        codec in _LATIN
-    ):  # they share most letters with windows-1252, where a single one may be a pound sign
+    # These share most letters with windows-1252, where a single one may be a pound sign.
+    if codec in _LATIN:
         western = sample.decode("cp1252", "replace")
         differences = sum(a != b for a, b in zip(text, western, strict=True))
         return codec if differences >= _LEAST_DIFFERENCE else "cp1252"

@@ -35,26 +35,6 @@ MAX_CANDIDATES = 60
 MAX_IDENTIFIERS = 12
 
 
-def extract(
-    text: str,
-    passages: Sequence[tuple[int, int]],
-    own_refs: Collection[str] = (),
-    *,
-    at: date | None = None,
-    date_order: DateOrder = "auto",
-) -> list[Assertion]:
-    """Return assertions with their offsets: mentions, roles of parties, names, postal codes, amounts and dates.
-
-    They are recognised in the normal form of the text (`normalization`), without marks of Markdown, and their offsets
-    are those of the original. An empty subject means the document itself. The most useful come first, so that a limit
-    cuts the least. `own_refs` are the canonical refs that the source of the document gave: the same identifier in
-    another spelling of the text gets them. `at` is the day of the text: a day that it names without a year is the one nearest
-    to that, and is left out where `at` is not known.
-    """
-    found = statements(text, passages, own_refs, at=at, date_order=date_order)
-    return [assertion_of(statement) for statement in found]
-
-
 def statements(
     text: str,
     passages: Sequence[tuple[int, int]],
@@ -63,14 +43,21 @@ def statements(
     at: date | None = None,
     date_order: DateOrder = "auto",
 ) -> list[Statement]:
-    """Return what `extract` does as plain tuples: a table of 60,000 rows has 100,000, of which few are kept."""
+    """Return statements with their offsets: mentions, roles of parties, names, postal codes, amounts and dates.
+
+    They are plain tuples: a table of 60,000 rows has 100,000, of which few are kept. They are recognised in the normal form
+    of the text (`normalization`), without marks of Markdown, and their offsets are those of the original. An empty subject
+    means the document itself. The most useful come first, so that a limit cuts the least. `own_refs` are the canonical refs
+    that the source of the document gave: the same identifier in another spelling of the text gets them. `at` is the day of
+    the text: a day that it names without a year is the one nearest to that, and is left out where `at` is not known.
+    """
     normalized = NormalizedText(text)
     borders = [start for start, _ in split_at_passages(len(text), passages)]
     if normalized.text == text:
         return _statements(text, borders, own_refs, at, date_order)
     moved_borders = [normalized.offset_of(border) for border in borders]
-    found = _statements(normalized.text, moved_borders, own_refs, at, date_order)
-    return [_moved(statement, normalized) for statement in found]
+    moved = _statements(normalized.text, moved_borders, own_refs, at, date_order)
+    return [_moved(statement, normalized) for statement in moved]
 
 
 def _moved(statement: Statement, normalized: NormalizedText) -> Statement:
@@ -80,7 +67,7 @@ def _moved(statement: Statement, normalized: NormalizedText) -> Statement:
 
 
 def assertion_of(statement: Statement) -> Assertion:
-    """Return a statement as an assertion."""
+    """Return a statement as an assertion. An empty subject means the document itself."""
     predicate, subject, object_ref, value, start = statement
     return Assertion(
         predicate=predicate, subject=subject, object=object_ref, value=value, start=start
@@ -104,7 +91,7 @@ def _statements(
         *(city.mention for city in cities),
     ]
     mentions.sort(key=lambda mention: (mention.start, mention.ref))
-    found = [
+    repeated = [
         *_mentions(mentions, borders),
         *_roles(parties),
         *_names(mentions),
@@ -112,7 +99,7 @@ def _statements(
         *_first_of_each("amount", find_amounts(text)),
         *_days(find_dates(text, shape, at, date_order), borders),
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(repeated))
 
 
 def _mentions(mentions: Sequence[Mention], borders: Sequence[int]) -> Iterator[Statement]:

@@ -97,12 +97,8 @@ _KIND_BY_EXTENSION = {
         "text",
     ),
 }  # fmt: skip
-_WITH_SIGNATURE = frozenset(TYPES) - {
-    "pdf",
-    "html",
-    "mail",
-    "svg",
-}  # a PDF may begin after other bytes
+# The last three are text, and a PDF may begin after other bytes.
+_WITH_SIGNATURE = frozenset(TYPES) - {"pdf", "html", "mail", "svg"}
 _BINARY_TYPES = ("image/", "audio/", "video/", "font/")
 _HTML = re.compile(
     rb"(?:\xef\xbb\xbf)?\s{0,100}<(?:!doctype html|html|head|body|table)\b", re.IGNORECASE

@@ -103,7 +103,7 @@ class AnswerCache:
             self._entries.clear()
             self._bytes = 0
         self._drop(question)
-        entry = _Entry(basis, _copy(result), OBJECT_SHARE * len(orjson.dumps((question, result))))
+        entry = _Entry(basis, _copy(result), _size_of(question, result))
         self._entries[question] = entry
         self._bytes += entry.bytes
         while len(self._entries) > self._entries_max or self._bytes > self._bytes_max:
@@ -113,6 +113,12 @@ class AnswerCache:
         entry = self._entries.pop(question, None)
         if entry:
             self._bytes -= entry.bytes
+
+
+def _size_of(question: Question, result: SearchResult) -> int:
+    """Return about how many bytes both take. Values that JSON lacks count by their text: a search never fails here."""
+    options = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
+    return OBJECT_SHARE * len(orjson.dumps((question, result), default=str, option=options))
 
 
 def _copy(result: SearchResult) -> SearchResult:

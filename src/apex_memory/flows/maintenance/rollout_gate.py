@@ -20,6 +20,7 @@ from apex_memory.telemetry import logger
 TRY_SECONDS = (60.0, 240.0)
 """Longest that each try may take: a task that got lost on its way to the worker costs a minute, and a slow machine has four."""
 CHECK_SECONDS = sum(TRY_SECONDS)
+REMEDY = "check that a worker of the build runs: `apex builds list`; the log of that worker says what it waits for"
 
 
 async def run_rollout_gate(deployment: Deployment, build: str, histories: int) -> str:
@@ -51,10 +52,12 @@ async def run_rollout_gate(deployment: Deployment, build: str, histories: int) -
                 logger(build=build).warning("build_check_timed_out", workflow=id, seconds=seconds)
                 continue
             if not isinstance(error.cause, ApplicationError):
-                raise Unavailable("temporal", f"{id} did not finish: {error.cause}") from error
+                raise Unavailable(
+                    "temporal", f"{id} did not finish: {error.cause}", remedy=REMEDY
+                ) from error
         return id
     raise Unavailable(
         "temporal",
         f"the check of {build} did not finish in {CHECK_SECONDS:g} s",
-        remedy="check that a worker of the build runs: `apex builds list`; the log of that worker says what it waits for",
+        remedy=REMEDY,
     )

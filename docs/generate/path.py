@@ -80,6 +80,6 @@ def _lower_row(picture: Picture, stores: Box) -> None:
     search = picture.box(
         Box(224, _LOW, 152, 94, "search/", ["one snapshot; words,", "meaning, graph, ids;", "ranked, with source"], "accent")
     )  # fmt: skip
-    agents = picture.box(Box(20, _LOW, 152, 94, "Agents and people", ["HTTP API,", "command line"]))
+    agents = picture.box(Box(20, _LOW, 152, 94, "Agents, people", ["HTTP API,", "command line"]))
     picture.arrow((stores.x - 2, search.center[1]), (search.right + 2, search.center[1]))
     picture.arrow((search.x - 2, search.center[1]), (agents.right + 2, search.center[1]))

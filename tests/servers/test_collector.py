@@ -1,4 +1,4 @@
-"""What a process exports passes through a real collector: it accepts every span, and changes nothing."""
+"""What is exported passes through a real collector: it accepts every span, of one process and of a whole stack, and changes nothing."""
 
 from __future__ import annotations
 
@@ -10,10 +10,27 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e import front
+from tests.e2e.stack import running_stack
+from tests.otlp import ReceivedSpan
 from tests.servers.collector import PROGRAM, build, collector
 from tests.waiting import until
 
 pytestmark = pytest.mark.server("go", seconds=3_600)  # the first time the collector is built
+
+STEPS = {
+    "receive frontapp",
+    "land",
+    "claim",
+    "prepare",
+    "stage graph",
+    "stage vectors",
+    "verify",
+    "flip",
+    "vectors upsert",
+    "event frontapp",
+}
+"""Spans of one event, from the webhook to searchable."""
 
 
 @pytest.fixture
@@ -70,3 +87,32 @@ async def test_spans_pass_through_a_real_collector(tmp_path: Path, program: Path
         "apex.events": 2,
     }
     assert {resource["service.name"] for resource in received.resources} == {"apex-worker"}
+
+
+async def test_a_trace_of_a_whole_stack_passes_through_a_real_collector(
+    tmp_path: Path, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with collector(program, tmp_path) as (url, received):
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
+        async with running_stack() as stack:
+            answer = await stack.hook(front.message("m1", "c1", at=1, text="Where is SHP-100045?"))
+            [event] = answer.json()["events"]
+            await stack.ended([event["id"]])
+            trace = (await stack.get(f"/v1/events/{event['id']}"))["trace_id"]
+            await until(
+                lambda: not incomplete(received.of_trace(trace)),
+                lambda: incomplete(received.of_trace(trace)),
+                seconds=60,
+            )
+            spans = received.of_trace(trace)
+    [root] = [span for span in spans if not span.parent]
+    assert (root.name, root.process) == ("receive frontapp", "gateway")
+    assert {span.process for span in spans} == {"gateway", "worker", "vectors"}
+
+
+def incomplete(spans: list[ReceivedSpan]) -> str:
+    """Return what a trace lacks; nothing for one whose steps are all there, each below another span of the trace."""
+    names, ids = {span.name for span in spans}, {span.id for span in spans}
+    hanging = [span.name for span in spans if span.parent and span.parent not in ids]
+    return " ".join((*sorted(STEPS - names), *(f"parent of {name}" for name in hanging)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import random
 import subprocess
 import time
@@ -55,6 +56,30 @@ def test_what_is_signed_is_read(keys: Path, options: list[str], size: int) -> No
     started = time.process_time()
     assert signed_content(message) == content
     assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize("options", [[], ["-stream"]])
+@pytest.mark.parametrize("size", [10, 5_000_000])
+def test_what_is_signed_in_base64_is_read(keys: Path, options: list[str], size: int) -> None:
+    content = random.Random(4).randbytes(size)
+    message = signed(keys, content, "-nodetach", "-outform", "DER", *options)
+    lines = base64.encodebytes(message)
+    forms = [
+        base64.b64encode(message), lines, b"\r\n" + lines.replace(b"\n", b"\r\n"),
+        signed(keys, content, "-nodetach", "-outform", "PEM", *options),
+        b"-----BEGIN PKCS7-----\n" + lines + b"-----END PKCS7-----\n",
+    ]  # fmt: skip
+    for form in forms:
+        assert is_cms(form)
+        assert signed_content(form) == content
+
+
+@pytest.mark.parametrize(
+    "start", [b"MIIB", b"MIAGCSq", b"-----BEGIN CMS-----\n", b"", b"MIME-Version: 1.0\n"]
+)
+def test_other_texts_are_no_signed_messages(start: bytes) -> None:
+    assert not is_cms(start + b"Minutes of Monday")
+    assert not is_cms(start)
 
 
 @pytest.mark.parametrize("options", [[], ["-stream"]])

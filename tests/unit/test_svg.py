@@ -39,6 +39,18 @@ def test_texts_titles_and_descriptions_are_read(name: str, media_type: str) -> N
     assert (parsed.text, parsed.title) == (TEXT, "Yard plan")
 
 
+def test_labels_in_pages_are_read_and_what_stands_in_for_them_is_not() -> None:
+    """As draw.io and Mermaid write them: a page inside the drawing, and a shortened text for programs without pages."""
+    drawing = """<svg xmlns="http://www.w3.org/2000/svg"><g>
+<switch><foreignObject width="9"><div xmlns="http://www.w3.org/1999/xhtml"><style>p{}</style><p>Dock <b>sev</b>en<br/>SHP-100045</p>
+<table><tr><td>Gate</td><td>B</td></tr><tr><td>Yard</td></tr></table></div></foreignObject><text x="1" y="2">Dock se...</text></switch>
+<switch><g requiredFeatures="http://www.w3.org/TR/SVG11/feature#Extensibility"/><a><text>Text is not SVG - cannot display</text></a></switch>
+<switch><text systemLanguage="de">Tor</text><text>Gate four</text><text>Gate 4</text></switch>
+</g><text>after</text></svg>"""
+    lines = ["Dock seven", "SHP-100045", "Gate B", "Yard", "Tor", "Gate four", "after"]
+    assert read("yard.svg", drawing.encode()).text.splitlines() == lines
+
+
 def test_a_drawing_in_another_charset_and_a_packed_one() -> None:
     latin = DRAWING.replace("UTF-8", "iso-8859-1").encode("cp1252")
     assert read("yard.svg", latin).text == TEXT

@@ -1,5 +1,7 @@
 """The content of signed messages and files (CMS, RFC 5652: `smime.p7m`, `invoice.xml.p7m`). It is not encrypted: no key is needed.
 
+A file may hold the message as it is, in base64, or in base64 between lines of dashes (RFC 7468).
+
 Mail programs write CMS in BER, with lengths that are not known beforehand, which `cryptography` does not read. `asn1crypto`
 has had no release since 2022, and `pyasn1` copies the whole content for each of its pieces. The way to the content is a few
 elements, so they are read here. Signatures are not verified.
@@ -7,6 +9,7 @@ elements, so they are read here. Signatures are not verified.
 
 from __future__ import annotations
 
+import base64
 import re
 from dataclasses import dataclass
 
@@ -20,14 +23,16 @@ _START = re.compile(
     rb"0(?:[\x00-\x80]|\x81.|\x82..|\x83...|\x84....)\x06[\x09-\x0b]\x2a\x86\x48\x86\xf7\x0d\x01(?:\x07|\x09\x10\x01)",
     re.DOTALL,
 )
+_ARMOR = re.compile(rb"-----BEGIN (?:PKCS ?#?7(?: SIGNED DATA)?|CMS)-----")
+_SNIFFED = 100  # bytes: a line of dashes, and the start of a message
 _END_OF_CONTENTS, _OCTETS, _OBJECT_ID, _SEQUENCE = 0x00, 0x04, 0x06, 0x30
 _OCTETS_IN_PIECES = 0x24
 _EXPLICIT_0 = 0xA0
 
 
 def is_cms(data: bytes) -> bool:
-    """Report whether the first bytes are those of a CMS message: a sequence with the id of its type."""
-    return _START.match(data) is not None
+    """Report whether the first bytes are those of a CMS message, or of one in base64: a sequence with the id of its type."""
+    return bool(_START.match(data) or _START.match(_from_base64(data[:_SNIFFED])))
 
 
 def signed_content(data: bytes) -> bytes:
@@ -35,6 +40,8 @@ def signed_content(data: bytes) -> bytes:
 
     Takes time linear in the size of the message.
     """
+    if not _START.match(data):
+        data = _from_base64(data) or data
     message = _expect(_element(data, 0), _SEQUENCE)
     kind = _element(data, message.start)
     type_id = _object_id(data, kind)
@@ -61,6 +68,16 @@ def signed_content(data: bytes) -> bytes:
             remedy="nothing, if what it signs is there",
         )
     return _octets(data, _element(data, _element(data, content_type.end).start))
+
+
+def _from_base64(text: bytes) -> bytes:
+    """Return the bytes that a text in base64 stands for; nothing for other data."""
+    body = _ARMOR.sub(b"", text, count=1).partition(b"-----END")[0]
+    letters = b"".join(body.split())
+    try:
+        return base64.b64decode(letters[: len(letters) // 4 * 4], validate=True)
+    except ValueError:
+        return b""
 
 
 @dataclass(frozen=True, slots=True)

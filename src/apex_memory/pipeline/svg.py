@@ -1,4 +1,7 @@
-"""The text of a drawing (SVG 2): texts, titles and descriptions, in the order of the file."""
+"""The text of a drawing (SVG 2): texts, titles, descriptions, and pages inside it, in the order of the file.
+
+Programs that draw diagrams put labels into a page (`foreignObject`), beside a shortened text for other readers (`switch`).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,35 @@ from xml.parsers import expat
 
 from apex_memory.errors import Rejected
 
-_SHOWN = frozenset({"text", "title", "desc"})
+_SHOWN = frozenset({"text", "title", "desc", "foreignObject"})
+_NEVER_SHOWN = frozenset({"script", "style", "template"})
+_OWN_LINE = frozenset(
+    {
+        "address",
+        "article",
+        "blockquote",
+        "br",
+        "dd",
+        "div",
+        "dt",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "hr",
+        "li",
+        "ol",
+        "p",
+        "pre",
+        "section",
+        "table",
+        "tr",
+        "ul",
+    }
+)
+_CELLS = frozenset({"td", "th"})
 _MAX_TITLE = 1_000  # characters
 _MOVES = frozenset({"y", "dy"})
 
@@ -52,28 +83,49 @@ class _SvgReader:
         self.left_out = 0
         self._is_title = False
         self._left = most_characters
-        self._depth = 0
+        self._open: list[str] = []
         self._shown: list[int] = []
+        self._decided: set[int] = set()
+        self._hidden = 0
 
     def start(self, name: str, attributes: dict[str, str]) -> None:
-        self._depth += 1
         local = name.rpartition("}")[2]
-        if local in _SHOWN:
-            self._shown.append(self._depth)
+        parent = len(self._open)
+        self._open.append(local)
+        depth = len(self._open)
+        if self._hidden:
+            return
+        if local in _NEVER_SHOWN or parent in self._decided:
+            self._hidden = depth
+        elif local in _SHOWN:
+            self._shown.append(depth)
             self.pieces.append("\n")
-        elif self._shown and not _MOVES.isdisjoint(attributes):  # a line of a text
-            self.pieces.append("\n")
-        self._is_title = local == "title" and self._depth == 2
+        elif self._shown:
+            if local in _OWN_LINE or not _MOVES.isdisjoint(attributes):  # a line of a text
+                self.pieces.append("\n")
+            elif local in _CELLS:
+                self.pieces.append(" ")
+        # Of the children of a `switch` the first that suits is shown. One for a language suits some readers only.
+        if parent and self._open[-2] == "switch" and "systemLanguage" not in attributes:
+            self._decided.add(parent)
+        self._is_title = local == "title" and depth == 2
 
     def end(self, name: str) -> None:
-        if self._shown and self._shown[-1] == self._depth:
-            self._shown.pop()
-            self.pieces.append("\n")
-        self._depth -= 1
+        depth = len(self._open)
+        self._decided.discard(depth)
+        if self._hidden == depth:
+            self._hidden = 0
+        elif self._shown and not self._hidden:
+            if self._shown[-1] == depth:
+                self._shown.pop()
+                self.pieces.append("\n")
+            elif self._open[-1] in _OWN_LINE:
+                self.pieces.append("\n")
+        self._open.pop()
         self._is_title = False
 
     def add(self, text: str) -> None:
-        if not self._shown:
+        if not self._shown or self._hidden:
             return
         # Line ends in a text are blanks.
         piece = text[: self._left].replace("\n", " ")

@@ -18,6 +18,8 @@ from xdist.scheduler import LoadGroupScheduling
 ALONE = "alone"
 FOLDER = pytest.StashKey[TemporaryDirectory[str]]()
 FILE = "groups_file"
+FIRST = ("long", "engine")
+"""Tests with these marks go first, in this order."""
 PART = 20
 """Tests without an engine are handed out so many at a time: most take less time than handing them out one by one."""
 
@@ -39,7 +41,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> AloneLast | 
 
 
 def publish_groups(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
-    """Write the group of each test that has one, by the test's id, and which tests are long. Called in a worker.
+    """Write the group of each test that has one, by the test's id, and which tests begin first. Called in a worker.
 
     The mark `xdist_group` names the group. Tests without this mark and without an engine form groups of `PART` neighbours.
     """
@@ -55,14 +57,15 @@ def publish_groups(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
         elif item.get_closest_marker("engine") is None:
             groups[item.nodeid] = f"part {small // PART}"
             small += 1
-    long = [item.nodeid for item in items if item.get_closest_marker("long")]
-    Path(workerinput[FILE]).write_text(json.dumps({"groups": groups, "long": long}))
+    first = [item.nodeid for mark in FIRST for item in items if item.get_closest_marker(mark)]
+    Path(workerinput[FILE]).write_text(json.dumps({"groups": groups, "first": first}))
 
 
 class AloneLast(LoadGroupScheduling):  # type: ignore[misc] # xdist has no types
     """Tests of one group go to one worker. The group `ALONE` runs last, when all other workers have ended.
 
-    Long tests go first: one that begins last would leave the other workers without work.
+    Long tests go first, and then those on engines: one that begins last would leave the other workers without work. xdist
+    alone begins with the groups of most tests, which here are the quickest.
 
     A worker holds its last test back until it receives another one or the order to shut down. So the
     workers shut down one by one as the other tests run out, and the last open one gets the group.
@@ -74,17 +77,17 @@ class AloneLast(LoadGroupScheduling):  # type: ignore[misc] # xdist has no types
             first = next(iter(self.registered_collections))
             published = json.loads((folder / f"{first.gateway.id}.json").read_text())
             self._groups: dict[str, str] = published["groups"]
-            self._long = [self._split_scope(nodeid) for nodeid in published["long"]]
+            self._first = [self._split_scope(nodeid) for nodeid in published["first"]]
         super().schedule()
 
     def _split_scope(self, nodeid: str) -> str:
         return str(self._groups.get(nodeid, nodeid))
 
     def _assign_work_unit(self, node: Any) -> None:
-        for name in self._long:
+        for name in reversed(self._first):
             if name in self.workqueue:
                 self.workqueue.move_to_end(name, last=False)
-        self._long = []
+        self._first = []
         if ALONE in self.workqueue:
             self.workqueue.move_to_end(ALONE)
             if len(self.workqueue) == 1 and len(self.nodes) > 1:

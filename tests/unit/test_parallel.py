@@ -45,6 +45,10 @@ def test_together(n):
     time.sleep(0.02)  # so that both workers get some
     note(f"pair{n // 2}")
 
+@pytest.mark.engine
+def test_on_an_engine():
+    note("engine")
+
 @pytest.mark.long
 @pytest.mark.xdist_group("long")
 def test_long():
@@ -80,15 +84,17 @@ def test_what_runs_alone_runs_after_everything_else_in_one_worker(
         timeout=100,
         check=False,
     )
-    assert "20 passed" in ran.stdout, ran.stdout + ran.stderr
+    assert "21 passed" in ran.stdout, ran.stdout + ran.stderr
     notes = [line.split() for line in (tmp_path / "notes").read_text().splitlines()]
     used: dict[str, set[str]] = {}
     for name, worker, _ in notes:
         used.setdefault(name, set()).add(worker)
-    assert [name for name, _, _ in notes[17:]] == ["alone"] * 3
+    assert [name for name, _, _ in notes[18:]] == ["alone"] * 3
     assert len(used["alone"]) == len(used["grouped"]) == 1
-    [long] = [worker for name, worker, _ in notes if name == "long"]
-    assert next(name for name, worker, _ in notes if worker == long) == "long", "they go first"
+    for name, before in (("long", []), ("engine", ["long"])):
+        [by] = used[name]
+        order = [noted for noted, worker, _ in notes if worker == by]
+        assert set(order[: order.index(name)]) <= set(before), "they go first"
     pairs = [workers for name, workers in used.items() if name.startswith("pair")]
     assert [len(workers) for workers in pairs] == [1] * 6, "tests of a part stay in one worker"
     assert len(used["grouped"].union(*pairs)) == int(workers)

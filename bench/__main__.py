@@ -27,6 +27,7 @@ from bench import (
     engines,
     filled,
     graph,
+    growth,
     mixed,
     profile,
     restore,
@@ -57,6 +58,7 @@ GROUPS: dict[str, Callable[[], Awaitable[list[Row]]]] = {
     "model": writing.with_model,
     "filled": filled.filled,
     "graph": graph.graph,
+    "growth": growth.growth,
     "hooks": standing.hooks,
     "load": standing.load,
     "rollback": rollback.rollback,
@@ -73,7 +75,10 @@ GROUPS: dict[str, Callable[[], Awaitable[list[Row]]]] = {
 }
 
 
-ON_THE_GATEWAYS_LOOP = ("filled",)  # searches run in the gateway, which has a loop of its own kind
+ON_THE_GATEWAYS_LOOP = (
+    "filled",
+    "growth",
+)  # searches run in the gateway, which has a loop of its own kind
 
 
 def run(names: list[str]) -> list[Row]:

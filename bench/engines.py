@@ -70,20 +70,31 @@ async def running_engines(
     *, dimension: int = DIMENSION, temporal: bool = False
 ) -> AsyncIterator[Engines]:
     """Run PostgreSQL, FalkorDB if `GRAPH` is `embedded:`, the vector process, Valkey, and Temporal if `temporal`; stop them at the end."""
-    async with data_folder() as folder:
-        settings = Settings(
-            data_dir=folder, temporal="embedded:" if temporal else "none:1/apex", graph=GRAPH
-        )
-        async with Supervisor(folder, _silent) as supervisor:
-            engines = embedded_engines(settings, dimension)
-            await supervisor.start(*engines)
-            known = environment_for(engines, settings)
-            urls = {
-                name.removeprefix("APEX_").lower(): value
-                for name, value in known.items()
-                if name not in ("APEX_DATA_DIR", "APEX_TEMPORAL_UI")
-            }
-            yield Engines(folder, {"graph": GRAPH, **urls})
+    async with (
+        data_folder() as folder,
+        engines_in(folder, dimension=dimension, temporal=temporal) as engines,
+    ):
+        yield engines
+
+
+@asynccontextmanager
+async def engines_in(
+    folder: Path, *, dimension: int = DIMENSION, temporal: bool = False
+) -> AsyncIterator[Engines]:
+    """Run the engines of a data folder, which keeps what they store; stop them at the end."""
+    settings = Settings(
+        data_dir=folder, temporal="embedded:" if temporal else "none:1/apex", graph=GRAPH
+    )
+    async with Supervisor(folder, _silent) as supervisor:
+        engines = embedded_engines(settings, dimension)
+        await supervisor.start(*engines)
+        known = environment_for(engines, settings)
+        urls = {
+            name.removeprefix("APEX_").lower(): value
+            for name, value in known.items()
+            if name not in ("APEX_DATA_DIR", "APEX_TEMPORAL_UI")
+        }
+        yield Engines(folder, {"graph": GRAPH, **urls})
 
 
 @asynccontextmanager

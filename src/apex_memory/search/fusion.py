@@ -39,7 +39,7 @@ class Weights:
     """Similarity of meaning, averaged over the passage and its neighbours."""
     graph: float = 0.5
     """Links to the entities that the query names, 0 to 1."""
-    speaker: float = 2.0
+    speaker: float = 4.0
     """The passage is by somebody whom the query names, 0 or 1."""
     topic: float = 4.0
     """The document is of a kind that the query names, 0 to 1."""

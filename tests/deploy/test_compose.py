@@ -121,7 +121,7 @@ def test_the_reference_names_every_setting_that_is_given() -> None:
                 assert f"| `{setting}` |" in page
 
 
-@pytest.mark.parametrize("name", SERVICES.keys() - OURS.keys())
+@pytest.mark.parametrize("name", sorted(SERVICES.keys() - OURS.keys()))
 def test_variables_of_other_services_are_known(name: str) -> None:
     given = environment(SERVICES[name])
     unknown = {v for v in given if not re.fullmatch(THIRD_PARTY.get(name, "(?!)"), v)}

@@ -45,6 +45,10 @@ Parameters = Sequence[Any] | Mapping[str, Any]
 CHECK_SECONDS = 2.0
 # A connection returned this recently is not checked: under load that is all of them.
 FRESH_SECONDS = 1.0
+# The most that counts of the time in which this process could not look.
+TICK_SECONDS = 0.25
+# For a connection, of which a machine at a tenth of its speed makes one in some seconds.
+CONNECT_SECONDS = 10
 TLS_REASON = re.compile(
     r"(?:SSL error: |server certificate |root certificate |server does not support SSL)[^\n]*"
 )
@@ -232,13 +236,27 @@ async def fetch_row(
 def cut_after(connection: psycopg.AsyncConnection[Any], seconds: float) -> Iterator[None]:
     """Shut the connection's socket after `seconds`: whoever waits on it fails as if the server had stopped.
 
-    Cancelling is not enough: psycopg asks the hanging server to cancel, and waits for its response.
+    Cancelling is not enough: psycopg asks the hanging server to cancel, and waits for its response. The time is counted in
+    ticks, so that a second in which this process was stopped counts like one tick: on a machine that slows both
+    sides down, a server that responds would otherwise look as if it hung, and each new connection costs more than the answer.
     """
-    cut = asyncio.get_running_loop().call_later(seconds, shut, connection)
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle | None = None
+
+    def wait(left: float) -> None:
+        nonlocal timer
+        if left > 0:
+            tick = min(TICK_SECONDS, left)
+            timer = loop.call_later(tick, wait, left - tick)
+        else:
+            shut(connection)
+
+    wait(seconds)
     try:
         yield
     finally:
-        cut.cancel()
+        if timer:
+            timer.cancel()
 
 
 def shut(connection: psycopg.AsyncConnection[Any]) -> None:
@@ -293,7 +311,7 @@ def _pool(
         connection_class=cast(type[Connection], _Pooled),
         min_size=1,
         max_size=size,
-        timeout=min(timeout, 5),
+        timeout=min(timeout, CONNECT_SECONDS),
         open=False,
         check=_check,
         configure=configure,
@@ -304,7 +322,7 @@ def _pool(
             # A single statement then is one round trip; `connection.transaction()` opens longer ones.
             "autocommit": True,
             "application_name": f"apex-{os.getpid()}",
-            "connect_timeout": 5,
+            "connect_timeout": CONNECT_SECONDS,
             **session,
         },
     )

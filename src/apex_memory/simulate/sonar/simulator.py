@@ -78,11 +78,11 @@ class Sonar(Simulator):
         for day in self._days():
             value = self.value(POLLED, day, until)
             if value is not None:
-                truth.append(Truth(f"index:{index}/{qualifier}/{day}", f"Value: {value}"))
+                truth.append(Truth(f"index:{index}/{qualifier}/{day}", f"Value: {value:g}"))
         if sent := [at for at in self._relays() if at <= until]:
             relayed = self._relayed(sent[-1])
             key = f"index:{relayed['Index']}/{relayed['Qualifier']}/{relayed['Date'][:10]}"
-            truth.append(Truth(key, f"Value: {relayed['Value']}"))
+            truth.append(Truth(key, f"Value: {relayed['Value']:g}"))
         for shipment in self.world.shipments:
             at = shipment.at("en_route")
             if at and at <= until:

@@ -14,6 +14,9 @@ from apex_memory.model import Filters
 from apex_memory.stores.postgres import Connection, fetch_rows
 
 EXACT_LIMIT = 50  # newest documents looked up for one identifier
+RECENT_DOCUMENTS = 200  # newest documents that are looked at first for those of an entity
+HUB_DOCUMENTS = 2_000  # documents of an entity that are read to find its newest
+WALKED_DOCUMENTS = 50_000  # newest documents that are looked at for an entity that has so many
 SNIPPET_CHARS = 2_000
 
 R = TypeVar("R")
@@ -155,6 +158,33 @@ def live_conditions(filters: Filters | None) -> tuple[LiteralString, dict[str, A
     return " AND ".join(conditions), parameters
 
 
+def newest_of(where: LiteralString, entities: LiteralString, limit: int) -> LiteralString:
+    """Return a query for the newest `limit` rows of `documents d` that pass `where` and have one of the parameter `entities`.
+
+    PostgreSQL takes an entity that is none of the most common for one of every 200 documents, and takes the documents of any for
+    spread evenly. So it would walk through all of a large memory, newest first, to find fifty of a shipment that has three. Here
+    each part has a bound of its own: the very newest documents, which have those that are everywhere; then the index over
+    entities; and for an entity that is found `HUB_DOCUMENTS` times there, the newest `WALKED_DOCUMENTS`.
+    """
+    holds: LiteralString = f"{where} AND d.entities && {entities}"
+
+    def among_newest(documents: int, condition: LiteralString) -> LiteralString:
+        return f"""SELECT d.* FROM (SELECT * FROM documents ORDER BY committed_at DESC LIMIT {documents}) d
+                   WHERE {condition} ORDER BY d.committed_at DESC LIMIT {limit}"""
+
+    # The condition stands there twice, since the planner multiplies what it expects of each: so it takes the index over
+    # entities, and does not read the table from its beginning, where documents of a new customer are last.
+    return f"""
+      WITH recent AS MATERIALIZED ({among_newest(RECENT_DOCUMENTS, holds)}),
+      held AS MATERIALIZED (
+        SELECT d.* FROM documents d
+        WHERE (SELECT count(*) FROM recent) < {limit} AND {holds} AND {entities} && d.entities LIMIT {HUB_DOCUMENTS}),
+      walked AS ({among_newest(WALKED_DOCUMENTS, f"(SELECT count(*) FROM held) = {HUB_DOCUMENTS} AND {holds}")})
+      SELECT DISTINCT ON (committed_at, doc_id) *
+      FROM (SELECT * FROM recent UNION ALL SELECT * FROM held UNION ALL SELECT * FROM walked) d
+      ORDER BY committed_at DESC, doc_id LIMIT {limit}"""
+
+
 class SnapshotReader:
     """The reads of one search, over the connection that holds its snapshot."""
 
@@ -190,11 +220,8 @@ class SnapshotReader:
         own_ids = own_ids or {}
         if not refs and not own_ids:
             return []
-        # A branch per ref, with its value in the plan: the statistics of that very identifier decide
-        # between the index over entities and a walk over the newest documents.
         branches: list[LiteralString] = [
-            f"""(SELECT d.doc_id, {n} AS n FROM documents d WHERE {self._where} AND d.entities && ARRAY[%(ref{n})s]
-                 ORDER BY d.committed_at DESC LIMIT {EXACT_LIMIT})"""
+            f"(SELECT d.doc_id, {n} AS n FROM ({newest_of(self._where, f'ARRAY[%(ref{n})s]', EXACT_LIMIT)}) d)"
             for n in range(len(refs))
         ]
         if own_ids:
@@ -203,6 +230,7 @@ class SnapshotReader:
             )
         parameters: dict[str, Any] = {f"ref{n}": ref for n, ref in enumerate(refs)}
         parameters["own"] = list(own_ids)
+        # With the values in the plan, so that the statistics of that very identifier decide.
         rows = await self._rows(
             _IdentifierRow,
             " UNION ALL ".join(branches),
@@ -274,10 +302,14 @@ class SnapshotReader:
 
     async def newest(self, limit: int) -> list[NewestDocument]:
         """Return the documents that pass the filters, newest first."""
+        chosen: LiteralString = f"SELECT * FROM documents d WHERE {self._where}"
+        for entities in ("people", "entities"):
+            if entities in self._parameters:
+                chosen = newest_of(self._where, f"%({entities})s", limit)
         return await self._rows(
             NewestDocument,
             f"""SELECT d.doc_id, m.chunks AS spans FROM
-                  (SELECT * FROM documents d WHERE {self._where} ORDER BY d.committed_at DESC LIMIT %(limit)s) d
+                  (SELECT * FROM ({chosen}) d ORDER BY d.committed_at DESC LIMIT %(limit)s) d
                 JOIN manifests m ON m.id = d.manifest_id ORDER BY d.committed_at DESC""",
             self._parameters | {"limit": limit},
             prepare=False,

@@ -158,28 +158,32 @@ def live_conditions(filters: Filters | None) -> tuple[LiteralString, dict[str, A
     return " AND ".join(conditions), parameters
 
 
+NEWEST: LiteralString = f"""WITH newest AS MATERIALIZED (
+  SELECT * FROM documents ORDER BY committed_at DESC LIMIT {RECENT_DOCUMENTS}) """
+
+
 def newest_of(where: LiteralString, entities: LiteralString, limit: int) -> LiteralString:
     """Return a query for the newest `limit` rows of `documents d` that pass `where` and have one of the parameter `entities`.
 
     PostgreSQL takes an entity that is none of the most common for one of every 200 documents, and takes the documents of any for
     spread evenly. So it would walk through all of a large memory, newest first, to find fifty of a shipment that has three. Here
-    each part has a bound of its own: the very newest documents, which have those that are everywhere; then the index over
-    entities; and for an entity that is found `HUB_DOCUMENTS` times there, the newest `WALKED_DOCUMENTS`.
+    each part has a bound of its own: the very newest documents (`NEWEST`, which stands before the statement), which have those that
+    are everywhere; then the index over entities; and for an entity that is found `HUB_DOCUMENTS` times there, the newest
+    `WALKED_DOCUMENTS`.
     """
     holds: LiteralString = f"{where} AND d.entities && {entities}"
-
-    def among_newest(documents: int, condition: LiteralString) -> LiteralString:
-        return f"""SELECT d.* FROM (SELECT * FROM documents ORDER BY committed_at DESC LIMIT {documents}) d
-                   WHERE {condition} ORDER BY d.committed_at DESC LIMIT {limit}"""
 
     # The condition stands there twice, since the planner multiplies what it expects of each: so it takes the index over
     # entities, and does not read the table from its beginning, where documents of a new customer are last.
     return f"""
-      WITH recent AS MATERIALIZED ({among_newest(RECENT_DOCUMENTS, holds)}),
+      WITH recent AS MATERIALIZED (
+        SELECT d.* FROM newest d WHERE {holds} ORDER BY d.committed_at DESC LIMIT {limit}),
       held AS MATERIALIZED (
         SELECT d.* FROM documents d
         WHERE (SELECT count(*) FROM recent) < {limit} AND {holds} AND {entities} && d.entities LIMIT {HUB_DOCUMENTS}),
-      walked AS ({among_newest(WALKED_DOCUMENTS, f"(SELECT count(*) FROM held) = {HUB_DOCUMENTS} AND {holds}")})
+      walked AS (
+        SELECT d.* FROM (SELECT * FROM documents ORDER BY committed_at DESC LIMIT {WALKED_DOCUMENTS}) d
+        WHERE (SELECT count(*) FROM held) = {HUB_DOCUMENTS} AND {holds} ORDER BY d.committed_at DESC LIMIT {limit})
       SELECT DISTINCT ON (committed_at, doc_id) *
       FROM (SELECT * FROM recent UNION ALL SELECT * FROM held UNION ALL SELECT * FROM walked) d
       ORDER BY committed_at DESC, doc_id LIMIT {limit}"""
@@ -221,21 +225,17 @@ class SnapshotReader:
         if not refs and not own_ids:
             return []
         branches: list[LiteralString] = [
-            f"(SELECT d.doc_id, {n} AS n FROM ({newest_of(self._where, f'ARRAY[%(ref{n})s]', EXACT_LIMIT)}) d)"
-            for n in range(len(refs))
+            f"""SELECT found.doc_id, r.n::integer - 1 AS n FROM unnest(%(refs)s::text[]) WITH ORDINALITY AS r (ref, n)
+                CROSS JOIN LATERAL ({newest_of(self._where, "ARRAY[r.ref]", EXACT_LIMIT)}) found"""
         ]
         if own_ids:
             branches.append(
                 f"SELECT d.doc_id, -1 AS n FROM documents d WHERE {self._where} AND d.doc_id = ANY(%(own)s)"
             )
-        parameters: dict[str, Any] = {f"ref{n}": ref for n, ref in enumerate(refs)}
-        parameters["own"] = list(own_ids)
-        # With the values in the plan, so that the statistics of that very identifier decide.
         rows = await self._rows(
             _IdentifierRow,
-            " UNION ALL ".join(branches),
-            self._parameters | parameters,
-            prepare=False,
+            NEWEST + " UNION ALL ".join(branches),
+            {**self._parameters, "refs": list(refs), "own": list(own_ids)},
         )
         return [(own_ids[row.doc_id] if row.n < 0 else refs[row.n], row.doc_id) for row in rows]
 
@@ -308,7 +308,7 @@ class SnapshotReader:
                 chosen = newest_of(self._where, f"%({entities})s", limit)
         return await self._rows(
             NewestDocument,
-            f"""SELECT d.doc_id, m.chunks AS spans FROM
+            f"""{NEWEST} SELECT d.doc_id, m.chunks AS spans FROM
                   (SELECT * FROM ({chosen}) d ORDER BY d.committed_at DESC LIMIT %(limit)s) d
                 JOIN manifests m ON m.id = d.manifest_id ORDER BY d.committed_at DESC""",
             self._parameters | {"limit": limit},

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import secrets
 from datetime import timedelta
+from typing import LiteralString
 from uuid import UUID
 
 from apex_memory.config import Settings
@@ -13,6 +16,7 @@ from apex_memory.stores.postgres import Postgres
 from apex_memory.telemetry import STAGES_COLLECTED, logger
 
 COLLECT_MAX = 500  # stages removed in one call to the stores
+PART_ROWS = 5_000  # of a table that one pass looks through for rows past their retention
 
 
 class Collector:
@@ -29,7 +33,11 @@ class Collector:
         self._log = logger(component="collector")
 
     async def collect(self) -> int:
-        """Remove what is due; return the number of stages. Stops early when a store is unavailable."""
+        """Remove what is due; return the number of stages. Stops early when a store is unavailable.
+
+        Of rows past their retention, which is counted in days, those in a part of each table: to look through the tables of years
+        in each pass would read them from end to end every few minutes.
+        """
         total = 0
         while True:
             stages = await self._due()
@@ -66,11 +74,13 @@ class Collector:
 
     async def _drop_tombstones(self) -> None:
         """Remove tombstones that are older than every source's replay horizon; their stages follow."""
+        first, last = await self._part_of("documents")
         await self._db.execute(
-            """WITH due AS (SELECT doc_id FROM documents WHERE deleted AND committed_at < %s FOR UPDATE SKIP LOCKED),
+            """WITH due AS (SELECT doc_id FROM documents
+                            WHERE deleted AND committed_at < %s AND doc_id BETWEEN %s AND %s FOR UPDATE SKIP LOCKED),
                     old AS (DELETE FROM documents USING due WHERE documents.doc_id = due.doc_id RETURNING stage_id)
                UPDATE stages SET state = 'superseded', ended_at = clock_timestamp() FROM old WHERE stages.stage_id = old.stage_id""",
-            (now() - self._tombstones,),
+            (now() - self._tombstones, first, last),
         )
 
     async def _drop_history(self) -> None:
@@ -79,14 +89,26 @@ class Collector:
         An event that is not final keeps its manifest, however long its source was paused or its store away.
         """
         before = now() - self._history
+        first, last = await self._part_of("manifests")
         await self._db.execute(
-            """DELETE FROM manifests m WHERE created_at < %s AND NOT EXISTS (SELECT FROM documents d WHERE d.manifest_id = m.id)
-               AND NOT EXISTS (SELECT FROM stages s WHERE s.manifest_id = m.id AND s.state <> 'reaped')
+            """DELETE FROM manifests m WHERE created_at < %s AND m.id BETWEEN %s AND %s
+               AND NOT EXISTS (SELECT FROM documents d WHERE d.manifest_id = m.id)
+               AND NOT EXISTS (SELECT FROM stages s WHERE s.doc_id = m.doc_id AND s.manifest_id = m.id AND s.state <> 'reaped')
                AND NOT EXISTS (SELECT FROM inbox i WHERE i.id = m.inbox_id AND (i.open OR i.state = 'parked'))""",
-            (before,),
+            (before, first, last),
         )
+        first, last = await self._part_of("payloads")
         await self._db.execute(
-            """DELETE FROM payloads p USING inbox i WHERE i.id = p.inbox_id AND i.received_at < %s
-               AND i.state IN ('done', 'superseded')""",
-            (before,),
+            """DELETE FROM payloads p USING inbox i WHERE i.id = p.inbox_id AND p.inbox_id BETWEEN %s AND %s
+               AND i.received_at < %s AND i.state IN ('done', 'superseded')""",
+            (first, last, before),
         )
+
+    async def _part_of(self, table: LiteralString) -> tuple[UUID, UUID]:
+        """Return the first and the last id of a part of about `PART_ROWS` rows, chosen at random: ids are spread evenly."""
+        row = await self._db.fetch_one(
+            "SELECT reltuples::float8 AS rows FROM pg_class WHERE oid = %s::regclass", (table,)
+        )
+        parts = max(1, math.ceil((row["rows"] if row else 0) / PART_ROWS))
+        part = secrets.randbelow(parts)
+        return UUID(int=(part << 128) // parts), UUID(int=((part + 1 << 128) // parts) - 1)

@@ -13,31 +13,9 @@ from apex_memory.errors import Rejected
 _SHOWN = frozenset({"text", "title", "desc", "foreignObject"})
 _NEVER_SHOWN = frozenset({"script", "style", "template"})
 _OWN_LINE = frozenset(
-    {
-        "address",
-        "article",
-        "blockquote",
-        "br",
-        "dd",
-        "div",
-        "dt",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "hr",
-        "li",
-        "ol",
-        "p",
-        "pre",
-        "section",
-        "table",
-        "tr",
-        "ul",
-    }
-)
+    {"address", "article", "blockquote", "br", "dd", "div", "dt", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li",
+     "ol", "p", "pre", "section", "table", "tr", "ul"}
+)  # fmt: skip
 _CELLS = frozenset({"td", "th"})
 _MAX_TITLE = 1_000  # characters
 _MOVES = frozenset({"y", "dy"})

@@ -702,3 +702,16 @@ def test_an_event_and_a_record_have_their_own_id() -> None:
     record = document_of(webhook("AddressUpdated", address={"id": "494123", "name": "Yard"}))
     assert Assertion(predicate="id", object="id:494123") in record.assertions
     assert Assertion(predicate="id", object=expected) not in record.assertions
+
+
+@pytest.mark.parametrize("seconds", [7, 60, 600])
+def test_the_simulated_feed_has_each_reading_once_however_often_it_is_asked(seconds: int) -> None:
+    """Also one that is on its way when its truck enters a dead zone."""
+    simulated = Simulated(World.make(shipments=6), Clock(), Chaos())
+    day = 24 * 3600
+    parts = [
+        item
+        for since in range(0, day, seconds)
+        for item in simulated._arrived(since, min(since + seconds, day))
+    ]
+    assert parts == simulated._arrived(0, day)

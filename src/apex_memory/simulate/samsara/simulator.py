@@ -277,7 +277,9 @@ class Samsara(Simulator):
         slowest = max(LATENCY.values())
         for drive in self._drives:
             dead_start, dead_end = drive.dead
-            low = dead_start if dead_end + slowest > since > dead_start else since - slowest
+            low = since - slowest
+            if dead_end + slowest > since:
+                low = min(low, dead_start)
             for time in self._grid(drive.truck, max(low, drive.start), min(until + 1, drive.end)):
                 sent_at = dead_end if dead_start <= time < dead_end else time
                 for kind, value in self._readings(drive, time):

@@ -46,7 +46,11 @@ async def test_temporal_processes_copies_of_what_the_direct_path_processed(
         await until(compared, "all copies are compared", seconds=60, every=0.2)
         known = await facts(app)
         assert (known.equal, known.mismatched, known.failed) == (50, 0, 0)
-        assert await leftovers(app) == []
+
+        async def all_removed() -> bool:
+            return await leftovers(app) == []
+
+        await until(all_removed, "what the copies staged is removed", seconds=60, every=0.2)
         client = await connect_by(app.settings, app.keyring)
         history = await client.get_workflow_handle(copies_of(SOURCE)).fetch_history()
         assert "SHP-1000" not in history.to_json()

@@ -311,7 +311,7 @@ def _pool(
         connection_class=cast(type[Connection], _Pooled),
         min_size=1,
         max_size=size,
-        timeout=min(timeout, CONNECT_SECONDS),
+        timeout=min(timeout, 5),
         open=False,
         check=_check,
         configure=configure,

@@ -76,10 +76,8 @@ GROUPS: dict[str, Callable[[], Awaitable[list[Row]]]] = {
 
 
 BY_NAME = ("growth",)  # takes minutes at any scale, so `make bench` leaves it out
-ON_THE_GATEWAYS_LOOP = (
-    "filled",
-    "growth",
-)  # searches run in the gateway, which has a loop of its own kind
+# Searches run in the gateway, which has a loop of its own kind.
+ON_THE_GATEWAYS_LOOP = ("filled", "growth")
 
 
 def run(names: list[str]) -> list[Row]:

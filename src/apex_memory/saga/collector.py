@@ -17,6 +17,7 @@ from apex_memory.telemetry import STAGES_COLLECTED, logger
 
 COLLECT_MAX = 500  # stages removed in one call to the stores
 PART_ROWS = 5_000  # of a table that one pass looks through for rows past their retention
+CYCLE = timedelta(days=1)  # in which the passes of one process look through all of a table
 
 
 class Collector:
@@ -30,13 +31,15 @@ class Collector:
         self._grace = settings.grace_seconds + settings.call_timeout_seconds
         self._tombstones = timedelta(days=settings.tombstone_days)
         self._history = timedelta(days=settings.payload_days)
+        self._most_parts = max(1, round(CYCLE.total_seconds() / settings.collect_seconds))
+        self._pass = secrets.randbelow(self._most_parts)  # each process begins elsewhere
         self._log = logger(component="collector")
 
     async def collect(self) -> int:
         """Remove what is due; return the number of stages. Stops early when a store is unavailable.
 
-        Of rows past their retention, which is counted in days, those in a part of each table: to look through the tables of years
-        in each pass would read them from end to end every few minutes.
+        Of rows past their retention, which is counted in days, those in the next part of each table: to look through the tables of
+        years in each pass would read them from end to end every few minutes. The passes of a day look through everything.
         """
         total = 0
         while True:
@@ -49,9 +52,13 @@ class Collector:
         if total:
             STAGES_COLLECTED.inc(total)
             self._log.info("collected superseded stages", stages=total)
+        await self._drop_expired()
+        return total
+
+    async def _drop_expired(self) -> None:
+        self._pass += 1
         await self._drop_tombstones()
         await self._drop_history()
-        return total
 
     async def _due(self) -> list[UUID]:
         """Mark stages `reaping` that are superseded for longer than the grace and than the oldest open snapshot.
@@ -105,10 +112,10 @@ class Collector:
         )
 
     async def _part_of(self, table: LiteralString) -> tuple[UUID, UUID]:
-        """Return the first and the last id of a part of about `PART_ROWS` rows, chosen at random: ids are spread evenly."""
+        """Return the first and the last id of this pass's part of a table. Ids are hashes, and so are spread evenly."""
         row = await self._db.fetch_one(
             "SELECT reltuples::float8 AS rows FROM pg_class WHERE oid = %s::regclass", (table,)
         )
-        parts = max(1, math.ceil((row["rows"] if row else 0) / PART_ROWS))
-        part = secrets.randbelow(parts)
+        parts = min(self._most_parts, max(1, math.ceil((row["rows"] if row else 0) / PART_ROWS)))
+        part = self._pass % parts
         return UUID(int=(part << 128) // parts), UUID(int=((part + 1 << 128) // parts) - 1)

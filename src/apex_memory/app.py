@@ -46,6 +46,7 @@ from apex_memory.sources import registry
 from apex_memory.sources.base import Source
 from apex_memory.steps.batches import BatchSteps
 from apex_memory.steps.direct import DirectPath
+from apex_memory.steps.stalled import StalledDrains
 from apex_memory.steps.upkeep import Upkeep
 
 
@@ -142,7 +143,8 @@ class App:
             space=PostgresSpace(settings, share=PROCESSING),
             build=build,
         )
-        self.direct = DirectPath(self.steps, self.inbox, self.sources)
+        self.direct = DirectPath(self.steps)
+        self.stalled = StalledDrains(self.direct, self.inbox, self.sources)
         self.shadow = ShadowSteps(
             db,
             graph,

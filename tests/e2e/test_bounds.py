@@ -22,6 +22,7 @@ from apex_memory.sources.base import InboundRequest
 from tests.documents import PDF
 from tests.e2e.conftest import MakeSettings, land, live, state, text_event
 from tests.unit.test_reader_limits import looping_pdf
+from tests.waiting import until
 
 POISON = "poison"
 
@@ -330,10 +331,14 @@ async def test_o2_a_source_that_nobody_works_on_shows_and_is_drained_by_the_dire
     await app.db.execute("UPDATE inbox SET next_at = next_at - interval '1 h'")
     assert await stalled_sources(app) == {"documents": "stalled"}
     await app.fetcher.states.decide("documents", actor="test", paused=True)
-    assert await app.direct.drain_stalled() == {} and await stalled_sources(app) == {}
+    assert await app.inbox.stalled(seconds=0) == {} and await stalled_sources(app) == {}
     await app.fetcher.states.decide("documents", actor="test", paused=False)
-    assert await app.direct.drain_stalled() == {"documents": 2}
-    assert [await state(app, landed) for landed in (first, second)] == ["done"] * 2
+    await app.stalled.look()
+
+    async def all_done() -> bool:
+        return [await state(app, landed) for landed in (first, second)] == ["done"] * 2
+
+    await until(all_done, "the direct path drains it")
     assert await stalled_sources(app) == {}
 
 
@@ -345,7 +350,7 @@ async def test_o2_a_source_with_a_live_lease_is_not_stalled(app: App) -> None:
         """UPDATE inbox SET batch = gen_random_uuid(), next_at = clock_timestamp() + interval '1 min'
            WHERE doc_key = 'd0'"""
     )
-    assert await app.direct.drain_stalled() == {} and await stalled_sources(app) == {}
+    assert await app.inbox.stalled(seconds=0) == {} and await stalled_sources(app) == {}
 
 
 SLOW_SECONDS = 3.0  # that reading the files of one event may take

@@ -39,7 +39,11 @@ async def test_nothing_acknowledged_is_lost_and_work_goes_on(
     async with running_api(settings) as api:
         stop = asyncio.Event()
         loop = DirectLoop(
-            api.app.direct, api.app.inbox, {"documents": 0}, documents=settings.session_documents
+            api.app.direct,
+            api.app.inbox,
+            {"documents": 0},
+            documents=settings.session_documents,
+            stalled=api.app.stalled,
         )
         acknowledged: dict[str, str] = {}
         async with asyncio.TaskGroup() as tasks:
@@ -88,7 +92,7 @@ async def all_done(api: Api, ids: list[str]) -> bool:
         ([UUID(id) for id in ids],),
     )
     if rows[0]["n"] < len(ids):
-        await api.app.direct.drain_stalled(seconds=1)
+        await api.app.stalled.look(seconds=1)
     return bool(rows[0]["n"] == len(ids))
 
 

@@ -17,6 +17,7 @@ from apex_memory.steps import direct_loop
 from apex_memory.steps.batches import BatchSteps
 from apex_memory.steps.direct import DirectPath
 from apex_memory.steps.direct_loop import DRAINS, DirectLoop
+from apex_memory.steps.stalled import StalledDrains
 from apex_memory.stores.postgres import Postgres
 from tests.waiting import until
 
@@ -44,8 +45,8 @@ class NoInbox:
 class Endless(DirectPath):
     """Each source has batches for ever, until its drain is paused. Batches are counted."""
 
-    def __init__(self, inbox: NoInbox | None = None) -> None:
-        super().__init__(cast(BatchSteps, None), cast(Inbox, inbox), SOURCES)
+    def __init__(self) -> None:
+        super().__init__(cast(BatchSteps, None))
         self.batches: Counter[str] = Counter()
         self.running: set[str] = set()
         self.most = 0
@@ -83,8 +84,14 @@ class Endless(DirectPath):
 async def running(
     path: DirectPath, inbox: NoInbox | Inbox, url: str = NOWHERE, *, watches_stalls: bool = True
 ) -> AsyncIterator[DirectLoop]:
+    inbox = cast(Inbox, inbox)
     loop = DirectLoop(
-        path, cast(Inbox, inbox), SOURCES, documents=url, watches_stalls=watches_stalls
+        path,
+        inbox,
+        SOURCES,
+        documents=url,
+        stalled=StalledDrains(path, inbox, SOURCES),
+        watches_stalls=watches_stalls,
     )
     stop = asyncio.Event()
     task = asyncio.create_task(loop.run(stop))
@@ -174,7 +181,7 @@ async def test_a_process_that_starts_takes_stalled_sources_after_seconds(
     monkeypatch.setattr(direct_loop, "CHECK_SECONDS", 0.01)
     inbox = NoInbox()
     inbox.stalls = {"mail": direct_loop.CLOSE_STALLED_SECONDS + 1}
-    path = Endless(inbox)
+    path = Endless()
     path.short = set(SOURCES)
     async with running(path, inbox, watches_stalls=watches_stalls) as loop:
         loop.watch_closely()

@@ -66,6 +66,7 @@ async def serve_paths(
         app.inbox,
         own,
         documents=app.settings.session_documents,
+        stalled=app.stalled,
         watches_stalls=realtime,
     )
     loop.watch_closely()  # this process may follow one that was killed

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from uuid import UUID
 
 from apex_memory.errors import ApexError, RetryLater, Unavailable
-from apex_memory.inbox import Inbox, WorkflowRun
+from apex_memory.inbox import WorkflowRun
 from apex_memory.saga.publication import BatchResult
 from apex_memory.steps.batches import BatchSteps
-from apex_memory.telemetry import STALLS, logger, traces
+from apex_memory.telemetry import logger, traces
 from apex_memory.telemetry.logs import unforeseen
 from apex_memory.telemetry.traces import BatchSpan
 
-STALLED_SECONDS = (
-    60.0  # after that long without a live lease, ready events are worked on by the direct path
-)
-SOURCES_AT_ONCE = 3  # so that a source with a long backlog does not keep the others waiting
 ATTEMPTS = 5  # of a step that PostgreSQL's absence ends; then its lease runs out
 WAIT_SECONDS = 0.5  # before the second attempt; it doubles each time: 7.5 s in all
 RELEASE_SECONDS = 2.0  # for returning a batch whose drain is cancelled
@@ -30,10 +26,8 @@ def _never() -> bool:
 
 
 class DirectPath:
-    def __init__(self, steps: BatchSteps, inbox: Inbox, sources: Collection[str]) -> None:
+    def __init__(self, steps: BatchSteps) -> None:
         self._steps = steps
-        self._inbox = inbox
-        self._sources = sources
         self._log = logger(component="direct")
 
     async def drain(
@@ -109,37 +103,6 @@ class DirectPath:
                 await self._return_to_queue([batch])
                 raise
         return claimed
-
-    async def drain_stalled(self, *, seconds: float = STALLED_SECONDS) -> dict[str, int]:
-        """Drain the sources whose ready events nobody works on for over `seconds`; return the events by source.
-
-        Whatever sequences the steps otherwise may be down or stuck; events are claimed by lease, so it does no
-        harm when it recovers meanwhile. A source that fails does not keep the others from their turn.
-        """
-        stalled = await self._inbox.stalled(seconds=seconds)
-        drained: dict[str, int] = {}
-        turns = asyncio.Semaphore(SOURCES_AT_ONCE)
-
-        async def drain(source: str, waiting: float) -> None:
-            async with turns:
-                self._log.warning(
-                    "a source is stalled; the direct path drains it",
-                    source=source,
-                    seconds=round(waiting),
-                )
-                STALLS.labels(source).inc()
-                try:
-                    drained[source] = await self.drain(source)
-                except ApexError as error:
-                    self._log.error(
-                        "draining failed", source=source, reason=str(error), remedy=error.remedy
-                    )
-
-        async with asyncio.TaskGroup() as group:
-            for source, waiting in stalled.items():
-                if source in self._sources:
-                    group.create_task(drain(source, waiting))
-        return drained
 
     async def _prepare(self, source: str, batch: UUID) -> None:
         await self._step(source, batch, "prepare", lambda: self._steps.prepare(source, batch))

@@ -14,7 +14,8 @@ from time import monotonic
 from apex_memory.errors import ApexError
 from apex_memory.inbox import Inbox
 from apex_memory.inbox.notices import listen
-from apex_memory.steps.direct import STALLED_SECONDS, DirectPath
+from apex_memory.steps.direct import DirectPath
+from apex_memory.steps.stalled import STALLED_SECONDS, StalledDrains
 from apex_memory.telemetry import logger
 from apex_memory.telemetry.logs import unforeseen
 
@@ -46,6 +47,7 @@ class DirectLoop:
         sources: Mapping[str, int],
         *,
         documents: str,
+        stalled: StalledDrains,
         watches_stalls: bool = True,
     ) -> None:
         self.everything = False
@@ -54,6 +56,7 @@ class DirectLoop:
         self._inbox = inbox
         self._sources = dict(sources)
         self._documents = documents
+        self._stalled = stalled
         self._watches_stalls = watches_stalls
         self._wanted: set[str] = set()
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -106,6 +109,7 @@ class DirectLoop:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        await self._stalled.close()
 
     async def _dispatch(self) -> None:
         """Start drains of wanted sources, the most urgent first, as far as there is room for their priority."""
@@ -194,7 +198,7 @@ class DirectLoop:
             if self.everything or not (self._watches_stalls or close):
                 continue
             try:
-                await self._direct.drain_stalled(
+                await self._stalled.look(
                     seconds=CLOSE_STALLED_SECONDS if close else STALLED_SECONDS
                 )
             except ApexError as error:

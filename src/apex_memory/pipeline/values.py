@@ -13,6 +13,7 @@ from apex_memory.dates import (
     DateOrder,
     days_named_elsewhere,
     days_of_numbers,
+    days_of_one_month,
     named_days,
 )
 from apex_memory.pipeline.text import matches
@@ -66,7 +67,7 @@ _SIGN_OUTSIDE = re.compile(r"(?:(?<![\w)\]-])(?<!\d )|\A)[-−–]\Z")
 _ALONE_BEFORE = re.compile(r"(?:(?:\A|[\n\t|:]|[ ]{2})[ ]?|[,;\"])\(\Z")
 _ALONE_AFTER = re.compile(r"\)(?:[ ]?(?:\Z|[\n\t|]|[ ])|[,;\"])")
 _MINUS_AFTER = re.compile(r"-[ ]?(?:\Z|[\n\t|])")
-_DAY_SHAPES = (b"0-0", b"0/0", b"0.0.0", b"0.00.0")  # one of them is in every day of numbers alone
+_DAY_SHAPES = (b"0-0", b"0/0", b"0.0.0", b"0.00.0", b"0?0", b"0? 0", b"0 ?")  # one of them is in every day of numbers alone
 _SCALE = {
     "": 1, "k": 1_000, "K": 1_000, "M": 1_000_000, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000,
 }  # fmt: skip
@@ -123,6 +124,8 @@ def find_dates(
     if any(shape in char_shape for shape in _DAY_SHAPES):
         for day in days_of_numbers(text, order):
             yield day.nearest(at or date.min).isoformat(), day.start
+    for day in days_of_one_month(text):
+        yield day.nearest(at or date.min).isoformat(), day.start
     for day in days_named_elsewhere(text):
         if day.year is not None or at:
             yield day.nearest(at or date.min).isoformat(), day.start

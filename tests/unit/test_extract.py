@@ -73,6 +73,15 @@ def valued(text: str, predicate: str) -> list[str]:
         ("pro=223456781\npo = 77812\nhttps://x.example/?bol=88-1122&x=1", {"pro:223456781", "po:77812", "bol:88-1122"}),
         ("DELIVER TO ST. LOUIS, MO FROM COLUMBUS, OH 43215", {"location:st-louis-mo", "location:columbus-oh"}),
         ("San José, CA and Coeur d'Alene, ID", {"location:san-josé-ca", "location:coeur-d-alene-id"}),
+        ("PRO:          223456789\nBOL #\t\t\t881122\nTrailer:      53221", {"pro:223456789", "bol:881122", "vehicle:53221"}),
+        ("PRO Number     223456789\nPO........ 4500123456\nMC       123456", {"pro:223456789", "po:4500123456", "mc:123456"}),
+        ("| PRO: | 223456789 |\n| BOL #:  | 88-1122 |\n| Shipper: | Acme Widgets |", {"pro:223456789", "bol:88-1122", "company:acme-widgets"}),
+        ("PRO numbers: 223456789, 223456790 and 223456791", {"pro:223456789", "pro:223456790", "pro:223456791"}),
+        ("POs 4500123456 & 4500123457; BOL #s 881122/881123", {"po:4500123456", "po:4500123457", "bol:881122", "bol:881123"}),
+        ("PO Number(s): 4500123456, 12 pallets", {"po:4500123456"}),
+        ("Loads 778123 and 778124, 44000 lbs", {"load:778123", "load:778124"}),
+        ("Invoice no: 2026/0042, INV/2026/00042 and inv/2026/03/0042", {"invoice:2026/0042", "invoice:INV/2026/00042", "invoice:INV/2026/03/0042"}),
+        ("> Deliver SHP-\n> 100045, or\n>> LD-\n>>  55012", {"shipment:SHP-100045", "load:LD-55012"}),
     ],
 )  # fmt: skip
 def test_found(text: str, refs: set[str]) -> None:
@@ -117,6 +126,11 @@ def test_cells_of_csv_rows_are_under_their_headers(text: str, refs: set[str]) ->
         "999-555-1234567 and 2026-03-03",
         "Quote, PRO or BOL\nthe 223456789 th, or none",
         "PRO,Rate\n\n223456789,5",
+        "loads 12000 and 5000 lbs",
+        "load          44000 lbs",
+        "Invoice       1250.00",
+        "Invoice 2026/03/01",
+        "PO      Qty      Rate\n",
     ],
 )
 def test_left_alone(text: str) -> None:

@@ -37,7 +37,7 @@ _ROLES = {
 }  # fmt: skip
 _PEOPLE = frozenset({"driver", "dispatcher", "contact"})
 _LABEL = re.compile(
-    rf"^[ \t|*>-]{{0,6}}({'|'.join(_ROLES)})(?: name)?[*]{{0,2}}[ \t]{{0,3}}[:|][*]{{0,2}}[ \t]{{0,8}}(?:\n[ \t]{{0,8}})?([^\n|]{{2,80}})",
+    rf"^[ \t|*>-]{{0,6}}({'|'.join(_ROLES)})(?: name)?[*]{{0,2}}[ \t]{{0,3}}(?::[ \t]?\||[:|])[*]{{0,2}}[ \t]{{0,60}}(?:\n[ \t]{{0,8}})?([^\n|]{{2,80}})",
     re.IGNORECASE | re.MULTILINE,
 )
 _PARTY_END = re.compile(rf",(?! ?(?:{_LEGAL}|{_LEGAL.upper()})\b)|[;(<\t]| {{2}}| - ")

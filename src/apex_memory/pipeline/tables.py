@@ -12,6 +12,7 @@ _JSON_KEY = re.compile(r'"\w[\w .-]{0,40}"[ ]?:[ ]?"?')
 _XML_NAME = re.compile(r"<(\w[\w.-]{0,40})>")
 _EQUAL_SIGN = re.compile(r'(?<=\w)[ ]?=[ ]?"?(?=\w)')
 _RULE = re.compile(r"[ \t|:-]+\Z")
+_AFTER_COLON = re.compile(r"(?<=[:#])(?:\|[ ]|[ ]\|)")
 _BAR = re.compile(r"(?<!\\)\|")
 _HEADER_LINES = 3  # a title or `sep=;` may stand before the header
 _MAX_HEADER = 2_000  # characters
@@ -36,7 +37,7 @@ class Cell:
 def with_colons(text: str) -> str:
     """Return the text, of equal length, with `:` behind what may be a label: a cell of a table, a key of JSON, XML or settings."""
     if "|" in text:
-        text = _ROW.sub(lambda row: row[0].replace("|", ":"), text)
+        text = _ROW.sub(lambda row: _AFTER_COLON.sub("  ", row[0]).replace("|", ":"), text)
     if '":' in text:
         text = _JSON_KEY.sub(lambda key: key[0].replace('"', " ").replace("_", " "), text)
     if "</" in text:

@@ -82,6 +82,10 @@ def valued(text: str, predicate: str) -> list[str]:
         ("Loads 778123 and 778124, 44000 lbs", {"load:778123", "load:778124"}),
         ("Invoice no: 2026/0042, INV/2026/00042 and inv/2026/03/0042", {"invoice:2026/0042", "invoice:INV/2026/00042", "invoice:INV/2026/03/0042"}),
         ("> Deliver SHP-\n> 100045, or\n>> LD-\n>>  55012", {"shipment:SHP-100045", "load:LD-55012"}),
+        ('{"proNumber": "223456781", "BOLNumber":"88-1122", "purchaseOrderNo": 77812}', {"pro:223456781", "bol:88-1122", "po:77812"}),
+        ('{"bill_of_lading_number": "88-1122", "billOfLading": "88-1123"}', {"bol:88-1122", "bol:88-1123"}),
+        ('{"po": ["77812"], "pro_numbers": ["223456781", "223456782"]}', {"po:77812", "pro:223456781", "pro:223456782"}),
+        ("<x:PRO>223456781</x:PRO><PO-Number>77812</PO-Number><BolNumber>88-1122</BolNumber>", {"pro:223456781", "po:77812", "bol:88-1122"}),
     ],
 )  # fmt: skip
 def test_found(text: str, refs: set[str]) -> None:
@@ -127,6 +131,7 @@ def test_cells_of_csv_rows_are_under_their_headers(text: str, refs: set[str]) ->
         "Quote, PRO or BOL\nthe 223456789 th, or none",
         "PRO,Rate\n\n223456789,5",
         "loads 12000 and 5000 lbs",
+        '{"loadWeight": "44000", "unitPrice": 450, "poBox": "12345", "invoiceAmount": 1250}',
         "load          44000 lbs",
         "Invoice       1250.00",
         "Invoice 2026/03/01",

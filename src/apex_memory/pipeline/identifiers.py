@@ -37,7 +37,9 @@ _FOLLOWING_CODE = re.compile(
     rf"([A-Z0-9]{{1,24}}(?:-[A-Z0-9]{{1,24}}){{0,4}}){_END}{_NO_AMOUNT}{UNITS}",
     re.IGNORECASE | re.ASCII,
 )
-_JOINT = re.compile(r"(?:[ ]?[,;/&]|[ ](?:and|or)\b)[ ]?(?:(?:and|or|&)[ ])?#?", re.IGNORECASE)
+_JOINT = re.compile(
+    r"(?:\"?[ ]?[,;/&]|[ ](?:and|or)\b)\s?(?:(?:and|or|&)[ ])?[#\"]?", re.IGNORECASE
+)
 
 
 def _labelled(label: str, code: str = _CODE) -> re.Pattern[str]:

@@ -529,6 +529,12 @@ def test_hostile_open_documents_take_linear_time(unit: str) -> None:
     assert time.process_time() - began < 5
 
 
+async def test_no_break_signs_of_rtf_are_characters(reader: FileReader) -> None:
+    data = rb"{\rtf1\ansi Load\~SHP\_100045 \f0\_5 re\-lay \{a\}\par}"
+    text = (await read(reader, "a.rtf", data)).text
+    assert text.strip() == "Load SHP-100045 -5 relay {a}"
+
+
 _SHEET_XML = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
 
 

@@ -41,6 +41,8 @@ _CELL_VALUE = re.compile(
 )
 # Blanks beyond the first are an element, and so is a single one between two formats with some programs.
 _BLANKS = re.compile(rb"(?<! )<text:s(?:\s[^<>]*)?(?:/>|></text:s>)")
+# An escaped character of RTF: `\~` is a no-break blank, `\_` a no-break hyphen, others are themselves.
+_RTF_SIGN = re.compile(rb"\\([\\{}~_])")
 # A row that stands for the many empty ones between two others. The office reader would write each, or none of the sheet.
 _EMPTY_ROWS = re.compile(
     rb"<table:table-row\s[^<>]{0,500}number-rows-repeated=[^<>]*>\s*(?:<table:(?:covered-)?table-cell(?:\s[^<>]*)?/>\s*)*+</table:table-row>"
@@ -191,6 +193,18 @@ def _elements(
 
 def _text_cell(cell: re.Match[bytes]) -> bytes:
     return _CELL_VALUE.sub(b"", cell[0])[:-1] + b' office:value-type="string">'
+
+
+def with_plain_signs(data: bytes, budget: EventBudget) -> RewrittenFile:
+    """Return an RTF file with plain characters for no-break ones, which the office reader shows as `\\~` and `_`."""
+    if rb"\bin" in data:  # bytes of pictures, whose number is stated
+        return RewrittenFile(data)
+    return RewrittenFile(_RTF_SIGN.sub(_plain_sign, data))
+
+
+def _plain_sign(sign: re.Match[bytes]) -> bytes:
+    # As codes, because a control word would take a blank or a hyphen after it as its own.
+    return {b"~": rb"\'20", b"_": rb"\'2d"}.get(sign[1], sign[0])
 
 
 def with_breaks(text: str) -> str:

@@ -36,6 +36,7 @@ from apex_memory.pipeline.office_packages import (
     final_word_file,
     formatted_spreadsheet,
     with_breaks,
+    with_plain_signs,
 )
 from apex_memory.pipeline.signed_messages import signed_content
 from apex_memory.pipeline.svg import read_svg
@@ -250,6 +251,7 @@ _REWRITE: Mapping[str, Callable[[bytes, EventBudget], RewrittenFile]] = {
     "docx": final_word_file,
     "xlsx": formatted_spreadsheet,
     "pptx": final_presentation,
+    "rtf": with_plain_signs,
     **dict.fromkeys(("odt", "ods", "odp"), final_open_document),
 }
 """What is done to a file of a kind before the office reader reads it."""

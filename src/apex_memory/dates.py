@@ -30,7 +30,8 @@ _FIRST_OF_CENTURY = 69  # two digits from here on are of the 1900s, as in POSIX
 _ISO = re.compile(rf"(?<![\w-]){YEAR}-(\d{{1,2}})-(\d{{1,2}})(?![\d-])", re.ASCII)
 # With dots only in full, as `2026.1.3` is a version of some programs.
 _YEAR_FIRST = re.compile(
-    rf"(?<![\w/.]){YEAR}(?:/(\d{{1,2}})/(\d{{1,2}})(?![\w/])|\.(\d\d)\.(\d\d)(?![\w/]|\.\d))", re.ASCII
+    rf"(?<![\w/.]){YEAR}(?:/(\d{{1,2}})/(\d{{1,2}})(?![\w/])|\.(\d\d)\.(\d\d)(?![\w/]|\.\d))",
+    re.ASCII,
 )
 # Chinese, Japanese and Korean: `2026年3月5日`.
 _YEAR_FIRST_NAMED = re.compile(
@@ -57,10 +58,8 @@ _DAY_NAMED_ELSEWHERE = re.compile(
     rf"(?:,?[ ](?:(?:de|del)[ ])?{YEAR}|[/-]{YEAR})?(?![\w-])",
     re.IGNORECASE,
 )
-# What joins the first and the last day of a range, or two days: `3-5 November`, `Nov 3 and 5`, `Oct 30 – Mon, Nov 2`.
-_JOINT = (
-    r"(?:[ ]?[-–—&][ ]?|[ ](?:to|until|till|through|thru|and|bis|und|au|et|al|a|y|e|até|tot|t/m|en|do|i)[ ](?:the[ ])?)"
-)
+# What joins the first and the last day of a range, or two days: `3-5 November`, `Nov 3 and 5`, `Oct 30 to Mon, Nov 2`.
+_JOINT = r"(?:[ ]?[-–—&][ ]?|[ ](?:to|until|till|through|thru|and|bis|und|au|et|al|a|y|e|até|tot|t/m|en|do|i)[ ](?:the[ ])?)"
 _RANGE_SIGN = re.compile(rf"{_JOINT}(?:[^\W\d_]{{2,10}}\.?,?[ ])?", re.IGNORECASE)
 _DAYS_AFTER_MONTH = re.compile(
     rf"(?<![\w-]){MONTH}\.?[ ](\d{{1,2}})(?:st|nd|rd|th)?{_JOINT}(\d{{1,2}})(?:st|nd|rd|th)?"
@@ -211,16 +210,16 @@ def days_of_one_month(text: str) -> Iterator[WrittenDay]:
 
 
 def _with_years(text: str, days: Iterator[WrittenDay]) -> Iterator[WrittenDay]:
-    """Yield days; the first of a range whose year stands behind the last one has that year: `Oct 30 – Nov 2, 2026`."""
+    """Yield days; the first of a range whose year stands behind the last one has that year: `Oct 30 to Nov 2, 2026`."""
     following: WrittenDay | None = None
     for day in sorted(days, key=lambda day: day.start, reverse=True):
         known = day
-        if day.year is None and following is not None and following.year is not None:
-            if _RANGE_SIGN.fullmatch(text, day.end, following.start):
-                is_last_year = (day.month, day.day) > (following.month, following.day)
-                year = following.year - is_last_year
-                if _is_day(year, day.month, day.day):
-                    known = replace(day, year=year)
+        is_range = following is not None and _RANGE_SIGN.fullmatch(text, day.end, following.start)
+        if following is not None and is_range and day.year is None and following.year is not None:
+            is_last_year = (day.month, day.day) > (following.month, following.day)
+            year = following.year - is_last_year
+            if _is_day(year, day.month, day.day):
+                known = replace(day, year=year)
         yield known
         following = known
 

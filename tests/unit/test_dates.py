@@ -313,7 +313,14 @@ def test_days_of_a_range_share_what_stands_behind_the_last_one(
 
 
 @pytest.mark.parametrize(
-    "text", ["2026年3月5日に配達", "2026 年 3 月 5 日", "2026년 3월 5일", "2026.03.05", "配達2026年03月05日"]
+    "text",
+    [
+        "2026年3月5日に配達",
+        "2026 年 3 月 5 日",
+        "2026년 3월 5일",
+        "2026.03.05",
+        "配達2026年03月05日",
+    ],
 )
 def test_the_year_may_stand_first(text: str) -> None:
     assert days(text) == ["2026-03-05"]

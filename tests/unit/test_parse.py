@@ -504,13 +504,15 @@ async def test_margins_notes_and_blanks_of_open_documents_are_read(reader: FileR
     )
     styles = f"<style:styles {names}>{margins}</style:styles>"
     text = "<text:p>Load<text:s/>SHP-100045 <text:s text:c='3'/>late</text:p>"
-    parsed = await read(
-        reader, "a.odt", with_parts(open_document("text", text), styles=styles)
-    )
+    parsed = await read(reader, "a.odt", with_parts(open_document("text", text), styles=styles))
     lines = [line for line in parsed.text.splitlines() if line]
     assert lines == ["BOL 88-1122 & Co", "Load SHP-100045 late", "Terms apply, page 1"]
-    note = "<office:annotation office:name='1'><text:p>See PRO 223456781</text:p></office:annotation>"
-    cell = f"<table:table-cell office:value-type='string'>{note}<text:p>x</text:p></table:table-cell>"
+    note = (
+        "<office:annotation office:name='1'><text:p>See PRO 223456781</text:p></office:annotation>"
+    )
+    cell = (
+        f"<table:table-cell office:value-type='string'>{note}<text:p>x</text:p></table:table-cell>"
+    )
     table = f"<table:table table:name='T'><table:table-row>{cell}</table:table-row></table:table>"
     sheet = await read(reader, "a.ods", open_document("spreadsheet", table))
     assert "| x |" in sheet.text

@@ -182,9 +182,7 @@ def _codes_after(first: re.Match[str]) -> Iterator[tuple[str, int]]:
     """Yield the codes, with their offsets, that follow the first one of a list (`PROs 223456789, 223456790`) and have its form."""
     text, end = first.string, first.end(2)
     form = _DIGIT.sub("0", first[2])
-    while (joint := _JOINT.match(text, end)) and (
-        code := _FOLLOWING_CODE.match(text, joint.end())
-    ):
+    while (joint := _JOINT.match(text, end)) and (code := _FOLLOWING_CODE.match(text, joint.end())):
         if _DIGIT.sub("0", code[1]) != form:
             return
         yield code[1], code.start(1)

@@ -47,7 +47,10 @@ _RTF_SIGN = re.compile(rb"\\([\\{}~_])")
 _EMPTY_ROWS = re.compile(
     rb"<table:table-row\s[^<>]{0,500}number-rows-repeated=[^<>]*>\s*(?:<table:(?:covered-)?table-cell(?:\s[^<>]*)?/>\s*)*+</table:table-row>"
 )
-_NOTE = (re.compile(rb"<office:annotation(?:\s[^<>]*)?(?<!/)>"), re.compile(rb"</office:annotation>"))
+_NOTE = (
+    re.compile(rb"<office:annotation(?:\s[^<>]*)?(?<!/)>"),
+    re.compile(rb"</office:annotation>"),
+)
 _OPEN_MARGIN = (
     re.compile(rb"<style:(header|footer)(?:-left|-first)?(?:\s[^<>]*)?(?<!/)>"),
     re.compile(rb"</style:(?:header|footer)(?:-left|-first)?>"),
@@ -68,9 +71,7 @@ _COMMENT_TEXT = re.compile(
 )
 _THREADED = "[Threaded comment]"
 """Begins the note that Excel leaves for programs without threaded comments, beside the comment itself."""
-_SHEET_MARGIN = re.compile(
-    r"<(?:\w{1,40}:)?(?:odd|even|first)(?:Header|Footer)>([^<]{1,2000})</"
-)
+_SHEET_MARGIN = re.compile(r"<(?:\w{1,40}:)?(?:odd|even|first)(?:Header|Footer)>([^<]{1,2000})</")
 # Codes of formats, pictures and numbers of pages, and of left, centre and right.
 _MARGIN_CODE = re.compile(r'&(?:"[^"]*"|K[0-9A-Fa-f+-]{6}|\d{1,3}|[A-Za-z&])')
 _WORD_PART = re.compile(r"word/[\w-]{1,80}\.xml\Z")
@@ -261,9 +262,10 @@ def formatted_spreadsheet(data: bytes, budget: EventBudget) -> RewrittenFile:
 
 def _comments(part: bytes) -> list[str]:
     """Return the texts of a part with comments, shapes or a diagram, a paragraph each."""
-    pieces: list[str] = []
-    for match in _COMMENT_TEXT.finditer(part.decode("utf-8", "replace")):
-        pieces.append("\0" if match["end"] else unescape(match["text"]))
+    pieces = [
+        "\0" if match["end"] else unescape(match["text"])
+        for match in _COMMENT_TEXT.finditer(part.decode("utf-8", "replace"))
+    ]
     texts = (" ".join(text.split()) for text in "".join(pieces).split("\0"))
     return [text for text in texts if text and not text.startswith(_THREADED)]
 

@@ -30,7 +30,7 @@ _FIRST_OF_CENTURY = 69  # two digits from here on are of the 1900s, as in POSIX
 _ISO = re.compile(rf"(?<![\w-]){YEAR}-(\d{{1,2}})-(\d{{1,2}})(?![\d-])", re.ASCII)
 # With dots only in full, as `2026.1.3` is a version of some programs.
 _YEAR_FIRST = re.compile(
-    rf"(?<![\w/.]){YEAR}(?:/(\d{{1,2}})/(\d{{1,2}})(?![\w/])|\.(\d\d)\.(\d\d)(?![\w/]|\.\d))",
+    rf"(?<![\w/.=]){YEAR}(?:/(\d{{1,2}})/(\d{{1,2}})(?![\w/])|\.(\d\d)\.(\d\d)(?![\w/]|\.\d))",
     re.ASCII,
 )
 # Chinese, Japanese and Korean: `2026年3月5日`.

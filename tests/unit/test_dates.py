@@ -81,6 +81,7 @@ def test_the_order_decides_what_may_be_two_days(text: str, auto: str, day: str, 
     "text",
     [
         "version 2026.03.05",
+        "certifi==2026.10.19",
         "1.2026.3.5",
         "2026.3.5",
         "version 1.2.24",

@@ -59,7 +59,7 @@ _LABELS: tuple[tuple[str, str, str], ...] = (
     (
         "vehicle",
         "unit|truck|tractor|trailer|vehicle",
-        rf"([A-Z]{{0,3}}-?\d{{1,6}}[A-Z]?)(?![\w-]|[.,:/]\d){UNITS}",
+        rf"{_OWN}([A-Z]{{0,3}}-?\d{{1,6}}[A-Z]?)(?![\w-]|[.,:/]\d){UNITS}",
     ),
 )
 _LABELLED = tuple((kind, _labelled(label, code)) for kind, label, code in _LABELS)
@@ -166,16 +166,17 @@ def _labelled_codes(text: str) -> Iterator[Mention]:
             if is_list:
                 codes += _codes_after(match)
                 ends[kind] = codes[-1][1] + len(codes[-1][0])
-            if sign or _is_code(kind, codes, is_list=is_list):
+            if _is_code(kind, codes, has_sign=bool(sign), is_list=is_list):
                 for code, start in codes:
                     yield Mention(canonical(f"{kind}:{code}"), code, start)
 
 
-def _is_code(kind: str, codes: Sequence[tuple[str, int]], *, is_list: bool) -> bool:
-    """Return whether codes after a label without a sign are codes: `load 12` and `loads 12000` may count something."""
+def _is_code(kind: str, codes: Sequence[tuple[str, int]], *, has_sign: bool, is_list: bool) -> bool:
+    """Return whether what follows a label are codes: `load 12`, `loads 12000` and `trucks: 3` may count something."""
+    is_long = _LONG.search(codes[0][0]) is not None
     if is_list:
-        return len(codes) > 1
-    return kind not in _BARE or _LONG.search(codes[0][0]) is not None
+        return len(codes) > 1 or (has_sign and is_long)
+    return has_sign or kind not in _BARE or is_long
 
 
 def _codes_after(first: re.Match[str]) -> Iterator[tuple[str, int]]:

@@ -87,6 +87,10 @@ def valued(text: str, predicate: str) -> list[str]:
         ('{"bill_of_lading_number": "88-1122", "billOfLading": "88-1123"}', {"bol:88-1122", "bol:88-1123"}),
         ('{"po": ["77812"], "pro_numbers": ["223456781", "223456782"]}', {"po:77812", "pro:223456781", "pro:223456782"}),
         ("<x:PRO>223456781</x:PRO><PO-Number>77812</PO-Number><BolNumber>88-1122</BolNumber>", {"pro:223456781", "po:77812", "bol:88-1122"}),
+        ("Shipper: Acme Widgets     Consignee: HARBOR FOODS\n| Driver: | Jo Smith | Broker: | Blue Ridge |", {"company:acme-widgets", "company:harbor-foods", "person:jo-smith", "company:blue-ridge"}),
+        ("Carrier: Northwind Trucking LLC MC 123456\nConsignee: Mill Street Deli #22\nDriver: John Smith 901-555-0143", {"company:northwind-trucking", "company:mill-street-deli", "mc:123456", "person:john-smith", "phone:+19015550143"}),
+        ("DRIVER: JOHN SMITH CELL 901-555-0143\nBroker: Blue Ridge SCAC: NWTK", {"person:john-smith", "phone:+19015550143", "company:blue-ridge", "scac:NWTK"}),
+        ("Ship to: Columbus, OH\nConsignee: St. Louis, MO 63101\nShip from: Acme Widgets, Dallas, TX", {"location:columbus-oh", "location:st-louis-mo", "company:acme-widgets", "location:dallas-tx"}),
     ],
 )  # fmt: skip
 def test_found(text: str, refs: set[str]) -> None:
@@ -133,6 +137,7 @@ def test_cells_of_csv_rows_are_under_their_headers(text: str, refs: set[str]) ->
         "PRO,Rate\n\n223456789,5",
         "loads 12000 and 5000 lbs",
         "with trucks=1 or loads: 12",
+        "Carrier: TBD\nShipper: Same as above\nConsignee: UNKNOWN\nAttn: Accounts Payable",
         '{"loadWeight": "44000", "unitPrice": 450, "poBox": "12345", "invoiceAmount": 1250}',
         "load          44000 lbs",
         "Invoice       1250.00",

@@ -98,7 +98,7 @@ def parse(file: File, budget: EventBudget, *, depth: int = 0) -> Parsed:
     kind = kind_of(file, budget)
     if kind == "mail":
         parsed = _mail(file, budget, depth)
-    elif kind in ("zip", "tar"):
+    elif kind in ("zip", "tar", "mbox"):
         parsed = _archive(file, kind, budget, depth)
     elif kind in ("gzip", "bzip2", "xz"):
         return _nested(unpacked(file, kind, budget), budget, depth + 1)

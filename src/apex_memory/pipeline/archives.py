@@ -183,9 +183,9 @@ def _tar_members(data: bytes, budget: EventBudget) -> Iterator[tuple[str, bytes 
 
 def _mbox_members(data: bytes) -> Iterator[tuple[str, bytes | Rejected]]:
     """Yield the mails of a mailbox (RFC 4155). A line of a mail that begins like the one between two mails has `>` before it."""
-    starts = [match.end() for match in _BETWEEN_MAILS.finditer(data)]
-    ends = [match.start() for match in _BETWEEN_MAILS.finditer(data)][1:] + [len(data)]
-    for number, (start, end) in enumerate(zip(starts, ends, strict=True), start=1):
+    borders = [match.span() for match in _BETWEEN_MAILS.finditer(data)]
+    ends = [*(start for start, _ in borders[1:]), len(data)]
+    for number, ((_, start), end) in enumerate(zip(borders, ends, strict=True), start=1):
         yield f"mail {number}.eml", _QUOTED_FROM.sub(rb"\1", data[start:end])
 
 

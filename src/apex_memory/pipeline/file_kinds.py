@@ -174,19 +174,21 @@ def _kind_by_bytes(file: File, budget: EventBudget) -> str:
         return kind
     if is_zip(file.data):
         return package_kind(file.data, budget)
-    if packing := packing_of(file.data):
-        return packing
-    if is_cms(file.data):
-        return "cms"
     if file.data.startswith(_TNEF):
         raise Rejected(
             "the file is in Outlook's own format (TNEF, winmail.dat), which is not read: "
             "have its sender's Outlook or Exchange send HTML instead of rich text",
             remedy="have its sender's Outlook or Exchange send HTML instead of rich text",
         )
-    if is_mbox(file.data) and not _is_mail(file):
-        return "mbox"
-    return "tar" if is_tar(file.data) else ""
+    return packing_of(file.data) or _kind_of_container(file)
+
+
+def _kind_of_container(file: File) -> str:
+    if is_cms(file.data):
+        return "cms"
+    if is_tar(file.data):
+        return "tar"
+    return "mbox" if is_mbox(file.data) and not _is_mail(file) else ""
 
 
 def _is_mail(file: File) -> bool:

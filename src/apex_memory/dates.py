@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import lru_cache
 from typing import Literal
@@ -28,14 +28,22 @@ YEAR = r"((?:19|20)\d\d)"
 _FIRST_OF_CENTURY = 69  # two digits from here on are of the 1900s, as in POSIX
 
 _ISO = re.compile(rf"(?<![\w-]){YEAR}-(\d{{1,2}})-(\d{{1,2}})(?![\d-])", re.ASCII)
-_YEAR_FIRST = re.compile(rf"(?<![\w/]){YEAR}/(\d{{1,2}})/(\d{{1,2}})(?![\w/])", re.ASCII)
+# With dots only in full, as `2026.1.3` is a version of some programs.
+_YEAR_FIRST = re.compile(
+    rf"(?<![\w/.=]){YEAR}(?:/(\d{{1,2}})/(\d{{1,2}})(?![\w/])|\.(\d\d)\.(\d\d)(?![\w/]|\.\d))",
+    re.ASCII,
+)
+# Chinese, Japanese and Korean: `2026年3月5日`.
+_YEAR_FIRST_NAMED = re.compile(
+    rf"(?<![0-9]){YEAR}[ ]?[年년][ ]?(\d{{1,2}})[ ]?[月월][ ]?(\d{{1,2}})[ ]?[日号일]", re.ASCII
+)
 _YEAR_LAST = re.compile(
     # In a row of a CSV file the next cell may follow; a comma after `1.2.26` would be a decimal one.
     r"(?<![\w./#$€£-])(\d{1,2})([./-])(\d{1,2})\2((?:19|20)\d\d|\d\d)(?![\w/%-]|[.:]\d|(?<!\d{4})(?<!/\d\d),\d)",
     re.ASCII,
 )
 _MONTH_NAMED = re.compile(
-    rf"(?<![\w-]){MONTH}\.?[ -](\d{{1,2}})(?:st|nd|rd|th)?(?:,?[ -]{YEAR})?(?![\w%/-]|[.,:]\d)",
+    rf"(?<![\w-]){MONTH}\.?[ -](\d{{1,2}})(?:st|nd|rd|th)?(?:,?[ -]{YEAR}|,?[ ]['’](\d\d))?(?![\w%/-]|[.,:]\d)",
     re.IGNORECASE | re.ASCII,
 )
 # Two digits are a year after a sign (`3-Mar-26`), and after a blank where nothing follows that they could count.
@@ -48,6 +56,19 @@ _DAY_NAMED = re.compile(
 _DAY_NAMED_ELSEWHERE = re.compile(
     r"(?<![\w$€£.,/-])([0-9]{1,2})(\.?[ ]|er[ ]|[º°ª.]?[ ](?:de|di)[ ]|[º°ª][ ]|[/-])([^\W\d_]{3,12})\.?"
     rf"(?:,?[ ](?:(?:de|del)[ ])?{YEAR}|[/-]{YEAR})?(?![\w-])",
+    re.IGNORECASE,
+)
+# What joins the first and the last day of a range, or two days: `3-5 November`, `Nov 3 and 5`, `Oct 30 to Mon, Nov 2`.
+_JOINT = r"(?:[ ]?[-–—&][ ]?|[ ](?:to|until|till|through|thru|and|bis|und|au|et|al|a|y|e|até|tot|t/m|en|do|i)[ ](?:the[ ])?)"
+_RANGE_SIGN = re.compile(rf"{_JOINT}(?:[^\W\d_]{{2,10}}\.?,?[ ])?", re.IGNORECASE)
+_DAYS_AFTER_MONTH = re.compile(
+    rf"(?<![\w-]){MONTH}\.?[ ](\d{{1,2}})(?:st|nd|rd|th)?{_JOINT}(\d{{1,2}})(?:st|nd|rd|th)?"
+    rf"(?:,?[ ]{YEAR}|,?[ ]['’](\d\d))(?![\w%/-]|[.,:]\d)",
+    re.IGNORECASE,
+)
+_DAYS_BEFORE_MONTH = re.compile(
+    rf"(?<![\w$€£.,/-])([0-9]{{1,2}})(?:st|nd|rd|th|er|\.)?{_JOINT}([0-9]{{1,2}})(?:st|nd|rd|th|\.)?[ ](?:(?:of|de|di)[ ])?"
+    rf"([^\W\d_]{{3,12}})\.?,?[ ](?:(?:de|del)[ ])?{YEAR}(?![\w-])",
     re.IGNORECASE,
 )
 _WORD_BEFORE = re.compile(r"(\w+)[ ]\Z")
@@ -125,6 +146,7 @@ def written_days(text: str, order: DateOrder = "auto") -> Iterator[WrittenDay]:
     yield from days_of_numbers(text, order)
     yield from named_days(text)
     yield from days_named_elsewhere(text)
+    yield from days_of_one_month(text)
 
 
 def days_of_numbers(text: str, order: DateOrder = "auto") -> Iterator[WrittenDay]:
@@ -132,6 +154,10 @@ def days_of_numbers(text: str, order: DateOrder = "auto") -> Iterator[WrittenDay
     for match in _ISO.finditer(text):
         yield from _day(match, match[1], match[2], match[3])
     for match in _YEAR_FIRST.finditer(text):
+        before = text[max(0, match.start() - _BEFORE_CHARS) : match.start()]
+        if match[2] or not _VERSION.search(before):
+            yield from _day(match, match[1], match[2] or match[4], match[3] or match[5])
+    for match in _YEAR_FIRST_NAMED.finditer(text):
         yield from _day(match, match[1], match[2], match[3])
     for match in _YEAR_LAST.finditer(text):
         yield from _of_numbers(match, text, order)
@@ -143,18 +169,59 @@ def named_days(text: str) -> Iterator[WrittenDay]:
     In `3 Mar 26` and `Unit 5 Mar 3, 2026` the month's name stands between two numbers: the day is the one with four digits of a year,
     else the one before it.
     """
+    yield from _with_years(text, _named_days(text))
+
+
+def _named_days(text: str) -> Iterator[WrittenDay]:
     after = {match.start(1): match for match in _MONTH_NAMED.finditer(text)}
+    for match in _DAYS_AFTER_MONTH.finditer(text):  # left to `days_of_one_month`
+        after.pop(match.start(1), None)
     for match in _DAY_NAMED.finditer(text):
         year = match[3] or match[4] or match[5]
         other = after.get(match.start(2))
-        if other is not None and other[3] and not match[3]:
+        if other is not None and (other[3] or other[4]) and not match[3]:
             continue
         after.pop(match.start(2), None)
         if not _is_verb(match, match[2], year):
             yield from _day(match, year, month_number(match[2]), match[1])
     for match in after.values():
-        if not _is_verb(match, match[1], match[3]):
-            yield from _day(match, match[3], month_number(match[1]), match[2])
+        year = match[3] or match[4]
+        if not _is_verb(match, match[1], year):
+            yield from _day(match, year, month_number(match[1]), match[2])
+
+
+def days_of_one_month(text: str) -> Iterator[WrittenDay]:
+    """Yield the days that share a month and a year with the next one, such as the 3rd in `3-5 November 2026` and both in `Nov 3-5, 2026`."""
+    for match in _DAYS_AFTER_MONTH.finditer(text):
+        month, year = month_number(match[1]), match[4] or match[5]
+        yield from _day(match, year, month, match[2], end=match.end(2))
+        yield from _day(match, year, month, match[3], start=match.start(3))
+    for match in _DAYS_BEFORE_MONTH.finditer(text):
+        name = month_named(match[3])
+        if _ENGLISH_NAME.match(match[3]):
+            month = month_number(match[3])
+        elif name is not None:
+            month = name.month
+        else:
+            continue
+        yield from _day(match, match[4], month, match[1], end=match.end(1))
+        if not text[match.start(2) - 1].isspace():  # behind a blank it is a day by itself
+            yield from _day(match, match[4], month, match[2], start=match.start(2))
+
+
+def _with_years(text: str, days: Iterator[WrittenDay]) -> Iterator[WrittenDay]:
+    """Yield days; the first of a range whose year stands behind the last one has that year: `Oct 30 to Nov 2, 2026`."""
+    following: WrittenDay | None = None
+    for day in sorted(days, key=lambda day: day.start, reverse=True):
+        known = day
+        is_range = following is not None and _RANGE_SIGN.fullmatch(text, day.end, following.start)
+        if following is not None and is_range and day.year is None and following.year is not None:
+            is_last_year = (day.month, day.day) > (following.month, following.day)
+            year = following.year - is_last_year
+            if _is_day(year, day.month, day.day):
+                known = replace(day, year=year)
+        yield known
+        following = known
 
 
 def days_named_elsewhere(text: str) -> Iterator[WrittenDay]:
@@ -163,6 +230,10 @@ def days_named_elsewhere(text: str) -> Iterator[WrittenDay]:
     Without a year, a name that may be something else (`5 out`, `3 set`, `2 mars`) needs a word of its language before the day, or
     `de` behind it. What `named_days` reads is left to it.
     """
+    yield from reversed([*_with_years(text, _days_named_elsewhere(text))])
+
+
+def _days_named_elsewhere(text: str) -> Iterator[WrittenDay]:
     for match in _DAY_NAMED_ELSEWHERE.finditer(text):
         name = month_named(match[3])
         if name is None or (match[2] in (" ", "-", "/") and _ENGLISH_NAME.match(match[3])):
@@ -228,13 +299,15 @@ def _day(
     day: str | int,
     *,
     start: int | None = None,
+    end: int | None = None,
 ) -> Iterator[WrittenDay]:
     number = None if year is None else int(year)
     if number is not None and number < 100:
         number += 1900 if number >= _FIRST_OF_CENTURY else 2000
     if _is_day(2024 if number is None else number, int(month), int(day)):
         begin = match.start() if start is None else start
-        yield WrittenDay(begin, match.end(), number, int(month), int(day))
+        stop = match.end() if end is None else end
+        yield WrittenDay(begin, stop, number, int(month), int(day))
 
 
 @lru_cache(maxsize=4_096)  # the rows of a table repeat their days

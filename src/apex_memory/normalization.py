@@ -153,12 +153,12 @@ def _translate(offset: int, starts: list[int], other_starts: list[int]) -> int:
 # Bold, italics, code, strike-through and escapes of Markdown, the format that files are read into. Underscores only
 # at a word's edge, because they are a part of names and addresses; a single asterisk not between digits. Blanks that
 # align the columns of a table are left out, so that a label stands beside its value, and so is the end of a line after a
-# hyphen and before a digit, where a code is broken: `SHP-` and `100045`.
+# hyphen and before a digit, where a code is broken: `SHP-` and `100045`, also in a quoted mail.
 _MARKUP = (
     r"\*{2,3}|(?<!\d)\*|\*(?!\d)"
     r"|(?<![^\W_])_{1,3}(?=[^\W_])|(?<=[^\W_])_{1,3}(?![^\W_])"
     r"|`{1,3}|~~|\\(?=[!-/:-@\[-`{-~])|\[(?=[^\[\]\n]{1,300}\]\()|\](?=\()"
-    r"|(?<! )[ ]{2,}+(?=\|)|(?<=[^\W_]-)\n[ \t]{0,8}(?=\d)"
+    r"|(?<! )[ ]{2,}+(?=\|)|(?<=[^\W_]-)\n(?:>[ ]?){0,8}[ \t]{0,8}(?=\d)"
 )
 _NON_ASCII = re.compile("[^\x00-\x7f]+")
 _TO_REPLACE = re.compile(f"{_MARKUP}|[^\x00-\x7f]+", re.ASCII)

@@ -6,9 +6,12 @@ import bz2
 import gzip
 import io
 import lzma
+import mailbox
 import subprocess
 import tarfile
+import time
 from collections.abc import AsyncIterator, Callable
+from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,8 @@ import pytest_asyncio
 
 from apex_memory.errors import Rejected
 from apex_memory.model import File
+from apex_memory.pipeline.archives import archive_members
+from apex_memory.pipeline.file_limits import EventBudget, ReaderLimits
 from apex_memory.pipeline.parse import Parsed, read_plain_text
 from apex_memory.pipeline.reader import FileReader
 from tests import documents
@@ -173,3 +178,73 @@ def test_the_worker_itself_unpacks_nothing() -> None:
         assert read_plain_text(File("a.txt", "text/plain", pack(b"words"))) is None
     assert read_plain_text(File("a.txt", "text/plain", tar({"a.txt": b"words"}))) is None
     assert read_plain_text(File("a.txt", "text/plain", b"BZh9 are three letters")) is not None
+
+
+def mailbox_file(path: Path, bodies: list[str]) -> bytes:
+    box = mailbox.mbox(path)
+    for n, body in enumerate(bodies, start=1):
+        message = EmailMessage()
+        message["Subject"] = f"Load {n}"
+        message.set_content(body, cte="base64" if n == 2 else None)
+        box.add(message)
+    box.close()
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.mbox", "Inbox", "a.txt"])
+async def test_mails_of_a_mailbox_are_read_one_by_one(
+    reader: FileReader, tmp_path: Path, name: str
+) -> None:
+    data = mailbox_file(tmp_path / "box", ["From here to Dallas\n", "PRO 223456781 é", "Last"])
+    parsed = await read(reader, name, data)
+    assert parsed.text.split() == [
+        "##",
+        "mail",
+        "1.eml",
+        "Subject:",
+        "Load",
+        "1",
+        "From",
+        "here",
+        "to",
+        "Dallas",
+        "##",
+        "mail",
+        "2.eml",
+        "Subject:",
+        "Load",
+        "2",
+        "PRO",
+        "223456781",
+        "é",
+        "##",
+        "mail",
+        "3.eml",
+        "Subject:",
+        "Load",
+        "3",
+        "Last",
+    ]
+    assert [note["name"] for note in parsed.metadata["members"]] == [
+        "mail 1.eml",
+        "mail 2.eml",
+        "mail 3.eml",
+    ]
+
+
+async def test_the_line_of_a_mailbox_before_one_mail_is_passed_over(
+    reader: FileReader, tmp_path: Path
+) -> None:
+    data = mailbox_file(tmp_path / "box", ["Text"])
+    parsed = await read(reader, "a.eml", data)
+    assert parsed.title == "Load 1"
+    assert "members" not in parsed.metadata
+
+
+@pytest.mark.parametrize("unit", [b"From a 10:10\nA:\n\n", b"\nFrom ", b">", b">From \n"])
+def test_hostile_mailboxes_take_linear_time(unit: bytes) -> None:
+    data = b"From a 10:10\nA: b\n\n" + unit * (2_000_000 // len(unit))
+    began = time.process_time()
+    for _ in archive_members(data, "mbox", EventBudget(ReaderLimits())):
+        pass
+    assert time.process_time() - began < 5

@@ -19,7 +19,7 @@ BEGIN:VEVENT\r
 DTSTART;TZID=America/Chicago:20260305T140000\r
 DTEND:20260305T210000Z\r
 DUE;VALUE=DATE:20260306\r
-SUMMARY:Pickup at Harbor\\, Memphis\\; load SHP-1000\r
+SUMMARY;LANGUAGE=en-us:Pickup at Harbor\\, Memphis\\; load SHP-1000\r
  45 for caf\xc3\r
  \xa9\r
 ORGANIZER;CN="Ortiz, Dana":mailto:dana@harbor.example\r

@@ -80,6 +80,10 @@ def test_the_order_decides_what_may_be_two_days(text: str, auto: str, day: str, 
 @pytest.mark.parametrize(
     "text",
     [
+        "version 2026.03.05",
+        "certifi==2026.10.19",
+        "1.2026.3.5",
+        "2026.3.5",
         "version 1.2.24",
         "sort code 20-10-19",
         "account 12-05-21",
@@ -279,6 +283,48 @@ def test_a_day_elsewhere_may_have_no_year(text: str, wanted: str) -> None:
 )  # fmt: skip
 def test_words_that_may_be_a_month_elsewhere_are_no_day(text: str) -> None:
     assert days(text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("Nov 3rd '26", ["2026-11-03"]),
+        ("November 3 – 5, 2026", ["2026-11-03", "2026-11-05"]),
+        ("Nov. 3-5, 2026", ["2026-11-03", "2026-11-05"]),
+        ("Nov 3rd and 5th '26", ["2026-11-03", "2026-11-05"]),
+        ("3-5 November 2026", ["2026-11-03", "2026-11-05"]),
+        ("between 3 and 5 November 2026", ["2026-11-03", "2026-11-05"]),
+        ("the 3rd to the 5th of November, 2026", ["2026-11-03", "2026-11-05"]),
+        ("3.-5. November 2026", ["2026-11-03", "2026-11-05"]),
+        ("vom 3. bis 5. März 2026", ["2026-03-03", "2026-03-05"]),
+        ("del 3 al 5 de mayo de 2026", ["2026-05-03", "2026-05-05"]),
+        ("Oct 30 – Nov 2, 2026", ["2026-10-30", "2026-11-02"]),
+        ("Mon, Oct 30 to Thu, Nov 2, 2026", ["2026-10-30", "2026-11-02"]),
+        ("28 December - 3 January 2027", ["2026-12-28", "2027-01-03"]),
+        ("30. Oktober bis 2. November 2026", ["2026-10-30", "2026-11-02"]),
+        ("Oct 30. Nov 2, 2026", ["2023-10-30", "2026-11-02"]),
+        ("Nov 3-5 pallets", []),
+        ("3-5 pallets 2026, Nov 3-45, 2026", ["2026-11-03"]),
+    ],
+)
+def test_days_of_a_range_share_what_stands_behind_the_last_one(
+    text: str, wanted: list[str]
+) -> None:
+    assert days(text) == wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026年3月5日に配達",
+        "2026 年 3 月 5 日",
+        "2026년 3월 5일",
+        "2026.03.05",
+        "配達2026年03月05日",
+    ],
+)
+def test_the_year_may_stand_first(text: str) -> None:
+    assert days(text) == ["2026-03-05"]
 
 
 ELSEWHERE = [

@@ -485,6 +485,43 @@ def test_ids_of_conversation_and_response_are_in_the_text_outside_the_turns() ->
     assert "Stopped because of: length" in document_from(completion).text
 
 
+def test_a_spoken_answer_has_its_words() -> None:
+    spoken = {"id": "audio_1", "data": "AAAA", "transcript": "At dock 4."}
+    answer = {"role": "assistant", "content": None, "audio": spoken}
+    assert turns(document_from(chat(ASK, answer)))[-1] == "Assistant: [audio] At dock 4."
+    deltas = [{"audio": {"id": "audio_1", "transcript": "At "}}, {"audio": {"data": "AAAA"}}, {"audio": {"transcript": "dock 4."}}]  # fmt: skip
+    rows = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+    raw = "\n\n".join(f"data: {json.dumps(row)}" for row in rows)
+    recorded = document_from({"request": {"messages": [ASK]}, "response": {"body": raw}})
+    assert turns(recorded)[-1] == "Assistant: [audio] At dock 4."
+
+
+def test_items_of_other_tools_are_calls_with_their_results() -> None:
+    items = [
+        {"type": "message", "role": "user", "content": "Where is it?"},
+        {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"type": "search", "query": "SHP-100045"}},
+        {"type": "mcp_call", "id": "m_1", "name": "track", "arguments": '{"n":1}', "output": "dock 4"},
+        {"type": "file_search_call", "id": "f_1", "queries": ["dock"], "results": [{"text": "dock 4 opens"}]},
+        {"type": "custom_tool_call", "call_id": "c_1", "name": "run", "input": "print(4)"},
+        {"type": "custom_tool_call_output", "call_id": "c_1", "output": [{"type": "text", "text": "4"}]},
+        {"type": "image_generation_call", "id": "i_1", "result": "AAAA"},
+        {"type": "mcp_list_tools", "id": "l_1", "tools": []},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "At dock 4."}]},
+    ]  # fmt: skip
+    assert turns(document_from({"object": "list", "data": items})) == [
+        "User: Where is it?",
+        'Assistant: [calls web_search {"query":"SHP-100045","type":"search"}]',
+        'Assistant: [calls track {"n":1}]',
+        "Tool track: dock 4",
+        'Assistant: [calls file_search ["dock"]]',
+        'Tool file_search: [{"text":"dock 4 opens"}]',
+        "Assistant: [calls run print(4)]",
+        'Tool run: [{"text":"4","type":"text"}]',
+        "Assistant: [calls image_generation ]",
+        "Assistant: At dock 4.",
+    ]
+
+
 def test_s9_a_list_of_openai_items_is_one_conversation() -> None:
     items = [
         {

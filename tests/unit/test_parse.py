@@ -20,8 +20,9 @@ from apex_memory.errors import Rejected
 from apex_memory.model import File
 from apex_memory.pipeline.archives import OLE
 from apex_memory.pipeline.charset import decode
-from apex_memory.pipeline.file_limits import ReaderLimits
+from apex_memory.pipeline.file_limits import EventBudget, ReaderLimits
 from apex_memory.pipeline.number_formats import show_number
+from apex_memory.pipeline.office_packages import final_open_document
 from apex_memory.pipeline.parse import Parsed
 from apex_memory.pipeline.reader import FileReader
 from tests import documents
@@ -464,6 +465,106 @@ async def test_open_documents_keep_lines_and_cells_as_shown(reader: FileReader) 
     table = f'<table:table table:name="T"><table:table-row>{money}{bare}</table:table-row></table:table>'
     sheet = await read(reader, "a.ods", open_document("spreadsheet", table))
     assert "| 1.234,50 € | 7 |" in sheet.text
+
+
+def with_parts(data: bytes, **parts: str) -> bytes:
+    """Return a package with further parts; `__` stands for `/` in their names, which are without `.xml`."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    further = {f"{name.replace('__', '/')}.xml": part.encode() for name, part in parts.items()}
+    return documents.archive(members | further)
+
+
+async def test_many_empty_rows_of_an_open_sheet_do_not_hide_the_others(reader: FileReader) -> None:
+    row = "<table:table-row><table:table-cell office:value-type='string'><text:p>{}</text:p></table:table-cell></table:table-row>"
+    empty = (
+        '<table:table-row table:number-rows-repeated="1048560">'
+        '<table:table-cell table:number-columns-repeated="16384"/></table:table-row>'
+    )
+    repeated = '<table:table-row table:number-rows-repeated="2"><table:table-cell office:value-type="float" office:value="7"/></table:table-row>'
+    rows = row.format("Above") + empty + row.format("PRO 223456781") + repeated
+    sheet = open_document("spreadsheet", f'<table:table table:name="T">{rows}</table:table>')
+    text = (await read(reader, "a.ods", sheet)).text
+    assert [cell for line in text.splitlines() if (cell := line.strip("| #-"))] == [
+        "T",
+        "Above",
+        "PRO 223456781",
+        "7",
+        "7",
+    ]
+
+
+async def test_margins_notes_and_blanks_of_open_documents_are_read(reader: FileReader) -> None:
+    names = f'xmlns:style="{_OPEN}:style:1.0" xmlns:text="{_OPEN}:text:1.0"'
+    margins = (
+        "<style:header><text:p>BOL<text:s/>88-1122 &amp;<text:tab/>Co</text:p></style:header>"
+        "<style:header-left><text:p>BOL 88-1122 &amp; Co</text:p></style:header-left>"
+        "<style:footer><text:h>Terms apply, page <text:page-number>1</text:page-number></text:h></style:footer>"
+        "<style:footer-left><text:p>Page <text:page-number>1</text:page-number></text:p></style:footer-left>"
+    )
+    styles = f"<style:styles {names}>{margins}</style:styles>"
+    text = "<text:p>Load<text:s/>SHP-100045 <text:s text:c='3'/>late</text:p>"
+    parsed = await read(reader, "a.odt", with_parts(open_document("text", text), styles=styles))
+    lines = [line for line in parsed.text.splitlines() if line]
+    assert lines == ["BOL 88-1122 & Co", "Load SHP-100045 late", "Terms apply, page 1"]
+    note = (
+        "<office:annotation office:name='1'><text:p>See PRO 223456781</text:p></office:annotation>"
+    )
+    cell = (
+        f"<table:table-cell office:value-type='string'>{note}<text:p>x</text:p></table:table-cell>"
+    )
+    table = f"<table:table table:name='T'><table:table-row>{cell}</table:table-row></table:table>"
+    sheet = await read(reader, "a.ods", open_document("spreadsheet", table))
+    assert "| x |" in sheet.text
+    assert "See PRO 223456781" in sheet.text
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["<office:annotation>", "<text:p>", "<style:header>", "<text:s ", "<table:table-row table:number-rows-repeated='9'>", "<table:table-row table:number-rows-repeated='9'><table:table-cell/>"],
+)  # fmt: skip
+def test_hostile_open_documents_take_linear_time(unit: str) -> None:
+    body = "<office:spreadsheet " + unit * (2_000_000 // len(unit))
+    data = with_parts(open_document("text", body), styles=body)
+    began = time.process_time()
+    final_open_document(data, EventBudget(ReaderLimits(compression_ratio=10_000)))
+    assert time.process_time() - began < 5
+
+
+async def test_no_break_signs_of_rtf_are_characters(reader: FileReader) -> None:
+    data = rb"{\rtf1\ansi Load\~SHP\_100045 \f0\_5 re\-lay \{a\}\par}"
+    text = (await read(reader, "a.rtf", data)).text
+    assert text.strip() == "Load SHP-100045 -5 relay {a}"
+
+
+_SHEET_XML = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+
+
+async def test_comments_shapes_and_margins_of_sheets_are_read(reader: FileReader) -> None:
+    data = with_parts(
+        documents.xlsx([["Load"]]),
+        xl__comments1="<comments><comment><text><r><t>See PRO </t></r><r><t>223456781</t></r></text></comment>"
+        "<comment><text><t>[Threaded comment]\n\nYour version of Excel … Late</t></text></comment></comments>",
+        xl__threadedComments__threadedComment1="<ThreadedComments><threadedComment><text>Late &amp; wet</text></threadedComment></ThreadedComments>",
+        xl__drawings__drawing1="<xdr:wsDr><xdr:txBody><a:p><a:r><a:t>Dock 7</a:t></a:r></a:p></xdr:txBody></xdr:wsDr>",
+        xl__worksheets__sheet1=f'<worksheet xmlns="{_SHEET_XML}"><sheetData><row r="1"><c r="A1" t="inlineStr"><is><t>Load</t></is></c></row></sheetData>'
+        "<headerFooter><oddHeader>&amp;L&amp;&quot;Arial,Bold&quot;&amp;12Invoice 88121&amp;RA &amp;&amp; B</oddHeader>"
+        "<oddFooter>&amp;P / &amp;N</oddFooter></headerFooter></worksheet>",
+    )
+    lines = (await read(reader, "a.xlsx", data)).text.splitlines()
+    footer = sorted(line for line in lines if line and not line.startswith(("|", "#")))
+    assert footer == ["Dock 7", "Invoice 88121 A & B", "Late & wet", "See PRO 223456781"]
+
+
+async def test_comments_and_diagrams_of_slides_are_read(reader: FileReader) -> None:
+    data = with_parts(
+        presentation("<a:r><a:t>Slide</a:t></a:r>", ""),
+        ppt__comments__comment1="<p:cmLst><p:cm><p:text>Ask PRO 223456781</p:text></p:cm><p:cm><p:text>Done</p:text></p:cm></p:cmLst>",
+        ppt__diagrams__data1="<dgm:pt><dgm:t><a:p><a:r><a:t>Load to </a:t></a:r><a:r><a:t>Dallas</a:t></a:r></a:p></dgm:t></dgm:pt>",
+    )
+    text = (await read(reader, "a.pptx", data)).text
+    lines = [line.strip("# ") for line in text.splitlines() if line]
+    assert lines == ["Slide", "Ask PRO 223456781", "Done", "Load to Dallas"]
 
 
 def formatted_workbook(cells: list[tuple[str, str]]) -> bytes:

@@ -1,4 +1,4 @@
-"""Containers: archives (ZIP, which Office files are too, and tar), packed files, and OLE files (Office up to 2003).
+"""Containers: archives (ZIP, which Office files are too, tar, and mailboxes), packed files, and OLE files (Office up to 2003).
 
 A member's name is shown and never used as a path: nothing is written to disk, and only the last part of a name is kept.
 """
@@ -37,6 +37,11 @@ _INNER_SUFFIXES = {
     ".svgz": ".svg",
 }
 """What the suffix of a packed file's name becomes when it is unpacked."""
+# Before each mail of a mailbox stands a line with its sender and its date, which a field of its header follows.
+_BETWEEN_MAILS = re.compile(
+    rb"(?:\A\s{0,100}|(?<=\n)\r?\n)From [^\r\n]{0,500}\d\d:\d\d[^\r\n]{0,100}\r?\n(?=>?[\w-]{1,80}:)"
+)
+_QUOTED_FROM = re.compile(rb"^>(>*From )", re.MULTILINE)
 _PIECE = 1 << 20  # bytes that are unpacked before the limits are looked at
 _DIRECTORY_ENTRY = b"PK\x01\x02"
 _PARTS_PER_FILE = 20  # an Office file has a part for each sheet, slide and picture
@@ -125,11 +130,14 @@ def package_kind(data: bytes, budget: EventBudget) -> str:
 def archive_members(
     data: bytes, kind: str, budget: EventBudget
 ) -> Iterator[File | tuple[str, Rejected]]:
-    """Yield the files of an archive (`zip`, `tar`), one at a time; a file that cannot be unpacked with the reason.
+    """Yield the files of an archive (`zip`, `tar`, `mbox`), one at a time; a file that cannot be unpacked with the reason.
 
     Raises `Rejected` for a broken archive, `BudgetExceeded` beyond the limits.
     """
-    members = _zip_members(data, budget) if kind == "zip" else _tar_members(data, budget)
+    if kind == "mbox":
+        members = _mbox_members(data)
+    else:
+        members = _zip_members(data, budget) if kind == "zip" else _tar_members(data, budget)
     for path, member in members:
         name = PurePosixPath(path.replace("\\", "/")).name[:255] or "unnamed"
         yield (name, member) if isinstance(member, Rejected) else File(name, "", member)
@@ -173,6 +181,14 @@ def _tar_members(data: bytes, budget: EventBudget) -> Iterator[tuple[str, bytes 
         yield "the rest of the archive", _broken_archive()
 
 
+def _mbox_members(data: bytes) -> Iterator[tuple[str, bytes | Rejected]]:
+    """Yield the mails of a mailbox (RFC 4155). A line of a mail that begins like the one between two mails has `>` before it."""
+    borders = [match.span() for match in _BETWEEN_MAILS.finditer(data)]
+    ends = [*(start for start, _ in borders[1:]), len(data)]
+    for number, ((_, start), end) in enumerate(zip(borders, ends, strict=True), start=1):
+        yield f"mail {number}.eml", _QUOTED_FROM.sub(rb"\1", data[start:end])
+
+
 def _tar_member(
     archive: tarfile.TarFile, info: tarfile.TarInfo, data: bytes, budget: EventBudget
 ) -> bytes | Rejected:
@@ -186,6 +202,10 @@ def _tar_member(
     except _BROKEN:
         return _broken_archive()
     return content if len(content) == info.size else _broken_archive()
+
+
+def is_mbox(data: bytes) -> bool:
+    return _BETWEEN_MAILS.match(data) is not None
 
 
 def packing_of(data: bytes) -> Packing | None:

@@ -24,7 +24,9 @@ _PARAMETER = re.compile(r";(?:([\w-]{1,40})=)?(\"[^\"]*+\"|[^;\"]*+)")
 _ESCAPE = re.compile(r"\\([\\;,:nN])")
 _MOMENT = re.compile(r"(\d{4})(\d\d)(\d\d)(?:T(\d\d)(\d\d)(?:\d\d)?(Z?))?\Z", re.ASCII)
 _DAY_NAMES = ("DT", "DUE", "BDAY", "RDATE", "EXDATE", "ANNIVERSARY")
-_NOT_SHOWN = frozenset({"CN", "TZID", "VALUE", "ENCODING", "CHARSET", "QUOTED-PRINTABLE"})
+_NOT_SHOWN = frozenset(
+    {"CN", "TZID", "VALUE", "ENCODING", "CHARSET", "QUOTED-PRINTABLE", "LANGUAGE"}
+)
 _STRUCTURED = frozenset({"N", "ADR", "ORG"})
 _TITLES = ("SUMMARY", "FN")
 

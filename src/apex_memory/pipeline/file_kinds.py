@@ -9,6 +9,7 @@ from apex_memory.errors import Rejected
 from apex_memory.model import File
 from apex_memory.pipeline.archives import (
     OLE,
+    is_mbox,
     is_tar,
     is_zip,
     ole_kind,
@@ -19,7 +20,7 @@ from apex_memory.pipeline.file_limits import EventBudget
 from apex_memory.pipeline.signed_messages import is_cms
 
 SUPPORTED = (
-    "PDF, DOCX, XLSX, PPTX, DOC, XLS, PPT, ODT, ODS, ODP, RTF, HTML, MSG, EML, ZIP, TAR, GZ, BZ2, XZ, P7M, "
+    "PDF, DOCX, XLSX, PPTX, DOC, XLS, PPT, ODT, ODS, ODP, RTF, HTML, MSG, EML, MBOX, ZIP, TAR, GZ, BZ2, XZ, P7M, "
     "SVG, Markdown, text, CSV, JSON, XML, X12"
 )
 
@@ -40,6 +41,7 @@ TYPES = {
     "html": "text/html",
     "msg": "application/vnd.ms-outlook",
     "mail": "message/rfc822",
+    "mbox": "application/mbox",
     "zip": "application/zip",
     "tar": "application/x-tar",
     "gzip": "application/gzip",
@@ -140,7 +142,7 @@ def is_plain_text(file: File) -> bool:
     """Report whether type or extension stand for text, and the first bytes for nothing else."""
     if file.data.startswith((*_STARTS, OLE)):
         return False
-    if is_zip(file.data) or packing_of(file.data) or is_tar(file.data):
+    if is_zip(file.data) or packing_of(file.data) or is_tar(file.data) or is_mbox(file.data):
         return False
     return (_kind_by_type(file) or _KIND_BY_EXTENSION.get(extension_of(file))) == "text"
 
@@ -172,17 +174,26 @@ def _kind_by_bytes(file: File, budget: EventBudget) -> str:
         return kind
     if is_zip(file.data):
         return package_kind(file.data, budget)
-    if packing := packing_of(file.data):
-        return packing
-    if is_cms(file.data):
-        return "cms"
     if file.data.startswith(_TNEF):
         raise Rejected(
             "the file is in Outlook's own format (TNEF, winmail.dat), which is not read: "
             "have its sender's Outlook or Exchange send HTML instead of rich text",
             remedy="have its sender's Outlook or Exchange send HTML instead of rich text",
         )
-    return "tar" if is_tar(file.data) else ""
+    return packing_of(file.data) or _kind_of_container(file)
+
+
+def _kind_of_container(file: File) -> str:
+    if is_cms(file.data):
+        return "cms"
+    if is_tar(file.data):
+        return "tar"
+    return "mbox" if is_mbox(file.data) and not _is_mail(file) else ""
+
+
+def _is_mail(file: File) -> bool:
+    """Report whether a file is declared to be one mail, before whose header the line of a mailbox may stand."""
+    return "mail" in (_kind_by_type(file), _KIND_BY_EXTENSION.get(extension_of(file)))
 
 
 def _kind_by_type(file: File) -> str:

@@ -7,7 +7,7 @@ linear in the length of the text.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
 from apex_memory.pipeline.entities import Mention, canonical, phone_key
@@ -18,10 +18,28 @@ _WORD = r"(?<![\w-])"
 _END = r"(?![\w-])"
 _OWN = r"(?!(?:SHP|LD|INV|PO|BOL|PRO|MC)[-\s]?\d)"  # `Load SHP-100045` names a shipment
 UNITS = r"(?![ \t]?(?:lbs?|kgs?|tons?|pallets?|pcs|pieces|skids?|cases|cartons|miles?|mi|ft|hours|hrs|days?|weeks?|months?|years?|trucks?|loads?|drivers?|dollars?|usd|eur|[%'’])(?!\w))"
-_DATE = r"(?!(?:19|20)\d\d-\d\d-\d\d|\d{1,2}-\d{1,2}-(?:19|20)\d\d(?![\w-]))"
-_CODE = rf"{_OWN}{_DATE}(?=[A-Z0-9-]{{0,24}}\d{{3}})([A-Z0-9]{{1,24}}(?:-[A-Z0-9]{{1,24}}){{0,4}}){_END}{UNITS}"
-# Between a label and its code: ` `, `: `, ` # `, `-`, ` No.: ` … The group is empty if only blanks are there.
-_SIGN = r"(?=[\s#:.-])\s{0,2}((?:#|no\.?|num\.?|number|nbr\.?|id)?\s?[#:-]?)\s{0,2}"
+_DATE = r"(?!(?:19|20)\d\d(?:-\d\d-\d\d|/\d{1,2}/\d)|\d{1,2}-\d{1,2}-(?:19|20)\d\d(?![\w-]))"
+_NO_AMOUNT = r"(?!\.\d\d(?!\d))"
+# Of numbers with a slash only those of a year, `2026/0042`: `88121/88122` are two.
+_CODE = (
+    rf"{_OWN}{_DATE}(?=[A-Z0-9-]{{0,24}}\d{{3}})((?:19|20)\d\d/\d{{1,8}}|[A-Z0-9]{{1,24}}(?:-[A-Z0-9]{{1,24}}){{0,4}})"
+    rf"{_END}{_NO_AMOUNT}{UNITS}"
+)
+# Between a label and its code: ` `, `: `, ` # `, `-`, ` No.: ` … The group is empty if only blanks are there. Printouts and
+# plain texts align their values, by blanks or by dots.
+_SIGN = (
+    r"(?:'?s)?(?=[\s#:.-])\s{0,2}((?:#s?|nos?\.?|num\.?|number(?:s|\(s\))?|nbr\.?|ids?)?\s?[#:-]?)"
+    r"(?:\s{0,2}|[ \t]{3,80}|\.{2,80}[ ]?)"
+)
+_PLURAL = re.compile(r"[a-z#]s\)?[\s:.#-]*\Z|\(s\)[\s:.#-]*\Z", re.IGNORECASE | re.ASCII)
+"""The end of what stands before a code, if that begins a list."""
+_FOLLOWING_CODE = re.compile(
+    rf"([A-Z0-9]{{1,24}}(?:-[A-Z0-9]{{1,24}}){{0,4}}){_END}{_NO_AMOUNT}{UNITS}",
+    re.IGNORECASE | re.ASCII,
+)
+_JOINT = re.compile(
+    r"(?:\"?[ ]?[,;/&]|[ ](?:and|or)\b)\s?(?:(?:and|or|&)[ ])?[#\"]?", re.IGNORECASE
+)
 
 
 def _labelled(label: str, code: str = _CODE) -> re.Pattern[str]:
@@ -41,7 +59,7 @@ _LABELS: tuple[tuple[str, str, str], ...] = (
     (
         "vehicle",
         "unit|truck|tractor|trailer|vehicle",
-        rf"([A-Z]{{0,3}}-?\d{{1,6}}[A-Z]?)(?![\w-]|[.,:/]\d){UNITS}",
+        rf"{_OWN}([A-Z]{{0,3}}-?\d{{1,6}}[A-Z]?)(?![\w-]|[.,:/]\d){UNITS}",
     ),
 )
 _LABELLED = tuple((kind, _labelled(label, code)) for kind, label, code in _LABELS)
@@ -52,13 +70,14 @@ _LABEL_FIRST = re.compile(
     re.ASCII,
 )
 _LABEL = re.compile(
-    rf"{_WORD}(?=(?:{'|'.join(label for _, label, _ in _LABELS)})[\s#:.-])",
+    rf"{_WORD}(?=(?:{'|'.join(label for _, label, _ in _LABELS)})(?:'?s)?[\s#:.-])",
     re.IGNORECASE | re.ASCII,
 )
 _LABEL_HEADER = re.compile(
     rf"(?:{'|'.join(label for _, label, _ in _LABELS)})[ ]?(?:#|no\.?|num\.?|number|nbr\.?|id)?:?\Z",
     re.IGNORECASE | re.ASCII,
 )
+_DIGIT = re.compile(r"\d")
 _LONG = re.compile(r"\d{4}")  # without a sign, a label needs a number of this length
 _BARE = frozenset({"shipment", "load", "bol", "po", "invoice"})
 
@@ -67,7 +86,7 @@ _SHIPMENT_FIRST = re.compile(r"[sS](?<![\w-].)(?=[hH])", re.ASCII)
 _LOAD = re.compile(rf"{_WORD}LD-(\d{{3,12}}){_END}", re.IGNORECASE | re.ASCII)
 _LOAD_FIRST = re.compile(r"[lL](?<![\w-].)(?=[dD])", re.ASCII)
 _INVOICE = re.compile(
-    rf"{_WORD}(INV-?(?=[A-Z0-9-]{{0,24}}\d{{2}})[A-Z0-9]{{1,16}}(?:-[A-Z0-9]{{1,16}}){{0,3}}){_END}",
+    rf"{_WORD}(INV-?(?=[A-Z0-9-]{{0,24}}\d{{2}})[A-Z0-9]{{1,16}}(?:-[A-Z0-9]{{1,16}}){{0,3}}|INV/(?:19|20)\d\d(?:/\d{{2}})?/\d{{3,8}}){_END}",
     re.IGNORECASE | re.ASCII,
 )
 _INVOICE_FIRST = re.compile(r"[iI](?<![\w-].)(?=[nN])", re.ASCII)
@@ -142,9 +161,33 @@ def _labelled_codes(text: str) -> Iterator[Mention]:
                 continue
             ends[kind] = match.end()
             sign = match[1].strip()
-            code = match[2]
-            if sign or kind not in _BARE or _LONG.search(code):
-                yield Mention(canonical(f"{kind}:{code}"), code, match.start(2))
+            codes = [(match[2], match.start(2))]
+            is_list = _PLURAL.search(match[0], 0, match.start(2) - match.start()) is not None
+            if is_list:
+                codes += _codes_after(match)
+                ends[kind] = codes[-1][1] + len(codes[-1][0])
+            if _is_code(kind, codes, has_sign=bool(sign), is_list=is_list):
+                for code, start in codes:
+                    yield Mention(canonical(f"{kind}:{code}"), code, start)
+
+
+def _is_code(kind: str, codes: Sequence[tuple[str, int]], *, has_sign: bool, is_list: bool) -> bool:
+    """Return whether what follows a label are codes: `load 12`, `loads 12000` and `trucks: 3` may count something."""
+    is_long = _LONG.search(codes[0][0]) is not None
+    if is_list:
+        return len(codes) > 1 or (has_sign and is_long)
+    return has_sign or kind not in _BARE or is_long
+
+
+def _codes_after(first: re.Match[str]) -> Iterator[tuple[str, int]]:
+    """Yield the codes, with their offsets, that follow the first one of a list (`PROs 223456789, 223456790`) and have its form."""
+    text, end = first.string, first.end(2)
+    form = _DIGIT.sub("0", first[2])
+    while (joint := _JOINT.match(text, end)) and (code := _FOLLOWING_CODE.match(text, joint.end())):
+        if _DIGIT.sub("0", code[1]) != form:
+            return
+        yield code[1], code.start(1)
+        end = code.end(1)
 
 
 def _prefixed(text: str, char_shape: bytes) -> Iterator[Mention]:

@@ -1,14 +1,15 @@
 """Office files as their program shows them: final text of tracked moves, lines, whole words, numbers under their formats.
 
 The office reader drops tracked deletions, keeps the old place of moved text, joins lines at breaks, parts words of slides
-where their format changes, leaves out headers, footers and notes, and shows numbers without their formats. So these parts
-are read or rewritten before it reads the file.
+where their format changes, leaves out headers, footers, notes, comments and shapes, and shows numbers without their formats.
+So these parts are read or rewritten before it reads the file.
 """
 
 from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape, unescape
 
@@ -38,6 +39,41 @@ _SHOWN_CELL = re.compile(rb"<table:table-cell\s[^<>]*>(?=\s*<text:p\b)")
 _CELL_VALUE = re.compile(
     rb'\soffice:(?:value-type|value|currency|(?:date|time|boolean)-value)="[^"]*"'
 )
+# Blanks beyond the first are an element, and so is a single one between two formats with some programs.
+_BLANKS = re.compile(rb"(?<! )<text:s(?:\s[^<>]*)?(?:/>|></text:s>)")
+# An escaped character of RTF: `\~` is a no-break blank, `\_` a no-break hyphen, others are themselves.
+_RTF_SIGN = re.compile(rb"\\([\\{}~_])")
+# A row that stands for the many empty ones between two others. The office reader would write each, or none of the sheet.
+_EMPTY_ROWS = re.compile(
+    rb"<table:table-row\s[^<>]{0,500}number-rows-repeated=[^<>]*>\s*(?:<table:(?:covered-)?table-cell(?:\s[^<>]*)?/>\s*)*+</table:table-row>"
+)
+_NOTE = (
+    re.compile(rb"<office:annotation(?:\s[^<>]*)?(?<!/)>"),
+    re.compile(rb"</office:annotation>"),
+)
+_OPEN_MARGIN = (
+    re.compile(rb"<style:(header|footer)(?:-left|-first)?(?:\s[^<>]*)?(?<!/)>"),
+    re.compile(rb"</style:(?:header|footer)(?:-left|-first)?>"),
+)
+_PARAGRAPH = (re.compile(rb"<text:[ph](?:\s[^<>]*)?(?<!/)>"), re.compile(rb"</text:[ph]>"))
+_ELEMENT = re.compile(rb"<[^<>]*>")
+# The margins that LibreOffice gives every file have little else: `Page 1`, `???`.
+_FIELD = re.compile(
+    rb"<text:(?:sheet-name|page-number|page-count|title|date|time|file-name)\b[^<>]*>[^<]*</text:[\w-]+>"
+)
+_COMMENT_PART = re.compile(
+    r"(?:xl/(?:comments|threadedComments|drawings)|ppt/comments|(?:word|ppt|xl)/diagrams)[\w/-]{0,80}\.xml\Z"
+)
+"""Parts with comments, shapes of a sheet, and the words of a diagram (SmartArt)."""
+_COMMENT_TEXT = re.compile(
+    r"<(?:\w{1,40}:)?t(?:ext)?(?:\s[^<>]*)?>(?P<text>[^<]*)</"
+    r"|(?P<end></(?:\w{1,40}:)?(?:comment|threadedComment|cm|p)>|<a:br\b)"
+)
+_THREADED = "[Threaded comment]"
+"""Begins the note that Excel leaves for programs without threaded comments, beside the comment itself."""
+_SHEET_MARGIN = re.compile(r"<(?:\w{1,40}:)?(?:odd|even|first)(?:Header|Footer)>([^<]{1,2000})</")
+# Codes of formats, pictures and numbers of pages, and of left, centre and right.
+_MARGIN_CODE = re.compile(r'&(?:"[^"]*"|K[0-9A-Fa-f+-]{6}|\d{1,3}|[A-Za-z&])')
 _WORD_PART = re.compile(r"word/[\w-]{1,80}\.xml\Z")
 _SHEET_PART = re.compile(r"xl/worksheets/[\w-]{1,80}\.xml\Z")
 # A cell with a number: attributes, formula, value. Every part is bounded by the next `<`, so the time is linear.
@@ -80,6 +116,8 @@ def final_word_file(data: bytes, budget: EventBudget) -> RewrittenFile:
                     changed[info.filename] = final
                 if margin := _MARGIN_PART.match(info.filename):
                     margins[margin[1]] += _paragraphs(without_moved_text(part))
+            elif _COMMENT_PART.match(info.filename):
+                margins["footer"] += _comments(read_member(archive, info, budget))
         final_data = replace_members(data, archive, changed, budget) if changed else data
     header, footer = ("\n".join(dict.fromkeys(texts)) for texts in margins.values())
     return RewrittenFile(final_data, header, footer)
@@ -97,6 +135,8 @@ def final_presentation(data: bytes, budget: EventBudget) -> RewrittenFile:
                 changed[info.filename] = _RUN_BORDER.sub(b"", final)
             elif _NOTES_PART.match(info.filename):
                 notes += _paragraphs(read_member(archive, info, budget))
+            elif _COMMENT_PART.match(info.filename):
+                notes += _comments(read_member(archive, info, budget))
         rewritten = replace_members(data, archive, changed, budget)
     return RewrittenFile(rewritten, footer="\n".join(dict.fromkeys(notes)))
 
@@ -106,18 +146,66 @@ def final_open_document(data: bytes, budget: EventBudget) -> RewrittenFile:
 
     Raises `Rejected` for a broken one.
     """
+    margins: dict[str, list[str]] = {"header": [], "footer": []}
     with open_package(data, budget) as archive:
         changed: dict[str, bytes] = {}
         for info in archive.infolist():
             if info.filename == "content.xml":
                 part = read_member(archive, info, budget)
-                final = _SHOWN_CELL.sub(_text_cell, part)
+                if b"<office:spreadsheet" in part:  # of texts the office reader reads them
+                    for _, note in _elements(part, *_NOTE):
+                        margins["footer"] += _open_paragraphs(note)
+                final = _EMPTY_ROWS.sub(_one_empty_row, _SHOWN_CELL.sub(_text_cell, part))
+                final = _BLANKS.sub(b" ", final)
                 changed[info.filename] = _LINE_BREAK.sub(b"&#xFDD0;", final)
-        return RewrittenFile(replace_members(data, archive, changed, budget))
+            elif info.filename == "styles.xml":
+                part = read_member(archive, info, budget)
+                for margin, content in _elements(part, *_OPEN_MARGIN):
+                    if len(re.findall(rb"\w+", _ELEMENT.sub(b" ", _FIELD.sub(b"", content)))) > 1:
+                        margins[margin[1].decode()] += _open_paragraphs(content)
+        rewritten = replace_members(data, archive, changed, budget)
+    header, footer = ("\n".join(dict.fromkeys(texts)) for texts in margins.values())
+    return RewrittenFile(rewritten, header, footer)
+
+
+def _one_empty_row(rows: re.Match[bytes]) -> bytes:
+    """Return one row for many empty ones, and rows with a value as they are."""
+    is_empty = b"office:value" not in rows[0] and b"table:formula" not in rows[0]
+    return b"<table:table-row><table:table-cell/></table:table-row>" if is_empty else rows[0]
+
+
+def _open_paragraphs(content: bytes) -> list[str]:
+    """Return the paragraphs of a margin or a note of an OpenDocument file that hold text."""
+    spaced = re.sub(rb"<text:(?:s|tab|line-break)\b", b" <", content)
+    paragraphs = (paragraph for _, paragraph in _elements(spaced, *_PARAGRAPH))
+    texts = (unescape(_ELEMENT.sub(b"", text).decode("utf-8", "replace")) for text in paragraphs)
+    return [text for paragraph in texts if (text := " ".join(paragraph.split()))]
+
+
+def _elements(
+    part: bytes, opening: re.Pattern[bytes], closing: re.Pattern[bytes]
+) -> Iterator[tuple[re.Match[bytes], bytes]]:
+    """Yield the opening tag and the content of each element, in time linear in the length of the part."""
+    position = 0
+    while (start := opening.search(part, position)) and (end := closing.search(part, start.end())):
+        yield start, part[start.end() : end.start()]
+        position = end.end()
 
 
 def _text_cell(cell: re.Match[bytes]) -> bytes:
     return _CELL_VALUE.sub(b"", cell[0])[:-1] + b' office:value-type="string">'
+
+
+def with_plain_signs(data: bytes, budget: EventBudget) -> RewrittenFile:
+    """Return an RTF file with plain characters for no-break ones, which the office reader shows as `\\~` and `_`."""
+    if rb"\bin" in data:  # bytes of pictures, whose number is stated
+        return RewrittenFile(data)
+    return RewrittenFile(_RTF_SIGN.sub(_plain_sign, data))
+
+
+def _plain_sign(sign: re.Match[bytes]) -> bytes:
+    # As codes, because a control word would take a blank or a hyphen after it as its own.
+    return {b"~": rb"\'20", b"_": rb"\'2d"}.get(sign[1], sign[0])
 
 
 def with_breaks(text: str) -> str:
@@ -155,16 +243,45 @@ def without_moved_text(part: bytes) -> bytes:
 
 def formatted_spreadsheet(data: bytes, budget: EventBudget) -> RewrittenFile:
     """Return an Excel file whose numbers are texts as its sheets show them. Raises `Rejected` for a broken one."""
+    notes: list[str] = []
     with open_package(data, budget) as archive:
         codes = _format_codes(archive, budget)
         changed: dict[str, bytes] = {}
         for info in archive.infolist():
             if _SHEET_PART.match(info.filename):
                 sheet = read_member(archive, info, budget)
+                notes += _sheet_margins(sheet)
                 formatted = _formatted_sheet(sheet, codes)
                 if formatted is not sheet:
                     changed[info.filename] = formatted
-        return RewrittenFile(replace_members(data, archive, changed, budget) if changed else data)
+            elif _COMMENT_PART.match(info.filename):
+                notes += _comments(read_member(archive, info, budget))
+        rewritten = replace_members(data, archive, changed, budget) if changed else data
+    return RewrittenFile(rewritten, footer="\n".join(dict.fromkeys(notes)))
+
+
+def _comments(part: bytes) -> list[str]:
+    """Return the texts of a part with comments, shapes or a diagram, a paragraph each."""
+    pieces = [
+        "\0" if match["end"] else unescape(match["text"])
+        for match in _COMMENT_TEXT.finditer(part.decode("utf-8", "replace"))
+    ]
+    texts = (" ".join(text.split()) for text in "".join(pieces).split("\0"))
+    return [text for text in texts if text and not text.startswith(_THREADED)]
+
+
+def _sheet_margins(sheet: bytes) -> list[str]:
+    """Return the headers and footers of a sheet without their codes (ECMA-376 part 1, section 18.3.1.39)."""
+    if b"Header>" not in sheet and b"Footer>" not in sheet:
+        return []
+    margins = _SHEET_MARGIN.findall(sheet.decode("utf-8", "replace"))
+    return [text for margin in margins if (text := _margin_text(unescape(margin)))]
+
+
+def _margin_text(margin: str) -> str:
+    shown = _MARGIN_CODE.sub(lambda code: "&" if code[0] == "&&" else " ", margin)
+    text = " ".join(shown.split())
+    return text if re.search(r"\w", text) else ""
 
 
 def _format_codes(archive: zipfile.ZipFile, budget: EventBudget) -> list[str]:

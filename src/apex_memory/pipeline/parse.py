@@ -36,6 +36,7 @@ from apex_memory.pipeline.office_packages import (
     final_word_file,
     formatted_spreadsheet,
     with_breaks,
+    with_plain_signs,
 )
 from apex_memory.pipeline.signed_messages import signed_content
 from apex_memory.pipeline.svg import read_svg
@@ -97,7 +98,7 @@ def parse(file: File, budget: EventBudget, *, depth: int = 0) -> Parsed:
     kind = kind_of(file, budget)
     if kind == "mail":
         parsed = _mail(file, budget, depth)
-    elif kind in ("zip", "tar"):
+    elif kind in ("zip", "tar", "mbox"):
         parsed = _archive(file, kind, budget, depth)
     elif kind in ("gzip", "bzip2", "xz"):
         return _nested(unpacked(file, kind, budget), budget, depth + 1)
@@ -250,6 +251,7 @@ _REWRITE: Mapping[str, Callable[[bytes, EventBudget], RewrittenFile]] = {
     "docx": final_word_file,
     "xlsx": formatted_spreadsheet,
     "pptx": final_presentation,
+    "rtf": with_plain_signs,
     **dict.fromkeys(("odt", "ods", "odp"), final_open_document),
 }
 """What is done to a file of a kind before the office reader reads it."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from apex_memory.model import slug
 from apex_memory.normalization import without_marks
 from apex_memory.pipeline.entities import Mention, company_key
 from apex_memory.pipeline.regions import CODES, NAMES
-from apex_memory.pipeline.stopwords import NOT_NAMES
+from apex_memory.pipeline.stopwords import NOT_NAMES, NOT_PARTIES
 from apex_memory.pipeline.text import matches
 
 _LEGAL = r"LLC|L\.L\.C\.|Inc|Incorporated|Corp|Corporation|Co|Company|Ltd|Limited|LP|LLP"
@@ -36,11 +37,22 @@ _ROLES = {
     "driver": "driver", "dispatcher": "dispatcher", "contact": "contact", "attn": "contact",
 }  # fmt: skip
 _PEOPLE = frozenset({"driver", "dispatcher", "contact"})
+_PARTY_LABEL = rf"({'|'.join(_ROLES)})(?: name)?[*]{{0,2}}[ \t]{{0,3}}"
 _LABEL = re.compile(
-    rf"^[ \t|*>-]{{0,6}}({'|'.join(_ROLES)})(?: name)?[*]{{0,2}}[ \t]{{0,3}}[:|][*]{{0,2}}[ \t]{{0,8}}(?:\n[ \t]{{0,8}})?([^\n|]{{2,80}})",
+    rf"^[ \t|*>-]{{0,6}}{_PARTY_LABEL}(?::[ \t]?\||[:|])[*]{{0,2}}[ \t]{{0,60}}(?:\n[ \t]{{0,8}})?([^\n|]{{2,80}})",
     re.IGNORECASE | re.MULTILINE,
 )
-_PARTY_END = re.compile(rf",(?! ?(?:{_LEGAL}|{_LEGAL.upper()})\b)|[;(<\t]| {{2}}| - ")
+# Forms have several columns. Without a colon it may be a header.
+_COLUMN_LABEL = re.compile(
+    rf"(?:[ ]{{2}}|\t|\|[ ]){_PARTY_LABEL}:[ \t]?\|?[ \t]{{0,60}}([^\n|]{{2,80}})",
+    re.IGNORECASE,
+)
+_PARTY_END = re.compile(
+    rf",(?! ?(?:{_LEGAL}|{_LEGAL.upper()})\b)|[;(<\t]| {{2}}| - | #"
+    # What stands behind a name in one line: numbers of a carrier, a telephone.
+    r"| (?:MC|US ?DOT|DOT|PRO|PO|BOL|Load|LOAD|(?:Tele)?[Pp]hone|PHONE|Tel|TEL|Cell|CELL|Mobile|MOBILE|Fax|FAX)\b[ :#.]{0,3}[\d(+]"
+    r"| SCAC[ :#]{0,3}[A-Z]{2,4}\b| (?=\+?1?[ .-]?\d{3}[ .-]\d{3}[ .-]\d{4})"
+)
 # On names without their marks (accents, vowels of Thai), which are no `\w`.
 _PERSON = re.compile(r"[^\W\d_][\w'’-]{0,20}\.?(?: [^\W\d_][\w'’-]{0,20}\.?){1,3}\Z")
 _COMPANY = re.compile(r"(?=.*[^\W\d_]{2})[\w&'’.,/ -]{2,80}\Z")
@@ -109,8 +121,9 @@ def _name_start(text: str, floor: int, end: int) -> int:
 
 def find_parties(text: str) -> Iterator[Party]:
     """Yield companies and persons after a label at the start of a line or table cell."""
-    for match in _LABEL.finditer(text):
-        role = _ROLES[match[1].lower()]
+    for match in chain(_LABEL.finditer(text), _COLUMN_LABEL.finditer(text)):
+        label = match[1].lower()
+        role = _ROLES[label]
         name = match[2]
         name_end = _PARTY_END.search(name)
         if name_end:
@@ -118,9 +131,18 @@ def find_parties(text: str) -> Iterator[Party]:
         name = name.strip(" .*_|,\t")
         kind = "person" if role in _PEOPLE else "company"
         key = slug(name) if kind == "person" else company_key(name)
-        if key and _is_name(name, kind) and not set(key.split("-")) <= NOT_NAMES:
+        if key and _is_name(name, kind) and not set(key.split("-")) <= NOT_PARTIES:
             start = match.start(2) + match[2].index(name)
-            yield Party(role, Mention(f"{kind}:{key}", name, start))
+            if not _is_city(text, start, start + len(name), label):
+                yield Party(role, Mention(f"{kind}:{key}", name, start))
+
+
+def _is_city(text: str, start: int, end: int, label: str) -> bool:
+    """Return whether a name is a city and no company: `Ship to: Columbus, OH`, `Consignee: Columbus, OH 43215`."""
+    city = _CITY.match(text, start)
+    if city is None or city.end(1) != end:
+        return False
+    return city[3] is not None or label.endswith((" to", " from"))
 
 
 def _after_preposition(words: list[str]) -> list[str]:

@@ -11,6 +11,10 @@ call email tell ask paid pay load loads shipment invoice regards best sincerely 
 monday tuesday wednesday thursday friday saturday sunday january february march april may june july august
 september october november december today yesterday tomorrow pickup delivery origin destination near
 """
+_OF_PLACEHOLDERS = """
+tbd tba tbc na none unknown pending various multiple same as above below see attached
+accounts payable receivable department dept shipping receiving purchasing billing office desk team manager
+"""
 _OF_QUERIES = """
 a an the of to in on at by for from with and or is are was were be been do does did has have had what when where
 who whom which why how many much any all about between since until before after during last next this that these
@@ -21,5 +25,7 @@ please can could would should will not no yes there here than then today yesterd
 
 NOT_NAMES = frozenset(_BEFORE_NAMES.split())
 """Words that stand before a name in a text, or form a common phrase with its last word (`Air Freight`)."""
+NOT_PARTIES = NOT_NAMES | frozenset(_OF_PLACEHOLDERS.split())
+"""Words that stand where a party's name should (`Carrier: TBD`, `Attn: Accounts Payable`), beside those of `NOT_NAMES`."""
 NOT_AT_EDGE = frozenset(_OF_QUERIES.split())
 """Words with which a name in a query neither starts nor ends."""

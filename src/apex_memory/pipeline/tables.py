@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 _ROW = re.compile(r"^[ \t]{0,8}\|[^\n]{1,20000}\|[ \t]*$", re.MULTILINE)
-_JSON_KEY = re.compile(r'"\w[\w .-]{0,40}"[ ]?:[ ]?"?')
-_XML_NAME = re.compile(r"<(\w[\w.-]{0,40})>")
+_JSON_KEY = re.compile(r'"(\w[\w .-]{0,40})"([ ]?:[ ]?(?:\[\s?)?"?)')
+_XML_NAME = re.compile(r"<((?:\w{1,20}:)?\w[\w.-]{0,40})>")
+_BETWEEN_WORDS = re.compile(r"[_.:-]|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_NUMBER_WORD = re.compile(r" (?:number|num|no|nbr|id)\Z", re.IGNORECASE)
 _EQUAL_SIGN = re.compile(r'(?<=\w)[ ]?=[ ]?"?(?=\w)')
 _RULE = re.compile(r"[ \t|:-]+\Z")
+_AFTER_COLON = re.compile(r"(?<=[:#])(?:\|[ ]|[ ]\|)")
 _BAR = re.compile(r"(?<!\\)\|")
 _HEADER_LINES = 3  # a title or `sep=;` may stand before the header
 _MAX_HEADER = 2_000  # characters
@@ -36,14 +39,31 @@ class Cell:
 def with_colons(text: str) -> str:
     """Return the text, of equal length, with `:` behind what may be a label: a cell of a table, a key of JSON, XML or settings."""
     if "|" in text:
-        text = _ROW.sub(lambda row: row[0].replace("|", ":"), text)
+        text = _ROW.sub(lambda row: _AFTER_COLON.sub("  ", row[0]).replace("|", ":"), text)
     if '":' in text:
-        text = _JSON_KEY.sub(lambda key: key[0].replace('"', " ").replace("_", " "), text)
+        text = _JSON_KEY.sub(_json_label, text)
     if "</" in text:
-        text = _XML_NAME.sub(r" \1:", text)
+        text = _XML_NAME.sub(_xml_label, text)
     if "=" in text:
         text = _EQUAL_SIGN.sub(lambda sign: sign[0].replace("=", ":").replace('"', " "), text)
     return text
+
+
+def _json_label(key: re.Match[str]) -> str:
+    return _label(key[1], len(key[1]) + 2) + key[2].replace('"', " ").replace("[", " ")
+
+
+def _xml_label(name: re.Match[str]) -> str:
+    return _label(name[1], len(name[1]) + 1) + ":"
+
+
+def _label(name: str, width: int) -> str:
+    """Return the words of a key or an element's name in `width` characters: `proNumber` and `PRO_NUMBER` are `pro #`."""
+    words = _BETWEEN_WORDS.sub(" ", name)
+    label = _NUMBER_WORD.sub(" #", words)
+    if len(label) > width:
+        label = name
+    return label.rjust(width)
 
 
 def cells_under_headers(text: str) -> Iterator[Cell]:

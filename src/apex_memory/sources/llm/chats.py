@@ -56,6 +56,7 @@ class _Message(Loose):
     content: str | list[str | dict[str, Any]] | None = None
     name: str | None = None
     refusal: str | None = None
+    audio: dict[str, Any] | None = None
     tool_calls: list[_Call] | None = None
     function_call: _Function | None = None
     tool_call_id: str | None = None
@@ -148,6 +149,8 @@ def _openai_turns(message: _Message, tools: dict[str, str]) -> list[Turn]:
     parts = [*parts_of(message.content)]
     if message.refusal:
         parts.append({"type": "refusal", "refusal": message.refusal})
+    if message.audio:  # a spoken answer has no content
+        parts.append({"type": "audio", "audio": message.audio})
     for call in message.tool_calls or ():
         function = call.function or call.custom or _Function()
         tools[call.id] = function.name
@@ -280,6 +283,10 @@ def _add_chunk(completion: dict[str, Any], chunk: Mapping[str, Any]) -> None:
         delta = as_mapping(given.get("delta"))
         message["content"] += as_string(delta.get("content"))
         message["refusal"] = as_string(message.get("refusal")) + as_string(delta.get("refusal"))
+        if spoken := as_string(as_mapping(delta.get("audio")).get("transcript")):
+            message["audio"] = {
+                "transcript": as_string(as_mapping(message.get("audio")).get("transcript")) + spoken
+            }
         for part in map(as_mapping, sequence(delta.get("tool_calls"))):
             function = as_mapping(part.get("function"))
             if part.get("id") or not calls:
@@ -313,29 +320,47 @@ def _moment(value: float | str | None, place: str, field: str) -> datetime | Non
 
 
 _ITEM_TYPES = ("message", "function_call", "function_call_output", "reasoning")
+_ARGUMENTS = ("arguments", "input", "action", "queries", "code")
+"""Fields of a call of a tool of OpenAI's or of another server, of which each type has one."""
+_RESULTS = ("output", "results", "outputs", "error")
 
 
 def is_item_list(value: object) -> bool:
-    """Return whether a value is a list of OpenAI's conversation items (Responses and Conversations APIs)."""
-    items = sequence(value)
-    return bool(items) and all(as_mapping(item).get("type") in _ITEM_TYPES for item in items)
+    """Return whether a value is a list of OpenAI's conversation items (Responses and Conversations APIs).
+
+    Each item has a type, and at least one of them a type of those that all conversations are made of.
+    """
+    types = [as_mapping(item).get("type") for item in sequence(value)]
+    return all(isinstance(kind, str) for kind in types) and any(
+        kind in _ITEM_TYPES for kind in types
+    )
 
 
 def conversation_of_items(body: Mapping[str, Any], field: str) -> dict[str, Any]:
-    """Return a list of OpenAI's items as one chat body: an item is a turn, not a conversation."""
+    """Return a list of OpenAI's items as one chat body: an item is a turn, not a conversation.
+
+    `web_search_call`, `mcp_call` and others are calls of tools, most with their result. Another item has the words of its
+    summary, if any.
+    """
     messages: list[dict[str, Any]] = []
     for item in map(as_mapping, sequence(body.get(field))):
-        kind = item.get("type")
+        kind = as_string(item.get("type"))
+        call_id = as_string(item.get("call_id")) or as_string(item.get("id"))
         if kind == "message":
             messages.append({"role": item.get("role"), "content": item.get("content")})
-        elif kind == "function_call":
-            function = {"name": item.get("name"), "arguments": item.get("arguments")}
-            call = {"id": as_string(item.get("call_id")), "function": function}
+        elif kind.endswith("_call"):
+            arguments = next((item[name] for name in _ARGUMENTS if item.get(name)), "")
+            function = {
+                "name": as_string(item.get("name")) or kind.removesuffix("_call"),
+                "arguments": arguments if isinstance(arguments, str | dict) else _text(arguments),
+            }
+            call = {"id": call_id, "function": function}
             messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
-        elif kind == "function_call_output":
-            output = item.get("output")
-            text = output if isinstance(output, str) else canonical(output).decode()
-            call_id = as_string(item.get("call_id"))
+            result = next((item[name] for name in _RESULTS if item.get(name)), None)
+            if result is not None:
+                messages.append({"role": "tool", "content": _text(result), "tool_call_id": call_id})
+        elif kind.endswith("_call_output"):
+            text = _text(item.get("output"))
             messages.append({"role": "tool", "content": text, "tool_call_id": call_id})
         else:
             summary = [
@@ -344,3 +369,7 @@ def conversation_of_items(body: Mapping[str, Any], field: str) -> dict[str, Any]
             messages.append({"role": "assistant", "content": summary})
     outer = {name: value for name, value in body.items() if name not in ("object", field)}
     return {**outer, "format": "openai.chat", "messages": messages}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else canonical(value).decode()

@@ -11,6 +11,7 @@ from typing import Any
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event
 from apex_memory.sources.fields import RecordFields, labelled, remaining_lines
+from apex_memory.sources.money import format_money, read_amount
 from apex_memory.sources.payloads import (
     as_mapping,
     as_string,
@@ -149,7 +150,10 @@ class Transaction:
 
     @property
     def money(self) -> str:
-        return f"{abs(self.amount):,.2f} {self.currency}".strip()
+        amount = read_amount(abs(self.amount))
+        if amount is None:
+            return f"{abs(self.amount):,.2f} {self.currency}".strip()
+        return format_money(amount, self.currency)
 
     @property
     def direction(self) -> str:

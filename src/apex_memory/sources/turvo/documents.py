@@ -10,6 +10,7 @@ from typing import Any
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event
 from apex_memory.sources.fields import RecordFields, remaining_lines
+from apex_memory.sources.money import format_money, read_amount
 from apex_memory.sources.payloads import as_mapping, as_string, parse_datetime, sequence
 
 STATUSES = {
@@ -139,8 +140,8 @@ class _Shipment:
         for holder in (record, *self.customer_orders):
             self.stops += _kept(holder.get("globalRoute")) + _kept(holder.get("route"))
         lane = as_mapping(record.get("lane"))
-        self.origin = as_string(lane.get("start")) or self._place("1500")
-        self.destination = as_string(lane.get("end")) or self._place("1501")
+        self.origin = as_string(lane.get("start")) or next(self._places("1500"), "")
+        self.destination = as_string(lane.get("end")) or next(self._places("1501", last=True), "")
         self.lane = " to ".join(filter(None, [self.origin, self.destination]))
         self.numbers = list(dict.fromkeys(self._numbers()))
         self.drivers = list(dict.fromkeys(self._drivers()))
@@ -222,13 +223,14 @@ class _Shipment:
             "ltl": self.record.get("ltlShipment") is True,
         }
 
-    def _place(self, stop_type: str) -> str:
-        """Return city and state of the first stop of a type (1500 pickup, 1501 delivery)."""
-        for stop in self.stops:
+    def _places(self, stop_type: str, *, last: bool = False) -> Iterator[str]:
+        """Yield city and state of the stops of a type (1500 pickup, 1501 delivery) that have them; with `last` from the last on."""
+        for stop in reversed(self.stops) if last else self.stops:
             if _words(as_mapping(stop.get("stopType")).get("key")) == stop_type:
                 address = as_mapping(stop.get("address"))
-                return ", ".join(filter(None, [_words(address.get("city")), _words(address.get("state"))]))  # fmt: skip
-        return ""
+                place = [_words(address.get("city")), _words(address.get("state"))]
+                if any(place):
+                    yield ", ".join(filter(None, place))
 
     def _numbers(self) -> Iterator[tuple[str, str, str]]:
         """Yield entity type (empty if unknown), label and value of every external id."""
@@ -250,10 +252,10 @@ class _Shipment:
 
     def _amount(self, order: Mapping[str, Any]) -> str:
         costs = as_mapping(order.get("costs"))
-        total = costs.get("totalAmount")
-        if not isinstance(total, int | float) or isinstance(total, bool) or abs(total) >= 1e15:
+        total = read_amount(costs.get("totalAmount"))
+        if total is None:
             return ""
-        return f"{total:.2f} {_label(costs.get('currency')) or 'USD'}"
+        return format_money(total, _label(costs.get("currency")) or "USD", grouped=False)
 
 
 def _without_deleted(value: Any) -> Any:

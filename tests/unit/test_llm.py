@@ -531,3 +531,20 @@ def test_the_words_of_a_document_in_a_chat_are_in_its_text(source: dict[str, Any
         {"model": "claude-x", "messages": [{"role": "user", "content": blocks}]}
     )
     assert "[file POD]\nSigned for SHP-100045\n?" in document.text
+
+
+def test_a_time_far_ahead_does_not_hide_later_states() -> None:
+    ahead = received_event(chat(ASK, TELL, updated_at="2099-01-01T00:00:00Z"))
+    later = received_event(
+        chat(ASK, TELL, MORE, updated_at=(AT + timedelta(minutes=1)).isoformat()),
+        at=AT + timedelta(minutes=1),
+    )
+    assert ahead.doc_key == later.doc_key and ahead.version < later.version
+
+
+def test_a_clock_that_runs_ahead_a_little_keeps_the_order() -> None:
+    """Of two states that arrive the wrong way round, the stated times decide."""
+    first, second = AT + timedelta(seconds=10), AT + timedelta(seconds=20)
+    newer = received_event(chat(ASK, TELL, MORE, updated_at=second.isoformat()))
+    older = received_event(chat(ASK, TELL, updated_at=first.isoformat()), at=AT + timedelta(seconds=1))  # fmt: skip
+    assert older.version < newer.version

@@ -715,3 +715,24 @@ async def test_wrong_credentials_are_named(desk: Desk) -> None:
         with pytest.raises(Unauthorized) as refused:
             await ward.pull()
         assert "sources.turvo" in refused.value.remedy
+
+
+def test_the_destination_of_several_deliveries_is_the_last() -> None:
+    def stop(kind: str, city: str) -> dict[str, Any]:
+        return {**STOP, "stopType": {"key": kind}, "address": {"city": city, "state": "GA"}}
+
+    route = [stop("1500", "Macon"), stop("1500", "Albany"), stop("1501", "Rome"), stop("1501", "Atlanta"), stop("1501", "")]  # fmt: skip
+    route[-1]["address"] = {}
+    document = document_of({**SINGLE, "lane": None, "customerOrder": [{"route": route}]})
+    assert "Route: Macon, GA to Atlanta, GA" in document.text
+
+
+@pytest.mark.parametrize(
+    ("total", "currency", "shown"),
+    [("1245.5", "USD", "1245.50 USD"), (1245, "JPY", "1245 JPY"), (12.345, "KWD", "12.345 KWD")],
+)
+def test_charges_keep_their_value(total: Any, currency: str, shown: str) -> None:
+    costs = {"totalAmount": total, "currency": {"key": "1550", "value": currency}}
+    document = document_of({**SINGLE, "customerOrder": [{"id": 1, "costs": costs}]})
+    assert f"Charges: {shown}" in document.text
+    assert shown in {fact.value for fact in document.assertions if fact.predicate == "amount"}

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from apex_memory.errors import Rejected
 from apex_memory.sources.llm.documents import (
@@ -34,9 +34,16 @@ from apex_memory.sources.payloads import (
 
 
 class Loose(BaseModel):
-    """Names the fields that are read; further fields are accepted."""
+    """Names the fields that are read; further fields are accepted, and null stands for a field that is not there."""
 
     model_config = ConfigDict(extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: given for name, given in value.items() if given is not None}
 
 
 class _Function(Loose):
@@ -56,6 +63,7 @@ class _Message(Loose):
     content: str | list[str | dict[str, Any]] | None = None
     name: str | None = None
     refusal: str | None = None
+    audio: dict[str, Any] | None = None
     tool_calls: list[_Call] | None = None
     function_call: _Function | None = None
     tool_call_id: str | None = None
@@ -93,7 +101,7 @@ class _Chat(Loose):
     created_at: float | str | None = None
     updated_at: float | str | None = None
     update_time: float | str | None = None
-    created: float | None = None
+    created: float | str | None = None
     metadata: dict[str, Any] | None = None
     response_id: str | None = None
     stop_reason: str | None = None
@@ -146,6 +154,9 @@ def _openai_turns(message: _Message, tools: dict[str, str]) -> list[Turn]:
         text = short(message.content if message.content is not None else "")
         return [Turn("tool", text, name)] if text else []
     parts = [*parts_of(message.content)]
+    # A spoken answer has no content, and its words here.
+    if transcript := as_string(as_mapping(message.audio).get("transcript")).strip():
+        parts.append(f"[audio] {transcript}")
     if message.refusal:
         parts.append({"type": "refusal", "refusal": message.refusal})
     for call in message.tool_calls or ():
@@ -309,16 +320,22 @@ def _party(value: str | dict[str, Any] | None) -> tuple[str, str] | None:
 
 
 def _moment(value: float | str | None, place: str, field: str) -> datetime | None:
-    return None if value is None else parse_datetime(value, f"{place}.{field}".lstrip("."))
+    return None if value in (None, "") else parse_datetime(value, f"{place}.{field}".lstrip("."))
 
 
 _ITEM_TYPES = ("message", "function_call", "function_call_output", "reasoning")
+_OF_THE_ITEM = ("id", "type", "status", "name", "call_id", "output")
 
 
 def is_item_list(value: object) -> bool:
-    """Return whether a value is a list of OpenAI's conversation items (Responses and Conversations APIs)."""
-    items = sequence(value)
-    return bool(items) and all(as_mapping(item).get("type") in _ITEM_TYPES for item in items)
+    """Return whether a value is a list of OpenAI's conversation items (Responses and Conversations APIs).
+
+    Each item has a type, at least one a type known here: there are many more for the calls of OpenAI's own tools.
+    """
+    items = [as_mapping(item) for item in sequence(value)]
+    types = [as_string(item.get("type")) for item in items]
+    whole = any("messages" in item or "choices" in item for item in items)
+    return all(types) and not whole and not set(types).isdisjoint(_ITEM_TYPES)
 
 
 def conversation_of_items(body: Mapping[str, Any], field: str) -> dict[str, Any]:
@@ -332,11 +349,8 @@ def conversation_of_items(body: Mapping[str, Any], field: str) -> dict[str, Any]
             function = {"name": item.get("name"), "arguments": item.get("arguments")}
             call = {"id": as_string(item.get("call_id")), "function": function}
             messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
-        elif kind == "function_call_output":
-            output = item.get("output")
-            text = output if isinstance(output, str) else canonical(output).decode()
-            call_id = as_string(item.get("call_id"))
-            messages.append({"role": "tool", "content": text, "tool_call_id": call_id})
+        elif kind != "reasoning":
+            messages += _tool_messages(item)
         else:
             summary = [
                 {**as_mapping(part), "type": "thinking"} for part in sequence(item.get("summary"))
@@ -344,3 +358,20 @@ def conversation_of_items(body: Mapping[str, Any], field: str) -> dict[str, Any]
             messages.append({"role": "assistant", "content": summary})
     outer = {name: value for name, value in body.items() if name not in ("object", field)}
     return {**outer, "format": "openai.chat", "messages": messages}
+
+
+def _tool_messages(item: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the messages of an item of any other type: a tool's output (`…_output`), or the call of a tool with its output."""
+    kind, output = as_string(item.get("type")), item.get("output")
+    call_id = as_string(item.get("call_id")) or as_string(item.get("id"))
+    messages: list[dict[str, Any]] = []
+    if not kind.endswith("_output"):
+        given = {name: value for name, value in item.items() if name not in _OF_THE_ITEM}
+        name = as_string(item.get("name")) or kind.removesuffix("_call")
+        function = {"name": name, "arguments": as_string(given.get("arguments")) or given}
+        call = {"id": call_id, "function": function}
+        messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+    if output is not None:
+        text = output if isinstance(output, str) else canonical(output).decode()
+        messages.append({"role": "tool", "content": text, "tool_call_id": call_id})
+    return messages

@@ -43,8 +43,8 @@ from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.pages import BackfillRange, ChangeHint, Page, PullContext
-from apex_memory.sources.plaid.source import PlaidSource
 from apex_memory.sources.plaid.documents import transaction_document
+from apex_memory.sources.plaid.source import PlaidSource
 from apex_memory.sources.registry import load
 from tests.unit import vendors
 from tests.unit.vendors import Played, vendor_client
@@ -704,7 +704,10 @@ async def test_a_long_wait_for_one_item_does_not_hold_the_others() -> None:
         async def _answer(self, request: HttpRequest) -> Response:
             response = await super()._answer(request)
             if self.requests[-1]["access_token"] == "token-a":
-                body = {"error_type": "RATE_LIMIT_EXCEEDED", "error_code": "TRANSACTIONS_SYNC_LIMIT"}
+                body = {
+                    "error_type": "RATE_LIMIT_EXCEEDED",
+                    "error_code": "TRANSACTIONS_SYNC_LIMIT",
+                }
                 return JSONResponse(body, 429, {"Retry-After": "3600"})
             return response
 
@@ -713,3 +716,13 @@ async def test_a_long_wait_for_one_item_does_not_hold_the_others() -> None:
         pages, error = await pulled(script, items=TWO)
     assert "transaction:t1" in keys(pages), "the other Item is read"
     assert isinstance(error, RetryLater) and error.after == 3600
+
+
+def test_a_time_that_cannot_be_read_and_an_amount_as_text_cost_no_payment() -> None:
+    odd = record("t1", amount="-1,245.50", datetime="soon", authorized_datetime="")
+    document = transaction_document({"item_id": "itm_a", "transaction": odd})
+    assert document.occurred_at == datetime(2025, 11, 3, tzinfo=UTC)
+    assert document.metadata["amount"] == -1245.5 and "1,245.50 USD received" in document.title
+    for wrong in ({"amount": "much"}, {"date": "soon"}, {"date": None}):
+        with pytest.raises(Rejected):
+            transaction_document({"item_id": "itm_a", "transaction": record("t1", **wrong)})

@@ -729,3 +729,27 @@ async def test_a_company_whose_connection_has_ended_does_not_stop_the_others(
         assert held.acknowledged == ["3:Customer:58", "2:Customer:58"]
         assert held.cursor["2"].keys() == {"time", "at"}
         assert "time" not in held.cursor.get("1", {})
+
+
+@pytest.mark.parametrize("status", [400, 404, 410])
+async def test_an_announced_delete_of_a_record_that_is_refused_is_a_delete(status: int) -> None:
+    def respond(request: httpx2.Request) -> httpx2.Response:
+        if request.url.path.endswith("/invoice/58"):
+            return httpx2.Response(status, json={"Fault": {"Error": [{"code": "2050"}]}})
+        return two_companies(request)
+
+    source = configured(
+        client_id="c",
+        client_secret="s",
+        realm_ids=["2"],
+        refresh_tokens=["two"],
+        entities=["Invoice"],
+    )
+    hints = [ChangeHint(f"2:Invoice:58{end}", AT) for end in ("", ":deleted")]
+    async with httpx2.AsyncClient(transport=httpx2.MockTransport(respond)) as http:
+        held = Held(source, VendorClient("quickbooks", http, KeptTokens(), patience=0))
+        await held.pull(change_hints=hints)
+    (event,) = held.events.values()
+    assert event.doc_key == "2:Invoice:58" and source.document(event).deleted
+    assert held.acknowledged == ["2:Invoice:58:deleted"]
+    assert [item.hint.key for item in held.unfetched] == ["2:Invoice:58"]

@@ -732,6 +732,8 @@ async def test_a_history_that_is_refused_does_not_stop_the_feed(expired: int) ->
         result = [item async for item in pull({"after": "a", "seen": seen.isoformat()})]
     gap, fresh = result
     (event,) = gap.events
-    assert event.content_type == MALFORMED and "may be missing" in json.loads(event.payload)["reason"]
+    assert (
+        event.content_type == MALFORMED and "may be missing" in json.loads(event.payload)["reason"]
+    )
     assert gap.cursor is None and fresh.cursor and fresh.cursor["after"] == "n"
     assert len(fresh.readings) == 2

@@ -90,7 +90,12 @@ class QuickBooksPull:
             if key is None or key.realm not in self._apis or key.entity not in self._entities:
                 continue
             at = hint.at or now()
-            record = await self._apis[key.realm].record(key)
+            try:
+                record = await self._apis[key.realm].record(key)
+            except Rejected:
+                if text == hint.key:
+                    raise
+                record = None  # its deletion was announced, and QuickBooks does not return it
             if record is not None:
                 events += self._events(key.realm, [(key.entity, record)], at)
             elif text != hint.key:

@@ -753,3 +753,19 @@ async def test_an_announced_delete_of_a_record_that_is_refused_is_a_delete(statu
     assert event.doc_key == "2:Invoice:58" and source.document(event).deleted
     assert held.acknowledged == ["2:Invoice:58:deleted"]
     assert [item.hint.key for item in held.unfetched] == ["2:Invoice:58"]
+
+
+def test_every_voided_transaction_says_so() -> None:
+    for kind in ("Payment", "RefundReceipt", "Bill"):
+        document = document_of(kind, TotalAmt=0, PrivateNote="Voided - paid twice")
+        assert "\nStatus: voided" in document.text, kind
+        assert "voided" in {fact.value for fact in document.assertions}
+        assert "Status:" not in document_of(kind, TotalAmt=9, PrivateNote="Avoided").text
+
+
+def test_another_kind_of_record_knows_its_party_by_id() -> None:
+    credit = document_of("CreditMemo", DocNumber="CM-1", CustomerRef={"value": "58"})
+    ref = f"qbo_creditmemo:{REALM}-501"
+    assert (ref, "with", f"qbo_customer:{REALM}-58") in assertions_of(credit)
+    named = document_of("VendorCredit", VendorRef={"value": "7", "name": "Northwind"})
+    assert "company:Northwind" in {fact.object for fact in named.assertions}

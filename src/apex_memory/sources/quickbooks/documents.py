@@ -120,12 +120,14 @@ def _payment(key: RecordKey, body: Mapping[str, Any]) -> _Summary:
     paid = list(dict.fromkeys(_paid_invoices(key, body)))
     assertions = [
         Assertion(subject=ref, predicate="name", value=f"Payment {key.id}"),
+        *_voided_assertion(ref, body),
         *_amounts(ref, body),
         *_party_assertion(ref, "customer", "Customer", key, body),
         *(Assertion(subject=ref, predicate="pays", object=invoice) for invoice, _ in paid),
     ]
     lines = {
         "Payment": key.id,
+        "Status": "voided" if _is_voided(body) else "",
         "Customer": customer,
         "Pays": ", ".join(number for _, number in paid if number),
         **_sums(body),
@@ -184,10 +186,18 @@ def _other(key: RecordKey, body: Mapping[str, Any]) -> _Summary:
     roles = ("CustomerRef", "VendorRef", "EntityRef")
     party = next(filter(None, (_name(body.get(role)) for role in roles)), "")
     ref = f"qbo_{slug(key.entity).replace('-', '_')}:{key.realm}-{key.id}"
-    lines = {key.entity: named, "With": party, **_sums(body)}
+    lines = {
+        key.entity: named,
+        "Status": "voided" if _is_voided(body) else "",
+        "With": party,
+        **_sums(body),
+    }
     assertions = [
+        *_voided_assertion(ref, body),
         *_amounts(ref, body),
-        *_related(ref, "with", "company", party),
+        *_party_assertion(ref, "with", "Customer", key, body),
+        *_party_assertion(ref, "with", "Vendor", key, body),
+        *_related(ref, "with", "company", _name(body.get("EntityRef"))),
         *_billed(ref, body),
     ]
     return _Summary(f"{key.entity} {named}", ref, lines, assertions)
@@ -205,13 +215,22 @@ _SUMMARIES: Mapping[str, Callable[[RecordKey, Mapping[str, Any]], _Summary]] = {
 def _status(body: Mapping[str, Any]) -> str:
     """Return `open`, `paid`, `partly paid` or `voided`; empty where the record has no balance."""
     balance, total = _number(body.get("Balance")), _number(body.get("TotalAmt"))
-    if as_string(body.get("PrivateNote")).lower().startswith("voided"):
+    if _is_voided(body):
         return "voided"
     if balance is None:
         return ""
     if balance <= 0:  # also of an invoice over nothing
         return "paid"
     return "open" if total is None or balance >= total else "partly paid"
+
+
+def _is_voided(body: Mapping[str, Any]) -> bool:
+    """Return whether QuickBooks voided a transaction: it keeps the record, and says so in its note alone."""
+    return as_string(body.get("PrivateNote")).lower().startswith("voided")
+
+
+def _voided_assertion(ref: str, body: Mapping[str, Any]) -> list[Assertion]:
+    return [Assertion(subject=ref, predicate="status", value="voided")] if _is_voided(body) else []
 
 
 def _state(body: Mapping[str, Any]) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event
@@ -33,6 +35,7 @@ _NUMBERS = (
     ("vehicle", re.compile(r"\b(?:truck|tractor|trailer)\b", re.IGNORECASE)),
 )
 
+_LOCAL = re.compile(r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?", re.ASCII)
 _LABEL = "the label of a key with one spelling here"
 _STOP = (
     "stopType.value",
@@ -85,13 +88,23 @@ SHIPMENT_FIELDS = RecordFields(
 
 
 def time_of(value: object) -> datetime | None:
-    """Return a time of Turvo's lists (ISO 8601) or records (`{date, timeZone}`), None for anything else."""
+    """Return a time of Turvo's lists (ISO 8601) or records (`{date, timeZone}`), None for anything else.
+
+    A date of a record without an offset is a local time in its zone.
+    """
+    zone = ""
     if isinstance(value, dict):
-        value = value.get("date")
+        value, zone = value.get("date"), as_string(value.get("timeZone"))
     try:
-        return parse_datetime(value, "date")
+        at = parse_datetime(value, "date")
     except Rejected:
         return None
+    if zone and _LOCAL.fullmatch(as_string(value).strip()):
+        with contextlib.suppress(
+            KeyError, ValueError, OSError, OverflowError
+        ):  # no zone of this name is known
+            return at.replace(tzinfo=ZoneInfo(zone)).astimezone(UTC)
+    return at
 
 
 def changed_at(record: Mapping[str, Any]) -> datetime | None:
@@ -329,5 +342,9 @@ def _stop(stop: Mapping[str, Any]) -> str:
         "arrived": attributes.get("arrival"),
         "departed": attributes.get("departed"),
     }
-    parts += [f"{name} {_shown(at)}" for name, at in times.items() if _shown(at)]
+    for name, value in times.items():
+        # A time without an offset is one of the stop's own zone.
+        at = value if isinstance(value, dict) else {"date": value, "timeZone": stop.get("timezone")}
+        if known := time_of(at):
+            parts.append(f"{name} {known:%Y-%m-%d %H:%M} UTC")
     return ", ".join(filter(None, parts))

@@ -94,7 +94,8 @@ def time_of(value: object) -> datetime | None:
     """
     zone = ""
     if isinstance(value, dict):
-        value, zone = value.get("date"), as_string(value.get("timeZone"))
+        zone = as_string(value.get("timeZone"))
+        value = value.get("date")
     try:
         at = parse_datetime(value, "date")
     except Rejected:

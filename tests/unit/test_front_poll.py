@@ -426,3 +426,20 @@ async def test_s2_an_event_that_front_refuses_is_a_dead_letter_and_stops_nothing
     assert [item.hint for item in pages[0].unfetched] == hints
     assert isinstance(pages[0].unfetched[0].reason, Rejected)
     assert [event.event_id for page in pages[1:] for event in page.events] == ["evt_2"]
+
+
+async def test_a_message_that_is_gone_for_good_is_deleted() -> None:
+    preview = record_of("evt_1", 1, "inbound", target=mail())
+    script = Script(events=listed(preview), messages__msg_1=(410, {}))
+    (gone,), error = await pulled(script, cursor=HERE)
+    assert error is None
+    assert (gone.events[1].doc_key, gone.events[1].content_type) == ("message:msg_1", TOMBSTONE)
+
+
+async def test_pages_that_lead_back_to_an_earlier_one_end_the_pull() -> None:
+    there, back = "OWN/events?page_token=2", "OWN/events?page_token=3"
+    around = [listed(record_of(f"evt_{n}", n), next=url) for n, url in enumerate((there, back, there, back, there, back), 1)]  # fmt: skip
+    script = Script(events=around)
+    pages, error = await pulled(script, cursor=HERE)
+    assert isinstance(error, Rejected) and len(script.requests) == 3
+    assert ids(pages) == ["evt_1", "evt_2"]

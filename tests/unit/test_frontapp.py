@@ -16,6 +16,11 @@ import pytest
 from apex_memory.errors import Misconfigured, Rejected, Unauthorized
 from apex_memory.model import Assertion, Document, Event, micros
 from apex_memory.sources.base import InboundRequest
+from apex_memory.sources.frontapp.documents import (
+    FrontEvent,
+    conversation_document,
+    message_document,
+)
 from apex_memory.sources.frontapp.source import FrontApp
 from apex_memory.sources.payloads import plain_text
 from apex_memory.sources.registry import load
@@ -337,3 +342,19 @@ def test_html_is_read_in_linear_time(unit: str) -> None:
     started = time.process_time()
     plain_text(unit * (400_000 // len(unit)))
     assert time.process_time() - started < 2  # quadratic would take minutes
+
+
+def test_a_mail_that_was_not_delivered_says_so() -> None:
+    target = {"_meta": {"type": "message"}, "data": {"id": "msg_1", "type": "email", "text": "Hi", "error_type": "hard_bounce"}}  # fmt: skip
+    body = {"id": "evt_1", "type": "sending_error", "emitted_at": 1761955200, "target": target}
+    document = message_document(FrontEvent.read(body))
+    assert "Not delivered: hard bounce" in document.text
+    assert document.metadata["error"] == "hard_bounce"
+
+
+def test_entries_of_a_list_are_numbered_under_its_name() -> None:
+    target = {"_meta": {"type": "deleted_conversation_ids"}, "data": ["cnv_a", "cnv_b"]}
+    conversation = {"id": "cnv_1", "subject": "ETA"}
+    body = {"id": "evt_1", "type": "conversations_merged", "emitted_at": 1, "target": target}
+    notice = FrontEvent.read({**body, "conversation": conversation})
+    assert "\nData 1: cnv_a\nData 2: cnv_b" in conversation_document(notice).text

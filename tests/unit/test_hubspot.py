@@ -18,8 +18,9 @@ from hubspot.crm.contacts import PublicObjectSearchRequest
 from hubspot.crm.deals import BatchReadInputSimplePublicObjectId
 from hubspot.utils.signature import Signature
 from starlette.requests import Request as StarletteRequest
+from starlette.responses import JSONResponse
 
-from apex_memory.errors import Misconfigured, Rejected, RetryLater, Unauthorized
+from apex_memory.errors import Forbidden, Misconfigured, Rejected, RetryLater, Unauthorized
 from apex_memory.model import MALFORMED, Assertion, Document, Event, micros, now
 from apex_memory.simulate.hubspot import simulator as vendor
 from apex_memory.simulate.hubspot.objects import Version
@@ -587,3 +588,88 @@ def test_a_second_content_of_one_time_is_an_event_of_its_own() -> None:
     assert record_event(kind, {**before, "url": "https://example.com/7"}).event_id == first.event_id
     archived = record_event(kind, {**before, "archived": True, "archivedAt": before["updatedAt"]})
     assert archived.event_id > max(first.event_id, second.event_id)
+
+
+def test_a_change_of_associations_fetches_the_object_of_its_type() -> None:
+    change = {"subscriptionType": "contact.associationChange", "portalId": 44001, "occurredAt": 1761955200123, "fromObjectId": 51, "toObjectId": 9001, "associationType": "CONTACT_TO_COMPANY", "associationRemoved": False}  # fmt: skip
+    newer = {**change, "subscriptionType": "object.associationChange", "fromObjectTypeId": "0-3", "toObjectTypeId": "0-2"}  # fmt: skip
+    got = received([change, newer, {**change, "subscriptionType": "ticket.associationChange", "fromObjectId": None}])  # fmt: skip
+    assert [hint.key for hint in got.change_hints] == ["contact:51", "deal:51"] and not got.events
+
+
+def test_a_merge_into_a_new_object_fetches_that_too() -> None:
+    merge = notice("contact.merge", None, primaryObjectId=7, mergedObjectIds=[8, 9], newObjectId=10)
+    got = received([merge])
+    assert {hint.key for hint in got.change_hints} == {f"contact:{id}" for id in (7, 8, 9, 10)}
+
+
+async def test_a_type_that_hubspot_refuses_does_not_stop_the_others() -> None:
+    def forbid_companies(simulator: vendor.HubSpot) -> None:
+        search = simulator._search
+
+        def respond(plural: str, request: StarletteRequest, body: Any) -> Any:
+            if plural == "companies":
+                return vendor._error(403, "MISSING_SCOPES", "the token may not read companies")
+            return search(plural, request, body)
+
+        simulator._search = respond  # type: ignore[method-assign] # as for a token without that scope
+
+    async with hubspot(forbid_companies) as (_, held):
+        with pytest.raises(Forbidden):
+            await held.pull()
+        kinds = {document.kind for document in held.live().values()}
+        assert kinds == {"contact", "deal"}
+        assert held.cursor.keys() == {"companies", "contacts", "deals"}
+
+
+async def test_an_empty_page_is_followed_by_the_next() -> None:
+    tokens: list[str | None] = []
+
+    def hide_a_page(simulator: vendor.HubSpot) -> None:
+        search = simulator._search
+
+        def respond(plural: str, request: StarletteRequest, body: Any) -> Any:
+            if plural == "companies":
+                tokens.append(body.pop("after", None))
+                if tokens[-1] is None:
+                    return JSONResponse({"total": 6, "results": [], "paging": {"next": {"after": "200"}}})  # fmt: skip
+            return search(plural, request, body)
+
+        simulator._search = respond  # type: ignore[method-assign] # as where all records of a page are gone
+
+    async with hubspot(hide_a_page) as (simulator, held):
+        await held.pull()
+        equal(simulator, held)
+    assert tokens == [None, "200"]
+
+
+async def test_pages_that_lead_to_themselves_end_the_pull() -> None:
+    again = {"results": [], "paging": {"next": {"after": "7"}}}
+
+    def repeat(simulator: vendor.HubSpot) -> None:
+        simulator._list = lambda *_: JSONResponse(again)  # type: ignore[method-assign] # without end
+
+    async with hubspot(repeat) as (_, held):
+        with pytest.raises(RetryLater, match="the same page again"):
+            await held.pull()
+
+
+async def test_what_hubspot_could_not_read_is_not_deleted() -> None:
+    def fail_one(simulator: vendor.HubSpot) -> None:
+        batch = simulator._batch
+
+        def respond(plural: str, request: StarletteRequest, body: Any) -> Any:
+            if {"id": "9001"} not in body["inputs"]:
+                return batch(plural, request, body)
+            error = {"status": "error", "category": "INTERNAL_ERROR", "context": {"ids": ["9001"]}}
+            return JSONResponse({"status": "COMPLETE", "results": [], "errors": [error]}, 207)
+
+        simulator._batch = respond  # type: ignore[method-assign] # as a vendor with a bad day
+
+    async with hubspot(fail_one, archived_seconds=1e6) as (simulator, held):
+        await held.pull()
+        at = simulator.clock.now + timedelta(hours=2)
+        await held.pull(change_hints=[ChangeHint(f"company:{id}", at) for id in (9001, 9002)])
+        assert "company:9001" in held.live(), "it may exist"
+        assert [item.hint.key for item in held.unfetched] == ["company:9001"]
+        assert held.acknowledged == ["company:9002"]

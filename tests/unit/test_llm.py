@@ -568,3 +568,62 @@ def test_the_words_of_a_document_in_a_chat_are_in_its_text(source: dict[str, Any
         {"model": "claude-x", "messages": [{"role": "user", "content": blocks}]}
     )
     assert "[file POD]\nSigned for SHP-100045\n?" in document.text
+
+
+def test_a_time_far_ahead_does_not_hide_later_states() -> None:
+    ahead = received_event(chat(ASK, TELL, updated_at="2099-01-01T00:00:00Z"))
+    later = received_event(
+        chat(ASK, TELL, MORE, updated_at=(AT + timedelta(minutes=1)).isoformat()),
+        at=AT + timedelta(minutes=1),
+    )
+    assert ahead.doc_key == later.doc_key and ahead.version < later.version
+
+
+def test_a_clock_that_runs_ahead_a_little_keeps_the_order() -> None:
+    """Of two states that arrive the wrong way round, the stated times decide."""
+    first, second = AT + timedelta(seconds=10), AT + timedelta(seconds=20)
+    newer = received_event(chat(ASK, TELL, MORE, updated_at=second.isoformat()))
+    older = received_event(chat(ASK, TELL, updated_at=first.isoformat()), at=AT + timedelta(seconds=1))  # fmt: skip
+    assert older.version < newer.version
+
+
+def test_null_stands_for_a_field_that_is_not_there() -> None:
+    call = {"id": None, "type": "function", "function": {"name": "track", "arguments": None}}
+    said = {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None}
+    body = chat(ASK, said, TELL, choices=None, user=None, model=None, created="", updated_at="")
+    assert turns(document_from(body)) == [
+        "User: Where is SHP-100045?",
+        "Assistant: [calls track ]",
+        "Assistant: En route.",
+    ]
+    with pytest.raises(Rejected, match=r"messages\[0\]\.role: Field required"):
+        receive(chat({"role": None, "content": "x"}))
+
+
+def test_an_item_list_may_hold_calls_of_tools_that_are_not_known() -> None:
+    items = [
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Find SHP-1"}]},
+        {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"query": "SHP-1"}},
+        {"type": "mcp_call", "id": "m_1", "name": "track", "arguments": '{"id":"SHP-1"}', "output": "late"},
+        {"type": "computer_call_output", "call_id": "c_1", "output": {"type": "screenshot"}},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "It is late."}]},
+    ]  # fmt: skip
+    document = document_from({"object": "list", "data": items})
+    assert turns(document) == [
+        "User: Find SHP-1",
+        'Assistant: [calls web_search {"query":"SHP-1"}]',
+        'Assistant: [calls track {"id":"SHP-1"}]',
+        "Tool track: late",
+        'Tool: {"type":"screenshot"}',
+        "Assistant: It is late.",
+    ]
+
+
+def test_the_time_of_a_completion_may_be_text() -> None:
+    event = received_event(chat(ASK, TELL, created="2025-11-01T00:00:00Z"))
+    assert event.occurred_at == datetime(2025, 11, 1, tzinfo=UTC)
+
+
+def test_a_spoken_answer_has_its_words() -> None:
+    spoken = {"role": "assistant", "content": None, "audio": {"id": "audio_1", "transcript": "It is en route."}}  # fmt: skip
+    assert turns(document_from(chat(ASK, spoken)))[1] == "Assistant: [audio] It is en route."

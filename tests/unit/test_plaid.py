@@ -43,6 +43,7 @@ from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.pages import BackfillRange, ChangeHint, Page, PullContext
+from apex_memory.sources.plaid.documents import transaction_document
 from apex_memory.sources.plaid.source import PlaidSource
 from apex_memory.sources.registry import load
 from tests.unit import vendors
@@ -679,3 +680,49 @@ async def test_what_changes_between_pages_is_read_right(monkeypatch: pytest.Monk
         naive = await _naive(base, simulator.chaos)
     assert {event.doc_key for event in events} == truth
     assert any(id.startswith("txPhantom") for id in naive)
+
+
+@pytest.mark.parametrize(
+    ("amount", "currency", "shown"),
+    [
+        (12.345, {"iso_currency_code": "KWD"}, "12.345 KWD"),
+        (-125000, {"iso_currency_code": "JPY"}, "125,000 JPY"),
+        (0.00042, {"iso_currency_code": None, "unofficial_currency_code": "BTC"}, "0.00042 BTC"),
+    ],
+)
+def test_an_amount_keeps_the_decimals_of_its_currency(
+    amount: float, currency: dict[str, Any], shown: str
+) -> None:
+    payload = {"item_id": "itm_a", "transaction": record("t1", amount=amount, **currency)}
+    document = transaction_document(payload)
+    assert shown in document.title and f"Bank transaction: {shown}" in document.text
+    assert Assertion(subject="payment:t1", predicate="amount", value=shown) in document.assertions
+
+
+async def test_a_long_wait_for_one_item_does_not_hold_the_others() -> None:
+    class Busy(Script):
+        async def _answer(self, request: HttpRequest) -> Response:
+            response = await super()._answer(request)
+            if self.requests[-1]["access_token"] == "token-a":
+                body = {
+                    "error_type": "RATE_LIMIT_EXCEEDED",
+                    "error_code": "TRANSACTIONS_SYNC_LIMIT",
+                }
+                return JSONResponse(body, 429, {"Retry-After": "3600"})
+            return response
+
+    script = Busy(page("c1", added=[record("t1")]))
+    async with asyncio.timeout(20):
+        pages, error = await pulled(script, items=TWO)
+    assert "transaction:t1" in keys(pages), "the other Item is read"
+    assert isinstance(error, RetryLater) and error.after == 3600
+
+
+def test_a_time_that_cannot_be_read_and_an_amount_as_text_cost_no_payment() -> None:
+    odd = record("t1", amount="-1,245.50", datetime="soon", authorized_datetime="")
+    document = transaction_document({"item_id": "itm_a", "transaction": odd})
+    assert document.occurred_at == datetime(2025, 11, 3, tzinfo=UTC)
+    assert document.metadata["amount"] == -1245.5 and "1,245.50 USD received" in document.title
+    for wrong in ({"amount": "much"}, {"date": "soon"}, {"date": None}):
+        with pytest.raises(Rejected):
+            transaction_document({"item_id": "itm_a", "transaction": record("t1", **wrong)})

@@ -38,6 +38,7 @@ from apex_memory.sources.quickbooks.source import QuickBooks as QuickBooksSource
 from apex_memory.sources.registry import load
 from apex_memory.stores.postgres import Postgres
 from tests.unit.held import Held
+from tests.unit.vendors import KeptTokens
 
 AT = datetime(2025, 11, 1, 14, tzinfo=UTC)
 CLOUD = b'[{"specversion":"1.0","id":"0f6c1d2e-0000-4000-8000-000000000001","source":"intuit.example=","type":"qbo.invoice.updated.v1","time":"2025-11-01T00:00:00.000Z","datacontenttype":"application/json","intuitentityid":"95","intuitaccountid":"9130350000000001","data":{}}]'
@@ -486,6 +487,7 @@ def test_an_invoice_bills_the_shipment_it_names(where: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("change", "status"), [
     ({}, "open"), ({"Balance": 0}, "paid"), ({"Balance": 45}, "partly paid"),
+    ({"Balance": 0, "TotalAmt": 0}, "paid"), ({"Balance": "45.00", "TotalAmt": "1,245.00"}, "partly paid"),
     ({"PrivateNote": "Voided"}, "voided"), ({"PrivateNote": "Voided - twice", "Balance": 0, "TotalAmt": 0}, "voided"),
 ])  # fmt: skip
 def test_the_state_of_an_invoice(change: dict[str, Any], status: str) -> None:
@@ -668,3 +670,102 @@ async def test_s11_throttling_in_xml_is_throttling(quickbooks: Books) -> None:
             )
             with pytest.raises(RetryLater, match="too many calls"):
                 await held.pull()
+
+
+def test_an_invoice_without_a_balance_has_no_state() -> None:
+    document = document_of("Invoice", **{**INVOICE, "Balance": None})
+    assert "Status:" not in document.text and "status" not in document.metadata
+    assert not [fact for fact in document.assertions if fact.predicate == "status"]
+
+
+def test_amounts_keep_the_decimals_of_their_currency_and_their_words() -> None:
+    dinar = document_of("Bill", TotalAmt=12.345, Balance=12.345, CurrencyRef={"value": "KWD"})
+    assert "Total: 12.345 KWD" in dinar.text
+    yen = document_of("Payment", TotalAmt="125000", CurrencyRef={"value": "JPY"})
+    assert "Total: 125,000 JPY" in yen.text and yen.metadata["amount"] == 125_000
+    odd = document_of("Payment", TotalAmt="about 7", CurrencyRef={"value": "USD"})
+    assert "Total: about 7" in odd.text
+    assert not [fact for fact in odd.assertions if fact.predicate == "amount"]
+
+
+# Several companies
+
+
+def two_companies(request: httpx2.Request) -> httpx2.Response:
+    """Respond as QuickBooks to company 1, whose connection has ended, and to company 2, which has one customer."""
+    customer = {"Id": "58", "DisplayName": "Kestrel", "MetaData": {"LastUpdatedTime": "2025-11-01T07:05:11-07:00"}}  # fmt: skip
+    time = {"time": "2025-11-01T14:10:00Z"}
+    if "oauth2" in request.url.path:
+        if b"refresh_token=one" in request.content:
+            return httpx2.Response(400, json={"error": "invalid_grant"})
+        return httpx2.Response(200, json={"access_token": "a", "expires_in": 3600})
+    if request.url.path.endswith("/query"):
+        return httpx2.Response(200, json={"QueryResponse": {"Customer": [customer]}, **time})
+    if request.url.path.endswith("/cdc"):
+        return httpx2.Response(200, json={"CDCResponse": [{"QueryResponse": [{}]}], **time})
+    return httpx2.Response(200, json={"Customer": {**customer, "DisplayName": "Kestrel Paper"}})
+
+
+@pytest.mark.parametrize("window", [None, BackfillRange(AT - timedelta(days=9), AT)])
+async def test_a_company_whose_connection_has_ended_does_not_stop_the_others(
+    window: BackfillRange | None,
+) -> None:
+    source = configured(
+        client_id="c",
+        client_secret="s",
+        realm_ids=["1", "2"],
+        refresh_tokens=["one", "two"],
+        entities=["Customer"],
+    )
+    hints = [ChangeHint(f"{realm}:Customer:58", AT) for realm in ("1", "2", "3")]
+    transport = httpx2.MockTransport(two_companies)
+    async with httpx2.AsyncClient(transport=transport) as http:
+        client = VendorClient("quickbooks", http, KeptTokens(), patience=0)
+        held = Held(source, client)
+        with pytest.raises(Unauthorized, match="company 1 has ended"):
+            await held.pull(change_hints=() if window else hints, window=window)
+    assert {event.doc_key for event in held.events.values()} == {"2:Customer:58"}
+    if window is None:
+        assert held.acknowledged == ["3:Customer:58", "2:Customer:58"]
+        assert held.cursor["2"].keys() == {"time", "at"}
+        assert "time" not in held.cursor.get("1", {})
+
+
+@pytest.mark.parametrize("status", [400, 404, 410])
+async def test_an_announced_delete_of_a_record_that_is_refused_is_a_delete(status: int) -> None:
+    def respond(request: httpx2.Request) -> httpx2.Response:
+        if request.url.path.endswith("/invoice/58"):
+            return httpx2.Response(status, json={"Fault": {"Error": [{"code": "2050"}]}})
+        return two_companies(request)
+
+    source = configured(
+        client_id="c",
+        client_secret="s",
+        realm_ids=["2"],
+        refresh_tokens=["two"],
+        entities=["Invoice"],
+    )
+    hints = [ChangeHint(f"2:Invoice:58{end}", AT) for end in ("", ":deleted")]
+    async with httpx2.AsyncClient(transport=httpx2.MockTransport(respond)) as http:
+        held = Held(source, VendorClient("quickbooks", http, KeptTokens(), patience=0))
+        await held.pull(change_hints=hints)
+    (event,) = held.events.values()
+    assert event.doc_key == "2:Invoice:58" and source.document(event).deleted
+    assert held.acknowledged == ["2:Invoice:58:deleted"]
+    assert [item.hint.key for item in held.unfetched] == ["2:Invoice:58"]
+
+
+def test_every_voided_transaction_says_so() -> None:
+    for kind in ("Payment", "RefundReceipt", "Bill"):
+        document = document_of(kind, TotalAmt=0, PrivateNote="Voided - paid twice")
+        assert "\nStatus: voided" in document.text, kind
+        assert "voided" in {fact.value for fact in document.assertions}
+        assert "Status:" not in document_of(kind, TotalAmt=9, PrivateNote="Avoided").text
+
+
+def test_another_kind_of_record_knows_its_party_by_id() -> None:
+    credit = document_of("CreditMemo", DocNumber="CM-1", CustomerRef={"value": "58"})
+    ref = f"qbo_creditmemo:{REALM}-501"
+    assert (ref, "with", f"qbo_customer:{REALM}-58") in assertions_of(credit)
+    named = document_of("VendorCredit", VendorRef={"value": "7", "name": "Northwind"})
+    assert "company:Northwind" in {fact.object for fact in named.assertions}

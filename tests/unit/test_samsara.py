@@ -715,3 +715,25 @@ def test_the_simulated_feed_has_each_reading_once_however_often_it_is_asked(seco
         for item in simulated._arrived(since, min(since + seconds, day))
     ]
     assert parts == simulated._arrived(0, day)
+
+
+def test_an_event_whose_data_is_null_is_an_event() -> None:
+    body = json.dumps({"eventId": "1", "eventType": "AlertIncident", "eventTime": "2025-11-01T00:00:00Z", "data": None}).encode()  # fmt: skip
+    (event,) = KEYED.receive(InboundRequest(body, KEYED.sign(body, AT), {}, AT)).events
+    assert KEYED.document(event).title == "Alert incident"
+
+
+@pytest.mark.parametrize("expired", [400, 410])
+async def test_a_history_that_is_refused_does_not_stop_the_feed(expired: int) -> None:
+    gone = JSONResponse({"message": "invalid cursor"}, expired)
+    refused = JSONResponse({"message": "startTime is too long ago"}, 400)
+    seen = now() - timedelta(hours=1)
+    async with pulling(Scripted(gone, page(point(1), after="n"), refused)) as pull:
+        result = [item async for item in pull({"after": "a", "seen": seen.isoformat()})]
+    gap, fresh = result
+    (event,) = gap.events
+    assert (
+        event.content_type == MALFORMED and "may be missing" in json.loads(event.payload)["reason"]
+    )
+    assert gap.cursor is None and fresh.cursor and fresh.cursor["after"] == "n"
+    assert len(fresh.readings) == 2

@@ -543,3 +543,11 @@ async def test_wrong_credentials_are_named(desk: Desk) -> None:
 
 def test_the_first_day_may_come_from_the_environment() -> None:
     assert sonar(since="2025-11-01", series='["OTRI/USA"]').settings.since == date(2025, 11, 1)
+
+
+@pytest.mark.parametrize(
+    "date", ["2025-11-01", "2025-11-01T20:00:00-05:00", "2025-11-01T00:00:00+02:00", 1761955200]
+)
+def test_a_zone_does_not_move_a_value_to_another_day(date: object) -> None:
+    (event,) = received({**MESSAGE, "data": {**RECORD, "date": date}})
+    assert event.doc_key == "index:OTRI/ATL/2025-11-01"

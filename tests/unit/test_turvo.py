@@ -715,3 +715,51 @@ async def test_wrong_credentials_are_named(desk: Desk) -> None:
         with pytest.raises(Unauthorized) as refused:
             await ward.pull()
         assert "sources.turvo" in refused.value.remedy
+
+
+def test_the_destination_of_several_deliveries_is_the_last() -> None:
+    def stop(kind: str, city: str) -> dict[str, Any]:
+        return {**STOP, "stopType": {"key": kind}, "address": {"city": city, "state": "GA"}}
+
+    route = [stop("1500", "Macon"), stop("1500", "Albany"), stop("1501", "Rome"), stop("1501", "Atlanta"), stop("1501", "")]  # fmt: skip
+    route[-1]["address"] = {}
+    document = document_of({**SINGLE, "lane": None, "customerOrder": [{"route": route}]})
+    assert "Route: Macon, GA to Atlanta, GA" in document.text
+
+
+@pytest.mark.parametrize(
+    ("total", "currency", "shown"),
+    [("1245.5", "USD", "1245.50 USD"), (1245, "JPY", "1245 JPY"), (12.345, "KWD", "12.345 KWD")],
+)
+def test_charges_keep_their_value(total: Any, currency: str, shown: str) -> None:
+    costs = {"totalAmount": total, "currency": {"key": "1550", "value": currency}}
+    document = document_of({**SINGLE, "customerOrder": [{"id": 1, "costs": costs}]})
+    assert f"Charges: {shown}" in document.text
+    assert shown in {fact.value for fact in document.assertions if fact.predicate == "amount"}
+
+
+@pytest.mark.parametrize(
+    ("date", "zone", "at"),
+    [
+        ("2025-11-01T19:00:00", "America/New_York", "2025-11-01T23:00:00+00:00"),
+        ("2025-11-03T19:00:00", "America/New_York", "2025-11-04T00:00:00+00:00"),
+        ("2025-11-03T19:00:00Z", "America/New_York", "2025-11-03T19:00:00+00:00"),
+        ("2025-11-03T19:00:00-08:00", "America/New_York", "2025-11-04T03:00:00+00:00"),
+        ("2025-11-03T19:00:00", "Nowhere/Town", "2025-11-03T19:00:00+00:00"),
+        ("2025-11-03T19:00:00", "../../etc/passwd", "2025-11-03T19:00:00+00:00"),
+        ("0001-01-01T00:00:00", "Asia/Tokyo", "0001-01-01T00:00:00+00:00"),
+        ("2025-11-03T19:00:00", None, "2025-11-03T19:00:00+00:00"),
+    ],
+)
+def test_a_date_without_an_offset_is_local_to_its_zone(
+    date: str, zone: str | None, at: str
+) -> None:
+    document = document_of({**SINGLE, "endDate": {"date": date, "timeZone": zone}})
+    times = [fact.value for fact in document.assertions if fact.predicate == "delivery_at"]
+    assert times == [at]
+
+
+def test_a_time_of_a_stop_is_local_to_the_stop() -> None:
+    stop = {**STOP, "timezone": "America/Chicago", "appointment": {"start": "2025-11-03T08:00:00"}}
+    document = document_of({**SINGLE, "customerOrder": [{"route": [stop]}]})
+    assert "appointment 2025-11-03 14:00 UTC" in document.text

@@ -106,3 +106,24 @@ def test_a_private_network_without_tls_needs_permission(host: str) -> None:
 )
 def test_this_machine_and_every_host_with_tls_are_allowed(url: str) -> None:
     assert TurvoSettings(base_url=url).base_url == url
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0.40235", 0.40235), (" 7 ", 7.0), ("-3", 0.0), ("93600", 93_600.0),
+        ("Wed, 01 Jan 2020 00:00:00 GMT", 0.0), ("Wed, 01 Jan 2020 00:00:00", 0.0),
+        ("1761955200", None), ("1761955200123", None), ("inf", None), ("1e999", None), ("soon", None), ("", None),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", None), (None, None),
+    ],
+)  # fmt: skip
+def test_a_retry_after_is_read_where_it_is_a_wait(text: str | None, seconds: float | None) -> None:
+    assert http.retry_after(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["1761955200", "inf"])
+async def test_a_retry_after_that_is_no_wait_does_not_hold_a_source(text: str) -> None:
+    """A time in seconds since 1970, or without end: the source would stand still for decades."""
+    with pytest.raises(RetryLater) as later:
+        await call(lambda request: httpx2.Response(429, headers={"retry-after": text}))
+    assert later.value.after < 60

@@ -132,8 +132,9 @@ def _entries(outer: _Field) -> Iterator[_Field]:
         note = f" ({', '.join(names)})" if names else ""
         yield _Field(outer.path, outer.label, outer.depth, f"{len(entries)} entries{note}")
         return
+    name = outer.label or as_words(outer.path.rpartition(".")[2])
     for n, entry in enumerate(entries, 1):
-        label = f"{outer.label} {n}"[:MAX_LABEL] if len(entries) > 1 else outer.label
+        label = f"{name} {n}"[:MAX_LABEL] if len(entries) > 1 else outer.label
         yield _Field(outer.path, label, outer.depth, entry)
 
 

@@ -183,15 +183,29 @@ class VendorClient:
         )
 
 
+LONGEST_RETRY_AFTER = 26 * 3600.0
+"""Seconds until the next midnight of any time zone, the longest that a vendor's limit lasts."""
+
+
 def retry_after(text: str | None) -> float | None:
-    """Return the seconds in a `Retry-After` header (RFC 9110, 10.2.3): a number, also fractional, or an HTTP date; else None."""
-    if not text:
-        return None
+    """Return the seconds in a `Retry-After` header (RFC 9110, 10.2.3): a number, also fractional, or an HTTP date; else None.
+
+    None also for more than `LONGEST_RETRY_AFTER`, such as a time in seconds since 1970 or milliseconds: a source that waited
+    for it would stand still.
+    """
+    seconds = _seconds_in(text or "")
+    return seconds if seconds is not None and seconds <= LONGEST_RETRY_AFTER else None
+
+
+def _seconds_in(text: str) -> float | None:
     try:
         return max(0.0, float(text))
     except ValueError:
         pass
     try:
-        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
+        at = parsedate_to_datetime(text)
+        # RFC 9110 allows GMT alone; a date without a zone is read so, too.
+        at = at.replace(tzinfo=UTC) if at.tzinfo is None else at
+        return max(0.0, (at - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError, OverflowError):
         return None

@@ -24,6 +24,7 @@ PAGE = 15  # Front's most for /events
 OVERLAP = timedelta(minutes=5)  # events may show up in the list after later ones
 REDIRECTS = 3
 _MOVED = (301, 302, 307, 308)
+_GONE = (404, 410)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -113,10 +114,12 @@ class Front:
             query["q[before]"] = f"{-(-micros(until) // 1_000_000)}"
         query |= {"sort_by": "created_at", "sort_order": "asc", "limit": str(PAGE)}
         url: str | None = f"{self._base}/events?{urlencode(query)}"
+        visited: set[str] = set()
         while url:
+            visited.add(url)
             page = await self._get(url) or {}
             following = as_mapping(page.get("_pagination")).get("next")
-            if following is not None and (not isinstance(following, str) or following == url):
+            if following is not None and (not isinstance(following, str) or following in visited):
                 raise Rejected(
                     "frontapp: `_pagination.next` is not a link to another page",
                     remedy="check that sources.frontapp.base_url is Front's API",
@@ -162,7 +165,7 @@ class Front:
         return whole
 
     async def _get(self, url: str) -> Mapping[str, Any] | None:
-        """Return an object of the API: None for 404, empty for 403, which means that the token may not read this one."""
+        """Return an object of the API: None for 404 and 410, empty for 403, which means that the token may not read this one."""
         for _ in range(REDIRECTS):
             self._check(url)
             response = await self._client.call(
@@ -177,7 +180,7 @@ class Front:
                     path=urlsplit(url).path,
                     status=response.status_code,
                 )
-                return None if response.status_code == 404 else {}
+                return None if response.status_code in _GONE else {}
             value = parse_json(response.content, "response")
             if not isinstance(value, dict):
                 raise Rejected(
@@ -193,7 +196,7 @@ class Front:
     def _absent(self, url: str) -> tuple[int, ...]:
         """Return the statuses that concern one object alone. For the list of events they mean that the token is wrong."""
         path = urlsplit(url).path.removeprefix(urlsplit(self._base).path)
-        return () if path == "/events" else (403, 404)
+        return () if path == "/events" else (403, *_GONE)
 
     def _check(self, url: str) -> None:
         """Raise `Rejected` for a URL that is neither at `base_url` nor on Front's own hosts: they alone get the token."""

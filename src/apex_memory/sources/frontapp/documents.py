@@ -193,6 +193,7 @@ def message_document(event: FrontEvent) -> Document:
         "Date": f"{sent:%Y-%m-%d %H:%M} UTC",
         "Author": _label(author),
         "Attachments": _attachments(data),
+        "Not delivered": as_string(data.get("error_type")).replace("_", " "),
         **_conversation_lines(event),
         "Message id": event.about_id,
     }

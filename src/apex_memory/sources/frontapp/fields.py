@@ -53,7 +53,7 @@ MESSAGE_FIELDS = RecordFields(
         "target.data.created_at": "text time",
         "target.data.subject": "title text",
         "target.data.text": "text",
-        "target.data.error_type": "metadata",
+        "target.data.error_type": "text metadata",
         "target.data.recipients.handle": "text assertion",
         "target.data.recipients.name": "text assertion",
         "target.data.recipients.role": "text",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import chain
@@ -19,7 +19,7 @@ from apex_memory.errors import Rejected, RetryLater
 from apex_memory.model import Event, micros, now
 from apex_memory.sources.auth import bearer
 from apex_memory.sources.fetch_back import FetchBack
-from apex_memory.sources.http import VendorClient, retry_after
+from apex_memory.sources.http import VendorClient, VendorFault, retry_after
 from apex_memory.sources.hubspot.documents import (
     PRIORITY,
     SOURCE,
@@ -43,23 +43,36 @@ from apex_memory.sources.payloads import (
 
 SEARCH_PAGE, LIST_PAGE, READ_PAGE = 200, 100, 100  # records per call, HubSpot's limits
 AHEAD = timedelta(hours=1)  # a time further ahead of this machine's clock does not move the cursor
+NOT_FOUND = (
+    "OBJECT_NOT_FOUND"  # category of an error in a response to a batch: the object does not exist
+)
 PATIENCE = 60.0  # longest total wait for short limits inside one call, in seconds
 
 
 @dataclass(frozen=True, slots=True)
 class SearchPosition:
-    """The position of a listing: a time in milliseconds since 1970, or an id among the objects of exactly that time."""
+    """The position of a listing: a time in milliseconds since 1970, or an id among the objects of exactly that time.
+
+    `token` is HubSpot's own place in the result, used only behind an empty page. No cursor holds it.
+    """
 
     at: int
     id: int | None = None
+    token: str = ""
 
-    def after(self, type: ObjectType, records: Sequence[Any], more: bool) -> SearchPosition | None:
+    def after(self, type: ObjectType, records: Sequence[Any], token: str) -> SearchPosition | None:
         """Return the position behind these records; None at the end.
 
         HubSpot's `paging` counts places in the result: an object that changes meanwhile moves to the end, and the next
         page would skip another one. So each page is a new query from the last time seen, which also stays below the
         10,000 results of a query. Where all records of a page have one time, the listing goes by id within that time.
+        `token` is HubSpot's for the next page, empty at the end. An empty page may be followed by others.
         """
+        more = bool(token)
+        if more and not records:
+            if token == self.token:
+                raise _stuck(f"search of {type.plural}")
+            return replace(self, token=token)
         if self.id is not None:
             ids = [int(id) for id in map(_id_of, records) if id]
             if more and ids:
@@ -88,6 +101,14 @@ def _id_of(record: Any) -> str:
     with contextlib.suppress(Rejected):
         return object_id(as_mapping(record).get("id"), "id")
     return ""
+
+
+def _stuck(listing: str) -> RetryLater:
+    return RetryLater(
+        f"hubspot: HubSpot's {listing} leads to the same page again",
+        after=60,
+        remedy="Apex retries it; see HubSpot's status page if it lasts",
+    )
 
 
 LONGEST_LIMIT = 26 * 3600.0
@@ -196,9 +217,9 @@ class HubSpotPull:
             position = SearchPosition(state["at"], state.get("id"))
         latest = _ms(now() + AHEAD)
         while position:
-            records, more = await self._api.search(type, position, end)
+            records, token = await self._api.search(type, position, end)
             seen = max([seen, *(min(time, latest) for time in _times(type, records))])
-            position = position.after(type, records, more)
+            position = position.after(type, records, token)
             for name in ("at", "id"):
                 state.pop(name, None)
             state["seen"] = seen
@@ -217,7 +238,10 @@ class HubSpotPull:
             return
         after: str | None = ""
         while after is not None:
-            records, after = await self._api.archived(type, after)
+            before = after
+            records, after = await self._api.archived(type, before)
+            if after == before:
+                raise _stuck(f"recycling bin of {type.plural}")
             if after is None:
                 state["swept"] = began.isoformat()
             yield Page(events=self._events(type, records), cursor=self._cursor())
@@ -250,8 +274,8 @@ class HubSpotApi:
 
     async def search(
         self, type: ObjectType, position: SearchPosition, end: int | None
-    ) -> tuple[Sequence[Any], bool]:
-        """Return up to 200 objects from `position` on and before `end` (milliseconds), and whether there are more."""
+    ) -> tuple[Sequence[Any], str]:
+        """Return up to 200 objects from `position` on and before `end` (milliseconds), and the token of the next page, empty at the end."""
         by_time = position.id is None
         filters = [_filter(type.modified, "GTE" if by_time else "EQ", position.at)]
         if not by_time:
@@ -268,9 +292,10 @@ class HubSpotApi:
                 "sorts": [{"propertyName": order, "direction": "ASCENDING"}],
                 "properties": self._properties(type),
                 "limit": SEARCH_PAGE,
+                **({"after": position.token} if position.token else {}),
             },
         )
-        return sequence(body.get("results")), bool(_next(body))
+        return sequence(body.get("results")), _next(body)
 
     async def archived(self, type: ObjectType, after: str) -> tuple[Sequence[Any], str | None]:
         """Return up to 100 objects of the recycling bin, and the token of the next page, None at the end."""
@@ -281,13 +306,24 @@ class HubSpotApi:
         return sequence(body.get("results")), _next(body) or None
 
     async def read(self, type: ObjectType, ids: Sequence[str], *, archived: bool) -> Sequence[Any]:
-        """Return those of up to 100 objects that exist."""
+        """Return those of up to 100 objects that exist.
+
+        Raises `VendorFault` when HubSpot could not read some of them: they may exist, and must not be deleted here.
+        """
         body = await self._call(
             "POST",
             f"{type.plural}/batch/read",
             params={"archived": "true" if archived else "false"},
             json={"inputs": [{"id": id} for id in ids], "properties": self._properties(type)},
         )
+        for error in map(as_mapping, sequence(body.get("errors"))):
+            category = as_string(error.get("category"))
+            if category != NOT_FOUND:
+                raise VendorFault(
+                    f"hubspot: HubSpot could not read some {type.plural} ({category[:60] or 'no category'})",
+                    after=60,
+                    remedy="Apex retries it; see HubSpot's documentation of this category of errors",
+                )
         return sequence(body.get("results"))
 
     def _properties(self, type: ObjectType) -> list[str]:

@@ -126,16 +126,30 @@ class ObjectChange:
                 f"{place}.subscriptionType: expected a text like contact.creation",
                 remedy=f"correct {place}.subscriptionType",
             )
-        ids = [value.get("objectId", value.get("primaryObjectId"))]
-        ids += sequence(value.get("mergedObjectIds"))
-        by_type_id = BY_TYPE_ID.get(as_string(value.get("objectTypeId")))
+        type_id = value.get("objectTypeId", value.get("fromObjectTypeId"))
+        type = BY_TYPE_ID.get(as_string(type_id)) if name == "object" else BY_NAME.get(name)
+        # Changes of what Apex does not hold need no id in a form known here.
+        ids = _changed_ids(value) if type else ()
         return cls(
-            type=by_type_id if name == "object" else BY_NAME.get(name),
+            type=type,
             action=action,
             ids=tuple(dict.fromkeys(object_id(id, f"{place}.objectId") for id in ids)),
             at=_from_ms(value.get("occurredAt"), f"{place}.occurredAt"),
             portal=str(value.get("portalId", "")),
         )
+
+
+def _changed_ids(value: Mapping[str, Any]) -> list[object]:
+    """Return the ids of the objects that an element is about.
+
+    A merge names the object that remains, which may be a new one, and those merged into it. A change of associations names
+    the object of the subscription's type as `fromObjectId`; the other side has an element of its own.
+    """
+    names = ("objectId", "primaryObjectId", "fromObjectId")
+    ids = [next((value[name] for name in names if value.get(name) is not None), None)]
+    if value.get("newObjectId") is not None:
+        ids.append(value["newObjectId"])
+    return [*ids, *sequence(value.get("mergedObjectIds"))]
 
 
 def _from_ms(value: object, place: str) -> datetime | None:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from aiolimiter import AsyncLimiter
 from pydantic import SecretStr
 
-from apex_memory.errors import Misconfigured, Rejected, Unauthorized
+from apex_memory.errors import ApexError, Misconfigured, Rejected, Unauthorized
 from apex_memory.model import Document, Event, Priority, micros, now
 from apex_memory.sources.base import (
     InboundRequest,
@@ -22,6 +22,7 @@ from apex_memory.sources.base import (
     Sample,
     SourceSettings,
 )
+from apex_memory.sources.fetch_back import RECORD_FAULTS
 from apex_memory.sources.fields import RecordFields
 from apex_memory.sources.hubspot.api import (
     DailyLimit,
@@ -130,18 +131,25 @@ class HubSpot(PulledSource[HubSpotSettings]):
             position,
             context.window,
         )
+        failed: list[ApexError] = []
         try:
             if context.window is None:
                 async for page in pull.hinted(context.change_hints):
                     yield page
             for step in (pull.changes, pull.archived):
                 for name in self.settings.objects:
-                    async for page in step(OBJECT_TYPES[name]):
-                        yield page
+                    # One type may be to blame, such as one that the token may not read: the others go on.
+                    try:
+                        async for page in step(OBJECT_TYPES[name]):
+                            yield page
+                    except RECORD_FAULTS as error:
+                        failed.append(error)
         except DailyLimit as spent:
             position["limit"] = {"until": (now() + timedelta(seconds=spent.after)).isoformat()}
             yield Page(cursor=copied(position))
             raise
+        if failed:
+            raise failed[0]
 
     def document(self, event: Event) -> Document:
         """Return a `company`, a `contact` or a `deal`."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from apex_memory.errors import Rejected
 from apex_memory.sources.llm.documents import (
@@ -34,9 +34,16 @@ from apex_memory.sources.payloads import (
 
 
 class Loose(BaseModel):
-    """Names the fields that are read; further fields are accepted."""
+    """Names the fields that are read; further fields are accepted, and null stands for a field that is not there."""
 
     model_config = ConfigDict(extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: given for name, given in value.items() if given is not None}
 
 
 class _Function(Loose):
@@ -94,7 +101,7 @@ class _Chat(Loose):
     created_at: float | str | None = None
     updated_at: float | str | None = None
     update_time: float | str | None = None
-    created: float | None = None
+    created: float | str | None = None
     metadata: dict[str, Any] | None = None
     response_id: str | None = None
     stop_reason: str | None = None
@@ -316,7 +323,7 @@ def _party(value: str | dict[str, Any] | None) -> tuple[str, str] | None:
 
 
 def _moment(value: float | str | None, place: str, field: str) -> datetime | None:
-    return None if value is None else parse_datetime(value, f"{place}.{field}".lstrip("."))
+    return None if value in (None, "") else parse_datetime(value, f"{place}.{field}".lstrip("."))
 
 
 _ITEM_TYPES = ("message", "function_call", "function_call_output", "reasoning")
@@ -328,19 +335,19 @@ _RESULTS = ("output", "results", "outputs", "error")
 def is_item_list(value: object) -> bool:
     """Return whether a value is a list of OpenAI's conversation items (Responses and Conversations APIs).
 
-    Each item has a type, and at least one of them a type of those that all conversations are made of.
+    Each item has a type, at least one a type known here: there are many more for the calls of OpenAI's own tools.
     """
-    types = [as_mapping(item).get("type") for item in sequence(value)]
-    return all(isinstance(kind, str) for kind in types) and any(
-        kind in _ITEM_TYPES for kind in types
-    )
+    items = [as_mapping(item) for item in sequence(value)]
+    types = [as_string(item.get("type")) for item in items]
+    whole = any("messages" in item or "choices" in item for item in items)
+    return all(types) and not whole and not set(types).isdisjoint(_ITEM_TYPES)
 
 
 def conversation_of_items(body: Mapping[str, Any], field: str) -> dict[str, Any]:
     """Return a list of OpenAI's items as one chat body: an item is a turn, not a conversation.
 
-    `web_search_call`, `mcp_call` and others are calls of tools, most with their result. Another item has the words of its
-    summary, if any.
+    `web_search_call`, `mcp_call`, `mcp_approval_request` and others are calls of tools, most with their result. Another item has
+    the words of its summary, if any.
     """
     messages: list[dict[str, Any]] = []
     for item in map(as_mapping, sequence(body.get(field))):
@@ -348,7 +355,7 @@ def conversation_of_items(body: Mapping[str, Any], field: str) -> dict[str, Any]
         call_id = as_string(item.get("call_id")) or as_string(item.get("id"))
         if kind == "message":
             messages.append({"role": item.get("role"), "content": item.get("content")})
-        elif kind.endswith("_call"):
+        elif kind.endswith(("_call", "_request")):
             arguments = next((item[name] for name in _ARGUMENTS if item.get(name)), "")
             function = {
                 "name": as_string(item.get("name")) or kind.removesuffix("_call"),

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, ClassVar
 from urllib.parse import quote
 
@@ -49,6 +49,8 @@ LINES = (
     "application/x-jsonlines",
 )
 MAX_CONVERSATIONS = 10_000
+AHEAD = timedelta(days=1)
+"""How far a stated time may lie after the arrival: times of all zones differ by about a day."""
 
 
 class LLM(Source[LLMSettings]):
@@ -65,7 +67,7 @@ class LLM(Source[LLMSettings]):
       last change, the size and the hash of the content. So sending the same again is a duplicate,
       and any change is a new event.
     - Version: the stated time of the last change, else the latest turn's time, else the time of
-      receipt. Of two states with one stated time the later arrival wins, and within one body the
+      receipt, which also counts instead of a time more than a day after it. Of two states with one stated time the later arrival wins, and within one body the
       later one.
     """
 
@@ -245,7 +247,12 @@ def _version(at: datetime, received_at: datetime) -> int:
     Times come in seconds or milliseconds, so two states may have the same one, such as a conversation and its redaction.
     The unused digits grow with the time from the statement to the arrival, so that the later arrival is the newer version:
     by its square root in seconds, by its cube root in milliseconds, which leaves room for 30 years.
+
+    Instead of a time more than `AHEAD` after the arrival the arrival counts, so that a wrong clock does not hide all later
+    states. Within it the stated times keep their order: a clock may run ahead a little, or state another zone's time.
     """
+    if at > received_at + AHEAD:
+        return micros(received_at)
     stated = micros(at)
     elapsed = max(0.0, (received_at - at).total_seconds())
     if stated % 1_000_000 == 0:

@@ -32,6 +32,7 @@ PAGE = 500  # transactions per call, Plaid's limit
 MAX_PAGES = 2_000  # of one loop: more than any bank account's two years
 RESTARTS = 6  # of one loop within one pull
 FIRST_WAIT, LONGEST_WAIT = 0.25, 8.0  # seconds between two starts
+LONGEST_PAUSE = 15.0  # seconds that one Item's `Retry-After` may hold a pull
 MUTATION = "TRANSACTIONS_SYNC_MUTATION_DURING_PAGINATION"
 OVERLAP = (
     10  # transactions read again on the next page of a history, whose offsets may shift meanwhile
@@ -213,13 +214,19 @@ class Plaid:
     async def _with_restarts(
         self, start: Callable[[], Awaitable[Result | ItemError]]
     ) -> Result | ItemError:
-        """Return the result of `start`, repeated after transient errors, at most `RESTARTS` times."""
+        """Return the result of `start`, repeated after transient errors, at most `RESTARTS` times.
+
+        An Item for which Plaid asks for a longer wait is left for the next pull, so that it does not hold the others.
+        """
         attempts = 0
         while True:
             result = await start()
             if not isinstance(result, ItemError) or result.lasting or attempts == RESTARTS:
                 return result
-            await asyncio.sleep(result.wait(attempts))
+            wait = result.wait(attempts)
+            if wait > LONGEST_PAUSE:
+                return result
+            await asyncio.sleep(wait)
             attempts += 1
 
     async def _call(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any] | ItemError:
@@ -333,7 +340,7 @@ def raise_item_errors(errors: Mapping[str, ItemError]) -> None:
     if transient:
         raise RetryLater(
             f"plaid: {_describe(transient, errors)}",
-            after=30,
+            after=max(30, *(errors[id].after or 0 for id in transient)),
             remedy="Apex retries it; see Plaid's status page if it lasts",
         )
     if errors:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event
 from apex_memory.sources.fields import RecordFields, labelled, remaining_lines
+from apex_memory.sources.money import format_money, read_amount
 from apex_memory.sources.payloads import (
     as_mapping,
     as_string,
@@ -124,7 +127,9 @@ class Transaction:
                 "transaction: expected an object", remedy="check that the record comes from Plaid"
             )
         amount = record.get("amount")
-        if isinstance(amount, bool) or not isinstance(amount, int | float):
+        if isinstance(amount, str):
+            amount = read_amount(amount)
+        if isinstance(amount, bool) or not isinstance(amount, int | float | Decimal):
             raise Rejected(
                 "transaction.amount: expected a number",
                 remedy="see the transaction in Plaid's response",
@@ -135,10 +140,9 @@ class Transaction:
             raise Rejected(
                 "transaction.amount: too large", remedy="see the transaction in Plaid's response"
             ) from None
-        time = next((name for name in _TIMES if record.get(name) is not None), "date")
         return cls(
             id=parse_identifier(record.get("transaction_id"), "transaction.transaction_id"),
-            at=parse_datetime(record.get(time), f"transaction.{time}"),
+            at=_time(record),
             amount=amount,
             currency=as_string(record.get("iso_currency_code"))
             or as_string(record.get("unofficial_currency_code")),
@@ -149,7 +153,10 @@ class Transaction:
 
     @property
     def money(self) -> str:
-        return f"{abs(self.amount):,.2f} {self.currency}".strip()
+        amount = read_amount(abs(self.amount))
+        if amount is None:
+            return f"{abs(self.amount):,.2f} {self.currency}".strip()
+        return format_money(amount, self.currency)
 
     @property
     def direction(self) -> str:
@@ -178,6 +185,14 @@ class Transaction:
         name = as_string(self.account.get("name")) or as_string(self.account.get("official_name"))
         mask = as_string(self.account.get("mask"))
         return f"{name} …{mask}" if name and mask else name or mask
+
+
+def _time(record: Mapping[str, Any]) -> datetime:
+    """Return the first time that can be read: one that cannot must not cost the payment. Raises `Rejected` where there is none."""
+    for name in _TIMES:
+        with contextlib.suppress(Rejected):
+            return parse_datetime(record.get(name), name)
+    return parse_datetime(record.get("date"), "transaction.date")
 
 
 def transaction_document(payload: Mapping[str, Any]) -> Document:

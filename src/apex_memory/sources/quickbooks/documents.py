@@ -10,6 +10,7 @@ from typing import Any
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event, slug
 from apex_memory.sources.fields import as_words, labelled, remaining_lines
+from apex_memory.sources.money import format_money, read_amount
 from apex_memory.sources.payloads import as_mapping, as_string, parse_object, sequence
 from apex_memory.sources.quickbooks.fields import FIELDS, OTHER_FIELDS
 from apex_memory.sources.quickbooks.records import MAX_ID, RecordKey
@@ -73,7 +74,7 @@ def _invoice(key: RecordKey, body: Mapping[str, Any]) -> _Summary:
     ref = f"invoice:{number}" if number else f"invoice:{key.realm}-{key.id}"
     assertions = [
         Assertion(subject=ref, predicate="same_as", object=f"qbo_invoice:{key.realm}-{key.id}"),
-        Assertion(subject=ref, predicate="status", value=_status(body)),
+        *_status_assertion(ref, body),
         *_amounts(ref, body),
         *_party_assertion(ref, "billed_to", "Customer", key, body),
         *_billed(ref, body),
@@ -96,7 +97,7 @@ def _bill(key: RecordKey, body: Mapping[str, Any]) -> _Summary:
     pros = dict.fromkeys(f"pro:{match[1]}" for match in _PRO.finditer(_free_text(body)))
     role = "carrier" if billed or pros else "vendor"
     assertions = [
-        Assertion(subject=ref, predicate="status", value=_status(body)),
+        *_status_assertion(ref, body),
         *_amounts(ref, body),
         *_party_assertion(ref, role, "Vendor", key, body),
         *billed,
@@ -119,12 +120,14 @@ def _payment(key: RecordKey, body: Mapping[str, Any]) -> _Summary:
     paid = list(dict.fromkeys(_paid_invoices(key, body)))
     assertions = [
         Assertion(subject=ref, predicate="name", value=f"Payment {key.id}"),
+        *_voided_assertion(ref, body),
         *_amounts(ref, body),
         *_party_assertion(ref, "customer", "Customer", key, body),
         *(Assertion(subject=ref, predicate="pays", object=invoice) for invoice, _ in paid),
     ]
     lines = {
         "Payment": key.id,
+        "Status": "voided" if _is_voided(body) else "",
         "Customer": customer,
         "Pays": ", ".join(number for _, number in paid if number),
         **_sums(body),
@@ -183,10 +186,18 @@ def _other(key: RecordKey, body: Mapping[str, Any]) -> _Summary:
     roles = ("CustomerRef", "VendorRef", "EntityRef")
     party = next(filter(None, (_name(body.get(role)) for role in roles)), "")
     ref = f"qbo_{slug(key.entity).replace('-', '_')}:{key.realm}-{key.id}"
-    lines = {key.entity: named, "With": party, **_sums(body)}
+    lines = {
+        key.entity: named,
+        "Status": "voided" if _is_voided(body) else "",
+        "With": party,
+        **_sums(body),
+    }
     assertions = [
+        *_voided_assertion(ref, body),
         *_amounts(ref, body),
-        *_related(ref, "with", "company", party),
+        *_party_assertion(ref, "with", "Customer", key, body),
+        *_party_assertion(ref, "with", "Vendor", key, body),
+        *_related(ref, "with", "company", _name(body.get("EntityRef"))),
         *_billed(ref, body),
     ]
     return _Summary(f"{key.entity} {named}", ref, lines, assertions)
@@ -202,12 +213,24 @@ _SUMMARIES: Mapping[str, Callable[[RecordKey, Mapping[str, Any]], _Summary]] = {
 
 
 def _status(body: Mapping[str, Any]) -> str:
+    """Return `open`, `paid`, `partly paid` or `voided`; empty where the record has no balance."""
     balance, total = _number(body.get("Balance")), _number(body.get("TotalAmt"))
-    if as_string(body.get("PrivateNote")).lower().startswith("voided"):
+    if _is_voided(body):
         return "voided"
-    if balance is None or total is None or total <= 0 or balance >= total:
-        return "open"
-    return "paid" if balance <= 0 else "partly paid"
+    if balance is None:
+        return ""
+    if balance <= 0:  # also of an invoice over nothing
+        return "paid"
+    return "open" if total is None or balance >= total else "partly paid"
+
+
+def _is_voided(body: Mapping[str, Any]) -> bool:
+    """Return whether QuickBooks voided a transaction: it keeps the record, and says so in its note alone."""
+    return as_string(body.get("PrivateNote")).lower().startswith("voided")
+
+
+def _voided_assertion(ref: str, body: Mapping[str, Any]) -> list[Assertion]:
+    return [Assertion(subject=ref, predicate="status", value="voided")] if _is_voided(body) else []
 
 
 def _state(body: Mapping[str, Any]) -> str:
@@ -227,8 +250,15 @@ def _sums(body: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _amounts(ref: str, body: Mapping[str, Any]) -> list[Assertion]:
+    if read_amount(body.get("TotalAmt")) is None:
+        return []
     total = _money(body.get("TotalAmt"), body)
-    return [Assertion(subject=ref, predicate="amount", value=total)] if total else []
+    return [Assertion(subject=ref, predicate="amount", value=total)]
+
+
+def _status_assertion(ref: str, body: Mapping[str, Any]) -> list[Assertion]:
+    status = _status(body)
+    return [Assertion(subject=ref, predicate="status", value=status)] if status else []
 
 
 def _related(ref: str, predicate: str, kind: str, name: str) -> list[Assertion]:
@@ -349,11 +379,8 @@ def _line(value: object) -> str:
 
 
 def _number(value: object) -> float | None:
-    try:
-        number = float(value) if isinstance(value, int | float | str) else None
-    except (ValueError, OverflowError):
-        return None
-    return number if number is not None and abs(number) < 1e15 else None
+    amount = read_amount(value)
+    return None if amount is None else float(amount)
 
 
 def _currency(body: Mapping[str, Any]) -> str:
@@ -361,5 +388,8 @@ def _currency(body: Mapping[str, Any]) -> str:
 
 
 def _money(value: object, body: Mapping[str, Any]) -> str:
-    number = _number(value)
-    return "" if number is None else f"{number:,.2f} {_currency(body)}".rstrip()
+    """Return an amount with its currency; a text or number that is no amount as it came."""
+    amount = read_amount(value)
+    if amount is None:
+        return _line(value)
+    return format_money(amount, _currency(body))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
+from itertools import product
 from typing import Any
 
-from apex_memory.errors import Rejected
+from apex_memory.errors import ApexError, Rejected, RetryLater
 from apex_memory.model import Event, micros, now
 from apex_memory.sources.fetch_back import FetchBack
-from apex_memory.sources.pages import BackfillRange, ChangeHint, Page, PullContext
+from apex_memory.sources.pages import ChangeHint, Page, PullContext
 from apex_memory.sources.payloads import malformed_event, parse_datetime
 from apex_memory.sources.quickbooks.api import (
     MAX_CHANGES,
@@ -47,21 +48,34 @@ class QuickBooksPull:
         }
 
     async def pages(self) -> AsyncIterator[Page]:
-        """Yield the hinted records, then each company's changes; for a backfill the records of its window."""
-        if self._window is None:
-            async for page in self._hinted():
-                yield page
-        for realm in self._apis:
-            if self._window:
-                async for page in self._history(realm, self._window):
-                    yield page
-            else:
-                async for page in self._company(realm):
-                    yield page
+        """Yield the hinted records, then each company's changes; for a backfill the records of its window.
 
-    def _hinted(self) -> AsyncIterator[Page]:
-        """Yield the records that webhooks named."""
-        return FetchBack().pages([[hint] for hint in self._change_hints], self._named)
+        A company that fails, such as one whose connection has ended, does not stop the others; the pull fails at the end.
+        """
+        foreign = [hint for hint in self._change_hints if self._realm_of(hint) not in self._apis]
+        if foreign:
+            yield Page(acknowledged=foreign)
+        failed: dict[str, ApexError] = {}
+        steps = (self._history,) if self._window else (self._hinted, self._company)
+        for step, realm in product(steps, self._apis):
+            if realm not in failed:
+                try:
+                    async for page in step(realm):
+                        yield page
+                except ApexError as error:
+                    failed[realm] = error
+        if failed:
+            # A transient failure is tried again soon; the others wait for a person.
+            raise min(failed.values(), key=lambda error: not isinstance(error, RetryLater))
+
+    @staticmethod
+    def _realm_of(hint: ChangeHint) -> str:
+        return hint.key.partition(":")[0]
+
+    def _hinted(self, realm: str) -> AsyncIterator[Page]:
+        """Yield the records of a company that webhooks named."""
+        hints = [[hint] for hint in self._change_hints if self._realm_of(hint) == realm]
+        return FetchBack().pages(hints, self._named)
 
     async def _named(self, hints: Sequence[ChangeHint]) -> Sequence[Event]:
         """Return the events of the records that these hints name.
@@ -76,7 +90,12 @@ class QuickBooksPull:
             if key is None or key.realm not in self._apis or key.entity not in self._entities:
                 continue
             at = hint.at or now()
-            record = await self._apis[key.realm].record(key)
+            try:
+                record = await self._apis[key.realm].record(key)
+            except Rejected:
+                if text == hint.key:
+                    raise
+                record = None  # its deletion was announced, and QuickBooks does not return it
             if record is not None:
                 events += self._events(key.realm, [(key.entity, record)], at)
             elif text != hint.key:
@@ -162,7 +181,10 @@ class QuickBooksPull:
         why = f"more than {MAX_CHANGES:,} changed at once"
         yield Page(events=[_gap(realm, entity, since, high, why)])
 
-    async def _history(self, realm: str, window: BackfillRange) -> AsyncIterator[Page]:
+    async def _history(self, realm: str) -> AsyncIterator[Page]:
+        """Yield a company's records that changed last within the window."""
+        window = self._window
+        assert window is not None  # only a backfill has a history
         state = self._position.setdefault(realm, {})
         begin, until = _seconds(window.since), _seconds(window.until)
         for entity in self._entities:

@@ -219,7 +219,7 @@ def _change(key: RecordKey, operation: str, at: object, merged: object, place: s
     return RecordChange(
         key,
         _PAST.get(operation, operation),
-        parse_datetime(at, f"{place}.time") if at is not None else None,
+        parse_datetime(at, f"{place}.time") if at not in (None, "") else None,
         short_id(merged, f"{place}.deletedId") if merged else None,
     )
 

@@ -15,6 +15,7 @@ from apex_memory.sources.samsara.documents import iso
 from apex_memory.sources.samsara.settings import SamsaraSettings
 from apex_memory.sources.samsara.stats import KINDS
 
+EXPIRED = (400, 404, 410)  # statuses for a cursor that does not hold any more
 RETRY_SECONDS = 30  # before an invalid page is requested again
 
 
@@ -57,9 +58,9 @@ class SamsaraApi:
             f"{self._base}/fleet/vehicles/stats/{path}",
             auth=self._auth,
             params={"types": ",".join(KINDS), **params, **({"after": after} if after else {})},
-            accept=(400,) if may_expire else (),
+            accept=EXPIRED if may_expire else (),
         )
-        if response.status_code == 400:
+        if response.status_code in EXPIRED:
             return None
         try:
             body = parse_object(response.content)

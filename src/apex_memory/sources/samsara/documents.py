@@ -106,7 +106,7 @@ class WebhookEvent:
     def read(cls, body: Mapping[str, Any]) -> WebhookEvent:
         legacy = "eventTime" not in body and "eventMs" in body
         name = "event" if legacy else "data"
-        data = body.get(name, {})
+        data = {} if body.get(name) is None else body[name]
         if not isinstance(data, dict):
             raise Rejected(
                 f"{name}: expected an object", remedy="check that the request comes from Samsara"

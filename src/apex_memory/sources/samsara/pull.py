@@ -45,9 +45,13 @@ class StatsPull:
         if stats is None:
             # The new cursor is stored only when the gap is filled, so that nothing between the two is missed.
             before, stats = "", await self._api.feed("")
-            since = max(seen - OVERLAP, self._sane.since)
-            async for page in self._listed(BackfillRange(since, self._began), ""):
-                yield replace(page, cursor=None)
+            gap = BackfillRange(max(seen - OVERLAP, self._sane.since), self._began)
+            try:
+                async for page in self._listed(gap, ""):
+                    yield replace(page, cursor=None)
+            except Rejected as reason:
+                # A refused history must not stop the feed for good.
+                yield Page(events=[self._unfilled(gap, reason)])
         while stats is not None:
             page = self._read(stats.vehicles)
             times = [reading.at for reading in page.readings if reading.at <= self._began]
@@ -87,6 +91,14 @@ class StatsPull:
                 record = {name: item.get(name) for name in ("id", "name", "externalIds")}
                 events.append(self._malformed({**record, **unread.points}, unread.reason))
         return Page(events=events, readings=readings)
+
+    def _unfilled(self, gap: BackfillRange, reason: Rejected) -> Event:
+        """Return the dead letter of a gap that the history does not fill."""
+        missing = Rejected(
+            f"readings between {iso(gap.since)} and {iso(gap.until)} may be missing here: {reason}",
+            remedy="run a backfill of this time (`apex sources backfill samsara`) once Samsara returns its history again",
+        )
+        return self._malformed({"since": iso(gap.since), "until": iso(gap.until)}, missing)
 
     def _malformed(self, record: object, reason: Rejected) -> Event:
         return malformed_event(SOURCE, record, reason, self._began, PRIORITY)

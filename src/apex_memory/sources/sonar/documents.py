@@ -100,7 +100,7 @@ class IndexValue:
         return cls(
             index=_code(_first(fields, _INDEX), "index"),
             qualifier=_code(_first(fields, _QUALIFIER), "qualifier"),
-            day=parse_datetime(_first(fields, _DATE), "date").date(),
+            day=_day(_first(fields, _DATE)),
             number=None if number is None else _number(number),
         )
 
@@ -210,6 +210,13 @@ def _code(value: object, place: str) -> str:
     if len(code) > 100:
         raise Rejected(f"{place}: longer than 100 characters", remedy=f"correct {place}")
     return code
+
+
+def _day(value: object) -> date:
+    """Return the day of a date or a time. It is the one that is written: a zone must not move a value to another day."""
+    at = parse_datetime(value, "date")
+    written = re.match(r"\s*(\d{4}-\d{2}-\d{2})", as_string(value), re.ASCII)
+    return date.fromisoformat(written[1]) if written else at.date()
 
 
 def _number(value: object) -> float:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event
 from apex_memory.sources.fields import RecordFields, remaining_lines
+from apex_memory.sources.money import format_money, read_amount
 from apex_memory.sources.payloads import as_mapping, as_string, parse_datetime, sequence
 
 STATUSES = {
@@ -32,6 +35,7 @@ _NUMBERS = (
     ("vehicle", re.compile(r"\b(?:truck|tractor|trailer)\b", re.IGNORECASE)),
 )
 
+_LOCAL = re.compile(r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?", re.ASCII)
 _LABEL = "the label of a key with one spelling here"
 _STOP = (
     "stopType.value",
@@ -84,13 +88,24 @@ SHIPMENT_FIELDS = RecordFields(
 
 
 def time_of(value: object) -> datetime | None:
-    """Return a time of Turvo's lists (ISO 8601) or records (`{date, timeZone}`), None for anything else."""
+    """Return a time of Turvo's lists (ISO 8601) or records (`{date, timeZone}`), None for anything else.
+
+    A date of a record without an offset is a local time in its zone.
+    """
+    zone = ""
     if isinstance(value, dict):
+        zone = as_string(value.get("timeZone"))
         value = value.get("date")
     try:
-        return parse_datetime(value, "date")
+        at = parse_datetime(value, "date")
     except Rejected:
         return None
+    if zone and _LOCAL.fullmatch(as_string(value).strip()):
+        with contextlib.suppress(
+            KeyError, ValueError, OSError, OverflowError
+        ):  # no zone of this name is known
+            return at.replace(tzinfo=ZoneInfo(zone)).astimezone(UTC)
+    return at
 
 
 def changed_at(record: Mapping[str, Any]) -> datetime | None:
@@ -139,8 +154,8 @@ class _Shipment:
         for holder in (record, *self.customer_orders):
             self.stops += _kept(holder.get("globalRoute")) + _kept(holder.get("route"))
         lane = as_mapping(record.get("lane"))
-        self.origin = as_string(lane.get("start")) or self._place("1500")
-        self.destination = as_string(lane.get("end")) or self._place("1501")
+        self.origin = as_string(lane.get("start")) or next(self._places("1500"), "")
+        self.destination = as_string(lane.get("end")) or next(self._places("1501", last=True), "")
         self.lane = " to ".join(filter(None, [self.origin, self.destination]))
         self.numbers = list(dict.fromkeys(self._numbers()))
         self.drivers = list(dict.fromkeys(self._drivers()))
@@ -222,13 +237,14 @@ class _Shipment:
             "ltl": self.record.get("ltlShipment") is True,
         }
 
-    def _place(self, stop_type: str) -> str:
-        """Return city and state of the first stop of a type (1500 pickup, 1501 delivery)."""
-        for stop in self.stops:
+    def _places(self, stop_type: str, *, last: bool = False) -> Iterator[str]:
+        """Yield city and state of the stops of a type (1500 pickup, 1501 delivery) that have them; with `last` from the last on."""
+        for stop in reversed(self.stops) if last else self.stops:
             if _words(as_mapping(stop.get("stopType")).get("key")) == stop_type:
                 address = as_mapping(stop.get("address"))
-                return ", ".join(filter(None, [_words(address.get("city")), _words(address.get("state"))]))  # fmt: skip
-        return ""
+                place = [_words(address.get("city")), _words(address.get("state"))]
+                if any(place):
+                    yield ", ".join(filter(None, place))
 
     def _numbers(self) -> Iterator[tuple[str, str, str]]:
         """Yield entity type (empty if unknown), label and value of every external id."""
@@ -250,10 +266,10 @@ class _Shipment:
 
     def _amount(self, order: Mapping[str, Any]) -> str:
         costs = as_mapping(order.get("costs"))
-        total = costs.get("totalAmount")
-        if not isinstance(total, int | float) or isinstance(total, bool) or abs(total) >= 1e15:
+        total = read_amount(costs.get("totalAmount"))
+        if total is None:
             return ""
-        return f"{total:.2f} {_label(costs.get('currency')) or 'USD'}"
+        return format_money(total, _label(costs.get("currency")) or "USD", grouped=False)
 
 
 def _without_deleted(value: Any) -> Any:
@@ -327,5 +343,9 @@ def _stop(stop: Mapping[str, Any]) -> str:
         "arrived": attributes.get("arrival"),
         "departed": attributes.get("departed"),
     }
-    parts += [f"{name} {_shown(at)}" for name, at in times.items() if _shown(at)]
+    for name, value in times.items():
+        # A time without an offset is one of the stop's own zone.
+        at = value if isinstance(value, dict) else {"date": value, "timeZone": stop.get("timezone")}
+        if known := time_of(at):
+            parts.append(f"{name} {known:%Y-%m-%d %H:%M} UTC")
     return ", ".join(filter(None, parts))

@@ -622,8 +622,3 @@ def test_an_item_list_may_hold_calls_of_tools_that_are_not_known() -> None:
 def test_the_time_of_a_completion_may_be_text() -> None:
     event = received_event(chat(ASK, TELL, created="2025-11-01T00:00:00Z"))
     assert event.occurred_at == datetime(2025, 11, 1, tzinfo=UTC)
-
-
-def test_a_spoken_answer_has_its_words() -> None:
-    spoken = {"role": "assistant", "content": None, "audio": {"id": "audio_1", "transcript": "It is en route."}}  # fmt: skip
-    assert turns(document_from(chat(ASK, spoken)))[1] == "Assistant: [audio] It is en route."

@@ -67,15 +67,8 @@ _SIGN_OUTSIDE = re.compile(r"(?:(?<![\w)\]-])(?<!\d )|\A)[-−–]\Z")
 _ALONE_BEFORE = re.compile(r"(?:(?:\A|[\n\t|:]|[ ]{2})[ ]?|[,;\"])\(\Z")
 _ALONE_AFTER = re.compile(r"\)(?:[ ]?(?:\Z|[\n\t|]|[ ])|[,;\"])")
 _MINUS_AFTER = re.compile(r"-[ ]?(?:\Z|[\n\t|])")
-_DAY_SHAPES = (
-    b"0-0",
-    b"0/0",
-    b"0.0.0",
-    b"0.00.0",
-    b"0?0",
-    b"0? 0",
-    b"0 ?",
-)  # one of them is in every day of numbers alone
+_DAY_SHAPES = (b"0-0", b"0/0", b"0.0.0", b"0.00.0", b"0?0", b"0? 0", b"0 ?")
+"""One of them is in the shape (`char_shape`) of every text with a day of numbers alone; `?` stands for a sign beyond ASCII."""
 _SCALE = {
     "": 1, "k": 1_000, "K": 1_000, "M": 1_000_000, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000,
 }  # fmt: skip

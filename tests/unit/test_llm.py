@@ -1,4 +1,4 @@
-"""Conversations with language models: four formats, identity, and documents."""
+"""Conversations with language models: five formats, identity, and documents."""
 
 from __future__ import annotations
 
@@ -622,3 +622,62 @@ def test_an_item_list_may_hold_calls_of_tools_that_are_not_known() -> None:
 def test_the_time_of_a_completion_may_be_text() -> None:
     event = received_event(chat(ASK, TELL, created="2025-11-01T00:00:00Z"))
     assert event.occurred_at == datetime(2025, 11, 1, tzinfo=UTC)
+
+
+RESPONSE: dict[str, Any] = {
+    "object": "response", "id": "resp_1", "created_at": 1764590400, "status": "completed", "model": "gpt-example",
+    "previous_response_id": "resp_0", "instructions": "You are brief.", "tools": [], "text": {"format": {"type": "text"}},
+    "output": [
+        {"type": "reasoning", "summary": []},
+        {"type": "function_call", "call_id": "call_1", "name": "track", "arguments": '{"id":"SHP-100045"}'},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "En route."}]},
+    ],
+}  # fmt: skip
+ANSWERED = ['Assistant: [calls track {"id":"SHP-100045"}]', "Assistant: En route."]
+
+
+def test_a_response_of_openai_is_a_conversation_of_its_own() -> None:
+    """OpenAI keeps what was before: under the conversation's id the newest turns would take the place of all."""
+    event = received_event({**RESPONSE, "conversation": {"id": "conv_1"}})
+    document = SOURCE.document(event)
+    assert event.doc_key == "openai:resp_1"
+    assert event.occurred_at == datetime(2025, 12, 1, 12, tzinfo=UTC)
+    assert turns(document) == ANSWERED
+    assert "resp_0" in document.text and "conv_1" in document.text
+    assert "You are brief." not in document.text and "format" not in document.text
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["Where is SHP-100045?", [ASK], [{"type": "message", **ASK}]],
+    ids=["text", "message", "item"],
+)
+def test_a_request_and_its_response_of_openai(asked: object) -> None:
+    request = {"model": "gpt-example", "input": asked}
+    for body in (
+        {"request": request, "response": RESPONSE},
+        {"request": {"body": request}, "response": {"body": json.dumps(RESPONSE)}},
+        {**request, **RESPONSE},
+    ):
+        assert turns(document_from(body)) == ["User: Where is SHP-100045?", *ANSWERED]
+    stated = received_event({"conversation_id": "c1", "request": request, "response": RESPONSE})
+    assert stated.doc_key == "openai:c1", "who states it sends the whole"
+    assert turns(document_from(request)) == ["User: Where is SHP-100045?"]
+
+
+def test_a_recorded_stream_of_openais_responses() -> None:
+    done = [{"type": "response.output_item.done", "item": item} for item in RESPONSE["output"]]
+    begun: dict[str, Any] = {"type": "response.created", "response": {**RESPONSE, "output": [], "status": "in_progress"}}  # fmt: skip
+    delta: dict[str, Any] = {"type": "response.output_text.delta", "delta": "En "}
+    for rows in ([begun, delta, *done], [begun, *done, {"type": "response.completed", "response": RESPONSE}]):  # fmt: skip
+        raw = "\n\n".join(f"event: {row['type']}\ndata: {json.dumps(row)}" for row in rows)
+        event = received_event({"request": {"input": "Where is SHP-100045?"}, "response": raw})
+        assert event.doc_key == "openai:resp_1"
+        assert turns(SOURCE.document(event)) == ["User: Where is SHP-100045?", *ANSWERED]
+
+
+def test_why_a_response_is_incomplete_is_in_the_text() -> None:
+    cut = {**RESPONSE, "status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}  # fmt: skip
+    assert "Stopped because of: max_output_tokens" in document_from(cut).text
+    failed = {**RESPONSE, "status": "failed", "output": [], "input": "Hi", "error": {"code": "server_error", "message": "It broke."}}  # fmt: skip
+    assert "It broke." in document_from(failed).text

@@ -1,8 +1,8 @@
-"""Conversations in the formats of OpenAI's and Anthropic's APIs: requests, responses, pairs of both, item lists."""
+"""Conversations in the formats of OpenAI's Chat Completions and Anthropic's Messages APIs: requests, responses, pairs of both."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal
@@ -24,7 +24,6 @@ from apex_memory.sources.llm.documents import (
 from apex_memory.sources.payloads import (
     as_mapping,
     as_string,
-    canonical,
     checked,
     parse_datetime,
     parse_identifier,
@@ -107,9 +106,11 @@ class _Chat(Loose):
     stop_reason: str | None = None
 
 
-def openai_chat(body: Mapping[str, Any], place: str) -> Conversation:
-    """Read a chat request, a completion, or both: `messages`, then the first of `choices`."""
-    whole = body
+def openai_chat(
+    body: Mapping[str, Any], place: str, *, whole: Mapping[str, Any] | None = None
+) -> Conversation:
+    """Read a chat request, a completion, or both: `messages`, then the first of `choices`. `whole` is the body as it was sent."""
+    whole = body if whole is None else whole
     body, exchanged = _joined(body, place)
     chat = checked(_Chat, body, place)
     tools: dict[str, str] = {}
@@ -120,7 +121,7 @@ def openai_chat(body: Mapping[str, Any], place: str) -> Conversation:
     branches = max(0, len(chat.choices) - 1)
     talk = _conversation("openai", chat, turns, place, exchanged=exchanged, branches=branches)
     reason = next((choice.finish_reason or "" for choice in chat.choices[:1]), "")
-    return replace(talk, stop_reason=reason, other_lines=other_lines(whole))
+    return replace(talk, stop_reason=reason or talk.stop_reason, other_lines=other_lines(whole))
 
 
 def anthropic_messages(body: Mapping[str, Any], place: str) -> Conversation:
@@ -212,28 +213,39 @@ def _conversation(
 
 
 def _joined(body: Mapping[str, Any], place: str) -> tuple[Mapping[str, Any], bool]:
-    """Return a `{request, response}` pair as one body, and whether it was a pair. Both may be recorded HTTP, with `body` inside."""
+    """Return a `{request, response}` pair as one body, and whether it was a pair."""
     if not isinstance(body.get("request"), dict):
         return body, False
+    context, answer, outer = request_and_response(body, place)
+    own = {
+        name: answer[name]
+        for name in ("choices", "created", "model", "stop_reason")
+        if name in answer
+    }
+    own["response_id"] = as_string(answer.get("id")) or None
+    messages = [*sequence(context.get("messages"))]
+    if answer.get("type") == "message":
+        messages.append({"role": "assistant", "content": answer.get("content")})
+    return {**context, **own, **outer, "messages": messages}, True
+
+
+def request_and_response(
+    body: Mapping[str, Any], place: str
+) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]:
+    """Return the request, the response, and what stands beside them in a `{request, response}` pair; any other body is both.
+
+    Request and response may be recorded HTTP, with `body` inside, and the response a recorded stream.
+    """
+    if not isinstance(body.get("request"), dict):
+        return body, body, {}
     request = as_mapping(body["request"])
-    context = as_mapping(request.get("body", request))
     answer = body.get("response")
     if isinstance(answer, dict):
         answer = answer.get("body", answer)
     if isinstance(answer, str):
         answer = _recorded(answer, f"{place}.response.body".lstrip("."))
-    acknowledged = as_mapping(answer)
     outer = {name: value for name, value in body.items() if name not in ("request", "response")}
-    own = {
-        name: acknowledged[name]
-        for name in ("choices", "created", "model", "stop_reason")
-        if name in acknowledged
-    }
-    own["response_id"] = as_string(acknowledged.get("id")) or None
-    messages = [*sequence(context.get("messages"))]
-    if acknowledged.get("type") == "message":
-        messages.append({"role": "assistant", "content": acknowledged.get("content")})
-    return {**context, **own, **outer, "messages": messages}, True
+    return as_mapping(request.get("body", request)), as_mapping(answer), outer
 
 
 def _recorded(answer: str, place: str) -> Any:
@@ -243,16 +255,46 @@ def _recorded(answer: str, place: str) -> Any:
     """
     if answer.lstrip().startswith("{"):
         return parse_json(answer.encode(), place)
-    message: dict[str, Any] = {}
-    blocks: dict[int, dict[str, Any]] = {}
+    events = [
+        as_mapping(parse_json(row.removeprefix("data:").encode(), place))
+        for row in answer.split("\n")
+        if row.startswith("data:") and row.strip() != "data: [DONE]"
+    ]
+    whole = _whole_response(events) or _whole_completion(events) or _whole_message(events)
+    if not whole:
+        raise Rejected(
+            f"{place}: expected JSON or the server-sent events of OpenAI or Anthropic",
+            remedy="send the stream as recorded, or the final message",
+        )
+    return whole
+
+
+def _whole_response(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the response of a stream of OpenAI's Responses API. One that was cut has the items that were done."""
+    response: dict[str, Any] = {}
+    items: list[object] = []
+    for event in events:
+        kind = as_string(event.get("type"))
+        if kind.startswith("response."):
+            response.update(as_mapping(event.get("response")))
+        if kind == "response.output_item.done":
+            items.append(event.get("item"))
+    return {**response, "output": response.get("output") or items} if response or items else {}
+
+
+def _whole_completion(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     completion: dict[str, Any] = {}
-    for row in answer.split("\n"):
-        if not row.startswith("data:") or row.strip() == "data: [DONE]":
-            continue
-        event = as_mapping(parse_json(row.removeprefix("data:").encode(), place))
+    for event in events:
         if "choices" in event:
             _add_chunk(completion, event)
-            continue
+    return completion
+
+
+def _whole_message(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the message of a stream of Anthropic's Messages API."""
+    message: dict[str, Any] = {}
+    blocks: dict[int, dict[str, Any]] = {}
+    for event in events:
         index, delta = event.get("index", 0), as_mapping(event.get("delta"))
         if not isinstance(index, int):
             continue
@@ -264,16 +306,9 @@ def _recorded(answer: str, place: str) -> Any:
             blocks[index] = dict(as_mapping(event.get("content_block")))
         elif index in blocks:
             _extend(blocks[index], delta)
-    if completion:
-        return completion
-    if not message:
-        raise Rejected(
-            f"{place}: expected JSON or the server-sent events of OpenAI or Anthropic",
-            remedy="send the stream as recorded, or the final message",
-        )
     for block in blocks.values():
         block["input"] = as_string(block.pop("partial_json", "")) or block.get("input")
-    return {**message, "content": [blocks[index] for index in sorted(blocks)]}
+    return {**message, "content": [blocks[n] for n in sorted(blocks)]} if message else {}
 
 
 def _add_chunk(completion: dict[str, Any], chunk: Mapping[str, Any]) -> None:
@@ -324,59 +359,3 @@ def _party(value: str | dict[str, Any] | None) -> tuple[str, str] | None:
 
 def _moment(value: float | str | None, place: str, field: str) -> datetime | None:
     return None if value in (None, "") else parse_datetime(value, f"{place}.{field}".lstrip("."))
-
-
-_ITEM_TYPES = ("message", "function_call", "function_call_output", "reasoning")
-_ARGUMENTS = ("arguments", "input", "action", "queries", "code")
-"""Fields of a call of a tool of OpenAI's or of another server, of which each type has one."""
-_RESULTS = ("output", "results", "outputs", "error")
-
-
-def is_item_list(value: object) -> bool:
-    """Return whether a value is a list of OpenAI's conversation items (Responses and Conversations APIs).
-
-    Each item has a type, at least one a type known here: there are many more for the calls of OpenAI's own tools.
-    """
-    items = [as_mapping(item) for item in sequence(value)]
-    types = [as_string(item.get("type")) for item in items]
-    whole = any("messages" in item or "choices" in item for item in items)
-    return all(types) and not whole and not set(types).isdisjoint(_ITEM_TYPES)
-
-
-def conversation_of_items(body: Mapping[str, Any], field: str) -> dict[str, Any]:
-    """Return a list of OpenAI's items as one chat body: an item is a turn, not a conversation.
-
-    `web_search_call`, `mcp_call`, `mcp_approval_request` and others are calls of tools, most with their result. Another item has
-    the words of its summary, if any.
-    """
-    messages: list[dict[str, Any]] = []
-    for item in map(as_mapping, sequence(body.get(field))):
-        kind = as_string(item.get("type"))
-        call_id = as_string(item.get("call_id")) or as_string(item.get("id"))
-        if kind == "message":
-            messages.append({"role": item.get("role"), "content": item.get("content")})
-        elif kind.endswith(("_call", "_request")):
-            arguments = next((item[name] for name in _ARGUMENTS if item.get(name)), "")
-            function = {
-                "name": as_string(item.get("name")) or kind.removesuffix("_call"),
-                "arguments": arguments if isinstance(arguments, str | dict) else _text(arguments),
-            }
-            call = {"id": call_id, "function": function}
-            messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
-            result = next((item[name] for name in _RESULTS if item.get(name)), None)
-            if result is not None:
-                messages.append({"role": "tool", "content": _text(result), "tool_call_id": call_id})
-        elif kind.endswith("_call_output"):
-            text = _text(item.get("output"))
-            messages.append({"role": "tool", "content": text, "tool_call_id": call_id})
-        else:
-            summary = [
-                {**as_mapping(part), "type": "thinking"} for part in sequence(item.get("summary"))
-            ]
-            messages.append({"role": "assistant", "content": summary})
-    outer = {name: value for name, value in body.items() if name not in ("object", field)}
-    return {**outer, "format": "openai.chat", "messages": messages}
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else canonical(value).decode()

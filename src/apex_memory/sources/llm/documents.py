@@ -72,7 +72,8 @@ CONVERSATION_FIELDS = RecordFields(
     },
     note="Of a turn: its words, tool calls and results, cut at 1,000 characters; thinking and system texts if the settings "
     "include them; names of pictures, sounds and files, and the words of documents that are given as text. Ids of single messages and blocks are left out: a conversation is "
-    "found by its own.",
+    "found by its own. Of OpenAI's Responses API: `input`, `output`, and why a response is incomplete or failed; `instructions` with "
+    "`include_system`; its settings of the call are left out.",
 )
 
 

@@ -15,14 +15,15 @@ from apex_memory.model import Assertion, Document, Event, Priority, micros
 from apex_memory.model import Turn as SpokenTurn
 from apex_memory.sources.base import InboundRequest, Received, Sample, Source, SourceSettings
 from apex_memory.sources.fields import RecordFields, labelled
-from apex_memory.sources.llm.chats import (
-    anthropic_messages,
-    conversation_of_items,
-    is_item_list,
-    openai_chat,
-)
+from apex_memory.sources.llm.chats import anthropic_messages, openai_chat
 from apex_memory.sources.llm.documents import CONVERSATION_FIELDS, Conversation, Turn
 from apex_memory.sources.llm.exports import chatgpt_export, claude_export
+from apex_memory.sources.llm.responses import (
+    conversation_of_items,
+    is_item_list,
+    is_responses,
+    openai_responses,
+)
 from apex_memory.sources.llm.settings import LLMSettings
 from apex_memory.sources.payloads import (
     as_mapping,
@@ -38,6 +39,7 @@ from apex_memory.sources.payloads import (
 CONTENT_TYPE = "application/vnd.apex.conversation+json"
 FORMATS: Mapping[str, Callable[[Mapping[str, Any], str], Conversation]] = {
     "openai.chat": openai_chat,
+    "openai.responses": openai_responses,
     "anthropic.messages": anthropic_messages,
     "chatgpt.export": chatgpt_export,
     "claude.export": claude_export,
@@ -199,9 +201,7 @@ def _conversations(request: InboundRequest) -> Iterator[tuple[str, Mapping[str, 
         yield place, item
 
 
-_EXPECTED = (
-    f"send `messages`, `mapping` or `chat_messages`, or name the format: {', '.join(FORMATS)}"
-)
+_EXPECTED = f"send `messages`, `input`, `mapping` or `chat_messages`, or name the format: {', '.join(FORMATS)}"
 _ANTHROPIC_BLOCKS = ("tool_use", "tool_result", "thinking", "redacted_thinking", "server_tool_use")
 
 
@@ -221,13 +221,16 @@ def _format(body: Mapping[str, Any], place: str, given: str | None) -> str:
         context = as_mapping(as_mapping(body["request"]).get("body", body["request"]))
         answer = as_mapping(body.get("response"))
         return _chat_format({**context, **as_mapping(answer.get("body", answer))})
-    if "messages" in body or "choices" in body or body.get("type") == "message":
+    known = "messages" in body or "choices" in body or body.get("type") == "message"
+    if known or is_responses(body):
         return _chat_format(body)
     raise Rejected(f"{place or 'body'}: unknown conversation format", remedy=_EXPECTED)
 
 
 def _chat_format(body: Mapping[str, Any]) -> str:
-    """Return the vendor of a request: OpenAI's and Anthropic's differ by blocks, `system` and the model's name."""
+    """Return the format of a request, a response, or both: OpenAI's and Anthropic's chats differ by blocks, `system` and the model's name."""
+    if is_responses(body):
+        return "openai.responses"
     kinds: set[object] = set()
     for message in sequence(body.get("messages")):
         parts = sequence(as_mapping(message).get("content"))

@@ -44,7 +44,7 @@ _LABEL = re.compile(
 )
 # Forms have several columns. Without a colon it may be a header.
 _COLUMN_LABEL = re.compile(
-    rf"(?:[ ]{{2}}|\t|\|[ ]){_PARTY_LABEL}:[ \t]?\|?[ \t]{{0,60}}([^\n|]{{2,80}})",
+    rf"[ \t](?:(?<=[ ]{{2}})|(?<=\t)|(?<=\|[ ])){_PARTY_LABEL}:[ \t]?\|?[ \t]{{0,60}}([^\n|]{{2,80}})",
     re.IGNORECASE,
 )
 _PARTY_END = re.compile(

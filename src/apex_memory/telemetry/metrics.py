@@ -101,7 +101,7 @@ INBOX_OPEN = Gauge(
 )
 STALLS = Counter(
     "apex_source_stalls",
-    "Times that nobody worked on a source's ready events for a minute, and the direct path drained it.",
+    "Turns of a source on the direct path because nobody had worked on its ready events for a minute.",
     ["source"],
 )
 OLDEST_SECONDS = Gauge("apex_inbox_oldest_seconds", "Age of the oldest open event.", ["source"])

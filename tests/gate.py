@@ -17,6 +17,7 @@ AGAIN_MAX = 8
 TESTS_FAILED = 1  # the exit code of pytest; others are errors of the run itself
 FAILED = Path(".pytest_cache/v/cache/lastfailed")
 SAME = ("--servers", "--randomly-seed=1")
+SLOWEST = "--durations=30"  # the list of what to look at when the gate becomes slow
 
 
 def run(arguments: Sequence[str], *, again: Sequence[str] = SAME) -> int:
@@ -38,4 +39,4 @@ def _pytest(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run([*SAME, *sys.argv[1:]]))
+    sys.exit(run([*SAME, SLOWEST, *sys.argv[1:]]))

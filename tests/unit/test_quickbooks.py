@@ -352,7 +352,7 @@ async def test_hints_are_fetched_and_acknowledged_whatever_became_of_the_record(
         del simulator.books.versions["Bill", "45"]
         keys = [f"{REALM}:Invoice:45", f"{REALM}:Bill:45:deleted", f"{REALM}:Bill:4711", "7:Invoice:45", f"{REALM}:Estimate:1", "x"]  # fmt: skip
         await held.pull(change_hints=[ChangeHint(key, at) for key in keys])
-        assert held.acknowledged == keys
+        assert sorted(held.acknowledged) == sorted(keys)
         assert f"{REALM}:Invoice:45" in held.live()
         gone = held.newest()[f"{REALM}:Bill:45"]
         assert held.source.document(gone).deleted

@@ -13,7 +13,7 @@ import httpx2
 from apex_memory.errors import Misconfigured, Unavailable
 from apex_memory.mirror.copies import Headers
 from apex_memory.mirror.guard import GuardedBackend, Network
-from apex_memory.sources.http import retry_after
+from apex_memory.sources.http import stated_wait
 
 SEND_SECONDS = 15.0  # from the resolution of the name to the status of the response
 READ_BYTES = 65_536  # of a response, so that its connection can serve the next request
@@ -84,7 +84,9 @@ def outcome_of(status: int, retry: str | None) -> Outcome:
     if 200 <= status < 300:
         return Outcome("delivered")
     if status >= 500 or status in TRANSIENT:
-        return Outcome("failed", f"the target responds with status {status}", retry_after(retry))
+        return Outcome(
+            "failed", f"the target responds with status {status}", stated_wait(retry or "")
+        )
     if 300 <= status < 400:
         return Outcome("refused", f"the target redirects ({status}), which is not followed")
     return Outcome("refused", f"the target refuses it with status {status}")

@@ -193,11 +193,12 @@ def retry_after(text: str | None) -> float | None:
     None also for more than `LONGEST_RETRY_AFTER`, such as a time in seconds since 1970 or milliseconds: a source that waited
     for it would stand still.
     """
-    seconds = _seconds_in(text or "")
+    seconds = stated_wait(text or "")
     return seconds if seconds is not None and seconds <= LONGEST_RETRY_AFTER else None
 
 
-def _seconds_in(text: str) -> float | None:
+def stated_wait(text: str) -> float | None:
+    """Return the seconds in a `Retry-After` header, however many; None for anything else."""
     try:
         return max(0.0, float(text))
     except ValueError:

@@ -53,7 +53,7 @@ class QuickBooksPull:
         A company that fails, such as one whose connection has ended, does not stop the others; the pull fails at the end.
         """
         foreign = [hint for hint in self._change_hints if self._realm_of(hint) not in self._apis]
-        if foreign:
+        if foreign and not self._window:
             yield Page(acknowledged=foreign)
         failed: dict[str, ApexError] = {}
         steps = (self._history,) if self._window else (self._hinted, self._company)

@@ -645,6 +645,7 @@ def test_a_response_of_openai_is_a_conversation_of_its_own() -> None:
     assert turns(document) == ANSWERED
     assert "resp_0" in document.text and "conv_1" in document.text
     assert "You are brief." not in document.text and "format" not in document.text
+    assert document.text.count("resp_1") == 1
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ _READ = ("input", "output", "instructions", "id", "object", "created_at")
 """Fields that `openai_responses` reads. A chat's `created_at` is another one, the time of its first message."""
 _NOT_SHOWN = frozenset(
     [
+        "object",
         "input",
         "output",
         "instructions",
@@ -67,15 +68,16 @@ def openai_responses(body: Mapping[str, Any], place: str) -> Conversation:
     incomplete = as_mapping(response.get("incomplete_details"))
     given_fields = {**request, **response}
     kept = {name: value for name, value in given_fields.items() if name not in _READ}
+    kept.update(outer)
     own = {
         "id": response.get("id"),
-        "response_id": response.get("id"),
+        "response_id": response.get("id") if kept.get("conversation_id") is not None else None,
         "created": response.get("created_at"),
         "messages": messages,
         "stop_reason": as_string(incomplete.get("reason"))
         or as_string(as_mapping(response.get("error")).get("message")),
     }
-    return openai_chat({**kept, **outer, **own}, place, whole=_with_lines(body))
+    return openai_chat({**kept, **own}, place, whole=_with_lines(body))
 
 
 def _with_lines(body: Mapping[str, Any]) -> dict[str, Any]:

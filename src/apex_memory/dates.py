@@ -71,7 +71,7 @@ _DAYS_BEFORE_MONTH = re.compile(
     rf"([^\W\d_]{{3,12}})\.?,?[ ](?:(?:de|del)[ ])?{YEAR}(?![\w-])",
     re.IGNORECASE,
 )
-# Every range of days of one month has it. Few texts do, and looking for it takes a tenth of the patterns' own time.
+# Every range of days of one month has it. Few texts do, and looking for it takes a seventh of the patterns' own time.
 _JOINED_NUMBERS = re.compile(
     rf"[0-9](?<![\w:$€£.,/-].)[0-9]?(?:st|nd|rd|th|er|\.)?{_JOINT}[0-9]{{1,2}}(?![0-9-])",
     re.IGNORECASE,
@@ -224,8 +224,8 @@ def _with_years(text: str, days: Iterator[WrittenDay]) -> Iterator[WrittenDay]:
         known = day
         is_range = following is not None and _RANGE_SIGN.fullmatch(text, day.end, following.start)
         if following is not None and is_range and day.year is None and following.year is not None:
-            is_last_year = (day.month, day.day) > (following.month, following.day)
-            year = following.year - is_last_year
+            is_of_year_before = (day.month, day.day) > (following.month, following.day)
+            year = following.year - 1 if is_of_year_before else following.year
             if _is_day(year, day.month, day.day):
                 known = replace(day, year=year)
         yield known

@@ -606,6 +606,21 @@ async def test_hints_are_acknowledged_also_when_the_record_is_deleted_or_foreign
         assert micros(at) < gone.version < micros(at + timedelta(milliseconds=1))
 
 
+async def test_a_shipment_that_is_named_before_it_is_visible_is_not_deleted(desk: Desk) -> None:
+    """Its tombstone would be newer than the shipment, and hide it until its next change."""
+    async with desk() as ward:
+        young = ChangeHint("shipment:1", datetime.now(UTC))
+        done = await ward.pull(change_hints=[young])
+        assert not done.events and [item.hint for item in done.unfetched] == [young]
+        ward.shelf.rows = [row(1, 1)]
+        done = await ward.pull(change_hints=[young])
+        assert done.ids[0] == "1" and done.acknowledged == ["shipment:1"]
+        ward.shelf.rows = []
+        old = ChangeHint("shipment:1", datetime.now(UTC) - timedelta(minutes=2))
+        (gone,) = (await ward.pull(change_hints=[old])).events
+        assert ward.source.document(gone).deleted
+
+
 async def test_a_delete_is_above_what_we_have_and_below_what_comes_back(desk: Desk) -> None:
     async with desk() as ward:
         ward.shelf.rows = [{"id": 1}]  # has no time of change

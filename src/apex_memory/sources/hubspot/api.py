@@ -43,9 +43,8 @@ from apex_memory.sources.payloads import (
 
 SEARCH_PAGE, LIST_PAGE, READ_PAGE = 200, 100, 100  # records per call, HubSpot's limits
 AHEAD = timedelta(hours=1)  # a time further ahead of this machine's clock does not move the cursor
-NOT_FOUND = (
-    "OBJECT_NOT_FOUND"  # category of an error in a response to a batch: the object does not exist
-)
+NOT_FOUND = "OBJECT_NOT_FOUND"
+"""Category of an error in a response to a batch: the object does not exist."""
 PATIENCE = 60.0  # longest total wait for short limits inside one call, in seconds
 
 

@@ -673,3 +673,19 @@ async def test_what_hubspot_could_not_read_is_not_deleted() -> None:
         assert "company:9001" in held.live(), "it may exist"
         assert [item.hint.key for item in held.unfetched] == ["company:9001"]
         assert held.acknowledged == ["company:9002"]
+
+
+async def test_an_object_that_is_named_before_it_is_visible_is_not_deleted() -> None:
+    """A change of associations is newer than the object itself: its tombstone would hide the object until its next change."""
+    young = ChangeHint("company:424242", datetime.now(UTC))
+    old = ChangeHint(young.key, datetime.now(UTC) - timedelta(minutes=2))
+    async with hubspot(archived_seconds=1e6) as (_, held):
+        await held.pull()
+        await held.pull(change_hints=[young, ChangeHint("company:9002", young.at)])
+        assert [item.hint for item in held.unfetched] == [young]
+        assert held.acknowledged == ["company:9002"], "it holds no other"
+        assert young.key not in held.newest()
+        await held.pull(change_hints=[old])
+        assert held.acknowledged[-1] == young.key
+        gone = held.newest()[young.key]
+        assert held.source.document(gone).deleted and gone.occurred_at == old.at

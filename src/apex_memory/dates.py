@@ -37,6 +37,16 @@ _YEAR_FIRST = re.compile(
 _YEAR_FIRST_NAMED = re.compile(
     rf"(?<![0-9]){YEAR}[ ]?[年년][ ]?(\d{{1,2}})[ ]?[月월][ ]?(\d{{1,2}})[ ]?[日号일]", re.ASCII
 )
+# With the name of the month in the middle: `2026-Mar-05`, `2026 March 5`, `2026. március 5.`, `2026 m. kovo 5 d.`.
+_YEAR_BEFORE_NAME = re.compile(
+    # The look behind stands inside, because a pattern that begins with digits is found faster.
+    r"((?:19|20)(?<![\w/.=-]..)[0-9]{2})(?:\.?[ ]|[ ]?m\.[ ]|([-/]))"
+    rf"([^\W\d_]{{3,12}})(?(2)\2|\.?[ ])([0-9]{{1,2}})(?:st|nd|rd|th)?"
+    rf"(?![\w:%/-]|[.,][0-9]|,?[ ]{YEAR})",
+    re.IGNORECASE,
+)
+_DAY_OF_YEAR_BEFORE = re.compile(r"(?:[0-9]|[0-9,./–-][ ]|([^\W\d_]{3,12})\.?[ ](?:del?[ ])?)\Z")
+"""What stands before a year that belongs to the day before it: `March 3, 2026 March 5`."""
 _YEAR_LAST = re.compile(
     # In a row of a CSV file the next cell may follow; a comma after `1.2.26` would be a decimal one.
     r"(?<![\w./#$€£-])(\d{1,2})([./-])(\d{1,2})\2((?:19|20)\d\d|\d\d)(?![\w/%-]|[.:]\d|(?<!\d{4})(?<!/\d\d),\d)",
@@ -49,7 +59,7 @@ _MONTH_NAMED = re.compile(
 # Two digits are a year after a sign (`3-Mar-26`), and after a blank where nothing follows that they could count.
 _DAY_NAMED = re.compile(
     rf"(?<![\w$€£.,/-])(\d{{1,2}})(?:st|nd|rd|th)?(?: of)?[ /-]{MONTH}\.?"
-    rf"(?:,?[ /-]{YEAR}|[/-]'?(\d\d)|,?[ ]'?(\d\d)(?=[ ]{{0,3}}(?:[,;)\]\n]|\.(?!\d)|\Z|\d{{1,2}}:\d\d)))?(?![\w-])",
+    rf"(?:,?[ /-]{YEAR}|[/-]'?(\d\d)|,?[ ]'?(\d\d)(?=[ ]{{0,3}}(?:[,;)\]\n]|\.(?!\d)|\Z|\d{{1,2}}:\d\d)))?(?!(?u:\w)|-)",
     re.IGNORECASE | re.ASCII,
 )
 # In other languages: `3. März 2026`, `12 de marzo de 2026`, `1er mars`, `1º de maio`, `5-Okt-2026`, `15 maja 2026`.
@@ -150,6 +160,7 @@ def written_days(text: str, order: DateOrder = "auto") -> Iterator[WrittenDay]:
     """Yield the days that a text names, in no order. Those of numbers alone must have a year here."""
     yield from days_of_numbers(text, order)
     yield from named_days(text)
+    yield from days_after_their_year(text)
     yield from days_named_elsewhere(text)
     yield from days_of_one_month(text)
 
@@ -177,8 +188,33 @@ def named_days(text: str) -> Iterator[WrittenDay]:
     yield from _with_years(text, _named_days(text))
 
 
+def days_after_their_year(text: str) -> Iterator[WrittenDay]:
+    """Yield the days whose year stands before the name of their month, in no order."""
+    for match in _years_before_names(text):
+        if month := _month(match[3]):
+            yield from _day(match, match[1], month, match[4])
+
+
+def _years_before_names(text: str) -> Iterator[re.Match[str]]:
+    for match in _YEAR_BEFORE_NAME.finditer(text):
+        start = match.start()
+        before = _DAY_OF_YEAR_BEFORE.search(text, max(0, start - _BEFORE_CHARS), start)
+        if before is None or (before[1] and not _month(before[1])):
+            yield match
+
+
+def _month(name: str) -> int | None:
+    """Return 1 to 12 for the name of a month in any language; None for another word."""
+    if _ENGLISH_NAME.match(name):
+        return month_number(name)
+    known = month_named(name)
+    return known.month if known else None
+
+
 def _named_days(text: str) -> Iterator[WrittenDay]:
     after = {match.start(1): match for match in _MONTH_NAMED.finditer(text)}
+    for match in _years_before_names(text) if after else ():  # left to `days_after_their_year`
+        after.pop(match.start(3), None)
     if _JOINED_NUMBERS.search(text):
         for match in _DAYS_AFTER_MONTH.finditer(text):  # left to `days_of_one_month`
             after.pop(match.start(1), None)
@@ -205,16 +241,12 @@ def days_of_one_month(text: str) -> Iterator[WrittenDay]:
         yield from _day(match, year, month, match[2], end=match.end(2))
         yield from _day(match, year, month, match[3], start=match.start(3))
     for match in _DAYS_BEFORE_MONTH.finditer(text):
-        name = month_named(match[3])
-        if _ENGLISH_NAME.match(match[3]):
-            month = month_number(match[3])
-        elif name is not None:
-            month = name.month
-        else:
+        named = _month(match[3])
+        if named is None:
             continue
-        yield from _day(match, match[4], month, match[1], end=match.end(1))
+        yield from _day(match, match[4], named, match[1], end=match.end(1))
         if not text[match.start(2) - 1].isspace():  # behind a blank it is a day by itself
-            yield from _day(match, match[4], month, match[2], start=match.start(2))
+            yield from _day(match, match[4], named, match[2], start=match.start(2))
 
 
 def _with_years(text: str, days: Iterator[WrittenDay]) -> Iterator[WrittenDay]:

@@ -49,9 +49,98 @@ _LANGUAGES = (
         "września/wrzesień października/październik listopada/listopad grudnia/grudzień",
         "sty lut mar kwi - cze lip sie wrz paź lis gru",
     ),
+    (
+        "с со до от к по на",  # Russian
+        "января/январь февраля/февраль марта/март апреля/апрель мая/май июня/июнь июля/июль августа/август сентября/сентябрь "
+        "октября/октябрь ноября/ноябрь декабря/декабрь",
+        "янв февр/фев мар апр - июн июл авг сент/сен окт нояб/ноя дек",
+    ),
+    (
+        "з із до від на по",  # Ukrainian
+        "січня/січень лютого/лютий березня/березень квітня/квітень травня/травень червня/червень липня/липень серпня/серпень "
+        "вересня/вересень жовтня/жовтень листопада/листопад грудня/грудень",
+        "січ лют бер квіт трав черв лип серп вер жовт лист груд",
+    ),
+    (
+        "dne od do ke",  # Czech; its abbreviations are other words
+        "ledna/leden února/únor března/březen dubna/duben května/květen června/červen července/červenec srpna/srpen září "
+        "října/říjen listopadu/listopad prosince/prosinec",
+        "- - - - - - - - - - - -",
+    ),
+    (
+        "dňa od do",  # Slovak
+        "januára/január februára/február marca/marec apríla/apríl mája/máj júna/jún júla/júl augusta/august "
+        "septembra/september októbra/október novembra/november decembra/december",
+        "jan feb mar apr - - - aug sep okt nov dec",
+    ),
+    (
+        "din de pe la până",  # Romanian
+        "ianuarie februarie martie aprilie mai iunie iulie august septembrie octombrie noiembrie decembrie",
+        "ian feb mar apr - iun iul aug sept oct nov dec",
+    ),
+    (
+        "tarihi tarihinde",  # Turkish
+        "ocak şubat mart nisan mayıs haziran temmuz ağustos eylül ekim kasım aralık",
+        "oca şub mar nis may haz tem ağu eyl eki kas ara",
+    ),
+    (
+        "den från till senast",  # Swedish
+        "januari februari mars april maj juni juli augusti september oktober november december",
+        "jan feb mar apr - jun jul aug sep okt nov dec",
+    ),
+    (
+        "den fra til senest",  # Danish and Norwegian
+        "januar februar marts/mars april maj/mai juni juli august september oktober november december/desember",
+        "jan feb mar apr - jun jul aug sep okt nov dec/des",
+    ),
+    (
+        "",  # Finnish, whose abbreviations nobody writes after a day
+        "tammikuuta/tammikuu helmikuuta/helmikuu maaliskuuta/maaliskuu huhtikuuta/huhtikuu toukokuuta/toukokuu kesäkuuta/kesäkuu "
+        "heinäkuuta/heinäkuu elokuuta/elokuu syyskuuta/syyskuu lokakuuta/lokakuu marraskuuta/marraskuu joulukuuta/joulukuu",
+        "- - - - - - - - - - - -",
+    ),
+    (
+        "",  # Hungarian
+        "január február március április május június július augusztus szeptember október november december",
+        "jan febr márc ápr máj jún júl aug szept okt nov dec",
+    ),
+    (
+        "nuo iki",  # Lithuanian
+        "sausio/sausis vasario/vasaris kovo/kovas balandžio/balandis gegužės/gegužė birželio/birželis liepos/liepa "
+        "rugpjūčio/rugpjūtis rugsėjo/rugsėjis spalio/spalis lapkričio/lapkritis gruodžio/gruodis",
+        "- - - - - - - - - - - -",
+    ),
 )
-_OTHER_WORDS = frozenset(("mars", "mayo", "april", "august", "maja", "maj", "marca", "julio"))
-"""Wide names that are another word, or the name of a person."""
+_OTHER_WORDS = frozenset(
+    [
+        "mars",
+        "mayo",
+        "april",
+        "august",
+        "maja",
+        "maj",
+        "marca",
+        "julio",
+        "mart",
+        "nisan",
+        "kasım",
+        "kasim",
+        "eylül",
+        "eylul",
+        "augusta",
+        "leden",
+        "duben",
+        "жовтень",
+        "лютий",
+        "май",
+        "март",
+        "август",
+        "kovas",
+        "liepa",
+        "balandis",
+    ]
+)
+"""Wide names that are another word, or the name of a person or a place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +155,7 @@ class MonthName:
 
 
 def _without_accents(text: str) -> str:
-    parts = unicodedata.normalize("NFD", text)
+    parts = unicodedata.normalize("NFD", text.replace("ı", "i"))
     return "".join(part for part in parts if not unicodedata.combining(part))
 
 
@@ -77,8 +166,8 @@ def _month_names() -> dict[str, MonthName]:
         for is_wide, columns in ((True, wide), (False, short)):
             for month, column in enumerate(columns.split(), start=1):
                 for name in () if column == "-" else column.split("/"):
-                    is_sure = is_wide and name not in _OTHER_WORDS
                     for form in {name, _without_accents(name)}:
+                        is_sure = is_wide and form not in _OTHER_WORDS
                         known = names.get(form, MonthName(month))
                         names[form] = MonthName(
                             known.month,
@@ -94,7 +183,8 @@ _NAMES: Mapping[str, MonthName] = _month_names()
 
 def month_named(name: str) -> MonthName | None:
     """Return what a name stands for, in any case; None for a word that is no month's name."""
-    return _NAMES.get(name.lower())
+    # The capital of the Turkish i becomes two characters.
+    return _NAMES.get(name.lower().replace("i\u0307", "i"))
 
 
 def _alternatives(names: list[str]) -> str:

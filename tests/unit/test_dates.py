@@ -321,10 +321,56 @@ def test_days_of_a_range_share_what_stands_behind_the_last_one(
         "2026년 3월 5일",
         "2026.03.05",
         "配達2026年03月05日",
+        "2026-Mar-05",
+        "2026/Mar/5 14:00",
+        "closed 2026 March 5.",
+        "2026. március 5.",
+        "2026 m. kovo 5 d.",
     ],
 )
 def test_the_year_may_stand_first(text: str) -> None:
     assert days(text) == ["2026-03-05"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("March 3, 2026 March 5, 2026", ["2026-03-03", "2026-03-05"]),
+        ("3 March 2025 April 5, 2026", ["2025-03-03", "2026-04-05"]),
+        ("3 de marzo de 2025 abril 5", ["2025-03-03"]),
+        ("March 2025 April 5, 2026", ["2026-04-05"]),
+        ("03.03.2025 April 5, 2026", ["2025-03-03", "2026-04-05"]),
+        ("in 2025 pallets 5", []),
+        ("2026 April 31", []),
+        ("invoice-2026-Mar-05", []),
+    ],
+)
+def test_a_year_belongs_to_one_day(text: str, wanted: list[str]) -> None:
+    assert days(text) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("с 5 марта", "2024-03-05"),
+        ("5 октября", "2023-10-05"),
+        ("5 МАЯ 2026 г.", "2026-05-05"),
+        ("до 5 окт.", "2023-10-05"),
+        ("5 березня 2026 р.", "2026-03-05"),
+        ("5. března 2026", "2026-03-05"),
+        ("5. ŘÍJNA 2026", "2026-10-05"),
+        ("5. októbra 2026", "2026-10-05"),
+        ("5 EKİM 2026", "2026-10-05"),
+        ("5 Kasim 2026", "2026-11-05"),
+        ("5 Ağu 2026", "2026-08-05"),
+        ("5 noiembrie 2026", "2026-11-05"),
+        ("den 5 mars 2026", "2026-03-05"),
+        ("5. desember 2026", "2026-12-05"),
+        ("5. maaliskuuta 2026", "2026-03-05"),
+    ],
+)
+def test_months_of_more_languages(text: str, wanted: str) -> None:
+    assert days(text) == [wanted]
 
 
 ELSEWHERE = [
@@ -342,6 +388,17 @@ ELSEWHERE = [
     "{day} de {jan.,fev.,mar.,abr.,mai.,jun.,jul.,ago.,set.,out.,nov.,dez.} de {year}",
     "{day} {jan,feb,mrt,apr,mei,jun,jul,aug,sep,okt,nov,dec} {year}",
     "{day} {sty,lut,mar,kwi,maj,cze,lip,sie,wrz,paź,lis,gru} {year}",
+    "{day} {января,февраля,марта,апреля,мая,июня,июля,августа,сентября,октября,ноября,декабря} {year}",
+    "{day} {січня,лютого,березня,квітня,травня,червня,липня,серпня,вересня,жовтня,листопада,грудня} {year}",
+    "{day}. {ledna,února,března,dubna,května,června,července,srpna,září,října,listopadu,prosince} {year}",
+    "{day}. {januára,februára,marca,apríla,mája,júna,júla,augusta,septembra,októbra,novembra,decembra} {year}",
+    "{day} {ianuarie,februarie,martie,aprilie,mai,iunie,iulie,august,septembrie,octombrie,noiembrie,decembrie} {year}",
+    "{day} {Ocak,Şubat,Mart,Nisan,Mayıs,Haziran,Temmuz,Ağustos,Eylül,Ekim,Kasım,Aralık} {year}",
+    "{day} {januari,februari,mars,april,maj,juni,juli,augusti,september,oktober,november,december} {year}",
+    "{day}. {januar,februar,marts,april,maj,juni,juli,august,september,oktober,november,december} {year}",
+    "{day}. {tammikuuta,helmikuuta,maaliskuuta,huhtikuuta,toukokuuta,kesäkuuta,heinäkuuta,elokuuta,syyskuuta,lokakuuta,marraskuuta,joulukuuta} {year}",
+    "{year}. {január,február,március,április,május,június,július,augusztus,szeptember,október,november,december} {day}.",
+    "{year} m. {sausio,vasario,kovo,balandžio,gegužės,birželio,liepos,rugpjūčio,rugsėjo,spalio,lapkričio,gruodžio} {day} d.",
 ]
 
 

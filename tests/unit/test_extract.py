@@ -235,6 +235,27 @@ def test_values(text: str, predicate: str, values: list[str]) -> None:
     assert sorted(valued(text, predicate)) == sorted(values)
 
 
+@pytest.mark.parametrize(
+    ("text", "amounts", "dates"),
+    [
+        ("Rate ~~$1,200.00~~ **$1,350.00**", ["1350.00 USD"], []),
+        ("~~$1,200 by 2026-11-03~~ $1,350 by 2026-11-05", ["1350.00 USD"], ["2026-11-05"]),
+        ("~~was $5.00~~, then $5.00", ["5.00 USD"], []),
+        ("about ~~ $7.00", ["7.00 USD"], []),
+        ("~~~\n$8.00\n~~~", ["8.00 USD"], []),  # a block of code
+        ("~~$9.00\n$10.00~~", ["9.00 USD", "10.00 USD"], []),
+    ],
+)
+def test_what_is_struck_through_is_no_value(
+    text: str, amounts: list[str], dates: list[str]
+) -> None:
+    assert valued(text, "amount") == amounts and valued(text, "date") == dates
+
+
+def test_what_is_struck_through_is_still_mentioned() -> None:
+    assert "po:12345678" in mentioned("~~PO 12345678~~ PO 87654321")
+
+
 def test_a_day_without_a_year_is_the_nearest_to_the_text() -> None:
     text = "pickup Dec 28, drivers march 3 miles, 4 may wait"
     assertions = extract(text, (), at=date(2026, 1, 3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import time
 from collections.abc import AsyncIterator
 from email.header import Header
@@ -697,3 +698,47 @@ def test_a_date_in_iso_form_is_read() -> None:
 def test_people_whose_names_have_marks_are_people(name: str) -> None:
     read = read_mail(f"From: {name} <a@x.example>\r\n\r\nHi".encode())
     assert any(item.subject.startswith("person:") for item in read.assertions)
+
+
+def uuencoded(name: str, data: bytes) -> str:
+    lines = [binascii.b2a_uu(data[at : at + 45]).decode() for at in range(0, len(data), 45)]
+    return f"begin 644 {name}\n{''.join(lines)}`\nend\n"
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_a_file_in_the_text_is_a_file(ends: str) -> None:
+    rows = b"load,amount\n" + b"LD-4821,1250.00\n" * 20
+    text = f"Here it is.\n\n{uuencoded('june rates.csv', rows)}\nThanks\n{uuencoded('b.txt', b'x')}"
+    read = read_mail(HEAD + b"\r\n" + text.replace("\n", ends).encode())
+    assert [(file.name, file.data) for file in read.files] == [
+        ("june rates.csv", rows),
+        ("b.txt", b"x"),
+    ]
+    assert read.bodies[0].text.split() == ["Here", "it", "is.", "Thanks"]
+
+
+async def test_a_file_in_the_text_is_read(reader: FileReader) -> None:
+    text = f"Hi\n\n{uuencoded('rates.csv', b'load,amount' + bytes([10]) + b'LD-4821,1250.00')}"
+    assert "LD-4821" in (await parsed(HEAD + b"\r\n" + text.encode(), reader)).text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "begin 644 x.csv\nend\n",
+        "begin 644 x.csv\n#0V%T\n",  # without an end
+        "begin 644 x.csv\nThis is no code.\nend",
+        "begin 644 x.csv\n!!!!!!!!!!!!\nend",
+        "we begin 644 x.csv\n#0V%T\n`\nend",
+        "begin work\n#0V%T\n`\nend",
+    ],
+)
+def test_what_only_looks_like_a_file_stays_text(text: str) -> None:
+    read = read_mail(HEAD + b"\r\n" + text.encode())
+    assert not read.files and read.bodies[0].text.strip() == text.strip()
+
+
+def test_many_files_that_never_end_take_little_time() -> None:
+    began = time.process_time()
+    read_mail(HEAD + b"\r\n" + (b"begin 644 x\n" + b"#0V%T\n" * 50) * 4_000)
+    assert time.process_time() - began < 2

@@ -33,6 +33,8 @@ Statement = tuple[str, str, str | None, str | None, int | None]
 MAX_MENTIONS = 5  # of one entity in one document: the first in each passage
 MAX_CANDIDATES = 60
 MAX_IDENTIFIERS = 12
+_STRUCK = re.compile(r"~~(?=[^\s~])[^\n]{1,500}?~~")
+"""Text that is struck through: `~~$1,200~~ $1,350`."""
 
 
 def statements(
@@ -53,10 +55,12 @@ def statements(
     """
     normalized = NormalizedText(text)
     borders = [start for start, _ in split_at_passages(len(text), passages)]
+    struck = _struck(text)
     if normalized.text == text:
-        return _statements(text, borders, own_refs, at, date_order)
+        return _statements(text, borders, own_refs, at, date_order, struck)
     moved_borders = [normalized.offset_of(border) for border in borders]
-    moved = _statements(normalized.text, moved_borders, own_refs, at, date_order)
+    moved_struck = [(normalized.offset_of(start), normalized.offset_of(end)) for start, end in struck]  # fmt: skip
+    moved = _statements(normalized.text, moved_borders, own_refs, at, date_order, moved_struck)
     return [_moved(statement, normalized) for statement in moved]
 
 
@@ -80,6 +84,7 @@ def _statements(
     own_refs: Collection[str],
     at: date | None,
     date_order: DateOrder,
+    struck: Sequence[tuple[int, int]],
 ) -> list[Statement]:
     shape = char_shape(text)
     parties = sorted(find_parties(text), key=lambda party: party.mention.start)
@@ -96,8 +101,8 @@ def _statements(
         *_roles(parties),
         *_names(mentions),
         *_postal_codes(cities),
-        *_first_of_each("amount", find_amounts(text)),
-        *_days(find_dates(text, shape, at, date_order), borders),
+        *_first_of_each("amount", _still_valid(find_amounts(text), struck)),
+        *_days(_still_valid(find_dates(text, shape, at, date_order), struck), borders),
     ]
     return list(dict.fromkeys(repeated))
 
@@ -111,6 +116,22 @@ def _mentions(mentions: Sequence[Mention], borders: Sequence[int]) -> Iterator[S
         if passage not in passages and len(passages) < MAX_MENTIONS:
             passages.append(passage)
             yield "mentions", "", mention.ref, None, mention.start
+
+
+def _struck(text: str) -> list[tuple[int, int]]:
+    """Return where text is struck through, by offsets."""
+    return [match.span() for match in _STRUCK.finditer(text)] if "~~" in text else []
+
+
+def _still_valid(values: Iterable[ValueAt], struck: Sequence[tuple[int, int]]) -> Iterable[ValueAt]:
+    """Return the values that are not struck through. Names that are remain mentions."""
+    starts = [start for start, _ in struck]
+
+    def is_struck(position: int) -> bool:
+        n = bisect_right(starts, position) - 1
+        return n >= 0 and position < struck[n][1]
+
+    return (value for value in values if not is_struck(value[1])) if struck else values
 
 
 def _roles(parties: Sequence[Party]) -> Iterator[Statement]:

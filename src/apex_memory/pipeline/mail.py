@@ -12,6 +12,7 @@ from apex_memory.model import Assertion, File, slug
 from apex_memory.normalization import without_marks
 from apex_memory.pipeline.headers import Mailbox, field_text, mailboxes, sent_at
 from apex_memory.pipeline.mime import MimePart, read_message
+from apex_memory.pipeline.uuencoded import split_uuencoded
 
 _ROLES = {"From": "from", "Reply-To": "reply_to", "To": "to", "Cc": "cc", "Bcc": "bcc"}
 _MAX_ADDRESSES = 100
@@ -145,7 +146,8 @@ def _leaf(part: MimePart, *, is_too_deep: bool, is_alternative: bool) -> _PartCo
         is_html = kind == "text/html" or (
             kind.startswith("multipart/") and _HTML.match(text) is not None
         )
-        return _PartContent(bodies=[TextBody(text, is_html)])
+        text, files = (text, []) if is_html else split_uuencoded(text)
+        return _PartContent([TextBody(text, is_html)], files)
     data, text_after = part.content()
     if kind in _MAILS:
         file = File(name or "message.eml", "message/rfc822", data)

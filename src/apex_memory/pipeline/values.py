@@ -11,6 +11,7 @@ from functools import lru_cache
 from apex_memory.dates import (
     MONTHS,
     DateOrder,
+    days_after_their_year,
     days_named_elsewhere,
     days_of_numbers,
     days_of_one_month,
@@ -125,7 +126,7 @@ def find_dates(
     if any(shape in char_shape for shape in _DAY_SHAPES):
         for day in days_of_numbers(text, order):
             yield day.nearest(at or date.min).isoformat(), day.start
-    for day in days_of_one_month(text):
+    for day in (*days_of_one_month(text), *days_after_their_year(text)):
         yield day.nearest(at or date.min).isoformat(), day.start
     for day in days_named_elsewhere(text):
         if day.year is not None or at:

@@ -498,6 +498,15 @@ def test_a_company_and_a_deal_meet_by_the_company_id() -> None:
     } <= assertions_of(deal)
 
 
+@pytest.mark.parametrize(
+    ("amount", "currency", "value"),
+    [("12500", "EUR", "12500.00 EUR"), ("12500.5", "JPY", "12500.5 JPY"), ("12500", "", "12500"), ("about 5", "EUR", "about 5")],
+)  # fmt: skip
+def test_the_amount_of_a_deal_has_its_currency(amount: str, currency: str, value: str) -> None:
+    deal = document_of("deals", "6001", amount=amount, deal_currency_code=currency)
+    assert [item.value for item in deal.assertions if item.predicate == "amount"] == [value]
+
+
 @pytest.mark.parametrize("value", ["", None, 7, [], {}, "nan", "1e999", "\u0007", "x" * 5_000])
 def test_odd_values_are_shown_or_left_out(value: Any) -> None:
     for kind, plan in OBJECT_TYPES.items():

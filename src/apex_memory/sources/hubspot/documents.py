@@ -14,6 +14,7 @@ from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event, Priority, micros
 from apex_memory.sources.fields import labelled, remaining_lines
 from apex_memory.sources.hubspot.object_types import BY_NAME, BY_TYPE_ID, FIELDS, ObjectType
+from apex_memory.sources.money import format_money, read_amount
 from apex_memory.sources.payloads import (
     as_mapping,
     as_string,
@@ -266,10 +267,21 @@ def _deal(id: str, properties: Mapping[str, str]) -> _Summary:
     company = ("hs_primary_associated_company", "crm_company")
     assertions = [
         Assertion(subject=ref, predicate="name", value=name),
-        *_values(ref, properties, status="dealstage", amount="amount"),
+        *_values(
+            ref, {**properties, "amount": _amount(properties)}, status="dealstage", amount="amount"
+        ),
         *_objects(ref, properties, customer=company),
     ]
     return _Summary(name, ref, assertions)
+
+
+def _amount(properties: Mapping[str, str]) -> str:
+    """Return the amount with its currency: `1245.00 USD`. Accounts with one currency do not name it."""
+    text, currency = properties.get("amount", ""), properties.get("deal_currency_code", "")
+    amount = read_amount(text)
+    return (
+        format_money(amount, currency, grouped=False) if amount is not None and currency else text
+    )
 
 
 _SUMMARIES: Mapping[str, Callable[[str, Mapping[str, str]], _Summary]] = {

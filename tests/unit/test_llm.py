@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -682,3 +682,69 @@ def test_why_a_response_is_incomplete_is_in_the_text() -> None:
     assert "Stopped because of: max_output_tokens" in document_from(cut).text
     failed = {**RESPONSE, "status": "failed", "output": [], "input": "Hi", "error": {"code": "server_error", "message": "It broke."}}  # fmt: skip
     assert "It broke." in document_from(failed).text
+
+
+URL = "https://eia.example/diesel"
+PRICES = {"url": URL, "title": "Fuel prices"}
+SHOWN = f"Assistant: It rose.\n[cites Fuel prices {URL}]"
+
+
+def recorded_stream(*rows: Mapping[str, Any]) -> dict[str, Any]:
+    raw = "\n\n".join(f"data: {json.dumps(row)}" for row in rows)
+    return {"request": {"messages": [ASK]}, "response": {"body": raw}}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        # Chat Completions, whole and as a stream; Responses; Anthropic, whole and as a stream; an export of ChatGPT
+        chat(ASK, {**TELL, "content": "It rose.", "annotations": [{"type": "url_citation", "url_citation": PRICES}]}),
+        recorded_stream(
+            {"choices": [{"index": 0, "delta": {"content": "It rose."}}]},
+            {"choices": [{"index": 0, "delta": {"annotations": [{"type": "url_citation", "url_citation": PRICES}]}}]},
+        ),
+        {"id": "resp_1", "object": "response", "output": [
+            {"type": "message", "role": "assistant", "content": [
+                {"type": "output_text", "text": "It rose.", "annotations": 2 * [{"type": "url_citation", **PRICES}]}]}]},
+        {"type": "message", "role": "assistant", "content": [
+            {"type": "text", "text": "It rose.", "citations": [{"type": "web_search_result_location", **PRICES, "cited_text": "up"}]}]},
+        recorded_stream(
+            {"type": "message_start", "message": {"type": "message", "role": "assistant"}},
+            {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+            {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "It rose."}},
+            {"type": "content_block_delta", "index": 0, "delta": {"type": "citations_delta", "citation": PRICES}},
+        ),
+        {"title": "t", "current_node": "a", "mapping": {"a": {"message": {
+            "author": {"role": "assistant"}, "content": {"content_type": "text", "parts": ["It rose."]},
+            "metadata": {"citations": [{"metadata": PRICES}]}}}}},
+    ],
+)  # fmt: skip
+def test_what_an_answer_cites_is_in_its_text_once(body: dict[str, Any]) -> None:
+    assert turns(document_from(body))[-1] == SHOWN
+
+
+@pytest.mark.parametrize(
+    ("annotations", "shown"),
+    [
+        ([{"type": "file_citation", "filename": "rates.pdf", "file_id": "f"}], "Assistant: En route.\n[cites rates.pdf]"),
+        ([{"url": f"https://x.example/{n}" + "x" * 90} for n in range(99)], None),
+        (["x", None, {"url": 7}, {}], "Assistant: En route."),
+        ("x", "Assistant: En route."),
+    ],
+)  # fmt: skip
+def test_odd_and_long_citations(annotations: Any, shown: str | None) -> None:
+    text = turns(document_from(chat(ASK, {**TELL, "annotations": annotations})))[-1]
+    assert len(text) < 1_100 and (shown is None or text == shown)
+
+
+def test_an_address_that_stands_in_the_answer_is_not_repeated() -> None:
+    answer = {**TELL, "content": f"See {URL}.", "annotations": [{"url_citation": {"url": URL}}]}
+    assert turns(document_from(chat(ASK, answer)))[-1] == f"Assistant: See {URL}."
+
+
+def test_what_is_cited_does_not_change_which_conversation_it_is() -> None:
+    def sent(**more: Any) -> Event:
+        answer = {**TELL, **more}
+        return received_event({"format": "openai.chat", "messages": [ASK, answer]})
+
+    assert sent().doc_key == sent(annotations=[{"url_citation": PRICES}]).doc_key

@@ -15,6 +15,7 @@ from apex_memory.sources.llm.documents import (
     Speaker,
     Turn,
     call_text,
+    cited_sources,
     limited,
     other_lines,
     parts_of,
@@ -66,6 +67,7 @@ class _Message(Loose):
     tool_calls: list[_Call] | None = None
     function_call: _Function | None = None
     tool_call_id: str | None = None
+    annotations: Any = None
 
 
 MAX_NAME = 60  # characters of a speaker's name
@@ -165,7 +167,10 @@ def _openai_turns(message: _Message, tools: dict[str, str]) -> list[Turn]:
         parts.append(call_text(function.name, function.arguments or function.input))
     if function_call := message.function_call:  # the older form
         parts.append(call_text(function_call.name, function_call.arguments))
-    return _named(message, turns_of(_SPEAKERS[message.role], parts, tools))
+    turns = _named(message, turns_of(_SPEAKERS[message.role], parts, tools))
+    if turns and (cited := cited_sources(message.annotations)):
+        turns[-1] = replace(turns[-1], cited=turns[-1].cited + cited)
+    return turns
 
 
 def _named(message: _Message, turns: list[Turn]) -> list[Turn]:
@@ -324,6 +329,7 @@ def _add_chunk(completion: dict[str, Any], chunk: Mapping[str, Any]) -> None:
         choice["finish_reason"] = given.get("finish_reason") or choice.get("finish_reason")
         delta = as_mapping(given.get("delta"))
         message["content"] += as_string(delta.get("content"))
+        message.setdefault("annotations", []).extend(sequence(delta.get("annotations")))
         message["refusal"] = as_string(message.get("refusal")) + as_string(delta.get("refusal"))
         if spoken := as_string(as_mapping(delta.get("audio")).get("transcript")):
             message["audio"] = {
@@ -347,6 +353,8 @@ def _extend(block: dict[str, Any], delta: Mapping[str, Any]) -> None:
     for name in ("text", "thinking", "partial_json"):
         if isinstance(delta.get(name), str):
             block[name] = as_string(block.get(name)) + delta[name]
+    if delta.get("type") == "citations_delta":
+        block["citations"] = [*sequence(block.get("citations")), delta.get("citation")]
 
 
 def _party(value: str | dict[str, Any] | None) -> tuple[str, str] | None:

@@ -70,7 +70,7 @@ CONVERSATION_FIELDS = RecordFields(
         "*.content_type": "the kind of the words",
         **{f"*.{name}": _CALL for name in _CALL_SETTINGS},
     },
-    note="Of a turn: its words, tool calls and results, cut at 1,000 characters; thinking and system texts if the settings "
+    note="Of a turn: its words, tool calls and results, cut at 1,000 characters; titles and addresses that it cites; thinking and system texts if the settings "
     "include them; names of pictures, sounds and files, and the words of documents that are given as text. Ids of single messages and blocks are left out: a conversation is "
     "found by its own. Of OpenAI's Responses API: `input`, `output`, and why a response is incomplete or failed; `instructions` with "
     "`include_system`; its settings of the call are left out.",
@@ -97,13 +97,15 @@ Speaker = Literal["user", "assistant", "tool", "system", "thinking"]
 class Turn:
     """One speaker's turn. `name` is the tool's, or the person's or agent's where the message gives one.
 
-    Turns of system and thinking are left out unless a setting includes them.
+    `cited` has the titles and addresses that the turn cites outside its words. Turns of system and thinking are left out
+    unless a setting includes them.
     """
 
     speaker: Speaker
     text: str
     name: str = ""
     at: datetime | None = None
+    cited: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -111,6 +113,12 @@ class Turn:
         if self.name and self.speaker in ("user", "assistant"):
             return self.name
         return f"{self.speaker.capitalize()} {self.name}".strip()
+
+    @property
+    def shown(self) -> str:
+        """The turn's words, and behind them what it cites: `[cites Fuel prices https://eia.example/diesel]`."""
+        cited = "; ".join(dict.fromkeys(each for each in self.cited if each not in self.text))
+        return f"{self.text.strip()}\n[cites {short(cited)}]" if cited else self.text.strip()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +180,9 @@ def turns_of(
         if not turn.text.strip():
             continue
         if turns and (turns[-1].speaker, turns[-1].name) == (turn.speaker, turn.name):
-            turn = Turn(turn.speaker, f"{turns.pop().text}\n{turn.text}", turn.name, at)
+            before = turns.pop()
+            text, cited = f"{before.text}\n{turn.text}", before.cited + turn.cited
+            turn = Turn(turn.speaker, text, turn.name, at, cited)
         turns.append(turn)
     return turns
 
@@ -216,7 +226,24 @@ def _turn(speaker: Speaker, part: object, tools: dict[str, str], at: datetime | 
         return Turn(
             "thinking", as_string(block.get("thinking")) or as_string(block.get("text")), at=at
         )
-    return Turn(speaker, _content_text(kind, block), at=at)
+    cited = (*cited_sources(block.get("citations")), *cited_sources(block.get("annotations")))
+    return Turn(speaker, _content_text(kind, block), at=at, cited=cited)
+
+
+def cited_sources(citations: object) -> tuple[str, ...]:
+    """Return what an answer cites, each as its title and address, from the citations of OpenAI's or Anthropic's formats."""
+    sources: list[str] = []
+    for citation in map(as_mapping, sequence(citations)):
+        # The names stand one level deeper in Chat Completions (`url_citation`) and in ChatGPT's exports (`metadata`).
+        source = {**citation, **as_mapping(citation.get("metadata")), **as_mapping(citation.get("url_citation"))}  # fmt: skip
+        titles = (as_string(source.get(name)) for name in _TITLES_OF_CITED)
+        addresses = (as_string(source.get(name)) for name in ("url", "source"))
+        parts = (next(filter(None, titles), ""), next(filter(None, addresses), ""))
+        sources.append(" ".join(" ".join(parts).split()))
+    return tuple(filter(None, sources))
+
+
+_TITLES_OF_CITED = ("title", "document_title", "filename")
 
 
 def _content_text(kind: str, block: Mapping[str, Any]) -> str:

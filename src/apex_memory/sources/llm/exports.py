@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from apex_memory.sources.llm.documents import (
     Speaker,
     Turn,
     call_text,
+    cited_sources,
     limited,
     other_lines,
     parts_of,
@@ -183,7 +185,9 @@ def _chatgpt_turns(message: _Message, place: str) -> list[Turn]:
         return [Turn("assistant", call_text(message.recipient, text), at=at)]
     names = [as_string(as_mapping(item).get("name")) for item in sequence(about.get("attachments"))]
     parts = [text, *({"type": "file", "name": name} for name in names)]
-    return turns_of("user" if role == "user" else "assistant", parts, {}, at)
+    turns = turns_of("user" if role == "user" else "assistant", parts, {}, at)
+    cited = cited_sources(about.get("citations"))
+    return [*turns[:-1], *(replace(turn, cited=turn.cited + cited) for turn in turns[-1:])]
 
 
 def _chatgpt_text(content: Mapping[str, Any]) -> str:

@@ -271,7 +271,7 @@ def _render(turns: Sequence[Turn]) -> tuple[str, tuple[tuple[int, int], ...]]:
     passages: list[tuple[int, int]] = []
     start = 0
     for turn in turns:
-        text = f"{turn.label}: {turn.text.strip()}"
+        text = f"{turn.label}: {turn.shown}"
         texts.append(text)
         passages.append((start, start + len(text)))
         start += len(text) + 2

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from apex_memory import telemetry
 from apex_memory.cli import reference
-from apex_memory.cli.commands import app
+from apex_memory.cli.commands import tree
 from apex_memory.cli.output import show_table
 from apex_memory.config import Settings
 from tests.contract.test_sources import TOY, guide_files
@@ -37,7 +37,7 @@ def commands(command: Any, path: str = "apex") -> dict[str, Any]:
     return by_path
 
 
-ROOT_COMMAND: Any = typer.main.get_command(app)
+ROOT_COMMAND: Any = typer.main.get_command(tree())
 COMMANDS = commands(ROOT_COMMAND)
 # Groups too, and what is hidden: texts may name both.
 NAMED = COMMANDS | {f"apex {name}": command for name, command in ROOT_COMMAND.commands.items()}
@@ -96,7 +96,7 @@ def test_packages_of_sources_have_the_modules_that_their_overview_names() -> Non
 
 
 def test_generated_pages_are_up_to_date() -> None:
-    for name, text in reference.pages(typer.main.get_command(app)):
+    for name, text in reference.pages(typer.main.get_command(tree())):
         file = ROOT / "docs" / "reference" / name
         assert file.exists() and file.read_text(encoding="utf-8") == text, (
             f"{name}: run `make docs`"

@@ -6,6 +6,8 @@ import ast
 import io
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +22,8 @@ from rich.text import Text
 import apex_memory.cli as package
 from apex_memory.cli import ask, events, output
 from apex_memory.cli.client import COMMANDS, Gateway, explained, with_commands
+from apex_memory.cli.commands import COMMANDS as COMMANDS_BY_NAME
+from apex_memory.cli.commands import tree
 from apex_memory.cli.demo import DayResult, progress_of, waiting_for
 from apex_memory.cli.ingest import SentFile, find_files, send_files
 from apex_memory.cli.logs import Tail, log_files
@@ -488,3 +492,29 @@ def test_a_refused_parameter_has_the_name_that_people_type(
     body = {"error": {"code": "invalid", "message": message, "remedy": remedy}}
     refused = explained(refusal(422, json.dumps(body).encode()))
     assert (str(refused), refused.remedy) == shown
+
+
+def test_a_command_that_asks_the_gateway_imports_no_engine() -> None:
+    """All commands together take seconds to import on a slow machine."""
+    program = """
+import sys
+from apex_memory.cli.commands import tree
+for name in ("search", "document", "documents", "sources", "events", "dead-letters", "ingest", "status", "doctor"):
+    tree(name)
+heavy = ("psycopg", "redis", "temporalio", "fastapi", "uvicorn", "onnxruntime", "apex_memory.simulate", "apex_memory.stores")
+print(*(name for name in heavy if name in sys.modules))
+tree("up")
+print("psycopg" in sys.modules)
+"""
+    run = [sys.executable, "-c", program]
+    imported, control = subprocess.run(run, check=True, capture_output=True, text=True).stdout.split("\n")[:2]  # fmt: skip
+    assert imported == "" and control == "True"
+
+
+def test_a_part_of_the_tree_has_one_command_and_an_unknown_name_all() -> None:
+    names = [command.name for command in tree("search").registered_commands]
+    assert names == ["search"]
+    whole = tree("serch")
+    groups = [group.name for group in whole.registered_groups]
+    commands = [command.name for command in whole.registered_commands]
+    assert sorted(map(str, commands + groups)) == sorted(COMMANDS_BY_NAME)

@@ -21,11 +21,11 @@ def main() -> None:
     if sys.argv[1:2] == ["up"] and not {"-h", "--help"} & set(sys.argv):
         # Before the imports, which take seconds on a slow machine.
         print(STARTING, flush=True)
-    from apex_memory.cli.commands import app
+    from apex_memory.cli.commands import tree
     from apex_memory.cli.output import say
 
     try:
-        app()
+        tree(sys.argv[1] if sys.argv[1:] else "")()
     except ApexError as error:
         say(("error:", "bold red"), f" {error}", stderr=True)
         if error.remedy:

@@ -14,6 +14,7 @@ from apex_memory.app import App, open_app
 from apex_memory.errors import Misconfigured, Rejected, Unavailable
 from apex_memory.model import Tally
 from apex_memory.pipeline.embedders.hashing import HashingEmbedder
+from apex_memory.saga.manifests import live_manifests
 from apex_memory.steps import direct
 from apex_memory.stores.cache import Cache
 from tests.e2e.conftest import MakeSettings, delete_event, land, live, state, text_event
@@ -98,6 +99,18 @@ async def test_a_redelivery_changes_nothing(app: App) -> None:
     assert again.duplicate and again.id == first.id
     assert await app.direct.drain("documents") == 0
     assert await live(app, "a") == before
+
+
+async def test_vectors_stay_where_only_the_version_of_the_pipeline_changes(app: App) -> None:
+    [landed] = await land(app, text_event(app, "a", "text", version=1))
+    await app.direct.drain("documents")
+    await app.db.execute("UPDATE manifests SET pipeline = '0/' || split_part(pipeline, '/', 2)")
+    document = await live(app, "a")
+    assert document
+    embedder = HashingEmbedder().id
+    [manifest] = await live_manifests(app.db, [document["doc_id"]], embedder)
+    assert manifest.inbox_id == landed.id and len(manifest.vectors) == 1
+    assert not await live_manifests(app.db, [document["doc_id"]], f"{embedder}0")
 
 
 async def test_a_late_older_version_is_superseded(app: App) -> None:

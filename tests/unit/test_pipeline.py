@@ -348,8 +348,8 @@ async def test_equal_passages_are_embedded_once() -> None:
 async def test_passages_of_the_live_version_keep_their_vectors() -> None:
     calls = []
 
-    async def live(documents: Sequence[UUID], made_by: str) -> list[Manifest]:
-        calls.append((list(documents), made_by))
+    async def live(documents: Sequence[UUID], embedder_id: str) -> list[Manifest]:
+        calls.append((list(documents), embedder_id))
         return [former]
 
     turns = ((0, 4), (4, 8))
@@ -364,7 +364,7 @@ async def test_passages_of_the_live_version_keep_their_vectors() -> None:
     again = await manifest_of(pipeline, makes(text="two six ", passages=turns))
     assert embedder.texts == ["six"]
     assert np.array_equal(again.vectors[0], former.vectors[1])
-    assert calls == [([event().doc_id], f"{prepare.VERSION}/hashing-256/")]
+    assert calls == [([event().doc_id], "hashing-256")]
     [copy] = await pipeline.prepare(
         [(event(), makes(text="two six ", passages=turns))], reuse=False
     )

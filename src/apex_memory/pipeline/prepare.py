@@ -84,9 +84,7 @@ class Pipeline:
         self.pipeline = f"{VERSION}/{embedder.id}/{build}" if build else f"{VERSION}/{embedder.id}"
         """What makes manifests here. Two builds never share a manifest, since either may map a payload differently."""
         self._embedder = embedder
-        self._passages = PassageVectors(
-            embedder, made_by=f"{VERSION}/{embedder.id}/", live_manifests=live_manifests
-        )
+        self._passages = PassageVectors(embedder, live_manifests)
         self._chunk_chars = chunk_chars
         self._date_order = date_order
         self._reader = FileReader(limits, processes=reader_processes)

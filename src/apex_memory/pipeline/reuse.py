@@ -18,7 +18,7 @@ from apex_memory.model import Manifest, Vectors
 from apex_memory.pipeline.embedders.base import Embedder
 
 LiveManifests = Callable[[Sequence[UUID], str], Awaitable[Sequence[Manifest]]]
-"""Returns the live manifests of documents that were made by a pipeline whose name begins with the text."""
+"""Returns the live manifests of documents whose vectors are of the embedder with this id."""
 
 REMEMBERED_BYTES = 16_000_000
 """Of vectors in memory: about 10,000 texts of 384 dimensions."""
@@ -28,13 +28,10 @@ Key = bytes
 
 
 class PassageVectors:
-    """Vectors of passages by one embedder. `made_by` begins the name of every pipeline whose vectors are the same."""
+    """Vectors of passages by one embedder. A vector depends on its passage's text alone, whatever version of the pipeline found the passage."""
 
-    def __init__(
-        self, embedder: Embedder, *, made_by: str, live_manifests: LiveManifests | None
-    ) -> None:
+    def __init__(self, embedder: Embedder, live_manifests: LiveManifests | None) -> None:
         self._embedder = embedder
-        self._made_by = made_by
         self._live_manifests = live_manifests
         self._remembered: OrderedDict[Key, Vectors] = OrderedDict()
         self._most = max(1, REMEMBERED_BYTES // (4 * embedder.dimension))
@@ -43,7 +40,7 @@ class PassageVectors:
         """Return the vectors that the live versions of these documents hold, by the digest of their text."""
         vectors: dict[Key, Vectors] = {}
         if self._live_manifests and documents:
-            for manifest in await self._live_manifests(documents, self._made_by):
+            for manifest in await self._live_manifests(documents, self._embedder.id):
                 for chunk, row in zip(manifest.chunks, manifest.vectors, strict=True):
                     vectors[_key(manifest.chunk_text(chunk))] = row
         return vectors

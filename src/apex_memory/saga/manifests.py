@@ -163,13 +163,15 @@ async def manifests_of_events(connection: Connection, ids: Sequence[UUID]) -> di
     return {row.inbox_id: row.manifest() for row in rows}
 
 
-async def live_manifests(db: Postgres, documents: Sequence[UUID], made_by: str) -> list[Manifest]:
-    """Return the manifests that readers of these documents see, where the name of their pipeline begins with `made_by`."""
+async def live_manifests(
+    db: Postgres, documents: Sequence[UUID], embedder_id: str
+) -> list[Manifest]:
+    """Return the manifests that readers of these documents see and whose vectors are of this embedder."""
     rows = await db.fetch_rows(
         _StoredManifest,
         f"""SELECT {_STORED} FROM documents d JOIN manifests m ON m.id = d.manifest_id
-           WHERE d.doc_id = ANY(%s) AND NOT d.deleted AND starts_with(m.pipeline || '/', %s)""",
-        (list(documents), made_by),
+           WHERE d.doc_id = ANY(%s) AND NOT d.deleted AND split_part(m.pipeline, '/', 2) = %s""",
+        (list(documents), embedder_id),
     )
     return [row.manifest() for row in rows]
 

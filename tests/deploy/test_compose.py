@@ -79,8 +79,10 @@ def test_the_file_is_a_compose_file() -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-def test_the_security_linter_has_only_known_remarks() -> None:
-    command = [tool("compose-lint"), "--format", "json", str(COMPOSE / "compose.yaml")]
+def test_the_security_linter_has_only_known_remarks(tmp_path: Path) -> None:
+    # A copy, because the linter has a remark on every mount from a checkout below /root.
+    folder = shutil.copytree(COMPOSE, tmp_path / "compose")
+    command = [tool("compose-lint"), "--format", "json", str(folder / "compose.yaml")]
     ran = subprocess.run(command, check=False, capture_output=True, text=True)
     remarks = {(row["rule_id"], row["service"]) for row in _findings(json.loads(ran.stdout))}
     # CL-0019: digests cannot be known before the images are fetched; docs/howto/compose.md says how to pin them.

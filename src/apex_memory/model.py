@@ -187,6 +187,9 @@ def slug(name: str) -> str:
     return name_key(name)
 
 
+CONVERSATION = "conversation"
+"""Kind of a document whose passages are turns of speakers."""
+
 DATE = "date"
 """Predicate of the assertion that a text names a day. Its value is the day, `2024-01-23`."""
 

@@ -14,6 +14,7 @@ from apex_memory.app import App, open_app
 from apex_memory.errors import Misconfigured, Rejected, Unavailable
 from apex_memory.model import Tally
 from apex_memory.pipeline.embedders.hashing import HashingEmbedder
+from apex_memory.pipeline.reuse import PassageVectors
 from apex_memory.saga.manifests import live_manifests
 from apex_memory.steps import direct
 from apex_memory.stores.cache import Cache
@@ -107,10 +108,10 @@ async def test_vectors_stay_where_only_the_version_of_the_pipeline_changes(app: 
     await app.db.execute("UPDATE manifests SET pipeline = '0/' || split_part(pipeline, '/', 2)")
     document = await live(app, "a")
     assert document
-    embedder = HashingEmbedder().id
-    [manifest] = await live_manifests(app.db, [document["doc_id"]], embedder)
+    vectors = PassageVectors(HashingEmbedder(), None).id
+    [manifest] = await live_manifests(app.db, [document["doc_id"]], vectors)
     assert manifest.inbox_id == landed.id and len(manifest.vectors) == 1
-    assert not await live_manifests(app.db, [document["doc_id"]], f"{embedder}0")
+    assert not await live_manifests(app.db, [document["doc_id"]], f"{vectors}0")
 
 
 async def test_a_late_older_version_is_superseded(app: App) -> None:
@@ -565,13 +566,17 @@ async def test_a_new_version_embeds_only_what_it_changes(
     async with open_app(settings) as app:
         await land(app, text_event(app, "a", "The truck left.", version=1))
         await app.direct.drain("documents")
-    assert embedded == ["The truck left."]
+    left = ["The truck left."]
+    assert embedded == left
     async with open_app(settings) as app:
-        await land(app, text_event(app, "a", "The truck left.", version=2, title="Renamed"))
+        await land(app, text_event(app, "a", "The truck left.", version=2, metadata={"n": 1}))
         await app.direct.drain("documents")
-        assert embedded == ["The truck left."]
+        assert embedded == left
         await land(app, text_event(app, "a", "The truck came back.", version=3))
         await app.direct.drain("documents")
-        assert embedded == ["The truck left.", "The truck came back."]
+        await land(app, text_event(app, "a", "The truck left.", version=4, title="Dock 4"))
+        await app.direct.drain("documents")
+        # A short passage has its document's title before it.
+        assert embedded == [*left, "The truck came back.", "document: Dock 4\nThe truck left."]
         row = await app.db.fetch_one("SELECT count(*) AS versions FROM manifests")
-        assert row is not None and row["versions"] == 3
+        assert row is not None and row["versions"] == 4

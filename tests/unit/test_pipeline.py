@@ -65,7 +65,7 @@ def event(n: int = 1, **changes: Any) -> Event:
 
 
 def makes(**fields: Any) -> Make:
-    return lambda event: Document(**{"kind": "note", "title": "Note", "occurred_at": AT, **fields})
+    return lambda event: Document(**{"kind": "note", "title": "", "occurred_at": AT, **fields})
 
 
 def fails(error: Exception) -> Make:
@@ -93,7 +93,7 @@ async def test_a_document_becomes_a_manifest(pipeline: Pipeline) -> None:
     made = await manifest_of(
         pipeline, makes(text="Load SHP-100045 is late.", assertions=(assertion,), parent="thread-1")
     )
-    assert pipeline.pipeline == f"{prepare.VERSION}/hashing-256"
+    assert pipeline.pipeline == f"{prepare.VERSION}/hashing-256.{reuse.RECIPE}"
     assert made.pipeline == pipeline.pipeline
     assert (made.inbox_id, made.doc_id) == (event().id, event().doc_id)
     assert made.parent_id == event(doc_key="thread-1").doc_id
@@ -348,8 +348,8 @@ async def test_equal_passages_are_embedded_once() -> None:
 async def test_passages_of_the_live_version_keep_their_vectors() -> None:
     calls = []
 
-    async def live(documents: Sequence[UUID], embedder_id: str) -> list[Manifest]:
-        calls.append((list(documents), embedder_id))
+    async def live(documents: Sequence[UUID], vectors: str) -> list[Manifest]:
+        calls.append((list(documents), vectors))
         return [former]
 
     turns = ((0, 4), (4, 8))
@@ -364,12 +364,29 @@ async def test_passages_of_the_live_version_keep_their_vectors() -> None:
     again = await manifest_of(pipeline, makes(text="two six ", passages=turns))
     assert embedder.texts == ["six"]
     assert np.array_equal(again.vectors[0], former.vectors[1])
-    assert calls == [([event().doc_id], "hashing-256")]
+    assert calls == [([event().doc_id], f"hashing-256.{reuse.RECIPE}")]
     [copy] = await pipeline.prepare(
         [(event(), makes(text="two six ", passages=turns))], reuse=False
     )
     assert isinstance(copy, Manifest) and len(calls) == 1
     assert not np.array_equal(copy.vectors[0], former.vectors[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "title", "passage", "wanted"),
+    [
+        ("mail", "Detention at Gary", "Two hours.", "mail: Detention at Gary\nTwo hours."),
+        ("mail", "Detention at Gary", "Subject: Detention at Gary", None),
+        ("mail", "", "Two hours.", None),
+        ("mail", "Detention", "x" * reuse.SHORT, None),
+        ("conversation", "Detention", "Two hours.", None),
+        ("mail", "D" * 5_000, "Two hours.", f"mail: {'D' * reuse.MAX_TITLE}\nTwo hours."),
+    ],
+)
+def test_a_short_passage_has_its_title_in_its_vector(
+    kind: str, title: str, passage: str, wanted: str | None
+) -> None:
+    assert reuse.embedded_text(kind, title, passage) == (wanted or passage)
 
 
 async def test_memory_of_vectors_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ from apex_memory.pipeline.extract import Statement, assertion_of, statements
 from apex_memory.pipeline.file_limits import ReaderLimits
 from apex_memory.pipeline.item_errors import collect_error, result_or_error
 from apex_memory.pipeline.reader import FileReader
-from apex_memory.pipeline.reuse import LiveManifests, PassageVectors
+from apex_memory.pipeline.reuse import LiveManifests, PassageVectors, embedded_text
 from apex_memory.pipeline.text import clean
 from apex_memory.telemetry import DOCUMENTS_CUT, logger
 
@@ -63,7 +63,10 @@ class _ChunkedDocument:
     chunks: tuple[Chunk, ...] = ()
 
     def texts(self) -> list[str]:
-        return [self.document.text[chunk.start : chunk.end] for chunk in self.chunks]
+        """Return the text of each passage's vector."""
+        document = self.document
+        passages = (document.text[chunk.start : chunk.end] for chunk in self.chunks)
+        return [embedded_text(document.kind, document.title, passage) for passage in passages]
 
 
 class Pipeline:
@@ -81,10 +84,10 @@ class Pipeline:
         live_manifests: LiveManifests | None = None,
         date_order: DateOrder = "auto",
     ) -> None:
-        self.pipeline = f"{VERSION}/{embedder.id}/{build}" if build else f"{VERSION}/{embedder.id}"
-        """What makes manifests here. Two builds never share a manifest, since either may map a payload differently."""
         self._embedder = embedder
         self._passages = PassageVectors(embedder, live_manifests)
+        self.pipeline = "/".join(filter(None, (VERSION, self._passages.id, build)))
+        """What makes manifests here. Two builds never share a manifest, since either may map a payload differently."""
         self._chunk_chars = chunk_chars
         self._date_order = date_order
         self._reader = FileReader(limits, processes=reader_processes)

@@ -163,15 +163,13 @@ async def manifests_of_events(connection: Connection, ids: Sequence[UUID]) -> di
     return {row.inbox_id: row.manifest() for row in rows}
 
 
-async def live_manifests(
-    db: Postgres, documents: Sequence[UUID], embedder_id: str
-) -> list[Manifest]:
-    """Return the manifests that readers of these documents see and whose vectors are of this embedder."""
+async def live_manifests(db: Postgres, documents: Sequence[UUID], vectors: str) -> list[Manifest]:
+    """Return the manifests that readers of these documents see and whose vectors are those of an id (`PassageVectors.id`)."""
     rows = await db.fetch_rows(
         _StoredManifest,
         f"""SELECT {_STORED} FROM documents d JOIN manifests m ON m.id = d.manifest_id
            WHERE d.doc_id = ANY(%s) AND NOT d.deleted AND split_part(m.pipeline, '/', 2) = %s""",
-        (list(documents), embedder_id),
+        (list(documents), vectors),
     )
     return [row.manifest() for row in rows]
 

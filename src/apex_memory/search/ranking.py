@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from uuid import UUID
 
+from apex_memory.model import CONVERSATION
 from apex_memory.search.fusion import (
     LONG,
     PRIORS,
@@ -28,7 +29,6 @@ from apex_memory.search.topics import Topic
 
 _TITLE_WORD = re.compile(r"[\w-]+")
 
-CONVERSATION = "conversation"
 OTHER_DAY_SHARE = 0.5  # of a conversation's closeness to a time, for its turns of other days
 BESIDE_SHARE = 0.5  # of a document's graph score, for its passages without the evidence
 

@@ -159,7 +159,12 @@ class Postgres:
 
     @asynccontextmanager
     async def _lent(self, pool: AsyncConnectionPool[Connection]) -> AsyncIterator[Connection]:
+        cancellations = _cancellations()
         async with pool.connection() as connection:
+            # Up to Python 3.11 `asyncio.wait_for`, by which the pool waits, loses a cancellation at the moment of success.
+            # A loop without an end would then never stop, and a time limit not hold.
+            if _cancellations() > cancellations:
+                raise asyncio.CancelledError
             with cut_after(connection, self._patience):
                 yield connection
             assert isinstance(connection, _Pooled)
@@ -257,6 +262,12 @@ def cut_after(connection: psycopg.AsyncConnection[Any], seconds: float) -> Itera
     finally:
         if timer:
             timer.cancel()
+
+
+def _cancellations() -> int:
+    """Return how often the running task was cancelled."""
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0
 
 
 def shut(connection: psycopg.AsyncConnection[Any]) -> None:

@@ -10,6 +10,7 @@ from apex_memory.pipeline.entities import canonical
 from apex_memory.pipeline.extract import QueryEntities, QueryReader, extract_query
 from apex_memory.pipeline.file_limits import MAX_CHARACTERS, ReaderLimits
 from apex_memory.pipeline.prepare import VERSION, Pipeline, open_pipeline
+from apex_memory.pipeline.reuse import embedded_text
 
 __all__ = [
     "MAX_CHARACTERS",
@@ -20,6 +21,7 @@ __all__ = [
     "QueryReader",
     "ReaderLimits",
     "canonical",
+    "embedded_text",
     "extract_query",
     "open_embedder",
     "open_pipeline",

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apex_memory.model import Assertion, Entity, Manifest, Tally, Vectors
+from apex_memory.model import Assertion, Chunk, Entity, Manifest, Tally, Vectors
+from apex_memory.pipeline import embedded_text
 from apex_memory.saga.stage import chunks_tally, edges_tally
 
 COSINE = 0.999
@@ -217,7 +218,7 @@ def _spans(spans: list[tuple[int, int]]) -> str:
 
 
 def _vectors(live: Manifest, shadow: Manifest) -> Iterator[Difference]:
-    """Compare the vectors of passages with the same text; others follow from the text or the chunks."""
+    """Compare the vectors that are of the same text; others follow from the title, the text or the chunks."""
     if not live.chunks or not shadow.chunks:
         return
     if live.vectors.shape[1] != shadow.vectors.shape[1]:
@@ -228,10 +229,10 @@ def _vectors(live: Manifest, shadow: Manifest) -> Iterator[Difference]:
             str(shadow.vectors.shape[1]),
         )
         return
-    rows_of = {live.chunk_text(chunk): chunk.n for chunk in live.chunks}
+    rows_of = {_embedded(live, chunk): chunk.n for chunk in live.chunks}
     pairs = []
     for chunk in shadow.chunks:
-        row = rows_of.get(shadow.chunk_text(chunk))
+        row = rows_of.get(_embedded(shadow, chunk))
         if row is not None:
             pairs.append((row, chunk.n))
     if not pairs:
@@ -245,6 +246,10 @@ def _vectors(live: Manifest, shadow: Manifest) -> Iterator[Difference]:
         yield Difference(
             "vectors", "changed", f"{len(pairs)} passages", f"{far} differ, least {least}"
         )
+
+
+def _embedded(manifest: Manifest, chunk: Chunk) -> str:
+    return embedded_text(manifest.kind, manifest.title, manifest.chunk_text(chunk))
 
 
 def _cosines(ours: Vectors, theirs: Vectors) -> NDArray[np.floating[Any]]:

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from datetime import datetime, timedelta
 from time import monotonic
 
 from apex_memory.errors import ApexError, Forbidden, Rejected
-from apex_memory.model import Event
+from apex_memory.model import Event, now
 from apex_memory.sources.http import VendorFault
 from apex_memory.sources.pages import ChangeHint, Page, Unfetched
 
 FAULT_SECONDS = 60.0
 """How long failing fetches may delay the rest of a pull. What was not tried by then waits for the next pull."""
 
+VISIBLE_AFTER = timedelta(minutes=1)
+"""How long after its change a record may not be returned yet, though the vendor has announced it."""
+
 RECORD_FAULTS = (Rejected, Forbidden, VendorFault)
 """What one record may be to blame for. A refused credential and a rate limit concern every call."""
 
 Fetch = Callable[[Sequence[ChangeHint]], Awaitable[Sequence[Event]]]
+
+
+def check_missing(source: str, record: str, at: datetime | None) -> None:
+    """Raise `VendorFault` for a record that its vendor does not return moments after its change at `at`.
+
+    It may not be visible yet, and a tombstone would hide it until its next change.
+    """
+    if at is not None and abs(now() - at) < VISIBLE_AFTER:
+        raise VendorFault(
+            f"{source}: {record} is not there moments after its change",
+            after=VISIBLE_AFTER.total_seconds(),
+            remedy="Apex fetches it again; if it is still not there, it is deleted here",
+        )
 
 
 class FetchBack:

@@ -18,7 +18,7 @@ from aiolimiter import AsyncLimiter
 from apex_memory.errors import Rejected, RetryLater
 from apex_memory.model import Event, micros, now
 from apex_memory.sources.auth import bearer
-from apex_memory.sources.fetch_back import FetchBack
+from apex_memory.sources.fetch_back import FetchBack, check_missing
 from apex_memory.sources.http import VendorClient, VendorFault, retry_after
 from apex_memory.sources.hubspot.documents import (
     PRIORITY,
@@ -45,7 +45,6 @@ SEARCH_PAGE, LIST_PAGE, READ_PAGE = 200, 100, 100  # records per call, HubSpot's
 AHEAD = timedelta(hours=1)  # a time further ahead of this machine's clock does not move the cursor
 NOT_FOUND = "OBJECT_NOT_FOUND"
 """Category of an error in a response to a batch: the object does not exist."""
-VISIBLE_AFTER = timedelta(minutes=1)  # a new object may be named before HubSpot returns it
 PATIENCE = 60.0  # longest total wait for short limits inside one call, in seconds
 
 
@@ -184,8 +183,7 @@ class HubSpotPull:
     ) -> Sequence[Event]:
         """Return the events of the objects that these hints name, at most `READ_PAGE`.
 
-        Raises `VendorFault` for an object that is not there moments after its change: it may not be visible yet, and a tombstone
-        would hide it until its next change.
+        Raises what `check_missing` raises.
         """
         hints: dict[str, list[ChangeHint]] = {}
         for hint in change_hints:
@@ -204,12 +202,7 @@ class HubSpotPull:
         for id in missing:
             if id not in archived_ids:
                 at = max((hint.at for hint in hints[id] if hint.at), default=None)
-                if at is not None and abs(now() - at) < VISIBLE_AFTER:
-                    raise VendorFault(
-                        f"hubspot: {type.name} {id} is not there moments after its change",
-                        after=VISIBLE_AFTER.total_seconds(),
-                        remedy="Apex fetches it again; if it is still not there, it is deleted here",
-                    )
+                check_missing(SOURCE, f"{type.name} {id}", at)
                 events.append(deletion_event(type, id, at or now()))
         return events
 

@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, ClassVar
 
 from pydantic import SecretStr
@@ -23,9 +23,8 @@ from apex_memory.sources.base import (
     Sample,
     SourceSettings,
 )
-from apex_memory.sources.fetch_back import FetchBack
+from apex_memory.sources.fetch_back import FetchBack, check_missing
 from apex_memory.sources.fields import RecordFields
-from apex_memory.sources.http import VendorFault
 from apex_memory.sources.pages import ChangeHint, Page, PullContext, Unfetched
 from apex_memory.sources.payloads import (
     as_mapping,
@@ -48,7 +47,6 @@ from apex_memory.sources.turvo.documents import (
 from apex_memory.sources.turvo.settings import TurvoSettings
 
 SHIPMENT = "shipment:"
-VISIBLE_AFTER = timedelta(minutes=1)  # a new shipment may be named before Turvo returns it
 RESTARTS = 5  # of one scan of the list, before it is left for a later pull
 _BEARER = re.compile(r"bearer\s+", re.IGNORECASE)
 
@@ -174,16 +172,11 @@ class Turvo(PulledSource[TurvoSettings]):
     async def _fetched(self, api: Api, id: str, at: datetime | None) -> Event:
         """Return the shipment as it is now, or a tombstone if it does not exist. `at` is the time of the change hint.
 
-        Raises `VendorFault` for a shipment that is not there moments after its change: it may not be visible yet, and a tombstone
-        would hide it until its next change. Raises `Failed` when Turvo reports a failure, and what `VendorClient.call` raises.
+        Raises what `check_missing` raises, `Failed` when Turvo reports a failure, and what `VendorClient.call` raises.
         """
         record = await api.shipment(id)
-        if record is None and at is not None and abs(now() - at) < VISIBLE_AFTER:
-            raise VendorFault(
-                f"turvo: shipment {id} is not there moments after its change",
-                after=VISIBLE_AFTER.total_seconds(),
-                remedy="Apex fetches it again; if it is still not there, it is deleted here",
-            )
+        if record is None:
+            check_missing(self.name, f"shipment {id}", at)
         try:
             return self._event(id, record) if record is not None else self._gone(id, at)
         except Rejected as error:

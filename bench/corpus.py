@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgpack
 import numpy as np
@@ -19,10 +19,13 @@ from apex_memory.sources.documents.source import CONTENT_TYPE
 
 DIMENSION = 384
 CHUNKS = 5
+OF_A_MONTH = {1: 0.938, 5: 0.03, 7: 0.03, 37: 0.002}
+"""Shares of documents by passages, as in the busy month of all sources (`bench/memory/month`): 1.4 on average."""
 CHUNK_WORDS = 60  # what `bm25_average_words` is set to
 CHUNK_CHARS = 520
 VOCABULARY = 20_000
 POOL = 20_000  # vectors given, round and round
+CENTRES = 200
 PLACES = ("Dallas", "Columbus", "Memphis", "Laredo", "Fresno", "Atlanta", "Reno", "Tulsa")
 CARRIERS = (
     "Northwind Freight LLC",
@@ -70,15 +73,16 @@ TRADE = [
 
 
 class Corpus:
-    """`event(n)` is the n-th document, five passages of about sixty words."""
+    """`event(n)` is the n-th document: passages of about sixty words, five or as many as the shares of `passages` say."""
 
-    def __init__(self, seed: int = 1) -> None:
+    def __init__(self, seed: int = 1, passages: Mapping[int, float] | None = None) -> None:
         dice = random.Random(seed)
         letters = ("ba", "ko", "ri", "te", "mun", "sal", "dor", "ve", "lin", "gar", "pe", "zu")
         invented = [
             "".join(dice.choices(letters, k=3)) + str(n % 7 or "") for n in range(VOCABULARY)
         ]
         self._seed = seed
+        self._passages = passages or {CHUNKS: 1.0}
         self._words = [*TRADE, *invented]
         weights = (1 / (rank + 3) for rank in range(len(self._words)))
         self._cumulative = list(itertools.accumulate(weights))
@@ -102,7 +106,8 @@ class Corpus:
 
     def text(self, n: int) -> str:
         dice = random.Random(f"{self._seed}/{n}")
-        return "\n\n".join(self.passage(dice, n) for _ in range(CHUNKS))
+        count = dice.choices(list(self._passages), [*self._passages.values()])[0]
+        return "\n\n".join(self.passage(dice, n) for _ in range(count))
 
     def event(self, n: int, *, name: str = "b") -> Event:
         """What the API lands for the text; built here, so that loading costs no parsing of JSON."""
@@ -149,9 +154,24 @@ class GivenEmbedder:
         return None
 
 
+class DrawnEmbedder(GivenEmbedder):
+    """Vectors drawn when they are asked for, no two of them equal: a pool's would repeat fifty times in a million passages."""
+
+    def __init__(self, dimension: int = DIMENSION, seed: int = 1) -> None:
+        super().__init__(np.empty((0, dimension), np.float32))
+        self._dice = np.random.default_rng(seed)
+        self._centres = self._dice.standard_normal((CENTRES, dimension), np.float32)
+
+    async def passages(self, texts: Sequence[str], *, urgent: bool = False) -> Vectors:
+        return _drawn(self._dice, self._centres, len(texts))
+
+
 def random_pool(count: int = POOL, dimension: int = DIMENSION, seed: int = 1) -> Vectors:
     """Unit vectors around 200 centres: text is not spread evenly either."""
     dice = np.random.default_rng(seed)
-    centres = dice.standard_normal((200, dimension))
-    rows = centres[dice.integers(0, 200, count)] + 0.7 * dice.standard_normal((count, dimension))
-    return unit_rows(rows.astype(np.float32))
+    return _drawn(dice, dice.standard_normal((CENTRES, dimension), np.float32), count)
+
+
+def _drawn(dice: np.random.Generator, centres: Vectors, count: int) -> Vectors:
+    noise = dice.standard_normal((count, centres.shape[1]), np.float32)
+    return unit_rows(centres[dice.integers(0, len(centres), count)] + 0.7 * noise)

@@ -97,7 +97,8 @@ docs-commands: $(DEV)   ## run the commands of README, quickstart, how-to pages 
 docs-site: $(DEV)   ## build the documentation site and check its links; look at it with `python -m http.server -d build/site`
 	$(BIN)/python -m docs.generate.site
 
-check: lint types imports docs-check docs-site   ## the gate: lint, types, imports, docs, and all tests, on Neo4j too where Java and Maven are
+check: $(DEV)    ## the gate: lint, types, imports, docs, and all tests, on Neo4j too where Java and Maven are
+	@$(MAKE) --no-print-directory --jobs $(WORKERS) $(SYNC) lint types imports docs-check docs-site
 	$(BIN)/python -m tests.gate $(PARALLEL) $(ARGS)
 
 bench: $(DEV)    ## measure rates, times and ranking; ARGS=memory for one of the benchmarks

@@ -219,4 +219,5 @@ async def open_app(
                 await app.credentials.apply()
             yield app
         finally:
+            await app.upkeep.close()
             await app.pipeline.close()

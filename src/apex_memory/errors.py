@@ -32,6 +32,10 @@ class RetryLater(ApexError):
         self.after = after
 
 
+class Deadlock(RetryLater):
+    """Two transactions waited for each other, and this one was ended. The same again succeeds, at once."""
+
+
 class Unavailable(ApexError):
     """A store cannot be reached: park the work until `store` answers. Consumes no attempt."""
 

@@ -31,7 +31,7 @@ async def prepared(app: App) -> UUID:
 async def returned(app: App, build: str) -> None:
     """Take the unfinished events of a build back, as its rollback does."""
     async with app.db.transaction() as connection:
-        assert len(await take_back(connection, build)) == 1
+        assert len(await take_back(connection, build, wait=False)) == 1
 
 
 async def outcome(app: App, id: UUID) -> tuple[str, str]:

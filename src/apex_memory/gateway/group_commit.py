@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
-from apex_memory.errors import Rejected, RetryLater, Unavailable
+from apex_memory.errors import Deadlock, Rejected, RetryLater, Unavailable
 from apex_memory.mirror.copies import MirrorCopy
 from apex_memory.model import Event, LandResult
 
@@ -127,10 +127,11 @@ class GroupCommitter:
         try:
             # Shielded: a request that gives up must not cancel the commit of the others.
             return (await asyncio.shield(commit.task))[positions]
-        except Rejected:
-            if commit.requests == 1:
+        except (Rejected, Deadlock) as error:
+            if commit.requests == 1 and isinstance(error, Rejected):
                 raise
-            # PostgreSQL refused one event and so kept none: each request commits alone.
+            # PostgreSQL refused one event, or another process landed the same ones in another order. None is kept: each
+            # request commits alone.
             alone = self._open()
             positions = alone.add(events, copy)
             return (await asyncio.shield(alone.task))[positions]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from uuid import UUID
 
@@ -86,22 +85,9 @@ class Inbox:
         async with self._db.connection() as connection:
             await leases.release(connection, batch, ids, seconds=seconds)
 
-    @asynccontextmanager
-    async def keeping(self, *batches: UUID, lease: float) -> AsyncIterator[None]:
-        """Renew the leases of batches every third of `lease` seconds inside the block, however long it takes."""
-        task = asyncio.create_task(self._keep(batches, lease))
-        try:
-            yield
-        finally:
-            task.cancel()
-
-    async def _keep(self, batches: Sequence[UUID], lease: float) -> None:
-        while True:
-            await asyncio.sleep(lease / 3)
-            try:
-                await self.renew(*batches, lease=lease)
-            except ApexError as error:
-                self._log.warning("lease not renewed", batch=str(batches[0]), reason=str(error))
+    def keeping(self, *batches: UUID, lease: float) -> AbstractAsyncContextManager[None]:
+        """Renew the leases of batches inside the block; see `leases.keeping`."""
+        return leases.keeping(self._db, batches, lease=lease)
 
     async def unprepared(self, batch: UUID) -> dict[UUID, int]:
         """Return the events of a batch that have no manifest yet, with their `starts`."""

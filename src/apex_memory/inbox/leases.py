@@ -12,13 +12,17 @@ documents of a candidate without a worker.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import LiteralString
 from uuid import UUID
 
+from apex_memory.errors import ApexError
 from apex_memory.inbox.routing import BUCKET_SQL, BUCKETS, Consumer
-from apex_memory.stores.postgres import Connection, fetch_rows
+from apex_memory.stores.postgres import Connection, Postgres, fetch_rows
+from apex_memory.telemetry import logger
 from apex_memory.telemetry.traces import sampled_context
 
 # A candidate of which no worker was seen for so long (s) is absent; `rollout/builds.py` names the same limit.
@@ -105,7 +109,9 @@ CANDIDATE: LiteralString = f"""candidate AS (
          FROM rollouts r
          WHERE r.subject = 'build'
            AND NOT EXISTS (SELECT FROM builds b WHERE b.build = r.build AND b.role = 'current')
+         FOR SHARE OF r
        )"""
+"""The candidate build and its share. Locked, so that who changes them waits for the claims under way, and sees what they claimed."""
 ROLE: LiteralString = """coalesce((SELECT share FROM candidate), 0) AS candidate,
                 coalesce((SELECT build FROM candidate) = %(build)s, false) AS is_candidate,
                 EXISTS (SELECT FROM builds WHERE role = 'current' AND build <> %(build)s) AS is_replaced"""
@@ -249,6 +255,28 @@ async def renew(connection: Connection, batches: Sequence[UUID], *, lease: float
     )
 
 
+@asynccontextmanager
+async def keeping(db: Postgres, batches: Sequence[UUID], *, lease: float) -> AsyncIterator[None]:
+    """Renew the leases of batches every third of `lease` seconds inside the block, however long it takes."""
+    task = asyncio.create_task(_keep(db, batches, lease))
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def _keep(db: Postgres, batches: Sequence[UUID], lease: float) -> None:
+    while True:
+        await asyncio.sleep(lease / 3)
+        try:
+            async with db.connection() as connection:
+                await renew(connection, batches, lease=lease)
+        except ApexError as error:
+            logger(component="inbox").warning(
+                "lease not renewed", batch=str(batches[0]), reason=str(error)
+            )
+
+
 async def release(
     connection: Connection, batch: UUID, ids: Sequence[UUID], *, seconds: float
 ) -> None:
@@ -262,15 +290,16 @@ async def release(
     )
 
 
-async def take_back(connection: Connection, build: str) -> list[UUID]:
+async def take_back(connection: Connection, build: str, *, wait: bool) -> list[UUID]:
     """Return the claimed events of a build to the queue, ready for others at once; return their ids.
 
-    Skips events that a commit holds at the moment.
+    Skips events that a step of the build holds at the moment or, with `wait`, waits for them.
     """
+    skip: LiteralString = "" if wait else "SKIP LOCKED"
     cursor = await connection.execute(
-        """UPDATE inbox SET batch = NULL, starts = 0, next_at = clock_timestamp()
+        f"""UPDATE inbox SET batch = NULL, starts = 0, next_at = clock_timestamp()
            FROM (SELECT id FROM inbox WHERE open AND batch IS NOT NULL AND build = %s
-                 ORDER BY id FOR NO KEY UPDATE SKIP LOCKED) held
+                 ORDER BY id FOR NO KEY UPDATE {skip}) held
            WHERE inbox.id = held.id RETURNING inbox.id""",
         (build,),
     )

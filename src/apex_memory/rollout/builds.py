@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import Literal
+from typing import Literal, LiteralString
 
 from psycopg.types.json import Jsonb
 
@@ -305,7 +305,7 @@ async def rollback(db: Postgres, *, actor: str, reason: str = "") -> RoutingChan
     """End the rollout of the candidate; without one, make the previous build current again.
 
     The unfinished events of the build that loses are taken from it: none of its documents is committed after this
-    returns, except where its commit is under way. Raises `Conflict` when there is neither candidate nor previous build,
+    returns. Raises `Conflict` when there is neither candidate nor previous build,
     or when the previous one has no worker.
     """
     async with _changing(db) as connection:
@@ -336,7 +336,9 @@ async def rollback(db: Postgres, *, actor: str, reason: str = "") -> RoutingChan
             connection, actor, "build rolled back", loser, reason=reason, share=before.share
         )
         taken_back = await take_back(connection, loser)
-        return RoutingChange(await _routing(connection), changed=True, taken_back=taken_back)
+        routing = await _routing(connection)
+    taken_back += await take_back_rest(db, loser)
+    return RoutingChange(routing, changed=True, taken_back=taken_back)
 
 
 async def retire(db: Postgres, build: str, *, actor: str, reason: str = "") -> RoutingChange:
@@ -357,7 +359,9 @@ async def retire(db: Postgres, build: str, *, actor: str, reason: str = "") -> R
         await connection.execute("UPDATE builds SET role = 'retired' WHERE build = %s", (build,))
         await _audit(connection, actor, "build retired", build, reason=reason)
         taken_back = await take_back(connection, build)
-        return RoutingChange(await _routing(connection), changed=True, taken_back=taken_back)
+        routing = await _routing(connection)
+    taken_back += await take_back_rest(db, build)
+    return RoutingChange(routing, changed=True, taken_back=taken_back)
 
 
 async def follow(db: Postgres, current: str, candidate: str, share: int) -> bool:
@@ -394,7 +398,9 @@ async def follow(db: Postgres, current: str, candidate: str, share: int) -> bool
             share=share,
             before=asdict(before),
         )
-        return True
+    if before.candidate not in ("", candidate, current):
+        await take_back_rest(db, before.candidate)
+    return True
 
 
 async def record_check(db: Postgres, build: str, *, passed: bool, detail: str) -> None:
@@ -408,21 +414,34 @@ async def record_check(db: Postgres, build: str, *, passed: bool, detail: str) -
         )
 
 
-async def take_back(connection: Connection, build: str) -> int:
+async def take_back(connection: Connection, build: str, *, wait: bool = False) -> int:
     """Take the unfinished events of a build from it, ready for others at once. Return how many.
 
-    Their stages are aborted, so that the build cannot commit them any more. Rows that a commit holds at the moment are
-    left to it. The order of the locks is that of a commit: events by id, then stages by document.
+    Their stages are aborted, so that the build cannot commit them any more. Events that a step holds at the moment are
+    skipped or, with `wait`, waited for: those that a commit holds end with it. The order of the locks is that of a commit:
+    events by id, then stages by document.
     """
-    ids = await leases.take_back(connection, build)
+    ids = await leases.take_back(connection, build, wait=wait)
+    skip: LiteralString = "" if wait else "SKIP LOCKED"
     await connection.execute(
-        """UPDATE stages SET state = 'aborted', ended_at = clock_timestamp(), error = 'its build was rolled back'
+        f"""UPDATE stages SET state = 'aborted', ended_at = clock_timestamp(), error = 'its build was rolled back'
            FROM (SELECT stage_id FROM stages WHERE inbox_id = ANY(%s) AND state = 'staging'
-                 ORDER BY doc_id FOR UPDATE SKIP LOCKED) held
+                 ORDER BY doc_id FOR UPDATE {skip}) held
            WHERE stages.stage_id = held.stage_id""",
         (ids,),
     )
     return len(ids)
+
+
+async def take_back_rest(db: Postgres, build: str | None) -> int:
+    """Take from a build what its steps held while its share was lowered. Return the number of events.
+
+    Call it when that is committed: it acts at once, also while a step of a stopped worker keeps its events locked.
+    """
+    if build is None:
+        return 0
+    async with db.transaction() as connection:
+        return await take_back(connection, build, wait=True)
 
 
 @asynccontextmanager

@@ -237,7 +237,9 @@ class Runs:
             run = await _open(connection, subject)
             step = run.step - 1 if to is None else _step_named(run, to)
             await _go_back(connection, run, step, actor=actor, reason=reason)
-            return await _by_id(connection, run.id)
+            changed = await _by_id(connection, run.id)
+        await builds.take_back_rest(self._db, run.build)
+        return changed
 
     async def stop(self, subject: str, *, actor: str, reason: str = "", keep: bool = False) -> Run:
         """End a rollout. The new side processes nothing from now on or, with `keep`, what it processes now."""
@@ -250,7 +252,10 @@ class Runs:
                     connection, subject, NOTHING, build=run.build, actor=actor, reason=reason
                 )
             await audit(connection, actor, subject, "stop", kept, reason, run=run.id)
-            return await _by_id(connection, run.id)
+            changed = await _by_id(connection, run.id)
+        if not keep:
+            await builds.take_back_rest(self._db, run.build)
+        return changed
 
     async def obstacle(self, run: Run) -> str:
         """Return why a build cannot process documents yet; empty if it can, and for the rollout of a source."""
@@ -291,6 +296,8 @@ class Runs:
             else:
                 await end_run(connection, run.id, "done", actor=GATE, reason=reason)
                 await audit(connection, GATE, run.subject, "finish", run.share, reason, run=run.id)
+        if decision.kind == "back":
+            await builds.take_back_rest(self._db, run.build)
         return True
 
     async def record(

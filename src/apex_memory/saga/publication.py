@@ -110,7 +110,7 @@ class Publication:
         self._vectors = vectors
         self._cache = cache
         self._resilient_stores = resilient_stores
-        self._lease = settings.lease_seconds
+        self.lease = settings.lease_seconds
         self._dimension = vectors.dimension
         self.manifests = Manifests()
         self._max_attempts = settings.max_attempts
@@ -168,7 +168,7 @@ class Publication:
         self, batch: UUID, stages: Sequence[Stage], result: BatchResult
     ) -> None:
         locked = await self._cache.lock(
-            [stage.manifest.doc_id for stage in stages], batch, self._lease
+            [stage.manifest.doc_id for stage in stages], batch, self.lease
         )
         held = [stage for stage in stages if stage.manifest.doc_id in locked]
         busy = [stage for stage in stages if stage.manifest.doc_id not in locked]

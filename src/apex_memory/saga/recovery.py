@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from apex_memory.errors import ApexError, RetryLater, Unavailable
+from apex_memory.inbox import leases
 from apex_memory.model import Tally, now
 from apex_memory.saga.publication import Publication
 from apex_memory.saga.stage import Stage
@@ -38,6 +39,7 @@ UNKNOWN_AGE = timedelta(hours=24)
 UNKNOWN_SHARE = 0.01
 # Patience with one store; below what a search waits for the states of all stores.
 STATE_SECONDS = 1.0
+STRAYS_MAX = 100_000  # unknown stages that one walk removes: all of them may be in memory
 RESTARTED = "the server restarted, or is another one"
 LONG_AGO = datetime(2000, 1, 1).astimezone()
 
@@ -52,6 +54,18 @@ class ReconcileResult:
     removed: int = 0
     left: int = 0
     errors: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Strays:
+    """What a walk over one store met: the numbers of all stages and of those that PostgreSQL does not know.
+
+    Of these the first `STRAYS_MAX` by id, too; others are removed by the next walk.
+    """
+
+    walked: int = 0
+    unknown: int = 0
+    first: list[UUID] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +133,16 @@ class Recovery:
                     result = await self._check_restarted_store(name, store)
                 except (Unavailable, RetryLater) as error:
                     self._log.warning("store not checked yet", store=name, reason=str(error))
+                    continue
+                except (
+                    ApexError
+                ) as error:  # another dimension, say: the other store is checked none the less
+                    self._log.error(
+                        "store cannot be checked",
+                        store=name,
+                        reason=str(error),
+                        remedy=error.remedy,
+                    )
                     continue
                 if result:
                     results.append(result)
@@ -298,13 +322,29 @@ class Recovery:
             return 0, []
         async with self._db.transaction() as connection:
             await self._publication.journal.insert(connection, owner, fresh)
-        errors = await self._publication.stage_and_verify(fresh)
-        good = [stage for stage in fresh if stage.id not in errors]
-        swapped = await self._swap([(old_of[stage.id], stage.id) for stage in good], owner)
+        # A page of large documents, or a slow store, takes longer than one lease.
+        async with leases.keeping(self._db, [owner], lease=self._publication.lease):
+            failed = await self._publication.stage_and_verify(fresh)
+            good = [stage for stage in fresh if stage.id not in failed]
+            swapped = await self._swap([(old_of[stage.id], stage.id) for stage in good], owner)
+        errors = [str(error) for error in failed.values()]
+        missed = [old_of[stage.id] for stage in good if stage.id not in swapped]
+        if missed and (still_live := await self._still_live(missed)):
+            errors.append(
+                f"{still_live} repaired documents were not published: their lease ran out"
+            )
         await self._publication.journal.abort(
             owner, [stage for stage in fresh if stage.id not in swapped], "repair did not finish"
         )
-        return len(swapped), [str(error) for error in errors.values()]
+        return len(swapped), errors
+
+    async def _still_live(self, stages: Sequence[UUID]) -> int:
+        """Return how many of the stages readers see."""
+        row = await self._db.fetch_one(
+            "SELECT count(*) AS live FROM stages WHERE stage_id = ANY(%s) AND state = 'committed'",
+            (list(stages),),
+        )
+        return int(row["live"]) if row else 0
 
     async def _swap(self, pairs: Sequence[tuple[UUID, UUID]], owner: UUID) -> set[UUID]:
         """Point documents from an old stage to its copy, where the old one is still live; return the new stages."""
@@ -346,50 +386,74 @@ class Recovery:
         Unknown stages are removed only after a day and when they are few, or at once with `prune_unknown`.
         """
         result = await self.check(name, since=LONG_AGO)
-        walked = 0
+        strays = _Strays()
         page: list[UUID] = []
         async for item in self._stores[name].walk():
-            walked += 1
             page.append(item.stage)
             if len(page) >= PAGE:
-                await self._remove_strays(name, page, result, walked, prune_unknown)
+                await self._sort_out(name, page, result, strays, prune_unknown)
                 page = []
-        await self._remove_strays(name, page, result, walked, prune_unknown)
-        if not result.left:
-            await self._db.execute("DELETE FROM flags WHERE name = %s", (f"unknown-stages:{name}",))
+        await self._sort_out(name, page, result, strays, prune_unknown)
+        await self._remove_unknown(name, result, strays)
         return result
 
-    async def _remove_strays(
-        self, name: str, held: Sequence[UUID], result: ReconcileResult, walked: int, prune: bool
+    async def _sort_out(
+        self, name: str, held: Sequence[UUID], result: ReconcileResult, strays: _Strays, prune: bool
     ) -> None:
-        """Remove from one store those of the stages it holds that are reaped, or unknown for long enough."""
+        """Remove from one store those of the stages it holds that are reaped, and with `prune` those that are unknown.
+
+        Adds unknown stages to `strays` otherwise.
+        """
         if not held:
             return
         rows = await self._db.fetch(
             "SELECT stage_id, state FROM stages WHERE stage_id = ANY(%s)", (list(held),)
         )
         state_of = {row["stage_id"]: row["state"] for row in rows}
-        reaped = [stage for stage in held if state_of.get(stage) == "reaped"]
+        removed = [stage for stage in held if state_of.get(stage) == "reaped"]
         unknown = [stage for stage in held if stage not in state_of]
-        if unknown and not (prune or await self._unknown_for_long(name, unknown, walked)):
-            result.left += len(unknown)
-            self._log.warning("unknown stages left alone", store=name, stages=len(unknown))
-            unknown = []
-        if reaped or unknown:
-            await self._stores[name].delete_stages(reaped + unknown)
-            if name == "vectors":
-                await self._stores[name].flush()  # type: ignore[union-attr]
-            result.removed += len(reaped) + len(unknown)
+        strays.walked += len(held)
+        if prune:
+            removed += unknown
+        else:
+            strays.unknown += len(unknown)
+            strays.first += unknown[: STRAYS_MAX - len(strays.first)]
+        await self._delete(name, removed, result)
 
-    async def _unknown_for_long(self, name: str, unknown: Sequence[UUID], walked: int) -> bool:
+    async def _remove_unknown(self, name: str, result: ReconcileResult, strays: _Strays) -> None:
+        """Remove the unknown stages of a whole walk, if they are few and unknown for long enough.
+
+        Decided at the end: the share of one page says nothing of the store.
+        """
+        flag = f"unknown-stages:{name}"
+        result.left = strays.unknown
+        if strays.unknown:
+            if await self._unknown_for_long(flag, strays):
+                for start in range(0, len(strays.first), PAGE):
+                    await self._delete(name, strays.first[start : start + PAGE], result)
+                result.left -= len(strays.first)
+            else:
+                self._log.warning("unknown stages left alone", store=name, stages=result.left)
+        if not result.left:
+            await self._db.execute("DELETE FROM flags WHERE name = %s", (flag,))
+
+    async def _delete(self, name: str, stages: Sequence[UUID], result: ReconcileResult) -> None:
+        if not stages:
+            return
+        await self._stores[name].delete_stages(stages)
+        if name == "vectors":
+            await self._stores[name].flush()  # type: ignore[union-attr]
+        result.removed += len(stages)
+
+    async def _unknown_for_long(self, flag: str, strays: _Strays) -> bool:
         """Return whether unknown stages are few and first appeared a day ago; records when they first appeared."""
         row = await self._db.fetch_one(
             """INSERT INTO flags (name, value, actor) VALUES (%s, to_jsonb(now()), 'reconcile')
                ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING changed_at""",
-            (f"unknown-stages:{name}",),
+            (flag,),
         )
         first_seen = row["changed_at"] if row else now()
-        few = len(unknown) <= max(1, walked * UNKNOWN_SHARE)
+        few = strays.unknown <= max(1, strays.walked * UNKNOWN_SHARE)
         return few and now() - first_seen > UNKNOWN_AGE
 
 

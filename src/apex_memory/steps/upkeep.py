@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 from apex_memory.fetching.windows import Readings
 from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.mirror import Mirror
@@ -9,6 +12,9 @@ from apex_memory.saga.collector import Collector
 from apex_memory.saga.recovery import Recovery
 from apex_memory.saga.sweeper import Sweeper, SweepResult
 from apex_memory.telemetry import logger
+from apex_memory.telemetry.logs import unforeseen
+
+CHECK_SECONDS = 2.0  # for which a sweep waits for the check of restarted stores; it ends at once unless one restarted
 
 
 class Upkeep:
@@ -27,12 +33,33 @@ class Upkeep:
         self._readings = readings
         self._mirror = mirror
         self._payloads = payloads
+        self._check: asyncio.Task[Any] | None = None
         self._log = logger(component="upkeep")
 
     async def sweep(self) -> SweepResult:
-        """Check stores that restarted, abort and remove expired stages, unpark events whose store answers."""
-        await self._recovery.check_restarted_stores()
+        """Check stores that restarted, abort and remove expired stages, unpark events whose store answers.
+
+        A check that takes longer goes on in the background: what waits for another store need not wait for it.
+        """
+        await self._check_stores()
         return await self._sweeper.sweep()
+
+    async def close(self) -> None:
+        """Stop the check of stores, which the next process begins anew."""
+        if self._check:
+            self._check.cancel()
+            await asyncio.wait({self._check})
+
+    async def _check_stores(self) -> None:
+        check = self._check = self._check or asyncio.create_task(
+            self._recovery.check_restarted_stores(), name="check stores"
+        )
+        done, _ = await asyncio.wait({check}, timeout=CHECK_SECONDS)
+        if not done:
+            return
+        self._check = None
+        if not check.cancelled() and (error := check.exception()):
+            self._log.error("check of restarted stores failed", **unforeseen(error))
 
     async def collect(self) -> int:
         """Remove superseded stages past their grace and rows past their retention, and objects without an event; return the number of stages.

@@ -21,6 +21,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from apex_memory.errors import (
     CHANGED_EMBEDDER,
     Conflict,
+    Deadlock,
     Misconfigured,
     NoWrites,
     Rejected,
@@ -61,7 +62,7 @@ async def translated() -> AsyncIterator[None]:
     try:
         yield
     except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure) as error:
-        raise RetryLater(f"documents: {type(error).__name__}", after=0.05) from error
+        raise Deadlock(f"documents: {type(error).__name__}", after=0.05) from error
     except (psycopg.errors.QueryCanceled, psycopg.errors.TransactionTimeout) as error:
         raise RetryLater("documents: the statement took too long", after=1) from error
     except psycopg.DataError as error:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from temporalio import activity
 
-from apex_memory.errors import ApexError, RetryLater
+from apex_memory.errors import ApexError, Conflict, RetryLater, Unavailable
 from apex_memory.flows.drain.control import Drains
 from apex_memory.flows.fetch.messages import (
     BackfillInput,
@@ -114,11 +114,15 @@ class PullActivities:
             except Cancelled:
                 pass
             except asyncio.CancelledError:
-                if not activity.is_worker_shutdown():
+                # An attempt is cancelled too when its heartbeats were late or its worker stops: then another one goes on.
+                details = activity.cancellation_details()
+                if details and details.cancel_requested:
                     await self._app.backfills.end(UUID(input.id), "cancelled")
                 raise
-            except RetryLater:
+            except (RetryLater, Unavailable):
                 raise  # Temporal retries the activity, which continues after the last page
+            except Conflict as error:  # an earlier attempt, taken for dead, moved the cursor
+                raise RetryLater(str(error)) from error
             except ApexError as error:
                 await self._app.backfills.end(UUID(input.id), "failed", str(error)[:500])
             row = await self._app.backfills.get(UUID(input.id))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -10,8 +12,10 @@ import pytest
 from apex_memory.app import App, open_app
 from apex_memory.inbox.leases import take_back
 from apex_memory.model import Document
+from apex_memory.rollout import builds
 from tests.e2e.conftest import MakeSettings, text_event
 from tests.e2e.shadows import SOURCE, Changed
+from tests.waiting import until
 
 GOOD, BAD = "1.0-good", "1.1-bad"
 
@@ -87,3 +91,44 @@ async def test_a_build_that_claims_its_own_event_again_prepares_it_once(
         assert await app.inbox.unprepared(batch.id) == {}
         await app.steps.publish(batch.id)
         assert await outcome(app, landed.id) == (GOOD, "SHP-100045 left.")
+
+
+async def test_a_rollback_waits_for_a_step_under_way_and_takes_its_events(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch whose stages are just being opened holds its events: skipped, it would be published after the rollback."""
+    settings = make_settings()
+    async with open_app(settings, build=GOOD) as good, open_app(settings, build=BAD) as bad:
+        for build in (GOOD, BAD):
+            await builds.register(good.db, build, decides=True)
+            await builds.record_check(good.db, build, passed=True, detail="")
+        await builds.ramp(good.db, BAD, 100, actor="ann")
+        bad.sources[SOURCE] = Changed(bad.sources[SOURCE], spoiled)  # type: ignore[assignment]
+        [landed] = await good.inbox.land([text_event(good, "a", "SHP-100045 left.", version=1)])
+        batch = await prepared(bad)
+        holds, may_go_on = asyncio.Event(), asyncio.Event()
+        manifests = bad.publication.manifests
+        load = manifests.load
+
+        async def slow(connection: Any, ids: Any) -> Any:
+            holds.set()
+            await may_go_on.wait()
+            return await load(connection, ids)
+
+        monkeypatch.setattr(manifests, "load", slow)
+        publishing = asyncio.create_task(bad.steps.publish(batch))
+        await holds.wait()
+        rollback = asyncio.create_task(
+            builds.rollback(good.db, actor="ann", reason="titles are wrong")
+        )
+
+        async def acts() -> bool:
+            return not (await builds.routing(good.db)).candidate
+
+        await until(acts, "the new routing acts while the step still holds its events")
+        assert not rollback.done()
+        may_go_on.set()
+        assert (await rollback).taken_back == 1
+        assert (await publishing).done == []
+        await good.direct.drain(SOURCE)
+        assert await outcome(good, landed.id) == (GOOD, "SHP-100045 left.")

@@ -58,7 +58,8 @@ class Upkeep:
         if not done:
             return
         self._check = None
-        if not check.cancelled() and (error := check.exception()):
+        error = None if check.cancelled() else check.exception()
+        if isinstance(error, Exception):
             self._log.error("check of restarted stores failed", **unforeseen(error))
 
     async def collect(self) -> int:

@@ -50,6 +50,7 @@ from apex_memory.search.retrieval import (
     GraphCandidates,
     RetrievalQuery,
     Retriever,
+    VectorCandidates,
     code_words,
 )
 from apex_memory.search.scope import Scope, ScopeResolver
@@ -402,14 +403,7 @@ class Search:
         """Return the candidates of both stores, ready to be ranked."""
         store_query = StoreQuery(snapshot.view, self._time_limiter, run.degraded)
         from_vectors, (from_graph, contents) = await gather_both(
-            self._verified(
-                self._vectors,
-                self._retriever.from_vectors(
-                    query, self._centred(vector, run, snapshot.reader), store_query
-                ),
-                run,
-                snapshot,
-            ),
+            self._from_vectors(query, vector, store_query, run, snapshot),
             self._from_graph(query, store_query, run, snapshot),
         )
         return Ranking(
@@ -503,6 +497,18 @@ class Search:
         result = await call
         await self._time_limiter.check_incarnation(store, snapshot.summary.verified, run.degraded)
         return result
+
+    async def _from_vectors(
+        self,
+        query: RetrievalQuery,
+        vector: Awaitable[QueryVector],
+        store_query: StoreQuery,
+        run: _SearchRun,
+        snapshot: _RunSnapshot,
+    ) -> VectorCandidates:
+        centred = self._centred(vector, run, snapshot.reader)
+        candidates = self._retriever.from_vectors(query, centred, store_query)
+        return await self._verified(self._vectors, candidates, run, snapshot)
 
     async def _from_graph(
         self,

@@ -175,11 +175,17 @@ def create_indexes(engine: Any) -> Iterator[None]:
 async def create_shard(path: Path, dimension: int) -> Shard:
     """Create an empty shard, on the disk when this returns. Searches run between its steps of up to 50 ms."""
     engine = create_engine(path, dimension)
-    for _ in create_indexes(engine):
-        await breathe()
-    await asyncio.to_thread(sync_tree, path)
-    engine.flush()
-    sync(path.parent)
+    try:
+        for _ in create_indexes(engine):
+            await breathe()
+        await asyncio.to_thread(sync_tree, path)
+        engine.flush()
+        sync(path.parent)
+    except BaseException:
+        with contextlib.suppress(Exception):  # the engine raises no narrower type
+            engine.close()
+        shutil.rmtree(path, ignore_errors=True)
+        raise
     return Shard(path, engine, Catalogue())
 
 

@@ -219,4 +219,7 @@ async def open_app(
                 await app.credentials.apply()
             yield app
         finally:
-            await app.pipeline.close()
+            try:
+                await app.vault.close()
+            finally:
+                await app.pipeline.close()

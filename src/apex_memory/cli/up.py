@@ -60,6 +60,9 @@ HOW_TO_STOP = "Ctrl-C stops all."
 DETACHED_LOG = "up.log"
 DETACHED = "_APEX_DETACHED"  # in the environment of an `apex up` that runs in the background
 READY_SECONDS = 900  # on a machine slowed to a tenth a gateway takes 80 s, or some minutes
+STOP_SECONDS = (
+    40  # more than workers and the vault take at their end (`flows.worker`, `credentials.vault`)
+)
 STOP_SECONDS = 90  # longest that `apex stop` waits: children have 10 s each, the last started first
 POLL_SECONDS = 0.1
 
@@ -462,6 +465,7 @@ def _child(
         },
         niceness=NICENESS.get(name, 0),
         ready_seconds=READY_SECONDS,
+        stop_seconds=STOP_SECONDS,
         url=url,
         port=port,
         metrics=metrics,

@@ -17,6 +17,7 @@ import pytest
 
 from apex_memory.disk_space import DiskSpace
 from apex_memory.edge import corpus, shard_list
+from apex_memory.edge.builder import build
 from apex_memory.edge.catalogue import to_place
 from apex_memory.edge.corpus import Corpus, DiskNearlyFull, Row, open_corpus
 from apex_memory.edge.shard import Shard, open_shard, to_point
@@ -325,10 +326,10 @@ async def test_a_list_that_cannot_be_written_leaves_the_shards_that_were_indexed
     shards = await open_corpus(folder, DIMENSION, seal_points=3, merge_shards=8)
     await shards.upsert(rows)
     former = list(shards.shards)
-    real_build, opened = corpus.build, []
+    opened: list[Shard] = []
 
     async def build_during_a_delete(sources: Sequence[Path], target: Path, dimension: int) -> None:
-        await real_build(sources, target, dimension)
+        await build(sources, target, dimension)
         await shards.delete_stages([rows[0].stage])
 
     async def open_and_keep(path: Path, *, sealed: bool, built: bool) -> Shard:

@@ -24,7 +24,8 @@ from apex_memory.cli.output import Json, duration, say, show_json, show_table
 from apex_memory.client.location import key_file
 from apex_memory.config import EMBEDDED, IN_DOCUMENTS, Settings, load_settings, settings_file
 from apex_memory.credentials.key_sources import KEY_FILE, names_a_key
-from apex_memory.engines.base import free_port, write_private
+from apex_memory.durable_files import write_private
+from apex_memory.engines.base import free_port
 from apex_memory.engines.process import ChildProcess
 from apex_memory.engines.selection import embedded_engines, environment_for
 from apex_memory.engines.state import Stack, last_ports, read_stack

@@ -23,6 +23,7 @@ from uuid import UUID
 from qdrant_edge import Point, UpdateOperation
 
 from apex_memory.disk_space import disk_space, in_bytes
+from apex_memory.durable_files import sync
 from apex_memory.edge.builder import build
 from apex_memory.edge.catalogue import Catalogue
 from apex_memory.edge.shard import (
@@ -32,7 +33,6 @@ from apex_memory.edge.shard import (
     create_shard,
     open_shard,
     size_on_disk,
-    sync,
     sync_log,
 )
 from apex_memory.edge.shard_list import Entry, read_shard_list, write_shard_list

@@ -43,6 +43,7 @@ from qdrant_edge import (
     UuidIndexParams,
 )
 
+from apex_memory.durable_files import sync
 from apex_memory.edge.catalogue import (
     Catalogue,
     PackedCatalogue,
@@ -296,12 +297,3 @@ def sync_tree(path: Path) -> None:
         for name in names:
             sync(Path(folder) / name)
         sync(Path(folder))
-
-
-def sync(path: Path) -> None:
-    """Sync one file or folder to the disk. Blocks; raises `OSError`."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

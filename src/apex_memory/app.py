@@ -219,5 +219,8 @@ async def open_app(
                 await app.credentials.apply()
             yield app
         finally:
-            await app.upkeep.close()
-            await app.pipeline.close()
+            try:
+                await app.vault.close()
+            finally:
+                await app.upkeep.close()
+                await app.pipeline.close()

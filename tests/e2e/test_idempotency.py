@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import httpx2
@@ -11,6 +11,9 @@ import pytest
 
 from apex_memory.credentials.api_keys import create_key
 from apex_memory.engines.base import free_port
+from apex_memory.gateway import ingest
+from apex_memory.gateway.dependencies import Gateway
+from apex_memory.model import Event
 from tests.e2e.conftest import MakeSettings
 from tests.e2e.test_api import Api, client_of, running_api
 
@@ -113,3 +116,40 @@ async def test_f27_of_two_requests_at_once_exactly_one_body_is_accepted(api: Api
     [winner] = [n for n, response in enumerate(responses) if response.status_code == 202]
     kept = [body for body in await stored(api) if b"body " in body]
     assert len(kept) == 1 and texts[winner].encode() in kept[0]
+
+
+@pytest.mark.parametrize("files", [("b", "c"), ("a", "c")], ids=["other files", "one file more"])
+async def test_f27_nothing_is_kept_of_a_request_that_another_gateway_forestalls(
+    api: Api, monkeypatch: pytest.MonkeyPatch, files: tuple[str, str]
+) -> None:
+    """The other request lands between the check of this one and its commit."""
+    path, check, checked = "/v1/documents", ingest._check_repetition, asyncio.Event()
+
+    async def check_and_be_forestalled(gateway: Gateway, events: Sequence[Event]) -> bool:
+        repeated = await check(gateway, events)
+        if not checked.is_set():
+            checked.set()
+            first = await api.http.post(path, headers=KEY, **form("a"))
+            assert first.status_code == 202
+        return repeated
+
+    monkeypatch.setattr(ingest, "_check_repetition", check_and_be_forestalled)
+    refused = await api.http.post(path, headers=KEY, **form(*files))
+    assert refused.status_code == 422, refused.text
+    assert "Idempotency-Key" in refused.json()["error"]["message"]
+    assert len(await stored(api)) == 1
+
+
+async def test_f27_one_request_at_two_gateways_at_once_is_kept_once(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never_repeated(gateway: Gateway, events: Sequence[Event]) -> bool:
+        return False  # as both are checked before either is committed
+
+    monkeypatch.setattr(ingest, "_check_repetition", never_repeated)
+    sending = [api.http.post("/v1/documents", headers=KEY, **form("a", "b")) for _ in range(4)]
+    responses = await asyncio.gather(*sending)
+    assert [response.status_code for response in responses] == [202] * 4
+    events = [event for response in responses for event in response.json()["events"]]
+    assert sum(not event["duplicate"] for event in events) == 2
+    assert len(await stored(api)) == 2

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from apex_memory.app import open_app
+from apex_memory.credentials.tokens import VaultTokens
 from apex_memory.credentials.vault import Vault
 from apex_memory.engines.base import free_port
 from apex_memory.model import now
 from apex_memory.sealing import Keyring, new_key, read_keys
+from apex_memory.sources.auth import Token
 from apex_memory.sources.registry import load
 from tests.e2e import front
 from tests.e2e.conftest import MakeSettings
@@ -190,6 +193,25 @@ async def test_secrets_are_sealed_again_under_a_new_key(api: Api) -> None:
     assert await only_new.get("source/frontapp/signing_keys") == ["a-key"]
     again = await api.post("/v1/secrets/reseal")
     assert again.json() == {"resealed": 0, "data_keys": 0, "unreadable": [], "objects": 0}
+
+
+async def test_an_app_that_closes_stores_the_token_that_a_vendor_is_about_to_send(
+    make_settings: MakeSettings,
+) -> None:
+    settings, spent = make_settings(), asyncio.Event()
+
+    async def renew(old: Token | None) -> Token:
+        spent.set()
+        await asyncio.sleep(0.3)  # the vendor's response is on its way
+        return Token("access", "refresh")
+
+    async with open_app(settings) as app:
+        pull = asyncio.create_task(VaultTokens(app.vault).renewed("qbo", None, renew))
+        await spent.wait()
+        pull.cancel()
+        await asyncio.gather(pull, return_exceptions=True)
+    async with open_app(settings) as app:
+        assert await VaultTokens(app.vault).current("qbo") == Token("access", "refresh")
 
 
 async def test_an_invoice_waits_for_its_shipment(api: Api) -> None:

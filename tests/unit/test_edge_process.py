@@ -10,12 +10,16 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import pytest
 import pytest_asyncio
 
 from apex_memory.disk_space import disk_space
+from apex_memory.edge.connection import connect
+from apex_memory.edge.corpus import Corpus
 from apex_memory.edge.protocol import MAX_FRAME, BrokenFrame, read_frame, to_frame
+from apex_memory.edge.server import VectorServer
 from apex_memory.engines.base import HOST, free_port
 from apex_memory.errors import Misconfigured, NoWrites, Rejected, Unavailable
 from apex_memory.stores.edge import EdgeVectors
@@ -261,6 +265,43 @@ async def test_malformed_requests_get_a_response_and_harm_nobody(
         assert (number, answered) == (request[0], kind)
     writer.close()
     assert await store.points() == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (AssertionError(), "unavailable"),
+        (KeyError("a point that the catalogue of its shard does not hold"), "unavailable"),
+        (ValueError("a fault of this process"), "unavailable"),
+        (OSError(122, "Disk quota exceeded"), "unavailable"),
+        (Exception("Service runtime error: no such segment"), "unavailable"),
+        (Exception("Vector dimension error: expected dim: 16, got 3"), "rejected"),
+    ],
+)
+async def test_a_fault_of_the_process_is_never_the_requests_fault(
+    error: Exception, kind: str
+) -> None:
+    """A batch that is `rejected` becomes dead letters; one that met an unavailable store is tried again."""
+
+    class FailingCorpus:
+        dimension = DIMENSION
+
+        async def delete_stages(self, _: object) -> None:
+            raise error
+
+    server = VectorServer(cast(Corpus, FailingCorpus()), "p@ss")
+    listener = await asyncio.start_server(server.serve, HOST, 0)
+    port = listener.sockets[0].getsockname()[1]
+    connection = await connect(HOST, port, "p@ss")
+    try:
+        with pytest.raises(Rejected if kind == "rejected" else Unavailable):
+            await connection.call("delete", [uuid.uuid4().bytes])
+        with pytest.raises(Rejected, match="malformed request"):
+            await connection.call("delete", [b"no id"])
+    finally:
+        await connection.close()
+        listener.close()
+        await server.close()
 
 
 async def test_a_frame_too_large_ends_its_connection_alone(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import os
+import shutil
 import signal
 import uuid
 from collections.abc import Sequence
@@ -14,10 +16,11 @@ import numpy as np
 import pytest
 
 from apex_memory.disk_space import DiskSpace
-from apex_memory.edge import corpus
+from apex_memory.edge import corpus, shard_list
+from apex_memory.edge.builder import build
 from apex_memory.edge.catalogue import to_place
-from apex_memory.edge.corpus import DiskNearlyFull, Row, open_corpus
-from apex_memory.edge.shard import to_point
+from apex_memory.edge.corpus import Corpus, DiskNearlyFull, Row, open_corpus
+from apex_memory.edge.shard import Shard, open_shard, to_point
 from apex_memory.errors import RetryLater, Unavailable
 from apex_memory.model import Tally, VectorPoint
 from apex_memory.stores.edge import EdgeVectors
@@ -255,4 +258,121 @@ async def test_writes_leave_the_space_that_a_build_still_needs(
     await until(writes_again, "the build has ended", seconds=5)
     building.cancel()
     await asyncio.gather(building, return_exceptions=True)
+    await shards.close()
+
+
+class FailingList:
+    """`write_shard_list` of a disk that takes no list until `mend` is called."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        self.calls = 0
+        monkeypatch.setattr(corpus, "write_shard_list", self._fail)
+
+    def _fail(self, *_: object) -> None:
+        self.calls += 1
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    def mend(self) -> None:
+        self._monkeypatch.setattr(corpus, "write_shard_list", shard_list.write_shard_list)
+
+
+def shard_folders(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "shards").iterdir()}
+
+
+def points_of(shards: Corpus, rows: Sequence[Row]) -> int:
+    return sum(tally.count for tally in shards.tally([row.stage for row in rows]).values())
+
+
+async def points_after_a_restart(folder: Path, copy: Path, rows: Sequence[Row]) -> int:
+    """Return how many of the points a corpus has that is opened from the files as they are now."""
+    shutil.copytree(folder, copy)
+    shards = await open_corpus(copy, DIMENSION, seal_points=100, merge_shards=8)
+    try:
+        return points_of(shards, rows)
+    finally:
+        await shards.close()
+
+
+async def test_a_list_that_cannot_be_written_leaves_the_full_shard_active(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rows = tmp_path / "edge", [one_point() for _ in range(5)]
+    folder.mkdir()
+    shards = await open_corpus(folder, DIMENSION, seal_points=3, merge_shards=8)
+    failing = FailingList(monkeypatch)
+    with pytest.raises(OSError, match="quota"):
+        await shards.upsert(rows[:3])
+    with pytest.raises(OSError, match="quota"):
+        await shards.upsert(rows[:4])
+    assert [shard.sealed for shard in shards.shards] == [False]
+    assert shard_folders(folder) == {shards.active.name}
+    assert await points_after_a_restart(folder, tmp_path / "copy", rows) == 4
+    failing.mend()
+    await shards.upsert(rows[:4])
+    await shards.upsert(rows[4:])
+    assert [shard.sealed for shard in shards.shards] == [True, False]
+    assert points_of(shards, rows) == 5
+    await shards.close()
+
+
+async def test_a_list_that_cannot_be_written_leaves_the_shards_that_were_indexed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A delete that ran meanwhile must hold for the shard that stays, and for the next index of it."""
+    folder, rows = tmp_path / "edge", [one_point() for _ in range(3)]
+    folder.mkdir()
+    shards = await open_corpus(folder, DIMENSION, seal_points=3, merge_shards=8)
+    await shards.upsert(rows)
+    former = list(shards.shards)
+    opened: list[Shard] = []
+
+    async def build_during_a_delete(sources: Sequence[Path], target: Path, dimension: int) -> None:
+        await build(sources, target, dimension)
+        await shards.delete_stages([rows[0].stage])
+
+    async def open_and_keep(path: Path, *, sealed: bool, built: bool) -> Shard:
+        opened.append(await open_shard(path, sealed=sealed, built=built))
+        return opened[-1]
+
+    monkeypatch.setattr(corpus, "build", build_during_a_delete)
+    monkeypatch.setattr(corpus, "open_shard", open_and_keep)
+    monkeypatch.setattr(corpus, "REBUILD_SECONDS", 0.2)
+    failing = FailingList(monkeypatch)
+    building = asyncio.create_task(shards.build())
+    await until(lambda: failing.calls == 2, "the build was begun anew", seconds=30)
+    assert shards.shards == former
+    assert points_of(shards, rows) == 2
+    with pytest.raises(Exception, match="not initialized"):
+        opened[0].engine.info()  # the indexed shard was closed
+    failing.mend()
+    await until(lambda: not shards.stats()["unindexed"], "all is indexed", seconds=30)
+    assert points_of(shards, rows) == 2
+    await until(lambda: len(shard_folders(folder)) == 2, "no leftovers", seconds=10)
+    building.cancel()
+    await asyncio.gather(building, return_exceptions=True)
+    await shards.close()
+
+
+@pytest.mark.parametrize("change", ["seal", "replace"])
+async def test_a_list_that_may_be_the_new_one_keeps_the_files_of_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Where the folder cannot be synced, nobody knows which list a power cut leaves: the process ends, and removes nothing."""
+    folder, rows = tmp_path / "edge", [one_point() for _ in range(3)]
+    folder.mkdir()
+    shards = await open_corpus(folder, DIMENSION, seal_points=3, merge_shards=8)
+    if change == "replace":
+        await shards.upsert(rows)
+
+    def failing_sync(path: Path) -> None:
+        if path == folder:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(shard_list, "sync", failing_sync)
+    with pytest.raises(SystemExit):
+        await (shards.upsert(rows) if change == "seal" else shards.build())
+    monkeypatch.undo()
+    assert await points_after_a_restart(folder, tmp_path / "copy", rows) == 3
     await shards.close()

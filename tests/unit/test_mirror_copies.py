@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apex_memory.errors import Conflict, Misconfigured, NotFound
+from apex_memory.errors import Conflict, Misconfigured, NotFound, Unavailable
 from apex_memory.inbox.routing import bucket_of
 from apex_memory.mirror import Mirror, copies, forwarder, guard, queue, target
 from apex_memory.mirror.copies import MirrorCopy
@@ -352,6 +352,70 @@ async def test_two_workers_keep_one_order(db: Postgres, receiver: Receiver, runn
         await keep(mirror, n)
     await received(receiver, 60)
     assert receiver.bodies == bodies(*range(60))
+
+
+async def test_a_worker_without_its_lease_sends_no_longer(
+    database_url: str, db: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is cut off from PostgreSQL while a slow target has its request; another worker goes on in the meantime."""
+    monkeypatch.setattr(forwarder, "LEASE_SECONDS", 1.0)
+    seen: list[str] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        body = (await reader.readexactly(len(b"body 1"))).decode()
+        seen.append(body)
+        if len(seen) == 1:
+            await asyncio.wait_for(reader.read(), 10)
+            seen.append("hung up")
+        else:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    mirror = mirror_to(db, url)
+    await keep(mirror, 1, 2)
+    cut_off = Postgres(database_url)
+    await cut_off.open()
+    without_lease = mirror_to(cut_off, url).forwarder
+    first = asyncio.create_task(without_lease.forward("frontapp"))
+    await until(lambda: seen, "the target has the first copy")
+
+    async def no_route(*_: object) -> int:
+        raise Unavailable("documents", "no route")
+
+    monkeypatch.setattr(cut_off, "execute", no_route)
+
+    async def sent() -> bool:
+        await mirror.forwarder.forward("frontapp")
+        return len(seen) == 4
+
+    await until(sent, "the other worker has sent both", seconds=10)
+    await asyncio.wait_for(first, 5)
+    assert seen == ["body 1", "hung up", "body 1", "body 2"]
+    assert await states(db) == ["delivered", "delivered"]
+    await without_lease._stop()
+    await mirror.forwarder._stop()
+    await cut_off.close()
+    server.close()
+
+
+async def test_a_send_may_last_longer_than_a_lease_that_is_renewed(
+    db: Postgres, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forwarder, "LEASE_SECONDS", 0.9)
+    mirror, send = mirror_to(db, receiver.url), Target.send
+
+    async def slow(self: Target, *copy: Any) -> Outcome:
+        await asyncio.sleep(2)  # longer than the lease, which is the point of this test
+        return await send(self, *copy)
+
+    monkeypatch.setattr(Target, "send", slow)
+    await keep(mirror, 1)
+    await mirror.forwarder.forward("frontapp")
+    await mirror.forwarder._stop()
+    assert await states(db) == ["delivered"]
 
 
 async def test_a_lease_of_a_dead_worker_runs_out(

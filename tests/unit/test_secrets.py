@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from apex_memory.credentials import vault
 from apex_memory.credentials.tokens import VaultTokens
 from apex_memory.credentials.vault import ResealResult, Vault
 from apex_memory.errors import Misconfigured, Unauthorized, Unavailable
@@ -24,10 +26,18 @@ OLD, NEW = new_key(), new_key()
 
 @pytest_asyncio.fixture
 async def db(database_url: str) -> AsyncIterator[Postgres]:
+    async with reopened(database_url) as db:
+        yield db
+
+
+@asynccontextmanager
+async def reopened(database_url: str) -> AsyncIterator[Postgres]:
     db = Postgres(database_url)
     await db.open()
-    yield db
-    await db.close()
+    try:
+        yield db
+    finally:
+        await db.close()
 
 
 def vault_of(db: Postgres, *keys: str) -> Vault:
@@ -180,6 +190,56 @@ async def test_a_renewal_whose_caller_is_cancelled_is_stored(db: Postgres) -> No
         await caller
     answer.set()
     await until(lambda: tokens.current("qbo"), "the token is stored")
+
+
+async def test_a_renewal_under_way_at_the_end_of_a_process_is_stored(database_url: str) -> None:
+    """SIGTERM cancels the pull after the vendor has spent the old token, and before the new one has arrived."""
+    db = Postgres(database_url)
+    await db.open()
+    closed = vault_of(db, OLD)
+    tokens, spent = VaultTokens(closed), asyncio.Event()
+
+    async def renew(old: Token | None) -> Token:
+        spent.set()
+        await asyncio.sleep(0.3)  # the vendor's response is on its way
+        return Token("access", "refresh")
+
+    async def unwanted(old: Token | None) -> Token:
+        raise AssertionError("a renewal began after the vault was closed")
+
+    caller = asyncio.create_task(tokens.renewed("qbo", None, renew))
+    await spent.wait()
+    waiting = asyncio.create_task(
+        tokens.renewed("qbo", None, unwanted)
+    )  # for the first one's lease
+    await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.gather(caller, return_exceptions=True)
+    await closed.close()
+    with pytest.raises(Unavailable, match="this process ends"):
+        await waiting
+    await db.close()
+    async with reopened(database_url) as db:
+        assert await VaultTokens(vault_of(db, OLD)).current("qbo") == Token("access", "refresh")
+
+
+async def test_the_end_of_a_process_waits_a_bounded_time_for_a_vendor(
+    db: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vault, "CLOSE_SECONDS", 0.2)
+    closed, spent = vault_of(db, OLD), asyncio.Event()
+
+    async def renew(old: Token | None) -> Token:
+        spent.set()
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    renewing = asyncio.create_task(VaultTokens(closed).renewed("qbo", None, renew))
+    await spent.wait()
+    async with asyncio.timeout(5):
+        await closed.close()
+    with pytest.raises(asyncio.CancelledError):
+        await renewing
 
 
 async def test_a_new_token_waits_for_postgresql(db: Postgres) -> None:

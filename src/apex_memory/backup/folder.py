@@ -21,6 +21,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
 
+from apex_memory.durable_files import sync
 from apex_memory.errors import Conflict, Misconfigured, NotFound, Rejected
 
 MANIFEST = "manifest.json"
@@ -152,9 +153,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         draft.mkdir(mode=0o700)
         try:
             yield draft
-            _sync_folder(draft)
+            sync(draft)
             draft.rename(path)
-            _sync_folder(path.parent)
+            sync(path.parent)
         except BaseException:  # also when interrupted: half a backup must not look like one
             shutil.rmtree(draft, ignore_errors=True)
             raise
@@ -164,6 +165,20 @@ def new_folder(path: Path) -> Iterator[Path]:
 def _locked(draft: Path) -> Iterator[None]:
     """Hold the lock of a draft. Its file stands beside the draft, and goes with the holder."""
     file = draft.with_name(f"{draft.name}.lock")
+    lock = _lock(file)
+    # A holder that ended after this process had opened its file has removed that file: such a lock excludes nobody.
+    while not _is_at(lock, file):
+        lock.close()
+        lock = _lock(file)
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        lock.close()
+
+
+def _lock(file: Path) -> BinaryIO:
+    """Open and lock the file. Raises `Conflict` while another process holds it, `Misconfigured` if it cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         handle = file.open("wb")
@@ -171,17 +186,23 @@ def _locked(draft: Path) -> Iterator[None]:
         raise Misconfigured(
             f"{file.parent}: cannot write there ({error.strerror})", remedy="name another folder"
         ) from None
-    with handle as lock:
-        try:
-            fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(
-                f"another process writes {draft}", remedy="wait until that backup has ended"
-            ) from None
-        try:
-            yield
-        finally:
-            file.unlink(missing_ok=True)
+    try:
+        fcntl.flock(handle.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        raise Conflict(
+            f"another process writes {file.with_suffix('')}",
+            remedy="wait until that backup has ended",
+        ) from None
+    return handle
+
+
+def _is_at(handle: BinaryIO, file: Path) -> bool:
+    """Return whether the open file still is the one at this path."""
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), file.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_manifest(folder: Path, backup: Backup) -> None:
@@ -262,11 +283,3 @@ def read_table(folder: Path, table: TableCopy) -> Iterator[bytes]:
 def _new_file(path: Path) -> BinaryIO:
     """Create a file that only its owner can read."""
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

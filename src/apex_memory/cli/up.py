@@ -24,7 +24,8 @@ from apex_memory.cli.output import Json, duration, say, show_json, show_table
 from apex_memory.client.location import key_file
 from apex_memory.config import EMBEDDED, IN_DOCUMENTS, Settings, load_settings, settings_file
 from apex_memory.credentials.key_sources import KEY_FILE, names_a_key
-from apex_memory.engines.base import free_port, write_private
+from apex_memory.durable_files import write_private
+from apex_memory.engines.base import free_port
 from apex_memory.engines.process import ChildProcess
 from apex_memory.engines.selection import embedded_engines, environment_for
 from apex_memory.engines.state import Stack, last_ports, read_stack
@@ -60,7 +61,11 @@ HOW_TO_STOP = "Ctrl-C stops all."
 DETACHED_LOG = "up.log"
 DETACHED = "_APEX_DETACHED"  # in the environment of an `apex up` that runs in the background
 READY_SECONDS = 900  # on a machine slowed to a tenth a gateway takes 80 s, or some minutes
-STOP_SECONDS = 90  # longest that `apex stop` waits: children have 10 s each, the last started first
+# More than a gateway or a worker takes at its end (`flows.worker`, `credentials.vault`).
+CHILD_STOP_SECONDS = 40
+STOP_SECONDS = (
+    180  # longest that `apex stop` waits: one child after the other ends, the last started first
+)
 POLL_SECONDS = 0.1
 
 
@@ -462,6 +467,7 @@ def _child(
         },
         niceness=NICENESS.get(name, 0),
         ready_seconds=READY_SECONDS,
+        stop_seconds=CHILD_STOP_SECONDS,
         url=url,
         port=port,
         metrics=metrics,

@@ -19,8 +19,10 @@ from apex_memory.errors import RetryLater, Unavailable
 from apex_memory.sealing import Keyring
 from apex_memory.stores.lease import leased
 from apex_memory.stores.postgres import Connection, Postgres, fetch_rows
+from apex_memory.telemetry import logger
 
 STORE_SECONDS = 120.0  # how long a new value is held in memory while PostgreSQL does not take it
+CLOSE_SECONDS = 20.0  # for changes under way at the end of the process
 
 MakeValue = Callable[[Any], Awaitable[Any]]
 
@@ -58,6 +60,22 @@ class Vault:
         self._db = db
         self._keys = keys
         self._changes: set[asyncio.Task[Any]] = set()
+        self._closing = False
+
+    async def close(self) -> None:
+        """Wait up to `CLOSE_SECONDS` for the changes under way, then cancel them. No change begins any more.
+
+        Call it before PostgreSQL and the HTTP clients are closed: a vendor may have spent the former refresh
+        token, and without the new one a person has to connect the source again.
+        """
+        self._closing = True
+        if not self._changes:
+            return
+        _, late = await asyncio.wait(self._changes, timeout=CLOSE_SECONDS)
+        for task in late:
+            logger(component="vault").error("change of a secret lost", change=task.get_name())
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
 
     async def get(self, name: str) -> Any:
         """Return the value of a secret, or None if there is none. Raises `Misconfigured` without its key."""
@@ -91,9 +109,9 @@ class Vault:
         One process at a time runs `make`, which may take as long as a vendor needs: no transaction is open
         meanwhile. It may return the value it was given; then nothing is written. A change goes on to its end
         when the caller is cancelled, and holds the new value until PostgreSQL has stored it: a refresh token
-        that was spent cannot be had again.
+        that was spent cannot be had again. Raises `Unavailable` where the vault is closed before `make` runs.
         """
-        task = asyncio.create_task(self._change(name, make, actor))
+        task = asyncio.create_task(self._change(name, make, actor), name=name)
         self._changes.add(task)
         task.add_done_callback(self._forget_change)
         return await asyncio.shield(task)
@@ -106,6 +124,8 @@ class Vault:
     async def _change(self, name: str, make: MakeValue, actor: str) -> Any:
         async with leased(self._db, f"secret {name}"):
             before = await self.get(name)
+            if self._closing:
+                raise Unavailable("documents", "this process ends", remedy="try again")
             after = await make(before)
             if after == before:
                 return after

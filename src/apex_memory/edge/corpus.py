@@ -14,7 +14,7 @@ import asyncio
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -23,6 +23,7 @@ from uuid import UUID
 from qdrant_edge import Point, UpdateOperation
 
 from apex_memory.disk_space import disk_space, in_bytes
+from apex_memory.durable_files import sync
 from apex_memory.edge.builder import build
 from apex_memory.edge.catalogue import Catalogue
 from apex_memory.edge.shard import (
@@ -32,7 +33,6 @@ from apex_memory.edge.shard import (
     create_shard,
     open_shard,
     size_on_disk,
-    sync,
     sync_log,
 )
 from apex_memory.edge.shard_list import Entry, read_shard_list, write_shard_list
@@ -252,16 +252,26 @@ class Corpus:
             await shard.checkpoint()
 
     async def _seal(self) -> None:
-        """Start a new active shard. The full one waits for its index."""
+        """Start a new active shard. The full one waits for its index.
+
+        Raises `OSError` when the disk takes no new list. Then the full one stays active, and the next write seals it.
+        """
         full = self.active
-        new = await create_shard(self._new_path(), self.dimension)
         assert isinstance(full.catalogue, Catalogue)
         packed = full.catalogue.packed()
         await asyncio.to_thread(packed.save, full.path)
         await full.checkpoint()
-        await asyncio.to_thread(sync, full.path.parent)
+        new = await create_shard(self._new_path(), self.dimension)
+        try:
+            *others, active = [_entry(shard) for shard in self.shards]
+            self._write_list([*others, replace(active, sealed=True), _entry(new)])
+        except SystemExit:  # the list may name the new shard already
+            raise
+        except BaseException:
+            await _discard(new)
+            raise
+        # Only now, as nothing in memory may be ahead of the list on the disk.
         full.catalogue, full.sealed = packed, True
-        self._write_list([*self.shards, new])
         self.shards.append(new)
         self._sealed.set()
 
@@ -281,6 +291,8 @@ class Corpus:
             await build(copies, target, self.dimension)
             async with self._writing:
                 await self._swap(shards, target)
+        except SystemExit:  # the list may name the indexed shard already
+            raise
         except BaseException:  # also when cancelled, and whatever the engine raises
             # No shard may keep recording deletes for a copy that no longer exists
             for shard in shards:
@@ -290,26 +302,44 @@ class Corpus:
         finally:
             self._build = None
         for shard in shards:
-            shard.close()
-            await asyncio.to_thread(shutil.rmtree, shard.path)
+            await _discard(shard)
 
     async def _swap(self, shards: Sequence[Shard], target: Path) -> None:
+        """Repeat the deletes on the indexed shard, and put it in place of the others. On any error these stay in use."""
         built = await open_shard(target, sealed=True, built=True)
-        for shard in shards:
-            for operation in shard.replay or ():
-                built.write(operation)
-        await asyncio.to_thread(sync_log, target)
-        await asyncio.to_thread(sync, target.parent)
         kept = [shard for shard in self.shards if shard not in shards]
-        self._write_list([built, *kept])
+        try:
+            for shard in shards:
+                for operation in shard.replay or ():
+                    built.write(operation)
+            await asyncio.to_thread(sync_log, target)
+            await asyncio.to_thread(sync, target.parent)
+            self._write_list([_entry(shard) for shard in [built, *kept]])
+        except SystemExit:  # the list may name it already
+            raise
+        except BaseException:
+            await _discard(built)
+            raise
         self.shards[:] = [built, *kept]
 
     def _new_path(self) -> Path:
         return self.folder / "shards" / secrets.token_hex(4)
 
-    def _write_list(self, shards: Sequence[Shard]) -> None:
-        entries = [Entry(shard.name, shard.sealed, shard.built) for shard in shards]
+    def _write_list(self, entries: Sequence[Entry]) -> None:
         write_shard_list(self.folder, self.dimension, entries)
+
+
+def _entry(shard: Shard) -> Entry:
+    return Entry(shard.name, shard.sealed, shard.built)
+
+
+async def _discard(shard: Shard) -> None:
+    """Close a shard that the list does not name, and remove its files. What cannot be removed goes at the next start."""
+    try:
+        shard.close()
+    except Exception as error:  # noqa: BLE001 (the engine raises no narrower type)
+        logger(store="vectors").warning("shard_not_closed", shard=shard.name, error=str(error))
+    await asyncio.to_thread(shutil.rmtree, shard.path, ignore_errors=True)
 
 
 async def open_corpus(
@@ -333,7 +363,7 @@ async def open_corpus(
     corpus = Corpus(folder, dimension, shards, seal_points=seal_points, merge_shards=merge_shards)
     if not shards:
         shards.append(await create_shard(corpus._new_path(), dimension))
-        corpus._write_list(shards)
+        corpus._write_list([_entry(shard) for shard in shards])
     for shard in shards:
         shard.flush()  # so that the next start does not read the log again
     return corpus

@@ -14,8 +14,9 @@ import hmac
 import os
 import secrets
 import signal
+import struct
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -57,6 +58,8 @@ GREETING_SECONDS = 5
 IN_FLIGHT = 32  # concurrent requests per connection
 WALK_STAGES = SLICE
 STATS_SECONDS = 5.0
+# How the errors of the engine begin that are no fault of its input.
+ENGINE_FAULTS = ("Service ", "Inconsistent storage", "Out of memory")
 
 
 class VectorServer:
@@ -148,7 +151,8 @@ class VectorServer:
             response = [number, "unavailable", f"{error.strerror} ({method})"]
         except Exception as error:  # noqa: BLE001 (outermost loop; the engine raises no narrower type)
             logger(store="vectors").error("request_failed", method=method, error=str(error))
-            response = [number, "unavailable" if is_engine_fault(error) else "rejected", str(error)]
+            kind = "rejected" if is_refusal(error) else "unavailable"
+            response = [number, kind, str(error) or type(error).__name__]
         with contextlib.suppress(ConnectionError):
             writer.write(to_frame(response))
             await writer.drain()
@@ -163,9 +167,14 @@ class VectorServer:
         await self._corpus.flush()
 
     async def _upsert(self, batch: dict[str, Any]) -> None:
+        with reading_request():
+            rows = await self._rows(batch)
+        await self._corpus.upsert(rows)
+
+    async def _rows(self, batch: dict[str, Any]) -> list[Row]:
         rows = batch["points"]
         if not rows:
-            return
+            return []
         dense = np.frombuffer(batch["dense"], dtype="<f4").reshape(len(rows), -1)
         if dense.shape[1] != self._corpus.dimension:
             raise Rejected(
@@ -187,10 +196,12 @@ class VectorServer:
             written.append(Row(UUID(identity), to_uuid(stage), where, words, point))
             if len(written) % 100 == 0:
                 await breathe()
-        await self._corpus.upsert(written)
+        return written
 
     async def _tally(self, stages: list[bytes]) -> list[tuple[bytes, int, int]]:
-        return await self._tallies([UUID(bytes=stage) for stage in stages])
+        with reading_request():
+            wanted = [UUID(bytes=stage) for stage in stages]
+        return await self._tallies(wanted)
 
     async def _tallies(self, stages: list[UUID]) -> list[tuple[bytes, int, int]]:
         rows: list[tuple[bytes, int, int]] = []
@@ -201,7 +212,9 @@ class VectorServer:
         return rows
 
     async def _delete(self, stages: list[bytes]) -> None:
-        await self._corpus.delete_stages([UUID(bytes=stage) for stage in stages])
+        with reading_request():
+            unwanted = [UUID(bytes=stage) for stage in stages]
+        await self._corpus.delete_stages(unwanted)
 
     async def _walk(self, cursor: int | None) -> tuple[list[tuple[bytes, int, int]], int | None]:
         """Return the tallies of the next stages and the next cursor, None at the end."""
@@ -212,7 +225,9 @@ class VectorServer:
 
     async def _search_all(self, requests: list[dict[str, Any]]) -> dict[str, Any]:
         """Return `places` (`PLACE` of each point, concatenated), and for each of the `queries` numbers and scores by leg."""
-        result = search(self._corpus.shards, [_question(**request) for request in requests])
+        with reading_request():
+            questions = [_question(**request) for request in requests]
+        result = search(self._corpus.shards, questions)
         return {
             "places": b"".join(result.places),
             "queries": [{leg: _packed(hits) for leg, hits in legs.items()} for legs in result.hits],
@@ -236,9 +251,27 @@ def _packed(hits: Sequence[Hit]) -> tuple[bytes, bytes]:
     return np.array(numbers, dtype="<u4").tobytes(), np.array(scores, dtype="<f4").tobytes()
 
 
-def is_engine_fault(error: Exception) -> bool:
-    """Return whether the engine itself failed (its disk, say), not its input. Only the text of the error shows it."""
-    return str(error).startswith("Service ") or "os error" in str(error)
+@contextlib.contextmanager
+def reading_request() -> Iterator[None]:
+    """Raise `Rejected` for what a malformed argument makes its reader raise.
+
+    Only for the lines that read the argument: the same errors anywhere else are faults of this process.
+    """
+    try:
+        yield
+    except (ArithmeticError, LookupError, TypeError, ValueError, struct.error) as error:
+        raise Rejected(f"malformed request ({error})") from error
+
+
+def is_refusal(error: Exception) -> bool:
+    """Return whether the engine refused its input. Anything else, also of this process itself, is no fault of the request.
+
+    The engine raises plain `Exception`, and only its text shows whether the engine itself failed (its disk, say).
+    """
+    if type(error) is not Exception:
+        return False
+    text = str(error)
+    return not text.startswith(ENGINE_FAULTS) and "os error" not in text
 
 
 async def show_stats(corpus: Corpus) -> None:

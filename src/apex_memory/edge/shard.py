@@ -43,6 +43,7 @@ from qdrant_edge import (
     UuidIndexParams,
 )
 
+from apex_memory.durable_files import sync
 from apex_memory.edge.catalogue import (
     Catalogue,
     PackedCatalogue,
@@ -175,11 +176,17 @@ def create_indexes(engine: Any) -> Iterator[None]:
 async def create_shard(path: Path, dimension: int) -> Shard:
     """Create an empty shard, on the disk when this returns. Searches run between its steps of up to 50 ms."""
     engine = create_engine(path, dimension)
-    for _ in create_indexes(engine):
-        await breathe()
-    await asyncio.to_thread(sync_tree, path)
-    engine.flush()
-    sync(path.parent)
+    try:
+        for _ in create_indexes(engine):
+            await breathe()
+        await asyncio.to_thread(sync_tree, path)
+        engine.flush()
+        sync(path.parent)
+    except BaseException:
+        with contextlib.suppress(Exception):  # the engine raises no narrower type
+            engine.close()
+        shutil.rmtree(path, ignore_errors=True)
+        raise
     return Shard(path, engine, Catalogue())
 
 
@@ -290,12 +297,3 @@ def sync_tree(path: Path) -> None:
         for name in names:
             sync(Path(folder) / name)
         sync(Path(folder))
-
-
-def sync(path: Path) -> None:
-    """Sync one file or folder to the disk. Blocks; raises `OSError`."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from apex_memory.edge.shard import sync
+from apex_memory.durable_files import sync
 from apex_memory.errors import CHANGED_EMBEDDER, Misconfigured
 
 FORMAT = 1

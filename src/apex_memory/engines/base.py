@@ -136,15 +136,6 @@ def free_port(preferred: int | None = None, *, taken: Collection[int] = ()) -> i
     raise AssertionError("the system always has a port for 0")
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, atomically."""
-    draft = path.with_name(f".{path.name}.new")
-    draft.unlink(missing_ok=True)
-    draft.touch(mode=0o600)
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
-
-
 SUPPORTED = ((3, 11), (3, 12), (3, 13))
 """Python versions for which every engine has a wheel."""
 

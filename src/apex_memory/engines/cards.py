@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 
-from apex_memory.engines.base import write_private
+from apex_memory.durable_files import write_private
 from apex_memory.engines.state import Stack, read_stack
 
 FOLDER = Path("run") / "processes"

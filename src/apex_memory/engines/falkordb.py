@@ -9,7 +9,8 @@ from typing import Any
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from apex_memory.engines.base import HOST, Engine, package_folder, retry_until_ready, write_private
+from apex_memory.durable_files import write_private
+from apex_memory.engines.base import HOST, Engine, package_folder, retry_until_ready
 
 GRAPH = "apex"
 REPLY_SECONDS = 30  # of an attempt; shorter ones never succeed on a slow machine

@@ -12,6 +12,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from apex_memory.durable_files import sync
 from apex_memory.engines.base import HOST, Engine, package_folder, retry_until_ready
 from apex_memory.engines.process import command_and_environment
 from apex_memory.engines.unprivileged import (
@@ -140,6 +141,9 @@ class PostgreSQL(Engine):
         if self.user is not None:
             give_folder(draft, self.user)
         draft.rename(self._cluster)
+        sync(
+            draft.parent
+        )  # else the next start after a power loss could find the draft, and remove it
 
     def _release(self) -> str:
         """Return the version of the programs: `18.6`."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from apex_memory.engines.base import write_private
+from apex_memory.durable_files import write_private
 from apex_memory.engines.process import command_and_environment
 from apex_memory.errors import Conflict, Misconfigured
 

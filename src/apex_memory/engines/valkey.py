@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from apex_memory.engines.base import HOST, Engine, package_folder, write_private
+from apex_memory.durable_files import write_private
+from apex_memory.engines.base import HOST, Engine, package_folder
 from apex_memory.engines.falkordb import send_command
 from apex_memory.errors import Misconfigured
 

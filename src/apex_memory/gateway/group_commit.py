@@ -40,6 +40,8 @@ class _Commit:
     copies: list[MirrorCopy] = field(default_factory=list)
     requests: int = 0
     bytes: int = 0
+    land: Land | None = None
+    """Lands these events instead of the committer's own function."""
     task: asyncio.Task[list[LandResult]] = field(init=False)
 
     def takes(self, events: Sequence[Event], copy: MirrorCopy | None) -> bool:
@@ -83,9 +85,11 @@ class GroupCommitter:
         self._away_until = 0.0
 
     async def land(
-        self, events: Sequence[Event], copy: MirrorCopy | None = None
+        self, events: Sequence[Event], copy: MirrorCopy | None = None, *, alone: Land | None = None
     ) -> list[LandResult]:
         """Commit the events of one request, and its copy. Return one `LandResult` for each event, in order.
+
+        `alone` lands them in a commit that no other request shares, so that it may refuse them as a whole.
 
         Raises `RetryLater` when too many requests wait or this one has waited too long, and `Unavailable` without
         PostgreSQL. Repeating the request is right after each.
@@ -102,6 +106,10 @@ class GroupCommitter:
         self._inside += 1
         try:
             async with asyncio.timeout(self._seconds):
+                if alone is not None:
+                    own = self._open(alone)
+                    own.add(events, None)
+                    return await asyncio.shield(own.task)
                 return await self._share(events, copy)
         except TimeoutError:
             raise RetryLater(
@@ -136,8 +144,8 @@ class GroupCommitter:
             positions = alone.add(events, copy)
             return (await asyncio.shield(alone.task))[positions]
 
-    def _open(self) -> _Commit:
-        commit = _Commit()
+    def _open(self, land: Land | None = None) -> _Commit:
+        commit = _Commit(land=land)
         commit.task = asyncio.create_task(self._run(commit), name="land")
         commit.task.add_done_callback(_retrieve_exception)
         return commit
@@ -148,7 +156,8 @@ class GroupCommitter:
                 self._next = None  # closed: later requests open the next commit
             try:
                 if not commit.copies:
-                    return await self._land(commit.events)
+                    land = commit.land or self._land
+                    return await land(commit.events)
                 assert self._land_with_copies is not None, "copies need a mirror"
                 return await self._land_with_copies(commit.events, commit.copies)
             except Unavailable:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 from typing import Any
 from uuid import UUID
@@ -14,10 +15,11 @@ from uuid import UUID
 import orjson
 from fastapi import Request, Response
 
-from apex_memory.errors import ApexError, Rejected
+from apex_memory.errors import ApexError, Conflict, Rejected
 from apex_memory.fetching.pulls import insert_hints
 from apex_memory.gateway.dependencies import Gateway, gateway_of, presented
 from apex_memory.gateway.errors import Malformed
+from apex_memory.gateway.group_commit import Land
 from apex_memory.gateway.read_models.events import FINAL, Events
 from apex_memory.gateway.request_span import request_span
 from apex_memory.mirror.copies import MirrorCopy
@@ -167,12 +169,19 @@ async def _land_once(gateway: Gateway, events: Sequence[Event]) -> list[LandResu
     """Land events that an `Idempotency-Key` names. Raises `Rejected` if it named another content before.
 
     A repetition lands nothing and gets the receipt of the first request. Other content would be dropped as a
-    duplicate, so it is refused (draft-ietf-httpapi-idempotency-key-header, section 2.7).
+    duplicate, so it is refused (draft-ietf-httpapi-idempotency-key-header, section 2.7). Another request with this key
+    may land between the check and the commit: an event alone is then a duplicate, and several land together or not at all.
     """
     repeated = await _check_repetition(gateway, events)
+    if len(events) > 1:
+        together = partial(gateway.app.inbox.land_together, digests=_digests(events))
+        try:
+            return await commit(gateway, events, alone=together)
+        except Conflict:
+            raise _reused_key() from None
     landed = await commit(gateway, events)
     if not repeated and any(item.duplicate for item in landed):
-        await _check_repetition(gateway, events)  # another request with this key landed meanwhile
+        await _check_repetition(gateway, events)
     return landed
 
 
@@ -180,16 +189,24 @@ async def _check_repetition(gateway: Gateway, events: Sequence[Event]) -> bool:
     """Return whether these very events exist already. Raises `Rejected` if other ones do under their names."""
     if not events:
         return False
-    digests = {event.event_id: hashlib.sha256(event.payload).digest() for event in events}
+    digests = _digests(events)
     same = await gateway.app.inbox.same_payloads(events[0].source, digests)
     if not same:
         return False
     if len(same) < len(digests) or not all(same.values()):
-        raise Rejected(
-            "Idempotency-Key: it was used for another request, whose content differs",
-            remedy="send a new Idempotency-Key with new content; nothing of this request was kept",
-        )
+        raise _reused_key()
     return True
+
+
+def _digests(events: Sequence[Event]) -> dict[str, bytes]:
+    return {event.event_id: hashlib.sha256(event.payload).digest() for event in events}
+
+
+def _reused_key() -> Rejected:
+    return Rejected(
+        "Idempotency-Key: it was used for another request, whose content differs",
+        remedy="send a new Idempotency-Key with new content; nothing of this request was kept",
+    )
 
 
 async def land(gateway: Gateway, events: Sequence[Event]) -> list[LandResult]:
@@ -200,9 +217,13 @@ async def land(gateway: Gateway, events: Sequence[Event]) -> list[LandResult]:
 
 
 async def commit(
-    gateway: Gateway, events: Sequence[Event], copy: MirrorCopy | None = None
+    gateway: Gateway,
+    events: Sequence[Event],
+    copy: MirrorCopy | None = None,
+    *,
+    alone: Land | None = None,
 ) -> list[LandResult]:
-    """Commit events; wake nobody. Raises `RetryLater` under overload, `Unavailable` without PostgreSQL, and `NoWrites`
+    """Commit events; wake nobody. `alone` is that of `GroupCommitter.land`. Raises `RetryLater` under overload, `Unavailable` without PostgreSQL, and `NoWrites`
     when its disk is nearly full.
 
     Large payloads are written to the object store first; without it they are refused with `Unavailable`, and events
@@ -215,7 +236,7 @@ async def commit(
         events = [_with_trace(event, carrier) for event in events]
     with traces.span("land", events=len(events)):
         events = await gateway.app.payloads.offload(events)
-        return await gateway.group_commit.land(events, copy)
+        return await gateway.group_commit.land(events, copy, alone=alone)
 
 
 def wake_workers(gateway: Gateway, landed: Sequence[LandResult]) -> None:

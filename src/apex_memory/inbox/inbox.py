@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from uuid import UUID
 
-from apex_memory.errors import ApexError
+from apex_memory.errors import ApexError, Conflict
 from apex_memory.inbox import landing, leases, notices, queries, reused_ids, transitions
 from apex_memory.inbox.leases import Claim, WorkflowRun
 from apex_memory.inbox.payload_store import PayloadStore
@@ -16,7 +16,7 @@ from apex_memory.inbox.queries import BacklogRow
 from apex_memory.inbox.reused_ids import MakeDocument
 from apex_memory.inbox.routing import Consumer
 from apex_memory.model import Event, LandResult
-from apex_memory.stores.postgres import Postgres
+from apex_memory.stores.postgres import Connection, Postgres
 from apex_memory.telemetry import logger, traces
 from apex_memory.telemetry.traces import TracedEvent
 
@@ -36,6 +36,25 @@ class Inbox:
         """Commit events; see `landing.land`. Only after this returns may a source be answered 2xx."""
         async with self._db.connection() as connection:
             return await landing.land(connection, events)
+
+    async def land_together(
+        self, events: Sequence[Event], digests: Mapping[str, bytes]
+    ) -> list[LandResult]:
+        """Commit the events of one request, all of them or none; see `landing.land`. All are of one source.
+
+        `digests` are the SHA-256 of their payloads by event id. Raises `Conflict`, and lands nothing, unless all events are
+        new, or all exist already with these payloads.
+        """
+        async with self._db.transaction() as connection:
+            results = await landing.land(connection, events)
+            duplicates = [result for result in results if result.duplicate]
+            if not duplicates:
+                return results
+            # The rows of a request that was first are committed: the statement above waited for them.
+            same = await self._same_payloads(connection, events[0].source, digests)
+            if len(duplicates) < len(results) or not all(same.values()):
+                raise Conflict("other events have landed under the ids of these")
+        return results
 
     async def claim(
         self,
@@ -129,9 +148,14 @@ class Inbox:
         False where retention removed it. Raises `Misconfigured` for a sealed payload whose key is not configured.
         """
         async with self._db.connection() as connection:
-            known = await queries.payload_digests(connection, source, list(digests))
-            sealed = [item for item in known.values() if isinstance(item, Event) and item.sealed]
-            opened = await self._payloads.opened(connection, sealed)
+            return await self._same_payloads(connection, source, digests)
+
+    async def _same_payloads(
+        self, connection: Connection, source: str, digests: Mapping[str, bytes]
+    ) -> dict[str, bool]:
+        known = await queries.payload_digests(connection, source, list(digests))
+        sealed = [item for item in known.values() if isinstance(item, Event) and item.sealed]
+        opened = await self._payloads.opened(connection, sealed)
         for event in opened:
             if isinstance(event, ApexError):
                 raise event

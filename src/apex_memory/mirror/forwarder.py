@@ -87,7 +87,12 @@ class Forwarder:
                 # Another worker may have the source now, if this one was stopped for longer than its lease.
                 if not lease.is_held():
                     return
-                outcome = await self._send(source, target, copy)
+                try:
+                    async with lease.limiting():
+                        outcome = await self._send(source, target, copy)
+                except TimeoutError:
+                    self._log.warning("lease lost while sending", source=source, copy=copy.id)
+                    return
                 MIRROR_ATTEMPTS.labels(source, outcome.kind).inc()
                 following = await self._record(source, copy, outcome, state, settings)
                 if following is None:
@@ -185,6 +190,7 @@ class _Lease:
         self.owner = uuid4()
         self._db = db
         self._until = float("-inf")
+        self._limit: asyncio.Timeout | None = None
 
     def is_held(self) -> bool:
         return monotonic() < self._until
@@ -195,6 +201,24 @@ class _Lease:
             self._until = began + LEASE_SECONDS
         else:
             self._until = float("-inf")
+        if self._limit is not None:
+            self._limit.reschedule(self._deadline())
+
+    @asynccontextmanager
+    async def limiting(self) -> AsyncIterator[None]:
+        """Limit the block to the time for which the lease is held, with its renewals. Raises `TimeoutError` at its end.
+
+        Another worker then sends the same copy: a request that goes on would reach the target after later ones.
+        """
+        try:
+            async with asyncio.timeout_at(self._deadline()) as self._limit:
+                yield
+        finally:
+            self._limit = None
+
+    def _deadline(self) -> float:
+        """Return the end of the lease by the clock of the event loop."""
+        return asyncio.get_running_loop().time() + self._until - monotonic()
 
     async def keep(self) -> None:
         """Renew the lease every third of its time. What cannot be renewed runs out."""

@@ -6,17 +6,23 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
+from apex_memory import tasks
 from apex_memory.errors import Conflict, NotFound
 from apex_memory.inbox import Consumer, Inbox
 from apex_memory.inbox.routing import bucket_of
 from apex_memory.model import Event
-from apex_memory.rollout import builds
+from apex_memory.rollout import build_watch, builds
+from apex_memory.rollout.build_watch import BuildWatch
 from apex_memory.rollout.builds import Routing
 from apex_memory.stores.postgres import Postgres
+from apex_memory.tasks import Background
+from tests.waiting import until
 
 EVENTS = 200
 
@@ -240,3 +246,29 @@ async def test_without_any_worker_the_remedy_is_to_start_one(db: Postgres) -> No
     assert "none was ever seen" in absence.detail and "start a worker of only" in absence.remedy
     await builds.promote(db, "only", actor="apex up", alone=True)
     assert await builds.absence(db) is None, "a supervisor that starts its worker is no alarm"
+
+
+async def test_the_record_that_a_worker_runs_goes_on_after_an_unforeseen_failure(
+    db: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(build_watch, "SEEN_SECONDS", 0.02)
+    monkeypatch.setattr(build_watch, "WATCH_SECONDS", 0.02)
+
+    async def is_recorded() -> bool:
+        row = await db.fetch_one(
+            "SELECT FROM builds WHERE build = 'a' AND seen_at > now() - interval '1 s'"
+        )
+        return row is not None
+
+    with capture_logs() as lines:
+        async with Background() as background:
+            work = partial(BuildWatch(db, "a").work, decides=True)
+            background.run(work, name="record of the build")
+            await until(is_recorded)
+            await db.execute("ALTER TABLE builds RENAME TO builds_away")  # a mistake, undone
+            await until(lambda: any(line["log_level"] == "error" for line in lines))
+            await db.execute("ALTER TABLE builds_away RENAME TO builds")
+            await absent(db, "a")
+            await until(is_recorded, "the worker is recorded again")
+    assert not background.failed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 from collections.abc import AsyncIterator, Sequence
@@ -11,6 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
+import asyncssh
 import pytest
 
 from apex_memory.errors import ApexError, Misconfigured, Rejected, RetryLater, Unauthorized
@@ -19,6 +21,7 @@ from apex_memory.simulate.edi.simulator import PASSWORD, EdiSimulator
 from apex_memory.simulate.vendor import Chaos
 from apex_memory.simulate.world import Clock, World
 from apex_memory.sources.base import InboundRequest
+from apex_memory.sources.edi import mailboxes
 from apex_memory.sources.edi.source import Edi
 from apex_memory.sources.edi.x12.values import (
     TimeOfDay,
@@ -841,6 +844,46 @@ async def test_wrong_credentials_and_no_server() -> None:
         unreachable = remote(simulator)
     with pytest.raises(RetryLater):
         await Worker(unreachable).pull()
+
+
+async def test_a_pull_that_is_cancelled_when_it_is_connected_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Up to Python 3.11 `asyncio.wait_for` loses a cancellation at the moment of success."""
+    connect = asyncssh.connection._connect
+
+    async def connect_and_cancel(*arguments: Any) -> Any:
+        connection = await connect(*arguments)
+        pulling.cancel()
+        return connection
+
+    async def pull_and_go_on() -> None:
+        await Worker(remote(simulator)).pull()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncssh.connection, "_connect", connect_and_cancel)
+    async with mailbox() as simulator:
+        pulling = asyncio.create_task(pull_and_go_on())
+        done, _ = await asyncio.wait([pulling], timeout=10)
+    assert done and pulling.cancelled()
+
+
+async def test_a_server_that_accepts_and_says_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mailboxes, "CONNECT_SECONDS", 0.2)
+
+    async def keep_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    silent = await asyncio.start_server(keep_silent, "127.0.0.1", 0)
+    async with mailbox() as simulator:
+        port = silent.sockets[0].getsockname()[1]
+        worker = Worker(remote(simulator, sftp_port=port))
+        with pytest.raises(RetryLater):
+            await worker.pull()
+    silent.close()
 
 
 async def test_a_server_that_is_down_does_not_delay_a_folder(worker: Worker) -> None:

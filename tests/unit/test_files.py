@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 import pytest_asyncio
 
+from apex_memory.errors import Unauthorized
 from apex_memory.fetching.files import CHUNK, Files, ListedFile
 from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.model import Document, Event, Priority
@@ -97,6 +98,59 @@ async def test_s12_findings_keep_the_order_of_the_file(db: Postgres) -> None:
     later = await processed(db, source, "b.txt", b"0#b 1#a")
     assert later.findings[:4] == row.findings
     assert len(later.findings) == 5, "and the conflict with the file before, at the end"
+
+
+class Blocked(Lined):
+    """Fails with some files: a reply that the partner refuses, content that this code did not expect."""
+
+    def __init__(self, *, unsendable: str = "", unreadable: str = "") -> None:
+        super().__init__()
+        self.unsendable, self.unreadable = unsendable, unreadable
+
+    def unpack(self, file: InboundFile) -> UnpackedFile:
+        if file.name == self.unreadable:
+            raise ValueError(file.name)
+        return super().unpack(file)
+
+    async def send(self, replies: Sequence[InboundFile], client: VendorClient) -> None:
+        if replies[0].name == f"{self.unsendable}.ack":
+            raise Unauthorized("lined: the partner refuses our key")
+        await super().send(replies, client)
+
+
+async def test_a_file_that_fails_keeps_no_other_from_landing_and_its_answer(db: Postgres) -> None:
+    source, files = Blocked(unsendable="1.txt", unreadable="2.txt"), Files(db, PayloadStore(db))
+    for n in range(5):  # one transaction each, so that their order is that of their names
+        async with db.transaction() as connection:
+            await files.insert(
+                connection, source.name, [InboundFile(f"{n}.txt", f"{n}#a {n}#b".encode())]
+            )
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"2\.txt"):  # it failed first: landing comes first
+            await files.process(source, NO_LINK)
+    landed = {row.name: row.landed for row in await files.listed()}
+    assert landed == {"0.txt": 2, "1.txt": 2, "2.txt": 0, "3.txt": 2, "4.txt": 2}
+    open_files = {row.name for row in await files.listed() if not row.ended_at}
+    assert open_files == {"1.txt", "2.txt"}
+    assert source.sent == ["0.txt.ack", "3.txt.ack", "4.txt.ack"]
+
+
+async def test_all_files_land_before_one_is_answered(db: Postgres) -> None:
+    source, files = Lined(), Files(db, PayloadStore(db))
+    async with db.transaction() as connection:
+        await files.insert(
+            connection, source.name, [InboundFile(f"{n}.txt", b"%d#a" % n) for n in range(3)]
+        )
+    landed: list[int] = []
+    send = source.send
+
+    async def counting(replies: Sequence[InboundFile], client: VendorClient) -> None:
+        landed.append(sum(row.landed for row in await files.listed()))
+        await send(replies, client)
+
+    source.send = counting  # type: ignore[method-assign]
+    assert await files.process(source, NO_LINK) == 3
+    assert landed == [3, 3, 3]
 
 
 async def test_a_file_lands_in_chunks_and_gets_one_reply(db: Postgres) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from time import monotonic
 from uuid import UUID, uuid5
 
-from apex_memory.errors import NotFound
+from apex_memory.errors import ApexError, NotFound
 from apex_memory.fetching.pages import land_page
 from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.model import NAMESPACE, Event
@@ -18,8 +20,13 @@ from apex_memory.sources.base import FileSource
 from apex_memory.sources.http import VendorClient
 from apex_memory.sources.pages import InboundFile, UnpackedFile
 from apex_memory.stores.postgres import Connection, Postgres
+from apex_memory.telemetry import logger
+from apex_memory.telemetry.logs import unforeseen
 
 CHUNK = 500  # events landed at once
+ANSWERS_SECONDS = (
+    60.0  # no further file is answered after that, where one failed: its partner may be away
+)
 UNPACKED_MAX = 4  # unpacked files kept in memory for their next chunk
 
 
@@ -72,6 +79,7 @@ class Files:
         self._db = db
         self._payloads = payloads
         self._unpacked: OrderedDict[UUID, UnpackedFile] = OrderedDict()
+        self._log = logger(component="files")
 
     async def insert(
         self, connection: Connection, source: str, files: Sequence[InboundFile]
@@ -139,13 +147,44 @@ class Files:
         return names
 
     async def process(self, source: FileSource, client: VendorClient) -> int:
-        """Land and answer every open file of a source; return their number."""
+        """Land every open file of a source, then answer each; return their number.
+
+        A file that fails keeps no other from landing or from its answer. Raises the first failure at the end.
+        """
         ids = await self.open_files(source.name)
+        failures: dict[UUID, Exception] = {}
         for id in ids:
-            while (await self.land_chunk(source, id)).more:
-                pass
-            await self.answer(source, id, client)
+            with self._collected(failures, source, id):
+                while (await self.land_chunk(source, id)).more:
+                    pass
+        began = monotonic()
+        for id in ids:
+            if id in failures:
+                continue
+            if failures and monotonic() - began > ANSWERS_SECONDS:
+                break
+            with self._collected(failures, source, id):
+                await self.answer(source, id, client)
+        for failure in failures.values():
+            raise failure
         return len(ids)
+
+    @contextmanager
+    def _collected(
+        self, failures: dict[UUID, Exception], source: FileSource, id: UUID
+    ) -> Iterator[None]:
+        """Log a failure of a file inside the block, and keep it in `failures` instead of raising it."""
+        facts = {"source": source.name, "file": str(id)}
+        try:
+            yield
+        except ApexError as error:
+            self._log.warning(
+                "file not processed yet", **facts, reason=str(error)[:300], remedy=error.remedy
+            )
+            failures[id] = error
+        except Exception as error:  # noqa: BLE001 (a vendor's code; its message may quote the file)
+            self._log.error("file failed unexpectedly", **facts, **unforeseen(error))
+            failures[id] = error
 
     async def listed(
         self,

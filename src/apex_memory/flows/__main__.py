@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
 from importlib.metadata import version
 
 from apex_memory.app import App, open_app
@@ -28,15 +29,17 @@ from apex_memory.machine_load import LoadMeter
 from apex_memory.name_resolution import NameResolvingLoop
 from apex_memory.rollout.flags import follow_flags
 from apex_memory.rollout.shadow_loop import ShadowLoop
+from apex_memory.tasks import Background
 from apex_memory.telemetry import BUILD_INFO, DELAY, configure_logging, logger, touch_metrics
 from apex_memory.telemetry.export import exporting
 from apex_memory.telemetry.exposition import Address, exposed
+from apex_memory.telemetry.logs import unforeseen
 
 SHADOW = "shadow"
 
 
 async def run(settings: Settings, role: str = "all") -> None:
-    """Open everything and work until SIGTERM or SIGINT. Raises what `open_app` raises."""
+    """Open everything and work until SIGTERM or SIGINT. Raises what `open_app`, `serve_paths` and `Background` raise."""
     queues, name = ROLES[role], "bulk" if role == "bulk" else "worker"
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -58,27 +61,22 @@ async def run(settings: Settings, role: str = "all") -> None:
             if name == "worker":
                 await app.recovery.prepare()
             collect_garbage_seldom()
-            background = [
-                asyncio.create_task(app.credentials.keep_fresh(), name="secrets"),
-                asyncio.create_task(LoadMeter(DELAY.set).watch(), name="load"),
-                asyncio.create_task(app.breaker_probes.run(), name="breaker probes"),
-            ]
+            background = await stack.enter_async_context(Background(stop.set))
+            background.run(app.credentials.keep_fresh, name="secrets")
+            background.run(LoadMeter(DELAY.set).watch, name="load")
+            background.run(app.breaker_probes.run, name="breaker probes")
             if name == "worker":
-                background.append(asyncio.create_task(_check_stores(app), name="check stores"))
-                background.append(asyncio.create_task(app.mirror.forwarder.run(), name="mirror"))
-                background.append(asyncio.create_task(app.rollouts.watch(), name="rollouts"))
-                background.append(asyncio.create_task(_follow_flags(app), name="flags"))
-                background.append(asyncio.create_task(_copies(app).run(), name="copies"))
-            try:
-                await serve_paths(app, stop=stop, runtime=runtime, queues=queues, process=name)
-            finally:
-                for task in background:
-                    task.cancel()
+                background.run(partial(_check_stores, app), name="check stores")
+                background.run(app.mirror.forwarder.run, name="mirror")
+                background.run(app.rollouts.watch, name="rollouts")
+                background.run(partial(_follow_flags, app), name="flags")
+                background.run(_copies(app).run, name="copies")
+            await serve_paths(app, stop=stop, runtime=runtime, queues=queues, process=name)
     logger(component="worker").info("worker stopped")
 
 
 async def run_shadow(settings: Settings) -> None:
-    """Process copies for this build until SIGTERM or SIGINT, and nothing else. Raises what `open_app` raises."""
+    """Process copies for this build until SIGTERM or SIGINT, and nothing else. Raises what `open_app` and `Background` raise."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -91,9 +89,9 @@ async def run_shadow(settings: Settings) -> None:
             async with open_app(settings, build=build, any_embedder=True) as app:
                 collect_garbage_seldom()
                 logger(component="shadow").info("processing copies", **card.model_dump())
-                processing = asyncio.create_task(_copies(app).run(), name="copies")
-                await stop.wait()
-                processing.cancel()
+                async with Background(stop.set) as background:
+                    background.run(_copies(app).run, name="copies")
+                    await stop.wait()
 
 
 def _copies(app: App) -> ShadowLoop:
@@ -117,7 +115,7 @@ async def _follow_flags(app: App) -> None:
 
 
 def main() -> int:
-    """Run until SIGTERM or SIGINT. Return the exit code: 0, 1 when the worker could not start, 2 for an unknown role."""
+    """Run until SIGTERM or SIGINT. Return the exit code: 0, 1 when the worker could not start or a part of it failed, 2 for an unknown role."""
     role = sys.argv[1] if sys.argv[1:] else "all"
     if role not in (*ROLES, SHADOW):
         print(f"{role}: no such role; use one of {', '.join((*ROLES, SHADOW))}", file=sys.stderr)
@@ -133,6 +131,9 @@ def main() -> int:
             runner.run(run_shadow(settings) if role == SHADOW else run(settings, role))
     except ApexError as error:
         logger(component="worker").error(str(error), remedy=error.remedy)
+        return 1
+    except Exception as error:  # noqa: BLE001 (the outermost frame of the process; the message may quote data)
+        logger(component="worker").error("worker failed unexpectedly", **unforeseen(error))
         return 1
     return 0
 

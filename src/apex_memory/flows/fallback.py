@@ -25,6 +25,7 @@ from apex_memory.inbox.queries import FALLBACK_LEASE
 from apex_memory.steps.direct_loop import DirectLoop
 from apex_memory.steps.rhythm import Rhythm
 from apex_memory.stores.lease import acquire, release
+from apex_memory.tasks import end_tasks
 from apex_memory.telemetry import FALLBACK, FALLBACKS, TEMPORAL_REACHABLE, logger
 
 CALL_SECONDS = 2.0  # longest that the server may take to respond
@@ -121,7 +122,7 @@ class Fallback:
         elif (
             not holds and self._rhythm
         ):  # this process was cut off from PostgreSQL, and another took over
-            self._rhythm.cancel()
+            await end_tasks([self._rhythm])
             self._rhythm = None
 
     async def _end(self) -> None:
@@ -140,8 +141,7 @@ class Fallback:
     async def _stop_fetching(self) -> None:
         if self._rhythm is None:
             return
-        self._rhythm.cancel()
-        await asyncio.gather(self._rhythm, return_exceptions=True)
+        await end_tasks([self._rhythm])
         self._rhythm = None
         with suppress(ApexError):  # the lease runs out
             await release(self._app.db, FALLBACK_LEASE, self._owner)

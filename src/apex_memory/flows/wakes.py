@@ -17,6 +17,7 @@ from apex_memory.flows.drain.control import Drains
 from apex_memory.flows.fetch.control import Pulling
 from apex_memory.inbox import Inbox
 from apex_memory.inbox.routing import BUCKETS
+from apex_memory.tasks import end_tasks
 from apex_memory.telemetry import WAKES_FAILED, logger
 
 LEAST_SECONDS = 0.02  # between two wakes of a source
@@ -94,10 +95,7 @@ class Waker:
 
     async def close(self) -> None:
         """Drop wakes that are not sent; the sweeper makes up for them."""
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(self._tasks.values())
 
     async def _send(self, what: str, source: str) -> None:
         try:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from temporalio.client import Client
@@ -30,6 +31,7 @@ from apex_memory.flows.temporal.deployment import Deployment
 from apex_memory.flows.temporal.errors import Translation
 from apex_memory.flows.temporal.queues import BULK, QUEUES, REALTIME, SHADOW, queue_of
 from apex_memory.steps.direct_loop import DirectLoop
+from apex_memory.tasks import Background, end_tasks, run_together
 from apex_memory.telemetry import logger
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ async def serve_paths(
         await asyncio.wait([*paths, watching], return_when=asyncio.FIRST_COMPLETED)
     finally:
         stop.set()
-        watching.cancel()
+        await end_tasks([watching])
         ended = await asyncio.gather(*paths, watching, return_exceptions=True)
     for result in ended:
         if isinstance(result, Exception):
@@ -109,11 +111,13 @@ async def serve(
     """Serve these task queues until `stop` is set. The worker of the real-time queue also maintains schedules and builds.
 
     Waits while Temporal is unavailable, and continues when it responds again. That the build runs is recorded
-    meanwhile too: its claims depend on it, also those of the direct path.
+    meanwhile too: its claims depend on it, also those of the direct path. Raises `BackgroundFailed` when that, or another
+    loop, fails for good.
     """
     log = logger(component="worker", build=app.build)
-    recording = asyncio.create_task(app.builds.work(decides=app.settings.routing == "self"))
-    try:
+    record = partial(app.builds.work, decides=app.settings.routing == "self")
+    async with Background(stop.set) as background:
+        background.run(record, name="record of the build")
         while not stop.is_set():
             try:
                 client = await connect_by(
@@ -124,8 +128,6 @@ async def serve(
                 # RuntimeError: the server refuses the worker.
                 log.warning("Temporal does not respond; trying again", reason=str(error)[:300])
                 await _wait_for(stop, seconds=2)
-    finally:
-        recording.cancel()
 
 
 async def _work(
@@ -143,17 +145,9 @@ async def _work(
             await stop.wait()
             return
         keeper = BuildKeeper(app, drains, deployment, seconds=maintain_seconds)
-        maintaining = asyncio.create_task(keeper.run())
-        copies = asyncio.create_task(keep_copies_awake(app, CopyDrains(client)), name="copies")
-        stopping = asyncio.create_task(stop.wait())
-        try:
-            await asyncio.wait((maintaining, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if maintaining.done():
-                maintaining.result()
-        finally:
-            maintaining.cancel()
-            copies.cancel()
-            stopping.cancel()
+        async with Background(stop.set) as background:
+            background.run(partial(keep_copies_awake, app, CopyDrains(client)), name="copies")
+            await run_together(keeper.run(), _set(stop))
 
 
 def activities_of(
@@ -203,6 +197,11 @@ async def workers(
             yield
         finally:  # in parallel, so that stopping takes at most `STOP_SECONDS`
             await asyncio.gather(*(worker.shutdown() for worker in started))
+
+
+async def _set(stop: asyncio.Event) -> None:
+    """Return when `stop` is set."""
+    await stop.wait()
 
 
 async def _wait_for(stop: asyncio.Event, *, seconds: float) -> None:

@@ -12,12 +12,14 @@ from contextlib import ExitStack, suppress
 from importlib.metadata import version
 
 import uvicorn
+from fastapi import FastAPI
 
 from apex_memory.build import build_id
 from apex_memory.config import Settings, load_settings
 from apex_memory.engines.cards import ProcessCard, registered
 from apex_memory.errors import ApexError, Misconfigured
 from apex_memory.gateway.application import create_app
+from apex_memory.gateway.dependencies import Gateway
 from apex_memory.gateway.protocol import limited_protocol
 from apex_memory.gc_tuning import collect_garbage_seldom
 from apex_memory.host_names import is_loopback
@@ -32,15 +34,17 @@ SHUTDOWN_SECONDS = 10  # for requests under way; below the time a supervisor giv
 def main() -> int:
     """Serve until SIGTERM or SIGINT.
 
-    Return the exit code: 0 after an orderly stop, 1 when the server could not start, 2 for settings or an address
-    that cannot work.
+    Return the exit code: 0 after an orderly stop, 1 when the server could not start or a part of it failed, 2 for
+    settings or an address that cannot work.
     """
     try:
         settings = load_settings()
         configure_logging(settings.log_level, settings.log_format)
         with exporting("gateway"), _bind(settings) as bound, ExitStack() as stack:
             tls = _tls(settings)
-            server = _Server(_config(settings, tls), tls, handshake_seconds=settings.header_seconds)
+            api = create_app(settings, tls=tls)
+            config = _config(settings, api, tls)
+            server = _Server(config, api, tls, handshake_seconds=settings.header_seconds)
             url = _url(bound, settings.scheme)
             logger(component="gateway").info("listening", url=url)
             _warn_of_plain_http(settings)
@@ -52,7 +56,12 @@ def main() -> int:
     except ApexError as error:
         print(f"{error}\n{error.remedy}".rstrip(), file=sys.stderr)
         return 2
-    return 0 if server.started else 1
+    if server.failed:
+        logger(component="gateway").error(
+            f"{server.failed} failed for good; the gateway ends",
+            remedy="its supervisor starts it again; the log says where it failed: report it",
+        )
+    return 0 if server.started and not server.failed else 1
 
 
 def _tls(settings: Settings) -> ServerTls | None:
@@ -87,14 +96,29 @@ def _show_metrics(settings: Settings, url: str, stack: ExitStack) -> None:
 
 class _Server(uvicorn.Server):
     def __init__(
-        self, config: uvicorn.Config, tls: ServerTls | None, *, handshake_seconds: float
+        self,
+        config: uvicorn.Config,
+        api: FastAPI,
+        tls: ServerTls | None,
+        *,
+        handshake_seconds: float,
     ) -> None:
         super().__init__(config)
+        self.failed = ""
+        """The name of the loop beside the requests that failed for good. The server ends for it."""
+        self._api = api
         self._tls = tls
         self._handshake_seconds = handshake_seconds
 
     async def on_tick(self, counter: int) -> bool:
-        """Look for a renewed certificate once a second. uvicorn calls this ten times a second."""
+        """Look for a renewed certificate once a second, and end when a loop has failed for good.
+
+        uvicorn calls this ten times a second.
+        """
+        gateway: Gateway = self._api.state.gateway
+        if gateway.background.failed:
+            self.failed = gateway.background.failed
+            self.should_exit = True
         if self._tls and counter % 10 == 0:
             log = logger(component="gateway")
             try:
@@ -135,9 +159,9 @@ class _Server(uvicorn.Server):
         )
 
 
-def _config(settings: Settings, tls: ServerTls | None) -> uvicorn.Config:
+def _config(settings: Settings, api: FastAPI, tls: ServerTls | None) -> uvicorn.Config:
     return uvicorn.Config(
-        create_app(settings, tls=tls),
+        api,
         lifespan="on",
         loop="auto" if sys.platform == "win32" else "uvloop",
         ws="none",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
@@ -51,6 +52,7 @@ from apex_memory.gateway.routes import (
 )
 from apex_memory.machine_load import LoadMeter
 from apex_memory.sources import registry
+from apex_memory.tasks import Background, BackgroundFailed, end_tasks
 from apex_memory.telemetry import DELAY, logger, touch_metrics
 from apex_memory.tls import ServerTls
 
@@ -178,17 +180,22 @@ def _lifespan(
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
-        async with open_gateway(settings, tls) as gateway:
-            api.state.gateway = gateway
-            yield
+        # The server reports it: it has ended for that.
+        with suppress(BackgroundFailed):
+            async with open_gateway(settings, tls) as gateway:
+                api.state.gateway = gateway
+                yield
 
     return lifespan
 
 
 @asynccontextmanager
 async def open_gateway(settings: Settings, tls: ServerTls | None = None) -> AsyncIterator[Gateway]:
-    """Open everything a request handler needs. Temporal may be unavailable: the connection is made when first used."""
-    async with open_app(settings, answers=True) as app:
+    """Open everything a request handler needs. Temporal may be unavailable: the connection is made when first used.
+
+    Leaving the block raises `BackgroundFailed` if a loop beside the requests failed for good. `background.failed` shows it before.
+    """
+    async with open_app(settings, answers=True) as app, Background() as background:
         client = await connect_by(settings, app.keyring, lazy=True)
         touch_metrics(app.sources)
         drains = drains_of(app, client)
@@ -207,43 +214,33 @@ async def open_gateway(settings: Settings, tls: ServerTls | None = None) -> Asyn
             load=LoadMeter(DELAY.set),
             ops_data=HistoryData(history),
             freshness=FreshnessCache(app.fetcher.states.current),
+            background=background,
             tls=tls,
         )
         seconds = settings.facts_seconds
         facts = FactGauges(app, seconds=seconds)
-        tasks = [
-            asyncio.create_task(gateway.load.watch(), name="load"),
-            asyncio.create_task(gateway.completion.run(), name="completion"),
-            asyncio.create_task(_keep_used(gateway.keys), name="keys used"),
-            asyncio.create_task(waker.watch_shares(), name="shares"),
-            asyncio.create_task(app.credentials.keep_fresh(), name="secrets"),
-            asyncio.create_task(facts.run(), name="facts"),
-            asyncio.create_task(history.watch(), name="history"),
-            asyncio.create_task(watch_temporal(client, seconds=seconds), name="watch temporal"),
-            asyncio.create_task(app.builds.watch(), name="builds"),
-            asyncio.create_task(app.breaker_probes.run(), name="breaker probes"),
-        ]
+        background.run(gateway.load.watch, name="load")
+        background.run(gateway.completion.run, name="completion")
+        background.run(partial(_keep_used, gateway.keys), name="keys used")
+        background.run(waker.watch_shares, name="shares")
+        background.run(app.credentials.keep_fresh, name="secrets")
+        background.run(facts.run, name="facts")
+        background.run(history.watch, name="history")
+        background.run(partial(watch_temporal, client, seconds=seconds), name="watch temporal")
+        background.run(app.builds.watch, name="builds")
+        background.run(app.breaker_probes.run, name="breaker probes")
         if app.standby:
-            tasks.append(asyncio.create_task(app.standby.run(), name="standby"))
+            background.run(app.standby.run, name="standby")
         try:
             yield gateway
         finally:
-            await _end([*tasks, *gateway.tasks])
+            await background.end()
+            await end_tasks(gateway.tasks)
             await waker.close()
             with suppress(
                 ApexError
             ):  # `used_at` is informative; PostgreSQL may have stopped already
                 await gateway.keys.write_used()
-
-
-async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
-    """Cancel tasks until all have ended. A task that handles another error at that moment may miss a cancellation."""
-    pending = set(tasks)
-    while pending:
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=1)
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _keep_used(keys: KeyRing) -> None:

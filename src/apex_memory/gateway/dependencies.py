@@ -25,6 +25,7 @@ from apex_memory.gateway.group_commit import GroupCommitter
 from apex_memory.gateway.ops.data import HistoryData
 from apex_memory.host_names import host_name, is_loopback
 from apex_memory.machine_load import LoadMeter
+from apex_memory.tasks import Background
 from apex_memory.tls import ServerTls
 
 DIRECT_AT_ONCE = (
@@ -55,6 +56,7 @@ class Gateway:
     load: LoadMeter
     ops_data: HistoryData
     freshness: FreshnessCache
+    background: Background
     tls: ServerTls | None = None
     """The certificate that this gateway shows, None without TLS."""
     reconciling: set[str] = field(default_factory=set)

@@ -21,6 +21,7 @@ from apex_memory.mirror.target import Outcome, Target
 from apex_memory.sources.base import Source, SourceSettings
 from apex_memory.stores.lease import acquire, release
 from apex_memory.stores.postgres import Postgres
+from apex_memory.tasks import end_tasks
 from apex_memory.telemetry import (
     MIRROR_ATTEMPTS,
     MIRROR_DEAD,
@@ -77,6 +78,9 @@ class Forwarder:
                     await self._drain(source, lease)
         except ApexError as error:
             self._log.warning("mirror interrupted", source=source, reason=str(error))
+        except Exception as error:  # noqa: BLE001 (the outermost frame of a task that nobody waits for)
+            self._log.error("mirror failed unexpectedly", source=source, **unforeseen(error))
+            await asyncio.sleep(LONGEST_WAIT)
 
     async def _drain(self, source: str, lease: _Lease) -> None:
         settings = self._sources[source].settings
@@ -175,11 +179,10 @@ class Forwarder:
             MIRROR_DEAD_LETTERS.labels(queued.source).set(queued.dead)
 
     async def _stop(self) -> None:
-        for task in self._running.values():
-            task.cancel()
-        await asyncio.gather(*self._running.values(), return_exceptions=True)
+        await end_tasks(self._running.values())
         for target in self._targets.values():
             await target.close()
+        self._targets.clear()  # `run` may begin again
 
 
 class _Lease:

@@ -11,6 +11,7 @@ from apex_memory.rollout.shadow_queue import WaitingCopies
 from apex_memory.rollout.shadow_steps import WAIT_SECONDS, ShadowSteps
 from apex_memory.rollout.subjects import BUILD
 from apex_memory.stores.postgres import Postgres
+from apex_memory.tasks import run_together
 from apex_memory.telemetry import SHADOW_DROPPED, logger
 
 TIDY_SECONDS = 2.0
@@ -33,9 +34,7 @@ class ShadowLoop:
 
     async def run(self) -> None:
         """Run for ever. Waits while PostgreSQL or a store is unavailable."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._keep_tidy(), name="tidy copies")
-            group.create_task(self._process(), name="process copies")
+        await run_together(self._keep_tidy(), self._process())
 
     async def _keep_tidy(self) -> None:
         while True:

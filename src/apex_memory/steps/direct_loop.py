@@ -16,6 +16,7 @@ from apex_memory.inbox import Inbox
 from apex_memory.inbox.notices import listen
 from apex_memory.steps.direct import DirectPath
 from apex_memory.steps.stalled import STALLED_SECONDS, StalledDrains
+from apex_memory.tasks import end_tasks
 from apex_memory.telemetry import logger
 from apex_memory.telemetry.logs import unforeseen
 
@@ -96,9 +97,7 @@ class DirectLoop:
                 if part.done():
                     part.result()
         finally:
-            stopping.cancel()
-            for part in working:
-                part.cancel()
+            await end_tasks([*working, stopping])
             await self._finish()
 
     async def _finish(self) -> None:
@@ -106,9 +105,7 @@ class DirectLoop:
         running = list(self._running.values())
         if running:
             await asyncio.wait(running, timeout=STOP_SECONDS)
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await end_tasks(running)
         await self._stalled.close()
 
     async def _dispatch(self) -> None:

@@ -18,6 +18,7 @@ from apex_memory.inbox.hints import DUE
 from apex_memory.sources.base import FileSource, PulledSource, Source, StreamSource
 from apex_memory.steps.upkeep import Upkeep
 from apex_memory.stores.postgres import Postgres
+from apex_memory.tasks import run_together
 from apex_memory.telemetry import logger
 from apex_memory.telemetry.logs import unforeseen
 
@@ -50,15 +51,11 @@ class Rhythm:
 
     async def run(self) -> None:
         """Work until cancelled. What a duty has committed stays."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(
-                self._repeat("sweep", self._upkeep.sweep, self._settings.sweep_seconds)
-            )
-            group.create_task(
-                self._repeat("collect", self._upkeep.collect, self._settings.collect_seconds)
-            )
-            for source in self._sources:
-                group.create_task(self._keep_pulling(source), name=f"pull {source.name}")
+        await run_together(
+            self._repeat("sweep", self._upkeep.sweep, self._settings.sweep_seconds),
+            self._repeat("collect", self._upkeep.collect, self._settings.collect_seconds),
+            *(self._keep_pulling(source) for source in self._sources),
+        )
 
     async def _repeat(
         self, duty: str, work: Callable[[], Awaitable[object]], seconds: float

@@ -13,6 +13,7 @@ from time import monotonic
 from apex_memory.errors import ApexError
 from apex_memory.inbox import Inbox
 from apex_memory.steps.direct import DirectPath
+from apex_memory.tasks import end_tasks
 from apex_memory.telemetry import STALLS, logger
 from apex_memory.telemetry.logs import unforeseen
 
@@ -52,10 +53,7 @@ class StalledDrains:
     async def close(self) -> None:
         """End all turns; the batches under way return to the queue."""
         self._waiting.clear()
-        running = list(self._running.values())
-        for turn in running:
-            turn.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await end_tasks(self._running.values())
 
     def _begin(self) -> None:
         while self._waiting and len(self._running) < SOURCES_AT_ONCE:

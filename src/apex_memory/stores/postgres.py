@@ -86,6 +86,13 @@ async def translated() -> AsyncIterator[None]:
         raise RetryLater(
             "documents: another session holds what is to be locked", after=1
         ) from error
+    except psycopg.errors.IdleInTransactionSessionTimeout as error:
+        # To psycopg an internal error, not an operational one. The server ended the session: as if it had stopped.
+        raise Unavailable(
+            "documents",
+            "PostgreSQL ended a session that was idle in a transaction",
+            remedy="set idle_in_transaction_session_timeout of its role to 0 or at least 30 s",
+        ) from error
     except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
         if reason := TLS_REASON.search(str(error)):
             raise Unavailable(

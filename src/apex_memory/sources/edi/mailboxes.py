@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
@@ -170,10 +170,15 @@ class SftpServer:
 
         options = self._options()
         with _server_errors(self.host):
-            async with asyncssh.connect(self.host, self.port, **options) as connection:
-                VENDOR_CALLS.labels("edi", "2xx").inc()
-                async with connection.start_sftp_client() as sftp:
-                    yield SftpMailbox(self, sftp)
+            async with AsyncExitStack() as stack:
+                # Not by `connect_timeout`: it waits by `asyncio.wait_for`, which up to Python 3.11 loses a cancellation
+                # at the moment of success.
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    connecting = asyncssh.connect(self.host, self.port, **options)
+                    connection = await stack.enter_async_context(connecting)
+                    VENDOR_CALLS.labels("edi", "2xx").inc()
+                    sftp = await stack.enter_async_context(connection.start_sftp_client())
+                yield SftpMailbox(self, sftp)
 
     def _options(self) -> dict[str, Any]:
         import asyncssh  # heavy
@@ -201,7 +206,6 @@ class SftpServer:
             "known_hosts": known_hosts,
             "config": None,
             "agent_path": None,
-            "connect_timeout": CONNECT_SECONDS,
             "login_timeout": CONNECT_SECONDS,
             "keepalive_interval": CONNECT_SECONDS,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any, cast
 
 import psycopg
@@ -18,7 +19,7 @@ from tests.unit.test_search_sql import FILL
 
 DOCUMENTS = 20_000
 FORMER = 200
-PASSES = 30  # more than the parts of the largest table
+PASSES = 30  # more than a cycle has here
 
 # Former versions of the first documents: their manifests, and what was sent.
 AGED = f"""
@@ -62,9 +63,12 @@ async def read_to_the_end(db: Postgres) -> int:
 async def test_what_is_past_its_retention_goes_part_by_part(
     aged: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collector, "PART_ROWS", 1_000)
+    settings = Settings()
+    monkeypatch.setattr(
+        collector, "CYCLE", timedelta(seconds=settings.collect_seconds * (PASSES - 5))
+    )
     nothing = cast(Any, None)
-    collecting = Collector(aged, nothing, nothing, Settings())
+    collecting = Collector(aged, nothing, nothing, settings)
     before = await read_to_the_end(aged)
     for _ in range(PASSES):
         await collecting._drop_expired()

@@ -342,11 +342,12 @@ class FactGauges:
             if not isinstance(source, PulledSource)
         ]
         rows = await self._db.fetch_rows(
+            # The planner does not see the limit, so that it does not read and sort all events of a source (`inbox/queries.py`).
             _Gap,
             """SELECT name, max(gap)::float AS gap FROM unnest(%s::text[]) AS name CROSS JOIN LATERAL (
                  SELECT extract(epoch FROM received_at - lag(received_at) OVER (ORDER BY seq)) AS gap
                  FROM (SELECT seq, received_at FROM inbox WHERE source BETWEEN name AND name
-                       ORDER BY source, seq DESC LIMIT %s) last) gaps
+                       ORDER BY source, seq DESC LIMIT (SELECT %s::bigint)) last) gaps
                GROUP BY 1""",
             (pushed, GAPS),
         )

@@ -63,7 +63,7 @@ _LISTED: dict[str, LiteralString] = {
 }
 NEWEST = 2**63 - 1  # above every `seq`
 FIRST_WALK = 2_000  # events that a request with conditions looks at first
-NEXT_WALK = 20_000
+NEXT_WALK = 10_000
 MOST_WALKED = 100_000  # and at most: then its page ends, with a position to go on
 # Events are numbered in the order in which they are received, but for the length of a landing and small steps of the clock.
 CLOCK_MARGIN = timedelta(minutes=15)

@@ -79,9 +79,7 @@ async def require_known_sources(gateway: Gateway, names: Iterable[str | None]) -
         return
     # A source may have been removed from `source_path` after its events came.
     rows = await gateway.app.db.fetch(
-        # In the order of `inbox_source`, so that no plan reads the whole inbox for a name that it does not hold.
-        """SELECT name FROM unnest(%s::text[]) AS name CROSS JOIN LATERAL (
-             SELECT FROM inbox WHERE source BETWEEN name AND name ORDER BY source, seq DESC LIMIT 1) event""",
+        "SELECT name FROM unnest(%s::text[]) AS name WHERE EXISTS (SELECT FROM inbox WHERE source = name)",
         (list(unknown),),
     )
     unknown -= {row["name"] for row in rows}

@@ -13,6 +13,7 @@ import pytest
 
 from apex_memory.app import App, open_app
 from apex_memory.errors import Conflict, NotFound, NoWrites, Unavailable
+from apex_memory.fetching.backfills import ReplayedChunk
 from apex_memory.model import Event, LandResult, VectorPoint, Vectors, now
 from apex_memory.saga.dead_letters import DeadLetter
 from apex_memory.saga.failures import MOST_PARKS
@@ -275,7 +276,7 @@ async def test_a_replay_leaves_discarded_events_alone(app: App) -> None:
     id = await app.backfills.create(
         "documents", "replay", now() - timedelta(hours=1), now() + timedelta(hours=1), actor="test"
     )
-    assert await app.backfills.replay_chunk(id) == (1, 1)
+    assert await app.backfills.replay_chunk(id) == ReplayedChunk(1, 1, more=True)
     await work(app)
     assert await live(app, "a") and await live(app, "b") is None
     assert await state(app, kept) == "done"

@@ -16,6 +16,7 @@ from apex_memory.engines import postgres_space
 from apex_memory.engines.base import free_port
 from apex_memory.engines.state import ChildState, Stack, ownership, write_stack
 from apex_memory.errors import NoWrites
+from apex_memory.fetching.backfills import ReplayedChunk
 from apex_memory.gateway.ingest import store_change_hints
 from apex_memory.model import now
 from apex_memory.sources.base import PulledSettings
@@ -112,7 +113,7 @@ async def test_a_replay_goes_on_with_the_space(api: Api, set_free: SetFree) -> N
         await app.backfills.replay_chunk(replay)
     assert await events(app) == 1
     set_free(TOTAL)
-    assert await app.backfills.replay_chunk(replay) == (1, 1)
+    assert await app.backfills.replay_chunk(replay) == ReplayedChunk(1, 1, more=True)
 
 
 async def test_a_file_goes_on_with_the_space(api: Api, set_free: SetFree) -> None:

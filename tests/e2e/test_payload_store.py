@@ -23,7 +23,7 @@ from apex_memory.backup import back_up, restore
 from apex_memory.cli.doctor import _stores_and_events
 from apex_memory.engines.base import free_port
 from apex_memory.errors import Misconfigured, NotAllowed, NotCalled, RetryLater, Unavailable
-from apex_memory.fetching.backfills import Backfills
+from apex_memory.fetching.backfills import Backfills, ReplayedChunk
 from apex_memory.model import Event, LandResult, now
 from apex_memory.saga.failures import MOST_PARKS, Failure
 from apex_memory.sealing import Keyring, new_key, read_keys
@@ -710,7 +710,7 @@ async def test_a_replay_shares_the_object(app: App, bucket: BucketServer) -> Non
     replay = await replays.create(
         "documents", "replay", now().replace(year=2000), now().replace(year=2100), actor="test"
     )
-    assert await replays.replay_chunk(replay) == (1, 1)
+    assert await replays.replay_chunk(replay) == ReplayedChunk(1, 1, more=True)
     assert len(await bucket.names()) == 1
     await app.direct.drain("documents")
     rows = await app.db.fetch(

@@ -13,7 +13,7 @@ from apex_memory.app import App, open_app
 from apex_memory.backup import back_up, restore
 from apex_memory.engines.base import free_port
 from apex_memory.errors import Misconfigured, Rejected, RetryLater
-from apex_memory.fetching.backfills import Backfills
+from apex_memory.fetching.backfills import Backfills, ReplayedChunk
 from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.model import Event, LandResult, now
 from apex_memory.sealing import Keyring, new_key, read_keys
@@ -233,7 +233,7 @@ async def test_polls_replays_and_copies(app: App) -> None:
     replay = await replays.create(
         "documents", "replay", now().replace(year=2000), now().replace(year=2100), actor="test"
     )
-    assert await replays.replay_chunk(replay) == (1, 1)
+    assert await replays.replay_chunk(replay) == ReplayedChunk(1, 1, more=True)
     await app.direct.drain("documents")
     states = await app.db.fetch("SELECT state FROM inbox WHERE source = 'documents'")
     assert {row["state"] for row in states} <= {"done", "superseded"}

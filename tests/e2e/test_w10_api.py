@@ -59,7 +59,7 @@ async def _replay(api: Api, n: int) -> None:
            VALUES (%s, 'documents', 'replay', now() - interval '1 hour', now() + interval '1 hour', 'test')""",
         (id,),
     )
-    while (await api.app.backfills.replay_chunk(id))[0]:
+    while (await api.app.backfills.replay_chunk(id)).more:
         pass
     await api.app.backfills.end(id, "done")
     await api.app.direct.drain("documents")

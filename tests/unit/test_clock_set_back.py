@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
+from time import time
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import uuid4
 
 import pytest
 
+from apex_memory.config import Settings
 from apex_memory.errors import RetryLater
 from apex_memory.fetching.windows import Readings
 from apex_memory.inbox import Inbox, transitions
 from apex_memory.mirror import queue as mirror_queue
 from apex_memory.model import Event, micros, now
 from apex_memory.rollout import builds, shadow_queue
+from apex_memory.saga.collector import Collector
+from apex_memory.saga.sweeper import Sweeper
 from apex_memory.sources.hubspot.api import DailyLimit, HubSpotPull, wait_for_reset
 from apex_memory.sources.hubspot.object_types import OBJECT_TYPES, ObjectType
 from apex_memory.sources.hubspot.settings import HubSpotSettings
@@ -24,6 +28,7 @@ from apex_memory.sources.sonar.source import _State
 from apex_memory.sources.turvo.source import _ListScan
 from apex_memory.steps.rhythm import Rhythm
 from apex_memory.stores.lease import acquire
+from apex_memory.stores.partitions import create_partition
 from apex_memory.stores.postgres import Postgres
 from tests.unit.test_front_poll import front
 
@@ -139,6 +144,59 @@ async def test_a_window_is_due(db: Postgres) -> None:
     assert await Readings(db, keep=timedelta(days=1)).correct_deadlines() == 1
     [row] = await db.fetch("SELECT series FROM windows WHERE due_at <= now()")
     assert row["series"] == "ahead"
+
+
+async def test_a_process_whose_clock_is_far_ahead_removes_nothing(
+    db: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event = await landed(db)
+    await db.execute("UPDATE inbox SET state = 'done'")
+    await db.execute(
+        """INSERT INTO manifests (id, inbox_id, doc_id, source, doc_key, pipeline, kind, title, text, occurred_at, metadata,
+                                  deleted, chunks, vectors, assertions, entities, hash)
+           VALUES (gen_random_uuid(), %s, %s, 'frontapp', 'd', 'p', 'email', '', '', now(), '{}', false, '', '', '', '{}', '')""",
+        (event.id, event.doc_id),
+    )
+    day = now().date() - timedelta(days=3)
+    async with db.connection() as connection:
+        await create_partition(connection, day)
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Ahead:
+            return cls.fromtimestamp(time() + 10 * AHEAD.total_seconds(), tz)
+
+    monkeypatch.setattr("apex_memory.model.datetime", Ahead)
+    assert now().year > datetime.now(UTC).year + 8
+    nothing = cast(Any, None)
+    await Collector(db, nothing, nothing, Settings())._drop_expired()
+    assert await Readings(db, keep=timedelta(days=30)).forget() == []
+    [left] = await db.fetch(
+        "SELECT (SELECT count(*) FROM payloads) AS payloads, (SELECT count(*) FROM manifests) AS manifests"
+    )
+    assert left == {"payloads": 1, "manifests": 1}
+
+
+async def test_deadlines_are_looked_at_once_a_minute(
+    db: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look reads every open event, and a sweep comes every few seconds."""
+    looks = 0
+
+    async def look(*_: object, **__: object) -> int:
+        nonlocal looks
+        looks += 1
+        return 0
+
+    monkeypatch.setattr(transitions, "correct_deadlines", look)
+    nothing = cast(Any, None)
+    sweeper = Sweeper(db, nothing, nothing, [], {}, lease=60)
+    for _ in range(3):
+        await sweeper.sweep()
+    assert looks == 1
+    monkeypatch.setattr("apex_memory.saga.sweeper.DEADLINES_SECONDS", 0)
+    await sweeper.sweep()
+    assert looks == 2
 
 
 @pytest.mark.parametrize("failed, due", [("0 seconds", False), ("1 hour", True)])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any, cast
 
 import psycopg
@@ -18,7 +20,7 @@ from tests.unit.test_search_sql import FILL
 
 DOCUMENTS = 20_000
 FORMER = 200
-PASSES = 30  # more than the parts of the largest table
+PASSES = 30  # more than a cycle has here
 
 # Former versions of the first documents: their manifests, and what was sent.
 AGED = f"""
@@ -59,12 +61,37 @@ async def read_to_the_end(db: Postgres) -> int:
     return cast(int, row["scans"])
 
 
+@pytest.mark.parametrize(("rows", "parts"), [(-1, 1), (5_000, 1), (20_000, 2_880), (1e9, 2_880)])
+async def test_a_cycle_takes_a_day_whatever_the_size_of_a_table(rows: float, parts: int) -> None:
+    async def fetch_one(query: str, values: object) -> dict[str, float]:
+        return {"rows": rows}
+
+    nothing = cast(Any, None)
+    collecting = Collector(
+        cast(Any, SimpleNamespace(fetch_one=fetch_one)), nothing, nothing, Settings()
+    )
+    first, last = await collecting._part_of("documents")
+    assert round(2**128 / (last.int - first.int)) == parts
+
+
+async def test_a_pass_that_removes_nothing_ends_no_kept_answers(aged: Postgres) -> None:
+    """They hold for one state of memory, which a trigger of `documents` changes, also for a statement without rows."""
+    collecting = Collector(aged, cast(Any, None), cast(Any, None), Settings(tombstone_days=3_650))
+    before = await aged.fetch("SELECT version FROM memory_versions ORDER BY slot")
+    for _ in range(3):
+        await collecting._drop_tombstones()
+    assert await aged.fetch("SELECT version FROM memory_versions ORDER BY slot") == before
+
+
 async def test_what_is_past_its_retention_goes_part_by_part(
     aged: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collector, "PART_ROWS", 1_000)
+    settings = Settings()
+    monkeypatch.setattr(
+        collector, "CYCLE", timedelta(seconds=settings.collect_seconds * (PASSES - 5))
+    )
     nothing = cast(Any, None)
-    collecting = Collector(aged, nothing, nothing, Settings())
+    collecting = Collector(aged, nothing, nothing, settings)
     before = await read_to_the_end(aged)
     for _ in range(PASSES):
         await collecting._drop_expired()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from apex_memory.cli import main
-from apex_memory.client import Entity
+from apex_memory.client import AsyncApex, Entity, Freshness
 from apex_memory.mcp.quoting import quoted, quoted_line
 from apex_memory.mcp.tools import (
+    GetStatus,
     Remember,
     Toolbox,
     content_id,
@@ -130,6 +133,30 @@ def test_no_tool_deletes_and_each_says_what_it_is_for() -> None:
         assert len(tool.description) > 80
         fields = tool.arguments.model_json_schema()["properties"]
         assert all(field.get("description") for field in fields.values()), tool.name
+
+
+@pytest.mark.parametrize(
+    ("behind", "known", "current"),
+    [([], False, False), ([False], True, True), ([False, True], True, False)],
+)
+async def test_memory_is_not_current_while_its_freshness_is_unknown(
+    behind: list[bool], known: bool, current: bool
+) -> None:
+    """No state of a source was read: the gateway's statement took too long."""
+
+    class Memory:
+        async def status(self) -> object:
+            return SimpleNamespace(stores=[], open=0, parked=0, dead_letters=0)
+
+        async def freshness(self, *, now: bool) -> list[Freshness]:
+            return [
+                Freshness(source="edi", state="idle", last_event_at=None, pulled_at=None, waiting=0, behind=is_behind,
+                          reason=None, as_of=AT)
+                for is_behind in behind
+            ]  # fmt: skip
+
+    status = await Toolbox().memory_status(cast(AsyncApex, Memory()), GetStatus())
+    assert (status.freshness_known, status.current) == (known, current)
 
 
 def test_without_the_sdk_the_command_names_the_extra(

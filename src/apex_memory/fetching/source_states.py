@@ -87,9 +87,12 @@ _Row = TypeVar("_Row")
 _CURRENT_COLUMNS: LiteralString = """n.name, s.enabled, s.paused, s.pulled_at, s.error, e.received_at AS last_event_at,
        coalesce(b.events, 0) AS backlog, b.lag, coalesce(p.events, 0) AS parked"""
 """The fields of `_CurrentRow`, of `_CURRENT_TABLES`."""
+# `source BETWEEN n.name AND n.name`, in the order of `inbox_source`: that index alone serves it. With `source = n.name` the planner
+# walks `inbox_recent`, and for a source that never sent anything all of it: 2 to 18 s at 1.4 million events, and now 2 ms.
 _CURRENT_TABLES: LiteralString = """unnest(%s::text[]) AS n (name)
                LEFT JOIN sources s ON s.name = n.name
-               LEFT JOIN LATERAL (SELECT received_at FROM inbox WHERE source = n.name ORDER BY seq DESC LIMIT 1) e ON true
+               LEFT JOIN LATERAL (SELECT received_at FROM inbox WHERE source BETWEEN n.name AND n.name
+                                  ORDER BY source, seq DESC LIMIT 1) e ON true
                LEFT JOIN (SELECT source, count(*) AS events, extract(epoch FROM clock_timestamp() - min(received_at))::float AS lag
                           FROM inbox WHERE open GROUP BY 1) b ON b.source = n.name
                LEFT JOIN (SELECT source, count(*) AS events FROM inbox WHERE state = 'parked' GROUP BY 1) p ON p.source = n.name"""

@@ -22,7 +22,6 @@ import orjson
 
 from apex_memory.fetching.pages import land_page
 from apex_memory.inbox.payload_store import PayloadStore
-from apex_memory.model import now
 from apex_memory.sources.base import StreamSource
 from apex_memory.sources.pages import Reading
 from apex_memory.stores.partitions import DAYS, create_partition, partition_name
@@ -36,6 +35,9 @@ WINDOWS = 200  # aggregated in one transaction
 # Key of the advisory lock under which one transaction at a time creates partitions.
 PARTITIONS_LOCK = 0x41504559
 
+
+# The midnight (UTC) before which readings are past their retention, by the clock of PostgreSQL: that of a process may be far ahead.
+_HORIZON: LiteralString = "date_trunc('day', clock_timestamp() - %(keep)s::interval, 'UTC')"
 
 # One index scan for each window, whatever the planner assumes of a partition created today.
 _READINGS_OF_WINDOWS: LiteralString = """
@@ -97,7 +99,7 @@ class Readings:
         result = await fetch_row(
             connection,
             _InsertResult,
-            """WITH kept AS (
+            f"""WITH kept AS (
                      INSERT INTO readings (source, series, kind, at, value)
                      SELECT %(source)s, series, kind, at, value::jsonb
                      FROM unnest(%(series)b::text[], %(kinds)b::text[], %(times)b::timestamptz[], %(values)b::text[])
@@ -111,7 +113,7 @@ class Readings:
                      INSERT INTO windows (source, series, start, version, due_at)
                      SELECT %(source)s, series, start,
                             -- Below every version of before, whose row may be gone: see the module's text.
-                            CASE WHEN start < %(horizon)s THEN -(extract(epoch FROM clock_timestamp()) * 1e6)::bigint ELSE 0 END,
+                            CASE WHEN start < {_HORIZON} THEN -(extract(epoch FROM clock_timestamp()) * 1e6)::bigint ELSE 0 END,
                             clock_timestamp() + make_interval(secs => %(quiet)s) + greatest(
                               interval '0', start + make_interval(secs => %(width)s) - clock_timestamp())
                      FROM touched ORDER BY series, start
@@ -129,7 +131,7 @@ class Readings:
                 "values": [_json(reading.value) for reading in readings],
                 "width": source.window_seconds,
                 "quiet": QUIET_SECONDS,
-                "horizon": self._horizon(),
+                "keep": self._keep,
             },
         )
         if result is None or not result.kept:
@@ -231,7 +233,8 @@ class Readings:
         the last `REST`: what waits for its aggregation is never dropped, and a backfill of old days that is
         interrupted finds its readings again.
         """
-        horizon = self._horizon()
+        [row] = await self._db.fetch(f"SELECT {_HORIZON} AS horizon", {"keep": self._keep})
+        horizon = row["horizon"].astimezone(UTC)
         days = [day for day in await self._days() if day < horizon.date()]
         busy = await self._busy_days(horizon) if days else set()
         dropped = []
@@ -260,10 +263,6 @@ class Readings:
                  FOR UPDATE SKIP LOCKED)""",
             (2 * QUIET_SECONDS,),
         )
-
-    def _horizon(self) -> datetime:
-        """Return the midnight (UTC) before which readings are past their retention."""
-        return datetime.combine((now() - self._keep).date(), time(), UTC)
 
     async def _days(self) -> list[date]:
         """Return the days that have a partition, in order."""

@@ -298,12 +298,14 @@ class FactGauges:
     async def _read_sources(self) -> None:
         """Read how stale each source is that works: not one that is paused, disabled, or lacks a setting."""
         rows = await self._db.fetch_rows(
+            # In the order of `inbox_source`, which alone serves this (`fetching/source_states.py`).
             _SourceActivity,
             """SELECT name, s.enabled IS NOT FALSE AND s.paused IS NOT TRUE AS works,
                       greatest(s.pulled_at, c.changed_at) AS pulled_at, e.received_at
                FROM unnest(%s::text[]) AS name LEFT JOIN sources s USING (name)
                LEFT JOIN cursors c ON c.source = name
-               LEFT JOIN LATERAL (SELECT received_at FROM inbox WHERE source = name ORDER BY seq DESC LIMIT 1) e ON true""",
+               LEFT JOIN LATERAL (SELECT received_at FROM inbox WHERE source BETWEEN name AND name
+                                  ORDER BY source, seq DESC LIMIT 1) e ON true""",
             (sorted(self._app.sources),),
         )
         if self._round % RARELY == 0:
@@ -340,10 +342,12 @@ class FactGauges:
             if not isinstance(source, PulledSource)
         ]
         rows = await self._db.fetch_rows(
+            # The planner does not see the limit, so that it does not read and sort all events of a source (`inbox/queries.py`).
             _Gap,
             """SELECT name, max(gap)::float AS gap FROM unnest(%s::text[]) AS name CROSS JOIN LATERAL (
                  SELECT extract(epoch FROM received_at - lag(received_at) OVER (ORDER BY seq)) AS gap
-                 FROM (SELECT seq, received_at FROM inbox WHERE source = name ORDER BY seq DESC LIMIT %s) last) gaps
+                 FROM (SELECT seq, received_at FROM inbox WHERE source BETWEEN name AND name
+                       ORDER BY source, seq DESC LIMIT (SELECT %s::bigint)) last) gaps
                GROUP BY 1""",
             (pushed, GAPS),
         )

@@ -64,6 +64,7 @@ QUEUE_COPIES: LiteralString = """INSERT INTO shadows AS s (subject, build, inbox
 It is part of the statement that ends the events, so that no event is missed, and it costs nothing without a shadow.
 """
 LONGEST_WAIT_SECONDS = 900  # between two attempts, whatever a vendor or a server demands
+UNPARK_AMONG = 1_000  # parked events, the most urgent ones, of which the next is chosen
 PARK_DEADLINE_SECONDS = 60  # a parked event is looked at again by then at the latest
 
 
@@ -195,21 +196,30 @@ async def park(connection: Connection, events: Sequence[FailedEvent]) -> None:
 async def unpark(connection: Connection, store: str, *, limit: int) -> int:
     """`parked` → `received` or `prepared`, for up to `limit` documents that wait for the store; return the number.
 
-    Those that were parked least often first, so that one event that its store cannot take does not stand in front
-    of all others for ever; of these the most urgent. Of each document the newest version: older ones then end as
-    superseded.
+    Of the most urgent `UNPARK_AMONG`, or `limit` if that is more, those that were parked least often first, so that one event
+    that its store cannot take does not stand in front of all others; such events end as dead letters (`MOST_PARKS`). Of each
+    document the newest version: older ones then end as superseded.
     """
+    # By the index `inbox_parked`, as far as needed. To choose among all takes 1 to 2.6 s for each pass at 300,000 parked events,
+    # and at some millions longer than a statement may. The last look is at `park_store`, which only parked events have: a look at
+    # `state` is taken for a reason to read that index to its end, once for each event, while statistics say that few are parked.
     cursor = await connection.execute(
-        """WITH newest AS (
-             SELECT DISTINCT ON (doc_id) id, parks, priority, seq FROM inbox WHERE state = 'parked' AND park_store = %s
-             ORDER BY doc_id, version DESC, event_id DESC
+        """WITH urgent AS MATERIALIZED (
+             SELECT doc_id FROM inbox WHERE state = 'parked' AND park_store = %(store)s
+             ORDER BY park_store, priority, seq LIMIT greatest(%(limit)s, %(among)s)
+           ), newest AS MATERIALIZED (
+             SELECT event.id FROM (SELECT DISTINCT doc_id FROM urgent) known CROSS JOIN LATERAL (
+               SELECT id, parks, priority, seq FROM inbox
+               WHERE doc_id = known.doc_id AND state = 'parked' AND park_store = %(store)s
+               ORDER BY version DESC, event_id DESC LIMIT 1
+             ) event ORDER BY event.parks, event.priority, event.seq LIMIT %(limit)s
            ), next AS (
-             SELECT id FROM inbox WHERE id IN (SELECT id FROM newest ORDER BY parks, priority, seq LIMIT %s) AND state = 'parked'
+             SELECT id FROM inbox WHERE id = ANY(ARRAY(SELECT id FROM newest)) AND park_store = %(store)s
              FOR NO KEY UPDATE SKIP LOCKED)
            UPDATE inbox SET state = CASE WHEN prepared_at IS NULL THEN 'received' ELSE 'prepared' END,
                             park_store = NULL, next_at = clock_timestamp()
            FROM next WHERE inbox.id = next.id""",
-        (store, limit),
+        {"store": store, "limit": limit, "among": UNPARK_AMONG},
     )
     return cursor.rowcount
 

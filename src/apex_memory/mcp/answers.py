@@ -210,7 +210,12 @@ class RecentEvents(Answer):
 class MemoryStatus(Answer):
     """Whether the memory is complete and current. `degraded` names the stores that are not ready."""
 
-    current: bool = Field(description="True if every store is ready and no source is behind.")
+    current: bool = Field(
+        description="True if every store is ready, and the state of the sources is known and none is behind."
+    )
+    freshness_known: bool = Field(
+        description="False: how current the sources are could not be read just now. Ask again before you call an answer up to date."
+    )
     unfinished_events: int | None
     waiting_for_a_store: int | None
     dead_letters: int | None = Field(

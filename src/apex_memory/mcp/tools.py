@@ -430,7 +430,8 @@ class Toolbox:
         sources = shown_freshness(await memory.freshness(now=True))
         degraded = [store.name for store in status.stores if store.state != "ready"]
         return MemoryStatus(
-            current=not degraded and not any(source.behind for source in sources),
+            current=not degraded and bool(sources) and not any(source.behind for source in sources),
+            freshness_known=bool(sources),
             unfinished_events=status.open,
             waiting_for_a_store=status.parked,
             dead_letters=status.dead_letters,

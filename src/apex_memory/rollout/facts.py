@@ -30,11 +30,16 @@ _PROCESSED_BY_NEW: dict[bool, LiteralString] = {
 
 def recent_sql(*, build: bool) -> LiteralString:
     """Return the events received since the step began, by side. A time counts when nothing disturbed it, and no dead letter."""
+    # In the order of `inbox_source`, which alone serves it: any other plan walks the events of all sources.
+    selected: LiteralString = (
+        _SELECTED[True] if build else "source BETWEEN %(source)s AND %(source)s"
+    )
+    order: LiteralString = "seq DESC" if build else "source, seq DESC"
     return f"""
         WITH recent AS MATERIALIZED (
           SELECT id, seq, state, open, attempts, received_at, ended_at,
                  coalesce({_PROCESSED_BY_NEW[build]}, {BUCKET_SQL} < %(share)s) AS new
-          FROM inbox WHERE {_SELECTED[build]} AND seq > %(since)s ORDER BY seq DESC LIMIT {WINDOW_EVENTS}
+          FROM inbox WHERE {selected} AND seq > %(since)s ORDER BY {order} LIMIT {WINDOW_EVENTS}
         ), timed AS (
           SELECT recent.*, recent.seq > %(calm)s AND letter.inbox_id IS NULL AS counts,
                  extract(epoch FROM coalesce(recent.ended_at, clock_timestamp()) - recent.received_at)::float AS seconds

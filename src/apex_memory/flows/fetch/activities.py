@@ -145,11 +145,12 @@ class PullActivities:
     async def _replay(self, input: BackfillInput) -> None:
         id, began, total = UUID(input.id), monotonic(), 0
         while True:
-            read, _ = await self._app.backfills.replay_chunk(id)
-            if not read:
+            chunk = await self._app.backfills.replay_chunk(id)
+            if not chunk.more:
                 break
-            total += read
-            await self._drains.wake(input.source)
+            total += chunk.read
+            if chunk.read:
+                await self._drains.wake(input.source)
             await self._slow_down(total, began)
         if (await self._app.backfills.get(id)).state != "running":
             raise Cancelled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, LiteralString
 from urllib.parse import quote
 from uuid import UUID
@@ -52,6 +52,21 @@ _STATES: dict[str, LiteralString] = {
     "dead": "state = 'dead'",
 }
 FINAL = ("done", "superseded", "dead")
+# Events in these states are few, or the backlog: an index or another table lists them. Those of other states, and those received
+# since a time, are found by walking from the newest.
+_LISTED: dict[str, LiteralString] = {
+    "received": "true",
+    "prepared": "true",
+    "staged": "true",
+    "parked": "true",
+    "dead": "id IN (SELECT inbox_id FROM dead_letters)",
+}
+NEWEST = 2**63 - 1  # above every `seq`
+FIRST_WALK = 2_000  # events that a request with conditions looks at first
+NEXT_WALK = 10_000
+MOST_WALKED = 100_000  # and at most: then its page ends, with a position to go on
+# Events are numbered in the order in which they are received, but for the length of a landing and small steps of the clock.
+CLOCK_MARGIN = timedelta(minutes=15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +149,19 @@ class _NewestEvent:
     content_type: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """A stretch of events, from the newest on."""
+
+    events: int
+    last: int | None
+    """The number (`seq`) of its last event; None if it has none."""
+    newest: datetime | None
+    """When the latest of its events was received."""
+    ids: list[UUID]
+    """Its first events that meet the conditions."""
+
+
 class Events:
     """Queries over the inbox and the stages of its events."""
 
@@ -153,34 +181,94 @@ class Events:
         after: int | None = None,
         limit: int = 50,
     ) -> tuple[list[dict[str, Any]], int | None]:
-        """Return events, newest first, and the position where the next page starts (None on the last)."""
-        conditions: list[LiteralString] = ["true"]
+        """Return events, newest first, and the position where the next page starts (None on the last).
+
+        A page of events in a rare state, or since a time, may have fewer than `limit` events, and even none, before the last:
+        a request looks at `MOST_WALKED` events at most.
+        """
+        within: LiteralString = "true"
+        order: LiteralString = "seq DESC"
         if source is not None:
-            conditions.append("source = %(source)s")
-        if state is not None:
-            conditions.append(_STATES[state])
-        if since is not None:
-            conditions.append("received_at >= %(since)s")
+            # In the order of `inbox_source`, which alone serves this: any other plan walks the events of all sources.
+            within, order = "source BETWEEN %(source)s AND %(source)s", "source, seq DESC"
         if ids:
-            conditions.append("id = ANY(%(ids)s)")
-        if after is not None:
-            conditions.append("seq < %(after)s")
+            within += " AND id = ANY(%(ids)s)"
+        conditions: LiteralString = _STATES[state] if state is not None else "true"
+        if since is not None:
+            conditions += " AND received_at >= %(since)s"
+        values = {
+            "source": source,
+            "since": since,
+            "ids": list(ids),
+            "after": after,
+            "limit": limit + 1,
+        }
+        position: int | None = None
+        if state is not None or since is not None:
+            chosen, position, is_done = await self._walk(within, order, conditions, values, state)
+            if is_done:
+                within, order, values["ids"] = "id = ANY(%(ids)s)", "seq DESC", chosen
+            else:
+                # Not by the order of `seq`: an index that has it would be walked to its end for the last of these events.
+                assert state is not None
+                within += f" AND {conditions} AND {_LISTED[state]}"
+                order = "seq + 0 DESC"
         rows = await self._db.fetch_rows(
             _EventRow,
-            "WITH chosen AS MATERIALIZED (SELECT * FROM inbox WHERE "
-            + " AND ".join(conditions)
-            + " ORDER BY seq DESC LIMIT %(limit)s)"
-            + _DETAIL,
-            {
-                "source": source,
-                "since": since,
-                "ids": list(ids),
-                "after": after,
-                "limit": limit + 1,
-            },
+            f"""WITH chosen AS MATERIALIZED (
+                  SELECT * FROM inbox WHERE {within} AND (%(after)s::bigint IS NULL OR seq < %(after)s)
+                  ORDER BY {order} LIMIT %(limit)s
+                ) {_DETAIL}""",
+            values,
         )
-        page = [self._event(row) for row in rows[:limit]]
-        return page, rows[limit - 1].seq if len(rows) > limit else None
+        if len(rows) > limit:
+            position = rows[limit - 1].seq
+        return [self._event(row) for row in rows[:limit]], position
+
+    async def _walk(
+        self,
+        within: LiteralString,
+        order: LiteralString,
+        conditions: LiteralString,
+        values: Mapping[str, Any],
+        state: str | None,
+    ) -> tuple[list[UUID], int | None, bool]:
+        """Look for events from the newest on; return their ids, the position to go on, and whether these are the page.
+
+        They are not when the newest events hold too few of them and `_LISTED` has all of their state.
+        """
+        chosen: list[UUID] = []
+        walked, size, position = 0, FIRST_WALK, values["after"]
+        while True:
+            walk = await self._db.fetch_row(
+                _Walk,
+                f"""WITH walked AS MATERIALIZED (
+                      SELECT id, seq, state, open, received_at FROM inbox
+                      WHERE {within} AND seq < %(after)s ORDER BY {order} LIMIT %(size)s
+                    )
+                    SELECT count(*) AS events, min(seq) AS last, max(received_at) AS newest,
+                           ARRAY(SELECT id FROM walked AS inbox WHERE {conditions}
+                                 ORDER BY seq DESC LIMIT %(missing)s) AS ids
+                    FROM walked""",
+                {
+                    **values,
+                    "after": NEWEST if position is None else position,
+                    "size": size,
+                    "missing": values["limit"] - len(chosen),
+                },
+            )
+            assert walk is not None
+            chosen += walk.ids
+            if len(chosen) == values["limit"] or walk.events < size:
+                return chosen, None, True
+            since = values["since"]
+            if since is not None and walk.newest and walk.newest < since - CLOCK_MARGIN:
+                return chosen, None, True
+            if state in _LISTED:
+                return [], None, False
+            walked, size, position = walked + walk.events, NEXT_WALK, walk.last
+            if walked >= MOST_WALKED:
+                return chosen, position, True
 
     async def show(self, id: UUID) -> dict[str, Any]:
         """Return one event. Raises `NotFound`."""

@@ -129,7 +129,10 @@ class EventView(BaseModel):
 
 
 class EventPage(BaseModel):
-    """Events, newest first. `next` is the `cursor` of the following page, null on the last."""
+    """Events, newest first. `next` is the `cursor` of the following page, null on the last.
+
+    A page of events in a rare state, or since a time, may have fewer than `limit` events, or none, before the last.
+    """
 
     model_config = example({"events": [_EVENT], "next": "10412"})
     events: list[EventView]

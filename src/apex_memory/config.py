@@ -316,7 +316,9 @@ class Settings(BaseSettings):
         description="How long Temporal may stay away (seconds) before the direct path processes everything. It hands back as soon as Temporal responds.",
     )
     payload_days: float = Field(
-        365, gt=0, description="Days that raw payloads are kept for replay."
+        365,
+        gt=0,
+        description="Days that raw payloads are kept for replay, and the content of files after they were finished.",
     )
     seal_payloads: bool = Field(
         False,

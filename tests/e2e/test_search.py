@@ -795,6 +795,22 @@ async def test_a_document_with_its_versions(app: App) -> None:
         await app.search.document(uuid.uuid4())
 
 
+async def test_a_document_shows_its_newest_versions_and_how_many_there_are(app: App) -> None:
+    doc = await remember(app, "a", "first", version=1)
+    assert (await app.search.document(doc)).version_count == 1
+    await app.db.execute(
+        """INSERT INTO stages (stage_id, inbox_id, doc_id, version, event_id, manifest_id, state, owner, lease_until, chunks,
+                               chunks_sum, edges, edges_sum, committed_at)
+           SELECT gen_random_uuid(), gen_random_uuid(), %s, -n, 'e' || n, gen_random_uuid(), 'reaped', gen_random_uuid(),
+                  now(), 1, 1, 1, 1, now() FROM generate_series(1, 120) n""",
+        (doc,),
+    )
+    view = await app.search.document(doc)
+    assert view.version_count == 121
+    assert [item.version for item in view.versions] == [1, *range(-1, -100, -1)]
+    assert [item.kept for item in view.versions] == [True] + [False] * 99
+
+
 async def test_a_version_that_was_never_shown_cannot_be_read(app: App) -> None:
     doc = await remember(app, "a", "newer", version=2)
     await remember(app, "a", "older, and too late", version=1)

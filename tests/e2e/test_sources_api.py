@@ -231,3 +231,27 @@ async def test_an_invoice_waits_for_its_shipment(api: Api) -> None:
     assert await waiting() == []
     await record("shipment:SHP-100045", 2, deleted=True)
     assert await waiting() == ["shipment:SHP-100045"]
+
+
+async def test_unresolved_references_are_those_of_the_newest_documents(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the response says that older documents were not looked at."""
+    for number in (100045, 100046):
+        fields = {
+            "ref": f"invoice:INV-{number}",
+            "version": 1,
+            "text": f"Invoice INV-{number} bills shipment SHP-{number}.",
+        }
+        assert (await api.post("/v1/records", json=fields)).status_code == 202
+        await api.app.direct.drain("records")
+    page = (await api.get("/v1/unresolved")).json()
+    assert [row["ref"] for row in page["unresolved"]] == [
+        "shipment:SHP-100045",
+        "shipment:SHP-100046",
+    ]
+    assert not page["partial"] and page["looked_at"] == 100_000
+    monkeypatch.setattr("apex_memory.search.unresolved.LOOKED_AT", 1)
+    page = (await api.get("/v1/unresolved")).json()
+    assert [row["ref"] for row in page["unresolved"]] == ["shipment:SHP-100046"]
+    assert page["partial"]

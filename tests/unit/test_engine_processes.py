@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import signal
@@ -259,6 +260,66 @@ async def test_a_log_is_turned_over_when_it_is_long(tmp_path: Path) -> None:
     await Process(shell("echo fresh", tmp_path), log).exited()
     assert log.read_text() == "fresh\n"
     assert (tmp_path / "small.log.1").stat().st_size == 10_000_001
+
+
+async def test_the_log_of_a_process_that_runs_on_is_turned_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with what the process writes meanwhile, but for a line at the very moment of a cut; and no line comes twice."""
+    monkeypatch.setattr("apex_memory.engines.process.LOG_BYTES", 2_000)
+    log, former = tmp_path / "busy.log", tmp_path / "busy.log.1"
+    script = "for n in $(seq 1000); do echo line $n; [ $((n % 50)) != 0 ] || sleep 0.01; done"
+    process = Process(shell(script, tmp_path), log)
+    ended = asyncio.create_task(process.exited())
+    lines: list[str] = []
+    turns = 0
+    while not ended.done():
+        process.rotate_log()
+        if former.exists():
+            lines += former.read_text().splitlines()
+            former.unlink()
+            turns += 1
+        await asyncio.sleep(0.005)
+    lines += log.read_text().splitlines()
+    numbers = [int(line.removeprefix("line ")) for line in lines]
+    assert numbers == sorted(set(numbers)) and 1_000 - turns <= len(numbers)
+    assert turns and log.stat().st_size < 9_000 and not (tmp_path / "busy.log.part").exists()
+
+
+async def test_the_supervisor_turns_over_the_logs_of_what_runs_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apex_memory.engines.supervisor.OBSERVE_SECONDS", 0.05)
+    log = tmp_path / "log" / "small.log"
+    async with Supervisor(tmp_path, silent) as supervisor:
+        await supervisor.start(shell("sleep 1000 & wait", tmp_path))
+        with log.open("ab") as file:
+            file.write(b"x" * 10_000_001)
+        async with asyncio.timeout(10):
+            while log.stat().st_size:
+                await asyncio.sleep(0.02)
+    former = log.with_suffix(".log.1")
+    assert former.stat().st_size == 10_000_001 and former.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_log_stays_whole_while_the_disk_has_no_room_for_its_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    log = tmp_path / "long.log"
+    process = Process(shell("exec sleep 1000", tmp_path), log)
+    try:
+        with log.open("wb") as file:
+            file.truncate(10_000_001)
+        monkeypatch.setattr("apex_memory.engines.process._copy", full)
+        with pytest.raises(OSError):
+            process.rotate_log()
+    finally:
+        await process.stop()
+    assert log.stat().st_size == 10_000_001
+    assert [file.name for file in tmp_path.iterdir()] == ["long.log"]
 
 
 def test_only_processes_of_the_folder_are_leftovers(tmp_path: Path) -> None:

@@ -9,13 +9,16 @@ from typing import cast
 import pytest
 import pytest_asyncio
 
-from apex_memory.errors import Unauthorized
+from apex_memory.config import Settings
+from apex_memory.errors import NotFound, Unauthorized
 from apex_memory.fetching.files import CHUNK, Files, ListedFile
 from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.model import Document, Event, Priority
+from apex_memory.saga.collector import Collector
 from apex_memory.sources.base import FileSource, InboundRequest, PulledSettings, Received, Sample
 from apex_memory.sources.http import VendorClient
 from apex_memory.sources.pages import InboundFile, Page, PullContext, UnpackedFile
+from apex_memory.stores.base import GraphStore, VectorStore
 from apex_memory.stores.postgres import Postgres
 
 AT = datetime(2026, 11, 2, tzinfo=UTC)
@@ -180,3 +183,50 @@ async def test_other_content_under_a_known_control_is_a_finding(
         *b"7#a 8#b".decode().split(),
         *second.decode().split(),
     }
+
+
+async def test_the_content_of_a_finished_file_goes_after_its_retention(db: Postgres) -> None:
+    """Its record stays, the same content is recognised when it comes again, and who asks for it is told what is gone."""
+    source = Lined()
+    old = await processed(db, source, "old.txt", b"1#a 2#a")
+    recent = await processed(db, source, "recent.txt", b"3#a")
+    files = Files(db, PayloadStore(db))
+    async with db.transaction() as connection:
+        await files.insert(connection, source.name, [InboundFile("open.txt", b"4#a")])
+    await db.execute("UPDATE files SET received_at = received_at - interval '3 years'")
+    await db.execute(
+        "UPDATE files SET ended_at = ended_at - interval '366 days' WHERE id = %s", (old.id,)
+    )
+    collector = Collector(db, cast(GraphStore, None), cast(VectorStore, None), Settings())
+    await collector.collect()
+    bodies = {row["name"]: row["body"] for row in await db.fetch("SELECT name, body FROM files")}
+    assert bodies == {"old.txt": b"", "recent.txt": b"3#a", "open.txt": b"4#a"}
+    rows = {row.name: row for row in await files.listed()}
+    assert (rows["old.txt"].bytes, rows["old.txt"].kept, rows["old.txt"].landed) == (7, False, 2)
+    assert (rows["recent.txt"].bytes, rows["recent.txt"].kept) == (3, True)
+
+    with pytest.raises(NotFound, match="no longer kept") as gone:
+        await Files(db, PayloadStore(db)).land_chunk(source, old.id)
+    assert "payload_days" in gone.value.remedy
+    async with db.transaction() as connection:
+        again = await files.insert(connection, source.name, [InboundFile("again.txt", b"1#a 2#a")])
+    assert again == [old.id] and old.id not in await files.open_files(source.name)
+    assert recent.id not in await files.open_files(source.name)
+
+
+async def test_contents_go_in_bounded_steps_and_by_their_index(
+    db: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apex_memory.saga.collector.FILES_MAX", 3)
+    await db.execute(
+        """INSERT INTO files (id, source, name, sha256, body, ended_at)
+           SELECT gen_random_uuid(), 'lined', 'f' || n, '', 'x', clock_timestamp() - make_interval(days => 365 + n)
+           FROM generate_series(1, 7) n"""
+    )
+    collector = Collector(db, cast(GraphStore, None), cast(VectorStore, None), Settings())
+    left = []
+    for _ in range(3):
+        await collector._drop_file_contents()
+        [row] = await db.fetch("SELECT count(*)::integer AS n FROM files WHERE body <> ''")
+        left.append(row["n"])
+    assert left == [4, 1, 0]

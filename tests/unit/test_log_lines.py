@@ -178,6 +178,24 @@ def test_what_was_written_before_a_rotation_is_followed_to_its_end(tmp_path: Pat
         assert list(tail.new()) == ["x"]
 
 
+def test_what_was_written_before_a_log_was_copied_and_cut_is_followed_to_its_end(
+    tmp_path: Path,
+) -> None:
+    """As the supervisor does it with the log of a process that runs on."""
+    log, former = tmp_path / "worker.log", tmp_path / "worker.log.1"
+    former.write_text("of an earlier time\n")
+    log.write_text("old\n")
+    with Tail(log) as tail:
+        assert tail.last(1) == ["old"]
+        (tmp_path / "worker.log.part").write_text("old\nlast words\n")
+        (tmp_path / "worker.log.part").replace(former)
+        log.write_text("")
+        assert list(tail.new()) == ["last words"]
+        with log.open("a") as more:
+            more.write("new\n")
+        assert list(tail.new()) == ["new"]
+
+
 def test_a_process_that_starts_meanwhile_is_followed(tmp_path: Path) -> None:
     (tmp_path / "gateway.log").write_text("")
     tails = [Tail(file) for file in log_files(tmp_path, ())]

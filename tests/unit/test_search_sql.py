@@ -4,7 +4,7 @@ import hashlib
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import psycopg
@@ -13,7 +13,15 @@ import pytest_asyncio
 from psycopg.rows import dict_row
 
 from apex_memory.model import Filters
-from apex_memory.search.documents import list_query, to_cursor
+from apex_memory.search.documents import (
+    count_versions,
+    documents_naming,
+    from_cursor,
+    list_query,
+    newest_naming,
+    newest_versions,
+    to_cursor,
+)
 from apex_memory.search.results import DocumentSummary
 from apex_memory.search.snapshot import (
     EXACT_LIMIT,
@@ -25,9 +33,10 @@ from apex_memory.stores.postgres import Connection
 from tests.databases import Databases
 
 DOCUMENTS = 100_000
+AT = datetime.now(UTC)  # about when the tables are filled
 
 # Document n has its own shipment and one of 40 trucks; all have the one carrier, the newest tenth and the oldest fifth a
-# customer each. The newest is the last row, as documents come. One in 50 was replaced once.
+# customer each. The newest is the last row, as documents come. One in 50 was replaced once. The oldest ten are of a source that sends no more.
 FILL = """
 CREATE TEMP TABLE made AS
   SELECT n, md5('doc' || n)::uuid AS doc, md5('stage' || n)::uuid AS stage, md5('event' || n)::uuid AS event,
@@ -48,7 +57,8 @@ INSERT INTO stages (stage_id, inbox_id, doc_id, version, event_id, manifest_id, 
   FROM made WHERE n % 50 = 0;
 INSERT INTO documents (doc_id, source, doc_key, kind, title, version, event_id, stage_id, manifest_id, deleted,
                        occurred_at, entities, hash, committed_at)
-  SELECT doc, 'turvo', 'd' || n, 'shipment', 't', n, 'e' || n, stage, manifest, false, at,
+  SELECT doc, CASE WHEN n > {n} - 10 THEN 'edi' ELSE 'turvo' END, 'd' || n, CASE WHEN n > {n} - 10 THEN 'order' ELSE 'shipment' END,
+         't', n, 'e' || n, stage, manifest, false, at,
          ARRAY['scac:JBHT', 'shipment:SHP-' || n, 'vehicle:' || n % 40]
            || CASE WHEN n > {n} * 0.8 THEN ARRAY['company:former'] WHEN n <= {n} * 0.1 THEN ARRAY['company:new'] END, '', at
   FROM made;
@@ -218,7 +228,106 @@ async def test_text_is_read_by_key(explaining: Explaining) -> None:
 async def test_the_newest_documents_are_read_from_their_index(explaining: Explaining) -> None:
     newest = await reader(explaining, Filters(kinds=("shipment",))).newest(5)
     assert [document.doc_id for document in newest] == [_doc(n) for n in range(1, 6)]
-    assert explaining.indexes() == {"documents_recent", "manifests_pkey"}
+    assert explaining.indexes() == {"documents_kind", "manifests_pkey"}
+    assert explaining.most_rows() <= 5 + 2, "and once the kinds that there are"
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (Filters(sources=("edi",)), DOCUMENTS - 9),
+        (Filters(kinds=("order",)), DOCUMENTS - 9),
+        (Filters(kinds=("none",)), None),
+        (Filters(until=AT - timedelta(minutes=DOCUMENTS - 50)), DOCUMENTS - 49),
+        (Filters(since=AT + timedelta(days=1)), None),
+        (Filters(sources=("edi",), until=AT - timedelta(minutes=DOCUMENTS - 5)), DOCUMENTS - 4),
+    ],
+)
+async def test_the_newest_documents_of_what_no_new_document_has(
+    explaining: Explaining, filters: Filters, expected: int | None
+) -> None:
+    newest = await reader(explaining, filters).newest(2)
+    first = [] if expected is None else [_doc(expected), _doc(expected + 1)]
+    assert [document.doc_id for document in newest] == first
+    assert explaining.most_rows() <= WALKED_DOCUMENTS
+
+
+@pytest.mark.parametrize(
+    ("ref", "pages", "most"),
+    [
+        ("scac:JBHT", 3, 1_000),
+        ("company:new", 3, 1_000),
+        ("company:former", 40, WALKED_DOCUMENTS),
+        ("vehicle:7", 60, 3_000),
+        ("shipment:SHP-77777", 60, 1_000),
+        ("po:NONE", 60, 1_000),
+    ],
+)
+async def test_every_page_of_a_timeline_is_bounded_and_none_is_missing(
+    explaining: Explaining, ref: str, pages: int, most: int
+) -> None:
+    """As the statement says that sorts all documents of the entity. A page of a hub that no new document names is empty, and goes on."""
+    connection = cast(Connection, explaining)
+    listed: list[uuid.UUID] = []
+    after, following = None, None
+    for _ in range(pages):
+        page = await documents_naming(connection, ref, 50, after)
+        listed += [document.doc_id for document in page.documents]
+        following = page.next
+        if following is None:
+            break
+        after = from_cursor(following)
+    assert explaining.most_rows() <= most and not explaining.walked()
+    cursor = await explaining._connection.execute(
+        """SELECT doc_id FROM documents d WHERE NOT d.deleted AND d.entities && ARRAY[%s]
+           ORDER BY d.occurred_at DESC, d.doc_id DESC""",
+        (ref,),
+    )
+    everything = [row["doc_id"] for row in await cursor.fetchall()]
+    assert listed == everything[: len(listed)] and len(listed) >= min(len(everything), 3 * 50)
+    assert following or listed == everything
+
+
+async def test_an_entity_that_no_new_document_names_has_some_documents(
+    explaining: Explaining,
+) -> None:
+    newest = await newest_naming(cast(Connection, explaining), "company:former", 50)
+    assert len({document.doc_id for document in newest}) == 50
+    assert explaining.most_rows() <= WALKED_DOCUMENTS
+
+
+@pytest.mark.parametrize(
+    ("sources", "kinds", "expected"),
+    [(("edi",), (), 10), ((), ("order",), 10), (("none",), (), 0), (("turvo",), ("order",), 0)],
+)
+async def test_a_list_of_what_no_new_document_has(
+    explaining: Explaining, sources: tuple[str, ...], kinds: tuple[str, ...], expected: int
+) -> None:
+    query, values = list_query(sources, kinds, False, 50, None)
+    rows = await (await explaining.execute(query, values)).fetchall()
+    assert [row["version"] for row in rows] == list(range(DOCUMENTS - 9, DOCUMENTS + 1))[:expected]
+    assert explaining.most_rows() <= 50 and not explaining.walked()
+
+
+async def test_the_versions_of_a_document_that_has_very_many(explaining: Explaining) -> None:
+    connection = cast(Connection, explaining)
+    await explaining._connection.execute(
+        """INSERT INTO stages (stage_id, inbox_id, doc_id, version, event_id, manifest_id, state, owner, lease_until, chunks,
+                               chunks_sum, edges, edges_sum, committed_at)
+           SELECT md5('many' || n)::uuid, event, %s, n, 'e' || n, manifest, 'reaped', event, at, 1, 1, 1, 1, at
+           FROM made WHERE n BETWEEN 2 AND 20000""",
+        (_doc(1),),
+    )
+    versions = await newest_versions(connection, _doc(1))
+    assert [version.version for version in versions] == list(range(20_000, 19_900, -1))
+    assert all(version.kept and version.received_at for version in versions)
+    joined = [
+        node for node in explaining.nodes() if node.get("Relation Name") in ("inbox", "manifests")
+    ]
+    assert joined and all(node["Actual Loops"] * node["Actual Rows"] <= 100 for node in joined)
+    assert await count_versions(connection, _doc(1), versions) == 20_000
+    few = await newest_versions(connection, _doc(3))
+    assert await count_versions(connection, _doc(3), few) == len(few) == 1
 
 
 async def test_every_page_of_the_list_is_read_from_its_index(explaining: Explaining) -> None:
@@ -230,7 +339,6 @@ async def test_every_page_of_the_list_is_read_from_its_index(explaining: Explain
     )
     second = await (await explaining.execute(query, values)).fetchall()
     assert second[0]["version"] == 51
-    assert explaining.indexes() == {"documents_recent"} and not explaining.walked()
-    assert "committed_at" in next(
-        node["Index Cond"] for node in explaining.nodes() if "Index Cond" in node
-    )
+    assert explaining.indexes() == {"documents_recent", "documents_kind"}
+    assert not explaining.walked() and explaining.most_rows() <= 52
+    assert any("committed_at" in node.get("Index Cond", "") for node in explaining.nodes())

@@ -264,6 +264,8 @@ def document(id: AnyId, json: Json = False) -> None:
         empty="No versions.",
         free=("source's event",),
     )
+    if view.version_count > len(view.versions):
+        say((f"The newest {len(view.versions)} of {view.version_count} versions.", "dim"))
 
 
 def documents(

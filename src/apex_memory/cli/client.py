@@ -67,14 +67,24 @@ class Gateway(Apex):
         """
         rows: list[dict[str, Any]] = []
         cursor: str | None = None
-        while len(rows) < limit:
-            size = min(PAGE_ROWS, limit - len(rows))
-            page = self.call("GET", path, params={**params, "cursor": cursor, "limit": size})
+        for page in self.each_page(path, name, params, limit):
             rows += page[name]
+            cursor = page["next"]
+        return rows, cursor
+
+    def each_page(
+        self, path: str, name: str, params: Mapping[str, Any], limit: int
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the pages that have the first `limit` rows of a list; see `pages`."""
+        cursor: str | None = None
+        while limit > 0:
+            size = min(PAGE_ROWS, limit)
+            page = self.call("GET", path, params={**params, "cursor": cursor, "limit": size})
+            yield page
+            limit -= len(page[name])
             cursor = page["next"]
             if cursor is None:
                 break
-        return rows, cursor
 
     def download(self, path: str, *, params: Mapping[str, Any] | None = None) -> bytes:
         """Return the bytes of a response."""

@@ -167,6 +167,8 @@ class Tail:
         self._file = file
         self._log: BinaryIO | None = None
         self._rest = b""
+        self._former: int | None = None
+        """The inode of the former log when this one was opened: another one since then is a copy of this one."""
 
     def __enter__(self) -> Self:
         return self
@@ -200,6 +202,7 @@ class Tail:
         """Yield the complete lines that were added since."""
         yield from self._complete_lines()
         if self._is_replaced():
+            yield from self._lines_before_the_cut()
             if self._rest:  # its process ended in the middle of a line
                 yield _text(self._rest)
             self._reopen()
@@ -210,6 +213,19 @@ class Tail:
         if log is None:
             return
         *complete, self._rest = (self._rest + log.read()).split(b"\n")
+        for line in complete:
+            yield _text(line)
+
+    def _lines_before_the_cut(self) -> Iterator[str]:
+        """Yield the lines that were written after the last read, when the supervisor has copied the log to the former one and cut it."""
+        assert self._log is not None  # only called for a log that is replaced
+        former = self._file.with_suffix(".log.1")
+        own = os.fstat(self._log.fileno()).st_ino
+        if _inode(self._file) != own or _inode(former) == self._former:
+            return  # it was renamed and read to its end, or cut by somebody else
+        with former.open("rb") as log:
+            log.seek(self._log.tell())
+            *complete, self._rest = (self._rest + log.read()).split(b"\n")
         for line in complete:
             yield _text(line)
 
@@ -226,6 +242,7 @@ class Tail:
 
     def _open(self) -> BinaryIO:
         if self._log is None:
+            self._former = _inode(self._file.with_suffix(".log.1"))
             self._log = self._file.open("rb")
         return self._log
 
@@ -237,6 +254,14 @@ class Tail:
             return self._open()
         except FileNotFoundError:  # being rotated
             return None
+
+
+def _inode(file: Path) -> int | None:
+    """Return the inode of a file, None if it is not there."""
+    try:
+        return file.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 def _text(line: bytes) -> str:

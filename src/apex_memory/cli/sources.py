@@ -301,7 +301,7 @@ def files(
             (
                 row["name"],
                 row["source"],
-                row["bytes"],
+                row["bytes"] if row["kept"] else f"{row['bytes']}, removed",
                 ago(row["received_at"]),
                 "" if row["events"] is None else row["events"],
                 row["landed"],

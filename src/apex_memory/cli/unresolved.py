@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from apex_memory.cli.client import gateway
 from apex_memory.cli.options import Limit
-from apex_memory.cli.output import Json, ago, say_more, show_json, show_table
+from apex_memory.cli.output import Json, ago, say, say_more, show_json, show_table
 
 
 def unresolved(limit: Limit = 50, json: Json = False) -> None:
     """List shipments and invoices that documents name and no source has recorded yet.
 
+    It looks at the newest 100,000 documents, and says so where memory has more.
+
     Example: apex unresolved
     """
     with gateway() as api:
-        rows, following = api.pages("/v1/unresolved", "unresolved", {}, limit)
+        pages = list(api.each_page("/v1/unresolved", "unresolved", {}, limit))
+    rows = [row for page in pages for row in page["unresolved"]]
+    partial, looked_at, following = (pages[-1][name] for name in ("partial", "looked_at", "next"))
     if json:
-        show_json({"unresolved": rows, "next": following})
+        show_json(
+            {
+                "unresolved": rows,
+                "partial": partial,
+                "looked_at": looked_at,
+                "next": following,
+            }
+        )
         return
     show_table(
         "Entities without a record",
@@ -33,4 +44,6 @@ def unresolved(limit: Limit = 50, json: Json = False) -> None:
         empty="None: every shipment and invoice that documents name has a record.",
         free=("for example", "named by"),
     )
+    if partial:
+        say((f"Looked at the newest {looked_at:,} documents alone.", "yellow"))
     say_more(following)

@@ -170,6 +170,7 @@ class Document(Result):
 
     `turns` are those of a conversation, or the one that a message is; `link` is its page at its vendor, or its path in the
     API. `degraded` says what limits left out of the document, by limit; it is empty for a document that is whole.
+    `versions` has the newest 100 versions, of `version_count` (0 from a gateway that does not count them).
     """
 
     document_id: str
@@ -188,6 +189,7 @@ class Document(Result):
     passages: tuple[tuple[int, int], ...]
     provenance: Provenance
     versions: tuple[Version, ...]
+    version_count: int = 0
 
 
 class DocumentSummary(Result):
@@ -205,7 +207,10 @@ class DocumentSummary(Result):
 
 
 class DocumentPage(Result):
-    """A page of documents. `next` is the cursor of the following page, None on the last."""
+    """A page of documents. `next` is the cursor of the following page, None on the last.
+
+    A page of a timeline can have fewer documents than the limit, or none, although others follow.
+    """
 
     documents: tuple[DocumentSummary, ...]
     next: str | None

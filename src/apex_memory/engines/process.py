@@ -11,13 +11,18 @@ import sys
 import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 
 from apex_memory.engines.base import Engine
 from apex_memory.errors import Unavailable
 from apex_memory.parent_death import die_with_parent
 
-LOG_BYTES = 10_000_000
+LOG_BYTES = 10_000_000  # of a log file, before it becomes the former one
+COPY_BYTES = 1_000_000
+COPIED_MAX = (
+    4 * LOG_BYTES
+)  # of a log that is rotated while its process runs; of a longer one, the end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +160,15 @@ class Process:
         if self._popen.poll() is None:
             self._popen.send_signal(number)
 
+    def rotate_log(self) -> None:
+        """Rotate the log of a process that runs on, when it is long. Raises `OSError` on a full disk, and the log stays as it is.
+
+        The process keeps the file open, so its content is copied, and the file cut.
+        """
+        if self.log.stat().st_size > LOG_BYTES:
+            _copy_and_cut(self.log)
+            self._log_start = 0
+
     async def _ready_version(self) -> str:
         await self.child.ready()
         return await self.child.version() if self.child.version else ""
@@ -261,6 +275,40 @@ def _rotate(log: Path) -> None:
     if log.stat().st_size > LOG_BYTES:
         log.replace(log.with_suffix(".log.1"))
         log.touch(mode=0o600)
+
+
+def _copy_and_cut(log: Path) -> None:
+    """Move the content of a log to the former log, while a process appends to it.
+
+    The process wrote with `O_APPEND`, so it goes on at the new end. Only a line is lost that it writes between the last read,
+    which finds nothing more, and the cut right after it.
+    """
+    former = log.with_suffix(".log.1")
+    part = log.with_suffix(".log.part")
+    part.unlink(missing_ok=True)
+    part.touch(mode=0o600)
+    with log.open("r+b", buffering=0) as source:
+        length = source.seek(0, os.SEEK_END)
+        source.seek(max(0, length - COPIED_MAX))
+        with part.open("wb", buffering=0) as copy:
+            try:
+                _copy(source, copy, length - source.tell())
+            except OSError:
+                part.unlink()  # the space is needed more than half a log
+                raise
+            part.replace(former)
+            # What the process wrote meanwhile. The bound is for one that writes faster than this copies.
+            _copy(source, copy, COPIED_MAX)
+            source.truncate(0)
+
+
+def _copy(source: FileIO, target: FileIO, most: int) -> None:
+    """Copy the next bytes of a file, until its end or `most`."""
+    while most > 0 and (data := source.read(min(COPY_BYTES, most))):
+        most -= len(data)
+        view = memoryview(data)
+        while view:
+            view = view[target.write(view) :]
 
 
 def _environment(child: ChildProcess) -> dict[str, str]:

@@ -281,7 +281,7 @@ class Supervisor:
         self._record()
 
     async def _observe(self) -> None:
-        """Keep the metrics of the disks and the list of targets for Prometheus. Never returns."""
+        """Keep the metrics of the disks, the list of targets for Prometheus, and the logs short. Never returns."""
         while True:
             for name, folder in self._folders.items():
                 with contextlib.suppress(OSError):  # its volume may be away for a moment
@@ -290,6 +290,9 @@ class Supervisor:
                     DISK_SIZE.labels(name).set(space.total)
             with contextlib.suppress(OSError):  # a full disk; written with the next round
                 await asyncio.to_thread(write_targets, self.data_dir)
+            for process in [child.process for child in self._children if child.process]:
+                with contextlib.suppress(OSError):  # a full disk, or a log that somebody removed
+                    await asyncio.to_thread(process.rotate_log)
             await asyncio.sleep(OBSERVE_SECONDS)
 
     def _record(self) -> None:

@@ -56,6 +56,9 @@ class ListedFile:
     name: str
     sha256: str
     bytes: int
+    """The size of the content, also of one that is removed."""
+    kept: bool
+    """The content is still there: it is removed `payload_days` after the file was finished."""
     received_at: datetime
     events: int | None
     """None until it is unpacked."""
@@ -72,6 +75,7 @@ class _StoredFile:
     name: str
     body: bytes
     landed: int
+    kept: bool
 
 
 class Files:
@@ -200,8 +204,8 @@ class Files:
         received_at, id = after or (None, None)
         return await self._db.fetch_rows(
             ListedFile,
-            """SELECT id, source, name, encode(sha256, 'hex') AS sha256, length(body) AS bytes, received_at, events,
-                      landed, findings, replies, ended_at
+            """SELECT id, source, name, encode(sha256, 'hex') AS sha256, coalesce(removed_bytes, length(body)) AS bytes,
+                      removed_bytes IS NULL AS kept, received_at, events, landed, findings, replies, ended_at
                FROM files
                WHERE (%(source)s::text IS NULL OR source = %(source)s)
                  AND (%(received_at)s::timestamptz IS NULL OR (received_at, id) < (%(received_at)s, %(id)s::uuid))
@@ -211,10 +215,17 @@ class Files:
 
     async def _stored(self, id: UUID) -> _StoredFile:
         stored = await self._db.fetch_row(
-            _StoredFile, "SELECT name, body, landed FROM files WHERE id = %s", (id,)
+            _StoredFile,
+            "SELECT name, body, landed, removed_bytes IS NULL AS kept FROM files WHERE id = %s",
+            (id,),
         )
         if stored is None:
             raise NotFound(f"file {id} not found", remedy="`apex sources files` lists them")
+        if not stored.kept:
+            raise NotFound(
+                f"file {id}: its content is no longer kept, only its record",
+                remedy="ask the partner for it; the content of a finished file is kept for payload_days",
+            )
         return stored
 
     async def _unpack(self, source: FileSource, id: UUID, stored: _StoredFile) -> UnpackedFile:

@@ -178,7 +178,7 @@ class EntityAnswer(Answer):
     )
     timeline: list[Happening]
     next_cursor: str | None = Field(
-        description="`cursor` of the next page of the timeline; null on the last."
+        description="`cursor` of the next page of the timeline, also of a page that is short or empty; null on the last."
     )
 
 

@@ -359,7 +359,7 @@ class Toolbox:
             total_chars=len(document.text),
             next_offset=end if end < len(document.text) else None,
             entities=list(document.entities),
-            versions=len(document.versions),
+            versions=max(document.version_count, len(document.versions)),
             left_out=left_out(document),
             origin=origin(document.provenance),
             degraded=[],

@@ -14,6 +14,7 @@ from apex_memory.stores.postgres import Postgres
 from apex_memory.telemetry import STAGES_COLLECTED, logger
 
 COLLECT_MAX = 500  # stages removed in one call to the stores
+FILES_MAX = 100  # files whose content one pass removes; each may have tens of megabytes
 SMALL_TABLE = 5_000  # rows that one pass looks through at once
 CYCLE = timedelta(days=1)  # in which the passes of one process look through all of a larger table
 
@@ -57,6 +58,7 @@ class Collector:
         self._pass += 1
         await self._drop_tombstones()
         await self._drop_history()
+        await self._drop_file_contents()
 
     async def _due(self) -> list[UUID]:
         """Mark stages `reaping` that are superseded for longer than the grace and than the oldest open snapshot.
@@ -115,6 +117,19 @@ class Collector:
             """DELETE FROM payloads p USING inbox i WHERE i.id = p.inbox_id AND p.inbox_id BETWEEN %s AND %s
                AND i.received_at < clock_timestamp() - %s AND i.state IN ('done', 'superseded')""",
             (first, last, self._history),
+        )
+
+    async def _drop_file_contents(self) -> None:
+        """Remove the content of files that were finished before the retention of raw payloads, `FILES_MAX` at a time.
+
+        The row stays: with it the same file is recognised when it comes again, and its record is still listed.
+        """
+        await self._db.execute(
+            """UPDATE files SET removed_bytes = length(body), body = ''
+               FROM (SELECT id FROM files WHERE removed_bytes IS NULL AND ended_at < clock_timestamp() - %s
+                     ORDER BY ended_at LIMIT %s FOR UPDATE SKIP LOCKED) due
+               WHERE files.id = due.id""",
+            (self._history, FILES_MAX),
         )
 
     async def _part_of(self, table: LiteralString) -> tuple[UUID, UUID]:

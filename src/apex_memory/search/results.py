@@ -175,7 +175,9 @@ class DocumentView:
     passages: Sequence[tuple[int, int]]
     provenance: Provenance
     versions: Sequence[DocumentVersion]
-    """Newest first: versions that readers have seen, and versions in staging."""
+    """The newest 100, newest first: versions that readers have seen, and versions in staging."""
+    version_count: int
+    """How many versions there are in all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +197,10 @@ class DocumentSummary:
 
 @dataclass(frozen=True, slots=True)
 class DocumentPage:
-    """A page of a list of documents. `next` is the cursor of the following page, None on the last."""
+    """A page of a list of documents. `next` is the cursor of the following page, None on the last.
+
+    A page of a timeline can have fewer documents than the limit, or none, although others follow.
+    """
 
     documents: list[DocumentSummary]
     next: str | None
@@ -236,5 +241,5 @@ class EntityView:
     roles: Mapping[str, int]
     """Predicates by which documents name it (`mentions`, `carrier`), with the number of assertions of each."""
     documents: Sequence[DocumentSummary]
-    """Documents that name it, newest first."""
+    """Documents that name it, newest first; of one in thousands of documents, but in few of the latest, some of these."""
     degraded: Sequence[str]

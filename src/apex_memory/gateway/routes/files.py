@@ -25,6 +25,7 @@ _FILE: dict[str, Any] = {
     "name": "NWTR_214_4711.edi",
     "sha256": "9f2c…",
     "bytes": 812,
+    "kept": True,
     "received_at": "2026-03-03T15:15:00Z",
     "events": 1,
     "landed": 1,
@@ -35,7 +36,10 @@ _FILE: dict[str, Any] = {
 
 
 class FileRow(BaseModel):
-    """A file of a batch source: its events, how many of them landed, problems found in it, and the replies written."""
+    """A file of a batch source: its events, how many of them landed, problems found in it, and the replies written.
+
+    `bytes` is the size of its content, which is `kept` until `payload_days` after the end.
+    """
 
     model_config = example(_FILE)
     id: UUID
@@ -43,6 +47,7 @@ class FileRow(BaseModel):
     name: str
     sha256: str
     bytes: int
+    kept: bool
     received_at: datetime
     events: int | None
     landed: int

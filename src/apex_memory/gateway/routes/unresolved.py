@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from apex_memory.gateway.dependencies import GatewayDep, Reader
 from apex_memory.gateway.routes.shared import (
@@ -18,7 +18,7 @@ from apex_memory.gateway.routes.shared import (
     parse_cursor,
     problems,
 )
-from apex_memory.search.unresolved import unresolved_references
+from apex_memory.search.unresolved import LOOKED_AT, unresolved_references
 
 _UNRESOLVED: dict[str, Any] = {
     "ref": "shipment:SHP-100045",
@@ -57,10 +57,18 @@ class UnresolvedEntity(BaseModel):
 
 
 class UnresolvedList(BaseModel):
-    """Entities without a record. `next` is the `cursor` of the following page, null on the last."""
+    """Entities without a record. `next` is the `cursor` of the following page, null on the last.
 
-    model_config = example({"unresolved": [_UNRESOLVED], "next": None})
+    With `partial` memory has more documents than were looked at, and `documents` and `since` are those of the newest
+    `looked_at`: an entity that only older documents name is missing.
+    """
+
+    model_config = example(
+        {"unresolved": [_UNRESOLVED], "partial": False, "looked_at": LOOKED_AT, "next": None}
+    )
     unresolved: list[UnresolvedEntity]
+    partial: bool
+    looked_at: int = Field(description="How many of the newest documents are looked at, at most.")
     next: str | None
 
 
@@ -83,12 +91,17 @@ async def list_unresolved(
 ) -> dict[str, Any]:
     """List shipments and invoices that documents name and no source has recorded yet, longest waiting first.
 
-    An entry disappears when a source sends the record: an invoice may arrive before its shipment.
+    Looks at the newest 100,000 documents; `partial` says that there are more. An entry disappears when a source sends the record: an invoice may arrive before its shipment.
     """
     after = parse_cursor(cursor, _reference)
-    entities = await unresolved_references(gateway.app.db, after=after, limit=limit + 1)
-    rows, following = page_of(entities, limit, lambda entity: (entity.since, entity.ref))
-    return {"unresolved": rows, "next": following}
+    page = await unresolved_references(gateway.app.db, after=after, limit=limit + 1)
+    rows, following = page_of(page.references, limit, lambda entity: (entity.since, entity.ref))
+    return {
+        "unresolved": rows,
+        "partial": page.partial,
+        "looked_at": LOOKED_AT,
+        "next": following,
+    }
 
 
 def _reference(text: str) -> str:

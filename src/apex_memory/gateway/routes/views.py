@@ -256,7 +256,7 @@ class DocumentView(View):
 
     `turns` are those of a conversation, or the one that a message is. `link` is the document's page at its vendor, or its
     path in this API. `degraded` says what limits left out, by limit: `{"characters": {"found": 3000000, "kept": 2000000}}`. It is empty
-    for a document that is whole.
+    for a document that is whole. `versions` has the newest 100 versions, of `version_count`.
     """
 
     model_config = _example(
@@ -287,6 +287,7 @@ class DocumentView(View):
                     "kept": True,
                 }
             ],
+            "version_count": 1,
         }
     )
     document_id: UUID = Field(validation_alias="doc_id")
@@ -305,6 +306,7 @@ class DocumentView(View):
     passages: list[tuple[int, int]]
     provenance: ProvenanceView
     versions: list[VersionView]
+    version_count: int
 
 
 class DocumentSummary(View):
@@ -323,7 +325,10 @@ class DocumentSummary(View):
 
 
 class DocumentPage(View):
-    """Documents, the newest commit first. `next` is the `cursor` of the following page, null on the last page."""
+    """Documents, the newest commit first. `next` is the `cursor` of the following page, null on the last page.
+
+    A page of a timeline can have fewer documents than the limit, or none, although others follow.
+    """
 
     model_config = _example({"documents": [_ROW], "next": None})
     documents: list[DocumentSummary]

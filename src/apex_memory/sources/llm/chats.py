@@ -23,6 +23,7 @@ from apex_memory.sources.llm.documents import (
     turns_of,
 )
 from apex_memory.sources.payloads import (
+    ListOf,
     as_mapping,
     as_string,
     checked,
@@ -60,11 +61,11 @@ class _Call(Loose):
 
 class _Message(Loose):
     role: Literal["developer", "system", "user", "assistant", "tool", "function"]
-    content: str | list[str | dict[str, Any]] | None = None
+    content: str | ListOf[str | dict[str, Any]] | None = None
     name: str | None = None
     refusal: str | None = None
     audio: dict[str, Any] | None = None
-    tool_calls: list[_Call] | None = None
+    tool_calls: ListOf[_Call] | None = None
     function_call: _Function | None = None
     tool_call_id: str | None = None
     annotations: Any = None
@@ -96,9 +97,9 @@ class _Chat(Loose):
     model: str | None = None
     agent: str | dict[str, Any] | None = None
     user: str | dict[str, Any] | None = None
-    messages: list[_Message] = []
-    choices: list[_Choice] = []
-    system: str | list[str | dict[str, Any]] | None = None
+    messages: ListOf[_Message] = []
+    choices: ListOf[_Choice] = []
+    system: str | ListOf[str | dict[str, Any]] | None = None
     created_at: float | str | None = None
     updated_at: float | str | None = None
     update_time: float | str | None = None

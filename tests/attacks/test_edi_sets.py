@@ -11,6 +11,7 @@ from apex_memory.model import MALFORMED, now
 from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.edi import events
 from apex_memory.sources.edi.events import MAX_SETS, parse_file
+from apex_memory.sources.edi.settings import EdiSettings
 from apex_memory.sources.edi.source import Edi
 from apex_memory.sources.pages import InboundFile
 
@@ -33,7 +34,7 @@ def request(data: bytes) -> InboundRequest:
     ids=["sets", "groups", "acknowledgements", "ends"],
 )
 def test_a_file_of_too_many_sets_is_refused_as_one(text: str, segments: str) -> None:
-    source, data = Edi(Edi.Settings()), text.encode()
+    source, data = Edi(EdiSettings()), text.encode()
     reason = f"10,001 segments {segments} in one file, allowed are 10,000"
     with pytest.raises(Rejected, match=reason) as refused:
         source.receive(request(data))
@@ -48,7 +49,7 @@ def test_as_many_sets_as_allowed_are_taken(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(events, "MAX_SETS", 50)
     sets = "".join(f"ST*990*{n:04d}~B1*SCAC*SHP-{n}~SE*3*{n:04d}~" for n in range(50))
     text = f"{ISA}{GROUP}{sets}GE*50*1~IEA*1*000000001~"
-    assert len(Edi(Edi.Settings()).receive(request(text.encode())).events) == 50
+    assert len(Edi(EdiSettings()).receive(request(text.encode())).events) == 50
 
 
 def test_elements_that_read_st_are_no_sets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def parse_json(body: bytes, place: str = "body") -> Any:
 
     Raises `Rejected` for anything else than UTF-8 JSON, and for more than 100 levels or `MAX_VALUES` values.
     """
-    _check_size(body, place)
+    check_value_count(body, place)
     try:
         text = body.decode("utf-8-sig")
         value = json.loads(text, parse_float=_finite, parse_constant=_no_constant)
@@ -65,6 +65,16 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Rejected("body: expected a JSON object", remedy="send one JSON object")
     return value
+
+
+def check_value_count(body: bytes, place: str) -> None:
+    """Raise `Rejected` for a JSON text of more than `MAX_VALUES` values, before any of them is made."""
+    # Each value but the first follows a comma or is the first one in a list or an object. Texts contain commas too, so
+    # strings are left out, which takes longer, where the bytes alone would be too many.
+    if _separators(body) > MAX_VALUES and _separators(_STRING.sub(b"", body)) > MAX_VALUES:
+        raise Rejected(
+            f"{place}: more than {MAX_VALUES:,} values", remedy="send it in several parts"
+        )
 
 
 def canonical(value: object) -> bytes:
@@ -186,16 +196,6 @@ def plain_text(markup: str) -> str:
 def sample(source: str, name: str) -> bytes:
     """Return the bytes of a file in a source's `samples` folder."""
     return resources.files(__package__).joinpath(source, "samples", name).read_bytes()
-
-
-def _check_size(body: bytes, place: str) -> None:
-    """Raise `Rejected` for a JSON text of more than `MAX_VALUES` values, before any of them is made."""
-    # Each value but the first follows a comma or is the first one in a list or an object. Texts contain commas too, so
-    # strings are left out, which takes longer, where the bytes alone would be too many.
-    if _separators(body) > MAX_VALUES and _separators(_STRING.sub(b"", body)) > MAX_VALUES:
-        raise Rejected(
-            f"{place}: more than {MAX_VALUES:,} values", remedy="send it in several parts"
-        )
 
 
 def _separators(body: bytes) -> int:

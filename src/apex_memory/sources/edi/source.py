@@ -139,10 +139,8 @@ class Edi(FileSource[EdiSettings]):
         """
         try:
             content = parse_file(file.data)
-        except Rejected as refusal:
-            return UnpackedFile(
-                events=[unreadable_file_event(file, refusal)], findings=[str(refusal)]
-            )
+        except Rejected as error:
+            return UnpackedFile(events=[unreadable_file_event(file, error)], findings=[str(error)])
         events = list(content.events(acknowledged=self._acknowledges))
         if not events and not content.has_acknowledgements:
             reason = "; ".join(content.findings[:5]) or "no transaction set in it"

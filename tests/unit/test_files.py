@@ -13,7 +13,7 @@ from apex_memory.config import Settings
 from apex_memory.errors import NotFound, Unauthorized
 from apex_memory.fetching.files import CHUNK, Files, ListedFile
 from apex_memory.inbox.payload_store import PayloadStore
-from apex_memory.model import Document, Event, Priority
+from apex_memory.model import MALFORMED, Document, Event, Priority
 from apex_memory.saga.collector import Collector
 from apex_memory.sources.base import FileSource, InboundRequest, PulledSettings, Received, Sample
 from apex_memory.sources.http import VendorClient
@@ -230,3 +230,68 @@ async def test_contents_go_in_bounded_steps_and_by_their_index(
         [row] = await db.fetch("SELECT count(*)::integer AS n FROM files WHERE body <> ''")
         left.append(row["n"])
     assert left == [4, 1, 0]
+
+
+class Deadly(Lined):
+    """A source whose files may never be unpacked."""
+
+    unpacked = 0
+
+    def unpack(self, file: InboundFile) -> UnpackedFile:
+        self.unpacked += 1
+        if file.data.startswith(b"deadly"):
+            raise MemoryError
+        return super().unpack(file)
+
+
+async def test_a_file_that_ends_the_worker_is_given_up_and_holds_no_other(db: Postgres) -> None:
+    source, payloads = Deadly(), PayloadStore(db)
+    files = Files(db, payloads, max_attempts=3)
+    async with db.transaction() as connection:
+        bad, good = await files.insert(
+            connection,
+            source.name,
+            [InboundFile("bad.txt", b"deadly"), InboundFile("good.txt", b"0#a 1#a")],
+        )
+    for _ in range(3):  # each time another process
+        with pytest.raises(MemoryError):
+            await Files(db, payloads, max_attempts=3).land_chunk(source, bad)
+    assert await Files(db, payloads, max_attempts=3).process(source, NO_LINK) == 2
+    assert source.unpacked == 4, "three attempts, and the good file"
+    rows = {row.id: row for row in await files.listed()}
+    assert rows[good].landed == 2 and rows[good].ended_at and rows[good].replies
+    assert (rows[bad].events, rows[bad].landed, rows[bad].replies) == (1, 1, [])
+    assert rows[bad].ended_at and "interrupted 3 times" in rows[bad].findings[0]
+    query = "SELECT id FROM inbox WHERE content_type = %s"
+    assert await db.fetch_one(query, (MALFORMED,))
+    # An activity that was under way meanwhile changes nothing.
+    assert not (await files.land_chunk(source, bad)).more
+    assert await files.answer(source, bad, NO_LINK) == []
+    count = await db.fetch_one("SELECT count(*) AS n FROM inbox")
+    assert count and count["n"] == 3
+
+
+async def test_a_file_is_given_up_after_some_of_its_chunks(db: Postgres) -> None:
+    source = Deadly()
+    files = Files(db, PayloadStore(db), max_attempts=3)
+    data = " ".join(f"{n}#a" for n in range(CHUNK + 7)).encode()
+    async with db.transaction() as connection:
+        [id] = await files.insert(connection, source.name, [InboundFile("a.txt", data)])
+    assert (await files.land_chunk(source, id)).more
+    await db.execute("UPDATE files SET starts = 3 WHERE id = %s", (id,))
+    state = await Files(db, PayloadStore(db), max_attempts=3).land_chunk(source, id)
+    assert (state.events, state.landed) == (CHUNK + 1, CHUNK + 1)
+
+
+async def test_an_unpacked_file_has_all_its_attempts_again(db: Postgres) -> None:
+    source = Lined()
+    data = " ".join(f"{n}#a" for n in range(3 * CHUNK)).encode()
+    async with db.transaction() as connection:
+        [id] = await Files(db, PayloadStore(db)).insert(
+            connection, source.name, [InboundFile("a.txt", data)]
+        )
+    # Each chunk by another process, as after restarts of the worker.
+    while (await Files(db, PayloadStore(db), max_attempts=1).land_chunk(source, id)).more:
+        pass
+    files = Files(db, PayloadStore(db), max_attempts=1)
+    assert await files.answer(source, id, NO_LINK) == ["a.txt.ack"]

@@ -39,7 +39,7 @@ class Fetcher:
         }
         """Source → the HTTP client for its vendor."""
         self.states = SourceStates(db, sources)
-        self.files = Files(db, payloads)
+        self.files = Files(db, payloads, max_attempts=max_attempts)
         self.readings = Readings(db, keep=keep_readings, payloads=payloads)
         self.pulls = Pulls(db, self.files, self.readings, payloads, max_attempts=max_attempts)
         self._sources = sources

@@ -12,13 +12,14 @@ from datetime import datetime
 from time import monotonic
 from uuid import UUID, uuid5
 
-from apex_memory.errors import ApexError, NotFound
+from apex_memory.errors import ApexError, NotFound, Rejected
 from apex_memory.fetching.pages import land_page
 from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.model import NAMESPACE, Event
 from apex_memory.sources.base import FileSource
 from apex_memory.sources.http import VendorClient
 from apex_memory.sources.pages import InboundFile, UnpackedFile
+from apex_memory.sources.payloads import malformed_event
 from apex_memory.stores.postgres import Connection, Postgres
 from apex_memory.telemetry import logger
 from apex_memory.telemetry.logs import unforeseen
@@ -76,12 +77,21 @@ class _StoredFile:
     body: bytes
     landed: int
     kept: bool
+    received_at: datetime
+    ended: bool
+
+
+class _GivenUp(Exception):
+    """Raised for a file whose unpacking began `max_attempts` times and never ended."""
 
 
 class Files:
-    def __init__(self, db: Postgres, payloads: PayloadStore) -> None:
+    """The files of batch sources. After `max_attempts` starts of unpacking that never ended a file is a dead letter."""
+
+    def __init__(self, db: Postgres, payloads: PayloadStore, *, max_attempts: int = 5) -> None:
         self._db = db
         self._payloads = payloads
+        self._max_attempts = max_attempts
         self._unpacked: OrderedDict[UUID, UnpackedFile] = OrderedDict()
         self._log = logger(component="files")
 
@@ -111,10 +121,14 @@ class Files:
     async def land_chunk(self, source: FileSource, id: UUID) -> FileState:
         """Land the next chunk of a file; return how far the file is. Safe to repeat: an event that landed already is a duplicate.
 
-        Raises `NotFound` for an unknown id.
+        A file that cannot be unpacked in `max_attempts` attempts, such as one that ends the worker's process, is finished
+        here as one dead letter. Raises `NotFound` for an unknown id.
         """
         stored = await self._stored(id)
-        unpacked = await self._unpack(source, id, stored)
+        try:
+            unpacked = await self._unpack(source, id, stored)
+        except _GivenUp:
+            return await self._give_up(source, id, stored)
         start = stored.landed
         events = await self._payloads.offload(unpacked.events[start : start + CHUNK])
         landed = start + len(events)
@@ -138,8 +152,18 @@ class Files:
         return FileState(len(unpacked.events), landed)
 
     async def answer(self, source: FileSource, id: UUID, client: VendorClient) -> list[str]:
-        """Send the file's replies to the partner and finish it; return the names of the replies."""
-        unpacked = await self._unpack(source, id, await self._stored(id))
+        """Send the file's replies to the partner and finish it; return the names of the replies.
+
+        Does nothing for a finished file.
+        """
+        stored = await self._stored(id)
+        if stored.ended:
+            return []
+        try:
+            unpacked = await self._unpack(source, id, stored)
+        except _GivenUp:
+            await self._give_up(source, id, stored)
+            return []
         if unpacked.replies:
             await source.send(unpacked.replies, client)
         names = [reply.name for reply in unpacked.replies]
@@ -216,7 +240,8 @@ class Files:
     async def _stored(self, id: UUID) -> _StoredFile:
         stored = await self._db.fetch_row(
             _StoredFile,
-            "SELECT name, body, landed, removed_bytes IS NULL AS kept FROM files WHERE id = %s",
+            """SELECT name, body, landed, removed_bytes IS NULL AS kept, received_at, ended_at IS NOT NULL AS ended
+               FROM files WHERE id = %s""",
             (id,),
         )
         if stored is None:
@@ -230,11 +255,41 @@ class Files:
 
     async def _unpack(self, source: FileSource, id: UUID, stored: _StoredFile) -> UnpackedFile:
         if id not in self._unpacked:
+            # Committed before the file is opened: whatever it does to this process, it has been counted.
+            started = await self._db.fetch_one(
+                "UPDATE files SET starts = starts + 1 WHERE id = %s AND starts < %s RETURNING starts",
+                (id, self._max_attempts),
+            )
+            if started is None:
+                raise _GivenUp
             file = InboundFile(stored.name, stored.body)
             self._unpacked[id] = await asyncio.to_thread(source.unpack, file)
+            await self._db.execute("UPDATE files SET starts = 0 WHERE id = %s", (id,))
             while len(self._unpacked) > UNPACKED_MAX:
                 self._unpacked.popitem(last=False)
         return self._unpacked[id]
+
+    async def _give_up(self, source: FileSource, id: UUID, stored: _StoredFile) -> FileState:
+        """Finish a file that is never unpacked, as one dead letter and without a reply."""
+        reason = Rejected(
+            f"{stored.name[:200]}: unpacking it was interrupted {self._max_attempts} times, by an error or the end of the worker",
+            remedy="the worker's log says why; ask the partner to send its content in smaller files",
+        )
+        record = {
+            "file": stored.name,
+            "sha256": hashlib.sha256(stored.body).hexdigest(),
+            "bytes": len(stored.body),
+        }
+        event = malformed_event(source.name, record, reason, stored.received_at, source.priority)
+        landed = stored.landed + 1
+        async with self._db.transaction() as connection:
+            await land_page(connection, source.name, [event])
+            await connection.execute(
+                """UPDATE files SET events = %s, landed = %s, findings = findings || %s::text[],
+                     ended_at = clock_timestamp() WHERE id = %s AND ended_at IS NULL""",
+                (landed, landed, [str(reason)], id),
+            )
+        return FileState(landed, landed)
 
 
 async def _conflicts(

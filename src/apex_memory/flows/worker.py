@@ -44,6 +44,7 @@ WORKFLOWS = (Drain, *PULL_WORKFLOWS, *MAINTENANCE_WORKFLOWS)
 # two for each of many sources, since a step without a slot would lose its lease.
 SLOTS = {REALTIME: 16, BULK: 8, SHADOW: 32}
 STOP_SECONDS = 5.0
+STUCK_SECONDS = 5.0  # how often the threads are counted that outlived their time limit
 PATIENCE_SECONDS = 60.0  # how long a call is retried: the result of a finished step is worth it
 
 
@@ -85,19 +86,31 @@ async def serve_paths(
         queues=queues,
     )
     watching = asyncio.create_task(fallback.watch(), name="fallback")
+    threads = asyncio.create_task(_until_stuck(app), name="threads")
     paths = [
         asyncio.create_task(serving, name="temporal"),
         asyncio.create_task(loop.run(stop), name="direct"),
     ]
     try:
-        await asyncio.wait([*paths, watching], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([*paths, watching, threads], return_when=asyncio.FIRST_COMPLETED)
     finally:
         stop.set()
-        await end_tasks([watching])
-        ended = await asyncio.gather(*paths, watching, return_exceptions=True)
+        await end_tasks([watching, threads])
+        ended = await asyncio.gather(*paths, watching, threads, return_exceptions=True)
     for result in ended:
         if isinstance(result, Exception):
             raise result
+
+
+async def _until_stuck(app: App) -> None:
+    """Raise `Unavailable` once threads that outlived their time limit take the processor. Whoever restarts the worker ends them."""
+    while not app.pipeline.stuck:  # noqa: ASYNC110 -- threads cannot set its events
+        await asyncio.sleep(STUCK_SECONDS)
+    raise Unavailable(
+        "worker",
+        "threads go on after the time limit of their events",
+        remedy="restart it; the log names the events (`preparing timed out`), and after max_attempts they are dead letters",
+    )
 
 
 async def serve(

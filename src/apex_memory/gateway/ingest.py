@@ -29,7 +29,7 @@ from apex_memory.sources.base import InboundRequest, PulledSource, Received, Sou
 from apex_memory.sources.pages import ChangeHint
 from apex_memory.telemetry import logger, logs, traces
 
-THREAD_BYTES = 256_000  # larger bodies are parsed in a thread, so that other requests do not wait
+THREAD_BYTES = 16_000  # larger bodies are read in a thread, so that other requests do not wait
 WAIT_SECONDS = 10.0
 MAX_WAIT_SECONDS = 60.0
 SHOWN_IDS = 20  # most event ids in a status URL

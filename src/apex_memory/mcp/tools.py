@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Annotated, Any, Generic, TypeVar
 from urllib.parse import quote
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from apex_memory import client
 from apex_memory.client import AsyncApex, Document, Entity, Provenance
@@ -42,13 +42,23 @@ WAIT_SECONDS = 10.0  # longest wait until a remembered text is searchable
 OWN_KEYS = "memory:"
 """Begins the key of each document that an agent writes: agents replace only what agents wrote, no other document."""
 
-Refs = Annotated[list[str], Field(max_length=20)]
+Refs = Annotated[list[str], Field(max_length=20, fail_fast=True)]
 
 
 class Arguments(BaseModel):
     """Base of the arguments of a tool."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_one_unknown_field(cls, value: Any) -> Any:
+        """Keep the first unknown field alone, because pydantic makes an error for each."""
+        if not isinstance(value, dict):
+            return value
+        known = {name: given for name, given in value.items() if name in cls.model_fields}
+        first = next((name for name in value if name not in known), None)
+        return known if first is None else {**known, first: value[first]}
 
 
 class SearchMemory(Arguments):

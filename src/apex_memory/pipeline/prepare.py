@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import uuid
@@ -32,7 +31,7 @@ from apex_memory.model import (
 )
 from apex_memory.pipeline.chunk import chunk
 from apex_memory.pipeline.clean_document import clean_document, without_content
-from apex_memory.pipeline.document_files import read_files_of_batch
+from apex_memory.pipeline.document_files import NotBegun, read_files_of_batch
 from apex_memory.pipeline.embedders.base import Embedder
 from apex_memory.pipeline.extract import Statement, assertion_of, statements
 from apex_memory.pipeline.file_limits import ReaderLimits
@@ -40,6 +39,7 @@ from apex_memory.pipeline.item_errors import collect_error, result_or_error
 from apex_memory.pipeline.reader import FileReader
 from apex_memory.pipeline.reuse import LiveManifests, PassageVectors, embedded_text
 from apex_memory.pipeline.text import clean
+from apex_memory.pipeline.work_threads import WorkThreads
 from apex_memory.telemetry import DOCUMENTS_CUT, logger
 
 if TYPE_CHECKING:  # the process that reads files does without the settings
@@ -91,6 +91,7 @@ class Pipeline:
         self._chunk_chars = chunk_chars
         self._date_order = date_order
         self._reader = FileReader(limits, processes=reader_processes)
+        self._threads = WorkThreads()
         self._reading_seconds = reading_seconds
         self._log = logger(component="pipeline")
 
@@ -101,14 +102,17 @@ class Pipeline:
 
         The errors are `Rejected` for an event that can never succeed, and `Unavailable`, `RetryLater` or
         `Misconfigured` from an embedder that cannot work now. After `reading_seconds` no further files of `work` are
-        begun: the events that are left become `NotBegun`. With `reuse`, passages that the live version of their document
+        begun: the events that are left become `NotBegun`, and so do all while the pipeline is `stuck`. With `reuse`, passages that the live version of their document
         holds already keep their vectors; a copy that is to be compared makes its own. Raises `Unavailable` then if
         PostgreSQL does not respond.
         """
-        documents = await asyncio.to_thread(lambda: [_make_document(*item) for item in work])
+        if self.stuck:
+            error = NotBegun("threads of earlier events go on after their time limit")
+            return [error for _ in work]
+        documents = await self._threads.run(lambda: [_make_document(*item) for item in work])
         complete = await read_files_of_batch(documents, self._reader, seconds=self._reading_seconds)
         events = [event for event, _ in work]
-        chunked = await asyncio.to_thread(
+        chunked = await self._threads.run(
             lambda: [
                 self._chunk(event, document)
                 for event, document in zip(events, complete, strict=True)
@@ -124,6 +128,11 @@ class Pipeline:
             else:
                 results.append(self._manifest(item, next(vectors)))
         return results
+
+    @property
+    def stuck(self) -> bool:
+        """Whether so many threads outlived their time limit that this process should be replaced. Then nothing is begun."""
+        return self._threads.stuck
 
     async def close(self) -> None:
         """End the file reader's processes. The embedder belongs to its opener."""

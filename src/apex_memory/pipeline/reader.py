@@ -16,7 +16,7 @@ import struct
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from time import monotonic
 from typing import Any
@@ -37,6 +37,12 @@ _MAX_ATTEMPTS = 6  # three files of an event may crash the process twice
 _CPU_LIMIT = (
     -signal.SIGXCPU if hasattr(signal, "SIGXCPU") else None
 )  # exit code of a process ended by it
+_PASSED = (
+    *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP"),
+    *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH"),
+    *("VIRTUAL_ENV", "TESSDATA_PREFIX", "SYSTEMROOT", "SYSTEMDRIVE", "USERPROFILE"),
+)
+_PASSED_PREFIXES = ("LC_", "PYTHON")
 _KEPT_MEMORY = 512_000_000  # bytes: a process that ever used more is ended, which gives it back
 
 
@@ -228,6 +234,20 @@ def _require_office_reader() -> None:
     require_extra("xberg", extra="documents", feature="office files")
 
 
+def reader_environment(own: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables for a process that parses foreign files: what Python and its libraries need to run, and no secret.
+
+    `own` are those of this process, among them keys and passwords: `APEX_*`, and those of cloud providers.
+    """
+    passed = {
+        name: value
+        for name, value in own.items()
+        if name in _PASSED or name.startswith(_PASSED_PREFIXES)
+    }
+    # Numeric libraries reserve address space for each of their threads. None computes anything here.
+    return {**passed, "OPENBLAS_NUM_THREADS": "1"}
+
+
 async def _start() -> Process:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -237,8 +257,7 @@ async def _start() -> Process:
         stdin=PIPE,
         stdout=PIPE,
         stderr=DEVNULL,
-        # Numeric libraries reserve address space for each of their threads. None computes anything here.
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        env=reader_environment(os.environ),
     )
     try:
         async with asyncio.timeout(_START_SECONDS):

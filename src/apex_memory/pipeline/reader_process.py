@@ -7,6 +7,7 @@ then one message with `parsed` or `error`. It ends when its input does. Whatever
 
 from __future__ import annotations
 
+import ctypes
 import os
 import struct
 import sys
@@ -37,6 +38,7 @@ with suppress(ImportError):  # an extra; loaded before the first file, so that n
     import xberg  # noqa: F401
 
 _LENGTH = struct.Struct(">Q")
+_PR_SET_NO_NEW_PRIVS = 38  # of prctl(2)
 _MAX_WRITTEN_FILE = 1_000_000  # bytes of any file on disk that native code might write
 
 NICENESS = 10
@@ -133,6 +135,12 @@ def _set_limit(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value if most == resource.RLIM_INFINITY else min(value, most), most))
 
 
+def _give_up_privileges() -> None:
+    """Let no program that this process may start have more rights than it, such as one with the setuid bit. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
 def _peak_memory() -> int:
     """Return the most memory in bytes that this process ever used; 0 where that is unknown.
 
@@ -149,6 +157,7 @@ def _peak_memory() -> int:
 
 
 if __name__ == "__main__":
+    _give_up_privileges()
     os.nice(NICENESS)
     messages = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what native code prints must not mix with the messages

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from importlib import resources
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from apex_memory.errors import Rejected
 from apex_memory.markup import plain_text as markup_to_text
@@ -20,21 +20,33 @@ from apex_memory.markup import without_images
 from apex_memory.model import MALFORMED, Event, Priority
 
 MAX_DEPTH = 100
+MAX_ERRORS = 20  # of one value that are looked at
 MAX_KEY_BYTES = 1000  # keys are in B-tree indexes, whose rows hold about 2,700 bytes
+MAX_VALUES = 4_000_000
+"""Most values in a JSON text.
+
+An empty list takes 3 bytes of a text and 64 bytes of memory, or 88 an object. Exports of conversations, which have the
+largest bodies (50 MB), take 25 bytes a value and more.
+"""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _ESCAPED = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 Model = TypeVar("Model", bound=BaseModel)
+Item = TypeVar("Item")
+ListOf = Annotated[list[Item], Field(fail_fast=True)]
+"""A list in a model of foreign input. Its first wrong item is its only error: pydantic keeps about 2 kB for each."""
 
 
 def parse_json(body: bytes, place: str = "body") -> Any:
     """Return the JSON value in `body`, made `storable`. Numbers beyond a double become null.
 
-    Raises `Rejected` for anything else than UTF-8 JSON, and for more than 100 levels.
+    Raises `Rejected` for anything else than UTF-8 JSON, and for more than 100 levels or `MAX_VALUES` values.
     """
+    check_value_count(body, place)
     try:
         text = body.decode("utf-8-sig")
         value = json.loads(text, parse_float=_finite, parse_constant=_no_constant)
@@ -53,6 +65,16 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Rejected("body: expected a JSON object", remedy="send one JSON object")
     return value
+
+
+def check_value_count(body: bytes, place: str) -> None:
+    """Raise `Rejected` for a JSON text of more than `MAX_VALUES` values, before any of them is made."""
+    # Each value but the first follows a comma or is the first one in a list or an object. Texts contain commas too, so
+    # strings are left out, which takes longer, where the bytes alone would be too many.
+    if _separators(body) > MAX_VALUES and _separators(_STRING.sub(b"", body)) > MAX_VALUES:
+        raise Rejected(
+            f"{place}: more than {MAX_VALUES:,} values", remedy="send it in several parts"
+        )
 
 
 def canonical(value: object) -> bytes:
@@ -104,7 +126,8 @@ def checked(model: type[Model], value: object, place: str) -> Model:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        wrong = error.errors(include_input=False, include_url=False, include_context=False)
+        every = error.errors(include_input=False, include_url=False, include_context=False)
+        wrong = every[:MAX_ERRORS]
         paths = [_path(place, item["loc"], value, item["type"] == "missing") for item in wrong]
         expected = [
             item["msg"] for item, path in zip(wrong, paths, strict=True) if path == paths[0]
@@ -173,6 +196,10 @@ def plain_text(markup: str) -> str:
 def sample(source: str, name: str) -> bytes:
     """Return the bytes of a file in a source's `samples` folder."""
     return resources.files(__package__).joinpath(source, "samples", name).read_bytes()
+
+
+def _separators(body: bytes) -> int:
+    return body.count(b",") + body.count(b"[") + body.count(b"{")
 
 
 def _finite(digits: str) -> float | None:

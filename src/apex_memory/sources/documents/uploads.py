@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgpack
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from apex_memory.errors import Rejected
 from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.forms import FormPart, form_parts
 from apex_memory.sources.payloads import (
+    ListOf,
     as_mapping,
     canonical,
     checked,
@@ -39,7 +40,17 @@ class Fields(BaseModel):
     occurred_at: float | str | None = None
     version: int | None = Field(None, ge=0, lt=2**63)
     metadata: dict[str, Any] | None = None
-    entities: list[Ref] | None = None
+    entities: ListOf[Ref] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_one_unknown_field(cls, value: Any) -> Any:
+        """Keep the first unknown field alone, because pydantic makes an error for each."""
+        if not isinstance(value, dict):
+            return value
+        known = {name: given for name, given in value.items() if name in cls.model_fields}
+        first = next((name for name in value if name not in known), None)
+        return known if first is None else {**known, first: value[first]}
 
 
 class Post(Fields):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import Any
 
 from apex_memory.errors import Rejected
@@ -33,10 +36,14 @@ from apex_memory.sources.pages import InboundFile
 from apex_memory.sources.payloads import canonical, malformed_event
 
 SOURCE, PRIORITY = "edi", Priority.P2
+MAX_SETS = 10_000  # of a file; as many groups and interchanges
 MOST_FINDINGS = 200  # of a file
 MOST_INTERCHANGE_FINDINGS, MOST_SET_FINDINGS = 20, 50  # kept with each set
 TOMBSTONE_PREFIX = "cancels/"
 """Begins the id of the event that deletes a cancelled tender; the cancelling set's event id follows."""
+_ENVELOPES = ("ISA", "GS", "ST", "SE", "GE", "IEA", "TA1")
+_SET_START = re.compile(rb"([^\w ])ST(?!\1)[^\w\s]")
+"""What may begin a set in bytes whose delimiters are not known: `~ST*`. `*ST*` is an element."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +97,34 @@ class X12File:
 
 
 def parse_file(data: bytes) -> X12File:
-    """Return the content of a file, checked. Never raises, whatever the bytes are."""
-    parts, findings = read_parts(data)
+    """Return the content of a file, checked. Raises `Rejected` for more than `MAX_SETS` sets, and nothing else, whatever the bytes are."""
+    # Far more than that are refused before the file is taken apart, which costs 30 times its size.
+    _check_count("ST", sum(1 for _ in _SET_START.finditer(data)), 5 * MAX_SETS)
+    parts, part_findings = read_parts(data)
+    counts = Counter(segment[0] for part in parts for segment in part.segments)
+    for name in _ENVELOPES:
+        _check_count(name, counts[name], MAX_SETS)
     checked = []
+    found: list[Iterable[str]] = [part_findings]
     for part in parts:
         interchange = parse_envelopes(part)
         verdicts = [[check_set(item) for item in group.sets] for group in interchange.groups]
         checked.append((interchange, verdicts))
-        findings += _findings(interchange, verdicts)
-    findings += find_repetitions([interchange for interchange, _ in checked])
-    if len(findings) > MOST_FINDINGS:
-        omitted = len(findings) - MOST_FINDINGS + 1
-        findings[MOST_FINDINGS - 1 :] = [f"{omitted} more findings"]
+        found.append(_findings(interchange, verdicts))
+    found.append(find_repetitions([interchange for interchange, _ in checked]))
+    every = chain.from_iterable(found)
+    findings = list(islice(every, MOST_FINDINGS))
+    if more := sum(1 for _ in every):
+        findings[-1] = f"{more + 1} more findings"
     return X12File(checked, findings)
+
+
+def _check_count(name: str, count: int, most: int) -> None:
+    if count > most:
+        raise Rejected(
+            f"{count:,} segments {name} in one file, allowed are {MAX_SETS:,}",
+            remedy="send the sets in several files",
+        )
 
 
 def _checked_sets(

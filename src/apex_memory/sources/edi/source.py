@@ -133,8 +133,14 @@ class Edi(FileSource[EdiSettings]):
         return pull_inbound(mailbox, cursor, settle=settle, largest=self.max_body_bytes)
 
     def unpack(self, file: InboundFile) -> UnpackedFile:
-        """Return an event for each set, a reply for each interchange, and all findings in words."""
-        content = parse_file(file.data)
+        """Return an event for each set, a reply for each interchange, and all findings in words.
+
+        A file that cannot be read, or has too many sets, is one dead letter, and gets no reply.
+        """
+        try:
+            content = parse_file(file.data)
+        except Rejected as error:
+            return UnpackedFile(events=[unreadable_file_event(file, error)], findings=[str(error)])
         events = list(content.events(acknowledged=self._acknowledges))
         if not events and not content.has_acknowledgements:
             reason = "; ".join(content.findings[:5]) or "no transaction set in it"

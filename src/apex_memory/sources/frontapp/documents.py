@@ -176,11 +176,9 @@ def merged_document(event: FrontEvent, merged: str) -> Document:
 def message_document(event: FrontEvent) -> Document:
     data = event.target
     recipients = [item for item in sequence(data.get("recipients")) if as_mapping(item)]
-    roles = [*_ROLES, *(as_string(recipient.get("role")) for recipient in recipients)]
-    by_role = {
-        role: [recipient for recipient in recipients if as_string(recipient.get("role")) == role]
-        for role in dict.fromkeys(roles)
-    }
+    by_role: dict[str, list[Any]] = {role: [] for role in _ROLES}
+    for recipient in recipients:
+        by_role.setdefault(as_string(recipient.get("role")), []).append(recipient)
     sent = _time(data.get("created_at"), event.at)
     author = as_mapping(data.get("author"))
     lines = {

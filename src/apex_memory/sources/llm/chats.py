@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from apex_memory.sources.llm.documents import (
     turns_of,
 )
 from apex_memory.sources.payloads import (
+    ListOf,
     as_mapping,
     as_string,
     checked,
@@ -60,11 +61,11 @@ class _Call(Loose):
 
 class _Message(Loose):
     role: Literal["developer", "system", "user", "assistant", "tool", "function"]
-    content: str | list[str | dict[str, Any]] | None = None
+    content: str | ListOf[str | dict[str, Any]] | None = None
     name: str | None = None
     refusal: str | None = None
     audio: dict[str, Any] | None = None
-    tool_calls: list[_Call] | None = None
+    tool_calls: ListOf[_Call] | None = None
     function_call: _Function | None = None
     tool_call_id: str | None = None
     annotations: Any = None
@@ -96,9 +97,9 @@ class _Chat(Loose):
     model: str | None = None
     agent: str | dict[str, Any] | None = None
     user: str | dict[str, Any] | None = None
-    messages: list[_Message] = []
-    choices: list[_Choice] = []
-    system: str | list[str | dict[str, Any]] | None = None
+    messages: ListOf[_Message] = []
+    choices: ListOf[_Choice] = []
+    system: str | ListOf[str | dict[str, Any]] | None = None
     created_at: float | str | None = None
     updated_at: float | str | None = None
     update_time: float | str | None = None
@@ -288,17 +289,62 @@ def _whole_response(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _whole_completion(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    completion: dict[str, Any] = {}
-    for event in events:
-        if "choices" in event:
-            _add_chunk(completion, event)
-    return completion
+    """Return the completion of a stream of OpenAI's Chat Completions API, of which only the first choice is read."""
+    chunks = [event for event in events if "choices" in event]
+    if not chunks:
+        return {}
+    finish_reason: object = None
+    deltas: list[Mapping[str, Any]] = []
+    for chunk in chunks:
+        for given in map(as_mapping, sequence(chunk.get("choices"))):
+            if given.get("index", 0) == 0:
+                finish_reason = given.get("finish_reason") or finish_reason
+                deltas.append(as_mapping(given.get("delta")))
+    annotations: list[object] = []
+    for delta in deltas:
+        annotations += sequence(delta.get("annotations"))
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": _texts(deltas, "content"),
+        "refusal": _texts(deltas, "refusal"),
+        "annotations": annotations,
+        "tool_calls": _calls(deltas),
+    }
+    spoken = [as_mapping(delta.get("audio")) for delta in deltas]
+    if transcript := _texts(spoken, "transcript"):
+        message["audio"] = {"transcript": transcript}
+    return {
+        **{name: chunks[0].get(name) for name in ("id", "created", "model")},
+        "choices": [{"message": message, "finish_reason": finish_reason}],
+    }
+
+
+def _texts(deltas: Iterable[Mapping[str, Any]], field: str) -> str:
+    """Return a field's text over all deltas, joined once: a stream may have 100,000 of them."""
+    return "".join(as_string(delta.get(field)) for delta in deltas)
+
+
+def _calls(deltas: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the tool calls in the deltas of a message; a part with an id begins the next call."""
+    calls: list[list[Mapping[str, Any]]] = []
+    for delta in deltas:
+        for part in map(as_mapping, sequence(delta.get("tool_calls"))):
+            if part.get("id") or not calls:
+                calls.append([])
+            calls[-1].append(part)
+    whole: list[dict[str, Any]] = []
+    for parts in calls:
+        functions = [as_mapping(part.get("function")) for part in parts]
+        function = {name: _texts(functions, name) for name in ("name", "arguments")}
+        whole.append({"id": _texts(parts, "id"), "function": function})
+    return whole
 
 
 def _whole_message(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the message of a stream of Anthropic's Messages API."""
     message: dict[str, Any] = {}
-    blocks: dict[int, dict[str, Any]] = {}
+    blocks: dict[int, Mapping[str, Any]] = {}
+    deltas: dict[int, list[Mapping[str, Any]]] = {}
     for event in events:
         index, delta = event.get("index", 0), as_mapping(event.get("delta"))
         if not isinstance(index, int):
@@ -308,53 +354,28 @@ def _whole_message(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         elif event.get("type") == "message_delta":
             message.update({name: value for name, value in delta.items() if name in _DELTAS})
         elif event.get("type") == "content_block_start":
-            blocks[index] = dict(as_mapping(event.get("content_block")))
+            blocks[index], deltas[index] = as_mapping(event.get("content_block")), []
         elif index in blocks:
-            _extend(blocks[index], delta)
-    for block in blocks.values():
-        block["input"] = as_string(block.pop("partial_json", "")) or block.get("input")
-    return {**message, "content": [blocks[n] for n in sorted(blocks)]} if message else {}
-
-
-def _add_chunk(completion: dict[str, Any], chunk: Mapping[str, Any]) -> None:
-    """Add a chunk of OpenAI's stream to the completion, of which only the first choice is read."""
-    message: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": []}
-    for name in ("id", "created", "model"):
-        completion.setdefault(name, chunk.get(name))
-    [choice] = completion.setdefault("choices", [{"message": message}])
-    message, calls = choice["message"], choice["message"]["tool_calls"]
-    for given in map(as_mapping, sequence(chunk.get("choices"))):
-        if given.get("index", 0) != 0:
-            continue
-        choice["finish_reason"] = given.get("finish_reason") or choice.get("finish_reason")
-        delta = as_mapping(given.get("delta"))
-        message["content"] += as_string(delta.get("content"))
-        message.setdefault("annotations", []).extend(sequence(delta.get("annotations")))
-        message["refusal"] = as_string(message.get("refusal")) + as_string(delta.get("refusal"))
-        if spoken := as_string(as_mapping(delta.get("audio")).get("transcript")):
-            message["audio"] = {
-                "transcript": as_string(as_mapping(message.get("audio")).get("transcript")) + spoken
-            }
-        for part in map(as_mapping, sequence(delta.get("tool_calls"))):
-            function = as_mapping(part.get("function"))
-            if part.get("id") or not calls:
-                calls.append({"id": "", "function": {"name": "", "arguments": ""}})
-            call = calls[-1]
-            call["id"] += as_string(part.get("id"))
-            for name in call["function"]:
-                call["function"][name] += as_string(function.get(name))
+            deltas[index].append(delta)
+    content = [_whole_block(blocks[n], deltas[n]) for n in sorted(blocks)]
+    return {**message, "content": content} if message else {}
 
 
 _DELTAS = ("stop_reason", "stop_sequence")
 """Fields of a message that the end of its stream states."""
 
 
-def _extend(block: dict[str, Any], delta: Mapping[str, Any]) -> None:
+def _whole_block(block: Mapping[str, Any], deltas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a content block of Anthropic's format with the deltas that followed its start."""
+    whole = dict(block)
     for name in ("text", "thinking", "partial_json"):
-        if isinstance(delta.get(name), str):
-            block[name] = as_string(block.get(name)) + delta[name]
-    if delta.get("type") == "citations_delta":
-        block["citations"] = [*sequence(block.get("citations")), delta.get("citation")]
+        if any(isinstance(delta.get(name), str) for delta in deltas):
+            whole[name] = as_string(block.get(name)) + _texts(deltas, name)
+    cited = [delta.get("citation") for delta in deltas if delta.get("type") == "citations_delta"]
+    if cited:
+        whole["citations"] = [*sequence(block.get("citations")), *cited]
+    whole["input"] = as_string(whole.pop("partial_json", "")) or whole.get("input")
+    return whole
 
 
 def _party(value: str | dict[str, Any] | None) -> tuple[str, str] | None:

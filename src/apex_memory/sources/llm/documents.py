@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain, groupby, islice
 from typing import Any, Literal
 
 from apex_memory.errors import Rejected
@@ -14,6 +15,7 @@ from apex_memory.sources.fields import RecordFields, remaining_lines
 from apex_memory.sources.payloads import as_mapping, as_string, canonical, sequence
 
 MAX_TURNS = 10_000
+MAX_CITED = 100  # of one turn; the line of what it cites has 1,000 characters
 MAX_TOOL_CHARS = 1_000  # per call or result: enough for the facts, not for a whole web page
 
 _CALL = "a setting of the call"
@@ -117,7 +119,9 @@ class Turn:
     @property
     def shown(self) -> str:
         """The turn's words, and behind them what it cites: `[cites Fuel prices https://eia.example/diesel]`."""
-        cited = "; ".join(dict.fromkeys(each for each in self.cited if each not in self.text))
+        # Each is looked up in the whole text, so only as many as an answer has.
+        distinct = islice(dict.fromkeys(self.cited), MAX_CITED)
+        cited = "; ".join(each for each in distinct if each not in self.text)
         return f"{self.text.strip()}\n[cites {short(cited)}]" if cited else self.text.strip()
 
 
@@ -174,17 +178,19 @@ def turns_of(
     A tool's result inside a user's message is the tool's turn. `tools` maps call ids to tool names; calls in this
     message are added to it. A part of an unknown type has the words of its content; one without is in the raw event alone.
     """
-    turns: list[Turn] = []
-    for part in parts:
-        turn = _turn(speaker, part, tools, at)
-        if not turn.text.strip():
-            continue
-        if turns and (turns[-1].speaker, turns[-1].name) == (turn.speaker, turn.name):
-            before = turns.pop()
-            text, cited = f"{before.text}\n{turn.text}", before.cited + turn.cited
-            turn = Turn(turn.speaker, text, turn.name, at, cited)
-        turns.append(turn)
-    return turns
+    every = (_turn(speaker, part, tools, at) for part in parts)
+    spoken = (turn for turn in every if turn.text.strip())
+    return [
+        _joined_turn(list(turns))
+        for _, turns in groupby(spoken, key=lambda turn: (turn.speaker, turn.name))
+    ]
+
+
+def _joined_turn(turns: Sequence[Turn]) -> Turn:
+    """Return the parts of one speaker as one turn, joined once: a message may have 100,000 of them."""
+    text = "\n".join(turn.text for turn in turns)
+    cited = tuple(chain.from_iterable(turn.cited for turn in turns))
+    return Turn(turns[0].speaker, text, turns[0].name, turns[0].at, cited)
 
 
 def call_text(name: str, arguments: object) -> str:

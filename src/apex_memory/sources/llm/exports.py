@@ -23,6 +23,7 @@ from apex_memory.sources.llm.documents import (
     turns_of,
 )
 from apex_memory.sources.payloads import (
+    ListOf,
     as_mapping,
     as_string,
     checked,
@@ -59,15 +60,15 @@ class _ChatGPT(Loose):
     update_time: float | str | None = None
     current_node: str | None = None
     default_model_slug: str | None = None
-    mapping: dict[str, _Node]
+    mapping: dict[str, Any]  # of nodes, which `_nodes` checks one by one
 
 
 class _ClaudeMessage(Loose):
     sender: Literal["human", "assistant"]
     text: str | None = None
-    content: list[dict[str, Any]] | None = None
-    attachments: list[dict[str, Any]] | None = None
-    files: list[dict[str, Any]] | None = None
+    content: ListOf[dict[str, Any]] | None = None
+    attachments: ListOf[dict[str, Any]] | None = None
+    files: ListOf[dict[str, Any]] | None = None
     created_at: str | None = None
 
 
@@ -78,16 +79,16 @@ class _Claude(Loose):
     created_at: str | None = None
     updated_at: str | None = None
     project: dict[str, Any] | None = None
-    chat_messages: list[_ClaudeMessage]
+    chat_messages: ListOf[_ClaudeMessage]
 
 
 def chatgpt_export(body: Mapping[str, Any], place: str) -> Conversation:
     """Read one conversation of `conversations.json`: a tree, of which the path to `current_node` is taken."""
     export = checked(_ChatGPT, body, place)
-    path, branches = _path(export, place)
-    nodes = [export.mapping[node].message for node in path]
+    nodes = _nodes(export, place)
+    path, branches = _path(nodes, export.current_node, place)
     turns: list[Turn] = []
-    for message in filter(None, nodes):
+    for message in filter(None, (nodes[name].message for name in path)):
         turns += _chatgpt_turns(message, place)
     own = export.conversation_id or export.id
     return Conversation(
@@ -137,12 +138,19 @@ def claude_export(body: Mapping[str, Any], place: str) -> Conversation:
     )
 
 
-def _path(export: _ChatGPT, place: str) -> tuple[list[str], int]:
+def _nodes(export: _ChatGPT, place: str) -> dict[str, _Node]:
+    """Return the nodes by name. Raises `Rejected` for the first wrong one: pydantic would go through all of an object."""
+    at = _at(place, "mapping")
+    return {name: checked(_Node, node, f"{at}.{name}") for name, node in export.mapping.items()}
+
+
+def _path(
+    nodes: Mapping[str, _Node], current_node: str | None, place: str
+) -> tuple[list[str], int]:
     """Return the nodes from the root to the current one (or the latest leaf), and the number of other leaves."""
-    nodes = export.mapping
     parents = {node.parent for node in nodes.values()}
     leaves = [name for name in nodes if name not in parents]
-    current = export.current_node if export.current_node in nodes else None
+    current = current_node if current_node in nodes else None
     if current is None and leaves:
         current = max(leaves, key=lambda leaf: (_written(nodes[leaf], place), leaf))
     if current is None and nodes:

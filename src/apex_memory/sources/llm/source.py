@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from io import BytesIO
 from typing import Any, ClassVar
 from urllib.parse import quote
 
@@ -30,6 +31,7 @@ from apex_memory.sources.payloads import (
     as_string,
     canonical,
     check_metadata,
+    check_value_count,
     line,
     parse_json,
     sample,
@@ -89,11 +91,8 @@ class LLM(Source[LLMSettings]):
     def receive(self, request: InboundRequest) -> Received:
         """Return one event per conversation. Raises `Rejected` for the whole body when one is malformed."""
         conversations = list(_conversations(request))
-        if not 0 < len(conversations) <= MAX_CONVERSATIONS:
-            raise Rejected(
-                f"body: {len(conversations)} conversations, expected 1 to {MAX_CONVERSATIONS}",
-                remedy="send at least one, and long exports in parts",
-            )
+        if not conversations:
+            raise _wrong_number(0)
         ids = request.named_ids(len(conversations))
         events: list[Event] = []
         before: Counter[str] = Counter()  # events of the same conversation earlier in this body
@@ -178,10 +177,13 @@ class LLM(Source[LLMSettings]):
 def _conversations(request: InboundRequest) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield each conversation of the body with its place."""
     if request.content_type in LINES:
-        rows = enumerate(request.body.split(b"\n"), 1)
-        items: list[tuple[str, Any]] = [
-            (f"line {n}", parse_json(row, f"line {n}")) for n, row in rows if row.strip()
-        ]
+        check_value_count(request.body, "body")
+        items: list[tuple[str, Any]] = []
+        for n, row in enumerate(BytesIO(request.body), 1):
+            if row.strip():
+                items.append((f"line {n}", parse_json(row, f"line {n}")))
+            if len(items) > MAX_CONVERSATIONS:
+                raise _wrong_number(f"more than {MAX_CONVERSATIONS}")
     else:
         body = parse_json(request.body)
         listed = as_mapping(body).get("conversations", body)
@@ -190,6 +192,8 @@ def _conversations(request: InboundRequest) -> Iterator[tuple[str, Mapping[str, 
             if is_item_list(listed):
                 listed = conversation_of_items(as_mapping(body), "data")
         if isinstance(listed, list):
+            if len(listed) > MAX_CONVERSATIONS:
+                raise _wrong_number(len(listed))
             items = [(f"[{n}]", item) for n, item in enumerate(listed)]
         else:
             items = [("", listed)]
@@ -199,6 +203,13 @@ def _conversations(request: InboundRequest) -> Iterator[tuple[str, Mapping[str, 
                 f"{place or 'body'}: expected a conversation, an object", remedy=_EXPECTED
             )
         yield place, item
+
+
+def _wrong_number(count: int | str) -> Rejected:
+    return Rejected(
+        f"body: {count} conversations, expected 1 to {MAX_CONVERSATIONS}",
+        remedy="send at least one, and long exports in parts",
+    )
 
 
 _EXPECTED = f"send `messages`, `input`, `mapping` or `chat_messages`, or name the format: {', '.join(FORMATS)}"

@@ -20,6 +20,7 @@ GROUP_OF = {
     "997": "FA",
 }
 """Functional identifier code (GS01) by set."""
+MOST_STRAY_NAMES = 50  # of segments outside of any set that are counted by name, in an interchange
 
 
 @dataclass(slots=True)
@@ -159,7 +160,9 @@ class _EnvelopeParser:
             case "TA1":
                 self.interchange.acknowledgements.append(segment)
             case name if self._set is None:
-                self._stray[name[:3]] = self._stray.get(name[:3], 0) + 1
+                known = name[:3] in self._stray or len(self._stray) < MOST_STRAY_NAMES
+                key = name[:3] if known else "of other names"
+                self._stray[key] = self._stray.get(key, 0) + 1
             case _:
                 self._set.segments.append(segment)
 

@@ -44,7 +44,7 @@ class Collector:
         total = 0
         while True:
             stages = await self._due()
-            if not stages or not await remove_stages(stages, self._graph, self._vectors):
+            if not stages or not await remove_stages(self._db, stages, self._graph, self._vectors):
                 break
             total += await mark_reaped(self._db, stages, "reaping")
             if len(stages) < COLLECT_MAX:
@@ -93,7 +93,8 @@ class Collector:
     async def _drop_history(self) -> None:
         """Remove raw payloads and manifests past their retention that nothing refers to.
 
-        An event that is not final keeps its manifest, however long its source was paused or its store away.
+        An event that is not final keeps its manifest, however long its source was paused or its store away, and an open
+        dead letter its payload: it may be sent through the pipeline again.
         """
         before = now() - self._history
         first, last = await self._part_of("manifests")
@@ -107,7 +108,8 @@ class Collector:
         first, last = await self._part_of("payloads")
         await self._db.execute(
             """DELETE FROM payloads p USING inbox i WHERE i.id = p.inbox_id AND p.inbox_id BETWEEN %s AND %s
-               AND i.received_at < %s AND i.state IN ('done', 'superseded')""",
+               AND i.received_at < %s AND (i.state IN ('done', 'superseded') OR i.state = 'dead' AND NOT EXISTS (
+                 SELECT FROM dead_letters l WHERE l.inbox_id = i.id AND l.status IN ('open', 'retrying')))""",
             (first, last, before),
         )
 

@@ -385,8 +385,8 @@ async def show_version(
         ),
     ],
 ) -> Any:
-    """Read an earlier version, for as long as it is kept."""
-    return await gateway.app.search.document_version(id, version)
+    """Read an earlier version, for as long as it is kept. Once the document is deleted, an admin key is needed."""
+    return await gateway.app.search.document_version(id, version, of_deleted=key.may("admin"))
 
 
 @router.delete(

@@ -402,7 +402,8 @@ async def delete_document(
 ) -> Response:
     """Delete a document: store a deletion as its newest version, which removes the document from all stores.
 
-    The raw payloads are kept. Sending the document again restores it.
+    The raw payloads and former versions are kept for `payload_days`, for admin keys alone. Sending the document again
+    restores it.
     """
     seconds = requested_wait(request)
     known = await Events(gateway.app.db, gateway.app.settings).newest(id)

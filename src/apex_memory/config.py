@@ -198,6 +198,11 @@ class Settings(BaseSettings):
         description="URL of the gateway that the command line uses. Empty: the one that `apex up` started from this data folder.",
     )
 
+    local_without_key: bool = Field(
+        True,
+        description="Show `/ops` and `/metrics` without a key to callers on the gateway's machine. Set it to false where a reverse proxy runs on that machine: one that names neither itself nor the caller makes strangers look local.",
+    )
+
     tls_certificate_file: Path | None = Field(
         None,
         description="File with the certificate that the gateway shows, in PEM, followed by those between it and the CA. The gateway then speaks HTTPS. A renewed file is used within a second. Needs `tls_key_file`. docs/howto/tls.md.",
@@ -692,6 +697,12 @@ class Settings(BaseSettings):
         if url.scheme == "http" and not is_private(url.hostname):
             raise ValueError("must start with https:// unless its host is in a private network")
         return value
+
+    @property
+    def admits_strangers(self) -> bool:
+        """Whether a proxy on the gateway's machine could make callers from the internet look local, and need no key."""
+        host = urlsplit(self.url).hostname
+        return self.local_without_key and host is not None and not is_private(host)
 
     @field_validator("trace_url")
     @classmethod

@@ -203,6 +203,20 @@ async def test_forget_removes_only_untouched_entities(graph: GraphStore) -> None
     assert await graph.known([SHIPMENT, CARRIER]) == {SHIPMENT: 1}
 
 
+async def test_forgetting_entities_that_are_being_named_again_keeps_them(
+    graph: GraphStore,
+) -> None:
+    refs = [f"person:p-{n}" for n in range(10)]
+    for _ in range(15):
+        mail = Version().mentions(*refs)
+        await asyncio.gather(
+            graph.forget_entities(refs), written(graph, mail), graph.forget_entities(refs)
+        )
+        assert await graph.tally([mail.stage]) == {mail.stage: mail.tally}
+        assert await graph.known(refs) == dict.fromkeys(refs, 1)
+        await graph.delete_stages([mail.stage])
+
+
 async def test_linked_gives_what_names_it_then_what_names_its_neighbours(graph: GraphStore) -> None:
     mail = Version().mentions(SHIPMENT, start=40).mentions(SHIPMENT, start=7)
     turvo = Version().says("carried_by", SHIPMENT, CARRIER)

@@ -21,6 +21,16 @@ async def api(make_settings: MakeSettings) -> AsyncIterator[Api]:
         yield api
 
 
+async def test_a_setting_requires_the_key_of_every_caller(make_settings: MakeSettings) -> None:
+    """A proxy on this machine may look like a program of it: nginx does, with no more than `proxy_pass`."""
+    settings = make_settings(temporal="127.0.0.1:1/apex", local_without_key=False)
+    async with running_api(settings) as api, client_of(api.application) as here:
+        for path in ("/ops", "/ops/overview", "/ops/data/overview", "/metrics"):
+            assert (await here.get(path)).status_code == 401, path
+        assert (await api.get("/metrics")).status_code == 200
+        assert (await api.get("/ops/overview")).status_code == 200
+
+
 async def test_the_page_is_for_this_machine_or_for_readers(api: Api) -> None:
     async with client_of(api.application) as here:
         assert (await here.get("/ops")).headers["location"] == "/ops/overview"

@@ -25,7 +25,7 @@ from apex_memory.cli.client import COMMANDS, Gateway, explained, with_commands
 from apex_memory.cli.commands import COMMANDS as COMMANDS_BY_NAME
 from apex_memory.cli.commands import tree
 from apex_memory.cli.demo import DayResult, progress_of, waiting_for
-from apex_memory.cli.ingest import SentFile, find_files, send_files
+from apex_memory.cli.ingest import SentFile, find_files, send_files, skipped_links
 from apex_memory.cli.logs import Tail, log_files
 from apex_memory.cli.options import parse_time
 from apex_memory.client import Busy, SearchAnswer
@@ -303,6 +303,28 @@ def test_the_same_file_has_one_key_by_folder_and_by_name(
     assert below.key == "contracts/2026/a [x].pdf"
     with pytest.raises(Rejected, match="is not below"):
         list(find_files([file], root=tmp_path / "other"))
+
+
+def test_links_that_lead_out_of_a_folder_are_skipped_and_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (tmp_path / "id_ed25519").write_text("a private key")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.txt").write_text("b")
+    (folder / "a.txt").write_text("a")
+    (folder / ".env").write_text("a password")
+    (folder / "notes.txt").symlink_to(tmp_path / "id_ed25519")
+    (folder / "more").symlink_to(tmp_path / "elsewhere")
+    (folder / "same.txt").symlink_to(folder / "a.txt")
+    (folder / "env.txt").symlink_to(folder / ".env")
+    links: list[Path] = []
+    assert [file.path.name for file in find_files([folder], None, links)] == ["a.txt"]
+    assert links == [folder / "notes.txt"]
+    assert "1 link out of the folder skipped" in skipped_links(links)
+    named = find_files([folder / "notes.txt", folder])
+    assert [file.path.name for file in named] == ["notes.txt", "a.txt"], "who names it means it"
+    (tmp_path / "link").symlink_to(folder)
+    assert [file.path.name for file in find_files([tmp_path / "link"])] == ["a.txt"]
 
 
 class FakeGateway(Gateway):

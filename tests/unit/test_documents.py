@@ -147,6 +147,27 @@ def test_with_key_alone_every_post_is_a_version() -> None:
     assert again.version > first.version and again.event_id != first.event_id
 
 
+def named(caller: str, key: str) -> Event:
+    headers = {"content-type": JSON, "idempotency-key": key}
+    request = InboundRequest(b'{"text": "x"}', headers, {}, AT, caller)
+    return next(iter(SOURCE.receive(request).events))
+
+
+def test_the_ids_of_two_callers_are_never_one() -> None:
+    pairs = [("agents", "x/1"), ("agents/x", "1"), ("6:agents", "1"), ("1", "agents"), ("é", "1")]
+    assert len({named(*pair).event_id for pair in pairs}) == len(pairs)
+    assert named("agents", "x/1").event_id == named("agents", "x/1").event_id
+
+
+@pytest.mark.parametrize("key", ["handbook/rates", "key/8:handbook/rates", ":key/8:handbook/rates"])
+def test_an_id_that_a_caller_names_is_not_one_made_of_a_key_and_content(key: str) -> None:
+    """A key named `handbook` could take the id that another caller's document is going to have."""
+    own = received_event({"text": "rates", "key": key, "version": 7}).event_id
+    for head in ("", ":", "key/8:", ":key/8:"):
+        caller, _, rest = own.removeprefix(head).partition("/")
+        assert named(caller, rest).event_id != own
+
+
 def test_the_idempotency_key_is_the_event_id() -> None:
     assert received_event({"text": "x", "key": "k"}, idempotency="i-1").event_id == "i-1"
     files = form(("file", "a.csv", b"1"), ("file", "b.csv", b"2"))

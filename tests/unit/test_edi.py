@@ -7,7 +7,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -735,6 +735,59 @@ async def test_a_file_name_that_is_no_text(worker: Worker, tmp_path: Path) -> No
     assert names(inbox(worker)) == []
 
 
+async def test_names_that_look_alike_are_told_apart(worker: Worker) -> None:
+    """One name has the byte ff, the other spells out how that byte is stored."""
+    for name, text in ((b"a\xff.edi", STATUS_FILE), (b"a\\udcff.edi", STATUS_FILE[::-1])):
+        path = Path(os.fsdecode(os.fsencode(inbox(worker)) + b"/" + name))
+        path.write_text(text)
+        os.utime(path, (1_000_000, 1_000_000))
+    (inbox(worker) / "good.edi").write_text(STATUS_FILE.replace("0815", "0816"))
+    for _ in range(2):
+        await worker.pull()
+    found = sorted(file.name for file in worker.files.values())
+    assert found == ["folder/a\\\\udcff.edi", "folder/a\\udcff.edi", "folder/good.edi"]
+    assert names(inbox(worker)) == []
+
+
+@pytest.mark.parametrize("planted", ["link", "pipe", "longer"])
+async def test_a_file_that_is_replaced_after_the_listing_is_not_read(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(STATUS_FILE)
+    path = inbox(worker) / "a.edi"
+    path.write_text(STATUS_FILE)
+    await worker.pull()
+    scan = mailboxes._scan
+
+    def replaced(folder: Path) -> list[mailboxes.FileEntry]:
+        entries = scan(folder)
+        path.unlink()
+        if planted == "link":
+            path.symlink_to(secret)
+        elif planted == "pipe":
+            os.mkfifo(path)
+        else:
+            path.write_text(STATUS_FILE * 2)
+        return entries
+
+    monkeypatch.setattr(mailboxes, "_scan", replaced)
+    async with asyncio.timeout(10):
+        await worker.pull()
+    assert worker.picked_up == 0
+    assert worker.cursor["folder"]["a.edi"][:1] == [len(STATUS_FILE)]
+
+
+async def test_a_link_in_the_outbound_folder_is_not_written_through(tmp_path: Path) -> None:
+    ours = tmp_path / "ours"
+    ours.write_text("keep")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "997.edi.tmp").symlink_to(ours)
+    box = mailboxes.FolderMailbox(tmp_path / "in", tmp_path / "done", tmp_path / "out")
+    await box.write("997.edi", b"ISA")
+    assert (ours.read_text(), (tmp_path / "out" / "997.edi").read_bytes()) == ("keep", b"ISA")
+
+
 async def test_many_files_come_in_pages(worker: Worker) -> None:
     for n in range(45):
         (inbox(worker) / f"{n:02d}.edi").write_text(STATUS_FILE.replace("0815", f"08{n:02d}"))
@@ -760,6 +813,23 @@ async def test_a_backfill_reads_the_archive_and_leaves_it(worker: Worker, tmp_pa
     worker.files.clear()
     await worker.pull(BackfillRange(since, until), {"folder": [1_000_000.0, "0.edi"]})
     assert [file.name for file in worker.files.values()] == ["folder/1.edi"]
+
+
+async def test_a_backfill_tells_of_a_file_that_changes_while_it_is_read(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "done").mkdir()
+    for name in ("0.edi", "1.edi"):
+        (tmp_path / "done" / name).write_text(STATUS_FILE)
+        os.utime(tmp_path / "done" / name, (1_000_000, 1_000_000))
+    read = mailboxes._read
+    monkeypatch.setattr(
+        mailboxes, "_read", lambda path, size: read(path, size - (path.name == "0.edi"))
+    )
+    since, until = (datetime.fromtimestamp(1_000_000 + n, UTC) for n in (0, 2))
+    await worker.pull(BackfillRange(since, until), {})
+    assert [file.name for file in worker.files.values()] == ["folder/1.edi"]
+    assert [event.content_type for event in worker.refused] == [MALFORMED]
 
 
 async def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
@@ -815,6 +885,53 @@ async def test_files_by_sftp(tmp_path: Path) -> None:
         await worker.process()
         await worker.process(again=True)
         assert simulator.outcomes() == {("NWTR", "QM", "4711"): "A"}
+
+
+async def test_a_name_by_sftp_that_is_no_text_stops_no_other_file() -> None:
+    async with mailbox() as simulator:
+        folder = simulator.folder("sftp", "inbound")
+        Path(os.fsdecode(os.fsencode(folder) + b"/M\xfcller.edi")).write_text(STATUS_FILE)
+        (folder / "b.edi").write_text(STATUS_FILE.replace("0815", "0816"))
+        worker = Worker(remote(simulator))
+        await worker.pull()
+        await worker.pull()
+        found = sorted(file.name for file in worker.files.values())
+        assert found == ["sftp/M\\udcfcller.edi", "sftp/b.edi"]
+        assert names(folder) == []
+
+
+async def test_no_more_is_read_by_sftp_than_the_listing_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with mailbox() as simulator:
+        path = simulator.folder("sftp", "inbound") / "a.edi"
+        path.write_text(STATUS_FILE)
+        read: list[int] = []
+        original = asyncssh.SFTPClientFile.read
+
+        async def counted_read(file: Any, size: int = -1, offset: int | None = None) -> Any:
+            data = await original(file, size, offset)
+            read.append(len(data))
+            return data
+
+        monkeypatch.setattr(asyncssh.SFTPClientFile, "read", counted_read)
+        worker = Worker(remote(simulator))
+        await worker.pull()
+        listing = mailboxes.SftpMailbox.list_files
+
+        async def small(box: Any, *, archived: bool = False) -> list[mailboxes.FileEntry]:
+            """Return the listing of a moment ago: the file has grown meanwhile."""
+            entries = await listing(box, archived=archived)
+            path.write_text(STATUS_FILE * 50)
+            return [replace(entry, size=len(STATUS_FILE)) for entry in entries]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(mailboxes.SftpMailbox, "list_files", small)
+            await worker.pull()
+        assert (worker.picked_up, read) == (0, [len(STATUS_FILE) + 1])
+        await worker.pull()
+        await worker.pull()
+        assert worker.picked_up == 1
 
 
 @pytest.mark.parametrize("known", ["", "another", "other host"])

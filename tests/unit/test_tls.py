@@ -12,9 +12,9 @@ from structlog.testing import capture_logs
 
 from apex_memory.cli import doctor
 from apex_memory.config import Settings, load_settings
-from apex_memory.engines.cards import ProcessCard, targets
+from apex_memory.engines.cards import ProcessCard, registered, targets
 from apex_memory.errors import Misconfigured
-from apex_memory.gateway.__main__ import _warn_of_plain_http
+from apex_memory.gateway.__main__ import _warn_of_plain_http, _warn_of_strangers
 from apex_memory.tls import ClientTls, ServerTls
 from tests.certificates import Authority
 
@@ -89,6 +89,27 @@ def test_the_log_warns_of_plain_http(host: str, warned: bool) -> None:
     with capture_logs() as logs:
         _warn_of_plain_http(Settings(host=host))
     assert bool(logs) is warned
+
+
+@pytest.mark.parametrize(
+    ("url", "without_key", "warned"),
+    [
+        ("https://apex.example.com", True, True),
+        ("https://apex.example.com", False, False),
+        ("http://10.1.2.3:8460", True, False),
+        ("", True, False),
+    ],
+)
+def test_a_public_gateway_that_admits_local_callers_without_a_key_is_named(
+    tmp_path: Path, url: str, without_key: bool, warned: bool
+) -> None:
+    settings = Settings(data_dir=tmp_path, url=url, local_without_key=without_key)
+    with capture_logs() as logs:
+        _warn_of_strangers(settings)
+    assert bool(logs) is warned
+    assert not list(doctor._strangers(settings)), "its gateway is elsewhere"
+    with registered(tmp_path, ProcessCard(process="gateway", pid=os.getpid(), metrics="")):
+        assert bool(list(doctor._strangers(settings))) is warned
 
 
 def test_prometheus_scrapes_a_gateway_with_a_certificate_by_https() -> None:

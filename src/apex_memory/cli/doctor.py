@@ -89,6 +89,7 @@ def examine() -> Iterator[Finding]:
         yield Finding("gateway", "bad", str(error), error.remedy)
         return
     yield from _plain_http(settings, url)
+    yield from _strangers(settings)
     try:
         with Gateway(url, api_key(settings), settings.connections_tls) as api:
             report = api.call("GET", "/v1/status")
@@ -225,6 +226,19 @@ def _plain_http(settings: Settings, url: str) -> Iterator[Finding]:
             "note",
             f"this command sends its API key to {url} without TLS",
             "give the gateway a certificate, and write the address with https://",
+        )
+
+
+def _strangers(settings: Settings) -> Iterator[Finding]:
+    """Yield whether a gateway of this data folder may answer callers from the internet without a key."""
+    processes = {card.process for card in running_processes(settings.data_dir)}
+    if settings.admits_strangers and "gateway" in processes:
+        yield Finding(
+            "local callers",
+            "note",
+            f"the gateway is public at {settings.url}, and /ops and /metrics need no key from this machine: a proxy here"
+            " can make strangers look local",
+            "set local_without_key = false",
         )
 
 

@@ -64,7 +64,10 @@ class SentFile:
 
 def ingest(
     paths: Annotated[
-        list[Path], typer.Argument(help="Files and folders. Hidden files are skipped.")
+        list[Path],
+        typer.Argument(
+            help="Files and folders. In folders, hidden files are skipped, and links that lead elsewhere."
+        ),
     ],
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait until all files are searchable.")
@@ -87,20 +90,28 @@ def ingest(
 
     Example: apex ingest ./contracts rate-confirmation.pdf
     """
-    files = list(find_files(paths, root))
+    links: list[Path] = []
+    files = list(find_files(paths, root, links))
     if not files:
-        raise Rejected("no files found", remedy="name files, or folders that contain files")
+        others = f" ({skipped_links(links)})" if links else ""
+        raise Rejected(
+            f"no files found{others}", remedy="name files, or folders that contain files"
+        )
     with gateway() as api:
         if dry_run:
             _plan(api, files)
         else:
             send_files(api, files, wait=wait, timeout=timeout, quiet=json)
     if json:
-        show_json({"files": [file.as_json() for file in files]})
+        show_json(
+            {"files": [file.as_json() for file in files], "skipped_links": list(map(str, links))}
+        )
     elif dry_run:
         _show_plan(files)
     else:
         _show_result(files)
+    if links and not json:
+        say(f"{skipped_links(links)}. Name such a file itself to send it.")
     complete = all(file.outcome in ("new", "unchanged") for file in files)
     if wait and not dry_run:
         complete = complete and all(file.state in ("done", "superseded") for file in files)
@@ -108,30 +119,52 @@ def ingest(
         raise typer.Exit(1)
 
 
-def find_files(paths: Sequence[Path], root: Path | None = None) -> Iterator[SentFile]:
+def skipped_links(links: Sequence[Path]) -> str:
+    names = ", ".join(map(str, links[:3])) + (", …" if len(links) > 3 else "")
+    return (
+        f"{len(links)} {'link' if len(links) == 1 else 'links'} out of the folder skipped: {names}"
+    )
+
+
+def find_files(
+    paths: Sequence[Path], root: Path | None = None, links: list[Path] | None = None
+) -> Iterator[SentFile]:
     """Yield each file once, with the key of its document: its path, absolute or below `root`.
 
-    So a file has the same key whether it is named itself or found in a folder, and from whichever working folder.
+    Links in a folder that lead out of it are left out, and added to `links`. So a file has the same key whether it is named itself or found in a folder, and from whichever working folder.
     """
     seen: set[str] = set()
     for path in paths:
-        for file in _files_of(path):
+        for file in _files_of(path, [] if links is None else links):
             key = _key(file, root)
             if key not in seen:
                 seen.add(key)
                 yield SentFile(file, key)
 
 
-def _files_of(path: Path) -> Iterator[Path]:
+def _files_of(path: Path, links: list[Path]) -> Iterator[Path]:
+    """Yield a file, or the files below a folder.
+
+    A link in a folder, of an archive or of somebody else, could name any file of this machine, such as a key.
+    """
     if path.is_file():
         yield path
     elif path.is_dir():
+        folder = path.resolve()
         for file in sorted(path.rglob("*")):
-            hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-            if not hidden and file.is_file():
+            if _is_hidden(file.relative_to(path)) or not file.is_file():
+                continue
+            target = file.resolve()
+            if not target.is_relative_to(folder):
+                links.append(file)
+            elif not _is_hidden(target.relative_to(folder)):
                 yield file
     else:
         raise Rejected(f"{path}: no such file or folder", remedy="check the path")
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _key(file: Path, root: Path | None) -> str:

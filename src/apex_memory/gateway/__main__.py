@@ -48,6 +48,7 @@ def main() -> int:
             url = _url(bound, settings.scheme)
             logger(component="gateway").info("listening", url=url)
             _warn_of_plain_http(settings)
+            _warn_of_strangers(settings)
             _show_metrics(settings, url, stack)
             for number in (signal.SIGTERM, signal.SIGINT):
                 # uvicorn shuts down on the signal, then raises it again for the process: that repetition is ignored.
@@ -78,6 +79,14 @@ def _warn_of_plain_http(settings: Settings) -> None:
         logger(component="gateway").warning(
             "plain HTTP beyond loopback: keys and content can be read on the network",
             remedy="set tls_certificate_file and tls_key_file, or let only a reverse proxy with TLS reach this port",
+        )
+
+
+def _warn_of_strangers(settings: Settings) -> None:
+    if settings.admits_strangers:
+        logger(component="gateway").warning(
+            "a proxy on this machine can make callers from the internet look local: /ops and /metrics need no key then",
+            remedy="set local_without_key = false",
         )
 
 

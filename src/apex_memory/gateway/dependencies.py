@@ -108,8 +108,17 @@ def presented(request: Request) -> str | None:
     return key.strip() if kind.lower() == "bearer" else request.headers.get("x-api-key")
 
 
+def needs_no_key(request: Request) -> bool:
+    """Return whether the caller is on this machine and the settings admit such callers without a key."""
+    return gateway_of(request).app.settings.local_without_key and is_local(request)
+
+
 def is_local(request: Request) -> bool:
-    """Return whether the caller is a program on this machine, neither behind a proxy nor a web page in a browser."""
+    """Return whether the caller is a program on this machine, neither behind a proxy nor a web page in a browser.
+
+    A proxy on this machine that rewrites `Host` and adds no header, as nginx does unless it is told otherwise, cannot
+    be told from such a program.
+    """
     client = request.client.host if request.client else ""
     forwarded = any(name in request.headers for name in ("forwarded", "x-forwarded-for", "via"))
     named = is_loopback(host_name(request.headers.get("host", "")))

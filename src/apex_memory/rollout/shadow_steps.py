@@ -318,7 +318,7 @@ class ShadowSteps:
             return
         await self._publication.journal.abort(batch, stages, "shadow")
         ids = [stage.id for stage in stages]
-        if await remove_stages(ids, self._graph, self._vectors):
+        if await remove_stages(self._db, ids, self._graph, self._vectors):
             await mark_reaped(self._db, ids, "aborted")
 
     async def _unremoved(self) -> int:

@@ -43,7 +43,7 @@ class Collector:
         total = 0
         while True:
             stages = await self._due()
-            if not stages or not await remove_stages(stages, self._graph, self._vectors):
+            if not stages or not await remove_stages(self._db, stages, self._graph, self._vectors):
                 break
             total += await mark_reaped(self._db, stages, "reaping")
             if len(stages) < COLLECT_MAX:
@@ -101,8 +101,9 @@ class Collector:
     async def _drop_history(self) -> None:
         """Remove raw payloads and manifests past their retention that nothing refers to.
 
-        An event that is not final keeps its manifest, however long its source was paused or its store away. The age is by the
-        clock of PostgreSQL, which also wrote the times: that of a process may be far ahead.
+        An event that is not final keeps its manifest, however long its source was paused or its store away, and an open
+        dead letter its payload: it may be sent through the pipeline again. The age is by the clock of PostgreSQL, which
+        also wrote the times: that of a process may be far ahead.
         """
         first, last = await self._part_of("manifests")
         await self._db.execute(
@@ -115,7 +116,8 @@ class Collector:
         first, last = await self._part_of("payloads")
         await self._db.execute(
             """DELETE FROM payloads p USING inbox i WHERE i.id = p.inbox_id AND p.inbox_id BETWEEN %s AND %s
-               AND i.received_at < clock_timestamp() - %s AND i.state IN ('done', 'superseded')""",
+               AND i.received_at < clock_timestamp() - %s AND (i.state IN ('done', 'superseded') OR i.state = 'dead' AND NOT EXISTS (
+                 SELECT FROM dead_letters l WHERE l.inbox_id = i.id AND l.status IN ('open', 'retrying')))""",
             (first, last, self._history),
         )
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from time import monotonic
 from uuid import UUID
 
+import msgpack
+
 from apex_memory.errors import RetryLater, Unavailable
 from apex_memory.inbox import queries, transitions
 from apex_memory.inbox.transitions import LONGEST_WAIT_SECONDS
@@ -23,6 +25,8 @@ SWEEP_MAX = 500  # stages removed in one pass
 # Between two looks for deadlines far ahead, which read every open event: 0.5 s for 300,000. A clock is seldom set back, and the
 # events have waited since. An index over `next_at` would make it quick, and cost every claim and every renewal of a lease.
 DEADLINES_SECONDS = 60.0
+MANIFESTS_READ = 50  # of stages that are removed, at once
+REFS_AT_ONCE = 500  # entities that one statement of the graph looks at
 # Events unparked by the first pass: one probe. Each further pass unparks ten times more.
 RAMP_FIRST = 1
 RAMP_MAX = 10_000
@@ -106,7 +110,7 @@ class Sweeper:
             (SWEEP_MAX,),
         )
         stages = [row["stage_id"] for row in rows]
-        if not stages or not await remove_stages(stages, self._graph, self._vectors):
+        if not stages or not await remove_stages(self._db, stages, self._graph, self._vectors):
             return 0
         removed = await mark_reaped(self._db, stages, "aborted")
         STAGES_SWEPT.inc(removed)
@@ -142,10 +146,16 @@ class Sweeper:
         return True
 
 
-async def remove_stages(stages: Sequence[UUID], graph: GraphStore, vectors: VectorStore) -> bool:
-    """Delete the stages' items from both stores; return False when one is unavailable, so that the caller tries later."""
+async def remove_stages(
+    db: Postgres, stages: Sequence[UUID], graph: GraphStore, vectors: VectorStore
+) -> bool:
+    """Delete the stages' items from both stores, and the entities that nothing else names.
+
+    Return False when a store is unavailable, so that the caller tries later.
+    """
     try:
         await graph.delete_stages(stages)
+        await _forget_entities(db, stages, graph)
         await vectors.delete_stages(stages)
         await vectors.flush()
     except (Unavailable, RetryLater) as error:
@@ -154,6 +164,26 @@ async def remove_stages(stages: Sequence[UUID], graph: GraphStore, vectors: Vect
         )
         return False
     return True
+
+
+async def _forget_entities(db: Postgres, stages: Sequence[UUID], graph: GraphStore) -> None:
+    """Remove the entities that only these stages named: their refs hold names of people and addresses.
+
+    The manifest of a stage is kept until the stage is marked `reaped`.
+    """
+    for first in range(0, len(stages), MANIFESTS_READ):
+        rows = await db.fetch(
+            """SELECT m.assertions FROM stages s JOIN manifests m ON m.id = s.manifest_id
+               WHERE s.stage_id = ANY(%s)""",
+            (list(stages[first : first + MANIFESTS_READ]),),
+        )
+        refs: set[str] = set()
+        for row in rows:
+            for _, subject, object, *_ in msgpack.unpackb(row["assertions"]):
+                refs |= {subject, object} - {None}
+        ordered = sorted(refs)
+        for start in range(0, len(ordered), REFS_AT_ONCE):
+            await graph.forget_entities(ordered[start : start + REFS_AT_ONCE])
 
 
 async def mark_reaped(db: Postgres, stages: Sequence[UUID], state: str) -> int:

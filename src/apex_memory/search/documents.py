@@ -125,13 +125,18 @@ class DocumentReader:
             if pointer is None:
                 raise NotFound(f"document {doc_id}: not found", remedy="check the id")
             if pointer.deleted:
-                raise NotFound(f"document {doc_id}: deleted", remedy="read an older version")
+                raise NotFound(
+                    f"document {doc_id}: deleted",
+                    remedy="an admin key can read former versions for as long as they are kept",
+                )
             return await self._view(connection, doc_id, pointer)
 
     async def document_version(
-        self, doc_id: UUID, version: int, event_id: str | None
+        self, doc_id: UUID, version: int, event_id: str | None, *, of_deleted: bool
     ) -> DocumentView:
         async with self._db.snapshot() as connection:
+            if not of_deleted:
+                await _require_live(connection, doc_id)
             pointer = await fetch_row(
                 connection,
                 _StagePointer,
@@ -320,6 +325,21 @@ def list_query(
 _IS_VERSION: LiteralString = (
     "doc_id = %(doc_id)s AND NOT shadow AND (committed_at IS NOT NULL OR state = 'staging')"
 )
+
+
+async def _require_live(connection: Connection, doc_id: UUID) -> None:
+    """Raise `NotFound` for a document that is deleted, also where its tombstone is gone already."""
+    cursor = await connection.execute(
+        "SELECT deleted, committed_at FROM documents WHERE doc_id = %s", (doc_id,)
+    )
+    row = await cursor.fetchone()
+    if row is None:
+        raise NotFound(f"document {doc_id}: not found, or deleted", remedy="check the id")
+    if row["deleted"]:
+        raise NotFound(
+            f"document {doc_id}: deleted at {row['committed_at']:%Y-%m-%d %H:%M} UTC",
+            remedy="an admin key can read former versions for as long as they are kept",
+        )
 
 
 async def newest_versions(connection: Connection, doc_id: UUID) -> list[DocumentVersion]:

@@ -548,13 +548,15 @@ class Search:
         return await self._documents.document(doc_id)
 
     async def document_version(
-        self, doc_id: UUID, version: int, event_id: str | None = None
+        self, doc_id: UUID, version: int, event_id: str | None = None, *, of_deleted: bool = False
     ) -> DocumentView:
         """Return a version that readers see or have seen. Raises `NotFound` if its manifest is not kept.
 
-        Versions with the same number differ by `event_id`; without it the last of them is returned.
+        The versions of a deleted document are returned with `of_deleted` alone. Versions with the same number differ by `event_id`; without it the last of them is returned.
         """
-        return await self._documents.document_version(doc_id, version, event_id)
+        return await self._documents.document_version(
+            doc_id, version, event_id, of_deleted=of_deleted
+        )
 
     async def entity(self, ref: str, *, limit: int = 50) -> EntityView:
         """Return what live documents state of an entity. Raises `NotFound` if none names it."""

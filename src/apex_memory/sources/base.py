@@ -46,6 +46,15 @@ class Pattern(StrEnum):
     BATCH = "batch"
 
 
+NAMED = "key/"
+"""Stands before the event ids that API keys and their `Idempotency-Key` make, and before no other id."""
+
+
+def content_id(id: str) -> str:
+    """Return an event id that is made of a document's key and content, so that it is none that a caller can name."""
+    return f":{id}" if id.startswith(NAMED) else id
+
+
 @dataclass(frozen=True, slots=True)
 class InboundRequest:
     """An HTTP request as a source sees it: header names in lower case, the body as it came."""
@@ -69,13 +78,14 @@ class InboundRequest:
 
         The id of the first event is the caller and the key; `#1`, `#2` … follow for further ones. So the same key with more
         events than before names the first event again, and its other content is noticed. Callers share no keys, and a
-        new API key under the same name continues those of the old one. Raises `Rejected` for a malformed key.
+        new API key under the same name continues those of the old one. The length of the caller's name says where it
+        ends: both may have a `/`. Raises `Rejected` for a malformed key.
         """
         key = self.headers.get("idempotency-key")
         if not key:
             return [None] * count
         parse_identifier(key, "Idempotency-Key")
-        name = f"{self.caller}/{key}" if self.caller else key
+        name = f"{NAMED}{len(self.caller)}:{self.caller}/{key}" if self.caller else key
         return [name, *(f"{name}#{n}" for n in range(1, count))]
 
 

@@ -94,7 +94,7 @@ class GraphStore(Store, Protocol):
         """Return count and checksum per stage, without the stages that hold nothing."""
 
     async def delete_stages(self, stages: Sequence[UUID]) -> None:
-        """Remove all assertions of the stages. Entities stay: they are only keys."""
+        """Remove all assertions of the stages. Entities stay until `forget_entities`."""
 
     def walk(self) -> AsyncIterator[StageTally]:
         """Yield every stage that the store holds, once each, reading page by page."""
@@ -117,7 +117,7 @@ class GraphStore(Store, Protocol):
         """Return assertions that have the entity as subject or object, newest first by the time of writing."""
 
     async def forget_entities(self, refs: Sequence[str]) -> None:
-        """Remove entity nodes that no assertion touches any more."""
+        """Remove those of the entity nodes that no assertion touches any more. One that is being named meanwhile stays."""
 
 
 class VectorPassage(NamedTuple):

@@ -142,7 +142,7 @@ RETURN a.doc, a.stage, a.predicate, s.id, o.id, a.value, a.start, at, a.id ORDER
 """
 FORGET = """
 UNWIND $refs AS ref
-MATCH (e:Entity {id: ref}) WHERE NOT (e)<--()
+MATCH (e:Entity {id: ref}) WHERE DEGREE(e) = 0
 DELETE e
 """
 
@@ -251,7 +251,7 @@ class CypherGraph(ABC):
 
     async def forget_entities(self, refs: Sequence[str]) -> None:
         if valid := valid_refs(refs):
-            await self._write(FORGET, refs=valid)
+            await self._write(self._dialect(FORGET), refs=valid)
 
     def _dialect(self, statement: str) -> str:
         return re.sub(r"DEGREE\((\w+)\)", lambda m: self.degree.format(m[1]), statement)

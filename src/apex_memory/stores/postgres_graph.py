@@ -187,11 +187,12 @@ WHERE SIDE = (SELECT n FROM GRAPH.entities WHERE ref = %(ref)s) AND RELATES AND 
 }
 ) each_index ORDER BY stage DESC, id LIMIT %(limit)s) h {DOCUMENT} ORDER BY h.stage DESC, h.id
 """
-FORGET = """
-DELETE FROM GRAPH.entities e WHERE ref = ANY(%(refs)s::text[])
+UNTOUCHED = """WHERE ref = ANY(%(refs)s::text[])
   AND NOT EXISTS (SELECT FROM GRAPH.assertions WHERE subject = e.n)
   AND NOT EXISTS (SELECT FROM GRAPH.assertions WHERE object = e.n)
 """
+FORGETTABLE = f"SELECT ref FROM GRAPH.entities e {UNTOUCHED}"
+FORGET = f"DELETE FROM GRAPH.entities e {UNTOUCHED}"
 IDENTITY = """
 SELECT extract(epoch FROM pg_postmaster_start_time())::text, current_database(),
        (SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -382,11 +383,14 @@ class PostgresGraph:
         return [GraphFact(*row) for row in rows]
 
     async def forget_entities(self, refs: Sequence[str]) -> None:
-        if valid := valid_refs(refs):
+        """Writers are kept waiting only where there is something to remove."""
+        valid = valid_refs(refs)
+        rows = await self._read(FORGETTABLE, refs=valid) if valid else []
+        if untouched := [ref for (ref,) in rows]:
             with suppress(_TablesMissing):
                 async with self._writing() as session, session.transaction():
                     await self._send(session, ALONE, {"schema": self._schema})
-                    await self._send(session, FORGET, {"refs": valid})
+                    await self._send(session, FORGET, {"refs": untouched})
 
     async def _read(self, statement: str, **parameters: Any) -> list[Row]:
         """Return the rows of a statement; none where the tables are not there: nothing was ever written, or it was lost."""

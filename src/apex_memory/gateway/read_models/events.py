@@ -22,7 +22,7 @@ SELECT i.id, i.seq, i.source, i.event_id, i.doc_id, i.doc_key, i.priority, i.ver
        i.occurred_at, i.received_at, i.prepared_at, i.ended_at, i.next_at, i.attempts, i.last_error, i.park_store,
        i.path, i.build, i.workflow_id, i.run_id, i.trace_parent,
        s.state AS stage_state, s.created_at AS staged_at, s.graph_at, s.vectors_at, s.committed_at,
-       m.kind, m.title, m.deleted, m.degraded, {PAYLOAD_BYTES} AS payload_bytes,
+       m.kind, m.title, coalesce(d.deleted, i.state IN ('done', 'superseded')) AS document_deleted, m.deleted, m.degraded, {PAYLOAD_BYTES} AS payload_bytes,
        l.id AS dead_letter_id, l.remedy
 FROM chosen i
 LEFT JOIN payloads p ON p.inbox_id = i.id
@@ -36,6 +36,7 @@ LEFT JOIN LATERAL (
   ORDER BY manifests.id = s.manifest_id DESC NULLS LAST, created_at DESC LIMIT 1
 ) m ON true
 LEFT JOIN dead_letters l ON l.inbox_id = i.id
+LEFT JOIN documents d ON d.doc_id = i.doc_id
 ORDER BY i.seq DESC"""
 
 _STAGING: LiteralString = (
@@ -124,6 +125,8 @@ class _EventRow:
     committed_at: datetime | None
     kind: str | None
     title: str | None
+    document_deleted: bool
+    """Also where the tombstone is gone already."""
     deleted: bool | None
     degraded: dict[str, Any] | None
     payload_bytes: int | None
@@ -180,11 +183,12 @@ class Events:
         ids: Sequence[UUID] = (),
         after: int | None = None,
         limit: int = 50,
+        of_deleted: bool = False,
     ) -> tuple[list[dict[str, Any]], int | None]:
         """Return events, newest first, and the position where the next page starts (None on the last).
 
         A page of events in a rare state, or since a time, may have fewer than `limit` events, and even none, before the last:
-        a request looks at `MOST_WALKED` events at most.
+        a request looks at `MOST_WALKED` events at most. Titles of deleted documents are left out, except with `of_deleted`.
         """
         within: LiteralString = "true"
         order: LiteralString = "seq DESC"
@@ -223,7 +227,7 @@ class Events:
         )
         if len(rows) > limit:
             position = rows[limit - 1].seq
-        return [self._event(row) for row in rows[:limit]], position
+        return [self._event(row, of_deleted=of_deleted) for row in rows[:limit]], position
 
     async def _walk(
         self,
@@ -270,9 +274,9 @@ class Events:
             if walked >= MOST_WALKED:
                 return chosen, position, True
 
-    async def show(self, id: UUID) -> dict[str, Any]:
-        """Return one event. Raises `NotFound`."""
-        events, _ = await self.find(ids=[id], limit=1)
+    async def show(self, id: UUID, *, of_deleted: bool = False) -> dict[str, Any]:
+        """Return one event, the title of a deleted document only with `of_deleted`. Raises `NotFound`."""
+        events, _ = await self.find(ids=[id], limit=1, of_deleted=of_deleted)
         if not events:
             raise NotFound("no such event", remedy="check the id; GET /v1/events lists events")
         return events[0]
@@ -378,7 +382,7 @@ class Events:
             )
         return rows[0]
 
-    def _event(self, row: _EventRow) -> dict[str, Any]:
+    def _event(self, row: _EventRow, *, of_deleted: bool) -> dict[str, Any]:
         state = row.state
         if state == "prepared" and row.stage_state == "staging":
             state = "staged"
@@ -393,7 +397,7 @@ class Events:
             "version": row.version,
             "content_type": row.content_type,
             "kind": row.kind,
-            "title": row.title,
+            "title": None if row.document_deleted and not of_deleted else row.title,
             "deletion": bool(row.deleted) or row.content_type == TOMBSTONE,
             "payload_bytes": row.payload_bytes,
             "state": state,

@@ -87,7 +87,7 @@ class EventView(BaseModel):
     processed the event last, null until it is claimed. `workflow_url` is the history of the workflow run that processed
     it, if a Temporal UI is configured. `trace_id` is the trace of its way through Apex, null if none is recorded, and
     `trace_url` its page in the trace viewer that the setting `trace_url` configures. `kind` and `title` are known once it is
-    prepared. `deletion` is true for an event that removes its document. `payload_bytes` is null once the payload is
+    prepared; the title of a deleted document is shown to admin keys alone. `deletion` is true for an event that removes its document. `payload_bytes` is null once the payload is
     older than `payload_days`. `degraded` says what limits left out of the document, as `GET /v1/documents/{id}` does.
     """
 
@@ -210,6 +210,7 @@ async def list_events(
         ids=id or (),
         after=position(cursor),
         limit=limit,
+        of_deleted=key.may("admin"),
     )
     return {"events": events, "next": None if after is None else str(after)}
 
@@ -257,7 +258,7 @@ async def resolve_id(
 )
 async def show_event(gateway: GatewayDep, key: Reader, id: EventId) -> dict[str, Any]:
     """Show the event's state, owner and deadline, and what each store holds of it."""
-    return await Events(gateway.app.db, gateway.app.settings).show(id)
+    return await Events(gateway.app.db, gateway.app.settings).show(id, of_deleted=key.may("admin"))
 
 
 @router.get(

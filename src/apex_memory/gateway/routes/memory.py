@@ -385,8 +385,8 @@ async def show_version(
         ),
     ],
 ) -> Any:
-    """Read an earlier version, for as long as it is kept."""
-    return await gateway.app.search.document_version(id, version)
+    """Read an earlier version, for as long as it is kept. Once the document is deleted, an admin key is needed."""
+    return await gateway.app.search.document_version(id, version, of_deleted=key.may("admin"))
 
 
 @router.delete(
@@ -402,7 +402,8 @@ async def delete_document(
 ) -> Response:
     """Delete a document: store a deletion as its newest version, which removes the document from all stores.
 
-    The raw payloads are kept. Sending the document again restores it.
+    The raw payloads and former versions are kept for `payload_days`, for admin keys alone. Sending the document again
+    restores it.
     """
     seconds = requested_wait(request)
     known = await Events(gateway.app.db, gateway.app.settings).newest(id)

@@ -17,7 +17,7 @@ from apex_memory.gateway.dependencies import (
     GatewayDep,
     basic_password,
     gateway_of,
-    is_local,
+    needs_no_key,
     presented,
 )
 from apex_memory.gateway.ops.data import DashboardData, from_prometheus
@@ -35,11 +35,11 @@ STATIC = {
 
 
 async def watcher(request: Request) -> None:
-    """Admit programs and browsers on this machine without a key, and others with a key of scope `read`.
+    """Admit programs and browsers on this machine without a key, unless the settings want one, and others with a key of scope `read`.
 
     A browser elsewhere asks for the key as the password of HTTP Basic; the user name does not matter.
     """
-    if is_local(request):
+    if needs_no_key(request):
         return
     try:
         await gateway_of(request).keys.check(basic_password(request) or presented(request), "read")

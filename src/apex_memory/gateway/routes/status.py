@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from apex_memory import __version__
 from apex_memory.engines.cards import running_processes
-from apex_memory.gateway.dependencies import GatewayDep, Reader, is_local, presented
+from apex_memory.gateway.dependencies import GatewayDep, Reader, needs_no_key, presented
 from apex_memory.gateway.read_models import status
 from apex_memory.gateway.routes.shared import example, problems
 from apex_memory.telemetry.exposition import exposition
@@ -311,8 +311,8 @@ async def readyz(gateway: GatewayDep) -> dict[str, str]:
     },
 )
 async def metrics(gateway: GatewayDep, request: Request) -> Response:
-    """Return metrics: to this machine without a key, to others with an admin key."""
-    if not is_local(request):
+    """Return metrics: to this machine without a key, unless the settings want one, to others with an admin key."""
+    if not needs_no_key(request):
         await gateway.keys.check(presented(request), "admin")
     # In a thread, because it reads the endpoint of Temporal's library.
     text, content_type = await asyncio.to_thread(exposition, request.headers.get("accept", ""))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from apex_memory.model import Assertion, Document, Event, File, Priority, micros
-from apex_memory.sources.base import InboundRequest, Received, Sample, Source
+from apex_memory.sources.base import InboundRequest, Received, Sample, Source, content_id
 from apex_memory.sources.documents.uploads import Upload, pack_upload, read_uploads, unpack_upload
 from apex_memory.sources.payloads import (
     canonical,
@@ -132,7 +132,7 @@ class Documents(Source):
             own = f"{doc_key}@{version}#{digest}"
         return Event(
             source=self.name,
-            event_id=given or own,
+            event_id=given or content_id(own),
             doc_key=doc_key,
             version=version,
             occurred_at=at,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import shutil
@@ -48,7 +49,11 @@ class Mailbox(Protocol):
     async def list_files(self, *, archived: bool = False) -> list[FileEntry]:
         """Return the regular files in `inbound`, or in `archive`."""
 
-    async def read(self, name: str, *, archived: bool = False) -> bytes: ...
+    async def read(self, entry: FileEntry, *, archived: bool = False) -> bytes | None:
+        """Return the content of a file; None where it is no longer the regular file of the listing, or not of its size.
+
+        No more than that size is read: a file can have grown, and a listing can be wrong.
+        """
 
     async def archive(self, name: str, data: bytes) -> None:
         """Move a file out of `inbound`. A file of that name in `archive` with other content stays."""
@@ -77,10 +82,10 @@ class FolderMailbox:
         with _folder_errors(folder):
             return await asyncio.to_thread(_scan, folder)
 
-    async def read(self, name: str, *, archived: bool = False) -> bytes:
-        path = (self.archived if archived else self.inbound) / name
+    async def read(self, entry: FileEntry, *, archived: bool = False) -> bytes | None:
+        path = (self.archived if archived else self.inbound) / entry.name
         with _folder_errors(path):
-            return await asyncio.to_thread(path.read_bytes)
+            return await asyncio.to_thread(_read, path, entry.size)
 
     async def archive(self, name: str, data: bytes) -> None:
         with _folder_errors(self.archived):
@@ -111,10 +116,28 @@ def _scan(folder: Path) -> list[FileEntry]:
     return entries
 
 
+def _read(path: Path, size: int) -> bytes | None:
+    """Return the content of a regular file of `size` bytes; None for anything else that has this name by now."""
+    try:
+        # A link is not followed, and a pipe is not waited for: whoever may write to the folder can put one here.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a socket
+            return None
+        raise
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+            return None
+        data = file.read(size + 1)
+    return data if len(data) == size else None
+
+
 def _write(folder: Path, name: str, data: bytes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f"{name}.tmp"
-    with unfinished.open("wb") as file:
+    unfinished.unlink(missing_ok=True)
+    with unfinished.open("xb") as file:  # follows no link that somebody put here
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -177,7 +200,9 @@ class SftpServer:
                     connecting = asyncssh.connect(self.host, self.port, **options)
                     connection = await stack.enter_async_context(connecting)
                     VENDOR_CALLS.labels("edi", "2xx").inc()
-                    sftp = await stack.enter_async_context(connection.start_sftp_client())
+                    # Names are bytes. One that is no UTF-8 must not fail the listing of all others.
+                    client = connection.start_sftp_client(path_errors="surrogateescape")
+                    sftp = await stack.enter_async_context(client)
                 yield SftpMailbox(self, sftp)
 
     def _options(self) -> dict[str, Any]:
@@ -257,20 +282,20 @@ class SftpMailbox:
             async with asyncio.timeout(CALL_SECONDS):
                 for item in await self._sftp.readdir(folder):
                     mode, name = item.attrs.permissions or 0, str(item.filename)
-                    if stat.S_ISREG(mode) and "/" not in name:
+                    if stat.S_ISREG(mode) and not {"/", "\0"} & set(name):
                         modified_at = float(item.attrs.mtime or 0)
                         entries.append(FileEntry(name, item.attrs.size or 0, modified_at))
         return entries
 
-    async def read(self, name: str, *, archived: bool = False) -> bytes:
+    async def read(self, entry: FileEntry, *, archived: bool = False) -> bytes | None:
         folder = self._server.archived if archived else self._server.inbound
         with _server_errors(self._server.host):
             async with (
                 asyncio.timeout(CALL_SECONDS),
-                self._sftp.open(f"{folder}/{name}", "rb") as file,
+                self._sftp.open(f"{folder}/{entry.name}", "rb") as file,
             ):
-                data: bytes = await file.read()
-                return data
+                data: bytes = await file.read(entry.size + 1)
+        return data if len(data) == entry.size else None
 
     async def archive(self, name: str, data: bytes) -> None:
         source, folder = f"{self._server.inbound}/{name}", self._server.archived

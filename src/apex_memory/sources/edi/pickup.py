@@ -39,12 +39,12 @@ async def pull_inbound(
                 refused.append(_too_large(mailbox, entry, largest))
                 observations[name] = [entry.size, entry.modified_at, 0, 1]
                 continue
-            data = await mailbox.read(entry.name)
-            if len(data) == entry.size:
+            data = await mailbox.read(entry)
+            if data is None:  # it changed since it was listed: it has to settle anew
+                observations[name] = [entry.size, entry.modified_at, now().timestamp()]
+            else:
                 taken.append((entry.name, data))
-                del observations[name]
-            else:  # it grew since it was listed
-                observations[name] = [len(data), entry.modified_at, now().timestamp()]
+                observations.pop(name, None)
         files = [_inbound_file(mailbox, name, data) for name, data in taken]
         cursor_after = {**cursor, mailbox.name: dict(observations)}
         yield Page(files=files, events=refused, cursor=cursor_after)
@@ -105,12 +105,15 @@ async def pull_archive(
     ]
     entries.sort(key=lambda entry: (entry.modified_at, _storable_name(entry.name)))
     for batch in _batches(entries):
-        files = []
+        files, refused = [], []
         for entry in batch:
-            data = await mailbox.read(entry.name, archived=True)
-            files.append(_inbound_file(mailbox, entry.name, data))
+            data = await mailbox.read(entry, archived=True)
+            if data is None:
+                refused.append(_changed(mailbox, entry))
+            else:
+                files.append(_inbound_file(mailbox, entry.name, data))
         last = [batch[-1].modified_at, _storable_name(batch[-1].name)]
-        yield Page(files=files, cursor={**cursor, mailbox.name: last})
+        yield Page(files=files, events=refused, cursor={**cursor, mailbox.name: last})
 
 
 def _batches(entries: Sequence[FileEntry]) -> Iterator[list[FileEntry]]:
@@ -139,6 +142,15 @@ def _too_large(mailbox: Mailbox, entry: FileEntry, largest: int) -> Event:
     return malformed_event(SOURCE, record, reason, now(), PRIORITY)
 
 
+def _changed(mailbox: Mailbox, entry: FileEntry) -> Event:
+    record = {"file": f"{mailbox.name}/{_storable_name(entry.name)}", "bytes": entry.size}
+    reason = Rejected(
+        f"{record['file']}: it changed while the archive was read",
+        remedy="see who writes to the archive, then run the backfill again",
+    )
+    return malformed_event(SOURCE, record, reason, now(), PRIORITY)
+
+
 def _storable_name(name: str) -> str:
-    """Return a file name as text that can be stored, even if its bytes are no text."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    """Return a file name as text that can be stored, even if its bytes are no text. Two names never have one form."""
+    return name.replace("\\", r"\\").encode("utf-8", "backslashreplace").decode()

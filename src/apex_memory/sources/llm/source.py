@@ -14,7 +14,14 @@ from urllib.parse import quote
 from apex_memory.errors import Rejected
 from apex_memory.model import Assertion, Document, Event, Priority, micros
 from apex_memory.model import Turn as SpokenTurn
-from apex_memory.sources.base import InboundRequest, Received, Sample, Source, SourceSettings
+from apex_memory.sources.base import (
+    InboundRequest,
+    Received,
+    Sample,
+    Source,
+    SourceSettings,
+    content_id,
+)
 from apex_memory.sources.fields import RecordFields, labelled
 from apex_memory.sources.llm.chats import anthropic_messages, openai_chat
 from apex_memory.sources.llm.documents import CONVERSATION_FIELDS, Conversation, Turn
@@ -121,7 +128,7 @@ class LLM(Source[LLMSettings]):
             own = f"{talk.key}#{digest}"
         return Event(
             source=self.name,
-            event_id=key or own,
+            event_id=key or content_id(own),
             doc_key=talk.key,
             version=_version(at, request.received_at),
             occurred_at=at,

@@ -544,6 +544,24 @@ async def test_a_redrive_of_many_begins_with_those_that_failed_longest_ago(api: 
     assert ids == [letters[2]["id"], letters[1]["id"]]
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/search?q=dock&sources=llm",
+        "/v1/search?question=dock",
+        "/v1/documents?sourc=llm",
+        "/v1/events?status=dead",
+    ],
+)
+async def test_a_misspelled_parameter_is_refused_by_name(api: Api, path: str) -> None:
+    """Ignored, it would return all that the filter was to leave out."""
+    response = await api.get(path)
+    wrong = path.rpartition("?")[2].split("&")[-1].partition("=")[0]
+    error = response.json()["error"]
+    assert response.status_code == 422 and error["message"] == f"{wrong}: unknown parameter"
+    assert "source" in error["remedy"], "it names those that the route has"
+
+
 async def test_a_wrong_cursor_is_refused(api: Api) -> None:
     at = "2026-11-01T00:00:00Z"
     wrong = ["", "2026-11-01", "2026-11-01 7", "x 7", "\ud800", f"{at} x\x00"]

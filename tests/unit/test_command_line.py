@@ -28,7 +28,7 @@ from apex_memory.cli.demo import DayResult, progress_of, waiting_for
 from apex_memory.cli.ingest import SentFile, find_files, send_files, skipped_links
 from apex_memory.cli.logs import Tail, log_files
 from apex_memory.cli.options import parse_time
-from apex_memory.client import Busy, SearchAnswer
+from apex_memory.client import Busy, Forbidden, SearchAnswer
 from apex_memory.client.calls import Call
 from apex_memory.client.errors import refusal
 from apex_memory.errors import NotFound, Rejected, Unavailable
@@ -422,6 +422,22 @@ def test_ingest_refuses_what_it_cannot_read_and_goes_on(tmp_path: Path) -> None:
     send_files(FakeGateway([]), listed, wait=False, timeout=0, quiet=True)
     assert [file.outcome for file in listed] == ["refused", "new", "refused"]
     assert "larger than" in listed[0].reason and "cannot be read" in listed[2].reason
+
+
+def test_a_key_that_may_only_ingest_sends_and_says_that_it_sees_no_state(
+    tmp_path: Path, no_pauses: list[float]
+) -> None:
+    class SendingOnly(FakeGateway):
+        def _exchange(self, call: Call[Any]) -> bytes:
+            if call.path != "/v1/documents":
+                raise Forbidden("the key lacks the scope read")
+            return super()._exchange(call)
+
+    file = tmp_path / "a.txt"
+    file.write_text("a")
+    listed = list(find_files([file]))
+    assert not send_files(SendingOnly([]), listed, wait=True, timeout=5, quiet=True)
+    assert (listed[0].outcome, listed[0].state) == ("new", ""), "stored; what follows is not known"
 
 
 def test_o4_the_demo_counts_every_change_as_progress_and_names_what_is_slow() -> None:

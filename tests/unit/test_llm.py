@@ -666,6 +666,37 @@ def test_a_request_and_its_response_of_openai(asked: object) -> None:
     assert turns(document_from(request)) == ["User: Where is SHP-100045?"]
 
 
+@pytest.mark.parametrize(
+    ("request_fields", "response"),
+    [
+        ({"messages": [ASK]}, {"id": "chatcmpl-1", "choices": [{"message": TELL}]}),
+        ({"messages": [ASK], "model": "claude-x"}, {"type": "message", **TELL}),
+        ({"messages": [ASK]}, {"body": json.dumps({"choices": [{"message": TELL}]})}),
+        ({"messages": [ASK]}, f'data: {json.dumps({"choices": [{"index": 0, "delta": TELL}]})}\n\ndata: [DONE]'),
+        ({"messages": [ASK]}, TELL["content"]),
+        ({"messages": [ASK], "model": "claude-x"}, TELL["content"]),
+        ({"input": ASK["content"]}, TELL["content"]),
+    ],
+    ids=["completion", "message", "recorded", "stream", "words", "words of Claude", "words to an input"],
+)  # fmt: skip
+def test_a_response_among_the_fields_of_its_request_is_the_last_turn(
+    request_fields: dict[str, Any], response: object
+) -> None:
+    """As agents log a call: what was asked, with the answer beside it."""
+    body = {"conversation_id": "c1", **request_fields, "response": response}
+    event = received_event(body)
+    assert event.doc_key.endswith(":c1")
+    document = SOURCE.document(event)
+    assert turns(document) == [f"User: {ASK['content']}", f"Assistant: {TELL['content']}"]
+    by_id = {"id": "c2", **request_fields, "response": response}
+    assert received_event(by_id).doc_key.endswith(":c2")
+
+
+def test_a_field_that_is_called_response_and_is_none_is_a_line_of_its_own() -> None:
+    document = document_from({"messages": [ASK, TELL], "response": {"status": "sent"}})
+    assert "sent" in document.text
+
+
 def test_a_recorded_stream_of_openais_responses() -> None:
     done = [{"type": "response.output_item.done", "item": item} for item in RESPONSE["output"]]
     begun: dict[str, Any] = {"type": "response.created", "response": {**RESPONSE, "output": [], "status": "in_progress"}}  # fmt: skip

@@ -6,7 +6,6 @@ import hashlib
 import mimetypes
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +31,11 @@ MAX_EVENT_ID = 700  # characters; the gateway adds the name of the API key
 TYPES = {".eml": "message/rfc822", ".msg": "application/vnd.ms-outlook", ".md": "text/markdown"}
 
 Outcome = Literal["new", "unchanged", "refused", "unconfirmed", "not sent"]
+
+NO_READ = (
+    "The key has no scope read: files are sent again although they are unchanged, as new versions, and what becomes of them is not"
+    " shown here. `apex keys create NAME --scope ingest --scope read` makes one that sees both."
+)
 
 
 @dataclass(slots=True)
@@ -86,11 +90,12 @@ def ingest(
 ) -> None:
     """Send documents to the memory. Unchanged files are recognised; changed files become new versions.
 
-    The exit code is 1 unless every file is in memory (with --no-wait: stored).
+    The exit code is 1 unless every file is in memory (with --no-wait, or a key without the scope read: stored).
 
     Example: apex ingest ./contracts rate-confirmation.pdf
     """
     links: list[Path] = []
+    sees_states = True
     files = list(find_files(paths, root, links))
     if not files:
         others = f" ({skipped_links(links)})" if links else ""
@@ -101,7 +106,7 @@ def ingest(
         if dry_run:
             _plan(api, files)
         else:
-            send_files(api, files, wait=wait, timeout=timeout, quiet=json)
+            sees_states = send_files(api, files, wait=wait, timeout=timeout, quiet=json)
     if json:
         show_json(
             {"files": [file.as_json() for file in files], "skipped_links": list(map(str, links))}
@@ -112,8 +117,10 @@ def ingest(
         _show_result(files)
     if links and not json:
         say(f"{skipped_links(links)}. Name such a file itself to send it.")
+    if not sees_states:
+        say((NO_READ, "yellow"), stderr=True)
     complete = all(file.outcome in ("new", "unchanged") for file in files)
-    if wait and not dry_run:
+    if wait and sees_states and not dry_run:
         complete = complete and all(file.state in ("done", "superseded") for file in files)
     if not complete:
         raise typer.Exit(1)
@@ -186,8 +193,11 @@ def _text(name: str) -> str:
 
 def send_files(
     api: Gateway, files: Sequence[SentFile], *, wait: bool, timeout: float, quiet: bool
-) -> None:
-    """Send files, and record on each what became of it. With `wait` also the state that its events reached."""
+) -> bool:
+    """Send files, and record on each what became of it. With `wait` also the state that its events reached.
+
+    Return False if the key may not see these states: it may only ingest.
+    """
     with progress(quiet) as bar:
         task = bar.add_task("landing", total=len(files), detail="")
         known = _newest_events(api, files)
@@ -201,8 +211,13 @@ def send_files(
             bar.advance(task)
         bar.update(task, detail="")
         if wait:
-            with suppress(Forbidden):  # a key that may only ingest cannot see states
+            try:
                 follow(api, files, bar, timeout=timeout)
+            except Forbidden:
+                for file in files:
+                    file.state = ""
+                return False
+    return True
 
 
 def _send(api: Gateway, file: SentFile, newest: Mapping[str, Any] | None, limit: int) -> None:

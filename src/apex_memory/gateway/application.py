@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.telemetry import TelemetryConfig
 
 from apex_memory import __version__
@@ -22,7 +22,11 @@ from apex_memory.flows.wakes import Waker
 from apex_memory.gateway import errors, openapi_page
 from apex_memory.gateway.body_limit import BodyLimitMiddleware, SourceRoute, limit_of
 from apex_memory.gateway.completion import CompletionWaiter
-from apex_memory.gateway.dependencies import Gateway, authenticate
+from apex_memory.gateway.dependencies import (
+    Gateway,
+    authenticate,
+    refuse_unknown_parameters,
+)
 from apex_memory.gateway.facts import FactGauges, watch_temporal
 from apex_memory.gateway.freshness import FreshnessCache
 from apex_memory.gateway.group_commit import GroupCommitter
@@ -140,7 +144,6 @@ def create_app(settings: Settings, *, tls: ServerTls | None = None) -> FastAPI:
     api.state.routes = {source.route: source.name for source in loaded.values()}
     errors.install(api)
     for router in (
-        ingest.source_router(loaded, settings),
         memory.router,
         events.router,
         dead_letters.router,
@@ -156,6 +159,10 @@ def create_app(settings: Settings, *, tls: ServerTls | None = None) -> FastAPI:
         secrets.router,
         shadows.router,
         operations.router,
+    ):
+        api.include_router(router, dependencies=[Depends(refuse_unknown_parameters)])
+    for router in (
+        ingest.source_router(loaded, settings),
         openapi_page.router,
         ops.router,
         codec.router,

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Protocol, cast
 
 from fastapi import Depends, Request, Security
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from temporalio.client import Client
 
@@ -72,6 +74,21 @@ def gateway_of(request: Request) -> Gateway:
 
 
 GatewayDep = Annotated[Gateway, Depends(gateway_of)]
+
+
+async def refuse_unknown_parameters(request: Request) -> None:
+    """Raise `Rejected` for a parameter of the address that the route does not have: a misspelled filter would return everything."""
+    route: APIRoute = request.scope["route"]
+    known = _parameters_of(route.dependant)
+    unknown = sorted(request.query_params.keys() - known)
+    if unknown and request.method == "GET":
+        takes = f"this route has {', '.join(sorted(known))}" if known else "this route has none"
+        raise Rejected(f"{', '.join(unknown)[:200]}: unknown parameter", remedy=takes)
+
+
+def _parameters_of(dependant: Dependant) -> set[str]:
+    names = {field.alias for field in dependant.query_params}
+    return names.union(*map(_parameters_of, dependant.dependencies))
 
 
 async def require_known_sources(gateway: Gateway, names: Iterable[str | None]) -> None:

@@ -218,6 +218,52 @@ def _conversation(
     )
 
 
+# What says of a conversation what it is, beside a request and its response or among the fields of the request.
+_OF_CONVERSATION = frozenset(
+    [
+        "format",
+        "conversation_id",
+        "title",
+        "agent",
+        "user",
+        "created_at",
+        "updated_at",
+        "update_time",
+        "metadata",
+    ]
+)
+
+_ANSWERS = frozenset(("choices", "output", "content", "body"))
+"""A response of a vendor, or recorded HTTP, has one of these."""
+
+
+def as_pair(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a body whose `response` stands among the fields of its request as a `{request, response}` pair.
+
+    Any other body is returned as it is. A response that is plain words becomes the last message.
+    """
+    answer = body.get("response")
+    if "request" in body or not answer or not ("messages" in body or "input" in body):
+        return body
+    rest = {name: value for name, value in body.items() if name != "response"}
+    if isinstance(answer, str) and not _is_recorded(answer):
+        turns = "messages" if "messages" in body else "input"
+        asked = sequence(rest[turns]) or [{"role": "user", "content": rest[turns]}]
+        return {**rest, turns: [*asked, {"role": "assistant", "content": answer}]}
+    if isinstance(answer, dict) and answer.keys().isdisjoint(_ANSWERS):
+        return body
+    outer = {name: value for name, value in rest.items() if name in _OF_CONVERSATION}
+    if "id" in rest:  # it stands beside the messages, so it is the conversation's
+        outer.setdefault("conversation_id", rest["id"])
+    request = {name: value for name, value in rest.items() if name not in (*_OF_CONVERSATION, "id")}
+    return {**outer, "request": request, "response": answer}
+
+
+def _is_recorded(answer: str) -> bool:
+    """Return whether a response that is text is JSON, or a stream of server-sent events."""
+    return answer.lstrip().startswith(("{", "data:", "event:", "id:", ":"))
+
+
 def _joined(body: Mapping[str, Any], place: str) -> tuple[Mapping[str, Any], bool]:
     """Return a `{request, response}` pair as one body, and whether it was a pair."""
     if not isinstance(body.get("request"), dict):

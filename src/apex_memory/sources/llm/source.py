@@ -23,7 +23,7 @@ from apex_memory.sources.base import (
     content_id,
 )
 from apex_memory.sources.fields import RecordFields, labelled
-from apex_memory.sources.llm.chats import anthropic_messages, openai_chat
+from apex_memory.sources.llm.chats import anthropic_messages, as_pair, openai_chat
 from apex_memory.sources.llm.documents import CONVERSATION_FIELDS, Conversation, Turn
 from apex_memory.sources.llm.exports import chatgpt_export, claude_export
 from apex_memory.sources.llm.responses import (
@@ -113,8 +113,9 @@ class LLM(Source[LLMSettings]):
     def _event(
         self, request: InboundRequest, place: str, body: Mapping[str, Any], key: str | None
     ) -> Event:
-        form = _format(body, place, request.query.get("format"))
-        talk = FORMATS[form](body, place)
+        pair = as_pair(body)
+        form = _format(pair, place, request.query.get("format"))
+        talk = FORMATS[form](pair, place)
         check_metadata(talk.metadata, f"{place}.metadata".lstrip("."), request.metadata_max_bytes)
         payload = canonical(body)
         digest = hashlib.sha256(payload).hexdigest()
@@ -139,7 +140,7 @@ class LLM(Source[LLMSettings]):
 
     def document(self, event: Event) -> Document:
         """Return a `conversation` with one passage per turn. Long tool calls and results are cut."""
-        body = as_mapping(parse_json(event.payload))
+        body = as_pair(as_mapping(parse_json(event.payload)))
         form = event.content_type.partition("format=")[2] or None
         talk = FORMATS[_format(body, "", form)](body, "")
         left_out = {

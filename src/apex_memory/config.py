@@ -20,6 +20,7 @@ from pydantic_settings import (
     InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -875,7 +876,17 @@ def load_settings(**overrides: Any) -> Settings:
             )
     _require_settings_file()
     try:
-        return Settings(**overrides)
+        settings = Settings(**overrides)
+    except SettingsError as error:
+        named = re.search(r'field "(\w+)"', str(error))
+        raise Misconfigured(
+            f"{named[1] if named else 'settings'}: a value in the environment is not the JSON that it has to be",
+            remedy="write it as JSON, or in a table of the settings file",
+        ) from None
+    except UnicodeDecodeError:
+        raise Misconfigured(
+            f"{settings_file()}: it is not UTF-8", remedy="save it as UTF-8"
+        ) from None
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         name = ".".join(map(str, first["loc"])) or "settings"
@@ -890,3 +901,9 @@ def load_settings(**overrides: Any) -> Settings:
         raise Misconfigured(
             f"{settings_file()}: {error}", remedy="correct the TOML syntax there"
         ) from None
+    if settings.data_dir.exists() and not settings.data_dir.is_dir():
+        raise Misconfigured(
+            f"data_dir: {settings.data_dir} is no folder",
+            remedy="name a folder, which need not exist",
+        )
+    return settings

@@ -56,6 +56,18 @@ def test_a_worker_that_hangs_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "hangs" in finding.detail and f"kill -9 {os.getpid()}" in finding.remedy
 
 
+def test_secrets_that_no_key_opens_are_named() -> None:
+    """As after a restore without `secret.key`: webhooks get 401, which says nothing of the cause."""
+    rows = [
+        {"name": "sources.plaid.secret", "readable": True},
+        {"name": "sources.frontapp.signing_keys", "readable": False},
+    ]
+    assert not list(doctor._secrets(rows[:1]))
+    [finding] = doctor._secrets(rows)
+    assert (finding.what, finding.state) == ("secrets", "bad")
+    assert "sources.frontapp.signing_keys" in finding.detail and "plaid" not in finding.detail
+
+
 def test_the_fallback_is_named() -> None:
     temporal = {
         "reachable": False,

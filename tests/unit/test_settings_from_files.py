@@ -105,3 +105,27 @@ def test_an_unknown_setting_stays_unknown(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("APEX_DOCUMENT_FILE", "/run/secrets/documents")
     with pytest.raises(Misconfigured, match="APEX_DOCUMENT_FILE: unknown setting"):
         load_settings()
+
+
+@pytest.mark.parametrize("name", ["APEX_SOURCES", "APEX_ROLLOUT__STEPS"])
+def test_a_value_that_is_no_json_is_refused_by_name(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "foo")
+    with pytest.raises(Misconfigured, match=name.split("_")[1].lower()):
+        load_settings()
+
+
+def test_a_file_that_is_not_utf_8_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "apex.toml").write_bytes(b'url = "\xff"\n')
+    monkeypatch.setenv("APEX_SETTINGS_FILE", str(tmp_path / "apex.toml"))
+    with pytest.raises(Misconfigured, match=r"apex\.toml: it is not UTF-8"):
+        load_settings()
+
+
+def test_a_data_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Misconfigured, match="no folder"):
+        load_settings(data_dir=tmp_path / "file")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import NoReturn
 
 from apex_memory.errors import ApexError
 
@@ -22,14 +23,26 @@ def main() -> None:
         # Before the imports, which take seconds on a slow machine.
         print(STARTING, flush=True)
     from apex_memory.cli.commands import tree
-    from apex_memory.cli.output import say
 
     try:
         tree(sys.argv[1] if sys.argv[1:] else "")()
     except ApexError as error:
-        say(("error:", "bold red"), f" {error}", stderr=True)
-        if error.remedy:
-            say((f"→ {error.remedy}", "dim"), stderr=True)
-        sys.exit(1)
+        _fail(str(error), error.remedy)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(
+            f"{error.filename}: {error.strerror}",
+            "check that the path is right, and its owner and mode",
+        )
     except (KeyboardInterrupt, asyncio.CancelledError):  # interrupted while starting
         sys.exit(130)
+
+
+def _fail(reason: str, remedy: str) -> NoReturn:
+    from apex_memory.cli.output import say
+
+    say(("error:", "bold red"), f" {reason}", stderr=True)
+    if remedy:
+        say((f"→ {remedy}", "dim"), stderr=True)
+    sys.exit(1)

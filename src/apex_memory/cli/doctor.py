@@ -16,6 +16,7 @@ from apex_memory.cli.client import Gateway
 from apex_memory.cli.output import Json, ago, duration, say, show_json
 from apex_memory.client.location import api_key, gateway_url
 from apex_memory.config import Settings, load_settings
+from apex_memory.credentials.key_sources import read_keyring
 from apex_memory.disk_space import disk_space, in_bytes
 from apex_memory.engines.cards import running_processes
 from apex_memory.engines.state import Stack, read_stack
@@ -74,8 +75,13 @@ def doctor(json: Json = False) -> None:
 
 def examine() -> Iterator[Finding]:
     """Yield findings, from the settings outwards. Stops where further checks are impossible."""
+    # Not at the top: it loads the packages of all sources.
+    from apex_memory.sources import registry
+
     try:
         settings = load_settings()
+        registry.load(settings.sources, settings.source_path)
+        read_keyring(settings)
     except ApexError as error:
         yield Finding("settings", "bad", str(error), error.remedy)
         return
@@ -95,6 +101,7 @@ def examine() -> Iterator[Finding]:
             report = api.call("GET", "/v1/status")
             sources = api.call("GET", "/v1/sources")["sources"]
             mirrors = api.call("GET", "/v1/mirror")["mirrors"]
+            secrets = api.call("GET", "/v1/secrets")["secrets"]
             shadows = list(_shadow_facts(api))
     except ApexError as error:
         yield Finding("gateway", "bad", str(error), error.remedy)
@@ -109,6 +116,7 @@ def examine() -> Iterator[Finding]:
     yield from _open_ui(read_stack(settings.data_dir), report["temporal"]["ui"])
     yield from _sources(sources)
     yield from _mirrors(mirrors)
+    yield from _secrets(secrets)
     yield from _shadows(shadows)
 
 
@@ -453,6 +461,18 @@ def _sources(rows: Sequence[dict[str, Any]]) -> Iterator[Finding]:
             yield Finding(
                 name, "note", row["state"], f"`apex sources {_UNDO[row['state']]} {row['name']}`"
             )
+
+
+def _secrets(rows: Sequence[dict[str, Any]]) -> Iterator[Finding]:
+    """Yield the stored secrets that no configured key opens: their sources refuse webhooks, and cannot pull."""
+    names = [row["name"] for row in rows if not row["readable"]]
+    if names:
+        yield Finding(
+            "secrets",
+            "bad",
+            f"sealed with an encryption key that is not configured: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}",
+            "configure that key (`secret_key`, or secret.key in the data folder), or set them again with `apex secrets set`",
+        )
 
 
 def _mirrors(rows: Sequence[dict[str, Any]]) -> Iterator[Finding]:

@@ -372,7 +372,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         5_000_000,
         gt=0,
-        description="Largest webhook or JSON body in bytes. A source may set a lower limit.",
+        description="Largest webhook or JSON body in bytes. A source may have a limit of its own: documents and conversations 50 MB, EDI 20 MB.",
     )
     max_upload_bytes: int = Field(
         50_000_000, gt=0, description="Largest uploaded document in bytes."

@@ -232,7 +232,9 @@ def payload(
         int | None, typer.Option(min=1, help="Only so many bytes from its beginning.")
     ] = None,
 ) -> None:
-    """Print the raw payload of an event, byte for byte. It may hold personal data, so it needs an admin key.
+    """Print the stored payload of an event. It may hold personal data, so it needs an admin key.
+
+    Of a webhook it is the body, byte for byte. Of a document and a conversation it is what was read of the request.
 
     Example: apex payload 0b6c3a7e > event.json
     """

@@ -47,7 +47,9 @@ def create(
     name: Annotated[str, typer.Argument(help="What the key is for.")],
     scope: Annotated[
         list[str] | None,
-        typer.Option("--scope", "-s", help="ingest, read or admin; may be repeated."),
+        typer.Option(
+            "--scope", "-s", help="ingest, read or admin; may be repeated. Without it: read."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -143,7 +143,7 @@ def back(
     reason: Reason = "",
     json: Json = False,
 ) -> None:
-    """Go back to an earlier step, and stay there until the rollout is approved. It acts within a second.
+    """Go back to an earlier step, and stay there until the rollout is approved; `off` ends it. It acts within a second.
 
     Example: apex rollout back frontapp --to off --reason "strange hits"
     """

@@ -31,7 +31,7 @@ class Documents(Source):
       `version`, `metadata`, `entities` (refs like `shipment:SHP-100045`).
     - The file itself as body, the same fields in the query. `?name=` says that the body is a file,
       even if its type is JSON.
-    - `multipart/form-data` with one or more files. A form field stands once, for all files, or
+    - `multipart/form-data` with one or more files. A form field stands once, for all files (but for `key`), or
       once per file, in their order; `metadata` and `entities` are JSON texts.
 
     Identity. The document is `key`; without one `sha256:` of the content, so equal files are one

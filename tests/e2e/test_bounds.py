@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from time import monotonic
 from typing import Any
@@ -281,6 +282,21 @@ async def test_a_replay_leaves_discarded_events_alone(app: App) -> None:
     assert await live(app, "a") and await live(app, "b") is None
     assert await state(app, kept) == "done"
     assert (await letter_of(app, discarded)).status == "discarded"
+
+
+async def test_a_replay_leaves_open_dead_letters_to_their_redrive(app: App) -> None:
+    """A copy of each would fail too: every replay would double the list."""
+    await land(app, text_event(app, "a", "one", version=1))
+    [unreadable] = await land(app, replace(text_event(app, "b", "two", version=1), payload=b"\x00"))
+    await work(app)
+    assert await state(app, unreadable) == "dead"
+    id = await app.backfills.create(
+        "documents", "replay", now() - timedelta(hours=1), now() + timedelta(hours=1), actor="test"
+    )
+    assert await app.backfills.replay_chunk(id) == ReplayedChunk(1, 1, more=True)
+    await work(app)
+    [row] = await app.db.fetch("SELECT count(*) AS letters FROM dead_letters")
+    assert row["letters"] == 1
 
 
 async def test_o1_a_document_that_names_another_shipment_on_each_line_stops_nobody(

@@ -177,6 +177,8 @@ def replay(
 ) -> None:
     """Process raw events that landed in a time range again, for example after an improvement of the parser.
 
+    Open dead letters are left out: `apex dead-letters redrive` tries these again.
+
     Example: apex sources replay edi --since 2d
     """
     _begin(name, "replays", since, until, wait, json)

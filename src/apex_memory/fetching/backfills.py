@@ -81,7 +81,7 @@ WITH walked AS MATERIALIZED (
 ), chosen AS MATERIALIZED (
   SELECT id, seq FROM walked w
   WHERE received_at >= %(since)s AND received_at < %(until)s AND strpos(event_id, '{MARK}') = 0
-    AND NOT EXISTS (SELECT FROM dead_letters l WHERE l.inbox_id = w.id AND l.status = 'discarded')
+    AND NOT EXISTS (SELECT FROM dead_letters l WHERE l.inbox_id = w.id AND l.status IN ('discarded', 'open'))
   ORDER BY seq LIMIT {CHUNK}
 )
 SELECT CASE WHEN (SELECT count(*) FROM chosen) = {CHUNK} THEN (SELECT max(seq) FROM chosen)
@@ -189,7 +189,8 @@ class Backfills:
     async def replay_chunk(self, id: UUID) -> ReplayedChunk:
         """Land the next raw events of a replay again, at most `CHUNK`, found among at most `WALK`; return what was done.
 
-        Leaves out what an operator discarded, and what retention removed. Safe to repeat. Raises `NoWrites` while events have
+        Leaves out what an operator discarded, what retention removed, and open dead letters: these are redriven, and a copy of
+        each would fail beside it. Safe to repeat. Raises `NoWrites` while events have
         no room.
         """
         row = await self.get(id)

@@ -33,14 +33,14 @@ from apex_memory.stores.postgres import Connection
 from tests.databases import Databases
 
 DOCUMENTS = 100_000
-AT = datetime.now(UTC)  # about when the tables are filled
+AT = datetime.now(UTC)
 
 # Document n has its own shipment and one of 40 trucks; all have the one carrier, the newest tenth and the oldest fifth a
 # customer each. The newest is the last row, as documents come. One in 50 was replaced once. The oldest ten are of a source that sends no more.
 FILL = """
 CREATE TEMP TABLE made AS
   SELECT n, md5('doc' || n)::uuid AS doc, md5('stage' || n)::uuid AS stage, md5('event' || n)::uuid AS event,
-         md5('manifest' || n)::uuid AS manifest, now() - make_interval(mins => n) AS at
+         md5('manifest' || n)::uuid AS manifest, '{at}'::timestamptz - make_interval(mins => n) AS at
   FROM generate_series({n}, 1, -1) AS n;
 INSERT INTO inbox (id, source, event_id, doc_id, doc_key, priority, version, occurred_at, content_type, state)
   SELECT event, 'turvo', 'e' || n, doc, 'd' || n, 0, n, at, 'application/json', 'done' FROM made;
@@ -137,7 +137,7 @@ async def filled(databases: Databases) -> AsyncIterator[Connection]:
             url, autocommit=True, row_factory=dict_row
         ) as connection,
     ):
-        await connection.execute(FILL.format(n=DOCUMENTS))
+        await connection.execute(FILL.format(n=DOCUMENTS, at=AT.isoformat()))
         await connection.execute("VACUUM ANALYZE")
         yield connection
 

@@ -30,6 +30,8 @@ CANNOT_SERVE = (
 )
 # Deadlocks, lost races for a node, internal faults: the data is not the cause.
 TRANSIENT = (exceptions.TransientError, exceptions.ConstraintError, exceptions.DatabaseError)
+# An entity that a statement found was forgotten before it took its lock. The same again makes it anew.
+FORGOTTEN = "Neo.ClientError.Statement.EntityNotFound"
 # SHOW DATABASES reports a start time that outlives the process, so this asks the JVM.
 PROCESS = """
 CALL dbms.queryJmx('java.lang:type=Runtime') YIELD attributes
@@ -146,7 +148,7 @@ class Neo4jGraph(CypherGraph):
             return self._too_late()
         if isinstance(error, CANNOT_SERVE) or not isinstance(error, exceptions.Neo4jError):
             return self._unavailable(f"cannot be reached or cannot serve: {code}")
-        if isinstance(error, TRANSIENT):
+        if isinstance(error, TRANSIENT) or code == FORGOTTEN:
             return RetryLater(f"graph: {code}", remedy="see the log of Neo4j if it lasts")
         return Rejected(f"graph: Neo4j refuses the statement: {code}")
 

@@ -184,7 +184,7 @@ async def test_neighbours_of_events_that_time_out_are_prepared() -> None:
 async def test_a_worker_whose_threads_are_stuck_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "STUCK_SECONDS", 0.01)
     app = SimpleNamespace(pipeline=SimpleNamespace(stuck=False))
-    watching = asyncio.create_task(worker._until_stuck(cast(App, app)))
+    watching = asyncio.create_task(worker.until_stuck(cast(App, app)))
     await asyncio.sleep(0.05)
     assert not watching.done()
     app.pipeline.stuck = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from apex_memory.cli.client import gateway
 from apex_memory.cli.options import Limit
 from apex_memory.cli.output import Json, ago, say, say_more, show_json, show_table
@@ -16,7 +18,7 @@ def unresolved(limit: Limit = 50, json: Json = False) -> None:
     """
     with gateway() as api:
         pages = list(api.each_page("/v1/unresolved", "unresolved", {}, limit))
-    rows = [row for page in pages for row in page["unresolved"]]
+    rows = list(chain.from_iterable(page["unresolved"] for page in pages))
     partial, looked_at, following = (pages[-1][name] for name in ("partial", "looked_at", "next"))
     if json:
         show_json(

@@ -267,7 +267,7 @@ class Corpus:
             self._write_list([*others, replace(active, sealed=True), _entry(new)])
         except SystemExit:  # the list may name the new shard already
             raise
-        except BaseException:
+        except BaseException:  # also when cancelled, and whatever the disk raises: no list names it
             await _discard(new)
             raise
         # Only now, as nothing in memory may be ahead of the list on the disk.
@@ -317,7 +317,9 @@ class Corpus:
             self._write_list([_entry(shard) for shard in [built, *kept]])
         except SystemExit:  # the list may name it already
             raise
-        except BaseException:
+        except (
+            BaseException
+        ):  # also when cancelled, and whatever the engine raises: no list names it
             await _discard(built)
             raise
         self.shards[:] = [built, *kept]

@@ -23,13 +23,13 @@ from apex_memory.errors import ApexError
 from apex_memory.flows.temporal.metrics import measured_runtime
 from apex_memory.flows.temporal.queues import ROLES
 from apex_memory.flows.temporal.tracing import replay_safe_provider
-from apex_memory.flows.worker import serve_paths
+from apex_memory.flows.worker import serve_paths, until_set, until_stuck
 from apex_memory.gc_tuning import collect_garbage_seldom
 from apex_memory.machine_load import LoadMeter
 from apex_memory.name_resolution import NameResolvingLoop
 from apex_memory.rollout.flags import follow_flags
 from apex_memory.rollout.shadow_loop import ShadowLoop
-from apex_memory.tasks import Background
+from apex_memory.tasks import Background, run_together
 from apex_memory.telemetry import BUILD_INFO, DELAY, configure_logging, logger, touch_metrics
 from apex_memory.telemetry.export import exporting
 from apex_memory.telemetry.exposition import Address, exposed
@@ -91,7 +91,7 @@ async def run_shadow(settings: Settings) -> None:
                 logger(component="shadow").info("processing copies", **card.model_dump())
                 async with Background(stop.set) as background:
                     background.run(_copies(app).run, name="copies")
-                    await stop.wait()
+                    await run_together(until_stuck(app), until_set(stop))
 
 
 def _copies(app: App) -> ShadowLoop:

@@ -86,7 +86,7 @@ async def serve_paths(
         queues=queues,
     )
     watching = asyncio.create_task(fallback.watch(), name="fallback")
-    threads = asyncio.create_task(_until_stuck(app), name="threads")
+    threads = asyncio.create_task(until_stuck(app), name="threads")
     paths = [
         asyncio.create_task(serving, name="temporal"),
         asyncio.create_task(loop.run(stop), name="direct"),
@@ -102,7 +102,7 @@ async def serve_paths(
             raise result
 
 
-async def _until_stuck(app: App) -> None:
+async def until_stuck(app: App) -> None:
     """Raise `Unavailable` once threads that outlived their time limit take the processor. Whoever restarts the worker ends them."""
     while not app.pipeline.stuck:  # noqa: ASYNC110 -- threads cannot set its events
         await asyncio.sleep(STUCK_SECONDS)
@@ -160,7 +160,7 @@ async def _work(
         keeper = BuildKeeper(app, drains, deployment, seconds=maintain_seconds)
         async with Background(stop.set) as background:
             background.run(partial(keep_copies_awake, app, CopyDrains(client)), name="copies")
-            await run_together(keeper.run(), _set(stop))
+            await run_together(keeper.run(), until_set(stop))
 
 
 def activities_of(
@@ -212,8 +212,8 @@ async def workers(
             await asyncio.gather(*(worker.shutdown() for worker in started))
 
 
-async def _set(stop: asyncio.Event) -> None:
-    """Return when `stop` is set."""
+async def until_set(stop: asyncio.Event) -> None:
+    """Return when `stop` is set: a loop for `run_together`."""
     await stop.wait()
 
 

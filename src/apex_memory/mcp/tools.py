@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Annotated, Any, Generic, TypeVar
 from urllib.parse import quote
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, Field
 
 from apex_memory import client
 from apex_memory.client import AsyncApex, Document, Entity, Provenance
@@ -31,6 +31,7 @@ from apex_memory.mcp.answers import (
     SourceFreshness,
 )
 from apex_memory.mcp.quoting import quoted, quoted_line
+from apex_memory.strict_models import StrictModel
 
 HITS_MAX = 100  # of a search, over all pages
 PART_CHARS = 8_000  # of a document in one answer, unless the caller wants more or less
@@ -45,20 +46,8 @@ OWN_KEYS = "memory:"
 Refs = Annotated[list[str], Field(max_length=20, fail_fast=True)]
 
 
-class Arguments(BaseModel):
+class Arguments(StrictModel):
     """Base of the arguments of a tool."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_one_unknown_field(cls, value: Any) -> Any:
-        """Keep the first unknown field alone, because pydantic makes an error for each."""
-        if not isinstance(value, dict):
-            return value
-        known = {name: given for name, given in value.items() if name in cls.model_fields}
-        first = next((name for name in value if name not in known), None)
-        return known if first is None else {**known, first: value[first]}
 
 
 class SearchMemory(Arguments):

@@ -384,8 +384,8 @@ async def newest_naming(connection: Connection, ref: str, limit: int) -> list[Do
     documents = page.documents
     if page.next and len(documents) < limit:
         seen = {document.doc_id for document in documents}
-        some = await _held(connection, ref, None, limit)
-        documents += [document for document in some if document.doc_id not in seen]
+        others = await _held(connection, ref, None, limit)
+        documents += [document for document in others if document.doc_id not in seen]
     return documents[:limit]
 
 

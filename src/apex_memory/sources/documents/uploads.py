@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgpack
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
 from apex_memory.errors import Rejected
 from apex_memory.sources.base import InboundRequest
@@ -23,15 +23,14 @@ from apex_memory.sources.payloads import (
     parse_object,
     storable,
 )
+from apex_memory.strict_models import StrictModel
 
 UNKNOWN = "application/octet-stream"
 Ref = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*:[^\x00-\x1f]+$", max_length=400)]
 
 
-class Fields(BaseModel):
+class Fields(StrictModel):
     """What may be said about a document, in JSON, in the query or in a form."""
-
-    model_config = ConfigDict(extra="forbid")
 
     key: str | None = None
     name: str | None = Field(None, max_length=400)
@@ -41,16 +40,6 @@ class Fields(BaseModel):
     version: int | None = Field(None, ge=0, lt=2**63)
     metadata: dict[str, Any] | None = None
     entities: ListOf[Ref] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_one_unknown_field(cls, value: Any) -> Any:
-        """Keep the first unknown field alone, because pydantic makes an error for each."""
-        if not isinstance(value, dict):
-            return value
-        known = {name: given for name, given in value.items() if name in cls.model_fields}
-        first = next((name for name in value if name not in known), None)
-        return known if first is None else {**known, first: value[first]}
 
 
 class Post(Fields):

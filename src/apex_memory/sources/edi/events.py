@@ -105,14 +105,14 @@ def parse_file(data: bytes) -> X12File:
     for name in _ENVELOPES:
         _check_count(name, counts[name], MAX_SETS)
     checked = []
-    found: list[Iterable[str]] = [part_findings]
+    findings_by_part: list[Iterable[str]] = [part_findings]
     for part in parts:
         interchange = parse_envelopes(part)
-        verdicts = [[check_set(item) for item in group.sets] for group in interchange.groups]
+        verdicts = [list(map(check_set, group.sets)) for group in interchange.groups]
         checked.append((interchange, verdicts))
-        found.append(_findings(interchange, verdicts))
-    found.append(find_repetitions([interchange for interchange, _ in checked]))
-    every = chain.from_iterable(found)
+        findings_by_part.append(_findings(interchange, verdicts))
+    findings_by_part.append(find_repetitions([interchange for interchange, _ in checked]))
+    every = chain.from_iterable(findings_by_part)
     findings = list(islice(every, MOST_FINDINGS))
     if more := sum(1 for _ in every):
         findings[-1] = f"{more + 1} more findings"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -42,7 +42,7 @@ async def aged(databases: Databases) -> AsyncIterator[Postgres]:
     """A database whose rows are all a year old. One connection does all, so that its counts are known."""
     async with databases.database() as url:
         async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
-            await connection.execute(FILL.format(n=DOCUMENTS))
+            await connection.execute(FILL.format(n=DOCUMENTS, at=datetime.now(UTC).isoformat()))
             await connection.execute(AGED)
             await connection.execute("VACUUM ANALYZE")
         db = Postgres(url, size=1)

@@ -81,3 +81,31 @@ async def test_what_is_not_begun_in_time_is_not_blamed(processes: int, begun: in
 async def test_deleted_documents_are_not_read() -> None:
     work = [document("a", deleted=True)]
     assert await read_files_of_batch(work, Played(), seconds=0) == work
+
+
+@pytest.mark.parametrize(
+    ("date", "expected"),
+    [
+        ("Mon, 2 Feb 2026 10:15:00 +0100", datetime(2026, 2, 2, 9, 15, tzinfo=UTC)),
+        ("Mon, 2 Feb 2026 10:15:00 -0000", datetime(2026, 2, 2, 10, 15, tzinfo=UTC)),
+        ("Mon, 6 Jul 2099 10:15:00 +0000", AT),  # after its file: a wrong clock, or forged
+        ("yesterday", AT),
+        ("", AT),
+    ],
+)
+async def test_a_mail_has_the_time_of_its_date(date: str, expected: datetime) -> None:
+    mail = f"From: a@example.com\nDate: {date}\nSubject: Dock\n\nThe dock is open.\n".encode()
+    reader = FileReader()
+    try:
+        read = await read_files_of_batch(
+            [
+                document(files=(File("dock.eml", "message/rfc822", mail),)),
+                document(files=(File("note.txt", "text/plain", mail),)),
+                document(text="Seen.", files=(File("dock.eml", "message/rfc822", mail),)),
+            ],
+            reader,
+            seconds=60,
+        )
+    finally:
+        await reader.close()
+    assert [result.occurred_at for result in read if isinstance(result, Document)] == [expected, AT, AT]

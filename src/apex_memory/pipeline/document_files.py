@@ -6,12 +6,14 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
 
 from apex_memory.errors import ApexError, Rejected, RetryLater
 from apex_memory.model import DEGRADED, Document, File
 from apex_memory.pipeline.item_errors import result_or_error
+from apex_memory.pipeline.parse import Parsed
 from apex_memory.pipeline.reader import FileReader, ReadFiles
 
 
@@ -80,6 +82,7 @@ async def _as_document(document: Document, file: File, reader: FileReader) -> Do
         document,
         text=parsed.text,
         title=_own_title(document.title, file.name) or parsed.title or file.name,
+        occurred_at=_occurred_at(document, parsed),
         passages=parsed.sections,
         metadata={
             **document.metadata,
@@ -88,6 +91,18 @@ async def _as_document(document: Document, file: File, reader: FileReader) -> Do
         },
         assertions=(*document.assertions, *parsed.assertions),
     )
+
+
+def _occurred_at(document: Document, parsed: Parsed) -> datetime:
+    """Return when a mail was sent, by its `Date`; for any other file the time that came with it.
+
+    No mail is sent after its file was written: a later date is a wrong clock's, or forged.
+    """
+    stated = parsed.metadata.get("mail", {}).get("date")
+    if not stated:
+        return document.occurred_at
+    sent = datetime.fromisoformat(stated)
+    return min(document.occurred_at, sent if sent.tzinfo else sent.replace(tzinfo=UTC))
 
 
 def _left_out(read: ReadFiles) -> dict[str, Any]:

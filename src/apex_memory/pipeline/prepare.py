@@ -45,7 +45,7 @@ from apex_memory.telemetry import DOCUMENTS_CUT, logger
 if TYPE_CHECKING:  # the process that reads files does without the settings
     from apex_memory.config import Settings
 
-VERSION = "7"
+VERSION = "8"
 """Raise it when the output changes for the same input: it is part of every manifest's id."""
 
 MAX_ASSERTIONS = 2_000

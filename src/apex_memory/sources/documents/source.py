@@ -34,6 +34,8 @@ class Documents(Source):
     - `multipart/form-data` with one or more files. A form field stands once, for all files (but for `key`), or
       once per file, in their order; `metadata` and `entities` are JSON texts.
 
+    Its time is `occurred_at`, else the time of receipt. A mail's is the `Date` in it, unless that is later.
+
     Identity. The document is `key`; without one `sha256:` of the content, so equal files are one
     document. Its version is `version`, else `occurred_at`, else the time of receipt; keep to one of
     them for a key. The event id, which makes a repetition a duplicate, is

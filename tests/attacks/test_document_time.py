@@ -18,13 +18,13 @@ from apex_memory.flows import worker
 from apex_memory.model import Document, Event, now
 from apex_memory.pipeline import Pipeline
 from apex_memory.pipeline.embedders.hashing import HashingEmbedder
-from apex_memory.pipeline.work_threads import WorkThreads
 from apex_memory.sources.base import InboundRequest
 from apex_memory.sources.frontapp.settings import FrontAppSettings
 from apex_memory.sources.frontapp.source import FrontApp
 from apex_memory.sources.llm.documents import MAX_CITED, Turn, turns_of
 from apex_memory.sources.llm.settings import LLMSettings
 from apex_memory.sources.llm.source import LLM
+from apex_memory.work_threads import WorkThreads
 
 SIZE = 3_000_000  # bytes of a body
 MOST_SECONDS = 10.0  # of processor time; with a square it takes minutes

@@ -108,4 +108,8 @@ async def test_a_mail_has_the_time_of_its_date(date: str, expected: datetime) ->
         )
     finally:
         await reader.close()
-    assert [result.occurred_at for result in read if isinstance(result, Document)] == [expected, AT, AT]
+    assert [result.occurred_at for result in read if isinstance(result, Document)] == [
+        expected,
+        AT,
+        AT,
+    ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
+import threading
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -21,6 +23,7 @@ from apex_memory.model import MALFORMED, TOMBSTONE, Document, Event, now
 from apex_memory.simulate.server import serve_simulators
 from apex_memory.sources.pages import InboundFile, UnpackedFile
 from apex_memory.stores.postgres import Postgres
+from apex_memory.work_threads import WorkThreads
 from tests.unit.test_files import Lined
 from tests.unit.test_front_poll import Script, front, listed, mail
 from tests.unit.test_front_poll import record_of as listed_event
@@ -75,6 +78,39 @@ async def texts(db: Postgres) -> dict[str, str]:
         "SELECT i.event_id, p.body FROM inbox i JOIN payloads p ON p.inbox_id = i.id"
     )
     return {row["event_id"]: json.loads(bytes(row["body"]))["text"] for row in rows}
+
+
+async def test_a_document_that_takes_for_ever_holds_no_landing(
+    db: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its payload is compared instead, and other content is kept."""
+    monkeypatch.setattr(reused_ids, "DOCUMENT_SECONDS", 0.2)
+    monkeypatch.setattr(reused_ids, "_threads", WorkThreads(most_abandoned=2))
+    released = threading.Event()
+
+    def slow(event: Event) -> Document:
+        released.wait(60)
+        return document(event)
+
+    async def land(text: str) -> list[tuple[str, bool]]:
+        async with db.transaction() as connection:
+            results = await land_every_content(
+                connection, "toy", [event("e1", text)], slow, PayloadStore(db)
+            )
+        return [(result.event_id, result.duplicate) for result in results]
+
+    try:
+        await land("first")
+        for text in ("second", "third", "fourth"):  # from the third on no thread is begun
+            async with asyncio.timeout(10):
+                [(id, duplicate)] = await land(text)
+            assert id.startswith("e1#")
+            assert not duplicate
+            assert await land("first") == [("e1", True)]
+        assert reused_ids._threads.stuck
+        assert set((await texts(db)).values()) == {"first", "second", "third", "fourth"}
+    finally:
+        released.set()
 
 
 async def test_other_content_under_an_old_id_is_kept_and_a_repetition_is_not(db: Postgres) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from apex_memory.errors import ApexError
 from apex_memory.inbox import landing, queries
@@ -19,12 +20,15 @@ from apex_memory.inbox.payload_store import PayloadStore
 from apex_memory.model import MALFORMED, TOMBSTONE, Document, Event, LandResult
 from apex_memory.stores.postgres import Connection
 from apex_memory.telemetry import logger
+from apex_memory.work_threads import WorkThreads
 
 THREAD_BYTES = 256_000  # payloads of more bytes are digested in a thread
 # Documents are made of at most so many bytes of payloads, since a transaction waits for them. Where there are more,
 # the payloads are compared, which may keep an event that has no other content. So it is where the earlier payload is
 # an object outside PostgreSQL.
 DOCUMENT_BYTES = 4_000_000
+DOCUMENT_SECONDS = 10.0  # for those of one page; then the payloads are compared
+_threads = WorkThreads()
 
 MakeDocument = Callable[[Event], Document]
 """Makes the document of an event; the `document` of a source."""
@@ -80,7 +84,7 @@ async def with_own_ids(
     if not suspects:
         return {}
     earlier = {event.event_id: earlier[event.event_id] for event in suspects.values()}
-    changed = await asyncio.to_thread(_changed, suspects, earlier, document)
+    changed = await _changed_in_time(source, suspects, earlier, document)
     if changed:
         logger(component="inbox").warning(
             "other content came under the ids of earlier events; both are kept",
@@ -99,10 +103,36 @@ async def _payload_digests(events: Sequence[Event]) -> list[tuple[Event, bytes]]
     return digest()
 
 
-def _changed(
-    suspects: Mapping[int, Event], earlier: Mapping[str, Event], document: MakeDocument
+async def _changed_in_time(
+    source: str,
+    suspects: Mapping[int, Event],
+    earlier: Mapping[str, Event],
+    document: MakeDocument,
 ) -> dict[int, Event]:
-    """Return the events whose content differs from that of the earlier event of their id, under their own ids."""
+    """Return what `_changed` does. Documents that take too long to make are not compared, but their payloads.
+
+    A transaction waits for them, and a page whose transaction fails comes again: it would hold its source for ever.
+    """
+    if not _threads.stuck:
+        try:
+            async with asyncio.timeout(DOCUMENT_SECONDS):
+                return await _threads.run(partial(_changed, suspects, earlier, document))
+        except TimeoutError:
+            logger(component="inbox").warning(
+                "documents take too long to be compared; their payloads are",
+                source=source,
+                events=[str(event.id) for event in suspects.values()],
+            )
+    return await asyncio.to_thread(_changed, suspects, earlier, None)
+
+
+def _changed(
+    suspects: Mapping[int, Event], earlier: Mapping[str, Event], document: MakeDocument | None
+) -> dict[int, Event]:
+    """Return the events whose content differs from that of the earlier event of their id, under their own ids.
+
+    Without `document` payloads are compared.
+    """
     payloads = [event.payload for event in (*suspects.values(), *earlier.values())]
     unread = any(
         event.payload_object is not None or _is_closed(event) for event in earlier.values()

@@ -39,8 +39,8 @@ from apex_memory.pipeline.item_errors import collect_error, result_or_error
 from apex_memory.pipeline.reader import FileReader
 from apex_memory.pipeline.reuse import LiveManifests, PassageVectors, embedded_text
 from apex_memory.pipeline.text import clean
-from apex_memory.pipeline.work_threads import WorkThreads
 from apex_memory.telemetry import DOCUMENTS_CUT, logger
+from apex_memory.work_threads import WorkThreads
 
 if TYPE_CHECKING:  # the process that reads files does without the settings
     from apex_memory.config import Settings

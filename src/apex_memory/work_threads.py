@@ -43,7 +43,7 @@ class WorkThreads:
             done.set_running_or_notify_cancel()  # from here on `cancel` has no effect on it
             context = contextvars.copy_context()
             threading.Thread(
-                target=_carry_out, args=(context, work, done), name="prepare", daemon=True
+                target=_carry_out, args=(context, work, done), name="work", daemon=True
             ).start()
             try:
                 return await asyncio.wrap_future(done)
@@ -55,7 +55,7 @@ class WorkThreads:
         self._abandoned = [other for other in self._abandoned if not other.done()]
         if not work.done():
             self._abandoned.append(work)  # type: ignore[arg-type]
-            logger(component="pipeline").warning(
+            logger(component="threads").warning(
                 "a thread goes on after its time limit", threads=len(self._abandoned)
             )
 

@@ -15,10 +15,12 @@ import pytest
 from apex_memory.app import App
 from apex_memory.errors import RetryLater, Unavailable
 from apex_memory.flows import worker
+from apex_memory.gateway import ingest
+from apex_memory.gateway.dependencies import Gateway
 from apex_memory.model import Document, Event, now
 from apex_memory.pipeline import Pipeline
 from apex_memory.pipeline.embedders.hashing import HashingEmbedder
-from apex_memory.sources.base import InboundRequest
+from apex_memory.sources.base import InboundRequest, Received
 from apex_memory.sources.frontapp.settings import FrontAppSettings
 from apex_memory.sources.frontapp.source import FrontApp
 from apex_memory.sources.llm.documents import MAX_CITED, Turn, turns_of
@@ -191,3 +193,25 @@ async def test_a_worker_whose_threads_are_stuck_ends(monkeypatch: pytest.MonkeyP
     with pytest.raises(Unavailable, match="threads go on"):
         async with asyncio.timeout(30):
             await watching
+
+
+async def test_a_request_that_is_read_for_ever_is_refused_and_holds_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ingest, "READ_SECONDS", 0.05)
+    end = threading.Event()
+    gateway = cast(Gateway, SimpleNamespace(reading=WorkThreads(places=1, most_abandoned=2)))
+
+    def hang() -> Received:
+        end.wait()
+        return Received([])
+
+    try:
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="reading the request took longer"):
+                await ingest._in_thread(gateway, hang)
+        assert gateway.reading.stuck
+        monkeypatch.setattr(ingest, "READ_SECONDS", 60)
+        assert await ingest._in_thread(gateway, lambda: Received([])) == Received([])
+    finally:
+        end.set()

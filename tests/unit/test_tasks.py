@@ -236,7 +236,7 @@ def test_a_worker_that_fails_exits_with_1_and_quotes_nothing(
 
 async def test_the_gateway_ends_when_a_loop_failed_for_good() -> None:
     api, background = FastAPI(), Background()
-    api.state.gateway = SimpleNamespace(background=background)
+    api.state.gateway = SimpleNamespace(background=background, reading=SimpleNamespace(stuck=False))
     config = uvicorn.Config(api, port=0, log_config=None, lifespan="off")
     server = _Server(config, api, None, handshake_seconds=1)
     serving = asyncio.create_task(server.serve())
@@ -244,3 +244,16 @@ async def test_the_gateway_ends_when_a_loop_failed_for_good() -> None:
     background.failed = "completion"
     assert await ended(serving)
     assert server.failed == "completion"
+
+
+async def test_the_gateway_ends_when_the_threads_that_read_requests_are_stuck() -> None:
+    api, reading = FastAPI(), SimpleNamespace(stuck=False)
+    api.state.gateway = SimpleNamespace(background=Background(), reading=reading)
+    config = uvicorn.Config(api, port=0, log_config=None, lifespan="off")
+    server = _Server(config, api, None, handshake_seconds=1)
+    serving = asyncio.create_task(server.serve())
+    await until(lambda: server.started)
+    assert not server.failed
+    reading.stuck = True
+    assert await ended(serving)
+    assert server.failed == "the reading of requests"

@@ -114,19 +114,22 @@ class _Server(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self.failed = ""
-        """The name of the loop beside the requests that failed for good. The server ends for it."""
+        """What failed for good: a loop beside the requests, or the threads that read them. The server ends for it."""
         self._api = api
         self._tls = tls
         self._handshake_seconds = handshake_seconds
 
     async def on_tick(self, counter: int) -> bool:
-        """Look for a renewed certificate once a second, and end when a loop has failed for good.
+        """Look for a renewed certificate once a second, and end when a loop has failed for good, or threads are stuck.
 
         uvicorn calls this ten times a second.
         """
         gateway: Gateway = self._api.state.gateway
         if gateway.background.failed:
             self.failed = gateway.background.failed
+        elif gateway.reading.stuck:
+            self.failed = "the reading of requests"
+        if self.failed:
             self.should_exit = True
         if self._tls and counter % 10 == 0:
             log = logger(component="gateway")

@@ -29,6 +29,7 @@ from apex_memory.host_names import host_name, is_loopback
 from apex_memory.machine_load import LoadMeter
 from apex_memory.tasks import Background
 from apex_memory.tls import ServerTls
+from apex_memory.work_threads import WorkThreads
 
 DIRECT_AT_ONCE = (
     2  # requests whose events the gateway processes itself; those beyond go the usual way
@@ -65,6 +66,8 @@ class Gateway:
     """Stores whose comparison with PostgreSQL is under way."""
     processing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DIRECT_AT_ONCE))
     """Held for each request whose events this gateway processes itself."""
+    reading: WorkThreads = field(default_factory=WorkThreads)
+    """Read the bodies of large requests. The process is replaced when they are stuck."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     """Work that outlives its request."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from time import monotonic
@@ -15,7 +15,7 @@ from uuid import UUID
 import orjson
 from fastapi import Request, Response
 
-from apex_memory.errors import ApexError, Conflict, Rejected
+from apex_memory.errors import ApexError, Conflict, Rejected, Unavailable
 from apex_memory.fetching.pulls import insert_hints
 from apex_memory.gateway.dependencies import Gateway, gateway_of, presented
 from apex_memory.gateway.errors import Malformed
@@ -30,6 +30,7 @@ from apex_memory.sources.pages import ChangeHint
 from apex_memory.telemetry import logger, logs, traces
 
 THREAD_BYTES = 16_000  # larger bodies are read in a thread, so that other requests do not wait
+READ_SECONDS = 30.0  # for the body of one request, once it is here
 WAIT_SECONDS = 10.0
 MAX_WAIT_SECONDS = 60.0
 SHOWN_IDS = 20  # most event ids in a status URL
@@ -131,7 +132,7 @@ async def _receive(
         await source.fetch_verification_data(inbound, gateway.app.fetcher.clients[source.name])
     try:
         if len(body) > THREAD_BYTES:
-            return await asyncio.to_thread(source.receive, inbound)
+            return await _in_thread(gateway, partial(source.receive, inbound))
         return source.receive(inbound)
     except Rejected as error:
         if inbound.content_type == "application/json" and await asyncio.to_thread(
@@ -139,6 +140,19 @@ async def _receive(
         ):
             raise Malformed(str(error), remedy=error.remedy) from None
         raise
+
+
+async def _in_thread(gateway: Gateway, read: Callable[[], Received]) -> Received:
+    """Return what `read` returns. Raises `Unavailable` when it takes too long: nothing of the request has landed then."""
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            return await gateway.reading.run(read)
+    except TimeoutError:
+        raise Unavailable(
+            "gateway",
+            f"reading the request took longer than {READ_SECONDS:g} s",
+            remedy="send it again later, in smaller parts",
+        ) from None
 
 
 def _is_invalid_json(body: bytes) -> bool:

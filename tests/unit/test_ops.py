@@ -12,7 +12,13 @@ import pytest
 from fastapi import FastAPI
 
 from apex_memory.engines.cards import ProcessCard, registered
-from apex_memory.gateway.ops.data import MOST_LINES, HistoryData, from_history, from_prometheus
+from apex_memory.gateway.ops.data import (
+    MOST_LINES,
+    HistoryData,
+    SeriesData,
+    from_history,
+    from_prometheus,
+)
 from apex_memory.gateway.ops.history import (
     MOST_SERIES,
     SAMPLES,
@@ -280,3 +286,8 @@ async def test_data_come_from_prometheus_where_one_is_set() -> None:
     assert data.origin == "Prometheus"
     assert item.series[0].label == "edi"
     assert item.series[0].values[0] == 1 and item.series[0].values[-1] is None
+
+
+def test_what_ended_a_minute_ago_has_no_value_now() -> None:
+    assert SeriesData("a", [1.0, 2.0, None, None, None]).last == 2
+    assert SeriesData("a", [2.0, None, None, None, None]).last is None

@@ -80,7 +80,10 @@ BATCH_EVENTS = Histogram(
     buckets=(1, 2, 5, 10, 25, 50, 100, 250, 500),
 )
 SEARCHABLE_SECONDS = Histogram(
-    "apex_searchable_seconds", "Time from received to searchable.", ["source"], buckets=SECONDS
+    "apex_searchable_seconds",
+    "Time from received to searchable.",
+    ["source"],
+    buckets=(*SECONDS, 300, 1_800, 7_200, 43_200, 172_800),  # what waits for a store that is away
 )
 SEARCH_SECONDS = Histogram(
     "apex_search_seconds", "Duration of a search.", ["part"], buckets=SECONDS

@@ -19,6 +19,7 @@ from apex_memory.gateway.ops.queries import RANGE
 MOST_LINES = 8  # of a chart; the others are counted
 MINUTES = 30
 STEP_SECONDS = 15
+RECENT_STEPS = 4
 PROMETHEUS_SECONDS = 10.0
 
 
@@ -31,8 +32,9 @@ class SeriesData:
 
     @property
     def last(self) -> float | None:
-        """The newest value."""
-        return next((value for value in reversed(self.values) if value is not None), None)
+        """The newest value; None if there was none in the last minute, whose newest steps may still be on their way."""
+        recent = self.values[-RECENT_STEPS:]
+        return next((value for value in reversed(recent) if value is not None), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,7 @@ def legend(line: Line, labels: dict[str, str]) -> str:
 
 def _largest(panel: Panel, times: Sequence[float], series: list[SeriesData]) -> PanelData:
     """Return the lines with the largest values, and how many are left out."""
-    filled = [item for item in series if item.last is not None]
+    filled = [item for item in series if any(value is not None for value in item.values)]
     filled.sort(key=lambda item: (-_peak(item), item.label))
     return PanelData(panel, times, filled[:MOST_LINES], max(0, len(filled) - MOST_LINES))
 

@@ -88,9 +88,9 @@
     };
   }
 
+  // As `SeriesData.last`: what ended a minute ago or more has no value now.
   function last(values) {
-    for (let n = values.length - 1; n >= 0; n -= 1) if (values[n] !== null) return values[n];
-    return null;
+    return values.slice(-4).findLast((value) => value !== null) ?? null;
   }
 
   function showLegend(panel, index) {

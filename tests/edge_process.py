@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from apex_memory.engines.base import HOST, free_port
 from apex_memory.errors import Unavailable
@@ -27,6 +28,7 @@ class EdgeProcess:
         *,
         seal_points: int = 20_000,
         merge_shards: int = 8,
+        quiet_seconds: float = 600,
         dimension: int = DIMENSION,
     ) -> None:
         self.folder, self.port = folder, free_port()
@@ -39,6 +41,7 @@ class EdgeProcess:
             "APEX_EDGE_DIMENSION": str(dimension),
             "APEX_EDGE_SEAL": str(seal_points),
             "APEX_EDGE_MERGE": str(merge_shards),
+            "APEX_EDGE_QUIET": str(quiet_seconds),
         }
         self._popen: subprocess.Popen[bytes] | None = None
 
@@ -83,7 +86,7 @@ class EdgeProcess:
 
 
 @contextmanager
-def edge_process(folder: Path, **options: int) -> Iterator[EdgeProcess]:
+def edge_process(folder: Path, **options: Any) -> Iterator[EdgeProcess]:
     """A started process, killed with its group at the end."""
     process = EdgeProcess(folder, **options)
     process.start()

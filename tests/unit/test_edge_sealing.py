@@ -11,6 +11,7 @@ import signal
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -109,6 +110,68 @@ async def test_results_stay_the_same_through_sealing_indexing_and_merging(tmp_pa
         await process.ready(store)
         await expected.check(store)
         await store.close()
+
+
+async def test_large_shards_are_merged_when_little_is_written(tmp_path: Path) -> None:
+    with edge_process(
+        tmp_path / "edge", seal_points=20, merge_shards=3, quiet_seconds=1
+    ) as process:
+        store, expected = edge_client(process), Expected()
+        await process.ready(store)
+        for turn in range(10):
+            stage = await expected.add(store, 20)
+            if turn == 4:
+                await expected.delete(store, stage)
+
+        async def merged() -> bool:
+            await expected.check(store)
+            # The one of nine sealed shards or what deletes left of them, the tenth, and the active one.
+            return (await store.stats())["shards"] <= 3
+
+        await until(merged, "the merged shards are merged", seconds=100, every=0.05)
+        await expected.check(store)
+        await store.close()
+
+
+class Sized(NamedTuple):
+    """What the choice of shards to merge looks at."""
+
+    points: int
+    sealed: bool = True
+    built: bool = True
+
+
+@pytest.mark.parametrize(
+    ("points", "quiet", "chosen"),
+    [
+        ([20, 20, 20], False, []),
+        ([20, 80, 20, 20, 20], False, [20, 20, 20, 20]),
+        ([80, 80, 80, 80], False, []),  # while much is written
+        ([80, 80, 80, 80], True, [80, 80, 80, 80]),
+        ([80, 320, 80, 20, 80, 80, 320, 320, 320], True, [80, 80, 80, 80]),
+        (
+            [100, 100, 100, 100, 41],
+            True,
+            [41, 100, 100, 100],
+        ),  # more would be more than a quarter too many
+        ([320, 320, 320, 320, 320], True, []),  # a build of more would take much memory
+        ([0, 0, 0, 0], False, [0, 0, 0, 0]),
+        ([80, 80, 80, 80, 20, 20, 20, 20], True, [20, 20, 20, 20]),
+    ],
+)
+def test_shards_of_about_one_size_are_merged(
+    tmp_path: Path, points: list[int], quiet: bool, chosen: list[int]
+) -> None:
+    shards = [Sized(count) for count in points]
+    merging = Corpus(
+        tmp_path,
+        DIMENSION,
+        cast(list[Shard], [*shards, Sized(5, sealed=False, built=False)]),
+        seal_points=20,
+        merge_shards=4,
+        quiet_seconds=0 if quiet else 600,
+    )
+    assert [shard.points for shard in merging._next_work()] == chosen
 
 
 async def test_a_delete_during_indexing_holds_for_the_index(tmp_path: Path) -> None:

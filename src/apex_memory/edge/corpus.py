@@ -14,9 +14,11 @@ import asyncio
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
+from time import monotonic
 from typing import NamedTuple, TypeVar
 from uuid import UUID
 
@@ -40,6 +42,8 @@ from apex_memory.model import Tally
 from apex_memory.telemetry import logger
 
 REBUILD_SECONDS = 60  # until a failed indexing is retried
+LEVELS = 2  # so often a point is merged: into a shard of `merge_shards` sealed ones, then of as many of these
+QUIET_SECONDS = 600.0  # since a shard was sealed, before large ones are merged: the next one would wait for minutes
 LOGGED_WRITES = 1000  # most writes that opening a shard repeats from its log
 # Times the size of the shards that are indexed: their copies, the new points and the index.
 BUILD_SPACE = 3
@@ -87,12 +91,15 @@ class Corpus:
         *,
         seal_points: int,
         merge_shards: int,
+        quiet_seconds: float,
     ) -> None:
         self.folder = folder
         self.dimension = dimension
         self.shards = shards
         self._seal_points = seal_points
         self._merge_shards = merge_shards
+        self._quiet_seconds = quiet_seconds
+        self._last_sealed = monotonic()
         self._writing = asyncio.Lock()
         self._syncing = asyncio.Lock()
         self._sealed = asyncio.Event()
@@ -180,7 +187,11 @@ class Corpus:
             self._sealed.clear()
             work = self._next_work()
             if not work:
-                await self._sealed.wait()
+                with suppress(
+                    TimeoutError
+                ):  # large shards are merged when nothing was sealed for long
+                    async with asyncio.timeout(self._quiet_seconds):
+                        await self._sealed.wait()
                 continue
             try:
                 await self._replace(work)
@@ -193,19 +204,25 @@ class Corpus:
                 await asyncio.sleep(REBUILD_SECONDS)
 
     def _next_work(self) -> list[Shard]:
-        """Return the shards to turn into one indexed shard: the oldest without an index, else enough small ones."""
+        """Return the shards to turn into one indexed shard: the oldest without an index, else enough of about one size.
+
+        Large ones only while little is written: a shard that is sealed meanwhile waits for its index, and searches are
+        slower until then.
+        """
         for shard in self.shards:
             if shard.sealed and not shard.built:
                 return [shard]
-        full = self._seal_points * self._merge_shards
-        small = sorted(
-            (shard for shard in self.shards if shard.built and shard.points < full // 2),
-            key=lambda shard: shard.points,
-        )
-        if len(small) < self._merge_shards:
-            return []
-        sizes = accumulate(shard.points for shard in small)
-        return [shard for shard, size in zip(small, sizes, strict=True) if size <= full * 5 // 4]
+        is_quiet = monotonic() - self._last_sealed >= self._quiet_seconds
+        built = sorted((s for s in self.shards if s.built), key=lambda shard: shard.points)
+        least, full = 0, self._seal_points
+        for _ in range(LEVELS if is_quiet else 1):
+            full *= self._merge_shards
+            alike = [shard for shard in built if least <= shard.points < full // 2]
+            if len(alike) >= self._merge_shards:
+                sizes = accumulate(shard.points for shard in alike)
+                return [s for s, size in zip(alike, sizes, strict=True) if size <= full * 5 // 4]
+            least = full // 2
+        return []
 
     def _check_space(self, needed: int = 0) -> None:
         """Raise `DiskNearlyFull` unless the volume has that many bytes beside its reserve and what a build still needs.
@@ -273,6 +290,7 @@ class Corpus:
         # Only now, as nothing in memory may be ahead of the list on the disk.
         full.catalogue, full.sealed = packed, True
         self.shards.append(new)
+        self._last_sealed = monotonic()
         self._sealed.set()
 
     async def _replace(self, shards: Sequence[Shard]) -> None:
@@ -345,12 +363,17 @@ async def _discard(shard: Shard) -> None:
 
 
 async def open_corpus(
-    folder: Path, dimension: int, *, seal_points: int, merge_shards: int
+    folder: Path,
+    dimension: int,
+    *,
+    seal_points: int,
+    merge_shards: int,
+    quiet_seconds: float = QUIET_SECONDS,
 ) -> Corpus:
     """Open the corpus in a folder that this process owns. Raises `Misconfigured` when it has another dimension.
 
     A shard is sealed at `seal_points` points; `merge_shards` small shards become one, so that a search
-    does not have to read too many.
+    does not have to read too many, and so do large ones after `quiet_seconds` in which none was sealed.
     """
     entries = read_shard_list(folder, dimension)
     (folder / "shards").mkdir(exist_ok=True)
@@ -362,7 +385,14 @@ async def open_corpus(
         await open_shard(folder / "shards" / e.name, sealed=e.sealed, built=e.built)
         for e in entries
     ]
-    corpus = Corpus(folder, dimension, shards, seal_points=seal_points, merge_shards=merge_shards)
+    corpus = Corpus(
+        folder,
+        dimension,
+        shards,
+        seal_points=seal_points,
+        merge_shards=merge_shards,
+        quiet_seconds=quiet_seconds,
+    )
     if not shards:
         shards.append(await create_shard(corpus._new_path(), dimension))
         corpus._write_list([_entry(shard) for shard in shards])

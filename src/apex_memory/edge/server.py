@@ -2,8 +2,9 @@
 
 `python -m apex_memory.edge.server` reads its settings from the environment: APEX_EDGE_HOST,
 APEX_EDGE_PORT, APEX_EDGE_PASSWORD, APEX_EDGE_DIR, APEX_EDGE_DIMENSION, APEX_EDGE_METRICS, and the level and the format
-of its log from APEX_EDGE_LOG_LEVEL and APEX_EDGE_LOG_FORMAT. APEX_EDGE_SEAL, the number of
-points at which a shard is sealed, and APEX_EDGE_MERGE, the number of small shards to merge, are for tests.
+of its log from APEX_EDGE_LOG_LEVEL and APEX_EDGE_LOG_FORMAT. For tests are APEX_EDGE_SEAL, the number of points at which a
+shard is sealed, APEX_EDGE_MERGE, the number of shards to merge, and APEX_EDGE_QUIET, the seconds without a sealed shard
+after which large ones are merged.
 """
 
 from __future__ import annotations
@@ -28,7 +29,15 @@ from opentelemetry.trace import SpanKind
 from qdrant_edge import SparseVector
 
 from apex_memory.edge.catalogue import to_place, to_uuid
-from apex_memory.edge.corpus import SLICE, Corpus, DiskNearlyFull, Row, open_corpus, slices
+from apex_memory.edge.corpus import (
+    QUIET_SECONDS,
+    SLICE,
+    Corpus,
+    DiskNearlyFull,
+    Row,
+    open_corpus,
+    slices,
+)
 from apex_memory.edge.protocol import (
     BUFFER,
     MAX_GREETING,
@@ -285,12 +294,27 @@ async def show_stats(corpus: Corpus) -> None:
 
 
 async def serve(
-    folder: Path, host: str, port: int, password: str, metrics: Address, **options: int
+    folder: Path,
+    host: str,
+    port: int,
+    password: str,
+    metrics: Address,
+    *,
+    dimension: int,
+    seal_points: int,
+    merge_shards: int,
+    quiet_seconds: float,
 ) -> None:
-    """Own the folder and serve the port until SIGTERM or SIGINT. `options` are those of `open_corpus`."""
+    """Own the folder and serve the port until SIGTERM or SIGINT. The other options are those of `open_corpus`."""
     BUILD_INFO.labels(version("apex-memory"), "").set(1)
     with lock_folder(folder), exposed(metrics, process="vectors"):
-        corpus = await open_corpus(folder, **options)
+        corpus = await open_corpus(
+            folder,
+            dimension,
+            seal_points=seal_points,
+            merge_shards=merge_shards,
+            quiet_seconds=quiet_seconds,
+        )
         vector_server = VectorServer(corpus, password)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -330,6 +354,7 @@ def main() -> None:
                     dimension=int(environment["APEX_EDGE_DIMENSION"]),
                     seal_points=int(environment.get("APEX_EDGE_SEAL", SEAL_POINTS)),
                     merge_shards=int(environment.get("APEX_EDGE_MERGE", MERGE_SHARDS)),
+                    quiet_seconds=float(environment.get("APEX_EDGE_QUIET", QUIET_SECONDS)),
                 )
             )
     except Misconfigured as error:

@@ -174,6 +174,29 @@ def test_shards_of_about_one_size_are_merged(
     assert [shard.points for shard in merging._next_work()] == chosen
 
 
+@pytest.mark.parametrize(("work", "failures"), [(1, 1), (4, 0)])
+async def test_a_merge_without_space_is_no_failure_of_indexing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: int, failures: int
+) -> None:
+    """Searches are slower without it, which needs no alert beside that of the disk."""
+    tried = asyncio.Event()
+
+    async def refuse(*_: object) -> None:
+        tried.set()
+        raise DiskNearlyFull("the disk is nearly full")
+
+    shards = await open_corpus(tmp_path, DIMENSION, seal_points=20, merge_shards=4)
+    monkeypatch.setattr(shards, "_next_work", lambda: [Sized(80)] * work)
+    monkeypatch.setattr(shards, "_replace", refuse)
+    building = asyncio.create_task(shards.build())
+    await tried.wait()
+    await asyncio.sleep(0)  # a turn of the loop
+    assert shards._failures == failures
+    building.cancel()
+    await asyncio.gather(building, return_exceptions=True)
+    await shards.close()
+
+
 async def test_a_delete_during_indexing_holds_for_the_index(tmp_path: Path) -> None:
     with edge_process(tmp_path / "edge", seal_points=SEAL) as process:
         store, expected = edge_client(process), Expected()

@@ -99,7 +99,7 @@ class Corpus:
         self._seal_points = seal_points
         self._merge_shards = merge_shards
         self._quiet_seconds = quiet_seconds
-        self._last_sealed = monotonic()
+        self._quiet_since = monotonic()
         self._writing = asyncio.Lock()
         self._syncing = asyncio.Lock()
         self._sealed = asyncio.Event()
@@ -197,6 +197,13 @@ class Corpus:
                 await self._replace(work)
                 self._failures = 0
             except Exception as error:  # noqa: BLE001 (outermost loop; the engine raises no narrower type)
+                self._quiet_since = (
+                    monotonic()
+                )  # a large merge that failed is not tried again at once
+                if isinstance(error, DiskNearlyFull) and len(work) > 1:  # searches are only slower
+                    logger(store="vectors").warning("shards_not_merged", reason=str(error))
+                    await asyncio.sleep(REBUILD_SECONDS)
+                    continue
                 self._failures += 1
                 logger(store="vectors").error(
                     "indexing_failed", error=str(error), failures=self._failures
@@ -212,7 +219,7 @@ class Corpus:
         for shard in self.shards:
             if shard.sealed and not shard.built:
                 return [shard]
-        is_quiet = monotonic() - self._last_sealed >= self._quiet_seconds
+        is_quiet = monotonic() - self._quiet_since >= self._quiet_seconds
         built = sorted((s for s in self.shards if s.built), key=lambda shard: shard.points)
         least, full = 0, self._seal_points
         for _ in range(LEVELS if is_quiet else 1):
@@ -290,7 +297,7 @@ class Corpus:
         # Only now, as nothing in memory may be ahead of the list on the disk.
         full.catalogue, full.sealed = packed, True
         self.shards.append(new)
-        self._last_sealed = monotonic()
+        self._quiet_since = monotonic()
         self._sealed.set()
 
     async def _replace(self, shards: Sequence[Shard]) -> None:

@@ -18,6 +18,7 @@ from apex_memory.fetching.fetcher import Fetcher
 from apex_memory.flows import __main__ as worker
 from apex_memory.flows.fallback import Fallback
 from apex_memory.flows.worker import serve
+from apex_memory.gateway import __main__ as gateway_process
 from apex_memory.gateway.__main__ import _Server
 from apex_memory.sealing import Keyring
 from apex_memory.steps.rhythm import Rhythm
@@ -246,13 +247,27 @@ async def test_the_gateway_ends_when_a_loop_failed_for_good() -> None:
     assert server.failed == "completion"
 
 
-async def test_the_gateway_ends_when_the_threads_that_read_requests_are_stuck() -> None:
+async def test_the_gateway_ends_when_the_threads_that_read_requests_stay_stuck(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gateway_process, "STUCK_TICKS", 3)
     api, reading = FastAPI(), SimpleNamespace(stuck=False)
     api.state.gateway = SimpleNamespace(background=Background(), reading=reading)
     config = uvicorn.Config(api, port=0, log_config=None, lifespan="off")
     server = _Server(config, api, None, handshake_seconds=1)
     serving = asyncio.create_task(server.serve())
     await until(lambda: server.started)
+    for stuck in (
+        True,
+        True,
+        False,
+        True,
+        True,
+        False,
+    ):  # each of a tick, which is no reason to end
+        reading.stuck = stuck
+        await server.on_tick(1)
+    assert not server.failed
     reading.stuck = True
     assert await ended(serving)
     assert server.failed == "the reading of requests"

@@ -187,9 +187,8 @@ class Corpus:
             self._sealed.clear()
             work = self._next_work()
             if not work:
-                with suppress(
-                    TimeoutError
-                ):  # large shards are merged when nothing was sealed for long
+                # Large shards are merged when nothing was sealed for long.
+                with suppress(TimeoutError):
                     async with asyncio.timeout(self._quiet_seconds):
                         await self._sealed.wait()
                 continue
@@ -197,9 +196,7 @@ class Corpus:
                 await self._replace(work)
                 self._failures = 0
             except Exception as error:  # noqa: BLE001 (outermost loop; the engine raises no narrower type)
-                self._quiet_since = (
-                    monotonic()
-                )  # a large merge that failed is not tried again at once
+                self._quiet_since = monotonic()  # a large merge is not tried again at once
                 if isinstance(error, DiskNearlyFull) and len(work) > 1:  # searches are only slower
                     logger(store="vectors").warning("shards_not_merged", reason=str(error))
                     await asyncio.sleep(REBUILD_SECONDS)

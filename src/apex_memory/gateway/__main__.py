@@ -28,6 +28,7 @@ from apex_memory.telemetry.export import exporting
 from apex_memory.telemetry.exposition import Address, exposed
 from apex_memory.tls import ServerTls
 
+STUCK_TICKS = 100  # ten seconds, in which threads that were given up may still end
 SHUTDOWN_SECONDS = 10  # for requests under way; below the time a supervisor gives
 
 
@@ -115,6 +116,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.failed = ""
         """What failed for good: a loop beside the requests, or the threads that read them. The server ends for it."""
+        self._stuck_ticks = 0
         self._api = api
         self._tls = tls
         self._handshake_seconds = handshake_seconds
@@ -127,7 +129,8 @@ class _Server(uvicorn.Server):
         gateway: Gateway = self._api.state.gateway
         if gateway.background.failed:
             self.failed = gateway.background.failed
-        elif gateway.reading.stuck:
+        self._stuck_ticks = self._stuck_ticks + 1 if gateway.reading.stuck else 0
+        if self._stuck_ticks >= STUCK_TICKS:
             self.failed = "the reading of requests"
         if self.failed:
             self.should_exit = True

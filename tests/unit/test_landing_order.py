@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pytest
 
-from apex_memory.errors import RetryLater
+from apex_memory.errors import Deadlock, RetryLater
 from apex_memory.gateway.group_commit import GroupCommitter
 from apex_memory.inbox import Inbox
-from apex_memory.model import Event
+from apex_memory.model import Event, LandResult
 from apex_memory.stores.postgres import Postgres
 
 pytestmark = pytest.mark.engine
@@ -51,6 +52,33 @@ async def test_a_request_lands_beside_a_pull_that_brings_the_same_events_in_anot
     finally:
         await of_gateway.close()
         await of_worker.close()
+
+
+async def test_a_request_that_is_the_victim_again_and_again_lands(database_url: str) -> None:
+    victim, seen = _events(0), 0
+
+    async def land(events: Sequence[Event]) -> list[LandResult]:
+        nonlocal seen
+        seen += 1
+        if seen <= 4:
+            raise Deadlock("documents: DeadlockDetected", after=0.01)
+        return await Inbox(db).land(events)
+
+    db = Postgres(database_url)
+    await db.open()
+    try:
+        commits = GroupCommitter(land)
+        assert len(await commits.land(victim)) == len(victim)
+        seen = 0
+        assert len(await commits.land(victim, alone=land)) == len(victim)
+
+        async def always(_: Sequence[Event]) -> list[LandResult]:
+            raise Deadlock("documents: DeadlockDetected", after=0.01)
+
+        with pytest.raises(RetryLater, match="no commit within"):
+            await GroupCommitter(always, seconds=0.2).land(victim)
+    finally:
+        await db.close()
 
 
 async def test_events_are_processed_in_the_order_in_which_they_landed(database_url: str) -> None:

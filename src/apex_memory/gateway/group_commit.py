@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from random import random
 from time import monotonic
 
 from apex_memory.errors import Deadlock, Rejected, RetryLater, Unavailable
@@ -107,9 +108,7 @@ class GroupCommitter:
         try:
             async with asyncio.timeout(self._seconds):
                 if alone is not None:
-                    own = self._open(alone)
-                    own.add(events, None)
-                    return await asyncio.shield(own.task)
+                    return await self._alone(events, None, alone)
                 return await self._share(events, copy)
         except TimeoutError:
             raise RetryLater(
@@ -135,14 +134,27 @@ class GroupCommitter:
         try:
             # Shielded: a request that gives up must not cancel the commit of the others.
             return (await asyncio.shield(commit.task))[positions]
-        except (Rejected, Deadlock) as error:
-            if commit.requests == 1 and isinstance(error, Rejected):
+        except Rejected:
+            if commit.requests == 1:
                 raise
-            # PostgreSQL refused one event, or another process landed the same ones in another order. None is kept: each
-            # request commits alone.
-            alone = self._open()
-            positions = alone.add(events, copy)
-            return (await asyncio.shield(alone.task))[positions]
+        except Deadlock:
+            pass
+        # PostgreSQL refused one event, or another process landed the same ones in another order. None is kept: each
+        # request commits alone.
+        return await self._alone(events, copy)
+
+    async def _alone(
+        self, events: Sequence[Event], copy: MirrorCopy | None, land: Land | None = None
+    ) -> list[LandResult]:
+        """Commit the events of one request by themselves. After a deadlock again, as long as the request may wait."""
+        while True:
+            commit = self._open(land)
+            commit.add(events, copy)
+            try:
+                return await asyncio.shield(commit.task)
+            except Deadlock as error:
+                # By chance, so that two processes do not meet again.
+                await asyncio.sleep(error.after * (1 + random()))  # noqa: S311 -- a pause, no secret
 
     def _open(self, land: Land | None = None) -> _Commit:
         commit = _Commit(land=land)

@@ -17,6 +17,7 @@ from apex_memory.errors import RetryLater, Unavailable
 from apex_memory.flows import worker
 from apex_memory.gateway import ingest
 from apex_memory.gateway.dependencies import Gateway
+from apex_memory.inbox import reused_ids
 from apex_memory.model import Document, Event, now
 from apex_memory.pipeline import Pipeline
 from apex_memory.pipeline.embedders.hashing import HashingEmbedder
@@ -183,13 +184,18 @@ async def test_neighbours_of_events_that_time_out_are_prepared() -> None:
         await pipeline.close()
 
 
-async def test_a_worker_whose_threads_are_stuck_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["pipeline", "comparison"])
+async def test_a_worker_whose_threads_are_stuck_ends(
+    monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
     monkeypatch.setattr(worker, "STUCK_SECONDS", 0.01)
     app = SimpleNamespace(pipeline=SimpleNamespace(stuck=False))
+    comparison = SimpleNamespace(stuck=False)
+    monkeypatch.setattr(reused_ids, "threads", comparison)
     watching = asyncio.create_task(worker.until_stuck(cast(App, app)))
     await asyncio.sleep(0.05)
     assert not watching.done()
-    app.pipeline.stuck = True
+    (app.pipeline if part == "pipeline" else comparison).stuck = True
     with pytest.raises(Unavailable, match="threads go on"):
         async with asyncio.timeout(30):
             await watching

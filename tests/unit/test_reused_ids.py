@@ -85,7 +85,7 @@ async def test_a_document_that_takes_for_ever_holds_no_landing(
 ) -> None:
     """Its payload is compared instead, and other content is kept."""
     monkeypatch.setattr(reused_ids, "DOCUMENT_SECONDS", 0.2)
-    monkeypatch.setattr(reused_ids, "_threads", WorkThreads(most_abandoned=2))
+    monkeypatch.setattr(reused_ids, "threads", WorkThreads(most_abandoned=2))
     released = threading.Event()
 
     def slow(event: Event) -> Document:
@@ -107,7 +107,7 @@ async def test_a_document_that_takes_for_ever_holds_no_landing(
             assert id.startswith("e1#")
             assert not duplicate
             assert await land("first") == [("e1", True)]
-        assert reused_ids._threads.stuck
+        assert reused_ids.threads.stuck
         assert set((await texts(db)).values()) == {"first", "second", "third", "fourth"}
     finally:
         released.set()

@@ -339,9 +339,7 @@ class Corpus:
             self._write_list([_entry(shard) for shard in [built, *kept]])
         except SystemExit:  # the list may name it already
             raise
-        except (
-            BaseException
-        ):  # also when cancelled, and whatever the engine raises: no list names it
+        except BaseException:  # also when cancelled, whatever the engine raises: no list names it
             await _discard(built)
             raise
         self.shards[:] = [built, *kept]

@@ -182,9 +182,7 @@ async def create_shard(path: Path, dimension: int) -> Shard:
         await asyncio.to_thread(sync_tree, path)
         engine.flush()
         sync(path.parent)
-    except (
-        BaseException
-    ):  # also when cancelled, and whatever the engine raises: nobody would close or remove it
+    except BaseException:  # also when cancelled: nobody would close or remove it
         with contextlib.suppress(Exception):  # the engine raises no narrower type
             engine.close()
         shutil.rmtree(path, ignore_errors=True)

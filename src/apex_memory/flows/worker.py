@@ -30,6 +30,7 @@ from apex_memory.flows.temporal.client import connect_by
 from apex_memory.flows.temporal.deployment import Deployment
 from apex_memory.flows.temporal.errors import Translation
 from apex_memory.flows.temporal.queues import BULK, QUEUES, REALTIME, SHADOW, queue_of
+from apex_memory.inbox import reused_ids
 from apex_memory.steps.direct_loop import DirectLoop
 from apex_memory.tasks import Background, end_tasks, run_together
 from apex_memory.telemetry import logger
@@ -104,7 +105,7 @@ async def serve_paths(
 
 async def until_stuck(app: App) -> None:
     """Raise `Unavailable` once threads that outlived their time limit take the processor. Whoever restarts the worker ends them."""
-    while not app.pipeline.stuck:  # noqa: ASYNC110 -- threads cannot set its events
+    while not (app.pipeline.stuck or reused_ids.threads.stuck):  # noqa: ASYNC110 -- threads cannot set its events
         await asyncio.sleep(STUCK_SECONDS)
     raise Unavailable(
         "worker",

@@ -23,6 +23,7 @@ from apex_memory.gateway.dependencies import Gateway
 from apex_memory.gateway.protocol import limited_protocol
 from apex_memory.gc_tuning import collect_garbage_seldom
 from apex_memory.host_names import is_loopback
+from apex_memory.inbox import reused_ids
 from apex_memory.telemetry import BUILD_INFO, configure_logging, logger
 from apex_memory.telemetry.export import exporting
 from apex_memory.telemetry.exposition import Address, exposed
@@ -129,7 +130,8 @@ class _Server(uvicorn.Server):
         gateway: Gateway = self._api.state.gateway
         if gateway.background.failed:
             self.failed = gateway.background.failed
-        self._stuck_ticks = self._stuck_ticks + 1 if gateway.reading.stuck else 0
+        is_stuck = gateway.reading.stuck or reused_ids.threads.stuck
+        self._stuck_ticks = self._stuck_ticks + 1 if is_stuck else 0
         if self._stuck_ticks >= STUCK_TICKS:
             self.failed = "the reading of requests"
         if self.failed:

@@ -28,7 +28,8 @@ THREAD_BYTES = 256_000  # payloads of more bytes are digested in a thread
 # an object outside PostgreSQL.
 DOCUMENT_BYTES = 4_000_000
 DOCUMENT_SECONDS = 10.0  # for those of one page; then the payloads are compared
-_threads = WorkThreads()
+threads = WorkThreads()
+"""Compare documents. The process is replaced when they are stuck."""
 
 MakeDocument = Callable[[Event], Document]
 """Makes the document of an event; the `document` of a source."""
@@ -113,10 +114,10 @@ async def _changed_in_time(
 
     A transaction waits for them, and a page whose transaction fails comes again: it would hold its source for ever.
     """
-    if not _threads.stuck:
+    if not threads.stuck:
         try:
             async with asyncio.timeout(DOCUMENT_SECONDS):
-                return await _threads.run(partial(_changed, suspects, earlier, document))
+                return await threads.run(partial(_changed, suspects, earlier, document))
         except TimeoutError:
             logger(component="inbox").warning(
                 "documents take too long to be compared; their payloads are",

@@ -101,7 +101,9 @@ def parse_file(data: bytes) -> X12File:
     # Far more than that are refused before the file is taken apart, which costs 30 times its size.
     _check_count("ST", sum(1 for _ in _SET_START.finditer(data)), 5 * MAX_SETS)
     parts, part_findings = read_parts(data)
-    counts = Counter(segment[0] for part in parts for segment in part.segments)
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts.update(segment[0] for segment in part.segments)
     for name in _ENVELOPES:
         _check_count(name, counts[name], MAX_SETS)
     checked = []
